@@ -6,13 +6,18 @@
 //   the time to the first token and between tokens.
 // - turn: the time to the first token of 50 new tokens after a chat of 2,000, against reading all of them.
 // - idle: the time of a token of the base, with inputs for adapters that nobody uses, against the plain graph.
+// - operators: the milliseconds of a step of eight rows by operator, as ONNX Runtime's profile has them. Of each node
+//   the quickest quarter of its runs counts, so that other programs disturb little.
 //
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
+//         [--accuracy-level 4]
 //
 // MODEL: a folder of a causal language model, such as smollm2-fp32 of scripts/golden/graph_table.py. Default:
 // models/union-3m. Lengths are smaller where a model's context is. Where other programs are busy, compare processor
 // times, with --threads 1: idle threads of ONNX Runtime spin.
-import { cpus, loadavg } from 'node:os'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { cpus, loadavg, tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { LoraAdapter, loadModel, openSession } from 'lowrank'
 import { findLinears } from '../dist/graph/match/linears.js'
@@ -24,11 +29,14 @@ const { values: options, positionals } = parseArgs({
     rounds: { type: 'string', default: '3' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     tokens: { type: 'string', default: '64' },
-    only: { type: 'string', default: 'short,spread,turn,idle' },
+    only: { type: 'string', default: 'short,spread,turn,idle,operators' },
+    'accuracy-level': { type: 'string' },
   },
 })
 const [rounds, threads, maxNewTokens] = [options.rounds, options.threads, options.tokens].map(Number)
 const only = options.only.split(',')
+const level = options['accuracy-level']
+const opening = { threads, ...(level !== undefined && { accuracyLevel: Number(level) }) }
 const RANK = 16
 const ADAPTERS = 4
 const PROMPTS = [
@@ -116,7 +124,7 @@ async function measure(folder) {
   const promptOf = (tokens, start = 0) => ({
     ids: Array.from({ length: tokens }, (_, i) => words[(i * 7 + start) % words.length]),
   })
-  const session = await openSession(model, { adapters, threads, prefixCache: 0 })
+  const session = await openSession(model, { ...opening, adapters, prefixCache: 0 })
   console.log(folder)
   if (only.includes('short')) {
     const write = (i) => session.generate(PROMPTS[i], { adapter: `a${i % ADAPTERS}`, maxNewTokens, temperature: 0 })
@@ -146,7 +154,7 @@ async function measure(folder) {
   }
   await session.dispose()
   if (only.includes('turn')) {
-    const chats = await openSession(model, { adapters, threads })
+    const chats = await openSession(model, { ...opening, adapters })
     const [whole, turns] = [[], []]
     for (let round = 0; round < rounds; round++) {
       const chat = promptOf(scaled(2000), round + 1)
@@ -165,7 +173,7 @@ async function measure(folder) {
     const kinds = { plain: undefined, lora: ['lora'], 'lora and dora': ['lora', 'dora'] }
     const times = Object.fromEntries(Object.keys(kinds).map((name) => [name, []]))
     const sessions = {}
-    for (const [name, allow] of Object.entries(kinds)) sessions[name] = await openSession(model, { allow, threads })
+    for (const [name, allow] of Object.entries(kinds)) sessions[name] = await openSession(model, { ...opening, allow })
     for (let round = 0; round <= rounds; round++) {
       for (const [name, one] of Object.entries(sessions)) {
         const seconds = await timeOf(() => one.generate(PROMPTS[0], { maxNewTokens, temperature: 0 }))
@@ -177,7 +185,50 @@ async function measure(folder) {
     console.log(`  idle: ${(1000 * plain).toFixed(1)} ms a token without inputs, ${shown.join(', ')}`)
     for (const one of Object.values(sessions)) await one.dispose()
   }
+  if (only.includes('operators')) await showOperators(model, adapters)
   await model.close()
+}
+
+async function showOperators(model, adapters) {
+  const folder = mkdtempSync(join(tmpdir(), 'serve-'))
+  const profilePrefix = join(folder, 'profile')
+  const session = await openSession(model, { ...opening, adapters, prefixCache: 0, profilePrefix })
+  const choice = (i) => ({ adapter: `a${i % ADAPTERS}`, maxNewTokens, temperature: 0 })
+  await Promise.all(PROMPTS.map((prompt, i) => session.generate(prompt, choice(i))))
+  await session.dispose()
+  const [file] = readdirSync(folder)
+  const events = JSON.parse(readFileSync(join(folder, file), 'utf8')).sort((a, b) => a.ts - b.ts)
+  rmSync(folder, { recursive: true })
+  // Prompts are read in the first run or two; the last runs have fewer rows.
+  const runs = events.filter(({ name }) => name === 'model_run')
+  const steps = runs.slice(Math.floor(runs.length / 4), Math.floor((3 * runs.length) / 4))
+  const nodes = new Map()
+  const [from, to] = [steps[0].ts, steps.at(-1).ts + steps.at(-1).dur]
+  for (const { name, ts, dur, args } of events) {
+    if (ts < from || ts > to || !name.endsWith('_kernel_time')) continue
+    const node = nodes.get(name) ?? { operator: kindOf(name, args.op_name), times: [] }
+    node.times.push(dur / 1000)
+    nodes.set(name, node)
+  }
+  const sums = new Map()
+  for (const { operator, times } of nodes.values()) {
+    const sum = sums.get(operator) ?? { count: 0, time: 0 }
+    sums.set(operator, { count: sum.count + 1, time: sum.time + percentile(times, 0.25) })
+  }
+  const between = steps.slice(1).map(({ ts }, i) => (ts - steps[i].ts - steps[i].dur) / 1000)
+  const total = [...sums.values()].reduce((sum, { time }) => sum + time, 0)
+  console.log(
+    `  operators: ${total.toFixed(1)} ms a step in them, ${percentile(between, 0.25).toFixed(1)} ms between steps`,
+  )
+  for (const [operator, { count, time }] of [...sums].sort((a, b) => b[1].time - a[1].time)) {
+    if (time >= 0.01 * total) console.log(`    ${time.toFixed(2).padStart(6)} ms  ${operator} (${count} nodes)`)
+  }
+}
+
+/** Operators of adapters and of the output layer apart from the others. */
+function kindOf(name, operator) {
+  if (/lora/.test(name)) return `${operator} of adapters`
+  return /lm_head/.test(name) ? `${operator} of the output layer` : operator
 }
 
 console.log(`${threads} threads, load ${loadavg()[0].toFixed(1)}`)

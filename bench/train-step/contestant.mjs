@@ -28,6 +28,8 @@ const {
     rank: { type: 'string', default: '8' },
     kind: { type: 'string', default: 'causal-lm' },
     'low-memory': { type: 'boolean', default: false },
+    // Megabytes of weights that are repacked at most.
+    repacked: { type: 'string' },
     'lora-fa': { type: 'boolean', default: false },
     profile: { type: 'string' },
     cpu: { type: 'boolean', default: false },
@@ -75,8 +77,9 @@ const graph = await buildTrainingGraph(model.onnx, runtime, task, {
     : layers,
   ...blocksFor(sequence),
 })
+const repacked = options.repacked === undefined ? undefined : Number(options.repacked) * 2 ** 20
 const engine = new TrainEngine(runtime)
-const { id: session } = await engine.openSession(await graph.sessionModel(), {
+const { id: session } = await engine.openSession(await graph.sessionModel(undefined, repacked), {
   threads,
   lowMemory: options['low-memory'],
   ...(options.profile === undefined ? {} : { profilePrefix: options.profile }),

@@ -27,18 +27,23 @@ export function weightBytes(onnx: OnnxModel): number {
   return [...ranges.values()].reduce((sum, bytes) => sum + bytes, inline)
 }
 
-/** Repacked weights are a second copy. The cache of a text is small beside the weights. */
-export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
+/** Repacked weights are a second copy. `lowMemory` undefined: only {@link REPACKED_BYTES} of them. */
+export function sessionMemory(onnx: OnnxModel, lowMemory: boolean | undefined): MemoryNeed {
   const weights = weightBytes(onnx)
-  return { weights, total: weights * (lowMemory ? 1 : 2) }
+  const copies = lowMemory === undefined ? Math.min(weights, REPACKED_BYTES) : lowMemory ? 0 : weights
+  return { weights, total: weights + copies }
 }
 
-/** Weights from this size on are not repacked for training unless that is asked for. */
-const LARGE_WEIGHTS = 2 ** 28
+/** Weights that are repacked for training unless more is asked for: a copy of the rest would be most of the memory. */
+export const REPACKED_BYTES = 2 ** 28
 
-/** Repacked weights are faster, but those of a large model would be most of its memory. */
-export function choosesLowMemory({ weights, total }: MemoryNeed, limits: readonly MemoryLimit[]): boolean {
-  return weights >= LARGE_WEIGHTS || limits.some(({ bytes }) => bytes < total)
+/** Undefined: {@link REPACKED_BYTES} are repacked. `need` says what a choice needs. */
+export function chooseLowMemory(
+  need: (lowMemory: boolean | undefined) => MemoryNeed,
+  limits: readonly MemoryLimit[],
+): boolean | undefined {
+  const choice = need(false).weights >= REPACKED_BYTES ? undefined : false
+  return limits.some(({ bytes }) => bytes < need(choice).total) ? true : choice
 }
 
 /** The largest logits of a usual run that are computed whole, in bytes, and what those of a block take at most. */
@@ -70,7 +75,7 @@ const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
 /** `batch` rows of `sequence` tokens each. */
 export function trainingMemory(
   { onnx, config, vocabularySize = 0 }: Pick<Model, 'onnx' | 'config' | 'vocabularySize'>,
-  { batch, sequence, lowMemory = false }: { batch: number; sequence: number; lowMemory?: boolean },
+  { batch, sequence, lowMemory }: { batch: number; sequence: number; lowMemory: boolean | undefined },
 ): MemoryNeed {
   const session = sessionMemory(onnx, lowMemory)
   const text = (config.text_config ?? config) as Readonly<Record<string, unknown>>

@@ -1,10 +1,21 @@
 // A graph over a model's weights in the form that a runtime opens: the weights stay in their files.
 
 import { readAll } from '../base/bytes.js'
-import { mapTensors, tensorsOf } from '../formats/onnx/messages.js'
+import { copyMessage, mapTensors, tensorsOf } from '../formats/onnx/messages.js'
 import { type OnnxModel, serializeModel } from '../formats/onnx/model.js'
-import { externalTensor, isExternal, type ModelProto, weightRange } from '../formats/onnx/tensors.js'
+import {
+  byteLengthOf,
+  dimsOf,
+  externalTensor,
+  isExternal,
+  type ModelProto,
+  type TensorProto,
+  weightRange,
+} from '../formats/onnx/tensors.js'
 import type { SessionModel } from '../runtime/runtime.js'
+import { valueInfo } from './inject/inject.js'
+import { intAttribute } from './view/attributes.js'
+import { Graph } from './view/graph.js'
 
 /**
  * On a file system weights stay in their folder, by real paths: ONNX Runtime refuses symbolic links (as in Hugging
@@ -30,8 +41,39 @@ export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise
   return { graph: serializeModel(relocated), weightsFolder: folder }
 }
 
-function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<{ location: string; data: Uint8Array }[]> {
-  return Promise.all([...locations].map(async (location) => ({ location, data: await readAll(model.file(location)) })))
+function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNullable<SessionModel['weights']>> {
+  return Promise.all(
+    Array.from(locations, async (location) => {
+      const file = model.file(location)
+      return { location, data: file.blob ?? (await readAll(file)) }
+    }),
+  )
+}
+
+/** Smaller ones are not worth a choice. */
+const LEAST_BYTES = 2 ** 20
+
+/**
+ * The model with at most `bytes` of weights that ONNX Runtime repacks, and holds as copies: a weight that is an input
+ * too is never repacked. The first products by weights as they are stored gain most, and read weights of their own.
+ */
+export function packWithin(model: ModelProto, bytes: number): ModelProto {
+  const graph = new Graph(model)
+  let left = bytes
+  const isLarge = (tensor: TensorProto) => (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0) >= LEAST_BYTES
+  const weights = new Map([...graph.initializers].filter(([, tensor]) => isLarge(tensor)))
+  for (const node of graph.nodes) {
+    const weight = node.opType === 'Gemm' && intAttribute(node, 'transB', 0) === 0 && weights.get(node.input[1])
+    const size = weight ? (byteLengthOf(weight.dataType, dimsOf(weight)) ?? 0) : 0
+    if (!weight || size > left) continue
+    left -= size
+    const name = graph.freshName(`${weight.name}/repacked`)
+    graph.setInput(node, 1, graph.addInitializer(copyMessage(weight, { name })))
+  }
+  graph.prune()
+  const mapped = [...weights.values()].filter(({ name }) => graph.initializers.has(name))
+  graph.inputs.push(...mapped.map((tensor) => valueInfo(tensor.name, tensor.dataType, dimsOf(tensor))))
+  return graph.toModel()
 }
 
 /** Without a separator at its end. */

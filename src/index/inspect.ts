@@ -35,8 +35,6 @@ export type InspectReport =
 export interface InspectOptions {
   /** A model that the adapter in a folder should fit: a checkpoint or an .onnx file. */
   base?: Source | undefined
-  /** With `base`: reports ‖s·B·A‖ / ‖W‖ for each layer. This reads the weights of the base. Default false. */
-  relativeChange?: boolean | undefined
   /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
   strict?: boolean | undefined
   /**
@@ -103,25 +101,17 @@ export async function findOnnx(base: Place): Promise<string[]> {
   return defaultGraphs(base.directory)
 }
 
-async function inspectWithBase(
-  directory: Directory,
-  { base, relativeChange = false, strict }: InspectOptions,
-): Promise<InspectReport> {
+async function inspectWithBase(directory: Directory, { base, strict }: InspectOptions): Promise<InspectReport> {
   const { inspectAdapter } = await import('../peft/inspect.js')
   const report = await inspectAdapter(directory, { strict })
   if (base === undefined) return { kind: 'adapter', ...report }
-  const normDeltas = relativeChange ? new Map(report.layers.map(({ name, normDelta }) => [name, normDelta])) : undefined
-  return { kind: 'adapter', ...report, fit: await fitTo(directory, base, normDeltas) }
+  return { kind: 'adapter', ...report, fit: await fitTo(directory, base) }
 }
 
-async function fitTo(
-  directory: Directory,
-  base: Source,
-  normDeltas: ReadonlyMap<string, number> | undefined,
-): Promise<FitReport> {
-  const opened = await openSource(base, 'base', { readsRanges: normDeltas === undefined })
+async function fitTo(directory: Directory, base: Source): Promise<FitReport> {
+  const opened = await openSource(base, 'base', { readsRanges: true })
   const { fitOf } = await import('../merge/fit.js')
-  return fitOf(opened, directory, await findOnnx(opened), normDeltas)
+  return fitOf(opened, directory, await findOnnx(opened))
 }
 
 async function inspectCheckpoint(directory: Directory, file: string | undefined): Promise<InspectReport> {

@@ -31,9 +31,4 @@ export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied'
 export interface UnmergeOptions extends MergingOptions {
   /** The result of a merge. */
   merged: Source
-  /**
-   * Use `keep` if the merge used `tied: 'keep'`. Leave it out if the merge used `untie`. Default `refuse`. Not for
-   * .onnx.
-   */
-  tied?: 'refuse' | 'keep' | undefined
 }

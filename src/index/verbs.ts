@@ -167,7 +167,7 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
  *
  * @throws ConfigError for an option that is unknown or not valid; FileError when a path does not exist, when `out` is
  *   not empty, or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an
- *   adapter does not fit, or changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that
+ *   adapter does not fit; UnsupportedError naming what cannot be merged, or an option that
  *   does not work with the format; NumericError naming the tensor when a value is not finite
  *
  * @example

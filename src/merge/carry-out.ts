@@ -15,7 +15,9 @@ export async function carryOut(
   { signal, onProgress }: RunSettings,
 ): Promise<MergeReport> {
   const startedAt = performance.now()
-  await refuseBaseAsOutput(merge, out)
+  if (out === merge.base || (await out.isSame?.(merge.base)) === true) {
+    throw new FileError({ where: out.name, what: 'the output is the base itself', hint: 'Choose another place for it' })
+  }
   await merge.prepare()
   const { files, sources, others, isReproducible } = merge
   const sums = new ChangeSums()
@@ -48,7 +50,7 @@ export async function carryOut(
   try {
     const layers = await writeTogether(out, write)
     const seconds = (performance.now() - startedAt) / 1000
-    const result = { out: merge.outName(out.name), format: merge.format, seconds, layers }
+    const result = { out: out.name, format: merge.format, seconds, layers }
     return { ...summaryOf(merge, files), ...result, bytes: writtenBytes + sizeOf(others) }
   } catch (error) {
     for (const path of added) await out.remove(path)
@@ -72,21 +74,4 @@ async function* bytesOf(
       }
     }
   }
-}
-
-async function refuseBaseAsOutput({ base, format, files, sources }: OpenMerge, out: Directory): Promise<void> {
-  const isSame = out === base || (await out.isSame?.(base)) === true
-  if (isSame && format !== 'onnx') throw baseAsOutputError(out.name)
-  const read = new Set(sources.flatMap(({ realPath }) => realPath ?? []))
-  for (const { path } of files) {
-    if (!(await out.has(path))) continue
-    if (isSame) throw baseAsOutputError(`${out.name}/${path}`)
-    const existing = await out.open(path)
-    await existing.close()
-    if (existing.realPath !== undefined && read.has(existing.realPath)) throw baseAsOutputError(existing.name)
-  }
-}
-
-function baseAsOutputError(where: string): FileError {
-  return new FileError({ where, what: 'the output is the base itself', hint: 'Choose another place for it' })
 }

@@ -1,7 +1,6 @@
 // The files of a base's folder that go along with a result. A list, because a folder may hold private notes too.
 
-import { type Directory, readAll, readLeniently, withSource, writeFile, writeThrough } from '../base/bytes.js'
-import { objectOf } from '../base/options.js'
+import { type Directory, readLeniently, withSource, writeFile, writeThrough } from '../base/bytes.js'
 
 /** Names from transformers 5 (VOCAB_FILES_NAMES) and older models. */
 const TOKENIZERS = [
@@ -27,29 +26,27 @@ const FOLDERS = /^(additional_chat_templates|\d+_[A-Z]\w*)$/
 /** In a folder that a merge wrote: says how. Only such a folder is ever replaced. */
 export const RECORD_FILE = 'lowrank-merge.json'
 
-/** Files that may name Python modules of the model's own: `auto_map` of transformers. */
+/** Files that may name Python modules of the model's own, in `auto_map`. */
 const MODULE_HOLDERS = ['config.json', 'tokenizer_config.json', 'preprocessor_config.json', 'processor_config.json']
 
 const COPY_BYTES = 1 << 20
-/** Python files that models bring along have kilobytes. */
-const MAX_MODULE_BYTES = 1 << 24
 
 export function isTokenizerFile(name: string): boolean {
   return TOKENIZERS.some((pattern) => pattern.test(name))
 }
 
-export function isCompanion(path: string): boolean {
+function isCompanion(path: string): boolean {
   return FILES.some((pattern) => pattern.test(path))
-}
-
-export function isCompanionFolder(name: string): boolean {
-  return FOLDERS.test(name)
 }
 
 export interface OtherFile {
   readonly path: string
   readonly byteLength: number
   readonly text?: string
+  /** The folder that it is copied from. */
+  readonly from?: Directory
+  /** Its path without links. */
+  readonly realPath?: string | undefined
   write(to: Pick<Directory, 'create'>): Promise<void>
 }
 
@@ -59,23 +56,23 @@ export interface OtherFile {
  */
 export async function findCompanions(
   base: Directory,
-  own: ReadonlySet<string>,
-  changed: readonly OtherFile[] = [],
+  own: readonly string[],
+  changed: readonly OtherFile[],
 ): Promise<{ files: OtherFile[]; leftOut: string[] }> {
   const names = await base.list()
-  const modules = await modulesOf(base, new Set(names))
+  const takesPython = await hasModules(base)
   const copied: string[] = []
   const leftOut: string[] = []
   // Files of two tokenizers must not mix.
   const isOtherTokenizer = changed.some(({ path }) => isTokenizerFile(path))
   for (const name of names) {
-    if (own.has(name) || (isOtherTokenizer && isTokenizerFile(name))) continue
-    if (isCompanion(name) || modules.has(name)) copied.push(name)
+    if (own.includes(name) || (isOtherTokenizer && isTokenizerFile(name))) continue
+    if (isCompanion(name) || (takesPython && name.endsWith('.py'))) copied.push(name)
     else if (!name.startsWith('.') && name !== RECORD_FILE) leftOut.push(name)
   }
   for (const folder of (await base.folders?.()) ?? []) {
-    if (own.has(`${folder}/`) || folder.startsWith('.')) continue
-    const inner = isCompanionFolder(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
+    if (own.includes(`${folder}/`) || folder.startsWith('.')) continue
+    const inner = FOLDERS.test(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
     const taken = inner.filter(isCompanion)
     copied.push(...taken)
     leftOut.push(...(taken.length === 0 ? [`${folder}/`] : inner.filter((name) => !isCompanion(name))))
@@ -90,7 +87,8 @@ export async function findCompanions(
 export async function copyOf(from: Directory, path: string): Promise<OtherFile> {
   const source = await from.open(path)
   await source.close()
-  return { path, byteLength: source.byteLength, write: (to) => copyFile(from, path, to) }
+  const { byteLength, realPath } = source
+  return { path, byteLength, from, realPath, write: (to) => copyFile(from, path, to) }
 }
 
 export function textFile(path: string, text: string): OtherFile {
@@ -108,37 +106,8 @@ async function copyFile(from: Directory, path: string, to: Pick<Directory, 'crea
   })
 }
 
-/** The Python files that the folder's configs name, with those that they import. */
-async function modulesOf(base: Directory, files: ReadonlySet<string>): Promise<ReadonlySet<string>> {
-  const result = new Set<string>()
-  const visit = async (name: string): Promise<void> => {
-    if (result.has(name) || !files.has(name)) return
-    result.add(name)
-    const text = await withSource(base, name, async (source) => {
-      return source.byteLength > MAX_MODULE_BYTES ? '' : new TextDecoder().decode(await readAll(source))
-    })
-    for (const other of importedModules(text)) await visit(other)
-  }
-  for (const holder of MODULE_HOLDERS) {
-    for (const name of namedModules((await readLeniently(base, holder)) ?? {})) await visit(name)
-  }
-  return result
-}
-
-/**
- * The Python files that `auto_map` names. Those of another repository (`org/name--module.Class`) are not in the folder.
- */
-function namedModules(config: Record<string, unknown>): string[] {
-  const names = Object.values(objectOf(config.auto_map)).flat()
-  return names.flatMap((name) =>
-    typeof name === 'string' && /^\w+\.\w+$/.test(name) ? `${name.split('.')[0]}.py` : [],
-  )
-}
-
-function importedModules(text: string): string[] {
-  const beside = [...text.matchAll(/^\s*from\s+\.(\w+)\s+import\b/gm)].map(([, name]) => name)
-  const listed = [...text.matchAll(/^\s*from\s+\.\s+import\s+([\w, ]+)/gm)].flatMap(([, names]) =>
-    names.split(/[\s,]+/),
-  )
-  return [...beside, ...listed].filter((name) => name !== '').map((name) => `${name}.py`)
+/** True for a model with Python code of its own: all Python files of its folder go along. */
+async function hasModules(base: Directory): Promise<boolean> {
+  for (const holder of MODULE_HOLDERS) if ((await readLeniently(base, holder))?.auto_map !== undefined) return true
+  return false
 }

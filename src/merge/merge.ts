@@ -12,7 +12,7 @@ export interface MergeRequest extends MergeInput, PathSettings {
   out: Directory | string
 }
 
-export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign'> {
+export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign' | 'tied'> {
   merged: Place
 }
 

@@ -1,66 +1,89 @@
 // Opens what a merge reads, and plans it: nothing is written, and no weight is computed.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import type { ChosenFormat } from './format.js'
-import type { MergeInput, PartInput, PlanPart } from './parts.js'
+import { otherFiles } from './other-files.js'
+import type { MergeInput, PlanInput } from './parts.js'
+import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
+import { editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
+import { Fit } from './plan/fit.js'
 import type { OutputFile } from './plan/layout.js'
-import type { MergeFormat, MergePlanReport } from './report.js'
+import type { MergePlanReport } from './report.js'
 import { computeScales } from './weight.js'
 import { weighted } from './weighted.js'
 
-export interface OpenMerge extends PlanPart {
-  readonly format: MergeFormat
-  readonly base: Directory
-  readonly sources: readonly ByteSource[]
-  readonly baseFiles: ReadonlyMap<ByteSource, number>
-  readonly isReproducible: boolean
-  outName(folder: string): string
-  /** Reads what the computation needs of whole weights: the norms of DoRA layers. */
-  prepare(): Promise<void>
-  close(): Promise<void>
-}
+type OpenPlan = Awaited<ReturnType<typeof openPlan>>
 
-/** Graphs that are open already (`models`) stay open. */
-export async function openMerge(
+/** Finds the places of all parts of the adapters. Graphs that are open already (`models`) stay open. */
+export async function openPlan(
   input: MergeInput,
   chosen: ChosenFormat,
-  models?: readonly OnnxModel[],
-): Promise<OpenMerge> {
-  const { sign = 1, reproducible: isReproducible = false, base } = input
+  { models, onlyFits }: { models?: readonly OnnxModel[]; onlyFits?: boolean } = {},
+) {
   const closers: (() => Promise<void>)[] = []
-  const sources: ByteSource[] = []
-  const baseFiles = new Map<ByteSource, number>()
   const close = async () => {
     for (const closeOne of closers.splice(0)) await closeOne()
   }
   try {
     const adapters = [input.adapters].flat().map(weighted)
-    const part: PartInput = { ...input, chosen, adapters, sign, sources, baseFiles, closers }
-    const plan =
+    const own = { chosen, adapters, sign: input.sign ?? 1, sources: [], baseFiles: new Map(), closers }
+    const planned: PlanInput = { ...input, ...own }
+    const base =
       chosen.format === 'onnx'
-        ? await (await import('./onnx/open.js')).openOnnxPart(part, models)
-        : await (await import('./open-checkpoint.js')).openCheckpointPart(part)
-    const [problem] = plan.fit.problems
-    if (problem !== undefined && !input.onlyFits) throw problem
-    // A weight file of its own, or a folder of several.
-    const [file] = chosen.format === 'safetensors' && plan.files.length === 1 ? plan.files : []
-    const graph = chosen.format === 'onnx' && chosen.graphs.length === 1 ? plan.files.at(-1) : undefined
-    const named = file ?? graph
-    return {
-      ...plan,
-      format: chosen.format,
-      base: base.directory,
-      sources,
-      baseFiles,
-      isReproducible,
-      outName: (folder) => (named === undefined ? folder : `${folder}/${named.path}`),
-      prepare: () => computeScales(plan.files, sources, plan.magnitudes, isReproducible),
-      close,
-    }
+        ? await (await import('./onnx/open.js')).openGraphs(planned, models)
+        : await (await import('./open-checkpoint.js')).openCheckpointBase(planned)
+    const { sign, strict, sources } = planned
+    const opened = await openAdapters(adapters, sign, { strict, isTolerant: onlyFits }, sources)
+    closers.push(() => opened.close())
+    const config = await loadConfig(input.base.directory)
+    const fit = new Fit(onlyFits)
+    fit.add(...opened.problems)
+    const plan = await base.plan(opened, config, fit)
+    return { input: planned, where: base.where, opened, config, fit, plan, close }
   } catch (error) {
     await close()
     throw error
+  }
+}
+
+export type OpenMerge = Awaited<ReturnType<typeof openMerge>>
+
+export async function openMerge(input: MergeInput, chosen: ChosenFormat, models?: readonly OnnxModel[]) {
+  const open = await openPlan(input, chosen, { models })
+  try {
+    return await finished(open)
+  } catch (error) {
+    await open.close()
+    throw error
+  }
+}
+
+async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
+  if (plan === undefined) throw fit.problems[0]
+  const { base, chosen, sources, baseFiles, reproducible: isReproducible = false, weightsOnly = false } = input
+  const { files, index, edit } = plan
+  await requireFiniteReplacements(opened)
+  const hasConfig = config !== undefined && !weightsOnly
+  const own = hasConfig ? [] : withoutConfig(edit, weightsOnly, base.directory.name)
+  const text = hasConfig ? editConfig(config, edit) : undefined
+  const changed = text === config?.text ? undefined : text
+  const { files: others, leftOut, warnings } = await otherFiles(input, plan.own, changed, plan.vocabulary)
+  const copied = others.map(({ path }) => path)
+  const summary = { ...plan.summary, copied, leftOut, warnings: [...plan.warnings, ...own, ...warnings] }
+  return {
+    files,
+    others: index === undefined ? others : [...others, index],
+    summary,
+    layers: plan.layers,
+    changes: plan.changes,
+    format: chosen.format,
+    base: base.directory,
+    sources,
+    baseFiles,
+    isReproducible,
+    /** Reads what the computation needs of whole weights: the norms of DoRA layers. */
+    prepare: () => computeScales(files, sources, opened.magnitudes, isReproducible),
+    close,
   }
 }
 

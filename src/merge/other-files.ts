@@ -4,10 +4,9 @@
 import { type Directory, readLeniently } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { readChatTemplate } from '../peft/chat-template.js'
-import { TEMPLATE_FILE } from '../peft/file-names.js'
+import { readChatTemplate, TEMPLATE_FILE } from '../peft/file-names.js'
 import { copyOf, findCompanions, isTokenizerFile, type OtherFile, textFile } from './companions.js'
-import type { PartInput } from './parts.js'
+import type { PlanInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
 
@@ -22,7 +21,7 @@ const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
 /** `own` are files and folders (`onnx/`) of which the result has its own version. */
 export async function otherFiles(
-  { base: { directory }, adapters, sign, weightsOnly }: PartInput,
+  { base: { directory }, adapters, sign, weightsOnly }: PlanInput,
   own: readonly string[],
   config: string | undefined,
   vocabulary?: number,
@@ -31,7 +30,7 @@ export async function otherFiles(
   const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
   const { files, warnings } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
-  return { ...(await findCompanions(directory, new Set(own), changed)), warnings }
+  return { ...(await findCompanions(directory, own, changed)), warnings }
 }
 
 /** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */
@@ -60,34 +59,26 @@ async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], 
     }
   } else if (owners.length > 1)
     warnings.push('the adapters have different tokenizers: the result keeps that of the base')
-  const template = await templateOf(base, adapters)
-  warnings.push(...template.warnings)
-  if (template.text === undefined) return { files, warnings }
-  files.push(textFile(TEMPLATE_FILE, template.text))
-  const unknown = [...new Set(template.text.match(MARKERS))].filter((marker) => tokens?.ids.has(marker) === false)
+  const templates = new Set<string>()
+  for (const adapter of adapters) {
+    const own = adapter instanceof LoraAdapter ? adapter.chatTemplate : await readChatTemplate(adapter, '')
+    if (own !== undefined) templates.add(own)
+  }
+  const [template, ...others] = templates
+  if (others.length > 0) warnings.push('the adapters have different chat templates: the result gets none of them')
+  const before = template === undefined ? undefined : await readChatTemplate(base, '')
+  if (template === undefined || others.length > 0 || template === before) return { files, warnings }
+  files.push(textFile(TEMPLATE_FILE, template))
+  if (before !== undefined) {
+    warnings.push(`${TEMPLATE_FILE} is the adapter's: it was trained with another chat template than the base's`)
+  }
+  const unknown = [...new Set(template.match(MARKERS))].filter((marker) => tokens?.ids.has(marker) === false)
   if (unknown.length > 0) {
     warnings.push(
       `the chat template writes ${unknown.join(', ')}, which the tokenizer has not as tokens: put the tokenizer that the adapter was trained with into the result`,
     )
   }
   return { files, warnings }
-}
-
-async function templateOf(base: Directory, adapters: readonly MergeAdapter[]) {
-  const found = new Set<string>()
-  for (const adapter of adapters) {
-    const template = adapter instanceof LoraAdapter ? adapter.chatTemplate : await readChatTemplate(adapter, '')
-    if (template !== undefined) found.add(template)
-  }
-  const own = await readChatTemplate(base, '')
-  const [text, ...others] = found
-  if (text === undefined || (others.length === 0 && text === own)) return { text: undefined, warnings: [] }
-  if (others.length > 0) {
-    const left = own === undefined ? 'the result gets none' : 'the result keeps that of the base'
-    return { text: undefined, warnings: [`the adapters have different chat templates: ${left}`] }
-  }
-  const replaced = `${TEMPLATE_FILE} is the adapter's: it was trained with another chat template than the base's`
-  return { text, warnings: own === undefined ? [] : [replaced] }
 }
 
 function isOther(tokens: Tokens, base: Tokens | undefined): boolean {

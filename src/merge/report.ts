@@ -1,24 +1,16 @@
 // The reports of merging.
 
-import type { Renamed } from './plan/names/choose.js'
 import type { ChunkChange } from './weight.js'
 
 /** The kind of model that a result is. */
 export type MergeFormat = 'onnx' | 'safetensors'
-
-/** A file of weights, or a graph. */
-export interface MergedFile {
-  /** Inside the result. */
-  name: string
-  byteLength: number
-}
 
 /** How much merging changed a layer. */
 export interface LayerChange {
   name: string
   /**
    * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as
-   * null. Null for a weight in a file that an earlier run had finished.
+   * null. Null for a weight in a file that an earlier run had finished, and for factors beside quantized weights.
    */
   relativeChange: number | null
   /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
@@ -38,8 +30,6 @@ export interface MergeSummary {
   branches?: number
   /** Tensors of a head that the base does not have. */
   added: string[]
-  /** Tensors that have another name in the base than in the adapters. */
-  renamed: Renamed[]
   /** Other files of the base that are copied. */
   copied: string[]
   /** Files and folders of the base that are not copied. Folders end in `/`. */
@@ -52,7 +42,8 @@ export interface MergeSummary {
 export interface MergePlanReport extends MergeSummary {
   /** Bytes of all files of weights. */
   bytes: number
-  files: MergedFile[]
+  /** Files of weights, and graphs, by their names inside the result. */
+  files: { name: string; byteLength: number }[]
   /** The layers that the adapters change. In safetensors also the modules that change them. */
   layers: { name: string; adapters?: { module: string; rank: number; scale: number }[] }[]
 }

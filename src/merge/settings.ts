@@ -35,9 +35,8 @@ export interface MergeSettings extends RunSettings {
    */
   dtype?: DtypeChoice | undefined
   /**
-   * The way to go on if the adapter changes only one of two embeddings that are tied. `refuse`: stop with an error.
-   * `untie`: write two weights. `keep`: change both. Default: `refuse` in safetensors; an .onnx is always untied, as
-   * PEFT's result is.
+   * The weights of the result if the adapter changes only one of two embeddings that are tied. `untie`: two, which is
+   * what was trained. `keep`: one, changed for both uses. Default `untie`; an .onnx is always untied.
    */
   tied?: TiedPolicy | undefined
   /**
@@ -46,8 +45,8 @@ export interface MergeSettings extends RunSettings {
    */
   allowMissing?: boolean | undefined
   /**
-   * Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default `keep`. In an
-   * .onnx it is the type of the factors beside quantized weights, fp32 or fp16.
+   * Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default `keep`. Not for
+   * .onnx.
    */
   outDtype?: FloatDtype | 'keep' | undefined
   /**
@@ -92,45 +91,23 @@ export interface PathSettings {
   fsync?: boolean | undefined
 }
 
-const ONNX_ONLY = {
-  modules: 'it names nodes of an .onnx file',
-  quantized: 'only weights of an .onnx file can be quantized',
-  dtype: 'it chooses an .onnx file; the type that is written is `outDtype`',
-}
+/** Options of one format, with the value that both can honor. */
+const ONLY: readonly (readonly [keyof MergeSettings, MergeFormat, what: string, other?: string])[] = [
+  ['modules', 'onnx', 'it names nodes of an .onnx file'],
+  ['quantized', 'onnx', 'only weights of an .onnx file can be quantized'],
+  ['dtype', 'onnx', 'it chooses an .onnx file; the type that is written is `outDtype`'],
+  ['tied', 'safetensors', 'in an .onnx file tied embeddings are always untied', 'untie'],
+  ['outDtype', 'safetensors', 'the types of an .onnx file stay as they are', 'keep'],
+  ['maxShardBytes', 'safetensors', 'an .onnx file has its own data files'],
+]
 
-export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
-  if (format === 'safetensors') {
-    for (const [name, what] of Object.entries(ONNX_ONLY)) {
-      if (settings[name as keyof typeof ONNX_ONLY] !== undefined) throw unsupported(name, what, format)
-    }
-    return
+export function refuseForFormat(settings: MergeSettings, format: MergeFormat): void {
+  for (const [where, only, what, other] of ONLY) {
+    if (only === format || settings[where] === undefined || settings[where] === other) continue
+    const into = only === 'onnx' ? 'the .onnx' : 'safetensors'
+    const hint = `Leave it out, or merge into ${into}: \`format: '${only}'\``
+    throw new UnsupportedError({ where, what, got: `a result in the format '${format}'`, hint })
   }
-  const { tied, outDtype = 'keep' } = settings
-  if (tied !== undefined && tied !== 'untie') {
-    throw unsupported(
-      'tied',
-      `'${tied}' is for checkpoints: in an .onnx file tied embeddings are always untied`,
-      format,
-    )
-  }
-  if (outDtype === 'bf16' || (outDtype !== 'keep' && settings.quantized === 'requantize')) {
-    throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
-  }
-  if (settings.maxShardBytes !== undefined) {
-    throw unsupported('maxShardBytes', 'only for results in safetensors', format)
-  }
-}
-
-function unsupported(where: string, what: string, format: MergeFormat): UnsupportedError {
-  return new UnsupportedError({
-    where,
-    what,
-    got: `a result in the format '${format}'`,
-    hint:
-      format === 'safetensors'
-        ? "Leave it out, or merge into the .onnx: `format: 'onnx'`"
-        : "Leave it out, or merge into safetensors: `format: 'safetensors'`",
-  })
 }
 
 export function refuseWithoutPath(settings: PathSettings): void {

@@ -3,7 +3,7 @@
 // reads and works on one chunk at a time, with a kernel. Writing stays with the caller.
 
 import type { ByteSource } from '../base/bytes.js'
-import { decodeWeights, encodeWeights, isFiniteStored, sizeOf, type WeightDtype } from '../base/dtype.js'
+import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
@@ -157,8 +157,6 @@ export class ChunkMerger {
     if (!isLeftFinite) throw leftError(current, this.#left)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
-    // The kernel counts only what is finite in the base.
-    refuseInfinite(weight, merged, dtype)
     const change = { weight, baseSquares, deltaSquares }
     if (base === undefined) return { bytes: merged, changes: [change] }
     const result = decodeWeights(merged, dtype)
@@ -285,7 +283,6 @@ function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: Fl
   const stored = decodeWeights(output, weight.to)
   const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
   if (overflow !== -1) throw overflowError(chunk, weight, overflow)
-  refuseInfinite(weight, output, weight.to)
   return output
 }
 
@@ -306,33 +303,15 @@ function scaleChunk(
   return deltaSquares
 }
 
-function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, index: number): NumericError {
-  const { name, from, to, layers, replaced } = weight
-  if (replaced !== undefined) {
-    const at = row * weight.columns + column + index
-    const place = `(${replaced.row + Math.floor(at / replaced.columns)}, ${at % replaced.columns})`
-    return new NumericError({
-      where: name,
-      what: `the adapter's own value for element ${place} is finite in ${from}, but not in the result in ${to}`,
-      ...(to === 'fp16' && { hint: 'Convert all weights to bf16 or fp32, which can store larger values' }),
-    })
-  }
+function overflowError({ row, column, columns }: Chunk, { name, from, to, layers }: WeightPlan, index: number) {
+  const place = `(${row + Math.floor(index / columns)}, ${column + (index % columns)})`
   return new NumericError({
     where: name,
-    what: `element (${row + Math.floor(index / columns)}, ${column + (index % columns)}) is finite in the base, but not in the result in ${to}`,
+    what: `element ${place} is finite in ${from}, but not in the result in ${to}`,
     hint:
       layers.length === 0
-        ? 'The type that was asked for is too narrow for this base'
+        ? 'This type is too narrow for these values: bf16 and fp32 can store larger ones'
         : 'The values of the adapter are too large for this type: check its scaling and its weight',
-  })
-}
-
-function refuseInfinite({ name, refusesInfinite }: WeightPlan, bytes: Uint8Array, dtype: WeightDtype): void {
-  if (refusesInfinite !== true || isFiniteStored(bytes, dtype)) return
-  throw new NumericError({
-    where: name,
-    what: 'the base holds a value here that is not finite',
-    hint: 'The base weight is damaged: get the file again',
   })
 }
 

@@ -27,22 +27,12 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
 }
 
 /** Only sums can be weighted, and unmerged without the base. */
-export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'kind'>[], weight: number): void {
+export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'tensors'>[], weight: number): void {
   if (weight === 1) return
-  const part = parts.find(({ kind }) => kind === 'replacement' || kind === 'token-rows')
-  if (part !== undefined) throw weightedError(part.name, 'what replaces the base’s values', weight)
-}
-
-/** A DoRA layer may have the weight 1 or, where it can be unmerged, ±1. */
-export function requireWeightOne(layer: string, weight: number, canUnmerge = false): void {
-  if (weight !== 1 && !(canUnmerge && weight === -1)) throw weightedError(layer, 'a DoRA layer', weight)
-}
-
-function weightedError(where: string, what: string, weight: number): UnsupportedError {
-  return new UnsupportedError({
-    where,
-    what: `${what} cannot be merged with a weight, or unmerged`,
-    expected: 'weight 1',
-    got: String(weight),
-  })
+  for (const { name, tensors } of parts) {
+    const isReplacement = 'weight' in tensors
+    if (!isReplacement && tensors.magnitude === undefined) continue
+    const what = `${isReplacement ? 'what replaces the base’s values' : 'a DoRA layer'} cannot be merged with a weight, or unmerged`
+    throw new UnsupportedError({ where: name, what, expected: 'weight 1', got: String(weight) })
+  }
 }

@@ -1,7 +1,7 @@
 // ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { FileError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { missingKernel } from './missing-kernels.js'
 import {
   type Feeds,
@@ -48,7 +48,11 @@ export interface OrtModule {
 interface OrtSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  run(feeds: Record<string, unknown>, fetches?: readonly string[]): Promise<Record<string, unknown>>
+  /** `fetches`: names, or for each name the tensor that the output is written into, null for a new one. */
+  run(
+    feeds: Record<string, unknown>,
+    fetches?: readonly string[] | Record<string, unknown>,
+  ): Promise<Record<string, unknown>>
   release(): Promise<void>
 }
 
@@ -69,12 +73,17 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
   const copies = new GpuCopies(ort)
   return {
     name: name ?? `onnxruntime-${flavour} ${versions[flavour] ?? versions.common ?? ''}`.trim(),
+    // That for browsers computes in a memory of its own.
+    writesInto: flavour === 'node',
     async createSession(model, options = {}) {
       checkProviders(ort, options.executionProviders)
       let session: OrtSession
       try {
-        session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
+        const own = sessionOptions(model, options)
+        if (model.weights !== undefined) own.externalData = await Promise.all(model.weights.map(contentOf))
+        session = await ort.InferenceSession.create(model.graph, own)
       } catch (cause) {
+        if (cause instanceof FileError) throw cause
         const missing = missingKernel(messageOf(cause), options.executionProviders ?? [], cause)
         if (missing !== undefined) throw missing
         throw new RuntimeError({
@@ -88,6 +97,15 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
     },
     toGpu: (tensor) => copies.toGpu(tensor),
     toHost: (tensor) => copies.toHost(tensor),
+  }
+}
+
+async function contentOf({ location: path, data }: NonNullable<SessionModel['weights']>[number]) {
+  if (data instanceof Uint8Array) return { path, data }
+  try {
+    return { path, data: new Uint8Array(await data.arrayBuffer()) }
+  } catch (cause) {
+    throw new FileError({ where: path, what: 'cannot be read', hint: 'Pick the file again', cause })
   }
 }
 
@@ -212,7 +230,12 @@ class WrappedSession implements RuntimeSession {
     this.outputNames = session.outputNames
   }
 
-  async run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>> {
+  async run(
+    feeds: Feeds,
+    outputNames?: readonly string[],
+    held?: Feeds,
+    into?: Feeds,
+  ): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
     if (this.#lost !== undefined) throw this.#lost
     // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some
@@ -225,7 +248,7 @@ class WrappedSession implements RuntimeSession {
       own.forEach((name, i) => {
         tensors[name] = made[i]
       })
-      results = await this.#session.run(tensors, outputNames)
+      results = await this.#session.run(tensors, into === undefined ? outputNames : this.#fetches(into, outputNames))
     } catch (cause) {
       const error = runError(cause)
       if (GPU_LOST.test(messageOf(cause))) this.#lost = error
@@ -241,6 +264,11 @@ class WrappedSession implements RuntimeSession {
       return [name, { type: type as TensorType, data: withoutFloat16Array(data), dims }] as const
     })
     return Object.fromEntries(plain)
+  }
+
+  #fetches(into: Feeds, outputNames = this.outputNames): Record<string, unknown> {
+    const written = Object.keys(into).map((name) => [name, this.#tensor(name, into[name])] as const)
+    return Object.fromEntries([...outputNames.map((name) => [name, null] as const), ...written])
   }
 
   async #hold(held: Feeds): Promise<Record<string, unknown>> {
@@ -321,6 +349,5 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
     ...(executionProviders && { executionProviders: [...executionProviders] }),
     ...(stays.length > 0 && { preferredOutputLocation: Object.fromEntries(stays) }),
     ...(profilePrefix !== undefined && { enableProfiling: true, profileFilePrefix: profilePrefix }),
-    ...(model.weights && { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
   }
 }

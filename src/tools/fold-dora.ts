@@ -3,14 +3,11 @@
 
 import type { Place } from '../base/bytes.js'
 import type { Matrix } from '../base/tensor.js'
-import { openCheckpoint } from '../formats/checkpoint.js'
 import { copyAs } from '../linalg/product.js'
 import type { PartOfKind } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
-import { baseWeightsOf } from '../merge/convert.js'
-import { loadConfig } from '../merge/plan/config-edit.js'
-import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import type { OpenAdapter } from '../peft/open.js'
+import { openBaseWeights } from './to-plain.js'
 
 export function isDora(part: PartView): boolean {
   return 'magnitude' in part.tensors && part.tensors.magnitude !== undefined
@@ -22,40 +19,32 @@ export interface DoraBase {
   close(): Promise<void>
 }
 
-export async function openDoraBase({ directory, file }: Place, adapters: readonly OpenAdapter[]): Promise<DoraBase> {
-  const config = (await loadConfig(directory))?.values
-  refuseQuantizedConfig(config, `${directory.name}/config.json`)
-  const checkpoint = await openCheckpoint(directory, file)
-  try {
-    const layers = new Map(
-      adapters.flatMap((adapter) =>
-        adapter.parts().flatMap((part) => {
-          if (part.kind !== 'linear' || !isDora(part)) return []
-          const shape: [number, number] = [part.tensors.weightB.shape[0], part.tensors.weightA.shape[1]]
-          return [[part.name, { name: part.name, shape }] as const]
-        }),
-      ),
-    )
-    const fanInFanOut = adapters.some((adapter) => adapter.config.fanInFanOut)
-    const weightOf = await baseWeightsOf([...layers.values()], { fanInFanOut }, checkpoint, config)
-    return {
-      async change(layer) {
-        const weight = copyAs(await weightOf(layer.name), new Float64Array())
-        layer.attachBase(weight)
-        try {
-          layer.merge()
-          const { data, shape } = layer.baseWeight!
-          const change = new Float32Array(data.length)
-          for (let i = 0; i < data.length; i++) change[i] = data[i] - weight.data[i]
-          return { data: change, shape }
-        } finally {
-          layer.dispose()
-        }
-      },
-      close: () => checkpoint.close(),
-    }
-  } catch (error) {
-    await checkpoint.close()
-    throw error
+export async function openDoraBase(base: Place, adapters: readonly OpenAdapter[]): Promise<DoraBase> {
+  const layers = new Map(
+    adapters.flatMap((adapter) =>
+      adapter.parts().flatMap((part) => {
+        if (part.kind !== 'linear' || !isDora(part)) return []
+        const shape: [number, number] = [part.tensors.weightB.shape[0], part.tensors.weightA.shape[1]]
+        return [[part.name, { name: part.name, shape }] as const]
+      }),
+    ),
+  )
+  const fanInFanOut = adapters.some((adapter) => adapter.config.fanInFanOut)
+  const weights = await openBaseWeights(base, [...layers.values()], { fanInFanOut })
+  return {
+    async change(layer) {
+      const weight = copyAs(await weights.read(layer.name), new Float64Array())
+      layer.attachBase(weight)
+      try {
+        layer.merge()
+        const { data, shape } = layer.baseWeight!
+        const change = new Float32Array(data.length)
+        for (let i = 0; i < data.length; i++) change[i] = data[i] - weight.data[i]
+        return { data: change, shape }
+      } finally {
+        layer.dispose()
+      }
+    },
+    close: weights.close,
   }
 }

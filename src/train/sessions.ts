@@ -1,7 +1,7 @@
 // The graph with gradients, and the one that evaluates. Each may copy the weights: one goes before the other comes.
 
 import type { ModuleMap } from '../graph/match/linears.js'
-import { blocksFor } from '../graph/memory.js'
+import { blocksFor, REPACKED_BYTES } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { PACKED_GRADIENT } from '../graph/training/forward.js'
 import {
@@ -117,7 +117,11 @@ export class TrainingSessions {
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
     const { open } = this.#parts
-    let feeds = batches.map(({ examples, length }) => open.collate(examples, length))
+    let feeds: Feeds[] = []
+    for (const { examples, length } of batches) {
+      await open.prepare?.(examples)
+      feeds.push(open.collate(examples, length))
+    }
     let normalizer = 1
     let stepLoss: number | undefined
     if (open.stepLoss === undefined) normalizer = open.normalizer(batches.flatMap(({ examples }) => examples))
@@ -140,6 +144,7 @@ export class TrainingSessions {
   async forward(examples: readonly unknown[], length: number): Promise<ForwardResult> {
     const { open } = this.#parts
     const normalizer = open.normalizer(examples)
+    await open.prepare?.(examples)
     const pass = await this.evaluationPass(open.collate(examples, length), normalizer)
     const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
     const outputs = await this.#engine.forward(pass, [...lossOutput, ...pass.predictions])
@@ -174,9 +179,11 @@ export class TrainingSessions {
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const { parameters } = (keepsOnGpu(this.options) && this.#training) || {}
-    const model = await graph.sessionModel(parameters)
+    const isPartly = this.#training !== undefined && settings.lowMemory === undefined
+    const model = await graph.sessionModel(parameters, isPartly ? REPACKED_BYTES : undefined)
     const gpuOutputs = graph === this.#training && parameters ? [PACKED_GRADIENT] : []
-    const options = { lowMemory: settings.lowMemory === true, exactProducts: true, gpuOutputs }
+    const lowMemory = settings.lowMemory ?? (isPartly && parameters !== undefined)
+    const options = { lowMemory, exactProducts: true, gpuOutputs }
     const { id } = await this.#engine.openSession(model, { ...this.options, ...options })
     this.#sessions.set(graph, id)
     this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })

@@ -3,17 +3,24 @@
 import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
-import type { OnInvalid, Row, Rows } from '../data/row.js'
+import { type OnInvalid, planSplit, type Row, type Rows } from '../data/row.js'
 import { isByteSource, isDirectory } from '../data/source.js'
-import { planSplit } from '../data/split.js'
 import { otherWeights } from '../graph/base-record.js'
-import { choosesLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
+import {
+  chooseLowMemory,
+  gigabytes,
+  type MemoryLimit,
+  memoryWarning,
+  REPACKED_BYTES,
+  trainingMemory,
+} from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
@@ -23,7 +30,7 @@ import { checkActivation, checkInvocation, checkOptions, checkParts } from './ch
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
-import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
@@ -34,8 +41,8 @@ import { resolveSettings, type TrainSettings, withDefaultRate } from './settings
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
-  /** Opens a file that stands in for memory. */
-  readonly openTokenFile?: (() => TokenFile & { close(): void }) | undefined
+  /** Opens a file that stands in for memory, once. */
+  readonly tokenFile?: (() => TokenFile) | undefined
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   readonly sources?: RunSources | undefined
   readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
@@ -43,6 +50,7 @@ export interface RunContext {
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row that became examples: as the task parsed it, and for which data. */
   readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+  readonly pictures?: PictureEncoder | undefined
 }
 
 export interface PreparedRun {
@@ -54,29 +62,23 @@ export interface PreparedRun {
 
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
-  const startedAt = performance.now()
-  const { openTokenFile } = context
-  let opened: ReturnType<NonNullable<typeof openTokenFile>> | undefined
-  const file = openTokenFile && (() => (opened ??= openTokenFile()))
-  try {
-    const { input, encoded, log } = await prepare(given, context, file)
+  return withPictures(given, async (pictures) => {
+    const startedAt = performance.now()
+    const { input, encoded, log } = await prepare(given, { ...context, pictures })
     const result = await trainAdapter(input).finally(() => log?.close())
     const isNew = given.adapter === undefined
     const seconds = (performance.now() - startedAt) / 1000
     return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
-  } finally {
-    opened?.close()
-  }
+  })
 }
 
 export async function prepare(
   given: TrainingOptions,
-  { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
-  file?: () => TokenFile,
+  { limits = [], memoryUse, sources, page, wait, onRow, pictures, tokenFile: file }: RunContext,
 ): Promise<PreparedRun> {
   let settings = resolveSettings(given)
   const config = checkOptions(given, settings)
-  const options = { ...given, model: await joinGraphs(given.model) }
+  const options = { ...given, model: await joinGraphs(given.model), pictures }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
@@ -119,7 +121,7 @@ export async function prepare(
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
   const { aloraInvocationTokens } = config
-  if (aloraInvocationTokens !== undefined) checkInvocation(aloraInvocationTokens, examples, open)
+  if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
   let longest = 0
   for (const example of examples) longest = Math.max(longest, open.cost(example))
   settings = planMemory(options, settings, limits, longest, open)
@@ -217,12 +219,14 @@ function planMemory(
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
-  const lowMemory = settings.lowMemory ?? (!fast && choosesLowMemory(needOf(false), limits))
-  if (lowMemory && settings.lowMemory === undefined) {
+  const needOf = (isLow: boolean | undefined) =>
+    trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
+  const lowMemory = settings.lowMemory ?? (fast ? false : chooseLowMemory(needOf, limits))
+  if (lowMemory !== false && settings.lowMemory === undefined) {
     const { weights } = needOf(true)
+    const copied = lowMemory ? 'are not' : `are not, but for ${gigabytes(REPACKED_BYTES)},`
     on?.note?.(
-      `The weights, ${gigabytes(weights)}, are not copied for faster products, which saves twice as much memory: \`fast\` copies them`,
+      `The weights, ${gigabytes(weights)}, ${copied} copied for faster products, which saves twice as much memory: \`fast\` copies them`,
     )
   }
   const warning = memoryWarning(needOf(lowMemory), limits, {
@@ -279,7 +283,7 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  options: TrainingOptions,
+  options: TrainingOptions & Pick<RunContext, 'pictures'>,
   { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,

@@ -61,11 +61,7 @@ function roleSession(
     inputMetadata,
     inputNames: inputMetadata.map(({ name }) => name),
     outputNames,
-    async run(feeds) {
-      const mixes = mixesOf(choice, batchOf(feeds))
-      session.checkMixes(mixes)
-      return session.runGraph(role, feeds, mixes)
-    },
+    run: async (feeds) => session.runGraph(role, feeds, mixesOf(choice, batchOf(feeds))),
     release: () => session.dispose(),
   }
 }
@@ -123,7 +119,7 @@ export class CallSession implements PipelineSession {
     const known = this.#plan
     if (known !== undefined && known.rows === rows && known.changes === changes) return known
     const mixes = mixesOf(this.#choice, rows)
-    session.checkMixes(mixes)
+    session.checkMixes(mixes, true)
     const head = session.headFor(mixes)
     const kept = this.outputNames.filter((name) => name !== head?.output)
     const isWhole = session.adapters.every((name) => session.headOf(name) === undefined)

@@ -155,7 +155,7 @@ function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallC
 /** config.json with the labels of the adapter's head. */
 function labeledConfig(config: Record<string, unknown>, { session }: SharedSession, choice: CallChoice) {
   const mixes = mixesOf(choice, undefined)
-  session.checkMixes(mixes)
+  session.checkMixes(mixes, true)
   const head = session.headFor(mixes)
   if (head === undefined) return config
   const { count, labels } = head

@@ -56,9 +56,6 @@ describe('options', () => {
         ...CHECKPOINT,
         ...options,
       )
-    const refused = await merge('refused')
-    expect(refused.stderr).toMatch(/^error: lm_head\.weight: .*a choice for tied embeddings: untie or keep/)
-    expect([refused.code, existsSync(join(scratch, 'refused'))]).toEqual([1, false])
     for (const [choice, tensors, isTied] of [
       ['untie', 57, false],
       ['keep', 56, true],
@@ -90,19 +87,6 @@ describe('options', () => {
     const { tensors } = JSON.parse((await lowrankHere('inspect', out, '--json')).stdout)
     expect(new Set(tensors.map(({ dtype }: { dtype: string }) => dtype))).toEqual(new Set(['bf16']))
     expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
-  })
-
-  it('--out-dtype of a single file says what its config.json has to say', async () => {
-    const args = ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--out-dtype', 'bf16']
-    for (const options of [['--dry-run'], []]) {
-      const out = join(scratch, 'converted.safetensors')
-      const { code, stdout, stderr } = await lowrankHere(...args, '--out', out, '--json', ...options)
-      expect(stderr).toMatch(
-        /^warning: The result is in bf16, and the base's config\.json, .* says float32: change it/m,
-      )
-      expect(JSON.parse(stdout).warnings).toHaveLength(1)
-      expect(code).toBe(0)
-    }
   })
 
   it('--shard makes with others what one merge makes', async () => {

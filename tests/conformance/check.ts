@@ -4,16 +4,15 @@
 import path from 'node:path'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
-import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
+import { type FloatArray, type Matrix, type Tensor, transpose } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, saveSafetensors } from '../../src/formats/safetensors.js'
-import { transpose } from '../../src/linalg/product.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { changesBase } from '../../src/lora/init/inits.js'
-import { convertToPlain } from '../../src/merge/convert.js'
 import type { TiedPolicy } from '../../src/merge/plan/tied.js'
 import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
+import { convertToPlain } from '../../src/tools/to-plain.js'
 import { convolve } from '../convolve.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'
 import {
@@ -212,7 +211,7 @@ class CellRun {
   /** What PEFT does: a merge changes both uses of the one weight, but a saved copy of one use unties them. */
   #tiedPolicy(): TiedPolicy {
     const { architecture, option } = this.#cell
-    if (this.#expected.base !== 'tied') return 'refuse'
+    if (this.#expected.base !== 'tied') return 'untie'
     // T5's `shared` is no use of the weight, but its owner.
     return option === 'tied-saved' && architecture !== 't5' ? 'untie' : 'keep'
   }
@@ -223,7 +222,7 @@ class CellRun {
    */
   #untied(base: ReadonlyMap<string, Tensor>): ReadonlyMap<string, Tensor> {
     const embedding = [...base].find(([name]) => /(embed_tokens|wte|word_embeddings)\.weight$/.test(name))
-    if (this.#tiedPolicy() !== 'untie' || embedding === undefined) return base
+    if (this.#expected.base !== 'tied' || this.#tiedPolicy() !== 'untie' || embedding === undefined) return base
     const bias = base.get('cls.predictions.bias')
     if (bias === undefined) return new Map([...base, ['lm_head.weight', embedding[1]]])
     const head = 'cls.predictions.decoder'

@@ -64,7 +64,7 @@ These checks run in every cell. The merge is left out only where a note says tha
 | case | PEFT | lowrank |
 | --- | --- | --- |
 | merging into 16 bits with \`safe_merge\` ([#1388](https://github.com/huggingface/peft/issues/1388), [#2502](https://github.com/huggingface/peft/issues/2502)) | rounds s·B·A, then the sum | rounds once, as PEFT does without \`safe_merge\` |
-| tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge also changes the other use, with a warning | refuses, until you choose \`tied\`: \`untie\` gives the model that was trained, and \`keep\` gives PEFT’s result |
+| tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge also changes the other use, with a warning | unties them, which gives the model that was trained, with a warning. \`tied: 'keep'\` gives PEFT’s result |
 | \`ensure_weight_tying\` | a merge adds the change that both uses share twice | adds it once, as in a run that is not merged |
 | \`layer_replication\` ([#1707](https://github.com/huggingface/peft/issues/1707)) | a merge adds the changes of all copies to the weight that they share | \`LoraAdapter\` reads them, and their layers compute what PEFT’s compute. Sessions, \`train\` and \`merge\` refuse them |
 | \`init_lora_weights\`: pissa | decomposes the base in float32 each time it loads the adapter. If singular values are close to each other, weights differ by more than 1e-4 of the largest | decomposes in float64. The data of ✓ were made in float64 too |

@@ -174,7 +174,7 @@ describe('on one small model', () => {
 
 const LOWEST = -3.4028234663852886e38
 
-interface Case {
+interface Mask {
   /** Whether a query sees a key; undefined: there is no mask. */
   sees?: (query: number, key: number) => boolean
   /** What is added to the score of a key that is not seen. Default: the lowest float. */
@@ -188,7 +188,7 @@ interface Case {
 }
 
 const causal = (query: number, key: number) => key <= query
-const CASES: Record<string, Case> = {
+const MASKS: Record<string, Mask> = {
   'no mask': {},
   'a causal mask': { sees: causal },
   'a sliding window': { sees: (query, key) => causal(query, key) && query - key < 3, hidden: Number.NEGATIVE_INFINITY },
@@ -202,7 +202,7 @@ const CASES: Record<string, Case> = {
 
 const WIDTH = 4
 
-it.each(Object.entries(CASES))('%s', async (_, { sees, hidden = LOWEST, ...shapes }) => {
+it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shapes }) => {
   const { leading = [2, 3], keyLeading = leading, squash, guard } = shapes
   const build = () => {
     const graph = emptyGraph(18)

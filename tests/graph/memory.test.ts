@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { choosesLowMemory, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
+import { chooseLowMemory, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
 import { openModel } from '../infer/models.js'
 
 describe('memory', () => {
@@ -14,7 +14,7 @@ describe('memory', () => {
     const file = statSync('models/union-3m/onnx/model.onnx').size
     expect(weightBytes(model.onnx)).toBeGreaterThan(0.95 * file)
     expect(weightBytes(model.onnx)).toBeLessThan(file)
-    expect(sessionMemory(model.onnx).total).toBe(2 * weightBytes(model.onnx))
+    expect(sessionMemory(model.onnx, false).total).toBe(2 * weightBytes(model.onnx))
     expect(sessionMemory(model.onnx, true).total).toBe(weightBytes(model.onnx))
     await model.close()
   })
@@ -37,16 +37,19 @@ describe('memory', () => {
 
   it('copies the weights of small models, where there is room', () => {
     const limits = [{ bytes: 1e9, of: 'this machine has free' }]
-    expect(choosesLowMemory({ weights: 90e6, total: 5e8 }, limits)).toBe(false)
-    expect(choosesLowMemory({ weights: 90e6, total: 2e9 }, limits)).toBe(true)
-    expect(choosesLowMemory({ weights: 500e6, total: 6e8 }, [])).toBe(true)
+    const chosen = (weights: number, total: number, within: typeof limits) =>
+      chooseLowMemory(() => ({ weights, total }), within)
+    expect(chosen(90e6, 5e8, limits)).toBe(false)
+    expect(chosen(90e6, 2e9, limits)).toBe(true)
+    expect(chosen(500e6, 6e8, [])).toBe(undefined)
+    expect(chosen(500e6, 2e9, limits)).toBe(true)
   })
 
   it('counts the logits of a large vocabulary by blocks', () => {
     const config = { hidden_size: 8, num_hidden_layers: 1 }
     const need = (vocabularySize: number, sequence: number) => {
       const model = { onnx: { proto: create(ModelProtoSchema) } as OnnxModel, config, vocabularySize }
-      return trainingMemory(model, { batch: 1, sequence }).total
+      return trainingMemory(model, { batch: 1, sequence, lowMemory: false }).total
     }
     expect(need(32_000, 2048)).toBeGreaterThan(2 * need(32_000, 512))
     expect(need(262_144, 2048)).toBeLessThan(1.1 * need(262_144, 512))

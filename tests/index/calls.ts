@@ -123,9 +123,9 @@ export const FUNCTIONS: Record<string, Call> = {
   ...TOOL_FUNCTIONS,
   inspect: {
     call: lowrank.inspect,
-    args: () => [PISSA, { base: BASE, relativeChange: false, strict: true }],
+    args: () => [PISSA, { base: BASE, strict: true }],
     options: 1,
-    misspelled: { relative_change: /relativeChange/ },
+    misspelled: { strikt: /strict/ },
   },
   train: {
     call: lowrank.train,

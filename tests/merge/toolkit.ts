@@ -193,6 +193,7 @@ export function compareStored(a: Uint8Array, b: Uint8Array, dtype: FloatDtype): 
 /** Options of {@link mergeCheckpoint}. */
 export type CheckpointOptions = Omit<Partial<UnmergeRequest>, 'base' | 'merged' | 'adapters' | 'out'> & {
   outDtype?: MergeRequest['outDtype']
+  tied?: MergeRequest['tied']
   /** The base's file in its folder. */
   file?: string
 }
@@ -212,7 +213,7 @@ export async function unmergeCheckpoint(
   directory: Directory,
   adapters: MergeRequest['adapters'],
   out: Directory,
-  { file, ...options }: Omit<CheckpointOptions, 'outDtype'> = {},
+  { file, ...options }: Omit<CheckpointOptions, 'outDtype' | 'tied'> = {},
 ): Promise<MergeReport> {
   return unmerge({ ...options, format: 'safetensors', merged: { directory, file }, adapters, out })
 }

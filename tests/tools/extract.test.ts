@@ -257,7 +257,7 @@ describe('extract', () => {
       await checkpoint(changed, { quantization_config: { quant_method: 'awq' } }),
     ]
     await expect(extract({ base: one, fineTuned: other } as never)).rejects.toThrow(/rank: missing/)
-    await expect(extract({ base: one, fineTuned: other, rank: 1 })).rejects.toThrow(/AWQ/)
+    await expect(extract({ base: one, fineTuned: other, rank: 1 })).rejects.toThrow(/awq/)
   })
 })
 

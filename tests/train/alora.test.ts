@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { type AdapterFormat, convertAdapter, LoraAdapter, merge } from '../../src/node.js'
+import { type AdapterFormat, convertAdapter, LoraAdapter, merge, planMerge, unmerge } from '../../src/node.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
@@ -110,6 +110,15 @@ describe('a session', () => {
     const whole = await start()
     whole.addReplacement('model.norm.weight', { data: new Float32Array(32), shape: [32] })
     await expect(session.add('c', whole)).rejects.toThrow(/whole tensors/)
+    const choice = { adapter: 'a' }
+    const verbs = {
+      classify: () => session.classify('x', choice),
+      embed: () => session.embed('x', choice),
+      tag: () => session.tag('x', choice),
+    }
+    for (const [verb, call] of Object.entries(verbs)) {
+      await expect(call(), verb).rejects.toThrow(/^alora_invocation_tokens: an activated LoRA/)
+    }
     await session.dispose()
   })
 })
@@ -182,8 +191,17 @@ describe('files', () => {
       const refused = convertAdapter(adapter, { to, base, out: new MemoryDirectory() })
       await expect(refused, to).rejects.toThrow(/alora_invocation_tokens/)
     }
-    const merged = merge({ base: `${base}/onnx/model.onnx`, adapters: adapter, out: new MemoryDirectory() })
-    await expect(merged).rejects.toThrow(/alora_invocation_tokens/)
+    const [onnx, out] = [`${base}/onnx/model.onnx`, new MemoryDirectory()]
+    const merges = {
+      merge: () => merge({ base: onnx, adapters: adapter, out }),
+      planMerge: () => planMerge({ base: onnx, adapters: adapter, out }),
+      unmerge: () => unmerge({ merged: onnx, adapters: adapter, out }),
+    }
+    for (const [verb, call] of Object.entries(merges)) {
+      await expect(call(), verb).rejects.toThrow(/alora_invocation_tokens/)
+    }
+    const loaded = await start()
+    expect(() => loaded.layer(loaded.names()[0]).merge()).toThrow(/alora_invocation_tokens/)
     expect(() => new LoraAdapter({ aloraInvocationTokens: [] })).toThrow(/aloraInvocationTokens/)
   })
 })

@@ -22,7 +22,7 @@ export const inspect = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank inspect out/scripture',
-    'lowrank inspect out/scripture --base models/union-3m --relative-change --html out/scripture.html',
+    'lowrank inspect out/scripture --base models/union-3m --html out/scripture.html',
     'lowrank inspect models/union-3m/onnx/model.onnx',
   ],
   subject: ['source'],
@@ -33,11 +33,10 @@ export const inspect = defineCommand({
     overwrite: toggle('replace the file of --html if it exists'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ source, base, dtype, relativeChange, html, overwrite, strict, json }) {
-    if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE|ID')
+  async run({ source, base, dtype, html, overwrite, strict, json }) {
     const node = await import('../../node.js')
     if (html !== undefined) await refusePage(html, overwrite)
-    const report = await node.inspect(source, { base, dtype, relativeChange, strict })
+    const report = await node.inspect(source, { base, dtype, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
       await writePage(html, inspectionReport(report, source))
@@ -142,7 +141,6 @@ function adapterLines({ config, trainableParams, layers, replacements, fit }: Co
 function fitLines({ base, parts, vocabulary, isTied, notes }: FitReport): string[] {
   const fitting = parts.filter(({ problem }) => problem === null)
   const types = [...new Set(fitting.flatMap(({ dtype }) => dtype ?? []))]
-  const changed = parts.filter(({ relativeChange }) => relativeChange !== null)
   return [
     heading(
       `Fit to ${base}`,
@@ -150,15 +148,6 @@ function fitLines({ base, parts, vocabulary, isTied, notes }: FitReport): string
     ),
     ...(vocabulary === null ? [] : [`vocabulary   ${thousands(vocabulary)}${isTied ? ', tied embeddings' : ''}`]),
     ...notes.map((note) => `note         ${printable(note)}`),
-    ...(changed.length > 0
-      ? [
-          '',
-          table([
-            ['layer', 'weight', '‖s·B·A‖/‖W‖'],
-            ...changed.map(({ name, tensor, relativeChange }) => [name, tensor!, relativeChange!]),
-          ]),
-        ]
-      : []),
   ]
 }
 

@@ -72,15 +72,7 @@ export async function runMerge<R extends MergeReport>(
   return 0
 }
 
-const MAX_RENAMED = 3
-
-export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): void {
-  for (const { from, to, count } of renamed.slice(0, MAX_RENAMED)) {
-    const many = count > 1 ? ` (${count} tensors)` : ''
-    say(`${printable(from)} is ${to.map(printable).join(' and ')} in this base${many}`)
-  }
-  if (renamed.length > MAX_RENAMED)
-    say(`… and ${renamed.length - MAX_RENAMED} other kinds of tensors under other names`)
+export function sayAsides({ leftOut, warnings, added }: MergeSummary): void {
   if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
   warnings.forEach(warn)
   if (leftOut.length > 0) say(`Not copied from the base: ${leftOut.map(printable).join(', ')}`)

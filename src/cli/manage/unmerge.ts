@@ -19,7 +19,7 @@ export const unmerge = defineCommand({
   options: {
     ...flags('UnmergeOptions', 'merged'),
     ...ADAPTERS,
-    ...flags('UnmergeOptions', 'out', 'tied'),
+    ...flags('UnmergeOptions', 'out'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,

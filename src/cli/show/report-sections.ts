@@ -18,7 +18,6 @@ const INSPECT_COLUMNS: readonly Shown[] = [
 
 const INSPECT_MEASURES: readonly Shown[] = [
   ['normDelta', '‖s·B·A‖'],
-  ['relativeChange', '‖s·B·A‖/‖W‖'],
   ['effectiveRank', 'effective rank'],
   ['rank99', 'rank for 99 %'],
   ['normA', '‖A‖'],
@@ -40,8 +39,7 @@ export function inspectionReport(report: AdapterInspection, title: string): Repo
       {
         kind: 'layers',
         layers: layers.map((layer) => {
-          const { relativeChange = null, problem } = fits.get(layer.name) ?? {}
-          return { ...layer, kind: kindOf(layer), relativeChange, fits: problem === null ? 'yes' : 'no' }
+          return { ...layer, kind: kindOf(layer), fits: fits.get(layer.name)?.problem === null ? 'yes' : 'no' }
         }),
         columns: [...INSPECT_COLUMNS, ...fitColumn],
         measures: INSPECT_MEASURES,

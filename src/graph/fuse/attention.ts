@@ -138,7 +138,7 @@ function numberOf(graph: Graph, value: Value, size: number | undefined): number 
 }
 
 /** The key heads before each is repeated for the query heads that share it. */
-function unrepeated(graph: Graph, value: Value): Value {
+export function unrepeated(graph: Graph, value: Value): Value {
   const expanded = makerOf(graph, makerOf(graph, value, 'Reshape')?.input[0] ?? '', 'Expand')
   return unsqueezed(graph, expanded?.input[0] ?? '', 2) ?? value
 }

@@ -1,4 +1,5 @@
-// GELU that an exporter wrote out, x·(1 + erf(x/√2))/2, as one operator: its gradient keeps x alone.
+// GELU that an exporter wrote out, x·(1 + erf(x/√2))/2 or with tanh(√(2/π)·(x + 0.044715·x³)) for the erf, as one
+// operator: its gradient keeps x alone.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -10,31 +11,32 @@ const TOLERANCE = 1e-6
 
 export function fuseGelu(graph: Graph): void {
   const g = new Builder(graph, 'gelu')
-  for (const node of graph.nodes.filter(({ opType }) => opType === 'Erf')) {
-    const found = geluAround(graph, node)
-    if (found === undefined) continue
-    const value = g.op('com.microsoft:Gelu', [found.input])
-    graph.replace(found.last, [value])
+  for (const node of graph.nodes.filter(({ opType }) => opType === 'Erf' || opType === 'Tanh')) {
+    const isErf = node.opType === 'Erf'
+    const x = isErf ? scaledInput(graph, node.input[0]) : cubicInput(graph, node.input[0])
+    const last = x === undefined ? undefined : geluAround(graph, node, x)
+    if (x === undefined || last === undefined) continue
+    const value = g.op(isErf ? 'com.microsoft:Gelu' : 'com.microsoft:FastGelu', [x])
+    graph.replace(last, [value])
   }
   graph.requireOpset('com.microsoft', 1)
   graph.prune()
 }
 
-/** The x of x·(1 + erf(x/√2))/2 around an Erf, and the node that gives the whole. */
-function geluAround(graph: Graph, erf: NodeProto): { input: Value; last: NodeProto } | undefined {
-  const x = scaledInput(graph, erf.input[0])
-  const sum = x === undefined ? undefined : onlyReader(graph, erf.output[0], 'Add')
-  if (x === undefined || sum === undefined || !bothWays(sum).some(([, one]) => isAbout(graph, one, 1))) return undefined
-  // The three factors of the whole are 1 + erf, x and ½, in any order.
+/** The node that gives x·(1 + t)/2 as a whole, for the t of a node. */
+function geluAround(graph: Graph, node: NodeProto, x: Value): NodeProto | undefined {
+  const sum = onlyReader(graph, node.output[0], 'Add')
+  if (sum === undefined || !bothWays(sum).some(([, one]) => isAbout(graph, one, 1))) return undefined
+  // The three factors of the whole are 1 + t, x and ½, in any order.
   const product = onlyReader(graph, sum.output[0], 'Mul')
   const factor = bothWays(product).find(([a]) => a === sum.output[0])?.[1]
   if (product === undefined || factor === undefined) return undefined
-  if (isHalfOf(graph, factor, x)) return { input: x, last: product }
+  if (isHalfOf(graph, factor, x)) return product
   const last = onlyReader(graph, product.output[0], 'Mul')
   const rest = bothWays(last).find(([a]) => a === product.output[0])?.[1]
   if (last === undefined || rest === undefined) return undefined
   const isWhole = (factor === x && isAbout(graph, rest, 0.5)) || (rest === x && isAbout(graph, factor, 0.5))
-  return isWhole ? { input: x, last } : undefined
+  return isWhole ? last : undefined
 }
 
 /** The x of x/√2. */
@@ -42,6 +44,19 @@ function scaledInput(graph: Graph, value: Value): Value | undefined {
   const quotient = makerOf(graph, value, 'Div')
   if (quotient !== undefined) return isAbout(graph, quotient.input[1], Math.SQRT2) ? quotient.input[0] : undefined
   return bothWays(makerOf(graph, value, 'Mul')).find(([, scale]) => isAbout(graph, scale, Math.SQRT1_2))?.[0]
+}
+
+/** The x of √(2/π)·(x + 0.044715·x³). */
+function cubicInput(graph: Graph, value: Value): Value | undefined {
+  const sum = bothWays(makerOf(graph, value, 'Mul')).find(([, scale]) => isAbout(graph, scale, Math.sqrt(2 / Math.PI)))
+  for (const [x, term] of bothWays(makerOf(graph, sum?.[0] ?? '', 'Add'))) {
+    const cube = bothWays(makerOf(graph, term, 'Mul')).find(([, scale]) => isAbout(graph, scale, 0.044715))?.[0] ?? ''
+    const power = makerOf(graph, cube, 'Pow')
+    if (power?.input[0] === x && isAbout(graph, power.input[1], 3)) return x
+    const isSquare = (square: Value) => makerOf(graph, square, 'Mul')?.input.every((factor) => factor === x) === true
+    if (bothWays(makerOf(graph, cube, 'Mul')).some(([a, square]) => a === x && isSquare(square))) return x
+  }
+  return undefined
 }
 
 function isHalfOf(graph: Graph, value: Value, x: Value): boolean {

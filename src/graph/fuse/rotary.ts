@@ -78,13 +78,14 @@ function placeOf(graph: Graph, value: Value, x: Value, size: number): number | u
   return dimension?.of === x && (dimension.axis === 3 || dimension.axis === -1) ? size / 2 : undefined
 }
 
-/** Appends the rotation of x (batch, sequence, heads · size). */
+/** Appends the rotation of x (batch, sequence, heads · size), or (batch, heads, sequence, size) with its `axes`. */
 export function rotate(
   g: Builder,
   x: Value,
   { cos, sin }: Pick<Rotation, 'cos' | 'sin'>,
   size: number,
   shared: Map<string, Value>,
+  axes: readonly [batch: number, sequence: number] = [0, 1],
 ): Value {
   const cacheOf = (angles: Value) =>
     sharedValue(shared, `half of ${angles}`, () => {
@@ -92,11 +93,10 @@ export function rotate(
       return g.reshape(half, g.int([-1, size / 2]))
     })
   const places = sharedValue(shared, `places in ${cos}`, () => {
-    const sizes = (value: Value) => g.slice(g.shape(value), 0, 2, 0)
-    const own = sizes(cos)
+    const own = g.slice(g.shape(cos), 0, 2, 0)
     const count = g.op('ReduceProd', [own], { keepdims: 0 })
     const rows = g.reshape(g.op('Range', [g.int(0), count, g.int(1)]), own)
-    return g.expand(rows, sizes(x))
+    return g.expand(rows, g.op('Gather', [g.shape(x), g.int(axes)]))
   })
   return g.op('com.microsoft:RotaryEmbedding', [x, places, cacheOf(cos), cacheOf(sin)])
 }

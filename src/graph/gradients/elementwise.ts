@@ -128,12 +128,12 @@ export const ACTIVATIONS: Readonly<Record<string, GradientRule>> = {
   ],
 
   // y = x·Φ(x), or its approximation by tanh
-  Gelu: ({ g, node, inputs: [x], dy }) => [
-    () => g.mul(dy, stringAttribute(node, 'approximate', 'none') === 'tanh' ? tanhGeluSlope(g, x) : geluSlope(g, x)),
+  Gelu: ({ g, node, inputs: [x], outputs: [y], dy }) => [
+    () => g.mul(dy, stringAttribute(node, 'approximate', 'none') === 'tanh' ? tanhGeluSlope(g, x, y) : geluSlope(g, x)),
   ],
   'com.microsoft:Gelu': ({ g, inputs: [x], dy }) => [() => g.mul(dy, geluSlope(g, x))],
-  'com.microsoft:FastGelu': ({ g, inputs: [x, bias], dy }) => {
-    const gradient = () => g.mul(dy, tanhGeluSlope(g, bias ? g.add(x, bias) : x))
+  'com.microsoft:FastGelu': ({ g, inputs: [x, bias], outputs: [y], dy }) => {
+    const gradient = () => g.mul(dy, tanhGeluSlope(g, bias ? g.add(x, bias) : x, y))
     return [gradient, gradient]
   },
 
@@ -155,14 +155,13 @@ function geluSlope(g: Builder, x: Value): Value {
   return g.add(below, g.mul(x, density))
 }
 
-/** With t = tanh(κ(x + λx³)): (1 + t)/2 + x·(1 − t²)·κ(1 + 3λx²)/2; κ = √(2/π), λ = 0.044715. */
-function tanhGeluSlope(g: Builder, x: Value): Value {
-  const kappa = g.float(Math.sqrt(2 / Math.PI))
-  const cubic = g.mul(g.float(0.044715), g.mul(x, x)) // λx²
-  const t = g.op('Tanh', [g.mul(kappa, g.mul(x, g.add(g.float(1), cubic)))])
-  const inner = g.mul(kappa, g.add(g.float(1), g.mul(g.float(3), cubic)))
-  const rise = g.mul(g.mul(x, g.sub(g.float(1), g.mul(t, t))), inner)
-  return g.mul(g.float(0.5), g.add(g.add(g.float(1), t), rise))
+/** With y = x·s, s = σ(2κ(x + λx³)): s + y·(1 − s)·2κ(1 + 3λx²); κ = √(2/π), λ = 0.044715. */
+function tanhGeluSlope(g: Builder, x: Value, y: Value): Value {
+  const [kappa, lambda] = [Math.sqrt(2 / Math.PI), 0.044715]
+  const square = g.mul(x, x)
+  const quadratic = (factor: number) => g.add(g.mul(square, g.float(factor)), g.float(2 * kappa))
+  const s = g.op('Sigmoid', [g.mul(x, quadratic(2 * kappa * lambda))])
+  return g.add(s, g.mul(g.sub(y, g.mul(y, s)), quadratic(6 * kappa * lambda)))
 }
 
 function evenlyAmongEqual({ g, inputs, outputs: [y], dy }: GradientContext): ReturnType<GradientRule> {

@@ -8,7 +8,7 @@ import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, dataTypeName, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { type BranchFactors, branchFactors, branchScope } from '../match/merged-branches.js'
-import { Builder, type Value } from '../view/builder.js'
+import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { Affine } from './affine.js'
 import { adaptNodes } from './inject.js'
@@ -24,13 +24,13 @@ export interface BranchValues {
 
 const TYPES: Partial<Record<DataType, FloatDtype>> = { [DataType.FLOAT]: 'fp32', [DataType.FLOAT16]: 'fp16' }
 
-export const FACTOR_TYPES = { fp32: DataType.FLOAT, fp16: DataType.FLOAT16 } as const
+const FACTOR_TYPES = { fp32: DataType.FLOAT, fp16: DataType.FLOAT16 } as const
 
 /**
  * The initializers of one branch, with the number of its adapter. Throws NumericError when a value is not finite in the
  * stored type.
  */
-export function branchTensors(
+function branchTensors(
   { name, k, d }: Pick<Linear, 'name' | 'k' | 'd'>,
   { rank, weightA, weightB, affine }: BranchValues,
   number: number,
@@ -64,7 +64,6 @@ export function addBranches(
   graph: Graph,
   layers: readonly { readonly linear: Linear; readonly values: BranchValues }[],
   number: number,
-  stored?: 'fp32' | 'fp16',
 ): void {
   const valuesOf = new Map(layers.map(({ linear, values }) => [linear, values]))
   const seen = new Map<string, number>()
@@ -79,31 +78,21 @@ export function addBranches(
       g,
       parts,
       (linear, base) => {
-        const { factors, use } = declare(graph, g, linear, valuesOf.get(linear) as BranchValues, number, stored)
-        const low = linear.form.isLookup
-          ? use(g.op('Gather', [factors.weightA, linear.input]))
-          : g.matmul(linear.input, use(factors.weightA))
-        const product = g.matmul(low, use(factors.weightB))
+        const { weightA, weightB, affine } = declare(graph, linear, valuesOf.get(linear) as BranchValues, number)
+        const low = linear.form.isLookup ? g.op('Gather', [weightA, linear.input]) : g.matmul(linear.input, weightA)
+        const product = g.matmul(low, weightB)
         if (base === undefined) return product
         const sum = g.add(base, product)
-        if (factors.affine === undefined) return sum
-        return g.add(g.mul(sum, use(factors.affine.scale)), use(factors.affine.shift))
+        return affine === undefined ? sum : g.add(g.mul(sum, affine.scale), affine.shift)
       },
       (linear) => valuesOf.get(linear)?.affine !== undefined,
     )
   }
 }
 
-function declare(
-  graph: Graph,
-  g: Builder,
-  linear: Linear,
-  values: BranchValues,
-  number: number,
-  stored: 'fp32' | 'fp16' | undefined,
-): { factors: BranchFactors; use: (name: string) => Value } {
-  const own = TYPES[linear.dataType]
-  if (own !== 'fp32' && own !== 'fp16') {
+function declare(graph: Graph, linear: Linear, values: BranchValues, number: number): BranchFactors {
+  const type = TYPES[linear.dataType]
+  if (type !== 'fp32' && type !== 'fp16') {
     throw new UnsupportedError({
       where: `node ${linear.node.name}`,
       what: 'a branch cannot be put beside a layer of this type',
@@ -111,7 +100,6 @@ function declare(
       got: dataTypeName(linear.dataType),
     })
   }
-  const type = stored ?? own
   const { factors, tensors } = branchTensors(linear, values, number, type)
   for (const [name, { dims, bytes }] of tensors) {
     // A module that is called twice has one tensor for both calls.
@@ -119,5 +107,5 @@ function declare(
     const tensor = { name, dataType: FACTOR_TYPES[type], dims: dims.map(BigInt), rawData: bytes }
     graph.addInitializer(create(TensorProtoSchema, tensor))
   }
-  return { factors, use: (name) => (type === own ? name : g.cast(name, linear.dataType)) }
+  return factors
 }

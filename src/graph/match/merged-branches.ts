@@ -80,18 +80,3 @@ function factorsOf(graph: Graph, nodes: readonly NodeProto[], number: number): B
     return graph.initializers.has(factors.weightB) ? [factors] : []
   })
 }
-
-export function removeBranch(graph: Graph, branch: MergedBranch): void {
-  const { nodes, base, output } = branch
-  const own = new Set(nodes)
-  const maker = graph.producer(base) as NodeProto
-  graph.nodes = graph.nodes.filter((node) => !own.has(node))
-  graph.invalidate()
-  graph.setOutput(maker, maker.output.indexOf(base), output)
-  const read = new Set(graph.nodes.flatMap(({ input }) => input))
-  const scope = `${branchScope(branch.number, '')}`
-  for (const name of [...graph.initializers.keys()]) {
-    if (name.startsWith(scope) && !read.has(name)) graph.initializers.delete(name)
-  }
-  graph.invalidate()
-}

@@ -1,9 +1,11 @@
 // Graphs in half precision, computed in float32 for training: gradients would leave the range of float16.
 
 import { DataType, type TensorProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
+import type { CustomGradients, GradientPath } from '../gradients/backward.js'
 import { isMadeWhole } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import { dimsOfInput } from '../inputs/roles.js'
+import { dequantizerOf } from '../match/forms/dequantize.js'
 import { findProduct } from '../match/forms/forms.js'
 import { ownBiasInput } from '../match/parameters.js'
 import type { ShapeMap } from '../shapes/shapes.js'
@@ -43,6 +45,15 @@ function inFloat32(info: ValueInfoProto): ValueInfoProto {
   return valueInfo(info.name, DataType.FLOAT, dims)
 }
 
+/** On the way of gradients all is float32: casts to it hide what nodes have to do with one another. */
+export function dropCasts(graph: Graph, { nodes }: GradientPath, custom: Readonly<CustomGradients>): void {
+  const casts = nodes.filter(({ opType }) => opType === 'Cast')
+  if (casts.some((node) => intAttribute(node, 'to', 0) !== DataType.FLOAT)) return
+  const named = new Set([...custom.values()].flatMap(({ inputs }) => inputs))
+  for (const { input, output } of casts) if (!named.has(output[0])) graph.replaceUses(output[0], input[0])
+  graph.prune()
+}
+
 /**
  * Products by integers become a Gemm with the weight as floats, as the gradient reads it: ONNX Runtime repacks
  * integers, and would hold them twice. Weights that are made in blocks stay: their floats need more memory than that
@@ -53,10 +64,10 @@ export function keepOneCopy(graph: Graph, shapes: ShapeMap, values: ReadonlySet<
   const weights = new Builder(graph, 'weights')
   const replaced = nodes.flatMap((node) => {
     const product = findProduct(graph, node)
-    if (product?.form.dequantizeRows === undefined || product.problem !== undefined || !isMadeWhole(product)) return []
+    if (product === undefined || product.problem !== undefined || !isMadeWhole(product)) return []
     const { form, input, output, d } = product
     if (!values.has(input) || shapes.get(input)?.dims.length !== 2) return []
-    const weight = form.dequantizeRows?.(weights, product, 0, d)
+    const weight = dequantizerOf(form)?.rows?.(weights, product, 0, d)
     return weight === undefined ? [] : [{ node, input, output, weight }]
   })
   // In front of all others, so that each is made right before the product that reads it.

@@ -6,10 +6,11 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, Runtime } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
+import { shareKeys, suitQueries } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
-import { takeBranchWithoutCache } from '../inputs/cache.js'
+import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
@@ -19,7 +20,7 @@ import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { activeFeeds } from './activation.js'
 import { attendInBlocks } from './attention-blocks.js'
-import { computeInFloat32, keepOneCopy } from './float32.js'
+import { computeInFloat32, dropCasts, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
@@ -52,6 +53,11 @@ export class Work {
   ) {
     this.graph = new Graph(model.proto)
     this.g = new Builder(this.graph, 'backward')
+  }
+
+  findPath(): void {
+    const wrt = this.parameters.map(({ input }) => input)
+    this.path = gradientPath(this.graph, wrt, [this.forward.sum], this.forward.objective.customGradients)
   }
 
   isOptional(name: string): boolean {
@@ -103,7 +109,10 @@ export const FORWARD_PASSES: readonly Pass[] = [
     name: 'take the branch without a cache',
     needs: [],
     gives: ['no branches'],
-    run: ({ graph }) => takeBranchWithoutCache(graph),
+    run({ graph }) {
+      takeBranchWithoutCache(graph)
+      growWindows(graph)
+    },
   },
   {
     name: 'raise the operator set',
@@ -141,10 +150,11 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const { graph, forward } = work
       const inputs = new Set(graph.inputs.map(({ name }) => name))
       work.parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !work.isOptional(name))
+      work.findPath()
       const custom = forward.objective.customGradients
-      const wrt = work.parameters.map(({ input }) => input)
-      work.path = gradientPath(graph, wrt, [forward.sum], custom)
       checkDifferentiable(work.path, custom)
+      dropCasts(graph, work.path, custom)
+      work.findPath()
     },
   },
   {
@@ -164,12 +174,34 @@ export const TRAINING_PASSES: readonly Pass[] = [
     },
   },
   {
+    name: 'turn and scale queries at once',
+    needs: ['path', 'shapes'],
+    gives: [],
+    run(work) {
+      suitQueries(work.graph, work.path.nodes, work.shapes)
+      work.findPath()
+    },
+  },
+  {
     name: 'attend in blocks',
     needs: ['path', 'shapes'],
     gives: [],
-    run({ graph, shapes, path, forward, options: { attentionRows: rows } }) {
+    run(work) {
+      const { graph, shapes, path, forward, options } = work
       const { customGradients } = forward.objective
-      if (rows !== undefined) attendInBlocks({ graph, shapes, rows, customGradients, onPath: path.values })
+      const { attentionRows: rows } = options
+      if (rows === undefined) return
+      attendInBlocks({ graph, shapes, rows, customGradients, onPath: path.values })
+      work.findPath()
+    },
+  },
+  {
+    name: 'share keys between heads',
+    needs: ['path', 'shapes'],
+    gives: [],
+    run(work) {
+      shareKeys(work.graph, work.path.nodes, work.shapes)
+      work.findPath()
     },
   },
   {

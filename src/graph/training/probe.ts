@@ -58,10 +58,11 @@ export function lengthOf(lengths: readonly Length[], dim: number | undefined, ot
 
 const TYPICAL = 256
 
-/** Lengths that are no axis of an input are products of two that are. */
+/** Lengths that are no axis of an input, nor a multiple of one, are products of two that are. */
 export function typicalElements({ dims, other }: ProbedShape, lengths: readonly Length[]): number {
   return dims.reduce((product, dim, axis) => {
     if (dim === other[axis]) return product * dim
-    return product * TYPICAL ** (lengthOf(lengths, dim, other[axis])?.source === undefined ? 2 : 1)
+    const part = lengths.find(({ source, probed: [a, b] }) => source !== undefined && dim / a === other[axis] / b)
+    return product * (part === undefined ? TYPICAL ** 2 : (TYPICAL * dim) / part.probed[0])
   }, 1)
 }

@@ -4,7 +4,7 @@ import { StateError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { ModelProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
-import { sessionModel } from '../session-model.js'
+import { packWithin, sessionModel } from '../session-model.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
 import { activeFeeds } from './activation.js'
@@ -30,8 +30,11 @@ export interface RunnableGraph {
   readonly proto: ModelProto
   /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
   readonly tensors: readonly TrainedTensor[]
-  /** The model for a session that takes inputs of any length. `packed`: what it takes as one vector. */
-  sessionModel(packed?: readonly TrainedParameter[]): Promise<SessionModel>
+  /**
+   * The model for a session that takes inputs of any length. `packed`: what it takes as one vector. `repackedBytes`: of
+   * the weights that ONNX Runtime repacks, all by default.
+   */
+  sessionModel(packed?: readonly TrainedParameter[], repackedBytes?: number): Promise<SessionModel>
   /** Feeds of one run, without what is trained. Inputs that the graph does not read are left out. */
   feeds(feeds: Feeds, options: FeedOptions): Feeds
 }
@@ -80,8 +83,8 @@ export async function buildTrainingGraph(
   const fed = { dropout, rows, invocation }
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
   const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
-  const open: TrainingGraph['sessionModel'] = async (packed) => ({
-    ...(await whole.sessionModel(packed)),
+  const open: TrainingGraph['sessionModel'] = async (...options) => ({
+    ...(await whole.sessionModel(...options)),
     keepsRepeats: true,
   })
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
@@ -114,8 +117,10 @@ function finish(
     predictions,
     proto,
     tensors: parameters,
-    async sessionModel(packed) {
-      if (packed === undefined) return sessionModel(model, proto)
+    async sessionModel(packed, repackedBytes) {
+      if (packed === undefined) {
+        return sessionModel(model, repackedBytes === undefined ? proto : packWithin(proto, repackedBytes))
+      }
       // ONNX Runtime would make one Split of all slices, which has more outputs than WebGPU has buffers for.
       return { ...(await sessionModel(model, packTrained(proto, packed))), keepsRepeats: true }
     },

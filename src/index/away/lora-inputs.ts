@@ -68,8 +68,8 @@ export async function addLoraInputs(source: Source, options: AddLoraInputsOption
     const inputs = addAdapterInputs(graph, linears, rank)
     const path = model.onnxPath
     const planned = await planOnnx(model.onnx, graph.toModel(), path, { keepsFiles: true })
-    const own = new Set(path.includes('/') ? [`${path.slice(0, path.indexOf('/'))}/`] : [path])
-    const companions = await findCompanions(model.directory, own)
+    const own = path.includes('/') ? `${path.slice(0, path.indexOf('/'))}/` : path
+    const companions = await findCompanions(model.directory, [own], [])
     await writeTogether(out, async (folder) => {
       for (const file of companions.files) await file.write(folder)
       for (const { path: name, pieces } of planned) await writePieces(folder, name, pieces, model.onnx)

@@ -24,7 +24,7 @@ export async function classify(
   const reads = inputFamily(readGraph(onnx.proto))?.reads
   const kind = reads === 'pictures' ? IMAGE : reads === 'sounds' ? SOUND : TEXT_OR_PAIR
   const list = listOfTexts<ClassifyInput>(inputs, kind)
-  session.checkMixes(mixesOf(adapter, undefined))
+  session.checkMixes(mixesOf(adapter, undefined), true)
   const source = logitsOf(session, adapter ?? undefined, 'texts')
   const isText = kind === TEXT_OR_PAIR
   const encoded = isText ? encodeAll(session.model, list as readonly TextOrPair[], options.maxLength) : undefined

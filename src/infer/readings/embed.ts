@@ -21,7 +21,7 @@ export async function embed(
   const list = listOfTexts(texts, STRING)
   const { adapter, dimensions, normalize = true } = options
   const mixes = mixesOf(adapter, undefined)
-  session.checkMixes(mixes)
+  session.checkMixes(mixes, true)
   const { model } = session
   const { sentence } = model
   const graph = readGraph(model.onnx.proto)

@@ -24,6 +24,7 @@ const HINTS: Record<string, string> = {
   ENOSPC: 'Make room, or choose another disk',
   EDQUOT: 'Make room, or choose another disk',
   EROFS: 'Choose a folder on another disk',
+  EMFILE: 'Raise the limit of open files (ulimit -n)',
 }
 
 /** An error of node:fs as ours; `action` is one clause, such as `cannot be written`. */

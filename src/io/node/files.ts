@@ -40,7 +40,10 @@ export class NodeDirectory implements Directory {
   ) {}
 
   list(folder?: string): Promise<string[]> {
-    return namesIn(folder === undefined ? this.name : this.#resolve(folder), (status) => status.isFile())
+    return namesIn(
+      folder === undefined ? this.name : this.#resolve(folder),
+      (status) => status.isFile() || status.isSymbolicLink(),
+    )
   }
 
   folders(): Promise<string[]> {
@@ -286,9 +289,9 @@ async function namesIn(folder: string, isMeant: (status: Dirent | Stats) => bool
   try {
     const entries = await readdir(folder, { withFileTypes: true })
     const names = entries.map(async (entry) => {
-      const isLink = entry.isSymbolicLink()
-      const status = isLink ? await stat(path.join(folder, entry.name)).catch(() => undefined) : entry
-      return status !== undefined && isMeant(status) ? [entry.name] : []
+      // Links to nothing are named, so that whoever needs the file says that it is missing.
+      const status = entry.isSymbolicLink() ? await stat(path.join(folder, entry.name)).catch(() => entry) : entry
+      return isMeant(status) ? [entry.name] : []
     })
     return (await Promise.all(names)).flat().sort()
   } catch (error) {

@@ -4,16 +4,13 @@
 //   .NAME.TOKEN.tmp/old/: the earlier result, from when it makes room until the new one has its name
 //   .NAME.PLAN.partial/: finished files, each of them whole. The processes of one plan share it
 
-import { createHash } from 'node:crypto'
-import { link, lstat, mkdir, readdir, readFile, realpath, rename, rm, rmdir, stat, unlink } from 'node:fs/promises'
+import { link, lstat, mkdir, readdir, realpath, rename, rm, rmdir, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../base/errors.js'
 import { codeOf, fileError } from './errors.js'
 import { makeFolders, makeInner, removeEmptyFolders, syncFolder } from './folders.js'
 import { isAlive, isDead, newToken, processOf, TOKEN } from './owner.js'
 
-/** Names get a prefix and an ending here, and file systems take 255 bytes. */
-const MAX_NAME_BYTES = 150
 const MAX_ATTEMPTS = 5
 
 export interface WholeOutputOptions {
@@ -37,7 +34,7 @@ export class WholeOutput {
     private readonly options: WholeOutputOptions,
   ) {
     const { plan } = options
-    const prefix = path.join(path.dirname(out), `.${labelOf(out)}${plan === undefined ? '' : `.${plan}`}`)
+    const prefix = path.join(path.dirname(out), `.${path.basename(out)}${plan === undefined ? '' : `.${plan}`}`)
     this.#work = `${prefix}.${newToken()}.tmp`
     this.folder = path.join(this.#work, 'new')
     this.gathered = plan === undefined ? undefined : `${prefix}.partial`
@@ -201,11 +198,7 @@ export async function isMountPoint(folder: string): Promise<boolean> {
   const both = [folder, path.dirname(folder)].map((one) => stat(one).catch(() => undefined))
   const [status, parent] = await Promise.all(both)
   if (status === undefined || parent === undefined || !status.isDirectory()) return false
-  if (status.dev !== parent.dev) return true
-  // A part of the same file system may be mounted: containers do that with folders of their host.
-  const mounts = await readFile('/proc/self/mountinfo', 'utf8').catch(() => '')
-  const escaped = folder.replace(/[ \t\n\\]/g, (one) => `\\${one.charCodeAt(0).toString(8).padStart(3, '0')}`)
-  return mounts.split('\n').some((line) => line.split(' ')[4] === escaped)
+  return status.dev !== parent.dev
 }
 
 interface Unfinished {
@@ -216,7 +209,7 @@ interface Unfinished {
 async function unfinishedOf(
   out: string,
 ): Promise<{ works: (Unfinished & { readonly token: string })[]; gathered: Unfinished[] }> {
-  const label = labelOf(out).replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')
+  const label = path.basename(out).replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')
   const work = new RegExp(`^\\.${label}(?:\\.([0-9a-f]{16}))?\\.(${TOKEN})\\.tmp$`)
   const partial = new RegExp(`^\\.${label}\\.([0-9a-f]{16})\\.partial$`)
   const folder = path.dirname(out)
@@ -234,17 +227,12 @@ async function unfinishedOf(
 }
 
 export function unfinishedName(file: string): string {
-  return path.join(path.dirname(file), `.${labelOf(file)}.${newToken()}.tmp`)
+  return path.join(path.dirname(file), `.${path.basename(file)}.${newToken()}.tmp`)
 }
 
 export async function removeUnfinished(file: string): Promise<void> {
   const { works } = await unfinishedOf(file)
   for (const { path: work, token } of works) if (isDead(token)) await unlink(work).catch(() => {})
-}
-
-function labelOf(out: string): string {
-  const name = path.basename(out)
-  return Buffer.byteLength(name) > MAX_NAME_BYTES ? createHash('sha256').update(name).digest('hex').slice(0, 32) : name
 }
 
 function busyError(out: string, token: string): FileError {

@@ -1,7 +1,7 @@
 // The inner loop of a merge in Node: reads straight into the kernel's memory, computes, and writes from there.
 // Measured: copying files first and patching them is slower.
 
-import { fstatSync, ftruncateSync, readSync, writeSync } from 'node:fs'
+import { fstatSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
 import { withFileErrors } from '../../io/node/errors.js'
 import { chunksOf, computedWeights, type OutputFile, type WeightPlan } from '../plan/layout.js'
@@ -145,13 +145,4 @@ export function stampOf(file: Readable): string {
   if ('bytes' in file) return ''
   const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
   return `${size} ${mtimeNs}`
-}
-
-/** Empties a file that is to be removed: network file systems would send its bytes to the disk when it is closed. */
-export function discard(fd: number): void {
-  try {
-    ftruncateSync(fd)
-  } catch {
-    // It takes longer then, but goes all the same.
-  }
 }

@@ -9,55 +9,34 @@ import { promisify } from 'node:util'
 import { crc32 } from 'node:zlib'
 import { type ByteSource, readAll, writeFile } from '../../base/bytes.js'
 import { ConfigError, FileError, NumericError } from '../../base/errors.js'
-import { fileError, withFileErrors } from '../../io/node/errors.js'
+import { codeOf, withFileErrors } from '../../io/node/errors.js'
 import { localPath, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
-import { findCompanions, RECORD_FILE } from '../companions.js'
+import { RECORD_FILE } from '../companions.js'
 import { chooseFormat } from '../format.js'
 import type { MergeJob, MergeRequest } from '../merge.js'
 import { type OpenMerge, openMerge, reportPlan, sizeOf, summaryOf } from '../open.js'
 import { computedWeights, type OutputFile } from '../plan/layout.js'
 import { ChangeSums, type MergePlanReport, type MergeReport } from '../report.js'
 import { refuseForFormat } from '../settings.js'
-import { changesOf, createShared, discard, type OpenFile, type Readable, stampOf, writeFully } from './chunks.js'
-import {
-  checkSpace,
-  filesIn,
-  type OutputPlace,
-  readRecord,
-  refuseEnding,
-  refuseForeignLinks,
-  refuseOutput,
-} from './place.js'
+import { changesOf, createShared, type OpenFile, type Readable, stampOf, writeFully } from './chunks.js'
+import { checkSpace, filesIn, readRecord, refuseEnding, refuseForeignLinks, refuseOutput } from './place.js'
 import { Crew, threadsOf } from './threads.js'
 
-export async function openPathJob(request: MergeRequest, runs: boolean): Promise<MergeJob> {
-  const out = localPath(String(request.out), 'out')
-  const asFileErrors = async <T>(work: () => Promise<T>): Promise<T> => {
-    try {
-      return await work()
-    } catch (error) {
-      const { syscall, path: file = out } = error as NodeJS.ErrnoException
-      throw syscall === undefined ? error : fileError(file, 'cannot be used', error)
-    }
-  }
-  const job = await asFileErrors(() => PathJob.open({ ...request, out }, runs))
-  return {
-    plan: () => asFileErrors(() => job.plan()),
-    run: () => asFileErrors(() => job.run()),
-    close: () => job.close(),
-  }
+export function openPathJob(request: MergeRequest, runs: boolean): Promise<MergeJob> {
+  return PathJob.open({ ...request, out: localPath(String(request.out), 'out') }, runs)
 }
 
 type PathRequest = MergeRequest & { readonly out: string }
 
-class PathJob {
+class PathJob implements MergeJob {
   readonly #own: readonly OutputFile[]
   #changes = new ChangeSums()
 
   private constructor(
     private readonly request: PathRequest,
-    private readonly place: OutputPlace,
+    /** The path without links. */
+    private readonly place: { readonly out: string; readonly isFile: boolean },
     private readonly opened: OpenMerge,
     private readonly crew: Crew | undefined,
   ) {
@@ -75,13 +54,6 @@ class PathJob {
     const place = { out: await realOutput(out), isFile }
     if (await isMountPoint(place.out)) throw mountedError(out)
     const weightsOnly = isFile || request.weightsOnly === true
-    if (base.directory instanceof NodeDirectory && !weightsOnly) {
-      const { files } = await findCompanions(base.directory, new Set())
-      await refuseForeignLinks(
-        base.directory.name,
-        files.map((file) => file.path),
-      )
-    }
     // Machines round alike only in plain steps, and shares must.
     const reproducible = request.reproducible === true || share !== undefined
     const own = { ...request, weightsOnly, reproducible, outFile: isFile ? path.basename(out) : undefined }
@@ -89,8 +61,9 @@ class PathJob {
     let opened: OpenMerge | undefined
     try {
       opened = await openMerge(own, chosen)
+      await refuseForeignLinks(opened.others)
       const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
-      if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out, isSplit ? opened.files.length : 1)
+      if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out)
       return new PathJob(request, place, opened, crew)
     } catch (error) {
       crew?.dispose()
@@ -118,14 +91,13 @@ class PathJob {
     let isUseless = false
     try {
       // All shares may be given again at any time.
-      const isDone = share !== undefined && (await this.#isPublished(plan))
-      if (isDone) return { ...(await this.#report()), bytes: 0, seconds: seconds() }
+      if (share !== undefined && (await this.#isPublished(plan))) return { ...this.#report(), seconds: seconds() }
       await this.#refusePlaces()
       const missing = await unfinishedFiles(output, this.#own)
       checkSpace(this.place.out, sizeOf(share === undefined ? [...missing, ...this.opened.others] : missing))
       try {
         await this.#writeFiles(output, missing)
-        const report = await this.#report()
+        const report = this.#report()
         const bytes = sizeOf(missing)
         const others = share === undefined ? [] : this.opened.files.filter((file) => !missing.includes(file))
         const unfinished = (await unfinishedFiles(output, others)).map((file) => file.path)
@@ -137,12 +109,13 @@ class PathJob {
       } catch (error) {
         // Another process may have published the same while this one worked.
         if (!(error instanceof FileError) || !(await this.#isPublished(plan))) throw error
-        return { ...(await this.#report()), bytes: 0, seconds: seconds() }
+        return { ...this.#report(), seconds: seconds() }
       }
     } catch (error) {
       isUseless = error instanceof NumericError
       signal?.throwIfAborted()
-      throw withHint(error, !isUseless && (await hasFiles(output.gathered)))
+      const kept = isUseless ? [] : await readdir(output.gathered ?? '').catch(() => [])
+      throw withHint(error, kept.length > 0)
     } finally {
       await output.close(!isUseless)
     }
@@ -164,10 +137,9 @@ class PathJob {
   }
 
   async #refusePlaces(): Promise<void> {
-    const { format, tensors } = this.opened
-    const { overwrite = false } = this.request
+    const { out, overwrite = false } = this.request
     const inputs = inputsOf(this.request, this.opened)
-    await refuseOutput(this.place, inputs, overwrite, format === 'onnx' ? undefined : tensors)
+    await withFileErrors(out, 'cannot be used', () => refuseOutput(this.place, inputs, overwrite))
   }
 
   /** Throws FileError when somebody writes to the base or an adapter meanwhile. */
@@ -222,9 +194,6 @@ class PathJob {
         onFile,
       })
       this.#changes = changesOf(job)
-    } catch (error) {
-      for (const fd of open.values()) discard(fd)
-      throw error
     } finally {
       for (const fd of open.values()) closeSync(fd)
       for (const close of closers) close()
@@ -258,10 +227,10 @@ class PathJob {
     return bytes
   }
 
-  async #report(): Promise<MergeReport> {
+  #report(): MergeReport {
     const { out, share } = this.request
     const own = new Set(computedWeights(this.#own).flatMap(({ reports }) => reports))
-    const changes = await this.opened.changes(this.#changes)
+    const changes = this.opened.changes(this.#changes)
     const layers = share === undefined ? changes : changes.filter(({ name }) => own.has(name))
     return { ...summaryOf(this.opened, this.#own), out, format: this.opened.format, layers, bytes: 0, seconds: 0 }
   }
@@ -300,10 +269,6 @@ function inputsOf({ base, adapters }: PathRequest, { sources }: OpenMerge): stri
   ]
 }
 
-async function hasFiles(folder: string | undefined): Promise<boolean> {
-  return folder !== undefined && (await readdir(folder).catch(() => [])).length > 0
-}
-
 function mountedError(out: string): FileError {
   return new FileError({
     where: out,
@@ -312,26 +277,17 @@ function mountedError(out: string): FileError {
   })
 }
 
-function severalFilesError(where: string, files: number): ConfigError {
-  const [what, other] =
-    files > 1
-      ? [`the output has ${files} files, so it needs a folder`, 'a larger `maxShardBytes`']
-      : ['one file has no shares', 'leave out `share`']
-  return new ConfigError({ where, what, hint: `Choose a folder, or ${other}` })
+function severalFilesError(where: string): ConfigError {
+  const what = 'the output has several files, or shares, so it needs a folder'
+  return new ConfigError({ where, what, hint: 'Choose a folder, or a larger `maxShardBytes` without shares' })
 }
 
 function withHint(error: unknown, isLeft: boolean): unknown {
-  if (!(error instanceof FileError)) return error
+  if (!(error instanceof FileError) || !isLeft) return error
   const { where, what, expected, got, hint, cause } = error
-  const code = (cause as NodeJS.ErrnoException | undefined)?.code ?? ''
-  const kept = isLeft ? 'The finished files are kept: give the same command again to go on' : undefined
-  const room = isLeft
-    ? 'The finished files are kept: make room, then give the same command again'
-    : 'Make room, or choose another disk'
-  const isFull = ['ENOSPC', 'EDQUOT'].includes(code)
-  const isLimited = ['EMFILE', 'ENFILE'].includes(code)
-  const files = 'Raise the limit of open files (ulimit -n), or take fewer threads'
-  const advice = isFull ? room : isLimited ? files : (hint ?? kept)
+  const isFull = ['ENOSPC', 'EDQUOT'].includes(codeOf(cause) ?? '')
+  const kept = 'The finished files are kept: give the same command again to go on'
+  const advice = isFull ? `${hint}. ${kept}` : (hint ?? kept)
   return new FileError({ where, what, expected, got, hint: advice, cause })
 }
 

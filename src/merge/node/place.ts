@@ -1,21 +1,13 @@
-// Checks of a merge's places: its output, before writing and again before renaming, and links in the base's folder.
+// Checks of a merge's places: its output, before writing and again before renaming, and links among what is copied.
 
 import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { readLeniently } from '../../base/bytes.js'
-import { FileError, LowrankError, listed } from '../../base/errors.js'
-import { formatShape } from '../../base/tensor.js'
-import { openCheckpoint } from '../../formats/checkpoint.js'
-import { locate, NodeDirectory } from '../../io/node/files.js'
+import { FileError, listed } from '../../base/errors.js'
+import { NodeDirectory } from '../../io/node/files.js'
 import { freeBytes } from '../../io/node/folders.js'
-import { isCompanion, isCompanionFolder, RECORD_FILE } from '../companions.js'
+import { type OtherFile, RECORD_FILE } from '../companions.js'
 import type { MergeFormat } from '../report.js'
-
-export interface OutputPlace {
-  /** The path without links. */
-  readonly out: string
-  readonly isFile: boolean
-}
 
 export function refuseEnding(out: string, format: MergeFormat): void {
   const [, ending] = /\.(safetensors|onnx|gguf|bin|pt|pth|ckpt)$/i.exec(out) ?? []
@@ -39,41 +31,26 @@ export function checkSpace(folder: string, bytes: number): void {
   })
 }
 
-/**
- * Refuses to write where the inputs are, or over something that is not a merge's output. `tensors` of the new output
- * tell whether a merge wrote a single file; an .onnx file never tells.
- */
+/** Refuses to write where the inputs are, or over a folder with files that no merge wrote. */
 export async function refuseOutput(
-  place: OutputPlace,
+  { out, isFile }: { readonly out: string; readonly isFile: boolean },
   inputs: readonly string[],
   overwrite: boolean,
-  tensors: ReadonlyMap<string, readonly number[]> | undefined,
 ): Promise<void> {
-  const { out, isFile } = place
   const status = await stat(out).catch(() => undefined)
-  for (const input of inputs) {
-    const other = await stat(input).catch(() => undefined)
-    if (status === undefined || other === undefined || status.dev !== other.dev || status.ino !== other.ino) continue
-    throw new FileError({
-      where: out,
-      what: `the output is the ${other.isDirectory() ? 'folder' : 'file'} that is being read`,
-      got: await realpath(input),
-      hint: 'Choose another place for it',
-    })
-  }
   if (status === undefined) return
   if (status.isDirectory() === isFile) {
     throw new FileError({ where: out, what: isFile ? 'is a folder' : 'is not a folder', hint: 'Choose another place' })
   }
-  if (!isFile && (await readdir(out)).length === 0) return
   const real = await realpath(out)
   for (const input of inputs) {
-    const target = await realpath(input)
-    if (!isInside(target, real)) continue
-    const inside = path.relative(real, target)
-    throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
+    const target = await realpath(input).catch(() => undefined)
+    if (target === undefined || !isInside(target, real)) continue
+    const what = `${target === real ? 'it is' : `it holds ${path.relative(real, target)}, which is`} being read`
+    throw new FileError({ where: out, what, hint: 'Choose another place' })
   }
-  const foreign = await foreignFiles(place, tensors)
+  if (!isFile && (await readdir(out)).length === 0) return
+  const foreign = isFile ? [] : await foreignFiles(out)
   if (foreign.length === 0 && overwrite) return
   const there = isFile ? 'exists already' : 'exists already and is not empty'
   throw new FileError({
@@ -86,15 +63,8 @@ export async function refuseOutput(
   })
 }
 
-/**
- * Files that the record of a merge does not name. A single file is a merge's if it has the names and shapes of the new
- * one.
- */
-async function foreignFiles(
-  { out, isFile }: OutputPlace,
-  tensors: ReadonlyMap<string, readonly number[]> | undefined,
-): Promise<string[]> {
-  if (isFile) return (await looksMerged(out, tensors)) ? [] : [path.basename(out)]
+/** Files that the record of a merge does not name. */
+async function foreignFiles(out: string): Promise<string[]> {
   const { files } = await readRecord(out)
   const own = new Set<unknown>([RECORD_FILE, ...(Array.isArray(files) ? files : [])])
   return (await filesIn(out)).filter((name) => !own.has(name))
@@ -111,46 +81,19 @@ export async function filesIn(folder: string): Promise<string[]> {
   return files.map((entry) => path.relative(folder, path.join(entry.parentPath, entry.name)).replaceAll('\\', '/'))
 }
 
-async function looksMerged(out: string, tensors: ReadonlyMap<string, readonly number[]> | undefined): Promise<boolean> {
-  if (tensors === undefined) return false
-  try {
-    const { directory, file } = await locate(out)
-    const existing = await openCheckpoint(directory, file)
-    await existing.close()
-    const isThere = ([name, shape]: readonly [string, readonly number[]]) => {
-      const other = existing.tensors.get(name)
-      return other !== undefined && formatShape(other.info.shape) === formatShape(shape)
-    }
-    return existing.tensors.size === tensors.size && [...tensors].every(isThere)
-  } catch (error) {
-    if (error instanceof LowrankError) return false
-    throw error
-  }
-}
-
 /**
- * Refuses links in a base's folder that lead out of it: people upload the copies. In the Hub's cache all files are
- * links to blobs beside the folder.
+ * Refuses links that lead out of the folder that a file is copied from: people upload the copies. In the Hub's cache
+ * all files are links to blobs beside the folder.
  */
-export async function refuseForeignLinks(folder: string, copied: readonly string[]): Promise<void> {
-  const real = await realpath(folder)
-  const present = (await readdir(real)).filter((name) => isCompanion(name) || isCompanionFolder(name))
-  for (const name of new Set([...present, ...copied])) {
-    const where = path.join(folder, name)
-    const target = await realpath(path.join(real, name)).catch(() => undefined)
-    if (target === undefined) {
-      throw new FileError({
-        where,
-        what: 'this link points to a place that does not exist',
-        expected: 'a file that goes along with the weights',
-        hint: 'Download it again, or remove the link',
-      })
-    }
-    if (isInside(target, real) || isInside(target, blobsOf(real))) continue
+export async function refuseForeignLinks(files: readonly OtherFile[]): Promise<void> {
+  for (const { path: name, from, realPath } of files) {
+    if (realPath === undefined || !(from instanceof NodeDirectory)) continue
+    const real = await realpath(from.name)
+    if (isInside(realPath, real) || isInside(realPath, blobsOf(real))) continue
     throw new FileError({
-      where,
-      what: 'a link that leads out of the folder of the base',
-      got: target,
+      where: path.join(from.name, name),
+      what: 'a link that leads out of its folder',
+      got: realPath,
       hint: 'Put the file itself there, or merge the weights alone: `weightsOnly: true`',
     })
   }

@@ -10,14 +10,8 @@ import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRang
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
 import { weightInput } from '../../graph/match/forms/form.js'
 import type { Linear } from '../../graph/match/linears.js'
-import {
-  biasOf,
-  findConvolutions,
-  ofModule,
-  type Place,
-  shapeError,
-  storedValue,
-} from '../../graph/match/parameters.js'
+import { ofModule } from '../../graph/match/module-names.js'
+import { biasOf, findConvolutions, type Place, shapeError, storedValue } from '../../graph/match/parameters.js'
 import { placeLayers } from '../../graph/match/place-adapter.js'
 import {
   embeddingsOf,
@@ -38,7 +32,6 @@ import type { Fit, PlacedPart } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
 import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js'
 import { refuseCombination } from '../plan/plan.js'
-import { requireWeightOne } from '../weighted.js'
 import type { QuantizedPart, QuantizedPolicy } from './quantized.js'
 
 export interface Edit extends Place {
@@ -95,7 +88,8 @@ class Edits {
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
   readonly #stored = new Map<string, OutputTensor>()
   readonly quantized: QuantizedPart[] = []
-  #touched: Pick<PlacedPart, 'info' | 'layer' | 'source'>[] = []
+  /** The first tensor that a part changes. */
+  #touched: PlacedPart['info']
 
   constructor(
     private readonly places: ModelPlaces,
@@ -108,7 +102,7 @@ class Edits {
   }
 
   async note(fit: Fit, part: OpenPart, work: () => void | Promise<void>, before?: LowrankError): Promise<void> {
-    this.#touched = []
+    this.#touched = undefined
     let problem = before
     try {
       if (before === undefined) await work()
@@ -117,10 +111,9 @@ class Edits {
       problem = error
       fit.problems.push(error)
     }
-    const [first] = this.#touched
     const own = part.kind === 'replacement' ? { ...part.tensors.weight, name: part.name } : undefined
     const name = part.kind === 'token-rows' ? part.module : part.name
-    fit.parts.push(problem === undefined ? { name, ...(first ?? { info: own }) } : { name, info: undefined, problem })
+    fit.parts.push({ name, info: problem === undefined ? (this.#touched ?? own) : undefined, problem })
   }
 
   async addLinears(share: GraphShare, fit: Fit): Promise<void> {
@@ -151,12 +144,11 @@ class Edits {
     part: { readonly name: string; readonly d: number; readonly start: number },
     linear: Linear,
   ): void {
-    const { weight, index } = share
+    const { index } = share
     const { graph } = this.places
     const { weight: whole, bias: wholeBias } = this.#layersOf(share, name)
     const own = part.d === whole.d ? whole : layerOfRows(whole, part.start, part.d)
     const { isQuantized } = linear.form
-    if (own.scales !== undefined) requireWeightOne(name, weight, isQuantized)
     const start = linear.fused?.start ?? 0
     if (isQuantized) {
       this.#addQuantized({ share, name, part, linear })
@@ -164,7 +156,7 @@ class Edits {
       if (this.policy !== 'requantize') return
     } else {
       const layer = { ...own, name: part.name, isInputMajor: !linear.transposed }
-      this.#weightOf(linear, name).add(layer, start, `${index}:${linear.name}`)
+      addLayer(this.#weightOf(linear, name), layer, start, `${index}:${linear.name}`)
     }
     if (wholeBias === undefined) return
     const bias = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
@@ -173,7 +165,7 @@ class Edits {
 
   #addQuantized(part: QuantizedPart): void {
     const { form, weight, k, d } = part.linear
-    this.#touched.push({ info: { name: weight, shape: [d, k], dtype: form.name } })
+    this.#touched ??= { name: weight, shape: [d, k], dtype: form.name }
     this.quantized.push(part)
   }
 
@@ -181,18 +173,16 @@ class Edits {
     const { weight: layer } = this.#layersOf(share, name)
     for (const linear of embeddingsOf(this.places, name, [weightA.shape[1], weightB.shape[0]])) {
       const { form, transposed } = linear
-      if (layer.scales !== undefined) requireWeightOne(name, share.weight, form.isQuantized)
       if (form.isQuantized) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
       else {
         const own = { ...layer, isInputMajor: !transposed }
-        this.#weightOf(linear, linear.name).add(own, 0, `${share.index}:${name}`)
+        addLayer(this.#weightOf(linear, linear.name), own, 0, `${share.index}:${name}`)
       }
     }
   }
 
   addConvolution(share: GraphShare, { name }: FactorPart): void {
     const { weight: layer, bias } = this.#layersOf(share, name)
-    if (layer.scales !== undefined) requireWeightOne(name, share.weight)
     const places = ofModule(findConvolutions(this.places.graph), name)
     if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
     for (const place of places) {
@@ -202,7 +192,7 @@ class Edits {
       }
       // PEFT's A moves without the base's dilation, so that no change of the weight is what it does.
       if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
-      this.#at(place, `${name}.weight`).add(layer, 0, `${share.index}:${name}`)
+      addLayer(this.#at(place, `${name}.weight`), layer, 0, `${share.index}:${name}`)
       if (bias === undefined) continue
       this.#addBias(share, name, bias, place.bias && { node: place.node, input: place.bias, start: 0 })
     }
@@ -215,29 +205,31 @@ class Edits {
         what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
       })
     }
-    this.#at(place, `${name}.bias`).add(bias, place.start, `${index}:${name}.bias`)
+    addLayer(this.#at(place, `${name}.bias`), bias, place.start, `${index}:${name}.bias`)
   }
 
   async addReplacement({ index, adapter }: GraphShare, part: ReplacementView<AdapterTensor>): Promise<void> {
     const { name } = part
     const key = `${index}=${name}`
     const values = this.#replacement(index, name, false)
+    const { sources } = this.opened
     const view = { ...part.tensors.weight, ...part, shape: this.#shapeBefore(part) }
     const isReplaced = (other: string) => adapter.parts().some(({ name: own }) => own === other)
     for (const place of await placeReplacement(this.places, view, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
         const { linear, module, isInputMajor } = place
-        this.#weightOf(linear, module).replace(values, isInputMajor === linear.transposed, key)
+        const isTurned = isInputMajor === linear.transposed
+        replaceTensor(this.#weightOf(linear, module), sources, values, isTurned, key)
       } else if (place.kind === 'bias') {
         const { bias, linear } = place
         const edit = this.#at(bias, name)
-        if (bias.width === linear.d) edit.replace(values, false, key)
+        if (bias.width === linear.d) replaceTensor(edit, sources, values, false, key)
         else {
           const { shape } = values.info
           const rows = Array.from({ length: shape[0] }, (_, i) => bias.start + i)
-          edit.put(placedAt(values.source, values.info, rows), key)
+          put(edit, placedAt(values.source, values.info, rows), key)
         }
-      } else this.#at(place.place, name).replace(this.#shifted(values, place.offset), false, key)
+      } else replaceTensor(this.#at(place.place, name), sources, this.#shifted(values, place.offset), false, key)
     }
   }
 
@@ -262,7 +254,7 @@ class Edits {
     }
     for (const linear of await placeTokenRows(this.places, view, isReplaced)) {
       const isByColumns = linear.transposed === (linear.form.isLookup === true)
-      this.#weightOf(linear, linear.name).replaceRows(rows, isByColumns, key)
+      replaceRows(this.#weightOf(linear, linear.name), rows, isByColumns, key)
     }
   }
 
@@ -296,12 +288,12 @@ class Edits {
     return { ...values, info: own, source: this.opened.sources.push(made) - 1 }
   }
 
-  #weightOf(linear: Linear, module: string): EditBuilder {
+  #weightOf(linear: Linear, module: string): Edit {
     refuseUnmergeable(linear)
     return this.#at({ node: linear.node, input: weightInput(linear) }, `${module}.weight`)
   }
 
-  #at({ node, input }: Place, name: string): EditBuilder {
+  #at({ node, input }: Place, name: string): Edit {
     const ofNode = this.#byPlace.get(node) ?? new Map<number, Edit>()
     this.#byPlace.set(node, ofNode)
     const weight = storedValue(this.places.graph, node.input[input])
@@ -309,10 +301,8 @@ class Edits {
     this.#stored.set(weight, base)
     const edit = ofNode.get(input) ?? { node, input, name, weight, base, layers: [], placed: undefined, keys: [] }
     ofNode.set(input, edit)
-    const touch = (layer?: LayerFactors) => {
-      this.#touched.push({ info: base.base, source: base.source, ...(layer && { layer }) })
-    }
-    return new EditBuilder(edit, this.opened.sources, touch)
+    this.#touched ??= base.base
+    return edit
   }
 
   #storedTensor(weight: string, node: string): OutputTensor {
@@ -336,57 +326,56 @@ class Edits {
         : sources.indexOf(model.file(range.location))
     const byteLength = byteLengthOf(stored.dataType, shape)!
     const base = { name: stored.name, dtype, shape, offset: range?.offset ?? 0, byteLength }
-    return { name: weight, dtype, base, source, layers: [], isReplaced: false, rows: [], refusesInfinite: true }
+    return { name: weight, dtype, base, source, layers: [], isReplaced: false, rows: [] }
   }
 }
 
-export class EditBuilder {
-  constructor(
-    readonly edit: Edit,
-    readonly sources: ByteSource[],
-    readonly touch: (layer?: LayerFactors) => void,
-  ) {}
+export function addLayer(edit: Edit, layer: LayerFactors, start: number, key: string): void {
+  const { shape } = edit.base.base
+  const isBias = layer.tensor === 'bias'
+  const outputs = layer.isInputMajor ? elementCount(shape.slice(1)) : shape[0]
+  const count = isBias ? layer.k : layer.d
+  const region = count === outputs ? undefined : { first: start, count }
+  edit.layers.push({ ...layer, shape, region, report: isBias ? undefined : layer.name })
+  edit.keys.push(`${key}@${start}`)
+}
 
-  add(layer: LayerFactors, start: number, key: string): void {
-    const { shape } = this.edit.base.base
-    const isBias = layer.tensor === 'bias'
-    const outputs = layer.isInputMajor ? elementCount(shape.slice(1)) : shape[0]
-    const count = isBias ? layer.k : layer.d
-    const region = count === outputs ? undefined : { first: start, count }
-    const own = { ...layer, shape, region, report: isBias ? undefined : layer.name }
-    this.edit.layers.push(own)
-    this.edit.keys.push(`${key}@${start}`)
-    this.touch(own)
+export function replaceTensor(
+  edit: Edit,
+  sources: ByteSource[],
+  { info, source }: BaseReplacement,
+  isTransposed: boolean,
+  key: string,
+): void {
+  const { name, shape: stored } = edit.base.base
+  const { dtype, offset, byteLength } = info
+  const own = isTransposed ? info.shape.toReversed() : info.shape
+  const shape = elementCount(own) === elementCount(stored) ? stored : own
+  const base = { name, dtype, shape, offset, byteLength }
+  const turn = async () => {
+    return transposed(await sources[source].read(offset, byteLength), shape, byteLength / elementCount(shape))
   }
+  const placed = isTransposed
+    ? { base: { ...base, offset: 0 }, source: sources.push(madeSource(name, byteLength, turn)) - 1 }
+    : { base, source }
+  put(edit, { ...placed, isReplaced: true }, isTransposed ? `${key}ᵀ` : key)
+}
 
-  replace({ info, source }: BaseReplacement, isTransposed: boolean, key: string): void {
-    const { name, shape: stored } = this.edit.base.base
-    const { dtype, offset, byteLength } = info
-    const own = isTransposed ? info.shape.toReversed() : info.shape
-    const shape = elementCount(own) === elementCount(stored) ? stored : own
-    const base = { name, dtype, shape, offset, byteLength }
-    const label = `${key}${isTransposed ? 'ᵀ' : ''}`
-    if (!isTransposed) this.put({ base, source, isReplaced: true }, label)
-    else {
-      const turned = madeSource(name, byteLength, async () => {
-        return transposed(await this.sources[source].read(offset, byteLength), shape, byteLength / elementCount(shape))
-      })
-      this.put({ base: { ...base, offset: 0 }, source: this.sources.push(turned) - 1, isReplaced: true }, label)
-    }
-  }
+export function replaceRows(
+  edit: Edit,
+  { info, source, rows = [] }: BaseReplacement,
+  isInColumns: boolean,
+  key: string,
+) {
+  const { name, offset, dtype } = info
+  const values = { name, source, offset, dtype: dtype as WeightDtype, rows: rows.length, columns: info.shape[1] }
+  if (isInColumns) put(edit, { columns: { indices: rows, values } }, `${key}/1`)
+  else put(edit, placedAt(source, info, rows), `${key}/0`)
+}
 
-  replaceRows({ info, source, rows = [] }: BaseReplacement, isInColumns: boolean, key: string): void {
-    const { name, offset, dtype } = info
-    const factor = { name, source, offset, dtype: dtype as WeightDtype, rows: rows.length, columns: info.shape[1] }
-    if (isInColumns) this.put({ columns: { indices: rows, values: factor } }, `${key}/1`)
-    else this.put(placedAt(source, info, rows), `${key}/0`)
-  }
-
-  put(placed: Placed, key: string): void {
-    this.edit.placed = joinPlaced(this.edit.name, this.edit.placed, placed)
-    this.edit.keys.push(key)
-    this.touch()
-  }
+function put(edit: Edit, placed: Placed, key: string): void {
+  edit.placed = joinPlaced(edit.name, edit.placed, placed)
+  edit.keys.push(key)
 }
 
 /** Bytes that are made when they are first read. */

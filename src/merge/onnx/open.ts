@@ -1,8 +1,7 @@
 // Plans a merge into the graphs of a model, a decoder alone or encoder and decoder, which an adapter spreads over.
 
 import type { ByteSource } from '../../base/bytes.js'
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import { groupBy } from '../../base/group.js'
+import { MismatchError } from '../../base/errors.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
 import { roleOf } from '../../graph/graph-file.js'
@@ -11,13 +10,11 @@ import { findLinears } from '../../graph/match/linears.js'
 import { missingError } from '../../graph/match/match.js'
 import { spreadAdapter, unusedPoolers } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
-import { otherFiles } from '../other-files.js'
-import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from '../parts.js'
-import { type GraphShare, type OpenAdapters, requireFiniteReplacements } from '../plan/adapters.js'
-import { type Config, editConfig, editForHub, headWarning, loadConfig } from '../plan/config-edit.js'
+import type { OpenBase, PlanInput } from '../parts.js'
+import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
+import type { Config, WrittenGraph } from '../plan/config-edit.js'
 import { Fit } from '../plan/fit.js'
 import { coalesce, type Literal, type OutputFile, type Segment, segmentsOf } from '../plan/layout.js'
-import type { LayerChange } from '../report.js'
 import { collectEdits } from './edits.js'
 import { findMergedHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
@@ -27,84 +24,57 @@ interface BaseGraph {
   readonly path: string
 }
 
-export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
-  const { base, chosen, sources, outFile, weightsOnly = false } = input
+export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]): Promise<OpenBase> {
+  const { base, chosen, sources, outFile } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
     if (models === undefined) input.closers.push(() => model.close())
     graphs.push({ model, path })
   }
-  for (const { model } of graphs) {
-    for (const file of model.files.values()) {
-      sources.push(file)
-      input.baseFiles.set(file, 0)
+  for (const file of graphs.flatMap(({ model }) => [...model.files.values()])) {
+    sources.push(file)
+    input.baseFiles.set(file, 0)
+  }
+  const plan: OpenBase['plan'] = async (opened, config, fit) => {
+    const { shares, warnings } = await spreadAll(graphs, opened, input, config, fit)
+    const files: OutputFile[] = []
+    const plans: OnnxMergePlan[] = []
+    const written: WrittenGraph[] = []
+    for (const [i, { model, path: own }] of graphs.entries()) {
+      const path = (graphs.length === 1 ? outFile : undefined) ?? own
+      const plan = await planOnnxMerge(model, shares[i], opened, fit, { ...input, config: config?.values })
+      if (plan === undefined) continue
+      plans.push(plan)
+      const replaced = new Set([...plan.targets.keys(), ...plan.requantized.keys()])
+      const planned = await planOnnx(model, plan.proto, path, { replaced, keepsFiles: plan.branches.length > 0 })
+      written.push({ path, dataFiles: planned.length - 1 })
+      files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, model, plan, sources)))
+    }
+    if (plans.length < graphs.length) return undefined
+    const head = plans.find((plan) => plan.head !== undefined)?.head
+    const read = graphs.flatMap(({ model }) => [...model.files.keys()])
+    const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
+    const branches = plans.flatMap((plan) => plan.branches)
+    const names = [...new Set([...plans.flatMap((plan) => [...plan.reports, ...plan.quantized]), ...branches])]
+    return {
+      files,
+      own: [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')),
+      edit: { untied: [], dtype: undefined, vocabulary, head, graphs: written },
+      vocabulary,
+      warnings,
+      summary: {
+        added: plans.flatMap(({ added }) => added),
+        ...(branches.length > 0 && { branches: branches.length }),
+      },
+      layers: names.map((name) => ({ name })),
+      changes(sums) {
+        const again = new Map(plans.flatMap((plan) => plan.changed).map((change) => [change.name, change]))
+        return names.map((name) => again.get(name) ?? { name, relativeChange: sums.relativeChange(name) })
+      },
     }
   }
-  const opened = await openPartAdapters(input)
-  const config = await loadConfig(base.directory)
-  const fit = new Fit(input.onlyFits)
-  fit.where = graphs.length === 1 ? graphs[0].model.name : base.directory.name
-  fit.add(...opened.problems)
-  const { shares, warnings } = await spreadAll(graphs, opened, input, config, fit)
-  const factors = input.outDtype === 'fp32' || input.outDtype === 'fp16' ? input.outDtype : undefined
-  const files: OutputFile[] = []
-  const plans: OnnxMergePlan[] = []
-  const written: { path: string; dataFiles: number }[] = []
-  for (const [i, { model, path: own }] of graphs.entries()) {
-    const path = (graphs.length === 1 ? outFile : undefined) ?? own
-    const plan = await planOnnxMerge(model, shares[i], opened, fit, { ...input, config: config?.values, factors })
-    if (plan === undefined) continue
-    plans.push(plan)
-    const isBranched = plan.branches.length > 0
-    const replaced = new Set([...plan.targets.keys(), ...plan.requantized.keys()])
-    const planned = await planOnnx(model, plan.proto, path, { replaced, keepsFiles: isBranched })
-    written.push({ path, dataFiles: planned.length - 1 })
-    files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, model, plan, sources)))
-  }
-  sortParts(fit, opened)
-  if (plans.length < graphs.length) return unfinishedPart(fit)
-  await requireFiniteReplacements(opened)
-  if (factors !== undefined && plans.every(({ branches }) => branches.length === 0)) throw noFactors()
-  const head = plans.find((plan) => plan.head !== undefined)?.head
-  const read = graphs.flatMap(({ model }) => [...model.files.keys()])
-  const own = [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/'))
-  const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
-  const edit = { untied: [], dtype: undefined, vocabulary, head }
-  const text = !weightsOnly && config ? editForHub(config, editConfig(config, edit), written) : undefined
-  const { files: others, leftOut, warnings: told } = await otherFiles(input, own, text, vocabulary)
-  warnings.push(...told)
-  if (head !== undefined && (weightsOnly || config === undefined)) warnings.push(headWarning(head))
-  const branches = plans.reduce((sum, plan) => sum + plan.branches.length, 0)
-  const layers = inOrder(plans.flatMap(namesOf), opened)
-  return {
-    files,
-    others,
-    magnitudes: opened.magnitudes,
-    summary: {
-      ...(branches > 0 && { branches }),
-      added: plans.flatMap(({ added }) => added),
-      renamed: [],
-      copied: others.map(({ path }) => path),
-      leftOut,
-      warnings,
-    },
-    layers: layers.map((name) => ({ name })),
-    tensors: new Map(),
-    fit,
-    async changes(sums) {
-      const changes = new Map<string, LayerChange>()
-      for (const plan of plans) {
-        for (const name of plan.reports) changes.set(name, { name, relativeChange: sums.relativeChange(name) })
-        for (const change of await plan.changes()) changes.set(change.name, change)
-      }
-      return inOrder(changes.keys(), opened).map((name) => changes.get(name)!)
-    },
-  }
-}
-
-function namesOf({ reports, branches, quantized }: OnnxMergePlan): string[] {
-  return [...reports, ...branches.map(({ name }) => name), ...quantized]
+  return { where: graphs.length === 1 ? graphs[0].model.name : base.directory.name, plan }
 }
 
 function outputFile(
@@ -133,40 +103,10 @@ function outputFile(
   return { path, byteLength, literals, segments: coalesce(segments), tensors: names, changed }
 }
 
-function noFactors(): UnsupportedError {
-  return new UnsupportedError({
-    where: 'outDtype',
-    what: 'the types of an .onnx file stay as they are; only factors beside quantized weights have a type of their own',
-    got: "a result in the format 'onnx'",
-    hint: 'Leave it out: the adapters have no quantized weights here',
-  })
-}
-
-/** Names of parts, each once, in the adapters' order. */
-function inOrder(names: Iterable<string>, { adapters }: OpenAdapters): string[] {
-  const all = new Set(names)
-  const parts = adapters.flatMap(({ adapter }) => adapter.parts())
-  const own = parts
-    .map((part) => (part.kind === 'token-rows' ? part.module : part.name))
-    .filter((name) => all.has(name))
-  // A module that the graph computes as several has its parts' names there.
-  return [...new Set([...own, ...all])]
-}
-
-/** Puts the parts into the adapters' order, each once: where a part goes to several graphs, with its first problem. */
-function sortParts({ parts }: Fit, opened: OpenAdapters): void {
-  const byName = groupBy(parts, ({ name }) => name)
-  const sorted = inOrder(byName.keys(), opened).map((name) => {
-    const own = byName.get(name)!
-    return own.find(({ problem }) => problem !== undefined) ?? own[0]
-  })
-  parts.splice(0, parts.length, ...sorted)
-}
-
 async function spreadAll(
   bases: readonly BaseGraph[],
   opened: OpenAdapters,
-  { modules, allowMissing = false }: PartInput,
+  { modules, allowMissing = false }: PlanInput,
   config: Config | undefined,
   fit: Fit,
 ): Promise<{ shares: GraphShare[][]; warnings: string[] }> {

@@ -11,7 +11,7 @@ import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cac
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears } from '../../graph/match/linears.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
-import type { PartInput } from '../parts.js'
+import type { PlanInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { ModelConfig } from '../plan/config-edit.js'
 import type { Fit } from '../plan/fit.js'
@@ -19,23 +19,14 @@ import type { OutputTensor } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
 import { collectEdits, type Edit } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
-import {
-  branchChange,
-  mergeBranches,
-  type QuantizedLayer,
-  type QuantizedPolicy,
-  readQuantized,
-  unmergeBranches,
-} from './quantized.js'
+import { mergeBranches, type QuantizedLayer, type QuantizedPolicy, readQuantized, refuseDoraSums } from './quantized.js'
 import { planRequantization } from './requantize.js'
 import { resizeVocabulary } from './resized.js'
 
 export type OnnxMergePlan = NonNullable<Awaited<ReturnType<typeof planOnnxMerge>>>
 
-interface OnnxPlanOptions extends Pick<PartInput, 'modules' | 'quantized' | 'sign'> {
+interface OnnxPlanOptions extends Pick<PlanInput, 'modules' | 'quantized' | 'sign'> {
   readonly config: ModelConfig | undefined
-  /** The type of branches' factors; undefined: the one in which each layer computes. */
-  readonly factors: 'fp32' | 'fp16' | undefined
 }
 
 /** Returns undefined if something does not fit, or only that was to be found out. */
@@ -44,7 +35,7 @@ export async function planOnnxMerge(
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: Fit,
-  { config = {}, modules = {}, factors, quantized: policy, sign }: OnnxPlanOptions,
+  { config = {}, modules = {}, quantized: policy, sign }: OnnxPlanOptions,
 ) {
   const graph = new Graph(model.proto)
   let linears = findLinears(graph, modules)
@@ -68,6 +59,7 @@ export async function planOnnxMerge(
   fit.vocabulary ??= linears.find(({ isHead }) => isHead)?.d ?? null
   if (fit.problems.length > 0 || fit.listsAll) return undefined
   if (policy !== undefined && parts.length === 0) throw nothingQuantized(graph, policy)
+  if (sign === -1 && parts.length > 0) throw noUnmerge(parts[0].name)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, OutputTensor>()
   // Places whose tensor becomes the same: one tensor, the same changes.
@@ -86,29 +78,33 @@ export async function planOnnxMerge(
   }
   const quantized: QuantizedLayer[] = []
   for (const part of parts) quantized.push(await readQuantized(part))
+  refuseDoraSums(graph, quantized)
   const changed: LayerChange[] = []
-  const before = new Graph(model.proto)
   /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
   let requantized: ReturnType<typeof planRequantization> = new Map()
   if (policy === 'requantize') {
     requantized = planRequantization(model, graph, quantized, (change) => changed.push(change))
-  } else if (sign === -1) await unmergeBranches(model, graph, quantized)
-  else await mergeBranches(model, graph, quantized, factors)
-  /** Layers with quantized weights that got a branch, or lost one. */
-  const branches = policy === 'requantize' ? [] : quantized
+  } else await mergeBranches(model, graph, quantized)
+  const names = quantized.map(({ name }) => name)
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
-  const ofHead = { added, head: head && (await headEdit(config, head)) }
   return {
-    ...{ proto: graph.toModel(), targets, ...ofHead, branches, requantized, vocabulary },
+    ...{ proto: graph.toModel(), targets, requantized, vocabulary, added },
+    head: head && (await headEdit(config, head)),
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
-    quantized: policy === 'requantize' ? quantized.map(({ name }) => name) : [],
-    /** To be asked for once all is written. */
-    async changes() {
-      const beside: LayerChange[] = []
-      for (const one of branches) beside.push(await branchChange(model, before, one))
-      return [...changed, ...beside]
-    },
+    quantized: policy === 'requantize' ? names : [],
+    /** Layers with quantized weights that got the adapters' factors beside them. */
+    branches: policy === 'requantize' ? [] : names,
+    /** The changes of weights that are quantized again, once they are written. */
+    changed,
   }
+}
+
+function noUnmerge(where: string): UnsupportedError {
+  return new UnsupportedError({
+    where,
+    what: 'an adapter cannot be taken out of quantized weights, nor from beside them',
+    hint: 'Keep the base',
+  })
 }
 
 function nothingQuantized(graph: Graph, policy: QuantizedPolicy): UnsupportedError {

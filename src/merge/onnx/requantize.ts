@@ -82,13 +82,6 @@ function checkNode(graph: Graph, node: NodeProto, own: readonly QuantizedLayer[]
     const what = 'branches of an earlier merge stand beside this weight'
     throw new UnsupportedError({ where: name, what, hint: 'Unmerge them first, or add branches' })
   }
-  const dora = own.find(({ layer }) => layer.magnitude !== undefined)
-  const isMixed =
-    dora && own.some((other) => other !== dora && (other.linear.fused?.start ?? 0) === (dora.linear.fused?.start ?? 0))
-  if (isMixed) {
-    const what = 'a DoRA layer and another adapter’s layer on one weight cannot be merged together'
-    throw new UnsupportedError({ where: dora.name, what })
-  }
 }
 
 /** The node's own copy of a tensor that others may read. */
@@ -170,7 +163,6 @@ async function newWeight(
 }
 
 function joined(pieces: readonly QuantizedRows[]): QuantizedRows {
-  if (pieces.length === 1) return pieces[0]
   const zeroPoints = pieces.flatMap((piece) => piece.zeroPoints ?? [])
   return {
     packed: concatBytes(pieces.map(({ packed }) => packed)),

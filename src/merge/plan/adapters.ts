@@ -6,15 +6,15 @@ import { attempt, type LowrankError, MismatchError, UnsupportedError } from '../
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { scalingOf } from '../../lora/config.js'
-import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
+import { notFinite } from '../../lora/part.js'
 import { requireAlwaysOn, requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
 import { isHeadModule } from '../../peft/tied.js'
-import { type AdapterInput, refuseWeighted, weighted } from '../weighted.js'
+import { refuseWeighted, type WeightedAdapter } from '../weighted.js'
 
 const READ_BYTES = 1 << 20
 
@@ -74,7 +74,6 @@ export interface LayerMagnitude {
   /** m (d) */
   readonly magnitude: Factor
   readonly scales: Float64Array
-  readonly weight: number
 }
 
 /** Values in the place of a tensor of the base, or of some of its rows. */
@@ -102,15 +101,14 @@ export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
 /** Opens all adapters of a merge. With `isTolerant`, what is wrong with an adapter is passed over. */
 export async function openAdapters(
-  inputs: readonly AdapterInput[],
+  inputs: readonly Required<WeightedAdapter>[],
   sign: 1 | -1 = 1,
   { strict = false, isTolerant = false }: Pick<OpenOptions, 'strict' | 'isTolerant'> = {},
   sources: ByteSource[] = [],
 ): Promise<OpenAdapters> {
   const found = new OpenAdapters(sources)
   try {
-    for (const [i, input] of inputs.entries()) {
-      const { adapter, weight } = weighted(input, i)
+    for (const { adapter, weight } of inputs) {
       const opened = await openAdapter(adapter, { strict, isTolerant })
       found.adapters.push({ adapter: opened, weight: sign * weight })
       refuseWeighted(opened.parts(), sign * weight)
@@ -228,7 +226,7 @@ export class OpenAdapters {
     const stored = { isLinear: kind === 'linear', isInputMajor, shape, tensor: 'weight', experts: undefined }
     const layer = { ...own, name, ...stored, isTied, scales }
     this.layers.push(layer)
-    if (magnitude !== undefined) this.magnitudes.push({ layer, magnitude, scales: values, weight })
+    if (magnitude !== undefined) this.magnitudes.push({ layer, magnitude, scales: values })
     if (tensors.biasB === undefined) return
     // s·biasB is the product of 1 (1, 1) and biasB (1, d).
     const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)

@@ -2,7 +2,7 @@
 
 import { type Directory, parsePythonJson, withText } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
-import { FormatError } from '../../base/errors.js'
+import { FormatError, MismatchError } from '../../base/errors.js'
 import { isObject, objectOf } from '../../base/options.js'
 import { setMember } from '../../formats/json-edit.js'
 import { graphFile } from '../../graph/graph-file.js'
@@ -22,8 +22,10 @@ export interface ConfigEdit {
   /** The ways to the parts that say that weights are tied, and must not any more. */
   readonly untied: readonly (readonly string[])[]
   readonly dtype: FloatDtype | undefined
-  readonly vocabulary?: number | undefined
+  readonly vocabulary: number | undefined
   readonly head: HeadEdit | undefined
+  /** The graphs of the result; transformers.js reads of them there. */
+  readonly graphs?: readonly WrittenGraph[]
 }
 
 export interface HeadEdit extends Meaning {
@@ -45,14 +47,9 @@ function partsOf(config: ModelConfig): { part: ModelConfig; path: string[] }[] {
   return [{ part: config, path: [] }, ...(isObject(text) ? [{ part: text, path: ['text_config'] }] : [])]
 }
 
-export function otherDtype(config: ModelConfig, dtype: FloatDtype): string | undefined {
-  const said = partsOf(config).flatMap(({ part }) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
-  return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
-}
-
 export function editConfig(
   { text: original, values: config }: Config,
-  { untied, dtype, vocabulary, head }: ConfigEdit,
+  { untied, dtype, vocabulary, head, graphs }: ConfigEdit,
 ): string {
   let text = original
   const replace = (name: string, value: unknown, isMeant = (part: ModelConfig) => name in part) => {
@@ -68,7 +65,8 @@ export function editConfig(
     if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
   }
   if (vocabulary !== undefined) replace('vocab_size', vocabulary)
-  return head === undefined ? text : withHead(text, config, head)
+  if (head !== undefined) text = withHead(text, config, head)
+  return graphs === undefined ? text : editForHub(text, config, graphs)
 }
 
 function withHead(text: string, config: ModelConfig, head: HeadEdit): string {
@@ -89,13 +87,13 @@ function labelCount({ id2label, num_labels }: ModelConfig): number {
   return typeof num_labels === 'number' ? num_labels : 2
 }
 
-interface WrittenGraph {
+export interface WrittenGraph {
   readonly path: string
   /** NAME_data, NAME_data_1, … */
   readonly dataFiles: number
 }
 
-export function editForHub({ values }: Config, text: string, graphs: readonly WrittenGraph[]): string {
+function editForHub(text: string, values: ModelConfig, graphs: readonly WrittenGraph[]): string {
   const before = objectOf(values[HUB_MEMBER])
   const own: Record<string, unknown> = { ...before }
   const withData = graphs.filter(({ dataFiles }) => dataFiles > 0)
@@ -112,9 +110,22 @@ export function editForHub({ values }: Config, text: string, graphs: readonly Wr
   return setMember(text, [HUB_MEMBER], own)
 }
 
-export function headWarning({ architecture = 'model with a head', labels }: HeadEdit): string {
+/** Warnings about changes of config.json where the result gets none. */
+export function withoutConfig({ untied, head }: ConfigEdit, weightsOnly: boolean, where: string): string[] {
+  if (untied.length > 0) {
+    throw new MismatchError({
+      where,
+      what: `embeddings cannot be untied without a ${CONFIG_FILE}, which must say so`,
+      ...(weightsOnly && { got: 'a result without one' }),
+      hint: `Keep them tied (\`tied: 'keep'\`), or ${weightsOnly ? 'write a whole folder' : 'add the file'}`,
+    })
+  }
+  if (head === undefined) return []
+  const { architecture = 'model with a head', labels } = head
   const named = labels === undefined ? '' : ` with the labels ${labels.join(', ')}`
-  return `The result is a ${architecture}${named}: say so in the ${CONFIG_FILE} that it is used with, which does not go along`
+  return [
+    `The result is a ${architecture}${named}: say so in the ${CONFIG_FILE} that it is used with, which does not go along`,
+  ]
 }
 
 export function meaningOf(

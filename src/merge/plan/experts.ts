@@ -59,8 +59,7 @@ export function stackedLayer(layer: LayerFactors, info: TensorInfo, search: Weig
     throw new MismatchError({
       where: info.name,
       what: 'the adapter has another shape for this parameter',
-      expected:
-        experts === 1 ? formatShape([d, k]) : `${formatShape([experts, d, k])} or ${formatShape([experts, k, d])}`,
+      expected: formatShape(experts === 1 ? [d, k] : [experts, d, k]),
       got: formatShape(info.shape),
       hint: 'The adapter belongs to another base',
     })

@@ -132,9 +132,8 @@ export function missingError(
   const modules = [...tensors.keys()].map((name) => name.replace(/\.weight$/, ''))
   const near = nearMisses(labels[0], modules)
   const isPart = others.length === 0 && /-\d{5}-of-\d{5}\.safetensors$/.test(path)
-  const hint = isPart
-    ? 'The base is one of several files: give their folder'
-    : (fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined))
+  const nearest = near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined
+  const hint = isPart ? 'The base is one of several files: give their folder' : nearest
   const isNone = labels.length === new Set(layers.map(labelOf)).size
   const shown = labels.slice(0, 5).join(', ') + (labels.length > 5 ? `, … (${labels.length} in all)` : '')
   return new MismatchError({
@@ -143,39 +142,4 @@ export function missingError(
     expected: `a tensor ${labels[0]}${missing[0].experts === undefined ? '.weight' : ''}`,
     ...(hint !== undefined && { hint }),
   })
-}
-
-// Modules that some checkpoints keep as one and others apart. How the parts lie in the whole differs by model, so that
-// an adapter of the one is not merged into the other, but told why.
-
-const FUSIONS: readonly (readonly [content: string, whole: RegExp, parts: RegExp])[] = [
-  [
-    'queries, keys and values',
-    /(^|\.)(qkv_proj|query_key_value|c_attn|[Ww]qkv|W_pack|qkv)$/,
-    /(^|\.)([qkv]_(proj|lin)|query|key|value|w?[qkv])$/,
-  ],
-  ['gate and up projection', /(^|\.)(gate_up_proj|gate_up)$/, /(^|\.)(gate_proj|up_proj|w1|w3)$/],
-]
-
-/**
- * Why a module is not in the base, when the base has the same weights fused or apart, in the same block of the model.
- */
-function fusionHint(missing: string, modules: readonly string[]): string | undefined {
-  const block = blockOf(missing)
-  const own = missing.slice(missing.lastIndexOf('.') + 1)
-  for (const [content, whole, parts] of FUSIONS) {
-    const [isWhole, isPart] = [whole.test(missing), parts.test(missing)]
-    if (!isWhole && !isPart) continue
-    const near = modules.filter((module) => blockOf(module) === block && (isPart ? whole : parts).test(module))
-    if (near.length === 0) continue
-    const how = isPart ? `in one module, ${near[0]}` : `apart, in ${near.join(', ')}`
-    const which = isPart ? 'that' : 'those'
-    return `The base has ${content} ${how}: train the adapter on ${which}, or merge into a base that has ${own}`
-  }
-  return undefined
-}
-
-/** Up to the last number: a layer of the model. Without one, the parent. */
-function blockOf(module: string): string {
-  return /^.*\.\d+(?=\.)|^\d+(?=\.)/.exec(module)?.[0] ?? module.slice(0, Math.max(0, module.lastIndexOf('.')))
 }

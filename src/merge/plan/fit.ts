@@ -1,15 +1,12 @@
 // Problems of a plan: collected instead of thrown, so that a look at an adapter's fit sees all.
 
 import { attempt, LowrankError } from '../../base/errors.js'
-import type { LayerFactors } from './adapters.js'
 
 export interface PlacedPart {
   readonly name: string
   /** The base's tensor; undefined where there is none. */
   readonly info: { readonly name: string; readonly shape: readonly number[]; readonly dtype: string } | undefined
   readonly problem?: LowrankError | undefined
-  readonly layer?: LayerFactors
-  readonly source?: number
 }
 
 export class Fit {
@@ -18,7 +15,6 @@ export class Fit {
   readonly whole: LowrankError[] = []
   readonly parts: PlacedPart[] = []
   readonly notes: string[] = []
-  where = ''
   vocabulary: number | null = null
   isTied: boolean | null = null
 

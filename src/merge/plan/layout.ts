@@ -24,10 +24,6 @@ export interface OutputTensor {
   readonly rows: readonly OutputRow[]
   /** Then nothing is merged into the tensor. */
   readonly columns?: ReplacedColumns | undefined
-  /** The report's entry for its change. Default: one for each layer, by its `report`. */
-  readonly report?: string | undefined
-  /** A base's value that is not finite is an error; else it stays as it is. */
-  readonly refusesInfinite?: boolean | undefined
 }
 
 interface OutputRow {
@@ -54,11 +50,8 @@ export interface WeightPlan {
   /** Empty if it is only converted, or has windows. */
   readonly layers: readonly LayerFactors[]
   readonly reports: readonly string[]
-  readonly refusesInfinite: boolean | undefined
   /** Held as f32 (f64 if stored so) while it is computed: its type changes, or there is more to do than to add. */
   readonly isWidened: boolean
-  /** Values of an adapter, not of the base: the row of the tensor that they begin with, and its columns. */
-  readonly replaced: { readonly row: number; readonly columns: number } | undefined
   /** Ranges of columns that have layers of their own. All other columns keep their values. */
   readonly windows?: readonly Window[] | undefined
   readonly columnValues?: ReplacedColumns | undefined
@@ -173,7 +166,7 @@ export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   }
   const hasRegions = layers.some(({ region }) => region !== undefined)
   if (hasRegions && layers[0].isInputMajor) return [windowSegment(tensor, offset)]
-  if (!hasRegions && rows.length === 0) return [segmentOf(tensor, offset, tensor.isReplaced ? 0 : undefined)]
+  if (!hasRegions && rows.length === 0) return [segmentOf(tensor, offset)]
   const height = base.shape[0]
   const [rowBytes, mergedRowBytes] = [base.byteLength / height, outputBytes(tensor) / height]
   const runs = runsOf(rows)
@@ -190,7 +183,7 @@ export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
     const bytes = run.byteLength / count
     const from = run.offset + (first - index) * bytes
     const values = { ...base, shape, dtype, offset: from, byteLength: (end - first) * bytes }
-    return segmentOf({ ...tensor, source, base: values, layers: own }, place, first)
+    return segmentOf({ ...tensor, source, base: values, layers: own }, place)
   })
 }
 
@@ -242,8 +235,7 @@ function windowSegment(tensor: OutputTensor, offset: number): Segment {
   return { ...segment, weight: { ...segment.weight!, layers: [], windows } }
 }
 
-/** `replacedRow`: row of the tensor with the first of an adapter's values; undefined where they are the base's. */
-function segmentOf(tensor: OutputTensor, offset: number, replacedRow?: number): Segment {
+function segmentOf(tensor: OutputTensor, offset: number): Segment {
   const { dtype, base, source, layers, columns: columnValues } = tensor
   const place = { offset, source, baseOffset: base.offset }
   const isComputed = layers.length > 0 || columnValues !== undefined || dtype !== base.dtype
@@ -254,21 +246,18 @@ function segmentOf(tensor: OutputTensor, offset: number, replacedRow?: number): 
   // A convolution's weight (d, in, *kernel) is a matrix too, with a row for each output.
   const hasRows = (layers.length > 0 || columnValues !== undefined) && base.shape.length > 1
   const rows = hasRows ? base.shape[0] : 1
-  const rowLength = base.shape.slice(1).reduce((product, size) => product * size, 1)
-  const replaced = replacedRow === undefined ? undefined : { row: replacedRow, columns: rowLength }
-  const weight = { ...weightOf(tensor, { rows, columns: elements / rows, layers }), replaced, columnValues }
+  const weight = { ...weightOf(tensor, { rows, columns: elements / rows, layers }), columnValues }
   return { ...place, byteLength: elements * sizeOf(dtype), weight }
 }
 
 function weightOf(
-  { name, dtype, base, report, refusesInfinite }: OutputTensor,
+  { name, dtype, base }: OutputTensor,
   { rows, columns, layers }: Pick<WeightPlan, 'rows' | 'columns' | 'layers'>,
 ): WeightPlan {
   const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
   const types = { from: base.dtype as WeightDtype, to: dtype as WeightDtype }
-  const reports = report === undefined ? layers.flatMap((layer) => layer.report ?? []) : [report]
-  const told = { reports: [...new Set(reports)], refusesInfinite }
-  return { name, ...types, rows, columns, layers, ...told, isWidened, replaced: undefined }
+  const reports = layers.flatMap(({ report }) => report ?? [])
+  return { name, ...types, rows, columns, layers, reports: [...new Set(reports)], isWidened }
 }
 
 /** Joins copies that follow one another on both sides, so that small tensors do not make small chunks. */

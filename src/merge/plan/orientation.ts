@@ -1,8 +1,6 @@
 // Which way round a base stores a linear layer's weight: (d, k), or (k, d) as transformers' Conv1D does. PEFT asks the
 // module's class; its saved fan_in_fan_out is wrong for GPT-2 when the output layer is adapted too (peft#324).
 
-import { MismatchError } from '../../base/errors.js'
-import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors } from './adapters.js'
@@ -35,49 +33,22 @@ export interface WeightSearch {
   readonly config: ModelConfig | undefined
 }
 
-/**
- * A square shape says nothing: then the model's other layers of that kind, then the adapter's config, unless that is
- * wrong about another layer.
- */
-export function storedLayer(
-  layer: LayerFactors,
-  module: string,
-  { shape }: TensorInfo,
-  search: WeightSearch,
-): LayerFactors {
+export function storedLayer(layer: LayerFactors, module: string, { shape }: TensorInfo, search: WeightSearch) {
   const { d, k, isLinear } = layer
   if (!isLinear || shape.length !== 2 || shape[0] * shape[1] !== d * k || ![d, k].includes(shape[0])) return layer
   const isInputMajor = d === k ? squareIsInputMajor(module, layer, search) : shape[0] === k
   return isInputMajor === layer.isInputMajor ? layer : { ...layer, isInputMajor, shape: isInputMajor ? [k, d] : [d, k] }
 }
 
-function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors, search: WeightSearch): boolean {
-  if (!CONV1D_NAMES.test(module)) {
-    const other = misjudgedLayer(search)
-    if (other === undefined) return isInputMajor
-    throw new MismatchError({
-      where: module,
-      what: `it is not known whether this square weight ${formatShape([d, k])} is stored as (d, k) or (k, d): the adapter's fan_in_fan_out is wrong about ${other.name}`,
-      hint: 'Merge this adapter with PEFT, which asks the model itself',
-    })
+/** A square shape says nothing: the module's name does beside layers of Conv1D, then the adapter's other layers. */
+function squareIsInputMajor(module: string, { isInputMajor }: LayerFactors, search: WeightSearch): boolean {
+  const { layers, names, checkpoint } = search
+  const stored = storesInputMajor(checkpoint.tensors)
+  if (stored !== undefined) return stored && CONV1D_NAMES.test(module)
+  for (const { name, tensor, d, k, isLinear } of layers) {
+    if (!isLinear || tensor !== 'weight' || d === k) continue
+    const rows = checkpoint.tensors.get(`${names.locate(name)}.weight`)?.info.shape[0]
+    if (rows === d || rows === k) return rows === k
   }
-  return storesInputMajor(search.checkpoint.tensors) ?? isInputMajor
-}
-
-/** A search through all layers for each square one would be quadratic. */
-const misjudged = new WeakMap<WeightSearch, LayerFactors | undefined>()
-
-/** A layer that is not square and about which the adapter's config is wrong. */
-function misjudgedLayer(search: WeightSearch): LayerFactors | undefined {
-  if (!misjudged.has(search)) {
-    const { layers, names, checkpoint } = search
-    const found = layers.find(({ name, tensor, d, k, isLinear, isInputMajor }) => {
-      if (!isLinear || tensor !== 'weight' || d === k) return false
-      const shape = checkpoint.tensors.get(`${names.locate(name)}.weight`)?.info.shape
-      const [rows, columns] = isInputMajor ? [d, k] : [k, d]
-      return shape?.length === 2 && shape[0] === rows && shape[1] === columns
-    })
-    misjudged.set(search, found)
-  }
-  return misjudged.get(search)
+  return isInputMajor
 }

@@ -17,7 +17,7 @@ import { groupOf, type TieGroup } from './names/ties.js'
 import type { WeightSearch } from './orientation.js'
 import { type AddedTensor, type Placed, placeReplacements, storedOf } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { partedTies, refuseUnknownTies, tensorOf, tiedError, untiedTies } from './tied.js'
+import { partedTies, refuseUnknownTies, tensorOf } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
 /** Each costs a comparison with every name of the base. */
@@ -36,18 +36,14 @@ export function placeParts(original: BaseModel, parts: MergeParts, options: Plan
   const replacements = parts.replacements.filter((replacement) => !isKept(replacement))
   const { base = original, vocabulary } = fit.note(() => resizedBase(original, replacements)) ?? {}
   const { checkpoint, config, names, ties } = base
-  const { tied = 'refuse' } = options
+  const { tied = 'untie' } = options
   fit.note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
   const changed = { layers, replacements }
-  const [parted] = partedTies(changed, base)
-  if (parted !== undefined && tied === 'refuse') fit.add(tiedError(parted, base))
-  if (parted !== undefined) {
-    const members = parted.group.members.join(' and ')
-    fit.notes.push(`it changes tied embeddings, ${members}: a merge has to untie or keep them`)
-  }
   fit.note(() => refuseUnknownTies(changed, base, tied))
   /** Tied weights that all become tensors of their own. */
-  const untied = tied === 'untie' ? untiedTies(changed, base) : []
+  const untied = tied === 'untie' ? partedTies(changed, base) : []
+  const warnings = untied.map(({ members }) => `${members.join(' and ')} were one weight, and are not any more`)
+  fit.notes.push(...warnings)
   const byTensor = assignLayers({ layers, names, checkpoint, ties, config }, untied, fit)
   const { placed, added } = placeReplacements(replacements, base, untied, fit)
   for (const { tensor } of parts.replacements.filter(isKept))
@@ -58,7 +54,7 @@ export function placeParts(original: BaseModel, parts: MergeParts, options: Plan
     fit.notes.push(`it brings the head of a ${base.head?.architecture}, which the base has not: ${list}`)
   }
   for (const [name, own] of byTensor) fit.note(() => refuseCombination(name, own, placed.get(name)))
-  return { checkpoint, byTensor, placed, added, untied, head, vocabulary }
+  return { checkpoint, byTensor, placed, added, untied, head, vocabulary, warnings }
 }
 
 type Changes = ReturnType<typeof placeParts>
@@ -76,16 +72,14 @@ export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: Pla
     maxShardBytes !== undefined ||
     files.some(({ literals }) => literals.length > 0) ||
     metadata.size < checkpoint.indexMetadata.size
-  const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : files.length > 1 ? INDEX_FILE : undefined
-  const edit = { untied: untied.map(({ path: way }) => way), dtype, vocabulary, head }
+  const indexPath = maxShardBytes === undefined ? checkpoint.indexPath : files.length > 1 ? INDEX_FILE : undefined
   return {
     files,
-    tensors: new Map(all.map(({ name, base }) => [name, base.shape])),
-    weights: all.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
-    // A single file has none.
-    index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, files, all, metadata) : undefined,
-    copiedIndex: isRelaid ? undefined : checkpoint.indexPath,
-    configEdit: [untied[0], dtype, vocabulary, head].some((part) => part !== undefined) ? edit : undefined,
+    weights: all.filter(({ layers }) => layers.length > 0),
+    /** A single file has none. */
+    indexPath,
+    newIndex: isRelaid ? newIndex(files, all, metadata) : undefined,
+    edit: { untied: untied.map(({ path: way }) => way), dtype, vocabulary, head },
   }
 }
 
@@ -131,7 +125,7 @@ function assignLayers(search: WeightSearch, untied: readonly TieGroup[], fit: Fi
     for (const { name, layer: own, group, tensor } of found ?? []) {
       // Experts of a parameter that are stored one by one have a line each.
       const label = found!.length > 1 ? name : labelOf(layer)
-      fit.parts.push({ name: label, info: tensor.info, source: tensor.shard, layer: own })
+      fit.parts.push({ name: label, info: tensor.info })
       if (group === undefined || untied.includes(group)) add(name, own)
       else if (!isRepeated(own, name, group, search)) {
         for (const member of group.members) if (tensors.has(member)) add(member, own)
@@ -196,8 +190,7 @@ function outputTensor(
     dtype: dtype !== undefined && isWeightDtype(info.dtype) ? dtype : info.dtype,
     base: info,
     source,
-    layers,
-    report: name.replace(/\.weight$/, ''),
+    layers: layers.map((layer) => ({ ...layer, report: name.replace(/\.weight$/, '') })),
     isReplaced: false,
     rows: [],
   }
@@ -212,11 +205,11 @@ function outputMetadata(
   return new Map([...metadata].filter(([key]) => !untrue.includes(key)))
 }
 
-function newIndex(indexPath: string, files: readonly OutputFile[], tensors: readonly OutputTensor[], kept: JsonObject) {
+function newIndex(files: readonly OutputFile[], tensors: readonly OutputTensor[], kept: JsonObject): string {
   const total_size = tensors.reduce((sum, tensor) => sum + outputBytes(tensor), 0)
   const weight_map = Object.fromEntries(files.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
   const metadata = toPlain(new Map(kept).set('total_size', total_size))
-  return { path: indexPath, content: `${JSON.stringify({ metadata, weight_map }, null, 2)}\n` }
+  return `${JSON.stringify({ metadata, weight_map }, null, 2)}\n`
 }
 
 /** Returns undefined when the adapters bring no head. */

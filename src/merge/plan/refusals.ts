@@ -4,16 +4,6 @@ import { UnsupportedError } from '../../base/errors.js'
 import { objectOf } from '../../base/options.js'
 import type { ModelConfig } from './config-edit.js'
 
-const METHODS: Readonly<Record<string, string>> = {
-  gptq: 'GPTQ packs weights into 32-bit words with scales and zero points of groups',
-  'gptq or awq': 'GPTQ and AWQ pack weights into 32-bit words with scales and zero points of groups',
-  awq: 'AWQ packs weights into 32-bit words with scales and zero points of groups',
-  bitsandbytes: 'bitsandbytes stores 4-bit codes or int8 rows with scales of their own',
-  fp8: 'FP8 weights have scales of blocks',
-  'compressed-tensors': 'compressed-tensors packs or scales weights, by groups, channels or tensors',
-  mxfp4: 'MXFP4 packs 4-bit floats with a shared exponent for each block',
-}
-
 const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
   ['.g_idx', 'gptq'],
   ['.qweight', 'gptq or awq'],
@@ -38,10 +28,9 @@ export function refuseQuantizedModule(module: string, has: (tensor: string) => b
 }
 
 function quantizedError(where: string, method: string): UnsupportedError {
-  const reason = METHODS[method.toLowerCase()] ?? 'its weights are codes with scales'
   return new UnsupportedError({
     where,
-    what: `a quantized base (${method}) cannot be merged into: ${reason}, so a merge would have to quantize them again`,
+    what: `a quantized base (${method}) cannot be merged into: its weights are codes with scales, which a merge would have to quantize again`,
     expected: 'weights in fp64, fp32, fp16 or bf16',
     hint: 'Merge into the unquantized checkpoint, then quantize the result; or use the adapter at run time',
   })

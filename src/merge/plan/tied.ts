@@ -1,5 +1,4 @@
-// Tied embeddings: one weight read as input and as output embedding. The user has to say what a layer on one of the two
-// means.
+// Tied embeddings: one weight read as input and as output embedding.
 
 import { MismatchError } from '../../base/errors.js'
 import { isEmbeddingModule, isHeadModule } from '../../peft/tied.js'
@@ -8,50 +7,25 @@ import type { BaseModel } from './base-model.js'
 import { groupOf, type TieGroup } from './names/ties.js'
 
 /**
- * The treatment of tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a
- * weight of its own and config.json says so. `keep`: the one weight changes for both uses.
+ * The treatment of tied embeddings of which an adapter changes one. `untie`: the output embedding gets a weight of its
+ * own and config.json says so. `keep`: the one weight changes for both uses.
  */
-export type TiedPolicy = 'refuse' | 'untie' | 'keep'
-
-interface Touched {
-  readonly group: TieGroup
-  readonly tensor: string
-}
+export type TiedPolicy = 'untie' | 'keep'
 
 export function tensorOf({ name, tensor }: LayerFactors, { names }: Pick<BaseModel, 'names'>): string {
   return names.locate(`${name}.${tensor}`)
 }
 
-/** Rows for both uses, and layers of both alike, are none. */
-export function partedTies({ layers, replacements }: MergeParts, base: BaseModel): Touched[] {
-  return touchedTies(
-    [
-      ...layers.filter(({ isTied }) => !isTied).map((layer) => tensorOf(layer, base)),
-      ...replacements
-        .filter((own) => !own.isTied && !base.unchanged.has(own))
-        .map(({ tensor }) => base.names.locate(tensor)),
-    ],
-    base,
-  )
-}
-
-/** Ties with a layer, and those of which a whole tensor or rows for one use are replaced. */
-export function untiedTies({ layers, replacements }: MergeParts, base: BaseModel): TieGroup[] {
-  const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
-  const touched = touchedTies(
-    [...layers.map((layer) => tensorOf(layer, base)), ...parting.map(({ tensor }) => base.names.locate(tensor))],
-    base,
-  )
-  const paths = new Set(touched.map(({ group }) => group.path.join('.')))
+/** Ties of which the adapters change one use alone: rows and layers for both uses are none. */
+export function partedTies({ layers, replacements }: MergeParts, base: BaseModel): TieGroup[] {
+  const changed = [
+    ...layers.filter(({ isTied }) => !isTied).map((layer) => tensorOf(layer, base)),
+    ...replacements.filter(({ isTied }) => !isTied).map(({ tensor }) => base.names.locate(tensor)),
+  ]
+  const parted = changed.flatMap((tensor) => groupOf(base.ties, tensor) ?? []).filter(({ isBias }) => !isBias)
+  const paths = new Set(parted.map(({ path }) => path.join('.')))
   // config.json ties all of a part or none.
   return base.ties.groups.filter(({ path }) => paths.has(path.join('.')))
-}
-
-function touchedTies(tensors: readonly string[], { ties }: BaseModel): Touched[] {
-  return tensors.flatMap((tensor) => {
-    const group = groupOf(ties, tensor)
-    return group === undefined || group.isBias ? [] : [{ group, tensor }]
-  })
 }
 
 /** Refuses to guess where the model's type is not known: embeddings whose partner may be tied to them. */
@@ -74,28 +48,8 @@ export function refuseUnknownTies(parts: MergeParts, base: BaseModel, tied: Tied
   const type = base.config?.model_type
   throw new MismatchError({
     where: touched,
-    what:
-      type === undefined
-        ? 'the base has no config.json with a model_type, so lowrank does not know which weights are tied to this embedding'
-        : `lowrank does not know which weights are tied to this embedding in models of the type '${type}'`,
+    what: `lowrank does not know which weights are tied to this embedding in models of ${type === undefined ? 'no type in config.json' : `the type '${type}'`}`,
     expected: '"tie_word_embeddings": false in config.json, or keep',
     hint: 'keep changes the one stored weight for all its uses',
-  })
-}
-
-export function tiedError({ group, tensor }: Touched, { checkpoint }: BaseModel): MismatchError {
-  const { members, stored } = group
-  // The member that is read from the other one is the head, or a part's own embedding.
-  const where = tensor === members[0] ? members[members.length - 1] : tensor
-  const others = members.filter((name) => name !== where)
-  return new MismatchError({
-    where,
-    what: checkpoint.tensors.has(where)
-      ? `config.json ties it to ${others.join(' and ')}, so that loaders would use one weight for both`
-      : `the base stores no such weight: it is tied to ${stored}`,
-    expected: 'a choice for tied embeddings: untie or keep',
-    hint:
-      'untie writes the output embedding as a weight of its own and sets tie_word_embeddings to false, which gives what the ' +
-      'adapter was trained for; keep changes the one weight for both uses',
   })
 }

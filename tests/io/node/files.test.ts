@@ -191,14 +191,15 @@ describe('folders', () => {
     expect((await failure(createFile('/proc/lowrank/a/x'))).message).toMatch(/cannot be made/)
   })
 
-  test('list: files directly inside, sorted, links to files too; a folder that does not exist is empty', async () => {
+  test('list: files directly inside, sorted, links too but those to folders; a folder that does not exist is empty', async () => {
     await mkdir(at('sub'))
     await writeFile(at('sub', 'deep'), '')
     await writeFile(at('b'), '')
     await writeFile(at('a'), '')
     await symlink(at('sub', 'deep'), at('link'))
     await symlink(at('gone'), at('dangling'))
-    expect(await directory.list()).toEqual(['a', 'b', 'link'])
+    expect(await directory.list()).toEqual(['a', 'b', 'dangling', 'link'])
+    await failure(directory.open('dangling'))
     expect(await new NodeDirectory(at('absent')).list()).toEqual([])
     await failure(new NodeDirectory(at('a')).list())
   })

@@ -51,8 +51,7 @@ describe('unmergeCheckpoint', () => {
     const lora = adapter({ lm_head: [32, 16] })
     const [merged, out] = [new MemoryDirectory(), new MemoryDirectory()]
     await mergeCheckpoint(original, lora, merged, { tied: 'keep' })
-    await expect(unmergeCheckpoint(merged, lora, out)).rejects.toMatchObject({ code: 'MISMATCH' })
-    await unmergeCheckpoint(merged, lora, out, { tied: 'keep' })
+    await unmergeCheckpoint(merged, lora, out)
     expect(await distance(out, original)).toBeLessThan((await distance(merged, original)) / 50)
   })
 })

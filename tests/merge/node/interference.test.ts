@@ -200,24 +200,18 @@ describe('the place of the output', () => {
 
   it.skipIf(!isLinuxRoot)('is refused before the first byte where a file system is mounted', async () => {
     const { merge, expectWhole } = await layOut()
-    const [disk, host] = [path.join(folder, 'a disk'), path.join(folder, 'host')]
+    const disk = path.join(folder, 'a disk')
     await mkdir(disk)
-    await mkdir(host)
-    for (const args of [
-      ['-t', 'tmpfs', 'tmpfs'],
-      ['--bind', host],
-    ]) {
-      await mounted(disk, args, async () => {
-        await expect(merge({}, disk)).rejects.toMatchObject({
-          code: 'FILE',
-          what: expect.stringContaining('a file system is mounted here'),
-          hint: `Choose a folder in it, such as ${path.join(disk, 'merged')}`,
-        })
-        expect(await partialsOf(disk)).toEqual([])
-        await merge({}, path.join(disk, 'merged'))
-        await expectWhole(path.join(disk, 'merged'))
+    await mounted(disk, ['-t', 'tmpfs', 'tmpfs'], async () => {
+      await expect(merge({}, disk)).rejects.toMatchObject({
+        code: 'FILE',
+        what: expect.stringContaining('a file system is mounted here'),
+        hint: `Choose a folder in it, such as ${path.join(disk, 'merged')}`,
       })
-    }
+      expect(await partialsOf(disk)).toEqual([])
+      await merge({}, path.join(disk, 'merged'))
+      await expectWhole(path.join(disk, 'merged'))
+    })
   })
 
   it.skipIf(process.platform !== 'linux')('ends soon where no folder can be made', async () => {
@@ -294,7 +288,7 @@ describe('the base', () => {
     await symlink(path.join(folder, 'blobs', '1234'), path.join(base, 'vocab.json'))
     await expect(merge()).rejects.toMatchObject({
       where: path.join(base, 'vocab.json'),
-      what: 'this link points to a place that does not exist',
+      what: 'no such file or folder',
     })
     expect(await partialsOf(out)).toEqual([])
     await rm(path.join(base, 'vocab.json'))

@@ -54,33 +54,20 @@ describe.each(NAMES)('%s', (name) => {
   })
 })
 
-test('untied on demand, both get what was trained', async () => {
-  const folder = new NodeDirectory(goldenPath('config', 'tied-embedding'))
-  const out = new MemoryDirectory()
-  await mergeCheckpoint(base(), folder, out, { tied: 'untie' })
-  const got = await tensorsIn(out)
-  expect(got.get('lm_head.weight')).toEqual(got.get('model.embed_tokens.weight'))
-  expect(JSON.parse(new TextDecoder().decode(out.files.get('config.json'))).tie_word_embeddings).toBe(false)
-})
-
-test('DoRA changes the two uses in two ways: a choice is needed, and one weight has no place for both', async () => {
+test('DoRA changes the two uses in two ways: one weight has no place for both', async () => {
   const folder = new NodeDirectory(goldenPath('config', 'tied-dora'))
   for (const adapter of [folder, await loadAdapter(folder)]) {
-    const merge = (tied?: TiedPolicy) => mergeCheckpoint(base(), adapter, new MemoryDirectory(), { tied })
-    await expect(merge()).rejects.toMatchObject({
-      code: 'MISMATCH',
-      expected: 'a choice for tied embeddings: untie or keep',
-    })
+    const merge = (tied: TiedPolicy) => mergeCheckpoint(base(), adapter, new MemoryDirectory(), { tied })
     await expect(merge('keep')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
     const out = new MemoryDirectory()
-    await mergeCheckpoint(base(), adapter, out, { tied: 'untie' })
+    await mergeCheckpoint(base(), adapter, out)
     const got = await tensorsIn(out)
     for (const [key, { data }] of await tensorsIn(folder, 'tensors.safetensors')) {
       expect(deviation(got.get(key.slice('merged.'.length))!.data, data), key).toBeLessThan(1e-6)
     }
   }
   const report = await fitOf({ directory: base() }, folder)
-  expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
+  expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/were one weight/)] })
 })
 
 test('without ensure_weight_tying the output embedding must be a target', async () => {

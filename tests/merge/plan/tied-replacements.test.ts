@@ -1,4 +1,4 @@
-// Tied embeddings of which an adapter replaces one, or some rows: what refuse, keep and untie make of them.
+// Tied embeddings of which an adapter replaces one, or some rows: what untie and keep make of them.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -114,14 +114,6 @@ describe.each([
   ['of which one is stored', SKETCHES],
   ['that are both stored', STORED],
 ])('tied embeddings %s', (_, sketches) => {
-  it.each([EMBEDDING, HEAD])('are not replaced without a word: %s', async (name) => {
-    await expect(run(sketches, replacing(name))).rejects.toMatchObject({
-      code: 'MISMATCH',
-      where: HEAD,
-      expected: 'a choice for tied embeddings: untie or keep',
-    })
-  })
-
   it.each([EMBEDDING, HEAD])('keep: both uses get %s', async (name) => {
     const { before, after, isTied } = await run(sketches, replacing(name), 'keep')
     expect([...after.keys()].sort()).toEqual([...before.keys()].sort())
@@ -130,16 +122,19 @@ describe.each([
     expect(isTied).toBe(true)
   })
 
-  it.each([[[EMBEDDING]], [[HEAD]], [[EMBEDDING, HEAD]]])('fit, with a choice to make: %j', async (names) => {
-    const folder = new MemoryDirectory()
-    await saveAdapter(replacing(...names), folder)
-    const report = await fitOf({ directory: await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }) }, folder)
-    expect(report).toMatchObject({ fits: true, problems: [], notes: [expect.stringMatching(/has to untie or keep/)] })
-    const places = report.parts.filter(({ name }) => names.includes(name)).map(({ tensor }) => tensor)
-    expect(places.sort()).toEqual(names.map((name) => (sketches === STORED ? name : EMBEDDING)).sort())
-  })
+  it.each([[[EMBEDDING]], [[HEAD]], [[EMBEDDING, HEAD]]])(
+    'fit, and a note says what becomes of the tie: %j',
+    async (names) => {
+      const folder = new MemoryDirectory()
+      await saveAdapter(replacing(...names), folder)
+      const report = await fitOf({ directory: await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }) }, folder)
+      expect(report).toMatchObject({ fits: true, problems: [], notes: [expect.stringMatching(/were one weight/)] })
+      const places = report.parts.filter(({ name }) => names.includes(name)).map(({ tensor }) => tensor)
+      expect(places.sort()).toEqual(names.map((name) => (sketches === STORED ? name : EMBEDDING)).sort())
+    },
+  )
 
-  it('rows fit without a choice', async () => {
+  it('rows fit, and leave the tie', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(withRows(), folder)
     const report = await fitOf({ directory: await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }) }, folder)
@@ -172,7 +167,7 @@ describe.each([
     await expect(run(sketches, lora, 'keep')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
   })
 
-  it.each<TiedPolicy>(['refuse', 'keep', 'untie'])('rows are for both uses and untie nothing: %s', async (tied) => {
+  it.each<TiedPolicy>(['keep', 'untie'])('rows are for both uses and untie nothing: %s', async (tied) => {
     const { before, after, isTied } = await run(sketches, withRows(), tied)
     expect([...after.keys()].sort()).toEqual([...before.keys()].sort())
     for (const name of [EMBEDDING, HEAD]) {
@@ -194,17 +189,15 @@ describe.each([
       return expected
     }
 
-    it('are not merged without a word', async () => {
+    it('untie, and a note says so', async () => {
       for (const lora of [withHeadRows(), withRows(withHeadRows()), withHeadRows(withRows())]) {
-        const refused = { code: 'MISMATCH', where: HEAD, expected: 'a choice for tied embeddings: untie or keep' }
-        await expect(run(sketches, lora)).rejects.toMatchObject(refused)
         const folder = new MemoryDirectory()
         await saveAdapter(lora, folder)
         const report = await fitOf(
           { directory: await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }) },
           folder,
         )
-        expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
+        expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/were one weight/)] })
       }
     })
 
@@ -245,10 +238,6 @@ describe.each([
       { data: VALUES.slice(0, 16 * 4), shape: [16, 4] },
     )
     for (const lora of [rows, layers]) {
-      await expect(run(renamed, lora, undefined, 'bert')).rejects.toMatchObject({
-        where: `${head}.weight`,
-        expected: expect.stringMatching(/untie or keep/),
-      })
       const { before, after } = await run(renamed, lora, 'untie', 'bert')
       for (const name of [embedding, head]) {
         expect(after.get(`${name}.weight`)).not.toEqual(

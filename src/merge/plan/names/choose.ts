@@ -122,32 +122,6 @@ function isStored({ tensors: names }: StoredForm, tensors: Tensors): boolean {
   return names.every((name) => tensors.has(name.replace('*', '0')))
 }
 
-/** Tensors that the adapters and the base call differently. */
-export interface Renamed {
-  /** The adapters' name, with # for numbers. */
-  readonly from: string
-  /** The base's; several where it has the tensor in parts, with * for the number of an expert. */
-  readonly to: readonly string[]
-  readonly count: number
-}
-
 export function tensorsOf({ layers, replacements }: MergeParts): string[] {
   return [...layers.map(({ name, tensor }) => `${name}.${tensor}`), ...replacements.map(({ tensor }) => tensor)]
-}
-
-/** A model has thousands of tensors, but few kinds of them. */
-export function renamedTensors(parts: MergeParts, names: CheckpointNames): Renamed[] {
-  const found = new Map<string, Renamed>()
-  for (const tensor of new Set(tensorsOf(parts))) {
-    const stored = names.form(tensor)?.tensors
-    if (stored === undefined || (stored.length === 1 && stored[0] === tensor)) continue
-    const [from, to] = [pattern(tensor), stored.map(pattern)]
-    const key = [from, ...to].join('\n')
-    found.set(key, { from, to, count: (found.get(key)?.count ?? 0) + 1 })
-  }
-  return [...found.values()]
-}
-
-function pattern(name: string): string {
-  return name.replaceAll(/(?<![^.])\d+(?![^.])/g, '#')
 }

@@ -1,7 +1,6 @@
 // Layers of a tensor that the checkpoint has as rows of a larger tensor, in several, or turned.
 
 import { MismatchError, UnsupportedError } from '../../../base/errors.js'
-import { formatShape } from '../../../base/tensor.js'
 import type { Checkpoint } from '../../../formats/checkpoint.js'
 import type { LayerFactors } from '../adapters.js'
 import { expertLayer, isInputMajorModel, layerOfRows } from '../experts.js'
@@ -50,14 +49,7 @@ function sharedLayer(
   const [firstRow, count] = [(shape[0] * first) / total, (shape[0] * rows) / total]
   const own = layer.tensor === 'bias' ? layer.k : layer.d
   const isFitting = Number.isSafeInteger(firstRow) && count === own && (shape.length === 1 || shape[1] === layer.k)
-  if (!isFitting || layer.isInputMajor || layer.experts !== undefined) {
-    throw new MismatchError({
-      where: tensor,
-      what: `the adapter has another shape for ${layer.name}, which is ${rows} of ${total} parts of this tensor`,
-      expected: formatShape([(own * total) / rows, ...(shape.length === 1 ? [] : [layer.k])]),
-      got: formatShape(shape),
-    })
-  }
+  if (!isFitting || layer.isInputMajor || layer.experts !== undefined) throw partsError(layer, [tensor], count)
   return { ...layer, shape, region: { first: firstRow, count } }
 }
 
@@ -89,14 +81,16 @@ function expertLayers(
   // Square ones look alike both ways.
   const isTurnedHere = isOutputMajor && isInputMajor ? isInputMajorModel(config) !== isTurned : isInputMajor
   const own = { ...layer, isInputMajor: isTurnedHere }
-  const countError = (where: string, count: string) =>
-    new MismatchError({ where, what: `the base has ${count} experts than the adapter`, expected: `${experts}` })
-  const extra = namesOf(experts).find((name) => tensors.has(name))
-  if (extra !== undefined) throw countError(extra, 'more')
+  const refuseCount = (isWrong: boolean, where: string) => {
+    if (!isWrong) return
+    const what = 'the base has another number of experts than the adapter'
+    throw new MismatchError({ where, what, expected: `${experts}` })
+  }
+  for (const name of namesOf(experts)) refuseCount(tensors.has(name), name)
   return Array.from({ length: experts }, (_, expert) => {
     let row = 0
     return namesOf(expert).map((tensor, i) => {
-      if (!tensors.has(tensor)) throw countError(tensor, 'fewer')
+      refuseCount(!tensors.has(tensor), tensor)
       const rows = shapes[i][own.isInputMajor ? 1 : 0]
       const part = expertLayer(own, expert, row, rows)
       row += rows
@@ -109,11 +103,11 @@ function sum(shapes: readonly (readonly number[])[], axis: number): number {
   return shapes.reduce((total, shape) => total + (shape[axis] ?? Number.NaN), 0)
 }
 
-function partsError({ name, tensor, d }: LayerFactors, names: readonly string[], rows: number): MismatchError {
+function partsError({ name, tensor, d, k }: LayerFactors, names: readonly string[], rows: number): MismatchError {
   return new MismatchError({
     where: names[0],
     what: `the adapter has another shape for ${name}.${tensor}`,
-    expected: `${d} rows in ${names.join(' and ')}`,
+    expected: `${tensor === 'bias' ? k : d} rows in ${names.join(' and ')}`,
     got: `${rows}`,
   })
 }

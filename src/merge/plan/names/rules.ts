@@ -11,69 +11,45 @@ export interface StoredForm {
 
 const UNKNOWN_FORM = '!'
 
-interface Node {
-  readonly children: Map<string, Node>
-  stored: string | undefined
-}
-
-const NUMBER = /^\d+$/
+type Renaming = readonly [name: string, stored: string]
 
 /** Rules `name>stored`: of the beginnings of a name, in whole parts, the longest counts; `#` is any number. */
 export class NameRules {
-  readonly #root: Node = { children: new Map(), stored: '' }
-  readonly #rules: readonly (readonly [name: string, stored: string])[]
+  readonly #rules: readonly { readonly start: RegExp; readonly depth: number; readonly stored: string }[]
 
-  constructor(rules: readonly (readonly [name: string, stored: string])[]) {
-    this.#rules = rules
-    for (const [name, stored] of rules) {
-      let node = this.#root
-      for (const part of name === '' ? [] : name.split('.')) {
-        const next = node.children.get(part) ?? { children: new Map(), stored: undefined }
-        node.children.set(part, next)
-        node = next
-      }
-      node.stored = stored
-    }
+  constructor(private readonly renamings: readonly Renaming[]) {
+    const numbers = (name: string) => name.split('#').length
+    this.#rules = [...new Map([['', ''], ...renamings])]
+      .map(([name, stored]) => ({ name, stored, depth: name === '' ? 0 : name.split('.').length }))
+      .sort((a, b) => b.depth - a.depth || numbers(a.name) - numbers(b.name))
+      .map(({ name, ...rule }) => ({ ...rule, start: startOf(name) }))
   }
 
   /** Undefined for a form that cannot be told in these terms. */
   form(name: string): StoredForm | undefined {
-    const parts = name.split('.')
-    const { stored, depth, numbers } = longest(this.#root, parts, 0, [])
+    const { start, depth, stored } = this.#rules.find((rule) => rule.start.test(name))!
     if (stored === UNKNOWN_FORM) return undefined
+    const numbers = start.exec(name)!.slice(1)
+    const rest = name.split('.').slice(depth)
     const [, names, first, rows, total] = /^(.*?)\^?(?:\[(\d+):(\d+):(\d+)\])?$/.exec(stored)!
     const tensors = names.split('|').map((one) => {
       let i = 0
       const own = one.replaceAll(/(?<![^.])#(?![^.])/g, () => numbers[i++] ?? '#')
-      return [...(own === '' ? [] : [own]), ...parts.slice(depth)].join('.')
+      return [...(own === '' ? [] : [own]), ...rest].join('.')
     })
     const share = first === undefined ? undefined : { first: Number(first), rows: Number(rows), total: Number(total) }
     return { tensors, isTurned: stored.includes('^'), share }
   }
 
   reversed(): NameRules {
-    const renaming = this.#rules.filter(([, stored]) => !/[!*|^[]/.test(stored))
-    return new NameRules(renaming.map(([name, stored]) => [stored, name] as const))
+    const renamings = this.renamings.filter(([, stored]) => !/[!*|^[]/.test(stored))
+    return new NameRules(renamings.map(([name, stored]) => [stored, name] as const))
   }
 }
 
-interface Found {
-  stored: string
-  depth: number
-  numbers: readonly string[]
-}
-
-function longest(node: Node, parts: readonly string[], depth: number, numbers: readonly string[]): Found {
-  const own = { stored: node.stored ?? '', depth: node.stored === undefined ? -1 : depth, numbers }
-  if (depth === parts.length) return own
-  const part = parts[depth]
-  const literal = node.children.get(part)
-  const any = NUMBER.test(part) ? node.children.get('#') : undefined
-  const found = [
-    ...(literal === undefined ? [] : [longest(literal, parts, depth + 1, numbers)]),
-    ...(any === undefined ? [] : [longest(any, parts, depth + 1, [...numbers, part])]),
-  ]
-  return found.reduce((best, other) => (other.depth > best.depth ? other : best), own)
+function startOf(name: string): RegExp {
+  const parts = name.split('.').map((part) => (part === '#' ? '(\\d+)' : part.replace(/[^\w-]/g, '\\$&')))
+  return new RegExp(name === '' ? '' : `^${parts.join('\\.')}(?![^.])`)
 }
 
 /** As the generated tables have it: each side of a line shares so many characters (base 36) with the line before. */

@@ -1,0 +1,92 @@
+// Attention that an exporter wrote out, in a form whose step and gradient take fewer passes over large tensors.
+
+import type { NodeProto } from '../../formats/onnx/tensors.js'
+import { isStatic, type ShapeMap } from '../shapes/shapes.js'
+import { Builder, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { unrepeated } from './attention.js'
+import { bothWays, makerOf, onlyReader, scalarOf, transposed } from './patterns.js'
+import { rotate, rotationOf } from './rotary.js'
+
+const SWAP_LAST = [0, 1, 3, 2]
+
+/** Rotations and scales. `nodes` are on the way of gradients; `shapes` gets those of new values. */
+export function suitQueries(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
+  const g = new Builder(graph, 'attention')
+  const shared = new Map<string, Value>()
+  for (const node of nodes) {
+    if (node.opType === 'Add') rotateAtOnce(g, node, shapes, shared)
+    else if (node.opType === 'Mul' || node.opType === 'Div') scaleQuery(g, node, shapes)
+  }
+  graph.requireOpset('com.microsoft', 1)
+  graph.prune()
+}
+
+/** Keys that several query heads share. */
+export function shareKeys(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
+  const g = new Builder(graph, 'shared keys')
+  for (const node of nodes) if (node.opType === 'MatMul') groupHeads(g, node, shapes)
+  graph.prune()
+}
+
+function rotateAtOnce(g: Builder, { output: [y] }: NodeProto, shapes: ShapeMap, shared: Map<string, Value>): void {
+  const shape = shapes.get(y)
+  if (shape?.dims.length !== 4 || !isStatic(shape, 3)) return
+  const size = shape.dims[3]
+  const rotation = rotationOf(g.graph, y, size)
+  if (rotation === undefined) return
+  const rotated = rotate(g, rotation.x, rotation, size, shared, [0, 2])
+  shapes.set(rotated, shape)
+  g.graph.replaceUses(y, rotated)
+}
+
+/** c·(q·kᵀ) is (c·q)·kᵀ, and queries are smaller than scores. */
+function scaleQuery(g: Builder, { opType, input, output: [y] }: NodeProto, shapes: ShapeMap): void {
+  const { graph } = g
+  const factors = opType === 'Mul' ? bothWays({ input } as NodeProto) : [[input[0], input[1]] as const]
+  for (const [scores, factor] of factors) {
+    const product = makerOf(graph, scores, 'MatMul')
+    const isScale = scalarOf(graph, factor) !== undefined && graph.constant(factor)?.dims.length === 0
+    if (product === undefined || !isScale || onlyReader(graph, scores, opType) === undefined) continue
+    const [query] = product.input
+    const shape = shapes.get(query)
+    if (shape?.dims.length !== 4 || graph.constant(product.input[1]) !== undefined) continue
+    const scaled = g.op(opType, [query, factor])
+    shapes.set(scaled, shape)
+    graph.setInput(product, 0, scaled)
+    graph.replaceUses(y, scores)
+    return
+  }
+}
+
+/**
+ * Queries (B, heads, S, d) that share a key are rows of one product, (B, key heads, heads/key heads · S, d): keys are
+ * never repeated, nor are their gradients summed.
+ */
+function groupHeads(g: Builder, node: NodeProto, shapes: ShapeMap): void {
+  const { graph } = g
+  const [a, b] = node.input
+  const [y] = node.output
+  const turned = transposed(graph, b, SWAP_LAST)
+  const repeated = turned ?? b
+  const key = unrepeated(graph, repeated)
+  const [left, right, whole, result] = [a, key, repeated, y].map((value) => shapes.get(value))
+  if (key === repeated || left?.dims.length !== 4 || right === undefined || result === undefined) return
+  const heads = left.dims[1]
+  const keyHeads = right.dims[1]
+  if (!isStatic(left, 1) || !isStatic(right, 1) || whole?.dims[1] !== heads || heads % keyHeads !== 0) return
+  const merged = (dims: readonly number[]) => [dims[0], keyHeads, (heads / keyHeads) * dims[2], dims[3]]
+  const shaped = (value: Value, { dims, other }: { dims: readonly number[]; other: readonly number[] }) => {
+    shapes.set(value, { dims, other })
+    return value
+  }
+  const mergedShape = ({ dims, other }: typeof left) => ({ dims: merged(dims), other: merged(other) })
+  const rows = shaped(g.reshape(a, g.int([0, keyHeads, -1, 0])), mergedShape(left))
+  const swap = (dims: readonly number[]) => SWAP_LAST.map((axis) => dims[axis])
+  const operand =
+    turned === undefined
+      ? key
+      : shaped(g.transpose(key, SWAP_LAST), { dims: swap(right.dims), other: swap(right.other) })
+  const product = shaped(g.matmul(rows, operand), mergedShape(result))
+  graph.replaceUses(y, shaped(g.reshape(product, g.int([0, heads, -1, 0])), result))
+}
