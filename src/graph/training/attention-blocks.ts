@@ -4,7 +4,13 @@
 
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create } from '../../formats/onnx/protobuf.js'
-import { DataType, type GraphProto, type NodeProto, NodeProtoSchema } from '../../formats/onnx/tensors.js'
+import {
+  DataType,
+  type GraphProto,
+  type NodeProto,
+  NodeProtoSchema,
+  type TensorProto,
+} from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'
 import { buildBackward, type CustomGradients } from '../gradients/backward.js'
 import { once, range } from '../gradients/context.js'
@@ -20,8 +26,8 @@ interface Attention {
   readonly output: Value
   /** From the product with the values back to that with the keys. */
   readonly nodes: readonly NodeProto[]
-  /** What the nodes read besides: masks, numbers. */
-  readonly others: readonly Value[]
+  /** What the nodes read besides: masks, and numbers, which have a tensor. */
+  readonly others: ReadonlyMap<Value, TensorProto | undefined>
 }
 
 interface Parts {
@@ -52,7 +58,7 @@ function attentionAt({ graph, shapes, onPath }: Parts, product: NodeProto): Atte
   const shape = shapes.get(probabilities)
   if (product.opType !== 'MatMul' || !grows(shape, -1) || !grows(shape, -2)) return undefined
   const nodes = new Set([product])
-  const others = new Set<Value>()
+  const others = new Map<Value, TensorProto | undefined>()
   const open = [probabilities]
   let scores: NodeProto | undefined
   for (let value = open.pop(); value !== undefined; value = open.pop()) {
@@ -64,7 +70,7 @@ function attentionAt({ graph, shapes, onPath }: Parts, product: NodeProto): Atte
     else {
       for (const input of maker.input) {
         if (onPath.has(input) || graph.producer(input)?.opType === 'IsNaN') open.push(input)
-        else others.add(input)
+        else others.set(input, scalarOf(graph, input) === undefined ? undefined : graph.constant(input))
       }
     }
   }
@@ -74,8 +80,8 @@ function attentionAt({ graph, shapes, onPath }: Parts, product: NodeProto): Atte
   const softmaxes = [...nodes].filter(({ opType }) => opType === 'Softmax')
   if (scores === undefined || softmaxes.length !== 1 || isRead) return undefined
   const [query, keys] = scores.input
-  if (![query, keys, values, ...others].every((value) => shapes.has(value))) return undefined
-  return { inputs: [query, keys, values], output: product.output[0], nodes: [...nodes], others: [...others] }
+  if (![query, keys, values, ...others.keys()].every((value) => shapes.has(value))) return undefined
+  return { inputs: [query, keys, values], output: product.output[0], nodes: [...nodes], others }
 }
 
 /** True for an axis whose length is that of texts. */
@@ -145,9 +151,8 @@ class Block {
     this.#shapes = [shapes, new ShapeMap()]
     this.#place = g.node('Split', [graph.inputs[0].name, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
     inputs.forEach((value, i) => void this.#put(value, this.#cut(read(value), i === 0, -i)))
-    for (const value of others) {
-      const constant = scalarOf(outer, value) === undefined ? undefined : outer.constant(value)
-      const copy = constant && graph.addInitializer(copyMessage(constant, { name: graph.freshName(`${scope}/number`) }))
+    for (const [value, number] of others) {
+      const copy = number && graph.addInitializer(copyMessage(number, { name: graph.freshName(`${scope}/number`) }))
       const shape = shapes.get(value)
       this.#put(value, copy ?? this.#cut(read(value), grows(shape, -2), grows(shape, -1) ? -1 : 0))
     }
