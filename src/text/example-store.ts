@@ -18,7 +18,7 @@ const KEPT = 256
 export class ExampleStore implements Iterable<Example> {
   readonly #file: (() => TokenFile) | undefined
   readonly #kept: number
-  /** Of each example, counted over all tokens. */
+  /** The end of each example, counted over all tokens. */
   #ends = new Float64Array(1024)
   #length = 0
   /** The ids, or where they lie in the file. One whose label is ignored has all bits turned. */
@@ -28,7 +28,7 @@ export class ExampleStore implements Iterable<Example> {
   /** The block of the file that was read last. */
   readonly #read = { block: -1, tokens: new Int32Array(0) }
 
-  /** Without a file, all stays in memory. `file` opens it when it is needed: for what is behind the first `kept` blocks. */
+  /** Without `file`, all stays in memory. It is called when there are more than `kept` blocks. */
   constructor(file?: () => TokenFile, kept = KEPT) {
     this.#file = file
     this.#kept = kept

@@ -63,7 +63,7 @@ function attend(g: Builder, attention: Attention): Attended {
   return { output, presentKey: () => present(k), presentValue: () => present(v) }
 }
 
-/** What is broadcast to (B, heads, S, T), as it is to (B, keyHeads, group, S, T). */
+/** A bias that is broadcast to (B, heads, S, T), as it is to (B, keyHeads, group, S, T). */
 function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
   const all = g.concat([g.int([1, 1, 1]), g.shape(bias)], 0)
   const dim = (axis: number) => g.op('Gather', [all, g.int([axis])])

@@ -1,6 +1,6 @@
 // Attention of long texts in a Scan over blocks of queries, and its gradient in another, which computes the
-// probabilities of a block again: Rabe & Staats (arXiv 2112.05682), FlashAttention-2 (arXiv 2307.08691). So no scores of
-// all queries exist, and keys that no query of a block sees are not read.
+// probabilities of a block again: Rabe & Staats (arXiv 2112.05682), FlashAttention-2 (arXiv 2307.08691). So the scores
+// of all queries never exist together, and keys that no query of a block sees are not read.
 
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create } from '../../formats/onnx/protobuf.js'
@@ -26,7 +26,7 @@ interface Attention {
   readonly output: Value
   /** From the product with the values back to that with the keys. */
   readonly nodes: readonly NodeProto[]
-  /** What the nodes read besides: masks, and numbers, which have a tensor. */
+  /** Masks, and numbers, which have a tensor: the nodes read them too. */
   readonly others: ReadonlyMap<Value, TensorProto | undefined>
 }
 
@@ -42,7 +42,7 @@ interface Parts {
 
 const ON_SCORES = new Set(['Add', 'Cast', 'Div', 'Identity', 'IsNaN', 'Mul', 'Softmax', 'Sub', 'Tanh', 'Where'])
 
-/** What adds less than this to a score hides its key. */
+/** A mask that adds less than this to a score hides its key. */
 const HIDDEN = -5e4
 
 export function attendInBlocks(parts: Parts): void {
@@ -111,7 +111,7 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
 
   const rule: NonNullable<ReturnType<CustomGradients['get']>>['rule'] = ({ g, dy }) => {
     const results = once(() => {
-      // Of nodes of the backward pass, so that what they read can be computed again.
+      // These nodes are of the backward pass, so that what they read can be computed again.
       const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
       const block = new Block(graph, shapes, attention, read)
       block.giveGradients(dy)
@@ -247,7 +247,7 @@ function bodyBuilder(outer: Graph, length: number): Builder {
   return g
 }
 
-/** What is added to the scores right before softmax: masks of keys. */
+/** Masks of keys: they are added to the scores right before softmax. */
 function masksOf({ graph, shapes }: Parts, { nodes }: Attention): Value[] {
   const masks: Value[] = []
   const isInside = (value: Value) => nodes.includes(graph.producer(value) as NodeProto)
