@@ -109,13 +109,13 @@ function emptyRows(task: Task, file: EncodeOptions['file']): EncodedRows {
 
 /** Gives what reads the pictures of a model while `work` goes on; undefined for one that reads none beside texts. */
 export async function withPictures<T>(
-  { model, device, ...options }: Pick<TrainingOptions, 'model' | 'decodeImage' | 'threads' | 'device'>,
+  { model, decodeImage, threads, device }: Pick<TrainingOptions, 'model' | 'decodeImage' | 'threads' | 'device'>,
   work: (pictures: PictureEncoder | undefined) => Promise<T>,
 ): Promise<T> {
   if (model.graphs.vision_encoder === undefined || model.graphs.embed_tokens === undefined) return work(undefined)
   const { PictureEncoder } = await import('../../tasks/pictures/encoder.js')
   const executionProviders = device === undefined ? undefined : [device].flat()
-  const pictures = new PictureEncoder({ ...options, model, executionProviders })
+  const pictures = new PictureEncoder({ model, decodeImage, threads, executionProviders })
   return work(pictures).finally(() => pictures.close())
 }
 
