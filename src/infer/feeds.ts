@@ -1,6 +1,5 @@
 // Feeds made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way into a worker.
 
-import { f16ToF32 } from '../base/dtype.js'
 import { ConfigError, didYouMean, MismatchError, messageOf, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
 import { cacheLayout, emptyTensor, isCacheInput } from '../graph/inputs/cache.js'
@@ -17,6 +16,8 @@ import {
   type TensorType,
   withoutFloat16Array,
 } from '../runtime/runtime.js'
+
+export { floatsOf } from '../runtime/runtime.js'
 
 const DIMS = listOf(kind('an integer of at least 0', (value) => Number.isSafeInteger(value) && (value as number) >= 0))
 
@@ -151,15 +152,4 @@ export function checkRanks(graph: Graph, outputs: Readonly<Record<string, Runtim
       hint: 'Run the rows of one adapter at a time',
     })
   }
-}
-
-export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
-  if (data instanceof Float32Array) return data
-  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
-  throw new UnsupportedError({
-    where: 'ONNX model',
-    what: 'an output of a type that is not read',
-    expected: 'float32, float16',
-    got: type,
-  })
 }

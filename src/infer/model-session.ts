@@ -199,7 +199,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   /** @internal */
   async pictureCode(): ReturnType<TextSession['pictureCode']> {
-    return { ...(await import('./pictures/pictures.js')), ...(await import('./pictures/token-vectors.js')) }
+    return { ...(await import('../tasks/pictures/pictures.js')), ...(await import('./generate/token-vectors.js')) }
   }
 
   readonly generate = ((prompts: Prompt | readonly Prompt[], options?: GenerateOptions) =>

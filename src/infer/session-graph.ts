@@ -8,6 +8,7 @@ import { giveNewRows } from '../graph/fuse/new-rows.js'
 import { injectLora } from '../graph/inject/inject.js'
 import type { Vector } from '../graph/inject/other-sites.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
+import { growWindows } from '../graph/inputs/cache.js'
 import { tokenColumns, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
@@ -33,14 +34,6 @@ export interface SessionEdit {
   readonly others: typeof import('../graph/inject/other-sites.js') | undefined
   readonly given: ReadonlySet<string>
   readonly isPlain: boolean
-}
-
-/** onnxruntime-genai writes sliding windows (Gemma 2) with a fixed size, so that no text can begin without a cache. */
-function growWindows(graph: Graph): void {
-  for (const node of graph.nodes) {
-    if (node.opType !== 'GroupQueryAttention') continue
-    node.attribute = node.attribute.filter(({ name }) => name !== 'sliding_window_cache')
-  }
 }
 
 export function sessionGraph(

@@ -1,5 +1,7 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
+import { f16ToF32 } from '../base/dtype.js'
+import { UnsupportedError } from '../base/errors.js'
 import type { BlobLike } from '../base/globals.js'
 import { oneOf } from '../base/options.js'
 
@@ -53,6 +55,17 @@ export interface RuntimeTensor {
   dims: readonly number[]
   /** @internal */
   dispose?(): void
+}
+
+export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
+  if (data instanceof Float32Array) return data
+  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'an output of a type that is not read',
+    expected: 'float32, float16',
+    got: type,
+  })
 }
 
 /** Input name → tensor. */
@@ -116,18 +129,13 @@ export function freeOnGpu(...tensors: readonly RuntimeTensor[]): void {
 export interface RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  /**
-   * Outputs own their data. `held`: further feeds, made ready once for each object; they win over `feeds`. `into`:
-   * tensors that further outputs are written into, if the runtime writes into tensors; they may be fed as well.
-   */
-  run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds, into?: Feeds): Promise<Record<string, RuntimeTensor>>
+  /** Outputs own their data. `held`: further feeds, made ready once for each object; they win over `feeds`. */
+  run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>>
   dispose(): Promise<void>
 }
 
 export interface Runtime {
   readonly name: string
-  /** Runs on a processor can write outputs into the caller's arrays. */
-  readonly writesInto?: boolean
   createSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<RuntimeSession>
   /** For tensors of sessions that keep tensors on a GPU. A copy there is to be freed. */
   toGpu?(tensor: RuntimeTensor): Promise<RuntimeTensor>

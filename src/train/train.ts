@@ -20,15 +20,17 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
+import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
-import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
@@ -39,6 +41,8 @@ import { resolveSettings, type TrainSettings, withDefaultRate } from './settings
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
+  /** Opens a file that stands in for memory, once. */
+  readonly tokenFile?: (() => TokenFile) | undefined
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   readonly sources?: RunSources | undefined
   readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
@@ -46,6 +50,7 @@ export interface RunContext {
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row that became examples: as the task parsed it, and for which data. */
   readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+  readonly pictures?: PictureEncoder | undefined
 }
 
 export interface PreparedRun {
@@ -57,21 +62,23 @@ export interface PreparedRun {
 
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
-  const startedAt = performance.now()
-  const { input, encoded, log } = await prepare(given, context)
-  const result = await trainAdapter(input).finally(() => log?.close())
-  const isNew = given.adapter === undefined
-  const seconds = (performance.now() - startedAt) / 1000
-  return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  return withPictures(given, async (pictures) => {
+    const startedAt = performance.now()
+    const { input, encoded, log } = await prepare(given, { ...context, pictures })
+    const result = await trainAdapter(input).finally(() => log?.close())
+    const isNew = given.adapter === undefined
+    const seconds = (performance.now() - startedAt) / 1000
+    return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  })
 }
 
 export async function prepare(
   given: TrainingOptions,
-  { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
+  { limits = [], memoryUse, sources, page, wait, onRow, pictures, tokenFile: file }: RunContext,
 ): Promise<PreparedRun> {
   let settings = resolveSettings(given)
   const config = checkOptions(given, settings)
-  const options = { ...given, model: await joinGraphs(given.model) }
+  const options = { ...given, model: await joinGraphs(given.model), pictures }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
@@ -90,12 +97,12 @@ export async function prepare(
     facts.add(record, isEvaluation)
     onRow?.(row, count, isEvaluation)
   }
-  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told })
+  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told, file })
   let evalRecords = encoded.heldOut
   if (evalData !== undefined) {
     const source = await sourceOf(options, evalData, 'evalData')
     const onRow: EncodeOptions['onRow'] = (row, count, _, record) => told(row, count, true, record)
-    evalRecords = (await encode(options, settings, task, source, { onRow })).kept
+    evalRecords = (await encode(options, settings, task, source, { onRow, file })).kept
   }
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
@@ -114,8 +121,10 @@ export async function prepare(
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
   const { aloraInvocationTokens } = config
-  if (aloraInvocationTokens !== undefined) checkInvocation(aloraInvocationTokens, examples, open)
-  settings = planMemory(options, settings, limits, examples, open)
+  if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
+  let longest = 0
+  for (const example of examples) longest = Math.max(longest, open.cost(example))
+  settings = planMemory(options, settings, limits, longest, open)
 
   on.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
@@ -153,6 +162,7 @@ export async function prepare(
     adapter,
     modules,
     settings,
+    longest,
     examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
@@ -198,16 +208,14 @@ function pack(
 }
 
 /** The settings with the choice of memory or speed made, which a line tells where it costs speed. */
-function planMemory<Example>(
+function planMemory(
   { model, on }: TrainingOptions,
   settings: TrainSettings,
   limits: readonly MemoryLimit[],
-  examples: Iterable<Example>,
-  task: OpenTask<Example>,
+  sequence: number,
+  task: OpenTask,
 ): TrainSettings {
   const { batchSize: batch, fast } = settings
-  let sequence = 0
-  for (const example of examples) sequence = Math.max(sequence, task.cost(example))
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
@@ -275,11 +283,11 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  options: TrainingOptions,
+  options: TrainingOptions & Pick<RunContext, 'pictures'>,
   { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,
-  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
+  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow' | 'file'>,
 ): Promise<EncodedSource> {
   const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })
   const { kept, heldOut } = encoded

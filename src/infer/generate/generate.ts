@@ -8,7 +8,6 @@ import type { Feeds } from '../../runtime/runtime.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
-import type { OpenEmbedding } from '../pictures/token-vectors.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf } from './batching.js'
 import type { NextToken } from './decoding.js'
@@ -17,11 +16,12 @@ import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
+import type { OpenEmbedding } from './token-vectors.js'
 
 export interface TextSession extends WholeSession {
   readonly texts: RunningTexts
   /** The code for pictures in prompts, which few models need. */
-  pictureCode(): Promise<typeof import('../pictures/pictures.js') & typeof import('../pictures/token-vectors.js')>
+  pictureCode(): Promise<typeof import('../../tasks/pictures/pictures.js') & typeof import('./token-vectors.js')>
 }
 
 export async function generate<P extends Prompt | readonly Prompt[]>(
@@ -79,7 +79,7 @@ async function* writeTexts(
   const graph = textGraphOf(session.model)
   const { padding, source, takesVectors } = graph
   if (!takesVectors && images.some(({ length }) => length > 0)) {
-    throw (await import('../pictures/picture-places.js')).readsNoPictures(session.model)
+    throw (await import('../../tasks/pictures/picture-places.js')).readsNoPictures(session.model)
   }
   const reading = takesVectors ? await session.pictureCode() : undefined
   const embedding = await reading?.openEmbedding(session.model, graph.inputs)
@@ -96,7 +96,9 @@ async function* writeTexts(
     }
     options.signal?.throwIfAborted()
     const mix = mixes[isList ? i : 0]
-    const pictures = reading && new reading.PromptPictures(session, images[i], mix, where)
+    const { model, decodeImage } = session
+    const see = (feeds: Feeds) => session.runGraph('vision_encoder', feeds, [mix])
+    const pictures = reading && new reading.PromptPictures({ model, decodeImage, see }, images[i], where)
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }
