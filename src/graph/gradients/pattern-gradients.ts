@@ -64,7 +64,8 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
     const axis = intAttribute(node, 'axis', -1)
     const whole = shapes.get(p)
     if (whole === undefined || (axis !== -1 && axis !== whole.dims.length - 1)) return plain
-    if (rows !== p && (whole.dims.length !== 4 || !isStatic(whole, 1))) return plain
+    const isGrouped = [from, whole.dims].every((dims) => dims.length === 4 && dims[0] === from[0])
+    if (rows !== p && !(isGrouped && isStatic(whole, 1))) return plain
     return [
       () => {
         const sums = g.reduceSum(g.mul(gradient, o), [-1])
