@@ -29,6 +29,8 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
+  /** Tokens of the longest text. */
+  readonly longest?: number
   readonly on?: TrainEvents
 }
 
@@ -75,7 +77,7 @@ export class TrainingSessions {
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
-    const { model, open, adapter, modules, settings } = parts
+    const { model, open, adapter, modules, settings, longest = 0 } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
@@ -90,7 +92,8 @@ export class TrainingSessions {
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
-    const options = { layers, base, modules, dropout, invocation, twoPasses }
+    const tokens = settings.batchSize * (open.rowsOfExample ?? 1) * longest
+    const options = { layers, base, modules, dropout, invocation, twoPasses, tokens }
     const training = isTraining ? await buildTrainingGraph(model.onnx, runtime, open, options) : undefined
     tell(1)
     const evaluation = await buildLossGraph(model.onnx, open, { layers, base, modules, invocation })

@@ -116,7 +116,9 @@ export async function prepare(
   }
   const { aloraInvocationTokens } = config
   if (aloraInvocationTokens !== undefined) checkInvocation(aloraInvocationTokens, examples, open)
-  settings = planMemory(options, settings, limits, examples, open)
+  let longest = 0
+  for (const example of examples) longest = Math.max(longest, open.cost(example))
+  settings = planMemory(options, settings, limits, longest, open)
 
   on.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
@@ -154,6 +156,7 @@ export async function prepare(
     adapter,
     modules,
     settings,
+    longest,
     examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
@@ -199,16 +202,14 @@ function pack(
 }
 
 /** The settings with the choice of memory or speed made, which a line tells where it costs speed. */
-function planMemory<Example>(
+function planMemory(
   { model, on }: TrainingOptions,
   settings: TrainSettings,
   limits: readonly MemoryLimit[],
-  examples: Iterable<Example>,
-  task: OpenTask<Example>,
+  sequence: number,
+  task: OpenTask,
 ): TrainSettings {
   const { batchSize: batch, fast } = settings
-  let sequence = 0
-  for (const example of examples) sequence = Math.max(sequence, task.cost(example))
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
