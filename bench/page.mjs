@@ -4,7 +4,12 @@
 // threads: WebAssembly multiplies 4 numbers at once and has no fused multiply-add, so that their ratio is the least
 // that a step can come to.
 //
-//   npm run build && npm install --no-save -D onnxruntime-web@1.30.0 && node bench/page.mjs [--rounds 5] [--steps 12]
+// With --memory FOLDER it measures memory alone: the most that the tab's processes hold while the page opens the model
+// of the folder, trains on questions with the settings of "Answer like our docs", and answers. A process counts with
+// its PSS of /proc (Linux), where what several processes share counts once. WebAssembly's memory is part of it.
+//
+//   npm run build && npm install --no-save -D onnxruntime-web@1.30.0
+//   node bench/page.mjs [--rounds 5] [--steps 12] [--memory FOLDER]
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -18,7 +23,11 @@ import { create, toBinary } from '../dist/formats/onnx/protobuf.js'
 import { loadModel, train } from '../dist/node.js'
 
 const { values } = parseArgs({
-  options: { rounds: { type: 'string', default: '5' }, steps: { type: 'string', default: '12' } },
+  options: {
+    rounds: { type: 'string', default: '5' },
+    steps: { type: 'string', default: '12' },
+    memory: { type: 'string' },
+  },
 })
 const root = fileURLToPath(new URL('../', import.meta.url))
 const { openPage } = (await runnerImport(join(root, 'tests/page.ts'))).module
@@ -142,6 +151,74 @@ async function inPage() {
   } finally {
     await page.close()
   }
+}
+
+/** Bytes of memory of the tabs' processes, which descend from this one. */
+function tabBytes() {
+  const parents = new Map()
+  for (const pid of readdirSync('/proc').filter((name) => /^[0-9]+$/.test(name))) {
+    try {
+      const [, parent] = /^PPid:\s*([0-9]+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))
+      parents.set(pid, parent)
+    } catch {}
+  }
+  const isOurs = (pid) => pid !== undefined && (pid === String(process.pid) || isOurs(parents.get(pid)))
+  let bytes = 0
+  for (const pid of parents.keys()) {
+    try {
+      if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('--type=renderer') || !isOurs(pid)) continue
+      bytes += 1024 * Number(/^Pss:\s*([0-9]+)/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8'))[1])
+    } catch {}
+  }
+  return bytes
+}
+
+async function measureMemory(model) {
+  const page = await openPage(address)
+  let [stage, isDone] = ['page', false]
+  const most = {}
+  const watching = (async () => {
+    for (; !isDone; await setTimeout(200)) most[stage] = Math.max(most[stage] ?? 0, tabBytes())
+  })()
+  const until = async (expression) => {
+    while (!(await page.evaluate(expression).catch(() => false))) await setTimeout(200)
+  }
+  const shown = (id) => page.evaluate(`document.getElementById('${id}').textContent`)
+  try {
+    await until("document.body.dataset.ready === '' && crossOriginIsolated")
+    stage = 'opening the model'
+    await page.drop([model])
+    await until("document.getElementById('model-state').textContent.startsWith('Open: ')")
+    await page.evaluate(
+      `document.getElementById('data').value = ${JSON.stringify(readFileSync(join(root, 'models/data/questions.jsonl'), 'utf8'))}
+      document.getElementById('data').dispatchEvent(new Event('input'))`,
+    )
+    for (const [id, value] of Object.entries({ steps, 'learning-rate': 0.001, 'batch-size': 2 }))
+      await page.evaluate(`document.getElementById('${id}').value = '${value}'`)
+    stage = 'training'
+    await page.evaluate("document.getElementById('start').click()")
+    await until(
+      "/^Trained/.test(document.getElementById('train-state').textContent) || !document.getElementById('error').hidden",
+    )
+    console.log(`${model}: ${await shown('train-state')} ${await shown('error')}`)
+    stage = 'answering'
+    await until("!document.getElementById('generate').disabled")
+    await setTimeout(3000)
+    stage = 'after'
+    await setTimeout(1000)
+  } finally {
+    isDone = true
+    await watching
+    await page.close()
+  }
+  for (const [name, bytes] of Object.entries(most)) console.log(`${name.padEnd(20)} ${(bytes / 1e9).toFixed(2)} GB`)
+}
+
+if (values.memory !== undefined) {
+  await measureMemory(values.memory)
+  await server.close()
+  rmSync(folder, { recursive: true, force: true })
+  process.exit(0)
 }
 
 const rounds = []

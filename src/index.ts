@@ -179,5 +179,4 @@ export type {
 } from './train/report.js'
 export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
 export type { LengthReport } from './train/rows/facts.js'
-export type { Schedule } from './train/schedule.js'
-export type { Keep, Preset, TrainSettings } from './train/settings.js'
+export type { Keep, Preset, Schedule, TrainSettings } from './train/settings.js'

@@ -1,7 +1,7 @@
 // A training step on quantized weights against one on float32: time, and the highest memory of each process. They take
 // turns, step by step.
 //
-//     npm run build && node bench/quantized/train-step.mjs FLOAT QUANTIZED [--batch 1] [--sequence 256] [--steps 10] [--threads 2] [--cpu]
+//     npm run build && node bench/quantized/train-step.mjs FLOAT QUANTIZED [--batch 1] [--sequence 256] [--steps 10] [--threads 2] [--low-memory] [--cpu]
 //
 // Folders with onnx/model.onnx of one model, such as smollm2-fp32 and smollm2-q4-32 of scripts/golden/graph_table.py.
 // --cpu counts the time that the processor worked, with one thread: for a machine that others use as well.
@@ -21,6 +21,7 @@ const { values, positionals } = parseArgs({
     steps: { type: 'string', default: '10' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     rank: { type: 'string', default: '8' },
+    'low-memory': { type: 'boolean', default: false },
     cpu: { type: 'boolean', default: false },
   },
 })
@@ -39,6 +40,7 @@ const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 
 function contestant(folder) {
   const sizes = ['batch', 'sequence', 'rank'].flatMap((name) => [`--${name}`, values[name]])
   const flags = [...sizes, '--threads', threads, ...(values.cpu ? ['--cpu'] : [])]
+  if (values['low-memory']) flags.push('--low-memory')
   const child = spawn(process.execPath, [script, folder, ...flags], { stdio: ['pipe', 'pipe', 'inherit'] })
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
   const ask = async (question) => {

@@ -13,6 +13,7 @@ import tempfile
 import torch
 import torch.nn.functional as F
 
+import packed
 from common import ADAMW, DATA, GOLDEN, UNION, adapt, fill_b, fresh, save_adapter, save_tensors, trainable, union, versions, write_json
 
 SEED, STEPS, BETA, SMOOTHING, MAX_LENGTH = 21, 12, 0.1, 0.2, 24
@@ -132,6 +133,7 @@ def main():
         "versions": versions("torch", "transformers", "peft", "trl"), "seed": SEED, "adamw": ADAMW, "beta": BETA, "labelSmoothing": SMOOTHING,
         "maxLength": MAX_LENGTH, "rows": FORMS, "tokens": forms, "cut": cut, "reference": reference, "policy": policy, "loss": loss.item(), "metrics": metrics,
         "smoothed": smoothed, "started": started, "continued": continued})
+    packed.pack(out, "dpo")
     print(loss.item(), smoothed, metrics, [step["loss"] for step in started], [step["loss"] for step in continued], sep="\n")
 
 

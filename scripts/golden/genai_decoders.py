@@ -3,6 +3,7 @@
     genai_decoders.py [--out tests/golden/genai-decoders]
 
 `lfm2` keeps the last inputs of its convolutions, and its modules have Llama's names in the graph. `gemma2` has caches of sliding windows.
+`loss` is that of IDS with the adapter, `gradient/…` that of its factors.
 """
 import argparse
 import pathlib
@@ -11,7 +12,7 @@ import tempfile
 import torch
 
 import exporters
-from common import GOLDEN, adapt, fresh, last_logits, save_adapter, save_tensors
+from common import GOLDEN, adapt, fresh, last_logits, save_adapter, save_tensors, trainable
 
 SEED = 37
 IDS = [[5, 17, 40, 3, 99, 64], [7, 7, 81, 12, 100, 26]]
@@ -51,8 +52,12 @@ def main():
             (out / name / unread).unlink(missing_ok=True)
         adapted = adapt(exporters.build(name), SEED, 0.3, name=f"tiny-{name}", r=2, lora_alpha=4, target_modules=targets)
         save_adapter(adapted, fresh(out / name / "golden") / "adapter")
-        save_tensors(out / name / "golden/logits.safetensors",
-                     {"base": last_logits(exporters.build(name), IDS), "adapted": last_logits(adapted, IDS)})
+        ids = torch.tensor(IDS)
+        loss = adapted(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        grads = {f"gradient/{key}": parameter.grad for key, parameter in trainable(adapted).items()}
+        save_tensors(out / name / "golden/logits.safetensors", {
+            "base": last_logits(exporters.build(name), IDS), "adapted": last_logits(adapted, IDS), "loss": loss.reshape(1), **grads})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import tempfile
 
 import torch
 
+import packed
 from common import ADAMW, DATA, GOLDEN, UNION, adapt, fresh, save_adapter, save_tensors, trainable, union, versions, write_json
 from dpo import CONFIG, tokenizer
 
@@ -99,6 +100,7 @@ def main():
         "versions": versions("torch", "transformers", "peft", "trl"), "seed": SEED, "adamw": ADAMW, "beta": BETA, "desirableWeight": DESIRABLE,
         "undesirableWeight": UNDESIRABLE, "maxLength": MAX_LENGTH, "rows": {"texts": TEXTS, "chats": CHATS}, "tokens": tokens, "reference": reference,
         "loss": loss.item(), "metrics": metrics, "started": steps, "continued": continued})
+    packed.pack(out, "kto")
     print(loss.item(), metrics, [step["loss"] for step in steps], [step["loss"] for step in continued], sep="\n")
 
 

@@ -1,6 +1,7 @@
 // Sources and sinks of bytes, without naming a file system: io/ implements these for Node and for browsers.
 
 import { FileError, FormatError, LowrankError, listed } from './errors.js'
+import type { BlobLike } from './globals.js'
 import { checkArgument, OBJECT, objectOf } from './options.js'
 import { sniff } from './sniff.js'
 
@@ -12,6 +13,8 @@ export interface ByteSource {
   readonly byteLength: number
   /** A path in the local file system that native code can open, if there is one (symlinks resolved). */
   readonly realPath?: string
+  /** The same bytes as a Blob, if there is one: it goes to a worker without a copy. */
+  readonly blob?: BlobLike
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
   /**

@@ -2,7 +2,7 @@
 
 import { editDistance } from './errors.js'
 
-/** The words are those of PEFT, transformers, TRL, mlx-lm, Axolotl, LLaMA-Factory and kohya. */
+/** Options and values, in the words of PEFT, transformers, TRL, mlx-lm, Axolotl, LLaMA-Factory and kohya. */
 const SYNONYMS: Readonly<Record<string, string>> = {
   // Options
   model:
@@ -91,7 +91,10 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   seq2seq: 'seq2seq-lm seq_2_seq_lm summarization text2text text2text-generation translation',
   webgpu: 'gpu',
   cuda: 'nvidia',
-  // Commands
+}
+
+/** Apart from the others: pages have no commands. */
+export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
   train: 'finetune fine-tune fit lora qlora tune',
   merge: 'fuse merge-lora merge_and_unload bake',
   unmerge: 'unfuse unload',
@@ -116,10 +119,10 @@ const MAX_LENGTH = 100
 const WRONG_LETTERS = 0.25
 
 /** Undefined if none is near. */
-export function meantBy(word: string, words: readonly string[]): string | undefined {
+export function meantBy(word: string, words: readonly string[], synonyms = SYNONYMS): string | undefined {
   const own = plain(word)
   if (own === '' || own.length > MAX_LENGTH) return undefined
-  const isNamed = (ours: string) => SYNONYMS[ours]?.split(' ').some((theirs) => plain(theirs) === own)
+  const isNamed = (ours: string) => synonyms[ours]?.split(' ').some((theirs) => plain(theirs) === own)
   const found = words.find((ours) => plain(ours) === own) ?? words.find(isNamed)
   if (found !== undefined) return found
   const near = words

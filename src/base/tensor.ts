@@ -157,3 +157,15 @@ export function halfToEven(value: number): number {
   if (value - floor !== 0.5) return Math.round(value)
   return floor % 2 === 0 ? floor : floor + 1
 }
+
+export function transpose(matrix: Matrix): Matrix {
+  return transposeAs(matrix, matrix.data)
+}
+
+export function transposeAs({ data, shape: [rows, columns] }: Matrix, like: FloatArray): Matrix {
+  const result = zeros(columns, rows, like)
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) result.data[j * rows + i] = data[i * columns + j]
+  }
+  return result
+}

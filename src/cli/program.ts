@@ -1,7 +1,7 @@
 // Finds the command, runs it, and turns what happened into an exit code.
 
 import { readFileSync } from 'node:fs'
-import { meantBy } from '../base/synonyms.js'
+import { COMMAND_SYNONYMS, meantBy } from '../base/synonyms.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
 import { commandHelp, programHelp } from './show/help.js'
@@ -94,7 +94,7 @@ function show(text: string): number {
 
 function unknownCommand(name: string): string {
   if (name.startsWith('-')) return `the command comes first: lowrank <command> ${name}`
-  const near = meantBy(name, Object.keys(COMMANDS))
+  const near = meantBy(name, Object.keys(COMMANDS), COMMAND_SYNONYMS)
   return `there is no command '${name}'; ${near !== undefined ? `did you mean ${near}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
 }
 

@@ -1,6 +1,7 @@
-// The rows that every reader of data gives.
+// The rows that every reader of data gives, and which of them are held out.
 
 import { DataError } from '../base/errors.js'
+import { Random } from '../base/random.js'
 
 export interface Row {
   readonly row: unknown
@@ -20,3 +21,21 @@ export function unlessInvalid<T>(read: () => T, onInvalid: OnInvalid | undefined
 }
 
 export type Rows = AsyncIterable<Row>
+
+/**
+ * Rows held out for evaluation: a seeded choice while rows stream by. The share is kept to within one row. Row numbers
+ * are asked for in order, from 0 on.
+ */
+export function planSplit(share: number, seed: number): (index: number) => boolean {
+  const random = new Random(seed, 'eval-split')
+  let taken = 0
+  const startOf = (group: number) => Math.ceil(group / share)
+  const pick = () => startOf(taken) + random.below(startOf(taken + 1) - startOf(taken))
+  let next = pick()
+  return (index) => {
+    if (index !== next) return false
+    taken++
+    next = pick()
+    return true
+  }
+}

@@ -11,12 +11,12 @@ import { ModelSession } from '../infer/model-session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { namedLabels } from '../tasks/heads/heads.js'
 import { headBase } from '../tasks/heads/trained-head.js'
-import type { OpenTask, Question, Task } from '../tasks/task.js'
+import type { EncodeContext, OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import type { TrainingOptions } from '../train/options.js'
-import { encodeContext, encodeRow } from '../train/rows/examples.js'
+import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
 import { resolveSettings } from '../train/settings.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
 import { checkJudge, type JudgeSettings, judge } from './judge.js'
@@ -152,6 +152,16 @@ export async function evaluateAdapters(
   data: TrainingOptions['data'],
   asked: EvaluateSettings,
 ): Promise<EvaluateReport> {
+  return withPictures({ ...asked, model: given }, (pictures) => evaluateOpened(given, adapters, data, asked, pictures))
+}
+
+async function evaluateOpened(
+  given: Model,
+  adapters: Readonly<Record<string, LoraAdapter>>,
+  data: TrainingOptions['data'],
+  asked: EvaluateSettings,
+  pictures: EncodeContext['pictures'],
+): Promise<EvaluateReport> {
   const judging = checkJudge(asked.judge, asked.judgeModel, asked.judgeKey)
   // Chats have the template of the training, as in sessions.
   const recorded = new Set(Object.values(adapters).flatMap(({ chatTemplate }) => chatTemplate ?? []))
@@ -168,7 +178,7 @@ export async function evaluateAdapters(
     const other = await otherWeights(trainedOn, model)
     if (other !== undefined) onWarning(`${name}: ${other}`)
   }
-  const { records, examples } = await read(model, task, data, options, onWarning)
+  const { records, examples } = await read(model, task, data, { ...options, pictures }, onWarning)
   const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
   const judgements = judging === undefined ? 0 : (contenders.length - 1) * records.length
   const runs = contenders.length * (examples.length + (options.generate ? records.length : 0)) + judgements
@@ -222,7 +232,7 @@ async function read(
   model: Model,
   task: Task,
   data: TrainingOptions['data'],
-  options: EvaluateSettings,
+  options: EvaluateSettings & Pick<EncodeContext, 'pictures'>,
   onWarning: (message: string) => void,
 ): Promise<{ records: EvaluatedRecord[]; examples: unknown[] }> {
   const context = await encodeContext({ ...options, model })
@@ -385,15 +395,17 @@ async function writeAnswers(
   const adapters = Object.fromEntries(
     contenders.flatMap(({ name, adapter }) => (name === null ? [] : [[name, adapter]])),
   )
-  const { device, threads, lowMemory, signal } = options
-  const session = await ModelSession.open(model, { adapters, device, threads, lowMemory })
+  const { device, threads, lowMemory, signal, decodeImage } = options
+  const session = await ModelSession.open(model, { adapters, device, threads, lowMemory }, false, { decodeImage })
   try {
     for (const contender of contenders) {
       for (let from = 0; from < records.length; from += batchSize) {
         const some = records.slice(from, from + batchSize)
         const prompts = some.map(({ question }) => question!.prompt)
         const settings = { temperature: 0, batchSize, maxNewTokens, chatTemplate, chatTemplateArgs, signal }
-        const results = await session.generate(prompts, { ...settings, adapter: contender.name })
+        const pictures = some.map(({ question }) => question!.images ?? [])
+        const images = pictures.some(({ length }) => length > 0) ? pictures : undefined
+        const results = await session.generate(prompts, { ...settings, images, adapter: contender.name })
         for (const [i, { text }] of results.entries()) {
           contender.texts.push({ text, counts: countTexts(text, some[i].question!.answer), judged: 0.5 })
           await next(contender.name ?? 'base')

@@ -7,14 +7,21 @@ import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
 import { FormatError, UnsupportedError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
 import { Steps } from '../base/progress.js'
-import { type FloatArray, formatShape, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
+import {
+  type FloatArray,
+  formatShape,
+  isAllFinite,
+  type Matrix,
+  type Tensor,
+  transpose,
+  transposeAs,
+} from '../base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
-import { transpose, transposeAs } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { scalingOf } from '../lora/config.js'
 import { padded, scaled } from '../lora/delta.js'
-import { notFinite } from '../lora/factors.js'
 import type { FactorTensors, FactorView } from '../lora/part.js'
+import { notFinite } from '../lora/part.js'
 import type { AdapterTensor } from '../peft/keys.js'
 import { type OpenAdapter, openAdapter } from '../peft/open.js'
 import { type ExchangeFormat, floatDtype, requireHeld, type WriteSettings, type Written } from './format.js'

@@ -185,3 +185,20 @@ function positiveInteger(config: Record<string, unknown>, keys: readonly string[
   }
   return undefined
 }
+
+/** The token that a decoder behind an encoder begins with. */
+export function startToken({
+  generationConfig,
+  config,
+  directory,
+}: Pick<Model, 'generationConfig' | 'config' | 'directory'>): number {
+  for (const key of ['decoder_start_token_id', 'bos_token_id']) {
+    const id = [generationConfig[key], config[key]].find(Number.isSafeInteger)
+    if (id !== undefined) return id as number
+  }
+  throw new FormatError({
+    where: directory.name,
+    what: 'no file names the token that a decoder begins with',
+    hint: 'Add decoder_start_token_id to generation_config.json',
+  })
+}

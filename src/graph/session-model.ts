@@ -41,8 +41,13 @@ export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise
   return { graph: serializeModel(relocated), weightsFolder: folder }
 }
 
-function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<{ location: string; data: Uint8Array }[]> {
-  return Promise.all([...locations].map(async (location) => ({ location, data: await readAll(model.file(location)) })))
+function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNullable<SessionModel['weights']>> {
+  return Promise.all(
+    Array.from(locations, async (location) => {
+      const file = model.file(location)
+      return { location, data: file.blob ?? (await readAll(file)) }
+    }),
+  )
 }
 
 /** Smaller ones are not worth a choice. */

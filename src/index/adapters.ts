@@ -1,17 +1,19 @@
 // Code that knows PEFT's files loads with the first call.
 
-import { type Directory, writeTogether } from '../base/bytes.js'
+import { writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, isObject } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
-import { LoraAdapter } from '../lora/adapter.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import type { BaseWeights } from '../lora/init/to-plain.js'
+import { isAdapter } from '../lora/run-adapter.js'
 import type { SaveOptions } from '../peft/adapter-folder.js'
 import type { LoadOptions } from '../peft/open.js'
-import { LOAD_OPTIONS, SAVE_OPTIONS, TO_PLAIN_OPTIONS } from './gen/options.js'
-import { ADAPTER, ADAPTER_SOURCE } from './kinds.js'
+import { SAVE_OPTIONS, TO_PLAIN_OPTIONS } from './gen/options.js'
+import { LOAD_OPTIONS } from './gen/run-options.js'
+import { ADAPTER } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
+import { adapterOrFolder, openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
 
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {
   checkOptions(options, 'loadAdapter', LOAD_OPTIONS)
@@ -76,17 +78,7 @@ async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): 
 
 export async function openAdapter(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter> {
   const opened = await adapterOrFolder(adapter, where)
-  return opened instanceof LoraAdapter ? opened : (await import('../peft/adapter-folder.js')).loadAdapter(opened)
-}
-
-export async function adapterOrFolder(
-  adapter: Source | LoraAdapter,
-  where: string,
-  options: RemoteOptions = {},
-): Promise<LoraAdapter | Directory> {
-  if (adapter instanceof LoraAdapter) return adapter
-  checkArgument(adapter, ADAPTER_SOURCE, where)
-  return openFolder(adapter, where, options)
+  return isAdapter(opened) ? opened : (await import('../peft/adapter-folder.js')).loadAdapter(opened)
 }
 
 export async function weightedAdapter(given: AdapterToMerge, options: RemoteOptions = {}) {

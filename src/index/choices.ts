@@ -5,8 +5,7 @@ import { GENERATE_DEFAULTS } from '../infer/generate/sampling.js'
 import { BIASES } from '../lora/config.js'
 import { DRAWN_INITS } from '../lora/init/inits.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
-import { SCHEDULES } from '../train/schedule.js'
-import { KEEPS, PRESETS, TRAIN_DEFAULTS } from '../train/settings.js'
+import { KEEPS, PRESETS, SCHEDULES, TRAIN_DEFAULTS } from '../train/settings.js'
 
 /**
  * The words that options take, by verb and option.

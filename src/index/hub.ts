@@ -2,7 +2,7 @@
 
 import { checkOptions } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
-import { HUB_OPTIONS } from './gen/options.js'
+import { HUB_OPTIONS } from './gen/run-options.js'
 
 /** Options of {@link configureHub}. */
 export type HubOptions = Pick<RemoteOptions, 'endpoint' | 'token' | 'onDownload' | 'onWarning'>

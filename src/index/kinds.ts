@@ -3,7 +3,7 @@
 import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { isDataSource, isDirectory } from '../data/source.js'
 import { FILES } from '../io/web/directories.js'
-import { LoraAdapter } from '../lora/adapter.js'
+import { isAdapter } from '../lora/run-adapter.js'
 
 export const isPath = (value: unknown): value is string => typeof value === 'string' && value !== ''
 export const isBlob = (value: unknown): value is Blob => hasMethods(value, 'slice', 'arrayBuffer')
@@ -44,7 +44,7 @@ export const ENDPOINT: Kind = kind('an address such as https://huggingface.co', 
   return typeof value === 'string' && /^https?:\/\/[^/]/.test(value) && URL.canParse(value)
 })
 
-export const ADAPTER: Kind = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
+export const ADAPTER: Kind = kind('a LoraAdapter', isAdapter)
 
 export const ADAPTER_SOURCE: Kind = anyOf(ADAPTER, SOURCE)
 

@@ -7,7 +7,7 @@ import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
-import { LOAD_MODEL_OPTIONS } from './gen/options.js'
+import { LOAD_MODEL_OPTIONS } from './gen/run-options.js'
 import { platform } from './platform/platform.js'
 import { openSource, type Source } from './sources.js'
 

@@ -5,13 +5,13 @@ import { memoryWarning, sessionMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { openAdapter } from './adapters.js'
-import { OPEN_SESSION_OPTIONS } from './gen/options.js'
+import type { RunAdapter } from '../lora/run-adapter.js'
+import { OPEN_SESSION_OPTIONS } from './gen/run-options.js'
 import { MODEL } from './kinds.js'
 import { loadModel } from './model.js'
 import { checkWeightsFit, memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import type { Source } from './sources.js'
+import { openToRun, type Source } from './sources.js'
 
 /** A base model in memory with any number of adapters. `openSession` opens it. */
 export interface AdapterSession extends BaseSession {
@@ -55,11 +55,11 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
   })
   const { onWarning = console.warn, ...options } = given
   const { ModelSession } = await import('../infer/model-session.js')
-  const adapters: Record<string, LoraAdapter> = {}
+  const adapters: Record<string, RunAdapter> = {}
   for (const [name, adapter] of Object.entries(options.adapters ?? {})) {
-    adapters[name] = await openAdapter(adapter, `adapters.${name}`)
+    adapters[name] = await openToRun(adapter, `adapters.${name}`)
   }
-  const read = (adapter: unknown) => openAdapter(adapter as LoraAdapter | Source, 'adapter')
+  const read = (adapter: unknown) => openToRun(adapter as LoraAdapter | Source, 'adapter')
   const open = (opened: Model, isOurs: boolean) => {
     const need = sessionMemory(opened.onnx, options.lowMemory ?? false)
     const limits = memoryLimits(opened)

@@ -7,8 +7,10 @@ import { checkArgument } from '../base/options.js'
 import { isDirectory } from '../data/source.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import { FilesDirectory } from '../io/web/directories.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { isAdapter, type RunAdapter } from '../lora/run-adapter.js'
 import { hubOptions } from './hub.js'
-import { SOURCE, TARGET } from './kinds.js'
+import { ADAPTER_SOURCE, SOURCE, TARGET } from './kinds.js'
 import { platform } from './platform/platform.js'
 
 /**
@@ -35,4 +37,26 @@ export async function openFolder(source: Source, where: string, options: RemoteO
 export function openTarget(target: Target, where: string): Directory {
   checkArgument(target, TARGET, where)
   return typeof target === 'string' ? platform().target(target, where) : target
+}
+
+export async function adapterOrFolder(
+  adapter: Source | LoraAdapter,
+  where: string,
+  options: RemoteOptions = {},
+): Promise<LoraAdapter | Directory> {
+  if (isAdapter(adapter)) return adapter
+  checkArgument(adapter, ADAPTER_SOURCE, where)
+  return openFolder(adapter, where, options)
+}
+
+/** An adapter for runs alone: a plain LoRA loads none of the code that computes with layers. */
+export async function openToRun(adapter: Source | LoraAdapter, where: string): Promise<RunAdapter> {
+  const opened = await adapterOrFolder(adapter, where)
+  if (isAdapter(opened)) return opened
+  const folder = await (await import('../peft/open.js')).openAdapter(opened)
+  try {
+    return await folder.loadToRun()
+  } finally {
+    await folder.close()
+  }
 }

@@ -15,7 +15,7 @@ import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult, ExtractSettings } from '../tools/extract.js'
 import type { RankChoice } from '../tools/rank.js'
 import type { ResizeResult } from '../tools/resize.js'
-import { adapterOrFolder, weightedAdapter } from './adapters.js'
+import { weightedAdapter } from './adapters.js'
 import {
   COMBINE_OPTIONS,
   CONVERT_ADAPTER_OPTIONS,
@@ -25,7 +25,7 @@ import {
 } from './gen/options.js'
 import { ADAPTER_SOURCE } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { openSource, openTarget, type Source, type Target } from './sources.js'
+import { adapterOrFolder, openSource, openTarget, type Source, type Target } from './sources.js'
 
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}

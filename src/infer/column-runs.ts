@@ -2,25 +2,8 @@
 // token, are too much for fused attention at once: they run token by token, which gives the same. An activated LoRA
 // counts from some token on: what comes before is a piece of its own.
 
-import type { TokenInputs } from '../graph/inputs/tokens.js'
+import type { TokenColumns } from '../graph/inputs/tokens.js'
 import { type Feeds, freeOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
-
-export interface TokenColumns {
-  /** Inputs (batch, sequence), input_ids among them or what takes its place: vectors (batch, sequence, features). */
-  readonly tokens: readonly string[]
-  /** Inputs (batch, past + sequence). */
-  readonly masks: readonly string[]
-  readonly cache: readonly { readonly past: string; readonly present: string }[]
-}
-
-export function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
-  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
-  return {
-    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
-    masks: named('attentionMask'),
-    cache: cache.map(({ past, present }) => ({ past, present })),
-  }
-}
 
 /** Runs tokens of all texts, from the one with this number on. */
 type Run = (feeds: Feeds, outputNames: readonly string[], first: number) => Promise<Record<string, RuntimeTensor>>

@@ -1,10 +1,13 @@
 // Feeds made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way into a worker.
 
-import { f16ToF32 } from '../base/dtype.js'
 import { ConfigError, didYouMean, MismatchError, messageOf, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
-import { dimsOfInput } from '../graph/inputs/roles.js'
+import { cacheLayout, emptyTensor, isCacheInput } from '../graph/inputs/cache.js'
+import { HIDDEN_STATES, PIXELS, STATES_MASK } from '../graph/inputs/family.js'
+import { dimsOfInput, ones, roleFeeds, splitInputs, typeOf } from '../graph/inputs/roles.js'
+import { VECTORS } from '../graph/inputs/tokens.js'
 import type { Graph } from '../graph/view/graph.js'
+import { entryOf } from '../graph/view/operators.js'
 import {
   type Feeds,
   type RuntimeTensor,
@@ -13,6 +16,8 @@ import {
   type TensorType,
   withoutFloat16Array,
 } from '../runtime/runtime.js'
+
+export { floatsOf } from '../runtime/runtime.js'
 
 const DIMS = listOf(kind('an integer of at least 0', (value) => Number.isSafeInteger(value) && (value as number) >= 0))
 
@@ -31,7 +36,41 @@ export function plainFeeds(feeds: Feeds, inputNames: readonly string[]): Feeds {
   )
 }
 
-export function checkName(role: 'input' | 'output' | 'graph', name: string, names: readonly string[]): void {
+const PIXEL_MASK = 'pixel_mask'
+
+/**
+ * Fills in what the caller leaves out: masks of ones, positions that count them, token types of 0, the branch of a
+ * merged decoder, and empty caches. Inputs of unknown meaning are left to the caller.
+ */
+export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
+  const { [VECTORS]: vectors, [HIDDEN_STATES]: states, [PIXELS]: pixels } = feeds
+  const ids = entryOf(feeds, 'input_ids')
+  const { roles, others } = splitInputs({
+    inputs: graph.inputs.filter(({ name }) => entryOf(feeds, name) === undefined),
+  })
+  const completed: Record<string, RuntimeTensor> = { ...feeds }
+  for (const input of others) {
+    const type = typeOf(input) === 'bool' ? 'bool' : 'int64'
+    if (input.name === STATES_MASK && states !== undefined) completed[input.name] = ones(type, states.dims.slice(0, 2))
+    if (input.name !== PIXEL_MASK || pixels?.dims.length !== 4) continue
+    completed[input.name] = ones(type, [pixels.dims[0], ...pixels.dims.slice(2)])
+  }
+  if (ids?.dims.length !== 2 && vectors?.dims.length !== 3) return completed
+  const [batch, sequence] = (ids ?? vectors).dims
+  const fedCache = graph.inputs.find((input) => isCacheInput(input) && entryOf(feeds, input.name)?.dims.length === 4)
+  const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
+  const inputIds = (ids?.data ?? []) as ArrayLike<bigint>
+  const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
+  const attentionMask = mask ?? new Uint8Array(batch * (past + sequence)).fill(1)
+  const empty = past > 0 ? [] : others.filter(isCacheInput)
+  return {
+    ...completed,
+    ...roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask }),
+    ...Object.fromEntries(empty.map((input) => [input.name, emptyTensor(cacheLayout(graph, input), batch)])),
+  }
+}
+
+export function checkName(role: 'input' | 'output', name: string, names: readonly string[]): void {
   if (names.includes(name)) return
   throw new MismatchError({
     where: `${role} ${JSON.stringify(name)}`,
@@ -113,15 +152,4 @@ export function checkRanks(graph: Graph, outputs: Readonly<Record<string, Runtim
       hint: 'Run the rows of one adapter at a time',
     })
   }
-}
-
-export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
-  if (data instanceof Float32Array) return data
-  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
-  throw new UnsupportedError({
-    where: 'ONNX model',
-    what: 'an output of a type that is not read',
-    expected: 'float32, float16',
-    got: type,
-  })
 }

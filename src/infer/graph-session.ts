@@ -4,21 +4,28 @@
 import { type LowrankError, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
+import type { Vector } from '../graph/inject/other-sites.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { sessionModel } from '../graph/session-model.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
-import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { type AllowedKind, allowedInputs, requireAllowed } from './adapters/allowed.js'
+import {
+  type Feeds,
+  keepsOnGpu,
+  type OutputOptions,
+  type RuntimeTensor,
+  type SessionOptions,
+} from '../runtime/runtime.js'
+import type { AllowedKind } from './adapters/allowed.js'
 import { type Mix, refuseAdapter } from './adapters/choice.js'
-import { type AdapterHead, runWithHeads } from './adapters/heads.js'
+import type { AdapterHead } from './adapters/heads.js'
 import type { NamedParts, OpenAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { Activation, InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
-import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
+import { type GraphNeeds, sessionGraph } from './session-graph.js'
 
 export interface GraphOptions {
   readonly runtime: SessionOptions & OutputOptions
@@ -76,18 +83,25 @@ export class GraphSession {
     return this.#adapters.get(name) ?? refuseAdapter(name, [...this.#adapters.keys()])
   }
 
-  requireInputs(adapters: readonly NamedParts[]): void {
+  async requireInputs(adapters: readonly NamedParts[]): Promise<void> {
     if (this.#needs === undefined || this.#options.allow === undefined) return
+    const { requireAllowed } = await import('./adapters/allowed.js')
     const has = { modules: this.#needs.modules, given: new Set([...this.#given, ...this.outputNames]) }
     for (const adapter of adapters) requireAllowed(adapter, needsOf(adapter.factors), has)
   }
 
   async add(adapters: readonly NamedParts[]): Promise<void> {
     const { base, graph, linears } = this
-    const allow = this.#options.allow ?? []
-    const first =
-      this.#needs === undefined ? await allowedInputs(allow, { config: base.config ?? {}, graph, linears }) : undefined
-    const before = this.#needs ?? { modules: first!.modules, vectors: new Map<string, Vector>() }
+    const { allow = [] } = this.#options
+    const isFirst = this.#needs === undefined && allow.length > 0
+    const first = isFirst
+      ? await (await import('./adapters/allowed.js')).allowedInputs(allow, {
+          config: base.config ?? {},
+          graph,
+          linears,
+        })
+      : undefined
+    const before = this.#needs ?? { modules: first?.modules ?? new Map(), vectors: new Map<string, Vector>() }
     const modules = joinNeeds([before.modules, ...adapters.map(({ factors }) => needsOf(factors))])
     const newVectors = adapters.flatMap(({ vectors }) => vectors.map((vector) => [vector.name, vector] as const))
     const vectors = new Map<string, Vector>([...before.vectors, ...newVectors])
@@ -121,7 +135,7 @@ export class GraphSession {
     const [head] = heads.flatMap((one) => one ?? [])
     if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
     const all = outputNames ?? [...new Set([...this.outputNames, head.output])]
-    return runWithHeads(run, feeds, heads, { wanted: all, own: this.outputNames })
+    return head.run(run, feeds, heads, { wanted: all, own: this.outputNames })
   }
 
   /** Opens the graph as it is given, with a warning, if the faster form fails before any run has succeeded. */
@@ -154,7 +168,11 @@ export class GraphSession {
   async #open(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
     const { runtime, modules, edit, beforeOpen } = this.#options
     const { onnx } = this.base
-    const changes = { before: edit, names: modules, needs, given, isPlain: this.#isPlain }
+    const linear = new Set(this.linears.map(({ name }) => name))
+    const hasOthers = [...needs.modules.keys()].some((name) => !linear.has(name))
+    const others = hasOthers ? await import('../graph/inject/other-sites.js') : undefined
+    const onGpu = keepsOnGpu(runtime) ? (await import('../graph/lower/webgpu.js')).suitWebgpu : undefined
+    const changes = { before: edit, onGpu, names: modules, needs, others, given, isPlain: this.#isPlain }
     const { graph, isFused, ...request } = sessionGraph(onnx, changes, runtime.executionProviders)
     await beforeOpen?.()
     try {

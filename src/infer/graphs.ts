@@ -1,15 +1,12 @@
-// The graphs of a model in one session: which there are besides the one that it is asked first, and which layers of an
-// adapter are in each.
+// The graphs of a model in one session: which there are besides the one that it is asked first.
 
-import { FileError, MismatchError } from '../base/errors.js'
+import { FileError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { type GraphRole, roleOf } from '../graph/graph-file.js'
-import { missingError } from '../graph/match/match.js'
-import { type ModelGraph, spreadAdapter, unusedPoolers } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { DecodeImage } from '../images/image.js'
-import type { LoraAdapter } from '../lora/adapter.js'
+import type { RunAdapter } from '../lora/run-adapter.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor } from '../runtime/runtime.js'
 import type { Mix } from './adapters/choice.js'
@@ -49,7 +46,7 @@ export interface SessionExtras extends OutputOptions {
   beforeOpen?: (() => Promise<void>) | undefined
   decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */
-  openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
+  openAdapter?: ((adapter: unknown) => Promise<RunAdapter>) | undefined
   /** Hears of graphs in a slower form, and of adapters of another base. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
   /** Hears which layers of which adapter are left out. */
@@ -80,35 +77,4 @@ export async function otherGraphs(
   const roles = (Object.keys(graphs) as GraphRole[]).slice(1)
   const others = roles.filter((role) => !(isMerged && role === 'decoder_with_past'))
   return Promise.all(others.map(async (role) => ({ role, onnx: (await model.openGraph?.(role))!, runtime })))
-}
-
-/** Parts without a place stay with the first graph, which says why. `onMissing` hears of layers left out. */
-export async function shareAdapter(
-  graphs: readonly ModelGraph[],
-  adapter: LoraAdapter,
-  allowsMissing: boolean,
-  onMissing: (layers: readonly string[]) => void,
-  hasPlace: (graph: number, part: string) => Promise<boolean>,
-): Promise<LoraAdapter[]> {
-  const unused = unusedPoolers(graphs, adapter.names())
-  if (unused.length > 0) {
-    onMissing(unused)
-    const others = adapter.only(new Set(adapter.names().filter((name) => !unused.includes(name))))
-    return shareAdapter(graphs, others, allowsMissing, onMissing, hasPlace)
-  }
-  if (graphs.length === 1 && !allowsMissing) return [adapter]
-  const { parts: found, missing: all } = await spreadAdapter(graphs, adapter.parts(), hasPlace)
-  const isRefused = (name: string) => !allowsMissing && adapter.get(name, 'linear') === undefined
-  const missing = all.filter((name) => !isRefused(name))
-  const parts = [new Set([...found[0], ...all.filter(isRefused)]), ...found.slice(1)]
-  if (missing.length === adapter.size && missing.length > 0 && allowsMissing) {
-    throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
-  }
-  if (missing.length > 0 && !allowsMissing) {
-    const modules = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
-    const names = graphs.map(({ name }) => name)
-    throw missingError(missing, modules, adapter.size, names)
-  }
-  if (missing.length > 0) onMissing(missing)
-  return parts.map((names) => adapter.only(names))
 }

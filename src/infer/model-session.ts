@@ -1,30 +1,28 @@
 // A session over a model: its graphs, each with an engine of its own, and the adapters, each with its share in every
 // graph.
 
-import { StateError, UnsupportedError } from '../base/errors.js'
+import { didYouMean, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { Turns } from '../base/turns.js'
-import { accuracyEdit } from '../graph/accuracy-level.js'
-import { otherWeights } from '../graph/base-record.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
-import { completeFeeds } from '../graph/inputs/family.js'
+import { POOLER } from '../graph/match/match.js'
 import type { ModelGraph } from '../graph/match/spread.js'
 import type { DecodeImage } from '../images/image.js'
-import { LoraAdapter } from '../lora/adapter.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { isAdapter, isPlain, type LinearValues, type RunAdapter } from '../lora/run-adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { activationOf, notWhole } from './adapters/activation.js'
-import { type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
+import { type Mix, mixableOf, mixesOf, notWhole, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
-import { hasPlace, type NamedParts, readParts } from './adapters/parts.js'
+import type { AdapterParts, NamedParts } from './adapters/parts.js'
+import { plainSites } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
-import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
 import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession } from './graph-session.js'
-import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras } from './graphs.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -38,7 +36,7 @@ import type {
   TextOrWords,
 } from './session.js'
 
-const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
+const ADAPTER = kind('a LoraAdapter', isAdapter)
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
@@ -54,6 +52,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   #changes = 0
   readonly #turns = new Turns()
   #disposal: Promise<void> | undefined
+  #loading: Promise<unknown> | undefined
 
   private constructor(
     model: M,
@@ -82,13 +81,16 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       cacheBytes = TEXT_BOUNDS.cacheBytes,
       prefixCache = TEXT_BOUNDS.prefixCache,
       ...options
-    }: AdapterSessionOptions = {},
+    }: Omit<AdapterSessionOptions, 'adapters'> & { adapters?: Readonly<Record<string, RunAdapter>> } = {},
     closesModel = false,
     extras: SessionExtras = {},
   ): Promise<ModelSession<M>> {
     const { edit, beforeOpen, keepsTensors, onWarning = console.warn } = extras
     const others = await otherGraphs(model)
-    const setLevel = accuracyLevel === undefined ? undefined : accuracyEdit(accuracyLevel, [model, ...others])
+    const setLevel =
+      accuracyLevel === undefined
+        ? undefined
+        : (await import('../graph/accuracy-level.js')).accuracyEdit(accuracyLevel, [model, ...others])
     const runtime = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     const own = { runtime: { ...runtime, keepsTensors }, modules, allow, edit: setLevel, onWarning }
     const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes, prefixCache })
@@ -149,7 +151,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   async add(name: string, adapter: unknown): Promise<void> {
     const { openAdapter } = this.#extras
-    return this.#add([[name, openAdapter === undefined ? (adapter as LoraAdapter) : await openAdapter(adapter)]])
+    return this.#add([[name, openAdapter === undefined ? (adapter as RunAdapter) : await openAdapter(adapter)]])
   }
 
   async remove(name: string): Promise<void> {
@@ -166,6 +168,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, 'run', RUN_OPTIONS)
     const { adapter, outputNames, graph: role } = options
+    this.checkOpen()
+    const { batchOf, checkName, checkRanks, completeFeeds, plainFeeds } = await this.#load(import('./feeds.js'))
     const session = this.graphNamed(role)
     const own = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))
     const mixes = mixesOf(adapter, batchOf(own))
@@ -173,9 +177,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const heads = headsFor(mixes, (name) => session.adapter(name).head)
     const names = [...session.outputNames, ...heads.flatMap((head) => head?.output ?? [])]
     for (const name of outputNames ?? []) checkName('output', name, [...new Set(names)])
-    this.checkOpen()
     const invocations = mixes.map((mix) => this.invocationOf(mix))
-    const activation = activationOf(session.graph, own, invocations)
+    const activation = invocations.some((tokens) => tokens !== undefined)
+      ? (await this.#load(import('./adapters/activation.js'))).activationOf(session.graph, own, invocations)
+      : undefined
     const outputs = await session.run(own, mixes, heads, outputNames, activation)
     if (mixes.length > 1) checkRanks(session.graph, outputs)
     return outputs
@@ -194,7 +199,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   /** @internal */
   async pictureCode(): ReturnType<TextSession['pictureCode']> {
-    return { ...(await import('./pictures/pictures.js')), ...(await import('./pictures/token-vectors.js')) }
+    return { ...(await import('../tasks/pictures/pictures.js')), ...(await import('./generate/token-vectors.js')) }
   }
 
   readonly generate = ((prompts: Prompt | readonly Prompt[], options?: GenerateOptions) =>
@@ -221,7 +226,17 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#disposal
   }
 
+  /** Code of a run, which may have been asked for before the session is closed. */
+  #load<T>(code: Promise<T>): Promise<T> {
+    this.#loading = code
+    return code
+  }
+
   async #close(): Promise<void> {
+    for (let code: unknown; code !== this.#loading; ) {
+      code = this.#loading
+      await code
+    }
     // A change that waits for a run which never ends is over when the engine is given up.
     const startedAt = performance.now()
     await settlesWithin(this.#turns.idle, STOP_MS / 2)
@@ -277,11 +292,17 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   /** @internal */
   graphNamed(role: string | undefined): GraphSession {
     if (role === undefined) return this.#main
-    checkName('graph', role, this.graphs)
-    return this.#graphs.get(role)!
+    const graph = this.#graphs.get(role)
+    if (graph !== undefined) return graph
+    throw new MismatchError({
+      where: `graph ${JSON.stringify(role)}`,
+      what: 'the model has no such graph',
+      expected: this.graphs.join(', '),
+      hint: didYouMean(role, this.graphs),
+    })
   }
 
-  #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
+  #add(adapters: readonly (readonly [string, RunAdapter])[]): Promise<void> {
     return this.#turns.take(async () => {
       this.checkOpen()
       const { onMissing, onWarning = console.warn } = this.#extras
@@ -300,23 +321,51 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
             hint: 'Call remove first, or choose another name',
           })
         }
-        const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
+        const has = async (graph: number, part: string) => {
+          const { hasPlace } = await import('./adapters/other-parts.js')
+          return hasPlace(graphs[graph], adapter as LoraAdapter, part)
+        }
         const tell = (layers: readonly string[]) => onMissing?.(name, layers)
-        const shares = await shareAdapter(named, adapter, this.#allowsMissing, tell, has)
+        const isAlone =
+          graphs.length === 1 && !this.#allowsMissing && !adapter.names().some((part) => POOLER.test(part))
+        const shares = isAlone
+          ? [adapter]
+          : await (await import('../graph/match/spread.js')).shareAdapter(
+              named,
+              adapter,
+              this.#allowsMissing,
+              tell,
+              has,
+            )
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }
       }
-      for (const [i, graph] of graphs.entries()) graph.requireInputs(parts[i])
+      for (const [i, graph] of graphs.entries()) await graph.requireInputs(parts[i])
       for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
       this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
       this.#changes += adapters.length
       for (const [name, { trainedOn }] of adapters) {
+        if (trainedOn === undefined) continue
+        const { otherWeights } = await import('../graph/base-record.js')
         const other = await otherWeights(trainedOn, this.model)
         if (other !== undefined) onWarning(`${name}: ${other}`)
       }
     })
   }
+}
+
+/** `mayBeEmpty`: it may have no part there, because the model has other graphs. */
+async function readParts(session: GraphSession, adapter: RunAdapter, mayBeEmpty: boolean): Promise<AdapterParts> {
+  if (!(adapter.isPlain ?? isPlain(adapter as LoraAdapter))) {
+    const { readOtherParts } = await import('./adapters/other-parts.js')
+    return readOtherParts(session, adapter as LoraAdapter)
+  }
+  if (adapter.size === 0 && !mayBeEmpty) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const { chatTemplate, config } = adapter
+  const sites = plainSites(session.graph, session.linears, adapter.parts() as readonly LinearValues[])
+  const mixable = mixableOf(sites.factors, false, config.aloraInvocationTokens)
+  return { ...sites, about: { head: undefined, chatTemplate, ...mixable } }
 }
 
 function headsFor(

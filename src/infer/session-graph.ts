@@ -5,25 +5,19 @@ import type { OnnxModel } from '../formats/onnx/model.js'
 import { create } from '../formats/onnx/protobuf.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
 import { giveNewRows } from '../graph/fuse/new-rows.js'
-import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
+import { injectLora } from '../graph/inject/inject.js'
+import type { Vector } from '../graph/inject/other-sites.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
-import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
-import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
-import { suitWebgpu } from '../graph/lower/webgpu.js'
-import { findEmbeddings } from '../graph/match/forms/lookup.js'
+import { growWindows } from '../graph/inputs/cache.js'
+import { tokenColumns, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
-import { placesOf } from '../graph/match/parameters.js'
 import type { Value } from '../graph/view/builder.js'
 import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
-import { keepsOnGpu } from '../runtime/runtime.js'
-import { tokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
 /** Providers that take tensors without elements. On others an idle site gets zeros of rank 1, and nothing is fused. */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])
-
-export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array }
 
 export interface GraphNeeds {
   readonly modules: SiteNeeds
@@ -32,36 +26,32 @@ export interface GraphNeeds {
 
 export interface SessionEdit {
   readonly before: ((graph: Graph) => void) | undefined
+  /** Changes for a session that keeps its cache on a GPU. */
+  readonly onGpu: ((graph: Graph) => void) | undefined
   readonly names: ModuleMap
   readonly needs: GraphNeeds
+  /** The code for sites that are no linear layers, where there are such. */
+  readonly others: typeof import('../graph/inject/other-sites.js') | undefined
   readonly given: ReadonlySet<string>
   readonly isPlain: boolean
 }
 
-/** onnxruntime-genai writes sliding windows (Gemma 2) with a fixed size, so that no text can begin without a cache. */
-function growWindows(graph: Graph): void {
-  for (const node of graph.nodes) {
-    if (node.opType !== 'GroupQueryAttention') continue
-    node.attribute = node.attribute.filter(({ name }) => name !== 'sliding_window_cache')
-  }
-}
-
 export function sessionGraph(
   onnx: OnnxModel,
-  { before, names, needs, given, isPlain }: SessionEdit,
+  { before, onGpu, names, needs, others, given, isPlain }: SessionEdit,
   providers: readonly string[] = [],
 ): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
   before?.(graph)
   growWindows(graph)
-  if (keepsOnGpu({ executionProviders: providers })) suitWebgpu(graph)
+  onGpu?.(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const mayFuse = isOnProcessor && !isPlain
   const isFused = mayFuse && fuseAttention(graph) > 0
   const newRows = mayFuse ? giveNewRows(graph) : undefined
   const ownInputs = new Set(graph.inputs)
-  const adapted = adaptGraph(graph, names, needs)
+  const adapted = adaptGraph(graph, names, needs, others)
   const added = graph.inputs.filter((input) => !ownInputs.has(input))
   const inputNames = shortenNames(graph, added)
   return {
@@ -88,26 +78,24 @@ function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): Readonly
 }
 
 /** Returns where adapters enter, and whether the graph has to be told how many rows have factors of their own. */
-function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups: SiteGroup[]; takesRows: boolean } {
-  const { modules } = needs
+function adaptGraph(
+  graph: Graph,
+  names: ModuleMap,
+  { modules, vectors }: GraphNeeds,
+  others: SessionEdit['others'],
+): { groups: SiteGroup[]; takesRows: boolean } {
   const known = new Map<Value, boolean>()
   const found = [...findLinears(graph, names), ...findPointwise(graph)].filter(({ name }) => modules.has(name))
   const linears = exposeProducts(graph, found)
   const forAll = new Set(linears.flatMap(({ name, input }) => (isFed(graph, input, known) ? [] : [name])))
-  const embeddings = findEmbeddings(graph).filter(({ name }) => modules.has(name))
-  const vectors = [...needs.vectors.values()].map(({ name, base }) => {
-    return { name, base, places: placesOf(graph, name, [base.length]) }
-  })
+  const other = others?.otherSites(graph, modules, vectors.values())
   const { takesRows, shared } = injectLora(graph, linears, modules)
-  injectEmbeddings(graph, embeddings, modules)
-  injectVectors(graph, vectors)
   const sites = new Map<string, Site>()
   const add = (site: Omit<Site, 'roles'>) => void sites.set(site.module, { ...site, roles: modules.get(site.module)! })
   for (const { name, k, d } of linears) {
     add({ kind: 'linear', module: name, k, d, isForAllRows: forAll.has(name) })
   }
-  for (const { name, k, d } of embeddings) add({ kind: 'lookup', module: name, k, d })
-  for (const { name, base } of vectors) add({ kind: 'vector', module: name, k: 1, d: base.length, base })
+  for (const site of other?.inject() ?? []) add(site)
   const groups = shared.map((group) => group.map((module) => sites.get(module)!))
   const isShared = new Set(shared.flat())
   const alone = [...sites.values()].filter(({ module }) => !isShared.has(module))

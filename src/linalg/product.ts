@@ -1,6 +1,6 @@
 // Matrix products through the kernels, and the few other operations on matrices that a layer needs.
 
-import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
+import { F64, type FloatArray, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 
 export interface ProductOptions {
@@ -84,18 +84,6 @@ export function columnsOf({ data, shape: [rows, columns] }: Matrix, first: numbe
 export function identity(n: number): Matrix {
   const result = zeros(n, n, F64)
   for (let i = 0; i < n; i++) result.data[i * n + i] = 1
-  return result
-}
-
-export function transpose(matrix: Matrix): Matrix {
-  return transposeAs(matrix, matrix.data)
-}
-
-export function transposeAs({ data, shape: [rows, columns] }: Matrix, like: FloatArray): Matrix {
-  const result = zeros(columns, rows, like)
-  for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < columns; j++) result.data[j * rows + i] = data[i * columns + j]
-  }
   return result
 }
 

@@ -1,9 +1,9 @@
 // Thin QR by Householder reflections, in f64. Panels of columns are kept as compact WY blocks I − V·T·Vᵀ (Schreiber and
 // Van Loan 1989), so that nearly all of the work is in matrix products. Signs are LAPACK's.
 
-import { F64, type Matrix, zeros } from '../base/tensor.js'
+import { F64, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
-import { inPrecisionOf, product, transpose } from './product.js'
+import { inPrecisionOf, product } from './product.js'
 
 /** Columns that are reflected one by one before the rest is updated by products. */
 const PANEL = 32

@@ -3,9 +3,9 @@
 
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import { F64, type Matrix, zeros } from '../base/tensor.js'
+import { F64, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { symmetricEigen, symmetricEigenvalues } from './eigen.js'
-import { columnsOf, copyAs, identity, product, stacked, transpose } from './product.js'
+import { columnsOf, copyAs, identity, product, stacked } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { checkFinite, type Svd, svd, transposed } from './svd.js'
 

@@ -2,9 +2,9 @@
 // arXiv 0909.4061, algorithms 4.4 and 5.1). Products are in f32, the small problems in f64.
 
 import { Random } from '../base/random.js'
-import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
+import { F64, type FloatArray, type Matrix, transposeAs, zeros } from '../base/tensor.js'
 import { symmetricEigenvalues } from './eigen.js'
-import { copyAs, product, transposeAs } from './product.js'
+import { copyAs, product } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { normals, truncated } from './randomized-svd.js'
 import { type Svd, svd } from './svd.js'

@@ -2,9 +2,9 @@
 // small ones to high relative accuracy. For smaller sides of at most some hundreds.
 
 import { NumericError } from '../base/errors.js'
-import { F64, isAllFinite, type Matrix, zeros } from '../base/tensor.js'
+import { F64, isAllFinite, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { rotate, symmetricEigen } from './eigen.js'
-import { copyAs, identity, product, transpose } from './product.js'
+import { copyAs, identity, product } from './product.js'
 import { orthonormalRows, qr, triangularFactor } from './qr.js'
 
 /** matrix (d, k) = u·diag(s)·vt, p = min(d, k). */

@@ -9,14 +9,9 @@ import type { LayerVectors } from './factors.js'
 import { ConvolutionLora } from './kinds/convolution.js'
 import { EmbeddingLora } from './kinds/embedding.js'
 import { ExpertLora } from './kinds/experts.js'
-import { Replacement, type ReplacementOptions, rowsName, type StoredValues, TokenRows } from './kinds/stored.js'
+import { Replacement, type ReplacementOptions, type StoredValues, TokenRows } from './kinds/stored.js'
 import { LoraLayer } from './layer.js'
-import type { PartKind, PartValues } from './part.js'
-
-/** Outputs of a head: scores of labels of which one holds, scores of labels each of which may hold, or quantities. */
-export type ProblemType = (typeof PROBLEM_TYPES)[number]
-
-export const PROBLEM_TYPES = ['single_label_classification', 'multi_label_classification', 'regression'] as const
+import { ADAPTERS, type PartKind, type PartValues, type ProblemType, rowsName } from './part.js'
 
 /** A part of an adapter: its `kind` tells which class it is. */
 export type AdapterPart = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora | Replacement | TokenRows
@@ -64,6 +59,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   /** @throws ConfigError or UnsupportedError when the config is not valid. */
   constructor(config: LoraConfigInput = {}) {
     this.config = resolveConfig(config)
+    ADAPTERS.add(this)
   }
 
   /**

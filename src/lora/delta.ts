@@ -1,7 +1,7 @@
 // W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a weight, or of rows of one as it is stored.
 
-import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
-import { inPrecisionOf, product, transpose } from '../linalg/product.js'
+import { type FloatArray, type Matrix, transpose, zeros } from '../base/tensor.js'
+import { inPrecisionOf, product } from '../linalg/product.js'
 
 export interface FactorPair {
   /** (r, k) */

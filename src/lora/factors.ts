@@ -1,6 +1,6 @@
 // The values that a layer is made from.
 
-import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, OBJECT } from '../base/options.js'
 import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
 import { copyAs } from '../linalg/product.js'
@@ -159,8 +159,4 @@ export function noForward(location: string, isMerged: boolean): StateError {
       ? 'Call unmerge() and forward() first'
       : 'Call forward() before backward(), and change no weight between them',
   })
-}
-
-export function notFinite(location: string): NumericError {
-  return new NumericError({ where: location, what: 'holds a value that is not finite' })
 }

@@ -1,6 +1,7 @@
 // Members of every part of an adapter. `PartView` is the same for parts in memory and in files.
 
 import type { FloatDtype, TensorDtype } from '../base/dtype.js'
+import { NumericError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
 import { type LoraConfig, scalingOf } from './config.js'
 
@@ -108,6 +109,23 @@ export function trainableParams(part: PartView): number {
     return sum + (isMica && role === 'weightB' ? 0 : elementCount(shape))
   }, 0)
 }
+
+/** Outputs of a head: scores of labels of which one holds, scores of labels each of which may hold, or quantities. */
+export type ProblemType = (typeof PROBLEM_TYPES)[number]
+
+export const PROBLEM_TYPES = ['single_label_classification', 'multi_label_classification', 'regression'] as const
+
+export function notFinite(location: string): NumericError {
+  return new NumericError({ where: location, what: 'holds a value that is not finite' })
+}
+
+/** Name of a part with rows of an embedding, which can be a part itself beside them. */
+export function rowsName(module: string): string {
+  return `${module}[tokens]`
+}
+
+/** All LoraAdapters: code that only runs adapters tells them by it, and not by their class. */
+export const ADAPTERS = new WeakSet<object>()
 
 export function moduleOf(name: string): string {
   return name.slice(0, Math.max(0, name.lastIndexOf('.')))

@@ -7,6 +7,11 @@ import { FormatError, MismatchError } from '../base/errors.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 
 export const KEY_PREFIX = 'base_model.model.'
+export const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
+
+export function rowsKey(name: string): string {
+  return KEY_PREFIX + name + ROWS_SUFFIX
+}
 
 /** Modules' names are shorter; each is compared with much, in time that grows faster than its length. */
 const MAX_KEY_LENGTH = 1000

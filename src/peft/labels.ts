@@ -1,7 +1,8 @@
 // The meaning of the logits of an adapter's head. PEFT has no place for it. lowrank keeps it in the metadata of the
 // weights' file, which PEFT leaves unread, so that labels and weights cannot be separated.
 
-import { type LoraAdapter, PROBLEM_TYPES, type ProblemType } from '../lora/adapter.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { PROBLEM_TYPES, type ProblemType } from '../lora/part.js'
 
 export type Meaning = Pick<LoraAdapter, 'labels' | 'problemType'>
 

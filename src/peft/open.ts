@@ -5,20 +5,18 @@
 import { type Directory, MemorySource, readThere } from '../base/bytes.js'
 import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
 import type { LowrankError } from '../base/errors.js'
-import { isAllFinite, type Tensor } from '../base/tensor.js'
+import { isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { readTensorF32 } from '../formats/safetensors.js'
-import { type AdapterPart, type BaseRecord, LoraAdapter } from '../lora/adapter.js'
+import type { AdapterPart, BaseRecord, LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
-import { notFinite } from '../lora/factors.js'
-import { type StoredTensor, tensorsOf } from '../lora/part.js'
-import { requireUnchangedBase } from '../lora/requirements.js'
-import { readChatTemplate } from './chat-template.js'
+import { type FactorView, notFinite, type StoredTensor, tensorsOf } from '../lora/part.js'
+import { isAdapter, isPlain, linearValues, plainAdapter, type RunAdapter } from '../lora/run-adapter.js'
 import { parsePeftConfig } from './config.js'
+import { readChatTemplate } from './file-names.js'
 import { findAdapter, openWeights, readBaseRecord, readConfig } from './files.js'
 import { type AdapterTensor, normalizeKeys } from './keys.js'
 import { type Meaning, readMeaning } from './labels.js'
 import { claimTensors, type OpenPart } from './tensors.js'
-import { unmatchedProblems } from './unmatched.js'
 
 /** An adapter in memory, or in its folder. */
 export interface OpenAdapter {
@@ -43,6 +41,8 @@ export interface OpenAdapter {
   dtypeOf(part: OpenPart): FloatDtype
   /** The whole adapter in memory. Throws as `read`. */
   load(): Promise<LoraAdapter>
+  /** The same for runs alone. A plain LoRA loads none of the code that computes with layers. */
+  loadToRun(): Promise<RunAdapter>
   /** One part with its values. Throws NumericError when a value is not finite, and FileError. */
   read(name: string): Promise<AdapterPart>
   close(): Promise<void>
@@ -63,14 +63,14 @@ export interface OpenOptions extends LoadOptions {
 
 /** Checks everything but the values, which are read later. */
 export async function openAdapter(source: LoraAdapter | Directory, options: OpenOptions = {}): Promise<OpenAdapter> {
-  return source instanceof LoraAdapter ? openInMemory(source, options) : openFolder(source, options)
+  return isAdapter(source) ? openInMemory(source, options) : openFolder(source, options)
 }
 
 /** Opens an adapter whose B·A must be its change. `use` says what would be done, for the refusal. */
 export async function openForUse(source: LoraAdapter | Directory, use: string): Promise<OpenAdapter> {
   const opened = await openAdapter(source, {})
   try {
-    requireUnchangedBase(opened, use)
+    ;(await import('../lora/requirements.js')).requireUnchangedBase(opened, use)
     return opened
   } catch (error) {
     await opened.close()
@@ -78,10 +78,13 @@ export async function openForUse(source: LoraAdapter | Directory, use: string): 
   }
 }
 
-function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false }: OpenOptions): OpenAdapter {
+async function openInMemory(
+  adapter: LoraAdapter,
+  { strict = false, isTolerant = false }: OpenOptions,
+): Promise<OpenAdapter> {
   const parts = adapter.parts().map(viewOf)
   const { config, notes, chatTemplate, trainedOn } = adapter
-  const problems = strict ? unmatchedProblems({ config, parts: () => parts }, 'adapter') : []
+  const problems = strict ? await unmatched(config, parts, 'adapter') : []
   if (!isTolerant) throwFirst(problems)
   return {
     name: 'adapter',
@@ -95,6 +98,7 @@ function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false
     parts: () => parts,
     dtypeOf: ({ name }) => adapter.get(name)!.dtype as FloatDtype,
     load: async () => adapter,
+    loadToRun: async () => adapter,
     read: async (name) => adapter.get(name)!,
     close: async () => {},
   }
@@ -148,13 +152,20 @@ async function openFolder(
     const isInside = name === undefined && folder.path !== ''
     const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
-    const claimed = claimTensors(tensors, config, opened.source.name)
+    const claimed = await claimTensors(tensors, config, opened.source.name)
     const { parts, unclaimed } = claimed
-    const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
-    const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
+    const idle = strict ? await unmatched(config, parts, configFile) : []
+    const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...idle]
     if (!isTolerant) throwFirst(all)
     const notes = [...inside, ...asides, ...keyNotes, ...claimed.notes, ...meaningNotes]
     const byName = new Map(parts.map((part) => [part.name, part]))
+    const load = async () => {
+      const adapter = await emptyAdapter(config)
+      adapter.notes.push(...notes)
+      Object.assign(adapter, meaning, { chatTemplate, trainedOn })
+      for (const part of parts) await addPart(adapter, part)
+      return adapter
+    }
     return {
       name: directory.name,
       config,
@@ -166,15 +177,18 @@ async function openFolder(
       problems: all,
       parts: () => parts,
       dtypeOf: commonDtype,
-      async load() {
-        const adapter = new LoraAdapter(config)
-        adapter.notes.push(...notes)
-        Object.assign(adapter, meaning, { chatTemplate, trainedOn })
-        for (const part of parts) await addPart(adapter, part)
-        return adapter
+      async loadToRun() {
+        if (!isPlain({ config, parts: () => parts })) return load()
+        const layers = parts.map(async (part) => {
+          const { name: layer, config: own, tensors: factors } = part as FactorView<AdapterTensor>
+          const [a, b] = [await readFactor(factors.weightA), await readFactor(factors.weightB)]
+          return linearValues(layer, own, a as Matrix, b as Matrix)
+        })
+        return plainAdapter({ config, chatTemplate, trainedOn }, await Promise.all(layers))
       },
+      load,
       read: async (part) => {
-        const scratch = new LoraAdapter(config)
+        const scratch = await emptyAdapter(config)
         await addPart(scratch, byName.get(part)!)
         return scratch.get(part)!
       },
@@ -184,6 +198,14 @@ async function openFolder(
     await close()
     throw error
   }
+}
+
+async function emptyAdapter(config: LoraConfig): Promise<LoraAdapter> {
+  return new (await import('../lora/adapter.js')).LoraAdapter(config)
+}
+
+async function unmatched(config: LoraConfig, parts: readonly OpenPart[], where: string): Promise<LowrankError[]> {
+  return (await import('./unmatched.js')).unmatchedProblems({ config, parts: () => parts }, where)
 }
 
 function throwFirst([first]: readonly LowrankError[]): void {

@@ -97,7 +97,6 @@ export function takeParameters(
 ): { parts: ParameterView<AdapterTensor>[]; problems: LowrankError[] } {
   const parts: ParameterView<AdapterTensor>[] = []
   const problems: LowrankError[] = []
-  if (config.targetParameters.length === 0) return { parts, problems }
   const modules = new Map<string, number>()
   for (const key of found.keys()) {
     let module = key

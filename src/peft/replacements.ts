@@ -4,11 +4,10 @@ import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, Uns
 import { formatShape } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
-import { rowsName } from '../lora/kinds/stored.js'
-import { moduleOf, type ReplacementView, type TokenRowsView } from '../lora/part.js'
+import { moduleOf, type ReplacementView, rowsName, type TokenRowsView } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './file-names.js'
-import { type AdapterTensor, KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
+import { type AdapterTensor, KEY_PREFIX, ROWS_SUFFIX, sortedByName, withoutPrefix } from './keys.js'
 import { isHeadModule } from './tied.js'
 
 export interface ClaimContext {
@@ -27,18 +26,12 @@ interface ClaimedOthers {
 
 type FoundKinds = ReadonlyMap<string, { readonly kind?: 'linear' | 'embedding' | 'convolution' }>
 
-const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
-
 /** PEFT saves embeddings whole when the vocabulary was resized, and with save_embedding_layers. */
 const EMBEDDING =
   /(^decoder|(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings?|tok_embeddings|tokens_embed|embeddings|shared|patch_embeddings\.projection|(generator_)?lm_head|lm_loss|proj_out|output_projection|vocab_projector|predictions\.decoder))\.(weight|bias)$/
 
 /** Buffers that a model computes from its config, and that older versions saved. */
 const COMPUTED = /(^|\.)(original_inv_freq|inv_freq|position_ids|masked_bias|(cos|sin)_cached)$/
-
-export function rowsKey(name: string): string {
-  return KEY_PREFIX + name + ROWS_SUFFIX
-}
 
 export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, context: ClaimContext): ClaimedOthers {
   const { config, file } = context

@@ -8,9 +8,8 @@ import { convolutionShape } from '../lora/kinds/convolution-factors.js'
 import type { FactorTensors, FactorView, PartView, TensorRole } from '../lora/part.js'
 import { baseModuleName } from '../lora/replication.js'
 import { CONFIG_FILE } from './file-names.js'
-import { type AdapterTensor, KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
-import { takeParameters } from './parameters.js'
-import { type ClaimContext, claimOthers, rowsKey } from './replacements.js'
+import { type AdapterTensor, KEY_PREFIX, rowsKey, sortedByName, withoutPrefix } from './keys.js'
+import type { ClaimContext } from './replacements.js'
 import { adaptedMatcher } from './tied.js'
 
 export type OpenPart = PartView<AdapterTensor>
@@ -54,14 +53,17 @@ interface Found {
 }
 
 /** Claims what is sound whatever is wrong with the rest, with its own rank, whatever the config says. */
-export function claimTensors(
+export async function claimTensors(
   tensors: ReadonlyMap<string, AdapterTensor>,
   config: LoraConfig,
   file: string,
-): ClaimedTensors {
+): Promise<ClaimedTensors> {
   const context: ClaimContext = { config, file }
   const { found, rest, problems: doubles } = findFactors(tensors, file)
-  const others = claimOthers(rest, found, context)
+  const others =
+    rest.length === 0
+      ? { parts: [], unclaimed: [], notes: [], problems: [] }
+      : (await import('./replacements.js')).claimOthers(rest, found, context)
   const problems = [...doubles, ...others.problems]
   if (tensors.size === 0) {
     problems.push(new FormatError({ where: file, what: 'an adapter without a single tensor' }))
@@ -70,7 +72,10 @@ export function claimTensors(
     const expected = rowsKey('MODULE')
     problems.push(new FormatError({ where: file, what: 'no rows for trainable_token_indices', expected }))
   }
-  const experts = takeParameters(found, config, file)
+  const experts =
+    config.targetParameters.length === 0
+      ? { parts: [], problems: [] }
+      : (await import('./parameters.js')).takeParameters(found, config, file)
   const replicated = experts.parts.flatMap(({ name, tensors: { weightA } }) => {
     return attempt(() => checkReplication(name, weightA, context)).problems
   })

@@ -1,7 +1,7 @@
 // ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { FileError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { missingKernel } from './missing-kernels.js'
 import {
   type Feeds,
@@ -79,8 +79,11 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
       checkProviders(ort, options.executionProviders)
       let session: OrtSession
       try {
-        session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
+        const own = sessionOptions(model, options)
+        if (model.weights !== undefined) own.externalData = await Promise.all(model.weights.map(contentOf))
+        session = await ort.InferenceSession.create(model.graph, own)
       } catch (cause) {
+        if (cause instanceof FileError) throw cause
         const missing = missingKernel(messageOf(cause), options.executionProviders ?? [], cause)
         if (missing !== undefined) throw missing
         throw new RuntimeError({
@@ -94,6 +97,15 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
     },
     toGpu: (tensor) => copies.toGpu(tensor),
     toHost: (tensor) => copies.toHost(tensor),
+  }
+}
+
+async function contentOf({ location: path, data }: NonNullable<SessionModel['weights']>[number]) {
+  if (data instanceof Uint8Array) return { path, data }
+  try {
+    return { path, data: new Uint8Array(await data.arrayBuffer()) }
+  } catch (cause) {
+    throw new FileError({ where: path, what: 'cannot be read', hint: 'Pick the file again', cause })
   }
 }
 
@@ -337,6 +349,5 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
     ...(executionProviders && { executionProviders: [...executionProviders] }),
     ...(stays.length > 0 && { preferredOutputLocation: Object.fromEntries(stays) }),
     ...(profilePrefix !== undefined && { enableProfiling: true, profileFilePrefix: profilePrefix }),
-    ...(model.weights && { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
   }
 }

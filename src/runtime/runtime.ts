@@ -1,5 +1,8 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
+import { f16ToF32 } from '../base/dtype.js'
+import { UnsupportedError } from '../base/errors.js'
+import type { BlobLike } from '../base/globals.js'
 import { oneOf } from '../base/options.js'
 
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
@@ -54,6 +57,17 @@ export interface RuntimeTensor {
   dispose?(): void
 }
 
+export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
+  if (data instanceof Float32Array) return data
+  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'an output of a type that is not read',
+    expected: 'float32, float16',
+    got: type,
+  })
+}
+
 /** Input name → tensor. */
 export type Feeds = Record<string, RuntimeTensor>
 
@@ -63,7 +77,7 @@ export interface SessionModel {
   /** Node: the real folder that external locations are relative to. */
   weightsFolder?: string
   /** Browser: the content of each external location. */
-  weights?: { location: string; data: Uint8Array }[]
+  weights?: { location: string; data: Uint8Array | BlobLike }[]
   /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
   keepsRepeats?: boolean
 }

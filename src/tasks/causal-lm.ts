@@ -2,7 +2,7 @@
 // prompt and its completion those of the completion, of a chat those that the assistant writes. The loss is the
 // cross-entropy in nats per target.
 
-import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { checkCausal } from '../graph/match/continues.js'
@@ -17,21 +17,16 @@ import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import { ExampleStore } from '../text/example-store.js'
 import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
-import {
-  checkVocabulary,
-  countTargets,
-  type Example,
-  encodeText,
-  IGNORED,
-  type ParsedRecord,
-  parseRecord,
-} from '../text/records.js'
+import { countTargets, type Example, encodeText, IGNORED } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
+import { checkVocabulary } from '../text/tokenizer.js'
 import { NextTokens, PROBED_TARGETS, predictedTokens, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
-import type { EncodeContext, Encoded, OpenTask, Question, Task } from './task.js'
+import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
+import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
+import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
 import { PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
-export const causalLm: Task<ParsedRecord, Example> = {
+export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
   learns: 'to continue texts, and to answer',
@@ -44,6 +39,13 @@ export const causalLm: Task<ParsedRecord, Example> = {
         { role: 'user', content: 'How was the sea?' },
         { role: 'assistant', content: 'Calm.' },
       ],
+    },
+    {
+      messages: [
+        { role: 'user', content: [{ type: 'image' }, { type: 'text', text: 'How is the sea?' }] },
+        { role: 'assistant', content: 'Calm.' },
+      ],
+      images: ['sea.jpg'],
     },
   ],
   use: {
@@ -73,13 +75,30 @@ export const causalLm: Task<ParsedRecord, Example> = {
     tokenInputs(graph)
   },
 
-  parse: parseRecord,
+  parse: parsePictured,
+
+  async load(record, { model, pictures }) {
+    if (record.kind !== 'chat' || record.images === undefined) return record
+    if (pictures === undefined) {
+      throw new UnsupportedError({
+        where: `${record.where}, images`,
+        what: 'pictures beside texts are not read here',
+        expected: 'training or evaluation of a model with embed_tokens.onnx and vision_encoder.onnx',
+        got: `model_type ${JSON.stringify(model.config.model_type)}, ${Object.values(model.graphs).join(', ')}`,
+      })
+    }
+    await pictures.read(record.chat, record.images, record.where)
+    return record
+  },
 
   encode(record, context) {
     const encoded = encode(record, context)
     const { vocabularySize } = context.model
     const tokenizer = requireTokenizer(context.model)
-    for (const { inputIds } of encoded.examples) checkVocabulary(inputIds, { tokenizer, vocabularySize })
+    for (const { inputIds, pictures } of encoded.examples) {
+      const ids = pictures === undefined ? inputIds : inputIds.filter((id) => id !== pictures.encoder.token)
+      checkVocabulary(ids, { tokenizer, vocabularySize })
+    }
     return { ...encoded, examples: encoded.examples.filter(({ labels }) => countTargets(labels) > 0) }
   },
 
@@ -104,14 +123,43 @@ export const causalLm: Task<ParsedRecord, Example> = {
     chosen: predictedTokens,
   },
 
-  makeList: () => new ExampleStore(),
+  makeList: () => new PicturedStore(),
 
-  pack: (examples, length) => new PackedTexts(examples, length),
+  pack(examples, length) {
+    if (encoderOf(examples) === undefined) return new PackedTexts(examples, length)
+    throw new ConfigError({ where: 'packing', what: 'records with pictures have rows of their own' })
+  },
 
-  open: (model, examples) => new CausalLm(model, examples instanceof PackedTexts ? examples : undefined),
+  open: (model, examples) => new CausalLm(model, examples),
 }
 
-function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> {
+/** Keeps the pictures of its examples too. */
+class PicturedStore extends ExampleStore {
+  readonly #pictures = new Map<number, NonNullable<PicturedExample['pictures']>>()
+
+  get encoder(): PictureEncoder | undefined {
+    for (const { encoder } of this.#pictures.values()) return encoder
+    return undefined
+  }
+
+  override push(example: PicturedExample): void {
+    if (example.pictures !== undefined) this.#pictures.set(this.length, example.pictures)
+    super.push(example)
+  }
+
+  override at(index: number): PicturedExample | undefined {
+    const [example, pictures] = [super.at(index), this.#pictures.get(index)]
+    return example && pictures ? { ...example, pictures } : example
+  }
+}
+
+function encoderOf(examples: Iterable<PicturedExample>): PictureEncoder | undefined {
+  if (examples instanceof PicturedStore) return examples.encoder
+  for (const { pictures } of examples) if (pictures !== undefined) return pictures.encoder
+  return undefined
+}
+
+function encode(record: PicturedRecord, context: EncodeContext): Encoded<PicturedExample> {
   switch (record.kind) {
     case 'text':
       return record.text === '' ? { examples: [], isTruncated: false } : encodePair('', record.text, context)
@@ -139,7 +187,7 @@ export function noTemplateForChats(where: string): FormatError {
   })
 }
 
-function questionOf(record: ParsedRecord, context: EncodeContext): Question | undefined {
+function questionOf(record: PicturedRecord, context: EncodeContext): Question | undefined {
   switch (record.kind) {
     case 'text':
       return undefined
@@ -154,7 +202,8 @@ function questionOf(record: ParsedRecord, context: EncodeContext): Question | un
     case 'chat': {
       const { messages } = record.chat
       const { role, content = '' } = messages[messages.length - 1]
-      return role === 'assistant' ? { prompt: messages.slice(0, -1), answer: content } : undefined
+      if (role !== 'assistant' || typeof content !== 'string') return undefined
+      return { prompt: messages.slice(0, -1), answer: content, images: record.images }
     }
   }
 }
@@ -174,11 +223,24 @@ export function eosOf({ eosTokenIds: [eosTokenId], directory }: Pick<Model, 'eos
   })
 }
 
-function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {
-  const { model, maxLength, chatTemplateArgs: args } = context
+function encodeTurns(
+  chat: Chat,
+  template: ChatTemplate,
+  context: EncodeContext,
+  where: string,
+): Encoded<PicturedExample> {
+  const { model, maxLength, chatTemplateArgs: args, pictures } = context
   const encoded = encodeChat(chat, { template, tokenizer: requireTokenizer(model), maxLength, args }, where)
-  const { examples, isShortened, lostAnswers, notes } = encoded
+  const { isShortened, lostAnswers, notes } = encoded
+  const examples = encoded.examples.map((example, i) => pictures?.pictured(example, encoded.chats[i], where) ?? example)
   return { examples, isTruncated: isShortened || lostAnswers > 0, notes }
+}
+
+/** PEFT's class for the task loads a language model alone. */
+const OF_PICTURES: TaskUse = {
+  pipeline: 'image-text-to-text',
+  autoClass: 'AutoModelForImageTextToText',
+  onlyMerged: true,
 }
 
 export class PackedTexts extends PackedExamples {
@@ -189,27 +251,37 @@ export class PackedTexts extends PackedExamples {
   }
 }
 
-class CausalLm extends NextTokens<Example> implements OpenTask<Example> {
+class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> {
   readonly probe: OpenTask['probe']
+  readonly plainUse: TaskUse | undefined
   readonly #padTokenId: number
   readonly #packed: PackedTexts | undefined
+  readonly #pictures: PictureEncoder | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
-  constructor(model: Model, packed: PackedTexts | undefined) {
+  constructor(model: Model, examples: Examples<PicturedExample>) {
     super(model)
     this.#padTokenId = model.padTokenId
-    this.#packed = packed
+    this.#packed = examples instanceof PackedTexts ? examples : undefined
+    this.#pictures = this.#packed === undefined ? encoderOf(examples) : undefined
+    this.plainUse = model.graphs.vision_encoder === undefined ? undefined : OF_PICTURES
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
       const inputIds = new Int32Array(sequence)
       const examples = Array<Example>(batch).fill({ inputIds, labels: inputIds })
-      return { ...this.collate(examples, sequence), ...probeTargets(PROBED_TARGETS[i]) }
+      return { ...this.collate(examples, sequence), ...this.#pictures?.probe[i](), ...probeTargets(PROBED_TARGETS[i]) }
     })
-    this.probe = { feeds: [first, second], lengths: [...tokenLengths(), targetsLength()] }
+    const lengths = [
+      ...tokenLengths(),
+      targetsLength(),
+      ...(this.#pictures === undefined ? [] : [this.#pictures.length]),
+    ]
+    this.probe = { feeds: [first, second], lengths }
   }
 
   override forward(graph: ObjectiveGraph): Value {
     this.#packed?.separate(graph, this.#inputs.roles)
+    this.#pictures?.addTo(graph)
     return super.forward(graph)
   }
 
@@ -219,7 +291,18 @@ class CausalLm extends NextTokens<Example> implements OpenTask<Example> {
     return inputIds.length
   }
 
-  collate(examples: readonly Example[], length: number): Feeds {
+  async prepare(examples: readonly PicturedExample[]): Promise<void> {
+    await this.#pictures?.prepare(examples)
+  }
+
+  collate(examples: readonly PicturedExample[], length: number): Feeds {
+    const feeds = this.#feeds(examples, length)
+    if (this.#pictures !== undefined) return this.#pictures.feeds(examples, length, feeds)
+    if (encoderOf(examples) === undefined) return feeds
+    throw new DataError({ where: 'evaluation data', what: 'it has pictures, and the training data has none' })
+  }
+
+  #feeds(examples: readonly Example[], length: number): Feeds {
     const ids = examples.map(({ inputIds }) => inputIds)
     const labels = examples.map((example) => example.labels)
     const tokens = tokenBatch(ids, length, this.#padTokenId)
@@ -236,8 +319,9 @@ class CausalLm extends NextTokens<Example> implements OpenTask<Example> {
     return labels.subarray(1).filter((label) => label !== IGNORED)
   }
 
-  content({ inputIds, labels, starts }: Example & Partial<PackedExample>): Int32Array[] {
-    return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)])]
+  content({ inputIds, labels, pictures, starts }: PicturedExample & Partial<PackedExample>) {
+    const digests = pictures?.list.map(({ digest }) => digest) ?? []
+    return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)]), ...digests]
   }
 }
 

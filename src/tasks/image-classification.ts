@@ -2,7 +2,8 @@
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
-import { checkImageInputs, imageFeeds, PIXELS } from '../graph/inputs/images.js'
+import { PIXELS } from '../graph/inputs/family.js'
+import { checkImageInputs, imageFeeds } from '../graph/inputs/images.js'
 import type { Model } from '../graph/model-folder.js'
 import { type ImageSource, type Pixels, readImage } from '../images/image.js'
 import { isImageSource } from '../images/image-source.js'

@@ -5,12 +5,13 @@ import type { OptionTable } from '../base/options.js'
 import type { Random } from '../base/random.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective-graph.js'
-import type { DecodeImage } from '../images/image.js'
+import type { DecodeImage, ImageSource } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import type { ChatMessage } from '../text/chat.js'
+import type { MessageOfParts } from '../text/chat.js'
 import type { ChatTemplate } from '../text/template.js'
 import type { HeadBase, HeadForm } from './heads/heads.js'
 import type { ProblemType } from './labels/label-problems.js'
+import type { PictureEncoder } from './pictures/encoder.js'
 
 /** The model and the limits that a row is encoded for. */
 export interface EncodeContext {
@@ -25,6 +26,8 @@ export interface EncodeContext {
   readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
   /** Reads files of pictures; undefined where nothing does. */
   readonly decodeImage?: DecodeImage | undefined
+  /** Reads pictures beside texts; undefined for a model without a vision encoder. */
+  readonly pictures?: PictureEncoder | undefined
 }
 
 /** Examples in order: a list, or something smaller that is one to its users. */
@@ -48,10 +51,11 @@ export interface Encoded<Example> {
   readonly notes?: readonly string[]
 }
 
-/** A prompt, and the answer that is wanted. */
+/** A prompt with its pictures, and the answer that is wanted. */
 export interface Question {
-  readonly prompt: string | readonly ChatMessage[]
+  readonly prompt: string | readonly MessageOfParts[]
   readonly answer: string
+  readonly images?: readonly ImageSource[] | undefined
 }
 
 /** How adapters of a task are run: what the model card and the command line show. */
@@ -202,6 +206,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly needsNeighbors?: boolean
   /** Tokens of an example: examples of like cost run together. */
   cost(example: Example): number
+  /** Reads what {@link collate} needs of these examples, and forgets that of earlier ones. */
+  prepare?(examples: readonly Example[]): Promise<void>
   /**
    * The tensors of one run, targets included.
    *

@@ -9,7 +9,7 @@ import type { Length } from '../graph/training/objective-graph.js'
 import type { Graph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import type { Span } from '../text/added-tokens.js'
-import { checkVocabulary } from '../text/records.js'
+import { checkVocabulary } from '../text/tokenizer.js'
 import { encodeWords } from '../text/words.js'
 
 export function padded(lists: readonly ArrayLike<number>[], length: number, fill: number): Int32Array {

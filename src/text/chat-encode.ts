@@ -3,7 +3,7 @@
 import { attempt, MismatchError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'
 import type { Span } from './added-tokens.js'
-import type { Chat, ChatMessage } from './chat.js'
+import type { Chat, MessageOfParts } from './chat.js'
 import { type Example, IGNORED } from './records.js'
 import type { ChatTemplate, RenderOptions } from './template.js'
 import type { Tokenizer } from './tokenizer.js'
@@ -22,6 +22,8 @@ export interface MarkedText {
 
 export interface EncodedChat {
   readonly examples: readonly Example[]
+  /** The part of the chat that each example is of. */
+  readonly chats: readonly Chat[]
   /** Early turns were left out because the chat is too long. */
   readonly isShortened: boolean
   /** Answers that are too long even alone with what they answer. */
@@ -39,7 +41,7 @@ export interface EncodedChat {
  *   asks for one
  */
 export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): EncodedChat {
-  const result = { examples: [] as Example[], isShortened: false, lostAnswers: 0 }
+  const result = { examples: [] as Example[], chats: [] as Chat[], isShortened: false, lostAnswers: 0 }
   const fitting = (marked: MarkedText | undefined): Example | undefined => {
     const example = marked && encode(marked, encoding)
     return example !== undefined && example.inputIds.length <= encoding.maxLength ? example : undefined
@@ -50,15 +52,18 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
     const whole = first === undefined ? fitting(mark()) : undefined
     if (whole !== undefined) {
       result.examples.push(whole)
+      result.chats.push(upTo)
       continue
     }
-    const parts = shorterChats(upTo).map((part) => () => answerTexts(part, encoding, where).texts.at(-1)?.mark())
+    const shorter = shorterChats(upTo)
+    const parts = shorter.map((part) => () => answerTexts(part, encoding, where).texts.at(-1)?.mark())
     // Behind a long text, the next one loses about as many turns.
     const found = longest([mark, ...parts], (option) => fitting(option()), first ?? parts.length)
     if (found === undefined) result.lostAnswers++
     else {
       first = found.index
       result.examples.push(found.value)
+      result.chats.push([upTo, ...shorter][found.index])
       result.isShortened ||= found.index > 0
     }
   }
@@ -177,19 +182,22 @@ function answersToLearn(
   options: RenderOptions,
   where: string,
 ): { answers: number[]; notes: string[] } {
-  const isOwn = ({ role, weight }: ChatMessage, i: number) => role === 'assistant' && i >= learnFrom && weight !== 0
+  const isOwn = ({ role, weight }: MessageOfParts, i: number) => role === 'assistant' && i >= learnFrom && weight !== 0
   const end = messages.findLastIndex(isOwn) + 1
-  const isLost = (without: (all: readonly ChatMessage[]) => readonly ChatMessage[], tools = options.tools): boolean => {
+  const isLost = (
+    without: (all: readonly MessageOfParts[]) => readonly MessageOfParts[],
+    tools = options.tools,
+  ): boolean => {
     // Templates may refuse a message without content, which calls can stand in for.
     const all = messages.slice(0, end).map((message) => ({ ...message, content: message.content ?? '' }))
-    const textOf = (some: readonly ChatMessage[], own: RenderOptions) => template.render(some, own, where).text
+    const textOf = (some: readonly MessageOfParts[], own: RenderOptions) => template.render(some, own, where).text
     return attempt(() => textOf(all, options) === textOf(without(all), { ...options, tools })).value === true
   }
-  const hasCalls = ({ tool_calls = [] }: ChatMessage) => tool_calls.length > 0
+  const hasCalls = ({ tool_calls = [] }: MessageOfParts) => tool_calls.length > 0
   const losesTools = end > 0 && tools !== undefined && isLost((all) => all, [])
   const losesCalls =
     messages.slice(0, end).some(hasCalls) && isLost((all) => all.map(({ tool_calls: _, ...message }) => message))
-  const isEmpty = (message: ChatMessage & { readonly reasoning_content?: unknown }) => {
+  const isEmpty = (message: MessageOfParts & { readonly reasoning_content?: unknown }) => {
     const { content = '', reasoning_content: thought = '' } = message
     return `${content}${thought}`.trim() === '' && (losesCalls || !hasCalls(message))
   }

@@ -22,8 +22,8 @@ export interface MessageOfParts extends Omit<ChatMessage, 'content'> {
 }
 
 /** A conversation, checked. */
-export interface Chat {
-  readonly messages: readonly ChatMessage[]
+export interface Chat<Message = MessageOfParts> {
+  readonly messages: readonly Message[]
   /** Messages before this one are given: the model learns from its answers from here on. */
   readonly learnFrom: number
   readonly tools: readonly unknown[] | undefined
@@ -48,16 +48,24 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
   observation: 'tool',
 }
 
-/** A list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of messages. */
-export function parseChat(record: Fields, where: string): Chat {
+/**
+ * A list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of messages.
+ *
+ * @param check {@link messageOfParts} also takes messages with places for pictures
+ */
+export function parseChat<Message = ChatMessage>(
+  record: Fields,
+  where: string,
+  check = checkMessage as (message: unknown, where: string) => Message,
+): Chat<Message> {
   const tools = list(record.tools, 'tools', where)
   const args = record.chat_template_kwargs ?? undefined
   if (args !== undefined && (typeof args !== 'object' || Array.isArray(args))) {
     throw new DataError({ where, what: '"chat_template_kwargs" is not an object', got: typeof args })
   }
   const { given, answers } = turnsOf(record, where)
-  const messages = [...given, ...answers].map((message, i) => checkMessage(message, `${where}, message ${i + 1}`))
-  checkSome(messages, where)
+  const messages = [...given, ...answers].map((message, i) => check(message, `${where}, message ${i + 1}`))
+  if (messages.length === 0) throw new DataError({ where, what: 'a chat without messages' })
   return {
     messages,
     learnFrom: given.length,
@@ -66,19 +74,10 @@ export function parseChat(record: Fields, where: string): Chat {
   }
 }
 
-export function parseParts(messages: readonly unknown[], where: string): readonly MessageOfParts[] {
-  const parsed = messages.map((message, i): MessageOfParts => {
-    const { content } = (isObject(message) ? message : {}) as Partial<MessageOfParts>
-    const place = `${where}, message ${i + 1}`
-    if (!isParts(content)) return checkMessage(message, place)
-    return { ...checkMessage({ ...(message as object), content: '' }, place), content }
-  })
-  checkSome(parsed, where)
-  return parsed
-}
-
-function checkSome(messages: readonly unknown[], where: string): void {
-  if (messages.length === 0) throw new DataError({ where, what: 'a chat without messages' })
+export function messageOfParts(message: unknown, where: string): MessageOfParts {
+  const { content } = (isObject(message) ? message : {}) as Partial<MessageOfParts>
+  if (!isParts(content)) return checkMessage(message, where)
+  return { ...checkMessage({ ...(message as object), content: '' }, where), content }
 }
 
 function turnsOf(record: Fields, where: string): { given: readonly unknown[]; answers: readonly unknown[] } {
@@ -100,7 +99,7 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   return { given, answers }
 }
 
-export function chatOf(question: string, answer: string, system?: string): Chat {
+export function chatOf(question: string, answer: string, system?: string): Chat<ChatMessage> {
   const scene = system === undefined ? [] : [{ role: 'system', content: system }]
   const messages = [...scene, { role: 'user', content: question }, { role: 'assistant', content: answer }]
   return { messages, learnFrom: 0, tools: undefined, args: undefined }

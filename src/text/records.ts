@@ -1,7 +1,7 @@
 // Records → the texts to learn from: a text, an answer to a prompt, or a chat. One eos ends each and is a target too.
 
-import { DataError, MismatchError } from '../base/errors.js'
-import { type Chat, parseChat } from './chat.js'
+import { DataError } from '../base/errors.js'
+import { type Chat, type MessageOfParts, parseChat } from './chat.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /** A message of a chat. Other fields are passed to the chat template. */
@@ -15,7 +15,12 @@ export interface MessageRecord {
 export type TextRecord =
   | { readonly text: string }
   | { readonly prompt: string | readonly MessageRecord[]; readonly completion: string | readonly MessageRecord[] }
-  | { readonly messages: readonly MessageRecord[]; readonly tools?: readonly object[] | null | undefined }
+  | {
+      readonly messages: readonly MessageRecord[]
+      readonly tools?: readonly object[] | null | undefined
+      /** For models that read pictures: one for each `{ type: 'image' }` in the contents. */
+      readonly images?: readonly unknown[] | null | undefined
+    }
   | { readonly conversations: readonly { readonly from: string; readonly value: string }[]; readonly system?: string }
   | { readonly instruction: string; readonly input?: string | null | undefined; readonly output: string }
   | { readonly question: string; readonly answer: string }
@@ -51,7 +56,10 @@ const KINDS = [
 
 const RENAME = "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer' }`"
 
-export function parseRecord(value: unknown, where: string): ParsedRecord {
+type CheckMessage = (message: unknown, where: string) => MessageOfParts
+
+/** @param check of each message; default: it is text */
+export function parseRecord(value: unknown, where: string, check?: CheckMessage): ParsedRecord {
   const record = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const has = (name: string) => record[name] !== undefined && record[name] !== null
   const kinds = KINDS.filter((names) => names.every(has))
@@ -64,7 +72,7 @@ export function parseRecord(value: unknown, where: string): ParsedRecord {
       hint: "Say which fields to use, as in `columns: { text: 'text' }`",
     })
   }
-  const parsed = kinds.length === 1 ? parseKind(kinds[0][0], record, where) : undefined
+  const parsed = kinds.length === 1 ? parseKind(kinds[0][0], record, where, check) : undefined
   if (parsed !== undefined) return { where, ...parsed }
   throw new DataError({
     where,
@@ -78,10 +86,10 @@ export function parseRecord(value: unknown, where: string): ParsedRecord {
 
 type Fields = Readonly<Record<string, unknown>>
 
-function parseKind(kind: (typeof KINDS)[number][0], record: Fields, where: string) {
+function parseKind(kind: (typeof KINDS)[number][0], record: Fields, where: string, check?: CheckMessage) {
   const { text, prompt, completion, system } = record
   if (kind === 'messages' || kind === 'conversations' || (kind === 'prompt' && Array.isArray(prompt))) {
-    return { kind: 'chat', chat: parseChat(record, where) } as const
+    return { kind: 'chat', chat: parseChat(record, where, check) } as const
   }
   if (kind === 'text') return typeof text === 'string' ? ({ kind, text } as const) : undefined
   if (kind === 'prompt') {
@@ -108,24 +116,6 @@ export function fieldsOf(value: unknown): string {
     ([key, field]) => `"${key}" (${field === null ? 'null' : Array.isArray(field) ? 'list' : typeof field})`,
   )
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
-}
-
-export function checkVocabulary(
-  ids: Iterable<number>,
-  {
-    vocabularySize = Number.POSITIVE_INFINITY,
-    tokenizer,
-  }: { vocabularySize: number | undefined; tokenizer: Tokenizer },
-): void {
-  for (const id of ids) {
-    if (id < vocabularySize) continue
-    throw new MismatchError({
-      where: tokenizer.name,
-      what: 'the tokenizer is not that of the model',
-      expected: `token ids below ${vocabularySize}`,
-      got: `${id} (${JSON.stringify(tokenizer.decode([id], { specialTokens: true }))})`,
-    })
-  }
 }
 
 /** A text with exactly one eos at its end, not yet cut. What it begins with is given: no token of that counts. */

@@ -3,7 +3,7 @@
 
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
-import { FileError, FormatError, LowrankError, messageOf } from '../base/errors.js'
+import { FileError, FormatError, LowrankError, MismatchError, messageOf } from '../base/errors.js'
 import { costOfRegExp } from '../base/expressions/cost.js'
 import { commonLength } from '../base/group.js'
 import { isObject } from '../base/options.js'
@@ -104,6 +104,24 @@ export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
 export function noTokenizer({ name: where }: Directory): FileError {
   const hint = 'Copy tokenizer.json and tokenizer_config.json from where the model came from'
   return new FileError({ where, what: 'no tokenizer.json in this folder', hint })
+}
+
+export function checkVocabulary(
+  ids: Iterable<number>,
+  {
+    vocabularySize = Number.POSITIVE_INFINITY,
+    tokenizer,
+  }: { vocabularySize: number | undefined; tokenizer: Tokenizer },
+): void {
+  for (const id of ids) {
+    if (id < vocabularySize) continue
+    throw new MismatchError({
+      where: tokenizer.name,
+      what: 'the tokenizer is not that of the model',
+      expected: `token ids below ${vocabularySize}`,
+      got: `${id} (${JSON.stringify(tokenizer.decode([id], { specialTokens: true }))})`,
+    })
+  }
 }
 
 export function makeTokenizer(definition: unknown, config: unknown, name: string): Tokenizer {

@@ -1,7 +1,7 @@
 // How the changes of one layer differ in two adapters, from their factors alone.
 
-import { F64, type Matrix } from '../base/tensor.js'
-import { beside, inPrecisionOf, normOfProduct, product, stacked, transpose } from '../linalg/product.js'
+import { F64, type Matrix, transpose } from '../base/tensor.js'
+import { beside, inPrecisionOf, normOfProduct, product, stacked } from '../linalg/product.js'
 import { type Svd, svd, svdOfProduct } from '../linalg/svd.js'
 import { type FactorPair, scaled } from '../lora/delta.js'
 import type { Change } from './factor-parts.js'

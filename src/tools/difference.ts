@@ -7,7 +7,7 @@ import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
 import type { TensorInfo } from '../formats/safetensors.js'
 import type { StreamedMatrix } from '../linalg/streamed-svd.js'
-import { notFinite } from '../lora/factors.js'
+import { notFinite } from '../lora/part.js'
 
 export interface Located {
   readonly checkpoint: Checkpoint

@@ -2,9 +2,9 @@
 
 import type { Directory, Place } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
-import { type Matrix, zeros } from '../base/tensor.js'
+import { type Matrix, transpose, zeros } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
-import { stacked, transpose } from '../linalg/product.js'
+import { stacked } from '../linalg/product.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'

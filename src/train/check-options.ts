@@ -87,8 +87,13 @@ export function checkActivation(
 }
 
 /** Refuses data in which the tokens that turn an activated LoRA on never occur: nothing would be learned. */
-export function checkInvocation(tokens: readonly number[], examples: Iterable<unknown>, open: OpenTask<unknown>): void {
+export async function checkInvocation(
+  tokens: readonly number[],
+  examples: Iterable<unknown>,
+  open: OpenTask<unknown>,
+): Promise<void> {
   for (const example of examples) {
+    await open.prepare?.([example])
     const { data } = open.collate([example], open.cost(example)).input_ids
     if (invocationStart(data as BigInt64Array, tokens) !== undefined) return
   }

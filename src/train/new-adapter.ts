@@ -7,6 +7,7 @@ import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type Linear, type NamedLayer } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
+import { nameInPyTorch } from '../graph/match/module-names.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -41,10 +42,14 @@ export async function newAdapter(
   const layers = new Map<string, NamedLayer>()
   const skipped = new Set<string>()
   const graph = readGraph(model.onnx.proto)
-  const linears = findLinears(graph, modules)
+  const linears = findLinears(graph, modules).map((linear) => {
+    return { ...linear, name: nameInPyTorch(model.config.model_type, linear.name) }
+  })
   const pointwise = otherPointwise(graph, linears)
   const isAll = isAllLinear(config.targetModules)
   if (!isAll) refuseEmbeddings(graph, config)
+  const isOfPictures = model.graphs.vision_encoder !== undefined
+  if (isOfPictures) await leaveVision(model, linears, config, on)
   const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
   for (const { name: graphName, d, k } of targets) {
@@ -57,7 +62,9 @@ export async function newAdapter(
   const isVectors = taskType === 'FEATURE_EXTRACTION' && WITH_POOLER.has(String(model.config.model_type))
   if (isVectors && !hasPooler && [...layers.keys()].some((name) => name.endsWith('.dense'))) skipped.add('pooler.dense')
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
-  const adapter = new LoraAdapter({ ...config, ...without(config, skipped), taskType, modulesToSave })
+  // PEFT would find layers of these names in the vision encoder too.
+  const targetModules = isOfPictures ? [...layers.keys()] : config.targetModules
+  const adapter = new LoraAdapter({ ...config, targetModules, ...without(config, skipped), taskType, modulesToSave })
   const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
   for (const layer of layers.values()) {
     const { name, d, k } = layer
@@ -72,6 +79,33 @@ export async function newAdapter(
   await addWhole(adapter, context, [...saved, ...biases])
   await addTokenRows(adapter, context)
   return adapter
+}
+
+const AROUND_VISION = ['', 'vision_tower.', 'vision_model.', 'visual.']
+
+/** Refuses targets that only the vision encoder has, and tells of those that it has too: it is not trained. */
+async function leaveVision(model: Model, linears: readonly Linear[], config: LoraConfig, on?: TrainEvents) {
+  const frozen = findLinears(readGraph((await model.openGraph('vision_encoder')).proto))
+  const { targetModules } = config
+  // A text is one expression; in a list, each entry names modules of its own.
+  for (const target of typeof targetModules === 'string' ? [targetModules] : targetModules.map((one) => [one])) {
+    const isMeant = isAllLinear(target) ? () => true : targetMatcher({ ...config, targetModules: target })
+    // Exports leave modules around the encoder out.
+    const left = frozen.filter(({ name }) => AROUND_VISION.some((module) => isMeant(`model.${module}${name}`)))
+    if (left.length === 0) continue
+    const [what, { name }] = [[target].flat()[0], left[0]]
+    if (linears.some((linear) => isMeant(linear.name))) {
+      on?.note?.(
+        `${what}: trained in the language model alone. ${left.length} layers of the vision encoder stay as they are`,
+      )
+    } else {
+      throw new UnsupportedError({
+        where: 'targetModules',
+        what: `${what} is in the vision encoder (${name}), which is not trained here`,
+        expected: 'linear layers of the language model',
+      })
+    }
+  }
 }
 
 function refuseEmbeddings(graph: Graph, config: LoraConfig): void {

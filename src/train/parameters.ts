@@ -3,9 +3,9 @@
 // of some of them.
 
 import { MismatchError } from '../base/errors.js'
-import { F64, type Matrix, zeros } from '../base/tensor.js'
+import { F64, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { symmetricEigen } from '../linalg/eigen.js'
-import { copyAs, product, transpose } from '../linalg/product.js'
+import { copyAs, product } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
 import type { EngineState } from './weights/held.js'

@@ -28,9 +28,8 @@ import type { CardSources } from './saved/model-card.js'
 import { resumeRun } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
-import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
-import { usesBest } from './settings.js'
+import { learningRates, usesBest } from './settings.js'
 import type { EngineState } from './weights/held.js'
 
 const RECENT_STEPS = 100

@@ -77,7 +77,7 @@ export class TrainingSessions {
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
-    const { model, open, adapter, modules, settings, longest = 0 } = parts
+    const { model, open, adapter, modules, settings, longest = Number.POSITIVE_INFINITY } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
@@ -92,7 +92,9 @@ export class TrainingSessions {
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
-    const tokens = settings.batchSize * (open.rowsOfExample ?? 1) * longest
+    // Pictures all have one size, which no length tells.
+    const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
+    const tokens = isText ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
     const options = { layers, base, modules, dropout, invocation, twoPasses, tokens }
     const training = isTraining ? await buildTrainingGraph(model.onnx, runtime, open, options) : undefined
     tell(1)
@@ -114,7 +116,11 @@ export class TrainingSessions {
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
     const { open } = this.#parts
-    let feeds = batches.map(({ examples, length }) => open.collate(examples, length))
+    let feeds: Feeds[] = []
+    for (const { examples, length } of batches) {
+      await open.prepare?.(examples)
+      feeds.push(open.collate(examples, length))
+    }
     let normalizer = 1
     let stepLoss: number | undefined
     if (open.stepLoss === undefined) normalizer = open.normalizer(batches.flatMap(({ examples }) => examples))
@@ -137,6 +143,7 @@ export class TrainingSessions {
   async forward(examples: readonly unknown[], length: number): Promise<ForwardResult> {
     const { open } = this.#parts
     const normalizer = open.normalizer(examples)
+    await open.prepare?.(examples)
     const pass = await this.evaluationPass(open.collate(examples, length), normalizer)
     const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
     const outputs = await this.#engine.forward(pass, [...lossOutput, ...pass.predictions])

@@ -3,9 +3,8 @@
 import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
-import type { OnInvalid, Row, Rows } from '../data/row.js'
+import { type OnInvalid, planSplit, type Row, type Rows } from '../data/row.js'
 import { isByteSource, isDirectory } from '../data/source.js'
-import { planSplit } from '../data/split.js'
 import { otherWeights } from '../graph/base-record.js'
 import {
   chooseLowMemory,
@@ -21,6 +20,7 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
@@ -29,7 +29,7 @@ import { checkActivation, checkInvocation, checkOptions, checkParts } from './ch
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
-import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
@@ -47,6 +47,7 @@ export interface RunContext {
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row that became examples: as the task parsed it, and for which data. */
   readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+  readonly pictures?: PictureEncoder | undefined
 }
 
 export interface PreparedRun {
@@ -58,21 +59,23 @@ export interface PreparedRun {
 
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
-  const startedAt = performance.now()
-  const { input, encoded, log } = await prepare(given, context)
-  const result = await trainAdapter(input).finally(() => log?.close())
-  const isNew = given.adapter === undefined
-  const seconds = (performance.now() - startedAt) / 1000
-  return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  return withPictures(given, async (pictures) => {
+    const startedAt = performance.now()
+    const { input, encoded, log } = await prepare(given, { ...context, pictures })
+    const result = await trainAdapter(input).finally(() => log?.close())
+    const isNew = given.adapter === undefined
+    const seconds = (performance.now() - startedAt) / 1000
+    return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  })
 }
 
 export async function prepare(
   given: TrainingOptions,
-  { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
+  { limits = [], memoryUse, sources, page, wait, onRow, pictures }: RunContext,
 ): Promise<PreparedRun> {
   let settings = resolveSettings(given)
   const config = checkOptions(given, settings)
-  const options = { ...given, model: await joinGraphs(given.model) }
+  const options = { ...given, model: await joinGraphs(given.model), pictures }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
@@ -115,7 +118,7 @@ export async function prepare(
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
   const { aloraInvocationTokens } = config
-  if (aloraInvocationTokens !== undefined) checkInvocation(aloraInvocationTokens, examples, open)
+  if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
   let longest = 0
   for (const example of examples) longest = Math.max(longest, open.cost(example))
   settings = planMemory(options, settings, limits, longest, open)
@@ -277,7 +280,7 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  options: TrainingOptions,
+  options: TrainingOptions & Pick<RunContext, 'pictures'>,
   { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,

@@ -1,7 +1,7 @@
 // What people mean by names that lowrank does not have.
 
 import { expect, it } from 'vitest'
-import { meantBy } from '../../src/base/synonyms.js'
+import { COMMAND_SYNONYMS, meantBy } from '../../src/base/synonyms.js'
 import { TRAIN_OPTIONS } from '../../src/index/gen/options.js'
 import { TRAIN_CONFIG } from '../../src/train/gen/options.js'
 
@@ -34,5 +34,5 @@ it.each([
   ['trian', 'train'],
   ['megre', 'merge'],
 ])('command %s: %s', (word, meant) => {
-  expect(meantBy(word, COMMANDS)).toBe(meant)
+  expect(meantBy(word, COMMANDS, COMMAND_SYNONYMS)).toBe(meant)
 })

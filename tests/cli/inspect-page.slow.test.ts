@@ -122,15 +122,7 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
   describe('an adapter with its base', () => {
     beforeAll(async () => {
       const file = join(scratch, 'all.html')
-      const { code } = await lowrank(
-        'inspect',
-        join(KINDS, 'dora'),
-        '--base',
-        BASE,
-        '--relative-change',
-        '--html',
-        file,
-      )
+      const { code } = await lowrank('inspect', join(KINDS, 'dora'), '--base', BASE, '--html', file)
       expect(code).toBe(0)
       await open(file)
     })

@@ -46,7 +46,7 @@ describe('stacks of experts', () => {
   const adapter = join(golden, 'experts', 'mixtral')
 
   it('are shown, and found in a base of either form', async () => {
-    const { stdout } = await lowrankHere('inspect', adapter, '--base', base('saved'), '--relative-change', '--json')
+    const { stdout } = await lowrankHere('inspect', adapter, '--base', base('saved'), '--json')
     const { layers, fit } = JSON.parse(stdout)
     expect(layers.map(({ kind }: { kind: string }) => kind).sort()).toEqual(['linear', 'parameter', 'parameter'])
     expect(fit).toMatchObject({ fits: true, problems: [] })

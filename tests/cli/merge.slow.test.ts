@@ -89,19 +89,6 @@ describe('options', () => {
     expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
   })
 
-  it('--out-dtype of a single file says what its config.json has to say', async () => {
-    const args = ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--out-dtype', 'bf16']
-    for (const options of [['--dry-run'], []]) {
-      const out = join(scratch, 'converted.safetensors')
-      const { code, stdout, stderr } = await lowrankHere(...args, '--out', out, '--json', ...options)
-      expect(stderr).toMatch(
-        /^warning: The result is in bf16, and the base's config\.json, .* says float32: change it/m,
-      )
-      expect(JSON.parse(stdout).warnings).toHaveLength(1)
-      expect(code).toBe(0)
-    }
-  })
-
   it('--shard makes with others what one merge makes', async () => {
     const [out, whole] = [join(scratch, 'in jobs'), join(scratch, 'in one')]
     const args = ['merge', '--base', MODEL, '--adapter', PEFT, ...CHECKPOINT, '--max-shard-size', '2MB']

@@ -47,7 +47,7 @@ export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
 
 /** Causal language modeling over a graph alone. */
 export function causalOf(onnx: OnnxModel): OpenTask<Example> {
-  return causalLm.open({ onnx, padTokenId: 0 } as Model, [])
+  return causalLm.open({ onnx, padTokenId: 0, graphs: {} } as unknown as Model, [])
 }
 
 /** A run of a batch whose rows are padded on the right. */

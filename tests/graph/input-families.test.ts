@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest'
-import { completeFeeds, inputFamily } from '../../src/graph/inputs/family.js'
+import { inputFamily } from '../../src/graph/inputs/family.js'
 import { encoderInputs } from '../../src/graph/inputs/tokens.js'
 import type { Graph } from '../../src/graph/view/graph.js'
+import { completeFeeds } from '../../src/infer/feeds.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, ints, valuesOf } from './toolkit.js'
 
 type Input = [name: string, type: DataType, dims: (number | string)[]]

@@ -78,6 +78,19 @@ export const SKIPPED = [x(2, 3, 16), x(2, 3, 16), gamma(16)]
 export const PARTS = [x(2, 5, 32), x(2, 5, 32), x(2, 5, 32)]
 
 export const CASES: readonly LoweringCase[] = [
+  ...['none', 'silu'].map((activation) => ({
+    op: 'com.microsoft:CausalConvWithState',
+    note: activation,
+    inputs: [x(2, 3, 5), x(3, 1, 3), activation === 'none' ? undefined : x(3)],
+    attributes: { activation },
+  })),
+  {
+    op: GQA,
+    note: 'a window of 3 keys',
+    inputs: grouped([x(2, 7, 32), x(2, 7, 16), x(2, 7, 16)], [7, 5], 7, [2, 8]),
+    attributes: { num_heads: 4, kv_num_heads: 2, local_window_size: 3 },
+    lengths: [7, 5],
+  },
   {
     op: GQA,
     note: 'separate inputs, right padding',

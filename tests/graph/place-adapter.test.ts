@@ -29,7 +29,7 @@ describe('query, key and value in one Attention node', () => {
     const [y] = g.node('com.microsoft:Attention', ['x', 'qkv', 'bias'], { num_heads: 2, do_rotary: 1 }).output
     addOutput(graph, y, DataType.FLOAT)
     const adapter = adapterOf('encoder.layer.0.attention.self.query')
-    const place = () => placeAdapter(graph, findLinears(graph), adapter)
+    const place = () => placeAdapter(graph, findLinears(graph), adapter.parts('linear'))
     expect(place).toThrow(UnsupportedError)
     expect(place).toThrow(/in a form that cannot be adapted.*got fused\/Attention \(Attention with do_rotary\)/)
   })
@@ -51,7 +51,7 @@ describe('several modules in one product', () => {
       const message = new RegExp(
         `block\\.${part}: the graph computes it as a part of model\\.layers\\.0\\.block\\.${whole}.*${d} outputs`,
       )
-      expect(() => placeAdapter(graph, findLinears(graph), adapter)).toThrow(UnsupportedError)
+      expect(() => placeAdapter(graph, findLinears(graph), adapter.parts('linear'))).toThrow(UnsupportedError)
       const [onnx, out] = [
         await loadOnnx(new MemoryDirectory({ 'm.onnx': serializeModel(graph.toModel()) }), 'm.onnx'),
         new MemoryDirectory(),

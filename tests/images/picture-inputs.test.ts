@@ -7,10 +7,10 @@ import { loadModel } from '../../src/graph/model-folder.js'
 import type { Pixels } from '../../src/images/image.js'
 import { patchesOf } from '../../src/images/patches.js'
 import { tilesOf } from '../../src/images/tiles.js'
-import { PromptPictures } from '../../src/infer/pictures/pictures.js'
-import { gridPositions } from '../../src/infer/pictures/token-vectors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { gridPositions } from '../../src/tasks/pictures/picture-places.js'
+import { PromptPictures } from '../../src/tasks/pictures/pictures.js'
 import { goldenPath } from '../golden.js'
 import { graphsFolder } from '../several-graphs.js'
 
@@ -77,12 +77,12 @@ describe('as transformers with Pillow', () => {
       const session = {
         model: { ...model, config: { ...config, vision_config } },
         decodeImage: undefined,
-        runGraph: async () => ({
+        see: async () => ({
           image_features: { type: 'float32' as const, data: new Float32Array(64), dims: [1, 4, 16] },
         }),
       }
       const images = [picture({ width: 50, height: 37 }), picture({ width: 16, height: 16 })]
-      const pictures = new PromptPictures(session, images, [], 'prompt')
+      const pictures = new PromptPictures(session, images, 'prompt')
       expect(model.tokenizer?.encode(await pictures.fill(prompt))).toEqual(inputIds)
       pictures.check(inputIds)
       expect(pictures.vectors).toMatchObject({ count: 8, width: 16 })

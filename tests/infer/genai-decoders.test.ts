@@ -5,13 +5,26 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import type { Model } from '../../src/graph/model-folder.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { readGraph } from '../../src/graph/view/graph.js'
 import { paddingOf } from '../../src/infer/generate/batching.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import { relativeError } from '../graph/golden.js'
+import { runtimeOf } from '../../src/runtime/onnxruntime.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import { newAdapter } from '../../src/train/new-adapter.js'
+import {
+  causalOf,
+  collated,
+  factorFeeds,
+  layersOf,
+  partOf,
+  relativeError,
+  targetCount,
+  transposed,
+} from '../graph/golden.js'
 import { int64 } from '../several-graphs.js'
-import { directoryOf, openModel } from './models.js'
+import { directoryOf, oneThread, openModel } from './models.js'
 
 const IDS = [
   [5, 17, 40, 3, 99, 64],
@@ -66,6 +79,31 @@ describe.each(['lfm2', 'gemma2'])('%s', (name) => {
       }
       expect(relativeError(last.subarray(last.length - width), expected)).toBeLessThan(1e-4)
     }
+  })
+
+  it('learns with PEFT’s loss and gradients, in layers of PEFT’s names', async () => {
+    const source = await directoryOf(`${folder}/golden`).open('logits.safetensors')
+    const file = await parseSafetensorsHeader(source)
+    const adapter = await loadAdapter(directoryOf(`${folder}/golden/adapter`))
+    const task = causalOf(model.onnx)
+    const runtime = runtimeOf(oneThread)
+    const graph = await buildTrainingGraph(model.onnx, runtime, task, { layers: layersOf(adapter) })
+    const compiled = await runtime.createSession(await graph.sessionModel(), {})
+    const batch = { inputIds: IDS, attentionMask: IDS.map((ids) => ids.map(() => 1)), labels: IDS }
+    const feeds = { ...collated(task, batch), ...factorFeeds(graph.parameters, adapter) }
+    const outputs = await compiled.run(graph.feeds(feeds, { normalizer: targetCount(batch) }))
+    const { data: loss } = await readTensorF32(file, 'loss')
+    expect(Number(outputs[graph.loss].data[0])).toBeCloseTo(loss[0], 5)
+    for (const { name: parameter, gradient } of graph.parameters) {
+      const [layer, factor] = partOf(parameter)
+      const { data, shape } = await readTensorF32(file, `gradient/base_model.model.${layer}.lora_${factor}.weight`)
+      const wanted = factor === 'A' ? data : transposed(data, shape)
+      expect(relativeError(outputs[gradient].data as Float32Array, wanted), parameter).toBeLessThan(1e-4)
+    }
+    await compiled.dispose()
+    await source.close()
+    const fresh = await newAdapter(model, adapter.config, { task: causalLm as never, open: task as never })
+    expect(fresh.names().sort()).toEqual(adapter.names().sort())
   })
 
   it('fills no row up where a convolution would read what fills it up', () => {

@@ -6,12 +6,12 @@ import { f16ToF32, f32ToF16 } from '../../src/base/dtype.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { type Graph, readGraph } from '../../src/graph/view/graph.js'
 import { encodePrompt } from '../../src/infer/generate/prompts.js'
+import { TokenVectors } from '../../src/infer/generate/token-vectors.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { PromptPictures } from '../../src/infer/pictures/pictures.js'
-import { TokenVectors } from '../../src/infer/pictures/token-vectors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import { PromptPictures } from '../../src/tasks/pictures/pictures.js'
 import { pictureGolden } from '../picture-texts.js'
 import { graphsFolder } from '../several-graphs.js'
 
@@ -64,8 +64,8 @@ describe('chats', () => {
     ['qwen2-vl', '<|im_end|>'],
   ])('an answer of %s ends with %s', async (name, end) => {
     const model = await open(name)
-    const none = { model, decodeImage: undefined, runGraph: async () => ({}) }
-    const pictures = new PromptPictures(none, [], [], 'prompt')
+    const none = { model, decodeImage: undefined, see: async () => ({}) }
+    const pictures = new PromptPictures(none, [], 'prompt')
     const context = { recorded: undefined, pictures, where: 'prompt' }
     const { endIds } = await encodePrompt(model, [{ role: 'user', content: 'Who' }], {}, context)
     expect(endIds.map((id) => model.tokenizer!.decode([id], { specialTokens: true }))).toEqual([end])

@@ -3,9 +3,8 @@
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
+import { type FloatArray, type Matrix, type Tensor, transpose } from '../../src/base/tensor.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { transpose } from '../../src/linalg/product.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'

@@ -58,11 +58,11 @@ const LAYERS: Record<string, readonly string[]> = {
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'formats', 'text', 'runtime', 'lora'],
   tasks: ['base', 'formats', 'text', 'images', 'runtime', 'graph'],
-  merge: ['base', 'kernels', 'formats', 'io', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  merge: ['base', 'kernels', 'formats', 'io', 'runtime', 'lora', 'peft', 'graph', 'tasks'],
   exchange: ['base', 'formats', 'text', 'linalg', 'lora', 'peft'],
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'formats', 'text', 'images', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
-  infer: ['base', 'formats', 'text', 'images', 'runtime', 'linalg', 'lora', 'graph', 'tasks'],
+  infer: ['base', 'formats', 'text', 'images', 'runtime', 'lora', 'graph', 'tasks'],
   evaluate: ['base', 'data', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
   index: below('index', 'node', 'handoff-entry', 'init', 'transformers', 'serve', 'server', 'cli'),
@@ -252,13 +252,15 @@ const LOADING = {
     'src/transformers.ts',
     'src/infer/model-session.ts',
   ],
-  // Chats, schemas, and texts for an encoder: a page that continues texts has none of them.
-  prompts: ['src/infer/generate/generate.ts', 'src/infer/generate/prompts.ts'],
+  // Chats, schemas, texts for an encoder, and pictures: a page that continues texts has none of them.
+  prompts: ['src/infer/generate/generate.ts', 'src/infer/generate/prompts.ts', 'src/train/rows/examples.ts'],
   // Tasks, formats of adapters and of data, and names of checkpoints.
   tables: [
     ...['src/tasks/tasks.ts', 'src/exchange/formats.ts', 'src/data/read-files.ts'],
     ...['src/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/peft/files.ts'],
   ],
+  // Parts that most adapters do not have.
+  rare: ['src/peft/open.ts', 'src/peft/tensors.ts'],
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [
     ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],

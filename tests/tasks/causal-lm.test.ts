@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, DataError, FormatError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { planSplit } from '../../src/data/split.js'
+import { planSplit } from '../../src/data/row.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { valueInfo } from '../../src/graph/inject/inject.js'
 import { checkCausal } from '../../src/graph/match/continues.js'
@@ -180,7 +180,7 @@ describe('collate', () => {
   for (const name of ['input_ids', 'attention_mask']) addInput(graph, name, DataType.INT64, ['b', 's'])
   addOutput(graph, 'logits', DataType.FLOAT)
   const onnx = new OnnxModel('test', 'model.onnx', graph.toModel(), new Map())
-  const task = causalLm.open({ onnx, padTokenId: 99 } as Model, [])
+  const task = causalLm.open({ onnx, padTokenId: 99, graphs: {} } as unknown as Model, [])
   const example = (...ids: number[]): Example => ({
     inputIds: Int32Array.from(ids),
     labels: Int32Array.from(ids, (id, i) => (i < 2 ? -100 : id)),

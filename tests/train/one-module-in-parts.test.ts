@@ -37,7 +37,7 @@ afterAll(() => model.close())
 async function adaptedNorms(): Promise<Map<string, Float32Array>> {
   const graph = readGraph(model.onnx.proto)
   const parts = new Map<string, number[]>()
-  for (const { name, layer, linear } of placeAdapter(graph, findLinears(graph), adapter)) {
+  for (const { name, layer, linear } of placeAdapter(graph, findLinears(graph), adapter.parts('linear'))) {
     const { squares } = await outputNorms(model.onnx, graph, linear, layer)
     parts.set(name, [...(parts.get(name) ?? []), ...Array.from(squares, Math.sqrt)])
   }

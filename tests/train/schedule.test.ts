@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { learningRates, SCHEDULES } from '../../src/train/schedule.js'
+import { learningRates, SCHEDULES } from '../../src/train/settings.js'
 
 describe('learningRates', () => {
   it('warms up to the peak, then falls to 0 at the step after the last', () => {

@@ -2,11 +2,14 @@
 
 import { byId, inputOf, make } from './dom.js'
 
-/** A phone shows parts that are large folded. */
-export function foldOnPhones(): void {
-  if (!matchMedia('(max-width: 40rem)').matches) return
-  for (const part of document.querySelectorAll<HTMLDetailsElement>('details.fold')) part.open = false
+const PHONE = matchMedia('(max-width: 40rem)')
+
+/** A phone shows parts that are large folded, those that come later too. */
+export function foldOnPhones(within: ParentNode = document): void {
+  for (const part of within.querySelectorAll<HTMLDetailsElement>('details.fold')) part.open = !PHONE.matches
 }
+
+PHONE.addEventListener('change', () => foldOnPhones())
 
 const ASKED = 'lowrank-isolation-asked'
 

@@ -12,7 +12,7 @@ import { download, filesOfAdapter, readArchive } from './adapters.js'
 import { type AnswerKind, answerOf, differences, KINDS } from './answers.js'
 import { button, buttonOf, byId, guarded, inputOf, MendableError, make, onFiles } from './dom.js'
 import { hideLayers, showLayers } from './layers.js'
-import { threadCount } from './machine.js'
+import { foldOnPhones, threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
 /** The words of the form by what is given: its button, its heading, and its input. */
@@ -185,8 +185,9 @@ export class Writer {
       { class: 'answer', 'data-adapter': name ?? '' },
       make('h3', {}, name ?? 'The model alone', speed),
       text,
-      row,
+      ...(row.childElementCount === 0 ? [] : [make('details', { class: 'fold' }, make('summary', {}, 'More'), row)]),
     )
+    foldOnPhones(element)
     byId('answers').append(element)
     this.#cards.set(name, { element, text, speed, strength })
     // Heads of labels cannot be added up.

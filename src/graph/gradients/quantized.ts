@@ -1,6 +1,7 @@
 // The gradient of a product by integers: dx = dy·W, with W made of the integers anew for each run. Inputs that become
 // integers too count as they are (Bengio et al. 2013, arXiv 1308.3432).
 
+import { dequantizerOf } from '../match/forms/dequantize.js'
 import type { Product } from '../match/forms/form.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { CustomGradient } from './backward.js'
@@ -10,7 +11,8 @@ import { inRows, outOfRows } from './matmul.js'
 /** Undefined for forms that cannot be dequantized in a graph. */
 export function quantizedGradient(product: Product): CustomGradient | undefined {
   const { form, input, transposed } = product
-  if (form.dequantize === undefined || product.problem !== undefined) return undefined
+  const dequantizer = dequantizerOf(form)
+  if (dequantizer === undefined || product.problem !== undefined) return undefined
   return {
     inputs: [input],
     rule: (context) => [
@@ -19,7 +21,7 @@ export function quantizedGradient(product: Product): CustomGradient | undefined 
         const rows = inRows(context, dy, rankOf(context, outputs[0]))
         const dx =
           byBlocks(g, product, rows) ??
-          g.op('Gemm', [rows, form.dequantize?.(g, product) as Value], { transB: transposed ? 0 : 1 })
+          g.op('Gemm', [rows, dequantizer.whole(g, product)], { transB: transposed ? 0 : 1 })
         return outOfRows(context, dx, input)
       },
     ],
@@ -43,11 +45,11 @@ export function isMadeWhole(product: Product): boolean {
 
 /** The product of dy (n, d) by a large weight (d, k), whose rows are made block by block, where they can be. */
 function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
-  const { form } = product
+  const dequantizer = dequantizerOf(product.form)
   const blocks = weightBlocks(product)
   if (isMadeWhole(product)) return undefined
   // In front of all products: ONNX Runtime then makes a block right before the product that reads it.
-  const weights = blocks.map(([first, count]) => form.dequantizeRows?.(g, product, first, count))
+  const weights = blocks.map(([first, count]) => dequantizer?.rows?.(g, product, first, count))
   if (!weights.every((weight) => weight !== undefined)) return undefined
   const parts = blocks.map(([first, count]) => g.slice(dy, first, first + count, 1))
   return parts.reduce<Value | undefined>(

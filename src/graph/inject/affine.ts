@@ -6,7 +6,7 @@ import type { Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { StoredDelta } from '../../lora/delta.js'
 import { OutputNorms } from '../../lora/dora.js'
-import type { LoraLayer } from '../../lora/layer.js'
+import type { LinearValues } from '../../lora/run-adapter.js'
 import type { ReadLines } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
 import { biasOf, ownBiasInput } from '../match/parameters.js'
@@ -30,13 +30,13 @@ export async function affineOf(
   model: OnnxModel,
   graph: Graph,
   linear: Linear,
-  layer: LoraLayer,
+  layer: LinearValues,
   own?: Float32Array,
 ): Promise<Affine | undefined> {
-  const { magnitude, d } = layer
+  const { magnitude, biasB, scaling, d } = layer
   if (magnitude === undefined) {
-    const shift = layer.biasDelta()
-    return shift && finite(layer, { scale: new Float32Array(d).fill(1), shift: Float32Array.from(shift) })
+    const shift = biasB && Float32Array.from(biasB, (value) => scaling * value)
+    return shift && finite(layer, { scale: new Float32Array(d).fill(1), shift })
   }
   const norms = await outputNorms(model, graph, linear, layer, own)
   const scale = Float32Array.from(norms.scales(magnitude))
@@ -57,7 +57,7 @@ export async function outputNorms(
   model: OnnxModel,
   graph: Graph,
   linear: Linear,
-  layer?: LoraLayer,
+  layer?: LinearValues,
   own?: Float32Array,
 ): Promise<OutputNorms> {
   const norms = new OutputNorms(linear.d)

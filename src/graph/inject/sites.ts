@@ -33,6 +33,9 @@ export interface Site {
 /** Sites whose layers read the same value, such as query, key and value: their A are one input, {@link sharedInput}. */
 export type SiteGroup = readonly Site[]
 
+/** The graph input, (1) or (rows, 1), that tells which table of an embedding each row of the batch has. */
+export const SLOTS_INPUT = 'lora/slots'
+
 export function siteInput(module: string, role: SiteRole): string {
   return `lora/${module}/${role}`
 }

@@ -3,6 +3,7 @@
 
 import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
+import { dequantizerOf } from '../match/forms/dequantize.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
@@ -219,9 +220,9 @@ export class TrainableLinears {
     const g = this.g
     const { node, form, fused, d } = linear
     const isGemm = node.opType === 'Gemm'
-    const weight = form.dequantize?.(g, linear) ?? node.input[1]
-    const isTransposed =
-      form.dequantize === undefined && isGemm ? intAttribute(node, 'transB', 0) === 1 : linear.transposed
+    const dequantizer = dequantizerOf(form)
+    const weight = dequantizer?.whole(g, linear) ?? node.input[1]
+    const isTransposed = dequantizer === undefined && isGemm ? intAttribute(node, 'transB', 0) === 1 : linear.transposed
     const product = g.op('Gemm', [rows, weight], { transB: isTransposed ? 1 : 0 })
     return fused === undefined ? product : g.slice(product, fused.start, fused.start + d, 1)
   }

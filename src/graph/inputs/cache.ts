@@ -11,7 +11,7 @@ export interface CacheEntry {
   readonly past: string
   readonly present: string
   readonly type: TensorType
-  /** Axis of the number of past tokens; undefined for a state of fixed size, as convolutions have it. */
+  /** Axis of the number of past tokens; undefined for states of fixed size: of convolutions and linear attention. */
   readonly axis: number | undefined
   /** `batch` and the length of the past (at `axis`) are undefined. */
   readonly dims: readonly (number | undefined)[]
@@ -25,11 +25,24 @@ export function isCacheInput(input: ValueInfoProto): boolean {
 
 /** In training nothing is in the cache. */
 export function dropEmptyCache(graph: Graph): void {
-  for (const { name: past } of splitInputs(graph).others.filter(isCacheInput)) {
+  const empty = splitInputs(graph).others.filter(isCacheInput)
+  const open = empty.map(({ name }) => name)
+  for (let past = open.pop(); past !== undefined; past = open.pop()) {
     for (const node of graph.consumers(past)) {
       const [other, ...more] = node.input.filter((input) => input !== past)
-      if (node.opType === 'Concat' && more.length === 0) graph.replaceUses(node.output[0], other)
+      if (node.opType !== 'Concat' || more.length > 0) continue
+      // Exporters also write a Concat of the cache alone.
+      if (other === undefined) open.push(node.output[0])
+      else graph.replaceUses(node.output[0], other)
     }
+  }
+}
+
+/** onnxruntime-genai writes sliding windows (Gemma 2) with a fixed size, so that no text can begin without a cache. */
+export function growWindows(graph: Graph): void {
+  for (const node of graph.nodes) {
+    if (node.opType !== 'GroupQueryAttention') continue
+    node.attribute = node.attribute.filter(({ name }) => name !== 'sliding_window_cache')
   }
 }
 
@@ -54,11 +67,12 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const { name: past } = input
   const type = typeOf(input) as TensorType
   const dims = dimsOfInput(input)
-  // The last inputs of a convolution, (batch, channels, width): as many in each run, and zeros before the first.
-  const isState = graph.consumers(past).some(({ opType }) => opType === 'CausalConvWithState')
-  if (isState && dims.length === 3 && dims[1] !== undefined && dims[2] !== undefined) {
-    return { past, type, axis: undefined, dims: [undefined, dims[1], dims[2]] }
-  }
+  // The last inputs of a convolution, (batch, channels, width), or the state of linear attention, (batch, heads, key
+  // size, value size): as large in each run, and zeros before the first.
+  const isState = graph.consumers(past).some(({ opType }) => /^(CausalConvWithState|LinearAttention)$/.test(opType))
+  const [, ...size] = dims
+  if (isState && size.every((dim) => dim !== undefined))
+    return { past, type, axis: undefined, dims: [undefined, ...size] }
   // (batch, heads, past, head size) everywhere but in old Bloom exports, which are refused by their rank.
   if (dims.length !== 4 || dims[1] === undefined) {
     throw new UnsupportedError({

@@ -1,38 +1,15 @@
 // Inputs of decoders that read an encoder's output, by the names of optimum and transformers.js.
 
-import { FormatError, UnsupportedError } from '../../base/errors.js'
+import { UnsupportedError } from '../../base/errors.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
+import { FEATURES, OF_DECODER } from './family.js'
 import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
-
-export const HIDDEN_STATES = 'encoder_hidden_states'
-export const STATES_MASK = 'encoder_attention_mask'
 
 /** A joined graph finds the encoder's weights under their locations in this folder. */
 export const ENCODER_FILES = 'encoder/'
-
-/** The prefix of the decoder's own inputs, in graphs that hold both encoder and decoder. */
-export const OF_DECODER = 'decoder_'
-
-export function startToken({ generationConfig, config, directory }: StartOf): number {
-  for (const key of ['decoder_start_token_id', 'bos_token_id']) {
-    const id = [generationConfig[key], config[key]].find(Number.isSafeInteger)
-    if (id !== undefined) return id as number
-  }
-  throw new FormatError({
-    where: directory.name,
-    what: 'no file names the token that a decoder begins with',
-    hint: 'Add decoder_start_token_id to generation_config.json',
-  })
-}
-
-type StartOf = Pick<Model, 'generationConfig' | 'config' | 'directory'>
-
-/** Sounds as a model reads them: (batch, bands, times). */
-export const FEATURES = 'input_features'
 
 export type EncoderBatch = TokenBatch | { readonly batch: number; readonly features: Float32Array }
 

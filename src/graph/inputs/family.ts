@@ -1,13 +1,19 @@
 // THE table of the families of inputs that graphs have. To add one, add an entry: nothing else names families.
 
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
-import { entryOf } from '../view/operators.js'
-import { cacheLayout, emptyTensor, isCacheInput } from './cache.js'
-import { FEATURES, HIDDEN_STATES, OF_DECODER, STATES_MASK } from './encoder-decoder.js'
-import { PIXELS } from './images.js'
-import { ones, roleFeeds, splitInputs, typeOf } from './roles.js'
 import { VECTORS } from './tokens.js'
+
+export const HIDDEN_STATES = 'encoder_hidden_states'
+export const STATES_MASK = 'encoder_attention_mask'
+
+/** The prefix of the decoder's own inputs, in graphs that hold both encoder and decoder. */
+export const OF_DECODER = 'decoder_'
+
+/** Sounds as a model reads them: (batch, bands, times). */
+export const FEATURES = 'input_features'
+
+/** The name that exporters give to the input (batch, 3, height, width). */
+export const PIXELS = 'pixel_values'
 
 export interface InputFamily {
   readonly name: string
@@ -43,38 +49,4 @@ export function inputFamily({ inputs }: Pick<Graph, 'inputs'>): InputFamily | un
 
 function isPast(name: string): boolean {
   return name.startsWith('past')
-}
-
-const PIXEL_MASK = 'pixel_mask'
-
-/**
- * Fills in what the caller leaves out: masks of ones, positions that count them, token types of 0, the branch of a
- * merged decoder, and empty caches. Inputs of unknown meaning are left to the caller.
- */
-export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
-  const { [VECTORS]: vectors, [HIDDEN_STATES]: states, [PIXELS]: pixels } = feeds
-  const ids = entryOf(feeds, 'input_ids')
-  const { roles, others } = splitInputs({
-    inputs: graph.inputs.filter(({ name }) => entryOf(feeds, name) === undefined),
-  })
-  const completed: Record<string, RuntimeTensor> = { ...feeds }
-  for (const input of others) {
-    const type = typeOf(input) === 'bool' ? 'bool' : 'int64'
-    if (input.name === STATES_MASK && states !== undefined) completed[input.name] = ones(type, states.dims.slice(0, 2))
-    if (input.name !== PIXEL_MASK || pixels?.dims.length !== 4) continue
-    completed[input.name] = ones(type, [pixels.dims[0], ...pixels.dims.slice(2)])
-  }
-  if (ids?.dims.length !== 2 && vectors?.dims.length !== 3) return completed
-  const [batch, sequence] = (ids ?? vectors).dims
-  const fedCache = graph.inputs.find((input) => isCacheInput(input) && entryOf(feeds, input.name)?.dims.length === 4)
-  const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
-  const inputIds = (ids?.data ?? []) as ArrayLike<bigint>
-  const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
-  const attentionMask = mask ?? new Uint8Array(batch * (past + sequence)).fill(1)
-  const empty = past > 0 ? [] : others.filter(isCacheInput)
-  return {
-    ...completed,
-    ...roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask }),
-    ...Object.fromEntries(empty.map((input) => [input.name, emptyTensor(cacheLayout(graph, input), batch)])),
-  }
 }

@@ -4,10 +4,8 @@ import { UnsupportedError } from '../../base/errors.js'
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { declaredOf, type Graph } from '../view/graph.js'
+import { PIXELS } from './family.js'
 import { dimsOfInput, ones, typeOf } from './roles.js'
-
-/** The name that exporters give to the input (batch, 3, height, width). */
-export const PIXELS = 'pixel_values'
 
 export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   const [input, ...others] = graph.inputs

@@ -64,3 +64,21 @@ export function encoderInputs(graph: Graph): { feeds(tokens: TokenBatch): Feeds 
   const { feeds, emptyCache } = inputsOf(graph, new Set(), ENCODER)
   return { feeds: (tokens) => ({ ...feeds(tokens), ...emptyCache(tokens.batch) }) }
 }
+
+/** Inputs and outputs of a run in pieces. */
+export interface TokenColumns {
+  /** Inputs (batch, sequence), input_ids among them or what takes its place: vectors (batch, sequence, features). */
+  readonly tokens: readonly string[]
+  /** Inputs (batch, past + sequence). */
+  readonly masks: readonly string[]
+  readonly cache: readonly { readonly past: string; readonly present: string }[]
+}
+
+export function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
+  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
+  return {
+    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
+    masks: named('attentionMask'),
+    cache: cache.map(({ past, present }) => ({ past, present })),
+  }
+}

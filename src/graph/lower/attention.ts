@@ -76,12 +76,19 @@ function inverseRootOfWidth(g: Builder, x: Value): Value {
   return g.op('Reciprocal', [g.op('Sqrt', [width])])
 }
 
-/** (S, S): 0 where a key is not after the query, else the lowest float. `tokens` is (B, S, …). */
-function causalMask(g: Builder, tokens: Value): Value {
+/**
+ * (S, S): 0 where a key is not after the query, else the lowest float. `tokens` is (B, S, …). With a `window`, a query
+ * sees that many keys at most.
+ */
+function causalMask(g: Builder, tokens: Value, window = -1): Value {
   const length = g.op('Gather', [g.shape(tokens), g.int(1)])
   const places = g.cast(g.op('Range', [g.int(0), length, g.int(1)]), DataType.INT32) // int64 compares on no GPU
-  const isSeen = g.op('LessOrEqual', [g.unsqueeze(places, [0]), g.unsqueeze(places, [1])])
-  return g.where(isSeen, g.float(0), g.float(LOWEST))
+  const [keys, queries] = [g.unsqueeze(places, [0]), g.unsqueeze(places, [1])]
+  const isBefore = g.op('LessOrEqual', [keys, queries])
+  const mask = g.where(isBefore, g.float(0), g.float(LOWEST))
+  if (window < 0) return mask
+  const isNear = g.op('Less', [g.sub(queries, keys), g.cast(g.int(window), DataType.INT32)])
+  return g.where(isNear, mask, g.float(LOWEST))
 }
 
 function scoreAttributes(context: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
@@ -114,7 +121,6 @@ const groupQueryAttention: Lowering = (context) => {
   refuseInputs(context, { 11: 'head_sink', 12: 'k_scale', 13: 'v_scale' })
   if (inputs.slice(14).some((input) => input !== '')) refuse(context, 'it has inputs that are not known')
   const window = intAttribute(node, 'local_window_size', -1)
-  if (window !== -1) refuse(context, `training with local_window_size ${window} is not implemented`)
   if (intAttribute(node, 'smooth_softmax', 0) === 1) refuse(context, 'training with smooth_softmax is not implemented')
   checkHeads(context, heads, keyHeads)
 
@@ -132,7 +138,7 @@ const groupQueryAttention: Lowering = (context) => {
   const attended = attend(g, {
     ...{ query, key, value, heads, keyHeads },
     ...scoreAttributes(context),
-    mask: context.shared(`causal mask for ${inputs[5]}`, () => causalMask(g, first)),
+    mask: context.shared(`causal mask for ${inputs[5]}, ${window}`, () => causalMask(g, first, window)),
     bias: inputs[10] || undefined,
   })
   return outputsOf(context, attended)

@@ -2,12 +2,12 @@
 
 import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { floatAttribute } from '../view/attributes.js'
+import { floatAttribute, stringAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { ATTENTION } from './attention.js'
-import { describe, type Lowering, type LoweringContext } from './context.js'
+import { describe, dimsIn, type Lowering, type LoweringContext, refuse } from './context.js'
 
 export const FUSED: Readonly<Record<string, Lowering>> = {
   // sum = x + skip (+ bias); y = RMS norm of sum
@@ -29,6 +29,19 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
 
   // y = gelu(x + bias)
   'com.microsoft:BiasGelu': ({ g, inputs: [x, bias] }) => [g.op('com.microsoft:Gelu', [g.add(x, bias)])],
+
+  // y = activation(w ∗ x + b) of each channel alone. Training reads texts from their begin: the state is 0.
+  'com.microsoft:CausalConvWithState': (context) => {
+    const { g, node, inputs } = context
+    const [x, w, bias] = inputs
+    const [channels, , width] = dimsIn(g.graph, w) ?? []
+    const activation = stringAttribute(node, 'activation', 'none')
+    if (channels === undefined || width === undefined || !['none', 'silu', 'swish'].includes(activation)) {
+      refuse(context, `training with its activation ${activation}, or a weight of unknown shape, is not implemented`)
+    }
+    const y = g.op('Conv', bias ? [x, w, bias] : [x, w], { group: channels, pads: [width - 1, 0] })
+    return [activation === 'none' ? y : g.mul(y, g.op('Sigmoid', [y])), undefined]
+  },
 }
 
 export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...FUSED }

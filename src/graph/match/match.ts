@@ -7,6 +7,9 @@ import { ATTENTION } from './forms/attention.js'
 import type { Linear, NamedLayer } from './linears.js'
 import { nameOfModule } from './module-names.js'
 
+/** A model whose head reads something else has none of these modules. */
+export const POOLER = /(^|\.)pooler(\.|$)/
+
 /**
  * `all-linear` leaves out the output embedding, and takes a fused layer's parts; the fused layer itself is adapted
  * where a list names it, as in models that have it as one module.

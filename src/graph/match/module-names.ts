@@ -42,13 +42,28 @@ const RENAMED: readonly (readonly [RegExp, string])[] = [
   [/\.attention\.output\.dense$/, '.attention.o_proj'],
   [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
   [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
-  // LFM2, whose modules onnxruntime-genai calls as those of Llama.
+  // LFM2, as in `nameInPyTorch`.
   [/\.feed_forward\.w1$/, '.mlp.gate_proj'],
   [/\.feed_forward\.w3$/, '.mlp.up_proj'],
   [/\.feed_forward\.w2$/, '.mlp.down_proj'],
   [/\.self_attn\.out_proj$/, '.self_attn.o_proj'],
   [/\.self_attn\.(q|k)_layernorm$/, '.self_attn.$1_norm'],
 ]
+
+/** onnxruntime-genai calls modules of LFM2 as those of Llama. */
+const OF_LFM2: Readonly<Record<string, string>> = {
+  'mlp.gate_proj': 'feed_forward.w1',
+  'mlp.up_proj': 'feed_forward.w3',
+  'mlp.down_proj': 'feed_forward.w2',
+  'self_attn.o_proj': 'self_attn.out_proj',
+}
+
+/** The name that a module of a graph has in transformers. `type`: model_type of config.json. */
+export function nameInPyTorch(type: unknown, name: string): string {
+  if (type !== 'lfm2') return name
+  const [module, layer] = [name.split('.').slice(0, -2), name.split('.').slice(-2).join('.')]
+  return [...module, OF_LFM2[layer] ?? layer].join('.')
+}
 
 function newest(name: string): string {
   return RENAMED.reduce((own, [pattern, replacement]) => own.replace(pattern, replacement), name)
@@ -81,4 +96,9 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
 /** PyTorch's exporter names a Sequential twice: merger.mlp.mlp.0 is merger.mlp.0. */
 function withoutDoubles(name: string): string {
   return name.replace(/(^|\.)([^.]+)\.\2(?=\.\d+(\.|$))/g, '$1$2')
+}
+
+export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
+  const own = nameOfModule(new Set(entries.map(({ name }) => name)), module)
+  return own === undefined ? [] : entries.filter(({ name }) => name === own)
 }

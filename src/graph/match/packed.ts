@@ -2,7 +2,7 @@
 // products.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { LoraLayer } from '../../lora/layer.js'
+import type { LinearValues } from '../../lora/run-adapter.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { ATTENTION, attentionWidths } from './forms/attention.js'
@@ -147,14 +147,14 @@ export function partsForGraph<T extends NamedLayer>(
   })
 }
 
-export function layerOfPart({ name, d, layer, start }: LayerPart<LoraLayer>): LoraLayer {
+export function layerOfPart({ name, d, layer, start }: LayerPart<LinearValues>): LinearValues {
   if (d === layer.d) return layer
-  const { weightA, weightB, rank, scaling, magnitude, biasB } = layer
-  const rows = weightB.data.slice(start * rank, (start + d) * rank)
-  const vectors = {
-    ...(magnitude !== undefined && { magnitude: magnitude.slice(start, start + d) }),
-    ...(biasB !== undefined && { biasB: biasB.slice(start, start + d) }),
+  const { kind, k, weightA, weightB, rank, scaling, magnitude, biasB } = layer
+  const end = start + d
+  return {
+    ...{ kind, name, d, k, rank, scaling, weightA },
+    weightB: { data: weightB.data.slice(start * rank, end * rank), shape: [d, rank] },
+    magnitude: magnitude?.slice(start, end),
+    biasB: biasB?.slice(start, end),
   }
-  const config = { rank, alpha: scaling * rank, useDora: magnitude !== undefined, loraBias: biasB !== undefined }
-  return LoraLayer.fromFactors(weightA, { data: rows, shape: [d, rank] }, config, name, vectors)
 }

@@ -9,7 +9,7 @@ import { entryOf, operatorOf } from '../view/operators.js'
 import { sourceOf } from '../view/source.js'
 import { PACKED_ATTENTION } from './forms/attention.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
-import { endAlike, nameOfModule } from './module-names.js'
+import { endAlike, ofModule } from './module-names.js'
 
 /** Perhaps through Transpose, Cast or Identity. */
 export interface Place {
@@ -46,11 +46,6 @@ export function findConvolutions(graph: Graph): Convolution[] {
     const bias = (node.input[2] ?? '') !== '' && storedTensor(graph, node.input[2]) !== undefined ? 2 : undefined
     return [{ name, node, input: 1, shape: dimsOf(stored.tensor), groups, dilations, bias }]
   })
-}
-
-export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
-  const own = nameOfModule(new Set(entries.map(({ name }) => name)), module)
-  return own === undefined ? [] : entries.filter(({ name }) => name === own)
 }
 
 export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {

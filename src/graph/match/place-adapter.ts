@@ -2,8 +2,7 @@
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
-import type { LoraLayer } from '../../lora/layer.js'
+import type { LinearValues } from '../../lora/run-adapter.js'
 import { stringAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
@@ -41,16 +40,14 @@ const OPAQUE: ReadonlySet<string> = new Set([
 /** Layers that ONNX Runtime's optimizer packs into one Attention node. */
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
-/** Places the linear layers, whatever else the adapter holds. */
+/** Places the linear layers of an adapter, of which there is at least one. */
 export function placeAdapter(
   graph: Graph,
   found: readonly Linear[],
-  adapter: LoraAdapter,
+  own: readonly LinearValues[],
   splitsWholes = false,
-): { name: string; layer: LoraLayer; linear: Linear }[] {
-  const own = adapter.parts('linear')
-  if (own.length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-  const layers = new Map<LayerPart<LoraLayer>, LoraLayer>()
+): { name: string; layer: LinearValues; linear: Linear }[] {
+  const layers = new Map<LayerPart<LinearValues>, LinearValues>()
   return placeLayers(graph, found, own, splitsWholes).map(({ part, linear }) => {
     const layer = layers.get(part) ?? layerOfPart(part)
     layers.set(part, layer)

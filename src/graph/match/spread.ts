@@ -1,11 +1,13 @@
 // How an adapter spreads over the graphs of a model. Each layer needs a module in at least one of them.
 
+import { MismatchError } from '../../base/errors.js'
 import type { PartView } from '../../lora/part.js'
+import type { RunAdapter } from '../../lora/run-adapter.js'
 import type { GraphRole } from '../graph-file.js'
 import type { Graph } from '../view/graph.js'
 import { withPointwise } from './forms/pointwise.js'
 import type { Linear } from './linears.js'
-import { moduleFinder } from './match.js'
+import { missingError, moduleFinder, POOLER } from './match.js'
 import { sideOf } from './module-names.js'
 
 export interface ModelGraph {
@@ -46,10 +48,41 @@ export async function spreadAdapter(
 
 /** transformers builds a model whose head reads something else without the pooler: nothing would read what it gives. */
 export function unusedPoolers(graphs: readonly ModelGraph[], names: readonly string[]): string[] {
-  const poolers = names.filter((name) => /(^|\.)pooler(\.|$)/.test(name))
+  const poolers = names.filter((name) => POOLER.test(name))
   if (poolers.length === 0 || graphs.length > 1 || !graphs[0].linears.some(({ isHead }) => isHead)) return []
   const { find } = moduleFinder(graphs[0].linears)
   return poolers.filter((name) => find(name.replace(/\.(weight|bias)$/, '')) === undefined)
+}
+
+/** Parts without a place stay with the first graph, which says why. `onMissing` hears of layers left out. */
+export async function shareAdapter(
+  graphs: readonly ModelGraph[],
+  adapter: RunAdapter,
+  allowsMissing: boolean,
+  onMissing: (layers: readonly string[]) => void,
+  hasPlace: (graph: number, part: string) => Promise<boolean>,
+): Promise<RunAdapter[]> {
+  const unused = unusedPoolers(graphs, adapter.names())
+  if (unused.length > 0) {
+    onMissing(unused)
+    const others = adapter.only(new Set(adapter.names().filter((name) => !unused.includes(name))))
+    return shareAdapter(graphs, others, allowsMissing, onMissing, hasPlace)
+  }
+  if (graphs.length === 1 && !allowsMissing) return [adapter]
+  const { parts: found, missing: all } = await spreadAdapter(graphs, adapter.parts(), hasPlace)
+  const isRefused = (name: string) => !allowsMissing && adapter.get(name)?.kind !== 'linear'
+  const missing = all.filter((name) => !isRefused(name))
+  const parts = [new Set([...found[0], ...all.filter(isRefused)]), ...found.slice(1)]
+  if (missing.length === adapter.size && missing.length > 0 && allowsMissing) {
+    throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
+  }
+  if (missing.length > 0 && !allowsMissing) {
+    const modules = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
+    const names = graphs.map(({ name }) => name)
+    throw missingError(missing, modules, adapter.size, names)
+  }
+  if (missing.length > 0) onMissing(missing)
+  return parts.map((names) => adapter.only(names))
 }
 
 /** Encoders are exported without the module around them, so that decoder.block.0 would be found as their block.0. */

@@ -7,7 +7,8 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
 import { type Linear, nodeScope } from './linears.js'
-import { type BiasPlace, certainBias, ofModule, type Place, placesOf, shapeError } from './parameters.js'
+import { ofModule } from './module-names.js'
+import { type BiasPlace, certainBias, type Place, placesOf, shapeError } from './parameters.js'
 import { readTokenRows } from './read-base-tensor.js'
 
 export interface ModelPlaces {

@@ -1,5 +1,6 @@
-// Shapes of a graph's values, measured: the graph runs at two small points, and what is equal in both is static. This
-// needs no shape inference, and gives the small integer tensors that steer Slice and Reshape.
+// Shapes of a graph's values, measured at two small points: what is equal in both is static. This needs no rules of
+// shapes, and gives the small integer tensors that steer Slice and Reshape. Where operators alone do not tell (a shape
+// that depends on what weights compute), the whole graph runs.
 
 import { elementCount } from '../../base/tensor.js'
 import { create } from '../../formats/onnx/protobuf.js'
@@ -7,6 +8,7 @@ import { dimsOf, integersOf, type ModelProto, ValueInfoProtoSchema } from '../..
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../runtime/runtime.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
+import { type Known, shapesByOperator } from './by-operator.js'
 
 export interface ProbedShape {
   readonly dims: readonly number[]
@@ -49,6 +51,13 @@ export async function probeShapes(
   wanted?: ReadonlySet<Value>,
   floats: ReadonlySet<Value> = new Set(),
 ): Promise<ShapeMap> {
+  const outputs = graph.nodes.flatMap((node) => node.output.filter((output) => output !== ''))
+  const all = wanted === undefined ? outputs : outputs.filter((output) => wanted.has(output))
+  const known = await shapesByOperator(graph, open, points)
+  if (all.every((value) => known.has(value))) {
+    const given = [...graph.initializers.keys(), ...graph.inputs.map(({ name }) => name)]
+    return mapOf(known, [...given, ...all])
+  }
   const shapes = new ShapeMap()
   for (const tensor of graph.initializers.values()) setConstant(shapes, tensor.name, tensor)
   const values: Value[] = []
@@ -74,6 +83,21 @@ export async function probeShapes(
     }
   } finally {
     await session.dispose()
+  }
+  return shapes
+}
+
+function mapOf(known: ReadonlyMap<Value, Known>, values: readonly Value[]): ShapeMap {
+  const shapes = new ShapeMap()
+  for (const value of values) {
+    const { points } = known.get(value) ?? {}
+    if (points === undefined) continue
+    const [{ dims, data }, other] = points
+    shapes.set(value, { dims, other: other.dims })
+    if (data === undefined || other.data === undefined || data instanceof Float32Array || data instanceof Uint16Array)
+      continue
+    if (Math.max(data.length, other.data.length) > MAX_PROBED_ELEMENTS) continue
+    shapes.contents.set(value, { value: Array.from(data, Number), other: Array.from(other.data, Number) })
   }
   return shapes
 }

@@ -5,6 +5,7 @@ import type { CustomGradients, GradientPath } from '../gradients/backward.js'
 import { isMadeWhole } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import { dimsOfInput } from '../inputs/roles.js'
+import { dequantizerOf } from '../match/forms/dequantize.js'
 import { findProduct } from '../match/forms/forms.js'
 import { ownBiasInput } from '../match/parameters.js'
 import type { ShapeMap } from '../shapes/shapes.js'
@@ -63,10 +64,10 @@ export function keepOneCopy(graph: Graph, shapes: ShapeMap, values: ReadonlySet<
   const weights = new Builder(graph, 'weights')
   const replaced = nodes.flatMap((node) => {
     const product = findProduct(graph, node)
-    if (product?.form.dequantizeRows === undefined || product.problem !== undefined || !isMadeWhole(product)) return []
+    if (product === undefined || product.problem !== undefined || !isMadeWhole(product)) return []
     const { form, input, output, d } = product
     if (!values.has(input) || shapes.get(input)?.dims.length !== 2) return []
-    const weight = form.dequantizeRows?.(weights, product, 0, d)
+    const weight = dequantizerOf(form)?.rows?.(weights, product, 0, d)
     return weight === undefined ? [] : [{ node, input, output, weight }]
   })
   // In front of all others, so that each is made right before the product that reads it.

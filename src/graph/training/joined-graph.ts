@@ -1,4 +1,4 @@
-// An encoder and its decoder as one graph: the encoder's hidden states feed the decoder.
+// Two graphs as one: an encoder's hidden states feed its decoder, or the vectors of tokens a decoder that reads them.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { copyMessage, mapTensors } from '../../formats/onnx/messages.js'
@@ -14,18 +14,24 @@ import {
   weightRange,
 } from '../../formats/onnx/tensors.js'
 import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
-import { ENCODER_FILES, HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decoder.js'
-import { inputFamily } from '../inputs/family.js'
+import { ENCODER_FILES } from '../inputs/encoder-decoder.js'
+import { HIDDEN_STATES, inputFamily, OF_DECODER, STATES_MASK } from '../inputs/family.js'
+import { VECTORS } from '../inputs/tokens.js'
 import { findLinears, logitsName, SCOPES, scopesIn } from '../match/linears.js'
 import type { Model } from '../model-folder.js'
 import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 
 /**
- * Its inputs are those of the encoder, and those of the decoder with `decoder_` before their names. Layers have the
- * names that they have in the whole model. Other models stay as they are.
+ * The inputs are those of the encoder, and those of the decoder with `decoder_` before their names. A decoder that
+ * reads vectors gets `input_ids`, and keeps the name {@link VECTORS} for what becomes of them. Layers have the names
+ * that they have in the whole model. Other models stay as they are.
  */
 export async function joinGraphs(model: Model): Promise<Model> {
+  const { inputs } = readGraph(model.onnx.proto)
+  if (model.graphs.embed_tokens !== undefined && inputs.some(({ name }) => name === VECTORS)) {
+    return { ...model, onnx: withEmbedding(await model.openGraph('embed_tokens'), model) }
+  }
   if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
   if (inputFamily(readGraph(model.onnx.proto))?.behindEncoder !== 'alone') return model
   return { ...model, onnx: joined(await model.openGraph('encoder'), model.onnx) }
@@ -67,12 +73,56 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
       const moved = inModule(name, within)
       return taken.has(moved) ? `${moved}/of encoder` : moved
     },
-    node: (node) => ({ name: nodeName(node.name, within, nodeNames), metadataProps: scopesWithin(node, within) }),
+    node: (node) => ({
+      name: nodeName(node.name, within, nodeNames),
+      metadataProps: scopesWithin(node, within === '' ? (name) => name : (name) => `${within}.${name}`),
+    }),
   })
-  const files = new Map(decoder.files)
-  for (const [location, file] of encoder.files) files.set(ENCODER_FILES + location, file)
-  const moved = mapTensors(first, (tensor) => withFolder(tensor, encoder.name))
-  return new OnnxModel(decoder.name, decoder.fileName, together(moved, last, decoder.name), files)
+  return oneModel(encoder, first, decoder, last, HIDDEN_STATES)
+}
+
+/** Modules that hold the language model, in transformers 5. */
+const LANGUAGE: Readonly<Record<string, string>> = { idefics3: 'text_model', smolvlm: 'text_model' }
+
+/** Operators of embeddings that are the same in all operator sets that are trained. */
+const LASTING = new Set(['Cast', 'Constant', 'Gather', 'Identity', 'Mul'])
+
+function withEmbedding(embedding: OnnxModel, { onnx: decoder, config }: Model): OnnxModel {
+  const back = new Graph(decoder.proto)
+  takeBranchWithoutCache(back)
+  raiseOpset(back)
+  const module = LANGUAGE[String(config.model_type)] ?? 'language_model'
+  const outer = new Set([...back.inputs, ...back.outputs].map(({ name }) => name))
+  const inner = /^(\/?)(?:language_model[/.])?model([/.])(?!language_model|text_model)/
+  const whole = (name: string) => name.replace(inner, `$1model$2${module}$2`)
+  const taken = new Set<string>()
+  const last = renameAll(back.toModel(), {
+    value(name) {
+      const own = outer.has(name) ? name : whole(name)
+      taken.add(own)
+      return own
+    },
+    node: (node) => ({ name: whole(node.name), metadataProps: scopesWithin(node, whole) }),
+  })
+  const front = new Graph(embedding.proto)
+  raiseOpset(front)
+  front.outputs = front.outputs.slice(0, 1)
+  front.prune()
+  const [{ name: vectors }] = front.outputs
+  const first = renameAll(front.toModel(), {
+    value: (name) => (name === vectors ? VECTORS : taken.has(name) ? `${name}/of embedding` : name),
+    node: ({ name }) => ({ name: `/model/${module}/embed_tokens/${name.replaceAll('/', '.')}` }),
+  })
+  const isLasting = front.nodes.every(({ opType, domain }) => domain !== '' || LASTING.has(opType))
+  const opsetImport = first.opsetImport.filter(({ domain }) => !isLasting || domain !== '')
+  return oneModel(embedding, copyMessage(first, { opsetImport }), decoder, last, VECTORS)
+}
+
+function oneModel(front: OnnxModel, first: ModelProto, back: OnnxModel, last: ModelProto, link: string): OnnxModel {
+  const files = new Map(back.files)
+  for (const [location, file] of front.files) files.set(ENCODER_FILES + location, file)
+  const moved = mapTensors(first, (tensor) => withFolder(tensor, front.name))
+  return new OnnxModel(back.name, back.fileName, together(moved, last, back.name, link), files)
 }
 
 /** Empty where the encoder's layers have their whole names. */
@@ -100,12 +150,11 @@ function nodeName(name: string, module: string, taken: ReadonlySet<string>): str
   return own !== '' && taken.has(own) ? `${own}_of_encoder` : own
 }
 
-function scopesWithin({ metadataProps }: NodeProto, module: string): NodeProto['metadataProps'] {
-  if (module === '') return metadataProps
+function scopesWithin({ metadataProps }: NodeProto, place: (module: string) => string): NodeProto['metadataProps'] {
   return metadataProps.map((entry) => {
     if (entry.key !== SCOPES) return entry
     const names = scopesIn(entry.value)
-    const moved = names.map((name, i) => (name === '' || i === names.length - 1 ? name : `${module}.${name}`))
+    const moved = names.map((name, i) => (name === '' || i === names.length - 1 ? name : place(name)))
     return copyMessage(entry, { value: `[${moved.map((name) => `'${name}'`).join(', ')}]` })
   })
 }
@@ -116,7 +165,7 @@ function withFolder(tensor: TensorProto, where: string): TensorProto {
   return externalTensor(tensor, { ...range, location: ENCODER_FILES + range.location })
 }
 
-function together(first: ModelProto, last: ModelProto, where: string): ModelProto {
+function together(first: ModelProto, last: ModelProto, where: string, link: string): ModelProto {
   const [front, back] = [first.graph!, last.graph!]
   const versions = new Map(last.opsetImport.map((entry) => [entry.domain, entry]))
   for (const entry of first.opsetImport) {
@@ -124,7 +173,7 @@ function together(first: ModelProto, last: ModelProto, where: string): ModelProt
     if (own !== undefined && own.version !== entry.version) {
       throw new UnsupportedError({
         where,
-        what: `encoder and decoder use different operator sets ${entry.domain}`,
+        what: `its two graphs use different operator sets ${entry.domain}`,
         got: `${entry.version} and ${own.version}`,
         hint: 'Export both with the same program',
       })
@@ -133,7 +182,7 @@ function together(first: ModelProto, last: ModelProto, where: string): ModelProt
   }
   const functionName = ({ domain, name, overload }: ModelProto['functions'][number]) => [domain, name, overload].join()
   const functions = new Map([...first.functions, ...last.functions].map((entry) => [functionName(entry), entry]))
-  const given = new Set([HIDDEN_STATES, ...front.input.map(({ name }) => name)])
+  const given = new Set([link, ...front.input.map(({ name }) => name)])
   return copyMessage(last, {
     irVersion: BigInt(Math.max(Number(first.irVersion), Number(last.irVersion))),
     opsetImport: [...versions.values()],

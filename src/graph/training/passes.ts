@@ -10,7 +10,7 @@ import { shareKeys, suitQueries } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
-import { takeBranchWithoutCache } from '../inputs/cache.js'
+import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
@@ -108,7 +108,10 @@ export const FORWARD_PASSES: readonly Pass[] = [
     name: 'take the branch without a cache',
     needs: [],
     gives: ['no branches'],
-    run: ({ graph }) => takeBranchWithoutCache(graph),
+    run({ graph }) {
+      takeBranchWithoutCache(graph)
+      growWindows(graph)
+    },
   },
   {
     name: 'raise the operator set',

@@ -68,7 +68,7 @@ export async function buildLossGraph(
   return finish(model, graph, forward, { dropout: 0, rows: new Map(), invocation: options.invocation })
 }
 
-/** Loss and gradients. Shapes are measured by running the forward part twice on a few tokens. */
+/** Loss and gradients. Shapes of the forward part are measured on a few tokens. */
 export async function buildTrainingGraph(
   model: OnnxModel,
   runtime: Runtime,

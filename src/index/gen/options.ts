@@ -2,22 +2,18 @@
 
 import type { ToPlainOptions } from '../adapters.js'
 import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, NAME, SIGNAL, listOf } from '../../base/options.js'
-import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ENDPOINT, ADAPTERS, SHARE, RUNTIME, ADAPTER_LIST, TOKEN } from '../kinds.js'
+import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, SHARE, ADAPTER_LIST, TOKEN } from '../kinds.js'
 import type { EvaluateOptions } from '../evaluate.js'
 import type { HandoffOptions } from '../away/handoff.js'
-import type { HubOptions } from '../hub.js'
 import type { InspectOptions } from '../inspect.js'
 import type { AddLoraInputsOptions } from '../away/lora-inputs.js'
 import { MODULES } from '../../lora/config-kinds.js'
 import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
-import type { LoadModelOptions } from '../model.js'
 import type { PushOptions } from '../away/push.js'
-import type { OpenSessionOptions } from '../session.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
 import type { CheckDataOptions, TrainOptions } from '../train.js'
 import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
 import type { SaveOptions } from '../../peft/adapter-folder.js'
-import type { LoadOptions } from '../../peft/open.js'
 import type { TrainEvents } from '../../train/report.js'
 
 export const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
@@ -60,13 +56,6 @@ export const HANDOFF_OPTIONS: OptionTable<HandoffOptions> = {
   out: needed(TARGET),
   base: NAME,
   rows: oneOf('tokens', 'records'),
-}
-
-export const HUB_OPTIONS: OptionTable<HubOptions> = {
-  endpoint: ENDPOINT,
-  token: NAME,
-  onDownload: FUNCTION,
-  onWarning: FUNCTION,
 }
 
 export const INSPECT_OPTIONS: OptionTable<InspectOptions> = {
@@ -125,36 +114,11 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   fsync: BOOLEAN,
 }
 
-export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
-  runtime: RUNTIME,
-  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-  onnxPath: NAME,
-  onDownload: FUNCTION,
-  signal: SIGNAL,
-}
-
 export const PUSH_OPTIONS: OptionTable<PushOptions> = {
   public: BOOLEAN,
   branch: NAME,
   message: NAME,
   base: SOURCE,
-}
-
-export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
-  adapters: NAMED_ADAPTERS,
-  onWarning: FUNCTION,
-  device: anyOf(NAME, listOf(NAME)),
-  threads: ranged('an integer in [1, 1024]'),
-  lowMemory: BOOLEAN,
-  allowMissing: BOOLEAN,
-  modules: OBJECT,
-  optimization: oneOf('disabled', 'basic', 'extended', 'all'),
-  profilePrefix: NAME,
-  allow: listOf(oneOf('lora', 'dora', 'biases', 'embeddings', 'heads')),
-  accuracyLevel: oneOf(0, 4),
-  maxBatch: ranged('an integer of at least 1'),
-  cacheBytes: ranged('an integer of at least 1'),
-  prefixCache: ranged('an integer of at least 0'),
 }
 
 export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
@@ -298,11 +262,6 @@ export const LORA_GA_OPTIONS: OptionTable<LoraGaOptions> = {
 
 export const SAVE_OPTIONS: OptionTable<SaveOptions> = {
   dtype: oneOf('fp32', 'fp16', 'bf16'),
-}
-
-export const LOAD_OPTIONS: OptionTable<LoadOptions> = {
-  name: NAME,
-  strict: BOOLEAN,
 }
 
 export const TRAIN_EVENTS: OptionTable<TrainEvents> = {

@@ -1,34 +1,21 @@
 // Activated LoRA in sessions: the base reads a text up to the invocation, and the adapter what follows.
 
-import { UnsupportedError } from '../../base/errors.js'
-import { tokenInputs } from '../../graph/inputs/tokens.js'
+import { tokenColumns, tokenInputs } from '../../graph/inputs/tokens.js'
 import { invocationStart } from '../../graph/training/activation.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { tokenColumns } from '../column-runs.js'
 import type { Activation } from '../engine.js'
-import type { Mix } from './choice.js'
+import { type Mix, notWhole } from './choice.js'
 
 type Invocation = readonly number[] | undefined
 
-/** The error of a run that cannot begin with the base. */
-export function notWhole(): UnsupportedError {
-  return new UnsupportedError({
-    where: 'alora_invocation_tokens',
-    what: 'an activated LoRA counts from these tokens on, so that the base reads what comes before',
-    expected: 'texts of a causal language model with a key-value cache, from their first token on',
-    hint: 'Call generate or stream, or run with the whole text and no cache',
-  })
-}
-
 /**
- * The tokens from which on rows of a run have their adapters; undefined if all rows have them at once.
+ * The tokens from which on rows of a run have their adapters.
  *
  * @param invocations of the rows, or of all
  * @throws UnsupportedError for a graph without a cache, or feeds with one
  */
-export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly Invocation[]): Activation | undefined {
-  if (invocations.every((tokens) => tokens === undefined)) return undefined
+export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly Invocation[]): Activation {
   const columns = tokenColumns(tokenInputs(graph))
   const [first] = columns.cache
   if (first === undefined || feeds[first.past]?.dims.includes(0) !== true) throw notWhole()

@@ -126,6 +126,16 @@ export function mixableOf(
   return { scales, replaced, added, invocation }
 }
 
+/** An error of an activated LoRA, whose run cannot begin with the base. */
+export function notWhole(): UnsupportedError {
+  return new UnsupportedError({
+    where: 'alora_invocation_tokens',
+    what: 'an activated LoRA counts from these tokens on, so that the base reads what comes before',
+    expected: 'texts of a causal language model with a key-value cache, from their first token on',
+    hint: 'Call generate or stream, or run with the whole text and no cache',
+  })
+}
+
 export function refuseAdapter(name: string, adapters: readonly string[]): never {
   throw new MismatchError({
     where: 'adapter',

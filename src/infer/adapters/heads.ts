@@ -32,6 +32,7 @@ export interface AdapterHead {
   /** The output that holds the head's logits, whether or not the graph has one of this name. */
   readonly output: string
   readonly tensors: ReadonlySet<string>
+  readonly run: typeof runWithHeads
 }
 
 /** Undefined where the tensors that the adapter replaces belong to no head. */
@@ -54,7 +55,16 @@ export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<Ad
   const { labels, problemType } = adapter
   requireLabelCount(labels, count)
   const layers = placed.layers.map((layer) => valuesOf(adapter, layer))
-  return { input, layers, count, labels, problemType, output: isInGraph ? logitsName(graph) : 'logits', tensors }
+  return {
+    input,
+    layers,
+    count,
+    labels,
+    problemType,
+    output: isInGraph ? logitsName(graph) : 'logits',
+    tensors,
+    run: runWithHeads,
+  }
 }
 
 function valuesOf(adapter: LoraAdapter, layer: HeadLayer): HeadValues {
@@ -136,7 +146,7 @@ type RunGraph = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record
 export type RowHeads = readonly (AdapterHead | undefined)[]
 
 /** The heads' logits take the place of the graph's own, or stand beside its outputs. */
-export async function runWithHeads(
+async function runWithHeads(
   run: RunGraph,
   feeds: Feeds,
   heads: RowHeads,

@@ -2,8 +2,7 @@
 // w₂·s₂·B₂ᵀ] is the weighted sum of their deltas.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { SLOTS_INPUT } from '../../graph/inject/inject.js'
-import type { Site, SiteGroup } from '../../graph/inject/sites.js'
+import { type Site, type SiteGroup, SLOTS_INPUT } from '../../graph/inject/sites.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { AdapterFactors, SiteFactors } from './site-factors.js'
 import { besideFeeds, copyColumns, groupFeeds, ownColumns, ownInputOf } from './site-feeds.js'

@@ -2,13 +2,13 @@
 // beside it.
 
 import { DataError } from '../../base/errors.js'
-import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/encoder-decoder.js'
+import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/family.js'
 import { encoderInputs } from '../../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { readGraph } from '../../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { tokenBatch } from '../../tasks/token-batch.js'
-import { checkVocabulary } from '../../text/records.js'
+import { checkVocabulary } from '../../text/tokenizer.js'
 import type { RunGraph } from '../graphs.js'
 import type { Prompt } from '../session.js'
 import type { EncodedPrompt } from './prompts.js'

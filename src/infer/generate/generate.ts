@@ -5,26 +5,23 @@ import { checkArgument, checkOptions } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { activatedMix } from '../adapters/activation.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
-import { readsNoPictures } from '../pictures/picture-places.js'
-import type { OpenEmbedding } from '../pictures/token-vectors.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf } from './batching.js'
-import { checkCausality } from './causality.js'
 import type { NextToken } from './decoding.js'
 import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
+import type { OpenEmbedding } from './token-vectors.js'
 
 export interface TextSession extends WholeSession {
   readonly texts: RunningTexts
   /** The code for pictures in prompts, which few models need. */
-  pictureCode(): Promise<typeof import('../pictures/pictures.js') & typeof import('../pictures/token-vectors.js')>
+  pictureCode(): Promise<typeof import('../../tasks/pictures/pictures.js') & typeof import('./token-vectors.js')>
 }
 
 export async function generate<P extends Prompt | readonly Prompt[]>(
@@ -82,12 +79,12 @@ async function* writeTexts(
   const graph = textGraphOf(session.model)
   const { padding, source, takesVectors } = graph
   if (!takesVectors && images.some(({ length }) => length > 0)) {
-    throw readsNoPictures(session.model)
+    throw (await import('../../tasks/pictures/picture-places.js')).readsNoPictures(session.model)
   }
   const reading = takesVectors ? await session.pictureCode() : undefined
   const embedding = await reading?.openEmbedding(session.model, graph.inputs)
   if (source === undefined && graph.inputs.cache.length === 0) {
-    await checkCausality(session.model, session.engine, graph)
+    await (await import('./causality.js')).checkCausality(session.model, session.engine, graph)
   }
   const sources = source && (await import('./encoder-source.js'))
   const encoded: EncodedPrompt[] = []
@@ -99,17 +96,24 @@ async function* writeTexts(
     }
     options.signal?.throwIfAborted()
     const mix = mixes[isList ? i : 0]
-    const pictures = reading && new reading.PromptPictures(session, images[i], mix, where)
+    const { model, decodeImage } = session
+    const see = (feeds: Feeds) => session.runGraph('vision_encoder', feeds, [mix])
+    const pictures = reading && new reading.PromptPictures({ model, decodeImage, see }, images[i], where)
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }
   const schema = options.schema && (await prepareSchema(session, options.schema))
   const events = new TextEvents()
   const sampling = resolveSampling(options, session.model.generationConfig)
+  const isActivated = mixes.some((mix) => session.invocationOf(mix) !== undefined)
+  const activation = isActivated ? await import('../adapters/activation.js') : undefined
   const texts = encoded.map((prompt, i): WrittenText => {
     const ids = source === undefined ? prompt.ids : source.startIds
     const own = mixes[isList ? i : 0]
-    const { mix, baseTokens } = activatedMix(own, ids, session.invocationOf(own), graph.takesPieces)
+    const { mix, baseTokens } = activation?.activatedMix(own, ids, session.invocationOf(own), graph.takesPieces) ?? {
+      mix: own,
+      baseTokens: 0,
+    }
     const request = {
       promptIds: ids,
       sampling,

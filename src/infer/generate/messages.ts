@@ -2,12 +2,12 @@
 
 import { attempt, DataError, FormatError } from '../../base/errors.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
-import { type MessageOfParts, parseChat, parseParts } from '../../text/chat.js'
+import { messageForm, withPlaces } from '../../tasks/pictures/chat-places.js'
+import type { PictureVectors, PromptPictures } from '../../tasks/pictures/pictures.js'
+import { type MessageOfParts, messageOfParts, parseChat } from '../../text/chat.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { Tokenizer } from '../../text/tokenizer.js'
-import { messageForm, withPlaces } from '../pictures/chat-places.js'
-import type { PictureVectors, PromptPictures } from '../pictures/pictures.js'
 import type { ChatOptions } from '../session.js'
 
 export interface EncodedPrompt {
@@ -32,7 +32,8 @@ export async function encodeMessages(
 ): Promise<EncodedPrompt> {
   const tokenizer = requireTokenizer(model)
   const { count = 0, place } = pictures ?? {}
-  const chat = place === undefined ? parseChat({ messages }, where).messages : parseParts(messages, where)
+  const check = place === undefined ? undefined : messageOfParts
+  const chat = parseChat<MessageOfParts>({ messages }, where, check).messages
   if (chat.at(-1)?.role === 'assistant') {
     throw new DataError({
       where: `${where}, message ${messages.length}`,
@@ -43,7 +44,7 @@ export async function encodeMessages(
   const template = await templateOf(model, chatTemplate ?? recorded)
   if (template === undefined) throw noTemplate(model.directory.name)
   const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
-  const written = form(place === undefined ? chat : withPlaces(chat, count, place))
+  const written = form(place === undefined ? chat : withPlaces(chat, count, 'last', place))
   const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
   const ids = tokenizer.encode((await pictures?.fill(text)) ?? text, { specialTokens: false })
   return { ids, ...endOfTurn(template, args, tokenizer, form) }

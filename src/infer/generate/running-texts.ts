@@ -6,9 +6,9 @@ import type { SignalLike } from '../../base/globals.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Mix } from '../adapters/choice.js'
 import type { WholeSession } from '../graphs.js'
-import type { TokenVectors } from '../pictures/token-vectors.js'
 import type { NextToken, RowRequest } from './decoding.js'
 import type { TextGraph } from './text-graph.js'
+import type { TokenVectors } from './token-vectors.js'
 
 export interface TextBounds {
   readonly maxBatch: number

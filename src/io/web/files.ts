@@ -6,10 +6,10 @@ import { FileError } from '../../base/errors.js'
 export class BlobSource implements ByteSource {
   readonly name: string
   readonly byteLength: number
-  readonly #blob: Blob
+  readonly blob: Blob
 
   constructor(blob: Blob, name = blob instanceof File ? blob.name : 'blob') {
-    this.#blob = blob
+    this.blob = blob
     this.name = name
     this.byteLength = blob.size
   }
@@ -17,7 +17,7 @@ export class BlobSource implements ByteSource {
   async read(offset: number, byteLength: number): Promise<Uint8Array> {
     checkRange(this, offset, byteLength)
     try {
-      return new Uint8Array(await this.#blob.slice(offset, offset + byteLength).arrayBuffer())
+      return new Uint8Array(await this.blob.slice(offset, offset + byteLength).arrayBuffer())
     } catch (cause) {
       throw new FileError({ where: this.name, what: 'cannot be read', hint: 'Pick the file again', cause })
     }

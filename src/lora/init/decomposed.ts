@@ -1,8 +1,8 @@
 // First factors that come out of a decomposition of the weight, as in PEFT's tuners/lora/layer.py (0.21). All in f64;
 // weights (d, k), A (r, k), B (d, r).
 
-import { F64, type Matrix, zeros } from '../../base/tensor.js'
-import { columnsOf, copyAs, product, transpose } from '../../linalg/product.js'
+import { F64, type Matrix, transpose, zeros } from '../../base/tensor.js'
+import { columnsOf, copyAs, product } from '../../linalg/product.js'
 import { qr } from '../../linalg/qr.js'
 import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
 import { type Svd, svd, transposed } from '../../linalg/svd.js'

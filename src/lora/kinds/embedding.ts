@@ -1,8 +1,15 @@
 // An adapted embedding: E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's weight, so
 // that a DoRA magnitude has one number for each of the D features, as in PEFT.
 
-import { checkShape, type FloatArray, type Matrix, type MatrixLike, type Tensor, toMatrix } from '../../base/tensor.js'
-import { transpose } from '../../linalg/product.js'
+import {
+  checkShape,
+  type FloatArray,
+  type Matrix,
+  type MatrixLike,
+  type Tensor,
+  toMatrix,
+  transpose,
+} from '../../base/tensor.js'
 import type { LoraConfigInput } from '../config.js'
 import { type LayerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'

@@ -11,9 +11,10 @@ import {
   type MatrixLike,
   type Tensor,
   toMatrix,
+  transpose,
   zeros,
 } from '../../base/tensor.js'
-import { copyAs, rowsOf, stacked, transpose } from '../../linalg/product.js'
+import { copyAs, rowsOf, stacked } from '../../linalg/product.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from '../config.js'
 import { Factors, layerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'

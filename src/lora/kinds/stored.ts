@@ -12,7 +12,7 @@ import { checkArgument, checkOptions, INTEGER, isObject, kind, listOf, STRING } 
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { where } from '../factors.js'
 import { REPLACEMENT_OPTIONS } from '../gen/options.js'
-import { moduleOf, Part, type StoredTensor } from '../part.js'
+import { moduleOf, Part, rowsName, type StoredTensor } from '../part.js'
 
 export type { StoredTensor } from '../part.js'
 
@@ -139,6 +139,7 @@ export class TokenRows extends StoredPart {
    *   twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
+    checkArgument(module, STRING, 'module')
     checkArgument(indices, TOKENS, 'indices')
     super(rowsName(module), rows)
     this.#module = module
@@ -159,10 +160,4 @@ export class TokenRows extends StoredPart {
   override get module(): string {
     return this.#module
   }
-}
-
-/** The embedding itself can be a part beside its rows. */
-export function rowsName(module: string): string {
-  checkArgument(module, STRING, 'module')
-  return `${module}[tokens]`
 }

@@ -10,14 +10,8 @@ import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRang
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
 import { weightInput } from '../../graph/match/forms/form.js'
 import type { Linear } from '../../graph/match/linears.js'
-import {
-  biasOf,
-  findConvolutions,
-  ofModule,
-  type Place,
-  shapeError,
-  storedValue,
-} from '../../graph/match/parameters.js'
+import { ofModule } from '../../graph/match/module-names.js'
+import { biasOf, findConvolutions, type Place, shapeError, storedValue } from '../../graph/match/parameters.js'
 import { placeLayers } from '../../graph/match/place-adapter.js'
 import {
   embeddingsOf,

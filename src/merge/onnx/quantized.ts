@@ -2,6 +2,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
+import { transpose } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { addBranches, type BranchValues } from '../../graph/inject/add-branches.js'
 import { affineOf } from '../../graph/inject/affine.js'
@@ -9,8 +10,8 @@ import type { Linear } from '../../graph/match/linears.js'
 import { findBranches } from '../../graph/match/merged-branches.js'
 import { layerOfPart } from '../../graph/match/packed.js'
 import type { Graph } from '../../graph/view/graph.js'
-import { transpose } from '../../linalg/product.js'
 import type { LoraLayer } from '../../lora/layer.js'
+import type { LinearValues } from '../../lora/run-adapter.js'
 import type { GraphShare } from '../plan/adapters.js'
 
 /**
@@ -51,7 +52,7 @@ async function branchValues(
   model: OnnxModel,
   graph: Graph,
   linear: Linear,
-  layer: LoraLayer,
+  layer: LinearValues,
   weight: number,
 ): Promise<BranchValues> {
   const scale = weight * layer.scaling

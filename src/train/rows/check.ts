@@ -5,11 +5,12 @@ import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { readRows } from '../../data/read-rows.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import { joinGraphs } from '../../graph/training/joined-graph.js'
 import type { EncodeContext, Task } from '../../tasks/task.js'
 import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainingData, TrainingOptions } from '../options.js'
-import { encodeContext, encodeRow } from './examples.js'
+import { encodeContext, encodeRow, withPictures } from './examples.js'
 import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './facts.js'
 
 /** A token of an example. */
@@ -66,7 +67,16 @@ export interface CheckDataInput
 const MAX_FORMS = 100
 
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
-export async function checkRecords(options: CheckDataInput, preview = 0): Promise<DataReport> {
+export async function checkRecords(given: CheckDataInput, preview = 0): Promise<DataReport> {
+  const model = given.model && (await joinGraphs(given.model))
+  if (model === undefined) return checkOpened(given, preview)
+  const opened = { ...given, model }
+  return withPictures(opened, (pictures) => checkOpened({ ...opened, pictures }, preview))
+}
+
+type OpenedInput = CheckDataInput & Pick<EncodeContext, 'pictures'>
+
+async function checkOpened(options: OpenedInput, preview: number): Promise<DataReport> {
   const { model, evalData } = options
   if (model === undefined && preview > 0) throw new ConfigError({ where: 'preview', what: 'needs a `model`' })
   const training = new Records(options, preview)
@@ -102,11 +112,11 @@ class Records {
   readonly invalid: { where: string; message: string }[] = []
   readonly examples: PreviewExample[] = []
   onRecord: (hash: number, where: string) => void = () => {}
-  readonly #options: CheckDataInput
+  readonly #options: OpenedInput
   readonly #preview: number
   readonly #hash = new RecordHash()
 
-  constructor(options: CheckDataInput, preview: number) {
+  constructor(options: OpenedInput, preview: number) {
     this.#options = options
     this.#preview = preview
   }

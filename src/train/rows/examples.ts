@@ -3,6 +3,7 @@
 import { ConfigError, DataError } from '../../base/errors.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
+import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
 import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
@@ -32,7 +33,10 @@ export interface EncodedSource {
   readonly chatTemplate: string | undefined
 }
 
-type ReadingOptions = Pick<TrainingOptions, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'>
+interface ReadingOptions
+  extends Pick<TrainingOptions, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'> {
+  readonly pictures?: PictureEncoder | undefined
+}
 
 export interface EncodeOptions extends ReadingOptions {
   readonly task: Task
@@ -100,12 +104,24 @@ function emptyRows(task: Task): EncodedRows {
   return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
 }
 
+/** Gives what reads the pictures of a model while `work` goes on; undefined for one that reads none beside texts. */
+export async function withPictures<T>(
+  { model, device, ...options }: Pick<TrainingOptions, 'model' | 'decodeImage' | 'threads' | 'device'>,
+  work: (pictures: PictureEncoder | undefined) => Promise<T>,
+): Promise<T> {
+  if (model.graphs.vision_encoder === undefined || model.graphs.embed_tokens === undefined) return work(undefined)
+  const { PictureEncoder } = await import('../../tasks/pictures/encoder.js')
+  const executionProviders = device === undefined ? undefined : [device].flat()
+  const pictures = new PictureEncoder({ ...options, model, executionProviders })
+  return work(pictures).finally(() => pictures.close())
+}
+
 /** Reads the chat template once; errors in it are thrown when a row needs it. */
 export async function encodeContext(options: ReadingOptions & { readonly model: Model }): Promise<EncodeContext> {
-  const { model, chatTemplate, chatTemplateArgs, decodeImage } = options
+  const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
-    (template) => ({ template }),
+    (template) => ({ template: template && (pictures?.template(template, chatTemplateArgs) ?? template) }),
     (error: unknown) => ({ error }),
   )
   return {
@@ -114,6 +130,7 @@ export async function encodeContext(options: ReadingOptions & { readonly model: 
     isLimited: options.maxLength !== undefined,
     chatTemplateArgs,
     decodeImage,
+    pictures,
     chatTemplate() {
       if ('error' in loaded) throw loaded.error
       return loaded.template

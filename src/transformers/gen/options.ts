@@ -18,10 +18,10 @@ export const PIPELINE_OPTIONS: OptionTable<PipelineOptions> = {
 export const WITH_ADAPTERS_OPTIONS: OptionTable<WithAdaptersOptions> = {
   source: needed(SOURCE),
   threads: ranged('an integer in [1, 1024]'),
-  onDownload: FUNCTION,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   modules: OBJECT,
   signal: SIGNAL,
+  onDownload: FUNCTION,
   adapters: NAMED_ADAPTERS,
 }
 

@@ -29,9 +29,9 @@ describe.each(goldenNames('tied-models'))('%s', (name) => {
     expect(config.includes('"tie_word_embeddings":true')).toBe(tied !== 'untie' && config.includes('tie_word'))
   })
 
-  test.runIf(isParted)('unties by itself, and says so', async () => {
+  test(isParted ? 'unties by itself, and says so' : 'leaves the tie by itself', async () => {
     const { warnings } = await mergeCheckpoint(await baseOf(sketch), adapter, new MemoryDirectory())
-    expect(warnings).toContainEqual(expect.stringContaining('were one weight'))
+    expect(warnings.some((warning) => warning.includes('were one weight'))).toBe(isParted)
   })
 })
 

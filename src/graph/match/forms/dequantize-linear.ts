@@ -9,7 +9,7 @@ import { operatorOf } from '../../view/operators.js'
 import { type Source, sourceOf } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, productOf } from './form.js'
-import { castConstant, integerForm, integerType, viewOf } from './integers.js'
+import { castConstant, integerForm, integerType } from './integers.js'
 
 export const DEQUANTIZE_LINEAR: Form = integerForm({
   name: 'DequantizeLinear',
@@ -46,17 +46,9 @@ export const DEQUANTIZE_LINEAR: Form = integerForm({
       ...{ scales: maker.input[1], zeroPoints: maker.input[2], scaleAt: scaleIndex(graph, maker) },
     }
   },
-
-  dequantize(g, { node }) {
-    const { maker } = dequantizer(g.graph, node.input[1])!
-    const copy = g.node('DequantizeLinear', [viewOf(g.graph, maker.input[0]), ...maker.input.slice(1)])
-    copy.domain = maker.domain
-    copy.attribute = [...maker.attribute]
-    return copy.output[0]
-  },
 })
 
-function dequantizer(graph: Graph, value: Value): (Omit<Source, 'value'> & { maker: NodeProto }) | undefined {
+export function dequantizer(graph: Graph, value: Value): (Omit<Source, 'value'> & { maker: NodeProto }) | undefined {
   const { value: floats, ...source } = sourceOf(graph, value)
   const maker = graph.producer(floats)
   return maker?.opType === 'DequantizeLinear' ? { ...source, maker } : undefined

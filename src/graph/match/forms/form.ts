@@ -2,7 +2,7 @@
 
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import type { DataType, NodeProto } from '../../../formats/onnx/tensors.js'
-import type { Builder, Value } from '../../view/builder.js'
+import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 
 /** The operator that computes the product, or that makes its weight. */
@@ -70,15 +70,6 @@ export interface Form {
   find(graph: Graph, node: NodeProto): Product | undefined
   /** Integers become the floats that they stand for. Throws UnsupportedError when the weight cannot be read. */
   openLines(model: OnnxModel, graph: Graph, product: Product): Promise<ReadLines>
-  /**
-   * Appends nodes that make the stored matrix, (d, k) or (k, d), in f32 as the graph runs. Forms without it are not
-   * trained.
-   */
-  dequantize?(g: Builder, product: Product): Value
-  /**
-   * As {@link dequantize}, for rows (count, k) of a large weight (d, k); undefined where only the whole can be made.
-   */
-  dequantizeRows?(g: Builder, product: Product, first: number, count: number): Value | undefined
   /**
    * For products that are a part of what their node computes: replaces the node, and returns the product as it is then.
    */

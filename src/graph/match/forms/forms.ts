@@ -51,7 +51,7 @@ export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
     train:
       (dataType === DataType.FLOAT || dataType === DataType.FLOAT16) &&
       isReadable &&
-      (!form.isQuantized || form.dequantize !== undefined),
+      !(form.isQuantized && form.isLookup),
     problem,
   }
 }

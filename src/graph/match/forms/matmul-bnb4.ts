@@ -3,13 +3,12 @@
 
 import { DataType, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { intAttribute } from '../../view/attributes.js'
-import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { type Form, productOf } from './form.js'
 import { countOf, readFloats, requireReadable } from './integers.js'
 
-const TABLES: readonly Float32Array[] = [
+export const TABLES: readonly Float32Array[] = [
   Float32Array.of(
     ...[0, 5.208333333e-3, 0.66666667, 1, 0.33333333, 0.5, 0.16666667, 0.25],
     ...[-0, -5.208333333e-3, -0.66666667, -1, -0.33333333, -0.5, -0.16666667, -0.25],
@@ -61,25 +60,6 @@ export const MATMUL_BNB4: Form = {
       }
       return result
     }
-  },
-
-  // The operator's own transB = 0, which would be this gradient, gives wrong values on the CPU (ONNX Runtime 1.30).
-  dequantize(g, { node, k, d }) {
-    const table = TABLES[intAttribute(node, 'quant_type', 1)]
-    const blockSize = intAttribute(node, 'block_size', 0)
-    const [count, blocks] = [k * d, Math.ceil((k * d) / blockSize)]
-    const pairs = Array.from({ length: 512 }, (_, i) => table[i % 2 === 0 ? i >> 5 : (i >> 1) & 15])
-    // The target is always −1. Were it a constant, ONNX Runtime would keep the result of all this as a constant too.
-    const target = g.op('Min', [g.op('Slice', [g.shape(node.input[0]), g.int([0]), g.int([1])]), g.int([-1])])
-    const bytes = g.reshape(node.input[1], target)
-    const numbers = g.op('Gather', [g.float(pairs, [256, 2]), g.cast(bytes, DataType.INT32)]) // (bytes, 2)
-    const scales = g.reshape(node.input[2], g.int([blocks, 1]))
-    const cut = (values: Value) => g.slice(g.reshape(values, g.int([-1])), 0, count, 0)
-    if (count % blockSize === 0 && count % 2 === 0) {
-      return g.reshape(g.mul(g.reshape(numbers, g.int([blocks, blockSize])), scales), g.int([d, k]))
-    }
-    const ofEach = cut(g.expand(scales, g.int([blocks, blockSize])))
-    return g.reshape(g.mul(cut(numbers), ofEach), g.int([d, k]))
   },
 }
 

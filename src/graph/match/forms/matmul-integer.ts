@@ -2,12 +2,12 @@
 // Mul by both scales. The layer's input is the float one, its output that of the last Mul.
 
 import { DataType, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
-import type { Builder, Value } from '../../view/builder.js'
+import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, type Product, productOf } from './form.js'
-import { countOf, integerForm, integerType, viewOf } from './integers.js'
+import { countOf, integerForm, integerType } from './integers.js'
 
 export interface IntegerWeight {
   readonly weight: Value
@@ -41,7 +41,6 @@ export const MATMUL_INTEGER: Form = integerForm({
   },
 
   matrix,
-  dequantize,
 })
 
 export const DYNAMIC_QUANTIZE_MATMUL: Form = integerForm({
@@ -53,7 +52,6 @@ export const DYNAMIC_QUANTIZE_MATMUL: Form = integerForm({
   },
 
   matrix,
-  dequantize,
 })
 
 function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, input: Value): Product | undefined {
@@ -104,18 +102,6 @@ function matrix(graph: Graph, found: Product) {
     ...{ tensor, type: integerType(tensor.dataType)!, width: found.d, scales: scale, zeroPoints: zeroPoint },
     ...{ scaleAt: placeIn(scale), zeroAt: placeIn(zeroPoint) },
   }
-}
-
-function dequantize(g: Builder, found: Product): Value {
-  const { graph } = g
-  const { weight, scale, zeroPoint } = integerWeight(graph, found) as IntegerWeight
-  const parts = zeroPoint === '' ? [scale] : [scale, zeroPoint]
-  const isShared = parts.every((value) => countOf(graph, value) === 1)
-  // DequantizeLinear takes one of each, or one for each output of both.
-  const own = parts.map((value) => {
-    return isShared ? g.reshape(value, g.int([])) : g.expand(g.reshape(value, g.int([-1])), g.int([found.d]))
-  })
-  return g.op('DequantizeLinear', [viewOf(graph, weight), ...own], isShared ? {} : { axis: 1 })
 }
 
 function problemOf(graph: Graph, tensor: TensorProto, parts: IntegerWeight | undefined, d: number): string | undefined {

@@ -1,21 +1,46 @@
-// Lets weights and biases of norms, and biases of convolutions, be graph inputs. They stand behind a fused norm and a
-// convolution then, so that rows of a batch can have vectors of their own.
+// Sites of adapters that are no linear layers: embeddings; weights and biases of norms, and biases of convolutions.
+// Vectors stand behind a fused norm and a convolution, so that rows of a batch can have vectors of their own.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
-import { NORMS, type Place, storedValue } from '../match/parameters.js'
+import { findEmbeddings } from '../match/forms/lookup.js'
+import type { Linear } from '../match/linears.js'
+import { NORMS, type Place, placesOf, storedValue } from '../match/parameters.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { sourceOf } from '../view/source.js'
 import { valueInfo } from './inject.js'
-import { siteInput } from './sites.js'
+import { type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
 
 export interface VectorPlaces {
   /** As adapters call it: model.norm.weight */
   readonly name: string
   readonly places: readonly Place[]
+}
+
+/** A tensor that an adapter replaces, with the base's values. */
+export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array }
+
+/** Finds the sites, before linear layers get theirs. `inject` gives them their inputs. */
+export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vector>) {
+  const embeddings = findEmbeddings(graph).filter(({ name }) => needs.has(name))
+  const vectors = Array.from(wanted, ({ name, base }) => ({
+    name,
+    base,
+    places: placesOf(graph, name, [base.length]),
+  }))
+  return {
+    inject(): Omit<Site, 'roles'>[] {
+      injectEmbeddings(graph, embeddings, needs)
+      injectVectors(graph, vectors)
+      return [
+        ...embeddings.map(({ name, k, d }) => ({ kind: 'lookup' as const, module: name, k, d })),
+        ...vectors.map(({ name, base }) => ({ kind: 'vector' as const, module: name, k: 1, d: base.length, base })),
+      ]
+    },
+  }
 }
 
 /** Operators in whose place an input of any shape can stand. */
@@ -118,4 +143,44 @@ function filled(graph: Graph, like: Value, value: 0 | 1): Value {
   const values = Array<number>(width).fill(value * one)
   const data = dataType === DataType.FLOAT ? { floatData: values } : { int32Data: values }
   return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: [BigInt(width)], ...data }))
+}
+
+// If rows of a batch have adapters of their own, tables stand under one another, and a token is looked up in the
+// table of its row's slot.
+
+/**
+ * Adapts embeddings E (V, D) for inference. With t tables, 1 or one for each slot:
+ *
+ * - rowOf (t·V) in int64 and rows (m, D): a token x whose rowOf is not 0 gets this one of the rows in place of the
+ *   base's
+ * - scale, (D) or (rows, 1, D): multiplies them, for DoRA. B holds it as well
+ * - A (t·V, r) and B (r, D) or (rows, r, D): A[x]·B is added
+ *
+ * @param needs what each module gets; those without an entry stay
+ */
+function injectEmbeddings(graph: Graph, embeddings: readonly Linear[], needs: SiteNeeds): void {
+  const own = embeddings.filter(({ name }) => needs.has(name))
+  if (own.length === 0) return
+  const g = new Builder(graph, 'lora')
+  graph.inputs.push(valueInfo(SLOTS_INPUT, DataType.INT64))
+  for (const { name } of new Map(own.map((one) => [one.name, one])).values()) {
+    for (const role of needs.get(name) ?? []) {
+      graph.inputs.push(valueInfo(siteInput(name, role), role === 'rowOf' ? DataType.INT64 : DataType.FLOAT))
+    }
+  }
+  for (const { name, input, last, k, dataType } of own) {
+    const roles = needs.get(name)!
+    const typed = (value: Value) => (dataType === DataType.FLOAT ? value : g.cast(value, dataType))
+    const table = (role: 'A' | 'rows' | 'rowOf', index: Value) => g.op('Gather', [siteInput(name, role), index])
+    graph.putBehind(last.output[0], (base) => {
+      let value = base
+      const token = g.add(g.cast(input, DataType.INT64), g.mul(SLOTS_INPUT, g.int(k)))
+      if (roles.has('rowOf')) {
+        const row = table('rowOf', token)
+        value = g.where(g.unsqueeze(g.op('Equal', [row, g.int(0)]), [-1]), value, typed(table('rows', row)))
+      }
+      if (roles.has('scale')) value = g.mul(value, typed(siteInput(name, 'scale')))
+      return roles.has('A') ? g.add(value, typed(g.matmul(table('A', token), siteInput(name, 'B')))) : value
+    })
+  }
 }

@@ -73,3 +73,31 @@ export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedE
     got: `model_type ${JSON.stringify(config.model_type)}`,
   })
 }
+
+/** Positions (3, length) of tokens, where pictures lie on a grid: by time, height and width. */
+export function gridPositions(
+  ids: readonly number[],
+  pictures: { readonly token: number; readonly grids: readonly (readonly number[])[] } | undefined,
+): readonly number[][] {
+  const axes: number[][] = [[], [], []]
+  const grids = [...(pictures?.grids ?? [])]
+  let next = 0
+  for (let i = 0; i < ids.length; ) {
+    const grid = ids[i] === pictures?.token ? grids.shift() : undefined
+    if (grid === undefined) {
+      for (const axis of axes) axis.push(next)
+      next++
+      i++
+      continue
+    }
+    const [times, height, width] = grid
+    for (let place = 0; place < times * height * width; place++) {
+      axes[0].push(next + Math.floor(place / (height * width)))
+      axes[1].push(next + (Math.floor(place / width) % height))
+      axes[2].push(next + (place % width))
+    }
+    next += Math.max(times, height, width)
+    i += times * height * width
+  }
+  return axes
+}

@@ -7,12 +7,12 @@ import { roleFeeds, splitInputs, typeOf } from '../../graph/inputs/roles.js'
 import { type TokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
 import type { Model } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
+import { gridPositions } from '../../tasks/pictures/picture-places.js'
+import type { PictureVectors } from '../../tasks/pictures/pictures.js'
 import type { Mix } from '../adapters/choice.js'
-import { floatsOf } from '../feeds.js'
-import type { NextToken, Padding } from '../generate/decoding.js'
 import type { RunGraph } from '../graphs.js'
-import type { PictureVectors } from './pictures.js'
+import type { NextToken, Padding } from './decoding.js'
 
 const EMBEDDING = 'embed_tokens'
 
@@ -173,28 +173,4 @@ export class TokenVectors {
     })
     return { position_ids: { type: 'int64', data, dims: [axes, batch, sequence] } }
   }
-}
-
-export function gridPositions(ids: readonly number[], pictures: PictureVectors | undefined): readonly number[][] {
-  const axes: number[][] = [[], [], []]
-  const grids = [...(pictures?.grids ?? [])]
-  let next = 0
-  for (let i = 0; i < ids.length; ) {
-    const grid = ids[i] === pictures?.token ? grids.shift() : undefined
-    if (grid === undefined) {
-      for (const axis of axes) axis.push(next)
-      next++
-      i++
-      continue
-    }
-    const [times, height, width] = grid
-    for (let place = 0; place < times * height * width; place++) {
-      axes[0].push(next + Math.floor(place / (height * width)))
-      axes[1].push(next + (Math.floor(place / width) % height))
-      axes[2].push(next + (place % width))
-    }
-    next += Math.max(times, height, width)
-    i += times * height * width
-  }
-  return axes
 }

@@ -5,13 +5,11 @@ import { joinedUp } from '../../base/tensor.js'
 import { pictureForm, type VisionInput, visionFeeds } from '../../graph/inputs/images.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { readGraph } from '../../graph/view/graph.js'
-import { type ImageSource, type Pixels, readImage } from '../../images/image.js'
+import { type DecodeImage, type ImageSource, type Pixels, readImage } from '../../images/image.js'
 import { patchesOf } from '../../images/patches.js'
 import { imageProcessor } from '../../images/processor.js'
 import { tilesOf } from '../../images/tiles.js'
-import type { Mix } from '../adapters/choice.js'
-import { floatsOf } from '../feeds.js'
-import type { WholeSession } from '../graphs.js'
+import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
 import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
 export interface PictureVectors {
@@ -23,9 +21,21 @@ export interface PictureVectors {
   readonly grids: readonly (readonly number[])[]
 }
 
-export type PictureSession = Pick<WholeSession, 'model' | 'decodeImage' | 'runGraph'>
+export interface PictureReader {
+  readonly model: Model
+  readonly decodeImage: DecodeImage | undefined
+  /** Runs the vision encoder. */
+  see(feeds: Feeds): Promise<Record<string, RuntimeTensor>>
+}
 
-type Piece = VisionInput & Omit<PictureSize, 'count'>
+/** A picture as the vision encoder reads it. */
+export type Piece = VisionInput & Omit<PictureSize, 'count'>
+
+export interface SeenPicture {
+  readonly data: Float32Array
+  readonly width: number
+  readonly count: number
+}
 
 export class PromptPictures {
   /** The text that marks the place of a picture; undefined for a model that reads texts alone. */
@@ -33,20 +43,18 @@ export class PromptPictures {
   readonly count: number
   vectors: PictureVectors | undefined
   readonly #writing: PictureWriting | undefined
-  readonly #session: PictureSession
+  readonly #reader: PictureReader
   readonly #images: readonly ImageSource[]
-  readonly #mix: Mix
   readonly #where: string
 
-  constructor(session: PictureSession, images: readonly ImageSource[], mix: Mix, where: string) {
-    this.#session = session
+  constructor(reader: PictureReader, images: readonly ImageSource[], where: string) {
+    this.#reader = reader
     this.#images = images
-    this.#mix = mix
     this.#where = where
     this.count = images.length
-    this.#writing = pictureWriting(session.model)
-    this.place = this.#writing && this.#nameOf(this.#writing.mark)
-    if (this.count > 0) requireVision(session.model, this.#writing)
+    this.#writing = pictureWriting(reader.model)
+    this.place = this.#writing && nameOfToken(reader.model, this.#writing.mark)
+    if (this.count > 0) requireVision(reader.model)
   }
 
   /** Puts a token for each vector of a picture in the picture's place. */
@@ -55,58 +63,62 @@ export class PromptPictures {
     const writing = this.#writing
     if (place === undefined || writing === undefined) return text
     const [first, ...rest] = text.split(place)
-    if (rest.length !== count) {
-      throw new DataError({
-        where: this.#where,
-        what: 'it has not as many places for pictures as there are pictures',
-        expected: `${place} ${count === 1 ? 'once' : `${count} times`}, for ${count === 1 ? 'one picture' : `${count} pictures`}`,
-        got: rest.length === 1 ? 'once' : `${rest.length} times`,
-        hint: `Write ${place} in a text, or { type: 'image' } among the parts of a message, where a picture goes`,
-      })
-    }
+    if (rest.length !== count) throw otherPlaces(place, count, rest.length, this.#where)
     const pictures = []
     for (const [i, image] of this.#images.entries()) pictures.push(await this.#read(image, `image ${i + 1}`))
     if (pictures.length > 0) this.vectors = joined(writing.token, pictures)
-    return pictures.reduce((all, picture, i) => all + writing.write(picture, (id) => this.#nameOf(id)) + rest[i], first)
+    const { model } = this.#reader
+    const nameOf = (id: number) => nameOfToken(model, id)
+    return pictures.reduce((all, picture, i) => all + writing.write(picture, nameOf) + rest[i], first)
   }
 
   check(ids: readonly number[]): void {
-    if (this.vectors === undefined) return
-    const { token, count } = this.vectors
-    const places = ids.filter((id) => id === token).length
-    if (places === count) return
-    throw new DataError({
-      where: this.#where,
-      what: 'the tokenizer gives another number of tokens for its pictures than the vision encoder gives vectors',
-      expected: `${count} times token ${token}`,
-      got: `${places} times`,
-    })
+    if (this.vectors !== undefined) checkTokens(ids, this.vectors.token, this.vectors.count, this.#where)
   }
 
-  async #read(image: ImageSource, name: string): Promise<ReadPicture> {
-    const { model, decodeImage } = this.#session
+  async #read(image: ImageSource, name: string) {
+    const { model, decodeImage } = this.#reader
     const where = this.#where === 'prompt' ? name : `${this.#where}, ${name}`
-    const graph = readGraph((await model.openGraph('vision_encoder')).proto)
-    const pixels = await readImage(image, decodeImage, where)
-    const piece = await pieceOf(pictureForm(graph), pixels, model, where)
-    const outputs = await this.#session.runGraph('vision_encoder', visionFeeds(graph, piece), [this.#mix])
-    const features = outputs.image_features ?? Object.values(outputs)[0]
-    const width = features.dims.at(-1) ?? 0
-    return {
-      ...piece,
-      data: floatsOf(features),
-      width,
-      count: features.data.length / width,
-      grid: gridOf(piece, model),
-    }
-  }
-
-  #nameOf(id: number): string {
-    return requireTokenizer(this.#session.model).decode([id], { specialTokens: true })
+    const piece = await pieceOf(await readImage(image, decodeImage, where), model, where)
+    return { ...piece, ...(await seePicture(this.#reader, piece)), grid: gridOf(piece, model) }
   }
 }
 
-type ReadPicture = Piece & PictureSize & { readonly data: Float32Array; readonly width: number }
+export async function seePicture(reader: PictureReader, piece: Piece): Promise<SeenPicture> {
+  const graph = readGraph((await reader.model.openGraph('vision_encoder')).proto)
+  const outputs = await reader.see(visionFeeds(graph, piece))
+  const features = outputs.image_features ?? Object.values(outputs)[0]
+  const width = features.dims.at(-1) ?? 0
+  return { data: floatsOf(features), width, count: features.data.length / width }
+}
+
+export function nameOfToken(model: Model, id: number): string {
+  return requireTokenizer(model).decode([id], { specialTokens: true })
+}
+
+export function otherPlaces(place: string, count: number, got: number, where: string): DataError {
+  return new DataError({
+    where,
+    what: 'it has not as many places for pictures as there are pictures',
+    expected: `${place} ${count === 1 ? 'once' : `${count} times`}, for ${count === 1 ? 'one picture' : `${count} pictures`}`,
+    got: got === 1 ? 'once' : `${got} times`,
+    hint: `Write ${place} in a text, or { type: 'image' } among the parts of a message, where a picture goes`,
+  })
+}
+
+export function checkTokens(ids: ArrayLike<number>, token: number, count: number, where: string): void {
+  let places = 0
+  for (let i = 0; i < ids.length; i++) if (ids[i] === token) places++
+  if (places === count) return
+  throw new DataError({
+    where,
+    what: 'the tokenizer gives another number of tokens for its pictures than the vision encoder gives vectors',
+    expected: `${count} times token ${token}`,
+    got: `${places} times`,
+  })
+}
+
+type ReadPicture = SeenPicture & Pick<Piece, 'grid'>
 
 function joined(token: number, pictures: readonly ReadPicture[]): PictureVectors {
   const { width } = pictures[0]
@@ -114,12 +126,9 @@ function joined(token: number, pictures: readonly ReadPicture[]): PictureVectors
   return { token, data, count: data.length / width, width, grids: pictures.flatMap(({ grid }) => (grid ? [grid] : [])) }
 }
 
-async function pieceOf(
-  form: ReturnType<typeof pictureForm>,
-  pixels: Pixels,
-  { preprocessorConfig, config }: Model,
-  where: string,
-): Promise<Piece> {
+export async function pieceOf(pixels: Pixels, model: Model, where: string): Promise<Piece> {
+  const { preprocessorConfig, config } = model
+  const form = pictureForm(readGraph((await model.openGraph('vision_encoder')).proto))
   if (form === 'tiles') {
     const { pixels: values, count, edge, rows, columns } = tilesOf(pixels, preprocessorConfig!)
     return { pixels: values, dims: [1, count, 3, edge, edge], rows, columns }
@@ -135,15 +144,17 @@ async function pieceOf(
 }
 
 /** The grid of a picture's vectors: several patches become one. */
-function gridOf({ grid }: Piece, { config, preprocessorConfig }: Model): readonly number[] | undefined {
+export function gridOf({ grid }: Piece, { config, preprocessorConfig }: Model): readonly number[] | undefined {
   if (grid === undefined) return undefined
   const own = (config.vision_config as { spatial_merge_size?: unknown }).spatial_merge_size
   const merge = [own, preprocessorConfig?.merge_size, 2].find(Number.isSafeInteger) as number
   return [grid[0], grid[1] / merge, grid[2] / merge]
 }
 
-function requireVision(model: Model, writing: PictureWriting | undefined): void {
+/** Returns how the model writes pictures. Throws UnsupportedError or FileError for one that cannot read them. */
+export function requireVision(model: Model): PictureWriting {
   const { directory, graphs, preprocessorConfig } = model
+  const writing = pictureWriting(model)
   if (writing === undefined) throw readsNoPictures(model)
   const missing =
     graphs.vision_encoder === undefined
@@ -151,7 +162,7 @@ function requireVision(model: Model, writing: PictureWriting | undefined): void 
       : preprocessorConfig === undefined
         ? 'preprocessor_config.json'
         : undefined
-  if (missing === undefined) return
+  if (missing === undefined) return writing
   throw new FileError({
     where: directory.name,
     what: `no ${missing} in this folder, which pictures need`,

@@ -20,15 +20,21 @@ export function messageForm(
     })
 }
 
-/** Messages with a place for each picture: where none names one, they are before the text of the last question. */
-export function withPlaces(messages: Messages, pictures: number, place: string): Messages {
-  const hasPlace = ({ content = '' }: MessageOfParts) =>
-    typeof content === 'string' ? content.includes(place) : content.some(({ type }) => type === 'image')
+/**
+ * Messages with a place for each picture: where none names one, they are before the text of a question. `place`: the
+ * text that is one, too.
+ */
+export function withPlaces(messages: Messages, pictures: number, question: 'first' | 'last', place?: string): Messages {
+  const hasPlace = ({ content = '' }: MessageOfParts) => {
+    if (typeof content !== 'string') return content.some(({ type }) => type === 'image')
+    return place !== undefined && content.includes(place)
+  }
   if (pictures === 0 || messages.some(hasPlace)) return messages
-  const last = messages.findLastIndex(({ role }) => role === 'user')
+  const isQuestion = ({ role }: MessageOfParts) => role === 'user'
+  const asked = question === 'first' ? messages.findIndex(isQuestion) : messages.findLastIndex(isQuestion)
   const places = Array.from({ length: pictures }, (): MessagePart => ({ type: 'image' }))
   return messages.map((message, i) => {
-    return i === last ? { ...message, content: [...places, ...partsOf(message.content ?? '')] } : message
+    return i === asked ? { ...message, content: [...places, ...partsOf(message.content ?? '')] } : message
   })
 }
 

@@ -1,0 +1,237 @@
+// Shapes without running a model: each operator runs alone, on zeros of its inputs' shapes. The layers of a model
+// repeat, so that a few hundred operators answer for thousands of nodes, and no weight is read.
+
+import { elementCount } from '../../base/tensor.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
+import { create, toBinary } from '../../formats/onnx/protobuf.js'
+import {
+  DataType,
+  dimsOf,
+  GraphProtoSchema,
+  integersOf,
+  isExternal,
+  type ModelProto,
+  type NodeProto,
+  NodeProtoSchema,
+  type TensorProto,
+  TensorProtoSchema,
+  ValueInfoProtoSchema,
+} from '../../formats/onnx/tensors.js'
+import type { Feeds, RuntimeSession, RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
+import { valueInfo } from '../inject/inject.js'
+import { constantTensor, intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import { type Graph, implicitInputs } from '../view/graph.js'
+
+export type OpenModel = (model: ModelProto) => Promise<RuntimeSession>
+
+interface AtPoint {
+  readonly dims: readonly number[]
+  /** Kept where it follows from the graph's inputs and small constants alone. */
+  readonly data?: TensorData | readonly number[] | undefined
+}
+
+export interface Known {
+  readonly elemType: DataType
+  readonly points: readonly [AtPoint, AtPoint]
+  /** A small constant, as the graph holds it. */
+  readonly constant?: TensorProto
+}
+
+const TYPES: Partial<Record<DataType, readonly [TensorType, new (length: number) => TensorData]>> = {
+  [DataType.FLOAT]: ['float32', Float32Array],
+  [DataType.FLOAT16]: ['float16', Uint16Array],
+  [DataType.DOUBLE]: ['float64', Float64Array],
+  [DataType.INT64]: ['int64', BigInt64Array],
+  [DataType.INT32]: ['int32', Int32Array],
+  [DataType.INT8]: ['int8', Int8Array],
+  [DataType.UINT8]: ['uint8', Uint8Array],
+  [DataType.BOOL]: ['bool', Uint8Array],
+}
+
+/** Longer floats steer no shapes. All integers are kept: masks and positions of a few tokens are small. */
+const MAX_FLOATS = 64
+/** Constants up to here are given to an operator as they are. */
+const MAX_CONSTANT = 1024
+
+/** Operators whose output's shape may depend on the content of an input, from this one on. */
+const STEERED_FROM: Readonly<Record<string, number>> = Object.fromEntries([
+  ...'ConstantOfShape Range NonZero Unique NonMaxSuppression Loop'.split(' ').map((name) => [name, 0]),
+  ...'Reshape Expand Slice Tile Pad Resize Upsample Split Squeeze Unsqueeze TopK OneHot Compress CenterCropPad'
+    .split(' ')
+    .map((name) => [name, 1]),
+  ...'Sum Mean Max Min L1 L2 Prod SumSquare LogSum LogSumExp'.split(' ').map((name) => [`Reduce${name}`, 1]),
+])
+
+/** Values whose shape depends on what the weights compute are left out, and all that is made of them. */
+export async function shapesByOperator(
+  graph: Graph,
+  open: OpenModel,
+  points: readonly [Feeds, Feeds],
+): Promise<ReadonlyMap<Value, Known>> {
+  const shell = graph.toModel()
+  const known = new Map<Value, Known>()
+  for (const [name, tensor] of graph.initializers) known.set(name, ofConstant(tensor))
+  for (const { name } of graph.inputs) {
+    const [first, second] = points.map((feeds) => feeds[name])
+    if (first !== undefined && second !== undefined) known.set(name, ofTensors([first, second], true))
+  }
+  const answers = new Map<string, readonly (Known | undefined)[]>()
+  for (const node of graph.nodes) {
+    const constant = node.opType === 'Constant' ? constantTensor(node) : undefined
+    if (constant !== undefined) {
+      known.set(node.output[0], ofConstant(constant))
+      continue
+    }
+    if (node.opType === 'If') {
+      for (const name of node.output) {
+        const own = known.get(takenBy(graph, node, name, known) ?? '')
+        if (own !== undefined) known.set(name, own)
+      }
+      continue
+    }
+    const names = new Set([...node.input, ...implicitInputs(node)].filter((name) => name !== ''))
+    const inputs = new Map([...names].flatMap((name) => [[name, known.get(name)!] as const].filter(([, own]) => own)))
+    const steering = node.input.slice(STEERED_FROM[node.opType] ?? node.input.length)
+    if (inputs.size < names.size || steering.some((name) => name !== '' && !hasContent(inputs.get(name)!))) continue
+    const key = keyOf(node, inputs)
+    let outputs = answers.get(key)
+    if (outputs === undefined) {
+      // An operator that zeros do not fit is left to a run of the whole graph.
+      outputs = ruled(node, inputs) ?? (await run(node, inputs, shell, open).catch(() => []))
+      answers.set(key, outputs)
+    }
+    node.output.forEach((name, i) => {
+      const own = outputs[i]
+      if (own !== undefined) known.set(name, own)
+    })
+  }
+  return known
+}
+
+/** Undefined where the two points take different branches, or none that is known. */
+function takenBy(graph: Graph, node: NodeProto, output: Value, known: ReadonlyMap<Value, Known>): Value | undefined {
+  const [first, second] = known.get(node.input[0])?.points.map(({ data }) => data?.[0]) ?? []
+  if (first === undefined || first !== second) return undefined
+  const taken = Number(first) === 0 ? 'else_branch' : 'then_branch'
+  return graph.given(node, output)?.find(({ name }) => name === taken)?.value
+}
+
+function ofConstant(tensor: TensorProto): Known {
+  const dims = dimsOf(tensor)
+  const isSmall = !isExternal(tensor) && elementCount(dims) <= MAX_CONSTANT
+  const data = isSmall ? integersOf(tensor) : undefined
+  return {
+    elemType: tensor.dataType,
+    points: [
+      { dims, data },
+      { dims, data },
+    ],
+    ...(isSmall && { constant: tensor }),
+  }
+}
+
+function ofTensors(tensors: readonly RuntimeTensor[], isContent: boolean): Known {
+  const [first, second] = tensors.map((tensor) => ({
+    dims: tensor.dims,
+    data: isContent && (!isFloat(tensor) || tensor.data.length <= MAX_FLOATS) ? tensor.data : undefined,
+  }))
+  const elemType = Object.entries(TYPES).find(([, types]) => types?.[0] === tensors[0].type)?.[0]
+  return { elemType: Number(elemType), points: [first, second] }
+}
+
+function isFloat({ type }: RuntimeTensor): boolean {
+  return type.startsWith('float')
+}
+
+function hasContent({ points, constant }: Known): boolean {
+  return constant !== undefined || points.every(({ data }) => data !== undefined)
+}
+
+/** Equal for operators that give the same shapes and content. */
+function keyOf(node: NodeProto, inputs: ReadonlyMap<Value, Known>): string {
+  const { domain, opType, attribute } = node
+  const text = (bytes: Uint8Array) => new TextDecoder('latin1').decode(bytes)
+  const parts = [...node.input, ...implicitInputs(node)].map((name) => {
+    const own = inputs.get(name)
+    if (own === undefined) return ''
+    const content = own.constant && text(toBinary(TensorProtoSchema, copyMessage(own.constant, { name: '' })))
+    return `${own.elemType} ${own.points.map(({ dims, data }) => `${dims}:${data ?? ''}`).join('/')} ${content ?? ''}`
+  })
+  const attributes = text(toBinary(NodeProtoSchema, create(NodeProtoSchema, { domain, opType, attribute })))
+  return JSON.stringify([attributes, node.output.map((name) => name !== ''), parts])
+}
+
+/** The operators that read large weights; content is not needed of what they give. */
+function ruled(node: NodeProto, inputs: ReadonlyMap<Value, Known>): readonly Known[] | undefined {
+  const own = node.input.map((name) => inputs.get(name))
+  if (own.every((one) => one === undefined || hasContent(one))) return undefined
+  const [a, b] = own
+  const dimsAt = (make: (a: readonly number[], b: readonly number[]) => readonly number[], elemType = a?.elemType) => {
+    const points = [0, 1].map((i) => ({ dims: make(a!.points[i].dims, b?.points[i].dims ?? []) }))
+    return [{ elemType: elemType!, points: points as unknown as Known['points'] }]
+  }
+  const isFlagged = (name: string) => intAttribute(node, name, 0) === 1
+  switch (node.opType) {
+    case 'MatMul':
+      if (b!.points[0].dims.length !== 2) return undefined
+      return dimsAt((left, right) => [...left.slice(0, -1), right[1]])
+    case 'Gemm':
+      return dimsAt((left, right) => [left[isFlagged('transA') ? 1 : 0], right[isFlagged('transB') ? 0 : 1]])
+    case 'MatMulNBits':
+      return dimsAt((left) => [...left.slice(0, -1), intAttribute(node, 'N', 0)])
+    case 'Gather':
+      if (intAttribute(node, 'axis', 0) !== 0) return undefined
+      return dimsAt((table, rows) => [...rows, ...table.slice(1)])
+    case 'Transpose':
+      return dimsAt((dims) =>
+        (intsAttribute(node, 'perm') ?? dims.map((_, i) => dims.length - 1 - i)).map((i) => dims[i]),
+      )
+    case 'Cast':
+      return dimsAt((dims) => dims, intAttribute(node, 'to', 0))
+    case 'DequantizeLinear':
+      return dimsAt((dims) => dims, b!.elemType)
+    default:
+      return undefined
+  }
+}
+
+async function run(
+  node: NodeProto,
+  inputs: ReadonlyMap<Value, Known>,
+  shell: ModelProto,
+  open: OpenModel,
+): Promise<readonly (Known | undefined)[]> {
+  const constants = [...inputs].flatMap(([name, { constant }]) => (constant ? [copyMessage(constant, { name })] : []))
+  const fed = [...inputs].filter(([, { constant }]) => constant === undefined)
+  if (fed.some(([, { elemType }]) => TYPES[elemType] === undefined)) return []
+  const given = node.output.filter((name) => name !== '')
+  const graph = create(GraphProtoSchema, {
+    name: 'shapes',
+    node: [node],
+    initializer: constants,
+    input: fed.map(([name, { elemType }]) => valueInfo(name, elemType)),
+    output: given.map((name) => create(ValueInfoProtoSchema, { name })),
+  })
+  const session = await open(copyMessage(shell, { graph }))
+  try {
+    const at = (i: 0 | 1) =>
+      session.run(Object.fromEntries(fed.map(([name, own]) => [name, tensorOf(own, i, node)])), given)
+    const isStatic = fed.every(([, { points }]) => points[0].dims === points[1].dims)
+    const first = await at(0)
+    const second = isStatic ? first : await at(1)
+    const isContent = ['Shape', 'Size'].includes(node.opType) || [...inputs.values()].every(hasContent)
+    return node.output.map((name) => (name === '' ? undefined : ofTensors([first[name], second[name]], isContent)))
+  } finally {
+    await session.dispose()
+  }
+}
+
+function tensorOf({ elemType, points }: Known, i: 0 | 1, { opType }: NodeProto): RuntimeTensor {
+  const [type, Data] = TYPES[elemType]!
+  const { dims, data = new Data(elementCount(dims)) } = points[i]
+  // A division of integers by zero ends the process.
+  if (points[i].data === undefined && /^(Div|Mod)$/.test(opType))
+    (data as Int32Array).fill((type === 'int64' ? 1n : 1) as never)
+  return { type, data: data as TensorData, dims }
+}

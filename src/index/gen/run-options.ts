@@ -1,0 +1,46 @@
+// Made by scripts/generate/options.mjs from the types. Do not edit.
+
+import type { HubOptions } from '../hub.js'
+import { type OptionTable, NAME, FUNCTION, anyOf, oneOf, OBJECT, SIGNAL, listOf, ranged, BOOLEAN } from '../../base/options.js'
+import { ENDPOINT, RUNTIME, NAMED_ADAPTERS } from '../kinds.js'
+import type { LoadModelOptions } from '../model.js'
+import type { OpenSessionOptions } from '../session.js'
+import type { LoadOptions } from '../../peft/open.js'
+
+export const HUB_OPTIONS: OptionTable<HubOptions> = {
+  endpoint: ENDPOINT,
+  token: NAME,
+  onDownload: FUNCTION,
+  onWarning: FUNCTION,
+}
+
+export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
+  runtime: RUNTIME,
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  onnxPath: NAME,
+  onDownload: FUNCTION,
+  signal: SIGNAL,
+}
+
+export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
+  adapters: NAMED_ADAPTERS,
+  onWarning: FUNCTION,
+  device: anyOf(NAME, listOf(NAME)),
+  threads: ranged('an integer in [1, 1024]'),
+  lowMemory: BOOLEAN,
+  allowMissing: BOOLEAN,
+  modules: OBJECT,
+  optimization: oneOf('disabled', 'basic', 'extended', 'all'),
+  profilePrefix: NAME,
+  allow: listOf(oneOf('lora', 'dora', 'biases', 'embeddings', 'heads')),
+  accuracyLevel: oneOf(0, 4),
+  maxBatch: ranged('an integer of at least 1'),
+  cacheBytes: ranged('an integer of at least 1'),
+  prefixCache: ranged('an integer of at least 0'),
+}
+
+export const LOAD_OPTIONS: OptionTable<LoadOptions> = {
+  name: NAME,
+  strict: BOOLEAN,
+}
+

@@ -1,0 +1,72 @@
+// Adapters as runs read them: all of a LoraAdapter, or linear layers alone, which need none of the code that computes
+// with layers.
+
+import type { Matrix } from '../base/tensor.js'
+import type { AdapterPart, BaseRecord, LoraAdapter } from './adapter.js'
+import { type LoraConfig, scalingOf } from './config.js'
+import { changesBase } from './init/inits.js'
+import type { LoraLayer } from './layer.js'
+import { ADAPTERS, type PartView } from './part.js'
+
+/** A and B of a linear layer, and what stands beside them. */
+export type LinearValues = Pick<
+  LoraLayer,
+  'kind' | 'name' | 'd' | 'k' | 'rank' | 'scaling' | 'weightA' | 'weightB' | 'magnitude' | 'biasB'
+>
+
+export type RunPart = LinearValues | Exclude<AdapterPart, LoraLayer>
+
+export interface RunAdapter {
+  readonly config: LoraConfig
+  readonly isPlain?: boolean
+  readonly size: number
+  /** As {@link LoraAdapter.chatTemplate}. */
+  readonly chatTemplate: string | undefined
+  readonly trainedOn: BaseRecord | undefined
+  names(): string[]
+  get(name: string): RunPart | undefined
+  parts(): readonly RunPart[]
+  only(names: ReadonlySet<string>): RunAdapter
+}
+
+export function isAdapter(value: unknown): value is LoraAdapter {
+  return ADAPTERS.has(value as object)
+}
+
+/** A plain LoRA: linear layers without magnitudes and biases of B, on the base as it is. */
+export function isPlain(adapter: { readonly config: LoraConfig; parts(): readonly PartView[] }): boolean {
+  const { init, layerReplication } = adapter.config
+  if (changesBase(init) || layerReplication !== undefined) return false
+  return adapter.parts().every(({ kind, tensors }) => {
+    return kind === 'linear' && tensors.magnitude === undefined && tensors.biasB === undefined
+  })
+}
+
+/** A layer of the config's rank for A (r, k) and B (d, r), which are not copied. */
+export function linearValues(name: string, config: LoraConfig, weightA: Matrix, weightB: Matrix): LinearValues {
+  const [d, k] = [weightB.shape[0], weightA.shape[1]]
+  const none = { magnitude: undefined, biasB: undefined }
+  return { kind: 'linear', name, d, k, rank: config.rank, scaling: scalingOf(config), weightA, weightB, ...none }
+}
+
+/** A plain LoRA that was read for runs alone: no caller gets hold of it. */
+export function plainAdapter(
+  about: Pick<RunAdapter, 'config' | 'chatTemplate' | 'trainedOn'>,
+  layers: readonly LinearValues[],
+): RunAdapter {
+  const adapter: RunAdapter = {
+    ...about,
+    isPlain: true,
+    size: layers.length,
+    names: () => layers.map(({ name }) => name),
+    get: (name) => layers.find((layer) => layer.name === name),
+    parts: () => layers,
+    only: (names) =>
+      plainAdapter(
+        about,
+        layers.filter(({ name }) => names.has(name)),
+      ),
+  }
+  ADAPTERS.add(adapter)
+  return adapter
+}

@@ -1,0 +1,257 @@
+// Pictures that a model learns from. Its vision encoder stays as it is and gives their vectors, which are put in the
+// places of their tokens before the decoder reads them.
+
+import { DataError } from '../../base/errors.js'
+import { joinedUp } from '../../base/tensor.js'
+import { DataType } from '../../formats/onnx/tensors.js'
+import { Hash } from '../../graph/base-record.js'
+import { VECTORS } from '../../graph/inputs/tokens.js'
+import type { Model } from '../../graph/model-folder.js'
+import { sessionModel } from '../../graph/session-model.js'
+import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
+import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
+import { openEngine } from '../../runtime/host.js'
+import type { Feeds, SessionOptions } from '../../runtime/runtime.js'
+import { SessionTable } from '../../runtime/session-table.js'
+import type { Span } from '../../text/added-tokens.js'
+import type { Chat, MessageOfParts, MessagePart } from '../../text/chat.js'
+import { type Example, IGNORED } from '../../text/records.js'
+import type { ChatTemplate } from '../../text/template.js'
+import { ownLength } from '../token-batch.js'
+import { messageForm } from './chat-places.js'
+import { gridPositions, type PictureSize, type PictureWriting } from './picture-places.js'
+import {
+  checkTokens,
+  gridOf,
+  nameOfToken,
+  otherPlaces,
+  type PictureReader,
+  type Piece,
+  pieceOf,
+  requireVision,
+  seePicture,
+} from './pictures.js'
+
+/** Vectors of pictures, float32 (m, width), and for each its row and column among the tokens, int64 (m, 2). */
+const [PICTURES, PLACES] = ['pictures/vectors', 'pictures/places']
+
+/** Vectors where shapes are measured. */
+const PROBED = [9, 13] as const
+
+/** Bytes of vectors that are kept. Pictures beyond that are seen anew in each step that has them. */
+const KEPT_BYTES = 2 ** 28
+
+interface LearnedPicture extends PictureSize {
+  readonly grid: readonly number[] | undefined
+  /** Tells it from other pictures. */
+  readonly digest: Uint8Array
+  vectors(): Promise<Float32Array>
+}
+
+/** An example, with the pictures that its tokens have places for. */
+export interface PicturedExample extends Example {
+  readonly pictures?: { readonly encoder: PictureEncoder; readonly list: readonly LearnedPicture[] }
+}
+
+export interface EncoderOptions extends Pick<SessionOptions, 'threads' | 'executionProviders'> {
+  readonly model: Model
+  readonly decodeImage?: DecodeImage | undefined
+}
+
+export class PictureEncoder implements PictureReader {
+  readonly model: Model
+  readonly decodeImage: DecodeImage | undefined
+  readonly #writing: PictureWriting
+  readonly #session: Pick<EncoderOptions, 'threads' | 'executionProviders'>
+  readonly #pictures = new WeakMap<MessagePart, LearnedPicture>()
+  #opening: ReturnType<PictureEncoder['open']> | undefined
+  #kept = 0
+  #ready = new Map<LearnedPicture, Float32Array>()
+  /** Vectors of a tile, of a patch, or of a picture that is neither cut; and their width. */
+  #form: { readonly count: number; readonly width: number } | undefined
+
+  constructor({ model, decodeImage, ...session }: EncoderOptions) {
+    this.model = model
+    this.decodeImage = decodeImage
+    this.#writing = requireVision(model)
+    this.#session = session
+  }
+
+  get token(): number {
+    return this.#writing.token
+  }
+
+  async see(feeds: Feeds): ReturnType<PictureReader['see']> {
+    this.#opening ??= this.open()
+    const { remote, id } = await this.#opening
+    return remote.runSession(id, feeds)
+  }
+
+  /** @internal */
+  async open() {
+    const { model } = this
+    const onnx = await model.openGraph('vision_encoder')
+    const engine = await openEngine(model.runtime, 'train', async () => SessionTable, this.#session.threads)
+    const { remote } = engine
+    const options = { ...this.#session, lowMemory: true }
+    const { id } = await remote.openSession(await sessionModel(onnx, onnx.proto), options)
+    return { remote, id, close: engine.close }
+  }
+
+  async close(): Promise<void> {
+    const opened = await this.#opening?.catch(() => undefined)
+    await opened?.close()
+  }
+
+  /** Reads the pictures of a chat, one for each place. */
+  async read(chat: Chat, images: readonly ImageSource[], where: string): Promise<void> {
+    const places = partsOf(chat.messages)
+    for (const [i, image] of images.entries()) {
+      this.#pictures.set(places[i], await this.#read(image, `${where}, image ${i + 1}`))
+    }
+  }
+
+  async #read(image: ImageSource, where: string): Promise<LearnedPicture> {
+    const { model, decodeImage } = this
+    const pixels = await readImage(image, decodeImage, where)
+    const piece = await pieceOf(pixels, model, where)
+    let kept: Float32Array | undefined
+    const see = async (own: Piece) => {
+      const seen = await seePicture(this, own)
+      if (this.#kept + seen.data.byteLength > KEPT_BYTES) return seen
+      this.#kept += seen.data.byteLength
+      kept = seen.data
+      return seen
+    }
+    if (this.#form === undefined) {
+      const { count, width } = await see(piece)
+      this.#form = { count: count / unitsOf(piece), width }
+    }
+    const { rows, columns } = piece
+    const count = this.#form.count * unitsOf(piece)
+    return {
+      ...{ rows, columns, count },
+      grid: gridOf(piece, model),
+      digest: new TextEncoder().encode(new Hash().add(pixels.data).digest()),
+      async vectors() {
+        if (kept !== undefined) return kept
+        const { data, width } = await see(await pieceOf(await readImage(image, decodeImage, where), model, where))
+        if (data.length === count * width) return data
+        throw new DataError({ where, what: 'the picture has changed since it was read' })
+      },
+    }
+  }
+
+  /** A template that writes the tokens of pictures in their places. */
+  template(own: ChatTemplate, args: Readonly<Record<string, unknown>> | undefined): ChatTemplate {
+    const { model } = this
+    const nameOf = (id: number) => nameOfToken(model, id)
+    const place = nameOf(this.#writing.mark)
+    const form = messageForm(own, args, place)
+    const { name, text, marksGeneration } = own
+    return {
+      ...{ name, text, marksGeneration },
+      render: (messages, options, where) => {
+        const pictures = this.#of(messages)
+        const rendered = own.render(form(messages), options, where)
+        const [first, ...rest] = rendered.text.split(place)
+        if (rest.length !== pictures.length) throw otherPlaces(place, pictures.length, rest.length, where)
+        let [whole, end] = [first, first.length]
+        const moves: [from: number, by: number][] = []
+        for (const [i, picture] of pictures.entries()) {
+          const tokens = this.#writing.write(picture, nameOf)
+          whole += tokens + rest[i]
+          moves.push([end + place.length, tokens.length - place.length])
+          end += place.length + rest[i].length
+        }
+        const moved = (at: number) => moves.reduce((to, [from, by]) => (from <= at ? to + by : to), at)
+        const span = ({ start, end }: Span) => ({ start: moved(start), end: moved(end) })
+        return { text: whole, generated: rendered.generated.map(span) }
+      },
+    }
+  }
+
+  #of(messages: readonly MessageOfParts[]): LearnedPicture[] {
+    return partsOf(messages).flatMap((part) => this.#pictures.get(part) ?? [])
+  }
+
+  /** The example of a chat; tokens of pictures are no targets. */
+  pictured(example: Example, { messages }: Chat, where: string): PicturedExample {
+    const list = this.#of(messages)
+    if (list.length === 0) return example
+    const { inputIds } = example
+    const { token } = this
+    checkTokens(inputIds, token, countOf(list), where)
+    const labels = example.labels.map((label) => (label === token ? IGNORED : label))
+    return { inputIds, labels, pictures: { encoder: this, list } }
+  }
+
+  addTo(objective: ObjectiveGraph): void {
+    const vectors = objective.input(PICTURES, DataType.FLOAT, ['picture vectors', this.#form!.width])
+    const places = objective.input(PLACES, DataType.INT64, ['picture vectors', 2])
+    const { g, graph } = objective
+    graph.putBehind(VECTORS, (plain) => g.op('ScatterND', [plain, places, vectors]), 'plain')
+  }
+
+  /** The pictures in each of the two runs that shapes are measured by. */
+  readonly probe = PROBED.map((count) => () => {
+    return this.#feeds(new Float32Array(count * this.#form!.width), Array(2 * count).fill(0))
+  })
+
+  readonly length = ownLength('picture vectors', PROBED, { input: PICTURES, axis: 0 })
+
+  async prepare(examples: readonly PicturedExample[]): Promise<void> {
+    this.#ready = new Map()
+    for (const picture of examples.flatMap(({ pictures }) => pictures?.list ?? []))
+      this.#ready.set(picture, await picture.vectors())
+  }
+
+  /** Feeds of `tokens` with the pictures of examples that are prepared. `length`: tokens of a row. */
+  feeds(examples: readonly PicturedExample[], length: number, tokens: Feeds): Feeds {
+    const { token, model } = this
+    const vectors: Float32Array[] = []
+    const places: number[] = []
+    const { input_ids: ids, position_ids: positions } = tokens
+    for (const [row, { inputIds, pictures: { list } = { list: [] } }] of examples.entries()) {
+      for (const picture of list) vectors.push(this.#ready.get(picture)!)
+      if (list.length === 0) continue
+      inputIds.forEach((id, i) => {
+        if (id !== token) return
+        places.push(row, i)
+        // The embedding may have no row for the token of pictures.
+        ids.data[row * length + i] = (
+          typeof ids.data[0] === 'bigint' ? BigInt(model.padTokenId) : model.padTokenId
+        ) as number
+      })
+      const grids = list.flatMap(({ grid }) => (grid === undefined ? [] : [grid]))
+      if (grids.length === 0 || positions?.dims.length !== 3) continue
+      const own = gridPositions([...inputIds], { token, grids })
+      own.forEach((axis, i) => {
+        ;(positions.data as BigInt64Array).set(axis.map(BigInt), (i * examples.length + row) * length)
+      })
+    }
+    return { ...tokens, ...this.#feeds(joinedUp(vectors), places) }
+  }
+
+  #feeds(data: Float32Array, places: readonly number[]): Feeds {
+    const count = places.length / 2
+    return {
+      [PICTURES]: { type: 'float32', data, dims: [count, this.#form!.width] },
+      [PLACES]: { type: 'int64', data: BigInt64Array.from(places, BigInt), dims: [count, 2] },
+    }
+  }
+}
+
+function countOf(list: readonly LearnedPicture[]): number {
+  return list.reduce((sum, { count }) => sum + count, 0)
+}
+
+function partsOf(messages: readonly MessageOfParts[]): MessagePart[] {
+  const parts = messages.flatMap(({ content }) => (typeof content === 'object' ? content : []))
+  return parts.filter(({ type }) => type === 'image')
+}
+
+/** Tiles, or patches, of (pictures, tiles, 3, edge, edge) or (patches, width); else one. */
+function unitsOf({ dims }: Piece): number {
+  return dims.length === 5 ? dims[1] : dims.length === 2 ? dims[0] : 1
+}

@@ -1,0 +1,63 @@
+// The pictures of a row of data, in the form of TRL's data sets for models of texts and pictures: `images` in the order
+// of their places in the messages, or a picture in its place.
+
+import { DataError } from '../../base/errors.js'
+import type { ImageSource } from '../../images/image.js'
+import { isImageSource } from '../../images/image-source.js'
+import { type Chat, chatOf, type MessagePart, messageOfParts } from '../../text/chat.js'
+import { type ParsedRecord, parseRecord } from '../../text/records.js'
+import { withPlaces } from './chat-places.js'
+
+/** A record, with a picture for each place in its messages; without `images` it has none. */
+export type PicturedRecord = ParsedRecord & { readonly images?: readonly ImageSource[] }
+
+export function parsePictured(row: unknown, where: string): PicturedRecord {
+  const record = parseRecord(row, where, messageOfParts)
+  const { images, image } = row as Readonly<Record<string, unknown>>
+  const given = [images ?? image ?? []].flat()
+  const isChat = record.kind === 'chat' || record.kind === 'answer'
+  if (given.length > 0 && !isChat) {
+    throw new DataError({
+      where,
+      what: 'pictures beside a text',
+      expected: '"messages", or "question" and "answer", with "images"',
+      got: `${given.length} pictures`,
+    })
+  }
+  if (!isChat) return record
+  const chat = record.kind === 'chat' ? record.chat : chatOf(record.question, record.answer, record.system)
+  // As in TRL, pictures without places go before the text of the first question.
+  const messages = withPlaces(chat.messages, given.length, 'first')
+  const placed = takePictures({ ...chat, messages }, given, where)
+  return placed.images.length === 0 ? record : { where, kind: 'chat', ...placed }
+}
+
+function takePictures(chat: Chat, given: readonly unknown[], where: string) {
+  const images: unknown[] = []
+  let taken = 0
+  const take = (part: MessagePart & { readonly image?: unknown }): MessagePart => {
+    if (part.type !== 'image') return part
+    images.push(part.image ?? given[taken++])
+    return { type: 'image' }
+  }
+  const messages = chat.messages.map((message) => {
+    const { content } = message
+    return typeof content === 'object' ? { ...message, content: content.map(take) } : message
+  })
+  if (taken !== given.length) {
+    throw new DataError({
+      where,
+      what: 'it has not as many places for pictures as there are pictures',
+      expected: `${given.length} times { "type": "image" } among the parts of its messages`,
+      got: String(taken),
+    })
+  }
+  const other = images.findIndex((image) => !isImageSource(image))
+  if (other < 0) return { chat: { ...chat, messages }, images: images as ImageSource[] }
+  throw new DataError({
+    where: `${where}, image ${other + 1}`,
+    what: 'not a picture',
+    expected: 'a path, the bytes of a file, or { data, width, height }',
+    got: typeof images[other],
+  })
+}
