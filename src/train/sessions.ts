@@ -77,7 +77,7 @@ export class TrainingSessions {
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
-    const { model, open, adapter, modules, settings, longest = Number.POSITIVE_INFINITY } = parts
+    const { model, open, adapter, modules, settings, longest = 0 } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
@@ -94,7 +94,7 @@ export class TrainingSessions {
     tell(0)
     // Pictures all have one size, which no length tells.
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
-    const tokens = isText ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
+    const tokens = isText && longest > 0 ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
     const options = { layers, base, modules, dropout, invocation, twoPasses, tokens }
     const training = isTraining ? await buildTrainingGraph(model.onnx, runtime, open, options) : undefined
     tell(1)
