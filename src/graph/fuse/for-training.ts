@@ -18,6 +18,7 @@ export function suitQueries(graph: Graph, nodes: readonly NodeProto[], shapes: S
   const shared = new Map<string, Value>()
   for (const node of nodes) {
     if (node.opType === 'Add') rotateAtOnce(g, node, shapes, shared)
+    else if (node.opType === 'MatMul') scaleInPlaceOfKeys(g, node, shapes)
     else if (node.opType === 'Mul' || node.opType === 'Div') {
       if (node.opType === 'Div' || !normAtOnce(g, node, shapes)) scaleQuery(g, node, shapes)
     }
@@ -75,6 +76,21 @@ function rotateAtOnce(g: Builder, { output: [y] }: NodeProto, shapes: ShapeMap, 
   const rotated = rotate(g, rotation.x, rotation, size, shared, [0, 2])
   shapes.set(rotated, shape)
   g.graph.replaceUses(y, rotated)
+}
+
+/** q·(c·kᵀ) is (c·q)·kᵀ, and keys that are not scaled can be shared. */
+function scaleInPlaceOfKeys(g: Builder, node: NodeProto, shapes: ShapeMap): void {
+  const { graph } = g
+  const [query, keys] = node.input
+  const shape = shapes.get(query)
+  for (const [plain, factor] of bothWays(makerOf(graph, keys, 'Mul'))) {
+    const isScale = shapes.get(factor)?.dims.length === 0 && shapes.has(plain)
+    if (shape?.dims.length !== 4 || !isScale) continue
+    const scaled = g.mul(query, factor)
+    shapes.set(scaled, shape)
+    graph.setInputs(node, [scaled, plain])
+    return
+  }
 }
 
 /** c·(q·kᵀ) is (c·q)·kᵀ, and queries are smaller than scores. */

@@ -29,9 +29,9 @@ const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
 
 interface Sizes {
-  /** Those of a typical run. */
+  /** In a typical run. */
   readonly elements: (shape: ProbedShape) => number
-  /** Of the largest batch. */
+  /** In the largest batch. */
   readonly tokens: number
 }
 
