@@ -1,7 +1,7 @@
 // The graph with gradients, and the one that evaluates. Each may copy the weights: one goes before the other comes.
 
 import type { ModuleMap } from '../graph/match/linears.js'
-import { REPACKED_BYTES } from '../graph/memory.js'
+import { blocksFor, REPACKED_BYTES } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { PACKED_GRADIENT } from '../graph/training/forward.js'
 import {
@@ -92,13 +92,17 @@ export class TrainingSessions {
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
+    // WebGPU has no Scan.
+    const blocks = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() }) ? {} : blocksFor(longest)
+    const options = { layers, base, modules, invocation, ...blocks }
     // Pictures all have one size, which no length tells.
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
     const tokens = isText && longest > 0 ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
-    const options = { layers, base, modules, dropout, invocation, twoPasses, tokens }
-    const training = isTraining ? await buildTrainingGraph(model.onnx, runtime, open, options) : undefined
+    const training = isTraining
+      ? await buildTrainingGraph(model.onnx, runtime, open, { ...options, dropout, twoPasses, tokens })
+      : undefined
     tell(1)
-    const evaluation = await buildLossGraph(model.onnx, open, { layers, base, modules, invocation })
+    const evaluation = await buildLossGraph(model.onnx, open, options)
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }
