@@ -123,7 +123,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
     chosen: predictedTokens,
   },
 
-  makeList: () => new PicturedStore(),
+  makeList: (file) => new PicturedStore(file),
 
   pack(examples, length) {
     if (encoderOf(examples) === undefined) return new PackedTexts(examples, length)

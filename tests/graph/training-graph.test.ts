@@ -93,6 +93,26 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     }
   })
 
+  it('gives both with attention in blocks of five queries', async () => {
+    const parted = await buildTrainingGraph(model, runtime, causalOf(model), {
+      layers: layersOf(adapter),
+      attentionRows: 5,
+    })
+    const softmaxes = parted.proto.graph?.node.filter(({ opType }) => opType === 'Softmax')
+    expect(softmaxes, 'that of the loss alone').toHaveLength(1)
+    const own = await open(parted)
+    const batch = numbers.batches[1]
+    const feeds = parted.feeds(collated(causalOf(model), batch), { normalizer: targetCount(batch) })
+    const outputs = await own.run({ ...feeds, ...factorFeeds(parted.parameters, adapter) })
+    expect(Math.abs(lossOf(outputs) / numbers.loss[1] - 1)).toBeLessThan(1e-5)
+    const expected = await goldenGradients(folder, 1)
+    for (const { name, gradient } of parted.parameters) {
+      const error = relativeError(outputs[gradient].data as Float32Array, expected(...partOf(name)))
+      expect(error, name).toBeLessThan(1e-4)
+    }
+    await own.dispose()
+  })
+
   it('gives the same losses without gradients', async () => {
     const evaluation = await buildLossGraph(model, causalOf(model), { layers: layersOf(adapter) })
     const evaluating = await open(evaluation)

@@ -41,6 +41,8 @@ export interface TrainingGraphOptions {
   readonly twoPasses?: boolean | undefined
   /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
   readonly logitBytes?: typeof LOGIT_BYTES | undefined
+  /** Most queries in a block of attention. Default: one block has all. */
+  readonly attentionRows?: number | undefined
 }
 
 export interface Forward {

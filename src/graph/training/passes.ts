@@ -19,6 +19,7 @@ import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { activeFeeds } from './activation.js'
+import { attendInBlocks } from './attention-blocks.js'
 import { computeInFloat32, dropCasts, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
@@ -178,6 +179,19 @@ export const TRAINING_PASSES: readonly Pass[] = [
     gives: [],
     run(work) {
       suitQueries(work.graph, work.path.nodes, work.shapes)
+      work.findPath()
+    },
+  },
+  {
+    name: 'attend in blocks',
+    needs: ['path', 'shapes'],
+    gives: [],
+    run(work) {
+      const { graph, shapes, path, forward, options } = work
+      const { customGradients } = forward.objective
+      const { attentionRows: rows } = options
+      if (rows === undefined) return
+      attendInBlocks({ graph, shapes, rows, customGradients, onPath: path.values })
       work.findPath()
     },
   },
