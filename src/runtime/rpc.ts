@@ -25,13 +25,10 @@ export type Remote<T> = {
 }
 
 class Transfer {
-  readonly value: unknown
-  readonly buffers: readonly ArrayBufferLike[]
-
-  constructor(value: unknown, buffers: readonly ArrayBufferLike[]) {
-    this.value = value
-    this.buffers = buffers
-  }
+  constructor(
+    readonly value: unknown,
+    readonly buffers: readonly ArrayBufferLike[],
+  ) {}
 }
 
 /** Marks a result (or an argument) whose buffers move to the other thread. They are unusable here afterwards. */

@@ -254,14 +254,12 @@ export class PackedTexts extends PackedExamples {
 class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> {
   readonly probe: OpenTask['probe']
   readonly plainUse: TaskUse | undefined
-  readonly #padTokenId: number
   readonly #packed: PackedTexts | undefined
   readonly #pictures: PictureEncoder | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
   constructor(model: Model, examples: Examples<PicturedExample>) {
     super(model)
-    this.#padTokenId = model.padTokenId
     this.#packed = examples instanceof PackedTexts ? examples : undefined
     this.#pictures = this.#packed === undefined ? encoderOf(examples) : undefined
     this.plainUse = model.graphs.vision_encoder === undefined ? undefined : OF_PICTURES
@@ -305,7 +303,7 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
   #feeds(examples: readonly Example[], length: number): Feeds {
     const ids = examples.map(({ inputIds }) => inputIds)
     const labels = examples.map((example) => example.labels)
-    const tokens = tokenBatch(ids, length, this.#padTokenId)
+    const tokens = tokenBatch(ids, length, this.model.padTokenId)
     const packed = this.#packed && recordsOf(examples, length)
     return {
       ...this.#inputs.feeds({ ...tokens, positionIds: packed?.positionIds }),
