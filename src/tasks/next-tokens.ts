@@ -45,10 +45,6 @@ export interface TokenCounts {
   readonly targets: number
 }
 
-export function predictedTokens(outputs: Readonly<Feeds>): number[] {
-  return predictedRows(outputs).map(([token]) => token)
-}
-
 /** The parts of a task that writes texts which do not depend on its inputs. */
 export abstract class NextTokens<Example> {
   constructor(protected readonly model: Model) {}

@@ -11,7 +11,8 @@ import type { WholeSession } from '../graphs.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf } from './batching.js'
 import type { NextToken } from './decoding.js'
-import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
+import type { EncodedPrompt } from './messages.js'
+import { encodePrompt, imagesOf, isPrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
@@ -31,7 +32,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
 ): Promise<P extends Prompt ? GenerateResult : GenerateResult[]> {
   checkArgument(prompts, PROMPTS, 'prompt')
   checkOptions(options, 'generate', GENERATE_OPTIONS)
-  const isOne = isOnePrompt(prompts)
+  const isOne = isPrompt(prompts)
   const { onText } = options
   const images = imagesOf(options.images, isOne ? undefined : prompts.length)
   const texts = writeTexts(session, isOne ? [prompts] : prompts, images, options)
