@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { ExampleStore } from '../../src/text/example-store.js'
+import { ExampleStore } from '../../src/text/packed-examples.js'
 import type { Example } from '../../src/text/records.js'
 
 const token = fc.tuple(fc.oneof(fc.nat(300), fc.nat(300_000), fc.nat(2 ** 20)), fc.boolean())

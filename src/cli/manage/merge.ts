@@ -2,11 +2,9 @@
 
 import type { LayerChange, MergePlanReport } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, text, toggle } from '../options.js'
+import { defineCommand, MODEL, text, toggle } from '../options.js'
 import { baseOfAdapter } from '../run/with-session.js'
-import { printable } from '../show/escape.js'
-import { bytes, colors, print, printDocument, say, table } from '../show/terminal.js'
-import { MODEL } from '../sources.js'
+import { bytes, colors, print, printable, printDocument, say, table } from '../show/terminal.js'
 import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
 
 export const merge = defineCommand({
