@@ -7,6 +7,7 @@ import { parseArgs } from 'node:util'
 import { Random } from '../../dist/base/random.js'
 import { findLinears } from '../../dist/graph/match/linears.js'
 import { matchTargets } from '../../dist/graph/match/match.js'
+import { blocksFor } from '../../dist/graph/memory.js'
 import { loadModel } from '../../dist/graph/model-folder.js'
 import { buildTrainingGraph } from '../../dist/graph/training/training-graph.js'
 import { Graph } from '../../dist/graph/view/graph.js'
@@ -74,6 +75,8 @@ const graph = await buildTrainingGraph(model.onnx, runtime, task, {
   layers: options['lora-fa']
     ? layers.map((layer) => ({ ...layer, fixedA: startOfA(layer.name, layer.rank * layer.k, layer.k) }))
     : layers,
+  tokens: batch * sequence,
+  ...blocksFor(sequence),
 })
 const repacked = options.repacked === undefined ? undefined : Number(options.repacked) * 2 ** 20
 const engine = new TrainEngine(runtime)

@@ -7,8 +7,8 @@
 //
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
 // requirements.txt; without one only our own figures are printed. Peak memory is each process's high-water mark, and
-// beside it what it holds after the last step: its own memory, and what is mapped from files. Models of more than 200
-// million parameters run one contestant after the other, so that one at a time is in memory. --cpu counts the time that
+// beside it what it holds after the last step: its own memory, and what is mapped from files. Large models and
+// long texts run one contestant after the other, so that one at a time is in memory. --cpu counts the time that
 // the processor worked, with one thread: for a machine that others use as well.
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -38,6 +38,7 @@ const CASES = {
   'union-3m': { batch: 8, sequence: 128, vocabulary: 2048, folder: join(root, 'models', 'union-3m') },
   'llama-6x384': { batch: 8, sequence: 128, vocabulary: 8192 },
   'llama-135m': { batch: 1, sequence: 256, vocabulary: 49152 },
+  'llama-135m-1x4096': { batch: 1, sequence: 4096, vocabulary: 49152, isLarge: true, model: 'llama-135m' },
   'gemma3-270m': { batch: 1, sequence: 256, vocabulary: 262144, isLarge: true },
   'llama-600m': { batch: 1, sequence: 256, vocabulary: 151936, isLarge: true },
   'llama-600m-4x256': { batch: 4, sequence: 256, vocabulary: 151936, isLarge: true, model: 'llama-600m' },
@@ -51,7 +52,8 @@ function minilm() {
   return { folder, checkpoint, vocabulary: 30522, kind: 'text-classification' }
 }
 
-const WARM_UP_STEPS = 3
+/** A long text takes minutes. */
+const warmUpSteps = (sequence) => (sequence > 1024 ? 1 : 3)
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
 
@@ -134,7 +136,7 @@ for (const name of options.only.split(',')) {
         console.log(`  sgemm of torch ${version}: ${Math.round(gflops)} GFLOP/s`)
       }
       await one.ask({ do: 'batch', inputIds })
-      await one.ask({ do: 'step', steps: WARM_UP_STEPS })
+      await one.ask({ do: 'step', steps: warmUpSteps(sequence) })
     }
     for (let step = 0; step < Number(options.steps); step++) {
       for (const one of running) {

@@ -49,7 +49,7 @@ export class Random {
   }
 
   /** Fisher–Yates, in place. */
-  shuffle<T>(items: T[]): T[] {
+  shuffle<T, List extends { readonly length: number; [index: number]: T }>(items: List): List {
     for (let i = items.length - 1; i > 0; i--) {
       const j = this.below(i + 1)
       const item = items[i]

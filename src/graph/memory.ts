@@ -57,6 +57,18 @@ export function rowsOfBlock(vocabulary: number, { whole, block } = LOGIT_BYTES):
   return Math.max(1, Math.floor(block / (4 * vocabulary)))
 }
 
+/** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
+const ATTENTION = { whole: 1024, rows: 256 }
+
+/** How graphs for texts of up to so many tokens are made. */
+export function blocksFor(tokens: number) {
+  if (tokens <= ATTENTION.whole) return {}
+  return {
+    attentionRows: ATTENTION.rows,
+    logitBytes: { ...LOGIT_BYTES, whole: (LOGIT_BYTES.whole * USUAL_ROWS) / tokens },
+  }
+}
+
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
 const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
 

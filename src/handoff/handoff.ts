@@ -17,7 +17,7 @@ import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TaskName } from '../tasks/tasks.js'
 import { baseNameOf } from '../train/about-run.js'
 import type { TrainingOptions } from '../train/options.js'
-import { planEpoch, stepsPerEpoch } from '../train/rows/batches.js'
+import { EpochPlan, stepsPerEpoch } from '../train/rows/batches.js'
 import { prepare, type RunContext } from '../train/train.js'
 import { type HandedTask, handedTask } from './rows.js'
 import { readmeOf, trainScript } from './script.js'
@@ -144,7 +144,7 @@ export async function handOff(
 /** From the next step on. A step that is smaller than others comes last: elsewhere rows are counted off. */
 function orderOf(
   { settings, config, stepsDone }: HandedRun,
-  costs: readonly number[],
+  costs: ArrayLike<number>,
   { limit = Number.POSITIVE_INFINITY, inOrder }: { limit: number | undefined; inOrder: boolean },
 ): number[] {
   const plan = {
@@ -153,7 +153,9 @@ function orderOf(
     limit,
     inOrder,
   }
-  const steps = planEpoch(costs, config.seed, 0, plan).map((step) => step.flatMap(({ examples }) => examples))
+  const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>
+    step.flatMap(({ examples }) => examples),
+  )
   const size = plan.batchSize * plan.accumulation
   const done = steps.length === 0 ? 0 : stepsDone % steps.length
   const turned = [...steps.slice(done), ...steps.slice(0, done)]

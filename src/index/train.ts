@@ -109,6 +109,8 @@ export async function withTraining<T>(
   checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
   checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
   checkOptions(options.config, 'train’s `config`', TRAIN_CONFIG)
+  const { openTokenFile } = platform()
+  let file: ReturnType<NonNullable<typeof openTokenFile>> | undefined
   return withOpened(options, async (model, data, evalData) => {
     const { dtype: _, ...rest } = options
     return await work(
@@ -127,11 +129,12 @@ export async function withTraining<T>(
       {
         limits: memoryLimits(model),
         memoryUse: platform().memoryUse,
+        tokenFile: openTokenFile && (() => (file ??= openTokenFile())),
         sources: sourcesOf(options),
         page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
       },
     )
-  })
+  }).finally(() => file?.close())
 }
 
 export async function checkData(options: CheckDataOptions): Promise<DataReport> {

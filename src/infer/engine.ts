@@ -59,8 +59,6 @@ export interface Activation {
 interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
   session: RuntimeSession
   idle: Feeds
-  /** Attention writes into the arrays of its cache, so that no step copies it. */
-  isInPlace: boolean
   /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
   /** Feeds of a run beside its own inputs, put together once: this takes a step longer than some layers. */
@@ -95,9 +93,7 @@ export class InferEngine {
     const { groups, newRows } = request
     const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
     const idle = idleFeeds(groups, idleRank)
-    const isGiven = newRows?.parts.every(({ present }) => session.outputNames.includes(present)) === true
-    const isInPlace = this.#runtime.writesInto === true && isGiven
-    this.#open = { ...request, session, idle, isInPlace, outputNames, kept: new WeakMap() }
+    this.#open = { ...request, session, idle, outputNames, kept: new WeakMap() }
     await this.#turns.take(async () => before?.session.dispose())
   }
 
@@ -132,8 +128,7 @@ export class InferEngine {
   startDecoding({ mixes, prefixBytes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
-    const { newRows, isInPlace } = this.#open ?? {}
-    const decoding = new Decoding(request, this.#factorsOf(distinct), rowOf, newRows, isInPlace)
+    const decoding = new Decoding(request, this.#factorsOf(distinct), rowOf, this.#open?.newRows)
     this.#decodings.set(id, decoding)
     this.#prefixBytes = prefixBytes
     const found = decoding.unread && this.#prefixes.find(decoding.unread)
@@ -175,8 +170,7 @@ export class InferEngine {
     await this.#drop(decoding, ended)
     const { isReading } = decoding
     await decoding.prepare(this.#grammars)
-    const feeds = decoding.feeds(given, most)
-    const outputs = await this.#run(feeds, decoding.adapters, decoding.outputNames, decoding.into)
+    const outputs = await this.#run(decoding.feeds(given, most), decoding.adapters, decoding.outputNames)
     const tokens = decoding.take(outputs, most)
     // A prompt that others share may be there for them before its text ends. From a GPU it is read at the end.
     if (isReading && tokens.length === 1 && !decoding.isOnGpu) await this.#keep(decoding)
@@ -276,7 +270,7 @@ export class InferEngine {
     return runColumns(run, columns, feeds, names, pieces)
   }
 
-  #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined, into?: Feeds) {
+  #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#turns.take(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, groups, inputNames, takesRows, idle, columns, kept } = this.#open
@@ -291,9 +285,7 @@ export class InferEngine {
         held = Object.fromEntries(all.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
         kept.set(adapters, held)
       }
-      // Arrays that are written into have room for more, which looks like a cache before the first token.
-      const isWhole = into !== undefined || columns === undefined || !needsColumns(columns, feeds)
-      if (isWhole) return session.run(feeds, outputNames, held, into)
+      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)
       const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
       return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
     })

@@ -48,11 +48,7 @@ export interface OrtModule {
 interface OrtSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  /** `fetches`: names, or for each name the tensor that the output is written into, null for a new one. */
-  run(
-    feeds: Record<string, unknown>,
-    fetches?: readonly string[] | Record<string, unknown>,
-  ): Promise<Record<string, unknown>>
+  run(feeds: Record<string, unknown>, fetches?: readonly string[]): Promise<Record<string, unknown>>
   release(): Promise<void>
 }
 
@@ -73,8 +69,6 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
   const copies = new GpuCopies(ort)
   return {
     name: name ?? `onnxruntime-${flavour} ${versions[flavour] ?? versions.common ?? ''}`.trim(),
-    // That for browsers computes in a memory of its own.
-    writesInto: flavour === 'node',
     async createSession(model, options = {}) {
       checkProviders(ort, options.executionProviders)
       let session: OrtSession
@@ -230,12 +224,7 @@ class WrappedSession implements RuntimeSession {
     this.outputNames = session.outputNames
   }
 
-  async run(
-    feeds: Feeds,
-    outputNames?: readonly string[],
-    held?: Feeds,
-    into?: Feeds,
-  ): Promise<Record<string, RuntimeTensor>> {
+  async run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
     if (this.#lost !== undefined) throw this.#lost
     // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some
@@ -248,7 +237,7 @@ class WrappedSession implements RuntimeSession {
       own.forEach((name, i) => {
         tensors[name] = made[i]
       })
-      results = await this.#session.run(tensors, into === undefined ? outputNames : this.#fetches(into, outputNames))
+      results = await this.#session.run(tensors, outputNames)
     } catch (cause) {
       const error = runError(cause)
       if (GPU_LOST.test(messageOf(cause))) this.#lost = error
@@ -264,11 +253,6 @@ class WrappedSession implements RuntimeSession {
       return [name, { type: type as TensorType, data: withoutFloat16Array(data), dims }] as const
     })
     return Object.fromEntries(plain)
-  }
-
-  #fetches(into: Feeds, outputNames = this.outputNames): Record<string, unknown> {
-    const written = Object.keys(into).map((name) => [name, this.#tensor(name, into[name])] as const)
-    return Object.fromEntries([...outputNames.map((name) => [name, null] as const), ...written])
   }
 
   async #hold(held: Feeds): Promise<Record<string, unknown>> {

@@ -129,18 +129,13 @@ export function freeOnGpu(...tensors: readonly RuntimeTensor[]): void {
 export interface RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  /**
-   * Outputs own their data. `held`: further feeds, made ready once for each object; they win over `feeds`. `into`:
-   * tensors that further outputs are written into, if the runtime writes into tensors; they may be fed as well.
-   */
-  run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds, into?: Feeds): Promise<Record<string, RuntimeTensor>>
+  /** Outputs own their data. `held`: further feeds, made ready once for each object; they win over `feeds`. */
+  run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>>
   dispose(): Promise<void>
 }
 
 export interface Runtime {
   readonly name: string
-  /** Runs on a processor can write outputs into the caller's arrays. */
-  readonly writesInto?: boolean
   createSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<RuntimeSession>
   /** For tensors of sessions that keep tensors on a GPU. A copy there is to be freed. */
   toGpu?(tensor: RuntimeTensor): Promise<RuntimeTensor>

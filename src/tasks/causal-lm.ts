@@ -15,7 +15,8 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
-import { ExampleStore, type PackedExample, PackedExamples } from '../text/packed-examples.js'
+import { ExampleStore } from '../text/example-store.js'
+import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
 import { countTargets, type Example, encodeText, IGNORED } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
 import { checkVocabulary } from '../text/tokenizer.js'
@@ -122,7 +123,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
     chosen: predictedTokens,
   },
 
-  makeList: () => new PicturedStore(),
+  makeList: (file) => new PicturedStore(file),
 
   pack(examples, length) {
     if (encoderOf(examples) === undefined) return new PackedTexts(examples, length)

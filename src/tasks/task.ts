@@ -8,6 +8,7 @@ import type { Objective } from '../graph/training/objective-graph.js'
 import type { DecodeImage, ImageSource } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
+import type { TokenFile } from '../text/example-store.js'
 import type { ChatTemplate } from '../text/template.js'
 import type { HeadBase, HeadForm } from './heads/heads.js'
 import type { ProblemType } from './labels/label-problems.js'
@@ -127,8 +128,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
   /** How the graph of an evaluation writes texts, token by token; undefined for tasks that write none. */
   readonly writing?: Writing<Example>
-  /** Makes the store of the examples. Default: a list. A packed store has a million examples in memory. */
-  makeList?(): ExampleList<Example>
+  /** Makes the store of the examples. Default: a list. One that opens a file takes little memory for very many. */
+  makeList?(file?: () => TokenFile): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
   pack?(examples: Examples<Example>, length: number): Examples<Example>
   /**

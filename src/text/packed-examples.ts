@@ -1,7 +1,7 @@
 // Short examples side by side in rows of one length: each goes into the row with the least room that still holds it,
 // the longest first (best fit decreasing, as in TRL).
 
-import { type Example, IGNORED } from './records.js'
+import type { Example } from './records.js'
 
 export interface PackedExample extends Example {
   readonly starts: readonly number[]
@@ -62,48 +62,4 @@ function fitted(lengths: readonly number[], capacity: number): number[][] {
     if (left > 0) withRoom[left].push(row)
   }
   return rows
-}
-
-/** Tokens of a block, of which examples take parts: an array of its own for each of a million takes twice the time. */
-const BLOCK = 1 << 18
-
-/** Keeps an example in 4 bytes a token, whether its label counts or not: a million chats fit into memory. */
-export class ExampleStore implements Iterable<Example> {
-  /** The ids. One whose label is ignored has all bits turned. */
-  readonly #packed: Int32Array[] = []
-  #block = new Int32Array(0)
-  #taken = 0
-
-  get length(): number {
-    return this.#packed.length
-  }
-
-  push({ inputIds, labels }: Example): void {
-    const { length } = inputIds
-    if (this.#taken + length > this.#block.length) {
-      this.#block = new Int32Array(Math.max(BLOCK, length))
-      this.#taken = 0
-    }
-    const packed = this.#block.subarray(this.#taken, this.#taken + length)
-    this.#taken += length
-    packed.set(inputIds)
-    for (let i = 0; i < packed.length; i++) if (labels[i] === IGNORED) packed[i] = ~packed[i]
-    this.#packed.push(packed)
-  }
-
-  at(index: number): Example | undefined {
-    const packed = this.#packed[index]
-    if (packed === undefined) return undefined
-    const [inputIds, labels] = [packed.slice(), packed.slice()]
-    for (let i = 0; i < packed.length; i++) {
-      if (packed[i] >= 0) continue
-      inputIds[i] = ~packed[i]
-      labels[i] = IGNORED
-    }
-    return { inputIds, labels }
-  }
-
-  *[Symbol.iterator](): Generator<Example> {
-    for (let i = 0; i < this.length; i++) yield this.at(i) as Example
-  }
 }

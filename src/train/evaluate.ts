@@ -2,7 +2,7 @@
 
 import type { Examples, OpenTask } from '../tasks/task.js'
 import type { EvaluationEvent, TrainEvents } from './report.js'
-import { examplesOf, type MicroBatch, type PlanOptions, planEpoch, planEvaluation } from './rows/batches.js'
+import { EpochPlan, examplesOf, type MicroBatch, type PlanOptions, planEvaluation } from './rows/batches.js'
 import type { TrainingSessions } from './sessions.js'
 
 export interface EvaluateParts {
@@ -51,7 +51,8 @@ export async function takeReference(
   const { open, examples, evalExamples = [], planOptions, seed, totalSteps } = parts
   parts.on.stage?.('evaluate')
   // The first pass over the data has each example once, unless the run is over before.
-  const steps = planEpoch(costsOf(open, examples), seed, 0, planOptions).slice(0, totalSteps)
+  const plan = new EpochPlan(costsOf(open, examples), seed, 0, planOptions)
+  const steps = Array.from({ length: Math.min(plan.length, totalSteps) }, (_, step) => plan.at(step))
   const batches = [
     ...steps.flat().map((plan) => ({ ...plan, from: examples })),
     ...planEvaluation(costsOf(open, evalExamples), planOptions).map((plan) => ({ ...plan, from: evalExamples })),
@@ -62,8 +63,11 @@ export async function takeReference(
   })
 }
 
-export function costsOf(open: OpenTask, examples: Examples<unknown>): number[] {
-  return Array.from(examples, (example) => open.cost(example))
+export function costsOf(open: OpenTask, examples: Examples<unknown>): Int32Array {
+  const costs = new Int32Array(examples.length)
+  let i = 0
+  for (const example of examples) costs[i++] = open.cost(example)
+  return costs
 }
 
 /** Returns false when the signal ends it. */

@@ -21,7 +21,7 @@ import {
   type TrainEvents,
   type TrainReport,
 } from './report.js'
-import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
+import { costOf, EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
 import type { CardSources } from './saved/model-card.js'
@@ -86,7 +86,7 @@ class Run {
   readonly #totalSteps: number
   readonly #stepsPerEpoch: number
   readonly #planOptions: PlanOptions
-  readonly #costs: readonly number[]
+  readonly #costs: ArrayLike<number>
   readonly #names: readonly string[]
   readonly #rateOf: (step: number) => number
   readonly #metrics: StepMetrics[] = []
@@ -98,7 +98,7 @@ class Run {
   #fingerprint: Record<string, string> = {}
   readonly #evaluations: Evaluation[] = []
   readonly #samples: SampleEvent[] = []
-  #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
+  #epochPlan: { epoch: number; steps: EpochPlan } | undefined
 
   constructor(input: RunInput, { remote }: Engine<TrainEngine>, sessions: TrainingSessions) {
     const { settings, examples, open, model, out, lowerIsBetter } = input
@@ -274,9 +274,9 @@ class Run {
     const epoch = Math.floor(step / this.#stepsPerEpoch)
     if (this.#epochPlan?.epoch !== epoch) {
       const { seed } = this.#input.adapter.config
-      this.#epochPlan = { epoch, steps: planEpoch(this.#costs, seed, epoch, this.#planOptions) }
+      this.#epochPlan = { epoch, steps: new EpochPlan(this.#costs, seed, epoch, this.#planOptions) }
     }
-    return { epoch, plan: this.#epochPlan.steps[step % this.#stepsPerEpoch] }
+    return { epoch, plan: this.#epochPlan.steps.at(step % this.#stepsPerEpoch) }
   }
 
   async #evaluateAfter(metrics: StepMetrics): Promise<void> {

@@ -1,7 +1,7 @@
 // The graph with gradients, and the one that evaluates. Each may copy the weights: one goes before the other comes.
 
 import type { ModuleMap } from '../graph/match/linears.js'
-import { REPACKED_BYTES } from '../graph/memory.js'
+import { blocksFor, REPACKED_BYTES } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { PACKED_GRADIENT } from '../graph/training/forward.js'
 import {
@@ -29,6 +29,8 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
+  /** Tokens of the longest text. */
+  readonly longest?: number
   readonly on?: TrainEvents
 }
 
@@ -75,7 +77,7 @@ export class TrainingSessions {
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
-    const { model, open, adapter, modules, settings } = parts
+    const { model, open, adapter, modules, settings, longest = 0 } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
@@ -90,10 +92,17 @@ export class TrainingSessions {
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
-    const options = { layers, base, modules, dropout, invocation, twoPasses }
-    const training = isTraining ? await buildTrainingGraph(model.onnx, runtime, open, options) : undefined
+    // WebGPU has no Scan.
+    const blocks = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() }) ? {} : blocksFor(longest)
+    const options = { layers, base, modules, invocation, ...blocks }
+    // Pictures all have one size, which no length tells.
+    const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
+    const tokens = isText && longest > 0 ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
+    const training = isTraining
+      ? await buildTrainingGraph(model.onnx, runtime, open, { ...options, dropout, twoPasses, tokens })
+      : undefined
     tell(1)
-    const evaluation = await buildLossGraph(model.onnx, open, { layers, base, modules, invocation })
+    const evaluation = await buildLossGraph(model.onnx, open, options)
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }

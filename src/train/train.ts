@@ -22,7 +22,9 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { loadTask, type TaskName, taskOfRow, tasksFor } from '../tasks/tasks.js'
+import { taskOfRow } from '../tasks/task-of-row.js'
+import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
+import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
@@ -39,6 +41,8 @@ import { resolveSettings, type TrainSettings, withDefaultRate } from './settings
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
+  /** Opens a file that stands in for memory, once. */
+  readonly tokenFile?: (() => TokenFile) | undefined
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   readonly sources?: RunSources | undefined
   readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
@@ -70,7 +74,7 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 
 export async function prepare(
   given: TrainingOptions,
-  { limits = [], memoryUse, sources, page, wait, onRow, pictures }: RunContext,
+  { limits = [], memoryUse, sources, page, wait, onRow, pictures, tokenFile: file }: RunContext,
 ): Promise<PreparedRun> {
   let settings = resolveSettings(given)
   const config = checkOptions(given, settings)
@@ -93,12 +97,12 @@ export async function prepare(
     facts.add(record, isEvaluation)
     onRow?.(row, count, isEvaluation)
   }
-  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told })
+  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told, file })
   let evalRecords = encoded.heldOut
   if (evalData !== undefined) {
     const source = await sourceOf(options, evalData, 'evalData')
     const onRow: EncodeOptions['onRow'] = (row, count, _, record) => told(row, count, true, record)
-    evalRecords = (await encode(options, settings, task, source, { onRow })).kept
+    evalRecords = (await encode(options, settings, task, source, { onRow, file })).kept
   }
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
@@ -118,7 +122,9 @@ export async function prepare(
   }
   const { aloraInvocationTokens } = config
   if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
-  settings = planMemory(options, settings, limits, examples, open)
+  let longest = 0
+  for (const example of examples) longest = Math.max(longest, open.cost(example))
+  settings = planMemory(options, settings, limits, longest, open)
 
   on.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
@@ -156,6 +162,7 @@ export async function prepare(
     adapter,
     modules,
     settings,
+    longest,
     examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
@@ -201,16 +208,14 @@ function pack(
 }
 
 /** The settings with the choice of memory or speed made, which a line tells where it costs speed. */
-function planMemory<Example>(
+function planMemory(
   { model, on }: TrainingOptions,
   settings: TrainSettings,
   limits: readonly MemoryLimit[],
-  examples: Iterable<Example>,
-  task: OpenTask<Example>,
+  sequence: number,
+  task: OpenTask,
 ): TrainSettings {
   const { batchSize: batch, fast } = settings
-  let sequence = 0
-  for (const example of examples) sequence = Math.max(sequence, task.cost(example))
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
@@ -282,7 +287,7 @@ async function encode(
   { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,
-  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
+  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow' | 'file'>,
 ): Promise<EncodedSource> {
   const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })
   const { kept, heldOut } = encoded

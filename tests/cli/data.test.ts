@@ -104,3 +104,28 @@ it.each<[args: string[], code: number, message: RegExp]>([
   const outcome = await lowrankHere('data', ...args)
   expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringMatching(message)])
 })
+
+it('takes chats with pictures from a file, in the check and in training', async () => {
+  const folder = join(root, 'tests/golden/graphs/idefics3')
+  const content = [{ type: 'image' }, { type: 'text', text: 'Is it warm' }]
+  const row = (answer: string, values: number[]) => ({
+    messages: [
+      { role: 'user', content },
+      { role: 'assistant', content: answer },
+    ],
+    images: [{ data: Array.from({ length: 16 * 16 * 3 }, (_, i) => values[i % 3]), width: 16, height: 16 }],
+  })
+  const rows = [row('yes', [255, 0, 0]), row('no', [0, 0, 255])]
+  const path = file('pictures.jsonl', [...rows, { ...rows[0], images: [] }])
+  const checked = await lowrankHere('data', path, '--model', folder, '--json')
+  expect([checked.code, JSON.parse(checked.stdout)]).toEqual([
+    1,
+    expect.objectContaining({ records: 2, invalid: [expect.objectContaining({ where: `${path}, line 3` })] }),
+  ])
+  const out = join(scratch, 'pictures')
+  const options = ['--skip-invalid', '1', '--max-steps', '2', '--eval-data', file('two.jsonl', rows), '--out', out]
+  const trained = await lowrankHere('train', '--model', folder, '--data', path, ...options, '--json')
+  expect([trained.code, trained.stderr]).toEqual([0, expect.stringContaining('trained in the language model alone')])
+  const { evalLoss } = JSON.parse(trained.stdout)
+  expect(evalLoss.after).toBeLessThan(evalLoss.before)
+})

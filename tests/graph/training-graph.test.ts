@@ -1,6 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DataError, MismatchError, StateError } from '../../src/base/errors.js'
+import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
+import { fromBinary } from '../../src/formats/onnx/protobuf.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import {
   buildLossGraph,
@@ -93,6 +95,26 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     }
   })
 
+  it('gives both with attention in blocks of five queries', async () => {
+    const parted = await buildTrainingGraph(model, runtime, causalOf(model), {
+      layers: layersOf(adapter),
+      attentionRows: 5,
+    })
+    const softmaxes = parted.proto.graph?.node.filter(({ opType }) => opType === 'Softmax')
+    expect(softmaxes, 'that of the loss alone').toHaveLength(1)
+    const own = await open(parted)
+    const batch = numbers.batches[1]
+    const feeds = parted.feeds(collated(causalOf(model), batch), { normalizer: targetCount(batch) })
+    const outputs = await own.run({ ...feeds, ...factorFeeds(parted.parameters, adapter) })
+    expect(Math.abs(lossOf(outputs) / numbers.loss[1] - 1)).toBeLessThan(1e-5)
+    const expected = await goldenGradients(folder, 1)
+    for (const { name, gradient } of parted.parameters) {
+      const error = relativeError(outputs[gradient].data as Float32Array, expected(...partOf(name)))
+      expect(error, name).toBeLessThan(1e-4)
+    }
+    await own.dispose()
+  })
+
   it('gives the same losses without gradients', async () => {
     const evaluation = await buildLossGraph(model, causalOf(model), { layers: layersOf(adapter) })
     const evaluating = await open(evaluation)
@@ -125,6 +147,47 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     expect(weightsFolder).toMatch(/onnx$/)
     expect(bytes.byteLength).toBeLessThan(600_000)
   })
+})
+
+it('repacks as many weights as it is told, for the same loss and gradients', async () => {
+  const model = await openModel(UNION)
+  const adapter = await openAdapter('tests/golden/train-union/adapter-init')
+  const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers: layersOf(adapter) })
+  const [batch] = golden('tests/golden/train-union').batches
+  const feeds = graph.feeds(collated(causalOf(model), batch), { normalizer: targetCount(batch) })
+  const results: Record<string, RuntimeTensor>[] = []
+  for (const bytes of [undefined, 2 ** 20]) {
+    const opened = await graph.sessionModel(undefined, bytes)
+    const { graph: proto } = fromBinary(ModelProtoSchema, opened.graph)
+    const repacked = proto?.initializer.filter(({ name }) => name.endsWith('/repacked')) ?? []
+    expect(repacked).toHaveLength(bytes === undefined ? 0 : 5)
+    const session = await runtime.createSession(opened, { threads: 1 })
+    results.push(await session.run({ ...feeds, ...factorFeeds(graph.parameters, adapter) }))
+    await session.dispose()
+  }
+  const [all, some] = results
+  for (const name of ['loss', ...graph.parameters.map(({ gradient }) => gradient)]) {
+    expect(relativeError(some[name].data as Float32Array, all[name].data as Float32Array), name).toBeLessThan(1e-5)
+  }
+  await model.close()
+})
+
+it('has norms and rotations as one operator each, and repeats no key', async () => {
+  const model = await openModel(`${MODELS}/llama-optimum`)
+  const adapter = await openAdapter(`${MODELS}/llama-optimum/golden/adapter-init`)
+  const training = await buildTrainingGraph(model, runtime, causalOf(model), { layers: layersOf(adapter) })
+  const forward = new Graph(training.proto).nodes.filter(({ name }) => !/backward|again/.test(name))
+  const count = (opType: string) => forward.filter((node) => node.opType === opType).length
+  const layers = model.proto.graph?.node.filter(({ opType }) => opType === 'Softmax').length ?? 0
+  expect(layers).toBeGreaterThan(1)
+  expect(count('RotaryEmbedding')).toBe(2 * layers)
+  // No gradient passes the first.
+  expect(count('SimplifiedLayerNormalization')).toBe(2 * layers)
+  // Lengths alone are read of keys that are repeated.
+  const again = training.proto.graph?.node.filter(({ name }) => name.startsWith('again/'))
+  expect(again?.filter(({ opType }) => opType === 'MatMul')).not.toHaveLength(0)
+  expect(again?.some(({ opType }) => opType === 'Expand')).toBe(false)
+  await model.close()
 })
 
 describe('on one small model', () => {

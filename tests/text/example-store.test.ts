@@ -1,6 +1,7 @@
 import fc from 'fast-check'
-import { describe, expect, it } from 'vitest'
-import { ExampleStore } from '../../src/text/packed-examples.js'
+import { describe, expect, it, vi } from 'vitest'
+import { openTokenFile } from '../../src/io/node/files.js'
+import { ExampleStore } from '../../src/text/example-store.js'
 import type { Example } from '../../src/text/records.js'
 
 const token = fc.tuple(fc.oneof(fc.nat(300), fc.nat(300_000), fc.nat(2 ** 20)), fc.boolean())
@@ -43,5 +44,27 @@ describe('ExampleStore', () => {
     expect(store.at(4321)).toEqual({ inputIds: Int32Array.of(4321, 8642), labels: Int32Array.of(-100, 8642) })
     expect(store.at(5000)?.inputIds.every((id, i) => id === long[i])).toBe(true)
     expect(store.at(5001)?.inputIds).toEqual(Int32Array.of(9))
+  })
+
+  it('reads from its file what is not in memory', () => {
+    const file = openTokenFile()
+    const opened = vi.fn(() => file)
+    const store = new ExampleStore(opened, 2)
+    const lengthOf = (i: number) => 1000 + (i % 7)
+    const idOf = (i: number, j: number) => (i * 1009 + j) % 50_000
+    const count = 500 // of 1003 tokens on average, 65,536 in a block
+    for (let i = 0; i < count; i++) {
+      if (i === 100) expect(opened).not.toHaveBeenCalled()
+      const inputIds = Int32Array.from({ length: lengthOf(i) }, (_, j) => idOf(i, j))
+      store.push({ inputIds, labels: inputIds.map((id, j) => (j < 10 ? -100 : id)) })
+    }
+    expect(opened).toHaveBeenCalled()
+    for (const i of [0, 300, count - 1, 400, 401, 12]) {
+      const example = store.at(i)!
+      expect(example.inputIds).toHaveLength(lengthOf(i))
+      expect(example.inputIds.every((id, j) => id === idOf(i, j))).toBe(true)
+      expect(example.labels.subarray(0, 11)).toEqual(Int32Array.of(...Array(10).fill(-100), idOf(i, 10)))
+    }
+    file.close()
   })
 })

@@ -1,15 +1,15 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { costOf, examplesOf, planEpoch, planEvaluation, stepsPerEpoch } from '../../src/train/rows/batches.js'
+import { costOf, EpochPlan, examplesOf, planEvaluation, stepsPerEpoch } from '../../src/train/rows/batches.js'
 
 const lengthsOf = fc.array(fc.integer({ min: 1, max: 100 }), { minLength: 1, maxLength: 300 })
 const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulation: fc.integer({ min: 1, max: 4 }) })
 
-describe('planEpoch', () => {
+describe('EpochPlan', () => {
   it('has every example once, in the announced number of steps, in shapes that hold it', () => {
     fc.assert(
       fc.property(lengthsOf, sizeOf, (lengths, size) => {
-        const steps = planEpoch(lengths, 7, 0, { ...size, limit: 100 })
+        const steps = [...new EpochPlan(lengths, 7, 0, { ...size, limit: 100 })]
         expect(steps).toHaveLength(stepsPerEpoch(lengths.length, size))
         const seen = steps.flat().flatMap(({ examples }) => examples)
         expect([...seen].sort((a, b) => a - b)).toEqual(lengths.map((_, i) => i))
@@ -29,8 +29,8 @@ describe('planEpoch', () => {
         fc.integer({ min: 1, max: 4 }),
         fc.integer({ min: 1, max: 4 }),
         (lengths, batch, times) => {
-          const whole = planEpoch(lengths, 3, 1, { batchSize: batch * times, accumulation: 1, limit: 256 })
-          const parts = planEpoch(lengths, 3, 1, { batchSize: batch, accumulation: times, limit: 256 })
+          const whole = [...new EpochPlan(lengths, 3, 1, { batchSize: batch * times, accumulation: 1, limit: 256 })]
+          const parts = [...new EpochPlan(lengths, 3, 1, { batchSize: batch, accumulation: times, limit: 256 })]
           const examples = (steps: typeof whole) => steps.map((step) => step.flatMap((micro) => micro.examples))
           expect(examples(parts)).toEqual(examples(whole))
         },
@@ -41,14 +41,14 @@ describe('planEpoch', () => {
   it('depends on seed and epoch only', () => {
     const lengths = Array.from({ length: 64 }, (_, i) => (i * 37) % 50)
     const options = { batchSize: 4, accumulation: 1, limit: 256 }
-    const plan = (seed: number, epoch: number) => JSON.stringify(planEpoch(lengths, seed, epoch, options))
+    const plan = (seed: number, epoch: number) => JSON.stringify([...new EpochPlan(lengths, seed, epoch, options)])
     expect(plan(1, 0)).toBe(plan(1, 0))
     expect(new Set([plan(1, 0), plan(1, 1), plan(2, 0)]).size).toBe(3)
   })
 
   it('puts like lengths together and pads little', () => {
     const lengths = Array.from({ length: 512 }, (_, i) => 8 + ((i * 7919) % 240))
-    const steps = planEpoch(lengths, 1, 0, { batchSize: 8, accumulation: 1, limit: 256 })
+    const steps = [...new EpochPlan(lengths, 1, 0, { batchSize: 8, accumulation: 1, limit: 256 })]
     const padded = steps.flat().reduce((sum, { examples, sequence }) => sum + examples.length * sequence, 0)
     expect(padded / lengths.reduce((a, b) => a + b)).toBeLessThan(1.15)
   })

@@ -58,11 +58,15 @@ describe('packing', () => {
     expect(together.trained.loss).toBeCloseTo(apart.trained.loss, 5)
     expect(together.evaluated).toBeCloseTo(apart.evaluated, 5)
     expect(together.evaluated).toBeCloseTo(together.trained.loss, 5)
-    for (const [i, gradient] of together.trained.gradients.entries()) {
-      const expected = apart.trained.gradients[i]
-      const largest = expected.reduce((max, value) => Math.max(max, Math.abs(value)), 1e-4)
-      const off = gradient.reduce((max, value, j) => Math.max(max, Math.abs(value - expected[j])), 0)
-      expect(off / largest).toBeLessThan(1e-4)
+    const { trained: inBlocks } = await results(model, rows, true, 7)
+    expect(inBlocks.loss).toBeCloseTo(apart.trained.loss, 5)
+    for (const { gradients } of [together.trained, inBlocks]) {
+      for (const [i, gradient] of gradients.entries()) {
+        const expected = apart.trained.gradients[i]
+        const largest = expected.reduce((max, value) => Math.max(max, Math.abs(value)), 1e-4)
+        const off = gradient.reduce((max, value, j) => Math.max(max, Math.abs(value - expected[j])), 0)
+        expect(off / largest).toBeLessThan(1e-4)
+      }
     }
     // What the records would give without a mask is something else.
     const open = openTask(model, rows, true)
@@ -192,9 +196,14 @@ async function evaluate(model: Model, rows: readonly Example[], packing: boolean
   return Number(outputs[graph.loss].data[0])
 }
 
-async function results(model: Model, rows: readonly Example[], packing: boolean): Promise<Results> {
+async function results(
+  model: Model,
+  rows: readonly Example[],
+  packing: boolean,
+  attentionRows?: number,
+): Promise<Results> {
   const open = openTask(model, rows, packing)
-  const graph = await buildTrainingGraph(model.onnx, runtime, open, { layers: layersOf(model) })
+  const graph = await buildTrainingGraph(model.onnx, runtime, open, { layers: layersOf(model), attentionRows })
   const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
   const own = graph.feeds(open.collate(rows, 40), { normalizer: open.normalizer(rows) })
   const outputs = await session.run({ ...own, ...factorsOf(model, graph.tensors) })

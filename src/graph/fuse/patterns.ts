@@ -1,6 +1,6 @@
 // Small questions about the nodes behind a value.
 
-import { floatsOf, integersOf, type NodeProto } from '../../formats/onnx/tensors.js'
+import { DataType, floatsOf, integersOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -63,4 +63,24 @@ export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: numb
   if (node.opType !== 'Shape') return undefined
   const start = intAttribute(node, 'start', 0)
   return intAttribute(node, 'end', start) === start + 1 ? { of: node.input[0], axis: start } : undefined
+}
+
+export const HANDS_ON: readonly string[] = ['Transpose', 'Cast', 'Identity']
+
+/** An initializer's name, or a node's output. */
+export interface Source {
+  /** True if the two axes of a matrix are swapped on the way. */
+  readonly value: Value
+  readonly isSwapped: boolean
+  /** The type in which it arrives; undefined where nothing casts it. */
+  readonly castTo: DataType | undefined
+}
+
+export function sourceOf(graph: Graph, value: Value, through: readonly string[] = HANDS_ON): Source {
+  const maker = graph.producer(value)
+  if (maker === undefined || !through.includes(maker.opType)) return { value, isSwapped: false, castTo: undefined }
+  const source = sourceOf(graph, maker.input[0], through)
+  const isSwap = maker.opType === 'Transpose' && (intsAttribute(maker, 'perm') ?? [1, 0]).join() === '1,0'
+  const castTo = maker.opType === 'Cast' ? intAttribute(maker, 'to', DataType.FLOAT) : source.castTo
+  return { value: source.value, isSwapped: source.isSwapped !== isSwap, castTo }
 }

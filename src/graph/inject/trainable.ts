@@ -3,6 +3,7 @@
 
 import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
+import { sourceOf } from '../fuse/patterns.js'
 import { dequantizerOf } from '../match/forms/dequantize.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
@@ -12,7 +13,6 @@ import { type DropoutMask, keepProbability } from '../training/dropout.js'
 import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { sourceOf } from '../view/source.js'
 import { adaptNodes, valueInfo } from './inject.js'
 import { siteInput } from './sites.js'
 

@@ -56,19 +56,19 @@ function attend(g: Builder, attention: Attention): Attended {
   let scores = g.matmul(g.mul(q, scale), g.transpose(k, swap)) // (B, keyHeads, group, S, T)
   if (softcap !== 0) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(softcap))]), g.float(softcap))
   if (mask !== undefined) scores = g.add(scores, mask)
-  if (bias !== undefined) scores = isGrouped ? addPerHead(g, scores, heads, bias) : g.add(scores, bias)
+  if (bias !== undefined) scores = g.add(scores, isGrouped ? perKeyHead(g, bias, keyHeads) : bias)
   const weights = g.op('Softmax', [scores], { axis: -1 })
   const output = split(g.transpose(g.matmul(weights, v), fromHeads))
   const present = (x: Value) => (isGrouped ? g.op('Squeeze', [x, g.int([2])]) : x)
   return { output, presentKey: () => present(k), presentValue: () => present(v) }
 }
 
-/** Adds (B, heads, S, T) to scores (B, keyHeads, group, S, T). */
-function addPerHead(g: Builder, scores: Value, heads: number, bias: Value): Value {
-  const shape = g.shape(scores)
-  const lastTwo = g.op('Gather', [shape, g.int([3, 4])])
-  const perHead = g.reshape(scores, g.concat([g.int([0, heads]), lastTwo], 0))
-  return g.reshape(g.add(perHead, bias), shape)
+/** A bias that is broadcast to (B, heads, S, T), as it is to (B, keyHeads, group, S, T). */
+function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
+  const all = g.concat([g.int([1, 1, 1]), g.shape(bias)], 0)
+  const dim = (axis: number) => g.op('Gather', [all, g.int([axis])])
+  const own = g.op('Min', [dim(-3), g.int([keyHeads])])
+  return g.reshape(bias, g.concat([dim(-4), own, g.div(dim(-3), own), dim(-2), dim(-1)], 0))
 }
 
 function inverseRootOfWidth(g: Builder, x: Value): Value {

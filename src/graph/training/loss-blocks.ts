@@ -5,20 +5,17 @@
 import {
   TensorProto_DataType as DataType,
   type GraphProto,
-  ModelProtoSchema,
   type NodeProto,
-  OperatorSetIdProtoSchema,
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
-import { create } from '../../formats/onnx/protobuf.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
+import { sourceOf } from '../fuse/patterns.js'
 import { rowLosses } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
 import { type LOGIT_BYTES, rowsOfBlock } from '../memory.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
-import { Graph } from '../view/graph.js'
-import { sourceOf } from '../view/source.js'
+import type { Graph } from '../view/graph.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
 /** Only large logits from a float weight that is not trained: gradients of an adapted output layer need logits. */
@@ -92,8 +89,7 @@ function replace(
 
 /** From rows of x and their targets to what is given of them. The weight is that of the outer graph. */
 function bodyOf(outer: Graph, { x, weight, bias, transB, k }: Head, given: readonly string[]): GraphProto {
-  const opsetImport = [create(OperatorSetIdProtoSchema, { version: BigInt(outer.opset()) })]
-  const body = new Graph(create(ModelProtoSchema, { irVersion: 8n, opsetImport, graph: { name: 'loss in blocks' } }))
+  const body = outer.newBody()
   const g = new Builder(body, outer.freshName('loss/block'))
   const [rows, pairs] = [body.freshName(`${g.scope}/${x}`), body.freshName(`${g.scope}/targets`)]
   body.inputs = [valueInfo(rows, DataType.FLOAT, ['rows', k]), valueInfo(pairs, DataType.INT64, ['rows', 2])]

@@ -14,11 +14,12 @@ import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
-import type { ShapeMap } from '../shapes/shapes.js'
+import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { activeFeeds } from './activation.js'
+import { attendInBlocks } from './attention-blocks.js'
 import { computeInFloat32, dropCasts, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
@@ -182,6 +183,19 @@ export const TRAINING_PASSES: readonly Pass[] = [
     },
   },
   {
+    name: 'attend in blocks',
+    needs: ['path', 'shapes'],
+    gives: [],
+    run(work) {
+      const { graph, shapes, path, forward, options } = work
+      const { customGradients } = forward.objective
+      const { attentionRows: rows } = options
+      if (rows === undefined) return
+      attendInBlocks({ graph, shapes, rows, customGradients, onPath: path.values })
+      work.findPath()
+    },
+  },
+  {
     name: 'share keys between heads',
     needs: ['path', 'shapes'],
     gives: [],
@@ -245,9 +259,10 @@ export const TRAINING_PASSES: readonly Pass[] = [
     needs: ['plain shapes'],
     gives: ['recomputed'],
     run(work) {
-      const { graph, shapes, objective } = work
+      const { graph, shapes, objective, options } = work
       const { lengths } = objective.probe
-      work.copies = recompute(graph, shapes, LOSS, (shape) => typicalElements(shape, lengths))
+      const elements = (shape: ProbedShape) => typicalElements(shape, lengths)
+      work.copies = recompute(graph, shapes, LOSS, { elements, tokens: options.tokens ?? Number.POSITIVE_INFINITY })
     },
   },
   {

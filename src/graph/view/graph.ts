@@ -9,6 +9,7 @@ import {
   type GraphProto,
   integersOf,
   type ModelProto,
+  ModelProtoSchema,
   type NodeProto,
   OperatorSetIdProtoSchema,
   type TensorProto,
@@ -86,7 +87,7 @@ export class Graph {
       seen.add(next)
       const node = this.producer(next)
       yield [next, node] as const
-      if (node !== undefined && enters(node, next)) open.push(...node.input)
+      if (node !== undefined && enters(node, next)) open.push(...node.input, ...implicitInputs(node))
     }
   }
 
@@ -278,6 +279,14 @@ export class Graph {
 
   requireOpset(domain: string, version: number): void {
     if (this.opset(domain) < version) this.#raisedOpsets.set(domain, version)
+  }
+
+  /** An empty graph for the body of a Scan in this one. */
+  newBody(): Graph {
+    const opsetImport = ['', 'com.microsoft'].map((domain) =>
+      create(OperatorSetIdProtoSchema, { domain, version: BigInt(this.opset(domain)) }),
+    )
+    return new Graph(create(ModelProtoSchema, { irVersion: MIN_IR_VERSION, opsetImport, graph: { name: 'body' } }))
   }
 
   /** Sorted; what is not in the graph is as in the model that came in. */

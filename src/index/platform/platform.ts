@@ -7,6 +7,7 @@ import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
+import type { TokenFile } from '../../text/example-store.js'
 import type { MemoryUse, TrainEvents } from '../../train/report.js'
 import { hubOptions } from '../hub.js'
 
@@ -21,6 +22,8 @@ export interface Platform {
   watch?(): TrainEvents | undefined
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined
+  /** Opens a file that stands in for memory. */
+  readonly openTokenFile?: () => TokenFile & { close(): void }
   /** Memory of this process; undefined where the system does not tell. */
   readonly memoryUse?: () => MemoryUse | undefined
   nodeRuntime(specifier: string | undefined): RuntimeHost

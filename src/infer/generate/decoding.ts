@@ -74,8 +74,6 @@ export class Decoding {
   #rows: Row[]
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
-  /** Runs write new tokens into the arrays of the cache. */
-  readonly #isInPlace: boolean
   #cache: GrowingCache | undefined
   #past: Feeds
   #context: Feeds
@@ -84,19 +82,12 @@ export class Decoding {
   #cachedTokens = 0
 
   /** `newRows`: of a graph that gives out what a step adds to the cache. */
-  constructor(
-    { rows, ...request }: TextRequest,
-    mixes: RowFactors,
-    rowOf?: readonly number[],
-    newRows?: NewRows,
-    isInPlace = false,
-  ) {
+  constructor({ rows, ...request }: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
     this.#request = request
     this.#newRows = newRows
-    this.#isInPlace = isInPlace
     this.#cache = newRows && new GrowingCache(newRows, rows.length)
     const cache = newRows === undefined ? request.cache : []
-    const given = newRows === undefined ? cache.map(({ present }) => present) : isInPlace ? [] : [newRows.output]
+    const given = newRows === undefined ? cache.map(({ present }) => present) : [newRows.output]
     this.outputNames = [request.logits, ...given]
     this.#rows = rows.map((row, index) => ({
       ...row,
@@ -195,7 +186,6 @@ export class Decoding {
     const isAlone = batch === 1
     const total = this.#reach(most)
     const sequence = total - past
-    if (this.#isInPlace) this.#cache!.reserve(total)
     const inputIds = new Int32Array(batch * sequence)
     const attentionMask = new Uint8Array(batch * total)
     this.#rows.forEach(({ tokens }, row) => {
@@ -209,13 +199,6 @@ export class Decoding {
     const logitsToKeep = isLeft || isEven ? 1 : undefined
     const tokens = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
     return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
-  }
-
-  /** The arrays that outputs of a run are written into. */
-  get into(): Feeds | undefined {
-    if (!this.#isInPlace) return undefined
-    const { feeds } = this.#cache!
-    return Object.fromEntries(this.#newRows!.parts.map(({ past, present }) => [present, feeds[past]]))
   }
 
   #reach(most: number): number {
@@ -234,8 +217,7 @@ export class Decoding {
       this.#width = this.#reach(most)
       if (this.#newRows !== undefined) {
         const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
-        const places = isBehindOwn ? lengths.map((length) => length - 1) : undefined
-        if (!this.#isInPlace) this.#cache!.add(outputs[this.#newRows.output], places)
+        this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
       } else {
         for (const { past, present, isOfEncoder } of cache) {
           const isKept = isOfEncoder && before > 0
@@ -298,7 +280,7 @@ export class Decoding {
 
   split(): Map<number, Decoding> {
     const alone = this.#rows.map(({ id }, row) => {
-      const one = new Decoding({ ...this.#request, rows: [] }, [], [], this.#newRows, this.#isInPlace)
+      const one = new Decoding({ ...this.#request, rows: [] }, [], [], this.#newRows)
       one.#become([{ of: this, rows: [row] }])
       return [id, one] as const
     })

@@ -53,12 +53,6 @@ export class GrowingCache {
     return joinRows([{ ...rows, tensor: this.#tensor(part) }], 2, length).data as Float32Array
   }
 
-  /** Makes room for tokens that a run itself writes behind those before. */
-  reserve(length: number): void {
-    if (length > this.#capacity) this.#feeds = this.#grow(length)
-    this.#length = length
-  }
-
   /** `places`: where the first new token of each text goes. Default: behind the longest. */
   add({ data, dims }: RuntimeTensor, places?: readonly number[]): void {
     const sequence = dims[this.#isByHead ? 2 : 1]

@@ -22,24 +22,61 @@ export interface PlanOptions {
 /** Enough for batches of like lengths, few enough that what follows what stays random. */
 const WINDOW_STEPS = 16
 
-/** Depends on (seed, epoch) alone, so that a resumed run finds the same order. `lengths`: tokens of each example. */
-export function planEpoch(lengths: readonly number[], seed: number, epoch: number, options: PlanOptions): StepPlan[] {
-  const random = new Random(seed, `shuffle/${epoch}`)
-  const all = Array.from(lengths, (_, index) => index)
-  const stepSize = options.batchSize * options.accumulation
-  if (options.inOrder) return chunks(all, stepSize).map((examples) => microBatches(examples, lengths, options))
-  const order = random.shuffle(all)
-  const steps: StepPlan[] = []
-  for (const window of chunks(order, stepSize * WINDOW_STEPS)) {
-    window.sort((a, b) => lengths[a] - lengths[b])
-    const inWindow = chunks(window, stepSize)
-    steps.push(...random.shuffle(inWindow).map((examples) => microBatches(examples, lengths, options)))
+/**
+ * The steps of one pass over the data. It depends on (seed, epoch) alone, so that a resumed run finds the same order.
+ * An example takes 4 bytes. `lengths`: tokens of each example.
+ */
+export class EpochPlan implements Iterable<StepPlan> {
+  readonly length: number
+  readonly #lengths: ArrayLike<number>
+  readonly #options: PlanOptions
+  readonly #order: Uint32Array
+  /** The only step that may have fewer examples. */
+  #short: number
+
+  constructor(lengths: ArrayLike<number>, seed: number, epoch: number, options: PlanOptions) {
+    this.length = stepsPerEpoch(lengths.length, options)
+    this.#lengths = lengths
+    this.#options = options
+    this.#order = Uint32Array.from({ length: lengths.length }, (_, index) => index)
+    this.#short = this.length - 1
+    if (!options.inOrder) this.#shuffle(new Random(seed, `shuffle/${epoch}`))
   }
-  return steps
+
+  get #size(): number {
+    return this.#options.batchSize * this.#options.accumulation
+  }
+
+  #shuffle(random: Random): void {
+    const order = random.shuffle(this.#order)
+    for (let from = 0; from < order.length; from += this.#size * WINDOW_STEPS) {
+      const window = order.subarray(from, from + this.#size * WINDOW_STEPS)
+      window.sort((a, b) => this.#lengths[a] - this.#lengths[b])
+      const steps = random.shuffle(chunks(window.slice(), this.#size))
+      const short = steps.findIndex(({ length }) => length < this.#size)
+      if (short !== -1) this.#short = from / this.#size + short
+      let at = 0
+      for (const step of steps) {
+        window.set(step, at)
+        at += step.length
+      }
+    }
+  }
+
+  at(step: number): StepPlan {
+    const missing = this.length * this.#size - this.#order.length
+    const begin = step * this.#size - (step > this.#short ? missing : 0)
+    const end = begin + this.#size - (step === this.#short ? missing : 0)
+    return microBatches([...this.#order.subarray(begin, end)], this.#lengths, this.#options)
+  }
+
+  *[Symbol.iterator](): Generator<StepPlan> {
+    for (let step = 0; step < this.length; step++) yield this.at(step)
+  }
 }
 
 export function planEvaluation(
-  lengths: readonly number[],
+  lengths: ArrayLike<number>,
   options: Pick<PlanOptions, 'batchSize' | 'limit' | 'inOrder'>,
 ): MicroBatch[] {
   const order = Array.from(lengths, (_, index) => index)
@@ -53,7 +90,7 @@ export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batc
 
 function microBatches(
   examples: readonly number[],
-  lengths: readonly number[],
+  lengths: ArrayLike<number>,
   { batchSize, limit }: Pick<PlanOptions, 'batchSize' | 'limit'>,
 ): MicroBatch[] {
   return chunks(examples, batchSize).map((batch) => {
@@ -66,7 +103,7 @@ export function examplesOf<Example>(examples: Examples<Example>, plans: readonly
   return plans.flatMap((plan) => plan.examples.map((index) => examples.at(index) as Example))
 }
 
-export function costOf(costs: readonly number[], plans: readonly MicroBatch[]): number {
+export function costOf(costs: ArrayLike<number>, plans: readonly MicroBatch[]): number {
   return sum(plans, (plan) => sum(plan.examples, (index) => costs[index]))
 }
 
@@ -74,6 +111,9 @@ function sum<T>(items: readonly T[], value: (item: T) => number): number {
   return items.reduce((total, item) => total + value(item), 0)
 }
 
-function chunks<T>(items: readonly T[], size: number): T[][] {
+function chunks<T extends { readonly length: number; slice(from: number, to: number): T }>(
+  items: T,
+  size: number,
+): T[] {
   return Array.from({ length: Math.ceil(items.length / size) }, (_, i) => items.slice(i * size, (i + 1) * size))
 }

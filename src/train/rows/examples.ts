@@ -5,8 +5,9 @@ import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
 import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
-import { droppedLabelNote } from '../../tasks/tasks.js'
+import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
+import type { TokenFile } from '../../text/example-store.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { TrainingOptions } from '../options.js'
 
@@ -46,6 +47,8 @@ export interface EncodeOptions extends ReadingOptions {
   readonly isHeldOut?: ((index: number) => boolean) | undefined
   /** Hears of each row: as the task parsed it, how many examples it gave, and as the data have it. */
   readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean, record: unknown) => void) | undefined
+  /** Opens the file of the tokens that memory is not taken for. */
+  readonly file?: (() => TokenFile) | undefined
   readonly name: string
 }
 
@@ -62,7 +65,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
       return template
     },
   }
-  const [kept, heldOut] = [emptyRows(task), emptyRows(task)]
+  const [kept, heldOut] = [emptyRows(task, options.file), emptyRows(task, options.file)]
   let pausedAt = performance.now()
   let count = 0
   for await (const { row, where } of rows) {
@@ -100,19 +103,19 @@ export async function encodeRow(task: Task, row: unknown, where: string, context
   return { parsed, encoded }
 }
 
-function emptyRows(task: Task): EncodedRows {
-  return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
+function emptyRows(task: Task, file: EncodeOptions['file']): EncodedRows {
+  return { examples: task.makeList?.(file) ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
 }
 
 /** Gives what reads the pictures of a model while `work` goes on; undefined for one that reads none beside texts. */
 export async function withPictures<T>(
-  { model, device, ...options }: Pick<TrainingOptions, 'model' | 'decodeImage' | 'threads' | 'device'>,
+  { model, decodeImage, threads, device }: Pick<TrainingOptions, 'model' | 'decodeImage' | 'threads' | 'device'>,
   work: (pictures: PictureEncoder | undefined) => Promise<T>,
 ): Promise<T> {
   if (model.graphs.vision_encoder === undefined || model.graphs.embed_tokens === undefined) return work(undefined)
   const { PictureEncoder } = await import('../../tasks/pictures/encoder.js')
   const executionProviders = device === undefined ? undefined : [device].flat()
-  const pictures = new PictureEncoder({ ...options, model, executionProviders })
+  const pictures = new PictureEncoder({ model, decodeImage, threads, executionProviders })
   return work(pictures).finally(() => pictures.close())
 }
 

@@ -2,11 +2,11 @@
 // model may have a convolution there or a linear layer: adapters of both are placed on it.
 
 import { dimsOf } from '../../../formats/onnx/tensors.js'
+import { sourceOf } from '../../fuse/patterns.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
 import { Builder } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import { sourceOf } from '../../view/source.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { moduleFinder } from '../match.js'
 import { ofModule } from '../module-names.js'

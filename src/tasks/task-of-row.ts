@@ -1,0 +1,49 @@
+// The task where the caller names none: by the fields of a row of data, or by the model.
+
+import { isObject } from '../base/options.js'
+import { inputFamily } from '../graph/inputs/family.js'
+import type { Model } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/graph.js'
+import type { Task } from './task.js'
+import { canTrain, loadTask, TASK_NAMES, type TaskName } from './tasks.js'
+
+export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): TaskName {
+  const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx.proto))?.behindEncoder !== undefined
+  return hasEncoder ? 'seq2seq' : 'causal-lm'
+}
+
+/** Tasks whose records have the most fields of the row first, and of equal ones the default first. */
+async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
+  if (!isObject(row)) return []
+  const has = ([field, value]: [string, unknown]) =>
+    row[field] !== undefined && row[field] !== null && (typeof value !== 'boolean' || isTruth(row[field]))
+  const fitting: { task: Task; fields: number }[] = []
+  for (const name of new Set([first, ...TASK_NAMES])) {
+    const task = await loadTask(name)
+    const found = task.records.map(Object.entries).filter((fields) => fields.every(has))
+    if (found.length > 0) fitting.push({ task, fields: Math.max(...found.map(({ length }) => length)) })
+  }
+  return fitting.sort((a, b) => b.fields - a.fields).map(({ task }) => task)
+}
+
+function isTruth(value: unknown): boolean {
+  return typeof value === 'boolean' || (typeof value === 'string' && /^(true|false)$/i.test(value))
+}
+
+export function droppedLabelNote({ name, records }: Pick<Task, 'name' | 'records'>, row: unknown): string[] {
+  const fields = ['label', 'labels']
+  if (!isObject(row) || records.some((record) => fields.some((field) => Object.hasOwn(record, field)))) return []
+  const field = fields.find((one) => row[one] !== undefined && row[one] !== null)
+  return field === undefined ? [] : [`have a field "${field}", which the task ${name} does not learn`]
+}
+
+export async function taskOfRow(row: unknown, model: Model | undefined): Promise<Task> {
+  const own = model === undefined ? TASK_NAMES[0] : defaultTask(model)
+  const { records } = await loadTask(own)
+  // Rows without other fields need no other task to be loaded.
+  const isPlain =
+    isObject(row) && Object.keys(row).every((field) => records.some((record) => Object.hasOwn(record, field)))
+  for (const task of isPlain ? [] : await tasksOfRow(row, own))
+    if (model === undefined || canTrain(task, model)) return task
+  return loadTask(own)
+}
