@@ -224,7 +224,7 @@ function writtenLengths(): Length[] {
 }
 
 /** A row of data. */
-interface TextPair {
+export interface TextPair {
   readonly source: Source
   readonly target: string
   /** The record, for messages. */

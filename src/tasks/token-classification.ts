@@ -170,7 +170,7 @@ function labelsOf(targets: Iterable<string>, known: readonly string[]): readonly
 type Tag = string | number
 
 /** A row of data: words with tags, or a text with entities. */
-interface TaggedText {
+export interface TaggedText {
   readonly text: string
   /** In the text, in order. */
   readonly words: readonly Span[]
