@@ -5,8 +5,8 @@
 // that a step can come to.
 //
 // With --memory FOLDER it measures memory alone: the most that the tab's processes hold while the page opens the model
-// of the folder, trains on questions with the settings of "Answer like our docs", and answers. A process counts with
-// its PSS of /proc (Linux), where what several processes share counts once. WebAssembly's memory is part of it.
+// of the folder, trains on texts with the page's own settings, and writes. A process counts with its PSS of /proc
+// (Linux), where what several processes share counts once. WebAssembly's memory is part of it.
 //
 //   npm run build && npm install --no-save -D onnxruntime-web@1.30.0
 //   node bench/page.mjs [--rounds 5] [--steps 12] [--memory FOLDER]
@@ -178,7 +178,7 @@ async function measureMemory(model) {
   let [stage, isDone] = ['page', false]
   const most = {}
   const watching = (async () => {
-    for (; !isDone; await setTimeout(200)) most[stage] = Math.max(most[stage] ?? 0, tabBytes())
+    for (; !isDone; await setTimeout(500)) most[stage] = Math.max(most[stage] ?? 0, tabBytes())
   })()
   const until = async (expression) => {
     while (!(await page.evaluate(expression).catch(() => false))) await setTimeout(200)
@@ -189,12 +189,9 @@ async function measureMemory(model) {
     stage = 'opening the model'
     await page.drop([model])
     await until("document.getElementById('model-state').textContent.startsWith('Open: ')")
-    await page.evaluate(
-      `document.getElementById('data').value = ${JSON.stringify(readFileSync(join(root, 'models/data/questions.jsonl'), 'utf8'))}
-      document.getElementById('data').dispatchEvent(new Event('input'))`,
-    )
-    for (const [id, value] of Object.entries({ steps, 'learning-rate': 0.001, 'batch-size': 2 }))
-      await page.evaluate(`document.getElementById('${id}').value = '${value}'`)
+    await page.evaluate(`document.getElementById('data').value = ${JSON.stringify(readFileSync(DATA, 'utf8'))}
+      document.getElementById('data').dispatchEvent(new Event('input'))
+      document.getElementById('steps').value = '${steps}'`)
     stage = 'training'
     await page.evaluate("document.getElementById('start').click()")
     await until(

@@ -7,7 +7,8 @@
 // - turn: the time to the first token of 50 new tokens after a chat of 2,000, against reading all of them.
 // - idle: the time of a token of the base, with inputs for adapters that nobody uses, against the plain graph.
 // - operators: the milliseconds of a step of eight rows by operator, as ONNX Runtime's profile has them. Of each node
-//   the quickest quarter of its runs counts, so that other programs disturb little.
+//   the quickest quarter of its runs counts, so that other programs disturb little. Then what a step has to do: products
+//   with weights, bytes of factors, and how quickly this machine copies memory.
 //
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
 //         [--accuracy-level 4]
@@ -223,6 +224,32 @@ async function showOperators(model, adapters) {
   for (const [operator, { count, time }] of [...sums].sort((a, b) => b[1].time - a[1].time)) {
     if (time >= 0.01 * total) console.log(`    ${time.toFixed(2).padStart(6)} ms  ${operator} (${count} nodes)`)
   }
+  const timeOfAll = (kind) => [...sums].reduce((sum, [name, { time }]) => (kind(name) ? sum + time : sum), 0)
+  const linears = findLinears(new Graph(model.onnx.proto))
+  const products = PROMPTS.length * linears.reduce((sum, { d, k }) => sum + d * k, 0)
+  const own = linears.filter(({ name }) => name.includes('layers.'))
+  const bytes = 4 * ADAPTERS * RANK * own.reduce((sum, { d, k }) => sum + d + k, 0)
+  const [rate, read] = [
+    products / timeOfAll((name) => name.startsWith('MatMul') && !name.endsWith('adapters')),
+    bytes / timeOfAll((name) => name === 'MatMul of adapters'),
+  ]
+  console.log(
+    `    ${(products / 1e6).toFixed(0)} million products with weights: ${(rate / 1e6).toFixed(0)} billion a second`,
+  )
+  console.log(
+    `    ${(bytes / 1e6).toFixed(0)} MB of factors: ${(read / 1e6).toFixed(1)} GB/s; copies ${copyRate()} GB/s`,
+  )
+}
+
+/** Of memory that is in no cache. */
+function copyRate() {
+  const [from, to] = [1, 2].map((value) => new Float32Array(2e7).fill(value))
+  const times = Array.from({ length: 8 }, () => {
+    const startedAt = performance.now()
+    to.set(from)
+    return performance.now() - startedAt
+  })
+  return (from.byteLength / 1e6 / Math.min(...times)).toFixed(1)
 }
 
 /** Operators of adapters and of the output layer apart from the others. */

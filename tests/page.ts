@@ -123,6 +123,8 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
       await send('Browser.setDownloadBehavior', { behavior: 'allow', downloadPath })
     }
     const screenshot = async () => {
+      // A tab behind another one is drawn after a minute or more.
+      await send('Page.bringToFront', {}, sessionId)
       const options = { format: 'png', captureBeyondViewport: true }
       const { data } = await send('Page.captureScreenshot', options, sessionId)
       return Buffer.from(data, 'base64')

@@ -75,6 +75,7 @@ const graph = await buildTrainingGraph(model.onnx, runtime, task, {
   layers: options['lora-fa']
     ? layers.map((layer) => ({ ...layer, fixedA: startOfA(layer.name, layer.rank * layer.k, layer.k) }))
     : layers,
+  tokens: batch * sequence,
   ...blocksFor(sequence),
 })
 const repacked = options.repacked === undefined ? undefined : Number(options.repacked) * 2 ** 20

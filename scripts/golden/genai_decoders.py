@@ -2,7 +2,8 @@
 
     genai_decoders.py [--out tests/golden/genai-decoders]
 
-`lfm2` keeps the last inputs of its convolutions, and its modules have Llama's names in the graph. `gemma2` has caches of sliding windows.
+`lfm2` keeps the last inputs of its convolutions, and its modules have Llama's names in the graph. `gemma2` has caches of sliding windows. `qwen3_5` has
+a layer of linear attention.
 `loss` is that of IDS with the adapter, `gradient/…` that of its factors.
 """
 import argparse
@@ -12,6 +13,7 @@ import tempfile
 import torch
 
 import exporters
+import packed
 from common import GOLDEN, adapt, fresh, last_logits, save_adapter, save_tensors, trainable
 
 SEED = 37
@@ -32,8 +34,28 @@ def gemma2_config():
     return Gemma2Config(**SPECIAL, hidden_size=36, head_dim=16, sliding_window=64, query_pre_attn_scalar=16)
 
 
-exporters.BASES.update({"lfm2": (lfm2_config, {}), "gemma2": (gemma2_config, {})})
-TARGETS = {"lfm2": ["q_proj", "w1", "w2", "in_proj"], "gemma2": ["q_proj", "down_proj"]}
+def qwen3_5_config():
+    from transformers import Qwen3_5TextConfig
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    return Qwen3_5TextConfig(
+        **SPECIAL, hidden_size=32, head_dim=16, layer_types=["linear_attention", "full_attention"], linear_conv_kernel_dim=4, rope_parameters=rope,
+        linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2, tie_word_embeddings=False)
+
+
+def save_qwen3_5(folder):
+    """The builder takes the whole model, of texts and pictures, and writes the graph of its texts."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+    vision = dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=4, out_hidden_size=32, num_position_embeddings=16)
+    text = exporters.build("qwen3_5")
+    whole = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=False))
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    whole.save_pretrained(folder)
+
+
+exporters.BASES.update({"lfm2": (lfm2_config, {}), "gemma2": (gemma2_config, {}), "qwen3_5": (qwen3_5_config, {})})
+TARGETS = {"lfm2": ["q_proj", "w1", "w2", "in_proj"], "gemma2": ["q_proj", "down_proj"],
+           "qwen3_5": ["in_proj_qkv", "in_proj_z", "out_proj", "q_proj", "down_proj"]}
 
 
 def main():
@@ -46,6 +68,8 @@ def main():
         with tempfile.TemporaryDirectory() as work:
             source, exported = pathlib.Path(work) / f"tiny-{name}", pathlib.Path(work) / "exported"
             exporters.save_base(name, source)
+            if name == "qwen3_5":
+                save_qwen3_5(source)
             exporters.genai()(source, exported, args)
             exporters.shape_like_hub(source, exported, out / name)
         for unread in ("tokenizer.json", "tokenizer_config.json", "genai_config.json", "generation_config.json"):  # no text is read
@@ -58,6 +82,7 @@ def main():
         grads = {f"gradient/{key}": parameter.grad for key, parameter in trainable(adapted).items()}
         save_tensors(out / name / "golden/logits.safetensors", {
             "base": last_logits(exporters.build(name), IDS), "adapted": last_logits(adapted, IDS), "loss": loss.reshape(1), **grads})
+    packed.pack(out, "genai-decoders")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNu
 }
 
 /** Smaller ones are not worth a choice. */
-const LEAST_BYTES = 2 ** 20
+const LEAST_BYTES = 2 ** 16
 
 /**
  * The model with at most `bytes` of weights that ONNX Runtime repacks, and holds as copies: a weight that is an input

@@ -95,8 +95,11 @@ export class TrainingSessions {
     // WebGPU has no Scan.
     const blocks = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() }) ? {} : blocksFor(longest)
     const options = { layers, base, modules, invocation, ...blocks }
+    // Pictures all have one size, which no length tells.
+    const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
+    const tokens = isText && longest > 0 ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
     const training = isTraining
-      ? await buildTrainingGraph(model.onnx, runtime, open, { ...options, dropout, twoPasses })
+      ? await buildTrainingGraph(model.onnx, runtime, open, { ...options, dropout, twoPasses, tokens })
       : undefined
     tell(1)
     const evaluation = await buildLossGraph(model.onnx, open, options)

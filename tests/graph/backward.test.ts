@@ -199,27 +199,6 @@ describe('patterns of two nodes', () => {
     expect(error).toBeLessThan(1e-3)
   })
 
-  it.each([
-    ['Reciprocal', 'Mul'],
-    ['Div', 'Pow'],
-  ])('RMS norm by %s and %s', async (inverse, square) => {
-    const { graph, g } = start('x', 'z')
-    const squares = square === 'Pow' ? g.op('Pow', ['x', g.float(2)]) : g.mul('x', 'x')
-    const root = g.op('Sqrt', [g.add(g.reduceMean(squares, [-1]), g.float(1e-5))])
-    const rho = inverse === 'Div' ? g.div(g.float(1), root) : g.op('Reciprocal', [root])
-    const y = g.mul(inverse === 'Div' ? g.mul(rho, 'x') : g.mul('x', rho), 'z')
-    const { error, added } = await worst(graph, y, { x: wave([2, 3], 0.5), z: wave([2, 3], 1) })
-    expect(error).toBeLessThan(1e-3)
-    expect(added).toHaveLength(7)
-  })
-
-  it('a root mean square along another axis is no norm', async () => {
-    const { graph, g } = start('x')
-    const root = g.op('Sqrt', [g.add(g.reduceMean(g.mul('x', 'x'), [0]), g.float(1e-5))])
-    const { error } = await worst(graph, g.mul('x', g.op('Reciprocal', [root])), { x: wave([2, 3], 0.5) })
-    expect(error).toBeLessThan(1e-3)
-  })
-
   it('attention', async () => {
     const { graph, g } = start('x', 'v', 'z')
     const p = g.op('Softmax', ['x'], { axis: -1 })

@@ -46,26 +46,15 @@ describe('shapes by running', () => {
     expect(graph.nodes.map(({ opType }) => opType)).toEqual(['MatMul', 'Shape', 'Gather'])
   })
 
-  it('run the whole graph where a shape depends on what weights compute, and free floats within the run', async () => {
-    let probed: ModelProto | undefined
-    const open = (model: ModelProto) => {
-      probed = model
-      return runtime.createSession({ graph: serializeModel(model) })
-    }
+  it('run the whole graph where a shape depends on what weights compute', async () => {
     const hidden = g.mul(y, y)
     const places = g.op('NonZero', [hidden])
     graph.outputs = []
     addOutput(graph, places, DataType.INT64)
     const ones = (dims: number[]) => ({ x: floats(DataType.FLOAT, Array(dims[0] * dims[1] * 3).fill(1), dims) })
-    const wanted = new Set([y, hidden, shape, places])
-    const result = await probeShapes(graph, open, [ones([2, 3, 3]), ones([5, 7, 3])], wanted, new Set([y, hidden]))
+    const open = (model: ModelProto) => runtime.createSession({ graph: serializeModel(model) })
+    const result = await probeShapes(graph, open, [ones([2, 3, 3]), ones([5, 7, 3])], new Set([hidden, places]))
     expect(result.get(hidden)).toEqual({ dims: [2, 3, 4], other: [5, 7, 4] })
     expect(result.get(places)).toEqual({ dims: [3, 24], other: [3, 140] })
-    // What a graph gives out is held until its end, and what only its last nodes read until these run: the last node
-    // runs first.
-    const { node, output } = probed!.graph!
-    expect(output.map(({ name }) => name)).not.toContain(y)
-    expect(output.map(({ name }) => name)).not.toContain(hidden)
-    expect(node.slice(-4).map(({ input }) => input[0])).toEqual([places, hidden, shape, y])
   })
 })

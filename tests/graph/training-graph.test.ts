@@ -1,6 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DataError, MismatchError, StateError } from '../../src/base/errors.js'
+import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
+import { fromBinary } from '../../src/formats/onnx/protobuf.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import {
   buildLossGraph,
@@ -145,6 +147,47 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     expect(weightsFolder).toMatch(/onnx$/)
     expect(bytes.byteLength).toBeLessThan(600_000)
   })
+})
+
+it('repacks as many weights as it is told, for the same loss and gradients', async () => {
+  const model = await openModel(UNION)
+  const adapter = await openAdapter('tests/golden/train-union/adapter-init')
+  const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers: layersOf(adapter) })
+  const [batch] = golden('tests/golden/train-union').batches
+  const feeds = graph.feeds(collated(causalOf(model), batch), { normalizer: targetCount(batch) })
+  const results: Record<string, RuntimeTensor>[] = []
+  for (const bytes of [undefined, 2 ** 20]) {
+    const opened = await graph.sessionModel(undefined, bytes)
+    const { graph: proto } = fromBinary(ModelProtoSchema, opened.graph)
+    const repacked = proto?.initializer.filter(({ name }) => name.endsWith('/repacked')) ?? []
+    expect(repacked).toHaveLength(bytes === undefined ? 0 : 5)
+    const session = await runtime.createSession(opened, { threads: 1 })
+    results.push(await session.run({ ...feeds, ...factorFeeds(graph.parameters, adapter) }))
+    await session.dispose()
+  }
+  const [all, some] = results
+  for (const name of ['loss', ...graph.parameters.map(({ gradient }) => gradient)]) {
+    expect(relativeError(some[name].data as Float32Array, all[name].data as Float32Array), name).toBeLessThan(1e-5)
+  }
+  await model.close()
+})
+
+it('has norms and rotations as one operator each, and repeats no key', async () => {
+  const model = await openModel(`${MODELS}/llama-optimum`)
+  const adapter = await openAdapter(`${MODELS}/llama-optimum/golden/adapter-init`)
+  const training = await buildTrainingGraph(model, runtime, causalOf(model), { layers: layersOf(adapter) })
+  const forward = new Graph(training.proto).nodes.filter(({ name }) => !/backward|again/.test(name))
+  const count = (opType: string) => forward.filter((node) => node.opType === opType).length
+  const layers = model.proto.graph?.node.filter(({ opType }) => opType === 'Softmax').length ?? 0
+  expect(layers).toBeGreaterThan(1)
+  expect(count('RotaryEmbedding')).toBe(2 * layers)
+  // No gradient passes the first.
+  expect(count('SimplifiedLayerNormalization')).toBe(2 * layers)
+  // Lengths alone are read of keys that are repeated.
+  const again = training.proto.graph?.node.filter(({ name }) => name.startsWith('again/'))
+  expect(again?.filter(({ opType }) => opType === 'MatMul')).not.toHaveLength(0)
+  expect(again?.some(({ opType }) => opType === 'Expand')).toBe(false)
+  await model.close()
 })
 
 describe('on one small model', () => {

@@ -354,12 +354,30 @@ describe.skipIf(!canOpenSite)('the page', () => {
     }
   })
 
-  it('fits a phone and the dark', async () => {
+  it('fits a phone and the dark, also with several adapters', async () => {
+    await ready()
     await page.show({ ...DESKTOP, scheme: 'dark' })
     await picture('desktop-dark')
     await page.show(PHONE)
-    expect(await page.evaluate('document.documentElement.scrollWidth')).toBeLessThanOrEqual(PHONE.width)
+    const cards = "document.querySelectorAll('#answers .answer').length"
+    const before = await page.evaluate(cards)
+    for (let i = 0; i < 4; i++) {
+      await page.drop([join(root, 'tests/golden/peft/rslora')])
+      await until(`${cards} > ${before + i}`)
+    }
+    await fill({ tokens: 40 })
+    await click('generate')
+    await until("document.getElementById('generate').disabled === false")
+    const size = "['scrollWidth', 'scrollHeight'].map((name) => document.documentElement[name])"
+    const [width, height] = await page.evaluate(size)
+    expect(width).toBeLessThanOrEqual(PHONE.width)
+    expect(height).toBeLessThan(4000)
     await picture('phone')
+    // Folded parts open, and are open again on a wider screen.
+    await page.evaluate("document.querySelector('#mine > summary').click()")
+    expect(await page.evaluate("document.getElementById('mine').open")).toBe(true)
+    await page.show(DESKTOP)
+    await until("[...document.querySelectorAll('details.fold')].every(({ open }) => open)")
   })
 
   it('has no errors on the console', () => {

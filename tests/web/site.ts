@@ -13,7 +13,7 @@ import { type OpenPage, openPage } from '../page.js'
 
 export const root = fileURLToPath(new URL('../../', import.meta.url))
 export const DESKTOP = { width: 1200, height: 900 }
-export const PHONE = { width: 360, height: 740 }
+export const PHONE = { width: 390, height: 844 }
 /** Pictures to look at. */
 const PICTURES = join(root, 'out', 'page')
 

@@ -53,17 +53,29 @@ export function fieldsOf(text: string, tasks: readonly PageTask[]): readonly str
 const PARTNERS = ['textPair', 'positive', 'answer', 'sentence2']
 const MOST_PARTNERS = 500
 
-/** The second texts of pairs in JSON lines, each once: what a search can find. */
+/** The second texts of pairs in JSON lines or a table, each once: what a search can find. */
 export function partnersIn(text: string): string[] {
-  const partners = (text.match(/^\{.*\}$/gm) ?? []).flatMap((line) => {
+  const lines = text.match(/^\{.*\}$/gm)?.map((line) => {
     try {
-      const row = JSON.parse(line)
-      return PARTNERS.flatMap((name) => row[name] ?? [])
+      return Object.entries(JSON.parse(line))
     } catch {
       return []
     }
   })
-  return [...new Set<string>(partners)].slice(0, MOST_PARTNERS)
+  const [names = [], ...rows] = lines === undefined ? tableOf(text) : []
+  const records = lines ?? rows.map((row) => row.map((cell, i) => [names[i], cell] as const))
+  const partners = records.flat().flatMap(([name, value]) => (PARTNERS.includes(name) ? [String(value)] : []))
+  return [...new Set(partners)].slice(0, MOST_PARTNERS)
+}
+
+/** The rows of a table. A cell in quotes may hold what parts cells and rows. */
+function tableOf(text: string): string[][] {
+  const rows: string[][] = [[]]
+  for (const [, quoted, plain, end] of text.matchAll(/(?:"((?:[^"]|"")*)"|([^,\t\r\n]*))([,\t]|\r?\n|$)/g)) {
+    rows.at(-1)?.push(quoted?.replaceAll('""', '"') ?? plain)
+    if (end !== ',' && end !== '\t') rows.push([])
+  }
+  return rows
 }
 
 /** The task one of whose records has the most of these fields, and no other ones. */

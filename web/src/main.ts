@@ -29,6 +29,7 @@ const trainer = new Trainer({
   choose,
   reopen,
   sample: (adapter, texts) => writer.sample(adapter, texts),
+  makeRoom: (work) => writer.makeRoom(work),
   async trained(adapter, job) {
     const names = new Set((await keptAdapters()).map(({ name }) => name))
     const name = nextFree(job.name, (one) => names.has(one) || writer.has(one))

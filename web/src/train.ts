@@ -1,6 +1,14 @@
 // Training in the page: start, pause, continue after a reload, stop. One tab at a time has the run; others watch it.
 
-import { type LoraAdapter, loadAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
+import {
+  type LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  RuntimeError,
+  type StepEvent,
+  type TrainOptions,
+  train,
+} from 'lowrank'
 import { drawCurve } from './curve.js'
 import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './data.js'
 import { buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
@@ -36,6 +44,8 @@ export interface Surroundings {
   reopen(device: Device): Promise<void>
   /** Resolves with the answer of an unfinished adapter to the input of the page; undefined while the page is busy. */
   sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined>
+  /** Does work that opens the model once more. */
+  makeRoom<T>(work: () => Promise<T>): Promise<T>
   trained(adapter: LoraAdapter, job: Job): Promise<void>
   changed(): Promise<void>
 }
@@ -165,7 +175,7 @@ export class Trainer {
     const { rank, ...rest } = settings
     const unit = run.pictures.length > 0 ? 'Pictures/second' : 'Tokens/second'
     try {
-      const { adapter, report } = await train({
+      const options: TrainOptions = {
         model: open.model,
         device: open.device,
         threads: threadCount(),
@@ -193,7 +203,8 @@ export class Trainer {
           },
           warning: (message) => this.#say(message),
         },
-      })
+      }
+      const { adapter, report } = await this.#page.makeRoom(async () => train(options))
       this.#losses = report.trainLoss
       drawCurve(this.#losses, settings.maxSteps, CAPTION)
       if (report.interrupted && !this.#running.keeps) {

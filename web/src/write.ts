@@ -24,6 +24,8 @@ const WORDS: Readonly<Record<AnswerKind, readonly [button: string, heading: stri
 }
 
 const MIX = 'All of them mixed'
+/** Weights from this size on are in memory once: neither repacked, nor in a second session. */
+const LARGE = 2 ** 28
 const SAMPLE_TOKENS = 24
 const SAMPLE = 'a sample'
 
@@ -77,6 +79,7 @@ export class Writer {
       device,
       threads: threadCount(),
       adapters: Object.fromEntries(adapters),
+      lowMemory: isLarge(open),
     })
     this.#stop?.abort()
     // One whose GPU is gone may not end. The new one has its own worker.
@@ -103,6 +106,22 @@ export class Writer {
     byId('picture-choice').hidden = reads !== 'pictures'
     buttonOf('quiet').hidden = !writes
     this.tell(this.#kindOf(null))
+  }
+
+  /** Does work that opens the model too. The session of a large one ends before, and opens again afterwards. */
+  async makeRoom<T>(work: () => Promise<T>): Promise<T> {
+    const open = this.#open
+    if (open === undefined || !isLarge(open)) return work()
+    buttonOf('generate').disabled = true
+    this.#stop?.abort()
+    const session = this.#session
+    this.#session = undefined
+    await session?.dispose()
+    try {
+      return await work()
+    } finally {
+      await this.use(open)
+    }
   }
 
   /** Sets the words of the form. */
@@ -140,7 +159,10 @@ export class Writer {
 
   /** @param texts what the adapter of a search finds */
   async add(wanted: string, adapter: LoraAdapter, texts: readonly string[] = []): Promise<void> {
-    if (this.#session === undefined) throw new Error('No model is open. Open one in part 1 first.')
+    if (this.#session === undefined)
+      throw new Error(
+        this.#open === undefined ? 'No model is open. Open one in part 1 first.' : 'Wait until the model has learned.',
+      )
     let name = wanted
     for (let i = 2; this.#adapters.has(name); i++) name = `${wanted}-${i}`
     await this.#session.add(name, adapter)
@@ -310,6 +332,10 @@ export class Writer {
       text.textContent = `The model alone gives no ${kind}.`
     }
   }
+}
+
+function isLarge({ model }: OpenModel): boolean {
+  return [...model.onnx.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0) >= LARGE
 }
 
 const secondsSince = (from: number) => `${((performance.now() - from) / 1000).toFixed(2)} s`

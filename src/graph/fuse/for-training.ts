@@ -1,7 +1,9 @@
-// Attention that an exporter wrote out, in a form whose step and gradient take fewer passes over large tensors.
+// Attention and RMS norms that an exporter wrote out, in a form whose step and gradient take fewer passes over large
+// tensors.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { isStatic, type ShapeMap } from '../shapes/shapes.js'
+import { isStatic, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
+import { intAttribute, intsAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { unrepeated } from './attention.js'
@@ -10,13 +12,16 @@ import { rotate, rotationOf } from './rotary.js'
 
 const SWAP_LAST = [0, 1, 3, 2]
 
-/** Rotations and scales. `nodes` are on the way of gradients; `shapes` gets those of new values. */
+/** Norms, rotations and scales. `nodes` are on the way of gradients; `shapes` gets those of new values. */
 export function suitQueries(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
   const g = new Builder(graph, 'attention')
   const shared = new Map<string, Value>()
   for (const node of nodes) {
     if (node.opType === 'Add') rotateAtOnce(g, node, shapes, shared)
-    else if (node.opType === 'Mul' || node.opType === 'Div') scaleQuery(g, node, shapes)
+    else if (node.opType === 'MatMul') scaleInPlaceOfKeys(g, node, shapes)
+    else if (node.opType === 'Mul' || node.opType === 'Div') {
+      if (node.opType === 'Div' || !normAtOnce(g, node, shapes)) scaleQuery(g, node, shapes)
+    }
   }
   graph.requireOpset('com.microsoft', 1)
   graph.prune()
@@ -29,6 +34,39 @@ export function shareKeys(graph: Graph, nodes: readonly NodeProto[], shapes: Sha
   graph.prune()
 }
 
+/** γ·x/√(mean x² + ε) over the last axis. */
+function normAtOnce(g: Builder, node: NodeProto, shapes: ShapeMap): boolean {
+  const { graph } = g
+  const [y] = node.output
+  for (const [gamma, normalized] of bothWays(node)) {
+    for (const [x, rho] of bothWays(makerOf(graph, normalized, 'Mul'))) {
+      const epsilon = inverseRmsOf(graph, rho, x)
+      if (epsilon === undefined || shapes.get(gamma)?.dims.join() !== `${shapes.get(x)?.dims.at(-1)}`) continue
+      const norm = g.op('SimplifiedLayerNormalization', [x, gamma], { axis: -1, epsilon: { float: epsilon } })
+      shapes.set(norm, shapes.get(y) as ProbedShape)
+      graph.replaceUses(y, norm)
+      return true
+    }
+  }
+  return false
+}
+
+/** The ε of 1/√(mean x² + ε) over the last axis. */
+function inverseRmsOf(graph: Graph, value: Value, x: Value): number | undefined {
+  const maker = graph.producer(value)
+  const isInverse = maker?.opType === 'Reciprocal' || (maker?.opType === 'Div' && scalarOf(graph, maker.input[0]) === 1)
+  const root = isInverse ? makerOf(graph, maker.input[maker.input.length - 1], 'Sqrt') : undefined
+  for (const [mean, epsilon] of bothWays(makerOf(graph, root?.input[0] ?? '', 'Add'))) {
+    const node = makerOf(graph, mean, 'ReduceMean')
+    const axes = node && (intsAttribute(node, 'axes') ?? graph.integers(node.input[1]))
+    if (node === undefined || axes?.join() !== '-1' || intAttribute(node, 'keepdims', 1) !== 1) continue
+    const [power, product] = ['Pow', 'Mul'].map((opType) => makerOf(graph, node.input[0], opType)?.input)
+    const isPower = power?.[0] === x && scalarOf(graph, power[1]) === 2
+    if (isPower || product?.every((factor) => factor === x)) return scalarOf(graph, epsilon)
+  }
+  return undefined
+}
+
 function rotateAtOnce(g: Builder, { output: [y] }: NodeProto, shapes: ShapeMap, shared: Map<string, Value>): void {
   const shape = shapes.get(y)
   if (shape?.dims.length !== 4 || !isStatic(shape, 3)) return
@@ -38,6 +76,21 @@ function rotateAtOnce(g: Builder, { output: [y] }: NodeProto, shapes: ShapeMap, 
   const rotated = rotate(g, rotation.x, rotation, size, shared, [0, 2])
   shapes.set(rotated, shape)
   g.graph.replaceUses(y, rotated)
+}
+
+/** q·(c·kᵀ) is (c·q)·kᵀ, and keys that are not scaled can be shared. */
+function scaleInPlaceOfKeys(g: Builder, node: NodeProto, shapes: ShapeMap): void {
+  const { graph } = g
+  const [query, keys] = node.input
+  const shape = shapes.get(query)
+  for (const [plain, factor] of bothWays(makerOf(graph, keys, 'Mul'))) {
+    const isScale = shapes.get(factor)?.dims.length === 0 && shapes.has(plain)
+    if (shape?.dims.length !== 4 || !isScale) continue
+    const scaled = g.mul(query, factor)
+    shapes.set(scaled, shape)
+    graph.setInputs(node, [scaled, plain])
+    return
+  }
 }
 
 /** c·(q·kᵀ) is (c·q)·kᵀ, and queries are smaller than scores. */

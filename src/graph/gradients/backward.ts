@@ -214,15 +214,30 @@ class GradientSums {
     const summands = this.#summands.get(value)
     if (summands === undefined) return undefined
     return sharedValue(this.#totals, value, () => {
-      const sum = joinSlices(this.g, this.shapes, summands)
-        .map(({ make }) => make())
-        .reduce(this.g.add)
+      const sum = joinSlices(this.g, this.shapes, summands).reduce<Value | undefined>(
+        (sum, { make }) => this.#added(sum, make),
+        undefined,
+      ) as Value
       return value === this.scaling?.waist ? this.g.mul(sum, this.scaling.scale) : sum
     })
   }
 
   made(value: Value): Value | undefined {
     return this.#totals.get(value)
+  }
+
+  /** A product that `make` appends can begin with what it is added to. */
+  #added(sum: Value | undefined, make: () => Value): Value {
+    const { graph } = this.g
+    const count = graph.nodes.length
+    const value = make()
+    if (sum === undefined) return value
+    const product = graph.producer(value)
+    const isNew = graph.nodes.length > count && product === graph.nodes.at(-1)
+    const isProduct = product?.opType === 'Gemm' && product.input.length === 2
+    if (!isNew || !isProduct || graph.producer(sum)?.opType !== 'Gemm') return this.g.add(sum, value)
+    graph.setInputs(product, [...product.input, sum])
+    return value
   }
 }
 

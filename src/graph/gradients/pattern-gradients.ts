@@ -2,11 +2,9 @@
 // rounding only.
 
 import { floatsOf, type NodeProto } from '../../formats/onnx/tensors.js'
-import { bothWays, makerOf, scalarOf } from '../fuse/patterns.js'
 import { isStatic } from '../shapes/shapes.js'
-import { intAttribute, intsAttribute } from '../view/attributes.js'
+import { intAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
-import type { Graph } from '../view/graph.js'
 import type { GradientContext, GradientRule } from './gradients.js'
 
 export interface PatternContext extends GradientContext {
@@ -21,13 +19,7 @@ type PatternRule = (context: PatternContext) => ReturnType<GradientRule> | undef
 /** Key: op type of the node that is closer to the loss. */
 export const PATTERNS: Readonly<Record<string, PatternRule>> = {
   // y = x·σ, σ = sigmoid x (SiLU)      dx = dy·(σ + y·(1 − σ))
-  // y = x·ρ, ρ = 1/√(mean x² + ε)      dx = ρ·(dy − y·mean(dy·y))
   Mul: ({ g, inputs, outputs: [y], dy }) => {
-    const rho = inputs.findIndex((input, i) => isInverseRms(g.graph, input, inputs[1 - i]))
-    if (rho !== -1) {
-      const ofX = () => g.mul(inputs[rho], g.sub(dy, g.mul(y, g.reduceMean(g.mul(dy, y), [-1]))))
-      return rho === 0 ? [undefined, ofX] : [ofX, undefined]
-    }
     const at = inputs.findIndex((input, i) => {
       const maker = g.graph.producer(input)
       return maker?.opType === 'Sigmoid' && maker.input[0] === inputs[1 - i]
@@ -64,7 +56,8 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
     const axis = intAttribute(node, 'axis', -1)
     const whole = shapes.get(p)
     if (whole === undefined || (axis !== -1 && axis !== whole.dims.length - 1)) return plain
-    if (rows !== p && (whole.dims.length !== 4 || !isStatic(whole, 1))) return plain
+    const isGrouped = [from, whole.dims].every((dims) => dims.length === 4 && dims[0] === from[0])
+    if (rows !== p && !(isGrouped && isStatic(whole, 1))) return plain
     return [
       () => {
         const sums = g.reduceSum(g.mul(gradient, o), [-1])
@@ -91,19 +84,4 @@ function nanGuard(g: Builder, readers: readonly NodeProto[], x: Value): Value | 
   if (own !== x || test?.opType !== 'IsNaN' || test.input[0] !== x) return undefined
   const tensor = g.graph.constant(zero)
   return tensor !== undefined && floatsOf(tensor)?.every((value) => value === 0) ? guard.output[0] : undefined
-}
-
-/** True for 1/√(mean x² + ε) over the last axis. */
-function isInverseRms(graph: Graph, value: Value, x: Value): boolean {
-  const maker = graph.producer(value)
-  const isInverse = maker?.opType === 'Reciprocal' || (maker?.opType === 'Div' && scalarOf(graph, maker.input[0]) === 1)
-  const root = isInverse ? makerOf(graph, maker.input[maker.input.length - 1], 'Sqrt') : undefined
-  const sums = bothWays(makerOf(graph, root?.input[0] ?? '', 'Add'))
-  const mean = sums.find(([, epsilon]) => scalarOf(graph, epsilon) !== undefined)?.[0] ?? ''
-  const node = makerOf(graph, mean, 'ReduceMean')
-  const axes = node && (intsAttribute(node, 'axes') ?? graph.integers(node.input[1]))
-  if (node === undefined || axes?.join() !== '-1' || intAttribute(node, 'keepdims', 1) !== 1) return false
-  const square = graph.producer(node.input[0])
-  const isSquare = square?.opType === 'Pow' ? scalarOf(graph, square.input[1]) === 2 : square?.input[1] === x
-  return ['Pow', 'Mul'].includes(square?.opType ?? '') && isSquare && square?.input[0] === x
 }

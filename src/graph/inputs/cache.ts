@@ -136,7 +136,7 @@ function widthOf(graph: Graph, value: string): number | undefined {
     const last = graph.integers(node.input[1])?.at(-1)
     return last !== undefined && last > 0 ? last : undefined
   }
-  if (!['RotaryEmbedding', 'Add', 'Cast', 'Identity'].includes(node.opType)) return undefined
+  if (!['RotaryEmbedding', 'MRotaryEmbedding', 'Add', 'Cast', 'Identity'].includes(node.opType)) return undefined
   return node.input.map((input) => widthOf(graph, input)).find((width) => width !== undefined)
 }
 

@@ -42,6 +42,8 @@ const RENAMED: readonly (readonly [RegExp, string])[] = [
   [/\.attention\.output\.dense$/, '.attention.o_proj'],
   [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
   [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
+  // Qwen3.5 by onnxruntime-genai.
+  [/\.linear_attn\.in_proj_(qkv|z|a|b)$/, '.linear_attn.$1_proj'],
   // LFM2, as in `nameInPyTorch`.
   [/\.feed_forward\.w1$/, '.mlp.gate_proj'],
   [/\.feed_forward\.w3$/, '.mlp.up_proj'],

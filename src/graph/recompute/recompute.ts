@@ -12,8 +12,13 @@ import { type Graph, subgraphs } from '../view/graph.js'
 import { operatorOf, PREDICATES } from '../view/operators.js'
 import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 
-/** The weight of memory against measured times: computing an element again costs 1. */
-const COST_OF_KEEPING = 10
+/**
+ * The weight of memory against measured times: computing an element again costs 1. Beside the weights, what few tokens
+ * keep is little.
+ */
+const COST_OF_KEEPING = { few: 4, many: 10 }
+/** Tokens of a batch. */
+const FEW = 512
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
 
@@ -23,17 +28,19 @@ const VIEWS = new Set(['Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity']
 const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
 
-/** Returns the new values, and which each is a copy of; `shapes` gets theirs. `elements` are those of a typical run. */
-export function recompute(
-  graph: Graph,
-  shapes: ShapeMap,
-  loss: Value,
-  elements: (shape: ProbedShape) => number,
-): ReadonlyMap<Value, Value> {
+interface Sizes {
+  /** In a typical run. */
+  readonly elements: (shape: ProbedShape) => number
+  /** In the largest batch. */
+  readonly tokens: number
+}
+
+/** Returns the new values, and which each is a copy of; `shapes` gets theirs. */
+export function recompute(graph: Graph, shapes: ShapeMap, loss: Value, sizes: Sizes): ReadonlyMap<Value, Value> {
   graph.sort()
   const forward = new Set(Array.from(graph.madeOf(loss)).flatMap(([, maker]) => maker ?? []))
   const backward = graph.nodes.filter((node) => !forward.has(node))
-  const again = chooseRecomputed(graph, shapes, forward, backward, elements)
+  const again = chooseRecomputed(graph, shapes, forward, backward, sizes)
   const copies = new Map<NodeProto, NodeProto>()
   const originals = new Map<Value, Value>()
   const anew = (value: Value): Value => {
@@ -79,8 +86,9 @@ function chooseRecomputed(
   shapes: ShapeMap,
   forward: ReadonlySet<NodeProto>,
   backward: readonly NodeProto[],
-  elements: (shape: ProbedShape) => number,
+  { elements, tokens }: Sizes,
 ): Set<Value> {
+  const costOfKeeping = tokens > FEW ? COST_OF_KEEPING.many : COST_OF_KEEPING.few
   const network = new FlowNetwork()
   /** The cut passes between a value's two vertices where it is kept. */
   const vertices = new Map<Value, { computed: number; kept: number }>()
@@ -95,7 +103,7 @@ function chooseRecomputed(
     if (vertex === undefined) {
       vertex = { computed: network.vertex(), kept: network.vertex() }
       vertices.set(source, vertex)
-      network.edge(vertex.computed, vertex.kept, COST_OF_KEEPING * elements(shape))
+      network.edge(vertex.computed, vertex.kept, costOfKeeping * elements(shape))
       open.push(source)
     }
     return vertex

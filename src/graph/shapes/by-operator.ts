@@ -132,16 +132,16 @@ function ofConstant(tensor: TensorProto): Known {
 }
 
 function ofTensors(tensors: readonly RuntimeTensor[], isContent: boolean): Known {
-  const [first, second] = tensors.map((tensor) => ({
-    dims: tensor.dims,
-    data: isContent && (!isFloat(tensor) || tensor.data.length <= MAX_FLOATS) ? tensor.data : undefined,
-  }))
-  const elemType = Object.entries(TYPES).find(([, types]) => types?.[0] === tensors[0].type)?.[0]
-  return { elemType: Number(elemType), points: [first, second] }
+  const elemType = Number(Object.entries(TYPES).find(([, types]) => types?.[0] === tensors[0].type)?.[0])
+  const [first, second] = tensors.map(({ dims, data }) => {
+    const isKept = isContent && (!isFloatType(elemType) || data.length <= MAX_FLOATS)
+    return { dims, data: isKept ? data : undefined }
+  })
+  return { elemType, points: [first, second] }
 }
 
-function isFloat({ type }: RuntimeTensor): boolean {
-  return type.startsWith('float')
+export function isFloatType(elemType: DataType): boolean {
+  return TYPES[elemType]?.[0].startsWith('float') === true
 }
 
 function hasContent({ points, constant }: Known): boolean {
@@ -193,6 +193,24 @@ function ruled(node: NodeProto, inputs: ReadonlyMap<Value, Known>): readonly Kno
       return dimsAt((dims) => dims, b!.elemType)
     default:
       return undefined
+  }
+}
+
+/** Shapes and content of what the whole graph computes. */
+export async function shapesByRunning(
+  graph: Graph,
+  open: OpenModel,
+  points: readonly [Feeds, Feeds],
+  values: readonly Value[],
+): Promise<(readonly [Value, Known])[]> {
+  const model = graph.toModel()
+  const output = values.map((name) => create(ValueInfoProtoSchema, { name }))
+  const session = await open(copyMessage(model, { graph: copyMessage(model.graph!, { output }) }))
+  try {
+    const [first, second] = [await session.run(points[0]), await session.run(points[1])]
+    return values.map((value) => [value, ofTensors([first[value], second[value]], true)])
+  } finally {
+    await session.dispose()
   }
 }
 

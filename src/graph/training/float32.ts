@@ -26,9 +26,15 @@ export function computeInFloat32(graph: Graph): void {
   }
   for (const [name, tensor] of [...graph.initializers]) {
     if (!isHalf(tensor)) continue
+    const lookups = graph.consumers(name).filter(({ opType, input }) => opType === 'Gather' && input[0] === name)
     const cast = g.node('Cast', [name], { to: DataType.FLOAT })
     graph.replaceUses(name, cast.output[0])
     graph.setInputs(cast, [name])
+    // A table is much larger than the rows that are read of it.
+    for (const node of lookups) {
+      graph.setInput(node, 0, name)
+      graph.putBehind(node.output[0], (half) => g.cast(half, DataType.FLOAT), 'half')
+    }
   }
   graph.inputs = graph.inputs.map(inFloat32)
   graph.outputs = graph.outputs.map(inFloat32)

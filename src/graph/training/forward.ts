@@ -39,6 +39,8 @@ export interface TrainingGraphOptions {
   readonly modules?: ModuleMap | undefined
   /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
   readonly twoPasses?: boolean | undefined
+  /** Size of the largest batch. Small ones keep more for the backward pass. */
+  readonly tokens?: number | undefined
   /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
   readonly logitBytes?: typeof LOGIT_BYTES | undefined
   /** Most queries in a block of attention. Default: one block has all. */

@@ -14,7 +14,7 @@ import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
-import type { ShapeMap } from '../shapes/shapes.js'
+import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
@@ -259,9 +259,10 @@ export const TRAINING_PASSES: readonly Pass[] = [
     needs: ['plain shapes'],
     gives: ['recomputed'],
     run(work) {
-      const { graph, shapes, objective } = work
+      const { graph, shapes, objective, options } = work
       const { lengths } = objective.probe
-      work.copies = recompute(graph, shapes, LOSS, (shape) => typicalElements(shape, lengths))
+      const elements = (shape: ProbedShape) => typicalElements(shape, lengths)
+      work.copies = recompute(graph, shapes, LOSS, { elements, tokens: options.tokens ?? Number.POSITIVE_INFINITY })
     },
   },
   {

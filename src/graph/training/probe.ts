@@ -42,7 +42,7 @@ export async function measureShapes(
     const given = Object.entries({ ...own, ...fixed.feeds, ...openMasks(fixed.masks), ...ones })
     return Object.fromEntries(given.filter(([name]) => names.has(name)))
   }
-  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted, path.values)
+  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted)
   for (const { input, like } of fedLike) {
     const shape = shapes.get(like)
     if (shape === undefined) continue
