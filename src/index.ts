@@ -35,7 +35,6 @@ export type { Model } from './graph/model-folder.js'
 export type { DecodeImage, ImageSource, RgbImage } from './images/image.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export { CHOICES, DEFAULTS } from './index/choices.js'
-export type { Data, DataFile, DataRecord } from './index/data.js'
 export type { EvaluateOptions } from './index/evaluate.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
@@ -50,7 +49,7 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/platform/platform.js'
 export { webRuntime } from './index/platform/web-runtime.js'
 export type { AdapterSession, OpenSessionOptions } from './index/session.js'
-export type { Source, Target } from './index/sources.js'
+export type { Data, DataFile, DataRecord, Source, Target } from './index/sources.js'
 export type {
   CombineOptions,
   ConvertAdapterOptions,

@@ -1,8 +1,7 @@
 // Files of data → rows: each by its format, and those of a folder one after another.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
+import { type ByteSource, type Directory, sniff } from '../base/bytes.js'
 import { DataError, listed } from '../base/errors.js'
-import { sniff } from '../base/sniff.js'
 import { readDelimited } from './delimited.js'
 import { readJsonArray, readJsonLines } from './json.js'
 import type { ColumnNames, OnInvalid, Row } from './row.js'

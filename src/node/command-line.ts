@@ -7,7 +7,7 @@ import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { type Row, renameColumns } from '../data/row.js'
-import { openData } from '../index/data.js'
+import { openData } from '../index/sources.js'
 import { NodeDirectory } from '../io/node/files.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'

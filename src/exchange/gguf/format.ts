@@ -10,8 +10,7 @@ import { notFinite } from '../../lora/part.js'
 import { openAdapter } from '../../peft/open.js'
 import { type ExchangeFormat, startsWith, type Written } from '../format.js'
 import { adapterOf, type ReadLayer } from '../read-layers.js'
-import { type GgufBase, readBase } from './base.js'
-import { fromGgufOrder } from './permute.js'
+import { fromGgufOrder, type GgufBase, readBase } from './base.js'
 import { writeGgufAdapter } from './write.js'
 
 export const GGUF: ExchangeFormat = {

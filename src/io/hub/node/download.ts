@@ -8,7 +8,7 @@ import { FileError } from '../../../base/errors.js'
 import { codeOf, fileError, withFileErrors } from '../../node/errors.js'
 import { freeBytes } from '../../node/folders.js'
 import { isDead, newToken } from '../../node/owner.js'
-import { type Digest, damage, gitHeader } from '../digest.js'
+import { type Digest, damage, gitHeader } from '../api.js'
 import type { OnDownload } from '../directory.js'
 import { type HubAnswer, type HubConnection, HubError, isWorthATry, pause, request, SLOWEST } from '../request.js'
 
