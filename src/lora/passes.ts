@@ -6,7 +6,7 @@
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 import { addScaled, copyAs, product } from '../linalg/product.js'
-import { scale } from './dora.js'
+import { scale } from './delta.js'
 
 /** In the base weight's precision. */
 export interface PassWeights {

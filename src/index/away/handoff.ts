@@ -3,7 +3,7 @@
 import { type Directory, readJson } from '../../base/bytes.js'
 import { ConfigError, FileError } from '../../base/errors.js'
 import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options.js'
-import { isDirectory } from '../../data/source.js'
+import { isDirectory } from '../../data/row.js'
 import type { HandoffReport } from '../../handoff/handoff.js'
 import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../../train/saved/run-folder.js'
 import { HANDOFF_OPTIONS } from '../gen/options.js'
