@@ -12,7 +12,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
-import { appendPooling, poolingOf, tokenVectors } from './heads/pooling.js'
+import { appendPooling, poolingOf, tokenVectors } from './heads/head-rows.js'
 import { meansOf, retrievalValues, spearman } from './metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
 import {
