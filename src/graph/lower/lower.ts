@@ -75,7 +75,7 @@ function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: Lowe
     return graph.consumers(name).length > 0 || graph.outputs.some((entry) => entry.name === name)
   }
   const g = new Builder(graph, node.name || outputs[0])
-  const values = lowering({ g, node, inputs: [...node.input], reads, shared })
+  const values = lowering({ g, node, inputs: [...node.input], shared })
   for (const [i, name] of outputs.entries()) {
     if (values[i] !== undefined || !reads(i)) continue
     throw new UnsupportedError({

@@ -304,9 +304,7 @@ export function computeFirst(graph: Graph, output: Value): void {
 }
 
 function zeros(parameters: readonly TrainedTensor[]): Feeds {
-  const feeds: Feeds = {}
-  for (const { input, shape } of parameters) {
-    feeds[input] = { type: 'float32', data: new Float32Array(elementCount(shape)), dims: shape }
-  }
-  return feeds
+  const zero = (dims: readonly number[]) =>
+    ({ type: 'float32', data: new Float32Array(elementCount(dims)), dims }) as const
+  return Object.fromEntries(parameters.map(({ input, shape }) => [input, zero(shape)]))
 }
