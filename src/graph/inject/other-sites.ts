@@ -26,11 +26,7 @@ export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array 
 /** Finds the sites, before linear layers get theirs. `inject` gives them their inputs. */
 export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vector>) {
   const embeddings = findEmbeddings(graph).filter(({ name }) => needs.has(name))
-  const vectors = Array.from(wanted, ({ name, base }) => ({
-    name,
-    base,
-    places: placesOf(graph, name, [base.length]),
-  }))
+  const vectors = Array.from(wanted, ({ name, base }) => ({ name, base, places: placesOf(graph, name, [base.length]) }))
   return {
     inject(): Omit<Site, 'roles'>[] {
       injectEmbeddings(graph, embeddings, needs)

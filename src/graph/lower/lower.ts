@@ -60,10 +60,7 @@ export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = gra
   }
   if (refusals.length === 1) throw refusals[0]
   if (refusals.length > 1) {
-    throw new UnsupportedError({
-      where: 'training',
-      what: refusals.map(({ message }) => message).join('; '),
-    })
+    throw new UnsupportedError({ where: 'training', what: refusals.map(({ message }) => message).join('; ') })
   }
 }
 

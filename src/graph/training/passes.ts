@@ -265,12 +265,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
       work.copies = recompute(graph, shapes, LOSS, { elements, tokens: options.tokens ?? Number.POSITIVE_INFINITY })
     },
   },
-  {
-    name: 'compute the loss first',
-    needs: ['recomputed'],
-    gives: [],
-    run: ({ graph }) => computeFirst(graph, LOSS),
-  },
+  { name: 'compute the loss first', needs: ['recomputed'], gives: [], run: ({ graph }) => computeFirst(graph, LOSS) },
   {
     name: 'declare shapes',
     needs: ['recomputed'],
