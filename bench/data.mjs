@@ -10,7 +10,7 @@ import { setImmediate as turn } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { Tokenizer } from '@huggingface/tokenizers'
 import { readRows } from '../dist/data/read-rows.js'
-import { NodeDirectory, openFile } from '../dist/io/node/files.js'
+import { NodeDirectory, openFile, openTokenFile } from '../dist/io/node/files.js'
 import { loadTask } from '../dist/tasks/tasks.js'
 import { loadTokenizer } from '../dist/text/tokenizer.js'
 import { encodeRows } from '../dist/train/rows/examples.js'
@@ -66,7 +66,8 @@ try {
   const model = { directory, tokenizer, eosTokenIds: [tokenizer.eosTokenId], contextLength: 8192 }
   const { size } = await stat(path)
   const chatTemplate = values.template === '' ? undefined : await readFile(values.template, 'utf8')
-  const options = { task: await loadTask('causal-lm'), model, chatTemplate, name: path }
+  const tokenFile = openTokenFile()
+  const options = { task: await loadTask('causal-lm'), model, chatTemplate, file: () => tokenFile, name: path }
 
   globalThis.gc?.()
   await turn()

@@ -1,9 +1,10 @@
 // A training step on quantized weights against one on float32: time, and the highest memory of each process. They take
 // turns, step by step.
 //
-//     npm run build && node bench/quantized/train-step.mjs FLOAT QUANTIZED [--batch 1] [--sequence 256] [--steps 10] [--threads 2] [--low-memory] [--cpu]
+//     npm run build && node bench/quantized/train-step.mjs FLOAT QUANTIZED [--batch 1] [--sequence 256] [--steps 10] [--threads 2] [--fast] [--cpu]
 //
-// Folders with onnx/model.onnx of one model, such as smollm2-fp32 and smollm2-q4-32 of scripts/golden/graph_table.py.
+// Folders with onnx/model.onnx of one model, such as smollm2-fp32 and smollm2-q4-32 or smollm2-fp16 of
+// scripts/golden/graph_table.py. --fast: all weights are repacked, as in `train --fast`.
 // --cpu counts the time that the processor worked, with one thread: for a machine that others use as well.
 import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -21,7 +22,7 @@ const { values, positionals } = parseArgs({
     steps: { type: 'string', default: '10' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     rank: { type: 'string', default: '8' },
-    'low-memory': { type: 'boolean', default: false },
+    fast: { type: 'boolean', default: false },
     cpu: { type: 'boolean', default: false },
   },
 })
@@ -40,7 +41,8 @@ const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 
 function contestant(folder) {
   const sizes = ['batch', 'sequence', 'rank'].flatMap((name) => [`--${name}`, values[name]])
   const flags = [...sizes, '--threads', threads, ...(values.cpu ? ['--cpu'] : [])]
-  if (values['low-memory']) flags.push('--low-memory')
+  // What a run does by default with more than 256 MB of weights.
+  if (!values.fast) flags.push('--repacked', '256')
   const child = spawn(process.execPath, [script, folder, ...flags], { stdio: ['pipe', 'pipe', 'inherit'] })
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
   const ask = async (question) => {

@@ -222,3 +222,11 @@ function unknownOption(flag: string, known: string[]): string {
   const near = names.find((name) => initials(name) === written) ?? (meant && names[keys.indexOf(meant)])
   return `there is no option ${flag}${near === undefined ? '' : `; did you mean --${near}?`}`
 }
+
+/** A path, a model on the Hub, or a URL. */
+export const MODEL = 'DIR|FILE|ID'
+/** As MODEL, without single files. */
+export const ADAPTER = 'DIR|ID'
+
+export const RUNS =
+  'model: an id on the Hub, a folder (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file'

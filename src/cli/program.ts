@@ -21,7 +21,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   handoff: async () => (await import('./run/handoff.js')).handoff,
   'lora-inputs': async () => (await import('./manage/lora-inputs.js')).loraInputs,
   merge: async () => (await import('./manage/merge.js')).merge,
-  unmerge: async () => (await import('./manage/unmerge.js')).unmerge,
+  unmerge: async () => (await import('./manage/merge.js')).unmerge,
   combine: async () => (await import('./manage/combine.js')).combine,
   resize: async () => (await import('./manage/resize.js')).resize,
   convert: async () => (await import('./manage/convert.js')).convert,

@@ -7,8 +7,7 @@
 import type { ColumnChunk, Compressors, FileMetaData, RowGroup } from 'hyparquet'
 import type { ByteSource } from '../base/bytes.js'
 import { DataError, LowrankError, messageOf, UnsupportedError } from '../base/errors.js'
-import type { ColumnNames } from './columns.js'
-import type { Row } from './row.js'
+import type { ColumnNames, Row } from './row.js'
 
 /**
  * Milliseconds without those that wait for bytes of the file; bytes that the memory grows by; entries of columns, of

@@ -1,12 +1,10 @@
 // Files of data → rows: each by its format, and those of a folder one after another.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
+import { type ByteSource, type Directory, sniff } from '../base/bytes.js'
 import { DataError, listed } from '../base/errors.js'
-import type { ColumnNames } from './columns.js'
 import { readDelimited } from './delimited.js'
-import { DATA_ENDINGS, detectFormat, formatOfName } from './format.js'
 import { readJsonArray, readJsonLines } from './json.js'
-import type { OnInvalid, Row } from './row.js'
+import type { ColumnNames, OnInvalid, Row } from './row.js'
 import { checkLength, textLines } from './text-chunks.js'
 
 export interface ReadOptions {
@@ -105,4 +103,47 @@ async function* readParagraphs(source: ByteSource): AsyncGenerator<Row> {
     checkLength(length, `${source.name}, line ${first}`)
   }
   if (lines.length > 0) yield record()
+}
+
+type DataFormat = 'jsonl' | 'json-array' | 'csv' | 'tsv' | 'parquet' | 'text'
+
+/** The format by the end of the name. `.json` is either a list or lines, so its content tells. */
+const BY_ENDING: Readonly<Record<string, DataFormat | 'json'>> = {
+  jsonl: 'json',
+  ndjson: 'json',
+  json: 'json',
+  csv: 'csv',
+  tsv: 'tsv',
+  tab: 'tsv',
+  parquet: 'parquet',
+  txt: 'text',
+}
+
+/** Enough to see past a byte order mark and some empty lines. */
+const HEAD_BYTES = 4096
+
+const DATA_ENDINGS = '.jsonl, .json, .csv, .tsv, .parquet or .txt'
+
+function formatOfName(name: string): DataFormat | 'json' | undefined {
+  const ending = /\.(\w+)(?:[?#].*)?$/.exec(name)?.[1].toLowerCase()
+  return ending === undefined || !Object.hasOwn(BY_ENDING, ending) ? undefined : BY_ENDING[ending]
+}
+
+export async function detectFormat(source: ByteSource): Promise<DataFormat> {
+  const head = await source.read(0, Math.min(HEAD_BYTES, source.byteLength))
+  const text = new TextDecoder().decode(head)
+  if (text.startsWith('PAR1')) return 'parquet'
+  const named = formatOfName(source.name)
+  const other = named === 'text' ? undefined : await sniff(source)
+  if (other !== undefined)
+    throw new DataError({ where: source.name, what: `no records but ${other.name}`, hint: other.hint })
+  if (named !== undefined && named !== 'json') return named
+  const first = text.trimStart()[0]
+  if (first === '[') return 'json-array'
+  if (first === '{' || named === 'json') return 'jsonl'
+  throw new DataError({
+    where: source.name,
+    what: 'unknown file format',
+    expected: `a name that ends in ${DATA_ENDINGS}`,
+  })
 }

@@ -2,9 +2,8 @@
 
 import { ConfigError } from '../base/errors.js'
 import { checkArgument } from '../base/options.js'
-import { COLUMN_NAMES, renameColumns } from './columns.js'
 import type { ReadOptions } from './read-files.js'
-import { type Row, unlessInvalid } from './row.js'
+import { COLUMN_NAMES, type Row, renameColumns, unlessInvalid } from './row.js'
 import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
 
 export async function* readRows(data: DataSource, options: ReadOptions = {}): AsyncGenerator<Row> {

@@ -18,10 +18,9 @@ import { checkParts } from '../train/check-options.js'
 import type { TrainingOptions } from '../train/options.js'
 import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
 import { resolveSettings } from '../train/settings.js'
+import { checkJudge, countTexts, type JudgeSettings, judge, type TextCounts, textMetrics } from './answers.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
-import { checkJudge, type JudgeSettings, judge } from './judge.js'
 import { type Measured, measure, noAdapter } from './measure.js'
-import { countTexts, type TextCounts, textMetrics } from './texts.js'
 
 /** Settings of an evaluation. The settings of data and task are those of training. */
 export interface EvaluateSettings

@@ -1,8 +1,7 @@
 // An adapter from one format into another. Its content says what a source is, and not its name.
 
-import { type Place, withSource, writeTogether } from '../base/bytes.js'
+import { type Place, sniff, withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
-import { sniff } from '../base/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
 import type { WriteSettings } from './format.js'

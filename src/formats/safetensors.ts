@@ -1,10 +1,9 @@
 // safetensors: a header length, a JSON header, the tensors' bytes without gaps. Whatever the format forbids is refused
 // as in its reference implementation: https://github.com/huggingface/safetensors#format
 
-import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../base/bytes.js'
 import { decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError } from '../base/errors.js'
-import { sniff } from '../base/sniff.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
 

@@ -19,10 +19,8 @@ import { baseNameOf } from '../train/about-run.js'
 import type { TrainingOptions } from '../train/options.js'
 import { EpochPlan, stepsPerEpoch } from '../train/rows/batches.js'
 import { prepare, type RunContext } from '../train/train.js'
-import { markedTemplate } from './marked-template.js'
-import { readmeOf } from './readme.js'
 import { type HandedTask, handedTask } from './rows.js'
-import { trainScript } from './script.js'
+import { readmeOf, trainScript } from './script.js'
 import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
 
 export interface HandoffSettings {
@@ -238,4 +236,31 @@ function differencesOf(
       : []),
     ...(peft.trainable_token_indices ? ['Rows of trained tokens go along with the adapter, as PEFT keeps them.'] : []),
   ]
+}
+
+const MARKS = /\{%-?\s*generation\b/
+
+const WHOLE = 'lowrank_whole'
+
+/**
+ * Marks what the assistant writes, as transformers' {% generation %} does. Any template can be marked from outside: an
+ * answer is what its text adds to the prompt for it. Writes the same text as before, as long as the text of the first
+ * messages begins the text of all.
+ */
+function markedTemplate(template: string): string {
+  if (MARKS.test(template)) return template
+  // A print at both ends keeps Jinja from trimming the text beside the tags; the last line break it drops anyway.
+  return `{% macro ${WHOLE}(messages, add_generation_prompt) %}{{ '' }}${template.replace(/\n$/, '')}{{ '' }}{% endmacro -%}
+{%- set lowrank = namespace(done=0) -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' and loop.index0 > 0 -%}
+{%- set before = ${WHOLE}(messages[:loop.index0], true) -%}
+{%- set after = ${WHOLE}(messages[:loop.index], false) -%}
+{{- before[lowrank.done:] -}}
+{%- generation -%}{{- after[before | length:] -}}{%- endgeneration -%}
+{%- set lowrank.done = after | length -%}
+{%- endif -%}
+{%- endfor -%}
+{{- ${WHOLE}(messages, add_generation_prompt | default(false))[lowrank.done:] -}}
+`
 }

@@ -8,13 +8,12 @@ import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from './adapters.js'
-import { type Data, openData } from './data.js'
 import { EVALUATE_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
 import { loadModel } from './model.js'
 import { platform } from './platform/platform.js'
-import type { Source } from './sources.js'
+import { type Data, openData, type Source } from './sources.js'
 
 /** Options of {@link evaluate}. */
 export interface EvaluateOptions extends EvaluateSettings {

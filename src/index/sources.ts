@@ -1,16 +1,19 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
-import type { Directory, Place } from '../base/bytes.js'
+import type { ByteSource, Directory, Place } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import type { FileLike } from '../base/globals.js'
-import { checkArgument } from '../base/options.js'
+import type { BlobLike, FileLike } from '../base/globals.js'
+import { checkArgument, hasMethods } from '../base/options.js'
 import { isDirectory } from '../data/source.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import { FilesDirectory } from '../io/web/directories.js'
+import { BlobSource } from '../io/web/files.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { isAdapter, type RunAdapter } from '../lora/run-adapter.js'
+import type { TextRecord } from '../text/records.js'
+import type { TrainingData } from '../train/options.js'
 import { hubOptions } from './hub.js'
-import { ADAPTER_SOURCE, SOURCE, TARGET } from './kinds.js'
+import { ADAPTER_SOURCE, isBlob, isPath, SOURCE, TARGET } from './kinds.js'
 import { platform } from './platform/platform.js'
 
 /**
@@ -59,4 +62,40 @@ export async function openToRun(adapter: Source | LoraAdapter, where: string): P
   } finally {
     await folder.close()
   }
+}
+
+/**
+ * A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that
+ * is open.
+ */
+export type DataFile = string | BlobLike | ByteSource | Directory
+
+/**
+ * One record: a {@link TextRecord}, one with other field names (`columns`), or one of another task, such as `{ text,
+ * label }`.
+ */
+export type DataRecord = TextRecord | Readonly<Record<string, unknown>>
+
+/** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
+export type Data = DataFile | readonly DataFile[] | Iterable<DataRecord> | AsyncIterable<DataRecord>
+
+export async function openData(data: Data, where: string, onOpen: (file: ByteSource) => void): Promise<TrainingData> {
+  const isNamed = (item: unknown): item is string | Blob => isPath(item) || isBlob(item)
+  const open = async (item: unknown): Promise<ByteSource | Directory> => {
+    if (!isNamed(item)) return item as ByteSource | Directory
+    const opened = typeof item === 'string' ? await platform().openData(item, where) : new BlobSource(item)
+    if ('read' in opened) onOpen(opened)
+    return opened
+  }
+  if (isNamed(data)) return open(data)
+  // A list names files when its first item does: whoever has records has no paths among them.
+  const first = Array.isArray(data) ? data[0] : isFileList(data) ? data[0] : undefined
+  if (!isNamed(first)) return data as TrainingData
+  const opened: (ByteSource | Directory)[] = []
+  for (const item of data as Iterable<unknown>) opened.push(await open(item))
+  return opened
+}
+
+function isFileList(value: unknown): value is ArrayLike<unknown> {
+  return hasMethods(value, 'item') && typeof (value as { length?: unknown }).length === 'number'
 }

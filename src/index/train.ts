@@ -19,13 +19,12 @@ import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '..
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
-import { type Data, openData } from './data.js'
 import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
 import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import { openFolder, openTarget, type Source, type Target } from './sources.js'
+import { type Data, openData, openFolder, openTarget, type Source, type Target } from './sources.js'
 
 /** Options of {@link train}. */
 export interface TrainOptions

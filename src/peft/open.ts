@@ -13,9 +13,8 @@ import { type FactorView, notFinite, type StoredTensor, tensorsOf } from '../lor
 import { isAdapter, isPlain, linearValues, plainAdapter, type RunAdapter } from '../lora/run-adapter.js'
 import { parsePeftConfig } from './config.js'
 import { readChatTemplate } from './file-names.js'
-import { findAdapter, openWeights, readBaseRecord, readConfig } from './files.js'
+import { findAdapter, type Meaning, openWeights, readBaseRecord, readConfig, readMeaning } from './files.js'
 import { type AdapterTensor, normalizeKeys } from './keys.js'
-import { type Meaning, readMeaning } from './labels.js'
 import { claimTensors, type OpenPart } from './tensors.js'
 
 /** An adapter in memory, or in its folder. */

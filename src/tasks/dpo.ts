@@ -13,7 +13,7 @@ import { countTargets, type Example, IGNORED, type ParsedRecord } from '../text/
 import { type AnswerPair, parseAnswerPair } from './answer-pairs.js'
 import { causalLm } from './causal-lm.js'
 import { DPO_OPTIONS } from './gen/options.js'
-import { meansOf } from './ranking-metrics.js'
+import { meansOf } from './metrics.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
 import { columnFeed, SIDES, type Two, TwoAnswers } from './two-answers.js'
 

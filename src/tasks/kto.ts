@@ -13,7 +13,7 @@ import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord, parse
 import { causalLm } from './causal-lm.js'
 import { countedAfter, cutTo, encodeAnswer } from './dpo.js'
 import { KTO_OPTIONS } from './gen/options.js'
-import { meansOf } from './ranking-metrics.js'
+import { meansOf } from './metrics.js'
 import type { OpenTask, Task } from './task.js'
 import { roundUp } from './token-batch.js'
 import { columnFeed, type Two, TwoAnswers } from './two-answers.js'

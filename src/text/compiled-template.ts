@@ -1,8 +1,9 @@
-// Chat templates that are ready to render. They are Jinja, run by @huggingface/jinja.
+// Chat templates that are ready to render. They are Jinja, run by @huggingface/jinja, with what it lacks beside Jinja's
+// own: a limit on work, strip, lstrip and rstrip of given characters, line ends of any system, and marks in the place
+// of transformers' {% generation %} tags.
 
 import { DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
-import { CLOSE_MARK, type CompiledTemplate, compileJinja, OPEN_MARK } from './jinja.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type RenderedChat, type TemplateSource } from './template.js'
 
 const TOOL_TEMPLATE = 'tool_use'
@@ -71,4 +72,229 @@ function readMarks(marked: string, where: string): RenderedChat {
     } else text += part
   }
   return { text, generated }
+}
+
+/** Characters that Unicode reserves for a program's own use. They stand where a generated part begins and ends. */
+export const [OPEN_MARK, CLOSE_MARK] = ['\ufdd0', '\ufdd1']
+
+const GENERATION_TAG = /\{%(-?)\s*(end)?generation\s*(-?)%\}/g
+
+/** The longest known templates have some 20 kB; more than this is no template. */
+const MAX_TEMPLATE_LENGTH = 1_000_000
+/** The library looks for tags behind white space in a time that grows with the square of its length. */
+const LONG_SPACE = /\s{301}/
+
+/** Work of one rendering, in evaluated expressions: some seconds. A chat of 1500 turns takes a tenth of it. */
+const MAX_WORK = 1 << 21
+/** The library makes two scopes and nine variables for each round of a loop. */
+const STEPS_PER_ROUND = 8
+/** Characters of a text, or elements of a list with all that is inside it. */
+const MAX_SIZE = 1 << 24
+/** Characters that take about as long as an expression: those that an operator copies, or that a filter makes. */
+const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]
+/** Elements that take about as long: those that an operator looks at, or that a slice copies. */
+const [SEEN_PER_STEP, SLICED_PER_STEP] = [1024, 16]
+
+const MAKERS = new Set<string | undefined>(['FilterExpression', 'CallExpression'])
+
+/** Expressions whose list can be larger than the parts that it was made of. */
+const HOLDERS = new Set([...MAKERS, 'ArrayLiteral', 'TupleLiteral', 'ObjectLiteral', 'BinaryExpression'])
+
+interface Node {
+  type: string
+  [field: string]: unknown
+}
+
+interface CompiledTemplate {
+  render(variables: Readonly<Record<string, unknown>>): string
+  readonly marksGeneration: boolean
+}
+
+interface Jinja {
+  readonly Template: new (
+    text: string,
+  ) => { readonly parsed: object; render(variables: Record<string, unknown>): string }
+  readonly Environment: new () => { set(name: string, value: unknown): unknown }
+  readonly Interpreter: new (
+    environment: never,
+  ) => {
+    run(program: never): unknown
+    evaluate(node: never, environment: never): unknown
+  }
+}
+
+type Interpreter = new (
+  environment: object,
+) => { run(program: Node): RuntimeValue; evaluate(node: Node | undefined, environment: object): RuntimeValue }
+
+interface RuntimeValue {
+  readonly type: string
+  readonly value: unknown
+}
+
+function compileJinja(library: Jinja, template: string): CompiledTemplate {
+  if (template.length > MAX_TEMPLATE_LENGTH) throw new SyntaxError(`more than ${MAX_TEMPLATE_LENGTH} characters`)
+  if (LONG_SPACE.test(template)) throw new SyntaxError('more than 300 spaces in a row')
+  const text = withMarks(template.replace(/\r\n?/g, '\n'))
+  const program = new library.Template(text).parsed as Node
+  const run = runnerOf(library)
+  return {
+    render: (variables) => run(program, variables),
+    marksGeneration: withoutComments(template).search(GENERATION_TAG) >= 0,
+  }
+}
+
+/** The library's interpreter with limits: a template from a stranger can loop for hours, or fill all memory. */
+function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node, variables: object) => string {
+  const now = new Template('{{ strftime_now(format) }}')
+  /** As the library has them, but for a range that cannot be without an end. */
+  const globals: Readonly<Record<string, unknown>> = {
+    false: false,
+    true: true,
+    none: null,
+    False: false,
+    True: true,
+    None: null,
+    raise_exception: (message: string) => {
+      throw new Error(message)
+    },
+    range,
+    strftime_now: (format: string) => now.render({ format }),
+  }
+
+  class LimitedInterpreter extends (Interpreter as Interpreter) {
+    #work = 0
+    readonly #looped = new Set<unknown>()
+    /** Elements inside of lists and objects, which do not change once they are made. */
+    readonly #sizes = new WeakMap<object, number>()
+
+    override evaluate(node: Node | undefined, environment: object): RuntimeValue {
+      this.#spend(1)
+      if (node?.type === 'For') this.#looped.add((node.iterable as Node).lhs ?? node.iterable)
+      const result = this.#method(node, environment) ?? super.evaluate(node, environment)
+      const { value } = result
+      if (typeof value === 'string') {
+        this.#spend(value.length / (MAKERS.has(node?.type) ? MADE_PER_STEP : COPIED_PER_STEP))
+        if (value.length > MAX_SIZE) throw new RangeError(`a text of more than ${MAX_SIZE} characters`)
+      } else if (typeof value === 'object' && value !== null) {
+        const length = Array.isArray(value) ? value.length : (value as Map<string, RuntimeValue>).size
+        if (this.#looped.has(node)) this.#spend(length * STEPS_PER_ROUND)
+        const isSlice = (node?.property as Node | undefined)?.type === 'SliceExpression'
+        this.#spend(length / (MAKERS.has(node?.type) ? 1 : isSlice ? SLICED_PER_STEP : SEEN_PER_STEP))
+        if (HOLDERS.has(node?.type) && this.#sizeOf(result, 0) > MAX_SIZE)
+          throw new RangeError(`a list of more than ${MAX_SIZE} elements`)
+      }
+      return result
+    }
+
+    /** Python's methods: the library ignores the argument of strip, and replaces without a limit. */
+    #method(node: Node | undefined, environment: object): RuntimeValue | undefined {
+      const call = methodCall(node)
+      if (call === undefined) return undefined
+      const text = this.evaluate(call.text, environment)
+      const values = call.args.map((one) => {
+        const isNamed = one.type === 'KeywordArgumentExpression'
+        return this.evaluate(isNamed ? (one.value as Node) : one, environment).value
+      })
+      const StringValue = text.constructor as new (value: string) => RuntimeValue
+      return new StringValue(METHODS[call.name](text.value as string, ...(values as [string, string, number])))
+    }
+
+    #spend(work: number): void {
+      this.#work += work
+      if (this.#work > MAX_WORK) throw new RangeError('it takes too long')
+    }
+
+    /** A list can hold another one many times over: written as text, it takes that size. */
+    #sizeOf({ type, value }: RuntimeValue, depth: number): number {
+      if (typeof value === 'string') return 1 + value.length
+      if (typeof value !== 'object' || value === null) return 1
+      const known = this.#sizes.get(value)
+      if (known !== undefined) return known
+      if (depth > 100) throw new RangeError('lists nested too deep')
+      const items: Iterable<RuntimeValue> = Array.isArray(value) ? value : (value as Map<string, RuntimeValue>).values()
+      let size = 1
+      for (const item of items) {
+        this.#spend(1)
+        size += this.#sizeOf(item, depth + 1)
+      }
+      // A namespace is the one kind that can be changed.
+      if (type !== 'NamespaceValue') this.#sizes.set(value, size)
+      return size
+    }
+  }
+
+  return (program, variables) => {
+    const environment = new Environment()
+    // A variable of the caller's, such as `range`, takes the place of a global.
+    for (const [name, value] of Object.entries({ ...globals, ...variables })) environment.set(name, value)
+    return new LimitedInterpreter(environment).run(program).value as string
+  }
+}
+
+function range(from: number, to?: number, step = 1): number[] {
+  const [start, stop] = to === undefined ? [0, from] : [from, to]
+  if (step === 0) throw new Error('range() step must not be zero')
+  const length = Math.max(0, Math.ceil((stop - start) / step))
+  if (!(length <= MAX_SIZE / 64)) throw new RangeError(`a range of ${length} numbers`)
+  return Array.from({ length }, (_, i) => start + i * step)
+}
+
+function withoutComments(template: string): string {
+  const parts: string[] = []
+  for (let at = 0; ; ) {
+    const open = template.indexOf('{#', at)
+    const close = open < 0 ? -1 : template.indexOf('#}', open + 2)
+    parts.push(template.slice(at, close < 0 ? undefined : open))
+    if (close < 0) return parts.join('')
+    at = close + 2
+  }
+}
+
+/** Blocks around the marks keep the tags' handling of the space beside them. */
+function withMarks(template: string): string {
+  return template.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
+    return `{%${left} if true %}${end === undefined ? OPEN_MARK : CLOSE_MARK}{% endif ${right}%}`
+  })
+}
+
+const METHODS = {
+  strip: (text: string, characters: string) => stripStart(stripEnd(text, characters), characters),
+  lstrip: stripStart,
+  rstrip: stripEnd,
+  replace,
+}
+
+/** `x.strip(y)`, `x.replace(y, z)` or `x | replace(y, z)`; calls without arguments are the library's. */
+function methodCall(node: Node | undefined): { name: keyof typeof METHODS; text: Node; args: Node[] } | undefined {
+  const filter = node?.type === 'FilterExpression' ? (node.filter as Node) : undefined
+  const { type, callee, args } = (filter ?? node ?? {}) as { type?: string; callee?: Node; args?: Node[] }
+  if (type !== 'CallExpression' || callee === undefined || args === undefined || args.length === 0) return undefined
+  const isMethod = filter === undefined && callee.type === 'MemberExpression' && callee.computed !== true
+  const name = (isMethod ? (callee.property as Node) : callee).value as string
+  const isKnown = isMethod ? Object.hasOwn(METHODS, name) : filter !== undefined && name === 'replace'
+  if (!isKnown) return undefined
+  return { name: name as keyof typeof METHODS, text: (isMethod ? callee.object : node!.operand) as Node, args }
+}
+
+function stripStart(text: string, characters: string): string {
+  let start = 0
+  while (start < text.length && characters.includes(text[start])) start++
+  return text.slice(start)
+}
+
+function stripEnd(text: string, characters: string): string {
+  let end = text.length
+  while (end > 0 && characters.includes(text[end - 1])) end--
+  return text.slice(0, end)
+}
+
+function replace(text: string, from: string, to: string, count?: number | null): string {
+  if ([text, from, to].some((one) => typeof one !== 'string')) throw new Error('replace() takes texts')
+  const limit = typeof count === 'number' && count >= 0 ? count : Number.POSITIVE_INFINITY
+  const parts = from === '' ? ['', ...text, ''] : text.split(from)
+  const replaced = Math.min(limit, parts.length - 1)
+  if (text.length + replaced * to.length > MAX_SIZE) throw new RangeError(`a text of more than ${MAX_SIZE} characters`)
+  const rest = parts.slice(replaced).join(from)
+  return replaced === 0 ? text : `${parts.slice(0, replaced).join(to)}${to}${rest}`
 }

@@ -5,19 +5,19 @@
 import type { Directory, Place } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
-import { formatShape } from '../base/tensor.js'
-import type { LoraAdapter } from '../lora/adapter.js'
+import { formatShape, type Matrix } from '../base/tensor.js'
+import { copyAs } from '../linalg/product.js'
+import type { LoraAdapter, PartOfKind } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { LayerVectors } from '../lora/factors.js'
 import type { PartValues, PartView } from '../lora/part.js'
 import { weighted } from '../merge/weighted.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
-import { assemble, type NewLayer } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
 import { type CombineSettings, type CombineWay, combineWay, FULL_RANK_TYPES } from './combine-settings.js'
-import { changeOf, isFactorPart, shellOf } from './factor-parts.js'
-import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
+import { assemble, changeOf, isFactorPart, type NewLayer, shellOf } from './factor-parts.js'
 import { type RankReport, totalError } from './resize.js'
+import { openBaseWeights } from './to-plain.js'
 
 export interface CombineInput {
   readonly adapter: LoraAdapter | Directory
@@ -275,4 +275,45 @@ function warningsOf(opened: readonly Opened[], layers: readonly RankReport[]): s
     ...(bases.length > 1 ? [`the adapters name different bases: ${bases.join(', ')}`] : []),
     ...(still.length > 0 ? [`${still.length} of ${layers.length} layers change nothing: ${still[0].name}`] : []),
   ]
+}
+
+function isDora(part: PartView): boolean {
+  return 'magnitude' in part.tensors && part.tensors.magnitude !== undefined
+}
+
+type DoraBase = Awaited<ReturnType<typeof openDoraBase>>
+
+/**
+ * Makes plain changes of DoRA layers. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖, a norm for each row (Liu et al. 2024,
+ * arXiv 2402.09353): its difference from W depends on W, and has any rank up to that of W.
+ */
+async function openDoraBase(base: Place, adapters: readonly OpenAdapter[]) {
+  const layers = new Map(
+    adapters.flatMap((adapter) =>
+      adapter.parts().flatMap((part) => {
+        if (part.kind !== 'linear' || !isDora(part)) return []
+        const shape: [number, number] = [part.tensors.weightB.shape[0], part.tensors.weightA.shape[1]]
+        return [[part.name, { name: part.name, shape }] as const]
+      }),
+    ),
+  )
+  const fanInFanOut = adapters.some((adapter) => adapter.config.fanInFanOut)
+  const weights = await openBaseWeights(base, [...layers.values()], { fanInFanOut })
+  return {
+    /** W' − W (d, k) of a layer with a magnitude. */
+    async change(layer: PartOfKind<'linear'>): Promise<Matrix> {
+      const weight = copyAs(await weights.read(layer.name), new Float64Array())
+      layer.attachBase(weight)
+      try {
+        layer.merge()
+        const { data, shape } = layer.baseWeight!
+        const change = new Float32Array(data.length)
+        for (let i = 0; i < data.length; i++) change[i] = data[i] - weight.data[i]
+        return { data: change, shape }
+      } finally {
+        layer.dispose()
+      }
+    },
+    close: weights.close,
+  }
 }

@@ -13,7 +13,6 @@ import { loadConfig } from '../merge/plan/config-edit.js'
 import { isConv1dModule } from '../merge/plan/orientation.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import { isEmbeddingModule, isHeadModule, isVocabularyModule } from '../peft/tied.js'
-import { assemble, type NewLayer } from './assemble.js'
 import {
   DifferenceMemory,
   differenceOf,
@@ -24,7 +23,7 @@ import {
   requireSameShape,
   withOpen,
 } from './difference.js'
-import type { PartShell } from './factor-parts.js'
+import { assemble, type NewLayer, type PartShell } from './factor-parts.js'
 import { checkRankChoice, leadingSvd, type RankChoice } from './rank.js'
 import { closestPairs, totalError } from './resize.js'
 

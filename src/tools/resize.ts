@@ -10,8 +10,16 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { type FactorPair, padded } from '../lora/delta.js'
 import type { PartValues } from '../lora/part.js'
 import { openForUse } from '../peft/open.js'
-import { assemble, type NewLayer } from './assemble.js'
-import { type Change, changeOf, configRank, type FactorPart, isFactorPart, shellOf } from './factor-parts.js'
+import {
+  assemble,
+  type Change,
+  changeOf,
+  configRank,
+  type FactorPart,
+  isFactorPart,
+  type NewLayer,
+  shellOf,
+} from './factor-parts.js'
 import { chosenRank, energyOf, type LeadingSvd, type RankChoice } from './rank.js'
 
 /** Result for one layer. */

@@ -2,7 +2,7 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { SignalLike } from '../base/globals.js'
-import type { ColumnNames } from '../data/columns.js'
+import type { ColumnNames } from '../data/row.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { DecodeImage } from '../images/image.js'

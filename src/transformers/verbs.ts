@@ -15,9 +15,15 @@ import type { OnDownload } from '../io/hub/directory.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import { CallSession, type SharedSession, sessionsFor } from './call-session.js'
-import { defaultDevice, findRuntime } from './find-runtime.js'
 import { PIPELINE_OPTIONS, WITH_ADAPTERS_OPTIONS } from './gen/options.js'
-import { type PipelineInstance, type PreTrainedModel, runtimeModule, transformersModule } from './module.js'
+import {
+  defaultDevice,
+  findRuntime,
+  type PipelineInstance,
+  type PreTrainedModel,
+  runtimeModule,
+  transformersModule,
+} from './module.js'
 import { adapterPipeline, type PipelineRun, sessionExtras, shareSession } from './pipelines.js'
 import { checkGraphs, checkTask, modelClass, type PipelineTask, pipelineClass, readerOf } from './tasks.js'
 

@@ -2,8 +2,8 @@
 
 import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
+import { countTexts, textMetrics } from '../../src/evaluate/answers.js'
 import { bootstrap } from '../../src/evaluate/bootstrap.js'
-import { countTexts, textMetrics } from '../../src/evaluate/texts.js'
 import { problemOf } from '../../src/tasks/labels/label-problems.js'
 
 const golden: {

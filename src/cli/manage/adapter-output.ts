@@ -3,7 +3,7 @@
 import type { LoraAdapter, RankReport, ToolProgress } from '../../index.js'
 import { choice, required, toggle } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { refuseFolder } from '../show/output.js'
+import { refuseFolder } from '../show/outputs.js'
 import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
 
 export const ADAPTER_OUTPUT = {

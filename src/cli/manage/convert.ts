@@ -1,11 +1,10 @@
 // lowrank convert: an adapter in another format.
 
 import { flags } from '../flags.js'
-import { defineCommand, required, toggle } from '../options.js'
+import { defineCommand, MODEL, required, toggle } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
-import { refuseFolder } from '../show/output.js'
+import { refuseFolder } from '../show/outputs.js'
 import { colors, peakRssBytes, printDocument, say } from '../show/terminal.js'
-import { MODEL } from '../sources.js'
 import { withProgress } from './adapter-output.js'
 
 export const convert = defineCommand({

@@ -1,12 +1,11 @@
 // lowrank diff: how two adapters, or two checkpoints, differ.
 
 import type { DiffReport } from '../../index.js'
-import { defineCommand, required, text, toggle } from '../options.js'
+import { defineCommand, MODEL, required, text, toggle } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
-import { refusePage, writePage } from '../show/report-file.js'
+import { refusePage, writePage } from '../show/outputs.js'
 import { diffReport, meanOf } from '../show/report-sections.js'
 import { firstOf, print, printDocument, say, table, warn } from '../show/terminal.js'
-import { MODEL } from '../sources.js'
 import { withProgress } from './adapter-output.js'
 
 export const diff = defineCommand({

@@ -3,7 +3,7 @@
 import { flags } from '../flags.js'
 import { defineCommand } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
-import { refuseFolder } from '../show/output.js'
+import { refuseFolder } from '../show/outputs.js'
 import { colors, firstOf, peakRssBytes, print, printDocument, say, table } from '../show/terminal.js'
 import { ADAPTER_OUTPUT, savedDtype, withProgress } from './adapter-output.js'
 

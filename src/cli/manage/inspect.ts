@@ -2,12 +2,10 @@
 
 import type { EmbeddingContents, FitReport, InspectReport } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, required, text, toggle, UsageError } from '../options.js'
-import { printable } from '../show/escape.js'
-import { refusePage, writePage } from '../show/report-file.js'
+import { defineCommand, MODEL, required, text, toggle, UsageError } from '../options.js'
+import { refusePage, writePage } from '../show/outputs.js'
 import { inspectionReport, kindOf, problemsOf, targetsOf } from '../show/report-sections.js'
-import { colors, complain, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
-import { MODEL } from '../sources.js'
+import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
 const MAX_PROBLEMS = 20

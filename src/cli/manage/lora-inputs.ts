@@ -1,10 +1,9 @@
 // lowrank lora-inputs: a model whose graph takes .onnx_adapter files of ONNX Runtime.
 
 import { flags } from '../flags.js'
-import { defineCommand, required, toggle } from '../options.js'
-import { refuseFolder } from '../show/output.js'
+import { defineCommand, MODEL, RUNS, required, toggle } from '../options.js'
+import { refuseFolder } from '../show/outputs.js'
 import { colors, printDocument, say } from '../show/terminal.js'
-import { MODEL, RUNS } from '../sources.js'
 
 export const loraInputs = defineCommand({
   name: 'lora-inputs',

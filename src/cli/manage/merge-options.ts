@@ -2,11 +2,9 @@
 
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'
-import { type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from '../options.js'
-import { printable } from '../show/escape.js'
+import { ADAPTER, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from '../show/terminal.js'
-import { ADAPTER } from '../sources.js'
+import { bytes, colors, Progress, peakRssBytes, printable, printDocument, say, warn } from '../show/terminal.js'
 
 export const ADAPTERS = {
   adapter: {

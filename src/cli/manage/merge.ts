@@ -1,12 +1,11 @@
-// lowrank merge: adds an adapter to a base model's weights, so that the result runs without LoRA.
+// lowrank merge: adds an adapter to a base model's weights, so that the result runs without LoRA. lowrank unmerge
+// removes adapters again.
 
 import type { LayerChange, MergePlanReport } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, text, toggle } from '../options.js'
+import { defineCommand, MODEL, text, toggle } from '../options.js'
 import { baseOfAdapter } from '../run/with-session.js'
-import { printable } from '../show/escape.js'
-import { bytes, colors, print, printDocument, say, table } from '../show/terminal.js'
-import { MODEL } from '../sources.js'
+import { bytes, colors, print, printable, printDocument, say, table } from '../show/terminal.js'
 import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
 
 export const merge = defineCommand({
@@ -78,3 +77,30 @@ function showPlan(plan: MergePlanReport, json: boolean): number {
   say(`Would write ${colors.bold(plan.out)}: ${bytes(plan.bytes)}, ${changesIn(plan)}`)
   return 0
 }
+
+export const unmerge = defineCommand({
+  name: 'unmerge',
+  summary: 'remove an adapter from a merged model',
+  about: [
+    'Writes the base again: W − scaling · B · A. Give the same adapters as for the merge, with the same --weight.',
+    'fp16 and bf16 weights do not come back exactly, because the merge rounded them.',
+  ].join('\n'),
+  examples: [
+    'lowrank unmerge --merged out/scripture-model --adapter out/scripture --out out/base-onnx',
+    'lowrank unmerge --merged out/scripture-mix --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --out out/base',
+  ],
+  subject: ['merged'],
+  options: {
+    ...flags('UnmergeOptions', 'merged'),
+    ...ADAPTERS,
+    ...flags('UnmergeOptions', 'out'),
+    ...OUTPUT,
+  },
+  apiNames: API_NAMES,
+  async run({ merged, out, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
+    const options = { ...rest, maxShardBytes: maxShardSize, share: shard }
+    const adapters = weightedAdapters(occurrences)
+    const node = await import('../../node.js')
+    return runMerge(json, (run) => node.unmerge({ ...options, merged, adapters, out, ...run }))
+  },
+})

@@ -1,9 +1,8 @@
 // lowrank push: an adapter's folder → the Hub.
 
 import { flags } from '../flags.js'
-import { defineCommand, required, toggle } from '../options.js'
+import { ADAPTER, defineCommand, required, toggle } from '../options.js'
 import { colors, printDocument, say } from '../show/terminal.js'
-import { ADAPTER } from '../sources.js'
 
 export const push = defineCommand({
   name: 'push',

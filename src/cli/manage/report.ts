@@ -5,8 +5,8 @@ import { join } from 'node:path'
 import { FormatError } from '../../index.js'
 import type { RunEvaluation, RunFacts, RunStep } from '../../report/run.js'
 import { defineCommand, repeated, required, toggle } from '../options.js'
-import { readTextFile } from '../run/data-options.js'
-import { refusePage, writePage } from '../show/report-file.js'
+import { readTextFile } from '../run/text-files.js'
+import { refusePage, writePage } from '../show/outputs.js'
 
 export const report = defineCommand({
   name: 'report',

@@ -1,8 +1,7 @@
 // lowrank resize: an adapter at another rank.
 
 import { flags } from '../flags.js'
-import { defineCommand, required } from '../options.js'
-import { ADAPTER } from '../sources.js'
+import { ADAPTER, defineCommand, required } from '../options.js'
 import { ADAPTER_OUTPUT, writeAdapter } from './adapter-output.js'
 
 export const resize = defineCommand({

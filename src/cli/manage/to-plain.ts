@@ -1,10 +1,9 @@
 // lowrank to-plain: makes plain LoRA of an adapter whose start changed the base weights.
 
 import { flags } from '../flags.js'
-import { defineCommand, required, toggle } from '../options.js'
-import { refuseFolder } from '../show/output.js'
+import { ADAPTER, defineCommand, required, toggle } from '../options.js'
+import { refuseFolder } from '../show/outputs.js'
 import { colors, printDocument, say } from '../show/terminal.js'
-import { ADAPTER } from '../sources.js'
 
 export const toPlain = defineCommand({
   name: 'to-plain',

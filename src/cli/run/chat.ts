@@ -5,10 +5,9 @@ import { requireChatTemplate } from '../../index/model.js'
 import type { AdapterSession, ChatMessage, StreamOptions } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, text, UsageError } from '../options.js'
-import { printable, printableProse } from '../show/escape.js'
 import { isAbort } from '../show/interrupt.js'
-import { colors, say } from '../show/terminal.js'
-import { readChatTemplate } from './data-options.js'
+import { colors, printable, printableProse, say } from '../show/terminal.js'
+import { readChatTemplate } from './text-files.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 const { json: _, ...RUN_OPTIONS } = OUTPUT_OPTIONS

@@ -3,8 +3,7 @@
 import type { AdapterSession, Classification, ClassifyInput, LoraAdapter, Tagging } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, repeated, UsageError } from '../options.js'
-import { printableProse } from '../show/escape.js'
-import { print, printDocument, say, warn } from '../show/terminal.js'
+import { print, printableProse, printDocument, say, warn } from '../show/terminal.js'
 import { checkRowOptions, ROW_OPTIONS, runRows } from './rows.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 

@@ -2,11 +2,9 @@
 
 import { CHOICES, type DataReport, type PreviewExample } from '../../index.js'
 import { flags } from '../flags.js'
-import { choice, defineCommand, text, toggle } from '../options.js'
-import { printable } from '../show/escape.js'
-import { colors, complain, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
-import { MODEL, RUNS } from '../sources.js'
-import { readChatTemplate } from './data-options.js'
+import { choice, defineCommand, MODEL, RUNS, text, toggle } from '../options.js'
+import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
+import { readChatTemplate } from './text-files.js'
 
 const SHOWN = 20
 const BAR = 40

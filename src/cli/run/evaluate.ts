@@ -4,13 +4,11 @@ import type { AdapterToMerge, EvaluatedModel, EvaluateReport, Interval } from '.
 import type { Cell, Report } from '../../report/page.js'
 import { flags } from '../flags.js'
 import { weightedAdapters } from '../manage/merge-options.js'
-import { defineCommand, repeated, text, toggle, UsageError } from '../options.js'
-import { printable } from '../show/escape.js'
+import { defineCommand, MODEL, repeated, text, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { refusePage, writePage } from '../show/report-file.js'
-import { colors, Progress, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
-import { MODEL } from '../sources.js'
-import { readChatTemplate } from './data-options.js'
+import { refusePage, writePage } from '../show/outputs.js'
+import { colors, Progress, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
+import { readChatTemplate } from './text-files.js'
 import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
 const { allowMissing: _allowMissing, ...SOURCES } = SESSION_OPTIONS

@@ -1,14 +1,19 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
 import { requireChatTemplate } from '../../index/model.js'
-import type { AdapterChoice, GenerateResult, LoraAdapter } from '../../index.js'
+import {
+  type AdapterChoice,
+  type ChatMessage,
+  DataError,
+  type GenerateResult,
+  type LoraAdapter,
+  type Prompt,
+} from '../../index.js'
 import { flags } from '../flags.js'
 import { weightedAdapters } from '../manage/merge-options.js'
-import { defineCommand, repeated, text, toggle } from '../options.js'
-import { printable, printableProse } from '../show/escape.js'
-import { colors, printDocument, say } from '../show/terminal.js'
-import { readChatTemplate } from './data-options.js'
-import { promptsOf } from './prompts.js'
+import { defineCommand, repeated, text, toggle, UsageError } from '../options.js'
+import { colors, printable, printableProse, printDocument, say } from '../show/terminal.js'
+import { readChatTemplate, readTextFile } from './text-files.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed' | 'logprobs'> {
@@ -130,4 +135,73 @@ function writeAll(texts: readonly GenerateResult[], prompts: readonly string[]):
     say(colors.dim(`${i > 0 ? '\n' : ''}${printable(prompts[i] ?? `chat ${i + 1}`)}`))
     writePiece(`${text}\n`)
   }
+}
+
+interface Asked {
+  readonly prompt: readonly string[]
+  readonly messages: string | undefined
+  readonly system: string | undefined
+  readonly chat: boolean
+  readonly raw: boolean
+}
+
+interface FileChat {
+  readonly messages: readonly ChatMessage[]
+  readonly tools?: readonly object[]
+}
+
+interface Prompts {
+  readonly count: number
+  readonly tools: readonly object[] | undefined
+  /** Texts are questions to an adapter that was trained on chats, unless --raw says otherwise. */
+  for(wasTrainedOnChats: boolean): Prompt[]
+}
+
+async function promptsOf({ prompt, messages, system, chat, raw }: Asked): Promise<Prompts> {
+  if (prompt.length === 0 && messages === undefined) throw new UsageError('--prompt TEXT is missing')
+  if (raw && (chat || system !== undefined || messages !== undefined)) {
+    const other = chat ? '--chat' : system === undefined ? '--messages' : '--system'
+    throw new UsageError(
+      `--raw and ${other} cannot be used together: --raw turns the chat template off, and ${other} needs it`,
+    )
+  }
+  const chats = messages === undefined ? [] : await readChats(messages)
+  const scene = system === undefined ? [] : [{ role: 'system', content: system }]
+  return {
+    count: prompt.length + chats.length,
+    tools: chats.find(({ tools }) => tools !== undefined)?.tools,
+    for(wasTrainedOnChats) {
+      const isChat = chat || system !== undefined || (wasTrainedOnChats && !raw)
+      const texts = prompt.map((text) => (isChat ? [...scene, { role: 'user', content: text }] : text))
+      return [...texts, ...chats.map((one) => [...scene, ...one.messages])]
+    },
+  }
+}
+
+/** A JSON file with one chat, or a JSONL file with one in each line. */
+async function readChats(file: string): Promise<FileChat[]> {
+  const content = await readTextFile(file)
+  const whole = parse(content)
+  if (whole !== undefined) return [chatOf(whole, file)]
+  const lines = content.split('\n').map((line, i) => ({ line, where: `${file}, line ${i + 1}` }))
+  return lines.filter(({ line }) => line.trim() !== '').map(({ line, where }) => chatOf(parse(line), where))
+}
+
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+function chatOf(value: unknown, where: string): FileChat {
+  const { messages, tools } = (Array.isArray(value) ? { messages: value } : (value ?? {})) as Partial<FileChat>
+  const isChat = Array.isArray(messages) && messages.length > 0 && messages.every((one) => typeof one === 'object')
+  if (isChat) return { messages, ...(Array.isArray(tools) && { tools }) }
+  throw new DataError({
+    where,
+    what: 'not a chat',
+    expected: 'JSON: a list of messages with role and content, or an object with "messages"',
+  })
 }

@@ -3,7 +3,7 @@
 import { flags } from '../flags.js'
 import { defineCommand, required, toggle } from '../options.js'
 import { colors, printDocument, say } from '../show/terminal.js'
-import { readRunFile } from './run-file.js'
+import { readRunFile } from './text-files.js'
 
 export const handoff = defineCommand({
   name: 'handoff',

@@ -3,11 +3,9 @@
 import { basename } from 'node:path'
 import type { OpenSessionOptions, SignalLike } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, integer, repeated, required, text, toggle, UsageError } from '../options.js'
-import { printable } from '../show/escape.js'
+import { defineCommand, integer, MODEL, RUNS, repeated, required, text, toggle, UsageError } from '../options.js'
 import { interruptible } from '../show/interrupt.js'
-import { colors, say, warn } from '../show/terminal.js'
-import { MODEL, RUNS } from '../sources.js'
+import { colors, printable, say, warn } from '../show/terminal.js'
 
 export const serve = defineCommand({
   name: 'serve',

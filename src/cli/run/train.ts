@@ -1,15 +1,23 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { CHOICES, type TrainEvents, type TrainOptions } from '../../index.js'
+import { CHOICES, type Source, type TrainEvents, type TrainOptions, type TrainResult } from '../../index.js'
 import { flags } from '../flags.js'
-import { choice, defineCommand, flagOf, type Option, repeated, text, toggle, UsageError } from '../options.js'
-import { printable } from '../show/escape.js'
+import {
+  ADAPTER,
+  choice,
+  defineCommand,
+  flagOf,
+  MODEL,
+  type Option,
+  RUNS,
+  repeated,
+  text,
+  toggle,
+  UsageError,
+} from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { colors, duration, note, Progress, printDocument, say, thousands, warn } from '../show/terminal.js'
-import { ADAPTER, MODEL, RUNS } from '../sources.js'
-import { readChatTemplate } from './data-options.js'
-import { passGate } from './gate.js'
-import { inRunFile, readRunFile } from './run-file.js'
+import { colors, duration, note, Progress, printable, printDocument, say, thousands, warn } from '../show/terminal.js'
+import { inRunFile, readChatTemplate, readRunFile } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
 
 const CONFIG_OPTIONS = [
@@ -237,4 +245,39 @@ function narrate(progress: Progress, onStep: (elapsedMs: number) => void): Train
 
 function quote(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
+}
+
+interface GateOptions extends Partial<TrainOptions> {
+  readonly model: TrainOptions['model']
+  readonly folder: string
+  readonly gate: string
+  readonly json: boolean
+}
+
+async function passGate({ adapter, report }: TrainResult, options: GateOptions): Promise<number> {
+  const { model, dtype, folder, gate, json, columns, maxLength, chatTemplate, chatTemplateArgs, taskOptions } = options
+  if (report.interrupted) {
+    say(`Stopped: ${colors.bold(folder)} did not change.`)
+    return EXIT_INTERRUPTED
+  }
+  const node = await import('../../node.js')
+  const { models, records } = await node.evaluate({
+    ...{ model: model as Source, dtype, data: gate, task: report.task as TrainOptions['task'], taskOptions },
+    ...{ columns, maxLength, chatTemplate, chatTemplateArgs, device: options.device, threads: options.threads },
+    adapters: { before: await node.loadAdapter(folder), after: adapter },
+    against: 'before',
+  })
+  const difference = models.find(({ name }) => name === 'after')!.differences!.loss
+  const { value, low, high } = difference
+  const isReplaced = value <= 0
+  if (isReplaced) await node.saveAdapter(adapter, folder)
+  const interval = low === null || high === null ? '' : ` (95 %: ${low.toFixed(4)} to ${high.toFixed(4)})`
+  const fact = `the loss on ${records} held-out records changed by ${value.toFixed(4)}${interval}`
+  say(
+    isReplaced
+      ? `${colors.bold(folder)} was replaced: ${fact}.`
+      : `${colors.bold(folder)} stays as it was: ${fact}, which is worse.`,
+  )
+  if (json) printDocument({ ...report, gate: { records, difference, isReplaced }, out: folder })
+  return 0
 }

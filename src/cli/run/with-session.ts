@@ -5,11 +5,9 @@ import path from 'node:path'
 import { otherBase } from '../../index/base-name.js'
 import type { AdapterSession, DtypeChoice, LoraAdapter, LoraConfig } from '../../index.js'
 import { flags } from '../flags.js'
-import { repeated, text, toggle, UsageError } from '../options.js'
-import { printable } from '../show/escape.js'
+import { ADAPTER, MODEL, RUNS, repeated, text, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { colors, say, warn } from '../show/terminal.js'
-import { ADAPTER, MODEL, RUNS } from '../sources.js'
+import { colors, printable, say, warn } from '../show/terminal.js'
 
 export const SESSION_OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),

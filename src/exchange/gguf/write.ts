@@ -16,9 +16,8 @@ import type { AdapterTensor } from '../../peft/keys.js'
 import { type OpenAdapter, readFactor, readStored } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
 import { requireHeld, type Written } from '../format.js'
-import type { GgufBase } from './base.js'
+import { type GgufBase, toGgufOrder } from './base.js'
 import { noTensor } from './names.js'
-import { toGgufOrder } from './permute.js'
 
 export type GgufDtype = GgufFloat | 'keep'
 

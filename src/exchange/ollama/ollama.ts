@@ -1,14 +1,14 @@
-// A folder for `ollama create`: the adapter as GGUF, and a Modelfile with the base, the template and its stops.
+// A folder for `ollama create`: the adapter as GGUF, and a Modelfile with the base, the template and its stops. Ollama
+// reads Go's template language; a chat template's shape is found by rendering chats with known words.
 
 import { type Place, readJson, writeFile } from '../../base/bytes.js'
-import { ConfigError, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { requireAlwaysOn } from '../../lora/requirements.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { ExchangeFormat } from '../format.js'
 import { GGUF } from '../gguf/format.js'
-import { goTemplate, type TurnShape, turnShape } from './turns.js'
 
 const ADAPTER_FILE = 'adapter.gguf'
 
@@ -70,4 +70,143 @@ function notesOf(base: Place, template: ChatTemplate | undefined, shape: TurnSha
       ? ['system messages are left out, as the template has no place for them']
       : []),
   ]
+}
+
+type Around = readonly [before: string, after: string]
+
+/** How a template writes chats, without the token that begins a text: llama.cpp adds that itself. */
+interface TurnShape {
+  /** Text at the start of a chat without a system message. */
+  readonly opening: string
+  readonly user: Around
+  readonly assistant: Around
+  /** A turn of its own, or a beginning of the first or the last question; undefined where the template has none. */
+  readonly system:
+    | { readonly at: 'turn'; readonly around: Around }
+    | { readonly at: 'first' | 'last'; readonly glue: string }
+    | undefined
+  readonly prompt: string
+}
+
+interface Turn {
+  readonly role: string
+  readonly content: string
+}
+
+const turn = (role: string, content: string): Turn => ({ role, content })
+const [SYSTEM, ASKED, ANSWERED, AGAIN] = [
+  turn('system', 'probe-system'),
+  turn('user', 'probe-one'),
+  turn('assistant', 'probe-answer'),
+  turn('user', 'probe-two'),
+]
+const CHATS: readonly (readonly Turn[])[] = [
+  [ASKED],
+  [ASKED, ANSWERED, AGAIN],
+  [ASKED, ANSWERED, AGAIN, turn('assistant', 'Yes: 1 < 2.\nAnd “more”.'), turn('user', 'last')],
+]
+
+/** Throws UnsupportedError for a template that does not write chats as turns. */
+export function turnShape(template: ChatTemplate, bos: string): TurnShape {
+  const { name } = template
+  const refuse = (what: string, got?: string) =>
+    new UnsupportedError({
+      where: name,
+      what: `the chat template cannot be written in Go's language for Ollama: ${what}`,
+      expected: 'text before and after each message, which depends on its role alone',
+      ...(got !== undefined && { got }),
+      hint: 'Convert to gguf, and write the Modelfile yourself',
+    })
+  const render = (messages: readonly Turn[], addGenerationPrompt = true) => {
+    const { text } = template.render(messages, { addGenerationPrompt }, name)
+    return text.startsWith(bos) ? text.slice(bos.length) : text
+  }
+  const parts = (messages: readonly Turn[], addGenerationPrompt = true): string[] => {
+    const text = render(messages, addGenerationPrompt)
+    const cut: string[] = []
+    let from = 0
+    for (const { content } of messages) {
+      const at = text.indexOf(content, from)
+      if (at < 0) throw refuse('it leaves a message out, or changes their order', JSON.stringify(text))
+      cut.push(text.slice(from, at))
+      from = at + content.length
+    }
+    return [...cut, text.slice(from)]
+  }
+  const between = (text: string, start: string, end: string): string => {
+    if (text.length >= start.length + end.length && text.startsWith(start) && text.endsWith(end))
+      return text.slice(start.length, text.length - end.length)
+    throw refuse('messages look different beside others', JSON.stringify(text))
+  }
+  const [, plainEnd] = parts([ASKED], false)
+  const [head, end] = parts([ASKED])
+  const prompt = between(end, plainEnd, '')
+  const answerEnd = parts([ASKED, ANSWERED], false)[2]
+  const [, toAnswer, toUser] = parts([ASKED, ANSWERED, AGAIN])
+  const user: Around = [between(toUser, answerEnd, ''), plainEnd]
+  const assistant: Around = [between(toAnswer, plainEnd, ''), answerEnd]
+  const shape: TurnShape = { opening: between(head, '', user[0]), user, assistant, system: undefined, prompt }
+  const system = systemOf(shape, parts, render)
+  const found = { ...shape, system }
+  const withSystem = system === undefined ? [] : CHATS.map((chat) => [SYSTEM, ...chat])
+  for (const chat of [...CHATS, ...withSystem]) {
+    const [own, wanted] = [writeTurns(found, chat), render(chat)]
+    if (own !== wanted) throw refuse('messages look different beside others', JSON.stringify(wanted))
+  }
+  return found
+}
+
+function systemOf(
+  { user, opening }: TurnShape,
+  parts: (messages: readonly Turn[]) => string[],
+  render: (messages: readonly Turn[]) => string,
+): TurnShape['system'] {
+  try {
+    const [before, glue] = parts([SYSTEM, ASKED])
+    const isTurn = glue.endsWith(user[0]) && user[0] !== '' && before !== opening + user[0]
+    if (isTurn) return { at: 'turn', around: [before, glue.slice(0, glue.length - user[0].length)] }
+    // Behind an answer, some templates give the system message to the last question.
+    const text = render([SYSTEM, ASKED, ANSWERED, AGAIN])
+    return { at: text.indexOf(SYSTEM.content) < text.indexOf(ASKED.content) ? 'first' : 'last', glue }
+  } catch (error) {
+    // A template without a place for it refuses it, or leaves it out.
+    if (error instanceof DataError || error instanceof UnsupportedError) return undefined
+    throw error
+  }
+}
+
+function writeTurns({ opening, user, assistant, system, prompt }: TurnShape, chat: readonly Turn[]): string {
+  const scene = chat.find(({ role }) => role === 'system')?.content
+  const users = [...chat.keys()].filter((index) => chat[index].role === 'user')
+  const text = chat.map(({ role, content }, index) => {
+    if (role === 'system') return system?.at === 'turn' ? system.around.join(content) : ''
+    if (role === 'assistant') return assistant.join(content)
+    const holds = system !== undefined && system.at !== 'turn' && users.at(system.at === 'first' ? 0 : -1) === index
+    return user.join(holds && scene !== undefined ? scene + system.glue + content : content)
+  })
+  return (scene === undefined || system?.at !== 'turn' ? opening : '') + text.join('') + prompt
+}
+
+export function goTemplate({ opening, user, assistant, system, prompt }: TurnShape): string {
+  const put = (text: string) => (text === '' ? '' : `{{ ${goText(text)} }}`)
+  const around = ([before, after]: Around, content: string) => `${put(before)}${content}${put(after)}`
+  const scene = system === undefined || system.at === 'turn' ? '' : `{{ .System }}${put(system.glue)}`
+  const holder = system?.at === 'first' ? '$first' : '$last'
+  const merged = scene === '' ? '' : `{{ if and $.System ${holder} }}${scene.replace('.System', '$.System')}{{ end }}`
+  const start = put(opening)
+  return [
+    start === '' ? '' : system?.at === 'turn' ? `{{ if not .System }}${start}{{ end }}` : start,
+    system?.at === 'first' ? '{{ $first := true }}' : '',
+    '{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}',
+    system?.at === 'turn' ? `{{ if eq .Role "system" }}${around(system.around, '{{ .Content }}')}{{ end }}` : '',
+    `{{ if eq .Role "user" }}${around(user, `${merged}{{ .Content }}`)}${system?.at === 'first' ? '{{ $first = false }}' : ''}{{ end }}`,
+    // Ollama goes on with an answer that comes last.
+    `{{ if eq .Role "assistant" }}${put(assistant[0])}{{ .Content }}{{ if not $last }}${put(assistant[1])}{{ end }}{{ end }}`,
+    `{{ if and $last (ne .Role "assistant") }}${put(prompt)}{{ end }}{{ end }}`,
+  ].join('')
+}
+
+/** A text as Go writes it, without quotes inside, so that a Modelfile can hold it. */
+function goText(text: string): string {
+  return JSON.stringify(text).replaceAll('\\"', '\\u0022')
 }

@@ -1,8 +1,7 @@
 // An ONNX model with its weights left on disk: the graph in memory, each large tensor a byte range of a file.
 
-import { type ByteSource, checkRange, type Directory } from '../../base/bytes.js'
+import { type ByteSource, checkRange, type Directory, sniff } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
-import { sniff } from '../../base/sniff.js'
 import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
 import { tensorsOf } from './messages.js'
 import { fromBinary, toBinary } from './protobuf.js'

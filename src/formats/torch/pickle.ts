@@ -2,7 +2,54 @@
 // protocols 2 to 5), and of all classes and functions only those that the host names. All else is refused.
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
-import { PickleDict, PickleGlobal, PickleList, PickleObject, PickleTuple, type PickleValue } from './pickle-values.js'
+
+/**
+ * An integer is a bigint where a number would not be exact. Dicts are Maps and classes are names: no value can be
+ * mistaken for a part of this program.
+ */
+export type PickleValue = null | boolean | number | bigint | string | PickleObject
+
+/** Hosts derive what their globals make from it. */
+export abstract class PickleObject {
+  /** For messages. */
+  abstract readonly kind: string
+}
+
+export class PickleTuple extends PickleObject {
+  readonly kind = 'tuple'
+
+  constructor(readonly items: readonly PickleValue[]) {
+    super()
+  }
+}
+
+class PickleList extends PickleObject {
+  readonly kind = 'list'
+  readonly items: PickleValue[] = []
+}
+
+/** In the order of insertion. */
+export class PickleDict extends PickleObject {
+  readonly kind = 'dict'
+  readonly entries = new Map<string | number, PickleValue>()
+
+  /** `isOrdered`: a collections.OrderedDict, which can have attributes. */
+  constructor(readonly isOrdered = false) {
+    super()
+  }
+}
+
+/** `call` stands for calling the class or function. */
+export class PickleGlobal extends PickleObject {
+  readonly kind = 'global'
+
+  constructor(
+    readonly name: string,
+    readonly call?: (args: readonly PickleValue[], where: string) => PickleValue,
+  ) {
+    super()
+  }
+}
 
 /** A memo entry or a stack item for each few bytes. */
 export const MAX_PICKLE_BYTES = 1 << 26

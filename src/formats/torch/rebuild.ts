@@ -3,8 +3,7 @@
 import type { TensorDtype } from '../../base/dtype.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
-import type { PickleHost } from './pickle.js'
-import { PickleDict, PickleGlobal, PickleObject, PickleTuple, type PickleValue } from './pickle-values.js'
+import { PickleDict, PickleGlobal, type PickleHost, PickleObject, PickleTuple, type PickleValue } from './pickle.js'
 
 /** As many as torch's own kernels take. */
 const MAX_DIMS = 64

@@ -1,7 +1,7 @@
 // The routes of the Hub that are read: a revision's commit, the files of a commit, and the bytes of a file.
 
 import { splitName } from '../../base/bytes.js'
-import { FileError, FormatError } from '../../base/errors.js'
+import { type ErrorDetails, FileError, FormatError } from '../../base/errors.js'
 import type { HubSource } from '../source.js'
 import { type HubRequest, isPassing, refusal } from './errors.js'
 import { type HubAnswer, type HubConnection, isWorthATry, pause, request } from './request.js'
@@ -129,4 +129,31 @@ function notHub({ connection, source }: HubRequest, url: string, cause?: unknown
     hint: `Check HF_ENDPOINT (${connection.endpoint}) and the settings of a proxy`,
     cause,
   })
+}
+
+export type Digest = { readonly sha256: string } | { readonly gitSha1: string }
+
+export function digestOf({ sha256, gitSha1 }: HubFile): Digest {
+  return sha256 === undefined ? { gitSha1 } : { sha256 }
+}
+
+/** Header that git digests before the content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects */
+export function gitHeader(byteLength: number): string {
+  return `blob ${byteLength}\0`
+}
+
+export function damage(
+  file: { name: string; byteLength: number; digest: Digest | undefined },
+  got?: string,
+): ErrorDetails {
+  const { name, byteLength, digest } = file
+  const named =
+    digest && ('sha256' in digest ? ` with SHA-256 ${digest.sha256}` : ` with git's SHA-1 ${digest.gitSha1}`)
+  return {
+    where: name,
+    what: 'came damaged, and was dropped',
+    expected: `${byteLength} bytes${named ?? ''}`,
+    ...(got !== undefined && { got }),
+    hint: 'Try again. If it is damaged again, something between you and the server changes it',
+  }
 }

@@ -7,7 +7,7 @@ import { isObject, objectOf } from '../../base/options.js'
 import { setMember } from '../../formats/json-edit.js'
 import { graphFile } from '../../graph/graph-file.js'
 import { requireLabelCount } from '../../lora/requirements.js'
-import type { Meaning } from '../../peft/labels.js'
+import type { Meaning } from '../../peft/files.js'
 
 export const CONFIG_FILE = 'config.json'
 

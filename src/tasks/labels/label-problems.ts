@@ -6,8 +6,7 @@ import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb
 import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { pearson, spearman } from '../ranking-metrics.js'
-import { areaUnderCurve, classificationMetrics, severalMetrics } from './classification-metrics.js'
+import { areaUnderCurve, classificationMetrics, pearson, severalMetrics, spearman } from '../metrics.js'
 
 /** The label of a record: one, several, or a number. */
 export type Target = string | readonly string[] | number

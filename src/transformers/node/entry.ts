@@ -2,7 +2,7 @@
 
 import '../../node.js'
 import { createRequire } from 'node:module'
-import { usePlace } from '../find-runtime.js'
+import { usePlace } from '../module.js'
 
 // transformers.js has loaded its ONNX Runtime when this is asked for, from wherever its package lies.
 usePlace({

@@ -3,7 +3,7 @@
 import { type ByteSource, concatBytes } from '../../../base/bytes.js'
 import { FileError, messageOf } from '../../../base/errors.js'
 import { BlobSource } from '../../web/files.js'
-import { type Digest, damage, gitHeader } from '../digest.js'
+import { type Digest, damage, gitHeader } from '../api.js'
 import type { OnDownload } from '../directory.js'
 import type { RangeSource } from '../range-source.js'
 

@@ -1,10 +1,23 @@
-// Reads .onnx_adapter files. FlatBuffers are tables that point at each other: each offset is checked against the file's
-// length before it is followed.
+// ONNX Runtime's .onnx_adapter: FlatBuffers (onnxruntime/lora/adapter_format/adapter_schema.fbs), which are tables that
+// point at each other. Each offset is checked against the file's length before it is followed. All tables are written
+// before the data, so that one tensor's bytes are in memory at a time.
 
-import type { ByteSource } from '../../base/bytes.js'
-import { FormatError, UnsupportedError } from '../../base/errors.js'
-import { elementCount, formatShape } from '../../base/tensor.js'
-import { DATA_TYPES, dtypeOf, type OnnxAdapterDtype } from './types.js'
+import type { ByteSink, ByteSource } from '../base/bytes.js'
+import type { FloatDtype } from '../base/dtype.js'
+import { FormatError, UnsupportedError } from '../base/errors.js'
+import { elementCount, formatShape } from '../base/tensor.js'
+
+export type OnnxAdapterDtype = FloatDtype
+
+export const DATA_TYPES: Readonly<Record<OnnxAdapterDtype, { readonly number: number; readonly bytes: number }>> = {
+  fp32: { number: 1, bytes: 4 },
+  fp16: { number: 10, bytes: 2 },
+  bf16: { number: 16, bytes: 2 },
+}
+
+function dtypeOf(number: number): OnnxAdapterDtype | undefined {
+  return (Object.keys(DATA_TYPES) as OnnxAdapterDtype[]).find((dtype) => DATA_TYPES[dtype].number === number)
+}
 
 const MAX_PARAMETERS = 1 << 17
 const MAX_NAME_BYTES = 1000
@@ -137,4 +150,104 @@ class Reader {
     if (length <= most && at + 4 + length * elementBytes <= this.source.byteLength) return { start: at + 4, length }
     throw new FormatError({ where: this.source.name, what: `${what}: more than the file has`, got: String(length) })
   }
+}
+
+/** Offsets are signed 32-bit numbers in places. */
+const MAX_BYTES = 2 ** 31 - 1
+
+interface OnnxAdapterTensor {
+  readonly name: string
+  readonly shape: readonly number[]
+  readonly dtype: OnnxAdapterDtype
+  /** Little-endian bytes, made when their turn comes. */
+  data(): Uint8Array
+}
+
+const ROOT = 8
+const VTABLE_BYTES = 12
+const TABLE_BYTES = 20
+
+/** The sink stays the caller's to commit. Throws UnsupportedError when the file would have 2 GiB or more. */
+export async function writeOnnxAdapter(
+  sink: ByteSink,
+  tensors: readonly OnnxAdapterTensor[],
+  onTensor?: (name: string) => Promise<void>,
+): Promise<void> {
+  // The two vtables, which all tables of a kind share; the root table; the vector of parameters; then each parameter
+  // with its texts.
+  const adapterTable = ROOT + 2 * VTABLE_BYTES
+  const vector = adapterTable + TABLE_BYTES
+  let at = vector + 4 + 4 * tensors.length
+  const placed = tensors.map(({ name, shape, dtype }) => {
+    const bytes = new TextEncoder().encode(name)
+    const table = aligned(at, 4)
+    const text = table + TABLE_BYTES
+    const dims = aligned(text + 4 + bytes.byteLength + 1 + 4, 8) - 4
+    at = dims + 4 + 8 * shape.length
+    return {
+      table,
+      text,
+      bytes,
+      dims,
+      shape,
+      dtype,
+      data: 0,
+      byteLength: elementCount(shape) * DATA_TYPES[dtype].bytes,
+    }
+  })
+  const headerBytes = aligned(at + 4, 8) - 4
+  let end = headerBytes
+  for (const one of placed) {
+    one.data = aligned(end + 4, 8) - 4
+    end = one.data + 4 + one.byteLength
+  }
+  if (end > MAX_BYTES) {
+    throw new UnsupportedError({
+      where: sink.name,
+      what: 'too large for an .onnx_adapter',
+      expected: 'less than 2 GiB',
+      got: `${end} bytes`,
+      hint: 'Write f16, or lower the rank with resize',
+    })
+  }
+  const view = new DataView(new ArrayBuffer(headerBytes))
+  const u32 = (where: number, value: number) => view.setUint32(where, value, true)
+  const vtable = (where: number, size: number) => {
+    for (const [i, value] of [VTABLE_BYTES, size, 4, 8, 12, 16].entries()) view.setUint16(where + 2 * i, value, true)
+  }
+  u32(0, adapterTable)
+  for (const [i, letter] of [...'TORT'].entries()) view.setUint8(4 + i, letter.charCodeAt(0))
+  vtable(ROOT, TABLE_BYTES)
+  vtable(ROOT + VTABLE_BYTES, TABLE_BYTES)
+  u32(adapterTable, adapterTable - ROOT)
+  u32(adapterTable + 4, 1) // format_version
+  u32(adapterTable + 8, 1) // adapter_version
+  u32(adapterTable + 12, 1) // model_version
+  u32(adapterTable + 16, vector - (adapterTable + 16))
+  u32(vector, tensors.length)
+  for (const [i, { table, text, bytes, dims, shape, dtype, data }] of placed.entries()) {
+    u32(vector + 4 + 4 * i, table - (vector + 4 + 4 * i))
+    u32(table, table - (ROOT + VTABLE_BYTES))
+    u32(table + 4, text - (table + 4))
+    u32(table + 8, dims - (table + 8))
+    u32(table + 12, DATA_TYPES[dtype].number)
+    u32(table + 16, data - (table + 16))
+    u32(text, bytes.byteLength)
+    new Uint8Array(view.buffer).set(bytes, text + 4)
+    u32(dims, shape.length)
+    for (const [j, size] of shape.entries()) view.setBigInt64(dims + 4 + 8 * j, BigInt(size), true)
+  }
+  await sink.write(new Uint8Array(view.buffer))
+  let written = headerBytes
+  for (const [i, { data, byteLength }] of placed.entries()) {
+    await sink.write(new Uint8Array(data - written))
+    await sink.write(new Uint8Array(Uint32Array.of(byteLength).buffer))
+    await sink.write(tensors[i].data())
+    await onTensor?.(tensors[i].name)
+    written = data + 4 + byteLength
+  }
+}
+
+function aligned(value: number, to: number): number {
+  return Math.ceil(value / to) * to
 }
