@@ -61,8 +61,8 @@ export function addBranches(
 }
 
 /**
- * Adds the initializers of one branch, with the number of its adapter. Throws NumericError when a value is not finite in
- * the stored type.
+ * Adds the initializers of one branch, with the number of its adapter. Throws NumericError when a value is not finite
+ * in the stored type.
  */
 function declare(
   graph: Graph,
