@@ -391,16 +391,10 @@ interface Source {
   read(offset: number, length: number): Promise<Uint8Array>
 }
 
-interface Foreign {
-  /** With its article, as in `a GGUF file`. */
-  readonly name: string
-  readonly hint: string
-}
-
 const TELLING_BYTES = 24
 
 /** Tells from its first bytes which kind of file a wrong file is, for error messages. */
-export async function sniff(source: Source): Promise<Foreign | undefined> {
+export async function sniff(source: Source): Promise<{ name: string; hint: string } | undefined> {
   const bytes = await source.read(0, Math.min(TELLING_BYTES, source.byteLength))
   const text = String.fromCharCode(...bytes)
   if (text.startsWith('version https://git-lfs')) {

@@ -3,8 +3,16 @@
 import { ConfigError } from '../base/errors.js'
 import { checkArgument } from '../base/options.js'
 import type { ReadOptions } from './read-files.js'
-import { COLUMN_NAMES, type Row, renameColumns, unlessInvalid } from './row.js'
-import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
+import {
+  COLUMN_NAMES,
+  type DataSource,
+  isByteSource,
+  isDirectory,
+  isIterable,
+  type Row,
+  renameColumns,
+  unlessInvalid,
+} from './row.js'
 
 export async function* readRows(data: DataSource, options: ReadOptions = {}): AsyncGenerator<Row> {
   const { columns, onInvalid } = options

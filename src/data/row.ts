@@ -1,7 +1,8 @@
-// The rows that every reader of data gives, and which of them are held out.
+// The rows that every reader of data gives, from where, and which of them are held out.
 
+import type { ByteSource, Directory } from '../base/bytes.js'
 import { DataError, nearMisses } from '../base/errors.js'
-import { isObject, kind } from '../base/options.js'
+import { hasMethods, isObject, kind } from '../base/options.js'
 import { Random } from '../base/random.js'
 
 export interface Row {
@@ -66,3 +67,27 @@ export const COLUMN_NAMES = kind("an object such as { prompt: 'question', comple
   const columns = isObject(value) ? Object.values(value) : []
   return columns.length > 0 && columns.every((column) => typeof column === 'string')
 })
+
+/** A file, a folder of files, or several of them in order; or records in memory. */
+export type DataSource =
+  | ByteSource
+  | Directory
+  | readonly (ByteSource | Directory)[]
+  | Iterable<unknown>
+  | AsyncIterable<unknown>
+
+export function isDataSource(value: unknown): value is DataSource {
+  return isByteSource(value) || isDirectory(value) || isIterable(value)
+}
+
+export function isByteSource(value: unknown): value is ByteSource {
+  return hasMethods(value, 'read') && typeof (value as ByteSource).byteLength === 'number'
+}
+
+export function isDirectory(value: unknown): value is Directory {
+  return hasMethods(value, 'list', 'has', 'open')
+}
+
+export function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {
+  return hasMethods(value, Symbol.iterator) || hasMethods(value, Symbol.asyncIterator)
+}

@@ -1,7 +1,7 @@
 // The rows of a handed-off run, task by task: tokens where those of TRL could differ, else the records themselves.
 
 import { UnsupportedError } from '../base/errors.js'
-import type { AnswerPair } from '../tasks/answer-pairs.js'
+import type { AnswerPair } from '../tasks/dpo.js'
 import type { RelatedTexts } from '../tasks/embedding.js'
 import type { JudgedRow } from '../tasks/kto.js'
 import type { OpenTask } from '../tasks/task.js'

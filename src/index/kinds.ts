@@ -1,7 +1,7 @@
 // The kinds of values that callers hand over, for the tables of options (gen/options.ts).
 
 import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
-import { isDataSource, isDirectory } from '../data/source.js'
+import { isDataSource, isDirectory } from '../data/row.js'
 import { FILES } from '../io/web/directories.js'
 import { isAdapter } from '../lora/run-adapter.js'
 

@@ -5,18 +5,11 @@ import { NumericError } from '../base/errors.js'
 import type { Matrix } from '../base/tensor.js'
 import { identity } from './product.js'
 
-interface SymmetricEigen {
-  /** Largest first. */
-  values: Float64Array
-  /** (n, n): row i is the eigenvector of value i. */
-  vectors: Matrix
-}
-
 /** QL needs two or three passes for an eigenvalue; without an end at this many, something is not finite. */
 const MAX_PASSES = 60
 
-/** Elements must be finite. */
-export function symmetricEigen(matrix: Matrix): SymmetricEigen {
+/** Largest value first; row i of the vectors (n, n) is that of value i. Elements must be finite. */
+export function symmetricEigen(matrix: Matrix): { values: Float64Array; vectors: Matrix } {
   const n = matrix.shape[0]
   const reduced = tridiagonal(Float64Array.from(matrix.data), n)
   const { diagonal, below } = reduced

@@ -8,14 +8,6 @@ import { inPrecisionOf, product } from './product.js'
 /** Columns that are reflected one by one before the rest is updated by products. */
 const PANEL = 32
 
-/** A matrix (m, n) as q·r. */
-export interface Qr {
-  /** (m, p) with p = min(m, n); orthonormal columns, also where the matrix has a lower rank. */
-  q: Matrix
-  /** (p, n), upper triangular. Its diagonal may be negative. */
-  r: Matrix
-}
-
 /** I − V·T·Vᵀ, reflectors of rows `start` and below. */
 interface Panel {
   start: number
@@ -26,7 +18,11 @@ interface Panel {
   factor: Float64Array
 }
 
-export function qr(matrix: Matrix): Qr {
+/**
+ * A matrix (m, n) as q·r: q (m, p) with p = min(m, n) has orthonormal columns, also where the matrix has a lower rank;
+ * r (p, n) is upper triangular. Its diagonal may be negative.
+ */
+export function qr(matrix: Matrix): { q: Matrix; r: Matrix } {
   const [m, n] = matrix.shape
   const columns = Float64Array.from(transpose(matrix).data)
   const p = Math.min(m, n)

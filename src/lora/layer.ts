@@ -22,8 +22,7 @@ import {
   resolveConfig,
   resolveConfigOf,
 } from './config.js'
-import { addDelta } from './delta.js'
-import { magnitudeScales, rowNorms, scale } from './dora.js'
+import { addDelta, magnitudeScales, rowNorms, scale } from './delta.js'
 import {
   copyVector,
   Factors,

@@ -6,7 +6,7 @@
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 import { addScaled, copyAs, product } from '../linalg/product.js'
-import { scale } from './dora.js'
+import { scale } from './delta.js'
 
 /** In the base weight's precision. */
 export interface PassWeights {
@@ -19,12 +19,6 @@ export interface PassWeights {
   readonly scaling: number
   /** (d) */
   readonly biasB: FloatArray | undefined
-}
-
-/** m (d), and ‖W + s·B·A‖ (d), row by row. */
-interface Dora {
-  readonly magnitude: FloatArray
-  readonly norms: Float64Array
 }
 
 /** x as each part of the formula sees it, (n, k) each. */
@@ -47,17 +41,6 @@ export interface Tape {
   readonly dora: { readonly adapted: Matrix; readonly scales: Float64Array; readonly norms: Float64Array } | undefined
 }
 
-interface PassGradients {
-  readonly weightA: Matrix
-  readonly weightB: Matrix
-  readonly magnitude: FloatArray | undefined
-  readonly biasB: FloatArray | undefined
-  readonly base: Matrix
-  /** Undefined where it is part of `base`. */
-  readonly branch: Matrix | undefined
-  readonly dropped: Matrix | undefined
-}
-
 /** Result of a linear layer's `backward`. */
 export interface LayerGradients {
   /** (r, k) */
@@ -76,7 +59,8 @@ export interface LayerGradients {
 export function forwardPass(
   weights: PassWeights,
   { base, branch, dropped }: PassInputs,
-  dora: Dora | undefined,
+  /** m (d), and ‖W + s·B·A‖ (d), row by row. */
+  dora: { readonly magnitude: FloatArray; readonly norms: Float64Array } | undefined,
 ): { output: Matrix; tape: Tape } {
   const { weightB, scaling, biasB } = weights
   const ofWeight = (x: Matrix) => product(x, weights.base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
@@ -98,8 +82,8 @@ export function forwardPass(
   return { output: y, tape: { ...own, hasDropped, dora: { adapted, scales, norms } } }
 }
 
-/** dY is (n, d). */
-export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): PassGradients {
+/** dY is (n, d). `branch` is undefined where it is part of `base`. */
+export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix) {
   const { base, weightA, weightB, scaling, biasB } = weights
   const { dora } = tape
   const adapted = dora === undefined ? dy : scale(copyAs(dy, dy.data), 'columns', dora.scales)

@@ -96,15 +96,11 @@ function peftInit(init: Init): unknown {
   return init === 'random' ? false : init.replaceAll('-', '_')
 }
 
-interface ParsedConfig {
-  readonly config: LoraConfig
-  readonly problems: readonly LowrankError[]
-  /** One for each field that PEFT 0.21 does not know, and would pass over with a warning. */
-  readonly unknown: readonly LowrankError[]
-}
-
-/** Absent target_modules, by which PEFT means a table of architectures, become `all-linear`: the tensors tell. */
-export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
+/**
+ * Absent target_modules, by which PEFT means a table of architectures, become `all-linear`: the tensors tell.
+ * `unknown` is what PEFT 0.21 does not know, and would pass over with a warning.
+ */
+export function parsePeftConfig(bytes: Uint8Array, file: string) {
   const json = parseJson(bytes, file, { isLoose: true })
   if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
   const fields = new Map([...json].flatMap(([key, value]) => (RETIRED.has(key) ? [] : [[key, plainField(key, value)]])))

@@ -42,19 +42,13 @@ export interface AdapterTensor extends TensorInfo {
   readonly source: ByteSource
 }
 
-interface NormalizedTensors {
-  readonly tensors: ReadonlyMap<string, AdapterTensor>
-  /** The older spellings that the file has, one clause each. */
-  readonly notes: readonly string[]
-}
-
 interface Entry {
   readonly info: TensorInfo
   key: string
 }
 
-/** Gives a file's tensors the names that PEFT would give them now. Tensors stay where they are. */
-export function normalizeKeys(file: SafetensorsFile, adapterName?: string): NormalizedTensors {
+/** Gives a file's tensors the names that PEFT would give them now. Tensors stay where they are. Notes are clauses. */
+export function normalizeKeys(file: SafetensorsFile, adapterName?: string) {
   const { source } = file
   const where = source.name
   const notes: string[] = []

@@ -15,15 +15,6 @@ export interface ClaimContext {
   readonly file: string
 }
 
-interface ClaimedOthers {
-  readonly parts: readonly (ReplacementView<AdapterTensor> | TokenRowsView<AdapterTensor>)[]
-  /** Names of tensors that nothing claims. */
-  readonly unclaimed: readonly string[]
-  readonly problems: readonly LowrankError[]
-  /** Tensors that are left out, one clause each. */
-  readonly notes: readonly string[]
-}
-
 type FoundKinds = ReadonlyMap<string, { readonly kind?: 'linear' | 'embedding' | 'convolution' }>
 
 /** PEFT saves embeddings whole when the vocabulary was resized, and with save_embedding_layers. */
@@ -33,7 +24,7 @@ const EMBEDDING =
 /** Buffers that a model computes from its config, and that older versions saved. */
 const COMPUTED = /(^|\.)(original_inv_freq|inv_freq|position_ids|masked_bias|(cos|sin)_cached)$/
 
-export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, context: ClaimContext): ClaimedOthers {
+export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, context: ClaimContext) {
   const { config, file } = context
   const replacements = new Map<string, ReplacementView<AdapterTensor>>()
   const tokenRows = new Map<string, TokenRowsView<AdapterTensor>>()

@@ -17,17 +17,6 @@ export type OpenPart = PartView<AdapterTensor>
 /** The tensors of one adapted module; a convolution's magnitude is (1, d, 1…). */
 type LayerPart = FactorView<AdapterTensor>
 
-interface ClaimedTensors {
-  /** Layers, then experts, replaced tensors and rows of tokens; each group by name, with numbers as numbers. */
-  readonly parts: readonly OpenPart[]
-  /** Names of tensors that nothing claims. */
-  readonly unclaimed: readonly string[]
-  /** Tensors that are left out, one clause each. */
-  readonly notes: readonly string[]
-  /** In the order in which they were found. What is sound is among the parts all the same. */
-  readonly problems: readonly LowrankError[]
-}
-
 type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
@@ -52,12 +41,11 @@ interface Found {
   tensors: Partial<Record<FactorRole, AdapterTensor>>
 }
 
-/** Claims what is sound whatever is wrong with the rest, with its own rank, whatever the config says. */
-export async function claimTensors(
-  tensors: ReadonlyMap<string, AdapterTensor>,
-  config: LoraConfig,
-  file: string,
-): Promise<ClaimedTensors> {
+/**
+ * Claims what is sound whatever is wrong with the rest, with its own rank, whatever the config says. Parts are layers,
+ * then experts, replaced tensors and rows of tokens; each group by name, with numbers as numbers.
+ */
+export async function claimTensors(tensors: ReadonlyMap<string, AdapterTensor>, config: LoraConfig, file: string) {
   const context: ClaimContext = { config, file }
   const { found, rest, problems: doubles } = findFactors(tensors, file)
   const others =

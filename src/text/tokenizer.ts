@@ -8,8 +8,7 @@ import { costOfRegExp } from '../base/expressions/cost.js'
 import { commonLength } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
-import type { PieceModel } from './piece-cutters.js'
-import { type EncodedSpans, firstOf, PieceEncoder } from './piece-encoder.js'
+import { type EncodedSpans, firstOf, PieceEncoder, type PieceModel } from './piece-encoder.js'
 import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
 /** The parts of the library that are used: its declarations do not resolve under Node's module rules. */

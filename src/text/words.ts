@@ -24,18 +24,13 @@ export function joinWords(words: readonly string[]): { text: string; spans: Span
   return { text: words.join(' '), spans }
 }
 
-export interface EncodedWords extends EncodedTexts {
-  /** The token that each word begins with; −1 for one that has none of its own, or was cut off. */
-  readonly firsts: readonly number[]
-}
-
 /** `words` are in order, none reaching into another, and hold all of the text but spaces. */
 export function encodeWords(
   tokenizer: Tokenizer,
   text: string,
   words: readonly Span[],
   maxLength: number,
-): EncodedWords {
+): EncodedTexts & { readonly firsts: readonly number[] } {
   const encoded = tokenizer.encodeTexts(text, undefined, maxLength)
   const bare = tokenizer.encode(text, { specialTokens: false })
   const starts = startsByChunk(tokenizer, text, words, bare) ?? startsOf(tokenizer, text, words)

@@ -35,15 +35,6 @@ export function requireSameShape(where: string, own: readonly number[], other: r
   throw new MismatchError({ where, what: 'not the same tensor in both checkpoints', expected, got })
 }
 
-export interface Difference {
-  readonly isChanged: boolean
-  /** ‖tuned − base‖, Frobenius. */
-  readonly norm: number
-  /** ‖base‖ */
-  readonly baseNorm: number
-  matrix(rows?: { readonly first: number; readonly count: number }): StreamedMatrix
-}
-
 /** Values of a block: some MB in f32. */
 const BLOCK_VALUES = 1 << 19
 
@@ -94,13 +85,11 @@ interface Side {
   readonly values: Float32Array<ArrayBuffer>
 }
 
-/** Reads both tensors once. The result is used before its memory serves another pair. */
-export async function differenceOf(
-  base: Located,
-  tuned: Located,
-  memory: DifferenceMemory,
-  keptValues = KEPT_VALUES,
-): Promise<Difference> {
+/**
+ * ‖tuned − base‖ and ‖base‖, Frobenius, and the difference itself. Reads both tensors once. The result is used before
+ * its memory serves another pair.
+ */
+export async function differenceOf(base: Located, tuned: Located, memory: DifferenceMemory, keptValues = KEPT_VALUES) {
   const { shape } = base.tensor.info
   const rows = shape.length > 1 ? shape.slice(0, -1).reduce((a, b) => a * b, 1) : 1
   const k = shape.at(-1) ?? 1
@@ -127,7 +116,7 @@ export async function differenceOf(
     isChanged,
     norm: Math.sqrt(energy),
     baseNorm: Math.sqrt(baseEnergy),
-    matrix: ({ first, count } = { first: 0, count: rows }) => ({
+    matrix: ({ first, count } = { first: 0, count: rows }): StreamedMatrix => ({
       shape: [count, k],
       energy: rowEnergies.subarray(first, first + count).reduce((sum, value) => sum + value, 0),
       async forEachBlock(use) {

@@ -3,8 +3,7 @@
 import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
-import { type OnInvalid, planSplit, type Row, type Rows } from '../data/row.js'
-import { isByteSource, isDirectory } from '../data/source.js'
+import { isByteSource, isDirectory, type OnInvalid, planSplit, type Row, type Rows } from '../data/row.js'
 import { otherWeights } from '../graph/base-record.js'
 import {
   chooseLowMemory,

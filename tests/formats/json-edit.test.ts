@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { setMember } from '../../src/formats/json-edit.js'
+import { setMember } from '../../src/formats/json.js'
 
 describe('setMember', () => {
   test('leaves all else as it is written', () => {

@@ -2,8 +2,7 @@ import { readFileSync } from 'node:fs'
 import * as hub from '@huggingface/tokenizers'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import type { PieceModel } from '../../src/text/piece-cutters.js'
-import { PieceEncoder } from '../../src/text/piece-encoder.js'
+import { PieceEncoder, type PieceModel } from '../../src/text/piece-encoder.js'
 import { goldenPath } from '../golden.js'
 
 type Library = PieceModel & {

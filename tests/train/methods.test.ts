@@ -10,7 +10,7 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import type { Model } from '../../src/graph/model-folder.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { rowNorms } from '../../src/lora/dora.js'
+import { rowNorms } from '../../src/lora/delta.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'

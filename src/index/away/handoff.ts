@@ -3,7 +3,7 @@
 import { type Directory, readJson } from '../../base/bytes.js'
 import { ConfigError, FileError } from '../../base/errors.js'
 import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options.js'
-import { isDirectory } from '../../data/source.js'
+import { isDirectory } from '../../data/row.js'
 import type { HandoffReport } from '../../handoff/handoff.js'
 import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../../train/saved/run-folder.js'
 import { HANDOFF_OPTIONS } from '../gen/options.js'
@@ -50,7 +50,7 @@ export async function handoff(run: Source | TrainOptions, options: HandoffOption
   checkArgument(options.to, oneOf('trl'), 'to')
   const { handOff } = await import('../../handoff/handoff.js')
   const { out, base, rows = 'tokens' } = options
-  const found = isOptions(run) ? { options: run } : await foundRun(await openFolder(run, 'run'))
+  const found = isOptions(run) ? { options: run, unfinished: undefined } : await foundRun(await openFolder(run, 'run'))
   return withTraining(found.options, (opened, context) =>
     handOff(opened, context, { out: openTarget(out, 'out'), base, rows, unfinished: found.unfinished }),
   )
@@ -60,12 +60,7 @@ function isOptions(run: Source | TrainOptions): run is TrainOptions {
   return isObject(run) && !isDirectory(run) && 'model' in run
 }
 
-interface FoundRun {
-  readonly options: TrainOptions
-  readonly unfinished?: { readonly directory: Directory; readonly steps: number }
-}
-
-async function foundRun(directory: Directory): Promise<FoundRun> {
+async function foundRun(directory: Directory) {
   const where = directory.name
   if (!(await directory.has(RECORD_FILE))) {
     throw new FileError({

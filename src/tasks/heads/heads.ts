@@ -7,8 +7,7 @@ import { formatShape } from '../../base/tensor.js'
 import { findLinears, type Linear } from '../../graph/match/linears.js'
 import type { Builder, Value } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
-import { appendRows, type HeadInput, type HeadRows, rowsAreChosen } from './head-rows.js'
-import { HIDDEN_OUTPUTS } from './pooling.js'
+import { appendRows, type HeadInput, type HeadRows, HIDDEN_OUTPUTS, rowsAreChosen } from './head-rows.js'
 
 const POOLED = 'pooler_output'
 

@@ -37,18 +37,7 @@ export function entitiesOf(tags: readonly string[]): TaggedRange[] {
 }
 
 /** Precision and recall are over all entities. */
-export interface EntityMetrics {
-  readonly precision: number
-  readonly recall: number
-  readonly f1: number
-  readonly accuracy: number
-  readonly types: Readonly<Record<string, number>>
-}
-
-export function entityMetrics(
-  truth: readonly (readonly string[])[],
-  predicted: readonly (readonly string[])[],
-): EntityMetrics {
+export function entityMetrics(truth: readonly (readonly string[])[], predicted: readonly (readonly string[])[]) {
   const counts = new Map<string, { there: number; told: number; hits: number }>()
   const of = (type: string) => {
     const own = counts.get(type) ?? { there: 0, told: 0, hits: 0 }

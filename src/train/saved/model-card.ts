@@ -2,7 +2,7 @@
 // (https://huggingface.co/docs/hub/model-cards#model-card-metadata), and the calls that run the adapter. Only runs that
 // write a folder load it.
 
-import { isByteSource, isDirectory } from '../../data/source.js'
+import { isByteSource, isDirectory } from '../../data/row.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { LoraConfig } from '../../lora/config.js'
 import type { Examples, OpenTask, Task, TaskUse } from '../../tasks/task.js'

@@ -3,7 +3,7 @@
 import { readAll, readJson } from '../../../src/base/bytes.js'
 import { configureHub, loadAdapter } from '../../../src/index.js'
 import type { DownloadProgress } from '../../../src/io/hub/directory.js'
-import { openHubInBrowser } from '../../../src/io/hub/web/open-hub.js'
+import { openHubInBrowser } from '../../../src/io/web/open-source.js'
 
 async function run() {
   const { endpoint, token } = (await (await fetch('/hub.json')).json()) as { endpoint: string; token: string }

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { readAll } from '../../../src/base/bytes.js'
-import { openHubInBrowser, type WebHubOptions } from '../../../src/io/hub/web/open-hub.js'
 import { type HubSource, parseSource } from '../../../src/io/source.js'
+import { openHubInBrowser, type WebHubOptions } from '../../../src/io/web/open-source.js'
 import { browser, buildPage } from '../../browser.js'
 import { FakeCaches } from './fake-caches.js'
 import { golden, publish } from './publish.js'

@@ -6,22 +6,9 @@ import path from 'node:path'
 import { ConfigError } from '../../../base/errors.js'
 import { fileError } from '../../node/errors.js'
 
-export interface HubEnvironment {
-  /** HF_ENDPOINT, without a slash at its end. */
-  readonly endpoint: string
-  /** HF_HUB_CACHE: the folder with a folder for each model. */
-  readonly cacheFolder: string
-  /** HF_HUB_OFFLINE: no request is sent. */
-  readonly isOffline: boolean
-  /** HF_HUB_DISABLE_SYMLINKS: snapshots hold files. */
-  readonly avoidsLinks: boolean
-  /** HF_HUB_DOWNLOAD_TIMEOUT in milliseconds. */
-  readonly stallMs: number | undefined
-}
-
 type Variables = Readonly<Record<string, string | undefined>>
 
-export function hubEnvironment(variables: Variables = process.env): HubEnvironment {
+export function hubEnvironment(variables: Variables = process.env) {
   const get = (name: string) => variables[name] || undefined
   const isOn = (name: string) => /^(1|on|yes|true)$/i.test(get(name) ?? '')
   const endpoint = (get('HF_ENDPOINT') ?? 'https://huggingface.co').replace(/\/+$/, '')
