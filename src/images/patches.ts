@@ -7,14 +7,6 @@ import type { Pixels } from './image.js'
 import { isCount, type PreprocessorConfig, refuse, type Size, scalingOf, writePlanes } from './preprocessor-config.js'
 import { filterOf, resize } from './resample.js'
 
-export interface Patches {
-  /** (rows · columns, width): patches that become one token follow one another. */
-  readonly pixels: Float32Array
-  readonly width: number
-  readonly rows: number
-  readonly columns: number
-}
-
 /** Pillow's bicubic, and the sizes of Qwen2-VL. */
 const DEFAULTS = {
   resample: 3,
@@ -28,7 +20,8 @@ const DEFAULTS = {
 /** Width over height, or height over width, that a picture may have. */
 const MOST_ASPECT = 200
 
-export function patchesOf(image: Pixels, config: PreprocessorConfig, where: string): Patches {
+/** Patches (rows · columns, width): those that become one token follow one another. */
+export function patchesOf(image: Pixels, config: PreprocessorConfig, where: string) {
   const resample = filterOf(config, DEFAULTS.resample)
   const count = (name: 'patch_size' | 'temporal_patch_size' | 'merge_size') => {
     const value = config[name] ?? DEFAULTS[name]

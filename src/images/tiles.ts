@@ -13,22 +13,16 @@ import {
 } from './preprocessor-config.js'
 import { cropped, filterOf, resize } from './resample.js'
 
-export interface Tiles {
-  /** (count, 3, edge, edge): tiles from the left and from the top, the whole picture last. */
-  readonly pixels: Float32Array
-  readonly count: number
-  readonly edge: number
-  /** 0 for a picture that is one tile. */
-  readonly rows: number
-  readonly columns: number
-}
-
 /** No picture becomes larger, before it is cut. */
 const LONGEST = 4096
 /** Pillow's Lanczos. */
 const RESAMPLE = 1
 
-export function tilesOf(image: Pixels, config: PreprocessorConfig): Tiles {
+/**
+ * Tiles (count, 3, edge, edge) from the left and from the top, the whole picture last. Rows and columns are 0 for a
+ * picture that is one tile.
+ */
+export function tilesOf(image: Pixels, config: PreprocessorConfig) {
   const resample = filterOf(config, RESAMPLE)
   const { max_image_size: largest } = config
   const edge = isObject(largest) ? largest.longest_edge : undefined

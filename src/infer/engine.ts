@@ -68,7 +68,6 @@ interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'
 const KEPT_FEEDS = 4
 
 export class InferEngine {
-  readonly #runtime: Runtime
   readonly #adapters = new Map<string, AdapterFactors>()
   /** Feeds of the last runs, by their mixes. */
   readonly #feeds = new Map<string, AdapterFeeds>()
@@ -82,12 +81,10 @@ export class InferEngine {
   /** In browsers one run must end before the next begins. */
   readonly #turns = new Turns()
 
-  constructor(runtime: Runtime) {
-    this.#runtime = runtime
-  }
+  constructor(private readonly runtime: Runtime) {}
 
   async open({ model, idleRank, options, ...request }: OpenRequest): Promise<void> {
-    const session = await this.#runtime.createSession(model, options)
+    const session = await this.runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
     const { groups, newRows } = request
@@ -160,7 +157,7 @@ export class InferEngine {
   readonly #toHost = (tensor: RuntimeTensor) => {
     return this.#turns.take(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      return this.#runtime.toHost?.(tensor) ?? tensor
+      return this.runtime.toHost?.(tensor) ?? tensor
     })
   }
 

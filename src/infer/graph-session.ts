@@ -37,11 +37,8 @@ export interface GraphOptions {
 }
 
 export class GraphSession {
-  readonly base: SessionBase
   readonly graph: Graph
   readonly linears: readonly Linear[]
-  readonly #options: GraphOptions
-  readonly #engine: Engine<InferEngine>
   readonly #adapters = new Map<string, OpenAdapter>()
   #needs: GraphNeeds | undefined
   #given: ReadonlySet<string> = new Set()
@@ -54,12 +51,13 @@ export class GraphSession {
   #hasWarned = false
   readonly #turns = new Turns()
 
-  private constructor(base: SessionBase, engine: Engine<InferEngine>, options: GraphOptions) {
-    this.base = base
+  private constructor(
+    readonly base: SessionBase,
+    private readonly host: Engine<InferEngine>,
+    private readonly options: GraphOptions,
+  ) {
     this.graph = readGraph(base.onnx.proto)
     this.linears = findLinears(this.graph, options.modules)
-    this.#engine = engine
-    this.#options = options
   }
 
   static async start(base: SessionBase, options: GraphOptions): Promise<GraphSession> {
@@ -68,7 +66,7 @@ export class GraphSession {
   }
 
   get engine(): Remote<InferEngine> {
-    return this.#engine.remote
+    return this.host.remote
   }
 
   get inputNames(): readonly string[] {
@@ -84,7 +82,7 @@ export class GraphSession {
   }
 
   async requireInputs(adapters: readonly NamedParts[]): Promise<void> {
-    if (this.#needs === undefined || this.#options.allow === undefined) return
+    if (this.#needs === undefined || this.options.allow === undefined) return
     const { requireAllowed } = await import('./adapters/allowed.js')
     const has = { modules: this.#needs.modules, given: new Set([...this.#given, ...this.outputNames]) }
     for (const adapter of adapters) requireAllowed(adapter, needsOf(adapter.factors), has)
@@ -92,7 +90,7 @@ export class GraphSession {
 
   async add(adapters: readonly NamedParts[]): Promise<void> {
     const { base, graph, linears } = this
-    const { allow = [] } = this.#options
+    const { allow = [] } = this.options
     const isFirst = this.#needs === undefined && allow.length > 0
     const first = isFirst
       ? await (await import('./adapters/allowed.js')).allowedInputs(allow, {
@@ -146,7 +144,7 @@ export class GraphSession {
       this.#isUntried = false
       return result
     } catch (error) {
-      if (!isUntried || !(error instanceof RuntimeError) || this.#engine.isGivenUp()) throw error
+      if (!isUntried || !(error instanceof RuntimeError) || this.host.isGivenUp()) throw error
       this.#retreat ??= this.#setPlain(true)
       await this.#retreat
       try {
@@ -162,11 +160,11 @@ export class GraphSession {
   }
 
   close(limitMs: number): Promise<void> {
-    return this.#engine.close(limitMs)
+    return this.host.close(limitMs)
   }
 
   async #open(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
-    const { runtime, modules, edit, beforeOpen } = this.#options
+    const { runtime, modules, edit, beforeOpen } = this.options
     const { onnx } = this.base
     const linear = new Set(this.linears.map(({ name }) => name))
     const hasOthers = [...needs.modules.keys()].some((name) => !linear.has(name))
@@ -207,7 +205,7 @@ export class GraphSession {
   #warn({ message }: LowrankError): void {
     if (this.#hasWarned) return
     this.#hasWarned = true
-    this.#options.onWarning(
+    this.options.onWarning(
       `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused the faster form that lowrank made of it (${message})`,
     )
   }

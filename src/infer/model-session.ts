@@ -40,12 +40,8 @@ const ADAPTER = kind('a LoraAdapter', isAdapter)
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
-  readonly model: M
   /** @internal */
   readonly texts: RunningTexts
-  readonly #closesModel: boolean
-  readonly #allowsMissing: boolean
-  readonly #extras: SessionExtras
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
@@ -55,17 +51,13 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   #loading: Promise<unknown> | undefined
 
   private constructor(
-    model: M,
-    closesModel: boolean,
-    allowMissing: boolean,
-    extras: SessionExtras,
+    readonly model: M,
+    private readonly closesModel: boolean,
+    private readonly allowMissing: boolean,
+    private readonly extras: SessionExtras,
     bounds: TextBounds,
   ) {
-    this.model = model
     this.texts = new RunningTexts(this, bounds)
-    this.#closesModel = closesModel
-    this.#allowsMissing = allowMissing
-    this.#extras = extras
   }
 
   static async open<M extends SessionBase>(
@@ -115,7 +107,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   /** @internal */
   get decodeImage(): DecodeImage | undefined {
-    return this.#extras.decodeImage
+    return this.extras.decodeImage
   }
 
   get adapters(): readonly string[] {
@@ -150,7 +142,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   async add(name: string, adapter: unknown): Promise<void> {
-    const { openAdapter } = this.#extras
+    const { openAdapter } = this.extras
     return this.#add([[name, openAdapter === undefined ? (adapter as RunAdapter) : await openAdapter(adapter)]])
   }
 
@@ -244,7 +236,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     try {
       await Promise.all(Array.from(this.#graphs.values(), (graph) => graph.close(leftMs)))
     } finally {
-      if (this.#closesModel) await this.model.close?.()
+      if (this.closesModel) await this.model.close?.()
     }
   }
 
@@ -305,7 +297,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   #add(adapters: readonly (readonly [string, RunAdapter])[]): Promise<void> {
     return this.#turns.take(async () => {
       this.checkOpen()
-      const { onMissing, onWarning = console.warn } = this.#extras
+      const { onMissing, onWarning = console.warn } = this.extras
       const graphs = [...this.#graphs.values()]
       const named = Array.from(this.#graphs, ([role, { base, graph, linears }]): ModelGraph => {
         return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
@@ -326,17 +318,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
           return hasPlace(graphs[graph], adapter as LoraAdapter, part)
         }
         const tell = (layers: readonly string[]) => onMissing?.(name, layers)
-        const isAlone =
-          graphs.length === 1 && !this.#allowsMissing && !adapter.names().some((part) => POOLER.test(part))
+        const isAlone = graphs.length === 1 && !this.allowMissing && !adapter.names().some((part) => POOLER.test(part))
         const shares = isAlone
           ? [adapter]
-          : await (await import('../graph/match/spread.js')).shareAdapter(
-              named,
-              adapter,
-              this.#allowsMissing,
-              tell,
-              has,
-            )
+          : await (await import('../graph/match/spread.js')).shareAdapter(named, adapter, this.allowMissing, tell, has)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }

@@ -3,8 +3,7 @@
 import { checkOptions } from '../base/options.js'
 import { KERNEL_OPTIONS } from './gen/options.js'
 import { fusedBuild, type SimdBuild } from './module.js'
-import type { GemmOptions, Kernels } from './reference.js'
-import { referenceKernels } from './reference.js'
+import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
 
 /** How the kernels compute. */

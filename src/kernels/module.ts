@@ -1,12 +1,6 @@
 // The kernels' WebAssembly: which build the host can run, compiled once a process. Where a content security policy
 // forbids WebAssembly, or a browser compiles only smaller modules synchronously, there is none.
 
-export interface WasmBuild {
-  hex: string
-  /** The place of the imported memory's limits in the bytes. */
-  memoryFlags: number
-}
-
 /** Fused multiply-add or two roundings. */
 export type SimdBuild = 'relaxed' | 'plain'
 /** `relaxed cut` is for compilers that need shorter basic blocks: IS_CUT in kernels-asm/tile.ts. */
@@ -46,8 +40,11 @@ function isValid(probe: readonly number[]): boolean {
 
 const compiled = new Map<string, WebAssembly.Module>()
 
-/** The types need the DOM library, which projects for Node alone lack. @internal */
-export function compile({ hex, memoryFlags }: WasmBuild, isShared: boolean): WebAssembly.Module | undefined {
+/**
+ * `memoryFlags`: the place of the imported memory's limits in the bytes. The types need the DOM library, which projects
+ * for Node alone lack. @internal
+ */
+export function compile({ hex, memoryFlags }: { hex: string; memoryFlags: number }, isShared: boolean) {
   const key = `${isShared}/${hex}`
   let module = compiled.get(key)
   if (module === undefined) {

@@ -4,8 +4,7 @@
 import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
-import type { GemmOptions, Kernels } from './reference.js'
-import { referenceKernels } from './reference.js'
+import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 import { availableThreads, type BlockTask, slotsFor, Team } from './team.js'
 import { DEPTH, MAX_DEPTH, planBlocks, type Way, Workspace } from './workspace.js'
 
@@ -27,18 +26,13 @@ interface GemmExports {
   scale(size: number, at: number, count: number, factor: number): void
 }
 
-export interface WasmKernelsOptions {
-  build?: BuildName
-  /** The calling one among them. Default: one a core, at most 8; 1 where threads cannot be used. */
-  threads?: number
-}
-
 /** Below this many multiplications the hand-over to threads costs more than it brings. */
 const MIN_THREADED_PRODUCT = 2 ** 22
 /** Blocks per thread at least, where there are columns enough: they even out the threads' speeds. */
 const BLOCKS_PER_THREAD = 4
 
-export function createWasmKernels(options: WasmKernelsOptions = {}): WasmKernels | undefined {
+/** `threads`: the calling one among them. Default: one a core, at most 8; 1 where threads cannot be used. */
+export function createWasmKernels(options: { build?: BuildName; threads?: number } = {}): WasmKernels | undefined {
   const threads = Math.max(1, Math.min(options.threads ?? Number.POSITIVE_INFINITY, availableThreads()))
   for (const build of options.build === undefined ? fastestBuilds() : [options.build]) {
     const module = supports(build) ? compile(gemmBuilds[build], threads > 1) : undefined

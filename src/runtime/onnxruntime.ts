@@ -201,11 +201,7 @@ function identity(elemType: number): Uint8Array {
 const KEPT_COPIES = 4
 
 class WrappedSession implements RuntimeSession {
-  readonly #ort: OrtModule
   #session: OrtSession | undefined
-  readonly #keepsTensors: boolean
-  /** Copies held feeds to the GPU, once. */
-  readonly #copies: GpuCopies | undefined
   /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
@@ -215,10 +211,13 @@ class WrappedSession implements RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
 
-  constructor(ort: OrtModule, session: OrtSession, keepsTensors: boolean, copies: GpuCopies | undefined) {
-    this.#ort = ort
-    this.#copies = copies
-    this.#keepsTensors = keepsTensors
+  constructor(
+    private readonly ort: OrtModule,
+    session: OrtSession,
+    private readonly keepsTensors: boolean,
+    /** Copies held feeds to the GPU, once. */
+    private readonly copies: GpuCopies | undefined,
+  ) {
     this.#session = session
     this.inputNames = session.inputNames
     this.outputNames = session.outputNames
@@ -246,7 +245,7 @@ class WrappedSession implements RuntimeSession {
       // A tensor that is left here would keep a whole cache alive.
       if (held !== undefined) for (const name of own) delete tensors[name]
     }
-    if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
+    if (this.keepsTensors) return results as Record<string, RuntimeTensor>
     const plain = Object.entries(results as Record<string, OrtTensor>).map(([name, tensor]) => {
       if (isOnGpu(tensor)) return [name, tensor as RuntimeTensor] as const
       const { type, data, dims } = tensor
@@ -261,8 +260,8 @@ class WrappedSession implements RuntimeSession {
     const copied: RuntimeTensor[] = []
     for (const name of Object.keys(held)) {
       const tensor = held[name]
-      if (this.#copies !== undefined) {
-        const copy = await this.#copies.toGpu(tensor)
+      if (this.copies !== undefined) {
+        const copy = await this.copies.toGpu(tensor)
         tensors[name] = this.#tensor(name, copy)
         copied.push(copy)
         continue
@@ -274,18 +273,18 @@ class WrappedSession implements RuntimeSession {
       if (made !== tensor) Object.defineProperties(made, { data: { value: made.data }, location: { value: 'cpu' } })
     }
     this.#held.set(held, tensors)
-    if (this.#copies !== undefined) this.#copied.push({ held, copied })
+    if (this.copies !== undefined) this.#copied.push({ held, copied })
     this.#freeCopies(KEPT_COPIES)
     return tensors
   }
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {
-    if (isOnGpu(tensor) || (this.#keepsTensors && 'location' in tensor)) return tensor
+    if (isOnGpu(tensor) || (this.keepsTensors && 'location' in tensor)) return tensor
     const known = this.#tensors.get(tensor)
     if (known !== undefined) return known
     try {
       const { type, data, dims } = tensor
-      const made = new this.#ort.Tensor(type as never, data as never, dims) as object
+      const made = new this.ort.Tensor(type as never, data as never, dims) as object
       this.#tensors.set(tensor, made)
       return made
     } catch (cause) {

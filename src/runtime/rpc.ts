@@ -25,13 +25,10 @@ export type Remote<T> = {
 }
 
 class Transfer {
-  readonly value: unknown
-  readonly buffers: readonly ArrayBufferLike[]
-
-  constructor(value: unknown, buffers: readonly ArrayBufferLike[]) {
-    this.value = value
-    this.buffers = buffers
-  }
+  constructor(
+    readonly value: unknown,
+    readonly buffers: readonly ArrayBufferLike[],
+  ) {}
 }
 
 /** Marks a result (or an argument) whose buffers move to the other thread. They are unusable here afterwards. */
@@ -74,16 +71,8 @@ async function serve(port: Port, target: object, { id, method: name, args }: Cal
   }
 }
 
-export interface Connection<T> {
-  readonly remote: Remote<T>
-  close(): Promise<void>
-  /** The thread ends once it has answered, because ending one inside of ONNX Runtime ends the process. */
-  abandon(error: Error): void
-  isAbandoned(): boolean
-}
-
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
-export function connect<T>(port: Port): Connection<T> {
+export function connect<T>(port: Port) {
   const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
@@ -137,11 +126,12 @@ export function connect<T>(port: Port): Connection<T> {
   })
   return {
     remote,
-    async close() {
+    async close(): Promise<void> {
       fail(new RuntimeError({ where: 'worker', what: 'it was closed' }))
       if (unanswered === undefined) await port.close()
     },
-    abandon(error) {
+    /** The thread ends once it has answered, because ending one inside of ONNX Runtime ends the process. */
+    abandon(error: Error): void {
       if (unanswered !== undefined) return
       unanswered = calls.size
       fail(error)

@@ -5,13 +5,10 @@ import type { Remote } from './rpc.js'
 import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel } from './runtime.js'
 
 export class SessionTable {
-  protected readonly runtime: Runtime
   readonly #sessions = new Map<number, RuntimeSession>()
   #nextId = 1
 
-  constructor(runtime: Runtime) {
-    this.runtime = runtime
-  }
+  constructor(protected readonly runtime: Runtime) {}
 
   runtimeName(): string {
     return this.runtime.name

@@ -38,21 +38,20 @@ export interface RegistryOptions {
 }
 
 export class AdapterRegistry {
-  readonly #session: AdapterSession
-  readonly #options: RegistryOptions
   readonly #served = new Map<string, Served>()
   readonly #loading = new Map<string, Promise<Served>>()
   readonly #createdAt = seconds()
   #loads = 0
 
-  constructor(session: AdapterSession, options: RegistryOptions) {
-    this.#session = session
-    this.#options = options
+  constructor(
+    private readonly session: AdapterSession,
+    private readonly options: RegistryOptions,
+  ) {
     for (const name of session.adapters) this.#add(name, name, name, false)
   }
 
   list(): object {
-    const { base } = this.#options
+    const { base } = this.options
     const card = (id: string, root: string, parent: string | null, created: number) => {
       return { id, object: 'model', created, owned_by: 'lowrank', root, parent }
     }
@@ -62,7 +61,7 @@ export class AdapterRegistry {
 
   /** `model` is a name, or `base:name`; `adapter` is a mix. */
   async choose({ model, adapter }: Fields): Promise<Chosen> {
-    const { base } = this.#options
+    const { base } = this.options
     const taken: Served[] = []
     const end = () => {
       for (const served of taken.splice(0)) {
@@ -94,7 +93,7 @@ export class AdapterRegistry {
   }
 
   async load(name: string, path: string): Promise<void> {
-    const { resolve, base } = this.#options
+    const { resolve, base } = this.options
     if (resolve === undefined) throw notAllowed()
     if (name === base || this.#served.has(name)) {
       throw new HttpError(400, `The adapter ${JSON.stringify(name)} is loaded already`, { param: 'lora_name' })
@@ -105,7 +104,7 @@ export class AdapterRegistry {
   }
 
   async unload(name: string): Promise<void> {
-    if (this.#options.resolve === undefined) throw notAllowed()
+    if (this.options.resolve === undefined) throw notAllowed()
     const served = this.#served.get(name)
     if (served === undefined) throw unknownModel(name, 'lora_name', [...this.#served.keys()])
     this.#retire(served)
@@ -118,15 +117,15 @@ export class AdapterRegistry {
   }
 
   #leaveIfUnused({ key, uses, isGone }: Served): void {
-    if (isGone && uses === 0) this.#session.remove(key).catch(this.#options.onError)
+    if (isGone && uses === 0) this.session.remove(key).catch(this.options.onError)
   }
 
   async #find(name: string, param: string): Promise<Served> {
     await this.#loading.get(name)
     const served = this.#served.get(name)
     if (served !== undefined) return served
-    const source = await this.#options.resolve?.(name)
-    if (source === undefined) throw unknownModel(name, param, [this.#options.base, ...this.#served.keys()])
+    const source = await this.options.resolve?.(name)
+    if (source === undefined) throw unknownModel(name, param, [this.options.base, ...this.#served.keys()])
     return this.#load(name, source, name)
   }
 
@@ -144,9 +143,9 @@ export class AdapterRegistry {
   }
 
   async #loadNow(name: string, source: Source, root: string): Promise<Served> {
-    const key = this.#session.adapters.includes(name) ? `${name}#${++this.#loads}` : name
+    const key = this.session.adapters.includes(name) ? `${name}#${++this.#loads}` : name
     try {
-      await this.#session.add(key, source)
+      await this.session.add(key, source)
     } catch (error) {
       if (!(error instanceof LowrankError)) throw error
       throw new HttpError(400, `The adapter ${JSON.stringify(name)} cannot be loaded: ${error.message}`, {
@@ -155,7 +154,7 @@ export class AdapterRegistry {
     }
     const served = this.#add(name, key, root, true)
     const loaded = [...this.#served.values()].filter((one) => one.isLoaded && one !== served)
-    const tooMany = Math.max(0, this.#served.size - this.#options.maxAdapters)
+    const tooMany = Math.max(0, this.#served.size - this.options.maxAdapters)
     for (const oldest of loaded.sort((a, b) => a.usedAt - b.usedAt).slice(0, tooMany)) this.#retire(oldest)
     return served
   }

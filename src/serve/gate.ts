@@ -3,17 +3,15 @@
 import { HttpError } from './http.js'
 
 export class Gate {
-  readonly #maxRunning: number
-  readonly #maxWaiting: number
   readonly #waiting: (() => void)[] = []
   #running = 0
   #isClosed = false
   #idle: (() => void)[] = []
 
-  constructor(maxRunning: number, maxWaiting: number) {
-    this.#maxRunning = maxRunning
-    this.#maxWaiting = maxWaiting
-  }
+  constructor(
+    private readonly maxRunning: number,
+    private readonly maxWaiting: number,
+  ) {}
 
   get running(): number {
     return this.#running
@@ -27,8 +25,8 @@ export class Gate {
   async enter(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted()
     this.checkOpen()
-    if (this.#running >= this.#maxRunning) {
-      if (this.#waiting.length >= this.#maxWaiting) {
+    if (this.#running >= this.maxRunning) {
+      if (this.#waiting.length >= this.maxWaiting) {
         throw new HttpError(429, `${this.#waiting.length} requests wait already`, {
           type: 'rate_limit_error',
           code: 'queue_full',

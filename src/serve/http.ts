@@ -5,19 +5,17 @@ import { LowrankError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 
 export class HttpError extends Error {
-  readonly status: number
   readonly type: string
   readonly param: string | null
   readonly code: string | null
   readonly retryAfter: number | undefined
 
   constructor(
-    status: number,
+    readonly status: number,
     message: string,
     details: { type?: string; param?: string | undefined; code?: string; retryAfter?: number } = {},
   ) {
     super(message)
-    this.status = status
     this.type = details.type ?? (status >= 500 ? 'server_error' : 'invalid_request_error')
     this.param = details.param ?? null
     this.code = details.code ?? null

@@ -32,12 +32,9 @@ export class Metrics {
   readonly #adapters = { running: new Map<string, number>(), waiting: new Map<string, number>() }
   #promptTokens = 0
   #newTokens = 0
-  readonly #maxAdapters: number
   #changedAt = 0
 
-  constructor(maxAdapters: number) {
-    this.#maxAdapters = maxAdapters
-  }
+  constructor(private readonly maxAdapters: number) {}
 
   tokens(prompt: number, written: number): void {
     this.#promptTokens += prompt
@@ -59,7 +56,7 @@ export class Metrics {
 
   text({ running, waiting }: Pick<Gate, 'running' | 'waiting'>): string {
     const list = (names: Map<string, number>) => [...names.keys()].join(',').replace(/["\\\n]/g, '_')
-    const adapters = `max_lora="${this.#maxAdapters}",running_lora_adapters="${list(this.#adapters.running)}",waiting_lora_adapters="${list(this.#adapters.waiting)}"`
+    const adapters = `max_lora="${this.maxAdapters}",running_lora_adapters="${list(this.#adapters.running)}",waiting_lora_adapters="${list(this.#adapters.waiting)}"`
     return `${[
       '# TYPE vllm:num_requests_running gauge',
       `vllm:num_requests_running ${running}`,

@@ -20,11 +20,11 @@ import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
 import { countTargets, type Example, encodeText, IGNORED } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
 import { checkVocabulary } from '../text/tokenizer.js'
-import { NextTokens, PROBED_TARGETS, predictedTokens, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
+import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
 import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
 import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
-import { PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
+import { PROBE_BATCHES, padded, predictedRows, tokenBatch, tokenLengths } from './token-batch.js'
 
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',
@@ -120,7 +120,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
       const labels = inputIds.slice().fill(IGNORED, 0, ids.length)
       return { inputIds, labels }
     },
-    chosen: predictedTokens,
+    chosen: (outputs) => predictedRows(outputs).map(([token]) => token),
   },
 
   makeList: (file) => new PicturedStore(file),
@@ -254,14 +254,12 @@ export class PackedTexts extends PackedExamples {
 class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> {
   readonly probe: OpenTask['probe']
   readonly plainUse: TaskUse | undefined
-  readonly #padTokenId: number
   readonly #packed: PackedTexts | undefined
   readonly #pictures: PictureEncoder | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
   constructor(model: Model, examples: Examples<PicturedExample>) {
     super(model)
-    this.#padTokenId = model.padTokenId
     this.#packed = examples instanceof PackedTexts ? examples : undefined
     this.#pictures = this.#packed === undefined ? encoderOf(examples) : undefined
     this.plainUse = model.graphs.vision_encoder === undefined ? undefined : OF_PICTURES
@@ -305,7 +303,7 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
   #feeds(examples: readonly Example[], length: number): Feeds {
     const ids = examples.map(({ inputIds }) => inputIds)
     const labels = examples.map((example) => example.labels)
-    const tokens = tokenBatch(ids, length, this.#padTokenId)
+    const tokens = tokenBatch(ids, length, this.model.padTokenId)
     const packed = this.#packed && recordsOf(examples, length)
     return {
       ...this.#inputs.feeds({ ...tokens, positionIds: packed?.positionIds }),

@@ -144,17 +144,13 @@ class Embedding implements OpenTask<RelatedExample> {
   readonly #pooling: Pooling
   readonly #loss: NonNullable<EmbeddingOptions['loss']>
   readonly #options: EmbeddingOptions
-  readonly #count: number
-
-  get rowsOfExample(): number {
-    return this.#count
-  }
+  readonly rowsOfExample: number
 
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
     this.#feeds = encoderFeeds(model, readGraph(model.onnx.proto))
     this.#pooling = poolingOf(model.sentence)
     const first = examples.at(0)!
-    this.#count = first.texts.length
+    this.rowsOfExample = first.texts.length
     this.#options = options
     this.#loss = options.loss ?? (first.score === undefined ? 'in-batch' : 'cosine')
     for (const example of examples) this.#check(example)
@@ -176,7 +172,7 @@ class Embedding implements OpenTask<RelatedExample> {
 
   collate(examples: readonly RelatedExample[], length: number): Feeds {
     for (const example of examples) this.#check(example)
-    const all = Array.from({ length: this.#count }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
+    const all = Array.from({ length: this.rowsOfExample }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
     return this.#feeds(all, length)
   }
 
@@ -200,7 +196,7 @@ class Embedding implements OpenTask<RelatedExample> {
     const examples = runs.flatMap((run) => run.examples)
     const rows = runs.flatMap((run) => this.predict(run.outputs, run.examples))
     const width = rows[0][0].length
-    const groups = Array.from({ length: this.#count }, (_, i): Vectors => {
+    const groups = Array.from({ length: this.rowsOfExample }, (_, i): Vectors => {
       return { data: joinedUp(rows.map((texts) => texts[i])), width }
     })
     const { loss, gradients } = this.#lossOf(groups, examples)
@@ -209,7 +205,7 @@ class Embedding implements OpenTask<RelatedExample> {
       const count = run.examples.length
       const own = gradients.map((gradient) => gradient.subarray(from * width, (from + count) * width))
       from += count
-      return { [GRADIENT]: { type: 'float32', data: joinedUp(own), dims: [this.#count * count, width] } }
+      return { [GRADIENT]: { type: 'float32', data: joinedUp(own), dims: [this.rowsOfExample * count, width] } }
     })
     return { loss, feeds }
   }
@@ -244,8 +240,8 @@ class Embedding implements OpenTask<RelatedExample> {
   #check({ texts, score }: RelatedExample): void {
     const refuse = (what: string, expected: string, got: string) =>
       new DataError({ where: 'data', what, expected, got })
-    if (texts.length !== this.#count) {
-      throw refuse('some records have a negative, others have none', `${this.#count} texts`, `${texts.length}`)
+    if (texts.length !== this.rowsOfExample) {
+      throw refuse('some records have a negative, others have none', `${this.rowsOfExample} texts`, `${texts.length}`)
     }
     if (this.#loss === 'cosine' && score === undefined) {
       throw refuse('a record has no score, which the loss cosine needs', 'a score', 'none')

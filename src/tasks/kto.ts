@@ -122,14 +122,12 @@ export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
 
 class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
   readonly needsNeighbors = true
-  readonly #model: Model
   readonly #beta: number
   readonly #weights: Two
 
   constructor(model: Model, { beta = 0.1, desirableWeight = 1, undesirableWeight = 1 }: KtoOptions) {
     const names = { count: 'answers', column: SIGN, sides: ['loss/own', 'loss/other'] }
     super(model, names, (answers) => judgedFeeds(Array(answers).fill({ sign: 1, weight: 1, before: [0, 0] })))
-    this.#model = model
     this.#beta = beta
     this.#weights = [desirableWeight, undesirableWeight]
   }
@@ -155,7 +153,7 @@ class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
     const others = examples.map((example, i) => withAnswerOf(example, examples.at(i - 1)!))
     const sides = [...examples.map(({ own }) => own), ...others]
     const width = roundUp(Math.max(length, ...others.map(({ inputIds }) => inputIds.length)))
-    const own = Math.min(width, Math.max(length, this.#model.contextLength ?? width))
+    const own = Math.min(width, Math.max(length, this.model.contextLength ?? width))
     const judged = examples.map((example) => ({
       sign: example.isWanted ? 1 : -1,
       weight: this.#weights[example.isWanted ? 0 : 1],

@@ -54,24 +54,17 @@ function placesOf(values: readonly number[]): number[] {
   return places
 }
 
-interface LabelMetrics {
-  readonly accuracy: number
-  readonly f1: number
-  /** F1 score of each label; NaN for one that is neither there nor predicted. */
-  readonly scores: readonly number[]
-}
-
-export function classificationMetrics(truth: readonly number[], predicted: readonly number[]): LabelMetrics {
+export function classificationMetrics(truth: readonly number[], predicted: readonly number[]) {
   const [own, told] = [truth, predicted].map((labels) => labels.map((label) => new Set([label])))
   return severalMetrics(own, told, Math.max(0, ...truth, ...predicted) + 1)
 }
 
-/** `accuracy` counts records whose labels are all right. */
+/** `accuracy` counts records whose labels are all right; a score is NaN for a label neither there nor predicted. */
 export function severalMetrics(
   truth: readonly ReadonlySet<number>[],
   predicted: readonly ReadonlySet<number>[],
   count: number,
-): LabelMetrics {
+) {
   const [hits, there, told] = [0, 1, 2].map(() => new Float64Array(count))
   let right = 0
   truth.forEach((own, row) => {

@@ -45,17 +45,9 @@ export interface TokenCounts {
   readonly targets: number
 }
 
-export function predictedTokens(outputs: Readonly<Feeds>): number[] {
-  return predictedRows(outputs).map(([token]) => token)
-}
-
 /** The parts of a task that writes texts which do not depend on its inputs. */
 export abstract class NextTokens<Example> {
-  readonly #model: Model
-
-  constructor(model: Model) {
-    this.#model = model
-  }
+  constructor(protected readonly model: Model) {}
 
   protected abstract targetsOf(example: Example): Int32Array
 
@@ -69,7 +61,7 @@ export abstract class NextTokens<Example> {
     graph.predict(g.op('Concat', [g.unsqueeze(tokens, [1]), g.unsqueeze(losses, [1])], { axis: 1 }))
     graph.check((shapeOf) => {
       this.checkRows(shapeOf(choice.all))
-      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
+      checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
     })
     return loss
   }

@@ -150,11 +150,9 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
   readonly plainUse: TaskUse | undefined
   readonly #inputs: JoinedInputs
   readonly #start: number
-  readonly #model: Model
 
   constructor(model: Model) {
     super(model)
-    this.#model = model
     this.#inputs = joinedInputs(readGraph(model.onnx.proto))
     this.#start = startToken(model)
     const { features } = this.#inputs
@@ -180,10 +178,10 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
   /** Both sides have a length of their own: `length` is that of both together. */
   collate(examples: readonly Seq2SeqExample[]): Feeds {
     const longest = (lengths: readonly number[], limit: number) => Math.min(roundUp(Math.max(...lengths)), limit)
-    const { contextLength = Number.POSITIVE_INFINITY } = this.#model
+    const { contextLength = Number.POSITIVE_INFINITY } = this.model
     const sources = examples.map(({ source }) => source.length)
     const targets = examples.map(({ target }) => target.length)
-    const width = longest(targets, positionsOf(this.#model))
+    const width = longest(targets, positionsOf(this.model))
     const rows = targets.flatMap((length, row) => Array.from({ length }, (_, i) => row * width + i))
     const written = examples.flatMap(({ target }) => [...target])
     return { ...this.#feeds(examples, longest(sources, contextLength), width), ...rowFeeds(rows, written) }
@@ -203,9 +201,9 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
     const sources = examples.map(({ source }) => source)
     return this.#inputs.feeds(
       this.#inputs.features === undefined
-        ? tokenBatch(sources, sequence, this.#model.padTokenId)
+        ? tokenBatch(sources, sequence, this.model.padTokenId)
         : { batch: examples.length, features: joinedUp(sources) },
-      tokenBatch(read, width, this.#model.padTokenId),
+      tokenBatch(read, width, this.model.padTokenId),
     )
   }
 }

@@ -18,12 +18,6 @@ export function padded(lists: readonly ArrayLike<number>[], length: number, fill
   return result
 }
 
-function attentionMask(lists: readonly ArrayLike<number>[], length: number): Int32Array {
-  const result = new Int32Array(lists.length * length)
-  lists.forEach((list, row) => void result.fill(1, row * length, row * length + list.length))
-  return result
-}
-
 /** `typeIds`: the text of a pair that each token belongs to. */
 export function tokenBatch(
   ids: readonly ArrayLike<number>[],
@@ -31,11 +25,13 @@ export function tokenBatch(
   padTokenId: number,
   typeIds?: readonly ArrayLike<number>[],
 ): TokenBatch {
+  const attentionMask = new Int32Array(ids.length * length)
+  ids.forEach((own, row) => void attentionMask.fill(1, row * length, row * length + own.length))
   return {
     batch: ids.length,
     sequence: length,
     inputIds: padded(ids, length, padTokenId),
-    attentionMask: attentionMask(ids, length),
+    attentionMask,
     tokenTypeIds: typeIds && padded(typeIds, length, 0),
   }
 }

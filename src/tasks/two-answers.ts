@@ -29,15 +29,15 @@ interface Names {
 export class TwoAnswers<Example extends object> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES
-  readonly #model: Model
-  readonly #names: Names
   readonly #inputs: ReturnType<typeof tokenInputs>
   readonly #before = new WeakMap<Example, Two>()
 
   /** `columns`: the other feeds of the loss for n examples. */
-  constructor(model: Model, names: Names, columns: (n: number) => Feeds) {
-    this.#model = model
-    this.#names = names
+  constructor(
+    protected readonly model: Model,
+    private readonly names: Names,
+    columns: (n: number) => Feeds,
+  ) {
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
       const texts = Array.from({ length: SIDES * batch }, () => new Int32Array(sequence))
@@ -67,11 +67,11 @@ export class TwoAnswers<Example extends object> {
     const { choice, targets } = chooseTargets(graph)
     graph.check((shapeOf) => {
       checkAllTokens(shapeOf(choice.all), SIDES)
-      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
+      checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
     })
     const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])
-    const losses = this.#names.sides.map((name) => {
-      return g.op('MatMul', [graph.input(name, DataType.FLOAT, [this.#names.count, 'targets']), column])
+    const losses = this.names.sides.map((name) => {
+      return g.op('MatMul', [graph.input(name, DataType.FLOAT, [this.names.count, 'targets']), column])
     })
     graph.predict(g.op('Concat', losses, { axis: 1 }))
     return losses
@@ -104,12 +104,12 @@ export class TwoAnswers<Example extends object> {
   }
 
   #textFeeds(texts: readonly Int32Array[], length: number): Feeds {
-    const tokens = tokenBatch(texts, length, this.#model.padTokenId)
+    const tokens = tokenBatch(texts, length, this.model.padTokenId)
     return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(texts.length) }
   }
 
   #sideFeeds(n: number, rows: readonly number[]): Feeds {
-    const feeds = this.#names.sides.map((name, side) => {
+    const feeds = this.names.sides.map((name, side) => {
       const data = new Float32Array(n * rows.length)
       rows.forEach((row, target) => {
         const own = row - side * n

@@ -2,13 +2,11 @@
 
 import 'uplot/dist/uPlot.min.css'
 import './style.css'
-import type { Report, Section } from '../../src/report/page.js'
+import type { Report, Sample, Section } from '../../src/report/page.js'
 import { chart } from './curves.js'
 import { make, section } from './dom.js'
 import { layersSection } from './layers.js'
 import { table } from './table.js'
-
-const LEVELS = { problem: 'problem', warning: 'warning', note: 'note' }
 
 function draw(part: Section): HTMLElement[] {
   switch (part.kind) {
@@ -21,7 +19,7 @@ function draw(part: Section): HTMLElement[] {
       const list = make('ul', `messages ${part.level}`)
       for (const text of part.texts) {
         const item = make('li')
-        item.append(make('b', '', `${LEVELS[part.level]}: `), text)
+        item.append(make('b', '', `${part.level}: `), text)
         list.append(item)
       }
       return part.texts.length === 0 ? [] : [list]
@@ -37,13 +35,7 @@ function draw(part: Section): HTMLElement[] {
   }
 }
 
-function sample({
-  prompt,
-  answers,
-}: {
-  prompt: string
-  answers: readonly { label: string; text: string }[]
-}): HTMLElement {
+function sample({ prompt, answers }: Sample): HTMLElement {
   const row = make('div', 'sample')
   const columns = make('div', 'answers')
   for (const { label, text } of answers) {

@@ -126,10 +126,8 @@ export class DataField {
   #open: OpenModel | undefined
   #large: { file: Blob; head: string } | undefined
   readonly #urls: string[] = []
-  readonly #learns: (task: PageTask) => void
 
-  constructor(learns: (task: PageTask) => void) {
-    this.#learns = learns
+  constructor(private readonly learns: (task: PageTask) => void) {
     const area = this.#area
     area.addEventListener('input', () => {
       delete area.dataset.name
@@ -203,7 +201,7 @@ export class DataField {
     }
     try {
       const task = taskOf(this.#open, data)
-      this.#learns(task)
+      this.learns(task)
       line.textContent = task.page.lesson
     } catch (error) {
       line.textContent = (error as Error).message

@@ -38,13 +38,12 @@ export function button(label: string, onClick: () => void): HTMLButtonElement {
 
 /** An error with a way out of it, which its banner offers as a button. */
 export class MendableError extends Error {
-  readonly label: string
-  readonly mend: () => Promise<void>
-
-  constructor(cause: unknown, label: string, mend: () => Promise<void>) {
+  constructor(
+    cause: unknown,
+    readonly label: string,
+    readonly mend: () => Promise<void>,
+  ) {
     super(cause instanceof Error ? cause.message : String(cause), { cause })
-    this.label = label
-    this.mend = mend
   }
 }
 

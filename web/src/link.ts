@@ -2,8 +2,7 @@
 
 import { type LoraAdapter, loadAdapter } from 'lowrank'
 import { button, byId, guarded, make } from './dom.js'
-import type { ModelChoice } from './models.js'
-import { MODELS } from './models.js'
+import { MODELS, type ModelChoice } from './models.js'
 
 const isUrl = (source: string) => /^https?:\/\//.test(source)
 const originOf = (source: string) => (isUrl(source) ? new URL(source).host : 'the Hugging Face Hub')

@@ -52,7 +52,6 @@ export interface Surroundings {
 
 export class Trainer {
   readonly data = new DataField(suggest)
-  readonly #page: Surroundings
   readonly #lock = new RunLock((news) => this.#hear(news))
   #open: OpenModel | undefined
   #wanted: ModelChoice = { kind: 'bundled' }
@@ -64,8 +63,7 @@ export class Trainer {
   #isSampling = false
   #stage: keyof typeof STAGES = 'encode'
 
-  constructor(page: Surroundings) {
-    this.#page = page
+  constructor(private readonly page: Surroundings) {
     const start = () => void guarded('train', 'Training stopped', () => this.#start())
     buttonOf('start').addEventListener('click', start)
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
@@ -131,7 +129,7 @@ export class Trainer {
     this.#isWatching = false
     if (!(await this.restore())) this.#say('The run of the other tab has ended.')
     this.#buttons()
-    await this.#page.changed()
+    await this.page.changed()
   }
 
   #hear(news: RunNews): void {
@@ -149,7 +147,7 @@ export class Trainer {
       buttonOf('start').disabled = true
       if (this.#open === undefined || !isSame(this.#open.choice, choice)) {
         this.#say('Opening the model…')
-        await this.#page.choose(choice)
+        await this.page.choose(choice)
       }
       const open = this.#open as OpenModel
       const isResumed = this.#paused !== undefined
@@ -204,7 +202,7 @@ export class Trainer {
           warning: (message) => this.#say(message),
         },
       }
-      const { adapter, report } = await this.#page.makeRoom(async () => train(options))
+      const { adapter, report } = await this.page.makeRoom(async () => train(options))
       this.#losses = report.trainLoss
       drawCurve(this.#losses, settings.maxSteps, CAPTION)
       if (report.interrupted && !this.#running.keeps) {
@@ -214,7 +212,7 @@ export class Trainer {
       }
       const seconds = Math.max(1, Math.round(report.seconds))
       this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s. Try it below.`)
-      await this.#page.trained(adapter, job)
+      await this.page.trained(adapter, job)
       await endRun()
     } catch (error) {
       if (isFull(error) && !(folder instanceof MemoryDirectory)) return this.#goOnInMemory(open, run)
@@ -260,7 +258,7 @@ export class Trainer {
 
   #withoutGpu(error: RuntimeError): MendableError {
     return new MendableError(error, 'Go on with WebAssembly', async () => {
-      await this.#page.reopen('wasm')
+      await this.page.reopen('wasm')
       if (this.#open?.device === 'wasm') await this.#start()
     })
   }
@@ -283,7 +281,7 @@ export class Trainer {
     if (this.#isSampling) return
     this.#isSampling = true
     try {
-      const text = await this.#page.sample(await loadAdapter(folder), job.texts)
+      const text = await this.page.sample(await loadAdapter(folder), job.texts)
       if (text !== undefined) byId('samples').append(make('li', {}, make('strong', {}, `Step ${step}: `), text))
     } catch {
     } finally {

@@ -24,13 +24,9 @@ export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly I
   const starts = Array.from({ length: rows }, (_, row) => {
     const tokens = invocations[row] ?? (invocations.length === 1 ? invocations[0] : undefined)
     const at = row * sequence
-    return tokens === undefined ? 0 : startOf(data as BigInt64Array, tokens, at, at + sequence)
+    return tokens === undefined ? 0 : (invocationStart(data as BigInt64Array, tokens, at, at + sequence) ?? Infinity)
   })
   return { starts, columns }
-}
-
-function startOf(ids: ArrayLike<number | bigint>, tokens: readonly number[], start?: number, end?: number): number {
-  return invocationStart(ids, tokens, start, end) ?? Number.POSITIVE_INFINITY
 }
 
 /**
@@ -42,6 +38,6 @@ function startOf(ids: ArrayLike<number | bigint>, tokens: readonly number[], sta
 export function activatedMix(mix: Mix, ids: readonly number[], tokens: Invocation, canSplit: boolean) {
   if (tokens === undefined) return { mix, baseTokens: 0 }
   if (!canSplit) throw notWhole()
-  const start = startOf(ids, tokens)
-  return start < ids.length ? { mix, baseTokens: start } : { mix: [], baseTokens: 0 }
+  const start = invocationStart(ids, tokens)
+  return start !== undefined ? { mix, baseTokens: start } : { mix: [], baseTokens: 0 }
 }

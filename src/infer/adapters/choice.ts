@@ -7,12 +7,7 @@ import type { AdapterFactors } from './site-factors.js'
 /** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
 export type AdapterChoice = string | Readonly<Record<string, number>> | null
 
-export interface MixedAdapter {
-  readonly name: string
-  readonly weight: number
-}
-
-export type Mix = readonly MixedAdapter[]
+export type Mix = readonly { readonly name: string; readonly weight: number }[]
 
 export function isMix(value: unknown): boolean {
   const weights = isObject(value) ? Object.values(value) : []

@@ -143,7 +143,7 @@ function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, out
 type RunGraph = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
 /** The heads of a run: one for all rows, or one for each; undefined where the logits are the graph's own. */
-export type RowHeads = readonly (AdapterHead | undefined)[]
+type RowHeads = readonly (AdapterHead | undefined)[]
 
 /** The heads' logits take the place of the graph's own, or stand beside its outputs. */
 async function runWithHeads(

@@ -105,7 +105,7 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
     const isReplaced = (other: string) => adapter.has(other)
     for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
-        if (place.linear.form.isLookup) lookupOf(place.linear).replaced = wholeLookup(tensor)
+        if (place.linear.form.isLookup) lookupOf(place.linear).replaced = rowsOf(tensor)
         else linearOf(place.linear).replaced = whole(tensor, place.isInputMajor)
       } else if (place.kind === 'bias') {
         linearOf(place.linear).bias = { place: place.bias, values: valuesOf(tensor) }
@@ -125,7 +125,7 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
   }
   for (const rows of adapter.parts('token-rows')) {
     for (const place of await placeTokenRows(places, rows, (other) => adapter.has(rowsName(other)))) {
-      if (place.form.isLookup) lookupOf(place).replaced = rowsOf(rows)
+      if (place.form.isLookup) lookupOf(place).replaced = rowsOf(rows, rows.indices)
       else linearOf(place).replaced = columnsOf(rows, place.k)
     }
   }
@@ -222,12 +222,8 @@ function whole(tensor: Replacement, isInputMajor: boolean): ReplacedValues {
   return { data: own as Float32Array, lines: undefined }
 }
 
-function wholeLookup(tensor: Replacement): ReplacedValues {
-  return { data: behindZeros(valuesOf(tensor), tensor.shape[1]), lines: undefined }
-}
-
-function rowsOf(tensor: TokenRows): ReplacedValues {
-  return { data: behindZeros(valuesOf(tensor), tensor.shape[1]), lines: tensor.indices }
+function rowsOf(tensor: Replacement | TokenRows, lines?: readonly number[]): ReplacedValues {
+  return { data: behindZeros(valuesOf(tensor), tensor.shape[1]), lines }
 }
 
 function behindZeros(values: Float32Array, width: number): Float32Array {

@@ -49,6 +49,7 @@ export const NOTHING = {
   weightB: new Float32Array(),
   scale: undefined,
   shift: undefined,
+  replaced: undefined,
   replacesBias: false,
 }
 
@@ -57,12 +58,7 @@ export function plainSites(graph: Graph, linears: readonly Linear[], layers: rea
   const factors = new Map<string, SiteFactors>()
   for (const { name, layer, linear } of layers.length === 0 ? [] : placeAdapter(graph, linears, layers, true)) {
     if (factors.has(linear.name)) continue
-    factors.set(linear.name, {
-      ...NOTHING,
-      ...layerFactors(name, layer, undefined),
-      kind: 'linear',
-      replaced: undefined,
-    })
+    factors.set(linear.name, { ...NOTHING, ...layerFactors(name, layer), kind: 'linear' })
   }
   return { factors, vectors: [] }
 }
@@ -70,7 +66,7 @@ export function plainSites(graph: Graph, linears: readonly Linear[], layers: rea
 export function layerFactors(
   name: string,
   { weightA, weightB, rank, scaling }: Pick<LinearValues, 'weightA' | 'weightB' | 'rank' | 'scaling'>,
-  scale: Float32Array | undefined,
+  scale?: Float32Array,
 ): Pick<SiteFactors, 'rank' | 'weightA' | 'weightB'> {
   const d = weightB.shape[0]
   const a = Float32Array.from(transpose(weightA).data)

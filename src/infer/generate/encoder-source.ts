@@ -11,7 +11,7 @@ import { tokenBatch } from '../../tasks/token-batch.js'
 import { checkVocabulary } from '../../text/tokenizer.js'
 import type { RunGraph } from '../graphs.js'
 import type { Prompt } from '../session.js'
-import type { EncodedPrompt } from './prompts.js'
+import type { EncodedPrompt } from './messages.js'
 import type { EncodedSource } from './text-graph.js'
 
 /** The encoder takes texts with what ends them. */

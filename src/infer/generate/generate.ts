@@ -11,7 +11,8 @@ import type { WholeSession } from '../graphs.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf } from './batching.js'
 import type { NextToken } from './decoding.js'
-import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
+import type { EncodedPrompt } from './messages.js'
+import { encodePrompt, imagesOf, isPrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
@@ -31,7 +32,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
 ): Promise<P extends Prompt ? GenerateResult : GenerateResult[]> {
   checkArgument(prompts, PROMPTS, 'prompt')
   checkOptions(options, 'generate', GENERATE_OPTIONS)
-  const isOne = isOnePrompt(prompts)
+  const isOne = isPrompt(prompts)
   const { onText } = options
   const images = imagesOf(options.images, isOne ? undefined : prompts.length)
   const texts = writeTexts(session, isOne ? [prompts] : prompts, images, options)
@@ -195,43 +196,41 @@ interface TextPlace {
 }
 
 class WrittenText implements RunningText {
-  readonly request: RunningText['request']
   readonly mostTokens: number
-  readonly #model: Model
-  readonly #place: TextPlace
   readonly #row: TextRow
   readonly #scores: TokenScore[] = []
   #cachedTokens = 0
 
-  constructor(model: Model, request: RunningText['request'], place: TextPlace) {
-    this.request = request
+  constructor(
+    private readonly model: Model,
+    readonly request: RunningText['request'],
+    private readonly place: TextPlace,
+  ) {
     this.mostTokens = place.limits.maxTokens
-    this.#model = model
-    this.#place = place
     this.#row = new TextRow(requireTokenizer(model).stream(request.promptIds), place.limits)
   }
 
   get prompt(): EncodedPrompt {
-    return this.#place.prompt
+    return this.place.prompt
   }
 
   get mix(): Mix {
-    return this.#place.mix
+    return this.place.mix
   }
 
   take(token: NextToken): boolean {
-    const { index, events } = this.#place
+    const { index, events } = this.place
     const row = this.#row
     this.#cachedTokens += token.cachedTokens ?? 0
     const piece = row.push(token.id)
-    if (row.finish !== 'eos' && token.scores !== undefined) this.#scores.push(scoreOf(this.#model, token))
+    if (row.finish !== 'eos' && token.scores !== undefined) this.#scores.push(scoreOf(this.model, token))
     const isGrowing = row.finish === undefined
     events.push({ row: index, piece, ...(!isGrowing && { result: this.#result() }) })
     return isGrowing
   }
 
   fail(error: unknown): void {
-    this.#place.events.fail(error)
+    this.place.events.fail(error)
   }
 
   #result(): Omit<GenerateResult, 'seconds'> {

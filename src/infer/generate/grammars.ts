@@ -111,17 +111,14 @@ export class Grammars {
 export const ANY_OBJECT = '{"type":"object"}'
 
 export class TextGrammar {
-  readonly #matcher: Matcher
   /** A bit for each token; undefined before {@link prepare}. */
   #allowed: ArrayLike<number> = []
 
-  constructor(matcher: Matcher) {
-    this.#matcher = matcher
-  }
+  constructor(private readonly matcher: Matcher) {}
 
   async prepare(): Promise<void> {
     const startedAt = performance.now()
-    this.#allowed = await this.#matcher.getNextTokenBitmask()
+    this.#allowed = await this.matcher.getNextTokenBitmask()
     const ms = performance.now() - startedAt
     if (ms <= STEP_MS) return
     throw new DataError({
@@ -137,10 +134,10 @@ export class TextGrammar {
   }
 
   accept(id: number): void {
-    this.#matcher.acceptToken(id)
+    this.matcher.acceptToken(id)
   }
 
   dispose(): void {
-    this.#matcher.dispose()
+    this.matcher.dispose()
   }
 }

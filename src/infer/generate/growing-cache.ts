@@ -18,7 +18,6 @@ export interface MovedRows {
 export class GrowingCache {
   readonly #parts: readonly CachePart[]
   readonly #isByHead: boolean
-  #batch: number
   /** Tokens of the longest row, and how many fit. */
   #length = 0
   #capacity = 0
@@ -28,12 +27,11 @@ export class GrowingCache {
   /** `held`: what is in the cache already, (batch, heads, capacity, size) of each part, and how many tokens count. */
   constructor(
     { parts, isByHead }: NewRows,
-    batch: number,
+    private batch: number,
     held?: { length: number; tensors: readonly Pick<RuntimeTensor, 'data' | 'dims'>[] },
   ) {
     this.#parts = parts
     this.#isByHead = isByHead
-    this.#batch = batch
     this.#length = held?.length ?? 0
     this.#capacity = held?.tensors[0]?.dims[2] ?? 0
     this.#arrays = parts.map((_, i) => (held?.tensors[i].data as Float32Array | undefined) ?? new Float32Array(0))
@@ -49,7 +47,7 @@ export class GrowingCache {
   }
 
   read(part: number, length: number): Float32Array {
-    const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: length, to: 0 }
+    const rows = { rows: [...Array(this.batch).keys()], from: 0, count: length, to: 0 }
     return joinRows([{ ...rows, tensor: this.#tensor(part) }], 2, length).data as Float32Array
   }
 
@@ -57,13 +55,13 @@ export class GrowingCache {
   add({ data, dims }: RuntimeTensor, places?: readonly number[]): void {
     const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array
-    const width = rows.length / (this.#batch * sequence)
+    const width = rows.length / (this.batch * sequence)
     const length = Math.max(...(places ?? [this.#length])) + sequence
     if (length > this.#capacity) this.#feeds = this.#grow(length)
     let first = 0
     this.#parts.forEach(({ heads, size }, i) => {
       const array = this.#arrays[i]
-      for (let row = 0; row < this.#batch; row++) {
+      for (let row = 0; row < this.batch; row++) {
         const place = places?.[row] ?? this.#length
         for (let step = 0; step < sequence; step++) {
           for (let head = 0; head < heads; head++) {
@@ -88,7 +86,7 @@ export class GrowingCache {
       const moved = parts.map((part) => ({ ...part, tensor: part.cache.#tensor(i) }))
       return joinRows(moved, 2, capacity).data as Float32Array
     })
-    this.#batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
+    this.batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
     this.#length = length
     this.#capacity = capacity
     this.#feeds = this.#tensors()
@@ -96,7 +94,7 @@ export class GrowingCache {
 
   #grow(length: number): Feeds {
     const capacity = roomFor(length)
-    const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: this.#length, to: 0 }
+    const rows = { rows: [...Array(this.batch).keys()], from: 0, count: this.#length, to: 0 }
     this.#arrays = this.#parts.map(
       (_, i) => joinRows([{ ...rows, tensor: this.#tensor(i) }], 2, capacity).data as Float32Array,
     )
@@ -110,7 +108,7 @@ export class GrowingCache {
 
   #tensor(part: number): RuntimeTensor {
     const { heads, size } = this.#parts[part]
-    return { type: 'float32', data: this.#arrays[part], dims: [this.#batch, heads, this.#capacity, size] }
+    return { type: 'float32', data: this.#arrays[part], dims: [this.batch, heads, this.#capacity, size] }
   }
 }
 

@@ -9,15 +9,14 @@ import { checkVocabulary, type Tokenizer } from '../../text/tokenizer.js'
 import type { ChatOptions, Prompt, PromptImages, TokenPrompt } from '../session.js'
 import type { EncodedPrompt, PromptContext } from './messages.js'
 
-export type { EncodedPrompt }
-
 const isMessages = (value: unknown): value is readonly ChatMessage[] =>
   Array.isArray(value) && value.length > 0 && value.every((message) => isObject(message) && !isTokens(message))
 
 const isTokens = (value: unknown): value is TokenPrompt =>
   isObject(value) && Array.isArray(value.ids) && value.ids.every((id) => Number.isSafeInteger(id) && id >= 0)
 
-const isPrompt = (value: unknown) => typeof value === 'string' || isMessages(value) || isTokens(value)
+export const isPrompt = (value: unknown): value is Prompt =>
+  typeof value === 'string' || isMessages(value) || isTokens(value)
 
 export const PROMPT: Kind = kind('text, a list of messages with role and content, or { ids } with token ids', isPrompt)
 
@@ -25,10 +24,6 @@ export const PROMPTS: Kind = kind(
   `${PROMPT.expected}, or a list of these`,
   (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
 )
-
-export function isOnePrompt(prompts: Prompt | readonly Prompt[]): prompts is Prompt {
-  return isPrompt(prompts)
-}
 
 export async function encodePrompt(
   model: Model,

@@ -76,8 +76,6 @@ const PIECE = 256
 const SHORT = 64
 
 export class RunningTexts {
-  readonly #session: Pick<WholeSession, 'engine' | 'tried'>
-  readonly #bounds: TextBounds
   readonly #calls: OpenCall[] = []
   #groups: Group[] = []
   #isRunning = false
@@ -88,13 +86,13 @@ export class RunningTexts {
   #mixesShare = true
   #nextId = 1
 
-  constructor(session: Pick<WholeSession, 'engine' | 'tried'>, bounds: TextBounds) {
-    this.#session = session
-    this.#bounds = bounds
-  }
+  constructor(
+    private readonly session: Pick<WholeSession, 'engine' | 'tried'>,
+    private readonly bounds: TextBounds,
+  ) {}
 
   get maxBatch(): number {
-    return this.#bounds.maxBatch
+    return this.bounds.maxBatch
   }
 
   add(call: TextCall): { leave(): void } {
@@ -173,7 +171,7 @@ export class RunningTexts {
 
   #fits({ jobs: [{ texts }], graph, batchSize }: OpenCall): boolean {
     if (this.#running === 0) return true
-    const { maxBatch, cacheBytes } = this.#bounds
+    const { maxBatch, cacheBytes } = this.bounds
     const isRoom = this.#running + texts.length <= Math.max(maxBatch, batchSize)
     return isRoom && this.#bytes + bytesOf(graph, texts) <= cacheBytes
   }
@@ -215,7 +213,7 @@ export class RunningTexts {
   #next(group: Group, most: number | undefined): Promise<NextToken[]> {
     const ended = group.ended.splice(0)
     const { vectors, decoding } = group
-    const next = async (given?: Feeds) => this.#session.engine.nextTokens(decoding!, ended, given, most)
+    const next = async (given?: Feeds) => this.session.engine.nextTokens(decoding!, ended, given, most)
     return vectors === undefined ? next() : vectors.feeds().then(next)
   }
 
@@ -226,8 +224,8 @@ export class RunningTexts {
     const given = await vectors?.feeds()
     group.vectors = vectors
     const all = [...members.values()]
-    return this.#session.tried(async () => {
-      const { engine } = this.#session
+    return this.session.tried(async () => {
+      const { engine } = this.session
       if (group.decoding !== undefined) await engine.stopDecoding(group.decoding)
       group.decoding = await engine.startDecoding({
         rows: all.map(({ id, text }) => ({ ...text.request, id })),
@@ -237,7 +235,7 @@ export class RunningTexts {
         cache: inputs.cache,
         padding,
         context,
-        prefixBytes: graph.takesPieces ? this.#bounds.prefixCache : 0,
+        prefixBytes: graph.takesPieces ? this.bounds.prefixCache : 0,
       })
       return engine.nextTokens(group.decoding, [], given, most)
     })
@@ -250,7 +248,7 @@ export class RunningTexts {
     if (prepare === undefined && members.size > 1 && (!isRead || (isMixed && error instanceof UnsupportedError))) {
       if (error instanceof UnsupportedError) this.#mixesShare = false
       // One whose prompt is not read begins again, so that it alone fails if it is to blame.
-      const decodings = isRead ? await this.#session.engine.splitDecoding(group.decoding!, group.ended) : undefined
+      const decodings = isRead ? await this.session.engine.splitDecoding(group.decoding!, group.ended) : undefined
       for (const [id, member] of members) {
         this.#groups.push({ ...group, members: new Map([[id, member]]), decoding: decodings?.get(id), ended: [] })
       }
@@ -266,7 +264,7 @@ export class RunningTexts {
   /** The error of a session that is closed, which says more than that of its engine. */
   #closed(): unknown {
     try {
-      void this.#session.engine
+      void this.session.engine
     } catch (error) {
       return error
     }
@@ -286,7 +284,7 @@ export class RunningTexts {
     this.#groups = this.#groups.filter((other) => other !== group)
     if (group.decoding === undefined) return
     try {
-      await this.#session.engine.stopDecoding(group.decoding)
+      await this.session.engine.stopDecoding(group.decoding)
     } catch {
       // An engine that has ended holds no texts.
     }
@@ -299,7 +297,7 @@ export class RunningTexts {
         if (other.members.size === 0 || !this.#mayJoin(group, other)) continue
         const ended = [...group.ended, ...other.ended]
         try {
-          if (!(await this.#session.engine.joinDecodings(group.decoding!, other.decoding!, ended))) {
+          if (!(await this.session.engine.joinDecodings(group.decoding!, other.decoding!, ended))) {
             this.#mixesShare = false
             continue
           }

@@ -16,26 +16,24 @@ export class TextRow {
   readonly tokenIds: number[] = []
   text = ''
   finish: GenerateResult['finish'] | undefined
-  readonly #stream: TextStream
-  readonly #limits: TextLimits
   #held = ''
 
-  constructor(stream: TextStream, limits: TextLimits) {
-    this.#stream = stream
-    this.#limits = limits
-  }
+  constructor(
+    private readonly stream: TextStream,
+    private readonly limits: TextLimits,
+  ) {}
 
   push(id: number): string {
-    const { endIds, maxTokens, atMost } = this.#limits
+    const { endIds, maxTokens, atMost } = this.limits
     if (endIds.has(id)) return this.#end('eos')
     this.tokenIds.push(id)
-    const piece = this.#give(this.#stream.push(id))
+    const piece = this.#give(this.stream.push(id))
     if (this.finish !== undefined || this.tokenIds.length < maxTokens) return piece
     return piece + this.#end(atMost)
   }
 
   #end(finish: 'eos' | 'max-new-tokens' | 'context'): string {
-    const rest = this.#give(this.#stream.end())
+    const rest = this.#give(this.stream.end())
     if (this.finish !== undefined) return rest
     this.finish = finish
     this.text += this.#held
@@ -44,7 +42,7 @@ export class TextRow {
 
   #give(piece: string): string {
     const text = this.#held + piece
-    const { stops } = this.#limits
+    const { stops } = this.limits
     const found = stops.map((stop) => text.indexOf(stop)).filter((at) => at >= 0)
     if (found.length > 0) this.finish = 'stop'
     const end = found.length > 0 ? Math.min(...found) : text.length - heldBack(text, stops)

@@ -18,16 +18,8 @@ const KINDS = {
   words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', other: 'classify' },
 } as const
 
-export interface LogitsSource {
-  readonly graph: Graph
-  /** In the order of the logits; undefined where no file tells. */
-  readonly labels: readonly string[] | undefined
-  /** The problem type of the logits, in transformers' words; undefined where no file tells. */
-  readonly problemType: unknown
-  run(feeds: Feeds): Promise<RuntimeTensor>
-}
-
-export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled): LogitsSource {
+/** Labels are in the order of the logits. They and the problem type are undefined where no file tells them. */
+export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled) {
   const { model } = session
   const graph = readGraph(model.onnx.proto)
   const head = adapter === undefined ? undefined : session.headOf(adapter)
@@ -41,7 +33,7 @@ export function logitsOf(session: WholeSession, adapter: string | undefined, of:
     graph,
     labels: head?.labels ?? (isOwn ? names : undefined),
     problemType: head === undefined ? model.config.problem_type : head.problemType,
-    async run(feeds) {
+    async run(feeds: Feeds): Promise<RuntimeTensor> {
       const { [wanted]: output } = await session.runGraph(undefined, feeds, mixesOf(adapter, undefined), [wanted])
       const logits = head === undefined ? output : headLogits(head, output, feeds)
       if (logits.dims.length === KINDS[of].axes) return logits

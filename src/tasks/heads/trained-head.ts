@@ -62,20 +62,16 @@ export class TrainedHead implements Head {
   readonly tensors: Head['tensors']
   readonly isNew: boolean
   readonly warnings: readonly string[]
-  readonly #model: Model
-  readonly #form: HeadForm
   readonly #layers: readonly HeadLayer[]
   readonly #hasPrefix: boolean
 
   constructor(
-    model: Model,
+    private readonly model: Model,
     base: HeadBase,
-    form: HeadForm,
+    private readonly form: HeadForm,
     labels: readonly string[],
     { newHead = false }: HeadOptions,
   ) {
-    this.#model = model
-    this.#form = form
     this.#layers = trainedLayers(form, base)
     this.#hasPrefix = base.linears.some(({ name }) => name.startsWith(`${form.encoder}.`))
     this.modulesToSave = form.modulesToSave.filter((module) =>
@@ -101,7 +97,7 @@ export class TrainedHead implements Head {
   }
 
   input({ graph }: ObjectiveGraph): HeadInput {
-    return requireInput(this.#form, graph, this.#layers)
+    return requireInput(this.form, graph, this.#layers)
   }
 
   logits(graph: ObjectiveGraph, input: HeadInput): Value {
@@ -111,12 +107,12 @@ export class TrainedHead implements Head {
 
   /** The name that a module of the graph has in the PyTorch model with the head. */
   moduleName(name: string): string {
-    const isWhole = this.#hasPrefix || this.#form.layers.some(({ module }) => module === name)
-    return isWhole || this.#form.encoder === '' ? name : `${this.#form.encoder}.${name}`
+    const isWhole = this.#hasPrefix || this.form.layers.some(({ module }) => module === name)
+    return isWhole || this.form.encoder === '' ? name : `${this.form.encoder}.${name}`
   }
 
   #newValues({ layer: { kind }, member, shape }: Tensor, random: Random): Float32Array {
-    const range = this.#model.config.initializer_range
+    const range = this.model.config.initializer_range
     const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
     if (kind === 'norm') return new Float32Array(elementCount(shape)).fill(member === 'weight' ? 1 : 0)
     return Float32Array.from({ length: elementCount(shape) }, () =>

@@ -65,21 +65,17 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
   readonly probe: OpenTask['probe']
   protected readonly problem: LabelProblem
   readonly #inputs: Inputs<Example>
-  readonly #field: string
-  readonly #targetsOf: (example: Example) => readonly Target[]
 
   /** `field`: the part of a record that the targets come from, for messages. */
   constructor(
     kind: HeadKind,
     inputsOf: InputsOf<Example>,
     { model, examples, options, heads, known }: Opening<Example>,
-    field: 'label' | 'tags',
-    targetsOf: (example: Example) => readonly Target[],
+    private readonly field: 'label' | 'tags',
+    private readonly targetsOf: (example: Example) => readonly Target[],
   ) {
     const base = headBase(model)
     this.#inputs = inputsOf(model, base)
-    this.#field = field
-    this.#targetsOf = targetsOf
     const whereOf = field === 'label' ? (index: number) => examples.at(index)?.where ?? '' : undefined
     const names = known ?? (heads.newHead ? [] : namedLabels(model.config))
     this.problem = problemOf(() => flat(examples, targetsOf), names, options, whereOf)
@@ -99,7 +95,7 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
   abstract metrics(result: Evaluated<Example>): Record<string, number>
 
   checkEvaluation(example: Example): void {
-    for (const target of this.#targetsOf(example)) this.problem.check(target, `${example.where}, ${this.#field}`)
+    for (const target of this.targetsOf(example)) this.problem.check(target, `${example.where}, ${this.field}`)
   }
 
   cost(example: Example): number {
@@ -119,7 +115,7 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
   }
 
   protected targets(examples: readonly Example[]): Target[] {
-    return [...flat(examples, this.#targetsOf)]
+    return [...flat(examples, this.targetsOf)]
   }
 }
 

@@ -43,14 +43,12 @@ export class PromptPictures {
   readonly count: number
   vectors: PictureVectors | undefined
   readonly #writing: PictureWriting | undefined
-  readonly #reader: PictureReader
-  readonly #images: readonly ImageSource[]
-  readonly #where: string
 
-  constructor(reader: PictureReader, images: readonly ImageSource[], where: string) {
-    this.#reader = reader
-    this.#images = images
-    this.#where = where
+  constructor(
+    private readonly reader: PictureReader,
+    private readonly images: readonly ImageSource[],
+    private readonly where: string,
+  ) {
     this.count = images.length
     this.#writing = pictureWriting(reader.model)
     this.place = this.#writing && nameOfToken(reader.model, this.#writing.mark)
@@ -63,24 +61,24 @@ export class PromptPictures {
     const writing = this.#writing
     if (place === undefined || writing === undefined) return text
     const [first, ...rest] = text.split(place)
-    if (rest.length !== count) throw otherPlaces(place, count, rest.length, this.#where)
+    if (rest.length !== count) throw otherPlaces(place, count, rest.length, this.where)
     const pictures = []
-    for (const [i, image] of this.#images.entries()) pictures.push(await this.#read(image, `image ${i + 1}`))
+    for (const [i, image] of this.images.entries()) pictures.push(await this.#read(image, `image ${i + 1}`))
     if (pictures.length > 0) this.vectors = joined(writing.token, pictures)
-    const { model } = this.#reader
+    const { model } = this.reader
     const nameOf = (id: number) => nameOfToken(model, id)
     return pictures.reduce((all, picture, i) => all + writing.write(picture, nameOf) + rest[i], first)
   }
 
   check(ids: readonly number[]): void {
-    if (this.vectors !== undefined) checkTokens(ids, this.vectors.token, this.vectors.count, this.#where)
+    if (this.vectors !== undefined) checkTokens(ids, this.vectors.token, this.vectors.count, this.where)
   }
 
   async #read(image: ImageSource, name: string) {
-    const { model, decodeImage } = this.#reader
-    const where = this.#where === 'prompt' ? name : `${this.#where}, ${name}`
+    const { model, decodeImage } = this.reader
+    const where = this.where === 'prompt' ? name : `${this.where}, ${name}`
     const piece = await pieceOf(await readImage(image, decodeImage, where), model, where)
-    return { ...piece, ...(await seePicture(this.#reader, piece)), grid: gridOf(piece, model) }
+    return { ...piece, ...(await seePicture(this.reader, piece)), grid: gridOf(piece, model) }
   }
 }
 
