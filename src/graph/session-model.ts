@@ -60,13 +60,12 @@ const LEAST_BYTES = 2 ** 16
 export function packWithin(model: ModelProto, bytes: number): ModelProto {
   const graph = new Graph(model)
   let left = bytes
-  const isLarge = (tensor: TensorProto) => (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0) >= LEAST_BYTES
-  const weights = new Map([...graph.initializers].filter(([, tensor]) => isLarge(tensor)))
+  const sizeOf = (tensor: TensorProto) => byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0
+  const weights = new Map([...graph.initializers].filter(([, tensor]) => sizeOf(tensor) >= LEAST_BYTES))
   for (const node of graph.nodes) {
     const weight = node.opType === 'Gemm' && intAttribute(node, 'transB', 0) === 0 && weights.get(node.input[1])
-    const size = weight ? (byteLengthOf(weight.dataType, dimsOf(weight)) ?? 0) : 0
-    if (!weight || size > left) continue
-    left -= size
+    if (!weight || sizeOf(weight) > left) continue
+    left -= sizeOf(weight)
     const name = graph.freshName(`${weight.name}/repacked`)
     graph.setInput(node, 1, graph.addInitializer(copyMessage(weight, { name })))
   }

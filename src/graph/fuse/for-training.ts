@@ -2,7 +2,7 @@
 // tensors.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { isStatic, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
+import { isStatic, mapShape, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -96,7 +96,7 @@ function scaleInPlaceOfKeys(g: Builder, node: NodeProto, shapes: ShapeMap): void
 /** c·(q·kᵀ) is (c·q)·kᵀ, and queries are smaller than scores. */
 function scaleQuery(g: Builder, { opType, input, output: [y] }: NodeProto, shapes: ShapeMap): void {
   const { graph } = g
-  const factors = opType === 'Mul' ? bothWays({ input } as NodeProto) : [[input[0], input[1]] as const]
+  const factors = bothWays({ input } as NodeProto).slice(0, opType === 'Mul' ? 2 : 1)
   for (const [scores, factor] of factors) {
     const product = makerOf(graph, scores, 'MatMul')
     const isScale = scalarOf(graph, factor) !== undefined && graph.constant(factor)?.dims.length === 0
@@ -129,17 +129,13 @@ function groupHeads(g: Builder, node: NodeProto, shapes: ShapeMap): void {
   const keyHeads = right.dims[1]
   if (!isStatic(left, 1) || !isStatic(right, 1) || whole?.dims[1] !== heads || heads % keyHeads !== 0) return
   const merged = (dims: readonly number[]) => [dims[0], keyHeads, (heads / keyHeads) * dims[2], dims[3]]
-  const shaped = (value: Value, { dims, other }: { dims: readonly number[]; other: readonly number[] }) => {
-    shapes.set(value, { dims, other })
+  const shaped = (value: Value, shape: ProbedShape) => {
+    shapes.set(value, shape)
     return value
   }
-  const mergedShape = ({ dims, other }: typeof left) => ({ dims: merged(dims), other: merged(other) })
-  const rows = shaped(g.reshape(a, g.int([0, keyHeads, -1, 0])), mergedShape(left))
-  const swap = (dims: readonly number[]) => SWAP_LAST.map((axis) => dims[axis])
-  const operand =
-    turned === undefined
-      ? key
-      : shaped(g.transpose(key, SWAP_LAST), { dims: swap(right.dims), other: swap(right.other) })
-  const product = shaped(g.matmul(rows, operand), mergedShape(result))
+  const rows = shaped(g.reshape(a, g.int([0, keyHeads, -1, 0])), mapShape(left, merged))
+  const swapped = mapShape(right, (dims) => SWAP_LAST.map((axis) => dims[axis]))
+  const operand = turned === undefined ? key : shaped(g.transpose(key, SWAP_LAST), swapped)
+  const product = shaped(g.matmul(rows, operand), mapShape(result, merged))
   graph.replaceUses(y, shaped(g.reshape(product, g.int([0, heads, -1, 0])), result))
 }

@@ -89,10 +89,6 @@ function newestOf(g: Builder, source: Source, part: CachePart, ids: Value, share
   return g.op('GatherElements', [present, index], { axis: 2 })
 }
 
-function pastLength(g: Builder, ids: Value, mask: Value, shared: Map<string, Value>): Value {
-  return sharedValue(shared, 'past', () => g.sub(g.length(mask, 1), g.length(ids, 1)))
-}
-
 function isReader({ opType, attribute }: NodeProto): boolean {
   return opType === 'GroupQueryAttention' || (opType === 'Shape' && attribute.length === 0)
 }
@@ -102,7 +98,7 @@ function countByMask(g: Builder, part: CachePart, ids: Value, mask: Value, share
   const { graph } = g
   for (const reader of graph.consumers(part.past).filter(({ opType }) => opType === 'Shape')) {
     const shape = sharedValue(shared, `${part.heads} ${part.size}`, () => {
-      const past = pastLength(g, ids, mask, shared)
+      const past = sharedValue(shared, 'past', () => g.sub(g.length(mask, 1), g.length(ids, 1)))
       return g.concat([g.length(mask, 0), g.int([part.heads]), past, g.int([part.size])], 0)
     })
     graph.replaceUses(reader.output[0], shape)

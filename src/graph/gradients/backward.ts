@@ -8,14 +8,8 @@ import type { ShapeMap } from '../shapes/shapes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import { type Graph, implicitInputs } from '../view/graph.js'
 import { entryOf, listByOperator, operatorOf } from '../view/operators.js'
-import {
-  BROADCASTING,
-  GRADIENTS,
-  type GradientContext,
-  type GradientRule,
-  NON_DIFFERENTIABLE,
-  sumTo,
-} from './gradients.js'
+import { type GradientContext, type GradientRule, sumTo } from './context.js'
+import { BROADCASTING, GRADIENTS, NON_DIFFERENTIABLE } from './gradients.js'
 import { type Contribution, joinSlices } from './join-slices.js'
 import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 

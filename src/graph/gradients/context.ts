@@ -32,9 +32,7 @@ export function refuse({ node }: GradientContext, what: string, hint?: string): 
 
 export function shapeOf({ node, shapes }: GradientContext, value: Value): ProbedShape {
   const shape = shapes.get(value)
-  if (shape === undefined) {
-    throw new StateError({ where: labelOf(node), what: `the shape of ${value} was not probed` })
-  }
+  if (shape === undefined) throw new StateError({ where: labelOf(node), what: `the shape of ${value} was not probed` })
   return shape
 }
 

@@ -18,45 +18,25 @@ export const CONVOLUTIONS: Readonly<Record<string, GradientRule>> = {
   },
 }
 
-interface Windows {
-  readonly kernel: readonly number[]
-  readonly strides: readonly number[]
-  readonly dilations: readonly number[]
-  /** In front of all axes, then behind them. */
-  readonly pads: readonly number[]
-  readonly group: number
-}
-
-function windowsOf(context: GradientContext): Windows {
-  const { node, inputs } = context
+function inputGradient(context: GradientContext): Value {
+  const { g, node, inputs, dy } = context
+  const shape = shapeOf(context, inputs[0])
   const kernel = shapeOf(context, inputs[1]).dims.slice(2)
   const padding = stringAttribute(node, 'auto_pad', 'NOTSET')
   if (padding !== 'NOTSET' && padding !== 'VALID') refuseWith(context, `its auto_pad ${padding}`)
-  return {
-    kernel,
-    strides: intsAttribute(node, 'strides') ?? kernel.map(() => 1),
-    dilations: intsAttribute(node, 'dilations') ?? kernel.map(() => 1),
-    pads: intsAttribute(node, 'pads') ?? [...kernel, ...kernel].map(() => 0),
-    group: intAttribute(node, 'group', 1),
-  }
-}
-
-function inputGradient(context: GradientContext): Value {
-  const { g, inputs, dy } = context
-  const { kernel, strides, dilations, pads, group } = windowsOf(context)
+  const strides = intsAttribute(node, 'strides') ?? kernel.map(() => 1)
+  const dilations = intsAttribute(node, 'dilations') ?? kernel.map(() => 1)
+  // In front of all axes, then behind them.
+  const pads = intsAttribute(node, 'pads') ?? [...kernel, ...kernel].map(() => 0)
   // Elements that no window reaches, because the stride leaves a rest, lie behind: their gradient is 0.
   const rests = kernel.map((size, i) => {
     if (strides[i] === 1) return 0
-    const [length, padded] = [lengthAt(context, i), pads[i] + pads[i + kernel.length]]
-    return (length + padded - dilations[i] * (size - 1) - 1) % strides[i]
+    if (!isStatic(shape, i + 2)) refuseWith(context, 'strides along an axis whose length changes with the input')
+    const padded = shape.dims[i + 2] + pads[i] + pads[i + kernel.length]
+    return (padded - dilations[i] * (size - 1) - 1) % strides[i]
   })
+  const group = intAttribute(node, 'group', 1)
   return g.op('ConvTranspose', [dy, inputs[1]], { strides, dilations, pads, group, output_padding: rests })
-}
-
-function lengthAt(context: GradientContext, axis: number): number {
-  const shape = shapeOf(context, context.inputs[0])
-  if (!isStatic(shape, axis + 2)) refuseWith(context, 'strides along an axis whose length changes with the input')
-  return shape.dims[axis + 2]
 }
 
 function refuseWith(context: GradientContext, what: string): never {

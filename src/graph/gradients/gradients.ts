@@ -1,14 +1,12 @@
 // THE table of gradient rules: op type → how the gradients of its inputs follow from those of its outputs.
 
 import { PREDICATES } from '../view/operators.js'
-import { type GradientContext, type GradientRule, sumTo } from './context.js'
+import type { GradientRule } from './context.js'
 import { CONVOLUTIONS } from './convolution.js'
 import { ACTIVATIONS, ARITHMETIC, ROTARY, SELECTION } from './elementwise.js'
 import { LAYOUT } from './layout.js'
 import { PRODUCTS } from './matmul.js'
 import { NORMALIZATIONS, REDUCTIONS } from './reduction.js'
-
-export { type GradientContext, type GradientRule, sumTo }
 
 /** Key: the op type, after its domain and a colon outside the standard domain. */
 export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
@@ -23,7 +21,7 @@ export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
   ...ROTARY,
 }
 
-/** Gradients may come in the output's shape, to be summed down to the input's by {@link sumTo}. */
+/** Gradients may come in the output's shape, to be summed down to the input's by `sumTo`. */
 export const BROADCASTING: ReadonlySet<string> = new Set([
   'Add',
   'Sub',

@@ -1,6 +1,7 @@
 // Gradients of matrix products. ONNX Runtime would fold the Transpose of a weight into a second copy of it, so products
 // with a 2-D right side go through Gemm, whose transB costs nothing.
 
+import { mapShape } from '../shapes/shapes.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import {
@@ -117,8 +118,7 @@ export function inRows({ g }: GradientContext, value: Value, rank: number): Valu
 /** (rows, k) → the shape of `input` (…, n, k) */
 export function outOfRows(context: GradientContext, rows: Value, input: Value): Value {
   const flat = (dims: readonly number[]) => [dims.slice(0, -1).reduce((n, dim) => n * dim, 1), dims[dims.length - 1]]
-  const { dims, other } = shapeOf(context, input)
-  return reshapeLike(context, rows, { dims: flat(dims), other: flat(other) }, input)
+  return reshapeLike(context, rows, mapShape(shapeOf(context, input), flat), input)
 }
 
 /** A value that is such a swap already gives back what it swapped. */

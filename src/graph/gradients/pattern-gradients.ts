@@ -5,7 +5,8 @@ import { floatsOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { isStatic } from '../shapes/shapes.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
-import type { GradientContext, GradientRule } from './gradients.js'
+import type { GradientContext, GradientRule } from './context.js'
+import { NORMALIZATIONS } from './reduction.js'
 
 export interface PatternContext extends GradientContext {
   /** The nodes through which gradients flow back to a value. */
@@ -35,27 +36,21 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
     const { g, node, outputs, dy, shapes } = context
     const guard = nanGuard(g, context.readers(outputs[0]), outputs[0])
     const p = guard ?? outputs[0]
-    const plain =
-      guard === undefined
-        ? undefined
-        : [() => g.mul(p, g.sub(dy, g.reduceSum(g.mul(dy, p), [intAttribute(node, 'axis', -1)])))]
+    const plain = guard === undefined ? undefined : NORMALIZATIONS.Softmax({ ...context, outputs: [guard] })
     // Heads that share keys are rows of one product.
     const [view] = context.readers(p)
     const rows = view?.opType === 'Reshape' && context.readers(p).length === 1 ? view.output[0] : p
     const [reader, ...others] = context.readers(rows)
-    if (reader?.opType !== 'MatMul' || others.length > 0 || reader.input[0] !== rows || reader.input[1] === rows) {
-      return plain
-    }
+    const isLeft = reader?.opType === 'MatMul' && reader.input[0] === rows && reader.input[1] !== rows
+    if (!isLeft || others.length > 0) return plain
     const [o] = reader.output
     const gradient = context.gradientOf(o)
     const from = shapes.get(rows)?.dims
     const to = shapes.get(o)?.dims
-    if (gradient === undefined || from === undefined || to?.slice(0, -1).join() !== from.slice(0, -1).join()) {
-      return plain
-    }
-    const axis = intAttribute(node, 'axis', -1)
     const whole = shapes.get(p)
-    if (whole === undefined || (axis !== -1 && axis !== whole.dims.length - 1)) return plain
+    if (gradient === undefined || from === undefined || whole === undefined) return plain
+    const isAlongRows = [-1, whole.dims.length - 1].includes(intAttribute(node, 'axis', -1))
+    if (!isAlongRows || to?.slice(0, -1).join() !== from.slice(0, -1).join()) return plain
     const isGrouped = [from, whole.dims].every((dims) => dims.length === 4 && dims[0] === from[0])
     if (rows !== p && !(isGrouped && isStatic(whole, 1))) return plain
     return [

@@ -1,7 +1,7 @@
 // The gradient of a product by integers: dx = dy·W, with W made of the integers anew for each run. Inputs that become
 // integers too count as they are (Bengio et al. 2013, arXiv 1308.3432).
 
-import { dequantizerOf } from '../match/forms/dequantize.js'
+import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import type { Product } from '../match/forms/form.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { CustomGradient } from './backward.js'
@@ -11,7 +11,7 @@ import { inRows, outOfRows } from './matmul.js'
 /** Undefined for forms that cannot be dequantized in a graph. */
 export function quantizedGradient(product: Product): CustomGradient | undefined {
   const { form, input, transposed } = product
-  const dequantizer = dequantizerOf(form)
+  const dequantizer = DEQUANTIZERS[form.name]
   if (dequantizer === undefined || product.problem !== undefined) return undefined
   return {
     inputs: [input],
@@ -45,7 +45,7 @@ export function isMadeWhole(product: Product): boolean {
 
 /** The product of dy (n, d) by a large weight (d, k), whose rows are made block by block, where they can be. */
 function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
-  const dequantizer = dequantizerOf(product.form)
+  const dequantizer = DEQUANTIZERS[product.form.name]
   const blocks = weightBlocks(product)
   if (isMadeWhole(product)) return undefined
   // In front of all products: ONNX Runtime then makes a block right before the product that reads it.

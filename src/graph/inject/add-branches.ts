@@ -24,36 +24,6 @@ export interface BranchValues {
 
 const TYPES: Partial<Record<DataType, FloatDtype>> = { [DataType.FLOAT]: 'fp32', [DataType.FLOAT16]: 'fp16' }
 
-const FACTOR_TYPES = { fp32: DataType.FLOAT, fp16: DataType.FLOAT16 } as const
-
-/**
- * The initializers of one branch, with the number of its adapter. Throws NumericError when a value is not finite in the
- * stored type.
- */
-function branchTensors(
-  { name, k, d }: Pick<Linear, 'name' | 'k' | 'd'>,
-  { rank, weightA, weightB, affine }: BranchValues,
-  number: number,
-  stored: 'fp32' | 'fp16',
-): { factors: BranchFactors; tensors: Map<string, { dims: number[]; bytes: Uint8Array }> } {
-  const factors = branchFactors(number, name, affine !== undefined)
-  const tensors = new Map<string, { dims: number[]; bytes: Uint8Array }>()
-  const add = (tensor: string, values: Float32Array, dims: number[]) => {
-    const bytes = encodeFloats(values, stored)
-    const isUsable = stored === 'fp32' ? isAllFinite(values) : isFiniteF16(bytes)
-    if (!isUsable)
-      throw new NumericError({ where: name, what: `the adapter holds values that are not finite in ${stored}` })
-    tensors.set(tensor, { dims, bytes })
-  }
-  add(factors.weightA, weightA, [k, rank])
-  add(factors.weightB, weightB, [rank, d])
-  if (factors.affine !== undefined && affine !== undefined) {
-    add(factors.affine.scale, affine.scale, [d])
-    add(factors.affine.shift, affine.shift, [d])
-  }
-  return { factors, tensors }
-}
-
 function isFiniteF16(bytes: Uint8Array): boolean {
   return new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2).every(
     (bits) => (bits & 0x7c00) !== 0x7c00,
@@ -90,22 +60,40 @@ export function addBranches(
   }
 }
 
-function declare(graph: Graph, linear: Linear, values: BranchValues, number: number): BranchFactors {
-  const type = TYPES[linear.dataType]
-  if (type !== 'fp32' && type !== 'fp16') {
+/**
+ * Adds the initializers of one branch, with the number of its adapter. Throws NumericError when a value is not finite
+ * in the stored type.
+ */
+function declare(
+  graph: Graph,
+  { name, k, d, node, dataType }: Linear,
+  { rank, weightA, weightB, affine }: BranchValues,
+  number: number,
+): BranchFactors {
+  const stored = TYPES[dataType]
+  if (stored === undefined) {
     throw new UnsupportedError({
-      where: `node ${linear.node.name}`,
+      where: `node ${node.name}`,
       what: 'a branch cannot be put beside a layer of this type',
       expected: 'FLOAT or FLOAT16',
-      got: dataTypeName(linear.dataType),
+      got: dataTypeName(dataType),
     })
   }
-  const { factors, tensors } = branchTensors(linear, values, number, type)
-  for (const [name, { dims, bytes }] of tensors) {
+  const factors = branchFactors(number, name, affine !== undefined)
+  const add = (tensor: string, values: Float32Array, dims: number[]) => {
+    const rawData = encodeFloats(values, stored)
+    const isUsable = stored === 'fp32' ? isAllFinite(values) : isFiniteF16(rawData)
+    if (!isUsable)
+      throw new NumericError({ where: name, what: `the adapter holds values that are not finite in ${stored}` })
     // A module that is called twice has one tensor for both calls.
-    if (graph.initializers.has(name)) continue
-    const tensor = { name, dataType: FACTOR_TYPES[type], dims: dims.map(BigInt), rawData: bytes }
-    graph.addInitializer(create(TensorProtoSchema, tensor))
+    if (graph.initializers.has(tensor)) return
+    graph.addInitializer(create(TensorProtoSchema, { name: tensor, dataType, dims: dims.map(BigInt), rawData }))
+  }
+  add(factors.weightA, weightA, [k, rank])
+  add(factors.weightB, weightB, [rank, d])
+  if (factors.affine !== undefined && affine !== undefined) {
+    add(factors.affine.scale, affine.scale, [d])
+    add(factors.affine.shift, affine.shift, [d])
   }
   return factors
 }

@@ -126,24 +126,19 @@ function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly
     }
     return { name, input, shape }
   })
-  for (const [node, { linear, inputs }] of vectors) openVectors(graph, g, node, linear, inputs)
-  return { trained, weights }
-}
-
-function openVectors(
-  graph: Graph,
-  g: Builder,
-  node: NodeProto,
-  linear: Linear | undefined,
-  inputs: ReadonlyMap<number, readonly Piece[]>,
-): void {
-  const norm = node.opType === 'EmbedLayerNormalization' ? normOfEmbeddings(graph, g, node) : undefined
-  for (const [at, pieces] of inputs) {
-    const value = joined(graph, g, node.input[at], pieces)
-    if (norm !== undefined) graph.setInput(norm, at - GAMMA + 1, value)
-    else if (node === linear?.node && linear.form.isQuantized) addBehind(graph, g, node, at, value)
-    else graph.setInput(node, at, value)
+  for (const [node, { linear, inputs }] of vectors) {
+    const norm = node.opType === 'EmbedLayerNormalization' ? normOfEmbeddings(graph, g, node) : undefined
+    for (const [at, pieces] of inputs) {
+      const value = joined(graph, g, node.input[at], pieces)
+      if (norm !== undefined) graph.setInput(norm, at - GAMMA + 1, value)
+      else if (node === linear?.node && linear.form.isQuantized) {
+        // Behind a product by integers, whose own gradient knows of its float input alone.
+        graph.setInput(node, at, '')
+        graph.putBehind(node.output[0], (product) => g.add(product, value), 'product')
+      } else graph.setInput(node, at, value)
+    }
   }
+  return { trained, weights }
 }
 
 function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[]): Value {
@@ -178,12 +173,6 @@ function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto 
   return norm
 }
 
-/** Behind a product by integers, whose own gradient knows of its float input alone. */
-function addBehind(graph: Graph, g: Builder, node: NodeProto, at: number, value: Value): void {
-  graph.setInput(node, at, '')
-  graph.putBehind(node.output[0], (product) => g.add(product, value), 'product')
-}
-
 /** Lookups of these tokens get rows that are inputs, in the place of the base's. */
 export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): TrainedTensor[] {
   const { graph } = g
@@ -197,9 +186,7 @@ export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): Trained
       graph.putBehind(last.output[0], (base) => g.where(isTrained, g.matmul(places, inputOf(name)), base))
     }
   }
-  return rows.map(({ name, tokens, features }) => {
-    return { name, input: inputOf(name), shape: [tokens.length, features] }
-  })
+  return rows.map(({ name, tokens, features }) => ({ name, input: inputOf(name), shape: [tokens.length, features] }))
 }
 
 /**

@@ -26,11 +26,7 @@ export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array 
 /** Finds the sites, before linear layers get theirs. `inject` gives them their inputs. */
 export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vector>) {
   const embeddings = findEmbeddings(graph).filter(({ name }) => needs.has(name))
-  const vectors = Array.from(wanted, ({ name, base }) => ({
-    name,
-    base,
-    places: placesOf(graph, name, [base.length]),
-  }))
+  const vectors = Array.from(wanted, ({ name, base }) => ({ name, base, places: placesOf(graph, name, [base.length]) }))
   return {
     inject(): Omit<Site, 'roles'>[] {
       injectEmbeddings(graph, embeddings, needs)
@@ -156,19 +152,18 @@ function filled(graph: Graph, like: Value, value: 0 | 1): Value {
  * - scale, (D) or (rows, 1, D): multiplies them, for DoRA. B holds it as well
  * - A (t·V, r) and B (r, D) or (rows, r, D): A[x]·B is added
  *
- * @param needs what each module gets; those without an entry stay
+ * @param needs what each module gets
  */
 function injectEmbeddings(graph: Graph, embeddings: readonly Linear[], needs: SiteNeeds): void {
-  const own = embeddings.filter(({ name }) => needs.has(name))
-  if (own.length === 0) return
+  if (embeddings.length === 0) return
   const g = new Builder(graph, 'lora')
   graph.inputs.push(valueInfo(SLOTS_INPUT, DataType.INT64))
-  for (const { name } of new Map(own.map((one) => [one.name, one])).values()) {
-    for (const role of needs.get(name) ?? []) {
+  for (const { name } of new Map(embeddings.map((one) => [one.name, one])).values()) {
+    for (const role of needs.get(name)!) {
       graph.inputs.push(valueInfo(siteInput(name, role), role === 'rowOf' ? DataType.INT64 : DataType.FLOAT))
     }
   }
-  for (const { name, input, last, k, dataType } of own) {
+  for (const { name, input, last, k, dataType } of embeddings) {
     const roles = needs.get(name)!
     const typed = (value: Value) => (dataType === DataType.FLOAT ? value : g.cast(value, dataType))
     const table = (role: 'A' | 'rows' | 'rowOf', index: Value) => g.op('Gather', [siteInput(name, role), index])

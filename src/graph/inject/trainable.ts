@@ -4,7 +4,7 @@
 import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { sourceOf } from '../fuse/patterns.js'
-import { dequantizerOf } from '../match/forms/dequantize.js'
+import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
@@ -220,7 +220,7 @@ export class TrainableLinears {
     const g = this.g
     const { node, form, fused, d } = linear
     const isGemm = node.opType === 'Gemm'
-    const dequantizer = dequantizerOf(form)
+    const dequantizer = DEQUANTIZERS[form.name]
     const weight = dequantizer?.whole(g, linear) ?? node.input[1]
     const isTransposed = dequantizer === undefined && isGemm ? intAttribute(node, 'transB', 0) === 1 : linear.transposed
     const product = g.op('Gemm', [rows, weight], { transB: isTransposed ? 1 : 0 })

@@ -29,16 +29,11 @@ interface Attention {
   readonly bias?: Value | undefined
 }
 
-interface Attended {
-  /** (B, S, heads·d) */
-  readonly output: Value
-  /** (B, keyHeads, T, d): what a cache holds. */
-  readonly presentKey: () => Value
-  readonly presentValue: () => Value
-}
-
-/** softmax(s·q·kᵀ + mask + bias)·v, with the scores first squashed to ±softcap if it is set. */
-function attend(g: Builder, attention: Attention): Attended {
+/**
+ * softmax(s·q·kᵀ + mask + bias)·v, with the scores first squashed to ±softcap if it is set: (B, S, heads·d). Behind it
+ * what a cache holds, keys and values (B, keyHeads, T, d).
+ */
+function attend(g: Builder, attention: Attention): [output: Value, keys: Value, values: Value] {
   const { query, key, value, heads, keyHeads, softcap = 0, mask, bias } = attention
   const group = heads / keyHeads
   const split = (x: Value, ...axes: number[]) => g.reshape(x, g.int([0, 0, ...axes, -1]))
@@ -60,7 +55,7 @@ function attend(g: Builder, attention: Attention): Attended {
   const weights = g.op('Softmax', [scores], { axis: -1 })
   const output = split(g.transpose(g.matmul(weights, v), fromHeads))
   const present = (x: Value) => (isGrouped ? g.op('Squeeze', [x, g.int([2])]) : x)
-  return { output, presentKey: () => present(k), presentValue: () => present(v) }
+  return [output, present(k), present(v)]
 }
 
 /** A bias that is broadcast to (B, heads, S, T), as it is to (B, keyHeads, group, S, T). */
@@ -93,11 +88,6 @@ function causalMask(g: Builder, tokens: Value, window = -1): Value {
 
 function scoreAttributes(context: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
   return { scale: setAttribute(context, 'scale'), softcap: floatAttribute(context.node, 'softcap', 0) }
-}
-
-/** Caches only where they are read. */
-function outputsOf({ reads }: LoweringContext, { output, presentKey, presentValue }: Attended): ReturnType<Lowering> {
-  return [output, reads(1) ? presentKey() : undefined, reads(2) ? presentValue() : undefined]
 }
 
 /** Each key head serves as many query heads as the others. */
@@ -135,13 +125,12 @@ const groupQueryAttention: Lowering = (context) => {
     query = rotate(context, query, heads)
     key = rotate(context, key, keyHeads)
   }
-  const attended = attend(g, {
+  return attend(g, {
     ...{ query, key, value, heads, keyHeads },
     ...scoreAttributes(context),
     mask: context.shared(`causal mask for ${inputs[5]}, ${window}`, () => causalMask(g, first, window)),
     bias: inputs[10] || undefined,
   })
-  return outputsOf(context, attended)
 }
 
 /** The rotary operator has a gradient rule; without position_ids a run's tokens count from 0. */
@@ -178,7 +167,7 @@ const multiHeadAttention: Lowering = (context) => {
       g.add(flat(x), g.op('Gather', [rows, g.int(i)], { axis: 0 })),
     )
   }
-  return outputsOf(context, attendPerHead(context, { query, key, value, heads, tokens: first, padding, attentionBias }))
+  return attendPerHead(context, { query, key, value, heads, tokens: first, padding, attentionBias })
 }
 
 /** Self-attention with its own projection, x·w + b = [q, k, v]. */
@@ -193,7 +182,7 @@ const projectedAttention: Lowering = (context) => {
     return refuse(context, 'training needs the width of its weight, which the graph does not tell')
   const [query, key, value] = project(g, node, width).parts
   const [tokens, padding, attentionBias] = [inputs[0], inputs[3], inputs[5]]
-  return [attendPerHead(context, { query, key, value, heads, tokens, padding, attentionBias }).output]
+  return attendPerHead(context, { query, key, value, heads, tokens, padding, attentionBias }).slice(0, 1)
 }
 
 interface PerHead extends Pick<Attention, 'query' | 'key' | 'value' | 'heads'> {
@@ -204,7 +193,7 @@ interface PerHead extends Pick<Attention, 'query' | 'key' | 'value' | 'heads'> {
   readonly attentionBias: Value | undefined
 }
 
-function attendPerHead(context: LoweringContext, { tokens, padding, attentionBias, ...parts }: PerHead): Attended {
+function attendPerHead(context: LoweringContext, { tokens, padding, attentionBias, ...parts }: PerHead) {
   const { g, node } = context
   const hidden = padding ? paddingBias(context, padding, tokens, parts.key) : undefined
   return attend(g, {
@@ -275,14 +264,13 @@ const standardAttention: Lowering = (context) => {
   if (isSeen === undefined) return refuse(context, `training needs the type of ${mask}, which the graph does not tell`)
   const swap = (x: Value) => (isSplit ? g.transpose(x, [0, 2, 1, 3]) : x)
   const [query, key, value] = inputs.slice(0, 3).map(swap)
-  const attended = attend(g, {
+  const [output, ...cached] = attend(g, {
     ...{ query, key, value, heads, keyHeads },
     ...scoreAttributes(context),
     mask: intAttribute(node, 'is_causal', 0) === 1 ? causalMask(g, query) : undefined,
     bias: isSeen ? g.where(mask, g.float(0), g.float(LOWEST)) : mask || undefined,
   })
-  if (!isSplit) return outputsOf(context, attended)
-  return outputsOf(context, { ...attended, output: swap(g.reshape(attended.output, g.int([0, 0, heads, -1]))) })
+  return [isSplit ? swap(g.reshape(output, g.int([0, 0, heads, -1]))) : output, ...cached]
 }
 
 export const ATTENTION: Readonly<Record<string, Lowering>> = {

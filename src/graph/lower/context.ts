@@ -13,11 +13,10 @@ export interface LoweringContext {
   readonly node: NodeProto
   /** '' where an optional one is absent. */
   readonly inputs: readonly Value[]
-  readonly reads: (output: number) => boolean
   readonly shared: (key: string, make: () => Value) => Value
 }
 
-/** In order; undefined only for outputs that nobody reads. */
+/** The outputs in order; undefined only for those that nobody reads. */
 export type Lowering = (context: LoweringContext) => (Value | undefined)[]
 
 export function refuse({ node }: LoweringContext, what: string): never {

@@ -60,10 +60,7 @@ export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = gra
   }
   if (refusals.length === 1) throw refusals[0]
   if (refusals.length > 1) {
-    throw new UnsupportedError({
-      where: 'training',
-      what: refusals.map(({ message }) => message).join('; '),
-    })
+    throw new UnsupportedError({ where: 'training', what: refusals.map(({ message }) => message).join('; ') })
   }
 }
 
@@ -75,7 +72,7 @@ function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: Lowe
     return graph.consumers(name).length > 0 || graph.outputs.some((entry) => entry.name === name)
   }
   const g = new Builder(graph, node.name || outputs[0])
-  const values = lowering({ g, node, inputs: [...node.input], reads, shared })
+  const values = lowering({ g, node, inputs: [...node.input], shared })
   for (const [i, name] of outputs.entries()) {
     if (values[i] !== undefined || !reads(i)) continue
     throw new UnsupportedError({

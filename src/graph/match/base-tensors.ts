@@ -103,7 +103,8 @@ export function trainableTensor<T extends BaseTensor>(
   if (shape !== undefined && found.shape.join() !== shape.join()) throw shapeError(name, found.shape, shape)
   const { problem } = found
   if (problem !== undefined) {
-    const node = nodeOf(found.places[0])
+    const [place] = found.places
+    const { node } = place.kind === 'weight' ? place.linear : place.place
     throw new UnsupportedError({
       where: name,
       what: `it cannot be trained whole on this graph: ${problem}`,
@@ -112,8 +113,4 @@ export function trainableTensor<T extends BaseTensor>(
     })
   }
   return found
-}
-
-function nodeOf(place: TensorPlace): Place['node'] {
-  return place.kind === 'weight' ? place.linear.node : place.place.node
 }

@@ -27,11 +27,8 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
   if (typeof targetModules !== 'string') {
     for (const entry of targetModules) {
       const isMatch = targetMatcher({ targetModules: [entry] })
-      nonEmpty(
-        candidates.filter(({ name }) => isMatch(name)),
-        entry,
-        linears,
-      )
+      const found = candidates.filter(({ name }) => isMatch(name))
+      nonEmpty(found, entry, linears)
     }
   }
   const isMatch = targetMatcher(rules)

@@ -106,9 +106,7 @@ export function unsplitOwner(linears: readonly Linear[], module: string): Linear
   const own = Object.entries(PACKED).find(([, parts]) => parts.includes(module.slice(at)))
   if (own === undefined) return undefined
   const whole = module.slice(0, at) + own[0]
-  return linears.find(({ name, fused }) => {
-    return fused === undefined && endAlike(name, whole)
-  })
+  return linears.find(({ name, fused }) => fused === undefined && endAlike(name, whole))
 }
 
 /** A layer, or some of its outputs: those from `start` on. */

@@ -79,11 +79,7 @@ export async function placeReplacement(
   const others = placesOf(graph, name, shape)
   if (others.length === 0) {
     const ops = graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
-    refuse(
-      name,
-      'the graph has no tensor that is certain to be this one',
-      ops.length === 0 ? 'no node' : ops.join(', '),
-    )
+    refuse(name, 'the graph has no tensor that is certain to be this one', ops.join(', ') || 'no node')
   }
   const offset = normOffset(graph, places.config, name) ?? refuse(name, UNKNOWN_OFFSET, typeOf(places.config))
   return others.map((place) => ({ kind: 'other', place, offset }))

@@ -120,15 +120,8 @@ function takenBy(graph: Graph, node: NodeProto, output: Value, known: ReadonlyMa
 function ofConstant(tensor: TensorProto): Known {
   const dims = dimsOf(tensor)
   const isSmall = !isExternal(tensor) && elementCount(dims) <= MAX_CONSTANT
-  const data = isSmall ? integersOf(tensor) : undefined
-  return {
-    elemType: tensor.dataType,
-    points: [
-      { dims, data },
-      { dims, data },
-    ],
-    ...(isSmall && { constant: tensor }),
-  }
+  const point = { dims, data: isSmall ? integersOf(tensor) : undefined }
+  return { elemType: tensor.dataType, points: [point, point], ...(isSmall && { constant: tensor }) }
 }
 
 function ofTensors(tensors: readonly RuntimeTensor[], isContent: boolean): Known {

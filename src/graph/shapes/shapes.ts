@@ -26,6 +26,11 @@ export class ShapeMap extends Map<Value, ProbedShape> {
   readonly contents = new Map<Value, ProbedContent>()
 }
 
+/** A shape whose dims are changed alike at both points. */
+export function mapShape({ dims, other }: ProbedShape, change: (dims: readonly number[]) => number[]): ProbedShape {
+  return { dims: change(dims), other: change(other) }
+}
+
 /** Negative axes count from the end. */
 export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.other.at(axis)

@@ -178,18 +178,12 @@ class Block {
   #cut(value: Value, hasQueries: boolean, keyAxis?: number): Value {
     const g = this.#g
     const [start, end, first, last] = this.#place
-    const cuts = [
-      ...(hasQueries ? [[start, end, -2] as const] : []),
-      ...(keyAxis ? [[first, last, keyAxis] as const] : []),
-    ]
+    const cuts: (readonly [from: Value, to: Value, axis: number])[] = []
+    if (hasQueries) cuts.push([start, end, -2])
+    if (keyAxis) cuts.push([first, last, keyAxis])
     if (cuts.length === 0) return value
-    const [from, to] = [0, 1].map((i) =>
-      g.concat(
-        cuts.map((cut) => cut[i] as Value),
-        0,
-      ),
-    )
-    return g.op('Slice', [value, from, to, g.int(cuts.map(([, , axis]) => axis))])
+    const bounds = ([0, 1] as const).map((i) => cuts.map((cut) => cut[i]))
+    return g.op('Slice', [value, ...bounds.map((of) => g.concat(of, 0)), g.int(cuts.map(([, , axis]) => axis))])
   }
 
   #padded(value: Value, rank: number, axis: number, [before, behind]: readonly [Value, Value]): Value {

@@ -5,7 +5,7 @@ import type { CustomGradients, GradientPath } from '../gradients/backward.js'
 import { isMadeWhole } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import { dimsOfInput } from '../inputs/roles.js'
-import { dequantizerOf } from '../match/forms/dequantize.js'
+import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import { findProduct } from '../match/forms/forms.js'
 import { ownBiasInput } from '../match/parameters.js'
 import type { ShapeMap } from '../shapes/shapes.js'
@@ -73,7 +73,7 @@ export function keepOneCopy(graph: Graph, shapes: ShapeMap, values: ReadonlySet<
     if (product === undefined || product.problem !== undefined || !isMadeWhole(product)) return []
     const { form, input, output, d } = product
     if (!values.has(input) || shapes.get(input)?.dims.length !== 2) return []
-    const weight = dequantizerOf(form)?.rows?.(weights, product, 0, d)
+    const weight = DEQUANTIZERS[form.name]?.rows?.(weights, product, 0, d)
     return weight === undefined ? [] : [{ node, input, output, weight }]
   })
   // In front of all others, so that each is made right before the product that reads it.

@@ -10,7 +10,6 @@ import {
   isExternal,
   type ModelProto,
   type NodeProto,
-  type TensorProto,
   weightRange,
 } from '../../formats/onnx/tensors.js'
 import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
@@ -121,7 +120,11 @@ function withEmbedding(embedding: OnnxModel, { onnx: decoder, config }: Model): 
 function oneModel(front: OnnxModel, first: ModelProto, back: OnnxModel, last: ModelProto, link: string): OnnxModel {
   const files = new Map(back.files)
   for (const [location, file] of front.files) files.set(ENCODER_FILES + location, file)
-  const moved = mapTensors(first, (tensor) => withFolder(tensor, front.name))
+  const moved = mapTensors(first, (tensor) => {
+    if (!isExternal(tensor)) return tensor
+    const range = weightRange(tensor, front.name)
+    return externalTensor(tensor, { ...range, location: ENCODER_FILES + range.location })
+  })
   return new OnnxModel(back.name, back.fileName, together(moved, last, back.name, link), files)
 }
 
@@ -157,12 +160,6 @@ function scopesWithin({ metadataProps }: NodeProto, place: (module: string) => s
     const moved = names.map((name, i) => (name === '' || i === names.length - 1 ? name : place(name)))
     return copyMessage(entry, { value: `[${moved.map((name) => `'${name}'`).join(', ')}]` })
   })
-}
-
-function withFolder(tensor: TensorProto, where: string): TensorProto {
-  if (!isExternal(tensor)) return tensor
-  const range = weightRange(tensor, where)
-  return externalTensor(tensor, { ...range, location: ENCODER_FILES + range.location })
 }
 
 function together(first: ModelProto, last: ModelProto, where: string, link: string): ModelProto {

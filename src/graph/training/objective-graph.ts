@@ -49,10 +49,8 @@ export class ObjectiveGraph {
   readonly checks: ShapeCheck[] = []
   readonly predictions: Value[] = []
   readonly fedGradients: { readonly value: Value; readonly input: string }[] = []
-  readonly graph: Graph
 
-  constructor(graph: Graph) {
-    this.graph = graph
+  constructor(readonly graph: Graph) {
     this.g = new Builder(graph, 'objective')
   }
 

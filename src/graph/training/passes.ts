@@ -265,12 +265,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
       work.copies = recompute(graph, shapes, LOSS, { elements, tokens: options.tokens ?? Number.POSITIVE_INFINITY })
     },
   },
-  {
-    name: 'compute the loss first',
-    needs: ['recomputed'],
-    gives: [],
-    run: ({ graph }) => computeFirst(graph, LOSS),
-  },
+  { name: 'compute the loss first', needs: ['recomputed'], gives: [], run: ({ graph }) => computeFirst(graph, LOSS) },
   {
     name: 'declare shapes',
     needs: ['recomputed'],
@@ -304,9 +299,7 @@ export function computeFirst(graph: Graph, output: Value): void {
 }
 
 function zeros(parameters: readonly TrainedTensor[]): Feeds {
-  const feeds: Feeds = {}
-  for (const { input, shape } of parameters) {
-    feeds[input] = { type: 'float32', data: new Float32Array(elementCount(shape)), dims: shape }
-  }
-  return feeds
+  const zero = (dims: readonly number[]) =>
+    ({ type: 'float32', data: new Float32Array(elementCount(dims)), dims }) as const
+  return Object.fromEntries(parameters.map(({ input, shape }) => [input, zero(shape)]))
 }

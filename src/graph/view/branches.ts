@@ -108,9 +108,7 @@ export class Branches {
     const local = new Map<string, string>()
     const rename = (name: string): string => {
       let free = name
-      for (let i = 1; into.names.has(free); i++) {
-        free = `${name}${SEPARATOR}${attribute.name}${i === 1 ? '' : `_${i}`}`
-      }
+      for (let i = 1; into.names.has(free); i++) free = `${name}${SEPARATOR}${attribute.name}${i === 1 ? '' : `_${i}`}`
       into.names.add(free)
       local.set(name, free)
       return free
@@ -155,9 +153,7 @@ export class Branches {
   }
 
   #named(nodes: readonly NodeProto[], makers: ReadonlyMap<string, Branch | undefined>): NodeProto[] {
-    const nameOf = (name: string): string => {
-      return makers.get(name)?.fileNames.get(name) ?? name
-    }
+    const nameOf = (name: string): string => makers.get(name)?.fileNames.get(name) ?? name
     return nodes.map((node) =>
       copyMessage(node, {
         input: node.input.map(nameOf),

@@ -76,9 +76,7 @@ export class HeldWeights implements Trained {
     const norm = gradientNorm(this.#sums)
     if (!Number.isFinite(loss)) return norm
     this.#parameters.forEach((parameter, i) => void this.#lastGood[i].set(parameter))
-    if (Number.isFinite(norm)) {
-      this.#optimizer.step(this.#sums, learningRate, clipFactor(norm, this.#maxGradNorm))
-    }
+    if (Number.isFinite(norm)) this.#optimizer.step(this.#sums, learningRate, clipFactor(norm, this.#maxGradNorm))
     return norm
   }
 

@@ -9,7 +9,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, productOf } from './form.js'
-import { castConstant, integerForm, integerType } from './integers.js'
+import { castConstant, INTEGER_TYPES, integerForm } from './integers.js'
 
 export const DEQUANTIZE_LINEAR: Form = integerForm({
   name: 'DequantizeLinear',
@@ -42,7 +42,7 @@ export const DEQUANTIZE_LINEAR: Form = integerForm({
     const { maker } = dequantizer(graph, node.input[1])!
     const tensor = graph.constant(maker.input[0]) as TensorProto
     return {
-      ...{ tensor, type: integerType(tensor.dataType)!, width: dimsOf(tensor)[1] },
+      ...{ tensor, type: INTEGER_TYPES[tensor.dataType]!, width: dimsOf(tensor)[1] },
       ...{ scales: maker.input[1], zeroPoints: maker.input[2], scaleAt: scaleIndex(graph, maker) },
     }
   },
@@ -73,7 +73,7 @@ function scaleIndex(graph: Graph, maker: NodeProto): (row: number, column: numbe
 }
 
 function problemOf(graph: Graph, maker: NodeProto, tensor: TensorProto): string | undefined {
-  if (integerType(tensor.dataType) === undefined) return `integers of type ${dataTypeName(tensor.dataType)}`
+  if (INTEGER_TYPES[tensor.dataType] === undefined) return `integers of type ${dataTypeName(tensor.dataType)}`
   const found = castConstant(graph, maker.input[1])
   if (found === undefined || FLOAT_DTYPES[found.dataType] === undefined) return 'scales that are no float constant'
   const scales = found.tensor

@@ -6,7 +6,7 @@ import { type Attributes, intAttribute } from '../../view/attributes.js'
 import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { dequantizer } from './dequantize-linear.js'
-import type { Form, FormName, Product } from './form.js'
+import type { FormName, Product } from './form.js'
 import { countOf, type RowRange, viewOf } from './integers.js'
 import { TABLES } from './matmul-bnb4.js'
 import { type IntegerWeight, integerWeight } from './matmul-integer.js'
@@ -158,15 +158,11 @@ const LINEAR: Dequantizer = {
   },
 }
 
-const DEQUANTIZERS: Partial<Record<FormName, Dequantizer>> = {
+/** Weights of floats, and forms that are not trained, have none. */
+export const DEQUANTIZERS: Partial<Record<FormName, Dequantizer>> = {
   MatMulNBits: NBITS,
   MatMulBnb4: BNB4,
   MatMulInteger: INTEGERS,
   DynamicQuantizeMatMul: INTEGERS,
   DequantizeLinear: LINEAR,
-}
-
-/** Undefined for weights of floats, and for forms that are not trained. */
-export function dequantizerOf({ name }: Form): Dequantizer | undefined {
-  return DEQUANTIZERS[name]
 }

@@ -25,15 +25,11 @@ export interface IntegerType {
   readonly isSigned: boolean
 }
 
-const INTEGER_TYPES: Partial<Record<number, IntegerType>> = {
+export const INTEGER_TYPES: Partial<Record<number, IntegerType>> = {
   [DataType.UINT4]: { bits: 4, isSigned: false },
   [DataType.INT4]: { bits: 4, isSigned: true },
   [DataType.UINT8]: { bits: 8, isSigned: false },
   [DataType.INT8]: { bits: 8, isSigned: true },
-}
-
-export function integerType(dataType: number | undefined): IntegerType | undefined {
-  return dataType === undefined ? undefined : INTEGER_TYPES[dataType]
 }
 
 /** The lower half of a byte comes first. */

@@ -11,13 +11,13 @@ import { operatorOf } from '../../view/operators.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { constantWeight, openFloatLines } from './float-product.js'
 import { type Form, type Linear, productOf } from './form.js'
-import { castConstant, countOf, type IntegerType, integerForm, integerType } from './integers.js'
+import { castConstant, countOf, INTEGER_TYPES, type IntegerType, integerForm } from './integers.js'
 
 /** The output of graphs that are an embedding alone, and its module in all models that are exported so. */
 const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']
 
 function blockType(node: NodeProto, tensor: TensorProto): IntegerType | undefined {
-  if (tensor.dataType !== DataType.UINT8) return integerType(tensor.dataType)
+  if (tensor.dataType !== DataType.UINT8) return INTEGER_TYPES[tensor.dataType]
   const bits = intAttribute(node, 'bits', 4)
   return bits === 4 || bits === 8 ? { bits, isSigned: false } : undefined
 }
@@ -74,7 +74,7 @@ const INTEGERS: Form = integerForm({
     if (operatorOf(node) !== 'Gather' || intAttribute(node, 'axis', 0) !== 0) return undefined
     const tensor = graph.constant(node.input[0])
     const [last, ...others] = graph.consumers(node.output[0])
-    if (tensor === undefined || tensor.dims.length !== 2 || integerType(tensor.dataType)?.bits !== 8) return undefined
+    if (tensor === undefined || tensor.dims.length !== 2 || INTEGER_TYPES[tensor.dataType]?.bits !== 8) return undefined
     if (last?.opType !== 'DequantizeLinear' || others.length > 0) return undefined
     const [k, d] = dimsOf(tensor)
     const scale = castConstant(graph, last.input[1])
@@ -89,7 +89,7 @@ const INTEGERS: Form = integerForm({
 
   matrix(graph, { last, weight, d }) {
     const tensor = graph.constant(weight) as TensorProto
-    const type = integerType(tensor.dataType) as IntegerType
+    const type = INTEGER_TYPES[tensor.dataType] as IntegerType
     const [, scales, zeroPoints] = last.input
     return { tensor, type, width: d, scales, zeroPoints, block: d, scaleAt: () => 0 }
   },

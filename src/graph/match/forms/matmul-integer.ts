@@ -7,7 +7,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, type Product, productOf } from './form.js'
-import { countOf, integerForm, integerType } from './integers.js'
+import { countOf, INTEGER_TYPES, integerForm } from './integers.js'
 
 export interface IntegerWeight {
   readonly weight: Value
@@ -99,13 +99,13 @@ function matrix(graph: Graph, found: Product) {
   const tensor = graph.constant(weight) as TensorProto
   const placeIn = (value: Value) => (countOf(graph, value) === 1 ? () => 0 : (_: number, output: number) => output)
   return {
-    ...{ tensor, type: integerType(tensor.dataType)!, width: found.d, scales: scale, zeroPoints: zeroPoint },
+    ...{ tensor, type: INTEGER_TYPES[tensor.dataType]!, width: found.d, scales: scale, zeroPoints: zeroPoint },
     ...{ scaleAt: placeIn(scale), zeroAt: placeIn(zeroPoint) },
   }
 }
 
 function problemOf(graph: Graph, tensor: TensorProto, parts: IntegerWeight | undefined, d: number): string | undefined {
-  if (integerType(tensor.dataType)?.bits !== 8) return 'a weight that is not int8 or uint8'
+  if (INTEGER_TYPES[tensor.dataType]?.bits !== 8) return 'a weight that is not int8 or uint8'
   const scales = parts && graph.constant(parts.scale)
   if (parts === undefined || scales === undefined || FLOAT_DTYPES[scales.dataType] === undefined) {
     return 'scales that are no float constant'
