@@ -17,6 +17,8 @@ import {
   withoutFloat16Array,
 } from '../runtime/runtime.js'
 
+export { floatsOf } from '../runtime/runtime.js'
+
 const DIMS = listOf(kind('an integer of at least 0', (value) => Number.isSafeInteger(value) && (value as number) >= 0))
 
 const DATA = kind(
