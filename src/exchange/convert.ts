@@ -7,11 +7,6 @@ import { openAdapter } from '../peft/open.js'
 import type { WriteSettings } from './format.js'
 import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
 
-export interface ConvertSettings extends WriteSettings {
-  readonly to: AdapterFormat
-  readonly out: Place
-}
-
 /** Result of `convertAdapter`. */
 export interface ConvertReport {
   /** The format that the source was found to have; `memory` for an adapter in memory. */
@@ -27,7 +22,7 @@ export interface ConvertReport {
 
 export async function convert(
   source: LoraAdapter | Place,
-  { to, out, ...settings }: ConvertSettings,
+  { to, out, ...settings }: WriteSettings & { readonly to: AdapterFormat; readonly out: Place },
 ): Promise<ConvertReport> {
   const { ending, dtypes = [], load } = formatOf(to)
   const allowed = ['fp32', 'fp16', 'bf16', 'keep', ...dtypes]

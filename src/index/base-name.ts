@@ -3,18 +3,16 @@
 // doubted.
 
 import { type Directory, readLeniently } from '../base/bytes.js'
+import type { Model } from '../graph/model-folder.js'
 import { readBaseRecord } from '../peft/files.js'
-
-export interface NamedBase {
-  readonly directory: Directory
-  /** config.json */
-  readonly config: Readonly<Record<string, unknown>>
-}
 
 const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8|bnb4|4bit|8bit|quantized|hf)$/
 
-export function otherBase(adapter: string, named: string | undefined, base: NamedBase): string | undefined {
-  const { directory, config } = base
+export function otherBase(
+  adapter: string,
+  named: string | undefined,
+  { directory, config }: Pick<Model, 'directory' | 'config'>,
+): string | undefined {
   const { hubId } = directory
   if (named === undefined || hubId === undefined) return undefined
   // config.json names what the model was made from as often as the model itself: that can only agree.

@@ -23,12 +23,10 @@ export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent
   resume(): void
 }
 
-export interface RunHooks {
-  readonly on: unknown
-  wait(): Promise<void> | undefined
-}
-
-export function followRun(on: unknown, start: (hooks: RunHooks) => Promise<TrainResult>): TrainRun {
+export function followRun(
+  on: unknown,
+  start: (hooks: { on: unknown; wait(): Promise<void> | undefined }) => Promise<TrainResult>,
+): TrainRun {
   const listeners = new Set<(event: TrainEvent) => void>()
   let paused: { promise: Promise<void>; end: () => void } | undefined
   const tell = (event: TrainEvent) => {

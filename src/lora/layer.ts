@@ -23,6 +23,7 @@ import {
   resolveConfigOf,
 } from './config.js'
 import { addDelta, magnitudeScales, rowNorms, scale } from './delta.js'
+import { addKept, dropFrom } from './dropout.js'
 import {
   copyVector,
   Factors,
@@ -377,31 +378,5 @@ export class LoraLayer extends FactorPart {
 
   #where(member: string): string {
     return where(this.name, member)
-  }
-}
-
-/**
- * Inverted dropout (Srivastava et al. 2014), in place: kept elements grow by 1/(1 − p), so that the mean stays. Returns
- * 1 for those, 0 for the others.
- */
-export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array {
-  const keep = new Uint8Array(data.length)
-  for (let i = 0; i < keep.length; i++) {
-    keep[i] = random.uniform() < dropout ? 0 : 1
-    data[i] = keep[i] === 1 ? data[i] / (1 - dropout) : 0
-  }
-  return keep
-}
-
-/** input += branch, in place, through the dropout that kept `keep`; undefined: without dropout. */
-function addKept(
-  input: Pick<Matrix, 'data'>,
-  branch: Pick<Matrix, 'data'>,
-  dropout: number,
-  keep: Uint8Array | undefined,
-): void {
-  const factor = keep === undefined ? 1 : 1 / (1 - dropout)
-  for (let i = 0; i < input.data.length; i++) {
-    if (keep === undefined || keep[i] === 1) input.data[i] += branch.data[i] * factor
   }
 }

@@ -139,12 +139,12 @@ function isParameter(
   return !isAllLinear(config.targetModules) || ranks > configForLayer(config, `${module}.${bare}`).rank
 }
 
-interface Level {
-  readonly key: string
-  readonly tensors: FoundFactors['tensors'] | undefined
-}
-
-function assign(module: string, levels: readonly Level[], config: LoraConfig, file: string): readonly string[] {
+function assign(
+  module: string,
+  levels: readonly Partial<FoundFactors>[],
+  config: LoraConfig,
+  file: string,
+): readonly string[] {
   const names = meantParameters(module, levels.length, config.targetParameters)
   const shown = levels.find(({ tensors }) => tensors?.weightA !== undefined)?.tensors?.weightA?.name ?? module
   if (names.length !== levels.length) {

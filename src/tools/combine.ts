@@ -19,11 +19,6 @@ import { assemble, changeOf, isFactorPart, type NewLayer, shellOf } from './fact
 import { type RankReport, totalError } from './resize.js'
 import { openBaseWeights } from './to-plain.js'
 
-export interface CombineInput {
-  readonly adapter: LoraAdapter | Directory
-  readonly weight: number
-}
-
 /** Result of {@link combineAdapters}. */
 export interface CombineResult {
   /** The adapter that holds the change of all. */
@@ -44,7 +39,7 @@ interface Opened {
 }
 
 export async function combineAdapters(
-  inputs: readonly CombineInput[],
+  inputs: readonly { readonly adapter: LoraAdapter | Directory; readonly weight: number }[],
   { onProgress, signal, ...settings }: CombineSettings,
   base?: Place,
 ): Promise<CombineResult> {

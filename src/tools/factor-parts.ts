@@ -16,10 +16,7 @@ export interface NewLayer {
   readonly change: Change
 }
 
-interface UniformRank {
-  readonly rank: number
-  readonly useRslora: boolean
-}
+type UniformRank = Pick<LoraConfig, 'rank' | 'useRslora'>
 
 /** The settings of `config` stay but for those of rank and training. `layers` is empty afterwards, to free memory. */
 export function assemble(

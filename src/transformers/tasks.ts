@@ -64,17 +64,15 @@ export function pipelineClass<T>(transformers: TransformersModule, task: Pipelin
 }
 
 /** The tables in which the Auto classes of transformers.js look models up. */
-interface AutoClass {
-  readonly MODEL_CLASS_MAPPINGS: readonly ReadonlyMap<string, string>[]
-  readonly BASE_IF_FAIL?: boolean
-}
-
 export function modelClass(
   transformers: TransformersModule,
   task: PipelineTask,
   { config, name }: Model,
 ): Class<PreTrainedModel> {
-  const auto = classNamed(transformers, CLASSES[task].auto) as unknown as AutoClass
+  const auto = classNamed(transformers, CLASSES[task].auto) as unknown as {
+    readonly MODEL_CLASS_MAPPINGS: readonly ReadonlyMap<string, string>[]
+    readonly BASE_IF_FAIL?: boolean
+  }
   const type = String(config.model_type)
   const found = auto.MODEL_CLASS_MAPPINGS.map((mapping) => mapping.get(type)).find((one) => one !== undefined)
   if (found !== undefined) return classNamed<PreTrainedModel>(transformers, found)

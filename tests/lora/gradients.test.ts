@@ -4,11 +4,12 @@
 import { describe, expect, test, vi } from 'vitest'
 import type { FloatArray, Tensor } from '../../src/base/tensor.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
-import { dropFrom, LoraLayer } from '../../src/lora/layer.js'
+import { dropFrom } from '../../src/lora/dropout.js'
+import { LoraLayer } from '../../src/lora/layer.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf } from '../golden.js'
 
 // Dropout draws a mask of its own: here it is the one that PyTorch was given.
-vi.mock('../../src/lora/layer.js', { spy: true })
+vi.mock('../../src/lora/dropout.js', { spy: true })
 
 const { versions: _, ...cases } = readJson(goldenPath('gradients', 'cases.json')) as Record<
   string,

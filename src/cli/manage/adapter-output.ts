@@ -1,7 +1,7 @@
 // Shared parts of the commands that write an adapter.
 
-import type { LoraAdapter, RankReport, ToolProgress } from '../../index.js'
-import { choice, required, toggle } from '../options.js'
+import type { ResizeResult, ToolProgress } from '../../index.js'
+import { choice, required, toggle, type Values } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { refuseFolder } from '../show/outputs.js'
 import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
@@ -10,17 +10,6 @@ export const ADAPTER_OUTPUT = {
   out: required('DIR', 'folder for the result'),
   outDtype: choice(['fp32', 'fp16', 'bf16', 'keep'], 'type of the factors in the result', 'keep'),
   json: toggle('print one JSON document on stdout'),
-}
-
-export function savedDtype(outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'): 'fp32' | 'fp16' | 'bf16' | undefined {
-  return outDtype === 'keep' ? undefined : outDtype
-}
-
-interface Made {
-  adapter: LoraAdapter
-  layers: RankReport[]
-  error: number
-  warnings?: string[]
 }
 
 export async function withProgress<T>(
@@ -35,15 +24,15 @@ export async function withProgress<T>(
 }
 
 export async function writeAdapter(
-  { out, outDtype, json }: { out: string; outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'; json: boolean },
-  work: Parameters<typeof withProgress<Made>>[0],
+  { out, outDtype, json }: Values<typeof ADAPTER_OUTPUT>,
+  work: Parameters<typeof withProgress<ResizeResult>>[0],
 ): Promise<number> {
   const node = await import('../../node.js')
   await refuseFolder(out)
   const made = await withProgress(work)
   if (made === undefined) return EXIT_INTERRUPTED
-  const { adapter, layers, error, warnings = [] } = made
-  await node.saveAdapter(adapter, out, { dtype: savedDtype(outDtype) })
+  const { adapter, layers, error, warnings } = made
+  await node.saveAdapter(adapter, out, { dtype: outDtype === 'keep' ? undefined : outDtype })
   if (json) printDocument({ out, layers, error, warnings, peakRssBytes: peakRssBytes() })
   else
     print(

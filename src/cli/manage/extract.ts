@@ -5,7 +5,7 @@ import { defineCommand } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
 import { refuseFolder } from '../show/outputs.js'
 import { colors, firstOf, peakRssBytes, print, printDocument, say, table } from '../show/terminal.js'
-import { ADAPTER_OUTPUT, savedDtype, withProgress } from './adapter-output.js'
+import { ADAPTER_OUTPUT, withProgress } from './adapter-output.js'
 
 export const extract = defineCommand({
   name: 'extract',
@@ -30,7 +30,7 @@ export const extract = defineCommand({
     const made = await withProgress((run) => node.extract({ ...options, ...run }))
     if (made === undefined) return EXIT_INTERRUPTED
     const { adapter, ...report } = made
-    await node.saveAdapter(adapter, out, { dtype: savedDtype(outDtype) })
+    await node.saveAdapter(adapter, out, { dtype: outDtype === 'keep' ? undefined : outDtype })
     const { layers, error, saved, skipped, missing } = report
     if (json) printDocument({ out, ...report, peakRssBytes: peakRssBytes() })
     else if (layers.length > 0) {

@@ -2,7 +2,7 @@
 
 import { rowsOfInput } from '../../node/command-line.js'
 import { flags } from '../flags.js'
-import { choice, text, UsageError } from '../options.js'
+import { choice, text, UsageError, type Values } from '../options.js'
 
 const TOGETHER = 64
 
@@ -12,13 +12,7 @@ export const ROW_OPTIONS = {
   format: choice(['jsonl', 'csv'], 'with --data: the form of the result on stdout', 'jsonl'),
 }
 
-interface RowValues {
-  readonly data: string | undefined
-  readonly columns: Record<string, string> | undefined
-  readonly format: 'jsonl' | 'csv'
-  readonly adapter: readonly string[]
-  readonly json: boolean
-}
+type RowValues = Values<typeof ROW_OPTIONS> & { readonly adapter: readonly string[]; readonly json: boolean }
 
 export function checkRowOptions({ data, adapter, json }: RowValues, texts: number): void {
   if (data === undefined) return

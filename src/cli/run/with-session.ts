@@ -3,9 +3,9 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { otherBase } from '../../index/base-name.js'
-import type { AdapterSession, DtypeChoice, LoraAdapter, LoraConfig } from '../../index.js'
+import type { AdapterSession, LoraAdapter, LoraConfig } from '../../index.js'
 import { flags } from '../flags.js'
-import { ADAPTER, MODEL, RUNS, repeated, text, toggle, UsageError } from '../options.js'
+import { ADAPTER, MODEL, RUNS, repeated, text, toggle, UsageError, type Values } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { colors, printable, say, warn } from '../show/terminal.js'
 
@@ -21,14 +21,7 @@ export const OUTPUT_OPTIONS = {
   json: toggle('print one JSON document on stdout'),
 }
 
-interface SessionValues {
-  readonly model: string | undefined
-  readonly dtype: DtypeChoice | undefined
-  readonly adapter: readonly string[]
-  readonly allowMissing: boolean
-  readonly device: readonly string[] | undefined
-  readonly threads: number | undefined
-}
+type SessionValues = Values<typeof SESSION_OPTIONS> & Pick<Values<typeof OUTPUT_OPTIONS>, 'device' | 'threads'>
 
 /** Opens a model with adapters for `use`, and closes it. `check` runs before the model is loaded. */
 export async function withSession(

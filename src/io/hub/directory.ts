@@ -46,11 +46,6 @@ export function hubName({ id, revision, path }: HubSource): string {
   return `${id}${revision === DEFAULT_REVISION ? '' : `@${revision}`}${path === '' ? '' : `/${path}`}`
 }
 
-export interface HubFiles {
-  readonly paths: ReadonlySet<string>
-  open(path: string): Promise<ByteSource>
-}
-
 export class HubDirectory extends ReadOnlyDirectory implements Directory {
   readonly name: string
   protected override readonly refusal = {
@@ -63,7 +58,7 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
   constructor(
     readonly source: HubSource,
     readonly commit: string,
-    private readonly files: HubFiles,
+    private readonly files: { readonly paths: ReadonlySet<string>; open(path: string): Promise<ByteSource> },
   ) {
     super()
     this.name = hubName(source)
