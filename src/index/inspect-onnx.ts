@@ -107,8 +107,7 @@ export async function inspectGraphs(
         const key = [name, form.name, layout].join()
         if (seen.has(key)) continue
         seen.add(key)
-        const { problem = null } = linear
-        const { run, merge, train } = abilitiesOf(linear)
+        const { run, merge, train, problem = null } = abilitiesOf(linear)
         const beside = branches.filter(({ factors }) => factors.some(({ module }) => module === name))
         const count = new Set(beside.map(({ number }) => number)).size
         const able = { run, merge: [...merge], train, problem, branches: count }

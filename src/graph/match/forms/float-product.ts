@@ -67,7 +67,7 @@ export const GEMM: Form = floatProduct('Gemm')
 
 const FLOATS: readonly number[] = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE]
 
-/** The 2-D float initializer behind a value, through Transpose, Cast and Identity. `dataType` is that after any Cast. */
+/** The 2-D float initializer behind a value, through Transpose, Cast and Identity. `dataType`: after any Cast. */
 export function constantWeight(graph: Graph, from: Value, transposed: boolean) {
   const { value, isSwapped, castTo } = sourceOf(graph, from)
   const tensor = graph.constant(value)

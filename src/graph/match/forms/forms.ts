@@ -45,5 +45,6 @@ export function abilitiesOf({ form, dataType, problem }: Product) {
       (dataType === DataType.FLOAT || dataType === DataType.FLOAT16) &&
       isReadable &&
       !(form.isQuantized && form.isLookup),
+    problem,
   }
 }
