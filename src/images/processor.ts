@@ -63,12 +63,7 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
   }
 }
 
-interface Target {
-  of(image: Size): [width: number, height: number]
-  readonly square: Size | undefined
-}
-
-function targetOf(size: unknown, crop: Size | undefined): Target {
+function targetOf(size: unknown, crop: Size | undefined) {
   const edge = isObject(size) ? size.shortest_edge : crop === undefined ? undefined : size
   if (isCount(edge) && !(isObject(size) && 'longest_edge' in size)) {
     // As transformers' get_resize_output_image_size.
@@ -77,7 +72,7 @@ function targetOf(size: unknown, crop: Size | undefined): Target {
     return { of, square: undefined }
   }
   const square = squareOf(size, 'size')
-  return { of: () => [square.width, square.height], square }
+  return { of: (_: Size): [number, number] => [square.width, square.height], square }
 }
 
 function centered(image: Pixels, crop: Size): Pixels {

@@ -26,10 +26,7 @@ const FILTERS: Readonly<Record<number, Filter>> = {
     },
   },
   4: { support: 0.5, weight: (x) => (x > -0.5 && x <= 0.5 ? 1 : 0) },
-  5: {
-    support: 1,
-    weight: (x) => (Math.abs(x) >= 1 ? 0 : sinc(x) * (0.54 + 0.46 * Math.cos(x * Math.PI))),
-  },
+  5: { support: 1, weight: (x) => (Math.abs(x) >= 1 ? 0 : sinc(x) * (0.54 + 0.46 * Math.cos(x * Math.PI))) },
 }
 
 /** Pillow's number of the filter that the settings name. */

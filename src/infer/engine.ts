@@ -43,12 +43,6 @@ export interface OpenRequest {
   options: SessionOptions & OutputOptions
 }
 
-export interface DecodingRequest extends TextRequest {
-  readonly mixes: readonly Mix[]
-  /** Bytes of the caches that are kept for later texts; 0 where the graph cannot begin behind them. */
-  readonly prefixBytes: number
-}
-
 /** The tokens from which on the adapters of rows count. */
 export interface Activation {
   /** The first one of each row; infinite for the base alone. */
@@ -121,8 +115,12 @@ export class InferEngine {
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
 
-  /** Returns the number of the new texts. They keep their adapters' arrays, even if an adapter leaves the session. */
-  startDecoding({ mixes, prefixBytes, ...request }: DecodingRequest): number {
+  /**
+   * Returns the number of the new texts. They keep their adapters' arrays, even if an adapter leaves the session.
+   *
+   * @param prefixBytes of the caches that are kept for later texts; 0 where the graph cannot begin behind them
+   */
+  startDecoding(request: TextRequest, mixes: readonly Mix[], prefixBytes: number): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
     const decoding = new Decoding(request, this.#factorsOf(distinct), rowOf, this.#open?.newRows)

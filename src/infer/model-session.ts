@@ -45,7 +45,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
-  #changes = 0
+  /** @internal How often adapters have come or gone: facts about them hold until then. */
+  changes = 0
   readonly #turns = new Turns()
   #disposal: Promise<void> | undefined
   #loading: Promise<unknown> | undefined
@@ -126,11 +127,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.outputNames
   }
 
-  /** @internal How often adapters have come or gone: facts about them hold until then. */
-  get changes(): number {
-    return this.#changes
-  }
-
   /** @internal See {@link GraphSession.newRows}. */
   get newRows(): NewRows | undefined {
     return this.#main.newRows
@@ -152,7 +148,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       this.checkOpen()
       if (!this.#adapters.includes(name)) refuseAdapter(name, this.#adapters)
       this.#adapters = this.#adapters.filter((other) => other !== name)
-      this.#changes++
+      this.changes++
       for (const graph of this.#graphs.values()) await graph.remove(name)
     })
   }
@@ -329,7 +325,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       for (const [i, graph] of graphs.entries()) await graph.requireInputs(parts[i])
       for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
       this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
-      this.#changes += adapters.length
+      this.changes += adapters.length
       for (const [name, { trainedOn }] of adapters) {
         if (trainedOn === undefined) continue
         const { otherWeights } = await import('../graph/base-record.js')

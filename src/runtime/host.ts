@@ -40,14 +40,6 @@ export async function settlesWithin(promise: Promise<unknown>, ms: number): Prom
   return Promise.race([settled, late]).finally(() => clearTimeout(timer))
 }
 
-function hungError(): RuntimeError {
-  return new RuntimeError({
-    where: 'ONNX Runtime',
-    what: `a run did not end within ${Math.ceil(STOP_MS / 1000)} seconds after it was to stop, and cannot be interrupted`,
-    hint: 'Nothing more can be done with it. In Node its thread ends with the run, or with the process',
-  })
-}
-
 interface WorkerControl {
   loadRuntime(specifier: string, wasm?: string, threads?: number): void
 }
@@ -63,11 +55,7 @@ export async function openEngine<T extends Disposable>(
     const [EngineClass, { runtimeOf, setWebThreads }] = await Promise.all([load(), import('./onnxruntime.js')])
     setWebThreads(host.module, threads)
     const engine = new EngineClass(runtimeOf(host.module))
-    return {
-      remote: inThread(engine),
-      close: () => engine.dispose().catch(() => {}),
-      isGivenUp: () => false,
-    }
+    return { remote: inThread(engine), close: () => engine.dispose().catch(() => {}), isGivenUp: () => false }
   }
   const connection = connect<T & WorkerControl>(host.spawn(kind))
   const control = connection.remote as Remote<WorkerControl>
@@ -79,7 +67,11 @@ export async function openEngine<T extends Disposable>(
       // A worker that failed cannot answer; its end is all that is left to do.
       const disposal = (connection.remote as Remote<Disposable>).dispose()
       if (await settlesWithin(disposal, limitMs)) return connection.close()
-      const error = hungError()
+      const error = new RuntimeError({
+        where: 'ONNX Runtime',
+        what: `a run did not end within ${Math.ceil(STOP_MS / 1000)} seconds after it was to stop, and cannot be interrupted`,
+        hint: 'Nothing more can be done with it. In Node its thread ends with the run, or with the process',
+      })
       connection.abandon(error)
       throw error
     },

@@ -9,11 +9,7 @@ export async function loadRuntime(specifier: string, wasm?: string, threads?: nu
   try {
     loaded = await import(/* @vite-ignore */ /* webpackIgnore: true */ specifier)
   } catch (cause) {
-    throw new RuntimeError({
-      where: 'ONNX Runtime',
-      what: `cannot import ${specifier}: ${messageOf(cause)}`,
-      cause,
-    })
+    throw new RuntimeError({ where: 'ONNX Runtime', what: `cannot import ${specifier}: ${messageOf(cause)}`, cause })
   }
   const ort = loaded.InferenceSession === undefined ? loaded.default : loaded
   if (ort?.InferenceSession === undefined || ort.Tensor === undefined) {

@@ -52,12 +52,6 @@ interface OrtSession {
   release(): Promise<void>
 }
 
-interface OrtTensor {
-  readonly type: string
-  readonly data: unknown
-  readonly dims: readonly number[]
-}
-
 /**
  * Wraps a module object of onnxruntime-node or onnxruntime-web. Sessions live in this thread, which a run blocks.
  *
@@ -246,10 +240,10 @@ class WrappedSession implements RuntimeSession {
       if (held !== undefined) for (const name of own) delete tensors[name]
     }
     if (this.keepsTensors) return results as Record<string, RuntimeTensor>
-    const plain = Object.entries(results as Record<string, OrtTensor>).map(([name, tensor]) => {
-      if (isOnGpu(tensor)) return [name, tensor as RuntimeTensor] as const
+    const plain = Object.entries(results as Record<string, RuntimeTensor>).map(([name, tensor]) => {
+      if (isOnGpu(tensor)) return [name, tensor] as const
       const { type, data, dims } = tensor
-      return [name, { type: type as TensorType, data: withoutFloat16Array(data), dims }] as const
+      return [name, { type, data: withoutFloat16Array(data), dims }] as const
     })
     return Object.fromEntries(plain)
   }
@@ -266,7 +260,7 @@ class WrappedSession implements RuntimeSession {
         copied.push(copy)
         continue
       }
-      const made = this.#tensor(name, tensor) as OrtTensor
+      const made = this.#tensor(name, tensor) as RuntimeTensor
       tensors[name] = made
       // ONNX Runtime's native code reads these of every tensor in every run. Its getters would call back into
       // JavaScript.

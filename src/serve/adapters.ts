@@ -3,7 +3,6 @@
 import { LowrankError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { Source } from '../index/sources.js'
-import type { AdapterChoice } from '../infer/adapters/choice.js'
 import type { Fields } from './fields.js'
 import { HttpError } from './http.js'
 
@@ -22,12 +21,6 @@ interface Served {
   uses: number
   /** No new request gets it. It leaves the session with the last one that has it. */
   isGone: boolean
-}
-
-export interface Chosen {
-  readonly adapter: AdapterChoice
-  readonly names: readonly string[]
-  end(): void
 }
 
 export interface RegistryOptions {
@@ -60,7 +53,7 @@ export class AdapterRegistry {
   }
 
   /** `model` is a name, or `base:name`; `adapter` is a mix. */
-  async choose({ model, adapter }: Fields): Promise<Chosen> {
+  async choose({ model, adapter }: Fields) {
     const { base } = this.options
     const taken: Served[] = []
     const end = () => {

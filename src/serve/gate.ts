@@ -3,8 +3,8 @@
 import { HttpError } from './http.js'
 
 export class Gate {
-  readonly #waiting: (() => void)[] = []
-  #running = 0
+  readonly waiting: (() => void)[] = []
+  running = 0
   #isClosed = false
   #idle: (() => void)[] = []
 
@@ -13,21 +13,13 @@ export class Gate {
     private readonly maxWaiting: number,
   ) {}
 
-  get running(): number {
-    return this.#running
-  }
-
-  get waiting(): number {
-    return this.#waiting.length
-  }
-
   /** Returns what gives the place back. */
   async enter(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted()
     this.checkOpen()
-    if (this.#running >= this.maxRunning) {
-      if (this.#waiting.length >= this.maxWaiting) {
-        throw new HttpError(429, `${this.#waiting.length} requests wait already`, {
+    if (this.running >= this.maxRunning) {
+      if (this.waiting.length >= this.maxWaiting) {
+        throw new HttpError(429, `${this.waiting.length} requests wait already`, {
           type: 'rate_limit_error',
           code: 'queue_full',
           retryAfter: 1,
@@ -35,7 +27,7 @@ export class Gate {
       }
       await new Promise<void>((admit, refuse) => {
         const leave = () => {
-          this.#waiting.splice(this.#waiting.indexOf(begin), 1)
+          this.waiting.splice(this.waiting.indexOf(begin), 1)
           this.#tellIdle()
           refuse(signal.reason)
         }
@@ -44,17 +36,17 @@ export class Gate {
           admit()
         }
         signal.addEventListener('abort', leave, { once: true })
-        this.#waiting.push(begin)
+        this.waiting.push(begin)
       })
-    } else this.#running++
+    } else this.running++
     let isLeft = false
     return () => {
       if (isLeft) return
       isLeft = true
-      const next = this.#waiting.shift()
+      const next = this.waiting.shift()
       // The next one takes over the place.
       if (next !== undefined) next()
-      else this.#running--
+      else this.running--
       this.#tellIdle()
     }
   }
@@ -72,7 +64,7 @@ export class Gate {
   }
 
   #tellIdle(): void {
-    if (this.#running > 0 || this.#waiting.length > 0) return
+    if (this.running > 0 || this.waiting.length > 0) return
     for (const resolve of this.#idle.splice(0)) resolve()
   }
 }

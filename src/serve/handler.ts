@@ -15,7 +15,6 @@ import {
 import type { Model } from '../graph/model-folder.js'
 import { type AdapterSession, type OpenSessionOptions, openSession } from '../index/session.js'
 import type { Source } from '../index/sources.js'
-import type { AdapterChoice } from '../infer/adapters/choice.js'
 import { AdapterRegistry, type ResolveAdapter } from './adapters.js'
 import {
   CHAT_FIELDS,
@@ -155,13 +154,6 @@ interface Call {
   readonly signal: AbortSignal
   /** The caller's key: what was read for one is not shared with another. */
   readonly key: string | undefined
-}
-
-interface Place {
-  readonly adapter: AdapterChoice
-  /** Aborted once the caller has left, or the time is over. */
-  readonly signal: AbortSignal
-  leave(): void
 }
 
 interface Route {
@@ -313,7 +305,7 @@ class Server {
     )
   }
 
-  async #enter({ fields, signal: left }: Call): Promise<Place> {
+  async #enter({ fields, signal: left }: Call) {
     const { adapter, names, end: release } = await this.#registry.choose(fields)
     const { timeoutSeconds = 600 } = this.#options
     const over = new AbortController()

@@ -61,7 +61,7 @@ export class Metrics {
       '# TYPE vllm:num_requests_running gauge',
       `vllm:num_requests_running ${running}`,
       '# TYPE vllm:num_requests_waiting gauge',
-      `vllm:num_requests_waiting ${waiting}`,
+      `vllm:num_requests_waiting ${waiting.length}`,
       '# TYPE vllm:lora_requests_info gauge',
       `vllm:lora_requests_info{${adapters}} ${this.#changedAt}`,
       '# TYPE vllm:prompt_tokens_total counter',

@@ -8,16 +8,6 @@ const MARGIN = { left: 60, right: 14, top: 16, bottom: 30 }
 /** Share of the newest step in the running mean. */
 const NEWEST = 0.15
 
-export function runningMean(values: readonly number[]): number[] {
-  const means: number[] = []
-  let mean = values[0]
-  for (const value of values) {
-    mean += (value - mean) * NEWEST
-    means.push(mean)
-  }
-  return means
-}
-
 export function drawCurve(losses: readonly number[], totalSteps: number, caption: string): void {
   byId('curve-caption').textContent = caption
   const svg = byId('curve')
@@ -34,7 +24,8 @@ export function drawCurve(losses: readonly number[], totalSteps: number, caption
   const y = (loss: number) => MARGIN.top + ((top - loss) / (top - bottom)) * (HEIGHT - MARGIN.top - MARGIN.bottom)
   const path = (values: readonly number[]) =>
     values.map((value, i) => `${i === 0 ? 'M' : 'L'}${x(i + 1).toFixed(1)} ${y(value).toFixed(1)}`).join('')
-  const means = runningMean(losses)
+  let mean = losses[0]
+  const means = losses.map((loss) => (mean += (loss - mean) * NEWEST))
   const floor = HEIGHT - MARGIN.bottom
   const ticks = [high, (low + high) / 2, low]
   const last = means.length

@@ -68,11 +68,12 @@ const LABELS: Readonly<Record<string, string>> = {
   temperature: 'Temperature',
 }
 
-const bannerOf = () => byId('error')
-
-export function showError(place: string, title: string, error: unknown): void {
-  const banner = bannerOf()
-  const buttons = [button('Close', () => clearError())]
+function showError(place: string, title: string, error: unknown): void {
+  const banner = byId('error')
+  const hide = () => {
+    banner.hidden = true
+  }
+  const buttons = [button('Close', hide)]
   if (error instanceof MendableError) buttons.unshift(button(error.label, () => void guarded(place, title, error.mend)))
   const cause = error instanceof MendableError ? error.cause : error
   banner.replaceChildren(make('strong', {}, title), wordsOf(cause), make('div', { class: 'row' }, ...buttons))
@@ -83,12 +84,8 @@ export function showError(place: string, title: string, error: unknown): void {
   banner.scrollIntoView({ block: 'nearest' })
 }
 
-export function clearError(): void {
-  bannerOf().hidden = true
-}
-
 export async function guarded(place: string, title: string, work: () => Promise<void>): Promise<void> {
-  clearError()
+  byId('error').hidden = true
   try {
     await work()
   } catch (error) {

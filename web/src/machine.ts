@@ -34,20 +34,16 @@ export function threadCount(): number {
   return Math.min(Math.max(4, Math.ceil(hardwareConcurrency / 2)), hardwareConcurrency, 8)
 }
 
-async function hasGpu(): Promise<boolean> {
-  const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
-  return (await gpu?.requestAdapter().catch(() => null)) != null
-}
-
 export async function showMachine(): Promise<void> {
   const count = threadCount()
   const threads = globalThis.crossOriginIsolated
     ? `${count} ${count === 1 ? 'thread' : 'threads'}`
     : '1 thread: this page could not be isolated from other sites, and browsers then allow no more'
-  const isGpu = await hasGpu()
-  const gpu = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, and none is needed'
+  const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
+  const isGpu = (await gpu?.requestAdapter().catch(() => null)) != null
+  const words = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, and none is needed'
   const choice = inputOf('device').querySelector('[value=webgpu]') as HTMLOptionElement
   choice.disabled = !isGpu
-  const chips = [threads, gpu, 'Your text stays on this machine']
+  const chips = [threads, words, 'Your text stays on this machine']
   byId('machine').replaceChildren(...chips.map((text) => make('span', {}, text)))
 }

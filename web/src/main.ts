@@ -10,7 +10,7 @@ import { askAboutLink } from './link.js'
 import { foldOnPhones, isolate, showMachine } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
 import { drawnPictures, type Recipe, setUpRecipes } from './recipes.js'
-import { isFull, type KeptAdapter, keepAdapter, keptAdapters, openKept } from './store.js'
+import { isFull, keepAdapter, keptAdapters, openKept } from './store.js'
 import { readJob, Trainer } from './train.js'
 import { Writer } from './write.js'
 
@@ -53,7 +53,10 @@ const models = setUpModels(async (open) => {
   trainer.use(open)
   opened = open
 })
-const listKept = setUpKept((kept) => useKept(kept))
+const listKept = setUpKept(async ({ name, job }) => {
+  if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name), job?.texts)
+  if (job !== undefined) showLines({ ...job, name })
+})
 
 function nextFree(wanted: string, isTaken: (name: string) => boolean): string {
   let name = wanted
@@ -71,11 +74,6 @@ async function openBeside(
   if (choice !== undefined && (opened === undefined || !isSame(opened.choice, choice))) await choose(choice)
   await writer.add(name, await read(), texts)
   byId('write').scrollIntoView()
-}
-
-async function useKept({ name, job }: KeptAdapter): Promise<void> {
-  if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name), job?.texts)
-  if (job !== undefined) showLines({ ...job, name })
 }
 
 async function useRecipe({ id, file, model, task, prompts, settings, recording }: Recipe): Promise<void> {

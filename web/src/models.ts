@@ -149,9 +149,7 @@ function withAccess(error: unknown): unknown {
   if (!(error instanceof Error) || !error.message.includes('HF_TOKEN')) return error
   return new Error(
     `${error.message.replace(/,? and set HF_TOKEN to it/, '')} In this page, paste it into "Access token of the Hub".`,
-    {
-      cause: error,
-    },
+    { cause: error },
   )
 }
 

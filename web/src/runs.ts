@@ -75,15 +75,13 @@ export async function savedSteps({ folder }: Pick<UnfinishedRun, 'folder'>): Pro
 
 export const endRun = (): Promise<void> => removeFolder(FOLDER)
 
-const NAME = 'lowrank-run'
-
 export type RunNews =
   | { readonly kind: 'step'; readonly event: StepEvent; readonly unit: string }
   | { readonly kind: 'say'; readonly text: string }
 
 /** The tabs of this page: one at a time has the run, and the others watch it. */
 export class RunLock {
-  readonly #channel = new BroadcastChannel(NAME)
+  readonly #channel = new BroadcastChannel(FOLDER)
   #leave: (() => void) | undefined
 
   constructor(hears: (news: RunNews) => void) {
@@ -99,7 +97,7 @@ export class RunLock {
     // Pages without https have no locks.
     if (this.isOurs || !('locks' in navigator)) return Promise.resolve(true)
     return new Promise((resolve) => {
-      void navigator.locks.request(NAME, { ifAvailable: true }, (lock) => {
+      void navigator.locks.request(FOLDER, { ifAvailable: true }, (lock) => {
         resolve(lock !== null)
         if (lock === null) return
         return new Promise<void>((leave) => {
@@ -115,7 +113,7 @@ export class RunLock {
   }
 
   async free(): Promise<void> {
-    await navigator.locks?.request(NAME, { mode: 'shared' }, () => {})
+    await navigator.locks?.request(FOLDER, { mode: 'shared' }, () => {})
   }
 
   tell(news: RunNews): void {

@@ -321,7 +321,7 @@ export class Writer {
     const { reads } = this.#open as OpenModel
     const picture = reads === 'pictures' ? this.#picture : undefined
     if (reads === 'pictures' && picture === undefined) throw new Error('Choose a picture first.')
-    const input = picture === undefined ? inputOf('prompt').value : await bytesOf(picture)
+    const input = picture === undefined ? inputOf('prompt').value : new Uint8Array(await picture.arrayBuffer())
     const from = performance.now()
     try {
       text.replaceChildren((await answerOf(session, kind, input, this.#choiceOf(name), this.#texts)).shown)
@@ -339,5 +339,3 @@ function isLarge({ model }: OpenModel): boolean {
 }
 
 const secondsSince = (from: number) => `${((performance.now() - from) / 1000).toFixed(2)} s`
-
-const bytesOf = async (file: File) => new Uint8Array(await file.arrayBuffer())

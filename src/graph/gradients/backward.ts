@@ -42,8 +42,8 @@ export function gradientPath(
   const dependent: NodeProto[] = []
   for (const node of graph.nodes) {
     const own = custom.get(node.output[0])
-    const isReader = own === undefined ? readsAny(node, depends) : own.inputs.some((input) => depends.has(input))
-    if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !isReader) continue
+    const read = own?.inputs ?? [...node.input, ...implicitInputs(node)]
+    if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !read.some((input) => depends.has(input))) continue
     const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
     if (outputs.length === 0) continue
     dependent.push(node)
@@ -61,10 +61,6 @@ export function gradientPath(
 
 function inputsOf(node: NodeProto, custom: Readonly<CustomGradients>): readonly Value[] {
   return custom.get(node.output[0])?.inputs ?? node.input
-}
-
-function readsAny(node: NodeProto, values: ReadonlySet<Value>): boolean {
-  return node.input.some((input) => values.has(input)) || implicitInputs(node).some((input) => values.has(input))
 }
 
 /** Throws UnsupportedError naming every node on the path without a gradient rule, before anything is built. */
@@ -198,9 +194,7 @@ class GradientSums {
   ) {}
 
   add(value: Value, contribution: Contribution): void {
-    const summands = this.#summands.get(value)
-    if (summands === undefined) this.#summands.set(value, [contribution])
-    else summands.push(contribution)
+    this.#summands.set(value, [...(this.#summands.get(value) ?? []), contribution])
   }
 
   /** The sum, built at the first call; undefined if there is nothing to sum. */

@@ -46,7 +46,9 @@ function attend(g: Builder, attention: Attention): [output: Value, keys: Value, 
   const k = g.transpose(split(key, ...keyAxes), toHeads) // (B, keyHeads, 1, T, d)
   const v = g.transpose(split(value, ...keyAxes), toHeads)
 
-  const scale = attention.scale === undefined ? inverseRootOfWidth(g, q) : g.float(attention.scale)
+  const width = () => g.cast(g.op('Gather', [g.shape(q), g.int(-1)]), g.floatType)
+  const inverseRoot = () => g.op('Reciprocal', [g.op('Sqrt', [width()])])
+  const scale = attention.scale === undefined ? inverseRoot() : g.float(attention.scale)
   const swap = isGrouped ? [0, 1, 2, 4, 3] : [0, 1, 3, 2]
   let scores = g.matmul(g.mul(q, scale), g.transpose(k, swap)) // (B, keyHeads, group, S, T)
   if (softcap !== 0) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(softcap))]), g.float(softcap))
@@ -64,11 +66,6 @@ function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
   const dim = (axis: number) => g.op('Gather', [all, g.int([axis])])
   const own = g.op('Min', [dim(-3), g.int([keyHeads])])
   return g.reshape(bias, g.concat([dim(-4), own, g.div(dim(-3), own), dim(-2), dim(-1)], 0))
-}
-
-function inverseRootOfWidth(g: Builder, x: Value): Value {
-  const width = g.cast(g.op('Gather', [g.shape(x), g.int(-1)]), g.floatType)
-  return g.op('Reciprocal', [g.op('Sqrt', [width])])
 }
 
 /**

@@ -7,11 +7,10 @@ import { hasCacheBranches } from '../../graph/inputs/cache.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { requireLabelCount } from '../../lora/requirements.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
 import { chooseRows, type HeadInput } from '../../tasks/heads/head-rows.js'
 import { type HeadBase, type HeadLayer, placeHead } from '../../tasks/heads/heads.js'
 import { loadTaskOf } from '../../tasks/tasks.js'
-import { floatsOf } from '../feeds.js'
 
 interface HeadValues {
   readonly layer: HeadLayer

@@ -176,7 +176,7 @@ async function linearFactors(
     for (const line of replaced.lines ?? []) scale[line] = 0
     const kept = await ownBias(model, graph, linear)
     const added = kept?.map((value, i) => (1 - scale![i]) * value)
-    shift = addVectors(shift, added)
+    if (added !== undefined) shift = shift?.map((value, i) => value + added[i]) ?? added
   }
   if (bias !== undefined) {
     const { place, values } = bias
@@ -198,10 +198,6 @@ async function lookupFactors(
   const own = replaced?.data.subarray(embedding.d)
   const scale = layer.magnitude && (await affineOf(model, graph, embedding, layer.product, own))?.scale
   return { ...NOTHING, ...layerFactors(name, layer, scale), kind: 'lookup', scale, replaced }
-}
-
-function addVectors(a: Float32Array | undefined, b: Float32Array | undefined): Float32Array | undefined {
-  return a === undefined || b === undefined ? (a ?? b) : a.map((value, i) => value + b[i])
 }
 
 function bothOf(name: string): UnsupportedError {

@@ -9,13 +9,12 @@ import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
-import { batchesOf } from './batching.js'
 import type { NextToken } from './decoding.js'
 import type { EncodedPrompt } from './messages.js'
 import { encodePrompt, imagesOf, isPrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
-import { type TextGraph, textGraphOf } from './text-graph.js'
+import { batchesOf, type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
 import type { OpenEmbedding } from './token-vectors.js'
 
@@ -73,7 +72,8 @@ async function* writeTexts(
   options: GenerateOptions,
 ): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
   const startedAt = performance.now()
-  const { seed = freshSeed(), batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.texts.maxBatch) } = options
+  const { seed = freshSeed(), batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.texts.bounds.maxBatch) } =
+    options
   const isList = Array.isArray(options.adapter)
   const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
   session.checkMixes(mixes)
@@ -204,14 +204,10 @@ class WrittenText implements RunningText {
   constructor(
     private readonly model: Model,
     readonly request: RunningText['request'],
-    private readonly place: TextPlace,
+    readonly place: TextPlace,
   ) {
     this.mostTokens = place.limits.maxTokens
     this.#row = new TextRow(requireTokenizer(model).stream(request.promptIds), place.limits)
-  }
-
-  get prompt(): EncodedPrompt {
-    return this.place.prompt
   }
 
   get mix(): Mix {
@@ -238,7 +234,7 @@ class WrittenText implements RunningText {
     return {
       text,
       tokens: tokenIds.length,
-      promptTokens: this.prompt.ids.length,
+      promptTokens: this.place.prompt.ids.length,
       cachedTokens: this.#cachedTokens,
       tokenIds,
       finish: finish!,
@@ -255,7 +251,7 @@ function aloneJob(
   texts: readonly WrittenText[],
 ): TextJob {
   const mixes = texts.map(({ mix }) => mix)
-  const prompts = texts.map(({ prompt }) => prompt)
+  const prompts = texts.map(({ place }) => place.prompt)
   const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
   return {
     texts,

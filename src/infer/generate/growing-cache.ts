@@ -19,10 +19,10 @@ export class GrowingCache {
   readonly #parts: readonly CachePart[]
   readonly #isByHead: boolean
   /** Tokens of the longest row, and how many fit. */
-  #length = 0
+  length = 0
   #capacity = 0
   #arrays: readonly Float32Array[]
-  #feeds: Feeds
+  feeds: Feeds
 
   /** `held`: what is in the cache already, (batch, heads, capacity, size) of each part, and how many tokens count. */
   constructor(
@@ -32,18 +32,10 @@ export class GrowingCache {
   ) {
     this.#parts = parts
     this.#isByHead = isByHead
-    this.#length = held?.length ?? 0
+    this.length = held?.length ?? 0
     this.#capacity = held?.tensors[0]?.dims[2] ?? 0
     this.#arrays = parts.map((_, i) => (held?.tensors[i].data as Float32Array | undefined) ?? new Float32Array(0))
-    this.#feeds = this.#grow(this.#length)
-  }
-
-  get length(): number {
-    return this.#length
-  }
-
-  get feeds(): Feeds {
-    return this.#feeds
+    this.feeds = this.#grow(this.length)
   }
 
   read(part: number, length: number): Float32Array {
@@ -56,13 +48,13 @@ export class GrowingCache {
     const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array
     const width = rows.length / (this.batch * sequence)
-    const length = Math.max(...(places ?? [this.#length])) + sequence
-    if (length > this.#capacity) this.#feeds = this.#grow(length)
+    const length = Math.max(...(places ?? [this.length])) + sequence
+    if (length > this.#capacity) this.feeds = this.#grow(length)
     let first = 0
     this.#parts.forEach(({ heads, size }, i) => {
       const array = this.#arrays[i]
       for (let row = 0; row < this.batch; row++) {
-        const place = places?.[row] ?? this.#length
+        const place = places?.[row] ?? this.length
         for (let step = 0; step < sequence; step++) {
           for (let head = 0; head < heads; head++) {
             const at = first + head * size
@@ -76,7 +68,7 @@ export class GrowingCache {
       }
       first += heads * size
     })
-    this.#length = length
+    this.length = length
   }
 
   /** Takes rows of several caches of one graph, this one among them or not, in the place of its own. */
@@ -87,14 +79,14 @@ export class GrowingCache {
       return joinRows(moved, 2, capacity).data as Float32Array
     })
     this.batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
-    this.#length = length
+    this.length = length
     this.#capacity = capacity
-    this.#feeds = this.#tensors()
+    this.feeds = this.#tensors()
   }
 
   #grow(length: number): Feeds {
     const capacity = roomFor(length)
-    const rows = { rows: [...Array(this.batch).keys()], from: 0, count: this.#length, to: 0 }
+    const rows = { rows: [...Array(this.batch).keys()], from: 0, count: this.length, to: 0 }
     this.#arrays = this.#parts.map(
       (_, i) => joinRows([{ ...rows, tensor: this.#tensor(i) }], 2, capacity).data as Float32Array,
     )

@@ -88,12 +88,8 @@ export class RunningTexts {
 
   constructor(
     private readonly session: Pick<WholeSession, 'engine' | 'tried'>,
-    private readonly bounds: TextBounds,
+    readonly bounds: TextBounds,
   ) {}
-
-  get maxBatch(): number {
-    return this.bounds.maxBatch
-  }
 
   add(call: TextCall): { leave(): void } {
     const open: OpenCall = { ...call, jobs: [...call.jobs], running: 0, hasLeft: false }
@@ -227,16 +223,12 @@ export class RunningTexts {
     return this.session.tried(async () => {
       const { engine } = this.session
       if (group.decoding !== undefined) await engine.stopDecoding(group.decoding)
-      group.decoding = await engine.startDecoding({
-        rows: all.map(({ id, text }) => ({ ...text.request, id })),
-        mixes: all.map(({ text }) => text.mix),
-        logits,
-        roles: inputs.roles,
-        cache: inputs.cache,
-        padding,
-        context,
-        prefixBytes: graph.takesPieces ? this.bounds.prefixCache : 0,
-      })
+      const { roles, cache } = inputs
+      const rows = all.map(({ id, text }) => ({ ...text.request, id }))
+      const mixes = all.map(({ text }) => text.mix)
+      const request = { rows, logits, roles, cache, padding, context }
+      const prefixBytes = graph.takesPieces ? this.bounds.prefixCache : 0
+      group.decoding = await engine.startDecoding(request, mixes, prefixBytes)
       return engine.nextTokens(group.decoding, [], given, most)
     })
   }

@@ -1,15 +1,15 @@
-// Facts about a graph that writing texts needs.
+// Facts about a graph that writing texts needs: its inputs, which prompts share a batch, and on which side their rows
+// are filled up.
 
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { CacheEntry } from '../../graph/inputs/cache.js'
 import { HIDDEN_STATES, inputFamily, STATES_MASK } from '../../graph/inputs/family.js'
 import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
 import { checkCausal } from '../../graph/match/continues.js'
-import { logitsName } from '../../graph/match/linears.js'
+import { logitsDims, logitsName } from '../../graph/match/linears.js'
 import { type Model, startToken } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
 import { requireDecoder } from '../graphs.js'
-import { paddingOf } from './batching.js'
 import type { Padding } from './decoding.js'
 
 export interface TextGraph {
@@ -75,4 +75,40 @@ function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
   const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]
   const inputs = graph.inputs.map(({ name }) => name).filter((name) => name === HIDDEN_STATES || name === STATES_MASK)
   return { startIds, inputs: new Set(inputs) }
+}
+
+/**
+ * The side on which a graph's rows can be filled up. A plain cache needs a mask that hides what fills it up, and
+ * positions that do not count it; where the graph takes only one of them, what it makes of the other cannot be told.
+ */
+export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
+  // A convolution reads the tokens that fill a row up, too.
+  if (cache.some(({ axis }) => axis === undefined)) return 'none'
+  const isOfLast = logitsDims(graph)?.at(-2) === 1
+  if (cache.length === 0 || countsKeysFromLeft(graph)) return isOfLast ? 'none' : 'right'
+  const has = (name: string) => roles.some(({ role }) => role === name)
+  return has('attentionMask') && has('positionIds') ? 'left' : 'none'
+}
+
+/** True if some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
+export function countsKeysFromLeft(graph: Graph): boolean {
+  return graph.nodes.some(({ opType, input }) => {
+    if (opType !== 'GroupQueryAttention') return false
+    // A number that is made of the mask's shape alone is the same for all rows.
+    const behind = graph.madeOf(input[5] ?? '', (maker) => maker.opType !== 'Shape')
+    return Array.from(behind).some(([value]) => value === 'attention_mask' || value === 'seqlens_k')
+  })
+}
+
+/** Prompts of similar length share a batch, so that little is filled up; of one length where nothing can be. */
+export function batchesOf(lengths: readonly number[], batchSize: number, padding: Padding): number[][] {
+  const order = [...lengths.keys()].sort((a, b) => lengths[a] - lengths[b] || a - b)
+  const batches: number[][] = []
+  for (const index of order) {
+    const last = batches.at(-1)
+    const fits = padding !== 'none' || (last !== undefined && lengths[last[0]] === lengths[index])
+    if (last !== undefined && last.length < batchSize && fits) last.push(index)
+    else batches.push([index])
+  }
+  return batches
 }

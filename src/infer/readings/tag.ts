@@ -1,12 +1,12 @@
 // Texts in, tags of their words out, and the entities that the tags spell.
 
 import { anyOf, checkOptions, isObject, kind, STRING } from '../../base/options.js'
+import { floatsOf } from '../../runtime/runtime.js'
 import { entitiesOf } from '../../tasks/labels/entities.js'
 import { encodeTagged } from '../../tasks/token-batch.js'
 import type { Span } from '../../text/added-tokens.js'
 import { joinWords, wordsIn } from '../../text/words.js'
 import { mixesOf } from '../adapters/choice.js'
-import { floatsOf } from '../feeds.js'
 import { TAG_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { TaggedWord, Tagging, TagOptions, TextOrWords } from '../session.js'

@@ -159,7 +159,7 @@ function oneLabel(
   targets: Iterable<Target>,
   { classWeights, labelSmoothing: smoothing = 0 }: LabelOptions,
 ): LabelProblem {
-  const ids = idsOf(labels)
+  const ids = new Map(labels.map((label, i) => [label, i]))
   const count = labels.length
   const weights = classWeights && weightsOf(ids, classWeights, targets)
   const isPlain = weights === undefined && smoothing === 0
@@ -204,10 +204,6 @@ function oneLabel(
   }
 }
 
-function idsOf(labels: readonly string[]): ReadonlyMap<string, number> {
-  return new Map(labels.map((label, i) => [label, i]))
-}
-
 function weightsOf(
   ids: ReadonlyMap<string, number>,
   given: NonNullable<LabelOptions['classWeights']>,
@@ -227,7 +223,7 @@ function weightsOf(
 
 /** Binary cross-entropy, the mean over labels, as torch.nn.BCEWithLogitsLoss. */
 function severalLabels(labels: readonly string[]): LabelProblem {
-  const ids = idsOf(labels)
+  const ids = new Map(labels.map((label, i) => [label, i]))
   const numbersOf = (target: Target, where?: string) => [target].flat().map((label) => numberOf(ids, label, where))
   return {
     type: MULTI,

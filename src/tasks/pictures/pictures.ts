@@ -31,12 +31,6 @@ export interface PictureReader {
 /** A picture as the vision encoder reads it. */
 export type Piece = VisionInput & Omit<PictureSize, 'count'>
 
-export interface SeenPicture {
-  readonly data: Float32Array
-  readonly width: number
-  readonly count: number
-}
-
 export class PromptPictures {
   /** The text that marks the place of a picture; undefined for a model that reads texts alone. */
   readonly place: string | undefined
@@ -82,7 +76,7 @@ export class PromptPictures {
   }
 }
 
-export async function seePicture(reader: PictureReader, piece: Piece): Promise<SeenPicture> {
+export async function seePicture(reader: PictureReader, piece: Piece) {
   const graph = readGraph((await reader.model.openGraph('vision_encoder')).proto)
   const outputs = await reader.see(visionFeeds(graph, piece))
   const features = outputs.image_features ?? Object.values(outputs)[0]
@@ -116,9 +110,10 @@ export function checkTokens(ids: ArrayLike<number>, token: number, count: number
   })
 }
 
-type ReadPicture = SeenPicture & Pick<Piece, 'grid'>
-
-function joined(token: number, pictures: readonly ReadPicture[]): PictureVectors {
+function joined(
+  token: number,
+  pictures: readonly (Pick<PictureVectors, 'data' | 'width'> & Pick<Piece, 'grid'>)[],
+): PictureVectors {
   const { width } = pictures[0]
   const data = joinedUp(pictures.map((one) => one.data))
   return { token, data, count: data.length / width, width, grids: pictures.flatMap(({ grid }) => (grid ? [grid] : [])) }
