@@ -31,8 +31,8 @@ export function symmetricEigenvalues(matrix: Matrix): Float64Array {
 }
 
 /**
- * Changes `a` in place; both triangles are kept up to date, so that products read whole rows. Element i of `below` is at
- * (i + 1, i). Row i of `reflectors` has reflector i, from element i + 1 on.
+ * Changes `a` in place; both triangles are kept up to date, so that products read whole rows. Element i of `below` is
+ * at (i + 1, i). Row i of `reflectors` has reflector i, from element i + 1 on.
  */
 function tridiagonal(a: Float64Array, n: number) {
   const diagonal = new Float64Array(n)
