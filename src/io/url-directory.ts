@@ -10,7 +10,7 @@ import {
 } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { ResponseLike } from '../base/globals.js'
-import { isPassing } from './hub/errors.js'
+import { isPassing } from './hub/api.js'
 import { versionOf } from './hub/range-source.js'
 import { type HubConnection, HubError, request, shown } from './hub/request.js'
 

@@ -30,17 +30,11 @@ export function symmetricEigenvalues(matrix: Matrix): Float64Array {
   return diagonal.sort().reverse()
 }
 
-interface Tridiagonal {
-  diagonal: Float64Array
-  /** Element i is at (i + 1, i). */
-  below: Float64Array
-  /** Row i has reflector i, from element i + 1 on. */
-  reflectors: Float64Array
-  taus: Float64Array
-}
-
-/** Changes `a` in place; both triangles are kept up to date, so that products read whole rows. */
-function tridiagonal(a: Float64Array, n: number): Tridiagonal {
+/**
+ * Changes `a` in place; both triangles are kept up to date, so that products read whole rows. Element i of `below` is
+ * at (i + 1, i). Row i of `reflectors` has reflector i, from element i + 1 on.
+ */
+function tridiagonal(a: Float64Array, n: number) {
   const diagonal = new Float64Array(n)
   const below = new Float64Array(n)
   const taus = new Float64Array(n)
@@ -78,7 +72,7 @@ function tridiagonal(a: Float64Array, n: number): Tridiagonal {
 }
 
 /** Qᵀ of A = Q·T·Qᵀ. */
-function accumulate({ reflectors, taus }: Tridiagonal, n: number): Float64Array {
+function accumulate({ reflectors, taus }: ReturnType<typeof tridiagonal>, n: number): Float64Array {
   const result = identity(n).data as Float64Array
   for (let k = n - 3; k >= 0; k--) {
     const tau = taus[k]

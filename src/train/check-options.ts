@@ -10,8 +10,9 @@ import type { OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName } from '../tasks/tasks.js'
 import { baseNameOf } from './about-run.js'
 import type { TrainingOptions } from './options.js'
+import type { Context } from './rows/token-rows.js'
 import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
-import { type Context, wholeTensors } from './whole-tensors.js'
+import { wholeTensors } from './whole-tensors.js'
 
 export function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
   const { adapter, model } = options

@@ -8,8 +8,6 @@ import { matchLayers } from '../graph/match/match.js'
 import { partsForGraph } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import { LoraLayer } from '../lora/layer.js'
 
 /** Σ w² of each row (d). */
 export async function squaresOfRows(model: Model, layers: readonly NamedLayer[], modules: ModuleMap | undefined) {
@@ -28,9 +26,4 @@ export async function squaresOfRows(model: Model, layers: readonly NamedLayer[],
     squares.set(name, own)
   }
   return squares
-}
-
-export function addDoraLayer(adapter: LoraAdapter, { name, d, k }: NamedLayer, squares: Float64Array): void {
-  const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
-  adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(squares, Math.sqrt) })
 }

@@ -12,9 +12,10 @@ import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import { LoraLayer } from '../lora/layer.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
-import { addDoraLayer, squaresOfRows } from './dora.js'
+import { squaresOfRows } from './dora.js'
 import type { TrainingOptions } from './options.js'
 import type { TrainEvents } from './report.js'
 import { addTokenRows, withTokens } from './rows/token-rows.js'
@@ -66,11 +67,13 @@ export async function newAdapter(
   const targetModules = isOfPictures ? [...layers.keys()] : config.targetModules
   const adapter = new LoraAdapter({ ...config, targetModules, ...without(config, skipped), taskType, modulesToSave })
   const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
-  for (const layer of layers.values()) {
-    const { name, d, k } = layer
+  for (const { name, d, k } of layers.values()) {
     const own = squares.get(name)
     if (own === undefined) adapter.addLayerOfShape(name, [d, k])
-    else addDoraLayer(adapter, layer, own)
+    else {
+      const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
+      adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(own, Math.sqrt) })
+    }
   }
   for (const { name, shape, start } of head?.tensors ?? []) {
     adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })

@@ -3,7 +3,8 @@
 import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
-import { type Engine, openEngine } from '../runtime/host.js'
+import { openEngine } from '../runtime/host.js'
+import type { Remote } from '../runtime/rpc.js'
 import { keepsOnGpu } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation } from './best.js'
@@ -71,7 +72,7 @@ async function openAndRun(input: RunInput): Promise<RunReport> {
   const load = async () => (await import('./engine.js')).TrainEngine
   const engine = await openEngine(model.runtime, 'train', load, settings.threads)
   try {
-    return await new Run(input, engine, await TrainingSessions.create(input, engine.remote)).run()
+    return await new Run(input, engine.remote, await TrainingSessions.create(input, engine.remote)).run()
   } finally {
     // A worker that cannot be closed is not the reason why the run ended.
     await engine.close().catch(() => {})
@@ -79,9 +80,6 @@ async function openAndRun(input: RunInput): Promise<RunReport> {
 }
 
 class Run {
-  readonly #input: RunInput
-  readonly #engine: Engine<TrainEngine>['remote']
-  readonly #sessions: TrainingSessions
   readonly #writer: RunWriter | undefined
   readonly #totalSteps: number
   readonly #stepsPerEpoch: number
@@ -100,11 +98,12 @@ class Run {
   readonly #samples: SampleEvent[] = []
   #epochPlan: { epoch: number; steps: EpochPlan } | undefined
 
-  constructor(input: RunInput, { remote }: Engine<TrainEngine>, sessions: TrainingSessions) {
+  constructor(
+    private readonly input: RunInput,
+    private readonly engine: Remote<TrainEngine>,
+    private readonly sessions: TrainingSessions,
+  ) {
     const { settings, examples, open, model, out, lowerIsBetter } = input
-    this.#input = input
-    this.#engine = remote
-    this.#sessions = sessions
     this.#writer = out && new RunWriter(out, input, this.#metrics)
     this.#best = new BestEvaluation(settings.bestMetric, lowerIsBetter)
     this.#planOptions = {
@@ -134,41 +133,41 @@ class Run {
 
   /** The first step of this process starts from the adapter, or from the state of a run that was stopped. */
   async #start(): Promise<void> {
-    const { out, adapter, open, settings } = this.#input
-    const { parameters } = this.#sessions
+    const { out, adapter, open, settings } = this.input
+    const { parameters } = this.sessions
     const optimizer = {
       weightDecay: settings.weightDecay,
       rates: loraPlusRates(parameters, settings.loraPlusRatio),
       factors: settings.loraFa ? gradientFactors(adapter, this.#names) : undefined,
     }
     const plain = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
-    const { options } = this.#sessions
+    const { options } = this.sessions
     const graphs = keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
     const setup = { ...plain, device: graphs?.deviceSetup(plain, options) }
     const begin = startOf(adapter, this.#names)
     const state = (out && (await this.#resume(out))) ?? begin
     if (open.takeReference !== undefined) {
-      await this.#engine.start(setup, begin)
+      await this.engine.start(setup, begin)
       const { seed } = adapter.config
-      await takeReference({ ...this.#input, ...this.#evaluating, seed, totalSteps: this.#totalSteps })
+      await takeReference({ ...this.input, ...this.#evaluating, seed, totalSteps: this.#totalSteps })
     }
-    await this.#engine.start(setup, state)
+    await this.engine.start(setup, state)
   }
 
   async #resume({ directory, use }: RunPlace): Promise<EngineState | undefined> {
-    this.#fingerprint = await fingerprintOf({ ...this.#input, totalSteps: this.#totalSteps })
+    this.#fingerprint = await fingerprintOf({ ...this.input, totalSteps: this.#totalSteps })
     if (use !== 'resume') return undefined
     const { engine, run, metrics } = await resumeRun(directory, this.#names, ({ fingerprint, step }) => {
       const isLonger = step === stepsIn(fingerprint) && this.#totalSteps > step
       checkFingerprint(fingerprint, this.#fingerprint, directory.name, isLonger)
-      const { settings, on } = this.#input
+      const { settings, on } = this.input
       if (isLonger && (settings.schedule !== 'constant' || settings.warmupRatio > 0)) {
         on.warning?.(
           `the ${step} steps that are made had the learning rates of a run of ${step} steps; one run of ${this.#totalSteps} would give other weights`,
         )
       }
     })
-    writeParameters(this.#input.adapter, this.#names, engine.parameters)
+    writeParameters(this.input.adapter, this.#names, engine.parameters)
     this.#metrics.push(...metrics)
     this.#best.state = run.best
     this.#evaluations.push(...run.evaluations)
@@ -184,7 +183,7 @@ class Run {
   }
 
   async #takeSteps(): Promise<void> {
-    const { settings, signal, wait, on } = this.#input
+    const { settings, signal, wait, on } = this.input
     on.stage?.('train')
     while (this.#metrics.length < this.#totalSteps && !this.#isStale && !signal?.aborted) {
       await untilFree(wait, signal)
@@ -199,7 +198,7 @@ class Run {
   }
 
   async #end(): Promise<RunReport> {
-    const { on, evalExamples, card, page, keepState = false } = this.#input
+    const { on, evalExamples, card, page, keepState = false } = this.input
     on.stage?.('save')
     await this.#save()
     const steps = this.#metrics.length
@@ -211,8 +210,8 @@ class Run {
     if (isDone && (this.#keepsBest || keepState)) await this.#save()
     const report = this.#reportOf(isDone)
     if (isDone) {
-      const base = await recordOfBase(this.#input.model)
-      this.#input.adapter.trainedOn = base
+      const base = await recordOfBase(this.input.model)
+      this.input.adapter.trainedOn = base
       await this.#writer?.finish(report, base, {
         card: card && (await import('./saved/model-card.js')).cardOf(report, card),
         page: await page?.(report, this.#metrics),
@@ -223,11 +222,11 @@ class Run {
   }
 
   get #keepsBest(): boolean {
-    return this.#input.settings.keep === 'best'
+    return this.input.settings.keep === 'best'
   }
 
   get #isStale(): boolean {
-    return this.#best.isStale(this.#input.settings.earlyStopping)
+    return this.#best.isStale(this.input.settings.earlyStopping)
   }
 
   get #kept(): Evaluation | undefined {
@@ -240,7 +239,7 @@ class Run {
   }
 
   get #evaluating() {
-    return { sessions: this.#sessions, planOptions: this.#planOptions }
+    return { sessions: this.sessions, planOptions: this.#planOptions }
   }
 
   /** True for what happens every so many steps; after the last one the run's end does it. */
@@ -251,9 +250,9 @@ class Run {
   async #step(step: number): Promise<StepMetrics> {
     const startedAt = performance.now()
     const { epoch, plan } = this.#planOf(step)
-    const batches = plan.map((one) => ({ examples: examplesOf(this.#input.examples, [one]), length: one.sequence }))
+    const batches = plan.map((one) => ({ examples: examplesOf(this.input.examples, [one]), length: one.sequence }))
     const learningRate = this.#rateOf(step)
-    const { loss, gradientNorm } = await this.#sessions.step(batches, step, learningRate)
+    const { loss, gradientNorm } = await this.sessions.step(batches, step, learningRate)
     if (!Number.isFinite(loss)) return this.#fail(`step ${step + 1}`, `the loss is ${loss}`)
     if (!Number.isFinite(gradientNorm)) return this.#fail(`step ${step + 1}`, `the gradient's norm is ${gradientNorm}`)
     const elapsedMs = performance.now() - startedAt
@@ -273,14 +272,14 @@ class Run {
   #planOf(step: number): { epoch: number; plan: StepPlan } {
     const epoch = Math.floor(step / this.#stepsPerEpoch)
     if (this.#epochPlan?.epoch !== epoch) {
-      const { seed } = this.#input.adapter.config
+      const { seed } = this.input.adapter.config
       this.#epochPlan = { epoch, steps: new EpochPlan(this.#costs, seed, epoch, this.#planOptions) }
     }
     return { epoch, plan: this.#epochPlan.steps.at(step % this.#stepsPerEpoch) }
   }
 
   async #evaluateAfter(metrics: StepMetrics): Promise<void> {
-    const { settings } = this.#input
+    const { settings } = this.input
     const evalEvery = settings.evalEvery ?? (usesBest(settings) ? this.#stepsPerEpoch : undefined)
     if (!this.#isDue(metrics.step, evalEvery) || this.#latest?.step === metrics.step) return
     const evaluation = await this.#evaluate(metrics.step)
@@ -289,17 +288,17 @@ class Run {
 
   /** Undefined without records, or when the run is interrupted meanwhile. */
   async #evaluate(step: number): Promise<Evaluation | undefined> {
-    const { on, evalExamples } = this.#input
+    const { on, evalExamples } = this.input
     if (evalExamples === undefined) return undefined
     on.stage?.('evaluate')
-    const result = await evaluate({ ...this.#input, ...this.#evaluating })
+    const result = await evaluate({ ...this.input, ...this.#evaluating })
     if (result === undefined) return undefined
     const evaluation = { step, ...result }
     if (!Number.isFinite(evaluation.loss)) {
       return this.#fail(`evaluation after step ${step}`, `the loss is ${evaluation.loss}`)
     }
     if (step === 0) this.#best.value(evaluation)
-    else if (this.#best.add(evaluation) && this.#keepsBest) await this.#engine.keepBest()
+    else if (this.#best.add(evaluation) && this.#keepsBest) await this.engine.keepBest()
     this.#evaluations.push(evaluation)
     on.evaluation?.({ ...evaluation, metrics: { ...evaluation.metrics } })
     if (step > 0) await this.#sample(step)
@@ -307,20 +306,20 @@ class Run {
   }
 
   async #sample(step: number): Promise<void> {
-    const { sampler, signal, on } = this.#input
-    const samples = await sampler?.(this.#sessions, this.#planOptions.limit, signal)
+    const { sampler, signal, on } = this.input
+    const samples = await sampler?.(this.sessions, this.#planOptions.limit, signal)
     if (samples === undefined) return
     this.#samples.push({ step, samples })
     on.sample?.({ step, samples: samples.map((one) => ({ ...one })) })
   }
 
   async #save(): Promise<void> {
-    const engine = await this.#engine.state()
+    const engine = await this.engine.state()
     const step = this.#metrics.length
     if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
       return this.#fail(`step ${step}`, 'its update gave weights that are not finite')
     }
-    const { adapter } = this.#input
+    const { adapter } = this.input
     writeParameters(adapter, this.#names, engine.best ?? engine.parameters)
     const run = {
       step,
@@ -334,8 +333,8 @@ class Run {
 
   /** Leaves the factors of the last finite loss. */
   async #fail(where: string, what: string): Promise<never> {
-    const { adapter, out } = this.#input
-    writeParameters(adapter, this.#names, await this.#engine.lastGood())
+    const { adapter, out } = this.input
+    writeParameters(adapter, this.#names, await this.engine.lastGood())
     const isTrained = this.#metrics.length > 0
     if (isTrained) await this.#writer?.save(adapter)
     const kept = isTrained && out !== undefined ? `; the last good adapter is in ${out.directory.name}` : ''
@@ -360,19 +359,19 @@ class Run {
       peakRssBytes: peakRssBytes(),
       memory: this.#memory,
       interrupted: !isDone,
-      runtime: this.#sessions.runtimeName,
+      runtime: this.sessions.runtimeName,
     }
   }
 
   #measureMemory(): void {
-    const now = this.#input.memoryUse?.()
+    const now = this.input.memoryUse?.()
     if (now === undefined) return
     const { anonymous, mapped } = this.#memory ?? now
     this.#memory = { anonymous: Math.max(anonymous, now.anonymous), mapped: Math.max(mapped, now.mapped) }
   }
 
   #tell(metrics: StepMetrics): void {
-    const { on } = this.#input
+    const { on } = this.input
     if (on.step === undefined) return
     const examples = this.#planOf(metrics.step - 1).plan.reduce((sum, one) => sum + one.examples.length, 0)
     // The last ones alone: sorting all of them at each step would take longer and longer.

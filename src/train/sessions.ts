@@ -14,7 +14,7 @@ import {
 } from '../graph/training/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
-import { type Feeds, keepsOnGpu, type RuntimeTensor, type SessionOptions } from '../runtime/runtime.js'
+import { type Feeds, keepsOnGpu, type SessionOptions } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
@@ -44,36 +44,16 @@ interface Draw {
   readonly run: number
 }
 
-interface GraphPass extends Pass {
-  readonly predictions: readonly string[]
-}
-
-export interface ForwardResult {
-  readonly loss: number
-  readonly normalizer: number
-  readonly outputs: Readonly<Record<string, RuntimeTensor>>
-}
-
 export class TrainingSessions {
-  readonly runtimeName: string
-  readonly #parts: SessionParts
-  readonly #engine: Remote<TrainEngine>
-  readonly #training: TrainingGraph | undefined
-  readonly #evaluation: LossGraph
   readonly #sessions = new Map<RunnableGraph, number>()
 
   private constructor(
-    parts: SessionParts,
-    engine: Remote<TrainEngine>,
-    runtimeName: string,
-    graphs: { training: TrainingGraph | undefined; evaluation: LossGraph },
-  ) {
-    this.runtimeName = runtimeName
-    this.#parts = parts
-    this.#engine = engine
-    this.#training = graphs.training
-    this.#evaluation = graphs.evaluation
-  }
+    private readonly parts: SessionParts,
+    private readonly engine: Remote<TrainEngine>,
+    readonly runtimeName: string,
+    private readonly training: TrainingGraph | undefined,
+    private readonly evaluation: LossGraph,
+  ) {}
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
@@ -104,22 +84,22 @@ export class TrainingSessions {
     tell(1)
     const evaluation = await buildLossGraph(model.onnx, open, options)
     tell(2)
-    return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
+    return new TrainingSessions(parts, engine, runtime.name, training, evaluation)
   }
 
   /** The session that the engine holds. Only training has gradients. */
   get parameters(): readonly TrainedParameter[] {
-    return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
+    return this.training?.parameters ?? this.evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
   get options(): SessionOptions {
-    const { device, threads } = this.#parts.settings
+    const { device, threads } = this.parts.settings
     return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
   }
 
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
-    const { open } = this.#parts
+    const { open } = this.parts
     let feeds: Feeds[] = []
     for (const { examples, length } of batches) {
       await open.prepare?.(examples)
@@ -132,7 +112,7 @@ export class TrainingSessions {
       const runs = []
       for (const [run, { examples }] of batches.entries()) {
         const pass = await this.firstPass(feeds[run], { step, run })
-        runs.push({ outputs: await this.#engine.forward(pass, pass.predictions), examples })
+        runs.push({ outputs: await this.engine.forward(pass, pass.predictions), examples })
       }
       const { loss, feeds: fed } = open.stepLoss(runs)
       stepLoss = loss
@@ -140,64 +120,64 @@ export class TrainingSessions {
     }
     const passes: Pass[] = []
     for (const [run, own] of feeds.entries()) passes.push(await this.trainingPass(own, { normalizer, step, run }))
-    return this.#engine.step(passes, rate, stepLoss)
+    return this.engine.step(passes, rate, stepLoss)
   }
 
   /** One run without gradients: the mean loss of some examples, what it is a mean over, and the predictions by name. */
-  async forward(examples: readonly unknown[], length: number): Promise<ForwardResult> {
-    const { open } = this.#parts
+  async forward(examples: readonly unknown[], length: number) {
+    const { open } = this.parts
     const normalizer = open.normalizer(examples)
     await open.prepare?.(examples)
     const pass = await this.evaluationPass(open.collate(examples, length), normalizer)
     const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
-    const outputs = await this.#engine.forward(pass, [...lossOutput, ...pass.predictions])
+    const outputs = await this.engine.forward(pass, [...lossOutput, ...pass.predictions])
     const loss = open.stepLoss?.([{ outputs, examples }]).loss ?? Number(outputs[pass.loss].data[0])
     return { loss, normalizer, outputs }
   }
 
   /** One pass of a step. `step` and `run` choose the dropout masks. */
-  trainingPass(feeds: Feeds, { normalizer, ...draw }: Draw & { normalizer: number }): Promise<GraphPass> {
-    return this.#pass(this.#training!, feeds, normalizer, draw)
+  trainingPass(feeds: Feeds, { normalizer, ...draw }: Draw & { normalizer: number }) {
+    return this.#pass(this.training!, feeds, normalizer, draw)
   }
 
-  firstPass(feeds: Feeds, draw: Draw): Promise<GraphPass> {
-    return this.#pass(this.#training!.firstPass!, feeds, 1, draw)
+  firstPass(feeds: Feeds, draw: Draw) {
+    return this.#pass(this.training!.firstPass!, feeds, 1, draw)
   }
 
-  evaluationPass(feeds: Feeds, normalizer: number): Promise<GraphPass> {
-    return this.#pass(this.#evaluation, feeds, normalizer)
+  evaluationPass(feeds: Feeds, normalizer: number) {
+    return this.#pass(this.evaluation, feeds, normalizer)
   }
 
   async #pass(graph: RunnableGraph & { readonly loss?: string }, feeds: Feeds, normalizer: number, draw?: Draw) {
-    const dropout = draw && { seed: this.#parts.adapter.config.seed, ...draw }
+    const dropout = draw && { seed: this.parts.adapter.config.seed, ...draw }
     const { loss = '', predictions } = graph
     const session = await this.#session(graph)
     return { session, feeds: graph.feeds(feeds, { normalizer, dropout }), loss, predictions }
   }
 
   async #session(graph: RunnableGraph): Promise<number> {
-    const { settings } = this.#parts
+    const { settings } = this.parts
     const known = this.#sessions.get(graph)
     if (known !== undefined) return known
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
-    const { parameters } = (keepsOnGpu(this.options) && this.#training) || {}
-    const isPartly = this.#training !== undefined && settings.lowMemory === undefined
+    const { parameters } = (keepsOnGpu(this.options) && this.training) || {}
+    const isPartly = this.training !== undefined && settings.lowMemory === undefined
     const model = await graph.sessionModel(parameters, isPartly ? REPACKED_BYTES : undefined)
-    const gpuOutputs = graph === this.#training && parameters ? [PACKED_GRADIENT] : []
+    const gpuOutputs = graph === this.training && parameters ? [PACKED_GRADIENT] : []
     const lowMemory = settings.lowMemory ?? (isPartly && parameters !== undefined)
     const options = { lowMemory, exactProducts: true, gpuOutputs }
-    const { id } = await this.#engine.openSession(model, { ...this.options, ...options })
+    const { id } = await this.engine.openSession(model, { ...this.options, ...options })
     this.#sessions.set(graph, id)
-    this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
+    this.parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id
   }
 
   async #closeOthers(graph: RunnableGraph): Promise<void> {
-    const isEvaluation = graph === this.#evaluation
+    const isEvaluation = graph === this.evaluation
     for (const [other, id] of this.#sessions) {
-      if ((other === this.#evaluation) === isEvaluation) continue
-      await this.#engine.closeSession(id)
+      if ((other === this.evaluation) === isEvaluation) continue
+      await this.engine.closeSession(id)
       this.#sessions.delete(other)
     }
   }

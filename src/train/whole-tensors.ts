@@ -13,8 +13,6 @@ import { moduleOf } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
 import { type Context, trainedRows } from './rows/token-rows.js'
 
-export type { Context }
-
 interface Named {
   readonly name: string
   readonly base: BaseTensor

@@ -4,7 +4,7 @@ import { FORWARD_PASSES, runPasses, TRAINING_PASSES, type Work } from '../../src
 it('each pass comes behind those that give what it needs, and each fact has one giver', () => {
   const passes = [...FORWARD_PASSES, ...TRAINING_PASSES]
   const given: string[] = []
-  for (const { name, needs, gives } of passes) {
+  for (const { name, needs = [], gives = [] } of passes) {
     for (const fact of needs) expect(given, `${name} needs ${fact}`).toContain(fact)
     given.push(...gives)
   }

@@ -190,7 +190,7 @@ describe('where only those are handled', () => {
 
   test('training refuses the config and the adapter', async () => {
     const options = {
-      model: { name: 'm', directory: new MemoryDirectory(), config: {}, onnx: empty } as never,
+      model: { name: 'm', directory: new MemoryDirectory(), config: {}, graphs: {}, onnx: empty } as never,
       data: [],
     }
     await expect(train({ ...options, config: { loraBias: true } })).rejects.toThrow(

@@ -17,6 +17,7 @@ import {
   concatenated,
   dimensionOf,
   makerOf,
+  nanGuard,
   onlyReader,
   scalarOf,
   transposed,
@@ -71,7 +72,10 @@ export function fuseAttention(graph: Graph): number {
 
 function attentionAt(graph: Graph, softmax: NodeProto, linears: ReadonlyMap<Value, Linear>): Attention | undefined {
   if (![-1, 3].includes(intAttribute(softmax, 'axis', -1))) return undefined
-  const product = readerOf(graph, withoutNaN(graph, softmax.output[0]), 'MatMul')
+  const [p] = softmax.output
+  const readers = graph.consumers(p)
+  const guard = readers.length === 2 ? nanGuard(graph, p, readers) : undefined
+  const product = readerOf(graph, guard?.output[0] ?? p, 'MatMul')
   const last = product && flattened(graph, product.output[0])
   const value = product && joined(graph, unrepeated(graph, product.input[1]))
   if (last === undefined || value === undefined) return undefined
@@ -96,14 +100,6 @@ function attentionAt(graph: Graph, softmax: NodeProto, linears: ReadonlyMap<Valu
 function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
   const reader = onlyReader(graph, value, opType)
   return reader?.input[0] === value ? reader : undefined
-}
-
-function withoutNaN(graph: Graph, value: Value): Value {
-  const readers = graph.consumers(value)
-  const test = readers.find(({ opType }) => opType === 'IsNaN')
-  const where = readers.find(({ opType, input }) => opType === 'Where' && input[2] === value)
-  const isSafe = where !== undefined && where.input[0] === test?.output[0] && scalarOf(graph, where.input[1]) === 0
-  return isSafe && readers.length === 2 ? where.output[0] : value
 }
 
 function flattened(graph: Graph, value: Value): NodeProto | undefined {
@@ -196,7 +192,11 @@ function replace(
     return rotation === undefined ? flat : rotate(g, flat, rotation, size, shared)
   })
   const v = flatHeads(g, value.fresh, linears)
-  declareWidth(graph, v, value.heads * size)
+  // If ONNX Runtime cannot tell the shape of the values, it takes the query for all three in one.
+  if (!graph.valueInfo.some(({ name }) => name === v)) {
+    const dims = ['attention/batch', 'attention/sequence', value.heads * size]
+    graph.valueInfo.push(valueInfo(v, DataType.FLOAT, dims))
+  }
   const { total, seqlens, totalLength } = lengths(g, v, key.past, shared)
   const bias = addBias(g, mask, total, shared)
   graph.nodes = graph.nodes.filter((node) => node !== last && node !== key.node && node !== value.node)
@@ -216,12 +216,6 @@ function flatHeads(g: Builder, heads4: Value, linears: ReadonlyMap<Value, Linear
   // A Gemm gives the rows of all texts as one matrix.
   const isFlat = linear !== undefined && linear.form.name !== 'Gemm' && linear.fused === undefined
   return isFlat ? source : g.reshape(split, g.int([0, 0, -1]))
-}
-
-/** If ONNX Runtime cannot tell the shape of the values, it takes the query for all three in one. */
-function declareWidth(graph: Graph, value: Value, width: number): void {
-  if (graph.valueInfo.some(({ name }) => name === value)) return
-  graph.valueInfo.push(valueInfo(value, DataType.FLOAT, ['attention/batch', 'attention/sequence', width]))
 }
 
 /** Keys that fill rows up count too: the bias hides them. */

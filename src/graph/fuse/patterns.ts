@@ -50,6 +50,13 @@ export function bothWays(node: NodeProto | undefined): (readonly [Value, Value])
   ]
 }
 
+/** Where(IsNaN(x), 0, x) among some readers of x: exporters put it behind the softmax of attention. */
+export function nanGuard(graph: Graph, x: Value, readers: readonly NodeProto[]): NodeProto | undefined {
+  const guard = readers.find(({ opType, input }) => opType === 'Where' && input[2] === x)
+  const test = guard && makerOf(graph, guard.input[0], 'IsNaN')
+  return test?.input[0] === x && scalarOf(graph, guard!.input[1]) === 0 ? guard : undefined
+}
+
 /** The dimension of a value that a scalar is; undefined where it is none. */
 export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: number } | undefined {
   const node = graph.producer(value)

@@ -9,7 +9,7 @@ import { type GradientContext, type GradientRule, once } from './context.js'
 
 const FLOATS: ReadonlySet<number> = new Set([DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16])
 
-export const ARITHMETIC: Readonly<Record<string, GradientRule>> = {
+export const ELEMENTWISE: Readonly<Record<string, GradientRule>> = {
   // y = a + b      da = dy   db = dy
   Add: ({ dy }) => [() => dy, () => dy],
 
@@ -81,9 +81,7 @@ export const ARITHMETIC: Readonly<Record<string, GradientRule>> = {
     if (!FLOATS.has(intAttribute(node, 'to', DataType.FLOAT))) return [undefined]
     return [() => (g.graph.opset() < 15 ? g.cast(dy, g.floatType) : g.op('CastLike', [dy, x]))]
   },
-}
 
-export const SELECTION: Readonly<Record<string, GradientRule>> = {
   // y = a where c, else b      da = dy where c, else 0   db = 0 where c, else dy
   Where: ({ g, inputs: [c], dy }) => [undefined, () => g.where(c, dy, g.float(0)), () => g.where(c, g.float(0), dy)],
 
@@ -107,9 +105,7 @@ export const SELECTION: Readonly<Record<string, GradientRule>> = {
 
   // y = max(x, 0)      dx = dy where x > 0, else 0
   Relu: ({ g, inputs: [x], dy }) => [() => g.where(g.op('Greater', [x, g.float(0)]), dy, g.float(0))],
-}
 
-export const ACTIVATIONS: Readonly<Record<string, GradientRule>> = {
   // y = σ(x)      dx = dy·(y − y²)
   Sigmoid: ({ g, outputs: [y], dy }) => [() => g.mul(dy, g.sub(y, g.mul(y, y)))],
 
@@ -145,6 +141,10 @@ export const ACTIVATIONS: Readonly<Record<string, GradientRule>> = {
       return g.mul(dy, g.add(s, g.mul(g.mul(alpha, y), g.sub(g.float(1), s))))
     },
   ],
+
+  // y = R(θ)·x      dx = R(−θ)·dy
+  RotaryEmbedding: (context) => [() => rotateBack(context, 2)],
+  'com.microsoft:RotaryEmbedding': (context) => [() => rotateBack(context, 3)],
 }
 
 /** Φ(x) + x·φ(x), with Φ(x) = (1 + erf(x/√2))/2 and φ(x) = e^(−x²/2)/√(2π). */
@@ -175,34 +175,22 @@ function slope(g: Builder, x: Value, p: number): Value {
   if (p === 0) return slopes(g, x, g.float(0))
   if (p === 2) return g.mul(x, g.float(2))
   if (p === 3) return g.mul(g.mul(x, x), g.float(3))
-  return g.mul(power(g, x, g.float(p - 1)), g.float(p))
+  return g.mul(g.op('Pow', [x, g.float(p - 1)]), g.float(p))
 }
 
 /** x⁻¹ is infinite where x is 0, and times 0 then not a number. */
 function slopes(g: Builder, x: Value, p: Value): Value {
   const isFlat = g.op('Equal', [p, g.float(0)])
-  return g.where(isFlat, g.float(0), g.mul(p, power(g, x, g.sub(p, g.float(1)))))
-}
-
-function power(g: Builder, x: Value, p: Value): Value {
-  return g.op('Pow', [x, p])
-}
-
-export const ROTARY: Readonly<Record<string, GradientRule>> = {
-  // y = R(θ)·x      dx = R(−θ)·dy
-  RotaryEmbedding: (context) => [() => rotateBack(context, 2)],
-  'com.microsoft:RotaryEmbedding': (context) => [() => rotateBack(context, 3)],
+  return g.where(isFlat, g.float(0), g.mul(p, g.op('Pow', [x, g.sub(p, g.float(1))])))
 }
 
 function rotateBack(context: GradientContext, sineIndex: number): Value {
   const { g, node, inputs, dy } = context
-  const others = inputs.map((input, i) => (i === sineIndex ? negated(context, input) : input)).slice(1)
+  // −sine, once a graph: the table of a long context is large, and every layer reads it.
+  const sine = inputs[sineIndex]
+  const negated = g.graph.consumers(sine).find(({ opType }) => opType === 'Neg')?.output[0] ?? g.neg(sine)
+  const others = inputs.map((input, i) => (i === sineIndex ? negated : input)).slice(1)
   const rotated = g.node(operatorOf(node), [dy, ...others])
   rotated.attribute = [...node.attribute]
   return rotated.output[0]
-}
-
-/** −sine, once a graph: the table of a long context is large, and every layer reads it. */
-function negated({ g }: GradientContext, sine: Value): Value {
-  return g.graph.consumers(sine).find(({ opType }) => opType === 'Neg')?.output[0] ?? g.neg(sine)
 }

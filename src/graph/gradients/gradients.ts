@@ -3,22 +3,18 @@
 import { PREDICATES } from '../view/operators.js'
 import type { GradientRule } from './context.js'
 import { CONVOLUTIONS } from './convolution.js'
-import { ACTIVATIONS, ARITHMETIC, ROTARY, SELECTION } from './elementwise.js'
+import { ELEMENTWISE } from './elementwise.js'
 import { LAYOUT } from './layout.js'
 import { PRODUCTS } from './matmul.js'
-import { NORMALIZATIONS, REDUCTIONS } from './reduction.js'
+import { REDUCTIONS } from './reduction.js'
 
 /** Key: the op type, after its domain and a colon outside the standard domain. */
 export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
   ...PRODUCTS,
   ...CONVOLUTIONS,
-  ...ARITHMETIC,
-  ...SELECTION,
-  ...ACTIVATIONS,
+  ...ELEMENTWISE,
   ...REDUCTIONS,
-  ...NORMALIZATIONS,
   ...LAYOUT,
-  ...ROTARY,
 }
 
 /** Gradients may come in the output's shape, to be summed down to the input's by `sumTo`. */

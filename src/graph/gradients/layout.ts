@@ -102,26 +102,14 @@ function transposeBack(context: GradientContext): Value {
   const rank = rankOf(context, inputs[0])
   const perm = intsAttribute(node, 'perm') ?? range(rank).reverse()
   const inverse = range(rank).map((axis) => perm.indexOf(axis))
-  const scale = scaleOf(context, dy)
-  const product = g.graph.producer(scale?.scaled ?? dy)
+  const product = g.graph.producer(dy)
   if (product?.opType === 'MatMul' && inverse.join() === lastSwapped(rank).join()) {
     // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place.
     const [left, right] = product.input
     const q = beforeSwap(context, left, rank)
-    if (q !== undefined) {
-      const swapped = g.matmul(transposeLast(context, right, rank), q)
-      return scale === undefined ? swapped : g.mul(swapped, scale.factor)
-    }
+    if (q !== undefined) return g.matmul(transposeLast(context, right, rank), q)
   }
   return g.transpose(dy, inverse)
-}
-
-/** Exporters scale the keys behind their Transpose. */
-function scaleOf({ g }: GradientContext, value: Value): { scaled: Value; factor: Value } | undefined {
-  const maker = g.graph.producer(value)
-  if (maker?.opType !== 'Mul') return undefined
-  const [scaled, factor] = maker.input
-  return g.graph.constant(factor)?.dims.length === 0 ? { scaled, factor } : undefined
 }
 
 /** An axis along which y is a part of x, with its begin at both probe points and at run time. */
@@ -175,17 +163,13 @@ function pad(context: GradientContext, value: Value, cuts: readonly Cut[]): Valu
     const otherEnd = otherBegin + (isLookUp ? 1 : y.other[axis])
     const isKnown = x.dims[axis] - end === x.other[axis] - otherEnd
     pads[axis] = begin === otherBegin ? begin : atRunTime()
-    pads[axis + rank] = isKnown ? x.dims[axis] - end : restOf(context, value, axis, vector(context, pads[axis]))
+    const rest = () => g.sub(g.sub(g.length(inputs[0], axis), vector(context, pads[axis])), g.length(value, axis))
+    pads[axis + rank] = isKnown ? x.dims[axis] - end : rest()
   }
   if (pads.every((entry) => entry === 0)) return value
   const isConstant = (entry: number | Value): entry is number => typeof entry === 'number'
   const vectors = () => pads.map((entry) => vector(context, entry))
   return g.op('Pad', [value, pads.every(isConstant) ? g.int(pads) : g.concat(vectors(), 0)])
-}
-
-function restOf(context: GradientContext, part: Value, axis: number, begin: Value): Value {
-  const { g, inputs } = context
-  return g.sub(g.sub(g.length(inputs[0], axis), begin), g.length(part, axis))
 }
 
 function vector({ g }: GradientContext, entry: number | Value): Value {

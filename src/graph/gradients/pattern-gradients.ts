@@ -1,12 +1,13 @@
 // Gradients of two nodes at once, where that takes fewer passes over large tensors. Without this file results differ by
 // rounding only.
 
-import { floatsOf, type NodeProto } from '../../formats/onnx/tensors.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
+import { nanGuard } from '../fuse/patterns.js'
 import { isStatic } from '../shapes/shapes.js'
 import { intAttribute } from '../view/attributes.js'
-import type { Builder, Value } from '../view/builder.js'
+import type { Value } from '../view/builder.js'
 import type { GradientContext, GradientRule } from './context.js'
-import { NORMALIZATIONS } from './reduction.js'
+import { REDUCTIONS } from './reduction.js'
 
 export interface PatternContext extends GradientContext {
   /** The nodes through which gradients flow back to a value. */
@@ -34,9 +35,9 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
   // p = softmax x, o = p·v      dx = p·(dp − Σ dp·p), and Σ dp·p = Σ do·o along rows that are shorter than p's
   Softmax: (context) => {
     const { g, node, outputs, dy, shapes } = context
-    const guard = nanGuard(g, context.readers(outputs[0]), outputs[0])
+    const guard = onlyGuard(context, outputs[0])
     const p = guard ?? outputs[0]
-    const plain = guard === undefined ? undefined : NORMALIZATIONS.Softmax({ ...context, outputs: [guard] })
+    const plain = guard === undefined ? undefined : REDUCTIONS.Softmax({ ...context, outputs: [guard] })
     // Heads that share keys are rows of one product.
     const [view] = context.readers(p)
     const rows = view?.opType === 'Reshape' && context.readers(p).length === 1 ? view.output[0] : p
@@ -63,20 +64,15 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
   },
 
   // y = 0 where p is not a number, else p, with p = softmax x: the rule of Softmax reads y for p
-  Where: ({ g, node, readers, dy }) => {
-    const [, , p] = node.input
-    const isGuard = g.graph.producer(p)?.opType === 'Softmax' && nanGuard(g, readers(p), p) !== undefined
+  Where: (context) => {
+    const { g, inputs, dy } = context
+    const [, , p] = inputs
+    const isGuard = g.graph.producer(p)?.opType === 'Softmax' && onlyGuard(context, p) !== undefined
     return isGuard ? [undefined, undefined, () => dy] : undefined
   },
 }
 
-/** Where(IsNaN(x), 0, x), if it alone reads x: exporters put it behind the softmax of attention. */
-function nanGuard(g: Builder, readers: readonly NodeProto[], x: Value): Value | undefined {
-  const [guard, ...others] = readers
-  if (guard?.opType !== 'Where' || others.length > 0) return undefined
-  const [condition, zero, own] = guard.input
-  const test = g.graph.producer(condition)
-  if (own !== x || test?.opType !== 'IsNaN' || test.input[0] !== x) return undefined
-  const tensor = g.graph.constant(zero)
-  return tensor !== undefined && floatsOf(tensor)?.every((value) => value === 0) ? guard.output[0] : undefined
+/** The guard of x where gradients flow back to x from it alone. */
+function onlyGuard({ g, readers }: PatternContext, x: Value): Value | undefined {
+  return readers(x).length === 1 ? nanGuard(g.graph, x, readers(x))?.output[0] : undefined
 }

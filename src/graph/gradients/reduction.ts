@@ -27,9 +27,7 @@ export const REDUCTIONS: Readonly<Record<string, GradientRule>> = {
   // y = max x      dx = dy/n where x = y, n the number of such elements, else 0
   ReduceMax: (context) => [() => evenlyAmongExtremes(context), undefined],
   ReduceMin: (context) => [() => evenlyAmongExtremes(context), undefined],
-}
 
-export const NORMALIZATIONS: Readonly<Record<string, GradientRule>> = {
   // y = eˣ / Σ eˣ      dx = y·(dy − Σ dy·y)
   Softmax: (context) => {
     const { g, outputs, dy } = context

@@ -91,7 +91,8 @@ export function injectLora(graph: Graph, linears: readonly Linear[], needs: Site
     }
     if (modules.length === 1) return product()
     const key = readerKey(linear)
-    const parts = lows.get(key) ?? splitEvenly(g, product(), modules.length)
+    const split = { axis: -1, ...(graph.opset() >= 18 && { num_outputs: modules.length }) }
+    const parts = lows.get(key) ?? g.node('Split', [product()], split, modules.length).output
     lows.set(key, parts)
     return parts[modules.indexOf(linear.name)]
   }
@@ -140,11 +141,6 @@ function modulesOfOneInput(linears: readonly Linear[]): string[][] {
   return Array.from(lists, (list): string[] => JSON.parse(list)).filter(
     (modules) => modules.length > 1 && modules.every((module) => listsOf.get(module)?.size === 1),
   )
-}
-
-/** (…, m·r) in m parts (…, r). */
-function splitEvenly(g: Builder, value: Value, m: number): readonly Value[] {
-  return g.node('Split', [value], { axis: -1, ...(g.graph.opset() >= 18 && { num_outputs: m }) }, m).output
 }
 
 function isAffine(roles: ReadonlySet<SiteRole>): boolean {

@@ -4,7 +4,6 @@
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'
 import { baseTensors, trainableTensor } from '../match/base-tensors.js'
-import { weightInput } from '../match/forms/form.js'
 import { findEmbeddings } from '../match/forms/lookup.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput, storedValue } from '../match/parameters.js'
@@ -114,7 +113,7 @@ function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly
     for (const place of trainableTensor(all, name, shape).places) {
       if (place.kind === 'weight') {
         const { linear } = place
-        if (linear.form.isLookup) graph.setInput(linear.node, weightInput(linear), input)
+        if (linear.form.isLookup) graph.setInput(linear.node, 0, input)
         else weights.push({ linear, input })
       } else {
         const { node, input: at } = place.place

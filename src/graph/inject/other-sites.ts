@@ -64,17 +64,12 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
     graph.inputs.push(valueInfo(own, DataType.FLOAT))
     for (const { node, input } of places) {
       const norm = entryOf(NORMS, node.opType)
-      if (isConvolutionBias({ node, input })) {
-        addToChannels(graph, g, node, own)
-        continue
+      if (isConvolutionBias({ node, input })) addToChannels(graph, g, node, own)
+      else if (norm === undefined) graph.setInput(node, input, typed(graph, g, own, node.input[input]))
+      else {
+        const values = norms.get(node) ?? new Map<'weight' | 'bias', Value>()
+        norms.set(node, values.set(norm.weight === input ? 'weight' : 'bias', own))
       }
-      if (norm === undefined) {
-        const value = typed(graph, g, own, node.input[input])
-        graph.setInput(node, input, value)
-        continue
-      }
-      const values = norms.get(node) ?? new Map<'weight' | 'bias', Value>()
-      norms.set(node, values.set(norm.weight === input ? 'weight' : 'bias', own))
     }
   }
   for (const [node, values] of norms) openNorm(graph, g, node, values)

@@ -6,6 +6,7 @@ import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { sourceOf } from '../fuse/patterns.js'
 import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
+import type { Form } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
 import { ACTIVE } from '../training/activation.js'
@@ -57,10 +58,9 @@ export class TrainableLinears {
     if (node !== linear.last) return this.#outputToRows(linear)
     const [x, y] = [node.input[0], node.output[0]]
     const rows = this.#rowsOf(x, k)
-    if (form === MATMUL) this.#becomeGemm(node, rows)
-    else this.graph.setInputs(node, [rows, ...node.input.slice(1)])
+    const own = this.#readRows(linear, rows)
     const output = this.graph.putBehind(y, (own) => this.g.reshape(own, this.#outputShape(linear, x)), 'rows')
-    return { ...linear, form: form === MATMUL ? GEMM : form, input: rows, output }
+    return { ...linear, form: own, input: rows, output }
   }
 
   #outputToRows(linear: Linear): Linear {
@@ -77,31 +77,37 @@ export class TrainableLinears {
 
   /** The shape (…, d) of a product of x (…, k). */
   #outputShape({ d, fused }: Linear, x: Value): Value {
-    return this.g.concat([this.#leadingDimsOf(x), this.g.int([fused?.width ?? d])], 0)
+    const g = this.g
+    // One node for all that read x.
+    const leading = sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
+    return g.concat([leading, g.int([fused?.width ?? d])], 0)
   }
 
   /**
    * (…, k) → (rows, k) → (chosen, k) → (chosen, d). `choice` is the Gather of the rows, which moves in front of the
-   * layer; `all` and `chosen` are the values before and after it.
+   * layer; `all` is the value before it.
    */
-  chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value; chosen: Value } {
+  chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value } {
     const { node, k } = linear
     const isGemm = node.opType === 'Gemm'
     const all = isGemm ? node.input[0] : this.#rowsOf(node.input[0], k)
     const moved = this.g.node('Gather', [all, choice.input[1]], { axis: 0 })
     moved.metadataProps = choice.metadataProps
     const [chosen] = moved.output
-    if (linear.form === MATMUL) this.#becomeGemm(node, chosen)
-    else this.graph.setInputs(node, [chosen, ...node.input.slice(1)])
-    const form = linear.form === MATMUL ? GEMM : linear.form
-    return { linear: { ...linear, form, input: chosen }, all, chosen }
+    return { linear: { ...linear, form: this.#readRows(linear, chosen), input: chosen }, all }
   }
 
-  #becomeGemm(node: NodeProto, rows: Value): void {
+  /** Returns the form of a layer that reads rows: a MatMul becomes a Gemm. */
+  #readRows({ node, form }: Linear, rows: Value): Form {
+    if (form !== MATMUL) {
+      this.graph.setInputs(node, [rows, ...node.input.slice(1)])
+      return form
+    }
     const { value: weight, isSwapped } = sourceOf(this.graph, node.input[1], ['Transpose'])
     node.opType = 'Gemm'
     node.attribute = [makeAttribute('transB', isSwapped ? 1 : 0)]
     this.graph.setInputs(node, [rows, weight])
+    return GEMM
   }
 
   /** Each branch has a dropout mask of its own, as in PEFT. */
@@ -238,26 +244,18 @@ export class TrainableLinears {
   /**
    * The growth of kept elements by 1/(1 − p) is in the branch's scaling. Parts of one module get what the module gets.
    */
-  #drop({ linear, part }: Branch): Value {
-    if (part === undefined) return this.#dropped(linear)
-    return sharedValue(this.#drops, `${linear.name} ${linear.input}`, () => this.#dropped(linear))
-  }
-
-  #dropped({ name, input, k }: Linear): Value {
-    const mask = { input: this.graph.freshName(`lora/${name}/dropout`), of: input, k }
-    this.masks.push(mask)
-    this.graph.inputs.push(valueInfo(mask.input, DataType.BOOL, [`rows ${mask.input}`, k]))
-    return this.g.mul(input, this.g.cast(mask.input, DataType.FLOAT))
+  #drop({ linear: { name, input, k }, part }: Branch): Value {
+    const dropped = () => {
+      const mask = { input: this.graph.freshName(`lora/${name}/dropout`), of: input, k }
+      this.masks.push(mask)
+      this.graph.inputs.push(valueInfo(mask.input, DataType.BOOL, [`rows ${mask.input}`, k]))
+      return this.g.mul(input, this.g.cast(mask.input, DataType.FLOAT))
+    }
+    return part === undefined ? dropped() : sharedValue(this.#drops, `${name} ${input}`, dropped)
   }
 
   /** x (…, k) as (rows, k), one node for all that read x. */
   #rowsOf(x: Value, k: number): Value {
     return sharedValue(this.#rows, x, () => this.g.reshape(x, this.g.int([-1, k])))
-  }
-
-  /** The shape of x (…, k) without k, one node for all that reads it. */
-  #leadingDimsOf(x: Value): Value {
-    const g = this.g
-    return sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
   }
 }

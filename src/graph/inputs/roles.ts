@@ -1,7 +1,7 @@
 // The meaning of inputs over tokens, whichever exporter named them, and the feeds for them.
 
 import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
-import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
+import type { Feeds, RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
 import { declaredOf, type Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 
@@ -48,15 +48,16 @@ export interface RoleInput {
   readonly rank: number
 }
 
-const TYPES: Partial<Record<DataType, TensorType>> = {
-  [DataType.FLOAT]: 'float32',
-  [DataType.FLOAT16]: 'float16',
-  [DataType.DOUBLE]: 'float64',
-  [DataType.INT64]: 'int64',
-  [DataType.INT32]: 'int32',
-  [DataType.BOOL]: 'bool',
-  [DataType.UINT8]: 'uint8',
-  [DataType.INT8]: 'int8',
+/** The types of ONNX Runtime, and the arrays that hold them. */
+export const TYPES: Partial<Record<DataType, readonly [TensorType, new (length: number) => TensorData]>> = {
+  [DataType.FLOAT]: ['float32', Float32Array],
+  [DataType.FLOAT16]: ['float16', Uint16Array],
+  [DataType.DOUBLE]: ['float64', Float64Array],
+  [DataType.INT64]: ['int64', BigInt64Array],
+  [DataType.INT32]: ['int32', Int32Array],
+  [DataType.INT8]: ['int8', Int8Array],
+  [DataType.UINT8]: ['uint8', Uint8Array],
+  [DataType.BOOL]: ['bool', Uint8Array],
 }
 
 export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[]; others: ValueInfoProto[] } {
@@ -157,7 +158,7 @@ function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32
 }
 
 export function typeOf(input: ValueInfoProto): TensorType | undefined {
-  return TYPES[declaredOf(input)?.elemType as DataType]
+  return TYPES[declaredOf(input)?.elemType as DataType]?.[0]
 }
 
 /** Undefined where they are symbolic. */

@@ -1,7 +1,7 @@
 // A decoder that reads whole texts alone. Its inputs are then those of an encoder, which programs feed to classifiers.
 
 import { DataType } from '../../formats/onnx/tensors.js'
-import { Builder, type Value } from '../view/builder.js'
+import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type CacheEntry, cacheEntry, isCacheInput } from './cache.js'
 import { type RoleInput, splitInputs } from './roles.js'
@@ -40,9 +40,8 @@ export function readWholeTexts(graph: Graph): void {
   const made = new Map<string, Value>()
   for (const input of others.filter(isCacheInput)) {
     const entry = cacheEntry(graph, input)
-    const key = `${entry.type} ${entry.dims.join()}`
-    made.set(key, made.get(key) ?? empty(entry))
-    replace(input.name, made.get(key)!)
+    const value = sharedValue(made, `${entry.type} ${entry.dims.join()}`, () => empty(entry))
+    replace(input.name, value)
   }
   for (const input of roles) {
     const value = computed[input.role]?.(input)

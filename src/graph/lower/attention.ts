@@ -46,7 +46,9 @@ function attend(g: Builder, attention: Attention): [output: Value, keys: Value, 
   const k = g.transpose(split(key, ...keyAxes), toHeads) // (B, keyHeads, 1, T, d)
   const v = g.transpose(split(value, ...keyAxes), toHeads)
 
-  const scale = attention.scale === undefined ? inverseRootOfWidth(g, q) : g.float(attention.scale)
+  const width = () => g.cast(g.op('Gather', [g.shape(q), g.int(-1)]), g.floatType)
+  const inverseRoot = () => g.op('Reciprocal', [g.op('Sqrt', [width()])])
+  const scale = attention.scale === undefined ? inverseRoot() : g.float(attention.scale)
   const swap = isGrouped ? [0, 1, 2, 4, 3] : [0, 1, 3, 2]
   let scores = g.matmul(g.mul(q, scale), g.transpose(k, swap)) // (B, keyHeads, group, S, T)
   if (softcap !== 0) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(softcap))]), g.float(softcap))
@@ -66,11 +68,6 @@ function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
   return g.reshape(bias, g.concat([dim(-4), own, g.div(dim(-3), own), dim(-2), dim(-1)], 0))
 }
 
-function inverseRootOfWidth(g: Builder, x: Value): Value {
-  const width = g.cast(g.op('Gather', [g.shape(x), g.int(-1)]), g.floatType)
-  return g.op('Reciprocal', [g.op('Sqrt', [width])])
-}
-
 /**
  * (S, S): 0 where a key is not after the query, else the lowest float. `tokens` is (B, S, …). With a `window`, a query
  * sees that many keys at most.
@@ -86,20 +83,15 @@ function causalMask(g: Builder, tokens: Value, window = -1): Value {
   return g.where(isNear, mask, g.float(LOWEST))
 }
 
-function scoreAttributes(context: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
-  return { scale: setAttribute(context, 'scale'), softcap: floatAttribute(context.node, 'softcap', 0) }
+/** A scale of 0 means that it is not set. */
+function scoreAttributes({ node }: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
+  return { scale: floatAttribute(node, 'scale', 0) || undefined, softcap: floatAttribute(node, 'softcap', 0) }
 }
 
 /** Each key head serves as many query heads as the others. */
 function checkHeads(context: LoweringContext, heads: number, keyHeads: number): void {
   if (heads > 0 && keyHeads > 0 && heads % keyHeads === 0) return
   refuse(context, `it has ${heads} query heads for ${keyHeads} key heads, which is no attention`)
-}
-
-/** A float attribute of which 0 means that it is not set. */
-function setAttribute({ node }: LoweringContext, name: string): number | undefined {
-  const value = floatAttribute(node, name, 0)
-  return value === 0 ? undefined : value
 }
 
 /** The lengths in seqlens_k play no part: padding comes after the tokens, where no token sees it. */
@@ -197,9 +189,8 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
   const { g, node } = context
   const hidden = padding ? paddingBias(context, padding, tokens, parts.key) : undefined
   return attend(g, {
-    ...parts,
-    keyHeads: parts.heads,
-    scale: setAttribute(context, 'scale'),
+    ...{ ...parts, keyHeads: parts.heads },
+    ...scoreAttributes(context),
     mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, tokens) : undefined,
     bias: attentionBias && hidden ? g.add(attentionBias, hidden) : attentionBias || hidden,
   })

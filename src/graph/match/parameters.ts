@@ -28,16 +28,8 @@ function storedTensor(graph: Graph, value: string): { name: string; tensor: Tens
   return tensor && { name, tensor }
 }
 
-/** A convolution by a constant float kernel (d, in/groups, *kernel). */
-export interface Convolution extends Place {
-  readonly name: string
-  readonly shape: readonly number[]
-  readonly groups: number
-  readonly dilations: readonly number[]
-  readonly bias: number | undefined
-}
-
-export function findConvolutions(graph: Graph): Convolution[] {
+/** Convolutions by a constant float kernel (d, in/groups, *kernel). */
+export function findConvolutions(graph: Graph) {
   return graph.nodes.flatMap((node) => {
     const stored = node.opType === 'Conv' ? storedTensor(graph, node.input[1]) : undefined
     if (stored === undefined) return []
@@ -102,7 +94,14 @@ export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPl
     if (!fusedBias.layers.includes(next.input.indexOf(output))) return undefined
     return isBias(next.input[fusedBias.bias] ?? '') ? { node: next, input: fusedBias.bias, start, width } : undefined
   }
-  if (operatorOf(next) === 'com.microsoft:MultiHeadAttention') return attentionBias(graph, next, output, { d, fused })
+  if (operatorOf(next) === 'com.microsoft:MultiHeadAttention') {
+    // It adds the biases of query, key and value, which are one tensor.
+    const layer = next.input.indexOf(output)
+    const tensor = storedTensor(graph, next.input[3] ?? '')?.tensor
+    if (tensor === undefined || fused !== undefined || layer > 2) return undefined
+    const [all] = dimsOf(tensor)
+    return { node: next, input: 3, start: layer === 2 ? all - d : layer * d, width: all }
+  }
   if (next.opType !== 'Add') return undefined
   const input = next.input.findIndex(isBias)
   return input === -1 ? undefined : { node: next, input, start, width }
@@ -114,20 +113,6 @@ const FUSED_BIASES: Readonly<Record<string, { readonly layers: readonly number[]
   'com.microsoft:FastGelu': { layers: [0], bias: 1 },
   'com.microsoft:SkipLayerNormalization': { layers: [0, 1], bias: 4 },
   'com.microsoft:SkipSimplifiedLayerNormalization': { layers: [0, 1], bias: 3 },
-}
-
-/** MultiHeadAttention adds the biases of query, key and value, which are one tensor. */
-function attentionBias(
-  graph: Graph,
-  node: NodeProto,
-  output: string,
-  { d, fused }: Pick<Linear, 'd' | 'fused'>,
-): BiasPlace | undefined {
-  const layer = node.input.indexOf(output)
-  const tensor = storedTensor(graph, node.input[3] ?? '')?.tensor
-  if (tensor === undefined || fused !== undefined || layer > 2) return undefined
-  const [width] = dimsOf(tensor)
-  return { node, input: 3, start: layer === 2 ? width - d : layer * d, width }
 }
 
 /** The bias, if it is certain to be that of the module, and not only a constant that is added. */

@@ -83,7 +83,14 @@ function matchOrRefuse<T extends NamedLayer>(graph: Graph, linears: readonly Lin
   const missing = layers.map(({ name }) => name).filter((name) => find(name) === undefined)
   for (const name of missing) {
     const whole = unsplitOwner(linears, name)
-    if (whole !== undefined) throw unsplittable(name, whole)
+    if (whole === undefined) continue
+    throw new UnsupportedError({
+      where: name,
+      what: `the graph computes it as a part of ${whole.name}, and does not tell which outputs are its own`,
+      expected: 'an attention operator with numbers of heads, or a Split or Slices, behind that product',
+      got: `node ${whole.node.name} (${whole.node.opType}) with ${whole.d} outputs`,
+      hint: 'Use an export that has the layers one by one, such as with fuse_qkv=false of onnxruntime-genai',
+    })
   }
   const found = new Set(linears.map(({ node }) => node))
   const asksForQkv = missing.some((name) => QUERY_KEY_VALUE.test(name))
@@ -104,15 +111,5 @@ function matchOrRefuse<T extends NamedLayer>(graph: Graph, linears: readonly Lin
     hint: opaque.some(({ opType }) => opType === INTEGER_ATTENTION)
       ? 'Quantize the graph without its attention (op_types_to_quantize of ONNX Runtime), or quantize the graph that was not fused'
       : 'Use another export of the model',
-  })
-}
-
-function unsplittable(module: string, { name, node, d }: Linear): UnsupportedError {
-  return new UnsupportedError({
-    where: module,
-    what: `the graph computes it as a part of ${name}, and does not tell which outputs are its own`,
-    expected: 'an attention operator with numbers of heads, or a Split or Slices, behind that product',
-    got: `node ${node.name} (${node.opType}) with ${d} outputs`,
-    hint: 'Use an export that has the layers one by one, such as with fuse_qkv=false of onnxruntime-genai',
   })
 }

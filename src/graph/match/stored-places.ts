@@ -20,17 +20,15 @@ export interface ModelPlaces {
   readonly config: Readonly<Record<string, unknown>>
 }
 
-export interface WeightPlace {
-  readonly kind: 'weight'
-  readonly linear: Linear
-  /** The adapter's module, or that of the head which is tied to it. */
-  readonly module: string
-  /** The adapter holds it (k, d), not (d, k). */
-  readonly isInputMajor: boolean
-}
-
 export type StoredPlace =
-  | WeightPlace
+  | {
+      readonly kind: 'weight'
+      readonly linear: Linear
+      /** The adapter's module, or that of the head which is tied to it. */
+      readonly module: string
+      /** The adapter holds it (k, d), not (d, k). */
+      readonly isInputMajor: boolean
+    }
   | { readonly kind: 'bias'; readonly linear: Linear; readonly bias: BiasPlace }
   | {
       readonly kind: 'other'
@@ -81,12 +79,9 @@ export async function placeReplacement(
     const ops = graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
     refuse(name, 'the graph has no tensor that is certain to be this one', ops.join(', ') || 'no node')
   }
-  const offset = normOffset(graph, places.config, name) ?? refuse(name, UNKNOWN_OFFSET, typeOf(places.config))
+  const { model_type: type = 'no model_type in config.json' } = places.config
+  const offset = normOffset(graph, places.config, name) ?? refuse(name, UNKNOWN_OFFSET, String(type))
   return others.map((place) => ({ kind: 'other', place, offset }))
-}
-
-function typeOf({ model_type: type }: ModelPlaces['config']): string {
-  return type === undefined ? 'no model_type in config.json' : String(type)
 }
 
 /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */

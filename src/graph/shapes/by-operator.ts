@@ -5,7 +5,7 @@ import { elementCount } from '../../base/tensor.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create, toBinary } from '../../formats/onnx/protobuf.js'
 import {
-  DataType,
+  type DataType,
   dimsOf,
   GraphProtoSchema,
   integersOf,
@@ -17,8 +17,9 @@ import {
   TensorProtoSchema,
   ValueInfoProtoSchema,
 } from '../../formats/onnx/tensors.js'
-import type { Feeds, RuntimeSession, RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
+import type { Feeds, RuntimeSession, RuntimeTensor, TensorData } from '../../runtime/runtime.js'
 import { valueInfo } from '../inject/inject.js'
+import { TYPES } from '../inputs/roles.js'
 import { constantTensor, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import { type Graph, implicitInputs } from '../view/graph.js'
@@ -36,17 +37,6 @@ export interface Known {
   readonly points: readonly [AtPoint, AtPoint]
   /** A small constant, as the graph holds it. */
   readonly constant?: TensorProto
-}
-
-const TYPES: Partial<Record<DataType, readonly [TensorType, new (length: number) => TensorData]>> = {
-  [DataType.FLOAT]: ['float32', Float32Array],
-  [DataType.FLOAT16]: ['float16', Uint16Array],
-  [DataType.DOUBLE]: ['float64', Float64Array],
-  [DataType.INT64]: ['int64', BigInt64Array],
-  [DataType.INT32]: ['int32', Int32Array],
-  [DataType.INT8]: ['int8', Int8Array],
-  [DataType.UINT8]: ['uint8', Uint8Array],
-  [DataType.BOOL]: ['bool', Uint8Array],
 }
 
 /** Longer floats steer no shapes. All integers are kept: masks and positions of a few tokens are small. */

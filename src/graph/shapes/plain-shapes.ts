@@ -29,7 +29,8 @@ export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunL
     return sharedValue(made, run, () => g.length(input, axis))
   }
   for (const node of [...g.graph.nodes]) {
-    const content = isShaping(node) ? targetContent(g.graph, shapes, node.input[1]) : undefined
+    const isShaping = node.opType === 'Reshape' || node.opType === 'Expand'
+    const content = isShaping ? targetContent(g.graph, shapes, node.input[1]) : undefined
     const entries = content && plainEntries(node, content, shapes.get(node.input[0]))
     if (content === undefined || !entries?.every((entry) => typeof entry === 'number' || sources.has(entry))) continue
     const target = sharedValue(made, `[${entries.join()}]`, () => {
@@ -42,10 +43,6 @@ export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunL
     }
     g.graph.setInputs(node, [node.input[0], target])
   }
-}
-
-function isShaping({ opType }: NodeProto): boolean {
-  return opType === 'Reshape' || opType === 'Expand'
 }
 
 /** A number, or the name of a length that differs between runs. */

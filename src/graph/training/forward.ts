@@ -1,8 +1,8 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
 import { create } from '../../formats/onnx/protobuf.js'
-import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
-import { type CustomGradients, gradientPath } from '../gradients/backward.js'
+import { bytesOf, DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
+import { gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import type { BaseOpener } from '../inject/open-base.js'
@@ -94,8 +94,11 @@ export function buildForward(
   const ofBase = base?.layersOf(linears) ?? []
   const adapted = new Set([...placed.map(({ linear }) => linear), ...ofBase].map(({ node }) => node))
   const others = [...(base?.trained ?? []), ...own.parameters]
-  const inputs = others.map(({ input }) => input)
-  const trained = linearsOnPath(graph, linears, adapted, sum, { customGradients: own.customGradients, inputs })
+  // A path ends at what it is looked for, and layers lie between two that are adapted: so weights, not outputs.
+  const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
+  const wrt = [...weights, ...others.map(({ input }) => input)]
+  const between = new Set(gradientPath(graph, wrt, [sum], own.customGradients).nodes)
+  const trained = linears.filter(({ node }) => adapted.has(node) || between.has(node))
 
   const factors = declareFactors(graph, options.layers)
   const trainable = new TrainableLinears(graph, new Builder(graph, 'lora'))
@@ -135,19 +138,6 @@ export function buildForward(
   return { sum, objective: own, parameters, masks: trainable.masks, predictions }
 }
 
-function linearsOnPath(
-  graph: Graph,
-  linears: readonly Linear[],
-  adapted: ReadonlySet<NodeProto>,
-  sum: Value,
-  { customGradients, inputs }: { customGradients: CustomGradients; inputs: readonly Value[] },
-): Linear[] {
-  // A path ends at what it is looked for, and layers lie between two that are adapted: so weights, not outputs.
-  const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
-  const between = new Set(gradientPath(graph, [...weights, ...inputs], [sum], customGradients).nodes)
-  return linears.filter(({ node }) => adapted.has(node) || between.has(node))
-}
-
 /** All behind the layer treats each row for itself, so that the rows can be chosen in front of it. */
 function choiceBehind(
   graph: Graph,
@@ -165,7 +155,10 @@ function choiceBehind(
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
   return layers.flatMap(({ name, d, k, rank, baseSquares, fixedA }) => {
     const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
-    if (fixedA !== undefined) addFloats(graph, weightA, fixedA, [rank, k])
+    if (fixedA !== undefined) {
+      const fixed = { dataType: DataType.FLOAT, dims: [rank, k].map(BigInt), rawData: bytesOf(fixedA) }
+      graph.addInitializer(create(TensorProtoSchema, { name: weightA, ...fixed }))
+    }
     const tensors = [
       ...(fixedA === undefined ? [{ name: `${name}.A`, input: weightA, shape: [rank, k] }] : []),
       { name: `${name}.B`, input: weightB, shape: [rank, d] },
@@ -174,9 +167,4 @@ function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedT
     for (const { input, shape } of tensors) graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
     return tensors
   })
-}
-
-function addFloats(graph: Graph, name: Value, { buffer, byteOffset, byteLength }: Float32Array, shape: number[]): void {
-  const rawData = new Uint8Array(buffer, byteOffset, byteLength)
-  graph.addInitializer(create(TensorProtoSchema, { name, dataType: DataType.FLOAT, dims: shape.map(BigInt), rawData }))
 }

@@ -72,10 +72,11 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
       const moved = inModule(name, within)
       return taken.has(moved) ? `${moved}/of encoder` : moved
     },
-    node: (node) => ({
-      name: nodeName(node.name, within, nodeNames),
-      metadataProps: scopesWithin(node, within === '' ? (name) => name : (name) => `${within}.${name}`),
-    }),
+    node(node) {
+      const own = /[/.]/.test(node.name) ? inModule(node.name, within) : node.name
+      const metadataProps = scopesWithin(node, within === '' ? (name) => name : (name) => `${within}.${name}`)
+      return { name: own !== '' && nodeNames.has(own) ? `${own}_of_encoder` : own, metadataProps }
+    },
   })
   return oneModel(encoder, first, decoder, last, HIDDEN_STATES)
 }
@@ -146,11 +147,6 @@ function inModule(name: string, module: string): string {
   if (module === '') return name
   if (name.startsWith('/')) return `/${module.replaceAll('.', '/')}${name}`
   return name.includes('.') && !/[/:]/.test(name) ? `${module}.${name}` : `${module.replaceAll('.', '/')}/${name}`
-}
-
-function nodeName(name: string, module: string, taken: ReadonlySet<string>): string {
-  const own = /[/.]/.test(name) ? inModule(name, module) : name
-  return own !== '' && taken.has(own) ? `${own}_of_encoder` : own
 }
 
 function scopesWithin({ metadataProps }: NodeProto, place: (module: string) => string): NodeProto['metadataProps'] {

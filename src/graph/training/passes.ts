@@ -80,34 +80,31 @@ type Fact =
 
 export interface Pass {
   readonly name: string
-  readonly needs: readonly Fact[]
-  readonly gives: readonly Fact[]
+  /** Default: none. */
+  readonly needs?: readonly Fact[]
+  readonly gives?: readonly Fact[]
   run(work: Work): void | Promise<void>
 }
 
 export const FORWARD_PASSES: readonly Pass[] = [
   {
     name: 'compute in float32',
-    needs: [],
     gives: ['computes in float32'],
     run: ({ graph }) => computeInFloat32(graph),
   },
   {
     name: 'refuse what cannot be trained',
     needs: ['computes in float32'],
-    gives: [],
     run: ({ graph }) => checkTrainableForm(graph),
   },
   {
     // Gradients do not know of rounded inputs.
     name: 'keep inputs of quantized products exact',
-    needs: [],
     gives: ['exact products'],
     run: ({ graph }) => setAccuracyLevel(graph, 0),
   },
   {
     name: 'take the branch without a cache',
-    needs: [],
     gives: ['no branches'],
     run({ graph }) {
       takeBranchWithoutCache(graph)
@@ -176,7 +173,6 @@ export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'turn and scale queries at once',
     needs: ['path', 'shapes'],
-    gives: [],
     run(work) {
       suitQueries(work.graph, work.path.nodes, work.shapes)
       work.findPath()
@@ -185,7 +181,6 @@ export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'attend in blocks',
     needs: ['path', 'shapes'],
-    gives: [],
     run(work) {
       const { graph, shapes, path, forward, options } = work
       const { customGradients } = forward.objective
@@ -198,7 +193,6 @@ export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'share keys between heads',
     needs: ['path', 'shapes'],
-    gives: [],
     run(work) {
       shareKeys(work.graph, work.path.nodes, work.shapes)
       work.findPath()
@@ -207,7 +201,6 @@ export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'part the predictions',
     needs: ['shapes'],
-    gives: [],
     run(work) {
       if (!work.predicts) return
       const { graph } = work
@@ -241,7 +234,6 @@ export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'keep one copy of quantized weights',
     needs: ['gradients', 'shapes'],
-    gives: [],
     run: ({ graph, shapes, path }) => keepOneCopy(graph, shapes, path.values),
   },
   {
@@ -269,7 +261,6 @@ export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'declare shapes',
     needs: ['recomputed'],
-    gives: [],
     run({ graph, shapes, path, copies: again, objective }) {
       const isReshape = ({ opType, input }: NodeProto) => opType === 'Reshape' && isFloat(graph, input[0])
       const reshaped = graph.nodes.filter(isReshape).map(({ output }) => output[0])
@@ -283,7 +274,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
 /** Throws StateError for a list in which a pass comes before what it needs. */
 export async function runPasses(passes: readonly Pass[], work: Work): Promise<void> {
   const facts = new Set<Fact>()
-  for (const { name, needs, gives, run } of passes) {
+  for (const { name, needs = [], gives = [], run } of passes) {
     const missing = needs.filter((fact) => !facts.has(fact))
     if (missing.length > 0) throw new StateError({ where: `pass ${name}`, what: `it needs ${missing.join(', ')}` })
     await run(work)

@@ -2,9 +2,18 @@
 
 import type { ByteSource, Place } from '../../base/bytes.js'
 import { LowrankError } from '../../base/errors.js'
-import { COMMIT, digestOf, fileUrl, type HubFile, listTree, parseFile, resolveRevision } from '../hub/api.js'
+import {
+  COMMIT,
+  digestOf,
+  fileUrl,
+  type HubFile,
+  type HubRequest,
+  listTree,
+  parseFile,
+  refusal,
+  resolveRevision,
+} from '../hub/api.js'
 import { HubDirectory, hubName, type RemoteOptions } from '../hub/directory.js'
-import { type HubRequest, refusal } from '../hub/errors.js'
 import { MAX_WHOLE_BYTES, rangeSource } from '../hub/range-source.js'
 import { type HubConnection, HubError, shown } from '../hub/request.js'
 import { type Caches, FileCache } from '../hub/web/file-cache.js'

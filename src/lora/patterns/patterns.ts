@@ -36,20 +36,14 @@ function tailMatch(key: string, where: string, total: StepCount): Pattern {
   }
 }
 
-interface PlainKey {
-  /** U+0000 stands for any character. */
-  readonly text: string
-  readonly isWhole: boolean
-}
-
-/** A key such as `^model\.layers.0`: a dot stands for any character, and a dot behind a backslash for itself. */
-function plainKey(key: string): PlainKey {
+/** A key such as `^model\.layers.0`: a dot stands for any character (U+0000 in the text). */
+function plainKey(key: string) {
   const isWhole = key.startsWith('^')
   const text = key.slice(isWhole ? 1 : 0).replaceAll(/\\?[.-]/g, (one) => (one === '.' ? '\0' : one.slice(-1)))
   return { text, isWhole }
 }
 
-function endsLike(name: string, { text, isWhole }: PlainKey): boolean {
+function endsLike(name: string, { text, isWhole }: ReturnType<typeof plainKey>): boolean {
   const start = name.length - text.length
   if (start < 0 || (start > 0 && (isWhole || name[start - 1] !== '.'))) return false
   for (let i = 0; i < text.length; i++) if (text[i] !== '\0' && text[i] !== name[start + i]) return false

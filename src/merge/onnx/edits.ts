@@ -8,7 +8,6 @@ import { elementCount } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
-import { weightInput } from '../../graph/match/forms/form.js'
 import type { Linear } from '../../graph/match/linears.js'
 import { ofModule } from '../../graph/match/module-names.js'
 import { biasOf, findConvolutions, type Place, shapeError, storedValue } from '../../graph/match/parameters.js'
@@ -290,7 +289,7 @@ class Edits {
 
   #weightOf(linear: Linear, module: string): Edit {
     refuseUnmergeable(linear)
-    return this.#at({ node: linear.node, input: weightInput(linear) }, `${module}.weight`)
+    return this.#at({ node: linear.node, input: linear.form.isLookup ? 0 : 1 }, `${module}.weight`)
   }
 
   #at({ node, input }: Place, name: string): Edit {

@@ -112,21 +112,19 @@ class Records {
   readonly invalid: { where: string; message: string }[] = []
   readonly examples: PreviewExample[] = []
   onRecord: (hash: number, where: string) => void = () => {}
-  readonly #options: OpenedInput
-  readonly #preview: number
   readonly #hash = new RecordHash()
 
-  constructor(options: OpenedInput, preview: number) {
-    this.#options = options
-    this.#preview = preview
-  }
+  constructor(
+    private readonly options: OpenedInput,
+    private readonly preview: number,
+  ) {}
 
   async read(data: TrainingData, name: string): Promise<void> {
-    const { model, columns, task } = this.#options
+    const { model, columns, task } = this.options
     const onInvalid = (error: DataError) => {
       this.invalid.push({ where: error.where ?? name, message: error.message })
     }
-    const context = model && (await encodeContext({ ...this.#options, model }))
+    const context = model && (await encodeContext({ ...this.options, model }))
     try {
       for await (const { row, where } of readRows(data, { columns, name, onInvalid })) {
         if (this.task === undefined) {
@@ -168,14 +166,14 @@ class Records {
     if (examples.length === 0) countOne(this.notes, 'left out, because they have no target')
     for (const note of notes) countOne(this.notes, note)
     if (task.tokens === undefined) {
-      if (this.#preview > 0) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
+      if (this.preview > 0) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
       return examples.length
     }
     let length = 0
     for (const example of examples) {
       const { ids, counts, label } = task.tokens(example)
       length += ids.length
-      if (this.examples.length === this.#preview) continue
+      if (this.examples.length === this.preview) continue
       const tokenizer = requireTokenizer(context.model)
       const texts = textsOf(ids, (some) => tokenizer.decode(some, { specialTokens: true }))
       const tokens = Array.from(ids, (id, i) => ({ id, text: texts[i], counts: counts(i) }))

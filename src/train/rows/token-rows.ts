@@ -51,15 +51,11 @@ export function withTokens(config: LoraConfig, model: Model, given: TrainedToken
     throw new ConfigError({ where: 'trainableTokenIndices', what: `in training, this is the option ${OPTION}` })
   }
   if (given === undefined) return config
-  return resolveConfig({ ...config, trainableTokenIndices: tokenIndices(model, given) })
-}
-
-function tokenIndices(model: Model, given: TrainedTokens): NonNullable<LoraConfig['trainableTokenIndices']> {
   checkArgument(given, TRAINED_TOKENS, OPTION)
-  if (isList(given)) return idsOf(model, given, OPTION)
-  return Object.fromEntries(
-    Object.entries(given).map(([module, tokens]) => [module, idsOf(model, tokens, `${OPTION}.${module}`)]),
-  )
+  const ids = ([module, tokens]: [string, readonly TokenChoice[]]) =>
+    [module, idsOf(model, tokens, `${OPTION}.${module}`)] as const
+  const own = isList(given) ? idsOf(model, given, OPTION) : Object.fromEntries(Object.entries(given).map(ids))
+  return resolveConfig({ ...config, trainableTokenIndices: own })
 }
 
 function isList(given: TrainedTokens): given is readonly TokenChoice[] {

@@ -9,18 +9,17 @@ const INTERVAL_MS = 5000
 
 /** A file of one run, in the names of transformers' Trainer: train/loss, train/grad_norm, eval/loss, … */
 export class EventLog {
-  readonly #directory: Directory
   readonly #path: string
-  #isResumed: boolean
   #hasEvents = false
   #waiting: Uint8Array[] = []
   #written: Uint8Array = new Uint8Array()
   #write: Promise<void> = Promise.resolve()
   #wroteAt = Number.NEGATIVE_INFINITY
 
-  private constructor(directory: Directory, isResumed: boolean) {
-    this.#directory = directory
-    this.#isResumed = isResumed
+  private constructor(
+    private readonly directory: Directory,
+    private isResumed: boolean,
+  ) {
     const now = Date.now()
     // TensorBoard reads the files of a folder in the order of their names.
     this.#path = `events.out.tfevents.${Math.floor(now / 1000)}.lowrank.${String(now % 1000).padStart(3, '0')}`
@@ -52,17 +51,17 @@ export class EventLog {
   async close(): Promise<void> {
     if (this.#waiting.length > 0) this.#flush()
     await this.#write
-    if (!this.#hasEvents) await this.#directory.remove(this.#path)
+    if (!this.#hasEvents) await this.directory.remove(this.#path)
   }
 
   /** @param from the first step of older files that does not count, if this is the first event of a resumed run */
   #add(step: number, values: Readonly<Record<string, number>>, from: number): void {
     const time = Date.now() / 1000
-    if (this.#isResumed) this.#waiting.push(restartRecord(time, from))
-    this.#isResumed = false
+    if (this.isResumed) this.#waiting.push(restartRecord(time, from))
+    this.isResumed = false
     this.#hasEvents = true
     this.#waiting.push(eventRecord({ time, step, values }))
-    const isDue = this.#directory.append !== undefined || performance.now() - this.#wroteAt >= INTERVAL_MS
+    const isDue = this.directory.append !== undefined || performance.now() - this.#wroteAt >= INTERVAL_MS
     if (isDue) this.#flush()
   }
 
@@ -76,9 +75,9 @@ export class EventLog {
   }
 
   async #append(bytes: Uint8Array): Promise<void> {
-    if (this.#directory.append !== undefined) return this.#directory.append(this.#path, bytes)
+    if (this.directory.append !== undefined) return this.directory.append(this.#path, bytes)
     this.#written = concatBytes([this.#written, bytes])
-    await writeFile(this.#directory, this.#path, this.#written)
+    await writeFile(this.directory, this.#path, this.#written)
   }
 }
 

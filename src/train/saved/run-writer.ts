@@ -1,6 +1,6 @@
 // Writes a run's folder so that any interruption leaves it usable: the state counts no steps that the metrics lack.
 
-import { type Directory, writeFile } from '../../base/bytes.js'
+import { writeFile } from '../../base/bytes.js'
 import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
@@ -9,7 +9,6 @@ import type { EngineState } from '../weights/held.js'
 import {
   clearRunFolder,
   EVALUATIONS_FILE,
-  type FolderUse,
   linesOf,
   METRICS_FILE,
   PAGE_FILE,
@@ -34,16 +33,7 @@ interface LastFiles {
   readonly keepState?: boolean
 }
 
-export interface RunMeaning {
-  readonly task: string
-  readonly record?: string | undefined
-}
-
 export class RunWriter {
-  readonly #directory: Directory
-  readonly #use: FolderUse
-  readonly #about: RunMeaning
-  readonly #metrics: readonly StepMetrics[]
   /** True when the marker is there and belongs to this run. */
   #isBegun: boolean
   #hasSaved: boolean
@@ -53,69 +43,69 @@ export class RunWriter {
   #metricsAt = Number.NEGATIVE_INFINITY
 
   /** @param metrics the run's own list, which grows with each step */
-  constructor({ directory, use }: RunPlace, about: RunMeaning, metrics: readonly StepMetrics[]) {
-    this.#about = about
-    this.#directory = directory
-    this.#use = use
-    this.#metrics = metrics
-    this.#isBegun = use === 'resume'
-    this.#hasSaved = use === 'resume'
+  constructor(
+    private readonly place: RunPlace,
+    private readonly about: { readonly task: string; readonly record?: string | undefined },
+    private readonly metrics: readonly StepMetrics[],
+  ) {
+    this.#isBegun = place.use === 'resume'
+    this.#hasSaved = place.use === 'resume'
   }
 
   async stepTaken(): Promise<void> {
     // A run that replaces another leaves it in place until it saves.
-    const mayWrite = this.#isBegun || this.#use === 'new'
+    const mayWrite = this.#isBegun || this.place.use === 'new'
     if (mayWrite && performance.now() - this.#metricsAt >= METRICS_INTERVAL_MS) await this.#writeMetrics()
   }
 
   /** A run that is to be replaced stays until there was a step. */
   async save(adapter: LoraAdapter, state?: { names: readonly string[]; engine: EngineState; run: RunState }) {
-    if (this.#use === 'overwrite' && this.#metrics.length === 0) return
+    if (this.place.use === 'overwrite' && this.metrics.length === 0) return
     await this.#writeMetrics()
     if (state !== undefined) {
       await this.#writeEvaluations(state.run)
-      await writeState(this.#directory, state.names, state.engine, state.run)
+      await writeState(this.place.directory, state.names, state.engine, state.run)
     }
-    await saveAdapter(adapter, this.#directory)
+    await saveAdapter(adapter, this.place.directory)
     this.#hasSaved = true
   }
 
   async finish(watched: Watched, base: BaseRecord, { card, page, keepState }: LastFiles = {}): Promise<void> {
     await this.#writeEvaluations(watched)
-    if (page !== undefined) await writeFile(this.#directory, PAGE_FILE, page)
-    if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
-    await writeMarker(this.#directory, 'finished', { task: this.#about.task, base })
-    if (!keepState) await removeFiles(this.#directory, [STATE_FILE])
+    if (page !== undefined) await writeFile(this.place.directory, PAGE_FILE, page)
+    if (card !== undefined) await writeFile(this.place.directory, CARD_FILE, card)
+    await writeMarker(this.place.directory, 'finished', { task: this.about.task, base })
+    if (!keepState) await removeFiles(this.place.directory, [STATE_FILE])
   }
 
   /** After a failure: leaves nothing of a run that has saved nothing. */
   async abandon(): Promise<void> {
-    if (this.#isBegun && !this.#hasSaved) await clearRunFolder(this.#directory)
+    if (this.#isBegun && !this.#hasSaved) await clearRunFolder(this.place.directory)
   }
 
   async #writeEvaluations({ evaluations, samples }: Watched): Promise<void> {
     const lines = [...evaluations, ...samples].sort((a, b) => a.step - b.step)
     if (lines.length === 0) return
-    await writeFile(this.#directory, EVALUATIONS_FILE, linesOf(lines))
+    await writeFile(this.place.directory, EVALUATIONS_FILE, linesOf(lines))
   }
 
   async #writeMetrics(): Promise<void> {
-    const directory = this.#directory
+    const directory = this.place.directory
     if (!this.#isBegun) {
-      if (this.#use === 'overwrite') await clearRunFolder(directory)
+      if (this.place.use === 'overwrite') await clearRunFolder(directory)
       else await removePartialFiles(directory)
-      await writeMarker(directory, 'unfinished', { task: this.#about.task })
-      const { record } = this.#about
+      await writeMarker(directory, 'unfinished', { task: this.about.task })
+      const { record } = this.about
       if (record !== undefined) await writeFile(directory, RECORD_FILE, record)
       this.#isBegun = true
     }
     if (this.#writtenLines === undefined || directory.append === undefined) {
-      await writeFile(directory, METRICS_FILE, linesOf(this.#metrics))
-    } else if (this.#writtenLines < this.#metrics.length) {
-      const lines = linesOf(this.#metrics.slice(this.#writtenLines))
+      await writeFile(directory, METRICS_FILE, linesOf(this.metrics))
+    } else if (this.#writtenLines < this.metrics.length) {
+      const lines = linesOf(this.metrics.slice(this.#writtenLines))
       await directory.append(METRICS_FILE, new TextEncoder().encode(lines))
     }
-    this.#writtenLines = this.#metrics.length
+    this.#writtenLines = this.metrics.length
     this.#metricsAt = performance.now()
   }
 }

@@ -137,7 +137,7 @@ const BNB4: Dequantizer = {
 const INTEGERS: Dequantizer = {
   whole(g, found) {
     const { graph } = g
-    const { weight, scale, zeroPoint } = integerWeight(graph, found) as IntegerWeight
+    const { weight, scale, zeroPoint } = integerWeight(graph, found.node) as IntegerWeight
     const parts = zeroPoint === '' ? [scale] : [scale, zeroPoint]
     const isShared = parts.every((value) => countOf(graph, value) === 1)
     // DequantizeLinear takes one of each, or one for each output of both.

@@ -54,10 +54,6 @@ export function productOf(
   return { form, node, last, input: node.input[0], output: last.output[0], problem: undefined, ...own }
 }
 
-export function weightInput({ form }: Pick<Product, 'form'>): 0 | 1 {
-  return form.isLookup ? 0 : 1
-}
-
 /** Reads stored lines [first, first + count) of a weight as f32: rows of the stored (d, k) or (k, d). */
 export type ReadLines = (first: number, count: number) => Promise<Float32Array>
 

@@ -17,15 +17,12 @@ export interface IntegerWeight {
   readonly zeroPoint: Value
 }
 
-export function integerWeight(graph: Graph, { node, last }: Product): IntegerWeight | undefined {
-  if (node.opType === 'DynamicQuantizeMatMul') {
-    return { weight: node.input[1], scale: node.input[2], zeroPoint: node.input[3] ?? '' }
-  }
-  const scale = node.opType === 'MatMulIntegerToFloat' ? node.input[3] : scaling(graph, node)?.scale
-  const zeroPoint = node.opType === 'MatMulIntegerToFloat' ? node.input[5] : node.input[3]
-  return scale === undefined || last === undefined
-    ? undefined
-    : { weight: node.input[1], scale, zeroPoint: zeroPoint ?? '' }
+export function integerWeight(graph: Graph, node: NodeProto): IntegerWeight | undefined {
+  const [, weight, second, third, , fifth] = node.input
+  if (node.opType === 'DynamicQuantizeMatMul') return { weight, scale: second, zeroPoint: third ?? '' }
+  if (node.opType === 'MatMulIntegerToFloat') return { weight, scale: third, zeroPoint: fifth ?? '' }
+  const scale = scaling(graph, node)?.scale
+  return scale === undefined ? undefined : { weight, scale, zeroPoint: third ?? '' }
 }
 
 export const MATMUL_INTEGER: Form = integerForm({
@@ -58,17 +55,15 @@ function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, inp
   const tensor = graph.constant(node.input[1])
   if (tensor === undefined || tensor.dims.length !== 2) return undefined
   const [k, d] = dimsOf(tensor)
-  const own = { last, input, weight: node.input[1], transposed: false, k, d, dataType: DataType.FLOAT, layout: '' }
-  const found = productOf(form, node, own)
-  const parts = integerWeight(graph, found)
+  const parts = integerWeight(graph, node)
   const scales = parts && graph.constant(parts.scale)
   const isPerOutput = scales !== undefined && scales.dims.length > 0 && Number(scales.dims.at(-1)) > 1
   const kind = tensor.dataType === DataType.INT8 ? 'int8' : 'uint8'
-  return {
-    ...found,
+  return productOf(form, node, {
+    ...{ last, input, weight: node.input[1], transposed: false, k, d, dataType: DataType.FLOAT },
     layout: `${kind}, ${isPerOutput ? 'a scale for each output' : 'one scale'}, inputs quantized as it runs`,
     problem: problemOf(graph, tensor, parts, d),
-  }
+  })
 }
 
 /** The nodes that make floats of the output: Cast, and the products with both scales, in either order. */
@@ -95,7 +90,7 @@ function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value
 }
 
 function matrix(graph: Graph, found: Product) {
-  const { weight, scale, zeroPoint } = integerWeight(graph, found) as IntegerWeight
+  const { weight, scale, zeroPoint } = integerWeight(graph, found.node) as IntegerWeight
   const tensor = graph.constant(weight) as TensorProto
   const placeIn = (value: Value) => (countOf(graph, value) === 1 ? () => 0 : (_: number, output: number) => output)
   return {
