@@ -181,7 +181,8 @@ export class PictureEncoder implements PictureReader {
     if (list.length === 0) return example
     const { inputIds } = example
     const { token } = this
-    checkTokens(inputIds, token, countOf(list), where)
+    const vectors = list.reduce((sum, { count }) => sum + count, 0)
+    checkTokens(inputIds, token, vectors, where)
     const labels = example.labels.map((label) => (label === token ? IGNORED : label))
     return { inputIds, labels, pictures: { encoder: this, list } }
   }
@@ -240,10 +241,6 @@ export class PictureEncoder implements PictureReader {
       [PLACES]: { type: 'int64', data: BigInt64Array.from(places, BigInt), dims: [count, 2] },
     }
   }
-}
-
-function countOf(list: readonly LearnedPicture[]): number {
-  return list.reduce((sum, { count }) => sum + count, 0)
 }
 
 function partsOf(messages: readonly MessageOfParts[]): MessagePart[] {
