@@ -62,6 +62,7 @@ export class PictureEncoder implements PictureReader {
   readonly model: Model
   readonly decodeImage: DecodeImage | undefined
   readonly #writing: PictureWriting
+  readonly token: number
   readonly #session: Pick<EncoderOptions, 'threads' | 'executionProviders'>
   readonly #pictures = new WeakMap<MessagePart, LearnedPicture>()
   #opening: ReturnType<PictureEncoder['open']> | undefined
@@ -74,11 +75,8 @@ export class PictureEncoder implements PictureReader {
     this.model = model
     this.decodeImage = decodeImage
     this.#writing = requireVision(model)
+    this.token = this.#writing.token
     this.#session = session
-  }
-
-  get token(): number {
-    return this.#writing.token
   }
 
   async see(feeds: Feeds): ReturnType<PictureReader['see']> {
