@@ -18,7 +18,7 @@ export type AttributeValue = number | readonly number[] | { readonly float: numb
 export type Attributes = Readonly<Record<string, AttributeValue>>
 
 export function makeAttribute(name: string, value: AttributeValue): AttributeProto {
-  const made = (own: Partial<AttributeProto>) => create(AttributeProtoSchema, { name, ...own })
+  const made = (own: Partial<Omit<AttributeProto, '$typeName'>>) => create(AttributeProtoSchema, { name, ...own })
   if (typeof value === 'number') return made({ type: AttributeType.INT, i: BigInt(value) })
   if (typeof value === 'string') return made({ type: AttributeType.STRING, s: new TextEncoder().encode(value) })
   if ('length' in value) return made({ type: AttributeType.INTS, ints: value.map(BigInt) })
