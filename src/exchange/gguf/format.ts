@@ -222,10 +222,10 @@ type FactorPart = Extract<OpenPart, { kind: 'linear' | 'embedding' | 'parameter'
 const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
 
 /**
- * Writes what llama.cpp reads (its convert_lora_to_gguf.py and src/llama-adapter.cpp), which multiplies by alpha/r, or by
- * 1 where alpha is 0. Its own converter writes lora_alpha alone, and so loses rsLoRA and patterns; here alpha says the
- * scaling where one number can, and otherwise the scalings are multiplied into B. The sink stays the caller's to commit.
- * Two tensors are in memory at a time.
+ * Writes what llama.cpp reads (its convert_lora_to_gguf.py and src/llama-adapter.cpp), which multiplies by alpha/r,
+ * or by 1 where alpha is 0. Its own converter writes lora_alpha alone, and so loses rsLoRA and patterns; here alpha
+ * says the scaling where one number can, and otherwise the scalings are multiplied into B. The sink stays the
+ * caller's to commit. Two tensors are in memory at a time.
  */
 async function writeGgufAdapter(
   adapter: OpenAdapter,

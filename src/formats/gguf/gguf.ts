@@ -1,4 +1,5 @@
-// GGUF (ggml's docs/gguf.md, versions 2 and 3). The header is read and checked; no tensor is.
+// GGUF (ggml's docs/gguf.md, versions 2 and 3). The header is read and checked; no tensor is. Version 3 is
+// written: metadata, the list of tensors, and their bytes, each aligned to 32.
 
 import { type ByteSink, type ByteSource, concatBytes } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
