@@ -31,7 +31,8 @@ const MODES: Readonly<Record<string, string>> = {
 }
 
 export async function readSentenceModules(directory: Directory): Promise<SentenceModules> {
-  const modules = listOf(await readJsonIfThere(directory, 'modules.json'))
+  const list = await readJsonIfThere(directory, 'modules.json')
+  const modules = Array.isArray(list) ? list.map(objectOf) : []
   const typeOf = ({ type }: Record<string, unknown>) => String(type).replace(/^.*\./, '')
   const pooling = modules.find((module) => typeOf(module) === 'Pooling')
   const path = typeof pooling?.path === 'string' && pooling.path !== '' ? pooling.path : '1_Pooling'
@@ -52,8 +53,4 @@ function modeOf(config: Readonly<Record<string, unknown>>): string {
   if (named !== undefined) return [named].flat().map(String).join('+')
   const on = Object.entries(MODES).filter(([key]) => config[key] === true)
   return on.length === 0 ? 'mean' : on.map(([, mode]) => mode).join('+')
-}
-
-function listOf(value: unknown): Record<string, unknown>[] {
-  return Array.isArray(value) ? value.map(objectOf) : []
 }

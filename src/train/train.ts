@@ -17,8 +17,6 @@ import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import type { LoraConfig } from '../lora/config.js'
 import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
@@ -52,13 +50,6 @@ export interface RunContext {
   readonly pictures?: PictureEncoder | undefined
 }
 
-export interface PreparedRun {
-  readonly input: RunInput
-  readonly encoded: EncodedSource
-  readonly log: EventLog | undefined
-  readonly config: LoraConfig
-}
-
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
   return withPictures(given, async (pictures) => {
@@ -74,7 +65,7 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 export async function prepare(
   given: TrainingOptions,
   { limits = [], memoryUse, sources, page, wait, onRow, pictures, tokenFile: file }: RunContext,
-): Promise<PreparedRun> {
+) {
   let settings = resolveSettings(given)
   const config = checkOptions(given, settings)
   const options = { ...given, model: await joinGraphs(given.model), pictures }
@@ -179,19 +170,16 @@ export async function prepare(
 }
 
 function reportOf({ task, adapter, open, settings }: RunInput, { kept }: EncodedSource, isNew: boolean) {
+  const ofA = settings.loraFa ? adapter.parts('linear').reduce((sum, { rank, k }) => sum + rank * k, 0) : 0
   return {
     task,
     truncatedRecords: kept.truncatedRecords,
     skippedRecords: kept.skippedRecords,
-    trainableParams: adapter.totalTrainableParams() - (settings.loraFa ? elementsOfA(adapter) : 0),
+    trainableParams: adapter.totalTrainableParams() - ofA,
     totalParams: adapter.totalParams(),
     labels: open.labels === undefined ? null : [...open.labels],
     newHead: open.head !== undefined && isNew ? open.head.isNew : null,
   }
-}
-
-function elementsOfA(adapter: LoraAdapter): number {
-  return adapter.parts('linear').reduce((sum, { rank, k }) => sum + rank * k, 0)
 }
 
 const PACKED_LENGTH = 512

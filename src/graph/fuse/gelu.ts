@@ -31,7 +31,8 @@ function geluAround(graph: Graph, node: NodeProto, x: Value): NodeProto | undefi
   const product = onlyReader(graph, sum.output[0], 'Mul')
   const factor = bothWays(product).find(([a]) => a === sum.output[0])?.[1]
   if (product === undefined || factor === undefined) return undefined
-  if (isHalfOf(graph, factor, x)) return product
+  const halves = bothWays(makerOf(graph, factor, 'Mul'))
+  if (halves.some(([a, half]) => a === x && isAbout(graph, half, 0.5))) return product
   const last = onlyReader(graph, product.output[0], 'Mul')
   const rest = bothWays(last).find(([a]) => a === product.output[0])?.[1]
   if (last === undefined || rest === undefined) return undefined
@@ -57,10 +58,6 @@ function cubicInput(graph: Graph, value: Value): Value | undefined {
     if (bothWays(makerOf(graph, cube, 'Mul')).some(([a, square]) => a === x && isSquare(square))) return x
   }
   return undefined
-}
-
-function isHalfOf(graph: Graph, value: Value, x: Value): boolean {
-  return bothWays(makerOf(graph, value, 'Mul')).some(([a, half]) => a === x && isAbout(graph, half, 0.5))
 }
 
 function isAbout(graph: Graph, value: Value, expected: number): boolean {

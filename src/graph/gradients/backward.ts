@@ -8,7 +8,7 @@ import type { ShapeMap } from '../shapes/shapes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import { type Graph, implicitInputs } from '../view/graph.js'
 import { entryOf, listByOperator, operatorOf } from '../view/operators.js'
-import { type GradientContext, type GradientRule, sumTo } from './context.js'
+import { type GradientRule, sumTo } from './context.js'
 import { BROADCASTING, GRADIENTS, NON_DIFFERENTIABLE } from './gradients.js'
 import { type Contribution, joinSlices } from './join-slices.js'
 import { PATTERNS, type PatternContext } from './pattern-gradients.js'
@@ -95,22 +95,16 @@ const HINTS: Readonly<Record<string, string>> = {
   Scan: BRANCHES,
 }
 
-export interface BackwardOptions {
-  readonly custom?: Readonly<CustomGradients>
-  /** A scalar that all gradients are multiplied by. */
-  readonly scale?: Value
-}
-
 /**
  * Appends the backward graph from `seeds` (value → its gradient). Returns the gradients of `wrt`, without those of
- * values that the seeds do not depend on.
+ * values that the seeds do not depend on. `scale`: a scalar that all gradients are multiplied by.
  */
 export function buildBackward(
   g: Builder,
   shapes: ShapeMap,
   seeds: ReadonlyMap<Value, Value>,
   wrt: readonly Value[],
-  { custom = new Map(), scale }: BackwardOptions = {},
+  { custom = new Map(), scale }: { custom?: Readonly<CustomGradients>; scale?: Value } = {},
 ): Map<Value, Value> {
   const path = gradientPath(g.graph, wrt, seeds.keys(), custom)
   checkDifferentiable(path, custom)
@@ -233,11 +227,10 @@ function thunksOf(context: PatternContext): ReturnType<GradientRule> {
   const operator = operatorOf(context.node)
   const thunks = entryOf(PATTERNS, operator)?.(context) ?? GRADIENTS[operator](context)
   if (!BROADCASTING.has(operator)) return thunks
-  return thunks.map((thunk, i) => thunk && (() => reduced(context, thunk(), context.inputs[i])))
-}
-
-function reduced({ g, shapes, outputs }: GradientContext, gradient: Value, input: Value): Value {
+  const { g, shapes, inputs, outputs } = context
   const from = shapes.get(outputs[0])
-  const to = shapes.get(input)
-  return from === undefined || to === undefined ? gradient : sumTo(g, gradient, from, to)
+  return thunks.map((thunk, i) => {
+    const to = shapes.get(inputs[i])
+    return thunk && from && to ? () => sumTo(g, thunk(), from, to) : thunk
+  })
 }

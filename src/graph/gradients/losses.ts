@@ -2,16 +2,11 @@
 
 import type { Builder, Value } from '../view/builder.js'
 
-/** Each row's −ln softmax(logits)[target]. */
-export interface RowLosses {
-  /** (m) */
-  readonly losses: Value
-  /** softmax(logits) − onehot(target), (m, V). To be built once. */
-  slopes(g: Builder): Value
-}
-
-/** `logits` are (m, V); `targets` int64 (m, 2): row number and target of each row. */
-export function rowLosses(g: Builder, logits: Value, targets: Value): RowLosses {
+/**
+ * Each row's −ln softmax(logits)[target], (m), and its slopes, softmax(logits) − onehot(target), (m, V), which are to
+ * be built once. `logits` are (m, V); `targets` int64 (m, 2): row number and target of each row.
+ */
+export function rowLosses(g: Builder, logits: Value, targets: Value) {
   const probabilities = g.op('Softmax', [logits], { axis: 1 })
   // max p = exp(0) / Σ exp(l − max l), so −ln p[t] = max l − l[t] − ln max p: no exponential is taken twice, and no
   // logarithm of a probability that underflows.
@@ -20,7 +15,7 @@ export function rowLosses(g: Builder, logits: Value, targets: Value): RowLosses 
   const largest = g.reduceMax(logits, [1], 0)
   return {
     losses: g.sub(g.sub(largest, g.op('GatherND', [logits, targets])), logProbability),
-    slopes(g) {
+    slopes(g: Builder) {
       const byTargets = g.sub(g.op('GatherND', [probabilities, targets]), g.float(1))
       // It writes where the probabilities are. ScatterND would make a copy.
       const columns = g.op('Gather', [targets, g.int([1])], { axis: 1 })

@@ -1,9 +1,8 @@
 // Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t.
 
-import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
+import { encodeFloats, type FloatDtype, isFiniteStored } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
-import { isAllFinite } from '../../base/tensor.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, dataTypeName, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
@@ -23,12 +22,6 @@ export interface BranchValues {
 }
 
 const TYPES: Partial<Record<DataType, FloatDtype>> = { [DataType.FLOAT]: 'fp32', [DataType.FLOAT16]: 'fp16' }
-
-function isFiniteF16(bytes: Uint8Array): boolean {
-  return new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2).every(
-    (bits) => (bits & 0x7c00) !== 0x7c00,
-  )
-}
 
 export function addBranches(
   graph: Graph,
@@ -82,8 +75,7 @@ function declare(
   const factors = branchFactors(number, name, affine !== undefined)
   const add = (tensor: string, values: Float32Array, dims: number[]) => {
     const rawData = encodeFloats(values, stored)
-    const isUsable = stored === 'fp32' ? isAllFinite(values) : isFiniteF16(rawData)
-    if (!isUsable)
+    if (!isFiniteStored(rawData, stored))
       throw new NumericError({ where: name, what: `the adapter holds values that are not finite in ${stored}` })
     // A module that is called twice has one tensor for both calls.
     if (graph.initializers.has(tensor)) return

@@ -2,10 +2,10 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { dimsOf, type NodeProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
-import type { RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
+import type { RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
-import { dimsOfInput, splitInputs, typeOf } from './roles.js'
+import { dimsOfInput, splitInputs, TYPES, typeOf } from './roles.js'
 
 export interface CacheEntry {
   readonly past: string
@@ -49,11 +49,7 @@ export function growWindows(graph: Graph): void {
 /** A merged decoder has a branch that reads a cache, and one for the first tokens. */
 const BRANCH = 'use_cache_branch'
 
-export function hasCacheBranches(graph: Graph): boolean {
-  return cacheBranches(graph).length > 0
-}
-
-function cacheBranches(graph: Graph): NodeProto[] {
+export function cacheBranches(graph: Graph): NodeProto[] {
   return graph.nodes.filter(({ opType, input }) => opType === 'If' && input[0] === BRANCH)
 }
 
@@ -140,15 +136,9 @@ function widthOf(graph: Graph, value: string): number | undefined {
   return node.input.map((input) => widthOf(graph, input)).find((width) => width !== undefined)
 }
 
-const ARRAYS: Partial<Record<TensorType, new (length: number) => TensorData>> = {
-  float32: Float32Array,
-  float64: Float64Array,
-  float16: Uint16Array,
-}
-
 /** No tokens, and zeros as the state of a convolution. */
 export function emptyTensor({ past, type, dims, axis }: CacheLayout, batch: number): RuntimeTensor {
-  const DataArray = ARRAYS[type]
+  const [, DataArray] = Object.values(TYPES).find((own) => own?.[0] === type && /^float/.test(type)) ?? []
   if (DataArray === undefined)
     throw new UnsupportedError({ where: `input ${past}`, what: 'a cache of this type', got: type })
   const shape = dims.map((dim, i) => (i === axis ? 0 : (dim ?? batch)))

@@ -83,20 +83,15 @@ function causalMask(g: Builder, tokens: Value, window = -1): Value {
   return g.where(isNear, mask, g.float(LOWEST))
 }
 
-function scoreAttributes(context: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
-  return { scale: setAttribute(context, 'scale'), softcap: floatAttribute(context.node, 'softcap', 0) }
+/** A scale of 0 means that it is not set. */
+function scoreAttributes({ node }: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
+  return { scale: floatAttribute(node, 'scale', 0) || undefined, softcap: floatAttribute(node, 'softcap', 0) }
 }
 
 /** Each key head serves as many query heads as the others. */
 function checkHeads(context: LoweringContext, heads: number, keyHeads: number): void {
   if (heads > 0 && keyHeads > 0 && heads % keyHeads === 0) return
   refuse(context, `it has ${heads} query heads for ${keyHeads} key heads, which is no attention`)
-}
-
-/** A float attribute of which 0 means that it is not set. */
-function setAttribute({ node }: LoweringContext, name: string): number | undefined {
-  const value = floatAttribute(node, name, 0)
-  return value === 0 ? undefined : value
 }
 
 /** The lengths in seqlens_k play no part: padding comes after the tokens, where no token sees it. */
@@ -194,9 +189,8 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
   const { g, node } = context
   const hidden = padding ? paddingBias(context, padding, tokens, parts.key) : undefined
   return attend(g, {
-    ...parts,
-    keyHeads: parts.heads,
-    scale: setAttribute(context, 'scale'),
+    ...{ ...parts, keyHeads: parts.heads },
+    ...scoreAttributes(context),
     mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, tokens) : undefined,
     bias: attentionBias && hidden ? g.add(attentionBias, hidden) : attentionBias || hidden,
   })

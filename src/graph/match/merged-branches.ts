@@ -16,17 +16,6 @@ export interface BranchFactors {
   readonly affine: { readonly scale: string; readonly shift: string } | undefined
 }
 
-/** A branch beside one product, which may compute several modules. */
-export interface MergedBranch {
-  readonly number: number
-  /** Behind it @2, @3, … where several nodes compute the module. */
-  readonly module: string
-  readonly nodes: readonly NodeProto[]
-  readonly base: Value
-  readonly output: Value
-  readonly factors: readonly BranchFactors[]
-}
-
 export function branchScope(number: number, module: string): string {
   return `lora/${number}/${module}`
 }
@@ -37,7 +26,11 @@ export function branchFactors(number: number, module: string, hasAffine: boolean
   return { module, weightA: `${scope}/A`, weightB: `${scope}/B`, affine }
 }
 
-export function findBranches(graph: Graph): MergedBranch[] {
+/**
+ * Each branch stands beside one product, which may compute several modules. Where several nodes compute a module, it
+ * has @2, @3, … behind its name.
+ */
+export function findBranches(graph: Graph) {
   const groups = new Map<string, { number: number; module: string; nodes: NodeProto[] }>()
   for (const node of graph.nodes) {
     const [, number, module] = NAME.exec(node.name) ?? []

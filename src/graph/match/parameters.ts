@@ -28,16 +28,8 @@ function storedTensor(graph: Graph, value: string): { name: string; tensor: Tens
   return tensor && { name, tensor }
 }
 
-/** A convolution by a constant float kernel (d, in/groups, *kernel). */
-export interface Convolution extends Place {
-  readonly name: string
-  readonly shape: readonly number[]
-  readonly groups: number
-  readonly dilations: readonly number[]
-  readonly bias: number | undefined
-}
-
-export function findConvolutions(graph: Graph): Convolution[] {
+/** Convolutions by a constant float kernel (d, in/groups, *kernel). */
+export function findConvolutions(graph: Graph) {
   return graph.nodes.flatMap((node) => {
     const stored = node.opType === 'Conv' ? storedTensor(graph, node.input[1]) : undefined
     if (stored === undefined) return []

@@ -2,6 +2,7 @@
 
 import { decodeFloats } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
+import { transpose } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Graph } from '../view/graph.js'
 import type { BaseTensor } from './base-tensors.js'
@@ -26,7 +27,7 @@ export async function readBaseTensor(
   const lines = await (await form.openLines(model, graph, place.linear))(0, transposed ? d : k)
   // PyTorch has a weight (d, k), and an embedding (k, d).
   if (transposed !== (form.isLookup === true)) return lines
-  return swapped(lines, transposed ? [d, k] : [k, d])
+  return transpose({ data: lines, shape: transposed ? [d, k] : [k, d] }).data as Float32Array
 }
 
 /** Undefined where they are no floats. */
@@ -64,10 +65,4 @@ export async function readTokenRows(
     }
   }
   return rows
-}
-
-function swapped(values: Float32Array, [rows, columns]: readonly [number, number]): Float32Array {
-  const result = new Float32Array(values.length)
-  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = values[i * columns + j]
-  return result
 }

@@ -17,18 +17,12 @@ export interface ModelGraph {
   readonly linears: readonly Linear[]
 }
 
-export interface Spread {
-  /** Names of the parts in each graph, in the order of the graphs. */
-  readonly parts: readonly ReadonlySet<string>[]
-  readonly missing: readonly string[]
-}
-
-/** Shapes are not compared. */
+/** Names of the parts in each graph, in the order of the graphs, and of those in none. Shapes are not compared. */
 export async function spreadAdapter(
   graphs: readonly ModelGraph[],
   adapter: readonly Pick<PartView, 'name' | 'kind'>[],
   hasPlace: (graph: number, part: string) => Promise<boolean>,
-): Promise<Spread> {
+) {
   const layers = adapter.filter(({ kind }) => kind === 'linear').map(({ name }) => name)
   const finders = graphs.map(({ graph, linears }) => moduleFinder(withPointwise(graph, linears, layers)))
   const parts = graphs.map(() => new Set<string>())

@@ -12,13 +12,8 @@ import {
   TensorProtoSchema,
 } from '../../formats/onnx/tensors.js'
 
-/** A bare number is an INT. */
-export interface FloatAttribute {
-  readonly float: number
-}
-
 /** number → INT, number[] → INTS, {float} → FLOAT, string → STRING, TensorProto → TENSOR, GraphProto → GRAPH. */
-export type AttributeValue = number | readonly number[] | FloatAttribute | string | TensorProto | GraphProto
+export type AttributeValue = number | readonly number[] | { readonly float: number } | string | TensorProto | GraphProto
 
 export type Attributes = Readonly<Record<string, AttributeValue>>
 

@@ -3,7 +3,7 @@
 // graphs and graphs with a head of their own.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { hasCacheBranches } from '../../graph/inputs/cache.js'
+import { cacheBranches } from '../../graph/inputs/cache.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { requireLabelCount } from '../../lora/requirements.js'
@@ -43,7 +43,7 @@ export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<Ad
   const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)
   if (placed === undefined) return undefined
   const { input, count, tensors, isInGraph } = placed
-  if (input.rows === 'last' && hasCacheBranches(graph)) {
+  if (input.rows === 'last' && cacheBranches(graph).length > 0) {
     throw new UnsupportedError({
       where: adapter.config.taskType ?? 'adapter',
       what: 'sessions cannot compute the head of this adapter: the hidden states lie in the branches of an If',

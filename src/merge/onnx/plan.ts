@@ -7,7 +7,7 @@ import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { HANDS_ON } from '../../graph/fuse/patterns.js'
-import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
+import { cacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears } from '../../graph/match/linears.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
@@ -41,7 +41,7 @@ export async function planOnnxMerge(
   let linears = findLinears(graph, modules)
   const findHead = () => findMergedHead(graph, linears, config, shares).catch((error) => fit.refused(error))
   let head = await findHead()
-  if (head?.isReplaced === false && head.placed.input.rows === 'last' && hasCacheBranches(graph)) {
+  if (head?.isReplaced === false && head.placed.input.rows === 'last' && cacheBranches(graph).length > 0) {
     // A head reads whole texts: what reads a cache has no use any more, and the head's input may lie in it.
     takeBranchWithoutCache(graph)
     graph.prune()

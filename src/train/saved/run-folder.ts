@@ -51,24 +51,22 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
   // Unfinished files of a killed run do not count.
   const files = (await directory.list()).filter((file) => !isPartial(file))
   const where = directory.name
+  if (use === 'resume' ? await directory.has(STATE_FILE) : files.length === 0) return
+  const marker = await readMarker(directory)
+  const isOurs = marker !== undefined
   if (use === 'resume') {
-    if (await directory.has(STATE_FILE)) return
-    const marker = await readMarker(directory)
     const isFinished = marker?.status === 'finished'
-    const isStarted = marker !== undefined
     throw new FileError({
       where,
       what: isFinished ? 'the run in this folder is finished' : 'there is no unfinished run in this folder',
       hint: isFinished
         ? 'Replace it with `overwrite`, or choose another folder. A run with `keepState` can be made longer'
-        : isStarted
+        : isOurs
           ? 'The run in it was stopped before it saved anything. Replace it with `overwrite`'
           : 'Leave out `resume`',
     })
   }
-  if (files.length === 0) return
   if (use === 'new') {
-    const isOurs = (await readMarker(directory)) !== undefined
     throw new FileError({
       where,
       what: 'the output folder is not empty',
@@ -76,7 +74,7 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
       hint: isOurs ? 'Use `resume` or `overwrite`, or choose another folder' : 'Choose another folder',
     })
   }
-  if ((await readMarker(directory)) === undefined) {
+  if (!isOurs) {
     throw new FileError({
       where,
       what: 'not overwritten, because lowrank did not write this folder',

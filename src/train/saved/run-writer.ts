@@ -33,11 +33,6 @@ interface LastFiles {
   readonly keepState?: boolean
 }
 
-export interface RunMeaning {
-  readonly task: string
-  readonly record?: string | undefined
-}
-
 export class RunWriter {
   /** True when the marker is there and belongs to this run. */
   #isBegun: boolean
@@ -50,7 +45,7 @@ export class RunWriter {
   /** @param metrics the run's own list, which grows with each step */
   constructor(
     private readonly place: RunPlace,
-    private readonly about: RunMeaning,
+    private readonly about: { readonly task: string; readonly record?: string | undefined },
     private readonly metrics: readonly StepMetrics[],
   ) {
     this.#isBegun = place.use === 'resume'

@@ -3,7 +3,7 @@
 import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
-import { DataType, dataTypeName, dimsOf, type TensorProto } from '../../../formats/onnx/tensors.js'
+import { DataType, dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
 import { sourceOf } from '../../fuse/patterns.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
@@ -65,18 +65,10 @@ export async function openFloatLines(
 export const MATMUL: Form = floatProduct('MatMul')
 export const GEMM: Form = floatProduct('Gemm')
 
-export interface ConstantWeight {
-  readonly name: string
-  readonly tensor: TensorProto
-  readonly transposed: boolean
-  /** After any Cast. */
-  readonly dataType: DataType
-}
-
 const FLOATS: readonly number[] = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE]
 
-/** The 2-D float initializer behind a value, through Transpose, Cast and Identity. */
-export function constantWeight(graph: Graph, from: Value, transposed: boolean): ConstantWeight | undefined {
+/** The 2-D float initializer behind a value, through Transpose, Cast and Identity. `dataType`: after any Cast. */
+export function constantWeight(graph: Graph, from: Value, transposed: boolean) {
   const { value, isSwapped, castTo } = sourceOf(graph, from)
   const tensor = graph.constant(value)
   if (tensor === undefined || !FLOATS.includes(tensor.dataType) || tensor.dims.length !== 2) return undefined

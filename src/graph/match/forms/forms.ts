@@ -32,22 +32,15 @@ export function findProduct(graph: Graph, node: NodeProto): Product | undefined 
 /** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
 export type MergeWay = 'weights' | 'branches' | 'requantize'
 
-export interface Abilities {
-  readonly run: boolean
-  /** The default first; empty if it cannot be merged. */
-  readonly merge: readonly MergeWay[]
-  readonly train: boolean
-  /** The part of its layout that lowrank does not understand. */
-  readonly problem: string | undefined
-}
-
-export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
+/** Ways to merge are the default first; none if it cannot be merged. */
+export function abilitiesOf({ form, dataType, problem }: Product) {
   const run = FLOAT_DTYPES[dataType] !== undefined
   const isReadable = problem === undefined
   const quantized: MergeWay[] = form === MATMUL_NBITS && isReadable ? ['branches', 'requantize'] : ['branches']
+  const merge: MergeWay[] = !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : []
   return {
     run,
-    merge: !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : [],
+    merge,
     train:
       (dataType === DataType.FLOAT || dataType === DataType.FLOAT16) &&
       isReadable &&
