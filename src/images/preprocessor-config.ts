@@ -10,25 +10,24 @@ export interface Size {
   readonly height: number
 }
 
-/** The change of each number of a picture: (byte · scale − mean) / std, by color. */
-export interface Scaling {
-  readonly scale: number
-  readonly mean: readonly number[]
-  readonly std: readonly number[]
-}
-
 const FILE = 'preprocessor_config.json'
 /** ImageNet's usual halves: transformers' own defaults for ViT. */
 const DEFAULTS = { scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] }
 
-export function scalingOf(config: PreprocessorConfig): Scaling {
-  const scale = config.do_rescale === false ? 1 : numberOf(config.rescale_factor, DEFAULTS.scale)
+/** The change of each number of a picture: (byte · scale − mean) / std, by color. */
+export function scalingOf(config: PreprocessorConfig) {
+  const factor = typeof config.rescale_factor === 'number' ? config.rescale_factor : DEFAULTS.scale
+  const scale = config.do_rescale === false ? 1 : factor
   if (config.do_normalize === false) return { scale, mean: [0, 0, 0], std: [1, 1, 1] }
   const mean = listOf(config.image_mean, DEFAULTS.mean, 'image_mean')
   return { scale, mean, std: listOf(config.image_std, DEFAULTS.std, 'image_std') }
 }
 
-export function writePlanes(pixels: Uint8Array, { scale, mean, std }: Scaling, output: Float32Array): void {
+export function writePlanes(
+  pixels: Uint8Array,
+  { scale, mean, std }: ReturnType<typeof scalingOf>,
+  output: Float32Array,
+) {
   const count = pixels.length / 3
   for (let c = 0; c < 3; c++) {
     for (let i = 0; i < count; i++) output[c * count + i] = (pixels[i * 3 + c] * scale - mean[c]) / std[c]
@@ -44,10 +43,6 @@ export function squareOf(size: unknown, where: string): Size {
 
 export function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) > 0
-}
-
-function numberOf(value: unknown, fallback: number): number {
-  return typeof value === 'number' ? value : fallback
 }
 
 function listOf(value: unknown, fallback: readonly number[], where: string): readonly number[] {

@@ -50,7 +50,8 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
     height,
     fit(image, where) {
       const sized = target === undefined ? image : resize(image, ...target.of(image), resample)
-      const cut = crop === undefined ? sized : centered(sized, crop)
+      const [top, left] = [sized.height - height, sized.width - width].map((over) => Math.floor(over / 2))
+      const cut = crop === undefined ? sized : cropped(sized, top, left, crop)
       if (cut.width === width && cut.height === height) return cut.data
       throw new DataError({
         where,
@@ -73,9 +74,4 @@ function targetOf(size: unknown, crop: Size | undefined) {
   }
   const square = squareOf(size, 'size')
   return { of: (_: Size): [number, number] => [square.width, square.height], square }
-}
-
-function centered(image: Pixels, crop: Size): Pixels {
-  const [top, left] = [image.height - crop.height, image.width - crop.width].map((over) => Math.floor(over / 2))
-  return cropped(image, top, left, crop)
 }

@@ -29,7 +29,7 @@ export function slotsFor(threads: number): number {
 }
 
 export function availableThreads(): number {
-  if (threadsModule() === undefined || typeof SharedArrayBuffer === 'undefined') return 1
+  if (builtin('worker_threads') === undefined || typeof SharedArrayBuffer === 'undefined') return 1
   try {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 0)
   } catch {
@@ -50,10 +50,6 @@ interface ThreadsModule {
 /** Looked up at run time, so that bundles for browsers hold no trace of Node's modules. */
 function builtin<T>(name: string): T | undefined {
   return globalThis.process?.getBuiltinModule?.(name) as T | undefined
-}
-
-function threadsModule(): ThreadsModule | undefined {
-  return builtin<ThreadsModule>('worker_threads')
 }
 
 /** The script of a worker: a string, so that it needs no file of its own in anyone's bundle. */
@@ -94,7 +90,7 @@ export class Team {
   constructor(module: WebAssembly.Module, workspace: Workspace, threads: number) {
     this.#states = new Int32Array(workspace.memory.buffer)
     this.#blocks = new Array(slotsFor(threads)).fill(0)
-    const { Worker } = threadsModule()!
+    const { Worker } = builtin<ThreadsModule>('worker_threads')!
     for (let w = 0; w < threads - 1; w++) {
       const slots = this.#slotsOf(w)
       const worker = new Worker(WORKER, {

@@ -125,8 +125,11 @@ export class WasmKernels implements Kernels {
         prepare: (slot, index) => this.#prepare(part, blockOf(slot, index)),
         finish: (slot, index) => void this.#moveC(part, blockOf(slot, index), 'out'),
       }
-      if (isThreaded) this.#team().run(task, compute)
-      else {
+      const state = this.#open()
+      if (isThreaded) {
+        state.team ??= new Team(this.#module, workspace, this.threads)
+        state.team.run(task, compute)
+      } else {
         for (let block = 0; block < task.count; block++) {
           task.prepare(0, block)
           compute(0)
@@ -189,11 +192,5 @@ export class WasmKernels implements Kernels {
       this.#state = { workspace, wasm: exports as unknown as GemmExports }
     }
     return this.#state
-  }
-
-  #team(): Team {
-    const state = this.#open()
-    state.team ??= new Team(this.#module, state.workspace, this.threads)
-    return state.team
   }
 }

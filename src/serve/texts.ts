@@ -38,9 +38,7 @@ function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallb
   const number = (name: string) => fields[name] as number | undefined
   const asked = (tokens as number | undefined) ?? Math.min(fallback, maxTokens)
   if (asked > maxTokens) {
-    throw new HttpError(400, `At most ${maxTokens} new tokens can be asked for, not ${asked}`, {
-      param: 'max_tokens',
-    })
+    throw new HttpError(400, `At most ${maxTokens} new tokens can be asked for, not ${asked}`, { param: 'max_tokens' })
   }
   return {
     schema: schemaOf(fields.response_format as Fields | undefined),

@@ -245,17 +245,13 @@ function chatsOf(record: Fields, where: string): ParsedRecord[] {
     return parseChat({ ...turns, tools, chat_template_kwargs }, `${where}, ${name}`)
   }
   const chats = NAMES.map(read)
-  const learnFrom = Array.isArray(prompt) ? prompt.length : sharedMessages(chats.map(({ messages }) => messages))
+  const [a, b] = chats.map(({ messages }) => messages.map((message) => JSON.stringify(message)))
+  const learnFrom = Array.isArray(prompt) ? prompt.length : Math.min(commonLength(a, b), a.length - 1, b.length - 1)
   if (learnFrom === 0) throw noPrompt('messages', where)
   return chats.map((chat, i) => {
     if (!chat.messages.slice(learnFrom).some(isSaid)) throw emptyAnswer(NAMES[i], where)
     return { where, kind: 'chat', chat: { ...chat, learnFrom } satisfies Chat }
   })
-}
-
-function sharedMessages(chats: readonly (readonly ChatMessage[])[]): number {
-  const [a, b] = chats.map((messages) => messages.map((message) => JSON.stringify(message)))
-  return Math.min(commonLength(a, b), a.length - 1, b.length - 1)
 }
 
 function isSaid({ role, content = '', tool_calls = [] }: ChatMessage): boolean {

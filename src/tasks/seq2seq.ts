@@ -168,7 +168,9 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
       return { ...this.#feeds(examples, sequence, PROBED_WIDTHS[i]), ...probeTargets(PROBED_TARGETS[i]) }
     })
     const read = features === undefined ? tokenLengths() : soundLengths(model, features[1])
-    this.probe = { feeds: [first, second], lengths: [...read, ...writtenLengths(), targetsLength()] }
+    const written = ownLength('written', PROBED_WIDTHS, { input: DECODER_IDS, axis: 1 })
+    const rows = productLength('written rows', batchLength(DECODER_IDS), written)
+    this.probe = { feeds: [first, second], lengths: [...read, written, rows, targetsLength()] }
   }
 
   cost({ source, target }: Seq2SeqExample): number {
@@ -214,11 +216,6 @@ function soundLengths({ config }: Model, times: number): Length[] {
   const count = typeof positions === 'number' ? positions : Math.ceil(times / 2)
   const batch = batchLength(DECODER_IDS)
   return [batch, productLength('positions', batch, { name: 'times', probed: [count, count], of: () => count })]
-}
-
-function writtenLengths(): Length[] {
-  const written = ownLength('written', PROBED_WIDTHS, { input: DECODER_IDS, axis: 1 })
-  return [written, productLength('written rows', batchLength(DECODER_IDS), written)]
 }
 
 /** A row of data. */

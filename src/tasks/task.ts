@@ -155,20 +155,18 @@ export interface HeadOptions {
   readonly newHead?: boolean
 }
 
-/** A new tensor that is trained whole. */
-export interface HeadTensor {
-  /** In the PyTorch model, as in classifier.weight; {@link ObjectiveGraph.parameter} has the same. */
-  readonly name: string
-  readonly shape: readonly number[]
-  /** Its values before the first step. */
-  start(random: Random): Promise<Float32Array>
-}
-
 /** Layers behind the model's outputs that are trained whole. */
 export interface Head {
   /** PEFT's modules_to_save: the modules that hold the tensors. */
   readonly modulesToSave: readonly string[]
-  readonly tensors: readonly HeadTensor[]
+  /** New tensors that are trained whole. */
+  readonly tensors: readonly {
+    /** In the PyTorch model, as in classifier.weight; {@link ObjectiveGraph.parameter} has the same. */
+    readonly name: string
+    readonly shape: readonly number[]
+    /** Its values before the first step. */
+    start(random: Random): Promise<Float32Array>
+  }[]
   /** It starts as transformers starts a new one, and not with that of the model. */
   readonly isNew: boolean
   /** The name that a module of the graph has in the PyTorch model with the head. */

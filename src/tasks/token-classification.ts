@@ -180,10 +180,6 @@ export interface TaggedText {
   readonly where: string
 }
 
-interface Entity extends Span {
-  readonly label: string
-}
-
 export function parseTaggedText(row: unknown, where: string): TaggedText {
   const record = isObject(row) ? row : {}
   const words = record.tokens ?? record.words
@@ -258,7 +254,7 @@ function markedText(text: string, given: readonly unknown[], where: string): Tag
   return { text, words, tags, where }
 }
 
-function entityOf(entity: unknown, text: string, where: string): Entity {
+function entityOf(entity: unknown, text: string, where: string) {
   const { start, end, label } = isObject(entity) ? entity : {}
   if (!isCount(start) || !isCount(end) || typeof label !== 'string' || label === '') {
     throw new DataError({

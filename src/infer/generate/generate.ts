@@ -72,8 +72,9 @@ async function* writeTexts(
   options: GenerateOptions,
 ): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
   const startedAt = performance.now()
-  const { seed = freshSeed(), batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.texts.bounds.maxBatch) } =
-    options
+  // 32 bits are short enough to type again.
+  const { seed = crypto.getRandomValues(new Uint32Array(1))[0] } = options
+  const { batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.texts.bounds.maxBatch) } = options
   const isList = Array.isArray(options.adapter)
   const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
   session.checkMixes(mixes)
@@ -303,9 +304,4 @@ function scoreOf(model: Model, { scores }: NextToken): TokenScore {
   }
   const { chosen, top } = scores!
   return { ...named(chosen), top: top.map(named) }
-}
-
-/** One that no text was drawn with before, of 32 bits: short enough to type again. */
-function freshSeed(): number {
-  return crypto.getRandomValues(new Uint32Array(1))[0]
 }
