@@ -4,8 +4,7 @@
 import type { Source } from './index/sources.js'
 import type { ChatMessage } from './text/chat.js'
 import type { AdapterCallOptions, AdapterPipelineParts } from './transformers/pipelines.js'
-import type { PipelineTask } from './transformers/tasks.js'
-import type { PipelineOptions, WithAdaptersOptions } from './transformers/verbs.js'
+import type { PipelineOptions, PipelineTask, WithAdaptersOptions } from './transformers/verbs.js'
 
 export type { AdapterCallOptions, AdapterPipelineParts, PipelineOptions, PipelineTask, WithAdaptersOptions }
 

@@ -3,24 +3,29 @@
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { Steps, type ToolRun } from '../base/progress.js'
+import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import { otherWeights } from '../graph/base-record.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { ModelSession } from '../infer/model-session.js'
-import type { LoraAdapter } from '../lora/adapter.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { openEngine } from '../runtime/host.js'
 import { namedLabels } from '../tasks/heads/heads.js'
 import { headBase } from '../tasks/heads/trained-head.js'
 import type { EncodeContext, OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
+import { TrainEngine } from '../train/engine.js'
 import type { TrainingOptions } from '../train/options.js'
+import { startOf } from '../train/parameters.js'
+import { planEvaluation } from '../train/rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
+import { type SessionParts, TrainingSessions } from '../train/sessions.js'
 import { resolveSettings } from '../train/settings.js'
 import { checkJudge, countTexts, type JudgeSettings, judge, type TextCounts, textMetrics } from './answers.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
-import { type Measured, measure, noAdapter } from './measure.js'
 
 /** Settings of an evaluation. The settings of data and task are those of training. */
 export interface EvaluateSettings
@@ -473,5 +478,79 @@ function differingRecords(
   return {
     differBy: values[0]![0],
     differing: found.sort((a, b) => distance(b) - distance(a)).slice(0, count) as DifferingRecord[],
+  }
+}
+
+type MeasureInput = Omit<SessionParts, 'modules' | 'on'> & {
+  readonly examples: readonly unknown[]
+  readonly next: () => Promise<void>
+}
+
+interface Measured {
+  readonly loss: number
+  /** The mean loss of each example; undefined where a loss belongs to a whole batch. */
+  readonly losses: readonly number[] | undefined
+  /** The share of each example in a mean: its number of targets. */
+  readonly weights: readonly number[]
+  readonly predictions: readonly unknown[]
+  readonly seconds: number
+}
+
+/** An adapter that changes nothing, for the base; undefined if the task's head would be a new one. */
+async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undefined> {
+  if (head?.isNew) return undefined
+  const adapter = new LoraAdapter({ targetModules: [], modulesToSave: head?.modulesToSave ?? [] })
+  for (const { name, shape, start } of head?.tensors ?? []) {
+    adapter.addReplacement(name, { data: await start(new Random(0, name)), shape })
+  }
+  return adapter
+}
+
+async function measure(input: MeasureInput, takeReference = false): Promise<Measured> {
+  const { model, open, adapter, examples, settings, next } = input
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine, settings.threads)
+  try {
+    const sessions = await TrainingSessions.create({ ...input, modules: undefined }, engine.remote, false)
+    const { parameters } = sessions
+    const names = parameters.map(({ name }) => name)
+    await engine.remote.start({ parameters, optimizer: {}, maxGradNorm: 0 }, startOf(adapter, names))
+    const startedAt = performance.now()
+    // A loss that needs the other examples is that of a batch. Every other loss is wanted by the record.
+    const isOfBatch = open.stepLoss !== undefined || open.needsNeighbors === true
+    const limit = model.contextLength ?? Number.POSITIVE_INFINITY
+    const costs = examples.map((example) => open.cost(example))
+    const plans = planEvaluation(costs, {
+      batchSize: isOfBatch || open.exampleLosses !== undefined ? settings.batchSize : 1,
+      limit,
+      inOrder: open.needsNeighbors ?? false,
+    })
+    const losses: number[] = Array(examples.length)
+    const weights: number[] = Array(examples.length)
+    const predictions: unknown[] = Array(examples.length)
+    let [sum, total] = [0, 0]
+    for (const { examples: places, sequence } of plans) {
+      const batch = places.map((place) => examples[place])
+      if (takeReference) open.takeReference?.((await sessions.forward(batch, sequence)).outputs, batch)
+      const { loss, normalizer, outputs } = await sessions.forward(batch, sequence)
+      sum += loss * normalizer
+      total += normalizer
+      const predicted = open.predict?.(outputs, batch) ?? []
+      const own = open.exampleLosses?.(predicted)
+      for (const [i, place] of places.entries()) {
+        losses[place] = own?.[i] ?? loss
+        weights[place] = own === undefined ? normalizer / places.length : open.normalizer([examples[place]])
+        predictions[place] = predicted[i]
+        await next()
+      }
+    }
+    return {
+      loss: sum / total,
+      losses: isOfBatch ? undefined : losses,
+      weights,
+      predictions: open.predict === undefined ? [] : predictions,
+      seconds: (performance.now() - startedAt) / 1000,
+    }
+  } finally {
+    await engine.close().catch(() => {})
   }
 }

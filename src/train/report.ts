@@ -172,12 +172,8 @@ export function steadyMedian(values: readonly number[]): number | null {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }
 
-interface ProcessLike {
-  resourceUsage?(): { maxRSS: number }
-}
-
 export function peakRssBytes(): number | null {
-  const { process } = globalThis as { process?: ProcessLike }
+  const { process } = globalThis as { process?: { resourceUsage?(): { maxRSS: number } } }
   const usage = process?.resourceUsage?.()
   return usage === undefined ? null : usage.maxRSS * 1024
 }

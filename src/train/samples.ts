@@ -4,24 +4,19 @@ import { ConfigError } from '../base/errors.js'
 import { requireTokenizer } from '../graph/model-folder.js'
 import type { EncodeContext, Task } from '../tasks/task.js'
 import { roundUp } from '../tasks/token-batch.js'
-import type { SampleEvent } from './report.js'
 import type { TrainingSessions } from './sessions.js'
 
 const LENGTH = 40
 
 /** Writes the answers; undefined once the signal ends it. */
-export type Sampler = (
-  sessions: TrainingSessions,
-  limit: number,
-  signal?: { readonly aborted: boolean },
-) => Promise<SampleEvent['samples'] | undefined>
+export type Sampler = ReturnType<typeof samplerOf>
 
 export function samplerOf(
   prompts: readonly string[],
   { name, writing }: Task,
   context: EncodeContext,
   isChat: boolean,
-): Sampler {
+) {
   if (writing === undefined) {
     throw new ConfigError({
       where: 'sample',
@@ -31,7 +26,7 @@ export function samplerOf(
   }
   const { model } = context
   const starts = prompts.map((prompt) => writing.prompt(prompt, context, isChat))
-  return async (sessions, limit, signal) => {
+  return async (sessions: TrainingSessions, limit: number, signal?: { readonly aborted: boolean }) => {
     const texts = starts.map((ids) => [...ids])
     let open = texts.filter(({ length }) => length < limit)
     for (let count = 0; count < LENGTH && open.length > 0; count++) {

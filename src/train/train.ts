@@ -3,7 +3,7 @@
 import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
-import { isByteSource, isDirectory, type OnInvalid, planSplit, type Row, type Rows } from '../data/row.js'
+import { isByteSource, isDirectory, planSplit, type Row } from '../data/row.js'
 import { otherWeights } from '../graph/base-record.js'
 import {
   chooseLowMemory,
@@ -238,15 +238,7 @@ async function checkTask(task: Task, model: Model): Promise<void> {
   throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
 }
 
-interface RowSource {
-  readonly where: string
-  readonly first: Row | undefined
-  readonly rows: Rows
-  readonly invalid: DataError[]
-  readonly onInvalid: OnInvalid | undefined
-}
-
-async function sourceOf(options: TrainingOptions, data: TrainingData, name: string): Promise<RowSource> {
+async function sourceOf(options: TrainingOptions, data: TrainingData, name: string) {
   const { columns, skipInvalid: most = 0 } = options
   const where = nameOf(data, name)
   const invalid: DataError[] = []
@@ -273,7 +265,7 @@ async function encode(
   options: TrainingOptions & Pick<RunContext, 'pictures'>,
   { maxLength }: TrainSettings,
   task: Task,
-  { rows, where, invalid, onInvalid }: RowSource,
+  { rows, where, invalid, onInvalid }: Awaited<ReturnType<typeof sourceOf>>,
   watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow' | 'file'>,
 ): Promise<EncodedSource> {
   const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })

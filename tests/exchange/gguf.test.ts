@@ -262,7 +262,7 @@ function turned(data: Float64Array, count: number): Float64Array {
 
 /** A model with the metadata of llama.cpp's own files, and tensors of the sizes that mistral has. */
 async function modelGguf(architecture: string): Promise<Uint8Array> {
-  const { writeGguf } = await import('../../src/formats/gguf/write.js')
+  const { writeGguf } = await import('../../src/formats/gguf/gguf.js')
   const out = new MemoryDirectory()
   const sink = await out.create('model.gguf')
   const sizes = {

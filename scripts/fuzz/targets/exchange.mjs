@@ -2,7 +2,7 @@
 
 import { MemoryDirectory } from '../../../dist/base/bytes.js'
 import { convert } from '../../../dist/exchange/convert.js'
-import { writeGguf } from '../../../dist/formats/gguf/write.js'
+import { writeGguf } from '../../../dist/formats/gguf/gguf.js'
 import { filesLike, folder, read } from '../inputs.mjs'
 import { mutateBytes, mutateJson, mutateSafetensors } from '../mutate.mjs'
 

@@ -1,17 +1,39 @@
 // GGUF files of adapters. Names and the order of q and k depend on the model, so both ways need the base.
 
-import { type ByteSource, type Place, withSource, writeThrough } from '../../base/bytes.js'
-import { ConfigError, FormatError, MismatchError, ShapeError, UnsupportedError } from '../../base/errors.js'
-import { formatShape, isAllFinite, type Matrix, transpose } from '../../base/tensor.js'
-import { type GgufFile, type GgufTensor, parseGguf, readGgufTensor } from '../../formats/gguf/gguf.js'
-import { floatOf } from '../../formats/gguf/types.js'
+import { type ByteSink, type ByteSource, type Place, withSource, writeThrough } from '../../base/bytes.js'
+import { type FloatDtype, isFiniteStored } from '../../base/dtype.js'
+import {
+  ConfigError,
+  FormatError,
+  MismatchError,
+  NumericError,
+  ShapeError,
+  UnsupportedError,
+} from '../../base/errors.js'
+import { Steps, type ToolRun } from '../../base/progress.js'
+import { type FloatArray, formatShape, isAllFinite, type Matrix, transpose } from '../../base/tensor.js'
+import {
+  type GgufFile,
+  type GgufTensor,
+  parseGguf,
+  readGgufTensor,
+  type WrittenTensor,
+  type WrittenValue,
+  writeGguf,
+} from '../../formats/gguf/gguf.js'
+import { encodeGguf, floatOf, type GgufFloat } from '../../formats/gguf/types.js'
+import { rowsOf } from '../../linalg/product.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
+import { scalingOf } from '../../lora/config.js'
+import { expertColumns } from '../../lora/kinds/experts.js'
 import { notFinite } from '../../lora/part.js'
-import { openAdapter } from '../../peft/open.js'
-import { type ExchangeFormat, startsWith, type Written } from '../format.js'
+import type { AdapterTensor } from '../../peft/keys.js'
+import { type OpenAdapter, openAdapter, readFactor, readStored } from '../../peft/open.js'
+import type { OpenPart } from '../../peft/tensors.js'
+import { type ExchangeFormat, requireHeld, startsWith, type Written } from '../format.js'
 import { adapterOf, type ReadLayer } from '../read-layers.js'
-import { fromGgufOrder, type GgufBase, readBase } from './base.js'
-import { writeGgufAdapter } from './write.js'
+import { fromGgufOrder, type GgufBase, readBase, toGgufOrder } from './base.js'
+import { noTensor } from './names.js'
 
 export const GGUF: ExchangeFormat = {
   detect: (place) => startsWith(place, (start) => String.fromCharCode(...start.subarray(0, 4)) === 'GGUF'),
@@ -168,4 +190,289 @@ async function readPair(
       dtype,
     }
   })
+}
+
+type GgufDtype = GgufFloat | 'keep'
+
+interface Factor {
+  readonly shape: readonly [rows: number, columns: number]
+  /** One matrix; several for stacked experts. */
+  read(): Promise<readonly Matrix[]>
+  /** The bytes of `read` in the pair's type, where the source has them in one piece. */
+  readonly stored?: ((memory?: Uint8Array) => Promise<Uint8Array>) | undefined
+}
+
+interface GgufPair {
+  /** With `.weight`. */
+  readonly tensor: string
+  readonly a: Factor
+  readonly b: Factor
+  readonly count: number
+  /** True if the tensor has a dimension of experts, also for one expert. */
+  readonly isStacked: boolean
+  readonly scaling: number
+  readonly dtype: GgufFloat
+  /** Rows of B are in the order of llama.cpp when they are written. */
+  readonly heads: number | undefined
+  readonly where: string
+}
+
+type FactorPart = Extract<OpenPart, { kind: 'linear' | 'embedding' | 'parameter' }>
+
+const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
+
+/**
+ * Writes what llama.cpp reads (its convert_lora_to_gguf.py and src/llama-adapter.cpp), which multiplies by alpha/r,
+ * or by 1 where alpha is 0. Its own converter writes lora_alpha alone, and so loses rsLoRA and patterns; here alpha
+ * says the scaling where one number can, and otherwise the scalings are multiplied into B. The sink stays the
+ * caller's to commit. Two tensors are in memory at a time.
+ */
+async function writeGgufAdapter(
+  adapter: OpenAdapter,
+  base: GgufBase,
+  sink: ByteSink,
+  dtype: GgufDtype,
+  run: ToolRun = {},
+): Promise<Written> {
+  requireHeld(adapter, ['linear', 'embedding', 'parameter', 'invocation'], 'a GGUF adapter')
+  const parts = adapter.parts() as readonly FactorPart[]
+  const pairs = stackExperts(parts.flatMap((part) => pairsOf(part, adapter.dtypeOf(part), base)))
+  for (const pair of pairs) checkFits(pair, base)
+  const alpha = commonAlpha(pairs)
+  const metadata = new Map<string, WrittenValue>([
+    ['general.architecture', base.names.architecture],
+    ['general.type', 'adapter'],
+    [
+      'general.name',
+      adapter.config.baseModel === undefined ? 'LoRA adapter' : `LoRA adapter for ${adapter.config.baseModel}`,
+    ],
+    ['adapter.type', 'lora'],
+    ['adapter.lora.alpha', { f32: alpha ?? 0 }],
+  ])
+  const tokens = adapter.config.aloraInvocationTokens
+  if (tokens !== undefined) metadata.set('adapter.alora.invocation_tokens', { u32s: tokens })
+  const halves = new Set<string>()
+  const tensors = pairs.flatMap((pair) => writtenTensors(pair, dtype === 'keep' ? pair.dtype : dtype, alpha, halves))
+  const steps = new Steps(tensors.length, run)
+  await writeGguf(sink, metadata, tensors, (name) => steps.next(name))
+  return {
+    layers: pairs.length,
+    notes: [
+      ...(alpha === undefined ? ['layers have different scalings: they are multiplied into B, and alpha is 0'] : []),
+      ...(halves.size > 0
+        ? [`${halves.size} tensors have rows that no blocks of 32 fill, and are f16 in place of q8_0`]
+        : []),
+    ],
+  }
+}
+
+function pairsOf(part: FactorPart, dtype: FloatDtype, base: GgufBase): GgufPair[] {
+  const { names } = base
+  const { name, config } = part
+  const own = { scaling: scalingOf(config), dtype, where: name, heads: undefined, isStacked: false, count: 1 }
+  if (part.kind === 'parameter') {
+    return parameterPairs(part, base).map(([module, a, b]) => {
+      return { ...own, tensor: tensorOf(module, name, base), a, b, count: part.experts, isStacked: true }
+    })
+  }
+  const [a, b] = (['weightA', 'weightB'] as const).map((role): Factor => {
+    const tensor = part.tensors[role]
+    const stored = async (memory?: Uint8Array) => (await readStored(tensor, memory)).data
+    return {
+      shape: [tensor.shape[0], tensor.shape[1]],
+      read: async () => [await readMatrix(tensor)],
+      stored: tensor.dtype === dtype ? stored : undefined,
+    }
+  })
+  const expert = EXPERT.exec(name)
+  if (expert !== null && names.tensorOf(name) === undefined) {
+    // Stacked afterwards, under the name that all experts share.
+    return [{ ...own, tensor: `${expert[2]}:${tensorOf(stackedModule(expert), name, base)}`, a, b }]
+  }
+  const tensor = tensorOf(name, name, base)
+  if (tensor === 'token_embd.weight' && part.kind === 'linear') throw noTensor(name, names)
+  if (part.kind === 'embedding' && (tensor !== 'token_embd.weight' || base.isTied)) {
+    throw new UnsupportedError({
+      where: name,
+      what: base.isTied
+        ? 'llama.cpp reads the output embedding from this tensor too, and cannot adapt the input embedding alone'
+        : 'llama.cpp adapts no embedding but that of tokens',
+      hint: 'Merge the adapter into its base, and convert the merged model',
+    })
+  }
+  return [{ ...own, tensor, a, b, heads: headsOf(tensor, base) }]
+}
+
+async function readMatrix(tensor: AdapterTensor): Promise<Matrix> {
+  const { data, shape } = await readFactor(tensor)
+  return { data, shape: [shape[0], shape[1]] }
+}
+
+function tensorOf(module: string, where: string, base: GgufBase): string {
+  const { names } = base
+  const tensor = names.tensorOf(module)
+  if (tensor === undefined) throw noTensor(where, names)
+  if (tensor === 'output' && base.isTied) {
+    throw new UnsupportedError({
+      where,
+      what: 'the base’s output embedding is its input embedding (tie_word_embeddings), so a GGUF file has no tensor for it',
+      hint: 'Merge the adapter into its base with untied embeddings, and convert the merged model',
+    })
+  }
+  return `${tensor}.weight`
+}
+
+/** Mixtral's experts have names of their own in llama.cpp's tables. */
+function stackedModule([, module, , part]: RegExpExecArray): string {
+  const layer = /\.(\d+)\.block_sparse_moe$/.exec(module)?.[1]
+  return layer !== undefined && /^w[123]$/.test(part)
+    ? `layers.${layer}.feed_forward.experts.${part}`
+    : `${module}.experts.${part}`
+}
+
+/** Makes two tensors of `gate_up_proj`, unless llama.cpp has one for both. */
+function parameterPairs(
+  { name, tensors: { weightA, weightB }, experts }: Extract<FactorPart, { kind: 'parameter' }>,
+  { hidden }: GgufBase,
+): [module: string, a: Factor, b: Factor][] {
+  const isDown = name.endsWith('down_proj')
+  const [rank, k, d] = [weightA.shape[0] / experts, weightA.shape[1], weightB.shape[0]]
+  const each = Array.from({ length: experts }, (_, e) => e)
+  const a: Factor = {
+    shape: [rank, k],
+    async read() {
+      const whole = await readMatrix(weightA)
+      return each.map((e) => rowsOf(whole, e, experts))
+    },
+  }
+  const b: Factor = {
+    shape: [d, rank],
+    async read() {
+      const whole = await readMatrix(weightB)
+      return each.map((e) => expertColumns(whole, e, experts))
+    },
+  }
+  // Some models store (E, k, d): there A and B change places.
+  const isTurned = hidden !== undefined && d !== k && (isDown ? k === hidden : d === hidden)
+  const [own, other] = isTurned ? [turned(b), turned(a)] : [a, b]
+  if (!name.endsWith('.gate_up_proj')) return [[name, own, other]]
+  const module = name.slice(0, -'gate_up_proj'.length)
+  const rows = other.shape[0] / 2
+  const half = (first: number): Factor => ({
+    shape: [rows, rank],
+    read: async () => {
+      return (await other.read()).map(({ data }) => {
+        return { data: data.subarray(first * rank, (first + rows) * rank), shape: [rows, rank] }
+      })
+    },
+  })
+  return [
+    [`${module}gate_proj`, own, half(0)],
+    [`${module}up_proj`, own, half(rows)],
+  ]
+}
+
+function turned({ shape: [rows, columns], read }: Factor): Factor {
+  return { shape: [columns, rows], read: async () => (await read()).map(transpose) }
+}
+
+function headsOf(tensor: string, { names, heads, keyHeads }: GgufBase): number | undefined {
+  const found = names.way === 'permuted' ? /^blk\.(\d+)\.attn_([qk])\.weight$/.exec(tensor) : null
+  if (found === null) return undefined
+  return found[2] === 'q' ? heads(Number(found[1])) : keyHeads(Number(found[1]))
+}
+
+/** Experts one by one become one tensor: all of a layer's must be there, with one rank. */
+function stackExperts(all: readonly GgufPair[]): GgufPair[] {
+  const single = all.filter(({ tensor }) => !/^\d+:/.test(tensor))
+  const byTensor = new Map<string, Map<number, GgufPair>>()
+  for (const pair of all) {
+    const [, number, tensor] = /^(\d+):(.*)$/.exec(pair.tensor) ?? []
+    if (number === undefined) continue
+    const experts = byTensor.get(tensor) ?? new Map<number, GgufPair>()
+    byTensor.set(tensor, experts.set(Number(number), pair))
+  }
+  const stacked = [...byTensor].map(([tensor, experts]): GgufPair => {
+    const ordered = Array.from({ length: experts.size }, (_, i) => experts.get(i))
+    const first = ordered[0] ?? [...experts.values()][0]
+    const shapes = ordered.map((pair) => pair && `${pair.a.shape} ${pair.b.shape} ${pair.scaling}`)
+    if (shapes.some((shape) => shape !== shapes[0] || shape === undefined)) {
+      throw new UnsupportedError({
+        where: first.where,
+        what: 'GGUF keeps the experts of a layer in one tensor: all of them must be adapted, with one rank and one alpha',
+        hint: 'Merge the adapter into its base, and convert the merged model',
+      })
+    }
+    const all = (role: 'a' | 'b'): Factor => ({
+      shape: first[role].shape,
+      async read() {
+        const matrices: Matrix[] = []
+        for (const pair of ordered) matrices.push(...(await pair![role].read()))
+        return matrices
+      },
+    })
+    return { ...first, tensor, a: all('a'), b: all('b'), count: ordered.length, isStacked: true }
+  })
+  return [...single, ...stacked]
+}
+
+function checkFits({ tensor, a, b, count, isStacked, where }: GgufPair, { shapes, names, experts }: GgufBase): void {
+  if (isStacked && experts !== undefined && count !== experts) {
+    const got = `factors of ${count}`
+    throw new MismatchError({ where, what: 'not the experts of the base', expected: `${experts} experts`, got })
+  }
+  if (shapes === undefined) return
+  const shape = shapes.get(tensor)
+  if (shape === undefined) throw noTensor(where, names)
+  const [d, k] = [b.shape[0], a.shape[1]]
+  const matrix = tensor === 'token_embd.weight' ? [k, d] : [d, k]
+  const own = isStacked ? [count, ...matrix] : matrix
+  if (formatShape(own) === formatShape(shape)) return
+  throw new MismatchError({
+    where,
+    what: `does not fit ${tensor} of the base`,
+    expected: formatShape(shape),
+    got: formatShape(own),
+  })
+}
+
+function commonAlpha(pairs: readonly GgufPair[]): number | undefined {
+  const alphas = pairs.map(({ scaling, a }) => scaling * a.shape[0])
+  const [first] = alphas
+  // 0 means a scaling of 1 there.
+  return first !== 0 && alphas.every((alpha) => Math.abs(alpha - first) <= 1e-12 * Math.abs(first)) ? first : undefined
+}
+
+function writtenTensors(
+  { tensor, a, b, count, isStacked, scaling, dtype: own, heads, where }: GgufPair,
+  dtype: GgufFloat,
+  alpha: number | undefined,
+  halves: Set<string>,
+): WrittenTensor[] {
+  const written = (suffix: string, { shape: [rows, columns], read, stored }: Factor, scale: number, turns?: number) => {
+    const name = `${tensor}.${suffix}`
+    const isHalf = dtype === 'q8_0' && columns % 32 !== 0
+    if (isHalf) halves.add(name)
+    const type = isHalf ? 'fp16' : dtype
+    const shape = isStacked ? [count, rows, columns] : [rows, columns]
+    const ordered = <T extends FloatArray | Uint8Array>(data: T) => {
+      return turns === undefined ? data : toGgufOrder(data, rows, turns, where)
+    }
+    if (stored !== undefined && scale === 1 && type === own) {
+      return { name, shape, dtype: type, bytes: async (memory?: Uint8Array) => ordered(await stored(memory)) }
+    }
+    const bytes = async () => {
+      const values = new Float32Array(count * rows * columns)
+      for (const [i, { data }] of (await read()).entries()) values.set(ordered(data), i * rows * columns)
+      if (scale !== 1) for (let i = 0; i < values.length; i++) values[i] *= scale
+      const encoded = encodeGguf(values, type)
+      if (type === 'q8_0' || isFiniteStored(encoded, type)) return encoded
+      throw new NumericError({ where, what: `a value that is not finite in ${type}`, hint: 'Convert to bf16 or f32' })
+    }
+    return { name, shape, dtype: type, bytes }
+  }
+  return [
+    written('lora_a', tensor === 'token_embd.weight' ? turned(a) : a, 1),
+    written('lora_b', b, alpha === undefined ? scaling : 1, heads),
+  ]
 }

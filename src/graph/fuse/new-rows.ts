@@ -53,14 +53,10 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   return { output, isByHead, ids, mask, parts }
 }
 
-interface Source {
-  readonly attention: NodeProto
-  readonly present: Value
-  /** Undefined if attention makes them itself. */
-  readonly rows: Value | undefined
-}
+type Source = NonNullable<ReturnType<typeof sourceOf>>
 
-function sourceOf(graph: Graph, past: string): Source | undefined {
+/** Without `rows` where attention makes them itself. */
+function sourceOf(graph: Graph, past: string) {
   const readers = graph.consumers(past)
   const [attention, ...more] = readers.filter(({ opType }) => opType === 'GroupQueryAttention')
   if (attention === undefined || more.length > 0 || !readers.every(isReader)) return undefined

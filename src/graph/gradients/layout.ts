@@ -196,7 +196,8 @@ function ungather(context: GradientContext): Value {
   const [x, indices] = inputs
   const axis = axisOf(context, 0)
   const indexRank = rankOf(context, indices)
-  if (isDistinct(context.node) && axis === 0 && indexRank === 1) {
+  const isDistinct = context.node.metadataProps.some(({ key }) => key === DISTINCT)
+  if (isDistinct && axis === 0 && indexRank === 1) {
     return g.op('ScatterND', [g.expand(g.float(0), g.shape(x)), g.unsqueeze(indices, [1]), dy])
   }
   const content = contentOf(context, indices)
@@ -236,12 +237,9 @@ function scatter(context: GradientContext, axis: number): Value {
   return g.transpose(g.reshape(g.matmul(oneHot, rows), shape), back)
 }
 
-const KEY = 'lowrank.distinct'
+const DISTINCT = 'lowrank.distinct'
 
 export function markDistinct(node: NodeProto): void {
-  node.metadataProps = [...node.metadataProps, create(StringStringEntryProtoSchema, { key: KEY, value: 'indices' })]
-}
-
-export function isDistinct(node: NodeProto): boolean {
-  return node.metadataProps.some(({ key }) => key === KEY)
+  const entry = create(StringStringEntryProtoSchema, { key: DISTINCT, value: 'indices' })
+  node.metadataProps = [...node.metadataProps, entry]
 }

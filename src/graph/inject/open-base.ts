@@ -87,13 +87,6 @@ export interface TrainedRows {
   readonly heads: readonly string[]
 }
 
-/** It takes the input when it is a Gemm. */
-interface OpenWeight {
-  readonly linear: Linear
-  /** (d, k) */
-  readonly input: Value
-}
-
 interface Piece {
   readonly start: number
   readonly end: number
@@ -105,7 +98,8 @@ function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly
   if (tensors.length === 0) return { trained: [], weights: [] }
   const all = baseTensors(graph, linears)
   const g = new Builder(graph, 'trained')
-  const weights: OpenWeight[] = []
+  // Inputs (d, k), which the layers take when they are Gemms.
+  const weights: { readonly linear: Linear; readonly input: Value }[] = []
   const vectors = new Map<NodeProto, { readonly linear: Linear | undefined; readonly inputs: Map<number, Piece[]> }>()
   const trained = tensors.map(({ name, shape, offset }): TrainedTensor => {
     const input = inputOf(name)

@@ -34,7 +34,8 @@ const FAMILIES: readonly InputFamily[] = [
   { name: 'pixels', has: (inputs) => inputs.has(PIXELS), reads: 'pictures' },
   {
     name: 'tokens',
-    has: (inputs) => inputs.has('input_ids') && (inputs.has('position_ids') || [...inputs].some(isPast)),
+    has: (inputs) =>
+      inputs.has('input_ids') && (inputs.has('position_ids') || [...inputs].some((name) => name.startsWith('past'))),
     reads: 'tokens',
   },
   { name: 'encoder', has: (inputs) => inputs.has('input_ids'), reads: 'tokens', isEncoder: true },
@@ -45,8 +46,4 @@ const FAMILIES: readonly InputFamily[] = [
 export function inputFamily({ inputs }: Pick<Graph, 'inputs'>): InputFamily | undefined {
   const names = new Set(inputs.map(({ name }) => name))
   return FAMILIES.find((family) => family.has(names))
-}
-
-function isPast(name: string): boolean {
-  return name.startsWith('past')
 }

@@ -18,25 +18,17 @@ export type AttributeValue = number | readonly number[] | { readonly float: numb
 export type Attributes = Readonly<Record<string, AttributeValue>>
 
 export function makeAttribute(name: string, value: AttributeValue): AttributeProto {
-  if (typeof value === 'number')
-    return create(AttributeProtoSchema, { name, type: AttributeType.INT, i: BigInt(value) })
-  if (typeof value === 'string') {
-    return create(AttributeProtoSchema, { name, type: AttributeType.STRING, s: new TextEncoder().encode(value) })
-  }
-  if (isIntList(value)) return create(AttributeProtoSchema, { name, type: AttributeType.INTS, ints: value.map(BigInt) })
-  if ('float' in value) return create(AttributeProtoSchema, { name, type: AttributeType.FLOAT, f: value.float })
-  if (value.$typeName === 'onnx.GraphProto') {
-    return create(AttributeProtoSchema, { name, type: AttributeType.GRAPH, g: value })
-  }
-  return create(AttributeProtoSchema, { name, type: AttributeType.TENSOR, t: value })
+  const made = (own: Partial<Omit<AttributeProto, '$typeName'>>) => create(AttributeProtoSchema, { name, ...own })
+  if (typeof value === 'number') return made({ type: AttributeType.INT, i: BigInt(value) })
+  if (typeof value === 'string') return made({ type: AttributeType.STRING, s: new TextEncoder().encode(value) })
+  if ('length' in value) return made({ type: AttributeType.INTS, ints: value.map(BigInt) })
+  if ('float' in value) return made({ type: AttributeType.FLOAT, f: value.float })
+  if (value.$typeName === 'onnx.GraphProto') return made({ type: AttributeType.GRAPH, g: value })
+  return made({ type: AttributeType.TENSOR, t: value })
 }
 
 export function setAttribute(node: NodeProto, name: string, value: AttributeValue): void {
   node.attribute = [...node.attribute.filter((entry) => entry.name !== name), makeAttribute(name, value)]
-}
-
-function isIntList(value: object): value is readonly number[] {
-  return Array.isArray(value)
 }
 
 export function attribute(node: NodeProto, name: string): AttributeProto | undefined {

@@ -111,7 +111,13 @@ export async function addTokenRows(adapter: LoraAdapter, context: Context): Prom
     checkRange(table, tokens)
     if (tied.includes(place.name)) {
       if (tokens.join() === embedding?.tokens.join()) continue
-      if (adapter.config.ensureWeightTying) throw notTied(name)
+      if (adapter.config.ensureWeightTying) {
+        throw new ConfigError({
+          where: OPTION,
+          what: `${name} is tied to the embedding, and would have other trained tokens`,
+          expected: 'the same tokens for both, or ensureWeightTying: false',
+        })
+      }
     }
     adapter.addTokenRows(name, tokens, {
       data: await readTokenRows(onnx, graph, place, tokens),
@@ -210,14 +216,6 @@ function inputEmbedding(tables: readonly Table[], { model }: Context): Table {
         ? found.map(({ name }) => name).join(', ')
         : readers.map(({ name, opType }) => `${name} (${opType})`).join(', ') || 'a graph that reads no input_ids',
     ...(found.length > 1 && { hint: `Name the module: ${OPTION}: { ${JSON.stringify(found[0].name)}: [...] }` }),
-  })
-}
-
-function notTied(head: string): ConfigError {
-  return new ConfigError({
-    where: OPTION,
-    what: `${head} is tied to the embedding, and would have other trained tokens`,
-    expected: 'the same tokens for both, or ensureWeightTying: false',
   })
 }
 

@@ -1,6 +1,6 @@
 // The part of a browser's CacheStorage that is used, in memory, with a limit.
 
-import type { Caches } from '../../../src/io/hub/web/file-cache.js'
+import type { Caches } from '../../../src/io/web/open-source.js'
 
 export class FakeCaches implements Caches {
   readonly entries = new Map<string, Blob>()

@@ -5,7 +5,6 @@
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { sourceOf } from '../../fuse/patterns.js'
 import { intAttribute } from '../../view/attributes.js'
-import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { nodeScope, parameterModule } from '../linears.js'
@@ -118,12 +117,9 @@ export function findEmbeddings(graph: Graph): Linear[] {
   return graph.nodes.flatMap((node) => {
     const product = FLOATS.find(graph, node) ?? BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
     if (product === undefined) return []
-    return [{ ...product, name: lookupModule(graph, node, product.weight), isHead: false, fused: undefined }]
+    // An embedding that was exported alone has no name there: a graph that gives its rows is all of it.
+    const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
+    const name = nodeScope(node) ?? parameterModule(product.weight) ?? (isWhole ? EMBEDDING : node.name)
+    return [{ ...product, name, isHead: false, fused: undefined }]
   })
-}
-
-/** An embedding that was exported alone has no name there: a graph that gives its rows is all of it. */
-function lookupModule(graph: Graph, node: NodeProto, weight: Value): string {
-  const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
-  return nodeScope(node) ?? parameterModule(weight) ?? (isWhole ? EMBEDDING : node.name)
 }

@@ -10,17 +10,13 @@ export interface QuantizedRows {
   readonly zeroPoints: Uint8Array | undefined
 }
 
-interface QuantizedBlock extends QuantizedRows {
-  readonly stored: Float32Array
-}
-
 /** `values` are (rows, k); `roundScale` rounds to the type in which scales are stored. */
 export function quantizeRows(
   values: Float32Array,
   { bits, blockSize, blocks, k }: BlockLayout,
   hasZeroPoints: boolean,
   roundScale: (scale: number) => number,
-): QuantizedBlock {
+): QuantizedRows & { readonly stored: Float32Array } {
   const rows = values.length / k
   const [largest, middle] = [(1 << bits) - 1, 1 << (bits - 1)]
   const width = blocks * blockSize
