@@ -58,7 +58,12 @@ function remedy(url: string): string {
 }
 
 export function webOwnerPort(): Port {
-  const scope = globalThis as unknown as DedicatedWorkerScope
+  // TypeScript's DOM library declares windows only.
+  const scope = globalThis as unknown as {
+    postMessage(message: unknown, transfer: ArrayBuffer[]): void
+    onmessage: ((event: MessageEvent) => void) | null
+    close(): void
+  }
   return {
     post: (message, transfer) => scope.postMessage(message, transfer as ArrayBuffer[]),
     listen: (receive) => {
@@ -66,11 +71,4 @@ export function webOwnerPort(): Port {
     },
     close: async () => scope.close(),
   }
-}
-
-/** The part of DedicatedWorkerGlobalScope that is used; TypeScript's DOM library declares windows only. */
-interface DedicatedWorkerScope {
-  postMessage(message: unknown, transfer: ArrayBuffer[]): void
-  onmessage: ((event: MessageEvent) => void) | null
-  close(): void
 }

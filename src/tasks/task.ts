@@ -127,7 +127,14 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   /** For previews: the tokens of an example, which of them are targets, and the label of the whole, if it has one. */
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
   /** How the graph of an evaluation writes texts, token by token; undefined for tasks that write none. */
-  readonly writing?: Writing<Example>
+  readonly writing?: {
+    /** The tokens of a prompt; with `isChat` it is a question, and the chat template is around it. */
+    prompt(text: string, context: EncodeContext, isChat: boolean): readonly number[]
+    /** An example whose one target follows these tokens. */
+    next(ids: readonly number[]): Example
+    /** The most likely token of each example, from the outputs of {@link Objective.forward}. */
+    chosen(outputs: Readonly<Record<string, RuntimeTensor>>): number[]
+  }
   /** Makes the store of the examples. Default: a list. One that opens a file takes little memory for very many. */
   makeList?(file?: () => TokenFile): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
@@ -137,16 +144,6 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
    * them.
    */
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
-}
-
-/** Texts, written with the graph of an evaluation. */
-export interface Writing<Example> {
-  /** The tokens of a prompt; with `isChat` it is a question, and the chat template is around it. */
-  prompt(text: string, context: EncodeContext, isChat: boolean): readonly number[]
-  /** An example whose one target follows these tokens. */
-  next(ids: readonly number[]): Example
-  /** The most likely token of each example, from the outputs of {@link Objective.forward}. */
-  chosen(outputs: Readonly<Record<string, RuntimeTensor>>): number[]
 }
 
 /** Which head is trained. */

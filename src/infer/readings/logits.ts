@@ -25,7 +25,13 @@ export function logitsOf(session: WholeSession, adapter: string | undefined, of:
   const head = adapter === undefined ? undefined : session.headOf(adapter)
   const wanted = head?.input.value ?? logitsName(graph)
   if (head === undefined) checkClassifier(model, graph, adapter, of)
-  else if ((head.input.rows === 'all') !== (of === 'words')) throw otherHead(adapter, of)
+  else if ((head.input.rows === 'all') !== (of === 'words')) {
+    throw new UnsupportedError({
+      where: `adapter ${JSON.stringify(adapter)}`,
+      what: `its head gives labels to ${of === 'words' ? 'whole texts' : 'words'}`,
+      hint: `Call ${KINDS[of].other}`,
+    })
+  }
   const names = namedLabels(model.config)
   // A head of another size has other labels than the model's.
   const isOwn = names.length > 0 && (head === undefined || head.count === names.length)
@@ -40,14 +46,6 @@ export function logitsOf(session: WholeSession, adapter: string | undefined, of:
       throw noClassifier(graph, adapter, of, `${wanted} of ${logits.dims.length} axes`)
     },
   }
-}
-
-function otherHead(adapter: string | undefined, of: Labelled): UnsupportedError {
-  return new UnsupportedError({
-    where: `adapter ${JSON.stringify(adapter)}`,
-    what: `its head gives labels to ${of === 'words' ? 'whole texts' : 'words'}`,
-    hint: `Call ${KINDS[of].other}`,
-  })
 }
 
 function checkClassifier({ config }: Model, graph: Graph, adapter: string | undefined, of: Labelled): void {
