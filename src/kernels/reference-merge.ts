@@ -31,12 +31,8 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
       const delta = deltaOf(job, right, width)
       const isLeftFinite = isAllFinite(job.left)
       if (delta === undefined) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite }
-      bytes.set(
-        encode(
-          base.map((w, i) => w + delta[i]),
-          job.dtype,
-        ),
-      )
+      const merged = base.map((w, i) => w + delta[i])
+      bytes.set(encode(merged, job.dtype))
       return { ...compare(base, delta, decodeWeights(bytes, job.dtype)), isLeftFinite }
     },
   }

@@ -16,10 +16,8 @@ export interface Port {
   abandon?(): void
 }
 
-type Method = (...args: never[]) => unknown
-
 export type Remote<T> = {
-  [K in keyof T as T[K] extends Method ? K : never]: T[K] extends (...args: infer A) => infer R
+  [K in keyof T as T[K] extends (...args: never[]) => unknown ? K : never]: T[K] extends (...args: infer A) => infer R
     ? (...args: A) => Promise<Awaited<R>>
     : never
 }

@@ -19,18 +19,8 @@ export type TensorData =
   | Int16Array
 
 const TYPES = [
-  'float32',
-  'float64',
-  'float16',
-  'int64',
-  'int32',
-  'int16',
-  'int8',
-  'uint8',
-  'uint16',
-  'uint32',
-  'uint64',
-  'bool',
+  ...['float32', 'float64', 'float16', 'int64', 'int32', 'int16', 'int8'],
+  ...['uint8', 'uint16', 'uint32', 'uint64', 'bool'],
 ] as const
 
 /** ONNX Runtime's spelling of a tensor's type. */

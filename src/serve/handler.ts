@@ -163,17 +163,18 @@ interface Route {
 }
 
 class Server {
-  readonly #session: AdapterSession
-  readonly #name: string
-  readonly #options: HandlerOptions
   readonly #registry: AdapterRegistry
   readonly #gate: Gate
   readonly #metrics: Metrics
   readonly #answering = new Set<Promise<Response>>()
   readonly #maxTokens: number
-  readonly #routes: Readonly<Record<string, Route>>
+  readonly #routes = this.#routesOf()
 
-  constructor(session: AdapterSession, name: string, options: HandlerOptions) {
+  constructor(
+    private readonly session: AdapterSession,
+    private readonly name: string,
+    private readonly options: HandlerOptions,
+  ) {
     const {
       resolveAdapter: resolve,
       maxAdapters = 64,
@@ -181,15 +182,11 @@ class Server {
       maxQueue = 64,
       maxTokens,
     } = options
-    this.#session = session
-    this.#name = name
-    this.#options = options
     this.#metrics = new Metrics(maxAdapters)
     const onError = (error: unknown) => void this.#told(error)
     this.#registry = new AdapterRegistry(session, { base: name, resolve, maxAdapters, onError })
     this.#gate = new Gate(maxRunning, maxQueue)
     this.#maxTokens = maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT
-    this.#routes = this.#routesOf()
   }
 
   async drain(): Promise<void> {
@@ -205,7 +202,7 @@ class Server {
     const response = await answering.catch((error) => errorResponse(this.#told(error, request.signal)))
     this.#answering.delete(answering)
     this.#metrics.answered(Object.hasOwn(this.#routes, pathname) ? pathname : 'other', response.status)
-    if (origin !== null && this.#options.origins?.includes(origin)) {
+    if (origin !== null && this.options.origins?.includes(origin)) {
       response.headers.set('access-control-allow-origin', origin)
       response.headers.set('vary', 'origin')
     }
@@ -214,8 +211,8 @@ class Server {
 
   #told(error: unknown, signal?: AbortSignal): HttpError {
     if (signal?.aborted) return new HttpError(499, 'The caller left')
-    const told = httpError(error, (text) => text.replaceAll(this.#session.model.directory.name, this.#name))
-    if (told.status >= 500 && !(error instanceof HttpError)) (this.#options.onError ?? console.error)(error)
+    const told = httpError(error, (text) => text.replaceAll(this.session.model.directory.name, this.name))
+    if (told.status >= 500 && !(error instanceof HttpError)) (this.options.onError ?? console.error)(error)
     return told
   }
 
@@ -239,7 +236,7 @@ class Server {
       throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
     if (request.method !== 'POST') throw new HttpError(405, `${pathname} takes POST`)
     this.#gate.checkOpen()
-    const body = await readJson(request, this.#options.maxBodyBytes ?? 8 << 20)
+    const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20)
     const fields = checkFields(body, route.table, route.required)
     return route.run({ fields, signal: request.signal, key })
   }
@@ -264,13 +261,13 @@ class Server {
   }
 
   #modelOf({ fields }: Call): string {
-    return (fields.model as string | undefined) ?? this.#name
+    return (fields.model as string | undefined) ?? this.name
   }
 
   async #readings(call: Call, read: Read): Promise<Response> {
     const { adapter, signal, leave } = await this.#enter(call)
     try {
-      return Response.json(await read(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal }))
+      return Response.json(await read(this.session, call.fields, { adapter, model: this.#modelOf(call), signal }))
     } finally {
       leave()
     }
@@ -291,7 +288,7 @@ class Server {
       }
       try {
         const asked = { adapter, model: this.#modelOf(call), cacheScope: call.key, signal: ended, send, onPiece }
-        const done = await answer(this.#session, request, asked)
+        const done = await answer(this.session, request, asked)
         this.#metrics.tokens(done.promptTokens, done.newTokens)
         return done.body
       } finally {
@@ -307,7 +304,7 @@ class Server {
 
   async #enter({ fields, signal: left }: Call) {
     const { adapter, names, end: release } = await this.#registry.choose(fields)
-    const { timeoutSeconds = 600 } = this.#options
+    const { timeoutSeconds = 600 } = this.options
     const over = new AbortController()
     const late = new HttpError(503, `The answer took longer than ${timeoutSeconds} seconds`, { code: 'timeout' })
     const timer = setTimeout(() => over.abort(late), 1000 * timeoutSeconds)
@@ -344,7 +341,7 @@ class Server {
   /** Refuses requests that a page sends unasked: by another host name, or from another origin. */
   #refuseStrangers({ url, headers }: Request, origin: string | null): void {
     const host = headers.get('host') ?? new URL(url).host
-    const { hosts, origins = [] } = this.#options
+    const { hosts, origins = [] } = this.options
     const name = host.replace(/:\d+$/, '')
     if (hosts !== undefined && !hosts.includes(name)) {
       throw new HttpError(403, `This server is not ${name}`, { type: 'permission_error' })
@@ -355,7 +352,7 @@ class Server {
   }
 
   #keyOf({ headers }: Request): string | undefined {
-    const { apiKeys } = this.#options
+    const { apiKeys } = this.options
     if (apiKeys === undefined) return undefined
     const given = /^Bearer (.+)$/i.exec(headers.get('authorization') ?? '')?.[1] ?? ''
     // Compares with all keys, so that the time tells nothing.

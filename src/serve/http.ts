@@ -23,23 +23,14 @@ export class HttpError extends Error {
   }
 }
 
-/** The status of each kind of error that a caller can cause. All others are 500. */
-const STATUS: Partial<Record<LowrankError['code'], number>> = {
-  CONFIG: 400,
-  DATA: 400,
-  MISMATCH: 400,
-  UNSUPPORTED: 400,
-  FORMAT: 400,
-  SHAPE: 400,
-  NUMERIC: 400,
-  STATE: 503,
-}
+/** Kinds of errors that a caller can cause. */
+const OF_CALLERS = new Set(['CONFIG', 'DATA', 'MISMATCH', 'UNSUPPORTED', 'FORMAT', 'SHAPE', 'NUMERIC'])
 
 /** `shown`: what a caller may read of a text, without paths of the server. */
 export function httpError(error: unknown, shown: (text: string) => string): HttpError {
   if (error instanceof HttpError) return error
   if (error instanceof LowrankError) {
-    const status = STATUS[error.code] ?? 500
+    const status = OF_CALLERS.has(error.code) ? 400 : error.code === 'STATE' ? 503 : 500
     const param = error.where === 'ONNX model' ? 'model' : shown(error.where ?? '') || undefined
     return new HttpError(status, shown(error.message), { param: status === 400 ? param : undefined })
   }

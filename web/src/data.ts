@@ -271,12 +271,11 @@ async function filesOf(folder: FileSystemDirectoryEntry): Promise<File[]> {
     if (entries.length === 0) return files
     for (const entry of entries) {
       if (isFolder(entry)) files.push(...(await filesOf(entry)))
-      else files.push(await fileOf(entry as FileSystemFileEntry))
+      else {
+        const own = entry as FileSystemFileEntry
+        const file = await new Promise<File>((resolve, reject) => own.file(resolve, reject))
+        files.push(Object.defineProperty(file, 'webkitRelativePath', { value: own.fullPath.slice(1) }))
+      }
     }
   }
-}
-
-async function fileOf(entry: FileSystemFileEntry): Promise<File> {
-  const file = await new Promise<File>((resolve, reject) => entry.file(resolve, reject))
-  return Object.defineProperty(file, 'webkitRelativePath', { value: entry.fullPath.slice(1) })
 }

@@ -72,7 +72,10 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     } catch (error) {
       // The model that was open before still is.
       state.textContent = before
-      throw withAccess(error)
+      if (!(error instanceof Error) || !error.message.includes('HF_TOKEN')) throw error
+      // The Hub's refusals name an environment variable, which a page has not.
+      const words = error.message.replace(/,? and set HF_TOKEN to it/, '')
+      throw new Error(`${words} In this page, paste it into "Access token of the Hub".`, { cause: error })
     } finally {
       meter.hidden = true
       for (const one of buttons()) one.disabled = false
@@ -142,15 +145,6 @@ export async function missing(choice: ModelChoice): Promise<string | undefined> 
   return ok
     ? undefined
     : 'MiniLM does not lie beside this page. In part 1, load Xenova/all-MiniLM-L6-v2 from the Hub, or open a folder of it. Then press “Teach it”.'
-}
-
-/** The Hub's refusals name an environment variable, which a page has not. */
-function withAccess(error: unknown): unknown {
-  if (!(error instanceof Error) || !error.message.includes('HF_TOKEN')) return error
-  return new Error(
-    `${error.message.replace(/,? and set HF_TOKEN to it/, '')} In this page, paste it into "Access token of the Hub".`,
-    { cause: error },
-  )
 }
 
 function abilities({ config, preprocessorConfig, tokenizer }: Model): Pick<OpenModel, 'reads' | 'writes'> {

@@ -14,16 +14,7 @@ import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './da
 import { buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
 import { threadCount } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
-import {
-  beginRun,
-  endRun,
-  type Job,
-  RunLock,
-  type RunNews,
-  savedSteps,
-  type UnfinishedRun,
-  unfinishedRun,
-} from './runs.js'
+import { beginRun, endRun, type Job, RunLock, savedSteps, type UnfinishedRun, unfinishedRun } from './runs.js'
 import { filesOf, isFull } from './store.js'
 
 /** A closed page loses at most this many steps. */
@@ -52,7 +43,12 @@ export interface Surroundings {
 
 export class Trainer {
   readonly data = new DataField(suggest)
-  readonly #lock = new RunLock((news) => this.#hear(news))
+  readonly #lock = new RunLock((news) => {
+    if (this.#lock.isOurs) return
+    void this.#watch()
+    if (news.kind === 'step') this.#showStep(news.event, news.unit)
+    else byId('train-state').textContent = `The other tab: ${news.text}`
+  })
   #open: OpenModel | undefined
   #wanted: ModelChoice = { kind: 'bundled' }
   #running: { abort: AbortController; keeps: boolean } | undefined
@@ -132,13 +128,6 @@ export class Trainer {
     await this.page.changed()
   }
 
-  #hear(news: RunNews): void {
-    if (this.#lock.isOurs) return
-    void this.#watch()
-    if (news.kind === 'step') this.#showStep(news.event, news.unit)
-    else byId('train-state').textContent = `The other tab: ${news.text}`
-  }
-
   async #start(): Promise<void> {
     if (!(await this.#lock.take())) return void this.#watch()
     // One that cannot be left is still there.
@@ -215,7 +204,13 @@ export class Trainer {
       await this.page.trained(adapter, job)
       await endRun()
     } catch (error) {
-      if (isFull(error) && !(folder instanceof MemoryDirectory)) return this.#goOnInMemory(open, run)
+      if (isFull(error) && !(folder instanceof MemoryDirectory)) {
+        // The browser has no more space: the run goes on from what it saved, in memory.
+        this.#leaveDisk()
+        const kept = await filesOf(folder)
+        await endRun()
+        return this.#run(open, { ...run, folder: kept }, true)
+      }
       // A GPU or a worker that is gone: what was saved before is still there.
       if (error instanceof RuntimeError && (await folder.has('adapter_config.json'))) {
         this.#paused = run
@@ -239,14 +234,6 @@ export class Trainer {
       this.#leaveDisk()
       return { job, data: blob, folder: new MemoryDirectory(), pictures }
     }
-  }
-
-  /** The browser has no more space: the run goes on from what it saved, in memory. */
-  async #goOnInMemory(open: OpenModel, run: UnfinishedRun): Promise<void> {
-    this.#leaveDisk()
-    const folder = await filesOf(run.folder)
-    await endRun()
-    await this.#run(open, { ...run, folder }, true)
   }
 
   #leaveDisk(): void {

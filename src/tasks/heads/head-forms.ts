@@ -76,8 +76,7 @@ function deberta(config: Config): HeadForm | undefined {
   return (config.pooler_hidden_act ?? 'gelu') === 'gelu' ? pooled('deberta', 'pooler.dense', 'Gelu') : undefined
 }
 
-const TEXT_FORMS: Forms = {
-  ...DECODER_FORMS,
+const ENCODER_FORMS: Forms = {
   albert: () => pooled('albert', 'albert.pooler', 'Tanh'),
   bert: () => pooled('bert', 'bert.pooler.dense', 'Tanh'),
   camembert: () => dense('roberta', 'Tanh'),
@@ -91,18 +90,12 @@ const TEXT_FORMS: Forms = {
   'xlm-roberta': () => dense('roberta', 'Tanh'),
 }
 
+/** Types whose encoder transformers calls by the name of another. */
+const NAMES: Record<string, string> = { camembert: 'roberta', 'deberta-v2': 'deberta', 'xlm-roberta': 'roberta' }
+
 const TOKEN_FORMS: Forms = {
-  albert: () => words('albert'),
-  bert: () => words('bert'),
-  camembert: () => words('roberta'),
-  deberta: () => words('deberta'),
-  'deberta-v2': () => words('deberta'),
-  distilbert: () => words('distilbert'),
-  electra: () => words('electra'),
+  ...Object.fromEntries(Object.keys(ENCODER_FORMS).map((type) => [type, () => words(NAMES[type] ?? type)])),
   modernbert: (config) => modernBertHead(config, 'all'),
-  mpnet: () => words('mpnet'),
-  roberta: () => words('roberta'),
-  'xlm-roberta': () => words('roberta'),
 }
 
 /** A layer over the first token, or over it and the mean of the others. */
@@ -130,7 +123,7 @@ function whisper({ use_weighted_layer_sum: isWeighted, classifier_proj_size: wid
 const AUDIO_FORMS: Forms = { whisper }
 
 const KINDS = {
-  text: { forms: TEXT_FORMS, rows: 'first', reads: undefined, task: 'text-classification' },
+  text: { forms: { ...DECODER_FORMS, ...ENCODER_FORMS }, rows: 'first', reads: undefined, task: 'text-classification' },
   token: { forms: TOKEN_FORMS, rows: 'all', reads: undefined, task: 'token-classification' },
   image: { forms: IMAGE_FORMS, rows: 'first', reads: 'pictures', task: 'image-classification' },
   audio: { forms: AUDIO_FORMS, rows: 'mean', reads: 'sounds', task: 'audio-classification' },

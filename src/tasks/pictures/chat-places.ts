@@ -13,7 +13,11 @@ export function messageForm(
   args: RenderOptions['args'],
   place: string,
 ): (messages: Messages) => Messages {
-  const write = readsParts(template, args, place) ? partsOf : (content: Content) => textOf(content, place)
+  const probe: MessagePart[] = [{ type: 'image' }, { type: 'text', text: PROBED }]
+  const probed = () => template.render([{ role: 'user', content: probe }], { args }, 'places of pictures').text
+  const { value: text = '' } = attempt(probed)
+  const readsParts = text.includes(place) && text.includes(PROBED)
+  const write = readsParts ? partsOf : (content: Content) => textOf(content, place)
   return (messages) =>
     messages.map((message) => {
       return message.content === undefined ? message : { ...message, content: write(message.content) }
@@ -47,11 +51,4 @@ function partsOf(content: Content): readonly MessagePart[] {
 function textOf(content: Content, place: string): string {
   if (typeof content === 'string') return content
   return content.map((part) => (part.type === 'text' ? part.text : `${place}\n`)).join('')
-}
-
-function readsParts(template: ChatTemplate, args: RenderOptions['args'], place: string): boolean {
-  const content: MessagePart[] = [{ type: 'image' }, { type: 'text', text: PROBED }]
-  const write = () => template.render([{ role: 'user', content }], { args }, 'places of pictures').text
-  const { value: text = '' } = attempt(write)
-  return text.includes(place) && text.includes(PROBED)
 }

@@ -62,6 +62,7 @@ export class PictureEncoder implements PictureReader {
   readonly model: Model
   readonly decodeImage: DecodeImage | undefined
   readonly #writing: PictureWriting
+  readonly token: number
   readonly #session: Pick<EncoderOptions, 'threads' | 'executionProviders'>
   readonly #pictures = new WeakMap<MessagePart, LearnedPicture>()
   #opening: ReturnType<PictureEncoder['open']> | undefined
@@ -74,11 +75,8 @@ export class PictureEncoder implements PictureReader {
     this.model = model
     this.decodeImage = decodeImage
     this.#writing = requireVision(model)
+    this.token = this.#writing.token
     this.#session = session
-  }
-
-  get token(): number {
-    return this.#writing.token
   }
 
   async see(feeds: Feeds): ReturnType<PictureReader['see']> {
@@ -181,7 +179,8 @@ export class PictureEncoder implements PictureReader {
     if (list.length === 0) return example
     const { inputIds } = example
     const { token } = this
-    checkTokens(inputIds, token, countOf(list), where)
+    const vectors = list.reduce((sum, { count }) => sum + count, 0)
+    checkTokens(inputIds, token, vectors, where)
     const labels = example.labels.map((label) => (label === token ? IGNORED : label))
     return { inputIds, labels, pictures: { encoder: this, list } }
   }
@@ -240,10 +239,6 @@ export class PictureEncoder implements PictureReader {
       [PLACES]: { type: 'int64', data: BigInt64Array.from(places, BigInt), dims: [count, 2] },
     }
   }
-}
-
-function countOf(list: readonly LearnedPicture[]): number {
-  return list.reduce((sum, { count }) => sum + count, 0)
 }
 
 function partsOf(messages: readonly MessageOfParts[]): MessagePart[] {
