@@ -89,13 +89,8 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
   const sentence = await readSentenceModules(directory)
   const onnx = await loadOnnx(directory, path)
   const opened = new Map([[path, onnx]])
-  const eosTokenIds = [
-    ...new Set([
-      ...tokenIds(tokenizer?.eosTokenId),
-      ...tokenIds(generationConfig.eos_token_id),
-      ...tokenIds(config.eos_token_id),
-    ]),
-  ]
+  const ends = [tokenizer?.eosTokenId, generationConfig.eos_token_id, config.eos_token_id]
+  const eosTokenIds = [...new Set(ends.flatMap(tokenIds))]
   const vocabularySize = positiveInteger(config, ['vocab_size'])
   // Tokenizers name tokens for padding that were added to them alone, behind the last one that the model knows.
   const padTokenIds = [tokenizer?.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
@@ -187,11 +182,8 @@ function positiveInteger(config: Record<string, unknown>, keys: readonly string[
 }
 
 /** The token that a decoder behind an encoder begins with. */
-export function startToken({
-  generationConfig,
-  config,
-  directory,
-}: Pick<Model, 'generationConfig' | 'config' | 'directory'>): number {
+export function startToken(model: Pick<Model, 'generationConfig' | 'config' | 'directory'>): number {
+  const { generationConfig, config, directory } = model
   for (const key of ['decoder_start_token_id', 'bos_token_id']) {
     const id = [generationConfig[key], config[key]].find(Number.isSafeInteger)
     if (id !== undefined) return id as number

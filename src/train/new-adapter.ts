@@ -27,14 +27,9 @@ const WITH_POOLER = new Set(['bert', 'camembert', 'mpnet', 'roberta', 'xlm-rober
 export async function newAdapter(
   model: Model,
   plain: LoraConfig,
-  {
-    task,
-    open,
-    modules,
-    on,
-    trainedTokens,
-  }: Pick<TrainingOptions, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
+  options: Pick<TrainingOptions, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
 ): Promise<LoraAdapter> {
+  const { task, open, modules, on, trainedTokens } = options
   const { head } = open
   const context = { model, open, modules }
   const config = withTokens(plain, model, trainedTokens)
@@ -130,11 +125,9 @@ function tellOfPointwise(
   targets: ReadonlySet<Linear> | undefined,
   on: TrainEvents | undefined,
 ): void {
-  const meant = pointwise.filter((linear) => targets?.has(linear) ?? true)
+  const meant = pointwise.filter((linear) => targets?.has(linear) ?? true).map(({ name }) => name)
   if (meant.length === 0) return
-  const more = meant.length > 5 ? ` and ${meant.length - 5} more` : ''
-  const shown = meant.slice(0, 5).map(({ name }) => name)
-  const names = `${shown.join(', ')}${more}`
+  const names = meant.slice(0, 5).join(', ') + (meant.length > 5 ? ` and ${meant.length - 5} more` : '')
   on?.warning?.(
     targets === undefined
       ? `all-linear leaves out ${names}: the graph has convolutions of kernel 1 there, which PEFT's all-linear leaves out too. targetModules can name them`

@@ -164,11 +164,9 @@ export function adaptNodes(
 ): void {
   for (const parts of groupBy(linears, ({ node }) => node).values()) {
     const [{ last, fused }] = parts
-    graph.putBehind(last.output[0], (base) => {
-      return fused === undefined
-        ? makeDelta(parts[0], base)
-        : addToParts(g, base, parts, makeDelta, parts.some(needsBase))
-    })
+    graph.putBehind(last.output[0], (base) =>
+      fused === undefined ? makeDelta(parts[0], base) : addToParts(g, base, parts, makeDelta, parts.some(needsBase)),
+    )
   }
 }
 

@@ -43,7 +43,9 @@ export function findBranches(graph: Graph) {
   const branches = [...groups.values()].flatMap((group) => {
     const own = new Set(group.nodes)
     const base = baseOf(graph, own)
-    const output = group.nodes.map((node) => node.output[0]).find((value) => isReadOutside(graph, value, own))
+    const isReadOutside = (value: Value) =>
+      graph.outputs.some(({ name }) => name === value) || graph.consumers(value).some((reader) => !own.has(reader))
+    const output = group.nodes.map((node) => node.output[0]).find(isReadOutside)
     const factors = factorsOf(graph, group.nodes, group.number)
     if (base === undefined || output === undefined || factors.length === 0) return []
     return [{ ...group, base, output, factors }]
@@ -58,10 +60,6 @@ function baseOf(graph: Graph, own: ReadonlySet<NodeProto>): Value | undefined {
     if ((opType === 'Add' || opType === 'Slice') && maker !== undefined && !own.has(maker)) return input[0]
   }
   return undefined
-}
-
-function isReadOutside(graph: Graph, value: Value, own: ReadonlySet<NodeProto>): boolean {
-  return graph.outputs.some(({ name }) => name === value) || graph.consumers(value).some((reader) => !own.has(reader))
 }
 
 function factorsOf(graph: Graph, nodes: readonly NodeProto[], number: number): BranchFactors[] {

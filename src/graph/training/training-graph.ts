@@ -17,13 +17,6 @@ import { lengthOf } from './probe.js'
 
 export type { TrainedLayer, TrainedParameter, TrainedTensor, TrainingGraphOptions }
 
-export interface FeedOptions {
-  /** In training that of all runs of a step. */
-  readonly normalizer: number
-  /** Needed where the graph has dropout. */
-  readonly dropout?: DropoutDraw | undefined
-}
-
 export interface RunnableGraph {
   /** Values that the objective gave out for metrics; none in a graph with gradients. */
   readonly predictions: readonly string[]
@@ -35,8 +28,11 @@ export interface RunnableGraph {
    * the weights that ONNX Runtime repacks, all by default.
    */
   sessionModel(packed?: readonly TrainedParameter[], repackedBytes?: number): Promise<SessionModel>
-  /** Feeds of one run, without what is trained. Inputs that the graph does not read are left out. */
-  feeds(feeds: Feeds, options: FeedOptions): Feeds
+  /**
+   * Feeds of one run, without what is trained. Inputs that the graph does not read are left out. `normalizer`: in
+   * training that of all runs of a step. `dropout` is needed where the graph has dropout.
+   */
+  feeds(feeds: Feeds, options: { normalizer: number; dropout?: DropoutDraw | undefined }): Feeds
 }
 
 export interface LossGraph extends RunnableGraph {

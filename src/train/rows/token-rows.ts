@@ -31,15 +31,11 @@ interface Table {
 
 const OPTION = 'trainedTokens'
 
-const isToken = (value: unknown) => {
-  return typeof value === 'number'
-    ? Number.isSafeInteger(value) && value >= 0
-    : typeof value === 'string' && value !== ''
-}
+const isToken = (value: unknown) =>
+  typeof value === 'number' ? Number.isSafeInteger(value) && value >= 0 : typeof value === 'string' && value !== ''
 const isTokens = (value: unknown) => Array.isArray(value) && value.length > 0 && value.every(isToken)
-const isByModule = (value: unknown) => {
-  return isObject(value) && Object.keys(value).length > 0 && Object.values(value).every(isTokens)
-}
+const isByModule = (value: unknown) =>
+  isObject(value) && Object.keys(value).length > 0 && Object.values(value).every(isTokens)
 
 const TRAINED_TOKENS = kind(
   'a list of tokens, each text or an id; or an object with such lists by module',

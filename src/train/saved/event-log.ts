@@ -2,7 +2,7 @@
 
 import { concatBytes, type Directory, writeFile } from '../../base/bytes.js'
 import { eventRecord, fileHeader, restartRecord } from '../../formats/event-file.js'
-import type { EvaluationEvent, StepEvent, TrainEvents } from '../report.js'
+import type { StepEvent, TrainEvents } from '../report.js'
 
 /** Shortest time between two writes where a file cannot grow, and each write is one of all events. */
 const INTERVAL_MS = 5000
@@ -41,7 +41,9 @@ export class EventLog {
       evaluation: (event) => {
         on.evaluation?.(event)
         // A run that was stopped in an evaluation makes up for it: the step before is in an older file.
-        this.#add(event.step, evaluationValues(event), event.step + 1)
+        const values = Object.entries({ loss: event.loss, ...event.metrics })
+        const named = Object.fromEntries(values.map(([name, value]) => [`eval/${name}`, value]))
+        this.#add(event.step, named, event.step + 1)
       },
     }
     return Object.assign(Object.create(on), own)
@@ -89,8 +91,4 @@ function stepValues({ loss, learningRate, gradientNorm, epoch, tokensPerSecond }
     'train/epoch': epoch,
     'train/tokens_per_second': tokensPerSecond,
   }
-}
-
-function evaluationValues({ loss, metrics }: EvaluationEvent): Record<string, number> {
-  return Object.fromEntries(Object.entries({ loss, ...metrics }).map(([name, value]) => [`eval/${name}`, value]))
 }
