@@ -5,10 +5,11 @@ import { freemem } from 'node:os'
 import { FileError } from '../base/errors.js'
 import { hubOptions } from '../index/hub.js'
 import type { Platform } from '../index/platform/platform.js'
-import { localPath, locate, NodeDirectory, openFile, openTokenFile } from '../io/node/files.js'
+import { localPath, locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { spawnNodeWorker } from '../runtime/node/worker.js'
+import { openTokenFile } from './token-file.js'
 import { watchOnTerminal } from './watch.js'
 
 const WORKERS: Record<EngineKind, URL> = {

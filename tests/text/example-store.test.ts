@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it, vi } from 'vitest'
-import { openTokenFile } from '../../src/io/node/files.js'
+import { openTokenFile } from '../../src/node/token-file.js'
 import { ExampleStore } from '../../src/text/example-store.js'
 import type { Example } from '../../src/text/records.js'
 

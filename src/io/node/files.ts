@@ -1,8 +1,7 @@
 // Reads are positional, so that one source serves many readers. Writes get their name complete or never.
 
-import { closeSync, constants, type Dirent, openSync, readSync, type Stats, unlinkSync, writeSync } from 'node:fs'
+import { constants, type Dirent, type Stats } from 'node:fs'
 import { access, type FileHandle, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import {
@@ -243,45 +242,6 @@ export async function createFile(name: string, { fsync = true }: FileOptions = {
       await unlink(temporary).catch(() => {})
       await removeEmptyFolders(folder, firstMade)
     },
-  }
-}
-
-/** A file without a name, in the folder for temporary files: it is gone with the process at the latest. */
-export function openTokenFile() {
-  const name = path.join(tmpdir(), `lowrank-tokens-${crypto.randomUUID()}`)
-  const attempt = <T>(action: string, call: () => T): T => {
-    try {
-      return call()
-    } catch (error) {
-      throw fileError(name, action, error)
-    }
-  }
-  const file = attempt('cannot be written', () => {
-    const opened = openSync(name, 'wx+', 0o600)
-    unlinkSync(name)
-    return opened
-  })
-  let length = 0
-  return {
-    write: (tokens: Int32Array): number =>
-      attempt('cannot be written', () => {
-        const place = length
-        const bytes = new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)
-        for (let done = 0; done < bytes.length; )
-          done += writeSync(file, bytes, done, bytes.length - done, place + done)
-        length += bytes.length
-        return place
-      }),
-    read: (place: number, into: Int32Array): void =>
-      attempt('cannot be read', () => {
-        const bytes = new Uint8Array(into.buffer, into.byteOffset, into.byteLength)
-        for (let done = 0; done < bytes.length; ) {
-          const count = readSync(file, bytes, done, bytes.length - done, place + done)
-          if (count === 0) throw new FileError({ where: name, what: 'it has become shorter' })
-          done += count
-        }
-      }),
-    close: () => closeSync(file),
   }
 }
 
