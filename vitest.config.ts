@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os'
 import { setFlagsFromString } from 'node:v8'
 import { defineConfig } from 'vitest/config'
 
@@ -26,8 +27,8 @@ export default defineConfig({
   test: {
     ...settings,
     env: { NODE_OPTIONS: [process.env.NODE_OPTIONS, ONE_THREAD].filter(Boolean).join(' ') },
-    // The default leaves one core idle.
-    maxWorkers: '100%',
+    // Tests wait for files and programs: one more than there are cores.
+    maxWorkers: availableParallelism() + 1,
     // Threads start in half the time of processes. Files that share a worker share the modules of src/, which are loaded once.
     projects: [
       {
