@@ -5,6 +5,7 @@ import { copyMessage, mapTensors, tensorsOf } from '../formats/onnx/messages.js'
 import { type OnnxModel, serializeModel } from '../formats/onnx/model.js'
 import {
   byteLengthOf,
+  DataType,
   dimsOf,
   externalTensor,
   isExternal,
@@ -61,7 +62,10 @@ export function packWithin(model: ModelProto, bytes: number): ModelProto {
   const graph = new Graph(model)
   let left = bytes
   const sizeOf = (tensor: TensorProto) => byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0
-  const weights = new Map([...graph.initializers].filter(([, tensor]) => sizeOf(tensor) >= LEAST_BYTES))
+  // Products by quantized weights need more memory where these are not repacked.
+  const isFloat = ({ dataType }: TensorProto) => dataType === DataType.FLOAT || dataType === DataType.FLOAT16
+  const isChosen = (tensor: TensorProto) => isFloat(tensor) && sizeOf(tensor) >= LEAST_BYTES
+  const weights = new Map([...graph.initializers].filter(([, tensor]) => isChosen(tensor)))
   for (const node of graph.nodes) {
     const weight = node.opType === 'Gemm' && intAttribute(node, 'transB', 0) === 0 && weights.get(node.input[1])
     if (!weight || sizeOf(weight) > left) continue

@@ -96,7 +96,7 @@ export interface TrainSettings {
   threads: number | undefined
   /**
    * Uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no
-   * weights. Default: yes where memory is short; of models of more than 256 MB it copies 256 MB.
+   * weights. Default: yes where memory is short. Otherwise it copies the weights up to 256 MB.
    */
   lowMemory: boolean | undefined
   /**

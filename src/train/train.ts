@@ -211,9 +211,9 @@ function planMemory(
   const lowMemory = settings.lowMemory ?? (fast ? false : chooseLowMemory(needOf, limits))
   if (lowMemory !== false && settings.lowMemory === undefined) {
     const { weights } = needOf(true)
-    const copied = lowMemory ? 'are not' : `are not, but for ${gigabytes(REPACKED_BYTES)},`
+    const copied = lowMemory ? 'are not copied' : `are copied only up to ${gigabytes(REPACKED_BYTES)}`
     on?.note?.(
-      `The weights, ${gigabytes(weights)}, ${copied} copied for faster products, which saves twice as much memory: \`fast\` copies them`,
+      `The weights, ${gigabytes(weights)}, ${copied}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
   const warning = memoryWarning(needOf(lowMemory), limits, {
