@@ -5,8 +5,12 @@ import { describe, expect, it } from 'vitest'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
+import { byteLengthOf, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { chooseLowMemory, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
+import { packWithin } from '../../src/graph/session-model.js'
+import { Builder } from '../../src/graph/view/builder.js'
 import { openModel } from '../infer/models.js'
+import { addOutput, DataType, emptyGraph } from './toolkit.js'
 
 describe('memory', () => {
   it('counts the bytes of all weights, external ones and shared ones once', async () => {
@@ -66,4 +70,18 @@ describe('memory', () => {
     )
     expect(memoryWarning(need, limits.slice(0, 1), { what: 'The model', help: [] })).toBeUndefined()
   })
+})
+
+it('leaves quantized weights out of those that are not repacked', () => {
+  const graph = emptyGraph(17)
+  const tensors = [DataType.FLOAT, DataType.FLOAT16, DataType.UINT8].map((dataType) => {
+    const rawData = new Uint8Array(byteLengthOf(dataType, [512, 256])!)
+    return create(TensorProtoSchema, { name: `weight ${dataType}`, dataType, dims: [512n, 256n], rawData })
+  })
+  for (const tensor of tensors) {
+    graph.addInitializer(tensor)
+    addOutput(graph, new Builder(graph, 'test').cast(tensor.name, DataType.FLOAT), DataType.FLOAT)
+  }
+  const inputs = packWithin(graph.toModel(), 0).graph?.input.map(({ name }) => name)
+  expect(inputs).toEqual([tensors[0].name, tensors[1].name])
 })
