@@ -247,12 +247,18 @@ function busyError(out: string, token: string): FileError {
 async function removeOld(work: string): Promise<void> {
   const gone = path.join(work, 'gone')
   await rename(path.join(work, 'old'), gone).catch(() => {})
-  await rm(gone, { recursive: true, force: true })
+  await removeAll(gone)
 }
 
 async function removeWork(work: string): Promise<void> {
-  await removeOld(work)
-  await rm(work, { recursive: true, force: true })
+  await rename(path.join(work, 'old'), path.join(work, 'gone')).catch(() => {})
+  await removeAll(work)
+}
+
+/** Tries twice: some failures last for a moment only, such as one of too many open files. */
+async function removeAll(folder: string): Promise<void> {
+  const remove = () => rm(folder, { recursive: true, force: true })
+  await remove().catch(remove)
 }
 
 async function nameOnce(from: string, to: string): Promise<void> {
