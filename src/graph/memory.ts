@@ -58,7 +58,7 @@ export function rowsOfBlock(vocabulary: number, { whole, block } = LOGIT_BYTES):
 }
 
 /** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
-const ATTENTION = { whole: 1024, rows: 256 }
+const ATTENTION = { whole: 1024, rows: 128 }
 
 /** How graphs for texts of up to so many tokens are made. */
 export function blocksFor(tokens: number) {
@@ -70,7 +70,7 @@ export function blocksFor(tokens: number) {
 }
 
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
-const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
+const KEPT = { hidden: 6, intermediate: 3, intermediateOfLong: 1, logits: 2 }
 
 /** `batch` rows of `sequence` tokens each. */
 export function trainingMemory(
@@ -85,7 +85,8 @@ export function trainingMemory(
   const hidden = number('hidden_size', 'n_embd', 'd_model', 'dim')
   const layers = number('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
   const intermediate = number('intermediate_size', 'n_inner', 'ffn_dim', 'd_ff', 'hidden_dim') || 4 * hidden
-  const perLayer = KEPT.hidden * hidden + KEPT.intermediate * intermediate
+  const ofMlp = sequence > ATTENTION.whole ? KEPT.intermediateOfLong : KEPT.intermediate
+  const perLayer = KEPT.hidden * hidden + ofMlp * intermediate
   const logits = 4 * KEPT.logits * Math.min(batch * sequence, rowsOfBlock(vocabularySize)) * vocabularySize
   return { ...session, total: session.total + batch * sequence * 4 * layers * perLayer + logits }
 }
