@@ -33,7 +33,7 @@ export interface EncodeContext {
 /** Examples in order: a list, or something smaller that is one to its users. */
 export interface Examples<Example> extends Iterable<Example> {
   readonly length: number
-  /** What {@link OpenTask.cost} gives for each, where no example need be read for it. */
+  /** {@link OpenTask.cost} of each, where no example need be read for it. */
   readonly costs?: Int32Array
   at(index: number): Example | undefined
   /** Gives an example two numbers, which it has as `before` from then on. */

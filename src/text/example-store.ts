@@ -39,7 +39,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
   #held = 0
   /** The group of the file that was read last. */
   #read = { group: -1, numbers: new Int32Array(0) }
-  /** What is not made of texts and numbers. */
+  /** Values that are not made of texts and numbers. */
   readonly #objects: unknown[] = []
   #before: Float32Array | undefined
 

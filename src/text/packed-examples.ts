@@ -71,7 +71,7 @@ export class PackedExamples implements Iterable<PackedExample> {
   }
 }
 
-/** Of equal ones, the first is first. */
+/** Places of lengths: equal ones stay in their order. */
 function longestFirst(lengths: Int32Array): Int32Array {
   const longest = lengths.reduce((most, own) => Math.max(most, own), 0)
   const places = new Int32Array(longest + 2)
