@@ -2,7 +2,7 @@
 // as in its reference implementation: https://github.com/huggingface/safetensors#format
 
 import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../base/bytes.js'
-import { decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
+import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
@@ -11,32 +11,6 @@ import { type JsonValue, parseJsonEntries } from './json.js'
 const MAX_HEADER_BYTES = 100_000_000
 const LENGTH_BYTES = 8
 const METADATA_KEY = '__metadata__'
-
-/** Bits, in the order of the reference implementation's Dtype: its writer sorts by it, from the end. */
-const DTYPE_BITS = {
-  BOOL: 8,
-  F4: 4,
-  F6_E2M3: 6,
-  F6_E3M2: 6,
-  U8: 8,
-  I8: 8,
-  F8_E5M2: 8,
-  F8_E4M3: 8,
-  F8_E8M0: 8,
-  F8_E4M3FNUZ: 8,
-  F8_E5M2FNUZ: 8,
-  I16: 16,
-  U16: 16,
-  fp16: 16,
-  bf16: 16,
-  I32: 32,
-  U32: 32,
-  fp32: 32,
-  C64: 64,
-  fp64: 64,
-  I64: 64,
-  U64: 64,
-} as const satisfies Record<TensorDtype, number>
 
 const DTYPES = Object.keys(DTYPE_BITS) as TensorDtype[]
 

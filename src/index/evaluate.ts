@@ -1,7 +1,5 @@
 // Evaluation: opens what the options name, evaluates, and closes it again. What evaluates loads with the first call.
 
-import type { ByteSource } from '../base/bytes.js'
-import { ConfigError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import type { EvaluateReport, EvaluateSettings } from '../evaluate/evaluate.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
@@ -9,11 +7,10 @@ import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from './adapters.js'
 import { EVALUATE_OPTIONS } from './gen/options.js'
-import { MODEL } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { loadModel } from './model.js'
 import { platform } from './platform/platform.js'
-import { type Data, openData, type Source } from './sources.js'
+import type { Data, Source } from './sources.js'
+import { withOpened } from './train.js'
 
 /** Options of {@link evaluate}. */
 export interface EvaluateOptions extends EvaluateSettings {
@@ -29,28 +26,18 @@ export interface EvaluateOptions extends EvaluateSettings {
 
 export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport> {
   checkOptions(options, 'evaluate', EVALUATE_OPTIONS)
-  const { model, dtype, adapters: named = {}, data, ...settings } = options
-  const isOpen = MODEL.accepts(model)
-  if (isOpen && dtype !== undefined) {
-    throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })
+  const { model: _model, dtype: _dtype, adapters: named = {}, data: _data, ...settings } = options
+  const adapters: Record<string, LoraAdapter> = {}
+  for (const [name, adapter] of Object.entries(named)) {
+    adapters[name] = Array.isArray(adapter)
+      ? await sumOf(adapter as readonly AdapterToMerge[])
+      : await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
   }
-  const closers: (() => Promise<void>)[] = []
-  try {
-    const records = await openData(data, 'data', (file: ByteSource) => void closers.push(() => file.close()))
-    const adapters: Record<string, LoraAdapter> = {}
-    for (const [name, adapter] of Object.entries(named)) {
-      adapters[name] = Array.isArray(adapter)
-        ? await sumOf(adapter as readonly AdapterToMerge[])
-        : await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
-    }
-    const opened = isOpen ? (model as Model) : await loadModel(model as Source, { dtype, signal: settings.signal })
-    if (!isOpen) closers.push(() => opened.close())
+  return withOpened(options, async (model, data) => {
     const { evaluateAdapters } = await import('../evaluate/evaluate.js')
     const { decodeImage = platform().decodeImage } = settings
-    return await evaluateAdapters(opened, adapters, records, { ...settings, decodeImage })
-  } finally {
-    await Promise.all(closers.map((close) => close()))
-  }
+    return evaluateAdapters(model, adapters, data, { ...settings, decodeImage })
+  })
 }
 
 async function sumOf(adapters: readonly AdapterToMerge[]): Promise<LoraAdapter> {

@@ -175,9 +175,11 @@ function named(data: Data): string | readonly string[] | undefined {
     : undefined
 }
 
+type OpenedOptions = Pick<CheckDataOptions, 'dtype' | 'data' | 'evalData' | 'columns' | 'chatTemplate' | 'signal'>
+
 /** The data come first: a wrong path should not be found after the download of a model. */
-async function withOpened<T, M extends Model | Source | undefined>(
-  options: Omit<CheckDataOptions, 'model'> & { readonly model?: M },
+export async function withOpened<T, M extends Model | Source | undefined>(
+  options: OpenedOptions & { readonly model?: M },
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal } = options
@@ -200,7 +202,7 @@ async function withOpened<T, M extends Model | Source | undefined>(
 }
 
 /** Throws FormatError for chats and a model without a chat template: before its weights are loaded. */
-async function requireTemplateFor(data: TrainingData, options: Omit<CheckDataOptions, 'model'>, model: Source) {
+async function requireTemplateFor(data: TrainingData, options: OpenedOptions, model: Source) {
   const isFile = isByteSource(data) || isDirectory(data) || Array.isArray(data)
   if (!isFile || options.chatTemplate !== undefined) return
   for await (const { row } of readRows(data, { columns: options.columns, onInvalid: () => {} })) {

@@ -91,10 +91,6 @@ function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' 
   throw new UnsupportedError({ where: name, what: `no graphs for ${task}`, expected, got })
 }
 
-function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {
-  return classNamed<T>(transformers, CLASSES[task].pipeline)
-}
-
 /** The tables in which the Auto classes of transformers.js look models up. */
 function modelClass(
   transformers: TransformersModule,
@@ -196,12 +192,13 @@ export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 't
 export async function pipelineWithAdapters(task: PipelineTask, source: Source, options: PipelineOptions = {}) {
   checkTask(task)
   checkOptions(options, 'pipelineWithAdapters', PIPELINE_OPTIONS)
+  const { dtype } = options
   const transformers = await transformersModule(options.transformers)
   const module = await findRuntime(transformers)
   const { shared, model } = await firstThatOpens(devicesOf(options.device, module), (device) =>
     openShared(source, options, {
       module,
-      run: { dtype: dtypeText(options.dtype), device },
+      run: { dtype: typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32', device },
       prepare(model) {
         checkGraphs(task, model)
         return {}
@@ -215,7 +212,7 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
     const configs = { generation_config: model.generationConfig }
     const built = new ModelClass(config, sessions, configs)
     const reader = await readerOf(transformers, task, model)
-    const Pipeline = pipelineClass<PipelineInstance>(transformers, task)
+    const Pipeline = classNamed<PipelineInstance>(transformers, CLASSES[task].pipeline)
     return adapterPipeline(new Pipeline({ task, model: built, ...reader }), shared)
   } catch (error) {
     await shared.session.dispose()
@@ -368,8 +365,4 @@ function checkSameModel(config: Readonly<Record<string, unknown>>, { config: rea
       got: String(read[field]),
     })
   }
-}
-
-function dtypeText(dtype: DtypeChoice | undefined): string {
-  return typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32'
 }

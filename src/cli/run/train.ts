@@ -102,7 +102,9 @@ export const train = defineCommand({
       stepMs = elapsedMs
     })
     const result = await interruptible(
-      () => finishing(stepMs),
+      // A step cannot be interrupted.
+      () =>
+        `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`,
       (signal) => node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on }),
     )
       .catch(inFile)
@@ -182,11 +184,6 @@ function showCurve(losses: readonly number[]): void {
   const [least, most] = [Math.min(...means), Math.max(...means)]
   const bars = means.map((mean) => '▁▂▃▄▅▆▇█'[Math.round((7 * (mean - least)) / (most - least || 1))])
   say(`Loss ${most.toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
-}
-
-/** Tells what follows the first Ctrl-C. A step cannot be interrupted, so it says how long one may take. */
-function finishing(stepMs: number | undefined): string {
-  return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`
 }
 
 function narrate(progress: Progress, onStep: (elapsedMs: number) => void): TrainEvents {

@@ -132,7 +132,11 @@ async function* chunksOf(
       waitedMs += performance.now() - before
       bytes += part.value.byteLength
       if (waitedMs >= slowMs) {
-        if (bytes < (SLOWEST * slowMs) / 1000) throw tooSlow(url, slowMs)
+        if (bytes < (SLOWEST * slowMs) / 1000) {
+          const what = `the connection is too slow: less than 1 kB/s for ${slowMs / 1000} s`
+          const hint = 'Try again on a better connection'
+          throw new HubError('unreachable', { where: shown(url), what, hint }, true)
+        }
         waitedMs = 0
         bytes = 0
       }
@@ -167,11 +171,6 @@ function failure(url: URL, cause: unknown, watch: Watch): unknown {
     hint: 'Check the internet connection, or use a folder on this machine',
     cause,
   })
-}
-
-function tooSlow(url: URL, slowMs: number): HubError {
-  const what = `the connection is too slow: less than 1 kB/s for ${slowMs / 1000} s`
-  return new HubError('unreachable', { where: shown(url), what, hint: 'Try again on a better connection' }, true)
 }
 
 class Watch {

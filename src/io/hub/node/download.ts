@@ -79,7 +79,7 @@ async function fill(partial: Partial, job: Download): Promise<void> {
       ? error
       : fileError(target, 'cannot be written', error)
   }
-  await removePartials(target)
+  for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
 }
 
 async function receive(writer: Writer, partial: Partial, job: Download): Promise<void> {
@@ -291,10 +291,6 @@ async function claimPartial(target: string): Promise<Partial | { busyBytes: numb
     await writeFile(partial.file, '', { flag: 'wx' })
   })
   return partial
-}
-
-async function removePartials(target: string): Promise<void> {
-  for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
 }
 
 async function findPartials(target: string): Promise<Found[]> {

@@ -1,7 +1,8 @@
 // The Hub in Node, by way of the cache that Python shares: what is there opens without the Hub.
 
 import { createHash, randomBytes } from 'node:crypto'
-import { copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
 import type { ByteSource } from '../../../base/bytes.js'
@@ -37,7 +38,7 @@ const REFRESH_STALL_MS = 10_000
 
 /** Files come when they are opened. With neither Hub nor cache: FileError. */
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
-  const { cacheFolder, ...environment } = hubEnvironment(options.variables)
+  const { cacheFolder, cacheVariable, ...environment } = hubEnvironment(options.variables)
   const connection: HubConnection = {
     endpoint: options.endpoint ?? environment.endpoint,
     token: options.token ?? (await hubToken(options.variables)),
@@ -123,7 +124,11 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     }
     const digest = file.sha256 ?? file.gitSha1
     const target = cache.blob(digest)
-    await cache.prepare()
+    await cache.prepare().catch(({ where, what, cause }: FileError) => {
+      const said = cacheVariable === undefined ? '' : `, as ${cacheVariable} says`
+      const hint = `The cache is ${cacheFolder}${said}: set ${cacheVariable ?? 'HF_HOME'} to a folder that you may write to`
+      throw new FileError({ where, what, hint, cause })
+    })
     const isNew = (await stat(target).catch(() => undefined))?.size !== byteLength
     if (isNew) {
       const { onDownload } = options
@@ -313,8 +318,11 @@ class ModelCache {
     return found.flat()
   }
 
+  /** @throws FileError if the cache is no folder, or not one that this process may write to */
   async prepare(): Promise<void> {
-    await makeFolders(path.join(this.#folder, 'blobs'))
+    const folder = path.join(this.#folder, 'blobs')
+    await makeFolders(folder)
+    await withFileErrors(folder, 'cannot be written', () => access(folder, constants.W_OK))
   }
 
   /** A relative link; where there are no links the file itself, moved if no other snapshot can have it, else copied. */
