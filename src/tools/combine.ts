@@ -28,21 +28,12 @@ import {
   shellOf,
 } from './factor-parts.js'
 import { type LeadingSvd, leadingSvd, type RankChoice } from './rank.js'
-import { closestPairs, type RankReport, totalError, truncatedChange } from './resize.js'
+import { closestPairs, type RankReport, type ResizeResult, totalError, truncatedChange } from './resize.js'
 import { sparseSum } from './sparse.js'
 import { openBaseWeights } from './to-plain.js'
 
 /** Result of {@link combineAdapters}. */
-export interface CombineResult {
-  /** The adapter that holds the change of all. */
-  adapter: LoraAdapter
-  /** Result for each layer. `error` is the relative difference from the exact result of the combination type. */
-  layers: RankReport[]
-  /** Over all layers. */
-  error: number
-  /** Possible mistakes: adapters with different base names, layers that change nothing. */
-  warnings: string[]
-}
+export type CombineResult = ResizeResult
 
 interface Opened {
   readonly adapter: OpenAdapter

@@ -10,17 +10,15 @@ import {
   StateError,
   UnsupportedError,
 } from '../base/errors.js'
-import type { SignalLike } from '../base/globals.js'
 import { checkOptions, describe, isObject, objectOf } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
-import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import { openAdapter } from '../index/adapters.js'
-import { loadModel } from '../index/model.js'
+import { type LoadModelOptions, loadModel } from '../index/model.js'
 import type { Source } from '../index/sources.js'
 import type { SessionExtras } from '../infer/graphs.js'
 import { ModelSession } from '../infer/model-session.js'
-import type { OnDownload } from '../io/hub/directory.js'
+import type { AdapterSessionOptions } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
@@ -150,14 +148,14 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
 }
 
 /** The adapters of a pipeline, and how its model is opened. */
-export interface PipelineOptions {
+export interface PipelineOptions
+  extends Pick<LoadModelOptions, 'dtype' | 'onDownload' | 'signal'>,
+    Pick<AdapterSessionOptions, 'modules'> {
   /**
    * Adapters by the name that calls choose them by: in memory, or what `loadAdapter` takes. `session.add` adds others
    * later.
    */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
-  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
-  dtype?: DtypeChoice | undefined
   /**
    * The device that the model runs on: cpu, webgpu, wasm, cuda, coreml, dml, … `gpu` takes the first graphics processor
    * that works, `auto` too, or else the processor. Default: cpu in Node, wasm in pages.
@@ -168,12 +166,6 @@ export interface PipelineOptions {
    * @range an integer in [1, 1024]
    */
   threads?: number | undefined
-  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
-  modules?: ModuleMap | undefined
-  /** Hears of each file that comes from the Hub or a web server, before its first byte. */
-  onDownload?: OnDownload | undefined
-  /** Ends the loading of files. */
-  signal?: SignalLike | undefined
   /**
    * The imported module @huggingface/transformers, where `import` from this package would find none or another copy.
    */
