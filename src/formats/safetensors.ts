@@ -22,11 +22,14 @@ function spelled(dtype: TensorDtype): string {
   return SPELLINGS[dtype] ?? dtype
 }
 
-/** A tensor of a file: what it is, and where its bytes lie. */
-export interface TensorInfo {
+export interface TensorSpec {
   readonly name: string
   readonly dtype: TensorDtype
   readonly shape: readonly number[]
+}
+
+/** A tensor of a file: what it is, and where its bytes lie. */
+export interface TensorInfo extends TensorSpec {
   /** In bytes from the source's beginning. */
   readonly offset: number
   readonly byteLength: number
@@ -198,12 +201,6 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
   const dtype = requireWeightDtype(info.dtype, tensorWhere(file.source.name, name), 'its dtype cannot be read as fp32')
   const values = decodeWeights(await file.source.read(info.offset, info.byteLength), dtype)
   return { data: values instanceof Float32Array ? values : Float32Array.from(values), shape: info.shape }
-}
-
-export interface TensorSpec {
-  readonly name: string
-  readonly dtype: TensorDtype
-  readonly shape: readonly number[]
 }
 
 /**

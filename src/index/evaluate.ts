@@ -2,7 +2,6 @@
 
 import { checkOptions } from '../base/options.js'
 import type { EvaluateReport, EvaluateSettings } from '../evaluate/evaluate.js'
-import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from './adapters.js'
@@ -10,14 +9,12 @@ import { EVALUATE_OPTIONS } from './gen/options.js'
 import type { AdapterToMerge } from './merge-options.js'
 import { platform } from './platform/platform.js'
 import type { Data, Source } from './sources.js'
-import { withOpened } from './train.js'
+import { type TrainOptions, withOpened } from './train.js'
 
 /** Options of {@link evaluate}. */
-export interface EvaluateOptions extends EvaluateSettings {
+export interface EvaluateOptions extends EvaluateSettings, Pick<TrainOptions, 'dtype'> {
   /** The base: an open model (`evaluate` does not close it), or any source that {@link loadModel} accepts. */
   readonly model: Model | Source
-  /** Which graph of a model that is not open yet: see {@link loadModel}. */
-  readonly dtype?: DtypeChoice | undefined
   /** Adapters by their names in the report; a list is a mix, with the sum of their changes. Default: the base alone. */
   readonly adapters?: Readonly<Record<string, LoraAdapter | Source | readonly AdapterToMerge[]>> | undefined
   /** The records: in the same forms as for `train`. They should not be in the training data. */
