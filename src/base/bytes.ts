@@ -337,9 +337,9 @@ export async function requireEmpty(folder: Directory): Promise<void> {
   if (found.length === 0) return
   throw new FileError({
     where: folder.name,
-    what: 'the folder is not empty',
+    what: 'exists already and is not empty',
     got: listed(found),
-    hint: 'Choose another',
+    hint: 'Choose another folder',
   })
 }
 

@@ -2,7 +2,7 @@
 
 import path from 'node:path'
 import { createInterface } from 'node:readline'
-import { writeFile } from '../base/bytes.js'
+import { requireEmpty, writeFile } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
@@ -53,4 +53,9 @@ async function* lines(): AsyncGenerator<Row> {
 /** Writes a file that appears complete or not at all. Throws FileError when it cannot be written. */
 export function writeWhole(file: string, content: string): Promise<void> {
   return writeFile(new NodeDirectory(path.dirname(file)), path.basename(file), content)
+}
+
+/** Throws FileError unless the folder is empty or not there yet. */
+export function requireEmptyFolder(folder: string): Promise<void> {
+  return requireEmpty(new NodeDirectory(folder))
 }

@@ -1,26 +1,11 @@
 // Places that commands write to themselves. A report replaces nothing but a report of the same command.
 
-import { type FileHandle, open, readdir } from 'node:fs/promises'
+import { type FileHandle, open } from 'node:fs/promises'
 import { FileError } from '../../index.js'
 import { writeWhole } from '../../node/command-line.js'
 import { generatorOf } from '../../report/generator.js'
 import type { Report } from '../../report/page.js'
 import { colors, say } from './terminal.js'
-
-/** @throws FileError unless the folder is empty or not there yet */
-export async function refuseFolder(folder: string): Promise<void> {
-  const files = await readdir(folder).catch((cause: NodeJS.ErrnoException) => {
-    if (cause.code === 'ENOENT') return []
-    throw new FileError({ where: folder, what: `cannot be used: ${cause.message}`, cause })
-  })
-  if (files.length === 0) return
-  throw new FileError({
-    where: folder,
-    what: 'exists already and is not empty',
-    got: files.slice(0, 5).join(', '),
-    hint: 'Choose another folder',
-  })
-}
 
 const START_BYTES = 2000
 
