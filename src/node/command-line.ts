@@ -1,5 +1,6 @@
 // Functions of Node that the command line needs beside the public API.
 
+import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { requireEmpty, writeFile } from '../base/bytes.js'
@@ -8,6 +9,7 @@ import { isObject } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
+import { withFileErrors } from '../io/node/errors.js'
 import { NodeDirectory } from '../io/node/files.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'
@@ -48,6 +50,11 @@ async function* lines(): AsyncGenerator<Row> {
       }
     }
   }
+}
+
+/** Throws FileError when it cannot be read. */
+export function readTextFile(file: string): Promise<string> {
+  return withFileErrors(file, 'cannot be read', () => readFile(file, 'utf8'))
 }
 
 /** Writes a file that appears complete or not at all. Throws FileError when it cannot be written. */
