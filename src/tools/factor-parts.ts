@@ -3,7 +3,7 @@
 // puts them together again, as mergekit and PEFT do: each layer has its own rank, and alpha = rank.
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
-import { stacked } from '../linalg/product.js'
+import { beside, normOfProduct, stacked } from '../linalg/product.js'
 import { type AdapterPart, LoraAdapter, type PartOfKind } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
 import { type FactorPair, padded, scaled } from '../lora/delta.js'
@@ -97,6 +97,17 @@ export function changeOf(part: FactorPart): Change {
   const biasB = 'biasB' in part ? part.biasB : undefined
   if (biasB !== undefined) vectors.biasB = Float32Array.from(biasB, (value) => scaling * value)
   return { pairs: pairs.map(({ weightA: a, weightB: b }) => ({ weightA: a, weightB: scaled(b, scaling) })), vectors }
+}
+
+export function differencePair(own: FactorPair, other: FactorPair): FactorPair {
+  return {
+    weightA: stacked([other.weightA, own.weightA]),
+    weightB: beside([other.weightB, scaled(own.weightB, -1)]),
+  }
+}
+
+export function normOf(pairs: readonly FactorPair[]): number {
+  return Math.hypot(...pairs.map(({ weightA, weightB }) => normOfProduct(weightB, weightA)))
 }
 
 /** A rank as the config counts it: rows of A, of experts those of each one. */
