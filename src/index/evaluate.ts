@@ -26,18 +26,14 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
   const { model: _model, dtype: _dtype, adapters: named = {}, data: _data, ...settings } = options
   const adapters: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(named)) {
-    adapters[name] = Array.isArray(adapter)
-      ? await sumOf(adapter as readonly AdapterToMerge[])
-      : await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
+    if (Array.isArray(adapter)) {
+      const { combine } = await import('./tools.js')
+      adapters[name] = (await combine({ adapters: adapter, combinationType: 'cat' })).adapter
+    } else adapters[name] = await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
   }
   return withOpened(options, async (model, data) => {
     const { evaluateAdapters } = await import('../evaluate/evaluate.js')
     const { decodeImage = platform().decodeImage } = settings
     return evaluateAdapters(model, adapters, data, { ...settings, decodeImage })
   })
-}
-
-async function sumOf(adapters: readonly AdapterToMerge[]): Promise<LoraAdapter> {
-  const { combine } = await import('./tools.js')
-  return (await combine({ adapters, combinationType: 'cat' })).adapter
 }

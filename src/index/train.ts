@@ -7,8 +7,7 @@ import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/row.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
-import { LoraAdapter } from '../lora/adapter.js'
-import { loadAdapter } from '../peft/adapter-folder.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
@@ -19,12 +18,13 @@ import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '..
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
+import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
 import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import { type Data, openData, openFolder, openTarget, type Source, type Target } from './sources.js'
+import { type Data, openData, openTarget, type Source, type Target } from './sources.js'
 
 /** Options of {@link train}. */
 export interface TrainOptions
@@ -117,7 +117,7 @@ export async function withTraining<T>(
         ...rest,
         ...(options.on === undefined && { on: platform().watch?.() }),
         config: withDefaultTargets(options, model),
-        adapter: await adapterOf(options.adapter),
+        adapter: options.adapter && (await openAdapter(options.adapter, 'adapter')),
         model,
         data,
         evalData,
@@ -151,11 +151,6 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   return tasks.map(({ name, learns, records, use, page, learningRate }) => {
     return { name, learns, records, use, ...(page && { page }), ...(learningRate !== undefined && { learningRate }) }
   })
-}
-
-async function adapterOf(adapter: TrainOptions['adapter']): Promise<LoraAdapter | undefined> {
-  if (adapter === undefined || adapter instanceof LoraAdapter) return adapter
-  return loadAdapter(await openFolder(adapter, 'adapter'))
 }
 
 /** Names for a file that repeats the run: paths, ids and URLs. Undefined if model or data came from memory. */

@@ -25,7 +25,9 @@ export function assemble(
   values: readonly PartValues[],
   uniform?: UniformRank,
 ): LoraAdapter {
-  const ranks = new Map(layers.map((layer) => [layer.part.name, rankOf(layer)]))
+  const ranks = new Map(
+    layers.map(({ part, change: { pairs } }) => [part.name, configRank(part, pairs[0].weightA.shape[0], pairs.length)]),
+  )
   const own = uniform === undefined ? configOf(config, ranks) : uniformConfig(config, uniform)
   const adapter = new LoraAdapter(own)
   layers.reverse()
@@ -36,10 +38,6 @@ export function assemble(
   }
   for (const part of values) adapter.addPart(part)
   return adapter
-}
-
-function rankOf({ part, change: { pairs } }: NewLayer): number {
-  return configRank(part, pairs[0].weightA.shape[0], pairs.length)
 }
 
 function configOf(config: LoraConfig, ranks: ReadonlyMap<string, number>): LoraConfig {

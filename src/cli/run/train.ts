@@ -134,7 +134,9 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const [command, option, input] = await triedWith(node, report.task)
+      const tasks = await node.trainingTasks()
+      const { use } = tasks.find(({ name }) => name === report.task) ?? tasks[0]
+      const [command, option, input] = use.command ?? tasks[0].use.command!
       const words = `${option} "${isChat ? 'Who are you?' : input}"`
       say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${words}`)
     }
@@ -158,12 +160,6 @@ async function withFile(
     ...(template && { chatTemplate: template }),
     ...(Object.keys(config).length > 0 && { config: { ...file.config, ...config } }),
   }
-}
-
-async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string) {
-  const tasks = await trainingTasks()
-  const { use } = tasks.find(({ name }) => name === task) ?? tasks[0]
-  return use.command ?? tasks[0].use.command!
 }
 
 async function tasksInHelp(): Promise<string[]> {

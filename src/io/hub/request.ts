@@ -88,7 +88,10 @@ export async function request(
         return {
           response,
           chunks: () => chunksOf(url, response, watch, slowMs),
-          cancel: () => drop(response, watch),
+          async cancel() {
+            watch.done()
+            await response.body?.cancel().catch(() => {})
+          },
         }
       }
       await response.body?.cancel().catch(() => {})
@@ -148,11 +151,6 @@ async function* chunksOf(
     watch.done()
     await reader?.cancel().catch(() => {})
   }
-}
-
-async function drop(response: Response, watch: Watch): Promise<void> {
-  watch.done()
-  await response.body?.cancel().catch(() => {})
 }
 
 /** An address for messages: a query may hold a signature. */

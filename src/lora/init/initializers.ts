@@ -25,7 +25,11 @@ export function firstFactors(
 ): FirstFactors {
   const { init, rank } = config
   const random = new Random(config.seed, `init/${name}`)
-  const fill = (rows: number, columns: number, draw: () => number) => filled(zeros(rows, columns, like), draw)
+  const fill = (rows: number, columns: number, draw: () => number) => {
+    const matrix = zeros(rows, columns, like)
+    for (let i = 0; i < matrix.data.length; i++) matrix.data[i] = draw()
+    return matrix
+  }
   const uniform = (bound: number) => () => (2 * random.uniform() - 1) * bound
   switch (init) {
     case 'normal': // Hu et al. 2021 leave the scale open; this one keeps ‖A·x‖ free of r.
@@ -47,11 +51,6 @@ export function firstFactors(
     default:
       return pairAs(fromBase(config, name, base), like)
   }
-}
-
-function filled(matrix: Matrix, draw: () => number): Matrix {
-  for (let i = 0; i < matrix.data.length; i++) matrix.data[i] = draw()
-  return matrix
 }
 
 function pairAs({ weightA, weightB }: FactorPair, like: FloatArray): FactorPair {
