@@ -3,7 +3,7 @@
 
 import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../base/bytes.js'
 import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
-import { FormatError, nearMisses, ShapeError } from '../base/errors.js'
+import { didYouMean, FormatError, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
 
@@ -191,11 +191,10 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
   if (info === undefined) {
-    const near = nearMisses(name, file.tensors.keys())
     throw new FormatError({
       where: file.source.name,
       what: `no tensor named ${name}`,
-      ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
+      hint: didYouMean(name, file.tensors.keys(), 3),
     })
   }
   const dtype = requireWeightDtype(info.dtype, tensorWhere(file.source.name, name), 'its dtype cannot be read as fp32')

@@ -6,7 +6,7 @@ import { access, copyFile, lstat, readdir, readFile, rename, stat, symlink, unli
 import { homedir } from 'node:os'
 import path from 'node:path'
 import type { ByteSource } from '../../../base/bytes.js'
-import { FileError, LowrankError, nearMisses } from '../../../base/errors.js'
+import { didYouMean, FileError, LowrankError } from '../../../base/errors.js'
 import { fileError, withFileErrors } from '../../node/errors.js'
 import { openFile } from '../../node/files.js'
 import { makeFolders } from '../../node/folders.js'
@@ -144,14 +144,11 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
   }
 
   async function notCached(what: string): Promise<FileError> {
-    const near = nearMisses(id, await cachedIds(cacheFolder))
+    const meant = didYouMean(id, await cachedIds(cacheFolder), 3)
     return new FileError({
       where: id,
       what: `${what} is not in the cache, and ${closed}`,
-      hint:
-        near.length > 0
-          ? `Did you mean ${near.join(' or ')}?`
-          : `The cache is ${cacheFolder}; unset HF_HUB_OFFLINE to load it`,
+      hint: meant ?? `The cache is ${cacheFolder}; unset HF_HUB_OFFLINE to load it`,
     })
   }
 }
