@@ -50,17 +50,17 @@ export interface Model {
   close(): Promise<void>
 }
 
-/** Options of `loadModel` in index/model.ts, without its defaults. */
-interface FolderOptions {
-  readonly runtime: RuntimeHost
-  readonly onnxPath?: string | undefined
-  readonly dtype?: DtypeChoice | undefined
-}
-
 /** Most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
-export async function loadModel(directory: Directory, { runtime, onnxPath, dtype }: FolderOptions): Promise<Model> {
+export async function loadModel(
+  directory: Directory,
+  {
+    runtime,
+    onnxPath,
+    dtype,
+  }: { runtime: RuntimeHost; onnxPath?: string | undefined; dtype?: DtypeChoice | undefined },
+): Promise<Model> {
   if (onnxPath !== undefined && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: onnxPath })
   }

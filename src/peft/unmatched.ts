@@ -119,17 +119,11 @@ function unmatchedTokenModules(
   return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
 }
 
-interface NamedParts {
-  readonly config: LoraConfig
-  parts(): readonly NamedPart[]
-}
-
-export function unmatchedProblems({ config, parts }: NamedParts, where: string): LowrankError[] {
-  const unmatched = unmatchedEntries(config, parts())
+export function unmatchedProblems(config: LoraConfig, parts: readonly NamedPart[], where: string): LowrankError[] {
+  const unmatched = unmatchedEntries(config, parts)
   return unmatched.length === 0 ? [] : [unmatchedError(unmatched, where)]
 }
 
-/** Throws the MismatchError of {@link unmatchedProblems}. */
 export function describeUnmatched({ setting, entry }: UnmatchedEntry): string {
   return `${setting} ${entry} matches ${setting === 'modulesToSave' ? 'no tensor' : 'no layer'}`
 }

@@ -156,12 +156,7 @@ export async function findRuntime(transformers: TransformersModule): Promise<Ort
   })
 }
 
-interface Found {
-  readonly module: OrtModule
-  readonly versions: Readonly<Record<string, string | undefined>>
-}
-
-function versionsOf(imported: unknown): Found[] {
+function versionsOf(imported: unknown) {
   const module = isObject(imported) && 'InferenceSession' in imported ? imported : undefined
   const { env } = (module ?? {}) as Partial<OrtModule>
   return module === undefined || env?.versions === undefined

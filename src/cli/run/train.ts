@@ -240,14 +240,10 @@ function quote(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }
 
-interface GateOptions extends Partial<TrainOptions> {
-  readonly model: TrainOptions['model']
-  readonly folder: string
-  readonly gate: string
-  readonly json: boolean
-}
-
-async function passGate({ adapter, report }: TrainResult, options: GateOptions): Promise<number> {
+async function passGate(
+  { adapter, report }: TrainResult,
+  options: Partial<TrainOptions> & Pick<TrainOptions, 'model'> & { folder: string; gate: string; json: boolean },
+): Promise<number> {
   const { model, dtype, folder, gate, json, columns, maxLength, chatTemplate, chatTemplateArgs, taskOptions } = options
   if (report.interrupted) {
     say(`Stopped: ${colors.bold(folder)} did not change.`)

@@ -213,13 +213,11 @@ export class StreamDirectory implements Directory {
   async remove(): Promise<void> {}
 }
 
-interface Writer {
-  write(bytes: Uint8Array<ArrayBuffer>): Promise<void>
-  close(): Promise<void>
-  abort(): Promise<void>
-}
-
-function streamSink(writer: Writer, name: string, dropped = async () => {}): ByteSink {
+function streamSink(
+  writer: Pick<WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>, 'write' | 'close' | 'abort'>,
+  name: string,
+  dropped = async () => {},
+): ByteSink {
   let isOpen = true
   return {
     name,

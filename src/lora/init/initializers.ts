@@ -10,19 +10,14 @@ import type { FactorPair } from '../delta.js'
 import { fastPissaFactors, micaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
 import { iterationsOf } from './inits.js'
 
-/** `biasB` (d) where it does not start at zero. */
-interface FirstFactors extends FactorPair {
-  biasB?: FloatArray
-}
-
-/** In the precision of `like`. Throws UnsupportedError when the initialization needs W (`base`) and there is none. */
+/** In the precision of `like`, with `biasB` (d) where it does not start at zero. Throws UnsupportedError when the initialization needs W (`base`) and there is none. */
 export function firstFactors(
   config: LoraConfig,
   name: string,
   [d, k]: readonly [number, number],
   like: FloatArray,
   base?: Matrix,
-): FirstFactors {
+): FactorPair & { biasB?: FloatArray } {
   const { init, rank } = config
   const random = new Random(config.seed, `init/${name}`)
   const fill = (rows: number, columns: number, draw: () => number) => {

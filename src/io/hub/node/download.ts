@@ -243,12 +243,6 @@ async function isComplete({ target, byteLength }: Download): Promise<boolean> {
  */
 const QUIET_MS = 120_000
 
-interface Found {
-  file: string
-  byteLength: number
-  isTaken: boolean
-}
-
 /**
  * The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one
  * file, one waits while another's grows, and what a process left behind is taken up by the next, by a rename.
@@ -293,7 +287,7 @@ async function claimPartial(target: string): Promise<Partial | { busyBytes: numb
   return partial
 }
 
-async function findPartials(target: string): Promise<Found[]> {
+async function findPartials(target: string) {
   const folder = path.dirname(target)
   const prefix = `${path.basename(target)}.lowrank`
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.startsWith(prefix))
