@@ -390,9 +390,8 @@ function padding(bytes: number): Uint8Array {
 }
 
 function byteLength({ dtype, shape }: WrittenTensor): number {
-  const count = elementCount(shape)
-  if (dtype === 'q8_0') return (count / 32) * 34
-  return count * (dtype === 'fp32' ? 4 : 2)
+  const { blockSize, blockBytes } = GGUF_TYPES.get(NUMBERS[dtype])!
+  return (elementCount(shape) / blockSize) * blockBytes
 }
 
 function valueBytes(value: WrittenValue): Uint8Array[] {
