@@ -117,7 +117,7 @@ export async function withTraining<T>(
         ...rest,
         ...(options.on === undefined && { on: platform().watch?.() }),
         config: withDefaultTargets(options, model),
-        adapter: options.adapter && (await openAdapter(options.adapter, 'adapter')),
+        adapter: options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter'),
         model,
         data,
         evalData,

@@ -50,13 +50,14 @@ export async function handoff(run: Source | TrainOptions, options: HandoffOption
   checkArgument(options.to, oneOf('trl'), 'to')
   const { handOff } = await import('../../handoff/handoff.js')
   const { out, base, rows = 'tokens' } = options
-  const found =
-    isObject(run) && !isDirectory(run) && 'model' in run
-      ? { options: run, unfinished: undefined }
-      : await foundRun(await openFolder(run, 'run'))
+  const found = isOptions(run) ? { options: run, unfinished: undefined } : await foundRun(await openFolder(run, 'run'))
   return withTraining(found.options, (opened, context) =>
     handOff(opened, context, { out: openTarget(out, 'out'), base, rows, unfinished: found.unfinished }),
   )
+}
+
+function isOptions(run: Source | TrainOptions): run is TrainOptions {
+  return isObject(run) && !isDirectory(run) && 'model' in run
 }
 
 async function foundRun(directory: Directory) {

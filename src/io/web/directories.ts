@@ -213,11 +213,13 @@ export class StreamDirectory implements Directory {
   async remove(): Promise<void> {}
 }
 
-function streamSink(
-  writer: Pick<WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>, 'write' | 'close' | 'abort'>,
-  name: string,
-  dropped = async () => {},
-): ByteSink {
+interface Writer {
+  write(bytes: Uint8Array<ArrayBuffer>): Promise<void>
+  close(): Promise<void>
+  abort(): Promise<void>
+}
+
+function streamSink(writer: Writer, name: string, dropped = async () => {}): ByteSink {
   let isOpen = true
   return {
     name,
