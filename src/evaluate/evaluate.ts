@@ -21,7 +21,7 @@ import { TrainEngine } from '../train/engine.js'
 import type { TrainingOptions } from '../train/options.js'
 import { startOf } from '../train/parameters.js'
 import { planEvaluation } from '../train/rows/batches.js'
-import { encodeContext, encodeRow } from '../train/rows/examples.js'
+import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
 import { type SessionParts, TrainingSessions } from '../train/sessions.js'
 import { resolveSettings } from '../train/settings.js'
 import { checkJudge, countTexts, type JudgeSettings, judge, type TextCounts, textMetrics } from './answers.js'
@@ -151,6 +151,15 @@ interface Contender {
 }
 
 export async function evaluateAdapters(
+  given: Model,
+  adapters: Readonly<Record<string, LoraAdapter>>,
+  data: TrainingOptions['data'],
+  asked: EvaluateSettings,
+): Promise<EvaluateReport> {
+  return withPictures({ ...asked, model: given }, (pictures) => evaluateOpened(given, adapters, data, asked, pictures))
+}
+
+async function evaluateOpened(
   given: Model,
   adapters: Readonly<Record<string, LoraAdapter>>,
   data: TrainingOptions['data'],

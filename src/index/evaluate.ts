@@ -33,8 +33,7 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
   }
   return withOpened(options, async (model, data) => {
     const { evaluateAdapters } = await import('../evaluate/evaluate.js')
-    const { withPictures } = await import('../train/rows/examples.js')
-    const own = { ...settings, decodeImage: settings.decodeImage ?? platform().decodeImage }
-    return withPictures({ ...own, model }, (pictures) => evaluateAdapters(model, adapters, data, own, pictures))
+    const { decodeImage = platform().decodeImage } = settings
+    return evaluateAdapters(model, adapters, data, { ...settings, decodeImage })
   })
 }
