@@ -129,7 +129,7 @@ async function indexTensors(
 interface View {
   readonly name: string
   readonly tensor: TorchTensor
-  /** Where it begins in the file. */
+  /** Its first byte in the file. */
   readonly start: number
   readonly byteLength: number
 }

@@ -10,7 +10,10 @@ import type { FactorPair } from '../delta.js'
 import { fastPissaFactors, micaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
 import { iterationsOf } from './inits.js'
 
-/** In the precision of `like`, with `biasB` (d) where it does not start at zero. Throws UnsupportedError when the initialization needs W (`base`) and there is none. */
+/**
+ * In the precision of `like`, with `biasB` (d) where it does not start at zero. Throws UnsupportedError when the
+ * initialization needs W (`base`) and there is none.
+ */
 export function firstFactors(
   config: LoraConfig,
   name: string,
