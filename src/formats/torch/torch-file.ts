@@ -11,7 +11,8 @@ import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
 
 /**
  * Reads a dict of tensors. If the elements of one do not follow one another, all are gathered into memory, and the file
- * is closed. Checksums are verified, for which the file is read once.
+ * is closed. Checksums are verified, for which the file is read once. Throws FormatError when the tensors are much
+ * larger than the file.
  */
 export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFile> {
   const start = await source.read(0, Math.min(source.byteLength, 64))
@@ -105,12 +106,24 @@ async function indexTensors(
       got: typeof value === 'object' ? (value?.kind ?? 'None') : typeof value,
     })
   }
+  let cost = 0
   const views = Array.from(value.entries, ([name, tensor]): View => {
     if (typeof name !== 'string' || !(tensor instanceof TorchTensor)) {
       throw new FormatError({ where: `${where}: ${String(name).slice(0, 200)}`, what: 'not a named tensor' })
     }
-    const byteLength = elementCount(tensor.shape) * tensor.type.bytes
-    return { name, tensor, start: offsets.get(tensor.storage.key)! + tensor.offset * tensor.type.bytes, byteLength }
+    const { shape, strides, type, isContiguous } = tensor
+    const byteLength = elementCount(shape) * type.bytes
+    const span = byteLength && shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 1) * type.bytes
+    cost += byteLength + (isContiguous ? 0 : span)
+    if (cost > source.byteLength * TIMES_FILE + SPARE_BYTES) {
+      throw new FormatError({
+        where: `${where}: ${name}`,
+        what: 'views that are much larger than the file',
+        got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
+      })
+    }
+    const start = offsets.get(tensor.storage.key)! + tensor.offset * type.bytes
+    return { name, tensor, start, span, byteLength }
   })
   const isInPlace = views.every(({ tensor, byteLength }) => byteLength === 0 || tensor.isContiguous)
   const parts = isInPlace ? undefined : await gathered(source, views)
@@ -131,6 +144,8 @@ interface View {
   readonly tensor: TorchTensor
   /** Its first byte in the file. */
   readonly start: number
+  /** Bytes from its first element to its last one, and of its elements. */
+  readonly span: number
   readonly byteLength: number
 }
 
@@ -141,22 +156,10 @@ interface View {
 const SPARE_BYTES = 1 << 26
 const TIMES_FILE = 8
 
-/** The bytes of all tensors, row-major. Throws FormatError when the views of the file are much larger than the file. */
+/** The bytes of all tensors, row-major. */
 async function gathered(source: ByteSource, views: readonly View[]): Promise<Uint8Array[]> {
   const parts: Uint8Array[] = []
-  let cost = 0
-  for (const { name, tensor, start, byteLength } of views) {
-    const { shape, strides, type } = tensor
-    const last = shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 0)
-    const span = byteLength === 0 ? 0 : (last + 1) * type.bytes
-    cost += span + byteLength
-    if (cost > source.byteLength * TIMES_FILE + SPARE_BYTES) {
-      throw new FormatError({
-        where: `${source.name}: ${name}`,
-        what: 'views that are much larger than the file',
-        got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
-      })
-    }
+  for (const { tensor, start, span, byteLength } of views) {
     const copy = new Uint8Array(byteLength)
     copyStrided(await source.read(start, span), copy, tensor)
     parts.push(copy)
