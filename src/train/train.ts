@@ -10,7 +10,6 @@ import {
   gigabytes,
   type MemoryLimit,
   memoryWarning,
-  REPACKED_BYTES,
   trainingMemory,
 } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
@@ -206,14 +205,11 @@ function planMemory(
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const needOf = (isLow: boolean | undefined) =>
-    trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
-  const lowMemory = settings.lowMemory ?? (fast ? false : chooseLowMemory(needOf, limits))
-  if (lowMemory !== false && settings.lowMemory === undefined) {
-    const { weights } = needOf(true)
-    const copied = lowMemory ? 'are not copied' : `are copied only up to ${gigabytes(REPACKED_BYTES)}`
+  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
+  const lowMemory = settings.lowMemory ?? (!fast && chooseLowMemory(needOf(false), limits))
+  if (lowMemory && settings.lowMemory === undefined) {
     on?.note?.(
-      `The weights, ${gigabytes(weights)}, ${copied}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(needOf(true).weights)}, are not copied. \`fast\` copies them: products are faster, and need up to two copies of the weights in memory`,
     )
   }
   const warning = memoryWarning(needOf(lowMemory), limits, {
