@@ -105,10 +105,9 @@ async function openProducts() {
   graph.outputs = [...sums.values()].map((name) => valueInfo(name, DataType.FLOAT))
   graph.prune()
   const proto = graph.toModel()
-  const session = await runtime.createSession(
-    await sessionModel(model.onnx, lowMemory ? keepMapped(proto) : proto),
-    { threads },
-  )
+  const session = await runtime.createSession(await sessionModel(model.onnx, lowMemory ? keepMapped(proto) : proto), {
+    threads,
+  })
   return { run: () => session.run(feeds), gigaflops: flops / 1e9 }
 }
 

@@ -126,7 +126,10 @@ for (const name of options.only.split(',')) {
   ]
   if (!isLarge) starts.push(() => ours('lowrank --lora-fa', '--lora-fa'))
   if (kind === 'causal-lm') {
-    starts.push(() => ours(PRODUCTS[0], '--products', '--fast'), () => ours(PRODUCTS[1], '--products', '--low-memory'))
+    starts.push(
+      () => ours(PRODUCTS[0], '--products', '--fast'),
+      () => ours(PRODUCTS[1], '--products', '--low-memory'),
+    )
   }
   const count = starts.length
   if (hasPeer) starts.push(...(isLarge ? [] : [() => peer('eager')]), () => peer('sdpa'))
@@ -184,7 +187,9 @@ for (const name of options.only.split(',')) {
   }
   const [fast, lean] = contestants.map((one) => medians.get(one))
   const byDefault = last.get(contestants[0]).isLarge ? '--low-memory' : '--fast'
-  console.log(`  --low-memory takes ${(lean / fast).toFixed(2)} × the time of --fast. A run takes ${byDefault} by itself`)
+  console.log(
+    `  --low-memory takes ${(lean / fast).toFixed(2)} × the time of --fast. A run takes ${byDefault} by itself`,
+  )
   const [packed, mapped] = PRODUCTS.map((label) => contestants.find((one) => one.name === label))
   if (packed !== undefined) {
     const { gigaflops } = last.get(packed)

@@ -5,13 +5,7 @@ import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../data/row.js'
 import { otherWeights } from '../graph/base-record.js'
-import {
-  chooseLowMemory,
-  gigabytes,
-  type MemoryLimit,
-  memoryWarning,
-  trainingMemory,
-} from '../graph/memory.js'
+import { chooseLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'

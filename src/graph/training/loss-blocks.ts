@@ -90,9 +90,11 @@ function replace(
   graph.replaceUses(losses, all)
   if (largest !== undefined) graph.replaceUses(largest, result('largest'))
   if (!hasGradients) return
-  const gradients = g.sub(result('mean'), ofTargets)
   customGradients.delete(losses)
-  customGradients.set(sum ?? all, { inputs: [head.x], rule: ({ g, dy }) => [() => scaled(g, gradients, dy)] })
+  customGradients.set(sum ?? all, {
+    inputs: [head.x],
+    rule: ({ g, dy }) => [() => scaled(g, g.sub(result('mean'), ofTargets), dy)],
+  })
 }
 
 /**
