@@ -53,8 +53,8 @@ function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNu
 const LEAST_BYTES = 2 ** 16
 
 /**
- * The model whose float weights stay in mapped pages of their file: ONNX Runtime repacks no weight that is an input too,
- * and holds no copy of it. Products by quantized weights need more memory where these are not repacked.
+ * The model whose float weights stay in mapped pages of their file: ONNX Runtime repacks no weight that is an input
+ * too, and holds no copy of it. Products by quantized weights need more memory where these are not repacked.
  */
 export function keepMapped(model: ModelProto): ModelProto {
   const graph = model.graph as GraphProto

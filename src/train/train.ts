@@ -203,7 +203,7 @@ function planMemory(
   const lowMemory = settings.lowMemory ?? (!fast && chooseLowMemory(needOf(false), limits))
   if (lowMemory && settings.lowMemory === undefined) {
     on?.note?.(
-      `The weights, ${gigabytes(needOf(true).weights)}, are not copied. \`fast\` copies them: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(needOf(true).weights)}, are not copied. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
   const warning = memoryWarning(needOf(lowMemory), limits, {
