@@ -146,7 +146,7 @@ describe('on one small model', () => {
     ]
     const task = dpo.open({ onnx: model, padTokenId: 0 } as Model, [])
     const reference = { data: Float32Array.of(-1, -2, -3, -1), dims: [2, 2], type: 'float32' } as const
-    task.takeReference?.({ reference }, examples as never)
+    task.reference?.({ reference }).forEach((before, i) => void Object.assign(examples[i], { before }))
     const results: RuntimeTensor[][] = []
     for (const bytes of [undefined, logitBytes]) {
       const graph = await buildTrainingGraph(model, runtime, task as Objective, {
