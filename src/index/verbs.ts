@@ -100,7 +100,7 @@ export const trainingTasks: typeof import('./train.js').trainingTasks = async (.
 /**
  * Reads data as training would, and tells what is in it: the task that fits, lengths, labels, duplicates, records that
  * cannot be used, and with `preview` the tokens of the first examples and which of them count. Trains nothing. Memory
- * does not grow with the texts: a record takes 16 to 32 bytes.
+ * does not grow with the texts: a record takes 16 bytes.
  *
  * @throws as {@link train} does for model and options. What is wrong with a record is in the report
  *

@@ -22,6 +22,7 @@ import { columnFeed, SIDES, type Two, TwoAnswers } from './two-answers.js'
 export interface AnswerExample {
   readonly chosen: Example
   readonly rejected: Example
+  readonly before?: Two
 }
 
 /** How preferences are trained. */
@@ -146,10 +147,6 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
       return chosen - rejected
     })
     return { ...this.sideFeeds(sides, length), [REFERENCE]: columnFeed(references) }
-  }
-
-  content({ chosen, rejected }: AnswerExample): Int32Array[] {
-    return [chosen, rejected].flatMap(({ inputIds, labels }) => [inputIds, labels])
   }
 
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly AnswerExample[]): Two[] {

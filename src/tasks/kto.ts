@@ -33,6 +33,7 @@ export interface JudgedExample {
   readonly answer: Int32Array
   /** Most tokens of a prompt with another answer. */
   readonly limit: number
+  readonly before?: Two
 }
 
 /** How wanted and unwanted answers are trained. */
@@ -154,10 +155,6 @@ class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
       before: this.before(example),
     }))
     return { ...this.sideFeeds(sides, own), ...judgedFeeds(judged) }
-  }
-
-  content({ own: { inputIds, labels }, isWanted, answer }: JudgedExample): Int32Array[] {
-    return [inputIds, labels, answer, Int32Array.of(Number(isWanted))]
   }
 
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): Judgement[] {

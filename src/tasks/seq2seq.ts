@@ -4,7 +4,6 @@
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
-import { bytesOf } from '../formats/onnx/tensors.js'
 import { type JoinedInputs, joinedInputs } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily, OF_DECODER } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer, startToken } from '../graph/model-folder.js'
@@ -186,10 +185,6 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
 
   protected targetsOf({ target }: Seq2SeqExample): Int32Array {
     return target
-  }
-
-  content({ source, target }: Seq2SeqExample): (Int32Array | Uint8Array)[] {
-    return [source instanceof Int32Array ? source : bytesOf(source), target]
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {
