@@ -26,20 +26,14 @@ export function openTokenFile() {
     write: (tokens: Int32Array): number =>
       attempt('cannot be written', () => {
         const place = length
-        const bytes = new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)
-        for (let done = 0; done < bytes.length; )
-          done += writeSync(file, bytes, done, bytes.length - done, place + done)
-        length += bytes.length
+        for (const end = place + tokens.byteLength; length < end; )
+          length += writeSync(file, tokens, length - place, end - length, length)
         return place
       }),
     read: (place: number, into: Int32Array): void =>
       attempt('cannot be read', () => {
-        const bytes = new Uint8Array(into.buffer, into.byteOffset, into.byteLength)
-        for (let done = 0; done < bytes.length; ) {
-          const count = readSync(file, bytes, done, bytes.length - done, place + done)
-          if (count === 0) throw new FileError({ where: name, what: 'it has become shorter' })
-          done += count
-        }
+        if (readSync(file, into, 0, into.byteLength, place) === into.byteLength) return
+        throw new FileError({ where: name, what: 'it has become shorter' })
       }),
     close: () => closeSync(file),
   }
