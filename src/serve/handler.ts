@@ -119,8 +119,8 @@ const TOKENS_WITHOUT_CONTEXT = 4096
 
 /**
  * Opens a model with adapters, and gives a function that answers HTTP requests in OpenAI's form: `/v1/models`,
- * `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/classify`, `/health`, `/metrics`, and vLLM's
- * `/v1/load_lora_adapter`.
+ * `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/classify`, `/health`, `/metrics`,
+ * and vLLM's `/v1/load_lora_adapter`.
  *
  * @throws ConfigError for an option that is unknown or not valid; what `openSession` throws
  *
