@@ -5,14 +5,7 @@ import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../data/row.js'
 import { otherWeights } from '../graph/base-record.js'
-import {
-  chooseLowMemory,
-  gigabytes,
-  type MemoryLimit,
-  memoryWarning,
-  REPACKED_BYTES,
-  trainingMemory,
-} from '../graph/memory.js'
+import { chooseLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
@@ -208,14 +201,11 @@ function planMemory(
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const needOf = (isLow: boolean | undefined) =>
-    trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
-  const lowMemory = settings.lowMemory ?? (fast ? false : chooseLowMemory(needOf, limits))
-  if (lowMemory !== false && settings.lowMemory === undefined) {
-    const { weights } = needOf(true)
-    const copied = lowMemory ? 'are not copied' : `are copied only up to ${gigabytes(REPACKED_BYTES)}`
+  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
+  const lowMemory = settings.lowMemory ?? (!fast && chooseLowMemory(needOf(false), limits))
+  if (lowMemory && settings.lowMemory === undefined) {
     on?.note?.(
-      `The weights, ${gigabytes(weights)}, ${copied}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(needOf(true).weights)}, are not copied. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
   const warning = memoryWarning(needOf(lowMemory), limits, {
