@@ -3,9 +3,11 @@
 // block than there are queries.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
-import { serializeModel } from '../../src/formats/onnx/model.js'
+import { OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
+import { TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { buildBackward, type CustomGradients, gradientPath } from '../../src/graph/gradients/backward.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { probeShapes } from '../../src/graph/shapes/shapes.js'
@@ -18,6 +20,7 @@ import {
   type TrainedLayer,
 } from '../../src/graph/training/training-graph.js'
 import { Builder, type Value } from '../../src/graph/view/builder.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
@@ -143,7 +146,7 @@ describe('on one small model', () => {
     ]
     const task = dpo.open({ onnx: model, padTokenId: 0 } as Model, [])
     const reference = { data: Float32Array.of(-1, -2, -3, -1), dims: [2, 2], type: 'float32' } as const
-    task.takeReference?.({ reference }, examples as never)
+    task.reference?.({ reference }).forEach((before, i) => void Object.assign(examples[i], { before }))
     const results: RuntimeTensor[][] = []
     for (const bytes of [undefined, logitBytes]) {
       const graph = await buildTrainingGraph(model, runtime, task as Objective, {
@@ -158,6 +161,30 @@ describe('on one small model', () => {
     results[0].forEach(({ data }, i) => {
       expect(relativeError(results[1][i].data as Float32Array, data as Float32Array)).toBeLessThan(1e-5)
     })
+  })
+
+  it('casts a head in half precision block by block', async () => {
+    const edited = new Graph(model.proto)
+    const { name, dims, ...head } = edited.initializers.get('lm_head.weight')!
+    const values = decodeFloats(await model.readTensor({ name, dims, ...head }), 'fp32')
+    const half = { dataType: DataType.FLOAT16, rawData: encodeFloats(values, 'fp16') }
+    edited.addInitializer(create(TensorProtoSchema, { name, dims, ...half }))
+    const own = new OnnxModel(model.name, model.fileName, edited.toModel(), model.files)
+    const [batch] = golden(`${folder}/golden`).batches
+    const results: Record<string, RuntimeTensor>[] = []
+    for (const bytes of [undefined, logitBytes]) {
+      const graph = await buildTrainingGraph(own, runtime, causalOf(own), {
+        layers: layersOf(adapter),
+        ...(bytes && { logitBytes: { whole: bytes, block: bytes } }),
+      })
+      const casts = graph.proto.graph?.node.filter(({ opType, input }) => opType === 'Cast' && input[0] === name)
+      expect(casts?.length).toBe(bytes === undefined ? 2 : 0)
+      const feeds = graph.feeds(collated(causalOf(own), batch), { normalizer: targetCount(batch) })
+      results.push(await run(graph, { ...feeds, ...factorFeeds(graph.tensors, adapter) }))
+    }
+    const [whole, parted] = results.map((outputs) => Object.values(outputs).map(({ data }) => data as Float32Array))
+    expect(relativeError(parted[0], whole[0])).toBeLessThan(1e-6)
+    whole.forEach((expected, i) => void expect(relativeError(parted[i], expected)).toBeLessThan(1e-5))
   })
 
   it('is left out where the output layer is trained: its gradient needs all logits', async () => {
