@@ -51,11 +51,7 @@ export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
 
 /** Nested arrays are copied into f64; a Matrix is returned as it is. Callers without types may hand in anything. */
 export function toMatrix(value: MatrixLike, where: string): Matrix {
-  return isNested(value) ? fromRows(value, where) : checkedMatrix(value, where)
-}
-
-function isNested(value: MatrixLike): value is readonly (readonly number[])[] {
-  return Array.isArray(value)
+  return Array.isArray(value) ? fromRows(value, where) : checkedMatrix(value as Matrix, where)
 }
 
 function fromRows(rows: readonly (readonly number[])[], where: string): Matrix {

@@ -11,7 +11,7 @@ import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord, parseRecord } from '../text/records.js'
 import { causalLm } from './causal-lm.js'
-import { countedAfter, cutTo, encodeAnswer } from './dpo.js'
+import { countedAfter, cutTo, type DpoOptions, encodeAnswer } from './dpo.js'
 import { KTO_OPTIONS } from './gen/options.js'
 import { meansOf } from './metrics.js'
 import type { OpenTask, Task } from './task.js'
@@ -37,13 +37,7 @@ export interface JudgedExample {
 }
 
 /** How wanted and unwanted answers are trained. */
-export interface KtoOptions {
-  /**
-   * How strongly the model is held to what it was before: rewards are this times a difference of ln(probability).
-   * @range a finite number above 0
-   * @default 0.1
-   */
-  readonly beta?: number | undefined
+export interface KtoOptions extends Pick<DpoOptions, 'beta'> {
   /**
    * Weight of the answers that are wanted.
    * @range a finite number above 0

@@ -88,7 +88,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
 }
 
 function encodeSource({ source, where }: TextPair, { model, maxLength }: EncodeContext) {
-  const size = soundShape(model)
+  const { features: size } = joinedInputs(readGraph(model.onnx.proto))
   if ((size === undefined) !== (source.kind === 'text')) {
     throw new DataError({
       where,
@@ -128,11 +128,6 @@ function encodeTarget({ target: text, where }: TextPair, { model, maxLength, isL
     got: String(ids.length),
     hint: `Shorten it, or cut all texts that are too long: \`maxLength: ${limit}\``,
   })
-}
-
-/** (bands, times) of the sounds that a model reads; undefined for one that reads texts. */
-function soundShape(model: Model): readonly [number, number] | undefined {
-  return joinedInputs(readGraph(model.onnx.proto)).features
 }
 
 function positionsOf({ config, contextLength = Number.POSITIVE_INFINITY }: Model): number {
