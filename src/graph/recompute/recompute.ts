@@ -19,7 +19,7 @@ import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 const COST_OF_KEEPING = { few: 4, many: 10 }
 /** Tokens of a batch. */
 const FEW = 512
-/** In long texts, of an element of a layer that gives more than it reads: what the first of an MLP gives is most of all. */
+/** Layers that give more than they read, in long texts: the first ones of an MLP give most of what would be kept. */
 const COST_OF_WIDENING = 4
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32

@@ -23,7 +23,7 @@ interface Attention {
   readonly values: Value
   readonly output: Value
   readonly scores: Value
-  /** What softmax gets, and what the values are multiplied by. */
+  /** The input of softmax, and the factor of the values. */
   readonly logits: Value
   readonly probabilities: Value
   /** The nodes between the two products, by what they make. */
