@@ -61,7 +61,7 @@ function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTens
     const start = (row * width + from) * size
     data.set((tensor.data as Float32Array).subarray(start, start + count), row * count)
   }
-  return like(tensor, data, [...before, to - from, ...after])
+  return like(tensor, { type: tensor.type, data, dims: [...before, to - from, ...after] })
 }
 
 function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
@@ -78,12 +78,12 @@ function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
     }
     column += part.dims[1]
   }
-  return like(parts[0], data, [batch, columns, ...rest])
+  return like(parts[0], { type: parts[0].type, data, dims: [batch, columns, ...rest] })
 }
 
 /** Makes a tensor of the class of another: ONNX Runtime's own where tensors are kept. */
-function like(tensor: RuntimeTensor, data: RuntimeTensor['data'], dims: readonly number[]): RuntimeTensor {
-  if (tensor.constructor === Object) return { type: tensor.type, data, dims }
+export function like(tensor: RuntimeTensor, made: RuntimeTensor): RuntimeTensor {
+  if (tensor.constructor === Object) return made
   const Tensor = tensor.constructor as new (type: string, data: unknown, dims: readonly number[]) => RuntimeTensor
-  return new Tensor(tensor.type, data, dims)
+  return new Tensor(made.type, made.data, made.dims)
 }
