@@ -135,7 +135,7 @@ class Run {
   async #start(): Promise<void> {
     const { out, adapter, open, settings, evalExamples, sampler } = this.input
     const { parameters } = this.sessions
-    const isTrainedFirst = [evalExamples, open.takeReference, sampler].every((before) => before === undefined)
+    const isTrainedFirst = [evalExamples, open.reference, sampler].every((before) => before === undefined)
     if (isTrainedFirst && out?.use !== 'resume') this.sessions.openTraining()
     const optimizer = {
       weightDecay: settings.weightDecay,
