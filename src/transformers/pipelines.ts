@@ -7,8 +7,8 @@ import { logitsName } from '../graph/match/linears.js'
 import { Builder } from '../graph/view/builder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { ADAPTER_CHOICE, type AdapterChoice, mixesOf } from '../infer/adapters/choice.js'
-import { countsKeysFromLeft } from '../infer/generate/text-graph.js'
 import type { SessionBase, SessionExtras } from '../infer/graphs.js'
+import { countsKeysFromLeft } from '../infer/generate/text-graph.js'
 import type { ModelSession } from '../infer/model-session.js'
 import type { AdapterSession } from '../infer/session.js'
 import type { Feeds } from '../runtime/runtime.js'
@@ -58,7 +58,7 @@ export function shareSession(session: ModelSession, config: PipelineRun): Shared
   const graph = readGraph(session.model.onnx.proto)
   const { check: checkPadding } = paddingPlan(graph, config.device)
   const inputMetadata = metadataOf(graph)
-  return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(graph), config, checkPadding }
+  return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(), config, checkPadding }
 }
 
 /** transformers.js's names for the graphs of an encoder and its decoder. */
