@@ -2,28 +2,31 @@
 // packed. MB/s of the file, and memory above that of the process with the tokenizer. Its peer is the tokenizer's
 // library alone, on the first rendered texts. Usage: npm run build && node bench/data.mjs [--records 1000000] [--model
 // models/union-3m] [--template models/data/chat.jinja]
+//
+// With --train: whole trainings of two steps, each in a process of its own. Time, the most memory, and what each record
+// adds to it: node bench/data.mjs --train texts,packed,labels --records 100000,1000000,10000000 [--heap 64] [--json].
+// --heap is the limit of JavaScript's heap in MB. --encoder is the model of labels, tags and pairs.
+import { execFile } from 'node:child_process'
 import { createWriteStream } from 'node:fs'
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setImmediate as turn } from 'node:timers/promises'
-import { parseArgs } from 'node:util'
-import { Tokenizer } from '@huggingface/tokenizers'
-import { readRows } from '../dist/data/read-rows.js'
-import { NodeDirectory, openFile } from '../dist/io/node/files.js'
-import { openTokenFile } from '../dist/node/token-file.js'
-import { loadTask } from '../dist/tasks/tasks.js'
-import { loadTokenizer } from '../dist/text/tokenizer.js'
-import { encodeRows } from '../dist/train/rows/examples.js'
+import { fileURLToPath } from 'node:url'
+import { parseArgs, promisify } from 'node:util'
 
 const { values } = parseArgs({
   options: {
     records: { type: 'string', default: '1000000' },
     model: { type: 'string', default: 'models/union-3m' },
     template: { type: 'string', default: 'models/data/chat.jinja' },
+    train: { type: 'string' },
+    encoder: { type: 'string', default: 'tests/golden/text-classification/encoder' },
+    heap: { type: 'string' },
+    json: { type: 'boolean', default: false },
+    data: { type: 'string' },
   },
 })
-const records = Number(values.records)
 /** Texts that the peer encodes. */
 const PEER_TEXTS = 2000
 
@@ -38,11 +41,12 @@ function below(bound) {
 
 const lines = (await readFile('models/data/whaling.jsonl', 'utf8')).trim().split('\n')
 const words = lines.flatMap((line) => JSON.parse(line).text.split(/\s+/))
-const text = (least, most) => {
+const some = (least, most) => {
   const count = least + below(most - least)
   const first = below(words.length - count)
-  return words.slice(first, first + count).join(' ')
+  return words.slice(first, first + count)
 }
+const text = (least, most) => some(least, most).join(' ')
 /** One turn in two of three chats, else two: about 600 bytes. */
 function chat(i) {
   const turnOf = () => [
@@ -53,14 +57,91 @@ function chat(i) {
   return { messages: [...system, ...turnOf(), ...(i % 3 === 0 ? turnOf() : [])] }
 }
 
+const label = () => ['calm', 'rough', 'unknown'][below(3)]
+/** Records of trainings, of about 60 bytes. */
+const FORMS = {
+  texts: { record: () => ({ text: text(6, 12) }) },
+  packed: { record: () => ({ text: text(6, 12) }), packing: true },
+  preferences: { record: () => ({ prompt: text(2, 5), chosen: text(2, 5), rejected: text(2, 5) }) },
+  judged: { record: () => ({ prompt: text(2, 6), completion: text(2, 6), label: below(2) === 0 }) },
+  labels: { record: () => ({ text: text(5, 10), label: label() }), isEncoder: true },
+  tags: { record: () => taggedWords(some(4, 7)), isEncoder: true },
+  pairs: { record: () => ({ text: text(3, 5), textPair: text(3, 5) }), isEncoder: true },
+}
+
+function taggedWords(own) {
+  return { words: own, tags: own.map((word) => (/^[A-Z]/.test(word) ? 'B-NAME' : 'O')) }
+}
+
 const folder = await mkdtemp(join(tmpdir(), 'lowrank-data-'))
-const path = join(folder, 'chats.jsonl')
 try {
+  if (values.train === undefined) await readChats(Number(values.records))
+  else if (values.data === undefined) await trainAll(values.train.split(','), values.records.split(',').map(Number))
+  else await trainHere(values.train, values.data)
+} finally {
+  await rm(folder, { recursive: true, force: true })
+}
+
+async function writeRecords(name, count, record) {
+  const path = join(folder, name)
   const out = createWriteStream(path)
-  for (let i = 0; i < records; i++) {
-    if (!out.write(`${JSON.stringify(chat(i))}\n`)) await new Promise((resolve) => out.once('drain', resolve))
+  for (let from = 0; from < count; from += 1000) {
+    const some = Array.from({ length: Math.min(1000, count - from) }, (_, i) => `${JSON.stringify(record(from + i))}\n`)
+    if (!out.write(some.join(''))) await new Promise((resolve) => out.once('drain', resolve))
   }
   await new Promise((resolve) => out.end(resolve))
+  return path
+}
+
+async function trainAll(forms, counts) {
+  const script = fileURLToPath(import.meta.url)
+  const rows = []
+  for (const form of forms) {
+    if (FORMS[form] === undefined) throw new Error(`--train ${form}: there are ${Object.keys(FORMS).join(', ')}`)
+    let before
+    for (const count of counts) {
+      const path = await writeRecords(`${form}.jsonl`, count, FORMS[form].record)
+      const { size } = await stat(path)
+      const flags = values.heap === undefined ? [] : [`--max-old-space-size=${values.heap}`]
+      const models = ['--model', values.model, '--encoder', values.encoder]
+      const args = [...flags, script, '--train', form, '--data', path, ...models]
+      const { stdout } = await promisify(execFile)(process.execPath, args, { maxBuffer: 2 ** 26 })
+      const { seconds, peakBytes } = JSON.parse(stdout.trim().split('\n').at(-1))
+      const perRecord = before && (peakBytes - before.peakBytes) / (count - before.count)
+      before = { count, peakBytes }
+      rows.push({ form, records: count, bytes: size, seconds, peakBytes, perRecord })
+      await rm(path)
+      if (values.json) continue
+      const added = perRecord === undefined ? '' : `, ${perRecord.toFixed(1)} bytes for each further record`
+      console.log(
+        `${form}: ${count} records, ${(size / 1e6).toFixed(0)} MB: ${seconds.toFixed(1)} s, ${(peakBytes / 1e6).toFixed(0)} MB at most${added}`,
+      )
+    }
+  }
+  if (values.json) console.log(JSON.stringify(rows))
+}
+
+async function trainHere(form, data) {
+  const { train } = await import('lowrank')
+  const { isEncoder = false, packing = false } = FORMS[form]
+  const startedAt = performance.now()
+  await train({
+    ...{ data, packing, maxSteps: 2, threads: 1, config: { rank: 2 }, on: { warning() {} } },
+    model: isEncoder ? values.encoder : values.model,
+  })
+  const seconds = (performance.now() - startedAt) / 1000
+  console.log(JSON.stringify({ seconds, peakBytes: process.resourceUsage().maxRSS * 1024 }))
+}
+
+async function readChats(records) {
+  const { Tokenizer } = await import('@huggingface/tokenizers')
+  const { readRows } = await import('../dist/data/read-rows.js')
+  const { NodeDirectory, openFile } = await import('../dist/io/node/files.js')
+  const { openTokenFile } = await import('../dist/node/token-file.js')
+  const { loadTask } = await import('../dist/tasks/tasks.js')
+  const { loadTokenizer } = await import('../dist/text/tokenizer.js')
+  const { encodeRows } = await import('../dist/train/rows/examples.js')
+  const path = await writeRecords('chats.jsonl', records, chat)
 
   const directory = new NodeDirectory(values.model)
   const tokenizer = await loadTokenizer(directory)
@@ -112,6 +193,4 @@ try {
   )
   console.log(`@huggingface/tokenizers, encoding alone: ${rate(peerBytes, peerSeconds)}`)
   console.log(`memory: ${((peak - before) / 1e6).toFixed(0)} MB above ${(before / 1e6).toFixed(0)} MB`)
-} finally {
-  await rm(folder, { recursive: true, force: true })
 }

@@ -11,12 +11,18 @@
 // similarity-check have rows that no other has: --digits-swapped is the folder that bench/digits.py makes with --swap.
 // Runs that are in the results file are not made again, so it may be stopped at any time. --page writes the tables for
 // which there are results, and keeps the others; with an empty --data it does nothing else.
+//
+//     node bench/learning.mjs --sweep text,spam,similarity,smollm2,gemma --results out/learning.json [--minilm DIR]
+//                             [--mail DIR] [--smollm2 DIR] [--gemma DIR] [--steps 20] [--seeds 1,2,3] [--fresh] [--page …]
+//
+// --sweep: the default rate of each model against a quarter, half, twice and four times of it, all other settings the
+// defaults. --gemma: a folder with Gemma 3 270M as ONNX.
 
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { loadModel, train } from 'lowrank'
+import { loadModel, train, trainingTasks } from 'lowrank'
 import { labeled, mails, marked, otherMails, paired, split } from './mails.mjs'
 
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..')
@@ -47,6 +53,8 @@ const { values: options } = parseArgs({
     mail: { type: 'string' },
     minilm: { type: 'string' },
     smollm2: { type: 'string' },
+    gemma: { type: 'string' },
+    sweep: { type: 'string', default: '' },
     digits: { type: 'string' },
     'digits-swapped': { type: 'string' },
     fresh: { type: 'boolean', default: false },
@@ -122,6 +130,28 @@ const DATA = {
     settings: { batchSize: 4, maxLength: 32 },
     better: 'perplexity',
   },
+  smollm2: {
+    title: 'Text: verses of scripture, SmolLM2-135M',
+    freshTitle: 'Text: a novel about whaling, SmolLM2-135M',
+    model: () => needed('smollm2'),
+    task: 'causal-lm',
+    rows: () => ({ data: lines('scripture.jsonl', 600), evalData: lines('scripture.eval.jsonl', 40) }),
+    freshRows: () => ({ data: lines('whaling.jsonl', 600), evalData: lines('whaling.eval.jsonl', 40) }),
+    settings: { batchSize: 4, maxLength: 64 },
+    isSwept: true,
+    better: 'perplexity',
+  },
+  gemma: {
+    title: 'Text: verses of scripture, Gemma 3 270M',
+    freshTitle: 'Text: a novel about whaling, Gemma 3 270M',
+    model: () => needed('gemma'),
+    task: 'causal-lm',
+    rows: () => ({ data: lines('scripture.jsonl', 600), evalData: lines('scripture.eval.jsonl', 40) }),
+    freshRows: () => ({ data: lines('whaling.jsonl', 600), evalData: lines('whaling.eval.jsonl', 40) }),
+    settings: { batchSize: 4, maxLength: 128 },
+    isSwept: true,
+    better: 'perplexity',
+  },
   'similarity-check': {
     title: 'Embeddings: the subject of another mail finds its text, MiniLM-L6',
     model: () => needed('minilm'),
@@ -164,6 +194,16 @@ const INTRODUCTION = [
   'These are short runs on small models: they show how fast a setting learns at the start. They do not show what is best after many thousands of steps.',
 ]
 
+const SWEPT = '## The default against other rates'
+
+const SHARE_COLUMNS = [
+  [0.25, 'a quarter'],
+  [0.5, 'half'],
+  [1, 'default'],
+  [2, 'twice'],
+  [4, 'four times'],
+]
+
 /** Columns of the rates by task. */
 const CHECKED_RATES = [1e-4, 3e-4, 6e-4, 1e-3]
 
@@ -179,13 +219,37 @@ const CHECKED = { train: 640, evaluation: 128 }
 
 const PICTURES = { train: 640, evaluation: 89, fresh: 89 }
 
+/** Of the default rate, which comes first: the others are told by it. */
+const SHARES = [1, 0.25, 0.5, 2, 4]
+
 const results = existsSync(options.results) ? JSON.parse(readFileSync(options.results, 'utf8')) : {}
-for (const name of options.data.split(',').filter(Boolean)) await runAll(name)
+const swept = options.sweep.split(',').filter(Boolean)
+for (const name of swept) await sweep(name)
+if (swept.length === 0) for (const name of options.data.split(',').filter(Boolean)) await runAll(name)
 if (options.page !== undefined) writeFileSync(options.page, pageOf(results, readFileSync(options.page, 'utf8')))
 
+function setOf(name, option) {
+  if (DATA[name] === undefined) throw new Error(`--${option} ${name}: there are ${Object.keys(DATA).join(', ')}`)
+  return DATA[name]
+}
+
+async function sweep(name) {
+  const set = setOf(name, 'sweep')
+  const hasOwnRate = (await trainingTasks()).find((task) => task.name === set.task).learningRate !== undefined
+  const cells = numbers(options.steps).flatMap((steps) =>
+    numbers(options.seeds).flatMap((seed) =>
+      SHARES.map((share) => ({ name, steps, seed, share, ...(options.fresh && { fresh: true }) })),
+    ),
+  )
+  const rateOf = (cell) => cell.share * results[keyOf({ ...cell, share: 1 })].rate
+  await runCells(set, cells, (model, rows, cell) => {
+    const other = cell.share === 1 ? {} : { learningRate: rateOf(cell), ...(hasOwnRate && { loraPlusRatio: 16 }) }
+    return trainOnce(model, set, rows, { ...cell, config: {}, ...other })
+  })
+}
+
 async function runAll(name) {
-  const set = DATA[name]
-  if (set === undefined) throw new Error(`--data ${name}: there are ${Object.keys(DATA).join(', ')}`)
+  const set = setOf(name, 'data')
   const cells = []
   for (const steps of numbers(options.steps)) {
     for (const method of options.methods.split(';')) {
@@ -198,13 +262,22 @@ async function runAll(name) {
       }
     }
   }
+  await runCells(set, cells, (model, rows, { steps, method, rate, seed }) => {
+    const { config: ofMethod, ...own } = METHODS[method]
+    const isDefault = ofMethod.targetModules === 'default' && set.peftTargets !== undefined
+    const config = { ...ofMethod, ...(isDefault && { targetModules: set.peftTargets }) }
+    return trainOnce(model, set, rows, { ...own, steps, seed, config, learningRate: rate })
+  })
+}
+
+async function runCells(set, cells, run) {
   const missing = cells.filter((cell) => results[keyOf(cell)] === undefined)
   if (missing.length === 0) return
   const model = await loadModel(set.model())
   const rows = options.fresh ? freshRowsOf(set) : evaluatedRowsOf(set)
   for (const [i, cell] of missing.entries()) {
-    const result = await runOne(model, set, rows, cell)
-    results[keyOf(cell)] = { ...cell, ...result }
+    const result = await run(model, rows, cell)
+    results[keyOf(cell)] = { ...result, ...cell }
     save()
     const shown = result.error ?? `loss ${result.loss.toFixed(4)}, ${set.better} ${result.metric.toFixed(4)}`
     console.log(`${i + 1}/${missing.length} ${keyOf(cell)}: ${shown} (${result.seconds.toFixed(1)} s)`)
@@ -223,11 +296,11 @@ function freshRowsOf({ rows, freshRows }) {
   return { data, evalData: freshData }
 }
 
-async function runOne(model, { task, settings, better, peftTargets }, rows, { steps, method, rate, seed }) {
+async function trainOnce(model, { task, settings, better }, rows, given) {
+  const { steps, seed, config, learningRate, loraPlusRatio, schedule, warmupRatio } = given
   const startedAt = performance.now()
-  const { config: ofMethod, ...own } = METHODS[method]
-  const isDefault = ofMethod.targetModules === 'default' && peftTargets !== undefined
-  const config = { ...ofMethod, ...(isDefault && { targetModules: peftTargets }), seed }
+  /** The highest of the schedule. */
+  let rate = 0
   const seconds = () => (performance.now() - startedAt) / 1000
   try {
     const { report } = await train({
@@ -235,23 +308,28 @@ async function runOne(model, { task, settings, better, peftTargets }, rows, { st
       task,
       ...rows,
       ...settings,
-      ...own,
-      config,
-      learningRate: rate,
+      ...{ learningRate, loraPlusRatio, schedule, warmupRatio },
+      config: { ...config, seed },
       maxSteps: steps,
       threads: Number(options.threads),
-      on: { warning: () => {} },
+      on: {
+        warning: () => {},
+        step: (event) => {
+          rate = Math.max(rate, Number(event.learningRate.toPrecision(6)))
+        },
+      },
     })
     const { before, after } = report.evalLoss
-    return { before, loss: after, metric: report.evalMetrics[better], seconds: seconds() }
+    return { before, rate, loss: after, metric: report.evalMetrics[better], seconds: seconds() }
   } catch (error) {
     // What grows without end, or is not supported, is a result too.
     return { error: error.message, seconds: seconds() }
   }
 }
 
-function keyOf({ name, steps, method, rate, seed, fresh }) {
-  return [name, steps, method, rate, seed, ...(fresh ? ['fresh'] : [])].join(' | ')
+function keyOf({ name, steps, method, rate, share, seed, fresh }) {
+  const settings = share === undefined ? [method, rate] : ['defaults', `rate × ${share}`]
+  return [name, steps, ...settings, seed, ...(fresh ? ['fresh'] : [])].join(' | ')
 }
 
 function save() {
@@ -285,7 +363,8 @@ function summary(cells, member) {
 
 /** The page with what the results say. A table that they say nothing of stays as it is. */
 function pageOf(all, page) {
-  const every = Object.values(all)
+  const every = Object.values(all).filter(({ share }) => share === undefined)
+  const sweeps = Object.values(all).filter(({ share }) => share !== undefined)
   const [cells, fresh] = [every.filter((cell) => !cell.fresh), every.filter((cell) => cell.fresh)]
   const own = new Map(
     page.split(/^(?=#{1,3} )/m).map((part) => [part.slice(0, part.indexOf('\n')), part.trim().split('\n')]),
@@ -299,6 +378,14 @@ function pageOf(all, page) {
   const parts = [
     part('# Which settings learn most', INTRODUCTION),
     part('## One rate for all widths', []),
+    part(
+      SWEPT,
+      sweeps.length === 0 ? [] : merged(own.get(SWEPT) ?? [], sweptRows(sweeps)),
+      'Each row is one command, such as `node bench/learning.mjs --sweep text --results out/learning.json`, with three seeds: 1, 2 and 3. All settings are the defaults; only the rate differs. The loss is that on evaluation data after training, the mean over the seeds with the standard deviation. The last column compares the default with the best of its row. On labels and vectors, the default has LoRA+ 16, and so have the other rates.',
+      '',
+      `| model and data | steps | before | default rate | ${SHARE_COLUMNS.map(([, title]) => title).join(' | ')} | default above the best |`,
+      `| --- | --- | --- | --- |${' --- |'.repeat(SHARE_COLUMNS.length + 1)}`,
+    ),
     part(
       '## With half as many steps as PEFT',
       comparison(cells, [[0.5, 'LoRA+ 16', 3e-4], ...PEFT_COLUMNS]),
@@ -327,10 +414,44 @@ function pageOf(all, page) {
       'Each cell has the loss on evaluation data after training, and the metric below it. Where three seeds were run, it is their mean, with the standard deviation. Other cells are one run. The lowest loss of a table is bold. An empty cell was not run. All other settings are the defaults of lowrank. The tables are made by `bench/learning.mjs`.',
     ]),
     ...Object.entries(DATA)
-      .filter(([, { isCheck }]) => !isCheck)
+      .filter(([, { isCheck, isSwept }]) => !isCheck && !isSwept)
       .map(([name, { title }]) => part(`### ${title}`, tableOf(name, cells))),
   ]
   return `${parts.join('').trimEnd()}\n`
+}
+
+/** A row for each data set and number of steps, with the shares in the order of the columns. */
+function sweptRows(cells) {
+  const keyOfRow = ({ name, steps, fresh = false }) => JSON.stringify([name, steps, fresh])
+  return [...new Set(cells.map(keyOfRow))].sort().map((key) => {
+    const own = cells.filter((cell) => keyOfRow(cell) === key)
+    const [name, steps, isFresh] = JSON.parse(key)
+    const { title, freshTitle = `${title}, fresh rows` } = DATA[name]
+    const sums = SHARE_COLUMNS.map(([share]) => {
+      const ofShare = own.filter((cell) => cell.share === share)
+      const isWhole = ofShare.length > 0 && ofShare.every(({ loss }) => Number.isFinite(loss))
+      return isWhole ? { ...summary(ofShare, 'loss'), count: ofShare.length } : undefined
+    })
+    const lowest = Math.min(...sums.map((sum) => sum?.mean ?? Infinity))
+    const losses = sums.map((sum) => {
+      if (sum === undefined) return ''
+      const text = `${sum.mean.toFixed(3)}${sum.count > 1 ? ` ± ${sum.deviation.toFixed(3)}` : ''}`
+      return sum.mean === lowest ? `**${text}**` : text
+    })
+    const ofDefault = own.filter(({ share }) => share === 1)
+    const above = 100 * (summary(ofDefault, 'loss').mean / lowest - 1)
+    const columns = [summary(own, 'before').mean.toFixed(3), ofDefault[0].rate, ...losses, `${above.toFixed(1)} %`]
+    return `| ${isFresh ? freshTitle : title} | ${steps} | ${columns.join(' | ')} |`
+  })
+}
+
+/** Rows of the page stay, but for those of the same data and steps. */
+function merged(old, rows) {
+  const keyOfRow = (row) => row.split(' | ', 2).join()
+  const before = old
+    .slice(old.findIndex((line) => line.startsWith('| --- ')) + 1)
+    .filter((line) => line.startsWith('|'))
+  return [...new Map([...(old.length === 0 ? [] : before), ...rows].map((row) => [keyOfRow(row), row])).values()]
 }
 
 /** Runs of LoRA+ 16 on the data that check the rates. */

@@ -1,15 +1,20 @@
 // Our side of the training benchmark: the trainer's own graph and engine in this thread, one step per request. JSON
 // lines, as peer.py. --kind says what is trained: text, labels of texts, or labels of pictures. Internal modules are
-// used because the public trainer cannot be made to wait between two steps.
+// used because the public trainer cannot be made to wait between two steps. --products: no step, but its products by
+// the weights of the model alone, forward and backward, all of them with all rows.
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
 import { Random } from '../../dist/base/random.js'
+import { DataType } from '../../dist/formats/onnx/tensors.js'
+import { valueInfo } from '../../dist/graph/inject/inject.js'
 import { findLinears } from '../../dist/graph/match/linears.js'
 import { matchTargets } from '../../dist/graph/match/match.js'
-import { blocksFor } from '../../dist/graph/memory.js'
+import { blocksFor, chooseLowMemory, sessionMemory } from '../../dist/graph/memory.js'
 import { loadModel } from '../../dist/graph/model-folder.js'
+import { keepMapped, sessionModel } from '../../dist/graph/session-model.js'
 import { buildTrainingGraph } from '../../dist/graph/training/training-graph.js'
+import { Builder } from '../../dist/graph/view/builder.js'
 import { Graph } from '../../dist/graph/view/graph.js'
 import { NodeDirectory } from '../../dist/io/node/files.js'
 import { loadNodeRuntime } from '../../dist/runtime/node/runtime.js'
@@ -27,9 +32,10 @@ const {
     threads: { type: 'string', default: '2' },
     rank: { type: 'string', default: '8' },
     kind: { type: 'string', default: 'causal-lm' },
+    // Without either, the size of the model decides, as in a run.
     'low-memory': { type: 'boolean', default: false },
-    // Megabytes of weights that are repacked at most.
-    repacked: { type: 'string' },
+    fast: { type: 'boolean', default: false },
+    products: { type: 'boolean', default: false },
     'lora-fa': { type: 'boolean', default: false },
     profile: { type: 'string' },
     cpu: { type: 'boolean', default: false },
@@ -39,6 +45,8 @@ const [batch, sequence, threads, rank] = [options.batch, options.sequence, optio
 
 const runtime = await loadNodeRuntime()
 const model = await loadModel(new NodeDirectory(folder), { runtime })
+const isLarge = chooseLowMemory(sessionMemory(model.onnx, false), [])
+const lowMemory = options['low-memory'] || (isLarge && !options.fast)
 const labels = Array.from({ length: batch }, (_, i) => `label ${i % 2}`)
 /** What a batch is made of, from the ids that all contestants get. */
 const KINDS = {
@@ -71,32 +79,73 @@ function startOfA(name, length, k) {
   const bound = 1 / Math.sqrt(k)
   return Float32Array.from({ length }, () => (2 * random.uniform() - 1) * bound)
 }
-const graph = await buildTrainingGraph(model.onnx, runtime, task, {
-  layers: options['lora-fa']
-    ? layers.map((layer) => ({ ...layer, fixedA: startOfA(layer.name, layer.rank * layer.k, layer.k) }))
-    : layers,
-  tokens: batch * sequence,
-  ...blocksFor(sequence),
-})
-const repacked = options.repacked === undefined ? undefined : Number(options.repacked) * 2 ** 20
-const engine = new TrainEngine(runtime)
-const { id: session } = await engine.openSession(await graph.sessionModel(undefined, repacked), {
-  threads,
-  lowMemory: options['low-memory'],
-  ...(options.profile === undefined ? {} : { profilePrefix: options.profile }),
-})
-const zeros = () => graph.parameters.map(({ shape }) => new Float32Array(shape.reduce((a, b) => a * b, 1)))
-const parameters = zeros()
-graph.parameters.forEach(({ name, shape: [, k] }, i) => {
-  if (!name.endsWith('.B') && k !== undefined) {
-    parameters[i].set(startOfA(name.slice(0, -2), parameters[i].length, k))
+
+/** A graph that multiplies rows by each weight, and what comes of it by the same weight turned, and what it is fed. */
+async function openProducts() {
+  const graph = new Graph(model.onnx.proto)
+  const isFloat = ({ form, weight }) =>
+    ['MatMul', 'Gemm'].includes(form.name) && graph.initializers.get(weight)?.dataType === DataType.FLOAT
+  const found = new Map(findLinears(graph).flatMap((linear) => (isFloat(linear) ? [[linear.node, linear]] : [])))
+  Object.assign(graph, { nodes: [], inputs: [], outputs: [], valueInfo: [] })
+  graph.invalidate()
+  const g = new Builder(graph, 'products')
+  const rows = batch * sequence
+  const feeds = {}
+  const sums = new Map()
+  let flops = 0
+  for (const { weight, k, d, fused, transposed } of found.values()) {
+    const x = `rows of ${k}`
+    feeds[x] ??= { type: 'float32', data: startOfA(x, rows * k, k), dims: [rows, k] }
+    const y = g.op('Gemm', [x, weight], { transB: transposed ? 1 : 0 })
+    const row = g.slice(g.op('Gemm', [y, weight], { transB: transposed ? 0 : 1 }), 0, 1, 0)
+    sums.set(k, sums.has(k) ? g.add(sums.get(k), row) : row)
+    flops += 4 * rows * k * (fused?.width ?? d)
   }
-})
-const optimizer = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 }
-engine.start(
-  { parameters: graph.parameters, optimizer, maxGradNorm: 1 },
-  { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
-)
+  graph.inputs = Object.entries(feeds).map(([name, { dims }]) => valueInfo(name, DataType.FLOAT, dims))
+  graph.outputs = [...sums.values()].map((name) => valueInfo(name, DataType.FLOAT))
+  graph.prune()
+  const proto = graph.toModel()
+  const session = await runtime.createSession(await sessionModel(model.onnx, lowMemory ? keepMapped(proto) : proto), {
+    threads,
+  })
+  return { run: () => session.run(feeds), gigaflops: flops / 1e9 }
+}
+
+async function openStep() {
+  const graph = await buildTrainingGraph(model.onnx, runtime, task, {
+    layers: options['lora-fa']
+      ? layers.map((layer) => ({ ...layer, fixedA: startOfA(layer.name, layer.rank * layer.k, layer.k) }))
+      : layers,
+    tokens: batch * sequence,
+    ...blocksFor(sequence),
+  })
+  const engine = new TrainEngine(runtime)
+  const { id: session } = await engine.openSession(await graph.sessionModel(undefined, lowMemory), {
+    threads,
+    ...(options.profile === undefined ? {} : { profilePrefix: options.profile }),
+  })
+  const zeros = () => graph.parameters.map(({ shape }) => new Float32Array(shape.reduce((a, b) => a * b, 1)))
+  const parameters = zeros()
+  graph.parameters.forEach(({ name, shape: [, k] }, i) => {
+    if (!name.endsWith('.B') && k !== undefined) {
+      parameters[i].set(startOfA(name.slice(0, -2), parameters[i].length, k))
+    }
+  })
+  const optimizer = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 }
+  engine.start(
+    { parameters: graph.parameters, optimizer, maxGradNorm: 1 },
+    { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
+  )
+  let feeds
+  return {
+    batch(inputIds) {
+      const examples = examplesOf(inputIds)
+      feeds = graph.feeds(task.collate(examples, sequence), { normalizer: task.normalizer(examples) })
+    },
+    run: () => engine.step([{ session, feeds, loss: graph.loss }], 1e-3),
+    close: () => engine.dispose(),
+  }
+}
 
 /**
  * Milliseconds since some moment; with --cpu those in which the processor worked, which one thread makes comparable on
@@ -108,10 +157,11 @@ function now() {
   return (user + system) / 1000
 }
 
-let feeds
+const { batch: takeBatch, run, close, gigaflops } = await (options.products ? openProducts() : openStep())
+
 async function step() {
   const started = now()
-  const { loss } = await engine.step([{ session, feeds, loss: graph.loss }], 1e-3)
+  const { loss } = await run()
   return { millis: now() - started, loss }
 }
 
@@ -123,11 +173,9 @@ function memory() {
 
 for await (const line of createInterface({ input: process.stdin })) {
   const question = JSON.parse(line)
-  let answer = {}
-  if (question.do === 'batch') {
-    const examples = examplesOf(question.inputIds)
-    feeds = graph.feeds(task.collate(examples, sequence), { normalizer: task.normalizer(examples) })
-  } else {
+  let answer = { isLarge, gigaflops }
+  if (question.do === 'batch') takeBatch?.(question.inputIds)
+  else {
     const results = []
     for (let i = 0; i < (question.steps ?? 1); i++) results.push(await step())
     const millis = results.map((result) => result.millis).toSorted((a, b) => a - b)[results.length >> 1]
@@ -135,4 +183,4 @@ for await (const line of createInterface({ input: process.stdin })) {
   }
   console.log(JSON.stringify(answer))
 }
-await engine.dispose()
+await close?.()

@@ -99,6 +99,19 @@ def sgemm_rate():
     return 2 * 1024 * 4096 * 4096 / best / 1e9
 
 
+def products(model, rows, clock):
+    """Milliseconds that the products by the frozen weights take, forward and backward, best of three."""
+    linears = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lora_" not in name]
+    given = {m.in_features: torch.randn(rows, m.in_features) for m in linears}
+
+    @torch.no_grad()
+    def all_products():
+        for m in linears:
+            given[m.in_features] @ m.weight.T @ m.weight
+
+    return min(timed(all_products, clock) for _ in range(3)) * 1000
+
+
 def timed(call, clock=time.perf_counter):
     start = clock()
     call()
@@ -134,6 +147,7 @@ def serve(folder, attention, rank, batch, sequence, threads, kind, cpu):
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
     given = None
+    clock = time.process_time if cpu else time.perf_counter
 
     def step():
         loss = model(**given).loss
@@ -147,6 +161,8 @@ def serve(folder, attention, rank, batch, sequence, threads, kind, cpu):
         command = json.loads(line)
         if command["do"] == "sgemm":
             answer = {"gflops": sgemm_rate(), "version": torch.__version__}
+        elif command["do"] == "products":
+            answer = {"millis": products(model, batch * sequence, clock)}
         elif command["do"] == "batch":
             ids = torch.tensor(command["inputIds"]).reshape(batch, sequence)
             labels = torch.arange(batch) % 2
@@ -158,7 +174,6 @@ def serve(folder, attention, rank, batch, sequence, threads, kind, cpu):
             answer = {}
         elif command["do"] == "step":
             losses = []
-            clock = time.process_time if cpu else time.perf_counter
             millis = [1000 * timed(lambda: losses.append(step()), clock) for _ in range(command.get("steps", 1))]
             answer = {"millis": statistics.median(millis), "loss": losses[-1], **memory()}
         print(json.dumps(answer), flush=True)

@@ -10,11 +10,15 @@
 // beside it what it holds after the last step: its own memory, and what is mapped from files. Large models and
 // long texts run one contestant after the other, so that one at a time is in memory. --cpu counts the time that
 // the processor worked, with one thread: for a machine that others use as well.
+//
+// "products": the products by the weights of a text model in a step, forward and backward, and nothing else: a graph in
+// ONNX Runtime, with weights copied in its order or as they are, and the same in PyTorch. No step is faster.
+// --profile prints the ten kinds of operators that take most of a step with --low-memory, which is slower for it.
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
-import { cpus } from 'node:os'
-import { dirname, join, resolve } from 'node:path'
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { cpus, tmpdir } from 'node:os'
+import { basename, dirname, join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -31,6 +35,7 @@ const { values: options } = parseArgs({
     rank: { type: 'string', default: '8' },
     graphs: { type: 'string', default: '' },
     cpu: { type: 'boolean', default: false },
+    profile: { type: 'boolean', default: false },
   },
 })
 
@@ -51,6 +56,8 @@ function minilm() {
   const [folder, checkpoint] = ['minilm-fp32', 'minilm-source'].map((name) => resolve(options.graphs, name))
   return { folder, checkpoint, vocabulary: 30522, kind: 'text-classification' }
 }
+
+const PRODUCTS = ['products, copied weights', 'products']
 
 /** A long text takes minutes. */
 const warmUpSteps = (sequence) => (sequence > 1024 ? 1 : 3)
@@ -112,13 +119,18 @@ for (const name of options.only.split(',')) {
     contestant(label, process.execPath, [join(here, 'contestant.mjs'), folder, ...shape, ...flags])
   const peer = (attention) =>
     contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', checkpoint, attention, ...shape])
+  const profile = join(tmpdir(), `lowrank-step-${process.pid}-${name}`)
   const starts = [
-    () => ours('lowrank --fast'),
-    // What a run does by default with more than 256 MB of weights.
-    () => ours('lowrank', '--repacked', '256'),
-    () => ours('lowrank --low-memory', '--low-memory'),
+    () => ours('lowrank --fast', '--fast'),
+    () => ours('lowrank --low-memory', '--low-memory', ...(options.profile ? ['--profile', profile] : [])),
   ]
   if (!isLarge) starts.push(() => ours('lowrank --lora-fa', '--lora-fa'))
+  if (kind === 'causal-lm') {
+    starts.push(
+      () => ours(PRODUCTS[0], '--products', '--fast'),
+      () => ours(PRODUCTS[1], '--products', '--low-memory'),
+    )
+  }
   const count = starts.length
   if (hasPeer) starts.push(...(isLarge ? [] : [() => peer('eager')]), () => peer('sdpa'))
 
@@ -132,6 +144,7 @@ for (const name of options.only.split(',')) {
   const millis = new Map()
   const last = new Map()
   const contestants = []
+  let ofTorch
   for (const group of isLarge ? starts.map((start) => [start]) : [starts]) {
     const running = group.map((start) => start())
     for (const one of running) {
@@ -140,7 +153,7 @@ for (const name of options.only.split(',')) {
         const { gflops, version } = await one.ask({ do: 'sgemm' })
         console.log(`  sgemm of torch ${version}: ${Math.round(gflops)} GFLOP/s`)
       }
-      await one.ask({ do: 'batch', inputIds })
+      last.set(one, await one.ask({ do: 'batch', inputIds }))
       await one.ask({ do: 'step', steps: warmUpSteps(sequence) })
     }
     for (let step = 0; step < Number(options.steps); step++) {
@@ -148,10 +161,13 @@ for (const name of options.only.split(',')) {
         await pause(PAUSE_MS)
         const answer = await one.ask({ do: 'step' })
         millis.get(one).push(answer.millis)
-        last.set(one, answer)
+        last.set(one, { ...last.get(one), ...answer })
       }
     }
-    for (const one of running) await one.close()
+    for (const one of running) {
+      if (one.name === 'torch sdpa' && kind === 'causal-lm') ofTorch = (await one.ask({ do: 'products' })).millis
+      await one.close()
+    }
     contestants.push(...running)
   }
   const medians = new Map(contestants.map((one) => [one, median(millis.get(one))]))
@@ -160,16 +176,53 @@ for (const name of options.only.split(',')) {
   const leanest = Math.min(...peers.map((one) => last.get(one).peakRssBytes))
   for (const one of contestants) {
     const { peakRssBytes, anonymous, mapped, loss } = last.get(one)
-    const ratios =
-      peers.length === 0
-        ? ''
-        : `${(medians.get(one) / best).toFixed(2)} × time, ${(peakRssBytes / leanest).toFixed(2)} × memory of torch's better`
+    const isStep = !PRODUCTS.includes(one.name)
+    const ratios = [
+      ...(peers.length === 0 ? [] : [`${(medians.get(one) / best).toFixed(2)} × time`]),
+      ...(peers.length === 0 || !isStep ? [] : [`${(peakRssBytes / leanest).toFixed(2)} × memory`]),
+    ]
     console.log(
-      `  ${one.name.padEnd(22)} ${medians.get(one).toFixed(1).padStart(8)} ms/step (± ${(spread(millis.get(one)) / 2).toFixed(1)})  ${megabytes(peakRssBytes).padStart(8)} peak (${megabytes(anonymous)} own, ${megabytes(mapped)} mapped)  loss ${loss.toFixed(4)}  ${ratios}`,
+      `  ${one.name.padEnd(24)} ${medians.get(one).toFixed(1).padStart(8)} ms/step (± ${(spread(millis.get(one)) / 2).toFixed(1)})  ${megabytes(peakRssBytes).padStart(8)} peak (${megabytes(anonymous)} own, ${megabytes(mapped)} mapped)  ${isStep ? `loss ${loss.toFixed(4)}  ` : ''}${ratios.join(', ')}${peers.length > 0 ? ' of torch’s better' : ''}`,
     )
   }
-  const [fast, plain, lean] = contestants.map((one) => medians.get(one))
+  const [fast, lean] = contestants.map((one) => medians.get(one))
+  const byDefault = last.get(contestants[0]).isLarge ? '--low-memory' : '--fast'
   console.log(
-    `  of --fast's time: ${(plain / fast).toFixed(2)} by default, ${(lean / fast).toFixed(2)} with --low-memory`,
+    `  --low-memory takes ${(lean / fast).toFixed(2)} × the time of --fast. A run takes ${byDefault} by itself`,
   )
+  const [packed, mapped] = PRODUCTS.map((label) => contestants.find((one) => one.name === label))
+  if (packed !== undefined) {
+    const { gigaflops } = last.get(packed)
+    const rate = (ms) => `${ms.toFixed(0)} ms, ${((1000 * gigaflops) / ms).toFixed(0)} GFLOP/s`
+    const [copied, plain] = [packed, mapped].map((one) => medians.get(one))
+    console.log(
+      `  products alone, ${gigaflops.toFixed(0)} GFLOP: ONNX Runtime ${rate(copied)} with copied weights, ${rate(plain)} without${ofTorch === undefined ? '' : `; torch ${rate(ofTorch)}`}\n  --fast takes ${(fast / copied).toFixed(2)} ×, --low-memory ${(lean / plain).toFixed(2)} × the time of its products${peers.length === 0 ? '' : `; they are ${(copied / best).toFixed(2)} and ${(plain / best).toFixed(2)} of torch’s step`}`,
+    )
+  }
+  if (options.profile) printProfile(profile, Number(options.steps))
+}
+
+/** Prints means of the last steps. Operators in the body of a Scan count for themselves, and not for the Scan. */
+function printProfile(prefix, steps) {
+  const file = readdirSync(dirname(prefix)).find((entry) => entry.startsWith(basename(prefix)))
+  const all = JSON.parse(readFileSync(join(dirname(prefix), file), 'utf8'))
+  rmSync(join(dirname(prefix), file))
+  const started = all.filter(({ name }) => name === 'model_run').at(-steps).ts
+  const events = all
+    .filter(({ cat, name, ts }) => cat === 'Node' && name.endsWith('_kernel_time') && ts >= started)
+    .toSorted((a, b) => a.ts - b.ts || b.dur - a.dur)
+  const millis = new Map()
+  const add = (kind, dur) => millis.set(kind, (millis.get(kind) ?? 0) + dur / 1000 / steps)
+  let scan = { end: 0 }
+  const isFactor = (shapes = []) =>
+    shapes.some((own) => Object.values(own).some((dims) => dims.includes(Number(options.rank))))
+  for (const { ts, dur, args } of events) {
+    add(args.op_name === 'Gemm' && isFactor(args.input_type_shape) ? 'Gemm of factors' : args.op_name, dur)
+    if (ts + dur <= scan.end) add('Scan', -dur)
+    else if (args.op_name === 'Scan') scan = { end: ts + dur }
+  }
+  const total = [...millis.values()].reduce((sum, ms) => sum + ms, 0)
+  for (const [kind, ms] of [...millis].toSorted((a, b) => b[1] - a[1]).slice(0, 10)) {
+    console.log(`  ${kind.padEnd(24)} ${ms.toFixed(1).padStart(8)} ms  ${Math.round((100 * ms) / total)} %`)
+  }
 }

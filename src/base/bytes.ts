@@ -337,9 +337,9 @@ export async function requireEmpty(folder: Directory): Promise<void> {
   if (found.length === 0) return
   throw new FileError({
     where: folder.name,
-    what: 'the folder is not empty',
+    what: 'exists already and is not empty',
     got: listed(found),
-    hint: 'Choose another',
+    hint: 'Choose another folder',
   })
 }
 
@@ -386,15 +386,12 @@ export async function withText<T>(
   }
 }
 
-interface Source {
-  readonly byteLength: number
-  read(offset: number, length: number): Promise<Uint8Array>
-}
-
 const TELLING_BYTES = 24
 
 /** Tells from its first bytes which kind of file a wrong file is, for error messages. */
-export async function sniff(source: Source): Promise<{ name: string; hint: string } | undefined> {
+export async function sniff(
+  source: Pick<ByteSource, 'byteLength' | 'read'>,
+): Promise<{ name: string; hint: string } | undefined> {
   const bytes = await source.read(0, Math.min(TELLING_BYTES, source.byteLength))
   const text = String.fromCharCode(...bytes)
   if (text.startsWith('version https://git-lfs')) {

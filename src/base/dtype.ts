@@ -10,27 +10,37 @@ export type FloatDtype = 'fp32' | 'fp16' | 'bf16'
 /** Float types of weights: some checkpoints hold fp64. */
 export type WeightDtype = FloatDtype | 'fp64'
 
-/** All element types of stored tensors. Types that nothing is computed with have safetensors' spelling. */
-export type TensorDtype =
-  | WeightDtype
-  | 'BOOL'
-  | 'F4'
-  | 'F6_E2M3'
-  | 'F6_E3M2'
-  | 'U8'
-  | 'I8'
-  | 'F8_E5M2'
-  | 'F8_E4M3'
-  | 'F8_E8M0'
-  | 'F8_E4M3FNUZ'
-  | 'F8_E5M2FNUZ'
-  | 'I16'
-  | 'U16'
-  | 'I32'
-  | 'U32'
-  | 'C64'
-  | 'I64'
-  | 'U64'
+/**
+ * Bits of all element types of stored tensors, in the order of safetensors' reference implementation: its writer sorts
+ * by it, from the end. Types that nothing is computed with have its spelling.
+ */
+export const DTYPE_BITS = {
+  BOOL: 8,
+  F4: 4,
+  F6_E2M3: 6,
+  F6_E3M2: 6,
+  U8: 8,
+  I8: 8,
+  F8_E5M2: 8,
+  F8_E4M3: 8,
+  F8_E8M0: 8,
+  F8_E4M3FNUZ: 8,
+  F8_E5M2FNUZ: 8,
+  I16: 16,
+  U16: 16,
+  fp16: 16,
+  bf16: 16,
+  I32: 32,
+  U32: 32,
+  fp32: 32,
+  C64: 64,
+  fp64: 64,
+  I64: 64,
+  U64: 64,
+} as const
+
+/** The element type of a stored tensor. */
+export type TensorDtype = keyof typeof DTYPE_BITS
 
 export function isFloatDtype(dtype: TensorDtype): dtype is FloatDtype {
   return dtype === 'fp32' || dtype === 'fp16' || dtype === 'bf16'
@@ -48,7 +58,7 @@ export function requireWeightDtype(dtype: TensorDtype, where: string, what: stri
 
 /** Bytes of an element. */
 export function sizeOf(dtype: WeightDtype): number {
-  return dtype === 'fp64' ? 8 : dtype === 'fp32' ? 4 : 2
+  return DTYPE_BITS[dtype] / 8
 }
 
 const F32_INFINITY = 0x7f800000

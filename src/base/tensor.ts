@@ -51,11 +51,7 @@ export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
 
 /** Nested arrays are copied into f64; a Matrix is returned as it is. Callers without types may hand in anything. */
 export function toMatrix(value: MatrixLike, where: string): Matrix {
-  return isNested(value) ? fromRows(value, where) : checkedMatrix(value, where)
-}
-
-function isNested(value: MatrixLike): value is readonly (readonly number[])[] {
-  return Array.isArray(value)
+  return Array.isArray(value) ? fromRows(value, where) : checkedMatrix(value as Matrix, where)
 }
 
 function fromRows(rows: readonly (readonly number[])[], where: string): Matrix {
@@ -137,8 +133,11 @@ export function elementCount(shape: readonly number[]): number {
 }
 
 /** The numbers of lists, one after the other. */
-export function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
-  const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
+export function joinedUp<List extends Float32Array | Int32Array = Float32Array>(
+  lists: readonly ArrayLike<number>[],
+  Values: new (length: number) => List = Float32Array as never,
+): List {
+  const values = new Values(lists.reduce((sum, { length }) => sum + length, 0))
   let at = 0
   for (const list of lists) {
     values.set(list, at)

@@ -117,7 +117,7 @@ export function report(error: unknown, name: string | undefined): number {
     complain('error', `stdout: cannot be written: ${error.message}`)
     return EXIT_KNOWN_ERROR
   }
-  if (isLimitError(error)) {
+  if (error instanceof Error && ['EMFILE', 'ENFILE'].includes((error as NodeJS.ErrnoException).code ?? '')) {
     complain('error', `${error.message}. Raise the limit of open files (ulimit -n 1024)`)
     return EXIT_KNOWN_ERROR
   }
@@ -129,8 +129,4 @@ export function report(error: unknown, name: string | undefined): number {
 /** Handles errors of stdout, such as a full disk behind `> file`. Other files report errors of lowrank. */
 export function isWriteError(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && (error as NodeJS.ErrnoException).syscall === 'write'
-}
-
-function isLimitError(error: unknown): error is NodeJS.ErrnoException {
-  return error instanceof Error && ['EMFILE', 'ENFILE'].includes((error as NodeJS.ErrnoException).code ?? '')
 }

@@ -37,13 +37,9 @@ export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number;
 
 /** The F1 score of the longest common subsequence of words: runs of a–z and 0–9, in lower case. */
 function rougeL(text: string, wanted: string): number {
-  const [own, other] = [wordsOf(text), wordsOf(wanted)]
+  const [own, other] = [text, wanted].map((one) => one.toLowerCase().match(/[a-z0-9]+/g) ?? [])
   const common = commonLength(own, other)
   return common === 0 ? 0 : (2 * common) / (own.length + other.length)
-}
-
-function wordsOf(text: string): string[] {
-  return text.toLowerCase().match(/[a-z0-9]+/g) ?? []
 }
 
 function commonLength(a: readonly string[], b: readonly string[]): number {

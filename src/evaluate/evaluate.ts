@@ -292,7 +292,6 @@ async function contendersOf(
   const openFor = (own: Model, adapter: LoraAdapter | undefined): OpenTask => {
     const problemType = 'problemType' in (task.options ?? {}) ? adapter?.problemType : undefined
     const key = JSON.stringify([adapter?.labels ?? null, problemType ?? null])
-    // Tasks that compare with the base keep what they know of it: they are opened once.
     const known = opened.get(key) ?? task.open(own, examples, { ...(problemType && { problemType }), ...taskOptions })
     opened.set(key, known)
     return known
@@ -482,7 +481,7 @@ function differingRecords(
 }
 
 type MeasureInput = Omit<SessionParts, 'modules' | 'on'> & {
-  readonly examples: readonly unknown[]
+  readonly examples: unknown[]
   readonly next: () => Promise<void>
 }
 
@@ -529,8 +528,13 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
     const predictions: unknown[] = Array(examples.length)
     let [sum, total] = [0, 0]
     for (const { examples: places, sequence } of plans) {
-      const batch = places.map((place) => examples[place])
-      if (takeReference) open.takeReference?.((await sessions.forward(batch, sequence)).outputs, batch)
+      const read = () => places.map((place) => examples[place])
+      if (takeReference && open.reference !== undefined) {
+        const before = open.reference((await sessions.forward(read(), sequence)).outputs)
+        for (const [i, place] of places.entries())
+          examples[place] = { ...(examples[place] as object), before: before[i] }
+      }
+      const batch = read()
       const { loss, normalizer, outputs } = await sessions.forward(batch, sequence)
       sum += loss * normalizer
       total += normalizer

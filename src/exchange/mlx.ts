@@ -83,7 +83,7 @@ async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: Wr
       rank,
       scale: isUniform ? first : 1,
       dropout: adapter.config.dropout,
-      keys: keysOf(parts.map(({ name }) => name)),
+      keys: [...new Set(parts.map(({ name }) => /^model\.layers\.\d+\.(.+)$/.exec(name)?.[1] ?? name))].sort(),
     },
   }
   await directory.remove(MLX_CONFIG)
@@ -102,10 +102,6 @@ const F32 = new Float32Array()
 
 function matrixOf({ data, shape }: Tensor<FloatArray>): Matrix {
   return { data, shape: [shape[0], shape[1]] }
-}
-
-function keysOf(names: readonly string[]): string[] {
-  return [...new Set(names.map((name) => /^model\.layers\.\d+\.(.+)$/.exec(name)?.[1] ?? name))].sort()
 }
 
 async function readMlx(directory: Directory): Promise<LoraAdapter> {

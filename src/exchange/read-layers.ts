@@ -48,7 +48,8 @@ export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput)
     init: 'kaiming-uniform',
     rank,
     alpha: scaling * rank,
-    targetModules: shortTargets(names),
+    // The ends of the names. Saving gives full names where these mean other layers too.
+    targetModules: [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort(),
     rankPattern: patterns(({ weightA: a }) => a.shape[0], rank),
     alphaPattern: patterns(alphaOf, scaling * rank),
     useDora: layers.some(({ magnitude }) => magnitude !== undefined),
@@ -69,9 +70,4 @@ export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput)
     adapter.addPart({ kind, name, module: name, config: adapter.config, tensors, dtype: layer.dtype })
   }
   return adapter
-}
-
-/** The ends of the names. Saving gives full names where these mean other layers too. */
-function shortTargets(names: readonly string[]): string[] {
-  return [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()
 }

@@ -2,7 +2,7 @@
 // Index and headers must agree; no weight is read here.
 
 import { type ByteSource, type Directory, readAll, withSource } from '../base/bytes.js'
-import { FileError, FormatError, listed, nearMisses, UnsupportedError } from '../base/errors.js'
+import { didYouMean, FileError, FormatError, listed, UnsupportedError } from '../base/errors.js'
 import { type JsonObject, parseJson } from './json.js'
 import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from './safetensors.js'
 
@@ -185,13 +185,12 @@ function checkIndex(
     const tensor = tensors.get(name)
     const actual = tensor === undefined ? undefined : shards[tensor.shard].path
     if (actual === path) continue
-    const near = actual === undefined ? nearMisses(name, tensors.keys()) : []
     throw new FormatError({
       where: `${where}: ${name}`,
       what: 'the tensor is not in the shard that the index names',
       expected: path,
       got: actual ?? 'no shard with it',
-      ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+      hint: actual === undefined ? didYouMean(name, tensors.keys(), 3) : undefined,
     })
   }
   for (const [name, { shard }] of tensors) {

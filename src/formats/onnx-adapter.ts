@@ -3,34 +3,20 @@
 // before the data, so that one tensor's bytes are in memory at a time.
 
 import type { ByteSink, ByteSource } from '../base/bytes.js'
-import type { FloatDtype } from '../base/dtype.js'
+import { type FloatDtype, sizeOf } from '../base/dtype.js'
 import { FormatError, UnsupportedError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
+import type { TensorInfo } from './safetensors.js'
 
-export type OnnxAdapterDtype = FloatDtype
-
-export const DATA_TYPES: Readonly<Record<OnnxAdapterDtype, { readonly number: number; readonly bytes: number }>> = {
-  fp32: { number: 1, bytes: 4 },
-  fp16: { number: 10, bytes: 2 },
-  bf16: { number: 16, bytes: 2 },
-}
-
-function dtypeOf(number: number): OnnxAdapterDtype | undefined {
-  return (Object.keys(DATA_TYPES) as OnnxAdapterDtype[]).find((dtype) => DATA_TYPES[dtype].number === number)
-}
+/** Numbers of types, as in ONNX. */
+const NUMBERS: Readonly<Record<FloatDtype, number>> = { fp32: 1, fp16: 10, bf16: 16 }
 
 const MAX_PARAMETERS = 1 << 17
 const MAX_NAME_BYTES = 1000
 const MAX_DIMENSIONS = 8
 const PIECE_BYTES = 1 << 16
 
-export interface OnnxAdapterEntry {
-  readonly name: string
-  readonly shape: readonly number[]
-  readonly dtype: OnnxAdapterDtype
-  readonly offset: number
-  readonly byteLength: number
-}
+export type OnnxAdapterEntry = TensorInfo & { readonly dtype: FloatDtype }
 
 export function isOnnxAdapter(bytes: Uint8Array): boolean {
   return bytes.byteLength >= 8 && String.fromCharCode(...bytes.subarray(4, 8)) === 'TORT'
@@ -70,7 +56,7 @@ async function readParameter(reader: Reader, at: number, source: ByteSource): Pr
   const view = await reader.view(dims.start, 8 * dims.length)
   const shape = Array.from({ length: dims.length }, (_, i) => Number(view.getBigInt64(8 * i, true)))
   const number = typeField === 0 ? 0 : (await reader.view(typeField, 4)).getInt32(0, true)
-  const dtype = dtypeOf(number)
+  const dtype = (Object.keys(NUMBERS) as FloatDtype[]).find((own) => NUMBERS[own] === number)
   if (dtype === undefined) {
     throw new UnsupportedError({
       where,
@@ -80,7 +66,7 @@ async function readParameter(reader: Reader, at: number, source: ByteSource): Pr
     })
   }
   const data = await reader.vector(await reader.offset(dataField), 1, 'data', source.byteLength)
-  const expected = elementCount(shape) * DATA_TYPES[dtype].bytes
+  const expected = elementCount(shape) * sizeOf(dtype)
   if (shape.some((size) => size < 0) || expected !== data.length) {
     throw new FormatError({
       where,
@@ -155,10 +141,7 @@ class Reader {
 /** Offsets are signed 32-bit numbers in places. */
 const MAX_BYTES = 2 ** 31 - 1
 
-interface OnnxAdapterTensor {
-  readonly name: string
-  readonly shape: readonly number[]
-  readonly dtype: OnnxAdapterDtype
+interface OnnxAdapterTensor extends Pick<OnnxAdapterEntry, 'name' | 'shape' | 'dtype'> {
   /** Little-endian bytes, made when their turn comes. */
   data(): Uint8Array
 }
@@ -192,7 +175,7 @@ export async function writeOnnxAdapter(
       shape,
       dtype,
       data: 0,
-      byteLength: elementCount(shape) * DATA_TYPES[dtype].bytes,
+      byteLength: elementCount(shape) * sizeOf(dtype),
     }
   })
   const headerBytes = aligned(at + 4, 8) - 4
@@ -230,7 +213,7 @@ export async function writeOnnxAdapter(
     u32(table, table - (ROOT + VTABLE_BYTES))
     u32(table + 4, text - (table + 4))
     u32(table + 8, dims - (table + 8))
-    u32(table + 12, DATA_TYPES[dtype].number)
+    u32(table + 12, NUMBERS[dtype])
     u32(table + 16, data - (table + 16))
     u32(text, bytes.byteLength)
     new Uint8Array(view.buffer).set(bytes, text + 4)

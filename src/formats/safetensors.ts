@@ -2,8 +2,8 @@
 // as in its reference implementation: https://github.com/huggingface/safetensors#format
 
 import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../base/bytes.js'
-import { decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
-import { FormatError, nearMisses, ShapeError } from '../base/errors.js'
+import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
+import { didYouMean, FormatError, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
 
@@ -11,32 +11,6 @@ import { type JsonValue, parseJsonEntries } from './json.js'
 const MAX_HEADER_BYTES = 100_000_000
 const LENGTH_BYTES = 8
 const METADATA_KEY = '__metadata__'
-
-/** Bits, in the order of the reference implementation's Dtype: its writer sorts by it, from the end. */
-const DTYPE_BITS = {
-  BOOL: 8,
-  F4: 4,
-  F6_E2M3: 6,
-  F6_E3M2: 6,
-  U8: 8,
-  I8: 8,
-  F8_E5M2: 8,
-  F8_E4M3: 8,
-  F8_E8M0: 8,
-  F8_E4M3FNUZ: 8,
-  F8_E5M2FNUZ: 8,
-  I16: 16,
-  U16: 16,
-  fp16: 16,
-  bf16: 16,
-  I32: 32,
-  U32: 32,
-  fp32: 32,
-  C64: 64,
-  fp64: 64,
-  I64: 64,
-  U64: 64,
-} as const satisfies Record<TensorDtype, number>
 
 const DTYPES = Object.keys(DTYPE_BITS) as TensorDtype[]
 
@@ -48,11 +22,14 @@ function spelled(dtype: TensorDtype): string {
   return SPELLINGS[dtype] ?? dtype
 }
 
-/** A tensor of a file: what it is, and where its bytes lie. */
-export interface TensorInfo {
+export interface TensorSpec {
   readonly name: string
   readonly dtype: TensorDtype
   readonly shape: readonly number[]
+}
+
+/** A tensor of a file: what it is, and where its bytes lie. */
+export interface TensorInfo extends TensorSpec {
   /** In bytes from the source's beginning. */
   readonly offset: number
   readonly byteLength: number
@@ -214,22 +191,15 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
   if (info === undefined) {
-    const near = nearMisses(name, file.tensors.keys())
     throw new FormatError({
       where: file.source.name,
       what: `no tensor named ${name}`,
-      ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
+      hint: didYouMean(name, file.tensors.keys(), 3),
     })
   }
   const dtype = requireWeightDtype(info.dtype, tensorWhere(file.source.name, name), 'its dtype cannot be read as fp32')
   const values = decodeWeights(await file.source.read(info.offset, info.byteLength), dtype)
   return { data: values instanceof Float32Array ? values : Float32Array.from(values), shape: info.shape }
-}
-
-export interface TensorSpec {
-  readonly name: string
-  readonly dtype: TensorDtype
-  readonly shape: readonly number[]
 }
 
 /**

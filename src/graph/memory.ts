@@ -27,38 +27,30 @@ export function weightBytes(onnx: OnnxModel): number {
   return [...ranges.values()].reduce((sum, bytes) => sum + bytes, inline)
 }
 
-/** Repacked weights are a second copy. `lowMemory` undefined: only {@link REPACKED_BYTES} of them. */
-export function sessionMemory(onnx: OnnxModel, lowMemory: boolean | undefined): MemoryNeed {
+/** Repacked weights are a second copy. */
+export function sessionMemory(onnx: OnnxModel, lowMemory: boolean): MemoryNeed {
   const weights = weightBytes(onnx)
-  const copies = lowMemory === undefined ? Math.min(weights, REPACKED_BYTES) : lowMemory ? 0 : weights
-  return { weights, total: weights + copies }
+  return { weights, total: lowMemory ? weights : 2 * weights }
 }
 
-/** Weights that are repacked for training unless more is asked for: a copy of the rest would be most of the memory. */
-export const REPACKED_BYTES = 2 ** 28
+/** From here on, copies of the weights would be most of what a training needs. */
+const LARGE_WEIGHTS = 2 ** 28
 
-/** Undefined: {@link REPACKED_BYTES} are repacked. `need` says what a choice needs. */
-export function chooseLowMemory(
-  need: (lowMemory: boolean | undefined) => MemoryNeed,
-  limits: readonly MemoryLimit[],
-): boolean | undefined {
-  const choice = need(false).weights >= REPACKED_BYTES ? undefined : false
-  return limits.some(({ bytes }) => bytes < need(choice).total) ? true : choice
+/** `need`: with copies of the weights. */
+export function chooseLowMemory({ weights, total }: MemoryNeed, limits: readonly MemoryLimit[]): boolean {
+  return weights >= LARGE_WEIGHTS || limits.some(({ bytes }) => bytes < total)
 }
 
 /** The largest logits of a usual run that are computed whole, in bytes, and what those of a block take at most. */
-export const LOGIT_BYTES = { whole: 2 ** 26, block: 2 ** 27 }
-/** A product reads all of its weight for each block, so that few rows in a block cost time. */
+export const LOGIT_BYTES = { whole: 2 ** 26, block: 2 ** 26 }
 const USUAL_ROWS = 256
 
-/** Infinite where the logits of all rows exist at one time. */
-export function rowsOfBlock(vocabulary: number, { whole, block } = LOGIT_BYTES): number {
-  if (4 * USUAL_ROWS * vocabulary <= whole) return Number.POSITIVE_INFINITY
-  return Math.max(1, Math.floor(block / (4 * vocabulary)))
+export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): boolean {
+  return 4 * USUAL_ROWS * vocabulary > whole
 }
 
 /** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
-const ATTENTION = { whole: 1024, rows: 256 }
+const ATTENTION = { whole: 1024, rows: 128 }
 
 /** How graphs for texts of up to so many tokens are made. */
 export function blocksFor(tokens: number) {
@@ -70,12 +62,12 @@ export function blocksFor(tokens: number) {
 }
 
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
-const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
+const KEPT = { hidden: 6, intermediate: 3, intermediateOfLong: 1, logits: 2 }
 
 /** `batch` rows of `sequence` tokens each. */
 export function trainingMemory(
   { onnx, config, vocabularySize = 0 }: Pick<Model, 'onnx' | 'config' | 'vocabularySize'>,
-  { batch, sequence, lowMemory }: { batch: number; sequence: number; lowMemory: boolean | undefined },
+  { batch, sequence, lowMemory }: { batch: number; sequence: number; lowMemory: boolean },
 ): MemoryNeed {
   const session = sessionMemory(onnx, lowMemory)
   const text = (config.text_config ?? config) as Readonly<Record<string, unknown>>
@@ -85,8 +77,10 @@ export function trainingMemory(
   const hidden = number('hidden_size', 'n_embd', 'd_model', 'dim')
   const layers = number('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
   const intermediate = number('intermediate_size', 'n_inner', 'ffn_dim', 'd_ff', 'hidden_dim') || 4 * hidden
-  const perLayer = KEPT.hidden * hidden + KEPT.intermediate * intermediate
-  const logits = 4 * KEPT.logits * Math.min(batch * sequence, rowsOfBlock(vocabularySize)) * vocabularySize
+  const ofMlp = sequence > ATTENTION.whole ? KEPT.intermediateOfLong : KEPT.intermediate
+  const perLayer = KEPT.hidden * hidden + ofMlp * intermediate
+  const most = hasLogitBlocks(vocabularySize) ? LOGIT_BYTES.block : Number.POSITIVE_INFINITY
+  const logits = KEPT.logits * Math.min(4 * batch * sequence * vocabularySize, most)
   return { ...session, total: session.total + batch * sequence * 4 * layers * perLayer + logits }
 }
 

@@ -50,24 +50,17 @@ export interface Model {
   close(): Promise<void>
 }
 
-/** The runtime of a model, and the place of its graph. */
-export interface LoadModelOptions {
-  /**
-   * The runtime for sessions of the model: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own
-   * thread.
-   */
-  runtime: RuntimeHost
-  /** The graph's path inside the folder. Default: by `dtype`. */
-  onnxPath?: string | undefined
-  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default: what config.json says, else fp32. */
-  dtype?: DtypeChoice | undefined
-}
-
 /** Most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
-export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<Model> {
-  const { onnxPath, dtype } = options
+export async function loadModel(
+  directory: Directory,
+  {
+    runtime,
+    onnxPath,
+    dtype,
+  }: { runtime: RuntimeHost; onnxPath?: string | undefined; dtype?: DtypeChoice | undefined },
+): Promise<Model> {
   if (onnxPath !== undefined && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: onnxPath })
   }
@@ -111,7 +104,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
     contextLength: contextLengthOf(config),
     eosTokenIds,
     padTokenId: padTokenIds[0] ?? eosTokenIds[0] ?? 0,
-    runtime: options.runtime,
+    runtime,
     async openGraph(role) {
       const wanted = (graphs as Model['graphs'])[role]
       if (wanted === undefined) {

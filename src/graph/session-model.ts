@@ -8,15 +8,13 @@ import {
   DataType,
   dimsOf,
   externalTensor,
+  type GraphProto,
   isExternal,
   type ModelProto,
-  type TensorProto,
   weightRange,
 } from '../formats/onnx/tensors.js'
 import type { SessionModel } from '../runtime/runtime.js'
 import { valueInfo } from './inject/inject.js'
-import { intAttribute } from './view/attributes.js'
-import { Graph } from './view/graph.js'
 
 /**
  * On a file system weights stay in their folder, by real paths: ONNX Runtime refuses symbolic links (as in Hugging
@@ -51,32 +49,22 @@ function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNu
   )
 }
 
-/** Smaller ones are not worth a choice. */
+/** Copies of smaller ones are no matter. */
 const LEAST_BYTES = 2 ** 16
 
 /**
- * The model with at most `bytes` of weights that ONNX Runtime repacks, and holds as copies: a weight that is an input
- * too is never repacked. The first products by weights as they are stored gain most, and read weights of their own.
+ * The model whose float weights stay in mapped pages of their file: ONNX Runtime repacks no weight that is an input
+ * too, and holds no copy of it. Products by quantized weights need more memory where these are not repacked.
  */
-export function packWithin(model: ModelProto, bytes: number): ModelProto {
-  const graph = new Graph(model)
-  let left = bytes
-  const sizeOf = (tensor: TensorProto) => byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0
-  // Products by quantized weights need more memory where these are not repacked.
-  const isFloat = ({ dataType }: TensorProto) => dataType === DataType.FLOAT || dataType === DataType.FLOAT16
-  const isChosen = (tensor: TensorProto) => isFloat(tensor) && sizeOf(tensor) >= LEAST_BYTES
-  const weights = new Map([...graph.initializers].filter(([, tensor]) => isChosen(tensor)))
-  for (const node of graph.nodes) {
-    const weight = node.opType === 'Gemm' && intAttribute(node, 'transB', 0) === 0 && weights.get(node.input[1])
-    if (!weight || sizeOf(weight) > left) continue
-    left -= sizeOf(weight)
-    const name = graph.freshName(`${weight.name}/repacked`)
-    graph.setInput(node, 1, graph.addInitializer(copyMessage(weight, { name })))
-  }
-  graph.prune()
-  const mapped = [...weights.values()].filter(({ name }) => graph.initializers.has(name))
-  graph.inputs.push(...mapped.map((tensor) => valueInfo(tensor.name, tensor.dataType, dimsOf(tensor))))
-  return graph.toModel()
+export function keepMapped(model: ModelProto): ModelProto {
+  const graph = model.graph as GraphProto
+  const mapped = graph.initializer.flatMap((tensor) => {
+    const { name, dataType } = tensor
+    const isFloat = dataType === DataType.FLOAT || dataType === DataType.FLOAT16
+    const bytes = byteLengthOf(dataType, dimsOf(tensor)) ?? 0
+    return isFloat && bytes >= LEAST_BYTES ? [valueInfo(name, dataType, dimsOf(tensor))] : []
+  })
+  return copyMessage(model, { graph: copyMessage(graph, { input: [...graph.input, ...mapped] }) })
 }
 
 /** Without a separator at its end. */

@@ -78,7 +78,7 @@ export async function handOff(
   const task = input.task as TaskName
   const handed = handedTask(task, options.taskOptions)
   const settings = { ...input.settings, packing: options.packing ?? false }
-  const { examples, evalExamples, adapter } = input
+  const { examples, costs, evalExamples, adapter } = input
   const isReadable = rows === 'records' || handed.row === undefined
   const template =
     encoded.chatTemplate && (handed.marksAnswers ? markedTemplate(encoded.chatTemplate) : encoded.chatTemplate)
@@ -112,11 +112,8 @@ export async function handOff(
   const yaml = handed.command === undefined ? { ...trainingArguments(run), ...modelSettings(run) } : trlSettings(run)
   const only = scriptOnly(run, handed.command)
   const differences = differencesOf(run, options)
-  const order = orderOf(
-    run,
-    Array.from(examples, (example) => input.open.cost(example)),
-    { limit: options.model.contextLength, inOrder: input.open.needsNeighbors ?? false },
-  )
+  const { contextLength: limit } = options.model
+  const order = orderOf(run, costs, { limit, inOrder: input.open.needsNeighbors ?? false })
   const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
 
   await writeTogether(out, async (target) => {

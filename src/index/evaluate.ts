@@ -1,26 +1,20 @@
 // Evaluation: opens what the options name, evaluates, and closes it again. What evaluates loads with the first call.
 
-import type { ByteSource } from '../base/bytes.js'
-import { ConfigError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import type { EvaluateReport, EvaluateSettings } from '../evaluate/evaluate.js'
-import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from './adapters.js'
 import { EVALUATE_OPTIONS } from './gen/options.js'
-import { MODEL } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { loadModel } from './model.js'
 import { platform } from './platform/platform.js'
-import { type Data, openData, type Source } from './sources.js'
+import type { Data, Source } from './sources.js'
+import { type TrainOptions, withOpened } from './train.js'
 
 /** Options of {@link evaluate}. */
-export interface EvaluateOptions extends EvaluateSettings {
+export interface EvaluateOptions extends EvaluateSettings, Pick<TrainOptions, 'dtype'> {
   /** The base: an open model (`evaluate` does not close it), or any source that {@link loadModel} accepts. */
   readonly model: Model | Source
-  /** Which graph of a model that is not open yet: see {@link loadModel}. */
-  readonly dtype?: DtypeChoice | undefined
   /** Adapters by their names in the report; a list is a mix, with the sum of their changes. Default: the base alone. */
   readonly adapters?: Readonly<Record<string, LoraAdapter | Source | readonly AdapterToMerge[]>> | undefined
   /** The records: in the same forms as for `train`. They should not be in the training data. */
@@ -29,31 +23,17 @@ export interface EvaluateOptions extends EvaluateSettings {
 
 export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport> {
   checkOptions(options, 'evaluate', EVALUATE_OPTIONS)
-  const { model, dtype, adapters: named = {}, data, ...settings } = options
-  const isOpen = MODEL.accepts(model)
-  if (isOpen && dtype !== undefined) {
-    throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })
+  const { model: _model, dtype: _dtype, adapters: named = {}, data: _data, ...settings } = options
+  const adapters: Record<string, LoraAdapter> = {}
+  for (const [name, adapter] of Object.entries(named)) {
+    if (Array.isArray(adapter)) {
+      const { combine } = await import('./tools.js')
+      adapters[name] = (await combine({ adapters: adapter, combinationType: 'cat' })).adapter
+    } else adapters[name] = await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
   }
-  const closers: (() => Promise<void>)[] = []
-  try {
-    const records = await openData(data, 'data', (file: ByteSource) => void closers.push(() => file.close()))
-    const adapters: Record<string, LoraAdapter> = {}
-    for (const [name, adapter] of Object.entries(named)) {
-      adapters[name] = Array.isArray(adapter)
-        ? await sumOf(adapter as readonly AdapterToMerge[])
-        : await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
-    }
-    const opened = isOpen ? (model as Model) : await loadModel(model as Source, { dtype, signal: settings.signal })
-    if (!isOpen) closers.push(() => opened.close())
+  return withOpened(options, async (model, data) => {
     const { evaluateAdapters } = await import('../evaluate/evaluate.js')
     const { decodeImage = platform().decodeImage } = settings
-    return await evaluateAdapters(opened, adapters, records, { ...settings, decodeImage })
-  } finally {
-    await Promise.all(closers.map((close) => close()))
-  }
-}
-
-async function sumOf(adapters: readonly AdapterToMerge[]): Promise<LoraAdapter> {
-  const { combine } = await import('./tools.js')
-  return (await combine({ adapters, combinationType: 'cat' })).adapter
+    return evaluateAdapters(model, adapters, data, { ...settings, decodeImage })
+  })
 }

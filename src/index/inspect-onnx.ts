@@ -21,8 +21,7 @@ export interface GraphContents {
   outputs: string[]
 }
 
-/** A linear layer of a graph. */
-export interface LinearContents {
+interface StoredContents {
   /** Module name: what targetModules can name. */
   name: string
   /** The graph that it is in. */
@@ -32,40 +31,33 @@ export interface LinearContents {
    * it out.
    */
   form: FormName
-  /** How the weight is stored. */
+  /** How the weight, or the table, is stored. */
   layout: string
+  /** Ways of merging into it, the default first. */
+  merge: MergeWay[]
+  /** The part of its layout that lowrank does not understand; null: none. */
+  problem: string | null
+}
+
+/** A linear layer of a graph. */
+export interface LinearContents extends StoredContents {
   d: number
   k: number
   isHead: boolean
   /** Sessions run it with adapters. */
   run: boolean
-  /** Ways of merging into it, the default first. */
-  merge: MergeWay[]
   /** Adapters are trained on it. */
   train: boolean
-  /** The part of its layout that lowrank does not understand; null: none. */
-  problem: string | null
   /** How many adapters a merge has put beside its weight. */
   branches: number
 }
 
 /** An embedding of a graph, or another table that rows are looked up in. */
-export interface EmbeddingContents {
-  /** Module name: what targetModules can name. */
-  name: string
-  /** The graph that it is in. */
-  graph: GraphRole
-  form: FormName
-  /** How the table is stored. */
-  layout: string
+export interface EmbeddingContents extends StoredContents {
   /** V: number of rows. */
   vocabulary: number
   /** D: numbers in each row. */
   features: number
-  /** Ways of merging an adapted embedding into it, the default first. Sessions run all of them. */
-  merge: MergeWay[]
-  /** The part of its layout that lowrank does not understand; null: none. */
-  problem: string | null
 }
 
 /** Inputs, outputs and adaptable layers of an ONNX model. */

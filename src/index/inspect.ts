@@ -105,13 +105,9 @@ async function inspectWithBase(directory: Directory, { base, strict }: InspectOp
   const { inspectAdapter } = await import('../peft/inspect.js')
   const report = await inspectAdapter(directory, { strict })
   if (base === undefined) return { kind: 'adapter', ...report }
-  return { kind: 'adapter', ...report, fit: await fitTo(directory, base) }
-}
-
-async function fitTo(directory: Directory, base: Source): Promise<FitReport> {
   const opened = await openSource(base, 'base', { readsRanges: true })
   const { fitOf } = await import('../merge/fit.js')
-  return fitOf(opened, directory, await findOnnx(opened))
+  return { kind: 'adapter', ...report, fit: await fitOf(opened, directory, await findOnnx(opened)) }
 }
 
 async function inspectCheckpoint(directory: Directory, file: string | undefined): Promise<InspectReport> {

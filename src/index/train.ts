@@ -7,8 +7,7 @@ import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/row.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
-import { LoraAdapter } from '../lora/adapter.js'
-import { loadAdapter } from '../peft/adapter-folder.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
@@ -19,12 +18,13 @@ import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '..
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
+import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
 import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import { type Data, openData, openFolder, openTarget, type Source, type Target } from './sources.js'
+import { type Data, openData, openTarget, type Source, type Target } from './sources.js'
 
 /** Options of {@link train}. */
 export interface TrainOptions
@@ -117,7 +117,7 @@ export async function withTraining<T>(
         ...rest,
         ...(options.on === undefined && { on: platform().watch?.() }),
         config: withDefaultTargets(options, model),
-        adapter: await adapterOf(options.adapter),
+        adapter: options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter'),
         model,
         data,
         evalData,
@@ -153,11 +153,6 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   })
 }
 
-async function adapterOf(adapter: TrainOptions['adapter']): Promise<LoraAdapter | undefined> {
-  if (adapter === undefined || adapter instanceof LoraAdapter) return adapter
-  return loadAdapter(await openFolder(adapter, 'adapter'))
-}
-
 /** Names for a file that repeats the run: paths, ids and URLs. Undefined if model or data came from memory. */
 function sourcesOf({ model, dtype, data, evalData }: TrainOptions): RunSources | undefined {
   const own = named(data)
@@ -175,9 +170,11 @@ function named(data: Data): string | readonly string[] | undefined {
     : undefined
 }
 
+type OpenedOptions = Pick<CheckDataOptions, 'dtype' | 'data' | 'evalData' | 'columns' | 'chatTemplate' | 'signal'>
+
 /** The data come first: a wrong path should not be found after the download of a model. */
-async function withOpened<T, M extends Model | Source | undefined>(
-  options: Omit<CheckDataOptions, 'model'> & { readonly model?: M },
+export async function withOpened<T, M extends Model | Source | undefined>(
+  options: OpenedOptions & { readonly model?: M },
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal } = options
@@ -200,7 +197,7 @@ async function withOpened<T, M extends Model | Source | undefined>(
 }
 
 /** Throws FormatError for chats and a model without a chat template: before its weights are loaded. */
-async function requireTemplateFor(data: TrainingData, options: Omit<CheckDataOptions, 'model'>, model: Source) {
+async function requireTemplateFor(data: TrainingData, options: OpenedOptions, model: Source) {
   const isFile = isByteSource(data) || isDirectory(data) || Array.isArray(data)
   if (!isFile || options.chatTemplate !== undefined) return
   for await (const { row } of readRows(data, { columns: options.columns, onInvalid: () => {} })) {

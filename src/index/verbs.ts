@@ -1,28 +1,7 @@
 // The public functions. Each loads its code with the first call: a page that only computes with layers stays small.
 
 import { isObject } from '../base/options.js'
-import type { EvaluateReport } from '../evaluate/evaluate.js'
-import type { ConvertReport } from '../exchange/convert.js'
-import type { Model } from '../graph/model-folder.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import type { MergePlanReport, MergeReport } from '../merge/report.js'
-import type { SaveOptions } from '../peft/adapter-folder.js'
-import type { LoadOptions } from '../peft/open.js'
-import type { TaskFacts } from '../tasks/task.js'
-import type { CombineResult } from '../tools/combine.js'
-import type { DiffReport } from '../tools/diff.js'
-import type { ExtractResult } from '../tools/extract.js'
-import type { ResizeResult } from '../tools/resize.js'
-import type { DataReport } from '../train/rows/check.js'
-import type { ToPlainOptions } from './adapters.js'
-import type { EvaluateOptions } from './evaluate.js'
-import type { InspectOptions, InspectReport } from './inspect.js'
-import type { MergeOptions, UnmergeOptions } from './merge-options.js'
-import type { LoadModelOptions } from './model.js'
-import type { AdapterSession, OpenSessionOptions } from './session.js'
-import type { Source, Target } from './sources.js'
-import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from './tools.js'
-import type { CheckDataOptions, TrainOptions } from './train.js'
+import type { TrainOptions } from './train.js'
 import { followRun, type TrainRun } from './train-run.js'
 
 /**
@@ -38,9 +17,8 @@ import { followRun, type TrainRun } from './train-run.js'
  * console.log(model.name, model.contextLength)
  * await model.close()
  */
-export async function loadModel(source: Source, options?: LoadModelOptions): Promise<Model> {
-  return (await import('./model.js')).loadModel(source, options)
-}
+export const loadModel: typeof import('./model.js').loadModel = async (...given) =>
+  (await import('./model.js')).loadModel(...given)
 
 /**
  * Reads a PEFT adapter folder. The factors A and B are converted to f32. Each layer's `dtype` is the type in the file.
@@ -60,9 +38,8 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
  * const adapter = await loadAdapter('tests/golden/peft/f32')
  * for (const { name, kind, shape } of adapter.parts()) console.log(name, kind, shape)
  */
-export async function loadAdapter(source: Source, options?: LoadOptions): Promise<LoraAdapter> {
-  return (await import('./adapters.js')).loadAdapter(source, options)
-}
+export const loadAdapter: typeof import('./adapters.js').loadAdapter = async (...given) =>
+  (await import('./adapters.js')).loadAdapter(...given)
 
 /**
  * Writes a folder that PEFT loads. Both files are complete before either gets its name. An interrupted save leaves a
@@ -77,9 +54,8 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
  * const adapter = await loadAdapter('tests/golden/peft/f32')
  * await saveAdapter(adapter, 'out/half', { dtype: 'fp16' })
  */
-export async function saveAdapter(adapter: LoraAdapter, target: Target, options?: SaveOptions): Promise<void> {
-  return (await import('./adapters.js')).saveAdapter(adapter, target, options)
-}
+export const saveAdapter: typeof import('./adapters.js').saveAdapter = async (...given) =>
+  (await import('./adapters.js')).saveAdapter(...given)
 
 /**
  * Trains an adapter. It checks the model, the data and the folder before it writes anything. `await` gives the result.
@@ -118,14 +94,13 @@ export function train(options: TrainOptions): TrainRun {
  * @example
  * for (const { name, learns, records } of await trainingTasks()) console.log(name, learns, Object.keys(records[0]))
  */
-export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
-  return (await import('./train.js')).trainingTasks(model)
-}
+export const trainingTasks: typeof import('./train.js').trainingTasks = async (...given) =>
+  (await import('./train.js')).trainingTasks(...given)
 
 /**
  * Reads data as training would, and tells what is in it: the task that fits, lengths, labels, duplicates, records that
  * cannot be used, and with `preview` the tokens of the first examples and which of them count. Trains nothing. Memory
- * does not grow with the texts: a record takes 16 to 32 bytes.
+ * does not grow with the texts: a record takes 16 bytes.
  *
  * @throws as {@link train} does for model and options. What is wrong with a record is in the report
  *
@@ -137,9 +112,8 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
  * })
  * console.log(task, invalid.length, examples[0].tokens.filter(({ counts }) => counts).map(({ text }) => text))
  */
-export async function checkData(options: CheckDataOptions): Promise<DataReport> {
-  return (await import('./train.js')).checkData(options)
-}
+export const checkData: typeof import('./train.js').checkData = async (...given) =>
+  (await import('./train.js')).checkData(...given)
 
 /**
  * Opens a session: a model with adapters. It runs in a worker. If the model's runtime is a module object, it runs in
@@ -156,9 +130,8 @@ export async function checkData(options: CheckDataOptions): Promise<DataReport> 
  * for await (const piece of session.stream('And the people', { adapter: 'peft', maxNewTokens: 20 })) console.log(piece)
  * await session.dispose()
  */
-export async function openSession(model: Model | Source, options?: OpenSessionOptions): Promise<AdapterSession> {
-  return (await import('./session.js')).openSession(model, options)
-}
+export const openSession: typeof import('./session.js').openSession = async (...given) =>
+  (await import('./session.js')).openSession(...given)
 
 /**
  * Writes a copy of a model with adapters inside: W + Σ weight · s·B·A for every weight that an adapter changes, rounded
@@ -174,9 +147,7 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
  * const report = await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/with-adapter' })
  * console.log(`${report.changed} of ${report.tensors} tensors changed`)
  */
-export async function merge(options: MergeOptions): Promise<MergeReport> {
-  return (await import('./merge.js')).merge(options)
-}
+export const merge: typeof import('./merge.js').merge = async (...given) => (await import('./merge.js')).merge(...given)
 
 /**
  * Shows what {@link merge} would do, and writes nothing. It throws the errors of `merge`, except those for values that
@@ -186,9 +157,8 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
  * const plan = await planMerge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/planned' })
  * console.log(plan.bytes, plan.layers.length)
  */
-export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
-  return (await import('./merge.js')).planMerge(options)
-}
+export const planMerge: typeof import('./merge.js').planMerge = async (...given) =>
+  (await import('./merge.js')).planMerge(...given)
 
 /**
  * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32,
@@ -202,9 +172,8 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
  * const report = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base' })
  * console.log(report.changed, report.bytes)
  */
-export async function unmerge(options: UnmergeOptions): Promise<MergeReport> {
-  return (await import('./merge.js')).unmerge(options)
-}
+export const unmerge: typeof import('./merge.js').unmerge = async (...given) =>
+  (await import('./merge.js')).unmerge(...given)
 
 /**
  * Shows what is in an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an
@@ -218,9 +187,8 @@ export async function unmerge(options: UnmergeOptions): Promise<MergeReport> {
  * const report = await inspect('tests/golden/peft/f32', { base: 'models/union-3m' })
  * if (report.kind === 'adapter') console.log(report.layers.length, report.problems, report.fit?.fits)
  */
-export async function inspect(target: Source | LoraAdapter, options?: InspectOptions): Promise<InspectReport> {
-  return (await import('./inspect.js')).inspect(target, options)
-}
+export const inspect: typeof import('./inspect.js').inspect = async (...given) =>
+  (await import('./inspect.js')).inspect(...given)
 
 /**
  * Turns an adapter that started as PiSSA, OLoRA, LoRA-GA or CorDA into plain LoRA of twice the rank: A' = [A; A₀], B' =
@@ -238,9 +206,8 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
  * const plain = await toPlain('tests/golden/peft/pissa', { base: 'models/union-3m' })
  * await saveAdapter(plain, 'out/plain')
  */
-export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOptions): Promise<LoraAdapter> {
-  return (await import('./adapters.js')).toPlain(adapter, options)
-}
+export const toPlain: typeof import('./adapters.js').toPlain = async (...given) =>
+  (await import('./adapters.js')).toPlain(...given)
 
 /**
  * Makes one adapter from several adapters of the same base. By default, its change is exactly the weighted sum Σ
@@ -265,9 +232,8 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
  * await saveAdapter(adapter, 'out/combined')
  * console.log(`${(100 * error).toFixed(2)} % of the change is lost`)
  */
-export async function combine(options: CombineOptions): Promise<CombineResult> {
-  return (await import('./tools.js')).combine(options)
-}
+export const combine: typeof import('./tools.js').combine = async (...given) =>
+  (await import('./tools.js')).combine(...given)
 
 /**
  * Gives an adapter a lower rank. The result is the closest change of that rank. It comes from the singular values of
@@ -283,9 +249,8 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
  * await saveAdapter(adapter, 'out/smaller')
  * for (const { name, fromRank, rank, error } of layers) console.log(name, fromRank, rank, error)
  */
-export async function resize(adapter: Source | LoraAdapter, options: ResizeOptions): Promise<ResizeResult> {
-  return (await import('./tools.js')).resize(adapter, options)
-}
+export const resize: typeof import('./tools.js').resize = async (...given) =>
+  (await import('./tools.js')).resize(...given)
 
 /**
  * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an
@@ -305,12 +270,8 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
  * })
  * console.log(layers, notes)
  */
-export async function convertAdapter(
-  adapter: Source | LoraAdapter,
-  options: ConvertAdapterOptions,
-): Promise<ConvertReport> {
-  return (await import('./tools.js')).convertAdapter(adapter, options)
-}
+export const convertAdapter: typeof import('./tools.js').convertAdapter = async (...given) =>
+  (await import('./tools.js')).convertAdapter(...given)
 
 /**
  * Makes an adapter of a fine-tuned model: for each weight that differs from the base, the closest change of a low rank.
@@ -328,9 +289,8 @@ export async function convertAdapter(
  * await saveAdapter(adapter, 'out/extracted')
  * for (const { name, rank, relativeChange, error } of layers) console.log(name, rank, relativeChange, error)
  */
-export async function extract(options: ExtractOptions): Promise<ExtractResult> {
-  return (await import('./tools.js')).extract(options)
-}
+export const extract: typeof import('./tools.js').extract = async (...given) =>
+  (await import('./tools.js')).extract(...given)
 
 /**
  * Measures finished adapters on records: the task's metrics for the base and for each adapter, with intervals that hold
@@ -352,9 +312,8 @@ export async function extract(options: ExtractOptions): Promise<ExtractResult> {
  * })
  * for (const { name, metrics, differences } of models) console.log(name ?? 'base', metrics.loss, differences?.loss)
  */
-export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport> {
-  return (await import('./evaluate.js')).evaluate(options)
-}
+export const evaluate: typeof import('./evaluate.js').evaluate = async (...given) =>
+  (await import('./evaluate.js')).evaluate(...given)
 
 /**
  * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the
@@ -368,10 +327,4 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
  * const report = await diff('tests/golden/peft/f32', 'tests/golden/peft/bf16')
  * if (report.kind === 'adapters') console.log(report.relativeChange, report.topMovers, report.layers[0].outputAngles)
  */
-export async function diff(
-  a: Source | LoraAdapter,
-  b: Source | LoraAdapter,
-  options?: DiffOptions,
-): Promise<DiffReport> {
-  return (await import('./tools.js')).diff(a, b, options)
-}
+export const diff: typeof import('./tools.js').diff = async (...given) => (await import('./tools.js')).diff(...given)

@@ -56,7 +56,7 @@ function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTens
   const own = dims.length === 1 ? [1, ...dims] : dims
   const rows = { rows: [...Array(own[0]).keys()], from, count: to - from, to: 0 }
   const cut = joinRows([{ ...rows, tensor: { type, data, dims: own } }], 1, to - from)
-  return like(tensor, cut.data, cut.dims.slice(-dims.length))
+  return like(tensor, { ...cut, dims: cut.dims.slice(-dims.length) })
 }
 
 function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
@@ -73,12 +73,12 @@ function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
     }
     column += part.dims[1]
   }
-  return like(parts[0], data, [batch, columns, ...rest])
+  return like(parts[0], { type: parts[0].type, data, dims: [batch, columns, ...rest] })
 }
 
 /** Makes a tensor of the class of another: ONNX Runtime's own where tensors are kept. */
-function like(tensor: RuntimeTensor, data: RuntimeTensor['data'], dims: readonly number[]): RuntimeTensor {
-  if (tensor.constructor === Object) return { type: tensor.type, data, dims }
+export function like(tensor: RuntimeTensor, made: RuntimeTensor): RuntimeTensor {
+  if (tensor.constructor === Object) return made
   const Tensor = tensor.constructor as new (type: string, data: unknown, dims: readonly number[]) => RuntimeTensor
-  return new Tensor(tensor.type, data, dims)
+  return new Tensor(made.type, made.data, made.dims)
 }

@@ -233,9 +233,7 @@ export interface SoundInput {
 export type ClassifyInput = TextOrPair | ImageSource | SoundInput
 
 /** How texts or pictures are classified. */
-export interface ClassifyOptions extends BatchOptions {
-  /** Name of an adapter of the session; null is the base model alone. Default null. */
-  adapter?: string | null | undefined
+export interface ClassifyOptions extends TagOptions {
   /**
    * How many labels each result lists.
    * @range an integer of at least 1

@@ -43,10 +43,6 @@ interface Worker {
   terminate(): Promise<number>
 }
 
-interface ThreadsModule {
-  Worker: new (source: string, options: object) => Worker
-}
-
 /** Looked up at run time, so that bundles for browsers hold no trace of Node's modules. */
 function builtin<T>(name: string): T | undefined {
   return globalThis.process?.getBuiltinModule?.(name) as T | undefined
@@ -90,7 +86,7 @@ export class Team {
   constructor(module: WebAssembly.Module, workspace: Workspace, threads: number) {
     this.#states = new Int32Array(workspace.memory.buffer)
     this.#blocks = new Array(slotsFor(threads)).fill(0)
-    const { Worker } = builtin<ThreadsModule>('worker_threads')!
+    const { Worker } = builtin<{ Worker: new (source: string, options: object) => Worker }>('worker_threads')!
     for (let w = 0; w < threads - 1; w++) {
       const slots = this.#slotsOf(w)
       const worker = new Worker(WORKER, {

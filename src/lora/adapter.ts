@@ -2,7 +2,7 @@
 // merging and sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, StateError } from '../base/errors.js'
 import type { FloatArray, Matrix, MatrixLike, Tensor } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import type { LayerVectors } from './factors.js'
@@ -260,15 +260,12 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   layer(name: string): LoraLayer {
     const part = this.#parts.get(name)
     if (part?.kind === 'linear') return part
-    const near = nearMisses(
-      name,
-      this.parts('linear').map((layer) => layer.name),
-    )
+    const names = this.parts('linear').map((layer) => layer.name)
     throw new MismatchError({
       where: name,
       what: 'the adapter has no such layer',
       ...(part !== undefined && { expected: 'a linear layer', got: part.kind }),
-      ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
+      hint: didYouMean(name, names, 3),
     })
   }
 

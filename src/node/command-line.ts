@@ -1,13 +1,15 @@
 // Functions of Node that the command line needs beside the public API.
 
+import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
-import { writeFile } from '../base/bytes.js'
+import { requireEmpty, withSource, writeFile } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
+import { withFileErrors } from '../io/node/errors.js'
 import { NodeDirectory } from '../io/node/files.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'
@@ -50,7 +52,25 @@ async function* lines(): AsyncGenerator<Row> {
   }
 }
 
+/** Throws FileError when it cannot be read. */
+export function readTextFile(file: string): Promise<string> {
+  return withFileErrors(file, 'cannot be read', () => readFile(file, 'utf8'))
+}
+
+/** Undefined where there is no such file. */
+export async function startOfFile(file: string, most: number): Promise<string | undefined> {
+  const [folder, name] = [new NodeDirectory(path.dirname(file)), path.basename(file)]
+  if (!(await folder.has(name))) return undefined
+  const start = await withSource(folder, name, (source) => source.read(0, Math.min(most, source.byteLength)))
+  return new TextDecoder().decode(start)
+}
+
 /** Writes a file that appears complete or not at all. Throws FileError when it cannot be written. */
 export function writeWhole(file: string, content: string): Promise<void> {
   return writeFile(new NodeDirectory(path.dirname(file)), path.basename(file), content)
+}
+
+/** Throws FileError unless the folder is empty or not there yet. */
+export function requireEmptyFolder(folder: string): Promise<void> {
+  return requireEmpty(new NodeDirectory(folder))
 }

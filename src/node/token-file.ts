@@ -22,24 +22,20 @@ export function openTokenFile() {
     return opened
   })
   let length = 0
+  // Apart from `write`: a function made there would keep what was written in memory.
+  const readerOf = (place: number, byteLength: number) => () =>
+    attempt('cannot be read', () => {
+      const numbers = new Int32Array(byteLength / 4)
+      if (readSync(file, numbers, 0, byteLength, place) === byteLength) return numbers
+      throw new FileError({ where: name, what: 'it has become shorter' })
+    })
   return {
-    write: (tokens: Int32Array): number =>
+    write: (numbers: Int32Array) =>
       attempt('cannot be written', () => {
         const place = length
-        const bytes = new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)
-        for (let done = 0; done < bytes.length; )
-          done += writeSync(file, bytes, done, bytes.length - done, place + done)
-        length += bytes.length
-        return place
-      }),
-    read: (place: number, into: Int32Array): void =>
-      attempt('cannot be read', () => {
-        const bytes = new Uint8Array(into.buffer, into.byteOffset, into.byteLength)
-        for (let done = 0; done < bytes.length; ) {
-          const count = readSync(file, bytes, done, bytes.length - done, place + done)
-          if (count === 0) throw new FileError({ where: name, what: 'it has become shorter' })
-          done += count
-        }
+        for (const end = place + numbers.byteLength; length < end; )
+          length += writeSync(file, numbers, length - place, end - length, length)
+        return readerOf(place, numbers.byteLength)
       }),
     close: () => closeSync(file),
   }

@@ -65,7 +65,8 @@ export async function saveAdapter(
     savedParameters(adapter.config.targetParameters, parameters),
     [...names, ...parameters],
   )
-  const tensors = encodeAdapter(adapter, dtype)
+  const keys = parameterKeys(adapter.parts('parameter').map(({ name }) => name))
+  const tensors = adapter.parts().flatMap((part) => encodePart(part, keys.get(part.name) ?? part.name, dtype))
   await writeChatTemplate(directory, adapter.chatTemplate)
   await writeAdapterFiles(directory, tensors, config, meaningMetadata(adapter))
 }
@@ -88,11 +89,6 @@ function savedTargets(config: LoraConfig, names: readonly string[]): readonly st
   }
   const excluded = names.find((name) => !adaptedMatcher({ ...config, targetModules: names })(name))!
   throw new MismatchError({ where: excluded, what: 'the adapter has a layer that its own excludeModules exclude' })
-}
-
-function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): TensorBytes[] {
-  const keys = parameterKeys(adapter.parts('parameter').map(({ name }) => name))
-  return adapter.parts().flatMap((part) => encodePart(part, keys.get(part.name) ?? part.name, dtype))
 }
 
 function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefined): TensorBytes[] {

@@ -224,7 +224,10 @@ function warningsOf(
     'A is all zero, so the layer changes nothing',
   )
   warn(
-    layers.filter((layer) => layer.normDelta > 0 && numericalRank(layer) < layer.singularValues.length),
+    layers.filter(
+      ({ normDelta, singularValues: [first, ...rest] }) =>
+        normDelta > 0 && rest.some((value) => value <= ROUNDING * first),
+    ),
     'the rank of B·A is lower than the rank of the adapter, so a smaller rank would be enough',
   )
   warn(
@@ -243,10 +246,6 @@ function warningsOf(
     warnings.push(`targetModules has ${shown.join(', ')}${others}, for which there is no layer`)
   }
   return [...warnings, ...unmatched.filter((entry) => !idle.includes(entry)).map(describeUnmatched)]
-}
-
-function numericalRank({ singularValues }: LayerReport): number {
-  return singularValues.filter((value) => value > ROUNDING * singularValues[0]).length
 }
 
 function count(affected: readonly LayerReport[], all: readonly LayerReport[]): string {

@@ -204,7 +204,7 @@ async function emptyAdapter(config: LoraConfig): Promise<LoraAdapter> {
 }
 
 async function unmatched(config: LoraConfig, parts: readonly OpenPart[], where: string): Promise<LowrankError[]> {
-  return (await import('./unmatched.js')).unmatchedProblems({ config, parts: () => parts }, where)
+  return (await import('./unmatched.js')).unmatchedProblems(config, parts, where)
 }
 
 function throwFirst([first]: readonly LowrankError[]): void {

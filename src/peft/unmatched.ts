@@ -119,34 +119,26 @@ function unmatchedTokenModules(
   return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
 }
 
-interface NamedParts {
-  readonly config: LoraConfig
-  parts(): readonly NamedPart[]
-}
-
-export function unmatchedProblems({ config, parts }: NamedParts, where: string): LowrankError[] {
-  const unmatched = unmatchedEntries(config, parts())
-  return unmatched.length === 0 ? [] : [unmatchedError(unmatched, where)]
-}
-
-/** Throws the MismatchError of {@link unmatchedProblems}. */
-export function describeUnmatched({ setting, entry }: UnmatchedEntry): string {
-  return `${setting} ${entry} matches ${setting === 'modulesToSave' ? 'no tensor' : 'no layer'}`
-}
-
-function unmatchedError(unmatched: readonly UnmatchedEntry[], where: string): MismatchError {
+export function unmatchedProblems(config: LoraConfig, parts: readonly NamedPart[], where: string): LowrankError[] {
+  const unmatched = unmatchedEntries(config, parts)
+  if (unmatched.length === 0) return []
   const shown = unmatched.slice(0, MAX_SHOWN)
   const hints = shown.flatMap(({ entry, near }) => {
     const names = near()
     return names.length > 0 ? [`nearest to ${entry}: ${names.join(', ')}`] : []
   })
   const others = unmatched.length > MAX_SHOWN ? `; and ${unmatched.length - MAX_SHOWN} more` : ''
-  return new MismatchError({
+  const error = new MismatchError({
     where,
     what: shown.map(describeUnmatched).join('; ') + others,
     expected: 'that each setting matches something, because strict is set',
     ...(hints.length > 0 && { hint: hints.join('; ') }),
   })
+  return [error]
+}
+
+export function describeUnmatched({ setting, entry }: UnmatchedEntry): string {
+  return `${setting} ${entry} matches ${setting === 'modulesToSave' ? 'no tensor' : 'no layer'}`
 }
 
 function nearestTo(entry: string, names: readonly string[]): string[] {

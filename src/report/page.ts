@@ -73,7 +73,7 @@ export interface Report {
 export function reportPage({ title, command, sections }: Report): string {
   const report = { title, command, sections: sections.map(withoutUnseen) }
   const parts = {
-    title: escapeHtml(`${title} · lowrank ${command}`),
+    title: `${title} · lowrank ${command}`.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`),
     generator: generatorOf(command),
     data: escapeJson(JSON.stringify(report, (_, value) => (typeof value === 'number' ? drawn(value) : value))),
   }
@@ -90,10 +90,6 @@ function withoutUnseen(section: Section): Section {
   const keys = ['name', 'singularValues', ...[...section.columns, ...section.measures].map(([key]) => key)]
   const layers = section.layers.map((layer) => Object.fromEntries(keys.map((key) => [key, layer[key] ?? null])))
   return { ...section, layers: layers as unknown as ReportLayer[] }
-}
-
-function escapeHtml(text: string): string {
-  return text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`)
 }
 
 /** Leaves nothing in it that could end the script element or begin a comment. */

@@ -3,7 +3,6 @@
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
-import { bytesOf } from '../formats/onnx/tensors.js'
 import { FEATURES } from '../graph/inputs/family.js'
 import { dimsOfInput, typeOf } from '../graph/inputs/roles.js'
 import type { Model } from '../graph/model-folder.js'
@@ -12,7 +11,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { checkSize, FEATURES_FIELD, featuresOf, HEAR } from './features.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
-import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
+import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
 import { batchLength } from './token-batch.js'
 
@@ -84,6 +83,5 @@ function soundInputs(model: Model): Inputs<SoundExample> {
       return soundFeeds(sounds, size)
     },
     cost: () => Math.ceil(times / 2),
-    content: ({ values, label }) => [bytesOf(values), labelBytes(label)],
   }
 }

@@ -123,8 +123,6 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
     chosen: (outputs) => predictedRows(outputs).map(([token]) => token),
   },
 
-  makeList: (file) => new PicturedStore(file),
-
   pack(examples, length) {
     if (encoderOf(examples) === undefined) return new PackedTexts(examples, length)
     throw new ConfigError({ where: 'packing', what: 'records with pictures have rows of their own' })
@@ -133,28 +131,8 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
   open: (model, examples) => new CausalLm(model, examples),
 }
 
-/** Keeps the pictures of its examples too. */
-class PicturedStore extends ExampleStore {
-  readonly #pictures = new Map<number, NonNullable<PicturedExample['pictures']>>()
-
-  get encoder(): PictureEncoder | undefined {
-    for (const { encoder } of this.#pictures.values()) return encoder
-    return undefined
-  }
-
-  override push(example: PicturedExample): void {
-    if (example.pictures !== undefined) this.#pictures.set(this.length, example.pictures)
-    super.push(example)
-  }
-
-  override at(index: number): PicturedExample | undefined {
-    const [example, pictures] = [super.at(index), this.#pictures.get(index)]
-    return example && pictures ? { ...example, pictures } : example
-  }
-}
-
 function encoderOf(examples: Iterable<PicturedExample>): PictureEncoder | undefined {
-  if (examples instanceof PicturedStore) return examples.encoder
+  if (examples instanceof ExampleStore && !examples.hasObjects) return undefined
   for (const { pictures } of examples) if (pictures !== undefined) return pictures.encoder
   return undefined
 }
@@ -315,11 +293,6 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
 
   protected targetsOf({ labels }: Example): Int32Array {
     return labels.subarray(1).filter((label) => label !== IGNORED)
-  }
-
-  content({ inputIds, labels, pictures, starts }: PicturedExample & Partial<PackedExample>) {
-    const digests = pictures?.list.map(({ digest }) => digest) ?? []
-    return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)]), ...digests]
   }
 }
 

@@ -22,6 +22,7 @@ import { columnFeed, SIDES, type Two, TwoAnswers } from './two-answers.js'
 export interface AnswerExample {
   readonly chosen: Example
   readonly rejected: Example
+  readonly before?: Two
 }
 
 /** How preferences are trained. */
@@ -66,7 +67,8 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
     const { maxLength } = context
     const [own, other] = countedAfter(chosen, sides, context).map((side) => cutTo(side, maxLength))
     const isTruncated = sides.some(({ inputIds }) => inputIds.length > maxLength)
-    const areEqual = isSame(own, other)
+    const { length } = own.inputIds
+    const areEqual = length === other.inputIds.length && commonLength(own.inputIds, other.inputIds) === length
     if (areEqual) notes.push('have two answers that are the same, and are left out')
     const isUseless = [own, other].some(({ labels }) => countTargets(labels) === 0) || areEqual
     return { examples: isUseless ? [] : [{ chosen: own, rejected: other }], isTruncated, notes }
@@ -112,11 +114,6 @@ export function cutTo({ inputIds, labels }: Example, length: number): Example {
   return { inputIds: inputIds.slice(0, length), labels: labels.slice(0, length) }
 }
 
-function isSame(a: Example, b: Example): boolean {
-  const { length } = a.inputIds
-  return length === b.inputIds.length && commonLength(a.inputIds, b.inputIds) === length
-}
-
 class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
   readonly #beta: number
   readonly #smoothing: number
@@ -150,10 +147,6 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
       return chosen - rejected
     })
     return { ...this.sideFeeds(sides, length), [REFERENCE]: columnFeed(references) }
-  }
-
-  content({ chosen, rejected }: AnswerExample): Int32Array[] {
-    return [chosen, rejected].flatMap(({ inputIds, labels }) => [inputIds, labels])
   }
 
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly AnswerExample[]): Two[] {

@@ -180,13 +180,6 @@ class Embedding implements OpenTask<RelatedExample> {
     return examples.length
   }
 
-  content({ texts, score }: RelatedExample): (Int32Array | Uint8Array)[] {
-    return [
-      ...texts.flatMap(({ inputIds, tokenTypeIds }) => [inputIds, tokenTypeIds]),
-      new TextEncoder().encode(String(score)),
-    ]
-  }
-
   predict(outputs: Readonly<Feeds>, examples: readonly RelatedExample[]): Float32Array[][] {
     const found = predictedRows(outputs)
     return examples.map((_, row) => found.filter((_, at) => at % examples.length === row))

@@ -12,7 +12,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import type { HeadBase } from './heads/heads.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
-import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
+import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
 import { batchLength } from './token-batch.js'
 
@@ -98,6 +98,5 @@ function imageInputs(model: Model, { graph }: HeadBase): Inputs<ImageExample> {
       return pictureFeeds(processor, pictures)
     },
     cost: () => tokens,
-    content: ({ pixels, label }) => [pixels, labelBytes(label)],
   }
 }

@@ -11,7 +11,7 @@ import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord, parseRecord } from '../text/records.js'
 import { causalLm } from './causal-lm.js'
-import { countedAfter, cutTo, encodeAnswer } from './dpo.js'
+import { countedAfter, cutTo, type DpoOptions, encodeAnswer } from './dpo.js'
 import { KTO_OPTIONS } from './gen/options.js'
 import { meansOf } from './metrics.js'
 import type { OpenTask, Task } from './task.js'
@@ -33,16 +33,11 @@ export interface JudgedExample {
   readonly answer: Int32Array
   /** Most tokens of a prompt with another answer. */
   readonly limit: number
+  readonly before?: Two
 }
 
 /** How wanted and unwanted answers are trained. */
-export interface KtoOptions {
-  /**
-   * How strongly the model is held to what it was before: rewards are this times a difference of ln(probability).
-   * @range a finite number above 0
-   * @default 0.1
-   */
-  readonly beta?: number | undefined
+export interface KtoOptions extends Pick<DpoOptions, 'beta'> {
   /**
    * Weight of the answers that are wanted.
    * @range a finite number above 0
@@ -160,10 +155,6 @@ class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
       before: this.before(example),
     }))
     return { ...this.sideFeeds(sides, own), ...judgedFeeds(judged) }
-  }
-
-  content({ own: { inputIds, labels }, isWanted, answer }: JudgedExample): Int32Array[] {
-    return [inputIds, labels, answer, Int32Array.of(Number(isWanted))]
   }
 
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): Judgement[] {

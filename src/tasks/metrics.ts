@@ -56,7 +56,7 @@ function placesOf(values: readonly number[]): number[] {
 
 export function classificationMetrics(truth: readonly number[], predicted: readonly number[]) {
   const [own, told] = [truth, predicted].map((labels) => labels.map((label) => new Set([label])))
-  return severalMetrics(own, told, Math.max(0, ...truth, ...predicted) + 1)
+  return severalMetrics(own, told, [...truth, ...predicted].reduce((most, label) => Math.max(most, label), 0) + 1)
 }
 
 /** `accuracy` counts records whose labels are all right; a score is NaN for a label neither there nor predicted. */

@@ -4,7 +4,6 @@
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
-import { bytesOf } from '../formats/onnx/tensors.js'
 import { type JoinedInputs, joinedInputs } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily, OF_DECODER } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer, startToken } from '../graph/model-folder.js'
@@ -89,7 +88,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
 }
 
 function encodeSource({ source, where }: TextPair, { model, maxLength }: EncodeContext) {
-  const size = soundShape(model)
+  const { features: size } = joinedInputs(readGraph(model.onnx.proto))
   if ((size === undefined) !== (source.kind === 'text')) {
     throw new DataError({
       where,
@@ -129,11 +128,6 @@ function encodeTarget({ target: text, where }: TextPair, { model, maxLength, isL
     got: String(ids.length),
     hint: `Shorten it, or cut all texts that are too long: \`maxLength: ${limit}\``,
   })
-}
-
-/** (bands, times) of the sounds that a model reads; undefined for one that reads texts. */
-function soundShape(model: Model): readonly [number, number] | undefined {
-  return joinedInputs(readGraph(model.onnx.proto)).features
 }
 
 function positionsOf({ config, contextLength = Number.POSITIVE_INFINITY }: Model): number {
@@ -191,10 +185,6 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
 
   protected targetsOf({ target }: Seq2SeqExample): Int32Array {
     return target
-  }
-
-  content({ source, target }: Seq2SeqExample): (Int32Array | Uint8Array)[] {
-    return [source instanceof Int32Array ? source : bytesOf(source), target]
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {

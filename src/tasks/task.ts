@@ -8,7 +8,6 @@ import type { Objective } from '../graph/training/objective-graph.js'
 import type { DecodeImage, ImageSource } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
-import type { TokenFile } from '../text/example-store.js'
 import type { ChatTemplate } from '../text/template.js'
 import type { HeadBase, HeadForm } from './heads/heads.js'
 import type { ProblemType } from './labels/label-problems.js'
@@ -34,12 +33,11 @@ export interface EncodeContext {
 /** Examples in order: a list, or something smaller that is one to its users. */
 export interface Examples<Example> extends Iterable<Example> {
   readonly length: number
+  /** {@link OpenTask.cost} of each, where no example need be read for it. */
+  readonly costs?: Int32Array
   at(index: number): Example | undefined
-}
-
-/** {@link Examples} that grow. */
-export interface ExampleList<Example> extends Examples<Example> {
-  push(example: Example): unknown
+  /** Gives an example two numbers, which it has as `before` from then on. */
+  mark?(index: number, before: readonly [number, number]): void
 }
 
 /** The examples of one row. */
@@ -135,8 +133,6 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
     /** The most likely token of each example, from the outputs of {@link Objective.forward}. */
     chosen(outputs: Readonly<Record<string, RuntimeTensor>>): number[]
   }
-  /** Makes the store of the examples. Default: a list. One that opens a file takes little memory for very many. */
-  makeList?(file?: () => TokenFile): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
   pack?(examples: Examples<Example>, length: number): Examples<Example>
   /**
@@ -215,8 +211,6 @@ export interface OpenTask<Example = unknown> extends Objective {
    * result.
    */
   normalizer(examples: readonly Example[]): number
-  /** All parts of an example that training sees: they have to stay the same for a run to be resumed. */
-  content(example: Example): Iterable<Uint8Array | Int32Array>
   /**
    * The loss of all runs of a step together, for tasks whose examples need one another: a step takes two passes then.
    *
@@ -224,10 +218,10 @@ export interface OpenTask<Example = unknown> extends Objective {
    */
   stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
   /**
-   * For a loss that compares the model with itself before the first step: takes what {@link Objective.forward} gave out
-   * of some examples then. Each example that is trained on or evaluated comes here once, before its loss is wanted.
+   * For a loss that compares the model with itself before the first step: two numbers for each example, from what
+   * {@link Objective.forward} gave out then. Each example gets them as `before`, before its loss is wanted.
    */
-  takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
+  reference?(outputs: Readonly<Record<string, RuntimeTensor>>): (readonly [number, number])[]
   /** The prediction for each example of one run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
   /** The loss of each example, from {@link predict}. Without it, an evaluation runs each example alone to know it. */

@@ -5,7 +5,7 @@ import type { Model } from '../graph/model-folder.js'
 import { fieldsOf } from '../text/records.js'
 import type { HeadBase } from './heads/heads.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
-import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
+import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts, tokenLengths } from './token-batch.js'
 
@@ -79,6 +79,5 @@ function textInputs(model: Model, { graph }: HeadBase): Inputs<LabeledExample> {
     },
     feeds: encoderFeeds(model, graph),
     cost: ({ inputIds }) => inputIds.length,
-    content: ({ inputIds, tokenTypeIds, label }) => [inputIds, tokenTypeIds, labelBytes(label)],
   }
 }

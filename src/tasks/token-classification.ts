@@ -14,7 +14,7 @@ import { TAG_OPTIONS } from './gen/options.js'
 import { type HeadBase, namedLabels } from './heads/heads.js'
 import { entityMetrics, isEntityTag } from './labels/entities.js'
 import { type LabelOptions, reported } from './labels/label-problems.js'
-import { HeadTask, headParts, type Inputs, labelBytes } from './labels/label-task.js'
+import { flat, HeadTask, headParts, type Inputs } from './labels/label-task.js'
 import { classificationMetrics } from './metrics.js'
 import type { Evaluated, Examples, HeadOptions, Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTagged, ownLength, predictedRows, tokenLengths } from './token-batch.js'
@@ -94,7 +94,6 @@ function wordInputs(model: Model, { graph }: HeadBase): Inputs<TaggedExample> {
       return { ...feeds(examples, length), ...chosen }
     },
     cost: ({ inputIds }) => inputIds.length,
-    content: ({ inputIds, tokenTypeIds, firsts, tags }) => [inputIds, tokenTypeIds, firsts, labelBytes(tags)],
   }
 }
 
@@ -103,7 +102,7 @@ class TokenClassification extends HeadTask<TaggedExample> {
     const { tagNames, classWeights, labelSmoothing } = options
     const names = typeof tagNames === 'string' ? tagNames.trim().split(/\s+/) : tagNames
     const tagsOf = ({ tags, where }: TaggedExample) => tags.map((tag) => nameOf(tag, names, where))
-    const known = names ?? labelsOf([...examples].flatMap(tagsOf), heads.newHead ? [] : namedLabels(model.config))
+    const known = names ?? labelsOf(flat(examples, tagsOf), heads.newHead ? [] : namedLabels(model.config))
     const single = { problemType: 'single_label_classification', classWeights, labelSmoothing } as const
     super('token', wordInputs, { model, examples, options: single, heads, known }, 'tags', tagsOf)
   }

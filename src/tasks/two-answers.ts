@@ -1,6 +1,5 @@
 // Shared by the tasks whose examples are two answers, compared with what the model gave them before (DPO, KTO).
 
-import { StateError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { checkWidth } from '../graph/match/continues.js'
@@ -26,11 +25,11 @@ interface Names {
   readonly sides: readonly string[]
 }
 
-export class TwoAnswers<Example extends object> {
+/** `before`: ln(probability) of both answers before the first step. */
+export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES
   readonly #inputs: ReturnType<typeof tokenInputs>
-  readonly #before = new WeakMap<Example, Two>()
 
   /** `columns`: the other feeds of the loss for n examples. */
   constructor(
@@ -57,8 +56,8 @@ export class TwoAnswers<Example extends object> {
     return examples.length
   }
 
-  takeReference(outputs: Readonly<Feeds>, examples: readonly Example[]): void {
-    logProbabilities(outputs).forEach((two, i) => void this.#before.set(examples[i], two))
+  reference(outputs: Readonly<Feeds>): Two[] {
+    return predictedRows(outputs).map(([first, second]): Two => [-first, -second])
   }
 
   /** −ln(probability) of the answers of each side, (n, 1). Gives them out, too. */
@@ -90,17 +89,14 @@ export class TwoAnswers<Example extends object> {
   }
 
   /** NaN while the numbers are being computed. */
-  protected before(example: Example): Two {
-    return this.#before.get(example) ?? [Number.NaN, Number.NaN]
+  protected before({ before = [Number.NaN, Number.NaN] }: Example): Two {
+    return before
   }
 
   /** ln(probability) of each answer, minus the same before. */
   protected changes(outputs: Readonly<Feeds>, examples: readonly Example[]): Two[] {
-    return logProbabilities(outputs).map(([first, second], i): Two => {
-      const before = this.#before.get(examples[i])
-      if (before === undefined) throw new StateError({ where: 'evaluation', what: 'an example has no reference' })
-      return [first - before[0], second - before[1]]
-    })
+    const before = examples.map((example) => this.before(example))
+    return this.reference(outputs).map(([first, second], i): Two => [first - before[i][0], second - before[i][1]])
   }
 
   #textFeeds(texts: readonly Int32Array[], length: number): Feeds {
@@ -123,8 +119,4 @@ export class TwoAnswers<Example extends object> {
 
 export function columnFeed(values: readonly number[]): RuntimeTensor {
   return { type: 'float32', data: Float32Array.from(values), dims: [values.length, 1] }
-}
-
-function logProbabilities(outputs: Readonly<Feeds>): Two[] {
-  return predictedRows(outputs).map(([first, second]): Two => [-first, -second])
 }

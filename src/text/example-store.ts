@@ -1,96 +1,171 @@
-// Tokenized examples in 4 bytes a token, whether its label counts or not, and 8 bytes an example. Tokens that are very
-// many lie in a file.
+// Examples of any task as numbers, one behind the other, in 4 bytes for a token and its label. Very many lie in a file.
 
-import { type Example, IGNORED } from './records.js'
+import { isObject } from '../base/options.js'
+import { joinedUp } from '../base/tensor.js'
+import { IGNORED } from './records.js'
 
 /** A file that stands in for memory. */
 export interface TokenFile {
-  /** Returns where they lie, for `read`. */
-  write(tokens: Int32Array): number
-  read(place: number, into: Int32Array): void
+  /** Returns what reads them again. */
+  write(numbers: Int32Array): () => Int32Array
 }
 
-/** Tokens of a block. Examples lie one behind the other, over the bounds of blocks. */
-const BLOCK = 1 << 16
-/** Blocks that stay in memory: 64 MiB. */
-const KEPT = 256
+/** Examples that are stored, and read, together. */
+const GROUP = 32
+/** Numbers that stay in memory: 64 MiB. */
+const KEPT = 1 << 24
 
-export class ExampleStore implements Iterable<Example> {
-  readonly #file: (() => TokenFile) | undefined
-  readonly #kept: number
-  /** The end of each example, counted over all tokens. */
-  #ends = new Float64Array(1024)
-  #length = 0
-  /** The ids, or where they lie in the file. One whose label is ignored has all bits turned. */
-  readonly #blocks: (Int32Array | number)[] = []
-  #last = new Int32Array(BLOCK)
-  #taken = 0
-  /** The block of the file that was read last. */
-  readonly #read = { block: -1, tokens: new Int32Array(0) }
+/** Tokens of which those whose label is ignored have all bits turned. */
+class Labeled extends Int32Array {}
 
-  /** Without `file`, all stays in memory. It is called when there are more than `kept` blocks. */
-  constructor(file?: () => TokenFile, kept = KEPT) {
-    this.#file = file
-    this.#kept = kept
-  }
+/** A Float64Array stands for a number, a Uint16Array for a text. */
+const VIEWS = [Int32Array, Uint8Array, Float32Array, Float64Array, Uint16Array, Labeled]
+/** Kinds of other values. The low bits of a value's first number have its kind, and the others its length or place. */
+const [AS_IS, LIST, OBJECT] = [8, 9, 10]
+const KIND_BITS = 4
+
+export class ExampleStore<Example> implements Iterable<Example> {
+  readonly #groups: (Int32Array | (() => Int32Array))[] = []
+  /** The group that is not full. Of each example, the first number is how many there are. */
+  #open: Int32Array[] = []
+  #held = 0
+  /** The group of the file that was read last. */
+  #read: { readonly group: number; readonly numbers: Int32Array } | undefined
+  /** Lists of names of fields, and values that are no data; and the place of each. */
+  readonly #values: unknown[] = []
+  readonly #places = new Map<unknown, number>()
+  /** False where examples are data alone: texts, numbers, and what is made of them. */
+  hasObjects = false
+  #before: Float32Array | undefined
+
+  /** Without `file`, all stays in memory. It is called when there are more than `kept` numbers. */
+  constructor(
+    private readonly file?: () => TokenFile,
+    private readonly kept = KEPT,
+  ) {}
 
   get length(): number {
-    return this.#length
+    return this.#groups.length * GROUP + this.#open.length
   }
 
-  push({ inputIds, labels }: Example): void {
-    for (let i = 0; i < inputIds.length; i++) {
-      if (this.#taken === BLOCK) this.#closeBlock()
-      this.#last[this.#taken++] = labels[i] === IGNORED ? ~inputIds[i] : inputIds[i]
-    }
-    if (this.#length === this.#ends.length) {
-      const ends = new Float64Array(2 * this.#length)
-      ends.set(this.#ends)
-      this.#ends = ends
-    }
-    this.#ends[this.#length++] = this.#blocks.length * BLOCK + this.#taken
+  push(example: Example): void {
+    const numbers = [0]
+    this.#write(example, numbers)
+    numbers[0] = numbers.length
+    if (this.#open.push(new Int32Array(numbers)) < GROUP) return
+    const group = joinedUp(this.#open, Int32Array)
+    this.#open = []
+    this.#held += group.length
+    const isKept = this.file === undefined || this.#held <= this.kept
+    this.#groups.push(isKept ? group : this.file().write(group))
   }
 
-  #closeBlock(): void {
-    const isKept = this.#file === undefined || this.#blocks.length < this.#kept
-    this.#blocks.push(isKept ? this.#last : this.#file().write(this.#last))
-    if (isKept) this.#last = new Int32Array(BLOCK)
-    this.#taken = 0
+  /** Gives an example two numbers, which it has as `before` from then on: 8 bytes for each example. */
+  mark(index: number, before: readonly [number, number]): void {
+    this.#before ??= new Float32Array(2 * this.length).fill(Number.NaN)
+    this.#before.set(before, 2 * index)
   }
 
   at(index: number): Example | undefined {
-    if (index < 0 || index >= this.#length) return undefined
-    let from = index === 0 ? 0 : this.#ends[index - 1]
-    const end = this.#ends[index]
-    const inputIds = new Int32Array(end - from)
-    for (let taken = 0; from < end; ) {
-      const at = from % BLOCK
-      const part = this.#tokensOf((from - at) / BLOCK).subarray(at, at + end - from)
-      inputIds.set(part, taken)
-      taken += part.length
-      from += part.length
-    }
-    const labels = inputIds.slice()
-    for (let i = 0; i < inputIds.length; i++) {
-      if (inputIds[i] >= 0) continue
-      inputIds[i] = ~inputIds[i]
-      labels[i] = IGNORED
-    }
-    return { inputIds, labels }
+    if (index < 0 || index >= this.length) return undefined
+    const group = Math.floor(index / GROUP)
+    const isOpen = group === this.#groups.length
+    const numbers = isOpen ? this.#open[index % GROUP] : this.#numbersOf(group)
+    let at = 0
+    if (!isOpen) for (let left = index % GROUP; left > 0; left--) at += numbers[at]
+    const example = this.#valueOf({ numbers, at: at + 1 }) as Example
+    const before = this.#before?.slice(2 * index, 2 * index + 2)
+    return before === undefined ? example : { ...example, before }
   }
 
-  #tokensOf(block: number): Int32Array {
-    const stored = this.#blocks[block] ?? this.#last
-    if (typeof stored !== 'number') return stored
-    if (this.#read.block !== block) {
-      if (this.#read.tokens.length === 0) this.#read.tokens = new Int32Array(BLOCK)
-      this.#file?.().read(stored, this.#read.tokens)
-      this.#read.block = block
-    }
-    return this.#read.tokens
+  #numbersOf(group: number): Int32Array {
+    const stored = this.#groups[group]
+    if (stored instanceof Int32Array) return stored
+    if (this.#read?.group !== group) this.#read = { group, numbers: stored() }
+    return this.#read.numbers
   }
 
   *[Symbol.iterator](): Generator<Example> {
     for (let i = 0; i < this.length; i++) yield this.at(i) as Example
   }
+
+  #write(given: unknown, to: number[]): void {
+    const value =
+      typeof given === 'number' ? Float64Array.of(given) : typeof given === 'string' ? unitsOf(given) : given
+    const view = ArrayBuffer.isView(value) ? VIEWS.indexOf(value.constructor as typeof Labeled) : -1
+    if (view >= 0) writeBytes(view, value as Int32Array, to)
+    else if (Array.isArray(value)) {
+      to.push(headOf(LIST, value.length))
+      for (const one of value) this.#write(one, to)
+    } else if (isObject(value) && Object.getPrototypeOf(value) === Object.prototype) {
+      const fields = joined(value)
+      const names = Object.keys(fields)
+      to.push(headOf(OBJECT, this.#placeOf(names.join(), names)))
+      for (const name of names) this.#write(fields[name], to)
+    } else {
+      this.hasObjects ||= isObject(value)
+      to.push(headOf(AS_IS, this.#placeOf(value)))
+    }
+  }
+
+  #placeOf(key: unknown, value = key): number {
+    const place = this.#places.get(key) ?? this.#values.push(value) - 1
+    this.#places.set(key, place)
+    return place
+  }
+
+  #valueOf(from: { readonly numbers: Int32Array; at: number }): unknown {
+    const head = from.numbers[from.at++]
+    const [kind, length] = [head & ((1 << KIND_BITS) - 1), head >>> KIND_BITS]
+    if (kind === AS_IS) return this.#values[length]
+    if (kind === LIST) return Array.from({ length }, () => this.#valueOf(from))
+    if (kind === OBJECT) {
+      const fields: Record<string, unknown> = {}
+      for (const name of this.#values[length] as string[]) {
+        const own = this.#valueOf(from)
+        if (own instanceof Labeled) Object.assign(fields, apart(own))
+        else fields[name] = own
+      }
+      return fields
+    }
+    const bytes = from.numbers.buffer.slice(4 * from.at, 4 * from.at + length) as ArrayBuffer
+    from.at += Math.ceil(length / 4)
+    const view = new VIEWS[kind](bytes)
+    if (view instanceof Uint16Array) return view.reduce((text, unit) => text + String.fromCharCode(unit), '')
+    return view instanceof Float64Array ? view[0] : view
+  }
+}
+
+function unitsOf(text: string): Uint16Array {
+  const units = new Uint16Array(text.length)
+  for (let i = 0; i < text.length; i++) units[i] = text.charCodeAt(i)
+  return units
+}
+
+function headOf(kind: number, length: number): number {
+  return (length << KIND_BITS) | kind
+}
+
+function writeBytes(kind: number, { buffer, byteOffset, byteLength }: ArrayBufferView, to: number[]): void {
+  to.push(headOf(kind, byteLength))
+  const whole = new Uint8Array(4 * Math.ceil(byteLength / 4))
+  whole.set(new Uint8Array(buffer, byteOffset, byteLength))
+  for (const number of new Int32Array(whole.buffer)) to.push(number)
+}
+
+/** The fields with ids and labels as one. */
+function joined(fields: Readonly<Record<string, unknown>>): Readonly<Record<string, unknown>> {
+  const { inputIds: ids, labels, ...others } = fields
+  if (!(ids instanceof Int32Array && labels instanceof Int32Array)) return fields
+  return { ...others, inputIds: new Labeled(ids.map((id, i) => (labels[i] === IGNORED ? ~id : id))) }
+}
+
+function apart(own: Labeled) {
+  const [inputIds, labels] = [new Int32Array(own), new Int32Array(own)]
+  for (let i = 0; i < own.length; i++) {
+    if (own[i] >= 0) continue
+    inputIds[i] = ~own[i]
+    labels[i] = IGNORED
+  }
+  return { inputIds, labels }
 }

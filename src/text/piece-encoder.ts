@@ -203,7 +203,8 @@ export class PieceEncoder {
 
   #encodePart(part: string, start: number, sectionIndex: number, ids: number[], places: Span[] | undefined): boolean {
     const normalized = this.#cutter.normalize(part)
-    const spanOf = normalized === part ? plainSpan(start) : normalizedSpan(part, start, normalized, this.#cutter)
+    const plain: SpanOf = (from, to) => ({ start: start + from, end: start + to })
+    const spanOf = normalized === part ? plain : normalizedSpan(part, start, normalized, this.#cutter)
     const pieces = spanOf && this.#cutter.cut(normalized, sectionIndex)
     if (spanOf === undefined || pieces === undefined) return false
     let at = -this.#cutter.prefixLength(normalized, pieces)
@@ -276,10 +277,6 @@ interface PlacedToken extends Span {
 }
 
 type SpanOf = (from: number, to: number) => Span
-
-function plainSpan(start: number): SpanOf {
-  return (from, to) => ({ start: start + from, end: start + to })
-}
 
 /** Halves are normalized as the whole is: no ASCII character combines with one before it. */
 const BEFORE_ASCII = /(?=[\0-\x7f])/

@@ -7,7 +7,7 @@ import { ConfigError, MismatchError, StateError, UnsupportedError } from '../bas
 import { Steps } from '../base/progress.js'
 import { Random } from '../base/random.js'
 import { type FloatArray, formatShape, type Matrix, zeros } from '../base/tensor.js'
-import { addScaled, beside, copyAs, norm, normOfProduct, product, stacked } from '../linalg/product.js'
+import { addScaled, beside, copyAs, norm, product, stacked } from '../linalg/product.js'
 import { randomizedSvd } from '../linalg/randomized-svd.js'
 import type { LoraAdapter, PartOfKind } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
@@ -22,27 +22,20 @@ import {
   type Change,
   changeOf,
   configRank,
+  differencePair,
   type FactorPart,
   isFactorPart,
   type NewLayer,
+  normOf,
   shellOf,
 } from './factor-parts.js'
 import { type LeadingSvd, leadingSvd, type RankChoice } from './rank.js'
-import { closestPairs, type RankReport, totalError, truncatedChange } from './resize.js'
+import { closestPairs, type RankReport, type ResizeResult, totalError, truncatedChange } from './resize.js'
 import { sparseSum } from './sparse.js'
 import { openBaseWeights } from './to-plain.js'
 
 /** Result of {@link combineAdapters}. */
-export interface CombineResult {
-  /** The adapter that holds the change of all. */
-  adapter: LoraAdapter
-  /** Result for each layer. `error` is the relative difference from the exact result of the combination type. */
-  layers: RankReport[]
-  /** Over all layers. */
-  error: number
-  /** Possible mistakes: adapters with different base names, layers that change nothing. */
-  warnings: string[]
-}
+export type CombineResult = ResizeResult
 
 interface Opened {
   readonly adapter: OpenAdapter
@@ -453,17 +446,7 @@ async function closest(part: FactorPart, matrices: readonly Matrix[], choice: Ra
   return { pairs, report: { rank: rank * each, ...report } }
 }
 
-function normOf(pairs: readonly FactorPair[]): number {
-  return Math.hypot(...pairs.map(({ weightA, weightB }) => normOfProduct(weightB, weightA)))
-}
-
 function distance(got: readonly FactorPair[], wanted: readonly FactorPair[]): number {
   const total = normOf(wanted)
-  const off = normOf(
-    wanted.map((pair, at) => ({
-      weightA: stacked([pair.weightA, got[at].weightA]),
-      weightB: beside([pair.weightB, scaled(got[at].weightB, -1)]),
-    })),
-  )
-  return total === 0 ? 0 : off / total
+  return total === 0 ? 0 : normOf(wanted.map((pair, at) => differencePair(got[at], pair))) / total
 }

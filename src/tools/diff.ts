@@ -5,14 +5,14 @@ import { MismatchError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { elementCount, F64, formatShape, type Matrix, transpose } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, openCheckpoint } from '../formats/checkpoint.js'
-import { beside, inPrecisionOf, normOfProduct, product, stacked } from '../linalg/product.js'
+import { inPrecisionOf, product } from '../linalg/product.js'
 import { type Svd, svd, svdOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { type FactorPair, scaled } from '../lora/delta.js'
+import type { FactorPair } from '../lora/delta.js'
 import type { PartView } from '../lora/part.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
 import { DifferenceMemory, differenceOf, hasSameBytes, requireFloat, requireSameShape, withOpen } from './difference.js'
-import { type Change, changeOf, isFactorPart } from './factor-parts.js'
+import { type Change, changeOf, differencePair, isFactorPart, normOf } from './factor-parts.js'
 
 /** A layer of two adapters. */
 export interface AdapterLayerDiff extends AdapterDifference {
@@ -200,17 +200,11 @@ const SIGNIFICANT = 1e-3
 /** For several matrices (groups, experts): norms over all, angles and singular values of the first. */
 function compareChanges(a: Change, b: Change): AdapterDifference {
   const pairs = a.pairs.map((own, at) => [own, b.pairs[at]] as const)
-  const normOf = (of: (own: FactorPair, other: FactorPair) => FactorPair) =>
-    Math.hypot(
-      ...pairs
-        .map(([own, other]) => ({ ...of(own, other) }))
-        .map(({ weightA, weightB }) => normOfProduct(weightB, weightA)),
-    )
-  const [normA, normB] = [normOf((own) => own), normOf((_, other) => other)]
+  const [normA, normB] = [normOf(a.pairs), normOf(b.pairs)]
   const isEqual = pairs.every(
     ([own, other]) => isSame(own.weightA, other.weightA) && isSame(own.weightB, other.weightB),
   )
-  const normDifference = isEqual ? 0 : normOf(differencePair)
+  const normDifference = isEqual ? 0 : normOf(pairs.map((pair) => differencePair(...pair)))
   const shared = pairs.reduce((sum, [own, other]) => sum + innerProduct(own, other), 0)
   const [first, second] = pairs[0].map(({ weightA, weightB }) => svdOfProduct(weightB, weightA))
   const between = differencePair(...pairs[0])
@@ -218,18 +212,11 @@ function compareChanges(a: Change, b: Change): AdapterDifference {
     normA,
     normB,
     normDifference,
-    relativeChange: normDifference === 0 ? 0 : normDifference / normA,
+    relativeChange: relative(normDifference, normA),
     cosine: normA * normB === 0 ? null : Math.max(-1, Math.min(1, shared / (normA * normB))),
     outputAngles: principalAngles(leading(first, 'u'), leading(second, 'u')),
     inputAngles: principalAngles(leading(first, 'vt'), leading(second, 'vt')),
     singularValues: isEqual ? [] : Array.from(svdOfProduct(between.weightB, between.weightA).s),
-  }
-}
-
-function differencePair(own: FactorPair, other: FactorPair): FactorPair {
-  return {
-    weightA: stacked([other.weightA, own.weightA]),
-    weightB: beside([other.weightB, scaled(own.weightB, -1)]),
   }
 }
 

@@ -1,7 +1,7 @@
 // The closest adapter of a low rank to a fine-tuned checkpoint. Large tensors are read in blocks of rows.
 
 import type { Place } from '../base/bytes.js'
-import { MismatchError, nearMisses, StateError } from '../base/errors.js'
+import { didYouMean, MismatchError, StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { transpose } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
@@ -162,12 +162,11 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
 function checkRelated(base: Checkpoint, tuned: Checkpoint): void {
   const names = [...tuned.tensors.keys()]
   if (names.some((name) => base.tensors.has(name))) return
-  const near = nearMisses(names[0], base.tensors.keys())
   throw new MismatchError({
     where: tuned.directory.name,
     what: `not a fine-tuned form of ${base.directory.name}: no tensor has the same name`,
     got: names[0],
-    ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+    hint: didYouMean(names[0], base.tensors.keys(), 3),
   })
 }
 

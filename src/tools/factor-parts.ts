@@ -3,7 +3,7 @@
 // puts them together again, as mergekit and PEFT do: each layer has its own rank, and alpha = rank.
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
-import { stacked } from '../linalg/product.js'
+import { beside, normOfProduct, stacked } from '../linalg/product.js'
 import { type AdapterPart, LoraAdapter, type PartOfKind } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
 import { type FactorPair, padded, scaled } from '../lora/delta.js'
@@ -25,7 +25,9 @@ export function assemble(
   values: readonly PartValues[],
   uniform?: UniformRank,
 ): LoraAdapter {
-  const ranks = new Map(layers.map((layer) => [layer.part.name, rankOf(layer)]))
+  const ranks = new Map(
+    layers.map(({ part, change: { pairs } }) => [part.name, configRank(part, pairs[0].weightA.shape[0], pairs.length)]),
+  )
   const own = uniform === undefined ? configOf(config, ranks) : uniformConfig(config, uniform)
   const adapter = new LoraAdapter(own)
   layers.reverse()
@@ -36,10 +38,6 @@ export function assemble(
   }
   for (const part of values) adapter.addPart(part)
   return adapter
-}
-
-function rankOf({ part, change: { pairs } }: NewLayer): number {
-  return configRank(part, pairs[0].weightA.shape[0], pairs.length)
 }
 
 function configOf(config: LoraConfig, ranks: ReadonlyMap<string, number>): LoraConfig {
@@ -97,6 +95,17 @@ export function changeOf(part: FactorPart): Change {
   const biasB = 'biasB' in part ? part.biasB : undefined
   if (biasB !== undefined) vectors.biasB = Float32Array.from(biasB, (value) => scaling * value)
   return { pairs: pairs.map(({ weightA: a, weightB: b }) => ({ weightA: a, weightB: scaled(b, scaling) })), vectors }
+}
+
+export function differencePair(own: FactorPair, other: FactorPair): FactorPair {
+  return {
+    weightA: stacked([other.weightA, own.weightA]),
+    weightB: beside([other.weightB, scaled(own.weightB, -1)]),
+  }
+}
+
+export function normOf(pairs: readonly FactorPair[]): number {
+  return Math.hypot(...pairs.map(({ weightA, weightB }) => normOfProduct(weightB, weightA)))
 }
 
 /** A rank as the config counts it: rows of A, of experts those of each one. */

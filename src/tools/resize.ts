@@ -38,13 +38,16 @@ export interface RankReport {
 
 /** Result of {@link resizeAdapter}. */
 export interface ResizeResult {
-  /** The adapter at its new ranks. */
+  /** The adapter at its new ranks, or the one that holds the change of all. */
   adapter: LoraAdapter
-  /** Result for each layer, in the adapter's order. */
+  /**
+   * Result for each layer, in the adapter's order. Of a combined one, `error` is the relative difference from the exact
+   * result of the combination type.
+   */
   layers: RankReport[]
   /** Over all layers: √Σ‖ΔW − ΔW'‖² / √Σ‖ΔW‖². */
   error: number
-  /** Possible mistakes: the choice lowers no rank. */
+  /** Possible mistakes: the choice lowers no rank, adapters name different bases, layers change nothing. */
   warnings: string[]
 }
 

@@ -46,24 +46,25 @@ export async function evaluate(parts: EvaluateParts): Promise<Omit<EvaluationEve
 
 /** A resumed run computes the same numbers again, in the same batches. */
 export async function takeReference(
-  parts: EvaluateParts & { readonly examples: Examples<unknown>; readonly seed: number; readonly totalSteps: number },
+  parts: EvaluateParts & { examples: Examples<unknown>; costs: Int32Array; seed: number; totalSteps: number },
 ): Promise<void> {
-  const { open, examples, evalExamples = [], planOptions, seed, totalSteps } = parts
+  const { open, examples, costs, evalExamples = [], planOptions, seed, totalSteps } = parts
   parts.on.stage?.('evaluate')
   // The first pass over the data has each example once, unless the run is over before.
-  const plan = new EpochPlan(costsOf(open, examples), seed, 0, planOptions)
+  const plan = new EpochPlan(costs, seed, 0, planOptions)
   const steps = Array.from({ length: Math.min(plan.length, totalSteps) }, (_, step) => plan.at(step))
   const batches = [
     ...steps.flat().map((plan) => ({ ...plan, from: examples })),
     ...planEvaluation(costsOf(open, evalExamples), planOptions).map((plan) => ({ ...plan, from: evalExamples })),
   ]
   await runAll(parts, batches, async (plan) => {
-    const own = examplesOf(plan.from, [plan])
-    open.takeReference?.((await parts.sessions.forward(own, plan.sequence)).outputs, own)
+    const { outputs } = await parts.sessions.forward(examplesOf(plan.from, [plan]), plan.sequence)
+    open.reference?.(outputs).forEach((two, i) => void plan.from.mark?.(plan.examples[i], two))
   })
 }
 
 export function costsOf(open: OpenTask, examples: Examples<unknown>): Int32Array {
+  if (examples.costs !== undefined) return examples.costs
   const costs = new Int32Array(examples.length)
   let i = 0
   for (const example of examples) costs[i++] = open.cost(example)

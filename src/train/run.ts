@@ -9,7 +9,7 @@ import { keepsOnGpu } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation } from './best.js'
 import type { TrainEngine } from './engine.js'
-import { costsOf, evaluate, takeReference } from './evaluate.js'
+import { evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
 import {
   type Evaluation,
@@ -22,11 +22,11 @@ import {
   type TrainEvents,
   type TrainReport,
 } from './report.js'
-import { costOf, EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch } from './rows/batches.js'
+import { EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
 import type { CardSources } from './saved/model-card.js'
-import { resumeRun } from './saved/run-folder.js'
+import { readMetrics, readState, removePartialFiles } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
@@ -41,6 +41,8 @@ export interface RunInput extends SessionParts {
   readonly taskOptions: Readonly<Record<string, unknown>> | undefined
   readonly lowerIsBetter?: readonly string[] | undefined
   readonly examples: Examples<unknown>
+  /** {@link OpenTask.cost} of each. */
+  readonly costs: Int32Array
   readonly evalExamples: Examples<unknown> | undefined
   readonly out: RunPlace | undefined
   readonly record?: string | undefined
@@ -84,7 +86,6 @@ class Run {
   readonly #totalSteps: number
   readonly #stepsPerEpoch: number
   readonly #planOptions: PlanOptions
-  readonly #costs: ArrayLike<number>
   readonly #names: readonly string[]
   readonly #rateOf: (step: number) => number
   readonly #metrics: StepMetrics[] = []
@@ -115,7 +116,6 @@ class Run {
     this.#stepsPerEpoch = stepsPerEpoch(examples.length, this.#planOptions)
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
     this.#rateOf = learningRates(settings.schedule, settings.learningRate, settings.warmupRatio, this.#totalSteps)
-    this.#costs = costsOf(open, examples)
     this.#names = sessions.parameters.map(({ name }) => name)
   }
 
@@ -146,7 +146,7 @@ class Run {
     const setup = { ...plain, device: graphs?.deviceSetup(plain, options) }
     const begin = startOf(adapter, this.#names)
     const state = (out && (await this.#resume(out))) ?? begin
-    if (open.takeReference !== undefined) {
+    if (open.reference !== undefined) {
       await this.engine.start(setup, begin)
       const { seed } = adapter.config
       await takeReference({ ...this.input, ...this.#evaluating, seed, totalSteps: this.#totalSteps })
@@ -157,7 +157,7 @@ class Run {
   async #resume({ directory, use }: RunPlace): Promise<EngineState | undefined> {
     this.#fingerprint = await fingerprintOf({ ...this.input, totalSteps: this.#totalSteps })
     if (use !== 'resume') return undefined
-    const { engine, run, metrics } = await resumeRun(directory, this.#names, ({ fingerprint, step }) => {
+    const { engine, run } = await readState(directory, this.#names, ({ fingerprint, step }) => {
       const isLonger = step === stepsIn(fingerprint) && this.#totalSteps > step
       checkFingerprint(fingerprint, this.#fingerprint, directory.name, isLonger)
       const { settings, on } = this.input
@@ -167,8 +167,9 @@ class Run {
         )
       }
     })
+    await removePartialFiles(directory)
+    for (const metrics of await readMetrics(directory, run.step)) this.#metrics.push(metrics)
     writeParameters(this.input.adapter, this.#names, engine.parameters)
-    this.#metrics.push(...metrics)
     this.#best.state = run.best
     this.#evaluations.push(...run.evaluations)
     this.#samples.push(...run.samples)
@@ -264,7 +265,7 @@ class Run {
       loss,
       learningRate,
       gradientNorm,
-      tokens: costOf(this.#costs, plan),
+      tokens: plan.flatMap((one) => one.examples).reduce((sum, index) => sum + this.input.costs[index], 0),
       elapsedMs: Math.round(elapsedMs * 100) / 100,
     }
   }
@@ -273,7 +274,7 @@ class Run {
     const epoch = Math.floor(step / this.#stepsPerEpoch)
     if (this.#epochPlan?.epoch !== epoch) {
       const { seed } = this.input.adapter.config
-      this.#epochPlan = { epoch, steps: new EpochPlan(this.#costs, seed, epoch, this.#planOptions) }
+      this.#epochPlan = { epoch, steps: new EpochPlan(this.input.costs, seed, epoch, this.#planOptions) }
     }
     return { epoch, plan: this.#epochPlan.steps.at(step % this.#stepsPerEpoch) }
   }

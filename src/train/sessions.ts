@@ -1,7 +1,7 @@
 // The graph with gradients, and the one that evaluates. Each may copy the weights: one goes before the other comes.
 
 import type { ModuleMap } from '../graph/match/linears.js'
-import { blocksFor, REPACKED_BYTES } from '../graph/memory.js'
+import { blocksFor } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { PACKED_GRADIENT } from '../graph/training/forward.js'
 import {
@@ -162,11 +162,10 @@ export class TrainingSessions {
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const { parameters } = (keepsOnGpu(this.options) && this.training) || {}
-    const isPartly = this.training !== undefined && settings.lowMemory === undefined
-    const model = await graph.sessionModel(parameters, isPartly ? REPACKED_BYTES : undefined)
+    const { lowMemory = false } = settings
+    const model = await graph.sessionModel(parameters, lowMemory)
     const gpuOutputs = graph === this.training && parameters ? [PACKED_GRADIENT] : []
-    const lowMemory = settings.lowMemory ?? (isPartly && parameters !== undefined)
-    const options = { lowMemory, exactProducts: true, gpuOutputs }
+    const options = { lowMemory: lowMemory && parameters !== undefined, exactProducts: true, gpuOutputs }
     const { id } = await this.engine.openSession(model, { ...this.options, ...options })
     this.#sessions.set(graph, id)
     this.parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })

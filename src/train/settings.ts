@@ -96,7 +96,7 @@ export interface TrainSettings {
   threads: number | undefined
   /**
    * Uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no
-   * weights. Default: yes where memory is short. Otherwise it copies the weights up to 256 MB.
+   * weights, but for quantized ones. Default: yes for models above 256 MB, and where memory is short.
    */
   lowMemory: boolean | undefined
   /**

@@ -5,14 +5,7 @@ import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../data/row.js'
 import { otherWeights } from '../graph/base-record.js'
-import {
-  chooseLowMemory,
-  gigabytes,
-  type MemoryLimit,
-  memoryWarning,
-  REPACKED_BYTES,
-  trainingMemory,
-} from '../graph/memory.js'
+import { chooseLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
@@ -24,6 +17,7 @@ import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
+import { costsOf } from './evaluate.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
@@ -112,8 +106,8 @@ export async function prepare(
   }
   const { aloraInvocationTokens } = config
   if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
-  let longest = 0
-  for (const example of examples) longest = Math.max(longest, open.cost(example))
+  const costs = costsOf(open, examples)
+  const longest = costs.reduce((most, cost) => Math.max(most, cost), 0)
   settings = planMemory(options, settings, limits, longest, open)
 
   on.stage?.('prepare')
@@ -154,6 +148,7 @@ export async function prepare(
     settings,
     longest,
     examples,
+    costs,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     record: sources && runRecord(about.options, sources, { settings, config }),
@@ -206,14 +201,11 @@ function planMemory(
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const needOf = (isLow: boolean | undefined) =>
-    trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
-  const lowMemory = settings.lowMemory ?? (fast ? false : chooseLowMemory(needOf, limits))
-  if (lowMemory !== false && settings.lowMemory === undefined) {
-    const { weights } = needOf(true)
-    const copied = lowMemory ? 'are not copied' : `are copied only up to ${gigabytes(REPACKED_BYTES)}`
+  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
+  const lowMemory = settings.lowMemory ?? (!fast && chooseLowMemory(needOf(false), limits))
+  if (lowMemory && settings.lowMemory === undefined) {
     on?.note?.(
-      `The weights, ${gigabytes(weights)}, ${copied}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(needOf(true).weights)}, are not copied. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
   const warning = memoryWarning(needOf(lowMemory), limits, {
@@ -241,9 +233,10 @@ async function checkTask(task: Task, model: Model): Promise<void> {
 async function sourceOf(options: TrainingOptions, data: TrainingData, name: string) {
   const { columns, skipInvalid: most = 0 } = options
   const where = nameOf(data, name)
-  const invalid: DataError[] = []
+  const invalid = { count: 0, first: '' }
   const onInvalid = (error: DataError) => {
-    if (invalid.push(error) <= most) return
+    invalid.first ||= error.message
+    if (++invalid.count <= most) return
     throw new DataError({
       where,
       what: `more than ${most} records are not valid`,
@@ -275,7 +268,7 @@ async function encode(
     if (count > 0) options.on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
-  warn(invalid.length, `left out, because they are not valid: ${invalid[0]?.message}`)
+  warn(invalid.count, `left out, because they are not valid: ${invalid.first}`)
   warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
   for (const note of new Set([...kept.notes.keys(), ...heldOut.notes.keys()])) {
     warn((kept.notes.get(note) ?? 0) + (heldOut.notes.get(note) ?? 0), note)

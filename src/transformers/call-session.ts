@@ -7,9 +7,10 @@ import { typeOf } from '../graph/inputs/roles.js'
 import type { Graph } from '../graph/view/graph.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../infer/adapters/choice.js'
 import { type AdapterHead, headLogits } from '../infer/adapters/heads.js'
+import { like } from '../infer/column-runs.js'
 import { batchOf, checkRanks } from '../infer/feeds.js'
 import type { ModelSession } from '../infer/model-session.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import type { InputMetadata, PipelineSession } from './module.js'
 import type { PipelineCache } from './pipeline-cache.js'
 
@@ -91,7 +92,11 @@ export class CallSession implements PipelineSession {
     const { mixes, head, kept, asked } = this.#planFor(batchOf(feeds))
     const given = await this.#run(feeds, mixes, asked)
     const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
-    if (head !== undefined) outputs[head.output] = logitsOf(head, given[head.input.value], feeds)
+    if (head !== undefined) {
+      // A pipeline knows tensors by their class.
+      const input = given[head.input.value]
+      outputs[head.output] = like(input, headLogits(head, input, feeds))
+    }
     if (mixes.length > 1) checkRanks(graph, given)
     return outputs
   }
@@ -132,13 +137,6 @@ export class CallSession implements PipelineSession {
   async release(): Promise<void> {
     await this.#shared.session.dispose()
   }
-}
-
-/** The head's logits, in the class of the run's tensors: a pipeline knows tensors by their class. */
-function logitsOf(head: AdapterHead, input: RuntimeTensor, feeds: Feeds): unknown {
-  const { type, data, dims } = headLogits(head, input, feeds)
-  const Tensor = input.constructor as new (type: string, data: unknown, dims: readonly number[]) => unknown
-  return new Tensor(type, data, dims)
 }
 
 export function metadataOf(graph: Graph): InputMetadata[] {

@@ -70,7 +70,8 @@ export async function transformersModule(given: unknown): Promise<TransformersMo
     })
   }
   const { version } = (module as unknown as TransformersModule).env
-  if (!isSupported(version)) {
+  const [major, minor] = String(version).split('.').map(Number)
+  if (!(major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1]))) {
     throw new UnsupportedError({
       where: '@huggingface/transformers',
       what: 'this version is too old for adapters',
@@ -93,11 +94,6 @@ async function importTransformers(): Promise<unknown> {
       cause,
     })
   }
-}
-
-function isSupported(version: unknown): boolean {
-  const [major, minor] = String(version).split('.').map(Number)
-  return major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1])
 }
 
 /** `otherwise` is taken where the installed version has no class of that name. */
@@ -160,12 +156,7 @@ export async function findRuntime(transformers: TransformersModule): Promise<Ort
   })
 }
 
-interface Found {
-  readonly module: OrtModule
-  readonly versions: Readonly<Record<string, string | undefined>>
-}
-
-function versionsOf(imported: unknown): Found[] {
+function versionsOf(imported: unknown) {
   const module = isObject(imported) && 'InferenceSession' in imported ? imported : undefined
   const { env } = (module ?? {}) as Partial<OrtModule>
   return module === undefined || env?.versions === undefined

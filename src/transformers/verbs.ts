@@ -10,17 +10,15 @@ import {
   StateError,
   UnsupportedError,
 } from '../base/errors.js'
-import type { SignalLike } from '../base/globals.js'
 import { checkOptions, describe, isObject, objectOf } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
-import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import { openAdapter } from '../index/adapters.js'
-import { loadModel } from '../index/model.js'
+import { type LoadModelOptions, loadModel } from '../index/model.js'
 import type { Source } from '../index/sources.js'
 import type { SessionExtras } from '../infer/graphs.js'
 import { ModelSession } from '../infer/model-session.js'
-import type { OnDownload } from '../io/hub/directory.js'
+import type { AdapterSessionOptions } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
@@ -91,10 +89,6 @@ function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' 
   throw new UnsupportedError({ where: name, what: `no graphs for ${task}`, expected, got })
 }
 
-function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {
-  return classNamed<T>(transformers, CLASSES[task].pipeline)
-}
-
 /** The tables in which the Auto classes of transformers.js look models up. */
 function modelClass(
   transformers: TransformersModule,
@@ -154,14 +148,14 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
 }
 
 /** The adapters of a pipeline, and how its model is opened. */
-export interface PipelineOptions {
+export interface PipelineOptions
+  extends Pick<LoadModelOptions, 'dtype' | 'onDownload' | 'signal'>,
+    Pick<AdapterSessionOptions, 'modules'> {
   /**
    * Adapters by the name that calls choose them by: in memory, or what `loadAdapter` takes. `session.add` adds others
    * later.
    */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
-  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
-  dtype?: DtypeChoice | undefined
   /**
    * The device that the model runs on: cpu, webgpu, wasm, cuda, coreml, dml, … `gpu` takes the first graphics processor
    * that works, `auto` too, or else the processor. Default: cpu in Node, wasm in pages.
@@ -172,12 +166,6 @@ export interface PipelineOptions {
    * @range an integer in [1, 1024]
    */
   threads?: number | undefined
-  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
-  modules?: ModuleMap | undefined
-  /** Hears of each file that comes from the Hub or a web server, before its first byte. */
-  onDownload?: OnDownload | undefined
-  /** Ends the loading of files. */
-  signal?: SignalLike | undefined
   /**
    * The imported module @huggingface/transformers, where `import` from this package would find none or another copy.
    */
@@ -196,12 +184,13 @@ export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 't
 export async function pipelineWithAdapters(task: PipelineTask, source: Source, options: PipelineOptions = {}) {
   checkTask(task)
   checkOptions(options, 'pipelineWithAdapters', PIPELINE_OPTIONS)
+  const { dtype } = options
   const transformers = await transformersModule(options.transformers)
   const module = await findRuntime(transformers)
   const { shared, model } = await firstThatOpens(devicesOf(options.device, module), (device) =>
     openShared(source, options, {
       module,
-      run: { dtype: dtypeText(options.dtype), device },
+      run: { dtype: typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32', device },
       prepare(model) {
         checkGraphs(task, model)
         return {}
@@ -215,7 +204,7 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
     const configs = { generation_config: model.generationConfig }
     const built = new ModelClass(config, sessions, configs)
     const reader = await readerOf(transformers, task, model)
-    const Pipeline = pipelineClass<PipelineInstance>(transformers, task)
+    const Pipeline = classNamed<PipelineInstance>(transformers, CLASSES[task].pipeline)
     return adapterPipeline(new Pipeline({ task, model: built, ...reader }), shared)
   } catch (error) {
     await shared.session.dispose()
@@ -368,8 +357,4 @@ function checkSameModel(config: Readonly<Record<string, unknown>>, { config: rea
       got: String(read[field]),
     })
   }
-}
-
-function dtypeText(dtype: DtypeChoice | undefined): string {
-  return typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32'
 }

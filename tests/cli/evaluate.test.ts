@@ -10,7 +10,7 @@ import { root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const model = join(root, 'tests/golden/models/llama-optimum')
-const adapter = join(root, 'tests/golden/settings/base')
+const adapter = join(root, 'tests/golden/peft/f32')
 
 it('compares an adapter with its base, and mixes', async () => {
   const data = join(scratch, 'texts.jsonl')

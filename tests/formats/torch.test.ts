@@ -61,19 +61,14 @@ test('a function is named with its offset, and was not called', async () => {
   )
 })
 
-test('contiguous tensors are ranges of the file; the rest is gathered, and the source has no path then', async () => {
+test('contiguous tensors are ranges of the file; with others all are gathered, and the source has no path then', async () => {
   const file = (name: string): ByteSource => Object.assign(new MemorySource(read(name), name), { realPath: `/${name}` })
   const plain = await parseTorchFile(file('plain.bin'))
   expect(plain.source.realPath).toBe('/plain.bin')
   const views = await parseTorchFile(file('views.bin'))
   expect(views.source.realPath).toBeUndefined()
-  const end = read('views.bin').byteLength
-  const gathered = [...views.tensors.values()].filter(({ offset }) => offset >= end).map(({ name }) => name)
-  expect(gathered.sort()).toEqual(['column', 'expanded', 'half', 'narrow', 'permuted', 'slice', 'transposed'])
-  expect(views.source.byteLength).toBeGreaterThan(end)
-  const across = await views.source.read(end - 8, 16)
-  const joined = [...(await views.source.read(end - 8, 8)), ...(await views.source.read(end, 8))]
-  expect([...across]).toEqual(joined)
+  const { byteLength } = views.source
+  expect([...views.tensors.values()].reduce((sum, tensor) => sum + tensor.byteLength, 0)).toBe(byteLength)
 })
 
 test('zip64: a storage beyond 4 GiB', async () => {

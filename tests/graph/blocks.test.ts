@@ -3,9 +3,11 @@
 // block than there are queries.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
-import { serializeModel } from '../../src/formats/onnx/model.js'
+import { OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
+import { TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { buildBackward, type CustomGradients, gradientPath } from '../../src/graph/gradients/backward.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { probeShapes } from '../../src/graph/shapes/shapes.js'
@@ -18,6 +20,7 @@ import {
   type TrainedLayer,
 } from '../../src/graph/training/training-graph.js'
 import { Builder, type Value } from '../../src/graph/view/builder.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
@@ -143,7 +146,7 @@ describe('on one small model', () => {
     ]
     const task = dpo.open({ onnx: model, padTokenId: 0 } as Model, [])
     const reference = { data: Float32Array.of(-1, -2, -3, -1), dims: [2, 2], type: 'float32' } as const
-    task.takeReference?.({ reference }, examples as never)
+    task.reference?.({ reference }).forEach((before, i) => void Object.assign(examples[i], { before }))
     const results: RuntimeTensor[][] = []
     for (const bytes of [undefined, logitBytes]) {
       const graph = await buildTrainingGraph(model, runtime, task as Objective, {
@@ -158,6 +161,30 @@ describe('on one small model', () => {
     results[0].forEach(({ data }, i) => {
       expect(relativeError(results[1][i].data as Float32Array, data as Float32Array)).toBeLessThan(1e-5)
     })
+  })
+
+  it('casts a head in half precision block by block', async () => {
+    const edited = new Graph(model.proto)
+    const { name, dims, ...head } = edited.initializers.get('lm_head.weight')!
+    const values = decodeFloats(await model.readTensor({ name, dims, ...head }), 'fp32')
+    const half = { dataType: DataType.FLOAT16, rawData: encodeFloats(values, 'fp16') }
+    edited.addInitializer(create(TensorProtoSchema, { name, dims, ...half }))
+    const own = new OnnxModel(model.name, model.fileName, edited.toModel(), model.files)
+    const [batch] = golden(`${folder}/golden`).batches
+    const results: Record<string, RuntimeTensor>[] = []
+    for (const bytes of [undefined, logitBytes]) {
+      const graph = await buildTrainingGraph(own, runtime, causalOf(own), {
+        layers: layersOf(adapter),
+        ...(bytes && { logitBytes: { whole: bytes, block: bytes } }),
+      })
+      const casts = graph.proto.graph?.node.filter(({ opType, input }) => opType === 'Cast' && input[0] === name)
+      expect(casts?.length).toBe(bytes === undefined ? 2 : 0)
+      const feeds = graph.feeds(collated(causalOf(own), batch), { normalizer: targetCount(batch) })
+      results.push(await run(graph, { ...feeds, ...factorFeeds(graph.tensors, adapter) }))
+    }
+    const [whole, parted] = results.map((outputs) => Object.values(outputs).map(({ data }) => data as Float32Array))
+    expect(relativeError(parted[0], whole[0])).toBeLessThan(1e-6)
+    whole.forEach((expected, i) => void expect(relativeError(parted[i], expected)).toBeLessThan(1e-5))
   })
 
   it('is left out where the output layer is trained: its gradient needs all logits', async () => {
@@ -182,6 +209,10 @@ interface Mask {
   /** Axes before those of queries and keys. */
   leading?: readonly number[]
   keyLeading?: readonly number[]
+  /** How many heads of queries each of keys is repeated for, as exporters do. */
+  repeats?: number
+  /** Keys are (…, d, T). */
+  areTurned?: boolean
   squash?: boolean
   /** Zero in place of a number that is none, as exporters do. */
   guard?: boolean
@@ -197,25 +228,37 @@ const MASKS: Record<string, Mask> = {
   'a mask too weak to hide': { sees: causal, hidden: -3 },
   'squashed scores': { sees: causal, squash: true },
   'shared key heads': { sees: causal, leading: [2, 2, 3], keyLeading: [2, 2, 1] },
+  'repeated key heads': { sees: causal, leading: [2, 6], keyLeading: [2, 2], repeats: 3 },
+  'turned keys': { sees: causal, areTurned: true },
+  'a prefix that all see': { sees: (query, key) => causal(query, key) || key < 5, hidden: Number.NEGATIVE_INFINITY },
   'a guard': { sees: causal, guard: true },
 }
 
 const WIDTH = 4
 
 it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shapes }) => {
-  const { leading = [2, 3], keyLeading = leading, squash, guard } = shapes
+  const { leading = [2, 3], keyLeading = leading, repeats = 1, areTurned, squash, guard } = shapes
   const build = () => {
     const graph = emptyGraph(18)
     const axes = leading.map((_, i) => `axis ${i}`)
-    for (const name of ['q', 'k', 'v', 'weights']) addInput(graph, name, DataType.FLOAT, [...axes, 'tokens', WIDTH])
+    for (const name of ['q', 'v', 'weights']) addInput(graph, name, DataType.FLOAT, [...axes, 'tokens', WIDTH])
+    addInput(graph, 'k', DataType.FLOAT, areTurned ? [...axes, WIDTH, 'tokens'] : [...axes, 'tokens', WIDTH])
     const g = new Builder(graph, 'test')
     const swap = [...leading.keys(), leading.length + 1, leading.length]
-    let scores = g.mul(g.matmul('q', g.transpose('k', swap)), g.float(0.5))
+    const repeated = (heads: Value) => {
+      if (repeats === 1) return heads
+      return g.reshape(
+        g.expand(g.unsqueeze(heads, [2]), g.int([1, 1, repeats, 1, 1])),
+        g.int([0, leading[1], -1, WIDTH]),
+      )
+    }
+    const keys = areTurned ? 'k' : g.transpose(repeated('k'), swap)
+    let scores = g.mul(g.matmul('q', keys), g.float(0.5))
     if (squash) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(2))]), g.float(2))
     if (sees) scores = g.add(scores, addInput(graph, 'mask', DataType.FLOAT, ['one', 'alone', 'tokens', 'keys']))
     let p = g.op('Softmax', [scores], { axis: -1 })
     if (guard) p = g.where(g.op('IsNaN', [p]), g.float(0), p)
-    return { graph, g, output: g.matmul(p, 'v') }
+    return { graph, g, output: g.matmul(p, repeated('v')) }
   }
   const feedsOf = (tokens: number): Feeds => {
     const random = new Random(tokens, 'attention')
@@ -224,7 +267,8 @@ it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shape
       sees === undefined || sees(Math.floor(i / tokens), i % tokens) ? 0 : hidden,
     )
     return {
-      ...{ q: normals(random, own), k: normals(random, ofKeys), v: normals(random, ofKeys) },
+      ...{ q: normals(random, own), v: normals(random, ofKeys) },
+      k: normals(random, areTurned ? [...keyLeading, WIDTH, tokens] : ofKeys),
       weights: normals(random, own),
       ...(sees && { mask: { type: 'float32', data: Float32Array.from(mask), dims: [1, 1, tokens, tokens] } }),
     }

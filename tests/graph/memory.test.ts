@@ -7,7 +7,7 @@ import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { byteLengthOf, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { chooseLowMemory, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
-import { packWithin } from '../../src/graph/session-model.js'
+import { keepMapped } from '../../src/graph/session-model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { openModel } from '../infer/models.js'
 import { addOutput, DataType, emptyGraph } from './toolkit.js'
@@ -41,12 +41,9 @@ describe('memory', () => {
 
   it('copies the weights of small models, where there is room', () => {
     const limits = [{ bytes: 1e9, of: 'this machine has free' }]
-    const chosen = (weights: number, total: number, within: typeof limits) =>
-      chooseLowMemory(() => ({ weights, total }), within)
-    expect(chosen(90e6, 5e8, limits)).toBe(false)
-    expect(chosen(90e6, 2e9, limits)).toBe(true)
-    expect(chosen(500e6, 6e8, [])).toBe(undefined)
-    expect(chosen(500e6, 2e9, limits)).toBe(true)
+    expect(chooseLowMemory({ weights: 90e6, total: 5e8 }, limits)).toBe(false)
+    expect(chooseLowMemory({ weights: 90e6, total: 2e9 }, limits)).toBe(true)
+    expect(chooseLowMemory({ weights: 500e6, total: 6e8 }, limits)).toBe(true)
   })
 
   it('counts the logits of a large vocabulary by blocks', () => {
@@ -72,16 +69,23 @@ describe('memory', () => {
   })
 })
 
-it('leaves quantized weights out of those that are not repacked', () => {
+it('lets quantized weights be repacked, and small ones', () => {
   const graph = emptyGraph(17)
-  const tensors = [DataType.FLOAT, DataType.FLOAT16, DataType.UINT8].map((dataType) => {
-    const rawData = new Uint8Array(byteLengthOf(dataType, [512, 256])!)
-    return create(TensorProtoSchema, { name: `weight ${dataType}`, dataType, dims: [512n, 256n], rawData })
+  const { FLOAT, FLOAT16, UINT8 } = DataType
+  const kinds = [
+    [FLOAT, 512],
+    [FLOAT16, 512],
+    [UINT8, 512],
+    [FLOAT, 8],
+  ] as const
+  const tensors = kinds.map(([dataType, rows]) => {
+    const rawData = new Uint8Array(byteLengthOf(dataType, [rows, 256])!)
+    return create(TensorProtoSchema, { name: `${rows} of ${dataType}`, dataType, dims: [BigInt(rows), 256n], rawData })
   })
   for (const tensor of tensors) {
     graph.addInitializer(tensor)
     addOutput(graph, new Builder(graph, 'test').cast(tensor.name, DataType.FLOAT), DataType.FLOAT)
   }
-  const inputs = packWithin(graph.toModel(), 0).graph?.input.map(({ name }) => name)
+  const inputs = keepMapped(graph.toModel()).graph?.input.map(({ name }) => name)
   expect(inputs).toEqual([tensors[0].name, tensors[1].name])
 })

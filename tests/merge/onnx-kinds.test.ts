@@ -310,7 +310,7 @@ describe('what is refused, by name', () => {
       'an embedding that is not there',
       'gpt2-ts',
       [anEmbedding('transformer.wtf', 32)],
-      /transformer\.wtf: .*Nearest: transformer\.wte/,
+      /transformer\.wtf: .*Did you mean transformer\.wte/,
     ],
   ])('%s', async (_, file, adapters, message, edit = () => {}) => {
     const base = await edited(`${file}.onnx`, edit)

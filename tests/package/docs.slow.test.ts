@@ -118,14 +118,14 @@ describe('the examples of docstrings', () => {
     const text = readFileSync(join(repository, source), 'utf8')
     const comments = [
       ...text.matchAll(
-        /\/\*\*(?:(?!\*\/).)*? @example\n(.*?)\*\/\s*(?:export async function |export function )?(\w+)\(/gs,
+        /\/\*\*(?:(?!\*\/).)*? @example\n(.*?)\*\/\s*(?:export (?:const|function|async function) )?(\w+)[(:]/gs,
       ),
     ]
     return comments.map(([, code, name]) => ({ name, code: code.replaceAll(/^ *\* ?/gm, '') }))
   })
 
   it('are there for every verb and every method of a session', () => {
-    const verbs = /^export async function (\w+)/gm
+    const verbs = /^export (?:const|async function) (\w+)/gm
     const methods = /^ {2}(add|remove|run|generate|stream|classify|embed)\(/gm
     const names = [
       ...readFileSync(join(repository, sources[0]), 'utf8').matchAll(verbs),

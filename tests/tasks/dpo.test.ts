@@ -199,7 +199,7 @@ async function openPolicy(options: DpoOptions, base: Model = model) {
   }
   await start(await load('adapter-zero'))
   const { loss: _, ...reference } = await evaluate()
-  open.takeReference!(reference, examples)
+  open.reference!(reference).forEach((before, i) => void Object.assign(examples[i], { before }))
   await start(adapter)
   return { open, examples, engine, sessions, reference, evaluate }
 }

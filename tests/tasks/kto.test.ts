@@ -143,7 +143,7 @@ it('has the loss, the KL term, the rewards and the gradients of TRL', async () =
     expect(-Number(data[2 * i])).toBeCloseTo(golden.reference[0][i], 3)
     expect(-Number(data[2 * i + 1])).toBeCloseTo(golden.reference[1][i], 3)
   })
-  open.takeReference!(reference, examples)
+  open.reference!(reference).forEach((before, i) => void Object.assign(examples[i], { before }))
   await start(adapter)
   const { loss, ...outputs } = await evaluate()
   expect(Number(loss.data[0])).toBeCloseTo(golden.loss, 5)

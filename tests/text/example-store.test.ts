@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { describe, expect, it, vi } from 'vitest'
 import { openTokenFile } from '../../src/node/token-file.js'
 import { ExampleStore } from '../../src/text/example-store.js'
+import { PackedExamples } from '../../src/text/packed-examples.js'
 import type { Example } from '../../src/text/records.js'
 
 const token = fc.tuple(fc.oneof(fc.nat(300), fc.nat(300_000), fc.nat(2 ** 20)), fc.boolean())
@@ -12,49 +13,79 @@ const example = fc.array(token, { maxLength: 40 }).map((tokens): Example => {
   }
 })
 
+/** What examples of other tasks are made of. */
+const field = fc.oneof(
+  fc.string({ unit: 'binary' }),
+  fc.double(),
+  fc.boolean(),
+  fc.constantFrom(undefined, null, '\ud800', '\ufeffa', Number.NaN, Number.POSITIVE_INFINITY, -0),
+  fc.int32Array(),
+  fc.uint8Array(),
+  fc.float32Array(),
+  fc.array(fc.string()),
+  example,
+  fc.array(fc.record({ inputIds: fc.int32Array(), score: fc.option(fc.double()) }, { noNullPrototype: true })),
+)
+const names = fc.constantFrom('label', 'where', 'chosen', 'rejected', 'texts', 'tags', '\u00e4')
+const record = fc.dictionary(names, field, { noNullPrototype: true })
+
+function naiveRows(lengths: readonly number[], capacity: number): number[][] {
+  const order = [...lengths.keys()].sort((a, b) => lengths[b] - lengths[a] || a - b)
+  const rows: number[][] = []
+  const withRoom: number[][] = Array.from({ length: capacity + 1 }, () => [])
+  for (const index of order) {
+    const room = withRoom.findIndex((own, size) => size >= lengths[index] && own.length > 0)
+    const row = room < 0 ? rows.push([]) - 1 : withRoom[room].pop()!
+    rows[row].push(index)
+    const left = capacity - rows[row].reduce((sum, one) => sum + lengths[one], 0)
+    if (left > 0) withRoom[left].push(row)
+  }
+  return rows
+}
+
 describe('ExampleStore', () => {
-  it('gives back what was put in', () => {
+  it.each([
+    ['texts', example],
+    ['other tasks', record],
+  ] as [string, fc.Arbitrary<object>][])('gives back what was put in: %s', (_, one) => {
+    const file = openTokenFile()
     fc.assert(
-      fc.property(fc.array(example, { maxLength: 30 }), (examples) => {
-        const store = new ExampleStore()
-        for (const one of examples) store.push(one)
+      fc.property(fc.array(one, { maxLength: 80 }), fc.constantFrom(undefined, 0, 900), (examples, kept) => {
+        const store = new ExampleStore<object>(kept === undefined ? undefined : () => file, kept)
+        for (const own of examples) store.push(own)
         expect(store.length).toBe(examples.length)
-        expect([...store]).toEqual(examples)
-        examples.forEach((one, i) => void expect(store.at(i)).toEqual(one))
-        expect([store.at(-1), store.at(examples.length)]).toEqual([undefined, undefined])
+        expect([...store]).toStrictEqual(examples)
+        examples.forEach((own, i) => void expect(store.at(i)).toStrictEqual(own))
+        expect([store.at(-1), store.at(examples.length), store.hasObjects]).toEqual([undefined, undefined, false])
       }),
     )
+    file.close()
   })
 
-  it('keeps the smallest and the largest id', () => {
-    const store = new ExampleStore()
+  it('keeps the smallest and the largest id, a large example, and one that is not data', () => {
+    const store = new ExampleStore<object>()
     const inputIds = Int32Array.of(0, 2 ** 31 - 1, 0, 2 ** 31 - 1)
     const labels = Int32Array.of(-100, -100, 0, 2 ** 31 - 1)
-    store.push({ inputIds, labels })
-    expect(store.at(0)).toEqual({ inputIds, labels })
-  })
-
-  it('keeps many, and one that is larger than a block', () => {
-    const store = new ExampleStore()
     const long = Int32Array.from({ length: 700_000 }, (_, i) => (i * 7) % 300_007)
-    for (let i = 0; i < 5000; i++) store.push({ inputIds: Int32Array.of(i, 2 * i), labels: Int32Array.of(-100, 2 * i) })
+    store.push({ inputIds, labels })
     store.push({ inputIds: long, labels: long })
-    store.push({ inputIds: Int32Array.of(9), labels: Int32Array.of(-100) })
-    for (const i of [0, 77, 4095, 4096, 4097]) expect(store.at(i)?.inputIds).toEqual(Int32Array.of(i, 2 * i))
-    expect(store.at(4321)).toEqual({ inputIds: Int32Array.of(4321, 8642), labels: Int32Array.of(-100, 8642) })
-    expect(store.at(5000)?.inputIds.every((id, i) => id === long[i])).toBe(true)
-    expect(store.at(5001)?.inputIds).toEqual(Int32Array.of(9))
+    expect(store.at(0)).toEqual({ inputIds, labels })
+    expect((store.at(1) as Example).inputIds.every((id, i) => id === long[i])).toBe(true)
+    const read = new Map()
+    store.push({ pictures: { read } })
+    expect((store.at(2) as { pictures: { read: Map<string, string> } }).pictures.read).toBe(read)
+    expect(store.hasObjects).toBe(true)
   })
 
-  it('reads from its file what is not in memory', () => {
+  it('reads from its file what is not in memory, and has what examples are given later', () => {
     const file = openTokenFile()
     const opened = vi.fn(() => file)
-    const store = new ExampleStore(opened, 2)
+    const store = new ExampleStore<Example & { before?: ArrayLike<number> }>(opened, 200_000)
     const lengthOf = (i: number) => 1000 + (i % 7)
     const idOf = (i: number, j: number) => (i * 1009 + j) % 50_000
-    const count = 500 // of 1003 tokens on average, 65,536 in a block
+    const count = 500
     for (let i = 0; i < count; i++) {
-      if (i === 100) expect(opened).not.toHaveBeenCalled()
+      if (i === 150) expect(opened).not.toHaveBeenCalled()
       const inputIds = Int32Array.from({ length: lengthOf(i) }, (_, j) => idOf(i, j))
       store.push({ inputIds, labels: inputIds.map((id, j) => (j < 10 ? -100 : id)) })
     }
@@ -65,6 +96,30 @@ describe('ExampleStore', () => {
       expect(example.inputIds.every((id, j) => id === idOf(i, j))).toBe(true)
       expect(example.labels.subarray(0, 11)).toEqual(Int32Array.of(...Array(10).fill(-100), idOf(i, 10)))
     }
+    store.mark(7, [0.5, -2])
+    expect([store.at(7), store.at(8)].map((one) => Array.from(one!.before!))).toEqual([
+      [0.5, -2],
+      [Number.NaN, Number.NaN],
+    ])
     file.close()
+  })
+})
+
+describe('PackedExamples', () => {
+  it('puts each example into the fullest row that holds it, as a plain search does', () => {
+    const lengthsOf = fc.array(fc.integer({ min: 1, max: 40 }), { maxLength: 60 })
+    fc.assert(
+      fc.property(lengthsOf, fc.integer({ min: 1, max: 50 }), (lengths, capacity) => {
+        const examples = lengths.map((length, i) => ({
+          inputIds: new Int32Array(length).fill(i),
+          labels: new Int32Array(length).fill(i),
+        }))
+        const rows = [...new PackedExamples(examples, capacity)]
+        const members = rows.map(({ inputIds, starts }) => starts.map((start) => inputIds[start]))
+        expect(members).toEqual(naiveRows(lengths, capacity))
+        expect(rows.map(({ labels }) => labels)).toEqual(rows.map(({ inputIds }) => inputIds))
+        expect([...new PackedExamples(examples, capacity).costs]).toEqual(rows.map(({ labels }) => labels.length))
+      }),
+    )
   })
 })

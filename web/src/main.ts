@@ -12,7 +12,7 @@ import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } fr
 import { drawnPictures, type Recipe, setUpRecipes } from './recipes.js'
 import { isFull, keepAdapter, keptAdapters, openKept } from './store.js'
 import { readJob, Trainer } from './train.js'
-import { Writer } from './write.js'
+import { nextFree, Writer } from './write.js'
 
 /** Pictures of each label that the recipe draws. */
 const DRAWN = 16
@@ -57,12 +57,6 @@ const listKept = setUpKept(async ({ name, job }) => {
   if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name), job?.texts)
   if (job !== undefined) showLines({ ...job, name })
 })
-
-function nextFree(wanted: string, isTaken: (name: string) => boolean): string {
-  let name = wanted
-  for (let i = 2; isTaken(name); i++) name = `${wanted}-${i}`
-  return name
-}
 
 /** Opens an adapter beside its model. */
 async function openBeside(

@@ -163,8 +163,7 @@ export class Writer {
       throw new Error(
         this.#open === undefined ? 'No model is open. Open one in part 1 first.' : 'Wait until the model has learned.',
       )
-    let name = wanted
-    for (let i = 2; this.#adapters.has(name); i++) name = `${wanted}-${i}`
+    const name = nextFree(wanted, (one) => this.has(one))
     await this.#session.add(name, adapter)
     this.#adapters.set(name, adapter)
     if (texts.length > 0) this.#texts = texts
@@ -332,6 +331,12 @@ export class Writer {
       text.textContent = `The model alone gives no ${kind}.`
     }
   }
+}
+
+export function nextFree(wanted: string, isTaken: (name: string) => boolean): string {
+  let name = wanted
+  for (let i = 2; isTaken(name); i++) name = `${wanted}-${i}`
+  return name
 }
 
 function isLarge({ model }: OpenModel): boolean {

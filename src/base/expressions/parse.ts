@@ -93,7 +93,9 @@ abstract class Parser {
     const options = [this.#sequence()]
     while (this.skip('|')) options.push(this.#sequence())
     this.#depth--
-    return options.length === 1 ? options[0] : choiceOf(options)
+    if (options.length === 1) return options[0]
+    // Alternatives that begin alike, as the names of a thousand layers, share that. Their order decides, and stays.
+    return factored(options.map((option) => (option.kind === 'sequence' ? option.items : [option])))
   }
 
   #sequence(): Expression {
@@ -410,11 +412,6 @@ function caseless(test: CharacterTest): CharacterTest {
     // ß in capitals is two characters: Python does not take it for either.
     return cases.some((other) => [...other].length === 1 && test(other.codePointAt(0)!))
   }
-}
-
-/** Alternatives that begin alike, as the names of a thousand layers, share that. Their order decides, and stays. */
-function choiceOf(options: readonly Expression[]): Expression {
-  return factored(options.map((option) => (option.kind === 'sequence' ? option.items : [option])))
 }
 
 function factored(options: readonly (readonly Expression[])[]): Expression {

@@ -1,9 +1,9 @@
 // Shared parts of the commands that write an adapter.
 
 import type { ResizeResult, ToolProgress } from '../../index.js'
+import { requireEmptyFolder } from '../../node/command-line.js'
 import { choice, required, toggle, type Values } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { refuseFolder } from '../show/outputs.js'
 import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
 
 export const ADAPTER_OUTPUT = {
@@ -28,7 +28,7 @@ export async function writeAdapter(
   work: Parameters<typeof withProgress<ResizeResult>>[0],
 ): Promise<number> {
   const node = await import('../../node.js')
-  await refuseFolder(out)
+  await requireEmptyFolder(out)
   const made = await withProgress(work)
   if (made === undefined) return EXIT_INTERRUPTED
   const { adapter, layers, error, warnings } = made

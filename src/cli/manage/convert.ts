@@ -1,9 +1,9 @@
 // lowrank convert: an adapter in another format.
 
+import { requireEmptyFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, required, toggle } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
-import { refuseFolder } from '../show/outputs.js'
 import { colors, peakRssBytes, printDocument, say } from '../show/terminal.js'
 import { withProgress } from './adapter-output.js'
 
@@ -26,7 +26,7 @@ export const convert = defineCommand({
   },
   async run({ adapter, to, base, out, outDtype, json }) {
     const node = await import('../../node.js')
-    if (to === 'peft' || to === 'mlx' || to === 'ollama') await refuseFolder(out)
+    if (to === 'peft' || to === 'mlx' || to === 'ollama') await requireEmptyFolder(out)
     const report = await withProgress((run) => node.convertAdapter(adapter, { to, out, base, outDtype, ...run }))
     if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })

@@ -1,9 +1,9 @@
 // lowrank extract: an adapter out of a base and a fine-tuned model.
 
+import { requireEmptyFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
-import { refuseFolder } from '../show/outputs.js'
 import { colors, firstOf, peakRssBytes, print, printDocument, say, table } from '../show/terminal.js'
 import { ADAPTER_OUTPUT, withProgress } from './adapter-output.js'
 
@@ -26,7 +26,7 @@ export const extract = defineCommand({
   },
   async run({ out, outDtype, json, ...options }) {
     const node = await import('../../node.js')
-    await refuseFolder(out)
+    await requireEmptyFolder(out)
     const made = await withProgress((run) => node.extract({ ...options, ...run }))
     if (made === undefined) return EXIT_INTERRUPTED
     const { adapter, ...report } = made

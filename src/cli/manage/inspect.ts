@@ -4,7 +4,7 @@ import type { EmbeddingContents, FitReport, InspectReport } from '../../index.js
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, required, text, toggle, UsageError } from '../options.js'
 import { refusePage, writePage } from '../show/outputs.js'
-import { inspectionReport, kindOf, problemsOf, targetsOf } from '../show/report-sections.js'
+import { inspectionReport, kindOf, problemsOf, settingsOf } from '../show/report-sections.js'
 import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
@@ -114,14 +114,9 @@ function embeddingTable(embeddings: readonly EmbeddingContents[], isSeveral: boo
 }
 
 function adapterLines({ config, trainableParams, layers, replacements, fit }: Contents<'adapter'>): string[] {
-  const settings: [string, string][] = [
-    ['base model', config.baseModel ?? 'not named'],
-    ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
-    ['targets', targetsOf(config)],
-  ]
   return [
     heading('LoRA adapter', `${layers.length} layers, ${thousands(trainableParams)} parameters`),
-    ...settings.map(([name, value]) => `${name.padEnd(12)} ${printable(value)}`),
+    ...settingsOf(config).map(([name, value]) => `${name.padEnd(12)} ${printable(value)}`),
     '',
     table([
       ['layer', 'kind', 'd', 'k', 'rank', 'alpha', 'scaling', 'type', '‖A‖', '‖B‖', '‖s·B·A‖', 'eff. rank'],

@@ -2,7 +2,6 @@
 
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, RUNS, required, toggle } from '../options.js'
-import { refuseFolder } from '../show/outputs.js'
 import { colors, printDocument, say } from '../show/terminal.js'
 
 export const loraInputs = defineCommand({
@@ -21,7 +20,6 @@ export const loraInputs = defineCommand({
   },
   async run({ model, out, dtype, rank, targetModules, json }) {
     const { addLoraInputs } = await import('../../handoff-entry/node/entry.js')
-    await refuseFolder(out)
     const report = await addLoraInputs(model, { out, dtype, rank, targetModules })
     if (json) printDocument({ ...report })
     say(`Wrote ${colors.bold(report.out)}: ${report.graph} has inputs for ${report.modules.length} modules`)

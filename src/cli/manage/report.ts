@@ -3,9 +3,9 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FormatError } from '../../index.js'
+import { readTextFile } from '../../node/command-line.js'
 import type { RunEvaluation, RunFacts, RunStep } from '../../report/run.js'
 import { defineCommand, repeated, required, toggle } from '../options.js'
-import { readTextFile } from '../run/text-files.js'
 import { refusePage, writePage } from '../show/outputs.js'
 
 export const report = defineCommand({

@@ -1,8 +1,8 @@
 // lowrank to-plain: makes plain LoRA of an adapter whose start changed the base weights.
 
+import { requireEmptyFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required, toggle } from '../options.js'
-import { refuseFolder } from '../show/outputs.js'
 import { colors, printDocument, say } from '../show/terminal.js'
 
 export const toPlain = defineCommand({
@@ -22,7 +22,7 @@ export const toPlain = defineCommand({
   },
   async run({ adapter: source, base, initial, out, json }) {
     const node = await import('../../node.js')
-    await refuseFolder(out)
+    await requireEmptyFolder(out)
     const adapter = await node.loadAdapter(source)
     const plain = await node.toPlain(adapter, { base, initial })
     await node.saveAdapter(plain, out)

@@ -7,19 +7,6 @@ import { print, printableProse, printDocument, say, warn } from '../show/termina
 import { checkRowOptions, ROW_OPTIONS, runRows } from './rows.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
-interface Result extends Omit<Classification, 'logits'> {
-  adapter: string | null
-  text?: string
-  image?: string
-  textPair?: string
-  logits: number[]
-}
-
-interface TaggedResult extends Tagging {
-  adapter: string | null
-  text: string
-}
-
 export const classify = defineCommand({
   name: 'classify',
   summary: 'choose a label for each text or picture, or for words',
@@ -73,7 +60,7 @@ export const classify = defineCommand({
           return found.map(({ label, score, labels }) => ({ label, score, ...(topK !== undefined && { labels }) }))
         })
       }
-      const results: (Result | TaggedResult)[] = []
+      const results: object[] = []
       for (const adapter of where.adapter.length > 0 ? where.adapter : [null]) {
         if (where.adapter.length > 1 && !json) say(`${adapter}`)
         requireKind(session, images.length > 0)

@@ -9,11 +9,12 @@ import {
   type LoraAdapter,
   type Prompt,
 } from '../../index.js'
+import { readTextFile } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { weightedAdapters } from '../manage/merge-options.js'
 import { defineCommand, repeated, text, toggle, UsageError } from '../options.js'
 import { colors, printable, printableProse, printDocument, say } from '../show/terminal.js'
-import { readChatTemplate, readTextFile } from './text-files.js'
+import { readChatTemplate } from './text-files.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed' | 'logprobs'> {
@@ -150,14 +151,7 @@ interface FileChat {
   readonly tools?: readonly object[]
 }
 
-interface Prompts {
-  readonly count: number
-  readonly tools: readonly object[] | undefined
-  /** Texts are questions to an adapter that was trained on chats, unless --raw says otherwise. */
-  for(wasTrainedOnChats: boolean): Prompt[]
-}
-
-async function promptsOf({ prompt, messages, system, chat, raw }: Asked): Promise<Prompts> {
+async function promptsOf({ prompt, messages, system, chat, raw }: Asked) {
   if (prompt.length === 0 && messages === undefined) throw new UsageError('--prompt TEXT is missing')
   if (raw && (chat || system !== undefined || messages !== undefined)) {
     const other = chat ? '--chat' : system === undefined ? '--messages' : '--system'
@@ -170,7 +164,8 @@ async function promptsOf({ prompt, messages, system, chat, raw }: Asked): Promis
   return {
     count: prompt.length + chats.length,
     tools: chats.find(({ tools }) => tools !== undefined)?.tools,
-    for(wasTrainedOnChats) {
+    /** Texts are questions to an adapter that was trained on chats, unless --raw says otherwise. */
+    for(wasTrainedOnChats: boolean): Prompt[] {
       const isChat = chat || system !== undefined || (wasTrainedOnChats && !raw)
       const texts = prompt.map((text) => (isChat ? [...scene, { role: 'user', content: text }] : text))
       return [...texts, ...chats.map((one) => [...scene, ...one.messages])]

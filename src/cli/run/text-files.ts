@@ -1,25 +1,11 @@
 // Text files that commands read. That of a run's options is JSON, or YAML, of which JSON is a part; its names are those
 // of train() in code.
 
-import { readFile } from 'node:fs/promises'
-import { ConfigError, FileError, FormatError, type TrainOptions } from '../../index.js'
+import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
+import { readTextFile } from '../../node/command-line.js'
 
 export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
   return file === undefined ? undefined : readTextFile(file)
-}
-
-const UNREADABLE: Readonly<Record<string, string>> = { ENOENT: 'no such file', EISDIR: 'a folder, not a file' }
-
-export async function readTextFile(file: string): Promise<string> {
-  try {
-    return await readFile(file, 'utf8')
-  } catch (cause) {
-    throw new FileError({
-      where: file,
-      what: UNREADABLE[(cause as NodeJS.ErrnoException).code ?? ''] ?? `cannot be read (${(cause as Error).message})`,
-      cause,
-    })
-  }
 }
 
 export async function readRunFile(file: string): Promise<Partial<TrainOptions>> {

@@ -102,7 +102,9 @@ export const train = defineCommand({
       stepMs = elapsedMs
     })
     const result = await interruptible(
-      () => finishing(stepMs),
+      // A step cannot be interrupted.
+      () =>
+        `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`,
       (signal) => node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on }),
     )
       .catch(inFile)
@@ -132,7 +134,9 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const [command, option, input] = await triedWith(node, report.task)
+      const tasks = await node.trainingTasks()
+      const { use } = tasks.find(({ name }) => name === report.task) ?? tasks[0]
+      const [command, option, input] = use.command ?? tasks[0].use.command!
       const words = `${option} "${isChat ? 'Who are you?' : input}"`
       say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${words}`)
     }
@@ -158,12 +162,6 @@ async function withFile(
   }
 }
 
-async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string) {
-  const tasks = await trainingTasks()
-  const { use } = tasks.find(({ name }) => name === task) ?? tasks[0]
-  return use.command ?? tasks[0].use.command!
-}
-
 async function tasksInHelp(): Promise<string[]> {
   const { trainingTasks } = await import('../../node.js')
   return (await trainingTasks()).flatMap(({ name, learns, records, learningRate }) => [
@@ -182,11 +180,6 @@ function showCurve(losses: readonly number[]): void {
   const [least, most] = [Math.min(...means), Math.max(...means)]
   const bars = means.map((mean) => '▁▂▃▄▅▆▇█'[Math.round((7 * (mean - least)) / (most - least || 1))])
   say(`Loss ${most.toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
-}
-
-/** Tells what follows the first Ctrl-C. A step cannot be interrupted, so it says how long one may take. */
-function finishing(stepMs: number | undefined): string {
-  return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`
 }
 
 function narrate(progress: Progress, onStep: (elapsedMs: number) => void): TrainEvents {
@@ -247,14 +240,10 @@ function quote(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }
 
-interface GateOptions extends Partial<TrainOptions> {
-  readonly model: TrainOptions['model']
-  readonly folder: string
-  readonly gate: string
-  readonly json: boolean
-}
-
-async function passGate({ adapter, report }: TrainResult, options: GateOptions): Promise<number> {
+async function passGate(
+  { adapter, report }: TrainResult,
+  options: Partial<TrainOptions> & Pick<TrainOptions, 'model'> & { folder: string; gate: string; json: boolean },
+): Promise<number> {
   const { model, dtype, folder, gate, json, columns, maxLength, chatTemplate, chatTemplateArgs, taskOptions } = options
   if (report.interrupted) {
     say(`Stopped: ${colors.bold(folder)} did not change.`)

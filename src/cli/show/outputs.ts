@@ -1,32 +1,16 @@
 // Places that commands write to themselves. A report replaces nothing but a report of the same command.
 
-import { type FileHandle, open, readdir } from 'node:fs/promises'
 import { FileError } from '../../index.js'
-import { writeWhole } from '../../node/command-line.js'
+import { startOfFile, writeWhole } from '../../node/command-line.js'
 import { generatorOf } from '../../report/generator.js'
 import type { Report } from '../../report/page.js'
 import { colors, say } from './terminal.js'
-
-/** @throws FileError unless the folder is empty or not there yet */
-export async function refuseFolder(folder: string): Promise<void> {
-  const files = await readdir(folder).catch((cause: NodeJS.ErrnoException) => {
-    if (cause.code === 'ENOENT') return []
-    throw new FileError({ where: folder, what: `cannot be used: ${cause.message}`, cause })
-  })
-  if (files.length === 0) return
-  throw new FileError({
-    where: folder,
-    what: 'exists already and is not empty',
-    got: files.slice(0, 5).join(', '),
-    hint: 'Choose another folder',
-  })
-}
 
 const START_BYTES = 2000
 
 /** Throws FileError for a file that is no page of this command, or may not be replaced. */
 export async function refusePage(file: string, mayReplace: boolean, command = 'inspect'): Promise<void> {
-  const start = await startOf(file)
+  const start = await startOfFile(file, START_BYTES)
   if (start === undefined) return
   if (!mayReplace) {
     throw new FileError({ where: file, what: 'exists already', hint: 'Choose another file, or use --overwrite' })
@@ -43,19 +27,4 @@ export async function writePage(file: string, report: Report): Promise<void> {
   const { reportPage } = await import('../../report/page.js')
   await writeWhole(file, reportPage(report))
   say(`Wrote ${colors.bold(file)}`)
-}
-
-async function startOf(file: string): Promise<string | undefined> {
-  let handle: FileHandle | undefined
-  try {
-    handle = await open(file)
-    const { buffer, bytesRead } = await handle.read(Buffer.alloc(START_BYTES), 0, START_BYTES, 0)
-    return buffer.toString('utf8', 0, bytesRead)
-  } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException
-    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined
-    throw new FileError({ where: file, what: `cannot be read: ${message}`, cause })
-  } finally {
-    await handle?.close()
-  }
 }

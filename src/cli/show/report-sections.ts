@@ -56,12 +56,9 @@ export function problemsOf({ problems, fit }: AdapterInspection): string[] {
 }
 
 function factsOf({ config, layers, trainableParams, replacements, fit }: AdapterInspection): [string, string][] {
-  const facts: [string, string][] = [
-    ['base model', config.baseModel ?? 'not named'],
-    ['layers', `${thousands(layers.length)}, with ${thousands(trainableParams)} trained parameters`],
-    ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
-    ['targets', targetsOf(config)],
-  ]
+  const [base, ...others] = settingsOf(config)
+  const size = `${thousands(layers.length)}, with ${thousands(trainableParams)} trained parameters`
+  const facts: [string, string][] = [base, ['layers', size], ...others]
   for (const { name, rows, dtype, shape } of replacements) {
     const share = rows === undefined ? '' : `${rows} row${rows === 1 ? '' : 's'} of `
     facts.push(['replaces', `${share}${name}, ${dtype} ${shape.join('×')}`])
@@ -73,8 +70,13 @@ function factsOf({ config, layers, trainableParams, replacements, fit }: Adapter
   return facts
 }
 
-export function targetsOf({ targetModules, targetParameters }: AdapterInspection['config']): string {
-  return [targetModules, targetParameters].flat().join(', ')
+export function settingsOf(config: AdapterInspection['config']): [string, string][] {
+  const { baseModel, rank, alpha, useRslora, targetModules, targetParameters } = config
+  return [
+    ['base model', baseModel ?? 'not named'],
+    ['rank, alpha', `${rank}, ${alpha}${useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
+    ['targets', [targetModules, targetParameters].flat().join(', ')],
+  ]
 }
 
 export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspection['layers'][number]): string {

@@ -11,7 +11,7 @@ import {
   UnsupportedError,
 } from '../../base/errors.js'
 import { Steps, type ToolRun } from '../../base/progress.js'
-import { type FloatArray, formatShape, isAllFinite, type Matrix, transpose } from '../../base/tensor.js'
+import { elementCount, type FloatArray, formatShape, isAllFinite, type Matrix, transpose } from '../../base/tensor.js'
 import {
   type GgufFile,
   type GgufTensor,
@@ -134,21 +134,21 @@ async function readPair(
   a: GgufTensor,
   b: GgufTensor,
   alpha: number,
-  { names, heads, keyHeads }: GgufBase,
+  base: GgufBase,
 ): Promise<ReadLayer[]> {
+  const { names } = base
   const where = `${file.source.name}: ${tensor}`
   const module = names.moduleOf(tensor.replace(/\.weight$/, ''))
   if (module === undefined) {
     throw new MismatchError({ where, what: `models of the architecture ${names.architecture} have no such tensor` })
   }
   const isEmbedding = tensor === 'token_embd.weight'
-  const [valuesA, valuesB] = [await readGgufTensor(file, a), await readGgufTensor(file, b)]
-  for (const [values, name] of [
-    [valuesA, a.name],
-    [valuesB, b.name],
-  ] as const) {
-    if (!isAllFinite(values)) throw notFinite(`${file.source.name}: ${name}`)
+  const read = async (half: GgufTensor): Promise<Matrix> => {
+    const data = await readGgufTensor(file, half)
+    if (!isAllFinite(data)) throw notFinite(`${file.source.name}: ${half.name}`)
+    return { data, shape: [elementCount(half.shape.slice(0, -1)), half.shape.at(-1) ?? 0] }
   }
+  const all = [await read(a), await read(b)]
   const rank = b.shape.at(-1)!
   const rankA = a.shape.at(isEmbedding ? -1 : -2)
   const isStacked = a.shape.length === 3
@@ -168,24 +168,17 @@ async function readPair(
   const stored = floatOf(b.type)
   const dtype = stored === 'fp16' || stored === 'bf16' ? stored : 'fp32'
   const experts = isStacked ? a.shape[0] : 1
-  const matrices = (values: Float32Array, shape: readonly number[]): Matrix[] => {
-    const [rows, columns] = shape.slice(-2)
-    return Array.from({ length: experts }, (_, e) => ({
-      data: values.subarray(e * rows * columns, (e + 1) * rows * columns),
-      shape: [rows, columns] as const,
-    }))
-  }
-  const [factorsA, factorsB] = [matrices(valuesA, a.shape), matrices(valuesB, b.shape)]
-  const found = names.way === 'permuted' ? /^blk\.(\d+)\.attn_([qk])\.weight$/.exec(tensor) : null
-  return factorsA.map((weightA, e): ReadLayer => {
-    const weightB = factorsB[e]
-    const count = found && (found[2] === 'q' ? heads(Number(found[1])) : keyHeads(Number(found[1])))
+  const heads = headsOf(tensor, base)
+  return Array.from({ length: experts }, (_, e): ReadLayer => {
+    const [weightA, weightB] = all.map((factors) => rowsOf(factors, e, experts))
     return {
       name: isStacked ? module.replace(/\.experts\./, `.experts.${e}.`) : module,
       kind: isEmbedding ? 'embedding' : 'linear',
       weightA: isEmbedding ? transpose(weightA) : weightA,
       weightB:
-        count === null ? weightB : { ...weightB, data: fromGgufOrder(weightB.data, weightB.shape[0], count, where) },
+        heads === undefined
+          ? weightB
+          : { ...weightB, data: fromGgufOrder(weightB.data, weightB.shape[0], heads, where) },
       scaling,
       dtype,
     }

@@ -1,6 +1,6 @@
 // Names of modules ⇄ names of tensors in GGUF files, by llama.cpp's tables (gen/tables.ts).
 
-import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { ARCHITECTURES, MODELS, TENSORS, type Way } from './gen/tables.js'
 
 export interface GgufNames {
@@ -16,12 +16,11 @@ export interface GgufNames {
 export function namesOfModel(model: string, where: string): GgufNames {
   const found = Object.hasOwn(MODELS, model) ? MODELS[model] : undefined
   if (found === undefined) {
-    const near = nearMisses(model, Object.keys(MODELS))
     throw new UnsupportedError({
       where: `${where}: architectures`,
       what: 'llama.cpp has no such model',
       got: model,
-      ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+      hint: didYouMean(model, Object.keys(MODELS), 3),
     })
   }
   const [architecture, way] = found

@@ -188,7 +188,8 @@ function writeTurns({ opening, user, assistant, system, prompt }: TurnShape, cha
 }
 
 export function goTemplate({ opening, user, assistant, system, prompt }: TurnShape): string {
-  const put = (text: string) => (text === '' ? '' : `{{ ${goText(text)} }}`)
+  // A text as Go writes it, without quotes inside, so that a Modelfile can hold it.
+  const put = (text: string) => (text === '' ? '' : `{{ ${JSON.stringify(text).replaceAll('\\"', '\\u0022')} }}`)
   const around = ([before, after]: Around, content: string) => `${put(before)}${content}${put(after)}`
   const scene = system === undefined || system.at === 'turn' ? '' : `{{ .System }}${put(system.glue)}`
   const holder = system?.at === 'first' ? '$first' : '$last'
@@ -204,9 +205,4 @@ export function goTemplate({ opening, user, assistant, system, prompt }: TurnSha
     `{{ if eq .Role "assistant" }}${put(assistant[0])}{{ .Content }}{{ if not $last }}${put(assistant[1])}{{ end }}{{ end }}`,
     `{{ if and $last (ne .Role "assistant") }}${put(prompt)}{{ end }}{{ end }}`,
   ].join('')
-}
-
-/** A text as Go writes it, without quotes inside, so that a Modelfile can hold it. */
-function goText(text: string): string {
-  return JSON.stringify(text).replaceAll('\\"', '\\u0022')
 }

@@ -4,6 +4,7 @@
 import { type ByteSink, type ByteSource, concatBytes } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
+import type { TensorInfo } from '../safetensors.js'
 import { decodeGguf, floatOf, GGUF_TYPES, type GgufFloat, type GgufType, NUMBERS } from './types.js'
 
 const PIECE_BYTES = 1 << 18
@@ -30,14 +31,9 @@ export type GgufValue =
   | readonly (number | bigint | boolean | string)[]
   | { readonly length: number }
 
-export interface GgufTensor {
-  readonly name: string
+/** Its shape is row-major, as in PyTorch: the reverse of the file's `ne`. */
+export interface GgufTensor extends Omit<TensorInfo, 'dtype'> {
   readonly type: GgufType
-  /** Row-major, as in PyTorch: the reverse of the file's `ne`. */
-  readonly shape: readonly number[]
-  /** In bytes from the source's beginning. */
-  readonly offset: number
-  readonly byteLength: number
 }
 
 export interface GgufFile {
@@ -394,9 +390,8 @@ function padding(bytes: number): Uint8Array {
 }
 
 function byteLength({ dtype, shape }: WrittenTensor): number {
-  const count = elementCount(shape)
-  if (dtype === 'q8_0') return (count / 32) * 34
-  return count * (dtype === 'fp32' ? 4 : 2)
+  const { blockSize, blockBytes } = GGUF_TYPES.get(NUMBERS[dtype])!
+  return (elementCount(shape) / blockSize) * blockBytes
 }
 
 function valueBytes(value: WrittenValue): Uint8Array[] {

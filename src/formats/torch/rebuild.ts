@@ -88,7 +88,10 @@ export class TorchHost implements PickleHost {
 
   constructor() {
     const functions: Record<string, PickleGlobal['call']> = {
-      'collections.OrderedDict': orderedDict,
+      'collections.OrderedDict'(args, where) {
+        if (args.length === 0) return new PickleDict(true)
+        throw new FormatError({ where, what: 'an OrderedDict with arguments, which torch does not save' })
+      },
       'torch._utils._rebuild_tensor_v2': (args, where) => rebuildTensor(args, 6, where),
       'torch._utils._rebuild_tensor_v3': (args, where) => rebuildTensor(args, 7, where),
       'torch._utils._rebuild_parameter': rebuildParameter,
@@ -133,12 +136,6 @@ export class TorchHost implements PickleHost {
     }
     return known
   }
-}
-
-function orderedDict(args: readonly PickleValue[], where: string): PickleDict {
-  if (args.length > 0)
-    throw new FormatError({ where, what: 'an OrderedDict with arguments, which torch does not save' })
-  return new PickleDict(true)
 }
 
 /** (storage, offset, size, stride, requires_grad, hooks[, dtype][, metadata]) */

@@ -1,7 +1,7 @@
 // Files by torch.save (torch/serialization.py, `_save`: a zip archive) in the form that safetensors files have. Nothing
 // in them is executed.
 
-import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
+import { type ByteSource, concatBytes, MemorySource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../safetensors.js'
@@ -10,8 +10,9 @@ import { TorchHost, TorchTensor } from './rebuild.js'
 import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
 
 /**
- * Reads a dict of tensors. Those whose elements do not follow one another are gathered into memory, as a part of
- * `source` after the file's end; closing that closes the file. Checksums are verified, for which the file is read once.
+ * Reads a dict of tensors. If the elements of one do not follow one another, all are gathered into memory, and the file
+ * is closed. Checksums are verified, for which the file is read once. Throws FormatError when the tensors are much
+ * larger than the file.
  */
 export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFile> {
   const start = await source.read(0, Math.min(source.byteLength, 64))
@@ -105,19 +106,47 @@ async function indexTensors(
       got: typeof value === 'object' ? (value?.kind ?? 'None') : typeof value,
     })
   }
-  const tensors = new Map<string, TensorInfo>()
-  const gatherer = new Gatherer(source)
-  for (const [name, tensor] of value.entries) {
+  let cost = 0
+  const views = Array.from(value.entries, ([name, tensor]): View => {
     if (typeof name !== 'string' || !(tensor instanceof TorchTensor)) {
       throw new FormatError({ where: `${where}: ${String(name).slice(0, 200)}`, what: 'not a named tensor' })
     }
-    const storageStart = offsets.get(tensor.storage.key)!
+    const { shape, strides, type, isContiguous } = tensor
+    const byteLength = elementCount(shape) * type.bytes
+    const span = byteLength && shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 1) * type.bytes
+    cost += byteLength + (isContiguous ? 0 : span)
+    if (cost > source.byteLength * TIMES_FILE + SPARE_BYTES) {
+      throw new FormatError({
+        where: `${where}: ${name}`,
+        what: 'views that are much larger than the file',
+        got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
+      })
+    }
+    const start = offsets.get(tensor.storage.key)! + tensor.offset * type.bytes
+    return { name, tensor, start, span, byteLength }
+  })
+  const isInPlace = views.every(({ tensor, byteLength }) => byteLength === 0 || tensor.isContiguous)
+  const parts = isInPlace ? undefined : await gathered(source, views)
+  let end = 0
+  const tensors = new Map<string, TensorInfo>()
+  for (const { name, tensor, start, byteLength } of views) {
     const { shape, type } = tensor
-    const offset = await gatherer.place(tensor, storageStart, `${where}: ${name}`)
-    tensors.set(name, { name, dtype: type.dtype, shape, offset, byteLength: elementCount(shape) * type.bytes })
+    tensors.set(name, { name, dtype: type.dtype, shape, offset: isInPlace ? start : end, byteLength })
+    end += byteLength
   }
-  const gathered = gatherer.bytes()
-  return { source: gathered.byteLength === 0 ? source : new GatheredSource(source, gathered), tensors, metadata: {} }
+  if (parts === undefined) return { source, tensors, metadata: {} }
+  await source.close()
+  return { source: new MemorySource(concatBytes(parts), where), tensors, metadata: {} }
+}
+
+interface View {
+  readonly name: string
+  readonly tensor: TorchTensor
+  /** Its first byte in the file. */
+  readonly start: number
+  /** Bytes from its first element to its last one, and of its elements. */
+  readonly span: number
+  readonly byteLength: number
 }
 
 /**
@@ -127,44 +156,15 @@ async function indexTensors(
 const SPARE_BYTES = 1 << 26
 const TIMES_FILE = 8
 
-/**
- * Copies views whose elements do not follow one another in their storage into row-major order after the end of the
- * file. Offsets count from the file's beginning.
- */
-class Gatherer {
-  readonly #parts: Uint8Array[] = []
-  #byteLength = 0
-  #costBytes = 0
-
-  constructor(private readonly source: ByteSource) {}
-
-  /** Throws FormatError when the views of the file are much larger than the file. */
-  async place(tensor: TorchTensor, storageStart: number, where: string): Promise<number> {
-    const { shape, strides, type } = tensor
-    const start = storageStart + tensor.offset * type.bytes
-    const byteLength = elementCount(shape) * type.bytes
-    const isInPlace = byteLength === 0 || tensor.isContiguous
-    const span = isInPlace ? 0 : shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 1) * type.bytes
-    this.#costBytes += span + byteLength
-    if (this.#costBytes > this.source.byteLength * TIMES_FILE + SPARE_BYTES) {
-      throw new FormatError({
-        where,
-        what: 'views that are much larger than the file',
-        got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
-      })
-    }
-    if (isInPlace) return start
-    const values = await this.source.read(start, span)
+/** The bytes of all tensors, row-major. */
+async function gathered(source: ByteSource, views: readonly View[]): Promise<Uint8Array[]> {
+  const parts: Uint8Array[] = []
+  for (const { tensor, start, span, byteLength } of views) {
     const copy = new Uint8Array(byteLength)
-    copyStrided(values, copy, tensor)
-    this.#parts.push(copy)
-    this.#byteLength += byteLength
-    return this.source.byteLength + this.#byteLength - byteLength
+    copyStrided(await source.read(start, span), copy, tensor)
+    parts.push(copy)
   }
-
-  bytes(): Uint8Array {
-    return concatBytes(this.#parts)
-  }
+  return parts
 }
 
 function copyStrided(from: Uint8Array, to: Uint8Array, { shape, strides, type: { bytes } }: TorchTensor): void {
@@ -178,33 +178,5 @@ function copyStrided(from: Uint8Array, to: Uint8Array, { shape, strides, type: {
       at -= strides[dim] * shape[dim] * bytes
       index[dim] = 0
     }
-  }
-}
-
-/** A file, and after its end bytes from memory. Native code cannot open that: there is no `realPath`. */
-class GatheredSource implements ByteSource {
-  readonly name: string
-  readonly byteLength: number
-
-  constructor(
-    private readonly file: ByteSource,
-    private readonly rest: Uint8Array,
-  ) {
-    this.name = file.name
-    this.byteLength = file.byteLength + rest.byteLength
-  }
-
-  async read(offset: number, byteLength: number): Promise<Uint8Array> {
-    checkRange(this, offset, byteLength)
-    const inFile = Math.min(byteLength, Math.max(0, this.file.byteLength - offset))
-    const restStart = Math.max(0, offset - this.file.byteLength)
-    const rest = this.rest.subarray(restStart, restStart + byteLength - inFile)
-    if (inFile === 0) return rest
-    const bytes = await this.file.read(offset, inFile)
-    return rest.byteLength === 0 ? bytes : concatBytes([bytes, rest])
-  }
-
-  close(): Promise<void> {
-    return this.file.close()
   }
 }

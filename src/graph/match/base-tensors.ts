@@ -1,7 +1,7 @@
 // The tensors of a model, by the names that they have in its PyTorch modules, for adapters that train some of them
 // whole.
 
-import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
@@ -93,11 +93,10 @@ export function trainableTensor<T extends BaseTensor>(
   const found = tensors.find((one) => one.name === name) ?? (near.length === 1 ? near[0] : undefined)
   if (found === undefined) {
     const names = tensors.map((one) => one.name)
-    const others = nearMisses(name, names)
     throw new MismatchError({
       where: name,
       what: 'the graph has no tensor that is certain to be this one',
-      ...(others.length > 0 && { hint: `Nearest: ${others.join(', ')}` }),
+      hint: didYouMean(name, names, 3),
     })
   }
   if (shape !== undefined && found.shape.join() !== shape.join()) throw shapeError(name, found.shape, shape)

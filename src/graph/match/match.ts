@@ -1,6 +1,6 @@
 // Which linear layers a configuration or an adapter means.
 
-import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, nearMisses } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
 import { ATTENTION } from './forms/attention.js'
@@ -51,15 +51,13 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
   if (found.length > 0) return found
   const names = [...new Set(linears.map(({ name }) => name))]
   const lastParts = [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))]
-  const near = nearMisses(wanted, [...lastParts, ...names])
   throw new MismatchError({
     where: 'targetModules',
     what: `no module of the model matches ${JSON.stringify(wanted)}`,
     ...(names.length === 0 ? { got: 'a graph without linear layers' } : {}),
     hint:
-      near.length > 0
-        ? `Did you mean ${near.join(' or ')}?`
-        : `The model's linear layers are ${lastParts.slice(0, 12).join(', ')}`,
+      didYouMean(wanted, [...lastParts, ...names], 3) ??
+      `The model's linear layers are ${lastParts.slice(0, 12).join(', ')}`,
   })
 }
 

@@ -86,18 +86,14 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
   const alike = all.filter((other) => core(other) === own)
   if (alike.length > 0) return alike.length === 1 ? alike[0] : undefined
   const doubled = all.filter((other) => {
-    const single = withoutDoubles(other)
+    // PyTorch's exporter names a Sequential twice: merger.mlp.mlp.0 is merger.mlp.0.
+    const single = other.replace(/(^|\.)([^.]+)\.\2(?=\.\d+(\.|$))/g, '$1$2')
     return single !== other && `.${module}`.endsWith(`.${single}`)
   })
   if (doubled.length > 0) return doubled.length === 1 ? doubled[0] : undefined
   const wanted = newest(module)
   const versions = all.filter((other) => endAlike(newest(other), wanted))
   return versions.length === 1 ? versions[0] : undefined
-}
-
-/** PyTorch's exporter names a Sequential twice: merger.mlp.mlp.0 is merger.mlp.0. */
-function withoutDoubles(name: string): string {
-  return name.replace(/(^|\.)([^.]+)\.\2(?=\.\d+(\.|$))/g, '$1$2')
 }
 
 export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {

@@ -1,7 +1,7 @@
 // Places in a graph for an adapter's whole tensors (modules_to_save, biases) and rows (trainable_token_indices).
 
 import { isWeightDtype } from '../../base/dtype.js'
-import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
@@ -123,12 +123,11 @@ export function embeddingsOf(
   const found = ofModule(embeddings, module)
   if (found.length === 0) {
     const ops = graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
-    const near = nearMisses(module, new Set(embeddings.map(({ name }) => name)))
     throw new UnsupportedError({
       where: module,
       what: 'the graph has no embedding of this name, or not in a form that lowrank reads',
       ...(ops.length > 0 && { got: ops.join(', ') }),
-      ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+      hint: didYouMean(module, new Set(embeddings.map(({ name }) => name)), 3),
     })
   }
   for (const place of found) {

@@ -19,6 +19,8 @@ import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 const COST_OF_KEEPING = { few: 4, many: 10 }
 /** Tokens of a batch. */
 const FEW = 512
+/** Layers that give more than they read, in long texts: the first ones of an MLP give most of what would be kept. */
+const COST_OF_WIDENING = 4
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
 
@@ -33,6 +35,8 @@ interface Sizes {
   readonly elements: (shape: ProbedShape) => number
   /** In the largest batch. */
   readonly tokens: number
+  /** Memory then counts for more than some products. */
+  readonly isLong: boolean
 }
 
 /** Returns the new values, and which each is a copy of; `shapes` gets theirs. */
@@ -86,9 +90,15 @@ function chooseRecomputed(
   shapes: ShapeMap,
   forward: ReadonlySet<NodeProto>,
   backward: readonly NodeProto[],
-  { elements, tokens }: Sizes,
+  { elements, tokens, isLong }: Sizes,
 ): Set<Value> {
   const costOfKeeping = tokens > FEW ? COST_OF_KEEPING.many : COST_OF_KEEPING.few
+  const costOf = (node: NodeProto) => {
+    const [a, y] = [node.input[0], node.output[0]].map((value) => shapes.get(value))
+    const isWidening = node.opType === 'Gemm' && a !== undefined && y !== undefined && elements(y) > elements(a)
+    if (isLong && isWidening) return COST_OF_WIDENING * elements(y)
+    return costOfSimple(node, shapes, elements)
+  }
   const network = new FlowNetwork()
   /** The cut passes between a value's two vertices where it is kept. */
   const vertices = new Map<Value, { computed: number; kept: number }>()
@@ -115,7 +125,7 @@ function chooseRecomputed(
   for (let value = open.pop(); value !== undefined; value = open.pop()) {
     const { computed } = vertices.get(value) as { computed: number }
     const maker = graph.producer(value) as NodeProto
-    const cost = costOf(maker, shapes, elements)
+    const cost = costOf(maker)
     network.edge(SOURCE, computed, cost)
     if (cost === Number.POSITIVE_INFINITY) continue
     for (const input of new Set(maker.input)) {
@@ -128,7 +138,7 @@ function chooseRecomputed(
 }
 
 /** Infinite for a node that is never run again, such as a product with a weight. */
-function costOf(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape) => number): number {
+function costOfSimple(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape) => number): number {
   const operator = operatorOf(node)
   if (!CHEAP.has(operator) || subgraphs(node).length > 0) return Number.POSITIVE_INFINITY
   const sizes = [...node.input, ...node.output].map((value) => shapes.get(value))

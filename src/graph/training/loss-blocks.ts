@@ -1,29 +1,29 @@
-// The loss over a large vocabulary in one Scan over blocks of rows, which gives losses and gradients at once, so that
-// no logits live longer than their block. TRL's chunked loss:
-// https://huggingface.co/docs/trl/main/en/reducing_memory_usage
+// The loss over a large vocabulary in one Scan over blocks of it, which gives losses and gradients at once, as
+// FlashAttention (arXiv 2205.14135) does for keys: a block joins what the blocks before it gave, by the logarithm of
+// its sum. So no logits live longer than their block, and of a weight in half precision one block at a time is float32.
 
 import {
   TensorProto_DataType as DataType,
   type GraphProto,
-  type NodeProto,
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { sourceOf } from '../fuse/patterns.js'
-import { rowLosses } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
-import { type LOGIT_BYTES, rowsOfBlock } from '../memory.js'
+import { hasLogitBlocks, type LOGIT_BYTES } from '../memory.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
+/** Numbers of the weight in a block, 16 MB: each block is copied, which is cheap in the processor's cache. */
+const WEIGHT_FLOATS = 2 ** 22
+
 /** Only large logits from a float weight that is not trained: gradients of an adapted output layer need logits. */
-export function lossInBlocks(own: ObjectiveGraph, bytes: typeof LOGIT_BYTES, hasGradients: boolean): void {
+export function lossInBlocks(own: ObjectiveGraph, { whole, block }: typeof LOGIT_BYTES, hasGradients: boolean): void {
   for (const loss of own.losses) {
     const head = headOf(own.graph, loss.logits)
-    const rows = rowsOfBlock(head?.d ?? 0, bytes)
-    if (head !== undefined && Number.isFinite(rows)) replace(own, loss, head, { rows, hasGradients })
+    if (head !== undefined && hasLogitBlocks(head.d, whole)) replace(own, loss, head, block / 4, hasGradients)
   }
 }
 
@@ -31,6 +31,7 @@ interface Head {
   /** (m, k) */
   readonly x: Value
   readonly weight: Value
+  readonly isHalf: boolean
   readonly bias: Value | undefined
   readonly transB: number
   readonly k: number
@@ -42,71 +43,99 @@ function headOf(graph: Graph, logits: Value): Head | undefined {
   const node = graph.producer(sourceOf(graph, logits, ['Cast', 'Identity']).value)
   if (node?.opType !== 'Gemm' || intAttribute(node, 'transA', 0) === 1) return undefined
   if (floatAttribute(node, 'alpha', 1) !== 1 || floatAttribute(node, 'beta', 1) !== 1) return undefined
-  const [x, weight, bias] = node.input
-  const tensor = graph.constant(sourceOf(graph, weight, ['Cast', 'Identity']).value)
-  if (tensor?.dims.length !== 2 || (bias !== undefined && graph.constant(bias) === undefined)) return undefined
+  const [x, given, bias] = node.input
+  const weight = sourceOf(graph, given, ['Cast', 'Identity']).value
+  const tensor = graph.constant(weight)
+  if (tensor?.dims.length !== 2) return undefined
   const transB = intAttribute(node, 'transB', 0)
   const [k, d] = transB === 1 ? dimsOf(tensor).toReversed() : dimsOf(tensor)
-  return { x, weight, bias, transB, k, d }
+  if (bias !== undefined && graph.constant(bias)?.dims.join() !== `${d}`) return undefined
+  return { x, weight, isHalf: tensor.dataType !== DataType.FLOAT, bias, transB, k, d }
 }
 
 function replace(
   { graph, g, customGradients }: ObjectiveGraph,
   { logits, targets, losses, sum, scaled }: LossOfRows,
   head: Head,
-  { rows, hasGradients }: { rows: number; hasGradients: boolean },
+  /** Most logits in a block. */
+  floats: number,
+  hasGradients: boolean,
 ): void {
-  const { x, k, d } = head
+  const { weight, isHalf, bias, transB, k, d } = head
   const largest = graph.consumers(logits).find(({ opType }) => opType === 'ArgMax')?.output[0]
-  const given = ['losses', ...(hasGradients ? ['gradients'] : []), ...(largest === undefined ? [] : ['largest'])]
+  // A name of its own stays when something takes the place of what bodies of Scan read.
+  const x = g.op('Identity', [head.x])
   const count = g.length(x, 0)
-  const ceil = (a: Value, b: Value) => g.div(g.sub(g.add(a, b), g.int([1])), b)
-  const blocks = ceil(count, g.int([rows]))
-  const size = ceil(count, blocks)
-  // Blocks of one size: some more rows fill up the last one, and what comes of them is cut off.
-  const missing = g.sub(g.mul(blocks, size), count)
-  const filled = (value: Value, zero: Value) =>
-    g.op('Pad', [value, g.concat([g.int([0, 0]), missing, g.int([0])], 0), zero])
-  const parted = (value: Value, width: number) => g.reshape(value, g.concat([blocks, size, g.int([width])], 0))
-  // The numbers of rows begin anew in each block.
-  const pairs = g.op('Mod', [filled(targets, g.int(0)), g.concat([size, g.int([d])], 0)])
-  const inputs = [parted(filled(x, g.float(0)), k), parted(pairs, 2)]
-  const scan = g.node('Scan', inputs, { body: bodyOf(graph, head, given), num_scan_inputs: 2 }, given.length)
-  const whole = (by: Builder, name: string, shape: readonly number[]) => {
-    const joined = by.reshape(scan.output[given.indexOf(name)], by.int(shape))
-    return by.op('Slice', [joined, by.int([0]), count, by.int([0])])
+  const least = Math.ceil(floats / Math.max(1, Math.floor(WEIGHT_FLOATS / k)))
+  const size = g.div(g.int([floats]), g.op('Max', [count, g.int([least])]))
+  const starts = g.unsqueeze(g.op('Range', [g.int(0), g.int(d), g.op('Squeeze', [size])]), [1])
+  const lowest = g.expand(g.float(Number.NEGATIVE_INFINITY), count)
+  const initial = {
+    logSum: lowest,
+    ...(hasGradients && { mean: g.expand(g.float(0), g.shape(x)) }),
+    ...(largest !== undefined && { highest: lowest, largest: g.expand(g.int(0), count) }),
   }
-  const all = whole(g, 'losses', [-1])
+  const names = Object.keys(initial)
+  const body = bodyOf(graph, { ...head, x }, size, names)
+  const scan = g.node('Scan', [...Object.values(initial), starts], { body, num_scan_inputs: 1 }, names.length)
+  const result = (name: string) => scan.output[names.indexOf(name)]
+
+  const ids = g.op('Squeeze', [g.op('Gather', [targets, g.int([1])], { axis: 1 }), g.int([1])])
+  const stored = g.op('Gather', [weight, ids], { axis: 1 - transB })
+  const rows = transB === 1 ? stored : g.transpose(stored, [1, 0])
+  const ofTargets = isHalf ? g.cast(rows, DataType.FLOAT) : rows
+  const product = g.reduceSum(g.mul(x, ofTargets), [1], 0)
+  const logit = bias === undefined ? product : g.add(product, g.op('Gather', [bias, ids]))
+  const all = g.sub(result('logSum'), logit)
   graph.replaceUses(losses, all)
-  if (largest !== undefined) graph.replaceUses(largest, whole(g, 'largest', [-1]))
+  if (largest !== undefined) graph.replaceUses(largest, result('largest'))
   if (!hasGradients) return
   customGradients.delete(losses)
   customGradients.set(sum ?? all, {
-    inputs: [x],
-    rule: ({ g, dy }) => [() => scaled(g, whole(g, 'gradients', [-1, k]), dy)],
+    inputs: [head.x],
+    rule: ({ g, dy }) => [() => scaled(g, g.sub(result('mean'), ofTargets), dy)],
   })
 }
 
-/** From rows of x and their targets to what is given of them. The weight is that of the outer graph. */
-function bodyOf(outer: Graph, { x, weight, bias, transB, k }: Head, given: readonly string[]): GraphProto {
+/**
+ * Adds a block, given by its start, to what those before it gave: ln Σ exp(logits) of each row, the mean of the
+ * weight's rows by these exponentials, and the largest logit with its place.
+ */
+function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[]): GraphProto {
+  const { x, weight, isHalf, bias, transB, k } = head
   const body = outer.newBody()
   const g = new Builder(body, outer.freshName('loss/block'))
-  const [rows, pairs] = [body.freshName(`${g.scope}/${x}`), body.freshName(`${g.scope}/targets`)]
-  body.inputs = [valueInfo(rows, DataType.FLOAT, ['rows', k]), valueInfo(pairs, DataType.INT64, ['rows', 2])]
-  const logits = g.op('Gemm', bias === undefined ? [rows, weight] : [rows, weight, bias], { transB })
-  const { losses, slopes } = rowLosses(g, logits, pairs)
-  const outputs: Record<string, () => ValueInfoProto> = {
-    losses: () => valueInfo(losses, DataType.FLOAT, ['rows']),
-    gradients: () => valueInfo(g.op('Gemm', [slopes(g), weight], { transB: 1 - transB }), DataType.FLOAT, ['rows', k]),
-    largest: () => valueInfo(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), DataType.INT64, ['rows']),
+  const before = (name: string) => `${g.scope}/${name}`
+  const start = before('start')
+  const info = (name: string, value: Value): ValueInfoProto =>
+    valueInfo(value, name === 'largest' ? DataType.INT64 : DataType.FLOAT, name === 'mean' ? ['rows', k] : ['rows'])
+  body.inputs = [...names.map((name) => info(name, before(name))), valueInfo(start, DataType.INT64, [1])]
+
+  const end = g.add(start, size)
+  const cut = (value: Value, axis: number) => g.op('Slice', [value, start, end, g.int([axis])])
+  const stored = cut(weight, 1 - transB)
+  const block = isHalf ? g.cast(stored, DataType.FLOAT) : stored
+  const logits = g.op('Gemm', bias === undefined ? [x, block] : [x, block, cut(bias, 0)], { transB })
+  const highest = g.reduceMax(logits, [1], 0)
+  const probabilities = g.op('Softmax', [logits], { axis: 1 })
+  // max p = exp(max l) / Σ exp(l)
+  const own = g.sub(highest, g.op('Log', [g.reduceMax(probabilities, [1], 0)]))
+  const larger = g.op('Max', [before('logSum'), own])
+  const parts = [before('logSum'), own].map((part) => g.op('Exp', [g.sub(part, larger)]))
+  const total = g.add(parts[0], parts[1])
+  const share = (part: Value) => g.unsqueeze(g.div(part, total), [1])
+  const outputs: Record<string, () => Value> = {
+    logSum: () => g.add(larger, g.op('Log', [total])),
+    mean: () => {
+      const mean = g.op('Gemm', [probabilities, block], { transB: 1 - transB })
+      return g.add(g.mul(before('mean'), share(parts[0])), g.mul(mean, share(parts[1])))
+    },
+    highest: () => g.op('Max', [before('highest'), highest]),
+    largest: () => {
+      const place = g.add(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), start)
+      return g.where(g.op('Greater', [highest, before('highest')]), place, before('largest'))
+    },
   }
-  body.outputs = given.map((name) => outputs[name]())
-  // ONNX Runtime begins with the last node that nobody reads: what reads the logits alone comes first, so that the
-  // probabilities take their place.
-  for (const { name } of body.outputs.filter((_, i) => given[i] !== 'gradients')) {
-    const node = body.producer(name) as NodeProto
-    body.remove(node)
-    body.add(node)
-  }
+  body.outputs = names.map((name) => info(name, outputs[name]()))
   return body.toModel().graph as GraphProto
 }

@@ -4,7 +4,7 @@ import { StateError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { ModelProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
-import { packWithin, sessionModel } from '../session-model.js'
+import { keepMapped, sessionModel } from '../session-model.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
 import { activeFeeds } from './activation.js'
@@ -24,10 +24,10 @@ export interface RunnableGraph {
   /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
   readonly tensors: readonly TrainedTensor[]
   /**
-   * The model for a session that takes inputs of any length. `packed`: what it takes as one vector. `repackedBytes`: of
-   * the weights that ONNX Runtime repacks, all by default.
+   * The model for a session that takes inputs of any length. `packed`: what it takes as one vector. `lowMemory`: ONNX
+   * Runtime repacks no float weights.
    */
-  sessionModel(packed?: readonly TrainedParameter[], repackedBytes?: number): Promise<SessionModel>
+  sessionModel(packed?: readonly TrainedParameter[], lowMemory?: boolean): Promise<SessionModel>
   /**
    * Feeds of one run, without what is trained. Inputs that the graph does not read are left out. `normalizer`: in
    * training that of all runs of a step. `dropout` is needed where the graph has dropout.
@@ -113,10 +113,8 @@ function finish(
     predictions,
     proto,
     tensors: parameters,
-    async sessionModel(packed, repackedBytes) {
-      if (packed === undefined) {
-        return sessionModel(model, repackedBytes === undefined ? proto : packWithin(proto, repackedBytes))
-      }
+    async sessionModel(packed, lowMemory = false) {
+      if (packed === undefined) return sessionModel(model, lowMemory ? keepMapped(proto) : proto)
       // ONNX Runtime would make one Split of all slices, which has more outputs than WebGPU has buffers for.
       return { ...(await sessionModel(model, packTrained(proto, packed))), keepsRepeats: true }
     },

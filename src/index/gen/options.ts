@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import type { ToPlainOptions } from '../adapters.js'
-import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, NAME, SIGNAL, listOf } from '../../base/options.js'
+import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, SIGNAL, OBJECT, listOf, oneOf } from '../../base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, SHARE, ADAPTER_LIST, TOKEN } from '../kinds.js'
 import type { EvaluateOptions } from '../evaluate.js'
 import type { HandoffOptions } from '../away/handoff.js'
@@ -23,7 +23,6 @@ export const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
 
 export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
   model: needed(anyOf(MODEL, SOURCE)),
-  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   adapters: NAMED_ADAPTERS,
   data: needed(DATA),
   batchSize: ranged('an integer of at least 1'),
@@ -49,6 +48,7 @@ export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
   device: anyOf(NAME, listOf(NAME)),
   threads: ranged('an integer in [1, 1024]'),
   lowMemory: BOOLEAN,
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
 }
 
 export const HANDOFF_OPTIONS: OptionTable<HandoffOptions> = {
@@ -75,15 +75,15 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   base: needed(SOURCE),
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
-  format: oneOf('onnx', 'safetensors'),
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  modules: OBJECT,
+  signal: SIGNAL,
+  format: oneOf('onnx', 'safetensors'),
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
   strict: BOOLEAN,
   reproducible: BOOLEAN,
-  modules: OBJECT,
-  signal: SIGNAL,
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
   share: SHARE,
@@ -98,15 +98,15 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   merged: needed(SOURCE),
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
-  format: oneOf('onnx', 'safetensors'),
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  modules: OBJECT,
+  signal: SIGNAL,
+  format: oneOf('onnx', 'safetensors'),
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
   strict: BOOLEAN,
   reproducible: BOOLEAN,
-  modules: OBJECT,
-  signal: SIGNAL,
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
   share: SHARE,
@@ -183,9 +183,9 @@ export const CHECK_DATA_OPTIONS: OptionTable<CheckDataOptions> = {
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-  signal: SIGNAL,
   data: needed(DATA),
   evalData: DATA,
+  signal: SIGNAL,
 }
 
 export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
@@ -225,16 +225,16 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   keep: oneOf('last', 'best'),
   bestMetric: NAME,
   earlyStopping: ranged('an integer of at least 1'),
-  modules: OBJECT,
-  signal: SIGNAL,
   skipInvalid: ranged('an integer of at least 0'),
   evalSplit: ranged('a number in (0, 1)'),
   preset: oneOf('peft'),
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),
   config: OBJECT,
+  modules: OBJECT,
   resume: BOOLEAN,
   keepState: BOOLEAN,
   overwrite: BOOLEAN,
+  signal: SIGNAL,
   sample: listOf(NAME),
   on: OBJECT,
 }

@@ -15,8 +15,8 @@ export const SAMPLING_OPTIONS: OptionTable<SamplingOptions> = {
 }
 
 export const CLASSIFY_OPTIONS: OptionTable<ClassifyOptions> = {
-  adapter: orNull(NAME),
   topK: ranged('an integer of at least 1'),
+  adapter: orNull(NAME),
   maxLength: ranged('an integer of at least 1'),
   batchSize: ranged('an integer of at least 1'),
   signal: SIGNAL,

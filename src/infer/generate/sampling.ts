@@ -40,13 +40,7 @@ export interface SamplingOptions {
   repetitionPenalty?: number | undefined
 }
 
-export interface Sampling {
-  readonly temperature: number
-  readonly topK: number
-  readonly topP: number
-  readonly minP: number
-  readonly repetitionPenalty: number
-}
+export type Sampling = Readonly<Record<keyof SamplingOptions, number>>
 
 /** The top_k of transformers and transformers.js where generation_config.json samples and names none. */
 const SAMPLED_TOP_K = 50

@@ -88,7 +88,10 @@ export async function request(
         return {
           response,
           chunks: () => chunksOf(url, response, watch, slowMs),
-          cancel: () => drop(response, watch),
+          async cancel() {
+            watch.done()
+            await response.body?.cancel().catch(() => {})
+          },
         }
       }
       await response.body?.cancel().catch(() => {})
@@ -132,7 +135,11 @@ async function* chunksOf(
       waitedMs += performance.now() - before
       bytes += part.value.byteLength
       if (waitedMs >= slowMs) {
-        if (bytes < (SLOWEST * slowMs) / 1000) throw tooSlow(url, slowMs)
+        if (bytes < (SLOWEST * slowMs) / 1000) {
+          const what = `the connection is too slow: less than 1 kB/s for ${slowMs / 1000} s`
+          const hint = 'Try again on a better connection'
+          throw new HubError('unreachable', { where: shown(url), what, hint }, true)
+        }
         waitedMs = 0
         bytes = 0
       }
@@ -144,11 +151,6 @@ async function* chunksOf(
     watch.done()
     await reader?.cancel().catch(() => {})
   }
-}
-
-async function drop(response: Response, watch: Watch): Promise<void> {
-  watch.done()
-  await response.body?.cancel().catch(() => {})
 }
 
 /** An address for messages: a query may hold a signature. */
@@ -167,11 +169,6 @@ function failure(url: URL, cause: unknown, watch: Watch): unknown {
     hint: 'Check the internet connection, or use a folder on this machine',
     cause,
   })
-}
-
-function tooSlow(url: URL, slowMs: number): HubError {
-  const what = `the connection is too slow: less than 1 kB/s for ${slowMs / 1000} s`
-  return new HubError('unreachable', { where: shown(url), what, hint: 'Try again on a better connection' }, true)
 }
 
 class Watch {

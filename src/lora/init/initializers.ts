@@ -10,22 +10,24 @@ import type { FactorPair } from '../delta.js'
 import { fastPissaFactors, micaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
 import { iterationsOf } from './inits.js'
 
-/** `biasB` (d) where it does not start at zero. */
-interface FirstFactors extends FactorPair {
-  biasB?: FloatArray
-}
-
-/** In the precision of `like`. Throws UnsupportedError when the initialization needs W (`base`) and there is none. */
+/**
+ * In the precision of `like`, with `biasB` (d) where it does not start at zero. Throws UnsupportedError when the
+ * initialization needs W (`base`) and there is none.
+ */
 export function firstFactors(
   config: LoraConfig,
   name: string,
   [d, k]: readonly [number, number],
   like: FloatArray,
   base?: Matrix,
-): FirstFactors {
+): FactorPair & { biasB?: FloatArray } {
   const { init, rank } = config
   const random = new Random(config.seed, `init/${name}`)
-  const fill = (rows: number, columns: number, draw: () => number) => filled(zeros(rows, columns, like), draw)
+  const fill = (rows: number, columns: number, draw: () => number) => {
+    const matrix = zeros(rows, columns, like)
+    for (let i = 0; i < matrix.data.length; i++) matrix.data[i] = draw()
+    return matrix
+  }
   const uniform = (bound: number) => () => (2 * random.uniform() - 1) * bound
   switch (init) {
     case 'normal': // Hu et al. 2021 leave the scale open; this one keeps ‖A·x‖ free of r.
@@ -47,11 +49,6 @@ export function firstFactors(
     default:
       return pairAs(fromBase(config, name, base), like)
   }
-}
-
-function filled(matrix: Matrix, draw: () => number): Matrix {
-  for (let i = 0; i < matrix.data.length; i++) matrix.data[i] = draw()
-  return matrix
 }
 
 function pairAs({ weightA, weightB }: FactorPair, like: FloatArray): FactorPair {

@@ -63,7 +63,11 @@ class PathJob implements MergeJob {
       opened = await openMerge(own, chosen)
       await refuseForeignLinks(opened.others)
       const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
-      if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out)
+      if (isFile && (isSplit || share !== undefined)) {
+        const what = 'the output has several files, or shares, so it needs a folder'
+        const hint = 'Choose a folder, or a larger `maxShardBytes` without shares'
+        throw new ConfigError({ where: out, what, hint })
+      }
       return new PathJob(request, place, opened, crew)
     } catch (error) {
       crew?.dispose()
@@ -275,11 +279,6 @@ function mountedError(out: string): FileError {
     what: 'a file system is mounted here, so the finished output cannot get this name',
     hint: `Choose a folder in it, such as ${path.join(out, 'merged')}`,
   })
-}
-
-function severalFilesError(where: string): ConfigError {
-  const what = 'the output has several files, or shares, so it needs a folder'
-  return new ConfigError({ where, what, hint: 'Choose a folder, or a larger `maxShardBytes` without shares' })
 }
 
 function withHint(error: unknown, isLeft: boolean): unknown {

@@ -105,7 +105,8 @@ export function layOut(
     const groups = groupBySize(tensors.flat(), maxShardBytes)
     const { metadata } = checkpoint.shards[0].file
     return groups.map((group, i) => {
-      const name = groups.length === 1 ? (path ?? 'model.safetensors') : shardName(i, groups.length)
+      const [own, all] = [i + 1, groups.length].map((value) => String(value).padStart(5, '0'))
+      const name = groups.length === 1 ? (path ?? 'model.safetensors') : `model-${own}-of-${all}.safetensors`
       return newShard(name, group, metadata)
     })
   }
@@ -296,11 +297,6 @@ function groupBySize(tensors: readonly OutputTensor[], maxBytes: number): Output
 export function outputBytes({ dtype, base }: OutputTensor): number {
   if (!isWeightDtype(base.dtype) || !isWeightDtype(dtype)) return base.byteLength
   return (base.byteLength / sizeOf(base.dtype)) * sizeOf(dtype)
-}
-
-function shardName(index: number, count: number): string {
-  const number = (value: number) => String(value).padStart(5, '0')
-  return `model-${number(index + 1)}-of-${number(count)}.safetensors`
 }
 
 /** Whole rows of a weight, or a part of one row. */

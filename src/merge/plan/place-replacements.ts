@@ -1,7 +1,7 @@
 // The places of replaced tensors and rows in a checkpoint.
 
 import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
-import { attempt, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { attempt, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
@@ -183,11 +183,10 @@ export function placedAt(source: number, info: TensorInfo, rows: readonly number
 }
 
 function missingError(name: string, tensors: Iterable<string>): MismatchError {
-  const near = nearMisses(name, tensors)
   return new MismatchError({
     where: name,
     what: 'the adapter replaces this tensor, which the base does not have',
-    ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+    hint: didYouMean(name, tensors, 3),
   })
 }
 

@@ -20,9 +20,9 @@ export const EMBEDDING_OPTIONS: OptionTable<EmbeddingOptions> = {
 }
 
 export const KTO_OPTIONS: OptionTable<KtoOptions> = {
-  beta: ranged('a finite number above 0'),
   desirableWeight: ranged('a finite number above 0'),
   undesirableWeight: ranged('a finite number above 0'),
+  beta: ranged('a finite number above 0'),
 }
 
 export const LABEL_OPTIONS: OptionTable<LabelOptions> = {

@@ -135,7 +135,10 @@ export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
   const { forms, reads }: { forms: Forms; reads?: string | undefined } = KINDS[kind]
   if (reads !== undefined && inputFamily(base.graph)?.reads !== reads) return undefined
   const type = String(base.config.model_type)
-  return (Object.hasOwn(forms, type) ? forms[type](base.config) : undefined) ?? headInGraph(base, KINDS[kind].rows)
+  const known = Object.hasOwn(forms, type) ? forms[type](base.config) : undefined
+  if (known !== undefined) return known
+  const own = base.linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
+  return own && { encoder: '', rows: KINDS[kind].rows, layers: [{ module: own.name }], modulesToSave: [own.name] }
 }
 
 export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {
@@ -148,9 +151,4 @@ export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {
     got: String(base.config.model_type),
     hint: `Export the model with its head: optimum-cli export onnx --task ${KINDS[kind].task}`,
   })
-}
-
-function headInGraph({ linears }: HeadBase, rows: HeadForm['rows']): HeadForm | undefined {
-  const head = linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
-  return head && { encoder: '', rows, layers: [{ module: head.name }], modulesToSave: [head.name] }
 }

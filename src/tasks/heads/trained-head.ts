@@ -82,7 +82,10 @@ export class TrainedHead implements Head {
     const isStored = (tensor: Tensor) => tensor.member === 'bias' || own?.tensorOf(tensor) !== undefined
     const fits = own?.labels.join('\n') === labels.join('\n') && tensors.every(isStored)
     this.isNew = newHead || !fits
-    this.warnings = own === undefined || newHead || fits ? [] : [replaced(own.labels, labels)]
+    this.warnings =
+      own === undefined || newHead || fits
+        ? []
+        : [`the head of the model gives ${told(own.labels)}, and the data has ${told(labels)}: a new head is trained`]
     this.tensors = tensors.map((tensor) => ({
       name: `${tensor.layer.module}.${tensor.member}`,
       shape: tensor.shape,
@@ -135,10 +138,6 @@ function ownHead({ config, graph, linears }: HeadBase, layers: readonly HeadLaye
     return found?.shape.join() === shape.join() ? found : undefined
   }
   return { labels, tensorOf }
-}
-
-function replaced(before: readonly string[], now: readonly string[]): string {
-  return `the head of the model gives ${told(before)}, and the data has ${told(now)}: a new head is trained`
 }
 
 function told(labels: readonly string[]): string {

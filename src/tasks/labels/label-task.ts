@@ -22,7 +22,6 @@ export interface Inputs<Example> {
   zeros(label: Target, sequence: number, row: number): Omit<Example, 'where'>
   feeds(examples: readonly Example[], length: number): Feeds
   cost(example: Example): number
-  content(example: Example): Iterable<Uint8Array | Int32Array>
 }
 
 /** Throws UnsupportedError for a model that does not have them. */
@@ -106,10 +105,6 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
     return { ...this.#inputs.feeds(examples, length), ...this.problem.targets(this.targets(examples)) }
   }
 
-  content(example: Example): Iterable<Uint8Array | Int32Array> {
-    return this.#inputs.content(example)
-  }
-
   normalizer(examples: readonly Example[]): number {
     return this.problem.normalizer(this.targets(examples))
   }
@@ -140,10 +135,6 @@ class LabelTask<Example extends Labeled> extends HeadTask<Example> {
   }
 }
 
-export function labelBytes(label: unknown): Uint8Array {
-  return new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))
-}
-
 const TOLD = 5
 
 function rareLabels(examples: Iterable<Labeled>): string[] {
@@ -161,6 +152,6 @@ function rareLabels(examples: Iterable<Labeled>): string[] {
   return [`labels that one record alone has, so that there is little to learn of them: ${told.join(', ')}${more}`]
 }
 
-function* flat<Example>(examples: Iterable<Example>, of: (example: Example) => readonly Target[]): Generator<Target> {
+export function* flat<Example, T>(examples: Iterable<Example>, of: (example: Example) => readonly T[]): Generator<T> {
   for (const example of examples) yield* of(example)
 }

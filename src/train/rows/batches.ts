@@ -103,14 +103,6 @@ export function examplesOf<Example>(examples: Examples<Example>, plans: readonly
   return plans.flatMap((plan) => plan.examples.map((index) => examples.at(index) as Example))
 }
 
-export function costOf(costs: ArrayLike<number>, plans: readonly MicroBatch[]): number {
-  return sum(plans, (plan) => sum(plan.examples, (index) => costs[index]))
-}
-
-function sum<T>(items: readonly T[], value: (item: T) => number): number {
-  return items.reduce((total, item) => total + value(item), 0)
-}
-
 function chunks<T extends { readonly length: number; slice(from: number, to: number): T }>(
   items: T,
   size: number,

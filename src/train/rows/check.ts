@@ -81,9 +81,12 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
   if (model === undefined && preview > 0) throw new ConfigError({ where: 'preview', what: 'needs a `model`' })
   const training = new Records(options, preview)
   await training.read(options.data, 'data')
+  // Sets of JavaScript end at 16 million.
+  const hashes = new Float64Array(training.hashes).sort()
+  const different = hashes.reduce((sum, hash, i) => sum + Number(hash !== hashes[i - 1]), 0)
   const evaluation = new Records({ ...options, task: training.task?.name as TaskName | undefined }, 0)
   const evalInTraining: string[] = []
-  evaluation.onRecord = (hash, where) => training.hashes.has(hash) && evalInTraining.push(where)
+  evaluation.onRecord = (hash, where) => includes(hashes, hash) && evalInTraining.push(where)
   if (evalData !== undefined) await evaluation.read(evalData, 'evalData')
   return {
     task: (training.task ?? (await (options.task === undefined ? taskOfRow(undefined, model) : loadTask(options.task))))
@@ -92,7 +95,7 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
     fields: mostFrequent(training.forms),
     lengths: lengthsOf(training.lengths, model === undefined ? 'characters' : 'tokens'),
     labels: training.labels.size === 0 ? null : mostFrequent(training.labels),
-    duplicates: training.count - training.hashes.size,
+    duplicates: training.count - different,
     evalRecords: evaluation.count,
     evalInTraining,
     invalid: [...training.invalid, ...evaluation.invalid],
@@ -104,7 +107,7 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
 class Records {
   task: Task | undefined
   count = 0
-  readonly hashes = new HashSet()
+  readonly hashes: number[] = []
   readonly forms = new Map<string, number>()
   readonly labels = new Map<string, number>()
   readonly lengths = new Map<number, number>()
@@ -151,7 +154,7 @@ class Records {
     const hash = this.#hash.of(row)
     this.count++
     this.onRecord(hash, where)
-    this.hashes.add(hash)
+    this.hashes.push(hash)
     countOne(this.lengths, rounded(length ?? this.#hash.characters))
     if (!isObject(row)) return
     countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
@@ -189,13 +192,13 @@ class RecordHash {
   #low = 0
   #high = 0
 
-  /** All fields, as a whole number from 1 to 2^53. */
+  /** All fields, as a whole number below 2^53. */
   of(row: unknown): number {
     this.#low = 0x811c9dc5
     this.#high = 0x9dc5811c
     this.characters = 0
     this.#walk(row)
-    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11) + 1
+    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11)
   }
 
   #walk(value: unknown): void {
@@ -226,32 +229,15 @@ class RecordHash {
   }
 }
 
-/** Numbers that are whole and above 0: 16 bytes for each. Sets of JavaScript end at 16 million. */
-class HashSet {
-  size = 0
-  #slots = new Float64Array(1024)
-
-  has(hash: number): boolean {
-    return this.#slots[this.#slotOf(hash)] === hash
+/** `sorted`: from the least on. */
+function includes(sorted: Float64Array, hash: number): boolean {
+  let [from, to] = [0, sorted.length]
+  while (from < to) {
+    const middle = (from + to) >>> 1
+    if (sorted[middle] < hash) from = middle + 1
+    else to = middle
   }
-
-  add(hash: number): void {
-    const slot = this.#slotOf(hash)
-    if (this.#slots[slot] === hash) return
-    this.#slots[slot] = hash
-    this.size++
-    if (this.size * 2 < this.#slots.length) return
-    const before = this.#slots
-    this.#slots = new Float64Array(before.length * 2)
-    for (const one of before) if (one !== 0) this.#slots[this.#slotOf(one)] = one
-  }
-
-  #slotOf(hash: number): number {
-    const slots = this.#slots
-    let slot = hash % slots.length
-    while (slots[slot] !== 0 && slots[slot] !== hash) slot = slot + 1 === slots.length ? 0 : slot + 1
-    return slot
-  }
+  return sorted[from] === hash
 }
 
 /** Text of each token. Bytes of an unfinished character wait for the token that completes it. */

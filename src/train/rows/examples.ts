@@ -4,10 +4,10 @@ import { ConfigError, DataError } from '../../base/errors.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
-import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
+import type { EncodeContext, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
-import type { TokenFile } from '../../text/example-store.js'
+import { ExampleStore, type TokenFile } from '../../text/example-store.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { TrainingOptions } from '../options.js'
 
@@ -19,7 +19,7 @@ const nextTurn: (then: (_: unknown) => void) => unknown = globalThis.setImmediat
 const ROWS_PER_LOOK = 16
 
 export interface EncodedRows {
-  readonly examples: ExampleList<unknown>
+  readonly examples: ExampleStore<unknown>
   rows: number
   truncatedRecords: number
   skippedRecords: number
@@ -65,7 +65,10 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
       return template
     },
   }
-  const [kept, heldOut] = [emptyRows(task, options.file), emptyRows(task, options.file)]
+  const [kept, heldOut] = [0, 1].map((): EncodedRows => {
+    const examples = new ExampleStore<unknown>(options.file)
+    return { examples, rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
+  })
   let pausedAt = performance.now()
   let count = 0
   for await (const { row, where } of rows) {
@@ -101,10 +104,6 @@ export async function encodeRow(task: Task, row: unknown, where: string, context
   const parsed = task.parse(row, where)
   const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
   return { parsed, encoded }
-}
-
-function emptyRows(task: Task, file: EncodeOptions['file']): EncodedRows {
-  return { examples: task.makeList?.(file) ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
 }
 
 /** Gives what reads the pictures of a model while `work` goes on; undefined for one that reads none beside texts. */

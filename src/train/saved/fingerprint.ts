@@ -2,10 +2,11 @@
 // would be neither of the two.
 
 import { MismatchError } from '../../base/errors.js'
+import { isObject } from '../../base/options.js'
 import { serializeModel } from '../../formats/onnx/model.js'
 import { bytesOf } from '../../formats/onnx/tensors.js'
 import { Hash, weightsDigest } from '../../graph/base-record.js'
-import type { Examples, OpenTask } from '../../tasks/task.js'
+import type { Examples } from '../../tasks/task.js'
 import type { SessionParts } from '../sessions.js'
 import { type TrainSettings, usesBest } from '../settings.js'
 
@@ -19,7 +20,7 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'saveEvery',
 ])
 
-export interface FingerprintParts extends Pick<SessionParts, 'model' | 'adapter' | 'open' | 'settings'> {
+export interface FingerprintParts extends Pick<SessionParts, 'model' | 'adapter' | 'settings'> {
   task: string
   taskOptions: Readonly<Record<string, unknown>> | undefined
   examples: Examples<unknown>
@@ -35,7 +36,7 @@ export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
 
 /** One short text for each part, under the name that an error calls it. */
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
-  const { model, adapter, task, taskOptions = {}, open, examples, evalExamples, settings, totalSteps } = parts
+  const { model, adapter, task, taskOptions = {}, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
   for (const { name, weightA, weightB, magnitude } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
@@ -55,17 +56,27 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     [STEPS, totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     ['base weights', await weightsDigest(model.onnx.files.values())],
-    ['data', digestOf(open, examples)],
-    ['evaluation data', evalExamples && digestOf(open, evalExamples)],
+    ['data', digestOf(examples)],
+    ['evaluation data', evalExamples && digestOf(evalExamples)],
     ['adapter', weights.digest()],
   ]
   return Object.fromEntries(entries.map(([key, value]) => [key, JSON.stringify(value) ?? 'none']))
 }
 
-function digestOf(open: OpenTask, examples: Examples<unknown>): string {
+function digestOf(examples: Examples<unknown>): string {
   const hash = new Hash()
-  for (const example of examples) for (const part of open.content(example)) hash.add(part)
+  for (const example of examples) for (const part of partsOf(example)) hash.add(part)
   return hash.digest()
+}
+
+/** All that training sees of an example: not where it comes from. */
+function* partsOf(value: unknown): Generator<Uint8Array> {
+  if (ArrayBuffer.isView(value)) yield new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
+  else if (Array.isArray(value)) for (const one of value) yield* partsOf(one)
+  else if (!isObject(value)) yield new TextEncoder().encode(JSON.stringify(value))
+  else if (Object.getPrototypeOf(value) === Object.prototype) {
+    for (const [name, own] of Object.entries(value)) if (name !== 'where') yield* partsOf(own)
+  }
 }
 
 /** `isLonger`: the number of steps may differ. */

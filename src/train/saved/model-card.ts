@@ -4,7 +4,6 @@
 
 import { isByteSource, isDirectory } from '../../data/row.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import type { LoraConfig } from '../../lora/config.js'
 import type { Examples, OpenTask, Task, TaskUse } from '../../tasks/task.js'
 import { baseNameOf, type RunSources } from '../about-run.js'
 import type { TrainingData, TrainingOptions } from '../options.js'
@@ -26,7 +25,13 @@ export interface CardSources {
 
 type CardReport = Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'evaluations' | 'steps'>
 
-export function cardOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run: CardSources): string {
+export function cardOf(report: CardReport, run: CardSources): string {
+  return modelCard(partsOf(report, run))
+}
+
+export type CardParts = ReturnType<typeof partsOf>
+
+function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run: CardSources) {
   const { options, sources, task, adapter, settings } = run
   const { model, out, data, evalData, evalSplit } = options
   const { config, labels, problemType } = adapter
@@ -35,41 +40,48 @@ export function cardOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport
   const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, loraFa, weightDecay } = settings
   const { rank, alpha, dropout, useRslora, useDora, seed } = config
   const own = dataNames(sources?.data, data)
-  const use = run.open.plainUse ?? task.use
+  const use: TaskUse = run.open.plainUse ?? task.use
   const isVectors = use.command?.[0] === 'embed'
-  return modelCard({
+  const metrics: Readonly<Record<string, number>> = evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics }
+  const before: typeof metrics = evalLoss === null ? {} : { loss: evalLoss.before, ...evaluations[0]?.metrics }
+  const shown: Readonly<Record<string, unknown>> = {
+    task: task.name,
+    steps,
+    'learning rate': learningRate,
+    schedule,
+    'records in a step': batchSize * gradientAccumulation,
+    rank,
+    alpha,
+    dropout,
+    'LoRA+ ratio': loraPlusRatio,
+    'LoRA-FA': loraFa || undefined,
+    'weight decay': weightDecay === 0 ? undefined : weightDecay,
+    rsLoRA: useRslora || undefined,
+    DoRA: useDora || undefined,
+    seed,
+  }
+  return {
     folder: out?.name ?? '',
+    /** As lowrank opened it: an id on the Hub, a path or a URL. */
     base: hubId === undefined ? baseName : (sources?.model.replace(/^hf:/, '') ?? hubId),
     baseName,
     config,
     use,
+    /** A line of the data that the calls are shown with; undefined takes that of `use`. */
     input: run.facts.prompt,
     data: own,
     evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
+    /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
     evalShare: evalData === undefined ? evalSplit : undefined,
-    metrics: evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics },
-    before: evalLoss === null ? {} : { loss: evalLoss.before, ...evaluations[0]?.metrics },
-    settings: {
-      task: task.name,
-      steps,
-      'learning rate': learningRate,
-      schedule,
-      'records in a step': batchSize * gradientAccumulation,
-      rank,
-      alpha,
-      dropout,
-      'LoRA+ ratio': loraPlusRatio,
-      'LoRA-FA': loraFa || undefined,
-      'weight decay': weightDecay === 0 ? undefined : weightDecay,
-      rsLoRA: useRslora || undefined,
-      DoRA: useDora || undefined,
-      seed,
-    },
+    metrics,
+    before,
+    settings: shown,
     labels,
     problemType,
+    /** How the vectors of tokens become one; undefined for models that give no vectors. */
     pooling: isVectors ? model.sentence.pooling : undefined,
     normalize: isVectors && model.sentence.normalize,
-  })
+  }
 }
 
 /** Names of the data in a card: of data in memory, nothing is known. */
@@ -77,31 +89,6 @@ function dataNames(sources: RunSources['data'] | undefined, data: TrainingData):
   if (sources !== undefined) return [sources].flat()
   const files = Array.isArray(data) ? data : [data]
   return files.flatMap((file) => (isByteSource(file) || isDirectory(file) ? [file.name] : []))
-}
-
-export interface CardParts {
-  readonly folder: string
-  /** The base as lowrank opened it: an id on the Hub, a path or a URL. */
-  readonly base: string
-  /** The base as the adapter names it: an id on the Hub, or a path. */
-  readonly baseName: string
-  readonly config: LoraConfig
-  readonly use: TaskUse
-  /** A line of the data that the calls are shown with; undefined takes that of `use`. */
-  readonly input: string | undefined
-  readonly data: readonly string[]
-  readonly evalData: readonly string[]
-  /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
-  readonly evalShare: number | undefined
-  readonly metrics: Readonly<Record<string, number>>
-  /** The same before training; empty if nothing was measured then. */
-  readonly before: Readonly<Record<string, number>>
-  readonly settings: Readonly<Record<string, unknown>>
-  readonly labels: readonly string[] | undefined
-  readonly problemType: string | undefined
-  /** How the vectors of tokens become one; undefined for models that give no vectors. */
-  readonly pooling: string | undefined
-  readonly normalize: boolean
 }
 
 const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/

@@ -196,16 +196,6 @@ function withState<T>(directory: Directory, use: (run: RunState, file: Safetenso
   })
 }
 
-/** Unfinished files of a killed run are removed. */
-export async function resumeRun(
-  directory: Directory,
-  ...state: readonly [names: readonly string[], check: (run: RunState) => void]
-): Promise<{ engine: EngineState; run: RunState; metrics: StepMetrics[] }> {
-  const { engine, run } = await readState(directory, ...state)
-  await removePartialFiles(directory)
-  return { engine, run, metrics: await readMetrics(directory, run.step) }
-}
-
 function parseRun(text: string | undefined, where: string): RunState {
   try {
     const run: unknown = JSON.parse(text ?? '')

@@ -1,18 +1,18 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import type { PipelineOptions, WithAdaptersOptions } from '../verbs.js'
-import { type OptionTable, anyOf, oneOf, OBJECT, NAME, ranged, FUNCTION, SIGNAL, needed } from '../../base/options.js'
+import { type OptionTable, NAME, ranged, OBJECT, anyOf, oneOf, SIGNAL, FUNCTION, needed } from '../../base/options.js'
 import { NAMED_ADAPTERS, SOURCE } from '../../index/kinds.js'
 
 export const PIPELINE_OPTIONS: OptionTable<PipelineOptions> = {
   adapters: NAMED_ADAPTERS,
-  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   device: NAME,
   threads: ranged('an integer in [1, 1024]'),
-  modules: OBJECT,
-  onDownload: FUNCTION,
-  signal: SIGNAL,
   transformers: OBJECT,
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  signal: SIGNAL,
+  onDownload: FUNCTION,
+  modules: OBJECT,
 }
 
 export const WITH_ADAPTERS_OPTIONS: OptionTable<WithAdaptersOptions> = {

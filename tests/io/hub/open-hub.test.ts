@@ -1,4 +1,4 @@
-import { lstat, readdir, readFile, readlink, writeFile } from 'node:fs/promises'
+import { chmod, lstat, mkdir, readdir, readFile, readlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { beforeEach, describe, expect, test } from 'vitest'
 import { readAll, readJson } from '../../../src/base/bytes.js'
@@ -204,6 +204,21 @@ describe('what is not there', () => {
     expect((await failure(open('org/model@v9'))).message).toMatch(/org\/model: no revision "v9"/)
     const file = await failure((await open('org/model')).open('confg.json'))
     expect(file.message).toMatch(/no such file in the repository.*Did you mean config.json\?/)
+  })
+
+  test('a folder for the cache: HF_HOME is a file, or a place that may not be written to', async () => {
+    const home = path.join(current.home, 'file')
+    await writeFile(home, '')
+    const none = await failure(contentOf('org/model', 'config.json', { HF_HOME: home }))
+    expect(none.message).toMatch(/no folder.*The cache is .*, as HF_HOME says: set HF_HOME to a folder/)
+    await mkdir(inCache('blobs'), { recursive: true })
+    await chmod(inCache('blobs'), 0o500)
+    // The administrator may write anywhere.
+    if (process.getuid?.() === 0) return
+    const denied = await failure(
+      contentOf('org/model', 'config.json', { HF_HUB_CACHE: path.join(current.home, 'hub') }),
+    )
+    expect(denied.message).toMatch(/permission denied.*as HF_HUB_CACHE says: set HF_HUB_CACHE to a folder/)
   })
 
   test('a file that was not loaded, offline', async () => {

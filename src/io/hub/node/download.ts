@@ -79,7 +79,7 @@ async function fill(partial: Partial, job: Download): Promise<void> {
       ? error
       : fileError(target, 'cannot be written', error)
   }
-  await removePartials(target)
+  for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
 }
 
 async function receive(writer: Writer, partial: Partial, job: Download): Promise<void> {
@@ -243,12 +243,6 @@ async function isComplete({ target, byteLength }: Download): Promise<boolean> {
  */
 const QUIET_MS = 120_000
 
-interface Found {
-  file: string
-  byteLength: number
-  isTaken: boolean
-}
-
 /**
  * The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one
  * file, one waits while another's grows, and what a process left behind is taken up by the next, by a rename.
@@ -293,11 +287,7 @@ async function claimPartial(target: string): Promise<Partial | { busyBytes: numb
   return partial
 }
 
-async function removePartials(target: string): Promise<void> {
-  for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
-}
-
-async function findPartials(target: string): Promise<Found[]> {
+async function findPartials(target: string) {
   const folder = path.dirname(target)
   const prefix = `${path.basename(target)}.lowrank`
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.startsWith(prefix))

@@ -31,9 +31,12 @@ export function hubEnvironment(variables: Variables = process.env) {
     })
   }
   const cache = get('HF_HUB_CACHE') ?? get('HUGGINGFACE_HUB_CACHE')
+  const places = ['HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME']
   return {
     endpoint,
     cacheFolder: cache === undefined ? path.join(homeFolder(variables), 'hub') : expanded(cache, variables),
+    /** The variable that says where the cache is; undefined for its usual place. */
+    cacheVariable: places.find(get),
     isOffline: isOn('HF_HUB_OFFLINE') || (get('HF_HUB_OFFLINE') === undefined && isOn('TRANSFORMERS_OFFLINE')),
     avoidsLinks: isOn('HF_HUB_DISABLE_SYMLINKS'),
     stallMs: seconds === undefined ? undefined : Number(seconds) * 1000,
@@ -49,7 +52,8 @@ export async function hubToken(variables: Variables = process.env): Promise<stri
   try {
     return checked(await readFile(file, 'utf8'), file)
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    // A home that is no folder has no token, and is told of when something is to be kept there.
+    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined
     if (error instanceof ConfigError) throw error
     throw fileError(file, 'cannot be read', error)
   }

@@ -1,11 +1,12 @@
 // The Hub in Node, by way of the cache that Python shares: what is there opens without the Hub.
 
 import { createHash, randomBytes } from 'node:crypto'
-import { copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
 import type { ByteSource } from '../../../base/bytes.js'
-import { FileError, LowrankError, nearMisses } from '../../../base/errors.js'
+import { didYouMean, FileError, LowrankError } from '../../../base/errors.js'
 import { fileError, withFileErrors } from '../../node/errors.js'
 import { openFile } from '../../node/files.js'
 import { makeFolders } from '../../node/folders.js'
@@ -37,7 +38,7 @@ const REFRESH_STALL_MS = 10_000
 
 /** Files come when they are opened. With neither Hub nor cache: FileError. */
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
-  const { cacheFolder, ...environment } = hubEnvironment(options.variables)
+  const { cacheFolder, cacheVariable, ...environment } = hubEnvironment(options.variables)
   const connection: HubConnection = {
     endpoint: options.endpoint ?? environment.endpoint,
     token: options.token ?? (await hubToken(options.variables)),
@@ -123,7 +124,11 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     }
     const digest = file.sha256 ?? file.gitSha1
     const target = cache.blob(digest)
-    await cache.prepare()
+    await cache.prepare().catch(({ where, what, cause }: FileError) => {
+      const said = cacheVariable === undefined ? '' : `, as ${cacheVariable} says`
+      const hint = `The cache is ${cacheFolder}${said}: set ${cacheVariable ?? 'HF_HOME'} to a folder that you may write to`
+      throw new FileError({ where, what, hint, cause })
+    })
     const isNew = (await stat(target).catch(() => undefined))?.size !== byteLength
     if (isNew) {
       const { onDownload } = options
@@ -139,14 +144,11 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
   }
 
   async function notCached(what: string): Promise<FileError> {
-    const near = nearMisses(id, await cachedIds(cacheFolder))
+    const meant = didYouMean(id, await cachedIds(cacheFolder), 3)
     return new FileError({
       where: id,
       what: `${what} is not in the cache, and ${closed}`,
-      hint:
-        near.length > 0
-          ? `Did you mean ${near.join(' or ')}?`
-          : `The cache is ${cacheFolder}; unset HF_HUB_OFFLINE to load it`,
+      hint: meant ?? `The cache is ${cacheFolder}; unset HF_HUB_OFFLINE to load it`,
     })
   }
 }
@@ -313,8 +315,11 @@ class ModelCache {
     return found.flat()
   }
 
+  /** @throws FileError if the cache is no folder, or not one that this process may write to */
   async prepare(): Promise<void> {
-    await makeFolders(path.join(this.#folder, 'blobs'))
+    const folder = path.join(this.#folder, 'blobs')
+    await makeFolders(folder)
+    await withFileErrors(folder, 'cannot be written', () => access(folder, constants.W_OK))
   }
 
   /** A relative link; where there are no links the file itself, moved if no other snapshot can have it, else copied. */
