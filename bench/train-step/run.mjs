@@ -199,21 +199,25 @@ for (const name of options.only.split(',')) {
       `  products alone, ${gigaflops.toFixed(0)} GFLOP: ONNX Runtime ${rate(copied)} with copied weights, ${rate(plain)} without${ofTorch === undefined ? '' : `; torch ${rate(ofTorch)}`}\n  --fast takes ${(fast / copied).toFixed(2)} ×, --low-memory ${(lean / plain).toFixed(2)} × the time of its products${peers.length === 0 ? '' : `; they are ${(copied / best).toFixed(2)} and ${(plain / best).toFixed(2)} of torch’s step`}`,
     )
   }
-  if (options.profile) printProfile(profile, warmUpSteps(sequence) + Number(options.steps))
+  if (options.profile) printProfile(profile, Number(options.steps))
 }
 
-/** Operators in the body of a Scan count for themselves, and not for the Scan. */
+/** Prints means of the last steps. Operators in the body of a Scan count for themselves, and not for the Scan. */
 function printProfile(prefix, steps) {
   const file = readdirSync(dirname(prefix)).find((entry) => entry.startsWith(basename(prefix)))
-  const events = JSON.parse(readFileSync(join(dirname(prefix), file), 'utf8'))
-    .filter(({ cat, name }) => cat === 'Node' && name.endsWith('_kernel_time'))
-    .toSorted((a, b) => a.ts - b.ts || b.dur - a.dur)
+  const all = JSON.parse(readFileSync(join(dirname(prefix), file), 'utf8'))
   rmSync(join(dirname(prefix), file))
+  const started = all.filter(({ name }) => name === 'model_run').at(-steps).ts
+  const events = all
+    .filter(({ cat, name, ts }) => cat === 'Node' && name.endsWith('_kernel_time') && ts >= started)
+    .toSorted((a, b) => a.ts - b.ts || b.dur - a.dur)
   const millis = new Map()
   const add = (kind, dur) => millis.set(kind, (millis.get(kind) ?? 0) + dur / 1000 / steps)
   let scan = { end: 0 }
+  const isFactor = (shapes = []) =>
+    shapes.some((own) => Object.values(own).some((dims) => dims.includes(Number(options.rank))))
   for (const { ts, dur, args } of events) {
-    add(args.op_name, dur)
+    add(args.op_name === 'Gemm' && isFactor(args.input_type_shape) ? 'Gemm of factors' : args.op_name, dur)
     if (ts + dur <= scan.end) add('Scan', -dur)
     else if (args.op_name === 'Scan') scan = { end: ts + dur }
   }

@@ -22,18 +22,20 @@ export function openTokenFile() {
     return opened
   })
   let length = 0
+  // Apart from `write`: a function made there would keep what was written in memory.
+  const readerOf = (place: number, byteLength: number) => () =>
+    attempt('cannot be read', () => {
+      const numbers = new Int32Array(byteLength / 4)
+      if (readSync(file, numbers, 0, byteLength, place) === byteLength) return numbers
+      throw new FileError({ where: name, what: 'it has become shorter' })
+    })
   return {
-    write: (tokens: Int32Array): number =>
+    write: (numbers: Int32Array) =>
       attempt('cannot be written', () => {
         const place = length
-        for (const end = place + tokens.byteLength; length < end; )
-          length += writeSync(file, tokens, length - place, end - length, length)
-        return place
-      }),
-    read: (place: number, into: Int32Array): void =>
-      attempt('cannot be read', () => {
-        if (readSync(file, into, 0, into.byteLength, place) === into.byteLength) return
-        throw new FileError({ where: name, what: 'it has become shorter' })
+        for (const end = place + numbers.byteLength; length < end; )
+          length += writeSync(file, numbers, length - place, end - length, length)
+        return readerOf(place, numbers.byteLength)
       }),
     close: () => closeSync(file),
   }

@@ -46,14 +46,6 @@ const SAMPLING: FieldTable = {
   model: STRING,
   adapter: MIX,
   stream: BOOLEAN,
-  stream_options: kind('{ include_usage: true }', (value) => {
-    return (
-      isObject(value) &&
-      Object.entries(value).every(([key, one]) => key === 'include_usage' && typeof one === 'boolean')
-    )
-  }),
-  stop: TEXT_OR_TEXTS,
-  n: whole(1, 16),
   seed: whole(Number.MIN_SAFE_INTEGER),
   temperature: between(0, 2),
   top_p: between(0, 1),
@@ -63,12 +55,24 @@ const SAMPLING: FieldTable = {
   frequency_penalty: only('0', 0),
   presence_penalty: only('0', 0),
   logit_bias: isEmpty,
-  response_format: RESPONSE_FORMAT,
   ...IGNORED,
 }
 
-export const CHAT_FIELDS: FieldTable = {
+const WRITING: FieldTable = {
   ...SAMPLING,
+  stream_options: kind('{ include_usage: true }', (value) => {
+    return (
+      isObject(value) &&
+      Object.entries(value).every(([key, one]) => key === 'include_usage' && typeof one === 'boolean')
+    )
+  }),
+  stop: TEXT_OR_TEXTS,
+  n: whole(1, 16),
+  response_format: RESPONSE_FORMAT,
+}
+
+export const CHAT_FIELDS: FieldTable = {
+  ...WRITING,
   messages: kind('a list of messages with role and content', (value) => {
     return Array.isArray(value) && value.length > 0 && value.every(isObject)
   }),
@@ -86,8 +90,29 @@ export const CHAT_FIELDS: FieldTable = {
   service_tier: only('auto', 'auto', 'default'),
 }
 
-export const COMPLETION_FIELDS: FieldTable = {
+export const RESPONSE_FIELDS: FieldTable = {
   ...SAMPLING,
+  input: anyOf(STRING, listOf(kind('an item', isObject))),
+  instructions: STRING,
+  max_output_tokens: whole(1),
+  text: kind('{ format: { type: "text", "json_object" or "json_schema", … } }', (value) => {
+    if (!isObject(value) || Object.keys(value).some((key) => key !== 'format')) return false
+    const { format = { type: 'text' } } = value
+    if (!isObject(format)) return false
+    return format.type === 'json_schema' ? isObject(format.schema) : /^(text|json_object)$/.test(String(format.type))
+  }),
+  tools: listOf(kind('{ type: "function", name, … }', (value) => isObject(value) && value.type === 'function')),
+  tool_choice: oneOf('auto', 'none'),
+  parallel_tool_calls: BOOLEAN,
+  store: only('false', false),
+  background: only('false', false),
+  truncation: only('disabled', 'disabled'),
+  include: kind('an empty list: nothing else is done here', (value) => Array.isArray(value) && value.length === 0),
+  service_tier: only('auto', 'auto', 'default'),
+}
+
+export const COMPLETION_FIELDS: FieldTable = {
+  ...WRITING,
   prompt: anyOf(TEXT_OR_TEXTS, IDS, listOf(IDS)),
   max_tokens: whole(0),
   logprobs: whole(0, 20),

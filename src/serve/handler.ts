@@ -25,11 +25,13 @@ import {
   type Fields,
   type FieldTable,
   LOAD_FIELDS,
+  RESPONSE_FIELDS,
   UNLOAD_FIELDS,
 } from './fields.js'
 import { Gate } from './gate.js'
 import { errorResponse, eventStream, HttpError, httpError, readJson } from './http.js'
 import { Metrics } from './metrics.js'
+import { respond, responseRequest } from './responses.js'
 import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
 import { classification, embeddings, type Read } from './vectors.js'
 
@@ -117,8 +119,8 @@ const TOKENS_WITHOUT_CONTEXT = 4096
 
 /**
  * Opens a model with adapters, and gives a function that answers HTTP requests in OpenAI's form: `/v1/models`,
- * `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/classify`, `/health`, `/metrics`, and vLLM's
- * `/v1/load_lora_adapter`.
+ * `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/classify`, `/health`, `/metrics`,
+ * and vLLM's `/v1/load_lora_adapter`.
  *
  * @throws ConfigError for an option that is unknown or not valid; what `openSession` throws
  *
@@ -252,6 +254,7 @@ class Server {
     return {
       '/v1/chat/completions': route(CHAT_FIELDS, ['messages'], (call) => this.#texts(call, chatRequest)),
       '/v1/completions': route(COMPLETION_FIELDS, ['prompt'], (call) => this.#texts(call, completionRequest)),
+      '/v1/responses': route(RESPONSE_FIELDS, ['input'], (call) => this.#texts(call, responseRequest, respond)),
       '/v1/embeddings': route(EMBEDDING_FIELDS, ['input'], (call) => this.#readings(call, embeddings)),
       '/v1/classify': classify,
       '/classify': classify,
@@ -273,7 +276,11 @@ class Server {
     }
   }
 
-  async #texts(call: Call, read: (fields: Fields, maxTokens: number) => TextRequest): Promise<Response> {
+  async #texts(
+    call: Call,
+    read: (fields: Fields, maxTokens: number) => TextRequest,
+    write: typeof answer = answer,
+  ): Promise<Response> {
     const startedAt = performance.now()
     const request = read(call.fields, this.#maxTokens)
     const { adapter, signal, leave } = await this.#enter(call)
@@ -287,8 +294,8 @@ class Server {
         lastAt = now
       }
       try {
-        const asked = { adapter, model: this.#modelOf(call), cacheScope: call.key, signal: ended, send, onPiece }
-        const done = await answer(this.session, request, asked)
+        const own = { fields: call.fields, adapter, model: this.#modelOf(call), cacheScope: call.key }
+        const done = await write(this.session, request, { ...own, signal: ended, send, onPiece })
         this.#metrics.tokens(done.promptTokens, done.newTokens)
         return done.body
       } finally {

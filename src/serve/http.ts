@@ -78,7 +78,7 @@ export async function readJson(request: Request, maxBytes: number): Promise<Reco
 
 /** Server-sent events. An error before the first event is thrown, one after it is an event. */
 export async function eventStream(
-  write: (send: (event: object) => void, signal: AbortSignal) => Promise<void>,
+  write: (send: (event: { type?: string }) => void, signal: AbortSignal) => Promise<void>,
   onError: (error: unknown, left: AbortSignal) => HttpError,
 ): Promise<Response> {
   const left = new AbortController()
@@ -92,14 +92,14 @@ export async function eventStream(
       left.abort(new DOMException('The caller left', 'AbortError'))
     },
   })
-  const line = (text: string) => {
-    if (!left.signal.aborted) controller?.enqueue(encoder.encode(`data: ${text}\n\n`))
+  const line = (text: string, name = '') => {
+    if (!left.signal.aborted) controller?.enqueue(encoder.encode(`${name}data: ${text}\n\n`))
   }
   await new Promise<void>((begin, fail) => {
     let hasBegun = false
-    const send = (event: object) => {
+    const send = (event: { type?: string }) => {
       hasBegun = true
-      line(JSON.stringify(event))
+      line(JSON.stringify(event), event.type && `event: ${event.type}\n`)
       begin()
     }
     const end = () => {

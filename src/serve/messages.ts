@@ -5,10 +5,13 @@ import type { MessageOfParts, MessagePart } from '../text/chat.js'
 import type { Fields } from './fields.js'
 import { HttpError } from './http.js'
 
-export function readMessages(messages: readonly Fields[]): { messages: MessageOfParts[]; images: Uint8Array[] } {
+export function readMessages(
+  messages: readonly Fields[],
+  name: string,
+): { messages: MessageOfParts[]; images: Uint8Array[] } {
   const images: Uint8Array[] = []
   const read = messages.map(({ content, tool_calls: calls, ...rest }, i): MessageOfParts => {
-    const param = `messages[${i}]`
+    const param = `${name}[${i}]`
     const own = content === null || content === undefined ? {} : { content: contentOf(content, param, images) }
     return { ...rest, ...own, ...(Array.isArray(calls) && { tool_calls: calls.map(withObjects) }) } as MessageOfParts
   })

@@ -67,8 +67,9 @@ function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsag
   return { isStream, includesUsage, n: (fields.n as number | undefined) ?? 1 }
 }
 
-export function chatRequest(fields: Fields, maxTokens: number): TextRequest {
-  const { messages, images } = readMessages(fields.messages as readonly Fields[])
+/** @param name the field of the caller that has the messages */
+export function chatRequest(fields: Fields, maxTokens: number, name = 'messages'): TextRequest {
+  const { messages, images } = readMessages(fields.messages as readonly Fields[], name)
   if (fields.top_logprobs !== undefined && fields.logprobs !== true) {
     throw new HttpError(400, 'top_logprobs needs "logprobs": true', { param: 'top_logprobs' })
   }
@@ -195,7 +196,7 @@ function completionScores(scores: PromptScores['scores']) {
   }
 }
 
-function finishReason({ finish }: GenerateResult): 'stop' | 'length' {
+export function finishReason({ finish }: GenerateResult): 'stop' | 'length' {
   return finish === 'max-new-tokens' || finish === 'context' ? 'length' : 'stop'
 }
 
@@ -235,6 +236,7 @@ async function scorePrompt(
 }
 
 export interface AnswerOptions {
+  readonly fields: Fields
   readonly adapter: AdapterChoice
   readonly model: string
   readonly cacheScope: string | undefined

@@ -6,14 +6,8 @@ import { IGNORED } from './records.js'
 
 /** A file that stands in for memory. */
 export interface TokenFile {
-  /** Returns where they lie, for `read`. */
-  write(tokens: Int32Array): number
-  read(place: number, into: Int32Array): void
-}
-
-interface Place {
-  readonly place: number
-  readonly length: number
+  /** Returns what reads them again. */
+  write(numbers: Int32Array): () => Int32Array
 }
 
 /** Examples that are stored, and read, together. */
@@ -24,23 +18,24 @@ const KEPT = 1 << 24
 /** Tokens of which those whose label is ignored have all bits turned. */
 class Labeled extends Int32Array {}
 
-/** A list of one Float64 is a number. */
-const VIEWS = [Int32Array, Uint8Array, Float32Array, Float64Array, Labeled]
-/** Kinds of other values. The low bits of a value's first number have its kind, and the others its length. */
-const [JSON_TEXT, AS_IS, LIST, OBJECT] = [8, 9, 10, 11]
+/** A Float64Array stands for a number, a Uint16Array for a text. */
+const VIEWS = [Int32Array, Uint8Array, Float32Array, Float64Array, Uint16Array, Labeled]
+/** Kinds of other values. The low bits of a value's first number have its kind, and the others its length or place. */
+const [AS_IS, LIST, OBJECT] = [8, 9, 10]
 const KIND_BITS = 4
 
-const [encoder, decoder] = [new TextEncoder(), new TextDecoder()]
-
 export class ExampleStore<Example> implements Iterable<Example> {
-  readonly #groups: (Int32Array | Place)[] = []
+  readonly #groups: (Int32Array | (() => Int32Array))[] = []
   /** The group that is not full. Of each example, the first number is how many there are. */
   #open: Int32Array[] = []
   #held = 0
   /** The group of the file that was read last. */
-  #read = { group: -1, numbers: new Int32Array(0) }
-  /** Values that are not made of texts and numbers. */
-  readonly #objects: unknown[] = []
+  #read: { readonly group: number; readonly numbers: Int32Array } | undefined
+  /** Lists of names of fields, and values that are no data; and the place of each. */
+  readonly #values: unknown[] = []
+  readonly #places = new Map<unknown, number>()
+  /** False where examples are data alone: texts, numbers, and what is made of them. */
+  hasObjects = false
   #before: Float32Array | undefined
 
   /** Without `file`, all stays in memory. It is called when there are more than `kept` numbers. */
@@ -53,11 +48,6 @@ export class ExampleStore<Example> implements Iterable<Example> {
     return this.#groups.length * GROUP + this.#open.length
   }
 
-  /** False where all examples are made of texts and numbers. */
-  get hasObjects(): boolean {
-    return this.#objects.length > 0
-  }
-
   push(example: Example): void {
     const numbers = [0]
     this.#write(example, numbers)
@@ -67,7 +57,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
     this.#open = []
     this.#held += group.length
     const isKept = this.file === undefined || this.#held <= this.kept
-    this.#groups.push(isKept ? group : { place: this.file().write(group), length: group.length })
+    this.#groups.push(isKept ? group : this.file().write(group))
   }
 
   /** Gives an example two numbers, which it has as `before` from then on: 8 bytes for each example. */
@@ -91,11 +81,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
   #numbersOf(group: number): Int32Array {
     const stored = this.#groups[group]
     if (stored instanceof Int32Array) return stored
-    if (this.#read.group !== group) {
-      const numbers = new Int32Array(stored.length)
-      this.file?.().read(stored.place, numbers)
-      this.#read = { group, numbers }
-    }
+    if (this.#read?.group !== group) this.#read = { group, numbers: stored() }
     return this.#read.numbers
   }
 
@@ -104,7 +90,8 @@ export class ExampleStore<Example> implements Iterable<Example> {
   }
 
   #write(given: unknown, to: number[]): void {
-    const value = typeof given === 'number' ? Float64Array.of(given) : given
+    const value =
+      typeof given === 'number' ? Float64Array.of(given) : typeof given === 'string' ? unitsOf(given) : given
     const view = ArrayBuffer.isView(value) ? VIEWS.indexOf(value.constructor as typeof Labeled) : -1
     if (view >= 0) writeBytes(view, value as Int32Array, to)
     else if (Array.isArray(value)) {
@@ -113,22 +100,28 @@ export class ExampleStore<Example> implements Iterable<Example> {
     } else if (isObject(value) && Object.getPrototypeOf(value) === Object.prototype) {
       const fields = joined(value)
       const names = Object.keys(fields)
-      to.push(headOf(OBJECT, names.length))
-      this.#write(names.join(), to)
+      to.push(headOf(OBJECT, this.#placeOf(names.join(), names)))
       for (const name of names) this.#write(fields[name], to)
-    } else if (typeof value === 'function' || isObject(value)) to.push(headOf(AS_IS, this.#objects.push(value) - 1))
-    else writeBytes(JSON_TEXT, encoder.encode(JSON.stringify(value)), to)
+    } else {
+      this.hasObjects ||= isObject(value)
+      to.push(headOf(AS_IS, this.#placeOf(value)))
+    }
+  }
+
+  #placeOf(key: unknown, value = key): number {
+    const place = this.#places.get(key) ?? this.#values.push(value) - 1
+    this.#places.set(key, place)
+    return place
   }
 
   #valueOf(from: { readonly numbers: Int32Array; at: number }): unknown {
     const head = from.numbers[from.at++]
     const [kind, length] = [head & ((1 << KIND_BITS) - 1), head >>> KIND_BITS]
-    if (kind === AS_IS) return this.#objects[length]
+    if (kind === AS_IS) return this.#values[length]
     if (kind === LIST) return Array.from({ length }, () => this.#valueOf(from))
     if (kind === OBJECT) {
-      const names = String(this.#valueOf(from)).split(',', length)
       const fields: Record<string, unknown> = {}
-      for (const name of names) {
+      for (const name of this.#values[length] as string[]) {
         const own = this.#valueOf(from)
         if (own instanceof Labeled) Object.assign(fields, apart(own))
         else fields[name] = own
@@ -137,10 +130,16 @@ export class ExampleStore<Example> implements Iterable<Example> {
     }
     const bytes = from.numbers.buffer.slice(4 * from.at, 4 * from.at + length) as ArrayBuffer
     from.at += Math.ceil(length / 4)
-    if (kind === JSON_TEXT) return length === 0 ? undefined : JSON.parse(decoder.decode(bytes))
     const view = new VIEWS[kind](bytes)
+    if (view instanceof Uint16Array) return view.reduce((text, unit) => text + String.fromCharCode(unit), '')
     return view instanceof Float64Array ? view[0] : view
   }
+}
+
+function unitsOf(text: string): Uint16Array {
+  const units = new Uint16Array(text.length)
+  for (let i = 0; i < text.length; i++) units[i] = text.charCodeAt(i)
+  return units
 }
 
 function headOf(kind: number, length: number): number {

@@ -7,10 +7,7 @@ export interface PackedExample extends Example {
   readonly starts: readonly number[]
 }
 
-interface Source {
-  readonly length: number
-  at(index: number): Example | undefined
-}
+type Source = Pick<readonly Example[], 'length' | 'at'>
 
 export class PackedExamples implements Iterable<PackedExample> {
   /** For each row its last example, and for each example the one before it in its row: from 1 on, 0 for none. */

@@ -107,7 +107,8 @@ export class CallSession implements PipelineSession {
     const growing = newRows && cache.begin(feeds, newRows)
     if (newRows === undefined || growing === undefined) return session.engine.run(feeds, mixes, asked)
     try {
-      const others = (asked ?? this.outputNames).filter((name) => !cache.gives(name))
+      const presents = newRows.parts.map(({ present }) => present)
+      const others = (asked ?? this.outputNames).filter((name) => !presents.includes(name))
       const given = await session.engine.run({ ...feeds, ...growing.feeds }, mixes, [...others, newRows.output])
       growing.take(given[newRows.output], given)
       return given

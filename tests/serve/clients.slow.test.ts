@@ -1,7 +1,10 @@
 // Clients that others wrote, against `lowrank serve`: OpenAI's own, Vercel's AI SDK, and LangChain. Each is skipped
 // where it is not installed.
 
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, type Handler, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -66,6 +69,27 @@ describe.skipIf(!isInstalled('openai'))('openai', () => {
     })
     const stranger = new OpenAI({ baseURL, apiKey: 'other', maxRetries: 0 })
     await expect(stranger.models.list()).rejects.toMatchObject({ status: 401 })
+  })
+
+  it('gets responses, whole and in events', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'lowrank-clients-'))
+    cpSync('models/union-3m', folder, { recursive: true })
+    writeFileSync(join(folder, 'chat_template.jinja'), '{% for m in messages %}{{ m.content }}{% endfor %}')
+    const own = await createHandler({ model: folder })
+    const { server, url } = await listen(own, { port: 0 })
+    const { OpenAI } = await load('openai')
+    const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 })
+    const asked = { model: own.base, input: PROMPT, max_output_tokens: 12, temperature: 0 }
+    const messages = [{ role: 'user', content: PROMPT }]
+    const { text } = await own.session.generate(messages, { maxNewTokens: 12, temperature: 0 })
+    expect((await client.responses.create(asked)).output_text).toBe(text)
+    let streamed = ''
+    for await (const event of await client.responses.create({ ...asked, stream: true }))
+      if (event.type === 'response.output_text.delta') streamed += event.delta
+    expect(streamed).toBe(text)
+    await own.close()
+    server.close()
+    rmSync(folder, { recursive: true })
   })
 
   it('gets vectors, which it asks for in base64', async () => {

@@ -67,7 +67,7 @@ async function events(path: string, body: object): Promise<any[]> {
   expect([response.status, response.headers.get('content-type')]).toEqual([200, 'text/event-stream'])
   const lines = (await response.text()).split('\n\n').filter((line) => line !== '')
   expect(lines.at(-1)).toBe('data: [DONE]')
-  return lines.slice(0, -1).map((line) => JSON.parse(line.replace(/^data: /, '')))
+  return lines.slice(0, -1).map((line) => JSON.parse(line.replace(/^(event: .*\n)?data: /, '')))
 }
 
 const QUICK = { prompt: PROMPT, max_tokens: 8, temperature: 0 }
@@ -165,6 +165,44 @@ describe('texts', () => {
     expect(typeof JSON.parse(body.choices[0].message.content).ok).toBe('boolean')
     const parts = await events('/v1/chat/completions', chat)
     expect(parts.map(({ choices: [{ delta }] }) => delta.content ?? '').join('')).toBe(body.choices[0].message.content)
+  })
+
+  it('answer as responses, whole and in events', async () => {
+    const asked = { model: 'peft', input: 'Who?', instructions: 'Be brief.', max_output_tokens: 6, temperature: 0 }
+    const { status, body } = await post('/v1/responses', asked)
+    const messages = [
+      { role: 'system', content: 'Be brief.' },
+      { role: 'user', content: 'Who?' },
+    ]
+    const chat = { model: 'peft', messages, max_tokens: 6, temperature: 0 }
+    const [choice] = (await post('/v1/chat/completions', chat)).body.choices
+    expect([status, body.status, body.output[0].content[0].text]).toEqual([200, 'incomplete', choice.message.content])
+    const sent = await events('/v1/responses', { ...asked, input: [{ role: 'user', content: 'Who?' }] })
+    expect(sent.map(({ sequence_number: at }) => at)).toEqual(sent.map((_, i) => i))
+    const types = sent.map(({ type }) => type.replace('response.', ''))
+    expect([...new Set(types)].join()).toBe(
+      'created,in_progress,output_item.added,content_part.added,output_text.delta,output_text.done,content_part.done,output_item.done,incomplete',
+    )
+    expect(sent.map(({ type, delta }) => (type.endsWith('text.delta') ? delta : '')).join('')).toBe(
+      choice.message.content,
+    )
+    expect(sent.at(-1).response.usage).toEqual(body.usage)
+  })
+
+  it.skipIf(!isInstalled('@mlc-ai/web-xgrammar'))('answer as responses with calls, which are read back', async () => {
+    const properties = { name: { const: 'look' }, parameters: { type: 'object', properties: { at: { enum: [1, 2] } } } }
+    const schema = { type: 'object', properties, required: ['name', 'parameters'] }
+    const tools = [{ type: 'function', name: 'look', parameters: properties.parameters, strict: null }]
+    const text = { format: { type: 'json_schema', name: 'call', schema } }
+    const asked = { input: [{ role: 'user', content: 'Who?' }], tools, text, seed: 1 }
+    const { body } = await post('/v1/responses', asked)
+    expect(body.output).toMatchObject([{ type: 'function_call', name: 'look', status: 'completed' }])
+    const [call] = body.output
+    const sent = await events('/v1/responses', asked)
+    expect(sent.find(({ type }) => type === 'response.function_call_arguments.done').arguments).toBe(call.arguments)
+    const result = { type: 'function_call_output', call_id: call.call_id, output: 'nothing' }
+    const input = [...asked.input, call, result]
+    expect((await post('/v1/responses', { input, tools, max_output_tokens: 4 })).status).toBe(200)
   })
 
   it('are read once, and not shared by callers of other keys', async () => {
@@ -332,6 +370,18 @@ describe('bad requests', () => {
     [{ messages: [{ role: 'user', content: 'a' }], top_logprobs: 2 }, 'top_logprobs'],
   ])('chat %j names the field', async (body, param) => {
     const { status, body: answer } = await post('/v1/chat/completions', body)
+    expect([status, answer.error.param]).toEqual([400, param])
+  })
+
+  it.each([
+    [{ input: 'a', previous_response_id: 'x' }, 'previous_response_id'],
+    [{ input: 'a', store: true }, 'store'],
+    [{ input: 'a', text: { format: { type: 'xml' } } }, 'text'],
+    [{ input: [{ type: 'computer_call' }] }, 'input[0]'],
+    [{ input: 'a', instructions: 'b', tools: [{ type: 'web_search' }] }, 'tools'],
+    [{ input: [{ role: 'user', content: [{ type: 'input_audio' }] }], instructions: 'b' }, 'input[0].content[0]'],
+  ])('response %j names the field', async (body, param) => {
+    const { status, body: answer } = await post('/v1/responses', body)
     expect([status, answer.error.param]).toEqual([400, param])
   })
 

@@ -12,7 +12,7 @@ export const serve = defineCommand({
   summary: 'answer HTTP requests in OpenAI’s form, with an adapter for each',
   about: [
     'Opens the model once. The “model” of a request chooses the base or an adapter by its name.',
-    'Routes: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings, /classify, /health, /metrics.',
+    'Routes: /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /classify, /health, /metrics.',
     'Ctrl-C or SIGTERM: answers what has begun, refuses what is new, and stops.',
   ].join('\n'),
   examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],

@@ -143,6 +143,6 @@ export function writeFully({ name, fd }: OpenFile, bytes: Uint8Array, offset: nu
 
 export function stampOf(file: Readable): string {
   if ('bytes' in file) return ''
-  const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
+  const { size, mtimeNs } = withFileErrors(file.name, 'cannot be read', () => fstatSync(file.fd, { bigint: true }))
   return `${size} ${mtimeNs}`
 }

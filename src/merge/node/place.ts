@@ -4,6 +4,7 @@ import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { readLeniently } from '../../base/bytes.js'
 import { FileError, listed } from '../../base/errors.js'
+import { withFileErrors } from '../../io/node/errors.js'
 import { NodeDirectory } from '../../io/node/files.js'
 import { freeBytes } from '../../io/node/folders.js'
 import { type OtherFile, RECORD_FILE } from '../companions.js'
@@ -76,7 +77,8 @@ export async function readRecord(out: string): Promise<{ plan?: unknown; files?:
 }
 
 export async function filesIn(folder: string): Promise<string[]> {
-  const entries = await readdir(folder, { recursive: true, withFileTypes: true })
+  const list = () => readdir(folder, { recursive: true, withFileTypes: true })
+  const entries = await withFileErrors(folder, 'cannot be listed', list)
   const files = entries.filter((entry) => !entry.isDirectory())
   return files.map((entry) => path.relative(folder, path.join(entry.parentPath, entry.name)).replaceAll('\\', '/'))
 }

@@ -1,0 +1,171 @@
+// /v1/responses, as Open Responses describes it: a text and the calls of functions in it, whole or as events. Nothing
+// is stored.
+
+import { resolveSampling } from '../infer/generate/sampling.js'
+import type { MessageOfParts } from '../text/chat.js'
+import { seconds } from './adapters.js'
+import type { Fields } from './fields.js'
+import { HttpError } from './http.js'
+import { type answer, chatRequest, finishReason, type TextRequest } from './texts.js'
+import { certainText, parseToolCalls } from './tool-calls.js'
+
+/** Fields of a response → those of a chat. */
+export function responseRequest(fields: Fields, maxTokens: number): TextRequest {
+  const { input, instructions, tools, text, max_output_tokens: asked, ...others } = fields
+  const items = typeof input === 'string' ? [{ role: 'user', content: input }] : (input as readonly Fields[])
+  const { format } = (text ?? {}) as { format?: Fields }
+  const chat = {
+    ...others,
+    messages: items.reduce(addItem, []),
+    tools: (tools as readonly Fields[] | undefined)?.map(({ type, ...own }) => ({ type, function: own })),
+    max_completion_tokens: asked,
+    response_format: format?.type === 'json_schema' ? { type: format.type, json_schema: format } : format,
+  }
+  const request = chatRequest(chat, maxTokens, 'input')
+  if (instructions === undefined) return request
+  const [messages] = request.prompts as readonly MessageOfParts[][]
+  return { ...request, prompts: [[{ role: 'system', content: instructions as string }, ...messages]] }
+}
+
+/** Items → messages. Calls that follow one another are of one message. */
+function addItem(messages: readonly Fields[], item: Fields, i: number): Fields[] {
+  const { type = 'message', role, content, call_id: id, name, arguments: json, output } = item
+  if (type === 'message')
+    return [...messages, { role, content: Array.isArray(content) ? content.map(partOf) : content }]
+  if (type === 'function_call_output') return [...messages, { role: 'tool', tool_call_id: id, content: output }]
+  if (type !== 'function_call') {
+    throw new HttpError(400, `input[${i}]: items of type ${type} are not read here`, { param: `input[${i}]` })
+  }
+  const call = { id, type: 'function', function: { name, arguments: json } }
+  const last = messages.at(-1)
+  if (last?.role !== 'assistant') return [...messages, { role: 'assistant', tool_calls: [call] }]
+  const calls = (last.tool_calls ?? []) as object[]
+  return [...messages.slice(0, -1), { ...last, tool_calls: [...calls, call] }]
+}
+
+function partOf(part: Fields): Fields {
+  if (part.type === 'input_image') return { type: 'image_url', image_url: { url: part.image_url } }
+  return part.type === 'input_text' || part.type === 'output_text' ? { type: 'text', text: part.text } : part
+}
+
+/** Runs a request, as `answer` does. */
+export const respond: typeof answer = async (session, { prompts, options }, asked) => {
+  const { fields, adapter, model, cacheScope, signal, send, onPiece } = asked
+  const [id, messageId] = ['resp', 'msg'].map((kind) => `${kind}_${crypto.randomUUID()}`)
+  const created = seconds()
+  const usesTools = options.tools !== undefined
+  const { temperature, topP } = resolveSampling(options, session.model.generationConfig)
+  const resource = (status: string, output: readonly object[], usage: object | null = null) => ({
+    ...ECHOED,
+    temperature,
+    top_p: topP,
+    ...Object.fromEntries(Object.entries(fields).filter(([name]) => Object.hasOwn(ECHOED, name))),
+    ...(fields.tools !== undefined && { tools: (fields.tools as object[]).map((tool) => ({ ...TOOL, ...tool })) }),
+    id,
+    object: 'response',
+    created_at: created,
+    completed_at: status === 'completed' ? seconds() : null,
+    status,
+    model,
+    output,
+    incomplete_details: status === 'incomplete' ? { reason: 'max_output_tokens' } : null,
+    usage,
+  })
+  let sequence = 0
+  const event = (type: string, more: object) => send?.({ type, sequence_number: sequence++, ...more })
+  const part = (text: string) => ({ type: 'output_text', text, annotations: [], logprobs: [] })
+  const message = (status: string, content: readonly object[]) => {
+    return { type: 'message', id: messageId, status, role: 'assistant', content }
+  }
+  const place = { item_id: messageId, output_index: 0, content_index: 0 }
+  /** Sends what is new in a text of which more may come. */
+  const grow = (text: string) => {
+    if (sequence === 0) {
+      event('response.created', { response: resource('in_progress', []) })
+      event('response.in_progress', { response: resource('in_progress', []) })
+    }
+    if (text.length === sent) return
+    if (sent === 0) {
+      event('response.output_item.added', { output_index: 0, item: message('in_progress', []) })
+      event('response.content_part.added', { ...place, part: part('') })
+    }
+    event('response.output_text.delta', { ...place, delta: text.slice(sent), logprobs: [] })
+    sent = text.length
+  }
+  let sent = 0
+  let text = ''
+  const onText = (piece: string) => {
+    onPiece()
+    text += piece
+    grow(usesTools ? certainText(text) : text)
+  }
+  const images = options.images === undefined ? {} : { images: [options.images] as never }
+  const [result] = await session.generate(prompts, { ...options, ...images, adapter, cacheScope, signal, onText })
+  const { calls } = usesTools ? parseToolCalls(result.text) : { calls: [] }
+  const own = calls.length > 0 ? certainText(result.text) : result.text
+  const status = finishReason(result) === 'length' ? 'incomplete' : 'completed'
+  const output: object[] = []
+  grow(own)
+  if (own !== '') {
+    const item = message(status, [part(own)])
+    event('response.output_text.done', { ...place, text: own, logprobs: [] })
+    event('response.content_part.done', { ...place, part: part(own) })
+    event('response.output_item.done', { output_index: 0, item })
+    output.push(item)
+  }
+  for (const { id: callId, function: called } of calls) {
+    const item = {
+      type: 'function_call',
+      id: `fc_${crypto.randomUUID()}`,
+      call_id: callId,
+      ...called,
+      status: 'completed',
+    }
+    const at = { item_id: item.id, output_index: output.length }
+    event('response.output_item.added', {
+      output_index: at.output_index,
+      item: { ...item, arguments: '', status: 'in_progress' },
+    })
+    event('response.function_call_arguments.delta', { ...at, delta: called.arguments })
+    event('response.function_call_arguments.done', { ...at, name: called.name, arguments: called.arguments })
+    event('response.output_item.done', { output_index: at.output_index, item })
+    output.push(item)
+  }
+  const { promptTokens, cachedTokens, tokenIds } = result
+  const body = resource(status, output, {
+    input_tokens: promptTokens,
+    input_tokens_details: { cached_tokens: cachedTokens, cache_write_tokens: 0 },
+    output_tokens: tokenIds.length,
+    output_tokens_details: { reasoning_tokens: 0 },
+    total_tokens: promptTokens + tokenIds.length,
+  })
+  event(`response.${status}`, { response: body })
+  return { body, promptTokens, newTokens: tokenIds.length }
+}
+
+/** Settings that an answer tells: those of the request, or else these. */
+const ECHOED = {
+  background: false,
+  error: null,
+  frequency_penalty: 0,
+  instructions: null,
+  max_output_tokens: null,
+  max_tool_calls: null,
+  metadata: {},
+  parallel_tool_calls: true,
+  presence_penalty: 0,
+  previous_response_id: null,
+  prompt_cache_key: null,
+  reasoning: null,
+  safety_identifier: null,
+  service_tier: 'default',
+  store: false,
+  text: { format: { type: 'text' } },
+  tool_choice: 'auto',
+  tools: [],
+  top_logprobs: 0,
+  truncation: 'disabled',
+  user: null,
+}
+
+const TOOL = { description: null, parameters: null, strict: null }
