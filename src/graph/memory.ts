@@ -50,7 +50,7 @@ export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): b
 }
 
 /** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
-const ATTENTION = { whole: 1024, rows: 256 }
+const ATTENTION = { whole: 1024, rows: 128 }
 
 /** How graphs for texts of up to so many tokens are made. */
 export function blocksFor(tokens: number) {
@@ -62,7 +62,7 @@ export function blocksFor(tokens: number) {
 }
 
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
-const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
+const KEPT = { hidden: 6, intermediate: 3, intermediateOfLong: 1, logits: 2 }
 
 /** `batch` rows of `sequence` tokens each. */
 export function trainingMemory(
@@ -77,7 +77,8 @@ export function trainingMemory(
   const hidden = number('hidden_size', 'n_embd', 'd_model', 'dim')
   const layers = number('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
   const intermediate = number('intermediate_size', 'n_inner', 'ffn_dim', 'd_ff', 'hidden_dim') || 4 * hidden
-  const perLayer = KEPT.hidden * hidden + KEPT.intermediate * intermediate
+  const ofMlp = sequence > ATTENTION.whole ? KEPT.intermediateOfLong : KEPT.intermediate
+  const perLayer = KEPT.hidden * hidden + ofMlp * intermediate
   const most = hasLogitBlocks(vocabularySize) ? LOGIT_BYTES.block : Number.POSITIVE_INFINITY
   const logits = KEPT.logits * Math.min(4 * batch * sequence * vocabularySize, most)
   return { ...session, total: session.total + batch * sequence * 4 * layers * perLayer + logits }

@@ -209,6 +209,10 @@ interface Mask {
   /** Axes before those of queries and keys. */
   leading?: readonly number[]
   keyLeading?: readonly number[]
+  /** How many heads of queries each of keys is repeated for, as exporters do. */
+  repeats?: number
+  /** Keys are (…, d, T). */
+  areTurned?: boolean
   squash?: boolean
   /** Zero in place of a number that is none, as exporters do. */
   guard?: boolean
@@ -224,25 +228,37 @@ const MASKS: Record<string, Mask> = {
   'a mask too weak to hide': { sees: causal, hidden: -3 },
   'squashed scores': { sees: causal, squash: true },
   'shared key heads': { sees: causal, leading: [2, 2, 3], keyLeading: [2, 2, 1] },
+  'repeated key heads': { sees: causal, leading: [2, 6], keyLeading: [2, 2], repeats: 3 },
+  'turned keys': { sees: causal, areTurned: true },
+  'a prefix that all see': { sees: (query, key) => causal(query, key) || key < 5, hidden: Number.NEGATIVE_INFINITY },
   'a guard': { sees: causal, guard: true },
 }
 
 const WIDTH = 4
 
 it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shapes }) => {
-  const { leading = [2, 3], keyLeading = leading, squash, guard } = shapes
+  const { leading = [2, 3], keyLeading = leading, repeats = 1, areTurned, squash, guard } = shapes
   const build = () => {
     const graph = emptyGraph(18)
     const axes = leading.map((_, i) => `axis ${i}`)
-    for (const name of ['q', 'k', 'v', 'weights']) addInput(graph, name, DataType.FLOAT, [...axes, 'tokens', WIDTH])
+    for (const name of ['q', 'v', 'weights']) addInput(graph, name, DataType.FLOAT, [...axes, 'tokens', WIDTH])
+    addInput(graph, 'k', DataType.FLOAT, areTurned ? [...axes, WIDTH, 'tokens'] : [...axes, 'tokens', WIDTH])
     const g = new Builder(graph, 'test')
     const swap = [...leading.keys(), leading.length + 1, leading.length]
-    let scores = g.mul(g.matmul('q', g.transpose('k', swap)), g.float(0.5))
+    const repeated = (heads: Value) => {
+      if (repeats === 1) return heads
+      return g.reshape(
+        g.expand(g.unsqueeze(heads, [2]), g.int([1, 1, repeats, 1, 1])),
+        g.int([0, leading[1], -1, WIDTH]),
+      )
+    }
+    const keys = areTurned ? 'k' : g.transpose(repeated('k'), swap)
+    let scores = g.mul(g.matmul('q', keys), g.float(0.5))
     if (squash) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(2))]), g.float(2))
     if (sees) scores = g.add(scores, addInput(graph, 'mask', DataType.FLOAT, ['one', 'alone', 'tokens', 'keys']))
     let p = g.op('Softmax', [scores], { axis: -1 })
     if (guard) p = g.where(g.op('IsNaN', [p]), g.float(0), p)
-    return { graph, g, output: g.matmul(p, 'v') }
+    return { graph, g, output: g.matmul(p, repeated('v')) }
   }
   const feedsOf = (tokens: number): Feeds => {
     const random = new Random(tokens, 'attention')
@@ -251,7 +267,8 @@ it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shape
       sees === undefined || sees(Math.floor(i / tokens), i % tokens) ? 0 : hidden,
     )
     return {
-      ...{ q: normals(random, own), k: normals(random, ofKeys), v: normals(random, ofKeys) },
+      ...{ q: normals(random, own), v: normals(random, ofKeys) },
+      k: normals(random, areTurned ? [...keyLeading, WIDTH, tokens] : ofKeys),
       weights: normals(random, own),
       ...(sees && { mask: { type: 'float32', data: Float32Array.from(mask), dims: [1, 1, tokens, tokens] } }),
     }

@@ -19,12 +19,16 @@ import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 const COST_OF_KEEPING = { few: 4, many: 10 }
 /** Tokens of a batch. */
 const FEW = 512
+/** Layers that give more than they read, in long texts: the first ones of an MLP give most of what would be kept. */
+const COST_OF_WIDENING = 4
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
 
 const SMALL = 1024
 
 const VIEWS = new Set(['Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity'])
+const NOTHING: ProbedShape = { dims: [0], other: [0] }
+const WEIGHTED = new Set(['Gemm', 'com.microsoft:MatMulNBits'])
 const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
 
@@ -33,6 +37,8 @@ interface Sizes {
   readonly elements: (shape: ProbedShape) => number
   /** In the largest batch. */
   readonly tokens: number
+  /** Memory then counts for more than some products. */
+  readonly isLong: boolean
 }
 
 /** Returns the new values, and which each is a copy of; `shapes` gets theirs. */
@@ -86,8 +92,9 @@ function chooseRecomputed(
   shapes: ShapeMap,
   forward: ReadonlySet<NodeProto>,
   backward: readonly NodeProto[],
-  { elements, tokens }: Sizes,
+  sizes: Sizes,
 ): Set<Value> {
+  const { elements, tokens } = sizes
   const costOfKeeping = tokens > FEW ? COST_OF_KEEPING.many : COST_OF_KEEPING.few
   const network = new FlowNetwork()
   /** The cut passes between a value's two vertices where it is kept. */
@@ -115,7 +122,7 @@ function chooseRecomputed(
   for (let value = open.pop(); value !== undefined; value = open.pop()) {
     const { computed } = vertices.get(value) as { computed: number }
     const maker = graph.producer(value) as NodeProto
-    const cost = costOf(maker, shapes, elements)
+    const cost = costOf(maker, shapes, sizes)
     network.edge(SOURCE, computed, cost)
     if (cost === Number.POSITIVE_INFINITY) continue
     for (const input of new Set(maker.input)) {
@@ -127,9 +134,11 @@ function chooseRecomputed(
   return new Set([...vertices].flatMap(([value, { computed }]) => (behind.has(computed) ? [value] : [])))
 }
 
-/** Infinite for a node that is never run again, such as a product with a weight. */
-function costOf(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape) => number): number {
+/** Infinite for a node that is never run again, such as most products with weights. */
+function costOf(node: NodeProto, shapes: ShapeMap, { elements, isLong }: Sizes): number {
   const operator = operatorOf(node)
+  const [read, given] = [node.input[0], node.output[0]].map((value) => elements(shapes.get(value) ?? NOTHING))
+  if (isLong && WEIGHTED.has(operator) && given > read) return COST_OF_WIDENING * given
   if (!CHEAP.has(operator) || subgraphs(node).length > 0) return Number.POSITIVE_INFINITY
   const sizes = [...node.input, ...node.output].map((value) => shapes.get(value))
   const largest = Math.max(...sizes.map((shape) => (shape === undefined ? 0 : elements(shape))))

@@ -2,32 +2,32 @@
 // probabilities of a block again: Rabe & Staats (arXiv 2112.05682), FlashAttention-2 (arXiv 2307.08691). So the scores
 // of all queries never exist together, and keys that no query of a block sees are not read.
 
-import { copyMessage } from '../../formats/onnx/messages.js'
-import { create } from '../../formats/onnx/protobuf.js'
-import {
-  DataType,
-  type GraphProto,
-  type NodeProto,
-  NodeProtoSchema,
-  type TensorProto,
-} from '../../formats/onnx/tensors.js'
-import { scalarOf } from '../fuse/patterns.js'
+import { DataType, type GraphProto, type NodeProto } from '../../formats/onnx/tensors.js'
+import { unrepeated } from '../fuse/attention.js'
+import { transposed } from '../fuse/patterns.js'
 import { buildBackward, type CustomGradients } from '../gradients/backward.js'
-import { once, range } from '../gradients/context.js'
+import { type GradientContext, once, range } from '../gradients/context.js'
+import { lastSwapped } from '../gradients/matmul.js'
 import { valueInfo } from '../inject/inject.js'
-import { isStatic, type ProbedShape, ShapeMap } from '../shapes/shapes.js'
+import { isStatic, mapShape, type ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { operatorOf } from '../view/operators.js'
 
-/** softmax(f(query·keys))·values → output, where f works on each score for itself. */
+/** softmax(f(query·keysᵀ))·values → output, where f works on each score for itself. */
 interface Attention {
-  /** (…, S, d), (…, d, T), (…, T, d) */
-  readonly inputs: readonly [query: Value, keys: Value, values: Value]
+  /** (…, S, d) */
+  readonly query: Value
+  /** (…, T, d), before one is repeated for the queries that share it. */
+  readonly keys: Value
+  readonly values: Value
   readonly output: Value
-  /** From the product with the values back to that with the keys. */
-  readonly nodes: readonly NodeProto[]
-  /** Masks, and numbers, which have a tensor: the nodes read them too. */
-  readonly others: ReadonlyMap<Value, TensorProto | undefined>
+  readonly scores: Value
+  /** The input of softmax, and the factor of the values. */
+  readonly logits: Value
+  readonly probabilities: Value
+  /** The nodes between the two products, by what they make. */
+  readonly makers: ReadonlyMap<Value, NodeProto>
 }
 
 interface Parts {
@@ -47,41 +47,70 @@ const HIDDEN = -5e4
 
 export function attendInBlocks(parts: Parts): void {
   const { graph } = parts
-  const found = graph.nodes.flatMap((node) => attentionAt(parts, node) ?? [])
   const g = new Builder(graph, 'attention')
+  const found = [...graph.nodes].flatMap((node) => attentionAt(g, parts, node) ?? [])
   const shared = new Map<string, Value>()
   for (const attention of found) replace(g, parts, attention, shared)
 }
 
-function attentionAt({ graph, shapes, onPath }: Parts, product: NodeProto): Attention | undefined {
-  const [probabilities, values] = product.input
+function attentionAt(g: Builder, parts: Parts, product: NodeProto): Attention | undefined {
+  const { graph, shapes, onPath } = parts
+  const [probabilities, ofValues] = product.input
   const shape = shapes.get(probabilities)
   if (product.opType !== 'MatMul' || !grows(shape, -1) || !grows(shape, -2)) return undefined
-  const nodes = new Set([product])
-  const others = new Map<Value, TensorProto | undefined>()
+  const makers = new Map<Value, NodeProto>()
+  const others = new Set<Value>()
   const open = [probabilities]
   let scores: NodeProto | undefined
   for (let value = open.pop(); value !== undefined; value = open.pop()) {
     const maker = graph.producer(value)
-    if (maker === undefined || nodes.has(maker)) continue
-    nodes.add(maker)
+    if (maker === undefined || maker === scores || makers.has(value)) continue
     if (maker.opType === 'MatMul' && scores === undefined) scores = maker
     else if (!ON_SCORES.has(maker.opType)) return undefined
     else {
+      makers.set(value, maker)
       for (const input of maker.input) {
         if (onPath.has(input) || graph.producer(input)?.opType === 'IsNaN') open.push(input)
-        else others.set(input, scalarOf(graph, input) === undefined ? undefined : graph.constant(input))
+        else others.add(input)
       }
     }
   }
-  const isRead = [...nodes].some(
-    ({ output }) => output[0] !== product.output[0] && graph.consumers(output[0]).some((reader) => !nodes.has(reader)),
+  const softmaxes = [...makers.values()].filter(({ opType }) => opType === 'Softmax')
+  if (scores === undefined || softmaxes.length !== 1) return undefined
+  const nodes = new Set([product, scores, ...makers.values()])
+  const isRead = [...makers.keys(), scores.output[0]].some((value) =>
+    graph.consumers(value).some((reader) => !nodes.has(reader)),
   )
-  const softmaxes = [...nodes].filter(({ opType }) => opType === 'Softmax')
-  if (scores === undefined || softmaxes.length !== 1 || isRead) return undefined
-  const [query, keys] = scores.input
-  if (![query, keys, values, ...others.keys()].every((value) => shapes.has(value))) return undefined
-  return { inputs: [query, keys, values], output: product.output[0], nodes: [...nodes], others }
+  const [query, ofKeys] = scores.input
+  if (isRead || ![query, ofKeys, ofValues, ...others].every((value) => shapes.has(value))) return undefined
+  const swap = lastSwapped(rankIn(shapes, ofKeys))
+  const turned = transposed(graph, ofKeys, swap) ?? g.transpose(ofKeys, swap)
+  const turn = (dims: readonly number[]) => swap.map((axis) => dims[axis])
+  shapes.set(turned, mapShape(shapes.get(ofKeys) as ProbedShape, turn))
+  const [keys, values] = [turned, ofValues].map((value) => unrepeatedHeads(parts, value, query))
+  if (keys === undefined || values === undefined || headsOf(shapes, keys) !== headsOf(shapes, values)) return undefined
+  const [logits] = softmaxes[0].input
+  return { query, keys, values, output: product.output[0], scores: scores.output[0], logits, probabilities, makers }
+}
+
+/** Keys or values as the queries share them; undefined where they differ in other axes than that of heads. */
+function unrepeatedHeads({ graph, shapes }: Parts, value: Value, query: Value): Value | undefined {
+  const of = shapes.get(query) as ProbedShape
+  const rank = of.dims.length
+  return [unrepeated(graph, value), value].find((own) => {
+    const shape = shapes.get(own)
+    if (shape?.dims.length !== rank) return false
+    return range(rank - 2).every((axis) => {
+      const isSame = of.dims[axis] === shape.dims[axis] && of.other[axis] === shape.other[axis]
+      const isShared = axis === rank - 3 && isStatic(of, axis) && isStatic(shape, axis)
+      return isSame || (isShared && of.dims[axis] % shape.dims[axis] === 0)
+    })
+  })
+}
+
+/** Undefined where there is no such axis. */
+function headsOf(shapes: ShapeMap, value: Value): number | undefined {
+  return shapes.get(value)?.dims.at(-3)
 }
 
 /** True for an axis whose length is that of texts. */
@@ -93,32 +122,35 @@ const zeros = (count: number) => Array<number>(count).fill(0)
 
 function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<string, Value>): void {
   const { graph, shapes, customGradients } = parts
-  const { inputs, output, nodes } = attention
+  const { query, keys, values, output, scores, makers } = attention
   const places = placesOf(g, parts, attention, shared)
-  graph.nodes = graph.nodes.filter((node) => !nodes.includes(node))
+  const replaced = new Set([output, scores, ...makers.keys()])
+  graph.nodes = graph.nodes.filter((node) => !replaced.has(node.output[0]))
   graph.invalidate()
   const axis = rankIn(shapes, output) - 2
-  const attributes = { num_scan_inputs: 1, scan_output_axes: [axis] }
+  // From the last block on, which usually sees most keys: the memory of its scores has room for those of the others.
+  const directions = { scan_input_directions: [1], scan_output_directions: [1] }
+  const attributes = { num_scan_inputs: 1, scan_output_axes: [axis], ...directions }
   /** (…, blocks, rows, d) → (…, S, d) */
   const joined = (by: Builder, blocks: Value, like: Value) => {
     const flat = by.reshape(blocks, by.int([...zeros(axis), -1, shapes.get(like)!.dims[axis + 1]]))
-    return by.op('Slice', [flat, by.int([0]), by.length(inputs[0], axis), by.int([axis])])
+    return by.op('Slice', [flat, by.int([0]), by.length(query, axis), by.int([axis])])
   }
-  const forward = new Block(graph, shapes, attention, (value) => value)
-  forward.giveRows(forward.inner(output), output)
-  const scan = g.node('Scan', [places], { body: forward.done(), ...attributes })
+  const body = new Block(graph, shapes, attention, (value) => value).forward()
+  const scan = g.node('Scan', [places], { body, ...attributes })
   graph.setOutput(graph.producer(joined(g, scan.output[0], output)) as NodeProto, 0, output)
 
-  const rule: NonNullable<ReturnType<CustomGradients['get']>>['rule'] = ({ g, dy }) => {
+  const inputs = [query, keys, values]
+  const rule = ({ g, dy }: GradientContext) => {
     const results = once(() => {
       // These nodes are of the backward pass, so that what they read can be computed again.
       const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
-      const block = new Block(graph, shapes, attention, read)
-      block.giveGradients(dy)
+      const along = g.reduceSum(g.mul(dy, output), [-1])
+      const body = new Block(graph, shapes, attention, read).backward(dy, along)
       const sums = inputs.slice(1).map((value) => g.expand(g.float(0), g.shape(read(value))))
-      const node = g.node('Scan', [...sums, places], { body: block.done(), ...attributes }, 3)
+      const node = g.node('Scan', [...sums, places], { body, ...attributes }, 3)
       const [ofKeys, ofValues, ofQuery] = node.output
-      return [joined(g, ofQuery, inputs[0]), ofKeys, ofValues]
+      return [joined(g, ofQuery, query), ofKeys, ofValues]
     })
     return inputs.map((_, i) => () => results()[i])
   }
@@ -132,46 +164,44 @@ function rankIn(shapes: ShapeMap, value: Value): number {
 /** The body of a Scan: attention of the queries and keys of one place. */
 class Block {
   readonly #g: Builder
-  readonly #inner = new Map<Value, Value>()
-  /** Shapes of the graph outside, and of this one. */
-  readonly #shapes: readonly [ShapeMap, ShapeMap]
+  readonly #rank: number
   /** The first query and the one behind the last, and the same of keys: vectors of one. */
   readonly #place: readonly Value[]
+  /** Values of the graph outside, and what they are here. Queries that share keys are rows of one product. */
+  readonly #inner = new Map<Value, Value>()
+  readonly #shapes = new ShapeMap()
 
   constructor(
     outer: Graph,
-    shapes: ShapeMap,
+    private readonly shapes: ShapeMap,
     private readonly attention: Attention,
     private readonly read: (value: Value) => Value,
   ) {
     const g = bodyBuilder(outer, 4)
-    const { graph, scope } = g
-    const { inputs, nodes, others } = attention
+    const { query, keys, values, scores, probabilities } = attention
     this.#g = g
-    this.#shapes = [shapes, new ShapeMap()]
-    this.#place = g.node('Split', [graph.inputs[0].name, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
-    inputs.forEach((value, i) => void this.#put(value, this.#cut(read(value), i === 0, -i)))
-    for (const [value, number] of others) {
-      const copy = number && graph.addInitializer(copyMessage(number, { name: graph.freshName(`${scope}/number`) }))
-      const shape = shapes.get(value)
-      this.#put(value, copy ?? this.#cut(read(value), grows(shape, -2), grows(shape, -1) ? -1 : 0))
-    }
-    for (const { output } of nodes) for (const value of output) this.#put(value, graph.freshName(`${scope}/${value}`))
-    for (const { name, opType, domain, input, output, attribute } of nodes) {
-      const [own, given] = [input, output].map((all) => all.map((value) => this.inner(value)))
-      const fresh = graph.freshName(`${scope}/${name}`)
-      graph.add(create(NodeProtoSchema, { name: fresh, opType, domain, input: own, output: given, attribute }))
-    }
+    this.#rank = rankIn(shapes, query)
+    this.#place = g.node('Split', [g.graph.inputs[0].name, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
+    this.#inner.set(query, this.#as('keys', this.#cut(read(query), true)))
+    for (const value of [keys, values]) this.#inner.set(value, this.#cut(read(value), false, -2))
+    const [ofQuery, ofKeys] = [query, keys].map((value) => this.#inner.get(value) as Value)
+    this.#inner.set(scores, this.#as('query', g.matmul(ofQuery, this.#swapped(ofKeys))))
+    this.#copied(probabilities)
   }
 
-  inner(value: Value): Value {
-    return this.#inner.get(value) ?? ''
-  }
-
-  #put(value: Value, name: Value): void {
-    this.#inner.set(value, name)
-    const shape = this.#shapes[0].get(value)
-    if (shape !== undefined) this.#shapes[1].set(name, shape)
+  #copied(value: Value): Value {
+    const name = sharedValue(this.#inner, value, () => {
+      const shape = this.shapes.get(value)
+      const maker = this.attention.makers.get(value)
+      if (maker === undefined) return this.#cut(this.read(value), grows(shape, -2), grows(shape, -1) ? -1 : 0)
+      const inputs = maker.input.map((input) => this.#copied(input))
+      const node = this.#g.node(operatorOf(maker), inputs)
+      node.attribute = maker.attribute
+      return node.output[0]
+    })
+    const shape = this.shapes.get(value)
+    if (shape !== undefined) this.#shapes.set(name, shape)
+    return name
   }
 
   /** The part of the block: its queries along the axis before the last, its keys along `keyAxis`. */
@@ -186,49 +216,77 @@ class Block {
     return g.op('Slice', [value, ...bounds.map((of) => g.concat(of, 0)), g.int(cuts.map(([, , axis]) => axis))])
   }
 
-  #padded(value: Value, rank: number, axis: number, [before, behind]: readonly [Value, Value]): Value {
+  #swapped(value: Value): Value {
+    return this.#g.transpose(value, lastSwapped(this.#rank))
+  }
+
+  /** (…, heads, rows, n) and (…, key heads, heads/key heads · rows, n), whichever `like` has. */
+  #as(like: 'query' | 'keys', value: Value): Value {
+    const [heads, keyHeads] = (['query', 'keys'] as const).map((of) => headsOf(this.shapes, this.attention[of]))
+    if (heads === undefined || keyHeads === undefined || heads === keyHeads) return value
+    const dims = [...zeros(this.#rank - 3), like === 'query' ? heads : keyHeads, -1, 0]
+    return this.#g.reshape(value, this.#g.int(dims))
+  }
+
+  /** With zeros along the axis before the last. */
+  #padded(value: Value, before: Value, behind: Value): Value {
     const g = this.#g
-    const [others, between, rest] = [rank + axis, rank - 1, -1 - axis].map((count) => g.int(zeros(count)))
+    const [others, between, rest] = [this.#rank - 2, this.#rank - 1, 1].map((count) => g.int(zeros(count)))
     return g.op('Pad', [value, g.concat([others, before, between, behind, rest], 0)])
   }
 
   #declared(name: Value, like: Value) {
-    const shape = this.#shapes[0].get(like) as ProbedShape
+    const shape = this.shapes.get(like) as ProbedShape
     const dims = shape.dims.map((dim, axis) => (isStatic(shape, axis) ? dim : `${name} ${axis}`))
     return valueInfo(name, DataType.FLOAT, dims)
   }
 
   /** Gives (…, rows, d) out, with as many rows as the other blocks have. */
-  giveRows(value: Value, like: Value): void {
+  #giveRows(value: Value, like: Value): void {
     const g = this.#g
     const [start, end] = this.#place
-    const rank = rankIn(this.#shapes[0], like)
-    const missing = g.sub(g.sub(end, start), g.length(value, rank - 2))
-    g.graph.outputs.push(this.#declared(this.#padded(value, rank, -2, [g.int([0]), missing]), like))
+    const missing = g.sub(g.sub(end, start), g.length(value, this.#rank - 2))
+    g.graph.outputs.push(this.#declared(this.#padded(value, g.int([0]), missing), like))
   }
 
-  /** Gives the gradients by keys and by values out, added to those of the blocks before, and that by the queries. */
-  giveGradients(dy: Value): void {
+  forward(): GraphProto {
+    const { probabilities, values, output } = this.attention
+    const [p, v] = [probabilities, values].map((value) => this.#copied(value))
+    this.#giveRows(this.#as('query', this.#g.matmul(this.#as('keys', p), v)), output)
+    return this.#done()
+  }
+
+  /**
+   * Gives the gradients by keys and by values out, added to those of the blocks before, and that by the queries.
+   * `along`: Σ dy·output (…, S, 1).
+   */
+  backward(dy: Value, along: Value): GraphProto {
     const g = this.#g
     const { graph } = g
+    const { query, keys, values, scores, logits, probabilities } = this.attention
+    const [q, k, v, p] = [query, keys, values, probabilities].map((value) => this.#copied(value))
+    const [slope, sum] = [dy, along].map((value) => this.#as('keys', this.#cut(value, true)))
+    // p = softmax x, o = p·v      dx = p·(do·vᵀ − Σ do·o)
+    const dx = g.mul(p, this.#as('query', g.sub(g.matmul(slope, this.#swapped(v)), sum)))
+    const seeds = new Map([[this.#copied(logits), dx]])
+    const inner = this.#copied(scores)
+    const ds = this.#as('keys', buildBackward(g, this.#shapes, seeds, [inner]).get(inner) as Value)
+    const made = [
+      [keys, g.matmul(this.#swapped(ds), q)],
+      [values, g.matmul(this.#swapped(this.#as('keys', p)), slope)],
+    ]
     const [, , first, last] = this.#place
-    const { inputs, output } = this.attention
-    const wrt = inputs.map((value) => this.inner(value))
-    const seeds = new Map([[this.inner(output), this.#cut(dy, true)]])
-    const made = buildBackward(g, this.#shapes[1], seeds, wrt)
-    graph.replaceUses(this.inner(output), this.#cut(this.read(output), true))
-    for (const i of [1, 2]) {
-      const rank = rankIn(this.#shapes[0], inputs[i])
+    for (const [like, gradient] of made) {
       const sum = graph.freshName(`${g.scope}/sum`)
-      graph.inputs.splice(-1, 0, this.#declared(sum, inputs[i]))
-      const behind = g.sub(g.length(sum, rank - i), last)
-      const all = g.add(sum, this.#padded(made.get(wrt[i]) as Value, rank, -i, [first, behind]))
-      graph.outputs.push(this.#declared(all, inputs[i]))
+      graph.inputs.splice(-1, 0, this.#declared(sum, like))
+      const padded = this.#padded(gradient, first, g.sub(g.length(sum, this.#rank - 2), last))
+      graph.outputs.push(this.#declared(g.add(sum, padded), like))
     }
-    this.giveRows(made.get(wrt[0]) as Value, inputs[0])
+    this.#giveRows(this.#as('query', g.matmul(ds, k)), query)
+    return this.#done()
   }
 
-  done(): GraphProto {
+  #done(): GraphProto {
     this.#g.graph.prune()
     return this.#g.graph.toModel().graph as GraphProto
   }
@@ -242,14 +300,13 @@ function bodyBuilder(outer: Graph, length: number): Builder {
 }
 
 /** Masks of keys: they are added to the scores right before softmax. */
-function masksOf({ graph, shapes }: Parts, { nodes }: Attention): Value[] {
+function masksOf({ shapes }: Parts, { logits, scores, makers }: Attention): Value[] {
   const masks: Value[] = []
-  const isInside = (value: Value) => nodes.includes(graph.producer(value) as NodeProto)
-  const softmax = nodes.find(({ opType }) => opType === 'Softmax') as NodeProto
-  let sum = graph.producer(softmax.input[0])
-  while (sum?.opType === 'Add' && nodes.includes(sum)) {
+  const isInside = (value: Value) => value === scores || makers.has(value)
+  let sum = makers.get(logits)
+  while (sum?.opType === 'Add') {
     masks.push(...sum.input.filter((value) => !isInside(value) && grows(shapes.get(value), -1)))
-    sum = graph.producer(sum.input.find(isInside) as Value)
+    sum = makers.get(sum.input.find(isInside) as Value)
   }
   return masks
 }
@@ -257,9 +314,9 @@ function masksOf({ graph, shapes }: Parts, { nodes }: Attention): Value[] {
 /** int64 (blocks, 4): first query and the one behind the last, and the same for the keys that these queries see. */
 function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<string, Value>): Value {
   const { shapes, rows } = parts
-  const [query, keys] = attention.inputs
+  const { query, keys } = attention
   const masks = masksOf(parts, attention)
-  const lengths = [shapes.get(query)?.dims.at(-2), shapes.get(keys)?.dims.at(-1)]
+  const lengths = [query, keys].map((value) => shapes.get(value)?.dims.at(-2))
   return sharedValue(shared, `places ${[...lengths, ...masks].join()}`, () => {
     const count = g.length(query, rankIn(shapes, query) - 2)
     const ceil = (a: Value, b: Value) => g.div(g.sub(g.add(a, b), g.int([1])), b)
@@ -269,7 +326,7 @@ function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<st
     const starts = g.unsqueeze(g.mul(numbers, size), [1])
     const bounds = g.concat([starts, g.add(starts, size)], 1)
     const body = masks.length === 0 ? undefined : seenBy(parts, masks)
-    const all = () => g.concat([g.int([0]), g.length(keys, rankIn(shapes, keys) - 1)], 0)
+    const all = () => g.concat([g.int([0]), g.length(keys, rankIn(shapes, keys) - 2)], 0)
     const seen = body ? g.op('Scan', [bounds], { body, num_scan_inputs: 1 }) : g.expand(all(), g.shape(bounds))
     return g.concat([bounds, seen], 1)
   })

@@ -253,8 +253,9 @@ export const TRAINING_PASSES: readonly Pass[] = [
     run(work) {
       const { graph, shapes, objective, options } = work
       const { lengths } = objective.probe
+      const { tokens = Number.POSITIVE_INFINITY, attentionRows } = options
       const elements = (shape: ProbedShape) => typicalElements(shape, lengths)
-      work.copies = recompute(graph, shapes, LOSS, { elements, tokens: options.tokens ?? Number.POSITIVE_INFINITY })
+      work.copies = recompute(graph, shapes, LOSS, { elements, tokens, isLong: attentionRows !== undefined })
     },
   },
   { name: 'compute the loss first', needs: ['recomputed'], gives: [], run: ({ graph }) => computeFirst(graph, LOSS) },
