@@ -381,7 +381,7 @@ function pageOf(all, page) {
     part(
       SWEPT,
       sweeps.length === 0 ? [] : merged(own.get(SWEPT) ?? [], sweptRows(sweeps)),
-      'Each row is one command, such as `node bench/learning.mjs --sweep text --results out/learning.json`, with three seeds: 1, 2 and 3. All settings are the defaults; only the rate differs. The loss is that on evaluation data after training, the mean over the seeds with the standard deviation. The last column compares the default with the best of its row. On labels and vectors, the default has LoRA+ 16, and so have the other rates.',
+      'Each row is one command, such as `node bench/learning.mjs --sweep text --results out/learning.json`, with three seeds: 1, 2 and 3. All settings are the defaults; only the rate differs. The loss is that on evaluation data after training, the mean over the seeds with the standard deviation. The last column compares the default with the best of its row. On labels and vectors, the default has LoRA+ 16, and so have the other rates. On spam, twice the default has the lowest mean, but the seeds differ by more than that.',
       '',
       `| model and data | steps | before | default rate | ${SHARE_COLUMNS.map(([, title]) => title).join(' | ')} | default above the best |`,
       `| --- | --- | --- | --- |${' --- |'.repeat(SHARE_COLUMNS.length + 1)}`,

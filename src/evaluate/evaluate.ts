@@ -481,7 +481,7 @@ function differingRecords(
 }
 
 type MeasureInput = Omit<SessionParts, 'modules' | 'on'> & {
-  readonly examples: unknown[]
+  readonly examples: readonly unknown[]
   readonly next: () => Promise<void>
 }
 
@@ -528,13 +528,11 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
     const predictions: unknown[] = Array(examples.length)
     let [sum, total] = [0, 0]
     for (const { examples: places, sequence } of plans) {
-      const read = () => places.map((place) => examples[place])
+      const batch = places.map((place) => examples[place])
       if (takeReference && open.reference !== undefined) {
-        const before = open.reference((await sessions.forward(read(), sequence)).outputs)
-        for (const [i, place] of places.entries())
-          examples[place] = { ...(examples[place] as object), before: before[i] }
+        const before = open.reference((await sessions.forward(batch, sequence)).outputs)
+        for (const [i, example] of batch.entries()) Object.assign(example as object, { before: before[i] })
       }
-      const batch = read()
       const { loss, normalizer, outputs } = await sessions.forward(batch, sequence)
       sum += loss * normalizer
       total += normalizer

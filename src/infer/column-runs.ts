@@ -4,6 +4,7 @@
 
 import type { TokenColumns } from '../graph/inputs/tokens.js'
 import { type Feeds, freeOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
+import { joinRows } from './generate/growing-cache.js'
 
 /** Runs tokens of all texts, from the one with this number on. */
 type Run = (feeds: Feeds, outputNames: readonly string[], first: number) => Promise<Record<string, RuntimeTensor>>
@@ -51,17 +52,11 @@ export async function runColumns(
 }
 
 function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTensor {
-  const axis = Math.min(1, tensor.dims.length - 1)
-  const [before, [width, ...after]] = [tensor.dims.slice(0, axis), tensor.dims.slice(axis)]
-  const size = after.reduce((product, dim) => product * dim, 1)
-  const rows = tensor.data.length / (width * size)
-  const count = (to - from) * size
-  const data = new (tensor.data.constructor as Float32ArrayConstructor)(rows * count)
-  for (let row = 0; row < rows; row++) {
-    const start = (row * width + from) * size
-    data.set((tensor.data as Float32Array).subarray(start, start + count), row * count)
-  }
-  return like(tensor, { type: tensor.type, data, dims: [...before, to - from, ...after] })
+  const { type, data, dims } = tensor
+  const own = dims.length === 1 ? [1, ...dims] : dims
+  const rows = { rows: [...Array(own[0]).keys()], from, count: to - from, to: 0 }
+  const cut = joinRows([{ ...rows, tensor: { type, data, dims: own } }], 1, to - from)
+  return like(tensor, { ...cut, dims: cut.dims.slice(-dims.length) })
 }
 
 function join(parts: readonly RuntimeTensor[]): RuntimeTensor {

@@ -3,16 +3,18 @@
 import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { create } from '../formats/onnx/protobuf.js'
+import { DataType } from '../formats/onnx/tensors.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
 import { giveNewRows } from '../graph/fuse/new-rows.js'
-import { injectLora } from '../graph/inject/inject.js'
+import { injectLora, valueInfo } from '../graph/inject/inject.js'
 import type { Vector } from '../graph/inject/other-sites.js'
-import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
-import { growWindows } from '../graph/inputs/cache.js'
+import { FIRST_INPUT, type Site, type SiteGroup, type SiteNeeds } from '../graph/inject/sites.js'
+import { growWindows, isCacheInput } from '../graph/inputs/cache.js'
+import { dimsOfInput, splitInputs } from '../graph/inputs/roles.js'
 import { tokenColumns, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
-import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
-import type { Value } from '../graph/view/builder.js'
+import { exposeProducts, findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
+import { Builder, type Value } from '../graph/view/builder.js'
 import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
 import type { OpenRequest } from './engine.js'
 
@@ -50,8 +52,10 @@ export function sessionGraph(
   const mayFuse = isOnProcessor && !isPlain
   const isFused = mayFuse && fuseAttention(graph) > 0
   const newRows = mayFuse ? giveNewRows(graph) : undefined
+  const linears = findLinears(graph, names)
+  const choosesLogits = mayFuse && chooseLogits(graph, linears)
   const ownInputs = new Set(graph.inputs)
-  const adapted = adaptGraph(graph, names, needs, others)
+  const adapted = adaptGraph(graph, linears, needs, others)
   const added = graph.inputs.filter((input) => !ownInputs.has(input))
   const inputNames = shortenNames(graph, added)
   return {
@@ -61,8 +65,27 @@ export function sessionGraph(
     idleRank: isOnProcessor ? 0 : 1,
     columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
     newRows,
-    isFused: isFused || newRows !== undefined,
+    isFused: isFused || newRows !== undefined || choosesLogits,
   }
+}
+
+/**
+ * Lets a run give the logits of its last tokens alone: reading a prompt, the output layer is a large part. Returns
+ * false where the graph chooses them itself, or its head is not plain.
+ */
+function chooseLogits(graph: Graph, linears: Linear[]): boolean {
+  const [head, ...more] = linears.filter(({ isHead }) => isHead)
+  const logits = graph.outputs.find(({ name }) => name === head?.output)
+  const dims = logits === undefined ? [] : dimsOfInput(logits)
+  const isTold = splitInputs(graph).roles.some(({ role }) => role === 'logitsToKeep')
+  const isPlain = head?.node.input[0] === head?.input && more.length === 0 && graph.inputs.some(isCacheInput)
+  if (dims.length !== 3 || dims[1] !== undefined || isTold || !isPlain) return false
+  graph.inputs.push(valueInfo(FIRST_INPUT, DataType.INT64, [1]))
+  const g = new Builder(graph, 'logits')
+  const input = g.op('Slice', [head.input, FIRST_INPUT, g.int([Number.MAX_SAFE_INTEGER]), g.int([1])])
+  graph.setInput(head.node, 0, input)
+  linears.splice(linears.indexOf(head), 1, { ...head, input })
+  return true
 }
 
 /** ONNX Runtime looks up hundreds of inputs by name in every run: with long names that takes a third more time. */
@@ -80,12 +103,12 @@ function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): Readonly
 /** Returns where adapters enter, and whether the graph has to be told how many rows have factors of their own. */
 function adaptGraph(
   graph: Graph,
-  names: ModuleMap,
+  all: readonly Linear[],
   { modules, vectors }: GraphNeeds,
   others: SessionEdit['others'],
 ): { groups: SiteGroup[]; takesRows: boolean } {
   const known = new Map<Value, boolean>()
-  const found = [...findLinears(graph, names), ...findPointwise(graph)].filter(({ name }) => modules.has(name))
+  const found = [...all, ...findPointwise(graph)].filter(({ name }) => modules.has(name))
   const linears = exposeProducts(graph, found)
   const forAll = new Set(linears.flatMap(({ name, input }) => (isFed(graph, input, known) ? [] : [name])))
   const other = others?.otherSites(graph, modules, vectors.values())

@@ -3,8 +3,6 @@
 // handed out are tensors without data. Whoever reads such a tensor gets a copy.
 
 import type { NewRows } from '../graph/fuse/new-rows.js'
-import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
-import type { Graph } from '../graph/view/graph.js'
 import { GrowingCache } from '../infer/generate/growing-cache.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
@@ -33,21 +31,8 @@ export interface GrowingRun {
 }
 
 export class PipelineCache {
-  readonly #presents: ReadonlyMap<string, string>
-  readonly #outputs: ReadonlySet<string>
   readonly #running = new WeakSet<GrowingCache>()
   #classes: { readonly own: TensorClass; readonly lazy: ReturnType<typeof lazyClass> } | undefined
-
-  constructor(graph: Graph) {
-    const entries = graph.inputs.filter(isCacheInput).map((input) => cacheEntry(graph, input))
-    this.#presents = new Map(entries.map(({ past, present }) => [past, present]))
-    this.#outputs = new Set(this.#presents.values())
-  }
-
-  /** True if a run can leave the output out, because {@link GrowingRun.take} gives it. */
-  gives(output: string): boolean {
-    return this.#outputs.has(output)
-  }
 
   /** Only one run at a time goes on with the newest tokens of a cache: others get copies. */
   begin(feeds: Feeds, newRows: NewRows): GrowingRun | undefined {
@@ -66,10 +51,10 @@ export class PipelineCache {
       take: (rows, outputs) => {
         cache.add(rows)
         const Tensor = this.#lazyTensor(rows.constructor as unknown as TensorClass)
-        parts.forEach(({ past, heads, size }, part) => {
+        parts.forEach(({ present, heads, size }, part) => {
           const dims = [batch, heads, cache.length, size]
           const tensor: unknown = new Tensor(dims, { cache, part, length: cache.length })
-          outputs[this.#presents.get(past)!] = tensor as RuntimeTensor
+          outputs[present] = tensor as RuntimeTensor
         })
       },
       end: () => void this.#running.delete(cache),

@@ -58,7 +58,7 @@ export function shareSession(session: ModelSession, config: PipelineRun): Shared
   const graph = readGraph(session.model.onnx.proto)
   const { check: checkPadding } = paddingPlan(graph, config.device)
   const inputMetadata = metadataOf(graph)
-  return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(graph), config, checkPadding }
+  return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(), config, checkPadding }
 }
 
 /** transformers.js's names for the graphs of an encoder and its decoder. */

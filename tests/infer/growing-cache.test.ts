@@ -3,11 +3,12 @@
 import { afterAll, expect, it } from 'vitest'
 import { fuseAttention } from '../../src/graph/fuse/attention.js'
 import { giveNewRows } from '../../src/graph/fuse/new-rows.js'
+import { FIRST_INPUT } from '../../src/graph/inject/sites.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { argmax } from '../../src/infer/generate/next-token.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { makeAdapter, openModel } from './models.js'
+import { makeAdapter, openModel, recordingRuntime } from './models.js'
 
 const model = await openModel('models/union-3m')
 const adapter = makeAdapter(model, /proj$/)
@@ -55,8 +56,27 @@ it('the rows are given out beside the caches, and runs give what the model gives
   expect(giveNewRows(graph)).toBeUndefined()
   fuseAttention(graph)
   const { parts, output } = giveNewRows(graph)!
-  expect(parts[3]).toEqual({ past: 'past_key_values.1.value', heads: 2, size: 32 })
+  expect(parts[3]).toEqual({ past: 'past_key_values.1.value', present: 'present.1.value', heads: 2, size: 32 })
   expect(graph.outputs.at(-1)?.name).toBe(output)
+})
+
+it.each([
+  ['models/union-3m', Math.max],
+  // The shortest prompt ends first: rows are filled up behind them.
+  ['tests/golden/models/llama-genai', Math.min],
+])('%s: while texts are written, no logits but those of the last tokens are computed', async (path, of) => {
+  const { module, fed } = recordingRuntime()
+  const read = await openModel(path, { module })
+  const own = await ModelSession.open(read, { threads: 1 })
+  const prompts = ['We', 'And the people of the United States']
+  const lengths = prompts.map((prompt) => read.tokenizer!.encode(prompt).length)
+  await generate(own, prompts, { ...GREEDY, maxNewTokens: 2 })
+  const input_ids = { type: 'int64' as const, data: BigInt64Array.of(5n, 6n), dims: [1, 2] }
+  const { logits } = await own.run({ input_ids }, { outputNames: ['logits'] })
+  expect(fed.map((feeds) => Number(feeds[FIRST_INPUT].data[0]))).toEqual([of(...lengths) - 1, 0, 0])
+  expect(logits.dims.slice(0, 2)).toEqual([1, 2])
+  await own.dispose()
+  await read.close()
 })
 
 it.each(['llama-genai', 'llama-genai-rotary'])('%s: texts whose attention makes the rows itself', async (name) => {

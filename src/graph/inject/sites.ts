@@ -36,6 +36,9 @@ export type SiteGroup = readonly Site[]
 /** The graph input, (1) or (rows, 1), that tells which table of an embedding each row of the batch has. */
 export const SLOTS_INPUT = 'lora/slots'
 
+/** The graph input (1) with the first token whose logits are wanted. */
+export const FIRST_INPUT = 'logits/first'
+
 export function siteInput(module: string, role: SiteRole): string {
   return `lora/${module}/${role}`
 }

@@ -27,6 +27,8 @@ const PRODUCTS_PER_ELEMENT = 32
 const SMALL = 1024
 
 const VIEWS = new Set(['Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity'])
+const NOTHING: ProbedShape = { dims: [0], other: [0] }
+const WEIGHTED = new Set(['Gemm', 'com.microsoft:MatMulNBits'])
 const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
 
@@ -90,15 +92,10 @@ function chooseRecomputed(
   shapes: ShapeMap,
   forward: ReadonlySet<NodeProto>,
   backward: readonly NodeProto[],
-  { elements, tokens, isLong }: Sizes,
+  sizes: Sizes,
 ): Set<Value> {
+  const { elements, tokens } = sizes
   const costOfKeeping = tokens > FEW ? COST_OF_KEEPING.many : COST_OF_KEEPING.few
-  const costOf = (node: NodeProto) => {
-    const [a, y] = [node.input[0], node.output[0]].map((value) => shapes.get(value))
-    const isWidening = node.opType === 'Gemm' && a !== undefined && y !== undefined && elements(y) > elements(a)
-    if (isLong && isWidening) return COST_OF_WIDENING * elements(y)
-    return costOfSimple(node, shapes, elements)
-  }
   const network = new FlowNetwork()
   /** The cut passes between a value's two vertices where it is kept. */
   const vertices = new Map<Value, { computed: number; kept: number }>()
@@ -125,7 +122,7 @@ function chooseRecomputed(
   for (let value = open.pop(); value !== undefined; value = open.pop()) {
     const { computed } = vertices.get(value) as { computed: number }
     const maker = graph.producer(value) as NodeProto
-    const cost = costOf(maker)
+    const cost = costOf(maker, shapes, sizes)
     network.edge(SOURCE, computed, cost)
     if (cost === Number.POSITIVE_INFINITY) continue
     for (const input of new Set(maker.input)) {
@@ -137,9 +134,11 @@ function chooseRecomputed(
   return new Set([...vertices].flatMap(([value, { computed }]) => (behind.has(computed) ? [value] : [])))
 }
 
-/** Infinite for a node that is never run again, such as a product with a weight. */
-function costOfSimple(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape) => number): number {
+/** Infinite for a node that is never run again, such as most products with weights. */
+function costOf(node: NodeProto, shapes: ShapeMap, { elements, isLong }: Sizes): number {
   const operator = operatorOf(node)
+  const [read, given] = [node.input[0], node.output[0]].map((value) => elements(shapes.get(value) ?? NOTHING))
+  if (isLong && WEIGHTED.has(operator) && given > read) return COST_OF_WIDENING * given
   if (!CHEAP.has(operator) || subgraphs(node).length > 0) return Number.POSITIVE_INFINITY
   const sizes = [...node.input, ...node.output].map((value) => shapes.get(value))
   const largest = Math.max(...sizes.map((shape) => (shape === undefined ? 0 : elements(shape))))

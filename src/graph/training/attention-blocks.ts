@@ -6,7 +6,7 @@ import { DataType, type GraphProto, type NodeProto } from '../../formats/onnx/te
 import { unrepeated } from '../fuse/attention.js'
 import { transposed } from '../fuse/patterns.js'
 import { buildBackward, type CustomGradients } from '../gradients/backward.js'
-import { once, range } from '../gradients/context.js'
+import { type GradientContext, once, range } from '../gradients/context.js'
 import { lastSwapped } from '../gradients/matmul.js'
 import { valueInfo } from '../inject/inject.js'
 import { isStatic, mapShape, type ProbedShape, ShapeMap } from '../shapes/shapes.js'
@@ -85,12 +85,8 @@ function attentionAt(g: Builder, parts: Parts, product: NodeProto): Attention | 
   if (isRead || ![query, ofKeys, ofValues, ...others].every((value) => shapes.has(value))) return undefined
   const swap = lastSwapped(rankIn(shapes, ofKeys))
   const turned = transposed(graph, ofKeys, swap) ?? g.transpose(ofKeys, swap)
-  if (!shapes.has(turned)) {
-    shapes.set(
-      turned,
-      mapShape(shapes.get(ofKeys) as ProbedShape, (dims) => swap.map((axis) => dims[axis])),
-    )
-  }
+  const turn = (dims: readonly number[]) => swap.map((axis) => dims[axis])
+  shapes.set(turned, mapShape(shapes.get(ofKeys) as ProbedShape, turn))
   const [keys, values] = [turned, ofValues].map((value) => unrepeatedHeads(parts, value, query))
   if (keys === undefined || values === undefined || headsOf(shapes, keys) !== headsOf(shapes, values)) return undefined
   const [logits] = softmaxes[0].input
@@ -145,7 +141,7 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
   graph.setOutput(graph.producer(joined(g, scan.output[0], output)) as NodeProto, 0, output)
 
   const inputs = [query, keys, values]
-  const rule: NonNullable<ReturnType<CustomGradients['get']>>['rule'] = ({ g, dy }) => {
+  const rule = ({ g, dy }: GradientContext) => {
     const results = once(() => {
       // These nodes are of the backward pass, so that what they read can be computed again.
       const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
@@ -186,10 +182,10 @@ class Block {
     this.#g = g
     this.#rank = rankIn(shapes, query)
     this.#place = g.node('Split', [g.graph.inputs[0].name, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
-    this.#inner.set(query, this.#merged(this.#cut(read(query), true)))
+    this.#inner.set(query, this.#as('keys', this.#cut(read(query), true)))
     for (const value of [keys, values]) this.#inner.set(value, this.#cut(read(value), false, -2))
     const [ofQuery, ofKeys] = [query, keys].map((value) => this.#inner.get(value) as Value)
-    this.#inner.set(scores, this.#split(g.matmul(ofQuery, this.#swapped(ofKeys))))
+    this.#inner.set(scores, this.#as('query', g.matmul(ofQuery, this.#swapped(ofKeys))))
     this.#copied(probabilities)
   }
 
@@ -198,10 +194,8 @@ class Block {
       const shape = this.shapes.get(value)
       const maker = this.attention.makers.get(value)
       if (maker === undefined) return this.#cut(this.read(value), grows(shape, -2), grows(shape, -1) ? -1 : 0)
-      const node = this.#g.node(
-        operatorOf(maker),
-        maker.input.map((input) => this.#copied(input)),
-      )
+      const inputs = maker.input.map((input) => this.#copied(input))
+      const node = this.#g.node(operatorOf(maker), inputs)
       node.attribute = maker.attribute
       return node.output[0]
     })
@@ -226,19 +220,12 @@ class Block {
     return this.#g.transpose(value, lastSwapped(this.#rank))
   }
 
-  /** (…, heads, rows, n) → (…, key heads, heads/key heads · rows, n) */
-  #merged(value: Value): Value {
-    return this.#withHeads(value, this.attention.keys)
-  }
-
-  #split(value: Value): Value {
-    return this.#withHeads(value, this.attention.query)
-  }
-
-  #withHeads(value: Value, like: Value): Value {
-    const [heads, keyHeads] = [this.attention.query, this.attention.keys].map((of) => headsOf(this.shapes, of))
-    if (heads === keyHeads) return value
-    return this.#g.reshape(value, this.#g.int([...zeros(this.#rank - 3), headsOf(this.shapes, like) as number, -1, 0]))
+  /** (…, heads, rows, n) and (…, key heads, heads/key heads · rows, n), whichever `like` has. */
+  #as(like: 'query' | 'keys', value: Value): Value {
+    const [heads, keyHeads] = (['query', 'keys'] as const).map((of) => headsOf(this.shapes, this.attention[of]))
+    if (heads === undefined || keyHeads === undefined || heads === keyHeads) return value
+    const dims = [...zeros(this.#rank - 3), like === 'query' ? heads : keyHeads, -1, 0]
+    return this.#g.reshape(value, this.#g.int(dims))
   }
 
   /** With zeros along the axis before the last. */
@@ -265,7 +252,7 @@ class Block {
   forward(): GraphProto {
     const { probabilities, values, output } = this.attention
     const [p, v] = [probabilities, values].map((value) => this.#copied(value))
-    this.#giveRows(this.#split(this.#g.matmul(this.#merged(p), v)), output)
+    this.#giveRows(this.#as('query', this.#g.matmul(this.#as('keys', p), v)), output)
     return this.#done()
   }
 
@@ -278,15 +265,15 @@ class Block {
     const { graph } = g
     const { query, keys, values, scores, logits, probabilities } = this.attention
     const [q, k, v, p] = [query, keys, values, probabilities].map((value) => this.#copied(value))
-    const [slope, sum] = [dy, along].map((value) => this.#merged(this.#cut(value, true)))
+    const [slope, sum] = [dy, along].map((value) => this.#as('keys', this.#cut(value, true)))
     // p = softmax x, o = p·v      dx = p·(do·vᵀ − Σ do·o)
-    const dx = g.mul(p, this.#split(g.sub(g.matmul(slope, this.#swapped(v)), sum)))
+    const dx = g.mul(p, this.#as('query', g.sub(g.matmul(slope, this.#swapped(v)), sum)))
     const seeds = new Map([[this.#copied(logits), dx]])
     const inner = this.#copied(scores)
-    const ds = this.#merged(buildBackward(g, this.#shapes, seeds, [inner]).get(inner) as Value)
+    const ds = this.#as('keys', buildBackward(g, this.#shapes, seeds, [inner]).get(inner) as Value)
     const made = [
       [keys, g.matmul(this.#swapped(ds), q)],
-      [values, g.matmul(this.#swapped(this.#merged(p)), slope)],
+      [values, g.matmul(this.#swapped(this.#as('keys', p)), slope)],
     ]
     const [, , first, last] = this.#place
     for (const [like, gradient] of made) {
@@ -295,7 +282,7 @@ class Block {
       const padded = this.#padded(gradient, first, g.sub(g.length(sum, this.#rank - 2), last))
       graph.outputs.push(this.#declared(g.add(sum, padded), like))
     }
-    this.#giveRows(this.#split(g.matmul(ds, k)), query)
+    this.#giveRows(this.#as('query', g.matmul(ds, k)), query)
     return this.#done()
   }
 

@@ -6,6 +6,7 @@
 import { type SerializedError, serializeError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
+import { FIRST_INPUT } from '../../graph/inject/sites.js'
 import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
 import { type Feeds, floatsOf, freeOnGpu, isOnGpu, type RuntimeTensor } from '../../runtime/runtime.js'
@@ -197,6 +198,8 @@ export class Decoding {
     const isEven = isAlone || sequence === 1 || this.#rows.every(({ tokens }) => tokens.length === total)
     const logitsToKeep = isLeft || isEven ? 1 : undefined
     const tokens = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
+    const first = (isLeft || isEven ? sequence : Math.min(...this.#rows.map(({ tokens }) => tokens.length))) - 1
+    tokens[FIRST_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(first)), dims: [1] }
     return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
   }
 

@@ -22,7 +22,7 @@ export class GrowingCache {
   length = 0
   #capacity = 0
   #arrays: readonly Float32Array[]
-  feeds: Feeds
+  feeds: Feeds = {}
 
   /** `held`: what is in the cache already, (batch, heads, capacity, size) of each part, and how many tokens count. */
   constructor(
@@ -35,26 +35,28 @@ export class GrowingCache {
     this.length = held?.length ?? 0
     this.#capacity = held?.tensors[0]?.dims[2] ?? 0
     this.#arrays = parts.map((_, i) => (held?.tensors[i].data as Float32Array | undefined) ?? new Float32Array(0))
-    this.feeds = this.#grow(this.length)
+    this.become([{ cache: this, ...this.#rows(this.length) }], this.length)
+  }
+
+  #rows(count: number): MovedRows {
+    return { rows: [...Array(this.batch).keys()], from: 0, count, to: 0 }
   }
 
   read(part: number, length: number): Float32Array {
-    const rows = { rows: [...Array(this.batch).keys()], from: 0, count: length, to: 0 }
-    return joinRows([{ ...rows, tensor: this.#tensor(part) }], 2, length).data as Float32Array
+    return joinRows([{ ...this.#rows(length), tensor: this.#tensor(part) }], 2, length).data as Float32Array
   }
 
   /** `places`: where the first new token of each text goes. Default: behind the longest. */
-  add({ data, dims }: RuntimeTensor, places?: readonly number[]): void {
+  add({ data, dims }: RuntimeTensor, places: readonly number[] = Array(this.batch).fill(this.length)): void {
     const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array
     const width = rows.length / (this.batch * sequence)
-    const length = Math.max(...(places ?? [this.length])) + sequence
-    if (length > this.#capacity) this.feeds = this.#grow(length)
+    const length = Math.max(...places) + sequence
+    if (length > this.#capacity) this.become([{ cache: this, ...this.#rows(this.length) }], length)
     let first = 0
     this.#parts.forEach(({ heads, size }, i) => {
       const array = this.#arrays[i]
-      for (let row = 0; row < this.batch; row++) {
-        const place = places?.[row] ?? this.length
+      for (const [row, place] of places.entries()) {
         for (let step = 0; step < sequence; step++) {
           for (let head = 0; head < heads; head++) {
             const at = first + head * size
@@ -81,21 +83,7 @@ export class GrowingCache {
     this.batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
     this.length = length
     this.#capacity = capacity
-    this.feeds = this.#tensors()
-  }
-
-  #grow(length: number): Feeds {
-    const capacity = roomFor(length)
-    const rows = { rows: [...Array(this.batch).keys()], from: 0, count: this.length, to: 0 }
-    this.#arrays = this.#parts.map(
-      (_, i) => joinRows([{ ...rows, tensor: this.#tensor(i) }], 2, capacity).data as Float32Array,
-    )
-    this.#capacity = capacity
-    return this.#tensors()
-  }
-
-  #tensors(): Feeds {
-    return Object.fromEntries(this.#parts.map(({ past }, i) => [past, this.#tensor(i)]))
+    this.feeds = Object.fromEntries(this.#parts.map(({ past }, i) => [past, this.#tensor(i)]))
   }
 
   #tensor(part: number): RuntimeTensor {
