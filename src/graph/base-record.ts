@@ -28,9 +28,12 @@ export async function otherWeights(
   return `the adapter was trained on another base than ${model.name ?? onnx.name}: the digest of the weights is ${weights}, and its lowrank.json has ${trainedOn.weights}`
 }
 
-/** Files of weights up to this size are hashed whole, larger ones in samples: half a second at most. */
+/**
+ * Files of weights are hashed whole up to this size in all, and larger ones in samples. Some exporters write a file for
+ * each weight.
+ */
 const WHOLE_BYTES = 64 << 20
-const SAMPLES = 256
+const SAMPLES = { large: 256, small: 4 }
 const SAMPLE_BYTES = 64 << 10
 
 /**
@@ -39,11 +42,14 @@ const SAMPLE_BYTES = 64 << 10
  */
 export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
   const hash = new Hash()
+  let left = WHOLE_BYTES
   for (const source of files) {
     const { byteLength } = source
-    const isWhole = byteLength <= WHOLE_BYTES
-    const count = isWhole ? Math.ceil(byteLength / SAMPLE_BYTES) : SAMPLES
-    const stride = isWhole ? SAMPLE_BYTES : (byteLength - SAMPLE_BYTES) / (SAMPLES - 1)
+    const isWhole = byteLength <= Math.max(left, SAMPLES.small * SAMPLE_BYTES)
+    if (isWhole) left -= byteLength
+    const samples = byteLength > WHOLE_BYTES ? SAMPLES.large : SAMPLES.small
+    const count = isWhole ? Math.ceil(byteLength / SAMPLE_BYTES) : samples
+    const stride = isWhole ? SAMPLE_BYTES : (byteLength - SAMPLE_BYTES) / (samples - 1)
     for (let i = 0; i < count; i++) {
       const start = Math.floor(i * stride)
       hash.add(await source.read(start, Math.min(SAMPLE_BYTES, byteLength - start)))
