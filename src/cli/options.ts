@@ -82,25 +82,20 @@ export function choice<const C extends string, const F extends C | undefined = u
   }
 }
 
+export function single<T>(placeholder: string, about: string, read: (one: Occurrence) => T): Option<T | undefined> {
+  return { placeholder, about, read: (occurrences) => occurrences.map((one) => read(one)).at(-1) }
+}
+
 export function decimal(about: string): Option<number | undefined> {
-  return {
-    placeholder: 'X',
-    about,
-    read: (occurrences) => occurrences.map((one) => readNumber(one)).at(-1),
-  }
+  return single('X', about, readNumber)
 }
 
 export function integer(
   about: string,
-  options: { fallback?: number; least?: number } = {},
+  { fallback, least = 1 }: { fallback?: number; least?: number } = {},
 ): Option<number | undefined> {
-  const { fallback, least = 1 } = options
-  return {
-    placeholder: 'N',
-    about,
-    fallback: fallback === undefined ? undefined : String(fallback),
-    read: (occurrences) => occurrences.map((occurrence) => readInteger(occurrence, least)).at(-1),
-  }
+  const option = single('N', about, (occurrence) => readInteger(occurrence, least))
+  return { ...option, fallback: fallback?.toString() }
 }
 
 function readInteger(occurrence: Occurrence, least: number): number {

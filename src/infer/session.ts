@@ -269,13 +269,9 @@ export interface TagOptions extends BatchOptions {
 }
 
 /** A word and its tag. */
-export interface TaggedWord {
+export interface TaggedWord extends Pick<Entity, 'start' | 'end'> {
   /** The word. */
   text: string
-  /** Its first character in the text. */
-  start: number
-  /** The character behind it. */
-  end: number
   /** The likeliest tag, such as B-PER or O. */
   tag: string
   /** Its probability. */

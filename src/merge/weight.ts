@@ -369,13 +369,8 @@ function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
 // Large factors, such as those of an embedding, are never held whole, but for the right one, which the kernel packs.
 
 /** A block (rows, columns) of a factor as it is stored: whole rows, or a part of one. */
-export interface FactorRange {
+export interface FactorRange extends Pick<Chunk, 'row' | 'rows' | 'column' | 'columns' | 'offset'> {
   readonly factor: Factor
-  readonly row: number
-  readonly rows: number
-  readonly column: number
-  readonly columns: number
-  readonly offset: number
   readonly byteLength: number
 }
 

@@ -306,6 +306,7 @@ const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplit
 
 function sessionOptions(model: SessionModel, options: SessionOptions & OutputOptions): Record<string, unknown> {
   const { threads, executionProviders, gpuOutputs = [], profilePrefix } = options
+  const isOnCpu = ['cpu', 'wasm'].includes(executionProviders?.[0] ?? 'cpu')
   const stays = keepsOnGpu(options) ? gpuOutputs.map((name) => [name, 'gpu-buffer']) : []
   const entries: Record<string, string> = {}
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
@@ -313,7 +314,7 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
   if (options.lowMemory) entries.disable_prepacking = '1'
   if (options.exactProducts) entries.qdq_matmulnbits_accuracy_level = '0'
   return {
-    graphOptimizationLevel: options.optimization ?? 'all',
+    graphOptimizationLevel: options.optimization ?? (model.isOptimized && isOnCpu ? 'disabled' : 'all'),
     // Memory patterns plan for the largest shapes seen; leaving them off costs no time and saves much memory.
     enableMemPattern: false,
     interOpNumThreads: 1,

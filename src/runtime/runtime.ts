@@ -70,6 +70,8 @@ export interface SessionModel {
   weights?: { location: string; data: Uint8Array | BlobLike }[]
   /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
   keepsRepeats?: boolean
+  /** The optimizers of ONNX Runtime for the CPU would take longer than what they find saves. */
+  isOptimized?: boolean
 }
 
 /** How ONNX Runtime opens and runs a graph. */
@@ -124,9 +126,12 @@ export interface RuntimeSession {
   dispose(): Promise<void>
 }
 
-export interface Runtime {
-  readonly name: string
+export interface SessionOpener {
   createSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<RuntimeSession>
+}
+
+export interface Runtime extends SessionOpener {
+  readonly name: string
   /** For tensors of sessions that keep tensors on a GPU. A copy there is to be freed. */
   toGpu?(tensor: RuntimeTensor): Promise<RuntimeTensor>
   toHost?(tensor: RuntimeTensor): Promise<RuntimeTensor>

@@ -2,7 +2,7 @@
 
 import { StateError } from '../base/errors.js'
 import type { Remote } from './rpc.js'
-import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel } from './runtime.js'
+import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOpener } from './runtime.js'
 
 export class SessionTable {
   readonly #sessions = new Map<number, RuntimeSession>()
@@ -42,9 +42,8 @@ export class SessionTable {
   }
 }
 
-export function runtimeBehind(table: Remote<SessionTable>, name: string): Runtime {
+export function runtimeBehind(table: Remote<SessionTable>): SessionOpener {
   return {
-    name,
     async createSession(model, options) {
       const { id, inputNames, outputNames } = await table.openSession(model, options)
       return {

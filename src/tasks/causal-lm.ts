@@ -124,7 +124,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
   },
 
   pack(examples, length) {
-    if (encoderOf(examples) === undefined) return new PackedTexts(examples, length)
+    if (encoderOf(examples) === undefined) return new PackedExamples(examples, length)
     throw new ConfigError({ where: 'packing', what: 'records with pictures have rows of their own' })
   },
 
@@ -221,25 +221,17 @@ const OF_PICTURES: TaskUse = {
   onlyMerged: true,
 }
 
-export class PackedTexts extends PackedExamples {
-  readonly separate = separateRecords
-
-  feeds(records: Int32Array, dims: readonly number[]): Feeds {
-    return { [RECORDS]: { type: 'int32', data: records, dims } }
-  }
-}
-
 class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> {
   readonly probe: OpenTask['probe']
   readonly plainUse: TaskUse | undefined
-  readonly #packed: PackedTexts | undefined
+  readonly #isPacked: boolean
   readonly #pictures: PictureEncoder | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
   constructor(model: Model, examples: Examples<PicturedExample>) {
     super(model)
-    this.#packed = examples instanceof PackedTexts ? examples : undefined
-    this.#pictures = this.#packed === undefined ? encoderOf(examples) : undefined
+    this.#isPacked = examples instanceof PackedExamples
+    this.#pictures = this.#isPacked ? undefined : encoderOf(examples)
     this.plainUse = model.graphs.vision_encoder === undefined ? undefined : OF_PICTURES
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
@@ -256,7 +248,7 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
   }
 
   override forward(graph: ObjectiveGraph): Value {
-    this.#packed?.separate(graph, this.#inputs.roles)
+    if (this.#isPacked) separateRecords(graph, this.#inputs.roles)
     this.#pictures?.addTo(graph)
     return super.forward(graph)
   }
@@ -282,11 +274,11 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
     const ids = examples.map(({ inputIds }) => inputIds)
     const labels = examples.map((example) => example.labels)
     const tokens = tokenBatch(ids, length, this.model.padTokenId)
-    const packed = this.#packed && recordsOf(examples, length)
+    const packed = this.#isPacked ? recordsOf(examples, length) : undefined
     return {
       ...this.#inputs.feeds({ ...tokens, positionIds: packed?.positionIds }),
       ...this.#inputs.emptyCache(ids.length),
-      ...(packed && this.#packed?.feeds(packed.records, [ids.length, length])),
+      ...(packed && { [RECORDS]: { type: 'int32', data: packed.records, dims: [ids.length, length] } as const }),
       ...targetFeeds(padded(labels, length, IGNORED), length),
     }
   }

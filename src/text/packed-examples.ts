@@ -10,7 +10,6 @@ export interface PackedExample extends Example {
 type Source = Pick<readonly Example[], 'length' | 'at'>
 
 export class PackedExamples implements Iterable<PackedExample> {
-  readonly #source: Source
   /** For each row its last example, and for each example the one before it in its row: from 1 on, 0 for none. */
   readonly #lasts: Int32Array
   readonly #before: Int32Array
@@ -18,8 +17,10 @@ export class PackedExamples implements Iterable<PackedExample> {
   readonly costs: Int32Array
 
   /** `length`: most tokens of a row. A longer example has a row of its own. */
-  constructor(source: Source, length: number) {
-    this.#source = source
+  constructor(
+    private readonly source: Source,
+    length: number,
+  ) {
     const lengths = Int32Array.from({ length: source.length }, (_, i) => source.at(i)!.inputIds.length)
     const [before, lasts, costs, below] = Array.from({ length: 4 }, () => new Int32Array(lengths.length))
     /** For each room, the last of the rows that have it, from 1 on. `below` has the one before it. */
@@ -54,7 +55,7 @@ export class PackedExamples implements Iterable<PackedExample> {
     const starts: number[] = []
     let end = total
     for (let one = this.#lasts[index]; one > 0; one = this.#before[one - 1]) {
-      const example = this.#source.at(one - 1)!
+      const example = this.source.at(one - 1)!
       end -= example.inputIds.length
       starts.unshift(end)
       inputIds.set(example.inputIds, end)

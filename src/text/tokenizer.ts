@@ -184,26 +184,20 @@ function checkIds(vocabulary: unknown, added: readonly unknown[], where: string)
 }
 
 class HubTextTokenizer implements Tokenizer {
-  readonly name: string
   readonly eosTokenId: number | undefined
   readonly bosTokenId: number | undefined
   readonly padTokenId: number | undefined
-  readonly #hub: HubTokenizer
   readonly #definition: Readonly<Record<string, unknown>>
-  readonly #pieces: PieceEncoder | undefined
   readonly #cleanUp: boolean
   readonly #templates: TextTemplate[] = []
 
   constructor(
-    hub: HubTokenizer,
-    pieces: PieceEncoder | undefined,
+    private readonly hub: HubTokenizer,
+    private readonly pieces: PieceEncoder | undefined,
     { definition, config }: { definition: Record<string, unknown>; config: Record<string, unknown> },
-    name: string,
+    readonly name: string,
   ) {
-    this.name = name
-    this.#hub = hub
     this.#definition = definition
-    this.#pieces = pieces
     // transformers 5 leaves spaces alone unless the file asks; the library's own default is the older one.
     this.#cleanUp = config.clean_up_tokenization_spaces === true
     this.eosTokenId = this.#specialId(config.eos_token)
@@ -213,7 +207,7 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   tokenId(token: string): number | undefined {
-    return this.#ask(() => this.#hub.token_to_id(token))
+    return this.#ask(() => this.hub.token_to_id(token))
   }
 
   encode(text: string, options: { specialTokens?: boolean } = {}): number[] {
@@ -229,7 +223,7 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   encodeSpans(text: string, spans: readonly Span[]): EncodedSpans {
-    const encoded = this.#ask(() => this.#pieces?.encode(text, spans))
+    const encoded = this.#ask(() => this.pieces?.encode(text, spans))
     if (encoded !== undefined) return encoded
     const ids = this.#encodeWhole(text)
     const ranges = spans.map(({ start, end }) => {
@@ -265,7 +259,7 @@ class HubTextTokenizer implements Tokenizer {
     if (known !== undefined) return known
     const bare = this.#encodeBare('a')
     const options = { add_special_tokens: true, return_token_type_ids: true, ...(count === 2 && { text_pair: 'a' }) }
-    const { ids, token_type_ids: typeIds = ids.map(() => 0) } = this.#ask(() => this.#hub.encode('a', options))
+    const { ids, token_type_ids: typeIds = ids.map(() => 0) } = this.#ask(() => this.hub.encode('a', options))
     const around = []
     const types = []
     let from = 0
@@ -298,7 +292,7 @@ class HubTextTokenizer implements Tokenizer {
     if (ids.length === 0) return ''
     const options = { skip_special_tokens: skipsSpecial, clean_up_tokenization_spaces: cleansUp }
     return this.#ask(() => {
-      const text: unknown = this.#hub.decode([...ids], options)
+      const text: unknown = this.hub.decode([...ids], options)
       if (typeof text !== 'string') throw new TypeError('decoding gives no text')
       return text
     })
@@ -309,11 +303,11 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   #encodeBare(text: string): number[] {
-    return this.#ask(() => this.#pieces?.encode(text, [])?.ids) ?? this.#encodeWhole(text)
+    return this.#ask(() => this.pieces?.encode(text, [])?.ids) ?? this.#encodeWhole(text)
   }
 
   #encodeWhole(text: string): number[] {
-    const { ids, tokens } = this.#ask(() => this.#hub.encode(text, { add_special_tokens: false }))
+    const { ids, tokens } = this.#ask(() => this.hub.encode(text, { add_special_tokens: false }))
     const unknown = ids.indexOf(undefined)
     if (unknown >= 0) {
       throw new FormatError({
@@ -358,7 +352,7 @@ class HubTextTokenizer implements Tokenizer {
     const alone = this.#encodeBare(prompt)
     const length = commonLength(alone, ids)
     // An unknown token stands for text of any length, so that the last one can reach into the completion.
-    const unknown = this.#hub.model?.unk_token_id
+    const unknown = this.hub.model?.unk_token_id
     return length > 0 && ids[length - 1] === unknown ? length - 1 : length
   }
 
@@ -369,7 +363,7 @@ class HubTextTokenizer implements Tokenizer {
   /** The id of a special token as tokenizer_config.json gives it: a string, or an object with `content`. */
   #specialId(token: unknown): number | undefined {
     const content = isObject(token) ? token.content : token
-    return typeof content === 'string' ? this.#hub.token_to_id(content) : undefined
+    return typeof content === 'string' ? this.hub.token_to_id(content) : undefined
   }
 }
 
@@ -378,20 +372,21 @@ class HubTextTokenizer implements Tokenizer {
  * because decoders treat the first token of a text in its own way.
  */
 class WindowedStream implements TextStream {
-  readonly #decode: (ids: readonly number[]) => string
   #window: number[]
   #done: number
 
-  constructor(decode: (ids: readonly number[]) => string, after: readonly number[]) {
-    this.#decode = decode
+  constructor(
+    private readonly decode: (ids: readonly number[]) => string,
+    after: readonly number[],
+  ) {
     this.#window = [...after]
     this.#done = after.length
   }
 
   push(id: number): string {
     this.#window.push(id)
-    const before = this.#decode(this.#window.slice(0, this.#done))
-    const now = this.#decode(this.#window)
+    const before = this.decode(this.#window.slice(0, this.#done))
+    const now = this.decode(this.#window)
     if (now.endsWith('\ufffd') || !now.startsWith(before)) return ''
     this.#window = this.#window.slice(this.#done)
     this.#done = this.#window.length
@@ -399,8 +394,8 @@ class WindowedStream implements TextStream {
   }
 
   end(): string {
-    const before = this.#decode(this.#window.slice(0, this.#done))
-    const rest = this.#decode(this.#window).slice(before.length)
+    const before = this.decode(this.#window.slice(0, this.#done))
+    const rest = this.decode(this.#window).slice(before.length)
     this.#window = []
     this.#done = 0
     return rest

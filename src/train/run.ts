@@ -133,8 +133,10 @@ class Run {
 
   /** The first step of this process starts from the adapter, or from the state of a run that was stopped. */
   async #start(): Promise<void> {
-    const { out, adapter, open, settings } = this.input
+    const { out, adapter, open, settings, evalExamples, sampler } = this.input
     const { parameters } = this.sessions
+    const isTrainedFirst = [evalExamples, open.reference, sampler].every((before) => before === undefined)
+    if (isTrainedFirst && out?.use !== 'resume') this.sessions.openTraining()
     const optimizer = {
       weightDecay: settings.weightDecay,
       rates: loraPlusRates(parameters, settings.loraPlusRatio),

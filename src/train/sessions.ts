@@ -45,20 +45,23 @@ interface Draw {
 }
 
 export class TrainingSessions {
-  readonly #sessions = new Map<RunnableGraph, number>()
+  readonly #sessions = new Map<RunnableGraph, Promise<number>>()
+  #evaluation: LossGraph | undefined
 
   private constructor(
     private readonly parts: SessionParts,
     private readonly engine: Remote<TrainEngine>,
     readonly runtimeName: string,
     private readonly training: TrainingGraph | undefined,
-    private readonly evaluation: LossGraph,
+    private readonly buildEvaluation: () => Promise<LossGraph>,
   ) {}
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
     const { model, open, adapter, modules, settings, longest = 0 } = parts
-    const runtime = runtimeBehind(engine, await engine.runtimeName())
+    // The worker loads its runtime while the first passes run here.
+    const name = engine.runtimeName()
+    name.catch(() => {})
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
     const squares = await squaresOfRows(model, scaled, modules)
@@ -70,7 +73,7 @@ export class TrainingSessions {
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0
     const base = changesBase ? await baseOf(adapter, parts) : undefined
     const twoPasses = open.stepLoss !== undefined
-    const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
+    const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 2 })
     tell(0)
     // WebGPU has no Scan.
     const blocks = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() }) ? {} : blocksFor(longest)
@@ -79,17 +82,29 @@ export class TrainingSessions {
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
     const tokens = isText && longest > 0 ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
     const training = isTraining
-      ? await buildTrainingGraph(model.onnx, runtime, open, { ...options, dropout, twoPasses, tokens })
+      ? await buildTrainingGraph(model.onnx, runtimeBehind(engine), open, { ...options, dropout, twoPasses, tokens })
       : undefined
+    const evaluation = () => buildLossGraph(model.onnx, open, options)
+    const sessions = new TrainingSessions(parts, engine, await name, training, evaluation)
+    if (!isTraining) await sessions.#evaluationGraph()
     tell(1)
-    const evaluation = await buildLossGraph(model.onnx, open, options)
-    tell(2)
-    return new TrainingSessions(parts, engine, runtime.name, training, evaluation)
+    return sessions
+  }
+
+  async #evaluationGraph(): Promise<LossGraph> {
+    this.#evaluation ??= await this.buildEvaluation()
+    return this.#evaluation
+  }
+
+  /** Begins to open the session of the steps, while this thread has other work. */
+  openTraining(): void {
+    // The first step throws what is wrong.
+    this.#session(this.training!).catch(() => {})
   }
 
   /** The session that the engine holds. Only training has gradients. */
   get parameters(): readonly TrainedParameter[] {
-    return this.training?.parameters ?? this.evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
+    return this.training?.parameters ?? this.#evaluation!.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
   get options(): SessionOptions {
@@ -144,8 +159,8 @@ export class TrainingSessions {
     return this.#pass(this.training!.firstPass!, feeds, 1, draw)
   }
 
-  evaluationPass(feeds: Feeds, normalizer: number) {
-    return this.#pass(this.evaluation, feeds, normalizer)
+  async evaluationPass(feeds: Feeds, normalizer: number) {
+    return this.#pass(await this.#evaluationGraph(), feeds, normalizer)
   }
 
   async #pass(graph: RunnableGraph & { readonly loss?: string }, feeds: Feeds, normalizer: number, draw?: Draw) {
@@ -155,10 +170,14 @@ export class TrainingSessions {
     return { session, feeds: graph.feeds(feeds, { normalizer, dropout }), loss, predictions }
   }
 
-  async #session(graph: RunnableGraph): Promise<number> {
+  #session(graph: RunnableGraph): Promise<number> {
+    const session = this.#sessions.get(graph) ?? this.#open(graph)
+    this.#sessions.set(graph, session)
+    return session
+  }
+
+  async #open(graph: RunnableGraph): Promise<number> {
     const { settings } = this.parts
-    const known = this.#sessions.get(graph)
-    if (known !== undefined) return known
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const { parameters } = (keepsOnGpu(this.options) && this.training) || {}
@@ -167,17 +186,16 @@ export class TrainingSessions {
     const gpuOutputs = graph === this.training && parameters ? [PACKED_GRADIENT] : []
     const options = { lowMemory: lowMemory && parameters !== undefined, exactProducts: true, gpuOutputs }
     const { id } = await this.engine.openSession(model, { ...this.options, ...options })
-    this.#sessions.set(graph, id)
-    this.parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
+    this.parts.on?.progress?.({ stage: 'prepare', done: 2, total: 2 })
     return id
   }
 
   async #closeOthers(graph: RunnableGraph): Promise<void> {
-    const isEvaluation = graph === this.evaluation
+    const isEvaluation = graph === this.#evaluation
     for (const [other, id] of this.#sessions) {
-      if ((other === this.evaluation) === isEvaluation) continue
-      await this.engine.closeSession(id)
+      if ((other === this.#evaluation) === isEvaluation) continue
       this.#sessions.delete(other)
+      await this.engine.closeSession(await id)
     }
   }
 }

@@ -73,13 +73,12 @@ export class CallSession implements PipelineSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
   readonly config: SharedSession['config']
-  readonly #shared: SharedSession
-  readonly #choice: CallChoice
   #plan: Plan | undefined
 
-  constructor(shared: SharedSession, choice: CallChoice) {
-    this.#shared = shared
-    this.#choice = choice
+  constructor(
+    private readonly shared: SharedSession,
+    private readonly choice: CallChoice,
+  ) {
     this.config = shared.config
     this.inputMetadata = shared.inputMetadata
     this.inputNames = shared.session.inputNames
@@ -87,7 +86,7 @@ export class CallSession implements PipelineSession {
   }
 
   async run(feeds: Feeds): Promise<Record<string, unknown>> {
-    const { graph, checkPadding } = this.#shared
+    const { graph, checkPadding } = this.shared
     checkPadding(feeds)
     const { mixes, head, kept, asked } = this.#planFor(batchOf(feeds))
     const given = await this.#run(feeds, mixes, asked)
@@ -103,7 +102,7 @@ export class CallSession implements PipelineSession {
 
   /** The cache of a text grows where it is, if the graph gives out what a step adds to it. */
   async #run(feeds: Feeds, mixes: readonly Mix[], asked: readonly string[] | undefined) {
-    const { session, cache } = this.#shared
+    const { session, cache } = this.shared
     const { newRows } = session
     const growing = newRows && cache.begin(feeds, newRows)
     if (newRows === undefined || growing === undefined) return session.engine.run(feeds, mixes, asked)
@@ -120,11 +119,11 @@ export class CallSession implements PipelineSession {
 
   /** The same for all runs of a text: only adapters that come or go change it. */
   #planFor(rows: number | undefined): Plan {
-    const { session } = this.#shared
+    const { session } = this.shared
     const { changes } = session
     const known = this.#plan
     if (known !== undefined && known.rows === rows && known.changes === changes) return known
-    const mixes = mixesOf(this.#choice, rows)
+    const mixes = mixesOf(this.choice, rows)
     session.checkMixes(mixes, true)
     const head = session.headFor(mixes)
     const kept = this.outputNames.filter((name) => name !== head?.output)
@@ -135,7 +134,7 @@ export class CallSession implements PipelineSession {
   }
 
   async release(): Promise<void> {
-    await this.#shared.session.dispose()
+    await this.shared.session.dispose()
   }
 }
 

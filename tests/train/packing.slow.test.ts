@@ -12,7 +12,8 @@ import { Builder } from '../../src/graph/view/builder.js'
 import { readGraph } from '../../src/graph/view/graph.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { causalLm, PackedTexts } from '../../src/tasks/causal-lm.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import { PackedExamples } from '../../src/text/packed-examples.js'
 import type { Example } from '../../src/text/records.js'
 import { train } from '../../src/train/train.js'
 import { makeAdapter, openModel } from '../infer/models.js'
@@ -30,7 +31,7 @@ function examplesOf(vocabulary: number): Example[] {
 }
 
 const packed = (examples: readonly Example[], length: number) =>
-  new PackedTexts({ length: examples.length, at: (i) => examples[i] }, length)
+  new PackedExamples({ length: examples.length, at: (i) => examples[i] }, length)
 
 describe('packing', () => {
   it('puts each example into the fullest row that holds it, the longest first', () => {

@@ -94,7 +94,7 @@ export async function checkStops(
     metricsOf(whole.directory).filter((line) => (line as { evalLoss?: number }).evalLoss !== undefined),
   ).toHaveLength(2)
   // Before the first step, in steps and evaluations and between them, while it saves, and at the end.
-  for (const kind of ['encode', 'prepare 1/3', 'evaluate 0/2', 'step 2', 'evaluation 4', 'save', `writes ${WEIGHTS}`]) {
+  for (const kind of ['encode', 'prepare 1/2', 'evaluate 0/2', 'step 2', 'evaluation 4', 'save', `writes ${WEIGHTS}`]) {
     expect(moments).toContain(kind)
   }
   let [stopped, count] = [0, 0]

@@ -348,7 +348,7 @@ describe('sessions', () => {
     const create = async (...args: Parameters<OrtModule['InferenceSession']['create']>) => {
       const session = await module.InferenceSession.create(...args)
       // Sessions of one operator, which tell shapes.
-      if (args[1]?.graphOptimizationLevel === 'disabled') return session
+      if (!session.inputNames.includes('input_ids') || !session.outputNames.includes('loss')) return session
       const kind = session.outputNames.length > 2 ? 'training' : 'evaluation'
       log.push(`open ${kind}`)
       const release = () => {

@@ -26,10 +26,6 @@ export async function showLayers(name: string, adapter: LoraAdapter): Promise<vo
   byId('layers-state').textContent = inWords(name, report.trainableParams, layers)
 }
 
-export function hideLayers(): void {
-  byId('layers').hidden = true
-}
-
 type Layer = Spectrum & { readonly name: string; readonly rank: number; readonly normDelta: number }
 
 function inWords(name: string, parameters: number, layers: readonly Layer[]): string {

@@ -11,7 +11,7 @@ import {
 import { download, filesOfAdapter, readArchive } from './adapters.js'
 import { type AnswerKind, answerOf, differences, KINDS } from './answers.js'
 import { button, buttonOf, byId, guarded, inputOf, MendableError, make, onFiles } from './dom.js'
-import { hideLayers, showLayers } from './layers.js'
+import { showLayers } from './layers.js'
 import { foldOnPhones, threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
@@ -89,7 +89,7 @@ export class Writer {
     this.#adapters.clear()
     this.#cards.clear()
     byId('answers').replaceChildren()
-    if (adapters.length === 0) hideLayers()
+    if (adapters.length === 0) byId('layers').hidden = true
     this.#addCard(null)
     for (const [name, adapter] of adapters) {
       this.#adapters.set(name, adapter)

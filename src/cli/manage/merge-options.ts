@@ -2,7 +2,7 @@
 
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'
-import { ADAPTER, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from '../options.js'
+import { ADAPTER, type Occurrence, readNumber, repeated, single, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { bytes, colors, Progress, peakRssBytes, printable, printDocument, say, warn } from '../show/terminal.js'
 
@@ -15,12 +15,12 @@ export const ADAPTERS = {
 }
 
 export const OUTPUT = {
-  maxShardSize: sized('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
+  maxShardSize: single('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
   ...flags(
     'MergeOptions',
     ...(['format', 'dtype', 'allowMissing', 'weightsOnly', 'strict', 'threads', 'reproducible'] as const),
   ),
-  shard: sized(
+  shard: single(
     'I/N',
     'split the merge into N shares, and make share I of them (0 to N-1). The last share to end gives the result its name',
     readShare,
@@ -74,14 +74,6 @@ export function sayAsides({ leftOut, warnings, added }: MergeSummary): void {
   if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
   warnings.forEach(warn)
   if (leftOut.length > 0) say(`Not copied from the base: ${leftOut.map(printable).join(', ')}`)
-}
-
-export function sized<T>(
-  placeholder: string,
-  about: string,
-  read: (occurrence: Occurrence) => T,
-): Option<T | undefined> {
-  return { placeholder, about, read: (occurrences) => occurrences.map(read).at(-1) }
 }
 
 /** 500MB, 5GB or a number of bytes; decimal units, as transformers counts them. */

@@ -7,12 +7,7 @@ import { thousands } from './terminal.js'
 export type AdapterInspection = InspectReport & { kind: 'adapter' }
 
 const INSPECT_COLUMNS: readonly Shown[] = [
-  ['kind', 'kind'],
-  ['d', 'd'],
-  ['k', 'k'],
-  ['rank', 'rank'],
-  ['alpha', 'alpha'],
-  ['scaling', 'scaling'],
+  ...['kind', 'd', 'k', 'rank', 'alpha', 'scaling'].map((name): Shown => [name, name]),
   ['dtype', 'type'],
 ]
 

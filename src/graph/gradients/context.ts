@@ -84,7 +84,9 @@ export function reshapeLike(context: GradientContext, value: Value, from: Probed
     return isKept ? 0 : -1
   })
   const isKnown = inferred < 2 && !to.dims.includes(0)
-  return g.reshape(value, isKnown ? g.int(dims) : g.shape(target))
+  const reshaped = g.reshape(value, isKnown ? g.int(dims) : g.shape(target))
+  context.shapes.set(reshaped, to)
+  return reshaped
 }
 
 /** The gradient of one axis-wise reduction: `value`, with or without the reduced axes, in the shape of `target`. */

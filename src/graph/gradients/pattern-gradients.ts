@@ -3,7 +3,7 @@
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { nanGuard } from '../fuse/patterns.js'
-import { isStatic } from '../shapes/shapes.js'
+import { isStatic, mapShape } from '../shapes/shapes.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { GradientContext, GradientRule } from './context.js'
@@ -58,6 +58,8 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
       () => {
         const sums = g.reduceSum(g.mul(gradient, o), [-1])
         const inPlace = rows === p ? sums : g.reshape(sums, g.int([0, whole.dims[1], -1, 1]))
+        const one = mapShape(whole, (dims) => [...dims.slice(0, -1), 1])
+        if (rows !== p) shapes.set(inPlace, one)
         return g.mul(p, g.sub(dy, inPlace))
       },
     ]

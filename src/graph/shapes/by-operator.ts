@@ -138,11 +138,13 @@ function keyOf(node: NodeProto, inputs: ReadonlyMap<Value, Known>): string {
   const parts = [...node.input, ...implicitInputs(node)].map((name) => {
     const own = inputs.get(name)
     if (own === undefined) return ''
-    const content = own.constant && text(toBinary(TensorProtoSchema, copyMessage(own.constant, { name: '' })))
-    return `${own.elemType} ${own.points.map(({ dims, data }) => `${dims}:${data ?? ''}`).join('/')} ${content ?? ''}`
+    // The integers of a constant are its data.
+    const tensor = own.points[0].data === undefined ? own.constant : undefined
+    const content = tensor && text(toBinary(TensorProtoSchema, copyMessage(tensor, { name: '' })))
+    return `${own.elemType} ${own.points.map(({ dims, data }) => `${dims}:${data ?? ''}`).join('/')} ${content ?? own.constant === undefined}`
   })
-  const attributes = text(toBinary(NodeProtoSchema, create(NodeProtoSchema, { domain, opType, attribute })))
-  return JSON.stringify([attributes, node.output.map((name) => name !== ''), parts])
+  const bytes = attribute.length > 0 && toBinary(NodeProtoSchema, create(NodeProtoSchema, { attribute }))
+  return JSON.stringify([domain, opType, bytes && text(bytes), node.output.map((name) => name !== ''), parts])
 }
 
 /** The operators that read large weights; content is not needed of what they give. */

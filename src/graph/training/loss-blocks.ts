@@ -66,8 +66,9 @@ function replace(
   // A name of its own stays when something takes the place of what bodies of Scan read.
   const x = g.op('Identity', [head.x])
   const count = g.length(x, 0)
-  const least = Math.ceil(floats / Math.max(1, Math.floor(WEIGHT_FLOATS / k)))
-  const size = g.div(g.int([floats]), g.op('Max', [count, g.int([least])]))
+  // Rows of a multiple of 4 kB would get in one another’s way in the cache, and products take longer.
+  const most = Math.max(16, 32 * Math.floor(WEIGHT_FLOATS / k / 32) - 16)
+  const size = g.op('Min', [g.div(g.int([floats]), g.op('Max', [count, g.int([1])])), g.int([most])])
   const starts = g.unsqueeze(g.op('Range', [g.int(0), g.int(d), g.op('Squeeze', [size])]), [1])
   const lowest = g.expand(g.float(Number.NEGATIVE_INFINITY), count)
   const initial = {

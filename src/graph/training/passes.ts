@@ -4,7 +4,7 @@ import { StateError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
-import type { Feeds, Runtime } from '../../runtime/runtime.js'
+import type { Feeds, SessionOpener } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
 import { shareKeys, suitQueries } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
@@ -23,7 +23,7 @@ import { attendInBlocks } from './attention-blocks.js'
 import { computeInFloat32, dropCasts, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
-import { lengthOf, measureShapes, typicalElements } from './probe.js'
+import { measureShapes, nameOfLength, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
 
 export interface TrainedParameter extends TrainedTensor {
@@ -49,7 +49,7 @@ export class Work {
     readonly objective: Objective,
     readonly options: TrainingGraphOptions,
     readonly predicts: boolean,
-    readonly runtime?: Runtime,
+    readonly runtime?: SessionOpener,
   ) {
     this.graph = new Graph(model.proto)
     this.g = new Builder(this.graph, 'backward')
@@ -267,7 +267,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const reshaped = graph.nodes.filter(isReshape).map(({ output }) => output[0])
       const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
       const values = [...path.values, ...copies, ...reshaped]
-      declareShapes(graph, shapes, values, (dim, other) => lengthOf(objective.probe.lengths, dim, other)?.name)
+      declareShapes(graph, shapes, values, (dim, other) => nameOfLength(objective.probe.lengths, dim, other))
     },
   },
 ]

@@ -1,7 +1,7 @@
 // Measures the shapes of a training graph's forward part by running it on the two small inputs of an objective's probe.
 
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import type { Feeds, Runtime, SessionOptions } from '../../runtime/runtime.js'
+import type { Feeds, SessionOpener, SessionOptions } from '../../runtime/runtime.js'
 import type { GradientPath } from '../gradients/backward.js'
 import { sessionModel } from '../session-model.js'
 import { type ProbedShape, probeShapes, type ShapeMap } from '../shapes/shapes.js'
@@ -17,7 +17,7 @@ const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, thr
 export async function measureShapes(
   graph: Graph,
   model: OnnxModel,
-  runtime: Runtime,
+  runtime: SessionOpener,
   path: GradientPath,
   { feeds, lengths }: Probe,
   fixed: {
@@ -54,6 +54,12 @@ export async function measureShapes(
 
 export function lengthOf(lengths: readonly Length[], dim: number | undefined, other: number | undefined) {
   return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
+}
+
+/** The name of a length, or of a multiple of one: queries that share a key are rows of one product. */
+export function nameOfLength(lengths: readonly Length[], dim: number, other: number): string | undefined {
+  const length = lengths.find(({ probed: [a, b] }) => dim % a === 0 && dim / a === other / b)
+  return length && `${dim === length.probed[0] ? '' : `${dim / length.probed[0]} `}${length.name}`
 }
 
 const TYPICAL = 256

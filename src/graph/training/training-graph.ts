@@ -2,8 +2,8 @@
 
 import { StateError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import type { ModelProto } from '../../formats/onnx/tensors.js'
-import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
+import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'
+import type { Feeds, SessionModel, SessionOpener } from '../../runtime/runtime.js'
 import { keepMapped, sessionModel } from '../session-model.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
@@ -67,11 +67,11 @@ export async function buildLossGraph(
 /** Loss and gradients. Shapes of the forward part are measured on a few tokens. */
 export async function buildTrainingGraph(
   model: OnnxModel,
-  runtime: Runtime,
+  runtime: SessionOpener,
   objective: Objective,
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
-  const { dropout = 0, twoPasses = false, invocation } = options
+  const { dropout = 0, twoPasses = false, invocation, isShort = false } = options
   const work = new Work(model, objective, options, twoPasses, runtime)
   await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
   const { graph, forward, trained, predictionGraph } = work
@@ -79,9 +79,12 @@ export async function buildTrainingGraph(
   const fed = { dropout, rows, invocation }
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
   const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
+  // Weights in half precision are cast once where optimizers run, and in each step where they do not.
+  const isOptimized = isShort && ![...graph.initializers.values()].some(({ dataType }) => dataType === DataType.FLOAT16)
   const open: TrainingGraph['sessionModel'] = async (...options) => ({
     ...(await whole.sessionModel(...options)),
     keepsRepeats: true,
+    isOptimized,
   })
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }

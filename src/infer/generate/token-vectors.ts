@@ -75,16 +75,15 @@ function requireCache({ cache }: Pick<TokenInputs, 'cache'>): void {
 }
 
 export class TokenVectors {
-  readonly #graphs: VectorGraphs
-  readonly #padding: Padding
-  readonly #run: RunGraph
   #rows: Row[]
   #isFirst = true
 
-  constructor(graphs: VectorGraphs, rows: readonly VectorRow[], padding: Padding, run: RunGraph) {
-    this.#graphs = graphs
-    this.#padding = padding
-    this.#run = run
+  constructor(
+    private readonly graphs: VectorGraphs,
+    rows: readonly VectorRow[],
+    private readonly padding: Padding,
+    private readonly run: RunGraph,
+  ) {
     const places = graphs.decoder.inputs.find(({ name }) => name === 'position_ids')
     const hasGrids = places !== undefined && rows.some(({ pictures }) => (pictures?.grids.length ?? 0) > 0)
     this.#rows = rows.map((row, index) => {
@@ -105,8 +104,8 @@ export class TokenVectors {
   async feeds(): Promise<Feeds> {
     const rows = this.#rows
     const [batch, sequence] = [rows.length, Math.max(...rows.map(({ next }) => next.length))]
-    const starts = rows.map(({ next }) => (this.#padding === 'left' ? sequence - next.length : 0))
-    const { embedding, padTokenId } = this.#graphs
+    const starts = rows.map(({ next }) => (this.padding === 'left' ? sequence - next.length : 0))
+    const { embedding, padTokenId } = this.graphs
     const inputIds = new Int32Array(batch * sequence).fill(padTokenId)
     rows.forEach(({ next, pictures }, row) => {
       // The embedding may have no row for the token of pictures.
@@ -116,7 +115,7 @@ export class TokenVectors {
     const tokens = { batch, sequence, inputIds, attentionMask: new Uint8Array(batch * sequence).fill(1) }
     const feeds = roleFeeds(splitInputs(embedding).roles, tokens)
     const mixes = rows.map(({ mix }) => mix)
-    const outputs = await this.#run(EMBEDDING, feeds, mixes)
+    const outputs = await this.run(EMBEDDING, feeds, mixes)
     const plain = outputs[VECTORS] ?? Object.values(outputs)[0]
     const vectors = this.#isFirst ? this.#withPictures(plain, starts) : plain
     const positions = this.#positions(sequence, starts)
@@ -149,7 +148,7 @@ export class TokenVectors {
   }
 
   #typed(vectors: RuntimeTensor): RuntimeTensor {
-    const input = this.#graphs.decoder.inputs.find(({ name }) => name === VECTORS)!
+    const input = this.graphs.decoder.inputs.find(({ name }) => name === VECTORS)!
     const wanted = typeOf(input)
     if (wanted === vectors.type) return vectors
     const data = floatsOf(vectors)

@@ -172,16 +172,15 @@ function failure(url: URL, cause: unknown, watch: Watch): unknown {
 }
 
 class Watch {
-  readonly outer: AbortSignal | undefined
-  readonly stallMs: number
   readonly #controller = new AbortController()
   readonly #onAbort = () => this.#controller.abort()
   #timer: ReturnType<typeof setTimeout> | undefined
   isStalled = false
 
-  constructor(stallMs: number, outer: AbortSignal | undefined) {
-    this.stallMs = stallMs
-    this.outer = outer
+  constructor(
+    readonly stallMs: number,
+    readonly outer: AbortSignal | undefined,
+  ) {
     outer?.throwIfAborted()
     outer?.addEventListener('abort', this.#onAbort)
   }
