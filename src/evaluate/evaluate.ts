@@ -136,18 +136,12 @@ interface EvaluatedRecord {
   readonly question: Question | undefined
 }
 
-interface WrittenText {
-  readonly text: string
-  readonly counts: TextCounts
-  /** 1 if it is better than the first model's, 0.5 for a tie, 0 if it is worse. */
-  judged: number
-}
-
 interface Contender {
   readonly name: string | null
   readonly open: OpenTask
   readonly adapter: LoraAdapter
-  texts: WrittenText[]
+  /** `judged`: 1 if it is better than the first model's, 0.5 for a tie, 0 if it is worse. */
+  texts: { readonly text: string; readonly counts: TextCounts; judged: number }[]
 }
 
 export async function evaluateAdapters(

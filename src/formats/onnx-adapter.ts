@@ -141,19 +141,17 @@ class Reader {
 /** Offsets are signed 32-bit numbers in places. */
 const MAX_BYTES = 2 ** 31 - 1
 
-interface OnnxAdapterTensor extends Pick<OnnxAdapterEntry, 'name' | 'shape' | 'dtype'> {
-  /** Little-endian bytes, made when their turn comes. */
-  data(): Uint8Array
-}
-
 const ROOT = 8
 const VTABLE_BYTES = 12
 const TABLE_BYTES = 20
 
-/** The sink stays the caller's to commit. Throws UnsupportedError when the file would have 2 GiB or more. */
+/**
+ * The sink stays the caller's to commit. `data`: little-endian bytes, made when their turn comes. Throws
+ * UnsupportedError when the file would have 2 GiB or more.
+ */
 export async function writeOnnxAdapter(
   sink: ByteSink,
-  tensors: readonly OnnxAdapterTensor[],
+  tensors: readonly (Pick<OnnxAdapterEntry, 'name' | 'shape' | 'dtype'> & { data(): Uint8Array })[],
   onTensor?: (name: string) => Promise<void>,
 ): Promise<void> {
   // The two vtables, which all tables of a kind share; the root table; the vector of parameters; then each parameter

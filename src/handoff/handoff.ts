@@ -132,7 +132,7 @@ export async function handOff(
     if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
     for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
     await writeFile(target, 'train.py', trainScript(scriptValues(run, input.open, file)))
-    await writeFile(target, 'README.md', readmeOf(run, { file, command: handed.command, only, differences }))
+    await writeFile(target, 'README.md', readmeOf(run, file, handed.command, only, differences))
   })
   return {
     out: out.name,

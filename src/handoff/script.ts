@@ -233,15 +233,14 @@ if __name__ == "__main__":
     main()
 `
 
-interface Told {
-  readonly file: string
-  readonly command: string | undefined
-  /** Parts that TRL's command cannot do. */
-  readonly only: readonly string[]
-  readonly differences: readonly string[]
-}
-
-export function readmeOf(run: HandedRun, { file, command, only, differences }: Told): string {
+/** @param only parts that TRL's command cannot do */
+export function readmeOf(
+  run: HandedRun,
+  file: string,
+  command: string | undefined,
+  only: readonly string[],
+  differences: readonly string[],
+): string {
   const { base, stepsDone, totalSteps, isReadable, hasTemplate } = run
   const isPath = /^[./\\]/.test(base)
   const code = (language: string, ...lines: string[]) => `\`\`\`${language}\n${lines.join('\n')}\n\`\`\`\n`

@@ -21,14 +21,6 @@ export interface PassWeights {
   readonly biasB: FloatArray | undefined
 }
 
-/** x as each part of the formula sees it, (n, k) each. */
-interface PassInputs {
-  readonly base: Matrix
-  readonly branch: Matrix
-  /** x' for W, with dropout; undefined where that is `base`. */
-  readonly dropped?: Matrix | undefined
-}
-
 export interface Tape {
   readonly branch: Matrix
   /** A sees what W sees. */
@@ -55,10 +47,10 @@ export interface LayerGradients {
   biasB?: FloatArray
 }
 
-/** → y (n, d) */
+/** → y (n, d). `base` and `branch` are x (n, k) for W and for A; `dropped` is x' for W, if that is not `base`. */
 export function forwardPass(
   weights: PassWeights,
-  { base, branch, dropped }: PassInputs,
+  { base, branch, dropped }: { base: Matrix; branch: Matrix; dropped?: Matrix | undefined },
   /** m (d), and ‖W + s·B·A‖ (d), row by row. */
   dora: { readonly magnitude: FloatArray; readonly norms: Float64Array } | undefined,
 ): { output: Matrix; tape: Tape } {

@@ -18,23 +18,19 @@ export const SIDES = 2
 
 export type Two = readonly [number, number]
 
-/** Names in the graph: of the number of examples, an input with a row for each, and which targets each side has. */
-interface Names {
-  readonly count: string
-  readonly column: string
-  readonly sides: readonly string[]
-}
-
 /** `before`: ln(probability) of both answers before the first step. */
 export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES
   readonly #inputs: ReturnType<typeof tokenInputs>
 
-  /** `columns`: the other feeds of the loss for n examples. */
+  /**
+   * `names` in the graph: of the number of examples, an input with a row for each, and which targets each side has.
+   * `columns`: the other feeds of the loss for n examples.
+   */
   constructor(
     protected readonly model: Model,
-    private readonly names: Names,
+    private readonly names: { readonly count: string; readonly column: string; readonly sides: readonly string[] },
     columns: (n: number) => Feeds,
   ) {
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))

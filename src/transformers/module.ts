@@ -116,17 +116,12 @@ export function runtimeModule(
   }
 }
 
-interface Place {
-  readonly device: string
-  candidates(): Promise<readonly unknown[]>
-}
-
-let place: Place = {
+let place = {
   device: 'wasm',
-  candidates: async () => [await importWebRuntime()],
+  candidates: async (): Promise<readonly unknown[]> => [await importWebRuntime()],
 }
 
-export function usePlace(other: Place): void {
+export function usePlace(other: typeof place): void {
   place = other
 }
 

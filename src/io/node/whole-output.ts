@@ -201,14 +201,7 @@ export async function isMountPoint(folder: string): Promise<boolean> {
   return status.dev !== parent.dev
 }
 
-interface Unfinished {
-  readonly path: string
-  readonly plan: string
-}
-
-async function unfinishedOf(
-  out: string,
-): Promise<{ works: (Unfinished & { readonly token: string })[]; gathered: Unfinished[] }> {
+async function unfinishedOf(out: string) {
   const label = path.basename(out).replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')
   const work = new RegExp(`^\\.${label}(?:\\.([0-9a-f]{16}))?\\.(${TOKEN})\\.tmp$`)
   const partial = new RegExp(`^\\.${label}\\.([0-9a-f]{16})\\.partial$`)
