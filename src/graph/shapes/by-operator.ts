@@ -5,7 +5,8 @@ import { elementCount } from '../../base/tensor.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create, toBinary } from '../../formats/onnx/protobuf.js'
 import {
-  type DataType,
+  byteLengthOf,
+  DataType,
   dimsOf,
   GraphProtoSchema,
   integersOf,
@@ -20,7 +21,7 @@ import {
 import type { Feeds, RuntimeSession, RuntimeTensor, TensorData } from '../../runtime/runtime.js'
 import { valueInfo } from '../inject/inject.js'
 import { TYPES } from '../inputs/roles.js'
-import { constantTensor, intAttribute, intsAttribute } from '../view/attributes.js'
+import { constantTensor, intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import { type Graph, implicitInputs } from '../view/graph.js'
 
@@ -43,6 +44,8 @@ export interface Known {
 const MAX_FLOATS = 64
 /** Constants up to here are given to an operator as they are. */
 const MAX_CONSTANT = 1024
+/** Above so many elements, zeros in place of a constant are made where the operator runs: sending them takes long. */
+const MAX_SENT = 2 ** 20
 
 /** Operators whose output's shape may depend on the content of an input, from this one on. */
 const STEERED_FROM: Readonly<Record<string, number>> = Object.fromEntries([
@@ -206,13 +209,15 @@ async function run(
   open: OpenModel,
 ): Promise<readonly (Known | undefined)[]> {
   const constants = [...inputs].flatMap(([name, { constant }]) => (constant ? [copyMessage(constant, { name })] : []))
-  const fed = [...inputs].filter(([, { constant }]) => constant === undefined)
+  const others = [...inputs].filter(([, { constant }]) => constant === undefined)
+  const zeros = others.filter(([, own]) => isLargeConstant(own))
+  const fed = others.filter((one) => !zeros.includes(one))
   if (fed.some(([, { elemType }]) => TYPES[elemType] === undefined)) return []
   const given = node.output.filter((name) => name !== '')
   const graph = create(GraphProtoSchema, {
     name: 'shapes',
-    node: [node],
-    initializer: constants,
+    node: [...zeros.map(([name, own]) => makeZeros(name, own)), node],
+    initializer: [...constants, ...zeros.map(([name, own]) => dimsTensor(name, own))],
     input: fed.map(([name, { elemType }]) => valueInfo(name, elemType)),
     output: given.map((name) => create(ValueInfoProtoSchema, { name })),
   })
@@ -228,6 +233,27 @@ async function run(
   } finally {
     await session.dispose()
   }
+}
+
+function isLargeConstant({ elemType, points: [first, second] }: Known): boolean {
+  return isFloatType(elemType) && first === second && elementCount(first.dims) > MAX_SENT
+}
+
+const dimsName = (name: Value) => `${name}/dims`
+
+function dimsTensor(name: Value, { points: [{ dims }] }: Known): TensorProto {
+  const sizes = { dims: [BigInt(dims.length)], int64Data: dims.map(BigInt) }
+  return create(TensorProtoSchema, { name: dimsName(name), dataType: DataType.INT64, ...sizes })
+}
+
+function makeZeros(name: Value, { elemType }: Known): NodeProto {
+  const zero = create(TensorProtoSchema, {
+    dataType: elemType,
+    dims: [1n],
+    rawData: new Uint8Array(byteLengthOf(elemType, [1]) ?? 0),
+  })
+  const attribute = [makeAttribute('value', zero)]
+  return create(NodeProtoSchema, { opType: 'ConstantOfShape', input: [dimsName(name)], output: [name], attribute })
 }
 
 function tensorOf({ elemType, points }: Known, i: 0 | 1, { opType }: NodeProto): RuntimeTensor {
