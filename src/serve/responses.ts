@@ -1,6 +1,7 @@
 // /v1/responses, as Open Responses describes it: a text and the calls of functions in it, whole or as events. Nothing
 // is stored.
 
+import { isObject } from '../base/options.js'
 import { resolveSampling } from '../infer/generate/sampling.js'
 import type { MessageOfParts } from '../text/chat.js'
 import { seconds } from './adapters.js'
@@ -43,7 +44,8 @@ function addItem(messages: readonly Fields[], item: Fields, i: number): Fields[]
   return [...messages.slice(0, -1), { ...last, tool_calls: [...calls, call] }]
 }
 
-function partOf(part: Fields): Fields {
+function partOf(part: unknown): unknown {
+  if (!isObject(part)) return part
   if (part.type === 'input_image') return { type: 'image_url', image_url: { url: part.image_url } }
   return part.type === 'input_text' || part.type === 'output_text' ? { type: 'text', text: part.text } : part
 }

@@ -378,6 +378,7 @@ describe('bad requests', () => {
     [{ input: 'a', store: true }, 'store'],
     [{ input: 'a', text: { format: { type: 'xml' } } }, 'text'],
     [{ input: [{ type: 'computer_call' }] }, 'input[0]'],
+    [{ input: [{ role: 'user', content: [null] }] }, 'input[0].content[0]'],
     [{ input: 'a', instructions: 'b', tools: [{ type: 'web_search' }] }, 'tools'],
     [{ input: [{ role: 'user', content: [{ type: 'input_audio' }] }], instructions: 'b' }, 'input[0].content[0]'],
   ])('response %j names the field', async (body, param) => {

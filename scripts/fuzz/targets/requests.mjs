@@ -59,6 +59,26 @@ const BODIES = {
       response_format: { type: 'json_schema', json_schema: { name: 'x', schema: SCHEMA } },
     },
   ],
+  '/v1/responses': [
+    { model: 'peft', input: 'Who?', instructions: 'a', max_output_tokens: 3, temperature: 0, include: [] },
+    {
+      input: [
+        { role: 'user', content: [{ type: 'input_text', text: 'a' }] },
+        { role: 'user', content: [{ type: 'input_image', image_url: 'data:image/png;base64,iVBORw0KGgo=' }] },
+        { type: 'function_call', call_id: 'c', name: 'f', arguments: '{}' },
+        { type: 'function_call_output', call_id: 'c', output: '1' },
+      ],
+      tools: [{ type: 'function', name: 'f', parameters: SCHEMA, strict: true }],
+      max_output_tokens: 2,
+      stream: true,
+    },
+    {
+      input: 'a',
+      text: { format: { type: 'json_schema', name: 'x', schema: SCHEMA } },
+      max_output_tokens: 3,
+      store: false,
+    },
+  ],
   '/v1/embeddings': [{ input: ['a', 'b'], encoding_format: 'base64', dimensions: 2 }],
   '/v1/classify': [{ input: 'a' }],
   '/v1/load_lora_adapter': [{ lora_name: 'x', lora_path: 'bf16' }],
@@ -109,8 +129,11 @@ async function check(bytes, source) {
   else if (response.headers.get('content-type') === 'text/event-stream') {
     const events = text.split('\n\n').filter((line) => line !== '')
     if (events.at(-1) !== 'data: [DONE]') throw new Error(`a stream without its end: ${text.slice(-300)}`)
-    for (const event of events.slice(0, -1)) if (JSON.parse(event.slice(6)).error) checkError(400, event.slice(6))
-  } else if (path.endsWith('completions')) JSON.parse(text)
+    for (const event of events.slice(0, -1)) {
+      const data = event.replace(/^(event: .*\n)?data: /, '')
+      if (JSON.parse(data).error) checkError(400, data)
+    }
+  } else if (/completions|responses$/.test(path)) JSON.parse(text)
   if (failures.length > 0) throw failures.splice(0)[0]
 }
 
