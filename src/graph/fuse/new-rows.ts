@@ -11,6 +11,7 @@ import type { Graph } from '../view/graph.js'
 /** (batch, heads, past, size) */
 export interface CachePart {
   readonly past: string
+  readonly present: string
   readonly heads: number
   readonly size: number
 }
@@ -37,9 +38,11 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   const sources = inputs.map(({ name }) => sourceOf(graph, name))
   const isWhole = inputs.every((input) => typeOf(input) === 'float32') && !sources.includes(undefined)
   if (ids === undefined || mask === undefined || inputs.length === 0 || !isWhole) return undefined
-  const parts = inputs.flatMap((input): CachePart[] => {
+  const parts = inputs.flatMap((input, i): CachePart[] => {
     const [heads, size] = [dimsOfInput(input)[1], headSizeOf(graph, input)]
-    return heads === undefined || size === undefined ? [] : [{ past: input.name, heads, size }]
+    return heads === undefined || size === undefined
+      ? []
+      : [{ past: input.name, present: sources[i]!.present, heads, size }]
   })
   if (parts.length < inputs.length) return undefined
   const isByHead = sources.some((source) => source!.rows === undefined)
