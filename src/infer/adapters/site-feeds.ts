@@ -2,6 +2,7 @@
 // all their adapters stand side by side, and each row keeps its own columns. Sites that share A are filled up with
 // zeros to the largest rank.
 
+import { transpose } from '../../base/tensor.js'
 import { ownInput, type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { ReplacedValues, SiteFactors } from './site-factors.js'
@@ -23,7 +24,7 @@ export function groupFeeds(
   rowOf?: readonly number[],
   idleRank: 0 | 1 = 1,
 ): Feeds {
-  const [{ k, roles }] = group
+  const [{ kind, k, roles }] = group
   const own = ownInputOf(group)
   const isBeside = own !== undefined && rowOf !== undefined
   const used = rowOf === undefined ? slots.map((all) => all.slice(0, 1)) : slots
@@ -33,32 +34,32 @@ export function groupFeeds(
   const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank, !isBeside)))
   if (!roles.has('A') || isBeside) return feeds
   const shared = sharedInput(group.map(({ module }) => module))
-  feeds[shared] = rowOf === undefined ? matrixA(k, slots, rank) : stackedA(k, slots[0], rank)
+  feeds[shared] = kind === 'lookup' ? stackedA(k, used[0], rank) : matrixA(k, slots, rank)
   if (own !== undefined) feeds[own] = ALL
   return feeds
 }
 
 /**
- * The factors of all slots side by side: A (k, m·W) of the m sites, and B (W, d) of each.
+ * The factors of all slots side by side: A (m·W, k) of the m sites, and B (d, W) of each.
  *
  * @param ranks of the slots, at least those of their factors. W is their sum
  */
 export function besideFeeds(group: SiteGroup, slots: readonly (readonly Own[])[], ranks: readonly number[]): Feeds {
   const [{ k }] = group
   const width = ranks.reduce((sum, rank) => sum + rank, 0)
-  const a = new Float32Array(k * group.length * width)
-  const feeds: Feeds = { [sharedInput(group.map(({ module }) => module))]: float(a, [k, group.length * width]) }
+  const a = new Float32Array(group.length * width * k)
+  const feeds: Feeds = { [sharedInput(group.map(({ module }) => module))]: float(a, [group.length * width, k]) }
   for (const [i, { module, d }] of group.entries()) {
-    const b = new Float32Array(width * d)
+    const b = new Float32Array(d * width)
     let start = 0
     for (const [slot, own] of slots[i].entries()) {
       if (own !== undefined) {
-        copyColumns(own.weightA, own.rank, a, group.length * width, i * width + start)
-        b.set(own.weightB, start * d)
+        a.set(own.weightA, (i * width + start) * k)
+        copyColumns(own.weightB, own.rank, b, width, start)
       }
       start += ranks[slot]
     }
-    feeds[siteInput(module, 'B')] = float(b, [width, d])
+    feeds[siteInput(module, 'B')] = float(b, [d, width])
   }
   return feeds
 }
@@ -100,10 +101,27 @@ function siteFeeds(
     vector('values', base!, (own) => own?.replaced?.data)
     return feeds
   }
-  if (roles.has('A') && hasFactors) feed('B', matricesB(site, rows ?? slots[0], rank))
+  if (roles.has('A') && hasFactors) {
+    feed('B', site.kind === 'lookup' ? stackedB(d, rows ?? slots[0], rank) : matrixB(d, slots[0], rank))
+  }
   if (roles.has('weight')) Object.assign(feeds, weights(site, slots[0], rows))
   if (roles.has('rowOf')) Object.assign(feeds, tables(site, rows === undefined ? slots.slice(0, 1) : slots))
   return feeds
+}
+
+/** Factors of linear layers for a graph that has MatMul alone: Aᵀ (k, m·r) and s·Bᵀ (r, d). */
+export function inputMajor(groups: readonly SiteGroup[], feeds: Feeds): Feeds {
+  const factors = groups.flatMap((group) => {
+    const modules = group.map(({ module }) => module)
+    return group[0].kind === 'linear' ? [sharedInput(modules), ...modules.map((module) => siteInput(module, 'B'))] : []
+  })
+  const turned = factors.flatMap((name) => {
+    if (feeds[name] === undefined) return []
+    const [rows, columns] = feeds[name].dims
+    const { data } = transpose({ data: feeds[name].data as Float32Array, shape: [rows, columns] })
+    return [[name, float(data as Float32Array, [columns, rows])] as const]
+  })
+  return { ...feeds, ...Object.fromEntries(turned) }
 }
 
 function float(data: Float32Array, dims: number[]): RuntimeTensor {
@@ -127,18 +145,28 @@ function vectors(
   return float(data, [rows.length, 1, d])
 }
 
-/** Aᵀ of m sites side by side (k, m·r). */
+/** A of m sites under one another (m·r, k). */
 function matrixA(k: number, own: readonly (readonly Own[])[], rank: number): RuntimeTensor {
-  const width = own.length * rank
+  const dims = [own.length * rank, k]
   const [[first]] = own
-  if (own.length === 1 && first?.rank === rank) return float(first.weightA, [k, width])
-  const data = new Float32Array(k * width)
-  own.forEach(([one], i) => void (one !== undefined && copyColumns(one.weightA, one.rank, data, width, i * rank)))
-  return float(data, [k, width])
+  if (own.length === 1 && first?.rank === rank) return float(first.weightA, dims)
+  const data = new Float32Array(own.length * rank * k)
+  own.forEach(([one], i) => void (one !== undefined && data.set(one.weightA, i * rank * k)))
+  return float(data, dims)
 }
 
-/** Aᵀ of all slots under one another (t·k, r). */
+/** s·B (d, r). */
+function matrixB(d: number, own: Own, rank: number): RuntimeTensor {
+  if (own?.rank === rank) return float(own.weightB, [d, rank])
+  const data = new Float32Array(d * rank)
+  if (own !== undefined) copyColumns(own.weightB, own.rank, data, rank, 0)
+  return float(data, [d, rank])
+}
+
+/** Aᵀ of an embedding for all slots under one another (t·k, r). */
 function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor {
+  const [first] = slots
+  if (slots.length === 1 && first?.rank === rank) return float(first.weightA, [k, rank])
   const data = new Float32Array(slots.length * k * rank)
   slots.forEach((own, i) => {
     if (own !== undefined) copyColumns(own.weightA, own.rank, data.subarray(i * k * rank), rank, 0)
@@ -146,9 +174,8 @@ function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor
   return float(data, [slots.length * k, rank])
 }
 
-/** s·Bᵀ (r, d), or (rows, r, d). */
-function matricesB({ d }: Site, own: Own | readonly Own[], rank: number): RuntimeTensor {
-  if (!isList(own) && own !== undefined && own.rank === rank) return float(own.weightB, [rank, d])
+/** s·Bᵀ of an embedding (r, d), or (rows, r, d). */
+function stackedB(d: number, own: Own | readonly Own[], rank: number): RuntimeTensor {
   const rows = isList(own) ? own : [own]
   const data = new Float32Array(rows.length * rank * d)
   rows.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
@@ -225,8 +252,9 @@ function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
   return { [names.rows]: float(rows, [count, d]), [names.rowOf]: int(rowOf) }
 }
 
+/** Not by `set`, which takes longer for the few numbers of a row. */
 export function copyColumns(from: Float32Array, r: number, to: Float32Array, width: number, start: number): void {
-  for (let row = 0, at = start; row < from.length / Math.max(1, r); row++, at += width) {
-    to.set(from.subarray(row * r, (row + 1) * r), at)
+  for (let i = 0, at = start; i < from.length; at += width) {
+    for (let j = 0; j < r; j++) to[at + j] = from[i++]
   }
 }
