@@ -24,39 +24,38 @@ export function groupFeeds(
   rowOf?: readonly number[],
   idleRank: 0 | 1 = 1,
 ): Feeds {
-  const [{ kind, k, roles }] = group
+  const [{ k, roles }] = group
   const own = ownInputOf(group)
   const isBeside = own !== undefined && rowOf !== undefined
   const used = rowOf === undefined ? slots.map((all) => all.slice(0, 1)) : slots
   // The product with a shared A is split evenly, and ONNX Runtime splits nothing that is empty.
   const least = rowOf === undefined && group.length === 1 ? idleRank : 1
   const rank = Math.max(...used.flat().map((one) => one?.rank || least))
-  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank, !isBeside)))
+  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank)))
   if (!roles.has('A') || isBeside) return feeds
-  const shared = sharedInput(group.map(({ module }) => module))
-  feeds[shared] = kind === 'lookup' ? stackedA(k, used[0], rank) : matrixA(k, slots, rank)
-  if (own !== undefined) feeds[own] = ALL
+  if (own !== undefined) return Object.assign(feeds, besideFeeds(group, used, [rank]), { [own]: ALL })
+  feeds[sharedInput(group.map(({ module }) => module))] = stackedA(k, used[0], rank)
   return feeds
 }
 
 /**
- * The factors of all slots side by side: A (m·W, k) of the m sites, and B (d, W) of each.
+ * The factors of all slots side by side: A (m·W, k) of the m sites, and B (d, W) of each. Those of one adapter alone
+ * are its own arrays.
  *
  * @param ranks of the slots, at least those of their factors. W is their sum
  */
 export function besideFeeds(group: SiteGroup, slots: readonly (readonly Own[])[], ranks: readonly number[]): Feeds {
   const [{ k }] = group
   const width = ranks.reduce((sum, rank) => sum + rank, 0)
-  const a = new Float32Array(group.length * width * k)
+  const whole = slots.map((all) => all.find((own) => own?.rank === width))
+  const a = (group.length === 1 && whole[0]?.weightA) || new Float32Array(group.length * width * k)
   const feeds: Feeds = { [sharedInput(group.map(({ module }) => module))]: float(a, [group.length * width, k]) }
   for (const [i, { module, d }] of group.entries()) {
-    const b = new Float32Array(d * width)
+    const b = whole[i]?.weightB ?? new Float32Array(d * width)
     let start = 0
     for (const [slot, own] of slots[i].entries()) {
-      if (own !== undefined) {
-        a.set(own.weightA, (i * width + start) * k)
-        copyColumns(own.weightB, own.rank, b, width, start)
-      }
+      if (own !== undefined && a !== own.weightA) a.set(own.weightA, (i * width + start) * k)
+      if (own !== undefined && b !== own.weightB) copyColumns(own.weightB, own.rank, b, width, start)
       start += ranks[slot]
     }
     feeds[siteInput(module, 'B')] = float(b, [d, width])
@@ -77,13 +76,7 @@ export function ownColumns(m: number, ranks: readonly number[], rowOf: readonly 
   return { type: 'bool', data, dims: [rowOf.length, 1, m * width] }
 }
 
-function siteFeeds(
-  site: Site,
-  slots: readonly Own[],
-  rowOf: readonly number[] | undefined,
-  rank: number,
-  hasFactors: boolean,
-): Feeds {
+function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
   const { module, roles, d, base } = site
   const feeds: Feeds = {}
   const feed = (role: SiteRole, tensor: RuntimeTensor) => {
@@ -101,9 +94,7 @@ function siteFeeds(
     vector('values', base!, (own) => own?.replaced?.data)
     return feeds
   }
-  if (roles.has('A') && hasFactors) {
-    feed('B', site.kind === 'lookup' ? stackedB(d, rows ?? slots[0], rank) : matrixB(d, slots[0], rank))
-  }
+  if (site.kind === 'lookup') feed('B', matricesB(d, rows ?? slots[0], rank))
   if (roles.has('weight')) Object.assign(feeds, weights(site, slots[0], rows))
   if (roles.has('rowOf')) Object.assign(feeds, tables(site, rows === undefined ? slots.slice(0, 1) : slots))
   return feeds
@@ -145,24 +136,6 @@ function vectors(
   return float(data, [rows.length, 1, d])
 }
 
-/** A of m sites under one another (m·r, k). */
-function matrixA(k: number, own: readonly (readonly Own[])[], rank: number): RuntimeTensor {
-  const dims = [own.length * rank, k]
-  const [[first]] = own
-  if (own.length === 1 && first?.rank === rank) return float(first.weightA, dims)
-  const data = new Float32Array(own.length * rank * k)
-  own.forEach(([one], i) => void (one !== undefined && data.set(one.weightA, i * rank * k)))
-  return float(data, dims)
-}
-
-/** s·B (d, r). */
-function matrixB(d: number, own: Own, rank: number): RuntimeTensor {
-  if (own?.rank === rank) return float(own.weightB, [d, rank])
-  const data = new Float32Array(d * rank)
-  if (own !== undefined) copyColumns(own.weightB, own.rank, data, rank, 0)
-  return float(data, [d, rank])
-}
-
 /** Aᵀ of an embedding for all slots under one another (t·k, r). */
 function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor {
   const [first] = slots
@@ -175,7 +148,7 @@ function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor
 }
 
 /** s·Bᵀ of an embedding (r, d), or (rows, r, d). */
-function stackedB(d: number, own: Own | readonly Own[], rank: number): RuntimeTensor {
+function matricesB(d: number, own: Own | readonly Own[], rank: number): RuntimeTensor {
   const rows = isList(own) ? own : [own]
   const data = new Float32Array(rows.length * rank * d)
   rows.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
