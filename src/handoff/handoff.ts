@@ -151,12 +151,7 @@ function orderOf(
   costs: ArrayLike<number>,
   { limit = Number.POSITIVE_INFINITY, inOrder }: { limit: number | undefined; inOrder: boolean },
 ): number[] {
-  const plan = {
-    batchSize: settings.batchSize,
-    accumulation: settings.gradientAccumulation,
-    limit,
-    inOrder,
-  }
+  const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation, limit, inOrder }
   const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>
     step.flatMap(({ examples }) => examples),
   )
