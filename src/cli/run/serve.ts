@@ -36,6 +36,8 @@ export const serve = defineCommand({
     const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
     const { loadModel } = await import('../../node.js')
     const adapters = Object.fromEntries(adapter.map(adapterOf))
+    // The handler refuses unknown ones.
+    const kinds = ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
     const environment = process.env.LOWRANK_API_KEY
     const keys = [...apiKey, ...(environment ? [environment] : [])]
     const isLocal = ['127.0.0.1', 'localhost', '::1', undefined].includes(host)
@@ -47,7 +49,7 @@ export const serve = defineCommand({
         adapters,
         session: {
           ...{ device, threads, prefixCache, maxBatch, onWarning: warn },
-          allow: allowLoading === undefined ? undefined : kindsOf(allow),
+          allow: allowLoading === undefined ? undefined : kinds,
         },
         apiKeys: keys.length > 0 ? keys : undefined,
         hosts: isLocal ? ['127.0.0.1', 'localhost', '[::1]'] : undefined,
@@ -75,11 +77,6 @@ function adapterOf(given: string): [name: string, source: string] {
   const [, name, source] = given.includes('=') ? (/^([^=]+)=(.+)$/.exec(given) ?? []) : [given, basename(given), given]
   if (!name || !source) throw new UsageError(`--adapter ${given}: write NAME=SOURCE`)
   return [name, source]
-}
-
-/** Kinds after `--allow`: several names with commas, or several flags. The handler refuses unknown ones. */
-function kindsOf(allow: readonly string[]): OpenSessionOptions['allow'] {
-  return ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
 }
 
 function exampleOf(url: string, model: string, hasKey: boolean): string {
