@@ -67,6 +67,7 @@ export interface HandlerOptions {
   /**
    * Requests that run at the same time. Default: the session's `maxBatch`, which is 8.
    * @range an integer of at least 1
+   * @help requests that run at the same time. Default: 8
    */
   maxRunning?: number | undefined
   /**

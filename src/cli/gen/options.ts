@@ -230,7 +230,7 @@ export const FLAGS = {
     hosts: { form: 'names', about: 'values of the header Host that are answered, without ports. Default: all. A server on localhost should name its own, so that no page reaches it by another name' },
     origins: { form: 'names', about: 'pages that may call from a browser, such as https://example.com. Default: none but pages of the server itself' },
     maxAdapters: { form: 'number', about: 'the largest number of adapters; the least used leaves', range: 'an integer of at least 1', fallback: '64' },
-    maxRunning: { form: 'number', about: 'requests that run at the same time. Default: the session’s maxBatch, which is 8', range: 'an integer of at least 1' },
+    maxRunning: { form: 'number', about: 'requests that run at the same time. Default: 8', range: 'an integer of at least 1' },
     maxQueue: { form: 'number', about: 'requests that wait. The next gets status 429', range: 'an integer of at least 0', fallback: '64' },
     maxTokens: { form: 'number', about: 'the most new tokens that a request may ask for. Default: the model’s context', range: 'an integer of at least 1' },
     maxBodyBytes: { form: 'number', about: 'bytes of a body. Default 8 MiB', range: 'an integer of at least 1' },
