@@ -223,6 +223,23 @@ export const FLAGS = {
     chatTemplate: { form: 'text', about: 'text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on chats. Otherwise the template in the model’s folder' },
     chatTemplateArgs: { form: 'settings', about: 'variables of the chat template, such as enable_thinking=false' },
   },
+  HandlerOptions: {
+    model: { form: 'source', about: 'the base model: an open one, or any source that loadModel accepts', isRequired: true },
+    name: { form: 'text', about: 'the name under which the base is served. Default: the last part of the model’s name', placeholder: 'NAME' },
+    apiKeys: { form: 'names', about: 'keys that callers must send as Authorization: Bearer KEY. Default: none are needed' },
+    hosts: { form: 'names', about: 'values of the header Host that are answered, without ports. Default: all. A server on localhost should name its own, so that no page reaches it by another name' },
+    origins: { form: 'names', about: 'pages that may call from a browser, such as https://example.com. Default: none but pages of the server itself' },
+    maxAdapters: { form: 'number', about: 'the largest number of adapters; the least used leaves', range: 'an integer of at least 1', fallback: '64' },
+    maxRunning: { form: 'number', about: 'requests that run at the same time. Default: 8', range: 'an integer of at least 1' },
+    maxQueue: { form: 'number', about: 'requests that wait. The next gets status 429', range: 'an integer of at least 0', fallback: '64' },
+    maxTokens: { form: 'number', about: 'the most new tokens that a request may ask for. Default: the model’s context', range: 'an integer of at least 1' },
+    maxBodyBytes: { form: 'number', about: 'bytes of a body. Default 8 MiB', range: 'an integer of at least 1' },
+    timeoutSeconds: { form: 'number', about: 'seconds that a request may take, waiting included', range: 'an integer of at least 1', fallback: '600' },
+  },
+  ListenOptions: {
+    host: { form: 'text', about: 'the address to listen on. Default: 127.0.0.1, this machine alone', placeholder: 'HOST' },
+    port: { form: 'number', about: 'the port; 0 takes a free one', range: 'an integer in [0, 65535]', fallback: '8000' },
+  },
   TrainConfig: {
     rank: { form: 'number', about: 'rank of A and B: the size of the adapter', range: 'an integer of at least 1', fallback: '8' },
     alpha: { form: 'number', about: 'strength of the adapter: its change is scaled by alpha / rank', range: 'a finite number above 0', fallback: '16' },
