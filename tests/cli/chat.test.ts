@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
 import { expect, it } from 'vitest'
 import { talk } from '../../src/cli/run/chat.js'
-import type { AdapterSession, StreamOptions } from '../../src/index.js'
+import { type AdapterSession, DataError, type StreamOptions } from '../../src/index.js'
 import { lowrankHere } from './in-process.js'
 import { binary, root, scratchFolder } from './lowrank.js'
 
@@ -75,6 +75,19 @@ it('keeps the history, and changes, mixes and compares adapters', async () => {
   ])
   expect(asked[4].messages).toEqual([system, { role: 'user', content: 'Both' }])
   expect(output.read().toString()).toBe('one two three\n'.repeat(7))
+})
+
+it('goes on where one of the models cannot answer', async () => {
+  const { session } = echoing()
+  const refusing: AdapterSession['stream'] = (messages, options) => {
+    if (options?.adapter === null) throw new DataError({ where: 'base', what: 'no chat template' })
+    return session.stream(messages, options)
+  }
+  const [input, output] = [new PassThrough(), new PassThrough()]
+  input.end('/compare base b\nBoth\n')
+  const setup = { options: {}, signal: new AbortController().signal, input, output, isTerminal: false }
+  await talk({ ...session, stream: refusing }, setup)
+  expect(output.read().toString()).toBe('\none two three\n')
 })
 
 it('ends an answer with Ctrl-C, and at an empty line the chat', async () => {

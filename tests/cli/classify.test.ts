@@ -38,6 +38,12 @@ describe('lowrank classify', () => {
     const { code, stdout } = await lowrankHere(...args)
     expect(code).toBe(0)
     expect(stdout).toMatch(/^up 0\.\d{3} {2}the king is happy\ndown 0\.\d{3} {2}a bad night\n$/)
+    const rowsOf = await lowrankHere('classify', '--model', model, '--adapter', out, '--data', data)
+    const labels = rowsOf.stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line).label)
+    expect([rowsOf.code, labels]).toEqual([0, ['up', 'up', 'down', 'down']])
     const { version, results } = JSON.parse((await lowrankHere(...args, '--top-k', '2', '--json')).stdout)
     expect(version).toBe(1)
     expect(results[1]).toMatchObject({ adapter: out, text: 'a bad night', label: 'down', isTruncated: false })

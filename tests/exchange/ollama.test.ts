@@ -46,6 +46,29 @@ it.each([
   expect(() => turnShape(template, '')).toThrow(/cannot be written in Go's language.*Convert to gguf/)
 })
 
+const ADDS = { type: 'TemplateProcessing', single: [{ SpecialToken: { id: '<|im_start|>', type_id: 0 } }] }
+it.each([
+  ['adds none', {}, null, true],
+  ['adds it', {}, ADDS, false],
+  ['adds it, but the config says no', { add_bos_token: false }, ADDS, true],
+])('keeps the first token of SmolLM2 unless the tokenizer adds it: %s', async (_, settings, post_processor, isKept) => {
+  const { jinja, template } = golden.find(({ name }) => name === 'smollm2')!
+  const files = {
+    'tokenizer_config.json': JSON.stringify({ bos_token: '<|im_start|>', ...settings }),
+    'tokenizer.json': JSON.stringify({ post_processor }),
+    'config.json': readFileSync('models/union-3m/config.json'),
+    'chat_template.jinja': jinja,
+  }
+  const out = new MemoryDirectory({}, 'out')
+  await convertAdapter(goldenPath('peft', 'f32'), {
+    to: 'ollama',
+    base: new MemoryDirectory(files, 'models/mine'),
+    out,
+  })
+  const modelfile = new TextDecoder().decode(out.files.get('Modelfile'))
+  expect(modelfile.includes(`TEMPLATE """${template}"""`)).toBe(isKept)
+})
+
 it('writes adapter.gguf and a Modelfile', async () => {
   const out = new MemoryDirectory({}, 'out')
   const files = {

@@ -2,7 +2,7 @@
 
 import { createInterface } from 'node:readline'
 import { requireChatTemplate } from '../../index/model.js'
-import type { AdapterSession, ChatMessage, StreamOptions } from '../../index.js'
+import { type AdapterSession, type ChatMessage, LowrankError, type StreamOptions } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, text, UsageError } from '../options.js'
 import { isAbort } from '../show/interrupt.js'
@@ -129,7 +129,9 @@ export async function talk(
         output.write(isTerminal ? printableProse(piece) : piece)
       }
     } catch (error) {
-      if (!isAbort(error)) throw error
+      // Other adapters, or a new chat, may get an answer.
+      if (error instanceof LowrankError) say(colors.red(printable(error.message)))
+      else if (!isAbort(error)) throw error
     }
     output.write('\n')
     return answer

@@ -56,7 +56,8 @@ export const classify = defineCommand({
             const own = rows.map((row) => row.text)
             return (await session.tag(own, settings)).map((one) => ({ ...one }))
           }
-          const found = await session.classify(rows, { ...settings, topK })
+          const own = rows.map(({ text, textPair }) => ({ text, textPair }))
+          const found = await session.classify(own, { ...settings, topK })
           return found.map(({ label, score, labels }) => ({ label, score, ...(topK !== undefined && { labels }) }))
         })
       }

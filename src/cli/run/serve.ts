@@ -36,7 +36,10 @@ export const serve = defineCommand({
     const { device, threads, prefixCache, maxRunning: maxBatch, ...limits } = own
     const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
     const { loadModel } = await import('../../node.js')
-    const adapters = Object.fromEntries(adapter.map(adapterOf))
+    const named = adapter.map(adapterOf)
+    const adapters = Object.fromEntries(named)
+    const twice = named.find(([name], i) => named.findIndex(([other]) => other === name) < i)
+    if (twice !== undefined) throw new UsageError(`--adapter: two are called ${twice[0]}: write NAME=SOURCE`)
     // The handler refuses unknown ones.
     const kinds = ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
     const environment = process.env.LOWRANK_API_KEY

@@ -1,7 +1,7 @@
 // A folder for `ollama create`: the adapter as GGUF, and a Modelfile with the base, the template and its stops. Ollama
 // reads Go's template language; a chat template's shape is found by rendering chats with known words.
 
-import { type Place, readJson, writeFile } from '../../base/bytes.js'
+import { type Place, readLeniently, writeFile } from '../../base/bytes.js'
 import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { requireAlwaysOn } from '../../lora/requirements.js'
@@ -31,12 +31,14 @@ export const OLLAMA: ExchangeFormat = {
   },
 }
 
+/** The token that llama.cpp puts before a text: none where the tokenizer adds none, as that of SmolLM2. */
 async function beginning({ directory }: Place): Promise<string> {
-  if (!(await directory.has('tokenizer_config.json'))) return ''
-  const config = await readJson(directory, 'tokenizer_config.json')
-  const token = isObject(config) ? config.bos_token : undefined
+  const { bos_token: token, add_bos_token: adds } = (await readLeniently(directory, 'tokenizer_config.json')) ?? {}
   const text = isObject(token) ? token.content : token
-  return typeof text === 'string' ? text : ''
+  const tokenizer = await readLeniently(directory, 'tokenizer.json')
+  const added = JSON.stringify(tokenizer?.post_processor ?? null)
+  const isAdded = adds ?? (tokenizer === undefined || added.includes(JSON.stringify(text)))
+  return typeof text === 'string' && isAdded ? text : ''
 }
 
 function modelfile({ directory, file }: Place, shape: TurnShape | undefined): string {
@@ -74,7 +76,7 @@ function notesOf(base: Place, template: ChatTemplate | undefined, shape: TurnSha
 
 type Around = readonly [before: string, after: string]
 
-/** How a template writes chats, without the token that begins a text: llama.cpp adds that itself. */
+/** How a template writes chats, without the token that llama.cpp puts before a text itself. */
 interface TurnShape {
   /** Text at the start of a chat without a system message. */
   readonly opening: string
