@@ -38,7 +38,7 @@ const ROUNDING = 1e-9
 export function checkRankChoice(choice: RankChoice): void {
   const rule = requireOneRule(choice)
   if (rule !== undefined || choice.rank !== undefined) return
-  throw new ConfigError({ where: 'rank', what: 'missing', expected: 'at least one of `rank`, `energy`, `error` and `ratio`' })
+  throw new ConfigError({ where: 'rank', what: 'missing', expected: 'at least one of rank, energy, error and ratio' })
 }
 
 /** Gives the rule beside the rank, of which there may be one. */
