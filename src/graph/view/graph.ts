@@ -338,6 +338,9 @@ export function declaredOf(info: ValueInfoProto | undefined) {
   return { elemType, dims }
 }
 
+/** Asked for each node again and again: looking through attributes would take longer than all else about a graph. */
+const WITH_BODIES = new Set('If Loop Scan SequenceMap BeamSearch GreedySearch Sampling WhisperBeamSearch'.split(' '))
+
 /** Inputs of a node, and {@link implicitInputs}. */
 export function readBy(node: NodeProto): readonly string[] {
   const implicit = implicitInputs(node)
@@ -345,7 +348,8 @@ export function readBy(node: NodeProto): readonly string[] {
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */
-export function implicitInputs(node: NodeProto): string[] {
+export function implicitInputs(node: NodeProto): readonly string[] {
+  if (!WITH_BODIES.has(node.opType)) return []
   const result: string[] = []
   for (const attribute of node.attribute) {
     for (const graph of subgraphsOf(attribute)) {
