@@ -85,25 +85,19 @@ export function schemaOf<T extends Message>(table: ReadonlyMap<string, AnySchema
 export function create<T extends Message>(schema: Schema<T>, fields?: MessageInitShape<GenMessage<NoInfer<T>>>): T {
   const message = Object.create(schema.zeros) as Values
   message.$typeName = schema.typeName
-  for (const { name, union, isList } of schema.fields.values()) {
+  for (const { name, union, isList, schema: own } of schema.fields.values()) {
     if (union !== undefined) message[union] ??= { case: undefined }
     else if (isList) message[name] = []
-  }
-  if (fields !== undefined) fill(schema, message, fields)
-  return message as unknown as T
-}
-
-function fill(schema: AnySchema, message: Values, given: Values): void {
-  for (const { name, union, isList, schema: own } of schema.fields.values()) {
+    const given = (fields as Values | undefined)?.[union ?? name]
+    if (given === undefined) continue
     const made = (value: unknown) =>
       own === undefined || (value as Message).$typeName !== undefined
         ? value
         : create(own(), value as MessageInitShape<GenMessage<Message>>)
-    const chosen = union === undefined ? undefined : (given[union] as Chosen | undefined)
-    if (chosen?.case === name) message[union!] = { case: name, value: made(chosen.value) }
-    if (union !== undefined || given[name] === undefined) continue
-    message[name] = !isList ? made(given[name]) : own === undefined ? given[name] : (given[name] as unknown[]).map(made)
+    if (union === undefined) message[name] = isList && own !== undefined ? (given as unknown[]).map(made) : made(given)
+    else if ((given as Chosen).case === name) message[union] = { case: name, value: made((given as Chosen).value) }
   }
+  return message as unknown as T
 }
 
 /** Reads a message. Throws an Error for damaged bytes. */
