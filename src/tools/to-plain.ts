@@ -1,6 +1,6 @@
 // Conversion to plain LoRA with the base weights read from a checkpoint, one at a time.
 
-import type { Directory, Place } from '../base/bytes.js'
+import { closing, type Directory, type Place } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
 import { type Matrix, transpose, zeros } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
@@ -20,12 +20,8 @@ export async function convertToPlain(
   basePath?: string,
 ): Promise<LoraAdapter> {
   if (typeof from === 'function' || from instanceof LoraAdapter) return toPlain(adapter, from)
-  const weights = await openBaseWeights({ directory: from, file: basePath }, adapter.parts('linear'), adapter.config)
-  try {
-    return await toPlain(adapter, weights.read)
-  } finally {
-    await weights.close()
-  }
+  const weights = openBaseWeights({ directory: from, file: basePath }, adapter.parts('linear'), adapter.config)
+  return closing(await weights, ({ read }) => toPlain(adapter, read))
 }
 
 interface SearchedLayer {
