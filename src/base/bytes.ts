@@ -262,6 +262,19 @@ export async function closing<Opened extends { close(): Promise<void> }, T>(
   }
 }
 
+/** Gives what `use` makes of something that stays open; where `use` fails, it is closed. */
+export async function closingOnError<Opened extends { close(): Promise<void> }, T>(
+  opened: Opened,
+  use: (opened: Opened) => T | Promise<T>,
+): Promise<T> {
+  try {
+    return await use(opened)
+  } catch (error) {
+    await opened.close()
+    throw error
+  }
+}
+
 export async function withSource<T>(
   directory: Pick<Directory, 'open'>,
   path: string,
