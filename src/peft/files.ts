@@ -11,7 +11,7 @@ import {
   writeFile,
 } from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { isObject, jsonIn } from '../base/options.js'
 import {
   parseSafetensorsHeader,
   type SafetensorsFile,
@@ -179,13 +179,8 @@ export function readMeaning(metadata: Readonly<Record<string, string>>): Meaning
 }
 
 function listOf(text: string | undefined): readonly string[] | undefined {
-  if (text === undefined) return undefined
-  try {
-    const labels: unknown = JSON.parse(text)
-    return Array.isArray(labels) && labels.every((label) => typeof label === 'string') ? labels : undefined
-  } catch {
-    return undefined
-  }
+  const labels = jsonIn(text)
+  return Array.isArray(labels) && labels.every((label) => typeof label === 'string') ? labels : undefined
 }
 
 export function meaningMetadata({ labels, problemType }: Meaning): Record<string, string> {
