@@ -217,8 +217,9 @@ class HubTextTokenizer implements Tokenizer {
 
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number } {
     const text = prompt + completion
-    const { ids, ranges } = this.encodeSpans(text, [{ start: prompt.length, end: text.length }])
-    const start = prompt === '' ? 0 : ranges[0][0]
+    // A text without a prompt needs no places of tokens.
+    const { ids, ranges } = this.encodeSpans(text, prompt === '' ? [] : [{ start: prompt.length, end: text.length }])
+    const [start] = ranges[0] ?? [0]
     return { ids: this.#withSpecial(ids), completionStart: this.#textTemplate(1).around[0].ids.length + start }
   }
 
