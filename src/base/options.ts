@@ -53,15 +53,12 @@ export function ranged(expected: string): Kind {
   const high = Number(to ?? Number.POSITIVE_INFINITY)
   const isAbove = (value: number) => (above !== undefined || open === '(' ? value > low : value >= low)
   const isBelow = (value: number) => (close === ')' ? value < high : value <= high)
-  const isNumber = noun.endsWith('integer') ? Number.isSafeInteger : noun === 'a number' ? isReal : Number.isFinite
+  const isOfNoun = noun.endsWith('integer') ? Number.isSafeInteger : noun === 'a number' ? () => true : Number.isFinite
   return kind(expected, (value) => {
+    if (typeof value !== 'number') return false
     if (orInfinity !== undefined && value === Number.POSITIVE_INFINITY) return true
-    return isNumber(value) && isAbove(value as number) && isBelow(value as number)
+    return isOfNoun(value) && isAbove(value) && isBelow(value)
   })
-}
-
-function isReal(value: unknown): boolean {
-  return typeof value === 'number' && !Number.isNaN(value)
 }
 
 export const STRING = kind('text', (value) => typeof value === 'string')

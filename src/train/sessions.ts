@@ -111,7 +111,7 @@ export class TrainingSessions {
     this.#session(this.training!).catch(() => {})
   }
 
-  /** The session that the engine holds. Only training has gradients. */
+  /** The tensors that change. Those of an evaluation have no gradient. */
   get parameters(): readonly TrainedParameter[] {
     return this.training?.parameters ?? this.#evaluation!.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }

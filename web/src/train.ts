@@ -130,7 +130,7 @@ export class Trainer {
 
   async #start(): Promise<void> {
     if (!(await this.#lock.take())) return void this.#watch()
-    // One that cannot be left is still there.
+    // A paused run goes on with its own model.
     const choice = this.#paused?.job.choice ?? this.#wanted
     try {
       buttonOf('start').disabled = true
