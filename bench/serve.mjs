@@ -230,8 +230,8 @@ async function showOperators(model, adapters) {
   const own = linears.filter(({ name }) => name.includes('layers.'))
   const bytes = 4 * ADAPTERS * RANK * own.reduce((sum, { d, k }) => sum + d + k, 0)
   const [rate, read] = [
-    products / timeOfAll((name) => name.startsWith('MatMul') && !name.endsWith('adapters')),
-    bytes / timeOfAll((name) => name === 'MatMul of adapters'),
+    products / timeOfAll((name) => name.startsWith('MatMul')),
+    bytes / timeOfAll((name) => name === 'FusedMatMul of adapters'),
   ]
   console.log(
     `    ${(products / 1e6).toFixed(0)} million products with weights: ${(rate / 1e6).toFixed(0)} billion a second`,

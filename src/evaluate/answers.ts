@@ -15,11 +15,7 @@ export interface TextCounts {
 }
 
 export function countTexts(text: string, wanted: string): TextCounts {
-  return {
-    exact: text.trim() === wanted.trim() ? 1 : 0,
-    rougeL: rougeL(text, wanted),
-    chrf: chrfCounts(text, wanted),
-  }
+  return { exact: text.trim() === wanted.trim() ? 1 : 0, rougeL: rougeL(text, wanted), chrf: chrfCounts(text, wanted) }
 }
 
 export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number; rougeL: number; chrF: number } {

@@ -23,7 +23,7 @@ import type { Vocabulary } from '../text/vocabulary.js'
 import { distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
-import { groupFeeds } from './adapters/site-feeds.js'
+import { groupFeeds, inputMajor } from './adapters/site-feeds.js'
 import { needsColumns, runColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
 import { Grammars } from './generate/grammars.js'
@@ -34,6 +34,8 @@ export interface OpenRequest {
   groups: readonly SiteGroup[]
   inputNames: ReadonlyMap<string, string>
   takesRows: boolean
+  /** Factors of linear layers are Aᵀ (k, r) and s·Bᵀ (r, d), and not as PEFT has them. */
+  isInputMajor: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
   /** The token inputs of a graph whose attention takes several texts with a cache one token at a time. */
@@ -270,7 +272,7 @@ export class InferEngine {
   #run({ [FIRST_INPUT]: first = START, ...own }: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#turns.take(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, groups, inputNames, takesRows, idle, columns, kept } = this.#open
+      const { session, groups, inputNames, takesRows, isInputMajor, idle, columns, kept } = this.#open
       const feeds = session.inputNames.includes(FIRST_INPUT) ? { ...own, [FIRST_INPUT]: first } : own
       const outputNames = wanted ?? this.#open.outputNames
       let held = kept.get(adapters)
@@ -279,8 +281,9 @@ export class InferEngine {
         const told: Feeds = takesRows
           ? { [ROWS_INPUT]: { type: 'int64', data: BigInt64Array.of(BigInt(rows)), dims: [1] } }
           : {}
-        const all = Object.entries({ ...idle, ...adapters.for(groups), ...told })
-        held = Object.fromEntries(all.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
+        const all = { ...idle, ...adapters.for(groups), ...told }
+        const fed = Object.entries(isInputMajor ? inputMajor(groups, all) : all)
+        held = Object.fromEntries(fed.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
         kept.set(adapters, held)
       }
       if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)

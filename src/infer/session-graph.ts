@@ -55,7 +55,7 @@ export function sessionGraph(
   const linears = findLinears(graph, names)
   const choosesLogits = mayFuse && chooseLogits(graph, linears)
   const ownInputs = new Set(graph.inputs)
-  const adapted = adaptGraph(graph, linears, needs, others)
+  const adapted = adaptGraph(graph, linears, needs, others, !mayFuse)
   const added = graph.inputs.filter((input) => !ownInputs.has(input))
   const inputNames = shortenNames(graph, added)
   return {
@@ -65,7 +65,7 @@ export function sessionGraph(
     idleRank: isOnProcessor ? 0 : 1,
     columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
     newRows,
-    isFused: isFused || newRows !== undefined || choosesLogits,
+    isFused: isFused || newRows !== undefined || choosesLogits || (mayFuse && adapted.groups.length > 0),
   }
 }
 
@@ -106,13 +106,14 @@ function adaptGraph(
   all: readonly Linear[],
   { modules, vectors }: GraphNeeds,
   others: SessionEdit['others'],
-): { groups: SiteGroup[]; takesRows: boolean } {
+  isInputMajor: boolean,
+): { groups: SiteGroup[]; takesRows: boolean; isInputMajor: boolean } {
   const known = new Map<Value, boolean>()
   const found = [...all, ...findPointwise(graph)].filter(({ name }) => modules.has(name))
   const linears = exposeProducts(graph, found)
   const forAll = new Set(linears.flatMap(({ name, input }) => (isFed(graph, input, known) ? [] : [name])))
   const other = others?.otherSites(graph, modules, vectors.values())
-  const { takesRows, shared } = injectLora(graph, linears, modules)
+  const { takesRows, shared } = injectLora(graph, linears, modules, isInputMajor)
   const sites = new Map<string, Site>()
   const add = (site: Omit<Site, 'roles'>) => void sites.set(site.module, { ...site, roles: modules.get(site.module)! })
   for (const { name, k, d } of linears) {
@@ -122,7 +123,7 @@ function adaptGraph(
   const groups = shared.map((group) => group.map((module) => sites.get(module)!))
   const isShared = new Set(shared.flat())
   const alone = [...sites.values()].filter(({ module }) => !isShared.has(module))
-  return { groups: [...groups, ...alone.map((site) => [site])], takesRows }
+  return { groups: [...groups, ...alone.map((site) => [site])], takesRows, isInputMajor }
 }
 
 /** True if a value depends on more of the inputs than their shape. Answers are kept in `known`. */

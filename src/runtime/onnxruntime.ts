@@ -24,9 +24,7 @@ import {
  */
 export interface OrtModule {
   /** Opens sessions: https://onnxruntime.ai/docs/api/js/interfaces/InferenceSessionFactory.html */
-  readonly InferenceSession: {
-    create(model: Uint8Array, options?: Record<string, unknown>): Promise<OrtSession>
-  }
+  readonly InferenceSession: { create(model: Uint8Array, options?: Record<string, unknown>): Promise<OrtSession> }
   /** https://onnxruntime.ai/docs/api/js/interfaces/TensorConstructor.html */
   readonly Tensor: new (
     type: never,

@@ -139,9 +139,7 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
   const settings = { ...objectOf(await readJsonIfThere(directory, 'tokenizer_config.json')) }
   // Newer folders hold the template in a file of its own, which transformers.js does not look for.
   const template = 'chat_template.jinja'
-  if (settings.chat_template === undefined && (await directory.has(template))) {
-    settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
-  }
+  if (await directory.has(template)) settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
   const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
   const Tokenizer = classNamed<object>(transformers, named, 'PreTrainedTokenizer')
   return new Tokenizer(tokenizer, settings)

@@ -5,7 +5,7 @@ import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears, type Linear } from '../../src/graph/match/linears.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { groupFeeds } from '../../src/infer/adapters/site-feeds.js'
+import { groupFeeds, inputMajor } from '../../src/infer/adapters/site-feeds.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeSession } from '../../src/runtime/runtime.js'
 import { MODELS, openModel, relativeError, UNION } from './golden.js'
@@ -13,17 +13,17 @@ import { MODELS, openModel, relativeError, UNION } from './golden.js'
 const runtime = await loadNodeRuntime()
 const tokens = { batch: 2, sequence: 5, inputIds: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3], attentionMask: Array(10).fill(1) }
 
-async function adapted(model: OnnxModel, choose: (linear: Linear) => boolean) {
+async function adapted(model: OnnxModel, choose: (linear: Linear) => boolean, isInputMajor = false) {
   const graph = new Graph(model.proto)
   const linears = findLinears(graph).filter(choose)
-  const { shared } = injectLora(graph, linears)
+  const { shared } = injectLora(graph, linears, undefined, isInputMajor)
   const session = await runtime.createSession(await sessionModel(model, graph.toModel()), { threads: 1 })
-  return { session, linears, shared }
+  return { session, linears, shared, isInputMajor }
 }
 
-/** Aᵀ (k, r) and s·Bᵀ (r, d) of each module: `size` times a wave, or zero. */
+/** A (r, k) and s·B (d, r) of each module, or these transposed: `size` times a wave, or zero. */
 function factors(
-  { linears, shared }: Pick<Awaited<ReturnType<typeof adapted>>, 'linears' | 'shared'>,
+  { linears, shared, isInputMajor }: Omit<Awaited<ReturnType<typeof adapted>>, 'session'>,
   rank: (name: string) => number,
   sizeB: number,
 ): Feeds {
@@ -34,7 +34,7 @@ function factors(
       const site = { kind: 'linear' as const, module: name, k, d, roles: new Set(['A', 'B'] as const) }
       const r = rank(name)
       const nothing = { scale: undefined, shift: undefined, replaced: undefined, replacesBias: false }
-      const parts = { rank: r, weightA: wave(k * r, 0.3, i), weightB: wave(r * d, sizeB, -i) }
+      const parts = { rank: r, weightA: wave(r * k, 0.3, i), weightB: wave(d * r, sizeB, -i) }
       return [name, { site, factors: { kind: site.kind, ...nothing, ...parts } }]
     }),
   )
@@ -48,7 +48,9 @@ function factors(
       undefined,
       0,
     )
-  return Object.assign({}, ...groups.map(feedsOf))
+  const feeds: Feeds = Object.assign({}, ...groups.map(feedsOf))
+  const sites = groups.map((group) => group.map(({ site }) => site))
+  return isInputMajor ? inputMajor(sites, feeds) : feeds
 }
 
 async function logits(session: RuntimeSession, model: OnnxModel, feeds: Feeds): Promise<Float32Array> {
@@ -66,7 +68,7 @@ describe.each([
   UNION,
   ...['llama-optimum', 'llama-genai', 'llama-dynamo', 'gpt2-optimum', 'llama-q4'].map((n) => `${MODELS}/${n}`),
 ])('%s', (folder) => {
-  it('with B = 0, and with rank 0, gives what it gave', async () => {
+  it('with B = 0, and with rank 0, gives what it gave; factors in both layouts give the same', async () => {
     const model = await openModel(folder)
     const plain = await runtime.createSession(await sessionModel(model, model.proto), { threads: 1 })
     const expected = await logits(plain, model, {})
@@ -80,8 +82,14 @@ describe.each([
       factors(layers, () => 4, 0.1),
     )
     expect(relativeError(changed, expected)).toBeGreaterThan(1e-3)
-    await plain.dispose()
-    await session.dispose()
+    const other = await adapted(model, everything, true)
+    const same = await logits(
+      other.session,
+      model,
+      factors(other, () => 4, 0.1),
+    )
+    expect(relativeError(same, changed)).toBeLessThan(1e-5)
+    for (const one of [plain, session, other.session]) await one.dispose()
     await model.close()
   })
 })

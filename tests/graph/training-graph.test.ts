@@ -117,7 +117,7 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
   })
 
   it('gives the same losses without gradients', async () => {
-    const evaluation = await buildLossGraph(model, causalOf(model), { layers: layersOf(adapter) })
+    const evaluation = await buildLossGraph(model, runtime, causalOf(model), { layers: layersOf(adapter) })
     const evaluating = await open(evaluation)
     for (const [index, expected] of numbers.loss.entries()) {
       const batch = numbers.batches[index]
@@ -303,7 +303,7 @@ describe('on one small model', () => {
   })
 
   it('needs a target', async () => {
-    const graph = await buildLossGraph(model, causalOf(model), { layers })
+    const graph = await buildLossGraph(model, runtime, causalOf(model), { layers })
     const labels = batch.labels.map((row) => row.map((label, i) => (i === 0 ? label : -100)))
     expect(() => graph.feeds(collated(causalOf(model), { ...batch, labels }), { normalizer: 1 })).toThrow(DataError)
   })

@@ -38,9 +38,9 @@ export const ROWS_INPUT = 'lora/rows'
 const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
 
 /**
- * Adapts linear layers for inference. Feeds of a module are those of {@link siteInput}: Aᵀ (k, r) and s·Bᵀ (r, d), of
- * any rank r, 0 included where the runtime takes empty tensors. Linears of one name share their inputs. m modules that
- * read the same value have the same rank, and one input for all their A, side by side, (k, m·r), with r of at least 1:
+ * Adapts linear layers for inference. Feeds of a module are those of {@link siteInput}: A (r, k) and s·B (d, r), of any
+ * rank r, 0 included where the runtime takes empty tensors. Linears of one name share their inputs. m modules that read
+ * the same value have the same rank, and one input for all their A, under one another, (m·r, k), with r of at least 1:
  * {@link sharedInput}. When a text grows by one token, each input and each small product costs more time than its few
  * numbers. Further inputs, which are fed in every run:
  *
@@ -51,13 +51,23 @@ const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
  * - columns (d) in int64: which of the m columns of x·weight goes to each output
  *
  * @param needs what each module gets. Default: its factors
+ * @param isInputMajor for runtimes that have MatMul alone: Aᵀ (k, m·r) and s·Bᵀ (r, d) instead. ONNX Runtime's
+ *   FusedMatMul reads factors as PEFT has them, and a few rows take less time with it
  * @returns the modules that share A, and whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as
  *   one matrix, which has to be told apart again
  */
-export function injectLora(graph: Graph, linears: readonly Linear[], needs: SiteNeeds = new Map()) {
+export function injectLora(
+  graph: Graph,
+  linears: readonly Linear[],
+  needs: SiteNeeds = new Map(),
+  isInputMajor = false,
+) {
   const g = new Builder(graph, 'lora')
+  const product = (x: Value, factor: Value) =>
+    isInputMajor ? g.matmul(x, factor) : g.op('com.microsoft:FusedMatMul', [x, factor], { transB: 1 })
   const rolesOf = ({ name }: Linear) => needs.get(name) ?? FACTORS
   const withA = linears.filter((linear) => rolesOf(linear).has('A'))
+  if (!isInputMajor && withA.length > 0) graph.requireOpset('com.microsoft', 1)
   const shared = modulesOfOneInput(withA)
   const sharing = new Map(shared.flatMap((modules) => modules.map((module) => [module, modules] as const)))
   for (const modules of shared) graph.inputs.push(valueInfo(sharedInput(modules), DataType.FLOAT))
@@ -85,14 +95,14 @@ export function injectLora(graph: Graph, linears: readonly Linear[], needs: Site
   /** x·Aᵀ */
   const lowOf = (linear: Linear): Value => {
     const modules = modulesOf(linear)
-    const product = () => {
+    const low = () => {
       // Not a factor: 0 times what overflows in the columns of another row would be no number.
-      return g.where(ownInput(modules), g.matmul(inputOf(linear), sharedInput(modules)), g.float(0))
+      return g.where(ownInput(modules), product(inputOf(linear), sharedInput(modules)), g.float(0))
     }
-    if (modules.length === 1) return product()
+    if (modules.length === 1) return low()
     const key = readerKey(linear)
     const split = { axis: -1, ...(graph.opset() >= 18 && { num_outputs: modules.length }) }
-    const parts = lows.get(key) ?? g.node('Split', [product()], split, modules.length).output
+    const parts = lows.get(key) ?? g.node('Split', [low()], split, modules.length).output
     lows.set(key, parts)
     return parts[modules.indexOf(linear.name)]
   }
@@ -103,11 +113,11 @@ export function injectLora(graph: Graph, linears: readonly Linear[], needs: Site
     const own = inputOf(linear)
     const typed = (value: Value) => (isFloat ? value : g.cast(value, dataType))
     const terms: Value[] = []
-    if (roles.has('A')) terms.push(g.matmul(lowOf(linear), siteInput(name, 'B')))
+    if (roles.has('A')) terms.push(product(lowOf(linear), siteInput(name, 'B')))
     if (roles.has('weight')) {
-      const product = g.matmul(own, siteInput(name, 'weight'))
+      const replaced = g.matmul(own, siteInput(name, 'weight'))
       const columns = siteInput(name, 'columns')
-      terms.push(roles.has('columns') ? g.op('Gather', [product, columns], { axis: -1 }) : product)
+      terms.push(roles.has('columns') ? g.op('Gather', [replaced, columns], { axis: -1 }) : replaced)
     }
     const flat = (value: Value) => (isFlat ? g.reshape(value, g.int([-1, d])) : value)
     if (base === undefined) return flat(typed(terms[0]))

@@ -104,7 +104,7 @@ export function buildForward(
 
   const factors = declareFactors(graph, options.layers)
   const trainable = new TrainableLinears(graph, new Builder(graph, 'lora'))
-  const moves = own.choices.flatMap((choice) => choiceBehind(graph, trained, choice) ?? [])
+  const moves = own.choices.flatMap((choice) => choiceBehind(graph, hasGradients ? trained : linears, choice) ?? [])
   const chosen = new Set(moves.map(({ linear }) => linear.node))
   const inRows = new Map<NodeProto, Linear>()
   for (const linear of trained) {

@@ -195,9 +195,12 @@ async function lookupFactors(
 ): Promise<SiteFactors> {
   if (layer === undefined) return { ...NOTHING, kind: 'lookup', replaced }
   if (replaced?.lines !== undefined) throw bothOf(name)
-  const own = replaced?.data.subarray(embedding.d)
-  const scale = layer.magnitude && (await affineOf(model, graph, embedding, layer.product, own))?.scale
-  return { ...NOTHING, ...layerFactors(name, layer, scale), kind: 'lookup', scale, replaced }
+  const table = replaced?.data.subarray(embedding.d)
+  const scale = layer.magnitude && (await affineOf(model, graph, embedding, layer.product, table))?.scale
+  const { rank, ...own } = layerFactors(name, layer, scale)
+  const weightA = transpose({ data: own.weightA, shape: [rank, embedding.k] }).data as Float32Array
+  const weightB = transpose({ data: own.weightB, shape: [embedding.d, rank] }).data as Float32Array
+  return { ...NOTHING, kind: 'lookup', rank, weightA, weightB, scale, replaced }
 }
 
 function bothOf(name: string): UnsupportedError {

@@ -1,5 +1,5 @@
-// Feeds of a run for the adapters of its rows. Adapters of a mix stand beside one another: [A₁ᵀ A₂ᵀ]·[w₁·s₁·B₁ᵀ;
-// w₂·s₂·B₂ᵀ] is the weighted sum of their deltas.
+// Feeds of a run for the adapters of its rows. Adapters of a mix stand beside one another: [w₁·s₁·B₁ w₂·s₂·B₂]·[A₁; A₂]
+// is the weighted sum of their deltas.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { type Site, type SiteGroup, SLOTS_INPUT } from '../../graph/inject/sites.js'
@@ -128,18 +128,23 @@ function mixed(mix: readonly WeightedFactors[], { module, k, d }: Site): SiteFac
   const rank = parts.reduce((sum, part) => sum + part.rank, 0)
   const [weightA, weightB] = [new Float32Array(k * rank), new Float32Array(rank * d)]
   const shift = new Float32Array(d)
+  const [{ kind }] = parts
   let start = 0
   for (const part of parts) {
-    copyColumns(part.weightA, part.rank, weightA, rank, start)
     const weighted = part.weightB.map((value) => part.weight * value)
-    weightB.set(weighted, start * d)
+    if (kind === 'lookup') {
+      copyColumns(part.weightA, part.rank, weightA, rank, start)
+      weightB.set(weighted, start * d)
+    } else {
+      weightA.set(part.weightA, start * k)
+      copyColumns(weighted, part.rank, weightB, rank, start)
+    }
     part.shift?.forEach((value, i) => {
       shift[i] += part.weight * value
     })
     start += part.rank
   }
   // The session lets DoRA, which scales outputs, be mixed with nothing, and one adapter of a mix replace a tensor.
-  const { kind } = parts[0]
   const { scale, replaced } = parts.find((part) => part.replaced !== undefined) ?? {}
   return { kind, rank, weightA, weightB, scale, shift, replaced, replacesBias: false }
 }

@@ -3,7 +3,7 @@
 // not have stands in other-parts.ts.
 
 import { NumericError } from '../../base/errors.js'
-import { transpose } from '../../base/tensor.js'
+import { isAllFinite } from '../../base/tensor.js'
 import type { VectorPlaces } from '../../graph/inject/other-sites.js'
 import type { Site, SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
 import type { Linear } from '../../graph/match/linears.js'
@@ -14,9 +14,9 @@ import type { LinearValues } from '../../lora/run-adapter.js'
 export interface SiteFactors {
   readonly kind: Site['kind']
   readonly rank: number
-  /** Aᵀ (k, r) */
+  /** A (r, k); of an embedding Aᵀ (V, r) */
   readonly weightA: Float32Array
-  /** s·Bᵀ (r, d), with DoRA's scale in it. */
+  /** s·B (d, r), with DoRA's scale in it; of an embedding s·Bᵀ (r, D) */
   readonly weightB: Float32Array
   /** Factors of outputs (d); undefined: 1. */
   readonly scale: Float32Array | undefined
@@ -68,16 +68,13 @@ export function layerFactors(
   { weightA, weightB, rank, scaling }: Pick<LinearValues, 'weightA' | 'weightB' | 'rank' | 'scaling'>,
   scale?: Float32Array,
 ): Pick<SiteFactors, 'rank' | 'weightA' | 'weightB'> {
-  const d = weightB.shape[0]
-  const a = Float32Array.from(transpose(weightA).data)
-  const b = Float32Array.from(transpose(weightB).data, (value, i) => scaling * value * (scale?.[i % d] ?? 1))
-  checkFinite(name, a)
-  checkFinite(name, b)
-  return { rank, weightA: a, weightB: b }
+  const b = new Float32Array(weightB.data.length)
+  for (let i = 0; i < b.length; i++) b[i] = scaling * weightB.data[i] * (scale?.[Math.floor(i / rank)] ?? 1)
+  return { rank, weightA: checkFinite(name, new Float32Array(weightA.data)), weightB: checkFinite(name, b) }
 }
 
 export function checkFinite(name: string, values: Float32Array): Float32Array {
-  if (values.every(Number.isFinite)) return values
+  if (isAllFinite(values)) return values
   throw new NumericError({ where: name, what: 'the adapter holds values that are not finite' })
 }
 

@@ -2,6 +2,7 @@
 // all their adapters stand side by side, and each row keeps its own columns. Sites that share A are filled up with
 // zeros to the largest rank.
 
+import { transpose } from '../../base/tensor.js'
 import { ownInput, type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { ReplacedValues, SiteFactors } from './site-factors.js'
@@ -30,35 +31,34 @@ export function groupFeeds(
   // The product with a shared A is split evenly, and ONNX Runtime splits nothing that is empty.
   const least = rowOf === undefined && group.length === 1 ? idleRank : 1
   const rank = Math.max(...used.flat().map((one) => one?.rank || least))
-  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank, !isBeside)))
+  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank)))
   if (!roles.has('A') || isBeside) return feeds
-  const shared = sharedInput(group.map(({ module }) => module))
-  feeds[shared] = rowOf === undefined ? matrixA(k, slots, rank) : stackedA(k, slots[0], rank)
-  if (own !== undefined) feeds[own] = ALL
+  if (own !== undefined) return Object.assign(feeds, besideFeeds(group, used, [rank]), { [own]: ALL })
+  feeds[sharedInput(group.map(({ module }) => module))] = stackedA(k, used[0], rank)
   return feeds
 }
 
 /**
- * The factors of all slots side by side: A (k, m·W) of the m sites, and B (W, d) of each.
+ * The factors of all slots side by side: A (m·W, k) of the m sites, and B (d, W) of each. Those of one adapter alone
+ * are its own arrays.
  *
  * @param ranks of the slots, at least those of their factors. W is their sum
  */
 export function besideFeeds(group: SiteGroup, slots: readonly (readonly Own[])[], ranks: readonly number[]): Feeds {
   const [{ k }] = group
   const width = ranks.reduce((sum, rank) => sum + rank, 0)
-  const a = new Float32Array(k * group.length * width)
-  const feeds: Feeds = { [sharedInput(group.map(({ module }) => module))]: float(a, [k, group.length * width]) }
+  const whole = slots.map((all) => all.find((own) => own?.rank === width))
+  const a = (group.length === 1 && whole[0]?.weightA) || new Float32Array(group.length * width * k)
+  const feeds: Feeds = { [sharedInput(group.map(({ module }) => module))]: float(a, [group.length * width, k]) }
   for (const [i, { module, d }] of group.entries()) {
-    const b = new Float32Array(width * d)
+    const b = whole[i]?.weightB ?? new Float32Array(d * width)
     let start = 0
     for (const [slot, own] of slots[i].entries()) {
-      if (own !== undefined) {
-        copyColumns(own.weightA, own.rank, a, group.length * width, i * width + start)
-        b.set(own.weightB, start * d)
-      }
+      if (own !== undefined && a !== own.weightA) a.set(own.weightA, (i * width + start) * k)
+      if (own !== undefined && b !== own.weightB) copyColumns(own.weightB, own.rank, b, width, start)
       start += ranks[slot]
     }
-    feeds[siteInput(module, 'B')] = float(b, [width, d])
+    feeds[siteInput(module, 'B')] = float(b, [d, width])
   }
   return feeds
 }
@@ -76,13 +76,7 @@ export function ownColumns(m: number, ranks: readonly number[], rowOf: readonly 
   return { type: 'bool', data, dims: [rowOf.length, 1, m * width] }
 }
 
-function siteFeeds(
-  site: Site,
-  slots: readonly Own[],
-  rowOf: readonly number[] | undefined,
-  rank: number,
-  hasFactors: boolean,
-): Feeds {
+function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
   const { module, roles, d, base } = site
   const feeds: Feeds = {}
   const feed = (role: SiteRole, tensor: RuntimeTensor) => {
@@ -100,10 +94,25 @@ function siteFeeds(
     vector('values', base!, (own) => own?.replaced?.data)
     return feeds
   }
-  if (roles.has('A') && hasFactors) feed('B', matricesB(site, rows ?? slots[0], rank))
+  if (site.kind === 'lookup') feed('B', matricesB(d, rows ?? slots[0], rank))
   if (roles.has('weight')) Object.assign(feeds, weights(site, slots[0], rows))
   if (roles.has('rowOf')) Object.assign(feeds, tables(site, rows === undefined ? slots.slice(0, 1) : slots))
   return feeds
+}
+
+/** Factors of linear layers for a graph that has MatMul alone: Aᵀ (k, m·r) and s·Bᵀ (r, d). */
+export function inputMajor(groups: readonly SiteGroup[], feeds: Feeds): Feeds {
+  const factors = groups.flatMap((group) => {
+    const modules = group.map(({ module }) => module)
+    return group[0].kind === 'linear' ? [sharedInput(modules), ...modules.map((module) => siteInput(module, 'B'))] : []
+  })
+  const turned = factors.flatMap((name) => {
+    if (feeds[name] === undefined) return []
+    const [rows, columns] = feeds[name].dims
+    const { data } = transpose({ data: feeds[name].data as Float32Array, shape: [rows, columns] })
+    return [[name, float(data as Float32Array, [columns, rows])] as const]
+  })
+  return { ...feeds, ...Object.fromEntries(turned) }
 }
 
 function float(data: Float32Array, dims: number[]): RuntimeTensor {
@@ -127,18 +136,10 @@ function vectors(
   return float(data, [rows.length, 1, d])
 }
 
-/** Aᵀ of m sites side by side (k, m·r). */
-function matrixA(k: number, own: readonly (readonly Own[])[], rank: number): RuntimeTensor {
-  const width = own.length * rank
-  const [[first]] = own
-  if (own.length === 1 && first?.rank === rank) return float(first.weightA, [k, width])
-  const data = new Float32Array(k * width)
-  own.forEach(([one], i) => void (one !== undefined && copyColumns(one.weightA, one.rank, data, width, i * rank)))
-  return float(data, [k, width])
-}
-
-/** Aᵀ of all slots under one another (t·k, r). */
+/** Aᵀ of an embedding for all slots under one another (t·k, r). */
 function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor {
+  const [first] = slots
+  if (slots.length === 1 && first?.rank === rank) return float(first.weightA, [k, rank])
   const data = new Float32Array(slots.length * k * rank)
   slots.forEach((own, i) => {
     if (own !== undefined) copyColumns(own.weightA, own.rank, data.subarray(i * k * rank), rank, 0)
@@ -146,9 +147,8 @@ function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor
   return float(data, [slots.length * k, rank])
 }
 
-/** s·Bᵀ (r, d), or (rows, r, d). */
-function matricesB({ d }: Site, own: Own | readonly Own[], rank: number): RuntimeTensor {
-  if (!isList(own) && own !== undefined && own.rank === rank) return float(own.weightB, [rank, d])
+/** s·Bᵀ of an embedding (r, d), or (rows, r, d). */
+function matricesB(d: number, own: Own | readonly Own[], rank: number): RuntimeTensor {
   const rows = isList(own) ? own : [own]
   const data = new Float32Array(rows.length * rank * d)
   rows.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
@@ -225,8 +225,9 @@ function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
   return { [names.rows]: float(rows, [count, d]), [names.rowOf]: int(rowOf) }
 }
 
+/** Not by `set`, which takes longer for the few numbers of a row. */
 export function copyColumns(from: Float32Array, r: number, to: Float32Array, width: number, start: number): void {
-  for (let row = 0, at = start; row < from.length / Math.max(1, r); row++, at += width) {
-    to.set(from.subarray(row * r, (row + 1) * r), at)
+  for (let i = 0, at = start; i < from.length; at += width) {
+    for (let j = 0; j < r; j++) to[at + j] = from[i++]
   }
 }
