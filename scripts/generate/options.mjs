@@ -55,6 +55,10 @@ const TABLES = {
     ],
   },
   'src/kernels/gen/options.ts': { 'src/kernels/index.ts': ['KernelOptions'] },
+  'src/serve/gen/options.ts': {
+    'src/serve/handler.ts': ['HandlerOptions'],
+    'src/serve/node/listen.ts': ['ListenOptions'],
+  },
   'src/tasks/gen/options.ts': {
     'src/tasks/dpo.ts': ['DpoOptions'],
     'src/tasks/embedding.ts': ['EmbeddingOptions'],
@@ -71,8 +75,8 @@ const FLAGS = [
   'AddLoraInputsOptions',
   ...['CheckDataOptions', 'ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
   ...['EvaluateOptions', 'ExtractOptions'],
-  ...['GenerateOptions', 'HandoffOptions', 'InspectOptions', 'LoadModelOptions', 'MergeOptions'],
-  'OpenSessionOptions',
+  ...['GenerateOptions', 'HandlerOptions', 'HandoffOptions', 'InspectOptions', 'ListenOptions', 'LoadModelOptions'],
+  ...['MergeOptions', 'OpenSessionOptions'],
   ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
 ]
 
@@ -91,6 +95,8 @@ const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
   'CombineOptions.adapters': ['ADAPTER_LIST', 'src/index/kinds.ts'],
   'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
+  'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
+  'HandlerOptions.session': ['OBJECT', BASE],
   'HubOptions.endpoint': ['ENDPOINT', 'src/index/kinds.ts'],
   'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/kinds.ts'],
   'AddLoraInputsOptions.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],

@@ -28,6 +28,15 @@ export function objectOf(value: unknown): Record<string, unknown> {
   return isObject(value) ? value : {}
 }
 
+/** The value that a text of JSON holds; undefined for any other text, and for what is no text. */
+export function jsonIn(text: unknown): unknown {
+  try {
+    return typeof text === 'string' ? JSON.parse(text) : undefined
+  } catch {
+    return undefined
+  }
+}
+
 export function hasMethods(value: unknown, ...methods: readonly (string | symbol)[]): boolean {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return false
   return methods.every((name) => typeof (value as Record<string | symbol, unknown>)[name] === 'function')

@@ -60,12 +60,7 @@ function fromRows(rows: readonly (readonly number[])[], where: string): Matrix {
   const data = new Float64Array(rows.length * columns)
   rows.forEach((row, i) => {
     if (row.length !== columns) {
-      throw new ShapeError({
-        where,
-        what: `row ${i} has another length`,
-        expected: `${columns}`,
-        got: `${row.length}`,
-      })
+      throw new ShapeError({ where, what: `row ${i} has another length`, expected: `${columns}`, got: `${row.length}` })
     }
     data.set(row, i * columns)
   })

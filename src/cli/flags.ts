@@ -3,11 +3,12 @@
 import { FLAGS } from './gen/options.js'
 import {
   choice,
-  decimal,
-  integer,
   type Occurrence,
   type Option,
+  readInteger,
   readNumber,
+  repeated,
+  single,
   text,
   toggle,
   UsageError,
@@ -77,51 +78,40 @@ function optionOf(flag: Flag): Option<unknown> {
 function plainOption({ form, about, range = '', words = [] }: Flag): Option<unknown> {
   if (form === 'switch') return toggle(about)
   if (form === 'word') return choice(words, about)
-  if (form !== 'number') {
-    const { placeholder, read, isRepeatable = false } = FORMS[form]
-    return {
-      placeholder,
-      about,
-      isRepeatable,
-      read: (all) => (isRepeatable ? read(all) : all.length === 0 ? undefined : read(all.slice(-1))),
-    }
-  }
+  if (form !== 'number') return FORMS[form](about)
   const least = /^an? (?:safe )?integer(?: of at least (\d+)| in \[(\d+), \d+\])?$/.exec(range)
-  return least === null ? decimal(about) : integer(about, { least: Number(least[1] ?? least[2] ?? 0) })
+  if (least === null) return single('X', about, readNumber)
+  return single('N', about, (occurrence) => readInteger(occurrence, Number(least[1] ?? least[2] ?? 0)))
 }
 
-type Reader = { placeholder: string; read(occurrences: Occurrence[]): unknown; isRepeatable?: boolean }
-
-const one = (placeholder: string): Reader => ({ placeholder, read: text(placeholder, '').read })
-const of = (placeholder: string, read: (occurrence: Occurrence) => unknown): Reader => ({
-  placeholder,
-  read: ([occurrence]) => read(occurrence),
-})
-
-const FORMS: Readonly<Record<keyof Forms, Reader>> = {
-  text: one('TEXT'),
-  source: one('DIR|FILE|ID'),
-  target: one('DIR|FILE'),
-  files: {
-    placeholder: 'FILE|DIR',
-    isRepeatable: true,
-    read: (all) => (all.length === 0 ? undefined : all.map(({ value }) => value)),
+const FORMS: Readonly<Record<keyof Forms, (about: string) => Option<unknown>>> = {
+  text: (about) => text('TEXT', about),
+  source: (about) => text('DIR|FILE|ID', about),
+  target: (about) => text('DIR|FILE', about),
+  files(about) {
+    const option = repeated('FILE|DIR', about)
+    return { ...option, read: (all) => (all.length === 0 ? undefined : option.read(all)) }
   },
-  names: of('a,b', namesIn),
-  modules: of('all-linear|default|a,b', (occurrence) =>
-    ['all-linear', 'default'].includes(occurrence.value) ? occurrence.value : namesIn(occurrence),
-  ),
-  tokens: of('a,N,…', (occurrence) => namesIn(occurrence).map((name) => (/^\d+$/.test(name) ? Number(name) : name))),
-  pairs: of('a=b,…', (occurrence) => Object.fromEntries(pairsIn(occurrence, 'a=b,c=d'))),
-  numbers: of('a=N,…', (occurrence) => {
-    const { flag } = occurrence
-    const pairs = pairsIn(occurrence, 'q_proj=16,v_proj=4')
-    return Object.fromEntries(pairs.map(([name, value]) => [name, readNumber({ flag, value })]))
-  }),
-  settings: of('a=b,…|JSON', (occurrence) => {
-    if (occurrence.value.trimStart().startsWith('{')) return objectIn(occurrence)
-    return Object.fromEntries(pairsIn(occurrence, 'temperature=0.05').map(([name, value]) => [name, literalOf(value)]))
-  }),
+  names: (about) => single('a,b', about, namesIn),
+  modules: (about) =>
+    single('all-linear|default|a,b', about, (occurrence) => {
+      return ['all-linear', 'default'].includes(occurrence.value) ? occurrence.value : namesIn(occurrence)
+    }),
+  tokens: (about) =>
+    single('a,N,…', about, (occurrence) => {
+      return namesIn(occurrence).map((name) => (/^\d+$/.test(name) ? Number(name) : name))
+    }),
+  pairs: (about) => single('a=b,…', about, (one) => Object.fromEntries(pairsIn(one, 'a=b,c=d'))),
+  numbers: (about) =>
+    single('a=N,…', about, ({ flag, value }) => {
+      const pairs = pairsIn({ flag, value }, 'q_proj=16,v_proj=4')
+      return Object.fromEntries(pairs.map(([name, value]) => [name, readNumber({ flag, value })]))
+    }),
+  settings: (about) =>
+    single('a=b,…|JSON', about, (one) => {
+      if (one.value.trimStart().startsWith('{')) return objectIn(one)
+      return Object.fromEntries(pairsIn(one, 'temperature=0.05').map(([name, value]) => [name, literalOf(value)]))
+    }),
 }
 
 function namesIn({ flag, value }: Occurrence): string[] {

@@ -86,24 +86,11 @@ export function single<T>(placeholder: string, about: string, read: (one: Occurr
   return { placeholder, about, read: (occurrences) => occurrences.map((one) => read(one)).at(-1) }
 }
 
-export function decimal(about: string): Option<number | undefined> {
-  return single('X', about, readNumber)
-}
-
-export function integer(
-  about: string,
-  { fallback, least = 1 }: { fallback?: number; least?: number } = {},
-): Option<number | undefined> {
-  const option = single('N', about, (occurrence) => readInteger(occurrence, least))
-  return { ...option, fallback: fallback?.toString() }
-}
-
-function readInteger(occurrence: Occurrence, least: number): number {
+export function readInteger(occurrence: Occurrence, least: number): number {
   const value = /^\d+$/.test(occurrence.value) ? Number(occurrence.value) : readNumber(occurrence, 'a whole number')
   if (Number.isSafeInteger(value) && value >= least) return value
-  throw new UsageError(
-    `${occurrence.flag} takes a whole number ${least === 1 ? 'above 0' : `of at least ${least}`}; got '${occurrence.value}'`,
-  )
+  const bound = least === 1 ? 'above 0' : `of at least ${least}`
+  throw new UsageError(`${occurrence.flag} takes a whole number ${bound}; got '${occurrence.value}'`)
 }
 
 export function readNumber({ flag, value }: Occurrence, expected = 'a number, such as 8, 0.5 or 1e-3'): number {

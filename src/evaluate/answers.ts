@@ -15,11 +15,7 @@ export interface TextCounts {
 }
 
 export function countTexts(text: string, wanted: string): TextCounts {
-  return {
-    exact: text.trim() === wanted.trim() ? 1 : 0,
-    rougeL: rougeL(text, wanted),
-    chrf: chrfCounts(text, wanted),
-  }
+  return { exact: text.trim() === wanted.trim() ? 1 : 0, rougeL: rougeL(text, wanted), chrf: chrfCounts(text, wanted) }
 }
 
 export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number; rougeL: number; chrF: number } {
@@ -129,11 +125,8 @@ export function checkJudge(
 /** The second answer beside the first: 1 better, 0.5 a tie, 0 worse. */
 export async function judge(pair: JudgedPair, settings: JudgeSettings, signal?: AbortSignal): Promise<number> {
   if (pair.first === pair.second) return 0.5
-  const { first, second } = pair
-  const [straight, turned] = await Promise.all([
-    ask({ ...pair, first, second }, settings, signal),
-    ask({ ...pair, first: second, second: first }, settings, signal),
-  ])
+  const swapped = { ...pair, first: pair.second, second: pair.first }
+  const [straight, turned] = await Promise.all([pair, swapped].map((one) => ask(one, settings, signal)))
   if (straight === 'B' && turned === 'A') return 1
   return straight === 'A' && turned === 'B' ? 0 : 0.5
 }

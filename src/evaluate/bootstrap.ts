@@ -47,10 +47,7 @@ export function bootstrap(
       const value = whole[model][name] - whole[0][name]
       return [name, interval(value, (values) => values[model][name] - values[0][name])] as const
     })
-    return {
-      metrics: Object.fromEntries(metrics),
-      differences: model === 0 ? null : Object.fromEntries(differences),
-    }
+    return { metrics: Object.fromEntries(metrics), differences: model === 0 ? null : Object.fromEntries(differences) }
   })
 }
 

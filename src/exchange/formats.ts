@@ -17,23 +17,10 @@ export const FORMATS = {
     files: ['adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'],
     load: async () => (await import('./peft.js')).PEFT,
   },
-  gguf: {
-    ending: '.gguf',
-    dtypes: ['q8_0'],
-    load: async () => (await import('./gguf/format.js')).GGUF,
-  },
-  ollama: {
-    dtypes: ['q8_0'],
-    load: async () => (await import('./ollama/ollama.js')).OLLAMA,
-  },
-  mlx: {
-    files: ['adapter_config.json', 'adapters.safetensors'],
-    load: async () => (await import('./mlx.js')).MLX,
-  },
-  'onnx-adapter': {
-    ending: '.onnx_adapter',
-    load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER,
-  },
+  gguf: { ending: '.gguf', dtypes: ['q8_0'], load: async () => (await import('./gguf/format.js')).GGUF },
+  ollama: { dtypes: ['q8_0'], load: async () => (await import('./ollama/ollama.js')).OLLAMA },
+  mlx: { files: ['adapter_config.json', 'adapters.safetensors'], load: async () => (await import('./mlx.js')).MLX },
+  'onnx-adapter': { ending: '.onnx_adapter', load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER },
 } as const satisfies Record<string, FormatEntry>
 
 /**

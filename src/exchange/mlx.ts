@@ -2,7 +2,7 @@
 // own. All layers have one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is
 // (r, d).
 
-import { type Directory, type Place, readJson, writeFile } from '../base/bytes.js'
+import { type Directory, type Place, readJson, withSource, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
 import { FormatError, UnsupportedError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
@@ -124,8 +124,7 @@ async function readMlx(directory: Directory): Promise<LoraAdapter> {
       got: String(scale),
     })
   }
-  const source = await directory.open(MLX_WEIGHTS)
-  try {
+  return withSource(directory, MLX_WEIGHTS, async (source) => {
     const file = await parseSafetensorsHeader(source)
     const found = new Map<string, Map<string, { matrix: Matrix; dtype: FloatDtype }>>()
     for (const { name, shape, dtype } of file.tensors.values()) {
@@ -154,9 +153,7 @@ async function readMlx(directory: Directory): Promise<LoraAdapter> {
     })
     if (layers.length === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
     return adapterOf(layers, typeof config.model === 'string' && config.model !== '' ? { baseModel: config.model } : {})
-  } finally {
-    await source.close()
-  }
+  })
 }
 
 async function readMlxConfig(directory: Directory): Promise<Record<string, unknown>> {

@@ -176,10 +176,7 @@ class Parser {
     this.#at++
     const value: string = JSON.parse(this.text.slice(start, this.#at))
     if (LONE_SURROGATE.test(value)) {
-      throw new FormatError({
-        where: this.where,
-        what: `half a surrogate pair in the string ${JSON.stringify(value)}`,
-      })
+      throw new FormatError({ where: this.where, what: `half a surrogate pair in the string ${JSON.stringify(value)}` })
     }
     return value
   }

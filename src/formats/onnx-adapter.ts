@@ -165,16 +165,7 @@ export async function writeOnnxAdapter(
     const text = table + TABLE_BYTES
     const dims = aligned(text + 4 + bytes.byteLength + 1 + 4, 8) - 4
     at = dims + 4 + 8 * shape.length
-    return {
-      table,
-      text,
-      bytes,
-      dims,
-      shape,
-      dtype,
-      data: 0,
-      byteLength: elementCount(shape) * sizeOf(dtype),
-    }
+    return { table, text, bytes, dims, shape, dtype, data: 0, byteLength: elementCount(shape) * sizeOf(dtype) }
   })
   const headerBytes = aligned(at + 4, 8) - 4
   let end = headerBytes

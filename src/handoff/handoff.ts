@@ -25,7 +25,7 @@ import { type Chat, chatOf } from '../text/chat.js'
 import { type Example, IGNORED, type ParsedRecord } from '../text/records.js'
 import { baseNameOf } from '../train/about-run.js'
 import type { TrainingOptions } from '../train/options.js'
-import { EpochPlan, stepsPerEpoch } from '../train/rows/batches.js'
+import { EpochPlan, type PlanOptions, stepsPerEpoch } from '../train/rows/batches.js'
 import { prepare, type RunContext } from '../train/train.js'
 import { readmeOf, trainScript } from './script.js'
 import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
@@ -89,7 +89,8 @@ export async function handOff(
     for (const name of ADAPTER_FILES) folder.files.set(name, await withSource(unfinished.directory, name, readAll))
   }
   const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
-  const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation }
+  // Lengths of batches do not matter here.
+  const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation, limit: 0 }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
   const totalSteps = settings.maxSteps ?? settings.epochs * stepsOfPass
   const stepsDone = unfinished?.steps ?? 0
@@ -112,8 +113,7 @@ export async function handOff(
   const yaml = handed.command === undefined ? { ...trainingArguments(run), ...modelSettings(run) } : trlSettings(run)
   const only = scriptOnly(run, handed.command)
   const differences = differencesOf(run, options)
-  const { contextLength: limit } = options.model
-  const order = orderOf(run, costs, { limit, inOrder: input.open.needsNeighbors ?? false })
+  const order = orderOf(run, costs, { ...plan, inOrder: input.open.needsNeighbors ?? false })
   const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
 
   await writeTogether(out, async (target) => {
@@ -146,17 +146,7 @@ export async function handOff(
 }
 
 /** From the next step on. A step that is smaller than others comes last: elsewhere rows are counted off. */
-function orderOf(
-  { settings, config, stepsDone }: HandedRun,
-  costs: ArrayLike<number>,
-  { limit = Number.POSITIVE_INFINITY, inOrder }: { limit: number | undefined; inOrder: boolean },
-): number[] {
-  const plan = {
-    batchSize: settings.batchSize,
-    accumulation: settings.gradientAccumulation,
-    limit,
-    inOrder,
-  }
+function orderOf({ config, stepsDone }: HandedRun, costs: ArrayLike<number>, plan: PlanOptions): number[] {
   const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>
     step.flatMap(({ examples }) => examples),
   )

@@ -128,10 +128,7 @@ class KrylovBasis {
   /** Multiplies the newest block by W·Wᵀ and takes in what is new, after making room for it. */
   grow(random: Random): void {
     const k = this.image.shape[1]
-    const newest: Matrix = {
-      data: this.image.data.slice((this.size - this.#block) * k),
-      shape: [this.#block, k],
-    }
+    const newest: Matrix = { data: this.image.data.slice((this.size - this.#block) * k), shape: [this.#block, k] }
     const next = this.#newDirections(product(newest, this.#weight, { transposeB: true }), random) // (block, k) @ (k, d)
     if (this.size + this.#block > MAX_BLOCKS * this.#block) this.shrink(KEPT_BLOCKS * this.#block)
     const image = product(next, this.#weight) // (block, d) @ (d, k)

@@ -88,12 +88,7 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
 export function checkRank(shape: readonly [number, number], { rank }: LoraConfig, name: string): void {
   const [d, k] = Array.isArray(shape) ? (shape as readonly [number, number]) : [-1, -1]
   if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
-    throw new ShapeError({
-      where: where(name, 'shape'),
-      what: 'not a shape',
-      expected: '[d, k]',
-      got: describe(shape),
-    })
+    throw new ShapeError({ where: where(name, 'shape'), what: 'not a shape', expected: '[d, k]', got: describe(shape) })
   }
   const maximum = Math.min(d, k)
   if (rank > maximum) {

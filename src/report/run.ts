@@ -82,19 +82,14 @@ function evaluationTable(runs: readonly RunFacts[], metrics: readonly string[]):
     if (evaluations.length === 0) return []
     const best = evaluations.reduce((least, one) => (one.loss < least.loss ? one : least))
     const shown = new Set([evaluations[0], best, evaluations[evaluations.length - 1]])
-    return [...shown].map(({ step, loss, metrics: own }): Cell[] => [
-      name,
-      one(step === 0 ? 'before training' : `after step ${step}`, best.step === step),
-      loss,
-      ...metrics.map((metric) => own[metric] ?? null),
-    ])
+    return [...shown].map(({ step, loss, metrics: own }): Cell[] => {
+      const when = step === 0 ? 'before training' : `after step ${step}`
+      const values = metrics.map((metric) => own[metric] ?? null)
+      return [name, step === best.step ? `${when} (lowest loss)` : when, loss, ...values]
+    })
   })
   const columns = ['run', 'when', 'loss', ...metrics]
   return rows.length === 0 ? [] : [{ kind: 'table', title: 'Evaluations', columns, rows }]
-}
-
-function one(when: string, isBest: boolean): string {
-  return isBest ? `${when} (lowest loss)` : when
 }
 
 /** Each prompt with its first answer, one in the middle, and the last. */

@@ -1,21 +1,25 @@
 // Checks bodies: a field that is not in its route's table, or asks for something that is not done, is an error.
 
-import { nearMisses } from '../base/errors.js'
-import { anyOf, BOOLEAN, isObject, type Kind, kind, listOf, oneOf, orNull, STRING } from '../base/options.js'
+import { didYouMean } from '../base/errors.js'
+import {
+  anyOf,
+  BOOLEAN,
+  COUNT,
+  INTEGER,
+  isObject,
+  type Kind,
+  kind,
+  listOf,
+  needed,
+  oneOf,
+  ranged,
+  STRING,
+} from '../base/options.js'
 import { isMix } from '../infer/adapters/choice.js'
 import { HttpError } from './http.js'
 
 export type Fields = Readonly<Record<string, unknown>>
 export type FieldTable = Readonly<Record<string, Kind>>
-
-export const whole = (least: number, most = Number.MAX_SAFE_INTEGER): Kind =>
-  kind(
-    most === Number.MAX_SAFE_INTEGER ? `a whole number of ${least} or more` : `a whole number from ${least} to ${most}`,
-    (value) => Number.isSafeInteger(value) && (value as number) >= least && (value as number) <= most,
-  )
-
-const between = (least: number, most: number): Kind =>
-  kind(`a number from ${least} to ${most}`, (value) => typeof value === 'number' && value >= least && value <= most)
 
 /** Accepts only the values that change nothing. */
 const only = (expected: string, ...values: readonly unknown[]): Kind =>
@@ -29,7 +33,8 @@ const isEmpty = kind(
 const MIX = kind('weights by name, such as { "a": 0.5, "b": 0.5 }', isMix)
 
 const TEXT_OR_TEXTS = anyOf(STRING, listOf(STRING))
-const IDS = listOf(whole(0))
+const SCORES = ranged('an integer in [0, 20]')
+const IDS = listOf(ranged('an integer of at least 0'))
 
 const IGNORED = { user: STRING, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: STRING }
 
@@ -46,12 +51,12 @@ const SAMPLING: FieldTable = {
   model: STRING,
   adapter: MIX,
   stream: BOOLEAN,
-  seed: whole(Number.MIN_SAFE_INTEGER),
-  temperature: between(0, 2),
-  top_p: between(0, 1),
-  top_k: whole(-1),
-  min_p: between(0, 1),
-  repetition_penalty: between(0.01, 10),
+  seed: INTEGER,
+  temperature: ranged('a number in [0, 2]'),
+  top_p: ranged('a number in [0, 1]'),
+  top_k: ranged('an integer of at least -1'),
+  min_p: ranged('a number in [0, 1]'),
+  repetition_penalty: ranged('a number in [0.01, 10]'),
   frequency_penalty: only('0', 0),
   presence_penalty: only('0', 0),
   logit_bias: isEmpty,
@@ -67,19 +72,21 @@ const WRITING: FieldTable = {
     )
   }),
   stop: TEXT_OR_TEXTS,
-  n: whole(1, 16),
+  n: ranged('an integer in [1, 16]'),
   response_format: RESPONSE_FORMAT,
 }
 
 export const CHAT_FIELDS: FieldTable = {
   ...WRITING,
-  messages: kind('a list of messages with role and content', (value) => {
-    return Array.isArray(value) && value.length > 0 && value.every(isObject)
-  }),
-  max_tokens: whole(1),
-  max_completion_tokens: whole(1),
+  messages: needed(
+    kind('a list of messages with role and content', (value) => {
+      return Array.isArray(value) && value.length > 0 && value.every(isObject)
+    }),
+  ),
+  max_tokens: COUNT,
+  max_completion_tokens: COUNT,
   logprobs: BOOLEAN,
-  top_logprobs: whole(0, 20),
+  top_logprobs: SCORES,
   tools: listOf(
     kind('{ type: "function", function: { name, … } }', (value) => isObject(value) && isObject(value.function)),
   ),
@@ -92,9 +99,9 @@ export const CHAT_FIELDS: FieldTable = {
 
 export const RESPONSE_FIELDS: FieldTable = {
   ...SAMPLING,
-  input: anyOf(STRING, listOf(kind('an item', isObject))),
+  input: needed(anyOf(STRING, listOf(kind('an item', isObject)))),
   instructions: STRING,
-  max_output_tokens: whole(1),
+  max_output_tokens: COUNT,
   text: kind('{ format: { type: "text", "json_object" or "json_schema", … } }', (value) => {
     if (!isObject(value) || Object.keys(value).some((key) => key !== 'format')) return false
     const { format = { type: 'text' } } = value
@@ -113,9 +120,9 @@ export const RESPONSE_FIELDS: FieldTable = {
 
 export const COMPLETION_FIELDS: FieldTable = {
   ...WRITING,
-  prompt: anyOf(TEXT_OR_TEXTS, IDS, listOf(IDS)),
-  max_tokens: whole(0),
-  logprobs: whole(0, 20),
+  prompt: needed(anyOf(TEXT_OR_TEXTS, IDS, listOf(IDS))),
+  max_tokens: ranged('an integer of at least 0'),
+  logprobs: SCORES,
   echo: BOOLEAN,
   best_of: only('1', 1),
   suffix: only('an empty text', ''),
@@ -124,33 +131,30 @@ export const COMPLETION_FIELDS: FieldTable = {
 export const EMBEDDING_FIELDS: FieldTable = {
   model: STRING,
   adapter: MIX,
-  input: TEXT_OR_TEXTS,
-  dimensions: whole(1),
+  input: needed(TEXT_OR_TEXTS),
+  dimensions: COUNT,
   encoding_format: oneOf('float', 'base64'),
   ...IGNORED,
 }
 
-export const CLASSIFY_FIELDS: FieldTable = { model: STRING, input: TEXT_OR_TEXTS, ...IGNORED }
+export const CLASSIFY_FIELDS: FieldTable = { model: STRING, input: needed(TEXT_OR_TEXTS), ...IGNORED }
 
-export const LOAD_FIELDS: FieldTable = { lora_name: STRING, lora_path: STRING }
-export const UNLOAD_FIELDS: FieldTable = { lora_name: STRING }
+export const LOAD_FIELDS: FieldTable = { lora_name: needed(STRING), lora_path: needed(STRING) }
+export const UNLOAD_FIELDS: FieldTable = { lora_name: needed(STRING) }
 
 /** null stands for a field that is left out. */
-export function checkFields(body: Fields, table: FieldTable, required: readonly string[]): Fields {
+export function checkFields(body: Fields, table: FieldTable): Fields {
   const given = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null))
-  for (const [name, value] of Object.entries(given)) {
-    if (!Object.hasOwn(table, name)) {
-      const [near] = nearMisses(name, Object.keys(table), 1)
-      const hint = near === undefined ? '' : `. Did you mean ${near}?`
-      throw new HttpError(400, `${name}: this server has no such option${hint}`, { param: name })
-    }
-    const { expected, accepts } = orNull(table[name])
-    if (!accepts(value)) {
-      throw new HttpError(400, `${name}: not valid; expected ${expected.replace(/, or null$/, '')}`, { param: name })
-    }
+  for (const name of Object.keys(given)) {
+    if (Object.hasOwn(table, name)) continue
+    const hint = didYouMean(name, Object.keys(table)) ?? ''
+    throw new HttpError(400, `${name}: this server has no such option. ${hint}`.trim(), { param: name })
   }
-  for (const name of required) {
-    if (given[name] === undefined) throw new HttpError(400, `${name} is missing`, { param: name })
+  for (const [name, { expected, accepts, isRequired }] of Object.entries(table)) {
+    const isMissing = given[name] === undefined
+    if (isMissing ? !isRequired : accepts(given[name])) continue
+    const problem = isMissing ? ' is missing' : `: not valid; expected ${expected}`
+    throw new HttpError(400, name + problem, { param: name })
   }
   return given
 }

@@ -1,17 +1,6 @@
 // A server as one function from Request to Response: OpenAI's routes over one session, adapters by `model`.
 
-import {
-  COUNT,
-  checkOptions,
-  FUNCTION,
-  listOf,
-  NAME,
-  needed,
-  OBJECT,
-  type OptionTable,
-  ranged,
-  STRING,
-} from '../base/options.js'
+import { checkOptions } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { type AdapterSession, type OpenSessionOptions, openSession } from '../index/session.js'
 import type { Source } from '../index/sources.js'
@@ -29,6 +18,7 @@ import {
   UNLOAD_FIELDS,
 } from './fields.js'
 import { Gate } from './gate.js'
+import { HANDLER_OPTIONS } from './gen/options.js'
 import { errorResponse, eventStream, HttpError, httpError, readJson } from './http.js'
 import { Metrics } from './metrics.js'
 import { respond, responseRequest } from './responses.js'
@@ -46,7 +36,10 @@ export interface HandlerOptions {
    * may have. Default `['lora']`, if adapters can be loaded.
    */
   session?: Omit<OpenSessionOptions, 'adapters'> | undefined
-  /** The name under which the base is served. Default: the last part of the model's name. */
+  /**
+   * The name under which the base is served. Default: the last part of the model's name.
+   * @flag NAME
+   */
   name?: string | undefined
   /** Keys that callers must send as `Authorization: Bearer KEY`. Default: none are needed. */
   apiKeys?: readonly string[] | undefined
@@ -65,19 +58,39 @@ export interface HandlerOptions {
    */
   resolveAdapter?: ResolveAdapter | undefined
   /**
-   * The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves. Default
-   * 64.
+   * The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves.
+   * @range an integer of at least 1
+   * @default 64
+   * @help the largest number of adapters; the least used leaves
    */
   maxAdapters?: number | undefined
-  /** Requests that run at the same time. Default: the session's `maxBatch`, which is 8. */
+  /**
+   * Requests that run at the same time. Default: the session's `maxBatch`, which is 8.
+   * @range an integer of at least 1
+   * @help requests that run at the same time. Default: 8
+   */
   maxRunning?: number | undefined
-  /** Requests that wait. The next gets status 429. Default 64. */
+  /**
+   * Requests that wait. The next gets status 429.
+   * @range an integer of at least 0
+   * @default 64
+   */
   maxQueue?: number | undefined
-  /** The most new tokens that a request may ask for. Default: the model's context. */
+  /**
+   * The most new tokens that a request may ask for. Default: the model's context.
+   * @range an integer of at least 1
+   */
   maxTokens?: number | undefined
-  /** Bytes of a body. Default 8 MiB. */
+  /**
+   * Bytes of a body. Default 8 MiB.
+   * @range an integer of at least 1
+   */
   maxBodyBytes?: number | undefined
-  /** Seconds that a request may take, waiting included. Default 600. */
+  /**
+   * Seconds that a request may take, waiting included.
+   * @range an integer of at least 1
+   * @default 600
+   */
   timeoutSeconds?: number | undefined
   /** Hears of errors that are answered with status 500. Default: console.error. */
   onError?: ((error: unknown) => void) | undefined
@@ -94,24 +107,6 @@ export interface Handler {
   drain(): Promise<void>
   /** Drains, and closes the session. */
   close(): Promise<void>
-}
-
-const TABLE: OptionTable<HandlerOptions> = {
-  model: needed({ expected: 'a model, or a source of one', accepts: (value) => value !== null && value !== '' }),
-  adapters: OBJECT,
-  session: OBJECT,
-  name: NAME,
-  apiKeys: listOf(NAME),
-  hosts: listOf(NAME),
-  origins: listOf(STRING),
-  resolveAdapter: FUNCTION,
-  maxAdapters: COUNT,
-  maxRunning: COUNT,
-  maxQueue: ranged('an integer of at least 0'),
-  maxTokens: COUNT,
-  maxBodyBytes: COUNT,
-  timeoutSeconds: COUNT,
-  onError: FUNCTION,
 }
 
 /** New tokens of an answer where neither the model nor the server has a limit. */
@@ -137,7 +132,7 @@ const TOKENS_WITHOUT_CONTEXT = 4096
  * await handler.close()
  */
 export async function createHandler(options: HandlerOptions): Promise<Handler> {
-  checkOptions(options, 'createHandler', TABLE)
+  checkOptions(options, 'createHandler', HANDLER_OPTIONS)
   const { model, adapters, session: opening, name: given } = options
   const { allow = options.resolveAdapter && (['lora'] as const) } = opening ?? {}
   const session = await openSession(model, { ...opening, allow, adapters })
@@ -160,7 +155,6 @@ interface Call {
 
 interface Route {
   readonly table: FieldTable
-  readonly required: readonly string[]
   run(call: Call): Promise<Response>
 }
 
@@ -232,30 +226,32 @@ class Server {
     if (pathname === '/metrics') {
       return new Response(this.#metrics.text(this.#gate), { headers: { 'content-type': 'text/plain; version=0.0.4' } })
     }
-    if (pathname === '/v1/models' && request.method === 'GET') return Response.json(this.#registry.list())
+    if (/^\/v1\/models(\/|$)/.test(pathname) && request.method === 'GET') {
+      return Response.json(this.#registry.list(pathname.slice('/v1/models/'.length)))
+    }
     const route = Object.hasOwn(this.#routes, pathname) ? this.#routes[pathname] : undefined
     if (route === undefined)
       throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
     if (request.method !== 'POST') throw new HttpError(405, `${pathname} takes POST`)
     this.#gate.checkOpen()
     const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20)
-    const fields = checkFields(body, route.table, route.required)
+    const fields = checkFields(body, route.table)
     return route.run({ fields, signal: request.signal, key })
   }
 
   #routesOf(): Readonly<Record<string, Route>> {
-    const route = (table: FieldTable, required: readonly string[], run: Route['run']) => ({ table, required, run })
-    const classify = route(CLASSIFY_FIELDS, ['input'], (call) => this.#readings(call, classification))
+    const route = (table: FieldTable, run: Route['run']) => ({ table, run })
+    const classify = route(CLASSIFY_FIELDS, (call) => this.#readings(call, classification))
     const loading = (table: FieldTable, done: string, change: (name: string, path: string) => Promise<void>) =>
-      route(table, Object.keys(table), async ({ fields }) => {
+      route(table, async ({ fields }) => {
         await change(fields.lora_name as string, fields.lora_path as string)
         return new Response(`Success: LoRA adapter '${fields.lora_name}' ${done} successfully.`)
       })
     return {
-      '/v1/chat/completions': route(CHAT_FIELDS, ['messages'], (call) => this.#texts(call, chatRequest)),
-      '/v1/completions': route(COMPLETION_FIELDS, ['prompt'], (call) => this.#texts(call, completionRequest)),
-      '/v1/responses': route(RESPONSE_FIELDS, ['input'], (call) => this.#texts(call, responseRequest, respond)),
-      '/v1/embeddings': route(EMBEDDING_FIELDS, ['input'], (call) => this.#readings(call, embeddings)),
+      '/v1/chat/completions': route(CHAT_FIELDS, (call) => this.#texts(call, chatRequest)),
+      '/v1/completions': route(COMPLETION_FIELDS, (call) => this.#texts(call, completionRequest)),
+      '/v1/responses': route(RESPONSE_FIELDS, (call) => this.#texts(call, responseRequest, respond)),
+      '/v1/embeddings': route(EMBEDDING_FIELDS, (call) => this.#readings(call, embeddings)),
       '/v1/classify': classify,
       '/classify': classify,
       '/v1/load_lora_adapter': loading(LOAD_FIELDS, 'added', (name, path) => this.#registry.load(name, path)),

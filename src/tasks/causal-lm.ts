@@ -48,11 +48,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
       images: ['sea.jpg'],
     },
   ],
-  use: {
-    command: ['generate', '--prompt', 'The'],
-    pipeline: 'text-generation',
-    autoClass: 'AutoModelForCausalLM',
-  },
+  use: { command: ['generate', '--prompt', 'The'], pipeline: 'text-generation', autoClass: 'AutoModelForCausalLM' },
   page: {
     lesson: 'The adapter will learn to write like this text.',
     unit: 'tokens',

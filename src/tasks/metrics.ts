@@ -78,11 +78,7 @@ export function severalMetrics(
   })
   const scores = Array.from({ length: count }, (_, label) => (2 * hits[label]) / (there[label] + told[label]))
   const known = scores.filter((score) => !Number.isNaN(score))
-  return {
-    accuracy: right / truth.length,
-    f1: known.reduce((sum, score) => sum + score, 0) / known.length,
-    scores,
-  }
+  return { accuracy: right / truth.length, f1: known.reduce((sum, score) => sum + score, 0) / known.length, scores }
 }
 
 /** The chance that a record with the label scores higher than one without; ties count half (scikit-learn). */

@@ -117,10 +117,7 @@ interface Jinja {
   readonly Environment: new () => { set(name: string, value: unknown): unknown }
   readonly Interpreter: new (
     environment: never,
-  ) => {
-    run(program: never): unknown
-    evaluate(node: never, environment: never): unknown
-  }
+  ) => { run(program: never): unknown; evaluate(node: never, environment: never): unknown }
 }
 
 type Interpreter = new (

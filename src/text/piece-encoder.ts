@@ -3,6 +3,7 @@
 // speed, and tells which tokens a stretch of characters has, which the library cannot.
 
 import * as hub from '@huggingface/tokenizers'
+import { firstOf } from '../base/group.js'
 import { type AddedToken, AddedTokens, escaped, type Section, type Span, sectionsOf } from './added-tokens.js'
 
 export interface PieceModel {
@@ -298,15 +299,4 @@ function normalizedSpan(part: string, start: number, normalized: string, cutter:
     spelled += made
   }
   return spelled === normalized ? (from, to) => ({ start: starts[from], end: ends[to - 1] }) : undefined
-}
-
-/** The first of the numbers below `count` for which something holds that holds for all behind it; else `count`. */
-export function firstOf(count: number, holds: (index: number) => boolean): number {
-  let [low, high] = [0, count]
-  while (low < high) {
-    const middle = (low + high) >> 1
-    if (holds(middle)) high = middle
-    else low = middle + 1
-  }
-  return low
 }

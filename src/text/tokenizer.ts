@@ -5,10 +5,10 @@ import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
 import { FileError, FormatError, LowrankError, MismatchError, messageOf } from '../base/errors.js'
 import { costOfRegExp } from '../base/expressions/cost.js'
-import { commonLength } from '../base/group.js'
+import { commonLength, firstOf } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
-import { type EncodedSpans, firstOf, PieceEncoder, type PieceModel } from './piece-encoder.js'
+import { type EncodedSpans, PieceEncoder, type PieceModel } from './piece-encoder.js'
 import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
 /** The parts of the library that are used: its declarations do not resolve under Node's module rules. */
@@ -217,8 +217,9 @@ class HubTextTokenizer implements Tokenizer {
 
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number } {
     const text = prompt + completion
-    const { ids, ranges } = this.encodeSpans(text, [{ start: prompt.length, end: text.length }])
-    const start = prompt === '' ? 0 : ranges[0][0]
+    // A text without a prompt needs no places of tokens.
+    const { ids, ranges } = this.encodeSpans(text, prompt === '' ? [] : [{ start: prompt.length, end: text.length }])
+    const [start] = ranges[0] ?? [0]
     return { ids: this.#withSpecial(ids), completionStart: this.#textTemplate(1).around[0].ids.length + start }
   }
 

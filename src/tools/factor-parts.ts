@@ -98,10 +98,7 @@ export function changeOf(part: FactorPart): Change {
 }
 
 export function differencePair(own: FactorPair, other: FactorPair): FactorPair {
-  return {
-    weightA: stacked([other.weightA, own.weightA]),
-    weightB: beside([other.weightB, scaled(own.weightB, -1)]),
-  }
+  return { weightA: stacked([other.weightA, own.weightA]), weightB: beside([other.weightB, scaled(own.weightB, -1)]) }
 }
 
 export function normOf(pairs: readonly FactorPair[]): number {

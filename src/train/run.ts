@@ -3,6 +3,7 @@
 import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
+import type { BaseRecord } from '../lora/adapter.js'
 import { openEngine } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import { keepsOnGpu } from '../runtime/runtime.js'
@@ -95,6 +96,7 @@ class Run {
   #memory: MemoryUse | null = null
   /** Digests of the run's parts at its start; empty without a folder. */
   #fingerprint: Record<string, string> = {}
+  #base: Promise<BaseRecord> | undefined
   readonly #evaluations: Evaluation[] = []
   readonly #samples: SampleEvent[] = []
   #epochPlan: { epoch: number; steps: EpochPlan } | undefined
@@ -186,8 +188,11 @@ class Run {
   }
 
   async #takeSteps(): Promise<void> {
-    const { settings, signal, wait, on } = this.input
+    const { model, settings, signal, wait, on } = this.input
     on.stage?.('train')
+    // Read while the engine computes.
+    this.#base = recordOfBase(model)
+    this.#base.catch(() => {})
     while (this.#metrics.length < this.#totalSteps && !this.#isStale && !signal?.aborted) {
       await untilFree(wait, signal)
       if (signal?.aborted) break
@@ -201,11 +206,13 @@ class Run {
   }
 
   async #end(): Promise<RunReport> {
-    const { on, evalExamples, card, page, keepState = false } = this.input
+    const { on, evalExamples, sampler, card, page, keepState = false } = this.input
     on.stage?.('save')
-    await this.#save()
     const steps = this.#metrics.length
     const isTrained = steps === this.#totalSteps || this.#isStale
+    // If only writing is left, the state would go again at once.
+    const isLast = isTrained && evalExamples === undefined && sampler === undefined && !keepState
+    await this.#save(!isLast)
     if (isTrained && this.#latest?.step !== steps) await this.#evaluate(steps)
     const isDone = isTrained && (evalExamples === undefined || this.#latest?.step === steps)
     if (isDone && this.#samples.at(-1)?.step !== steps) await this.#sample(steps)
@@ -213,7 +220,7 @@ class Run {
     if (isDone && (this.#keepsBest || keepState)) await this.#save()
     const report = this.#reportOf(isDone)
     if (isDone) {
-      const base = await recordOfBase(this.input.model)
+      const base = await this.#base!
       this.input.adapter.trainedOn = base
       await this.#writer?.finish(report, base, {
         card: card && (await import('./saved/model-card.js')).cardOf(report, card),
@@ -316,7 +323,7 @@ class Run {
     on.sample?.({ step, samples: samples.map((one) => ({ ...one })) })
   }
 
-  async #save(): Promise<void> {
+  async #save(withState = true): Promise<void> {
     const engine = await this.engine.state()
     const step = this.#metrics.length
     if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
@@ -331,7 +338,7 @@ class Run {
       samples: this.#samples,
       best: this.#best.state,
     }
-    await this.#writer?.save(adapter, { names: this.#names, engine, run })
+    await this.#writer?.save(adapter, withState ? { names: this.#names, engine, run } : undefined)
   }
 
   /** Leaves the factors of the last finite loss. */

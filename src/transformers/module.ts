@@ -52,9 +52,7 @@ export interface TransformersModule {
     readonly backends: { readonly onnx?: { readonly versions?: Readonly<Record<string, string | undefined>> } }
   }
   readonly Tensor: new (type: string, data: unknown, dims: readonly number[]) => { readonly ort_tensor: object }
-  readonly AutoConfig: {
-    from_pretrained(name: string, options: { config: unknown }): Promise<Record<string, unknown>>
-  }
+  readonly AutoConfig: { from_pretrained(name: string, options: { config: unknown }): Promise<Record<string, unknown>> }
 }
 
 const PARTS = ['env', 'Tensor', 'AutoConfig', 'AutoModel', 'TextGenerationPipeline']
@@ -116,10 +114,7 @@ export function runtimeModule(
   }
 }
 
-let place = {
-  device: 'wasm',
-  candidates: async (): Promise<readonly unknown[]> => [await importWebRuntime()],
-}
+let place = { device: 'wasm', candidates: async (): Promise<readonly unknown[]> => [await importWebRuntime()] }
 
 export function usePlace(other: typeof place): void {
   place = other

@@ -44,7 +44,7 @@ export class PipelineCache {
     // The graph takes the number of tokens in the cache from the mask.
     const isTold = String(feeds[mask]?.dims) === String([batch, length + sequence])
     if (!isWhole || !isTold) return undefined
-    const cache = this.#newestOf(pasts, length) ?? this.#copyOf(pasts, newRows, batch)
+    const cache = this.#newestOf(pasts, length) ?? new GrowingCache(newRows, batch, { length, tensors: pasts })
     this.#running.add(cache)
     return {
       feeds: cache.feeds,
@@ -71,10 +71,6 @@ export class PipelineCache {
       return share?.cache === cache && share.part === i && share.length === length
     })
     return isNewest ? cache : undefined
-  }
-
-  #copyOf(pasts: readonly RuntimeTensor[], newRows: NewRows, batch: number): GrowingCache {
-    return new GrowingCache(newRows, batch, { length: pasts[0].dims[2], tensors: pasts })
   }
 
   #lazyTensor(own: TensorClass) {

@@ -115,7 +115,7 @@ describe('texts', () => {
     const { status, body } = await post('/v1/completions', { ...QUICK, prompt: [99_999_999] })
     expect([status, body.error.message]).toEqual([400, expect.stringMatching(/^prompt.*an id of no token.*99999999/)])
     await expect(listen(7 as never)).rejects.toThrow('handler: not valid; expected a function')
-    await expect(listen(async () => new Response(), null as never)).rejects.toThrow('options: not valid')
+    await expect(listen(async () => new Response(), null as never)).rejects.toThrow('options of listen: not valid')
   })
 
   it('with echo carry the scores of the prompt, which are those of the tokens as answers', async () => {
@@ -240,6 +240,8 @@ describe('adapters', () => {
       expect((await post('/v1/completions', { ...QUICK, model: name }, own)).status).toBe(200)
     }
     expect(await names()).toEqual(['base', 'f32', 'f16'])
+    expect(await (await own(request('/v1/models/f16'))).json()).toMatchObject({ id: 'f16', parent: 'base' })
+    expect((await own(request('/v1/models/none'))).status).toBe(404)
     for (const name of ['outside', '../adapters/f32/..', '..', '/etc', 'none']) {
       const { status, body } = await post('/v1/completions', { ...QUICK, model: name }, own)
       expect([name, status, body.error.code]).toEqual([name, 404, 'model_not_found'])
@@ -330,7 +332,7 @@ describe('bad requests', () => {
     [{ ...QUICK, temprature: 1 }, 'temprature', /Did you mean temperature/],
     [{ ...QUICK, frequency_penalty: 1 }, 'frequency_penalty', /expected 0/],
     [{ ...QUICK, max_tokens: 1e6 }, 'max_tokens', /At most 256/],
-    [{ ...QUICK, max_tokens: -1 }, 'max_tokens', /0 or more/],
+    [{ ...QUICK, max_tokens: -1 }, 'max_tokens', /at least 0/],
     [{ max_tokens: 4 }, 'prompt', /missing/],
     [{ ...QUICK, prompt: [] }, 'prompt', /empty/],
     [{ ...QUICK, prompt: [[1e9]] }, undefined, /./],

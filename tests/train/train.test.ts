@@ -296,7 +296,7 @@ describe('what goes wrong', () => {
   it('says what went wrong even where it cannot clear the folder', async () => {
     const out = new MemoryDirectory()
     const { create } = out
-    out.create = async (file) => (file === STATE_FILE ? fail(new Error('the disk is full')) : create.call(out, file))
+    out.create = async (file) => (file === METRICS_FILE ? fail(new Error('the disk is full')) : create.call(out, file))
     out.remove = async () => fail(new Error('the disk is gone'))
     await expect(train({ out, maxSteps: 1 })).rejects.toThrow('the disk is full')
   })

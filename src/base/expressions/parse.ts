@@ -3,6 +3,8 @@
 // come from strangers: Python's are run by an engine of our own that never takes exponential time, and JavaScript's are
 // refused where they could (cost.ts).
 
+import { firstOf } from '../group.js'
+
 export type CharacterTest = (code: number) => boolean
 
 export type Expression =
@@ -385,13 +387,8 @@ function inRanges(ranges: readonly (readonly [low: number, high: number])[]): Ch
     else sorted.push([low, high])
   }
   return (code) => {
-    let [from, to] = [0, sorted.length]
-    while (from < to) {
-      const middle = (from + to) >> 1
-      if (code > sorted[middle][1]) from = middle + 1
-      else to = middle
-    }
-    return from < sorted.length && code >= sorted[from][0]
+    const place = firstOf(sorted.length, (i) => code <= sorted[i][1])
+    return place < sorted.length && code >= sorted[place][0]
   }
 }
 

@@ -17,11 +17,7 @@ export const combine = defineCommand({
     'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/bf16 --combination-type ties --density 0.5 --out out/ties',
   ],
   subject: ['adapter'],
-  options: {
-    ...ADAPTERS,
-    ...flags('CombineOptions'),
-    ...ADAPTER_OUTPUT,
-  },
+  options: { ...ADAPTERS, ...flags('CombineOptions'), ...ADAPTER_OUTPUT },
   async run({ adapter: _adapter, weight: _weight, out, outDtype, json, ...settings }, { occurrences }) {
     const node = await import('../../node.js')
     const adapters = weightedAdapters(occurrences)

@@ -20,10 +20,7 @@ export const extract = defineCommand({
     'lowrank extract --base models/union-3m --fine-tuned out/fine-tuned --rank 8 --out out/extracted',
   ],
   subject: ['fineTuned'],
-  options: {
-    ...flags('ExtractOptions'),
-    ...ADAPTER_OUTPUT,
-  },
+  options: { ...flags('ExtractOptions'), ...ADAPTER_OUTPUT },
   async run({ out, outDtype, json, ...options }) {
     const node = await import('../../node.js')
     await requireEmptyFolder(out)

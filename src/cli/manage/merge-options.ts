@@ -51,11 +51,8 @@ export async function runMerge<R extends MergeReport>(
   show: (report: R) => void = () => {},
 ): Promise<number> {
   const progress = new Progress()
-  const startedAt = performance.now()
-  const onProgress = ({ writtenBytes, totalBytes, keptBytes = 0 }: MergeProgress) => {
-    const megabytes = (value: number) => Math.round(Math.min(value, totalBytes) / 1e6)
-    const rate = ((writtenBytes - keptBytes) / (performance.now() - startedAt)) * 1000
-    progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
+  const onProgress = ({ writtenBytes, totalBytes, keptBytes }: MergeProgress) => {
+    progress.updateBytes(writtenBytes, totalBytes, keptBytes)
   }
   const running = interruptible('Stopping. --out does not change.', (signal) => work({ signal, onProgress }))
   const report = await running.finally(() => progress.end())

@@ -90,12 +90,7 @@ export const unmerge = defineCommand({
     'lowrank unmerge --merged out/scripture-mix --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --out out/base',
   ],
   subject: ['merged'],
-  options: {
-    ...flags('UnmergeOptions', 'merged'),
-    ...ADAPTERS,
-    ...flags('UnmergeOptions', 'out'),
-    ...OUTPUT,
-  },
+  options: { ...flags('UnmergeOptions', 'merged'), ...ADAPTERS, ...flags('UnmergeOptions', 'out'), ...OUTPUT },
   apiNames: API_NAMES,
   async run({ merged, out, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
     const options = { ...rest, maxShardBytes: maxShardSize, share: shard }

@@ -1,9 +1,11 @@
 // lowrank serve: OpenAI's HTTP routes over one model and many adapters.
 
 import { basename } from 'node:path'
+import { closing } from '../../base/bytes.js'
+import { requireChatTemplate } from '../../index/model.js'
 import type { OpenSessionOptions, SignalLike } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, integer, MODEL, RUNS, repeated, required, text, toggle, UsageError } from '../options.js'
+import { defineCommand, MODEL, RUNS, repeated, required, text, toggle, UsageError } from '../options.js'
 import { interruptible } from '../show/interrupt.js'
 import { colors, printable, say, warn } from '../show/terminal.js'
 
@@ -23,62 +25,50 @@ export const serve = defineCommand({
     adapter: repeated('[NAME=]SOURCE', 'an adapter, and the name by which requests choose it. Default: its last part'),
     allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
     allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
-    maxAdapters: integer('the largest number of adapters; the least used leaves', { fallback: 64 }),
-    name: text('NAME', 'the name of the base. Default: the last part of MODEL'),
-    host: text('HOST', 'the address to listen on. Default: 127.0.0.1, this machine alone'),
-    port: integer('the port; 0 takes a free one', { fallback: 8000, least: 0 }),
+    ...flags('HandlerOptions', 'name', 'maxAdapters', 'maxRunning', 'maxQueue', 'maxTokens'),
+    ...flags('ListenOptions'),
     apiKey: repeated('KEY', 'a key that callers must send; also LOWRANK_API_KEY'),
     origin: repeated('ORIGIN', 'a page that may call from a browser, such as https://example.com'),
-    maxRunning: integer('requests that run at the same time', { fallback: 8 }),
-    maxQueue: integer('requests that wait; the next gets status 429', { fallback: 64, least: 0 }),
-    maxTokens: integer('the most new tokens of an answer. Default: the model’s context'),
     ...flags('OpenSessionOptions', 'device', 'threads', 'prefixCache'),
     quiet: toggle('print the address alone'),
   },
   async run(values) {
-    const { adapter, allow, allowLoading, apiKey, origin, quiet } = values
-    const { host = '127.0.0.1', port, device, threads, prefixCache } = values
+    const { model: source, dtype, adapter, allow, allowLoading, apiKey, origin, quiet, host, port, ...own } = values
+    const { device, threads, prefixCache, maxRunning: maxBatch, ...limits } = own
     const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
     const { loadModel } = await import('../../node.js')
     const adapters = Object.fromEntries(adapter.map(adapterOf))
+    // The handler refuses unknown ones.
+    const kinds = ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
     const environment = process.env.LOWRANK_API_KEY
     const keys = [...apiKey, ...(environment ? [environment] : [])]
-    const isLocal = ['127.0.0.1', 'localhost', '::1'].includes(host)
-    const model = await loadModel(values.model, { dtype: values.dtype })
-    try {
+    const isLocal = ['127.0.0.1', 'localhost', '::1', undefined].includes(host)
+    return closing(await loadModel(source, { dtype }), async (model) => {
       const handler = await createHandler({
+        ...limits,
         model,
         adapters,
-        name: values.name,
         session: {
-          allow: allowLoading === undefined ? undefined : kindsOf(allow),
-          device,
-          threads,
-          prefixCache,
-          maxBatch: values.maxRunning,
-          onWarning: warn,
+          ...{ device, threads, prefixCache, maxBatch, onWarning: warn },
+          allow: allowLoading === undefined ? undefined : kinds,
         },
         apiKeys: keys.length > 0 ? keys : undefined,
         hosts: isLocal ? ['127.0.0.1', 'localhost', '[::1]'] : undefined,
         origins: origin,
         resolveAdapter: allowLoading === undefined ? undefined : folderOfAdapters(allowLoading),
-        maxAdapters: values.maxAdapters,
-        maxQueue: values.maxQueue,
-        maxTokens: values.maxTokens,
         onError: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
       })
       const { server, url } = await listen(handler, { host, port })
       say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
-      if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0))
+      const isChat = (await requireChatTemplate(model.directory).catch(() => false)) !== false
+      if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0, isChat))
       if (!isLocal && keys.length === 0) warn('Everybody who reaches this address can use it: give --api-key KEY')
       await interruptible('Answering what has begun.', untilAborted)
       server.close()
       await handler.close()
       server.closeAllConnections()
       return 0
-    } finally {
-      await model.close()
-    }
+    })
   },
 })
 
@@ -89,15 +79,11 @@ function adapterOf(given: string): [name: string, source: string] {
   return [name, source]
 }
 
-/** Kinds after `--allow`: several names with commas, or several flags. The handler refuses unknown ones. */
-function kindsOf(allow: readonly string[]): OpenSessionOptions['allow'] {
-  return ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
-}
-
-function exampleOf(url: string, model: string, hasKey: boolean): string {
-  const body = JSON.stringify({ model, prompt: 'And the people', max_tokens: 20 })
+function exampleOf(url: string, model: string, hasKey: boolean, isChat: boolean): string {
+  const asked = isChat ? { messages: [{ role: 'user', content: 'Who are you?' }] } : { prompt: 'And the people' }
+  const body = JSON.stringify({ model, ...asked, max_tokens: 20 })
   const key = hasKey ? ' -H "Authorization: Bearer KEY"' : ''
-  return `Try: curl ${url}/v1/completions -H "Content-Type: application/json"${key} -d '${body}'`
+  return `Try: curl ${url}/v1/${isChat ? 'chat/' : ''}completions -H "Content-Type: application/json"${key} -d '${body}'`
 }
 
 function untilAborted(signal: SignalLike): Promise<void> {

@@ -99,6 +99,7 @@ export function printDocument(document: Record<string, unknown>): void {
 
 export class Progress {
   readonly #stream = process.stderr
+  readonly #startedAt = performance.now()
   #first: { at: number; done: number } | undefined
   /** A terminal is drawn on at once; elsewhere the first line takes its time too. */
   #drawnAt = process.stderr.isTTY ? Number.NEGATIVE_INFINITY : performance.now()
@@ -126,6 +127,13 @@ export class Progress {
     const bar = width < MIN_BAR ? '' : `${colors.cyan('━'.repeat(filled)) + colors.dim('━'.repeat(width - filled))}  `
     this.#stream.write(`\r\x1b[2K${bar}${rest.slice(0, columns)}`)
     this.#isOpen = true
+  }
+
+  /** A rate counts what this process moved: not the bytes that an earlier one kept. */
+  updateBytes(done: number, total: number, kept = 0): void {
+    const megabytes = (value: number) => Math.round(Math.min(value, total) / 1e6)
+    const rate = ((done - kept) / Math.max(1, performance.now() - this.#startedAt)) * 1000
+    this.update(megabytes(done), megabytes(total), ` MB  ${bytes(rate)}/s`)
   }
 
   #timeLeft(now: number, done: number, total: number): string {
@@ -198,22 +206,18 @@ const MIN_BAR_BYTES = 1_000_000
 const LARGE_BYTES = 100_000_000
 
 export function showDownloads(): (progress: DownloadProgress) => void {
-  const shown = new Map<string, { bar: Progress; startedAt: number; before: number }>()
+  const shown = new Map<string, { bar: Progress; before: number }>()
   return ({ name, byteLength, receivedBytes }) => {
     let download = shown.get(name)
     if (download === undefined) {
       const kept = receivedBytes > 0 ? `, of which ${bytes(receivedBytes)} are here` : ''
       const room = byteLength > LARGE_BYTES ? roomLeft() : ''
       say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}${room}`)
-      download = { bar: new Progress(), startedAt: performance.now(), before: receivedBytes }
+      download = { bar: new Progress(), before: receivedBytes }
       shown.set(name, download)
     }
-    const { bar, startedAt, before } = download
-    if (byteLength >= MIN_BAR_BYTES) {
-      const megabytes = (value: number) => Math.round(value / 1e6)
-      const rate = ((receivedBytes - before) / Math.max(1, performance.now() - startedAt)) * 1000
-      bar.update(megabytes(receivedBytes), megabytes(byteLength), ` MB  ${bytes(rate)}/s`)
-    }
+    const { bar, before } = download
+    if (byteLength >= MIN_BAR_BYTES) bar.updateBytes(receivedBytes, byteLength, before)
     if (receivedBytes < byteLength) return
     bar.end()
     shown.delete(name)

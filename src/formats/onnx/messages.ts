@@ -43,13 +43,12 @@ function mapNode(node: NodeProto, change: (tensor: TensorProto) => TensorProto):
 }
 
 function mapAttribute(attribute: AttributeProto, change: (tensor: TensorProto) => TensorProto): AttributeProto {
-  const changes: Partial<AttributeProto> = {}
-  if (attribute.t !== undefined) changes.t = change(attribute.t)
-  if (attribute.g !== undefined) changes.g = mapGraph(attribute.g, change)
-  changes.tensors = mapList(attribute.tensors, change)
-  changes.graphs = mapList(attribute.graphs, (graph) => mapGraph(graph, change))
-  const isChanged = Object.entries(changes).some(([key, value]) => attribute[key as keyof AttributeProto] !== value)
-  return isChanged ? copyMessage(attribute, changes) : attribute
+  const t = attribute.t && change(attribute.t)
+  const g = attribute.g && mapGraph(attribute.g, change)
+  const tensors = mapList(attribute.tensors, change)
+  const graphs = mapList(attribute.graphs, (graph) => mapGraph(graph, change))
+  const isSame = t === attribute.t && g === attribute.g && tensors === attribute.tensors && graphs === attribute.graphs
+  return isSame ? attribute : copyMessage(attribute, { ...(t && { t }), ...(g && { g }), tensors, graphs })
 }
 
 /** The old array is given back when no item changes. */

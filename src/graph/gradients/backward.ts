@@ -6,7 +6,7 @@ import { elementCount } from '../../base/tensor.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
-import { type Graph, implicitInputs } from '../view/graph.js'
+import { type Graph, readBy } from '../view/graph.js'
 import { entryOf, listByOperator, operatorOf } from '../view/operators.js'
 import { type GradientRule, sumTo } from './context.js'
 import { BROADCASTING, GRADIENTS, NON_DIFFERENTIABLE } from './gradients.js'
@@ -42,7 +42,7 @@ export function gradientPath(
   const dependent: NodeProto[] = []
   for (const node of graph.nodes) {
     const own = custom.get(node.output[0])
-    const read = own?.inputs ?? [...node.input, ...implicitInputs(node)]
+    const read = own?.inputs ?? readBy(node)
     if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !read.some((input) => depends.has(input))) continue
     const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
     if (outputs.length === 0) continue

@@ -98,8 +98,9 @@ function statistics(context: GradientContext, count: number): Value[] {
   if (dys.slice(1).some((dy) => dy !== undefined)) {
     refuse(context, 'the loss depends on its mean or deviation output, whose gradient is not implemented')
   }
-  for (let i = 1; i <= count; i++) node.output[i] ||= g.graph.freshName(`${node.output[0]}/statistic`)
-  g.graph.invalidate()
+  for (let i = 1; i <= count; i++) {
+    if (!node.output[i]) g.graph.setOutput(node, i, g.graph.freshName(`${node.output[0]}/statistic`))
+  }
   return node.output.slice(1, count + 1)
 }
 

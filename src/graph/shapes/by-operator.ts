@@ -23,7 +23,7 @@ import { valueInfo } from '../inject/inject.js'
 import { TYPES } from '../inputs/roles.js'
 import { constantTensor, intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
-import { type Graph, implicitInputs } from '../view/graph.js'
+import { type Graph, readBy } from '../view/graph.js'
 
 export type OpenModel = (model: ModelProto) => Promise<RuntimeSession>
 
@@ -83,7 +83,7 @@ export async function shapesByOperator(
       }
       continue
     }
-    const names = new Set([...node.input, ...implicitInputs(node)].filter((name) => name !== ''))
+    const names = new Set(readBy(node).filter((name) => name !== ''))
     const inputs = new Map([...names].flatMap((name) => [[name, known.get(name)!] as const].filter(([, own]) => own)))
     const steering = node.input.slice(STEERED_FROM[node.opType] ?? node.input.length)
     if (inputs.size < names.size || steering.some((name) => name !== '' && !hasContent(inputs.get(name)!))) continue
@@ -138,7 +138,7 @@ function hasContent({ points, constant }: Known): boolean {
 function keyOf(node: NodeProto, inputs: ReadonlyMap<Value, Known>): string {
   const { domain, opType, attribute } = node
   const text = (bytes: Uint8Array) => new TextDecoder('latin1').decode(bytes)
-  const parts = [...node.input, ...implicitInputs(node)].map((name) => {
+  const parts = readBy(node).map((name) => {
     const own = inputs.get(name)
     if (own === undefined) return ''
     // The integers of a constant are its data.
@@ -226,12 +226,12 @@ async function run(
     const at = (i: 0 | 1) =>
       session.run(Object.fromEntries(fed.map(([name, own]) => [name, tensorOf(own, i, node)])), given)
     const isStatic = fed.every(([, { points }]) => points[0].dims === points[1].dims)
-    const first = await at(0)
-    const second = isStatic ? first : await at(1)
+    const [first, second = first] = await Promise.all(isStatic ? [at(0)] : [at(0), at(1)])
     const isContent = ['Shape', 'Size'].includes(node.opType) || [...inputs.values()].every(hasContent)
     return node.output.map((name) => (name === '' ? undefined : ofTensors([first[name], second[name]], isContent)))
   } finally {
-    await session.dispose()
+    // Nobody waits for it: there are hundreds of operators.
+    session.dispose().catch(() => {})
   }
 }
 

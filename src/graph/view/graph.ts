@@ -87,15 +87,12 @@ export class Graph {
       seen.add(next)
       const node = this.producer(next)
       yield [next, node] as const
-      if (node !== undefined && enters(node, next)) open.push(...node.input, ...implicitInputs(node))
+      if (node !== undefined && enters(node, next)) open.push(...readBy(node))
     }
   }
 
   setInputs(node: NodeProto, inputs: readonly string[]): void {
-    for (const input of new Set(node.input)) {
-      const others = this.#consumers?.get(input)?.filter((reader) => reader !== node)
-      if (others !== undefined) this.#consumers?.set(input, others)
-    }
+    this.#forgetReader(node)
     node.input = [...inputs]
     this.#registerReader(node)
   }
@@ -147,7 +144,8 @@ export class Graph {
   /** Readers of its outputs are left without a maker. */
   remove(node: NodeProto): void {
     this.nodes = this.nodes.filter((other) => other !== node)
-    this.invalidate()
+    this.#forgetReader(node)
+    for (const output of node.output) if (this.#producers?.get(output) === node) this.#producers.delete(output)
   }
 
   /** An output without a value is left without a maker. */
@@ -160,10 +158,18 @@ export class Graph {
   }
 
   #registerReader(node: NodeProto): void {
-    for (const input of new Set(node.input)) {
-      const list = this.#consumers?.get(input)
-      if (list !== undefined) list.push(node)
-      else this.#consumers?.set(input, [node])
+    if (this.#consumers === undefined) return
+    for (const input of node.input) {
+      const list = this.#consumers.get(input)
+      if (list === undefined) this.#consumers.set(input, [node])
+      else if (list.at(-1) !== node) list.push(node)
+    }
+  }
+
+  #forgetReader(node: NodeProto): void {
+    for (const input of node.input) {
+      const others = this.#consumers?.get(input)?.filter((reader) => reader !== node)
+      if (others !== undefined) this.#consumers?.set(input, others)
     }
   }
 
@@ -241,7 +247,7 @@ export class Graph {
       const node = this.producer(value)
       if (node === undefined || kept.has(node)) continue
       kept.add(node)
-      pending.push(...node.input, ...implicitInputs(node))
+      pending.push(...readBy(node))
     }
     this.nodes = this.nodes.filter((node) => kept.has(node))
     for (const name of [...this.initializers.keys()]) if (!needed.has(name)) this.initializers.delete(name)
@@ -271,10 +277,14 @@ export class Graph {
 
   /** The first on top of the stack. */
   #makersToSort(node: NodeProto, state: ReadonlyMap<NodeProto, 'open' | 'done'>): NodeProto[] {
-    const makers = [...node.input, ...implicitInputs(node)].reverse().flatMap((input) => this.producer(input) ?? [])
-    const open = makers.find((maker) => state.get(maker) === 'open')
-    if (open !== undefined) throw new FormatError({ where: labelOf(open), what: 'the graph has a circle' })
-    return makers.filter((maker) => !state.has(maker))
+    const makers: NodeProto[] = []
+    for (const input of readBy(node).toReversed()) {
+      const maker = this.producer(input)
+      const its = maker && state.get(maker)
+      if (its === 'open') throw new FormatError({ where: labelOf(maker!), what: 'the graph has a circle' })
+      if (maker !== undefined && its === undefined) makers.push(maker)
+    }
+    return makers
   }
 
   requireOpset(domain: string, version: number): void {
@@ -326,6 +336,12 @@ export function declaredOf(info: ValueInfoProto | undefined) {
   const { elemType, shape } = type.value
   const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
   return { elemType, dims }
+}
+
+/** Inputs of a node, and {@link implicitInputs}. */
+export function readBy(node: NodeProto): readonly string[] {
+  const implicit = implicitInputs(node)
+  return implicit.length === 0 ? node.input : [...node.input, ...implicit]
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */

@@ -10,10 +10,7 @@ interface Sharp {
   toColourspace(name: string): Sharp
   removeAlpha(): Sharp
   raw(): Sharp
-  toBuffer(options: { resolveWithObject: true }): Promise<{
-    data: Uint8Array
-    info: { width: number; height: number }
-  }>
+  toBuffer(options: { resolveWithObject: true }): Promise<{ data: Uint8Array; info: { width: number; height: number } }>
 }
 type SharpModule = (file: string | Uint8Array) => Sharp
 

@@ -46,7 +46,9 @@ export function rangeSource(
       const end = offset + byteLength
       let block = await lastBlock
       if (block === undefined || offset < block.offset || end > block.offset + block.bytes.byteLength) {
-        const loading = loadBlock(offset)
+        const loading = load(offset, Math.min(BLOCK_BYTES, source.byteLength - offset)).then(
+          (bytes): Block => ({ offset, bytes }),
+        )
         // A block that does not come is asked for again.
         lastBlock = loading.catch(() => undefined)
         block = await loading
@@ -56,10 +58,6 @@ export function rangeSource(
     async close() {},
   }
   return source
-
-  async function loadBlock(offset: number): Promise<Block> {
-    return { offset, bytes: await load(offset, Math.min(BLOCK_BYTES, source.byteLength - offset)) }
-  }
 
   async function load(offset: number, byteLength: number, onReceived?: OnReceived) {
     for (let attempt = 1; ; attempt++) {

@@ -68,12 +68,7 @@ function attemptMatch<T>(work: () => T, pattern: string, where: string): T {
   } catch (cause) {
     if (!(cause instanceof ExpressionError)) throw cause
     const got = pattern.length > 200 ? `${pattern.slice(0, 200)}…` : pattern
-    throw new ConfigError({
-      where,
-      what: `not a regular expression that can be used: ${cause.message}`,
-      got,
-      cause,
-    })
+    throw new ConfigError({ where, what: `not a regular expression that can be used: ${cause.message}`, got, cause })
   }
 }
 

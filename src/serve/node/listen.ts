@@ -5,16 +5,22 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import path from 'node:path'
 import { Readable } from 'node:stream'
 import { ConfigError } from '../../base/errors.js'
-import { checkArgument, FUNCTION, NAME, OBJECT, ranged } from '../../base/options.js'
+import { checkArgument, checkOptions, FUNCTION } from '../../base/options.js'
 import type { ResolveAdapter } from '../adapters.js'
-
-const PORT = ranged('an integer in [0, 65535]')
+import { LISTEN_OPTIONS } from '../gen/options.js'
 
 /** The address on which a server listens. */
 export interface ListenOptions {
-  /** Default 127.0.0.1: this machine alone. */
+  /**
+   * The address to listen on. Default: 127.0.0.1, this machine alone.
+   * @flag HOST
+   */
   readonly host?: string | undefined
-  /** 0 takes a free one. Default 8000. */
+  /**
+   * The port; 0 takes a free one.
+   * @range an integer in [0, 65535]
+   * @default 8000
+   */
   readonly port?: number | undefined
 }
 
@@ -39,10 +45,8 @@ export async function listen(
   options: ListenOptions = {},
 ): Promise<{ server: Server; url: string }> {
   checkArgument(handler, FUNCTION, 'handler')
-  checkArgument(options, OBJECT, 'options')
+  checkOptions(options, 'listen', LISTEN_OPTIONS)
   const { host = '127.0.0.1', port = 8000 } = options
-  checkArgument(host, NAME, 'host')
-  checkArgument(port, PORT, 'port')
   const server = createServer((request, response) => void answer(handler, request, response))
   // A request whose headers or body come too slowly would hold its socket.
   server.requestTimeout = 60_000

@@ -20,11 +20,7 @@ export interface PictureWriting {
 type Config = Model['config']
 type Make = (token: number, config: Config) => PictureWriting
 
-const alone: Make = (token) => ({
-  token,
-  mark: token,
-  write: ({ count }, nameOf) => nameOf(token).repeat(count),
-})
+const alone: Make = (token) => ({ token, mark: token, write: ({ count }, nameOf) => nameOf(token).repeat(count) })
 
 const between: Make = (token, { boi_token_index: begin, eoi_token_index: end }) => ({
   token,

@@ -2,6 +2,7 @@
 // Texts are not kept: records are compared by hashes of 53 bits.
 
 import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
+import { firstOf } from '../../base/group.js'
 import { isObject } from '../../base/options.js'
 import { readRows } from '../../data/read-rows.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
@@ -86,7 +87,10 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
   const different = hashes.reduce((sum, hash, i) => sum + Number(hash !== hashes[i - 1]), 0)
   const evaluation = new Records({ ...options, task: training.task?.name as TaskName | undefined }, 0)
   const evalInTraining: string[] = []
-  evaluation.onRecord = (hash, where) => includes(hashes, hash) && evalInTraining.push(where)
+  evaluation.onRecord = (hash, where) => {
+    const place = firstOf(hashes.length, (i) => hashes[i] >= hash)
+    if (hashes[place] === hash) evalInTraining.push(where)
+  }
   if (evalData !== undefined) await evaluation.read(evalData, 'evalData')
   return {
     task: (training.task ?? (await (options.task === undefined ? taskOfRow(undefined, model) : loadTask(options.task))))
@@ -227,17 +231,6 @@ class RecordHash {
     this.#low = Math.imul(low ^ value.length, 0x01000193)
     this.#high = Math.imul(high ^ value.length, 0x85ebca6b)
   }
-}
-
-/** `sorted`: from the least on. */
-function includes(sorted: Float64Array, hash: number): boolean {
-  let [from, to] = [0, sorted.length]
-  while (from < to) {
-    const middle = (from + to) >>> 1
-    if (sorted[middle] < hash) from = middle + 1
-    else to = middle
-  }
-  return sorted[from] === hash
 }
 
 /** Text of each token. Bytes of an unfinished character wait for the token that completes it. */

@@ -37,6 +37,8 @@ export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
 /** One short text for each part, under the name that an error calls it. */
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, taskOptions = {}, examples, evalExamples, settings, totalSteps } = parts
+  // Reading comes first: meanwhile the session of the steps begins to open.
+  const base = await weightsDigest(model.onnx.files.values())
   const weights = new Hash()
   for (const { name, weightA, weightB, magnitude } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
@@ -55,7 +57,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
     [STEPS, totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
-    ['base weights', await weightsDigest(model.onnx.files.values())],
+    ['base weights', base],
     ['data', digestOf(examples)],
     ['evaluation data', evalExamples && digestOf(evalExamples)],
     ['adapter', weights.digest()],

@@ -23,24 +23,19 @@ export async function withRunPlace<T>(place: RunPlace, work: (place: RunPlace) =
 /** The folder, whose changes are refused once another training has taken it. */
 function checked(directory: Directory, reservation: Reservation): Directory {
   const append = directory.append?.bind(directory)
+  const afterCheck =
+    <Args extends unknown[], T>(work: (...args: Args) => Promise<T>) =>
+    async (...args: Args): Promise<T> => {
+      await reservation.check()
+      return work(...args)
+    }
   return {
     name: directory.name,
     list: (folder) => directory.list(folder),
     has: (path) => directory.has(path),
     open: (path) => directory.open(path),
-    async create(path) {
-      await reservation.check()
-      return directory.create(path)
-    },
-    async remove(path) {
-      await reservation.check()
-      await directory.remove(path)
-    },
-    ...(append && {
-      async append(path: string, bytes: Uint8Array) {
-        await reservation.check()
-        await append(path, bytes)
-      },
-    }),
+    create: afterCheck((path: string) => directory.create(path)),
+    remove: afterCheck((path: string) => directory.remove(path)),
+    ...(append && { append: afterCheck(append) }),
   }
 }

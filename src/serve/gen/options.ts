@@ -1,0 +1,30 @@
+// Made by scripts/generate/options.mjs from the types. Do not edit.
+
+import type { HandlerOptions } from '../handler.js'
+import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged } from '../../base/options.js'
+import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../index/kinds.js'
+import type { ListenOptions } from '../node/listen.js'
+
+export const HANDLER_OPTIONS: OptionTable<HandlerOptions> = {
+  model: needed(anyOf(MODEL, SOURCE)),
+  adapters: NAMED_ADAPTERS,
+  session: OBJECT,
+  name: NAME,
+  apiKeys: listOf(NAME),
+  hosts: listOf(NAME),
+  origins: listOf(NAME),
+  resolveAdapter: FUNCTION,
+  maxAdapters: ranged('an integer of at least 1'),
+  maxRunning: ranged('an integer of at least 1'),
+  maxQueue: ranged('an integer of at least 0'),
+  maxTokens: ranged('an integer of at least 1'),
+  maxBodyBytes: ranged('an integer of at least 1'),
+  timeoutSeconds: ranged('an integer of at least 1'),
+  onError: FUNCTION,
+}
+
+export const LISTEN_OPTIONS: OptionTable<ListenOptions> = {
+  host: NAME,
+  port: ranged('an integer in [0, 65535]'),
+}
+
