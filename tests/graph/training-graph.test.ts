@@ -99,6 +99,7 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     const parted = await buildTrainingGraph(model, runtime, causalOf(model), {
       layers: layersOf(adapter),
       attentionRows: 5,
+      isOptimized: true,
     })
     const softmaxes = parted.proto.graph?.node.filter(({ opType }) => opType === 'Softmax')
     expect(softmaxes, 'that of the loss alone').toHaveLength(1)

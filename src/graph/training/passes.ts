@@ -6,7 +6,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, SessionOpener } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
-import { shareKeys, suitQueries } from '../fuse/for-training.js'
+import { shareKeys, suitQueries, turnInProducts } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
@@ -255,6 +255,13 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const sources = objective.probe.lengths.flatMap(({ source }) => source ?? [])
       plainShapes(g, shapes, sources)
       mergeReshapes(graph, shapes)
+    },
+  },
+  {
+    name: 'turn in products',
+    needs: ['gradients'],
+    run({ graph, options }) {
+      if (options.isOptimized) turnInProducts(graph)
     },
   },
   {

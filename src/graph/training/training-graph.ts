@@ -89,7 +89,7 @@ export async function buildTrainingGraph(
   objective: Objective,
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
-  const { dropout = 0, twoPasses = false, invocation, isShort = false } = options
+  const { dropout = 0, twoPasses = false, invocation } = options
   const work = new Work(model, objective, options, twoPasses, runtime)
   await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
   const { graph, forward, trained, predictionGraph } = work
@@ -98,7 +98,9 @@ export async function buildTrainingGraph(
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
   const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
   // Weights in half precision are cast once where optimizers run, and in each step where they do not.
-  const isOptimized = isShort && ![...graph.initializers.values()].some(({ dataType }) => dataType === DataType.FLOAT16)
+  const isOptimized =
+    options.isOptimized === true &&
+    ![...graph.initializers.values()].some(({ dataType }) => dataType === DataType.FLOAT16)
   const open: TrainingGraph['sessionModel'] = async (...options) => ({
     ...(await whole.sessionModel(...options)),
     keepsRepeats: true,
