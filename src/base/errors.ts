@@ -142,8 +142,8 @@ export function messageOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : String(cause)
 }
 
-export function listed(files: readonly string[]): string {
-  return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
+export function listed(names: readonly string[], kind = 'files'): string {
+  return names.slice(0, 5).join(', ') + (names.length > 5 ? `, … (${names.length} ${kind})` : '')
 }
 
 /** Catches what `work` throws on purpose, so that a reader can go on and return all problems together. */

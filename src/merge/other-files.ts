@@ -16,6 +16,8 @@ interface Tokens {
   readonly eos: string | undefined
 }
 
+const TOKENIZER_CONFIG = 'tokenizer_config.json'
+
 /** Markers of chats as templates write them: `<|im_start|>`, `<start_of_turn>`. */
 const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
@@ -28,9 +30,16 @@ export async function otherFiles(
 ) {
   if (weightsOnly) return { files: [], leftOut: [], warnings: [] }
   const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
-  const { files, warnings } = await adapterTexts(directory, folders, vocabulary)
+  const { files, warnings, template } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
-  return { ...(await findCompanions(directory, own, changed)), warnings }
+  const found = await findCompanions(directory, own, changed)
+  // transformers.js reads a template from this file alone.
+  const at = template === undefined ? -1 : found.files.findIndex(({ path }) => path === TOKENIZER_CONFIG)
+  const settings = at < 0 ? undefined : await readLeniently(found.files[at].from ?? directory, TOKENIZER_CONFIG)
+  if (settings !== undefined && settings.chat_template !== template) {
+    found.files[at] = textFile(TOKENIZER_CONFIG, JSON.stringify({ ...settings, chat_template: template }, null, 2))
+  }
+  return { ...found, warnings }
 }
 
 /** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */
@@ -67,7 +76,8 @@ async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], 
   const [template, ...others] = templates
   if (others.length > 0) warnings.push('the adapters have different chat templates: the result gets none of them')
   const before = template === undefined ? undefined : await readChatTemplate(base, '')
-  if (template === undefined || others.length > 0 || template === before) return { files, warnings }
+  if (template === undefined || others.length > 0) return { files, warnings }
+  if (template === before) return { files, warnings, template }
   files.push(textFile(TEMPLATE_FILE, template))
   if (before !== undefined) {
     warnings.push(`${TEMPLATE_FILE} is the adapter's: it was trained with another chat template than the base's`)
@@ -78,7 +88,7 @@ async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], 
       `the chat template writes ${unknown.join(', ')}, which the tokenizer has not as tokens: put the tokenizer that the adapter was trained with into the result`,
     )
   }
-  return { files, warnings }
+  return { files, warnings, template }
 }
 
 function isOther(tokens: Tokens, base: Tokens | undefined): boolean {
@@ -91,7 +101,7 @@ function isOther(tokens: Tokens, base: Tokens | undefined): boolean {
 async function tokensOf(folder: Directory): Promise<Tokens | undefined> {
   const tokenizer = await readLeniently(folder, 'tokenizer.json')
   const added = await readLeniently(folder, 'added_tokens.json')
-  const config = await readLeniently(folder, 'tokenizer_config.json')
+  const config = await readLeniently(folder, TOKENIZER_CONFIG)
   if (tokenizer === undefined && added === undefined) return undefined
   const ids = new Map<string, number>()
   const add = (text: unknown, id: unknown) => {

@@ -43,13 +43,18 @@ export class AdapterRegistry {
     for (const name of session.adapters) this.#add(name, name, name, false)
   }
 
-  list(): object {
+  /** All models, or the one of a path. */
+  list(named: string): object {
     const { base } = this.options
     const card = (id: string, root: string, parent: string | null, created: number) => {
       return { id, object: 'model', created, owned_by: 'lowrank', root, parent }
     }
     const adapters = [...this.#served.values()].map(({ name, root, created }) => card(name, root, base, created))
-    return { object: 'list', data: [card(base, base, null, this.#createdAt), ...adapters] }
+    const data = [card(base, base, null, this.#createdAt), ...adapters]
+    if (named === '') return { object: 'list', data }
+    const found = data.find(({ id }) => id === named || encodeURIComponent(id) === named)
+    if (found !== undefined) return found
+    throw unknownModel(named, 'model', [base, ...this.#served.keys()])
   }
 
   /** `model` is a name, or `base:name`; `adapter` is a mix. */

@@ -226,7 +226,9 @@ class Server {
     if (pathname === '/metrics') {
       return new Response(this.#metrics.text(this.#gate), { headers: { 'content-type': 'text/plain; version=0.0.4' } })
     }
-    if (pathname === '/v1/models' && request.method === 'GET') return Response.json(this.#registry.list())
+    if (/^\/v1\/models(\/|$)/.test(pathname) && request.method === 'GET') {
+      return Response.json(this.#registry.list(pathname.slice('/v1/models/'.length)))
+    }
     const route = Object.hasOwn(this.#routes, pathname) ? this.#routes[pathname] : undefined
     if (route === undefined)
       throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
@@ -318,15 +320,9 @@ class Server {
       for (const name of names) this.#metrics.adapter(name, state, change)
     }
     count('waiting', 1)
-    let leave: () => void
-    try {
-      leave = await this.#gate.enter(signal)
-    } catch (error) {
-      end()
-      throw error
-    } finally {
-      count('waiting', -1)
-    }
+    const admitted = this.#gate.enter(signal).finally(() => count('waiting', -1))
+    admitted.catch(end)
+    const leave = await admitted
     count('running', 1)
     return {
       adapter,

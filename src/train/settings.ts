@@ -100,7 +100,7 @@ export interface TrainSettings {
    */
   lowMemory: boolean | undefined
   /**
-   * Copies the weights of models of any size, in an order that makes products faster. Not together with lowMemory.
+   * Copies the weights of models of any size, in an order that makes products faster. The opposite of low memory.
    * @default false
    */
   fast: boolean

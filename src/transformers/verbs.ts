@@ -1,6 +1,6 @@
 // The two ways to a pipeline with adapters: a new one, and one that is there.
 
-import { readJson, readJsonIfThere, readText } from '../base/bytes.js'
+import { closingOnError, readJson, readJsonIfThere, readText } from '../base/bytes.js'
 import {
   ConfigError,
   didYouMean,
@@ -139,9 +139,7 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
   const settings = { ...objectOf(await readJsonIfThere(directory, 'tokenizer_config.json')) }
   // Newer folders hold the template in a file of its own, which transformers.js does not look for.
   const template = 'chat_template.jinja'
-  if (settings.chat_template === undefined && (await directory.has(template))) {
-    settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
-  }
+  if (await directory.has(template)) settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
   const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
   const Tokenizer = classNamed<object>(transformers, named, 'PreTrainedTokenizer')
   return new Tokenizer(tokenizer, settings)
@@ -286,16 +284,12 @@ async function openShared(
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
     opened[name] = await openAdapter(adapter, `adapters.${name}`)
   }
-  const model = await loadModel(source, { runtime: { module }, dtype, onDownload, signal })
-  try {
+  return closingOnError(await loadModel(source, { runtime: { module }, dtype, onDownload, signal }), async (model) => {
     const extras = { ...prepare(model), ...sessionExtras(model, run) }
     const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
     const session = await ModelSession.open(model, settings, true, extras)
     return { shared: shareSession(session, run), model }
-  } catch (error) {
-    await model.close()
-    throw error
-  }
+  })
 }
 
 function checkPipeline(pipeline: PipelineInstance): void {

@@ -21,7 +21,9 @@ describe('lowrank classify', () => {
       ...['train', '--model', model, '--data', data, '--out', out, '--task', 'text-classification', '--threads', '1'],
       ...['--rank', '4', '--epochs', '30', '--learning-rate', '2e-2', '--batch-size', '4'],
     )
-    expect(trained.stderr).toContain(`Try it: npx lowrank classify --model ${model} --adapter ${out} --text "The"`)
+    expect(trained.stderr).toContain(
+      `Try it: npx lowrank classify --model ${model} --adapter ${out} --text "the king is happy"`,
+    )
     const args = [
       'classify',
       '--model',
@@ -76,7 +78,9 @@ describe('lowrank classify', () => {
       ...['train', '--model', model, '--data', data, '--out', out, '--task', 'token-classification', '--threads', '1'],
       ...['--rank', '4', '--epochs', '40', '--learning-rate', '2e-2', '--batch-size', '2'],
     )
-    expect(trained.stderr).toContain(`Try it: npx lowrank classify --model ${model} --adapter ${out} --text "The"`)
+    expect(trained.stderr).toContain(
+      `Try it: npx lowrank classify --model ${model} --adapter ${out} --text "the king Ahab saw the Red Sea"`,
+    )
     const texts = ['--text', 'the king Ahab saw the Red Sea', '--text', 'a good day']
     const args = ['classify', '--model', model, '--adapter', out, ...texts]
     const { stdout } = await lowrankHere(...args)

@@ -34,6 +34,13 @@ it('tells the task, labels, duplicates, and evaluation records that are trained 
   expect(document.lengths).toMatchObject({ unit: 'characters', least: 13, most: 23, median: 23, total: 95 })
 })
 
+it('says that no record fits, and that there are none', async () => {
+  const other = await lowrankHere('data', file('other.jsonl', [{ txt: 1 }]))
+  expect([other.code, other.stdout]).toEqual([1, '0 records. None fits the task causal-lm.\n'])
+  const empty = await lowrankHere('data', file('empty.jsonl', []))
+  expect([empty.code, empty.stderr]).toEqual([1, expect.stringContaining('There are no records in these files')])
+})
+
 it('lists every bad record, and shows the first 20', async () => {
   const bad = Array.from({ length: 23 }, (_, i) => (i % 2 === 0 ? '{"text": ' : { txt: i }))
   const path = file('bad.jsonl', [{ text: 'Good.' }, ...bad, { text: 'Good too.' }])

@@ -43,6 +43,24 @@ it.each([
   expect(result.warnings).toHaveLength(warnings)
 })
 
+it.each([
+  ['where the base has none', { chat_template: undefined }],
+  ['where the base has another', { chat_template: OURS }],
+])('tokenizer_config.json, which transformers.js reads, has the adapter’s template %s', async (_, settings) => {
+  const files = { 'tokenizer_config.json': JSON.stringify({ eos_token: '<eos>', ...settings }), 'tokenizer.json': '{}' }
+  const from = await base([['layers.0.a_proj.weight', 'fp32', [40, 24]]], { files })
+  for (const [templates, expected] of [
+    [[THEIRS], THEIRS],
+    [[undefined], settings.chat_template],
+  ] as const) {
+    const out = new MemoryDirectory()
+    await mergeCheckpoint(from, templates.map(trained), out)
+    const read = JSON.parse(new TextDecoder().decode(out.files.get('tokenizer_config.json')))
+    expect(read).toEqual({ eos_token: '<eos>', ...(expected !== undefined && { chat_template: expected }) })
+    expect(out.files.has('tokenizer.json')).toBe(true)
+  }
+})
+
 it('in a folder on disk, and removing the adapter keeps it', async () => {
   const folder = await mkdtemp(path.join(tmpdir(), 'merge-'))
   try {

@@ -240,6 +240,8 @@ describe('adapters', () => {
       expect((await post('/v1/completions', { ...QUICK, model: name }, own)).status).toBe(200)
     }
     expect(await names()).toEqual(['base', 'f32', 'f16'])
+    expect(await (await own(request('/v1/models/f16'))).json()).toMatchObject({ id: 'f16', parent: 'base' })
+    expect((await own(request('/v1/models/none'))).status).toBe(404)
     for (const name of ['outside', '../adapters/f32/..', '..', '/etc', 'none']) {
       const { status, body } = await post('/v1/completions', { ...QUICK, model: name }, own)
       expect([name, status, body.error.code]).toEqual([name, 404, 'model_not_found'])

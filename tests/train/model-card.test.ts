@@ -14,6 +14,7 @@ const parts: CardParts = {
   config: resolveConfig({ rank: 4 }),
   use: causalLm.use,
   input: undefined,
+  isChat: false,
   data: ['data/a.jsonl', 'b'],
   evalData: ['data/held: "out".csv'],
   evalShare: undefined,
@@ -61,6 +62,14 @@ describe('modelCard', () => {
     const metadata = metadataOf(modelCard({ ...parts, baseName: 'tiny', metrics: {} }))
     expect(Object.keys(metadata)).toEqual(['library_name', 'pipeline_tag', 'tags', 'datasets'])
     expect(metadata.tags).toEqual(['lora', 'lowrank'])
+  })
+
+  it('asks an adapter of chats as a chat, which pipelines put into the template', () => {
+    const [beside, alone] = blocksOf(modelCard({ ...parts, input: "Who's there?", isChat: true }), 'js')
+    expect(beside).toContain("run([{ role: 'user', content: 'Who\\'s there?' }], { adapter: 'mine' })")
+    expect(alone).toContain("run([{ role: 'user', content: 'Who\\'s there?' }])")
+    const [text] = blocksOf(modelCard({ ...parts, input: 'It was' }), 'js')
+    expect(text).toContain("run('It was', { adapter: 'mine' })")
   })
 
   it('names the pooling of the calls that give vectors', () => {

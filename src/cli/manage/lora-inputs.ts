@@ -16,6 +16,7 @@ export const loraInputs = defineCommand({
   options: {
     model: required(MODEL, RUNS),
     ...flags('AddLoraInputsOptions'),
+    ...flags('LoadModelOptions', 'dtype'),
     json: toggle('print one JSON document on stdout'),
   },
   async run({ model, out, dtype, rank, targetModules, json }) {

@@ -39,7 +39,8 @@ export const data = defineCommand({
     const { invalid, evalInTraining, duplicates, records } = report
     for (const { message } of json ? [] : invalid.slice(0, SHOWN)) complain('problem', message)
     if (!json && invalid.length > SHOWN) say(`… and ${invalid.length - SHOWN} more: --json has all`)
-    if (invalid.length > 0) say(`${thousands(invalid.length)} records cannot be used`)
+    if (invalid.length > 0) say(`Records that cannot be used: ${thousands(invalid.length)}`)
+    else if (records === 0) say('There are no records in these files')
     if (duplicates > 0) warn(`${thousands(duplicates)} of ${thousands(records)} records are there twice`)
     if (evalInTraining.length > 0) {
       const some = evalInTraining.slice(0, 3).join('; ')
@@ -54,8 +55,9 @@ export const data = defineCommand({
 
 function show({ task, records, evalRecords, fields, lengths, labels, examples }: DataReport): void {
   const evaluated = evalRecords > 0 ? `, and ${thousands(evalRecords)} to evaluate` : ''
-  print(`${colors.bold(thousands(records))} records${evaluated}. They fit the task ${colors.bold(task)}.`)
-  print(table([['fields', 'records'], ...Object.entries(fields).slice(0, SHOWN)]))
+  const fit = records > 0 ? `They fit the task ${colors.bold(task)}` : `None fits the task ${colors.bold(task)}`
+  print(`${colors.bold(thousands(records))} records${evaluated}. ${fit}.`)
+  if (records > 0) print(table([['fields', 'records'], ...Object.entries(fields).slice(0, SHOWN)]))
   if (lengths !== null) {
     const { unit, total, least, median, most, histogram } = lengths
     print(

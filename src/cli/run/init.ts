@@ -33,7 +33,8 @@ export const init = defineCommand({
   options: { dir: text('DIR', 'folder for the file', '.') },
   async run({ dir = '.' }) {
     const file = join(dir, 'chats.jsonl')
-    if (existsSync(file)) throw new FileError({ where: file, what: 'exists already', hint: 'Choose another folder' })
+    if (existsSync(file))
+      throw new FileError({ where: file, what: 'exists already', hint: 'Name another folder: lowrank init DIR' })
     const lines = LESSONS.map(([user, assistant]) => {
       const messages = [
         { role: 'user', content: user },

@@ -1,6 +1,8 @@
 // lowrank serve: OpenAI's HTTP routes over one model and many adapters.
 
 import { basename } from 'node:path'
+import { closing } from '../../base/bytes.js'
+import { requireChatTemplate } from '../../index/model.js'
 import type { OpenSessionOptions, SignalLike } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, RUNS, repeated, required, text, toggle, UsageError } from '../options.js'
@@ -41,8 +43,7 @@ export const serve = defineCommand({
     const environment = process.env.LOWRANK_API_KEY
     const keys = [...apiKey, ...(environment ? [environment] : [])]
     const isLocal = ['127.0.0.1', 'localhost', '::1', undefined].includes(host)
-    const model = await loadModel(source, { dtype })
-    try {
+    return closing(await loadModel(source, { dtype }), async (model) => {
       const handler = await createHandler({
         ...limits,
         model,
@@ -59,16 +60,15 @@ export const serve = defineCommand({
       })
       const { server, url } = await listen(handler, { host, port })
       say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
-      if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0))
+      const isChat = (await requireChatTemplate(model.directory).catch(() => false)) !== false
+      if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0, isChat))
       if (!isLocal && keys.length === 0) warn('Everybody who reaches this address can use it: give --api-key KEY')
       await interruptible('Answering what has begun.', untilAborted)
       server.close()
       await handler.close()
       server.closeAllConnections()
       return 0
-    } finally {
-      await model.close()
-    }
+    })
   },
 })
 
@@ -79,10 +79,11 @@ function adapterOf(given: string): [name: string, source: string] {
   return [name, source]
 }
 
-function exampleOf(url: string, model: string, hasKey: boolean): string {
-  const body = JSON.stringify({ model, prompt: 'And the people', max_tokens: 20 })
+function exampleOf(url: string, model: string, hasKey: boolean, isChat: boolean): string {
+  const asked = isChat ? { messages: [{ role: 'user', content: 'Who are you?' }] } : { prompt: 'And the people' }
+  const body = JSON.stringify({ model, ...asked, max_tokens: 20 })
   const key = hasKey ? ' -H "Authorization: Bearer KEY"' : ''
-  return `Try: curl ${url}/v1/completions -H "Content-Type: application/json"${key} -d '${body}'`
+  return `Try: curl ${url}/v1/${isChat ? 'chat/' : ''}completions -H "Content-Type: application/json"${key} -d '${body}'`
 }
 
 function untilAborted(signal: SignalLike): Promise<void> {

@@ -1,5 +1,7 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { CHOICES, type Source, type TrainEvents, type TrainOptions, type TrainResult } from '../../index.js'
 import { flags } from '../flags.js'
 import {
@@ -117,7 +119,6 @@ export const train = defineCommand({
     if (gate !== undefined) return passGate(result, { ...options, model, folder: trained!, gate, json })
     const { interrupted } = report
     if (!interrupted) showCurve(report.trainLoss)
-    const isChat = result.adapter.chatTemplate !== undefined
     const form = options.dtype === undefined ? '' : ` --dtype ${options.dtype}`
     if (interrupted && options.overwrite && report.steps === 0) {
       say(`Stopped before the first step: ${colors.bold(out)} did not change.`)
@@ -134,11 +135,9 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const tasks = await node.trainingTasks()
-      const { use } = tasks.find(({ name }) => name === report.task) ?? tasks[0]
-      const [command, option, input] = use.command ?? tasks[0].use.command!
-      const words = `${option} "${isChat ? 'Who are you?' : input}"`
-      say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${words}`)
+      const card = await readFile(join(out, 'README.md'), 'utf8').catch(() => '')
+      const [call] = /^npx lowrank .*$/m.exec(card) ?? []
+      if (call !== undefined) say(`Try it: ${call}${form}`)
     }
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
@@ -234,10 +233,6 @@ function narrate(progress: Progress, onStep: (elapsedMs: number) => void): Train
       warn(message)
     },
   }
-}
-
-function quote(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }
 
 async function passGate(

@@ -75,8 +75,7 @@ export async function commandHelp(command: Command, useColor: boolean, columns =
     ...lines,
     '',
     ...Object.entries((await command.more?.()) ?? {}).flatMap(([title, texts]) => [bold(title), ...texts, '']),
-    bold('Examples'),
-    ...command.examples.map((example) => `  ${example}`),
+    ...(command.examples.length === 0 ? [] : [bold('Examples'), ...command.examples.map((example) => `  ${example}`)]),
   ].join('\n')
 }
 

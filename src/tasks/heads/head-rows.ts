@@ -1,7 +1,7 @@
 // Which of the hidden states a head computes with, as transformers chooses them: in a graph, and from what a run gave.
 // And one vector for a text from those of its tokens: in the graph, so that gradients pass.
 
-import { UnsupportedError } from '../../base/errors.js'
+import { listed, UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { markDistinct } from '../../graph/gradients/layout.js'
 import { POOLINGS, type Pooling, type SentenceModules } from '../../graph/sentence-modules.js'
@@ -134,7 +134,10 @@ export function tokenVectors(graph: Graph): Value {
     where: 'ONNX model',
     what: 'it gives no vectors of tokens',
     expected: `an output ${HIDDEN_OUTPUTS.join(' or ')}`,
-    got: graph.outputs.map(({ name }) => name).join(', '),
+    got: listed(
+      graph.outputs.map(({ name }) => name),
+      'outputs',
+    ),
     hint: 'Export the encoder alone: optimum-cli export onnx --task feature-extraction',
   })
 }

@@ -69,6 +69,7 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     use,
     /** A line of the data that the calls are shown with; undefined takes that of `use`. */
     input: run.facts.prompt,
+    isChat: adapter.chatTemplate !== undefined,
     data: own,
     evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
     /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
@@ -170,6 +171,8 @@ function usage(parts: CardParts): string[] {
   const [verb, flag, input = command[2]] = [command[0], command[1], parts.input]
   const { revision } = config.peftFields
   const text = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
+  // Pipelines put chats into the template, and continue texts as they are.
+  const given = parts.isChat ? `[{ role: 'user', content: ${text(input)} }]` : text(input)
   const options = pooling === undefined ? '' : `, pooling: ${text(pooling)}, normalize: ${normalize}`
   const alone = pooling === undefined ? '' : `, { pooling: ${text(pooling)}, normalize: ${normalize} }`
   const isScore = problemType === 'regression'
@@ -195,7 +198,7 @@ function usage(parts: CardParts): string[] {
           "import { pipelineWithAdapters } from 'lowrank/transformers'",
           '',
           `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { adapters: { mine: ${text(folder)} } })`,
-          `console.log(await run(${text(input)}, { adapter: 'mine'${options} }))`,
+          `console.log(await run(${given}, { adapter: 'mine'${options} }))`,
           '```',
           '',
         ]),
@@ -220,7 +223,7 @@ function usage(parts: CardParts): string[] {
           '',
           "env.localModelPath = '.'",
           `const run = await pipeline(${text(pipeline)}, 'merged', { dtype: 'fp32' })`,
-          `console.log(await run(${text(input)}${alone}))`,
+          `console.log(await run(${given}${alone}))`,
         ]),
     '```',
     '',
