@@ -3,7 +3,8 @@
 // - short: eight short prompts, 64 tokens each. First all callers at once, whose texts share steps, then the same calls
 //   one after the other. Tokens a second and their ratio.
 // - spread: prompts and answers of many lengths, which come one by one; two of them are long chats. The same ratio, and
-//   the time to the first token and between tokens.
+//   the time to the first token and between tokens. Then what limits the ratio: reading prompts gains nothing from a
+//   batch, so it is what it would be if all other steps gained as in `short`.
 // - turn: the time to the first token of 50 new tokens after a chat of 2,000, against reading all of them.
 // - idle: the time of a token of the base, with inputs for adapters that nobody uses, against the plain graph.
 // - operators: the milliseconds of a step of eight rows by operator, as ONNX Runtime's profile has them. Of each node
@@ -112,6 +113,7 @@ async function compare(name, count, together, one) {
   )
   const [few, many] = [median(processor.together), median(processor.apart)]
   console.log(`    processor time a token: ${few.toFixed(2)} ms, ${many.toFixed(2)} ms: ${(many / few).toFixed(2)} x`)
+  return many / few
 }
 
 async function measure(folder) {
@@ -127,10 +129,11 @@ async function measure(folder) {
   })
   const session = await openSession(model, { ...opening, adapters, prefixCache: 0 })
   console.log(folder)
+  let gain
   if (only.includes('short')) {
     const write = (i) => session.generate(PROMPTS[i], { adapter: `a${i % ADAPTERS}`, maxNewTokens, temperature: 0 })
     await write(0)
-    await compare('short', PROMPTS.length, () => Promise.all(PROMPTS.map((_, i) => write(i))), write)
+    gain = await compare('short', PROMPTS.length, () => Promise.all(PROMPTS.map((_, i) => write(i))), write)
   }
   if (only.includes('spread')) {
     const lengths = [20, 600, 60, 2000, 150, 300, 40, 2000, 90, 20, 450, 120].map(scaled)
@@ -150,6 +153,19 @@ async function measure(folder) {
     }
     const together = () => Promise.all(lengths.map((_, i) => pause(i * 50).then(() => write(i, true))))
     await compare('spread', lengths.length, together, write)
+    const read = (i) => session.generate(promptOf(lengths[i], i), { adapter: `a${i % ADAPTERS}`, maxNewTokens: 1 })
+    const processorTime = async (one) => {
+      const before = process.cpuUsage()
+      for (const i of lengths.keys()) await one(i)
+      const { user, system } = process.cpuUsage(before)
+      return user + system
+    }
+    const reading = (await processorTime(read)) / (await processorTime(write))
+    const most =
+      gain === undefined
+        ? ''
+        : `; if other steps gained as in short, ${(1 / (reading + (1 - reading) / gain)).toFixed(2)} x`
+    console.log(`    reading prompts is ${(100 * reading).toFixed(0)} % of the time one after the other${most}`)
     const shown = (values) => `p50 ${ms(percentile(values, 0.5))}, p95 ${ms(percentile(values, 0.95))}`
     console.log(`    first token ${shown(firsts)}; between tokens ${shown(nexts)}`)
   }

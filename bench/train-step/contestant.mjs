@@ -17,7 +17,8 @@ import { buildTrainingGraph } from '../../dist/graph/training/training-graph.js'
 import { Builder } from '../../dist/graph/view/builder.js'
 import { Graph } from '../../dist/graph/view/graph.js'
 import { NodeDirectory } from '../../dist/io/node/files.js'
-import { loadNodeRuntime } from '../../dist/runtime/node/runtime.js'
+import { loadRuntime } from '../../dist/runtime/load.js'
+import { resolveNodeRuntime } from '../../dist/runtime/node/runtime.js'
 import { loadTask } from '../../dist/tasks/tasks.js'
 import { TrainEngine } from '../../dist/train/engine.js'
 
@@ -43,7 +44,8 @@ const {
 })
 const [batch, sequence, threads, rank] = [options.batch, options.sequence, options.threads, options.rank].map(Number)
 
-const runtime = await loadNodeRuntime()
+// As in a worker.
+const runtime = await loadRuntime(resolveNodeRuntime(), undefined, undefined, true)
 const model = await loadModel(new NodeDirectory(folder), { runtime })
 const isLarge = chooseLowMemory(sessionMemory(model.onnx, false), [])
 const lowMemory = options['low-memory'] || (isLarge && !options.fast)

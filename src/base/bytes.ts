@@ -250,17 +250,37 @@ export async function readAll(source: ByteSource): Promise<Uint8Array> {
   return source.read(0, source.byteLength)
 }
 
+/** Gives what `use` makes of something that is open, and closes it. */
+export async function closing<Opened extends { close(): Promise<void> }, T>(
+  opened: Opened,
+  use: (opened: Opened) => T | Promise<T>,
+): Promise<T> {
+  try {
+    return await use(opened)
+  } finally {
+    await opened.close()
+  }
+}
+
+/** Gives what `use` makes of something that stays open; where `use` fails, it is closed. */
+export async function closingOnError<Opened extends { close(): Promise<void> }, T>(
+  opened: Opened,
+  use: (opened: Opened) => T | Promise<T>,
+): Promise<T> {
+  try {
+    return await use(opened)
+  } catch (error) {
+    await opened.close()
+    throw error
+  }
+}
+
 export async function withSource<T>(
   directory: Pick<Directory, 'open'>,
   path: string,
   use: (source: ByteSource) => T | Promise<T>,
 ): Promise<T> {
-  const source = await directory.open(path)
-  try {
-    return await use(source)
-  } finally {
-    await source.close()
-  }
+  return closing(await directory.open(path), use)
 }
 
 /** A folder that nothing is written to. */

@@ -28,6 +28,15 @@ export function objectOf(value: unknown): Record<string, unknown> {
   return isObject(value) ? value : {}
 }
 
+/** The value that a text of JSON holds; undefined for any other text, and for what is no text. */
+export function jsonIn(text: unknown): unknown {
+  try {
+    return typeof text === 'string' ? JSON.parse(text) : undefined
+  } catch {
+    return undefined
+  }
+}
+
 export function hasMethods(value: unknown, ...methods: readonly (string | symbol)[]): boolean {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return false
   return methods.every((name) => typeof (value as Record<string | symbol, unknown>)[name] === 'function')
@@ -44,15 +53,12 @@ export function ranged(expected: string): Kind {
   const high = Number(to ?? Number.POSITIVE_INFINITY)
   const isAbove = (value: number) => (above !== undefined || open === '(' ? value > low : value >= low)
   const isBelow = (value: number) => (close === ')' ? value < high : value <= high)
-  const isNumber = noun.endsWith('integer') ? Number.isSafeInteger : noun === 'a number' ? isReal : Number.isFinite
+  const isOfNoun = noun.endsWith('integer') ? Number.isSafeInteger : noun === 'a number' ? () => true : Number.isFinite
   return kind(expected, (value) => {
+    if (typeof value !== 'number') return false
     if (orInfinity !== undefined && value === Number.POSITIVE_INFINITY) return true
-    return isNumber(value) && isAbove(value as number) && isBelow(value as number)
+    return isOfNoun(value) && isAbove(value) && isBelow(value)
   })
-}
-
-function isReal(value: unknown): boolean {
-  return typeof value === 'number' && !Number.isNaN(value)
 }
 
 export const STRING = kind('text', (value) => typeof value === 'string')

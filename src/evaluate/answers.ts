@@ -125,11 +125,8 @@ export function checkJudge(
 /** The second answer beside the first: 1 better, 0.5 a tie, 0 worse. */
 export async function judge(pair: JudgedPair, settings: JudgeSettings, signal?: AbortSignal): Promise<number> {
   if (pair.first === pair.second) return 0.5
-  const { first, second } = pair
-  const [straight, turned] = await Promise.all([
-    ask({ ...pair, first, second }, settings, signal),
-    ask({ ...pair, first: second, second: first }, settings, signal),
-  ])
+  const swapped = { ...pair, first: pair.second, second: pair.first }
+  const [straight, turned] = await Promise.all([pair, swapped].map((one) => ask(one, settings, signal)))
   if (straight === 'B' && turned === 'A') return 1
   return straight === 'A' && turned === 'B' ? 0 : 0.5
 }

@@ -503,7 +503,9 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
   const { model, open, adapter, examples, settings, next } = input
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine, settings.threads)
   try {
-    const sessions = await TrainingSessions.create({ ...input, modules: undefined }, engine.remote, false)
+    const costs = examples.map((example) => open.cost(example))
+    const longest = costs.reduce((most, cost) => Math.max(most, cost), 0)
+    const sessions = await TrainingSessions.create({ ...input, longest, modules: undefined }, engine.remote, false)
     const { parameters } = sessions
     const names = parameters.map(({ name }) => name)
     await engine.remote.start({ parameters, optimizer: {}, maxGradNorm: 0 }, startOf(adapter, names))
@@ -511,7 +513,6 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
     // A loss that needs the other examples is that of a batch. Every other loss is wanted by the record.
     const isOfBatch = open.stepLoss !== undefined || open.needsNeighbors === true
     const limit = model.contextLength ?? Number.POSITIVE_INFINITY
-    const costs = examples.map((example) => open.cost(example))
     const plans = planEvaluation(costs, {
       batchSize: isOfBatch || open.exampleLosses !== undefined ? settings.batchSize : 1,
       limit,

@@ -1,6 +1,6 @@
 // An adapter from one format into another. Its content says what a source is, and not its name.
 
-import { type Place, sniff, withSource, writeTogether } from '../base/bytes.js'
+import { closing, type Place, sniff, withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
@@ -36,10 +36,9 @@ export async function convert(
   }
   const target = await targetOf(out, to, ending)
   const found = source instanceof LoraAdapter ? undefined : await find(source)
-  const adapter = await (found === undefined
-    ? openAdapter(source as LoraAdapter)
-    : found.format.open(found.place, settings.base))
-  try {
+  const opening =
+    found === undefined ? openAdapter(source as LoraAdapter) : found.format.open(found.place, settings.base)
+  return closing(await opening, async (adapter) => {
     if (adapter.parts().length === 0) throw new FormatError({ where: 'adapter', what: 'has no layers' })
     const { directory, file } = target
     const format = await load()
@@ -48,9 +47,7 @@ export async function convert(
       : format.write(adapter, target, settings))
     const name = file === undefined ? directory.name : `${directory.name}/${file}`
     return { from: found?.name ?? 'memory', to, out: name, layers, notes }
-  } finally {
-    await adapter.close()
-  }
+  })
 }
 
 async function targetOf(out: Place, to: AdapterFormat, ending: string | undefined): Promise<Place> {

@@ -1,7 +1,7 @@
 // A checkpoint of safetensors as tensors and byte ranges: one file, or shards with the index that transformers writes.
 // Index and headers must agree; no weight is read here.
 
-import { type ByteSource, type Directory, readAll, withSource } from '../base/bytes.js'
+import { type ByteSource, closingOnError, type Directory, readAll, withSource } from '../base/bytes.js'
 import { didYouMean, FileError, FormatError, listed, UnsupportedError } from '../base/errors.js'
 import { type JsonObject, parseJson } from './json.js'
 import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from './safetensors.js'
@@ -52,15 +52,12 @@ export async function openCheckpoint(directory: Directory, path?: string): Promi
   const close = async () => {
     for (const { file } of shards) await file.source.close()
   }
-  try {
+  return closingOnError({ close }, async () => {
     for (const shard of paths) shards.push(await openShard(directory, shard, indexPath))
     const tensors = collectTensors(shards)
     if (weightMap !== undefined) checkIndex(weightMap, tensors, shards, `${directory.name}/${indexPath}`)
     return { directory, shards, tensors, indexPath, indexMetadata, close }
-  } catch (error) {
-    await close()
-    throw error
-  }
+  })
 }
 
 async function findCheckpoint(directory: Directory): Promise<string> {
@@ -146,16 +143,12 @@ async function openShard(directory: Directory, path: string, indexPath: string |
       hint: 'Download it again',
     })
   }
-  const source = await directory.open(path)
-  try {
+  return closingOnError(await directory.open(path), async (source) => {
     const file = await parseSafetensorsHeader(source)
     // Tensors fill a file from the header's end to its own, as parseSafetensorsHeader has checked.
     const bytes = [...file.tensors.values()].reduce((sum, { byteLength }) => sum + byteLength, 0)
     return { path, file, dataStart: source.byteLength - bytes }
-  } catch (error) {
-    await source.close()
-    throw error
-  }
+  })
 }
 
 function collectTensors(shards: readonly CheckpointShard[]): Map<string, CheckpointTensor> {

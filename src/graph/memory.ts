@@ -49,16 +49,15 @@ export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): b
   return 4 * USUAL_ROWS * vocabulary > whole
 }
 
-/**
- * Tokens of the longest text whose attention is small beside the products with weights, of that whose attention exists
- * whole, and queries of a block of longer ones.
- */
-const ATTENTION = { small: 256, whole: 1024, rows: 128 }
+/** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
+const ATTENTION = { whole: 1024, rows: 128 }
 
 /** How graphs for texts of up to so many tokens are made. */
 export function blocksFor(tokens: number) {
-  if (tokens <= ATTENTION.whole) return { isShort: tokens > 0 && tokens <= ATTENTION.small }
+  const isOptimized = tokens > 0
+  if (tokens <= ATTENTION.whole) return { isOptimized }
   return {
+    isOptimized,
     attentionRows: ATTENTION.rows,
     logitBytes: { ...LOGIT_BYTES, whole: (LOGIT_BYTES.whole * USUAL_ROWS) / tokens },
   }

@@ -21,20 +21,16 @@ import { valueInfo } from './inject/inject.js'
  * Face's cache). Elsewhere their content goes along.
  */
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
-  const used = new Set<string>()
-  for (const tensor of tensorsOf(proto)) if (isExternal(tensor)) used.add(weightRange(tensor, model.name).location)
-  if (used.size === 0) return { graph: serializeModel(proto) }
-  const realPaths = new Map<string, string>()
-  for (const location of used) {
-    const path = model.file(location).realPath
-    if (path === undefined) return { graph: serializeModel(proto), weights: await contentOf(model, used) }
-    realPaths.set(location, path)
-  }
-  const folder = commonFolder([...realPaths.values()])
+  const external = tensorsOf(proto).filter(isExternal)
+  const used = [...new Set(external.map((tensor) => weightRange(tensor, model.name).location))]
+  if (used.length === 0) return { graph: serializeModel(proto) }
+  const paths = used.flatMap((location) => model.file(location).realPath ?? [])
+  if (paths.length < used.length) return { graph: serializeModel(proto), weights: await contentOf(model, used) }
+  const folder = commonFolder(paths)
   const relocated = mapTensors(proto, (tensor) => {
     if (!isExternal(tensor)) return tensor
     const range = weightRange(tensor, model.name)
-    const location = (realPaths.get(range.location) as string).slice(folder.length + 1).replaceAll('\\', '/')
+    const location = paths[used.indexOf(range.location)].slice(folder.length + 1).replaceAll('\\', '/')
     return location === range.location ? tensor : externalTensor(tensor, { ...range, location })
   })
   return { graph: serializeModel(relocated), weightsFolder: folder }

@@ -2,7 +2,7 @@
 // stays of them when a model is exported, quantized or copied into a folder; a base whose name nobody knows is not
 // doubted.
 
-import { type Directory, readLeniently } from '../base/bytes.js'
+import { closing, type Directory, readLeniently } from '../base/bytes.js'
 import type { Model } from '../graph/model-folder.js'
 import { readBaseRecord } from '../peft/files.js'
 
@@ -38,13 +38,10 @@ export async function otherBaseOf(
     import('../graph/base-record.js'),
     import('../formats/onnx/model.js'),
   ])
-  const onnx = await loadOnnx(base, trainedOn.graph)
-  try {
+  return closing(await loadOnnx(base, trainedOn.graph), async (onnx) => {
     const words = await otherWeights(trainedOn, { onnx, onnxPath: trainedOn.graph, name: base.name })
     return words && `${adapter.name}: ${words}`
-  } finally {
-    await onnx.close()
-  }
+  })
 }
 
 function essence(name: string): string {

@@ -1,6 +1,6 @@
 // Inputs, outputs and layers to adapt of the graphs of an ONNX model.
 
-import type { Directory } from '../base/bytes.js'
+import { closing, type Directory } from '../base/bytes.js'
 import { loadOnnx } from '../formats/onnx/model.js'
 import { type GraphDtype, type GraphRole, graphDtypes, graphFile, roleOf } from '../graph/graph-file.js'
 import type { FormName } from '../graph/match/forms/form.js'
@@ -86,8 +86,7 @@ export async function inspectGraphs(
   const dtypes: Record<string, GraphDtype[]> = {}
   for (const file of files) {
     const role = roleOf(file)
-    const model = await loadOnnx(directory, file)
-    try {
+    await closing(await loadOnnx(directory, file), async (model) => {
       const graph = new Graph(model.proto)
       const inputs = graph.inputs.map(({ name }) => name)
       graphs.push({ role, file, inputs, outputs: graph.outputs.map(({ name }) => name) })
@@ -106,9 +105,7 @@ export async function inspectGraphs(
         linears.push({ name, graph: role, form: form.name, layout, d, k, isHead, ...able })
       }
       embeddings.push(...embeddingsOf(graph, role))
-    } finally {
-      await model.close()
-    }
+    })
     const name = graphFile(file).name
     if (isFolder) dtypes[name] = await graphDtypes(directory, name)
   }

@@ -1,6 +1,6 @@
 // Contents of a source: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
-import type { Directory, Place } from '../base/bytes.js'
+import { closing, type Directory, type Place } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
@@ -111,17 +111,21 @@ async function inspectWithBase(directory: Directory, { base, strict }: InspectOp
 }
 
 async function inspectCheckpoint(directory: Directory, file: string | undefined): Promise<InspectReport> {
-  const checkpoint = await (await import('../formats/checkpoint.js')).openCheckpoint(directory, file)
-  try {
-    const tensors = [...checkpoint.tensors.values()].map(({ info: { name, dtype, shape } }) => ({ name, dtype, shape }))
-    return {
-      kind: 'checkpoint',
-      params: tensors.reduce((sum, { shape }) => sum + elementCount(shape), 0),
-      files: checkpoint.shards.map(({ path }) => path),
-      tensors,
-      metadata: checkpoint.shards[0].file.metadata,
-    }
-  } finally {
-    await checkpoint.close()
-  }
+  return closing(
+    await (await import('../formats/checkpoint.js')).openCheckpoint(directory, file),
+    async (checkpoint) => {
+      const tensors = [...checkpoint.tensors.values()].map(({ info: { name, dtype, shape } }) => ({
+        name,
+        dtype,
+        shape,
+      }))
+      return {
+        kind: 'checkpoint',
+        params: tensors.reduce((sum, { shape }) => sum + elementCount(shape), 0),
+        files: checkpoint.shards.map(({ path }) => path),
+        tensors,
+        metadata: checkpoint.shards[0].file.metadata,
+      }
+    },
+  )
 }

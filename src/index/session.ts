@@ -1,5 +1,6 @@
 // Opens sessions. What runs models loads with the first call.
 
+import { closingOnError } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'
 import { memoryWarning, sessionMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
@@ -77,11 +78,5 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
-  const opened = await loadModel(model as Source)
-  try {
-    return await open(opened, true)
-  } catch (error) {
-    await opened.close()
-    throw error
-  }
+  return closingOnError(await loadModel(model as Source), (opened) => open(opened, true))
 }

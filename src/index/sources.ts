@@ -1,6 +1,6 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
-import type { ByteSource, Directory, Place } from '../base/bytes.js'
+import { type ByteSource, closing, type Directory, type Place } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { BlobLike, FileLike } from '../base/globals.js'
 import { checkArgument, hasMethods } from '../base/options.js'
@@ -56,12 +56,7 @@ export async function adapterOrFolder(
 export async function openToRun(adapter: Source | LoraAdapter, where: string): Promise<RunAdapter> {
   const opened = await adapterOrFolder(adapter, where)
   if (isAdapter(opened)) return opened
-  const folder = await (await import('../peft/open.js')).openAdapter(opened)
-  try {
-    return await folder.loadToRun()
-  } finally {
-    await folder.close()
-  }
+  return closing(await (await import('../peft/open.js')).openAdapter(opened), (folder) => folder.loadToRun())
 }
 
 /**

@@ -1,6 +1,6 @@
 // Merging and unmerging into folders of any kind; merge/node/job.ts does it for paths, with threads.
 
-import type { Directory, Place } from '../base/bytes.js'
+import { closing, type Directory, type Place } from '../base/bytes.js'
 import { carryOut } from './carry-out.js'
 import { chooseFormat } from './format.js'
 import { openMerge, reportPlan } from './open.js'
@@ -26,23 +26,15 @@ export interface MergeJob {
 export type OpenJob = (request: MergeRequest, runs: boolean) => Promise<MergeJob>
 
 export async function merge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
-  return withJob(await open(request, true), (job) => job.run())
+  return closing(await open(request, true), (job) => job.run())
 }
 
 export async function planMerge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergePlanReport> {
-  return withJob(await open(request, false), (job) => job.plan())
+  return closing(await open(request, false), (job) => job.plan())
 }
 
 export async function unmerge({ merged, ...rest }: UnmergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
-  return withJob(await open({ ...rest, base: merged, sign: -1 }, true), (job) => job.run())
-}
-
-async function withJob<T>(job: MergeJob, work: (job: MergeJob) => Promise<T>): Promise<T> {
-  try {
-    return await work(job)
-  } finally {
-    await job.close()
-  }
+  return closing(await open({ ...rest, base: merged, sign: -1 }, true), (job) => job.run())
 }
 
 async function openInFolder(request: MergeRequest): Promise<MergeJob> {

@@ -1,5 +1,6 @@
 // Opens what a merge reads, and plans it: nothing is written, and no weight is computed.
 
+import { closingOnError } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import type { ChosenFormat } from './format.js'
 import { otherFiles } from './other-files.js'
@@ -24,7 +25,7 @@ export async function openPlan(
   const close = async () => {
     for (const closeOne of closers.splice(0)) await closeOne()
   }
-  try {
+  return closingOnError({ close }, async () => {
     const adapters = [input.adapters].flat().map(weighted)
     const own = { chosen, adapters, sign: input.sign ?? 1, sources: [], baseFiles: new Map(), closers }
     const planned: PlanInput = { ...input, ...own }
@@ -40,22 +41,13 @@ export async function openPlan(
     fit.add(...opened.problems)
     const plan = await base.plan(opened, config, fit)
     return { input: planned, where: base.where, opened, config, fit, plan, close }
-  } catch (error) {
-    await close()
-    throw error
-  }
+  })
 }
 
 export type OpenMerge = Awaited<ReturnType<typeof openMerge>>
 
 export async function openMerge(input: MergeInput, chosen: ChosenFormat, models?: readonly OnnxModel[]) {
-  const open = await openPlan(input, chosen, { models })
-  try {
-    return await finished(open)
-  } catch (error) {
-    await open.close()
-    throw error
-  }
+  return closingOnError(await openPlan(input, chosen, { models }), (open) => finished(open))
 }
 
 async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {

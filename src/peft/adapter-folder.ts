@@ -2,7 +2,7 @@
 // tensors that it does not expect; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint
 // format".
 
-import type { Directory } from '../base/bytes.js'
+import { closing, type Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFiniteStored } from '../base/dtype.js'
 import { ConfigError, MismatchError, NumericError, StateError } from '../base/errors.js'
 import type { FloatArray } from '../base/tensor.js'
@@ -29,12 +29,7 @@ const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
 }
 
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
-  const opened = await openAdapter(directory, { ...options, isTolerant: false })
-  try {
-    return await opened.load()
-  } finally {
-    await opened.close()
-  }
+  return closing(await openAdapter(directory, { ...options, isTolerant: false }), (opened) => opened.load())
 }
 
 /** How an adapter is saved. */

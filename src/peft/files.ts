@@ -2,7 +2,7 @@
 
 import {
   type ByteSink,
-  type ByteSource,
+  closingOnError,
   type Directory,
   readAll,
   readLeniently,
@@ -11,7 +11,7 @@ import {
   writeFile,
 } from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { isObject, jsonIn } from '../base/options.js'
 import {
   parseSafetensorsHeader,
   type SafetensorsFile,
@@ -87,15 +87,11 @@ export async function readConfig({ directory, path }: AdapterFolder): Promise<{ 
 /** The source is the caller's to close. Nothing in a file of torch.save is executed. */
 export async function openWeights({ directory, path }: AdapterFolder): Promise<SafetensorsFile> {
   const isTorch = !(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))
-  const source: ByteSource = await directory.open(path + (isTorch ? TORCH_FILE : WEIGHTS_FILE))
-  try {
+  return closingOnError(await directory.open(path + (isTorch ? TORCH_FILE : WEIGHTS_FILE)), async (source) => {
     if (!isTorch) return await parseSafetensorsHeader(source)
     const { parseTorchFile } = await import('../formats/torch/torch-file.js')
     return await parseTorchFile(source)
-  } catch (error) {
-    await source.close()
-    throw error
-  }
+  })
 }
 
 /** Two files cannot get their names at once: the old config goes first, so that no folder ever mixes two adapters. */
@@ -183,13 +179,8 @@ export function readMeaning(metadata: Readonly<Record<string, string>>): Meaning
 }
 
 function listOf(text: string | undefined): readonly string[] | undefined {
-  if (text === undefined) return undefined
-  try {
-    const labels: unknown = JSON.parse(text)
-    return Array.isArray(labels) && labels.every((label) => typeof label === 'string') ? labels : undefined
-  } catch {
-    return undefined
-  }
+  const labels = jsonIn(text)
+  return Array.isArray(labels) && labels.every((label) => typeof label === 'string') ? labels : undefined
 }
 
 export function meaningMetadata({ labels, problemType }: Meaning): Record<string, string> {

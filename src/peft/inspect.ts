@@ -1,6 +1,6 @@
 // The content of an adapter in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
-import type { Directory } from '../base/bytes.js'
+import { closing, type Directory } from '../base/bytes.js'
 import {
   decodeWeights,
   type FloatDtype,
@@ -105,8 +105,7 @@ export async function inspectAdapter(
   source: LoraAdapter | Directory,
   options: LoadOptions = {},
 ): Promise<AdapterReport> {
-  const adapter = await openAdapter(source, { ...options, isTolerant: true })
-  try {
+  return closing(await openAdapter(source, { ...options, isTolerant: true }), async (adapter) => {
     const { config, notes } = adapter
     const problems: LowrankError[] = [...adapter.problems]
     const layers: LayerReport[] = []
@@ -131,9 +130,7 @@ export async function inspectAdapter(
       problems: problems.map(({ code, message }) => ({ code, message })),
       warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report, adapter.parts())],
     }
-  } finally {
-    await adapter.close()
-  }
+  })
 }
 
 type OpenLayer = Exclude<OpenPart, { kind: 'replacement' | 'token-rows' }>

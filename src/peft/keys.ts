@@ -3,7 +3,8 @@
 // (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues that files caused.
 
 import type { ByteSource } from '../base/bytes.js'
-import { FormatError, MismatchError } from '../base/errors.js'
+import { FormatError, MismatchError, ShapeError } from '../base/errors.js'
+import { formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 
 export const KEY_PREFIX = 'base_model.model.'
@@ -40,6 +41,11 @@ const NAMED: readonly RegExp[] = [
 
 export interface AdapterTensor extends TensorInfo {
   readonly source: ByteSource
+}
+
+/** `what` is wrong with a tensor whose shape is not as expected. */
+export function wrongShape({ name, shape }: AdapterTensor, file: string, what: string, expected: string): ShapeError {
+  return new ShapeError({ where: `${file}: ${name}`, what, expected, got: formatShape(shape) })
 }
 
 interface Entry {

@@ -2,7 +2,7 @@
 // inspecting, merging, converting, combining and resizing walk this. A folder's tensors stay in their file, so that
 // memory does not grow with the adapter.
 
-import { type Directory, MemorySource, readThere } from '../base/bytes.js'
+import { closingOnError, type Directory, MemorySource, readThere } from '../base/bytes.js'
 import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
 import type { LowrankError } from '../base/errors.js'
 import { isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
@@ -67,14 +67,10 @@ export async function openAdapter(source: LoraAdapter | Directory, options: Open
 
 /** Opens an adapter whose B·A must be its change. `use` says what would be done, for the refusal. */
 export async function openForUse(source: LoraAdapter | Directory, use: string): Promise<OpenAdapter> {
-  const opened = await openAdapter(source, {})
-  try {
+  return closingOnError(await openAdapter(source, {}), async (opened) => {
     ;(await import('../lora/requirements.js')).requireUnchangedBase(opened, use)
     return opened
-  } catch (error) {
-    await opened.close()
-    throw error
-  }
+  })
 }
 
 async function openInMemory(
@@ -144,7 +140,7 @@ async function openFolder(
   if (!isTolerant) throwFirst([...problems, ...(strict ? unknown : [])])
   const opened = await openWeights(folder)
   const close = () => opened.source.close()
-  try {
+  return closingOnError({ close }, async () => {
     const { tensors, notes: keyNotes } = normalizeKeys(opened, name)
     const chatTemplate = await readChatTemplate(folder.directory, folder.path)
     const trainedOn = await readBaseRecord(folder.directory, folder.path)
@@ -193,10 +189,7 @@ async function openFolder(
       },
       close,
     }
-  } catch (error) {
-    await close()
-    throw error
-  }
+  })
 }
 
 async function emptyAdapter(config: LoraConfig): Promise<LoraAdapter> {

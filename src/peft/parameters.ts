@@ -3,14 +3,13 @@
 // so that the last one's key is that of the module and each earlier one has a `.base_layer` more
 // (tuners_utils._inject_parameters, lora.ParamWrapper).
 
-import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
+import { attempt, FormatError, type LowrankError, MismatchError, UnsupportedError } from '../base/errors.js'
 import { groupBy } from '../base/group.js'
-import { formatShape } from '../base/tensor.js'
 import { configForLayer, type LoraConfig } from '../lora/config.js'
 import { moduleOf, type ParameterView } from '../lora/part.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './file-names.js'
-import type { AdapterTensor } from './keys.js'
+import { type AdapterTensor, wrongShape } from './keys.js'
 
 const WRAPPED = '.base_layer'
 
@@ -178,20 +177,11 @@ function complete(
   const own = configForLayer(config, name)
   const ranks = weightA.shape[0]
   if (weightA.shape.length !== 2 || weightA.shape.includes(0) || ranks % own.rank !== 0) {
-    throw new ShapeError({
-      where: `${file}: ${weightA.name}`,
-      what: `wrong shape for the rank that ${CONFIG_FILE} gives ${name}`,
-      expected: `(experts · ${own.rank}, k)`,
-      got: formatShape(weightA.shape),
-    })
+    const what = `wrong shape for the rank that ${CONFIG_FILE} gives ${name}`
+    throw wrongShape(weightA, file, what, `(experts · ${own.rank}, k)`)
   }
   if (weightB.shape.length !== 2 || weightB.shape[0] === 0 || weightB.shape[1] !== ranks) {
-    throw new ShapeError({
-      where: `${file}: ${weightB.name}`,
-      what: `wrong shape for the factor A of ${name}`,
-      expected: `(d, ${ranks})`,
-      got: formatShape(weightB.shape),
-    })
+    throw wrongShape(weightB, file, `wrong shape for the factor A of ${name}`, `(d, ${ranks})`)
   }
   return {
     kind: 'parameter',

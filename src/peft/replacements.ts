@@ -1,13 +1,12 @@
 // Which tensors of a PEFT file take the place of the base's, whole or in rows.
 
-import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
-import { formatShape } from '../base/tensor.js'
+import { attempt, FormatError, type LowrankError, MismatchError, UnsupportedError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { moduleOf, type ReplacementView, rowsName, type TokenRowsView } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './file-names.js'
-import { type AdapterTensor, KEY_PREFIX, ROWS_SUFFIX, sortedByName, withoutPrefix } from './keys.js'
+import { type AdapterTensor, KEY_PREFIX, ROWS_SUFFIX, sortedByName, withoutPrefix, wrongShape } from './keys.js'
 import { isHeadModule } from './tied.js'
 
 export interface ClaimContext {
@@ -131,12 +130,8 @@ function tokensOf(name: string, info: AdapterTensor, { config, file }: ClaimCont
     })
   }
   if (info.shape.length === 2 && info.shape[0] === tokens.length) return tokens
-  throw new ShapeError({
-    where,
-    what: 'wrong shape for the tokens of trainable_token_indices',
-    expected: `(${tokens.length}, features)`,
-    got: formatShape(info.shape),
-  })
+  const what = 'wrong shape for the tokens of trainable_token_indices'
+  throw wrongShape(info, file, what, `(${tokens.length}, features)`)
 }
 
 function unclaimedError(names: readonly string[], file: string): FormatError | UnsupportedError {

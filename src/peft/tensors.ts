@@ -1,14 +1,14 @@
 // Which layer each tensor of a PEFT file belongs to, or what else it is. PEFT passes over tensors that it does not
 // expect in silence; here every tensor is claimed or named in an error. Keys: PEFT's docs, "checkpoint format".
 
-import { attempt, FormatError, type LowrankError, MismatchError, ShapeError } from '../base/errors.js'
+import { attempt, FormatError, type LowrankError, MismatchError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import { configForFactors, configForLayer, type LoraConfig } from '../lora/config.js'
 import { convolutionShape } from '../lora/kinds/convolution-factors.js'
 import type { FactorTensors, FactorView, PartView, TensorRole } from '../lora/part.js'
 import { baseModuleName } from '../lora/replication.js'
 import { CONFIG_FILE } from './file-names.js'
-import { type AdapterTensor, KEY_PREFIX, rowsKey, sortedByName, withoutPrefix } from './keys.js'
+import { type AdapterTensor, KEY_PREFIX, rowsKey, sortedByName, withoutPrefix, wrongShape } from './keys.js'
 import type { ClaimContext } from './replacements.js'
 import { adaptedMatcher } from './tied.js'
 
@@ -204,20 +204,13 @@ function withOwnRank(
 function checkShapes({ kind, tensors, config: { rank } }: LayerPart, file: string): void {
   const { weightA, weightB, magnitude, biasB } = tensors
   const isConvolution = kind === 'convolution'
-  const wrongFactor = (tensor: AdapterTensor, expected: string) => {
-    return new ShapeError({
-      where: `${file}: ${tensor.name}`,
-      what: `wrong shape for the rank that ${CONFIG_FILE} gives this layer`,
-      expected,
-      got: formatShape(tensor.shape),
-    })
-  }
+  const wrongRank = `wrong shape for the rank that ${CONFIG_FILE} gives this layer`
   const isMatrix = ({ shape }: AdapterTensor) => shape.length === 2 && elementCount(shape) > 0
   if (weightA.shape[0] !== rank || !(isConvolution || isMatrix(weightA))) {
-    throw wrongFactor(weightA, `(${rank}, ${isConvolution ? 'in, *kernel' : 'k'})`)
+    throw wrongShape(weightA, file, wrongRank, `(${rank}, ${isConvolution ? 'in, *kernel' : 'k'})`)
   }
   if (isConvolution) convolutionShape(weightA.shape, weightB.shape, `${file}: ${weightA.name}`)
-  else if (weightB.shape[1] !== rank || !isMatrix(weightB)) throw wrongFactor(weightB, `(d, ${rank})`)
+  else if (weightB.shape[1] !== rank || !isMatrix(weightB)) throw wrongShape(weightB, file, wrongRank, `(d, ${rank})`)
   const d = weightB.shape[0]
   checkVector(magnitude, isConvolution ? magnitudeShape(d, weightA.shape.length - 2) : [d], file)
   checkVector(biasB, [d], file)
@@ -225,12 +218,7 @@ function checkShapes({ kind, tensors, config: { rank } }: LayerPart, file: strin
 
 function checkVector(tensor: AdapterTensor | undefined, expected: readonly number[], file: string): void {
   if (tensor === undefined || formatShape(tensor.shape) === formatShape(expected)) return
-  throw new ShapeError({
-    where: `${file}: ${tensor.name}`,
-    what: 'not one number for each row of B',
-    expected: formatShape(expected),
-    got: formatShape(tensor.shape),
-  })
+  throw wrongShape(tensor, file, 'not one number for each row of B', formatShape(expected))
 }
 
 /** The shape of a convolution's magnitude, (1, d, 1…), for so many dimensions of the kernel. */

@@ -4,7 +4,12 @@ import { messageOf, RuntimeError } from '../base/errors.js'
 import { type OrtModule, runtimeOf, setWebThreads } from './onnxruntime.js'
 import type { Runtime } from './runtime.js'
 
-export async function loadRuntime(specifier: string, wasm?: string, threads?: number): Promise<Runtime> {
+export async function loadRuntime(
+  specifier: string,
+  wasm?: string,
+  threads?: number,
+  ownsThread?: boolean,
+): Promise<Runtime> {
   let loaded: Partial<OrtModule> & { default?: Partial<OrtModule> }
   try {
     loaded = await import(/* @vite-ignore */ /* webpackIgnore: true */ specifier)
@@ -23,7 +28,7 @@ export async function loadRuntime(specifier: string, wasm?: string, threads?: nu
   if (ort.env !== undefined && ort.listSupportedBackends !== undefined) ort.env.logLevel = 'fatal'
   if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
   setWebThreads(ort as OrtModule, threads)
-  return runtimeOf(ort as OrtModule)
+  return runtimeOf(ort as OrtModule, undefined, ownsThread)
 }
 
 /** As the page's bundler or import map finds it; undefined where it does not. */

@@ -10,7 +10,7 @@ export function serveEngine<T extends object>(port: Port, create: (runtime: Runt
   let engine: Promise<T> | undefined
   const control = {
     loadRuntime(specifier: string, wasm?: string, threads?: number): void {
-      engine = loadRuntime(specifier, wasm, threads).then(create)
+      engine = loadRuntime(specifier, wasm, threads, true).then(create)
       engine.catch(() => {})
     },
   }

@@ -13,7 +13,7 @@ export class Gate {
     private readonly maxWaiting: number,
   ) {}
 
-  /** Returns what gives the place back. */
+  /** Waits for a place. The function that it returns gives the place back. */
   async enter(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted()
     this.checkOpen()

@@ -320,15 +320,9 @@ class Server {
       for (const name of names) this.#metrics.adapter(name, state, change)
     }
     count('waiting', 1)
-    let leave: () => void
-    try {
-      leave = await this.#gate.enter(signal)
-    } catch (error) {
-      end()
-      throw error
-    } finally {
-      count('waiting', -1)
-    }
+    const admitted = this.#gate.enter(signal).finally(() => count('waiting', -1))
+    admitted.catch(end)
+    const leave = await admitted
     count('running', 1)
     return {
       adapter,

@@ -1,6 +1,6 @@
 // OpenAI's messages → those of a chat template: one text each, pictures beside them, arguments as objects.
 
-import { isObject } from '../base/options.js'
+import { isObject, jsonIn } from '../base/options.js'
 import type { MessageOfParts, MessagePart } from '../text/chat.js'
 import type { Fields } from './fields.js'
 import { HttpError } from './http.js'
@@ -49,10 +49,7 @@ function pictureOf(url: unknown, param: string): Uint8Array {
 }
 
 function withObjects(call: unknown): unknown {
-  if (!isObject(call) || !isObject(call.function) || typeof call.function.arguments !== 'string') return call
-  try {
-    return { ...call, function: { ...call.function, arguments: JSON.parse(call.function.arguments) } }
-  } catch {
-    return call
-  }
+  if (!isObject(call) || !isObject(call.function)) return call
+  const args = jsonIn(call.function.arguments)
+  return args === undefined ? call : { ...call, function: { ...call.function, arguments: args } }
 }

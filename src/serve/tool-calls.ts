@@ -2,6 +2,8 @@
 // "arguments"}</tool_call>, and Llama 3's, a single JSON object with name and parameters. A text in another form stays
 // a text.
 
+import { jsonIn, objectOf } from '../base/options.js'
+
 /** A call, as OpenAI's answers hold it. `arguments` is JSON. */
 export interface ToolCall {
   readonly id: string
@@ -23,13 +25,9 @@ export function parseToolCalls(text: string): { content: string; calls: ToolCall
 }
 
 function callOf(json: string, key: 'arguments' | 'parameters'): ToolCall | undefined {
-  try {
-    const { name, [key]: args = {} } = JSON.parse(json)
-    if (typeof name !== 'string' || typeof args !== 'object' || args === null) return undefined
-    return { id: `call_${crypto.randomUUID()}`, type: 'function', function: { name, arguments: JSON.stringify(args) } }
-  } catch {
-    return undefined
-  }
+  const { name, [key]: args = {} } = objectOf(jsonIn(json))
+  if (typeof name !== 'string' || typeof args !== 'object' || args === null) return undefined
+  return { id: `call_${crypto.randomUUID()}`, type: 'function', function: { name, arguments: JSON.stringify(args) } }
 }
 
 /** The part of a growing text that is certain to be no call, and can be sent. */

@@ -1,7 +1,7 @@
 // Chats as data sets hold them → one form, with each record that is no chat refused by its place.
 
 import { DataError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { isObject, jsonIn } from '../base/options.js'
 
 /** A message, as chat templates read it. Fields beside these are passed on to the template. */
 export interface ChatMessage {
@@ -108,12 +108,7 @@ export function chatOf(question: string, answer: string, system?: string): Chat<
 function list(value: unknown, name: string, where: string): readonly unknown[] | undefined {
   if (value === undefined || value === null) return undefined
   if (Array.isArray(value)) return value
-  let parsed: unknown
-  try {
-    parsed = typeof value === 'string' ? JSON.parse(value) : undefined
-  } catch {
-    parsed = undefined
-  }
+  const parsed = jsonIn(value)
   if (Array.isArray(parsed)) return parsed
   throw new DataError({ where, what: `"${name}" is not a list`, expected: 'a list, or one as JSON', got: typeof value })
 }
@@ -128,12 +123,8 @@ function fromShareGpt(turn: unknown, where: string): unknown {
 
 /** ShareGPT writes a call as JSON: { name, arguments }. */
 function toolCall(value: unknown, where: string): object {
-  try {
-    const call: unknown = typeof value === 'string' ? JSON.parse(value) : value
-    if (typeof (call as Fields | null)?.name === 'string') return { type: 'function', function: call }
-  } catch {
-    // Told below.
-  }
+  const call = typeof value === 'string' ? jsonIn(value) : value
+  if (isObject(call) && typeof call.name === 'string') return { type: 'function', function: call }
   throw new DataError({ where, what: 'not a function call', expected: 'JSON with "name" and "arguments"' })
 }
 

@@ -179,7 +179,7 @@ function checkIds(vocabulary: unknown, added: readonly unknown[], where: string)
     throw new FormatError({ where, what, expected: 'a whole number from 0 on', got: String(JSON.stringify(id)) })
   }
   // Vocabularies of Unigram models are lists: there the place is the id.
-  if (isObject(vocabulary)) for (const [token, id] of Object.entries(vocabulary)) check(token, id)
+  if (isObject(vocabulary)) for (const token of Object.keys(vocabulary)) check(token, vocabulary[token])
   for (const token of added) check(isObject(token) ? token.content : token, isObject(token) ? token.id : undefined)
 }
 

@@ -63,10 +63,7 @@ export async function combineAdapters(
     for (const one of opened) checkParts(one, own, base !== undefined)
     checkAlikeSettings(opened)
     if (base !== undefined && opened.some(({ adapter }) => adapter.config.useDora)) {
-      doraBase = await openDoraBase(
-        base,
-        opened.map(({ adapter }) => adapter),
-      )
+      doraBase = await openDoraBase(base, opened)
     }
     const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
     const uniform = own.isPeft
@@ -177,11 +174,8 @@ function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWa
   if (other !== undefined) {
     const hint =
       'Merge it into its base, make an adapter from the result with `lowrank extract`, and combine that adapter'
-    throw new UnsupportedError({
-      where: `${label}: ${other.name}`,
-      what: `DoRA of a layer of kind ${other.kind}`,
-      hint,
-    })
+    const what = `DoRA of a layer of kind ${other.kind}`
+    throw new UnsupportedError({ where: `${label}: ${other.name}`, what, hint })
   }
   const isChosen = Object.values(choice).some((rule) => rule !== undefined)
   if (type === 'exact' && !isChosen) {
@@ -288,9 +282,9 @@ type DoraBase = Awaited<ReturnType<typeof openDoraBase>>
  * Makes plain changes of DoRA layers. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖, a norm for each row (Liu et al. 2024,
  * arXiv 2402.09353): its difference from W depends on W, and has any rank up to that of W.
  */
-async function openDoraBase(base: Place, adapters: readonly OpenAdapter[]) {
+async function openDoraBase(base: Place, opened: readonly Opened[]) {
   const layers = new Map(
-    adapters.flatMap((adapter) =>
+    opened.flatMap(({ adapter }) =>
       adapter.parts().flatMap((part) => {
         if (part.kind !== 'linear' || !isDora(part)) return []
         const shape: [number, number] = [part.tensors.weightB.shape[0], part.tensors.weightA.shape[1]]
@@ -298,7 +292,7 @@ async function openDoraBase(base: Place, adapters: readonly OpenAdapter[]) {
       }),
     ),
   )
-  const fanInFanOut = adapters.some((adapter) => adapter.config.fanInFanOut)
+  const fanInFanOut = opened.some(({ adapter }) => adapter.config.fanInFanOut)
   const weights = await openBaseWeights(base, [...layers.values()], { fanInFanOut })
   return {
     /** W' − W (d, k) of a layer with a magnitude. */

@@ -1,6 +1,6 @@
 // The difference of a tensor in two checkpoints, read in blocks of rows, and kept where it is small.
 
-import { readThere, sameBytes } from '../base/bytes.js'
+import { closing, readThere, sameBytes } from '../base/bytes.js'
 import { decodeFloatsThere, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { MismatchError } from '../base/errors.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
@@ -14,19 +14,13 @@ export interface Located {
   readonly tensor: CheckpointTensor
 }
 
-/** Opens adapters or checkpoints, and closes what it opened. */
+/** Opens two adapters or checkpoints, and closes them. */
 export async function withOpen<P, T extends { close(): Promise<void> }, R>(
-  places: readonly P[],
+  [a, b]: readonly [P, P],
   open: (place: P) => Promise<T>,
-  work: (opened: readonly T[]) => Promise<R>,
+  work: (opened: readonly [T, T]) => Promise<R>,
 ): Promise<R> {
-  const opened: T[] = []
-  try {
-    for (const place of places) opened.push(await open(place))
-    return await work(opened)
-  } finally {
-    for (const one of opened) await one.close()
-  }
+  return closing(await open(a), async (own) => closing(await open(b), (other) => work([own, other])))
 }
 
 export function requireSameShape(where: string, own: readonly number[], other: readonly number[]): void {

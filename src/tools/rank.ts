@@ -103,7 +103,7 @@ export interface LeadingSvd {
   readonly rank: number
   /** ‖matrix‖, Frobenius. */
   readonly norm: number
-  /** The search doubles until it has enough. */
+  /** The share of the matrix that its first `rank` parts leave out: ‖matrix − parts‖ / ‖matrix‖. */
   readonly error: number
 }
 
@@ -116,16 +116,13 @@ export async function leadingSvd({ shape, energy, decompose }: Decomposable, cho
   const most = Math.min(choice.rank ?? side, side)
   const share = energyShare(choice)
   let count = share === undefined && choice.ratio === undefined ? most : Math.min(FIRST_RANK, most)
-  for (;;) {
+  for (; ; count = Math.min(2 * count, most)) {
     const svd = await decompose(count)
     const { s } = svd
     const isEnough =
       count === most ||
       (share === undefined ? s[count - 1] < (choice.ratio ?? 0) * s[0] : energyOf(s, 0) >= share * energy)
-    if (!isEnough) {
-      count = Math.min(2 * count, most)
-      continue
-    }
+    if (!isEnough) continue
     const rank = chosenRank(s, choice, energy)
     const lost = Math.max(0, energy - energyOf(s.subarray(0, rank), 0))
     return { svd, rank, norm: Math.sqrt(energy), error: energy === 0 ? 0 : Math.sqrt(lost / energy) }

@@ -1,6 +1,6 @@
 // Exact from the factors, by two QR decompositions and the SVD of a small core; s·B·A itself is never formed.
 
-import type { Directory } from '../base/bytes.js'
+import { closing, type Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { F64, type Matrix, zeros } from '../base/tensor.js'
@@ -55,8 +55,7 @@ export async function resizeAdapter(
   source: LoraAdapter | Directory,
   { onProgress, signal, ...choice }: RankChoice & ToolRun,
 ): Promise<ResizeResult> {
-  const opened = await openForUse(source, 'another rank')
-  try {
+  return closing(await openForUse(source, 'another rank'), async (opened) => {
     const parts = opened.parts()
     const steps = new Steps(parts.length, { onProgress, signal })
     const layers: NewLayer[] = []
@@ -78,9 +77,7 @@ export async function resizeAdapter(
     const highest = Math.max(...reports.map(({ fromRank }) => fromRank))
     const warnings = isSame ? [`nothing changed: the highest rank of a layer was ${highest} and is ${highest} now`] : []
     return { adapter: assemble(opened.config, layers, values), layers: reports, error: totalError(reports), warnings }
-  } finally {
-    await opened.close()
-  }
+  })
 }
 
 /** All matrices get the same rank, the largest that one of them needs. */

@@ -1,6 +1,6 @@
 // Conversion to plain LoRA with the base weights read from a checkpoint, one at a time.
 
-import type { Directory, Place } from '../base/bytes.js'
+import { closing, closingOnError, type Directory, type Place } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
 import { type Matrix, transpose, zeros } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
@@ -20,12 +20,8 @@ export async function convertToPlain(
   basePath?: string,
 ): Promise<LoraAdapter> {
   if (typeof from === 'function' || from instanceof LoraAdapter) return toPlain(adapter, from)
-  const weights = await openBaseWeights({ directory: from, file: basePath }, adapter.parts('linear'), adapter.config)
-  try {
-    return await toPlain(adapter, weights.read)
-  } finally {
-    await weights.close()
-  }
+  const weights = openBaseWeights({ directory: from, file: basePath }, adapter.parts('linear'), adapter.config)
+  return closing(await weights, ({ read }) => toPlain(adapter, read))
 }
 
 interface SearchedLayer {
@@ -42,8 +38,7 @@ export async function openBaseWeights(
 ) {
   const config = (await loadConfig(directory))?.values
   refuseQuantizedConfig(config, `${directory.name}/config.json`)
-  const checkpoint = await openCheckpoint(directory, file)
-  try {
+  return closingOnError(await openCheckpoint(directory, file), async (checkpoint) => {
     const byName = new Map<string, readonly FoundWeight[]>()
     if (layers.length > 0) {
       const opened = await openAdapters([{ adapter: placeholders(layers, fanInFanOut), weight: 1 }])
@@ -67,10 +62,7 @@ export async function openBaseWeights(
       },
       close: checkpoint.close,
     }
-  } catch (error) {
-    await checkpoint.close()
-    throw error
-  }
+  })
 }
 
 async function readPart({ tensor, layer }: FoundWeight, checkpoint: Checkpoint): Promise<Matrix> {

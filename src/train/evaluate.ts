@@ -71,6 +71,10 @@ export function costsOf(open: OpenTask, examples: Examples<unknown>): Int32Array
   return costs
 }
 
+export function longestOf(costs: Int32Array): number {
+  return costs.reduce((most, cost) => Math.max(most, cost), 0)
+}
+
 /** Returns false when the signal ends it. */
 async function runAll<Plan extends MicroBatch>(
   { signal, on }: EvaluateParts,

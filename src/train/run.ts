@@ -74,11 +74,13 @@ async function openAndRun(input: RunInput): Promise<RunReport> {
   // If a worker has the engine, this thread does not load its code.
   const load = async () => (await import('./engine.js')).TrainEngine
   const engine = await openEngine(model.runtime, 'train', load, settings.threads)
+  let closing: Promise<void> | undefined
+  // A worker that cannot be closed is not the reason why the run ended.
+  const close = () => (closing ??= engine.close().catch(() => {}))
   try {
-    return await new Run(input, engine.remote, await TrainingSessions.create(input, engine.remote)).run()
+    return await new Run(input, engine.remote, await TrainingSessions.create(input, engine.remote), close).run()
   } finally {
-    // A worker that cannot be closed is not the reason why the run ended.
-    await engine.close().catch(() => {})
+    await close()
   }
 }
 
@@ -105,6 +107,7 @@ class Run {
     private readonly input: RunInput,
     private readonly engine: Remote<TrainEngine>,
     private readonly sessions: TrainingSessions,
+    private readonly close: () => Promise<void>,
   ) {
     const { settings, examples, open, model, out, lowerIsBetter } = input
     this.#writer = out && new RunWriter(out, input, this.#metrics)
@@ -220,6 +223,8 @@ class Run {
     if (isDone && (this.#keepsBest || keepState)) await this.#save()
     const report = this.#reportOf(isDone)
     if (isDone) {
+      // The worker ends while the last files are written.
+      void this.close()
       const base = await this.#base!
       this.input.adapter.trainedOn = base
       await this.#writer?.finish(report, base, {

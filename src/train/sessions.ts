@@ -31,6 +31,8 @@ export interface SessionParts {
   readonly settings: TrainSettings
   /** Tokens of the longest text. */
   readonly longest?: number
+  /** The same of evaluations. Default: as `longest`. */
+  readonly evalLongest?: number
   readonly on?: TrainEvents
 }
 
@@ -58,7 +60,7 @@ export class TrainingSessions {
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
-    const { model, open, adapter, modules, settings, longest = 0 } = parts
+    const { model, open, adapter, modules, settings, longest = 0, evalLongest = longest } = parts
     // The worker loads its runtime while the first passes run here.
     const name = engine.runtimeName()
     name.catch(() => {})
@@ -76,15 +78,22 @@ export class TrainingSessions {
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 2 })
     tell(0)
     // WebGPU has no Scan.
-    const blocks = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() }) ? {} : blocksFor(longest)
-    const options = { layers, base, modules, invocation, ...blocks }
+    const isOnGpu = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() })
+    const optionsFor = (tokens: number) => {
+      return { layers, base, modules, invocation, ...(isOnGpu ? {} : blocksFor(tokens)) }
+    }
     // Pictures all have one size, which no length tells.
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
     const tokens = isText && longest > 0 ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
     const training = isTraining
-      ? await buildTrainingGraph(model.onnx, runtimeBehind(engine), open, { ...options, dropout, twoPasses, tokens })
+      ? await buildTrainingGraph(model.onnx, runtimeBehind(engine), open, {
+          ...optionsFor(longest),
+          dropout,
+          twoPasses,
+          tokens,
+        })
       : undefined
-    const evaluation = () => buildLossGraph(model.onnx, open, options)
+    const evaluation = () => buildLossGraph(model.onnx, runtimeBehind(engine), open, optionsFor(evalLongest))
     const sessions = new TrainingSessions(parts, engine, await name, training, evaluation)
     if (!isTraining) await sessions.#evaluationGraph()
     tell(1)
@@ -102,7 +111,7 @@ export class TrainingSessions {
     this.#session(this.training!).catch(() => {})
   }
 
-  /** The session that the engine holds. Only training has gradients. */
+  /** The tensors that change. Those of an evaluation have no gradient. */
   get parameters(): readonly TrainedParameter[] {
     return this.training?.parameters ?? this.#evaluation!.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }

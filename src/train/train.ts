@@ -17,7 +17,7 @@ import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
-import { costsOf } from './evaluate.js'
+import { costsOf, longestOf } from './evaluate.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
@@ -107,7 +107,7 @@ export async function prepare(
   const { aloraInvocationTokens } = config
   if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
   const costs = costsOf(open, examples)
-  const longest = costs.reduce((most, cost) => Math.max(most, cost), 0)
+  const longest = longestOf(costs)
   settings = planMemory(options, settings, limits, longest, open)
 
   on.stage?.('prepare')
@@ -147,6 +147,7 @@ export async function prepare(
     modules,
     settings,
     longest,
+    evalLongest: Math.max(longest, longestOf(costsOf(open, evalRecords.examples))),
     examples,
     costs,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,

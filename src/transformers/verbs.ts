@@ -1,6 +1,6 @@
 // The two ways to a pipeline with adapters: a new one, and one that is there.
 
-import { readJson, readJsonIfThere, readText } from '../base/bytes.js'
+import { closingOnError, readJson, readJsonIfThere, readText } from '../base/bytes.js'
 import {
   ConfigError,
   didYouMean,
@@ -284,16 +284,12 @@ async function openShared(
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
     opened[name] = await openAdapter(adapter, `adapters.${name}`)
   }
-  const model = await loadModel(source, { runtime: { module }, dtype, onDownload, signal })
-  try {
+  return closingOnError(await loadModel(source, { runtime: { module }, dtype, onDownload, signal }), async (model) => {
     const extras = { ...prepare(model), ...sessionExtras(model, run) }
     const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
     const session = await ModelSession.open(model, settings, true, extras)
     return { shared: shareSession(session, run), model }
-  } catch (error) {
-    await model.close()
-    throw error
-  }
+  })
 }
 
 function checkPipeline(pipeline: PipelineInstance): void {

@@ -106,20 +106,26 @@ describe.each(CASES)('%s', (_, modelFolder, folder) => {
     }
   })
 
-  it('predicts the same tokens without gradients', async () => {
-    const build = (bytes?: number) =>
-      buildLossGraph(model, causalOf(model), { layers, ...(bytes && { logitBytes: { whole: bytes, block: bytes } }) })
-    const [whole, parted] = [await build(), await build(logitBytes)]
-    expect(operators(parted)).toContain('Scan')
+  it.each(['the adapter', 'the base alone'])('predicts the same tokens without gradients, with %s', async (of) => {
+    const own = of === 'the base alone' ? [] : layers
+    const build = (blocks = {}) => buildLossGraph(model, runtime, causalOf(model), { layers: own, ...blocks })
+    const logits = { logitBytes: { whole: logitBytes, block: logitBytes } }
+    const whole = await build()
     const expected = await run(whole, feedsOf(whole, 0))
-    const actual = await run(parted, feedsOf(parted, 0))
-    expect(Math.abs(Number(actual.loss.data[0]) / Number(expected.loss.data[0]) - 1)).toBeLessThan(1e-6)
-    const [own, other] = [actual[parted.predictions[0]], expected[whole.predictions[0]]].map(
-      ({ data }) => data as Float32Array,
-    )
-    // Pairs: a token, and its loss.
-    expect(own.filter((_, i) => i % 2 === 0)).toEqual(other.filter((_, i) => i % 2 === 0))
-    expect(relativeError(own, other)).toBeLessThan(1e-6)
+    for (const blocks of [logits, { ...logits, attentionRows: 5 }]) {
+      const parted = await build(blocks)
+      const scans = parted.proto.graph?.node.filter(({ opType }) => opType === 'Scan').length
+      if (blocks === logits) expect(scans).toBe(1)
+      else expect(scans).toBeGreaterThan(1)
+      const actual = await run(parted, feedsOf(parted, 0))
+      expect(Math.abs(Number(actual.loss.data[0]) / Number(expected.loss.data[0]) - 1)).toBeLessThan(1e-6)
+      const [ours, others] = [actual[parted.predictions[0]], expected[whole.predictions[0]]].map(
+        ({ data }) => data as Float32Array,
+      )
+      // Pairs: a token, and its loss.
+      expect(ours.filter((_, i) => i % 2 === 0)).toEqual(others.filter((_, i) => i % 2 === 0))
+      expect(relativeError(ours, others)).toBeLessThan(1e-6)
+    }
   })
 })
 

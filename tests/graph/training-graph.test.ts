@@ -99,6 +99,7 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     const parted = await buildTrainingGraph(model, runtime, causalOf(model), {
       layers: layersOf(adapter),
       attentionRows: 5,
+      isOptimized: true,
     })
     const softmaxes = parted.proto.graph?.node.filter(({ opType }) => opType === 'Softmax')
     expect(softmaxes, 'that of the loss alone').toHaveLength(1)
@@ -116,7 +117,7 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
   })
 
   it('gives the same losses without gradients', async () => {
-    const evaluation = await buildLossGraph(model, causalOf(model), { layers: layersOf(adapter) })
+    const evaluation = await buildLossGraph(model, runtime, causalOf(model), { layers: layersOf(adapter) })
     const evaluating = await open(evaluation)
     for (const [index, expected] of numbers.loss.entries()) {
       const batch = numbers.batches[index]
@@ -302,7 +303,7 @@ describe('on one small model', () => {
   })
 
   it('needs a target', async () => {
-    const graph = await buildLossGraph(model, causalOf(model), { layers })
+    const graph = await buildLossGraph(model, runtime, causalOf(model), { layers })
     const labels = batch.labels.map((row) => row.map((label, i) => (i === 0 ? label : -100)))
     expect(() => graph.feeds(collated(causalOf(model), { ...batch, labels }), { normalizer: 1 })).toThrow(DataError)
   })

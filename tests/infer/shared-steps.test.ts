@@ -129,6 +129,22 @@ it.each([
   })
 })
 
+it('groups that are ready in one round: a long chat that goes on does not join one that has joined another', async () => {
+  await withSession(UNION, {}, async (session) => {
+    Object.assign(session.model, { contextLength: 2048 })
+    const [, , request] = REQUESTS
+    const own = (count: number): Request => ({ ...request, prompt: `${request.prompt} `.repeat(count) })
+    // The chat is in the store of prefixes, so it is read in one piece, like the others.
+    const requests = [own(6), own(7), own(40)]
+    const lengths = requests.map(({ prompt }) => session.model.tokenizer!.encode(prompt).length)
+    expect(lengths[0]).toBeGreaterThan(64)
+    expect(lengths[2]).toBeGreaterThan(2 * lengths[1] + 256)
+    const expected = await alone(session, requests)
+    const texts = await Promise.all(requests.map((request) => write(session, request)))
+    for (const [i, text] of texts.entries()) expectSame(text, expected[i], String(i))
+  })
+})
+
 it('by turns, where a graph has no cache: the texts are the same', async () => {
   await withSession('tests/golden/models/llama-dynamo', {}, async (session) => {
     const expected = await alone(session)

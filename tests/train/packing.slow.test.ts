@@ -189,7 +189,7 @@ const layersOf = (model: Model) =>
 /** The loss by the graph that evaluates. */
 async function evaluate(model: Model, rows: readonly Example[], packing: boolean, feeds?: Feeds): Promise<number> {
   const open = openTask(model, rows, packing)
-  const graph = await buildLossGraph(model.onnx, open, { layers: layersOf(model) })
+  const graph = await buildLossGraph(model.onnx, runtime, open, { layers: layersOf(model) })
   const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
   const own = graph.feeds(feeds ?? open.collate(rows, 40), { normalizer: open.normalizer(rows) })
   const outputs = await session.run({ ...own, ...factorsOf(model, graph.tensors) })

@@ -37,16 +37,17 @@ const NO_TEXT: readonly (readonly [RegExp, string])[] = [
 
 export function fieldsOf(text: string, tasks: readonly PageTask[]): readonly string[] {
   const [first] = text.trimStart().split('\n', 1)
-  if (/^[[{]/.test(first)) {
-    const [, row = ''] = /(\{.*\})/.exec(first) ?? []
-    try {
-      return Object.keys(JSON.parse(row))
-    } catch {
-      return []
-    }
-  }
+  if (/^[[{]/.test(first)) return entriesOf(/\{.*\}/.exec(first)?.[0] ?? '').map(([name]) => name)
   const names = first.split(/[,\t]/).map((name) => name.trim().replace(/^"(.*)"$/, '$1'))
   return names.length > 1 && bestTask(names, tasks) !== undefined ? names : ['text']
+}
+
+function entriesOf(line: string): [name: string, value: unknown][] {
+  try {
+    return Object.entries(JSON.parse(line))
+  } catch {
+    return []
+  }
 }
 
 /** Names of the second text of a pair. */
@@ -55,13 +56,7 @@ const MOST_PARTNERS = 500
 
 /** The second texts of pairs in JSON lines or a table, each once: what a search can find. */
 export function partnersIn(text: string): string[] {
-  const lines = text.match(/^\{.*\}$/gm)?.map((line) => {
-    try {
-      return Object.entries(JSON.parse(line))
-    } catch {
-      return []
-    }
-  })
+  const lines = text.match(/^\{.*\}$/gm)?.map(entriesOf)
   const [names = [], ...rows] = lines === undefined ? tableOf(text) : []
   const records = lines ?? rows.map((row) => row.map((cell, i) => [names[i], cell] as const))
   const partners = records.flat().flatMap(([name, value]) => (PARTNERS.includes(name) ? [String(value)] : []))

@@ -30,8 +30,12 @@ export function make<K extends keyof HTMLElementTagNameMap>(
   return element
 }
 
-export function button(label: string, onClick: () => void): HTMLButtonElement {
-  const element = make('button', { type: 'button' }, label)
+export function button(
+  label: string | readonly (string | Node)[],
+  onClick: () => void,
+  attributes: Readonly<Record<string, string>> = {},
+): HTMLButtonElement {
+  const element = make('button', { type: 'button', ...attributes }, ...[label].flat())
   element.addEventListener('click', onClick)
   return element
 }

@@ -6,8 +6,9 @@ import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
 import gpuOrt from 'onnxruntime-web/webgpu?url'
 import type { PageTask } from './data.js'
-import { byId, guarded, inputOf, make, onFiles } from './dom.js'
+import { button, byId, guarded, inputOf, make, onFiles } from './dom.js'
 import offered from './models.json'
+import { textIn } from './store.js'
 
 /** How a model can be opened again after a reload. */
 export type ModelChoice =
@@ -105,15 +106,8 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     ...MODELS.map(({ choice, name, facts, memory, lead }) => {
       const isLarge = deviceMemory !== undefined && deviceMemory <= memory
       const fits = isLarge ? `This device has ${deviceMemory} GB: too little to train it.` : lead
-      const card = make(
-        'button',
-        { type: 'button', class: 'choice' },
-        make('strong', {}, name),
-        facts,
-        make('span', {}, fits),
-      )
-      card.addEventListener('click', () => void shown(() => choose(choice)))
-      return card
+      const label = [make('strong', {}, name), facts, make('span', {}, fits)]
+      return button(label, () => void shown(() => choose(choice)), { class: 'choice' })
     }),
   )
   byId('hub').addEventListener('submit', (event) => {
@@ -156,11 +150,5 @@ function abilities({ config, preprocessorConfig, tokenizer }: Model): Pick<OpenM
 async function hasTemplate({ directory }: Model): Promise<boolean> {
   if (await directory.has('chat_template.jinja')) return true
   if (!(await directory.has('tokenizer_config.json'))) return false
-  const file = await directory.open('tokenizer_config.json')
-  try {
-    const bytes = await file.read(0, file.byteLength)
-    return JSON.parse(new TextDecoder().decode(bytes)).chat_template != null
-  } finally {
-    await file.close()
-  }
+  return JSON.parse(await textIn(directory, 'tokenizer_config.json')).chat_template != null
 }

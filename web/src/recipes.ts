@@ -2,7 +2,7 @@
 
 import { ranking, scores, withNames } from './answers.js'
 import type { Picture } from './data.js'
-import { byId, make } from './dom.js'
+import { button, byId, make } from './dom.js'
 import { type ModelChoice, missing } from './models.js'
 import recipes from './recipes.json'
 import recordings from './recorded.json'
@@ -49,14 +49,9 @@ export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => 
     chosen(recipe)
   }
   const cards = all.map((recipe) => {
-    const card = make(
-      'button',
-      { type: 'button', class: 'choice', 'data-recipe': recipe.id, 'aria-pressed': 'false' },
-      make('strong', {}, recipe.title),
-      make('span', {}, recipe.lead),
-    )
-    card.addEventListener('click', () => choose(recipe))
-    return card
+    const label = [make('strong', {}, recipe.title), make('span', {}, recipe.lead)]
+    const attributes = { class: 'choice', 'data-recipe': recipe.id, 'aria-pressed': 'false' }
+    return button(label, () => choose(recipe), attributes)
   })
   byId('recipes').replaceChildren(...cards)
   return (id) => choose(all.find((recipe) => recipe.id === id) ?? all[0])

@@ -3,7 +3,7 @@
 import { type Directory, HandleDirectory, MemoryDirectory, type StepEvent, type TrainOptions } from 'lowrank'
 import type { Picture } from './data.js'
 import type { ModelChoice } from './models.js'
-import { folderAt, read, removeFolder, write } from './store.js'
+import { folderAt, read, removeFolder, textIn, write } from './store.js'
 
 export interface Job {
   readonly name: string
@@ -67,9 +67,7 @@ export async function unfinishedRun(): Promise<UnfinishedRun | undefined> {
 
 export async function savedSteps({ folder }: Pick<UnfinishedRun, 'folder'>): Promise<Omit<StepEvent, 'totalSteps'>[]> {
   if (!(await folder.has('metrics.jsonl'))) return []
-  const file = await folder.open('metrics.jsonl')
-  const text = new TextDecoder().decode(await file.read(0, file.byteLength))
-  await file.close()
+  const text = await textIn(folder, 'metrics.jsonl')
   return text.split('\n').flatMap((line) => (line === '' ? [] : [JSON.parse(line)]))
 }
 

@@ -35,12 +35,18 @@ export async function write(folder: FileSystemDirectoryHandle, name: string, con
 export const read = async (folder: FileSystemDirectoryHandle, name: string): Promise<File> =>
   (await folder.getFileHandle(name)).getFile()
 
+async function bytesIn(folder: Directory, name: string): Promise<Uint8Array> {
+  const file = await folder.open(name)
+  return file.read(0, file.byteLength).finally(() => file.close())
+}
+
+export const textIn = async (folder: Directory, name: string): Promise<string> =>
+  new TextDecoder().decode(await bytesIn(folder, name))
+
 export async function filesOf(folder: Directory): Promise<MemoryDirectory> {
   const copy = new MemoryDirectory()
   for (const name of await folder.list()) {
-    const file = await folder.open(name)
-    copy.files.set(name, await file.read(0, file.byteLength))
-    await file.close()
+    copy.files.set(name, await bytesIn(folder, name))
   }
   return copy
 }

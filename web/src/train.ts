@@ -130,7 +130,7 @@ export class Trainer {
 
   async #start(): Promise<void> {
     if (!(await this.#lock.take())) return void this.#watch()
-    // One that cannot be left is still there.
+    // A paused run goes on with its own model.
     const choice = this.#paused?.job.choice ?? this.#wanted
     try {
       buttonOf('start').disabled = true
@@ -226,14 +226,14 @@ export class Trainer {
     const { pictures, blob, text, name } = this.data.value
     const job = readJob(open, name, taskOf(open, { text, pictures }).name as Job['task'], partnersIn(text))
     this.#clear()
-    if (this.#isInMemory) return { job, data: blob, folder: new MemoryDirectory(), pictures }
+    const run = { job, data: blob, pictures }
     try {
-      return { job, data: blob, folder: await beginRun(job, blob, pictures), pictures }
+      if (!this.#isInMemory) return { ...run, folder: await beginRun(job, blob, pictures) }
     } catch (error) {
       if (!isFull(error)) throw error
       this.#leaveDisk()
-      return { job, data: blob, folder: new MemoryDirectory(), pictures }
     }
+    return { ...run, folder: new MemoryDirectory() }
   }
 
   #leaveDisk(): void {

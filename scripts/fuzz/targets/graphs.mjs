@@ -38,7 +38,7 @@ async function checkGraph(bytes, name) {
   const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
   const uses = [
     (onnx) => lowerForTraining(new Graph(onnx.proto)),
-    (onnx) => buildLossGraph(onnx, causalLm.open({ onnx, padTokenId: 0, graphs: {} }, []), { layers }),
+    (onnx) => buildLossGraph(onnx, undefined, causalLm.open({ onnx, padTokenId: 0, graphs: {} }, []), { layers }),
     () => planMerge({ base: model(), adapters: adapter, out: new MemoryDirectory(), format: 'onnx' }),
   ]
   let refusal

@@ -37,19 +37,18 @@ export const report = defineCommand({
 type Watched = RunEvaluation & { readonly samples?: RunFacts['samples'][number]['samples'] }
 
 async function readRun(folder: string): Promise<RunFacts> {
-  const steps = lines<RunStep>(await readTextFile(join(folder, 'metrics.jsonl')), join(folder, 'metrics.jsonl'))
-  const optional = (file: string) => readFile(join(folder, file), 'utf8').catch(() => undefined)
-  const watched = lines<Watched>((await optional('evaluations.jsonl')) ?? '', join(folder, 'evaluations.jsonl'))
-  const [settings = {}] = lines<object>(
-    (await optional('run.json'))?.replaceAll('\n', '') ?? '',
-    join(folder, 'run.json'),
-  )
+  const own = (file: string) => join(folder, file)
+  const optional = (file: string) => readFile(own(file), 'utf8').catch(() => '')
+  const steps = lines<RunStep>(await readTextFile(own('metrics.jsonl')), own('metrics.jsonl'))
+  const watched = lines<Watched>(await optional('evaluations.jsonl'), own('evaluations.jsonl'))
+  const record = (await optional('run.json')).replaceAll('\n', '')
+  const [settings = {}] = lines<Record<string, unknown>>(record, own('run.json'))
   return {
     name: folder,
     steps,
     evaluations: watched.filter(({ samples }) => samples === undefined),
     samples: watched.flatMap(({ step, samples }) => (samples === undefined ? [] : [{ step, samples }])),
-    settings: settings as Record<string, unknown>,
+    settings,
   }
 }
 

@@ -1,5 +1,6 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
+import { jsonIn } from '../../base/options.js'
 import { requireChatTemplate } from '../../index/model.js'
 import {
   type AdapterChoice,
@@ -176,18 +177,10 @@ async function promptsOf({ prompt, messages, system, chat, raw }: Asked) {
 /** A JSON file with one chat, or a JSONL file with one in each line. */
 async function readChats(file: string): Promise<FileChat[]> {
   const content = await readTextFile(file)
-  const whole = parse(content)
+  const whole = jsonIn(content)
   if (whole !== undefined) return [chatOf(whole, file)]
   const lines = content.split('\n').map((line, i) => ({ line, where: `${file}, line ${i + 1}` }))
-  return lines.filter(({ line }) => line.trim() !== '').map(({ line, where }) => chatOf(parse(line), where))
-}
-
-function parse(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
+  return lines.filter(({ line }) => line.trim() !== '').map(({ line, where }) => chatOf(jsonIn(line), where))
 }
 
 function chatOf(value: unknown, where: string): FileChat {

@@ -1,6 +1,7 @@
 // lowrank serve: OpenAI's HTTP routes over one model and many adapters.
 
 import { basename } from 'node:path'
+import { closing } from '../../base/bytes.js'
 import { requireChatTemplate } from '../../index/model.js'
 import type { OpenSessionOptions, SignalLike } from '../../index.js'
 import { flags } from '../flags.js'
@@ -45,8 +46,7 @@ export const serve = defineCommand({
     const environment = process.env.LOWRANK_API_KEY
     const keys = [...apiKey, ...(environment ? [environment] : [])]
     const isLocal = ['127.0.0.1', 'localhost', '::1', undefined].includes(host)
-    const model = await loadModel(source, { dtype })
-    try {
+    return closing(await loadModel(source, { dtype }), async (model) => {
       const handler = await createHandler({
         ...limits,
         model,
@@ -71,9 +71,7 @@ export const serve = defineCommand({
       await handler.close()
       server.closeAllConnections()
       return 0
-    } finally {
-      await model.close()
-    }
+    })
   },
 })
 

@@ -2,6 +2,7 @@
 
 import { existsSync } from 'node:fs'
 import path from 'node:path'
+import { closing } from '../../base/bytes.js'
 import { otherBase } from '../../index/base-name.js'
 import type { AdapterSession, LoraAdapter, LoraConfig } from '../../index.js'
 import { flags } from '../flags.js'
@@ -35,8 +36,7 @@ export async function withSession(
   for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
   const source = named ?? (await baseOfAdapter(folders[0], adapters[0][1]))
   await check?.(source, new Map(adapters))
-  const model = await node.loadModel(source, { dtype })
-  try {
+  return closing(await node.loadModel(source, { dtype }), async (model) => {
     for (const [folder, { config }] of adapters) {
       const other = otherBase(folder, config.baseModel, model)
       if (other !== undefined) warn(other)
@@ -58,9 +58,7 @@ export async function withSession(
     } finally {
       await session.dispose()
     }
-  } finally {
-    await model.close()
-  }
+  })
 }
 
 export async function baseOfAdapter(folder: string, opened?: LoraAdapter): Promise<string> {

@@ -81,27 +81,14 @@ function invocationOf({ source, metadata }: GgufFile): number[] | undefined {
 /** Returns alpha, where 0 stands for a scaling of 1. */
 function checkAdapter({ source, metadata }: GgufFile, { names }: GgufBase): number {
   const where = source.name
-  const expect = (key: string, expected: string) => {
+  const expect = (key: string, expected: string, what: string, Problem: typeof FormatError | typeof MismatchError) => {
     const got = metadata.get(key)
-    if (got === expected) return
-    throw new FormatError({
-      where: `${where}: ${key}`,
-      what: 'not a LoRA adapter',
-      expected,
-      got: String(got ?? 'nothing'),
-    })
+    if (got !== expected)
+      throw new Problem({ where: `${where}: ${key}`, what, expected, got: String(got ?? 'nothing') })
   }
-  expect('general.type', 'adapter')
-  expect('adapter.type', 'lora')
-  const architecture = metadata.get('general.architecture')
-  if (architecture !== names.architecture) {
-    throw new MismatchError({
-      where: `${where}: general.architecture`,
-      what: 'the adapter belongs to another base',
-      expected: names.architecture,
-      got: String(architecture),
-    })
-  }
+  expect('general.type', 'adapter', 'not a LoRA adapter', FormatError)
+  expect('adapter.type', 'lora', 'not a LoRA adapter', FormatError)
+  expect('general.architecture', names.architecture, 'the adapter belongs to another base', MismatchError)
   const alpha = metadata.get('adapter.lora.alpha') ?? 0
   if (typeof alpha === 'number' && Number.isFinite(alpha)) return alpha
   throw new FormatError({ where: `${where}: adapter.lora.alpha`, what: 'not a finite number', got: String(alpha) })
@@ -120,10 +107,8 @@ function findPairs({ source, tensors }: GgufFile): Map<string, { a: GgufTensor; 
   if (pairs.size === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
   for (const [name, { a, b }] of pairs) {
     if (a !== undefined && b !== undefined) continue
-    throw new FormatError({
-      where: `${source.name}: ${name}`,
-      what: `half a pair: no ${name}.lora_${a === undefined ? 'a' : 'b'}`,
-    })
+    const what = `half a pair: no ${name}.lora_${a === undefined ? 'a' : 'b'}`
+    throw new FormatError({ where: `${source.name}: ${name}`, what })
   }
   return pairs as Map<string, { a: GgufTensor; b: GgufTensor }>
 }

@@ -85,20 +85,17 @@ export function schemaOf<T extends Message>(table: ReadonlyMap<string, AnySchema
 export function create<T extends Message>(schema: Schema<T>, fields?: MessageInitShape<GenMessage<NoInfer<T>>>): T {
   const message = Object.create(schema.zeros) as Values
   message.$typeName = schema.typeName
-  const given: Values = fields ?? {}
   for (const { name, union, isList, schema: own } of schema.fields.values()) {
+    if (union !== undefined) message[union] ??= { case: undefined }
+    else if (isList) message[name] = []
+    const given = (fields as Values | undefined)?.[union ?? name]
+    if (given === undefined) continue
     const made = (value: unknown) =>
       own === undefined || (value as Message).$typeName !== undefined
         ? value
         : create(own(), value as MessageInitShape<GenMessage<Message>>)
-    if (union !== undefined) {
-      const chosen = given[union] as Chosen | undefined
-      if (chosen?.case === name) message[union] = { case: name, value: made(chosen.value) }
-      else message[union] ??= { case: undefined }
-    } else if (isList) {
-      const list = (given[name] ?? []) as unknown[]
-      message[name] = own === undefined ? list : list.map(made)
-    } else if (given[name] !== undefined) message[name] = made(given[name])
+    if (union === undefined) message[name] = isList && own !== undefined ? (given as unknown[]).map(made) : made(given)
+    else if ((given as Chosen).case === name) message[union] = { case: name, value: made((given as Chosen).value) }
   }
   return message as unknown as T
 }
@@ -120,25 +117,28 @@ function read<T extends Message>(schema: Schema<T>, message: T, reader: BinaryRe
       continue
     }
     const { name, union, isList, scalar } = field
-    const own = field.schema?.()
-    const one = (before?: unknown) => {
-      if (own === undefined) return reader[scalar]()
-      const into = (before as Message | undefined) ?? create(own)
-      const length = reader.uint32()
-      return read(own, into, reader, reader.pos + length, depth + 1)
-    }
     if (isList) {
       const list = values[name] as unknown[]
-      const isBlock = wireType === WireType.LengthDelimited && own === undefined && WIRE_TYPES[scalar] !== wireType
-      if (!isBlock) list.push(one())
-      else for (const last = reader.uint32() + reader.pos; reader.pos < last; ) list.push(one())
-    } else if (union === undefined) values[name] = one(Object.hasOwn(values, name) ? values[name] : undefined)
-    else {
+      const isBlock =
+        wireType === WireType.LengthDelimited && field.schema === undefined && WIRE_TYPES[scalar] !== wireType
+      if (!isBlock) list.push(readValue(field, reader, depth))
+      else for (const last = reader.uint32() + reader.pos; reader.pos < last; ) list.push(reader[scalar]())
+    } else if (union === undefined) {
+      values[name] = readValue(field, reader, depth, Object.hasOwn(values, name) ? values[name] : undefined)
+    } else {
       const before = values[union] as Chosen
-      values[union] = { case: name, value: one(before.case === name ? before.value : undefined) }
+      const value = readValue(field, reader, depth, before.case === name ? before.value : undefined)
+      values[union] = { case: name, value }
     }
   }
   return message
+}
+
+function readValue({ schema, scalar }: Field, reader: BinaryReader, depth: number, before?: unknown): unknown {
+  if (schema === undefined) return reader[scalar]()
+  const own = schema()
+  const length = reader.uint32()
+  return read(own, (before as Message | undefined) ?? create(own), reader, reader.pos + length, depth + 1)
 }
 
 /** The bytes of a message. */

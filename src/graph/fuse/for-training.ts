@@ -2,8 +2,10 @@
 // tensors.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
+import { beforeSwap } from '../gradients/matmul.js'
+import { isFloat } from '../shapes/plain-shapes.js'
 import { isStatic, mapShape, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
-import { intAttribute, intsAttribute } from '../view/attributes.js'
+import { intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { unrepeated } from './attention.js'
@@ -31,6 +33,24 @@ export function suitQueries(graph: Graph, nodes: readonly NodeProto[], shapes: S
 export function shareKeys(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
   const g = new Builder(graph, 'shared keys')
   for (const node of nodes) if (node.opType === 'MatMul') groupHeads(g, node, shapes)
+  graph.prune()
+}
+
+/** Products turn what they read. Transpose takes longer, and has one thread. */
+export function turnInProducts(graph: Graph): void {
+  for (const node of graph.nodes) {
+    if (node.opType !== 'MatMul' || !node.input.every((value) => isFloat(graph, value))) continue
+    const turned = node.input.map((value) => beforeSwap(graph, value))
+    if (turned.every((value) => value === undefined)) continue
+    node.domain = 'com.microsoft'
+    node.opType = 'FusedMatMul'
+    node.attribute = ['transA', 'transB'].flatMap((name, i) => (turned[i] === undefined ? [] : makeAttribute(name, 1)))
+    graph.setInputs(
+      node,
+      node.input.map((value, i) => turned[i] ?? value),
+    )
+  }
+  graph.requireOpset('com.microsoft', 1)
   graph.prune()
 }
 

@@ -106,7 +106,7 @@ function transposeBack(context: GradientContext): Value {
   if (product?.opType === 'MatMul' && inverse.join() === lastSwapped(rank).join()) {
     // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place.
     const [left, right] = product.input
-    const q = beforeSwap(context, left, rank)
+    const q = beforeSwap(g.graph, left)
     if (q !== undefined) return g.matmul(transposeLast(context, right, rank), q)
   }
   return g.transpose(dy, inverse)

@@ -4,6 +4,7 @@
 import { mapShape } from '../shapes/shapes.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
 import {
   type GradientContext,
   type GradientRule,
@@ -123,13 +124,13 @@ export function outOfRows(context: GradientContext, rows: Value, input: Value): 
 
 /** A value that is such a swap already gives back what it swapped. */
 export function transposeLast(context: GradientContext, value: Value, rank: number): Value {
-  return beforeSwap(context, value, rank) ?? context.g.transpose(value, lastSwapped(rank))
+  return beforeSwap(context.g.graph, value) ?? context.g.transpose(value, lastSwapped(rank))
 }
 
-export function beforeSwap({ g }: GradientContext, value: Value, rank: number): Value | undefined {
-  const maker = g.graph.producer(value)
-  const isSwap = maker?.opType === 'Transpose' && intsAttribute(maker, 'perm')?.join() === lastSwapped(rank).join()
-  return isSwap ? maker.input[0] : undefined
+export function beforeSwap(graph: Graph, value: Value): Value | undefined {
+  const maker = graph.producer(value)
+  const perm = maker?.opType === 'Transpose' ? intsAttribute(maker, 'perm') : undefined
+  return perm?.join() === lastSwapped(perm?.length ?? 0).join() ? maker?.input[0] : undefined
 }
 
 export function lastSwapped(rank: number): number[] {

@@ -4,6 +4,7 @@
 
 import { DataType, type GraphProto, type NodeProto } from '../../formats/onnx/tensors.js'
 import { unrepeated } from '../fuse/attention.js'
+import { turnInProducts } from '../fuse/for-training.js'
 import { transposed } from '../fuse/patterns.js'
 import { buildBackward, type CustomGradients } from '../gradients/backward.js'
 import { type GradientContext, once, range } from '../gradients/context.js'
@@ -287,7 +288,7 @@ class Block {
   }
 
   #done(): GraphProto {
-    this.#g.graph.prune()
+    turnInProducts(this.#g.graph)
     return this.#g.graph.toModel().graph as GraphProto
   }
 }

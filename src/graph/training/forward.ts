@@ -41,8 +41,8 @@ export interface TrainingGraphOptions {
   readonly twoPasses?: boolean | undefined
   /** Size of the largest batch. Small ones keep more for the backward pass. */
   readonly tokens?: number | undefined
-  /** Opened without the optimizers of the runtime: of these, transposes of attention alone are worth their time. */
-  readonly isShort?: boolean | undefined
+  /** Opened without the optimizers of the runtime: of what they find, only transposes in products save time. */
+  readonly isOptimized?: boolean | undefined
   /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
   readonly logitBytes?: typeof LOGIT_BYTES | undefined
   /** Most queries in a block of attention. Default: one block has all. */
@@ -104,7 +104,7 @@ export function buildForward(
 
   const factors = declareFactors(graph, options.layers)
   const trainable = new TrainableLinears(graph, new Builder(graph, 'lora'))
-  const moves = own.choices.flatMap((choice) => choiceBehind(graph, trained, choice) ?? [])
+  const moves = own.choices.flatMap((choice) => choiceBehind(graph, hasGradients ? trained : linears, choice) ?? [])
   const chosen = new Set(moves.map(({ linear }) => linear.node))
   const inRows = new Map<NodeProto, Linear>()
   for (const linear of trained) {

@@ -6,12 +6,13 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, SessionOpener } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
-import { shareKeys, suitQueries } from '../fuse/for-training.js'
+import { shareKeys, suitQueries, turnInProducts } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
 import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
+import { findLinears } from '../match/linears.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
@@ -50,14 +51,19 @@ export class Work {
     readonly options: TrainingGraphOptions,
     readonly predicts: boolean,
     readonly runtime?: SessionOpener,
+    readonly hasGradients = runtime !== undefined,
   ) {
     this.graph = new Graph(model.proto)
     this.g = new Builder(this.graph, 'backward')
   }
 
   findPath(): void {
-    const wrt = this.parameters.map(({ input }) => input)
-    this.path = gradientPath(this.graph, wrt, [this.forward.sum], this.forward.objective.customGradients)
+    const { hasGradients, options, graph } = this
+    // Without gradients, what comes behind the first layer.
+    const begins = hasGradients ? this.parameters : findLinears(graph, options.modules).slice(0, 1)
+    const wrt = begins.map(({ input }) => input)
+    const { sum, objective } = this.forward
+    this.path = gradientPath(graph, wrt, [sum], hasGradients ? objective.customGradients : undefined)
   }
 
   isOptional(name: string): boolean {
@@ -122,14 +128,14 @@ export const FORWARD_PASSES: readonly Pass[] = [
     needs: ['computes in float32', 'exact products', 'no branches', 'opset of gradients'],
     gives: ['loss'],
     run(work) {
-      const { graph, objective, options, predicts, runtime } = work
-      work.forward = buildForward(graph, objective, options, { predicts, hasGradients: runtime !== undefined })
+      const { graph, objective, options } = work
+      work.forward = buildForward(graph, objective, options, work)
       graph.prune({ inputs: true })
     },
   },
 ]
 
-export const TRAINING_PASSES: readonly Pass[] = [
+export const ATTENTION_PASSES: readonly Pass[] = [
   {
     name: 'lower fused operators',
     needs: ['loss', 'opset of gradients'],
@@ -148,6 +154,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const inputs = new Set(graph.inputs.map(({ name }) => name))
       work.parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !work.isOptional(name))
       work.findPath()
+      if (!work.hasGradients) return
       const custom = forward.objective.customGradients
       checkDifferentiable(work.path, custom)
       dropCasts(graph, work.path, custom)
@@ -190,6 +197,10 @@ export const TRAINING_PASSES: readonly Pass[] = [
       work.findPath()
     },
   },
+]
+
+export const TRAINING_PASSES: readonly Pass[] = [
+  ...ATTENTION_PASSES,
   {
     name: 'share keys between heads',
     needs: ['path', 'shapes'],
@@ -244,6 +255,13 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const sources = objective.probe.lengths.flatMap(({ source }) => source ?? [])
       plainShapes(g, shapes, sources)
       mergeReshapes(graph, shapes)
+    },
+  },
+  {
+    name: 'turn in products',
+    needs: ['gradients'],
+    run({ graph, options }) {
+      if (options.isOptimized) turnInProducts(graph)
     },
   },
   {

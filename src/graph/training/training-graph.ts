@@ -1,6 +1,6 @@
 // One graph that gives the loss and the gradients of what is trained in a single run.
 
-import { StateError } from '../../base/errors.js'
+import { StateError, UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, SessionModel, SessionOpener } from '../../runtime/runtime.js'
@@ -12,7 +12,15 @@ import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer, type TrainingGraphOptions } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
 import { packTrained } from './packed.js'
-import { FORWARD_PASSES, runPasses, TRAINING_PASSES, type TrainedParameter, Work } from './passes.js'
+import {
+  ATTENTION_PASSES,
+  FORWARD_PASSES,
+  type Pass,
+  runPasses,
+  TRAINING_PASSES,
+  type TrainedParameter,
+  Work,
+} from './passes.js'
 import { lengthOf } from './probe.js'
 
 export type { TrainedLayer, TrainedParameter, TrainedTensor, TrainingGraphOptions }
@@ -47,15 +55,25 @@ export interface TrainingGraph extends LossGraph {
   readonly firstPass: RunnableGraph | undefined
 }
 
-/** The loss alone, or the predictions where it is computed from them: no dropout, and fused operators stay. */
+/**
+ * The loss alone, or the predictions where it is computed from them: no dropout. Fused operators stay, but with
+ * `attentionRows`, for which shapes are measured, attention is computed in blocks where it can be.
+ */
 export async function buildLossGraph(
   model: OnnxModel,
+  runtime: SessionOpener,
   objective: Objective,
   options: Omit<TrainingGraphOptions, 'dropout'>,
 ): Promise<LossGraph> {
-  const work = new Work(model, objective, { ...options, dropout: 0 }, true)
-  await runPasses(FORWARD_PASSES, work)
-  const { graph, forward } = work
+  const build = async (passes: readonly Pass[]) => {
+    const work = new Work(model, objective, { ...options, dropout: 0 }, true, runtime, false)
+    await runPasses([...FORWARD_PASSES, ...passes], work)
+    return work
+  }
+  const { graph, forward } = await build(options.attentionRows === undefined ? [] : ATTENTION_PASSES).catch((error) => {
+    if (error instanceof UnsupportedError) return build([])
+    throw error
+  })
   if (forward.objective.fedGradients.length > 0) {
     // The loss is computed from the predictions, and nothing is fed.
     graph.outputs = graph.outputs.slice(1)
@@ -71,7 +89,7 @@ export async function buildTrainingGraph(
   objective: Objective,
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
-  const { dropout = 0, twoPasses = false, invocation, isShort = false } = options
+  const { dropout = 0, twoPasses = false, invocation } = options
   const work = new Work(model, objective, options, twoPasses, runtime)
   await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
   const { graph, forward, trained, predictionGraph } = work
@@ -80,7 +98,9 @@ export async function buildTrainingGraph(
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
   const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
   // Weights in half precision are cast once where optimizers run, and in each step where they do not.
-  const isOptimized = isShort && ![...graph.initializers.values()].some(({ dataType }) => dataType === DataType.FLOAT16)
+  const isOptimized =
+    options.isOptimized === true &&
+    ![...graph.initializers.values()].some(({ dataType }) => dataType === DataType.FLOAT16)
   const open: TrainingGraph['sessionModel'] = async (...options) => ({
     ...(await whole.sessionModel(...options)),
     keepsRepeats: true,

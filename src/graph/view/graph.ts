@@ -5,7 +5,6 @@ import { FormatError, StateError } from '../../base/errors.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import {
-  type AttributeProto,
   type GraphProto,
   integersOf,
   type ModelProto,
@@ -98,8 +97,7 @@ export class Graph {
   }
 
   setInput(node: NodeProto, index: number, value: string): void {
-    const inputs = node.input.map((other, i) => (i === index ? value : other))
-    this.setInputs(node, inputs)
+    this.setInputs(node, node.input.with(index, value))
   }
 
   /** Readers of the old name keep reading that. */
@@ -224,10 +222,8 @@ export class Graph {
   }
 
   replaceUses(from: string, to: string): void {
-    for (const node of this.consumers(from)) {
-      const inputs = node.input.map((input) => (input === from ? to : input))
-      this.setInputs(node, inputs)
-    }
+    const moved = (input: string) => (input === from ? to : input)
+    for (const node of this.consumers(from)) this.setInputs(node, node.input.map(moved))
   }
 
   /** 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
@@ -257,34 +253,27 @@ export class Graph {
 
   /** Each node follows the makers of its inputs. Throws FormatError when nodes depend on one another in a circle. */
   sort(): void {
-    const state = new Map<NodeProto, 'open' | 'done'>()
-    const sorted: NodeProto[] = []
+    const open = new Set<NodeProto>()
+    const done = new Set<NodeProto>()
     for (const root of this.nodes) {
-      const stack: NodeProto[] = [root]
+      const stack = [root]
       for (let node = stack.at(-1); node !== undefined; node = stack.at(-1)) {
-        if (!state.has(node)) {
-          state.set(node, 'open')
-          stack.push(...this.#makersToSort(node, state))
+        if (open.has(node)) {
+          done.add(node)
+          stack.pop()
           continue
         }
-        if (state.get(node) === 'open') sorted.push(node)
-        state.set(node, 'done')
-        stack.pop()
+        open.add(node)
+        // The maker of the first input comes first.
+        for (const input of readBy(node).toReversed()) {
+          const maker = this.producer(input)
+          if (maker === undefined || done.has(maker)) continue
+          if (open.has(maker)) throw new FormatError({ where: labelOf(maker), what: 'the graph has a circle' })
+          stack.push(maker)
+        }
       }
     }
-    this.nodes = sorted
-  }
-
-  /** The first on top of the stack. */
-  #makersToSort(node: NodeProto, state: ReadonlyMap<NodeProto, 'open' | 'done'>): NodeProto[] {
-    const makers: NodeProto[] = []
-    for (const input of readBy(node).toReversed()) {
-      const maker = this.producer(input)
-      const its = maker && state.get(maker)
-      if (its === 'open') throw new FormatError({ where: labelOf(maker!), what: 'the graph has a circle' })
-      if (maker !== undefined && its === undefined) makers.push(maker)
-    }
-    return makers
+    this.nodes = [...done]
   }
 
   requireOpset(domain: string, version: number): void {
@@ -293,9 +282,7 @@ export class Graph {
 
   /** An empty graph for the body of a Scan in this one. */
   newBody(): Graph {
-    const opsetImport = ['', 'com.microsoft'].map((domain) =>
-      create(OperatorSetIdProtoSchema, { domain, version: BigInt(this.opset(domain)) }),
-    )
+    const opsetImport = ['', 'com.microsoft'].map((domain) => importOf([domain, this.opset(domain)]))
     return new Graph(create(ModelProtoSchema, { irVersion: MIN_IR_VERSION, opsetImport, graph: { name: 'body' } }))
   }
 
@@ -303,12 +290,8 @@ export class Graph {
   toModel(): ModelProto {
     this.sort()
     const raised = [...this.#raisedOpsets]
-    const opsetImport = this.#model.opsetImport.filter(
-      (entry) => !raised.some(([name]) => sameDomain(entry.domain, name)),
-    )
-    for (const [domain, version] of raised) {
-      opsetImport.push(create(OperatorSetIdProtoSchema, { domain, version: BigInt(version) }))
-    }
+    const isRaised = ({ domain }: { domain: string }) => raised.some(([name]) => sameDomain(domain, name))
+    const opsetImport = this.#model.opsetImport.filter((entry) => !isRaised(entry)).concat(raised.map(importOf))
     const graph = copyMessage(this.#proto, {
       node: this.#branches.fold(this.nodes, (hint) => this.freshName(hint)),
       initializer: [...this.initializers.values()],
@@ -325,6 +308,9 @@ export class Graph {
 /** The first version of the format that has all operator sets up to 17. */
 const MIN_IR_VERSION = 8n
 
+const importOf = ([domain, version]: readonly [string, number]) =>
+  create(OperatorSetIdProtoSchema, { domain, version: BigInt(version) })
+
 function sameDomain(a: string, b: string): boolean {
   return a === b || ((a === '' || a === 'ai.onnx') && (b === '' || b === 'ai.onnx'))
 }
@@ -338,6 +324,9 @@ export function declaredOf(info: ValueInfoProto | undefined) {
   return { elemType, dims }
 }
 
+/** Asked for each node again and again: looking through attributes would take longer than all else about a graph. */
+const WITH_BODIES = new Set('If Loop Scan SequenceMap BeamSearch GreedySearch Sampling WhisperBeamSearch'.split(' '))
+
 /** Inputs of a node, and {@link implicitInputs}. */
 export function readBy(node: NodeProto): readonly string[] {
   const implicit = implicitInputs(node)
@@ -345,28 +334,23 @@ export function readBy(node: NodeProto): readonly string[] {
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */
-export function implicitInputs(node: NodeProto): string[] {
+export function implicitInputs(node: NodeProto): readonly string[] {
+  if (!WITH_BODIES.has(node.opType)) return []
   const result: string[] = []
-  for (const attribute of node.attribute) {
-    for (const graph of subgraphsOf(attribute)) {
-      const local = new Set([...graph.input, ...graph.initializer].map((entry) => entry.name))
-      for (const inner of graph.node) {
-        for (const input of [...inner.input, ...implicitInputs(inner)]) if (!local.has(input)) result.push(input)
-        for (const output of inner.output) local.add(output)
-      }
-      for (const output of graph.output) if (!local.has(output.name)) result.push(output.name)
+  for (const graph of subgraphs(node)) {
+    const local = new Set([...graph.input, ...graph.initializer].map((entry) => entry.name))
+    for (const inner of graph.node) {
+      result.push(...readBy(inner).filter((input) => !local.has(input)))
+      for (const output of inner.output) local.add(output)
     }
+    for (const output of graph.output) if (!local.has(output.name)) result.push(output.name)
   }
   return result
 }
 
 /** Branches of If, bodies of Loop and Scan. */
 export function subgraphs(node: NodeProto): GraphProto[] {
-  return node.attribute.flatMap(subgraphsOf)
-}
-
-function subgraphsOf({ g, graphs }: AttributeProto): GraphProto[] {
-  return g === undefined ? graphs : [g]
+  return node.attribute.flatMap(({ g, graphs }) => g ?? graphs)
 }
 
 const views = new WeakMap<ModelProto, Graph>()

@@ -1,6 +1,6 @@
 // A model's graph with inputs for adapters, for ONNX Runtime's own LoRA.
 
-import { type Directory, requireEmpty, writeThrough, writeTogether } from '../../base/bytes.js'
+import { closing, type Directory, requireEmpty, writeThrough, writeTogether } from '../../base/bytes.js'
 import { checkOptions } from '../../base/options.js'
 import { planOnnx } from '../../formats/onnx/layout.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
@@ -60,8 +60,7 @@ export async function addLoraInputs(source: Source, options: AddLoraInputsOption
   const { dtype, rank, targetModules = 'all-linear' } = options
   const out = openTarget(options.out, 'out')
   await requireEmpty(out)
-  const model = await loadModel(source, { dtype })
-  try {
+  return closing(await loadModel(source, { dtype }), async (model) => {
     const graph = new Graph(model.onnx.proto)
     const found = matchTargets(findLinears(graph), resolveConfig({ targetModules }))
     const linears = exposeProducts(graph, found)
@@ -75,9 +74,7 @@ export async function addLoraInputs(source: Source, options: AddLoraInputsOption
       for (const { path: name, pieces } of planned) await writePieces(folder, name, pieces, model.onnx)
     })
     return { out: out.name, graph: path, modules: [...new Set(linears.map(({ name }) => name))], inputs }
-  } finally {
-    await model.close()
-  }
+  })
 }
 
 const CHUNK_BYTES = 1 << 22

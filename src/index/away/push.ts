@@ -1,6 +1,6 @@
 // Uploads by the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
 
-import { readAll, withSource } from '../../base/bytes.js'
+import { closing, readAll, withSource } from '../../base/bytes.js'
 import { ConfigError, FileError, MismatchError, messageOf, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { otherWeights } from '../../graph/base-record.js'
@@ -102,15 +102,12 @@ export async function push(adapter: Source, repository: string, options: PushOpt
 }
 
 async function requireBase({ name, trainedOn }: OpenAdapter, base: Source): Promise<void> {
-  const model = await loadModel(base)
-  try {
+  return closing(await loadModel(base), async (model) => {
     const what = await otherWeights(trainedOn, model)
     if (what === undefined) return
     const hint = 'Use the base of the training: adapter_config.json and README.md name it'
     throw new MismatchError({ where: name, what, hint })
-  } finally {
-    await model.close()
-  }
+  })
 }
 
 /** The Hub's client. In a `try` bundlers take the package for optional, and build where it is not installed. */

@@ -286,7 +286,7 @@ export class RunningTexts {
     const ready = this.#groups.filter(({ isRead, prepare }) => isRead && prepare === undefined)
     for (const [i, group] of ready.entries()) {
       for (const other of ready.slice(i + 1)) {
-        if (other.members.size === 0 || !this.#mayJoin(group, other)) continue
+        if ([group, other].some(({ members }) => members.size === 0) || !this.#mayJoin(group, other)) continue
         const ended = [...group.ended, ...other.ended]
         try {
           if (!(await this.session.engine.joinDecodings(group.decoding!, other.decoding!, ended))) {

@@ -13,7 +13,7 @@ import type { TrainingOptions } from '../options.js'
 
 const YIELD_MS = 16
 
-/** Node's own waits for nothing; a timer waits for a millisecond at least. */
+/** `setImmediate` of Node.js does not wait; a timer waits for at least a millisecond. */
 const nextTurn: (then: (_: unknown) => void) => unknown = globalThis.setImmediate ?? globalThis.setTimeout
 
 const ROWS_PER_LOOK = 16

@@ -2,6 +2,7 @@
 
 import { type Directory, readAll, readJson, withSource, writeFile } from '../../base/bytes.js'
 import { FileError, FormatError, listed } from '../../base/errors.js'
+import { jsonIn } from '../../base/options.js'
 import { bytesOf } from '../../formats/onnx/tensors.js'
 import {
   parseSafetensorsHeader,
@@ -197,12 +198,8 @@ function withState<T>(directory: Directory, use: (run: RunState, file: Safetenso
 }
 
 function parseRun(text: string | undefined, where: string): RunState {
-  try {
-    const run: unknown = JSON.parse(text ?? '')
-    if (isRunState(run)) return run
-  } catch {
-    // Falls through: no JSON is as bad as JSON of something else.
-  }
+  const run = jsonIn(text)
+  if (isRunState(run)) return run
   throw new FormatError({ where, what: 'not the state of a training run' })
 }
 

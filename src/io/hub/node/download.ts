@@ -238,8 +238,8 @@ async function isComplete({ target, byteLength }: Download): Promise<boolean> {
 }
 
 /**
- * A part that its process has not touched for so long belongs to nobody: a process touches it with each piece and
- * before each new try, which come more often. Only so can a dead process on another machine be told from a slow one.
+ * A part that no process has touched for so long belongs to nobody. A process at work touches its part more often: with
+ * each piece and before each new try. One that is slow, on another machine too, is so told from one that has ended.
  */
 const QUIET_MS = 120_000
 
