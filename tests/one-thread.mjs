@@ -23,6 +23,8 @@ const known = new Map()
 InferenceSession.create = async (...args) => {
   const given = typeof args.at(-1) === 'object' && args.length > 1 ? args.pop() : {}
   const options = { intraOpNumThreads: 1, ...given }
+  // Engines of some tests share their thread with others, which count with the smallest numbers.
+  delete options.extra?.session?.set_denormal_as_zero
   const key = process.env.THOROUGH === undefined && args.length === 1 ? keyOf(args[0], options) : undefined
   if (key === undefined) return create(...args, options)
   const entry = known.get(key) ?? { handler: (await create(...args, options)).handler, users: 0 }

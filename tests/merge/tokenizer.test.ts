@@ -44,8 +44,11 @@ it('goes along with its chat template, and none of the base’s files stays besi
   const own = { 'tokenizer.json': tokenizer(CHAT), 'tokenizer_config.json': '{"eos_token":"<|im_end|>"}' }
   const files = { 'tokenizer.json': tokenizer([]), 'vocab.json': '{}', 'special_tokens_map.json': '{}' }
   const { out, text, warnings, copied } = await merged(files, { ...own, 'chat_template.jinja': TEMPLATE })
-  for (const [name, content] of Object.entries(own)) expect(text(name)).toBe(content)
+  expect(text('tokenizer.json')).toBe(own['tokenizer.json'])
   expect(text('chat_template.jinja')).toBe(TEMPLATE)
+  // transformers.js reads the template there alone.
+  const config = { ...JSON.parse(own['tokenizer_config.json']), chat_template: TEMPLATE }
+  expect(JSON.parse(text('tokenizer_config.json'))).toEqual(config)
   expect([...out.files.keys()]).not.toContain('vocab.json')
   expect(copied).toContain('tokenizer.json')
   expect(warnings).toEqual([expect.stringMatching(/tokenizer is the adapter's/)])
