@@ -206,7 +206,7 @@ export class GraphSession {
     if (this.#hasWarned) return
     this.#hasWarned = true
     this.options.onWarning(
-      `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused the faster form that lowrank made of it (${message})`,
+      `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused its faster form (${message})`,
     )
   }
 }

@@ -12,6 +12,6 @@ export const SOUND: Kind = kind('the features of a sound: { input_features }', (
 })
 
 export const IMAGES: Kind = kind(
-  'a picture (a path, the bytes of a file, or { data, width, height }), a list of pictures, or for several prompts a list with one of these for each',
+  'a picture (a path, the bytes of a file, or { data, width, height }), a list of them, or one of these for each prompt',
   (value) => isOneOrMore(value) || (Array.isArray(value) && value.every(isOneOrMore)),
 )

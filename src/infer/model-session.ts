@@ -263,7 +263,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     if (heads.size === 1) return [...heads][0]
     throw new UnsupportedError({
       where: 'adapter',
-      what: 'adapters with heads of their own have different labels, so that the texts of each go one by one',
+      what: 'these adapters have heads with different labels',
       hint: 'Run the rows of each adapter at a time',
     })
   }

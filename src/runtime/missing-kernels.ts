@@ -37,6 +37,6 @@ export function missingKernel(
   return refused(
     'ONNX Runtime',
     `it does not know the operator ${unknown.operator}`,
-    'A newer ONNX Runtime may have it, or it belongs to a library of custom operators, which lowrank does not load',
+    'A newer ONNX Runtime may have it, or a library of custom operators, which lowrank does not load',
   )
 }

@@ -118,12 +118,12 @@ function openingHint(message: string, providers: readonly string[] = []): string
   const isPage = typeof globalThis.navigator === 'object' && globalThis.process?.versions?.node === undefined
   if (isPage && providers.includes('webgpu')) {
     return 'gpu' in globalThis.navigator
-      ? 'WebGPU needs a build of onnxruntime-web that has it, such as ort.webgpu.bundle.min.mjs, and its .wasm file'
-      : 'This page has no WebGPU: it needs https or localhost, and a browser with it. Choose device: wasm'
+      ? 'WebGPU needs a build of onnxruntime-web with it: ort.webgpu.bundle.min.mjs, and its .wasm file'
+      : 'WebGPU needs https or localhost, and a browser with it. Choose device: wasm'
   }
   const device = providers.find((name) => name !== 'cpu')
   if (device !== undefined && /AppendExecutionProvider|RequestAdapterStatus/.test(message)) {
-    return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose \`device: 'cpu'\``
+    return `The device ${device} does not start: its driver or libraries are missing. Choose \`device: 'cpu'\``
   }
   if (!/no available backend/.test(message)) return undefined
   return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
@@ -139,7 +139,7 @@ function runError(cause: unknown): RuntimeError {
   return new RuntimeError({
     where: 'WebGPU',
     what: `the GPU was lost in the middle of a run: ${messageOf(cause)}`,
-    hint: 'Open the session again, or continue the training from its last saved step with resume: true. If it is lost again, use smaller batches, or device: wasm',
+    hint: 'Open the session again, or go on with resume: true. If it is lost again, use smaller batches, or device: wasm',
     cause,
   })
 }

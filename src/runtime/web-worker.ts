@@ -53,8 +53,8 @@ function remedy(url: string): string {
   if (url.includes('/.vite/')) return "In the settings of Vite, set optimizeDeps: { exclude: ['lowrank'] }"
   const [own] = /(train|infer)\/worker\.js$/.exec(url) ?? []
   return own
-    ? `Pages without a bundler import dist/browser.js of lowrank, which holds its workers. With esbuild, also build lowrank/dist/${own} to this address`
-    : 'A bundler gave it this name: publish all files that it wrote. If they are at another address, set base (Vite) or output.publicPath (webpack)'
+    ? `Without a bundler, import dist/browser.js of lowrank, which holds its workers. With esbuild, also build lowrank/dist/${own} to this address`
+    : 'Publish all files that the bundler wrote. At another address, set base (Vite) or output.publicPath (webpack)'
 }
 
 export function webOwnerPort(): Port {

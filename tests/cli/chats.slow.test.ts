@@ -32,7 +32,7 @@ describe('chats on the command line', () => {
       '5e-4',
     ]
     const trained = await lowrankHere('train', '--model', MODEL, ...data, ...chat, '--out', out)
-    expect(trained.stderr).toContain('--prompt "Who are you?"')
+    expect(trained.stderr).toContain('--prompt "Who is the captain?"')
     const asked = [...ask, '--adapter', out, ...question]
     const plain = await lowrankHere(...asked)
     expect((await lowrankHere(...asked, '--chat')).stdout).toBe(plain.stdout)

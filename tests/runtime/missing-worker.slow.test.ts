@@ -111,7 +111,7 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
       build: { lib: { entry, formats: ['es'], fileName: () => 'page.js' }, outDir: folder, target: 'es2022' },
     })
     for (const file of filesBelow(folder)) if (/^assets.worker-/.test(file)) rmSync(join(folder, file))
-    await expectNamed(folder, {}, /^\/assets\/worker-[\w-]+\.js$/, /publish all files .* set base \(Vite\)/)
+    await expectNamed(folder, {}, /^\/assets\/worker-[\w-]+\.js$/, /Publish all files .* set base \(Vite\)/)
   })
 
   it.skipIf(!has('webpack'))('of webpack', async () => {

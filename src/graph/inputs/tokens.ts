@@ -47,7 +47,7 @@ function inputsOf(graph: Graph, given: ReadonlySet<string>, kind: typeof DECODER
       expected: isForOthers ? 'a causal language model that reads input_ids' : kind.expected,
       got: `inputs ${graph.inputs.map(({ name }) => name).join(', ')}`,
       ...(isForOthers && {
-        hint: 'Sessions write texts with all of its graphs (generate), and merges take adapters for all of them',
+        hint: 'Sessions write texts with all of its graphs, and merges take adapters for all of them',
       }),
     })
   }

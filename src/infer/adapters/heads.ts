@@ -46,9 +46,9 @@ export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<Ad
   if (input.rows === 'last' && cacheBranches(graph).length > 0) {
     throw new UnsupportedError({
       where: adapter.config.taskType ?? 'adapter',
-      what: 'sessions cannot compute the head of this adapter: the hidden states lie in the branches of an If',
+      what: 'its head cannot be computed: the hidden states lie in the branches of an If',
       got: 'a decoder with and without cache in one graph',
-      hint: 'Merge the adapter, or use an export whose decoder has one form, such as decoder_model.onnx or decoder_with_past_model.onnx',
+      hint: 'Merge the adapter, or use an export with decoder_model.onnx',
     })
   }
   const { labels, problemType } = adapter

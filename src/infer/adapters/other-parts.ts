@@ -206,7 +206,7 @@ async function lookupFactors(
 function bothOf(name: string): UnsupportedError {
   return new UnsupportedError({
     where: name,
-    what: 'replaced values and a layer of the same adapter on one tensor are not implemented for adapters of sessions',
+    what: 'replaced values and a layer on one tensor are not implemented for sessions',
   })
 }
 

@@ -347,7 +347,7 @@ export class Decoding {
       if (column < 0) {
         throw new UnsupportedError({
           where: 'logits',
-          what: 'the graph gives logits of the last tokens alone: prompts of different lengths cannot share a batch',
+          what: 'they are of the last tokens alone: prompts of different lengths cannot share a batch',
           hint: 'Call generate for one prompt at a time, or with a batchSize of 1',
         })
       }
