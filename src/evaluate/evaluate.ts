@@ -18,6 +18,7 @@ import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import { TrainEngine } from '../train/engine.js'
+import { longestOf } from '../train/evaluate.js'
 import type { TrainingOptions } from '../train/options.js'
 import { startOf } from '../train/parameters.js'
 import { planEvaluation } from '../train/rows/batches.js'
@@ -504,8 +505,8 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine, settings.threads)
   try {
     const costs = examples.map((example) => open.cost(example))
-    const longest = costs.reduce((most, cost) => Math.max(most, cost), 0)
-    const sessions = await TrainingSessions.create({ ...input, longest, modules: undefined }, engine.remote, false)
+    const shared = { ...input, longest: longestOf(costs), modules: undefined }
+    const sessions = await TrainingSessions.create(shared, engine.remote, false)
     const { parameters } = sessions
     const names = parameters.map(({ name }) => name)
     await engine.remote.start({ parameters, optimizer: {}, maxGradNorm: 0 }, startOf(adapter, names))

@@ -37,7 +37,7 @@ export interface LoraConfig {
    * @default []
    */
   readonly targetModules: readonly string[] | string
-  /** Modules that are not adapted, even if they are among those to adapt. */
+  /** Modules to leave out of those that would be adapted. */
   readonly excludeModules: readonly string[] | string | undefined
   /** Only these layers of a stack, by index; with a list of targetModules. */
   readonly layersToTransform: readonly number[] | number | undefined

@@ -71,8 +71,10 @@ export function costsOf(open: OpenTask, examples: Examples<unknown>): Int32Array
   return costs
 }
 
-export function longestOf(costs: Int32Array): number {
-  return costs.reduce((most, cost) => Math.max(most, cost), 0)
+export function longestOf(costs: Iterable<number>): number {
+  let longest = 0
+  for (const cost of costs) longest = Math.max(longest, cost)
+  return longest
 }
 
 /** Returns false when the signal ends it. */

@@ -5,7 +5,7 @@ import { evaluateAdapters } from '../../src/evaluate/evaluate.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
-import { openModel } from '../infer/models.js'
+import { oneThread, openModel } from '../infer/models.js'
 import { data, evalData } from '../train/tiny.js'
 
 let decoder: Model
@@ -49,6 +49,23 @@ describe('evaluation', () => {
     const gaps = report.differing.map(({ values: [a, b] }) => Math.abs(a - b))
     expect(gaps).toEqual([...gaps].sort((a, b) => b - a))
     expect(report.differing.every(({ where }) => /^data\[\d\]$/.test(where))).toBe(true)
+  })
+
+  it('computes attention in blocks for texts of more than 1,024 tokens alone', async () => {
+    const graphs: Uint8Array[] = []
+    const create: typeof oneThread.InferenceSession.create = (graph, options) => {
+      graphs.push(graph)
+      return oneThread.InferenceSession.create(graph, options)
+    }
+    const runtime = { module: { ...oneThread, InferenceSession: { create } } }
+    const hasBlocks = async (words: number) => {
+      graphs.length = 0
+      const model = { ...decoder, runtime, contextLength: 2048 }
+      await evaluateAdapters(model, {}, [{ text: 'the '.repeat(words) }], { ...silent, maxLength: 2048 })
+      return graphs.some((graph) => Buffer.from(graph).includes('Scan'))
+    }
+    expect(await hasBlocks(1000)).toBe(false)
+    expect(await hasBlocks(1100)).toBe(true)
   })
 
   it('gives the metrics of labels, and leaves out a base without a head', async () => {

@@ -247,7 +247,7 @@ export const FLAGS = {
     targetModules: { form: 'modules', about: 'modules to adapt: all linear layers, PEFT’s default modules for this type of model, or names such as q_proj,v_proj', fallback: 'all-linear' },
     init: { form: 'word', about: 'how the random initial values of A and B are chosen', fallback: 'kaiming-uniform' },
     seed: { form: 'number', about: 'seed for the initial values, dropout and the order of records. The same seed, data and machine give the same adapter', range: 'a safe integer', fallback: '42' },
-    excludeModules: { form: 'names', about: 'modules that are not adapted, even if they are among those to adapt' },
+    excludeModules: { form: 'names', about: 'modules to leave out of those that would be adapted' },
     layersPattern: { form: 'names', about: 'the stack’s name, layers or h, when layersToTransform needs one' },
     rankPattern: { form: 'numbers', about: 'other ranks for some modules, such as q_proj=16,v_proj=4' },
     alphaPattern: { form: 'numbers', about: 'other alphas for some modules, such as q_proj=32' },

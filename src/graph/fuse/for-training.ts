@@ -36,7 +36,7 @@ export function shareKeys(graph: Graph, nodes: readonly NodeProto[], shapes: Sha
   graph.prune()
 }
 
-/** Products turn what they read. Transpose takes longer, and has one thread. */
+/** Lets products transpose what they read: a Transpose of its own takes longer, and has one thread. */
 export function turnInProducts(graph: Graph): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'MatMul' || !node.input.every((value) => isFloat(graph, value))) continue

@@ -258,7 +258,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
     },
   },
   {
-    name: 'turn in products',
+    name: 'transpose in products',
     needs: ['gradients'],
     run({ graph, options }) {
       if (options.isOptimized) turnInProducts(graph)
