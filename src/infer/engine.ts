@@ -5,7 +5,7 @@ import { attempt, StateError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
-import { FIRST_INPUT, type SiteGroup, SLOTS_INPUT } from '../graph/inject/sites.js'
+import { FIRST_INPUT, MISSING_INPUT, type SiteGroup, SLOTS_INPUT } from '../graph/inject/sites.js'
 import type { TokenColumns } from '../graph/inputs/tokens.js'
 import { transfer } from '../runtime/rpc.js'
 import {
@@ -63,7 +63,10 @@ interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'
 
 const KEPT_FEEDS = 4
 
-const START: RuntimeTensor = { type: 'int64', data: new BigInt64Array(1), dims: [1] }
+const ZERO: RuntimeTensor = { type: 'int64', data: new BigInt64Array(1), dims: [1] }
+
+/** Inputs that sessions add, which only texts that are written give. */
+const ADDED: Feeds = { [FIRST_INPUT]: ZERO, [MISSING_INPUT]: ZERO }
 
 export class InferEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
@@ -269,11 +272,12 @@ export class InferEngine {
     return runColumns(run, columns, feeds, names, pieces)
   }
 
-  #run({ [FIRST_INPUT]: first = START, ...own }: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
+  #run(own: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#turns.take(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, groups, inputNames, takesRows, isInputMajor, idle, columns, kept } = this.#open
-      const feeds = session.inputNames.includes(FIRST_INPUT) ? { ...own, [FIRST_INPUT]: first } : own
+      const feeds = { ...ADDED, ...own }
+      for (const name of Object.keys(ADDED)) if (!session.inputNames.includes(name)) delete feeds[name]
       const outputNames = wanted ?? this.#open.outputNames
       let held = kept.get(adapters)
       if (held === undefined) {

@@ -2,7 +2,6 @@
 // API: https://onnxruntime.ai/docs/api/js/
 
 import { FileError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
-import { missingKernel } from './missing-kernels.js'
 import {
   type Feeds,
   freeOnGpu,
@@ -72,6 +71,7 @@ export function runtimeOf(ort: OrtModule, name?: string, ownsThread = false): Ru
         session = await ort.InferenceSession.create(model.graph, own)
       } catch (cause) {
         if (cause instanceof FileError) throw cause
+        const { missingKernel } = await import('./missing-kernels.js')
         const missing = missingKernel(messageOf(cause), options.executionProviders ?? [], cause)
         if (missing !== undefined) throw missing
         throw new RuntimeError({

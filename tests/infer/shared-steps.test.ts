@@ -1,5 +1,6 @@
 // Calls of one session that are under way at once share steps: each text is what it is alone, in far fewer runs.
 
+import fc from 'fast-check'
 import { afterEach, describe, expect, it, vi } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
@@ -7,7 +8,7 @@ import { InferEngine } from '../../src/infer/engine.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { AdapterSessionOptions, GenerateOptions, GenerateResult } from '../../src/infer/session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { cases } from '../thorough.js'
+import { cases, runs as runsOf } from '../thorough.js'
 import { inThread, makeAdapter, messageHost, openModel } from './models.js'
 
 const UNION = 'models/union-3m'
@@ -142,6 +143,60 @@ it('groups that are ready in one round: a long chat that goes on does not join o
     const expected = await alone(session, requests)
     const texts = await Promise.all(requests.map((request) => write(session, request)))
     for (const [i, text] of texts.entries()) expectSame(text, expected[i], String(i))
+  })
+})
+
+describe.each([
+  { path: UNION, most: 620 },
+  ...cases(['llama-genai', 'merged-if'], ['llama-optimum', 'gpt2-optimum', 'llama-fp16', 'llama-q4']).map((name) => {
+    return { path: `tests/golden/models/${name}`, most: 90 }
+  }),
+])('$path: texts of very different lengths', ({ path, most }) => {
+  const drawn = fc.record({
+    length: fc.oneof(fc.integer({ min: 1, max: 12 }), fc.integer({ min: most / 2, max: most })),
+    adapter: fc.constantFrom(null, 'a', 'b'),
+    maxNewTokens: fc.integer({ min: 1, max: 24 }),
+    start: fc.nat(60),
+    leavesAfter: fc.option(fc.integer({ min: 1, max: 8 }), { freq: 3 }),
+  })
+
+  it('come, leave, and are told apart at any step', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(drawn, { minLength: 5, maxLength: 8 }), fc.nat(120), async (texts, refused) => {
+        await withSession(path, {}, async (session) => {
+          Object.assign(session.model, { contextLength: 2048, eosTokenIds: [] })
+          const words = session.model.tokenizer!.encode(REQUESTS[2].prompt.repeat(40))
+          const write = (i: number, more: GenerateOptions = {}) => {
+            const { length, adapter, maxNewTokens } = texts[i]
+            const prompt = { ids: [...words.slice(0, length)] }
+            return session.generate(prompt, { adapter, maxNewTokens, temperature: 0, logprobs: 2, ...more })
+          }
+          const expected: GenerateResult[] = []
+          for (const i of texts.keys()) expected.push(await write(i))
+          let count = 0
+          runs.mockReset()
+          runs.mockImplementation(async function (this: InferEngine, ...args) {
+            if (++count === refused) throw new UnsupportedError({ where: 'logits', what: 'texts cannot be told apart' })
+            return nextTokens.apply(this, args)
+          })
+          await Promise.all(
+            texts.map(async ({ start, leavesAfter, ...facts }, i) => {
+              await turns(start)
+              const controller = new AbortController()
+              let pieces = 0
+              const onText = () => {
+                if (++pieces === leavesAfter) controller.abort(new Error('enough'))
+              }
+              const text = await write(i, { onText, signal: controller.signal }).catch((error) => {
+                if (pieces !== leavesAfter) throw error
+              })
+              if (text !== undefined) expectSame(text, expected[i], JSON.stringify(facts))
+            }),
+          )
+        })
+      }),
+      { numRuns: runsOf(5) },
+    )
   })
 })
 

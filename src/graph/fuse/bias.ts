@@ -10,6 +10,7 @@ import { dimensionOf, makerOf, scalarOf } from './patterns.js'
 /** Far below every score, and finite: a row without a key yields no NaN. */
 const HIDDEN = -1e9
 
+const PLACING = new Set(['Trilu', 'Div', 'Mod', 'BitShift'])
 const ORDERS = new Set(['Less', 'LessOrEqual', 'Greater', 'GreaterOrEqual', 'Trilu'])
 
 export interface Mask {
@@ -58,6 +59,16 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
     isOrdered ||= ORDERS.has(node?.opType ?? '')
   }
   return isOrdered
+}
+
+/** True if a bias hides later tokens and padding alone: no windows or chunks, which depend on the places of keys. */
+export function isPlainBias(graph: Graph, bias: Value): boolean {
+  const condition = makerOf(graph, bias, 'Where')?.input[0] ?? ''
+  const made = Array.from(
+    graph.madeOf(condition, ({ opType }) => opType !== 'Shape'),
+    ([, node]) => node?.opType ?? '',
+  )
+  return made.filter((opType) => ORDERS.has(opType)).length === 1 && !made.some((opType) => PLACING.has(opType))
 }
 
 /** Appends the bias (batch or 1, heads or 1, sequence, total), shared by layers with the same mask. `total` is (1). */

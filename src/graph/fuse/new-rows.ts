@@ -2,11 +2,14 @@
 
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
+import { valueInfo } from '../inject/inject.js'
+import { MISSING_INPUT } from '../inject/sites.js'
 import { headSizeOf, isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, splitInputs, typeOf } from '../inputs/roles.js'
 import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { isPlainBias } from './bias.js'
 
 /** (batch, heads, past, size) */
 export interface CachePart {
@@ -24,6 +27,8 @@ export interface NewRows {
   readonly ids: string
   readonly mask: string
   readonly parts: readonly CachePart[]
+  /** The graph has {@link MISSING_INPUT}. */
+  readonly takesMissing: boolean
 }
 
 /**
@@ -53,7 +58,25 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   const rows = sources.map((source, i) => (isByHead ? newestOf(g, source!, parts[i], ids, shared) : source!.rows!))
   const output = g.op('Concat', rows, { axis: isByHead ? 1 : 2 }, 'new_rows')
   graph.outputs.push(create(ValueInfoProtoSchema, { name: output }))
-  return { output, isByHead, ids, mask, parts }
+  return { output, isByHead, ids, mask, parts, takesMissing: countByRow(g, sources) }
+}
+
+const [SEQLENS, BIAS] = [5, 10]
+
+/** Only where lowrank made the number of keys, which is the same for all rows, and a bias that hides what fills up. */
+function countByRow(g: Builder, sources: readonly (Source | undefined)[]): boolean {
+  const { graph } = g
+  const nodes = new Set(sources.map((source) => source!.attention))
+  if (![...nodes].every(({ input }) => isPlainBias(graph, input[BIAS] ?? ''))) return false
+  graph.inputs.push(valueInfo(MISSING_INPUT, DataType.INT64))
+  const missing = g.cast(MISSING_INPUT, DataType.INT32)
+  const shared = new Map<Value, Value>()
+  for (const node of nodes) {
+    const all = node.input[SEQLENS]
+    const own = sharedValue(shared, all, () => g.sub(all, missing))
+    graph.setInput(node, SEQLENS, own)
+  }
+  return true
 }
 
 type Source = NonNullable<ReturnType<typeof sourceOf>>

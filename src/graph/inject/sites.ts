@@ -39,6 +39,12 @@ export const SLOTS_INPUT = 'lora/slots'
 /** The graph input (1) with the first token whose logits are wanted. */
 export const FIRST_INPUT = 'logits/first'
 
+/**
+ * The graph input (rows) or (1) that tells how many tokens each row holds less than the longest one. Its cache begins
+ * with its own first token then, and attention reads no more than it holds.
+ */
+export const MISSING_INPUT = 'cache/missing'
+
 export function siteInput(module: string, role: SiteRole): string {
   return `lora/${module}/${role}`
 }

@@ -1,12 +1,12 @@
 // Texts that grow together, in the worker: what each call is fed, the cache, and the choice of the next tokens. Rows of
 // other lengths are filled up. A plain cache is filled up on the left, where the mask hides it; GroupQueryAttention
 // counts keys from the left and a graph without a cache sees what comes before alone, so theirs is filled up on the
-// right, where nothing looks.
+// right, where nothing looks and no time goes.
 
 import { type SerializedError, serializeError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
-import { FIRST_INPUT } from '../../graph/inject/sites.js'
+import { FIRST_INPUT, MISSING_INPUT } from '../../graph/inject/sites.js'
 import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
 import { type Feeds, floatsOf, freeOnGpu, isOnGpu, type RuntimeTensor } from '../../runtime/runtime.js'
@@ -74,6 +74,8 @@ export class Decoding {
   #rows: Row[]
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
+  /** That of prompts is the request's. */
+  readonly #cachePadding: Padding
   #cache: GrowingCache | undefined
   #past: Feeds
   #context: Feeds
@@ -84,6 +86,7 @@ export class Decoding {
   /** `newRows`: of a graph that gives out what a step adds to the cache. */
   constructor({ rows, ...request }: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
     this.#request = request
+    this.#cachePadding = newRows?.takesMissing && request.padding === 'left' ? 'right' : request.padding
     this.#newRows = newRows
     this.#cache = newRows && new GrowingCache(newRows, rows.length)
     const cache = newRows === undefined ? request.cache : []
@@ -134,7 +137,7 @@ export class Decoding {
       // The newest token is not in the cache yet.
       const count = Math.min(this.#width, tokens.length - 1)
       if (failure !== undefined || count <= 0 || (ids !== undefined && !ids.includes(id))) continue
-      const from = this.#request.padding === 'left' ? this.#width - count : 0
+      const from = this.#cachePadding === 'left' ? this.#width - count : 0
       const copy = () => this.#cut(this.#cache?.feeds ?? this.#past, { rows: [i], from, count, to: 0 })
       yield { text: this.#textOf(row, tokens.slice(0, count)), copy }
     }
@@ -181,8 +184,8 @@ export class Decoding {
   /** All tokens at first and without a cache, afterwards the newest one of each row. */
   feeds(given: Feeds, most = Number.POSITIVE_INFINITY): Feeds {
     const { roles, padding } = this.#request
-    const isLeft = padding === 'left'
     const [batch, past] = [this.#rows.length, this.#width]
+    const isLeft = (past === 0 ? padding : this.#cachePadding) === 'left'
     const isAlone = batch === 1
     const total = this.#reach(most)
     const sequence = total - past
@@ -200,6 +203,10 @@ export class Decoding {
     const tokens = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
     const first = (isLeft || isEven ? sequence : Math.min(...this.#rows.map(({ tokens }) => tokens.length))) - 1
     tokens[FIRST_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(first)), dims: [1] }
+    if (past > 0 && !isLeft) {
+      const missing = this.#rows.map(({ tokens }) => BigInt(Math.max(0, total - tokens.length)))
+      tokens[MISSING_INPUT] = { type: 'int64', data: BigInt64Array.from(missing), dims: [batch] }
+    }
     return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
   }
 
@@ -218,8 +225,9 @@ export class Decoding {
       const before = this.#width
       this.#width = this.#reach(most)
       if (this.#newRows !== undefined) {
-        const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
-        this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
+        const isBehindOwn = this.#cachePadding === 'right' && rows.length > 1 && (before > 0 || padding === 'left')
+        const step = before > 0 ? 1 : longest
+        this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((own) => own - step) : undefined)
       } else {
         for (const { past, present, isOfEncoder } of cache) {
           const isKept = isOfEncoder && before > 0
@@ -294,15 +302,15 @@ export class Decoding {
   }
 
   #become(parts: readonly { readonly of: Decoding; readonly rows: readonly number[] }[], adapters?: AdapterFeeds) {
-    const { cache, padding } = this.#request
-    // The newest token of each row is not in the cache yet.
-    const widths = parts.map(({ of, rows }) =>
-      of.#width === 0 ? 0 : Math.max(...rows.map((row) => of.#rows[row].tokens.length)) - 1,
-    )
-    const width = Math.max(...widths)
-    const moved = parts.map(({ of, rows }, i): MovedRows & { of: Decoding } => {
-      const [from, to] = padding === 'left' ? [of.#width - widths[i], width - widths[i]] : [0, 0]
-      return { of, rows, from, count: widths[i], to }
+    const { cache } = this.#request
+    // The newest token of each row is not in the cache yet. What only fills rows up is not copied.
+    const held = parts.flatMap(({ of, rows }) => {
+      return rows.map((row) => ({ of, row, count: of.#width === 0 ? 0 : of.#rows[row].tokens.length - 1 }))
+    })
+    const width = Math.max(...held.map(({ count }) => count))
+    const isLeft = this.#cachePadding === 'left'
+    const moved = held.map(({ of, row, count }): MovedRows & { of: Decoding } => {
+      return { of, rows: [row], from: isLeft ? of.#width - count : 0, count, to: isLeft ? width - count : 0 }
     })
     const whole = (tensorOf: (of: Decoding) => RuntimeTensor) => {
       const length = tensorOf(this).dims[1]

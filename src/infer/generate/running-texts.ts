@@ -3,6 +3,7 @@
 
 import { deserializeError, UnsupportedError } from '../../base/errors.js'
 import type { SignalLike } from '../../base/globals.js'
+import type { NewRows } from '../../graph/fuse/new-rows.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Mix } from '../adapters/choice.js'
 import type { WholeSession } from '../graphs.js'
@@ -75,6 +76,12 @@ const PIECE = 256
 /** Tokens of a prompt that may be read together with others. A longer one is alone: it may begin like one before. */
 const SHORT = 64
 
+/**
+ * How many times as long as a byte of the weights takes one that fills a row up. Attention that knows the keys of each
+ * row does not read it, but ONNX Runtime clears it in each step; a further group reads the weights once more.
+ */
+const CLEARING = 3
+
 export class RunningTexts {
   readonly #calls: OpenCall[] = []
   #groups: Group[] = []
@@ -87,7 +94,7 @@ export class RunningTexts {
   #nextId = 1
 
   constructor(
-    private readonly session: Pick<WholeSession, 'engine' | 'tried'>,
+    private readonly session: Pick<WholeSession, 'engine' | 'tried'> & { readonly newRows?: NewRows | undefined },
     readonly bounds: TextBounds,
   ) {}
 
@@ -310,7 +317,11 @@ export class RunningTexts {
     const members = [...a.members.values(), ...b.members.values()]
     const lengths = members.map(({ length }) => length)
     const isOne = this.#mixesShare || new Set(members.map(mixOf)).size === 1
-    return isOne && isSimilar(Math.min(...lengths), Math.max(...lengths))
+    const [shortest, longest] = [Math.min(...lengths), Math.max(...lengths)]
+    const { padding, tokenBytes, weightBytes } = a.graph
+    const filled = lengths.reduce((sum, length) => sum + longest - length, 0) * tokenBytes
+    const skips = padding === 'right' || this.session.newRows?.takesMissing === true
+    return isOne && (isSimilar(shortest, longest) || (skips && CLEARING * filled < weightBytes))
   }
 }
 

@@ -21,7 +21,9 @@ export interface TextGraph {
   /** Texts of several calls can share its runs. */
   readonly shares: boolean
   readonly takesPieces: boolean
+  /** In the cache. */
   readonly tokenBytes: number
+  readonly weightBytes: number
 }
 
 const textGraphs = new WeakMap<OnnxModel, TextGraph>()
@@ -52,6 +54,7 @@ export function textGraphOf(model: Model): TextGraph {
     shares,
     takesPieces: shares && !roles.some(({ role }) => role === 'usesCache'),
     tokenBytes: cache.reduce((sum, entry) => sum + bytesOf(entry), 0),
+    weightBytes: [...onnx.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
   }
   textGraphs.set(onnx, made)
   return made
