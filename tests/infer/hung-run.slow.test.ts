@@ -65,7 +65,8 @@ describe('a run that does not end', () => {
   })
 })
 
-describe('the command line', () => {
+// They wait most of the time.
+describe('the command line', { concurrent: true }, () => {
   it.each(['SIGINT', 'SIGTERM'] as const)(
     'waits for the step after the first %s, and ends at once by the second',
     async (signal) => {
