@@ -41,8 +41,8 @@ const COMMIT = '0'.repeat(40)
 /** What a command prints is not looked at, so that it learns as little as its other options allow. */
 const briefly = (text: string) =>
   text
-    .replace(/(--max-steps |maxSteps: )(\d+)/g, (_, option, steps) => option + Math.min(steps, 6))
-    .replace(/(--epochs |epochs: )(\d+)/g, (_, option, epochs) => option + Math.min(epochs, 2))
+    .replace(/(--max-steps |maxSteps: )(\d+)/g, (_, option, steps) => option + Math.min(steps, 3))
+    .replace(/(--epochs |epochs: )(\d+)/g, (_, option, epochs) => option + Math.min(epochs, 1))
 
 const BINARY = 'node_modules/lowrank/dist/cli/main.js'
 
