@@ -1,8 +1,8 @@
 // Compiles src/ to dist/. Beside it comes dist/browser.js: all of the entry for browsers in one module, for pages
-// without a bundler; and dist/cli/bundle.js: all of the command line in one, because three hundred modules take longer
-// to load. Nothing is done if neither the sources nor dist/ have changed since the last build. If sources
-// have changed, only their modules are written, and a module whose source is gone is removed, so that it cannot survive
-// in the package. Otherwise dist/ is made anew.
+// without a bundler; and dist/cli/bundle.js: all of the command line in one, because hundreds of modules take longer to
+// load. Nothing is done if neither the sources nor dist/ have changed since the last build. If sources have changed,
+// only their modules are written, and a module whose source is gone is removed, so that it cannot survive in the
+// package. Otherwise dist/ is made anew.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -122,7 +122,9 @@ await build({
     // Names stay, for what reports of errors show.
     minify: false,
     target: 'node20',
-    rolldownOptions: { output: { entryFileNames: 'bundle.js', codeSplitting: false, comments: false } },
+    rolldownOptions: {
+      output: { entryFileNames: 'bundle.js', codeSplitting: false, comments: { legal: true, jsdoc: false } },
+    },
   },
 })
 const main = join(dist, 'cli', 'main.js')
