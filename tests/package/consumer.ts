@@ -38,8 +38,8 @@ export function installed(): { folder: string; packed: string[] } {
   const shared = process.env.INSTALLED!
   if (!existsSync(shared)) {
     const made = mkdtempSync(`${shared}-`)
-    installIn(made)
     try {
+      installIn(made)
       renameSync(made, shared)
     } catch (error) {
       rmSync(made, { recursive: true, force: true })
