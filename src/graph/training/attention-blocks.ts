@@ -149,15 +149,12 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
     const results = once(() => {
       // These nodes are of the backward pass, so that what they read can be computed again.
       const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
-      // Σ dy·o comes off dy·vᵀ in the product itself: as a last column of dy, and ones as that of v.
-      const along = g.neg(g.reduceSum(g.mul(dy, output), [-1]))
-      const slope = g.concat([dy, along], -1)
-      const ones = g.op('Pad', [read(values), g.int([...zeros(2 * axis + 3), 1]), g.float(1)])
-      const given = [...inputs.map(read), ones, slope]
-      const likes = [...inputs, values, output].map((like) => shapes.get(like) as ProbedShape)
-      const wider = (dims: readonly number[]) => [...dims.slice(0, -1), dims[axis + 1] + 1]
-      likes.forEach((like, i) => void shapes.set(given[i], i < 3 ? like : mapShape(like, wider)))
-      return overHeads(g, shapes, attention, given, (by, own, [, , , ones, slope]) => {
+      const given = [...inputs.map(read), dy, output]
+      for (const [i, like] of [...inputs, output].entries()) shapes.set(given[i], shapes.get(like) as ProbedShape)
+      return overHeads(g, shapes, attention, given, (by, own, [, , , dy, o]) => {
+        // Σ dy·o comes off dy·vᵀ in the product itself: as a last column of dy, and ones as that of v.
+        const slope = by.concat([dy, by.neg(by.reduceSum(by.mul(dy, o), [-1]))], -1)
+        const ones = by.op('Pad', [own.values, by.int([...zeros(2 * axis + 3), 1]), by.float(1)])
         const body = new Block(by, shapes, own, read).backward(ones, slope)
         const sums = [own.keys, own.values].map((value) => by.expand(by.float(0), by.shape(value)))
         const [ofKeys, ofValues, ofQuery] = by.node('Scan', [...sums, places], { body, ...attributes }, 3).output
@@ -191,27 +188,24 @@ function overHeads(
   const by = new Builder(g.graph.newBody(), g.graph.freshName(`${g.scope}/head`))
   const own = inputs.map((input) => {
     const name = by.graph.freshName(`${by.scope}/of`)
-    shapes.set(
-      name,
-      mapShape(shapeOf(input), (dims) => dims.with(axis, dims[axis] / count)),
-    )
+    const shape = mapShape(shapeOf(input), (dims) => dims.with(axis, dims[axis] / count))
+    shapes.set(name, shape)
     return name
   })
   const results = build(by, of(own), own)
   by.graph.inputs = own.map((name) => declared(name, axis + 3))
   by.graph.outputs = results.map((name) => declared(name, axis + 3))
-  const parted = inputs.map((input) => {
-    const { dims } = shapeOf(input)
-    return g.reshape(input, g.int([...zeros(axis), count, dims[axis] / count, -1, dims[axis + 2]]))
-  })
   const [scan_input_axes, scan_output_axes] = [own, results].map((of) => of.map(() => axis))
   const body = by.graph.toModel().graph as GraphProto
   const attributes = { body, num_scan_inputs: own.length, scan_input_axes, scan_output_axes }
+  const reshaped = (value: Value, like: Value, partsOf: (heads: number) => number[]) => {
+    const { dims } = shapeOf(like)
+    return g.reshape(value, g.int([...zeros(axis), ...partsOf(dims[axis]), -1, dims[axis + 2]]))
+  }
+  const parted = inputs.map((input) => reshaped(input, input, (heads) => [count, heads / count]))
   const likes = results.length === 1 ? [output] : [query, keys, values]
-  return g.node('Scan', parted, attributes, results.length).output.map((value, i) => {
-    const { dims } = shapeOf(likes[i])
-    return g.reshape(value, g.int([...zeros(axis), dims[axis], -1, dims[axis + 2]]))
-  })
+  const scan = g.node('Scan', parted, attributes, results.length)
+  return scan.output.map((value, i) => reshaped(value, likes[i], (heads) => [heads]))
 }
 
 /** A value of so many axes. */
