@@ -204,12 +204,13 @@ function planMemory(
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
   const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
   const lowMemory = settings.lowMemory ?? (!fast && chooseLowMemory(needOf(false), limits))
+  const need = needOf(lowMemory)
   if (lowMemory && settings.lowMemory === undefined) {
     on?.note?.(
-      `The weights, ${gigabytes(needOf(true).weights)}, are not copied. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(need.weights)}, are not copied. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
-  const warning = memoryWarning(needOf(lowMemory), limits, {
+  const warning = memoryWarning(need, limits, {
     what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller `batchSize` with more `gradientAccumulation`'] : []),
