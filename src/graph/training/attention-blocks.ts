@@ -167,8 +167,8 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
 }
 
 /**
- * What `build` makes of `inputs`, for one head of keys after the other where there are several: a block's scores of one
- * stay in a processor's cache. The first inputs, and the results, are as query, keys and values.
+ * Gives what `build` makes of `inputs`: for one head of keys after the other where there are several, so that a block's
+ * scores stay in a processor's cache. The first inputs, and the results, are as query, keys and values.
  */
 function overHeads(
   g: Builder,
