@@ -79,16 +79,15 @@ function copiedWithin(graph: GraphProto, bytes: number): Set<string> {
   }
   const weights = graph.initializer.filter(({ name, dataType }) => dataType === DataType.FLOAT && uses.has(name))
   const layers = [...groupBy(weights, ({ dims }) => dims.join()).values()].filter(({ length }) => length > 1).flat()
+  const copied = new Set<string>()
   let room = bytes
-  const fits = layers
-    .toSorted((a, b) => bytesOfWeight(b) - bytesOfWeight(a))
-    .filter((tensor) => {
-      const more = ((uses.get(tensor.name) ?? 1) - 1) * bytesOfWeight(tensor)
-      const isCopied = more <= room
-      if (isCopied) room -= more
-      return isCopied
-    })
-  return new Set(fits.map(({ name }) => name))
+  for (const tensor of layers.toSorted((a, b) => bytesOfWeight(b) - bytesOfWeight(a))) {
+    const more = ((uses.get(tensor.name) ?? 1) - 1) * bytesOfWeight(tensor)
+    if (more > room) continue
+    room -= more
+    copied.add(tensor.name)
+  }
+  return copied
 }
 
 function bytesOfWeight(tensor: TensorProto): number {
