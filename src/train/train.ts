@@ -208,13 +208,14 @@ function planMemory(
   const byHand = fast || settings.lowMemory === false ? Number.POSITIVE_INFINITY : settings.lowMemory && 0
   const copiedBytes = byHand ?? chooseCopies(needOf(false), limits)
   const lowMemory = copiedBytes < Number.POSITIVE_INFINITY
+  const need = needOf(lowMemory)
   if (lowMemory && byHand === undefined) {
     const most = copiedBytes === 0 ? 'not copied' : `copied up to ${gigabytes(copiedBytes)}`
     on?.note?.(
-      `The weights, ${gigabytes(needOf(true).weights)}, are ${most}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(need.weights)}, are ${most}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
-  const warning = memoryWarning(needOf(lowMemory), limits, {
+  const warning = memoryWarning(need, limits, {
     what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller `batchSize` with more `gradientAccumulation`'] : []),
