@@ -112,6 +112,15 @@ function dependencyClosure(name: string): string[] {
   return [...new Set(Object.keys(dependencies).flatMap((dependency) => [dependency, ...dependencyClosure(dependency)]))]
 }
 
+/**
+ * The text of a document, whose trainings take few steps: what they print is not looked at. Other options stay as they
+ * are.
+ */
+export const briefly = (text: string): string =>
+  text
+    .replace(/(--max-steps |maxSteps: )(\d+)/g, (_, option, steps) => option + Math.min(steps, 3))
+    .replace(/(--epochs |epochs: )(\d+)/g, (_, option, epochs) => option + Math.min(epochs, 1))
+
 /** Files below a folder, relative to it. */
 export function filesBelow(folder: string): string[] {
   return readdirSync(folder, { recursive: true, encoding: 'utf8' })

@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto'
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { type Consumer, installConsumer, link, repository } from './consumer.js'
+import { briefly, type Consumer, installConsumer, link, repository } from './consumer.js'
 
 /** Pages of docs/; later ones use what earlier ones made. */
 const PAGES = [
@@ -37,12 +37,6 @@ const UNRUN = [
 /** What the pages open on the Hub is in the cache, by the bundled model. */
 const HUB_MODELS = ['HuggingFaceTB/SmolLM2-135M-Instruct']
 const COMMIT = '0'.repeat(40)
-
-/** What a command prints is not looked at, so that it learns as little as its other options allow. */
-const briefly = (text: string) =>
-  text
-    .replace(/(--max-steps |maxSteps: )(\d+)/g, (_, option, steps) => option + Math.min(steps, 3))
-    .replace(/(--epochs |epochs: )(\d+)/g, (_, option, epochs) => option + Math.min(epochs, 1))
 
 const BINARY = 'node_modules/lowrank/dist/cli/main.js'
 
@@ -99,9 +93,8 @@ describe('README and the pages of docs/', () => {
     let ran = 0
     for (const [language, text] of blocksOf(page)) {
       if (language === 'sh') {
-        for (const line of briefly(text)
-          .split('\n')
-          .filter((line) => line.startsWith('npx lowrank '))) {
+        const lines = briefly(text).split('\n')
+        for (const line of lines.filter((line) => line.startsWith('npx lowrank '))) {
           const [, , ...args] = words(line)
           // It writes the reader's own data, where another page has them already.
           if (args[0] === 'init') rmSync(join(consumer.folder, 'chats.jsonl'), { force: true })
