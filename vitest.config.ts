@@ -2,8 +2,13 @@ import { availableParallelism } from 'node:os'
 import { setFlagsFromString } from 'node:v8'
 import { defineConfig } from 'vitest/config'
 
-/** Loaded by every process and thread of the tests. */
-const ONE_THREAD = `--import=${new URL('./tests/one-thread.mjs', import.meta.url).href}`
+/** NODE_OPTIONS of the tests: every process and thread of them loads it. */
+export const ONE_THREAD = [
+  process.env.NODE_OPTIONS,
+  `--import=${new URL('./tests/one-thread.mjs', import.meta.url).href}`,
+]
+  .filter(Boolean)
+  .join(' ')
 
 // Tests make much that is soon garbage. With more room for it, a twentieth of their time is saved. For threads that start
 // later, flags count as those of the command line do.
@@ -26,7 +31,7 @@ const MOCKS = ['tests/lora/gradients.test.ts', 'tests/merge/node/durability.test
 export default defineConfig({
   test: {
     ...settings,
-    env: { NODE_OPTIONS: [process.env.NODE_OPTIONS, ONE_THREAD].filter(Boolean).join(' ') },
+    env: { NODE_OPTIONS: ONE_THREAD },
     // Tests wait for files and programs: one more than there are cores.
     maxWorkers: availableParallelism() + 1,
     // Threads start in half the time of processes. Files that share a worker share the modules of src/, which are loaded once.

@@ -1,18 +1,21 @@
 // Compiles src/ to dist/. Beside it comes dist/browser.js: all of the entry for browsers in one module, for pages
-// without a bundler. Nothing is done if neither the sources nor dist/ have changed since the last build. If sources
-// have changed, only their modules are written, and a module whose source is gone is removed, so that it cannot survive
-// in the package. Otherwise dist/ is made anew.
+// without a bundler; and dist/cli/bundle.js: all of the command line in one, because hundreds of modules take longer to
+// load. Nothing is done if neither the sources nor dist/ have changed since the last build. If sources have changed,
+// only their modules are written, and a module whose source is gone is removed, so that it cannot survive in the
+// package. Otherwise dist/ is made anew.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'vite'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const dist = join(root, 'dist')
 const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
+
+const { peerDependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 
 /** Digests of what the last build read and what it wrote, and what the compiler knows of it. */
 const STATE = join(root, 'out', 'build.sha256')
@@ -95,5 +98,36 @@ const inlineWorkers = {
   },
 }
 await bundle('index.js', { write: true, plugins: [inlineWorkers] })
+
+/** Files that a module finds beside itself are found from the bundle. */
+const keepPlaces = {
+  name: 'keep-places',
+  enforce: 'pre',
+  transform(code, id) {
+    if (id.startsWith('\0')) return undefined
+    const place = relative(join(dist, 'cli'), id).replaceAll('\\', '/')
+    return code.replaceAll('import.meta.url', `new URL('${place}', import.meta.url).href`)
+  },
+}
+await build({
+  configFile: false,
+  root: dist,
+  logLevel: 'error',
+  plugins: [keepPlaces],
+  ssr: { noExternal: true, external: Object.keys(peerDependencies) },
+  build: {
+    ssr: join(dist, 'cli', 'entry.js'),
+    outDir: join(dist, 'cli'),
+    emptyOutDir: false,
+    // Names stay, for what reports of errors show.
+    minify: false,
+    target: 'node20',
+    rolldownOptions: {
+      output: { entryFileNames: 'bundle.js', codeSplitting: false, comments: { legal: true, jsdoc: false } },
+    },
+  },
+})
+const main = join(dist, 'cli', 'main.js')
+writeFileSync(main, readFileSync(main, 'utf8').replace('./entry.js', './bundle.js'))
 mkdirSync(dirname(STATE), { recursive: true })
 writeFileSync(STATE, `${from}\n${outputs()}`)

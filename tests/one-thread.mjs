@@ -15,6 +15,8 @@ const { create } = InferenceSession
 /** Folders whose files no test changes. */
 const FIXED = ['golden/', '../models/'].map((folder) => fileURLToPath(new URL(folder, import.meta.url)))
 const MOST_KEPT = 16
+/** The programs that tests start are as their users have them. */
+const IS_TEST = process.argv[1]?.includes('vitest')
 
 /** By key, the one used last at the end: a handler, and how many sessions use it. */
 const known = new Map()
@@ -24,7 +26,7 @@ InferenceSession.create = async (...args) => {
   const given = typeof args.at(-1) === 'object' && args.length > 1 ? args.pop() : {}
   const options = { intraOpNumThreads: 1, ...given }
   // Engines of some tests share their thread with others, which count with the smallest numbers.
-  delete options.extra?.session?.set_denormal_as_zero
+  if (IS_TEST) delete options.extra?.session?.set_denormal_as_zero
   const key = process.env.THOROUGH === undefined && args.length === 1 ? keyOf(args[0], options) : undefined
   if (key === undefined) return create(...args, options)
   const entry = known.get(key) ?? { handler: (await create(...args, options)).handler, users: 0 }

@@ -10,7 +10,7 @@ import { DataType } from '../../dist/formats/onnx/tensors.js'
 import { valueInfo } from '../../dist/graph/inject/inject.js'
 import { findLinears } from '../../dist/graph/match/linears.js'
 import { matchTargets } from '../../dist/graph/match/match.js'
-import { blocksFor, chooseLowMemory, sessionMemory } from '../../dist/graph/memory.js'
+import { blocksFor, chooseCopies, sessionMemory } from '../../dist/graph/memory.js'
 import { loadModel } from '../../dist/graph/model-folder.js'
 import { keepMapped, sessionModel } from '../../dist/graph/session-model.js'
 import { buildTrainingGraph } from '../../dist/graph/training/training-graph.js'
@@ -47,8 +47,8 @@ const [batch, sequence, threads, rank] = [options.batch, options.sequence, optio
 // As in a worker.
 const runtime = await loadRuntime(resolveNodeRuntime(), undefined, undefined, true)
 const model = await loadModel(new NodeDirectory(folder), { runtime })
-const isLarge = chooseLowMemory(sessionMemory(model.onnx, false), [])
-const lowMemory = options['low-memory'] || (isLarge && !options.fast)
+const byDefault = chooseCopies(sessionMemory(model.onnx, false), [])
+const copiedBytes = options['low-memory'] ? 0 : options.fast ? Number.POSITIVE_INFINITY : byDefault
 const labels = Array.from({ length: batch }, (_, i) => `label ${i % 2}`)
 /** What a batch is made of, from the ids that all contestants get. */
 const KINDS = {
@@ -107,7 +107,7 @@ async function openProducts() {
   graph.outputs = [...sums.values()].map((name) => valueInfo(name, DataType.FLOAT))
   graph.prune()
   const proto = graph.toModel()
-  const session = await runtime.createSession(await sessionModel(model.onnx, lowMemory ? keepMapped(proto) : proto), {
+  const session = await runtime.createSession(await sessionModel(model.onnx, keepMapped(proto, copiedBytes)), {
     threads,
   })
   return { run: () => session.run(feeds), gigaflops: flops / 1e9 }
@@ -122,7 +122,7 @@ async function openStep() {
     ...blocksFor(sequence),
   })
   const engine = new TrainEngine(runtime)
-  const { id: session } = await engine.openSession(await graph.sessionModel(undefined, lowMemory), {
+  const { id: session } = await engine.openSession(await graph.sessionModel(undefined, copiedBytes), {
     threads,
     ...(options.profile === undefined ? {} : { profilePrefix: options.profile }),
   })
@@ -175,7 +175,7 @@ function memory() {
 
 for await (const line of createInterface({ input: process.stdin })) {
   const question = JSON.parse(line)
-  let answer = { isLarge, gigaflops }
+  let answer = { gigaflops }
   if (question.do === 'batch') takeBatch?.(question.inputIds)
   else {
     const results = []

@@ -1,6 +1,7 @@
 // A graph over a model's weights in the form that a runtime opens: the weights stay in their files.
 
 import { readAll } from '../base/bytes.js'
+import { groupBy } from '../base/group.js'
 import { copyMessage, mapTensors, tensorsOf } from '../formats/onnx/messages.js'
 import { type OnnxModel, serializeModel } from '../formats/onnx/model.js'
 import {
@@ -11,6 +12,7 @@ import {
   type GraphProto,
   isExternal,
   type ModelProto,
+  type TensorProto,
   weightRange,
 } from '../formats/onnx/tensors.js'
 import type { SessionModel } from '../runtime/runtime.js'
@@ -49,18 +51,47 @@ function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNu
 const LEAST_BYTES = 2 ** 16
 
 /**
- * The model whose float weights stay in mapped pages of their file: ONNX Runtime repacks no weight that is an input
- * too, and holds no copy of it. Products by quantized weights need more memory where these are not repacked.
+ * The model whose float weights stay in mapped pages of their file, but for those that may be copied: ONNX Runtime
+ * repacks no weight that is an input too, and holds no copy of it. Products by quantized weights need more memory where
+ * these are not repacked.
  */
-export function keepMapped(model: ModelProto): ModelProto {
+export function keepMapped(model: ModelProto, copiedBytes = Number.POSITIVE_INFINITY): ModelProto {
+  if (copiedBytes === Number.POSITIVE_INFINITY) return model
   const graph = model.graph as GraphProto
+  const copied = copiedBytes > 0 ? copiedWithin(graph, copiedBytes) : new Set()
   const mapped = graph.initializer.flatMap((tensor) => {
     const { name, dataType } = tensor
     const isFloat = dataType === DataType.FLOAT || dataType === DataType.FLOAT16
-    const bytes = byteLengthOf(dataType, dimsOf(tensor)) ?? 0
-    return isFloat && bytes >= LEAST_BYTES ? [valueInfo(name, dataType, dimsOf(tensor))] : []
+    const isMapped = isFloat && bytesOfWeight(tensor) >= LEAST_BYTES && !copied.has(name)
+    return isMapped ? [valueInfo(name, dataType, dimsOf(tensor))] : []
   })
   return copyMessage(model, { graph: copyMessage(graph, { input: [...graph.input, ...mapped] }) })
+}
+
+/**
+ * The largest weights whose copies fit, without those of a shape that is there once, such as an output layer: the
+ * layers of an MLP lose most without. Each product has its own copy, and the mapped pages go with the first one.
+ */
+function copiedWithin(graph: GraphProto, bytes: number): Set<string> {
+  const uses = new Map<string, number>()
+  for (const { opType, input } of graph.node) {
+    if (opType === 'Gemm') uses.set(input[1], (uses.get(input[1]) ?? 0) + 1)
+  }
+  const weights = graph.initializer.filter(({ name, dataType }) => dataType === DataType.FLOAT && uses.has(name))
+  const layers = [...groupBy(weights, ({ dims }) => dims.join()).values()].filter(({ length }) => length > 1).flat()
+  const copied = new Set<string>()
+  let room = bytes
+  for (const tensor of layers.toSorted((a, b) => bytesOfWeight(b) - bytesOfWeight(a))) {
+    const more = ((uses.get(tensor.name) ?? 1) - 1) * bytesOfWeight(tensor)
+    if (more > room) continue
+    room -= more
+    copied.add(tensor.name)
+  }
+  return copied
+}
+
+function bytesOfWeight(tensor: TensorProto): number {
+  return byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0
 }
 
 /** Without a separator at its end. */

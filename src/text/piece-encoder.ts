@@ -26,8 +26,8 @@ const SPLITTERS: Readonly<Record<string, PreTokenizerClass>> = {
   Punctuation: PunctuationPreTokenizer,
 }
 
-/** The expression that the ByteLevel pre-tokenizer splits by (GPT-2). */
-const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+/** The expression that the ByteLevel pre-tokenizer splits by (GPT-2). It is quick, and takes long to judge. */
+export const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 const SPACE = '▁'
 

@@ -8,7 +8,7 @@ import { costOfRegExp } from '../base/expressions/cost.js'
 import { commonLength, firstOf } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
-import { type EncodedSpans, PieceEncoder, type PieceModel } from './piece-encoder.js'
+import { BYTE_LEVEL_PATTERN, type EncodedSpans, PieceEncoder, type PieceModel } from './piece-encoder.js'
 import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
 /** The parts of the library that are used: its declarations do not resolve under Node's module rules. */
@@ -162,7 +162,7 @@ function refuseSlowExpressions(tokenizer: object, where: string): void {
       todo.push(...Object.values(part as object))
       continue
     }
-    const reason = costOfRegExp(part)
+    const reason = part.source === BYTE_LEVEL_PATTERN ? undefined : costOfRegExp(part)
     if (reason === undefined) continue
     throw new FormatError({
       where,

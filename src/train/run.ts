@@ -151,9 +151,10 @@ class Run {
     const { options } = this.sessions
     const graphs = keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
     const setup = { ...plain, device: graphs?.deviceSetup(plain, options) }
-    const begin = startOf(adapter, this.#names)
-    const state = (out && (await this.#resume(out))) ?? begin
-    if (open.reference !== undefined) {
+    const begin = open.reference && startOf(adapter, this.#names)
+    // While this reads, the session of the steps begins to open: copies are made later.
+    const state = (out && (await this.#resume(out))) ?? begin ?? startOf(adapter, this.#names)
+    if (begin !== undefined) {
       await this.engine.start(setup, begin)
       const { seed } = adapter.config
       await takeReference({ ...this.input, ...this.#evaluating, seed, totalSteps: this.#totalSteps })

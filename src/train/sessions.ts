@@ -29,6 +29,8 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
+  /** The most that copies of float weights take, in bytes. Default: none with `lowMemory`, else no bound. */
+  readonly copiedBytes?: number
   /** Tokens of the longest text. */
   readonly longest?: number
   /** The same of evaluations. Default: as `longest`. */
@@ -186,12 +188,12 @@ export class TrainingSessions {
   }
 
   async #open(graph: RunnableGraph): Promise<number> {
-    const { settings } = this.parts
+    const { settings, copiedBytes = settings.lowMemory ? 0 : Number.POSITIVE_INFINITY } = this.parts
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const { parameters } = (keepsOnGpu(this.options) && this.training) || {}
     const { lowMemory = false } = settings
-    const model = await graph.sessionModel(parameters, lowMemory)
+    const model = await graph.sessionModel(parameters, copiedBytes)
     const gpuOutputs = graph === this.training && parameters ? [PACKED_GRADIENT] : []
     const options = { lowMemory: lowMemory && parameters !== undefined, exactProducts: true, gpuOutputs }
     const { id } = await this.engine.openSession(model, { ...this.options, ...options })

@@ -96,7 +96,8 @@ export interface TrainSettings {
   threads: number | undefined
   /**
    * Uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no
-   * weights, but for quantized ones. Default: yes for models above 256 MB, and where memory is short.
+   * weights, but for quantized ones. Default: yes where memory is short; of models above 256 MB, copies take at most
+   * 256 MB.
    */
   lowMemory: boolean | undefined
   /**

@@ -5,7 +5,7 @@ import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../data/row.js'
 import { otherWeights } from '../graph/base-record.js'
-import { chooseLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
+import { chooseCopies, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
@@ -108,7 +108,8 @@ export async function prepare(
   if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
   const costs = costsOf(open, examples)
   const longest = longestOf(costs)
-  settings = planMemory(options, settings, limits, longest, open)
+  const copiedBytes = planMemory(options, settings, limits, longest, open)
+  settings = { ...settings, lowMemory: copiedBytes < Number.POSITIVE_INFINITY }
 
   on.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
@@ -146,6 +147,7 @@ export async function prepare(
     adapter,
     modules,
     settings,
+    copiedBytes,
     longest,
     evalLongest: Math.max(longest, longestOf(costsOf(open, evalRecords.examples))),
     examples,
@@ -190,26 +192,30 @@ function pack(
   throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
 
-/** The settings with the choice of memory or speed made, which a line tells where it costs speed. */
+/** The choice of memory or speed, which a line tells where it costs speed: the most bytes of copies of weights. */
 function planMemory(
   { model, on }: TrainingOptions,
   settings: TrainSettings,
   limits: readonly MemoryLimit[],
   sequence: number,
   task: OpenTask,
-): TrainSettings {
+): number {
   const { batchSize: batch, fast } = settings
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
   const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
-  const lowMemory = settings.lowMemory ?? (!fast && chooseLowMemory(needOf(false), limits))
-  if (lowMemory && settings.lowMemory === undefined) {
+  const byHand = fast || settings.lowMemory === false ? Number.POSITIVE_INFINITY : settings.lowMemory && 0
+  const copiedBytes = byHand ?? chooseCopies(needOf(false), limits)
+  const lowMemory = copiedBytes < Number.POSITIVE_INFINITY
+  const need = needOf(lowMemory)
+  if (lowMemory && byHand === undefined) {
+    const most = copiedBytes === 0 ? 'not copied' : `copied up to ${gigabytes(copiedBytes)}`
     on?.note?.(
-      `The weights, ${gigabytes(needOf(true).weights)}, are not copied. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(need.weights)}, are ${most}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
-  const warning = memoryWarning(needOf(lowMemory), limits, {
+  const warning = memoryWarning(need, limits, {
     what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller `batchSize` with more `gradientAccumulation`'] : []),
@@ -218,7 +224,7 @@ function planMemory(
     ],
   })
   if (warning !== undefined) (on?.warning ?? console.warn)(warning)
-  return { ...settings, lowMemory }
+  return copiedBytes
 }
 
 async function checkTask(task: Task, model: Model): Promise<void> {

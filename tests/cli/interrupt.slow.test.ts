@@ -2,7 +2,7 @@
 
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { describe, expect, it } from 'vitest'
+import { beforeAll, describe, expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
 import { digest, finishedOf, hiddenBeside, large } from './large-merge.js'
 import { DATA, lowrank, MODEL, type Outcome, scratchFolder, start } from './lowrank.js'
@@ -24,22 +24,16 @@ async function appears(path: string): Promise<void> {
 }
 
 describe('lowrank train', () => {
+  const args = ['train', '--model', MODEL, '--data', DATA, '--batch-size', '4', '--max-steps', '10', '--threads', '1']
+  const whole = join(scratch, 'whole run')
+  let straight: { trainLoss: number[] }
+  beforeAll(async () => {
+    straight = documentOf(await lowrankHere(...args, '--out', whole, '--json'))
+  })
+
   it.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)(
     'stops at %s after the step, saves, and goes on with --resume as if it had not stopped',
     async (signal) => {
-      const args = [
-        'train',
-        '--model',
-        MODEL,
-        '--data',
-        DATA,
-        '--batch-size',
-        '4',
-        '--max-steps',
-        '10',
-        '--threads',
-        '1',
-      ]
       const stopped = join(scratch, `stopped ${signal}`)
       const { child, done } = start([...args, '--out', stopped, '--save-every', '1', '--json'])
       await appears(join(stopped, 'adapter_config.json'))
@@ -53,8 +47,6 @@ describe('lowrank train', () => {
       expect(documentOf(await lowrankHere('inspect', stopped, '--json')).layers).toHaveLength(42)
 
       const resumed = documentOf(await lowrankHere(...args, '--out', stopped, '--resume', '--json'))
-      const whole = join(scratch, `whole ${signal}`)
-      const straight = documentOf(await lowrankHere(...args, '--out', whole, '--json'))
       expect(resumed.trainLoss).toEqual(straight.trainLoss)
       const weights = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'))
       expect(weights(stopped).equals(weights(whole))).toBe(true)

@@ -6,7 +6,7 @@ import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { byteLengthOf, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
-import { chooseLowMemory, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
+import { chooseCopies, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
 import { keepMapped } from '../../src/graph/session-model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { openModel } from '../infer/models.js'
@@ -39,11 +39,12 @@ describe('memory', () => {
     await model.close()
   })
 
-  it('copies the weights of small models, where there is room', () => {
+  it('copies the weights of small models, and some of large ones, where there is room', () => {
     const limits = [{ bytes: 1e9, of: 'this machine has free' }]
-    expect(chooseLowMemory({ weights: 90e6, total: 5e8 }, limits)).toBe(false)
-    expect(chooseLowMemory({ weights: 90e6, total: 2e9 }, limits)).toBe(true)
-    expect(chooseLowMemory({ weights: 500e6, total: 6e8 }, limits)).toBe(true)
+    expect(chooseCopies({ weights: 90e6, total: 5e8 }, limits)).toBe(Number.POSITIVE_INFINITY)
+    expect(chooseCopies({ weights: 90e6, total: 2e9 }, limits)).toBe(0)
+    expect(chooseCopies({ weights: 500e6, total: 12e8 }, limits)).toBe(2 ** 28)
+    expect(chooseCopies({ weights: 500e6, total: 14e8 }, limits)).toBe(0)
   })
 
   it('counts the logits of a large vocabulary by blocks', () => {
@@ -86,6 +87,28 @@ it('lets quantized weights be repacked, and small ones', () => {
     graph.addInitializer(tensor)
     addOutput(graph, new Builder(graph, 'test').cast(tensor.name, DataType.FLOAT), DataType.FLOAT)
   }
-  const inputs = keepMapped(graph.toModel()).graph?.input.map(({ name }) => name)
+  const inputs = keepMapped(graph.toModel(), 0).graph?.input.map(({ name }) => name)
   expect(inputs).toEqual([tensors[0].name, tensors[1].name])
+})
+
+it('lets the largest weights be repacked for which there is room, but for shapes that are there once', () => {
+  const graph = emptyGraph(17)
+  const g = new Builder(graph, 'test')
+  const add = (name: string, d: number, products: number) => {
+    const [dims, rawData] = [[256n, BigInt(d)], new Uint8Array(4 * 256 * d)]
+    graph.addInitializer(create(TensorProtoSchema, { name, dataType: DataType.FLOAT, dims, rawData }))
+    for (let i = 0; i < products; i++) addOutput(graph, g.op('Gemm', ['x', name]), DataType.FLOAT)
+  }
+  add('head', 2048, 2)
+  for (const layer of [0, 1]) {
+    add(`${layer}.q`, 256, 2)
+    add(`${layer}.up`, 1024, 2)
+    add(`${layer}.down`, 512, layer + 1)
+  }
+  const mapped = (bytes: number) => keepMapped(graph.toModel(), bytes).graph?.input.map(({ name }) => name)
+  // Copies of a weight with one product take the place of its pages.
+  expect(mapped(0)).toHaveLength(7)
+  expect(mapped(1)).toEqual(['head', '0.q', '0.up', '1.q', '1.up', '1.down'])
+  expect(mapped(1.5 * 2 ** 20)).toEqual(['head', '0.q', '1.q', '1.up'])
+  expect(mapped(2 ** 28)).toEqual(['head'])
 })

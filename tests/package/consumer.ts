@@ -8,6 +8,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -29,21 +30,40 @@ export interface Consumer {
 }
 
 /**
- * Packs the built package and installs it in a new folder. Its dependencies come from the repository's node_modules, so
- * that no network is needed.
- *
- * @param folderName Characters that URLs treat as special belong in here.
+ * A project that has lowrank installed from `lowrank.tgz` in it, and what `npm pack` put there. The first call of a run
+ * makes it, for all test files. Dependencies come from the repository's node_modules, so that no network is needed.
  */
-export function installConsumer(folderName: string): Consumer {
+export function installed(): { folder: string; packed: string[] } {
+  // vitest.slow.config.ts names and removes it.
+  const shared = process.env.INSTALLED!
+  if (!existsSync(shared)) {
+    const made = mkdtempSync(`${shared}-`)
+    try {
+      installIn(made)
+      renameSync(made, shared)
+    } catch (error) {
+      rmSync(made, { recursive: true, force: true })
+      // Another test file was faster.
+      if (!existsSync(shared)) throw error
+    }
+  }
+  return { folder: join(shared, PROJECT), packed: JSON.parse(readFileSync(join(shared, 'packed.json'), 'utf8')) }
+}
+
+/** Characters that URLs treat as special belong in here. */
+const PROJECT = 'a project #1 at 100%'
+
+function installIn(parent: string): void {
   if (!existsSync(join(repository, 'dist', 'index.js'))) throw new Error('dist/ is missing: run `npm run build` first')
-  const parent = mkdtempSync(join(tmpdir(), 'lowrank-'))
-  const folder = join(parent, folderName)
+  const folder = join(parent, PROJECT)
   mkdirSync(folder)
   const npm = (args: string[], cwd: string) =>
     execFileSync('npm', [...args, '--ignore-scripts', '--loglevel=error'], { cwd, encoding: 'utf8', stdio: 'pipe' })
 
   const [tarball] = JSON.parse(npm(['pack', '--json', '--pack-destination', parent], repository))
-  cpSync(join(parent, tarball.filename), join(folder, 'lowrank.tgz'))
+  renameSync(join(parent, tarball.filename), join(folder, 'lowrank.tgz'))
+  const packed = tarball.files.map(({ path }: { path: string }) => path)
+  writeFileSync(join(parent, 'packed.json'), JSON.stringify(packed))
   const vendored = dependencyClosure('lowrank')
   for (const name of vendored) {
     cpSync(join(repository, 'node_modules', name), join(folder, 'vendor', name), { recursive: true })
@@ -57,10 +77,18 @@ export function installConsumer(folderName: string): Consumer {
   }
   writeFileSync(join(folder, 'package.json'), JSON.stringify(project))
   npm(['install', '--offline', '--install-links', '--no-audit', '--no-fund'], folder)
+}
+
+/** A copy of {@link installed} that tests write into. */
+export function installConsumer(folderName: string): Consumer {
+  const { folder: from, packed } = installed()
+  const parent = mkdtempSync(join(tmpdir(), 'lowrank-'))
+  const folder = join(parent, folderName)
+  cpSync(from, folder, { recursive: true, verbatimSymlinks: true })
 
   return {
     folder,
-    packed: tarball.files.map(({ path }: { path: string }) => path),
+    packed,
     write(path, content) {
       mkdirSync(dirname(join(folder, path)), { recursive: true })
       writeFileSync(join(folder, path), content)
@@ -83,6 +111,15 @@ function dependencyClosure(name: string): string[] {
   const { dependencies = {} } = JSON.parse(readFileSync(manifest, 'utf8'))
   return [...new Set(Object.keys(dependencies).flatMap((dependency) => [dependency, ...dependencyClosure(dependency)]))]
 }
+
+/**
+ * The text of a document, whose trainings take few steps: what they print is not looked at. Other options stay as they
+ * are.
+ */
+export const briefly = (text: string): string =>
+  text
+    .replace(/(--max-steps |maxSteps: )(\d+)/g, (_, option, steps) => option + Math.min(steps, 3))
+    .replace(/(--epochs |epochs: )(\d+)/g, (_, option, epochs) => option + Math.min(epochs, 1))
 
 /** Files below a folder, relative to it. */
 export function filesBelow(folder: string): string[] {

@@ -213,7 +213,9 @@ describe.each(Object.entries(RUNTIMES))('in %s', (_, command) => {
        process.exit(0)`,
     )
     const [program, ...args] = command!
-    const stdout = execFileSync(program, [...args, script], { cwd: consumer.folder, encoding: 'utf8' })
+    // What Node loads first is not for them.
+    const env = { ...process.env, NODE_OPTIONS: '' }
+    const stdout = execFileSync(program, [...args, script], { cwd: consumer.folder, env, encoding: 'utf8' })
     expect(JSON.parse(stdout)).toEqual({ steps: 1, tokens: 2, isOneClass: true })
   })
 })

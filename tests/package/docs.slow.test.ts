@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto'
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { type Consumer, installConsumer, link, repository } from './consumer.js'
+import { briefly, type Consumer, installConsumer, link, repository } from './consumer.js'
 
 /** Pages of docs/; later ones use what earlier ones made. */
 const PAGES = [
@@ -93,7 +93,8 @@ describe('README and the pages of docs/', () => {
     let ran = 0
     for (const [language, text] of blocksOf(page)) {
       if (language === 'sh') {
-        for (const line of text.split('\n').filter((line) => line.startsWith('npx lowrank '))) {
+        const lines = briefly(text).split('\n')
+        for (const line of lines.filter((line) => line.startsWith('npx lowrank '))) {
           const [, , ...args] = words(line)
           // It writes the reader's own data, where another page has them already.
           if (args[0] === 'init') rmSync(join(consumer.folder, 'chats.jsonl'), { force: true })
@@ -103,7 +104,7 @@ describe('README and the pages of docs/', () => {
         }
       }
       if (language !== 'js' || isForBrowsers(text) || isOfOthers(text)) continue
-      consumer.write('block.mjs', text)
+      consumer.write('block.mjs', briefly(text))
       const { status, stderr } = consumer.node('block.mjs')
       expect(status, `${text}\n${stderr}`).toBe(0)
       ran++

@@ -3,7 +3,7 @@
 import { mkdirSync, readFileSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Consumer, installConsumer, repository } from '../package/consumer.js'
+import { briefly, type Consumer, installConsumer, repository } from '../package/consumer.js'
 import { installedIn, transformers } from './installed.js'
 
 const page = readFileSync(join(repository, 'docs/transformers-js.md'), 'utf8')
@@ -38,7 +38,7 @@ describe.skipIf(transformers === undefined)('docs/transformers-js.md', () => {
   })
 
   it.each(blocks)('runs: %s', (text) => {
-    consumer.write('block.mjs', text)
+    consumer.write('block.mjs', briefly(text))
     const { status, stderr } = consumer.node('block.mjs')
     expect(status, `${text}\n${stderr}`).toBe(0)
   })

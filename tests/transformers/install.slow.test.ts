@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 // @ts-expect-error A script without declarations.
 import { PACKAGE, VERSION } from '../../scripts/transformers-js.mjs'
 import { browser, openPage } from '../browser.js'
-import { filesBelow, repository } from '../package/consumer.js'
+import { filesBelow, installed, repository } from '../package/consumer.js'
 import { transformers } from './installed.js'
 
 const MODEL = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
@@ -52,10 +52,7 @@ describe.skipIf(transformers === undefined)('lowrank beside transformers.js, ins
   const OTHER = `${PACKAGE}@${VERSION}`
   let tarball = ''
   beforeAll(() => {
-    const [{ filename }] = JSON.parse(
-      npm(repository, 'pack', '--ignore-scripts', '--json', '--pack-destination', parent),
-    )
-    tarball = join(parent, filename)
+    tarball = join(installed().folder, 'lowrank.tgz')
   })
 
   it.each([

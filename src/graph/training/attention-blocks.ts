@@ -133,29 +133,85 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
   const directions = { scan_input_directions: [1], scan_output_directions: [1] }
   const attributes = { num_scan_inputs: 1, scan_output_axes: [axis], ...directions }
   /** (…, blocks, rows, d) → (…, S, d) */
-  const joined = (by: Builder, blocks: Value, like: Value) => {
+  const joined = (by: Builder, blocks: Value, own: Value, like: Value) => {
     const flat = by.reshape(blocks, by.int([...zeros(axis), -1, shapes.get(like)!.dims[axis + 1]]))
-    return by.op('Slice', [flat, by.int([0]), by.length(query, axis), by.int([axis])])
+    return by.op('Slice', [flat, by.int([0]), by.length(own, axis), by.int([axis])])
   }
-  const body = new Block(graph, shapes, attention, (value) => value).forward()
-  const scan = g.node('Scan', [places], { body, ...attributes })
-  graph.setOutput(graph.producer(joined(g, scan.output[0], output)) as NodeProto, 0, output)
-
   const inputs = [query, keys, values]
+  const [result] = overHeads(g, shapes, attention, inputs, (by, own) => {
+    const body = new Block(by, shapes, own, (value) => value).forward()
+    const scan = by.node('Scan', [places], { body, ...attributes })
+    return [joined(by, scan.output[0], own.query, values)]
+  })
+  graph.setOutput(graph.producer(result) as NodeProto, 0, output)
+
   const rule = ({ g, dy }: GradientContext) => {
     const results = once(() => {
       // These nodes are of the backward pass, so that what they read can be computed again.
       const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
-      const along = g.reduceSum(g.mul(dy, output), [-1])
-      const body = new Block(graph, shapes, attention, read).backward(dy, along)
-      const sums = inputs.slice(1).map((value) => g.expand(g.float(0), g.shape(read(value))))
-      const node = g.node('Scan', [...sums, places], { body, ...attributes }, 3)
-      const [ofKeys, ofValues, ofQuery] = node.output
-      return [joined(g, ofQuery, query), ofKeys, ofValues]
+      const given = [...inputs.map(read), dy, output]
+      for (const [i, like] of [...inputs, output].entries()) shapes.set(given[i], shapes.get(like) as ProbedShape)
+      return overHeads(g, shapes, attention, given, (by, own, [, , , dy, o]) => {
+        // Σ dy·o comes off dy·vᵀ in the product itself: as a last column of dy, and ones as that of v.
+        const slope = by.concat([dy, by.neg(by.reduceSum(by.mul(dy, o), [-1]))], -1)
+        const ones = by.op('Pad', [own.values, by.int([...zeros(2 * axis + 3), 1]), by.float(1)])
+        const body = new Block(by, shapes, own, read).backward(ones, slope)
+        const sums = [own.keys, own.values].map((value) => by.expand(by.float(0), by.shape(value)))
+        const [ofKeys, ofValues, ofQuery] = by.node('Scan', [...sums, places], { body, ...attributes }, 3).output
+        return [joined(by, ofQuery, own.query, query), ofKeys, ofValues]
+      })
     })
     return inputs.map((_, i) => () => results()[i])
   }
   customGradients.set(output, { inputs, rule })
+}
+
+/**
+ * Gives what `build` makes of `inputs`: for one head of keys after the other where there are several, so that a block's
+ * scores stay in a processor's cache. The first inputs, and the results, are as query, keys and values.
+ */
+function overHeads(
+  g: Builder,
+  shapes: ShapeMap,
+  attention: Attention,
+  inputs: readonly Value[],
+  build: (g: Builder, attention: Attention, inputs: readonly Value[]) => Value[],
+): Value[] {
+  const { query, keys, values, output, scores, makers } = attention
+  const shapeOf = (value: Value) => shapes.get(value) as ProbedShape
+  const of = ([query, keys, values]: readonly Value[]) => ({ ...attention, query, keys, values })
+  const axis = rankIn(shapes, query) - 3
+  const count = headsOf(shapes, keys) ?? 1
+  const isForAll = (value: Value) => value === scores || makers.has(value) || (headsOf(shapes, value) ?? 1) === 1
+  const areAlike = [...makers.values()].every(({ input }) => input.every(isForAll))
+  if (count === 1 || !areAlike || !isStatic(shapeOf(keys), axis)) return build(g, of(inputs), inputs)
+  const by = new Builder(g.graph.newBody(), g.graph.freshName(`${g.scope}/head`))
+  const own = inputs.map((input) => {
+    const name = by.graph.freshName(`${by.scope}/of`)
+    const shape = mapShape(shapeOf(input), (dims) => dims.with(axis, dims[axis] / count))
+    shapes.set(name, shape)
+    return name
+  })
+  const results = build(by, of(own), own)
+  by.graph.inputs = own.map((name) => declared(name, axis + 3))
+  by.graph.outputs = results.map((name) => declared(name, axis + 3))
+  const [scan_input_axes, scan_output_axes] = [own, results].map((of) => of.map(() => axis))
+  const body = by.graph.toModel().graph as GraphProto
+  const attributes = { body, num_scan_inputs: own.length, scan_input_axes, scan_output_axes }
+  const reshaped = (value: Value, like: Value, partsOf: (heads: number) => number[]) => {
+    const { dims } = shapeOf(like)
+    return g.reshape(value, g.int([...zeros(axis), ...partsOf(dims[axis]), -1, dims[axis + 2]]))
+  }
+  const parted = inputs.map((input) => reshaped(input, input, (heads) => [count, heads / count]))
+  const likes = results.length === 1 ? [output] : [query, keys, values]
+  const scan = g.node('Scan', parted, attributes, results.length)
+  return scan.output.map((value, i) => reshaped(value, likes[i], (heads) => [heads]))
+}
+
+/** A value of so many axes. */
+function declared(name: Value, rank: number) {
+  const dims = range(rank).map((axis) => `${name} ${axis}`)
+  return valueInfo(name, DataType.FLOAT, dims)
 }
 
 function rankIn(shapes: ShapeMap, value: Value): number {
@@ -173,7 +229,7 @@ class Block {
   readonly #shapes = new ShapeMap()
 
   constructor(
-    outer: Graph,
+    outer: Builder,
     private readonly shapes: ShapeMap,
     private readonly attention: Attention,
     private readonly read: (value: Value) => Value,
@@ -183,8 +239,8 @@ class Block {
     this.#g = g
     this.#rank = rankIn(shapes, query)
     this.#place = g.node('Split', [g.graph.inputs[0].name, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
-    this.#inner.set(query, this.#as('keys', this.#cut(read(query), true)))
-    for (const value of [keys, values]) this.#inner.set(value, this.#cut(read(value), false, -2))
+    this.#inner.set(query, this.#as('keys', this.#cut(query, true)))
+    for (const value of [keys, values]) this.#inner.set(value, this.#cut(value, false, -2))
     const [ofQuery, ofKeys] = [query, keys].map((value) => this.#inner.get(value) as Value)
     this.#inner.set(scores, this.#as('query', g.matmul(ofQuery, this.#swapped(ofKeys))))
     this.#copied(probabilities)
@@ -236,54 +292,45 @@ class Block {
     return g.op('Pad', [value, g.concat([others, before, between, behind, rest], 0)])
   }
 
-  #declared(name: Value, like: Value) {
-    const shape = this.shapes.get(like) as ProbedShape
-    const dims = shape.dims.map((dim, axis) => (isStatic(shape, axis) ? dim : `${name} ${axis}`))
-    return valueInfo(name, DataType.FLOAT, dims)
-  }
-
   /** Gives (…, rows, d) out, with as many rows as the other blocks have. */
-  #giveRows(value: Value, like: Value): void {
+  #giveRows(value: Value): void {
     const g = this.#g
     const [start, end] = this.#place
     const missing = g.sub(g.sub(end, start), g.length(value, this.#rank - 2))
-    g.graph.outputs.push(this.#declared(this.#padded(value, g.int([0]), missing), like))
+    g.graph.outputs.push(declared(this.#padded(value, g.int([0]), missing), this.#rank))
   }
 
   forward(): GraphProto {
-    const { probabilities, values, output } = this.attention
+    const { probabilities, values } = this.attention
     const [p, v] = [probabilities, values].map((value) => this.#copied(value))
-    this.#giveRows(this.#as('query', this.#g.matmul(this.#as('keys', p), v)), output)
+    this.#giveRows(this.#as('query', this.#g.matmul(this.#as('keys', p), v)))
     return this.#done()
   }
 
   /**
    * Gives the gradients by keys and by values out, added to those of the blocks before, and that by the queries.
-   * `along`: Σ dy·output (…, S, 1).
+   * `ones`: values and a column of ones. `slope`: dy and a column of −Σ dy·output.
    */
-  backward(dy: Value, along: Value): GraphProto {
+  backward(ones: Value, slope: Value): GraphProto {
     const g = this.#g
     const { graph } = g
-    const { query, keys, values, scores, logits, probabilities } = this.attention
-    const [q, k, v, p] = [query, keys, values, probabilities].map((value) => this.#copied(value))
-    const [slope, sum] = [dy, along].map((value) => this.#as('keys', this.#cut(value, true)))
+    const { query, keys, scores, logits, probabilities } = this.attention
+    const [q, k, p] = [query, keys, probabilities].map((value) => this.#copied(value))
+    const wide = this.#as('keys', this.#cut(slope, true))
+    const dy = g.slice(wide, 0, -1, this.#rank - 1)
     // p = softmax x, o = p·v      dx = p·(do·vᵀ − Σ do·o)
-    const dx = g.mul(p, this.#as('query', g.sub(g.matmul(slope, this.#swapped(v)), sum)))
+    const dx = g.mul(p, this.#as('query', g.matmul(wide, this.#swapped(this.#cut(ones, false, -2)))))
     const seeds = new Map([[this.#copied(logits), dx]])
     const inner = this.#copied(scores)
     const ds = this.#as('keys', buildBackward(g, this.#shapes, seeds, [inner]).get(inner) as Value)
-    const made = [
-      [keys, g.matmul(this.#swapped(ds), q)],
-      [values, g.matmul(this.#swapped(this.#as('keys', p)), slope)],
-    ]
     const [, , first, last] = this.#place
-    for (const [like, gradient] of made) {
+    for (const gradient of [g.matmul(this.#swapped(ds), q), g.matmul(this.#swapped(this.#as('keys', p)), dy)]) {
       const sum = graph.freshName(`${g.scope}/sum`)
-      graph.inputs.splice(-1, 0, this.#declared(sum, like))
+      graph.inputs.splice(-1, 0, declared(sum, this.#rank))
       const padded = this.#padded(gradient, first, g.sub(g.length(sum, this.#rank - 2), last))
-      graph.outputs.push(this.#declared(g.add(sum, padded), like))
+      graph.outputs.push(declared(g.add(sum, padded), this.#rank))
     }
-    this.#giveRows(this.#as('query', g.matmul(ds, k)), query)
+    this.#giveRows(this.#as('query', g.matmul(ds, k)))
     return this.#done()
   }
 
@@ -294,8 +341,8 @@ class Block {
 }
 
 /** A graph that is given a vector of integers. */
-function bodyBuilder(outer: Graph, length: number): Builder {
-  const g = new Builder(outer.newBody(), outer.freshName('attention/block'))
+function bodyBuilder(outer: Builder, length: number): Builder {
+  const g = new Builder(outer.graph.newBody(), outer.graph.freshName(`${outer.scope}/block`))
   g.graph.inputs = [valueInfo(g.graph.freshName(`${g.scope}/place`), DataType.INT64, [length])]
   return g
 }
@@ -326,7 +373,7 @@ function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<st
     const numbers = g.op('Range', [g.int(0), g.op('Squeeze', [blocks]), g.int(1)])
     const starts = g.unsqueeze(g.mul(numbers, size), [1])
     const bounds = g.concat([starts, g.add(starts, size)], 1)
-    const body = masks.length === 0 ? undefined : seenBy(parts, masks)
+    const body = masks.length === 0 ? undefined : seenBy(g, parts, masks)
     const all = () => g.concat([g.int([0]), g.length(keys, rankIn(shapes, keys) - 2)], 0)
     const seen = body ? g.op('Scan', [bounds], { body, num_scan_inputs: 1 }) : g.expand(all(), g.shape(bounds))
     return g.concat([bounds, seen], 1)
@@ -334,7 +381,7 @@ function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<st
 }
 
 /** From the bounds of a block's queries to those of the keys that one of them sees. */
-function seenBy({ graph: outer, shapes }: Parts, masks: readonly Value[]): GraphProto {
+function seenBy(outer: Builder, { shapes }: Parts, masks: readonly Value[]): GraphProto {
   const g = bodyBuilder(outer, 2)
   const { graph } = g
   const [start, end] = g.node('Split', [graph.inputs[0].name, g.int([1, 1])], { axis: 0 }, 2).output

@@ -32,10 +32,10 @@ export interface RunnableGraph {
   /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
   readonly tensors: readonly TrainedTensor[]
   /**
-   * The model for a session that takes inputs of any length. `packed`: what it takes as one vector. `lowMemory`: ONNX
-   * Runtime repacks no float weights.
+   * The model for a session that takes inputs of any length. `packed`: what it takes as one vector. `copiedBytes`:
+   * the most that copies of float weights take, which ONNX Runtime repacks; default: it repacks all.
    */
-  sessionModel(packed?: readonly TrainedParameter[], lowMemory?: boolean): Promise<SessionModel>
+  sessionModel(packed?: readonly TrainedParameter[], copiedBytes?: number): Promise<SessionModel>
   /**
    * Feeds of one run, without what is trained. Inputs that the graph does not read are left out. `normalizer`: in
    * training that of all runs of a step. `dropout` is needed where the graph has dropout.
@@ -136,8 +136,8 @@ function finish(
     predictions,
     proto,
     tensors: parameters,
-    async sessionModel(packed, lowMemory = false) {
-      if (packed === undefined) return sessionModel(model, lowMemory ? keepMapped(proto) : proto)
+    async sessionModel(packed, copiedBytes) {
+      if (packed === undefined) return sessionModel(model, keepMapped(proto, copiedBytes))
       // ONNX Runtime would make one Split of all slices, which has more outputs than WebGPU has buffers for.
       return { ...(await sessionModel(model, packTrained(proto, packed))), keepsRepeats: true }
     },

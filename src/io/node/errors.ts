@@ -18,7 +18,7 @@ export const REASONS: Record<string, string> = {
   ELOOP: 'too many symbolic links',
 }
 
-const HINTS: Record<string, string> = {
+export const HINTS: Record<string, string> = {
   EACCES: 'Choose a folder that you may use, or change its permissions',
   EPERM: 'Choose a folder that you may use, or change its permissions',
   ENOSPC: 'Make room, or choose another disk',

@@ -3,6 +3,7 @@
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { deserializeError, RuntimeError } from '../../base/errors.js'
+import { codeOf, HINTS } from '../../io/node/errors.js'
 import { workerOptions } from '../../runtime/node/worker.js'
 import { areFinished, type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
 import type { WorkerTask } from './worker.js'
@@ -100,7 +101,8 @@ export class Crew {
       let isReady = false
       let isMissed = false
       const fail = (what: string, cause?: unknown) => {
-        if (!isMissed) this.#fail(new RuntimeError({ where: 'merge worker', what, cause }))
+        const hint = HINTS[codeOf(cause) ?? '']
+        if (!isMissed) this.#fail(new RuntimeError({ where: 'merge worker', what, hint, cause }))
       }
       worker.on('online', () => {
         isReady = true
