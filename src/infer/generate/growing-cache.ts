@@ -46,7 +46,7 @@ export class GrowingCache {
     return joinRows([{ ...this.#rows(length), tensor: this.#tensor(part) }], 2, length).data as Float32Array
   }
 
-  /** `places`: where the first new token of each text goes; below 0 for one that fills up. Default: behind the longest. */
+  /** `places`: where the first new token of each text goes, below 0 if it fills up. Default: behind the longest. */
   add({ data, dims }: RuntimeTensor, places: readonly number[] = Array(this.batch).fill(this.length)): void {
     const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array
