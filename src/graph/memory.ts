@@ -33,15 +33,16 @@ export function sessionMemory(onnx: OnnxModel, lowMemory: boolean): MemoryNeed {
   return { weights, total: lowMemory ? weights : 2 * weights }
 }
 
-/** From here on, copies of all weights would be most of what a training needs. Copies then take this much at most. */
+/** From here on, copies of all weights would be most of what a training needs: some are copied then. */
 const LARGE_WEIGHTS = 2 ** 28
+const SOME_COPIES = 225e6
 
 /** The most bytes that copies of weights take in a training by default. `need`: with copies of all. */
 export function chooseCopies({ weights, total }: MemoryNeed, limits: readonly MemoryLimit[]): number {
   const isLarge = weights >= LARGE_WEIGHTS
-  const need = isLarge ? total - weights + LARGE_WEIGHTS : total
+  const need = isLarge ? total - weights + SOME_COPIES : total
   if (limits.some(({ bytes }) => bytes < need)) return 0
-  return isLarge ? LARGE_WEIGHTS : Number.POSITIVE_INFINITY
+  return isLarge ? SOME_COPIES : Number.POSITIVE_INFINITY
 }
 
 /** The largest logits of a usual run that are computed whole, in bytes, and what those of a block take at most. */
