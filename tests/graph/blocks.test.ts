@@ -219,6 +219,8 @@ interface Mask {
   repeats?: number
   /** Keys are (…, d, T). */
   areTurned?: boolean
+  /** How many heads have a mask of their own, which also says how far they look. */
+  masks?: number
   squash?: boolean
   /** Zero in place of a number that is none, as exporters do. */
   guard?: boolean
@@ -235,6 +237,7 @@ const MASKS: Record<string, Mask> = {
   'squashed scores': { sees: causal, squash: true },
   'shared key heads': { sees: causal, leading: [2, 2, 3], keyLeading: [2, 2, 1] },
   'repeated key heads': { sees: causal, leading: [2, 6], keyLeading: [2, 2], repeats: 3 },
+  'a mask for each head': { sees: causal, masks: 3 },
   'turned keys': { sees: causal, areTurned: true },
   'a prefix that all see': { sees: (query, key) => causal(query, key) || key < 5, hidden: Number.NEGATIVE_INFINITY },
   'a guard': { sees: causal, guard: true },
@@ -243,7 +246,7 @@ const MASKS: Record<string, Mask> = {
 const WIDTH = 4
 
 it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shapes }) => {
-  const { leading = [2, 3], keyLeading = leading, repeats = 1, areTurned, squash, guard } = shapes
+  const { leading = [2, 3], keyLeading = leading, repeats = 1, masks = 1, areTurned, squash, guard } = shapes
   const build = () => {
     const graph = emptyGraph(18)
     const axes = leading.map((_, i) => `axis ${i}`)
@@ -261,7 +264,7 @@ it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shape
     const keys = areTurned ? 'k' : g.transpose(repeated('k'), swap)
     let scores = g.mul(g.matmul('q', keys), g.float(0.5))
     if (squash) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(2))]), g.float(2))
-    if (sees) scores = g.add(scores, addInput(graph, 'mask', DataType.FLOAT, ['one', 'alone', 'tokens', 'keys']))
+    if (sees) scores = g.add(scores, addInput(graph, 'mask', DataType.FLOAT, ['one', masks, 'tokens', 'keys']))
     let p = g.op('Softmax', [scores], { axis: -1 })
     if (guard) p = g.where(g.op('IsNaN', [p]), g.float(0), p)
     return { graph, g, output: g.matmul(p, repeated('v')) }
@@ -269,14 +272,15 @@ it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shape
   const feedsOf = (tokens: number): Feeds => {
     const random = new Random(tokens, 'attention')
     const [own, ofKeys] = [leading, keyLeading].map((axes) => [...axes, tokens, WIDTH])
-    const mask = Array.from({ length: tokens ** 2 }, (_, i) =>
-      sees === undefined || sees(Math.floor(i / tokens), i % tokens) ? 0 : hidden,
-    )
+    const mask = Array.from({ length: masks * tokens ** 2 }, (_, i) => {
+      const [key, query, head] = [i % tokens, Math.floor(i / tokens) % tokens, Math.floor(i / tokens ** 2)]
+      return sees === undefined || sees(query, key) ? head * key : hidden
+    })
     return {
       ...{ q: normals(random, own), v: normals(random, ofKeys) },
       k: normals(random, areTurned ? [...keyLeading, WIDTH, tokens] : ofKeys),
       weights: normals(random, own),
-      ...(sees && { mask: { type: 'float32', data: Float32Array.from(mask), dims: [1, 1, tokens, tokens] } }),
+      ...(sees && { mask: { type: 'float32', data: Float32Array.from(mask), dims: [1, masks, tokens, tokens] } }),
     }
   }
   const run = async (rows: number | undefined, tokens: number) => {
