@@ -183,13 +183,18 @@ describe('patterns of two nodes', () => {
     return { error: Math.max(...errors), added }
   }
 
-  it.each([0, 1])('SiLU, its factors in either order', async (order) => {
+  it.each([
+    ['its factors in order', 0, [2, 3], 5],
+    ['its factors swapped', 1, [2, 3], 5],
+    ['times what is broadcast', 0, [3], 6],
+  ])('SiLU, %s', async (_, order, dims, count) => {
     const { graph, g } = start('x', 'z')
     const sigma = g.op('Sigmoid', ['x'])
     const y = g.mul(order === 0 ? g.mul('x', sigma) : g.mul(sigma, 'x'), 'z')
-    const { error, added } = await worst(graph, y, { x: wave([2, 3], 0), z: wave([2, 3], 1) })
+    const forward = graph.nodes.length
+    const { error } = await worst(graph, y, { x: wave([2, 3], 0), z: wave(dims, 1) })
     expect(error).toBeLessThan(1e-3)
-    expect(added).toHaveLength(6)
+    expect(graph.nodes).toHaveLength(forward + count)
   })
 
   it('SiLU whose sigmoid is read elsewhere too', async () => {

@@ -133,7 +133,8 @@ export function buildBackward(
     thunks.forEach((thunk, i) => {
       const input = context.inputs[i]
       if (thunk === undefined || !path.values.has(input)) return
-      sums.add(input, { make: thunk, slice: node.opType === 'Slice' ? { node, dy } : undefined })
+      const slice = node.opType === 'Slice' ? { node, dy } : undefined
+      sums.add(input, { make: thunk, slice }, g.graph.initializers.has(node.input[1]))
     })
   }
   return new Map(
@@ -187,8 +188,10 @@ class GradientSums {
     private readonly scaling: { readonly waist: Value; readonly scale: Value } | undefined,
   ) {}
 
-  add(value: Value, contribution: Contribution): void {
-    this.#summands.set(value, [...(this.#summands.get(value) ?? []), contribution])
+  /** `isFirst`: before others, so that small products are added to large ones, and not the other way round. */
+  add(value: Value, contribution: Contribution, isFirst = false): void {
+    const others = this.#summands.get(value) ?? []
+    this.#summands.set(value, isFirst ? [contribution, ...others] : [...others, contribution])
   }
 
   /** The sum, built at the first call; undefined if there is nothing to sum. */

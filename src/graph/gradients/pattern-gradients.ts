@@ -20,15 +20,23 @@ type PatternRule = (context: PatternContext) => ReturnType<GradientRule> | undef
 
 /** Key: op type of the node that is closer to the loss. */
 export const PATTERNS: Readonly<Record<string, PatternRule>> = {
-  // y = x·σ, σ = sigmoid x (SiLU)      dx = dy·(σ + y·(1 − σ))
-  Mul: ({ g, inputs, outputs: [y], dy }) => {
+  // y = x·σ, σ = sigmoid x (SiLU)      dx = dy·(σ + y·(1 − σ)), or dh·(σ·(u − h) + h) where h = y·u alone reads y
+  Mul: ({ g, inputs, outputs: [y], dy, shapes, readers, gradientOf }) => {
     const at = inputs.findIndex((input, i) => {
       const maker = g.graph.producer(input)
       return maker?.opType === 'Sigmoid' && maker.input[0] === inputs[1 - i]
     })
     if (at === -1) return undefined
     const sigma = inputs[at]
-    const gradient = () => g.mul(dy, g.add(sigma, g.mul(y, g.sub(g.float(1), sigma))))
+    const [{ opType, input, output }, ...others] = readers(y)
+    const [u, h] = [input.find((value) => value !== y) ?? y, output[0]]
+    const isAlone = opType === 'Mul' && others.length === 0 && u !== y
+    const isGate = isAlone && shapes.get(u)?.dims.join() === shapes.get(y)?.dims.join()
+    const dh = isGate ? gradientOf(h) : undefined
+    const gradient = () =>
+      dh === undefined
+        ? g.mul(dy, g.add(sigma, g.mul(y, g.sub(g.float(1), sigma))))
+        : g.mul(dh, g.add(g.mul(sigma, g.sub(u, h)), h))
     return at === 0 ? [undefined, gradient] : [gradient, undefined]
   },
 

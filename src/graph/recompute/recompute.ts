@@ -2,8 +2,8 @@
 // instead: all that lies behind a smallest cut, as in PyTorch's partitioner
 // (https://github.com/pytorch/functorch/pull/653).
 
-import { create } from '../../formats/onnx/protobuf.js'
-import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/tensors.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { GRADIENTS } from '../gradients/gradients.js'
 import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { intAttribute } from '../view/attributes.js'
@@ -55,10 +55,8 @@ export function recompute(graph: Graph, shapes: ShapeMap, loss: Value, sizes: Si
     let copy = copies.get(maker)
     if (copy === undefined) {
       const fresh = (name: string) => (name === '' ? '' : graph.freshName(`again/${name}`))
-      copy = create(NodeProtoSchema, {
-        ...{ name: fresh(maker.name || maker.output[0]), opType: maker.opType, domain: maker.domain },
-        ...{ input: maker.input.map(anew), output: maker.output.map(fresh), attribute: [...maker.attribute] },
-      })
+      const [input, output] = [maker.input.map(anew), maker.output.map(fresh)]
+      copy = copyMessage(maker, { name: fresh(maker.name || maker.output[0]), input, output })
       copies.set(maker, copy)
       for (const [i, output] of maker.output.entries()) {
         const shape = shapes.get(output)

@@ -6,7 +6,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, SessionOpener } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
-import { shareKeys, suitQueries, turnInProducts } from '../fuse/for-training.js'
+import { addInPlace, shareKeys, suitQueries, turnInProducts } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
@@ -251,10 +251,9 @@ export const TRAINING_PASSES: readonly Pass[] = [
     name: 'compute shapes plainly',
     needs: ['gradients', 'shapes'],
     gives: ['plain shapes'],
-    run({ graph, g, shapes, objective }) {
+    run({ g, shapes, objective }) {
       const sources = objective.probe.lengths.flatMap(({ source }) => source ?? [])
       plainShapes(g, shapes, sources)
-      mergeReshapes(graph, shapes)
     },
   },
   {
@@ -274,6 +273,14 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const { tokens = Number.POSITIVE_INFINITY, attentionRows } = options
       const elements = (shape: ProbedShape) => typicalElements(shape, lengths)
       work.copies = recompute(graph, shapes, LOSS, { elements, tokens, isLong: attentionRows !== undefined })
+    },
+  },
+  {
+    name: 'add products in place',
+    needs: ['recomputed'],
+    run({ graph, shapes, options }) {
+      if (options.isOptimized) addInPlace(graph, shapes)
+      mergeReshapes(graph, shapes)
     },
   },
   { name: 'compute the loss first', needs: ['recomputed'], gives: [], run: ({ graph }) => computeFirst(graph, LOSS) },
