@@ -218,12 +218,18 @@ function rankIn(shapes: ShapeMap, value: Value): number {
   return (shapes.get(value) as ProbedShape).dims.length
 }
 
+/**
+ * Vectors of one: the first query and the one behind the last; the first key that a query sees, the first to which a
+ * mask adds something, and the one behind the last that is seen. Vectors for Pad: what a block's queries, or its keys,
+ * lack of the rows of the others.
+ */
+type Place = Readonly<Record<'start' | 'end' | 'first' | 'full' | 'last' | 'padQueries' | 'padKeys', Value>>
+
 /** The body of a Scan: attention of the queries and keys of one place. */
 class Block {
   readonly #g: Builder
   readonly #rank: number
-  /** The first query and the one behind the last, and the same of keys: vectors of one. */
-  readonly #place: readonly Value[]
+  readonly #place: Place
   /** Values of the graph outside, and what they are here. Queries that share keys are rows of one product. */
   readonly #inner = new Map<Value, Value>()
   readonly #shapes = new ShapeMap()
@@ -234,16 +240,27 @@ class Block {
     private readonly attention: Attention,
     private readonly read: (value: Value) => Value,
   ) {
-    const g = bodyBuilder(outer, 4)
-    const { query, keys, values, scores, probabilities } = attention
-    this.#g = g
+    const { query, keys, values, scores, logits, probabilities } = attention
     this.#rank = rankIn(shapes, query)
-    this.#place = g.node('Split', [g.graph.inputs[0].name, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
+    const sizes = [1, 1, 1, 1, 1, 2 * this.#rank, 2 * this.#rank]
+    const g = bodyBuilder(outer, 5 + 4 * this.#rank)
+    this.#g = g
+    const { output } = g.node('Split', [g.graph.inputs[0].name, g.int(sizes)], { axis: 0 }, sizes.length)
+    const [start, end, first, full, last, padQueries, padKeys] = output
+    this.#place = { start, end, first, full, last, padQueries, padKeys }
     this.#inner.set(query, this.#as('keys', this.#cut(query, true)))
     for (const value of [keys, values]) this.#inner.set(value, this.#cut(value, false, -2))
     const [ofQuery, ofKeys] = [query, keys].map((value) => this.#inner.get(value) as Value)
-    this.#inner.set(scores, this.#as('query', g.matmul(ofQuery, this.#swapped(ofKeys))))
-    this.#copied(probabilities)
+    const times = (own: Value) => this.#as('query', g.matmul(ofQuery, this.#swapped(own)))
+    const { masks, areAll } = masksOf(shapes, attention)
+    if (areAll) {
+      // Most keys are seen by all of these queries: nothing is added to their scores.
+      const part = (from: Value, to: Value) => times(g.op('Slice', [keys, from, to, g.int([-2])]))
+      const masked = masks.map((mask) => this.#cut(mask, grows(shapes.get(mask), -2), -1, full))
+      const sum = g.concat([part(first, full), masked.reduce(g.add, part(full, last))], -1)
+      for (const value of [scores, logits]) this.#inner.set(value, sum)
+    } else this.#inner.set(scores, times(ofKeys))
+    for (const value of [logits, probabilities]) this.#declare(this.#copied(value))
   }
 
   #copied(value: Value): Value {
@@ -261,16 +278,24 @@ class Block {
     return name
   }
 
+  /** Says that a value is as large as the scores: ONNX Runtime then writes one in the place of another. */
+  #declare(name: Value): Value {
+    const dims = range(this.#rank).map((axis) => `scores ${axis}`)
+    this.#g.graph.valueInfo.push(valueInfo(name, DataType.FLOAT, dims))
+    return name
+  }
+
   /** The part of the block: its queries along the axis before the last, its keys along `keyAxis`. */
-  #cut(value: Value, hasQueries: boolean, keyAxis?: number): Value {
+  #cut(value: Value, hasQueries: boolean, keyAxis?: number, first = this.#place.first): Value {
     const g = this.#g
-    const [start, end, first, last] = this.#place
+    const { start, end, last } = this.#place
     const cuts: (readonly [from: Value, to: Value, axis: number])[] = []
     if (hasQueries) cuts.push([start, end, -2])
     if (keyAxis) cuts.push([first, last, keyAxis])
     if (cuts.length === 0) return value
     const bounds = ([0, 1] as const).map((i) => cuts.map((cut) => cut[i]))
-    return g.op('Slice', [value, ...bounds.map((of) => g.concat(of, 0)), g.int(cuts.map(([, , axis]) => axis))])
+    const joined = bounds.map((of) => (of.length === 1 ? of[0] : g.concat(of, 0)))
+    return g.op('Slice', [value, ...joined, g.int(cuts.map(([, , axis]) => axis))])
   }
 
   #swapped(value: Value): Value {
@@ -285,19 +310,9 @@ class Block {
     return this.#g.reshape(value, this.#g.int(dims))
   }
 
-  /** With zeros along the axis before the last. */
-  #padded(value: Value, before: Value, behind: Value): Value {
-    const g = this.#g
-    const [others, between, rest] = [this.#rank - 2, this.#rank - 1, 1].map((count) => g.int(zeros(count)))
-    return g.op('Pad', [value, g.concat([others, before, between, behind, rest], 0)])
-  }
-
   /** Gives (…, rows, d) out, with as many rows as the other blocks have. */
   #giveRows(value: Value): void {
-    const g = this.#g
-    const [start, end] = this.#place
-    const missing = g.sub(g.sub(end, start), g.length(value, this.#rank - 2))
-    g.graph.outputs.push(declared(this.#padded(value, g.int([0]), missing), this.#rank))
+    this.#g.graph.outputs.push(declared(this.#g.op('Pad', [value, this.#place.padQueries]), this.#rank))
   }
 
   forward(): GraphProto {
@@ -319,15 +334,15 @@ class Block {
     const wide = this.#as('keys', this.#cut(slope, true))
     const dy = g.slice(wide, 0, -1, this.#rank - 1)
     // p = softmax x, o = p·v      dx = p·(do·vᵀ − Σ do·o)
-    const dx = g.mul(p, this.#as('query', g.matmul(wide, this.#swapped(this.#cut(ones, false, -2)))))
+    const slopes = this.#as('query', g.matmul(wide, this.#swapped(this.#cut(ones, false, -2))))
+    const dx = this.#declare(g.mul(p, this.#declare(slopes)))
     const seeds = new Map([[this.#copied(logits), dx]])
     const inner = this.#copied(scores)
     const ds = this.#as('keys', buildBackward(g, this.#shapes, seeds, [inner]).get(inner) as Value)
-    const [, , first, last] = this.#place
     for (const gradient of [g.matmul(this.#swapped(ds), q), g.matmul(this.#swapped(this.#as('keys', p)), dy)]) {
       const sum = graph.freshName(`${g.scope}/sum`)
       graph.inputs.splice(-1, 0, declared(sum, this.#rank))
-      const padded = this.#padded(gradient, first, g.sub(g.length(sum, this.#rank - 2), last))
+      const padded = g.op('Pad', [gradient, this.#place.padKeys])
       graph.outputs.push(declared(g.add(sum, padded), this.#rank))
     }
     this.#giveRows(this.#as('query', g.matmul(ds, k)))
@@ -347,51 +362,69 @@ function bodyBuilder(outer: Builder, length: number): Builder {
   return g
 }
 
-/** Masks of keys: they are added to the scores right before softmax. */
-function masksOf({ shapes }: Parts, { logits, scores, makers }: Attention): Value[] {
+/** Masks of keys: they are added to the scores right before softmax. `areAll`: nothing else is done with the scores. */
+function masksOf(shapes: ShapeMap, { logits, scores, makers }: Attention): { masks: Value[]; areAll: boolean } {
   const masks: Value[] = []
-  const isInside = (value: Value) => value === scores || makers.has(value)
-  let sum = makers.get(logits)
-  while (sum?.opType === 'Add') {
-    masks.push(...sum.input.filter((value) => !isInside(value) && grows(shapes.get(value), -1)))
-    sum = makers.get(sum.input.find(isInside) as Value)
+  let value = logits
+  let areAll = true
+  for (let sum = makers.get(value); sum?.opType === 'Add'; sum = makers.get(value)) {
+    const isInside = (input: Value) => input === scores || makers.has(input)
+    const own = sum.input.filter((input) => !isInside(input) && grows(shapes.get(input), -1))
+    masks.unshift(...own)
+    areAll &&= own.length === 1
+    value = sum.input.find(isInside) as Value
   }
-  return masks
+  return { masks, areAll: areAll && masks.length > 0 && value === scores }
 }
 
-/** int64 (blocks, 4): first query and the one behind the last, and the same for the keys that these queries see. */
+/** int64 (blocks, 5 + 4·rank): the numbers of {@link Place}. */
 function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<string, Value>): Value {
   const { shapes, rows } = parts
   const { query, keys } = attention
-  const masks = masksOf(parts, attention)
+  const { masks } = masksOf(shapes, attention)
+  const rank = rankIn(shapes, query)
   const lengths = [query, keys].map((value) => shapes.get(value)?.dims.at(-2))
-  return sharedValue(shared, `places ${[...lengths, ...masks].join()}`, () => {
-    const count = g.length(query, rankIn(shapes, query) - 2)
+  return sharedValue(shared, `places ${[rank, ...lengths, ...masks].join()}`, () => {
+    const [count, length] = [query, keys].map((value) => g.length(value, rank - 2))
     const ceil = (a: Value, b: Value) => g.div(g.sub(g.add(a, b), g.int([1])), b)
     const blocks = ceil(count, g.int([rows]))
     const size = ceil(count, blocks)
     const numbers = g.op('Range', [g.int(0), g.op('Squeeze', [blocks]), g.int(1)])
     const starts = g.unsqueeze(g.mul(numbers, size), [1])
-    const bounds = g.concat([starts, g.add(starts, size)], 1)
+    const ends = g.op('Min', [g.add(starts, size), count])
+    const bounds = g.concat([starts, ends], 1)
     const body = masks.length === 0 ? undefined : seenBy(g, parts, masks)
-    const all = () => g.concat([g.int([0]), g.length(keys, rankIn(shapes, keys) - 2)], 0)
-    const seen = body ? g.op('Scan', [bounds], { body, num_scan_inputs: 1 }) : g.expand(all(), g.shape(bounds))
-    return g.concat([bounds, seen], 1)
+    const all = () => g.expand(g.concat([g.int([0]), length, length], 0), g.concat([blocks, g.int([3])], 0))
+    const seen = body ? g.op('Scan', [bounds], { body, num_scan_inputs: 1 }) : all()
+    const [first, , last] = g.node('Split', [seen, g.int([1, 1, 1])], { axis: 1 }, 3).output
+    const zero = g.sub(starts, starts)
+    const pads = (before: Value, behind: Value) => {
+      return [...Array(rank - 2).fill(zero), before, ...Array(rank - 1).fill(zero), behind, zero]
+    }
+    const missing = g.sub(g.add(starts, size), ends)
+    return g.concat([bounds, seen, ...pads(zero, missing), ...pads(first, g.sub(length, last))], 1)
   })
 }
 
-/** From the bounds of a block's queries to those of the keys that one of them sees. */
+/** From the bounds of a block's queries to those of its keys, as in {@link Place}. */
 function seenBy(outer: Builder, { shapes }: Parts, masks: readonly Value[]): GraphProto {
   const g = bodyBuilder(outer, 2)
   const { graph } = g
   const [start, end] = g.node('Split', [graph.inputs[0].name, g.int([1, 1])], { axis: 0 }, 2).output
   const rowsOf = (mask: Value) => (grows(shapes.get(mask), -2) ? g.op('Slice', [mask, start, end, g.int([-2])]) : mask)
-  const sum = masks.map(rowsOf).reduce(g.add)
+  const own = masks.map(rowsOf)
   const rank = Math.max(...masks.map((mask) => rankIn(shapes, mask)))
-  const best = rank === 1 ? sum : g.reduceMax(sum, range(rank - 1), 0)
-  const isSeen = g.cast(g.op('Greater', [best, g.float(HIDDEN)]), DataType.INT32)
+  /** 1 for a key to whose score one of the queries adds more. */
+  const exceeds = (least: number, sum: Value) => {
+    const best = rank === 1 ? sum : g.reduceMax(sum, range(rank - 1), 0)
+    return g.cast(g.op('Greater', [best, g.float(least)]), DataType.FLOAT)
+  }
+  const isSeen = exceeds(HIDDEN, own.reduce(g.add))
   const first = g.op('ArgMax', [isSeen], { axis: 0 })
-  const last = g.op('ArgMax', [isSeen], { axis: 0, select_last_index: 1 })
-  graph.outputs = [valueInfo(g.concat([first, g.add(last, g.int([1]))], 0), DataType.INT64, [2])]
+  const last = g.add(g.op('ArgMax', [isSeen], { axis: 0, select_last_index: 1 }), g.int([1]))
+  const sizes = own.map((mask) => g.op('Abs', [mask]))
+  const isMasked = g.op('Slice', [exceeds(0, sizes.reduce(g.add)), first, last])
+  const full = g.add(first, g.op('ArgMax', [g.concat([isMasked, g.float([1])], 0)], { axis: 0 }))
+  graph.outputs = [valueInfo(g.concat([first, full, last], 0), DataType.INT64, [3])]
   return graph.toModel().graph as GraphProto
 }
