@@ -35,7 +35,7 @@ export function magnitudeInput(module: string): string {
 const LEAST_SQUARE = 1e-24
 
 export class TrainableLinears {
-  /** What several layers read. */
+  /** Values that several layers read. */
   readonly #shared = new Map<string, Value>()
   readonly masks: DropoutMask[] = []
   /** Gradients do not pass the norms of DoRA, as in PEFT. */
