@@ -44,8 +44,8 @@ const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
  * {@link sharedInput}. When a text grows by one token, each input and each small product costs more time than its few
  * numbers. Further inputs, which are fed in every run:
  *
- * - {@link ownInput}, (1) or (rows, 1, m·r) in bool: the columns of x·Aᵀ that count, the others become 0. So rows of a
- *   batch have adapters of their own, and each adapter is read once for all of them
+ * - {@link ownInput}, (1) or (rows, 1, m·r): 1 for the columns of x·Aᵀ that count, 0 for the others. So rows of a batch
+ *   have adapters of their own, and each adapter is read once for all of them. A Where takes more time than a product
  * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift, where B holds DoRA's scale as well
  * - weight, (k, m) or (rows, k, m), beside scale and shift: x·weight is added. m is d, or 1 for nothing
  * - columns (d) in int64: which of the m columns of x·weight goes to each output
@@ -79,7 +79,7 @@ export function injectLora(
   }
   const modulesOf = ({ name }: Linear) => sharing.get(name) ?? [name]
   for (const own of new Set(withA.map((linear) => ownInput(modulesOf(linear))))) {
-    graph.inputs.push(valueInfo(own, DataType.BOOL))
+    graph.inputs.push(valueInfo(own, DataType.FLOAT))
   }
   const takesRows = linears.some(isMatrix)
   if (takesRows) graph.inputs.push(valueInfo(ROWS_INPUT, DataType.INT64, [1]))
@@ -95,10 +95,7 @@ export function injectLora(
   /** x·Aᵀ */
   const lowOf = (linear: Linear): Value => {
     const modules = modulesOf(linear)
-    const low = () => {
-      // Not a factor: 0 times what overflows in the columns of another row would be no number.
-      return g.where(ownInput(modules), product(inputOf(linear), sharedInput(modules)), g.float(0))
-    }
+    const low = () => g.mul(product(inputOf(linear), sharedInput(modules)), ownInput(modules))
     if (modules.length === 1) return low()
     const key = readerKey(linear)
     const split = { axis: -1, ...(graph.opset() >= 18 && { num_outputs: modules.length }) }

@@ -63,14 +63,21 @@ export function plainSites(graph: Graph, linears: readonly Linear[], layers: rea
   return { factors, vectors: [] }
 }
 
+/** Sums of 4e9 times as much are finite: rows multiply the columns of others' adapters by 0, and infinity gives NaN. */
+const LARGEST_A = 2 ** 96
+
+/** Sizes of A that no adapter should have go into B, as powers of two. */
 export function layerFactors(
   name: string,
   { weightA, weightB, rank, scaling }: Pick<LinearValues, 'weightA' | 'weightB' | 'rank' | 'scaling'>,
   scale?: Float32Array,
 ): Pick<SiteFactors, 'rank' | 'weightA' | 'weightB'> {
+  const a = checkFinite(name, new Float32Array(weightA.data))
+  const largest = a.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
+  const size = 2 ** Math.ceil(Math.log2(Math.max(1, largest / LARGEST_A)))
   const b = new Float32Array(weightB.data.length)
-  for (let i = 0; i < b.length; i++) b[i] = scaling * weightB.data[i] * (scale?.[Math.floor(i / rank)] ?? 1)
-  return { rank, weightA: checkFinite(name, new Float32Array(weightA.data)), weightB: checkFinite(name, b) }
+  for (let i = 0; i < b.length; i++) b[i] = size * scaling * weightB.data[i] * (scale?.[Math.floor(i / rank)] ?? 1)
+  return { rank, weightA: size === 1 ? a : a.map((value) => value / size), weightB: checkFinite(name, b) }
 }
 
 export function checkFinite(name: string, values: Float32Array): Float32Array {

@@ -9,7 +9,7 @@ import type { ReplacedValues, SiteFactors } from './site-factors.js'
 
 type Own = SiteFactors | undefined
 
-const ALL: RuntimeTensor = { type: 'bool', data: Uint8Array.of(1), dims: [1] }
+const ALL = float(Float32Array.of(1), [1])
 
 /** The input that says which columns of a group's product each row keeps; undefined where there are none. */
 export function ownInputOf(group: SiteGroup): string | undefined {
@@ -66,14 +66,14 @@ export function besideFeeds(group: SiteGroup, slots: readonly (readonly Own[])[]
 /** The columns that each row keeps, (rows, 1, m·W): those of its slot in each of m parts. */
 export function ownColumns(m: number, ranks: readonly number[], rowOf: readonly number[]): RuntimeTensor {
   const width = ranks.reduce((sum, rank) => sum + rank, 0)
-  const data = new Uint8Array(rowOf.length * m * width)
+  const data = new Float32Array(rowOf.length * m * width)
   for (const [row, slot] of rowOf.entries()) {
     const start = ranks.slice(0, slot).reduce((sum, rank) => sum + rank, 0)
     for (let at = row * m * width; at < (row + 1) * m * width; at += width) {
       data.fill(1, at + start, at + start + ranks[slot])
     }
   }
-  return { type: 'bool', data, dims: [rowOf.length, 1, m * width] }
+  return float(data, [rowOf.length, 1, m * width])
 }
 
 function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
