@@ -54,7 +54,7 @@ export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): b
 }
 
 /** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
-const ATTENTION = { whole: 1024, rows: 96 }
+const ATTENTION = { whole: 1024, rows: 128 }
 
 /** How graphs for texts of up to so many tokens are made. */
 export function blocksFor(tokens: number) {
