@@ -20,7 +20,6 @@ import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { activeFeeds } from './activation.js'
-import { attendInBlocks } from './attention-blocks.js'
 import { computeInFloat32, dropCasts, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
@@ -188,11 +187,13 @@ export const ATTENTION_PASSES: readonly Pass[] = [
   {
     name: 'attend in blocks',
     needs: ['path', 'shapes'],
-    run(work) {
+    async run(work) {
       const { graph, shapes, path, forward, options } = work
       const { customGradients } = forward.objective
       const { attentionRows: rows } = options
       if (rows === undefined) return
+      // Pages that train on shorter texts do not load it.
+      const { attendInBlocks } = await import('./attention-blocks.js')
       attendInBlocks({ graph, shapes, rows, customGradients, onPath: path.values })
       work.findPath()
     },
