@@ -54,7 +54,7 @@ export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): b
 }
 
 /** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
-const ATTENTION = { whole: 1024, rows: 96 }
+const ATTENTION = { whole: 1024, rows: 128 }
 
 /** How graphs for texts of up to so many tokens are made. */
 export function blocksFor(tokens: number) {
@@ -68,7 +68,7 @@ export function blocksFor(tokens: number) {
 }
 
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
-const KEPT = { hidden: 6, intermediate: 3, intermediateOfLong: 1, logits: 2 }
+const KEPT = { hidden: 6, intermediate: 3, intermediateOfLong: 2, logits: 2 }
 
 /** `batch` rows of `sequence` tokens each. */
 export function trainingMemory(

@@ -144,7 +144,7 @@ describe('what cannot be lowered', () => {
     const graph = graphOf(spec)
     const [{ name, opType }] = graph.nodes
     expect(() => lowerForTraining(graph)).toThrow(UnsupportedError)
-    expect(() => lowerForTraining(graphOf(spec))).toThrow(`${opType} ${name}: training with ${message}`)
+    expect(() => lowerForTraining(graphOf(spec))).toThrow(`node ${name} (${opType}): training with ${message}`)
   })
 
   it('all are named at once, and only where they are asked for', () => {

@@ -2,7 +2,7 @@
 // tensors.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { beforeSwap } from '../gradients/matmul.js'
+import { beforeSwap, lastSwapped } from '../gradients/matmul.js'
 import { isFloat } from '../shapes/plain-shapes.js'
 import { isStatic, mapShape, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
 import { floatAttribute, intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
@@ -11,8 +11,6 @@ import type { Graph } from '../view/graph.js'
 import { unrepeated } from './attention.js'
 import { bothWays, makerOf, onlyReader, scalarOf, transposed } from './patterns.js'
 import { rotate, rotationOf } from './rotary.js'
-
-const SWAP_LAST = [0, 1, 3, 2]
 
 /** Norms, rotations and scales. `nodes` are on the way of gradients; `shapes` gets those of new values. */
 export function suitQueries(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
@@ -69,7 +67,7 @@ export function addInPlace(graph: Graph, shapes: ShapeMap): void {
     const isPlain = node.attribute.every(({ name, i }) => name === 'alpha' || (name.startsWith('trans') && i === 0n))
     if (node.opType !== 'Gemm' || !sum || !isPlain || !(width >= WIDE) || graph.initializers.has(factor)) continue
     const isWhole = shapes.get(sum)?.dims.join() === shapes.get(node.output[0])?.dims.join()
-    if (!isWhole || !makerOf(graph, sum, 'Gemm') || !onlyReader(graph, sum, 'Gemm')) continue
+    if (!isWhole || !onlyReader(graph, sum, 'Gemm')) continue
     const alpha = floatAttribute(node, 'alpha', 1)
     const scaled = alpha === 1 ? factor : g.mul(factor, g.float(alpha))
     const inputs = [g.unsqueeze(scaled, [0]), g.unsqueeze(low, [2]), '', g.unsqueeze(sum, [0])]
@@ -165,7 +163,8 @@ function groupHeads(g: Builder, node: NodeProto, shapes: ShapeMap): void {
   const { graph } = g
   const [a, b] = node.input
   const [y] = node.output
-  const turned = transposed(graph, b, SWAP_LAST)
+  const swap = lastSwapped(4)
+  const turned = transposed(graph, b, swap)
   const repeated = turned ?? b
   const key = unrepeated(graph, repeated)
   const [left, right, whole, result] = [a, key, repeated, y].map((value) => shapes.get(value))
@@ -179,8 +178,8 @@ function groupHeads(g: Builder, node: NodeProto, shapes: ShapeMap): void {
     return value
   }
   const rows = shaped(g.reshape(a, g.int([0, keyHeads, -1, 0])), mapShape(left, merged))
-  const swapped = mapShape(right, (dims) => SWAP_LAST.map((axis) => dims[axis]))
-  const operand = turned === undefined ? key : shaped(g.transpose(key, SWAP_LAST), swapped)
+  const swapped = mapShape(right, (dims) => swap.map((axis) => dims[axis]))
+  const operand = turned === undefined ? key : shaped(g.transpose(key, swap), swapped)
   const product = shaped(g.matmul(rows, operand), mapShape(result, merged))
   graph.replaceUses(y, shaped(g.reshape(product, g.int([0, heads, -1, 0])), result))
 }

@@ -35,10 +35,8 @@ export function magnitudeInput(module: string): string {
 const LEAST_SQUARE = 1e-24
 
 export class TrainableLinears {
-  readonly #rows = new Map<Value, Value>()
-  readonly #leadingDims = new Map<Value, Value>()
-  readonly #columns = new Map<string, Value>()
-  readonly #drops = new Map<string, Value>()
+  /** Values that several layers read. */
+  readonly #shared = new Map<string, Value>()
   readonly masks: DropoutMask[] = []
   /** Gradients do not pass the norms of DoRA, as in PEFT. */
   readonly constants: Value[] = []
@@ -79,7 +77,9 @@ export class TrainableLinears {
   #outputShape({ d, fused }: Linear, x: Value): Value {
     const g = this.g
     // One node for all that read x.
-    const leading = sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
+    const leading = sharedValue(this.#shared, `leading/${x}`, () =>
+      g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]),
+    )
     return g.concat([leading, g.int([fused?.width ?? d])], 0)
   }
 
@@ -124,8 +124,7 @@ export class TrainableLinears {
       (linear, base) => {
         const branch = byLinear.get(linear) as Branch
         const { scaling, baseSquares } = branch
-        const weightA = siteInput(linear.name, 'A')
-        const weightB = this.#weightB(branch)
+        const [weightA, weightB] = this.#factors(branch)
         const x = dropout > 0 ? this.#drop(branch) : linear.input
         if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
         // With dropout 1 nothing is kept, and nothing is to grow.
@@ -182,8 +181,7 @@ export class TrainableLinears {
   #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): Value {
     const g = this.g
     const { linear, scaling } = branch
-    const weightA = siteInput(linear.name, 'A')
-    const weightB = this.#weightB(branch)
+    const [weightA, weightB] = this.#factors(branch)
     const growth = keep === 0 ? 0 : 1 / keep
     const ofBase = g.mul(this.#ofWeight(linear, kept), g.float(growth))
     const low = g.op('Gemm', [kept, weightA], { transB: 1 })
@@ -199,8 +197,7 @@ export class TrainableLinears {
   #doraScale(branch: Branch): Value {
     const g = this.g
     const { linear, scaling, part, baseSquares = new Float64Array() } = branch
-    const weightA = siteInput(linear.name, 'A')
-    const weightB = this.#weightB(branch)
+    const [weightA, weightB] = this.#factors(branch)
     const ofBase = baseSquares.slice(part?.start, part?.end)
     const crossed = g.reduceSum(g.mul(weightB, this.#ofWeight(linear, weightA)), [0], 0)
     const grown = g.op('Gemm', [g.op('Gemm', [weightA, weightA], { transB: 1 }), weightB])
@@ -213,12 +210,12 @@ export class TrainableLinears {
     return g.div(part === undefined ? magnitude : g.slice(magnitude, part.start, part.end, 0), norm)
   }
 
-  /** Bᵀ (r, d): of a part of a module its own columns, one node for all that read it. */
-  #weightB({ linear, part }: Branch): Value {
-    const weightB = siteInput(linear.name, 'B')
-    if (part === undefined) return weightB
-    const { start, end } = part
-    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.g.slice(weightB, start, end, 1))
+  /** A (r, k) and Bᵀ (r, d): of a part of a module its own columns, one node for all that read it. */
+  #factors({ linear: { name }, part }: Branch): [weightA: Value, weightB: Value] {
+    const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
+    if (part === undefined) return [weightA, weightB]
+    const columns = () => this.g.slice(weightB, part.start, part.end, 1)
+    return [weightA, sharedValue(this.#shared, `columns/${weightB}/${part.start}`, columns)]
   }
 
   /** The rows (r, k) times the layer's weight: (r, d). */
@@ -251,11 +248,11 @@ export class TrainableLinears {
       this.graph.inputs.push(valueInfo(mask.input, DataType.BOOL, [`rows ${mask.input}`, k]))
       return this.g.mul(input, this.g.cast(mask.input, DataType.FLOAT))
     }
-    return part === undefined ? dropped() : sharedValue(this.#drops, `${name} ${input}`, dropped)
+    return part === undefined ? dropped() : sharedValue(this.#shared, `dropped/${name} ${input}`, dropped)
   }
 
   /** x (…, k) as (rows, k), one node for all that read x. */
   #rowsOf(x: Value, k: number): Value {
-    return sharedValue(this.#rows, x, () => this.g.reshape(x, this.g.int([-1, k])))
+    return sharedValue(this.#shared, `rows/${x}`, () => this.g.reshape(x, this.g.int([-1, k])))
   }
 }

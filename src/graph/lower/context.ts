@@ -2,10 +2,11 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
+import { LAYOUT } from '../gradients/layout.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { nameOf, PREDICATES } from '../view/operators.js'
+import { labelOf, PREDICATES } from '../view/operators.js'
 
 export interface LoweringContext {
   /** Appends nodes whose names begin with the lowered node's. */
@@ -20,11 +21,7 @@ export interface LoweringContext {
 export type Lowering = (context: LoweringContext) => (Value | undefined)[]
 
 export function refuse({ node }: LoweringContext, what: string): never {
-  throw new UnsupportedError({ where: describe(node), what })
-}
-
-export function describe(node: NodeProto): string {
-  return `${node.opType} ${nameOf(node)}`
+  throw new UnsupportedError({ where: labelOf(node), what })
 }
 
 export function refuseInputs(context: LoweringContext, names: Readonly<Record<number, string>>): void {
@@ -68,18 +65,7 @@ export function dimsIn(graph: Graph, value: Value): readonly (number | undefined
 }
 
 /** Operators that hand on or move what their first input holds. */
-const MOVES: ReadonlySet<string> = new Set([
-  'Concat',
-  'Expand',
-  'Gather',
-  'Identity',
-  'Reshape',
-  'Slice',
-  'Squeeze',
-  'Tile',
-  'Transpose',
-  'Unsqueeze',
-])
+const MOVES: ReadonlySet<string> = new Set([...Object.keys(LAYOUT), 'Identity'])
 
 /** True if a mask holds truths, false for numbers to add; undefined where the graph does not tell. */
 export function isTruth(graph: Graph, value: Value): boolean | undefined {

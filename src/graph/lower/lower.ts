@@ -5,9 +5,9 @@ import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { floatAttribute, stringAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { entryOf, operatorOf } from '../view/operators.js'
+import { entryOf, labelOf, operatorOf } from '../view/operators.js'
 import { ATTENTION } from './attention.js'
-import { describe, dimsIn, type Lowering, type LoweringContext, refuse } from './context.js'
+import { dimsIn, type Lowering, type LoweringContext, refuse } from './context.js'
 
 export const FUSED: Readonly<Record<string, Lowering>> = {
   // sum = x + skip (+ bias); y = RMS norm of sum
@@ -76,7 +76,7 @@ function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: Lowe
   for (const [i, name] of outputs.entries()) {
     if (values[i] !== undefined || !reads(i)) continue
     throw new UnsupportedError({
-      where: describe(node),
+      where: labelOf(node),
       what: `training with its output ${i} (${name}) is not implemented`,
     })
   }
