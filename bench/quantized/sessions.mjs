@@ -2,12 +2,13 @@
 // a text grows by one token and over 256 tokens at once; eight adapters in one batch against one; and the same adapter
 // merged as branches beside quantized weights.
 //
-//     npm run build && node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] [--rounds 5] [--steps 8] [--threads 2] [--rank 16] [--cpu]
+//     npm run build && node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] [--rounds 5] [--steps 8] [--threads 2] [--rank 16] [--accuracy-level 4] [--cpu]
 //
 // MODEL: a folder for transformers.js with a cache, such as SmolLM2-135M. Adapters are made here, with random values.
 // Entries take turns, so that drift of the machine hits all alike. A round times several steps of each entry; ratios
 // are within a round. The first round is left out. --cpu counts the time that the processor worked, with one thread:
-// for a machine that others use as well.
+// for a machine that others use as well. Where the memory of a session lies changes its times by some percent: run it
+// several times.
 import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -24,6 +25,7 @@ const { values, positionals } = parseArgs({
     steps: { type: 'string', default: '8' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     rank: { type: 'string', default: '16' },
+    'accuracy-level': { type: 'string' },
     cpu: { type: 'boolean', default: false },
   },
 })
@@ -120,7 +122,8 @@ async function benchDtype(dtype) {
   const proj = findLinears(new Graph(model.onnx.proto)).filter(({ name }) => /_proj$/.test(name))
   const [some, all] = [proj.filter(({ name }) => /\b[qv]_proj$/.test(name)), proj].map(makeAdapter)
   const many = Object.fromEntries(Array.from({ length: BATCH }, (_, i) => [`a${i}`, i === 0 ? all : makeAdapter(proj)]))
-  const options = { threads }
+  const level = values['accuracy-level']
+  const options = { threads, ...(level !== undefined && { accuracyLevel: Number(level) }) }
   const base = await openSession(model, options)
   const onSome = await openSession(model, { ...options, adapters: { some } })
   const onAll = await openSession(model, { ...options, adapters: many })
