@@ -237,6 +237,10 @@ const MASKS: Record<string, Mask> = {
   'squashed scores': { sees: causal, squash: true },
   'shared key heads': { sees: causal, leading: [2, 2, 3], keyLeading: [2, 2, 1] },
   'repeated key heads': { sees: causal, leading: [2, 6], keyLeading: [2, 2], repeats: 3 },
+  'records in one row, with repeated key heads': {
+    ...{ sees: (query, key) => causal(query, key) && query >> 2 === key >> 2, hidden: -1e9 },
+    ...{ leading: [2, 6], keyLeading: [2, 2], repeats: 3 },
+  },
   'a mask for each head': { sees: causal, masks: 3 },
   'turned keys': { sees: causal, areTurned: true },
   'a prefix that all see': { sees: (query, key) => causal(query, key) || key < 5, hidden: Number.NEGATIVE_INFINITY },
@@ -262,7 +266,7 @@ it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shape
       )
     }
     const keys = areTurned ? 'k' : g.transpose(repeated('k'), swap)
-    let scores = g.mul(g.matmul('q', keys), g.float(0.5))
+    let scores = g.matmul(g.mul('q', g.float(0.5)), keys)
     if (squash) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(2))]), g.float(2))
     if (sees) scores = g.add(scores, addInput(graph, 'mask', DataType.FLOAT, ['one', masks, 'tokens', 'keys']))
     let p = g.op('Softmax', [scores], { axis: -1 })

@@ -306,8 +306,12 @@ class Block {
   #as(like: 'query' | 'keys', value: Value): Value {
     const [heads, keyHeads] = (['query', 'keys'] as const).map((of) => headsOf(this.shapes, this.attention[of]))
     if (heads === undefined || keyHeads === undefined || heads === keyHeads) return value
-    const dims = [...zeros(this.#rank - 3), like === 'query' ? heads : keyHeads, -1, 0]
-    return this.#g.reshape(value, this.#g.int(dims))
+    const g = this.#g
+    const others = zeros(this.#rank - 3)
+    if (like === 'keys') return g.reshape(value, g.int([...others, keyHeads, -1, 0]))
+    // Not -1: there may be no keys.
+    const rows = g.sub(this.#place.end, this.#place.start)
+    return g.reshape(value, g.concat([g.int([...others, heads]), rows, g.int([0])], 0))
   }
 
   /** Gives (…, rows, d) out, with as many rows as the other blocks have. */
