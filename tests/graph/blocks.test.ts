@@ -7,7 +7,7 @@ import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
 import { OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
+import { type GraphProto, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { buildBackward, type CustomGradients, gradientPath } from '../../src/graph/gradients/backward.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { probeShapes } from '../../src/graph/shapes/shapes.js'
@@ -44,6 +44,17 @@ import { addInput, addOutput, DataType, emptyGraph, normals, openGraph } from '.
 const runtime = await loadNodeRuntime()
 
 const operators = ({ proto }: LossGraph) => new Set(proto.graph?.node.map(({ opType }) => opType))
+
+function lengthNames({ input, output, valueInfo }: GraphProto): string[] {
+  return [...input, ...output, ...valueInfo].flatMap(({ type }) => {
+    const dims = type?.value.case === 'tensorType' ? type.value.value.shape?.dim : undefined
+    return dims?.flatMap(({ value }) => (value.case === 'dimParam' ? [value.value] : [])) ?? []
+  })
+}
+
+function bodiesOf({ node }: GraphProto): GraphProto[] {
+  return node.flatMap(({ attribute }) => attribute.flatMap(({ g }) => (g ? [g, ...bodiesOf(g)] : [])))
+}
 
 async function run(graph: LossGraph, feeds: Feeds): Promise<Record<string, RuntimeTensor>> {
   const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
@@ -104,6 +115,17 @@ describe.each(CASES)('%s', (_, modelFolder, folder) => {
         expect(relativeError(own, expected[gradient].data as Float32Array), name).toBeLessThan(1e-5)
       })
     }
+  })
+
+  it('names lengths in bodies otherwise than outside', async () => {
+    const blocks = { logitBytes: { whole: logitBytes, block: logitBytes }, attentionRows: 5 }
+    const { proto } = await buildTrainingGraph(model, runtime, causalOf(model), { layers, ...blocks })
+    const graph = proto.graph as GraphProto
+    const outside = lengthNames(graph)
+    expect(outside).toContain('rows')
+    const bodies = bodiesOf(graph)
+    expect(bodies.length).toBeGreaterThan(1)
+    expect(bodies.flatMap(lengthNames).filter((name) => outside.includes(name))).toEqual([])
   })
 
   it.each(['the adapter', 'the base alone'])('predicts the same tokens without gradients, with %s', async (of) => {

@@ -108,8 +108,10 @@ function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[])
   const g = new Builder(body, outer.freshName('loss/block'))
   const before = (name: string) => `${g.scope}/${name}`
   const start = before('start')
+  // Not a name of the graph outside: ONNX Runtime takes lengths of one name for equal, and shares memory by them.
+  const rows = before('rows')
   const info = (name: string, value: Value): ValueInfoProto =>
-    valueInfo(value, name === 'largest' ? DataType.INT64 : DataType.FLOAT, name === 'mean' ? ['rows', k] : ['rows'])
+    valueInfo(value, name === 'largest' ? DataType.INT64 : DataType.FLOAT, name === 'mean' ? [rows, k] : [rows])
   body.inputs = [...names.map((name) => info(name, before(name))), valueInfo(start, DataType.INT64, [1])]
 
   const end = g.add(start, size)
