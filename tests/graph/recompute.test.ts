@@ -81,7 +81,7 @@ describe('the graph of a step', async () => {
     expect(again.map(({ opType }) => opType)).not.toContain('Gemm')
   })
 
-  it('computes one of two layers that give more than they read again, in long texts alone', async () => {
+  it('computes layers that give more than they read again in long texts alone', async () => {
     const adapter = await openAdapter(`${MODELS}/llama-optimum/golden/adapter-init`)
     const long = await buildTrainingGraph(model, runtime, causalOf(model), {
       layers: layersOf(adapter),
@@ -89,7 +89,7 @@ describe('the graph of a step', async () => {
     })
     const again = long.proto.graph?.node.filter(({ name, opType }) => name.startsWith('again/') && opType === 'Gemm')
     const names = again?.map(({ name }) => /\w+_proj/.exec(name)?.[0] ?? '')
-    expect(new Set(names)).toEqual(new Set(['gate_proj', '']))
+    expect(new Set(names)).toEqual(new Set(['gate_proj', 'up_proj', '']))
   })
 
   it('tells ONNX Runtime to leave what is computed twice', async () => {

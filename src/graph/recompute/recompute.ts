@@ -19,7 +19,7 @@ import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 const COST_OF_KEEPING = { few: 4, many: 10 }
 /** Tokens of a batch. */
 const FEW = 512
-/** A layer that gives more than it reads, in long texts: the first ones of an MLP give most of what would be kept. */
+/** Layers that give more than they read, in long texts: the first ones of an MLP give most of what would be kept. */
 const COST_OF_WIDENING = 4
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
@@ -120,7 +120,7 @@ function chooseRecomputed(
   for (let value = open.pop(); value !== undefined; value = open.pop()) {
     const { computed } = vertices.get(value) as { computed: number }
     const maker = graph.producer(value) as NodeProto
-    const cost = costOf(graph, maker, shapes, sizes)
+    const cost = costOf(maker, shapes, sizes)
     network.edge(SOURCE, computed, cost)
     if (cost === Number.POSITIVE_INFINITY) continue
     for (const input of new Set(maker.input)) {
@@ -133,14 +133,10 @@ function chooseRecomputed(
 }
 
 /** Infinite for a node that is never run again, such as most products with weights. */
-function costOf(graph: Graph, node: NodeProto, shapes: ShapeMap, { elements, isLong }: Sizes): number {
+function costOf(node: NodeProto, shapes: ShapeMap, { elements, isLong }: Sizes): number {
   const operator = operatorOf(node)
-  const sizeOf = (value: Value) => elements(shapes.get(value) ?? NOTHING)
-  const widens = (own: NodeProto) => WEIGHTED.has(operatorOf(own)) && sizeOf(own.output[0]) > sizeOf(own.input[0])
-  // Only one of those that read the same: an MLP then keeps half as much, and takes a few percent more time.
-  if (isLong && widens(node) && graph.consumers(node.input[0]).find(widens) === node) {
-    return COST_OF_WIDENING * sizeOf(node.output[0])
-  }
+  const [read, given] = [node.input[0], node.output[0]].map((value) => elements(shapes.get(value) ?? NOTHING))
+  if (isLong && WEIGHTED.has(operator) && given > read) return COST_OF_WIDENING * given
   if (!CHEAP.has(operator) || subgraphs(node).length > 0) return Number.POSITIVE_INFINITY
   const sizes = [...node.input, ...node.output].map((value) => shapes.get(value))
   const largest = Math.max(...sizes.map((shape) => (shape === undefined ? 0 : elements(shape))))
