@@ -8,7 +8,8 @@
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
 // requirements.txt; without one only our own figures are printed. Peak memory is each process's high-water mark, and
 // beside it what it holds after the last step: its own memory, and what is mapped from files. Large models and
-// long texts run one contestant after the other, so that one at a time is in memory. --cpu counts the time that
+// long texts run one contestant after the other, so that one at a time is in memory. With --pair, the default and
+// PyTorch alone take turns, whatever their size: the machine may change while others run. --cpu counts the time that
 // the processor worked, with one thread: for a machine that others use as well.
 //
 // "products": the products by the weights of a text model in a step, forward and backward, and nothing else: a graph in
@@ -36,6 +37,7 @@ const { values: options } = parseArgs({
     graphs: { type: 'string', default: '' },
     cpu: { type: 'boolean', default: false },
     profile: { type: 'boolean', default: false },
+    pair: { type: 'boolean', default: false },
   },
 })
 
@@ -120,7 +122,7 @@ for (const name of options.only.split(',')) {
   const peer = (attention) =>
     contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', checkpoint, attention, ...shape])
   const profile = join(tmpdir(), `lowrank-step-${process.pid}-${name}`)
-  const starts = [
+  let starts = [
     () => ours('lowrank --fast', '--fast'),
     () => ours('lowrank --low-memory', '--low-memory', ...(options.profile ? ['--profile', profile] : [])),
     () => ours('lowrank'),
@@ -132,8 +134,9 @@ for (const name of options.only.split(',')) {
       () => ours(PRODUCTS[1], '--products', '--low-memory'),
     )
   }
+  if (options.pair) starts = [() => ours('lowrank')]
   const count = starts.length
-  if (hasPeer) starts.push(...(isLarge ? [] : [() => peer('eager')]), () => peer('sdpa'))
+  if (hasPeer) starts.push(...(isLarge || options.pair ? [] : [() => peer('eager')]), () => peer('sdpa'))
 
   console.log(`\n${name}, batch ${batch} × ${sequence}`)
   // A plain multiplicative generator: the same ids for all, whatever their language.
@@ -146,7 +149,7 @@ for (const name of options.only.split(',')) {
   const last = new Map()
   const contestants = []
   let ofTorch
-  for (const group of isLarge ? starts.map((start) => [start]) : [starts]) {
+  for (const group of isLarge && !options.pair ? starts.map((start) => [start]) : [starts]) {
     const running = group.map((start) => start())
     for (const one of running) {
       millis.set(one, [])
@@ -186,6 +189,7 @@ for (const name of options.only.split(',')) {
       `  ${one.name.padEnd(24)} ${medians.get(one).toFixed(1).padStart(8)} ms/step (± ${(spread(millis.get(one)) / 2).toFixed(1)})  ${megabytes(peakRssBytes).padStart(8)} peak (${megabytes(anonymous)} own, ${megabytes(mapped)} mapped)  ${isStep ? `loss ${loss.toFixed(4)}  ` : ''}${ratios.join(', ')}${peers.length > 0 ? ' of torch’s better' : ''}`,
     )
   }
+  if (options.pair) continue
   const [fast, lean, plain] = contestants.map((one) => medians.get(one))
   console.log(
     `  --low-memory takes ${(lean / fast).toFixed(2)} ×, neither of both ${(plain / fast).toFixed(2)} × the time of --fast`,
