@@ -309,9 +309,12 @@ class Block {
     const g = this.#g
     const others = zeros(this.#rank - 3)
     if (like === 'keys') return g.reshape(value, g.int([...others, keyHeads, -1, 0]))
-    // Not -1: there may be no keys.
-    const rows = g.sub(this.#place.end, this.#place.start)
-    return g.reshape(value, g.concat([g.int([...others, heads]), rows, g.int([0])], 0))
+    // Not -1: there may be no keys. One value for all, or ONNX Runtime's optimizers would write -1 again.
+    const shape = sharedValue(this.#inner, 'shape of queries', () => {
+      const rows = g.sub(this.#place.end, this.#place.start)
+      return g.concat([g.int([...others, heads]), rows, g.int([0])], 0)
+    })
+    return g.reshape(value, shape)
   }
 
   /** Gives (…, rows, d) out, with as many rows as the other blocks have. */
