@@ -96,7 +96,7 @@ export interface TrainSettings {
   threads: number | undefined
   /**
    * Uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no
-   * weights, but for quantized ones. Default: yes where memory is short; of models above 256 MB, copies take at most
+   * weights, but for quantized ones. Default: yes where memory is short. Of models above 256 MB, copies take at most
    * 225 MB.
    */
   lowMemory: boolean | undefined

@@ -28,7 +28,7 @@ export const FLAGS = {
     chatTemplateArgs: { form: 'settings', about: 'variables of the chat template, such as enable_thinking=false' },
     device: { form: 'names', about: 'the devices that run the model, with ONNX Runtime’s names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU', placeholder: 'NAME,…' },
     threads: { form: 'number', about: 'threads of the runtime. Default: its own choice. In browsers that is half of the processors, and at most 4', range: 'an integer in [1, 1024]' },
-    lowMemory: { form: 'switch', about: 'uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no weights, but for quantized ones. Default: yes where memory is short; of models above 256 MB, copies take at most 225 MB' },
+    lowMemory: { form: 'switch', about: 'uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no weights, but for quantized ones. Default: yes where memory is short. Of models above 256 MB, copies take at most 225 MB' },
     dtype: { form: 'word', about: 'which graph of a model that is not open yet: see loadModel', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
   },
   HandoffOptions: {
@@ -149,7 +149,7 @@ export const FLAGS = {
     chatTemplateArgs: { form: 'settings', about: 'variables of the chat template, such as enable_thinking=false' },
     device: { form: 'names', about: 'the devices that run the model, with ONNX Runtime’s names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU', placeholder: 'NAME,…' },
     threads: { form: 'number', about: 'threads of the runtime. Default: its own choice. In browsers that is half of the processors, and at most 4', range: 'an integer in [1, 1024]' },
-    lowMemory: { form: 'switch', about: 'uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no weights, but for quantized ones. Default: yes where memory is short; of models above 256 MB, copies take at most 225 MB' },
+    lowMemory: { form: 'switch', about: 'uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no weights, but for quantized ones. Default: yes where memory is short. Of models above 256 MB, copies take at most 225 MB' },
     epochs: { form: 'number', about: 'passes over the data', range: 'an integer of at least 1', fallback: '1' },
     maxSteps: { form: 'number', about: 'number of steps of the optimizer, instead of --epochs', range: 'an integer of at least 1' },
     batchSize: { form: 'number', about: 'records in a batch', range: 'an integer of at least 1', fallback: '8' },
