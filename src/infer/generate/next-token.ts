@@ -22,7 +22,7 @@ export interface ScoredToken {
 export function scoreTokens(logits: Float32Array, id: number, count: number) {
   const max = logits[argmax(logits)]
   let sum = 0
-  for (const value of logits) sum += Math.exp(value - max)
+  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - max)
   const scored = (token: number) => ({ id: token, logprob: logits[token] - max - Math.log(sum) })
   const top = count === 0 ? [] : [...largest(logits, Math.min(count, logits.length))].map(scored)
   return { chosen: scored(id), top: top.sort((a, b) => b.logprob - a.logprob || a.id - b.id) }
@@ -58,8 +58,10 @@ export function tokenDistribution(
   { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
 ) {
   const max = logits[argmax(logits)]
-  let ids = topK < logits.length ? largest(logits, topK) : Uint32Array.from(logits, (_, id) => id)
-  let probabilities = Float64Array.from(ids, (id) => Math.exp((logits[id] - max) / temperature))
+  let ids: Uint32Array = topK < logits.length ? largest(logits, topK) : new Uint32Array(logits.length)
+  if (ids.length === logits.length) for (let i = 0; i < ids.length; i++) ids[i] = i
+  let probabilities = new Float64Array(ids.length)
+  for (let i = 0; i < ids.length; i++) probabilities[i] = Math.exp((logits[ids[i]] - max) / temperature)
   normalize(probabilities)
   const keep = (kept: Uint32Array) => {
     ids = kept.map((position) => ids[position])
@@ -68,8 +70,9 @@ export function tokenDistribution(
   }
   if (topP < 1) keep(nucleus(probabilities, topP))
   if (minP > 0) {
-    const least = minP * probabilities.reduce((most, probability) => Math.max(most, probability), 0)
-    keep(Uint32Array.from(probabilities.keys()).filter((position) => probabilities[position] >= least))
+    let most = 0
+    for (let i = 0; i < probabilities.length; i++) most = Math.max(most, probabilities[i])
+    keep(atLeast(probabilities, minP * most))
   }
   return { ids, probabilities }
 }
@@ -94,34 +97,67 @@ export function sampleToken(
 }
 
 /** Indices of the `count` largest values, ascending; of equal values the first ones. */
-function largest(values: Float32Array, count: number): Uint32Array {
-  const smallest = values.slice().sort()[values.length - count]
+function largest(values: Float32Array | Float64Array, count: number): Uint32Array {
+  const heap = heapOfLargest(values, count)
+  const [smallest] = heap
+  let ties = heap.filter((value) => value === smallest).length
   const result = new Uint32Array(count)
-  let ties = count
-  for (const value of values) if (value > smallest) ties--
   let length = 0
   for (let i = 0; i < values.length; i++) {
-    if (values[i] > smallest || (values[i] === smallest && ties-- > 0)) result[length++] = i
+    const value = values[i]
+    if (value < smallest) continue
+    if (value > smallest || ties-- > 0) result[length++] = i
   }
   return result
 }
 
+/** The `count` largest values, the smallest of them first. Most values are below it: no sort of all is needed. */
+function heapOfLargest(values: Float32Array | Float64Array, count: number): Float64Array {
+  // What is sorted is a heap.
+  const heap = Float64Array.from(values.subarray(0, count)).sort()
+  for (let i = count; i < values.length; i++) {
+    const value = values[i]
+    if (value <= heap[0]) continue
+    let place = 0
+    for (let child = 1; child < count; child = 2 * place + 1) {
+      if (heap[child + 1] < heap[child]) child++
+      if (heap[child] >= value) break
+      heap[place] = heap[child]
+      place = child
+    }
+    heap[place] = value
+  }
+  return heap
+}
+
+/** Mostly so many tokens hold nearly all of the probability. */
+const LIKELY = 256
+
 /** Positions of the most likely entries, in falling order, that together reach `mass`. */
 function nucleus(probabilities: Float64Array, mass: number): Uint32Array {
-  // All entries below the floor sum to less than 1 - mass, so the nucleus lies above it: only few need sorting.
-  const floor = (1 - mass) / probabilities.length
-  const candidates: number[] = []
-  probabilities.forEach((probability, position) => {
-    if (probability >= floor) candidates.push(position)
-  })
-  candidates.sort((a, b) => probabilities[b] - probabilities[a] || a - b)
-  let sum = 0
+  for (const most of [Math.min(LIKELY, probabilities.length), probabilities.length]) {
+    // All entries below the floor sum to less than 1 - mass, so the nucleus lies above it: only few need sorting.
+    const floor = (1 - mass) / probabilities.length
+    const candidates = most < probabilities.length ? largest(probabilities, most) : atLeast(probabilities, floor)
+    candidates.sort((a, b) => probabilities[b] - probabilities[a] || a - b)
+    let sum = 0
+    let count = 0
+    while (count < candidates.length && sum < mass) sum += probabilities[candidates[count++]]
+    if (sum >= mass || most === probabilities.length) return candidates.subarray(0, count)
+  }
+  return new Uint32Array(0)
+}
+
+/** Positions of entries that are no less likely, in order. */
+function atLeast(probabilities: Float64Array, floor: number): Uint32Array {
+  const positions = new Uint32Array(probabilities.length)
   let count = 0
-  while (count < candidates.length && sum < mass) sum += probabilities[candidates[count++]]
-  return Uint32Array.from(candidates.slice(0, count))
+  for (let i = 0; i < probabilities.length; i++) if (probabilities[i] >= floor) positions[count++] = i
+  return positions.slice(0, count)
 }
 
 function normalize(weights: Float64Array): void {
-  const total = weights.reduce((sum, weight) => sum + weight, 0)
+  let total = 0
+  for (let i = 0; i < weights.length; i++) total += weights[i]
   for (let i = 0; i < weights.length; i++) weights[i] /= total
 }
