@@ -49,6 +49,19 @@ it('texts of a batch that begin at other lengths and end one after the other', a
   }
 })
 
+it('a long prompt is read in pieces, also where no other text waits', async () => {
+  const { module, fed } = recordingRuntime()
+  const read = { ...(await openModel('models/union-3m', { module })), contextLength: 2048 }
+  const own = await ModelSession.open(read, { threads: 1 })
+  const ids = Array.from({ length: 1100 }, (_, i) => (i * i) % 2000)
+  const { tokenIds } = await generate(own, { ids }, { ...GREEDY, maxNewTokens: 3 })
+  expect(fed.map(({ input_ids }) => input_ids.dims[1])).toEqual([512, 512, 76, 1, 1])
+  const expected = await likeliest([...ids, ...tokenIds.slice(0, -1)], null, own)
+  expect(tokenIds).toEqual(expected.slice(ids.length - 1))
+  await own.dispose()
+  await read.close()
+})
+
 it('the rows are given out beside the caches, and runs give what the model gives', async () => {
   const input_ids = { type: 'int64' as const, data: BigInt64Array.of(5n, 6n), dims: [1, 2] }
   expect(Object.keys(await session.run({ input_ids })).sort()).toEqual([...session.outputNames].sort())

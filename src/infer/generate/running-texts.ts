@@ -73,6 +73,12 @@ interface Group {
 /** Tokens of prompts that are read in one run while other texts wait for their next token. */
 const PIECE = 256
 
+/**
+ * Tokens that are read in one run where no text waits. In a run, attention computes the scores of all keys for each
+ * token, also of those behind it: of 4,000 tokens at once, half are for nothing, and they are 0.6 GB.
+ */
+const LONG_PIECE = 512
+
 /** Tokens of a prompt that may be read together with others. A longer one is alone: it may begin like one before. */
 const SHORT = 64
 
@@ -191,8 +197,7 @@ export class RunningTexts {
   }
 
   async #step(group: Group): Promise<void> {
-    // A text that is alone is read as a whole.
-    const most = group.graph.takesPieces && this.#groups.length > 1 ? PIECE : undefined
+    const most = group.graph.takesPieces ? (this.#groups.length > 1 ? PIECE : LONG_PIECE) : undefined
     try {
       const tokens = await (group.decoding === undefined ? this.#begin(group, most) : this.#next(group, most))
       group.isRead ||= tokens.length > 0
