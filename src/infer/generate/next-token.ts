@@ -58,8 +58,7 @@ export function tokenDistribution(
   { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
 ) {
   const max = logits[argmax(logits)]
-  let ids: Uint32Array = topK < logits.length ? largest(logits, topK) : new Uint32Array(logits.length)
-  if (ids.length === logits.length) for (let i = 0; i < ids.length; i++) ids[i] = i
+  let ids = topK < logits.length ? largest(logits, topK) : atLeast(logits, Number.NEGATIVE_INFINITY)
   let probabilities = new Float64Array(ids.length)
   for (let i = 0; i < ids.length; i++) probabilities[i] = Math.exp((logits[ids[i]] - max) / temperature)
   normalize(probabilities)
@@ -135,24 +134,27 @@ const LIKELY = 256
 
 /** Positions of the most likely entries, in falling order, that together reach `mass`. */
 function nucleus(probabilities: Float64Array, mass: number): Uint32Array {
-  for (const most of [Math.min(LIKELY, probabilities.length), probabilities.length]) {
-    // All entries below the floor sum to less than 1 - mass, so the nucleus lies above it: only few need sorting.
-    const floor = (1 - mass) / probabilities.length
-    const candidates = most < probabilities.length ? largest(probabilities, most) : atLeast(probabilities, floor)
-    candidates.sort((a, b) => probabilities[b] - probabilities[a] || a - b)
-    let sum = 0
-    let count = 0
-    while (count < candidates.length && sum < mass) sum += probabilities[candidates[count++]]
-    if (sum >= mass || most === probabilities.length) return candidates.subarray(0, count)
+  for (let most = LIKELY; most < probabilities.length; most *= 16) {
+    const { kept, sum } = fewest(probabilities, mass, largest(probabilities, most))
+    if (sum >= mass) return kept
   }
-  return new Uint32Array(0)
+  // All entries below the floor sum to less than 1 - mass, so the nucleus lies above it: only few need sorting.
+  return fewest(probabilities, mass, atLeast(probabilities, (1 - mass) / probabilities.length)).kept
 }
 
-/** Positions of entries that are no less likely, in order. */
-function atLeast(probabilities: Float64Array, floor: number): Uint32Array {
-  const positions = new Uint32Array(probabilities.length)
+function fewest(probabilities: Float64Array, mass: number, positions: Uint32Array) {
+  positions.sort((a, b) => probabilities[b] - probabilities[a] || a - b)
+  let sum = 0
   let count = 0
-  for (let i = 0; i < probabilities.length; i++) if (probabilities[i] >= floor) positions[count++] = i
+  while (count < positions.length && sum < mass) sum += probabilities[positions[count++]]
+  return { kept: positions.subarray(0, count), sum }
+}
+
+/** Positions of values from `floor` on, in order. */
+function atLeast(values: Float32Array | Float64Array, floor: number): Uint32Array {
+  const positions = new Uint32Array(values.length)
+  let count = 0
+  for (let i = 0; i < values.length; i++) if (values[i] >= floor) positions[count++] = i
   return positions.slice(0, count)
 }
 
