@@ -130,12 +130,12 @@ function heapOfLargest(values: Float32Array | Float64Array, count: number): Floa
 }
 
 /** Mostly so many tokens hold nearly all of the probability. */
-const LIKELY = 256
+const LIKELY = 1024
 
 /** Positions of the most likely entries, in falling order, that together reach `mass`. */
 function nucleus(probabilities: Float64Array, mass: number): Uint32Array {
-  for (let most = LIKELY; most < probabilities.length; most *= 16) {
-    const { kept, sum } = fewest(probabilities, mass, largest(probabilities, most))
+  if (probabilities.length > LIKELY) {
+    const { kept, sum } = fewest(probabilities, mass, largest(probabilities, LIKELY))
     if (sum >= mass) return kept
   }
   // All entries below the floor sum to less than 1 - mass, so the nucleus lies above it: only few need sorting.
