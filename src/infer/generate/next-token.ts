@@ -112,7 +112,7 @@ function largest(values: Float32Array | Float64Array, count: number): Uint32Arra
 
 /** The `count` largest values, the smallest of them first. Most values are below it: no sort of all is needed. */
 function heapOfLargest(values: Float32Array | Float64Array, count: number): Float64Array {
-  // What is sorted is a heap.
+  // An array in rising order is a heap.
   const heap = Float64Array.from(values.subarray(0, count)).sort()
   for (let i = count; i < values.length; i++) {
     const value = values[i]
