@@ -15,7 +15,7 @@ export async function* readJsonLines(source: ByteSource, onInvalid?: OnInvalid):
   }
 }
 
-function parseJson(text: string, where: string, hint: string): unknown {
+export function parseJson(text: string, where: string, hint?: string): unknown {
   try {
     return JSON.parse(text)
   } catch (cause) {

@@ -261,9 +261,9 @@ async function slice(source: ByteSource, start: number, end: number): Promise<Ar
 const needsCodecs = ({ row_groups }: FileMetaData) =>
   row_groups.some(({ columns }) => columns.some(({ meta_data }) => !OWN_CODECS.includes(meta_data?.codec ?? '')))
 
-/** The value with 64-bit integers as numbers, as JSON has them, where they are exact. */
+/** The value with 64-bit integers as numbers, as JSON has them, or as text where a number would round them. */
 function withNumbers(value: unknown): unknown {
-  if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : value
+  if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : String(value)
   if (Array.isArray(value)) return value.map(withNumbers)
   if (typeof value !== 'object' || value === null || Object.getPrototypeOf(value) !== Object.prototype) return value
   return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, withNumbers(inner)]))

@@ -6,6 +6,7 @@ import { createInterface } from 'node:readline'
 import { requireEmpty, withSource, writeFile } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
+import { parseJson } from '../data/json.js'
 import { readRows } from '../data/read-rows.js'
 import { type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
@@ -14,21 +15,28 @@ import { NodeDirectory } from '../io/node/files.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'
 
+export interface TextRow {
+  readonly text: string
+  readonly textPair?: string
+  readonly record: Readonly<Record<string, unknown>>
+  readonly where: string
+}
+
 export async function* rowsOfInput(
   file: string,
   columns: Readonly<Record<string, string>> | undefined,
-): AsyncGenerator<{ text: string } & Record<string, unknown>> {
+): AsyncGenerator<TextRow> {
   const closers: (() => Promise<void>)[] = []
   const rows = file === '-' ? lines() : readRows(await openData(file, 'data', (one) => closers.push(() => one.close())))
   try {
     for await (const row of rows) {
       const { where, row: fields } = columns === undefined ? row : renameColumns(row, columns)
-      const { text } = isObject(fields) ? fields : {}
+      const { text, textPair } = (isObject(fields) ? fields : {}) as Partial<TextRow>
       if (typeof text !== 'string') {
         const hint = 'Name your field with `columns: { text: … }`'
         throw new DataError({ where, what: 'no text', expected: 'a field "text"', hint })
       }
-      yield { ...(fields as object), text }
+      yield { text, textPair, record: row.row as TextRow['record'], where }
     }
   } finally {
     for (const close of closers) await close()
@@ -41,14 +49,7 @@ async function* lines(): AsyncGenerator<Row> {
     number++
     const where = `standard input, line ${number}`
     if (line.trim() === '') continue
-    if (!line.startsWith('{')) yield { row: { text: line }, where }
-    else {
-      try {
-        yield { row: JSON.parse(line), where }
-      } catch (cause) {
-        throw new DataError({ where, what: `not valid JSON (${(cause as Error).message})`, cause })
-      }
-    }
+    yield { row: line.startsWith('{') ? parseJson(line, where) : { text: line }, where }
   }
 }
 

@@ -13,6 +13,7 @@ import { binary, root, scratchFolder } from './lowrank.js'
 const scratch = scratchFolder()
 const classifier = join(root, 'tests/golden/text-classification/classifier')
 const encoder = join(root, 'tests/golden/text-classification/encoder')
+const tagger = join(root, 'tests/golden/token-classification/distilbert')
 
 /** A program whose standard input is a text. */
 function piped(args: readonly string[], text: string) {
@@ -142,23 +143,63 @@ it('classifies and embeds the records of a file, as texts one by one', async () 
   const args = ['--data', data, '--columns', 'text=review']
   const rows = (await lowrankHere('classify', classifier, ...args)).stdout.trim().split('\n')
   expect(rows.map((row) => JSON.parse(row))).toEqual(
-    texts.map((text, i) => ({ text, label: expected[i].label, score: expected[i].score })),
+    texts.map((review, i) => ({ id: `${i + 1}`, review, label: expected[i].label, score: expected[i].score })),
   )
   const csv = (await lowrankHere('classify', classifier, ...args, '--format', 'csv')).stdout.split('\n')
   expect(csv.slice(0, 3)).toEqual([
-    'text,label,score',
-    `a good day,${expected[0].label},${expected[0].score}`,
-    `"a grim, ""cold"" night",${expected[1].label},${expected[1].score}`,
+    'id,review,label,score',
+    `1,a good day,${expected[0].label},${expected[0].score}`,
+    `2,"a grim, ""cold"" night",${expected[1].label},${expected[1].score}`,
   ])
   const vectors = (await lowrankHere('embed', encoder, '--text', texts[0])).stdout
   const embedded = (await lowrankHere('embed', encoder, ...args)).stdout.split('\n')
-  expect(JSON.parse(embedded[0])).toEqual({ text: texts[0], vector: JSON.parse(vectors) })
+  expect(JSON.parse(embedded[0])).toEqual({ id: '1', review: texts[0], vector: JSON.parse(vectors) })
+})
+
+it.each([
+  [
+    'classify',
+    classifier,
+    '{"text": "a good day", "score": 7, "label": "gold"}',
+    ['predicted_label', 'predicted_score'],
+  ],
+  ['classify', classifier, '{"text": "a", "label": 1, "predicted_label": 2}', ['predicted_predicted_label', 'score']],
+  ['classify', tagger, '{"text": "a", "entities": [], "words": ["a"]}', ['predicted_entities', 'predicted_words']],
+  ['embed', encoder, '{"text": "a", "vector": [1]}', ['predicted_vector']],
+])('%s keeps the fields of a record beside the new ones', async (command, model, record, added) => {
+  const data = join(scratch, 'named-alike.jsonl')
+  writeFileSync(data, record)
+  const { stdout, stderr } = await lowrankHere(command, model, '--data', data)
+  const written = JSON.parse(stdout)
+  expect(written).toMatchObject(JSON.parse(record))
+  expect(Object.keys(written)).toEqual(expect.arrayContaining(added))
+  expect(stderr).toContain(`so the new one is "${added[0]}"`)
+})
+
+it('keeps the fields of later records in their columns, or says what has none', async () => {
+  const data = join(scratch, 'uneven.jsonl')
+  const classified = async (rows: object[], ...args: string[]) => {
+    writeFileSync(data, rows.map((row) => JSON.stringify(row)).join('\n'))
+    return lowrankHere('classify', classifier, '--data', data, ...args)
+  }
+  const first = { text: 'a good day', note: 'x' }
+  const { stdout } = await classified([first, { note: 'y', text: 'a' }, { text: 'a' }], '--format', 'csv')
+  expect(stdout.split('\n').map((line) => line.split(',').slice(0, 2).join())).toEqual([
+    ...['text,note', 'a good day,x', 'a,y', 'a,'],
+    '',
+  ])
+  const noColumn = await classified([first, { text: 'a', more: 1 }], '--format', 'csv')
+  expect([noColumn.code, noColumn.stderr]).toEqual([1, expect.stringMatching(/line 2: .*"more".*--format jsonl/)])
+  const mixed = await classified([first, { text: 'a', label: 1 }])
+  expect([mixed.code, mixed.stderr]).toEqual([
+    1,
+    expect.stringMatching(/line 2: the first record has no field "label"/),
+  ])
 })
 
 it('tags lines of standard input', async () => {
-  const model = join(root, 'tests/golden/token-classification/distilbert')
   const { code, stdout, stderr } = piped(
-    ['classify', model, '--data', '-'],
+    ['classify', tagger, '--data', '-'],
     'Captain Ahab saw Nantucket.\n\n{"text": "No one.", "id": 7}\n',
   )
   expect(code, stderr).toBe(0)

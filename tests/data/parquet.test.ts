@@ -57,6 +57,7 @@ const DICTIONARY = 8
 const DELTA_BINARY_PACKED = 5
 const DELTA_BYTE_ARRAY = 7
 const INT32 = 1
+const INT64 = 2
 const BYTE_ARRAY = 6
 const SNAPPY = 1
 const REQUIRED = 0
@@ -131,6 +132,15 @@ function fileOf(columns: Columns[]): Uint8Array {
 
 /** A file with one column. */
 const column = (options: Omit<Columns, 'pages'>, ...pages: Page[]) => fileOf([{ ...options, pages }])
+
+it('gives integers that a number would round as text, which JSON can hold', async () => {
+  const rows: unknown[] = []
+  const page = { content: [3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x40], count: 2 }
+  for await (const { row } of readParquet(new MemorySource(column({ type: INT64, rows: 2 }, page), 'x.parquet'))) {
+    rows.push(row)
+  }
+  expect(rows).toEqual([{ 'column 0': 3 }, { 'column 0': `${2n ** 62n + 1n}` }])
+})
 
 describe('a footer', () => {
   it.each([

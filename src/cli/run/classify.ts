@@ -14,7 +14,7 @@ export const classify = defineCommand({
     'Prints the most likely label of each text or picture, and the probability of this label. An adapter that lowrank trained contains its labels.',
     'Give pictures as files, with --image. To read them, install sharp: npm install sharp.',
     'If the adapter was trained with --task token-classification, prints the entities in each text, such as names, or the tag of each word.',
-    'With --data, reads records with "text" from a file or from standard input, and writes each with its label.',
+    'With --data, reads records with "text" from a file or from standard input, and writes each with its label. All fields of a record stay: if it has a "label" already, the new one is "predicted_label".',
     'With several adapters, loads the model once and classifies each text or picture with each adapter.',
   ].join('\n'),
   examples: [

@@ -10,7 +10,7 @@ export const embed = defineCommand({
   name: 'embed',
   summary: 'turn texts into vectors',
   about: [
-    'Prints one line for each text: its vector, as a JSON list. With --data, writes each record of a file with its vector. Texts with a similar meaning have vectors with a large dot product.',
+    'Prints one line for each text: its vector, as a JSON list. With --data, writes each record of a file with its vector. All fields of a record stay: if it has a "vector" already, the new one is "predicted_vector". Texts with a similar meaning have vectors with a large dot product.',
     'The model’s file 1_Pooling/config.json says how one vector is made from a text. Without this file, it is the mean of the vectors of the tokens.',
   ].join('\n'),
   examples: [

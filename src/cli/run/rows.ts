@@ -1,8 +1,10 @@
 // Records in, records out: what `classify` and `embed` do with --data, for files of any size.
 
-import { rowsOfInput } from '../../node/command-line.js'
+import { DataError } from '../../index.js'
+import { rowsOfInput, type TextRow } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { choice, text, UsageError, type Values } from '../options.js'
+import { note } from '../show/terminal.js'
 
 const TOGETHER = 64
 
@@ -21,27 +23,29 @@ export function checkRowOptions({ data, adapter, json }: RowValues, texts: numbe
   if (json) throw new UsageError('--data and --json cannot be used together: --format jsonl has a record in each line')
 }
 
-export interface TextRow {
-  readonly text: string
-  readonly textPair?: string
-}
-
 export async function runRows(
   { data, columns, format }: RowValues,
   run: (rows: readonly TextRow[]) => Promise<readonly Readonly<Record<string, unknown>>[]>,
 ): Promise<number> {
-  let isFirst = true
-  let waiting: (TextRow & Record<string, unknown>)[] = []
+  let names: string[] = []
+  let added: string[] = []
+  let waiting: TextRow[] = []
   const flush = async () => {
     const results = await run(waiting)
     for (const [i, result] of results.entries()) {
-      const record = { ...waiting[i], ...result }
-      if (format === 'jsonl') write(JSON.stringify(record))
-      else {
-        if (isFirst) write(Object.keys(record).map(csvField).join(','))
-        write(Object.values(record).map(csvField).join(','))
+      const { record, where } = waiting[i]
+      if (added.length === 0) {
+        added = Object.keys(result).map((name) => unusedName(name, record))
+        names = [...Object.keys(record), ...added]
+        if (format === 'csv') process.stdout.write(csvLine(names))
       }
-      isFirst = false
+      const other = Object.keys(record).find((key) => added.includes(key) || (format === 'csv' && !names.includes(key)))
+      if (other !== undefined) {
+        const hint = `Give it this field too, with the value null${format === 'csv' ? ', or write --format jsonl' : ''}`
+        throw new DataError({ where, what: `the first record has no field "${other}"`, hint })
+      }
+      const row = { ...record, ...Object.fromEntries(Object.values(result).map((value, k) => [added[k], value])) }
+      process.stdout.write(format === 'csv' ? csvLine(names.map((name) => row[name])) : `${JSON.stringify(row)}\n`)
     }
     waiting = []
   }
@@ -53,11 +57,15 @@ export async function runRows(
   return 0
 }
 
-function write(line: string): void {
-  process.stdout.write(`${line}\n`)
+/** Keeps what the data have under this name, such as the right label. */
+function unusedName(name: string, record: object): string {
+  let own = name
+  while (Object.hasOwn(record, own)) own = `predicted_${own}`
+  if (own !== name) note(`The records have a field "${name}", so the new one is "${own}"`)
+  return own
 }
 
-function csvField(value: unknown): string {
-  const field = typeof value === 'object' ? JSON.stringify(value) : String(value)
-  return /[",\r\n]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field
+function csvLine(values: readonly unknown[]): string {
+  const fields = values.map((value) => (typeof value === 'object' ? JSON.stringify(value) : String(value ?? '')))
+  return `${fields.map((field) => (/[",\r\n]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field)).join(',')}\n`
 }
