@@ -38,7 +38,6 @@ describe('modelCard', () => {
       library_name: 'peft',
       pipeline_tag: 'text-generation',
       tags: ['base_model:adapter:org/tiny', 'lora', 'lowrank'],
-      datasets: ['a', 'b'],
       metrics: ['loss', 'perplexity'],
       'model-index': [
         {
@@ -46,7 +45,7 @@ describe('modelCard', () => {
           results: [
             {
               task: { type: 'text-generation' },
-              dataset: { name: 'held: "out".csv', type: 'held: "out"' },
+              dataset: { name: 'held: "out".csv', type: 'unknown' },
               metrics: [
                 { type: 'loss', value: 1.25 },
                 { type: 'perplexity', value: 3.49034 },
@@ -58,10 +57,14 @@ describe('modelCard', () => {
     })
   })
 
-  it('names no base that is not on the Hub, and no metrics where nothing was measured', () => {
-    const metadata = metadataOf(modelCard({ ...parts, baseName: 'tiny', metrics: {} }))
-    expect(Object.keys(metadata)).toEqual(['library_name', 'pipeline_tag', 'tags', 'datasets'])
-    expect(metadata.tags).toEqual(['lora', 'lowrank'])
+  it('names no base and no data that are not on the Hub, and no metrics where nothing was measured', () => {
+    const card = modelCard({ ...parts, baseName: './models/tiny', data: ['data/a', 'b/c.jsonl'], metrics: {} })
+    expect(metadataOf(card)).toEqual({
+      library_name: 'peft',
+      pipeline_tag: 'text-generation',
+      tags: ['lora', 'lowrank'],
+    })
+    expect(card).toContain('trained with lowrank on `a`, `c.jsonl`.')
   })
 
   it('asks an adapter of chats as a chat, which pipelines put into the template', () => {

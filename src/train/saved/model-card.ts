@@ -138,14 +138,12 @@ function metadata(
   const text = JSON.stringify
   const tags = [...(isOnHub ? [`base_model:adapter:${baseName}`] : []), 'lora', 'lowrank', ...further]
   const measured = metrics.map(([metric]) => metric)
-  const dataset = lastOf(evalData[0] ?? data[0] ?? name)
   return [
     ...(isOnHub ? [`base_model: ${text(baseName)}`] : []),
     'library_name: peft',
     `pipeline_tag: ${pipeline}`,
     'tags:',
     ...tags.map((tag) => `- ${text(tag)}`),
-    ...(data.length === 0 ? [] : ['datasets:', ...data.map((one) => `- ${text(datasetName(one))}`)]),
     ...(measured.length === 0 ? [] : ['metrics:', ...measured.map((metric) => `- ${text(metric)}`)]),
     ...(measured.length === 0
       ? []
@@ -156,8 +154,9 @@ function metadata(
           '  - task:',
           `      type: ${pipeline}`,
           '    dataset:',
-          `      name: ${text(dataset)}`,
-          `      type: ${text(datasetName(dataset))}`,
+          `      name: ${text(lastOf(evalData[0] ?? data[0] ?? name))}`,
+          // The Hub reads an id of its own here, and data are files on this machine.
+          '      type: unknown',
           '    metrics:',
           ...metrics.flatMap(([metric, value]) => [`    - type: ${text(metric)}`, `      value: ${value}`]),
         ]),
@@ -247,11 +246,6 @@ function namesOf(data: readonly string[]): string {
 function lastOf(path: string): string {
   const parts = path.replace(/[/\\]+$/, '').split(/[/\\]/)
   return parts.at(-1) || path
-}
-
-/** A name without what the Hub takes for a folder or a type of file. */
-function datasetName(path: string): string {
-  return lastOf(path).replace(/\.(jsonl?|csv|tsv|parquet|txt)$/i, '')
 }
 
 /** In double quotes, which all shells know, where nothing in it means something to them. */
