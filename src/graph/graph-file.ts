@@ -144,6 +144,14 @@ export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): 
   return []
 }
 
+/** The types of graphs as `dtype` names them, and if a folder with this config.json opens them without it. */
+export function dtypeOf(paths: readonly string[], config: Wanted['config']) {
+  const files = paths.map(graphFile).map(({ name, dtype = 'fp32' }) => [name, dtype] as const)
+  const isDefault = files.every(([name, dtype]) => dtype === wantedDtype(name, { config }))
+  const isOne = files.every(([, dtype]) => dtype === files[0][1])
+  return { isDefault, dtype: isOne ? files[0][1] : Object.fromEntries(files) }
+}
+
 function pathsOf(name: string, dtype: GraphDtype): string[] {
   return FOLDERS.map((folder) => `${folder}${name}${SUFFIXES[dtype]}.onnx`)
 }

@@ -5,12 +5,14 @@ import { causalLm } from '../../src/tasks/causal-lm.js'
 import { embedding } from '../../src/tasks/embedding.js'
 import { imageClassification } from '../../src/tasks/image-classification.js'
 import { textClassification } from '../../src/tasks/text-classification.js'
-import { type CardParts, modelCard } from '../../src/train/saved/model-card.js'
+import { type CardParts, type CardSources, cardOf, modelCard } from '../../src/train/saved/model-card.js'
 
 const parts: CardParts = {
   folder: 'out/mine',
   base: 'models/tiny',
   baseName: 'org/tiny',
+  dtype: 'fp32',
+  namesDtype: false,
   config: resolveConfig({ rank: 4 }),
   use: causalLm.use,
   input: undefined,
@@ -23,8 +25,7 @@ const parts: CardParts = {
   settings: { steps: 3, rank: 4, absent: undefined },
   labels: undefined,
   problemType: undefined,
-  pooling: undefined,
-  normalize: false,
+  callOptions: {},
 }
 
 const metadataOf = (card: string) => parse(card.split('---\n')[1])
@@ -76,7 +77,7 @@ describe('modelCard', () => {
   })
 
   it('names the pooling of the calls that give vectors', () => {
-    const card = modelCard({ ...parts, use: embedding.use, pooling: 'cls', normalize: true })
+    const card = modelCard({ ...parts, use: embedding.use, callOptions: { pooling: 'cls', normalize: true } })
     expect(metadataOf(card)).toMatchObject({ pipeline_tag: 'feature-extraction' })
     const [beside, alone] = blocksOf(card, 'js')
     expect(beside).toContain("run('The', { adapter: 'mine', pooling: 'cls', normalize: true })")
@@ -125,5 +126,83 @@ describe('modelCard', () => {
     const card = modelCard({ ...parts, folder: "out/it's mine" })
     expect(blocksOf(card, 'sh')[0]).toContain(`--adapter 'out/it'\\''s mine'`)
     expect(blocksOf(card, 'js')[0]).toContain("mine: 'out/it\\'s mine'")
+  })
+  describe('of a run', () => {
+    const path = './models/tiny'
+    const run = {
+      options: {
+        model: { directory: { name: path }, graphs: { model: 'onnx/model_q4.onnx' }, config: {} },
+        data: [],
+        out: { name: 'out/mine' },
+      },
+      sources: { model: path, data: 'a.jsonl' },
+      task: causalLm,
+      open: {},
+      adapter: { config: resolveConfig() },
+      settings: {},
+      facts: {},
+      examples: [],
+    } as unknown as CardSources
+    const report = { evalLoss: null, evalMetrics: {}, evaluations: [], steps: 1 }
+    const { model } = run.options
+    const cardWith = (own: object, sources: object = {}, adapter: object = {}) =>
+      cardOf(report, {
+        ...run,
+        options: { ...run.options, ...own },
+        sources: { ...run.sources!, ...sources },
+        adapter: { ...run.adapter, ...adapter } as CardSources['adapter'],
+      })
+
+    it('names the type of the graphs in each call, where the folder alone opens others', () => {
+      const card = cardWith({})
+      const [generate, merge] = blocksOf(card, 'sh')
+      expect(generate).toContain(`generate --model ${path} --dtype q4 --adapter`)
+      expect(merge).toContain(`merge --base ${path} --dtype q4 --adapter`)
+      const [beside, alone] = blocksOf(card, 'js')
+      expect(beside).toContain(`'${path}', { dtype: 'q4', adapters: {`)
+      expect(alone).toContain("'merged', { dtype: 'q4' }")
+
+      const config = { 'transformers.js_config': { dtype: 'q4' } }
+      const chosen = cardWith({ model: { ...model, config } })
+      expect(chosen).not.toContain('--dtype')
+      expect(blocksOf(chosen, 'js')[1]).toContain("'merged', { dtype: 'q4' }")
+      const other = cardWith({ model: { ...model, config, graphs: { model: 'model.onnx' } } })
+      expect(blocksOf(other, 'sh')[0]).toContain('--dtype fp32')
+    })
+
+    it('names a graph by its file, and a type for each graph, where the run did', () => {
+      const file = cardWith({}, { model: `${path}/onnx/model_q4.onnx` })
+      expect(blocksOf(file, 'sh')[0]).toContain(`--model ${path}/onnx/model_q4.onnx --adapter`)
+      expect(blocksOf(file, 'js')[1]).toContain("'merged', { dtype: 'q4' }")
+      const graphs = { encoder: 'onnx/encoder_model.onnx', decoder: 'onnx/decoder_model_merged_q4.onnx' }
+      expect(blocksOf(cardWith({ model: { ...model, graphs } }), 'js')[1]).toContain(
+        '\'merged\', { dtype: {"encoder_model":"fp32","decoder_model_merged":"q4"} }',
+      )
+    })
+
+    it('names a model on the Hub as lowrank reads it', () => {
+      const directory = { ...model.directory, hubId: 'org/tiny' }
+      const baseIn = (source: string) =>
+        blocksOf(cardWith({ model: { ...model, directory } }, { model: source }), 'sh')[0].split(' ')[4]
+      expect(baseIn('hf:org/tiny@v2')).toBe('org/tiny@v2')
+      expect(baseIn('hf:org/tiny@v2/part')).toBe('hf:org/tiny@v2/part')
+      const open = { ...run.options, model: { ...model, directory: { ...directory, hubRevision: 'v2' } } }
+      const card = cardOf(report, { ...run, options: open, sources: undefined })
+      expect(blocksOf(card, 'sh')[0]).toContain('--model org/tiny@v2 ')
+    })
+
+    it('gives calls the variables of the chat template', () => {
+      const card = cardWith({ chatTemplateArgs: { enable_thinking: false } }, {}, { chatTemplate: '{{ messages }}' })
+      expect(blocksOf(card, 'sh')[0]).toContain(`--chat-template-args '{"enable_thinking":false}'`)
+      for (const call of blocksOf(card, 'js'))
+        expect(call).toContain('tokenizer_encode_kwargs: {"enable_thinking":false}')
+    })
+
+    it('says how to repeat the run, where that is written', () => {
+      const repeat = 'lowrank train --config out/mine/run.json --out again'
+      expect(cardWith({})).toContain(repeat)
+      expect(cardWith({ adapter: {} })).not.toContain('repeat')
+      expect(cardOf(report, { ...run, sources: undefined })).not.toContain('repeat')
+    })
   })
 })

@@ -52,10 +52,8 @@ export const classify = defineCommand({
         const isTags = isTagger(session, adapters.get(adapter ?? ''))
         return runRows(values, async (rows) => {
           const settings = { adapter, maxLength, signal }
-          if (isTags) {
-            const own = rows.map((row) => row.text)
-            return (await session.tag(own, settings)).map((one) => ({ ...one }))
-          }
+          const texts = rows.map(({ text }) => text)
+          if (isTags) return session.tag(texts, settings)
           const own = rows.map(({ text, textPair }) => ({ text, textPair }))
           const found = await session.classify(own, { ...settings, topK })
           return found.map(({ label, score, labels }) => ({ label, score, ...(topK !== undefined && { labels }) }))

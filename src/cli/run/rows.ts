@@ -25,7 +25,7 @@ export function checkRowOptions({ data, adapter, json }: RowValues, texts: numbe
 
 export async function runRows(
   { data, columns, format }: RowValues,
-  run: (rows: readonly TextRow[]) => Promise<readonly Readonly<Record<string, unknown>>[]>,
+  run: (rows: readonly TextRow[]) => Promise<readonly object[]>,
 ): Promise<number> {
   let names: string[] = []
   let added: string[] = []

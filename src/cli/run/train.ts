@@ -117,15 +117,13 @@ export const train = defineCommand({
     }
     const { report } = result
     if (gate !== undefined) return passGate(result, { ...options, model, folder: trained!, gate, json })
-    const { interrupted } = report
+    const { interrupted, stoppedEarly, keptStep } = report
     if (!interrupted) showCurve(report.trainLoss)
-    const form = options.dtype === undefined ? '' : ` --dtype ${options.dtype}`
     if (interrupted && options.overwrite && report.steps === 0) {
       say(`Stopped before the first step: ${colors.bold(out)} did not change.`)
       if (json) printDocument({ ...report, out })
       return EXIT_INTERRUPTED
     }
-    const { stoppedEarly, keptStep } = report
     if (stoppedEarly) say(`Ended early, after ${options.earlyStopping} evaluations in a row that were not better.`)
     if (!interrupted && keptStep < report.steps) say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
     say(
@@ -137,7 +135,7 @@ export const train = defineCommand({
     else {
       const card = await readFile(join(out, 'README.md'), 'utf8').catch(() => '')
       const [call] = /^npx lowrank .*$/m.exec(card) ?? []
-      if (call !== undefined) say(`Try it: ${call}${form}`)
+      if (call !== undefined) say(`Try it: ${call}`)
     }
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0

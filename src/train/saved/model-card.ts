@@ -3,6 +3,7 @@
 // write a folder load it.
 
 import { isByteSource, isDirectory } from '../../data/row.js'
+import { type DtypeChoice, dtypeOf } from '../../graph/graph-file.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask, Task, TaskUse } from '../../tasks/task.js'
 import { baseNameOf, type RunSources } from '../about-run.js'
@@ -33,13 +34,17 @@ export type CardParts = ReturnType<typeof partsOf>
 
 function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run: CardSources) {
   const { options, sources, task, adapter, settings } = run
-  const { model, out, data, evalData, evalSplit } = options
+  const { model, out, data, evalData, evalSplit, chatTemplateArgs } = options
   const { config, labels, problemType } = adapter
-  const { hubId } = model.directory
+  const runFile = shellWord(`${out?.name}/run.json`)
+  const { hubId, hubRevision } = model.directory
   const { baseModel: baseName } = baseNameOf(model)
   const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, loraFa, weightDecay } = settings
   const { rank, alpha, dropout, useRslora, useDora, seed } = config
   const own = dataNames(sources?.data, data)
+  const opened = sources?.model ?? (hubId && hubRevision ? `${hubId}@${hubRevision}` : baseName)
+  const { dtype, isDefault } = dtypeOf(Object.values(model.graphs), model.config)
+  const isFile = opened.endsWith('.onnx')
   const use: TaskUse = run.open.plainUse ?? task.use
   const isVectors = use.command?.[0] === 'embed'
   const metrics: Readonly<Record<string, number>> = evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics }
@@ -59,12 +64,16 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     rsLoRA: useRslora || undefined,
     DoRA: useDora || undefined,
     seed,
+    'repeat with': sources && !options.adapter ? `\`npx lowrank train --config ${runFile} --out again\`` : undefined,
   }
   return {
     folder: out?.name ?? '',
     /** As lowrank opened it: an id on the Hub, a path or a URL. */
-    base: hubId === undefined ? baseName : (sources?.model.replace(/^hf:/, '') ?? hubId),
+    base: hubId === undefined && !isFile ? baseName : opened.replace(/^hf:(?=[^/]+\/[^/]+$)/, ''),
     baseName,
+    dtype: dtype as DtypeChoice,
+    /** If `base` alone opens other graphs than those that were trained on. */
+    namesDtype: !isDefault && !isFile,
     config,
     use,
     /** A line of the data that the calls are shown with; undefined takes that of `use`. */
@@ -79,9 +88,11 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     settings: shown,
     labels,
     problemType,
-    /** How the vectors of tokens become one; undefined for models that give no vectors. */
-    pooling: isVectors ? model.sentence.pooling : undefined,
-    normalize: isVectors && model.sentence.normalize,
+    /** Options of the calls in transformers.js, in its own words. */
+    callOptions: {
+      ...(isVectors && { pooling: model.sentence.pooling, normalize: model.sentence.normalize }),
+      ...(adapter.chatTemplate && chatTemplateArgs && { tokenizer_encode_kwargs: chatTemplateArgs }),
+    } as Readonly<Record<string, unknown>>,
   }
 }
 
@@ -137,17 +148,17 @@ function metadata(
   const isOnHub = ID.test(baseName)
   const text = JSON.stringify
   const tags = [...(isOnHub ? [`base_model:adapter:${baseName}`] : []), 'lora', 'lowrank', ...further]
-  const measured = metrics.map(([metric]) => metric)
   return [
     ...(isOnHub ? [`base_model: ${text(baseName)}`] : []),
     'library_name: peft',
     `pipeline_tag: ${pipeline}`,
     'tags:',
     ...tags.map((tag) => `- ${text(tag)}`),
-    ...(measured.length === 0 ? [] : ['metrics:', ...measured.map((metric) => `- ${text(metric)}`)]),
-    ...(measured.length === 0
+    ...(metrics.length === 0
       ? []
       : [
+          'metrics:',
+          ...metrics.map(([metric]) => `- ${text(metric)}`),
           'model-index:',
           `- name: ${text(name)}`,
           '  results:',
@@ -164,7 +175,7 @@ function metadata(
 }
 
 function usage(parts: CardParts): string[] {
-  const { base, baseName, folder, config, labels, problemType, pooling, normalize } = parts
+  const { base, baseName, folder, config, labels, problemType, callOptions } = parts
   const { pipeline, autoClass, command, onlyMerged = false } = parts.use
   if (command === undefined) return []
   const [verb, flag, input = command[2]] = [command[0], command[1], parts.input]
@@ -172,8 +183,12 @@ function usage(parts: CardParts): string[] {
   const text = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
   // Pipelines put chats into the template, and continue texts as they are.
   const given = parts.isChat ? `[{ role: 'user', content: ${text(input)} }]` : text(input)
-  const options = pooling === undefined ? '' : `, pooling: ${text(pooling)}, normalize: ${normalize}`
-  const alone = pooling === undefined ? '' : `, { pooling: ${text(pooling)}, normalize: ${normalize} }`
+  const literal = (value: unknown) => (typeof value === 'string' ? text(value) : JSON.stringify(value))
+  const options = Object.entries(callOptions).map(([name, value]) => `${name}: ${literal(value)}`)
+  const dtype = literal(parts.dtype)
+  const flagOf = (name: string, value?: string) => (value === undefined ? '' : ` --${name} ${shellWord(value)}`)
+  const form = parts.namesDtype && typeof parts.dtype === 'string' ? flagOf('dtype', parts.dtype) : ''
+  const args = flagOf('chat-template-args', JSON.stringify(callOptions.tokenizer_encode_kwargs))
   const isScore = problemType === 'regression'
   const problem = problemType === undefined ? '' : `, problem_type=${JSON.stringify(problemType)}`
   const names = (labels ?? []).map((label, id) => `${id}: ${JSON.stringify(label)}`).join(', ')
@@ -185,7 +200,7 @@ function usage(parts: CardParts): string[] {
     'With lowrank, from the command line:',
     '',
     '```sh',
-    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} ${shellText(input)}`,
+    `npx lowrank ${verb} --model ${shellWord(base)}${form} --adapter ${shellWord(folder)} ${flag} ${shellText(input)}${args}`,
     '```',
     '',
     ...(onlyMerged
@@ -196,33 +211,30 @@ function usage(parts: CardParts): string[] {
           '```js',
           "import { pipelineWithAdapters } from 'lowrank/transformers'",
           '',
-          `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { adapters: { mine: ${text(folder)} } })`,
-          `console.log(await run(${given}, { adapter: 'mine'${options} }))`,
+          `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { ${parts.namesDtype ? `dtype: ${dtype}, ` : ''}adapters: { mine: ${text(folder)} } })`,
+          `console.log(await run(${given}, { ${["adapter: 'mine'", ...options].join(', ')} }))`,
           '```',
           '',
         ]),
     'With transformers.js alone, after a merge:',
     '',
     '```sh',
-    `npx lowrank merge --base ${shellWord(base)} --adapter ${shellWord(folder)} --out merged --format onnx`,
+    `npx lowrank merge --base ${shellWord(base)}${form} --adapter ${shellWord(folder)} --out merged --format onnx`,
     '```',
     '',
     '```js',
+    `import { ${isScore ? 'AutoModelForSequenceClassification, AutoTokenizer, env' : 'env, pipeline'} } from '@huggingface/transformers'`,
+    '',
+    "env.localModelPath = '.'",
     ...(isScore
       ? [
-          "import { AutoModelForSequenceClassification, AutoTokenizer, env } from '@huggingface/transformers'",
-          '',
-          "env.localModelPath = '.'",
           "const tokenizer = await AutoTokenizer.from_pretrained('merged')",
-          "const model = await AutoModelForSequenceClassification.from_pretrained('merged', { dtype: 'fp32' })",
+          `const model = await AutoModelForSequenceClassification.from_pretrained('merged', { dtype: ${dtype} })`,
           "console.log((await model(await tokenizer('The'))).logits)",
         ]
       : [
-          "import { env, pipeline } from '@huggingface/transformers'",
-          '',
-          "env.localModelPath = '.'",
-          `const run = await pipeline(${text(pipeline)}, 'merged', { dtype: 'fp32' })`,
-          `console.log(await run(${given}${alone}))`,
+          `const run = await pipeline(${text(pipeline)}, 'merged', { dtype: ${dtype} })`,
+          `console.log(await run(${[given, ...(options.length > 0 ? [`{ ${options.join(', ')} }`] : [])].join(', ')}))`,
         ]),
     '```',
     '',
