@@ -183,7 +183,7 @@ function questionOf(record: PicturedRecord, context: EncodeContext): Question | 
 }
 
 function encodePair(prompt: string, completion: string, { model, maxLength }: EncodeContext): Encoded<Example> {
-  const { inputIds, labels } = encodeText(prompt, completion, requireTokenizer(model), eosOf(model))
+  const { inputIds, labels } = encodeText(prompt, completion, requireTokenizer(model), eosOf(model), maxLength)
   const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
   return { examples: [example], isTruncated: inputIds.length > maxLength }
 }

@@ -18,13 +18,9 @@ type Json = Readonly<Record<string, unknown>>
 /** One step of cutting a text, by the library: a function, and the expression behind it. */
 type PreTokenizer = ((text: string) => string[]) & { readonly pattern: RegExp | null }
 type PreTokenizerClass = new (config: object) => PreTokenizer
-const { SplitPreTokenizer, DigitsPreTokenizer, PunctuationPreTokenizer, ByteLevelPreTokenizer } =
-  hub as unknown as Record<string, PreTokenizerClass>
-const SPLITTERS: Readonly<Record<string, PreTokenizerClass>> = {
-  Split: SplitPreTokenizer,
-  Digits: DigitsPreTokenizer,
-  Punctuation: PunctuationPreTokenizer,
-}
+const LIBRARY = hub as unknown as Readonly<Record<string, PreTokenizerClass>>
+const { SplitPreTokenizer: Split, DigitsPreTokenizer: Digits, PunctuationPreTokenizer: Punctuation } = LIBRARY
+const SPLITTERS: typeof LIBRARY = { Split, Digits, Punctuation }
 
 /** The expression that the ByteLevel pre-tokenizer splits by (GPT-2). It is quick, and takes long to judge. */
 export const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
@@ -38,10 +34,9 @@ const JOINED = /([^▁])▁/gu
 interface Cutter {
   /** The section as it is cut: characters may be composed. */
   normalize(section: string): string
-  cut(section: string, sectionIndex: number): readonly string[] | undefined
+  /** `before`: characters that the pieces have before the section's own. */
+  cut(section: string, index: number, isLong: boolean): { pieces: Iterable<string>; before: number } | undefined
   toModel(piece: string): string
-  /** Characters that the pieces of a section have before the section's own. */
-  prefixLength(section: string, pieces: readonly string[]): number
   /** Bytes of the section's text that a token stands for. */
   byteLength(token: string): number
 }
@@ -50,8 +45,8 @@ interface Cutter {
 function byteLevelCutter(definition: Json): Cutter | undefined {
   const list = steps(definition.pre_tokenizer, 'pretokenizers')
   const last = list.at(-1)
-  const isKnown = list.slice(0, -1).every(({ type, behavior = 'Isolated' }) => {
-    return Object.hasOwn(SPLITTERS, type as string) && behavior === 'Isolated'
+  const isKnown = list.slice(0, -1).every(({ type, behavior = 'Isolated', invert = false }) => {
+    return Object.hasOwn(SPLITTERS, type as string) && behavior === 'Isolated' && invert === false
   })
   if (last?.type !== 'ByteLevel' || last.add_prefix_space === true || !isKnown) return undefined
   const normalizers = steps(definition.normalizer, 'normalizers')
@@ -59,31 +54,44 @@ function byteLevelCutter(definition: Json): Cutter | undefined {
   const isNormalized = normalizers.length > 0
   const gpt2 = { type: 'Split', pattern: { Regex: BYTE_LEVEL_PATTERN }, behavior: 'Isolated', invert: false }
   const configs: Json[] = last.use_regex === false ? list.slice(0, -1) : [...list.slice(0, -1), gpt2]
-  const splitters = configs.map((config) => new SPLITTERS[config.type as string](config))
-  const toBytes = new ByteLevelPreTokenizer({ use_regex: false, add_prefix_space: false })
+  const splitters = configs.map((config) => new SPLITTERS[config.type as string](config).pattern)
+  if (!splitters.every((pattern) => pattern !== null)) return undefined
+  const toBytes = new LIBRARY.ByteLevelPreTokenizer({ use_regex: false, add_prefix_space: false })
   return {
     normalize: (section) => (isNormalized ? section.normalize('NFC') : section),
-    cut: (section) => splitBy(section, splitters),
+    cut: (text, _, isLong) => ({ pieces: (isLong ? pieceByPiece : splitBy)(text, splitters), before: 0 }),
     toModel: (piece) => toBytes(piece)[0],
-    prefixLength: () => 0,
     byteLength: (token) => token.length,
   }
 }
 
-/** Finds the matches of an expression faster than the library where they are the whole text. */
-function splitBy(text: string, splitters: readonly PreTokenizer[]): string[] {
+/** Finds the matches of expressions, and what lies between them, faster than the library. */
+function splitBy(text: string, patterns: readonly RegExp[]): string[] {
   let pieces = [text]
-  for (const splitter of splitters) {
+  for (const pattern of patterns) {
     const smaller: string[] = []
     for (const piece of pieces) {
-      const matches = (splitter.pattern && piece.match(splitter.pattern)) ?? []
+      const matches = piece.match(pattern) ?? []
       let length = 0
       for (const match of matches) length += match.length
-      for (const match of length === piece.length ? matches : splitter(piece)) if (match !== '') smaller.push(match)
+      const isWhole = length === piece.length
+      for (const match of isWhole ? matches : pieceByPiece(piece, [pattern])) if (match !== '') smaller.push(match)
     }
     pieces = smaller
   }
   return pieces
+}
+
+/** The same one after the other, for long texts of which the first pieces are enough. */
+function* pieceByPiece(text: string, [pattern, ...others]: readonly RegExp[]): Generator<string> {
+  if (pattern === undefined) return yield text
+  let at = 0
+  for (const { 0: match, index } of text.matchAll(pattern)) {
+    if (index > at) yield* pieceByPiece(text.slice(at, index), others)
+    at = index + match.length
+    if (match !== '') yield* pieceByPiece(match, others)
+  }
+  if (at < text.length) yield* pieceByPiece(text.slice(at), others)
 }
 
 /**
@@ -101,21 +109,17 @@ function sentencePieceCutter(definition: Json, model: PieceModel): Cutter | unde
   const joined = new Set([SPACE])
   for (const token of Object.keys(vocab as object)) for (const [, before] of token.matchAll(JOINED)) joined.add(before)
   const border = new RegExp(`(?<!${[...joined].map(escaped).join('|')})(?=${SPACE})`, 'u')
-  const isMarked = (section: string, pieces: readonly string[]) => {
-    const length = pieces.reduce((sum, piece) => sum + piece.length, 0)
-    return length === section.length + 1 && pieces[0]?.startsWith(SPACE)
-  }
   return {
     normalize: (section) => section,
     cut(section, sectionIndex) {
       const normalized = model.normalizer?.(section) ?? section
       const words = model.pre_tokenizer?.(normalized, { section_index: sectionIndex }) ?? [normalized]
       const pieces = words.flatMap((word) => word.split(border)).filter((piece) => piece !== '')
-      const spelled = pieces.join('').slice(isMarked(section, pieces) ? 1 : 0)
-      return spelled === section.replaceAll(' ', SPACE) ? pieces : undefined
+      const spelled = pieces.join('')
+      const before = spelled.length === section.length + 1 && spelled.startsWith(SPACE) ? 1 : 0
+      return spelled.slice(before) === section.replaceAll(' ', SPACE) ? { pieces, before } : undefined
     },
     toModel: (piece) => piece,
-    prefixLength: (section, pieces) => (isMarked(section, pieces) ? 1 : 0),
     byteLength: (token) => (/^<0x[0-9A-F]{2}>$/.test(token) ? 1 : utf8Length(token)),
   }
 }
@@ -172,8 +176,8 @@ export class PieceEncoder {
     )
   }
 
-  /** Undefined where the pieces of this text do not tell. `spans` are in order, none reaching into another. */
-  encode(text: string, spans: readonly Span[]): EncodedSpans | undefined {
+  /** Undefined where the pieces do not tell. `spans` are in order. Tokens behind the first `enough` may be missing. */
+  encode(text: string, spans: readonly Span[], enough = Number.POSITIVE_INFINITY): EncodedSpans | undefined {
     const ids: number[] = []
     const places: Span[] | undefined = spans.length === 0 ? undefined : []
     const add = ({ id, start, end }: Section) => {
@@ -182,6 +186,7 @@ export class PieceEncoder {
     }
     let sectionIndex = 0
     for (const section of sectionsOf(text, 0, this.#added)) {
+      if (ids.length >= enough) break
       const index = sectionIndex++
       if (section.id !== undefined) {
         add(section)
@@ -192,7 +197,7 @@ export class PieceEncoder {
       if (this.#addedNormalized !== undefined && this.#hub.normalizer?.(plain) !== plain) return undefined
       for (const part of sectionsOf(plain, section.start, this.#addedNormalized)) {
         if (part.id !== undefined) add(part)
-        else if (!this.#encodePart(text.slice(part.start, part.end), part.start, index, ids, places)) return undefined
+        else if (!this.#encodePart(text.slice(part.start, part.end), part.start, index, ids, places, enough)) return
       }
     }
     const ranges = spans.map(({ start, end }) => {
@@ -202,14 +207,16 @@ export class PieceEncoder {
     return { ids, ranges }
   }
 
-  #encodePart(part: string, start: number, sectionIndex: number, ids: number[], places: Span[] | undefined): boolean {
+  #encodePart(part: string, start: number, index: number, ids: number[], places: Span[] | undefined, enough: number) {
     const normalized = this.#cutter.normalize(part)
     const plain: SpanOf = (from, to) => ({ start: start + from, end: start + to })
     const spanOf = normalized === part ? plain : normalizedSpan(part, start, normalized, this.#cutter)
-    const pieces = spanOf && this.#cutter.cut(normalized, sectionIndex)
-    if (spanOf === undefined || pieces === undefined) return false
-    let at = -this.#cutter.prefixLength(normalized, pieces)
-    for (const text of pieces) {
+    // One piece after the other takes more time if all are needed.
+    const cut = spanOf && this.#cutter.cut(normalized, index, part.length > 16 * enough)
+    if (spanOf === undefined || cut === undefined) return false
+    let at = -cut.before
+    for (const text of cut.pieces) {
+      if (ids.length >= enough) return true
       const own = this.#known(text)
       if (own === undefined) return false
       for (let i = 0; i < own.ids.length; i++) ids.push(own.ids[i])
@@ -273,9 +280,7 @@ interface Piece {
   places: readonly PlacedToken[] | 'unknown' | undefined
 }
 
-interface PlacedToken extends Span {
-  readonly leadingSpaces: number
-}
+type PlacedToken = Span & { readonly leadingSpaces: number }
 
 type SpanOf = (from: number, to: number) => Span
 

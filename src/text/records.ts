@@ -118,13 +118,14 @@ export function fieldsOf(value: unknown): string {
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
 }
 
-/** A text with exactly one eos at its end, not yet cut. What it begins with is given: no token of that counts. */
-export function encodeText(prompt: string, completion: string, tokenizer: Tokenizer, eosTokenId: number): Example {
-  const { ids, completionStart } = tokenizer.encodePair(prompt, completion)
+/** A text with exactly one eos at its end, cut to `most` tokens or later. No token of what it begins with counts. */
+export function encodeText(prompt: string, answer: string, tokenizer: Tokenizer, eos: number, most?: number): Example {
+  const { ids, completionStart } = tokenizer.encodePair(prompt, answer, most)
   let length = ids.length
   // The template, or the text itself, may end in it already.
-  while (length > 0 && ids[length - 1] === eosTokenId) length--
-  const inputIds = Int32Array.from([...ids.slice(0, length), eosTokenId])
+  while (length > 0 && ids[length - 1] === eos) length--
+  if (most !== undefined && length < most && ids.length >= most) return encodeText(prompt, answer, tokenizer, eos)
+  const inputIds = Int32Array.from([...ids.slice(0, length), eos])
   const labels = inputIds.slice().fill(IGNORED, 0, Math.max(1, Math.min(completionStart, length)))
   return { inputIds, labels }
 }

@@ -38,14 +38,14 @@ export interface Tokenizer {
   encode(text: string, options?: { specialTokens?: boolean }): number[]
   /**
    * Ids of prompt + completion, encoded as one string, and the index of the first token that overlaps the completion
-   * (ids.length when none does).
+   * (ids.length when none does). Tokens behind the first `enough` may be missing.
    */
-  encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number }
+  encodePair(prompt: string, completion: string, enough?: number): { ids: number[]; completionStart: number }
   /**
    * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans
-   * are sorted and do not overlap.
+   * are sorted and do not overlap. Tokens behind the first `enough` may be missing.
    */
-  encodeSpans(text: string, spans: readonly Span[]): EncodedSpans
+  encodeSpans(text: string, spans: readonly Span[], enough?: number): EncodedSpans
   /**
    * Encodes one or two texts with special tokens. `typeIds` says to which text each token belongs. Texts that are too
    * long are cut, the longer text first, as in transformers (`truncation=True`).
@@ -215,16 +215,17 @@ class HubTextTokenizer implements Tokenizer {
     return options.specialTokens === false ? ids : this.#withSpecial(ids)
   }
 
-  encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number } {
+  encodePair(prompt: string, completion: string, enough?: number): { ids: number[]; completionStart: number } {
     const text = prompt + completion
     // A text without a prompt needs no places of tokens.
-    const { ids, ranges } = this.encodeSpans(text, prompt === '' ? [] : [{ start: prompt.length, end: text.length }])
+    const spans = [{ start: prompt.length, end: text.length }]
+    const { ids, ranges } = this.encodeSpans(text, prompt === '' ? [] : spans, enough)
     const [start] = ranges[0] ?? [0]
     return { ids: this.#withSpecial(ids), completionStart: this.#textTemplate(1).around[0].ids.length + start }
   }
 
-  encodeSpans(text: string, spans: readonly Span[]): EncodedSpans {
-    const encoded = this.#ask(() => this.pieces?.encode(text, spans))
+  encodeSpans(text: string, spans: readonly Span[], enough?: number): EncodedSpans {
+    const encoded = this.#ask(() => this.pieces?.encode(text, spans, enough))
     if (encoded !== undefined) return encoded
     const ids = this.#encodeWhole(text)
     const ranges = spans.map(({ start, end }) => {
@@ -234,7 +235,9 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   encodeTexts(first: string, second: string | undefined, maxLength: number): EncodedTexts {
-    const texts = [first, second].flatMap((text) => (text === undefined ? [] : [this.#encodeBare(text)]))
+    // How two texts are cut depends on the lengths of both.
+    const enough = second === undefined ? maxLength + 1 : undefined
+    const texts = [first, second].flatMap((text) => (text === undefined ? [] : [this.#encodeBare(text, enough)]))
     const { around, types } = this.#textTemplate(texts.length)
     const special = around.reduce((sum, { ids }) => sum + ids.length, 0)
     const own = texts.map(({ length }) => length)
@@ -303,8 +306,8 @@ class HubTextTokenizer implements Tokenizer {
     return asked(`${this.name}/tokenizer.json`, question)
   }
 
-  #encodeBare(text: string): number[] {
-    return this.#ask(() => this.pieces?.encode(text, [])?.ids) ?? this.#encodeWhole(text)
+  #encodeBare(text: string, enough?: number): number[] {
+    return this.#ask(() => this.pieces?.encode(text, [], enough)?.ids) ?? this.#encodeWhole(text)
   }
 
   #encodeWhole(text: string): number[] {
@@ -326,14 +329,14 @@ class HubTextTokenizer implements Tokenizer {
    * part: it never leaves out a token behind `at`, but can take in tokens of the word before it.
    */
   #firstAfter(ids: readonly number[], text: string, at: number): number {
-    const decoded = this.#decodeExactly(ids)
+    const decoded = this.#decodeWith(ids, false, false)
     const shift = decoded === text ? 0 : decoded === ` ${text}` ? 1 : undefined
     if (shift === undefined) return this.#firstDifference(ids, text.slice(0, at))
     const end = at + shift
     // Bytes of a character that is not complete yet decode to U+FFFD, which differs from the text: the token touches
     // the character after the common part.
     const reachesPast = (index: number): boolean => {
-      const upTo = this.#decodeExactly(ids.slice(0, index + 1))
+      const upTo = this.#decodeWith(ids.slice(0, index + 1), false, false)
       const common = commonLength(upTo, decoded)
       return common > end || (common === end && upTo.length > end)
     }
@@ -355,10 +358,6 @@ class HubTextTokenizer implements Tokenizer {
     // An unknown token stands for text of any length, so that the last one can reach into the completion.
     const unknown = this.hub.model?.unk_token_id
     return length > 0 && ids[length - 1] === unknown ? length - 1 : length
-  }
-
-  #decodeExactly(ids: readonly number[]): string {
-    return this.#decodeWith(ids, false, false)
   }
 
   /** The id of a special token as tokenizer_config.json gives it: a string, or an object with `content`. */

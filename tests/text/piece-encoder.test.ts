@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import * as hub from '@huggingface/tokenizers'
 import fc from 'fast-check'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { PieceEncoder, type PieceModel } from '../../src/text/piece-encoder.js'
 import { goldenPath } from '../golden.js'
 
@@ -48,6 +48,14 @@ const DEFINITIONS: Record<string, object> = {
     normalizer: { type: 'NFC' },
     pre_tokenizer: sequence(
       { type: 'Split', pattern: { Regex: qwen }, behavior: 'Isolated', invert: false },
+      bytes(false),
+    ),
+  },
+  'a pattern that leaves gaps': {
+    ...union,
+    pre_tokenizer: sequence(
+      { type: 'Split', pattern: { Regex: '\\d*' }, behavior: 'Isolated', invert: false },
+      { type: 'Split', pattern: { String: ' ' }, behavior: 'Isolated', invert: false },
       bytes(false),
     ),
   },
@@ -105,9 +113,35 @@ describe.each(Object.entries(DEFINITIONS))('%s', (_, given) => {
     )
     expect(told).toBeGreaterThan(200)
   })
+
+  it('has the same first tokens, and the same places, where no more are needed', () => {
+    fc.assert(
+      fc.property(text, fc.nat(), fc.integer({ min: 1, max: 4 }), (text, at, enough) => {
+        const spans = text === '' ? [] : [{ start: at % text.length, end: text.length }]
+        const cut = pieces.encode(text, spans, enough)
+        if (cut === undefined) return
+        expect(cut.ids.slice(0, enough)).toEqual(idsOf(text).slice(0, enough))
+        const first = ({ ranges }: typeof cut) => ranges.map(([first]) => Math.min(first, enough))
+        const whole = pieces.encode(text, spans)
+        if (whole !== undefined) expect(first(cut)).toEqual(first(whole))
+      }),
+      { numRuns: 400 },
+    )
+  })
 })
 
 describe('PieceEncoder', () => {
+  it('looks at the start of a text if its first tokens are enough', () => {
+    const library = new Library(union, {})
+    const looked = vi.fn((pieces: string[]) => library.model!(pieces))
+    const { normalizer, pre_tokenizer } = library
+    const token_to_id = (token: string) => library.token_to_id(token)
+    const pieces = PieceEncoder.create(union, { normalizer, pre_tokenizer, model: looked, token_to_id })!
+    const words = Array.from({ length: 100_000 }, (_, i) => `${i}`).join(' ')
+    expect(pieces.encode(words, [], 20)!.ids.length).toBeLessThan(30)
+    expect(looked.mock.calls.length).toBeLessThan(30)
+  })
+
   it('finds the tokens of any stretch: where they are tells their own text', () => {
     const library = new Library(union, {})
     const pieces = PieceEncoder.create(union, library) as PieceEncoder

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { DataError } from '../../src/base/errors.js'
 import { countTargets, encodeText, parseRecord } from '../../src/text/records.js'
@@ -103,5 +104,21 @@ describe('encodeText', () => {
       expect([...encodeText(prompt, completion, tokenizer, EOS).inputIds]).toEqual(expected)
       expect(targets(encodeText(prompt, completion, ending, EOS)).at(-1)).toBe(EOS)
     }
+  })
+  it('gives the same tokens and labels to be cut, of texts that are read no further', () => {
+    const word = fc.constantFrom('In', ' the', ' beginning', '<|eos|>', ' <|eos|><|eos|><|eos|>', '\n', ' God created')
+    const words = fc.array(word, { maxLength: 40 }).map((all) => all.join(''))
+    fc.assert(
+      fc.property(words, words, fc.integer({ min: 1, max: 12 }), (prompt, completion, most) => {
+        const whole = encodeText(prompt, completion, tokenizer, EOS)
+        const start = encodeText(prompt, completion, tokenizer, EOS, most)
+        expect(start.inputIds.slice(0, most)).toEqual(whole.inputIds.slice(0, most))
+        expect(start.labels.slice(0, most)).toEqual(whole.labels.slice(0, most))
+        expect(start.inputIds.length > most).toBe(whole.inputIds.length > most)
+        const { ids, isTruncated } = tokenizer.encodeTexts(completion, undefined, most)
+        const all = tokenizer.encode(completion)
+        expect([ids, isTruncated]).toEqual([all.slice(0, most), all.length > most])
+      }),
+    )
   })
 })
