@@ -2,6 +2,7 @@
 // API: https://onnxruntime.ai/docs/api/js/
 
 import { FileError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
+import type { GpuCopies } from './gpu-copies.js'
 import {
   type Feeds,
   freeOnGpu,
@@ -13,7 +14,6 @@ import {
   type RuntimeTensor,
   type SessionModel,
   type SessionOptions,
-  type TensorType,
   withoutFloat16Array,
 } from './runtime.js'
 
@@ -59,7 +59,16 @@ interface OrtSession {
 export function runtimeOf(ort: OrtModule, name?: string, ownsThread = false): Runtime {
   const versions = ort.env?.versions ?? {}
   const flavour = versions.node !== undefined ? 'node' : 'web'
-  const copies = new GpuCopies(ort)
+  let copies: Promise<GpuCopies> | undefined
+  const loadCopies = async () => {
+    const { GpuCopies } = await import('./gpu-copies.js')
+    const tensorOf = ({ type, data, dims }: RuntimeTensor) => new ort.Tensor(type as never, data as never, dims)
+    return new GpuCopies((model, options) => ort.InferenceSession.create(model, options), tensorOf, runError)
+  }
+  const gpuCopies = () => {
+    copies ??= loadCopies()
+    return copies
+  }
   return {
     name: name ?? `onnxruntime-${flavour} ${versions[flavour] ?? versions.common ?? ''}`.trim(),
     async createSession(model, options = {}) {
@@ -81,10 +90,11 @@ export function runtimeOf(ort: OrtModule, name?: string, ownsThread = false): Ru
           cause,
         })
       }
-      return new WrappedSession(ort, session, options.keepsTensors === true, keepsOnGpu(options) ? copies : undefined)
+      const used = keepsOnGpu(options) ? await gpuCopies() : undefined
+      return new WrappedSession(ort, session, options.keepsTensors === true, used)
     },
-    toGpu: (tensor) => copies.toGpu(tensor),
-    toHost: (tensor) => copies.toHost(tensor),
+    toGpu: async (tensor) => (await gpuCopies()).toGpu(tensor),
+    toHost: async (tensor) => (await gpuCopies()).toHost(tensor),
   }
 }
 
@@ -142,53 +152,6 @@ function runError(cause: unknown): RuntimeError {
     hint: 'Open the session again, or go on with resume: true. If it is lost again, use smaller batches, or device: wasm',
     cause,
   })
-}
-
-/** Types of tensors that stay on a GPU, with ONNX's numbers. Integers can say shapes, which are computed elsewhere. */
-const GPU_TYPES: Partial<Record<string, number>> = { float32: 1, float16: 10 }
-
-/** Copies of tensors to the GPU and from there, by sessions that do nothing else: onnxruntime-node has no other way. */
-class GpuCopies {
-  readonly #sessions = new Map<string, OrtSession>()
-
-  constructor(private readonly ort: OrtModule) {}
-
-  /** Returns tensors that cannot be there as they are. */
-  async toGpu(tensor: RuntimeTensor): Promise<RuntimeTensor> {
-    const { type, data, dims } = tensor
-    if (GPU_TYPES[type] === undefined || data.length === 0) return tensor
-    return this.#copy(type, new this.ort.Tensor(type as never, data as never, dims), 'gpu-buffer')
-  }
-
-  async toHost(tensor: RuntimeTensor): Promise<RuntimeTensor> {
-    const { type, data, dims } = await this.#copy(tensor.type, tensor, 'cpu')
-    return { type, data: withoutFloat16Array(data), dims }
-  }
-
-  async #copy(type: TensorType, tensor: unknown, location: string): Promise<RuntimeTensor> {
-    const key = `${type} ${location}`
-    try {
-      let session = this.#sessions.get(key)
-      if (session === undefined) {
-        const options = { executionProviders: ['webgpu'], preferredOutputLocation: { to: location } }
-        session = await this.ort.InferenceSession.create(identity(GPU_TYPES[type] as number), options)
-        this.#sessions.set(key, session)
-      }
-      return (await session.run({ from: tensor })).to as RuntimeTensor
-    } catch (cause) {
-      throw runError(cause)
-    }
-  }
-}
-
-/** A ModelProto whose only node is Identity, from → to. */
-function identity(elemType: number): Uint8Array {
-  const field = (tag: number, ...bytes: readonly number[]) => [8 * tag + 2, bytes.length, ...bytes]
-  const text = (tag: number, value: string) => field(tag, ...new TextEncoder().encode(value))
-  const value = (tag: number, name: string) => field(tag, ...text(1, name), ...field(2, ...field(1, 8, elemType)))
-  const node = field(1, ...text(1, 'from'), ...text(2, 'to'), ...text(4, 'Identity'))
-  const graph = field(7, ...node, ...text(2, 'copy'), ...value(11, 'from'), ...value(12, 'to'))
-  return Uint8Array.of(8, 8, ...graph, ...field(8, 16, 17))
 }
 
 /** Held feeds whose copies stay on a GPU. ONNX Runtime frees none by itself, and fails at the end if some are left. */
