@@ -7,6 +7,7 @@
 //   batch, so it is what it would be if all other steps gained as in `short`.
 // - turn: the time to the first token of 50 new tokens after a chat of 2,000, against reading all of them.
 // - idle: the time of a token of the base, with inputs for adapters that nobody uses, against the plain graph.
+// - sampled: the time of a drawn token (temperature 1, topK 64, topP 0.95) against that of the likeliest one.
 // - operators: the milliseconds of a step of eight rows by operator, as ONNX Runtime's profile has them. Of each node
 //   the quickest quarter of its runs counts, so that other programs disturb little. Then what a step has to do: products
 //   with weights, bytes of factors, and how quickly this machine copies memory.
@@ -31,7 +32,7 @@ const { values: options, positionals } = parseArgs({
     rounds: { type: 'string', default: '3' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     tokens: { type: 'string', default: '64' },
-    only: { type: 'string', default: 'short,spread,turn,idle,operators' },
+    only: { type: 'string', default: 'short,spread,turn,idle,sampled,operators' },
     'accuracy-level': { type: 'string' },
   },
 })
@@ -185,6 +186,23 @@ async function measure(folder) {
       `  turn: ${ms(turn)} for ${scaled(50)} tokens after ${scaled(2000)}, ${ms(all)} to read those: ${(turn / all).toFixed(3)}`,
     )
     await chats.dispose()
+  }
+  if (only.includes('sampled')) {
+    const one = await openSession(model, { ...opening, prefixCache: 0 })
+    const [greedy, drawn] = [[], []]
+    for (let round = 0; round <= rounds; round++) {
+      const settings = { temperature: 1, topK: 64, topP: 0.95, seed: round }
+      const likeliest = await timed(() => one.generate([PROMPTS[0]], { maxNewTokens, temperature: 0 }))
+      const sampled = await timed(() => one.generate([PROMPTS[0]], { maxNewTokens, ...settings }))
+      if (round === 0) continue
+      greedy.push(1 / likeliest.rate)
+      drawn.push(1 / sampled.rate)
+    }
+    const [least, most] = [median(greedy), median(drawn)]
+    console.log(
+      `  sampled: ${ms(most)} a token, ${ms(least)} where the likeliest is taken: ${(most / least).toFixed(2)} x`,
+    )
+    await one.dispose()
   }
   if (only.includes('idle')) {
     const kinds = { plain: undefined, lora: ['lora'], 'lora and dora': ['lora', 'dora'] }

@@ -145,6 +145,7 @@ describe('distribution', () => {
     const options = { temperature: 1, topK: 2, topP: 1, minP: 0 }
     expect([...tokenDistribution(Float32Array.of(1, 1, 1, 1), options).ids]).toEqual([0, 1])
     expect([...tokenDistribution(Float32Array.of(0, 1, 2, 1), options).ids]).toEqual([1, 2])
+    expect([...tokenDistribution(Float32Array.of(1, 1, 2), options).ids]).toEqual([0, 2])
   })
 
   test('a temperature close to 0 does not overflow and is greedy', () => {

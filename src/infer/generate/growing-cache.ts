@@ -1,6 +1,6 @@
 // The key-value cache of texts that grow, for graphs that give out what a step adds to it: arrays with room for tokens
 // to come, which are fed again with each step, and into which the new rows are written.
-// Attention cannot write there itself: onnxruntime-node copies each output of a run, also one that has a given place.
+// Attention cannot write there itself: onnxruntime-node copies each output of a run, even if it is told where to.
 
 import type { CachePart, NewRows } from '../../graph/fuse/new-rows.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
