@@ -42,19 +42,6 @@ describe('project texts', () => {
     expect(wide).toEqual([])
   })
 
-  it('begins comments of the sources with a noun or a verb', () => {
-    const riddles = filesIn('src', ['.ts']).flatMap((path) => {
-      const lines = textOf(path).split('\n')
-      return lines.flatMap((line, i) => {
-        const before = lines[i - 1]?.trim() ?? ''
-        const [, opening] = /^\s*(\/\*\*|\/\/|\*) (?:Of|By|Whether|What|Those|Where) /.exec(line) ?? []
-        const isFirst = { '/**': true, '//': !before.startsWith('//'), '*': before === '/**' }[opening ?? ''] ?? false
-        return isFirst ? [`${path}: ${line.trim()}`] : []
-      })
-    })
-    expect(riddles).toEqual([])
-  })
-
   it(`has no folder of sources with more than ${MAX_FILES} files`, () => {
     const sizes = new Map<string, number>()
     for (const path of [...filesIn('src', ['.ts']), ...filesIn('web', ['.ts'])])
