@@ -1,5 +1,5 @@
-// Counts the hand-written lines of the product: TypeScript, JavaScript, JSON, CSS and HTML below src, web and kernels-asm.
-// What a script of scripts/generate makes (gen/ folders) is not hand-written. `--by-folder` lists each folder.
+// Counts the hand-written lines of the product: TypeScript, JavaScript, JSON, CSS and HTML below src, web and
+// kernels-asm, without the gen/ folders that scripts write. `--by-folder` lists each folder.
 //
 //   node scripts/count-lines.mjs [--by-folder]
 
