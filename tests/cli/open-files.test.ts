@@ -17,12 +17,19 @@ beforeAll(() => {
 })
 afterAll(() => rmSync(scratch, { recursive: true }))
 
-it.skipIf(process.platform !== 'linux').each([22, 26, 28, 32, 36, 40, 43, 46, 60])('ulimit -n %i', (limit) => {
-  const args = ['merge', '--base', `${MERGE}/base`, '--adapter', `${MERGE}/adapter`, '--out', join(scratch, `${limit}`)]
+const limits = [22, 26, 28, 32, 36, 40, 43, 46, 60]
+
+// Modules and files are opened in threads, so how far a command gets with few files differs from run to run. It must
+// either finish or say what is short.
+it.skipIf(process.platform !== 'linux').each(limits)('ulimit -n %i', (limit) => {
+  const options = { base: `${MERGE}/base`, adapter: `${MERGE}/adapter`, out: join(scratch, `${limit}`), threads: '2' }
+  const args = ['merge', ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, value])]
   const command = [process.execPath, join(root, 'dist/cli/main.js'), ...args].map((word) => `'${word}'`).join(' ')
-  const { status, stderr } = spawnSync('sh', ['-c', `ulimit -n ${limit}; ${command}`], { encoding: 'utf8' })
+  // Without NODE_OPTIONS, which would load the tests' preloaded module. It opens files too.
+  const env = { ...process.env, NODE_OPTIONS: '' }
+  const { status, stderr } = spawnSync('sh', ['-c', `ulimit -n ${limit}; ${command}`], { encoding: 'utf8', env })
   expect(stderr).not.toMatch(/^ {4}at |a bug in lowrank/m)
   if (status !== 0) expect([status, stderr]).toEqual([1, expect.stringMatching(/^error: .*ulimit -n/m)])
+  if (limit === 22) expect(status).toBe(1)
   if (limit === 60) expect(status).toBe(0)
-  if (limit < 30) expect(status).toBe(1)
 })
