@@ -1,4 +1,5 @@
-// WebAssembly where the host has it and the product is large enough, the reference loops else.
+// Chooses how a product is computed: by WebAssembly if the host has it and the product is large enough, otherwise by
+// the reference loops.
 
 import { checkOptions } from '../base/options.js'
 import { KERNEL_OPTIONS } from './gen/options.js'
@@ -15,7 +16,7 @@ export interface KernelOptions {
    */
   threads?: number
   /**
-   * `relaxed` uses fused multiply-adds where the host has them, `plain` rounds alike on every machine, `none` leaves
+   * `relaxed` uses fused multiply-adds if the host has them, `plain` rounds the same way on every machine, `none` uses
    * the reference loops. Default: the fastest that the host has.
    */
   simd?: SimdBuild | 'none'
@@ -25,7 +26,7 @@ export interface KernelOptions {
 const MIN_WASM_PRODUCT = 4096
 
 let options: KernelOptions = {}
-/** Made by the first product that is large enough; null where the host has no WebAssembly. */
+/** Made by the first product that is large enough; null if the host has no WebAssembly. */
 let wasm: WasmKernels | null | undefined
 
 const kernels: Kernels = {
@@ -77,7 +78,7 @@ function wasmKernels(): WasmKernels | null {
   return wasm
 }
 
-/** One row times a matrix of rows reads each element once: there the loops win, as they need no packing. */
+/** A single row times a matrix reads each element once, so the plain loops win: they need no packing. */
 function isWorthCopying({ m, n, k, a, b, out, transposeB = false }: GemmOptions): boolean {
   if (m * n * k < MIN_WASM_PRODUCT || (m === 1 && !transposeB)) return false
   const size = out.BYTES_PER_ELEMENT

@@ -1,52 +1,52 @@
-// The interface of the merge: a chunk of a weight W, in its storage type and in place, becomes W + Σ sᵢ·Bᵢ·Aᵢ. Written
-// for streaming: a worker has a kernel of its own, reads bytes of whole rows (0.5–1 MB do best) straight into `chunk`,
-// merges, and writes from there. reference-merge.ts is the definition of correct.
+// The interface of a merge kernel: it turns a chunk of a weight W, in its storage type and in place, into
+// W + Σ sᵢ·Bᵢ·Aᵢ. Each thread has its own kernel, reads whole rows (0.5 to 1 MB at a time is fastest) straight into
+// `chunk`, merges them, and writes them from there. reference-merge.ts defines the correct result.
 
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
 
 export interface MergeTerm {
   rank: number
-  /** wᵢ·sᵢ, applied to the product, not to a factor: prescaled factors round differently. */
+  /** wᵢ·sᵢ. It multiplies the product and not a factor, because scaled factors would round differently. */
   scale: number
 }
 
 export interface MergeJob {
   dtype: WeightDtype
   rows: number
-  /** The first of the chunk's columns in the right factor: a multiple of COLUMN_MULTIPLE. */
+  /** The column of the right factor at which the chunk begins: a multiple of COLUMN_MULTIPLE. */
   column: number
   columns: number
-  /** (rows, Σ rank): the B of all terms side by side, f64 for fp64, else f32. */
+  /** (rows, Σ rank): the B factors of all terms side by side, in f64 for fp64 weights and in f32 for all others. */
   left: FloatArray
   terms: readonly MergeTerm[]
 }
 
-/** Elements of a block of the right factor at most. */
+/** The most elements that one block of the right factor may have. */
 export const BLOCK_ELEMENTS = 65536
-/** The right factor's columns are laid out in groups of so many. */
+/** The right factor's columns are laid out in groups of this size. */
 export const COLUMN_MULTIPLE = 8
 
 export type FactorPrecision = 'fp32' | 'fp64'
 
-/** A block (rows, columns) of the right factor, which is the A of all terms, one below the other. */
+/** A block (rows, columns) of the right factor: the A factors of all terms, stacked. */
 export interface RightBlock {
-  /** In the precision that the kernel has begun with. At most BLOCK_ELEMENTS, or COLUMN_MULTIPLE columns. */
+  /** In the precision given to `begin`. At most BLOCK_ELEMENTS values, or COLUMN_MULTIPLE columns. */
   values: FloatArray
   /** The block's first row and column; `column` is a multiple of COLUMN_MULTIPLE. */
   row: number
   column: number
   rows: number
-  /** A multiple of COLUMN_MULTIPLE too, or all that are left. */
+  /** A multiple of COLUMN_MULTIPLE, or all the columns that are left. */
   columns: number
   isTransposed: boolean
 }
 
 export interface MergeResult {
-  /** Σ w² and Σ δ² over the elements whose w is finite; to about 6 digits, for reports. */
+  /** Σ w² and Σ δ² over the elements whose w is finite. Reports show them, so about 6 digits are right. */
   baseSquares: number
   deltaSquares: number
-  /** How many results are infinite or NaN where w was not, and where in the chunk the first is, or −1. */
+  /** How many results became infinite or NaN although w was finite, and the place of the first in the chunk, or −1. */
   overflows: number
   firstOverflow: number
   isLeftFinite: boolean
@@ -58,9 +58,9 @@ export interface MergeResult {
  */
 export interface MergeKernel {
   readonly name: string
-  /** Holds a chunk's bytes before `merge`, and the merged ones after it. Take it anew after `begin` and `merge`. */
+  /** The chunk's bytes: before `merge` the base's, after it the merged ones. `begin` and `merge` may replace the array. */
   readonly chunk: Uint8Array
-  /** Makes room for the right factor (rank, columns) of the next chunks, rank being that of all terms together. */
+  /** Makes room for the right factor (rank, columns) of the next chunks. `rank` is the sum over all terms. */
   begin(rank: number, columns: number, precision: FactorPrecision): void
   /** Copies a block of the right factor in. Returns whether no value is NaN or infinite. */
   putRight(block: RightBlock): boolean

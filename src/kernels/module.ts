@@ -1,5 +1,5 @@
-// The kernels' WebAssembly: which build the host can run, compiled once a process. Where a content security policy
-// forbids WebAssembly, or a browser compiles only smaller modules synchronously, there is none.
+// The kernels' WebAssembly: finds the build that the host can run, and compiles it once in a process. There is none if a
+// content security policy forbids WebAssembly, or if a browser compiles only smaller modules synchronously.
 
 /** Fused multiply-add or two roundings. */
 export type SimdBuild = 'relaxed' | 'plain'
@@ -13,13 +13,13 @@ const SHARED_WITH_MAXIMUM = 3
 const PLAIN_PROBE = [
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11,
 ]
-/** The same with f32x4.relaxed_madd over three splats: relaxed SIMD, in Node from 22. */
+/** The same with f32x4.relaxed_madd over three splats: relaxed SIMD, which Node has from version 22 on. */
 const RELAXED_PROBE = [
   ...[0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 19, 1, 17, 0],
   ...[65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253, 15, 253, 133, 2, 11],
 ]
 
-/** (module (table i64 1 funcref)): came with V8 13.3, whose compiler keeps loads beside the sums that need them. */
+/** (module (table i64 1 funcref)): V8 has it from 13.3 on, and from then on its compiler can handle the larger tile. */
 const TABLE64_PROBE = [0, 97, 115, 109, 1, 0, 0, 0, 4, 4, 1, 112, 4, 1]
 
 export function supports(build: BuildName): boolean {

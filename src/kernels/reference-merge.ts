@@ -1,4 +1,4 @@
-// Plain loops: the definition of correct, bit for bit, and what runs where WebAssembly is forbidden.
+// The merge in plain loops. They define the correct result bit for bit, and run if WebAssembly is forbidden.
 
 import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
@@ -38,7 +38,7 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
   }
 }
 
-/** Σ scale · left·right (rows, columns), rounded after every operation; undefined where there is nothing to add. */
+/** Σ scale · left·right (rows, columns), rounded after every operation; undefined if there is nothing to add. */
 function deltaOf({ dtype, rows, column, columns, left, terms }: MergeJob, right: FloatArray, width: number) {
   const rank = terms.reduce((sum, term) => sum + term.rank, 0)
   if (rank === 0) return undefined
@@ -54,7 +54,7 @@ function deltaOf({ dtype, rows, column, columns, left, terms }: MergeJob, right:
       for (const end = p + term.rank; p < end; p++) {
         const b = left[i * rank + p]
         const start = p * width + column
-        // Storing rounds the sum; the product is rounded on its own, as by a multiplication that is not fused.
+        // The product is rounded before it is added, as a multiplication that is not fused would do.
         for (let j = 0; j < columns; j++) product[j] += round(b * right[start + j])
       }
       const scale = round(term.scale)
@@ -79,7 +79,7 @@ function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): Omit<
   return result
 }
 
-/** Stored bytes, with every NaN the quiet one without a sign, whatever the host's arithmetic gave. */
+/** Encodes values for storage. Every NaN becomes the quiet NaN without a sign, so that all hosts give equal bytes. */
 function encode(values: FloatArray, dtype: WeightDtype): Uint8Array {
   if (values instanceof Float64Array)
     return new Uint8Array(values.map((x) => (Number.isNaN(x) ? Number.NaN : x)).buffer)

@@ -1,8 +1,8 @@
-// Plain loops: the definition of correct for faster kernels. Sums are kept in f64 and rounded once.
+// Matrix products in plain loops: they define what faster kernels must compute. Sums are kept in f64 and rounded once.
 
 import type { FloatArray } from '../base/tensor.js'
 
-/** Row-major arrays of one precision; sums in that or a higher one. No argument may alias `out`. */
+/** Products of row-major arrays, all of one precision. Sums are taken in at least that. No argument may alias `out`. */
 export interface Kernels {
   readonly name: string
   /** out (m, n) = alpha · op(a) (m, k) @ op(b) (k, n) + beta · out. With beta 0, out's old content is not read. */

@@ -1,5 +1,5 @@
-// Worker threads that compute blocks of a product while the calling thread, which also feeds them, computes others. The
-// caller blocks in Atomics.wait, as Node allows on its main thread: so a synchronous product can use several cores.
+// Worker threads that compute blocks of a product. The calling thread feeds them and computes blocks too, and then
+// blocks in Atomics.wait, which Node allows on its main thread. So a synchronous product can use several cores.
 
 import type { Workspace } from './workspace.js'
 
@@ -19,11 +19,11 @@ const FAILED = 4
 
 const SLOTS_PER_WORKER = 2
 const MAX_THREADS = 8
-/** Places in the i32 of the memory: workers sleep on bells. The slots' states begin at 0. */
+/** Indices into the memory as i32. The states of the slots begin at 0, and sleeping workers wait on the bells. */
 const BELLS = 64
 const ALIVE = 96
 
-/** Slot 0 is the caller's. */
+/** The calling thread uses slot 0. */
 export function slotsFor(threads: number): number {
   return 1 + SLOTS_PER_WORKER * (threads - 1)
 }
@@ -48,7 +48,7 @@ function builtin<T>(name: string): T | undefined {
   return globalThis.process?.getBuiltinModule?.(name) as T | undefined
 }
 
-/** The script of a worker: a string, so that it needs no file of its own in anyone's bundle. */
+/** A worker's script. It is a string, so that bundlers need not find and emit another file. */
 const WORKER = `
 const { module, memory, bell, alive, slots, jobs } = require('worker_threads').workerData
 const { multiply } = new WebAssembly.Instance(module, { env: { memory } }).exports
@@ -79,7 +79,7 @@ export class Team {
   readonly #blocks: number[]
 
   /**
-   * Starts `threads` − 1 workers over a shared workspace with their slots. They help as soon as they are there.
+   * Starts `threads` − 1 workers over a shared workspace. They take part as soon as they have started.
    *
    * @internal
    */
@@ -91,7 +91,7 @@ export class Team {
       const slots = this.#slotsOf(w)
       const worker = new Worker(WORKER, {
         eval: true,
-        // Nothing of the caller's: a loader that it was started with could wait for the very thread that waits here.
+        // Not the caller's arguments: a loader among them could wait for this thread, which is waiting for the worker.
         execArgv: [],
         env: {},
         workerData: {

@@ -1,6 +1,5 @@
-// The merge on WebAssembly SIMD. The plain build gives the same bytes as the reference loops on every machine; the
-// relaxed one has fused multiply-adds, which are faster, and closer to the exact result in the last bit of a few
-// weights.
+// The merge on WebAssembly SIMD. The plain build gives the same bytes as the reference loops on every machine. The
+// relaxed build uses fused multiply-adds: it is faster, and may differ in the last bit of a few weights.
 
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
@@ -35,18 +34,18 @@ interface MergeExports {
 
 const KINDS: Record<WeightDtype, number> = { bf16: 0, fp16: 1, fp32: 2, fp64: 3 }
 
-/** The address of class Job of kernels-asm/merge.ts, and the places of results in it: in i32 and f64 from its start. */
+/** The address of class Job (kernels-asm/merge.ts), and the indices of its results as i32 and f64. */
 const JOB_START = 64
 const OVERFLOWS = 11
 const FIRST_OVERFLOW = 12
 const SQUARES = 7
-/** The terms follow, [rank, unused, scale] in 16 bytes each. */
+/** After the job come the terms, each 16 bytes: [rank, unused, scale]. */
 const TERMS_START = 192
 const TERM_BYTES = 16
 const MAX_TERMS = 1024
 const STRIP_START = TERMS_START + MAX_TERMS * TERM_BYTES
 const PAGE_BYTES = 65536
-/** 4 GiB: what the module declares. */
+/** 4 GiB, the maximum that the module declares. */
 const MAX_PAGES = 65536
 /** Bytes of one row of a panel: 8 f32 or 4 f64 columns. */
 const PANEL_ROW_BYTES = 32
@@ -56,7 +55,7 @@ export function createWasmMergeKernel(byteLength: number, build: BuildName): Mer
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
 
-/** The fastest merge kernel that the host has, one a thread. A reproducible one leaves out fused multiply-adds. */
+/** Creates the fastest merge kernel that the host has, for one thread. A reproducible one uses no fused multiply-adds. */
 export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
   for (const build of isReproducible ? (['plain'] as const) : fastestBuilds()) {
     const kernel = createWasmMergeKernel(byteLength, build)
@@ -65,13 +64,13 @@ export function createMergeKernel(byteLength: number, isReproducible: boolean): 
   return referenceMergeKernel(byteLength)
 }
 
-/** Memory, in order: job, terms, strip, chunk, block, packed right factor, the left one's part for a chunk. */
+/** Its memory holds, in this order: job, terms, strip, chunk, block, packed right factor, and the chunk's left factor. */
 class WasmMergeKernel implements MergeKernel {
   readonly name: string
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
   readonly #wasm: MergeExports
   readonly #byteLength: number
-  /** Made anew when the memory grows, not for every chunk: garbage of a long merge shows in the process's memory. */
+  /** Replaced only when the memory grows: views made for every chunk would show in a long merge's memory. */
   #views: Views
   readonly #chunkStart: number
   readonly #blockStart: number
@@ -121,15 +120,15 @@ class WasmMergeKernel implements MergeKernel {
     this.#reserve(panelStart + this.#wasm.panelBytes(rank))
     this.#write(left, leftStart)
     const { i32, f64 } = this.#views
-    const own = terms.filter((term) => term.rank > 0)
-    own.forEach((term, i) => {
+    const filled = terms.filter((term) => term.rank > 0)
+    filled.forEach((term, i) => {
       const at = TERMS_START + i * TERM_BYTES
       i32[at / 4] = term.rank
       f64[at / 8 + 1] = term.scale
     })
     const right = this.#rightStart + column * rank * this.#size
     const addresses = [this.#chunkStart, leftStart, right, panelStart, STRIP_START, TERMS_START]
-    i32.set([KINDS[dtype], rows, columns, rank, ...addresses, own.length], JOB_START / 4)
+    i32.set([KINDS[dtype], rows, columns, rank, ...addresses, filled.length], JOB_START / 4)
     f64.fill(0, JOB_START / 8 + SQUARES, JOB_START / 8 + SQUARES + 2)
     this.#wasm.merge(JOB_START)
     const overflows = i32[JOB_START / 4 + OVERFLOWS]

@@ -1,5 +1,5 @@
-// Matrix products on WebAssembly SIMD, by as many threads as the host gives. Every sum is taken in the same order
-// however the blocks are cut: the values do not depend on the number of threads, nor on who computed which block.
+// Matrix products on WebAssembly SIMD, in as many threads as the host has. Every sum is taken in the same order, so the
+// values do not depend on the number of threads or on which thread computed a block.
 
 import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
@@ -26,12 +26,12 @@ interface GemmExports {
   scale(size: number, at: number, count: number, factor: number): void
 }
 
-/** Below this many multiplications the hand-over to threads costs more than it brings. */
+/** Below this many multiplications, handing work to threads costs more time than it saves. */
 const MIN_THREADED_PRODUCT = 2 ** 22
-/** Blocks per thread at least, where there are columns enough: they even out the threads' speeds. */
+/** Each thread gets at least this many blocks if there are enough columns, so that a slow thread holds up less. */
 const BLOCKS_PER_THREAD = 4
 
-/** `threads`: the calling one among them. Default: one a core, at most 8; 1 where threads cannot be used. */
+/** `threads` counts the calling thread. Default: one for each core, at most 8; 1 if threads cannot be used. */
 export function createWasmKernels(options: { build?: BuildName; threads?: number } = {}): WasmKernels | undefined {
   const threads = Math.max(1, Math.min(options.threads ?? Number.POSITIVE_INFINITY, availableThreads()))
   for (const build of options.build === undefined ? fastestBuilds() : [options.build]) {
@@ -41,18 +41,18 @@ export function createWasmKernels(options: { build?: BuildName; threads?: number
   return undefined
 }
 
-/** Bytes of the left operand that are copied in and packed at a time: from there to there they stay in a cache. */
+/** Bytes of the left operand that are copied and packed at a time: few enough to stay in the processor's cache. */
 const SLAB_BYTES = 2 ** 17
 
-/** Products of few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ: each thread packs the long operand by blocks. */
+/** Products with few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ, so that each thread packs its own blocks of A. */
 const MAX_SWAPPED_COLUMNS = 64
 const SWAPPED_BLOCK_BYTES = 2 ** 19
 
-/** One product's part of at most MAX_DEPTH: C (m, n) = alpha · A·B + beta · C. */
+/** A product C (m, n) = alpha · A·B + beta · C, or a slice of it with a depth of at most MAX_DEPTH. */
 interface Part extends Required<GemmOptions> {
   /** `out` is (n, m). */
   isSwapped: boolean
-  /** The part's place in the operands' depth, and the operands' whole depth. */
+  /** Where the slice begins in the operands' depth, and that whole depth. */
   start: number
   depth: number
 }
@@ -66,7 +66,7 @@ interface Block {
 }
 
 /**
- * Holds up to 25 MB of memory, and 15 MB for each worker thread with its own, from the first product until `dispose`.
+ * From the first product until `dispose` it holds up to 25 MB of memory, and 15 MB more for each worker thread.
  * Idle threads sleep and do not keep the process alive.
  */
 export class WasmKernels implements Kernels {
@@ -177,7 +177,7 @@ export class WasmKernels implements Kernels {
     workspace.writeJob(slot, out.BYTES_PER_ELEMENT, job)
   }
 
-  /** Returns how many elements of the slot it spans. */
+  /** Copies a block of C into its slot or back. Returns how many elements of the slot it takes. */
   #moveC({ m, n, out, isSwapped }: Part, { slot, row, rows, column, columns }: Block, way: Way): number {
     const start = isSwapped ? column * m + row : row * n + column
     const place = { matrix: out, start, stride: isSwapped ? m : n, isTransposed: isSwapped }

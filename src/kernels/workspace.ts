@@ -1,31 +1,31 @@
-// The memory in which the kernels compute: of a fixed size, with a place for the packed left operand and a few slots
-// for blocks of C. Operands live in ordinary arrays and are copied in block by block, which costs 1–3 % of a large
-// product and means that no public array ever lies in a memory that grows, or outlives it.
+// The memory in which the kernels compute. Its size is fixed: room for the packed left operand, and a few slots for
+// blocks of C. Operands are ordinary arrays and are copied in block by block. The copies cost 1 to 3 % of a large
+// product, and callers never get an array that lies in WebAssembly's memory.
 
 import type { FloatArray } from '../base/tensor.js'
 
-/** Rows and columns are counted in whole tiles: of 4, 5 or 6 rows, and of 8 f32 or 4 f64 columns. */
+/** Blocks consist of whole tiles, whose height is 4, 5 or 6 rows and whose width is 8 f32 or 4 f64 columns. */
 const ROW_MULTIPLE = 60
 const COLUMN_MULTIPLE = 8
-/** Columns of a block at most: more bring nothing, as the left operand is read from the cache long before. */
+/** The most columns of a block. Wider blocks are no faster: the left operand already comes from the cache. */
 const MAX_COLUMNS = 512
-/** Steps of depth that are packed together: DEPTH in kernels-asm/gemm.ts. */
+/** How many steps of depth are packed together. Equal to DEPTH in kernels-asm/gemm.ts. */
 export const DEPTH = 256
-/** Depth of one product at most; deeper ones are sums of several. It keeps at least 16 columns in a block. */
+/** The greatest depth of one product; deeper products are sums of several. A block then has at least 16 columns. */
 export const MAX_DEPTH = 8192
 
 const MiB = 2 ** 20
-/** 1080 rows of 4096 f32: few passes over the right operand, each of which is packed anew for every pass. */
+/** Room for 1,080 rows of 4,096 f32. The right operand is packed again for each pass, so there should be few passes. */
 const LEFT_BYTES = 17 * MiB
-/** The most that one line of tiles has: 6 rows of f64, of the greatest depth. */
+/** The largest line of tiles: 6 rows of f64 at the greatest depth. */
 const STAGING_BYTES = 6 * MAX_DEPTH * 8
-/** The raw share of the right operand, wide enough for long runs of memory: at 1 MiB 8 % slower. */
+/** Room for a block of the right operand before it is packed. With 1 MiB products were 8 % slower. */
 const RIGHT_BYTES = 4 * MiB
 const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
 const C_BYTES = 2.25 * MiB
 const SLOT_BYTES = RIGHT_BYTES + PACKED_BYTES + C_BYTES
 
-/** The threads' states come first, one i32 each: see team.ts. */
+/** The states of the slots come first, one i32 each: see team.ts. */
 const CONTROL_BYTES = 1024
 const JOBS_START = CONTROL_BYTES
 const JOB_BYTES = 128
@@ -62,7 +62,7 @@ export interface Job {
   depth: number
   /** Each column of the right operand is contiguous. */
   isRightContiguous: boolean
-  /** C holds something to which the product is added. */
+  /** The product is added to what C holds. */
   accumulates: boolean
   alpha: number
 }
@@ -119,7 +119,7 @@ export class Workspace {
     for (let i = 0; i < rows; i++, start += stride, at += columns) to.set(from.subarray(start, start + columns), at)
   }
 
-  /** Rows of C are of whole tiles. Returns how many elements of C the block spans. */
+  /** Copies a block of C into its slot or back; its rows are padded to whole tiles. Returns how many elements it takes. */
   moveC(slot: number, rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
     const c = this.elements(matrix)
     const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)

@@ -5,10 +5,10 @@ import { NumericError } from '../base/errors.js'
 import type { Matrix } from '../base/tensor.js'
 import { identity } from './product.js'
 
-/** QL needs two or three passes for an eigenvalue; without an end at this many, something is not finite. */
+/** QL needs two or three passes for an eigenvalue. If this many are not enough, some element is not finite. */
 const MAX_PASSES = 60
 
-/** Largest value first; row i of the vectors (n, n) is that of value i. Elements must be finite. */
+/** Eigenvalues, largest first. Row i of the vectors (n, n) belongs to value i. All elements must be finite. */
 export function symmetricEigen(matrix: Matrix): { values: Float64Array; vectors: Matrix } {
   const n = matrix.shape[0]
   const reduced = tridiagonal(Float64Array.from(matrix.data), n)
@@ -88,12 +88,12 @@ function accumulate({ reflectors, taus }: ReturnType<typeof tridiagonal>, n: num
   return result
 }
 
-/** Rotates what is below the diagonal `d`, `e`, to zero; rows of `vectors` follow. */
+/** Turns the tridiagonal matrix (`d`, `e`) into a diagonal one by rotations, and rotates the rows of `vectors` along. */
 function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | undefined): void {
   const n = d.length
   let largest = 0
   for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(d[i]) + Math.abs(e[i]))
-  // Compared with the largest, not with the neighbors: where those are rounding, there would be no end.
+  // Measured against the largest element. Against the neighbors, a matrix of rounding errors would never be done.
   const negligible = Number.EPSILON * largest
   for (let first = 0; first < n; first++) {
     for (let pass = 0; ; pass++) {
@@ -107,7 +107,8 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | un
 }
 
 /**
- * The shift is the eigenvalue of the first two rows that is nearer to the first. Names are those of EISPACK's imtql2.
+ * One pass of the QL algorithm, with the names of EISPACK's imtql2. The shift is the eigenvalue of the first two rows
+ * that is nearer to the first diagonal element.
  */
 function qlPass(
   d: Float64Array,
@@ -126,7 +127,7 @@ function qlPass(
     const h = Math.hypot(f, g)
     e[i + 1] = h
     if (h === 0) {
-      // The block falls apart here: the next pass finds a smaller one.
+      // The block splits here: the next pass works on a smaller one.
       d[i + 1] -= p
       e[last] = 0
       return

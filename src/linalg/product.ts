@@ -7,11 +7,11 @@ export interface ProductOptions {
   transposeA?: boolean
   transposeB?: boolean
   scale?: number | undefined
-  /** Changed in place and returned: scale · a·b is added to it. Default: a new matrix. */
+  /** A matrix to which scale · a·b is added in place, and which is returned. Default: a new matrix. */
   addTo?: Matrix | undefined
 }
 
-/** scale · op(a) (m, k) @ op(b) (k, n) → (m, n), in a's precision. Shapes are the caller's to check. */
+/** scale · op(a) (m, k) @ op(b) (k, n) → (m, n), in a's precision. The caller has checked the shapes. */
 export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Matrix {
   const { transposeA = false, transposeB = false, scale = 1, addTo } = options
   const [m, k] = transposeA ? [a.shape[1], a.shape[0]] : a.shape
@@ -37,7 +37,7 @@ export function addScaled(target: Matrix, { data }: Matrix, scale: number): Matr
   return target
 }
 
-/** Frobenius. */
+/** The Frobenius norm. */
 export function norm({ data }: Pick<Matrix, 'data'>): number {
   let sum = 0
   for (let i = 0; i < data.length; i++) sum += data[i] * data[i]
@@ -55,7 +55,7 @@ export function normOfProduct(b: Matrix, a: Matrix): number {
   return Math.sqrt(Math.max(sum, 0))
 }
 
-/** (rᵢ, n) over each other: (Σrᵢ, n), in the precision of the first. */
+/** Stacks matrices (rᵢ, n) to (Σrᵢ, n), in the precision of the first. */
 export function stacked(matrices: readonly Matrix[]): Matrix {
   const rows = matrices.reduce((sum, { shape }) => sum + shape[0], 0)
   const result = zeros(rows, matrices[0].shape[1], matrices[0].data)
@@ -67,7 +67,7 @@ export function stacked(matrices: readonly Matrix[]): Matrix {
   return result
 }
 
-/** (d, rᵢ) beside each other: (d, Σrᵢ). */
+/** Puts matrices (d, rᵢ) side by side: (d, Σrᵢ). */
 export function beside(matrices: readonly Matrix[]): Matrix {
   return transpose(stacked(matrices.map(transpose)))
 }
@@ -87,7 +87,7 @@ export function identity(n: number): Matrix {
   return result
 }
 
-/** Not copied. */
+/** A view of one of `groups` equal ranges of rows; the values are not copied. */
 export function rowsOf({ data, shape: [rows, columns] }: Matrix, part: number, groups: number): Matrix {
   const count = rows / groups
   return { data: data.subarray(part * count * columns, (part + 1) * count * columns), shape: [count, columns] }

@@ -5,10 +5,10 @@ import { F64, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 import { inPrecisionOf, product } from './product.js'
 
-/** Columns that are reflected one by one before the rest is updated by products. */
+/** How many columns are reflected one by one before products update the rest. */
 const PANEL = 32
 
-/** I − V·T·Vᵀ, reflectors of rows `start` and below. */
+/** I − V·T·Vᵀ, whose reflectors act on row `start` and the rows below. */
 interface Panel {
   start: number
   count: number
@@ -19,8 +19,8 @@ interface Panel {
 }
 
 /**
- * A matrix (m, n) as q·r: q (m, p) with p = min(m, n) has orthonormal columns, also where the matrix has a lower rank;
- * r (p, n) is upper triangular. Its diagonal may be negative.
+ * Writes a matrix (m, n) as q·r with p = min(m, n). The columns of q (m, p) are orthonormal even if the matrix has a
+ * lower rank. r (p, n) is upper triangular, and its diagonal may be negative.
  */
 export function qr(matrix: Matrix): { q: Matrix; r: Matrix } {
   const [m, n] = matrix.shape
@@ -32,7 +32,7 @@ export function qr(matrix: Matrix): { q: Matrix; r: Matrix } {
   return { q: transpose({ data: thinQ(panels, p, m), shape: [p, m] }), r }
 }
 
-/** Orthonormal rows (n, m), n ≤ m, and the diagonal of R: where it is tiny, the row is any. */
+/** Orthonormal rows (n, m), n ≤ m, and the diagonal of R. If an element of it is tiny, the direction of that row is noise. */
 export function orthonormalRows(rows: Matrix): { rows: Matrix; diagonal: Float64Array } {
   const [n, m] = rows.shape
   const columns = Float64Array.from(rows.data)
@@ -41,7 +41,7 @@ export function orthonormalRows(rows: Matrix): { rows: Matrix; diagonal: Float64
   return { rows: { data: thinQ(panels, n, m), shape: [n, m] }, diagonal }
 }
 
-/** Turns n columns of length m, each contiguous, into those of R (what is left below its diagonal has no meaning). */
+/** Turns n contiguous columns of length m into the columns of R. What remains below the diagonal has no meaning. */
 function reflect(columns: Float64Array, n: number, m: number): Panel[] {
   const panels: Panel[] = []
   const p = Math.min(m, n)
@@ -61,8 +61,8 @@ function reflectPanel(columns: Float64Array, m: number, start: number, count: nu
     const at = (start + c) * m + start
     const vector = vectors.subarray(c * length, (c + 1) * length)
     const tau = reflector(columns, at, vector, c)
-    for (let other = c + 1; other < count; other++) {
-      const to = (start + other) * m + start
+    for (let next = c + 1; next < count; next++) {
+      const to = (start + next) * m + start
       let dot = 0
       for (let i = c; i < length; i++) dot += vector[i] * columns[to + i]
       dot *= tau
@@ -140,18 +140,18 @@ function thinQ(panels: readonly Panel[], p: number, m: number): Float64Array {
 const WELL_CONDITIONED = 1e-3
 
 /**
- * R (min(m, n), n) with RᵀR = MᵀM, by Cholesky from the Gram matrix where that is accurate, else by Householder
- * reflections. Signs of its rows are any.
+ * R (min(m, n), n) with RᵀR = MᵀM: by Cholesky from the Gram matrix if that is accurate, otherwise by Householder
+ * reflections. Its rows may have either sign.
  */
 export function triangularFactor(matrix: Matrix): Matrix {
   const [rows, columns] = matrix.shape
   if (rows < columns) return qr(matrix).r
-  const own = inPrecisionOf(F64, matrix)
-  const gram = product(own, own, { transposeA: true }) // (n, m) @ (m, n) → (n, n)
+  const matrixF64 = inPrecisionOf(F64, matrix)
+  const gram = product(matrixF64, matrixF64, { transposeA: true }) // (n, m) @ (m, n) → (n, n)
   return cholesky(gram) ?? qr(matrix).r
 }
 
-/** Undefined where that would be inaccurate. */
+/** Returns undefined if the result would be inaccurate. */
 function cholesky({ data: gram, shape: [n] }: Matrix): Matrix | undefined {
   const result = zeros(n, n, F64)
   const r = result.data

@@ -9,30 +9,30 @@ import { columnsOf, copyAs, identity, product, stacked } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { checkFinite, type Svd, svd, transposed } from './svd.js'
 
-/** How many more directions than the rank a block has. */
+/** How many directions a block has beyond the rank. */
 const OVERSAMPLING = 10
 
 interface RandomizedSvdOptions {
-  /** Blocks at most, each of which costs two products with the matrix. Default 60. */
+  /** The most blocks. Each costs two products with the matrix. Default 60. */
   iterations?: number
-  /** It ends when a block adds less than this share of the energy captured so far. Default 1e-6. */
+  /** Stops when a block adds less than this share of the energy captured so far. Default 1e-6. */
   tolerance?: number
 }
 
-/** Then it shrinks to KEPT_BLOCKS of its best directions and grows again. */
+/** When the basis has this many blocks, it is cut to its best KEPT_BLOCKS and grows again. */
 const MAX_BLOCKS = 6
 const KEPT_BLOCKS = 2
 
-/** Up to this side, the full SVD is as quick. */
+/** For sides up to this size the full SVD is as fast. */
 const SMALL = 128
 
-/** A direction this much shorter than the longest is rounding. */
+/** A direction this much shorter than the longest is only rounding error. */
 const NEGLIGIBLE = 1e-12
 
 /**
  * u (d, rank), s, vt (rank, k), in f64. Σs² misses the optimum by about `tolerance`. Each block of directions is
- * multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full orthogonalization), on which
- * Rayleigh–Ritz gives the result; where the basis would fill the space, W·Wᵀ itself is taken apart.
+ * multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full orthogonalization), and Rayleigh–Ritz on
+ * this basis gives the result. If the basis would fill the whole space, W·Wᵀ itself is decomposed.
  */
 export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedSvdOptions = {}): Svd {
   const { iterations = 60, tolerance = 1e-6 } = options
@@ -55,7 +55,7 @@ export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedS
   return { u: product(basis.rows, u, { transposeA: true }), s, vt } // (d, rank) @ (rank, rank)
 }
 
-/** Grows from a block of random directions until another block brings next to nothing. */
+/** Starts from a block of random directions and grows until another block adds next to nothing. */
 function krylovBasis(
   w: Matrix,
   rank: number,
@@ -75,8 +75,8 @@ function krylovBasis(
 }
 
 /**
- * From a start (k, q), by `iterations` powers of W·Wᵀ (algorithms 4.4 and 5.1): u (d, q), s, vt (q, k). Cheaper than
- * {@link randomizedSvd}, and only good where the spectrum falls.
+ * u (d, q), s, vt (q, k) from a start (k, q), by `iterations` powers of W·Wᵀ (algorithms 4.4 and 5.1). This is cheaper
+ * than {@link randomizedSvd}, but accurate only if the singular values fall quickly.
  */
 export function subspaceSvd(weight: Matrix, start: Matrix, iterations: number): Svd {
   checkFinite(weight)
@@ -103,7 +103,7 @@ export function truncated({ u, s, vt }: Svd, rank: number): Svd {
   return { u: columnsOf(u, 0, rank), s: s.slice(0, rank), vt: { data: vt.data.slice(0, rank * k), shape: [rank, k] } }
 }
 
-/** Orthonormal rows, their images under the matrix, and what an image has in common with another. */
+/** Orthonormal rows, their images under the matrix, and the inner products of these images. */
 class KrylovBasis {
   rows: Matrix
   /** rows · W (size, k) */
@@ -125,7 +125,7 @@ class KrylovBasis {
     return this.rows.shape[0]
   }
 
-  /** Multiplies the newest block by W·Wᵀ and takes in what is new, after making room for it. */
+  /** Multiplies the newest block by W·Wᵀ, and adds the new directions after making room for them. */
   grow(random: Random): void {
     const k = this.image.shape[1]
     const newest: Matrix = { data: this.image.data.slice((this.size - this.#block) * k), shape: [this.#block, k] }
@@ -138,7 +138,7 @@ class KrylovBasis {
     this.gram = bordered(this.gram, shared)
   }
 
-  /** Keeps the best `count` directions. */
+  /** Keeps only the best `count` directions. */
   shrink(count: number): void {
     const { values, vectors } = symmetricEigen(this.gram)
     const best: Matrix = { data: vectors.data.slice(0, count * this.size), shape: [count, this.size] }
@@ -160,7 +160,7 @@ class KrylovBasis {
     return orthonormalRows(rows).rows
   }
 
-  /** Twice, since the first time leaves rounding of the size taken out. */
+  /** Removes the basis from the directions, twice: after the first time, rounding errors of that size remain. */
   #project(directions: Matrix): void {
     for (let pass = 0; pass < 2; pass++) {
       const shares = product(directions, this.rows, { transposeB: true }) // (block, d) @ (d, size)
@@ -184,7 +184,7 @@ function bordered(matrix: Matrix, rows: Matrix): Matrix {
   return result
 }
 
-/** For a positive semidefinite matrix, at least its largest eigenvalue over its size. */
+/** The largest element. For a positive semidefinite matrix (n, n) it is at least the largest eigenvalue divided by n. */
 function largest({ data }: Matrix): number {
   let result = 0
   for (const value of data) result = Math.max(result, value)

@@ -14,7 +14,7 @@ export interface StreamedMatrix {
   readonly shape: readonly [d: number, k: number]
   /** Σ of all squares. */
   readonly energy: number
-  /** Calls `use` with rows from `first` on, in f32, block after block. */
+  /** Calls `use` for one block of rows after the other, in f32. `first` is the number of a block's first row. */
   forEachBlock(use: (block: Matrix, first: number) => void): Promise<void>
 }
 
@@ -22,15 +22,15 @@ const F32: FloatArray = new Float32Array()
 
 const OVERSAMPLING = 12
 const MAX_ITERATIONS = 12
-/** It ends when a pass adds less than this share of the energy that is still missing. */
+/** Stops when a pass adds less than this share of the energy that is still missing. */
 const ENOUGH = 2e-3
 const SMALL_SIDE = 128
 const SMALL_VALUES = 1 << 20
-/** Missing energy below this share is rounding of f32. */
+/** If less than this share of the energy is missing, the rest is rounding error of f32. */
 const NEGLIGIBLE = 1e-9
 
 /**
- * u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is within a percent of the smallest there is, mostly far closer.
+ * u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is at most a percent above the smallest possible, usually far less.
  */
 export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0): Promise<Svd> {
   const [d, k] = matrix.shape
@@ -83,11 +83,11 @@ async function transposedTimes(matrix: StreamedMatrix, left: Matrix, q: number):
   const result = new Float64Array(q * k)
   const part = zeros(q, k, F32)
   await matrix.forEachBlock((block, first) => {
-    const own: Matrix = {
+    const leftF32: Matrix = {
       data: left.data.subarray(first * q, (first + block.shape[0]) * q),
       shape: [block.shape[0], q],
     }
-    product(own, block, { transposeA: true, addTo: part })
+    product(leftF32, block, { transposeA: true, addTo: part })
     for (let i = 0; i < result.length; i++) result[i] += part.data[i]
     part.data.fill(0)
   })

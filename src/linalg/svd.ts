@@ -1,5 +1,5 @@
-// Singular values in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić 2008), which finds
-// small ones to high relative accuracy. For smaller sides of at most some hundreds.
+// The singular value decomposition in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić 2008),
+// which finds small singular values to high relative accuracy. The smaller side should be at most a few hundred.
 
 import { NumericError } from '../base/errors.js'
 import { F64, isAllFinite, type Matrix, transpose, zeros } from '../base/tensor.js'
@@ -17,13 +17,13 @@ export interface Svd {
   vt: Matrix
 }
 
-/** Rotations settle within about ten sweeps; one with a value that is not finite never does. */
+/** About ten sweeps are enough, unless a value is not finite. */
 const MAX_SWEEPS = 60
 
-/** Larger sides are turned by the eigenvectors of a Gram matrix first, which leaves two or three sweeps to do. */
+/** From this size on, the eigenvectors of the Gram matrix are applied first: then two or three sweeps are enough. */
 const MIN_TURNED = 48
 
-/** Pairs of vectors have any sign. Throws NumericError when an element is not finite. */
+/** Each pair of singular vectors may have either sign. Throws NumericError if an element is not finite. */
 export function svd(matrix: Matrix): Svd {
   checkFinite(matrix)
   const [d, k] = matrix.shape
@@ -66,7 +66,7 @@ export function checkFinite(matrix: Matrix): void {
   throw new NumericError({ where: 'svd', what: 'the matrix has an element that is not finite' })
 }
 
-/** turns · x = diag(s) · rows, orthogonal for x (n, n). */
+/** Finds turns · x = diag(s) · rows for x (n, n), with orthogonal `turns` and `rows`. */
 function orthogonalize(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matrix } {
   const n = x.shape[0]
   let turns = identity(n)
@@ -80,7 +80,7 @@ function orthogonalize(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matri
   const order = Array.from(norms.keys()).sort((i, j) => norms[j] - norms[i])
   const sorted = { turns: zeros(n, n, F64), rows: zeros(n, n, F64) }
   const s = Float64Array.from(order, (i) => norms[i])
-  // Below this a row is rounding, and its direction with it.
+  // A shorter row is rounding error, so its direction means nothing.
   const rank = s.findIndex((value) => value <= s[0] * Number.EPSILON * n * 1e-3)
   order.forEach((from, to) => {
     sorted.turns.data.set(turns.data.subarray(from * n, (from + 1) * n), to * n)
@@ -89,7 +89,7 @@ function orthogonalize(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matri
   return { turns: sorted.turns, s, rows: rank === -1 ? sorted.rows : completed(sorted.rows, rank) }
 }
 
-/** The first `rank` rows, which are orthonormal, and others orthogonal to them. */
+/** Keeps the first `rank` rows, which are orthonormal, and completes them with rows orthogonal to them. */
 function completed(rows: Matrix, rank: number): Matrix {
   const n = rows.shape[1]
   const known = copyAs(rows, F64)
@@ -104,10 +104,10 @@ function jacobi(rows: Float64Array, turns: Float64Array, n: number): void {
   const tolerance = Number.EPSILON * Math.sqrt(n)
   let largest = 0
   for (let i = 0; i < n; i++) largest = Math.max(largest, dot(rows, i * n, i * n, n))
-  // Squares of what rounding leaves where the matrix has no rank.
+  // The square of a length that is only rounding error.
   const negligible = largest * (Number.EPSILON * n * 1e-3) ** 2
   const squares = new Float64Array(n)
-  /** Makes a pair of rows orthogonal, where it is not yet. */
+  /** Makes a pair of rows orthogonal if they are not yet. */
   const turn = (i: number, j: number): boolean => {
     const [x, y] = [i * n, j * n]
     const [xx, yy] = [squares[i], squares[j]]
