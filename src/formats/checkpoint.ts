@@ -1,5 +1,5 @@
-// A checkpoint of safetensors as tensors and byte ranges: one file, or shards with the index that transformers writes.
-// Index and headers must agree; no weight is read here.
+// Opens a safetensors checkpoint as tensors and byte ranges. It is one file, or shards with the index that transformers
+// writes. Index and headers must agree. No weight is read here.
 
 import { type ByteSource, closingOnError, type Directory, readAll, withSource } from '../base/bytes.js'
 import { didYouMean, FileError, FormatError, listed, UnsupportedError } from '../base/errors.js'
@@ -9,9 +9,9 @@ import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from '.
 const SINGLE_FILE = 'model.safetensors'
 const PICKLE = /\.(bin|pt|pth|ckpt)(\.index\.json)?$/
 const INDEX_SUFFIX = '.safetensors.index.json'
-/** Beside the index, on Windows too: no folder, no drive, no stream of another file. */
+/** A shard lies beside the index. The name may not lead elsewhere, on Windows either: no folder, drive or stream. */
 const SHARD_NAME = /^[^/\\:\0]+\.safetensors$/
-/** A weight map of 100,000 long names has about 15 MB; more is no index. */
+/** A weight map of 100,000 long names has about 15 MB, so a larger file is not an index. */
 const MAX_INDEX_BYTES = 100_000_000
 
 export interface CheckpointShard {
@@ -27,19 +27,19 @@ export interface CheckpointTensor {
 
 export interface Checkpoint {
   readonly directory: Directory
-  /** In the order of their names. */
+  /** Sorted by name. */
   readonly shards: readonly CheckpointShard[]
   readonly tensors: ReadonlyMap<string, CheckpointTensor>
   /** Undefined for a single file. */
   readonly indexPath: string | undefined
-  /** Facts of the whole in the index, such as total_size; empty without an index. Nothing here is checked. */
+  /** The index's own metadata, such as total_size, unchecked. Empty without an index. */
   readonly indexMetadata: JsonObject
   close(): Promise<void>
 }
 
 /**
- * Without `path`: model.safetensors, else the only index, else the only safetensors file. The files stay open until
- * `close`. Throws UnsupportedError for a pickle.
+ * Opens the file or index at `path`. Without `path` it takes model.safetensors, else the only index, else the only
+ * safetensors file. The files stay open until `close`. Throws UnsupportedError for a pickle.
  */
 export async function openCheckpoint(directory: Directory, path?: string): Promise<Checkpoint> {
   const found = path ?? (await findCheckpoint(directory))
@@ -145,7 +145,7 @@ async function openShard(directory: Directory, path: string, indexPath: string |
   }
   return closingOnError(await directory.open(path), async (source) => {
     const file = await parseSafetensorsHeader(source)
-    // Tensors fill a file from the header's end to its own, as parseSafetensorsHeader has checked.
+    // parseSafetensorsHeader has checked that the tensors fill the file from the end of the header.
     const bytes = [...file.tensors.values()].reduce((sum, { byteLength }) => sum + byteLength, 0)
     return { path, file, dataStart: source.byteLength - bytes }
   })
@@ -155,11 +155,11 @@ function collectTensors(shards: readonly CheckpointShard[]): Map<string, Checkpo
   const tensors = new Map<string, CheckpointTensor>()
   shards.forEach(({ file }, shard) => {
     for (const info of file.tensors.values()) {
-      const other = tensors.get(info.name)
-      if (other !== undefined) {
+      const existing = tensors.get(info.name)
+      if (existing !== undefined) {
         throw new FormatError({
           where: `${file.source.name}: ${info.name}`,
-          what: `a tensor of this name is in ${shards[other.shard].path} too`,
+          what: `a tensor of this name is in ${shards[existing.shard].path} too`,
         })
       }
       tensors.set(info.name, { info, shard })

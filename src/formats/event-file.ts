@@ -8,7 +8,7 @@ export interface LoggedEvent {
   /** Seconds since 1970. */
   readonly time: number
   readonly step: number
-  /** Numbers by name, as in train/loss. */
+  /** Values by name, such as `train/loss`. */
   readonly values: Readonly<Record<string, number>>
 }
 
@@ -26,7 +26,7 @@ export function eventRecord({ time, step, values }: LoggedEvent): Uint8Array {
   return record(summary.join())
 }
 
-/** A run goes on: events of this step or later ones in older files of the folder do not count any more. */
+/** Marks a resumed run: TensorBoard then ignores events of this step and later ones in older files of the folder. */
 export function restartRecord(time: number, step: number): Uint8Array {
   const log = event(time, step).tag(SESSION_LOG, WireType.LengthDelimited).fork()
   return record(log.tag(STATUS, WireType.Varint).uint32(1).join())
@@ -42,7 +42,7 @@ function event(time: number, step: number): BinaryWriter {
   return step === 0 ? writer : writer.tag(STEP, WireType.Varint).int64(step)
 }
 
-/** Its length, a checksum of that, the content, and a checksum of this. */
+/** A TFRecord: the length, a checksum of the length, the content, and a checksum of the content. */
 function record(writer: BinaryWriter): Uint8Array {
   const content = writer.finish()
   const length = new DataView(new ArrayBuffer(8))
@@ -51,7 +51,7 @@ function record(writer: BinaryWriter): Uint8Array {
   return concatBytes([head, checksum(head), content, checksum(content)])
 }
 
-/** CRC-32C, turned and moved as TFRecord has it. */
+/** CRC-32C, rotated and shifted as the TFRecord format asks. */
 function checksum(bytes: Uint8Array): Uint8Array {
   let crc = ~0
   for (const byte of bytes) crc = TABLE[(crc ^ byte) & 0xff] ^ (crc >>> 8)

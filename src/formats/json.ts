@@ -1,16 +1,16 @@
-// A strict JSON reader for files from strangers (RFC 8259): objects are Maps and equal keys an error, where JSON.parse
-// drops all but the last of them and turns `1.0` into an integer.
+// A strict JSON reader (RFC 8259) for files from strangers. Objects become Maps, and a key that occurs twice is an
+// error: JSON.parse would keep only the last one, and would turn `1.0` into an integer.
 
 import { FormatError } from '../base/errors.js'
 
-/** In the order of the text. */
+/** Maps keep the order of the text. */
 export type JsonValue = string | number | boolean | null | JsonValue[] | JsonObject
 export type JsonObject = Map<string, JsonValue>
 
-/** Deeper nesting is an attack on the stack: no format here goes beyond five levels. */
+/** Our formats nest at most five levels. Anything deeper than this limit is an attack on the stack. */
 const MAX_DEPTH = 64
 
-/** Each takes up to 300 bytes of memory, whatever its text takes. A header has eight for each of its tensors. */
+/** A value takes up to 300 bytes of memory, even if its text is short. A header has eight values for each tensor. */
 const MAX_VALUES = 1 << 22
 
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
@@ -25,7 +25,7 @@ const LONE_SURROGATE = /\p{Surrogate}/u
 export interface JsonOptions {
   /** Every number must be spelled as digits alone: no sign, fraction or exponent. */
   wholeNumbers?: boolean
-  /** Takes what Python's json writes and editors add: NaN, Infinity, −Infinity, and a byte order mark. */
+  /** Also accepts NaN, Infinity and −Infinity, which Python's json writes, and a byte order mark, which editors add. */
   isLoose?: boolean
 }
 
@@ -38,7 +38,7 @@ export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions
   return new Parser(options.isLoose ? text.replace(/^\uFEFF/, '') : text, where, options).document()
 }
 
-/** Hands over an object entry after entry: of a long header only what is kept of them stays in memory. */
+/** Reads an object and passes its entries on, so that only what the caller keeps of a long header stays in memory. */
 export function parseJsonEntries(
   bytes: Uint8Array,
   where: string,
@@ -160,7 +160,7 @@ class Parser {
     do result.push(this.#value(depth + 1))
     while (this.#skip(','))
     this.#need(']')
-    // A copy has no spare room: headers hold thousands of shapes.
+    // A copied array has no spare capacity, which counts because headers hold thousands of shapes.
     return result.slice()
   }
 
@@ -229,10 +229,9 @@ class Parser {
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g
 
 /**
- * Changes one member of a JSON text. All else stays as it is written: strict readers tell `1.0` from `1`.
- *
- * A member that is missing is added to its object, or else to the outermost one. `path` has keys from the outside
- * inwards.
+ * Changes one member of a JSON text and leaves every other character, because strict readers tell `1.0` from `1`.
+ * `path` lists the keys from the outermost object inwards. A missing member is added to its object, or to the outermost
+ * object if that is missing too.
  */
 export function setMember(text: string, path: readonly string[], value: unknown): string {
   const written = JSON.stringify(value)
@@ -249,7 +248,7 @@ export function setMember(text: string, path: readonly string[], value: unknown)
   return `${before}${comma}${space}${JSON.stringify(path.at(-1))}: ${written}${text.slice(before.length)}`
 }
 
-/** The last of equal keys counts, as in JSON.parse. */
+/** Finds where a value stands in the text. If a key occurs twice, the last one counts, as in JSON.parse. */
 function findValue(text: string, path: readonly string[]): { start: number; end: number } | undefined {
   const open: { isArray: boolean; key: string | undefined; start: number }[] = []
   const isHere = () => open.length === path.length && open.every(({ key }, i) => key === path[i])

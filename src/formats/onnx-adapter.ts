@@ -1,6 +1,6 @@
-// ONNX Runtime's .onnx_adapter: FlatBuffers (onnxruntime/lora/adapter_format/adapter_schema.fbs), which are tables that
-// point at each other. Each offset is checked against the file's length before it is followed. All tables are written
-// before the data, so that one tensor's bytes are in memory at a time.
+// ONNX Runtime's .onnx_adapter files. They are FlatBuffers (onnxruntime/lora/adapter_format/adapter_schema.fbs): tables
+// that point at each other. Each offset is checked against the file's length before it is followed. All tables are
+// written before the data, so only one tensor's bytes need to be in memory at a time.
 
 import type { ByteSink, ByteSource } from '../base/bytes.js'
 import { type FloatDtype, sizeOf } from '../base/dtype.js'
@@ -8,7 +8,7 @@ import { FormatError, UnsupportedError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { TensorInfo } from './safetensors.js'
 
-/** Numbers of types, as in ONNX. */
+/** ONNX's numbers for the types. */
 const NUMBERS: Readonly<Record<FloatDtype, number>> = { fp32: 1, fp16: 10, bf16: 16 }
 
 const MAX_PARAMETERS = 1 << 17
@@ -56,7 +56,7 @@ async function readParameter(reader: Reader, at: number, source: ByteSource): Pr
   const view = await reader.view(dims.start, 8 * dims.length)
   const shape = Array.from({ length: dims.length }, (_, i) => Number(view.getBigInt64(8 * i, true)))
   const number = typeField === 0 ? 0 : (await reader.view(typeField, 4)).getInt32(0, true)
-  const dtype = (Object.keys(NUMBERS) as FloatDtype[]).find((own) => NUMBERS[own] === number)
+  const dtype = (Object.keys(NUMBERS) as FloatDtype[]).find((name) => NUMBERS[name] === number)
   if (dtype === undefined) {
     throw new UnsupportedError({
       where,
@@ -78,7 +78,7 @@ async function readParameter(reader: Reader, at: number, source: ByteSource): Pr
   return { name, shape, dtype, offset: data.start, byteLength: data.length }
 }
 
-/** Small reads from anywhere, through a piece that is kept. */
+/** Small reads from anywhere in the file. The piece that was read last is kept. */
 class Reader {
   #piece: Uint8Array = new Uint8Array()
   #start = 0
@@ -114,7 +114,7 @@ class Reader {
     return new DataView(buffer, byteOffset, 4).getUint32(0, true)
   }
 
-  /** Places of a table's first four fields; 0 where one is absent. */
+  /** The offsets of a table's first four fields; 0 for an absent field. */
   async table(at: number): Promise<number[]> {
     const vtable = at - (await this.view(at, 4)).getInt32(0, true)
     const size = (await this.view(vtable, 4)).getUint16(0, true)
@@ -138,7 +138,7 @@ class Reader {
   }
 }
 
-/** Offsets are signed 32-bit numbers in places. */
+/** Some offsets of the format are signed 32-bit numbers. */
 const MAX_BYTES = 2 ** 31 - 1
 
 const ROOT = 8
@@ -146,16 +146,16 @@ const VTABLE_BYTES = 12
 const TABLE_BYTES = 20
 
 /**
- * The sink stays the caller's to commit. `data`: little-endian bytes, made when their turn comes. Throws
- * UnsupportedError when the file would have 2 GiB or more.
+ * Writes the file; the caller commits the sink. `data` is called when a tensor's turn comes and gives little-endian
+ * bytes. Throws UnsupportedError if the file would have 2 GiB or more.
  */
 export async function writeOnnxAdapter(
   sink: ByteSink,
   tensors: readonly (Pick<OnnxAdapterEntry, 'name' | 'shape' | 'dtype'> & { data(): Uint8Array })[],
   onTensor?: (name: string) => Promise<void>,
 ): Promise<void> {
-  // The two vtables, which all tables of a kind share; the root table; the vector of parameters; then each parameter
-  // with its texts.
+  // The layout: two vtables, shared by all tables of a kind, the root table, the vector of parameters, and then each
+  // parameter with its texts.
   const adapterTable = ROOT + 2 * VTABLE_BYTES
   const vector = adapterTable + TABLE_BYTES
   let at = vector + 4 + 4 * tensors.length
@@ -169,9 +169,9 @@ export async function writeOnnxAdapter(
   })
   const headerBytes = aligned(at + 4, 8) - 4
   let end = headerBytes
-  for (const one of placed) {
-    one.data = aligned(end + 4, 8) - 4
-    end = one.data + 4 + one.byteLength
+  for (const tensor of placed) {
+    tensor.data = aligned(end + 4, 8) - 4
+    end = tensor.data + 4 + tensor.byteLength
   }
   if (end > MAX_BYTES) {
     throw new UnsupportedError({

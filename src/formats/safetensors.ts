@@ -1,5 +1,5 @@
-// safetensors: a header length, a JSON header, the tensors' bytes without gaps. Whatever the format forbids is refused
-// as in its reference implementation: https://github.com/huggingface/safetensors#format
+// safetensors files: the header's length, a JSON header, and the tensors' bytes without gaps. We refuse what the
+// reference implementation refuses: https://github.com/huggingface/safetensors#format
 
 import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../base/bytes.js'
 import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
@@ -7,7 +7,7 @@ import { didYouMean, FormatError, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
 
-/** As in the reference implementation: a larger header is an attack on the reader's memory. */
+/** The limit of the reference implementation. A larger header is an attack on the reader's memory. */
 const MAX_HEADER_BYTES = 100_000_000
 const LENGTH_BYTES = 8
 const METADATA_KEY = '__metadata__'
@@ -28,23 +28,23 @@ export interface TensorSpec {
   readonly shape: readonly number[]
 }
 
-/** A tensor of a file: what it is, and where its bytes lie. */
+/** A tensor in a file: its type and shape, and where its bytes are. */
 export interface TensorInfo extends TensorSpec {
-  /** In bytes from the source's beginning. */
+  /** In bytes from the beginning of the file. */
   readonly offset: number
   readonly byteLength: number
 }
 
 export interface SafetensorsFile {
-  /** The caller's to close. */
+  /** The caller closes it. */
   readonly source: ByteSource
   readonly tensors: ReadonlyMap<string, TensorInfo>
   readonly metadata: Readonly<Record<string, string>>
 }
 
 /**
- * Throws FormatError when the header or a range is wrong, when tensors overlap or leave holes, or when the file is
- * longer or shorter than its tensors.
+ * Reads and checks the header. Throws FormatError if the header or a range is wrong, if tensors overlap or leave holes,
+ * or if the file is longer or shorter than its tensors.
  */
 export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
   const where = source.name
@@ -75,9 +75,9 @@ async function readHeader(source: ByteSource): Promise<Uint8Array> {
   const lengthBytes = await source.read(0, LENGTH_BYTES)
   const headerBytes = new DataView(lengthBytes.buffer, lengthBytes.byteOffset, LENGTH_BYTES).getBigUint64(0, true)
   if (headerBytes > MAX_HEADER_BYTES) {
-    const other = await sniff(source)
-    if (other !== undefined)
-      throw new FormatError({ where, what: `not a safetensors file but ${other.name}`, hint: other.hint })
+    const recognized = await sniff(source)
+    if (recognized !== undefined)
+      throw new FormatError({ where, what: `not a safetensors file but ${recognized.name}`, hint: recognized.hint })
     throw new FormatError({
       where,
       what: 'header too large, or not a safetensors file',
@@ -187,7 +187,10 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
   }
 }
 
-/** A new array; fp64 is rounded. Throws FormatError when there is no such tensor, UnsupportedError for other types. */
+/**
+ * Reads a tensor of floats into a new array; fp64 is rounded to f32. Throws FormatError if the file has no such tensor,
+ * and UnsupportedError for other types.
+ */
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
   if (info === undefined) {
@@ -203,10 +206,8 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
 }
 
 /**
- * Plans the header's bytes, and the tensors behind it in their order.
- *
- * As the reference implementation does: the widest dtypes first, names in code-point order within one, the header
- * padded with spaces to a multiple of 8 bytes.
+ * Plans the bytes of the header and the order of the tensors after it, as the reference implementation does: the widest
+ * dtypes first, the names of one dtype in code-point order, and spaces until the header fills a multiple of 8 bytes.
  */
 export function planSafetensors(
   tensors: readonly TensorSpec[],
@@ -258,12 +259,12 @@ function encodeHeader(text: string): Uint8Array {
   return header
 }
 
-/** Little-endian and row-major. */
+/** A tensor with its bytes, little-endian and row-major. */
 export interface TensorBytes extends TensorSpec {
   readonly data: Uint8Array
 }
 
-/** The sink stays the caller's to commit. Nothing is written when data do not fill a shape. */
+/** Writes a file; the caller commits the sink. Nothing is written if some data do not fill their shape. */
 export async function writeSafetensors(
   sink: ByteSink,
   tensors: readonly TensorBytes[],
@@ -295,7 +296,7 @@ export async function saveSafetensors(
   await writeThrough(directory, path, (sink) => writeSafetensors(sink, tensors, metadata))
 }
 
-/** Undefined when the size is no whole number of bytes, or too large for exact arithmetic. */
+/** Returns undefined if the size is not a whole number of bytes, or too large for exact arithmetic. */
 function tensorByteLength(dtype: TensorDtype, shape: readonly number[]): number | undefined {
   if (shape.includes(0)) return 0
   const bits = DTYPE_BITS[dtype] * elementCount(shape)
@@ -315,7 +316,7 @@ function tensorWhere(file: string, name: string): string {
   return `${file}: ${name}`
 }
 
-/** As Rust and Python sort strings; UTF-16's own order differs above U+FFFF. */
+/** Compares strings as Rust and Python do. JavaScript compares UTF-16 units, which differs above U+FFFF. */
 function compareCodePoints(a: string, b: string): number {
   for (let i = 0; i < Math.min(a.length, b.length); ) {
     const x = a.codePointAt(i)!

@@ -1,4 +1,4 @@
-// The forms that a picture can come in.
+// Tells whether a value is a picture, in one of the forms that callers may pass.
 
 import { isObject } from '../base/options.js'
 import type { ImageSource } from './image.js'

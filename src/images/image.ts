@@ -3,9 +3,9 @@
 import { DataError, LowrankError, messageOf } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 
-/** A picture: rows from the top, in each row pixels from the left, of each pixel red, green and blue from 0 to 255. */
+/** A picture: rows from the top, pixels from the left, and red, green and blue of each pixel, from 0 to 255. */
 export interface RgbImage {
-  /** `width * height * 3` numbers; with alpha behind each pixel `* 4`, gray alone `* 1`. */
+  /** `width * height * 3` numbers; `* 4` with an alpha value after each pixel's colors, `* 1` for gray alone. */
   readonly data: ArrayLike<number>
   /** Pixels in a row. */
   readonly width: number
@@ -14,12 +14,12 @@ export interface RgbImage {
 }
 
 /**
- * A picture, or a file of one: its path (not in browsers), its bytes, or what the Hub's data sets have: `{ bytes, path
- * }`.
+ * A picture in memory, or a picture file: its path (not in browsers), its bytes, or `{ bytes, path }` as in data sets
+ * on the Hub.
  */
 export type ImageSource = RgbImage | string | Uint8Array | { readonly bytes: Uint8Array; readonly path?: string | null }
 
-/** Reads a file of a picture: a path, or the file's bytes. */
+/** Reads a picture file, given as a path or as bytes. */
 export type DecodeImage = (file: string | Uint8Array) => Promise<RgbImage> | RgbImage
 
 /** Red, green and blue of each pixel, one byte each. */
@@ -60,7 +60,7 @@ export function pixelsOf(image: unknown, where: string): Pixels {
   return { data: pixels, width, height }
 }
 
-/** `decode` is undefined where nothing reads files. */
+/** Reads a picture. Without `decode`, files are an error. */
 export async function readImage(source: ImageSource, decode: DecodeImage | undefined, where: string): Promise<Pixels> {
   if (typeof source === 'object' && 'data' in source) return pixelsOf(source, where)
   const [file, name] =

@@ -17,10 +17,10 @@ const DEFAULTS = {
   most: 28 * 28 * 1280,
 }
 
-/** Width over height, or height over width, that a picture may have. */
+/** How many times as long as the shorter edge the longer edge may be. */
 const MOST_ASPECT = 200
 
-/** Patches (rows · columns, width): those that become one token follow one another. */
+/** Patches (rows · columns, width). Patches that the model merges into one token follow one another. */
 export function patchesOf(image: Pixels, config: PreprocessorConfig, where: string) {
   const resample = filterOf(config, DEFAULTS.resample)
   const count = (name: 'patch_size' | 'temporal_patch_size' | 'merge_size') => {

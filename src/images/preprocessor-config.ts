@@ -11,10 +11,10 @@ export interface Size {
 }
 
 const FILE = 'preprocessor_config.json'
-/** ImageNet's usual halves: transformers' own defaults for ViT. */
+/** The defaults of transformers for ViT. */
 const DEFAULTS = { scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] }
 
-/** The change of each number of a picture: (byte · scale − mean) / std, by color. */
+/** How bytes become a model's numbers: (byte · scale − mean) / std, for each color. */
 export function scalingOf(config: PreprocessorConfig) {
   const factor = typeof config.rescale_factor === 'number' ? config.rescale_factor : DEFAULTS.scale
   const scale = config.do_rescale === false ? 1 : factor
@@ -47,7 +47,7 @@ export function isCount(value: unknown): value is number {
 
 function listOf(value: unknown, fallback: readonly number[], where: string): readonly number[] {
   if (value === undefined || value === null) return fallback
-  if (Array.isArray(value) && value.length === 3 && value.every((one) => typeof one === 'number')) return value
+  if (Array.isArray(value) && value.length === 3 && value.every((number) => typeof number === 'number')) return value
   throw refuse(`${where} is not known`, 'a list of 3 numbers', JSON.stringify(value))
 }
 

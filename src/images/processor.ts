@@ -1,4 +1,4 @@
-// A picture → a model's input, as preprocessor_config.json says: resize, cut out the middle, scale, normalize.
+// Turns a picture into a model's input, as preprocessor_config.json says: resize, crop the middle, scale, normalize.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -22,10 +22,10 @@ export interface ImageProcessor {
   write(fitted: Uint8Array, output: Float32Array): void
 }
 
-/** Pillow's bilinear: transformers' own default for ViT. */
+/** Pillow's number for bilinear, the default of transformers for ViT. */
 const RESAMPLE = 2
 
-/** `size`: the model's own, from config.json, where pictures are not resized. */
+/** `size` is the model's size from config.json. It counts if pictures are not resized. */
 export function imageProcessor(config: PreprocessorConfig | undefined, size: unknown): ImageProcessor {
   if (config === undefined) throw refuse('missing', 'the file beside config.json', 'no such file')
   const { do_resize, do_center_crop, crop_pct } = config

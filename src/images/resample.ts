@@ -1,5 +1,5 @@
-// Resizing of pictures to the bytes that Pillow gives, which transformers resizes with: filters of the width of the
-// step, along rows and along columns, in integers.
+// Resizes pictures to exactly the bytes that Pillow gives, because transformers uses Pillow: integer filters along rows
+// and then along columns, as wide as the step between pixels.
 // https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
 import type { Pixels } from './image.js'
@@ -36,7 +36,7 @@ export function filterOf({ resample }: PreprocessorConfig, fallback: number): nu
   throw refuse('a filter that is not known', '0 to 5', `resample ${String(value)}`)
 }
 
-/** Weights are integers of this many bits behind the point. */
+/** Weights are integers with 22 bits after the binary point. */
 const PRECISION = 2 ** 22
 
 interface Window {
@@ -59,7 +59,7 @@ function windowsOf(from: number, to: number, { support, weight }: Filter): Windo
   })
 }
 
-/** The part of a picture from there on, black where the picture ends. */
+/** Cuts out a part of a picture. Beyond the picture's edges the result is black. */
 export function cropped({ data, width, height }: Pixels, top: number, left: number, size: Size): Pixels {
   const result = new Uint8Array(size.width * size.height * 3)
   for (let y = Math.max(0, -top); y < size.height && y + top < height; y++) {
@@ -82,7 +82,7 @@ export function resize(image: Pixels, width: number, height: number, resample: n
     return from.height === height ? from : alongColumns(from, windowsOf(from.height, height, filter))
   }
   const shrinks = image.height - height
-  // As Pillow from version 13 on, which saves work by this: https://github.com/python-pillow/Pillow/pull/9549
+  // Pillow resizes the height first in this case from version 13 on: https://github.com/python-pillow/Pillow/pull/9549
   const isHeightFirst = shrinks > 0 && shrinks > 2 * (image.width - width)
   return isHeightFirst ? inWidth(inHeight(image)) : inHeight(inWidth(image))
 }

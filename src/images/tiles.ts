@@ -13,14 +13,14 @@ import {
 } from './preprocessor-config.js'
 import { cropped, filterOf, resize } from './resample.js'
 
-/** No picture becomes larger, before it is cut. */
+/** The longest edge that a picture may have before it is cut into tiles. */
 const LONGEST = 4096
 /** Pillow's Lanczos. */
 const RESAMPLE = 1
 
 /**
- * Tiles (count, 3, edge, edge) from the left and from the top, the whole picture last. Rows and columns are 0 for a
- * picture that is one tile.
+ * Tiles (count, 3, edge, edge), row by row, and the whole picture last. Rows and columns are 0 if the picture is a
+ * single tile.
  */
 export function tilesOf(image: Pixels, config: PreprocessorConfig) {
   const resample = filterOf(config, RESAMPLE)
@@ -46,7 +46,7 @@ export function tilesOf(image: Pixels, config: PreprocessorConfig) {
   return { pixels, count: tiles.length, edge, rows, columns }
 }
 
-/** The size whose longer edge is the one that is asked for; the other one is even. */
+/** The size with the longer edge that is asked for. The shorter edge is even. */
 function fitted({ width, height }: Size, size: unknown): Size {
   const longest = isObject(size) ? size.longest_edge : undefined
   if (!isCount(longest)) return squareOf(size, 'size')
@@ -56,17 +56,19 @@ function fitted({ width, height }: Size, size: unknown): Size {
     width >= height
       ? { width: longest, height: even(longest / aspect) }
       : { width: even(longest * aspect), height: longest }
-  const bounded = (one: Size): Size => {
-    const ratio = one.width / one.height
-    if (one.width >= one.height && one.width > LONGEST) return { width: LONGEST, height: Math.trunc(LONGEST / ratio) }
-    if (one.height > one.width && one.height > LONGEST) return { width: Math.trunc(LONGEST * ratio), height: LONGEST }
-    return one
+  const bounded = (wanted: Size): Size => {
+    const ratio = wanted.width / wanted.height
+    if (wanted.width >= wanted.height && wanted.width > LONGEST)
+      return { width: LONGEST, height: Math.trunc(LONGEST / ratio) }
+    if (wanted.height > wanted.width && wanted.height > LONGEST)
+      return { width: Math.trunc(LONGEST * ratio), height: LONGEST }
+    return wanted
   }
   const least = ({ width, height }: Size): Size => ({ width: Math.max(1, width), height: Math.max(1, height) })
   return least(bounded(least(wanted)))
 }
 
-/** The next size that tiles of this edge fill. */
+/** The next larger size that tiles of this edge fill exactly. */
 function multiples({ width, height }: Size, edge: number): Size {
   const up = (length: number) => Math.ceil(length / edge) * edge
   const aspect = width / height

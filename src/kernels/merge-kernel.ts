@@ -58,7 +58,9 @@ export interface MergeResult {
  */
 export interface MergeKernel {
   readonly name: string
-  /** The chunk's bytes: before `merge` the base's, after it the merged ones. `begin` and `merge` may replace the array. */
+  /**
+   * The chunk's bytes: before `merge` the base's, after it the merged ones. `begin` and `merge` may replace the array.
+   */
   readonly chunk: Uint8Array
   /** Makes room for the right factor (rank, columns) of the next chunks. `rank` is the sum over all terms. */
   begin(rank: number, columns: number, precision: FactorPrecision): void

@@ -1,5 +1,5 @@
-// The kernels' WebAssembly: finds the build that the host can run, and compiles it once in a process. There is none if a
-// content security policy forbids WebAssembly, or if a browser compiles only smaller modules synchronously.
+// The kernels' WebAssembly: finds the build that the host can run, and compiles it once in a process. There is none if
+// a content security policy forbids WebAssembly, or if a browser compiles only smaller modules synchronously.
 
 /** Fused multiply-add or two roundings. */
 export type SimdBuild = 'relaxed' | 'plain'

@@ -44,7 +44,9 @@ export function createWasmKernels(options: { build?: BuildName; threads?: number
 /** Bytes of the left operand that are copied and packed at a time: few enough to stay in the processor's cache. */
 const SLAB_BYTES = 2 ** 17
 
-/** Products with few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ, so that each thread packs its own blocks of A. */
+/**
+ * Products with few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ, so that each thread packs its own blocks of A.
+ */
 const MAX_SWAPPED_COLUMNS = 64
 const SWAPPED_BLOCK_BYTES = 2 ** 19
 

@@ -88,7 +88,9 @@ function accumulate({ reflectors, taus }: ReturnType<typeof tridiagonal>, n: num
   return result
 }
 
-/** Turns the tridiagonal matrix (`d`, `e`) into a diagonal one by rotations, and rotates the rows of `vectors` along. */
+/**
+ * Turns the tridiagonal matrix (`d`, `e`) into a diagonal one by rotations, and rotates the rows of `vectors` along.
+ */
 function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | undefined): void {
   const n = d.length
   let largest = 0

@@ -32,7 +32,10 @@ export function qr(matrix: Matrix): { q: Matrix; r: Matrix } {
   return { q: transpose({ data: thinQ(panels, p, m), shape: [p, m] }), r }
 }
 
-/** Orthonormal rows (n, m), n ≤ m, and the diagonal of R. If an element of it is tiny, the direction of that row is noise. */
+/**
+ * Orthonormal rows (n, m), n ≤ m, and the diagonal of R. If an element of it is tiny, the direction of that row is
+ * noise.
+ */
 export function orthonormalRows(rows: Matrix): { rows: Matrix; diagonal: Float64Array } {
   const [n, m] = rows.shape
   const columns = Float64Array.from(rows.data)

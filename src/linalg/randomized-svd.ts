@@ -184,7 +184,9 @@ function bordered(matrix: Matrix, rows: Matrix): Matrix {
   return result
 }
 
-/** The largest element. For a positive semidefinite matrix (n, n) it is at least the largest eigenvalue divided by n. */
+/**
+ * The largest element. For a positive semidefinite matrix (n, n) it is at least the largest eigenvalue divided by n.
+ */
 function largest({ data }: Matrix): number {
   let result = 0
   for (const value of data) result = Math.max(result, value)

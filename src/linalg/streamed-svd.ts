@@ -30,7 +30,8 @@ const SMALL_VALUES = 1 << 20
 const NEGLIGIBLE = 1e-9
 
 /**
- * u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is at most a percent above the smallest possible, usually far less.
+ * u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is at most a percent above the smallest possible, usually far
+ * less.
  */
 export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0): Promise<Svd> {
   const [d, k] = matrix.shape

@@ -1,5 +1,5 @@
-// The singular value decomposition in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić 2008),
-// which finds small singular values to high relative accuracy. The smaller side should be at most a few hundred.
+// The singular value decomposition in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić
+// 2008), which finds small singular values to high relative accuracy. The smaller side should be at most a few hundred.
 
 import { NumericError } from '../base/errors.js'
 import { F64, isAllFinite, type Matrix, transpose, zeros } from '../base/tensor.js'

@@ -1,5 +1,5 @@
-// GGUF (ggml's docs/gguf.md, versions 2 and 3). The header is read and checked; no tensor is. Version 3 is
-// written: metadata, the list of tensors, and their bytes, each aligned to 32.
+// GGUF files (ggml's docs/gguf.md, versions 2 and 3). Reading checks the whole header and touches no tensor. Files are
+// written in version 3: metadata, the list of tensors, and their bytes, each aligned to 32.
 
 import { type ByteSink, type ByteSource, concatBytes } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -10,19 +10,19 @@ import { decodeGguf, floatOf, GGUF_TYPES, type GgufFloat, type GgufType, NUMBERS
 const PIECE_BYTES = 1 << 18
 const MAGIC = 0x46554747
 const DEFAULT_ALIGNMENT = 32
-/** Models have some dozens of values and a few thousand tensors. */
+/** Models have a few dozen values and a few thousand tensors. */
 const MAX_VALUES = 1 << 16
 const MAX_TENSORS = 1 << 17
 const MAX_NAME_BYTES = 1000
-/** A chat template can have some hundred kB. */
+/** A chat template can take a few hundred kB. */
 const MAX_TEXT_BYTES = 1 << 24
-/** Lists up to here are kept: heads by layer, invocation tokens. */
+/** Lists of up to this length are kept, such as heads by layer and invocation tokens. */
 const MAX_KEPT = 4096
-/** A vocabulary has some hundred thousand entries. */
+/** A vocabulary has a few hundred thousand entries. */
 const MAX_LIST = 1 << 25
 const MAX_DIMENSIONS = 4
 
-/** A list of more than a few thousand elements, such as a tokenizer's words, has only its length. */
+/** For a list of more than MAX_KEPT elements, such as a tokenizer's words, only the length is kept. */
 export type GgufValue =
   | number
   | bigint
@@ -31,21 +31,21 @@ export type GgufValue =
   | readonly (number | bigint | boolean | string)[]
   | { readonly length: number }
 
-/** Its shape is row-major, as in PyTorch: the reverse of the file's `ne`. */
+/** A tensor of the file. Its shape is row-major, as in PyTorch: the reverse of the file's `ne`. */
 export interface GgufTensor extends Omit<TensorInfo, 'dtype'> {
   readonly type: GgufType
 }
 
 export interface GgufFile {
-  /** The caller's to close. */
+  /** The caller closes it. */
   readonly source: ByteSource
   readonly metadata: ReadonlyMap<string, GgufValue>
   readonly tensors: ReadonlyMap<string, GgufTensor>
 }
 
 /**
- * Throws FormatError when a number, a length, a type or a range is wrong, or ranges overlap; UnsupportedError for
- * version 1 and big-endian files.
+ * Reads and checks the header. Throws FormatError if a number, a length, a type or a range is wrong or if ranges
+ * overlap, and UnsupportedError for version 1 and for big-endian files.
  */
 export async function parseGguf(source: ByteSource): Promise<GgufFile> {
   const where = source.name
@@ -96,7 +96,7 @@ export async function parseGguf(source: ByteSource): Promise<GgufFile> {
   return { source, metadata, tensors }
 }
 
-/** 0 for text and lists. */
+/** Bytes of a value, by the number of its type; 0 for texts and lists. */
 const VALUE_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8]
 const TEXT = 8
 const LIST = 9
@@ -199,7 +199,7 @@ function checkRanges(tensors: readonly GgufTensor[], source: ByteSource): void {
   })
 }
 
-/** Row-major. Throws UnsupportedError for a type other than fp32, fp16, bf16 and q8_0. */
+/** Reads a tensor, row-major. Throws UnsupportedError if its type is not fp32, fp16, bf16 or q8_0. */
 export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): Promise<Float32Array> {
   const dtype = floatOf(tensor.type)
   if (dtype === undefined) {
@@ -214,8 +214,8 @@ export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): 
 }
 
 /**
- * Reads a header whose length nobody knows in advance, and checks every length in it against the file's before anything
- * is read or made.
+ * Reads a header whose length is not known in advance. Every length in it is checked against the file's length before
+ * anything is read or allocated.
  */
 class Cursor {
   #piece: Uint8Array = new Uint8Array()
@@ -275,7 +275,7 @@ class Cursor {
     })
   }
 
-  /** Text with its length before it. */
+  /** A text, which the file stores after its length. */
   async text(what: string, mostBytes: number): Promise<string> {
     const length = await this.size(`the length of ${what}`, mostBytes)
     const { buffer, byteOffset } = await this.take(length, what)
@@ -296,14 +296,14 @@ export interface WrittenTensor {
   /** Row-major, as in PyTorch. The last dimension is a multiple of 32 for Q8_0. */
   readonly shape: readonly number[]
   readonly dtype: GgufFloat
-  /** Asked for when its turn comes. They may be put in `memory`, which has their length. */
+  /** Called when the tensor's turn comes. The bytes may be put into `memory`, which has the right length. */
   bytes(memory?: Uint8Array): Uint8Array | Promise<Uint8Array>
 }
 
-/** Many small writes cost more than their bytes. */
+/** Tensors are written in blocks of this size, because many small writes are slow. */
 const BLOCK_BYTES = 1 << 21
 
-/** The sink stays the caller's to commit. A block of tensors is written while the next one is read. */
+/** Writes a file; the caller commits the sink. One block of tensors is written while the next one is read. */
 export async function writeGguf(
   sink: ByteSink,
   metadata: ReadonlyMap<string, WrittenValue>,
@@ -334,14 +334,14 @@ export async function writeGguf(
   for (const [i, { tensors }] of blocks.entries()) {
     const pieces = (await next)!
     next = read(i + 1)
-    // Its failure belongs to the block that is awaited later, also where a write fails before.
+    // If a write fails first, nobody awaits this promise: its rejection must not end the process.
     next.catch(() => {})
     for (const piece of pieces) if (piece.byteLength > 0) await sink.write(piece)
     for (const { name } of tensors) await onTensor?.(name)
   }
 }
 
-/** Tensors that are written together, each aligned. */
+/** Tensors that are written together, each of them aligned. */
 interface Block {
   readonly tensors: WrittenTensor[]
   byteLength: number

@@ -4,9 +4,9 @@ import { decodeFloats, encodeFloats, type FloatDtype, f16ToF32, f32ToF16 } from 
 
 export type GgufFloat = FloatDtype | 'q8_0'
 
-/** So many elements in a block of so many bytes. */
+/** A type whose blocks have a fixed number of elements and of bytes. */
 export interface GgufType {
-  /** In ggml's spelling. */
+  /** As ggml spells it. */
   readonly name: string
   readonly blockSize: number
   readonly blockBytes: number
@@ -71,7 +71,9 @@ export function decodeGguf(bytes: Uint8Array, dtype: GgufFloat): Float32Array {
   return values
 }
 
-/** Q8_0 as ggml's reference has it: blocks of 32 share the scale max|x|/127 in f16, halves round away from zero. */
+/**
+ * Q8_0 as ggml's reference code writes it: 32 values share the scale max|x|/127 in f16, and halves round away from 0.
+ */
 export function encodeGguf(values: Float32Array, dtype: GgufFloat): Uint8Array {
   if (dtype !== 'q8_0') return encodeFloats(values, dtype)
   const blocks = values.length / BLOCK

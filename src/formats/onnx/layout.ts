@@ -1,4 +1,4 @@
-// Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's.
+// Plans the files of an ONNX model: each byte is known, copied from the model's files, or part of a new weight.
 
 import { FormatError } from '../../base/errors.js'
 import {
@@ -24,10 +24,10 @@ import {
   weightRange,
 } from './tensors.js'
 
-/** A protobuf message ends at 2 GiB; some room is left for the graph. */
+/** A protobuf message cannot be larger than 2 GiB. Some of that is left for the graph. */
 const MAX_INLINE_BYTES = 2 ** 31 - 2 ** 24
 
-/** Pages can be mapped into memory only from such offsets. */
+/** Files can be mapped into memory only at multiples of a page. */
 const ALIGNMENT = 4096
 
 const MODEL_GRAPH = 7
@@ -38,13 +38,15 @@ export interface OnnxLayout {
   /** Initializers whose content is replaced; type and shape stay. */
   readonly replaced?: ReadonlySet<string> | undefined
   /**
-   * The model's own files stay; what is new goes into the graph or, above `maxAddedBytes`, into a data file of its own.
+   * Keeps the model's files. New weights go into the graph or, above `maxAddedBytes`, into a new data file.
    */
   readonly keepsFiles?: boolean | undefined
   readonly maxAddedBytes?: number | undefined
 }
 
-/** Consecutive bytes of a file: known, the new content of an initializer, or a range of one of the model's files. */
+/**
+ * Consecutive bytes of a file: known bytes, the new content of an initializer, or a range of one of the model's files.
+ */
 export type OnnxPiece = { readonly offset: number; readonly byteLength: number } & (
   | { readonly bytes: Uint8Array }
   | { readonly replaced: string }
@@ -128,7 +130,7 @@ function keepFiles(
   const files: OnnxFile[] = []
   const nextName = () => `${path}_data${files.length === 0 ? '' : `_${files.length}`}`
   const renamed = new Map<string, string>()
-  // X_data_2 before X_data_10.
+  // Numeric order: X_data_2 comes before X_data_10.
   for (const location of locations.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) {
     const name = nextName()
     const { byteLength } = model.file(location)
@@ -148,9 +150,9 @@ function keepFiles(
   })
   const addedBytes = added.reduce((sum, { range }) => sum + range.byteLength, 0)
   if (addedBytes > maxAddedBytes) {
-    const own = dataFile(nextName(), added, true)
-    for (const entry of own.tensors) tensors.set(...entry)
-    files.push(own.file)
+    const addedData = dataFile(nextName(), added, true)
+    for (const entry of addedData.tensors) tensors.set(...entry)
+    files.push(addedData.file)
   }
   const inside = weights.map((weight): PlannedWeight => {
     const moved = tensors.get(weight.tensor)
@@ -196,7 +198,7 @@ function planWeight(model: OnnxModel, tensor: TensorProto, replaced: ReadonlySet
   return { tensor, range, content: isInside ? toBinary(TensorProtoSchema, tensor) : undefined, isReplaced }
 }
 
-/** Protobuf takes fields in any order: graph and initializers come last, so that their lengths are known in advance. */
+/** Protobuf allows fields in any order. Graph and initializers are written last, when their lengths are known. */
 function graphFile(path: string, proto: ModelProto, weights: readonly PlannedWeight[]): OnnxFile {
   const graph = proto.graph as NonNullable<ModelProto['graph']>
   const graphBytes = toBinary(GraphProtoSchema, copyMessage(graph, { initializer: [] }))
@@ -226,7 +228,7 @@ function graphFile(path: string, proto: ModelProto, weights: readonly PlannedWei
   return file
 }
 
-/** Contents in attributes are small: they go back into the graph. */
+/** Puts the contents of attributes, which are small, back into the graph. */
 async function inlineAttributes(model: OnnxModel, proto: ModelProto): Promise<ModelProto> {
   const initializers = new Set(proto.graph?.initializer)
   const contents = new Map<TensorProto, TensorProto>()

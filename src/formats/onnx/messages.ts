@@ -2,13 +2,13 @@
 
 import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto } from './gen/onnx_pb.js'
 
-/** Unlike `create(schema, {...message})`, this keeps the prototype, on which the defaults of unset fields live. */
+/** Copies a message with its prototype, which has the defaults of unset fields. A spread would lose it. */
 export function copyMessage<T extends object>(message: T, changes: Partial<T> = {}): T {
   return Object.assign(Object.create(Object.getPrototypeOf(message) as object) as T, message, changes)
 }
 
 /**
- * Every tensor of initializers, attributes, sub-graphs and functions. What does not change is shared with the old
+ * Changes the tensors of initializers, attributes, subgraphs and functions. Everything else is shared with the old
  * model.
  */
 export function mapTensors(model: ModelProto, change: (tensor: TensorProto) => TensorProto): ModelProto {
@@ -21,7 +21,7 @@ export function mapTensors(model: ModelProto, change: (tensor: TensorProto) => T
   return copyMessage(model, { graph, functions })
 }
 
-/** In the order of {@link mapTensors}. */
+/** All tensors of a model, in the order of {@link mapTensors}. */
 export function tensorsOf(model: ModelProto): TensorProto[] {
   const tensors: TensorProto[] = []
   mapTensors(model, (tensor) => {
@@ -51,7 +51,7 @@ function mapAttribute(attribute: AttributeProto, change: (tensor: TensorProto) =
   return isSame ? attribute : copyMessage(attribute, { ...(t && { t }), ...(g && { g }), tensors, graphs })
 }
 
-/** The old array is given back when no item changes. */
+/** Returns the same array if no item changes. */
 function mapList<T>(items: T[], change: (item: T) => T): T[] {
   let result = items
   items.forEach((item, i) => {

@@ -1,4 +1,4 @@
-// An ONNX model with its weights left on disk: the graph in memory, each large tensor a byte range of a file.
+// An ONNX model whose weights stay on disk: the graph is in memory, and each large tensor is a byte range of a file.
 
 import { type ByteSource, checkRange, type Directory, sniff } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
@@ -11,18 +11,19 @@ import { inlineBytes, isExternal, weightRange } from './tensors.js'
 /** An ONNX model: its graph in memory, its weights as byte ranges of files. */
 export class OnnxModel {
   constructor(
-    /** For messages: the file's path. */
+    /** The file's path, for messages. */
     readonly name: string,
-    /** The file's base name; contents of the file itself are external data under this location. */
+    /** The file's base name. Tensors inside the file itself are external data with this location. */
     readonly fileName: string,
     /** The graph. Contents of 1 kB or more are external data; their locations are the keys of `files`. */
     readonly proto: ModelProto,
-    /** The files that hold weights, by location; the model's own among them. */
+    /** The files that hold weights, by location, including the .onnx file. */
     readonly files: ReadonlyMap<string, ByteSource>,
   ) {}
 
   /**
-   * The bytes of a tensor of this model, or of one that points into its files; of a range no more is read.
+   * Reads the bytes of a tensor of this model, or of any tensor that points into its files. Only the given range is
+   * read.
    *
    * @throws FormatError when content and shape disagree, FileError when the file cannot be read
    */
@@ -36,7 +37,7 @@ export class OnnxModel {
   }
 
   /**
-   * The file behind an external location.
+   * The file that an external location names.
    *
    * @throws FormatError when the model has no such file
    */
@@ -52,14 +53,19 @@ export class OnnxModel {
   }
 }
 
-/** Says what a file that is no ONNX model is, where its first bytes tell. */
+/** Throws for a file that is not an ONNX model, and says what the file is if its first bytes tell. */
 async function refuse(source: ByteSource, cause: unknown): Promise<never> {
-  const other = cause instanceof FormatError ? await sniff(source) : undefined
-  if (other === undefined) throw cause
-  throw new FormatError({ where: source.name, what: `not an ONNX model but ${other.name}`, hint: other.hint, cause })
+  const recognized = cause instanceof FormatError ? await sniff(source) : undefined
+  if (recognized === undefined) throw cause
+  throw new FormatError({
+    where: source.name,
+    what: `not an ONNX model but ${recognized.name}`,
+    hint: recognized.hint,
+    cause,
+  })
 }
 
-/** Neither its own weights nor those in external files are read. Throws FileError when one of the files is missing. */
+/** Opens a model without reading its weights. Throws FileError if one of its external files is missing. */
 export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
   const slash = path.lastIndexOf('/')
   const fileName = path.slice(slash + 1)
@@ -117,7 +123,7 @@ async function openExternal(
   })
 }
 
-/** External data stay where they are. */
+/** Writes the graph. External data stay where they are. */
 export function serializeModel(proto: ModelProto): Uint8Array {
   return toBinary(ModelProtoSchema, proto)
 }

@@ -1,29 +1,29 @@
-// Messages of protobuf by a table of their fields (gen/onnx_pb.ts): made, read and written. Fields that a message does
-// not set have their zero on its prototype. Those that the table does not know are kept.
-// Format: https://protobuf.dev/programming-guides/encoding/
+// Creates, reads and writes protobuf messages by a table of their fields (gen/onnx_pb.ts). The prototype of a message
+// has the default of each unset field. Fields that are missing in the table are kept as they are. Format:
+// https://protobuf.dev/programming-guides/encoding/
 
 import type { Message, MessageInitShape } from '@bufbuild/protobuf'
 import type { GenMessage } from '@bufbuild/protobuf/codegenv2'
 import { BinaryReader, BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
 
-/** The form of a message. */
+/** The fields of a kind of message. */
 export interface Schema<T extends Message> {
   readonly typeName: T['$typeName']
   readonly fields: ReadonlyMap<number, Field>
-  /** Zeros of fields without a value. */
+  /** The defaults of unset fields. */
   readonly zeros: object
 }
 
 interface Field {
   readonly number: number
   readonly name: string
-  /** The union that it is one of. */
+  /** The union (`oneof`) that the field belongs to. */
   readonly union: string | undefined
   readonly isList: boolean
-  /** A list whose values are written as one block. */
+  /** True for a list whose values are written as one block. */
   readonly isPacked: boolean
   readonly scalar: Scalar
-  /** The schema of a field that is a message. */
+  /** The schema of the field's message, if it is a message. */
   readonly schema: (() => AnySchema) | undefined
 }
 
@@ -43,13 +43,13 @@ const WIRE_TYPES: Partial<Record<Scalar, WireType>> = {
   float: WireType.Bit32,
   double: WireType.Bit64,
 }
-/** Messages inside one another. */
+/** How deep messages may be nested. */
 const MAX_DEPTH = 100
 
 /**
  * The schemas of a file's messages, by name.
  *
- * @param rows the fields of each: `name:number type`, with * after the type of a list, ** of a packed one
+ * @param rows each message's fields as `name:number type`, with * after the type of a list and ** of a packed list
  */
 export function readTable(rows: Readonly<Record<string, string>>): ReadonlyMap<string, AnySchema> {
   const table = new Map<string, AnySchema>()
@@ -81,20 +81,21 @@ export function schemaOf<T extends Message>(table: ReadonlyMap<string, AnySchema
   return table.get(name) as Schema<T>
 }
 
-/** A message with the given fields. Plain objects in them become messages too. */
+/** Creates a message with the given fields. Plain objects among the values become messages too. */
 export function create<T extends Message>(schema: Schema<T>, fields?: MessageInitShape<GenMessage<NoInfer<T>>>): T {
   const message = Object.create(schema.zeros) as Values
   message.$typeName = schema.typeName
-  for (const { name, union, isList, schema: own } of schema.fields.values()) {
+  for (const { name, union, isList, schema: schemaOf } of schema.fields.values()) {
     if (union !== undefined) message[union] ??= { case: undefined }
     else if (isList) message[name] = []
     const given = (fields as Values | undefined)?.[union ?? name]
     if (given === undefined) continue
     const made = (value: unknown) =>
-      own === undefined || (value as Message).$typeName !== undefined
+      schemaOf === undefined || (value as Message).$typeName !== undefined
         ? value
-        : create(own(), value as MessageInitShape<GenMessage<Message>>)
-    if (union === undefined) message[name] = isList && own !== undefined ? (given as unknown[]).map(made) : made(given)
+        : create(schemaOf(), value as MessageInitShape<GenMessage<Message>>)
+    if (union === undefined)
+      message[name] = isList && schemaOf !== undefined ? (given as unknown[]).map(made) : made(given)
     else if ((given as Chosen).case === name) message[union] = { case: name, value: made((given as Chosen).value) }
   }
   return message as unknown as T
@@ -136,9 +137,9 @@ function read<T extends Message>(schema: Schema<T>, message: T, reader: BinaryRe
 
 function readValue({ schema, scalar }: Field, reader: BinaryReader, depth: number, before?: unknown): unknown {
   if (schema === undefined) return reader[scalar]()
-  const own = schema()
+  const schemaOf = schema()
   const length = reader.uint32()
-  return read(own, (before as Message | undefined) ?? create(own), reader, reader.pos + length, depth + 1)
+  return read(schemaOf, (before as Message | undefined) ?? create(schemaOf), reader, reader.pos + length, depth + 1)
 }
 
 /** The bytes of a message. */
@@ -148,7 +149,7 @@ export function toBinary<T extends Message>(schema: Schema<T>, message: T): Uint
 
 function write(schema: AnySchema, message: Message, writer: BinaryWriter): BinaryWriter {
   const values = message as unknown as Values
-  for (const { number, name, union, isList, isPacked, scalar, schema: own } of schema.fields.values()) {
+  for (const { number, name, union, isList, isPacked, scalar, schema: schemaOf } of schema.fields.values()) {
     const chosen = union === undefined ? undefined : (values[union] as Chosen)
     const list = isList ? (values[name] as unknown[]) : singleOf(values, name, chosen)
     if (list.length === 0) continue
@@ -157,7 +158,7 @@ function write(schema: AnySchema, message: Message, writer: BinaryWriter): Binar
       writer.tag(number, WireType.LengthDelimited).fork()
       for (const value of list) put(value)
       writer.join()
-    } else if (own === undefined) {
+    } else if (schemaOf === undefined) {
       for (const value of list) {
         writer.tag(number, WIRE_TYPES[scalar] ?? WireType.Varint)
         put(value)
@@ -165,7 +166,7 @@ function write(schema: AnySchema, message: Message, writer: BinaryWriter): Binar
     } else {
       for (const value of list) {
         writer.tag(number, WireType.LengthDelimited).fork()
-        write(own(), value as Message, writer).join()
+        write(schemaOf(), value as Message, writer).join()
       }
     }
   }
@@ -173,7 +174,7 @@ function write(schema: AnySchema, message: Message, writer: BinaryWriter): Binar
   return writer
 }
 
-/** The value of a field that is set, as a list. */
+/** The values of a field as a list; empty if it is not set. */
 function singleOf(values: Values, name: string, chosen: Chosen | undefined) {
   if (chosen !== undefined) return chosen.case === name ? [chosen.value] : []
   return Object.hasOwn(values, name) && values[name] !== undefined ? [values[name]] : []

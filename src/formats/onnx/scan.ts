@@ -1,24 +1,24 @@
-// Reads an .onnx file without its weights: large tensors become external_data, ranges of that very file. Wire format:
-// https://protobuf.dev/programming-guides/encoding/
+// Reads an .onnx file without its weights: large tensors become external data, that is, ranges of the same file.
+// Wire format: https://protobuf.dev/programming-guides/encoding/
 
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
 import { type ByteSource, concatBytes } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'
 
-/** Smaller contents (shapes, scalars, axes) stay in the graph, where they can be read at once. */
+/** Smaller tensors (shapes, scalars, axes) stay in the graph, so that they can be read immediately. */
 const EXTERNAL_THRESHOLD = 1024
 
 const WINDOW = 32 * 1024
 
-/** Protobuf's own parsers stop at the same depth. */
+/** The limit of protobuf's own parsers. */
 const MAX_DEPTH = 100
 
-/** A skeleton above this size is no graph but weights in a form that cannot be left in the file. */
+/** If more than this remains, the file has weights in a form that cannot be left in place. */
 const MAX_SKELETON = 1 << 30
 
 type Kind = 'model' | 'graph' | 'node' | 'attribute' | 'function' | 'tensor'
 
-/** Fields that lead to tensors, by message; numbers from onnx.proto. */
+/** The fields of each message that lead to tensors. The numbers are onnx.proto's. */
 const CHILDREN: Record<Kind, Readonly<Record<number, Kind>>> = {
   model: { 7: 'graph', 25: 'function' },
   graph: { 1: 'node', 5: 'tensor' },
@@ -31,10 +31,10 @@ const CHILDREN: Record<Kind, Readonly<Record<number, Kind>>> = {
 const TENSOR = { dataType: 2, floatData: 4, rawData: 9, externalData: 13, dataLocation: 14 }
 const FLOAT = 1
 
-/** A run of the file's bytes, or bytes made here. */
+/** A range of the file, or new bytes. */
 type Piece = readonly [start: number, end: number] | Uint8Array
 
-/** `location` is the name under which the file is referred to. Throws FormatError without a graph. */
+/** The file without its large tensors. External data refer to it as `location`. Throws FormatError without a graph. */
 export async function scanSkeleton(source: ByteSource, location: string): Promise<Uint8Array> {
   const scanner = new Scanner(source, location)
   const pieces = (await scanner.message('model', 0, source.byteLength, 0)) ?? [[0, source.byteLength] as const]
@@ -59,7 +59,7 @@ class Scanner {
     private readonly location: string,
   ) {}
 
-  /** Undefined: the bytes of the message in [start, end) can be kept as they are. */
+  /** The new content of the message in [start, end), or undefined if its bytes can stay as they are. */
   async message(kind: Kind, start: number, end: number, depth: number): Promise<Piece[] | undefined> {
     if (depth > MAX_DEPTH) throw this.error(`messages are nested more than ${MAX_DEPTH} deep`)
     const pieces: Piece[] = []
@@ -97,14 +97,14 @@ class Scanner {
     if (pieces.length === 0 && kept === start) return undefined
     if (kept < end) pieces.push([kept, end])
     if (content !== undefined) {
-      // Packed float_data has the layout of raw_data; in a tensor of another type (complex) it stays.
+      // Packed float_data has the layout of raw_data, except for complex tensors, which stay in the graph.
       if (content.field === TENSOR.floatData && dataType !== FLOAT) return undefined
       pieces.push(this.#reference(content.start, content.end - content.start))
     }
     return pieces
   }
 
-  /** Length-delimited fields alone have a beginning of their body. */
+  /** Reads a field's header. Only length-delimited fields have a `body`. */
   async #field(
     at: number,
     end: number,
@@ -135,7 +135,7 @@ class Scanner {
     return writer.tag(TENSOR.dataLocation, WireType.Varint).uint32(1).finish()
   }
 
-  /** Base 128, seven bits a byte; exact below 2⁵³. */
+  /** Reads a base-128 number, seven bits in each byte, which is exact below 2⁵³. */
   async #varint(at: number, end: number): Promise<{ value: number; end: number }> {
     if (at < this.#windowStart || at + 10 > this.#windowStart + this.#window.byteLength) {
       this.#windowStart = at

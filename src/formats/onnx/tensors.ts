@@ -12,7 +12,7 @@ import {
 } from './gen/onnx_pb.js'
 import { create } from './protobuf.js'
 
-/** Two messages that everything reads have short names. */
+/** The messages of ONNX, with short names for the two that are used everywhere. */
 export * from './gen/onnx_pb.js'
 export { AttributeProto_AttributeType as AttributeType, TensorProto_DataType as DataType } from './gen/onnx_pb.js'
 
@@ -50,7 +50,7 @@ export function dataTypeName(dataType: number): string {
   return name ?? `type ${dataType}`
 }
 
-/** Undefined for strings, types that this schema does not know, and negative dimensions. */
+/** Returns undefined for strings, for unknown types, and if a dimension is negative. */
 export function byteLengthOf(dataType: number, dims: readonly number[]): number | undefined {
   const bits = BITS[dataType as DataType]
   return bits === undefined || dims.some((dim) => dim < 0) ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
@@ -64,7 +64,7 @@ export function isExternal(tensor: TensorProto): boolean {
   return tensor.dataLocation === DataLocation.EXTERNAL
 }
 
-/** The place of an external tensor's bytes. */
+/** Where the bytes of an external tensor are. */
 export interface WeightRange {
   readonly name: string
   /** The file, relative to the model's folder. */
@@ -75,7 +75,7 @@ export interface WeightRange {
   readonly dims: readonly number[]
 }
 
-/** Throws FormatError when an entry is no number, a dimension is negative, or length and shape disagree. */
+/** Throws FormatError if an entry is not a number, a dimension is negative, or length and shape disagree. */
 export function weightRange(tensor: TensorProto, where: string): WeightRange {
   const entries = new Map(tensor.externalData.map(({ key, value }) => [key, value]))
   const dims = dimsOf(tensor)
@@ -162,7 +162,7 @@ const floats: Typed = ({ floatData }) => Float32Array.from(floatData)
 const doubles: Typed = ({ doubleData }) => Float64Array.from(doubleData)
 const halves: Typed = ({ int32Data }) => Uint16Array.from(int32Data)
 
-/** Small types share int32_data, one element an entry. */
+/** The typed fields of TensorProto. Small types are stored in int32_data, one element in each entry. */
 const TYPED: Partial<Record<DataType, Typed>> = {
   [DataType.FLOAT]: floats,
   [DataType.COMPLEX64]: floats,
@@ -216,6 +216,6 @@ export function floatsOf(tensor: TensorProto): number[] | undefined {
 function numbersOf(tensor: TensorProto, arrays: typeof INTEGERS): number[] | undefined {
   const OwnArray = arrays[tensor.dataType as DataType]
   if (OwnArray === undefined || isExternal(tensor)) return undefined
-  // A copy has a buffer of its own. Not by slice: that of Node's Buffer is a view of the same memory.
+  // Copied by a constructor and not by `slice`, which gives a view of the same memory for Node's Buffer.
   return Array.from(new OwnArray(new Uint8Array(inlineBytes(tensor, 'ONNX model')).buffer), Number)
 }

@@ -1,4 +1,4 @@
-// Files of pictures in Node, by sharp: an optional peer.
+// Reads picture files in Node with sharp, an optional peer.
 
 import { access } from 'node:fs/promises'
 import { ConfigError } from '../../base/errors.js'
@@ -16,9 +16,9 @@ type SharpModule = (file: string | Uint8Array) => Sharp
 
 let loading: Promise<SharpModule> | undefined
 
-/** Turned as its camera was held. */
+/** Reads a picture and rotates it as its camera was held. */
 export async function decodeWithSharp(file: string | Uint8Array): Promise<RgbImage> {
-  // A wrong path is told of first: to install sharp would not help there.
+  // A wrong path is an error of its own: installing sharp would not help.
   if (typeof file === 'string') await access(file)
   loading ??= loadSharp()
   const sharp = await loading
