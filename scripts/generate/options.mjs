@@ -28,7 +28,6 @@ const TABLES = {
     'src/index/away/push.ts': ['PushOptions'],
     'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
     'src/index/train.ts': ['CheckDataOptions', 'TrainOptions'],
-    'src/lora/init/data-inits.ts': ['CordaOptions', 'EvaOptions', 'LoftqOptions', 'LoraGaOptions'],
     'src/peft/adapter-folder.ts': ['SaveOptions'],
     'src/train/report.ts': ['TrainEvents'],
   },

@@ -2,7 +2,7 @@
 // misspelled option is an error that says what was meant; nothing is ignored in silence.
 
 import { ConfigError } from './errors.js'
-import { meantBy } from './synonyms.js'
+import { meantBy, peftStart } from './synonyms.js'
 
 /** A kind of values: what an option or an argument may be. */
 export interface Kind {
@@ -139,7 +139,8 @@ export function checkOptions<T extends object>(
 export function checkArgument(value: unknown, { expected, words = [], accepts }: Kind, where: string): void {
   if (accepts(value)) return
   const meant = typeof value === 'string' ? meantBy(value, words) : undefined
-  const hint = meant === undefined ? undefined : `Did you mean ${meant}?`
+  const start = where === 'init' && typeof value === 'string' ? peftStart(value) : undefined
+  const hint = meant === undefined ? start : `Did you mean ${meant}?`
   throw new ConfigError({ where, what: 'not valid', expected, got: describe(value), ...(hint && { hint }) })
 }
 

@@ -93,6 +93,23 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   cuda: 'nvidia',
 }
 
+/** Initial values that PEFT computes and lowrank does not: what to write in Python. */
+const PEFT_STARTS: Readonly<Record<string, string>> = {
+  eva: "get_peft_model(model, LoraConfig(init_lora_weights='eva', eva_config=EvaConfig())) and initialize_lora_eva_weights(model, dataloader)",
+  loraga:
+    "preprocess_loraga(model, config, train_step) and get_peft_model with config = LoraConfig(init_lora_weights='lora_ga', lora_ga_config=LoraGAConfig())",
+  corda:
+    "preprocess_corda(model, config, run_model=…) and get_peft_model with config = LoraConfig(init_lora_weights='corda', corda_config=CordaConfig())",
+  loftq: "get_peft_model(model, LoraConfig(init_lora_weights='loftq', loftq_config=LoftQConfig()))",
+  mica: "get_peft_model(model, LoraConfig(init_lora_weights='mica'))",
+}
+
+/** What to do instead of starting an adapter in this way, or undefined if the word means no such start. */
+export function peftStart(word: string): string | undefined {
+  const call = PEFT_STARTS[plain(word)]
+  return call && `PEFT makes adapters of this kind: ${call}. Train them there`
+}
+
 /** Apart from the others: pages have no commands. */
 export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
   train: 'finetune fine-tune fit lora qlora tune',

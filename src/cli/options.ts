@@ -1,7 +1,7 @@
 // Commands as data. Built on Node's own parser: others ignore unknown options, or cannot repeat one.
 
 import { parseArgs } from 'node:util'
-import { meantBy } from '../base/synonyms.js'
+import { meantBy, peftStart } from '../base/synonyms.js'
 
 /** The command line itself is wrong: exit code 2. */
 export class UsageError extends Error {
@@ -76,8 +76,9 @@ export function choice<const C extends string, const F extends C | undefined = u
       if (last === undefined) return fallback as F
       if ((values as readonly string[]).includes(last.value)) return last.value as C
       const near = meantBy(last.value, values)
-      const hint = near === undefined ? '' : `; did you mean ${near}?`
-      throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'${hint}`)
+      const start = last.flag === '--init' ? peftStart(last.value) : undefined
+      const hint = near === undefined ? start && `. ${start}` : `; did you mean ${near}?`
+      throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'${hint ?? ''}`)
     },
   }
 }

@@ -1,7 +1,7 @@
 // The kinds of values that settings of a LoraConfig take, for the table of options (gen/options.ts).
 
 import { isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
-import { INITS, isInit } from './init/inits.js'
+import { isInit, STARTS } from './init/inits.js'
 import { isLayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
 /** Each entry is compared with each tensor: no person lists more modules or parameters. */
@@ -10,7 +10,7 @@ const MAX_ENTRIES = 1000
 const INDEX = ranged('an integer of at least 0')
 const NAMES = listOf(NAME)
 
-export const INIT: Kind = { ...kind(INITS.join(', '), isInit), words: INITS }
+export const INIT: Kind = { ...kind(STARTS.join(', '), isInit), words: STARTS }
 
 export const MODULES: Kind = kind(
   'module names, an expression or all-linear',

@@ -1,6 +1,7 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
 import { ConfigError, DataError, MismatchError, StateError } from '../base/errors.js'
+import { peftStart } from '../base/synonyms.js'
 import { invocationStart } from '../graph/training/activation.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
@@ -47,7 +48,7 @@ function checkInit(init: Init): void {
     what: 'train starts new adapters from shapes alone, and this start needs data or the weights of the base',
     expected: DRAWN_INITS.join(', '),
     got: init,
-    ...(init === 'eva' && { hint: 'Start an adapter by evaInitialize of lowrank/init, and give it as adapter' }),
+    hint: peftStart(init),
   })
 }
 

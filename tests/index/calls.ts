@@ -5,7 +5,6 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import * as init from '../../src/init.js'
 import * as lowrank from '../../src/node.js'
 import { oneThread } from '../infer/models.js'
 import { sessionCalls } from './session-calls.js'
@@ -271,45 +270,6 @@ export const FUNCTIONS: Record<string, Call> = {
   StreamDirectory: {
     call: (...args: never[]) => new (lowrank.StreamDirectory as new (...args: unknown[]) => unknown)(...args),
     args: () => [() => undefined, 'name'],
-  },
-
-  'lowrank/init.evaInitialize': {
-    call: init.evaInitialize,
-    args: () => [adapter(), [['q', [[1, 2]]]], { rho: 1 }],
-    options: 2,
-    misspelled: { rhoo: /rho/ },
-  },
-  'lowrank/init.loraGaInitialize': {
-    call: init.loraGaInitialize,
-    args: () => [
-      layer({ init: 'lora-ga' }),
-      [
-        [1, 2],
-        [3, 4],
-      ],
-      {},
-    ],
-    options: 2,
-    misspelled: { directions: /direction/ },
-  },
-  'lowrank/init.cordaInitialize': {
-    call: init.cordaInitialize,
-    args: () => [
-      layer({ init: 'corda' }),
-      [
-        [1, 0],
-        [0, 1],
-      ],
-      {},
-    ],
-    options: 2,
-    misspelled: { metod: /method/ },
-  },
-  'lowrank/init.loftqInitialize': {
-    call: init.loftqInitialize,
-    args: () => [layer(), (weight: unknown) => weight, { iterations: 1 }],
-    options: 2,
-    misspelled: { iteration: /iterations/ },
   },
 }
 

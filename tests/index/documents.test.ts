@@ -30,7 +30,7 @@ const blocks = new Map(
   }),
 )
 
-const entries = ['index', 'handoff-entry/entry', 'init', 'transformers', 'serve/node/entry'].map((name) =>
+const entries = ['index', 'handoff-entry/entry', 'transformers', 'serve/node/entry'].map((name) =>
   join(root, 'dist', `${name}.d.ts`),
 )
 const surroundings = join(root, 'docs', 'surroundings.d.ts')

@@ -88,13 +88,10 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
     const folder = output('plain')
     copyFileSync(join(consumer.folder, 'node_modules/lowrank/dist/browser.js'), join(folder, 'browser.js'))
     const page = readFileSync(join(consumer.folder, 'page.mjs'), 'utf8')
-    // The one module has the main entry; lowrank/init is for bundlers.
+    // The one module has the main entry; lowrank/handoff is for bundlers.
     const plain = page
       .replace("from 'lowrank'", "from './browser.js'")
-      .replace(
-        "import { loraGaInitialize } from 'lowrank/init'",
-        'const loraGaInitialize = (layer) => saveAdapter(layer)',
-      )
+      .replace("import { handoff } from 'lowrank/handoff'", 'const handoff = (run) => saveAdapter(run)')
     writeFileSync(join(folder, 'page.js'), plain)
     expect(readdirSync(folder).sort()).toEqual(['browser.js', 'page.js'])
     await expectRuns(folder)
@@ -202,13 +199,13 @@ describe.each(Object.entries(RUNTIMES))('in %s', (_, command) => {
       'runtime.mjs',
       `import process from 'node:process'
        import { LowrankError, openSession, train } from 'lowrank'
-       import { evaInitialize } from 'lowrank/init'
+       import { handoff } from 'lowrank/handoff'
        const model = ${JSON.stringify(MODEL)}
        const { adapter, report } = await train({ model, data: [{ text: 'And the people' }], maxSteps: 1 })
        const session = await openSession(model, { adapters: { trained: adapter } })
        const { tokens } = await session.generate('And', { adapter: 'trained', maxNewTokens: 2 })
        await session.dispose()
-       const refused = await evaInitialize({}, []).catch((error) => error)
+       const refused = await handoff({}).catch((error) => error)
        console.log(JSON.stringify({ steps: report.steps, tokens, isOneClass: refused instanceof LowrankError }))
        process.exit(0)`,
     )
@@ -225,8 +222,8 @@ describe.skipIf(oldTypeScript === undefined)('TypeScript 5.7, the oldest', () =>
     consumer.write(
       'old.mts',
       `import { LoraLayer, openSession, train } from 'lowrank'
-       import { evaInitialize } from 'lowrank/init'
-       export const all = [new LoraLayer([[1]], { rank: 1 }), openSession, train, evaInitialize]`,
+       import { handoff } from 'lowrank/handoff'
+       export const all = [new LoraLayer([[1]], { rank: 1 }), openSession, train, handoff]`,
     )
     const compilerOptions = {
       target: 'ES2022',

@@ -10,7 +10,7 @@ import {
   train,
   webRuntime,
 } from 'lowrank'
-import { loraGaInitialize } from 'lowrank/init'
+import { handoff } from 'lowrank/handoff'
 
 async function run() {
   const adapter = new LoraAdapter({ rank: 1, targetModules: ['q'] })
@@ -18,7 +18,7 @@ async function run() {
   const folder = new MemoryDirectory()
   await saveAdapter(adapter, folder)
   const back = await loadAdapter(folder)
-  const refused = await loraGaInitialize({}, [[1]]).catch((error) => error)
+  const refused = await handoff({}).catch((error) => error)
   const path = await loadAdapter('./adapter').catch((error) => error)
   const fetched = async (file) => new Uint8Array(await (await fetch(`/model/${file}`)).arrayBuffer())
   const files = {}

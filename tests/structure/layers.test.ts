@@ -33,7 +33,6 @@ const ALL = [
   'index',
   'node',
   'handoff-entry',
-  'init',
   'transformers',
   'serve',
   'server',
@@ -65,10 +64,9 @@ const LAYERS: Record<string, readonly string[]> = {
   infer: ['base', 'formats', 'text', 'images', 'runtime', 'lora', 'graph', 'tasks'],
   evaluate: ['base', 'data', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
-  index: below('index', 'node', 'handoff-entry', 'init', 'transformers', 'serve', 'server', 'cli'),
-  node: below('node', 'handoff-entry', 'init', 'transformers', 'serve', 'server', 'cli'),
+  index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'),
+  node: below('node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'),
   'handoff-entry': ['handoff', 'index', 'node'],
-  init: ['lora', 'index'],
   transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
   // Commands use the public API, and `base` and `report` besides: guesses for misspelled words, and pages.
   serve: ['base', 'graph', 'text', 'infer', 'index', 'node', 'server'],
@@ -77,18 +75,7 @@ const LAYERS: Record<string, readonly string[]> = {
 }
 
 /** Layers that may import more than they do. */
-const WIDER = new Set([
-  'tools',
-  'exchange',
-  'index',
-  'node',
-  'handoff-entry',
-  'init',
-  'transformers',
-  'serve',
-  'server',
-  'cli',
-])
+const WIDER = new Set(['tools', 'exchange', 'index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'])
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
 const NODE_ONLY = /^src\/(cli\/|node\.ts$|(.*\/)?node\/)/

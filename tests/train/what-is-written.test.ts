@@ -60,7 +60,7 @@ it.each(['eva', 'lora-ga', 'corda', 'pissa', 'pissa-niter-4', 'olora', 'mica'] a
     const error = await trainTiny({ model, data, config: { init } }).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(ConfigError)
     expect(error).toMatchObject({ where: 'init', got: init })
-    if (init === 'eva') expect((error as ConfigError).hint).toContain('evaInitialize')
+    if (['eva', 'lora-ga', 'corda', 'mica'].includes(init)) expect((error as ConfigError).hint).toContain('PEFT')
   },
 )
 

@@ -12,7 +12,6 @@ import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
 import type { PushOptions } from '../away/push.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
 import type { CheckDataOptions, TrainOptions } from '../train.js'
-import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
 import type { SaveOptions } from '../../peft/adapter-folder.js'
 import type { TrainEvents } from '../../train/report.js'
 
@@ -237,27 +236,6 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   signal: SIGNAL,
   sample: listOf(NAME),
   on: OBJECT,
-}
-
-export const CORDA_OPTIONS: OptionTable<CordaOptions> = {
-  method: oneOf('ipm', 'kpm'),
-  damping: ranged('a finite number of at least 0'),
-}
-
-export const EVA_OPTIONS: OptionTable<EvaOptions> = {
-  rho: ranged('a number of at least 1'),
-  whiten: BOOLEAN,
-  adjustAlpha: BOOLEAN,
-}
-
-export const LOFTQ_OPTIONS: OptionTable<LoftqOptions> = {
-  iterations: ranged('an integer of at least 1'),
-}
-
-export const LORA_GA_OPTIONS: OptionTable<LoraGaOptions> = {
-  direction: oneOf('ArBr', 'A2rBr', 'ArB2r', 'random'),
-  scale: oneOf('stable', 'weight-svd', 'gd-scale', 'unit'),
-  gamma: ranged('a finite number above 0'),
 }
 
 export const SAVE_OPTIONS: OptionTable<SaveOptions> = {

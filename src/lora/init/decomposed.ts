@@ -5,23 +5,12 @@ import { F64, type Matrix, transpose, zeros } from '../../base/tensor.js'
 import { columnsOf, copyAs, product } from '../../linalg/product.js'
 import { qr } from '../../linalg/qr.js'
 import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
-import { type Svd, svd, transposed } from '../../linalg/svd.js'
+import { type Svd, transposed } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
 /** Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
 export function leadingTriples(matrix: Matrix, count: number): Svd {
   return randomizedSvd(matrix, count, { tolerance: 1e-13, iterations: 400 })
-}
-
-/** The whole decomposition is needed for the smallest singular values. */
-export function lastTriples(matrix: Matrix, count: number): Svd {
-  const { u, s, vt } = svd(matrix)
-  const [p, k] = vt.shape
-  return {
-    u: columnsOf(u, p - count, count),
-    s: s.slice(p - count),
-    vt: { data: vt.data.slice((p - count) * k), shape: [count, k] },
-  }
 }
 
 /** PiSSA (arXiv 2404.02948): s·B·A is W's best approximation of that rank. Signs of pairs are free. */
@@ -56,11 +45,6 @@ export function oloraFactors(weight: Matrix, rank: number): FactorPair {
   const rows = product(q, w, { transposeA: true }) // (r, d) @ (d, k) → (r, k)
   for (let i = 0; i < rank; i++) rows.data.set(r.data.subarray(i * rank, (i + 1) * rank), i * k)
   return { weightA: rows, weightB: q }
-}
-
-/** MiCA (arXiv 2604.01694): B has the left singular vectors of the r smallest singular values, A is zero. */
-export function micaFactors(weight: Matrix, rank: number): FactorPair {
-  return { weightA: zeros(rank, weight.shape[1], F64), weightB: lastTriples(weight, rank).u }
 }
 
 /**

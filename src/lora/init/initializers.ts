@@ -2,13 +2,14 @@
 
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
+import { peftStart } from '../../base/synonyms.js'
 import { type FloatArray, type Matrix, zeros } from '../../base/tensor.js'
 import { copyAs } from '../../linalg/product.js'
 import { normals } from '../../linalg/randomized-svd.js'
 import { type LoraConfig, scalingOf } from '../config.js'
 import type { FactorPair } from '../delta.js'
-import { fastPissaFactors, micaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
-import { iterationsOf } from './inits.js'
+import { fastPissaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
+import { iterationsOf, STARTS } from './inits.js'
 
 /**
  * In the precision of `like`, with `biasB` (d) where it does not start at zero. Throws UnsupportedError when the
@@ -40,12 +41,20 @@ export function firstFactors(
       return { weightA, weightB: fill(d, rank, drawB), biasB: fill(1, d, drawB).data }
     }
     case 'kaiming-uniform':
-    case 'eva':
-    case 'lora-ga':
-    case 'corda':
       return { weightA: fill(rank, k, uniform(1 / Math.sqrt(k))), weightB: zeros(d, rank, like) }
     case 'orthogonal':
       return pairAs(drawnOrthogonal(rank, [d, k], random), like)
+    case 'mica':
+    case 'eva':
+    case 'lora-ga':
+    case 'corda':
+      throw new ConfigError({
+        where: name === '' ? 'init' : `${name}: init`,
+        what: 'lowrank does not compute these initial values',
+        expected: STARTS.join(', '),
+        got: init,
+        hint: peftStart(init),
+      })
     default:
       return pairAs(fromBase(config, name, base), like)
   }
@@ -71,14 +80,14 @@ function drawnOrthogonal(rank: number, [d, k]: readonly [number, number], random
 }
 
 function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): FactorPair {
-  const { init, rank } = config
+  const { init } = config
   if (base === undefined) {
     throw new UnsupportedError({
       where: name === '' ? 'init' : `${name}: init`,
       what: `${init} starts from the base weight, which this layer does not have`,
     })
   }
-  return init === 'mica' ? micaFactors(base, rank) : takenFromBase(config, name, base)
+  return takenFromBase(config, name, base)
 }
 
 /** B₀·A₀ of pissa and olora, in f64: a function of W, and of the seed for `pissa-niter-N`. */

@@ -15,14 +15,10 @@
  *   min(d, k), lowrank uses min(d, k). The scaling s is still computed from the rank in the config.
  * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. The
  *   rank is limited as with `pissa`.
- * - `mica` (arXiv 2604.01694): B holds the left singular vectors of the r smallest singular values and is not trained;
- *   A = 0.
  *
- * From your data. The layer first has `kaiming-uniform` values. Then call the function of `lowrank/init`:
- * - `eva` (Paischer et al. 2024, arXiv 2410.07170): A from the directions of the layers' inputs, by `evaInitialize`.
- * - `lora-ga` (Wang et al. 2024, arXiv 2407.05000): from a gradient, by `loraGaInitialize`.
- * - `corda` (Yang et al. 2024, arXiv 2406.05223): the singular triples of W·C, with C of the layer's inputs, by
- *   `cordaInitialize`.
+ * Of adapters that PEFT made. lowrank reads them, but does not start them: `mica` (arXiv 2604.01694), `eva` (Paischer
+ * et al. 2024, arXiv 2410.07170), `lora-ga` (Wang et al. 2024, arXiv 2407.05000) and `corda` (Yang et al. 2024, arXiv
+ * 2406.05223).
  */
 export type Init =
   | 'normal'
@@ -40,20 +36,14 @@ export type Init =
 
 export const DRAWN_INITS = ['normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'] as const satisfies Init[]
 
-/** 16 stands for any number of iterations. */
-export const INITS: readonly Init[] = [
-  ...DRAWN_INITS,
-  'pissa',
-  'pissa-niter-16',
-  'olora',
-  'mica',
-  'eva',
-  'lora-ga',
-  'corda',
-]
+/** How a new layer can start. 16 stands for any number of iterations. */
+export const STARTS = [...DRAWN_INITS, 'pissa', 'pissa-niter-16', 'olora'] as const satisfies Init[]
+
+const PEFT_INITS: readonly unknown[] = ['mica', 'eva', 'lora-ga', 'corda'] satisfies Init[]
 
 export function isInit(value: unknown): value is Init {
-  return INITS.includes(value as Init) || (typeof value === 'string' && iterationsOf(value) !== undefined)
+  if (typeof value === 'string' && iterationsOf(value) !== undefined) return true
+  return (STARTS as readonly unknown[]).includes(value) || PEFT_INITS.includes(value)
 }
 
 /** N of `pissa-niter-N`. */
