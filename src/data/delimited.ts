@@ -1,12 +1,13 @@
-// CSV and TSV (RFC 4180): a first line of column names, then a row a record; all values are text. Quoted fields may
-// hold the divider, line breaks and doubled quotes. Read piece by piece, because fields may span them.
+// CSV and TSV (RFC 4180): the first line has the names of the columns, and each further row is a record whose values
+// are all text. Quoted fields may contain the divider, line breaks and doubled quotes. The file is read in chunks, and
+// a field may span several of them.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
 import { type OnInvalid, type Row, unlessInvalid } from './row.js'
 import { checkLength, MAX_RECORD_LENGTH, textChunks } from './text-chunks.js'
 
-/** Characters that may divide the fields of a .csv file: programs of many countries write semicolons. */
+/** The characters that may divide the fields of a .csv file. In many countries programs write semicolons. */
 const DIVIDERS = [',', ';', '\t']
 
 interface Fields {
@@ -14,7 +15,7 @@ interface Fields {
   readonly line: number
 }
 
-/** `divider`: without it, the one that the first line has most of. */
+/** Reads a file's records. Without `divider`, it is the divider that occurs most often in the first line. */
 export async function* readDelimited(source: ByteSource, divider?: string, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   let columns: string[] | undefined
   for await (const { fields, line } of records(source, divider)) {
@@ -60,7 +61,7 @@ function dividerOf(text: string): string {
   return DIVIDERS[counts.indexOf(Math.max(...counts))]
 }
 
-/** A field takes as much memory as so many characters, even if it is empty. */
+/** Even an empty field takes as much memory as this many characters. */
 const FIELD_COST = 16
 
 const [QUOTE, RETURN, NEWLINE] = ['"', '\r', '\n'].map((character) => character.charCodeAt(0))
@@ -71,9 +72,9 @@ async function* records(source: ByteSource, given: string | undefined): AsyncGen
   let dividing = given?.charCodeAt(0)
   let state = 'start of field' as State
   let fields: string[] = []
-  /** Characters of the record's finished fields. */
+  /** The number of characters in the record's finished fields. */
   let taken = 0
-  /** The part of the field under way that came in chunks before this one, or before a doubled quote. */
+  /** The beginning of the current field: what earlier chunks had of it, or what stands before a doubled quote. */
   let begun = ''
   let line = 1
   let recordLine = 1
@@ -98,7 +99,7 @@ async function* records(source: ByteSource, given: string | undefined): AsyncGen
         begun += chunk.slice(start, i)
         state = 'after quote'
       } else if (state === 'after quote' && code === QUOTE) {
-        // A doubled quote: this one is text, and the field goes on.
+        // A doubled quote stands for one quote, and the field goes on.
         start = i
         state = 'quoted field'
       } else if (state === 'start of field' && code === QUOTE) {

@@ -1,4 +1,4 @@
-// JSON in both of its forms: a record a line (JSONL), and one list of records, which is read element by element.
+// JSON data in both forms: one record on each line (JSONL), and a list of records, which is read element by element.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
@@ -27,7 +27,7 @@ const [QUOTE, BACKSLASH, NEWLINE, COMMA] = ['"', '\\', '\n', ','].map((character
 const OPENING = new Set([...'[{'].map((character) => character.charCodeAt(0)))
 const CLOSING = new Set([...']}'].map((character) => character.charCodeAt(0)))
 
-/** Only where an element ends is found here; what it is, JSON.parse decides. */
+/** Reads a list of records. This only finds where an element ends; JSON.parse reads and checks the element. */
 export async function* readJsonArray(source: ByteSource, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   const { name } = source
   let line = 1
@@ -70,7 +70,7 @@ export async function* readJsonArray(source: ByteSource, onInvalid?: OnInvalid):
         throw new DataError({ where: `${name}, line ${line}`, what: 'more text after the list of records has ended' })
       }
       if (depth === 0) {
-        // The caller has seen that the file begins with a bracket.
+        // The caller has checked that the file begins with a bracket.
         depth = 1
         start = i + 1
         continue

@@ -1,8 +1,7 @@
-// Parquet, by hyparquet, an optional peer that loads with the first such file. One row group is held at a time; nested
-// columns (lists of messages) come as objects and lists. hyparquet believes what a file says of its counts and lengths:
-// a damaged file of 1 kB can keep it busy for minutes. So it runs in a thread that is ended when it takes too much time
-// or memory. Pages of browsers have no such thread: there the checks of the footer and a look at the clock after each
-// page of the file must do.
+// Parquet files, read by hyparquet, an optional peer that loads with the first such file. One row group is in memory at
+// a time. hyparquet trusts the counts and lengths in a file, so a damaged file of 1 kB can keep it busy for minutes.
+// Therefore it runs in a thread that we end if it takes too much time or memory. A browser has no such thread: there we
+// only check the footer, and the time after each page of the file.
 
 import type { ColumnChunk, Compressors, FileMetaData, RowGroup } from 'hyparquet'
 import type { ByteSource } from '../base/bytes.js'
@@ -10,8 +9,8 @@ import { DataError, LowrankError, messageOf, UnsupportedError } from '../base/er
 import type { ColumnNames, Row } from './row.js'
 
 /**
- * Milliseconds without those that wait for bytes of the file; bytes that the memory grows by; entries of columns, of
- * which a small file may hold millions, because equal values take no room; bytes of pages after decompression.
+ * Limits for a file: milliseconds, not counting the wait for its bytes; bytes by which the memory may grow; values of
+ * the columns, because a small file may hold millions of equal ones; and bytes of its pages after decompression.
  */
 const limitsFor = (byteLength: number) => ({
   ms: 10_000 + byteLength / 1024,
@@ -21,12 +20,12 @@ const limitsFor = (byteLength: number) => ({
 })
 type ParquetLimits = ReturnType<typeof limitsFor>
 
-/** A table of data for a language model has a handful. hyparquet's time grows with the square of their number. */
+/** Data for a language model has a handful of columns, and hyparquet's time grows with the square of their number. */
 const MAX_COLUMNS = 4096
 const WATCH_MS = 50
 const OWN_CODECS = ['SNAPPY', 'UNCOMPRESSED']
 
-/** `limits` are for tests. Only the columns that `columns` names are read. */
+/** Reads a file's rows, with only the columns that `columns` names. Tests pass their own `limits`. */
 export async function* readParquet(
   source: ByteSource,
   columns?: ColumnNames,
@@ -39,12 +38,12 @@ export async function* readParquet(
     const names = new Set(
       metadata.row_groups.flatMap(({ columns }) => columns.flatMap((column) => nameOf(column) ?? [])),
     )
-    // Parts of such a value may be named many times over.
+    // A VARIANT may refer to one part many times, so a small file could become very large.
     if (metadata.schema.some(({ logical_type }) => logical_type?.type === 'VARIANT')) {
       throw broken(source, 'a column of VARIANT values, which lowrank does not read')
     }
     const named = Object.values(columns ?? {})
-    // If a name is wrong, the rows tell all that there are.
+    // If a name is wrong, read all columns: the error then lists what the rows have.
     const wanted = new Set<string | undefined>(
       named.length > 0 && named.every((name) => names.has(name)) ? named : names,
     )
@@ -66,7 +65,7 @@ export async function* readParquet(
     for (const group of groups) {
       const rows = await reader.rows({ ...metadata, row_groups: [group] })
       const last = rows.at(-1)
-      // A null of a nested column is undefined, too.
+      // A null in a nested column reads as undefined too, so only flat columns can show that one is missing.
       const flat = group.columns.flatMap(({ meta_data }) =>
         meta_data!.path_in_schema[1] ? [] : meta_data!.path_in_schema,
       )
@@ -82,7 +81,7 @@ export async function* readParquet(
   }
 }
 
-/** Throws DataError when the footer has counts that are no such, or that a file of this size does not hold. */
+/** Throws DataError if the footer's counts are not valid, or impossible in a file of this size. */
 function checkCounts(source: ByteSource, groups: readonly RowGroup[], { values, pageBytes }: ParquetLimits): void {
   const sums = { values: 0, bytes: 0 }
   for (const { num_rows, columns } of groups) {
@@ -105,7 +104,7 @@ function checkCounts(source: ByteSource, groups: readonly RowGroup[], { values, 
 
 interface Reader {
   footer(): Promise<FileMetaData>
-  /** The rows of the groups in `metadata`, with the columns that are left in it. */
+  /** The rows of the row groups in `metadata`, with the columns that `metadata` still lists. */
   rows(metadata: FileMetaData): Promise<Record<string, unknown>[]>
   close(): void
 }
@@ -143,14 +142,14 @@ port.on('message', async ({ asked, bytes, metadata, codecs }) => {
 })
 `
 
-/** A reader in a worker thread of Node; undefined where there are none. */
+/** Starts a reader in a worker thread of Node, or returns undefined if the runtime has no such threads. */
 function startThread(source: ByteSource, limits: ParquetLimits): Reader | undefined {
-  // Looked up at run time, so that bundles for browsers hold no trace of Node's modules.
+  // Looked up at run time, so that bundles for browsers do not mention Node's modules.
   const threads = globalThis.process?.getBuiltinModule?.('worker_threads')
   if (threads === undefined) return undefined
   const worker = new threads.Worker(SCRIPT, {
     eval: true,
-    // Nothing of the caller's: loaders, and the parts of a test runner.
+    // Without the caller's arguments, which may load parts of a test runner.
     execArgv: [],
     env: {},
     workerData: { from: import.meta.url, byteLength: source.byteLength },
@@ -162,7 +161,7 @@ function startThread(source: ByteSource, limits: ParquetLimits): Reader | undefi
   const call = <T>(request: object) =>
     new Promise<T>((resolve, reject) => {
       const startRss = process.memoryUsage.rss()
-      // For hyparquet to load, and then for bytes that it asked for.
+      // Counts what is awaited: that hyparquet loads, and then the bytes that it asked for.
       let waits = 1
       let last = performance.now()
       const timer = setInterval(() => {
@@ -241,7 +240,7 @@ function readHere(source: ByteSource, { ms }: ParquetLimits): Reader {
 
 async function load(needsCodecs: boolean) {
   let name = 'hyparquet'
-  // In a `try` bundlers take these packages for optional, and build where they are not installed.
+  // Inside a `try`, bundlers treat these packages as optional and build even if they are not installed.
   try {
     const { parquetMetadataAsync, parquetReadObjects } = await import('hyparquet')
     if (needsCodecs) name = 'hyparquet-compressors'
@@ -254,14 +253,14 @@ async function load(needsCodecs: boolean) {
 
 async function slice(source: ByteSource, start: number, end: number): Promise<ArrayBuffer> {
   const bytes = await source.read(start, Math.min(end, source.byteLength) - start)
-  // Not slice: that of Node's Buffer copies nothing.
+  // A constructor copies; `slice` of Node's Buffer would not.
   return new Uint8Array(bytes).buffer
 }
 
 const needsCodecs = ({ row_groups }: FileMetaData) =>
   row_groups.some(({ columns }) => columns.some(({ meta_data }) => !OWN_CODECS.includes(meta_data?.codec ?? '')))
 
-/** The value with 64-bit integers as numbers, as JSON has them, or as text where a number would round them. */
+/** Turns 64-bit integers into numbers, as in JSON, or into text if a number would round them. */
 function withNumbers(value: unknown): unknown {
   if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : String(value)
   if (Array.isArray(value)) return value.map(withNumbers)

@@ -1,4 +1,4 @@
-// Files of data → rows: each by its format, and those of a folder one after another.
+// Reads data files as rows, each by its format. The files of a folder follow one another.
 
 import { type ByteSource, type Directory, sniff } from '../base/bytes.js'
 import { DataError, listed } from '../base/errors.js'
@@ -9,9 +9,9 @@ import { checkLength, textLines } from './text-chunks.js'
 
 export interface ReadOptions {
   readonly columns?: ColumnNames | undefined
-  /** The name of records in memory, for messages. Default `data`. */
+  /** What messages call records in memory. Default `data`. */
   readonly name?: string
-  /** Takes the errors of records that are passed over. Default: the first one is thrown. */
+  /** Receives the error of each record that is skipped. Default: the first error is thrown. */
   readonly onInvalid?: OnInvalid | undefined
 }
 
@@ -19,7 +19,7 @@ const NO_DATA = /^(\.|readme|licen[cs]e|dataset_infos?)/i
 
 const MODEL_CONFIGS = ['config.json', 'adapter_config.json']
 
-/** Parts of file names that say which share of a data set a file holds. */
+/** Words in file names that say which split of a data set a file holds. */
 const SPLIT_NAME = /(?:^|[._/-])(train|training|test|valid|validation|dev|eval)(?=[._/-]|$)/i
 
 export async function* rowsOfFile(source: ByteSource, options: ReadOptions): AsyncGenerator<Row> {
@@ -42,7 +42,7 @@ export async function* rowsOfFile(source: ByteSource, options: ReadOptions): Asy
   }
 }
 
-/** The data files directly in a folder, by name. Other files are left alone. */
+/** The rows of the data files directly in a folder, in the order of their names. Other files are ignored. */
 export async function* rowsOfFolder(directory: Directory, options: ReadOptions): AsyncGenerator<Row> {
   const all = await directory.list()
   const config = MODEL_CONFIGS.find((name) => all.includes(name))
@@ -81,7 +81,7 @@ export async function* rowsOfFolder(directory: Directory, options: ReadOptions):
   }
 }
 
-/** Not lines, because people break lines in a paragraph, and not the file, of which most would not fit the context. */
+/** A record for each paragraph. Lines would be too short, because people break them, and a whole file would not fit. */
 async function* readParagraphs(source: ByteSource): AsyncGenerator<Row> {
   let lines: string[] = []
   let length = 0
@@ -107,7 +107,7 @@ async function* readParagraphs(source: ByteSource): AsyncGenerator<Row> {
 
 type DataFormat = 'jsonl' | 'json-array' | 'csv' | 'tsv' | 'parquet' | 'text'
 
-/** The format by the end of the name. `.json` is either a list or lines, so its content tells. */
+/** The format by the end of the name. A `.json` file holds a list or lines; its content tells which. */
 const BY_ENDING: Readonly<Record<string, DataFormat | 'json'>> = {
   jsonl: 'json',
   ndjson: 'json',
@@ -119,7 +119,7 @@ const BY_ENDING: Readonly<Record<string, DataFormat | 'json'>> = {
   txt: 'text',
 }
 
-/** Enough to see past a byte order mark and some empty lines. */
+/** Enough to look past a byte order mark and a few empty lines. */
 const HEAD_BYTES = 4096
 
 const DATA_ENDINGS = '.jsonl, .json, .csv, .tsv, .parquet or .txt'
@@ -134,9 +134,9 @@ export async function detectFormat(source: ByteSource): Promise<DataFormat> {
   const text = new TextDecoder().decode(head)
   if (text.startsWith('PAR1')) return 'parquet'
   const named = formatOfName(source.name)
-  const other = named === 'text' ? undefined : await sniff(source)
-  if (other !== undefined)
-    throw new DataError({ where: source.name, what: `no records but ${other.name}`, hint: other.hint })
+  const recognized = named === 'text' ? undefined : await sniff(source)
+  if (recognized !== undefined)
+    throw new DataError({ where: source.name, what: `no records but ${recognized.name}`, hint: recognized.hint })
   if (named !== undefined && named !== 'json') return named
   const first = text.trimStart()[0]
   if (first === '[') return 'json-array'

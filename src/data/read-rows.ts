@@ -1,4 +1,4 @@
-// Data in any of its forms → one stream of rows, each with where it is. Knows nothing of tokens or tasks.
+// Reads data in any form as one stream of rows, each with its place for messages. It does not know tokens or tasks.
 
 import { ConfigError } from '../base/errors.js'
 import { checkArgument } from '../base/options.js'
@@ -26,7 +26,7 @@ export async function* readRows(data: DataSource, options: ReadOptions = {}): As
 async function* rowsOf(data: DataSource, options: ReadOptions): AsyncGenerator<Row> {
   const { name = 'data' } = options
   if (isByteSource(data) || isDirectory(data)) {
-    // A page that has its records in memory fetches no code that reads files.
+    // Loaded only here, so that a page whose records are in memory does not fetch code that reads files.
     const { rowsOfFile, rowsOfFolder } = await import('./read-files.js')
     yield* isByteSource(data) ? rowsOfFile(data, options) : rowsOfFolder(data, options)
   } else if (isIterable(data)) {

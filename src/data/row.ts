@@ -1,4 +1,4 @@
-// The rows that every reader of data gives, from where, and which of them are held out.
+// Rows of data, the forms that data can have, and the choice of rows that are held out for evaluation.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { DataError, nearMisses } from '../base/errors.js'
@@ -25,8 +25,8 @@ export function unlessInvalid<T>(read: () => T, onInvalid: OnInvalid | undefined
 export type Rows = AsyncIterable<Row>
 
 /**
- * Rows held out for evaluation: a seeded choice while rows stream by. The share is kept to within one row. Row numbers
- * are asked for in order, from 0 on.
+ * Chooses the rows that are held out for evaluation, by a seed and without knowing how many rows there are. The share
+ * is kept to within one row. Call the result with each row's number, in order from 0.
  */
 export function planSplit(share: number, seed: number): (index: number) => boolean {
   const random = new Random(seed, 'eval-split')
@@ -42,7 +42,7 @@ export function planSplit(share: number, seed: number): (index: number) => boole
   }
 }
 
-/** Name that is wanted → the data's own name for it. */
+/** Maps the name of a field that lowrank reads to the name of the column in the data. */
 export type ColumnNames = Readonly<Record<string, string>>
 
 export function renameColumns({ row, where }: Row, columns: ColumnNames): Row {

@@ -1,12 +1,12 @@
-// A file's bytes as text, piece by piece, and as lines. No more than a piece and one record is held.
+// Reads a file as chunks of text, or as lines. Only a chunk and one record are in memory.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
 
-/** Bytes read at a time: large enough for few reads, small beside a model. */
+/** Bytes read at a time: enough for few reads, little compared with a model. */
 const CHUNK_BYTES = 1 << 20
 
-/** Characters of one record: a broken file must not be read into memory as a whole. */
+/** The longest record, in characters. Without a limit, a broken file would be read into memory as a whole. */
 export const MAX_RECORD_LENGTH = 1 << 26
 
 export interface Line {

@@ -1,4 +1,4 @@
-// The meaning of a path in a repository or on a server: a folder, or a file and the folder that it belongs to.
+// Decides what a path in a repository or on a server means: a folder, or a file and the folder that it belongs to.
 
 import { type Directory, type Place, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -6,7 +6,7 @@ import type { HubDirectory } from './hub/directory.js'
 import { decoded } from './source.js'
 import type { UrlDirectory } from './url-directory.js'
 
-/** Files that are sources of their own: at a URL nothing else tells them from folders. */
+/** Names of files that can be a source. At a URL, only the name tells a file from a folder. */
 const FILES = /\.(onnx|safetensors|json|gguf|bin|pt|pth|ckpt)$/i
 
 export async function locateInHub(repository: HubDirectory): Promise<Place> {
@@ -41,21 +41,21 @@ export async function locateAtUrl(folder: UrlDirectory): Promise<Place> {
 }
 
 async function locateFile(at: (count: number) => Directory, parts: readonly string[]): Promise<Place> {
-  const own = at(parts.length - 1)
-  const [name] = splitName(parts.at(-1)!, own.name)
+  const folder = at(parts.length - 1)
+  const [name] = splitName(parts.at(-1)!, folder.name)
   const inner = parts.at(-2)
   return inner === undefined
-    ? { directory: own, file: name }
-    : locateGraph(own, name, { directory: at(parts.length - 2), name: inner })
+    ? { directory: folder, file: name }
+    : locateGraph(folder, name, { directory: at(parts.length - 2), name: inner })
 }
 
-/** The Hub's layout keeps graphs in onnx/, one folder below config.json. */
+/** Finds the model's folder for a graph. On the Hub, graphs are in onnx/, one folder below config.json. */
 export async function locateGraph(
-  own: Directory,
+  folder: Directory,
   file: string,
   around: { readonly directory: Directory; readonly name: string },
 ): Promise<Place> {
   const isBelow =
-    file.endsWith('.onnx') && !(await own.has('config.json')) && (await around.directory.has('config.json'))
-  return isBelow ? { directory: around.directory, file: `${around.name}/${file}` } : { directory: own, file }
+    file.endsWith('.onnx') && !(await folder.has('config.json')) && (await around.directory.has('config.json'))
+  return isBelow ? { directory: around.directory, file: `${around.name}/${file}` } : { directory: folder, file }
 }

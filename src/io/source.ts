@@ -1,4 +1,4 @@
-// The meaning of a string that names a model, an adapter or a base. Pure: who calls says which paths exist.
+// Decides what a string that names a model, an adapter or a base means. Pure: the caller says which paths exist.
 
 import { splitName } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
@@ -19,17 +19,17 @@ export type ParsedSource =
 export interface SourceRules {
   readonly where: string
   readonly exists?: (path: string) => boolean
-  /** The address of a Hub of one's own, whose URLs are read as ids too. */
+  /** The address of a private Hub. Its URLs are read as ids too. */
   readonly endpoint?: string | undefined
 }
 
 export const DEFAULT_REVISION = 'main'
 
 const HUB_ORIGINS = ['https://huggingface.co', 'https://hf.co']
-/** The Hub has no longer names; none may reach over the limits of file systems. */
+/** The Hub's limit. Longer names could exceed the limits of file systems. */
 const MAX_ID_LENGTH = 96
 const NAME = /^[A-Za-z0-9_](?:[\w.-]*\w)?$/
-/** Other kinds of repositories, which stand before the id in the Hub's own addresses. */
+/** Other kinds of repositories. Their names stand before the id in the Hub's addresses. */
 const OTHER_KINDS = ['datasets', 'spaces', 'kernels', 'buckets']
 /** Begins like a path: ./ ../ / ~/ C:\ and on Windows .\ and \\server. */
 const PATH = /^(?:\.{1,2}(?:[/\\]|$)|[/\\]|~[/\\]|[A-Za-z]:[/\\])/
@@ -75,7 +75,7 @@ export function parseSource(text: string, rules: SourceRules): ParsedSource {
   })
 }
 
-/** Programs that copy from where an address leads, by its scheme. */
+/** Programs that can copy from an address, by its scheme. */
 const COPIES: Readonly<Record<string, string>> = {
   s3: 'aws s3 cp',
   gs: 'gcloud storage cp',
@@ -85,7 +85,7 @@ const COPIES: Readonly<Record<string, string>> = {
   hf: 'hf download',
 }
 
-/** @throws ConfigError for the address of a place that lowrank does not reach */
+/** @throws ConfigError for an address that lowrank cannot read from */
 export function refuseAddress(text: string, where: string, expected: string): void {
   const [, scheme] = /^([a-z][a-z0-9+.-]+):\/\//i.exec(text) ?? []
   if (scheme === undefined) return
@@ -111,7 +111,7 @@ function parseHub(rest: string, text: string, where: string): HubSource {
   let tail = rest.slice(id.length)
   let revision = DEFAULT_REVISION
   if (tail.startsWith('@')) {
-    // The Hub knows these revisions with a slash; in others the slash is written %2F.
+    // Only these revisions contain a slash on the Hub; in others the slash is written %2F.
     const [, found] = /^@(refs\/(?:pr|convert)\/[^/]+|[^/]*)/.exec(tail)!
     revision = decoded(found) ?? ''
     tail = tail.slice(found.length + 1)
@@ -147,7 +147,9 @@ function parseUrl(text: string, where: string, endpoint: string | undefined): Pa
   return parseHub(`${owner}/${name}@${tail.map((part) => decoded(part) ?? part).join('/')}`, text, where)
 }
 
-/** True if the text can be a model's id, `org/name` or `name`. It becomes a part of paths and of addresses. */
+/**
+ * True if the text can be a model's id, `org/name` or `name`. Strict, because it becomes part of paths and addresses.
+ */
 export function isId(text: string): boolean {
   const parts = text.split('/')
   return (
@@ -157,7 +159,7 @@ export function isId(text: string): boolean {
   )
 }
 
-/** Follows git's rules for names. It becomes a part of paths and of addresses. */
+/** True if git's rules allow the name. Strict, because it becomes part of paths and addresses. */
 export function isRevision(text: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: git refuses them too
   const isClean = !/[\x00-\x20\x7f~^:?*[\\]|\.\.|@\{|\/\/|\.lock(?:\/|$)/.test(text)
@@ -173,7 +175,7 @@ function isInside(path: string): boolean {
   }
 }
 
-/** Without escapes; undefined where one is malformed. */
+/** Decodes percent escapes; returns undefined if one is malformed. */
 export function decoded(text: string): string | undefined {
   try {
     return decodeURIComponent(text)

@@ -1,4 +1,4 @@
-// A folder on a web server, which has no list: files are found by the names that models and adapters have.
+// A folder on a web server. Servers do not list their files, so we ask for the names that models and adapters have.
 
 import {
   type ByteSource,
@@ -37,9 +37,9 @@ const KNOWN_FILES = [
   'tokenizer.json',
   'tokenizer_config.json',
 ]
-/** Folders that are looked for, each by a file that it has. */
+/** Folders that we look for, each with the files that show that it exists. */
 const KNOWN_FOLDERS = { onnx: ['model.onnx', 'model_fp16.onnx', 'model_quantized.onnx', 'model_q4.onnx'] }
-/** Statuses of servers for files that are not there; some storage says 403 to those who may not list. */
+/** Statuses for missing files. Some storage answers 403 if you may not list its files. */
 const ABSENT = [403, 404, 410]
 
 export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' | 'token'>): HubConnection {
@@ -54,7 +54,7 @@ export function urlRefusal(url: string, { status }: ResponseLike): HubError {
 
 export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   protected override readonly refusal = { what: 'nothing is written to a URL', hint: 'Write to a folder' }
-  /** Without the query: it may hold a signature, and the name goes into messages and adapters. */
+  /** Without the query, which may hold a signature: the name is written into messages and adapters. */
   readonly name: string
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
@@ -114,17 +114,17 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   }
 }
 
-/** Asks the server for a file; undefined if there is none. Content whose length it does not tell is read at once. */
+/** Asks for a file; returns undefined if there is none. If the server does not tell its length, it is read at once. */
 async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
   let answer = await request(connection, url, { range: 'bytes=0-0' })
   if (answer.response.status === 206 && !answer.response.headers.has('content-range')) {
-    // A page may not see that header of a server of another origin, but the length of the whole.
+    // A page may not be allowed to see this header of another origin, but it can ask for the whole length.
     await answer.cancel()
     answer = await request(connection, url)
   }
   const { status, headers, ok } = answer.response
   const range = headers.get('content-range') ?? ''
-  // An empty file has no first byte.
+  // An empty file has no first byte, so the range is refused.
   if (status === 416 && /\*\/0$/.test(range)) {
     await answer.cancel()
     return new MemorySource(new Uint8Array(), shown(url))

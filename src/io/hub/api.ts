@@ -1,5 +1,5 @@
-// The routes of the Hub that are read: a revision's commit, the files of a commit, and the bytes of a file. And its
-// refusals: of private, gated and missing repositories it says little to strangers.
+// The Hub's routes that lowrank reads: the commit of a revision, the list of a commit's files, and a file's bytes. Also
+// explains the Hub's refusals, because it tells strangers little about private, gated and missing repositories.
 
 import { splitName } from '../../base/bytes.js'
 import { type ErrorDetails, FileError, FormatError, nearMisses } from '../../base/errors.js'
@@ -9,19 +9,19 @@ import { type HubAnswer, type HubConnection, HubError, isWorthATry, pause, reque
 export interface HubFile {
   readonly path: string
   readonly byteLength: number
-  /** Git's name of the content: for a file in LFS that of the pointer to it. */
+  /** Git's name of the content. For a file in LFS it names the pointer to the file. */
   readonly gitSha1: string
   readonly sha256?: string
-  /** The Hub's storage names large content once more. */
+  /** The name that the Hub's own storage (Xet) gives to large content. */
   readonly xetHash?: string
 }
 
 export const COMMIT = /^[0-9a-f]{40}$/
 const SHA256 = /^[0-9a-f]{64}$/
 
-/** A page lists 1000 files: a repository of more than these pages is none that holds a model. */
+/** A page lists 1,000 files. A repository with more pages than this does not hold a model. */
 const MAX_TREE_PAGES = 100
-/** Largest size of a page or of a model's card: some cards list all files once more. */
+/** The largest answer for a page of the list or for a model's card. Some cards list all files again. */
 const MAX_JSON_BYTES = 64 << 20
 const MAX_TRIES = 3
 
@@ -49,7 +49,7 @@ export async function listTree(asked: HubRequest, commit: string): Promise<Map<s
     if (next === undefined) return files
     if (page === MAX_TREE_PAGES)
       throw new FileError({ where: source.id, what: 'too many files for a model', got: `${files.size} and more` })
-    // Mirrors give addresses of the Hub itself.
+    // A mirror may answer with addresses of the public Hub.
     if (!URL.canParse(next, url)) throw notHub(asked, url)
     const target = new URL(next, url)
     url = `${connection.endpoint}${target.pathname.slice(Math.max(0, target.pathname.indexOf('/api/models/')))}${target.search}`
@@ -63,7 +63,7 @@ export function parseEntry(entry: unknown, where: string): HubFile | undefined {
   return parseFile({ path, byteLength: stored?.size ?? size, gitSha1: oid, sha256: stored?.oid, xetHash }, where)
 }
 
-/** Digests become names of files, so they are checked. */
+/** Reads an entry of the list of files. Digests are checked, because they become names of files. */
 export function parseFile(found: Record<keyof HubFile, unknown>, where: string): HubFile {
   const { path, byteLength, gitSha1, sha256 = undefined, xetHash } = found
   const isSound =
@@ -103,7 +103,7 @@ async function getJson(url: string, asked: HubRequest): Promise<{ value: unknown
       return { value: JSON.parse(await readText(answer, url)), next }
     } catch (error) {
       if (error instanceof SyntaxError) throw notHub(asked, url, error)
-      // A connection that cannot be made at all fails at once: what is cached opens without delay.
+      // If no connection can be made at all, fail immediately, so that cached files open without a delay.
       const mayPass = answer !== undefined && isWorthATry(error) && isPassing(answer.response.status)
       if (!mayPass || attempt === MAX_TRIES) throw error
       await pause(asked.connection, attempt, answer)
@@ -137,7 +137,7 @@ export function digestOf({ sha256, gitSha1 }: HubFile): Digest {
   return sha256 === undefined ? { gitSha1 } : { sha256 }
 }
 
-/** Header that git digests before the content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects */
+/** The header that git hashes before the content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects */
 export function gitHeader(byteLength: number): string {
   return `blob ${byteLength}\0`
 }
@@ -165,7 +165,7 @@ export interface HubRequest {
   readonly knownIds?: readonly string[]
 }
 
-/** Other statuses below 500 do not go away by themselves. */
+/** Statuses below 500 that may go away by themselves. */
 const PASSING = [408, 425, 429]
 
 export function isPassing(status: number): boolean {

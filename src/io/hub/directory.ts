@@ -1,4 +1,4 @@
-// A repository of the Hub at one commit: what it holds is known, and a file comes when it is opened.
+// A repository of the Hub at one commit. Its list of files is known, and a file is downloaded when it is opened.
 
 import { type ByteSource, type Directory, namesIn, ReadOnlyDirectory, splitName } from '../../base/bytes.js'
 import { didYouMean, FileError } from '../../base/errors.js'
@@ -23,13 +23,13 @@ export interface RemoteOptions {
   /** The Hub's address. Default: HF_ENDPOINT in Node, else the public Hub's. */
   readonly endpoint?: string | undefined
   /**
-   * For private and gated repositories; it is sent to the Hub alone. Default in Node: HF_TOKEN, else the file that
-   * `hf auth login` writes. In a page it can be read by all who see the page.
+   * An access token for private and gated repositories. It is sent to the Hub only. Default in Node: HF_TOKEN, else the
+   * file that `hf auth login` writes. In a page, everyone who sees the page can read it.
    */
   readonly token?: string | undefined
   /**
-   * Reads large files in ranges, of which nothing is kept, unless they are in the cache. Default: each file comes
-   * whole.
+   * Reads large files in ranges and keeps nothing of them, unless they are in the cache. Default: each file is
+   * downloaded whole.
    */
   readonly readsRanges?: boolean | undefined
   /** Called before each download and while it runs. */
@@ -38,7 +38,7 @@ export interface RemoteOptions {
   readonly onWarning?: ((message: string) => void) | undefined
   /** Stops downloads. Finished parts stay in the cache. */
   readonly signal?: SignalLike | undefined
-  /** In place of the times of {@link HubConnection}. */
+  /** Replaces the times of {@link HubConnection}. */
   readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs' | 'slowMs'> | undefined
 }
 

@@ -1,17 +1,17 @@
-// A file on a server that is read in ranges (RFC 9110, section 14): for what needs a small part of a large file.
+// A file on a server, read in ranges (RFC 9110, section 14), for readers that need a small part of a large file.
 
 import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { type HubConnection, isWorthATry, pause, request } from './request.js'
 
-/** Smaller files come whole: in ranges, a config would take as many requests as it has parts. */
+/** Smaller files are read whole, because several ranges would take several requests. */
 export const MAX_WHOLE_BYTES = 1 << 20
 
-/** Readers of a file's head ask for a few bytes at a time; a request takes as long as this much. */
+/** Readers of headers ask for a few bytes at a time. In the time of one more request, about this many bytes arrive. */
 const BLOCK_BYTES = 1 << 18
 const MAX_TRIES = 4
 
-/** A text that changes with the content at a URL. */
+/** A text that changes when the content at a URL changes: from the ETag or the date of the last change. */
 export function versionOf({ headers }: Response): string | undefined {
   return headers.get('etag') ?? headers.get('last-modified') ?? undefined
 }
@@ -23,12 +23,12 @@ interface Block {
 
 type OnReceived = (receivedBytes: number) => void
 
-/** A file whose length is known. `onReceived` hears how many bytes of a range have come. */
+/** A file whose length is known. `onReceived` is told how many bytes of a range have arrived. */
 export interface RangeSource extends ByteSource {
   read(offset: number, byteLength: number, onReceived?: OnReceived): Promise<Uint8Array<ArrayBuffer>>
 }
 
-/** @param file its `version`, where the content of the URL may change: see {@link versionOf} */
+/** @param file `version` is set if the content at the URL may change: see {@link versionOf} */
 export function rangeSource(
   connection: HubConnection,
   file: { url: string; name: string; byteLength: number; version?: string | undefined },
@@ -49,7 +49,7 @@ export function rangeSource(
         const loading = load(offset, Math.min(BLOCK_BYTES, source.byteLength - offset)).then(
           (bytes): Block => ({ offset, bytes }),
         )
-        // A block that does not come is asked for again.
+        // After a failure the block is requested again.
         lastBlock = loading.catch(() => undefined)
         block = await loading
       }
@@ -81,7 +81,7 @@ export function rangeSource(
     if (!response.ok) return refuse(refused(response))
     const isWhole = response.status === 200 && offset === 0 && byteLength === source.byteLength
     const given = response.headers.get('content-range')
-    // A server of another origin may hide the header from a page; then the length of the part has to do.
+    // A server of another origin may hide this header from a page. Then we check only the length of the part.
     const isPart =
       response.status === 206 && (given === null || given === `bytes ${range.slice(6)}/${source.byteLength}`)
     if (!isWhole && !isPart) {

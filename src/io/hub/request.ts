@@ -1,48 +1,51 @@
-// Requests to the Hub. Its token goes to no other host.
+// Requests to the Hub and to web servers. The Hub's token is never sent to another host.
 
 import { type ErrorDetails, FileError } from '../../base/errors.js'
 import type { FetchLike, ResponseLike, SignalLike, UrlLike } from '../../base/globals.js'
 
 export interface HubConnection {
-  /** The Hub's address without a slash at its end. */
+  /** The Hub's address, without a slash at the end. */
   readonly endpoint: string
-  /** Sent to the Hub itself, for private and gated repositories. */
+  /** An access token for private and gated repositories. Only the Hub gets it. */
   readonly token?: string | undefined
   /** Default: the global fetch. */
   readonly fetch?: FetchLike | undefined
-  /** Ends requests under way and all later ones. */
+  /** Aborts the running request and all later ones. */
   readonly signal?: SignalLike | undefined
-  /** Browsers follow redirects themselves and hide where they lead; elsewhere they are followed here. Default false. */
+  /**
+   * True in browsers, which follow redirects themselves and hide where they lead. Elsewhere we follow them. Default
+   * false.
+   */
   readonly hidesRedirects?: boolean
   /** Longest wait for the next bytes. Default {@link STALL_MS}. */
   readonly stallMs?: number | undefined
   /** Pause before a request is sent again. Default {@link RETRY_MS}. */
   readonly retryMs?: number | undefined
-  /** An answer that has brought less than 1 kB/s after so long is given up. Default {@link SLOW_MS}. */
+  /** After this time, an answer slower than 1 kB/s is given up. Default {@link SLOW_MS}. */
   readonly slowMs?: number | undefined
 }
 
-/** The Hub answers within seconds, and storage behind it sends without pause. */
+/** The Hub answers within seconds, and its storage sends without pauses. */
 export const STALL_MS = 30_000
 export const RETRY_MS = 1000
-/** A minute at less than {@link SLOWEST}: a gigabyte would take twelve days. */
+/** A minute. At less than {@link SLOWEST}, a gigabyte would take twelve days. */
 export const SLOW_MS = 60_000
 export const SLOWEST = 1000
-/** A server may ask for this pause; a longer one is told to the user in place of waiting. */
+/** The longest pause that a server may ask for. If it asks for a longer one, the user gets an error instead. */
 const MAX_ASKED_MS = 60_000
-/** A renamed repository and a storage host are two. */
+/** Two are usual: one for a renamed repository, one for the storage host. */
 const MAX_REDIRECTS = 8
 
 /**
- * Why the Hub gave nothing. `unreachable`: it cannot be reached for now. `access`: the asker may not have it, or there
- * is no such repository; the Hub does not say which. `absent`: the repository has no such revision or file. With the
- * first two, the cache may do.
+ * Why the Hub sent nothing. `unreachable`: it cannot be reached at the moment. `access`: you have no access, or there
+ * is no such repository; the Hub does not say which. `absent`: the repository has no such revision or file. For the
+ * first two reasons the cache may be used instead.
  */
 export class HubError extends FileError {
-  /** Node prints it in front of the stack: callers know the class as FileError. */
+  /** Node prints this name before the stack. Callers know the class as FileError. */
   static override readonly name = 'FileError'
   readonly kind: 'unreachable' | 'access' | 'absent'
-  /** True if another try in the same minute would end alike. */
+  /** True if trying again within a minute would fail in the same way. */
   readonly isFinal: boolean
 
   constructor(kind: HubError['kind'], details: ErrorDetails, isFinal = false) {
@@ -66,7 +69,7 @@ export interface HubAnswer {
   cancel(): Promise<void>
 }
 
-/** Waits for the head of the answer, whatever its status. Throws an unreachable HubError when there is none. */
+/** Waits for the head of an answer with any status. Throws an `unreachable` HubError if none arrives. */
 export async function request(
   connection: HubConnection,
   address: string,
@@ -129,7 +132,7 @@ async function* chunksOf(
       watch.wait()
       const before = performance.now()
       const part = await reader?.read()
-      // Who takes the bytes may take its time.
+      // The reader of the bytes may take its time: only the server's pauses count.
       watch.rest()
       if (part === undefined || part.done) return
       waitedMs += performance.now() - before
@@ -153,7 +156,7 @@ async function* chunksOf(
   }
 }
 
-/** An address for messages: a query may hold a signature. */
+/** An address as messages show it: without its query, which may hold a signature. */
 export function shown(url: UrlLike | string): string {
   const { origin, pathname } = new URL(url)
   return origin + pathname
@@ -207,7 +210,7 @@ class Watch {
   }
 }
 
-/** Waits before try number `attempt` (from 1), or as long as the server asked: at most a minute. */
+/** Waits before attempt number `attempt` (from 1), or as long as the server asked for, at most a minute. */
 export async function pause(connection: HubConnection, attempt: number, answer?: HubAnswer): Promise<void> {
   const { retryMs = RETRY_MS, signal } = connection
   const asked = askedMs(answer?.response.headers.get('retry-after'))

@@ -1,4 +1,4 @@
-// Folders in a browser: picked files, folders of the File System API, and streams to wherever the page sends them.
+// Folders in a browser: files that the user picked, folders of the File System API, and streams that the page provides.
 
 import {
   type ByteSink,
@@ -167,7 +167,7 @@ export class HandleDirectory implements Directory {
   }
 }
 
-/** Gives the stream that a file's bytes go to; undefined where they are not wanted. */
+/** Returns the stream for a file's bytes, or undefined if the file is not wanted. */
 export type OpenStream = (path: string) => ByteStreamLike | undefined | Promise<ByteStreamLike | undefined>
 
 /**
@@ -201,7 +201,7 @@ export class StreamDirectory implements Directory {
     const writer = (await this.#open(path))?.getWriter()
     return streamSink(
       {
-        // Callers use their memory again, while a stream may hold what it was given for longer.
+        // Copied, because callers reuse their memory while a stream may still hold the array.
         write: async (bytes) => writer?.write(new Uint8Array(bytes)),
         close: async () => writer?.close(),
         abort: async () => writer?.abort(),

@@ -1,4 +1,4 @@
-// Bytes in a browser behind ByteSource: Blobs, as files that a user picked and those of OPFS are. Works in Node too.
+// A Blob as a ByteSource. Files that a user picked and files in OPFS are Blobs. Works in Node too.
 
 import { type ByteSource, checkRange } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'

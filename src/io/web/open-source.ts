@@ -1,4 +1,4 @@
-// Opens in a browser what a string names: a model on the Hub, or a URL.
+// Opens a source that a string names in a browser: a model on the Hub, or a URL.
 
 import { type ByteSource, concatBytes, type Place } from '../../base/bytes.js'
 import { FileError, LowrankError, messageOf } from '../../base/errors.js'
@@ -24,9 +24,11 @@ import { type HubSource, parseSource } from '../source.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../url-directory.js'
 import { BlobSource } from './files.js'
 
-/** A second or two of a usual connection: what an interruption costs, at some dozen requests for a model. */
+/**
+ * An interruption costs at most one part: a second or two on a usual connection. A model takes a few dozen requests.
+ */
 const PART_BYTES = 8 << 20
-/** Browsers digest what is in memory as a whole; larger content is checked by its length alone. */
+/** Browsers can only hash bytes that are all in memory. For larger files only the length is checked. */
 const MAX_DIGESTED_BYTES = 64 << 20
 const CACHE_NAME = 'lowrank'
 
@@ -34,12 +36,12 @@ export type Caches = Pick<CacheStorage, 'open'>
 
 interface WantedFile {
   readonly digest?: Digest | undefined
-  /** The server has no ranges: all comes at once. */
+  /** True if the server does not support ranges, so that the file is downloaded at once. */
   readonly isWhole?: boolean
   readonly onDownload?: OnDownload | undefined
 }
 
-/** Files in a browser's Cache API, in parts: downloads can go on, and nothing large is held in memory. */
+/** Keeps files in a browser's Cache API, in parts, so that downloads can continue and memory stays small. */
 class FileCache {
   #isFull = false
 
@@ -61,7 +63,7 @@ class FileCache {
     return true
   }
 
-  /** Opens what is kept of a file, and the rest from the server. `key` names this very content, as by a commit. */
+  /** Opens a file: cached parts from the cache, the others from the server. `key` names the exact content. */
   async open(source: RangeSource, key: string, wanted: WantedFile): Promise<ByteSource> {
     const { name, byteLength } = source
     const { digest, isWhole = false, onDownload } = wanted
@@ -97,7 +99,7 @@ class FileCache {
     try {
       return await (await this.caches?.open(CACHE_NAME))?.match(url)
     } catch {
-      // A browser that forbids storage still reads from the server.
+      // If the browser forbids storage, everything is read from the server.
       return undefined
     }
   }
@@ -219,7 +221,7 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
       try {
         return new Map(known.map((entry) => [String(entry.path), parseFile(entry, id)]))
       } catch (error) {
-        // Another page of the same origin may have written there: then the file is asked for again.
+        // Another page of the same origin may have changed the entry. Then the part is downloaded again.
         if (!(error instanceof LowrankError)) throw error
       }
     }

@@ -1,4 +1,4 @@
-// One file from a server to the disk: taken up where an earlier download ended, and checked.
+// Downloads one file to the disk. It continues where an earlier download stopped, and checks the result.
 
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
@@ -17,20 +17,22 @@ export interface Download {
   readonly url: string
   readonly name: string
   readonly byteLength: number
-  /** Undefined where nobody tells it: then the length has to do. */
+  /** Undefined if the server does not tell it. Then only the length is checked. */
   readonly digest: Digest | undefined
   readonly target: string
   readonly onDownload?: OnDownload | undefined
   refused(response: Response): FileError
 }
 
-/** Tries without progress before a download fails: with the pauses between them about half a minute. */
+/**
+ * How many attempts without progress make a download fail. With the pauses between them they take about half a minute.
+ */
 const MAX_TRIES = 5
 const WATCH_MS = 250
 
 const underWay = new Map<string, Promise<void>>()
 
-/** Makes the target, unless it is there. What has come before an error is kept for the next download. */
+/** Creates the target unless it exists. After an error, the bytes that have arrived are kept for the next download. */
 export async function download(job: Download): Promise<void> {
   const running = underWay.get(job.target)
   if (running !== undefined) return running
@@ -44,7 +46,7 @@ async function downloadAlone(job: Download): Promise<void> {
   for (;;) {
     const claimed = await claimPartial(job.target)
     if ('file' in claimed) {
-      // Another process may have finished between our look at the target and the one at the parts.
+      // Another process may have finished after we looked for the target.
       if (await isComplete(job)) return await claimed.remove()
       return await fill(claimed, job)
     }
@@ -65,7 +67,7 @@ async function fill(partial: Partial, job: Download): Promise<void> {
     checkRoom(job, writer.received)
     await receive(writer, partial, job)
     if (isResumed && !writer.isRight()) {
-      // A part may have been cut or filled with zeros by a crash.
+      // After a crash the partial file may be cut off or filled with zeros.
       await writer.restart()
       await receive(writer, partial, job)
     }
@@ -101,7 +103,7 @@ async function receive(writer: Writer, partial: Partial, job: Download): Promise
       failure = error
     }
     if (writer.received === byteLength) return
-    // A server that always begins anew, or that breaks off after a few bytes, could go on for ever.
+    // Without this, a server that always starts again, or breaks off after a few bytes, could keep us busy for ever.
     const enough = Math.max(1, (SLOWEST * (performance.now() - startedAt)) / 1000)
     const isProgress = writer.restarts === restarts && writer.received - before >= enough
     tries = isProgress ? 1 : tries + 1
@@ -121,7 +123,7 @@ async function take(answer: HubAnswer, writer: Writer, job: Download): Promise<v
     if (response.ok || response.status === 416) return
     throw job.refused(response)
   }
-  // A page of a proxy, or the pointer to a file in LFS: no further try makes the file of it.
+  // This is a proxy's page, or the pointer to a file in LFS. Trying again would not help.
   const length = response.headers.get('content-encoding') === null ? response.headers.get('content-length') : null
   if (length !== null && writer.received + Number(length) !== job.byteLength) {
     await answer.cancel()
@@ -141,7 +143,7 @@ async function openWriter(file: string, job: Download) {
   let hash = newHash(job)
   const writer = {
     received: 0,
-    /** How often all that had come was dropped. */
+    /** How often the download started again from the first byte. */
     restarts: 0,
 
     async write(bytes: Uint8Array): Promise<void> {
@@ -173,7 +175,9 @@ async function openWriter(file: string, job: Download) {
       return hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
     },
 
-    /** Brings the bytes to the disk before the rename: after a crash no name stands on bytes that never came there. */
+    /**
+     * Flushes the bytes to the disk before the rename. Otherwise a crash could leave the name of an incomplete file.
+     */
     async finish(): Promise<void> {
       await handle.sync()
       await handle.close()
@@ -200,7 +204,7 @@ function newHash({ digest, byteLength }: Download): Hash {
     : createHash('sha1').update(gitHeader(byteLength))
 }
 
-/** Better before the first byte than after a gigabyte. @throws FileError */
+/** Checks the room on the disk before the first byte arrives. @throws FileError */
 function checkRoom({ name, byteLength, target }: Download, received: number): void {
   const free = freeBytes(path.dirname(target))
   if (free >= byteLength - received) return
@@ -238,14 +242,16 @@ async function isComplete({ target, byteLength }: Download): Promise<boolean> {
 }
 
 /**
- * A part that no process has touched for so long belongs to nobody. A process at work touches its part more often: with
- * each piece and before each new try. One that is slow, on another machine too, is so told from one that has ended.
+ * A partial file that no process has touched for this long is abandoned. A running download touches its file more
+ * often: with each piece, and before each attempt. This tells a slow process, even on another machine, from one that
+ * has ended.
  */
 const QUIET_MS = 120_000
 
 /**
- * The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one
- * file, one waits while another's grows, and what a process left behind is taken up by the next, by a rename.
+ * The unfinished file of a download, beside its target. Its name tells which process writes it, so two processes never
+ * write into one file: one waits while the file of the other grows. A file that a process has abandoned is taken over
+ * with a rename.
  */
 class Partial {
   readonly file: string
@@ -256,7 +262,7 @@ class Partial {
     this.#free = `${target}.lowrank.incomplete`
   }
 
-  /** Leaves what has come to the next download. Never throws: at worst it starts anew. */
+  /** Leaves the bytes to the next download. Never throws: at worst the next download starts again. */
   async release(): Promise<void> {
     await rename(this.file, this.#free).catch(() => {})
   }
@@ -265,14 +271,14 @@ class Partial {
     await unlink(this.file).catch(() => {})
   }
 
-  /** Shows others that this download goes on. */
+  /** Shows other processes that this download is still running. */
   async touch(): Promise<void> {
     const now = new Date()
     await utimes(this.file, now, now).catch(() => {})
   }
 }
 
-/** The part to write, with what an earlier download left; or how many bytes the process has that writes one now. */
+/** Returns the file to write, with the bytes that an earlier download left, or how far another process has come. */
 async function claimPartial(target: string): Promise<Partial | { busyBytes: number }> {
   const found = await findPartials(target)
   const busy = found.find(({ isTaken }) => isTaken)
@@ -305,7 +311,7 @@ async function findPartials(target: string) {
   return found.flat()
 }
 
-/** False where another process was faster. */
+/** Renames a file. Returns false if another process was faster. */
 async function renamed(from: string, to: string): Promise<boolean> {
   try {
     await rename(from, to)

@@ -1,4 +1,4 @@
-// The names and rules of Python's huggingface_hub: one login and one cache for both.
+// The environment variables and paths of Python's huggingface_hub, so that both share one login and one cache.
 
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
@@ -35,7 +35,7 @@ export function hubEnvironment(variables: Variables = process.env) {
   return {
     endpoint,
     cacheFolder: cache === undefined ? path.join(homeFolder(variables), 'hub') : expanded(cache, variables),
-    /** The variable that says where the cache is; undefined for its usual place. */
+    /** The variable that sets the place of the cache; undefined if the cache is in its usual place. */
     cacheVariable: places.find(get),
     isOffline: isOn('HF_HUB_OFFLINE') || (get('HF_HUB_OFFLINE') === undefined && isOn('TRANSFORMERS_OFFLINE')),
     avoidsLinks: isOn('HF_HUB_DISABLE_SYMLINKS'),
@@ -52,14 +52,14 @@ export async function hubToken(variables: Variables = process.env): Promise<stri
   try {
     return checked(await readFile(file, 'utf8'), file)
   } catch (error) {
-    // A home that is no folder has no token, and is told of when something is to be kept there.
+    // If the home is not a folder, there is no token. Writing to the cache will report the problem.
     if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined
     if (error instanceof ConfigError) throw error
     throw fileError(file, 'cannot be read', error)
   }
 }
 
-/** A token becomes a header: anything but visible ASCII is none, and is not repeated in the message. */
+/** Checks a token. It becomes a header, so it must be visible ASCII. The message does not repeat it. */
 function checked(text: string, where: string): string | undefined {
   const token = text.trim()
   if (/^[\x21-\x7e]*$/.test(token)) return token === '' ? undefined : token

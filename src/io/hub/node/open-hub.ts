@@ -1,4 +1,4 @@
-// The Hub in Node, by way of the cache that Python shares: what is there opens without the Hub.
+// The Hub in Node, through the cache that is shared with Python. Cached files open without a connection.
 
 import { createHash, randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
@@ -33,10 +33,12 @@ export interface OpenHubOptions extends RemoteOptions {
   readonly variables?: Readonly<Record<string, string | undefined>> | undefined
 }
 
-/** With a copy in the cache nobody waits longer for the Hub to name its newest commit. */
+/** If the cache has a copy, we wait at most this long for the Hub to name the newest commit. */
 const REFRESH_STALL_MS = 10_000
 
-/** Files come when they are opened. With neither Hub nor cache: FileError. */
+/**
+ * Opens a repository. Files are downloaded when they are opened. Throws FileError without the Hub and a cached copy.
+ */
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
   const { cacheFolder, cacheVariable, ...environment } = hubEnvironment(options.variables)
   const connection: HubConnection = {
@@ -49,7 +51,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
   const { stallMs = STALL_MS } = connection
   const { id, revision } = source
   const cache = new ModelCache(cacheFolder, id, environment.avoidsLinks)
-  /** Why the Hub is not asked any more. */
+  /** Why no more requests are sent to the Hub; undefined while they are. */
   let closed = environment.isOffline ? 'HF_HUB_OFFLINE is set' : undefined
 
   const commit = await commitOf()
@@ -74,13 +76,13 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     return known
   }
 
-  /** Undefined where only the cache tells. */
+  /** The files of the commit, or undefined if only the cache knows them. */
   async function filesOf(): Promise<ReadonlyMap<string, HubFile> | undefined> {
     const known = await cache.readTree(commit)
     if (known !== undefined || closed !== undefined) return known
     try {
       const listed = await listTree(await asked(), commit)
-      // A cache that cannot be written, as one of a whole institute, is still read.
+      // A cache that we cannot write to, such as a shared one, is still useful for reading.
       await cache.writeTree(commit, listed).catch(() => {})
       return listed
     } catch (error) {
@@ -89,7 +91,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     }
   }
 
-  /** Goes on with the cache, if there is something in it and the Hub gives nothing; throws what is wrong otherwise. */
+  /** Continues with the cache if it has a copy and the Hub cannot be used. Otherwise throws the error. */
   function fallBack(error: unknown, isCached: boolean): void {
     if (!(error instanceof HubError) || error.kind === 'absent' || !isCached) throw error
     closed = error.what
@@ -100,15 +102,15 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     const local = cache.snapshot(commit, path)
     const status = await stat(local).catch(() => undefined)
     if (status?.isFile() && (file === undefined || status.size === file.byteLength)) {
-      // A cache that cannot be written is still read.
+      // Not being able to write to the cache is no reason to fail.
       if (closed === undefined) await cache.writeRef(revision, commit).catch(() => {})
       return openFile(local)
     }
     const name = hubName({ ...source, path })
     if (closed !== undefined || file === undefined) {
       const what = status === undefined ? 'not in the cache' : 'damaged in the cache'
-      const other = (await cache.commitsWith(path)).find((one) => one !== commit)
-      const hint = other === undefined ? '' : `, or name an older commit that is here: hf:${id}@${other}`
+      const olderCommit = (await cache.commitsWith(path)).find((candidate) => candidate !== commit)
+      const hint = olderCommit === undefined ? '' : `, or name an older commit that is here: hf:${id}@${olderCommit}`
       throw new FileError({
         where: name,
         what: `${what}, and ${closed}`,
@@ -139,8 +141,8 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     return openFile(local)
   }
 
-  async function asked(own = connection): Promise<HubRequest> {
-    return { connection: own, source, knownIds: await cachedIds(cacheFolder) }
+  async function asked(hub = connection): Promise<HubRequest> {
+    return { connection: hub, source, knownIds: await cachedIds(cacheFolder) }
   }
 
   async function notCached(what: string): Promise<FileError> {
@@ -166,13 +168,13 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
       return rangeSource(connection, { ...file, name: shown(file.url) }, refused)
     }
     await makeFolders(path.dirname(target))
-    // The version is in the part's name, so that no other one's part is taken up.
+    // The name contains the version, so that a partial file of another version is not continued.
     const versioned = `${target}.${hash(file.version ?? `${Date.now()}`)}`
     const name = shown(file.url)
     await download({ ...file, name, connection, digest: undefined, target: versioned, onDownload, refused })
     await withFileErrors(target, 'cannot be written', async () => {
       await unlink(`${target}.version`).catch(() => {})
-      // Another process may have given the same content its name already.
+      // Another process may already have renamed the same content.
       await rename(versioned, target).catch(async (error) => {
         if ((await stat(target).catch(() => undefined))?.size !== file.byteLength) throw error
       })
@@ -183,7 +185,7 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
   return new UrlDirectory(url, connection, open)
 }
 
-/** A folder for each of the server's; UrlDirectory has seen to it that the file's name leads nowhere else. */
+/** Where a URL's file is kept: a folder for each folder of the server. UrlDirectory has checked the file's name. */
 function placeOf(url: string): [folder: string, name: string] {
   const { origin, pathname } = new URL(url)
   const slash = pathname.lastIndexOf('/')
@@ -215,7 +217,9 @@ async function cachedIds(cacheFolder: string): Promise<string[]> {
     .filter(isId)
 }
 
-/** A model's folder in the cache of Python's huggingface_hub, in its layout. Everything appears whole, by a rename. */
+/**
+ * A model's folder in the cache of huggingface_hub, in its layout. Each file is renamed into place once it is complete.
+ */
 class ModelCache {
   readonly #folder: string
 
@@ -249,7 +253,7 @@ class ModelCache {
     await place(path.join(this.#folder, 'refs', ...revision.split('/')), (file) => writeFile(file, commit))
   }
 
-  /** Undefined where no list is kept that can be read. */
+  /** The list of a commit's files, or undefined if the cache has no readable list. */
   async readTree(commit: string): Promise<Map<string, HubFile> | undefined> {
     try {
       const text = await readFile(this.#tree(commit), 'utf8')
@@ -315,14 +319,16 @@ class ModelCache {
     return found.flat()
   }
 
-  /** @throws FileError if the cache is no folder, or not one that this process may write to */
+  /** @throws FileError if the cache is not a folder, or if this process may not write to it */
   async prepare(): Promise<void> {
     const folder = path.join(this.#folder, 'blobs')
     await makeFolders(folder)
     await withFileErrors(folder, 'cannot be written', () => access(folder, constants.W_OK))
   }
 
-  /** A relative link; where there are no links the file itself, moved if no other snapshot can have it, else copied. */
+  /**
+   * Creates a relative link. Without links, a new file is moved there, and an old one, which others may use, is copied.
+   */
   async link(digest: string, commit: string, file: string, isNew: boolean): Promise<void> {
     const blob = this.blob(digest)
     const target = this.snapshot(commit, file)
@@ -349,7 +355,7 @@ class ModelCache {
   }
 }
 
-/** Makes a file under another name first: it appears whole. */
+/** Creates a file under a temporary name and renames it, so that nobody sees half of it. */
 async function place(target: string, make: (temporary: string) => Promise<void>): Promise<void> {
   const temporary = `${target}.${randomBytes(4).toString('hex')}.tmp`
   try {
