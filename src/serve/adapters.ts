@@ -4,7 +4,7 @@ import { LowrankError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { Source } from '../index/sources.js'
 import type { Fields } from './fields.js'
-import { HttpError } from './http.js'
+import { HttpError, withoutPaths } from './http.js'
 
 /** Finds an adapter by the name or the path that a caller gave, inside the folder that the server allows. */
 export type ResolveAdapter = (name: string) => Promise<Source | undefined>
@@ -14,6 +14,8 @@ interface Served {
   /** Its name in the session: two that follow one another under one name are there at the same time. */
   readonly key: string
   readonly root: string
+  /** Where it was loaded from; undefined for those of the start, and for files in memory. */
+  readonly place: string | undefined
   readonly created: number
   /** Loaded by a caller: it may leave again. */
   readonly isLoaded: boolean
@@ -32,7 +34,7 @@ export interface RegistryOptions {
 
 export class AdapterRegistry {
   readonly #served = new Map<string, Served>()
-  readonly #loading = new Map<string, Promise<Served>>()
+  readonly #loading = new Map<string, { readonly place: string | undefined; readonly served: Promise<Served> }>()
   readonly #createdAt = seconds()
   #loads = 0
 
@@ -40,7 +42,7 @@ export class AdapterRegistry {
     private readonly session: AdapterSession,
     private readonly options: RegistryOptions,
   ) {
-    for (const name of session.adapters) this.#add(name, name, name, false)
+    for (const name of session.adapters) this.#add({ name, key: name, root: name, place: undefined, isLoaded: false })
   }
 
   /** All models, or the one of a path. */
@@ -72,33 +74,42 @@ export class AdapterRegistry {
       served.usedAt = performance.now()
       served.uses++
       taken.push(served)
-      return served.key
+      return served
     }
     if (adapter !== undefined) {
       const mix: Record<string, number> = {}
       try {
-        for (const [name, weight] of Object.entries(adapter as object)) mix[await take(name, 'adapter')] = weight
+        for (const [name, weight] of Object.entries(adapter as Record<string, number>)) {
+          const { key } = await take(name, 'adapter')
+          mix[key] = weight + (mix[key] ?? 0)
+        }
       } catch (error) {
         end()
         throw error
       }
-      return { adapter: mix, names: Object.keys(adapter as object), end }
+      return { adapter: mix, names: taken.map((served) => served.name), end }
     }
     if (model === undefined || model === base) return { adapter: null, names: [], end }
     const asked = model as string
     const name = asked.startsWith(`${base}:`) && !this.#served.has(asked) ? asked.slice(base.length + 1) : asked
-    return { adapter: await take(name, 'model'), names: [name], end }
+    const served = await take(name, 'model')
+    return { adapter: served.key, names: [served.name], end }
   }
 
   async load(name: string, path: string): Promise<void> {
-    const { resolve, base } = this.options
+    const { resolve } = this.options
     if (resolve === undefined) throw notAllowed()
-    if (name === base || this.#served.has(name)) {
-      throw new HttpError(400, `The adapter ${JSON.stringify(name)} is loaded already`, { param: 'lora_name' })
-    }
+    this.#requireFree(name)
     const source = await resolve(path)
     if (source === undefined) throw new HttpError(404, `There is no adapter ${path} here`, { param: 'lora_path' })
+    // Another request may have taken the name while the source was looked for.
+    this.#requireFree(name)
     await this.#load(name, source, path)
+  }
+
+  #requireFree(name: string): void {
+    if (name !== this.options.base && !this.#served.has(name) && !this.#loading.has(name)) return
+    throw new HttpError(400, `The adapter ${JSON.stringify(name)} is loaded already`, { param: 'lora_name' })
   }
 
   async unload(name: string): Promise<void> {
@@ -119,22 +130,23 @@ export class AdapterRegistry {
   }
 
   async #find(name: string, param: string): Promise<Served> {
-    await this.#loading.get(name)
-    const served = this.#served.get(name)
+    const served = (await this.#loading.get(name)?.served) ?? this.#served.get(name)
     if (served !== undefined) return served
     const source = await this.options.resolve?.(name)
     if (source === undefined) throw unknownModel(name, param, [this.options.base, ...this.#served.keys()])
-    return this.#load(name, source, name)
+    // Another request may have loaded it while the source was looked for, under this name or by another way to it.
+    const place = placeOf(source)
+    const isIt = (one: { readonly place: string | undefined }) => place !== undefined && one.place === place
+    const loading = this.#loading.get(name) ?? [...this.#loading.values()].find(isIt)
+    if (loading !== undefined) return loading.served
+    return this.#served.get(name) ?? [...this.#served.values()].find(isIt) ?? this.#load(name, source, name)
   }
 
   async #load(name: string, source: Source, root: string): Promise<Served> {
-    // Another request may have loaded it while the source was looked for.
-    const served = this.#served.get(name)
-    if (served !== undefined) return served
-    const loading = this.#loading.get(name) ?? this.#loadNow(name, source, root)
-    this.#loading.set(name, loading)
+    const served = this.#loadNow(name, source, root)
+    this.#loading.set(name, { place: placeOf(source), served })
     try {
-      return await loading
+      return await served
     } finally {
       this.#loading.delete(name)
     }
@@ -146,23 +158,29 @@ export class AdapterRegistry {
       await this.session.add(key, source)
     } catch (error) {
       if (!(error instanceof LowrankError)) throw error
-      throw new HttpError(400, `The adapter ${JSON.stringify(name)} cannot be loaded: ${error.message}`, {
+      const why = withoutPaths(error.message)
+      throw new HttpError(400, `The adapter ${JSON.stringify(name)} cannot be loaded: ${why}`, {
         code: 'adapter_invalid',
       })
     }
-    const served = this.#add(name, key, root, true)
+    const served = this.#add({ name, key, root, place: placeOf(source), isLoaded: true })
     const loaded = [...this.#served.values()].filter((one) => one.isLoaded && one !== served)
     const tooMany = Math.max(0, this.#served.size - this.options.maxAdapters)
     for (const oldest of loaded.sort((a, b) => a.usedAt - b.usedAt).slice(0, tooMany)) this.#retire(oldest)
     return served
   }
 
-  #add(name: string, key: string, root: string, isLoaded: boolean): Served {
-    const now = performance.now()
-    const served = { name, key, root, isLoaded, created: seconds(), usedAt: now, uses: 0, isGone: false }
-    this.#served.set(name, served)
+  #add(from: Pick<Served, 'name' | 'key' | 'root' | 'place' | 'isLoaded'>): Served {
+    const served = { ...from, created: seconds(), usedAt: performance.now(), uses: 0, isGone: false }
+    this.#served.set(from.name, served)
     return served
   }
+}
+
+/** Two names of one folder have the same place. */
+function placeOf(source: Source): string | undefined {
+  if (typeof source === 'string') return source
+  return 'name' in source && typeof source.name === 'string' ? source.name : undefined
 }
 
 export function seconds(): number {

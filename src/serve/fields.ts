@@ -30,13 +30,31 @@ const isEmpty = kind(
   (value) => isObject(value) && Object.keys(value).length === 0,
 )
 
-const MIX = kind('weights by name, such as { "a": 0.5, "b": 0.5 }', isMix)
+const MIX = kind('at most 64 weights by name, such as { "a": 0.5, "b": 0.5 }', (value) => {
+  return isMix(value) && Object.keys(value as object).length <= 64
+})
 
-const TEXT_OR_TEXTS = anyOf(STRING, listOf(STRING))
+const atMost = (most: number, { expected, accepts }: Kind): Kind =>
+  kind(`${expected}, at most ${most}`, (value) => (value as { length?: number }).length! <= most && accepts(value))
+
+/** A name or a path: it stands in answers, metrics and the log. */
+const SHORT = kind('a text of at most 1024 characters', (value) => typeof value === 'string' && value.length <= 1024)
+const NAMED = kind(
+  'a name of 1 to 256 characters',
+  (value) => SHORT.accepts(value) && /^.{1,256}$/s.test(value as string),
+)
+/** As many as OpenAI takes. */
+const TEXTS = anyOf(STRING, atMost(2048, listOf(STRING)))
+/** A text is compared with each of them after every token. */
+const STOPS = anyOf(SHORT, atMost(32, listOf(SHORT)))
+/** Prompts of one request: it waits for one place with all of them. */
+const PROMPTS = 256
+const MESSAGES = 4096
+const TOOLS = 128
 const SCORES = ranged('an integer in [0, 20]')
 const IDS = listOf(ranged('an integer of at least 0'))
 
-const IGNORED = { user: STRING, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: STRING }
+const IGNORED = { user: SHORT, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: SHORT }
 
 const RESPONSE_FORMAT = kind(
   '{ "type": "text" }, { "type": "json_object" } or { "type": "json_schema", "json_schema": { "schema": {…} } }',
@@ -48,7 +66,7 @@ const RESPONSE_FORMAT = kind(
 )
 
 const SAMPLING: FieldTable = {
-  model: STRING,
+  model: SHORT,
   adapter: MIX,
   stream: BOOLEAN,
   seed: INTEGER,
@@ -71,7 +89,7 @@ const WRITING: FieldTable = {
       Object.entries(value).every(([key, one]) => key === 'include_usage' && typeof one === 'boolean')
     )
   }),
-  stop: TEXT_OR_TEXTS,
+  stop: STOPS,
   n: ranged('an integer in [1, 16]'),
   response_format: RESPONSE_FORMAT,
 }
@@ -79,16 +97,17 @@ const WRITING: FieldTable = {
 export const CHAT_FIELDS: FieldTable = {
   ...WRITING,
   messages: needed(
-    kind('a list of messages with role and content', (value) => {
-      return Array.isArray(value) && value.length > 0 && value.every(isObject)
+    kind(`a list of 1 to ${MESSAGES} messages with role and content`, (value) => {
+      return Array.isArray(value) && value.length > 0 && value.length <= MESSAGES && value.every(isObject)
     }),
   ),
   max_tokens: COUNT,
   max_completion_tokens: COUNT,
   logprobs: BOOLEAN,
   top_logprobs: SCORES,
-  tools: listOf(
-    kind('{ type: "function", function: { name, … } }', (value) => isObject(value) && isObject(value.function)),
+  tools: atMost(
+    TOOLS,
+    listOf(kind('{ type: "function", function: { name, … } }', (value) => isObject(value) && isObject(value.function))),
   ),
   tool_choice: oneOf('auto', 'none'),
   parallel_tool_calls: BOOLEAN,
@@ -99,7 +118,7 @@ export const CHAT_FIELDS: FieldTable = {
 
 export const RESPONSE_FIELDS: FieldTable = {
   ...SAMPLING,
-  input: needed(anyOf(STRING, listOf(kind('an item', isObject)))),
+  input: needed(anyOf(STRING, atMost(MESSAGES, listOf(kind('an item', isObject))))),
   instructions: STRING,
   max_output_tokens: COUNT,
   text: kind('{ format: { type: "text", "json_object" or "json_schema", … } }', (value) => {
@@ -108,7 +127,10 @@ export const RESPONSE_FIELDS: FieldTable = {
     if (!isObject(format)) return false
     return format.type === 'json_schema' ? isObject(format.schema) : /^(text|json_object)$/.test(String(format.type))
   }),
-  tools: listOf(kind('{ type: "function", name, … }', (value) => isObject(value) && value.type === 'function')),
+  tools: atMost(
+    TOOLS,
+    listOf(kind('{ type: "function", name, … }', (value) => isObject(value) && value.type === 'function')),
+  ),
   tool_choice: oneOf('auto', 'none'),
   parallel_tool_calls: BOOLEAN,
   store: only('false', false),
@@ -120,7 +142,7 @@ export const RESPONSE_FIELDS: FieldTable = {
 
 export const COMPLETION_FIELDS: FieldTable = {
   ...WRITING,
-  prompt: needed(anyOf(TEXT_OR_TEXTS, IDS, listOf(IDS))),
+  prompt: needed(anyOf(STRING, atMost(PROMPTS, listOf(STRING)), IDS, atMost(PROMPTS, listOf(IDS)))),
   max_tokens: ranged('an integer of at least 0'),
   logprobs: SCORES,
   echo: BOOLEAN,
@@ -129,18 +151,18 @@ export const COMPLETION_FIELDS: FieldTable = {
 }
 
 export const EMBEDDING_FIELDS: FieldTable = {
-  model: STRING,
+  model: SHORT,
   adapter: MIX,
-  input: needed(TEXT_OR_TEXTS),
+  input: needed(TEXTS),
   dimensions: COUNT,
   encoding_format: oneOf('float', 'base64'),
   ...IGNORED,
 }
 
-export const CLASSIFY_FIELDS: FieldTable = { model: STRING, input: needed(TEXT_OR_TEXTS), ...IGNORED }
+export const CLASSIFY_FIELDS: FieldTable = { model: SHORT, input: needed(TEXTS), ...IGNORED }
 
-export const LOAD_FIELDS: FieldTable = { lora_name: needed(STRING), lora_path: needed(STRING) }
-export const UNLOAD_FIELDS: FieldTable = { lora_name: needed(STRING) }
+export const LOAD_FIELDS: FieldTable = { lora_name: needed(NAMED), lora_path: needed(SHORT) }
+export const UNLOAD_FIELDS: FieldTable = { lora_name: needed(NAMED) }
 
 /** null stands for a field that is left out. */
 export function checkFields(body: Fields, table: FieldTable): Fields {
@@ -148,7 +170,8 @@ export function checkFields(body: Fields, table: FieldTable): Fields {
   for (const name of Object.keys(given)) {
     if (Object.hasOwn(table, name)) continue
     const hint = didYouMean(name, Object.keys(table)) ?? ''
-    throw new HttpError(400, `${name}: this server has no such option. ${hint}`.trim(), { param: name })
+    const shown = name.slice(0, 100)
+    throw new HttpError(400, `${shown}: this server has no such option. ${hint}`.trim(), { param: shown })
   }
   for (const [name, { expected, accepts, isRequired }] of Object.entries(table)) {
     const isMissing = given[name] === undefined

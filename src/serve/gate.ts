@@ -5,7 +5,6 @@ import { HttpError } from './http.js'
 export class Gate {
   readonly waiting: (() => void)[] = []
   running = 0
-  #isClosed = false
   #idle: (() => void)[] = []
 
   constructor(
@@ -16,7 +15,6 @@ export class Gate {
   /** Waits for a place. The function that it returns gives the place back. */
   async enter(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted()
-    this.checkOpen()
     if (this.running >= this.maxRunning) {
       if (this.waiting.length >= this.maxWaiting) {
         throw new HttpError(429, `${this.waiting.length} requests wait already`, {
@@ -51,12 +49,8 @@ export class Gate {
     }
   }
 
-  checkOpen(): void {
-    if (this.#isClosed) throw new HttpError(503, 'The server is stopping', { retryAfter: 5 })
-  }
-
-  drain(): Promise<void> {
-    this.#isClosed = true
+  /** Resolves when nothing runs or waits. */
+  idle(): Promise<void> {
     return new Promise((resolve) => {
       this.#idle.push(resolve)
       this.#tellIdle()

@@ -19,7 +19,8 @@ import {
 } from './fields.js'
 import { Gate } from './gate.js'
 import { HANDLER_OPTIONS } from './gen/options.js'
-import { errorResponse, eventStream, HttpError, httpError, readJson } from './http.js'
+import { type Events, errorResponse, eventStream, HttpError, httpError, readJson, withoutPaths } from './http.js'
+import { checkPrompts, checkTexts } from './lengths.js'
 import { Metrics } from './metrics.js'
 import { respond, responseRequest } from './responses.js'
 import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
@@ -103,11 +104,17 @@ export interface Handler {
   readonly session: AdapterSession
   /** The name under which the base is served. */
   readonly base: string
-  /** Refuses new requests with status 503, and waits until the running and the waiting ones are answered. */
+  /**
+   * Refuses new requests with status 503, and those whose body is not here yet. Waits until all others are answered, at
+   * most `timeoutSeconds`.
+   */
   drain(): Promise<void>
   /** Drains, and closes the session. */
   close(): Promise<void>
 }
+
+/** A body whose end is sent already when the server stops is here by then. */
+const BODY_MS = 1000
 
 /** New tokens of an answer where neither the model nor the server has a limit. */
 const TOKENS_WITHOUT_CONTEXT = 4096
@@ -163,6 +170,9 @@ class Server {
   readonly #gate: Gate
   readonly #metrics: Metrics
   readonly #answering = new Set<Promise<Response>>()
+  #isStopping = false
+  /** Aborts when bodies that are still on their way are not waited for any more. */
+  readonly #stopped = new AbortController()
   readonly #maxTokens: number
   readonly #routes = this.#routesOf()
 
@@ -186,8 +196,11 @@ class Server {
   }
 
   async drain(): Promise<void> {
-    await this.#gate.drain()
+    this.#isStopping = true
+    const timer = setTimeout(() => this.#stopped.abort(stopping()), BODY_MS)
     await Promise.allSettled(this.#answering)
+    clearTimeout(timer)
+    await this.#gate.idle()
   }
 
   async handle(request: Request): Promise<Response> {
@@ -207,7 +220,7 @@ class Server {
 
   #told(error: unknown, signal?: AbortSignal): HttpError {
     if (signal?.aborted) return new HttpError(499, 'The caller left')
-    const told = httpError(error, (text) => text.replaceAll(this.session.model.directory.name, this.name))
+    const told = httpError(error, (text) => withoutPaths(text.replaceAll(this.session.model.directory.name, this.name)))
     if (told.status >= 500 && !(error instanceof HttpError)) (this.options.onError ?? console.error)(error)
     return told
   }
@@ -233,8 +246,8 @@ class Server {
     if (route === undefined)
       throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
     if (request.method !== 'POST') throw new HttpError(405, `${pathname} takes POST`)
-    this.#gate.checkOpen()
-    const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20)
+    if (this.#isStopping) throw stopping()
+    const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20, this.#stopped.signal)
     const fields = checkFields(body, route.table)
     return route.run({ fields, signal: request.signal, key })
   }
@@ -264,6 +277,7 @@ class Server {
   }
 
   async #readings(call: Call, read: Read): Promise<Response> {
+    checkTexts([call.fields.input as string | string[]].flat(), 'input')
     const { adapter, signal, leave } = await this.#enter(call)
     try {
       return Response.json(await read(this.session, call.fields, { adapter, model: this.#modelOf(call), signal }))
@@ -279,8 +293,9 @@ class Server {
   ): Promise<Response> {
     const startedAt = performance.now()
     const request = read(call.fields, this.#maxTokens)
+    await checkPrompts(this.session.model, request)
     const { adapter, signal, leave } = await this.#enter(call)
-    const run = async (ended: AbortSignal, send?: (event: object) => void) => {
+    const run = async (ended: AbortSignal, events?: Events) => {
       let lastAt: number | undefined
       const onPiece = () => {
         const now = performance.now()
@@ -291,7 +306,7 @@ class Server {
       }
       try {
         const own = { fields: call.fields, adapter, model: this.#modelOf(call), cacheScope: call.key }
-        const done = await write(this.session, request, { ...own, signal: ended, send, onPiece })
+        const done = await write(this.session, request, { ...own, signal: ended, events, onPiece })
         this.#metrics.tokens(done.promptTokens, done.newTokens)
         return done.body
       } finally {
@@ -300,8 +315,9 @@ class Server {
     }
     if (!request.isStream) return Response.json(await run(signal))
     return eventStream(
-      async (send, left) => void (await run(AbortSignal.any([signal, left]), send)),
+      async (events, ended) => void (await run(ended, events)),
       (error, left) => this.#told(error, AbortSignal.any([call.signal, left])),
+      signal,
     )
   }
 
@@ -360,6 +376,10 @@ class Server {
       code: 'invalid_api_key',
     })
   }
+}
+
+function stopping(): HttpError {
+  return new HttpError(503, 'The server is stopping', { retryAfter: 5 })
 }
 
 /** Compares in a time that depends on the lengths alone. */

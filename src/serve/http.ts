@@ -26,11 +26,20 @@ export class HttpError extends Error {
 /** Kinds of errors that a caller can cause. */
 const OF_CALLERS = new Set(['CONFIG', 'DATA', 'MISMATCH', 'UNSUPPORTED', 'FORMAT', 'SHAPE', 'NUMERIC'])
 
-/** `shown`: what a caller may read of a text, without paths of the server. */
+/** Absolute paths, of Windows too. What stands before a slash tells addresses and routes such as a/b apart. */
+const PATHS = /(?<![\w:/\\.])(?:[A-Za-z]:)?[\\/](?:[^\s:'"`,;()\\/]+[\\/])+(?=[^\s\\/])/g
+
+/** A text of lowrank as a caller may read it: without the folders of the server. */
+export function withoutPaths(text: string): string {
+  return text.replaceAll(PATHS, '')
+}
+
+/** `shown` takes folders of the server out of a text. */
 export function httpError(error: unknown, shown: (text: string) => string): HttpError {
   if (error instanceof HttpError) return error
   if (error instanceof LowrankError) {
     const status = OF_CALLERS.has(error.code) ? 400 : error.code === 'STATE' ? 503 : 500
+    if (status === 500) return new HttpError(500, 'The server failed. Its log says why.')
     const param = error.where === 'ONNX model' ? 'model' : shown(error.where ?? '') || undefined
     return new HttpError(status, shown(error.message), { param: status === 400 ? param : undefined })
   }
@@ -47,67 +56,133 @@ export function errorResponse(error: HttpError): Response {
   return Response.json(errorBody(error), { status: error.status, headers })
 }
 
-export async function readJson(request: Request, maxBytes: number): Promise<Record<string, unknown>> {
+/** Deeper JSON is none of a client: schemas have at most 32 levels. */
+const MAX_DEPTH = 100
+/** Values in a body: token ids of the longest context, or thousands of messages. */
+const MAX_VALUES = 1 << 18
+
+/** @param stopped aborts when the server takes no new requests: a body that is not here by then is not waited for */
+export async function readJson(
+  request: Request,
+  maxBytes: number,
+  stopped: AbortSignal,
+): Promise<Record<string, unknown>> {
   const type = request.headers.get('content-type') ?? ''
   if (!/^application\/json\s*(;|$)/i.test(type)) {
-    throw new HttpError(415, `The body must have the type application/json, not ${type || 'none'}`)
+    throw new HttpError(415, `The body must have the type application/json, not ${type.slice(0, 100) || 'none'}`)
   }
   const tooLarge = () => new HttpError(413, `The body is larger than ${maxBytes} bytes`, { code: 'body_too_large' })
   if (Number(request.headers.get('content-length') ?? 0) > maxBytes) throw tooLarge()
   const chunks: Uint8Array[] = []
   let length = 0
   const reader = request.body?.getReader()
-  for (;;) {
-    const next = await reader?.read()
-    if (next === undefined || next.done) break
-    length += next.value.byteLength
-    if (length > maxBytes) {
-      await reader?.cancel()
-      throw tooLarge()
-    }
-    chunks.push(next.value)
-  }
+  let refuse = () => {}
+  const stop = new Promise<never>((_, reject) => {
+    refuse = () => reject(stopped.reason)
+  })
+  // A signal of its own: many bodies may be on their way at once, and Node warns of many listeners.
+  const isStopped = AbortSignal.any([stopped])
+  isStopped.addEventListener('abort', refuse)
   try {
-    const value: unknown = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(concatBytes(chunks)))
-    if (isObject(value)) return value
+    for (;;) {
+      const next = await (reader && Promise.race([reader.read(), stop]))
+      if (next === undefined || next.done) break
+      length += next.value.byteLength
+      if (length > maxBytes) throw tooLarge()
+      chunks.push(next.value)
+    }
+  } finally {
+    isStopped.removeEventListener('abort', refuse)
+  }
+  let value: unknown
+  try {
+    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(concatBytes(chunks)))
   } catch (error) {
     throw new HttpError(400, `The body is not valid JSON: ${(error as Error).message}`)
   }
-  throw new HttpError(400, 'The body is not a JSON object')
+  if (!isObject(value)) throw new HttpError(400, 'The body is not a JSON object')
+  checkSize(value)
+  return value
 }
 
-/** Server-sent events. An error before the first event is thrown, one after it is an event. */
+function checkSize(body: object): void {
+  let level: object[] = [body]
+  let count = 0
+  for (let depth = 1; level.length > 0; depth++) {
+    if (depth > MAX_DEPTH) throw new HttpError(400, `The body is nested more than ${MAX_DEPTH} levels deep`)
+    const deeper: object[] = []
+    for (const part of level) {
+      const values = Object.values(part)
+      count += values.length
+      if (count > MAX_VALUES) throw new HttpError(400, `The body has more than ${MAX_VALUES} values`)
+      for (const value of values) if (typeof value === 'object' && value !== null) deeper.push(value)
+    }
+    level = deeper
+  }
+}
+
+/** Bytes of events that a caller may be behind. Whoever is further behind while a text grows loses the stream. */
+const MAX_BEHIND = 4 << 20
+
+/** Sends events to one caller. */
+export interface Events {
+  /** An event with a `type` gets it as its name. */
+  send(event: object): void
+  /** Resolves once the caller has taken enough for a larger event. */
+  room(): Promise<void>
+}
+
+/**
+ * Server-sent events. An error before the first event is thrown, one after it is an event.
+ *
+ * @param ended aborts with the request: its caller left, or its time is over
+ */
 export async function eventStream(
-  write: (send: (event: { type?: string }) => void, signal: AbortSignal) => Promise<void>,
+  write: (events: Events, signal: AbortSignal) => Promise<void>,
   onError: (error: unknown, left: AbortSignal) => HttpError,
+  ended: AbortSignal,
 ): Promise<Response> {
   const left = new AbortController()
+  const signal = AbortSignal.any([ended, left.signal])
   const encoder = new TextEncoder()
-  let controller: ReadableStreamDefaultController<Uint8Array> | undefined
-  const body = new ReadableStream<Uint8Array>({
-    start(own) {
-      controller = own
+  let controller!: ReadableStreamDefaultController<Uint8Array>
+  let onPull: (() => void) | undefined
+  const body = new ReadableStream<Uint8Array>(
+    {
+      start(own) {
+        controller = own
+      },
+      pull: () => onPull?.(),
+      cancel: () => left.abort(new DOMException('The caller left', 'AbortError')),
     },
-    cancel() {
-      left.abort(new DOMException('The caller left', 'AbortError'))
-    },
-  })
+    { highWaterMark: MAX_BEHIND, size: (chunk) => chunk!.byteLength },
+  )
   const line = (text: string, name = '') => {
-    if (!left.signal.aborted) controller?.enqueue(encoder.encode(`${name}data: ${text}\n\n`))
+    if (left.signal.aborted) return
+    if (controller.desiredSize! > 0) return controller.enqueue(encoder.encode(`${name}data: ${text}\n\n`))
+    const slow = new DOMException('The caller reads too slowly', 'AbortError')
+    left.abort(slow)
+    controller.error(slow)
   }
+  const room = () =>
+    new Promise<void>((resolve) => {
+      if (signal.aborted || controller.desiredSize! > 0) return resolve()
+      onPull = resolve
+      signal.addEventListener('abort', () => resolve(), { once: true })
+    })
   await new Promise<void>((begin, fail) => {
     let hasBegun = false
-    const send = (event: { type?: string }) => {
+    const send = (event: { readonly type?: string }) => {
       hasBegun = true
       line(JSON.stringify(event), event.type && `event: ${event.type}\n`)
       begin()
     }
     const end = () => {
       line('[DONE]')
-      if (!left.signal.aborted) controller?.close()
+      if (!left.signal.aborted) controller.close()
       begin()
     }
-    write(send, left.signal).then(end, (error) => {
+    write({ send, room }, signal).then(end, (error) => {
       if (!hasBegun) return fail(error)
       line(JSON.stringify(errorBody(onError(error, left.signal))))
       end()

@@ -17,7 +17,7 @@ export function responseRequest(fields: Fields, maxTokens: number): TextRequest 
   const { format } = (text ?? {}) as { format?: Fields }
   const chat = {
     ...others,
-    messages: items.reduce(addItem, []),
+    messages: messagesOf(items),
     tools: (tools as readonly Fields[] | undefined)?.map(({ type, ...own }) => ({ type, function: own })),
     max_completion_tokens: asked,
     response_format: format?.type === 'json_schema' ? { type: format.type, json_schema: format } : format,
@@ -29,19 +29,29 @@ export function responseRequest(fields: Fields, maxTokens: number): TextRequest 
 }
 
 /** Items → messages. Calls that follow one another are of one message. */
-function addItem(messages: readonly Fields[], item: Fields, i: number): Fields[] {
-  const { type = 'message', role, content, call_id: id, name, arguments: json, output } = item
-  if (type === 'message')
-    return [...messages, { role, content: Array.isArray(content) ? content.map(partOf) : content }]
-  if (type === 'function_call_output') return [...messages, { role: 'tool', tool_call_id: id, content: output }]
-  if (type !== 'function_call') {
-    throw new HttpError(400, `input[${i}]: items of type ${type} are not read here`, { param: `input[${i}]` })
+function messagesOf(items: readonly Fields[]): Fields[] {
+  const messages: Fields[] = []
+  let calls: object[] | undefined
+  for (const [i, item] of items.entries()) {
+    const { type = 'message', role, content, call_id: id, name, arguments: json, output } = item
+    if (type === 'function_call') {
+      if (calls === undefined) {
+        calls = []
+        const last = messages.at(-1)
+        if (last?.role === 'assistant') messages[messages.length - 1] = { ...last, tool_calls: calls }
+        else messages.push({ role: 'assistant', tool_calls: calls })
+      }
+      calls.push({ id, type: 'function', function: { name, arguments: json } })
+      continue
+    }
+    calls = undefined
+    if (type === 'message') messages.push({ role, content: Array.isArray(content) ? content.map(partOf) : content })
+    else if (type === 'function_call_output') messages.push({ role: 'tool', tool_call_id: id, content: output })
+    else {
+      throw new HttpError(400, `input[${i}]: items of type ${type} are not read here`, { param: `input[${i}]` })
+    }
   }
-  const call = { id, type: 'function', function: { name, arguments: json } }
-  const last = messages.at(-1)
-  if (last?.role !== 'assistant') return [...messages, { role: 'assistant', tool_calls: [call] }]
-  const calls = (last.tool_calls ?? []) as object[]
-  return [...messages.slice(0, -1), { ...last, tool_calls: [...calls, call] }]
+  return messages
 }
 
 function partOf(part: unknown): unknown {
@@ -52,7 +62,7 @@ function partOf(part: unknown): unknown {
 
 /** Runs a request, as `answer` does. */
 export const respond: typeof answer = async (session, { prompts, options }, asked) => {
-  const { fields, adapter, model, cacheScope, signal, send, onPiece } = asked
+  const { fields, adapter, model, cacheScope, signal, events, onPiece } = asked
   const [id, messageId] = ['resp', 'msg'].map((kind) => `${kind}_${crypto.randomUUID()}`)
   const created = seconds()
   const usesTools = options.tools !== undefined
@@ -74,7 +84,7 @@ export const respond: typeof answer = async (session, { prompts, options }, aske
     usage,
   })
   let sequence = 0
-  const event = (type: string, more: object) => send?.({ type, sequence_number: sequence++, ...more })
+  const event = (type: string, more: object) => events?.send({ type, sequence_number: sequence++, ...more })
   const part = (text: string) => ({ type: 'output_text', text, annotations: [], logprobs: [] })
   const message = (status: string, content: readonly object[]) => {
     return { type: 'message', id: messageId, status, role: 'assistant', content }

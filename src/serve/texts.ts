@@ -8,7 +8,7 @@ import { scoreTokens } from '../infer/generate/next-token.js'
 import type { GenerateOptions, GenerateResult, Prompt, TokenScore } from '../infer/session.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
-import { HttpError } from './http.js'
+import { type Events, HttpError } from './http.js'
 import { readMessages } from './messages.js'
 import { certainText, parseToolCalls, type ToolCall } from './tool-calls.js'
 
@@ -46,11 +46,16 @@ function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallb
     stop: fields.stop as string | string[] | undefined,
     seed: number('seed'),
     temperature: number('temperature'),
-    topP: fields.top_p === 0 ? Number.MIN_VALUE : number('top_p'),
-    topK: fields.top_k === -1 || fields.top_k === 0 ? Number.POSITIVE_INFINITY : number('top_k'),
+    // No token's probability reaches 0 but the likeliest is kept.
+    ...(fields.top_p === 0 ? { topK: 1 } : { topP: number('top_p'), topK: topKOf(number('top_k')) }),
     minP: number('min_p'),
     repetitionPenalty: number('repetition_penalty'),
   }
+}
+
+/** vLLM's and OpenAI's clients write -1 and 0 for all tokens. */
+function topKOf(topK: number | undefined): number | undefined {
+  return topK === -1 || topK === 0 ? Number.POSITIVE_INFINITY : topK
 }
 
 function schemaOf(format: Fields | undefined): object | undefined {
@@ -241,27 +246,34 @@ export interface AnswerOptions {
   readonly model: string
   readonly cacheScope: string | undefined
   readonly signal: AbortSignal
-  readonly send?: ((event: object) => void) | undefined
+  readonly events?: Events | undefined
   onPiece(): void
 }
 
-/** Runs a request. Events go to `send` while it runs; without it, the whole answer is returned. */
+/** Runs a request. Its events are sent while it runs; the whole answer is returned too. */
 export async function answer(
   session: AdapterSession,
   { prompts, options, n, form, echo, includesUsage }: TextRequest,
-  { adapter, model, cacheScope, signal, send, onPiece }: AnswerOptions,
+  { adapter, model, cacheScope, signal, events, onPiece }: AnswerOptions,
 ): Promise<{ body: object; promptTokens: number; newTokens: number }> {
   const created = seconds()
   const id = `${form.idPrefix}${crypto.randomUUID()}`
   const event = (choices: object[], usage?: object) =>
-    send?.({ id, object: form.chunkObject, created, model, choices, ...(includesUsage && { usage: usage ?? null }) })
+    events?.send({
+      id,
+      object: form.chunkObject,
+      created,
+      model,
+      choices,
+      ...(includesUsage && { usage: usage ?? null }),
+    })
   const all = prompts.flatMap((prompt) => Array.from({ length: n }, () => prompt))
   const images = options.images === undefined ? {} : { images: all.map(() => options.images) as never }
   const texts = all.map(() => '')
   const sent = all.map(() => 0)
   const begun = new Set<number>()
   const begin = (index: number) => {
-    if (send === undefined || form.start === undefined || begun.has(index)) return
+    if (events === undefined || form.start === undefined || begun.has(index)) return
     begun.add(index)
     event([form.start(index)])
   }
@@ -276,7 +288,9 @@ export async function answer(
   }
   const results = await session.generate(all, { ...options, ...images, adapter, cacheScope, signal, onText })
   for (const [i, result] of results.entries()) {
-    if (send === undefined) break
+    if (events === undefined) break
+    // The scores of a text come at its end.
+    await events.room()
     begin(i)
     const last = form.end(i, result)
     // Held back for a call that did not come.

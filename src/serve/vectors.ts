@@ -8,8 +8,10 @@ import { HttpError } from './http.js'
 
 const textsOf = ({ input }: Fields): string[] => [input as string | string[]].flat()
 
-function usageOf({ model }: AdapterSession, texts: readonly string[]): object {
-  const tokens = texts.reduce((sum, text) => sum + (model.tokenizer?.encode(text).length ?? 0), 0)
+/** Counts the tokens that were read: the rest of a long text is cut off. */
+function usageOf({ model }: AdapterSession, texts: readonly string[], maxLength = model.contextLength): object {
+  const count = (text: string) => model.tokenizer?.encodeTexts(text, undefined, maxLength ?? text.length + 8).ids.length
+  const tokens = texts.reduce((sum, text) => sum + (count(text) ?? 0), 0)
   return { prompt_tokens: tokens, total_tokens: tokens }
 }
 
@@ -26,7 +28,7 @@ export const embeddings: Read = async (session, fields, { adapter, model, signal
   const vectors = await session.embed(texts, { adapter, dimensions, signal })
   const form = (vector: Float32Array) => (fields.encoding_format === 'base64' ? base64Of(vector) : [...vector])
   const data = vectors.map((vector, index) => ({ object: 'embedding', index, embedding: form(vector) }))
-  return { object: 'list', data, model, usage: usageOf(session, texts) }
+  return { object: 'list', data, model, usage: usageOf(session, texts, session.model.sentence.maxLength) }
 }
 
 function base64Of(vector: Float32Array): string {

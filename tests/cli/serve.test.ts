@@ -1,14 +1,15 @@
 // lowrank serve, as a process: it answers over HTTP, and a signal lets it finish what has begun; and what it refuses.
 
+import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { type AddressInfo, createServer } from 'node:net'
 import { expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
 import { lowrank, MODEL, start } from './lowrank.js'
 
-it('answers, and after SIGTERM finishes what has begun and ends with 0', async () => {
-  const { child, done } = start(['serve', MODEL, '--adapter', 'peft=tests/golden/peft/f32', '--port', '0'])
-  const url = await new Promise<string>((resolve, reject) => {
+/** Resolves in the moment in which the address is printed. */
+function addressOf(child: ChildProcess): Promise<string> {
+  return new Promise<string>((resolve, reject) => {
     let text = ''
     child.stderr!.on('data', (piece) => {
       text += piece
@@ -17,6 +18,11 @@ it('answers, and after SIGTERM finishes what has begun and ends with 0', async (
     })
     child.on('close', () => reject(new Error(text)))
   })
+}
+
+it('answers, and after SIGTERM finishes what has begun and ends with 0', async () => {
+  const { child, done } = start(['serve', MODEL, '--adapter', 'peft=tests/golden/peft/f32', '--port', '0'])
+  const url = await addressOf(child)
   const models = await (await fetch(`${url}/v1/models`)).json()
   expect(models.data.map(({ id }: { id: string }) => id)).toEqual(['union-3m', 'peft'])
   const response = await fetch(`${url}/v1/completions`, {
@@ -31,6 +37,15 @@ it('answers, and after SIGTERM finishes what has begun and ends with 0', async (
   const { code, stderr } = await done
   expect([code, stderr]).toEqual([0, expect.stringContaining('serves union-3m, peft')])
   expect(stderr).toContain(`curl ${url}/v1/completions`)
+})
+
+it('ends with 0 also if SIGTERM comes with the address', async () => {
+  const { child, done } = start(['serve', MODEL, '--port', '0'])
+  child.stderr!.once('data', () => child.kill('SIGTERM'))
+  expect(await done).toMatchObject({
+    code: 0,
+    stderr: expect.stringMatching(/serves union-3m.*Answering what has begun/s),
+  })
 })
 
 it('takes the last part of a source for its name, and refuses an empty one and one that is taken', async () => {

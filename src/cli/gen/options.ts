@@ -239,6 +239,7 @@ export const FLAGS = {
   ListenOptions: {
     host: { form: 'text', about: 'the address to listen on. Default: 127.0.0.1, this machine alone', placeholder: 'HOST' },
     port: { form: 'number', about: 'the port; 0 takes a free one', range: 'an integer in [0, 65535]', fallback: '8000' },
+    drainSeconds: { form: 'number', about: 'seconds for answers that have begun when the server stops', range: 'an integer of at least 0', fallback: '25' },
   },
   TrainConfig: {
     rank: { form: 'number', about: 'rank of A and B: the size of the adapter', range: 'an integer of at least 1', fallback: '8' },

@@ -33,8 +33,8 @@ export const serve = defineCommand({
     quiet: toggle('print the address alone'),
   },
   async run(values) {
-    const { model: source, dtype, adapter, allow, allowLoading, apiKey, origin, quiet, host, port, ...own } = values
-    const { device, threads, prefixCache, maxRunning: maxBatch, ...limits } = own
+    const { model: source, dtype, adapter, allow, allowLoading, apiKey, origin, quiet, ...own } = values
+    const { host, port, drainSeconds, device, threads, prefixCache, maxRunning: maxBatch, ...limits } = own
     const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
     const { loadModel } = await import('../../node.js')
     const named = adapter.map(adapterOf)
@@ -61,15 +61,17 @@ export const serve = defineCommand({
         resolveAdapter: allowLoading === undefined ? undefined : folderOfAdapters(allowLoading),
         onError: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
       })
-      const { server, url } = await listen(handler, { host, port })
-      say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
       const isChat = (await requireChatTemplate(model.directory).catch(() => false)) !== false
-      if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0, isChat))
-      if (!isLocal && keys.length === 0) warn('Everybody who reaches this address can use it: give --api-key KEY')
-      await interruptible('Answering what has begun.', untilAborted)
-      server.close()
+      // From here on a signal ends nothing at once: whoever knows the address may have asked something.
+      await interruptible('Answering what has begun.', async (signal) => {
+        const { url, close } = await listen(handler, { host, port, drainSeconds })
+        say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
+        if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0, isChat))
+        if (!isLocal && keys.length === 0) warn('Everybody who reaches this address can use it: give --api-key KEY')
+        await aborted(signal)
+        await close()
+      })
       await handler.close()
-      server.closeAllConnections()
       return 0
     })
   },
@@ -89,6 +91,7 @@ function exampleOf(url: string, model: string, hasKey: boolean, isChat: boolean)
   return `Try: curl ${url}/v1/${isChat ? 'chat/' : ''}completions -H "Content-Type: application/json"${key} -d '${body}'`
 }
 
-function untilAborted(signal: SignalLike): Promise<void> {
+function aborted(signal: SignalLike): Promise<void> {
+  if (signal.aborted) return Promise.resolve()
   return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
 }

@@ -26,5 +26,6 @@ export const HANDLER_OPTIONS: OptionTable<HandlerOptions> = {
 export const LISTEN_OPTIONS: OptionTable<ListenOptions> = {
   host: NAME,
   port: ranged('an integer in [0, 65535]'),
+  drainSeconds: ranged('an integer of at least 0'),
 }
 

@@ -3,4 +3,5 @@
 import '../../node.js'
 
 export * from '../../server.js'
-export { folderOfAdapters, type ListenOptions, listen } from './listen.js'
+export { folderOfAdapters } from './adapter-folder.js'
+export { type Listening, type ListenOptions, listen } from './listen.js'

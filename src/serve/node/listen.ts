@@ -1,13 +1,11 @@
-// Serves a handler with node:http, and finds adapters in a folder.
+// Serves a handler with node:http.
 
-import { realpath } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import path from 'node:path'
 import { Readable } from 'node:stream'
 import { ConfigError } from '../../base/errors.js'
 import { checkArgument, checkOptions, FUNCTION } from '../../base/options.js'
-import type { ResolveAdapter } from '../adapters.js'
 import { LISTEN_OPTIONS } from '../gen/options.js'
+import { Outbox } from './outbox.js'
 
 /** The address on which a server listens. */
 export interface ListenOptions {
@@ -22,32 +20,56 @@ export interface ListenOptions {
    * @default 8000
    */
   readonly port?: number | undefined
+  /**
+   * Seconds that answers get which have begun when the server stops. What is left then is cut off.
+   * @range an integer of at least 0
+   * @default 25
+   * @help seconds for answers that have begun when the server stops
+   */
+  readonly drainSeconds?: number | undefined
+}
+
+/** A server that listens. */
+export interface Listening {
+  readonly server: Server
+  /** Its address. */
+  readonly url: string
+  /**
+   * Takes no new connections, lets the handler drain, and waits until what has begun is answered and sent, at most
+   * `drainSeconds`. Then all connections are closed. The handler stays open.
+   */
+  close(): Promise<void>
 }
 
 /**
- * Answers the requests of a port.
+ * Answers the requests of a port. A caller that takes nothing of its answer for 30 seconds loses the connection, and so
+ * do the slowest if callers have 64 MiB that they have not taken.
  *
- * @param handler as `createHandler` gives it
- * @returns the server, which listens, and its address
+ * @param handler as `createHandler` gives it, or any function from Request to Response
  * @throws ConfigError for a port that is not valid or in use, and for an address that this machine does not have
  *
  * @example
  * import { createHandler, listen } from 'lowrank/server'
  *
  * const handler = await createHandler({ model: 'models/union-3m' })
- * const { server, url } = await listen(handler, { port: 0 })
+ * const { url, close } = await listen(handler, { port: 0 })
  * console.log(await (await fetch(`${url}/health`)).text())
- * server.close()
+ * await close()
  * await handler.close()
  */
 export async function listen(
-  handler: (request: Request) => Promise<Response>,
+  handler: ((request: Request) => Promise<Response>) & { readonly drain?: () => Promise<void> },
   options: ListenOptions = {},
-): Promise<{ server: Server; url: string }> {
+): Promise<Listening> {
   checkArgument(handler, FUNCTION, 'handler')
   checkOptions(options, 'listen', LISTEN_OPTIONS)
-  const { host = '127.0.0.1', port = 8000 } = options
-  const server = createServer((request, response) => void answer(handler, request, response))
+  const { host = '127.0.0.1', port = 8000, drainSeconds = 25 } = options
+  const outbox = new Outbox()
+  const answering = new Set<Promise<void>>()
+  const server = createServer((request, response) => {
+    const answered = answer(handler, outbox, request, response).finally(() => answering.delete(answered))
+    answering.add(answered)
+  })
   // A request whose headers or body come too slowly would hold its socket.
   server.requestTimeout = 60_000
   await new Promise<void>((resolve, reject) => {
@@ -55,8 +77,22 @@ export async function listen(
     server.listen(port, host, resolve)
   })
   const address = server.address()
-  const own = typeof address === 'object' && address !== null ? address.port : port
-  return { server, url: `http://${host.includes(':') ? `[${host}]` : host}:${own}` }
+  const bound = typeof address === 'object' && address !== null ? address.port : port
+  const close = async () => {
+    server.close()
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise((resolve) => {
+      timer = setTimeout(resolve, 1000 * drainSeconds)
+    })
+    const drained = async () => {
+      await handler.drain?.()
+      await Promise.all(answering)
+    }
+    await Promise.race([drained(), late])
+    clearTimeout(timer)
+    server.closeAllConnections()
+  }
+  return { server, url: `http://${host.includes(':') ? `[${host}]` : host}:${bound}`, close }
 }
 
 function notListening(cause: NodeJS.ErrnoException, host: string, port: number): Error {
@@ -72,6 +108,7 @@ function notListening(cause: NodeJS.ErrnoException, host: string, port: number):
 
 async function answer(
   handler: (request: Request) => Promise<Response>,
+  outbox: Outbox,
   incoming: IncomingMessage,
   outgoing: ServerResponse,
 ): Promise<void> {
@@ -79,25 +116,20 @@ async function answer(
   outgoing.on('close', () => left.abort(new DOMException('The caller left', 'AbortError')))
   try {
     const response = await handler(requestOf(incoming, left.signal))
+    // The rest of a body that nobody waits for would be read as the next request.
+    if (!incoming.complete) outgoing.shouldKeepAlive = false
     outgoing.writeHead(response.status, Object.fromEntries(response.headers))
-    if (response.body === null) outgoing.end()
-    else
-      for await (const chunk of response.body) {
-        if (left.signal.aborted) break
-        if (!outgoing.write(chunk)) await drained(outgoing)
-      }
-    outgoing.end()
+    for await (const chunk of response.body ?? []) {
+      if (left.signal.aborted) break
+      await outbox.write(outgoing, chunk)
+    }
   } catch {
     // Only a request that is no HTTP of ours, or a caller that left, gets here.
     if (!outgoing.headersSent) outgoing.writeHead(400)
-    outgoing.end()
   }
-}
-
-function drained(outgoing: ServerResponse): Promise<void> {
-  return new Promise((resolve) => {
-    outgoing.once('drain', resolve)
+  await new Promise<void>((resolve) => {
     outgoing.once('close', resolve)
+    outgoing.end(resolve)
   })
 }
 
@@ -113,27 +145,4 @@ function requestOf(incoming: IncomingMessage, signal: AbortSignal): Request {
     signal,
     ...(hasBody && { body: Readable.toWeb(incoming) as ReadableStream<Uint8Array>, duplex: 'half' }),
   })
-}
-
-/**
- * Finds adapters by the name of their folder inside one folder. Links are resolved first, so that none leads out of it.
- *
- * @param folder the folder that holds the adapters' folders
- *
- * @example
- * import { folderOfAdapters } from 'lowrank/server'
- *
- * const resolveAdapter = folderOfAdapters('tests/golden/peft')
- * console.log(await resolveAdapter('f32'), await resolveAdapter('../../models'))
- */
-export function folderOfAdapters(folder: string): ResolveAdapter {
-  return async (name) => {
-    try {
-      const root = await realpath(folder)
-      const found = await realpath(path.resolve(root, name))
-      return found.startsWith(root + path.sep) ? found : undefined
-    } catch {
-      return undefined
-    }
-  }
 }

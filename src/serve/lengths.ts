@@ -1,0 +1,64 @@
+// Bounds on texts before they become tokens. That happens in the thread that answers everybody, so a text without end
+// would stop the server.
+
+import type { Model } from '../graph/model-folder.js'
+import type { Prompt } from '../infer/session.js'
+import { HttpError } from './http.js'
+import type { TextRequest } from './texts.js'
+
+/** A word is cut into tokens as a whole: one of a million characters takes ten seconds. */
+const MAX_WORD = 1 << 16
+/** Characters of the texts of one request that are read without regard to a context: vectors and labels. */
+const MAX_CHARACTERS = 1 << 20
+/** Characters that become tokens before other requests get a turn. */
+const TURN = 1 << 14
+/** Tokens that a cut between two turns may add. */
+const PER_CUT = 16
+
+/** @throws HttpError for words that are too long, and for texts that are too long together */
+export function checkTexts(texts: readonly string[], param: string): void {
+  const length = texts.reduce((sum, text) => sum + text.length, 0)
+  if (length > MAX_CHARACTERS) throw tooLong(`the texts have more than ${MAX_CHARACTERS} characters together`, param)
+  for (const text of texts) checkWords(text, param)
+}
+
+/** @throws HttpError for prompts with words that are too long, and with more tokens than the context */
+export async function checkPrompts(model: Model, { prompts, options }: TextRequest): Promise<void> {
+  const tools = options.tools === undefined ? [] : [JSON.stringify(options.tools)]
+  for (const prompt of prompts) {
+    const texts = [...textsOf(prompt), ...tools]
+    let budget = model.contextLength ?? Number.POSITIVE_INFINITY
+    for (const text of texts) budget -= await tokensOf(text, budget, model)
+    for (const text of texts) checkWords(text, 'prompt')
+  }
+}
+
+function textsOf(prompt: Prompt): string[] {
+  if (typeof prompt === 'string') return [prompt]
+  if ('ids' in prompt) return []
+  return prompt.map((message) => JSON.stringify(message))
+}
+
+/** Counts roughly, and short texts not at all. */
+async function tokensOf(text: string, budget: number, { tokenizer, contextLength }: Model): Promise<number> {
+  if (tokenizer === undefined || text.length <= TURN) return 0
+  let tokens = 0
+  for (let at = 0; at < text.length; at += TURN) {
+    const { length } = tokenizer.encode(text.slice(at, at + TURN), { specialTokens: false })
+    tokens += Math.max(0, length - PER_CUT)
+    if (tokens > budget) throw tooLong(`it has more tokens than the context (${contextLength})`, 'prompt')
+    await new Promise((resolve) => setTimeout(resolve))
+  }
+  return tokens
+}
+
+function checkWords(text: string, param: string): void {
+  if (text.length <= MAX_WORD) return
+  for (const { 0: run } of text.matchAll(/\s+|\p{P}+|[^\s\p{P}]+/gu)) {
+    if (run.length > MAX_WORD) throw tooLong(`a word has more than ${MAX_WORD} characters`, param)
+  }
+}
+
+function tooLong(what: string, param: string): HttpError {
+  return new HttpError(400, `${param}: ${what}`, { param, code: 'context_length_exceeded' })
+}
