@@ -28,6 +28,30 @@ export function objectOf(value: unknown): Record<string, unknown> {
   return isObject(value) ? value : {}
 }
 
+/** Finds whether plain data is nested deeper than `depth`, or has more than `values` altogether. */
+export function excessOf(
+  value: unknown,
+  { depth, values = Number.POSITIVE_INFINITY }: { readonly depth: number; readonly values?: number },
+): 'depth' | 'values' | undefined {
+  const isPlain = (one: unknown): one is object => {
+    if (typeof one !== 'object' || one === null) return false
+    return Array.isArray(one) || [Object.prototype, null].includes(Object.getPrototypeOf(one))
+  }
+  let level = [value].filter(isPlain)
+  for (let reached = 1, count = 0; level.length > 0; reached++) {
+    if (reached > depth) return 'depth'
+    const deeper: object[] = []
+    for (const part of level) {
+      const parts = Array.isArray(part) ? part : Object.values(part)
+      count += parts.length
+      if (count > values) return 'values'
+      for (const one of parts) if (isPlain(one)) deeper.push(one)
+    }
+    level = deeper
+  }
+  return undefined
+}
+
 /** The value that a text of JSON holds; undefined for any other text, and for what is no text. */
 export function jsonIn(text: unknown): unknown {
   try {
@@ -159,11 +183,16 @@ export function unknownOption(
   return new ConfigError({ where: name, what: `${of} has no such option`, hint: elsewhere[name] ?? hint })
 }
 
+/** An address for messages: an ellipsis stands for a name and a password in it. */
+export function withoutPassword(address: string): string {
+  return address.replaceAll(/\/\/[^/?#\s]*@/g, '//…@')
+}
+
 export function describe(value: unknown): string {
   if (value === undefined) return 'nothing'
   if (typeof value === 'bigint') return `${value}n`
   if (typeof value === 'function') return 'a function'
-  if (typeof value === 'string') return JSON.stringify(value.slice(0, MAX_DESCRIBED))
+  if (typeof value === 'string') return JSON.stringify(withoutPassword(value).slice(0, MAX_DESCRIBED))
   if (typeof value !== 'object' || value === null) return String(value)
   const { name } = (value.constructor ?? Object) as { name?: string }
   if (name === 'Promise') return 'a promise: write await before it'

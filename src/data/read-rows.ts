@@ -1,7 +1,7 @@
 // Reads data in any form as one stream of rows, each with its place for messages. It does not know tokens or tasks.
 
-import { ConfigError } from '../base/errors.js'
-import { checkArgument } from '../base/options.js'
+import { ConfigError, DataError } from '../base/errors.js'
+import { checkArgument, excessOf } from '../base/options.js'
 import type { ReadOptions } from './read-files.js'
 import {
   COLUMN_NAMES,
@@ -18,9 +18,20 @@ export async function* readRows(data: DataSource, options: ReadOptions = {}): As
   const { columns, onInvalid } = options
   if (columns !== undefined) checkArgument(columns, COLUMN_NAMES, 'columns')
   for await (const row of rowsOf(data, options)) {
-    const renamed = columns === undefined ? row : unlessInvalid(() => renameColumns(row, columns), onInvalid)
-    if (renamed !== undefined) yield renamed
+    const checked = unlessInvalid(() => {
+      checkDepth(row)
+      return columns === undefined ? row : renameColumns(row, columns)
+    }, onInvalid)
+    if (checked !== undefined) yield checked
   }
+}
+
+/** Deeper records would end in a RangeError where they become text again, in a chat template or a hash. */
+const MAX_DEPTH = 100
+
+function checkDepth({ row, where }: Row): void {
+  if (excessOf(row, { depth: MAX_DEPTH }) === undefined) return
+  throw new DataError({ where, what: 'nested too deep', expected: `lists and objects of at most ${MAX_DEPTH} levels` })
 }
 
 async function* rowsOf(data: DataSource, options: ReadOptions): AsyncGenerator<Row> {

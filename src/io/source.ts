@@ -2,6 +2,7 @@
 
 import { splitName } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
+import { withoutPassword } from '../base/options.js'
 
 export interface HubSource {
   readonly kind: 'hub'
@@ -130,7 +131,7 @@ function parseUrl(text: string, where: string, endpoint: string | undefined): Pa
     throw new ConfigError({ where, what: 'not a URL', expected: EXPECTED, got: quoted(text), cause })
   }
   if (url.username !== '' || url.password !== '') {
-    const got = `${url.protocol}//…@${url.host}`
+    const got = withoutPassword(text)
     throw new ConfigError({
       where,
       what: 'a name or a password in a URL, which no server gets',
@@ -185,5 +186,5 @@ export function decoded(text: string): string | undefined {
 }
 
 function quoted(text: string): string {
-  return JSON.stringify(text)
+  return JSON.stringify(withoutPassword(text))
 }

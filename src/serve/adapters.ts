@@ -14,7 +14,7 @@ interface Served {
   /** Its name in the session: two that follow one another under one name are there at the same time. */
   readonly key: string
   readonly root: string
-  /** Where it was loaded from; undefined for those of the start, and for files in memory. */
+  /** The source that it was loaded from; undefined for adapters of the start, and for files in memory. */
   readonly place: string | undefined
   readonly created: number
   /** Loaded by a caller: it may leave again. */
@@ -177,7 +177,7 @@ export class AdapterRegistry {
   }
 }
 
-/** Two names of one folder have the same place. */
+/** The same text for two spellings of one folder. */
 function placeOf(source: Source): string | undefined {
   if (typeof source === 'string') return source
   return 'name' in source && typeof source.name === 'string' ? source.name : undefined

@@ -2,7 +2,7 @@
 
 import { concatBytes } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { excessOf, isObject } from '../base/options.js'
 
 export class HttpError extends Error {
   readonly type: string
@@ -101,24 +101,10 @@ export async function readJson(
     throw new HttpError(400, `The body is not valid JSON: ${(error as Error).message}`)
   }
   if (!isObject(value)) throw new HttpError(400, 'The body is not a JSON object')
-  checkSize(value)
+  const excess = excessOf(value, { depth: MAX_DEPTH, values: MAX_VALUES })
+  if (excess === 'depth') throw new HttpError(400, `The body is nested more than ${MAX_DEPTH} levels deep`)
+  if (excess === 'values') throw new HttpError(400, `The body has more than ${MAX_VALUES} values`)
   return value
-}
-
-function checkSize(body: object): void {
-  let level: object[] = [body]
-  let count = 0
-  for (let depth = 1; level.length > 0; depth++) {
-    if (depth > MAX_DEPTH) throw new HttpError(400, `The body is nested more than ${MAX_DEPTH} levels deep`)
-    const deeper: object[] = []
-    for (const part of level) {
-      const values = Object.values(part)
-      count += values.length
-      if (count > MAX_VALUES) throw new HttpError(400, `The body has more than ${MAX_VALUES} values`)
-      for (const value of values) if (typeof value === 'object' && value !== null) deeper.push(value)
-    }
-    level = deeper
-  }
 }
 
 /** Bytes of events that a caller may be behind. Whoever is further behind while a text grows loses the stream. */

@@ -29,6 +29,24 @@ async function refusal(data: DataSource, options?: ReadOptions): Promise<Lowrank
 /** A source whose text is cut into reads of 1 MiB somewhere inside `content`. */
 const across = (content: string, before: number) => `${' '.repeat((1 << 20) - before)}${content}`
 
+it('refuses what is nested too deep, in files and in memory, and goes on with the next record if it is asked to', async () => {
+  const deep = `${'['.repeat(200_000)}${']'.repeat(200_000)}`
+  const text = `{"text": ${deep}}\n{"text": "a"}\n{"messages": [{"role": "user", "content": "a", "more": ${deep}}]}`
+  const circle: unknown[] = []
+  circle.push({ circle })
+  const forms: DataSource[] = [
+    file(text),
+    text.split('\n').map((line) => JSON.parse(line)),
+    file(`[${text.replaceAll('\n', ',')}]`, 'a.json'),
+  ]
+  for (const data of [...forms, [circle], [JSON.parse(deep)]]) {
+    expect((await refusal(data)).message).toMatch(/nested too deep; expected lists and objects of at most 100 levels/)
+    const wrong: DataError[] = []
+    const rows = await all(data, { onInvalid: (error) => wrong.push(error) })
+    expect([rows.length, wrong.length]).toEqual(forms.includes(data) ? [1, 2] : [0, 1])
+  }
+})
+
 describe('JSON', () => {
   it('reads lines, skips empty ones, and says where each was', async () => {
     const lines = ['{"text": "a", "id": 3}', '', '{"prompt": "p"}\r', '   ', '{"text": "é🐋"}']

@@ -4,10 +4,12 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { push } from '../../src/handoff-entry/node/entry.js'
 import {
   configureHub,
   inspect,
   LoraAdapter,
+  LowrankError,
   loadAdapter,
   loadModel,
   merge,
@@ -146,6 +148,30 @@ describe('the Hub', () => {
       /^tokn: configureHub has no such option. Did you mean token\?/,
     )
     expect(() => configureHub({ endpoint: 'hub' })).toThrow(/^endpoint: not valid/)
+  })
+
+  test('no message repeats a password, of HF_ENDPOINT, of configureHub or of a source', async () => {
+    const secret = 'https://me:S3CRET@hub.example'
+    const calls: (() => unknown)[] = []
+    for (const address of [secret, secret.replace('https', 'ftp'), secret.replace('https:', ''), `${secret}:x/a`]) {
+      const withAddress = (call: () => unknown) => () => {
+        process.env.HF_ENDPOINT = address
+        return call()
+      }
+      calls.push(() => configureHub({ endpoint: address }))
+      calls.push(
+        () => loadModel(address),
+        () => loadModel(`hf:${address}`),
+        () => loadAdapter(`${address}/org/lora`),
+      )
+      calls.push(withAddress(() => loadModel('org/union')))
+      calls.push(withAddress(() => push(ADAPTER, 'me/sea')))
+    }
+    for (const call of calls) {
+      const error = await (async () => call())().catch((error: Error) => error)
+      expect(error).toBeInstanceOf(LowrankError)
+      expect((error as Error).message).not.toContain('S3CRET')
+    }
   })
 
   test('ends when its signal says so', async () => {

@@ -58,6 +58,17 @@ const CASES: [string, object, (value: any) => boolean][] = [
     },
   ],
   ['an expression', { type: 'string', pattern: '^[a-c]{2,4}-[0-9]+$' }, (value) => /^[a-c]{2,4}-[0-9]+$/.test(value)],
+  [
+    'whole numbers between bounds',
+    {
+      type: 'array',
+      items: { type: ['integer', 'null'], exclusiveMinimum: -3, maximum: 120 },
+      minItems: 3,
+      maxItems: 3,
+    },
+    (list) =>
+      list.every((one: unknown) => one === null || (Number.isInteger(one) && Number(one) > -3 && Number(one) <= 120)),
+  ],
   ['one of several', { enum: ['yes', 'no', 3, null] }, (value) => ['yes', 'no', 3, null].includes(value)],
 ]
 
@@ -104,6 +115,27 @@ it.each([
   [{ type: 'array', maxItems: 5000 }, /too large together/],
   [{ enum: Array.from({ length: 600 }, (_, i) => i) }, /too many parts/],
   [{ enum: ['a'.repeat(40_000)] }, /too many bytes/],
+  // Bounds that the library takes roughly, or ends at.
+  ...[1e-301, 0.5, 1e30, '3'].map((minimum): [object, RegExp] => [
+    { type: 'integer', minimum },
+    /schema\.minimum: .*whole/,
+  ]),
+  ...['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum'].flatMap((key): [object, RegExp][] => [
+    [{ type: 'number', [key]: 1 }, /whole bounds of whole numbers alone/],
+    [{ type: ['number', 'integer'], [key]: 1 }, /whole bounds of whole numbers alone/],
+    [{ [key]: 1 }, /whole bounds of whole numbers alone/],
+  ]),
+  [{ type: 'integer', minimum: 5, maximum: 1 }, /schema\.minimum: above maximum/],
+  [{ type: 'string', minLength: 5, maxLength: 1 }, /schema\.minLength: above maxLength/],
+  [{ type: 'array', minItems: 5, maxItems: 1 }, /schema\.minItems: above maxItems/],
+  // Parts that come back to themselves before a character.
+  [{ $ref: '#' }, /refers to itself/],
+  [{ anyOf: [{ type: 'null' }, { $ref: '#' }] }, /refers to itself/],
+  [
+    { $defs: { a: { $ref: '#/$defs/b' }, b: { anyOf: [{ $ref: '#/$defs/a' }] } }, $ref: '#/$defs/a' },
+    /refers to itself/,
+  ],
+  [{ type: 'array', items: { $ref: '#/$defs/a' }, $defs: { a: { $ref: '#/$defs/a' } } }, /refers to itself/],
 ])('refuses %j', async (schema, message) => {
   const { checkedSchema } = await import('../../src/infer/generate/schemas.js')
   expect(() => checkedSchema(schema)).toThrow(message)

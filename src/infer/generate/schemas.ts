@@ -13,6 +13,12 @@ const NOTES = new Set([
 ])
 const COUNTS = ['minItems', 'maxItems', 'minLength', 'maxLength']
 const NUMBERS = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum']
+/** Bounds of which the first must not be above the second. */
+const PAIRS = [
+  ['minItems', 'maxItems'],
+  ['minLength', 'maxLength'],
+  ['minimum', 'maximum'],
+]
 const ONE = ['items', 'additionalProperties']
 const LIST = ['anyOf', 'prefixItems']
 const NAMED = ['properties', '$defs', 'definitions']
@@ -25,6 +31,7 @@ const TYPES = new Set(['object', 'array', 'string', 'integer', 'number', 'boolea
 export function checkedSchema(schema: object): string {
   const text = JSON.stringify(schema)
   const used = { parts: 0, counts: 0 }
+  const known = new Map<unknown, boolean>()
   const fail = (where: string, what: string, expected?: string): never => {
     throw new ConfigError({ where, what, ...(expected !== undefined && { expected }) })
   }
@@ -36,6 +43,11 @@ export function checkedSchema(schema: object): string {
     limit(where, 'too many parts', ++used.parts, MOST.parts)
     if (typeof part === 'boolean') return
     if (!isObject(part)) fail(where, 'not a schema', 'an object')
+    if (!hasEnd(schema, part, known)) fail(where, 'it refers to itself, so that no text fits')
+    for (const [least, most] of PAIRS) {
+      const { [least]: low, [most]: high } = part as Record<string, unknown>
+      if (Number(low) > Number(high)) fail(`${where}.${least}`, `above ${most}`)
+    }
     for (const [key, value] of Object.entries(part as Record<string, unknown>)) {
       const at = `${where}.${key}`
       if (NOTES.has(key)) continue
@@ -46,7 +58,10 @@ export function checkedSchema(schema: object): string {
         if (!Number.isSafeInteger(value)) fail(at, 'not a whole number')
         used.counts += value as number
       }
-      if (NUMBERS.includes(key) && typeof value !== 'number') fail(at, 'not a number')
+      // The library takes fractions roughly: 1.5 for at most 1, and 0,1 with a comma for at least 0.1.
+      if (NUMBERS.includes(key) && !(isOfIntegers(part as object) && Number.isSafeInteger(value))) {
+        fail(at, 'texts are kept to whole bounds of whole numbers alone', '"type": "integer" and an integer')
+      }
       if (key === 'required' && !(Array.isArray(value) && value.every((one) => typeof one === 'string'))) {
         fail(at, 'not a list of names')
       }
@@ -54,7 +69,8 @@ export function checkedSchema(schema: object): string {
         if (!Array.isArray(value) || value.length === 0) fail(at, 'not a list of values')
         used.parts += (value as unknown[]).length
       }
-      if (key === '$ref' && !hasPlace(schema, value)) fail(at, 'no such part of this schema', '#/$defs/NAME')
+      if (key === '$ref' && placeOf(schema, value) === undefined)
+        fail(at, 'no such part of this schema', '#/$defs/NAME')
       if (key === 'pattern') used.counts += patternCost(value, at)
       if (ONE.includes(key)) visit(value, at, depth + 1)
       if (LIST.includes(key)) {
@@ -74,15 +90,32 @@ export function checkedSchema(schema: object): string {
   return text
 }
 
-/** True for `#`, and for `#/a/b` where the schema has such a part. */
-function hasPlace(schema: object, ref: unknown): boolean {
-  if (typeof ref !== 'string' || !/^#(\/|$)/.test(ref)) return false
+function isOfIntegers({ type }: { readonly type?: unknown }): boolean {
+  return [type].flat().includes('integer') && ![type].flat().includes('number')
+}
+
+/** The part that `#` or `#/a/b` names. */
+function placeOf(schema: object, ref: unknown): Record<string, unknown> | undefined {
+  if (typeof ref !== 'string' || !/^#(\/|$)/.test(ref)) return undefined
   let place: unknown = schema
   for (const key of ref.split('/').slice(1)) {
-    if (!isObject(place) || !Object.hasOwn(place, key)) return false
+    if (!isObject(place) || !Object.hasOwn(place, key)) return undefined
     place = place[key]
   }
-  return isObject(place)
+  return isObject(place) ? place : undefined
+}
+
+/** False if references and alternatives lead back to a part before a character of a text is chosen. */
+function hasEnd(schema: object, part: unknown, known: Map<unknown, boolean>): boolean {
+  if (!isObject(part)) return true
+  const found = known.get(part)
+  if (found !== undefined) return found
+  // Until its own parts are looked at: whoever comes back here has gone round.
+  known.set(part, false)
+  const next = [placeOf(schema, part.$ref), ...(Array.isArray(part.anyOf) ? part.anyOf : [])]
+  const ends = next.every((one) => hasEnd(schema, one, known))
+  known.set(part, ends)
+  return ends
 }
 
 function patternCost(pattern: unknown, where: string): number {

@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
 import { ConfigError } from '../../../base/errors.js'
+import { withoutPassword } from '../../../base/options.js'
 import { fileError } from '../../node/errors.js'
 
 type Variables = Readonly<Record<string, string | undefined>>
@@ -17,7 +18,16 @@ export function hubEnvironment(variables: Variables = process.env) {
       where: 'HF_ENDPOINT',
       what: 'no address',
       expected: 'https://host',
-      got: JSON.stringify(endpoint),
+      got: JSON.stringify(withoutPassword(endpoint)),
+    })
+  }
+  if (withoutPassword(endpoint) !== endpoint) {
+    throw new ConfigError({
+      where: 'HF_ENDPOINT',
+      what: 'a name or a password in an address, which no server gets',
+      expected: 'https://host',
+      got: withoutPassword(endpoint),
+      hint: 'Leave it out; the token of HF_TOKEN is sent to this address',
     })
   }
   const seconds = get('HF_HUB_DOWNLOAD_TIMEOUT')
