@@ -1,4 +1,4 @@
-// An adapter from one format into another. Its content says what a source is, and not its name.
+// Converts an adapter from one format into another. The format of a source is found from its content, not its name.
 
 import { closing, type Place, sniff, withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
@@ -9,7 +9,7 @@ import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
 
 /** Result of `convertAdapter`. */
 export interface ConvertReport {
-  /** The format that the source was found to have; `memory` for an adapter in memory. */
+  /** The format of the source; `memory` for an adapter in memory. */
   from: AdapterFormat | 'memory'
   to: AdapterFormat
   /** The folder or file that was written. */
@@ -66,16 +66,16 @@ async function find(source: Place) {
   const named = source.file ?? (await onlyFile(directory))
   const isFolder = ADAPTER_FORMATS.some((name) => formatOf(name).files?.includes(named?.split('/').at(-1) ?? ''))
   const place = { directory, file: isFolder ? undefined : named }
-  // PEFT's, which is any folder, comes last.
+  // PEFT comes last in this order, because any folder may be PEFT's.
   for (const name of [...ADAPTER_FORMATS].reverse()) {
     const format = await formatOf(name).load()
     if (await format.detect(place)) return { place, name, format }
   }
   return withSource(directory, place.file!, async (file) => {
-    const other = await sniff(file)
+    const recognized = await sniff(file)
     throw new FormatError({
       where: file.name,
-      what: other === undefined ? 'no adapter of a known format' : `no adapter, but ${other.name}`,
+      what: recognized === undefined ? 'no adapter of a known format' : `no adapter, but ${recognized.name}`,
       expected: 'a GGUF or an .onnx_adapter file, or the folder of PEFT or mlx-lm',
     })
   })

@@ -1,4 +1,4 @@
-// The interface of a format of adapters: how it is found, opened and written. Each format is one such object.
+// The interface of an adapter format: how it is recognized, opened and written. Each format is one such object.
 
 import { type Place, withSource } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
@@ -7,7 +7,7 @@ import type { ToolRun } from '../base/progress.js'
 import { type Handled, requireOwnLayers, requireUnchangedBase, unhandledPart } from '../lora/requirements.js'
 import type { OpenAdapter } from '../peft/open.js'
 
-/** Types that factors are written in; `q8_0` only in GGUF. */
+/** The types in which factors can be written. Only GGUF has `q8_0`. */
 export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'
 
 export interface WriteSettings extends ToolRun {
@@ -15,8 +15,8 @@ export interface WriteSettings extends ToolRun {
   readonly base: Place | undefined
 }
 
-export function floatDtype(wanted: ConvertedDtype, own: FloatDtype): FloatDtype {
-  return wanted === 'keep' || wanted === 'q8_0' ? own : wanted
+export function floatDtype(wanted: ConvertedDtype, stored: FloatDtype): FloatDtype {
+  return wanted === 'keep' || wanted === 'q8_0' ? stored : wanted
 }
 
 export interface Written {
@@ -29,7 +29,7 @@ export interface Written {
 export interface ExchangeFormat {
   detect(place: Place): Promise<boolean>
   open(place: Place, base: Place | undefined): Promise<OpenAdapter>
-  /** A format that is a file gets a place with a file, which does not exist yet. Throws UnsupportedError. */
+  /** Writes the adapter. If the format is a single file, `target` names that file. Throws UnsupportedError. */
   write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
 }
 
@@ -41,7 +41,9 @@ export async function startsWith(
   return withSource(directory, file, async (source) => accepts(await source.read(0, Math.min(8, source.byteLength))))
 }
 
-/** Refuses by name what a format cannot hold, with the way out. `format` reads as in `a GGUF adapter`. */
+/**
+ * Throws for a part that the format cannot hold, and says what to do. `format` is a phrase such as `a GGUF adapter`.
+ */
 export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], format: string): void {
   requireUnchangedBase(adapter, format)
   requireOwnLayers(adapter, format)

@@ -1,17 +1,17 @@
-// The formats of adapters. A new one is a file with an ExchangeFormat, and an entry here.
+// The table of adapter formats. To add a format, write a file with an ExchangeFormat and add an entry here.
 
 import type { ConvertedDtype, ExchangeFormat } from './format.js'
 
 interface FormatEntry {
-  /** The end of its file's name; absent where an adapter is a folder. */
+  /** The end of the file's name; absent if an adapter is a folder. */
   readonly ending?: string
-  /** Files of the folder, which may be named in place of it. */
+  /** Files of the folder that may be given instead of the folder. */
   readonly files?: readonly string[]
   readonly dtypes?: readonly ConvertedDtype[]
   load(): Promise<ExchangeFormat>
 }
 
-/** In the order in which they are shown. A folder that has no other format is taken for one of PEFT. */
+/** All formats, in the order of the help. A folder that no other format recognizes counts as PEFT's. */
 export const FORMATS = {
   peft: {
     files: ['adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'],
@@ -25,8 +25,8 @@ export const FORMATS = {
 
 /**
  * - `peft`: a folder with adapter_config.json and adapter_model.safetensors
- * - `gguf`: a file for llama.cpp and what is built on it
- * - `ollama`: a folder with such a file, and a Modelfile with the chat template
+ * - `gguf`: a file for llama.cpp and programs built on it
+ * - `ollama`: a folder with a GGUF file, and a Modelfile with the chat template
  * - `mlx`: a folder for mlx-lm
  * - `onnx-adapter`: a file for ONNX Runtime's own LoRA
  */

@@ -1,6 +1,6 @@
-// Adapters of mlx-lm (mlx_lm/tuner/lora.py, dora.py, utils.py): adapters.safetensors and an adapter_config.json of its
-// own. All layers have one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is
-// (r, d).
+// Adapters of mlx-lm (mlx_lm/tuner/lora.py, dora.py, utils.py): adapters.safetensors, and an adapter_config.json in
+// mlx-lm's own form. All layers have the same rank and the same scale, which is the scaling itself and not alpha/r. A
+// is stored as (k, r), B as (r, d).
 
 import { type Directory, type Place, readJson, withSource, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
@@ -40,7 +40,7 @@ export const MLX: ExchangeFormat = {
   write: writeMlx,
 }
 
-/** The config comes last, so that an interrupted call leaves no adapter. */
+/** Writes the config last, so that an interrupted call leaves nothing that looks like an adapter. */
 async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: WriteSettings): Promise<Written> {
   requireHeld(adapter, ['linear', 'embedding', 'magnitude'], 'an mlx-lm adapter')
   const parts = adapter.parts() as readonly FactorView<AdapterTensor>[]
@@ -77,7 +77,7 @@ async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: Wr
   const config = {
     ...(adapter.config.baseModel !== undefined && { model: adapter.config.baseModel }),
     fine_tune_type: hasDora ? 'dora' : 'lora',
-    // All layers of the model.
+    // −1 means all layers.
     num_layers: -1,
     lora_parameters: {
       rank,
@@ -148,8 +148,8 @@ async function readMlx(directory: Directory): Promise<LoraAdapter> {
       }
       const isEmbedding = /(^|\.)(embed_tokens|wte|tok_embeddings)$/.test(name)
       const factors = { a: a && transpose(a.matrix), b: b && transpose(b.matrix) }
-      const own = { scaling: scale, magnitude: m?.matrix.data, dtype: b?.dtype ?? 'fp32' }
-      return pairedLayer({ name, kind: isEmbedding ? 'embedding' : 'linear', ...own }, factors, source.name)
+      const facts = { scaling: scale, magnitude: m?.matrix.data, dtype: b?.dtype ?? 'fp32' }
+      return pairedLayer({ name, kind: isEmbedding ? 'embedding' : 'linear', ...facts }, factors, source.name)
     })
     if (layers.length === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
     return adapterOf(layers, typeof config.model === 'string' && config.model !== '' ? { baseModel: config.model } : {})

@@ -1,4 +1,4 @@
-// ONNX Runtime's own LoRA, with Olive's names and orientation: A is (k, r), and B is (r, d) and holds the scaling.
+// Adapter files for ONNX Runtime's own LoRA, with Olive's names: A is (k, r), B is (r, d) and includes the scaling.
 
 import { type ByteSink, type ByteSource, withSource, writeThrough } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
@@ -27,8 +27,8 @@ export const ONNX_ADAPTER: ExchangeFormat = {
 async function writeOnnxLora(adapter: LoraAdapter, sink: ByteSink, settings: WriteSettings): Promise<void> {
   const parts = adapter.parts('linear')
   const steps = new Steps(parts.length, settings)
-  const tensors = parts.flatMap(({ name, weightA, weightB, scaling, dtype: own }) => {
-    const type = floatDtype(settings.dtype, own)
+  const tensors = parts.flatMap(({ name, weightA, weightB, scaling, dtype }) => {
+    const type = floatDtype(settings.dtype, dtype)
     const [[r, k], [d]] = [weightA.shape, weightB.shape]
     const tensor = (suffix: string, shape: readonly number[], matrix: Matrix, factor: number) => ({
       name: `${name}.${suffix}.weight`,

@@ -1,4 +1,4 @@
-// PEFT's folders as a format among others.
+// PEFT's folders as one of the adapter formats.
 
 import { Steps } from '../base/progress.js'
 import { saveAdapter } from '../peft/adapter-folder.js'

@@ -1,4 +1,4 @@
-// Adapters out of layers that a foreign format holds: each with its factors and its scaling.
+// Builds an adapter from the layers of another format: factors and a scaling for each layer.
 
 import type { FloatDtype } from '../base/dtype.js'
 import { FormatError, ShapeError } from '../base/errors.js'
@@ -10,9 +10,9 @@ import { padded, scaled } from '../lora/delta.js'
 export interface ReadLayer {
   readonly name: string
   readonly kind: 'linear' | 'embedding'
-  /** A (r, k), of an embedding (r, V). */
+  /** A (r, k), or (r, V) for an embedding. */
   readonly weightA: Matrix
-  /** B (d, r), of an embedding (D, r). */
+  /** B (d, r), or (D, r) for an embedding. */
   readonly weightB: Matrix
   /** s, by which B·A is multiplied. */
   readonly scaling: number
@@ -35,7 +35,7 @@ export function pairedLayer(
   throw new ShapeError({ where, what: 'factors that do not fit each other', got })
 }
 
-/** Scalings become alphas; where PEFT's patterns cannot say them, they are multiplied into B. */
+/** Builds the adapter. Scalings become alphas; if PEFT's patterns cannot express them, they are multiplied into B. */
 export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput): LoraAdapter {
   const [{ weightA, scaling }] = layers
   const rank = weightA.shape[0]
@@ -43,24 +43,24 @@ export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput)
   const patterns = (of: (layer: ReadLayer) => number, standard: number) =>
     Object.fromEntries(layers.flatMap((layer) => (of(layer) === standard ? [] : [[layer.name, of(layer)]])))
   const names = layers.map(({ name }) => name)
-  const own = resolveConfig({
+  const byLayer = resolveConfig({
     ...config,
     init: 'kaiming-uniform',
     rank,
     alpha: scaling * rank,
-    // The ends of the names. Saving gives full names where these mean other layers too.
+    // The last parts of the names. Saving writes full names if these would match other layers too.
     targetModules: [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort(),
     rankPattern: patterns(({ weightA: a }) => a.shape[0], rank),
     alphaPattern: patterns(alphaOf, scaling * rank),
     useDora: layers.some(({ magnitude }) => magnitude !== undefined),
   })
   const isSaid = layers.every((layer) => {
-    const given = configForLayer(own, layer.name)
+    const given = configForLayer(byLayer, layer.name)
     return given.rank === layer.weightA.shape[0] && given.alpha === alphaOf(layer)
   })
   const most = Math.max(...layers.map(({ weightA: a }) => a.shape[0]))
-  const uniform = resolveConfig({ ...own, rank: most, alpha: most, rankPattern: {}, alphaPattern: {} })
-  const adapter = new LoraAdapter(isSaid ? own : uniform)
+  const uniform = resolveConfig({ ...byLayer, rank: most, alpha: most, rankPattern: {}, alphaPattern: {} })
+  const adapter = new LoraAdapter(isSaid ? byLayer : uniform)
   for (const layer of layers) {
     const { name, kind, magnitude } = layer
     const scaledB = { weightA: layer.weightA, weightB: scaled(layer.weightB, layer.scaling) }

@@ -1,4 +1,4 @@
-// Facts of the base that a GGUF adapter needs, from its config.json or from a GGUF file of the model.
+// What a GGUF adapter needs to know about the base, from its config.json or from a GGUF file of the model.
 
 import { type Directory, readJson, withSource } from '../../base/bytes.js'
 import { ConfigError, FormatError, ShapeError, UnsupportedError } from '../../base/errors.js'
@@ -11,13 +11,13 @@ export interface GgufBase {
   readonly names: GgufNames
   heads(layer: number): number
   keyHeads(layer: number): number
-  /** Features of a token's vector; undefined where the base does not say it. */
+  /** The width of a token's vector; undefined if the base does not tell it. */
   readonly hidden: number | undefined
-  /** Experts of a layer; undefined where the base has none or does not say it. */
+  /** How many experts a layer has; undefined if it has none or the base does not tell it. */
   readonly experts: number | undefined
-  /** The output embedding is the input embedding. */
+  /** True if the output layer uses the weights of the input embedding. */
   readonly isTied: boolean
-  /** Shapes of the base's tensors; undefined where only its config is known. */
+  /** The shapes of the base's tensors; undefined if only the config is known. */
   readonly shapes: ReadonlyMap<string, readonly number[]> | undefined
 }
 
@@ -63,7 +63,7 @@ async function readConfigBase(directory: Directory): Promise<GgufBase> {
     keyHeads: () => need(keyHeads),
     hidden: count('hidden_size', 'n_embd'),
     experts: count('num_local_experts', 'num_experts', 'n_routed_experts'),
-    // Gemma's config says it only where it is not so.
+    // Gemma's weights are tied unless the config says that they are not.
     isTied: typeof tied === 'boolean' ? tied : names.architecture.startsWith('gemma'),
     shapes: undefined,
   }
@@ -92,8 +92,8 @@ function baseOf({ source, metadata, tensors }: GgufFile): GgufBase {
   const countAt = (key: string, layer: number, fallback?: string): number => {
     const name = `${architecture}.${key}`
     const value: GgufValue | undefined = metadata.get(name) ?? metadata.get(`${architecture}.${fallback}`)
-    const own = Array.isArray(value) ? value[layer] : value
-    if (typeof own === 'number' && Number.isSafeInteger(own) && own > 0) return own
+    const count = Array.isArray(value) ? value[layer] : value
+    if (typeof count === 'number' && Number.isSafeInteger(count) && count > 0) return count
     throw new FormatError({
       where: `${where}: ${name}`,
       what: 'missing, or no number of heads: the order of q and k depends on it',
@@ -112,17 +112,17 @@ function baseOf({ source, metadata, tensors }: GgufFile): GgufBase {
 }
 
 /**
- * Orders the rows of q and k. transformers turns pairs (i, i + hd/2) of a head, Llama's own code and llama.cpp turn
- * (2i, 2i + 1), so converted weights have their rows in another order (LlamaModel.permute in llama.cpp's
- * conversion/llama.py). Of s·B·A only B has rows. Row 2i + h of a head is row h·hd/2 + i here. `d` rows of B, or of its
- * bytes; in a new array.
+ * Reorders the rows of q and k in a new array. transformers rotates pairs (i, i + hd/2) of a head, while Llama's own
+ * code and llama.cpp rotate (2i, 2i + 1), so GGUF files have the rows in another order (LlamaModel.permute in
+ * llama.cpp's conversion/llama.py): row 2i + h of a head there is row h·hd/2 + i here. Only B has these rows. `data`
+ * has the `d` rows of B, as numbers or as bytes.
  */
 export function toGgufOrder<T extends FloatArray | Uint8Array>(data: T, d: number, heads: number, where: string): T {
-  return reordered(data, d, heads, where, (own, foreign) => [foreign, own])
+  return reordered(data, d, heads, where, (transformers, ggml) => [ggml, transformers])
 }
 
 export function fromGgufOrder(data: FloatArray, d: number, heads: number, where: string): FloatArray {
-  return reordered(data, d, heads, where, (own, foreign) => [own, foreign])
+  return reordered(data, d, heads, where, (transformers, ggml) => [transformers, ggml])
 }
 
 function reordered<T extends FloatArray | Uint8Array>(
@@ -130,13 +130,13 @@ function reordered<T extends FloatArray | Uint8Array>(
   d: number,
   heads: number,
   where: string,
-  rows: (own: number, foreign: number) => [to: number, from: number],
+  rows: (transformers: number, ggml: number) => [to: number, from: number],
 ): T {
   const [half, length] = [d / heads / 2, data.length / d]
   if (!Number.isInteger(half)) {
     throw new ShapeError({ where, what: `rows that are no ${heads} heads of an even size`, got: `${d} rows` })
   }
-  // Not slice of bytes: that of Node's Buffer is a view.
+  // Bytes are copied by a constructor, because `slice` of Node's Buffer gives a view.
   const result = (data instanceof Uint8Array ? new Uint8Array(data) : data.slice()) as T
   for (let head = 0; head < heads; head++) {
     for (let part = 0; part < 2; part++) {

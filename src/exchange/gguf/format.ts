@@ -1,4 +1,5 @@
-// GGUF files of adapters. Names and the order of q and k depend on the model, so both ways need the base.
+// Adapters as GGUF files. Names and the order of the rows of q and k depend on the model, so reading and writing both
+// need the base.
 
 import { type ByteSink, type ByteSource, type Place, withSource, writeThrough } from '../../base/bytes.js'
 import { type FloatDtype, isFiniteStored } from '../../base/dtype.js'
@@ -68,7 +69,7 @@ async function readGgufAdapter(source: ByteSource, base: GgufBase): Promise<Lora
   return adapterOf(layers, tokens === undefined ? {} : { aloraInvocationTokens: tokens, taskType: 'CAUSAL_LM' })
 }
 
-/** The tokens that turn an activated LoRA on; undefined for another. */
+/** The tokens that turn an activated LoRA on; undefined for any other adapter. */
 function invocationOf({ source, metadata }: GgufFile): number[] | undefined {
   const key = 'adapter.alora.invocation_tokens'
   const value = metadata.get(key)
@@ -78,7 +79,7 @@ function invocationOf({ source, metadata }: GgufFile): number[] | undefined {
   throw new FormatError({ where: `${source.name}: ${key}`, what: 'no list of token ids' })
 }
 
-/** Returns alpha, where 0 stands for a scaling of 1. */
+/** Checks the metadata and returns alpha. 0 means a scaling of 1. */
 function checkAdapter({ source, metadata }: GgufFile, { names }: GgufBase): number {
   const where = source.name
   const expect = (key: string, expected: string, what: string, Problem: typeof FormatError | typeof MismatchError) => {
@@ -174,23 +175,23 @@ type GgufDtype = GgufFloat | 'keep'
 
 interface Factor {
   readonly shape: readonly [rows: number, columns: number]
-  /** One matrix; several for stacked experts. */
+  /** Reads one matrix, or several for stacked experts. */
   read(): Promise<readonly Matrix[]>
-  /** The bytes of `read` in the pair's type, where the source has them in one piece. */
+  /** The bytes in the pair's type, if the source stores them in one piece. */
   readonly stored?: ((memory?: Uint8Array) => Promise<Uint8Array>) | undefined
 }
 
 interface GgufPair {
-  /** With `.weight`. */
+  /** The tensor's name, with `.weight`. */
   readonly tensor: string
   readonly a: Factor
   readonly b: Factor
   readonly count: number
-  /** True if the tensor has a dimension of experts, also for one expert. */
+  /** True if the tensor has a dimension for experts, even if there is only one. */
   readonly isStacked: boolean
   readonly scaling: number
   readonly dtype: GgufFloat
-  /** Rows of B are in the order of llama.cpp when they are written. */
+  /** The number of heads if the rows of B must be written in llama.cpp's order. */
   readonly heads: number | undefined
   readonly where: string
 }
@@ -200,10 +201,10 @@ type FactorPart = Extract<OpenPart, { kind: 'linear' | 'embedding' | 'parameter'
 const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
 
 /**
- * Writes what llama.cpp reads (its convert_lora_to_gguf.py and src/llama-adapter.cpp), which multiplies by alpha/r,
- * or by 1 where alpha is 0. Its own converter writes lora_alpha alone, and so loses rsLoRA and patterns; here alpha
- * says the scaling where one number can, and otherwise the scalings are multiplied into B. The sink stays the
- * caller's to commit. Two tensors are in memory at a time.
+ * Writes a file for llama.cpp (its convert_lora_to_gguf.py and src/llama-adapter.cpp), which multiplies by alpha/r, or
+ * by 1 if alpha is 0. llama.cpp's own converter only writes lora_alpha, and so loses rsLoRA and patterns. We choose
+ * alpha so that it gives the scaling, if one number can; otherwise the scalings are multiplied into B. The caller
+ * commits the sink. Two tensors are in memory at a time.
  */
 async function writeGgufAdapter(
   adapter: OpenAdapter,
@@ -247,10 +248,10 @@ async function writeGgufAdapter(
 function pairsOf(part: FactorPart, dtype: FloatDtype, base: GgufBase): GgufPair[] {
   const { names } = base
   const { name, config } = part
-  const own = { scaling: scalingOf(config), dtype, where: name, heads: undefined, isStacked: false, count: 1 }
+  const shared = { scaling: scalingOf(config), dtype, where: name, heads: undefined, isStacked: false, count: 1 }
   if (part.kind === 'parameter') {
     return parameterPairs(part, base).map(([module, a, b]) => {
-      return { ...own, tensor: tensorOf(module, name, base), a, b, count: part.experts, isStacked: true }
+      return { ...shared, tensor: tensorOf(module, name, base), a, b, count: part.experts, isStacked: true }
     })
   }
   const [a, b] = (['weightA', 'weightB'] as const).map((role): Factor => {
@@ -264,8 +265,8 @@ function pairsOf(part: FactorPart, dtype: FloatDtype, base: GgufBase): GgufPair[
   })
   const expert = EXPERT.exec(name)
   if (expert !== null && names.tensorOf(name) === undefined) {
-    // Stacked afterwards, under the name that all experts share.
-    return [{ ...own, tensor: `${expert[2]}:${tensorOf(stackedModule(expert), name, base)}`, a, b }]
+    // Experts are stacked later, under a name that they all share.
+    return [{ ...shared, tensor: `${expert[2]}:${tensorOf(stackedModule(expert), name, base)}`, a, b }]
   }
   const tensor = tensorOf(name, name, base)
   if (tensor === 'token_embd.weight' && part.kind === 'linear') throw noTensor(name, names)
@@ -278,7 +279,7 @@ function pairsOf(part: FactorPart, dtype: FloatDtype, base: GgufBase): GgufPair[
       hint: 'Merge the adapter into its base, and convert the merged model',
     })
   }
-  return [{ ...own, tensor, a, b, heads: headsOf(tensor, base) }]
+  return [{ ...shared, tensor, a, b, heads: headsOf(tensor, base) }]
 }
 
 async function readMatrix(tensor: AdapterTensor): Promise<Matrix> {
@@ -300,7 +301,7 @@ function tensorOf(module: string, where: string, base: GgufBase): string {
   return `${tensor}.weight`
 }
 
-/** Mixtral's experts have names of their own in llama.cpp's tables. */
+/** Mixtral's experts have special names in llama.cpp's tables. */
 function stackedModule([, module, , part]: RegExpExecArray): string {
   const layer = /\.(\d+)\.block_sparse_moe$/.exec(module)?.[1]
   return layer !== undefined && /^w[123]$/.test(part)
@@ -308,7 +309,7 @@ function stackedModule([, module, , part]: RegExpExecArray): string {
     : `${module}.experts.${part}`
 }
 
-/** Makes two tensors of `gate_up_proj`, unless llama.cpp has one for both. */
+/** Splits `gate_up_proj` into two tensors, unless llama.cpp has one tensor for both. */
 function parameterPairs(
   { name, tensors: { weightA, weightB }, experts }: Extract<FactorPart, { kind: 'parameter' }>,
   { hidden }: GgufBase,
@@ -330,23 +331,23 @@ function parameterPairs(
       return each.map((e) => expertColumns(whole, e, experts))
     },
   }
-  // Some models store (E, k, d): there A and B change places.
+  // Some models store (E, k, d). Then A and B change places.
   const isTurned = hidden !== undefined && d !== k && (isDown ? k === hidden : d === hidden)
-  const [own, other] = isTurned ? [turned(b), turned(a)] : [a, b]
-  if (!name.endsWith('.gate_up_proj')) return [[name, own, other]]
+  const [right, left] = isTurned ? [turned(b), turned(a)] : [a, b]
+  if (!name.endsWith('.gate_up_proj')) return [[name, right, left]]
   const module = name.slice(0, -'gate_up_proj'.length)
-  const rows = other.shape[0] / 2
+  const rows = left.shape[0] / 2
   const half = (first: number): Factor => ({
     shape: [rows, rank],
     read: async () => {
-      return (await other.read()).map(({ data }) => {
+      return (await left.read()).map(({ data }) => {
         return { data: data.subarray(first * rank, (first + rows) * rank), shape: [rows, rank] }
       })
     },
   })
   return [
-    [`${module}gate_proj`, own, half(0)],
-    [`${module}up_proj`, own, half(rows)],
+    [`${module}gate_proj`, right, half(0)],
+    [`${module}up_proj`, right, half(rows)],
   ]
 }
 
@@ -360,7 +361,7 @@ function headsOf(tensor: string, { names, heads, keyHeads }: GgufBase): number |
   return found[2] === 'q' ? heads(Number(found[1])) : keyHeads(Number(found[1]))
 }
 
-/** Experts one by one become one tensor: all of a layer's must be there, with one rank. */
+/** Stacks separate experts into one tensor. All experts of a layer must be there and have the same rank. */
 function stackExperts(all: readonly GgufPair[]): GgufPair[] {
   const single = all.filter(({ tensor }) => !/^\d+:/.test(tensor))
   const byTensor = new Map<string, Map<number, GgufPair>>()
@@ -404,20 +405,20 @@ function checkFits({ tensor, a, b, count, isStacked, where }: GgufPair, { shapes
   if (shape === undefined) throw noTensor(where, names)
   const [d, k] = [b.shape[0], a.shape[1]]
   const matrix = tensor === 'token_embd.weight' ? [k, d] : [d, k]
-  const own = isStacked ? [count, ...matrix] : matrix
-  if (formatShape(own) === formatShape(shape)) return
+  const got = isStacked ? [count, ...matrix] : matrix
+  if (formatShape(got) === formatShape(shape)) return
   throw new MismatchError({
     where,
     what: `does not fit ${tensor} of the base`,
     expected: formatShape(shape),
-    got: formatShape(own),
+    got: formatShape(got),
   })
 }
 
 function commonAlpha(pairs: readonly GgufPair[]): number | undefined {
   const alphas = pairs.map(({ scaling, a }) => scaling * a.shape[0])
   const [first] = alphas
-  // 0 means a scaling of 1 there.
+  // llama.cpp takes 0 for a scaling of 1.
   return first !== 0 && alphas.every((alpha) => Math.abs(alpha - first) <= 1e-12 * Math.abs(first)) ? first : undefined
 }
 

@@ -1,15 +1,15 @@
-// Names of modules ⇄ names of tensors in GGUF files, by llama.cpp's tables (gen/tables.ts).
+// Translates names of modules to names of tensors in GGUF files and back, by llama.cpp's tables (gen/tables.ts).
 
 import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { ARCHITECTURES, MODELS, TENSORS, type Way } from './gen/tables.js'
 
 export interface GgufNames {
-  /** As in `general.architecture`. */
+  /** The value of `general.architecture`. */
   readonly architecture: string
   readonly way: Way
-  /** A module's tensor without `.weight`; undefined when llama.cpp has none for it. */
+  /** The tensor of a module, without `.weight`; undefined if llama.cpp has no tensor for it. */
   tensorOf(module: string): string | undefined
-  /** The module of a tensor, as transformers names it; undefined for an unknown tensor. */
+  /** The transformers module of a tensor; undefined for an unknown tensor. */
   moduleOf(tensor: string): string | undefined
 }
 
@@ -48,12 +48,12 @@ export function namesOfArchitecture(architecture: string, where: string): GgufNa
 function namesOf(architecture: string, way: Way): GgufNames {
   const byModule = new Map<string, string>()
   const byTensor = new Map<string, string>()
-  const { tensors, own = {} } = ARCHITECTURES[architecture]
+  const { tensors, own: ownNames = {} } = ARCHITECTURES[architecture]
   const isGated = tensors.some((index) => TENSORS[index][0] === 'blk.{bid}.ffn_gate')
   for (const index of tensors) {
     const [tensor, ...modules] = TENSORS[index]
-    // Names of one architecture alone come last, as in gguf-py.
-    const all = [...modules, ...(Object.hasOwn(own, tensor) ? own[tensor] : [])]
+    // Names that only this architecture has come last, as in gguf-py.
+    const all = [...modules, ...(Object.hasOwn(ownNames, tensor) ? ownNames[tensor] : [])]
     for (const module of all) byModule.set(module, tensor)
     byTensor.set(tensor, preferred(tensor, all, isGated))
   }
@@ -65,7 +65,7 @@ function namesOf(architecture: string, way: Way): GgufNames {
   }
 }
 
-/** Multimodal models keep their language model in a part of its own; GGUF files hold that part. */
+/** Removes the prefix that multimodal models give to their language model, which is what a GGUF file holds. */
 function withoutPrefix(module: string): string {
   return module.replace(/^(model\.)?language_model\.(model\.)?/, 'model.').replace(/^model\.lm_head$/, 'lm_head')
 }
@@ -81,7 +81,7 @@ function renamed(name: string, table: ReadonlyMap<string, string>): string | und
   return undefined
 }
 
-/** Order in which one of several modules is chosen for a tensor: names of today's transformers first. */
+/** If several modules belong to a tensor, the first of these is chosen: names of today's transformers come first. */
 const PREFERENCES = [
   /^model\.layers\.\{bid\}\.self_attn\.(q|k|v|o|qkv)_proj$/,
   /^model\.layers\.\{bid\}\.mlp\.(gate|up|down|gate_up)_proj$/,
@@ -92,7 +92,7 @@ const PREFERENCES = [
   /^(model|transformer)\./,
 ]
 
-/** @param isGated the architecture has a tensor of its own for the gate; without it, `ffn_up` holds both */
+/** @param isGated true if the architecture has a separate tensor for the gate; if not, `ffn_up` holds both */
 function preferred(tensor: string, modules: readonly string[], isGated: boolean): string {
   const fused = 'model.layers.{bid}.mlp.gate_up_proj'
   if (tensor === 'blk.{bid}.ffn_up' && !isGated && modules.includes(fused)) return fused

@@ -1,5 +1,6 @@
-// A folder for `ollama create`: the adapter as GGUF, and a Modelfile with the base, the template and its stops. Ollama
-// reads Go's template language; a chat template's shape is found by rendering chats with known words.
+// Writes a folder for `ollama create`: the adapter as GGUF, and a Modelfile with the base, the template and the stop
+// words. Ollama's templates are written in Go's template language, so we find out how a chat template writes a chat by
+// rendering chats with known words.
 
 import { type Place, readLeniently, writeFile } from '../../base/bytes.js'
 import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
@@ -13,7 +14,7 @@ import { GGUF } from '../gguf/format.js'
 const ADAPTER_FILE = 'adapter.gguf'
 
 export const OLLAMA: ExchangeFormat = {
-  // A folder with one GGUF file is read as that file.
+  // A folder with one GGUF file is read by the format gguf.
   detect: async () => false,
   open: GGUF.open,
   async write(adapter, { directory }, settings) {
@@ -31,7 +32,7 @@ export const OLLAMA: ExchangeFormat = {
   },
 }
 
-/** The token that llama.cpp puts before a text: none where the tokenizer adds none, as that of SmolLM2. */
+/** The token that llama.cpp puts before a text. Empty if the tokenizer adds no such token, as SmolLM2's. */
 async function beginning({ directory }: Place): Promise<string> {
   const { bos_token: token, add_bos_token: adds } = (await readLeniently(directory, 'tokenizer_config.json')) ?? {}
   const text = isObject(token) ? token.content : token
@@ -76,13 +77,13 @@ function notesOf(base: Place, template: ChatTemplate | undefined, shape: TurnSha
 
 type Around = readonly [before: string, after: string]
 
-/** How a template writes chats, without the token that llama.cpp puts before a text itself. */
+/** How a template writes chats, without the first token, which llama.cpp adds itself. */
 interface TurnShape {
-  /** Text at the start of a chat without a system message. */
+  /** The text at the start of a chat without a system message. */
   readonly opening: string
   readonly user: Around
   readonly assistant: Around
-  /** A turn of its own, or a beginning of the first or the last question; undefined where the template has none. */
+  /** Where a system message goes: a separate turn, or the start of the first or last question. Undefined if nowhere. */
   readonly system:
     | { readonly at: 'turn'; readonly around: Around }
     | { readonly at: 'first' | 'last'; readonly glue: string }
@@ -152,8 +153,8 @@ export function turnShape(template: ChatTemplate, bos: string): TurnShape {
   const found = { ...shape, system }
   const withSystem = system === undefined ? [] : CHATS.map((chat) => [SYSTEM, ...chat])
   for (const chat of [...CHATS, ...withSystem]) {
-    const [own, wanted] = [writeTurns(found, chat), render(chat)]
-    if (own !== wanted) throw refuse('messages look different beside others', JSON.stringify(wanted))
+    const [written, wanted] = [writeTurns(found, chat), render(chat)]
+    if (written !== wanted) throw refuse('messages look different beside others', JSON.stringify(wanted))
   }
   return found
 }
@@ -167,11 +168,11 @@ function systemOf(
     const [before, glue] = parts([SYSTEM, ASKED])
     const isTurn = glue.endsWith(user[0]) && user[0] !== '' && before !== opening + user[0]
     if (isTurn) return { at: 'turn', around: [before, glue.slice(0, glue.length - user[0].length)] }
-    // Behind an answer, some templates give the system message to the last question.
+    // After an answer, some templates put the system message into the last question.
     const text = render([SYSTEM, ASKED, ANSWERED, AGAIN])
     return { at: text.indexOf(SYSTEM.content) < text.indexOf(ASKED.content) ? 'first' : 'last', glue }
   } catch (error) {
-    // A template without a place for it refuses it, or leaves it out.
+    // A template without a place for a system message refuses it or drops it.
     if (error instanceof DataError || error instanceof UnsupportedError) return undefined
     throw error
   }
@@ -190,7 +191,7 @@ function writeTurns({ opening, user, assistant, system, prompt }: TurnShape, cha
 }
 
 export function goTemplate({ opening, user, assistant, system, prompt }: TurnShape): string {
-  // A text as Go writes it, without quotes inside, so that a Modelfile can hold it.
+  // A Go string without quotes inside, because it stands in a quoted block of the Modelfile.
   const put = (text: string) => (text === '' ? '' : `{{ ${JSON.stringify(text).replaceAll('\\"', '\\u0022')} }}`)
   const around = ([before, after]: Around, content: string) => `${put(before)}${content}${put(after)}`
   const scene = system === undefined || system.at === 'turn' ? '' : `{{ .System }}${put(system.glue)}`
@@ -203,7 +204,7 @@ export function goTemplate({ opening, user, assistant, system, prompt }: TurnSha
     '{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}',
     system?.at === 'turn' ? `{{ if eq .Role "system" }}${around(system.around, '{{ .Content }}')}{{ end }}` : '',
     `{{ if eq .Role "user" }}${around(user, `${merged}{{ .Content }}`)}${system?.at === 'first' ? '{{ $first = false }}' : ''}{{ end }}`,
-    // Ollama goes on with an answer that comes last.
+    // If the last message is an answer, Ollama continues it.
     `{{ if eq .Role "assistant" }}${put(assistant[0])}{{ .Content }}{{ if not $last }}${put(assistant[1])}{{ end }}{{ end }}`,
     `{{ if and $last (ne .Role "assistant") }}${put(prompt)}{{ end }}{{ end }}`,
   ].join('')
