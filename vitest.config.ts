@@ -18,7 +18,7 @@ export const settings = {
   reporters: ['default', './scripts/closing-line.mjs'],
   testTimeout: 120_000,
   hookTimeout: 120_000,
-  globalSetup: ['./scripts/golden/packed.mjs'],
+  globalSetup: ['./scripts/golden/packed.mjs', './scripts/generate/families.mjs'],
   setupFiles: ['./tests/fixed-seed.ts', './tests/equal-bytes.ts'],
 }
 

@@ -10,6 +10,7 @@ import { createRequire } from 'node:module'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'vite'
+import joinFamilies from './generate/families.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const dist = join(root, 'dist')
@@ -21,6 +22,8 @@ const { peerDependencies } = JSON.parse(readFileSync(join(root, 'package.json'),
 const STATE = join(root, 'out', 'build.sha256')
 const COMPILED = join(root, 'out', 'build.tsbuildinfo')
 const SETTINGS = ['scripts/build.mjs', 'tsconfig.json', 'tsconfig.build.json', 'package.json', 'package-lock.json']
+
+joinFamilies()
 
 /** Files below a folder, as paths with slashes. */
 const filesIn = (folder) =>

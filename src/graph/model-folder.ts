@@ -3,6 +3,7 @@
 import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
 import { isObject, objectOf } from '../base/options.js'
+import { modelType } from '../families/families.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, noTokenizer, type Tokenizer } from '../text/tokenizer.js'
@@ -126,10 +127,8 @@ export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenize
 
 function contextLengthOf(config: Record<string, unknown>): number | undefined {
   const length = positiveInteger(config, CONTEXT_KEYS)
-  // Positions of RoBERTa and MPNet begin behind that of padding:
-  // https://github.com/facebookresearch/fairseq/issues/1187
   const { model_type: type, pad_token_id: pad } = config
-  const isShifted = typeof type === 'string' && /roberta$|camembert|mpnet/.test(type) && typeof pad === 'number'
+  const isShifted = modelType(type).hasShiftedPositions && typeof pad === 'number'
   return length !== undefined && isShifted ? length - pad - 1 : length
 }
 

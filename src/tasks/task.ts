@@ -3,13 +3,14 @@
 
 import type { OptionTable } from '../base/options.js'
 import type { Random } from '../base/random.js'
+import type { HeadForm } from '../families/family.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective-graph.js'
 import type { DecodeImage, ImageSource } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
 import type { ChatTemplate } from '../text/template.js'
-import type { HeadBase, HeadForm } from './heads/heads.js'
+import type { HeadBase } from './heads/heads.js'
 import type { ProblemType } from './labels/label-problems.js'
 import type { PictureEncoder } from './pictures/encoder.js'
 

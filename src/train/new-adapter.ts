@@ -3,11 +3,12 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
+import { modelType } from '../families/families.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type Linear, type NamedLayer } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
-import { nameInPyTorch } from '../graph/match/module-names.js'
+import { modulesInPyTorch } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -20,9 +21,6 @@ import type { TrainingOptions } from './options.js'
 import type { TrainEvents } from './report.js'
 import { addTokenRows, withTokens } from './rows/token-rows.js'
 import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
-
-/** Types of models whose AutoModel has a pooler, which exports that give the vectors of tokens leave out. */
-const WITH_POOLER = new Set(['bert', 'camembert', 'mpnet', 'roberta', 'xlm-roberta'])
 
 export async function newAdapter(
   model: Model,
@@ -38,9 +36,8 @@ export async function newAdapter(
   const layers = new Map<string, NamedLayer>()
   const skipped = new Set<string>()
   const graph = readGraph(model.onnx.proto)
-  const linears = findLinears(graph, modules).map((linear) => {
-    return { ...linear, name: nameInPyTorch(model.config.model_type, linear.name) }
-  })
+  const type = modelType(model.config.model_type)
+  const linears = modulesInPyTorch(type, findLinears(graph, modules))
   const pointwise = otherPointwise(graph, linears)
   const isAll = isAllLinear(config.targetModules)
   if (!isAll) refuseEmbeddings(graph, config)
@@ -55,7 +52,7 @@ export async function newAdapter(
   }
   const taskType = config.taskType ?? (open.plainUse === undefined ? task.peftType : undefined)
   const hasPooler = linears.some(({ name }) => name.endsWith('pooler.dense'))
-  const isVectors = taskType === 'FEATURE_EXTRACTION' && WITH_POOLER.has(String(model.config.model_type))
+  const isVectors = taskType === 'FEATURE_EXTRACTION' && type.hasPooler
   if (isVectors && !hasPooler && [...layers.keys()].some((name) => name.endsWith('.dense'))) skipped.add('pooler.dense')
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
   // PEFT would find layers of these names in the vision encoder too.

@@ -4,6 +4,7 @@ import { type Directory, readJson, withSource } from '../../base/bytes.js'
 import { ConfigError, FormatError, ShapeError, UnsupportedError } from '../../base/errors.js'
 import { objectOf } from '../../base/options.js'
 import type { FloatArray } from '../../base/tensor.js'
+import { modelType } from '../../families/families.js'
 import { type GgufFile, type GgufValue, parseGguf } from '../../formats/gguf/gguf.js'
 import { type GgufNames, namesOfArchitecture, namesOfModel } from './names.js'
 
@@ -63,8 +64,7 @@ async function readConfigBase(directory: Directory): Promise<GgufBase> {
     keyHeads: () => need(keyHeads),
     hidden: count('hidden_size', 'n_embd'),
     experts: count('num_local_experts', 'num_experts', 'n_routed_experts'),
-    // Gemma's weights are tied unless the config says that they are not.
-    isTied: typeof tied === 'boolean' ? tied : names.architecture.startsWith('gemma'),
+    isTied: typeof tied === 'boolean' ? tied : modelType(whole.model_type).isTied === true,
     shapes: undefined,
   }
 }

@@ -2,6 +2,7 @@
 // whole.
 
 import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { isConv1d } from '../../families/families.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
@@ -56,11 +57,8 @@ export function baseTensors(graph: Graph, linears: readonly Linear[]): BaseTenso
   return [...tensors.values()]
 }
 
-/** transformers' Conv1D in GPT-2 and its like. */
-const CONV1D = /\bh\.\d+\.(attn|crossattention|mlp)\.(c_attn|q_attn|c_proj|c_fc)$/
-
 function weightProblem({ name, form, fused }: Linear): string | undefined {
-  if (CONV1D.test(name)) return 'PyTorch has a Conv1D there, whose weight is stored (k, d)'
+  if (isConv1d(name)) return 'PyTorch has a Conv1D there, whose weight is stored (k, d)'
   if (form.isQuantized) return 'its weight is stored as integers'
   if (fused !== undefined) return 'the graph has its weight and those of other layers in one tensor'
   return ['MatMul', 'Gemm', 'Gather'].includes(form.name) ? undefined : `a ${form.name} computes it`

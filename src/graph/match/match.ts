@@ -6,6 +6,7 @@ import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/pattern
 import { ATTENTION } from './forms/attention.js'
 import type { Linear, NamedLayer } from './linears.js'
 import { nameOfModule } from './module-names.js'
+import { partNames } from './packed.js'
 
 /** A model whose head reads something else has none of these modules. */
 export const POOLER = /(^|\.)pooler(\.|$)/
@@ -92,7 +93,12 @@ export function matchLayers<T extends NamedLayer>(linears: readonly Linear[], la
 export function moduleFinder(linears: readonly Linear[]) {
   const byName = groupBy([...linears, ...wholeModules(linears)], ({ name }) => name)
   const names = new Set(byName.keys())
-  return { names: [...names], find: (name: string) => byName.get(nameOfModule(names, name) ?? '') }
+  const findOne = (name: string) => byName.get(nameOfModule(names, name) ?? '')
+  const findParts = (name: string) => {
+    const parts = partNames(name)?.map(findOne) ?? [undefined]
+    return parts.includes(undefined) ? undefined : (parts as Linear[][]).flat()
+  }
+  return { names: [...names], find: (name: string) => findOne(name) ?? findParts(name) }
 }
 
 const SHOWN = 5

@@ -1,5 +1,8 @@
 // When two names mean one module: versions of transformers put other modules around a language model or a vision tower.
 
+import { ALL } from '../../families/families.js'
+import type { ModelType } from '../../families/family.js'
+
 /** Modules that hold a whole model, and that some versions leave out. */
 const AROUND = new Set(['model', 'language_model', 'text_model', 'vision_model', 'vision_tower'])
 
@@ -9,7 +12,7 @@ const VISION = new Set(['vision_model', 'vision_tower', 'vision_encoder', 'visua
 const LANGUAGE = new Set(['language_model', 'text_model'])
 
 export function endAlike(a: string, b: string): boolean {
-  return a === b || a.endsWith(`.${b}`) || b.endsWith(`.${a}`)
+  return hasEnd(a, b) || hasEnd(b, a)
 }
 
 /** The part of a model of texts and pictures that a name tells. */
@@ -32,43 +35,27 @@ export function withoutWrapper(module: string): string {
   return module.replace(/^0\.auto_model\./, '')
 }
 
-/** Names that transformers 5 gives to modules of vision transformers, by those of transformers 4. */
-const RENAMED: readonly (readonly [RegExp, string])[] = [
-  [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
-  [/\.attention\.(?:attention|self)\.(query|key|value)$/, '.attention.$1'],
-  [/\.attention\.query$/, '.attention.q_proj'],
-  [/\.attention\.key$/, '.attention.k_proj'],
-  [/\.attention\.value$/, '.attention.v_proj'],
-  [/\.attention\.output\.dense$/, '.attention.o_proj'],
-  [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
-  [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
-  // Qwen3.5 by onnxruntime-genai.
-  [/\.linear_attn\.in_proj_(qkv|z|a|b)$/, '.linear_attn.$1_proj'],
-  // LFM2, as in `nameInPyTorch`.
-  [/\.feed_forward\.w1$/, '.mlp.gate_proj'],
-  [/\.feed_forward\.w3$/, '.mlp.up_proj'],
-  [/\.feed_forward\.w2$/, '.mlp.down_proj'],
-  [/\.self_attn\.out_proj$/, '.self_attn.o_proj'],
-  [/\.self_attn\.(q|k)_layernorm$/, '.self_attn.$1_norm'],
-]
-
-/** onnxruntime-genai calls modules of LFM2 as those of Llama. */
-const OF_LFM2: Readonly<Record<string, string>> = {
-  'mlp.gate_proj': 'feed_forward.w1',
-  'mlp.up_proj': 'feed_forward.w3',
-  'mlp.down_proj': 'feed_forward.w2',
-  'self_attn.o_proj': 'self_attn.out_proj',
+/** The name that a module of a graph has in transformers. */
+export function nameInPyTorch({ exported = {} }: ModelType, name: string): string {
+  const [own] = Object.keys(exported).filter((end) => hasEnd(name, end))
+  return own === undefined ? name : withEnd(name, own, exported[own])
 }
 
-/** The name that a module of a graph has in transformers. `type`: model_type of config.json. */
-export function nameInPyTorch(type: unknown, name: string): string {
-  if (type !== 'lfm2') return name
-  const [module, layer] = [name.split('.').slice(0, -2), name.split('.').slice(-2).join('.')]
-  return [...module, OF_LFM2[layer] ?? layer].join('.')
+/** True if the last parts of a name are these. */
+export function hasEnd(name: string, end: string): boolean {
+  return name === end || name.endsWith(`.${end}`)
 }
 
-function newest(name: string): string {
-  return RENAMED.reduce((own, [pattern, replacement]) => own.replace(pattern, replacement), name)
+export function withEnd(name: string, end: string, other: string): string {
+  return name.slice(0, name.length - end.length) + other
+}
+
+const RESPELLED = ALL.filter(({ spellings, exported }) => (spellings ?? exported) !== undefined)
+
+/** The name that today's transformers gives to a module of this type of model. */
+function todays(type: ModelType, name: string): string {
+  const { spellings = [] } = type
+  return spellings.reduce((own, [older, today]) => own.replace(older, today), nameInPyTorch(type, name))
 }
 
 /**
@@ -91,9 +78,11 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
     return single !== other && `.${module}`.endsWith(`.${single}`)
   })
   if (doubled.length > 0) return doubled.length === 1 ? doubled[0] : undefined
-  const wanted = newest(module)
-  const versions = all.filter((other) => endAlike(newest(other), wanted))
-  return versions.length === 1 ? versions[0] : undefined
+  const versions = RESPELLED.flatMap((type) => {
+    const wanted = todays(type, module)
+    return all.filter((other) => endAlike(todays(type, other), wanted))
+  })
+  return new Set(versions).size === 1 ? versions[0] : undefined
 }
 
 export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {

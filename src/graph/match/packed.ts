@@ -1,18 +1,39 @@
 // Layers that the graph computes otherwise than the model has them: side by side in one product, or in several
 // products.
 
+import { ALL } from '../../families/families.js'
+import type { ModelType } from '../../families/family.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { LinearValues } from '../../lora/run-adapter.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { ATTENTION, attentionWidths } from './forms/attention.js'
 import type { Linear, NamedLayer } from './forms/form.js'
-import { endAlike } from './module-names.js'
+import { endAlike, hasEnd, nameInPyTorch, withEnd } from './module-names.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
-const PACKED: Readonly<Record<string, readonly string[]>> = {
-  qkv_proj: ['q_proj', 'k_proj', 'v_proj'],
-  gate_up_proj: ['gate_proj', 'up_proj'],
+const PACKED = ALL.flatMap(({ packed = {} }) => Object.entries(packed))
+
+/** The names of the modules that a graph may have in the place of this one. */
+export function partNames(name: string): string[] | undefined {
+  const [own, parts] = PACKED.find(([whole]) => hasEnd(name, whole)) ?? []
+  return parts?.map((part) => withEnd(name, own!, part))
+}
+
+/** Layers as the modules of this type of model: under its names, and as one where transformers has one for several. */
+export function modulesInPyTorch(type: ModelType, linears: readonly Linear[]): Linear[] {
+  const widths = new Map(linears.map(({ name, d }) => [name, d]))
+  return linears.flatMap((linear) => {
+    const { name } = linear
+    for (const [whole, parts] of Object.entries(type.packed ?? {})) {
+      const own = parts.find((part) => hasEnd(name, part))
+      if (own === undefined) continue
+      const d = parts.reduce((sum, part) => sum + (widths.get(withEnd(name, own, part)) ?? Number.NaN), 0)
+      if (Number.isNaN(d)) continue
+      return own === parts[0] ? [{ ...linear, name: withEnd(name, own, whole), d, fused: undefined }] : []
+    }
+    return [{ ...linear, name: nameInPyTorch(type, name) }]
+  })
 }
 
 /**
@@ -21,8 +42,7 @@ const PACKED: Readonly<Record<string, readonly string[]>> = {
  */
 export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
   if (linear.form === ATTENTION) return attentionParts(linear)
-  const at = linear.name.lastIndexOf('.') + 1
-  const names = Object.hasOwn(PACKED, linear.name.slice(at)) ? PACKED[linear.name.slice(at)] : undefined
+  const names = partNames(linear.name)
   if (names === undefined) return undefined
   let output = linear.output
   let consumers = graph.consumers(output)
@@ -33,8 +53,7 @@ export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined 
   const widths = headWidths(consumers, linear.d) ?? cutWidths(graph, consumers, linear.d)
   const total = widths?.reduce((sum, width) => sum + width, 0)
   if (widths === undefined || widths.length !== names.length || total !== linear.d) return undefined
-  const own = names.map((name) => linear.name.slice(0, at) + name)
-  return partsOf(linear, own, widths)
+  return partsOf(linear, names, widths)
 }
 
 function partsOf(linear: Linear, names: readonly string[], widths: readonly number[]): Linear[] {
@@ -46,19 +65,12 @@ function partsOf(linear: Linear, names: readonly string[], widths: readonly numb
   })
 }
 
-/** The layers that ONNX Runtime's optimizer packs, by the module that they are in. */
-const ATTENTION_NAMES: readonly (readonly [module: RegExp, names: readonly string[]])[] = [
-  [/\btransformer\.layer\.\d+\.attention$/, ['q_lin', 'k_lin', 'v_lin']], // DistilBERT
-  [/\b(self_attn|encoder_attn)$/, ['q_proj', 'k_proj', 'v_proj']], // BART, Whisper, CLIP
-  [/\battention\.attn$/, ['q', 'k', 'v']], // MPNet
-  [/\bh\.\d+\.attn$/, ['c_attn']], // GPT-2 has all three in one module
-]
 const BERT_NAMES = ['query', 'key', 'value']
 
 /** The name of an Attention operator is that of the module that its layers are in. */
 function attentionParts(linear: Linear): Linear[] {
   const { name: module, node, d } = linear
-  const names = ATTENTION_NAMES.find(([pattern]) => pattern.test(module))?.[1] ?? BERT_NAMES
+  const names = ALL.find(({ attention }) => attention?.[0].test(module))?.attention?.[1] ?? BERT_NAMES
   const own = names.map((name) => `${module}.${name}`)
   return own.length === 1 ? [{ ...linear, name: own[0] }] : partsOf(linear, own, attentionWidths(node, d))
 }
@@ -102,11 +114,10 @@ export function columnsOf(graph: Graph, node: NodeProto, width: number): [start:
 
 /** The product that holds a module together with others, where the graph does not tell which outputs are whose. */
 export function unsplitOwner(linears: readonly Linear[], module: string): Linear | undefined {
-  const at = module.lastIndexOf('.') + 1
-  const own = Object.entries(PACKED).find(([, parts]) => parts.includes(module.slice(at)))
-  if (own === undefined) return undefined
-  const whole = module.slice(0, at) + own[0]
-  return linears.find(({ name, fused }) => fused === undefined && endAlike(name, whole))
+  const wholes = PACKED.flatMap(([whole, parts]) => {
+    return parts.filter((part) => hasEnd(module, part)).map((part) => withEnd(module, part, whole))
+  })
+  return linears.find(({ name, fused }) => fused === undefined && wholes.some((whole) => endAlike(name, whole)))
 }
 
 /** A layer, or some of its outputs: those from `start` on. */
@@ -129,10 +140,9 @@ export function partsForGraph<T extends NamedLayer>(
   return layers.flatMap((layer): LayerPart<T>[] => {
     const { name, d, k } = layer
     const whole = [{ name, d, k, layer, start: 0 }]
-    const at = name.lastIndexOf('.') + 1
-    const parts = Object.hasOwn(PACKED, name.slice(at)) ? PACKED[name.slice(at)] : undefined
+    const parts = partNames(name)
     if (parts === undefined || [...modules].some((module) => endAlike(module, name))) return whole
-    const found = parts.map((part) => [...widths].find(([other]) => endAlike(other, name.slice(0, at) + part)))
+    const found = parts.map((part) => [...widths].find(([other]) => endAlike(other, part)))
     if (found.some((one) => one === undefined)) return whole
     if (found.reduce((sum, one) => sum + (one?.[1] ?? 0), 0) !== d) return whole
     let start = 0

@@ -3,6 +3,7 @@
 import { isWeightDtype } from '../../base/dtype.js'
 import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
+import { modelType } from '../../families/families.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
@@ -159,28 +160,14 @@ function isStoredInputMajor(linear: Linear, name: string, shape: readonly number
   return !isOutputMajor
 }
 
-/** Their norms multiply by 1 + w, and onnxruntime-genai's builder adds the 1 to w. */
-const ADDS_ONE: ReadonlySet<string> = new Set(['gemma', 'gemma2', 'gemma3', 'gemma3_text', 'nemotron'])
-
-/** Types of models whose weights of norms it stores as they are. */
-const AS_STORED: ReadonlySet<string> = new Set([
-  ...['ernie4_5', 'gpt_oss', 'granite', 'hunyuan_v1_dense', 'internlm2', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3'],
-  'smollm3',
-])
-
-/**
- * The graph's value less PyTorch's; undefined where nothing tells. Source: `add_offset` of the builders,
- * https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
- */
+/** The graph's value minus PyTorch's; undefined if it is not known. */
 export function normOffset(
   { producerName }: Pick<Graph, 'producerName'>,
   config: Readonly<Record<string, unknown>>,
   name: string,
 ): number | undefined {
   if (producerName !== 'onnxruntime-genai' || !name.endsWith('.weight')) return 0
-  const type = String(config.model_type)
-  if (ADDS_ONE.has(type)) return 1
-  return AS_STORED.has(type) ? 0 : undefined
+  return modelType(config.model_type).normOffset
 }
 
 export const UNKNOWN_OFFSET =

@@ -1,6 +1,7 @@
 // Two graphs as one: an encoder's hidden states feed its decoder, or the vectors of tokens a decoder that reads them.
 
 import { UnsupportedError } from '../../base/errors.js'
+import { modelType } from '../../families/families.js'
 import { copyMessage, mapTensors } from '../../formats/onnx/messages.js'
 import { OnnxModel } from '../../formats/onnx/model.js'
 import {
@@ -81,9 +82,6 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
   return oneModel(encoder, first, decoder, last, HIDDEN_STATES)
 }
 
-/** Modules that hold the language model, in transformers 5. */
-const LANGUAGE: Readonly<Record<string, string>> = { idefics3: 'text_model', smolvlm: 'text_model' }
-
 /** Operators of embeddings that are the same in all operator sets that are trained. */
 const LASTING = new Set(['Cast', 'Constant', 'Gather', 'Identity', 'Mul'])
 
@@ -91,7 +89,7 @@ function withEmbedding(embedding: OnnxModel, { onnx: decoder, config }: Model): 
   const back = new Graph(decoder.proto)
   takeBranchWithoutCache(back)
   raiseOpset(back)
-  const module = LANGUAGE[String(config.model_type)] ?? 'language_model'
+  const { languageModule: module = 'language_model' } = modelType(config.model_type)
   const outer = new Set([...back.inputs, ...back.outputs].map(({ name }) => name))
   const inner = /^(\/?)(?:language_model[/.])?model([/.])(?!language_model|text_model)/
   const whole = (name: string) => name.replace(inner, `$1model$2${module}$2`)

@@ -3,13 +3,14 @@
 // graphs and graphs with a head of their own.
 
 import { UnsupportedError } from '../../base/errors.js'
+import type { HeadLayer } from '../../families/family.js'
 import { cacheBranches } from '../../graph/inputs/cache.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { requireLabelCount } from '../../lora/requirements.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
 import { chooseRows, type HeadInput } from '../../tasks/heads/head-rows.js'
-import { type HeadBase, type HeadLayer, placeHead } from '../../tasks/heads/heads.js'
+import { type HeadBase, placeHead } from '../../tasks/heads/heads.js'
 import { loadTaskOf } from '../../tasks/tasks.js'
 
 interface HeadValues {

@@ -4,21 +4,12 @@ import { sizeOf } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
 import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
+import { modelType } from '../../families/families.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import type { ModelConfig } from './config-edit.js'
 import type { WeightSearch } from './orientation.js'
-
-/** Models whose experts are stored as (E, k, d) (`is_transposed`, conversion_mapping.py). It matters where d = k. */
-const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
-  'aria',
-  'aria_text',
-  'gpt_oss',
-  'openai_privacy_filter',
-  'qwen3_vl_moe',
-  'qwen3_vl_moe_text',
-])
 
 export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, rows = layer.d): LayerFactors {
   const { a, b, k, rank, isInputMajor, experts = 1 } = layer
@@ -78,5 +69,5 @@ function isInputMajor({ name }: LayerFactors, { layers, names, checkpoint, confi
 }
 
 export function isInputMajorModel(config: ModelConfig | undefined): boolean {
-  return [config, config?.text_config].some((part) => INPUT_MAJOR_MODELS.has(objectOf(part).model_type))
+  return [config, config?.text_config].some((part) => modelType(objectOf(part).model_type).hasInputMajorExperts)
 }

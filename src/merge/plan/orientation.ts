@@ -1,6 +1,7 @@
 // Which way round a base stores a linear layer's weight: (d, k), or (k, d) as transformers' Conv1D does. PEFT asks the
 // module's class; its saved fan_in_fan_out is wrong for GPT-2 when the output layer is adapted too (peft#324).
 
+import { isConv1d } from '../../families/families.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors } from './adapters.js'
@@ -8,12 +9,11 @@ import type { ModelConfig } from './config-edit.js'
 import type { CheckpointNames } from './names/choose.js'
 import type { Ties } from './names/ties.js'
 
-const CONV1D_NAMES = /(^|\.)(c_attn|c_proj|c_fc|q_attn)$/
-/** The ones of them that have more outputs than inputs. */
+/** Modules of Conv1D that have more outputs than inputs. */
 const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
 export function isConv1dModule(module: string, tensors: ReadonlyMap<string, CheckpointTensor>): boolean {
-  return CONV1D_NAMES.test(module) && storesInputMajor(tensors) === true
+  return isConv1d(module) && storesInputMajor(tensors) === true
 }
 
 /** Undefined where no such layer is other than square. */
@@ -44,7 +44,7 @@ export function storedLayer(layer: LayerFactors, module: string, { shape }: Tens
 function squareIsInputMajor(module: string, { isInputMajor }: LayerFactors, search: WeightSearch): boolean {
   const { layers, names, checkpoint } = search
   const stored = storesInputMajor(checkpoint.tensors)
-  if (stored !== undefined) return stored && CONV1D_NAMES.test(module)
+  if (stored !== undefined) return stored && isConv1d(module)
   for (const { name, tensor, d, k, isLinear } of layers) {
     if (!isLinear || tensor !== 'weight' || d === k) continue
     const rows = checkpoint.tensors.get(`${names.locate(name)}.weight`)?.info.shape[0]

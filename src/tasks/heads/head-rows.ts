@@ -2,6 +2,7 @@
 // And one vector for a text from those of its tokens: in the graph, so that gradients pass.
 
 import { listed, UnsupportedError } from '../../base/errors.js'
+import type { HeadRows } from '../../families/family.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { markDistinct } from '../../graph/gradients/layout.js'
 import { POOLINGS, type Pooling, type SentenceModules } from '../../graph/sentence-modules.js'
@@ -9,18 +10,11 @@ import type { Builder, Value } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { Feeds } from '../../runtime/runtime.js'
 
-/**
- * The rows of hidden states (batch, sequence, k) that a head computes with: that of the first token, of the last token
- * that is no padding, the mean over those that are none, that of each token, or the first one beside the mean of the
- * others, (batch, 2k).
- */
-export type HeadRows = 'first' | 'last' | 'mean' | 'all' | 'first-and-mean'
-
 export interface HeadInput {
   /** (batch, sequence, k); (n, k) where the rows are `given` */
   readonly value: Value
   readonly rows: HeadRows | 'given'
-  /** The token that config.json names for padding: in front of it is the last row. */
+  /** As in a HeadForm. */
   readonly padTokenId?: number | undefined
 }
 

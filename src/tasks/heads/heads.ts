@@ -1,49 +1,16 @@
 // Heads: the layers from an encoder's hidden states to the logits. Training, sessions and merging use the same ones;
-// head-forms.ts has those of each type of model.
+// head-forms.ts finds that of a model.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
+import type { HeadForm, HeadLayer } from '../../families/family.js'
 import { findLinears, type Linear } from '../../graph/match/linears.js'
 import type { Builder, Value } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
-import { appendRows, type HeadInput, type HeadRows, HIDDEN_OUTPUTS, rowsAreChosen } from './head-rows.js'
+import { appendRows, type HeadInput, HIDDEN_OUTPUTS, rowsAreChosen } from './head-rows.js'
 
 const POOLED = 'pooler_output'
-
-/** A layer of a head: y = activation(x·Wᵀ + b), or the norm of x. The last one gives the logits. */
-export interface HeadLayer {
-  readonly module: string
-  /** Default `linear`. */
-  readonly kind?: 'linear' | 'norm'
-  /** Default true. */
-  readonly hasBias?: boolean
-  /** The small number that a norm adds to the variance. */
-  readonly epsilon?: number
-  readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
-  /** How many outputs it has. Default: as many as inputs, and for the last one as many as labels. */
-  readonly width?: number
-  /**
-   * transformers computes it for each row, before the mean over them. A layer without an activation may as well follow
-   * the mean.
-   */
-  readonly isOfEach?: boolean
-}
-
-/** The layers of a head, and how PEFT saves them. */
-export interface HeadForm {
-  /** How transformers calls the encoder: exports of the encoder alone lack this first part of the names. */
-  readonly encoder: string
-  readonly rows: HeadRows
-  /** See {@link HeadInput.padTokenId}. */
-  readonly padTokenId?: number | undefined
-  /** From the hidden states on. */
-  readonly layers: readonly HeadLayer[]
-  /** Modules that PEFT is told to save whole. */
-  readonly modulesToSave: readonly string[]
-  /** transformers' class of the whole, where PEFT's task_type does not tell it. */
-  readonly architecture?: string
-}
 
 /** The part of a model that a head depends on. */
 export interface HeadBase {

@@ -4,6 +4,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import type { Random } from '../../base/random.js'
 import { elementCount } from '../../base/tensor.js'
+import type { HeadForm, HeadLayer } from '../../families/family.js'
 import { type BaseTensor, baseTensors } from '../../graph/match/base-tensors.js'
 import { findLinears, logitsDims, logitsName } from '../../graph/match/linears.js'
 import { readBaseTensor } from '../../graph/match/read-base-tensor.js'
@@ -13,17 +14,7 @@ import type { Value } from '../../graph/view/builder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
 import type { Head, HeadOptions } from '../task.js'
 import type { HeadInput } from './head-rows.js'
-import {
-  appendHead,
-  type HeadBase,
-  type HeadForm,
-  type HeadLayer,
-  headInput,
-  headTensors,
-  headWidth,
-  namedLabels,
-  trainedLayers,
-} from './heads.js'
+import { appendHead, type HeadBase, headInput, headTensors, headWidth, namedLabels, trainedLayers } from './heads.js'
 
 /** The standard deviation of a new head where config.json gives none: that of transformers. */
 const INITIALIZER_RANGE = 0.02

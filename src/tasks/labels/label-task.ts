@@ -1,12 +1,13 @@
 // Shared by the tasks with a head for labels: head, loss and metrics.
 
 import { describe } from '../../base/options.js'
+import type { HeadKind } from '../../families/family.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { Length, ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { LABEL_OPTIONS } from '../gen/options.js'
-import { findHead, type HeadKind, requireHead } from '../heads/head-forms.js'
+import { findHead, requireHead } from '../heads/head-forms.js'
 import { type HeadBase, namedLabels } from '../heads/heads.js'
 import { checkHead, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.js'

@@ -1,7 +1,8 @@
-// The text in the places of pictures, by the type of model: tokens for their vectors, and the text that transformers'
+// The text in the places of pictures: tokens for their vectors, and the text that transformers'
 // processors write around them.
 
 import { UnsupportedError } from '../../base/errors.js'
+import { modelType, typesWith } from '../../families/families.js'
 import type { Model } from '../../graph/model-folder.js'
 
 export interface PictureSize {
@@ -30,7 +31,7 @@ const between: Make = (token, { boi_token_index: begin, eoi_token_index: end }) 
 })
 
 /** Tile by tile, with its row and column, and the whole picture behind them. */
-const inTiles: Make = (token) => ({
+const tiles: Make = (token) => ({
   token,
   mark: token,
   write({ count, rows, columns }, nameOf) {
@@ -43,29 +44,21 @@ const inTiles: Make = (token) => ({
   },
 })
 
-const WRITINGS: Readonly<Record<string, Make>> = {
-  llava: alone,
-  llava_onevision: alone,
-  qwen2_vl: alone,
-  qwen2_5_vl: alone,
-  gemma3: between,
-  idefics3: inTiles,
-  smolvlm: inTiles,
-}
+const WRITINGS = { alone, between, tiles }
 
 /** How a model writes pictures; undefined for one that reads texts alone, or whose way is not known. */
 export function pictureWriting({ config }: Pick<Model, 'config'>): PictureWriting | undefined {
-  const { model_type: type } = config
-  const make = typeof type === 'string' && Object.hasOwn(WRITINGS, type) ? WRITINGS[type] : undefined
+  const { pictures } = modelType(config.model_type)
   const token = [config.image_token_id, config.image_token_index].find(Number.isSafeInteger) as number | undefined
-  return token === undefined || !('vision_config' in config) ? undefined : make?.(token, config)
+  if (token === undefined || pictures === undefined || !('vision_config' in config)) return undefined
+  return WRITINGS[pictures](token, config)
 }
 
 export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedError {
   return new UnsupportedError({
     where: 'images',
     what: 'lowrank gives this model no pictures with its texts',
-    expected: `a folder with embed_tokens.onnx and vision_encoder.onnx, whose config.json has a model_type of ${Object.keys(WRITINGS).join(', ')}`,
+    expected: `a folder with embed_tokens.onnx and vision_encoder.onnx, whose config.json has a model_type of ${typesWith('pictures').join(', ')}`,
     got: `model_type ${JSON.stringify(config.model_type)}`,
   })
 }

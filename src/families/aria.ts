@@ -1,0 +1,5 @@
+// Aria.
+
+import type { ModelTypes } from './family.js'
+
+export const TYPES: ModelTypes = { aria: { hasInputMajorExperts: true }, aria_text: { hasInputMajorExperts: true } }

@@ -1,0 +1,7 @@
+// Attention as BART has it, and after it Whisper and CLIP.
+
+import type { ModelTypes } from './family.js'
+
+export const TYPES: ModelTypes = {
+  bart: { attention: [/\b(self_attn|encoder_attn)$/, ['q_proj', 'k_proj', 'v_proj']] },
+}

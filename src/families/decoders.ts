@@ -1,0 +1,21 @@
+// Decoders like Llama, which have nothing of their own but what a word says.
+
+import type { ModelType, ModelTypes } from './family.js'
+import { score } from './heads.js'
+
+const scored: ModelType = { heads: { text: score('model') } }
+
+/** onnxruntime-genai's builder writes them. */
+const built: ModelType = { ...scored, normOffset: 0 }
+
+const named = (types: string, type: ModelType): ModelTypes =>
+  Object.fromEntries(types.split(' ').map((name) => [name, type]))
+
+export const TYPES: ModelTypes = {
+  ...named('arcee diffllama doge exaone4 glm glm4 helium jamba jetmoe minimax ministral mixtral olmo olmo2', scored),
+  ...named('opt persimmon phi phimoe qwen2_moe qwen3_moe seed_oss stablelm starcoder2', scored),
+  ...named('llama mistral qwen2 qwen3 smollm3', built),
+  ...named('ernie4_5 granite hunyuan_v1_dense internlm2', { normOffset: 0 }),
+  gpt_neox: { heads: { text: score('gpt_neox') } },
+  nemotron: { ...scored, normOffset: 1 },
+}

@@ -1,0 +1,28 @@
+// Asks the files of all families.
+
+import type { HeadForm, HeadKind, ModelType } from './family.js'
+import { TYPES } from './gen/types.js'
+
+export const ALL: readonly ModelType[] = Object.values(TYPES)
+
+const PLAIN: ModelType = {}
+
+/** `type`: model_type of config.json. A type without a file has nothing special. */
+export function modelType(type: unknown): ModelType {
+  return typeof type === 'string' && Object.hasOwn(TYPES, type) ? TYPES[type] : PLAIN
+}
+
+/** The model types that have something special of this name. */
+export function typesWith(key: keyof ModelType, kind?: HeadKind): string[] {
+  const has = (type: ModelType) => (kind === undefined ? type[key] : type.heads?.[kind]) !== undefined
+  return Object.keys(TYPES).filter((name) => has(TYPES[name]))
+}
+
+export function headOf(config: Readonly<Record<string, unknown>>, kind: HeadKind): HeadForm | undefined {
+  const head = modelType(config.model_type).heads?.[kind]
+  return typeof head === 'function' ? head(config) : head
+}
+
+export function isConv1d(module: string): boolean {
+  return ALL.some(({ conv1d }) => conv1d?.test(module))
+}

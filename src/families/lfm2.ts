@@ -1,0 +1,16 @@
+// LFM2, whose modules onnxruntime-genai calls as those of Llama.
+
+import type { ModelTypes } from './family.js'
+
+export const TYPES: ModelTypes = {
+  lfm2: {
+    exported: {
+      'mlp.gate_proj': 'feed_forward.w1',
+      'mlp.up_proj': 'feed_forward.w3',
+      'mlp.down_proj': 'feed_forward.w2',
+      'self_attn.o_proj': 'self_attn.out_proj',
+      'self_attn.q_norm': 'self_attn.q_layernorm',
+      'self_attn.k_norm': 'self_attn.k_layernorm',
+    },
+  },
+}

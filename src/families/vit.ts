@@ -1,0 +1,21 @@
+// Vision transformers, whose modules transformers 5 gives other names than transformers 4.
+
+import type { ModelTypes, Spelling } from './family.js'
+import { image } from './heads.js'
+
+const spellings: readonly Spelling[] = [
+  [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
+  [/\.attention\.(?:attention|self)\.(query|key|value)$/, '.attention.$1'],
+  [/\.attention\.query$/, '.attention.q_proj'],
+  [/\.attention\.key$/, '.attention.k_proj'],
+  [/\.attention\.value$/, '.attention.v_proj'],
+  [/\.attention\.output\.dense$/, '.attention.o_proj'],
+  [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
+  [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
+]
+
+export const TYPES: ModelTypes = {
+  vit: { spellings, heads: { image: image('vit', 'ViT') } },
+  deit: { heads: { image: image('deit', 'DeiT') } },
+  dinov2: { heads: { image: image('dinov2', 'Dinov2', 'first-and-mean') } },
+}
