@@ -1,9 +1,9 @@
-"""Decoders of onnxruntime-genai whose caches are of another kind than Llama's, with PyTorch's logits, alone and with an adapter.
+"""Decoders of onnxruntime-genai whose caches or modules are of another kind than Llama's, with PyTorch's logits, alone and with an adapter.
 
-    genai_decoders.py [--out tests/golden/genai-decoders]
+    genai_decoders.py [--out tests/golden/genai-decoders] [NAME …]
 
 `lfm2` keeps the last inputs of its convolutions, and its modules have Llama's names in the graph. `gemma2` has caches of sliding windows. `qwen3_5` has
-a layer of linear attention.
+a layer of linear attention. `granite` is a dense Granite 4, whose modules have Llama's names in the graph: gate and up are one module.
 `loss` is that of IDS with the adapter, `gradient/…` that of its factors.
 """
 import argparse
@@ -34,6 +34,14 @@ def gemma2_config():
     return Gemma2Config(**SPECIAL, hidden_size=36, head_dim=16, sliding_window=64, query_pre_attn_scalar=16)
 
 
+def granite_config():
+    from transformers import GraniteMoeHybridConfig
+    return GraniteMoeHybridConfig(
+        **SPECIAL, hidden_size=32, shared_intermediate_size=48, num_local_experts=0, mamba_n_heads=4, layer_types=["attention"] * 2,
+        position_embedding_type="rope",
+        embedding_multiplier=2.0, attention_multiplier=0.25, residual_multiplier=0.5, logits_scaling=4.0, tie_word_embeddings=True)
+
+
 def qwen3_5_config():
     from transformers import Qwen3_5TextConfig
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
@@ -53,18 +61,21 @@ def save_qwen3_5(folder):
     whole.save_pretrained(folder)
 
 
-exporters.BASES.update({"lfm2": (lfm2_config, {}), "gemma2": (gemma2_config, {}), "qwen3_5": (qwen3_5_config, {})})
+exporters.BASES.update({"lfm2": (lfm2_config, {}), "gemma2": (gemma2_config, {}), "qwen3_5": (qwen3_5_config, {}), "granite": (granite_config, {})})
 TARGETS = {"lfm2": ["q_proj", "w1", "w2", "in_proj"], "gemma2": ["q_proj", "down_proj"],
+           "granite": ["q_proj", "input_linear", "output_linear"],
            "qwen3_5": ["in_proj_qkv", "in_proj_z", "out_proj", "q_proj", "down_proj"]}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "genai-decoders")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    out = fresh(args.out)
-    for name, targets in TARGETS.items():
+    out = args.out
+    for name in args.names or TARGETS:
+        targets = TARGETS[name]
         with tempfile.TemporaryDirectory() as work:
             source, exported = pathlib.Path(work) / f"tiny-{name}", pathlib.Path(work) / "exported"
             exporters.save_base(name, source)

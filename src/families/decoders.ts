@@ -13,9 +13,10 @@ const named = (types: string, type: ModelType): ModelTypes =>
 
 export const TYPES: ModelTypes = {
   ...named('arcee diffllama doge exaone4 glm glm4 helium jamba jetmoe minimax ministral mixtral olmo olmo2', scored),
-  ...named('opt persimmon phi phimoe qwen2_moe qwen3_moe seed_oss stablelm starcoder2', scored),
+  ...named('opt persimmon phi qwen2_moe qwen3_moe seed_oss stablelm starcoder2', scored),
   ...named('llama mistral qwen2 qwen3 smollm3', built),
   ...named('ernie4_5 granite hunyuan_v1_dense internlm2', { normOffset: 0 }),
-  gpt_neox: { heads: { text: score('gpt_neox') } },
+  gpt_neox: { spellings: [[/(^|\.)embed_out$/, '$1lm_head']], heads: { text: score('gpt_neox') } },
+  phimoe: { ...scored, spellings: [[/\.block_sparse_moe\.gate$/, '.mlp.router']] },
   nemotron: { ...scored, normOffset: 1 },
 }

@@ -12,10 +12,14 @@ const spellings: readonly Spelling[] = [
   [/\.attention\.output\.dense$/, '.attention.o_proj'],
   [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
   [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
+  // Swin and BEiT inside of other models.
+  [/\.(encoder|model)\.(?=encoder\.layers\.\d+\.(blocks|downsample)\.)/, '.$1.swin.'],
+  [/\bbackbone\.(?=layers\.)/, 'backbone.beit.'],
 ]
 
 export const TYPES: ModelTypes = {
   vit: { spellings, heads: { image: image('vit', 'ViT') } },
+  altclip: { spellings: [[/\bencoder\.layer\.(?=\d+\.)/, 'encoder.layers.']] },
   deit: { heads: { image: image('deit', 'DeiT') } },
   dinov2: { heads: { image: image('dinov2', 'Dinov2', 'first-and-mean') } },
 }

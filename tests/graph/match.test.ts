@@ -6,6 +6,15 @@ import { MATMUL } from '../../src/graph/match/forms/float-product.js'
 import type { Linear } from '../../src/graph/match/linears.js'
 import { matchLayers, matchTargets } from '../../src/graph/match/match.js'
 
+function messageOf(work: () => unknown): string {
+  try {
+    work()
+  } catch (error) {
+    return (error as Error).message
+  }
+  return ''
+}
+
 const linear = (name: string, isHead = false): Linear => ({
   name,
   form: MATMUL,
@@ -120,9 +129,30 @@ describe("an adapter's layers", () => {
   it('without a module are named, with near misses', () => {
     const layers = [1, 2, 3, 4, 5, 6, 7].map((i) => layer(`model.layers.${i + 10}.mlp.up_proj`))
     expect(() => matchLayers(linears, layers)).toThrow(
-      /no module for model\.layers\.11\.mlp\.up_proj, .*, … \(7 in all\)\. Nearest to the first: model\.layers\.1\.mlp\.up_proj/,
+      /no module for model\.layers\.\*\.mlp\.up_proj \(7\)\. Nearest to the first: model\.layers\.1\.mlp\.up_proj/,
     )
     expect(() => placed(layer('up_proj'))).toThrow(MismatchError)
+  })
+
+  // PEFT's all-linear adapts them where the model has them as nn.Linear.
+  it.each([
+    [['model.layers.0.mlp.experts.0.up_proj', 'model.layers.0.mlp.experts.1.up_proj', 'model.layers.0.mlp.gate']],
+    [['esm.contact_head.regression']],
+  ])('that the export has dropped are named by kind, and the rest is offered: %j', (dropped) => {
+    const layers = [...dropped, 'model.layers.0.mlp.up_proj', 'model.layers.1.mlp.up_proj'].map((name) => layer(name))
+    const shown =
+      dropped.length === 1 ? dropped[0] : 'model.layers.*.mlp.experts.*.up_proj (2), model.layers.0.mlp.gate'
+    expect(messageOf(() => matchLayers(linears, layers))).toContain(`no module for ${shown}. `)
+    expect(messageOf(() => matchLayers(linears, layers))).toMatch(
+      /leave (it|them) out with `allowMissing`: the rest of the adapter is model\.layers\.\*\.mlp\.up_proj \(2\)$/,
+    )
+  })
+
+  it('of kinds that the model has in other layers are those of a larger model', () => {
+    const layers = [0, 1, 2, 3, 4, 5].map((i) => layer(`model.layers.${i}.mlp.up_proj`))
+    const message = messageOf(() => matchLayers(linears, layers))
+    expect(message).toContain('Layers of the same kinds are in this model: give the model')
+    expect(message).not.toContain('allowMissing')
   })
 
   it('of another shape are refused', () => {

@@ -1,7 +1,8 @@
 // Names that mean one module, as exporters and versions of transformers write them.
 
+import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
-import { nameOfModule } from '../../src/graph/match/module-names.js'
+import { endAlike, nameOfModule } from '../../src/graph/match/module-names.js'
 
 it.each([
   // The layers of a Sequential, which PyTorch's exporter names twice.
@@ -60,3 +61,23 @@ it.each(Object.entries(VERSIONS))(
     }
   },
 )
+
+// scripts/golden/module_names.py
+const { classes }: { classes: Record<string, [string, string][]> } = JSON.parse(
+  readFileSync('tests/golden/module-names.json', 'utf8'),
+)
+
+it.each(Object.entries(classes))('%s: names of transformers 4 and 5 mean the same linear layers', (_, names) => {
+  expect(names.some(([older, today]) => older !== today)).toBe(true)
+  for (const [from, to] of [
+    [0, 1],
+    [1, 0],
+  ]) {
+    const others = names.map((pair) => pair[from])
+    for (const pair of names) {
+      expect(nameOfModule(new Set(others), pair[to])).toBe(pair[from])
+      const without = others.filter((name) => !endAlike(name, pair[from]))
+      expect(nameOfModule(new Set(without), pair[to])).toBeUndefined()
+    }
+  }
+})

@@ -1,5 +1,5 @@
-// Decoders of onnxruntime-genai whose caches are of another kind than Llama's: LFM2's convolutions, Gemma 2's sliding
-// windows.
+// Decoders of onnxruntime-genai whose caches or modules are of another kind than Llama's: LFM2's convolutions, Gemma
+// 2's sliding windows, Granite 4's MLP.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -33,7 +33,7 @@ const IDS = [
   [7, 7, 81, 12, 100, 26],
 ]
 
-describe.each(['lfm2', 'gemma2', 'qwen3_5'])('%s', (name) => {
+describe.each(['lfm2', 'gemma2', 'qwen3_5', 'granite'])('%s', (name) => {
   const folder = `tests/golden/genai-decoders/${name}`
   let model: Model
   let session: ModelSession<Model>
@@ -126,6 +126,6 @@ describe.each(['lfm2', 'gemma2', 'qwen3_5'])('%s', (name) => {
 
   it('fills no row up where a convolution would read what fills it up', () => {
     const graph = readGraph(model.onnx.proto)
-    expect(paddingOf(graph, tokenInputs(graph))).toBe(name === 'gemma2' ? 'right' : 'none')
+    expect(paddingOf(graph, tokenInputs(graph))).toBe(['gemma2', 'granite'].includes(name) ? 'right' : 'none')
   })
 })

@@ -68,12 +68,12 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
 export function matchLayers<T extends NamedLayer>(linears: readonly Linear[], layers: Iterable<T>) {
   const finder = moduleFinder(linears)
   const placed: { layer: T; linear: Linear }[] = []
+  const names: string[] = []
   const missing: string[] = []
-  let count = 0
   for (const layer of layers) {
     const found = finder.find(layer.name)
+    names.push(layer.name)
     if (found === undefined) missing.push(layer.name)
-    count++
     for (const linear of found ?? []) {
       if (linear.d !== layer.d || linear.k !== layer.k) {
         throw new MismatchError({
@@ -87,7 +87,7 @@ export function matchLayers<T extends NamedLayer>(linears: readonly Linear[], la
     }
   }
   if (missing.length === 0) return placed
-  throw missingError(missing, finder.names, count)
+  throw missingError(missing, finder.names, names)
 }
 
 export function moduleFinder(linears: readonly Linear[]) {
@@ -101,32 +101,44 @@ export function moduleFinder(linears: readonly Linear[]) {
   return { names: [...names], find: (name: string) => findOne(name) ?? findParts(name) }
 }
 
-const SHOWN = 5
+const SHOWN = 8
 
-/** `count` is the number of the adapter's layers; `graphs` name the model's graphs, where it has several. */
+/** `names` are all the adapter's; `graphs` name the model's graphs, if it has several. */
 export function missingError(
   missing: readonly string[],
   modules: Iterable<string>,
-  count: number,
+  names: readonly string[],
   graphs: readonly string[] = [],
 ): MismatchError {
   const near = nearMisses(missing[0], modules)
-  const shown = missing.slice(0, SHOWN).join(', ') + (missing.length > SHOWN ? `, … (${missing.length} in all)` : '')
   const lack = graphs.length > 1 ? `none of the model's graphs (${graphs.join(', ')}) has a` : 'the model has no'
-  const it = missing.length === 1 ? 'it' : 'them'
   const hints = near.length > 0 ? [`Nearest to the first: ${near.join(', ')}`] : []
-  if (2 * missing.length >= count && (near.length === 0 || missing.length < count)) {
-    const how = missing.length === count ? "None of the adapter's layers is" : "Most of the adapter's layers are not"
+  const rest = withoutMissing(missing, names)
+  if (rest !== undefined) hints.push(rest)
+  else if (near.length === 0 || missing.length < names.length) {
+    const how = missing.length < names.length ? 'Layers of the same kinds are' : "None of the adapter's layers is"
     hints.push(`${how} in this model: give the model that the adapter was trained for`)
-  }
-  if (2 * missing.length < count) {
-    hints.push(
-      `The adapter's other layers are there, so that the export may have dropped ${it}, as an export without a head drops the pooler: use an export that has ${it}, or leave ${it} out with \`allowMissing\``,
-    )
   }
   return new MismatchError({
     where: 'adapter',
-    what: `${lack} module for ${shown}`,
+    what: `${lack} module for ${kindsOf(missing)}`,
     ...(hints.length > 0 ? { hint: hints.join('. ') } : {}),
   })
+}
+
+/** Offers the adapter's other layers; undefined if some of them are of the same kinds, as in a model of more layers. */
+export function withoutMissing(missing: readonly string[], names: readonly string[]): string | undefined {
+  const kinds = new Set(missing.map(kindOf))
+  const rest = names.filter((name) => !missing.includes(name))
+  if (rest.length === 0 || rest.some((name) => kinds.has(kindOf(name)))) return undefined
+  const it = missing.length === 1 ? 'it' : 'them'
+  return `The export may have dropped ${it}, as exports drop poolers, routers of experts and contact heads. Use an export that has ${it}, or leave ${it} out with \`allowMissing\`: the rest of the adapter is ${kindsOf(rest)}`
+}
+
+const kindOf = (name: string) => name.replace(/(?<=^|\.)\d+(?=\.|$)/g, '*')
+
+/** Names by kind, such as `model.layers.*.mlp.up_proj (24)`. */
+function kindsOf(names: readonly string[]): string {
+  const kinds = [...groupBy(names, kindOf)].map(([kind, own]) => (own.length > 1 ? `${kind} (${own.length})` : own[0]))
+  return kinds.slice(0, SHOWN).join(', ') + (kinds.length > SHOWN ? `, … (${names.length} in all)` : '')
 }

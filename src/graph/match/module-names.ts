@@ -6,7 +6,7 @@ import type { ModelType } from '../../families/family.js'
 /** Modules that hold a whole model, and that some versions leave out. */
 const AROUND = new Set(['model', 'language_model', 'text_model', 'vision_model', 'vision_tower'])
 
-const VISION = new Set(['vision_model', 'vision_tower', 'vision_encoder', 'visual'])
+const VISION = new Set(['vision_model', 'vision_tower', 'vision_encoder', 'visual', 'image_tower', 'video_tower'])
 
 /** In models that also read pictures. */
 const LANGUAGE = new Set(['language_model', 'text_model'])

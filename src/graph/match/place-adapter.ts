@@ -9,7 +9,7 @@ import { operatorOf } from '../view/operators.js'
 import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
 import { withPointwise } from './forms/pointwise.js'
 import type { Linear, NamedLayer } from './linears.js'
-import { matchLayers, moduleFinder } from './match.js'
+import { matchLayers, moduleFinder, withoutMissing } from './match.js'
 import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
 
 /** A part of the graph that an execution provider has compiled, with its weights. */
@@ -80,7 +80,8 @@ export function placeLayers<T extends NamedLayer>(
 
 function matchOrRefuse<T extends NamedLayer>(graph: Graph, linears: readonly Linear[], layers: readonly T[]) {
   const { find } = moduleFinder(linears)
-  const missing = layers.map(({ name }) => name).filter((name) => find(name) === undefined)
+  const names = layers.map(({ name }) => name)
+  const missing = names.filter((name) => find(name) === undefined)
   for (const name of missing) {
     const whole = unsplitOwner(linears, name)
     if (whole === undefined) continue
@@ -110,6 +111,6 @@ function matchOrRefuse<T extends NamedLayer>(graph: Graph, linears: readonly Lin
     got: shown.join(', ') + (opaque.length > 4 ? `, … (${opaque.length} in all)` : ''),
     hint: opaque.some(({ opType }) => opType === INTEGER_ATTENTION)
       ? 'Quantize the graph without its attention (op_types_to_quantize of ONNX Runtime), or quantize the graph that was not fused'
-      : 'Use another export of the model',
+      : (withoutMissing(missing, names) ?? 'Use another export of the model'),
   })
 }

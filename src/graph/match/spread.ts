@@ -73,7 +73,7 @@ export async function shareAdapter(
   if (missing.length > 0 && !allowsMissing) {
     const modules = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
     const names = graphs.map(({ name }) => name)
-    throw missingError(missing, modules, adapter.size, names)
+    throw missingError(missing, modules, adapter.names(), names)
   }
   if (missing.length > 0) onMissing(missing)
   return parts.map((names) => adapter.only(names))

@@ -149,9 +149,10 @@ async function spreadAll(
       const linears = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
       const paths = bases.map(({ path }) => path)
       if (!allowMissing) {
-        fit.problems.push(missingError(missing, linears, share.parts.length, paths))
+        const own = share.parts.map(({ name }) => name)
+        fit.problems.push(missingError(missing, linears, own, paths))
         for (const name of missing) {
-          fit.parts.push({ name, info: undefined, problem: missingError([name], linears, share.parts.length, paths) })
+          fit.parts.push({ name, info: undefined, problem: missingError([name], linears, own, paths) })
         }
       } else if (missing.length === share.parts.length) {
         fit.add(new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' }))
