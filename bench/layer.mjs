@@ -3,8 +3,8 @@
 // Contestants take turns; each one's median counts.
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
-import { configureKernels, disposeKernels, LoraLayer } from '../dist/index.js'
-import { defaultKernels } from '../dist/kernels/index.js'
+import { LoraLayer } from '../dist/index.js'
+import { configureKernels, defaultKernels, disposeKernels } from '../dist/kernels/index.js'
 
 const { values } = parseArgs({
   options: { threads: { type: 'string', default: '2' }, turns: { type: 'string', default: '15' } },

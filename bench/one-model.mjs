@@ -19,7 +19,8 @@ const { values } = parseArgs({
     lean: { type: 'boolean', default: false },
   },
 })
-const { model: folder, task, part, lean: lowMemory } = values
+const { model: folder, task, part, lean } = values
+const memory = lean ? 'low' : 'fast'
 const PARTS = ['model', 'session', 'training', 'both']
 const DATA = Array.from({ length: 16 }, (_, i) => ({
   text: `${'the ship went to sea and came back at night '.repeat(2)}${i}`,
@@ -40,7 +41,7 @@ function compare() {
       const { stdout, stderr, status } = spawnSync(process.execPath, args, { encoding: 'utf8' })
       if (status !== 0) throw new Error(stderr)
       const { own, file } = JSON.parse(stdout)
-      const label = `${name}${lean.length > 0 ? ', lowMemory' : ''}`
+      const label = `${name}${lean.length > 0 ? ', low memory' : ''}`
       console.log(`${label.padEnd(22)} ${String(megabytes(own)).padStart(6)} + ${megabytes(file)}`)
     }
   }
@@ -55,14 +56,14 @@ async function measure() {
     most.own = Math.max(most.own, read('Pss_Anon'))
     most.file = Math.max(most.file, read('Pss_File'))
   }
-  const session = part === 'session' || part === 'both' ? await openSession(model, { lowMemory }) : undefined
+  const session = part === 'session' || part === 'both' ? await openSession(model, { memory }) : undefined
   const ids = { type: 'int64', data: BigInt64Array.from({ length: 24 }, () => 5n), dims: [1, 24] }
   const run = () => session?.run({ input_ids: ids })
   await run()
   look()
   if (part === 'training' || part === 'both') {
     const on = { step: look, warning: () => {} }
-    await train({ model, task, data: DATA, batchSize: 4, maxSteps: 4, lowMemory, on })
+    await train({ model, task, data: DATA, batchSize: 4, maxSteps: 4, memory, on })
     await run()
     look()
   }

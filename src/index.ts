@@ -2,7 +2,14 @@
 // The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's
 // platform in place.
 
-export { type ByteSink, type ByteSource, type Directory, MemoryDirectory } from './base/bytes.js'
+export {
+  type ByteSink,
+  type ByteSource,
+  type Directory,
+  MemoryDirectory,
+  type Source,
+  type Target,
+} from './base/bytes.js'
 export type { FloatDtype, TensorDtype, WeightDtype } from './base/dtype.js'
 export {
   ConfigError,
@@ -34,7 +41,6 @@ export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { DecodeImage, ImageSource, RgbImage } from './images/image.js'
 export type { ToPlainOptions } from './index/adapters.js'
-export { CHOICES, DEFAULTS } from './index/choices.js'
 export type { EvaluateOptions } from './index/evaluate.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
@@ -49,7 +55,6 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/platform/platform.js'
 export { webRuntime } from './index/platform/web-runtime.js'
 export type { AdapterSession, OpenSessionOptions } from './index/session.js'
-export type { Data, DataFile, DataRecord, Source, Target } from './index/sources.js'
 export type {
   CombineOptions,
   ConvertAdapterOptions,
@@ -57,7 +62,7 @@ export type {
   ExtractOptions,
   ResizeOptions,
 } from './index/tools.js'
-export type { CheckDataOptions, TrainOptions } from './index/train.js'
+export type { CheckDataOptions } from './index/train.js'
 export type { TrainEvent, TrainRun } from './index/train-run.js'
 export {
   checkData,
@@ -111,8 +116,7 @@ export {
   type OpenStream,
   StreamDirectory,
 } from './io/web/directories.js'
-export { configureKernels, disposeKernels, type KernelOptions } from './kernels/index.js'
-export type { SimdBuild } from './kernels/module.js'
+export { disposeKernels } from './kernels/index.js'
 export {
   type AdapterPart,
   LoraAdapter,
@@ -163,7 +167,7 @@ export type { CombinationType } from './tools/combine-settings.js'
 export type { AdapterDifference, AdapterLayerDiff, DiffReport, TensorDiff } from './tools/diff.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
-export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
+export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from './train/options.js'
 export type {
   EvaluationEvent,
   MemoryUse,

@@ -1,7 +1,7 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 // `lowrank/transformers`: adapters in the pipelines of transformers.js.
 
-import type { Source } from './index/sources.js'
+import type { Source } from './base/bytes.js'
 import type { ChatMessage } from './text/chat.js'
 import type { AdapterCallOptions, AdapterPipelineParts } from './transformers/pipelines.js'
 import type { PipelineOptions, PipelineTask, WithAdaptersOptions } from './transformers/verbs.js'

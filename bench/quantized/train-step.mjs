@@ -4,7 +4,7 @@
 //     npm run build && node bench/quantized/train-step.mjs FLOAT QUANTIZED [--batch 1] [--sequence 256] [--steps 10] [--threads 2] [--fast] [--cpu]
 //
 // Folders with onnx/model.onnx of one model, such as smollm2-fp32 and smollm2-q4-32 or smollm2-fp16 of
-// scripts/golden/graph_table.py. --fast: all weights are repacked, as in `train --fast`; else as a run does it.
+// scripts/golden/graph_table.py. --fast: all weights are repacked, as in `train --memory fast`; else as a run does it.
 // --cpu counts the time that the processor worked, with one thread: for a machine that others use as well.
 import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -41,7 +41,7 @@ const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 
 function contestant(folder) {
   const sizes = ['batch', 'sequence', 'rank'].flatMap((name) => [`--${name}`, values[name]])
   const flags = [...sizes, '--threads', threads, ...(values.cpu ? ['--cpu'] : [])]
-  if (values.fast) flags.push('--fast')
+  if (values.fast) flags.push('--memory', 'fast')
   const child = spawn(process.execPath, [script, folder, ...flags], { stdio: ['pipe', 'pipe', 'inherit'] })
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
   const ask = async (question) => {

@@ -34,8 +34,7 @@ const {
     rank: { type: 'string', default: '8' },
     kind: { type: 'string', default: 'causal-lm' },
     // Without either, the size of the model decides, as in a run.
-    'low-memory': { type: 'boolean', default: false },
-    fast: { type: 'boolean', default: false },
+    memory: { type: 'string', default: 'auto' },
     products: { type: 'boolean', default: false },
     'lora-fa': { type: 'boolean', default: false },
     profile: { type: 'string' },
@@ -48,7 +47,7 @@ const [batch, sequence, threads, rank] = [options.batch, options.sequence, optio
 const runtime = await loadRuntime(resolveNodeRuntime(), undefined, undefined, true)
 const model = await loadModel(new NodeDirectory(folder), { runtime })
 const byDefault = chooseCopies(sessionMemory(model.onnx, false), [])
-const copiedBytes = options['low-memory'] ? 0 : options.fast ? Number.POSITIVE_INFINITY : byDefault
+const copiedBytes = { auto: byDefault, low: 0, fast: Number.POSITIVE_INFINITY }[options.memory]
 const labels = Array.from({ length: batch }, (_, i) => `label ${i % 2}`)
 /** What a batch is made of, from the ids that all contestants get. */
 const KINDS = {

@@ -14,7 +14,7 @@
 //
 // "products": the products by the weights of a text model in a step, forward and backward, and nothing else: a graph in
 // ONNX Runtime, with weights copied in its order or as they are, and the same in PyTorch. No step is faster.
-// --profile prints the ten kinds of operators that take most of a step with --low-memory, which is slower for it.
+// --profile prints the ten kinds of operators that take most of a step with --memory low, which is slower for it.
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
@@ -123,15 +123,15 @@ for (const name of options.only.split(',')) {
     contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', checkpoint, attention, ...shape])
   const profile = join(tmpdir(), `lowrank-step-${process.pid}-${name}`)
   let starts = [
-    () => ours('lowrank --fast', '--fast'),
-    () => ours('lowrank --low-memory', '--low-memory', ...(options.profile ? ['--profile', profile] : [])),
+    () => ours('lowrank --memory fast', '--memory', 'fast'),
+    () => ours('lowrank --memory low', '--memory', 'low', ...(options.profile ? ['--profile', profile] : [])),
     () => ours('lowrank'),
   ]
   if (!isLarge) starts.push(() => ours('lowrank --lora-fa', '--lora-fa'))
   if (kind === 'causal-lm') {
     starts.push(
-      () => ours(PRODUCTS[0], '--products', '--fast'),
-      () => ours(PRODUCTS[1], '--products', '--low-memory'),
+      () => ours(PRODUCTS[0], '--products', '--memory', 'fast'),
+      () => ours(PRODUCTS[1], '--products', '--memory', 'low'),
     )
   }
   if (options.pair) starts = [() => ours('lowrank')]
@@ -192,7 +192,7 @@ for (const name of options.only.split(',')) {
   if (options.pair) continue
   const [fast, lean, plain] = contestants.map((one) => medians.get(one))
   console.log(
-    `  --low-memory takes ${(lean / fast).toFixed(2)} ×, neither of both ${(plain / fast).toFixed(2)} × the time of --fast`,
+    `  --memory low takes ${(lean / fast).toFixed(2)} ×, the default ${(plain / fast).toFixed(2)} × the time of --memory fast`,
   )
   const [packed, mapped] = PRODUCTS.map((label) => contestants.find((one) => one.name === label))
   if (packed !== undefined) {
@@ -200,7 +200,7 @@ for (const name of options.only.split(',')) {
     const rate = (ms) => `${ms.toFixed(0)} ms, ${((1000 * gigaflops) / ms).toFixed(0)} GFLOP/s`
     const [copied, inPlace] = [packed, mapped].map((one) => medians.get(one))
     console.log(
-      `  products alone, ${gigaflops.toFixed(0)} GFLOP: ONNX Runtime ${rate(copied)} with copied weights, ${rate(inPlace)} without${ofTorch === undefined ? '' : `; torch ${rate(ofTorch)}`}\n  --fast takes ${(fast / copied).toFixed(2)} ×, --low-memory ${(lean / inPlace).toFixed(2)} × the time of its products${peers.length === 0 ? '' : `; they are ${(copied / best).toFixed(2)} and ${(inPlace / best).toFixed(2)} of torch’s step`}`,
+      `  products alone, ${gigaflops.toFixed(0)} GFLOP: ONNX Runtime ${rate(copied)} with copied weights, ${rate(inPlace)} without${ofTorch === undefined ? '' : `; torch ${rate(ofTorch)}`}\n  --memory fast takes ${(fast / copied).toFixed(2)} ×, --memory low ${(lean / inPlace).toFixed(2)} × the time of its products${peers.length === 0 ? '' : `; they are ${(copied / best).toFixed(2)} and ${(inPlace / best).toFixed(2)} of torch’s step`}`,
     )
   }
   if (options.profile) printProfile(profile, Number(options.steps))

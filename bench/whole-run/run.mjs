@@ -115,7 +115,7 @@ for (const name of options.only.split(',')) {
         ...['--attention', attention, '--steps', options.steps, ...shape],
       ]),
   })
-  const contestants = [ours('lowrank'), ours('lowrank --low-memory', '--low-memory'), peer('eager'), peer('sdpa')]
+  const contestants = [ours('lowrank'), ours('lowrank --memory low', '--memory', 'low'), peer('eager'), peer('sdpa')]
   const results = new Map(contestants.map(({ label }) => [label, []]))
   for (let round = 0; round < Number(options.rounds); round++) {
     for (const { label, run } of contestants) results.get(label).push(await run())

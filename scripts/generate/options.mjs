@@ -3,6 +3,7 @@
 // its help. Tags:
 //   @range an integer of at least 1 | a number in (0, 1]    what a number may be
 //   @default 8                                              what lowrank takes if the option is left out
+//   @train 16                                               what `train` takes then
 //   @flag DIR|FILE                                          what stands for the value in help
 //   @help a text                                            help that differs from the docstring, as of files
 // Usage: node scripts/generate/options.mjs [--check]
@@ -27,8 +28,9 @@ const TABLES = {
     'src/index/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
     'src/index/away/push.ts': ['PushOptions'],
     'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
-    'src/index/train.ts': ['CheckDataOptions', 'TrainOptions'],
+    'src/index/train.ts': ['CheckDataOptions'],
     'src/peft/adapter-folder.ts': ['SaveOptions'],
+    'src/train/options.ts': ['TrainOptions'],
     'src/train/report.ts': ['TrainEvents'],
   },
   // What a page that runs adapters reads.
@@ -53,7 +55,6 @@ const TABLES = {
       'TagOptions',
     ],
   },
-  'src/kernels/gen/options.ts': { 'src/kernels/index.ts': ['KernelOptions'] },
   'src/serve/gen/options.ts': {
     'src/serve/handler.ts': ['HandlerOptions'],
     'src/serve/node/listen.ts': ['ListenOptions'],
@@ -65,7 +66,7 @@ const TABLES = {
     'src/tasks/labels/label-problems.ts': ['LabelOptions'],
     'src/tasks/token-classification.ts': ['TagOptions'],
   },
-  'src/train/gen/options.ts': { 'src/train/options.ts': ['TrainConfig'], 'src/train/settings.ts': ['TrainSettings'] },
+  'src/train/gen/options.ts': { 'src/train/settings.ts': ['TrainSettings'] },
   'src/transformers/gen/options.ts': { 'src/transformers/verbs.ts': ['PipelineOptions', 'WithAdaptersOptions'] },
 }
 
@@ -74,16 +75,23 @@ const FLAGS = [
   'AddLoraInputsOptions',
   ...['CheckDataOptions', 'ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
   ...['EvaluateOptions', 'ExtractOptions'],
-  ...['GenerateOptions', 'HandlerOptions', 'HandoffOptions', 'InspectOptions', 'ListenOptions', 'LoadModelOptions'],
+  ...[
+    'GenerateOptions',
+    'HandlerOptions',
+    'HandoffOptions',
+    'InspectOptions',
+    'ListenOptions',
+    'LoadModelOptions',
+    'LoraConfig',
+  ],
   ...['MergeOptions', 'OpenSessionOptions'],
-  ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
+  ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainOptions', 'UnmergeOptions'],
 ]
 
 /** Interfaces whose defaults the code takes from a table, and which of their members that has. */
 const DEFAULTS = {
   GenerateOptions: ({ tags }) => tags.default !== undefined,
   LoraConfig: () => true,
-  TrainConfig: ({ owner }) => owner === 'TrainConfig',
   TrainSettings: () => true,
 }
 
@@ -111,7 +119,6 @@ const KINDS = {
   'LoraConfig.trainableTokenIndices': ['TOKEN_INDICES', 'src/lora/config-kinds.ts'],
   'LoraConfig.aloraInvocationTokens': ['INVOCATION', 'src/lora/config-kinds.ts'],
   'LoraConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
-  'TrainConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
   'LoraConfig.baseModel': ['STRING', BASE],
   'LoraConfig.taskType': ['STRING', BASE],
   'MergeOptions.adapters': ['ADAPTERS', 'src/index/kinds.ts'],
@@ -124,6 +131,7 @@ const KINDS = {
   AdapterChoice: ['ONE_CHOICE', 'src/infer/adapters/choice.ts'],
   Data: ['DATA', 'src/index/kinds.ts', 'files'],
   LoraAdapter: ['ADAPTER', 'src/index/kinds.ts'],
+  LoraConfigInput: ['OBJECT', BASE],
   Model: ['MODEL', 'src/index/kinds.ts', 'source'],
   RuntimeHost: ['RUNTIME', 'src/index/kinds.ts'],
   SignalLike: ['SIGNAL', 'src/base/options.ts'],
@@ -134,7 +142,16 @@ const KINDS = {
 }
 
 /** How a flag writes an option, where its type does not say. */
-const FORMS = { 'TrainConfig.targetModules': 'modules' }
+const FORMS = { 'LoraConfig.targetModules': 'modules' }
+
+/** The words of a flag that takes fewer than the option: the constant that lists them, and its file. */
+const WORDS = { 'LoraConfig.init': ['DRAWN_INITS', 'src/lora/init/inits.ts'] }
+
+/** Interfaces that are complete, as the code has them: all their members can be left out of a call. */
+const COMPLETE = ['LoraConfig', 'TrainSettings']
+
+/** Interfaces of which the code needs the defaults alone: their values are checked by the table of another. */
+const UNCHECKED = ['TrainSettings']
 
 const program = ts.createProgram(
   [...new Set(Object.values(TABLES).flatMap((files) => Object.keys(files)))].map((file) => path.join(root, file)),
@@ -170,7 +187,7 @@ function membersOf(file, name) {
     )
     const about = ts.displayPartsToString(symbol.getDocumentationComment(checker))
     const owner = declaration.parent.name?.text
-    const isRequired = (symbol.flags & ts.SymbolFlags.Optional) === 0
+    const isRequired = (symbol.flags & ts.SymbolFlags.Optional) === 0 && !COMPLETE.includes(name)
     return { name: symbol.name, about, tags, node: declaration.type, owner, of: name, isRequired }
   })
 }
@@ -267,6 +284,15 @@ function wordsOf(type, node) {
   return oneOf(words.map(({ value }) => quoted(value)))
 }
 
+/** The words of a constant list. */
+function wordsIn([name, file] = []) {
+  if (name === undefined) return undefined
+  const source = program.getSourceFile(path.join(root, file))
+  const symbol = checker.getExportsOfModule(checker.getSymbolAtLocation(source)).find((one) => one.name === name)
+  const words = checker.getTypeArguments(checker.getTypeOfSymbol(symbol))
+  return words.map(({ value }) => value)
+}
+
 function oneOf(words) {
   if (!words.every((word) => /^['"]/.test(word))) return { code: `oneOf(${words.join(', ')})`, uses: [['oneOf', BASE]] }
   return {
@@ -299,19 +325,25 @@ function tableFile(out, files) {
   for (const [file, names] of Object.entries(files)) {
     for (const name of names) {
       const members = membersOf(file, name)
-      use(`type ${name}`, file)
-      use('type OptionTable', BASE)
-      const lines = members.map((member) => {
-        const { code, uses: needed } = kindOf(member)
-        for (const [constant, source] of needed) use(constant, source)
-        if (!member.isRequired || ['LoraConfig', 'TrainSettings'].includes(name)) return `  ${member.name}: ${code},\n`
-        use('needed', BASE)
-        return `  ${member.name}: needed(${code}),\n`
-      })
-      body += `export const ${constantName(name)}: OptionTable<${name}> = {\n${lines.join('')}}\n\n`
+      if (!UNCHECKED.includes(name)) {
+        use('type OptionTable', BASE)
+        const lines = members.map((member) => {
+          const { code, uses: needed } = kindOf(member)
+          for (const [constant, source] of needed) use(constant, source)
+          if (!member.isRequired) return `  ${member.name}: ${code},\n`
+          use('needed', BASE)
+          return `  ${member.name}: needed(${code}),\n`
+        })
+        body += `export const ${constantName(name)}: OptionTable = {\n${lines.join('')}}\n\n`
+      }
       if (DEFAULTS[name] !== undefined) {
-        const values = members.filter(DEFAULTS[name]).map((member) => `  ${member.name}: ${sourceOfDefault(member)},\n`)
-        body += `export const ${constantName(name)}_DEFAULTS = {\n${values.join('')}} as const satisfies Partial<${name}>\n\n`
+        const values = members.filter(DEFAULTS[name]).map(({ name, tags }) => `  ${name}: ${sourceOfDefault(tags)},\n`)
+        body += `export const ${constantName(name)}_DEFAULTS = {\n${values.join('')}} as const\n\n`
+      }
+      const trained = members.filter(({ tags }) => tags.train !== undefined)
+      if (trained.length > 0) {
+        const values = trained.map(({ name, tags }) => `  ${name}: ${sourceOfDefault({ default: tags.train })},\n`)
+        body += `/** What \`train\` takes if they are left out. */\nexport const TRAIN_CONFIG_DEFAULTS = {\n${values.join('')}} as const\n\n`
       }
     }
   }
@@ -325,7 +357,7 @@ function tableFile(out, files) {
 }
 
 /** The source of a default. */
-function sourceOfDefault({ tags }) {
+function sourceOfDefault(tags) {
   if (tags.default === undefined) return 'undefined'
   const text = tags.default.replaceAll('`', '')
   const isText = !/^(-?\d[\d.e+-]*|true|false|null|\[\]|\{\})$/.test(text)
@@ -360,18 +392,19 @@ function flagFile() {
         const members = membersOf(file, name)
         const names = members.map((member) => member.name)
         const entries = members.flatMap((member) => {
-          const { form: own, words } = kindOf(member)
-          const form = FORMS[`${member.owner}.${member.name}`] ?? own
+          const { form: formOfKind, words = wordsIn(WORDS[`${member.owner}.${member.name}`]) } = kindOf(member)
+          const form = FORMS[`${member.owner}.${member.name}`] ?? formOfKind
           if (form === undefined) return []
           const { tags } = member
+          const fallback = tags.train ?? tags.default
           const fields = [
             `form: '${form}'`,
             `about: ${quoted(helpOf(member, names))}`,
             ...(tags.range === undefined ? [] : [`range: ${quoted(tags.range)}`]),
             ...(words?.length > 0 ? [`words: [${words.map(quoted).join(', ')}]`] : []),
-            ...(['false', '{}', '[]', undefined].includes(tags.default)
+            ...(['false', '{}', '[]', undefined].includes(fallback)
               ? []
-              : [`fallback: ${quoted(tags.default.replaceAll('`', ''))}`]),
+              : [`fallback: ${quoted(fallback.replaceAll('`', ''))}`]),
             ...(tags.flag === undefined ? [] : [`placeholder: ${quoted(tags.flag)}`]),
             ...(member.isRequired ? ['isRequired: true'] : []),
           ]
@@ -381,7 +414,7 @@ function flagFile() {
       }
     }
   }
-  return `${HEAD}import type { FlagTable } from '../flags.js'\n\nexport const FLAGS = {\n${parts.join('')}} as const satisfies Readonly<Record<string, FlagTable>>\n`
+  return `${HEAD}export const FLAGS = {\n${parts.join('')}} as const\n`
 }
 
 const made = {

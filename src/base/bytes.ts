@@ -1,7 +1,7 @@
 // Sources and sinks of bytes, without naming a file system: io/ implements these for Node and for browsers.
 
 import { FileError, FormatError, LowrankError, listed } from './errors.js'
-import type { BlobLike } from './globals.js'
+import type { BlobLike, FileLike } from './globals.js'
 import { checkArgument, OBJECT, objectOf } from './options.js'
 
 /** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
@@ -84,6 +84,15 @@ export interface Directory {
   /** True if the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
 }
+
+/**
+ * A place to read a model, an adapter or a checkpoint from: a path (not in browsers), a model on the Hub (`org/name`,
+ * `hf:org/name@revision/folder`), a URL, files that a user picked, or an object that implements {@link Directory}.
+ */
+export type Source = string | Directory | Iterable<FileLike>
+
+/** A place to write a result to: a path (not in browsers), or an object that implements {@link Directory}. */
+export type Target = string | Directory
 
 /** A folder, or a file in it. */
 export interface Place {

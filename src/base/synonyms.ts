@@ -42,7 +42,7 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   loraPlusRatio: 'loraplus loraplus_lr_ratio',
   weightDecay: 'wd decay',
   maxGradNorm: 'clip clip_grad grad_clip gradient_clip gradient_clipping max_norm',
-  lowMemory: 'gradient_checkpointing grad_checkpoint low_vram',
+  memory: 'low_memory fast gradient_checkpointing grad_checkpoint low_vram',
   saveEvery: 'save_steps save_every_n_steps steps_per_save checkpoint_every',
   evalEvery: 'eval_steps steps_per_eval eval_interval evaluate_every',
   keep: 'load_best_model load_best_model_at_end',

@@ -5,7 +5,6 @@ import {
   choice,
   type Occurrence,
   type Option,
-  readInteger,
   readNumber,
   repeated,
   single,
@@ -74,14 +73,12 @@ function optionOf(flag: Flag): Option<unknown> {
   }
 }
 
-/** An integer is checked here, so that the message names the flag; other ranges where the value is used. */
+/** The range of a number is checked by the function that takes the option: its error names the flag (`program.ts`). */
 function plainOption({ form, about, range = '', words = [] }: Flag): Option<unknown> {
   if (form === 'switch') return toggle(about)
   if (form === 'word') return choice(words, about)
   if (form !== 'number') return FORMS[form](about)
-  const least = /^an? (?:safe )?integer(?: of at least (\d+)| in \[(\d+), \d+\])?$/.exec(range)
-  if (least === null) return single('X', about, readNumber)
-  return single('N', about, (occurrence) => readInteger(occurrence, Number(least[1] ?? least[2] ?? 0)))
+  return single(/^an? (safe )?integer/.test(range) ? 'N' : 'X', about, readNumber)
 }
 
 const FORMS: Readonly<Record<keyof Forms, (about: string) => Option<unknown>>> = {

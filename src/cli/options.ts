@@ -87,19 +87,12 @@ export function single<T>(placeholder: string, about: string, read: (one: Occurr
   return { placeholder, about, read: (occurrences) => occurrences.map((one) => read(one)).at(-1) }
 }
 
-export function readInteger(occurrence: Occurrence, least: number): number {
-  const value = /^\d+$/.test(occurrence.value) ? Number(occurrence.value) : readNumber(occurrence, 'a whole number')
-  if (Number.isSafeInteger(value) && value >= least) return value
-  const bound = least === 1 ? 'above 0' : `of at least ${least}`
-  throw new UsageError(`${occurrence.flag} takes a whole number ${bound}; got '${occurrence.value}'`)
-}
-
-export function readNumber({ flag, value }: Occurrence, expected = 'a number, such as 8, 0.5 or 1e-3'): number {
+export function readNumber({ flag, value }: Occurrence): number {
   if (/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
     const number = Number(value)
     if (Number.isFinite(number)) return number
   }
-  throw new UsageError(`${flag} takes ${expected}; got '${value}'`)
+  throw new UsageError(`${flag} takes a number, such as 8, 0.5 or 1e-3; got '${value}'`)
 }
 
 export function flagOf(key: string): string {

@@ -19,7 +19,7 @@ import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import { TrainEngine } from '../train/engine.js'
 import { longestOf } from '../train/evaluate.js'
-import type { TrainingOptions } from '../train/options.js'
+import type { TrainInput } from '../train/options.js'
 import { startOf } from '../train/parameters.js'
 import { planEvaluation } from '../train/rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
@@ -31,8 +31,8 @@ import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
 /** Settings of an evaluation. The settings of data and task are those of training. */
 export interface EvaluateSettings
   extends ToolRun,
-    Pick<TrainingOptions, 'task' | 'taskOptions' | 'columns' | 'maxLength' | 'decodeImage'>,
-    Pick<TrainingOptions, 'chatTemplate' | 'chatTemplateArgs' | 'device' | 'threads' | 'lowMemory'> {
+    Pick<TrainInput, 'task' | 'taskOptions' | 'columns' | 'maxLength' | 'decodeImage'>,
+    Pick<TrainInput, 'chatTemplate' | 'chatTemplateArgs' | 'device' | 'threads' | 'memory'> {
   /**
    * Records that run together where a loss belongs to several records, and texts that are written together.
    * @range an integer of at least 1
@@ -148,7 +148,7 @@ interface Contender {
 export async function evaluateAdapters(
   given: Model,
   adapters: Readonly<Record<string, LoraAdapter>>,
-  data: TrainingOptions['data'],
+  data: TrainInput['data'],
   asked: EvaluateSettings,
 ): Promise<EvaluateReport> {
   return withPictures({ ...asked, model: given }, (pictures) => evaluateOpened(given, adapters, data, asked, pictures))
@@ -157,7 +157,7 @@ export async function evaluateAdapters(
 async function evaluateOpened(
   given: Model,
   adapters: Readonly<Record<string, LoraAdapter>>,
-  data: TrainingOptions['data'],
+  data: TrainInput['data'],
   asked: EvaluateSettings,
   pictures: EncodeContext['pictures'],
 ): Promise<EvaluateReport> {
@@ -167,8 +167,8 @@ async function evaluateOpened(
   const chatTemplate = asked.chatTemplate ?? (recorded.size === 1 ? [...recorded][0] : undefined)
   const options = { ...asked, chatTemplate, ...(judging !== undefined && { generate: true }) }
   const { resamples = 1000, seed = 42, differing = 10, onWarning = console.warn } = options
-  const { device, threads, lowMemory, batchSize } = options
-  const settings = resolveSettings({ device, threads, lowMemory, batchSize })
+  const { device, threads, memory, batchSize } = options
+  const settings = resolveSettings({ device, threads, memory, batchSize })
   const model = await joinGraphs(given)
   const task = await taskOf(given, Object.values(adapters), options.task)
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
@@ -230,7 +230,7 @@ async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: stri
 async function read(
   model: Model,
   task: Task,
-  data: TrainingOptions['data'],
+  data: TrainInput['data'],
   options: EvaluateSettings & Pick<EncodeContext, 'pictures'>,
   onWarning: (message: string) => void,
 ): Promise<{ records: EvaluatedRecord[]; examples: unknown[] }> {
@@ -393,8 +393,9 @@ async function writeAnswers(
   const adapters = Object.fromEntries(
     contenders.flatMap(({ name, adapter }) => (name === null ? [] : [[name, adapter]])),
   )
-  const { device, threads, lowMemory, signal, decodeImage } = options
-  const session = await ModelSession.open(model, { adapters, device, threads, lowMemory }, false, { decodeImage })
+  const { device, threads, signal, decodeImage } = options
+  const memory = options.memory === 'low' ? 'low' : 'fast'
+  const session = await ModelSession.open(model, { adapters, device, threads, memory }, false, { decodeImage })
   try {
     for (const contender of contenders) {
       for (let from = 0; from < records.length; from += batchSize) {

@@ -24,7 +24,7 @@ import type { TaggedExample } from '../tasks/token-classification.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { type Example, IGNORED, type ParsedRecord } from '../text/records.js'
 import { baseNameOf } from '../train/about-run.js'
-import type { TrainingOptions } from '../train/options.js'
+import type { TrainInput } from '../train/options.js'
 import { EpochPlan, type PlanOptions, stepsPerEpoch } from '../train/rows/batches.js'
 import { prepare, type RunContext } from '../train/train.js'
 import { readmeOf, trainScript } from './script.js'
@@ -64,7 +64,7 @@ interface Rows {
 }
 
 export async function handOff(
-  options: TrainingOptions,
+  options: TrainInput,
   context: RunContext,
   { out, base, rows, unfinished }: HandoffSettings,
 ): Promise<HandoffReport> {
@@ -199,7 +199,7 @@ function scriptValues(
 
 function differencesOf(
   { task, settings, config, peft, stepsDone, isInOrder }: HandedRun,
-  options: TrainingOptions,
+  options: TrainInput,
 ): string[] {
   const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
   return [

@@ -60,7 +60,7 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
     seed: Math.abs(config.seed) % 2 ** 32,
     bf16: true,
     fp16: false,
-    gradient_checkpointing: settings.lowMemory,
+    gradient_checkpointing: settings.memory === 'low',
     logging_steps: 1,
     report_to: 'none',
     eval_strategy: hasEvaluation ? every.strategy : 'no',

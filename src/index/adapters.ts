@@ -1,5 +1,6 @@
 // Code that knows PEFT's files loads with the first call.
 
+import type { Source, Target } from '../base/bytes.js'
 import { writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, isObject } from '../base/options.js'
@@ -13,7 +14,7 @@ import { SAVE_OPTIONS, TO_PLAIN_OPTIONS } from './gen/options.js'
 import { LOAD_OPTIONS } from './gen/run-options.js'
 import { ADAPTER } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { adapterOrFolder, openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
+import { adapterOrFolder, openFolder, openSource, openTarget } from './sources.js'
 
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {
   checkOptions(options, 'loadAdapter', LOAD_OPTIONS)

@@ -1,15 +1,16 @@
 // Evaluation: opens what the options name, evaluates, and closes it again. What evaluates loads with the first call.
 
+import type { Source } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'
 import type { EvaluateReport, EvaluateSettings } from '../evaluate/evaluate.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { Data, TrainOptions } from '../train/options.js'
 import { openAdapter } from './adapters.js'
 import { EVALUATE_OPTIONS } from './gen/options.js'
 import type { AdapterToMerge } from './merge-options.js'
 import { platform } from './platform/platform.js'
-import type { Data, Source } from './sources.js'
-import { type TrainOptions, withOpened } from './train.js'
+import { withOpened } from './train.js'
 
 /** Options of {@link evaluate}. */
 export interface EvaluateOptions extends EvaluateSettings, Pick<TrainOptions, 'dtype'> {

@@ -1,5 +1,6 @@
 // Contents of a source: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
+import type { Source } from '../base/bytes.js'
 import { closing, type Directory, type Place } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
@@ -11,7 +12,7 @@ import { isCheckpointFile } from '../merge/format.js'
 import type { AdapterReport } from '../peft/inspect.js'
 import { INSPECT_OPTIONS } from './gen/options.js'
 import type { OnnxContents } from './inspect-onnx.js'
-import { openSource, type Source } from './sources.js'
+import { openSource } from './sources.js'
 
 /** Content of a safetensors checkpoint. */
 export interface CheckpointContents {

@@ -1,8 +1,8 @@
 // The options of merging and unmerging.
 
+import type { Source, Target } from '../base/bytes.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { MergeSettings, PathSettings } from '../merge/settings.js'
-import type { Source, Target } from './sources.js'
 
 /** An adapter to merge: an adapter in memory, or a source. `weight` multiplies its change. Default 1. */
 export type AdapterToMerge =

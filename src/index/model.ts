@@ -1,5 +1,6 @@
 // Opens models. What reads graphs and tokenizers loads with the first call.
 
+import type { Source } from '../base/bytes.js'
 import { FileError, type FormatError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { checkOptions } from '../base/options.js'
@@ -9,7 +10,7 @@ import type { OnDownload } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { LOAD_MODEL_OPTIONS } from './gen/run-options.js'
 import { platform } from './platform/platform.js'
-import { openSource, type Source } from './sources.js'
+import { openSource } from './sources.js'
 
 /** Options of {@link loadModel}. */
 export interface LoadModelOptions {

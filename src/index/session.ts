@@ -1,5 +1,6 @@
 // Opens sessions. What runs models loads with the first call.
 
+import type { Source } from '../base/bytes.js'
 import { closingOnError } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'
 import { memoryWarning, sessionMemory } from '../graph/memory.js'
@@ -12,7 +13,7 @@ import { MODEL } from './kinds.js'
 import { loadModel } from './model.js'
 import { checkWeightsFit, memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import { openToRun, type Source } from './sources.js'
+import { openToRun } from './sources.js'
 
 /** A base model in memory with any number of adapters. `openSession` opens it. */
 export interface AdapterSession extends BaseSession {
@@ -62,10 +63,11 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
   }
   const read = (adapter: unknown) => openToRun(adapter as LoraAdapter | Source, 'adapter')
   const open = (opened: Model, isOurs: boolean) => {
-    const need = sessionMemory(opened.onnx, options.lowMemory ?? false)
+    const isLow = options.memory === 'low'
+    const need = sessionMemory(opened.onnx, isLow)
     const limits = memoryLimits(opened)
     checkWeightsFit(need, limits)
-    const help = ["`dtype: 'q4'`, if the model has it", ...(options.lowMemory ? [] : ['`lowMemory: true`'])]
+    const help = ["`dtype: 'q4'`, if the model has it", ...(isLow ? [] : ["`memory: 'low'`"])]
     const warning = memoryWarning(need, limits, { what: 'The model', help })
     if (warning !== undefined) onWarning(warning)
     const onMissing = (name: string, layers: readonly string[]) =>

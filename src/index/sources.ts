@@ -1,8 +1,7 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
-import { type ByteSource, closing, type Directory, type Place } from '../base/bytes.js'
+import { type ByteSource, closing, type Directory, type Place, type Source, type Target } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import type { BlobLike, FileLike } from '../base/globals.js'
 import { checkArgument, hasMethods } from '../base/options.js'
 import { isDirectory } from '../data/row.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
@@ -10,20 +9,10 @@ import { FilesDirectory } from '../io/web/directories.js'
 import { BlobSource } from '../io/web/files.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { isAdapter, type RunAdapter } from '../lora/run-adapter.js'
-import type { TextRecord } from '../text/records.js'
-import type { TrainingData } from '../train/options.js'
+import type { Data, TrainingData } from '../train/options.js'
 import { hubOptions } from './hub.js'
 import { ADAPTER_SOURCE, isBlob, isPath, SOURCE, TARGET } from './kinds.js'
 import { platform } from './platform/platform.js'
-
-/**
- * A place to read a model, an adapter or a checkpoint from: a path (not in browsers), a model on the Hub (`org/name`,
- * `hf:org/name@revision/folder`), a URL, files that a user picked, or an object that implements {@link Directory}.
- */
-export type Source = string | Directory | Iterable<FileLike>
-
-/** A place to write a result to: a path (not in browsers), or an object that implements {@link Directory}. */
-export type Target = string | Directory
 
 export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Place> {
   checkArgument(source, SOURCE, where)
@@ -58,21 +47,6 @@ export async function openToRun(adapter: Source | LoraAdapter, where: string): P
   if (isAdapter(opened)) return opened
   return closing(await (await import('../peft/open.js')).openAdapter(opened), (folder) => folder.loadToRun())
 }
-
-/**
- * A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that
- * is open.
- */
-export type DataFile = string | BlobLike | ByteSource | Directory
-
-/**
- * One record: a {@link TextRecord}, one with other field names (`columns`), or one of another task, such as `{ text,
- * label }`.
- */
-export type DataRecord = TextRecord | Readonly<Record<string, unknown>>
-
-/** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
-export type Data = DataFile | readonly DataFile[] | Iterable<DataRecord> | AsyncIterable<DataRecord>
 
 export async function openData(data: Data, where: string, onOpen: (file: ByteSource) => void): Promise<TrainingData> {
   const isNamed = (item: unknown): item is string | Blob => isPath(item) || isBlob(item)

@@ -1,6 +1,6 @@
 // The tools for adapters: checks of what callers hand over, and the way to the code that does the work.
 
-import type { Directory, Place } from '../base/bytes.js'
+import type { Directory, Place, Source, Target } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
@@ -25,7 +25,7 @@ import {
 } from './gen/options.js'
 import { ADAPTER_SOURCE } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { adapterOrFolder, openSource, openTarget, type Source, type Target } from './sources.js'
+import { adapterOrFolder, openSource, openTarget } from './sources.js'
 
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}

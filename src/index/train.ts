@@ -1,20 +1,19 @@
 // Training: opens what the options name, trains, and closes it again. What trains loads with the first call.
 
-import type { ByteSource } from '../base/bytes.js'
+import type { ByteSource, Source } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions, isObject } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/row.js'
-import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
-import type { LoraAdapter } from '../lora/adapter.js'
+import { type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import { LORA_CONFIG } from '../lora/gen/options.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
-import { tasksFor } from '../tasks/tasks.js'
+import { checkTaskName, tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
-import { TRAIN_CONFIG } from '../train/gen/options.js'
-import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
+import type { TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
@@ -24,52 +23,7 @@ import { MODEL } from './kinds.js'
 import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import { type Data, openData, openTarget, type Source, type Target } from './sources.js'
-
-/** Options of {@link train}. */
-export interface TrainOptions
-  extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'adapter' | 'out' | 'tensorboard'> {
-  /**
-   * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are
-   * read, never changed.
-   */
-  readonly model: Model | Source
-  /** Which graph of a model that is not open yet: see {@link loadModel}. */
-  readonly dtype?: DtypeChoice | undefined
-  /**
-   * The training data: records; the path of a file or folder with records (JSONL, JSON, CSV, TSV, Parquet, text); a
-   * Blob; or a list of files.
-   * @help training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files
-   */
-  readonly data: Data
-  /**
-   * Records for measuring the loss before and after training. Same forms as `data`.
-   * @help evaluation data: lowrank measures the loss on it before and after training
-   */
-  readonly evalData?: Data | undefined
-  /**
-   * Trains this adapter further instead of a new one: one in memory, whose factors are changed in place, or a folder of
-   * PEFT, such as one that comes back from TRL, which stays as it is.
-   * @flag DIR|ID
-   * @help an adapter to train further instead of a new one, such as one that comes back from TRL; its folder stays as
-   * it is
-   */
-  readonly adapter?: LoraAdapter | Source | undefined
-  /**
-   * The folder for adapter, metrics and state. Without it nothing is written.
-   * @flag DIR
-   * @help new folder for the adapter; required without --gate
-   */
-  readonly out?: Target | undefined
-  /**
-   * A folder for an event file of TensorBoard: the loss, the learning rate and the norm of the gradients of each step,
-   * and the metrics of each evaluation.
-   *
-   * Each run should have a folder of its own. A resumed run takes the same folder.
-   * @flag DIR
-   */
-  readonly tensorboard?: Target | undefined
-}
+import { openData, openTarget } from './sources.js'
 
 /** Options of {@link checkData}: the options of {@link TrainOptions} that change what records mean. */
 export interface CheckDataOptions
@@ -102,12 +56,12 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
 
 export async function withTraining<T>(
   options: TrainOptions,
-  work: (opened: TrainingOptions, context: RunContext) => Promise<T>,
+  work: (opened: TrainInput, context: RunContext) => Promise<T>,
 ): Promise<T> {
-  const nested = { config: Object.keys(TRAIN_CONFIG), on: Object.keys(TRAIN_EVENTS) }
+  const nested = { config: Object.keys(LORA_CONFIG), on: Object.keys(TRAIN_EVENTS) }
   checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
   checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
-  checkOptions(options.config, 'train’s `config`', TRAIN_CONFIG)
+  resolveConfig(options.config)
   const { openTokenFile } = platform()
   let file: ReturnType<NonNullable<typeof openTokenFile>> | undefined
   return withOpened(options, async (model, data, evalData) => {
@@ -163,21 +117,25 @@ function sourcesOf({ model, dtype, data, evalData }: TrainOptions): RunSources |
   return { model, dtype, data: own, evalData: evaluated }
 }
 
-function named(data: Data): string | readonly string[] | undefined {
+function named(data: TrainOptions['data']): string | readonly string[] | undefined {
   if (typeof data === 'string') return data
   return Array.isArray(data) && data.length > 0 && data.every((item) => typeof item === 'string')
     ? (data as readonly string[])
     : undefined
 }
 
-type OpenedOptions = Pick<CheckDataOptions, 'dtype' | 'data' | 'evalData' | 'columns' | 'chatTemplate' | 'signal'>
+type OpenedOptions = Pick<
+  CheckDataOptions,
+  'task' | 'dtype' | 'data' | 'evalData' | 'columns' | 'chatTemplate' | 'signal'
+>
 
 /** The data come first: a wrong path should not be found after the download of a model. */
 export async function withOpened<T, M extends Model | Source | undefined>(
   options: OpenedOptions & { readonly model?: M },
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
-  const { model, dtype, data, evalData, signal } = options
+  const { model, dtype, data, evalData, signal, task } = options
+  if (task !== undefined) checkTaskName(task)
   const isOpen = model === undefined || MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })
@@ -207,7 +165,7 @@ async function requireTemplateFor(data: TrainingData, options: OpenedOptions, mo
   }
 }
 
-function withDefaultTargets({ config, preset, adapter }: TrainOptions, model: Model): TrainConfig | undefined {
+function withDefaultTargets({ config, preset, adapter }: TrainOptions, model: Model): LoraConfigInput | undefined {
   const targets = config?.targetModules ?? (adapter === undefined ? defaultsOf(preset).config.targetModules : undefined)
   if (targets !== 'default') return config
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }

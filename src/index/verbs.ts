@@ -1,7 +1,7 @@
 // The public functions. Each loads its code with the first call: a page that only computes with layers stays small.
 
 import { isObject } from '../base/options.js'
-import type { TrainOptions } from './train.js'
+import type { TrainOptions } from '../train/options.js'
 import { followRun, type TrainRun } from './train-run.js'
 
 /**

@@ -70,6 +70,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       allowMissing = false,
       modules = {},
       device,
+      memory,
       maxBatch = TEXT_BOUNDS.maxBatch,
       cacheBytes = TEXT_BOUNDS.cacheBytes,
       prefixCache = TEXT_BOUNDS.prefixCache,
@@ -84,7 +85,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       accuracyLevel === undefined
         ? undefined
         : (await import('../graph/accuracy-level.js')).accuracyEdit(accuracyLevel, [model, ...others])
-    const runtime = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
+    const lowMemory = memory === 'low'
+    const runtime = { ...options, lowMemory, ...(device !== undefined && { executionProviders: [device].flat() }) }
     const own = { runtime: { ...runtime, keepsTensors }, modules, allow, edit: setLevel, onWarning }
     const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes, prefixCache })
     try {

@@ -1,8 +1,6 @@
 // Chooses how a product is computed: by WebAssembly if the host has it and the product is large enough, otherwise by
 // the reference loops.
 
-import { checkOptions } from '../base/options.js'
-import { KERNEL_OPTIONS } from './gen/options.js'
 import { fusedBuild, type SimdBuild } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
@@ -12,7 +10,6 @@ export interface KernelOptions {
   /**
    * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one
    * for each core, at most 8. Default in browsers: 1.
-   * @range an integer in [1, 1024]
    */
   threads?: number
   /**
@@ -44,16 +41,8 @@ export function defaultKernels(): Kernels {
   return kernels
 }
 
-/**
- * Sets how layers and adapters compute from now on, in this thread.
- *
- * @throws ConfigError for an option that is unknown or not valid
- *
- * @example
- * configureKernels({ threads: 2 })
- */
+/** Sets how layers and adapters compute from now on, in this thread: for benchmarks and tests. */
 export function configureKernels(settings: KernelOptions = {}): void {
-  checkOptions(settings, 'configureKernels', KERNEL_OPTIONS)
   disposeKernels()
   options = { ...settings }
 }

@@ -15,26 +15,36 @@ export const BIASES = ['none', 'all', 'lora_only'] as const
 /** A complete config, as `adapter.config` holds it. */
 export interface LoraConfig {
   /**
-   * Rank r of A and B.
+   * Rank r of A and B: the size of the adapter.
    * @range an integer of at least 1
    * @default 8
+   * @train 8
    */
   readonly rank: number
   /**
-   * Strength α of the adapter. The default is PEFT's. `train` has 16, and needs a number above 0.
+   * Strength α of the adapter: its change is scaled by alpha / rank. The default is PEFT's. `train` has 16, and needs a
+   * number above 0.
    * @range a finite number
    * @default 8
+   * @train 16
+   * @help strength of the adapter: its change is scaled by alpha / rank
    */
   readonly alpha: number
   /**
    * Probability that an input of the LoRA branch is set to 0 in training. `train` needs a number below 1.
    * @range a number in [0, 1]
    * @default 0
+   * @train 0
+   * @help probability, below 1, that an input of the adapter is set to 0 in training
    */
   readonly dropout: number
   /**
-   * Module names or their last parts; a regular expression for whole names; or `all-linear`.
+   * Module names or their last parts; a regular expression for whole names; or `all-linear`. In `train` also `default`:
+   * what PEFT adapts in a model of that type.
    * @default []
+   * @train all-linear
+   * @help modules to adapt: all linear layers, PEFT's default modules for this type of model, or names such as
+   * q_proj,v_proj
    */
   readonly targetModules: readonly string[] | string
   /** Modules to leave out of those that would be adapted. */
@@ -71,12 +81,18 @@ export interface LoraConfig {
   /**
    * How the initial values of A and B are chosen. `normal`: A has the variance 1/r.
    * @default normal
+   * @train kaiming-uniform
+   * @help how the random initial values of A and B are chosen
    */
   readonly init: Init
   /**
-   * Seed of the initial values.
+   * Seed of the initial values; in `train` also of dropout and the order of records. The same seed, data and machine
+   * give the same adapter.
    * @range a safe integer
    * @default 42
+   * @train 42
+   * @help seed for the initial values, dropout and the order of records. The same seed, data and machine give the same
+   * adapter
    */
   readonly seed: number
   /** Name or path of the base model, as PEFT notes it. */

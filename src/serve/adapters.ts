@@ -1,8 +1,8 @@
 // The adapters of a server: the `model` of a request chooses one, and adapters come and go while requests run.
 
+import type { Source } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
-import type { Source } from '../index/sources.js'
 import type { Fields } from './fields.js'
 import { HttpError, withoutPaths } from './http.js'
 

@@ -1,9 +1,9 @@
 // A server as one function from Request to Response: OpenAI's routes over one session, adapters by `model`.
 
+import type { Source } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { type AdapterSession, type OpenSessionOptions, openSession } from '../index/session.js'
-import type { Source } from '../index/sources.js'
 import { AdapterRegistry, type ResolveAdapter } from './adapters.js'
 import {
   CHAT_FIELDS,

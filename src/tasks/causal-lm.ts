@@ -29,6 +29,7 @@ import { PROBE_BATCHES, padded, predictedRows, tokenBatch, tokenLengths } from '
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
+  takesInvocation: true,
   learns: 'to continue texts, and to answer',
   records: [
     { text: 'The sea was calm.' },

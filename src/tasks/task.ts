@@ -102,12 +102,14 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined where it has none for this. */
   readonly peftType: string | undefined
+  /** Its adapters can be turned on by tokens of the prompt (`aloraInvocationTokens`). Default false. */
+  readonly takesInvocation?: boolean
   /** The share of the rate by width that it takes; undefined for all of it. */
   readonly rateShare?: number
   /** Its metrics that are better when they are lower, as the loss is. */
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */
-  readonly options?: OptionTable<Options>
+  readonly options?: OptionTable
   /**
    * The layers between the model's hidden states and the logits; undefined for tasks without a head, and for a head
    * that is not known.

@@ -3,7 +3,7 @@
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
-import type { TrainingOptions } from './options.js'
+import type { TrainInput } from './options.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
 /** The id or the path that was opened: config.json's own name can be that of another model. */
@@ -39,7 +39,7 @@ const RECORDED = [
 
 /** Without the output: a repeated run goes somewhere else. Undefined for an adapter from memory. */
 export function runRecord(
-  options: Omit<TrainingOptions, 'model' | 'data' | 'evalData'>,
+  options: Omit<TrainInput, 'model' | 'data' | 'evalData'>,
   sources: RunSources,
   { settings, config }: { settings: TrainSettings; config: LoraConfig },
 ): string | undefined {

@@ -8,28 +8,28 @@ import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { OpenTask, Task } from '../tasks/task.js'
-import { checkTaskName } from '../tasks/tasks.js'
 import { baseNameOf } from './about-run.js'
-import type { TrainingOptions } from './options.js'
+import type { TrainInput } from './options.js'
 import type { Context } from './rows/token-rows.js'
 import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
 import { wholeTensors } from './whole-tensors.js'
 
-export function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
+export function checkOptions(options: TrainInput, settings: TrainSettings): LoraConfig {
   const { adapter, model } = options
-  if (options.task !== undefined) checkTaskName(options.task)
   checkTogether(options, settings)
   const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
   const defaults = { ...defaultsOf(options.preset).config, ...baseNameOf(model) }
   const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
   if (adapter === undefined) checkInit(config.init)
   else checkAdapter(adapter)
-  if (config.dropout >= 1) {
+  const { alpha, dropout } = config
+  if (dropout >= 1 || (adapter === undefined && alpha <= 0)) {
+    const [where, expected, got] = dropout >= 1 ? ['dropout', 'below 1', dropout] : ['alpha', 'above 0', alpha]
     throw new ConfigError({
-      where: 'dropout',
+      where,
       what: 'nothing would be learned',
-      expected: 'a number below 1',
-      got: '1',
+      expected: `a number ${expected}`,
+      got: String(got),
     })
   }
   if (settings.loraFa && config.useDora) {
@@ -67,13 +67,13 @@ function checkAdapter(adapter: LoraAdapter): void {
 /** Refuses what an activated LoRA, which trains no token before its invocation, cannot be trained with. */
 export function checkActivation(
   { aloraInvocationTokens, modulesToSave, bias }: LoraConfig,
-  { trainedTokens }: Pick<TrainingOptions, 'trainedTokens'>,
+  { trainedTokens }: Pick<TrainInput, 'trainedTokens'>,
   { packing }: TrainSettings,
-  { peftType }: Task,
+  { takesInvocation = false }: Task,
 ): void {
   if (aloraInvocationTokens === undefined) return
   const others: [where: string, isOn: boolean][] = [
-    ['task', peftType !== 'CAUSAL_LM'],
+    ['task', !takesInvocation],
     ['packing', packing],
     ['modulesToSave', modulesToSave.length > 0],
     ['bias', bias !== 'none'],
@@ -107,7 +107,7 @@ export async function checkInvocation(
   })
 }
 
-function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
+function checkTogether(options: TrainInput, settings: TrainSettings): void {
   const { adapter, out, evalData, evalSplit, resume, overwrite } = options
   const hasOwn = (part: string) => `not together with adapter: the adapter has its own ${part}`
   const isFurther = adapter !== undefined
@@ -129,7 +129,6 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
     [isUnused, 'bestMetric', "it has no effect without `keep: 'best'` or `earlyStopping`"],
     [evalData !== undefined && evalSplit !== undefined, 'evalSplit', notWith('`evalData`')],
     [resume && overwrite, 'resume', notWith('overwrite')],
-    [settings.lowMemory && settings.fast, 'fast', notWith('lowMemory')],
   ]
   const found = problems.find(([isWrong]) => isWrong)
   if (found === undefined) return

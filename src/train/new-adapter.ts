@@ -17,7 +17,7 @@ import { LoraLayer } from '../lora/layer.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
-import type { TrainingOptions } from './options.js'
+import type { TrainInput } from './options.js'
 import type { TrainEvents } from './report.js'
 import { addTokenRows, withTokens } from './rows/token-rows.js'
 import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
@@ -25,7 +25,7 @@ import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 export async function newAdapter(
   model: Model,
   plain: LoraConfig,
-  options: Pick<TrainingOptions, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
+  options: Pick<TrainInput, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
 ): Promise<LoraAdapter> {
   const { task, open, modules, on, trainedTokens } = options
   const { head } = open
@@ -52,7 +52,7 @@ export async function newAdapter(
   }
   const taskType = config.taskType ?? (open.plainUse === undefined ? task.peftType : undefined)
   const hasPooler = linears.some(({ name }) => name.endsWith('pooler.dense'))
-  const isVectors = taskType === 'FEATURE_EXTRACTION' && type.hasPooler
+  const isVectors = taskType === task.peftType && task.use.autoClass === 'AutoModel' && type.hasPooler
   if (isVectors && !hasPooler && [...layers.keys()].some((name) => name.endsWith('.dense'))) skipped.add('pooler.dense')
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
   // PEFT would find layers of these names in the vision encoder too.

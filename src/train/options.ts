@@ -1,73 +1,41 @@
 // The options and the result of a training run.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
-import type { SignalLike } from '../base/globals.js'
+import type { ByteSource, Directory, Source, Target } from '../base/bytes.js'
+import type { BlobLike, SignalLike } from '../base/globals.js'
 import type { ColumnNames } from '../data/row.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
-import type { Init } from '../lora/init/inits.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
 import type { Preset, TrainSettings } from './settings.js'
 
-/** Records, or files that contain records (JSONL, JSON, CSV, TSV, Parquet or text), or a folder of such files. */
+/**
+ * A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that
+ * is open.
+ */
+export type DataFile = string | BlobLike | ByteSource | Directory
+
+/**
+ * One record: a {@link TextRecord}, one with other field names (`columns`), or one of another task, such as `{ text,
+ * label }`.
+ */
+export type DataRecord = TextRecord | Readonly<Record<string, unknown>>
+
+/** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
+export type Data = DataFile | readonly DataFile[] | Iterable<DataRecord> | AsyncIterable<DataRecord>
+
+/** The same with open files. */
 export type TrainingData =
-  | Iterable<TextRecord | Readonly<Record<string, unknown>>>
-  | AsyncIterable<TextRecord | Readonly<Record<string, unknown>>>
+  | Iterable<DataRecord>
+  | AsyncIterable<DataRecord>
   | ByteSource
   | Directory
   | readonly (ByteSource | Directory)[]
-
-/**
- * Settings of a new adapter. The settings below have their own defaults in training. All other settings are as in
- * {@link LoraConfig}.
- */
-export interface TrainConfig
-  extends Omit<LoraConfigInput, 'alpha' | 'dropout' | 'init' | 'rank' | 'seed' | 'targetModules'> {
-  /**
-   * Rank of A and B: the size of the adapter.
-   * @range an integer of at least 1
-   * @default 8
-   */
-  readonly rank?: number | undefined
-  /**
-   * Strength of the adapter: its change is scaled by alpha / rank.
-   * @range a finite number above 0
-   * @default 16
-   */
-  readonly alpha?: number | undefined
-  /**
-   * Probability that an input of the adapter is set to 0 in training.
-   * @range a number in [0, 1)
-   * @default 0
-   */
-  readonly dropout?: number | undefined
-  /**
-   * Module names or their last parts; a regular expression for whole names; `all-linear`; or `default`: what PEFT
-   * adapts in a model of that type.
-   * @default all-linear
-   * @help modules to adapt: all linear layers, PEFT's default modules for this type of model, or names such as
-   * q_proj,v_proj
-   */
-  readonly targetModules?: readonly string[] | string | undefined
-  /**
-   * How the random initial values of A and B are chosen, or computed.
-   * @default kaiming-uniform
-   * @help how the random initial values of A and B are chosen
-   */
-  readonly init?: Init | undefined
-  /**
-   * Seed for the initial values, dropout and the order of records. The same seed, data and machine give the same
-   * adapter.
-   * @range a safe integer
-   * @default 42
-   */
-  readonly seed?: number | undefined
-}
 
 /** A token as tokenizer.json spells it, or its id. */
 export type TokenChoice = string | number
@@ -77,10 +45,48 @@ export type TrainedTokens = readonly TokenChoice[] | Readonly<Record<string, rea
 
 type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
-/** All options of training, with open files and an open model. */
-export interface TrainingOptions extends Optional<TrainSettings> {
-  /** The base. Training reads its weights and never changes them. It does not close the model. */
-  readonly model: Model
+/** Options of {@link train}. */
+export interface TrainOptions extends Optional<TrainSettings> {
+  /**
+   * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are
+   * read, never changed.
+   */
+  readonly model: Model | Source
+  /** Which graph of a model that is not open yet: see {@link loadModel}. */
+  readonly dtype?: DtypeChoice | undefined
+  /**
+   * The training data: records; the path of a file or folder with records (JSONL, JSON, CSV, TSV, Parquet, text); a
+   * Blob; or a list of files.
+   * @help training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files
+   */
+  readonly data: Data
+  /**
+   * Records for measuring the loss before and after training. Same forms as `data`.
+   * @help evaluation data: lowrank measures the loss on it before and after training
+   */
+  readonly evalData?: Data | undefined
+  /**
+   * Trains this adapter further instead of a new one: one in memory, whose factors are changed in place, or a folder of
+   * PEFT, such as one that comes back from TRL, which stays as it is.
+   * @flag DIR|ID
+   * @help an adapter to train further instead of a new one, such as one that comes back from TRL; its folder stays as
+   * it is
+   */
+  readonly adapter?: LoraAdapter | Source | undefined
+  /**
+   * The folder for adapter, metrics and state. Without it nothing is written.
+   * @flag DIR
+   * @help new folder for the adapter; required without --gate
+   */
+  readonly out?: Target | undefined
+  /**
+   * A folder for an event file of TensorBoard: the loss, the learning rate and the norm of the gradients of each step,
+   * and the metrics of each evaluation.
+   *
+   * Each run should have a folder of its own. A resumed run takes the same folder.
+   * @flag DIR
+   */
+  readonly tensorboard?: Target | undefined
   /**
    * The task. Default: the one that the fields of the first record fit, such as `dpo` for `chosen` and `rejected`, if
    * the model can be trained for it; else `causal-lm`, or `seq2seq` for a model with an encoder and a decoder.
@@ -91,10 +97,6 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    * @help settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo
    */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
-  /** The training data. */
-  readonly data: TrainingData
-  /** Data for measuring the loss before and after training. */
-  readonly evalData?: TrainingData | undefined
   /**
    * How many records that are not valid are left out. With more, training ends before its first step.
    * @range an integer of at least 0
@@ -142,16 +144,13 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    * "<tool>,32000"
    */
   readonly trainedTokens?: TrainedTokens | undefined
-  /** Settings of the new adapter. */
-  readonly config?: TrainConfig | undefined
-  /** Trains this adapter further instead of a new one. Its factors are changed in place. */
-  readonly adapter?: LoraAdapter | undefined
+  /**
+   * Settings of the new adapter. Some have their own defaults here: rank 8, alpha 16, no dropout, targetModules
+   * `all-linear`, init `kaiming-uniform` and seed 42.
+   */
+  readonly config?: LoraConfigInput | undefined
   /** Module name → name of its node or its weight, for graphs that do not name their modules. */
   readonly modules?: ModuleMap | undefined
-  /** The folder for adapter, metrics and state. Without it, nothing is written. */
-  readonly out?: Directory | undefined
-  /** A folder for an event file of TensorBoard, with the numbers of each step and evaluation. */
-  readonly tensorboard?: Directory | undefined
   /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
   /**
@@ -178,6 +177,18 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    */
   readonly on?: TrainEvents | undefined
 }
+
+interface OpenParts {
+  readonly model: Model
+  readonly data: TrainingData
+  readonly evalData?: TrainingData | undefined
+  readonly adapter?: LoraAdapter | undefined
+  readonly out?: Directory | undefined
+  readonly tensorboard?: Directory | undefined
+}
+
+/** What a run gets: checked options, with an open model and open files. */
+export interface TrainInput extends Omit<TrainOptions, keyof OpenParts | 'dtype'>, OpenParts {}
 
 /** Result of a run. */
 export interface TrainResult {

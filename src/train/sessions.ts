@@ -29,13 +29,18 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
-  /** The most that copies of float weights take, in bytes. Default: none with `lowMemory`, else no bound. */
+  /** The most that copies of float weights take, in bytes. Default: by the setting of memory. */
   readonly copiedBytes?: number
   /** Tokens of the longest text. */
   readonly longest?: number
   /** The same of evaluations. Default: as `longest`. */
   readonly evalLongest?: number
   readonly on?: TrainEvents
+}
+
+/** The most bytes that copies of weights take; `auto` has no bound of its own. */
+export function copiesOf(memory: TrainSettings['memory']): number {
+  return memory === 'low' ? 0 : Number.POSITIVE_INFINITY
 }
 
 export interface Batch {
@@ -188,14 +193,14 @@ export class TrainingSessions {
   }
 
   async #open(graph: RunnableGraph): Promise<number> {
-    const { settings, copiedBytes = settings.lowMemory ? 0 : Number.POSITIVE_INFINITY } = this.parts
+    const { settings, copiedBytes = copiesOf(settings.memory) } = this.parts
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const { parameters } = (keepsOnGpu(this.options) && this.training) || {}
-    const { lowMemory = false } = settings
     const model = await graph.sessionModel(parameters, copiedBytes)
     const gpuOutputs = graph === this.training && parameters ? [PACKED_GRADIENT] : []
-    const options = { lowMemory: lowMemory && parameters !== undefined, exactProducts: true, gpuOutputs }
+    const lowMemory = copiedBytes < Number.POSITIVE_INFINITY && parameters !== undefined
+    const options = { lowMemory, exactProducts: true, gpuOutputs }
     const { id } = await this.engine.openSession(model, { ...this.options, ...options })
     this.parts.on?.progress?.({ stage: 'prepare', done: 2, total: 2 })
     return id

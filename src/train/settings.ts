@@ -1,9 +1,9 @@
-// The settings of a training run, and their checks.
+// The settings of a training run, and their defaults.
 
-import { checkArgument, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
+import { TRAIN_CONFIG_DEFAULTS } from '../lora/gen/options.js'
 import type { Task } from '../tasks/task.js'
-import { TRAIN_CONFIG_DEFAULTS, TRAIN_SETTINGS, TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
+import { TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
 
 /** Which weights a run can end with. */
 export const KEEPS = ['last', 'best'] as const
@@ -11,7 +11,7 @@ export const KEEPS = ['last', 'best'] as const
 /** One of {@link KEEPS}. */
 export type Keep = (typeof KEEPS)[number]
 
-/** How a run trains. A value out of its range is an error that names the range. */
+/** How a run trains: the settings that the engine gets, each with a value. */
 export interface TrainSettings {
   /**
    * Passes over the data.
@@ -95,16 +95,12 @@ export interface TrainSettings {
    */
   threads: number | undefined
   /**
-   * Uses less memory; slower by a few percent, and more for short batches of large models: ONNX Runtime copies no
-   * weights, but for quantized ones. Default: yes where memory is short. Of models above 256 MB, copies take at most
-   * 225 MB.
+   * Memory or speed: ONNX Runtime can copy weights in an order that makes products faster. `fast` copies all of them.
+   * `low` copies none, except quantized ones: it is slower by a few percent, and more for short batches of large
+   * models. `auto` copies none if memory is short, and at most 225 MB for models above 256 MB.
+   * @default auto
    */
-  lowMemory: boolean | undefined
-  /**
-   * Copies the weights of models of any size, in an order that makes products faster. The opposite of low memory.
-   * @default false
-   */
-  fast: boolean
+  memory: 'auto' | 'low' | 'fast'
   /**
    * Starts with a new head, also where the model has one that fits, and takes the labels of the data alone. Otherwise a
    * head of the model is trained further if it gives the labels of the data.
@@ -187,7 +183,6 @@ const PEFT_DEFAULTS = Object.freeze({
 
 export function defaultsOf(preset: Preset | undefined): Readonly<TrainSettings> & { readonly config: LoraConfigInput } {
   if (preset === undefined) return TRAIN_DEFAULTS
-  checkArgument(preset, oneOf(...PRESETS), 'preset')
   return { ...TRAIN_DEFAULTS, ...PEFT_DEFAULTS, config: { ...TRAIN_DEFAULTS.config, ...PEFT_DEFAULTS.config } }
 }
 
@@ -216,14 +211,9 @@ export function withDefaultRate(
 }
 
 export function resolveSettings(input: SettingsInput): TrainSettings {
-  const settings: Record<string, unknown> = {}
-  const defaults = defaultsOf(input.preset)
-  for (const key of Object.keys(TRAIN_SETTINGS) as (keyof TrainSettings)[]) {
-    const value = input[key] ?? defaults[key]
-    if (value !== undefined) checkArgument(value, TRAIN_SETTINGS[key], key)
-    settings[key] = value
-  }
-  return settings as unknown as TrainSettings
+  const { config: _, ...defaults } = defaultsOf(input.preset)
+  const entries = Object.entries(defaults).map(([key, value]) => [key, input[key as keyof TrainSettings] ?? value])
+  return Object.fromEntries(entries)
 }
 
 export function usesBest({ keep, earlyStopping }: TrainSettings): boolean {

@@ -11,7 +11,7 @@ import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { PictureEncoder } from '../tasks/pictures/encoder.js'
-import type { Examples, OpenTask, Task } from '../tasks/task.js'
+import type { Examples, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import type { TokenFile } from '../text/example-store.js'
@@ -19,7 +19,7 @@ import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { costsOf, longestOf } from './evaluate.js'
 import { newAdapter } from './new-adapter.js'
-import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
+import type { TrainInput, TrainingData, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
@@ -27,7 +27,8 @@ import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
 import { EventLog } from './saved/event-log.js'
 import type { CardSources } from './saved/model-card.js'
-import { checkRunFolder } from './saved/run-folder.js'
+import { checkRunFolder, type FolderUse } from './saved/run-folder.js'
+import { copiesOf } from './sessions.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 
 export interface RunContext {
@@ -45,7 +46,7 @@ export interface RunContext {
 }
 
 /** Nothing is written before the model, the data and the folder have been found usable. */
-export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
+export async function train(given: TrainInput, context: RunContext = {}): Promise<TrainResult> {
   return withPictures(given, async (pictures) => {
     const startedAt = performance.now()
     const { input, encoded, log } = await prepare(given, { ...context, pictures })
@@ -56,41 +57,86 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
   })
 }
 
-export async function prepare(
-  given: TrainingOptions,
-  { limits = [], memoryUse, sources, page, wait, onRow, pictures, tokenFile: file }: RunContext,
-) {
-  let settings = resolveSettings(given)
+export async function prepare(given: TrainInput, context: RunContext) {
+  const job = await checkJob(given, context)
+  const { options, config } = job
+  const { on = {}, tensorboard, signal, taskOptions, modules, model } = options
+  on.task?.(job.task.name)
+  on.stage?.('encode')
+  const records = await encodeAll(job, context)
+  const learned = await openExamples(job, records)
+  const copiedBytes = planMemory(job, context.limits ?? [], learned)
+  on.stage?.('prepare')
+  const { adapter, settings } = await startAdapter(job, records, learned)
+  const log = tensorboard && (await EventLog.open(tensorboard, job.use === 'resume'))
+  const { sources, page } = context
+  const card = {
+    ...{ options: { ...options, task: job.task.name as TaskName }, sources, task: job.task, open: learned.open },
+    ...{ adapter, settings, facts: records.facts, examples: records.encoded.kept.examples },
+  }
+  const input: RunInput = {
+    ...{ model, task: job.task.name, taskOptions, lowerIsBetter: job.task.lowerIsBetter, adapter, modules, settings },
+    ...learned,
+    copiedBytes,
+    out: options.out === undefined ? undefined : { directory: options.out, use: job.use },
+    record: sources && runRecord(card.options, sources, { settings, config }),
+    card,
+    page: page && ((report, steps) => page(card, report, steps)),
+    sampler: await samplerFor(job, records.encoded),
+    keepState: options.keepState ?? false,
+    ...{ signal, wait: context.wait, memoryUse: context.memoryUse, on: log === undefined ? on : log.heard(on) },
+  }
+  return { input, encoded: records.encoded, log, config }
+}
+
+type Job = Awaited<ReturnType<typeof checkJob>>
+
+/** Options that fit one another, the model, the task and the folder. Of the data, only the first record is read. */
+async function checkJob(given: TrainInput, { pictures }: RunContext) {
+  const settings = resolveSettings(given)
   const config = checkOptions(given, settings)
   const options = { ...given, model: await joinGraphs(given.model), pictures }
-  const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
+  const { model, out, taskOptions } = options
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   checkTrainableForm(readGraph(model.onnx.proto))
   checkActivation(config, given, settings, task)
   await checkTask(task, model)
-  const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
+  const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
+  return { options, settings, config, data, task, use }
+}
 
-  on.task?.(task.name)
-  on.stage?.('encode')
-  const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
+type Records = Awaited<ReturnType<typeof encodeAll>>
+
+/** All records as examples: those to learn from, and those to evaluate. */
+async function encodeAll(job: Job, { onRow, tokenFile: file }: RunContext) {
+  const { options, config } = job
+  const { evalSplit, evalData } = options
   const facts = new DataFacts()
   const told: EncodeOptions['onRow'] = (row, count, isEvaluation, record) => {
     facts.add(record, isEvaluation)
     onRow?.(row, count, isEvaluation)
   }
-  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told, file })
-  let evalRecords = encoded.heldOut
-  if (evalData !== undefined) {
-    const source = await sourceOf(options, evalData, 'evalData')
-    const onRow: EncodeOptions['onRow'] = (row, count, _, record) => told(row, count, true, record)
-    evalRecords = (await encode(options, settings, task, source, { onRow, file })).kept
-  }
+  const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
+  const encoded = await encode(job, job.data, { isHeldOut, onRow: told, file })
+  if (evalData === undefined) return { encoded, evaluation: encoded.heldOut, facts }
+  const evaluationOnly: EncodeOptions['onRow'] = (row, count, _, record) => told(row, count, true, record)
+  const source = await sourceOf(options, evalData, 'evalData')
+  const { kept: evaluation } = await encode(job, source, { onRow: evaluationOnly, file })
+  return { encoded, evaluation, facts }
+}
+
+type Learned = Awaited<ReturnType<typeof openExamples>>
+
+/** The task, opened for the examples, which are packed if the settings say so. */
+async function openExamples({ options, settings, config, task }: Job, { encoded, evaluation }: Records) {
+  const { model, taskOptions, on } = options
+  const { newHead } = settings
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
-  const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
-  if (settings.newHead && open.head === undefined) {
+  const open = task.open(model, examples, taskOptions, { newHead })
+  if (newHead && open.head === undefined) {
     throw new ConfigError({ where: 'newHead', what: `the task ${task.name} trains no head` })
   }
   if (open.needsNeighbors && settings.batchSize < 2) {
@@ -100,71 +146,42 @@ export async function prepare(
       expected: 'at least 2',
     })
   }
-  for (const warning of open.warnings ?? []) on.warning?.(warning)
+  for (const warning of open.warnings ?? []) on?.warning?.(warning)
   if (open.checkEvaluation !== undefined) {
-    for (const example of evalRecords.examples) open.checkEvaluation(example)
+    for (const example of evaluation.examples) open.checkEvaluation(example)
   }
   const { aloraInvocationTokens } = config
   if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
   const costs = costsOf(open, examples)
   const longest = longestOf(costs)
-  const copiedBytes = planMemory(options, settings, limits, longest, open)
-  settings = { ...settings, lowMemory: copiedBytes < Number.POSITIVE_INFINITY }
+  return {
+    ...{ open, examples, costs, longest },
+    evalExamples: evaluation.rows === 0 ? undefined : evaluation.examples,
+    evalLongest: Math.max(longest, longestOf(costsOf(open, evaluation.examples))),
+  }
+}
 
-  on.stage?.('prepare')
+/** The adapter as the run begins with it, and the settings with the learning rate that fits it. */
+async function startAdapter({ options, settings, config, task }: Job, { encoded }: Records, { open }: Learned) {
+  const { model, modules, on } = options
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
   const other = await otherWeights(adapter.trainedOn, model)
-  if (other !== undefined) on.warning?.(other)
+  if (other !== undefined) on?.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
-  settings = withDefaultRate(settings, given, task, {
-    widths: adapter.parts('linear').map(({ k }) => k),
-    trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
-  })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
-  const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
-  const sampler =
-    options.sample === undefined || options.sample.length === 0
-      ? undefined
-      : samplerOf(options.sample, task, await encodeContext(options), encoded.chatTemplate !== undefined)
-  const about = {
-    options: { ...options, task: task.name as TaskName },
-    sources,
-    task,
-    open,
-    adapter,
-    settings,
-    facts,
-    examples: encoded.kept.examples,
+  const layers = {
+    widths: adapter.parts('linear').map(({ k }) => k),
+    trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
   }
-  const input: RunInput = {
-    model,
-    task: task.name,
-    taskOptions,
-    lowerIsBetter: task.lowerIsBetter,
-    open,
-    adapter,
-    modules,
-    settings,
-    copiedBytes,
-    longest,
-    evalLongest: Math.max(longest, longestOf(costsOf(open, evalRecords.examples))),
-    examples,
-    costs,
-    evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
-    out: out === undefined ? undefined : { directory: out, use },
-    record: sources && runRecord(about.options, sources, { settings, config }),
-    card: about,
-    page: page && ((report, steps) => page(about, report, steps)),
-    sampler,
-    keepState: options.keepState ?? false,
-    signal,
-    wait,
-    memoryUse,
-    on: log === undefined ? on : log.heard(on),
-  }
-  return { input, encoded, log, config }
+  return { adapter, settings: withDefaultRate(settings, options, task, layers) }
+}
+
+async function samplerFor({ options, task }: Job, { chatTemplate }: EncodedSource) {
+  const { sample = [] } = options
+  if (sample.length === 0) return undefined
+  return samplerOf(sample, task, await encodeContext(options), chatTemplate !== undefined)
 }
 
 function reportOf({ task, adapter, open, settings }: RunInput, { kept }: EncodedSource, isNew: boolean) {
@@ -192,27 +209,23 @@ function pack(
   throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
 
-/** The choice of memory or speed, which a line tells where it costs speed: the most bytes of copies of weights. */
+/** The most bytes of copies of weights. A line tells of a choice that costs speed. */
 function planMemory(
-  { model, on }: TrainingOptions,
-  settings: TrainSettings,
+  { options: { model, on }, settings: { batchSize: batch, memory } }: Job,
   limits: readonly MemoryLimit[],
-  sequence: number,
-  task: OpenTask,
+  { open, longest: sequence }: Learned,
 ): number {
-  const { batchSize: batch, fast } = settings
-  const { rowsOfExample: rows = 1 } = task
+  const { rowsOfExample: rows = 1 } = open
   // Pictures all have one size.
-  const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
-  const byHand = fast || settings.lowMemory === false ? Number.POSITIVE_INFINITY : settings.lowMemory && 0
-  const copiedBytes = byHand ?? chooseCopies(needOf(false), limits)
-  const lowMemory = copiedBytes < Number.POSITIVE_INFINITY
-  const need = needOf(lowMemory)
-  if (lowMemory && byHand === undefined) {
+  const isCut = open.probe.lengths.some(({ name }) => name !== 'batch')
+  const needOf = (lowMemory: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory })
+  const copiedBytes = memory === 'auto' ? chooseCopies(needOf(false), limits) : copiesOf(memory)
+  const isLow = copiedBytes < Number.POSITIVE_INFINITY
+  const need = needOf(isLow)
+  if (isLow && memory === 'auto') {
     const most = copiedBytes === 0 ? 'not copied' : `copied up to ${gigabytes(copiedBytes)}`
     on?.note?.(
-      `The weights, ${gigabytes(need.weights)}, are ${most}. \`fast\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `The weights, ${gigabytes(need.weights)}, are ${most}. \`memory: 'fast'\` copies all: products are faster, and need up to two copies of the weights in memory`,
     )
   }
   const warning = memoryWarning(need, limits, {
@@ -220,7 +233,7 @@ function planMemory(
     help: [
       ...(batch > 1 ? ['a smaller `batchSize` with more `gradientAccumulation`'] : []),
       ...(isCut ? ['a shorter `maxLength`'] : []),
-      ...(lowMemory ? [] : ['`lowMemory`']),
+      ...(isLow ? [] : ["`memory: 'low'`"]),
     ],
   })
   if (warning !== undefined) (on?.warning ?? console.warn)(warning)
@@ -237,7 +250,7 @@ async function checkTask(task: Task, model: Model): Promise<void> {
   throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
 }
 
-async function sourceOf(options: TrainingOptions, data: TrainingData, name: string) {
+async function sourceOf(options: TrainInput, data: TrainingData, name: string) {
   const { columns, skipInvalid: most = 0 } = options
   const where = nameOf(data, name)
   const invalid = { count: 0, first: '' }
@@ -262,9 +275,7 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  options: TrainingOptions & Pick<RunContext, 'pictures'>,
-  { maxLength }: TrainSettings,
-  task: Task,
+  { options, settings: { maxLength }, task }: Job,
   { rows, where, invalid, onInvalid }: Awaited<ReturnType<typeof sourceOf>>,
   watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow' | 'file'>,
 ): Promise<EncodedSource> {

@@ -1,5 +1,6 @@
 // The two ways to a pipeline with adapters: a new one, and one that is there.
 
+import type { Source } from '../base/bytes.js'
 import { closingOnError, readJson, readJsonIfThere, readText } from '../base/bytes.js'
 import {
   ConfigError,
@@ -15,7 +16,6 @@ import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { openAdapter } from '../index/adapters.js'
 import { type LoadModelOptions, loadModel } from '../index/model.js'
-import type { Source } from '../index/sources.js'
 import type { SessionExtras } from '../infer/graphs.js'
 import { ModelSession } from '../infer/model-session.js'
 import type { AdapterSessionOptions } from '../infer/session.js'

@@ -3,9 +3,9 @@
 import { expect, it } from 'vitest'
 import { COMMAND_SYNONYMS, meantBy } from '../../src/base/synonyms.js'
 import { TRAIN_OPTIONS } from '../../src/index/gen/options.js'
-import { TRAIN_CONFIG } from '../../src/train/gen/options.js'
+import { LORA_CONFIG } from '../../src/lora/gen/options.js'
 
-const OPTIONS = [...Object.keys(TRAIN_OPTIONS), ...Object.keys(TRAIN_CONFIG)]
+const OPTIONS = [...Object.keys(TRAIN_OPTIONS), ...Object.keys(LORA_CONFIG)]
 const COMMANDS = ['train', 'merge', 'unmerge', 'resize', 'inspect', 'generate', 'convert']
 
 it.each([
@@ -19,6 +19,9 @@ it.each([
   ['load_in_4bit', 'dtype'],
   ['max-seq-length', 'maxLength'],
   ['output_dir', 'out'],
+  ['lowMemory', 'memory'],
+  ['low-memory', 'memory'],
+  ['fast', 'memory'],
   ['somethingElse', undefined],
   ['x', undefined],
 ])('option %s: %s', (word, meant) => {

@@ -72,7 +72,7 @@ describe('lowrank train', () => {
       '--rank 2 --alpha 4 --dropout 0.1 --target-modules q_proj,v_proj --init gaussian --epochs 1 --batch-size 16'
     const more =
       '--gradient-accumulation 2 --schedule linear --warmup-ratio 0.1 --weight-decay 0.01 --max-grad-norm 0.5'
-    const rest = '--learning-rate 5e-3 --seed 7 --threads 1 --low-memory --save-every 1 --max-length 48'
+    const rest = '--learning-rate 5e-3 --seed 7 --threads 1 --memory low --save-every 1 --max-length 48'
     const args = `${options} ${more} ${rest}`.split(' ')
     const report = documentOf(
       await lowrankHere(

@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { evaluateAdapters } from '../../src/evaluate/evaluate.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 import { oneThread, openModel } from '../infer/models.js'
 import { data, evalData } from '../train/tiny.js'
@@ -22,7 +22,7 @@ afterAll(async () => {
 const silent = { onWarning: () => {}, threads: 1, resamples: 50 }
 
 /** Trains a little, and gives the adapter with what the run said of the evaluation data. */
-async function trained(options: Pick<TrainingOptions, 'model' | 'data' | 'evalData' | 'task' | 'chatTemplate'>) {
+async function trained(options: Pick<TrainInput, 'model' | 'data' | 'evalData' | 'task' | 'chatTemplate'>) {
   const { adapter, report } = await train({
     ...{ maxLength: 24, batchSize: 4, maxSteps: 2, learningRate: 2e-2, threads: 1, config: { rank: 4 } },
     ...options,

@@ -4,10 +4,10 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { FORMATS, formatOf } from '../../src/exchange/formats.js'
+import { ADAPTER_FORMATS, FORMATS, formatOf } from '../../src/exchange/formats.js'
+import { CONVERT_ADAPTER_OPTIONS } from '../../src/index/gen/options.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { convertAdapter } from '../../src/index/tools.js'
-import { CHOICES } from '../../src/index.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { nodePlatform } from '../../src/node/platform.js'
@@ -60,9 +60,9 @@ describe.each(['mlx', 'onnx-adapter'] as const)('%s', (to) => {
 })
 
 it('has one table of formats, which the public API and the documentation name', async () => {
-  expect(CHOICES.convertAdapter.to).toEqual(Object.keys(FORMATS))
+  expect(CONVERT_ADAPTER_OPTIONS.to.words).toEqual(Object.keys(FORMATS))
   const page = readFileSync('docs/formats.md', 'utf8')
-  for (const name of CHOICES.convertAdapter.to) {
+  for (const name of ADAPTER_FORMATS) {
     const { ending, files, load } = formatOf(name)
     // An adapter is a file with an ending, or a folder with files of known names.
     expect([ending === undefined, files === undefined], name).toContain(true)

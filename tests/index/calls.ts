@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import * as lowrank from '../../src/node.js'
+import { TRAIN_DEFAULTS } from '../../src/train/settings.js'
 import { oneThread } from '../infer/models.js'
 import { sessionCalls } from './session-calls.js'
 import { TOOL_FUNCTIONS } from './tool-calls.js'
@@ -142,7 +143,7 @@ export const FUNCTIONS: Record<string, Call> = {
         overwrite: false,
         signal: new AbortController().signal,
         on: {},
-        ...lowrank.DEFAULTS.train,
+        ...TRAIN_DEFAULTS,
         maxSteps: 1,
       },
     ],
@@ -186,7 +187,7 @@ export const FUNCTIONS: Record<string, Call> = {
         device: 'cpu',
         modules: {},
         threads: 1,
-        lowMemory: true,
+        memory: 'low',
         optimization: 'all',
         profilePrefix: undefined,
       },
@@ -211,12 +212,6 @@ export const FUNCTIONS: Record<string, Call> = {
     args: () => [{ merged: BASE, adapters: [adapter()], out: place() }],
     options: 0,
     misspelled: { ...merging, ajapters: /adapters/ },
-  },
-  configureKernels: {
-    call: lowrank.configureKernels,
-    args: () => [{ threads: 1, simd: 'none' }],
-    options: 0,
-    misspelled: { thread: /threads/ },
   },
   configureHub: {
     call: lowrank.configureHub,

@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, expect, test } from 'vitest'
+import { expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import * as lowrank from '../../src/node.js'
 import { filesIn, root } from '../structure/project.js'
@@ -32,10 +32,7 @@ const examples = sources.flatMap((path) => {
   })
 })
 
-// Examples set how this thread computes.
-afterAll(() => lowrank.configureKernels())
-
-test('there are some', () => expect(examples.length).toBeGreaterThanOrEqual(13))
+test('there are some', () => expect(examples.length).toBeGreaterThanOrEqual(12))
 
 test.each(examples)('$name', async ({ code }) => {
   const names = scope()

@@ -14,7 +14,7 @@ import { openEngine } from '../../src/runtime/host.js'
 import { type AnswerExample, type DpoOptions, dpo } from '../../src/tasks/dpo.js'
 import type { Task } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { readParameters } from '../../src/train/parameters.js'
 import type { EvaluationEvent } from '../../src/train/report.js'
 import { checkRecords } from '../../src/train/rows/check.js'
@@ -260,7 +260,7 @@ const asTrl = {
   batchSize: rows.length,
 } as const
 
-async function train(options: Partial<TrainingOptions>) {
+async function train(options: Partial<TrainInput>) {
   const {
     lr: _,
     betas: __,
@@ -273,7 +273,7 @@ async function train(options: Partial<TrainingOptions>) {
     evaluation: (event: EvaluationEvent) => void evaluations.push(event),
     step: (event: { gradientNorm: number }) => void norms.push(event.gradientNorm),
   }
-  const given = { model, task: 'dpo', data: rows, threads: 1, ...settings, on, ...options } as TrainingOptions
+  const given = { model, task: 'dpo', data: rows, threads: 1, ...settings, on, ...options } as TrainInput
   return { ...(await trainAdapter(given)), evaluations, norms }
 }
 
@@ -302,7 +302,7 @@ describe('training', () => {
     const taskOptions = { beta: 0.5 }
     const whole = await train({ model: tiny, maxSteps: 3, taskOptions })
     const parts = await train({ model: tiny, maxSteps: 3, batchSize: 1, gradientAccumulation: 4, taskOptions })
-    const low = await train({ model: tiny, maxSteps: 3, lowMemory: true, taskOptions })
+    const low = await train({ model: tiny, maxSteps: 3, memory: 'low', taskOptions })
     whole.report.trainLoss.forEach((loss, i) => {
       expect(parts.report.trainLoss[i]).toBeCloseTo(loss, 4)
       expect(low.report.trainLoss[i]).toBeCloseTo(loss, 4)
@@ -347,7 +347,7 @@ describe('training', () => {
     await quantized.close()
   })
 
-  it.each<[what: string, options: Partial<TrainingOptions>, error: new (...args: never[]) => Error, message: RegExp]>([
+  it.each<[what: string, options: Partial<TrainInput>, error: new (...args: never[]) => Error, message: RegExp]>([
     ['an unknown option', { taskOptions: { Beta: 1 } }, ConfigError, /Did you mean beta/],
     ['a beta of 0', { taskOptions: { beta: 0 } }, ConfigError, /beta.*a finite number above 0/],
     [

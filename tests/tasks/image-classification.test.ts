@@ -67,11 +67,10 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     const limits = [{ bytes: 1000, of: 'this machine has free' }]
     const on = { warning: (line: string) => void warnings.push(line), note: (line: string) => void notes.push(line) }
     const { report } = await trainAdapter({ ...run, on }, { limits, memoryUse: () => used.pop() })
-    expect(notes).toEqual([expect.stringMatching(/^The weights, \d+ MB, are not copied\. `fast` copies all/)])
+    expect(notes).toEqual([expect.stringMatching(/^The weights, \d+ MB, are not copied\. `memory: 'fast'` copies all/)])
     expect(report.memory).toEqual({ anonymous: 5, mapped: 2 })
-    await trainAdapter({ ...run, maxSteps: 1, fast: true, on }, { limits })
+    await trainAdapter({ ...run, maxSteps: 1, memory: 'fast', on }, { limits })
     expect(notes.length).toBe(1)
-    await expect(trainAdapter({ ...run, fast: true, lowMemory: true })).rejects.toThrow(/^fast: not together/)
     const { image_size: size, patch_size: patch } = model.config as { image_size: number; patch_size: number }
     const [warning] = warnings.filter((message) => message.includes('of memory'))
     expect(warning).toMatch(`Training with 4 records of ${(size / patch) ** 2 + 1} tokens in a batch needs about`)

@@ -13,7 +13,7 @@ import { openEngine } from '../../src/runtime/host.js'
 import { type JudgedExample, kto } from '../../src/tasks/kto.js'
 import type { Task } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { readParameters } from '../../src/train/parameters.js'
 import type { EvaluationEvent } from '../../src/train/report.js'
 import { checkRecords } from '../../src/train/rows/check.js'
@@ -170,7 +170,7 @@ it('has the loss, the KL term, the rewards and the gradients of TRL', async () =
   await engine.remote.dispose()
 })
 
-async function train(options: Partial<TrainingOptions>) {
+async function train(options: Partial<TrainInput>) {
   const evaluations: EvaluationEvent[] = []
   const norms: number[] = []
   const { lr: learningRate, weightDecay, maxGradNorm } = adamw
@@ -182,7 +182,7 @@ async function train(options: Partial<TrainingOptions>) {
       step: ({ gradientNorm }: { gradientNorm: number }) => void norms.push(gradientNorm),
     },
     ...options,
-  } as TrainingOptions
+  } as TrainInput
   return { ...(await trainAdapter(given)), evaluations, norms }
 }
 

@@ -3,7 +3,7 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError } from '../../src/base/errors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { BestEvaluation } from '../../src/train/best.js'
-import type { TrainingOptions, TrainResult } from '../../src/train/options.js'
+import type { TrainInput, TrainResult } from '../../src/train/options.js'
 import type { EvaluationEvent } from '../../src/train/report.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { cases } from '../thorough.js'
@@ -16,7 +16,7 @@ beforeAll(async () => {
 afterAll(() => model.close())
 
 /** The loss falls and rises again: the learning rate is far too high. */
-const TOO_FAST: Partial<TrainingOptions> = {
+const TOO_FAST: Partial<TrainInput> = {
   data: data.slice(0, 4),
   evalData: [{ text: 'const q = [0x1f, 0x2e]; // zzz {}' }, { text: '@@@ 12345 %% ~~ 98765 == ||' }],
   learningRate: 0.2,
@@ -26,10 +26,10 @@ const TOO_FAST: Partial<TrainingOptions> = {
   evalEvery: 2,
 }
 
-const train = (options: Partial<TrainingOptions> = {}) => trainTiny({ model, ...TOO_FAST, ...options })
+const train = (options: Partial<TrainInput> = {}) => trainTiny({ model, ...TOO_FAST, ...options })
 
 /** The losses of the evaluations after a step. */
-async function evaluations(options: Partial<TrainingOptions> = {}) {
+async function evaluations(options: Partial<TrainInput> = {}) {
   const events: EvaluationEvent[] = []
   const result = await train({ ...options, on: { evaluation: (event) => void events.push(event) } })
   return { events: events.filter(({ step }) => step > 0), ...result }
@@ -152,7 +152,7 @@ describe('bad settings', () => {
     [{ bestMetric: 'perplexity' }, /^bestMetric: it has no effect without `keep: 'best'`/],
     [{ keep: 'worst' as never }, /^keep: /],
     [{ earlyStopping: 0 }, /^earlyStopping: /],
-  ] as [Partial<TrainingOptions>, RegExp][])('%j', async (options, message) => {
+  ] as [Partial<TrainInput>, RegExp][])('%j', async (options, message) => {
     const error = await (async () => train(options))().catch((error: unknown) => error)
     expect(error).toBeInstanceOf(ConfigError)
     expect((error as Error).message).toMatch(message)

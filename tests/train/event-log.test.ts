@@ -5,7 +5,7 @@ import { FileError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 
 const ROWS = [{ text: 'the sea', target: 'a ship' }]
@@ -23,7 +23,7 @@ function recordsOf(bytes: Uint8Array): Uint8Array[] {
 
 const textOf = (record: Uint8Array) => Buffer.from(record).toString('latin1')
 
-async function run(options: Partial<TrainingOptions>): Promise<void> {
+async function run(options: Partial<TrainInput>): Promise<void> {
   const model = await loadModel(new NodeDirectory('tests/golden/graphs/bart'), {
     runtime: { module: ort as unknown as OrtModule },
   })

@@ -10,7 +10,7 @@ import { product } from '../../src/linalg/product.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { AdamW } from '../../src/train/optimizer.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { gradientFactors } from '../../src/train/parameters.js'
 import { train } from '../../src/train/train.js'
 import { deviation, tensorsIn, tensorsOf } from '../golden.js'
@@ -30,7 +30,7 @@ afterAll(() => model.close())
 
 const start = () => loadAdapter(new NodeDirectory(`${encoder}/golden/adapter-init`))
 
-const steps = (options: Partial<TrainingOptions> = {}) =>
+const steps = (options: Partial<TrainInput> = {}) =>
   train({
     model,
     task: 'text-classification',

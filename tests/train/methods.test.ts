@@ -16,7 +16,7 @@ import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { loadTask } from '../../src/tasks/tasks.js'
 import { squaresOfRows } from '../../src/train/dora.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { readParameters } from '../../src/train/parameters.js'
 import { STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { train } from '../../src/train/train.js'
@@ -34,7 +34,7 @@ beforeAll(async () => {
 })
 afterAll(() => model.close())
 
-const steps = (options: Partial<TrainingOptions>) =>
+const steps = (options: Partial<TrainInput>) =>
   train({
     model,
     task: 'text-classification',
@@ -188,7 +188,7 @@ describe('DoRA with dropout', () => {
 })
 
 describe('a new adapter', () => {
-  const fresh = (config: TrainingOptions['config'], options: Partial<TrainingOptions> = {}) =>
+  const fresh = (config: TrainInput['config'], options: Partial<TrainInput> = {}) =>
     steps({ config, maxSteps: 2, ...options })
 
   it('with DoRA starts as the model: its magnitudes are the norms of the rows', async () => {

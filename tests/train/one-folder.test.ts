@@ -11,7 +11,7 @@ import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { newToken } from '../../src/io/node/owner.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import type { StepEvent } from '../../src/train/report.js'
 import { train as trainAdapter } from '../../src/train/train.js'
 
@@ -30,7 +30,7 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-const train = (out: string, options: Partial<TrainingOptions> = {}) =>
+const train = (out: string, options: Partial<TrainInput> = {}) =>
   trainAdapter({
     model,
     data,

@@ -28,11 +28,20 @@ it('is opened once for a training, and for a session that runs meanwhile and tak
   const texts = data.map(({ text }) => text)
   const start = (on: object = {}) =>
     train({
-      ...{ model, task: 'text-classification', data, maxSteps: 8, learningRate: 2e-2, threads: 1, lowMemory: true, on },
+      ...{
+        model,
+        task: 'text-classification',
+        data,
+        maxSteps: 8,
+        learningRate: 2e-2,
+        threads: 1,
+        memory: 'low' as const,
+        on,
+      },
       config: { rank: 2, targetModules: ['query', 'value'] },
     })
   const alone = await start()
-  const session = await ModelSession.open(model, { adapters: { mood: alone.adapter }, lowMemory: true })
+  const session = await ModelSession.open(model, { adapters: { mood: alone.adapter }, memory: 'low' })
   const before = await session.classify(texts, { adapter: 'mood' })
   const during: Promise<unknown>[] = []
   const { adapter, report } = await start({

@@ -4,7 +4,6 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { ADAMW_DEFAULTS } from '../../src/train/optimizer.js'
 import { defaultsOf, resolveSettings } from '../../src/train/settings.js'
@@ -67,10 +66,5 @@ describe('the preset peft', () => {
       warmupRatio: 0,
       config: { rank: 4, alpha: 8, targetModules: ['q_proj'], init: 'kaiming-uniform' },
     })
-  })
-
-  it('is the only one', () => {
-    expect(() => resolveSettings({ preset: 'trl' as 'peft' })).toThrow(ConfigError)
-    expect(() => resolveSettings({ preset: 'trl' as 'peft' })).toThrow(/^preset: /)
   })
 })

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
+import { train } from '../../src/index/verbs.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { steadyMedian } from '../../src/train/report.js'
@@ -60,9 +61,12 @@ describe('resolveSettings', () => {
     ['saveEvery', 0],
     ['evalEvery', 2.5],
     ['schedule', 'step'],
-  ])('refuses %s %s', (key, value) => {
-    expect(() => resolveSettings({ [key]: value })).toThrow(ConfigError)
-    expect(() => resolveSettings({ [key]: value })).toThrow(new RegExp(`^${key}: `))
+    ['memory', 'high'],
+    ['preset', 'trl'],
+  ])('refuses %s %s, before the model is opened', async (key, value) => {
+    const run = train({ model: 'nowhere', data: 'nothing', [key]: value })
+    await expect(run).rejects.toThrow(ConfigError)
+    await expect(run).rejects.toThrow(new RegExp(`^${key}: `))
   })
 })
 

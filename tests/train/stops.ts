@@ -3,13 +3,13 @@
 import { expect } from 'vitest'
 import { type ByteSink, MemoryDirectory } from '../../src/base/bytes.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import type { EvaluationEvent, TrainReport } from '../../src/train/report.js'
 import { METRICS_FILE } from '../../src/train/saved/run-folder.js'
 import { data, trainTiny, WEIGHTS } from './tiny.js'
 
 /** The best evaluation is that after step 2. */
-const OPTIONS: Partial<TrainingOptions> = {
+const OPTIONS: Partial<TrainInput> = {
   data: data.slice(0, 4),
   evalData: [{ text: 'const q = [0x1f, 0x2e]; // zzz {}' }, { text: '@@@ 12345 %% ~~ 98765 == ||' }],
   batchSize: 1,
@@ -43,12 +43,7 @@ interface Outcome {
 }
 
 /** A run that tells of its moments, and is stopped at one of them. */
-export async function runUntil(
-  stop: number,
-  model: Model,
-  out?: MemoryDirectory,
-  options: Partial<TrainingOptions> = {},
-) {
+export async function runUntil(stop: number, model: Model, out?: MemoryDirectory, options: Partial<TrainInput> = {}) {
   const controller = new AbortController()
   const moments: string[] = []
   const moment = (name: string) => {
@@ -56,7 +51,7 @@ export async function runUntil(
   }
   const [evaluations, steps]: [EvaluationEvent[], number[]] = [[], []]
   const directory = out ?? new WatchedDirectory((file) => moment(`writes ${file}`))
-  const on: TrainingOptions['on'] = {
+  const on: TrainInput['on'] = {
     stage: (stage) => moment(stage),
     progress: ({ stage, done, total }) => moment(`${stage} ${done}/${total}`),
     step(event) {

@@ -6,7 +6,7 @@ import * as ort from 'onnxruntime-node'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TextRecord } from '../../src/text/records.js'
-import type { TrainingOptions, TrainResult } from '../../src/train/options.js'
+import type { TrainInput, TrainResult } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 
 export const module = ort as unknown as OrtModule
@@ -24,7 +24,7 @@ export const evalData = records('scripture.eval.jsonl', 4)
 export const WEIGHTS = 'adapter_model.safetensors'
 
 /** Six short steps, two of them in a second epoch. */
-export function trainTiny(options: Partial<TrainingOptions> & Pick<TrainingOptions, 'model'>): Promise<TrainResult> {
+export function trainTiny(options: Partial<TrainInput> & Pick<TrainInput, 'model'>): Promise<TrainResult> {
   return train({
     data: data.slice(0, 16),
     maxLength: 24,
@@ -38,7 +38,7 @@ export function trainTiny(options: Partial<TrainingOptions> & Pick<TrainingOptio
 }
 
 /** A signal that is aborted during the given step. */
-export function abortAt(step: number): Pick<TrainingOptions, 'signal' | 'on'> {
+export function abortAt(step: number): Pick<TrainInput, 'signal' | 'on'> {
   const controller = new AbortController()
   return { signal: controller.signal, on: { step: (event) => void (event.step === step && controller.abort()) } }
 }

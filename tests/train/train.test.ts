@@ -7,7 +7,7 @@ import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import type { EvaluationEvent, StepEvent, TrainReport } from '../../src/train/report.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { weightOf } from '../formats/onnx-models.js'
@@ -21,7 +21,7 @@ beforeAll(async () => {
 afterAll(() => model.close())
 
 /** Six short steps, two of them in a second epoch. */
-const train = (options: Partial<TrainingOptions> = {}) => trainTiny({ model, ...options })
+const train = (options: Partial<TrainInput> = {}) => trainTiny({ model, ...options })
 
 /** What a run gives that nothing interrupts. */
 let whole: { out: MemoryDirectory; report: TrainReport }
@@ -177,7 +177,7 @@ describe('train', () => {
     const out = new MemoryDirectory({}, 'out')
     await train({ out, evalData, ...abortAt(1) })
     const before = new Map(out.files)
-    const others = cases<Partial<TrainingOptions>>(
+    const others = cases<Partial<TrainInput>>(
       [{ data: data.slice(1, 17) }, { config: { rank: 2 } }, { evalData: undefined }],
       [{ learningRate: 1e-3 }, { config: { alpha: 4 } }, { maxSteps: 7 }, { evalData: evalData.slice(1) }],
     )
@@ -307,7 +307,7 @@ describe('what goes wrong', () => {
     [{ config: { rank: 500 } }, ConfigError, /model\.layers\.0\.self_attn\.\w+: the rank is too high.*at most/],
     [{ config: { rank: 0 } }, ConfigError, /rank/],
     [{ config: { dropout: 1 } }, ConfigError, /dropout/],
-    [{ learningRate: 0 }, ConfigError, /learningRate/],
+    [{ config: { alpha: 0 } }, ConfigError, /^alpha: nothing would be learned; expected a number above 0/],
     [{ maxLength: 129 }, ConfigError, /maxLength: above the model's context; expected at most 128, got 129/],
     [{ data: [] }, DataError, /data: it holds no records/],
     [{ data: [{ txt: 'a' }] as never }, DataError, /data\[0\]: not a valid record/],
@@ -317,7 +317,7 @@ describe('what goes wrong', () => {
     [{ resume: true, overwrite: true }, ConfigError, /not together with overwrite/],
     [{ resume: true }, FileError, /no unfinished run/],
     [{ evalEvery: 2 }, ConfigError, /evalEvery needs records to evaluate/],
-  ] as [Partial<TrainingOptions>, unknown, RegExp][])('%j', async (options, kind, message) => {
+  ] as [Partial<TrainInput>, unknown, RegExp][])('%j', async (options, kind, message) => {
     const out = new MemoryDirectory()
     const error = await (async () => train({ out, ...options }))().catch((error: unknown) => error)
     expect(error).toBeInstanceOf(kind as typeof ConfigError)
@@ -361,7 +361,7 @@ describe('sessions', () => {
     return { ...module, InferenceSession: { create } }
   }
 
-  const lengths: Partial<TrainingOptions> = {
+  const lengths: Partial<TrainInput> = {
     data: [4, 9, 17, 26, 40].flatMap((n) => Array(4).fill({ text: ' the'.repeat(n) })),
     evalData: [{ text: ' the' }],
     maxLength: 64,

@@ -24,7 +24,7 @@ import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import type { OpenTask } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { loraPlusRates, readParameters, writeParameters } from '../../src/train/parameters.js'
 import { addTokenRows } from '../../src/train/rows/token-rows.js'
 import { STATE_FILE } from '../../src/train/saved/run-folder.js'
@@ -179,7 +179,7 @@ describe('an encoder', () => {
   const { rows, maxLength } = JSON.parse(readFileSync(`${encoder}/golden/golden.json`, 'utf8'))
   const task = { task: 'text-classification', data: rows, maxLength, batchSize: rows.length, learningRate } as const
   const plain = { schedule: 'constant', warmupRatio: 0, weightDecay: 0.01, threads: 1 } as const
-  const classify = async (options: Partial<TrainingOptions>) =>
+  const classify = async (options: Partial<TrainInput>) =>
     train({ model: await modelOf(encoder), ...task, ...plain, ...options })
 
   it("has PEFT's gradients, and takes its steps", async () => {
@@ -235,7 +235,7 @@ describe('a saved adapter', () => {
       model,
       out,
       trainedTokens: [86, 4, 14],
-      lowMemory: true,
+      memory: 'low',
       config: { rank: 2, dropout: 0 },
     })
     expect(report.trainableParams).toBe(adapter.totalTrainableParams())
@@ -339,7 +339,7 @@ it.each(['int4', 'uint4-zeros', 'packed', 'int8'])(
 )
 
 describe('refuses', () => {
-  type Case = [what: string, options: Partial<TrainingOptions>, message: RegExp]
+  type Case = [what: string, options: Partial<TrainInput>, message: RegExp]
   it.each<Case>([
     ['no tokens', { trainedTokens: [] }, /^trainedTokens: not valid.*a list of tokens/],
     ['a number that is no id', { trainedTokens: [1.5] }, /^trainedTokens: not valid/],

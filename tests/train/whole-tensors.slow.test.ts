@@ -14,7 +14,7 @@ import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { TrainingOptions } from '../../src/train/options.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 import { DataType, floatTensor } from '../graph/toolkit.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
@@ -35,13 +35,13 @@ afterAll(async () => {
   await llama.close()
 })
 
-type Config = TrainingOptions['config']
+type Config = TrainInput['config']
 
-const classify = (config: Config, options: Partial<TrainingOptions> = {}) => {
+const classify = (config: Config, options: Partial<TrainInput> = {}) => {
   const task = { task: 'text-classification', data: rows, maxLength, batchSize: rows.length } as const
   return train({ model: bert, ...task, maxSteps: 3, learningRate: 1e-2, threads: 1, config, ...options })
 }
-const write = (config: Config, options: Partial<TrainingOptions> = {}) => {
+const write = (config: Config, options: Partial<TrainInput> = {}) => {
   const few = { data: data.slice(0, 8), maxLength: 24, batchSize: 4 }
   return train({
     model: llama,
@@ -163,7 +163,7 @@ describe('training', () => {
     expect(Math.max(...values[0].map((value, i) => Math.abs(value - 0.1 * Math.sin(i))))).toBeGreaterThan(1e-3)
   })
 
-  it.each<[string, Config, (config: Config, options: Partial<TrainingOptions>) => ReturnType<typeof train>]>([
+  it.each<[string, Config, (config: Config, options: Partial<TrainInput>) => ReturnType<typeof train>]>([
     ['biases', { rank: 2, bias: 'all', dropout: 0.1 }, classify],
     ['norms, a head and an embedding', { modulesToSave: ['norm', 'lm_head', 'embed_tokens'] }, write],
   ])('resumes %s to the same bytes', async (_, config, run) => {

@@ -79,7 +79,7 @@ export class Writer {
       device,
       threads: threadCount(),
       adapters: Object.fromEntries(adapters),
-      lowMemory: isLarge(open),
+      memory: isLarge(open) ? 'low' : 'fast',
     })
     this.#stop?.abort()
     // One whose GPU is gone may not end. The new one has its own worker.

@@ -1,8 +1,8 @@
 // lowrank data: what is in files of records, and what is wrong with them, before anything is trained.
 
-import { CHOICES, type DataReport, type PreviewExample } from '../../index.js'
+import type { CheckDataOptions, DataReport, PreviewExample } from '../../index.js'
 import { flags } from '../flags.js'
-import { choice, defineCommand, MODEL, RUNS, text, toggle } from '../options.js'
+import { defineCommand, MODEL, RUNS, text, toggle } from '../options.js'
 import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { readChatTemplate } from './text-files.js'
 
@@ -27,13 +27,14 @@ export const data = defineCommand({
     ...flags('CheckDataOptions', 'data', 'evalData'),
     model: text(MODEL, RUNS),
     ...flags('LoadModelOptions', 'dtype'),
-    task: choice(CHOICES.train.task, 'what a model would learn; default: the task that the first record fits'),
+    task: text('NAME', 'what a model would learn; default: the task that the first record fits'),
     ...flags('CheckDataOptions', 'columns', 'maxLength', 'chatTemplate', 'chatTemplateArgs', 'preview'),
     json: toggle('print one JSON document on stdout'),
   },
   async run({ json, chatTemplate, ...options }) {
     const node = await import('../../node.js')
-    const report = await node.checkData({ ...options, chatTemplate: await readChatTemplate(chatTemplate) })
+    const task = options.task as CheckDataOptions['task']
+    const report = await node.checkData({ ...options, task, chatTemplate: await readChatTemplate(chatTemplate) })
     if (json) printDocument({ ...report })
     else show(report)
     const { invalid, evalInTraining, duplicates, records } = report

@@ -2,11 +2,10 @@
 
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { CHOICES, type Source, type TrainEvents, type TrainOptions, type TrainResult } from '../../index.js'
+import type { Source, TrainEvents, TrainOptions, TrainResult } from '../../index.js'
 import { flags } from '../flags.js'
 import {
   ADAPTER,
-  choice,
   defineCommand,
   flagOf,
   MODEL,
@@ -58,7 +57,7 @@ export const train = defineCommand({
       'YAML or JSON file with the options of the run. Names are those in code, such as maxSteps. Options of the command line replace those of the file. run.json in the folder of an adapter is such a file',
     ),
     ...flags('TrainOptions', 'task', 'taskOptions', 'preset'),
-    ...flags('TrainConfig', ...CONFIG_OPTIONS),
+    ...flags('LoraConfig', ...CONFIG_OPTIONS),
     ...flags('TrainOptions', 'trainedTokens', 'epochs', 'maxSteps', 'batchSize', 'maxLength'),
     ...flags('TrainOptions'),
     ...flags('LoadModelOptions', 'dtype'),
@@ -70,11 +69,7 @@ export const train = defineCommand({
     sample: repeated('TEXT', 'prompt that the model answers before training, at each evaluation and at the end'),
     model: unlessInFile(text(MODEL, RUNS)),
     data: unlessInFile(flags('TrainOptions', 'data').data),
-    task: choice(
-      CHOICES.train.task,
-      'what the model learns: see Tasks below; default: the task that the first record fits',
-    ),
-    init: { ...choice(CHOICES.train.init, flags('TrainConfig', 'init').init.about), fallback: 'kaiming-uniform' },
+    task: text('NAME', 'what the model learns: see Tasks below; default: the task that the first record fits'),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values, { occurrences }) {

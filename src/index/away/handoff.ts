@@ -1,14 +1,16 @@
 // Handing a run off: finds the run's options, opens what they name, and writes the folder.
 
+import type { Source, Target } from '../../base/bytes.js'
 import { type Directory, readJson } from '../../base/bytes.js'
 import { ConfigError, FileError } from '../../base/errors.js'
 import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options.js'
 import { isDirectory } from '../../data/row.js'
 import type { HandoffReport } from '../../handoff/handoff.js'
+import type { TrainOptions } from '../../train/options.js'
 import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../../train/saved/run-folder.js'
 import { HANDOFF_OPTIONS } from '../gen/options.js'
-import { openFolder, openTarget, type Source, type Target } from '../sources.js'
-import { type TrainOptions, withTraining } from '../train.js'
+import { openFolder, openTarget } from '../sources.js'
+import { withTraining } from '../train.js'
 
 /** Options of `handoff`. */
 export interface HandoffOptions {

@@ -1,5 +1,6 @@
 // A model's graph with inputs for adapters, for ONNX Runtime's own LoRA.
 
+import type { Source, Target } from '../../base/bytes.js'
 import { closing, type Directory, requireEmpty, writeThrough, writeTogether } from '../../base/bytes.js'
 import { checkOptions } from '../../base/options.js'
 import { planOnnx } from '../../formats/onnx/layout.js'
@@ -13,7 +14,7 @@ import { resolveConfig } from '../../lora/config.js'
 import { findCompanions } from '../../merge/companions.js'
 import { ADD_LORA_INPUTS_OPTIONS } from '../gen/options.js'
 import { loadModel } from '../model.js'
-import { openTarget, type Source, type Target } from '../sources.js'
+import { openTarget } from '../sources.js'
 
 /** Options of `addLoraInputs`. */
 export interface AddLoraInputsOptions {

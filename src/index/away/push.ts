@@ -1,5 +1,6 @@
 // Uploads by the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
 
+import type { Source } from '../../base/bytes.js'
 import { closing, readAll, withSource } from '../../base/bytes.js'
 import { ConfigError, FileError, MismatchError, messageOf, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
@@ -10,7 +11,7 @@ import { RECORD_FILE } from '../../train/saved/run-folder.js'
 import { PUSH_OPTIONS } from '../gen/options.js'
 import { loadModel } from '../model.js'
 import { platform } from '../platform/platform.js'
-import { openFolder, type Source } from '../sources.js'
+import { openFolder } from '../sources.js'
 
 /** Options of `push`. */
 export interface PushOptions {

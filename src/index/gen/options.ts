@@ -1,26 +1,15 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import type { ToPlainOptions } from '../adapters.js'
 import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, SIGNAL, OBJECT, listOf, oneOf } from '../../base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, SHARE, ADAPTER_LIST, TOKEN } from '../kinds.js'
-import type { EvaluateOptions } from '../evaluate.js'
-import type { HandoffOptions } from '../away/handoff.js'
-import type { InspectOptions } from '../inspect.js'
-import type { AddLoraInputsOptions } from '../away/lora-inputs.js'
 import { MODULES } from '../../lora/config-kinds.js'
-import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
-import type { PushOptions } from '../away/push.js'
-import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
-import type { CheckDataOptions, TrainOptions } from '../train.js'
-import type { SaveOptions } from '../../peft/adapter-folder.js'
-import type { TrainEvents } from '../../train/report.js'
 
-export const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
+export const TO_PLAIN_OPTIONS: OptionTable = {
   base: anyOf(SOURCE, FUNCTION),
   initial: anyOf(SOURCE, ADAPTER),
 }
 
-export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
+export const EVALUATE_OPTIONS: OptionTable = {
   model: needed(anyOf(MODEL, SOURCE)),
   adapters: NAMED_ADAPTERS,
   data: needed(DATA),
@@ -46,31 +35,31 @@ export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
   chatTemplateArgs: OBJECT,
   device: anyOf(NAME, listOf(NAME)),
   threads: ranged('an integer in [1, 1024]'),
-  lowMemory: BOOLEAN,
+  memory: oneOf('auto', 'low', 'fast'),
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
 }
 
-export const HANDOFF_OPTIONS: OptionTable<HandoffOptions> = {
+export const HANDOFF_OPTIONS: OptionTable = {
   to: needed(oneOf('trl')),
   out: needed(TARGET),
   base: NAME,
   rows: oneOf('tokens', 'records'),
 }
 
-export const INSPECT_OPTIONS: OptionTable<InspectOptions> = {
+export const INSPECT_OPTIONS: OptionTable = {
   base: SOURCE,
   strict: BOOLEAN,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
 }
 
-export const ADD_LORA_INPUTS_OPTIONS: OptionTable<AddLoraInputsOptions> = {
+export const ADD_LORA_INPUTS_OPTIONS: OptionTable = {
   out: needed(TARGET),
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   rank: ranged('an integer of at least 1'),
   targetModules: MODULES,
 }
 
-export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
+export const MERGE_OPTIONS: OptionTable = {
   base: needed(SOURCE),
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
@@ -93,7 +82,7 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   quantized: oneOf('branches', 'requantize'),
 }
 
-export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
+export const UNMERGE_OPTIONS: OptionTable = {
   merged: needed(SOURCE),
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
@@ -113,14 +102,14 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   fsync: BOOLEAN,
 }
 
-export const PUSH_OPTIONS: OptionTable<PushOptions> = {
+export const PUSH_OPTIONS: OptionTable = {
   public: BOOLEAN,
   branch: NAME,
   message: NAME,
   base: SOURCE,
 }
 
-export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
+export const COMBINE_OPTIONS: OptionTable = {
   adapters: needed(ADAPTER_LIST),
   base: SOURCE,
   combinationType: oneOf('exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd', 'dare_linear', 'dare_linear_svd', 'dare_ties', 'dare_ties_svd', 'magnitude_prune', 'magnitude_prune_svd'),
@@ -136,7 +125,7 @@ export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
   signal: SIGNAL,
 }
 
-export const CONVERT_ADAPTER_OPTIONS: OptionTable<ConvertAdapterOptions> = {
+export const CONVERT_ADAPTER_OPTIONS: OptionTable = {
   to: needed(oneOf('peft', 'gguf', 'ollama', 'mlx', 'onnx-adapter')),
   out: needed(TARGET),
   base: SOURCE,
@@ -145,12 +134,12 @@ export const CONVERT_ADAPTER_OPTIONS: OptionTable<ConvertAdapterOptions> = {
   signal: SIGNAL,
 }
 
-export const DIFF_OPTIONS: OptionTable<DiffOptions> = {
+export const DIFF_OPTIONS: OptionTable = {
   onProgress: FUNCTION,
   signal: SIGNAL,
 }
 
-export const EXTRACT_OPTIONS: OptionTable<ExtractOptions> = {
+export const EXTRACT_OPTIONS: OptionTable = {
   base: needed(SOURCE),
   fineTuned: needed(SOURCE),
   embeddings: oneOf('lora', 'save', 'skip'),
@@ -163,7 +152,7 @@ export const EXTRACT_OPTIONS: OptionTable<ExtractOptions> = {
   signal: SIGNAL,
 }
 
-export const RESIZE_OPTIONS: OptionTable<ResizeOptions> = {
+export const RESIZE_OPTIONS: OptionTable = {
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
   error: ranged('a number in [0, 1)'),
@@ -172,7 +161,7 @@ export const RESIZE_OPTIONS: OptionTable<ResizeOptions> = {
   signal: SIGNAL,
 }
 
-export const CHECK_DATA_OPTIONS: OptionTable<CheckDataOptions> = {
+export const CHECK_DATA_OPTIONS: OptionTable = {
   model: anyOf(MODEL, SOURCE),
   preview: ranged('an integer of at least 0'),
   task: NAME,
@@ -187,7 +176,11 @@ export const CHECK_DATA_OPTIONS: OptionTable<CheckDataOptions> = {
   signal: SIGNAL,
 }
 
-export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
+export const SAVE_OPTIONS: OptionTable = {
+  dtype: oneOf('fp32', 'fp16', 'bf16'),
+}
+
+export const TRAIN_OPTIONS: OptionTable = {
   model: needed(anyOf(MODEL, SOURCE)),
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   data: needed(DATA),
@@ -197,35 +190,12 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   tensorboard: TARGET,
   task: NAME,
   taskOptions: OBJECT,
-  columns: OBJECT,
-  maxLength: ranged('an integer of at least 2'),
-  decodeImage: FUNCTION,
-  chatTemplate: NAME,
-  chatTemplateArgs: OBJECT,
-  device: anyOf(NAME, listOf(NAME)),
-  threads: ranged('an integer in [1, 1024]'),
-  lowMemory: BOOLEAN,
-  epochs: ranged('an integer of at least 1'),
-  maxSteps: ranged('an integer of at least 1'),
-  batchSize: ranged('an integer of at least 1'),
-  gradientAccumulation: ranged('an integer of at least 1'),
-  learningRate: ranged('a number in (0, 10]'),
-  schedule: oneOf('cosine', 'linear', 'constant'),
-  warmupRatio: ranged('a number in [0, 1]'),
-  loraPlusRatio: ranged('a number in [1, 1000]'),
-  loraFa: BOOLEAN,
-  weightDecay: ranged('a number in [0, 1]'),
-  maxGradNorm: ranged('a finite number of at least 0'),
-  fast: BOOLEAN,
-  newHead: BOOLEAN,
-  saveEvery: ranged('an integer of at least 1'),
-  packing: BOOLEAN,
-  evalEvery: ranged('an integer of at least 1'),
-  keep: oneOf('last', 'best'),
-  bestMetric: NAME,
-  earlyStopping: ranged('an integer of at least 1'),
   skipInvalid: ranged('an integer of at least 0'),
   evalSplit: ranged('a number in (0, 1)'),
+  columns: OBJECT,
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  decodeImage: FUNCTION,
   preset: oneOf('peft'),
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),
   config: OBJECT,
@@ -236,13 +206,31 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   signal: SIGNAL,
   sample: listOf(NAME),
   on: OBJECT,
+  epochs: ranged('an integer of at least 1'),
+  maxSteps: ranged('an integer of at least 1'),
+  batchSize: ranged('an integer of at least 1'),
+  gradientAccumulation: ranged('an integer of at least 1'),
+  maxLength: ranged('an integer of at least 2'),
+  learningRate: ranged('a number in (0, 10]'),
+  schedule: oneOf('cosine', 'linear', 'constant'),
+  warmupRatio: ranged('a number in [0, 1]'),
+  loraPlusRatio: ranged('a number in [1, 1000]'),
+  loraFa: BOOLEAN,
+  weightDecay: ranged('a number in [0, 1]'),
+  maxGradNorm: ranged('a finite number of at least 0'),
+  device: anyOf(NAME, listOf(NAME)),
+  threads: ranged('an integer in [1, 1024]'),
+  memory: oneOf('auto', 'low', 'fast'),
+  newHead: BOOLEAN,
+  saveEvery: ranged('an integer of at least 1'),
+  packing: BOOLEAN,
+  evalEvery: ranged('an integer of at least 1'),
+  keep: oneOf('last', 'best'),
+  bestMetric: NAME,
+  earlyStopping: ranged('an integer of at least 1'),
 }
 
-export const SAVE_OPTIONS: OptionTable<SaveOptions> = {
-  dtype: oneOf('fp32', 'fp16', 'bf16'),
-}
-
-export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
+export const TRAIN_EVENTS: OptionTable = {
   task: FUNCTION,
   stage: FUNCTION,
   progress: FUNCTION,

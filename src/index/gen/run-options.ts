@@ -1,20 +1,16 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import type { HubOptions } from '../hub.js'
 import { type OptionTable, NAME, FUNCTION, anyOf, oneOf, OBJECT, SIGNAL, listOf, ranged, BOOLEAN } from '../../base/options.js'
 import { ENDPOINT, RUNTIME, NAMED_ADAPTERS } from '../kinds.js'
-import type { LoadModelOptions } from '../model.js'
-import type { OpenSessionOptions } from '../session.js'
-import type { LoadOptions } from '../../peft/open.js'
 
-export const HUB_OPTIONS: OptionTable<HubOptions> = {
+export const HUB_OPTIONS: OptionTable = {
   endpoint: ENDPOINT,
   token: NAME,
   onDownload: FUNCTION,
   onWarning: FUNCTION,
 }
 
-export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
+export const LOAD_MODEL_OPTIONS: OptionTable = {
   runtime: RUNTIME,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   onnxPath: NAME,
@@ -22,12 +18,12 @@ export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
   signal: SIGNAL,
 }
 
-export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
+export const OPEN_SESSION_OPTIONS: OptionTable = {
   adapters: NAMED_ADAPTERS,
   onWarning: FUNCTION,
   device: anyOf(NAME, listOf(NAME)),
   threads: ranged('an integer in [1, 1024]'),
-  lowMemory: BOOLEAN,
+  memory: oneOf('low', 'fast'),
   modules: OBJECT,
   allowMissing: BOOLEAN,
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),
@@ -39,7 +35,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   prefixCache: ranged('an integer of at least 0'),
 }
 
-export const LOAD_OPTIONS: OptionTable<LoadOptions> = {
+export const LOAD_OPTIONS: OptionTable = {
   name: NAME,
   strict: BOOLEAN,
 }

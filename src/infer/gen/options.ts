@@ -1,12 +1,10 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import type { SamplingOptions } from '../generate/sampling.js'
 import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, FUNCTION, anyOf, listOf, OBJECT } from '../../base/options.js'
-import type { ClassifyOptions, EmbedOptions, GenerateOptions, RunOptions, StreamOptions, TagOptions } from '../session.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
 import { IMAGES } from '../kinds.js'
 
-export const SAMPLING_OPTIONS: OptionTable<SamplingOptions> = {
+export const SAMPLING_OPTIONS: OptionTable = {
   temperature: ranged('a finite number of at least 0'),
   topK: ranged('an integer of at least 1, or Infinity'),
   topP: ranged('a number in (0, 1]'),
@@ -14,7 +12,7 @@ export const SAMPLING_OPTIONS: OptionTable<SamplingOptions> = {
   repetitionPenalty: ranged('a finite number above 0'),
 }
 
-export const CLASSIFY_OPTIONS: OptionTable<ClassifyOptions> = {
+export const CLASSIFY_OPTIONS: OptionTable = {
   topK: ranged('an integer of at least 1'),
   adapter: orNull(NAME),
   maxLength: ranged('an integer of at least 1'),
@@ -22,7 +20,7 @@ export const CLASSIFY_OPTIONS: OptionTable<ClassifyOptions> = {
   signal: SIGNAL,
 }
 
-export const EMBED_OPTIONS: OptionTable<EmbedOptions> = {
+export const EMBED_OPTIONS: OptionTable = {
   adapter: ONE_CHOICE,
   pooling: oneOf('mean', 'cls'),
   normalize: BOOLEAN,
@@ -32,7 +30,7 @@ export const EMBED_OPTIONS: OptionTable<EmbedOptions> = {
   signal: SIGNAL,
 }
 
-export const GENERATE_OPTIONS: OptionTable<GenerateOptions> = {
+export const GENERATE_OPTIONS: OptionTable = {
   batchSize: ranged('an integer of at least 1'),
   onText: FUNCTION,
   adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
@@ -57,15 +55,15 @@ export const GENERATE_OPTIONS: OptionTable<GenerateOptions> = {
 export const GENERATE_OPTIONS_DEFAULTS = {
   batchSize: 8,
   maxNewTokens: 128,
-} as const satisfies Partial<GenerateOptions>
+} as const
 
-export const RUN_OPTIONS: OptionTable<RunOptions> = {
+export const RUN_OPTIONS: OptionTable = {
   adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
   outputNames: listOf(NAME),
   graph: NAME,
 }
 
-export const STREAM_OPTIONS: OptionTable<StreamOptions> = {
+export const STREAM_OPTIONS: OptionTable = {
   adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
   images: IMAGES,
   maxNewTokens: ranged('an integer of at least 1'),
@@ -85,7 +83,7 @@ export const STREAM_OPTIONS: OptionTable<StreamOptions> = {
   tools: listOf(OBJECT),
 }
 
-export const TAG_OPTIONS: OptionTable<TagOptions> = {
+export const TAG_OPTIONS: OptionTable = {
   adapter: orNull(NAME),
   maxLength: ranged('an integer of at least 1'),
   batchSize: ranged('an integer of at least 1'),

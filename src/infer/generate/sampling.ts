@@ -1,6 +1,5 @@
-// How the next token is chosen: the options, their checks and their defaults.
+// How the next token is chosen: the options and their defaults.
 
-import { checkArgument } from '../../base/options.js'
 import { GENERATE_OPTIONS_DEFAULTS, SAMPLING_OPTIONS } from '../gen/options.js'
 
 export const GENERATE_DEFAULTS = Object.freeze(GENERATE_OPTIONS_DEFAULTS)
@@ -51,10 +50,8 @@ export function resolveSampling(
   config: Readonly<Record<string, unknown>> = {},
 ): Sampling {
   const given = (name: keyof SamplingOptions, key: string): number | undefined => {
-    const value = options[name]
-    if (value !== undefined) checkArgument(value, SAMPLING_OPTIONS[name], name)
     const own = config[key]
-    return value ?? (SAMPLING_OPTIONS[name].accepts(own) ? (own as number) : undefined)
+    return options[name] ?? (SAMPLING_OPTIONS[name].accepts(own) ? (own as number) : undefined)
   }
   const samples = config.do_sample === true
   const draws = samples || [options.topK, options.topP, options.minP].some((value) => value !== undefined)

@@ -1,11 +1,9 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import type { LoraConfig } from '../config.js'
 import { type OptionTable, ranged, BOOLEAN, STRING, oneOf, OBJECT, NAME } from '../../base/options.js'
 import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, REPLICATION, TOKEN_INDICES, INVOCATION } from '../config-kinds.js'
-import type { ReplacementOptions } from '../kinds/stored.js'
 
-export const LORA_CONFIG: OptionTable<LoraConfig> = {
+export const LORA_CONFIG: OptionTable = {
   rank: ranged('an integer of at least 1'),
   alpha: ranged('a finite number'),
   dropout: ranged('a number in [0, 1]'),
@@ -59,9 +57,19 @@ export const LORA_CONFIG_DEFAULTS = {
   trainableTokenIndices: undefined,
   aloraInvocationTokens: undefined,
   peftFields: {},
-} as const satisfies Partial<LoraConfig>
+} as const
 
-export const REPLACEMENT_OPTIONS: OptionTable<ReplacementOptions> = {
+/** What `train` takes if they are left out. */
+export const TRAIN_CONFIG_DEFAULTS = {
+  rank: 8,
+  alpha: 16,
+  dropout: 0,
+  targetModules: 'all-linear',
+  init: 'kaiming-uniform',
+  seed: 42,
+} as const
+
+export const REPLACEMENT_OPTIONS: OptionTable = {
   isTrained: BOOLEAN,
   key: NAME,
 }

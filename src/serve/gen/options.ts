@@ -1,11 +1,9 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import type { HandlerOptions } from '../handler.js'
 import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged } from '../../base/options.js'
 import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../index/kinds.js'
-import type { ListenOptions } from '../node/listen.js'
 
-export const HANDLER_OPTIONS: OptionTable<HandlerOptions> = {
+export const HANDLER_OPTIONS: OptionTable = {
   model: needed(anyOf(MODEL, SOURCE)),
   adapters: NAMED_ADAPTERS,
   session: OBJECT,
@@ -23,7 +21,7 @@ export const HANDLER_OPTIONS: OptionTable<HandlerOptions> = {
   onError: FUNCTION,
 }
 
-export const LISTEN_OPTIONS: OptionTable<ListenOptions> = {
+export const LISTEN_OPTIONS: OptionTable = {
   host: NAME,
   port: ranged('an integer in [0, 65535]'),
   drainSeconds: ranged('an integer of at least 0'),

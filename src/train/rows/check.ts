@@ -10,7 +10,7 @@ import { joinGraphs } from '../../graph/training/joined-graph.js'
 import type { EncodeContext, Task } from '../../tasks/task.js'
 import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
-import type { TrainingData, TrainingOptions } from '../options.js'
+import type { TrainInput, TrainingData } from '../options.js'
 import { encodeContext, encodeRow, withPictures } from './examples.js'
 import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './facts.js'
 
@@ -59,7 +59,7 @@ export interface DataReport {
 
 export interface CheckDataInput
   extends Pick<
-    TrainingOptions,
+    TrainInput,
     'task' | 'data' | 'evalData' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'
   > {
   readonly model?: Model | undefined

@@ -9,7 +9,7 @@ import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import { ExampleStore, type TokenFile } from '../../text/example-store.js'
 import type { ChatTemplate } from '../../text/template.js'
-import type { TrainingOptions } from '../options.js'
+import type { TrainInput } from '../options.js'
 
 const YIELD_MS = 16
 
@@ -34,8 +34,7 @@ export interface EncodedSource {
   readonly chatTemplate: string | undefined
 }
 
-interface ReadingOptions
-  extends Pick<TrainingOptions, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'> {
+interface ReadingOptions extends Pick<TrainInput, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'> {
   readonly pictures?: PictureEncoder | undefined
 }
 
@@ -108,7 +107,7 @@ export async function encodeRow(task: Task, row: unknown, where: string, context
 
 /** Gives what reads the pictures of a model while `work` goes on; undefined for one that reads none beside texts. */
 export async function withPictures<T>(
-  { model, decodeImage, threads, device }: Pick<TrainingOptions, 'model' | 'decodeImage' | 'threads' | 'device'>,
+  { model, decodeImage, threads, device }: Pick<TrainInput, 'model' | 'decodeImage' | 'threads' | 'device'>,
   work: (pictures: PictureEncoder | undefined) => Promise<T>,
 ): Promise<T> {
   if (model.graphs.vision_encoder === undefined || model.graphs.embed_tokens === undefined) return work(undefined)

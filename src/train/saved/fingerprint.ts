@@ -15,8 +15,7 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'maxSteps',
   'device',
   'threads',
-  'lowMemory',
-  'fast',
+  'memory',
   'saveEvery',
 ])
 

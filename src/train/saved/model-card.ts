@@ -7,13 +7,13 @@ import { type DtypeChoice, dtypeOf } from '../../graph/graph-file.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask, Task, TaskUse } from '../../tasks/task.js'
 import { baseNameOf, type RunSources } from '../about-run.js'
-import type { TrainingData, TrainingOptions } from '../options.js'
+import type { TrainInput, TrainingData } from '../options.js'
 import type { TrainReport } from '../report.js'
 import type { DataFacts } from '../rows/facts.js'
 import type { TrainSettings } from '../settings.js'
 
 export interface CardSources {
-  readonly options: TrainingOptions
+  readonly options: TrainInput
   readonly sources: RunSources | undefined
   readonly task: Task
   readonly open: OpenTask

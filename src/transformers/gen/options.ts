@@ -1,10 +1,9 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import type { PipelineOptions, WithAdaptersOptions } from '../verbs.js'
 import { type OptionTable, NAME, ranged, OBJECT, anyOf, oneOf, SIGNAL, FUNCTION, needed } from '../../base/options.js'
 import { NAMED_ADAPTERS, SOURCE } from '../../index/kinds.js'
 
-export const PIPELINE_OPTIONS: OptionTable<PipelineOptions> = {
+export const PIPELINE_OPTIONS: OptionTable = {
   adapters: NAMED_ADAPTERS,
   device: NAME,
   threads: ranged('an integer in [1, 1024]'),
@@ -15,7 +14,7 @@ export const PIPELINE_OPTIONS: OptionTable<PipelineOptions> = {
   modules: OBJECT,
 }
 
-export const WITH_ADAPTERS_OPTIONS: OptionTable<WithAdaptersOptions> = {
+export const WITH_ADAPTERS_OPTIONS: OptionTable = {
   source: needed(SOURCE),
   threads: ranged('an integer in [1, 1024]'),
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
