@@ -24,8 +24,8 @@ export const loadModel: typeof import('./model.js').loadModel = async (...given)
  * Reads a PEFT adapter folder. The factors A and B are converted to f32. Each layer's `dtype` is the type in the file.
  * Layers have no base weight. They are in evaluation mode (no dropout). Ranks above min(d, k) are allowed.
  *
- * Older spellings of tensor names are read, and listed in the adapter's `notes`. If there is no safetensors file,
- * adapter_model.bin is read. lowrank never runs code from it.
+ * Older spellings of tensor names are read, and listed in the adapter's `notes`.
+ * adapter_model.bin, a pickle, is refused: the error has the line of Python that converts it.
  *
  * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when a
  *   file is corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config

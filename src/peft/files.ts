@@ -10,7 +10,7 @@ import {
   withSource,
   writeFile,
 } from '../base/bytes.js'
-import { FileError, FormatError, listed } from '../base/errors.js'
+import { FileError, FormatError, listed, UnsupportedError } from '../base/errors.js'
 import { isObject, jsonIn } from '../base/options.js'
 import {
   parseSafetensorsHeader,
@@ -23,8 +23,9 @@ import { PROBLEM_TYPES, type ProblemType } from '../lora/part.js'
 import { CONFIG_FILE, MARKER_FILE } from './file-names.js'
 
 const WEIGHTS_FILE = 'adapter_model.safetensors'
-/** PEFT before 0.6, and since then with safe_serialization=False. */
+/** A pickle, by PEFT before 0.6, and since then with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
+const TO_SAFETENSORS = `import torch, safetensors.torch as st; st.save_file({k: v.clone().contiguous() for k, v in torch.load('${TORCH_FILE}', 'cpu', weights_only=True).items()}, '${WEIGHTS_FILE}')`
 
 /** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
 const MAX_CONFIG_BYTES = 16_000_000
@@ -84,14 +85,17 @@ export async function readConfig({ directory, path }: AdapterFolder): Promise<{ 
   })
 }
 
-/** The source is the caller's to close. Nothing in a file of torch.save is executed. */
+/** The source is the caller's to close. */
 export async function openWeights({ directory, path }: AdapterFolder): Promise<SafetensorsFile> {
-  const isTorch = !(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))
-  return closingOnError(await directory.open(path + (isTorch ? TORCH_FILE : WEIGHTS_FILE)), async (source) => {
-    if (!isTorch) return await parseSafetensorsHeader(source)
-    const { parseTorchFile } = await import('../formats/torch/torch-file.js')
-    return await parseTorchFile(source)
-  })
+  if (!(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))) {
+    throw new UnsupportedError({
+      where: `${directory.name}/${path}${TORCH_FILE}`,
+      what: 'a pickle, which can run code when it is opened, is never read',
+      expected: WEIGHTS_FILE,
+      hint: `Convert it in Python, in its folder: ${TO_SAFETENSORS}`,
+    })
+  }
+  return closingOnError(await directory.open(path + WEIGHTS_FILE), parseSafetensorsHeader)
 }
 
 /** Two files cannot get their names at once: the old config goes first, so that no folder ever mixes two adapters. */

@@ -29,12 +29,11 @@ function file(name: string, content: string | Uint8Array): string {
   return join(scratch, name)
 }
 
-/** An adapter's config beside a file of tests/golden/torch. */
-function torchAdapter(name: string): string {
-  const folder = join(scratch, `torch ${name}`)
+function pickledAdapter(): string {
+  const folder = join(scratch, 'pickled')
   mkdirSync(folder, { recursive: true })
   copyFileSync(join(PEFT, 'adapter_config.json'), join(folder, 'adapter_config.json'))
-  copyFileSync(join(golden, 'torch', name), join(folder, 'adapter_model.bin'))
+  writeFileSync(join(folder, 'adapter_model.bin'), 'x')
   return folder
 }
 
@@ -217,14 +216,14 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
     /adapter_model\.safetensors/,
   ],
   [
-    'merge: an adapter whose pickle calls a function',
-    (out) => ['merge', '--base', ONNX, '--adapter', torchAdapter('system.bin'), '--out', out],
-    /adapter_model\.bin: .*byte \d+: the pickle asks for posix\.system, which is refused: .*Nothing was run/,
+    'merge: a pickled adapter',
+    (out) => ['merge', '--base', ONNX, '--adapter', pickledAdapter(), '--out', out],
+    /pickled\/adapter_model\.bin: a pickle, .* is never read; .*Convert it in Python, .*: import torch.*torch\.load/,
   ],
   [
-    'generate: an adapter whose pickle calls a function',
-    () => ['generate', '--model', MODEL, '--adapter', torchAdapter('eval.bin'), '--prompt', 'a'],
-    /adapter_model\.bin: .*asks for __builtin__\.eval/,
+    'generate: a pickled adapter',
+    () => ['generate', '--model', MODEL, '--adapter', pickledAdapter(), '--prompt', 'a'],
+    /pickled\/adapter_model\.bin: a pickle/,
   ],
   [
     'inspect: a pointer of Git LFS',

@@ -12,4 +12,10 @@ export interface Refusal {
 }
 
 /** By option. */
-export const LOWRANK_REFUSES: Readonly<Record<string, Refusal>> = {}
+export const LOWRANK_REFUSES: Readonly<Record<string, Refusal>> = {
+  bin: {
+    where: () => true,
+    message: /adapter_model\.bin: a pickle.*torch\.load/,
+    reason: 'A pickle can run code when it is opened. The error has the line of Python that converts it.',
+  },
+}

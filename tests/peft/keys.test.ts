@@ -1,5 +1,4 @@
-// Names of tensors that older PEFT versions and wrappers of models leave behind. Golden: tests/golden/torch/adapters,
-// raw and twice.
+// Names of tensors that older PEFT versions and wrappers of models leave behind. Golden: tests/golden/keys.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -91,15 +90,15 @@ describe('spellings', () => {
     expect(await savedFiles(both)).toEqual(await savedFiles(folderOf('kinds', 'all-together')))
   })
 
-  test('a PEFT model’s own state dict, as torch saves it', async () => {
-    const adapter = await loadAdapter(folderOf('torch', 'adapters', 'raw'))
+  test('a PEFT model’s own state dict', async () => {
+    const adapter = await loadAdapter(folderOf('keys', 'raw'))
     expect(adapter.notes).toEqual(['the adapter’s name default in tensor names'])
-    const [raw, plain] = [folderOf('torch', 'adapters', 'raw'), folderOf('kinds', 'all-together')]
+    const [raw, plain] = [folderOf('keys', 'raw'), folderOf('kinds', 'all-together')]
     expect(await savedFiles(raw)).toEqual(await savedFiles(plain))
   })
 
   test('a PEFT model in a PEFT model, as PEFT saves it', async () => {
-    const adapter = await loadAdapter(folderOf('torch', 'adapters', 'twice'))
+    const adapter = await loadAdapter(folderOf('keys', 'twice'))
     expect(adapter.names()).toEqual(['model.layers.0.self_attn.k_proj', 'model.layers.1.self_attn.k_proj'])
     expect(adapter.notes).toEqual(['the prefix base_model.model. twice before tensor names'])
   })

@@ -8,7 +8,7 @@ import { loadAdapter, saveAdapter } from '../../../dist/peft/adapter-folder.js'
 import { parsePeftConfig } from '../../../dist/peft/config.js'
 import { inspectAdapter } from '../../../dist/peft/inspect.js'
 import { folder, foldersWith, read } from '../inputs.mjs'
-import { mutateBytes, mutateJson, mutateSafetensors, mutateText } from '../mutate.mjs'
+import { mutateJson, mutateSafetensors, mutateText } from '../mutate.mjs'
 
 const CONFIG = 'adapter_config.json'
 
@@ -57,7 +57,6 @@ const inFolder = (name, file, mutate) => ({
 export const targets = [
   inFolder('adapter-config', CONFIG, mutateJson),
   inFolder('adapter-weights', 'adapter_model.safetensors', mutateSafetensors),
-  inFolder('adapter-torch-weights', 'adapter_model.bin', mutateBytes),
   {
     name: 'adapter-config-alone',
     seeds: folders,

@@ -1,12 +1,11 @@
-// Files of weights: safetensors, checkpoints with an index, files of torch.save, strict JSON.
+// Files of weights: safetensors, checkpoints with an index, strict JSON.
 
 import { MemoryDirectory, MemorySource } from '../../../dist/base/bytes.js'
 import { openCheckpoint } from '../../../dist/formats/checkpoint.js'
 import { parseJson } from '../../../dist/formats/json.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../dist/formats/safetensors.js'
-import { parseTorchFile } from '../../../dist/formats/torch/torch-file.js'
 import { filesLike, folder, read } from '../inputs.mjs'
-import { mutateBytes, mutateJson, mutateSafetensors } from '../mutate.mjs'
+import { mutateJson, mutateSafetensors } from '../mutate.mjs'
 
 async function readTensors(file) {
   for (const name of [...file.tensors.keys()].slice(0, 50)) await readTensorF32(file, name)
@@ -43,15 +42,6 @@ export const targets = [
     mutate: mutateJson,
     async check(bytes) {
       await openCheckpoint(new MemoryDirectory({ ...sharded(), [INDEX]: bytes }))
-    },
-  },
-  {
-    name: 'torch',
-    seeds: () => filesLike(/\.bin$/),
-    make: read,
-    mutate: mutateBytes,
-    async check(bytes) {
-      await readTensors(await parseTorchFile(new MemorySource(bytes)))
     },
   },
   {
