@@ -214,26 +214,6 @@ def forward(x, w, adapter, is_quantized):
     return y
 
 
-def requantized(name, w, adapter):
-    """What ONNX Runtime's quantizer makes of the merged weights, as whole numbers and scales."""
-    layouts = {"nbits-4-32": (4, 32, True), "nbits-4-16-zeros": (4, 16, False), "nbits-8-32": (8, 32, True), "nbits-8-16-zeros": (8, 16, False)}
-    if name not in layouts:
-        return {}
-    bits, block, symmetric = layouts[name]
-    model = plain()
-    for tensor, layer in zip(model.graph.initializer, ("fc1", "fc2")):
-        merged = w[layer].float() + np.float32(SCALING) * (adapter[f"{layer}.B"] @ adapter[f"{layer}.A"])
-        tensor.CopyFrom(numpy_helper.from_array(merged.T.contiguous().numpy(), tensor.name))
-    quantizer = MatMulNBitsQuantizer(model, algo_config=DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=symmetric, bits=bits))
-    quantizer.process()
-    init = {i.name: numpy_helper.to_array(i) for i in quantizer.model.model.graph.initializer}
-    result = {}
-    for node, layer in zip([n for n in quantizer.model.model.graph.node if n.op_type == "MatMulNBits"], ("fc1", "fc2")):
-        for part, initializer in zip(("packed", "scales", "zeros"), node.input[1:]):
-            result[f"{layer}.{part}"] = torch.tensor(init[initializer].reshape(-1).astype(np.float32))
-    return result
-
-
 def numbers(name, out):
     make, is_quantized = FORMS[name]
     folder = fresh(out / name)
@@ -267,7 +247,7 @@ def numbers(name, out):
     g = torch.randn(adapted.shape, generator=rng)
     (adapted * g.double()).sum().backward()
     tensors = {"x": x, "y": torch.tensor(y), "adapted": adapted.detach(), "g": g,
-               **{f"{n}.weight": v for n, v in w.items()}, **adapter, **requantized(name, w, adapter),
+               **{f"{n}.weight": v for n, v in w.items()}, **adapter,
                **{f"{key}.gradient": v.grad for key, v in wide.items()}}
     save_file({key: v.float().contiguous() for key, v in tensors.items()}, folder / "numbers.safetensors")
     print(name, error, [n.op_type for n in model.graph.node])

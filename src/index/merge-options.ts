@@ -11,7 +11,7 @@ export type AdapterToMerge =
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** Options of merging and unmerging. */
-export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' | 'quantized'>, PathSettings {
+export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>, PathSettings {
   /** One adapter, or several adapters. Their changes are added. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /**
@@ -22,7 +22,7 @@ export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' 
 }
 
 /** Options of {@link merge}. */
-export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype' | 'quantized'> {
+export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype'> {
   /** The model to add the adapter to: a folder, an .onnx file, a safetensors file or its index. */
   base: Source
 }

@@ -13,8 +13,6 @@ export interface LayerChange {
    * null. Null for a weight in a file that an earlier run had finished, and for factors beside quantized weights.
    */
   relativeChange: number | null
-  /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
-  quantizationError?: number
 }
 
 /** Part of a plan and of a finished merge. For a `share`, it covers only the files of that job. */

@@ -5,7 +5,6 @@ import { ConfigError, UnsupportedError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
-import type { QuantizedPolicy } from './onnx/quantized.js'
 import type { TiedPolicy } from './plan/tied.js'
 import type { MergeFormat, MergeProgress } from './report.js'
 
@@ -59,12 +58,6 @@ export interface MergeSettings extends RunSettings {
    * has none anyway.
    */
   weightsOnly?: boolean | undefined
-  /**
-   * The treatment of quantized weights. `branches` leaves them as they are and puts the factors beside them, so that
-   * the result is what a session computes; `requantize` quantizes W + s·B·A again in the same layout (MatMulNBits), and
-   * reports the error that this adds. Default `branches`. For .onnx with quantized weights.
-   */
-  quantized?: QuantizedPolicy | undefined
   /** Stops with an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
   /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
@@ -94,7 +87,6 @@ export interface PathSettings {
 /** Options of one format, with the value that both can honor. */
 const ONLY: readonly (readonly [keyof MergeSettings, MergeFormat, what: string, other?: string])[] = [
   ['modules', 'onnx', 'it names nodes of an .onnx file'],
-  ['quantized', 'onnx', 'only weights of an .onnx file can be quantized'],
   ['dtype', 'onnx', 'it chooses an .onnx file; the type that is written is `outDtype`'],
   ['tied', 'safetensors', 'in an .onnx file tied embeddings are always untied', 'untie'],
   ['outDtype', 'safetensors', 'the types of an .onnx file stay as they are', 'keep'],

@@ -21,7 +21,6 @@ import { readWeight, weightOf } from '../formats/onnx-models.js'
 import { writeOnnx } from '../formats/write-onnx.js'
 import { deviation } from '../golden.js'
 import {
-  dataOf,
   feedsOfForm,
   floatsOfOutput,
   formAdapter,
@@ -115,61 +114,6 @@ describe('a graph with branches', () => {
     const plain = (await merged(base, formAdapter(numbers))).model
     await expect(merged(plain, dora)).rejects.toThrow(/fc2.*DoRA.*without other adapters/s)
     await expect(merged(base, [dora, formAdapter(numbers)])).rejects.toThrow(UnsupportedError)
-  })
-})
-
-describe.each(['nbits-4-32', 'nbits-4-16-zeros', 'nbits-8-32', 'nbits-8-16-zeros'])('requantize %s', (name) => {
-  it('writes the bytes of ONNX Runtime’s quantizer, and measures the error', async () => {
-    const [base, numbers] = [await openForm(name), await formNumbers(name)]
-    const { report, model } = await merged(base, formAdapter(numbers), { quantized: 'requantize' })
-    expect(report.branches).toBeUndefined()
-    expect(report.changed).toBe(name.endsWith('zeros') ? 6 : 4)
-    for (const { node, name: module } of findLinears(new Graph(model.proto))) {
-      const layer = module.slice('model.'.length)
-      const tensors = await Promise.all(
-        node.input
-          .slice(1)
-          .filter(Boolean)
-          .map((input) => readWeight(model, input)),
-      )
-      const [packed, scales, zeros] = tensors
-      expect(deviation(new Float32Array(scales.slice().buffer), dataOf(numbers, `${layer}.scales`))).toBeLessThan(1e-6)
-      // A sum on the border of two integers may go either way.
-      const expected = dataOf(numbers, `${layer}.packed`)
-      const differing = [...packed].filter((byte, i) => byte !== expected[i]).length
-      expect(differing / packed.length).toBeLessThan(0.01)
-      if (zeros !== undefined) expect([...zeros]).toEqual([...dataOf(numbers, `${layer}.zeros`)])
-    }
-    const errors = report.layers.map(({ quantizationError }) => quantizationError as number)
-    const [low, high] = name.includes('-4-') ? [0.05, 0.4] : [0.001, 0.02]
-    for (const error of errors) expect([low < error, error < high]).toEqual([true, true])
-  })
-})
-
-describe('what is refused before anything is written', () => {
-  const refused = async (name: string, options: Parameters<typeof mergeOnnx>[3], message: RegExp) => {
-    const [base, out] = [await openForm(name), new MemoryDirectory()]
-    const adapter = formAdapter(await formNumbers(name))
-    await expect(mergeOnnx(base, adapter, out, options)).rejects.toThrow(message)
-    await expect(mergeOnnx(base, adapter, out, options)).rejects.toBeInstanceOf(UnsupportedError)
-    expect([...out.files.keys()]).toEqual([])
-  }
-
-  it.each(['int8', 'bnb4-nf4', 'qdq-int8', 'uint8-fused'])('requantize on %s', async (name) => {
-    await refused(name, { quantized: 'requantize' }, /model\/fc1\/.*not quantized again.*`quantized: 'branches'`/s)
-  })
-
-  it('requantize where zero points are floats', async () => {
-    await refused('nbits-4-16-float-zeros', { quantized: 'requantize' }, /its zero points are floats/)
-  })
-
-  it('quantized on a float graph', async () => {
-    const model = await openModel('tests/golden/models/llama-optimum')
-    const adapter = makeAdapter(model, /q_proj$/)
-    for (const quantized of ['branches', 'requantize'] as const) {
-      await expect(merged(model.onnx, adapter, { quantized })).rejects.toThrow(/quantized: .*linear layers as MatMul/s)
-    }
-    await model.close()
   })
 })
 

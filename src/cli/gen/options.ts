@@ -62,7 +62,6 @@ export const FLAGS = {
     fsync: { form: 'switch', about: 'waits until all files are written to the disk (fsync). Default true' },
     tied: { form: 'word', about: 'the weights of the result if the adapter changes only one of two embeddings that are tied. untie: two, which is what was trained. keep: one, changed for both uses. Default untie; an .onnx is always untied', words: ['untie', 'keep'] },
     outDtype: { form: 'word', about: 'type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. Not for .onnx', words: ['keep', 'fp32', 'fp16', 'bf16'] },
-    quantized: { form: 'word', about: 'the treatment of quantized weights. branches leaves them as they are and puts the factors beside them, so that the result is what a session computes; requantize quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds. Default branches. For .onnx with quantized weights', words: ['branches', 'requantize'] },
   },
   UnmergeOptions: {
     merged: { form: 'source', about: 'the result of a merge', isRequired: true },

@@ -25,7 +25,7 @@ export const merge = defineCommand({
   options: {
     base: text(MODEL, 'model that the adapter is merged into; default: the base that the first adapter names'),
     ...ADAPTERS,
-    ...flags('MergeOptions', 'out', 'tied', 'outDtype', 'quantized'),
+    ...flags('MergeOptions', 'out', 'tied', 'outDtype'),
     dryRun: toggle('check everything and show the plan; write nothing'),
     verbose: toggle('show the change of each layer, not only the largest ones'),
     ...OUTPUT,
@@ -62,11 +62,8 @@ function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
   }
   const shown = isVerbose ? layers : sorted.slice(0, SHOWN_CHANGES)
   const heading = shown.length < layers.length ? `${SHOWN_CHANGES} largest changes` : 'layer'
-  const isRequantized = layers.some(({ quantizationError }) => quantizationError !== undefined)
-  const rows = shown.map(({ name, relativeChange, quantizationError }) => {
-    return [name, relativeChange ?? '–', ...(isRequantized ? [quantizationError ?? ''] : [])]
-  })
-  print(table([[heading, 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
+  const rows = shown.map(({ name, relativeChange }) => [name, relativeChange ?? '–'])
+  print(table([[heading, 'change ‖ΔW‖/‖W‖'], ...rows]))
   if (shown.length < layers.length) say(`--verbose shows all ${layers.length} layers`)
 }
 

@@ -79,7 +79,6 @@ export const MERGE_OPTIONS: OptionTable = {
   fsync: BOOLEAN,
   tied: oneOf('untie', 'keep'),
   outDtype: anyOf(oneOf('keep'), oneOf('fp32', 'fp16', 'bf16')),
-  quantized: oneOf('branches', 'requantize'),
 }
 
 export const UNMERGE_OPTIONS: OptionTable = {

@@ -31,7 +31,7 @@ import type { Fit, PlacedPart } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
 import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js'
 import { refuseCombination } from '../plan/plan.js'
-import type { QuantizedPart, QuantizedPolicy } from './quantized.js'
+import type { QuantizedPart } from './quantized.js'
 
 export interface Edit extends Place {
   readonly name: string
@@ -44,24 +44,18 @@ export interface Edit extends Place {
   readonly keys: string[]
 }
 
-interface CollectOptions {
-  readonly policy?: QuantizedPolicy | undefined
-  /** Tells whole tensors that need no place, because they are a new head's. */
-  readonly isElsewhere?: (share: GraphShare, tensor: string) => boolean
-}
-
 /**
  * Finds the places of parts of adapters. Reads weights only to tell whether embeddings are tied. `fit` gets all
- * problems.
+ * problems. `isElsewhere` tells whole tensors that need no place, because they are a new head's.
  */
 export async function collectEdits(
   places: ModelPlaces,
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: Fit,
-  { policy, isElsewhere = () => false }: CollectOptions = {},
+  isElsewhere: (share: GraphShare, tensor: string) => boolean = () => false,
 ): Promise<{ edits: Edit[]; quantized: readonly QuantizedPart[] }> {
-  const edits = new Edits(places, opened, policy)
+  const edits = new Edits(places, opened)
   for (const share of shares) {
     await edits.addLinears(share, fit)
     for (const part of share.parts) {
@@ -93,7 +87,6 @@ class Edits {
   constructor(
     private readonly places: ModelPlaces,
     private readonly opened: OpenAdapters,
-    private readonly policy: QuantizedPolicy | undefined,
   ) {}
 
   all(): Edit[] {
@@ -150,13 +143,12 @@ class Edits {
     const { isQuantized } = linear.form
     const start = linear.fused?.start ?? 0
     if (isQuantized) {
-      this.#addQuantized({ share, name, part, linear })
       // Branches add the bias themselves.
-      if (this.policy !== 'requantize') return
-    } else {
-      const layer = { ...own, name: part.name, isInputMajor: !linear.transposed }
-      addLayer(this.#weightOf(linear, name), layer, start, `${index}:${linear.name}`)
+      this.#addQuantized({ share, name, part, linear })
+      return
     }
+    const layer = { ...own, name: part.name, isInputMajor: !linear.transposed }
+    addLayer(this.#weightOf(linear, name), layer, start, `${index}:${linear.name}`)
     if (wholeBias === undefined) return
     const bias = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
     this.#addBias(share, name, bias, biasOf(graph, linear))

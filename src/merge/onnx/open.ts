@@ -46,7 +46,7 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
       const plan = await planOnnxMerge(model, shares[i], opened, fit, { ...input, config: config?.values })
       if (plan === undefined) continue
       plans.push(plan)
-      const replaced = new Set([...plan.targets.keys(), ...plan.requantized.keys()])
+      const replaced = new Set(plan.targets.keys())
       const planned = await planOnnx(model, plan.proto, path, { replaced, keepsFiles: plan.branches.length > 0 })
       written.push({ path, dataFiles: planned.length - 1 })
       files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, model, plan, sources)))
@@ -56,7 +56,7 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
     const read = graphs.flatMap(({ model }) => [...model.files.keys()])
     const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
     const branches = plans.flatMap((plan) => plan.branches)
-    const names = [...new Set([...plans.flatMap((plan) => [...plan.reports, ...plan.quantized]), ...branches])]
+    const names = [...new Set([...plans.flatMap((plan) => plan.reports), ...branches])]
     return {
       files,
       own: [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')),
@@ -69,8 +69,7 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
       },
       layers: names.map((name) => ({ name })),
       changes(sums) {
-        const again = new Map(plans.flatMap((plan) => plan.changed).map((change) => [change.name, change]))
-        return names.map((name) => again.get(name) ?? { name, relativeChange: sums.relativeChange(name) })
+        return names.map((name) => ({ name, relativeChange: sums.relativeChange(name) }))
       },
     }
   }
@@ -81,7 +80,7 @@ function outputFile(
   { path, byteLength, pieces }: OnnxFile,
   isGraph: boolean,
   model: OnnxModel,
-  { targets, requantized, proto }: OnnxMergePlan,
+  { targets, proto }: OnnxMergePlan,
   sources: readonly ByteSource[],
 ): OutputFile {
   const literals: Literal[] = []
@@ -92,14 +91,10 @@ function outputFile(
     else if ('location' in piece) {
       const source = sources.indexOf(model.file(piece.location))
       segments.push({ offset, byteLength: length, source, baseOffset: piece.from, weight: undefined })
-    } else {
-      const bytes = requantized.get(piece.replaced)
-      if (bytes !== undefined) literals.push({ offset, byteLength: length, bytes })
-      else segments.push(...segmentsOf(targets.get(piece.replaced)!, offset))
-    }
+    } else segments.push(...segmentsOf(targets.get(piece.replaced)!, offset))
   }
   const names = isGraph ? (proto.graph?.initializer ?? []).map(({ name }) => name) : []
-  const changed = isGraph ? [...targets.keys(), ...requantized.keys()] : []
+  const changed = isGraph ? [...targets.keys()] : []
   return { path, byteLength, literals, segments: coalesce(segments), tensors: names, changed }
 }
 

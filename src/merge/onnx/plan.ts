@@ -25,15 +25,13 @@ import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { ModelConfig } from '../plan/config-edit.js'
 import type { Fit } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
-import type { LayerChange } from '../report.js'
 import { collectEdits, type Edit } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
-import { mergeBranches, type QuantizedLayer, type QuantizedPolicy, readQuantized, refuseDoraSums } from './quantized.js'
-import { planRequantization } from './requantize.js'
+import { mergeBranches, type QuantizedLayer, readQuantized, refuseDoraSums } from './quantized.js'
 
 export type OnnxMergePlan = NonNullable<Awaited<ReturnType<typeof planOnnxMerge>>>
 
-interface OnnxPlanOptions extends Pick<PlanInput, 'modules' | 'quantized' | 'sign'> {
+interface OnnxPlanOptions extends Pick<PlanInput, 'modules' | 'sign'> {
   readonly config: ModelConfig | undefined
 }
 
@@ -43,7 +41,7 @@ export async function planOnnxMerge(
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: Fit,
-  { config = {}, modules = {}, quantized: policy, sign }: OnnxPlanOptions,
+  { config = {}, modules = {}, sign }: OnnxPlanOptions,
 ) {
   const graph = new Graph(model.proto)
   let linears = findLinears(graph, modules)
@@ -62,11 +60,10 @@ export async function planOnnxMerge(
     fit.notes.push(`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`)
   }
   const places = { model, graph, linears, config, embeddings: findEmbeddings(graph) }
-  const { edits, quantized: parts } = await collectEdits(places, shares, opened, fit, { policy, isElsewhere })
+  const { edits, quantized: parts } = await collectEdits(places, shares, opened, fit, isElsewhere)
   const vocabulary = fit.note(() => resizeVocabulary(places, edits))
   fit.vocabulary ??= linears.find(({ isHead }) => isHead)?.d ?? null
   if (fit.problems.length > 0 || fit.listsAll) return undefined
-  if (policy !== undefined && parts.length === 0) throw nothingQuantized(graph, policy)
   if (sign === -1 && parts.length > 0) throw noUnmerge(parts[0].name)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, OutputTensor>()
@@ -87,23 +84,14 @@ export async function planOnnxMerge(
   const quantized: QuantizedLayer[] = []
   for (const part of parts) quantized.push(await readQuantized(part))
   refuseDoraSums(graph, quantized)
-  const changed: LayerChange[] = []
-  /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
-  let requantized: ReturnType<typeof planRequantization> = new Map()
-  if (policy === 'requantize') {
-    requantized = planRequantization(model, graph, quantized, (change) => changed.push(change))
-  } else await mergeBranches(model, graph, quantized)
-  const names = quantized.map(({ name }) => name)
+  await mergeBranches(model, graph, quantized)
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
   return {
-    ...{ proto: graph.toModel(), targets, requantized, vocabulary, added },
+    ...{ proto: graph.toModel(), targets, vocabulary, added },
     head: head && (await headEdit(config, head)),
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
-    quantized: policy === 'requantize' ? names : [],
     /** Layers with quantized weights that got the adapters' factors beside them. */
-    branches: policy === 'requantize' ? [] : names,
-    /** The changes of weights that are quantized again, once they are written. */
-    changed,
+    branches: quantized.map(({ name }) => name),
   }
 }
 
@@ -112,16 +100,6 @@ function noUnmerge(where: string): UnsupportedError {
     where,
     what: 'an adapter cannot be taken out of quantized weights, nor from beside them',
     hint: 'Keep the base',
-  })
-}
-
-function nothingQuantized(graph: Graph, policy: QuantizedPolicy): UnsupportedError {
-  const forms = new Set(findLinears(graph).map(({ form }) => form.name))
-  return new UnsupportedError({
-    where: 'quantized',
-    what: `'${policy}' is only for layers with quantized weights, and the adapters change no such layer`,
-    got: `linear layers as ${[...forms].join(', ')}`,
-    hint: 'Leave it out: the weights of this graph are changed themselves',
   })
 }
 

@@ -14,12 +14,6 @@ import type { LoraLayer } from '../../lora/layer.js'
 import type { LinearValues } from '../../lora/run-adapter.js'
 import type { GraphShare } from '../plan/adapters.js'
 
-/**
- * The treatment of quantized weights: `branches` leaves them and adds the factors beside them; `requantize` quantizes W
- * + s·B·A again, in the same layout.
- */
-export type QuantizedPolicy = 'branches' | 'requantize'
-
 export interface QuantizedPart {
   readonly share: GraphShare
   readonly name: string

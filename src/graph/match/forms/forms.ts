@@ -29,15 +29,14 @@ export function findProduct(graph: Graph, node: NodeProto): Product | undefined 
   return undefined
 }
 
-/** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
-export type MergeWay = 'weights' | 'branches' | 'requantize'
+/** Ways of merging into a layer: into its weight, or as a branch beside it. */
+export type MergeWay = 'weights' | 'branches'
 
-/** Ways to merge are the default first; none if it cannot be merged. */
+/** The list of ways to merge is empty if the layer cannot be merged. */
 export function abilitiesOf({ form, dataType, problem }: Product) {
   const run = FLOAT_DTYPES[dataType] !== undefined
   const isReadable = problem === undefined
-  const quantized: MergeWay[] = form === MATMUL_NBITS && isReadable ? ['branches', 'requantize'] : ['branches']
-  const merge: MergeWay[] = !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : []
+  const merge: MergeWay[] = !run ? [] : form.isQuantized ? ['branches'] : isReadable ? ['weights'] : []
   return {
     run,
     merge,
