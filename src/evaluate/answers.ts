@@ -1,6 +1,7 @@
-// How good written texts are. Beside the wanted ones: exact match, ROUGE-L (Lin 2004, as rouge-score computes it
+// Scores for written texts. Compared with the wanted text: exact match, ROUGE-L (Lin 2004, as rouge-score computes it
 // without a stemmer) and chrF (Popović 2015, as sacrebleu computes it: characters without spaces, n-grams of 1 to 6,
-// β = 2). And by a model on any server in OpenAI's form, which judges two answers in both orders: the rest is a tie.
+// β = 2). Or judged by a model on any server that speaks OpenAI's API: it compares two answers in both orders, and if
+// the two verdicts disagree, it is a tie.
 
 import { ConfigError, RuntimeError } from '../base/errors.js'
 
@@ -10,7 +11,7 @@ const CHRF_BETA_SQUARED = 4
 export interface TextCounts {
   readonly exact: number
   readonly rougeL: number
-  /** Three numbers for each length of n-grams: in the text, in the wanted text, and in both. */
+  /** For each length of n-grams: how many are in the text, in the wanted text, and in both. */
   readonly chrf: Float64Array
 }
 
@@ -21,10 +22,10 @@ export function countTexts(text: string, wanted: string): TextCounts {
 export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number; rougeL: number; chrF: number } {
   const sums = new Float64Array(3 * CHRF_ORDERS)
   let [exact, rouge] = [0, 0]
-  for (const one of texts) {
-    exact += one.exact
-    rouge += one.rougeL
-    one.chrf.forEach((count, i) => {
+  for (const scores of texts) {
+    exact += scores.exact
+    rouge += scores.rougeL
+    scores.chrf.forEach((count, i) => {
       sums[i] += count
     })
   }
@@ -33,9 +34,9 @@ export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number;
 
 /** The F1 score of the longest common subsequence of words: runs of a–z and 0–9, in lower case. */
 function rougeL(text: string, wanted: string): number {
-  const [own, other] = [text, wanted].map((one) => one.toLowerCase().match(/[a-z0-9]+/g) ?? [])
-  const common = commonLength(own, other)
-  return common === 0 ? 0 : (2 * common) / (own.length + other.length)
+  const [words, wantedWords] = [text, wanted].map((text) => text.toLowerCase().match(/[a-z0-9]+/g) ?? [])
+  const common = commonLength(words, wantedWords)
+  return common === 0 ? 0 : (2 * common) / (words.length + wantedWords.length)
 }
 
 function commonLength(a: readonly string[], b: readonly string[]): number {
@@ -49,15 +50,18 @@ function commonLength(a: readonly string[], b: readonly string[]): number {
 }
 
 function chrfCounts(text: string, wanted: string): Float64Array {
-  const [own, other] = [text, wanted].map((one) => [...one.replace(/\s+/gu, '')])
+  const [characters, wantedCharacters] = [text, wanted].map((text) => [...text.replace(/\s+/gu, '')])
   const counts = new Float64Array(3 * CHRF_ORDERS)
   for (let order = 1; order <= CHRF_ORDERS; order++) {
-    const [ours, theirs] = [own, other].map((characters) => ngrams(characters, order))
+    const [ours, theirs] = [characters, wantedCharacters].map((characters) => ngrams(characters, order))
     let both = 0
     for (const [gram, count] of ours) both += Math.min(count, theirs.get(gram) ?? 0)
     const total = (length: number) => Math.max(0, length - order + 1)
-    // Without a wanted n-gram of this length there is nothing to be right about.
-    counts.set([theirs.size === 0 ? 0 : total(own.length), total(other.length), both], 3 * (order - 1))
+    // If the wanted text is too short for n-grams of this length, they do not count.
+    counts.set(
+      [theirs.size === 0 ? 0 : total(characters.length), total(wantedCharacters.length), both],
+      3 * (order - 1),
+    )
   }
   return counts
 }
@@ -74,9 +78,9 @@ function ngrams(characters: readonly string[], order: number): Map<string, numbe
 function chrfOf(counts: ArrayLike<number>): number {
   let [precision, recall, orders] = [0, 0, 0]
   for (let i = 0; i < counts.length; i += 3) {
-    const [own, wanted, both] = [counts[i], counts[i + 1], counts[i + 2]]
-    if (own === 0 || wanted === 0) continue
-    precision += both / own
+    const [inText, wanted, both] = [counts[i], counts[i + 1], counts[i + 2]]
+    if (inText === 0 || wanted === 0) continue
+    precision += both / inText
     recall += both / wanted
     orders++
   }
@@ -122,11 +126,11 @@ export function checkJudge(
   })
 }
 
-/** The second answer beside the first: 1 better, 0.5 a tie, 0 worse. */
+/** Compares the second answer with the first: 1 better, 0.5 a tie, 0 worse. */
 export async function judge(pair: JudgedPair, settings: JudgeSettings, signal?: AbortSignal): Promise<number> {
   if (pair.first === pair.second) return 0.5
   const swapped = { ...pair, first: pair.second, second: pair.first }
-  const [straight, turned] = await Promise.all([pair, swapped].map((one) => ask(one, settings, signal)))
+  const [straight, turned] = await Promise.all([pair, swapped].map((order) => ask(order, settings, signal)))
   if (straight === 'B' && turned === 'A') return 1
   return straight === 'A' && turned === 'B' ? 0 : 0.5
 }

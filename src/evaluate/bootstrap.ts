@@ -1,17 +1,17 @@
-// Intervals of metrics: the records are drawn again and again with replacement, each time with a new metric.
-// All models get the same draws, so what they have in common drops out of their difference (Efron and Tibshirani 1993,
-// percentile intervals).
+// Intervals of metrics by the bootstrap: records are drawn with replacement many times, and each draw gives a value of
+// the metric (Efron and Tibshirani 1993, percentile intervals). All models get the same draws, so what they have in
+// common cancels in their difference.
 
 import { Random } from '../base/random.js'
 
-/** A number with the interval that holds 95 % of the draws; null where the draws give none. */
+/** A number with the interval that contains 95 % of the draws; null if the draws give no interval. */
 export interface Interval {
   readonly value: number
   readonly low: number | null
   readonly high: number | null
 }
 
-/** Records are given by their numbers, and can be there several times. */
+/** Computes metrics over records, which are given by their numbers and may occur several times. */
 export type Statistic = (records: ArrayLike<number>) => Readonly<Record<string, number>>
 
 export interface Intervals {
@@ -28,7 +28,7 @@ export function bootstrap(
   const whole = models.map((statistic) => statistic(Array.from({ length: count }, (_, i) => i)))
   const draws: Readonly<Record<string, number>>[][] = []
   const records = new Int32Array(count)
-  // One record alone says nothing about others.
+  // A single record says nothing about the spread.
   for (let draw = 0; count > 1 && draw < resamples; draw++) {
     for (let i = 0; i < count; i++) records[i] = random.below(count)
     draws.push(models.map((statistic) => statistic(records)))

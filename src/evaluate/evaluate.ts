@@ -1,4 +1,4 @@
-// Finished adapters against the base: metrics with intervals, the records that differ most, and what models write.
+// Compares finished adapters with the base: metrics with intervals, the records that differ most, and written answers.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
@@ -34,7 +34,7 @@ export interface EvaluateSettings
     Pick<TrainInput, 'task' | 'taskOptions' | 'columns' | 'maxLength' | 'decodeImage'>,
     Pick<TrainInput, 'chatTemplate' | 'chatTemplateArgs' | 'device' | 'threads' | 'memory'> {
   /**
-   * Records that run together where a loss belongs to several records, and texts that are written together.
+   * How many records run together if a loss belongs to several records, and how many texts are written together.
    * @range an integer of at least 1
    * @default 8
    */
@@ -64,7 +64,7 @@ export interface EvaluateSettings
    */
   readonly maxNewTokens?: number | undefined
   /**
-   * How often the records are drawn again for the intervals.
+   * How many times the records are drawn for the intervals.
    * @range an integer of at least 1
    * @default 1000
    */
@@ -174,8 +174,8 @@ async function evaluateOpened(
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
   for (const [name, { trainedOn }] of Object.entries(adapters)) {
-    const other = await otherWeights(trainedOn, model)
-    if (other !== undefined) onWarning(`${name}: ${other}`)
+    const difference = await otherWeights(trainedOn, model)
+    if (difference !== undefined) onWarning(`${name}: ${difference}`)
   }
   const { records, examples } = await read(model, task, data, { ...options, pictures }, onWarning)
   const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
@@ -223,8 +223,8 @@ async function evaluateOpened(
 async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: string | undefined): Promise<Task> {
   if (name !== undefined) return loadTask(name)
   const { taskType } = adapters[0]?.config ?? {}
-  const own = taskType === undefined ? undefined : await loadTaskOf({ taskType }, headBase(model))
-  return own ?? loadTask(defaultTask(model))
+  const taskOfHead = taskType === undefined ? undefined : await loadTaskOf({ taskType }, headBase(model))
+  return taskOfHead ?? loadTask(defaultTask(model))
 }
 
 async function read(
@@ -284,10 +284,11 @@ async function contendersOf(
   onWarning: (message: string) => void,
 ): Promise<Contender[]> {
   const opened = new Map<string, OpenTask>()
-  const openFor = (own: Model, adapter: LoraAdapter | undefined): OpenTask => {
+  const openFor = (joined: Model, adapter: LoraAdapter | undefined): OpenTask => {
     const problemType = 'problemType' in (task.options ?? {}) ? adapter?.problemType : undefined
     const key = JSON.stringify([adapter?.labels ?? null, problemType ?? null])
-    const known = opened.get(key) ?? task.open(own, examples, { ...(problemType && { problemType }), ...taskOptions })
+    const known =
+      opened.get(key) ?? task.open(joined, examples, { ...(problemType && { problemType }), ...taskOptions })
     opened.set(key, known)
     return known
   }
@@ -320,7 +321,7 @@ async function contendersOf(
 function inOrder(contenders: Contender[], against: string | undefined): Contender[] {
   if (against === undefined) return contenders
   const first = contenders.find(({ name }) => name === against)
-  if (first !== undefined) return [first, ...contenders.filter((one) => one !== first)]
+  if (first !== undefined) return [first, ...contenders.filter((contender) => contender !== first)]
   throw new ConfigError({ where: 'against', what: 'no such adapter', got: against })
 }
 
@@ -363,7 +364,7 @@ function statisticOf(
       }
     }
     const loss = sum / total
-    const own = (): Record<string, number> =>
+    const overall = (): Record<string, number> =>
       open.metrics({
         loss,
         examples: places.map((place) => examples[place]),
@@ -374,7 +375,7 @@ function statisticOf(
     })
     return {
       ...(losses !== undefined && { loss }),
-      ...(values.length > 0 ? Object.fromEntries(means) : own()),
+      ...(values.length > 0 ? Object.fromEntries(means) : overall()),
       ...(texts.length > 0 && textMetrics(Array.from(chosen, (record) => texts[record].counts))),
       ...(isJudged && {
         judged: Array.from(chosen, (record) => texts[record].judged).reduce((a, b) => a + b, 0) / chosen.length,
@@ -432,7 +433,9 @@ async function judgeAnswers(
         places.map(async (i) => {
           const { prompt, answer: wanted } = records[i].question!
           const asked =
-            typeof prompt === 'string' ? prompt : prompt.map((one) => `${one.role}: ${one.content}`).join('\n')
+            typeof prompt === 'string'
+              ? prompt
+              : prompt.map((message) => `${message.role}: ${message.content}`).join('\n')
           const pair = { prompt: asked, wanted, first: first.texts[i].text, second: texts[i].text }
           texts[i].judged = await judge(pair, settings, signal as AbortSignal | undefined)
         }),
@@ -458,15 +461,15 @@ function differingRecords(
     const { losses, predictions } = measured[i]
     return isByLoss ? (['loss', losses!] as const) : Object.entries(open.values?.(predictions) ?? {}).at(-1)
   })
-  if (contenders.length < 2 || values.some((own) => own === undefined)) return { differBy: null, differing: [] }
+  if (contenders.length < 2 || values.some((losses) => losses === undefined)) return { differBy: null, differing: [] }
   const found = records.map(({ where, record, examples, question }, index) => {
-    const own = values.map((named, model) => {
+    const losses = values.map((named, model) => {
       const weights = examples.map((place) => measured[model].weights[place])
       const total = weights.reduce((sum, weight) => sum + weight, 0)
       return examples.reduce((sum, place, i) => sum + named![1][place] * weights[i], 0) / total
     })
     const answers = contenders.flatMap(({ texts }) => texts[index]?.text ?? [])
-    return { where, record, values: own, ...(answers.length > 0 && { wanted: question?.answer, answers }) }
+    return { where, record, values: losses, ...(answers.length > 0 && { wanted: question?.answer, answers }) }
   })
   const distance = ({ values: [first, ...others] }: (typeof found)[number]) =>
     Math.max(...others.map((value) => Math.abs(value - first)))
@@ -534,10 +537,10 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
       sum += loss * normalizer
       total += normalizer
       const predicted = open.predict?.(outputs, batch) ?? []
-      const own = open.exampleLosses?.(predicted)
+      const perExample = open.exampleLosses?.(predicted)
       for (const [i, place] of places.entries()) {
-        losses[place] = own?.[i] ?? loss
-        weights[place] = own === undefined ? normalizer / places.length : open.normalizer([examples[place]])
+        losses[place] = perExample?.[i] ?? loss
+        weights[place] = perExample === undefined ? normalizer / places.length : open.normalizer([examples[place]])
         predictions[place] = predicted[i]
         await next()
       }

@@ -1,4 +1,4 @@
-// A run of lowrank as a folder that TRL goes on with.
+// Writes a training run as a folder with which TRL continues.
 
 import { stringify } from 'yaml'
 import {
@@ -32,7 +32,7 @@ import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettin
 
 export interface HandoffSettings {
   readonly out: Directory
-  /** The base as transformers opens it; undefined for the name that the adapter gives it. */
+  /** The base's name for transformers; undefined to take the name that the adapter records. */
   readonly base: string | undefined
   readonly rows: 'tokens' | 'records'
   readonly unfinished: { readonly directory: Directory; readonly steps: number } | undefined
@@ -50,9 +50,9 @@ export interface HandoffReport {
   evalRows: number
   /** Steps that are left. */
   steps: number
-  /** Parts of the run that only train.py can do, and not `trl` with the settings file. */
+  /** Parts of the run for which train.py is needed, because `trl` with the settings file cannot do them. */
   scriptOnly: string[]
-  /** Parts of the run that are not the same there, each as a sentence. */
+  /** What TRL will do differently, each as a sentence. */
   differences: string[]
 }
 
@@ -89,7 +89,7 @@ export async function handOff(
     for (const name of ADAPTER_FILES) folder.files.set(name, await withSource(unfinished.directory, name, readAll))
   }
   const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
-  // Lengths of batches do not matter here.
+  // Only the order of the records is needed, so batches may be of any length.
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation, limit: 0 }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
   const totalSteps = settings.maxSteps ?? settings.epochs * stepsOfPass
@@ -114,10 +114,10 @@ export async function handOff(
   const only = scriptOnly(run, handed.command)
   const differences = differencesOf(run, options)
   const order = orderOf(run, costs, { ...plan, inOrder: input.open.needsNeighbors ?? false })
-  const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
+  const lines = (rows: Rows, indices: readonly number[]) => linesOf(rows, indices, { handed, open: input.open, run })
 
   await writeTogether(out, async (target) => {
-    // Python reads YAML 1.1: `no` is a truth value there, and 1e-8 a text.
+    // Python reads YAML 1.1, in which `no` is a boolean and 1e-8 is a text.
     const text = stringify(yaml, { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
     await writeFile(target, file, text)
     await writeThrough(target, 'data/train.jsonl', async (sink) => {
@@ -145,7 +145,9 @@ export async function handOff(
   }
 }
 
-/** From the next step on. A step that is smaller than others comes last: elsewhere rows are counted off. */
+/**
+ * The records from the next step on. A step with fewer records goes last, because TRL just counts rows into batches.
+ */
 function orderOf({ config, stepsDone }: HandedRun, costs: ArrayLike<number>, plan: PlanOptions): number[] {
   const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>
     step.flatMap(({ examples }) => examples),
@@ -166,7 +168,7 @@ function* linesOf(
   const seen = new Set<unknown>()
   for (const index of indices) {
     const record = parsed[index]
-    // A chat that gives an example for each answer is one record.
+    // A chat with several answers gives several examples, but it is a single record.
     if (write !== undefined && seen.has(record)) continue
     seen.add(record)
     const row = write === undefined ? handed.row!(examples.at(index), open) : write(record, hasTemplate)
@@ -237,13 +239,14 @@ const MARKS = /\{%-?\s*generation\b/
 const WHOLE = 'lowrank_whole'
 
 /**
- * Marks what the assistant writes, as transformers' {% generation %} does. Any template can be marked from outside: an
- * answer is what its text adds to the prompt for it. Writes the same text as before, as long as the text of the first
- * messages begins the text of all.
+ * Marks the assistant's text with transformers' {% generation %}. This works for any template from outside: an answer
+ * is the text that it adds to its prompt. The result is the same text as before, provided that the text of the first
+ * messages is the beginning of the text of all messages.
  */
 function markedTemplate(template: string): string {
   if (MARKS.test(template)) return template
-  // A print at both ends keeps Jinja from trimming the text beside the tags; the last line break it drops anyway.
+  // The empty prints at both ends keep Jinja from trimming the text next to the tags. It drops a final line break
+  // anyway.
   return `{% macro ${WHOLE}(messages, add_generation_prompt) %}{{ '' }}${template.replace(/\n$/, '')}{{ '' }}{% endmacro -%}
 {%- set lowrank = namespace(done=0) -%}
 {%- for message in messages -%}
@@ -263,11 +266,11 @@ type Row = Readonly<Record<string, unknown>>
 
 interface HandedTask {
   readonly command?: 'sft' | 'dpo' | 'kto'
-  /** Settings of the task that the script can follow. */
+  /** The task's settings that the script supports. */
   readonly options: readonly string[]
-  /** True where the loss counts what an assistant writes, so that the template has to mark it. */
+  /** True if the loss counts only the assistant's text, so that the template must mark it. */
   readonly marksAnswers?: boolean
-  /** The tokens of an example; undefined for tasks whose records go as they are. */
+  /** Writes an example as tokens; undefined for tasks whose records are handed over as they are. */
   row?(example: unknown, open: OpenTask): Row
   record?(parsed: unknown, hasTemplate: boolean): Row
 }
@@ -296,8 +299,8 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
     options: ['beta', 'labelSmoothing'],
     record(parsed) {
       const { chosen, rejected } = parsed as AnswerPair
-      const [own, other] = [turnsOf(chosen), turnsOf(rejected)]
-      return { prompt: own.prompt, chosen: own.answer, rejected: other.answer, ...own.more }
+      const [good, bad] = [turnsOf(chosen), turnsOf(rejected)]
+      return { prompt: good.prompt, chosen: good.answer, rejected: bad.answer, ...good.more }
     },
   },
   kto: {
@@ -321,13 +324,13 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
     options: ['problemType'],
     row(example, { labels = [], problemType }) {
       const { inputIds, tokenTypeIds, label } = example as LabeledExample
-      const own = [label].flat().map(String)
+      const labelNames = [label].flat().map(String)
       const labeled =
         problemType === 'regression'
           ? Number(label)
           : problemType === 'single_label_classification'
-            ? labels.indexOf(own[0])
-            : labels.map((name) => (own.includes(name) ? 1.5 : 0.5) - 0.5)
+            ? labels.indexOf(labelNames[0])
+            : labels.map((name) => (labelNames.includes(name) ? 1.5 : 0.5) - 0.5)
       return { ...tokensOf(inputIds, tokenTypeIds), labels: labeled }
     },
   },
@@ -335,12 +338,12 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
     options: ['tagNames'],
     row(example, { labels = [] }) {
       const { inputIds, tokenTypeIds, firsts, tags } = example as TaggedExample
-      const own = Array<number>(inputIds.length).fill(IGNORED)
+      const tokenLabels = Array<number>(inputIds.length).fill(IGNORED)
       tags.forEach((tag, word) => {
         const index = labels.indexOf(String(tag))
-        own[firsts[word]] = index >= 0 ? index : Number(tag)
+        tokenLabels[firsts[word]] = index >= 0 ? index : Number(tag)
       })
-      return { ...tokensOf(inputIds, tokenTypeIds), labels: own }
+      return { ...tokensOf(inputIds, tokenTypeIds), labels: tokenLabels }
     },
   },
 }
@@ -352,10 +355,10 @@ function handedTask(name: TaskName, taskOptions: Readonly<Record<string, unknown
     const expected = Object.keys(HANDED).join(', ')
     throw new UnsupportedError({ where, what: 'TRL has no trainer for it', expected, hint: 'Train it with lowrank' })
   }
-  const other = Object.keys(taskOptions).find((option) => !handed.options.includes(option))
-  if (other === undefined) return handed
+  const unsupported = Object.keys(taskOptions).find((option) => !handed.options.includes(option))
+  if (unsupported === undefined) return handed
   const expected = handed.options.join(', ') || 'no settings of the task'
-  throw new UnsupportedError({ where: `taskOptions.${other}`, what: 'cannot be handed off', expected })
+  throw new UnsupportedError({ where: `taskOptions.${unsupported}`, what: 'cannot be handed off', expected })
 }
 
 function tokensOf(inputIds: Int32Array, tokenTypeIds: Int32Array): Row {

@@ -1,5 +1,5 @@
-// train.py of a handed-off run: what the settings files of TRL cannot say, in one script for all tasks. And its
-// README.md: what each file is, the commands for the places where GPUs are, and what differs.
+// Writes train.py of a handed-off run, one script for all tasks that does what TRL's settings files cannot express, and
+// its README.md: what each file is, the commands for places with GPUs, and what will differ.
 
 import type { HandedRun } from './settings-file.js'
 
@@ -7,7 +7,7 @@ export function trainScript(run: object): string {
   return SCRIPT.replace('{RUN}', () => JSON.stringify(JSON.stringify(run, null, 1)).replaceAll('\\n', '\\n"\n    "'))
 }
 
-/** Versions that the goldens were made with. */
+/** The versions with which the golden files were made. */
 export const PINNED = {
   trl: '1.16.0',
   peft: '0.21.2',
@@ -233,7 +233,7 @@ if __name__ == "__main__":
     main()
 `
 
-/** @param only parts that TRL's command cannot do */
+/** @param only the parts of the run that TRL's command cannot do */
 export function readmeOf(
   run: HandedRun,
   file: string,

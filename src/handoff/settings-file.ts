@@ -1,4 +1,4 @@
-// Settings in the words of transformers and TRL. All are written out, because their defaults differ from lowrank's.
+// A run's settings under the names of transformers and TRL. All are written out, because the defaults there differ.
 
 import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
@@ -11,12 +11,12 @@ export interface HandedRun {
   readonly config: LoraConfig
   readonly peft: Readonly<Record<string, unknown>>
   readonly base: string
-  /** Steps that the run has made. */
+  /** How many steps the run has done. */
   readonly stepsDone: number
   readonly totalSteps: number
-  /** The order of the records never changes: no record comes twice, or the task keeps the order of the data. */
+  /** True if the order of the records stays fixed: there is a single pass, or the task keeps the order of the data. */
   readonly isInOrder: boolean
-  /** Most tokens of a record; infinite where nothing limits it. */
+  /** The most tokens of a record; Infinity without a limit. */
   readonly maxLength: number
   readonly hasEvaluation: boolean
   readonly hasTemplate: boolean
@@ -27,7 +27,7 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
   const { settings, config, stepsDone, totalSteps, isInOrder, hasEvaluation } = run
   const { evalEvery, saveEvery, bestMetric } = settings
   const isEmbedding = run.task === 'embedding'
-  // The vectors of a whole step are compared with one another, so that it is one batch there.
+  // All vectors of a step are compared with each other, so there a step must be one batch.
   const [batch, accumulation] = isEmbedding
     ? [settings.batchSize * settings.gradientAccumulation, 1]
     : [settings.batchSize, settings.gradientAccumulation]
@@ -54,7 +54,7 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
     adam_beta2: 0.999,
     adam_epsilon: 1e-8,
     max_grad_norm: settings.maxGradNorm,
-    // The rows are in the order of the run's own first pass.
+    // The rows are written in the order in which this run would have read them.
     train_sampling_strategy: isInOrder ? 'sequential' : 'random',
     dataloader_drop_last: false,
     seed: Math.abs(config.seed) % 2 ** 32,
@@ -81,7 +81,7 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
     disable_dropout: run.config.dropout === 0,
     precompute_ref_log_probs: false,
   }
-  const own =
+  const methodSettings =
     task === 'kto'
       ? {
           loss_type: 'kto',
@@ -109,7 +109,7 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
   return {
     ...trainingArguments(run),
     max_length: length,
-    ...own,
+    ...methodSettings,
     dataset_name: 'data',
     ...modelSettings(run),
     use_peft: true,
@@ -143,7 +143,7 @@ export function scriptOnly(
     ...(command === undefined ? [`the task ${task}`] : []),
     ...(stepsDone > 0 ? ['the steps that are made'] : []),
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
-    // SFT has a setting for it.
+    // SFT has a setting for the template.
     ...(hasTemplate && command !== 'sft' ? ['the chat template'] : []),
     ...(settings.loraFa ? ['LoRA-FA'] : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),

@@ -1,23 +1,22 @@
-// Makes a report: one HTML file that needs nothing else. Its script and style are built from web/report
-// (scripts/build-report.mjs). A content policy allows only these two, so texts from files stay text whatever is in
-// them.
+// Makes a report: a single HTML file without further files. Its script and style are built from web/report
+// (scripts/build-report.mjs). A content security policy allows only these two, so texts from files can never run.
 
 import { template } from './gen/template.js'
 import { generatorOf } from './generator.js'
 
 export type Cell = string | number | null
 
-/** Lines of a chart. They share the axis x. */
+/** A line of a chart. */
 export interface Series {
   readonly name: string
   readonly x: readonly number[]
-  /** null leaves a gap. */
+  /** A null leaves a gap in the line. */
   readonly y: readonly (number | null)[]
-  /** Draws points alone, without the line between them. */
+  /** Draws only the points, without a line between them. */
   readonly isPoints?: boolean
 }
 
-/** A layer, with a value for each column and measure of its section. Other members stay out of the page. */
+/** A layer, with a value for each column and measure of its section. Other members are not written into the page. */
 export interface ReportLayer {
   readonly name: string
   /** Largest first. */
@@ -80,7 +79,7 @@ export function reportPage({ title, command, sections }: Report): string {
   return template.replace(/@@(title|generator|data)@@/g, (_, name: keyof typeof parts) => parts[name])
 }
 
-/** The page only draws numbers: a few digits are enough. */
+/** Rounds a number for drawing: a few digits are enough. */
 function drawn(value: number): number {
   return Number.isInteger(value) ? value : Number(value.toPrecision(6))
 }
@@ -92,7 +91,7 @@ function withoutUnseen(section: Section): Section {
   return { ...section, layers: layers as unknown as ReportLayer[] }
 }
 
-/** Leaves nothing in it that could end the script element or begin a comment. */
+/** Escapes whatever could end the script element or begin a comment. */
 function escapeJson(json: string): string {
   return json.replace(/[<>&]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`)
 }

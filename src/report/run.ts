@@ -1,8 +1,8 @@
-// The report of training runs: of one, or of several beside one another.
+// The report of one training run, or of several runs side by side.
 
 import type { Cell, Report, Sample, Section, Series } from './page.js'
 
-/** A line of metrics.jsonl, as far as it is drawn. */
+/** The part of a line of metrics.jsonl that is drawn. */
 export interface RunStep {
   readonly step: number
   readonly loss: number
@@ -27,7 +27,7 @@ export interface RunFacts {
   readonly settings: Readonly<Record<string, unknown>>
 }
 
-/** Points of a curve: more cannot be seen, and a file should stay small. */
+/** The most points of a curve: more would not be visible, and the file should stay small. */
 const MAX_POINTS = 1500
 
 export function runReport(runs: readonly RunFacts[], title: string, more: readonly Section[] = []): Report {
@@ -39,10 +39,10 @@ export function runReport(runs: readonly RunFacts[], title: string, more: readon
       : []
   const ofSteps = (value: (step: RunStep) => number, word: string) =>
     runs.map((run) => thinned(run, value, named(run, word)))
-  const ofEvaluations = (value: (one: RunEvaluation) => number | undefined, word: string) =>
+  const ofEvaluations = (value: (evaluation: RunEvaluation) => number | undefined, word: string) =>
     runs.map((run): Series => {
       const x = run.evaluations.map(({ step }) => step)
-      return { name: named(run, word), x, y: run.evaluations.map((one) => value(one) ?? null) }
+      return { name: named(run, word), x, y: run.evaluations.map((evaluation) => value(evaluation) ?? null) }
     })
   const metrics = [...new Set(runs.flatMap(({ evaluations }) => Object.keys(evaluations[0]?.metrics ?? {})))]
   return {
@@ -56,7 +56,7 @@ export function runReport(runs: readonly RunFacts[], title: string, more: readon
       ...metrics.flatMap((name) =>
         curve(
           name,
-          ofEvaluations((one) => one.metrics[name], name),
+          ofEvaluations((evaluation) => evaluation.metrics[name], name),
         ),
       ),
       ...evaluationTable(runs, metrics),
@@ -76,15 +76,15 @@ export function runReport(runs: readonly RunFacts[], title: string, more: readon
   }
 }
 
-/** Before training, at the lowest loss, and at the end. */
+/** The evaluations before training, at the lowest loss, and at the end. */
 function evaluationTable(runs: readonly RunFacts[], metrics: readonly string[]): Section[] {
   const rows = runs.flatMap(({ name, evaluations }) => {
     if (evaluations.length === 0) return []
-    const best = evaluations.reduce((least, one) => (one.loss < least.loss ? one : least))
+    const best = evaluations.reduce((least, evaluation) => (evaluation.loss < least.loss ? evaluation : least))
     const shown = new Set([evaluations[0], best, evaluations[evaluations.length - 1]])
-    return [...shown].map(({ step, loss, metrics: own }): Cell[] => {
+    return [...shown].map(({ step, loss, metrics: measured }): Cell[] => {
       const when = step === 0 ? 'before training' : `after step ${step}`
-      const values = metrics.map((metric) => own[metric] ?? null)
+      const values = metrics.map((metric) => measured[metric] ?? null)
       return [name, step === best.step ? `${when} (lowest loss)` : when, loss, ...values]
     })
   })
@@ -92,23 +92,23 @@ function evaluationTable(runs: readonly RunFacts[], metrics: readonly string[]):
   return rows.length === 0 ? [] : [{ kind: 'table', title: 'Evaluations', columns, rows }]
 }
 
-/** Each prompt with its first answer, one in the middle, and the last. */
+/** Each prompt with its first answer, an answer from the middle of the run, and the last answer. */
 function sampleSection({ name, samples }: RunFacts, isOne: boolean): Section[] {
   if (samples.length === 0) return []
   const chosen = [...new Set([samples[0], samples[samples.length >> 1], samples[samples.length - 1]])]
   const shown = samples[0].samples.map(
     ({ prompt }, i): Sample => ({
       prompt,
-      answers: chosen.map(({ step, samples: own }) => ({
+      answers: chosen.map(({ step, samples: texts }) => ({
         label: step === 0 ? 'before training' : `step ${step}`,
-        text: own[i]?.text ?? '',
+        text: texts[i]?.text ?? '',
       })),
     }),
   )
   return [{ kind: 'samples', title: isOne ? 'Answers' : `Answers of ${name}`, samples: shown }]
 }
 
-/** One run has all of its settings; of several, those that differ are shown. */
+/** A single run shows all its settings. Several runs show the settings that differ. */
 function settingsTable(runs: readonly RunFacts[]): Section[] {
   const all = runs.map(({ settings }) => flat(settings))
   const names = [...new Set(all.flatMap((settings) => [...settings.keys()]))]
@@ -133,14 +133,14 @@ function flat(settings: Readonly<Record<string, unknown>>, prefix = ''): Map<str
   return found
 }
 
-/** A curve of at most so many points, each the mean of its neighbors. */
+/** Thins a curve to at most MAX_POINTS points, each the mean of its neighbors. */
 function thinned({ steps }: RunFacts, value: (step: RunStep) => number, name: string): Series {
   const width = Math.ceil(steps.length / MAX_POINTS)
   const [x, y]: [number[], (number | null)[]] = [[], []]
   for (let start = 0; start < steps.length; start += width) {
-    const own = steps.slice(start, start + width)
-    x.push(own[own.length - 1].step)
-    y.push(own.reduce((sum, step) => sum + value(step), 0) / own.length)
+    const group = steps.slice(start, start + width)
+    x.push(group[group.length - 1].step)
+    y.push(group.reduce((sum, step) => sum + value(step), 0) / group.length)
   }
   return { name, x, y }
 }

@@ -1,4 +1,4 @@
-// How adapters are combined: the ways, and which settings go with which.
+// The ways to combine adapters, and the settings that each of them takes.
 
 import { ConfigError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
@@ -6,16 +6,17 @@ import { type RankChoice, requireOneRule } from './rank.js'
 import type { SparseSum } from './sparse.js'
 
 /**
- * - `exact`: Σ weight·ΔW, or the closest change of the rank that is asked for
+ * - `exact`: Σ weight·ΔW, or the closest change of the given rank
  * - `svd`: the same, at the largest rank of the adapters unless another is given
- * - `cat`: Σ weight·ΔW, with the factors beside each other
+ * - `cat`: Σ weight·ΔW, with the factors side by side
  * - `linear`: sums of the factors A and B themselves, which adds products of one adapter's B and another's A
  * - `ties`: TIES (Yadav et al. 2023, arXiv 2306.01708) of the factors
  * - `dare_linear`, `dare_ties`: `linear` and `ties` of random values of the factors (DARE, Yu et al. 2024, arXiv
  *   2311.03099)
  * - `magnitude_prune`: `linear` of the largest values of the factors
- * - `ties_svd`, `dare_linear_svd`, `dare_ties_svd`, `magnitude_prune_svd`: the same with the ΔW in place of the
- *   factors, then the closest change of the rank
+ * - `ties_svd`, `dare_linear_svd`, `dare_ties_svd`, `magnitude_prune_svd`: the same for the ΔW instead of the factors,
+ * and
+ *   then the closest change of the rank
  */
 export const COMBINATION_TYPES = [
   'exact',
@@ -61,7 +62,7 @@ export interface CombineSettings extends RankChoice, ToolRun {
   seed?: number | undefined
   /**
    * Gives exactly the result of PEFT's add_weighted_adapter, even if it is wrong: with rsLoRA its results are √r times
-   * too large. Only the random values of `dare` are others. Default false.
+   * too large. Only the random values of `dare` differ. Default false.
    */
   peftCompatible?: boolean | undefined
 }
@@ -70,7 +71,7 @@ export const FULL_RANK_TYPES = COMBINATION_TYPES.filter((type) => type === 'exac
 
 export interface CombineWay {
   readonly type: CombinationType
-  /** The way in which factors or changes are added, for the types that add them so. */
+  /** How factors or changes are added, for the types that drop values first. */
   readonly sum: SparseSum
   readonly seed: number
   readonly choice: RankChoice
@@ -91,7 +92,7 @@ export function combineWay({
     throw new ConfigError({
       where: 'combinationType',
       what: 'PEFT has no method exact',
-      expected: COMBINATION_TYPES.filter((one) => one !== 'exact').join(', '),
+      expected: COMBINATION_TYPES.filter((type) => type !== 'exact').join(', '),
     })
   }
   const isTies = type.includes('ties')
@@ -115,7 +116,7 @@ export function combineWay({
     throw new ConfigError({
       where: rule[0],
       what: `${type} has no choice of a rank`,
-      expected: FULL_RANK_TYPES.filter((one) => !peftCompatible || one !== 'exact').join(', '),
+      expected: FULL_RANK_TYPES.filter((type) => !peftCompatible || type !== 'exact').join(', '),
     })
   }
   requireOneRule(others)

@@ -1,6 +1,6 @@
-// Several adapters as one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and takes the
-// SVD of that product by way of two QR decompositions: the closest change of each rank, without a matrix of the
-// weight's size. The other ways are those of PEFT's add_weighted_adapter (0.21, tuners/lora/model.py).
+// Combines several adapters into one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and
+// computes the SVD of that product from two QR decompositions. This gives the closest change of each rank without a
+// matrix of the weight's size. The other ways follow PEFT's add_weighted_adapter (0.21, tuners/lora/model.py).
 
 import type { Directory, Place } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
@@ -59,15 +59,15 @@ export async function combineAdapters(
       const label = typeof parts.name === 'string' && parts.name !== 'adapter' ? parts.name : `adapter ${index + 1}`
       opened.push({ adapter: parts, weight, parts: byName, label })
     }
-    const own = opened.length === 1 && way.isPeft ? { ...way, type: 'linear' as const } : way
-    for (const one of opened) checkParts(one, own, base !== undefined)
+    const effectiveWay = opened.length === 1 && way.isPeft ? { ...way, type: 'linear' as const } : way
+    for (const adapter of opened) checkParts(adapter, effectiveWay, base !== undefined)
     checkAlikeSettings(opened)
     if (base !== undefined && opened.some(({ adapter }) => adapter.config.useDora)) {
       doraBase = await openDoraBase(base, opened)
     }
     const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
-    const uniform = own.isPeft
-      ? { rank: peftRank(opened, own), useRslora: opened[0].adapter.config.useRslora }
+    const uniform = effectiveWay.isPeft
+      ? { rank: peftRank(opened, effectiveWay), useRslora: opened[0].adapter.config.useRslora }
       : undefined
     const steps = new Steps(names.length, { onProgress, signal })
     const layers: NewLayer[] = []
@@ -79,7 +79,7 @@ export async function combineAdapters(
       if (owners[0].parts.get(name)!.kind === 'replacement' || owners[0].parts.get(name)!.kind === 'token-rows') {
         values.push(await ownValues(name, owners))
       } else {
-        const { layer, report } = await combineLayer(name, owners, own, { uniform: uniform?.rank, doraBase })
+        const { layer, report } = await combineLayer(name, owners, effectiveWay, { uniform: uniform?.rank, doraBase })
         layers.push(layer)
         reports.push(report)
       }
@@ -128,10 +128,10 @@ function biasOf(terms: readonly Term[], owners: readonly Opened[]): LayerVectors
   return { biasB }
 }
 
-function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {
-  const { adapter, parts, weight, label } = one
+function checkParts(opened: Opened, way: CombineWay, hasBase: boolean): void {
+  const { adapter, parts, weight, label } = opened
   const { config } = adapter
-  if (config.useDora) checkDora(one, way, hasBase)
+  if (config.useDora) checkDora(opened, way, hasBase)
   if (config.loraBias && (way.isPeft || way.sum.keep !== 'all')) {
     throw new UnsupportedError({
       where: label,
@@ -156,7 +156,9 @@ function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {
   }
 }
 
-/** DoRA's change is no product of two factors: the closest change of a rank is taken. */
+/**
+ * DoRA's change is not a product of two factors, so only ways that take the closest change of a rank can combine it.
+ */
 function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWay, hasBase: boolean): void {
   const refuse = (what: string, hint: string) => {
     throw new UnsupportedError({ where: label, what: `${what}, because the change of DoRA depends on the base`, hint })
@@ -170,12 +172,12 @@ function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWa
   if (!hasBase) {
     refuse('DoRA adapters cannot be combined without their base', 'Give the base (`base`) and a rank')
   }
-  const other = [...parts.values()].find((part) => isDora(part) && part.kind !== 'linear')
-  if (other !== undefined) {
+  const unsupported = [...parts.values()].find((part) => isDora(part) && part.kind !== 'linear')
+  if (unsupported !== undefined) {
     const hint =
       'Merge it into its base, make an adapter from the result with `lowrank extract`, and combine that adapter'
-    const what = `DoRA of a layer of kind ${other.kind}`
-    throw new UnsupportedError({ where: `${label}: ${other.name}`, what, hint })
+    const what = `DoRA of a layer of kind ${unsupported.kind}`
+    throw new UnsupportedError({ where: `${label}: ${unsupported.name}`, what, hint })
   }
   const isChosen = Object.values(choice).some((rule) => rule !== undefined)
   if (type === 'exact' && !isChosen) {
@@ -196,11 +198,11 @@ function checkAlike(name: string, owners: readonly Opened[]): void {
   }
   const [first, ...others] = owners
   const expected = factorsOf(first.parts.get(name)!)
-  for (const other of others) {
-    const got = factorsOf(other.parts.get(name)!)
+  for (const next of others) {
+    const got = factorsOf(next.parts.get(name)!)
     if (got === expected) continue
     throw new MismatchError({
-      where: `${other.label}: ${name}`,
+      where: `${next.label}: ${name}`,
       what: `not the layer of ${first.label}: the adapters belong to different bases`,
       expected,
       got,
@@ -215,9 +217,9 @@ function checkAlikeSettings(opened: readonly Opened[]): void {
   ] as const
   for (const [field, name, what] of fields) {
     const of = ({ adapter }: Opened) => JSON.stringify(adapter.config[field] ?? [])
-    const other = opened.find((one) => of(one) !== of(opened[0]))
-    if (other === undefined) continue
-    throw new MismatchError({ where: `${other.label}: ${name}`, what, expected: of(opened[0]), got: of(other) })
+    const differing = opened.find((candidate) => of(candidate) !== of(opened[0]))
+    if (differing === undefined) continue
+    throw new MismatchError({ where: `${differing.label}: ${name}`, what, expected: of(opened[0]), got: of(differing) })
   }
 }
 
@@ -244,8 +246,8 @@ function configOf(opened: readonly Opened[], layers: readonly NewLayer[]): LoraC
     JSON.stringify([targetModules, excludeModules, layersToTransform, layersPattern])
   const isAlike = opened.every(({ adapter }) => targetsOf(adapter.config) === targetsOf(config))
   const modules = layers.filter(({ part }) => part.kind !== 'parameter').map(({ part }) => part.name)
-  const all = <T>(of: (own: LoraConfig) => readonly T[]) => [
-    ...new Set(opened.flatMap((one) => of(one.adapter.config))),
+  const all = <T>(of: (config: LoraConfig) => readonly T[]) => [
+    ...new Set(opened.flatMap((term) => of(term.adapter.config))),
   ]
   return {
     ...config,
@@ -256,8 +258,8 @@ function configOf(opened: readonly Opened[], layers: readonly NewLayer[]): LoraC
       layersToTransform: undefined,
       layersPattern: undefined,
     }),
-    targetParameters: all((own) => own.targetParameters),
-    modulesToSave: all((own) => own.modulesToSave),
+    targetParameters: all((config) => config.targetParameters),
+    modulesToSave: all((config) => config.modulesToSave),
     trainableTokenIndices: undefined,
     loraBias: opened.some(({ adapter }) => adapter.config.loraBias),
   }
@@ -279,8 +281,8 @@ function isDora(part: PartView): boolean {
 type DoraBase = Awaited<ReturnType<typeof openDoraBase>>
 
 /**
- * Makes plain changes of DoRA layers. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖, a norm for each row (Liu et al. 2024,
- * arXiv 2402.09353): its difference from W depends on W, and has any rank up to that of W.
+ * Opens the base to compute the changes of DoRA layers. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖ with a norm for each
+ * row (Liu et al. 2024, arXiv 2402.09353), so its difference from W depends on W and may have the full rank.
  */
 async function openDoraBase(base: Place, opened: readonly Opened[]) {
   const layers = new Map(
@@ -295,7 +297,7 @@ async function openDoraBase(base: Place, opened: readonly Opened[]) {
   const fanInFanOut = opened.some(({ adapter }) => adapter.config.fanInFanOut)
   const weights = await openBaseWeights(base, [...layers.values()], { fanInFanOut })
   return {
-    /** W' − W (d, k) of a layer with a magnitude. */
+    /** Computes W' − W (d, k) of a layer with a magnitude. */
     async change(layer: PartOfKind<'linear'>): Promise<Matrix> {
       const weight = copyAs(await weights.read(layer.name), new Float64Array())
       layer.attachBase(weight)
@@ -318,7 +320,7 @@ interface Term {
   readonly change: Change
   readonly weight: number
   readonly label: string
-  /** The change as a matrix, where it is no product of the factors: that of DoRA. */
+  /** DoRA's change as a full matrix, because it is not a product of the factors. */
   readonly full?: Matrix | undefined
 }
 
@@ -327,15 +329,15 @@ interface Combined {
   readonly report: Pick<RankReport, 'rank' | 'norm' | 'error'>
 }
 
-/** The energy that a search may miss where PEFT takes a full SVD. */
+/** The share of the energy that our search may miss when PEFT computes a full SVD. */
 const TIGHT = 1e-10
 
-/** One layer of several adapters as one. s is inside of B, so that rsLoRA and patterns are right by construction. */
+/** Combines one layer of several adapters. B includes the scaling, so rsLoRA and patterns need no special treatment. */
 async function combinedChange(name: string, terms: readonly Term[], way: CombineWay): Promise<Combined> {
   const { type } = way
   const { part, change } = terms[0]
-  const largest = Math.max(...terms.map(({ part: own }) => own.rank))
-  // `exact` has another rule where no rank is given.
+  const largest = Math.max(...terms.map(({ part }) => part.rank))
+  // Without a rank, PEFT's types take the largest one; `exact` keeps its own rule.
   const choice = type === 'exact' ? way.choice : { ...way.choice, rank: way.choice.rank ?? largest }
   if (type.endsWith('_svd')) return sumOfChanges(name, terms, way, choice)
   if (terms.some(({ full }) => full !== undefined)) return closest(part, [fullSumOf(terms)], choice)
@@ -386,24 +388,30 @@ function checkRanks(name: string, terms: readonly Term[], type: string): void {
   })
 }
 
-/** With c = weight·s, A gets sgn(c)·√|c| and B √|c| (PEFT's _generalized_task_arithmetic_weighted_adapter). */
+/**
+ * With c = weight·s, multiplies A by sgn(c)·√|c| and B by √|c| (PEFT's _generalized_task_arithmetic_weighted_adapter).
+ */
 function combineFactors(name: string, terms: readonly Term[], at: number, { sum, seed }: CombineWay): FactorPair {
-  const own = terms.map(({ part, change, weight }) => {
+  const factors = terms.map(({ part, change, weight }) => {
     const c = weight * part.scaling
     const { weightA, weightB } = change.pairs[at]
-    // A change has s in B, and the trimming must see B as it is.
+    // The change's B includes s, but the trimming must see B as it is stored.
     const b = part.scaling === 0 ? weightB : scaled(weightB, 1 / part.scaling)
     return { weightA, weightB: b, rootA: Math.sign(c) * Math.sqrt(Math.abs(c)), rootB: Math.sqrt(Math.abs(c)) }
   })
-  type Own = (typeof own)[number]
-  const combine = (role: 'A' | 'B', of: (one: Own) => { data: FloatArray; weight: number }, like: Matrix): Matrix => {
+  type Factors = (typeof factors)[number]
+  const combine = (
+    role: 'A' | 'B',
+    of: (entry: Factors) => { data: FloatArray; weight: number },
+    like: Matrix,
+  ): Matrix => {
     const random = (index: number) => new Random(seed, `combine/${name}/${at}/${role}/${index}`)
-    return copyAs({ data: sparseSum(own.map(of), sum, random), shape: like.shape }, like.data)
+    return copyAs({ data: sparseSum(factors.map(of), sum, random), shape: like.shape }, like.data)
   }
-  const [{ weightA, weightB }] = own
+  const [{ weightA, weightB }] = factors
   return {
-    weightA: combine('A', (one) => ({ data: one.weightA.data, weight: one.rootA }), weightA),
-    weightB: combine('B', (one) => ({ data: one.weightB.data, weight: one.rootB }), weightB),
+    weightA: combine('A', (entry) => ({ data: entry.weightA.data, weight: entry.rootA }), weightA),
+    weightB: combine('B', (entry) => ({ data: entry.weightB.data, weight: entry.rootB }), weightB),
   }
 }
 
@@ -415,8 +423,8 @@ async function sumOfChanges(
 ): Promise<Combined> {
   const { part, change } = terms[0]
   const merged = change.pairs.map((_, at): Matrix => {
-    const tensors = terms.map(({ change: own, weight, full }) => {
-      const { weightA, weightB } = own.pairs[at]
+    const tensors = terms.map(({ change, weight, full }) => {
+      const { weightA, weightB } = change.pairs[at]
       return { ...(full ?? product(weightB, weightA)), weight }
     })
     const random = (index: number) => new Random(seed, `combine/${name}/${at}/${index}`)

@@ -1,4 +1,4 @@
-// How adapters or checkpoints differ: no full matrices for adapters, one tensor at a time for checkpoints.
+// Compares two adapters or two checkpoints: adapters without full matrices, checkpoints one tensor at a time.
 
 import type { Directory, Place } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
@@ -16,7 +16,7 @@ import { type Change, changeOf, differencePair, isFactorPart, normOf } from './f
 
 /** A layer of two adapters. */
 export interface AdapterLayerDiff extends AdapterDifference {
-  /** The layer's, as in `model.layers.0.self_attn.q_proj`. */
+  /** The layer's name, such as `model.layers.0.self_attn.q_proj`. */
   name: string
   kind: PartView['kind']
   /** Shape of the weight. */
@@ -27,21 +27,21 @@ export interface AdapterLayerDiff extends AdapterDifference {
 export interface TensorDiff {
   name: string
   shape: number[]
-  /** ‖a‖, Frobenius. */
+  /** ‖a‖, the Frobenius norm. */
   normA: number
   /** ‖b − a‖ */
   normDifference: number
-  /** ‖b − a‖/‖a‖; 0 where nothing differs. */
+  /** ‖b − a‖/‖a‖; 0 if nothing differs. */
   relativeChange: number
 }
 
 interface Common {
-  /** Layers or tensors that only one has. */
+  /** Layers or tensors that only the first has. */
   onlyA: string[]
   onlyB: string[]
-  /** √Σ‖b − a‖² / √Σ‖a‖², over what both have. */
+  /** √Σ‖b − a‖² / √Σ‖a‖² over the layers or tensors of both. */
   relativeChange: number
-  /** Names of what differs most, largest ‖b − a‖ first. */
+  /** Names of the layers or tensors that differ most, largest ‖b − a‖ first. */
   topMovers: string[]
 }
 
@@ -59,35 +59,35 @@ export async function diffAdapters(
 ): Promise<DiffReport> {
   const open = (adapter: LoraAdapter | Directory) => openForUse(adapter, 'a comparison')
   return withOpen([a, b], open, async (opened) => {
-    const [own, other] = opened.map((one) => new Map(one.parts().map((part) => [part.name, part])))
-    const shared = [...own.keys()].filter((name) => other.has(name))
+    const [partsA, partsB] = opened.map((adapter) => new Map(adapter.parts().map((part) => [part.name, part])))
+    const shared = [...partsA.keys()].filter((name) => partsB.has(name))
     const steps = new Steps(shared.length, run)
     const layers: AdapterLayerDiff[] = []
     for (const name of shared) {
       layers.push(await diffPart(name, opened))
       await steps.next(name)
     }
-    return { kind: 'adapters', layers, ...summary(layers, own, other) }
+    return { kind: 'adapters', layers, ...summary(layers, partsA, partsB) }
   })
 }
 
 async function diffPart(name: string, [a, b]: readonly OpenAdapter[]): Promise<AdapterLayerDiff> {
-  const [own, other] = [await a.read(name), await b.read(name)]
-  const of = (part: typeof own) => `${part.kind} ${formatShape(part.shape)}`
-  if (of(own) !== of(other)) {
+  const [partA, partB] = [await a.read(name), await b.read(name)]
+  const of = (part: typeof partA) => `${part.kind} ${formatShape(part.shape)}`
+  if (of(partA) !== of(partB)) {
     throw new MismatchError({
       where: name,
       what: 'not the same layer: the adapters belong to different bases',
-      expected: of(own),
-      got: of(other),
+      expected: of(partA),
+      got: of(partB),
     })
   }
-  const shape = [...own.shape]
-  if (isFactorPart(own) && isFactorPart(other)) {
-    return { name, kind: own.kind, shape, ...compareChanges(changeOf(own), changeOf(other)) }
+  const shape = [...partA.shape]
+  if (isFactorPart(partA) && isFactorPart(partB)) {
+    return { name, kind: partA.kind, shape, ...compareChanges(changeOf(partA), changeOf(partB)) }
   }
-  const values = [own, other].map((part) => (isFactorPart(part) ? new Float32Array() : part.weight.data))
-  return { name, kind: own.kind, shape, ...compareValues(values[0], values[1]) }
+  const values = [partA, partB].map((part) => (isFactorPart(part) ? new Float32Array() : part.weight.data))
+  return { name, kind: partA.kind, shape, ...compareValues(values[0], values[1]) }
 }
 
 function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDifference {
@@ -111,8 +111,8 @@ function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDiffe
 
 export async function diffCheckpoints(a: Place, b: Place, run: ToolRun): Promise<DiffReport> {
   const open = ({ directory, file }: Place) => openCheckpoint(directory, file)
-  return withOpen([a, b], open, async ([own, other]) => {
-    const shared = [...own.tensors.keys()].filter((name) => other.tensors.has(name))
+  return withOpen([a, b], open, async ([checkpointA, checkpointB]) => {
+    const shared = [...checkpointA.tensors.keys()].filter((name) => checkpointB.tensors.has(name))
     if (shared.length === 0) {
       const what = `has no tensor of the name of one in ${a.directory.name}`
       throw new MismatchError({ where: b.directory.name, what })
@@ -121,29 +121,29 @@ export async function diffCheckpoints(a: Place, b: Place, run: ToolRun): Promise
     const tensors: TensorDiff[] = []
     const memory = new DifferenceMemory()
     for (const name of shared) {
-      tensors.push(await diffTensor(name, own, other, memory))
+      tensors.push(await diffTensor(name, checkpointA, checkpointB, memory))
       await steps.next(name)
     }
-    return { kind: 'checkpoints', tensors, ...summary(tensors, own.tensors, other.tensors) }
+    return { kind: 'checkpoints', tensors, ...summary(tensors, checkpointA.tensors, checkpointB.tensors) }
   })
 }
 
 async function diffTensor(name: string, a: Checkpoint, b: Checkpoint, memory: DifferenceMemory): Promise<TensorDiff> {
-  const [own, other] = [a, b].map((checkpoint) => ({
+  const [locatedA, locatedB] = [a, b].map((checkpoint) => ({
     checkpoint,
     tensor: checkpoint.tensors.get(name) as CheckpointTensor,
   }))
-  const { shape } = own.tensor.info
-  requireSameShape(name, shape, other.tensor.info.shape)
+  const { shape } = locatedA.tensor.info
+  requireSameShape(name, shape, locatedB.tensor.info.shape)
   const common = { name, shape: [...shape] }
-  const isSame = await hasSameBytes(own, other, memory)
-  // Packed values have no norm, but equal ones are equal.
-  if (isSame && !['fp64', 'fp32', 'fp16', 'bf16'].includes(own.tensor.info.dtype)) {
+  const isSame = await hasSameBytes(locatedA, locatedB, memory)
+  // Packed values have no norm, but equal bytes are certainly equal.
+  if (isSame && !['fp64', 'fp32', 'fp16', 'bf16'].includes(locatedA.tensor.info.dtype)) {
     return { ...common, normA: Number.NaN, normDifference: 0, relativeChange: 0 }
   }
-  for (const { checkpoint, tensor } of [own, other]) requireFloat(tensor.info, checkpoint.directory.name)
+  for (const { checkpoint, tensor } of [locatedA, locatedB]) requireFloat(tensor.info, checkpoint.directory.name)
   if (elementCount(shape) === 0) return { ...common, normA: 0, normDifference: 0, relativeChange: 0 }
-  const { norm, baseNorm } = await differenceOf(own, other, memory, 0)
+  const { norm, baseNorm } = await differenceOf(locatedA, locatedB, memory, 0)
   return { ...common, normA: baseNorm, normDifference: norm, relativeChange: relative(norm, baseNorm) }
 }
 
@@ -152,7 +152,7 @@ function summary(
   a: ReadonlyMap<string, unknown>,
   b: ReadonlyMap<string, unknown>,
 ): Common {
-  const total = (of: (one: (typeof all)[number]) => number) => Math.hypot(...all.map(of).filter(Number.isFinite))
+  const total = (of: (layer: (typeof all)[number]) => number) => Math.hypot(...all.map(of).filter(Number.isFinite))
   const moved = all
     .filter(({ normDifference }) => normDifference > 0)
     .sort((x, y) => y.normDifference - x.normDifference)
@@ -173,19 +173,19 @@ function relative(difference: number, norm: number): number {
 
 /** Two changes of one weight, ΔA and ΔB, in numbers. */
 export interface AdapterDifference {
-  /** ‖ΔA‖, Frobenius. */
+  /** ‖ΔA‖, the Frobenius norm. */
   normA: number
   /** ‖ΔB‖ */
   normB: number
   /** ‖ΔB − ΔA‖ */
   normDifference: number
-  /** ‖ΔB − ΔA‖/‖ΔA‖; 0 where they are equal. */
+  /** ‖ΔB − ΔA‖/‖ΔA‖; 0 if the changes are equal. */
   relativeChange: number
-  /** ⟨ΔA, ΔB⟩/(‖ΔA‖·‖ΔB‖): 1 for the same direction, −1 for opposite ones; null where one of them is 0. */
+  /** ⟨ΔA, ΔB⟩/(‖ΔA‖·‖ΔB‖): 1 for the same direction, −1 for opposite directions, null if a change is 0. */
   cosine: number | null
   /**
    * Principal angles in degrees, smallest first, between the spaces that the changes write into (their left singular
-   * vectors). 0: they share a direction; 90: they have none in common.
+   * vectors). At 0 they share a direction, at 90 they share none.
    */
   outputAngles: number[]
   /** The same for the spaces that they read from (their right singular vectors). */
@@ -194,18 +194,18 @@ export interface AdapterDifference {
   singularValues: number[]
 }
 
-/** Directions with singular values below this share of the largest are noise, and turn angles into chance. */
+/** Directions with singular values below this share of the largest are noise, and their angles would mean nothing. */
 const SIGNIFICANT = 1e-3
 
-/** For several matrices (groups, experts): norms over all, angles and singular values of the first. */
+/** Several matrices (groups, experts) give norms over all of them, and the angles and singular values of the first. */
 function compareChanges(a: Change, b: Change): AdapterDifference {
-  const pairs = a.pairs.map((own, at) => [own, b.pairs[at]] as const)
+  const pairs = a.pairs.map((pair, at) => [pair, b.pairs[at]] as const)
   const [normA, normB] = [normOf(a.pairs), normOf(b.pairs)]
   const isEqual = pairs.every(
-    ([own, other]) => isSame(own.weightA, other.weightA) && isSame(own.weightB, other.weightB),
+    ([pairA, pairB]) => isSame(pairA.weightA, pairB.weightA) && isSame(pairA.weightB, pairB.weightB),
   )
   const normDifference = isEqual ? 0 : normOf(pairs.map((pair) => differencePair(...pair)))
-  const shared = pairs.reduce((sum, [own, other]) => sum + innerProduct(own, other), 0)
+  const shared = pairs.reduce((sum, [pairA, pairB]) => sum + innerProduct(pairA, pairB), 0)
   const [first, second] = pairs[0].map(({ weightA, weightB }) => svdOfProduct(weightB, weightA))
   const between = differencePair(...pairs[0])
   return {
@@ -221,9 +221,9 @@ function compareChanges(a: Change, b: Change): AdapterDifference {
 }
 
 /** ⟨B₁A₁, B₂A₂⟩ = tr((B₁ᵀB₂)·(A₂A₁ᵀ)) */
-function innerProduct(own: FactorPair, other: FactorPair): number {
-  const [b1, a1, b2, a2] = [own.weightB, own.weightA, other.weightB, other.weightA].map((one) =>
-    inPrecisionOf(F64, one),
+function innerProduct(pairA: FactorPair, pairB: FactorPair): number {
+  const [b1, a1, b2, a2] = [pairA.weightB, pairA.weightA, pairB.weightB, pairB.weightA].map((matrix) =>
+    inPrecisionOf(F64, matrix),
   )
   const left = product(b1, b2, { transposeA: true }) // (r1, d) @ (d, r2)
   const right = product(a1, a2, { transposeB: true }) // (r1, k) @ (k, r2)
@@ -239,13 +239,13 @@ function leading({ u, s, vt }: Svd, side: 'u' | 'vt'): Matrix {
   return { data: rows.data.subarray(0, rank * rows.shape[1]), shape: [rank, rows.shape[1]] }
 }
 
-/** Björck and Golub 1973: by cosines and, where these are near 1, by sines. */
+/** Principal angles as in Björck and Golub 1973: from cosines, or from sines if the cosines are near 1. */
 function principalAngles(a: Matrix, b: Matrix): number[] {
   if (a.shape[0] === 0 || b.shape[0] === 0) return []
   const [small, large] = a.shape[0] <= b.shape[0] ? [a, b] : [b, a]
   const shared = product(small, large, { transposeB: true })
   const cosines = svd(shared).s
-  // The part of the smaller space outside of the larger one: its singular values are the sines.
+  // The singular values of the smaller space's part outside the larger space are the sines.
   const rest = product(shared, large, { scale: -1, addTo: { data: small.data.slice(), shape: small.shape } as Matrix })
   const sines = svd(rest).s.reverse()
   return Array.from(cosines, (cosine, i) => {

@@ -1,4 +1,4 @@
-// The difference of a tensor in two checkpoints, read in blocks of rows, and kept where it is small.
+// The difference between a tensor in two checkpoints. It is read in blocks of rows, and kept in memory if it is small.
 
 import { closing, readThere, sameBytes } from '../base/bytes.js'
 import { decodeFloatsThere, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
@@ -14,31 +14,31 @@ export interface Located {
   readonly tensor: CheckpointTensor
 }
 
-/** Opens two adapters or checkpoints, and closes them. */
+/** Opens two adapters or checkpoints for `work`, and closes them afterwards. */
 export async function withOpen<P, T extends { close(): Promise<void> }, R>(
   [a, b]: readonly [P, P],
   open: (place: P) => Promise<T>,
   work: (opened: readonly [T, T]) => Promise<R>,
 ): Promise<R> {
-  return closing(await open(a), async (own) => closing(await open(b), (other) => work([own, other])))
+  return closing(await open(a), async (first) => closing(await open(b), (second) => work([first, second])))
 }
 
-export function requireSameShape(where: string, own: readonly number[], other: readonly number[]): void {
-  const [expected, got] = [formatShape(own), formatShape(other)]
+export function requireSameShape(where: string, shapeA: readonly number[], shapeB: readonly number[]): void {
+  const [expected, got] = [formatShape(shapeA), formatShape(shapeB)]
   if (expected === got) return
   throw new MismatchError({ where, what: 'not the same tensor in both checkpoints', expected, got })
 }
 
-/** Values of a block: some MB in f32. */
+/** The number of values in a block: a few MB in f32. */
 const BLOCK_VALUES = 1 << 19
 
 const MAX_VALUE_BYTES = 8
 const PIECE_BYTES = 1 << 20
 
-/** A difference up to here stays in memory, so that its files are read once. */
+/** A difference of up to this many values stays in memory, so that its files are read only once. */
 export const KEPT_VALUES = 1 << 24
 
-/** Pairs of tensors use it one after the other: new memory would wait long for the garbage collector. */
+/** Memory that one pair of tensors uses after the other. Fresh arrays would wait long for the garbage collector. */
 export class DifferenceMemory {
   #sides: readonly Side[] = []
   #kept = new Float32Array()
@@ -59,7 +59,7 @@ export class DifferenceMemory {
     return this.#kept.subarray(0, values)
   }
 
-  /** Frees the memory at once: what is sent to a closed port need not wait for the garbage collector. */
+  /** Frees the memory immediately, by sending it to a closed port, instead of waiting for the garbage collector. */
   async release(): Promise<void> {
     const { port1, port2 } = new MessageChannel()
     port1.postMessage(undefined, [
@@ -80,8 +80,8 @@ interface Side {
 }
 
 /**
- * ‖tuned − base‖ and ‖base‖, Frobenius, and the difference itself. Reads both tensors once. The result is used before
- * its memory serves another pair.
+ * Computes ‖tuned − base‖, ‖base‖ (Frobenius) and the difference itself, and reads both tensors once. Use the result
+ * before the memory serves the next pair.
  */
 export async function differenceOf(base: Located, tuned: Located, memory: DifferenceMemory, keptValues = KEPT_VALUES) {
   const { shape } = base.tensor.info
@@ -92,12 +92,12 @@ export async function differenceOf(base: Located, tuned: Located, memory: Differ
   const rowEnergies = new Float64Array(rows)
   for (let first = 0; first < rows; first += blockRows(k)) {
     const count = Math.min(blockRows(k), rows - first)
-    const [own, other] = await readBoth(base, tuned, { first, count, k }, memory)
+    const [before, after] = await readBoth(base, tuned, { first, count, k }, memory)
     for (let i = 0; i < count; i++) {
       let rowEnergy = 0
       for (let at = i * k; at < (i + 1) * k; at++) {
-        const change = Math.fround(other[at] - own[at])
-        baseEnergy += own[at] * own[at]
+        const change = Math.fround(after[at] - before[at])
+        baseEnergy += before[at] * before[at]
         rowEnergy += change * change
         if (kept !== undefined) kept[first * k + at] = change
       }
@@ -114,7 +114,7 @@ export async function differenceOf(base: Located, tuned: Located, memory: Differ
       shape: [count, k],
       energy: rowEnergies.subarray(first, first + count).reduce((sum, value) => sum + value, 0),
       async forEachBlock(use) {
-        // Also of a kept difference, since a product copies what it is given.
+        // A kept difference is passed on in blocks too, because a product copies its operands.
         for (let at = 0; at < count; at += blockRows(k)) {
           const rows = { first: first + at, count: Math.min(blockRows(k), count - at), k }
           const [from, to] = [rows.first * k, (rows.first + rows.count) * k]
@@ -139,9 +139,9 @@ interface Rows {
 }
 
 async function differenceRows(base: Located, tuned: Located, rows: Rows, memory: DifferenceMemory): Promise<Matrix> {
-  const [own, other] = await readBoth(base, tuned, rows, memory)
-  const data = memory.sides(own.length)[0].values.subarray(0, own.length)
-  for (let i = 0; i < data.length; i++) data[i] = other[i] - own[i]
+  const [before, after] = await readBoth(base, tuned, rows, memory)
+  const data = memory.sides(before.length)[0].values.subarray(0, before.length)
+  for (let i = 0; i < data.length; i++) data[i] = after[i] - before[i]
   return { data, shape: [rows.count, rows.k] }
 }
 
@@ -169,11 +169,11 @@ export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
 }
 
 export async function hasSameBytes(base: Located, tuned: Located, memory: DifferenceMemory): Promise<boolean> {
-  const [own, other] = [base.tensor.info, tuned.tensor.info]
-  if (own.dtype !== other.dtype || own.byteLength !== other.byteLength) return false
+  const [before, after] = [base.tensor.info, tuned.tensor.info]
+  if (before.dtype !== after.dtype || before.byteLength !== after.byteLength) return false
   const sides = memory.sides(BLOCK_VALUES)
-  for (let at = 0; at < own.byteLength; at += PIECE_BYTES) {
-    const length = Math.min(PIECE_BYTES, own.byteLength - at)
+  for (let at = 0; at < before.byteLength; at += PIECE_BYTES) {
+    const length = Math.min(PIECE_BYTES, before.byteLength - at)
     const reads = [base, tuned].map(({ checkpoint, tensor: { info, shard } }, i) => {
       return readThere(shardSource(checkpoint, shard), info.offset + at, length, sides[i].bytes)
     })

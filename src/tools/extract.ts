@@ -1,4 +1,4 @@
-// The closest adapter of a low rank to a fine-tuned checkpoint. Large tensors are read in blocks of rows.
+// Finds the low-rank adapter that is closest to a fine-tuned checkpoint. Large tensors are read in blocks of rows.
 
 import type { Place } from '../base/bytes.js'
 import { didYouMean, MismatchError, StateError } from '../base/errors.js'
@@ -29,7 +29,7 @@ import { closestPairs, totalError } from './resize.js'
 
 type NewTensor = ReplacementView<StoredTensor>
 
-/** Kinds of weights that factors carry; `conv1d` is stored as (k, d), as GPT-2's. */
+/** The kinds of weights whose change becomes factors. `conv1d` weights are stored as (k, d), as in GPT-2. */
 type ExtractKind = 'linear' | 'conv1d' | 'embedding' | 'parameter'
 
 /** How {@link extractAdapter} works. */
@@ -41,7 +41,7 @@ export interface ExtractSettings extends RankChoice, ToolRun {
    */
   embeddings?: 'lora' | 'save' | 'skip' | undefined
   /**
-   * The treatment of changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip`
+   * What happens to changed tensors that LoRA cannot express, such as norms and biases: `save` keeps them whole, `skip`
    * leaves them out. The result lists them in both cases.
    * @default save
    */
@@ -53,11 +53,11 @@ export interface ExtractedLayer {
   /** The tensor of the checkpoints. */
   name: string
   rank: number
-  /** ‖ΔW‖, Frobenius. */
+  /** ‖ΔW‖, the Frobenius norm. */
   norm: number
   /** ‖ΔW‖/‖W‖ */
   relativeChange: number
-  /** The part of the change that is lost: ‖ΔW − s·B·A‖/‖ΔW‖. */
+  /** The lost share of the change: ‖ΔW − s·B·A‖/‖ΔW‖. */
   error: number
 }
 
@@ -67,9 +67,9 @@ export interface ExtractResult {
   layers: ExtractedLayer[]
   /** Over all layers: √Σ‖ΔW − s·B·A‖² / √Σ‖ΔW‖². */
   error: number
-  /** Changed or new tensors that are in the adapter whole. */
+  /** Changed or new tensors that the adapter contains whole. */
   saved: string[]
-  /** Changed or new tensors that are not in the adapter. */
+  /** Changed or new tensors that the adapter leaves out. */
   skipped: string[]
   /** Tensors of the base that the fine-tuned checkpoint does not have. */
   missing: string[]
@@ -82,9 +82,14 @@ export async function extractAdapter(
   keptValues = KEPT_VALUES,
 ): Promise<ExtractResult> {
   checkRankChoice(settings)
-  return withOpen([base, tuned], openPlace, async ([own, other]) => {
+  return withOpen([base, tuned], openPlace, async ([baseCheckpoint, tunedCheckpoint]) => {
     const config = (await loadConfig(base.directory))?.values
-    return extractFrom(own, other, { ...settings, config, keptValues, memory: new DifferenceMemory() })
+    return extractFrom(baseCheckpoint, tunedCheckpoint, {
+      ...settings,
+      config,
+      keptValues,
+      memory: new DifferenceMemory(),
+    })
   })
 }
 
@@ -111,8 +116,8 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
     ;(isKept ? result.saved : result.skipped).push(name)
     if (!isKept) return
     const data = new Uint8Array(await shardSource(located.checkpoint, located.tensor.shard).read(offset, byteLength))
-    const own = { name, module: moduleOf(name), key: key ?? name, isTrained: true }
-    replacements.push({ kind: 'replacement', ...own, tensors: { weight: { dtype, shape, data } } })
+    const names = { name, module: moduleOf(name), key: key ?? name, isTrained: true }
+    replacements.push({ kind: 'replacement', ...names, tensors: { weight: { dtype, shape, data } } })
   }
   const biases: Located[] = []
   for (const [name, tensor] of tuned.tensors) {
@@ -140,7 +145,7 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
     }
     await steps.next(name)
   }
-  // The bias of a layer with factors has another name in PEFT's file: PEFT put the layer around it.
+  // In PEFT's file, the bias of an adapted layer has another name, because PEFT wraps the layer.
   const adapted = new Set(layers.map(({ part }) => part.name))
   for (const located of biases) {
     const module = moduleOf(located.tensor.info.name)
@@ -184,7 +189,7 @@ function kindOf(
   if (name.endsWith('.bias') && shape.length === 1) return 'bias'
   if (isWeight && shape.length === 2) {
     if (isEmbeddingModule(module)) return 'embedding'
-    // Positions and types of tokens have tables too.
+    // Other embeddings, such as positions and token types, have tables too.
     if (/embed|^wpe$/i.test(module.slice(module.lastIndexOf('.') + 1))) return 'embedding'
     return isConv1dModule(module, base.tensors) ? 'conv1d' : 'linear'
   }
@@ -210,20 +215,23 @@ async function extractLayer(
     const decompose = (rank: number) => streamedSvd(matrix, rank)
     found.push(await leadingSvd({ shape: matrix.shape, energy: matrix.energy, decompose }, job))
   }
-  // Each is the SVD of the weight as it is stored.
+  // The SVD is of the weight as it is stored.
   const { pairs: stored, rank, error } = closestPairs(found, new Float32Array())
   const isTurned = kind === 'embedding' || kind === 'conv1d'
   const pairs = stored.map(({ weightA, weightB }) => {
     return isTurned ? { weightA: transpose(weightB), weightB: transpose(weightA) } : { weightA, weightB }
   })
-  const own = { kind: kind === 'conv1d' ? 'linear' : kind, name: kind === 'parameter' ? name : moduleOf(name) } as const
-  const part: PartShell = { ...own, dtype: 'fp32', tensors: pairs[0] }
+  const kindAndName = {
+    kind: kind === 'conv1d' ? 'linear' : kind,
+    name: kind === 'parameter' ? name : moduleOf(name),
+  } as const
+  const part: PartShell = { ...kindAndName, dtype: 'fp32', tensors: pairs[0] }
   const { norm, baseNorm } = difference
   const relativeChange = baseNorm === 0 ? Number.POSITIVE_INFINITY : norm / baseNorm
   return { layer: { part, change: { pairs, vectors: {} } }, report: { name, rank, norm, relativeChange, error } }
 }
 
-/** Names the modules, so that PEFT makes layers for these and no others. */
+/** A config that names the modules, so that PEFT adapts exactly these. */
 function extractConfig(
   layers: readonly NewLayer[],
   replacements: readonly NewTensor[],
@@ -242,20 +250,20 @@ function extractConfig(
     targetParameters: layers.filter(({ part }) => part.kind === 'parameter').map(({ part }) => part.name),
     fanInFanOut: modules.length > 0 && modules.every((name) => isConv1dModule(name, base.tensors)),
     bias: replacements.some(({ key }) => key.endsWith('.base_layer.bias')) ? 'lora_only' : 'none',
-    // Without a head of its own, the model reads the embedding for its output too.
+    // A model without a separate head also uses the embedding for its output.
     ensureWeightTying: changesEmbedding && isCausal && !hasHead,
     ...(isCausal && { taskType: 'CAUSAL_LM' }),
   })
 }
 
-/** Ends of names, if these mean no other weight of the base. */
+/** The last parts of the names, if they match no other weight of the base; otherwise the full names. */
 function targetsOf(modules: readonly string[], base: Checkpoint): string[] {
   const end = (name: string) => name.slice(name.lastIndexOf('.') + 1)
-  const own = new Set(modules)
+  const targeted = new Set(modules)
   const others = new Set(
     [...base.tensors.values()].flatMap(({ info: { name, shape } }) => {
       const module = name.replace(/\.weight$/, '')
-      return shape.length > 1 && !own.has(module) ? [end(module)] : []
+      return shape.length > 1 && !targeted.has(module) ? [end(module)] : []
     }),
   )
   const ends = [...new Set(modules.map(end))].sort()

@@ -1,6 +1,6 @@
-// The parts of an adapter that are products of two factors, as lists of matrix pairs: one pair for a linear layer or an
-// embedding, one for each group of a convolution and each expert of a parameter. What changes ranks works on pairs, and
-// puts them together again, as mergekit and PEFT do: each layer has its own rank, and alpha = rank.
+// Parts of an adapter as pairs of factors: one pair for a linear layer or an embedding, one for each group of a
+// convolution, and one for each expert. Tools that change ranks work on these pairs and then assemble an adapter, as
+// mergekit and PEFT do: each layer has its own rank, and alpha = rank.
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
 import { beside, normOfProduct, stacked } from '../linalg/product.js'
@@ -18,7 +18,9 @@ export interface NewLayer {
 
 type UniformRank = Pick<LoraConfig, 'rank' | 'useRslora'>
 
-/** The settings of `config` stay but for those of rank and training. `layers` is empty afterwards, to free memory. */
+/**
+ * Assembles an adapter. It keeps all settings of `config` except rank and training. Empties `layers` to free memory.
+ */
 export function assemble(
   config: LoraConfig,
   layers: NewLayer[],
@@ -28,12 +30,12 @@ export function assemble(
   const ranks = new Map(
     layers.map(({ part, change: { pairs } }) => [part.name, configRank(part, pairs[0].weightA.shape[0], pairs.length)]),
   )
-  const own = uniform === undefined ? configOf(config, ranks) : uniformConfig(config, uniform)
-  const adapter = new LoraAdapter(own)
+  const resultConfig = uniform === undefined ? configOf(config, ranks) : uniformConfig(config, uniform)
+  const adapter = new LoraAdapter(resultConfig)
   layers.reverse()
   for (let layer = layers.pop(); layer !== undefined; layer = layers.pop()) {
     const { part, change } = layer
-    const rank = configForLayer(own, part.name).rank / configRank(part, 1, change.pairs.length)
+    const rank = configForLayer(resultConfig, part.name).rank / configRank(part, 1, change.pairs.length)
     adapter.addPart(changedPart(part, { ...change, pairs: change.pairs.map((pair) => padded(pair, rank)) }))
   }
   for (const part of values) adapter.addPart(part)
@@ -42,10 +44,12 @@ export function assemble(
 
 function configOf(config: LoraConfig, ranks: ReadonlyMap<string, number>): LoraConfig {
   const rank = mostFrequent([...ranks.values()]) ?? config.rank
-  const pattern = Object.fromEntries([...ranks].filter(([, own]) => own !== rank).sort(([a], [b]) => (a < b ? -1 : 1)))
-  const own = resolveConfig({ ...plain(config), rank, alpha: rank, rankPattern: pattern, alphaPattern: pattern })
-  // A pattern is for the end of a name, and names can end alike: then all layers get the largest rank, with zeros.
-  if ([...ranks].every(([name, wanted]) => configForLayer(own, name).rank === wanted)) return own
+  const pattern = Object.fromEntries(
+    [...ranks].filter(([, layerRank]) => layerRank !== rank).sort(([a], [b]) => (a < b ? -1 : 1)),
+  )
+  const patterned = resolveConfig({ ...plain(config), rank, alpha: rank, rankPattern: pattern, alphaPattern: pattern })
+  // A pattern matches the end of a name. If names end alike, all layers get the largest rank, filled with zeros.
+  if ([...ranks].every(([name, wanted]) => configForLayer(patterned, name).rank === wanted)) return patterned
   return uniformConfig(config, { rank: Math.max(...ranks.values()), useRslora: false })
 }
 
@@ -79,11 +83,11 @@ export function shellOf({ kind, name, dtype, tensors }: FactorPart): PartShell {
   return { kind, name, dtype, tensors: { weightA: { shape: weightA.shape }, weightB: { shape: weightB.shape } } }
 }
 
-/** The change of a part's weight: Δ = B·A of each pair, with s inside of B. */
+/** The change of a part's weight: Δ = B·A for each pair. B includes the scaling. */
 export interface Change {
-  /** B (d, r) and A (r, k) of each matrix that the part changes, all of one rank. */
+  /** B (d, r) and A (r, k) of each matrix that the part changes. All pairs have the same rank. */
   readonly pairs: readonly FactorPair[]
-  /** DoRA's m, and s·biasB. */
+  /** DoRA's m, and the bias of B times the scaling. */
   readonly vectors: LayerVectors
 }
 
@@ -97,15 +101,18 @@ export function changeOf(part: FactorPart): Change {
   return { pairs: pairs.map(({ weightA: a, weightB: b }) => ({ weightA: a, weightB: scaled(b, scaling) })), vectors }
 }
 
-export function differencePair(own: FactorPair, other: FactorPair): FactorPair {
-  return { weightA: stacked([other.weightA, own.weightA]), weightB: beside([other.weightB, scaled(own.weightB, -1)]) }
+export function differencePair(minuend: FactorPair, subtrahend: FactorPair): FactorPair {
+  return {
+    weightA: stacked([subtrahend.weightA, minuend.weightA]),
+    weightB: beside([subtrahend.weightB, scaled(minuend.weightB, -1)]),
+  }
 }
 
 export function normOf(pairs: readonly FactorPair[]): number {
   return Math.hypot(...pairs.map(({ weightA, weightB }) => normOfProduct(weightB, weightA)))
 }
 
-/** A rank as the config counts it: rows of A, of experts those of each one. */
+/** A rank as the config counts it: the rows of A, or of each expert's A. */
 export function configRank(part: Pick<FactorPart, 'kind'>, rank: number, pairs: number): number {
   return part.kind === 'convolution' ? rank * pairs : rank
 }
@@ -134,7 +141,7 @@ export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, 
   } as PartValues
 }
 
-/** B_e (d, r) of all experts as B (d, r·E): column p·E + e is column p of expert e. */
+/** Joins B_e (d, r) of all experts to B (d, r·E). Column p·E + e is column p of expert e. */
 export function besideByExpert(pairs: readonly FactorPair[]): Matrix {
   const [d, rank] = pairs[0].weightB.shape
   const result = zeros(d, rank * pairs.length, pairs[0].weightB.data)

@@ -1,11 +1,11 @@
-// Ranks: by Eckart and Young (1936) the first r singular values and vectors give the closest change of rank r.
+// Chooses ranks. By Eckart and Young (1936), the first r singular values and vectors give the closest change of rank r.
 
 import { ConfigError } from '../base/errors.js'
 import type { Svd } from '../linalg/svd.js'
 
 /**
- * Which rank each layer gets. With `rank` and another rule, the rank is the smaller one. Each layer keeps rank 1 at
- * least.
+ * The rank of each layer. If `rank` and another rule are given, the smaller rank counts. Each layer keeps at least
+ * rank 1.
  */
 export interface RankChoice {
   /**
@@ -15,13 +15,12 @@ export interface RankChoice {
    */
   rank?: number | undefined
   /**
-   * Keeps this share of the energy Σσ², the sum of the squared singular values, of each layer, at the lowest rank that
-   * does.
+   * Takes the lowest rank that keeps this share of each layer's energy Σσ², the sum of its squared singular values.
    * @range a number in (0, 1]
    */
   energy?: number | undefined
   /**
-   * Loses at most this share of the change of each layer, ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius), at the lowest rank that does.
+   * Takes the lowest rank that loses at most this share of each layer's change, ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius).
    * @range a number in [0, 1)
    */
   error?: number | undefined
@@ -32,7 +31,7 @@ export interface RankChoice {
   ratio?: number | undefined
 }
 
-/** Singular values below this share of the first are rounding of f32 factors, and carry nothing. */
+/** Singular values below this share of the first are rounding errors of f32 factors. */
 const ROUNDING = 1e-9
 
 export function checkRankChoice(choice: RankChoice): void {
@@ -41,7 +40,7 @@ export function checkRankChoice(choice: RankChoice): void {
   throw new ConfigError({ where: 'rank', what: 'missing', expected: 'at least one of rank, energy, error and ratio' })
 }
 
-/** Gives the rule beside the rank, of which there may be one. */
+/** Returns the rule that is given besides `rank`, and throws if there is more than one. */
 export function requireOneRule(choice: RankChoice): string | undefined {
   const [first, second] = (['energy', 'error', 'ratio'] as const).filter((name) => choice[name] !== undefined)
   if (second === undefined) return first
@@ -72,7 +71,7 @@ function countWhile(s: ArrayLike<number>, accepts: (value: number) => boolean): 
 
 function rankOfEnergy(s: ArrayLike<number>, share: number, total: number): number {
   if (total === 0) return 0
-  // The rest is added from its small end: near a share of 1 the sum from the large end would hide it.
+  // The lost energy is summed from the smallest value, because a sum from the largest would round it away.
   let rest = Math.max(0, total - energyOf(s, 0))
   let count = s.length
   while (count > 0 && rest + s[count - 1] ** 2 <= (1 - share) * total) {
@@ -92,25 +91,25 @@ export interface Decomposable {
   readonly shape: readonly [number, number]
   /** Σ of all squares. */
   readonly energy: number
-  /** The first `rank` singular values and vectors; `rank` is at most the smaller side. */
+  /** Computes the first `rank` singular values and vectors; `rank` is at most the smaller side. */
   decompose(rank: number): Svd | Promise<Svd>
 }
 
-/** A part of an SVD, and what the whole has. */
+/** The leading part of an SVD, and facts about the whole matrix. */
 export interface LeadingSvd {
   readonly svd: Svd
-  /** As the rule says; `svd` can hold more. */
+  /** The rank by the rule. `svd` may hold more. */
   readonly rank: number
-  /** ‖matrix‖, Frobenius. */
+  /** ‖matrix‖, the Frobenius norm. */
   readonly norm: number
-  /** The share of the matrix that its first `rank` parts leave out: ‖matrix − parts‖ / ‖matrix‖. */
+  /** The share that the first `rank` parts leave out: ‖matrix − parts‖ / ‖matrix‖. */
   readonly error: number
 }
 
-/** The first search, where a rule other than a rank decides. */
+/** The first rank to try if a rule other than `rank` decides. */
 const FIRST_RANK = 32
 
-/** The leading singular values and vectors of a full matrix: the search doubles until a rule has enough. */
+/** Finds the leading singular values and vectors of a full matrix. The rank is doubled until the rule is satisfied. */
 export async function leadingSvd({ shape, energy, decompose }: Decomposable, choice: RankChoice): Promise<LeadingSvd> {
   const side = Math.min(...shape)
   const most = Math.min(choice.rank ?? side, side)

@@ -1,4 +1,5 @@
-// Exact from the factors, by two QR decompositions and the SVD of a small core; s·B·A itself is never formed.
+// Resizes an adapter: computes the SVD of s·B·A exactly from its factors, by two QR decompositions and the SVD of a
+// small core. The product itself is never formed.
 
 import { closing, type Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'
@@ -24,30 +25,30 @@ import { chosenRank, energyOf, type LeadingSvd, type RankChoice } from './rank.j
 
 /** Result for one layer. */
 export interface RankReport {
-  /** The layer's, as in `model.layers.0.self_attn.q_proj`. */
+  /** The layer's name, such as `model.layers.0.self_attn.q_proj`. */
   name: string
-  /** The rank that it had; of a combined layer, the sum. */
+  /** The rank before; for a combined layer, the sum of the ranks. */
   fromRank: number
-  /** The rank that it has now. */
+  /** The rank of the result. */
   rank: number
-  /** ‖ΔW‖, Frobenius, before. */
+  /** ‖ΔW‖ before, the Frobenius norm. */
   norm: number
-  /** The share that is lost: ‖ΔW − ΔW'‖/‖ΔW‖, Frobenius. 0 for a layer without a change. */
+  /** The lost share: ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius). 0 for a layer without a change. */
   error: number
 }
 
 /** Result of {@link resizeAdapter}. */
 export interface ResizeResult {
-  /** The adapter at its new ranks, or the one that holds the change of all. */
+  /** The adapter with its new ranks, or the combined adapter. */
   adapter: LoraAdapter
   /**
-   * Result for each layer, in the adapter's order. Of a combined one, `error` is the relative difference from the exact
-   * result of the combination type.
+   * Result for each layer, in the adapter's order. For combined layers, `error` is the relative difference from the
+   * exact result of the combination type.
    */
   layers: RankReport[]
   /** Over all layers: √Σ‖ΔW − ΔW'‖² / √Σ‖ΔW‖². */
   error: number
-  /** Possible mistakes: the choice lowers no rank, adapters name different bases, layers change nothing. */
+  /** Possible mistakes: no rank becomes lower, adapters name different bases, or layers change nothing. */
   warnings: string[]
 }
 
@@ -80,14 +81,14 @@ export async function resizeAdapter(
   })
 }
 
-/** All matrices get the same rank, the largest that one of them needs. */
+/** Gives all matrices the same rank: the largest that any of them needs. */
 export function truncatedChange(
   part: FactorPart,
   change: Change,
   choice: RankChoice,
 ): { change: Change; report: Pick<RankReport, 'rank' | 'norm' | 'error'> } {
   const parts = change.pairs.map(({ weightA, weightB }) => svdOfProduct(weightB, weightA))
-  // The config's rank of a convolution counts all groups.
+  // The config counts a convolution's rank over all groups.
   const each = configRank(part, 1, parts.length)
   const most = choice.rank === undefined ? undefined : Math.max(1, Math.floor(choice.rank / each))
   const rank = Math.max(...parts.map(({ s }) => chosenRank(s, { ...choice, rank: most })))
@@ -100,7 +101,7 @@ export function truncatedChange(
   }
 }
 
-/** B = U·√S (d, rank) and A = √S·Vᵀ (rank, k): halves of one size, so that neither overflows a half type. */
+/** B = U·√S (d, rank) and A = √S·Vᵀ (rank, k): equally large factors, so that neither overflows in a 16-bit type. */
 function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Float64Array): FactorPair {
   const [d, p] = u.shape
   const k = vt.shape[1]
@@ -117,10 +118,10 @@ function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Floa
 }
 
 export function closestPairs(found: readonly LeadingSvd[], like: Float32Array | Float64Array) {
-  const rank = Math.max(...found.map((one) => one.rank))
-  const norm = Math.hypot(...found.map((one) => one.norm))
-  const lost = Math.hypot(...found.map((one) => one.norm * one.error))
-  const pairs = found.map((one) => padded(balancedPair(one.svd, one.rank, like), rank))
+  const rank = Math.max(...found.map((matrix) => matrix.rank))
+  const norm = Math.hypot(...found.map((matrix) => matrix.norm))
+  const lost = Math.hypot(...found.map((matrix) => matrix.norm * matrix.error))
+  const pairs = found.map((matrix) => padded(balancedPair(matrix.svd, matrix.rank, like), rank))
   return { pairs, rank, norm, error: norm === 0 ? 0 : lost / norm }
 }
 

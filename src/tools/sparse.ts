@@ -1,6 +1,6 @@
-// Sums of tensors of which a part was dropped first. TIES (Yadav et al. 2023, arXiv 2306.01708, section 4): keep the
-// largest values of each tensor, elect a sign for each value, and average the values of that sign. DARE (Yu et al.
-// 2024, arXiv 2311.03099): keep random values, and divide them by the share that is kept. The steps are those of PEFT's
+// Sums of tensors after dropping some of their values. TIES (Yadav et al. 2023, arXiv 2306.01708, section 4) keeps the
+// largest values of each tensor, elects a sign for each place, and averages the values with that sign. DARE (Yu et al.
+// 2024, arXiv 2311.03099) keeps random values, and divides them by the share that is kept. The steps follow PEFT's
 // merge_utils.
 
 import type { Random } from '../base/random.js'
@@ -58,7 +58,7 @@ function electedMean(tensors: readonly WeightedTensor[], sign: 'total' | 'freque
   return result
 }
 
-/** Each value with the probability `density`, divided by it, so that the mean of all draws is the tensor. */
+/** Keeps each value with the probability `density`, and divides by it, so that the expected result is the tensor. */
 function randomValues(values: FloatArray, density: number, random: Random): FloatArray {
   const result = values.slice().fill(0)
   const edge = density * 2 ** 32
@@ -66,7 +66,7 @@ function randomValues(values: FloatArray, density: number, random: Random): Floa
   return result
 }
 
-/** If equal ones are at the edge, the first are kept. */
+/** Keeps the largest values. If equal values compete for the last places, the first ones win. */
 function largestValues(values: FloatArray, density: number): FloatArray {
   const kept = Math.floor(density * values.length)
   const result = values.slice().fill(0)

@@ -74,7 +74,7 @@ async function readPart({ tensor, layer }: FoundWeight, checkpoint: Checkpoint):
   return layer.isInputMajor ? transpose(stored) : stored
 }
 
-/** Layers of rank 1 stand in for a search that asks for names and shapes only. */
+/** An adapter with layers of rank 1, for a search that only needs names and shapes. */
 function placeholders(layers: readonly SearchedLayer[], fanInFanOut: boolean): LoraAdapter {
   const result = new LoraAdapter({ rank: 1, fanInFanOut })
   for (const { name, shape } of layers) {
