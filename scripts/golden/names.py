@@ -58,6 +58,7 @@ CASES = {
     "bart": ("BartForConditionalGeneration", r".*encoder\.layers\.1\..*(v_proj|fc2)", {"use_dora": True}),
     "dots1": ("Dots1ForCausalLM", r".*layers\.1\..*q_proj", {"target_parameters": ["1.mlp.experts.gate_up_proj"]}),
     "granite4-vision": ("Granite4VisionForConditionalGeneration", r".*language_model\.layers\.1\..*(q_proj|down_proj)", {}),
+    "granite4": ("GraniteMoeHybridForCausalLM", r".*layers\.1\..*(shared_mlp\.(input|output)_linear|q_proj)", {}),
     "clip": ("CLIPModel", r".*layers\.1\..*(q_proj|fc1)", {}),
     "clip-vision": ("CLIPVisionModel", r".*layers\.1\..*(q_proj|fc1)", {}),
 }
@@ -94,6 +95,8 @@ CASES |= {
 }
 PARTS = {"clip-vision": ("CLIPModel", "vision_config")}  # adapters of a part of the base: its class, and where the part's config is
 SMALLER = {
+    "granite4": {"num_hidden_layers": 2, "layer_types": ["attention"] * 2, "num_local_experts": 0, "hidden_size": 16, "mamba_n_heads": 2, "mamba_d_head": 16,
+                 "shared_intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 40},
     "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "image_size": 32, "out_features": None, "stage_names": ["stem", "stage1", "stage2"]},
     "segformer": {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "num_attention_heads": [1, 2],
                   "patch_sizes": [3, 3], "strides": [2, 2], "mlp_ratios": [2, 2], "decoder_hidden_size": 16},

@@ -12,10 +12,13 @@ import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { readGraph } from '../../src/graph/view/graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { resolveConfig } from '../../src/lora/config.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
 import { squaresOfRows } from '../../src/train/dora.js'
+import { newAdapter } from '../../src/train/new-adapter.js'
 import { train } from '../../src/train/train.js'
 import { causalOf, collated, factorFeeds, golden, layersOf, relativeError, targetCount } from '../graph/golden.js'
 import { openModel } from '../infer/models.js'
@@ -43,6 +46,14 @@ async function adaptedNorms(): Promise<Map<string, Float32Array>> {
   }
   return new Map(Array.from(parts, ([name, norms]) => [name, Float32Array.from(norms)]))
 }
+
+it('a new adapter has it as one layer, as PEFT does', async () => {
+  const [open, task] = [causalOf(model.onnx) as never, causalLm as never]
+  const fresh = await newAdapter(model, resolveConfig({ rank: 2, targetModules: 'all-linear' }), { task, open })
+  const modules = ['mlp.down_proj', 'mlp.gate_up_proj', 'self_attn.o_proj', 'self_attn.qkv_proj']
+  expect(fresh.names().sort()).toEqual(modules.map((name) => `model.layers.0.${name}`))
+  expect(fresh.get(MODULE)?.shape).toEqual(adapter.get(MODULE)?.shape)
+})
 
 it.each([0, 0.25])('with DoRA it divides by the norms of all rows, dropout %s', async (dropout) => {
   const runtime = await loadNodeRuntime()
