@@ -9,35 +9,38 @@ const SYNONYMS: Readonly<Record<string, string>> = {
     'base base_model base_model_name_or_path model_id model_name model_name_or_path model_path pretrained_model_name_or_path',
   base: 'model base_model base_model_name_or_path model_id model_name model_name_or_path model_path',
   adapter:
-    'adapter_dir adapter_id adapter_model adapter_name_or_path adapter_path lora lora_model_dir lora_path peft_model_id',
+    'adapter_dir adapter_id adapter_model adapter_name_or_path adapter_path lora lora_model_dir lora_path peft_model_id resume_adapter_file adapter_file',
   adapters: 'adapter adaptor adapter_path lora loras lora_modules',
   merged: 'model base',
   fineTuned: 'finetuned tuned model_tuned',
-  out: 'output output_dir output_path save_dir save_path adapter_path o',
-  data: 'dataset datasets dataset_path file train_data train_dataset train_file',
+  out: 'output output_dir output_path save_dir save_path adapter_path o upload_name',
+  data: 'dataset datasets dataset_path file train_data train_dataset train_file dataset_name data_files data_path',
   evalData: 'eval_dataset eval_file valid_data val_data validation_data validation_file',
   evalSplit: 'test_size val_set_size val_size val_split validation_split split',
-  columns: 'field_map fields column_mapping dataset_text_field',
+  columns: 'field_map fields column_mapping dataset_text_field text_field label_column prompt_column',
   config: 'config_file',
   rank: 'r dim lora_dim lora_r lora_rank network_dim new_rank',
   alpha: 'a lora_alpha network_alpha',
   dropout: 'lora_dropout',
-  targetModules: 'lora_target lora_target_modules target target_linear modules_to_adapt lora_layers',
+  targetModules:
+    'lora_target lora_target_modules target target_linear modules_to_adapt lora_layers lora_target_parameters',
   excludeModules: 'exclude',
   modulesToSave: 'additional_target lora_modules_to_save',
   trainedTokens: 'trainable_token_indices trainable_tokens added_tokens',
   init: 'init_lora_weights init_weights initialization',
-  seed: 'random_seed random_state manual_seed',
+  seed: 'random_seed random_state manual_seed data_seed',
   useDora: 'dora',
   useRslora: 'rslora rs_lora peft_use_rslora',
   epochs: 'epoch n_epochs num_epochs num_train_epochs max_train_epochs',
   maxSteps: 'iters iterations max_iters max_train_steps num_steps steps train_steps',
   steps: 'iters iterations max_steps num_steps',
-  batchSize: 'bs micro_batch_size per_device_train_batch_size train_batch_size bsz',
+  batchSize:
+    'bs micro_batch_size per_device_train_batch_size train_batch_size bsz batch per_device_eval_batch_size eval_batch_size',
   gradientAccumulation: 'accumulation_steps grad_accum grad_accumulation_steps gradient_accumulation_steps',
-  maxLength: 'block_size context_length cutoff_len max_seq_len max_seq_length seq_len sequence_len sequence_length',
+  maxLength:
+    'block_size context_length cutoff_len max_seq_len max_seq_length seq_len sequence_len sequence_length max_prompt_length truncation_mode',
   learningRate: 'lr step_size unet_lr',
-  schedule: 'lr_schedule lr_scheduler lr_scheduler_type scheduler',
+  schedule: 'lr_schedule lr_scheduler lr_scheduler_type scheduler lr_scheduler_kwargs',
   warmupRatio: 'warmup warmup_steps lr_warmup_steps',
   loraPlusRatio: 'loraplus loraplus_lr_ratio',
   weightDecay: 'wd decay',
@@ -58,7 +61,7 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   chatTemplateArgs: 'chat_template_kwargs',
   dtype: 'bits load_in_4bit load_in_8bit precision quant quantization torch_dtype',
   outDtype: 'output_dtype out_type outtype save_dtype save_precision',
-  device: 'device_map ep execution_provider execution_providers provider backend',
+  device: 'device_map ep execution_provider execution_providers provider backend gpu cpu',
   threads: 'cores intra_op_num_threads n_threads num_threads workers num_workers',
   maxShardBytes: 'max_shard_size shard_size',
   maxShardSize: 'max_shard_bytes shard_size',
@@ -67,12 +70,12 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   density: 'dare_density drop_rate',
   energy: 'sv_fro dynamic_energy',
   ratio: 'sv_ratio',
-  maxNewTokens: 'max_completion_tokens max_tokens n_predict num_predict new_tokens',
+  maxNewTokens: 'max_completion_tokens max_tokens n_predict num_predict new_tokens max_length n_tokens',
   prompt: 'p input text query',
   text: 'input prompt sentence',
-  system: 'sys system_prompt',
+  system: 'sys system_prompt system_message',
   temperature: 'temp',
-  stop: 'stop_sequences stop_strings',
+  stop: 'stop_sequences stop_strings extra_eos_token eos_token',
   repetitionPenalty: 'repeat_penalty repetition',
   html: 'report page',
   to: 'format to_format target_format',
@@ -106,13 +109,17 @@ const PEFT_STARTS: Readonly<Record<string, string>> = {
 
 /** What to do instead of starting an adapter in this way, or undefined if the word means no such start. */
 export function peftStart(word: string): string | undefined {
-  const call = PEFT_STARTS[plain(word)]
+  const call = PEFT_STARTS[plainWord(word)]
   return call && `PEFT makes adapters of this kind: ${call}. Train them there`
 }
 
 /** Apart from the others: pages have no commands. */
 export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
   train: 'finetune fine-tune fit lora qlora tune',
+  evaluate: 'eval perplexity score',
+  push: 'upload publish share',
+  serve: 'server vllm-serve api',
+  data: 'dataset validate-data',
   merge: 'fuse merge-lora merge_and_unload bake',
   unmerge: 'unfuse unload',
   combine: 'add_weighted_adapter mix mergekit',
@@ -120,14 +127,12 @@ export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
   generate: 'ask chat complete infer inference predict run',
   classify: 'ner tag',
   embed: 'embedding embeddings encode vectors',
-  inspect: 'cat describe info list ls show stats',
-  convert: 'export',
+  inspect: 'cat describe info show stats',
   extract: 'extract-lora lora-extract',
-  diff: 'compare',
 }
 
 /** A word without marks and case: num_train_epochs, numTrainEpochs and num-train-epochs are one. */
-const plain = (word: string) => word.replaceAll(/[-_ ]/g, '').toLowerCase()
+export const plainWord = (word: string) => word.replaceAll(/[-_ ]/g, '').toLowerCase()
 
 /** Longer words are no words of a person. */
 const MAX_LENGTH = 100
@@ -137,16 +142,17 @@ const WRONG_LETTERS = 0.25
 
 /** Undefined if none is near. */
 export function meantBy(word: string, words: readonly string[], synonyms = SYNONYMS): string | undefined {
-  const own = plain(word)
+  const own = plainWord(word)
   if (own === '' || own.length > MAX_LENGTH) return undefined
-  const isNamed = (ours: string) => synonyms[ours]?.split(' ').some((theirs) => plain(theirs) === own)
-  const found = words.find((ours) => plain(ours) === own) ?? words.find(isNamed)
+  const isNamed = (ours: string) => synonyms[ours]?.split(' ').some((theirs) => plainWord(theirs) === own)
+  const found = words.find((ours) => plainWord(ours) === own) ?? words.find(isNamed)
   if (found !== undefined) return found
   const near = words
-    .map((ours) => ({ ours, distance: editDistance(own, plain(ours)) }))
+    .map((ours) => ({ ours, distance: editDistance(own, plainWord(ours)) }))
     .filter(({ ours, distance }) => {
       return (
-        distance <= Math.max(1, Math.floor(Math.min(own.length, plain(ours).length) * WRONG_LETTERS)) && own.length > 2
+        distance <= Math.max(1, Math.floor(Math.min(own.length, plainWord(ours).length) * WRONG_LETTERS)) &&
+        own.length > 2
       )
     })
   return near.sort((a, b) => a.distance - b.distance)[0]?.ours

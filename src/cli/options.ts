@@ -2,6 +2,7 @@
 
 import { parseArgs } from 'node:util'
 import { meantBy, peftStart } from '../base/synonyms.js'
+import { leadOf } from './leads.js'
 
 /** The command line itself is wrong: exit code 2. */
 export class UsageError extends Error {
@@ -194,6 +195,8 @@ function unknownOption(flag: string, known: string[]): string {
   const written = flag.replace(/^-+/, '')
   const initials = (name: string) => name.replace(/(\w)\w*-?/g, '$1')
   const keys = names.map((name) => name.replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase()))
+  const lead = leadOf(written, keys)
+  if (lead !== undefined) return `there is no option ${flag}; ${lead}`
   const meant = meantBy(written, keys)
   const near = names.find((name) => initials(name) === written) ?? (meant && names[keys.indexOf(meant)])
   return `there is no option ${flag}${near === undefined ? '' : `; did you mean --${near}?`}`

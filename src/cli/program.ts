@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { COMMAND_SYNONYMS, meantBy } from '../base/synonyms.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
+import { leadOf } from './leads.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
 import { commandHelp, programHelp } from './show/help.js'
 import { complain, print, say, showDownloads, spellMessages, usesColor, warn } from './show/terminal.js'
@@ -40,7 +41,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
 /** Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
 export async function run(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args
-  if (name === '--version' || name === '-v') return show(version())
+  if (name !== undefined && ['--version', '-v', '-V', 'version'].includes(name)) return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
@@ -94,6 +95,8 @@ function show(text: string): number {
 
 function unknownCommand(name: string): string {
   if (name.startsWith('-')) return `the command comes first: lowrank <command> ${name}`
+  const lead = leadOf(name)
+  if (lead !== undefined) return `there is no command '${name}'; ${lead}`
   const near = meantBy(name, Object.keys(COMMANDS), COMMAND_SYNONYMS)
   return `there is no command '${name}'; ${near !== undefined ? `did you mean ${near}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
 }

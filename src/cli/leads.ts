@@ -1,0 +1,233 @@
+// Words of transformers, TRL, mlx-lm and ollama that are not one option or command here, and what to do instead.
+
+import { plainWord } from '../base/synonyms.js'
+
+interface Lead {
+  readonly words: string
+  readonly says: string
+  /** The option that a command must have for this to help. Without it, the line is for every command. */
+  readonly needs?: string
+}
+
+const COMMANDS: readonly Lead[] = [
+  { words: 'validate check', says: 'lowrank data checks records, lowrank inspect an adapter or a model' },
+  { words: 'test', says: 'lowrank evaluate measures an adapter, lowrank data checks records' },
+  { words: 'sft', says: 'lowrank train learns from texts and chats' },
+  { words: 'dpo orpo', says: 'lowrank train --task dpo learns from pairs of answers' },
+  { words: 'kto', says: 'lowrank train --task kto learns from answers with a thumb up or down' },
+  {
+    words: 'grpo rloo reward ppo',
+    says: 'no command trains on rewards; lowrank train --task dpo learns from preferences',
+  },
+  {
+    words: 'list ls ps manage',
+    says: 'lowrank inspect DIR shows a model or an adapter; those of the Hub lie in its cache: hf cache ls',
+  },
+  { words: 'compare', says: 'lowrank diff compares the weights of adapters, lowrank evaluate their answers' },
+  {
+    words: 'export save',
+    says: 'lowrank merge writes a whole model, lowrank convert an adapter for llama.cpp, Ollama or mlx-lm',
+  },
+  {
+    words: 'pull download',
+    says: 'a model of the Hub loads when a command names it, such as lowrank chat owner/name',
+  },
+  {
+    words: 'rm remove delete cp copy',
+    says: 'adapters are ordinary folders; models of the Hub lie in its cache: hf cache rm',
+  },
+  { words: 'create', says: 'lowrank convert ADAPTER --to ollama --out DIR writes a Modelfile for ollama create' },
+  { words: 'stop', says: 'Ctrl-C stops a command; lowrank serve first answers what has begun' },
+  { words: 'env doctor', says: 'lowrank --version says the version; node --version that of Node' },
+  { words: 'login signin logout signout whoami', says: 'the Hub takes HF_TOKEN, or the login of hf auth login' },
+  {
+    words: 'quant quantize awq gptq dwq',
+    says: 'models are quantized where they are exported; --dtype q4 opens such a graph',
+  },
+  { words: 'cache-prompt', says: 'lowrank serve keeps what it has read: --prefix-cache' },
+]
+
+const ALWAYS = 'leave it out: '
+
+const OPTIONS: readonly Lead[] = [
+  {
+    words:
+      'qlora use_qlora quantize quantization_bit load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant',
+    needs: 'dtype',
+    says: '--dtype q4 opens a quantized graph, whose weights stay quantized, as in QLoRA',
+  },
+  { words: 'bf16 fp16 tf32 half', needs: 'outDtype', says: '--out-dtype fp16 or bf16 is the type that is written' },
+  {
+    words: 'bf16 fp16 tf32 half bf16_full_eval fp16_full_eval',
+    needs: 'dtype',
+    says: '--dtype fp16 opens a graph in half precision, if the model has one; its type is what is computed in',
+  },
+  {
+    words: 'gpu use_gpu cuda n_gpu_layers ngl num_gpu',
+    needs: 'device',
+    says: 'say --device webgpu, or --device cuda',
+  },
+  { words: 'cpu use_cpu no_cuda', needs: 'device', says: 'say --device cpu, the default' },
+  {
+    words: 'fsdp fsdp_config deepspeed ddp_backend local_rank accelerate_config multi_gpu',
+    needs: 'gradientAccumulation',
+    says: 'a run here has one device; lowrank handoff RUN --to trl goes on with it on several GPUs',
+  },
+  { words: 'beta', needs: 'taskOptions', says: '--task-options beta=0.1, for --task dpo or kto' },
+  { words: 'label_smoothing', needs: 'taskOptions', says: '--task-options labelSmoothing=0.1, for --task dpo' },
+  {
+    words: 'loss_type loss',
+    needs: 'taskOptions',
+    says: 'a task has its loss: --task dpo or kto. That of embedding is --task-options loss=cosine, in-batch or triplet',
+  },
+  {
+    words: 'text_field text_column dataset_text_field prompt_feature completion_feature chat_feature',
+    needs: 'columns',
+    says: '--columns text=NAME, or prompt=NAME,completion=NAME, names the fields of your data',
+  },
+  {
+    words: 'label_column label_field label_names',
+    needs: 'columns',
+    says: '--columns label=NAME names the field of your data',
+  },
+  {
+    words: 'dataset_name dataset_config dataset_streaming hf_dataset',
+    needs: 'data',
+    says: 'load the files first (hf download --repo-type dataset owner/name), and name them with --data',
+  },
+  {
+    words: 'dataset_train_split dataset_test_split',
+    needs: 'evalData',
+    says: 'splits are files: --data for training, --eval-data for evaluation',
+  },
+  {
+    words: 'fine_tune_type finetuning_type',
+    needs: 'useDora',
+    says: 'train makes LoRA, and with --use-dora DoRA; it does not train whole models',
+  },
+  { words: 'use_peft use_lora', needs: 'useDora', says: `${ALWAYS}train makes a LoRA adapter` },
+  { words: 'train do_train', needs: 'useDora', says: `${ALWAYS}lowrank train trains` },
+  {
+    words: 'test do_eval do_predict test_batches',
+    needs: 'evalData',
+    says: '--eval-data FILE is measured before and after; lowrank evaluate measures a finished adapter',
+  },
+  { words: 'val_batches eval_batches', needs: 'evalData', says: `${ALWAYS}all records of --eval-data are measured` },
+  {
+    words: 'mask_prompt assistant_only_loss completion_only_loss train_on_responses_only',
+    needs: 'maxLength',
+    says: `${ALWAYS}it is always on. Only answers are learned, and of {"text"} all of it`,
+  },
+  {
+    words: 'train_on_inputs train_on_prompt',
+    needs: 'maxLength',
+    says: 'only answers are learned; put the whole text into {"text"} to learn all of it',
+  },
+  {
+    words: 'push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push upload_repo',
+    needs: 'out',
+    says: 'afterwards, lowrank push DIR owner/name sends the adapter to the Hub',
+  },
+  { words: 'hub_token hf_token token use_auth_token', says: 'set HF_TOKEN, or run hf auth login' },
+  { words: 'cache_dir', says: 'set HF_HOME: the cache is the one of Python' },
+  { words: 'revision model_revision', says: 'write it behind the id: owner/name@revision' },
+  { words: 'trust_remote_code', says: `${ALWAYS}no code of a model is run` },
+  {
+    words: 'dry_run',
+    needs: 'gradientAccumulation',
+    says: 'lowrank data checks the records without training; --max-steps 1 takes one step',
+  },
+  { words: 'optim optimizer optim_args', needs: 'weightDecay', says: `${ALWAYS}the optimizer is AdamW` },
+  {
+    words: 'adam_beta1 adam_beta2 adam_epsilon',
+    needs: 'weightDecay',
+    says: `${ALWAYS}AdamW has 0.9, 0.999 and 1e-8, as in transformers`,
+  },
+  {
+    words: 'logging_steps steps_per_report logging_strategy logging_first_step',
+    needs: 'tensorboard',
+    says: `${ALWAYS}every step is in metrics.jsonl of the run, and with --tensorboard DIR in an event file`,
+  },
+  {
+    words: 'wandb project run_name',
+    needs: 'tensorboard',
+    says: '--tensorboard DIR writes an event file; the name of a run is its --out',
+  },
+  {
+    words: 'save_strategy save_total_limit',
+    needs: 'saveEvery',
+    says: '--save-every N: the newest state takes the place of the last',
+  },
+  {
+    words: 'eval_strategy evaluation_strategy eval_on_start',
+    needs: 'evalEvery',
+    says: '--eval-every N; the data of --eval-data are measured before and after too',
+  },
+  { words: 'greater_is_better', needs: 'bestMetric', says: `${ALWAYS}--best-metric knows which way is better` },
+  {
+    words: 'dataloader_num_workers dataset_num_proc preprocessing_num_workers',
+    needs: 'data',
+    says: `${ALWAYS}records are read as they are needed`,
+  },
+  {
+    words: 'group_by_length length_column_name padding_free train_sampling_strategy',
+    needs: 'packing',
+    says: `${ALWAYS}batches hold records of like lengths; --packing joins short ones`,
+  },
+  {
+    words:
+      'attn_implementation flash_attn use_flash_attention use_liger_kernel torch_compile torch_compile_backend unsloth',
+    says: `${ALWAYS}the runtime chooses its own kernels`,
+  },
+  {
+    words: 'neftune_noise_alpha',
+    needs: 'dropout',
+    says: 'there is no noise on embeddings; --dropout is against learning by heart',
+  },
+  { words: 'use_cache', says: `${ALWAYS}texts are written with a cache` },
+  { words: 'do_sample', needs: 'temperature', says: '--temperature above 0 samples; 0 takes the likeliest token' },
+  {
+    words: 'num_beams',
+    needs: 'temperature',
+    says: 'there is no beam search; --temperature 0 takes the likeliest token',
+  },
+  {
+    words: 'num_draft_tokens draft_model assistant_model',
+    needs: 'temperature',
+    says: `${ALWAYS}no smaller model guesses ahead`,
+  },
+  {
+    words: 'num_ctx ctx_size context_length max_kv_size kv_bits max_position_embeddings',
+    needs: 'temperature',
+    says: `${ALWAYS}the context is the model's own; --max-new-tokens bounds an answer`,
+  },
+  {
+    words: 'think enable_thinking reasoning_effort hidethinking',
+    needs: 'chatTemplateArgs',
+    says: '--chat-template-args enable_thinking=false, if the template has such a variable',
+  },
+  { words: 'ignore_chat_template no_chat_template', needs: 'raw', says: '--raw continues a prompt as it is' },
+  {
+    words: 'use_default_chat_template apply_chat_template',
+    needs: 'chat',
+    says: '--chat puts a prompt into the chat template',
+  },
+  { words: 'prompt_cache_file prompt_cache', says: 'lowrank serve keeps what it has read: --prefix-cache' },
+  {
+    words: 'export_gguf gguf_path',
+    says: 'lowrank convert ADAPTER --to gguf --out FILE writes an adapter for llama.cpp',
+  },
+  {
+    words: 'dequantize de_quantize',
+    needs: 'quantized',
+    says: '--quantized branches or requantize says what becomes of quantized weights',
+  },
+]
+
+/** A line that leads on from a word of another tool. `keys`: the options of the command. */
+export function leadOf(word: string, keys?: readonly string[]): string | undefined {
+  const asked = plainWord(word)
+  const isMeant = ({ words, needs }: Lead) =>
+    words.split(' ').some((one) => plainWord(one) === asked) && (needs === undefined || keys?.includes(needs) === true)
+  return (keys === undefined ? COMMANDS : OPTIONS).find(isMeant)?.says
+}

@@ -1,0 +1,143 @@
+// Words of other tools on the command line: each leads to what does the same here, and none to something else.
+
+import { describe, expect, it } from 'vitest'
+import { parseCommand } from '../../src/cli/options.js'
+import { COMMANDS, run } from '../../src/cli/program.js'
+
+/** The message for a command, or for an option of a command. */
+async function messageFor(words: string): Promise<string> {
+  const [name, flag] = words.split(' ')
+  try {
+    if (flag === undefined) await run([name])
+    else parseCommand(await COMMANDS[name](), [flag, 'x'])
+  } catch (error) {
+    return (error as Error).message
+  }
+  return 'accepted'
+}
+
+/** Guesses of people who came from other tools, all of which led nowhere. */
+const KNOWN: readonly [words: string, leads: RegExp][] = [
+  ['eval', /mean evaluate\?/],
+  ['upload', /mean push\?/],
+  ['sft', /lowrank train/],
+  ['dpo', /--task dpo/],
+  ['validate', /lowrank data/],
+  ['check', /lowrank data/],
+  ['test', /lowrank evaluate/],
+  ['list', /lowrank inspect/],
+  ['ls', /lowrank inspect/],
+  ['compare', /lowrank diff.*lowrank evaluate/],
+  ['export', /lowrank merge.*lowrank convert/],
+  ['pull', /loads when a command names it/],
+  ['rm', /hf cache rm/],
+  ['train --batch', /mean --batch-size\?/],
+  ['train --qlora', /--dtype q4/],
+  ['train --quantize', /--dtype q4/],
+  ['train --bf16', /--dtype fp16/],
+  ['train --fp16', /--dtype fp16/],
+  ['merge --bf16', /--out-dtype/],
+  ['train --gpu', /--device webgpu/],
+  ['generate --cpu', /--device cpu/],
+  ['train --beta', /--task-options beta=0\.1/],
+  ['train --loss-type', /--task dpo or kto/],
+  ['train --text-field', /--columns text=NAME/],
+  ['train --label-column', /--columns label=NAME/],
+  ['train --fine-tune-type', /--use-dora/],
+  ['train --push-to-hub', /lowrank push/],
+  ['train --dry-run', /lowrank data/],
+  ['train --mask-prompt', /always on/],
+  ['train --assistant-only-loss', /always on/],
+]
+
+/** From the lists of TrainingArguments and TRL's configs, and the commands and options of mlx-lm and ollama. */
+const BLIND: readonly [words: string, leads: RegExp][] = [
+  // ollama
+  ['run', /mean generate\?/],
+  ['show', /mean inspect\?/],
+  ['ps', /lowrank inspect/],
+  ['cp', /ordinary folders/],
+  ['create', /--to ollama/],
+  ['stop', /Ctrl-C/],
+  ['signin', /HF_TOKEN/],
+  ['launch', /lowrank serve/],
+  ['chat --think', /enable_thinking/],
+  ['chat --keepalive', /nothing/],
+  ['chat --verbose', /nothing/],
+  ['generate --num-ctx', /context/],
+  ['generate --num-predict', /mean --max-new-tokens\?/],
+  ['generate --repeat-penalty', /mean --repetition-penalty\?/],
+  // mlx-lm
+  ['fuse', /mean merge\?/],
+  ['server', /mean serve\?/],
+  ['perplexity', /mean evaluate\?/],
+  ['cache_prompt', /--prefix-cache/],
+  ['awq', /--dtype q4/],
+  ['manage', /hf cache ls/],
+  ['benchmark', /nothing/],
+  ['train --iters', /mean --max-steps\?/],
+  ['train --val-batches', /--eval-data/],
+  ['train --steps-per-eval', /mean --eval-every\?/],
+  ['train --steps-per-report', /metrics\.jsonl/],
+  ['train --grad-checkpoint', /mean --(low-memory|memory)\?/],
+  ['train --resume-adapter-file', /mean --adapter\?/],
+  ['train --max-seq-length', /mean --max-length\?/],
+  ['train --optimizer', /AdamW/],
+  ['train --wandb', /--tensorboard/],
+  ['merge --save-path', /mean --out\?/],
+  ['merge --upload-repo', /lowrank push/],
+  ['merge --export-gguf', /--to gguf/],
+  ['generate --extra-eos-token', /mean --stop\?/],
+  ['generate --ignore-chat-template', /--raw/],
+  ['generate --draft-model', /leave it out/],
+  ['serve --allowed-origins', /mean --origin\?/],
+  ['serve --prompt-cache-size', /mean --prefix-cache\?/],
+  // TRL
+  ['grpo', /preferences/],
+  ['kto', /--task kto/],
+  ['vllm-serve', /mean serve\?/],
+  ['train --dataset_name', /--data/],
+  ['train --dataset_text_field', /--columns/],
+  ['train --lora_r', /mean --rank\?/],
+  ['train --lora_target_modules', /mean --target-modules\?/],
+  ['train --load_in_4bit', /--dtype q4/],
+  ['train --use_peft', /leave it out/],
+  ['train --completion_only_loss', /always on/],
+  ['train --model_revision', /owner\/name@revision/],
+  ['train --attn_implementation', /leave it out/],
+  ['train --precompute_ref_log_probs', /nothing/],
+  // transformers
+  ['download', /loads when/],
+  ['env', /--version/],
+  ['train --num_train_epochs', /mean --epochs\?/],
+  ['train --per_device_train_batch_size', /mean --batch-size\?/],
+  ['train --lr_scheduler_type', /mean --schedule\?/],
+  ['train --save_total_limit', /--save-every/],
+  ['train --eval_strategy', /--eval-every/],
+  ['train --dataloader_num_workers', /leave it out/],
+  ['train --deepspeed', /lowrank handoff/],
+  ['train --neftune_noise_alpha', /--dropout/],
+  ['train --output_dir', /mean --out\?/],
+  ['train --fp16_full_eval', /--dtype fp16/],
+]
+
+describe('words of other tools', () => {
+  it.each(KNOWN)('%s', async (words, leads) => expect(await messageFor(words)).toMatch(leads))
+
+  it('lead on for nearly all further guesses, and none to something else', async () => {
+    const answers = await Promise.all(
+      BLIND.map(async ([words, leads]) => ({ words, leads, says: await messageFor(words) })),
+    )
+    const missed = answers.filter(({ says, leads }) => !leads.test(says))
+    expect(BLIND.length).toBeGreaterThanOrEqual(60)
+    expect(BLIND.length - missed.length).toBeGreaterThanOrEqual(53)
+    // A miss may list what there is, but names no other thing.
+    expect(missed.filter(({ says }) => !/^there is no (option \S+|command '\S+'; there are .*)$/.test(says))).toEqual(
+      [],
+    )
+  })
+
+  it.each(['--version', '-v', '-V', 'version'])('%s says the version', async (word) => {
+    expect(await messageFor(word)).toBe('accepted')
+  })
+})
