@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { COMMAND_SYNONYMS, meantBy } from '../base/synonyms.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
+import { checkEarly } from './early.js'
 import { leadOf } from './leads.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
 import { commandHelp, programHelp } from './show/help.js'
@@ -57,6 +58,7 @@ export async function run(args: readonly string[]): Promise<number> {
   spellMessages((message) => inFlags(message, command))
   configureHub({ onDownload: showDownloads(), onWarning: warn })
   try {
+    await checkEarly(command, values)
     return await command.run(values, { occurrences })
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error

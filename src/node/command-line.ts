@@ -1,17 +1,21 @@
 // Functions of Node that the command line needs beside the public API.
 
-import { readFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { mkdtemp, readFile, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { requireEmpty, withSource, writeFile } from '../base/bytes.js'
-import { DataError } from '../base/errors.js'
+import { DataError, FileError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { parseJson } from '../data/json.js'
 import { readRows } from '../data/read-rows.js'
 import { type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
-import { withFileErrors } from '../io/node/errors.js'
+import { codeOf, withFileErrors } from '../io/node/errors.js'
 import { NodeDirectory } from '../io/node/files.js'
+import { resolveNodeRuntime } from '../runtime/node/runtime.js'
+import { checkProviders, type OrtModule } from '../runtime/onnxruntime.js'
+import { DEFAULT_TEMPLATE } from '../text/template.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'
 
@@ -58,6 +62,14 @@ export function readTextFile(file: string): Promise<string> {
   return withFileErrors(file, 'cannot be read', () => readFile(file, 'utf8'))
 }
 
+/** Reads a chat template. Throws FormatError when it is none: before a model is loaded for it. */
+export async function readTemplate(file: string): Promise<string> {
+  const text = await readTextFile(file)
+  const { compileChatTemplate } = await import('../text/compiled-template.js')
+  await compileChatTemplate({ name: file, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens: {} })
+  return text
+}
+
 /** Undefined where there is no such file. */
 export async function startOfFile(file: string, most: number): Promise<string | undefined> {
   const [folder, name] = [new NodeDirectory(path.dirname(file)), path.basename(file)]
@@ -69,6 +81,28 @@ export async function startOfFile(file: string, most: number): Promise<string | 
 /** Writes a file that appears complete or not at all. Throws FileError when it cannot be written. */
 export function writeWhole(file: string, content: string): Promise<void> {
   return writeFile(new NodeDirectory(path.dirname(file)), path.basename(file), content)
+}
+
+/** Throws as opening a session would, but before anything is read. */
+export async function requireDevices(names: readonly string[]): Promise<void> {
+  const { default: runtime, ...exports } = await import(resolveNodeRuntime())
+  checkProviders((runtime ?? exports) as OrtModule, names)
+}
+
+/** Throws FileError naming the option unless a file or folder can be made at a place. Leaves nothing there. */
+export async function requireWritable(target: string, where: string): Promise<void> {
+  const wanted = path.resolve(target)
+  let found = wanted
+  while (!existsSync(found)) found = path.dirname(found)
+  const fail = (what: string, cause?: unknown): never => {
+    throw new FileError({ where, what, got: target, hint: 'Name another place', cause })
+  }
+  if (!(await stat(found)).isDirectory()) return found === wanted ? undefined : fail(`${found} is a file, not a folder`)
+  try {
+    await rmdir(await mkdtemp(path.join(found, '.lowrank-')))
+  } catch (cause) {
+    fail(`nothing can be written in ${found} (${codeOf(cause) ?? 'unknown reason'})`, cause)
+  }
 }
 
 /** Throws FileError unless the folder is empty or not there yet. */

@@ -2,6 +2,7 @@
 // API: https://onnxruntime.ai/docs/api/js/
 
 import { FileError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { meantBy } from '../base/synonyms.js'
 import type { GpuCopies } from './gpu-copies.js'
 import {
   type Feeds,
@@ -112,15 +113,18 @@ export function setWebThreads({ env }: OrtModule, threads: number | undefined): 
   if (threads !== undefined && env?.wasm !== undefined) env.wasm.numThreads = threads
 }
 
-function checkProviders(ort: OrtModule, providers: readonly string[] = []): void {
+/** @throws UnsupportedError for a provider that this system has not */
+export function checkProviders(ort: OrtModule, providers: readonly string[] = []): void {
   const available = ort.listSupportedBackends?.().map(({ name }) => name)
   const missing = providers.find((name) => available?.includes(name) === false)
   if (missing === undefined) return
+  const meant = meantBy(missing, available ?? [])
   throw new UnsupportedError({
     where: 'device',
     what: 'ONNX Runtime has no such provider on this system',
     expected: available?.join(', '),
     got: missing,
+    ...(meant !== undefined && { hint: `Did you mean ${meant}?` }),
   })
 }
 

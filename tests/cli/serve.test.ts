@@ -2,10 +2,12 @@
 
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
+import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
+import { join } from 'node:path'
 import { expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
-import { lowrank, MODEL, start } from './lowrank.js'
+import { lowrank, MODEL, scratchFolder, start } from './lowrank.js'
 
 /** Resolves in the moment in which the address is printed. */
 function addressOf(child: ChildProcess): Promise<string> {
@@ -66,11 +68,28 @@ it.each([
   expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringMatching(message)])
 })
 
+it('takes the base from the adapter, and names an adapter that is not there', async () => {
+  const folder = scratchFolder()
+  cpSync('tests/golden/peft/f32', folder, { recursive: true })
+  const file = join(folder, 'adapter_config.json')
+  const config = JSON.parse(readFileSync(file, 'utf8'))
+  writeFileSync(file, JSON.stringify({ ...config, base_model_name_or_path: MODEL }))
+  const { child, done } = start(['serve', '--adapter', `sea=${folder}`, '--port', '0'])
+  await addressOf(child)
+  child.kill('SIGTERM')
+  expect(await done).toMatchObject({ code: 0, stderr: expect.stringMatching(/The base is .*serves union-3m, sea/s) })
+  const missing = await lowrankHere('serve', '--adapter', './nowhere/sea', '--port', '0')
+  expect([missing.code, missing.stderr]).toEqual([1, expect.stringMatching(/nowhere\/sea: no such file or folder/)])
+  const none = await lowrankHere('serve', '--port', '0')
+  expect([none.code, none.stderr]).toEqual([2, expect.stringMatching(/--model .* is missing/)])
+})
+
 it('refuses a port that another program uses', async () => {
   const other = createServer().listen(0, '127.0.0.1')
   await once(other, 'listening')
   const { port } = other.address() as AddressInfo
-  const { code, stderr } = await lowrankHere('serve', MODEL, '--port', `${port}`)
+  // Before a model is loaded: this one is not there.
+  const { code, stderr } = await lowrankHere('serve', './nowhere', '--port', `${port}`)
   other.close()
   expect([code, stderr]).toEqual([2, expect.stringMatching(/--port: used by another program.*0 takes a free one/)])
 })

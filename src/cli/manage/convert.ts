@@ -1,10 +1,12 @@
 // lowrank convert: an adapter in another format.
 
+import { existsSync } from 'node:fs'
 import { requireEmptyFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, required, toggle } from '../options.js'
+import { baseOf } from '../run/with-session.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
-import { colors, peakRssBytes, printDocument, say } from '../show/terminal.js'
+import { colors, peakRssBytes, printable, printDocument, say } from '../show/terminal.js'
 import { withProgress } from './adapter-output.js'
 
 export const convert = defineCommand({
@@ -12,7 +14,7 @@ export const convert = defineCommand({
   summary: 'write an adapter in another format',
   about: [
     'Formats: peft; gguf for llama.cpp, LM Studio and wllama; ollama for a folder with such a file and a Modelfile; mlx for mlx-lm; onnx-adapter for the LoRA of ONNX Runtime.',
-    'lowrank finds the format of ADAPTER from its content. For gguf and ollama, give the model with --base: a folder with its config.json, or its GGUF file.',
+    'lowrank finds the format of ADAPTER from its content. For gguf and ollama, the model is needed too: a folder with its config.json, or its GGUF file. Without --base, it is the base that the adapter names.',
   ].join('\n'),
   examples: [
     'lowrank convert tests/golden/peft/f32 --to gguf --base models/union-3m --out out/adapter.gguf',
@@ -24,9 +26,10 @@ export const convert = defineCommand({
     ...flags('ConvertAdapterOptions'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ adapter, to, base, out, outDtype, json }) {
+  async run({ adapter, to, base: named, out, outDtype, json }) {
     const node = await import('../../node.js')
     if (to === 'peft' || to === 'mlx' || to === 'ollama') await requireEmptyFolder(out)
+    const base = named ?? (to === 'gguf' || to === 'ollama' ? await namedBase(adapter) : undefined)
     const report = await withProgress((run) => node.convertAdapter(adapter, { to, out, base, outDtype, ...run }))
     if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
@@ -35,3 +38,12 @@ export const convert = defineCommand({
     return 0
   },
 })
+
+/** The base that an adapter of PEFT names, if it is here; other formats name none. */
+async function namedBase(adapter: string): Promise<string | undefined> {
+  const { config } = (await (await import('../../node.js')).loadAdapter(adapter).catch(() => undefined)) ?? {}
+  const base = config && baseOf(adapter, config)
+  if (base === undefined || !existsSync(base)) return undefined
+  say(`The base is ${colors.bold(printable(base))}, as ${adapter} names it`)
+  return base
+}

@@ -3,11 +3,12 @@
 import { basename } from 'node:path'
 import { closing } from '../../base/bytes.js'
 import { requireChatTemplate } from '../../index/model.js'
-import type { OpenSessionOptions, SignalLike } from '../../index.js'
+import type { LoraAdapter, OpenSessionOptions, SignalLike } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, MODEL, RUNS, repeated, required, text, toggle, UsageError } from '../options.js'
+import { defineCommand, MODEL, RUNS, repeated, text, toggle, UsageError } from '../options.js'
 import { interruptible } from '../show/interrupt.js'
 import { colors, printable, say, warn } from '../show/terminal.js'
+import { baseOfAdapter } from './with-session.js'
 
 export const serve = defineCommand({
   name: 'serve',
@@ -20,7 +21,7 @@ export const serve = defineCommand({
   examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],
   subject: ['model'],
   options: {
-    model: required(MODEL, RUNS),
+    model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
     ...flags('LoadModelOptions', 'dtype'),
     adapter: repeated('[NAME=]SOURCE', 'an adapter, and the name by which requests choose it. Default: its last part'),
     allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
@@ -33,19 +34,24 @@ export const serve = defineCommand({
     quiet: toggle('print the address alone'),
   },
   async run(values) {
-    const { model: source, dtype, adapter, allow, allowLoading, apiKey, origin, quiet, ...own } = values
+    const { model: named, dtype, adapter, allow, allowLoading, apiKey, origin, quiet, ...own } = values
     const { host, port, drainSeconds, device, threads, prefixCache, maxRunning: maxBatch, ...limits } = own
-    const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
-    const { loadModel } = await import('../../node.js')
-    const named = adapter.map(adapterOf)
-    const adapters = Object.fromEntries(named)
-    const twice = named.find(([name], i) => named.findIndex(([other]) => other === name) < i)
+    const { createHandler, folderOfAdapters, listen, requirePort } = await import('../../serve/node/entry.js')
+    const { loadAdapter, loadModel } = await import('../../node.js')
+    const sources = adapter.map(adapterOf)
+    const twice = sources.find(([name], i) => sources.findIndex(([other]) => other === name) < i)
     if (twice !== undefined) throw new UsageError(`--adapter: two are called ${twice[0]}: write NAME=SOURCE`)
     // The handler refuses unknown ones.
     const kinds = ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
     const environment = process.env.LOWRANK_API_KEY
     const keys = [...apiKey, ...(environment ? [environment] : [])]
     const isLocal = ['127.0.0.1', 'localhost', '::1', undefined].includes(host)
+    if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
+    await requirePort({ host, port })
+    const adapters: Record<string, LoraAdapter> = {}
+    for (const [name, source] of sources) adapters[name] = await loadAdapter(source)
+    const [[name, first]] = sources.length > 0 ? sources : [['', '']]
+    const source = named ?? (await baseOfAdapter(first, adapters[name]))
     return closing(await loadModel(source, { dtype }), async (model) => {
       const handler = await createHandler({
         ...limits,

@@ -2,10 +2,10 @@
 // of train() in code.
 
 import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
-import { readTextFile } from '../../node/command-line.js'
+import { readTemplate, readTextFile } from '../../node/command-line.js'
 
 export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
-  return file === undefined ? undefined : readTextFile(file)
+  return file === undefined ? undefined : readTemplate(file)
 }
 
 export async function readRunFile(file: string): Promise<Partial<TrainOptions>> {

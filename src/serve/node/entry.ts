@@ -4,4 +4,4 @@ import '../../node.js'
 
 export * from '../../server.js'
 export { folderOfAdapters } from './adapter-folder.js'
-export { type Listening, type ListenOptions, listen } from './listen.js'
+export { type Listening, type ListenOptions, listen, requirePort } from './listen.js'

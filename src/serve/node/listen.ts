@@ -72,10 +72,7 @@ export async function listen(
   })
   // A request whose headers or body come too slowly would hold its socket.
   server.requestTimeout = 60_000
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (cause) => reject(notListening(cause, host, port)))
-    server.listen(port, host, resolve)
-  })
+  await bind(server, host, port)
   const address = server.address()
   const bound = typeof address === 'object' && address !== null ? address.port : port
   const close = async () => {
@@ -93,6 +90,26 @@ export async function listen(
     server.closeAllConnections()
   }
   return { server, url: `http://${host.includes(':') ? `[${host}]` : host}:${bound}`, close }
+}
+
+/**
+ * Finds out whether `listen` could listen, for programs that load a model before it.
+ *
+ * @throws ConfigError as `listen`
+ */
+export async function requirePort(options: ListenOptions): Promise<void> {
+  checkOptions(options, 'listen', LISTEN_OPTIONS)
+  const { host = '127.0.0.1', port = 8000 } = options
+  const server = createServer()
+  await bind(server, host, port)
+  await new Promise((resolve) => server.close(resolve))
+}
+
+function bind(server: Server, host: string, port: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', (cause) => reject(notListening(cause, host, port)))
+    server.listen(port, host, resolve)
+  })
 }
 
 function notListening(cause: NodeJS.ErrnoException, host: string, port: number): Error {

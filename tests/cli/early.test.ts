@@ -1,0 +1,71 @@
+// What is wrong with a command and costs nothing to find is said before anything is loaded: here nothing that could be
+// loaded is right.
+
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, it } from 'vitest'
+import { lowrankHere } from './in-process.js'
+import { DATA, MODEL, scratchFolder } from './lowrank.js'
+
+const ADAPTER = 'tests/golden/peft/f32'
+const scratch = scratchFolder()
+const file = join(scratch, 'file')
+const template = join(scratch, 'bad.jinja')
+writeFileSync(file, '')
+writeFileSync(template, '{% for %}')
+
+const NOWHERE = './nowhere'
+const RUNS = [
+  ['generate', NOWHERE, '--prompt', 'a'],
+  ['chat', NOWHERE],
+  ['classify', NOWHERE, '--text', 'a'],
+  ['embed', NOWHERE, '--text', 'a'],
+  ['serve', NOWHERE],
+  ['evaluate', '--model', NOWHERE, '--data', DATA],
+  ['train', NOWHERE, '--data', DATA, '--out', join(scratch, 'run')],
+]
+const WRITES = [
+  ['train', NOWHERE, '--data', DATA],
+  ['merge', NOWHERE, '--adapter', ADAPTER],
+  ['unmerge', NOWHERE, '--adapter', ADAPTER],
+  ['combine', NOWHERE, NOWHERE],
+  ['resize', NOWHERE, '--rank', '1'],
+  ['convert', NOWHERE, '--to', 'mlx'],
+  ['to-plain', NOWHERE, '--base', MODEL],
+  ['lora-inputs', NOWHERE],
+]
+
+it.each(RUNS)('%s: a device that is not there', async (...args) => {
+  const { code, stderr } = await lowrankHere(...args, '--device', 'gpu')
+  expect([code, stderr]).toEqual([1, expect.stringMatching(/--device: .*expected cpu.*got gpu. Did you mean webgpu\?/)])
+})
+
+it.each(WRITES)('%s: a place where nothing can be written', async (...args) => {
+  const { stderr } = await lowrankHere(...args, '--out', join(file, 'out'))
+  expect(stderr).toMatch(/--out: .*file is a file, not a folder; got .*out/)
+  expect(stderr).not.toMatch(/\.tmp|\.lowrank-/)
+})
+
+it.each(RUNS.filter(([name]) => name !== 'embed' && name !== 'serve' && name !== 'classify'))(
+  '%s: a chat template that is none',
+  async (...args) => {
+    const { stderr } = await lowrankHere(...args, '--chat-template', template)
+    expect(stderr).toMatch(/bad\.jinja: the chat template cannot be read/)
+  },
+)
+
+it.each([
+  [['generate', ADAPTER, '--prompt', 'a'], `--model ${ADAPTER}: this is an adapter: use --adapter ${ADAPTER}`],
+  [['serve', ADAPTER], 'this is an adapter: use --adapter'],
+  [['train', ADAPTER, '--data', DATA, '--out', NOWHERE], 'this is an adapter: use --adapter'],
+  [['merge', ADAPTER, '--adapter', ADAPTER, '--out', NOWHERE], `--base ${ADAPTER}: this is an adapter: use --adapter`],
+  [['lora-inputs', ADAPTER, '--out', NOWHERE], "this is an adapter: 'lowrank lora-inputs' takes a model here"],
+  [['generate', '--adapter', MODEL, '--prompt', 'a'], `this is a model: use --model ${MODEL}`],
+  [['serve', '--adapter', `sea=${MODEL}`], `this is a model: use --model ${MODEL}`],
+  [['evaluate', MODEL, '--data', DATA], `this is a model: use --model ${MODEL}`],
+  [['merge', '--adapter', MODEL, '--out', NOWHERE], `this is a model: use --base ${MODEL}`],
+  [['combine', MODEL, '--out', NOWHERE], "this is a model: 'lowrank combine' takes an adapter here"],
+])('a folder in the wrong role: %j', async (args, message) => {
+  const { code, stderr } = await lowrankHere(...args)
+  expect([code, stderr]).toEqual([2, expect.stringContaining(message)])
+})
