@@ -13,8 +13,9 @@ import { type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
 import { codeOf, withFileErrors } from '../io/node/errors.js'
 import { NodeDirectory } from '../io/node/files.js'
+import { requireProviders } from '../runtime/load.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
-import { checkProviders, type OrtModule } from '../runtime/onnxruntime.js'
+import { compileChatTemplate } from '../text/compiled-template.js'
 import { DEFAULT_TEMPLATE } from '../text/template.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'
@@ -65,7 +66,6 @@ export function readTextFile(file: string): Promise<string> {
 /** Reads a chat template. Throws FormatError when it is none: before a model is loaded for it. */
 export async function readTemplate(file: string): Promise<string> {
   const text = await readTextFile(file)
-  const { compileChatTemplate } = await import('../text/compiled-template.js')
   await compileChatTemplate({ name: file, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens: {} })
   return text
 }
@@ -84,9 +84,8 @@ export function writeWhole(file: string, content: string): Promise<void> {
 }
 
 /** Throws as opening a session would, but before anything is read. */
-export async function requireDevices(names: readonly string[]): Promise<void> {
-  const { default: runtime, ...exports } = await import(resolveNodeRuntime())
-  checkProviders((runtime ?? exports) as OrtModule, names)
+export function requireDevices(names: readonly string[]): Promise<void> {
+  return requireProviders(resolveNodeRuntime(), names)
 }
 
 /** Throws FileError naming the option unless a file or folder can be made at a place. Leaves nothing there. */

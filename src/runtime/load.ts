@@ -1,7 +1,7 @@
 // Imports the user's ONNX Runtime by specifier or URL: in the thread, or worker, where its sessions will live.
 
 import { messageOf, RuntimeError } from '../base/errors.js'
-import { type OrtModule, runtimeOf, setWebThreads } from './onnxruntime.js'
+import { checkProviders, type OrtModule, runtimeOf, setWebThreads } from './onnxruntime.js'
 import type { Runtime } from './runtime.js'
 
 export async function loadRuntime(
@@ -10,6 +10,20 @@ export async function loadRuntime(
   threads?: number,
   ownsThread?: boolean,
 ): Promise<Runtime> {
+  const ort = await importOrt(specifier)
+  // Failures are thrown: onnxruntime-node would print them too.
+  if (ort.env !== undefined && ort.listSupportedBackends !== undefined) ort.env.logLevel = 'fatal'
+  if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
+  setWebThreads(ort, threads)
+  return runtimeOf(ort, undefined, ownsThread)
+}
+
+/** Throws UnsupportedError for a provider that the runtime has not on this system, as opening a session does. */
+export async function requireProviders(specifier: string, providers: readonly string[]): Promise<void> {
+  checkProviders(await importOrt(specifier), providers)
+}
+
+async function importOrt(specifier: string): Promise<OrtModule> {
   let loaded: Partial<OrtModule> & { default?: Partial<OrtModule> }
   try {
     loaded = await import(/* @vite-ignore */ /* webpackIgnore: true */ specifier)
@@ -24,11 +38,7 @@ export async function loadRuntime(
       expected: 'exports InferenceSession and Tensor',
     })
   }
-  // Failures are thrown: onnxruntime-node would print them too.
-  if (ort.env !== undefined && ort.listSupportedBackends !== undefined) ort.env.logLevel = 'fatal'
-  if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
-  setWebThreads(ort as OrtModule, threads)
-  return runtimeOf(ort as OrtModule, undefined, ownsThread)
+  return ort as OrtModule
 }
 
 /** As the page's bundler or import map finds it; undefined where it does not. */

@@ -247,7 +247,8 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
   [
     'merge: a model where the adapter should be',
     (out) => ['merge', '--base', MODEL, '--adapter', MODEL, '--out', out],
-    /not an adapter folder: no adapter_config\.json; got .*model\.safetensors/,
+    /this is a model: use --base/,
+    2,
   ],
   [
     "merge: the adapter's file in place of its folder",
@@ -331,7 +332,8 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
   [
     'merge: an adapter as its own base',
     (out) => ['merge', '--base', PEFT, '--adapter', PEFT, '--out', out],
-    /no checkpoint in this folder; .* It contains an adapter: give the model/,
+    /this is an adapter: use --adapter/,
+    2,
   ],
   [
     'merge: a pickle named as base',
