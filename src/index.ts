@@ -48,7 +48,6 @@ export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } f
 export type {
   AdapterToMerge,
   MergeOptions,
-  MergingOptions,
   UnmergeOptions,
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
@@ -151,7 +150,7 @@ export type {
   MergeReport,
   MergeSummary,
 } from './merge/report.js'
-export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
+export type { MergeSettings } from './merge/settings.js'
 export type { SaveOptions } from './peft/adapter-folder.js'
 export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from './peft/inspect.js'
 export type { LoadOptions } from './peft/open.js'

@@ -2,7 +2,7 @@
 
 import type { Source, Target } from '../base/bytes.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { MergeSettings, PathSettings } from '../merge/settings.js'
+import type { MergeSettings } from '../merge/settings.js'
 
 /** An adapter to merge: an adapter in memory, or a source. `weight` multiplies its change. Default 1. */
 export type AdapterToMerge =
@@ -10,8 +10,10 @@ export type AdapterToMerge =
   | Source
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
-/** Options of merging and unmerging. */
-export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>, PathSettings {
+/** Options of {@link merge}. */
+export interface MergeOptions extends MergeSettings {
+  /** The model to add the adapter to: a folder, an .onnx file, a safetensors file or its index. */
+  base: Source
   /** One adapter, or several adapters. Their changes are added. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /**
@@ -21,14 +23,8 @@ export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>
   out: Target
 }
 
-/** Options of {@link merge}. */
-export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype'> {
-  /** The model to add the adapter to: a folder, an .onnx file, a safetensors file or its index. */
-  base: Source
-}
-
 /** Options of {@link unmerge}. */
-export interface UnmergeOptions extends MergingOptions {
+export interface UnmergeOptions extends Omit<MergeOptions, 'base' | 'tied' | 'outDtype'> {
   /** The result of a merge. */
   merged: Source
 }

@@ -11,7 +11,7 @@ import { weightedAdapter } from './adapters.js'
 import { otherBaseOf } from './base-name.js'
 import { MERGE_OPTIONS, UNMERGE_OPTIONS } from './gen/options.js'
 import { SOURCE } from './kinds.js'
-import type { AdapterToMerge, MergeOptions, MergingOptions, UnmergeOptions } from './merge-options.js'
+import type { AdapterToMerge, MergeOptions, UnmergeOptions } from './merge-options.js'
 import { platform } from './platform/platform.js'
 import { openSource, openTarget } from './sources.js'
 
@@ -40,17 +40,17 @@ export async function unmerge(options: UnmergeOptions): Promise<MergeReport> {
   return verbs.unmerge({ ...options, merged, adapters, out: targetOf(options, open) }, open)
 }
 
-async function jobFor({ out }: MergingOptions): Promise<verbs.OpenJob | undefined> {
+async function jobFor({ out }: Pick<MergeOptions, 'out'>): Promise<verbs.OpenJob | undefined> {
   return typeof out === 'string' ? platform().openJob?.() : undefined
 }
 
-function targetOf(options: MergingOptions, open: verbs.OpenJob | undefined): Directory | string {
+function targetOf(options: MergeOptions | UnmergeOptions, open: verbs.OpenJob | undefined): Directory | string {
   if (open !== undefined) return options.out as string
   refuseWithoutPath(options)
   return openTarget(options.out, 'out')
 }
 
-function remote({ signal }: MergingOptions): RemoteOptions {
+function remote({ signal }: Pick<MergeOptions, 'signal'>): RemoteOptions {
   return signal === undefined ? {} : { signal }
 }
 

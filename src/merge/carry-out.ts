@@ -5,14 +5,14 @@ import { FileError } from '../base/errors.js'
 import { type OpenMerge, sizeOf, summaryOf } from './open.js'
 import { chunksOf, type OutputFile } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
-import type { RunSettings } from './settings.js'
+import type { MergeSettings } from './settings.js'
 import { ChunkMerger } from './weight.js'
 
 /** Writes all files of a plan, together where the folder can do that; else those that name others come last. */
 export async function carryOut(
   merge: OpenMerge,
   out: Directory,
-  { signal, onProgress }: RunSettings,
+  { signal, onProgress }: Pick<MergeSettings, 'signal' | 'onProgress'>,
 ): Promise<MergeReport> {
   const startedAt = performance.now()
   if (out === merge.base || (await out.isSame?.(merge.base)) === true) {

@@ -6,9 +6,9 @@ import { chooseFormat } from './format.js'
 import { openMerge, reportPlan } from './open.js'
 import type { MergeInput } from './parts.js'
 import type { MergePlanReport, MergeReport } from './report.js'
-import { type PathSettings, refuseForFormat } from './settings.js'
+import { refuseForFormat } from './settings.js'
 
-export interface MergeRequest extends MergeInput, PathSettings {
+export interface MergeRequest extends MergeInput {
   out: Directory | string
 }
 

@@ -8,8 +8,8 @@ import type { ModuleMap } from '../graph/match/linears.js'
 import type { TiedPolicy } from './plan/tied.js'
 import type { MergeFormat, MergeProgress } from './report.js'
 
-/** How a merge is stopped and followed. */
-export interface RunSettings {
+/** Settings of all merges, with the defaults that their docstrings name. */
+export interface MergeSettings {
   /**
    * Stops the merge. The promise rejects with the signal's reason. Finished files of a folder stay: the same call goes
    * on with them.
@@ -17,10 +17,6 @@ export interface RunSettings {
   signal?: SignalLike | undefined
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
-}
-
-/** Settings of all merges. */
-export interface MergeSettings extends RunSettings {
   /**
    * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx
    * model, else
@@ -64,11 +60,11 @@ export interface MergeSettings extends RunSettings {
   reproducible?: boolean | undefined
   /** Module name → name of the node or of its weight, where an .onnx file's own names do not tell. */
   modules?: ModuleMap | undefined
-}
-
-/** Further settings of merges into a path. */
-export interface PathSettings {
-  /** Replaces an output that a merge wrote. Default false. */
+  /**
+   * Replaces an output that a merge wrote. Default false.
+   *
+   * Only if `out` is a path.
+   */
   overwrite?: boolean | undefined
   /**
    * Writes only the files `index`, `index + count`, … (counted from 0), always as with `reproducible`. The share that
@@ -77,6 +73,8 @@ export interface PathSettings {
   share?: { index: number; count: number } | undefined
   /**
    * Number of threads, including the calling thread. Default: one for each core, at most 4.
+   *
+   * Only if `out` is a path.
    * @range an integer in [1, 1024]
    */
   threads?: number | undefined
@@ -102,7 +100,7 @@ export function refuseForFormat(settings: MergeSettings, format: MergeFormat): v
   }
 }
 
-export function refuseWithoutPath(settings: PathSettings): void {
+export function refuseWithoutPath(settings: MergeSettings): void {
   for (const name of ['overwrite', 'share', 'threads', 'fsync'] as const) {
     if (settings[name] === undefined || settings[name] === false) continue
     throw new ConfigError({

@@ -20,7 +20,7 @@ export const WITH_ADAPTERS_OPTIONS: OptionTable = {
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   modules: OBJECT,
   signal: SIGNAL,
-  onDownload: FUNCTION,
   adapters: NAMED_ADAPTERS,
+  onDownload: FUNCTION,
 }
 
