@@ -12,10 +12,9 @@ export function modelType(type: unknown): ModelType {
   return typeof type === 'string' && Object.hasOwn(TYPES, type) ? TYPES[type] : PLAIN
 }
 
-/** The model types that have something special of this name. */
-export function typesWith(key: keyof ModelType, kind?: HeadKind): string[] {
-  const has = (type: ModelType) => (kind === undefined ? type[key] : type.heads?.[kind]) !== undefined
-  return Object.keys(TYPES).filter((name) => has(TYPES[name]))
+/** The types with a fact of this name. */
+export function typesWith(key: keyof ModelType): string[] {
+  return Object.keys(TYPES).filter((name) => key in TYPES[name])
 }
 
 export function headOf(config: Readonly<Record<string, unknown>>, kind: HeadKind): HeadForm | undefined {

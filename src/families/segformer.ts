@@ -1,6 +1,7 @@
 // SegFormer, whose modules transformers 5 gives other names than transformers 4.
 
 import type { ModelTypes } from './family.js'
+import { attention } from './vit.js'
 
 export const TYPES: ModelTypes = {
   segformer: {
@@ -8,12 +9,8 @@ export const TYPES: ModelTypes = {
       [/\bencoder\.block\.(\d+)\.(?=\d+\.)/, 'stages.$1.blocks.'],
       [/\bencoder\.patch_embeddings\.(?=\d+\.)/, 'stages.'],
       [/(\bstages\.\d+)\.proj$/, '$1.patch_embeddings.proj'],
-      [/\.attention\.self\.(query|key|value)$/, '.attention.$1'],
-      [/\.attention\.query$/, '.attention.q_proj'],
-      [/\.attention\.key$/, '.attention.k_proj'],
-      [/\.attention\.value$/, '.attention.v_proj'],
+      ...attention,
       [/\.attention\.self\.sr$/, '.attention.sequence_reduction.sequence_reduction'],
-      [/\.attention\.output\.dense$/, '.attention.o_proj'],
       [/\.mlp\.dense([12])$/, '.mlp.fc$1'],
       [/\bdecode_head\.linear_c\b/, 'decode_head.linear_projections'],
     ],

@@ -3,13 +3,17 @@
 import type { ModelTypes, Spelling } from './family.js'
 import { image } from './heads.js'
 
-const spellings: readonly Spelling[] = [
-  [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
+export const attention: readonly Spelling[] = [
   [/\.attention\.(?:attention|self)\.(query|key|value)$/, '.attention.$1'],
   [/\.attention\.query$/, '.attention.q_proj'],
   [/\.attention\.key$/, '.attention.k_proj'],
   [/\.attention\.value$/, '.attention.v_proj'],
   [/\.attention\.output\.dense$/, '.attention.o_proj'],
+]
+
+const spellings: readonly Spelling[] = [
+  ...attention,
+  [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
   [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
   [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
   // Swin and BEiT inside of other models.

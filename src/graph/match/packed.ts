@@ -135,23 +135,16 @@ export function partsForGraph<T extends NamedLayer>(
   layers: readonly T[],
   splitsWholes: boolean,
 ): LayerPart<T>[] {
-  const widths = new Map(linears.map((linear) => [linear.name, linear.d]))
-  const modules = new Set(linears.map(({ name, fused }) => (splitsWholes ? name : (fused?.module ?? name))))
+  const modules = linears.map(({ name, fused }) => (splitsWholes ? name : (fused?.module ?? name)))
   return layers.flatMap((layer): LayerPart<T>[] => {
     const { name, d, k } = layer
-    const whole = [{ name, d, k, layer, start: 0 }]
-    const parts = partNames(name)
-    if (parts === undefined || [...modules].some((module) => endAlike(module, name))) return whole
-    const found = parts.map((part) => [...widths].find(([other]) => endAlike(other, part)))
-    if (found.some((one) => one === undefined)) return whole
-    if (found.reduce((sum, one) => sum + (one?.[1] ?? 0), 0) !== d) return whole
-    let start = 0
-    return found.map((one) => {
-      const [part, width] = one as [string, number]
-      const own = { name: part, d: width, k, layer, start }
-      start += width
-      return own
-    })
+    const parts = partNames(name) ?? []
+    const found = parts.flatMap((part) => linears.find((linear) => endAlike(linear.name, part)) ?? [])
+    const total = found.reduce((sum, linear) => sum + linear.d, 0)
+    const isOne = found.length < parts.length || total !== d || modules.some((module) => endAlike(module, name))
+    if (isOne) return [{ name, d, k, layer, start: 0 }]
+    const starts = found.map((_, i) => found.slice(0, i).reduce((sum, linear) => sum + linear.d, 0))
+    return found.map((linear, i) => ({ name: linear.name, d: linear.d, k, layer, start: starts[i] }))
   })
 }
 

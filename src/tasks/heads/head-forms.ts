@@ -2,7 +2,7 @@
 // transformers puts on a type of model, and a graph may have one itself.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { headOf, typesWith } from '../../families/families.js'
+import { headOf } from '../../families/families.js'
 import type { HeadForm, HeadKind } from '../../families/family.js'
 import { inputFamily } from '../../graph/inputs/family.js'
 import type { HeadBase } from './heads.js'
@@ -31,7 +31,6 @@ export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {
   throw new UnsupportedError({
     where: 'model_type',
     what: 'the head that this type of model has for classification is not known',
-    expected: typesWith('heads', kind).join(', '),
     got: String(base.config.model_type),
     hint: `Export the model with its head: optimum-cli export onnx --task ${KINDS[kind].task}`,
   })
