@@ -4,6 +4,8 @@ import type { Source } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { type AdapterSession, type OpenSessionOptions, openSession } from '../index/session.js'
+import { mixesOf } from '../infer/adapters/choice.js'
+import type { ModelSession } from '../infer/model-session.js'
 import { AdapterRegistry, type ResolveAdapter } from './adapters.js'
 import {
   CHAT_FIELDS,
@@ -24,6 +26,7 @@ import { checkPrompts, checkTexts } from './lengths.js'
 import { Metrics } from './metrics.js'
 import { respond, responseRequest } from './responses.js'
 import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
+import { withTools } from './tool-prompt.js'
 import { classification, embeddings, type Read } from './vectors.js'
 
 /** Options of {@link createHandler}. */
@@ -306,7 +309,9 @@ class Server {
       }
       try {
         const own = { fields: call.fields, adapter, model: this.#modelOf(call), cacheScope: call.key }
-        const done = await write(this.session, request, { ...own, signal: ended, events, onPiece })
+        const recorded = (this.session as ModelSession<Model>).chatTemplateOf(mixesOf(adapter, undefined)[0])
+        const prompted = await withTools(this.session.model, recorded, request)
+        const done = await write(this.session, prompted, { ...own, signal: ended, events, onPiece })
         this.#metrics.tokens(done.promptTokens, done.newTokens)
         return done.body
       } finally {

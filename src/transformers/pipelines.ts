@@ -2,6 +2,7 @@
 
 import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
+import { meantBy } from '../base/synonyms.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { logitsName } from '../graph/match/linears.js'
 import { Builder } from '../graph/view/builder.js'
@@ -108,6 +109,7 @@ const MIN_NEAR = 5
 function choiceOf(options: Readonly<Record<string, unknown>>, { session }: SharedSession) {
   const { adapter, ...rest } = options
   if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
+  refuseIdle(rest)
   for (const name of Object.keys(rest)) {
     const isNear = name.length >= MIN_NEAR && nearMisses(name.toLowerCase(), ['adapter']).length > 0
     if ((!isNear && !SYNONYM.test(name)) || session.inputNames.includes(name)) continue
@@ -115,6 +117,45 @@ function choiceOf(options: Readonly<Record<string, unknown>>, { session }: Share
   }
   return { adapter: adapter as CallChoice, rest }
 }
+
+/** Options that transformers.js takes and ignores, and what does the same. */
+const IDLE: Readonly<Record<string, string>> = {
+  signal: 'Give stopping_criteria: an InterruptableStoppingCriteria of transformers.js',
+  stop_strings: "Use lowrank's own session: session.generate(prompt, { stop })",
+  num_return_sequences: 'Call the pipeline once for each text',
+  num_beams: 'There is no beam search: leave it out',
+}
+
+/** Names of transformers.js's GenerationConfig and of its call, which a misspelled one is compared with. */
+const GENERATION = `max_length max_new_tokens min_length min_new_tokens do_sample temperature top_k top_p typical_p
+  repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens forced_decoder_ids
+  forced_bos_token_id forced_eos_token_id pad_token_id bos_token_id eos_token_id decoder_start_token_id guidance_scale
+  streamer stopping_criteria logits_processor return_full_text use_cache output_attentions output_scores
+  return_dict_in_generate`.split(/\s+/)
+
+/** transformers.js ignores these in silence. The values that change nothing pass. */
+function refuseIdle(options: Readonly<Record<string, unknown>>): void {
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined || value === null || GENERATION.includes(name)) continue
+    const hint = Object.hasOwn(IDLE, name) && value !== 1 ? IDLE[name] : undefined
+    if (hint !== undefined)
+      throw new UnsupportedError({ where: name, what: 'transformers.js does nothing with it', hint })
+    const meant = meantBy(name, GENERATION)
+    if (meant === undefined || KNOWN.includes(name)) continue
+    throw new ConfigError({ where: name, what: 'there is no such option', hint: `Did you mean ${meant}?` })
+  }
+}
+
+/** Options of other tasks and of tokenizers, which are near to none that is meant. */
+const KNOWN = [
+  'normalize',
+  'pooling',
+  'topk',
+  'num_return_sequences',
+  'num_beams',
+  'tokenizer_encode_kwargs',
+  'max_time',
+]
 
 /** The model for callers of it: its calls and `generate` choose an adapter as the pipeline does. */
 function choosingModel(model: PreTrainedModel, shared: SharedSession): PreTrainedModel {

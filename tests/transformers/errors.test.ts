@@ -105,6 +105,35 @@ describe('calls that choose an adapter', async () => {
     expect(maxDifference((await call({ adapter: 'a' })).logits, adapted)).toBeLessThan(1e-5)
   })
 
+  it.each(Object.entries(calls))('%s: refuses what transformers.js takes and does nothing with', async (_, call) => {
+    const refused = { signal: AbortSignal.timeout(1e6), stop_strings: ['a'], num_return_sequences: 2, num_beams: 4 }
+    for (const [name, value] of Object.entries(refused)) {
+      await expect((async () => call({ [name]: value }))(), name).rejects.toThrow(/^\w+: transformers\.js does nothing/)
+    }
+    const misspelt = [
+      'max_new_token',
+      'maxNewTokens',
+      'max_new_tokns',
+      'temprature',
+      'do_smaple',
+      'topP',
+      'return_fulltext',
+    ]
+    for (const name of misspelt) {
+      await expect((async () => call({ [name]: 1 }))(), name).rejects.toThrow(/no such option\. Did you mean \w+\?/)
+    }
+    const right = {
+      max_new_tokens: 3,
+      top_k: 2,
+      num_return_sequences: 1,
+      num_beams: 1,
+      pooling: 'mean',
+      normalize: true,
+      max_time: 3,
+    }
+    await expect((async () => call(right))()).resolves.toBeDefined()
+  })
+
   it.each(Object.entries(calls))('%s: refuses names that transformers.js would ignore', async (_, call) => {
     for (const name of ['adpater', 'adapters', 'adaptor', 'Adapter', 'adapter_name', 'lora']) {
       await expect((async () => call({ [name]: 'a' }))(), name).rejects.toThrow(

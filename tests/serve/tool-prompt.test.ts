@@ -1,0 +1,94 @@
+// Tools for chat templates that do not read them: they stand in the system message, and calls are found in the answer.
+
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { loadModel } from 'lowrank'
+import { createHandler } from 'lowrank/server'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { chatRequest } from '../../src/serve/texts.js'
+import { withTools } from '../../src/serve/tool-prompt.js'
+import { enginesHere } from '../engines-here.js'
+
+const scratch = mkdtempSync(join(tmpdir(), 'lowrank-tools-'))
+beforeAll(enginesHere)
+afterAll(() => rmSync(scratch, { recursive: true }))
+
+const PLAIN =
+  '{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}'
+const READING = `{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}${PLAIN}`
+const TOOL = {
+  type: 'function',
+  function: { name: 'tide', description: 'Says how high the sea is.', parameters: { type: 'object' } },
+}
+const ROUND = [
+  { role: 'system', content: 'Be brief.' },
+  { role: 'user', content: 'How high is the sea?' },
+  {
+    role: 'assistant',
+    content: null,
+    tool_calls: [{ id: 'a', type: 'function', function: { name: 'tide', arguments: '{"at": "noon"}' } }],
+  },
+  { role: 'tool', tool_call_id: 'a', content: '3 m' },
+]
+
+async function modelWith(name: string, template: string) {
+  const folder = join(scratch, name)
+  cpSync('models/union-3m', folder, { recursive: true })
+  writeFileSync(join(folder, 'chat_template.jinja'), template)
+  return loadModel(folder)
+}
+
+describe('a template that does not read tools', () => {
+  it('gets them in the system message, with the calls and results of the chat', async () => {
+    const model = await modelWith('plain', PLAIN)
+    const asked = chatRequest({ messages: ROUND, tools: [TOOL] }, 64)
+    const { prompts } = await withTools(model, undefined, asked)
+    const [system, user, call, result] = prompts[0] as { role: string; content: string }[]
+    expect(system.role).toBe('system')
+    expect(system.content).toMatch(/^Be brief\.\n\n/)
+    expect(system.content).toContain(`<tools>\n${JSON.stringify(TOOL)}\n</tools>`)
+    expect(user).toEqual(ROUND[1])
+    expect(call).toEqual({
+      role: 'assistant',
+      content: '<tool_call>\n{"name":"tide","arguments":{"at":"noon"}}\n</tool_call>',
+    })
+    expect(result).toEqual({ role: 'user', content: '<tool_response>\n3 m\n</tool_response>' })
+    // The template of an adapter goes before that of the model.
+    expect((await withTools(model, READING, asked)).prompts).toEqual(asked.prompts)
+    expect((await withTools(model, undefined, chatRequest({ messages: ROUND }, 64))).prompts[0]).toHaveLength(4)
+    await model.close()
+  })
+
+  it('so that the model reads them over HTTP, in both forms; one that reads tools is left alone', async () => {
+    const tokens = async (name: string, template: string, path: string, body: object) => {
+      const model = await modelWith(name, template)
+      const handler = await createHandler({ model, onError: () => {} })
+      const request = new Request(`http://localhost${path}`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ ...body, [path.endsWith('responses') ? 'max_output_tokens' : 'max_tokens']: 1 }),
+      })
+      const { usage, error } = await (await handler(request)).json()
+      await handler.close()
+      await model.close()
+      return error?.message ?? usage.prompt_tokens ?? usage.input_tokens
+    }
+    const short = { type: 'function', function: { name: 't' } }
+    const messages = [{ role: 'user', content: 'a' }]
+    const path = '/v1/chat/completions'
+    const without = await tokens('a', '{% for m in messages %}{{ m.content }}{% endfor %}', path, { messages })
+    const read = await tokens('b', READING, path, { messages, tools: [short] })
+    expect([typeof without, read > without, read - without < 60]).toEqual(['number', true, true])
+    // Its context has 256 tokens, and the message of Hermes is longer than that.
+    expect(await tokens('c', PLAIN, path, { messages, tools: [short, TOOL, TOOL] })).toMatch(/fewer than 256 tokens/)
+    const response = {
+      input: 'a',
+      tools: [
+        { type: 'function', name: 't' },
+        { type: 'function', name: 'tide', description: 'a'.repeat(600) },
+      ],
+    }
+    expect(await tokens('d', PLAIN, '/v1/responses', response)).toMatch(/fewer than 256 tokens/)
+  })
+})
