@@ -37,7 +37,8 @@ function failedTest({ status, stdout, stderr }) {
   if (status === 0) return undefined
   // biome-ignore lint/suspicious/noControlCharactersInRegex: colors of the terminal are removed
   const plain = `${stdout}${stderr}`.replace(/\u001b\[[0-9;]*m/g, '')
-  return /FAIL\s+(.*)/.exec(plain)?.[1] ?? 'a failure without a name'
+  // A crash or a time limit has no test's name: the end of the output says what happened.
+  return /FAIL\s+(?:\|?\w+\|?\s+)?(tests.*)/.exec(plain)?.[1] ?? plain.trim().split('\n').slice(-5).join('\n        ')
 }
 
 let missed = 0

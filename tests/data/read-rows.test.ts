@@ -169,6 +169,23 @@ describe('CSV of any size', () => {
     expect(performance.now() - start).toBeLessThan(10_000)
   }, 20_000)
 
+  it('names the line of the quote where a field begins that is too long', async () => {
+    const start = new TextEncoder().encode(`a,b\n${'1,2\n'.repeat(10)}"x\ny","`)
+    const byteLength = 70_000_000
+    const source: ByteSource = {
+      name: 'x.csv',
+      byteLength,
+      async read(offset, length) {
+        const bytes = new Uint8Array(length).fill(0x7a)
+        if (offset === 0) bytes.set(start.subarray(0, length))
+        bytes[length - 1] = 0x0a // lines inside the field do not count
+        return bytes
+      },
+      close: async () => {},
+    }
+    expect((await refusal(source)).message).toMatch(/^x\.csv, line 13: a record that is too long/)
+  })
+
   const parts = THOROUGH ? ['abcdefg,', ',', '"a\nb",'] : []
   it.each(parts)(
     'holds no record of 70 MB of the fields %j',
