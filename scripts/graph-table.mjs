@@ -138,7 +138,7 @@ async function measure(work, name, cell) {
     if (cell === 'train') return { value: await trained(lowrank, folder, base) }
     const out = path.join(mkdtempSync(path.join(tmpdir(), 'lowrank-table-')), 'merged')
     try {
-      await lowrank.merge({ base: folder, adapters: adapter, out, fsync: false })
+      await lowrank.merge({ base: folder, adapters: adapter, out })
       const [merged] = await outputsOf(lowrank, out, undefined, inputIds)
       return { value: distance(merged, adapted) }
     } finally {

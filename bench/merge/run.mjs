@@ -2,11 +2,11 @@
 // peak memory.
 //
 //   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--layers N] [--ranks 16,64] [--runs 5] [--threads 2]
-//     [--python PATH] [--peer-runs 1] [--fsync] [--keep]
+//     [--python PATH] [--peer-runs 1] [--keep]
 //
 // --model: tinyllama (2.2 GB) or qwen3-4b (8 GB); --layers: another number of them. --python: an interpreter with
-// requirements.txt; without it the scripts are left out. --fsync waits for the disk on both sides. Free space for twice
-// the checkpoint is needed.
+// requirements.txt; without it the scripts are left out. lowrank and cp wait for the disk; the scripts do not. A folder
+// in memory (--folder /dev/shm/bench) leaves the disk out. Free space for twice the checkpoint is needed.
 
 import { spawnSync } from 'node:child_process'
 import { readFileSync, rmSync, statSync } from 'node:fs'
@@ -27,7 +27,6 @@ const { values } = parseArgs({
     threads: { type: 'string', default: '2' },
     python: { type: 'string' },
     'peer-runs': { type: 'string', default: '1' },
-    fsync: { type: 'boolean', default: false },
     keep: { type: 'boolean', default: false },
   },
 })
@@ -45,27 +44,19 @@ makeBase(base, shape)
 for (const rank of ranks) makeAdapter(adapterOf(rank), shape, rank)
 const gigabytes = statSync(source).size / 1e9
 console.log(`${cpus().length} × ${cpus()[0].model}, Linux ${kernel()}, Node ${process.version}`)
-console.log(`${gigabytes.toFixed(2)} GB bf16, ${values.threads} threads${values.fsync ? ', with fsync' : ''}\n`)
+console.log(`${gigabytes.toFixed(2)} GB bf16, ${values.threads} threads\n`)
 
 const copy = ['--reflink=never', '--sparse=never', source, target]
 const contestants = [
   {
     name: 'cp',
     runs: Number(values.runs),
-    command: values.fsync ? ['sh', '-c', `cp ${copy.join(' ')} && sync ${target}`] : ['cp', ...copy],
+    command: ['sh', '-c', `cp ${copy.join(' ')} && sync ${target}`],
   },
   ...ranks.map((rank) => ({
     name: `lowrank, r = ${rank}`,
     runs: Number(values.runs),
-    command: [
-      process.execPath,
-      join(here, 'ours.mjs'),
-      source,
-      adapterOf(rank),
-      target,
-      values.threads,
-      values.fsync ? 'fsync' : 'none',
-    ],
+    command: [process.execPath, join(here, 'ours.mjs'), source, adapterOf(rank), target, values.threads],
   })),
 ]
 if (values.python !== undefined) {

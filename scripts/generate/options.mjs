@@ -123,7 +123,6 @@ const KINDS = {
   'LoraConfig.taskType': ['STRING', BASE],
   'MergeOptions.adapters': ['ADAPTERS', 'src/index/kinds.ts'],
   'OpenSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
-  'MergeSettings.share': ['SHARE', 'src/index/kinds.ts'],
   'PipelineOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
   'StreamOptions.images': ['IMAGES', 'src/infer/kinds.ts'],
   'TagOptions.tagNames': ['TAG_NAMES', 'src/tasks/kinds.ts'],

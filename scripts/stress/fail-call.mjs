@@ -23,10 +23,6 @@ for (const name of ['openSync', 'readSync', 'writeSync', 'ftruncateSync', 'statf
     return call(...args)
   }
 }
-for (const name of ['fsync', 'fdatasync']) {
-  const call = fs[name]
-  fs[name] = (fd, done) => (isTurn(fd) ? process.nextTick(done, failure(name)) : call(fd, done))
-}
 
 const NAMES =
   'open readdir readFile rename rm rmdir stat lstat writeFile link mkdir unlink realpath readlink copyFile appendFile'

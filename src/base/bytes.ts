@@ -12,6 +12,8 @@ export interface ByteSource {
   readonly byteLength: number
   /** A path in the local file system that native code can open, if there is one (symlinks resolved). */
   readonly realPath?: string
+  /** The number of the open file in this process, if there is one. Other threads may read from it too. */
+  readonly fd?: number
   /** The same bytes as a Blob, if there is one: it goes to a worker without a copy. */
   readonly blob?: BlobLike
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
@@ -29,6 +31,8 @@ export interface ByteSource {
 export interface ByteSink {
   /** For messages: a path, a URL. */
   readonly name: string
+  /** The number of the open file in this process, if threads may write to any place of it. */
+  readonly fd?: number
   /** Throws FileError when the output cannot be written. */
   write(bytes: Uint8Array): Promise<void>
   /** Flushes and gives the output its final name. */
@@ -57,8 +61,12 @@ export interface Directory {
   has(path: string): Promise<boolean>
   /** Throws FileError when there is no such file. */
   open(path: string): Promise<ByteSource>
-  /** A sink for a new file or the replacement of an old one; makes folders as needed. */
-  create(path: string): Promise<ByteSink>
+  /**
+   * A sink for a new file or the replacement of an old one; makes folders as needed.
+   *
+   * @param isNew `commit` throws FileError if something has the name by then. For folders that several programs use
+   */
+  create(path: string, isNew?: boolean): Promise<ByteSink>
   /** Removes a file; a no-op where there is none. */
   remove(path: string): Promise<void>
   /**
@@ -78,9 +86,11 @@ export interface Directory {
    * its name when it is complete.
    *
    * @param write gets the folder for the files
-   * @throws FileError when another process writes here; what `write` throws
+   * @param isNew fails if the folder is not empty by the time the files are whole. Else they go into a folder that is
+   *   not empty
+   * @throws FileError when another process writes here or has published here first; what `write` throws
    */
-  together?<T>(write: (folder: Directory) => Promise<T>): Promise<T>
+  together?<T>(write: (folder: Directory) => Promise<T>, isNew?: boolean): Promise<T>
   /** True if the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
 }
@@ -314,17 +324,19 @@ export async function writeFile(
   directory: Pick<Directory, 'create'>,
   path: string,
   content: Uint8Array | string,
+  isNew?: boolean,
 ): Promise<void> {
   const bytes = typeof content === 'string' ? new TextEncoder().encode(content) : content
-  await writeThrough(directory, path, (sink) => sink.write(bytes))
+  await writeThrough(directory, path, (sink) => sink.write(bytes), isNew)
 }
 
 export async function writeThrough(
   directory: Pick<Directory, 'create'>,
   path: string,
   write: (sink: ByteSink) => Promise<void>,
+  isNew?: boolean,
 ): Promise<void> {
-  const sink = await directory.create(path)
+  const sink = await directory.create(path, isNew)
   try {
     await write(sink)
     await sink.commit()
@@ -349,8 +361,12 @@ export function parsePythonJson(text: string): unknown {
 }
 
 /** Writes several files that belong together: whole or not at all, where the folder can do that. */
-export async function writeTogether<T>(directory: Directory, write: (folder: Directory) => Promise<T>): Promise<T> {
-  return directory.together === undefined ? write(directory) : directory.together(write)
+export async function writeTogether<T>(
+  directory: Directory,
+  write: (folder: Directory) => Promise<T>,
+  isNew?: boolean,
+): Promise<T> {
+  return directory.together === undefined ? write(directory) : directory.together(write, isNew)
 }
 
 /** The largest tokenizer.json that is known has 35 MB. A parsed text takes some ten times as much memory. */

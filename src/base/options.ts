@@ -2,7 +2,7 @@
 // misspelled option is an error that says what was meant; nothing is ignored in silence.
 
 import { ConfigError } from './errors.js'
-import { meantBy, peftStart } from './synonyms.js'
+import { adviceOn, meantBy, peftStart } from './synonyms.js'
 
 /** A kind of values: what an option or an argument may be. */
 export interface Kind {
@@ -175,7 +175,11 @@ export function unknownOption(
   const meant = meantBy(name, [...names, ...inner.keys()])
   const known = `There ${names.length === 1 ? 'is' : 'are'} ${names.join(', ') || 'none'}`
   const hint = meant === undefined ? known : `Did you mean ${names.includes(meant) ? meant : inner.get(meant)}?`
-  return new ConfigError({ where: name, what: `${of} has no such option`, hint: elsewhere[name] ?? hint })
+  return new ConfigError({
+    where: name,
+    what: `${of} has no such option`,
+    hint: elsewhere[name] ?? adviceOn(name) ?? hint,
+  })
 }
 
 /** An address for messages: an ellipsis stands for a name and a password in it. */

@@ -113,6 +113,13 @@ export function peftStart(word: string): string | undefined {
   return call && `PEFT makes adapters of this kind: ${call}. Train them there`
 }
 
+/** Words of options that are no more, and what to do instead. */
+const ADVICE: Readonly<Record<string, string>> = {
+  'One process writes the whole result, in seconds for some GB: leave it out': 'shard shards share shares',
+  'Give the same command again: it starts anew. Only a training goes on where it stopped': 'resume finish',
+  'Results are always on the disk before they have their names: leave it out': 'fsync sync',
+}
+
 /** Apart from the others: pages have no commands. */
 export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
   train: 'finetune fine-tune fit lora qlora tune',
@@ -139,6 +146,11 @@ const MAX_LENGTH = 100
 
 /** Letters of a word that may be wrong: one, or one in four. */
 const WRONG_LETTERS = 0.25
+
+/** What to do in place of an option that is no more. */
+export function adviceOn(word: string): string | undefined {
+  return Object.keys(ADVICE).find((advice) => ADVICE[advice].split(' ').includes(plain(word)))
+}
 
 /** Undefined if none is near. */
 export function meantBy(word: string, words: readonly string[], synonyms = SYNONYMS): string | undefined {

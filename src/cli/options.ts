@@ -1,7 +1,7 @@
 // Commands as data. Built on Node's own parser: others ignore unknown options, or cannot repeat one.
 
 import { parseArgs } from 'node:util'
-import { meantBy, peftStart } from '../base/synonyms.js'
+import { adviceOn, meantBy, peftStart } from '../base/synonyms.js'
 import { leadOf } from './leads.js'
 
 /** The command line itself is wrong: exit code 2. */
@@ -197,6 +197,8 @@ function unknownOption(flag: string, known: string[]): string {
   const keys = names.map((name) => name.replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase()))
   const lead = leadOf(written, keys)
   if (lead !== undefined) return `there is no option ${flag}; ${lead}`
+  const advice = adviceOn(written)
+  if (advice !== undefined) return `there is no option ${flag}. ${advice}`
   const meant = meantBy(written, keys)
   const near = names.find((name) => initials(name) === written) ?? (meant && names[keys.indexOf(meant)])
   return `there is no option ${flag}${near === undefined ? '' : `; did you mean --${near}?`}`

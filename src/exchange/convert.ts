@@ -1,6 +1,6 @@
 // Converts an adapter from one format into another. The format of a source is found from its content, not its name.
 
-import { closing, type Place, sniff, withSource, writeTogether } from '../base/bytes.js'
+import { closing, type Place, requireEmpty, sniff, withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
@@ -43,7 +43,7 @@ export async function convert(
     const { directory, file } = target
     const format = await load()
     const { layers, notes = [] } = await (file === undefined
-      ? writeTogether(directory, (folder) => format.write(adapter, { directory: folder, file }, settings))
+      ? writeTogether(directory, (folder) => format.write(adapter, { directory: folder, file }, settings), true)
       : format.write(adapter, target, settings))
     const name = file === undefined ? directory.name : `${directory.name}/${file}`
     return { from: found?.name ?? 'memory', to, out: name, layers, notes }
@@ -53,7 +53,7 @@ export async function convert(
 async function targetOf(out: Place, to: AdapterFormat, ending: string | undefined): Promise<Place> {
   const { directory } = out
   if (ending === undefined) {
-    if (out.file === undefined) return out
+    if (out.file === undefined) return requireEmpty(directory).then(() => out)
     throw new ConfigError({ where: 'out', what: `the format ${to} is a folder`, got: out.file })
   }
   const file = out.file ?? `adapter${ending}`

@@ -19,7 +19,7 @@ export const ONNX_ADAPTER: ExchangeFormat = {
   async write(adapter, { directory, file }, settings) {
     requireHeld(adapter, ['linear'], 'an .onnx_adapter')
     const whole = await adapter.load()
-    await writeThrough(directory, file!, (sink) => writeOnnxLora(whole, sink, settings))
+    await writeThrough(directory, file!, (sink) => writeOnnxLora(whole, sink, settings), true)
     return { layers: whole.size }
   },
 }

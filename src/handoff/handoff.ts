@@ -116,24 +116,28 @@ export async function handOff(
   const order = orderOf(run, costs, { ...plan, inOrder: input.open.needsNeighbors ?? false })
   const lines = (rows: Rows, indices: readonly number[]) => linesOf(rows, indices, { handed, open: input.open, run })
 
-  await writeTogether(out, async (target) => {
-    // Python reads YAML 1.1, in which `no` is a boolean and 1e-8 is a text.
-    const text = stringify(yaml, { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
-    await writeFile(target, file, text)
-    await writeThrough(target, 'data/train.jsonl', async (sink) => {
-      for (const line of lines({ examples, parsed: parsed[0] }, order)) await sink.write(line)
-    })
-    if (evalExamples !== undefined) {
-      const all = Array.from({ length: evalExamples.length }, (_, index) => index)
-      await writeThrough(target, 'data/eval.jsonl', async (sink) => {
-        for (const line of lines({ examples: evalExamples, parsed: parsed[1] }, all)) await sink.write(line)
+  await writeTogether(
+    out,
+    async (target) => {
+      // Python reads YAML 1.1, in which `no` is a boolean and 1e-8 is a text.
+      const text = stringify(yaml, { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
+      await writeFile(target, file, text)
+      await writeThrough(target, 'data/train.jsonl', async (sink) => {
+        for (const line of lines({ examples, parsed: parsed[0] }, order)) await sink.write(line)
       })
-    }
-    if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
-    for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
-    await writeFile(target, 'train.py', trainScript(scriptValues(run, input.open, file)))
-    await writeFile(target, 'README.md', readmeOf(run, file, handed.command, only, differences))
-  })
+      if (evalExamples !== undefined) {
+        const all = Array.from({ length: evalExamples.length }, (_, index) => index)
+        await writeThrough(target, 'data/eval.jsonl', async (sink) => {
+          for (const line of lines({ examples: evalExamples, parsed: parsed[1] }, all)) await sink.write(line)
+        })
+      }
+      if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
+      for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
+      await writeFile(target, 'train.py', trainScript(scriptValues(run, input.open, file)))
+      await writeFile(target, 'README.md', readmeOf(run, file, handed.command, only, differences))
+    },
+    true,
+  )
   return {
     out: out.name,
     settings: file,

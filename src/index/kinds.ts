@@ -75,11 +75,3 @@ export const ADAPTERS: Kind = kind(
   `${ADAPTER_TO_MERGE.expected}; or a list of them`,
   (value) => ADAPTER_TO_MERGE.accepts(value) || ADAPTER_LIST.accepts(value),
 )
-
-export const SHARE: Kind = kind('{ index, count } with 0 ≤ index < count', (value) => {
-  if (!isObject(value)) return false
-  const { index, count } = value
-  return (
-    Number.isSafeInteger(index) && Number.isSafeInteger(count) && 0 <= Number(index) && Number(index) < Number(count)
-  )
-})

@@ -1,29 +1,67 @@
-// Carries out a merge's plan in this thread, over Directory and ByteSink. Memory does not depend on sizes.
+// Carries out a merge's plan: file after file, in this thread or with others. Memory does not depend on sizes.
 
-import { type Directory, writeThrough, writeTogether } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import { type OpenMerge, sizeOf, summaryOf } from './open.js'
-import { chunksOf, type OutputFile } from './plan/layout.js'
+import { mergeChunks } from './chunk-loop.js'
+import { type OpenMerge, sizeOf } from './open.js'
+import type { OutputFile, Segment } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
 import type { MergeSettings } from './settings.js'
-import { ChunkMerger } from './weight.js'
+import { ChunkMerger, type ChunkSource } from './weight.js'
+
+/** Threads that read the sources and write to any place of a file, which is on this machine. */
+export interface MergeThreads {
+  open(sources: readonly ByteSource[], isReproducible: boolean): Promise<ChunkSource[]>
+  /** Runs the loop of this thread, and others that share its counter. Gives what the others have changed. */
+  run(segments: readonly Segment[], sink: ByteSink, loop: (counter: Int32Array) => Promise<void>): Promise<ChangeSums>
+  write(sink: ByteSink, bytes: Uint8Array, offset: number): Promise<void>
+}
 
 /** Writes all files of a plan, together where the folder can do that; else those that name others come last. */
 export async function carryOut(
   merge: OpenMerge,
   out: Directory,
   { signal, onProgress }: Pick<MergeSettings, 'signal' | 'onProgress'>,
+  threads?: MergeThreads,
 ): Promise<MergeReport> {
   const startedAt = performance.now()
   if (out === merge.base || (await out.isSame?.(merge.base)) === true) {
     throw new FileError({ where: out.name, what: 'the output is the base itself', hint: 'Choose another place for it' })
   }
-  await merge.prepare()
   const { files, sources, others, isReproducible } = merge
+  await merge.prepare()
+  const readers = (await threads?.open(sources, isReproducible)) ?? sources
+  const merger = new ChunkMerger(readers, isReproducible)
   const sums = new ChangeSums()
-  const merger = new ChunkMerger(sources, isReproducible)
   const totalBytes = sizeOf(files)
   let writtenBytes = 0
+
+  const writeWeights = async ({ literals, segments, byteLength }: OutputFile, sink: ByteSink) => {
+    const write = async (bytes: Uint8Array, offset: number) => {
+      signal?.throwIfAborted()
+      await (threads === undefined ? sink.write(bytes) : threads.write(sink, bytes, offset))
+      onProgress?.({ writtenBytes: writtenBytes + offset + bytes.byteLength, totalBytes })
+    }
+    const waiting = [...literals].sort((a, b) => b.offset - a.offset)
+    const writeLiterals = async (end: number) => {
+      while (waiting.length > 0 && waiting[waiting.length - 1].offset < end) {
+        const { offset, bytes } = waiting.pop()!
+        await write(typeof bytes === 'function' ? await bytes() : bytes, offset)
+      }
+    }
+    const loop = (counter: Int32Array) =>
+      mergeChunks(segments, merger, counter, async (bytes, offset, changes) => {
+        await writeLiterals(offset)
+        await write(bytes, offset)
+        for (const change of changes) sums.add(change)
+      })
+    if (threads === undefined) await loop(new Int32Array(1))
+    else sums.addAll((await threads.run(segments, sink, loop)).byName)
+    await writeLiterals(byteLength)
+    writtenBytes += byteLength
+    onProgress?.({ writtenBytes, totalBytes })
+  }
+
   const added: string[] = []
   const write = async (folder: Directory) => {
     const begin = async (path: string) => {
@@ -31,14 +69,7 @@ export async function carryOut(
     }
     for (const file of files) {
       await begin(file.path)
-      await writeThrough(folder, file.path, async (sink) => {
-        for await (const bytes of bytesOf(file, merger, sums)) {
-          signal?.throwIfAborted()
-          await sink.write(bytes)
-          writtenBytes += bytes.byteLength
-          onProgress?.({ writtenBytes, totalBytes })
-        }
-      })
+      await writeThrough(folder, file.path, (sink) => writeWeights(file, sink))
     }
     for (const file of others) {
       await begin(file.path)
@@ -50,28 +81,16 @@ export async function carryOut(
   try {
     const layers = await writeTogether(out, write)
     const seconds = (performance.now() - startedAt) / 1000
-    const result = { out: out.name, format: merge.format, seconds, layers }
-    return { ...summaryOf(merge, files), ...result, bytes: writtenBytes + sizeOf(others) }
+    return {
+      ...merge.summary,
+      out: out.name,
+      format: merge.format,
+      bytes: totalBytes + sizeOf(others),
+      seconds,
+      layers,
+    }
   } catch (error) {
     for (const path of added) await out.remove(path)
     throw error
-  }
-}
-
-async function* bytesOf(
-  { literals, segments }: OutputFile,
-  merger: ChunkMerger,
-  sums: ChangeSums,
-): AsyncGenerator<Uint8Array> {
-  for (const piece of [...literals, ...segments].sort((a, b) => a.offset - b.offset)) {
-    if ('bytes' in piece) yield typeof piece.bytes === 'function' ? await piece.bytes() : piece.bytes
-    else {
-      const chunks = chunksOf(piece)
-      for (let i = 0; i < chunks.count; i++) {
-        const { bytes, changes } = await merger.merge(chunks.at(i))
-        for (const change of changes) sums.add(change)
-        yield bytes
-      }
-    }
   }
 }

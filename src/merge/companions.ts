@@ -42,7 +42,6 @@ function isCompanion(path: string): boolean {
 export interface OtherFile {
   readonly path: string
   readonly byteLength: number
-  readonly text?: string
   /** The folder that it is copied from. */
   readonly from?: Directory
   /** Its path without links. */
@@ -93,7 +92,7 @@ export async function copyOf(from: Directory, path: string): Promise<OtherFile> 
 
 export function textFile(path: string, text: string): OtherFile {
   const bytes = new TextEncoder().encode(text)
-  return { path, byteLength: bytes.byteLength, text, write: (to) => writeFile(to, path, bytes) }
+  return { path, byteLength: bytes.byteLength, write: (to) => writeFile(to, path, bytes) }
 }
 
 async function copyFile(from: Directory, path: string, to: Pick<Directory, 'create'>): Promise<void> {

@@ -13,10 +13,7 @@ export async function openCheckpointBase(input: PlanInput): Promise<OpenBase> {
   const { directory } = input.base
   const checkpoint = await openCheckpoint(directory, chosen.checkpoint)
   input.closers.push(checkpoint.close)
-  for (const { file, dataStart } of checkpoint.shards) {
-    input.sources.push(file.source)
-    input.baseFiles.set(file.source, dataStart)
-  }
+  input.sources.push(...checkpoint.shards.map(({ file }) => file.source))
   return {
     where: `${directory.name}/${chosen.checkpoint ?? checkpoint.indexPath ?? checkpoint.shards[0].path}`,
     async plan(opened, config, fit) {

@@ -8,7 +8,6 @@ import type { MergeInput, PlanInput } from './parts.js'
 import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
 import { editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
 import { Fit } from './plan/fit.js'
-import type { OutputFile } from './plan/layout.js'
 import type { MergePlanReport } from './report.js'
 import { computeScales } from './weight.js'
 import { weighted } from './weighted.js'
@@ -27,7 +26,7 @@ export async function openPlan(
   }
   return closingOnError({ close }, async () => {
     const adapters = [input.adapters].flat().map(weighted)
-    const own = { chosen, adapters, sign: input.sign ?? 1, sources: [], baseFiles: new Map(), closers }
+    const own = { chosen, adapters, sign: input.sign ?? 1, sources: [], closers }
     const planned: PlanInput = { ...input, ...own }
     const base =
       chosen.format === 'onnx'
@@ -52,7 +51,7 @@ export async function openMerge(input: MergeInput, chosen: ChosenFormat, models?
 
 async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
   if (plan === undefined) throw fit.problems[0]
-  const { base, chosen, sources, baseFiles, reproducible: isReproducible = false, weightsOnly = false } = input
+  const { base, chosen, sources, reproducible: isReproducible = false, weightsOnly = false } = input
   const { files, index, edit } = plan
   await requireFiniteReplacements(opened)
   const hasConfig = config !== undefined && !weightsOnly
@@ -61,7 +60,14 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
   const changed = text === config?.text ? undefined : text
   const { files: others, leftOut, warnings } = await otherFiles(input, plan.own, changed, plan.vocabulary)
   const copied = others.map(({ path }) => path)
-  const summary = { ...plan.summary, copied, leftOut, warnings: [...plan.warnings, ...own, ...warnings] }
+  const summary = {
+    ...plan.summary,
+    tensors: files.reduce((sum, { tensors }) => sum + tensors.length, 0),
+    changed: files.reduce((sum, { changed }) => sum + changed.length, 0),
+    copied,
+    leftOut,
+    warnings: [...plan.warnings, ...own, ...warnings],
+  }
   return {
     files,
     others: index === undefined ? others : [...others, index],
@@ -71,7 +77,6 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
     format: chosen.format,
     base: base.directory,
     sources,
-    baseFiles,
     isReproducible,
     /** Reads what the computation needs of whole weights: the norms of DoRA layers. */
     prepare: () => computeScales(files, sources, opened.magnitudes, isReproducible),
@@ -83,20 +88,10 @@ export function sizeOf(files: readonly { readonly byteLength: number }[]): numbe
   return files.reduce((sum, { byteLength }) => sum + byteLength, 0)
 }
 
-export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) {
-  const names = new Set(files.flatMap(({ tensors }) => tensors))
+export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
+  const { format, files, layers, summary } = merge
   return {
     ...summary,
-    tensors: files.reduce((sum, { tensors }) => sum + tensors.length, 0),
-    changed: files.reduce((sum, { changed }) => sum + changed.length, 0),
-    added: summary.added.filter((name) => names.has(name)),
-  }
-}
-
-export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
-  const { format, files, layers } = merge
-  return {
-    ...summaryOf(merge, files),
     out,
     format,
     bytes: sizeOf(files),

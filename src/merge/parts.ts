@@ -16,6 +16,8 @@ export interface MergeInput extends MergeSettings {
   adapters: AdapterInput | readonly AdapterInput[]
   /** Name of the weights' file in the result, where it is one. Default: the base's. */
   outFile?: string | undefined
+  /** What the names of data files beside it begin with. Default: its name. */
+  dataName?: string | undefined
   /** −1 to unmerge. */
   sign?: 1 | -1 | undefined
 }
@@ -26,8 +28,6 @@ export interface PlanInput extends Omit<MergeInput, 'adapters' | 'sign'> {
   readonly sign: 1 | -1
   /** All that is read at offsets. */
   readonly sources: ByteSource[]
-  /** The base's files among the sources, and how many bytes of each are its header. */
-  readonly baseFiles: Map<ByteSource, number>
   readonly closers: (() => Promise<void>)[]
 }
 

@@ -10,12 +10,12 @@ export interface LayerChange {
   name: string
   /**
    * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as
-   * null. Null for a weight in a file that an earlier run had finished, and for factors beside quantized weights.
+   * null. Null for factors beside quantized weights.
    */
   relativeChange: number | null
 }
 
-/** Part of a plan and of a finished merge. For a `share`, it covers only the files of that job. */
+/** Part of a plan and of a finished merge. */
 export interface MergeSummary {
   /** The result: its folder, or its file. */
   out: string
@@ -48,10 +48,8 @@ export interface MergePlanReport extends MergeSummary {
 
 /** Result of a merge. */
 export interface MergeReport extends MergeSummary {
-  /** Written by this call. */
+  /** Bytes of all files of the result. */
   bytes: number
-  /** Only for a `share`: files that other shares have still to make. Without it the output is published. */
-  missing?: string[]
   /** Duration in seconds. */
   seconds: number
   /** The changed layers, with ‖ΔW‖ / ‖W‖. Replaced values are not listed. */
@@ -60,27 +58,32 @@ export interface MergeReport extends MergeSummary {
 
 /** How far a merge is. */
 export interface MergeProgress {
-  /** Bytes written so far, including bytes from an earlier run. */
+  /** Bytes written so far. */
   writtenBytes: number
   /** Bytes of the weights, without headers and small files. */
   totalBytes: number
-  /** Written bytes that an earlier run had finished. Undefined if there are none. */
-  keptBytes?: number
 }
 
+/** Σ w² and Σ δ² of each changed layer. */
 export class ChangeSums {
-  readonly #sums = new Map<string, { base: number; delta: number }>()
+  readonly byName = new Map<string, { base: number; delta: number }>()
 
   add({ weight, baseSquares, deltaSquares }: ChunkChange): void {
-    for (const name of weight.reports) {
-      const { base, delta } = this.#sums.get(name) ?? { base: 0, delta: 0 }
-      this.#sums.set(name, { base: base + baseSquares, delta: delta + deltaSquares })
-    }
+    for (const name of weight.reports) this.#add(name, baseSquares, deltaSquares)
+  }
+
+  addAll(sums: ChangeSums['byName']): void {
+    for (const [name, { base, delta }] of sums) this.#add(name, base, delta)
+  }
+
+  #add(name: string, baseSquares: number, deltaSquares: number): void {
+    const { base, delta } = this.byName.get(name) ?? { base: 0, delta: 0 }
+    this.byName.set(name, { base: base + baseSquares, delta: delta + deltaSquares })
   }
 
   /** A change of nothing is 0, for a weight of zeros too. Null for what was not computed. */
   relativeChange(name: string): number | null {
-    const sums = this.#sums.get(name)
+    const sums = this.byName.get(name)
     if (sums === undefined) return null
     return sums.delta === 0 ? 0 : Math.sqrt(sums.delta / sums.base)
   }

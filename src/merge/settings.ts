@@ -10,10 +10,7 @@ import type { MergeFormat, MergeProgress } from './report.js'
 
 /** Settings of all merges, with the defaults that their docstrings name. */
 export interface MergeSettings {
-  /**
-   * Stops the merge. The promise rejects with the signal's reason. Finished files of a folder stay: the same call goes
-   * on with them.
-   */
+  /** Stops the merge. The promise rejects with the signal's reason, and nothing is left. */
   signal?: SignalLike | undefined
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
@@ -67,19 +64,12 @@ export interface MergeSettings {
    */
   overwrite?: boolean | undefined
   /**
-   * Writes only the files `index`, `index + count`, … (counted from 0), always as with `reproducible`. The share that
-   * finds all files there gives the output its name. A share may run again at any time.
-   */
-  share?: { index: number; count: number } | undefined
-  /**
    * Number of threads, including the calling thread. Default: one for each core, at most 4.
    *
    * Only if `out` is a path.
    * @range an integer in [1, 1024]
    */
   threads?: number | undefined
-  /** Waits until all files are written to the disk (fsync). Default true. */
-  fsync?: boolean | undefined
 }
 
 /** Options of one format, with the value that both can honor. */
@@ -101,7 +91,7 @@ export function refuseForFormat(settings: MergeSettings, format: MergeFormat): v
 }
 
 export function refuseWithoutPath(settings: MergeSettings): void {
-  for (const name of ['overwrite', 'share', 'threads', 'fsync'] as const) {
+  for (const name of ['overwrite', 'threads'] as const) {
     if (settings[name] === undefined || settings[name] === false) continue
     throw new ConfigError({
       where: name,

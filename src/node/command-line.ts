@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { mkdtemp, readFile, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
-import { requireEmpty, withSource, writeFile } from '../base/bytes.js'
+import { type Directory, requireEmpty, withSource, writeFile } from '../base/bytes.js'
 import { DataError, FileError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { parseJson } from '../data/json.js'
@@ -78,9 +78,14 @@ export async function startOfFile(file: string, most: number): Promise<string | 
   return new TextDecoder().decode(start)
 }
 
-/** Writes a file that appears complete or not at all. Throws FileError when it cannot be written. */
-export function writeWhole(file: string, content: string): Promise<void> {
-  return writeFile(new NodeDirectory(path.dirname(file)), path.basename(file), content)
+/**
+ * Writes a file that appears complete or not at all. Devices and pipes are written into.
+ *
+ * @param isNew whether a file of this name stays, and is an error
+ * @throws FileError
+ */
+export function writeWhole(file: string, content: string, isNew: boolean): Promise<void> {
+  return writeFile(new NodeDirectory(path.dirname(file)), path.basename(file), content, isNew)
 }
 
 /** Throws as opening a session would, but before anything is read. */
@@ -104,7 +109,15 @@ export async function requireWritable(target: string, where: string): Promise<vo
   }
 }
 
-/** Throws FileError unless the folder is empty or not there yet. */
-export function requireEmptyFolder(folder: string): Promise<void> {
-  return requireEmpty(new NodeDirectory(folder))
+class NewFolder extends NodeDirectory {
+  override together<T>(write: (folder: Directory) => Promise<T>): Promise<T> {
+    return super.together(write, true)
+  }
+}
+
+/** A folder for a result. Throws FileError unless it is empty or not there yet, now and when the result is whole. */
+export async function newFolder(name: string): Promise<Directory> {
+  const folder = new NewFolder(name)
+  await requireEmpty(folder)
+  return folder
 }

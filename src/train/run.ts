@@ -27,7 +27,7 @@ import { EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch }
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
 import type { CardSources } from './saved/model-card.js'
-import { readMetrics, readState, removePartialFiles } from './saved/run-folder.js'
+import { readMetrics, readState } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
@@ -175,7 +175,6 @@ class Run {
         )
       }
     })
-    await removePartialFiles(directory)
     for (const metrics of await readMetrics(directory, run.step)) this.#metrics.push(metrics)
     writeParameters(this.input.adapter, this.#names, engine.parameters)
     this.#best.state = run.best

@@ -383,7 +383,15 @@ describe('wrong usage', () => {
     ],
     [
       ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--shard', '2/2'],
-      /--shard counts shares from 0; got '2\/2'; the last of 2 shares is 1\/2/,
+      /no option --shard\. One process writes the whole result, in seconds for some GB: leave it out/,
+    ],
+    [
+      ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--resume'],
+      /no option --resume\. Give the same command again: it starts anew/,
+    ],
+    [
+      ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--fsync'],
+      /no option --fsync\. Results are always on the disk before they have their names: leave it out/,
     ],
     [['merge', '--base', MODEL, '--adapter', PEFT, '--out', ''], /--out is empty/],
     [

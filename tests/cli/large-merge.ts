@@ -9,12 +9,6 @@ import { saveAdapter } from '../../src/node.js'
 export const LAYERS = 16
 export const [d, k] = [2048, 2048]
 
-/** The finished files of an output that has no name yet. */
-export function finishedOf(out: string): string[] {
-  const [folder] = hiddenBeside(out).filter((name) => name.endsWith('.partial'))
-  return folder === undefined ? [] : readdirSync(folder)
-}
-
 /** What is hidden beside an output. */
 export function hiddenBeside(out: string): string[] {
   const names = existsSync(dirname(out)) ? readdirSync(dirname(out)) : []
@@ -51,8 +45,6 @@ export async function large(scratch: string): Promise<{ base: string; adapter: s
 /** Of all files of a folder. */
 export function digest(folder: string): string {
   const hash = createHash('sha256')
-  // The record of a merge tells which files an earlier run had finished.
-  const names = readdirSync(folder).filter((name) => name !== 'lowrank-merge.json')
-  for (const name of names.sort()) hash.update(name).update(readFileSync(join(folder, name)))
+  for (const name of readdirSync(folder).sort()) hash.update(name).update(readFileSync(join(folder, name)))
   return hash.digest('hex')
 }

@@ -7,7 +7,7 @@ import { describe, expect, it } from 'vitest'
 import { LoraAdapter } from '../../src/index.js'
 import { loadAdapter, saveAdapter } from '../../src/node.js'
 import { lowrankHere } from './in-process.js'
-import { d, digest, k, LAYERS, large } from './large-merge.js'
+import { d, k, LAYERS, large } from './large-merge.js'
 import { lowrank, MODEL, root, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
@@ -87,15 +87,6 @@ describe('options', () => {
     const { tensors } = JSON.parse((await lowrankHere('inspect', out, '--json')).stdout)
     expect(new Set(tensors.map(({ dtype }: { dtype: string }) => dtype))).toEqual(new Set(['bf16']))
     expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
-  })
-
-  it('--shard makes with others what one merge makes', async () => {
-    const [out, whole] = [join(scratch, 'in jobs'), join(scratch, 'in one')]
-    const args = ['merge', '--base', MODEL, '--adapter', PEFT, ...CHECKPOINT, '--max-shard-size', '2MB']
-    for (const part of ['0/3', '2/3', '0/3', '1/3', '1/3'])
-      expect((await lowrankHere(...args, '--out', out, '--shard', part)).code).toBe(0)
-    expect((await lowrankHere(...args, '--out', whole, '--reproducible')).code).toBe(0)
-    expect(digest(out)).toBe(digest(whole))
   })
 })
 
@@ -236,20 +227,4 @@ describe('what it says', () => {
     const others = [...plan.copied, 'lowrank-merge.json', 'model.safetensors.index.json']
     expect(Object.keys(written).sort()).toEqual([...names(plan.files), ...others].sort())
   })
-})
-
-it('says of each share what it made, and what is missing', async () => {
-  const out = join(scratch, 'in shares')
-  const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, ...CHECKPOINT, '--max-shard-size', '8MB']
-  const said: string[] = []
-  for (const part of ['0/3', '1/3', '1/3']) {
-    const { code, stderr } = await lowrankHere(...args, '--shard', part)
-    expect(code, stderr).toBe(0)
-    said.push(stderr.trimEnd().split('\n').at(-1)!)
-  }
-  expect(said[0]).toMatch(
-    /^Made \d.* in .*\.in shares\.\w+\.partial: .* tensors changed, .* 1 files of other shares are missing/,
-  )
-  expect(said[1]).toMatch(/^Wrote .*in shares: /)
-  expect(said[2]).toMatch(/^Nothing was left to do\. The result is .*in shares/)
 })

@@ -25,7 +25,7 @@ describe('Progress', () => {
   it('tells how much time is left, from what was done since it began', () => {
     process.stderr.isTTY = true
     const progress = new Progress()
-    // What a resumed merge has kept says nothing of its speed.
+    // What was there before says nothing of its speed.
     progress.update(20, 100, ' MB')
     expect(written).not.toContain('left')
     vi.advanceTimersByTime(5000)

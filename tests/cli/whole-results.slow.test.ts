@@ -1,9 +1,21 @@
-// Results of every kind, disturbed: processes that are killed at random changes to the file system, and several that
-// write to one place at once, with slow renames. Each result is wholly one command's, and nothing is left beside it.
+// Results of every kind, disturbed: processes that are killed at random changes to the file system, several that write
+// to one place at once, with slow renames, results that are there, a full disk, devices. Each result is wholly one
+// command's, and nothing is left beside it.
 // WHOLE_ROUNDS=20 makes more rounds; WHOLE_SEED=n others.
 
-import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { execFileSync, spawn } from 'node:child_process'
+import {
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -23,6 +35,8 @@ interface Kind {
   readonly out: string
   /** A command for each of two variants, which give different bytes. */
   readonly args: (variant: 0 | 1) => string[]
+  /** True if the command has --overwrite. */
+  readonly replaces?: boolean
 }
 
 const merge = (variant: 0 | 1) => [
@@ -35,10 +49,11 @@ const convert = (to: string) => (variant: 0 | 1) => [
 ]
 
 const KINDS: Record<string, Kind> = {
-  'a merged folder': { out: 'out', args: (variant) => [...merge(variant), '--max-shard-size', '20KB'] },
-  'a merged file': { out: 'out.safetensors', args: merge },
+  'a merged folder': { out: 'out', args: (variant) => [...merge(variant), '--max-shard-size', '20KB'], replaces: true },
+  'a merged file': { out: 'out.safetensors', args: merge, replaces: true },
   'a merged graph with its data file': {
     out: 'out.onnx',
+    replaces: true,
     args: (variant) => [
       ...['merge', '--base', join(GRAPH, 'onnx/model.onnx'), '--adapter', join(GRAPH, 'golden/adapter-init')],
       ...['--weight', variant === 0 ? '1' : '0.5'],
@@ -46,6 +61,7 @@ const KINDS: Record<string, Kind> = {
   },
   'an unmerged folder': {
     out: 'out',
+    replaces: true,
     args: (variant) => ['un'.concat(merge(variant)[0]), '--merged', ...merge(variant).slice(2)],
   },
   'a combined adapter': {
@@ -74,17 +90,34 @@ const KINDS: Record<string, Kind> = {
   'a converted folder of mlx-lm': { out: 'out', args: convert('mlx') },
   'a converted GGUF file': { out: 'out.gguf', args: convert('gguf') },
   'a converted .onnx_adapter': { out: 'out.onnx_adapter', args: convert('onnx-adapter') },
-  'a page': {
+  'a graph with inputs for adapters': {
+    out: 'out',
+    args: (variant) => ['lora-inputs', GRAPH, '--target-modules', variant === 0 ? 'q_proj' : 'v_proj'],
+  },
+  'a handed-off run': {
+    out: 'out',
+    args: (variant) => ['handoff', join(scratch, `run ${variant}.json`), '--to', 'trl', '--rows', 'records'],
+  },
+  'a page of an adapter': {
     out: 'out.html',
-    args: (variant) => ['inspect', variant === 0 ? PEFT : golden('peft/rslora'), '--overwrite'],
+    args: (variant) => ['inspect', variant === 0 ? PEFT : golden('peft/rslora')],
+    replaces: true,
+  },
+  'a page of two adapters': {
+    out: 'out.html',
+    args: (variant) => ['diff', PEFT, golden(variant === 0 ? 'peft/rslora' : 'peft/f16')],
+    replaces: true,
   },
 }
 
-const outFlag = (name: string) => (name === 'a page' ? '--html' : '--out')
+const outFlag = (name: string) => (name.startsWith('a page') ? '--html' : '--out')
 
 let scratch: string
 beforeAll(() => {
   scratch = mkdtempSync(join(tmpdir(), 'whole-results-'))
+  const run = { model: golden('models/llama-optimum'), data: join(root, 'models/data/whaling.eval.jsonl'), maxSteps: 2 }
+  for (const rank of [2, 3])
+    writeFileSync(join(scratch, `run ${rank - 2}.json`), JSON.stringify({ ...run, config: { rank } }))
 })
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
@@ -94,11 +127,27 @@ interface Ended {
   readonly stderr: string
 }
 
-/** @param kill before which change in the folder; 0 to count them */
-function run(args: string[], { kill, folder, isSlow = false }: { kill?: number; folder: string; isSlow?: boolean }) {
-  const preload = (name: string) => ['--import', new URL(`../../scripts/stress/${name}.mjs`, import.meta.url).href]
-  const loaded = [...(isSlow ? preload('slow-calls') : []), ...(kill === undefined ? [] : preload('kill-call'))]
-  const env = { ...process.env, KILL_CALL: `${kill} ${folder}` }
+interface Disturbance {
+  readonly folder: string
+  /** Before which change in the folder the process is killed; 0 to count them. */
+  readonly kill?: number
+  readonly isSlow?: boolean
+  /** A result that gets this name right before the process's own. */
+  readonly rival?: readonly [result: string, name: string]
+  /** From which call in the folder on the disk is full. */
+  readonly full?: number
+}
+
+function run(args: string[], { folder, kill, isSlow = false, rival, full }: Disturbance) {
+  const preload = (name: string) => ['--import', new URL(name, import.meta.url).href]
+  const loaded = [
+    ...(isSlow ? preload('../../scripts/stress/slow-calls.mjs') : []),
+    ...(kill === undefined ? [] : preload('../../scripts/stress/kill-call.mjs')),
+    ...(full === undefined ? [] : preload('../../scripts/stress/fail-call.mjs')),
+    ...(rival === undefined ? [] : preload('../rival.mjs')),
+  ]
+  const disturbed = { KILL_CALL: `${kill} ${folder}`, FAIL_CALL: `ENOSPC ${full} ${folder}`, RIVAL: rival?.join('\n') }
+  const env = { ...process.env, ...disturbed }
   const child = spawn(process.execPath, [...loaded, join(root, 'dist/cli/main.js'), ...args], { env })
   let stderr = ''
   child.stderr.on('data', (text) => {
@@ -109,12 +158,12 @@ function run(args: string[], { kill, folder, isSlow = false }: { kill?: number; 
   })
 }
 
-/** All files of a result by name, but for the record of a merge, which says which of them were kept. */
+/** All files of a result by name. */
 function contentOf(folder: string, out: string): Map<string, string> {
   const isFolder = !out.includes('.')
   const from = isFolder ? join(folder, out) : folder
   const names = readdirSync(from, { recursive: true, encoding: 'utf8' })
-  const files = names.filter((name) => statSync(join(from, name)).isFile() && name !== 'lowrank-merge.json')
+  const files = names.filter((name) => statSync(join(from, name)).isFile())
   const own = files.filter((name) => isFolder || name.startsWith(out))
   return new Map(own.sort().map((name) => [name, readFileSync(join(from, name), 'base64')]))
 }
@@ -130,7 +179,7 @@ function randomFrom(start: number) {
   }
 }
 
-describe.each(Object.entries(KINDS))('%s', (name, { out, args }) => {
+describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
   const random = randomFrom(seed + Object.keys(KINDS).indexOf(name) * 100)
   const commandIn = (folder: string, variant: 0 | 1) => [...args(variant), outFlag(name), join(folder, out)]
   const expected: Map<string, string>[] = []
@@ -182,13 +231,78 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args }) => {
         }),
       )
       for (const { code, stderr } of results) {
-        if (code !== 0) expect(stderr).toMatch(/^error: .*(another process|exists already|not overwritten)/m)
+        if (code !== 0) expect(stderr).toMatch(/^error: .*(another process|exists already)/m)
         expect(stderr).not.toMatch(/^ {4}at /m)
       }
-      if (existsSync(join(folder, out))) expect(expected).toContainEqual(contentOf(folder, out))
-      else expect(results.every(({ code }) => code !== 0)).toBe(true)
-      if (!existsSync(join(folder, out))) expect((await run(commandIn(folder, 0), { folder })).code).toBe(0)
-      expect(hiddenIn(folder).filter((file) => !file.endsWith('.partial'))).toEqual([])
+      expect(results.filter(({ code }) => code === 0)).toHaveLength(1)
+      const winner = variants[results.findIndex(({ code }) => code === 0)]
+      expect(contentOf(folder, out)).toEqual(expected[winner])
+      expect(hiddenIn(folder)).toEqual([])
     }
+  })
+
+  it('does not replace what was there, or was published meanwhile, unless that is wished', async () => {
+    const folder = mkdtempSync(join(scratch, 'there-'))
+    const place = join(folder, out)
+    const earlier = join(scratch, `${name} 1`)
+    const rival = [join(earlier, out), place] as const
+    for (const isThere of [true, false]) {
+      rmSync(folder, { recursive: true })
+      mkdirSync(folder)
+      if (isThere) cpSync(earlier, folder, { recursive: true })
+      const { code, stderr } = await run(commandIn(folder, 0), { folder, ...(!isThere && { rival }) })
+      expect([code, stderr]).toEqual([
+        1,
+        expect.stringMatching(isThere ? /^error: .*exists already/m : /^error: .*another process has written it/m),
+      ])
+      if (isThere || !name.includes('graph with its data')) expect(contentOf(folder, out)).toEqual(expected[1])
+      expect(hiddenIn(folder)).toEqual([])
+      if (!replaces) continue
+      rmSync(folder, { recursive: true })
+      mkdirSync(folder)
+      if (isThere) cpSync(earlier, folder, { recursive: true })
+      const command = [...commandIn(folder, 0), '--overwrite']
+      expect((await run(command, { folder, ...(!isThere && { rival }) })).code).toBe(0)
+      if (isThere && name.includes('graph with its data')) {
+        // The old graph had its data till the end, so that of the new one has another name.
+        const data = contentOf(folder, out)
+        expect([...data.keys()]).toEqual([out, `${out}.1.data`])
+        expect(data.get(`${out}.1.data`)).toBe(expected[0].get(`${out}.data`))
+      } else expect(contentOf(folder, out)).toEqual(expected[0])
+      expect(hiddenIn(folder)).toEqual([])
+    }
+  })
+
+  it('is not there when the disk fills up', async () => {
+    for (let round = 0; round < rounds; round++) {
+      const folder = mkdtempSync(join(scratch, 'full-'))
+      const { code, stderr } = await run(commandIn(folder, 0), { folder, full: 1 + random(changes) })
+      if (code === 0) expect(contentOf(folder, out)).toEqual(expected[0])
+      else expect([code, stderr]).toEqual([1, expect.stringMatching(/^error: .*no space left on the device/m)])
+      if (code !== 0 && existsSync(join(folder, out))) expect(contentOf(folder, out)).toEqual(expected[0])
+      expect(hiddenIn(folder)).toEqual([])
+    }
+  })
+
+  it.skipIf(process.platform !== 'linux' || process.getuid?.() !== 0)('never replaces a device or a pipe', async () => {
+    const folder = mkdtempSync(join(scratch, 'device-'))
+    const place = join(folder, out)
+    for (const [kind, isKept] of [
+      ['c 1 3', () => lstatSync(place).isCharacterDevice()],
+      ['p', () => lstatSync(place).isFIFO()],
+    ] as const) {
+      execFileSync('mknod', [place, ...kind.split(' ')])
+      // Something reads from the pipe.
+      const reader = spawn('cat', [place], { stdio: 'ignore' })
+      for (const more of replaces ? [[], ['--overwrite']] : [[]]) {
+        const { code, stderr } = await run([...commandIn(folder, 0), ...more], { folder })
+        if (code !== 0) expect([code, stderr]).toEqual([1, expect.stringMatching(/^error: /m)])
+        expect(isKept()).toBe(true)
+        if (code === 0 && kind === 'p') break
+      }
+      reader.kill()
+      rmSync(place)
+    }
+    expect(hiddenIn(folder)).toEqual([])
   })
 })

@@ -197,7 +197,7 @@ export const FUNCTIONS: Record<string, Call> = {
   },
   merge: {
     call: lowrank.merge,
-    args: () => [{ base: BASE, adapters: [adapter()], out: place(), tied: 'keep', dtype: 'fp32', share: undefined }],
+    args: () => [{ base: BASE, adapters: [adapter()], out: place(), tied: 'keep', dtype: 'fp32' }],
     options: 0,
     misspelled: { ...merging, dtyp: /dtype/, model: /./ },
   },

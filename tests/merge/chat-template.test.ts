@@ -69,7 +69,7 @@ it('in a folder on disk, and removing the adapter keeps it', async () => {
     await saveAdapter(trained(THEIRS), saved)
     const lora = await toDisk(saved, path.join(folder, 'adapter'))
     const [out, back] = ['out', 'back'].map((name) => path.join(folder, name))
-    const options = { threads: 1, fsync: false }
+    const options = { threads: 1 }
     expect((await mergeFiles(from, [lora], out, options)).copied).toContain(FILE)
     expect(await readFile(path.join(out, FILE), 'utf8')).toBe(THEIRS)
     await unmergeFiles(out, [lora], back, options)

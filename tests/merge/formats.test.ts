@@ -23,7 +23,7 @@ beforeAll(() => {
 })
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
-const here = { adapters: ADAPTER, threads: 1, fsync: false } as const
+const here = { adapters: ADAPTER, threads: 1 } as const
 const place = (name: string) => path.join(scratch, name)
 const bytesOf = (...parts: string[]) => readFileSync(path.join(...parts))
 const same = (one: Buffer | Uint8Array, other: Buffer | Uint8Array) => expect(Buffer.compare(one, other)).toBe(0)

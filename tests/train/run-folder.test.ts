@@ -1,6 +1,11 @@
+import { mkdir, mkdtemp, readdir, rm, writeFile as writePlain } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { type Directory, MemoryDirectory, readAll, writeFile } from '../../src/base/bytes.js'
 import { FileError, FormatError, MismatchError } from '../../src/base/errors.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { newToken } from '../../src/io/node/owner.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { MARKER_FILE } from '../../src/peft/file-names.js'
 import type { StepMetrics } from '../../src/train/report.js'
@@ -14,11 +19,11 @@ import {
   readMarker,
   readMetrics,
   readState,
-  removePartialFiles,
   STATE_FILE,
   writeMarker,
   writeState,
 } from '../../src/train/saved/run-folder.js'
+import { withRunPlace } from '../../src/train/saved/run-place.js'
 import { RunWriter } from '../../src/train/saved/run-writer.js'
 
 const line = (step: number): StepMetrics => ({
@@ -91,37 +96,23 @@ describe('checkRunFolder', () => {
     await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('finished')
   })
 
-  it('is free of what a killed run was writing, and of nothing else', async () => {
-    const partial = '.training-state.safetensors.1a2b3c4d-123-456-01b02c3c.tmp'
-    const directory = new MemoryDirectory({ [partial]: '', '.notes.tmp': '', 'notes.txt': '' })
-    await removePartialFiles(directory)
-    expect([...directory.files.keys()]).toEqual(['.notes.tmp', 'notes.txt'])
-  })
-
-  it.each(['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE])(
-    'counts as empty with nothing but what a killed run was writing of %s',
-    async (file) => {
-      const partial = `.${file}.1a2b3c4d-123-456-7df019c1.tmp`
-      const directory = new MemoryDirectory({ [partial]: '' }, 'out')
-      await checkRunFolder(directory, 'new')
-      await checkRunFolder(directory, 'overwrite')
-      await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Leave out `resume`')
+  it('counts as empty with nothing but what a killed run was writing, which the next one removes', async () => {
+    const out = await mkdtemp(path.join(tmpdir(), 'run-folder-'))
+    const directory = new NodeDirectory(out)
+    const dead = newToken().replace(/-\d+-\d*-/, '-4194305-1-')
+    for (const file of ['adapter_model.safetensors', METRICS_FILE, STATE_FILE, '.lowrank-writer']) {
       for (const use of ['new', 'overwrite'] as const) {
-        directory.files.set(partial, new Uint8Array())
-        const writer = begin(directory, use)
-        await writer.add(line(1))
-        await writer.save(adapter())
-        const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
-        expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE])
-        directory.files.clear()
+        const files = path.join(out, `.${file}.${dead}.tmp`, 'files')
+        await mkdir(files, { recursive: true })
+        await writePlain(path.join(files, file), 'half')
+        await checkRunFolder(directory, use)
+        await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Leave out `resume`')
+        await withRunPlace({ directory, use }, async () => {})
+        expect(await readdir(out)).toEqual([])
       }
-      for (const foreign of [`.${file}.tmp`, `.${file}.backup.tmp`, '.notes.txt.1a2b3c4d-123-456-7df019c1.tmp']) {
-        const other = new MemoryDirectory({ [foreign]: '' }, 'out')
-        await expect(checkRunFolder(other, 'new')).rejects.toThrow(foreign)
-        await expect(checkRunFolder(other, 'overwrite')).rejects.toThrow(foreign)
-      }
-    },
-  )
+    }
+    await rm(out, { recursive: true })
+  })
 
   it('believes no marker of something else', async () => {
     for (const text of ['{}', 'null', '{"version": 1, "kind": "shopping list"}']) {

@@ -1,7 +1,7 @@
 // Shared parts of the commands that write an adapter.
 
 import type { ResizeResult, ToolProgress } from '../../index.js'
-import { requireEmptyFolder } from '../../node/command-line.js'
+import { newFolder } from '../../node/command-line.js'
 import { choice, required, toggle, type Values } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
@@ -28,11 +28,11 @@ export async function writeAdapter(
   work: Parameters<typeof withProgress<ResizeResult>>[0],
 ): Promise<number> {
   const node = await import('../../node.js')
-  await requireEmptyFolder(out)
+  const folder = await newFolder(out)
   const made = await withProgress(work)
   if (made === undefined) return EXIT_INTERRUPTED
   const { adapter, layers, error, warnings } = made
-  await node.saveAdapter(adapter, out, { dtype: outDtype === 'keep' ? undefined : outDtype })
+  await node.saveAdapter(adapter, folder, { dtype: outDtype === 'keep' ? undefined : outDtype })
   if (json) printDocument({ out, layers, error, warnings, peakRssBytes: peakRssBytes() })
   else
     print(

@@ -1,7 +1,6 @@
 // lowrank convert: an adapter in another format.
 
 import { existsSync } from 'node:fs'
-import { requireEmptyFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, required, toggle } from '../options.js'
 import { baseOf } from '../run/with-session.js'
@@ -28,7 +27,6 @@ export const convert = defineCommand({
   },
   async run({ adapter, to, base: named, out, outDtype, json }) {
     const node = await import('../../node.js')
-    if (to === 'peft' || to === 'mlx' || to === 'ollama') await requireEmptyFolder(out)
     const base = named ?? (to === 'gguf' || to === 'ollama' ? await namedBase(adapter) : undefined)
     const report = await withProgress((run) => node.convertAdapter(adapter, { to, out, base, outDtype, ...run }))
     if (report === undefined) return EXIT_INTERRUPTED

@@ -33,7 +33,7 @@ export const diff = defineCommand({
     if (html !== undefined) await refusePage(html, overwrite, 'diff')
     const report = await withProgress((run) => node.diff(a, b, run))
     if (report === undefined) return EXIT_INTERRUPTED
-    if (html !== undefined) await writePage(html, diffReport(report, a, b))
+    if (html !== undefined) await writePage(html, diffReport(report, a, b), overwrite)
     if (json) printDocument({ a, b, ...report })
     else print(lines(report))
     if (report.onlyA.length > 0) warn(`only in a: ${firstOf(report.onlyA)}`)

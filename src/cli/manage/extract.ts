@@ -1,6 +1,6 @@
 // lowrank extract: an adapter out of a base and a fine-tuned model.
 
-import { requireEmptyFolder } from '../../node/command-line.js'
+import { newFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
@@ -23,11 +23,11 @@ export const extract = defineCommand({
   options: { ...flags('ExtractOptions'), ...ADAPTER_OUTPUT },
   async run({ out, outDtype, json, ...options }) {
     const node = await import('../../node.js')
-    await requireEmptyFolder(out)
+    const folder = await newFolder(out)
     const made = await withProgress((run) => node.extract({ ...options, ...run }))
     if (made === undefined) return EXIT_INTERRUPTED
     const { adapter, ...report } = made
-    await node.saveAdapter(adapter, out, { dtype: outDtype === 'keep' ? undefined : outDtype })
+    await node.saveAdapter(adapter, folder, { dtype: outDtype === 'keep' ? undefined : outDtype })
     const { layers, error, saved, skipped, missing } = report
     if (json) printDocument({ out, ...report, peakRssBytes: peakRssBytes() })
     else if (layers.length > 0) {

@@ -37,7 +37,7 @@ export const inspect = defineCommand({
     const report = await node.inspect(source, { base, dtype, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
-      await writePage(html, inspectionReport(report, source))
+      await writePage(html, inspectionReport(report, source), overwrite)
     }
     if (json) printDocument({ ...report })
     else print(lines(report).join('\n'))

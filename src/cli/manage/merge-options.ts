@@ -20,16 +20,11 @@ export const OUTPUT = {
     'MergeOptions',
     ...(['format', 'dtype', 'allowMissing', 'weightsOnly', 'strict', 'threads', 'reproducible'] as const),
   ),
-  shard: single(
-    'I/N',
-    'split the merge into N shares, and make share I of them (0 to N-1). The last share to end gives the result its name',
-    readShare,
-  ),
   ...flags('MergeOptions', 'overwrite'),
   json: toggle('print one JSON document on stdout'),
 }
 
-export const API_NAMES = { maxShardBytes: 'maxShardSize', share: 'shard' } as const
+export const API_NAMES = { maxShardBytes: 'maxShardSize' } as const
 
 export function changesIn({ changed, tensors, branches }: MergeSummary): string {
   const beside = branches === undefined ? '' : `, ${branches} layers with factors beside their quantized weights`
@@ -37,12 +32,8 @@ export function changesIn({ changed, tensors, branches }: MergeSummary): string 
 }
 
 function outcome(report: MergeReport): string {
-  const [out, seconds] = [colors.bold(report.out), `${report.seconds.toFixed(1)} s`]
-  const changed = changesIn(report)
-  if (report.missing !== undefined)
-    return `Made ${bytes(report.bytes)} in ${out}: ${changed}, ${seconds}. ${report.missing.length} files of other shares are missing.`
-  if (report.bytes === 0) return `Nothing was left to do. The result is ${out}`
-  return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
+  const seconds = `${report.seconds.toFixed(1)} s`
+  return `Wrote ${colors.bold(report.out)}: ${bytes(report.bytes)}, ${changesIn(report)}, ${seconds}`
 }
 
 export async function runMerge<R extends MergeReport>(
@@ -51,13 +42,11 @@ export async function runMerge<R extends MergeReport>(
   show: (report: R) => void = () => {},
 ): Promise<number> {
   const progress = new Progress()
-  const onProgress = ({ writtenBytes, totalBytes, keptBytes }: MergeProgress) => {
-    progress.updateBytes(writtenBytes, totalBytes, keptBytes)
-  }
+  const onProgress = ({ writtenBytes, totalBytes }: MergeProgress) => progress.updateBytes(writtenBytes, totalBytes)
   const running = interruptible('Stopping. --out does not change.', (signal) => work({ signal, onProgress }))
   const report = await running.finally(() => progress.end())
   if (report === undefined) {
-    say('Stopped. If the result has several files, the finished ones are kept: the same command continues.')
+    say('Stopped.')
     return EXIT_INTERRUPTED
   }
   if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
@@ -79,19 +68,6 @@ function readSize({ flag, value }: Occurrence): number {
   const size = Math.floor(Number(number) * 1000 ** ['B', 'KB', 'MB', 'GB', 'TB'].indexOf((unit ?? 'B').toUpperCase()))
   if (number !== undefined && size > 0 && Number.isSafeInteger(size)) return size
   throw new UsageError(`${flag} is a size such as 5GB; got '${value}'`)
-}
-
-function readShare({ flag, value }: Occurrence): { index: number; count: number } {
-  const [, index, count] = /^(\d+)\/(\d+)$/.exec(value) ?? []
-  if (index === undefined)
-    throw new UsageError(
-      `${flag} needs the number of the share and the number of all shares, such as 0/4; got '${value}'`,
-    )
-  if (Number(index) >= Number(count)) {
-    const last = Number(count) > 0 ? `; the last of ${count} shares is ${Number(count) - 1}/${count}` : ''
-    throw new UsageError(`${flag} counts shares from 0; got '${value}'${last}`)
-  }
-  return { index: Number(index), count: Number(count) }
 }
 
 export function weightedAdapters(occurrences: readonly Occurrence[]): { adapter: string; weight?: number }[] {

@@ -31,14 +31,11 @@ export const merge = defineCommand({
     ...OUTPUT,
   },
   apiNames: API_NAMES,
-  async run(
-    { dryRun, verbose, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest },
-    { occurrences },
-  ) {
+  async run({ dryRun, verbose, json, maxShardSize, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
     const adapters = weightedAdapters(occurrences)
     const node = await import('../../node.js')
     const base = rest.base ?? (await baseOfAdapter(adapters[0].adapter))
-    const options = { ...rest, base, adapters, maxShardBytes: maxShardSize, share: shard }
+    const options = { ...rest, base, adapters, maxShardBytes: maxShardSize }
     if (dryRun) return showPlan(await node.planMerge(options), json)
     return runMerge(
       json,
@@ -89,8 +86,8 @@ export const unmerge = defineCommand({
   subject: ['merged'],
   options: { ...flags('UnmergeOptions', 'merged'), ...ADAPTERS, ...flags('UnmergeOptions', 'out'), ...OUTPUT },
   apiNames: API_NAMES,
-  async run({ merged, out, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
-    const options = { ...rest, maxShardBytes: maxShardSize, share: shard }
+  async run({ merged, out, json, maxShardSize, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
+    const options = { ...rest, maxShardBytes: maxShardSize }
     const adapters = weightedAdapters(occurrences)
     const node = await import('../../node.js')
     return runMerge(json, (run) => node.unmerge({ ...options, merged, adapters, out, ...run }))

@@ -29,7 +29,7 @@ export const report = defineCommand({
     await refusePage(html, overwrite, 'report')
     const runs = await Promise.all(folders.map(readRun))
     const { runReport } = await import('../../report/run.js')
-    await writePage(html, runReport(runs, folders.join(', ')))
+    await writePage(html, runReport(runs, folders.join(', ')), overwrite)
     return 0
   },
 })

@@ -1,6 +1,6 @@
 // lowrank to-plain: makes plain LoRA of an adapter whose start changed the base weights.
 
-import { requireEmptyFolder } from '../../node/command-line.js'
+import { newFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required, toggle } from '../options.js'
 import { colors, printDocument, say } from '../show/terminal.js'
@@ -22,10 +22,10 @@ export const toPlain = defineCommand({
   },
   async run({ adapter: source, base, initial, out, json }) {
     const node = await import('../../node.js')
-    await requireEmptyFolder(out)
+    const folder = await newFolder(out)
     const adapter = await node.loadAdapter(source)
     const plain = await node.toPlain(adapter, { base, initial })
-    await node.saveAdapter(plain, out)
+    await node.saveAdapter(plain, folder)
     const { init } = adapter.config
     const layers = plain.parts('linear', 'embedding').map(({ name, rank }) => ({ name, rank }))
     if (json) printDocument({ out, init, layers })

@@ -65,7 +65,7 @@ export const evaluate = defineCommand({
     )
     const report = await running.finally(() => progress.end())
     if (report === undefined) return EXIT_INTERRUPTED
-    if (html !== undefined) await writePage(html, pageOf(report, source))
+    if (html !== undefined) await writePage(html, pageOf(report, source), overwrite)
     if (json) printDocument({ ...report })
     else show(report)
     return 0

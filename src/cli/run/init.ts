@@ -42,7 +42,7 @@ export const init = defineCommand({
       ]
       return `${JSON.stringify({ messages })}\n`
     })
-    await writeWhole(file, lines.join(''))
+    await writeWhole(file, lines.join(''), true)
     say(`Wrote ${colors.bold(file)}: ${lines.length} chats. Then:`)
     say(`  npx lowrank data ${file}`)
     say(`  npx lowrank train --model ${SMALL_MODEL} --data ${file} --out my-adapter --epochs 30 --rank 16`)

@@ -23,8 +23,8 @@ export async function refusePage(file: string, mayReplace: boolean, command = 'i
   })
 }
 
-export async function writePage(file: string, report: Report): Promise<void> {
+export async function writePage(file: string, report: Report, mayReplace: boolean): Promise<void> {
   const { reportPage } = await import('../../report/page.js')
-  await writeWhole(file, reportPage(report))
+  await writeWhole(file, reportPage(report), !mayReplace)
   say(`Wrote ${colors.bold(file)}`)
 }

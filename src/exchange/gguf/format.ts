@@ -43,9 +43,10 @@ export const GGUF: ExchangeFormat = {
   async write(adapter, { directory, file }, { base, dtype, ...run }) {
     const opened = await openBase(base)
     let report: Written = { layers: 0 }
-    await writeThrough(directory, file!, async (sink) => {
+    const write = async (sink: ByteSink) => {
       report = await writeGgufAdapter(adapter, opened, sink, dtype, run)
-    })
+    }
+    await writeThrough(directory, file!, write, true)
     return report
   },
 }

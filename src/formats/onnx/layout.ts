@@ -42,6 +42,8 @@ export interface OnnxLayout {
    */
   readonly keepsFiles?: boolean | undefined
   readonly maxAddedBytes?: number | undefined
+  /** What the paths of data files begin with. Default: the path of the graph. */
+  readonly dataPath?: string | undefined
 }
 
 /**
@@ -71,7 +73,7 @@ export async function planOnnx(
   model: OnnxModel,
   proto: ModelProto,
   path: string,
-  { replaced = new Set(), keepsFiles = false, maxAddedBytes = MAX_ADDED_BYTES }: OnnxLayout = {},
+  { replaced = new Set(), keepsFiles = false, maxAddedBytes = MAX_ADDED_BYTES, dataPath = path }: OnnxLayout = {},
 ): Promise<OnnxFile[]> {
   const complete = await inlineAttributes(model, proto)
   const weights = (complete.graph?.initializer ?? []).map((tensor) => planWeight(model, tensor, replaced))
@@ -83,9 +85,10 @@ export async function planOnnx(
   const external = [...model.files.keys()].find((location) => location !== model.fileName)
   const total = weights.reduce((sum, { range }) => sum + range.byteLength, 0)
   if (external === undefined && total <= MAX_INLINE_BYTES) return [graphFile(path, complete, weights)]
-  if (external !== undefined && keepsFiles) return keepFiles(model, complete, weights, path, maxAddedBytes)
+  if (external !== undefined && keepsFiles)
+    return keepFiles(model, complete, weights, path, { dataPath, maxAddedBytes })
   const ending = external?.startsWith(model.fileName) ? external.slice(model.fileName.length) : '_data'
-  const { file, tensors } = dataFile(path + ending, weights)
+  const { file, tensors } = dataFile(dataPath + ending, weights)
   const graph = new FilePlan(path)
   graph.add(
     toBinary(
@@ -121,14 +124,14 @@ function keepFiles(
   proto: ModelProto,
   weights: readonly PlannedWeight[],
   path: string,
-  maxAddedBytes: number,
+  { dataPath, maxAddedBytes }: { readonly dataPath: string; readonly maxAddedBytes: number },
 ): OnnxFile[] {
   const isKept = ({ tensor, range, isReplaced }: PlannedWeight) =>
     !isReplaced && isExternal(tensor) && range.location !== model.fileName
   const kept = weights.filter(isKept)
   const locations = [...model.files.keys()].filter((file) => kept.some(({ range }) => range.location === file))
   const files: OnnxFile[] = []
-  const nextName = () => `${path}_data${files.length === 0 ? '' : `_${files.length}`}`
+  const nextName = () => `${dataPath}_data${files.length === 0 ? '' : `_${files.length}`}`
   const renamed = new Map<string, string>()
   // Numeric order: X_data_2 comes before X_data_10.
   for (const location of locations.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) {

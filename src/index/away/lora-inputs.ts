@@ -70,10 +70,14 @@ export async function addLoraInputs(source: Source, options: AddLoraInputsOption
     const planned = await planOnnx(model.onnx, graph.toModel(), path, { keepsFiles: true })
     const own = path.includes('/') ? `${path.slice(0, path.indexOf('/'))}/` : path
     const companions = await findCompanions(model.directory, [own], [])
-    await writeTogether(out, async (folder) => {
-      for (const file of companions.files) await file.write(folder)
-      for (const { path: name, pieces } of planned) await writePieces(folder, name, pieces, model.onnx)
-    })
+    await writeTogether(
+      out,
+      async (folder) => {
+        for (const file of companions.files) await file.write(folder)
+        for (const { path: name, pieces } of planned) await writePieces(folder, name, pieces, model.onnx)
+      },
+      true,
+    )
     return { out: out.name, graph: path, modules: [...new Set(linears.map(({ name }) => name))], inputs }
   })
 }

@@ -1,7 +1,7 @@
 // Reads are positional, so that one source serves many readers. Writes get their name complete or never.
 
 import { constants, type Dirent, type Stats } from 'node:fs'
-import { access, type FileHandle, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
+import { access, type FileHandle, lstat, open, readdir, realpath, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import {
@@ -16,9 +16,9 @@ import {
 import { ConfigError, FileError } from '../../base/errors.js'
 import { refuseAddress } from '../source.js'
 import { codeOf, fileError, REASONS, withFileErrors } from './errors.js'
-import { isDirectory, makeFolders, removeEmptyFolders, syncFolder } from './folders.js'
-import { reserveFolder } from './reserve.js'
-import { isMountPoint, realOutput, removeUnfinished, unfinishedName, WholeOutput } from './whole-output.js'
+import { makeFolders } from './folders.js'
+import { LOCK, reserveFolder } from './reserve.js'
+import { isMountPoint, lostError, realOutput, WholeOutput } from './whole-output.js'
 
 /** How the Hugging Face Hub names models; a relative path may look the same. */
 const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
@@ -26,17 +26,9 @@ const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
 /** read(2) and write(2) take less than 2 GiB at a time on some systems. */
 const MAX_TRANSFER_BYTES = 1 << 30
 
-export interface FileOptions {
-  /** New files are on disk when they get their names. Default true. */
-  fsync?: boolean
-}
-
 /** A folder that does not exist is empty until a file is created. */
 export class NodeDirectory implements Directory {
-  constructor(
-    readonly name: string,
-    private readonly options: FileOptions = {},
-  ) {}
+  constructor(readonly name: string) {}
 
   list(folder?: string): Promise<string[]> {
     return namesIn(
@@ -63,8 +55,8 @@ export class NodeDirectory implements Directory {
     return openFile(this.#resolve(file))
   }
 
-  async create(file: string): Promise<ByteSink> {
-    return createFile(this.#resolve(file), this.options)
+  async create(file: string, isNew?: boolean): Promise<ByteSink> {
+    return createFile(this.#resolve(file), isNew)
   }
 
   async remove(file: string): Promise<void> {
@@ -95,24 +87,50 @@ export class NodeDirectory implements Directory {
     return reserveFolder(this.name, what)
   }
 
-  async together<T>(write: (folder: Directory) => Promise<T>): Promise<T> {
+  async together<T>(write: (folder: Directory) => Promise<T>, isNew = false): Promise<T> {
     const out = await realOutput(this.name)
-    if (!(await canAppear(out))) {
-      const lock = await this.reserve('process')
-      return write(this).finally(() => lock.release())
-    }
-    const output = await WholeOutput.begin(out, this.options)
+    if (await canAppear(out)) return makeFolder(out, write)
+    const lock = await this.reserve('process')
     try {
-      const result = await write(new NodeDirectory(output.folder, this.options))
-      await output.publishFolder(false)
-      return result
+      if (isNew && (await readdir(out)).some((name) => name !== LOCK)) throw lostError(this.name)
+      return await write(this)
     } finally {
-      await output.close()
+      await lock.release()
     }
   }
 
   #resolve(file: string): string {
     return path.join(this.name, ...splitName(file, this.name))
+  }
+}
+
+/** A folder that nobody sees yet, so that its files need nothing to be whole. Messages name the folder it will be. */
+export class UnfinishedFolder extends NodeDirectory {
+  constructor(
+    name: string,
+    private readonly out: string,
+  ) {
+    super(name)
+  }
+
+  override async create(file: string): Promise<ByteSink> {
+    const parts = splitName(file, this.out)
+    return openSink(path.join(this.name, ...parts), path.join(this.out, ...parts))
+  }
+
+  override together<T>(write: (folder: Directory) => Promise<T>): Promise<T> {
+    return write(this)
+  }
+}
+
+async function makeFolder<T>(out: string, write: (folder: Directory) => Promise<T>): Promise<T> {
+  const output = await WholeOutput.begin(out, 'folder')
+  try {
+    const result = await write(new UnfinishedFolder(output.folder, out))
+    await output.publishFolder()
+    return result
+  } finally {
+    await output.close()
   }
 }
 
@@ -175,6 +193,7 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
     name,
     byteLength: size,
     realPath,
+    fd: handle.fd,
     async read(offset, byteLength) {
       checkRange(source, offset, byteLength)
       // All bytes are read before anyone sees them, so they need not be zeros first.
@@ -200,23 +219,57 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
   return source
 }
 
-export async function createFile(name: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
-  const folder = path.dirname(name)
-  const temporary = unfinishedName(name)
-  let handle: FileHandle
-  let firstMade: string | undefined
+/**
+ * A file that appears whole or not at all. Devices, pipes and sockets are written into.
+ *
+ * @param isNew fails if something has the name by the time the file is whole. Else a file that is there is replaced
+ */
+async function createFile(name: string, isNew = false): Promise<ByteSink> {
+  if (await isStream(name)) return openSink(name, name, 'a')
+  const output = await WholeOutput.begin(name, 'files')
   try {
-    if (await isDirectory(name)) throw new FileError({ where: name, what: 'is a folder' })
-    firstMade = await makeFolders(folder)
-    await removeUnfinished(name)
-    handle = await open(temporary, 'wx')
+    const sink = await openSink(path.join(output.folder, path.basename(name)), name)
+    let isOpen = true
+    const close = async () => {
+      isOpen = false
+      await output.close()
+    }
+    return {
+      name,
+      write: sink.write,
+      async commit() {
+        await sink.commit()
+        await output.publishFiles(!isNew)
+        await close()
+      },
+      async abort() {
+        if (!isOpen) return
+        await sink.abort()
+        await close()
+      },
+    }
   } catch (error) {
-    await removeEmptyFolders(folder, firstMade)
-    throw fileError(name, 'cannot be written', error)
+    await output.close()
+    throw error
   }
-  let isOpen = true
+}
+
+/** True for what can be written to, but not replaced. /dev/stdout is a link to a file if the shell sends it there. */
+async function isStream(name: string): Promise<boolean> {
+  const status = await stat(name).catch(() => undefined)
+  if (status?.isDirectory()) throw new FileError({ where: name, what: 'is a folder' })
+  if (status === undefined || !status.isFile()) return status !== undefined
+  return /^\/(dev|proc)\//.test(path.resolve(name)) && (await lstat(name)).isSymbolicLink()
+}
+
+async function openSink(file: string, name: string, flags = 'w'): Promise<ByteSink> {
+  const handle = await withFileErrors(name, 'cannot be written', async () => {
+    await makeFolders(path.dirname(file))
+    return open(file, flags)
+  })
   return {
     name,
+    fd: handle.fd,
     write: (bytes) =>
       withFileErrors(name, 'cannot be written', async () => {
         for (let done = 0; done < bytes.byteLength; ) {
@@ -225,23 +278,8 @@ export async function createFile(name: string, { fsync = true }: FileOptions = {
           done += bytesWritten
         }
       }),
-    async commit() {
-      await withFileErrors(name, 'cannot be written', async () => {
-        // Without this a crash could leave the final name on a file whose bytes never reached the disk.
-        if (fsync) await handle.sync()
-        await handle.close()
-        await rename(temporary, name)
-      })
-      isOpen = false
-      if (fsync) await syncFolder(folder)
-    },
-    async abort() {
-      if (!isOpen) return
-      isOpen = false
-      await handle.close().catch(() => {})
-      await unlink(temporary).catch(() => {})
-      await removeEmptyFolders(folder, firstMade)
-    },
+    commit: () => withFileErrors(name, 'cannot be written', () => handle.close()),
+    abort: () => handle.close().catch(() => {}),
   }
 }
 

@@ -48,17 +48,6 @@ export async function makeFolders(folder: string): Promise<string | undefined> {
   return missing[0]
 }
 
-/** The first folder is not made: where it is missing, that is an error. */
-export async function makeInner(root: string, folder: string): Promise<void> {
-  let at = root
-  for (const part of path.relative(root, folder).split(path.sep).filter(Boolean)) {
-    at = path.join(at, part)
-    await mkdir(at).catch((error) => {
-      if (codeOf(error) !== 'EEXIST') throw error
-    })
-  }
-}
-
 async function isFound(target: string): Promise<boolean> {
   try {
     await stat(target)

@@ -34,29 +34,29 @@ export function checkSpace(folder: string, bytes: number): void {
 
 /** Refuses to write where the inputs are, or over a folder with files that no merge wrote. */
 export async function refuseOutput(
-  { out, isFile }: { readonly out: string; readonly isFile: boolean },
+  { out, isFile, given }: { readonly out: string; readonly isFile: boolean; readonly given: string },
   inputs: readonly string[],
   overwrite: boolean,
 ): Promise<void> {
   const status = await stat(out).catch(() => undefined)
   if (status === undefined) return
-  if (status.isDirectory() === isFile) {
-    throw new FileError({ where: out, what: isFile ? 'is a folder' : 'is not a folder', hint: 'Choose another place' })
+  if (isFile ? !status.isFile() : !status.isDirectory()) {
+    const what = !isFile ? 'is not a folder' : status.isDirectory() ? 'is a folder' : 'is a device, a pipe or a socket'
+    throw new FileError({ where: given, what, hint: 'Choose another place' })
   }
   const real = await realpath(out)
   for (const input of inputs) {
     const target = await realpath(input).catch(() => undefined)
     if (target === undefined || !isInside(target, real)) continue
     const what = `${target === real ? 'it is' : `it holds ${path.relative(real, target)}, which is`} being read`
-    throw new FileError({ where: out, what, hint: 'Choose another place' })
+    throw new FileError({ where: given, what, hint: 'Choose another place' })
   }
   if (!isFile && (await readdir(out)).length === 0) return
+  if (overwrite) return isFile ? undefined : refuseForeignFiles(out, given)
   const foreign = isFile ? [] : await foreignFiles(out)
-  if (foreign.length === 0 && overwrite) return
-  const there = isFile ? 'exists already' : 'exists already and is not empty'
   throw new FileError({
-    where: out,
-    what: overwrite ? `not overwritten, because no merge wrote ${listed(foreign)}` : there,
+    where: given,
+    what: isFile ? 'exists already' : 'exists already and is not empty',
     hint:
       foreign.length === 0
         ? 'Choose another place for the result, or replace it with `overwrite`'
@@ -64,16 +64,19 @@ export async function refuseOutput(
   })
 }
 
-/** Files that the record of a merge does not name. */
-async function foreignFiles(out: string): Promise<string[]> {
-  const { files } = await readRecord(out)
-  const own = new Set<unknown>([RECORD_FILE, ...(Array.isArray(files) ? files : [])])
-  return (await filesIn(out)).filter((name) => !own.has(name))
+/** Throws FileError for a folder with files that no merge wrote. `given` is its name for messages. */
+export async function refuseForeignFiles(folder: string, given: string): Promise<void> {
+  const foreign = await foreignFiles(folder)
+  if (foreign.length === 0) return
+  const what = `not overwritten, because no merge wrote ${listed(foreign)}`
+  throw new FileError({ where: given, what, hint: 'Choose another place' })
 }
 
-/** The record that a merge left about its output; empty where none did. */
-export async function readRecord(out: string): Promise<{ plan?: unknown; files?: unknown }> {
-  return (await readLeniently(new NodeDirectory(out), RECORD_FILE)) ?? {}
+/** Files that the record of a merge does not name. */
+async function foreignFiles(folder: string): Promise<string[]> {
+  const files = (await readLeniently(new NodeDirectory(folder), RECORD_FILE))?.files
+  const own = new Set<unknown>([RECORD_FILE, ...(Array.isArray(files) ? files : [])])
+  return (await filesIn(folder)).filter((name) => !own.has(name))
 }
 
 export async function filesIn(folder: string): Promise<string[]> {

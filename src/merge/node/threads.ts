@@ -1,127 +1,120 @@
-// Runs the chunks of a merge in this thread and in worker threads. The workers start while the merge is planned.
+// The threads of one merge into a path: this one, and workers that start while the merge is planned.
 
 import { availableParallelism } from 'node:os'
+import { setImmediate } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
+import type { ByteSink, ByteSource } from '../../base/bytes.js'
 import { deserializeError, RuntimeError } from '../../base/errors.js'
 import { codeOf, HINTS } from '../../io/node/errors.js'
 import { workerOptions } from '../../runtime/node/worker.js'
-import { areFinished, type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
-import type { WorkerTask } from './worker.js'
-
-export interface RunOptions {
-  signal?: AbortSignal | undefined
-  onProgress(writtenBytes: number): void
-  /** Called when all chunks of a file are written, while others are being worked on. */
-  onFile(file: number): Promise<void>
-}
+import type { MergeThreads } from '../carry-out.js'
+import { stopChunks } from '../chunk-loop.js'
+import type { Segment } from '../plan/layout.js'
+import { ChangeSums } from '../report.js'
+import type { ChunkSource } from '../weight.js'
+import { type OpenFile, type Readable, readableOf, readerOf, writeFully } from './open-files.js'
+import type { WorkerAnswer, WorkerTask } from './worker.js'
 
 const MAX_THREADS = 4
-const PROGRESS_INTERVAL_MS = 100
 /** This thread's event loop gets a turn after so long. */
 const TURN_MS = 20
 /** Why a worker does not start where files, memory or threads are short. */
 const SCARCE = ['EMFILE', 'ENFILE', 'EAGAIN', 'ENOMEM', 'ERR_WORKER_INIT_FAILED']
 const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 512 }
 
-/** Deno's threads do not share the descriptors of files: there it is one. */
+/** Deno's threads do not share the numbers of open files: there it is one. */
 export function threadsOf(wish: number | undefined): number {
   return 'Deno' in globalThis ? 1 : (wish ?? Math.min(availableParallelism(), MAX_THREADS))
 }
 
-/** The threads of one merge. Waiting for a job they keep no process alive. */
-export class Crew {
-  readonly #workers: readonly Worker[]
-  readonly #exits: readonly Promise<void>[]
+/** Workers that wait for a file keep no process alive. */
+export class NodeThreads implements MergeThreads {
+  /** What to do with a worker's answer: nothing while it waits. */
+  readonly #workers = new Map<Worker, (answer: WorkerAnswer) => void>()
+  #readables: readonly Readable[] = []
+  #isReproducible = false
+  #counter: Int32Array = new Int32Array(1)
   #failure: unknown
-  #job: ChunkJob | undefined
+  #turnAt = 0
 
-  constructor(readonly threads: number) {
-    this.#workers = Array.from({ length: threads - 1 }, () => {
-      const worker = new Worker(new URL('./worker.js', import.meta.url), {
-        resourceLimits: RESOURCE_LIMITS,
-        ...workerOptions(),
-      })
-      worker.unref()
-      return worker
-    })
-    this.#exits = this.#workers.map((worker) => this.#follow(worker))
+  constructor(threads: number) {
+    for (let i = 1; i < threads; i++) this.#start()
   }
 
-  /** Works on all chunks, once. Rejects with the first error after all threads have stopped. */
-  async run(job: ChunkJob, { signal, onProgress, onFile }: RunOptions): Promise<void> {
-    signal?.throwIfAborted()
-    if (this.#failure !== undefined) throw this.#failure
-    this.#job = job
-    const pending: Promise<void>[] = []
-    const fail = (error: unknown) => this.#fail(error)
-    const finished = new Set<number>()
-    const tellFinished = () => {
-      for (const [file, isFinished] of areFinished(job).entries()) {
-        if (!isFinished || finished.has(file)) continue
-        finished.add(file)
-        pending.push(onFile(file).catch(fail))
-      }
-    }
-    const written = () => job.shared.written.reduce((sum, bytes) => sum + bytes, 0)
-    const abort = () => fail(signal?.reason)
-    signal?.addEventListener('abort', abort)
-    const timer = setInterval(() => onProgress(written()), PROGRESS_INTERVAL_MS)
-    try {
-      this.#workers.forEach((worker, i) => {
-        worker.ref()
-        worker.postMessage({ job, thread: i + 1 } satisfies WorkerTask)
+  async open(sources: readonly ByteSource[], isReproducible: boolean): Promise<ChunkSource[]> {
+    this.#isReproducible = isReproducible
+    this.#readables = await Promise.all(sources.map(readableOf))
+    return this.#readables.map(readerOf)
+  }
+
+  async run(
+    segments: readonly Segment[],
+    sink: ByteSink,
+    loop: (counter: Int32Array) => Promise<void>,
+  ): Promise<ChangeSums> {
+    const counter = new Int32Array(new SharedArrayBuffer(4))
+    this.#counter = counter
+    const [sources, isReproducible, output] = [this.#readables, this.#isReproducible, outputOf(sink)]
+    const task: WorkerTask = { sources, isReproducible, segments, output, counter }
+    const sums = new ChangeSums()
+    const others = [...this.#workers.keys()].map((worker) => {
+      worker.ref()
+      worker.postMessage(task)
+      return new Promise<void>((resolve) => {
+        this.#workers.set(worker, ({ changes, error }) => {
+          if (error !== undefined) this.#fail(deserializeError(error))
+          else if (changes !== undefined) sums.addAll(changes)
+          worker.unref()
+          resolve()
+        })
       })
-      await Promise.all([this.#runHere(job, tellFinished).catch(fail), ...this.#exits])
-      tellFinished()
-      await Promise.all(pending)
-      if (this.#failure !== undefined) throw this.#failure
-      onProgress(written())
-    } finally {
-      clearInterval(timer)
-      signal?.removeEventListener('abort', abort)
-    }
+    })
+    if (this.#failure !== undefined) this.#fail(this.#failure)
+    await Promise.all([loop(counter).catch((error) => this.#fail(error)), ...others])
+    if (this.#failure !== undefined) throw this.#failure
+    return sums
+  }
+
+  async write(sink: ByteSink, bytes: Uint8Array, offset: number): Promise<void> {
+    writeFully(outputOf(sink), bytes, offset)
+    if (performance.now() < this.#turnAt) return
+    await setImmediate()
+    this.#turnAt = performance.now() + TURN_MS
   }
 
   dispose(): void {
-    for (const worker of this.#workers) void worker.terminate()
+    for (const worker of this.#workers.keys()) void worker.terminate()
   }
 
-  async #runHere(job: ChunkJob, tellFinished: () => void): Promise<void> {
-    const loop = new ChunkLoop(job, 0)
-    for (let isMore = true; isMore; ) {
-      const until = performance.now() + TURN_MS
-      while (isMore && performance.now() < until) isMore = await loop.step()
-      tellFinished()
-      await new Promise((resolve) => setImmediate(resolve))
-    }
-  }
-
-  #follow(worker: Worker): Promise<void> {
-    return new Promise((resolve) => {
-      let isReady = false
-      let isMissed = false
-      const fail = (what: string, cause?: unknown) => {
-        const hint = HINTS[codeOf(cause) ?? '']
-        if (!isMissed) this.#fail(new RuntimeError({ where: 'merge worker', what, hint, cause }))
-      }
-      worker.on('online', () => {
-        isReady = true
-      })
-      worker.on('message', (error) => this.#fail(deserializeError(error)))
-      worker.on('error', (cause: NodeJS.ErrnoException) => {
-        // The system has no room for another thread: the other threads do its work.
-        isMissed = !isReady && SCARCE.includes(cause.code ?? '')
-        fail(`it failed: ${cause.message}`, cause)
-      })
-      worker.on('exit', (code) => {
-        if (code !== 0) fail(`it ended with code ${code}`)
-        resolve()
-      })
+  #start(): void {
+    const url = new URL('./worker.js', import.meta.url)
+    const worker = new Worker(url, { resourceLimits: RESOURCE_LIMITS, ...workerOptions() })
+    worker.unref()
+    this.#workers.set(worker, () => {})
+    let isReady = false
+    worker.on('online', () => {
+      isReady = true
+    })
+    worker.on('message', (answer: WorkerAnswer) => this.#workers.get(worker)!(answer))
+    worker.on('error', (cause: NodeJS.ErrnoException) => {
+      // The system has no room for another thread: the other threads do its work.
+      if (!isReady && SCARCE.includes(cause.code ?? '')) return
+      const hint = HINTS[codeOf(cause) ?? '']
+      this.#fail(new RuntimeError({ where: 'merge worker', what: `it failed: ${cause.message}`, hint, cause }))
+    })
+    worker.on('exit', () => {
+      const answer = this.#workers.get(worker)!
+      this.#workers.delete(worker)
+      answer({})
     })
   }
 
   #fail(error: unknown): void {
     this.#failure ??= error
-    if (this.#job !== undefined) stopAll(this.#job.shared)
+    stopChunks(this.#counter)
   }
+}
+
+function outputOf({ name, fd }: ByteSink): OpenFile {
+  return { name, fd: fd! }
 }

@@ -25,17 +25,14 @@ interface BaseGraph {
 }
 
 export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]): Promise<OpenBase> {
-  const { base, chosen, sources, outFile } = input
+  const { base, chosen, sources, outFile, dataName } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
     if (models === undefined) input.closers.push(() => model.close())
     graphs.push({ model, path })
   }
-  for (const file of graphs.flatMap(({ model }) => [...model.files.values()])) {
-    sources.push(file)
-    input.baseFiles.set(file, 0)
-  }
+  sources.push(...graphs.flatMap(({ model }) => [...model.files.values()]))
   const plan: OpenBase['plan'] = async (opened, config, fit) => {
     const { shares, warnings } = await spreadAll(graphs, opened, input, config, fit)
     const files: OutputFile[] = []
@@ -47,7 +44,8 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
       if (plan === undefined) continue
       plans.push(plan)
       const replaced = new Set(plan.targets.keys())
-      const planned = await planOnnx(model, plan.proto, path, { replaced, keepsFiles: plan.branches.length > 0 })
+      const layout = { replaced, keepsFiles: plan.branches.length > 0, dataPath: dataName }
+      const planned = await planOnnx(model, plan.proto, path, layout)
       written.push({ path, dataFiles: planned.length - 1 })
       files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, model, plan, sources)))
     }

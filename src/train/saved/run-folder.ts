@@ -49,8 +49,7 @@ export interface Marker {
 export type FolderUse = 'new' | 'resume' | 'overwrite'
 
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
-  // Unfinished files of a killed run do not count.
-  const files = (await directory.list()).filter((file) => !isPartial(file))
+  const files = await directory.list()
   const where = directory.name
   if (use === 'resume' ? await directory.has(STATE_FILE) : files.length === 0) return
   const marker = await readMarker(directory)
@@ -103,19 +102,7 @@ export async function writeMarker(
 
 /** The marker goes last: until then the folder counts as ours. */
 export async function clearRunFolder(directory: Directory): Promise<void> {
-  await removePartialFiles(directory)
   await removeFiles(directory, RUN_FILES)
-}
-
-const PARTIAL_FILE = /^\.(.+)\.[0-9a-f]{8}-\d+-\d*-[0-9a-f]{8}\.tmp$/
-
-/** True for an unfinished file of a killed run: in Node, files get their names when they are complete. */
-function isPartial(file: string): boolean {
-  return RUN_FILES.includes(PARTIAL_FILE.exec(file)?.[1] ?? '')
-}
-
-export async function removePartialFiles(directory: Directory): Promise<void> {
-  await removeFiles(directory, (await directory.list()).filter(isPartial))
 }
 
 export async function removeFiles(directory: Directory, files: readonly string[]): Promise<void> {

@@ -15,7 +15,6 @@ import {
   RECORD_FILE,
   type RunState,
   removeFiles,
-  removePartialFiles,
   STATE_FILE,
   writeMarker,
   writeState,
@@ -93,7 +92,6 @@ export class RunWriter {
     const directory = this.place.directory
     if (!this.#isBegun) {
       if (this.place.use === 'overwrite') await clearRunFolder(directory)
-      else await removePartialFiles(directory)
       await writeMarker(directory, 'unfinished', { task: this.about.task })
       const { record } = this.about
       if (record !== undefined) await writeFile(directory, RECORD_FILE, record)

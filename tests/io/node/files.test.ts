@@ -17,7 +17,7 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { writeFile as writeWhole } from '../../../src/base/bytes.js'
 import { FileError } from '../../../src/base/errors.js'
-import { createFile, locate, NodeDirectory, openFile } from '../../../src/io/node/files.js'
+import { locate, NodeDirectory, openFile } from '../../../src/io/node/files.js'
 
 let folder: string
 let directory: NodeDirectory
@@ -32,6 +32,7 @@ afterEach(async () => {
 })
 
 const at = (...parts: string[]) => path.join(folder, ...parts)
+const createFile = (file: string) => new NodeDirectory(path.dirname(file)).create(path.basename(file))
 const isRoot = process.getuid?.() === 0
 const isWindows = process.platform === 'win32'
 

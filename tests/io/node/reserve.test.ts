@@ -60,7 +60,7 @@ describe('NodeDirectory.reserve', () => {
       // A process id above Linux's highest, and one that this process's start does not fit.
       const dead = newToken().replace(/-\d+-(\d*)-/, round % 2 === 0 ? '-4194305-$1-' : `-${process.pid}-1-`)
       await writeFile(path.join(lock, dead), 'host')
-      await mkdir(path.join(folder, `.lowrank-writer.${dead}`))
+      await mkdir(path.join(folder, `..lowrank-writer.${dead}.tmp`))
       const results = await Promise.allSettled(Array.from({ length: 4 }, () => out.reserve('training')))
       const taken = results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []))
       expect(taken).toHaveLength(1)

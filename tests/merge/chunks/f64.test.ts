@@ -109,7 +109,7 @@ describe('fp64', () => {
     expect(sharded.files.size).toBeGreaterThan(3)
     expect(await readTensors(sharded)).toEqual(after)
     const input = await toDisk(from, path.join(scratch, 'base'))
-    await mergeFiles(input, adapters, path.join(scratch, 'out'), { threads: 1, fsync: false })
+    await mergeFiles(input, adapters, path.join(scratch, 'out'), { threads: 1 })
     const onDisk = await fromDisk(path.join(scratch, 'out'))
     expect(Buffer.compare(onDisk.files.get('model.safetensors')!, out.files.get('model.safetensors')!)).toBe(0)
   })

@@ -96,21 +96,9 @@ export function unmergeFiles(
   return unmerge({ merged, adapters, out, ...options })
 }
 
-/** What is hidden beside an output: unfinished work, and finished files. */
+/** What is hidden beside an output: unfinished work. */
 export async function partialsOf(out: string): Promise<string[]> {
   const prefix = `.${path.basename(out)}.`
   const names = await readdir(path.dirname(out)).catch((): string[] => [])
   return names.filter((name) => name.startsWith(prefix)).map((name) => path.join(path.dirname(out), name))
-}
-
-/** The only folder of finished files. */
-export async function partialOf(out: string): Promise<string> {
-  const all = (await partialsOf(out)).filter((name) => name.endsWith('.partial'))
-  if (all.length !== 1) throw new Error(`${all.length} folders of finished files`)
-  return all[0]
-}
-
-/** The files in it. */
-export async function partialFiles(out: string): Promise<string[]> {
-  return (await readdir(await partialOf(out))).sort()
 }

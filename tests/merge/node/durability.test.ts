@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { TensorSketch } from '../toolkit.js'
-import { layOutFiles, type MergeFilesOptions, mergeFiles, partialFiles, partialsOf } from './disk.js'
+import { layOutFiles, type MergeFilesOptions, mergeFiles, partialsOf } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'fp32', [300, 256]],
@@ -23,25 +23,13 @@ let free: number | undefined
 
 vi.mock('node:fs', async (original) => {
   const fs = await original<typeof import('node:fs')>()
-  const names = new Map<number, string>()
   return {
     ...fs,
-    openSync: (...args: Parameters<typeof fs.openSync>) => {
-      const fd = fs.openSync(...args)
-      names.set(fd, String(args[0]))
-      return fd
-    },
     writeSync: (...args: Parameters<typeof fs.writeSync>) => {
       const bytes = args[3] as unknown as number
       if (bytes > room) throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' })
       room -= bytes
       return fs.writeSync(...args)
-    },
-    fsync: (fd: number, done: (error: Error | null) => void) => {
-      fs.fsync(fd, (error) => {
-        events.push(`sync ${names.get(fd)}`)
-        done(error)
-      })
     },
     statfsSync: (...args: Parameters<typeof fs.statfsSync>) => {
       const status = fs.statfsSync(...args)
@@ -121,18 +109,22 @@ describe('the result has its name', () => {
     const { merge } = await layOut()
     const out = path.join(folder, 'out.safetensors')
     await merge({ maxShardBytes: 2 ** 40 }, out)
-    const unfinished = /\/\.out\.safetensors\.[\w-]+\.tmp\/new\/out\.safetensors/.source
-    expect(events.filter((event) => !/rename .*\/gone$/.test(event))).toEqual([
+    const unfinished = /\/\.out\.safetensors\.[\w-]+\.tmp\/files\/out\.safetensors/.source
+    expect(events).toEqual([
       expect.stringMatching(new RegExp(`^sync .*${unfinished}$`)),
       expect.stringMatching(new RegExp(`^link .*${unfinished} to ${out}$`)),
       `sync ${folder}`,
     ])
   })
 
-  it('without waiting where nobody asks for it', async () => {
+  it('and the file that is replaced stays until then', async () => {
     const { merge } = await layOut()
-    await merge({ fsync: false })
-    expect(events.filter((event) => event.startsWith('sync'))).toEqual([])
+    const out = path.join(folder, 'out.safetensors')
+    const options = { maxShardBytes: 2 ** 40, overwrite: true }
+    await merge(options, out)
+    events = []
+    await merge(options, out)
+    expect(events.map((event) => event.split(' ')[0])).toEqual(['sync', 'rename', 'sync'])
   })
 })
 
@@ -152,32 +144,23 @@ describe('a disk', () => {
     await merge()
   })
 
-  it('that fills up is named, keeps what is finished, and the result has no name', async () => {
-    const { merge, out } = await layOut()
-    room = 310_000
-    await expect(merge()).rejects.toMatchObject({
-      code: 'FILE',
-      where: expect.stringMatching(/model-00002-of-00002\.safetensors$/),
-      what: expect.stringMatching(/no space left on the device/),
-      hint: 'Make room, or choose another disk. The finished files are kept: give the same command again to go on',
-    })
-    expect(existsSync(out)).toBe(false)
-    expect(await partialFiles(out)).toEqual(['model-00001-of-00002.safetensors'])
-    expect(await partialsOf(out)).toHaveLength(1)
-    room = 160_000
-    await merge()
-    expect(existsSync(path.join(out, 'config.json'))).toBe(true)
-  })
-
-  it('that fills up in the first file is left as it was', async () => {
+  it.each([
+    ['the first file', 'out', {}, 100_000, 'model-00001-of-00002.safetensors'],
+    ['the second file', 'out', {}, 310_000, 'model-00002-of-00002.safetensors'],
+    ['the only file of a folder', 'out', { maxShardBytes: 2 ** 40 }, 100_000, 'model.safetensors'],
+    ['a file', 'out.safetensors', { maxShardBytes: 2 ** 40 }, 100_000, ''],
+  ])('that fills up in %s is named and left as it was', async (_, name, options, bytes, file) => {
     const { merge } = await layOut()
-    for (const out of [path.join(folder, 'out'), path.join(folder, 'out.safetensors')]) {
-      room = 100_000
-      await expect(merge({ maxShardBytes: 2 ** 40 }, out)).rejects.toMatchObject({
-        what: expect.stringMatching(/no space left on the device/),
-        hint: 'Make room, or choose another disk',
-      })
-    }
+    const out = path.join(folder, name)
+    room = bytes
+    await expect(merge(options, out)).rejects.toMatchObject({
+      code: 'FILE',
+      where: path.join(out, file),
+      what: expect.stringMatching(/no space left on the device/),
+      hint: 'Make room, or choose another disk',
+    })
     expect((await readdir(folder)).sort()).toEqual(['adapter', 'base'])
+    room = Number.POSITIVE_INFINITY
+    await merge(options, out)
   })
 })

@@ -2,23 +2,13 @@
 
 import { execFile, fork } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import type { TensorSketch } from '../toolkit.js'
-import {
-  digest,
-  expected,
-  layOutFiles,
-  MERGE,
-  mergeFiles,
-  partialFiles,
-  partialOf,
-  partialsOf,
-  weights,
-} from './disk.js'
+import { digest, expected, layOutFiles, MERGE, mergeFiles, partialsOf, weights } from './disk.js'
 
 let folder: string
 beforeEach(async () => {
@@ -87,31 +77,11 @@ describe('mergeFiles in threads', () => {
     expect(await weights(setup.out)).toEqual(await expected(setup))
   })
 
-  it('leaves the base alone and nothing that looks finished when it is killed; goes on', async () => {
-    const setup = await layOutFiles(folder, LARGE, { shards: 6 })
-    const before = await weights(setup.base)
-    const { child, report } = startSlowly(setup, setup.out)
-    const finished = () => partialFiles(setup.out).catch((): string[] => [])
-    while ((await finished()).length === 0 && child.exitCode === null)
-      await new Promise((resolve) => setTimeout(resolve, 1))
-    child.kill('SIGKILL')
-    expect(await report).toBeUndefined()
-    expect(existsSync(setup.out)).toBe(false)
-    expect(await weights(setup.base)).toEqual(before)
-    const [kept] = await finished()
-    const { ino, mtimeMs } = await stat(path.join(await partialOf(setup.out), kept))
-    expect((await start(setup, setup.out, { threads: 2 }).report)?.error).toBeUndefined()
-    const after = await stat(path.join(setup.out, kept))
-    expect([after.ino, after.mtimeMs]).toEqual([ino, mtimeMs])
-    expect(await weights(setup.out)).toEqual(await expected(setup))
-    expect(await partialsOf(setup.out)).toEqual([])
-  })
-
   it.each<[string, string, object]>([
+    ['several files', 'out', { maxShardBytes: 12_000_000 }],
     ['one file', 'out.safetensors', {}],
     ['new shards', 'out', { maxShardBytes: 6_000_000 }],
     ['an unmerged checkpoint', 'out', { sign: -1 }],
-    ['a share', 'out', { share: { index: 0, count: 1 }, reproducible: true }],
   ])('leaves no result when it is killed: %s', async (_, name, options) => {
     single ??= layOutFiles(path.join(scratch, 'single'), LARGE)
     const setup = await single
@@ -120,7 +90,8 @@ describe('mergeFiles in threads', () => {
     const { child, report } = startSlowly(setup, out, options)
     const started = async () => {
       const work = (await partialsOf(out)).find((one) => one.endsWith('.tmp'))
-      return (await readdir(path.join(work ?? '', 'new')).catch(() => [])).length > 0
+      const inside = (kind: string) => readdir(path.join(work ?? '', kind)).catch((): string[] => [])
+      return [...(await inside('folder')), ...(await inside('files'))].length > 0
     }
     while (!(await started()) && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
     child.kill('SIGKILL')
@@ -129,7 +100,7 @@ describe('mergeFiles in threads', () => {
     expect(await weights(setup.base)).toEqual(before)
     expect((await start(setup, out, { threads: 2, ...options }).report)?.error).toBeUndefined()
     const fresh = path.join(folder, `fresh-${name}`)
-    await mergeFiles(setup.base, [setup.adapter], fresh, { threads: 1, fsync: false, ...options, share: undefined })
+    await mergeFiles(setup.base, [setup.adapter], fresh, { threads: 1, ...options })
     const digestAt = async (at: string) => (name === 'out' ? weights(at) : digest(await readFile(at)))
     expect(await digestAt(out)).toEqual(await digestAt(fresh))
     expect(await partialsOf(out)).toEqual([])
@@ -151,14 +122,12 @@ describe('mergeFiles in threads', () => {
       expect(error?.what).toMatch(/no space left/)
       expect(existsSync(out)).toBe(false)
       await rm(other)
-      // What was finished when the disk was full is kept and continued.
       expect((await start(setup, out, { threads: 2 }).report)?.error).toBeUndefined()
       expect(await weights(out)).toEqual(await expected(setup))
       const third = (await start(setup, path.join(disk, 'third'), { threads: 2 }).report)!
       expect(third.error?.what).toBe('not enough free space for the output')
       expect(await readdir(disk)).toEqual(['out'])
       await rm(out, { recursive: true })
-      // Of one file nothing is kept, nor of what is taken out again when no file was finished.
       for (const [name, options] of [
         ['one.safetensors', { maxShardBytes: 2 ** 40 }],
         ['base-again', { maxShardBytes: 2 ** 40, sign: -1 }],

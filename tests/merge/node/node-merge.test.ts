@@ -15,7 +15,7 @@ const SKETCHES: TensorSketch[] = [
   ['layers.1.steps', 'I64', [5]],
   ['layers.1.b_proj.weight', 'bf16', [13, 7]],
 ]
-const here = { threads: 1, fsync: false }
+const here = { threads: 1 }
 
 let folder: string
 beforeEach(async () => {
@@ -218,24 +218,6 @@ describe('mergeFiles', () => {
     })
     await expect(merging).rejects.toMatchObject({ name: 'AbortError' })
     expect((await readdir(folder)).sort()).toEqual(['adapter', 'base'])
-  })
-
-  it('splits the files over shares', async () => {
-    const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
-    const merge = (options: object) => mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, ...options })
-    const first = await merge({ share: { index: 0, count: 2 } })
-    expect(existsSync(setup.out)).toBe(false)
-    const second = await merge({ share: { index: 1, count: 2 } })
-    // Files 1 and 3 of a job, and file 2 of the other, with two tensors each.
-    expect([first, second].map(({ tensors, changed, layers }) => [tensors, changed, layers.length])).toEqual([
-      [4, 3, 3],
-      [2, 1, 1],
-    ])
-    const plain = new MemoryDirectory({}, 'out')
-    await mergeCheckpoint(setup.memory, setup.lora, plain, { reproducible: true })
-    expect([...(await weights(setup.out)).keys()]).toEqual([...plain.files.keys()].sort())
-    for (const [name, bytes] of plain.files) expect((await weights(setup.out)).get(name)).toBe(digest(bytes))
-    await expect(merge({ share: { index: 2, count: 2 } })).rejects.toMatchObject({ code: 'CONFIG' })
   })
 
   it('takes an adapter out again', async () => {

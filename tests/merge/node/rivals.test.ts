@@ -1,6 +1,6 @@
-// Several merges for one output: a killed one is no obstacle, and no result is half of two.
+// Several merges for one output: a killed one is no obstacle, no result is half of two, and none is lost in silence.
 
-import { mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -20,114 +20,105 @@ beforeEach(async () => {
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
 const layOut = () => layOutShards(folder)
-const durable = { fsync: true }
 
-/** A token of a process that has ended, of one of another host, or of this one. */
+/** A token of a process that has ended, or of one of another host. */
 const tokens = {
   dead: () => newToken().replace(/-\d+-\d*-/, '-4194305-1-'),
   foreign: () => `00000000${newToken().slice(8)}`,
-  own: () => newToken(),
+}
+
+const LOST = {
+  code: 'FILE',
+  what: 'another process has written it meanwhile',
+  hint: 'Nothing was changed. Choose another place, or remove that result',
 }
 
 describe('another merge', () => {
-  it('of the same plan that publishes first is as good as this one', async () => {
-    const { merge, out, expectWhole } = await layOut()
-    await merge(durable)
-    const copy = path.join(folder, 'copy')
-    renameSync(out, copy)
-    // This one looks at its signal again right before it publishes: at that moment the other one has done so.
-    const signal = interfering(2, () => {
-      const partial = readdirSync(folder).find((name) => name.endsWith('.partial'))!
-      rmSync(path.join(folder, partial), { recursive: true })
-      renameSync(copy, out)
-    })
-    expect((await merge({ ...durable, signal })).bytes).toBe(0)
-    await expectWhole()
-    expect(await partialsOf(out)).toEqual([])
-  })
-
-  it('that finished first is not replaced', async () => {
+  it('that publishes a folder first is not replaced', async () => {
     const { merge, out } = await layOut()
-    const signal = interfering(2, () => {
+    const signal = interfering(() => {
       mkdirSync(out)
       writeFileSync(path.join(out, 'theirs'), 'x')
     })
-    await expect(merge({ signal, ...durable })).rejects.toMatchObject({
-      code: 'FILE',
-      what: 'exists already and is not empty',
-    })
+    await expect(merge({ signal })).rejects.toMatchObject({ ...LOST, where: out })
     expect(await readdir(out)).toEqual(['theirs'])
-    await rm(out, { recursive: true })
-    // What was made is kept all the same.
-    expect((await merge(durable)).bytes).toBeLessThan(1000)
+    expect(await partialsOf(out)).toEqual([])
   })
 
-  it.each([
-    ['the same plan', durable],
-    ['another plan', durable],
-    ['another plan, nothing kept', {}],
-  ])('at the same time: %s', async (kind, options) => {
+  it('that publishes a file first is not replaced', async () => {
+    const { merge } = await layOut()
+    const out = path.join(folder, 'out.safetensors')
+    const signal = interfering(() => writeFileSync(out, 'theirs'))
+    await expect(merge({ signal, maxShardBytes: 2 ** 40 }, out)).rejects.toMatchObject({ ...LOST, where: out })
+    expect((await readdir(folder)).sort()).toEqual(['adapter', 'base', 'out.safetensors'])
+  })
+
+  it('that publishes first is replaced where that is wished', async () => {
+    const { merge, out, expectWhole } = await layOut()
+    const copy = path.join(folder, 'copy')
+    await merge({}, copy)
+    const signal = interfering(() => renameSync(copy, out))
+    await merge({ signal, overwrite: true })
+    await expectWhole()
+    const file = path.join(folder, 'out.safetensors')
+    const options = { maxShardBytes: 2 ** 40, overwrite: true }
+    await merge({ ...options, signal: interfering(() => writeFileSync(file, 'theirs')) }, file)
+    expect((await readdir(folder)).sort()).toEqual(['adapter', 'base', 'out', 'out.safetensors'])
+  })
+
+  it('at the same time: one gives the result, the others say that they came too late', async () => {
     const { merge, out, expectWhole, adapter } = await layOut()
-    const other = kind === 'the same plan' ? adapter : { adapter, weight: 2 }
+    const other = { adapter, weight: 2 }
     for (let round = 0; round < ROUNDS; round++) {
       await rm(out, { recursive: true, force: true })
-      const results = await Promise.allSettled([merge(options), merge(options, undefined, other), merge(options)])
+      const results = await Promise.allSettled([merge(), merge({}, undefined, other), merge()])
       const lost = results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []))
+      expect(lost).toHaveLength(2)
       for (const reason of lost)
         expect(reason).toMatchObject({ code: 'FILE', what: expect.stringMatching(/another process|exists already/) })
-      if (lost.length === 3) await merge(options)
-      if (kind === 'the same plan' || results[1].status === 'rejected') await expectWhole()
-      // What the one that lost has finished stays for the same command.
-      expect((await partialsOf(out)).filter((name) => !name.endsWith('.partial'))).toEqual([])
-      await merge({ overwrite: true })
+      if (results[1].status === 'rejected') await expectWhole()
       expect(await partialsOf(out)).toEqual([])
     }
   })
 
   it('that replaces at the same time leaves one of the results whole', async () => {
     const { merge, out, expectWhole } = await layOut()
-    const options = { ...durable, overwrite: true }
-    await merge(options)
+    await merge()
     for (let round = 0; round < ROUNDS; round++) {
-      await Promise.allSettled([merge(options), merge(options), merge(options)])
+      const options = { overwrite: true }
+      await Promise.all([merge(options), merge(options), merge(options)])
       await expectWhole()
       expect(await partialsOf(out)).toEqual([])
     }
   })
 
-  it('at work on this host refuses others by name', async () => {
-    const { merge, out } = await layOut()
-    const busy = { code: 'FILE', where: out, what: `another process is writing it: process ${process.pid}` }
-    await mkdir(path.join(folder, `.out.${tokens.own()}.tmp`, 'new'), { recursive: true })
-    await expect(merge()).rejects.toMatchObject(busy)
-    await expect(merge(durable)).rejects.toMatchObject(busy)
-    await merge({}, path.join(folder, 'out.other'))
-  })
-
   it('that was killed is no obstacle; on another host it may be at work, and its files stay', async () => {
     const { merge, out, expectWhole } = await layOut()
-    for (const plan of ['', '.0123456789abcdef']) {
-      const [dead, foreign] = [tokens.dead(), tokens.foreign()].map((token) =>
-        path.join(folder, `.out${plan}.${token}.tmp`),
-      )
-      for (const work of [dead, foreign]) {
-        await mkdir(path.join(work, 'new'), { recursive: true })
-        await writeFile(path.join(work, 'new', 'model.safetensors'), 'half')
-      }
-      await merge({ overwrite: true })
-      await expectWhole()
-      expect(await partialsOf(out)).toEqual([foreign])
-      await rm(foreign, { recursive: true })
+    const [dead, foreign] = [tokens.dead(), tokens.foreign()].map((token) => path.join(folder, `.out.${token}.tmp`))
+    for (const work of [dead, foreign]) {
+      await mkdir(path.join(work, 'folder'), { recursive: true })
+      await writeFile(path.join(work, 'folder', 'model.safetensors'), 'half')
     }
+    await merge()
+    await expectWhole()
+    expect(await partialsOf(out)).toEqual([foreign])
+  })
+
+  it('leaves its folders to whoever writes beside them next', async () => {
+    const { merge, out } = await layOut()
+    await mkdir(path.join(folder, `.other.${tokens.dead()}.tmp`, 'folder'), { recursive: true })
+    await merge()
+    expect(existsSync(out)).toBe(true)
+    expect((await readdir(folder)).sort()).toEqual(['adapter', 'base', 'out'])
   })
 })
 
 describe('an output that is to be replaced', () => {
   it('comes back when the merge was killed before the new one had its name', async () => {
     const { merge, out, expectWhole } = await layOut()
-    await merge(durable)
+    await merge()
     const work = path.join(folder, `.out.${tokens.dead()}.tmp`)
-    await mkdir(work)
+    await mkdir(path.join(work, 'folder'), { recursive: true })
     renameSync(out, path.join(work, 'old'))
     await expect(merge()).rejects.toMatchObject({ what: 'exists already and is not empty' })
     await expectWhole()
@@ -145,5 +136,17 @@ describe('an output that is to be replaced', () => {
     })
     await rm(path.join(out, 'notes'), { recursive: true })
     await merge({ overwrite: true })
+  })
+
+  it('stays if such files come while the merge runs', async () => {
+    const { merge, out } = await layOut()
+    await merge()
+    const signal = interfering(() => writeFileSync(path.join(out, 'mine.txt'), 'x'))
+    await expect(merge({ overwrite: true, signal })).rejects.toMatchObject({
+      where: out,
+      what: 'not overwritten, because no merge wrote mine.txt',
+    })
+    expect(await readdir(out)).toContain('mine.txt')
+    expect(await partialsOf(out)).toEqual([])
   })
 })

@@ -66,7 +66,7 @@ describe('by threads', () => {
     const { layers } = await mergeCheckpoint(from, new NodeDirectory(path.join(golden, name)), expected)
     const input = await toDisk(from, path.join(scratch, `${name}-${dtype}`))
     const out = `${input}-out`
-    const report = await merge({ base: input, adapters: path.join(golden, name), out, threads: THREADS, fsync: false })
+    const report = await merge({ base: input, adapters: path.join(golden, name), out, threads: THREADS })
     const { files } = await fromDisk(out)
     files.delete('lowrank-merge.json')
     expect([...files.keys()].sort()).toEqual([...expected.files.keys()].sort())

@@ -20,7 +20,7 @@ export async function layOutShards(folder: string) {
   return {
     ...setup,
     merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: PathAdapter = setup.adapter) =>
-      mergeFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
+      mergeFiles(setup.base, [adapter], out, { threads: 1, ...options }),
     async expectWhole(out = setup.out, options = {}) {
       const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
       await mergeCheckpoint(setup.memory, setup.lora, fresh, options)
@@ -30,15 +30,13 @@ export async function layOutShards(folder: string) {
   }
 }
 
-/**
- * A signal that does something when a merge looks at it for the `count`-th time: first when it starts, then before it
- * gives the result its name.
- */
-export function interfering(count: number, interfere: () => void): AbortSignal {
+/** A signal that does something once, when a merge looks at it: before its first write. */
+export function interfering(interfere: () => void): AbortSignal {
   const { signal } = new AbortController()
-  let calls = 0
+  let isDone = false
   signal.throwIfAborted = () => {
-    if (++calls === count) interfere()
+    if (!isDone) interfere()
+    isDone = true
   }
   return signal
 }

@@ -18,7 +18,7 @@ const config = { model_type: 'llama', tie_word_embeddings: true, torch_dtype: 'b
 const head = adapter({ lm_head: [32, 16] })
 
 describe('a result without config.json', () => {
-  const here = { threads: 1, fsync: false }
+  const here = { threads: 1 }
   let folder: string
   beforeEach(async () => {
     folder = await mkdtemp(path.join(tmpdir(), 'merge-'))
