@@ -149,7 +149,7 @@ const WRONG_LETTERS = 0.25
 
 /** What to do in place of an option that is no more. */
 export function adviceOn(word: string): string | undefined {
-  return Object.keys(ADVICE).find((advice) => ADVICE[advice].split(' ').includes(plain(word)))
+  return Object.keys(ADVICE).find((advice) => ADVICE[advice].split(' ').includes(plainWord(word)))
 }
 
 /** Undefined if none is near. */

@@ -61,7 +61,6 @@ export const FLAGS = {
     modules: { form: 'pairs', about: 'module name → name of the node or of its weight, where an .onnx file’s own names do not tell' },
     overwrite: { form: 'switch', about: 'replaces an output that a merge wrote' },
     threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer in [1, 1024]' },
-    fsync: { form: 'switch', about: 'waits until all files are written to the disk (fsync). Default true' },
   },
   UnmergeOptions: {
     merged: { form: 'source', about: 'the result of a merge', isRequired: true },
@@ -76,7 +75,6 @@ export const FLAGS = {
     weightsOnly: { form: 'switch', about: 'writes the weights alone, without the base’s configuration and tokenizer. Default false; a result that is a file has none anyway' },
     strict: { form: 'switch', about: 'stops with an error if a target or pattern of the config matches no layer of the adapter' },
     reproducible: { form: 'switch', about: 'the same bytes on every machine. Default false: a little faster, but the last bits depend on the machine' },
-    fsync: { form: 'switch', about: 'waits until all files are written to the disk (fsync). Default true' },
   },
   PushOptions: {
     public: { form: 'switch', about: 'makes a new repository public. Default: only you, or your organization, can see it' },

@@ -77,7 +77,6 @@ export const MERGE_OPTIONS: OptionTable = {
   modules: OBJECT,
   overwrite: BOOLEAN,
   threads: ranged('an integer in [1, 1024]'),
-  fsync: BOOLEAN,
 }
 
 export const UNMERGE_OPTIONS: OptionTable = {
@@ -96,8 +95,6 @@ export const UNMERGE_OPTIONS: OptionTable = {
   weightsOnly: BOOLEAN,
   strict: BOOLEAN,
   reproducible: BOOLEAN,
-  share: SHARE,
-  fsync: BOOLEAN,
 }
 
 export const PUSH_OPTIONS: OptionTable = {
