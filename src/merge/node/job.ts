@@ -92,7 +92,7 @@ async function writeRecord(folder: string, { base }: MergeRequest, { layers }: M
   await writeFile(new NodeDirectory(folder), RECORD_FILE, `${JSON.stringify(record, null, 2)}\n`)
 }
 
-/** A name that no graph's data file beside the output begins with: a graph that is replaced needs its data till then. */
+/** A start for names of data files that no file beside the output has: a graph that is replaced needs its own. */
 async function freeDataName(out: string): Promise<string> {
   const own = path.basename(out)
   const names = await readdir(path.dirname(out)).catch((): string[] => [])
