@@ -184,9 +184,9 @@ def gradients(adapted, batch):
     return {k: p.grad.clone() for k, p in trainable(adapted).items()}
 
 
-def adamw(adapted, batches, steps):
+def adamw(adapted, batches, steps, **options):
     """Losses before each update and gradient norms before clipping."""
-    return adamw_steps(trainable(adapted).values(), lambda step: loss_of(adapted, batches[step % len(batches)]), steps)
+    return adamw_steps(trainable(adapted).values(), lambda step: loss_of(adapted, batches[step % len(batches)]), steps, **options)
 
 
 def adamw_steps(params, loss_at, steps, lr=ADAMW["lr"]):

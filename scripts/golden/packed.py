@@ -19,7 +19,7 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 # Suite → files that git keeps as they are, since the documentation opens them
 SUITES = {
     "combine": [], "config": [], "conformance": [], "dpo": [], "experts": [], "forms": [], "fused": ["*/tokenizer*.json", "*/preprocessor_config.json"],
-    "genai-decoders": [], "gguf": [], "heads": [], "inits": [], "kinds": ["all-together/*", "dora/*", "linear/*", "qwen2.safetensors"], "kto": [],
+    "genai-decoders": [], "gguf": [], "heads": [], "hybrids": [], "inits": [], "kinds": ["all-together/*", "dora/*", "linear/*", "qwen2.safetensors"], "kto": [],
     "names": [],
     "onnx-kinds": [], "picture-training": [], "seq2seq": [], "settings": [], "tied-models": [], "trained-tokens": [], "training-methods": [],
 }

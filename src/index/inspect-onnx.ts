@@ -9,6 +9,7 @@ import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears } from '../graph/match/linears.js'
 import { findBranches } from '../graph/match/merged-branches.js'
+import { valuesWithoutGradient } from '../graph/training/reach.js'
 import { Graph } from '../graph/view/graph.js'
 
 /** One graph of a model. */
@@ -46,7 +47,7 @@ export interface LinearContents extends StoredContents {
   isHead: boolean
   /** Sessions run it with adapters. */
   run: boolean
-  /** Adapters are trained on it. */
+  /** Adapters are trained on it: its weight can be read, and a gradient reaches it. */
   train: boolean
   /** How many adapters a merge has put beside its weight. */
   branches: number
@@ -93,16 +94,18 @@ export async function inspectGraphs(
       const seen = new Set<string>()
       const branches = findBranches(graph)
       const found = findLinears(graph)
+      const unreached = valuesWithoutGradient(model.proto)
       for (const linear of [...found, ...otherPointwise(graph, found)]) {
         const { name, form, layout, d, k, isHead } = linear
         const key = [name, form.name, layout].join()
         if (seen.has(key)) continue
         seen.add(key)
-        const { run, merge, train, problem = null } = abilitiesOf(linear)
+        const { run, merge, problem = null, ...able } = abilitiesOf(linear)
+        const train = able.train && !unreached.has(linear.output)
         const beside = branches.filter(({ factors }) => factors.some(({ module }) => module === name))
         const count = new Set(beside.map(({ number }) => number)).size
-        const able = { run, merge: [...merge], train, problem, branches: count }
-        linears.push({ name, graph: role, form: form.name, layout, d, k, isHead, ...able })
+        const abilities = { run, merge: [...merge], train, problem, branches: count }
+        linears.push({ name, graph: role, form: form.name, layout, d, k, isHead, ...abilities })
       }
       embeddings.push(...embeddingsOf(graph, role))
     })

@@ -12,6 +12,7 @@ import { FIRST_INPUT, type Site, type SiteGroup, type SiteNeeds } from '../graph
 import { growWindows, isCacheInput } from '../graph/inputs/cache.js'
 import { dimsOfInput, splitInputs } from '../graph/inputs/roles.js'
 import { tokenColumns, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
+import { toLinearAttention } from '../graph/lower/gated-delta-net.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { Builder, type Value } from '../graph/view/builder.js'
@@ -46,9 +47,10 @@ export function sessionGraph(
   const graph = new Graph(onnx.proto)
   before?.(graph)
   growWindows(graph)
+  const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
+  if (isOnProcessor) toLinearAttention(graph)
   onGpu?.(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
-  const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const mayFuse = isOnProcessor && !isPlain
   const isFused = mayFuse && fuseAttention(graph) > 0
   const newRows = mayFuse ? giveNewRows(graph) : undefined

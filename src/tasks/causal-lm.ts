@@ -24,7 +24,7 @@ import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } fro
 import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
 import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
 import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
-import { PROBE_BATCHES, padded, predictedRows, tokenBatch, tokenLengths } from './token-batch.js'
+import { padded, predictedRows, type TokenProbe, tokenBatch, tokenProbe } from './token-batch.js'
 
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',
@@ -224,20 +224,23 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
   readonly #isPacked: boolean
   readonly #pictures: PictureEncoder | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
+  readonly #probe: TokenProbe
 
   constructor(model: Model, examples: Examples<PicturedExample>) {
     super(model)
     this.#isPacked = examples instanceof PackedExamples
     this.#pictures = this.#isPacked ? undefined : encoderOf(examples)
     this.plainUse = model.graphs.vision_encoder === undefined ? undefined : OF_PICTURES
-    this.#inputs = tokenInputs(readGraph(model.onnx.proto))
-    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
+    const graph = readGraph(model.onnx.proto)
+    this.#inputs = tokenInputs(graph)
+    this.#probe = tokenProbe(graph)
+    const [first, second] = this.#probe.batches.map(({ batch, sequence }, i) => {
       const inputIds = new Int32Array(sequence)
       const examples = Array<Example>(batch).fill({ inputIds, labels: inputIds })
       return { ...this.collate(examples, sequence), ...this.#pictures?.probe[i](), ...probeTargets(PROBED_TARGETS[i]) }
     })
     const lengths = [
-      ...tokenLengths(),
+      ...this.#probe.lengths,
       targetsLength(),
       ...(this.#pictures === undefined ? [] : [this.#pictures.length]),
     ]
@@ -250,7 +253,9 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
     return super.forward(graph)
   }
 
-  protected override checkRows = checkAllTokens
+  protected override checkRows(shape: ProbedShape | undefined): void {
+    checkAllTokens(shape, this.#probe)
+  }
 
   cost({ inputIds }: Example): number {
     return inputIds.length
@@ -314,10 +319,10 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   return rowFeeds(rows, targets)
 }
 
-/** `times`: how many times as many sequences as {@link PROBE_BATCHES} has were measured. */
-export function checkAllTokens(shape: ProbedShape | undefined, times = 1): void {
+/** `times`: how many times as many sequences as the probe has were measured. */
+export function checkAllTokens(shape: ProbedShape | undefined, { batches }: TokenProbe, times = 1): void {
   const counts = [shape?.dims[0], shape?.other[0]]
-  if (PROBE_BATCHES.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return
+  if (batches.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return
   throw new UnsupportedError({
     where: 'ONNX model',
     what: 'it gives logits for some tokens only, such as the last one, but training needs them for all tokens',

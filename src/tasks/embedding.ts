@@ -15,14 +15,7 @@ import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './heads/head-rows.js'
 import { meansOf, retrievalValues, spearman } from './metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
-import {
-  type EncodedTexts,
-  encoderFeeds,
-  encodeTexts,
-  PROBE_BATCHES,
-  predictedRows,
-  tokenLengths,
-} from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts, predictedRows, tokenProbe } from './token-batch.js'
 
 /** A row of data. */
 export interface RelatedTexts {
@@ -147,18 +140,20 @@ class Embedding implements OpenTask<RelatedExample> {
   readonly rowsOfExample: number
 
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
-    this.#feeds = encoderFeeds(model, readGraph(model.onnx.proto))
+    const graph = readGraph(model.onnx.proto)
+    this.#feeds = encoderFeeds(model, graph)
     this.#pooling = poolingOf(model.sentence)
     const first = examples.at(0)!
     this.rowsOfExample = first.texts.length
     this.#options = options
     this.#loss = options.loss ?? (first.score === undefined ? 'in-batch' : 'cosine')
     for (const example of examples) this.#check(example)
-    const [a, b] = PROBE_BATCHES.map(({ batch, sequence }) => {
+    const { batches, lengths } = tokenProbe(graph)
+    const [a, b] = batches.map(({ batch, sequence }) => {
       const inputIds = new Int32Array(sequence)
       return this.#feeds(Array(batch).fill({ inputIds, tokenTypeIds: inputIds }), sequence)
     })
-    this.probe = { feeds: [a, b], lengths: tokenLengths() }
+    this.probe = { feeds: [a, b], lengths }
   }
 
   forward(graph: ObjectiveGraph): Value {

@@ -7,7 +7,7 @@ import type { HeadBase } from './heads/heads.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
-import { type EncodedTexts, encoderFeeds, encodeTexts, tokenLengths } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts, tokenProbe } from './token-batch.js'
 
 /** A row of data. */
 export interface LabeledText extends Labeled {
@@ -73,7 +73,7 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
 
 function textInputs(model: Model, { graph }: HeadBase): Inputs<LabeledExample> {
   return {
-    lengths: tokenLengths(),
+    ...tokenProbe(graph),
     zeros: (label, sequence) => {
       return { inputIds: new Int32Array(sequence), tokenTypeIds: new Int32Array(sequence), label }
     },

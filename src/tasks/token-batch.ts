@@ -3,6 +3,7 @@
 
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
+import { CHUNK, hasChunks } from '../graph/lower/chunks.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { RunLength } from '../graph/shapes/plain-shapes.js'
 import type { Length } from '../graph/training/objective-graph.js'
@@ -93,9 +94,29 @@ export const PROBE_BATCHES = [
 
 const IDS = 'input_ids'
 
-export function tokenLengths(): Length[] {
-  const [batch, sequence] = [batchLength(IDS), ownLength('sequence', [3, 7], { input: IDS, axis: 1 })]
+export function tokenLengths(sequences: readonly [number, number] = [3, 7]): Length[] {
+  const [batch, sequence] = [batchLength(IDS), ownLength('sequence', sequences, { input: IDS, axis: 1 })]
   return [batch, sequence, productLength('rows', batch, sequence)]
+}
+
+export interface TokenProbe {
+  readonly batches: readonly [ProbeBatch, ProbeBatch]
+  readonly lengths: readonly Length[]
+}
+
+interface ProbeBatch {
+  readonly batch: number
+  readonly sequence: number
+}
+
+/** As {@link PROBE_BATCHES}, but with one chunk and with two in graphs that read tokens in chunks. */
+export function tokenProbe(graph: Graph): TokenProbe {
+  if (!hasChunks(graph)) return { batches: PROBE_BATCHES, lengths: tokenLengths() }
+  const [first, second] = PROBE_BATCHES
+  const sequence = second.sequence + CHUNK - 1
+  const of = (feeds: Feeds) => Math.ceil(feeds[IDS].dims[1] / CHUNK)
+  const chunks: Length = { name: 'chunks', probed: [1, 2], of, tokens: CHUNK }
+  return { batches: [first, { ...second, sequence }], lengths: [...tokenLengths([first.sequence, sequence]), chunks] }
 }
 
 export function batchLength(input: string): Length {

@@ -12,7 +12,7 @@ import { type Example as Answer, countTargets, IGNORED } from '../text/records.j
 import { checkAllTokens, targetFeeds } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { batchLength, PROBE_BATCHES, padded, predictedRows, tokenBatch, tokenLengths } from './token-batch.js'
+import { batchLength, padded, predictedRows, type TokenProbe, tokenBatch, tokenProbe } from './token-batch.js'
 
 export const SIDES = 2
 
@@ -23,6 +23,7 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES
   readonly #inputs: ReturnType<typeof tokenInputs>
+  readonly #probe: TokenProbe
 
   /**
    * `names` in the graph: of the number of examples, an input with a row for each, and which targets each side has.
@@ -33,16 +34,19 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     private readonly names: { readonly count: string; readonly column: string; readonly sides: readonly string[] },
     columns: (n: number) => Feeds,
   ) {
-    this.#inputs = tokenInputs(readGraph(model.onnx.proto))
-    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
+    const graph = readGraph(model.onnx.proto)
+    this.#inputs = tokenInputs(graph)
+    this.#probe = tokenProbe(graph)
+    const [first, second] = this.#probe.batches.map(({ batch, sequence }, i) => {
       const texts = Array.from({ length: SIDES * batch }, () => new Int32Array(sequence))
       const targets = PROBED_TARGETS[i]
       const sides = this.#sideFeeds(batch, Array(targets).fill(0))
       return { ...this.#textFeeds(texts, sequence), ...probeTargets(targets), ...sides, ...columns(batch) }
     })
-    const texts = tokenLengths().map((length) => {
+    const texts = this.#probe.lengths.map((length) => {
       const [a, b] = length.probed
-      return length.name === 'sequence' ? length : { ...length, probed: [SIDES * a, SIDES * b] as const }
+      const counts = ['batch', 'rows'].includes(length.name)
+      return counts ? { ...length, probed: [SIDES * a, SIDES * b] as const } : length
     })
     const examples = { ...batchLength(names.column), name: names.count }
     this.probe = { feeds: [first, second], lengths: [...texts, targetsLength(), examples] }
@@ -61,7 +65,7 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     const { g } = graph
     const { choice, targets } = chooseTargets(graph)
     graph.check((shapeOf) => {
-      checkAllTokens(shapeOf(choice.all), SIDES)
+      checkAllTokens(shapeOf(choice.all), this.#probe, SIDES)
       checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
     })
     const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])

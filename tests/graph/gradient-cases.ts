@@ -247,6 +247,42 @@ const cases: readonly GradientCase[] = [
   { op: 'Squeeze', note: 'all', inputs: [x([2, 1, 3, 1])] },
   { op: 'Unsqueeze', note: 'axes', inputs: [x([2, 3], [5, 3]), ints(0, -1)] },
   { op: 'Transpose', note: 'permutation', inputs: [x([2, 3, 4])], attributes: { perm: [1, 2, 0] } },
+  { op: 'CumSum', note: 'forwards', inputs: [x([2, 4], [3, 5]), index(1)], opsets: [14, 18, 23] },
+  {
+    op: 'CumSum',
+    note: 'backwards, without itself',
+    inputs: [x([3, 2]), index(-2)],
+    attributes: { reverse: 1, exclusive: 1 },
+    opsets: [14, 18, 23],
+  },
+  { op: 'ReduceSumSquare', note: 'last axis', inputs: [x([2, 3, 4])], attributes: { axes: [-1] }, opsets: [13] },
+  {
+    op: 'ReduceSumSquare',
+    note: 'one axis, dropped',
+    inputs: [x([2, 3, 4], [5, 3, 4]), ints(1)],
+    attributes: { keepdims: 0 },
+    opsets: [18, 23],
+  },
+  { op: 'LpNormalization', note: 'last axis', inputs: [x([2, 3, 4], [5, 3, 4])], opsets: [13, 22] },
+  { op: 'LpNormalization', note: 'another axis', inputs: [x([2, 3, 4])], attributes: { axis: 1 }, opsets: [13, 22] },
+  {
+    op: 'Einsum',
+    note: 'a batch of products',
+    inputs: [x([2, 3, 4], [3, 3, 4]), x([2, 4, 5], [3, 4, 5])],
+    attributes: { equation: 'bij,bjk->bik' },
+  },
+  {
+    op: 'Einsum',
+    note: 'three factors',
+    inputs: [x([2, 3]), x([3, 4]), x([2, 4])],
+    attributes: { equation: 'ij, jk, ik -> ki' },
+  },
+  {
+    op: 'Einsum',
+    note: 'a letter of one factor',
+    inputs: [x([2, 3, 4], [2, 5, 4]), x([2])],
+    attributes: { equation: 'ijk,i->ki' },
+  },
   { op: 'Transpose', note: 'reversed', inputs: [x([2, 3, 4])] },
   { op: 'Expand', note: 'to more axes', inputs: [x([3, 1]), ints(2, 3, 4)] },
   { op: 'Expand', note: 'in place', inputs: [x([2, 1, 4]), ints(1, 3, 1)] },
@@ -314,6 +350,49 @@ const cases: readonly GradientCase[] = [
     inputs: [x([2, 4, 3]), { kind: 'int', values: [0, 3, 1, 3], shape: [2, 2] }],
     attributes: { axis: 1 },
   },
+  { op: 'Pad', note: 'around', inputs: [x([2, 3], [2, 5]), ints(1, 0, 2, 3)] },
+  { op: 'Pad', note: 'at run time', inputs: [x([2, 3], [2, 5]), fed([0, 2, 0, 1], [0, 1, 0, 4])] },
+  { op: 'Pad', note: 'one axis', inputs: [x([2, 3, 2]), ints(1, 2), undefined, ints(-2)], opsets: [18, 23] },
+  { op: 'Trilu', note: 'upper', inputs: [x([2, 4, 4], [2, 5, 5])], opsets: [14, 18, 23] },
+  {
+    op: 'Trilu',
+    note: 'strictly lower',
+    inputs: [x([3, 4]), index(-1)],
+    attributes: { upper: 0 },
+    opsets: [14, 18, 23],
+  },
+  {
+    op: 'GatherND',
+    note: 'elements, repeated',
+    inputs: [x([3, 4]), { ...ints(0, 1, 2, 3, 0, 1), shape: [3, 2] }],
+    opsets: [16, 18, 23],
+  },
+  { op: 'GatherND', note: 'rows', inputs: [x([3, 4, 2]), { ...ints(2, 0), shape: [2, 1] }], opsets: [16, 18, 23] },
+  { op: 'ScatterND', note: 'rows', inputs: [x([4, 3]), { ...ints(3, 1), shape: [2, 1] }, x([2, 3])] },
+  {
+    op: 'ScatterND',
+    note: 'elements, added',
+    inputs: [x([3, 4]), { ...ints(0, 1, 2, 3, 0, 1), shape: [3, 2] }, x([3])],
+    attributes: { reduction: 'add' },
+    opsets: [16, 18, 23],
+  },
+  {
+    op: 'TopK',
+    note: 'last axis',
+    inputs: [{ ...x([3, 6], [4, 6]), domain: 'grid' }, ints(2)],
+    outputs: 2,
+    integers: [1],
+    flows: [0],
+  },
+  {
+    op: 'TopK',
+    note: 'smallest of an axis',
+    inputs: [{ ...x([6, 2]), domain: 'grid' }, ints(3)],
+    attributes: { axis: 0, largest: 0 },
+    outputs: 2,
+    integers: [1],
+    flows: [0],
+  },
   ...[
     { note: 'repeated', inputs: [x([2, 4]), { ...ints(0, 3, 3, -1, 1), shape: [1, 5] }], attributes: { axis: 1 } },
     { note: 'some rows, at run time', inputs: [x([4, 3]), { ...fed([0, 3, 1, 1], [3, 3, 0, 1]), shape: [2, 2] }] },
@@ -348,8 +427,31 @@ const cases: readonly GradientCase[] = [
 
 export const GRADIENT_CASES = cases.map((spec) => ({ ...spec, opsets: spec.opsets ?? [13, 18, 23] }))
 
+const perHead = x([1, 3, 4], [2, 66, 4])
+
 /** Graphs of several nodes: where rules look at the nodes around them, and where the walker sums. */
 export const GRAPH_CASES: readonly GradientCase[] = [
+  ...(['linear', 'gated', 'delta', 'gated_delta'] as const).map(
+    (rule): GradientCase => ({
+      op: 'LinearAttention',
+      note: rule,
+      f32: true,
+      inputs: [
+        x([1, 3, 4], [2, 66, 4]),
+        x([1, 3, 4], [2, 66, 4]),
+        x([1, 3, 12], [2, 66, 12]),
+        rule.startsWith('gated') ? perHead : frozen(perHead),
+        rule.endsWith('delta') ? perHead : frozen(perHead),
+      ],
+      build: (g, [query, key, value, decay, beta]) => {
+        const of = (value: Value, size: number) => g.reshape(value, g.int([0, 0, size]))
+        const [gate, share] = [g.neg(g.op('Exp', [decay])), g.op('Sigmoid', [beta])]
+        const attributes = { q_num_heads: 2, kv_num_heads: 4, update_rule: rule }
+        const given = [of(query, 4), of(key, 4), of(value, 12), '', gate, share]
+        return g.node('com.microsoft:LinearAttention', given, attributes, 2).output[0]
+      },
+    }),
+  ),
   {
     op: 'attention',
     note: 'keys swapped as a value',

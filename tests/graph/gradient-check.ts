@@ -3,11 +3,12 @@
 // onnxruntime-node.
 
 import { Random } from '../../src/base/random.js'
-import { type NodeProto, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { type NodeProto, TensorProtoSchema, ValueInfoProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { buildBackward } from '../../src/graph/gradients/backward.js'
+import { buildBackward, type CustomGradients } from '../../src/graph/gradients/backward.js'
 import { type GradientRule, sumTo } from '../../src/graph/gradients/context.js'
 import { BROADCASTING, GRADIENTS } from '../../src/graph/gradients/gradients.js'
+import { lowerForTraining } from '../../src/graph/lower/lower.js'
 import { type ProbedShape, ShapeMap } from '../../src/graph/shapes/shapes.js'
 import type { Attributes } from '../../src/graph/view/attributes.js'
 import { Builder, type Value } from '../../src/graph/view/builder.js'
@@ -70,6 +71,8 @@ export interface GradientCase {
   attributes?: Attributes
   /** Number of outputs; 1 by default. */
   outputs?: number
+  /** Which outputs are int64. */
+  integers?: readonly number[]
   /** Which outputs get a gradient; all by default. */
   flows?: readonly number[]
   /** Default: 13, 18 and 23: the oldest and newest that models have, and where axes became inputs. */
@@ -90,7 +93,13 @@ export async function openCase(spec: GradientCase, opset: number, rule?: Gradien
   const outputs = spec.build
     ? [spec.build(g, names)]
     : [...g.node(spec.op, names, spec.attributes, spec.outputs).output]
-  for (const output of graph.nodes.flatMap((node) => node.output)) addOutput(graph, output, outputType(spec, type))
+  const custom: CustomGradients = new Map()
+  lowerForTraining(graph, custom)
+  for (const output of graph.nodes.flatMap((node) => node.output)) {
+    const isInteger = spec.integers?.includes(outputs.indexOf(output))
+    if (spec.build) graph.outputs.push(create(ValueInfoProtoSchema, { name: output }))
+    else addOutput(graph, output, isInteger ? DataType.INT64 : outputType(spec, type))
+  }
 
   const feeds = ([0, 1] as const).map((point) => feedsOf(spec, point, type))
   const forward = await openGraph(graph)
@@ -100,7 +109,12 @@ export async function openCase(spec: GradientCase, opset: number, rule?: Gradien
 
   const flows = spec.flows ?? [...outputs.keys()]
   const dys = outputs.map((_, i) => (flows.includes(i) ? addInput(graph, `dy${i}`, outputType(spec, type)) : undefined))
-  const gradients = gradientsOf(spec, new Builder(graph, 'backward', type), { names, outputs, dys, shapes }, rule)
+  const gradients = gradientsOf(
+    spec,
+    new Builder(graph, 'backward', type),
+    { names, outputs, dys, shapes, custom },
+    rule,
+  )
   for (const gradient of gradients.values()) addOutput(graph, gradient, type)
   return {
     graph,
@@ -133,13 +147,14 @@ interface Built {
   outputs: readonly Value[]
   dys: readonly (Value | undefined)[]
   shapes: ShapeMap
+  custom: CustomGradients
 }
 
 /** Input place → its gradient: of one node by its rule, of several by the walker. */
 function gradientsOf(
   spec: GradientCase,
   g: Builder,
-  { names, outputs, dys, shapes }: Built,
+  { names, outputs, dys, shapes, custom }: Built,
   rule: GradientRule = GRADIENTS[spec.op],
 ): Map<number, Value> {
   const wanted = [...spec.inputs.entries()].flatMap(([i, input]) =>
@@ -152,6 +167,7 @@ function gradientsOf(
       shapes,
       new Map([[outputs[0], dy]]),
       wanted.map((i) => names[i]),
+      { custom },
     )
     return new Map(wanted.map((i) => [i, g.op('Identity', [found.get(names[i]) as Value])]))
   }

@@ -27,6 +27,30 @@ const gamma = (size: number) => ({
   ...x(size),
   data: Float32Array.from({ length: size }, () => 1 + 0.1 * random.normal()),
 })
+const within = (low: number, high: number, ...dims: number[]) => ({
+  ...x(...dims),
+  data: Float32Array.from(x(...dims).data as Float32Array, () => low + (high - low) * random.uniform()),
+})
+const zeros = (...dims: number[]) => within(0, 0, ...dims)
+/** Vectors of length 1 along the last axis; the two last become one. */
+const unit = (...dims: number[]): RuntimeTensor => {
+  const size = dims[dims.length - 1]
+  const data = Float32Array.from(x(...dims).data as Float32Array)
+  for (let start = 0; start < data.length; start += size) {
+    const norm = Math.hypot(...data.subarray(start, start + size))
+    for (let i = start; i < start + size; i++) data[i] /= norm
+  }
+  return { type: 'float32', data, dims: [...dims.slice(0, -2), dims[dims.length - 2] * size] }
+}
+/** The same vector of length 1 at all tokens. */
+const repeated = (...dims: number[]): RuntimeTensor => {
+  const { data } = unit(1, 1, dims[dims.length - 1])
+  return {
+    type: 'float32',
+    data: Float32Array.from(x(...dims).data as Float32Array, (_, i) => Number(data[i % data.length])),
+    dims,
+  }
+}
 const float = (value: number) => ({ float: value })
 const scalar32 = (value: number) => int32s([value], [])
 const bools = (values: number[], dims: number[]): RuntimeTensor => ({
@@ -274,4 +298,56 @@ export const CASES: readonly LoweringCase[] = [
   },
   { op: 'com.microsoft:SkipLayerNormalization', note: 'bare', inputs: [x(2, 3, 16), x(2, 3, 16), gamma(16)] },
   { op: 'com.microsoft:BiasGelu', note: 'plain', inputs: [x(2, 3, 16), x(16)] },
+
+  // Two chunks, and one that is not full.
+  ...(['linear', 'gated', 'delta', 'gated_delta'] as const).flatMap((rule): LoweringCase[] => {
+    const [decay, beta] = [within(-4, 0, 2, 70, 4), within(0, 2, 2, 70, 4)]
+    const keys = unit(2, 70, 2, 8)
+    const inputs = [x(2, 70, 16), keys, x(2, 70, 24), zeros(2, 4, 8, 6), decay, beta]
+    const attributes = { q_num_heads: 2, kv_num_heads: 4, update_rule: rule }
+    const op = 'com.microsoft:LinearAttention'
+    return [
+      { op, note: rule, inputs, attributes, outputs: [0, 1] },
+      {
+        op,
+        note: `${rule}, a query for each value`,
+        inputs: [x(2, 70, 32), ...inputs.slice(1)],
+        attributes: { ...attributes, q_num_heads: 4, scale: float(0.2) },
+      },
+    ]
+  }),
+  {
+    op: 'com.microsoft:LinearAttention',
+    note: 'keys that repeat, and decays that overflow where they are not masked',
+    inputs: [
+      x(1, 64, 8),
+      repeated(1, 64, 8),
+      x(1, 64, 8),
+      zeros(1, 1, 8, 8),
+      within(-4, -4, 1, 64, 1),
+      within(1, 1, 1, 64, 1),
+    ],
+    attributes: { q_num_heads: 1, kv_num_heads: 1, scale: float(1) },
+  },
+  {
+    op: 'com.microsoft:LinearAttentionGate',
+    note: 'decay and beta',
+    inputs: [x(2, 3, 4), x(4), within(-3, 0, 4), x(2, 3, 4)],
+    outputs: [0, 1],
+  },
+  { op: 'com.microsoft:LinearAttentionGate', note: 'decay alone', inputs: [x(2, 3, 4), x(4), within(-3, 0, 4)] },
+  {
+    op: 'com.microsoft:GatedRMSNorm',
+    note: 'silu',
+    inputs: [x(2, 3, 16), gamma(8), x(2, 3, 16)],
+    attributes: { epsilon: float(1e-3) },
+  },
+  ...[0, 1].map(
+    (layout): LoweringCase => ({
+      op: 'com.microsoft:MRotaryEmbedding',
+      note: `layout ${layout}, three positions, part of a head`,
+      inputs: [x(2, 3, 32), ints([0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0, 1, 1, 1, 2, 2, 2], [3, 2, 3]), ...caches(6, 4)],
+      attributes: { num_heads: 2, rotary_embedding_dim: 8, mrope_section: [1, 1, 2], mrope_layout: layout },
+    }),
+  ),
 ]

@@ -3,7 +3,7 @@
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, StringStringEntryProtoSchema } from '../../formats/onnx/tensors.js'
 import { isStatic } from '../shapes/shapes.js'
-import { intsAttribute } from '../view/attributes.js'
+import { intAttribute, intsAttribute, stringAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import {
   axisOf,
@@ -88,6 +88,48 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
   // y = x[…, indices, …]      dx = zeros + dy added at the indices
   Gather: (context) => [() => ungather(context)],
 
+  // y = x with constants around it      dx = dy cut where x lies
+  Pad: (context) => [() => unpad(context), undefined, undefined, undefined],
+
+  // y = x above or below a diagonal, else 0      dx = dy there, else 0
+  Trilu: ({ g, node, inputs: [, ...diagonal], dy }) => [
+    () => g.op('Trilu', [dy, ...diagonal], { upper: intAttribute(node, 'upper', 1) }),
+  ],
+
+  // y = x[indices]      dx = zeros + dy added at the indices
+  GatherND: (context) => {
+    const { g, node, inputs, dy } = context
+    const [x, indices] = inputs
+    if (intAttribute(node, 'batch_dims', 0) > 0) refuse(context, 'the gradient with batch_dims is not implemented')
+    return [() => g.op('ScatterND', [g.expand(g.float(0), g.shape(x)), indices, dy], { reduction: 'add' })]
+  },
+
+  // y = x, with updates in the place of, or added to, what lies at the indices
+  //     dx = dy, with zeros at the indices where they replace   dupdates = dy[indices]
+  ScatterND: (context) => {
+    const { g, node, inputs, dy } = context
+    const [, indices, updates] = inputs
+    const reduction = stringAttribute(node, 'reduction', 'none')
+    if (!['none', 'add'].includes(reduction))
+      refuse(context, `the gradient with reduction ${reduction} is not implemented`)
+    const zeros = () => g.expand(g.float(0), g.shape(updates))
+    return [
+      () => (reduction === 'add' ? dy : g.op('ScatterND', [dy, indices, zeros()])),
+      undefined,
+      () => g.op('GatherND', [dy, indices]),
+    ]
+  },
+
+  // y = the largest elements of x along an axis      dx = zeros, with dy at their places
+  TopK: (context) => {
+    const { g, inputs, outputs, dys } = context
+    const zeros = () => g.expand(g.float(0), g.shape(inputs[0]))
+    return [
+      () => g.op('ScatterElements', [zeros(), outputs[1], dys[0] as Value], { axis: axisOf(context, -1) }),
+      undefined,
+    ]
+  },
+
   // y[…, i, …] = x[…, indices[…, i, …], …]      dx = zeros + dy added at the indices
   GatherElements: (context) => {
     const { g, inputs, dy } = context
@@ -110,6 +152,18 @@ function transposeBack(context: GradientContext): Value {
     if (q !== undefined) return g.matmul(transposeLast(context, right, rank), q)
   }
   return g.transpose(dy, inverse)
+}
+
+function unpad(context: GradientContext): Value {
+  const { g, node, inputs, dy } = context
+  const [x, pads, , axesInput] = inputs
+  const mode = stringAttribute(node, 'mode', 'constant')
+  if (mode !== 'constant') refuse(context, `the gradient with mode ${mode} is not implemented`)
+  const axes = axesInput ? intsOf(context, axesInput) : range(rankOf(context, x))
+  if (axes === undefined) return refuse(context, 'its axes are not known before the run')
+  const starts = g.slice(pads, 0, axes.length, 0)
+  const lengths = g.op('Gather', [g.shape(x), g.int(axes)])
+  return g.op('Slice', [dy, starts, g.add(starts, lengths), g.int(axes)])
 }
 
 /** An axis along which y is a part of x, with its begin at both probe points and at run time. */

@@ -2,7 +2,7 @@
 // with a 2-D right side go through Gemm, whose transB costs nothing.
 
 import { mapShape } from '../shapes/shapes.js'
-import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
+import { floatAttribute, intAttribute, intsAttribute, stringAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import {
@@ -36,6 +36,26 @@ export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
         return sumTo(g, dc, shapeOf(context, outputs[0]), shapeOf(context, inputs[2]))
       },
     ]
+  },
+
+  // y = Σ a·b·… over the letters that y lacks      da = Σ dy·b·… over those that a lacks
+  Einsum: (context) => {
+    const { g, node, inputs, dy } = context
+    const equation = stringAttribute(node, 'equation', '').replaceAll(' ', '')
+    const [left, right] = equation.split('->')
+    const terms = left.split(',')
+    if (right === undefined || equation.includes('.') || terms.some((term) => new Set(term).size < term.length)) {
+      refuse(context, `the gradient of ${equation} is not implemented`)
+    }
+    return terms.map((term, i) => () => {
+      const factors = [right, ...terms.toSpliced(i, 1)]
+      const isGiven = (letter: string) => factors.some((factor) => factor.includes(letter))
+      const kept = [...term].filter(isGiven).join('')
+      const given = [dy, ...inputs.toSpliced(i, 1)]
+      const product = g.op('Einsum', given, { equation: `${factors.join()}->${kept}` })
+      const summed = range(term.length).filter((axis) => !isGiven(term[axis]))
+      return summed.length === 0 ? product : g.expand(g.unsqueeze(product, summed), g.shape(inputs[i]))
+    })
   },
 
   // y = α·a'·b', leading axes broadcast      da' = α·dy·b'ᵀ   db' = α·a'ᵀ·dy

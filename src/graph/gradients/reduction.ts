@@ -17,9 +17,40 @@ import {
   spread,
 } from './context.js'
 
+/** Zeros have no direction: their gradient is finite, so that that of filler, which is 0, stays so. */
+const LEAST_NORM = 1e-12
+
 export const REDUCTIONS: Readonly<Record<string, GradientRule>> = {
   // y = Σ x      dx = dy over the summed axes
   ReduceSum: (context) => [() => unreduce(context, context.dy), undefined],
+
+  // y = Σ x²      dx = 2x·dy over the summed axes
+  ReduceSumSquare: (context) => {
+    const { g, inputs, dy } = context
+    return [() => g.mul(g.mul(inputs[0], g.float(2)), keepAxes(context, dy)), undefined]
+  },
+
+  // yᵢ = Σ xⱼ for j ≤ i      dxⱼ = Σ dyᵢ for i ≥ j, and so in the other direction, or without j itself
+  CumSum: ({ g, node, inputs: [, axis], dy }) => {
+    const exclusive = intAttribute(node, 'exclusive', 0)
+    return [() => g.op('CumSum', [dy, axis], { exclusive, reverse: 1 - intAttribute(node, 'reverse', 0) })]
+  },
+
+  // y = x/n, n = √Σ x²      dx = (dy − y·Σ dy·y)/n
+  LpNormalization: (context) => {
+    const { g, node, inputs, outputs, dy } = context
+    const [x] = inputs
+    const [y] = outputs
+    const axes = [axisOf(context, -1)]
+    if (intAttribute(node, 'p', 2) !== 2) refuse(context, 'the gradient with another p than 2 is not implemented')
+    return [
+      () => {
+        const size = g.op('Sqrt', [g.reduceSum(g.mul(x, x), axes)])
+        const across = g.sub(dy, g.mul(y, g.reduceSum(g.mul(dy, y), axes)))
+        return g.div(across, g.op('Max', [size, g.float(LEAST_NORM)]))
+      },
+    ]
+  },
 
   // y = Σ x / n      dx = dy/n over the averaged axes
   ReduceMean: (context) => [() => unreduce(context, context.g.mul(context.dy, share(context))), undefined],

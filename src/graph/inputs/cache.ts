@@ -65,7 +65,9 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const dims = dimsOfInput(input)
   // The last inputs of a convolution, (batch, channels, width), or the state of linear attention, (batch, heads, key
   // size, value size): as large in each run, and zeros before the first.
-  const isState = graph.consumers(past).some(({ opType }) => /^(CausalConvWithState|LinearAttention)$/.test(opType))
+  const isState = graph
+    .consumers(past)
+    .some(({ opType }) => /^(CausalConvWithState|LinearAttention|GatedDeltaNet)$/.test(opType))
   const [, ...size] = dims
   if (isState && size.every((dim) => dim !== undefined))
     return { past, type, axis: undefined, dims: [undefined, ...size] }
@@ -119,9 +121,17 @@ export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefin
     : width / (isPacked ? heads + 2 * intAttribute(attention, 'kv_num_heads', heads) : heads)
 }
 
-function widthOf(graph: Graph, value: string): number | undefined {
+const SAME_WIDTH = new Set(
+  'RotaryEmbedding MRotaryEmbedding Add Cast Identity Mul Sub Div Neg Softplus Sigmoid Exp Clip LpNormalization'.split(
+    ' ',
+  ),
+)
+
+/** The length of the last axis of a value (B, T, …), as far as the graph tells. */
+export function widthOf(graph: Graph, value: string): number | undefined {
+  const declared = graph.declared(value)?.dims?.at(-1)
   const node = graph.producer(value)
-  if (node === undefined) return undefined
+  if (declared !== undefined || node === undefined) return declared
   if (node.opType === 'MatMul') {
     const weight = graph.constant(node.input[1])
     return weight === undefined ? undefined : dimsOf(weight).at(-1)
@@ -132,8 +142,13 @@ function widthOf(graph: Graph, value: string): number | undefined {
     const last = graph.integers(node.input[1])?.at(-1)
     return last !== undefined && last > 0 ? last : undefined
   }
-  if (!['RotaryEmbedding', 'MRotaryEmbedding', 'Add', 'Cast', 'Identity'].includes(node.opType)) return undefined
-  return node.input.map((input) => widthOf(graph, input)).find((width) => width !== undefined)
+  if (node.opType === 'Split') {
+    const sizes = graph.integers(node.input[1])
+    return [-1, 2].includes(intAttribute(node, 'axis', 0)) ? sizes?.[node.output.indexOf(value)] : undefined
+  }
+  if (!SAME_WIDTH.has(node.opType)) return undefined
+  const widths = node.input.flatMap((input) => widthOf(graph, input) ?? [])
+  return widths.length === 0 ? undefined : Math.max(...widths)
 }
 
 /** No tokens, and zeros as the state of a convolution. */

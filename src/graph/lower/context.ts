@@ -2,6 +2,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
+import type { CustomGradient } from '../gradients/backward.js'
 import { LAYOUT } from '../gradients/layout.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
@@ -15,6 +16,8 @@ export interface LoweringContext {
   /** '' where an optional one is absent. */
   readonly inputs: readonly Value[]
   readonly shared: (key: string, make: () => Value) => Value
+  /** Sets the gradient of `value`, the first output of its node, by `inputs` that it is computed from. */
+  readonly gradient: (value: Value, inputs: CustomGradient['inputs'], rule: CustomGradient['rule']) => void
 }
 
 /** The outputs in order; undefined only for those that nobody reads. */

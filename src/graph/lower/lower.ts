@@ -2,12 +2,15 @@
 
 import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { floatAttribute, stringAttribute } from '../view/attributes.js'
+import type { CustomGradients } from '../gradients/backward.js'
+import { range } from '../gradients/context.js'
+import { floatAttribute, intAttribute, intsAttribute, stringAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, labelOf, operatorOf } from '../view/operators.js'
 import { ATTENTION } from './attention.js'
 import { dimsIn, type Lowering, type LoweringContext, refuse } from './context.js'
+import { LINEAR_ATTENTION } from './linear-attention.js'
 
 export const FUSED: Readonly<Record<string, Lowering>> = {
   // sum = x + skip (+ bias); y = RMS norm of sum
@@ -42,21 +45,62 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
     const y = g.op('Conv', bias ? [x, w, bias] : [x, w], { group: channels, pads: [width - 1, 0] })
     return [activation === 'none' ? y : g.mul(y, g.op('Sigmoid', [y])), undefined]
   },
+
+  // y = R(θ)·x, where each column of θ counts the positions of one of three axes: time, height or width
+  'com.microsoft:MRotaryEmbedding': (context) => {
+    const { g, node, inputs, shared } = context
+    const [x, positions, cosine, sine] = inputs
+    const attributes = ['interleaved', 'num_heads', 'rotary_embedding_dim'].map((name) => [
+      name,
+      intAttribute(node, name, 0),
+    ])
+    if (intAttribute(node, 'is_packed_batching', 0) === 1 || floatAttribute(node, 'scale', 1) !== 1) {
+      refuse(context, 'training with its is_packed_batching or scale is not implemented')
+    }
+    const axes = axesOfColumns(intsAttribute(node, 'mrope_section') ?? [], intAttribute(node, 'mrope_layout', 0))
+    const along = (axis: number) => g.op('Gather', [positions, g.int(axis)], { axis: 0 }) // (B, S)
+    // A row for each token, so that the operator for one axis can take them.
+    const rows = (cache: Value) =>
+      shared(`${cache} at ${positions}, ${axes}`, () => {
+        const [time, ...others] = range(3).map((axis) => g.op('Gather', [cache, along(axis)], { axis: 0 }))
+        const chosen = others.reduce((values, own, i) => {
+          const isOwn = g.float(axes.map((axis) => (axis === i + 1 ? 1 : 0)))
+          return g.where(g.op('Greater', [isOwn, g.float(0)]), own, values)
+        }, time)
+        return g.reshape(chosen, g.int([-1, axes.length]))
+      })
+    const numbers = shared(`tokens of ${positions}`, () => {
+      const first = along(0)
+      return g.reshape(g.op('Range', [g.int(0), g.op('Size', [first]), g.int(1)]), g.shape(first))
+    })
+    return [
+      g.op('com.microsoft:RotaryEmbedding', [x, numbers, rows(cosine), rows(sine)], Object.fromEntries(attributes)),
+    ]
+  },
 }
 
-export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...FUSED }
+/** The axis of positions that each column of the tables reads: in sections, or in turn as far as their sections go. */
+function axesOfColumns(sections: readonly number[], layout: number): number[] {
+  if (layout === 0) return sections.flatMap((size, axis) => Array<number>(size).fill(axis))
+  const size = sections.reduce((sum, section) => sum + section, 0)
+  return range(size).map((column) => (column < 3 * (sections[column % 3] ?? 0) ? column % 3 : 0))
+}
+
+export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...LINEAR_ATTENTION, ...FUSED }
 
 /**
- * The names of outputs stay. Throws UnsupportedError naming every node whose form has no lowering; the graph is then
- * half lowered.
+ * The names of outputs stay. `custom` gets the gradients of values that have rules of their own. Throws
+ * UnsupportedError naming every node whose form has no lowering; the graph is then half lowered.
  */
-export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = graph.nodes): void {
+export function lowerForTraining(graph: Graph, custom: CustomGradients = new Map()): void {
+  const gradient: LoweringContext['gradient'] = (value, inputs, rule) => void custom.set(value, { inputs, rule })
   const refusals: LowrankError[] = []
   const sharedValues = new Map<string, Value>()
   const shared: LoweringContext['shared'] = (key, make) => sharedValue(sharedValues, key, make)
-  for (const node of [...nodes]) {
+  for (const node of [...graph.nodes]) {
     const lowering = entryOf(LOWERINGS, operatorOf(node))
-    if (lowering !== undefined) refusals.push(...attempt(() => replace(graph, node, lowering, shared)).problems)
+    if (lowering !== undefined)
+      refusals.push(...attempt(() => replace(graph, node, lowering, { shared, gradient })).problems)
   }
   if (refusals.length === 1) throw refusals[0]
   if (refusals.length > 1) {
@@ -64,7 +108,12 @@ export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = gra
   }
 }
 
-function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: LoweringContext['shared']): void {
+function replace(
+  graph: Graph,
+  node: NodeProto,
+  lowering: Lowering,
+  others: Pick<LoweringContext, 'shared' | 'gradient'>,
+): void {
   const { output: outputs } = node
   const reads = (output: number) => {
     const name = outputs[output]
@@ -72,7 +121,7 @@ function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: Lowe
     return graph.consumers(name).length > 0 || graph.outputs.some((entry) => entry.name === name)
   }
   const g = new Builder(graph, node.name || outputs[0])
-  const values = lowering({ g, node, inputs: [...node.input], shared })
+  const values = lowering({ g, node, inputs: [...node.input], ...others })
   for (const [i, name] of outputs.entries()) {
     if (values[i] !== undefined || !reads(i)) continue
     throw new UnsupportedError({

@@ -124,7 +124,8 @@ export function isFloat(graph: Graph, value: Value): boolean {
   return (graph.declared(value)?.elemType ?? DataType.FLOAT) === DataType.FLOAT
 }
 
-const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose'])
+/** Operators whose output has the type of their first input, which may be integers. */
+const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose', 'Range'])
 
 /** A Reshape of a Reshape needs only the second. Those that nobody reads then are for `prune`. */
 export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {

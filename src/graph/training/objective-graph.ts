@@ -136,6 +136,8 @@ export interface Length {
   of(feeds: Feeds): number
   /** The axis of a graph input where the graph itself can read it; undefined for products of others. */
   readonly source?: RunLength | undefined
+  /** Tokens that one of it stands for, if it is no axis of an input. */
+  readonly tokens?: number | undefined
 }
 
 export interface Probe {

@@ -11,6 +11,7 @@ import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
 import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
+import { toLinearAttention } from '../lower/gated-delta-net.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { findLinears } from '../match/linears.js'
 import { recompute } from '../recompute/recompute.js'
@@ -114,6 +115,7 @@ export const FORWARD_PASSES: readonly Pass[] = [
     run({ graph }) {
       takeBranchWithoutCache(graph)
       growWindows(graph)
+      toLinearAttention(graph)
     },
   },
   {
@@ -139,8 +141,8 @@ export const ATTENTION_PASSES: readonly Pass[] = [
     name: 'lower fused operators',
     needs: ['loss', 'opset of gradients'],
     gives: ['operators with gradients'],
-    run({ graph }) {
-      lowerForTraining(graph)
+    run({ graph, forward }) {
+      lowerForTraining(graph, forward.objective.customGradients)
       fuseGelu(graph)
     },
   },

@@ -68,7 +68,9 @@ const TYPICAL = 256
 export function typicalElements({ dims, other }: ProbedShape, lengths: readonly Length[]): number {
   return dims.reduce((product, dim, axis) => {
     if (dim === other[axis]) return product * dim
-    const part = lengths.find(({ source, probed: [a, b] }) => source !== undefined && dim / a === other[axis] / b)
-    return product * (part === undefined ? TYPICAL ** 2 : (TYPICAL * dim) / part.probed[0])
+    const isPart = ({ source, tokens, probed: [a, b] }: Length) =>
+      (source !== undefined || tokens !== undefined) && dim / a === other[axis] / b
+    const part = lengths.find(isPart)
+    return product * (part === undefined ? TYPICAL ** 2 : (TYPICAL * dim) / part.probed[0] / (part.tokens ?? 1))
   }, 1)
 }

@@ -25,7 +25,7 @@ const BIAS_INPUTS: Readonly<Record<string, number>> = {
 }
 
 /** Operators through which tokens see one another besides attention. */
-const MIXES_TOKENS = /Attention|^(CausalConvWithState|Conv|Scan|Loop|LSTM|GRU|RNN|If)$/
+const MIXES_TOKENS = /Attention|^(CausalConvWithState|GatedDeltaNet|Conv|Scan|Loop|LSTM|GRU|RNN|If)$/
 
 /** Operators that may stand between the probabilities of attention and their product with the values. */
 const BEHIND_SOFTMAX = new Set(['Cast', 'Dropout', 'Identity', 'IsNaN', 'Where'])

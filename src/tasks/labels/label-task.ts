@@ -11,13 +11,13 @@ import { findHead, requireHead } from '../heads/head-forms.js'
 import { type HeadBase, namedLabels } from '../heads/heads.js'
 import { checkHead, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.js'
-import { PROBE_BATCHES, predictedRows } from '../token-batch.js'
+import { PROBE_BATCHES, predictedRows, type TokenProbe } from '../token-batch.js'
 import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
 type Placed = Pick<Labeled, 'where'>
 
 /** The inputs of a model, as a task's examples hold them. */
-export interface Inputs<Example> {
+export interface Inputs<Example> extends Partial<TokenProbe> {
   readonly lengths: readonly Length[]
   /** An example of zeros, for the two runs that shapes are measured by. */
   zeros(label: Target, sequence: number, row: number): Omit<Example, 'where'>
@@ -83,7 +83,7 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
     this.head = new TrainedHead(model, base, requireHead(kind, base), this.labels, heads)
     this.warnings = this.head.warnings
     const any = this.problem.type === 'regression' ? 0 : this.labels[0]
-    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
+    const [first, second] = (this.#inputs.batches ?? PROBE_BATCHES).map(({ batch, sequence }) => {
       const probe = Array.from({ length: batch }, (_, row) => this.#inputs.zeros(any, sequence, row))
       return this.collate(probe as Example[], sequence)
     })

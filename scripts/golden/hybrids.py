@@ -1,0 +1,398 @@
+"""Hybrid models as several exporters write them: what scripts/hybrid-table.mjs measures for the table of docs/graphs.md.
+
+    hybrids.py WORK [FAMILY …] [--exporters genai mobius dynamo]
+    hybrids.py --golden     # tests/golden/hybrids: the smallest of two families
+
+WORK/FAMILY gets the tiny random base as `save_pretrained` writes it, an adapter on all its projections with random A and B, and PEFT's numbers in
+float64: logits, the gradients of four batches, and the losses of five steps of AdamW. WORK/FAMILY/EXPORTER is the model as an exporter writes it, or
+`refused.txt` has the exporter's error. Needs requirements.txt and requirements-hybrids.txt.
+"""
+import argparse
+import contextlib
+import pathlib
+import shutil
+import subprocess
+import sys
+import traceback
+
+import torch
+
+import packed
+from common import ADAMW, GOLDEN, UNION, adamw, adapt, call, fresh, gradients, loss_of, peft_keys, save_adapter, save_tensors, trainable, versions, write_json
+
+SEED, STEPS, RANK, RATE = 41, 5, 2, 1e-3
+# No layer has as many outputs as there are tokens: genai's builder would take it for the head.
+SPECIAL = {"vocab_size": 131, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": 512}
+MLP = ["gate_proj", "up_proj", "down_proj"]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LENGTHS = {"short": [7, 7], "150 tokens": [150], "200 tokens": [200, 200], "unequal": [131, 64, 9, 65]}
+
+
+# ---------------------------------------------------------------- the models in PyTorch
+
+def qwen3_5():
+    from transformers import Qwen3_5TextConfig
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    return Qwen3_5TextConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention", "full_attention"], rope_parameters=rope,
+        linear_conv_kernel_dim=4, linear_key_head_dim=8, linear_value_head_dim=12, linear_num_key_heads=2, linear_num_value_heads=4,
+        tie_word_embeddings=False)
+
+
+def qwen3_next():
+    from transformers import Qwen3NextConfig
+    return Qwen3NextConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention", "full_attention"], partial_rotary_factor=0.5,
+        linear_conv_kernel_dim=4, linear_key_head_dim=8, linear_value_head_dim=12, linear_num_key_heads=2, linear_num_value_heads=4,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24, tie_word_embeddings=False)
+
+
+def olmo_hybrid():
+    from transformers import OlmoHybridConfig
+    return OlmoHybridConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
+        layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention", "full_attention"],
+        linear_conv_kernel_dim=4, linear_key_head_dim=8, linear_value_head_dim=12, linear_num_key_heads=2, linear_num_value_heads=4,
+        linear_allow_neg_eigval=True, tie_word_embeddings=False)
+
+
+def lfm2():
+    from transformers import Lfm2Config
+    return Lfm2Config(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, conv_L_cache=3,
+        layer_types=["conv", "conv", "full_attention", "conv", "full_attention"], block_auto_adjust_ff_dim=False, tie_word_embeddings=True)
+
+
+def granite_h():
+    from transformers import GraniteMoeHybridConfig
+    return GraniteMoeHybridConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, shared_intermediate_size=48, num_hidden_layers=5, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["mamba", "mamba", "attention", "mamba", "attention"], num_local_experts=4, num_experts_per_tok=2,
+        mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=2, mamba_d_state=8, mamba_d_conv=4, mamba_expand=2, mamba_chunk_size=64,
+        position_embedding_type="nope", embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.25,
+        tie_word_embeddings=True)
+
+
+def granite_dense():
+    from transformers import GraniteMoeHybridConfig
+    return GraniteMoeHybridConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, shared_intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["attention"] * 3, num_local_experts=0, num_experts_per_tok=0, position_embedding_type="rope",
+        embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.25, tie_word_embeddings=True)
+
+
+def nemotron_h():
+    from transformers import NemotronHConfig
+    return NemotronHConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, layers_block_type=["mamba", "mlp", "mamba", "attention", "mlp", "mamba", "attention"],
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, ssm_state_size=8, conv_kernel=4,
+        chunk_size=64, use_mamba_kernels=False, tie_word_embeddings=False)
+
+
+def falcon_h1():
+    from transformers import FalconH1Config
+    return FalconH1Config(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        mamba_n_heads=8, mamba_d_head=8, mamba_d_ssm=64, mamba_expand=2, mamba_n_groups=2, mamba_d_state=8, mamba_d_conv=4, mamba_chunk_size=64,
+        tie_word_embeddings=False)
+
+
+def bamba():
+    from transformers import BambaConfig
+    return BambaConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        attn_layer_indices=[2, 4], mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=2, mamba_d_state=8, mamba_d_conv=4, mamba_expand=2,
+        mamba_chunk_size=64, tie_word_embeddings=False)
+
+
+def gemma3n():
+    from transformers import Gemma3nTextConfig
+    return Gemma3nTextConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2, sliding_window=32, num_kv_shared_layers=3,
+        vocab_size_per_layer_input=131, hidden_size_per_layer_input=8, laurel_rank=4, activation_sparsity_pattern=[0.0] * 6)
+
+
+def gemma4():
+    from transformers import Gemma4TextConfig
+    return Gemma4TextConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        global_head_dim=32, layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2, sliding_window=32, num_kv_shared_layers=3,
+        vocab_size_per_layer_input=131, hidden_size_per_layer_input=8, final_logit_softcapping=30.0)
+
+
+def llama_like(name, **more):
+    def make():
+        import transformers
+        return getattr(transformers, name)(**{
+            **SPECIAL, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 8, "tie_word_embeddings": False, **more})
+    return make
+
+
+MAMBA = ["in_proj", "out_proj"]
+SHARED_MLP = ["shared_mlp.input_linear", "shared_mlp.output_linear"]
+FAMILIES = {  # name: (config, modules that the adapter changes)
+    "qwen3_5": (qwen3_5, ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", *ATTENTION, *MLP]),
+    "qwen3_next": (qwen3_next, ["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION, *MLP]),
+    "olmo_hybrid": (olmo_hybrid, [*ATTENTION, "a_proj", "b_proj", "g_proj", *MLP]),
+    "lfm2": (lfm2, ["in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "w1", "w2", "w3"]),
+    "granite_h": (granite_h, [*MAMBA, *ATTENTION, *SHARED_MLP]),
+    "granite_dense": (granite_dense, [*ATTENTION, *SHARED_MLP]),
+    "nemotron_h": (nemotron_h, ["in_proj", *ATTENTION, "up_proj", "down_proj"]),
+    "falcon_h1": (falcon_h1, ["in_proj", *ATTENTION, *MLP]),
+    "bamba": (bamba, [*MAMBA, *ATTENTION, *MLP]),
+    "gemma3n": (gemma3n, [*ATTENTION, *MLP, "per_layer_input_gate", "per_layer_projection"]),
+    "gemma4": (gemma4, [*ATTENTION, *MLP, "per_layer_input_gate", "per_layer_projection"]),
+    "smollm3": (llama_like("SmolLM3Config", num_hidden_layers=4, no_rope_layers=[1, 1, 1, 0]), [*ATTENTION, *MLP]),
+    "ministral3": (llama_like("Ministral3Config"), [*ATTENTION, *MLP]),
+    "ernie4_5": (llama_like("Ernie4_5Config"), [*ATTENTION, *MLP]),
+    "hunyuan": (llama_like("HunYuanDenseV1Config"), [*ATTENTION, *MLP]),
+    "exaone4": (llama_like("Exaone4Config", num_hidden_layers=4, sliding_window=32, sliding_window_pattern="LLLG"), [*ATTENTION, *MLP]),
+    "olmo3": (llama_like("Olmo3Config", num_hidden_layers=4, sliding_window=32), [*ATTENTION, *MLP]),
+}
+
+
+SMALL = False  # --golden: one layer of each kind, and one batch
+
+
+def build(family, dtype=torch.float32):
+    """Random matrices, made in the order of the parameters' names and scaled so that each layer matters; vectors near their initial values."""
+    from transformers import AutoModelForCausalLM
+    config = FAMILIES[family][0]()
+    if SMALL:
+        kinds = list(dict.fromkeys(config.layer_types))
+        config.layer_types, config.num_hidden_layers = kinds, len(kinds)
+    # Norms of small values would make more of the rounding of float32 than of the model.
+    config.rms_norm_eps = 1e-2
+    config._attn_implementation = config._experts_implementation = "eager"
+    torch.manual_seed(SEED)
+    model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=generator)
+            if p.dim() == 1:
+                p.add_(0.1 * noise)
+            elif "embed" in name or "lm_head" in name:
+                p.copy_(0.15 * noise)
+            else:
+                p.copy_(noise / (p[0].numel() if p.dim() == 3 and "conv" in name else p.shape[-1]) ** 0.5)
+    return model.eval().to(dtype)
+
+
+def save_source(model, folder):
+    model.save_pretrained(fresh(folder))
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # genai's builder asks for one
+        shutil.copyfile(UNION / name, folder / name)
+
+
+def save_qwen3_5(folder):
+    """genai's builder takes the whole model, of texts and pictures, and writes the graph of its texts."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+    vision = dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=4, out_hidden_size=32, num_position_embeddings=16)
+    text = build("qwen3_5")
+    whole = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=False))
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    save_source(whole, folder)
+
+
+# ---------------------------------------------------------------- exporters: (family, source folder, output folder)
+
+def run(code, *arguments):
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or done.stdout.strip())[-4000:])
+
+
+GENAI = """
+import runpy, sys
+source, out, precision, cache = sys.argv[1:5]
+sys.argv = ['builder', '-i', source, '-o', out, '-p', precision, '-e', 'cpu', '-c', cache]
+runpy.run_module('onnxruntime_genai.models.builder', run_name='__main__')
+"""
+MOBIUS = """
+import sys
+from mobius import build
+from transformers import AutoConfig
+load = AutoConfig.from_pretrained
+
+def named_as_before(*args, **kwargs):  # transformers 5 renames the types of layers, which mobius 0.1 looks for
+    config = load(*args, **kwargs)
+    if config.model_type in ("granitemoehybrid", "bamba"):
+        config.layer_types = ["attention" if kind == "full_attention" else "mamba" for kind in config.layer_types]
+    return config
+
+AutoConfig.from_pretrained = named_as_before
+build(sys.argv[1], dtype=sys.argv[3]).save(sys.argv[2])
+"""
+
+
+def genai(family, source, out, dtype):
+    if family == "qwen3_5":
+        source = source.parent / "whole"
+        save_qwen3_5(source)
+    run(GENAI, source, out, {"fp32": "fp32", "fp16": "fp16", "q4": "int4"}[dtype], source.parent / "cache")
+
+
+def mobius(family, source, out, dtype):
+    run(MOBIUS, source, fresh(out), {"fp32": "f32", "fp16": "f16"}[dtype])
+
+
+def dynamo(family, source, out, dtype):
+    """torch.onnx.export's newer exporter, without a cache."""
+    from transformers import AutoModelForCausalLM
+    import onnx
+    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
+
+    class NoCache(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.lm_head = model.model, model.lm_head
+            self.forward_of = model.forward
+
+        def forward(self, input_ids, attention_mask):
+            return self.forward_of(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    ids = torch.randint(3, 128, (2, 70))
+    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
+    path = fresh(out) / "model.onnx"
+    torch.onnx.export(NoCache(), (ids, torch.ones_like(ids)), path, dynamo=True, external_data=False, input_names=["input_ids", "attention_mask"],
+                      output_names=["logits"], verbose=False, dynamic_shapes={"input_ids": axes, "attention_mask": axes})
+    exported = onnx.load(path)
+    for node in exported.graph.node:  # stack traces name this machine's folders
+        kept = [p for p in node.metadata_props if not p.key.endswith("stack_trace")]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(exported, path)
+
+
+EXPORTERS = {"genai": genai, "mobius": mobius, "dynamo": dynamo}
+
+
+def named(exporter, dtype):
+    return exporter if dtype == "fp32" else f"{exporter}-{dtype}"
+
+
+def export(family, exporter, dtype, family_folder):
+    """config.json and onnx/ as on the Hub, or the exporter's error."""
+    name = named(exporter, dtype)
+    folder = fresh(family_folder / name)
+    exported = family_folder / "exported"
+    shutil.rmtree(exported, ignore_errors=True)
+    try:
+        EXPORTERS[exporter](family, family_folder / "source", exported, dtype)
+        (folder / "onnx").mkdir()
+        shutil.copyfile(family_folder / "source" / "config.json", folder / "config.json")
+        for file in sorted(exported.iterdir()):
+            if ".onnx" in file.name:
+                shutil.move(file, folder / "onnx" / file.name)
+        shutil.rmtree(exported)
+        print(family, name, "made", flush=True)
+    except Exception as error:
+        (folder / "refused.txt").write_text(traceback.format_exc() if str(error) == "" else str(error))
+        print(family, name, "refused:", str(error).strip().splitlines()[-1][:200] if str(error).strip() else repr(error), flush=True)
+
+
+# ---------------------------------------------------------------- numbers
+
+def batches():
+    generator = torch.Generator().manual_seed(SEED)
+    made = {}
+    for name, lengths in ({"unequal": [70, 9]} if SMALL else LENGTHS).items():
+        width = max(lengths)
+        rows = [torch.randint(3, 128, (n,), generator=generator).tolist() for n in lengths]
+        made[name] = {"inputIds": [row + [2] * (width - len(row)) for row in rows], "attentionMask": [[1] * n + [0] * (width - n) for n in lengths],
+                      "labels": [row + [-100] * (width - len(row)) for row in rows]}
+    return made
+
+
+def adapted(family, dtype=torch.float32):
+    model = adapt(build(family), SEED, 0.1, name=f"tiny-{family}", r=RANK, lora_alpha=2 * RANK, target_modules=FAMILIES[family][1])
+    return model.to(dtype)
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return call(model, input_ids=torch.tensor(batch["inputIds"]), attention_mask=torch.tensor(batch["attentionMask"])).logits
+
+
+@contextlib.contextmanager
+def no_epsilon(family):
+    """Exporters write the norm of queries and keys without the 1e-6 that PyTorch adds to the sum of squares."""
+    import importlib
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    saved, module.l2norm = module.l2norm, lambda x, dim=-1, eps=0: x * torch.rsqrt((x * x).sum(dim=dim, keepdim=True) + 1e-30)
+    try:
+        yield
+    finally:
+        module.l2norm = saved
+
+
+WITHOUT_EPSILON = {("qwen3_5", "genai"), ("qwen3_5", "mobius"), ("qwen3_next", "mobius")}
+
+
+def numbers(family, folder):
+    given = batches()
+    wide = adapted(family, torch.float64)
+    tensors = {}
+    for name, batch in given.items():
+        tensors |= {f"{name}/{key}": g for key, g in peft_keys(gradients(wide, batch)).items()}
+        tensors |= {f"{name}/base": logits(build(family, torch.float64), batch), f"{name}/adapted": logits(wide, batch)}
+    save_tensors(folder / "numbers.safetensors", tensors)
+    loss = {name: loss_of(wide, batch).item() for name, batch in given.items()}
+    narrow = adapted(family)
+    deviation = {"loss": 0, "logits": 0, "gradient": 0}
+    for name, batch in given.items():
+        truth, other = gradients(wide, batch), gradients(narrow, batch)
+        wanted, got = logits(wide, batch), logits(narrow, batch)
+        errors = {"loss": abs(loss[name] - loss_of(narrow, batch).item()), "logits": ((got - wanted).abs().max() / wanted.abs().max()).item(),
+                  "gradient": max(((other[k] - g).norm() / g.norm()).item() for k, g in truth.items())}
+        deviation = {key: max(value, errors[key]) for key, value in deviation.items()}
+    order = list(given.values())
+    losses, _ = adamw(wide, order, STEPS, lr=RATE)
+    write_json(folder / "numbers.json", {"versions": versions("torch", "transformers", "peft"), "batches": given, "loss": loss, "adamw": {**ADAMW, "lr": RATE}, "adamwLosses": losses, "float32Deviation": deviation})
+    print(family, "numbers", loss, "float32:", deviation, len(trainable(wide)), "tensors", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=pathlib.Path, nargs="?")
+    parser.add_argument("families", nargs="*", metavar="FAMILY")
+    parser.add_argument("--exporters", nargs="*", default=list(EXPORTERS))
+    parser.add_argument("--dtypes", nargs="*", default=["fp32"])
+    parser.add_argument("--golden", action="store_true")
+    args = parser.parse_args()
+    if args.golden:
+        global SMALL
+        SMALL, args.work, args.families, args.exporters = True, GOLDEN / "hybrids", ["qwen3_5", "granite_h"], ["mobius"]
+    for family in args.families or list(FAMILIES):
+        make(family, args.work / family, args.exporters, args.dtypes)
+    if args.golden:
+        packed.pack(GOLDEN / "hybrids", "hybrids")
+
+
+def make(family, folder, exporters, dtypes):
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "numbers.json").exists():
+        save_source(build(family), folder / "source")
+        save_adapter(adapted(family), fresh(folder / "adapter"))
+        numbers(family, folder)
+    for exporter in exporters:
+        for dtype in dtypes:
+            export(family, exporter, dtype, folder)
+            if (family, exporter) in WITHOUT_EPSILON:
+                with no_epsilon(family):
+                    numbers(family, folder / named(exporter, dtype))
+    if SMALL:  # what nothing reads
+        shutil.rmtree(folder / "source")
+        if all((family, exporter) in WITHOUT_EPSILON for exporter in exporters):
+            for file in folder.glob("numbers.*"):
+                file.unlink()
+
+
+if __name__ == "__main__":
+    main()

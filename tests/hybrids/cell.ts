@@ -1,0 +1,203 @@
+// One model by one exporter against PEFT's numbers: sessions, merges, losses, gradients and steps.
+
+import { existsSync, readFileSync } from 'node:fs'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/formats/safetensors.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { merge } from '../../src/merge/merge.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { openEngine } from '../../src/runtime/host.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import { TrainEngine } from '../../src/train/engine.js'
+import { readParameters } from '../../src/train/parameters.js'
+import { TrainingSessions } from '../../src/train/sessions.js'
+import { resolveSettings } from '../../src/train/settings.js'
+import { type GoldenBatch, transposed } from '../graph/golden.js'
+import { inThread } from '../infer/models.js'
+import { int64 } from '../several-graphs.js'
+
+export interface Numbers {
+  readonly batches: Readonly<Record<string, GoldenBatch>>
+  readonly loss: Readonly<Record<string, number>>
+  readonly adamwLosses: readonly number[]
+  readonly adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
+}
+
+export interface Cell {
+  readonly model: Model
+  readonly adapter: LoraAdapter
+  readonly numbers: Numbers
+  readonly tensors: SafetensorsFile
+  close(): Promise<void>
+}
+
+/** `folder`: of the family; the exporter's model lies in it. */
+export async function openCell(folder: string, exporter: string): Promise<Cell> {
+  const model = await loadModel(new NodeDirectory(`${folder}/${exporter}`), { runtime: inThread })
+  // The graph may be of other settings than PyTorch's.
+  const place = existsSync(`${folder}/${exporter}/numbers.json`) ? `${folder}/${exporter}` : folder
+  const source = await new NodeDirectory(place).open('numbers.safetensors')
+  return {
+    model,
+    adapter: await loadAdapter(new NodeDirectory(`${folder}/adapter`)),
+    numbers: JSON.parse(readFileSync(`${place}/numbers.json`, 'utf8')),
+    tensors: await parseSafetensorsHeader(source),
+    async close() {
+      await source.close()
+      await model.close()
+    },
+  }
+}
+
+/** Of logits at tokens: the largest difference over the largest value. */
+function difference(got: ArrayLike<number>, wanted: ArrayLike<number>, { attentionMask }: GoldenBatch): number {
+  const width = wanted.length / attentionMask.flat().length
+  let [error, largest] = [got.length === wanted.length ? 0 : Number.POSITIVE_INFINITY, 0]
+  for (const [token, isReal] of attentionMask.flat().entries()) {
+    if (isReal === 0) continue
+    for (let i = token * width; i < (token + 1) * width; i++) {
+      error = Math.max(error, Math.abs(got[i] - wanted[i]))
+      largest = Math.max(largest, Math.abs(wanted[i]))
+    }
+  }
+  return error / largest
+}
+
+async function worstOf(cell: Cell, session: ModelSession<Model>, adapters: readonly (string | null)[], name: string) {
+  let worst = 0
+  for (const adapter of adapters) {
+    for (const [key, batch] of Object.entries(cell.numbers.batches)) {
+      const dims = [batch.inputIds.length, batch.inputIds[0].length]
+      const feeds = {
+        input_ids: int64(batch.inputIds.flat(), dims),
+        attention_mask: int64(batch.attentionMask.flat(), dims),
+      }
+      const { logits } = await session.run(feeds, { adapter })
+      const { data } = await readTensorF32(
+        cell.tensors,
+        `${key}/${adapter === null && name === '' ? 'base' : 'adapted'}`,
+      )
+      worst = Math.max(worst, difference(logits.data as Float32Array, data, batch))
+    }
+  }
+  return worst
+}
+
+export async function sessionDifference(cell: Cell): Promise<number> {
+  const session = await ModelSession.open(cell.model, { adapters: { own: cell.adapter } })
+  try {
+    return await worstOf(cell, session, [null, 'own'], '')
+  } finally {
+    await session.dispose()
+  }
+}
+
+export async function mergeDifference(cell: Cell): Promise<number> {
+  const out = new MemoryDirectory({}, 'out')
+  await merge({ base: { directory: cell.model.directory }, adapters: cell.adapter, out })
+  const merged = await ModelSession.open(await loadModel(out, { runtime: inThread }), {}, true)
+  try {
+    return await worstOf(cell, merged, [null], 'merged')
+  } finally {
+    await merged.dispose()
+  }
+}
+
+export interface TrainDifferences {
+  /** Of the batches' losses and of those of the steps, the largest absolute difference. */
+  readonly loss: number
+  /** Of a tensor's gradient: ‖a − b‖/‖b‖, the largest, and whose it is. */
+  readonly gradient: number
+  readonly worst: string
+}
+
+/** Opens the training of a cell's adapter. */
+async function openTraining({ model, numbers }: Cell, adapter: LoraAdapter) {
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
+  const open = causalLm.open(model, [])
+  const parts = { model, open: open as never, adapter, modules: undefined, settings: resolveSettings({ threads: 1 }) }
+  const sessions = await TrainingSessions.create(parts, engine.remote)
+  const names = sessions.parameters.map(({ name }) => name)
+  const { betas, eps, weightDecay, maxGradNorm } = numbers.adamw
+  const optimizer = { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay }
+  const start = async (parameters = readParameters(adapter, names)) => {
+    const zeros = () => parameters.map(({ length }) => new Float32Array(length))
+    const state = { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
+    await engine.remote.start({ parameters: sessions.parameters, optimizer, maxGradNorm }, state)
+  }
+  const batches = Object.entries(numbers.batches).map(([key, { inputIds, attentionMask, labels }]) => {
+    const lengths = attentionMask.map((row) => row.reduce((sum, entry) => sum + entry, 0))
+    const cut = (row: number[], i: number) => Int32Array.from(row.slice(0, lengths[i]))
+    const examples = inputIds.map((row, i) => ({ inputIds: cut(row, i), labels: cut(labels[i], i) }))
+    return { key, feeds: open.collate(examples, inputIds[0].length), normalizer: open.normalizer(examples) }
+  })
+  const lossOf = async ({ feeds, normalizer }: (typeof batches)[number]) => {
+    const evaluation = await sessions.evaluationPass(feeds, normalizer)
+    const { loss } = await engine.remote.forward(evaluation, [evaluation.loss])
+    return Number(loss.data[0])
+  }
+  return { engine, sessions, names, start, batches, lossOf }
+}
+
+export async function trainDifferences(cell: Cell): Promise<TrainDifferences> {
+  const { numbers, tensors } = cell
+  const { engine, sessions, start, batches, lossOf } = await openTraining(cell, cell.adapter)
+  try {
+    await start()
+    let [loss, gradient, worst] = [0, 0, '']
+    for (const batch of batches) {
+      const { key, feeds, normalizer } = batch
+      loss = Math.max(loss, Math.abs((await lossOf(batch)) - numbers.loss[key]))
+      const pass = await sessions.trainingPass(feeds, { normalizer, step: 0, run: 0 })
+      const outputs = sessions.parameters.map((parameter) => parameter.gradient)
+      const gradients = await engine.remote.forward(pass, outputs)
+      for (const { name, gradient: output } of sessions.parameters) {
+        const [, layer, factor] = /^(.*)\.([AB])$/.exec(name) as RegExpExecArray
+        const { data, shape } = await readTensorF32(tensors, `${key}/base_model.model.${layer}.lora_${factor}.weight`)
+        const wanted = factor === 'B' ? transposed(data, shape) : data
+        const error = distance(gradients[output].data as Float32Array, wanted)
+        if (!(error <= gradient)) [gradient, worst] = [error, `${key} ${name}`]
+      }
+    }
+    for (const [step, wanted] of numbers.adamwLosses.entries()) {
+      const { feeds, normalizer } = batches[step % batches.length]
+      const pass = await sessions.trainingPass(feeds, { normalizer, step, run: 0 })
+      const result = await engine.remote.step([pass], numbers.adamw.lr)
+      loss = Math.max(loss, Math.abs(result.loss - wanted))
+    }
+    return { loss, gradient, worst }
+  } finally {
+    await engine.remote.dispose()
+  }
+}
+
+/** The loss of the last batch with B = 0 in one module after the other. */
+export async function lossesWithoutBranch(cell: Cell): Promise<Map<string, number>> {
+  const { engine, names, start, batches, lossOf } = await openTraining(cell, cell.adapter)
+  const losses = new Map<string, number>()
+  try {
+    for (const [i, name] of names.entries()) {
+      if (!name.endsWith('.B')) continue
+      const parameters = readParameters(cell.adapter, names)
+      parameters[i].fill(0)
+      await start(parameters)
+      losses.set(name.slice(0, -2), await lossOf(batches[batches.length - 1]))
+    }
+    return losses
+  } finally {
+    await engine.remote.dispose()
+  }
+}
+
+/** ‖a − b‖/‖b‖ */
+function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let [error, size] = [0, 0]
+  for (let i = 0; i < b.length; i++) {
+    error += (a[i] - b[i]) ** 2
+    size += b[i] ** 2
+  }
+  return Math.sqrt(error / size)
+}

@@ -1,0 +1,51 @@
+// Hybrid models by family and exporter against PEFT, for the table in docs/graphs.md. HYBRIDS is the folder that
+// scripts/golden/hybrids.py has filled. Without it, nothing is measured.
+
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { expect, it } from 'vitest'
+import { mergeDifference, openCell, sessionDifference, trainDifferences } from './cell.js'
+
+const WORK = process.env.HYBRIDS ?? ''
+const PAGE = 'docs/graphs.md'
+const [BEGIN, END] = ['<!-- hybrids: begin -->', '<!-- hybrids: end -->']
+
+const cells =
+  WORK === ''
+    ? []
+    : readdirSync(WORK).flatMap((family) =>
+        readdirSync(`${WORK}/${family}`)
+          .filter((exporter) => existsSync(`${WORK}/${family}/${exporter}/onnx/model.onnx`))
+          .map((exporter) => [family, exporter] as const),
+      )
+const rows = new Map<string, string>()
+
+const shown = (number: number) => number.toExponential(0).replace('e-', 'e−')
+const attempt = async (measure: () => Promise<string>) => measure().catch((error: Error) => error.message)
+
+it.each(cells)('%s by %s', async (family, exporter) => {
+  const cell = await openCell(`${WORK}/${family}`, exporter)
+  const columns = [
+    await attempt(async () => shown(await sessionDifference(cell))),
+    await attempt(async () => shown(await mergeDifference(cell))),
+    await attempt(async () => {
+      const { loss, gradient } = await trainDifferences(cell)
+      return `${shown(loss)}, ${shown(gradient)}`
+    }),
+  ]
+  await cell.close()
+  rows.set(`${family} | ${exporter}`, `| ${[family, exporter, ...columns].join(' | ')} |`)
+})
+
+it.runIf(cells.length > 0)('is in the table', () => {
+  const [before, rest] = readFileSync(PAGE, 'utf8').split(BEGIN)
+  const [old, after] = rest.split(END)
+  for (const line of old.split('\n')) {
+    const [, key] = /^\| (\w+ \| [\w-]+) \|/.exec(line) ?? []
+    if (key !== undefined && !rows.has(key)) rows.set(key, line)
+  }
+  const head = ['| family | by | session | merge | train: losses, gradients |', '| --- | --- | --- | --- | --- |']
+  rows.delete('family | by')
+  const table = [...head, ...[...rows.values()].sort()].join('\n')
+  writeFileSync(PAGE, `${before}${BEGIN}\n\n${table}\n\n${END}${after}`)
+  expect(rows.size).toBeGreaterThanOrEqual(cells.length)
+})
