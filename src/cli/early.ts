@@ -12,6 +12,9 @@ const isModel = (place: string) =>
 
 export async function checkEarly(command: Command, values: Readonly<Record<string, unknown>>): Promise<void> {
   checkRoles(command, values)
+  if (command.name === 'inspect' && /\.(jsonl|csv|tsv|parquet)$/i.test(String(values.source))) {
+    throw new UsageError(`${values.source}: these are records: use lowrank data ${values.source}`)
+  }
   const { requireDevices, requireWritable } = await import('../node/command-line.js')
   for (const key of ['out', 'html', 'tensorboard']) {
     const target = values[key]

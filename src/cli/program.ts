@@ -64,7 +64,9 @@ export async function run(args: readonly string[]): Promise<number> {
     if (!(error instanceof LowrankError)) throw error
     const { where, message } = error
     const flag = where === undefined ? undefined : flagNamed(where, command)
-    complain('error', flag === undefined ? message : message.replace(where!, flag))
+    const model = where === 'ONNX model' ? (values.model ?? values.base) : undefined
+    const shown = flag ?? (typeof model === 'string' ? model : undefined)
+    complain('error', shown === undefined ? message : message.replace(where!, () => shown))
     return flag !== undefined && error instanceof ConfigError ? EXIT_USAGE : EXIT_KNOWN_ERROR
   }
 }

@@ -139,7 +139,9 @@ function checkMessage(message: unknown, where: string): ChatMessage {
   const { role, tool_calls, weight = 1 } = fields
   if (typeof role !== 'string' || !ROLES.includes(role)) {
     const got = role === undefined ? 'no role' : JSON.stringify(role)
-    throw new DataError({ where, what: 'an unknown role', expected: ROLES.join(', '), got })
+    const meant = typeof role === 'string' && Object.hasOwn(SHAREGPT_ROLES, role) ? SHAREGPT_ROLES[role] : undefined
+    const hint = meant && `Write ${meant}`
+    throw new DataError({ where, what: 'an unknown role', expected: ROLES.join(', '), got, hint })
   }
   if (role === 'assistant' && weight !== 0 && weight !== 1) {
     throw new DataError({

@@ -1,6 +1,7 @@
 // Records → the texts to learn from: a text, an answer to a prompt, or a chat. One eos ends each and is a target too.
 
 import { DataError } from '../base/errors.js'
+import { describe } from '../base/options.js'
 import { type Chat, type MessageOfParts, parseChat } from './chat.js'
 import type { Tokenizer } from './tokenizer.js'
 
@@ -74,6 +75,10 @@ export function parseRecord(value: unknown, where: string, check?: CheckMessage)
   }
   const parsed = kinds.length === 1 ? parseKind(kinds[0][0], record, where, check) : undefined
   if (parsed !== undefined) return { where, ...parsed }
+  const wrong = kinds[0]?.find((name) => typeof record[name] !== 'string')
+  if (wrong !== undefined) {
+    throw new DataError({ where, what: `"${wrong}" is not text`, expected: 'a string', got: describe(record[wrong]) })
+  }
   throw new DataError({
     where,
     what: 'not a valid record',

@@ -69,3 +69,21 @@ it.each([
   const { code, stderr } = await lowrankHere(...args)
   expect([code, stderr]).toEqual([2, expect.stringContaining(message)])
 })
+
+it('says what to write in place of what other formats have', async () => {
+  const data = async (record: object) => {
+    const name = join(scratch, 'records.jsonl')
+    writeFileSync(name, JSON.stringify(record))
+    const { stdout, stderr } = await lowrankHere('data', name)
+    return stdout + stderr
+  }
+  expect(await data({ text: 123 })).toMatch(/"text" is not text; expected a string, got 123/)
+  expect(await data({ question: 'a', answer: ['b'] })).toMatch(/"answer" is not text/)
+  const role = (name: string) => data({ messages: [{ role: name, content: 'a' }] })
+  expect(await role('human')).toMatch(/unknown role.*Write user/)
+  expect(await role('gpt')).toMatch(/unknown role.*Write assistant/)
+  expect(await data({ text: 'The sea was calm.' })).toMatch(/1 record\. It fits/)
+  expect((await lowrankHere('inspect', 'some/chats.jsonl')).stderr).toMatch(/these are records: use lowrank data/)
+  const { stderr } = await lowrankHere('classify', MODEL, '--text', 'a')
+  expect(stderr).toMatch(new RegExp(`^error: ${MODEL}: the model has no head`))
+})

@@ -3,7 +3,18 @@
 import type { CheckDataOptions, DataReport, PreviewExample } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, RUNS, text, toggle } from '../options.js'
-import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
+import {
+  colors,
+  complain,
+  count,
+  print,
+  printable,
+  printDocument,
+  say,
+  table,
+  thousands,
+  warn,
+} from '../show/terminal.js'
 import { readChatTemplate } from './text-files.js'
 
 const SHOWN = 20
@@ -56,8 +67,11 @@ export const data = defineCommand({
 
 function show({ task, records, evalRecords, fields, lengths, labels, examples }: DataReport): void {
   const evaluated = evalRecords > 0 ? `, and ${thousands(evalRecords)} to evaluate` : ''
-  const fit = records > 0 ? `They fit the task ${colors.bold(task)}` : `None fits the task ${colors.bold(task)}`
-  print(`${colors.bold(thousands(records))} records${evaluated}. ${fit}.`)
+  const fit =
+    records > 0
+      ? `${records === 1 ? 'It fits' : 'They fit'} the task ${colors.bold(task)}`
+      : `None fits the task ${colors.bold(task)}`
+  print(`${colors.bold(count(records, 'record'))}${evaluated}. ${fit}.`)
   if (records > 0) print(table([['fields', 'records'], ...Object.entries(fields).slice(0, SHOWN)]))
   if (lengths !== null) {
     const { unit, total, least, median, most, histogram } = lengths

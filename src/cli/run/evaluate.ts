@@ -7,7 +7,18 @@ import { weightedAdapters } from '../manage/merge-options.js'
 import { defineCommand, MODEL, repeated, text, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { refusePage, writePage } from '../show/outputs.js'
-import { colors, Progress, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
+import {
+  colors,
+  count,
+  Progress,
+  print,
+  printable,
+  printDocument,
+  say,
+  table,
+  thousands,
+  warn,
+} from '../show/terminal.js'
 import { readChatTemplate } from './text-files.js'
 import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
@@ -85,7 +96,7 @@ function adaptersOf(
 }
 
 function show({ task, records, tokens, models, differBy, differing }: EvaluateReport): void {
-  say(`${thousands(records)} records, ${thousands(tokens)} tokens, task ${task}`)
+  say(`${count(records, 'record')}, ${count(tokens, 'token')}, task ${task}`)
   const names = Object.keys(models[0].metrics)
   for (const model of models) {
     print(colors.bold(printable(nameOf(model))))
