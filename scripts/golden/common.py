@@ -46,6 +46,14 @@ def union(dtype=torch.float32):
     return AutoModelForCausalLM.from_pretrained(UNION, attn_implementation="eager", dtype=dtype).eval()
 
 
+def save_words(folder, count):
+    """A tokenizer of the words w0, w1, …; w1 ends a text."""
+    words = {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(count)}, "unk_token": "w0"}
+    parts = {"normalizer": None, "post_processor": None, "decoder": None, "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    write_json(folder / "tokenizer.json", {"version": "1.0", "added_tokens": [], **parts, "model": words})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1", "unk_token": "w0"})
+
+
 # ---------------------------------------------------------------- batches
 
 def make_batches():

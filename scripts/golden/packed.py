@@ -22,6 +22,7 @@ SUITES = {
     "genai-decoders": [], "gguf": [], "heads": [], "hybrids": [], "inits": [], "kinds": ["all-together/*", "dora/*", "linear/*", "qwen2.safetensors"], "kto": [],
     "names": [],
     "onnx-kinds": [], "picture-training": [], "seq2seq": [], "settings": [], "tied-models": [], "trained-tokens": [], "training-methods": [],
+    "vocabulary-parts": [],
 }
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 SAME_JSON = 1000  # from this length on, equal JSON files are kept once

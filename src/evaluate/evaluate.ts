@@ -312,7 +312,7 @@ async function contendersOf(
       labels === undefined ? model : { ...model, config: { ...model.config, id2label: { ...labels }, label2id: {} } }
     const open = openLabelled(name, labels, () => openFor(labelled, adapter))
     for (const example of examples) open.checkEvaluation?.(example)
-    checkParts(adapter, { model: labelled, open, modules: undefined })
+    await checkParts(adapter, { model: labelled, open, modules: undefined })
     contenders.push({ name, open, adapter, texts: [] })
   }
   return contenders

@@ -119,7 +119,8 @@ function tokensOf(name: string, info: AdapterTensor, { config, file }: ClaimCont
   const where = `${file}: ${info.name}`
   const { trainableTokenIndices } = config
   const named = Object.entries(trainableTokenIndices ?? {})
-  const isTiedHead = config.ensureWeightTying && isHeadModule(name) && named.length === 1
+  // With embeddings that are tied, PEFT saves the head's rows too, in files of save_embedding_layers.
+  const isTiedHead = isHeadModule(name) && named.length === 1
   const tokens = Array.isArray(trainableTokenIndices)
     ? trainableTokenIndices
     : named.find(([module]) => isTiedHead || name.endsWith(module))?.[1]

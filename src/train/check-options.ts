@@ -12,7 +12,7 @@ import { baseNameOf } from './about-run.js'
 import type { TrainInput } from './options.js'
 import type { Context } from './rows/token-rows.js'
 import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
-import { wholeTensors } from './whole-tensors.js'
+import { wholeTensors, withSavedTensors } from './whole-tensors.js'
 
 export function checkOptions(options: TrainInput, settings: TrainSettings): LoraConfig {
   const { adapter, model } = options
@@ -136,14 +136,16 @@ function checkTogether(options: TrainInput, settings: TrainSettings): void {
   throw new ConfigError({ where, what, hint })
 }
 
-export function checkParts(adapter: LoraAdapter, context: Context): void {
+export async function checkParts(adapter: LoraAdapter, context: Context): Promise<void> {
   const { open } = context
   const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
   const wanted = new Map((open.head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
   const other = [...wanted.keys()].find((name) => own.get(name) !== wanted.get(name))
   const unknown = adapter.config.modulesToSave.find((module) => !isSaved(module, [...own.keys(), ...wanted.keys()]))
   if (other === undefined && unknown === undefined) {
-    if (own.size > 0) wholeTensors(adapter, context)
+    if (own.size === 0) return
+    const model = await withSavedTensors(context.model, adapter, context.modules)
+    wholeTensors(adapter, { ...context, model })
     return
   }
   throw new MismatchError({

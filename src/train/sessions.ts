@@ -21,7 +21,7 @@ import { squaresOfRows } from './dora.js'
 import type { Pass, StepResult, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
-import { baseOf } from './whole-tensors.js'
+import { baseOf, withSavedTensors } from './whole-tensors.js'
 
 export interface SessionParts {
   readonly model: Model
@@ -67,10 +67,11 @@ export class TrainingSessions {
 
   /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
-    const { model, open, adapter, modules, settings, longest = 0, evalLongest = longest } = parts
+    const { open, adapter, modules, settings, longest = 0, evalLongest = longest } = parts
     // The worker loads its runtime while the first passes run here.
     const name = engine.runtimeName()
     name.catch(() => {})
+    const model = await withSavedTensors(parts.model, adapter, modules)
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
     const squares = await squaresOfRows(model, scaled, modules)
@@ -80,7 +81,7 @@ export class TrainingSessions {
     })
     const { dropout, aloraInvocationTokens: invocation } = adapter.config
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0
-    const base = changesBase ? await baseOf(adapter, parts) : undefined
+    const base = changesBase ? await baseOf(adapter, parts, model) : undefined
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 2 })
     tell(0)

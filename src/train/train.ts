@@ -168,12 +168,14 @@ async function startAdapter({ options, settings, config, task }: Job, { encoded 
   const other = await otherWeights(adapter.trainedOn, model)
   if (other !== undefined) on?.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
-  checkParts(adapter, { model, open, modules })
+  await checkParts(adapter, { model, open, modules })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const layers = {
     widths: adapter.parts('linear').map(({ k }) => k),
-    trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
+    trainsBase: adapter.parts('replacement', 'token-rows').some((part) => {
+      return part.shape.length > 1 && !(part.kind === 'replacement' && !part.isTrained)
+    }),
   }
   return { adapter, settings: withDefaultRate(settings, options, task, layers) }
 }

@@ -1,14 +1,24 @@
 // Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say.
 
+import { encodeFloats } from '../base/dtype.js'
 import { didYouMean, MismatchError, UnsupportedError } from '../base/errors.js'
+import { transpose } from '../base/tensor.js'
+import { OnnxModel } from '../formats/onnx/model.js'
 import { type BaseOpener, baseOpener, type WholeTensor } from '../graph/inject/open-base.js'
+import { toFloats } from '../graph/inject/to-floats.js'
+import { isBaseCopy } from '../graph/match/base-copies.js'
 import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
-import { findLinears } from '../graph/match/linears.js'
+import { FLOAT_DTYPES } from '../graph/match/forms/float-product.js'
+import { findEmbeddings } from '../graph/match/forms/lookup.js'
+import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
+import { endAlike } from '../graph/match/module-names.js'
 import { readBaseTensor } from '../graph/match/read-base-tensor.js'
-import { normOffset, UNKNOWN_OFFSET } from '../graph/match/stored-places.js'
-import { readGraph } from '../graph/view/graph.js'
+import { normOffset, placeReplacement, UNKNOWN_OFFSET } from '../graph/match/stored-places.js'
+import type { Model } from '../graph/model-folder.js'
+import { Graph, readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import type { Replacement } from '../lora/kinds/stored.js'
 import { moduleOf } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
 import { type Context, trainedRows } from './rows/token-rows.js'
@@ -98,18 +108,15 @@ export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors
 export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTensor[] {
   const { config } = adapter
   const ofHead = headNames(context)
-  const own = adapter.parts('replacement').filter(({ name }) => !ofHead.has(name))
+  const own = adapter.parts('replacement').filter(({ name, isTrained }) => isTrained && !ofHead.has(name))
   if (own.length === 0) return []
   const all = tensorsOf(context).map(({ name, base, offset }) => ({ ...base, name, offset }))
-  return own.map(({ name, module, shape, isTrained }) => {
+  return own.map(({ name, module, shape }) => {
     const { offset } = trainableTensor(all, name, shape)
-    const isLayer = adapter.get(module, 'linear') !== undefined && name === `${module}.weight`
-    if (!isTrained || isLayer) {
+    if (adapter.get(module, 'linear') !== undefined && name === `${module}.weight`) {
       throw new UnsupportedError({
         where: name,
-        what: isTrained
-          ? 'a weight that is replaced and adapted at once cannot be trained'
-          : 'a copy of the base’s own tensor (of a resized or adapted embedding) cannot be trained along',
+        what: 'a weight that is replaced and adapted at once cannot be trained',
       })
     }
     const isOptional = !config.modulesToSave.some((entry) => isInsideModule(module, entry))
@@ -117,6 +124,42 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
   })
 }
 
-export async function baseOf(adapter: LoraAdapter, context: Context): Promise<BaseOpener> {
-  return baseOpener(wholeTensors(adapter, context), await trainedRows(adapter, context))
+/**
+ * The model with the tensors that PEFT saved along with an adapter of an embedding or an output layer, where they are
+ * others than the base's own. Nothing trains them. Weights that are trained whole get floats in the place of integers.
+ */
+export async function withSavedTensors(model: Model, adapter: LoraAdapter, modules?: ModuleMap): Promise<Model> {
+  const { onnx, config } = model
+  const graph = new Graph(onnx.proto)
+  const places = { model: onnx, graph, linears: findLinears(graph, modules), embeddings: findEmbeddings(graph), config }
+  const integers = [...places.linears, ...places.embeddings].filter(({ form }) => form.isQuantized)
+  const changes: { readonly linear: Linear; readonly isTurned: boolean; readonly tensor: Replacement }[] = []
+  for (const tensor of adapter.parts('replacement')) {
+    const { name, weight, isTrained, module } = tensor
+    if (isTrained && (weight.shape.length !== 2 || !integers.some((one) => endAlike(one.name, module)))) continue
+    const { data, shape } = weight
+    const isReplaced = (other: string) => adapter.has(other)
+    for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
+      if (place.kind !== 'weight') {
+        const what = 'a vector that is saved with an adapter, but not trained, has no place in training'
+        throw new UnsupportedError({ where: name, what })
+      }
+      const { linear, isInputMajor } = place
+      const read = (first: number, count: number) => data.subarray(first * shape[1], (first + count) * shape[1])
+      if (isTrained ? !linear.form.isQuantized : await isBaseCopy(places, place, read)) continue
+      changes.push({ linear, isTurned: isInputMajor === linear.transposed, tensor })
+    }
+  }
+  if (changes.length === 0) return model
+  for (const { linear, isTurned, tensor } of changes) {
+    const [rows, columns] = tensor.shape
+    const { data } = isTurned ? transpose({ data: tensor.weight.data, shape: [rows, columns] }) : tensor.weight
+    toFloats(graph, linear, encodeFloats(Float32Array.from(data), FLOAT_DTYPES[linear.dataType]!))
+  }
+  return { ...model, onnx: new OnnxModel(onnx.name, onnx.fileName, graph.toModel(), onnx.files) }
+}
+
+/** `saved` is the model {@link withSavedTensors}; which embeddings are tied, the base itself says. */
+export async function baseOf(adapter: LoraAdapter, context: Context, saved: Model): Promise<BaseOpener> {
+  return baseOpener(wholeTensors(adapter, { ...context, model: saved }), await trainedRows(adapter, context))
 }

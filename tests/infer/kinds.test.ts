@@ -190,12 +190,17 @@ describe('a head with quantized weights', () => {
     expect(Math.abs(expected[31] - base[31])).toBeGreaterThan(0.05)
   })
 
-  it('is not merged into', async () => {
+  it('is merged as floats, whose size a warning tells', async () => {
     const onnx = await loadOnnx(directoryOf(FOLDER), FILE)
-    await expect(mergeOnnx(onnx, await adapterOf('tied-tokens'), new MemoryDirectory())).rejects.toThrow(
-      /quantized weight cannot be replaced/,
-    )
-    await onnx.close()
+    const out = new MemoryDirectory()
+    const { warnings } = await mergeOnnx(onnx, await adapterOf('tied-tokens'), out)
+    expect(warnings.join()).toMatch(/so it has floats \([\d.]+ MB, not [\d.]+ MB\)/)
+    const merged = await loadOnnx(out, FILE)
+    const isQuantized = ({ proto }: OnnxModel) => {
+      return findLinears(new Graph(proto)).flatMap(({ isHead, form }) => (isHead ? [form.isQuantized] : []))
+    }
+    expect([isQuantized(onnx), isQuantized(merged)]).toEqual([[true], [false]])
+    for (const model of [merged, onnx]) await model.close()
   })
 })
 

@@ -22,8 +22,8 @@ export interface Affine {
 }
 
 /**
- * Undefined for a layer that needs neither. Reads the base's weight for DoRA alone, or `own`, which the adapter has in
- * the place of an embedding E (V, D).
+ * Undefined for a layer that needs neither. Reads the base's weight for DoRA alone, or `own` (k, d), which the adapter
+ * has in its place.
  */
 export async function affineOf(
   model: OnnxModel,

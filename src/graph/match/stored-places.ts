@@ -53,10 +53,17 @@ export async function placeReplacement(
   if (!isWeightDtype(tensor.dtype)) refuse(name, 'values of this type cannot take a place in the graph', tensor.dtype)
   const linears = ofModule(places.linears, module)
   if (linears.length > 0 && member === 'weight') {
-    return linears.map((linear) => {
+    const found: StoredPlace[] = linears.map((linear) => {
       const isInputMajor = isStoredInputMajor(linear, name, shape, isConv1d)
       return { kind: 'weight', linear, module, isInputMajor }
     })
+    // One that is only saved along is that of all uses.
+    for (const embedding of tensor.isTrained ? [] : places.embeddings) {
+      const tied = await tiedHeads(embedding, { ...places, linears })
+      if (tied.length === 0 || isReplaced(`${embedding.name}.weight`)) continue
+      found.push({ kind: 'weight', linear: embedding, module: embedding.name, isInputMajor: true })
+    }
+    return found
   }
   if (linears.length > 0 && member === 'bias') {
     return linears.map((linear) => ({ kind: 'bias', linear, bias: ownBias(graph, linear, name, shape) }))

@@ -5,6 +5,7 @@ import { LowrankError, UnsupportedError } from '../../base/errors.js'
 import { transpose } from '../../base/tensor.js'
 import { affineOf, ownBias } from '../../graph/inject/affine.js'
 import { checkVector, type VectorPlaces } from '../../graph/inject/other-sites.js'
+import { isBaseCopy } from '../../graph/match/base-copies.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findPointwise } from '../../graph/match/forms/pointwise.js'
 import type { Linear } from '../../graph/match/linears.js'
@@ -105,6 +106,7 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
     const isReplaced = (other: string) => adapter.has(other)
     for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
+        if (!tensor.isTrained && (await isBaseCopy(places, place, linesOf(tensor)))) continue
         if (place.linear.form.isLookup) lookupOf(place.linear).replaced = rowsOf(tensor)
         else linearOf(place.linear).replaced = whole(tensor, place.isInputMajor)
       } else if (place.kind === 'bias') {
@@ -125,8 +127,10 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
   }
   for (const rows of adapter.parts('token-rows')) {
     for (const place of await placeTokenRows(places, rows, (other) => adapter.has(rowsName(other)))) {
-      if (place.form.isLookup) lookupOf(place).replaced = rowsOf(rows, rows.indices)
-      else linearOf(place).replaced = columnsOf(rows, place.k)
+      const parts = place.form.isLookup ? lookupOf(place) : linearOf(place)
+      // Of a vocabulary that has grown, PEFT saves the whole too.
+      if (parts.replaced !== undefined) putRows(parts.replaced, rows, place)
+      else parts.replaced = place.form.isLookup ? rowsOf(rows, rows.indices) : columnsOf(rows, place.k)
     }
   }
   const factors = new Map<string, SiteFactors>()
@@ -166,12 +170,14 @@ async function linearFactors(
   { model, graph }: ModelPlaces,
   { linear, name, layer, replaced, bias }: LinearParts,
 ): Promise<SiteFactors> {
-  const isSum = replaced?.lines === undefined && layer?.magnitude === undefined
-  if (layer !== undefined && replaced !== undefined && !isSum) throw bothOf(name)
-  const affine = layer && (await affineOf(model, graph, linear, layer))
-  let scale = layer?.magnitude && affine?.scale
+  if (layer?.magnitude !== undefined && replaced?.lines !== undefined) throw bothOf(name)
+  const affine = layer && (await affineOf(model, graph, linear, layer, replaced?.data))
+  const ofLayer = layer?.magnitude && affine?.scale
+  let scale = ofLayer
   let shift = affine?.shift
   if (replaced !== undefined) {
+    // DoRA's shift is for a bias that it scales with the base's output, which now is scaled by 0.
+    if (ofLayer !== undefined) shift = undefined
     scale = new Float32Array(linear.d).fill(replaced.lines === undefined ? 0 : 1)
     for (const line of replaced.lines ?? []) scale[line] = 0
     const kept = await ownBias(model, graph, linear)
@@ -185,8 +191,13 @@ async function linearFactors(
       throw new UnsupportedError({ where: `${name}.bias`, what: 'the base’s bias cannot be read' })
     shift = values.map((value, i) => (shift?.[i] ?? 0) + value - base[place.start + i])
   }
-  const own = layer === undefined ? NOTHING : layerFactors(name, layer, scale)
-  return { ...NOTHING, ...own, kind: 'linear', scale, shift, replaced, replacesBias: bias !== undefined }
+  const factors = layer === undefined ? NOTHING : layerFactors(name, layer, ofLayer)
+  const weight = replaced && ofLayer ? scaledColumns(replaced, ofLayer) : replaced
+  return { ...NOTHING, ...factors, kind: 'linear', scale, shift, replaced: weight, replacesBias: bias !== undefined }
+}
+
+function scaledColumns({ data, lines }: ReplacedValues, scale: Float32Array): ReplacedValues {
+  return { data: data.map((value, i) => scale[i % scale.length] * value), lines }
 }
 
 async function lookupFactors(
@@ -214,6 +225,11 @@ function valuesOf({ name, weight }: Replacement | TokenRows): Float32Array {
   return checkFinite(name, Float32Array.from(weight.data))
 }
 
+/** Reads lines of a tensor as the adapter has it. */
+function linesOf({ weight: { data, shape } }: Replacement) {
+  return (first: number, count: number) => data.subarray(first * shape[1], (first + count) * shape[1])
+}
+
 function whole(tensor: Replacement, isInputMajor: boolean): ReplacedValues {
   const [rows, columns] = tensor.shape
   const data = valuesOf(tensor)
@@ -223,6 +239,14 @@ function whole(tensor: Replacement, isInputMajor: boolean): ReplacedValues {
 
 function rowsOf(tensor: Replacement | TokenRows, lines?: readonly number[]): ReplacedValues {
   return { data: behindZeros(valuesOf(tensor), tensor.shape[1]), lines }
+}
+
+function putRows({ data }: ReplacedValues, rows: TokenRows, { form, k, d }: Linear): void {
+  const values = valuesOf(rows)
+  for (const [i, token] of rows.indices.entries()) {
+    if (form.isLookup) data.set(values.subarray(i * d, (i + 1) * d), (1 + token) * d)
+    else for (let j = 0; j < k; j++) data[j * d + token] = values[i * k + j]
+  }
 }
 
 function behindZeros(values: Float32Array, width: number): Float32Array {

@@ -4,6 +4,7 @@
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { CacheEntry } from '../../graph/inputs/cache.js'
 import { HIDDEN_STATES, inputFamily, STATES_MASK } from '../../graph/inputs/family.js'
+import { rotarySwitches } from '../../graph/inputs/rotary-switch.js'
 import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
 import { checkCausal } from '../../graph/match/continues.js'
 import { logitsDims, logitsName } from '../../graph/match/linears.js'
@@ -87,6 +88,8 @@ function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
   // A convolution reads the tokens that fill a row up, too.
   if (cache.some(({ axis }) => axis === undefined)) return 'none'
+  // A long text would take a short one along to the other side.
+  if (rotarySwitches(graph).length > 0) return 'none'
   const isOfLast = logitsDims(graph)?.at(-2) === 1
   if (cache.length === 0 || countsKeysFromLeft(graph)) return isOfLast ? 'none' : 'right'
   const has = (name: string) => roles.some(({ role }) => role === name)

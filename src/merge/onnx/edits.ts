@@ -2,13 +2,17 @@
 // it may be shared.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
+import { decodeWeights, encodeFloats, type WeightDtype } from '../../base/dtype.js'
 import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
+import { toFloats } from '../../graph/inject/to-floats.js'
+import { isBaseCopy } from '../../graph/match/base-copies.js'
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
-import type { Linear } from '../../graph/match/linears.js'
+import { findEmbeddings } from '../../graph/match/forms/lookup.js'
+import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
 import { ofModule } from '../../graph/match/module-names.js'
 import { biasOf, findConvolutions, type Place, shapeError, storedValue } from '../../graph/match/parameters.js'
 import { placeLayers } from '../../graph/match/place-adapter.js'
@@ -18,6 +22,7 @@ import {
   placeReplacement,
   placeTokenRows,
   refuse,
+  type StoredPlace,
 } from '../../graph/match/stored-places.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
 import type { FactorView, ReplacementView, TokenRowsView } from '../../lora/part.js'
@@ -33,6 +38,8 @@ import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js
 import { refuseCombination } from '../plan/plan.js'
 import type { QuantizedPart } from './quantized.js'
 
+type WeightPlace = Extract<StoredPlace, { kind: 'weight' }>
+
 export interface Edit extends Place {
   readonly name: string
   /** An initializer, or a Constant node's output. */
@@ -45,20 +52,27 @@ export interface Edit extends Place {
 }
 
 /**
- * Finds the places of parts of adapters. Reads weights only to tell whether embeddings are tied. `fit` gets all
- * problems. `isElsewhere` tells whole tensors that need no place, because they are a new head's.
+ * Finds the places of parts of adapters. Reads weights only to tell whether embeddings are tied, and whether values of
+ * the adapter are what integers stand for: if not, the graph gets a product by floats. `fit` gets all problems.
+ * `isElsewhere` tells whole tensors that need no place, because they are a new head's.
  */
 export async function collectEdits(
   places: ModelPlaces,
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: Fit,
+  modules?: ModuleMap,
   isElsewhere: (share: GraphShare, tensor: string) => boolean = () => false,
-): Promise<{ edits: Edit[]; quantized: readonly QuantizedPart[] }> {
-  const edits = new Edits(places, opened)
-  for (const share of shares) {
-    await edits.addLinears(share, fit)
-    for (const part of share.parts) {
+) {
+  const edits = new Edits(places, opened, modules)
+  const isValues = ({ kind }: OpenPart) => kind === 'replacement' || kind === 'token-rows'
+  const order = [
+    ...shares.map((share) => ({ share, parts: share.parts.filter(isValues), hasLinears: false })),
+    ...shares.map((share) => ({ share, parts: share.parts.filter((part) => !isValues(part)), hasLinears: true })),
+  ]
+  for (const { share, parts, hasLinears } of order) {
+    if (hasLinears) await edits.addLinears(share, fit)
+    for (const part of parts) {
       if (part.kind === 'linear') continue
       await edits.note(fit, part, async () => {
         const own = { config: share.adapter.config, parts: () => [part] }
@@ -72,7 +86,7 @@ export async function collectEdits(
   }
   const all = edits.all()
   for (const { name, layers, placed } of all) fit.note(() => refuseCombination(name, layers, placed))
-  return { edits: all, quantized: edits.quantized }
+  return { edits: all, quantized: edits.quantized, places: edits.places, notes: edits.notes }
 }
 
 type FactorPart = FactorView<AdapterTensor>
@@ -81,12 +95,16 @@ class Edits {
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
   readonly #stored = new Map<string, OutputTensor>()
   readonly quantized: QuantizedPart[] = []
+  /** Say which weights have become floats. */
+  readonly notes: string[] = []
   /** The first tensor that a part changes. */
   #touched: PlacedPart['info']
 
   constructor(
-    private readonly places: ModelPlaces,
+    /** As the graph is by now. */
+    public places: ModelPlaces,
     private readonly opened: OpenAdapters,
+    private readonly modules: ModuleMap | undefined,
   ) {}
 
   all(): Edit[] {
@@ -208,7 +226,9 @@ class Edits {
     const isReplaced = (other: string) => adapter.parts().some(({ name: own }) => own === other)
     for (const place of await placeReplacement(this.places, view, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
-        const { linear, module, isInputMajor } = place
+        const { module, isInputMajor } = place
+        if (!part.isTrained && (await this.#isCopy(place, values))) continue
+        const linear = await this.#inFloats(place.linear)
         const isTurned = isInputMajor === linear.transposed
         replaceTensor(this.#weightOf(linear, module), sources, values, isTurned, key)
       } else if (place.kind === 'bias') {
@@ -243,7 +263,8 @@ class Edits {
     const isReplaced = (other: string) => {
       return adapter.parts().some((own) => own.kind === 'token-rows' && own.module === other)
     }
-    for (const linear of await placeTokenRows(this.places, view, isReplaced)) {
+    for (const place of await placeTokenRows(this.places, view, isReplaced)) {
+      const linear = await this.#inFloats(place)
       const isByColumns = linear.transposed === (linear.form.isLookup === true)
       replaceRows(this.#weightOf(linear, linear.name), rows, isByColumns, key)
     }
@@ -263,6 +284,46 @@ class Edits {
     return replacements.find((own) => {
       return own.adapter === index && own.tensor === tensor && (own.rows !== undefined) === isRows
     })!
+  }
+
+  async #isCopy(place: WeightPlace, { info, source }: BaseReplacement): Promise<boolean> {
+    const { k, d } = place.linear
+    if (elementCount(info.shape) !== k * d) return false
+    const { model, graph } = this.places
+    const rowBytes = info.byteLength / info.shape[0]
+    return isBaseCopy({ model, graph }, place, async (first, count) => {
+      const bytes = await this.opened.sources[source].read(info.offset + first * rowBytes, count * rowBytes)
+      return decodeWeights(bytes, info.dtype as WeightDtype)
+    })
+  }
+
+  /** The layer as one of floats, which can hold any values. */
+  async #inFloats(linear: Linear): Promise<Linear> {
+    if (!linear.form.isQuantized) return linear
+    const { model, graph } = this.places
+    const { name, dataType, transposed, k, d, layout } = linear
+    const dtype = FLOAT_DTYPES[dataType] ?? refuse(name, 'its type of floats cannot be written', dataTypeName(dataType))
+    const shape = transposed ? [d, k] : [k, d]
+    const byteLength = byteLengthOf(dataType, shape)!
+    const stored = dimsOf(graph.constant(linear.weight) as TensorProto)
+    const before = byteLengthOf((graph.constant(linear.weight) as TensorProto).dataType, stored) ?? 0
+    const read = await linear.form.openLines(model, graph, linear)
+    const source = madeSource(name, byteLength, async () => encodeFloats(await read(0, shape[0]), dtype))
+    const weight = toFloats(graph, linear, { location: `${name}/floats`, byteLength })
+    this.opened.sources.push(source)
+    const files = new Map(model.files).set(`${name}/floats`, source)
+    const own = new OnnxModel(model.name, model.fileName, model.proto, files)
+    const [was, is] = [before, byteLength].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`)
+    this.notes.push(
+      `${name}: the adapter's values are none that its ${layout} can hold, so it has floats (${is}, not ${was})`,
+    )
+    this.places = {
+      ...this.places,
+      model: own,
+      linears: findLinears(graph, this.modules),
+      embeddings: findEmbeddings(graph),
+    }
+    return [...this.places.linears, ...this.places.embeddings].find((other) => other.weight === weight)!
   }
 
   #shifted(values: BaseReplacement, offset: number): BaseReplacement {
@@ -365,7 +426,12 @@ export function replaceRows(
 }
 
 function put(edit: Edit, placed: Placed, key: string): void {
-  edit.placed = joinPlaced(edit.name, edit.placed, placed)
+  // Of a vocabulary that has grown, PEFT saves the whole beside the rows that it trains.
+  const isOver =
+    edit.placed?.base !== undefined &&
+    placed.base === undefined &&
+    edit.keys.some((own) => own.startsWith(`${Number.parseInt(key, 10)}=`))
+  edit.placed = isOver ? { ...edit.placed, ...placed } : joinPlaced(edit.name, edit.placed, placed)
   edit.keys.push(key)
 }
 
@@ -391,16 +457,13 @@ function transposed(bytes: Uint8Array, [rows, columns]: readonly number[], size:
   return result
 }
 
-function refuseUnmergeable({ node, form }: Linear): void {
-  const hasAlpha = node.opType === 'Gemm' && floatAttribute(node, 'alpha', 1) !== 1
-  if (!form.isQuantized && !hasAlpha) return
+function refuseUnmergeable({ node }: Linear): void {
+  const alpha = node.opType === 'Gemm' ? floatAttribute(node, 'alpha', 1) : 1
+  if (alpha === 1) return
   throw new UnsupportedError({
     where: `node ${node.name}`,
-    what: hasAlpha
-      ? 'a Gemm whose alpha is not 1 cannot be merged into'
-      : 'values of a quantized weight cannot be replaced',
-    expected: 'a weight in f32, f16 or bf16',
-    got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
-    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantized export and quantize the result',
+    what: 'a Gemm whose alpha is not 1 cannot be merged into',
+    got: `alpha ${alpha}`,
+    hint: 'Use the adapter at run time',
   })
 }

@@ -45,9 +45,9 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
       plans.push(plan)
       const replaced = new Set(plan.targets.keys())
       const layout = { replaced, keepsFiles: plan.branches.length > 0, dataPath: dataName }
-      const planned = await planOnnx(model, plan.proto, path, layout)
+      const planned = await planOnnx(plan.model, plan.proto, path, layout)
       written.push({ path, dataFiles: planned.length - 1 })
-      files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, model, plan, sources)))
+      files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, plan, sources)))
     }
     if (plans.length < graphs.length) return undefined
     const head = plans.find((plan) => plan.head !== undefined)?.head
@@ -60,7 +60,7 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
       own: [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')),
       edit: { untied: [], dtype: undefined, vocabulary, head, graphs: written },
       vocabulary,
-      warnings,
+      warnings: [...warnings, ...plans.flatMap(({ notes }) => notes)],
       summary: {
         added: plans.flatMap(({ added }) => added),
         ...(branches.length > 0 && { branches: branches.length }),
@@ -77,8 +77,7 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
 function outputFile(
   { path, byteLength, pieces }: OnnxFile,
   isGraph: boolean,
-  model: OnnxModel,
-  { targets, proto }: OnnxMergePlan,
+  { model, targets, proto }: OnnxMergePlan,
   sources: readonly ByteSource[],
 ): OutputFile {
   const literals: Literal[] = []

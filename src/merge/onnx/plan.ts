@@ -37,13 +37,13 @@ interface OnnxPlanOptions extends Pick<PlanInput, 'modules' | 'sign'> {
 
 /** Returns undefined if something does not fit, or only that was to be found out. */
 export async function planOnnxMerge(
-  model: OnnxModel,
+  base: OnnxModel,
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: Fit,
   { config = {}, modules = {}, sign }: OnnxPlanOptions,
 ) {
-  const graph = new Graph(model.proto)
+  const graph = new Graph(base.proto)
   let linears = findLinears(graph, modules)
   const findHead = () => findMergedHead(graph, linears, config, shares).catch((error) => fit.refused(error))
   let head = await findHead()
@@ -59,8 +59,11 @@ export async function planOnnxMerge(
   if (head?.isReplaced === false) {
     fit.notes.push(`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`)
   }
-  const places = { model, graph, linears, config, embeddings: findEmbeddings(graph) }
-  const { edits, quantized: parts } = await collectEdits(places, shares, opened, fit, isElsewhere)
+  const found = { model: base, graph, linears, config, embeddings: findEmbeddings(graph) }
+  const collected = await collectEdits(found, shares, opened, fit, modules, isElsewhere)
+  const { edits, quantized: parts, places, notes } = collected
+  const { model } = places
+  linears = [...places.linears]
   const vocabulary = fit.note(() => resizeVocabulary(places, edits))
   fit.vocabulary ??= linears.find(({ isHead }) => isHead)?.d ?? null
   if (fit.problems.length > 0 || fit.listsAll) return undefined
@@ -87,7 +90,7 @@ export async function planOnnxMerge(
   await mergeBranches(model, graph, quantized)
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
   return {
-    ...{ proto: graph.toModel(), targets, vocabulary, added },
+    ...{ model, proto: graph.toModel(), targets, vocabulary, added, notes },
     head: head && (await headEdit(config, head)),
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
     /** Layers with quantized weights that got the adapters' factors beside them. */

@@ -248,9 +248,8 @@ async function headsTiedTo({ place }: Table, { model, modules }: Context): Promi
 
 /** Throws UnsupportedError where a layer or a whole tensor of the adapter changes the weight whose rows are trained. */
 function checkAlone(adapter: LoraAdapter, { name }: Table, rows: string): void {
-  const other = [adapter.get(name, 'linear'), adapter.get(`${name}.weight`, 'replacement')].find(
-    (part) => part !== undefined,
-  )
+  const whole = adapter.get(`${name}.weight`, 'replacement')
+  const other = adapter.get(name, 'linear') ?? (whole?.isTrained ? whole : undefined)
   if (other === undefined) return
   throw new UnsupportedError({
     where: rows,

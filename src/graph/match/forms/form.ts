@@ -66,6 +66,8 @@ export interface Form {
   find(graph: Graph, node: NodeProto): Product | undefined
   /** Integers become the floats that they stand for. Throws UnsupportedError when the weight cannot be read. */
   openLines(model: OnnxModel, graph: Graph, product: Product): Promise<ReadLines>
+  /** Reads the distance from each value to the next one that its integers can say. Floats have none. */
+  openSteps?(model: OnnxModel, graph: Graph, product: Product): Promise<ReadLines>
   /**
    * For products that are a part of what their node computes: replaces the node, and returns the product as it is then.
    */

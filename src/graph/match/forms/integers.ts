@@ -90,6 +90,21 @@ export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
   return {
     ...form,
     isQuantized: true,
+    async openSteps(model, graph, product) {
+      requireReadable(product)
+      const { width, kept = width, scales, scaleAt, block = 1 } = matrixOf(graph, product)
+      const steps = await readFloats(model, graph, scales)
+      return async (first, count) => {
+        const result = new Float32Array(count * kept)
+        for (let line = 0; line < count; line++) {
+          for (let from = 0; from < kept; from += block) {
+            const step = Math.abs(steps[scaleAt(first + line, from)])
+            result.fill(step, line * kept + from, line * kept + Math.min(kept, from + block))
+          }
+        }
+        return result
+      }
+    },
     async openLines(model, graph, product) {
       requireReadable(product)
       const matrix = matrixOf(graph, product)

@@ -61,7 +61,24 @@ export const MATMUL_BNB4: Form = {
       return result
     }
   },
+
+  async openSteps(model, graph, product) {
+    requireReadable(product)
+    const { node, k } = product
+    const gap = GAPS[intAttribute(node, 'quant_type', 1)]
+    const blockSize = intAttribute(node, 'block_size', 0)
+    const largest = await readFloats(model, graph, node.input[2])
+    return async (first, count) => {
+      return Float32Array.from({ length: count * k }, (_, i) => gap * largest[Math.floor((first * k + i) / blockSize)])
+    }
+  },
 }
+
+/** The largest distance between neighbors in each table. */
+const GAPS = TABLES.map((table) => {
+  const sorted = [...table].sort((a, b) => a - b)
+  return Math.max(...sorted.slice(1).map((value, i) => value - sorted[i]))
+})
 
 function problemOf(graph: Graph, node: NodeProto): string | undefined {
   const [k, d, type] = ['K', 'N', 'quant_type'].map((name) => intAttribute(node, name, name === 'quant_type' ? 1 : 0))

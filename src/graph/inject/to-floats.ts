@@ -1,0 +1,42 @@
+// A product or a lookup by floats in the place of one by integers, for values that these integers cannot say.
+
+import { create } from '../../formats/onnx/protobuf.js'
+import { externalTensor, inlineTensor, TensorProtoSchema } from '../../formats/onnx/tensors.js'
+import { findProduct } from '../match/forms/forms.js'
+import type { Linear } from '../match/linears.js'
+import { ownBiasInput } from '../match/parameters.js'
+import { Builder } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+
+interface WholeFile {
+  readonly location: string
+  readonly byteLength: number
+}
+
+/**
+ * The weight becomes an initializer in the layer's float type, (d, k) or (k, d) as the integers are.
+ *
+ * @param contents bytes, or a file that has nothing else
+ * @returns the initializer's name
+ */
+export function toFloats(graph: Graph, linear: Linear, contents: Uint8Array | WholeFile): string {
+  const { node, form, name, dataType, transposed, k, d } = linear
+  const weight = graph.freshName(`${name}.weight`)
+  const tensor = create(TensorProtoSchema, { name: weight, dataType, dims: (transposed ? [d, k] : [k, d]).map(BigInt) })
+  const isHere = contents instanceof Uint8Array
+  graph.addInitializer(isHere ? inlineTensor(tensor, contents) : externalTensor(tensor, { ...contents, offset: 0 }))
+  const g = new Builder(graph, node.name)
+  const bias = ownBiasInput(node)
+  // Branches of an earlier merge stay behind the product.
+  const { last } = form.isLookup ? linear : (findProduct(graph, node) ?? linear)
+  graph.putBehind(last.output[0], () => {
+    const values = transposed ? g.op('Transpose', [weight], { perm: [1, 0] }) : weight
+    const made = form.isLookup ? g.node('Gather', [values, linear.input]) : g.node('MatMul', [linear.input, values])
+    // They say the module.
+    made.name = node.name
+    made.metadataProps = node.metadataProps
+    return bias === undefined ? made.output[0] : g.add(made.output[0], node.input[bias])
+  })
+  graph.prune()
+  return weight
+}

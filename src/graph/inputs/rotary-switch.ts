@@ -1,0 +1,63 @@
+// Long RoPE: onnxruntime-genai's builder writes an If that takes other cosines and sines once a run's length, cache and
+// padding included, is over the length that the model was first trained on (Phi-3-128k, Phi-3.5, Phi-4-mini).
+
+import type { NodeProto } from '../../formats/onnx/tensors.js'
+import { scalarOf } from '../fuse/patterns.js'
+import type { Graph } from '../view/graph.js'
+
+/** What the longest length on the near side is, where the second input is a constant: length > c, length < c, … */
+const LAST: Readonly<Record<string, (constant: number) => number>> = {
+  Greater: (constant) => constant,
+  GreaterOrEqual: (constant) => constant - 1,
+  Less: (constant) => constant - 1,
+  LessOrEqual: (constant) => constant,
+}
+
+/** The same for constants that come first. */
+const MIRRORED: Readonly<Record<string, string>> = {
+  Greater: 'Less',
+  GreaterOrEqual: 'LessOrEqual',
+  Less: 'Greater',
+  LessOrEqual: 'GreaterOrEqual',
+}
+
+/** Operators that a length is computed with, from the shape of an input or from positions. */
+const OF_LENGTHS: ReadonlySet<string> = new Set([
+  ...['Shape', 'Gather', 'Squeeze', 'Unsqueeze', 'Cast', 'Slice', 'Reshape', 'Identity'],
+  ...['Add', 'Sub', 'Max', 'ReduceMax', 'ReduceSum'],
+])
+
+/** The longest lengths, in tokens, before other values are computed with. Ascending; none for most graphs. */
+export function rotarySwitches(graph: Graph): number[] {
+  const found = graph.nodes.flatMap((node) => {
+    if (node.opType !== 'If' && node.opType !== 'Where') return []
+    const condition = graph.producer(node.input[0])
+    return (condition && lastLength(graph, condition)) ?? []
+  })
+  return [...new Set(found)].sort((a, b) => a - b)
+}
+
+/**
+ * On which side of the switches a run of that length is: 0 for the near one. Texts are what they would be alone if all
+ * rows of a run are on the side of their own lengths, and if a prompt's first run is on the side of its last one.
+ */
+export function sideOf(switches: readonly number[], length: number): number {
+  return switches.filter((last) => length > last).length
+}
+
+function lastLength(graph: Graph, { opType, input: [a, b] }: NodeProto): number | undefined {
+  if (LAST[opType] === undefined) return undefined
+  const [first, second] = [scalarOf(graph, a), scalarOf(graph, b)]
+  if (second !== undefined) return isLength(graph, a) ? LAST[opType](second) : undefined
+  return first !== undefined && isLength(graph, b) ? LAST[MIRRORED[opType]](first) : undefined
+}
+
+function isLength(graph: Graph, value: string): boolean {
+  const inputs = new Set(graph.inputs.map(({ name }) => name))
+  let isOfInput = false
+  for (const [made, node] of graph.madeOf(value)) {
+    if (node === undefined) isOfInput ||= inputs.has(made)
+    else if (node.opType !== 'Constant' && !OF_LENGTHS.has(node.opType)) return false
+  }
+  return isOfInput
+}

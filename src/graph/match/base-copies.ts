@@ -1,0 +1,42 @@
+// PEFT saves an embedding or an output layer along with an adapter that changes it. Most such copies say what the base
+// says already, so that nothing has to take the base's place.
+
+import type { FloatArray } from '../../base/tensor.js'
+import type { ReadLines } from './forms/form.js'
+import type { ModelPlaces, StoredPlace } from './stored-places.js'
+
+/** 4 MiB in f32. */
+const BLOCK_ELEMENTS = 1 << 20
+
+/** A scale in 16 bits, and the rounding of sums, move a value a little more than its step. */
+const STEPS = 1.01
+
+/**
+ * True if each value is the base's own, or within one step of the integer that stands for it.
+ *
+ * @param read lines of the tensor as the adapter has it: (d, k), or (k, d) with `isInputMajor`
+ */
+export async function isBaseCopy(
+  { model, graph }: Pick<ModelPlaces, 'model' | 'graph'>,
+  { linear, isInputMajor }: Extract<StoredPlace, { kind: 'weight' }>,
+  read: (first: number, count: number) => Promise<FloatArray> | FloatArray,
+): Promise<boolean> {
+  const { form, transposed, k, d, problem } = linear
+  if (problem !== undefined) return false
+  const base: ReadLines = await form.openLines(model, graph, linear)
+  const steps = await form.openSteps?.(model, graph, linear)
+  const [lines, width] = transposed ? [d, k] : [k, d]
+  const whole = isInputMajor === transposed ? await read(0, width) : undefined
+  const most = Math.max(1, Math.floor(BLOCK_ELEMENTS / width))
+  for (let first = 0; first < lines; first += most) {
+    const count = Math.min(most, lines - first)
+    const [values, distances] = [await base(first, count), await steps?.(first, count)]
+    const copy = whole ?? (await read(first, count))
+    for (let i = 0; i < values.length; i++) {
+      const at = whole === undefined ? i : (i % width) * lines + first + Math.floor(i / width)
+      const step = distances === undefined ? 0 : STEPS * distances[i]
+      if (!(Math.abs(values[i] - copy[at]) <= step)) return false
+    }
+  }
+  return true
+}
