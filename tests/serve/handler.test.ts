@@ -25,8 +25,9 @@ const allowed = join(scratch, 'adapters')
 let model: Model
 let handler: Handler
 
+// It reads tools: the system message of those that do not is longer than this model's context.
 const CHAT_TEMPLATE =
-  '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
+  '{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
 
 beforeAll(enginesHere)
 beforeAll(async () => {
