@@ -30,9 +30,9 @@ export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } fro
 export type { ToolProgress } from './base/progress.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { Interval } from './evaluate/bootstrap.js'
-export type { DifferingRecord, EvaluatedModel, EvaluateReport, EvaluateSettings } from './evaluate/evaluate.js'
+export type { DifferingRecord, EvaluatedModel, EvaluateReport, EvaluateSettings } from './evaluate/evaluate-adapters.js'
 export type { ConvertReport } from './exchange/convert.js'
-export type { ConvertedDtype } from './exchange/format.js'
+export type { ConvertedDtype } from './exchange/exchange-format.js'
 export type { AdapterFormat } from './exchange/formats.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
@@ -41,7 +41,7 @@ export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { DecodeImage, ImageSource, RgbImage } from './images/image.js'
 export type { ToPlainOptions } from './index/adapters.js'
-export type { EvaluateOptions } from './index/evaluate.js'
+export type { EvaluateOptions } from './index/evaluation.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
 export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
@@ -141,7 +141,6 @@ export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
 export type { FitReport, PartFit } from './merge/fit.js'
-export type { TiedPolicy } from './merge/plan/tied.js'
 export type {
   LayerChange,
   MergeFormat,
@@ -149,7 +148,8 @@ export type {
   MergeProgress,
   MergeReport,
   MergeSummary,
-} from './merge/report.js'
+} from './merge/merge-report.js'
+export type { TiedPolicy } from './merge/plan/tied.js'
 export type { MergeSettings } from './merge/settings.js'
 export type { SaveOptions } from './peft/adapter-folder.js'
 export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from './peft/inspect.js'
@@ -167,6 +167,9 @@ export type { AdapterDifference, AdapterLayerDiff, DiffReport, TensorDiff } from
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from './train/options.js'
+export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
+export type { LengthReport } from './train/rows/facts.js'
+export type { Keep, Preset, Schedule, TrainSettings } from './train/settings.js'
 export type {
   EvaluationEvent,
   MemoryUse,
@@ -177,7 +180,4 @@ export type {
   TrainEvents,
   TrainReport,
   TrainStage,
-} from './train/report.js'
-export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
-export type { LengthReport } from './train/rows/facts.js'
-export type { Keep, Preset, Schedule, TrainSettings } from './train/settings.js'
+} from './train/train-report.js'

@@ -4,7 +4,7 @@ import { closing, type Place, requireEmpty, sniff, withSource, writeTogether } f
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
-import type { WriteSettings } from './format.js'
+import type { WriteSettings } from './exchange-format.js'
 import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
 
 /** Result of `convertAdapter`. */

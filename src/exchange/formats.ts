@@ -1,6 +1,6 @@
 // The table of adapter formats. To add a format, write a file with an ExchangeFormat and add an entry here.
 
-import type { ConvertedDtype, ExchangeFormat } from './format.js'
+import type { ConvertedDtype, ExchangeFormat } from './exchange-format.js'
 
 interface FormatEntry {
   /** The end of the file's name; absent if an adapter is a folder. */
@@ -17,7 +17,7 @@ export const FORMATS = {
     files: ['adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'],
     load: async () => (await import('./peft.js')).PEFT,
   },
-  gguf: { ending: '.gguf', dtypes: ['q8_0'], load: async () => (await import('./gguf/format.js')).GGUF },
+  gguf: { ending: '.gguf', dtypes: ['q8_0'], load: async () => (await import('./gguf/gguf-adapters.js')).GGUF },
   ollama: { dtypes: ['q8_0'], load: async () => (await import('./ollama/ollama.js')).OLLAMA },
   mlx: { files: ['adapter_config.json', 'adapters.safetensors'], load: async () => (await import('./mlx.js')).MLX },
   'onnx-adapter': { ending: '.onnx_adapter', load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER },

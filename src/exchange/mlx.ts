@@ -24,7 +24,7 @@ import type { FactorTensors, FactorView } from '../lora/part.js'
 import { notFinite } from '../lora/part.js'
 import type { AdapterTensor } from '../peft/keys.js'
 import { type OpenAdapter, openAdapter } from '../peft/open.js'
-import { type ExchangeFormat, floatDtype, requireHeld, type WriteSettings, type Written } from './format.js'
+import { type ExchangeFormat, floatDtype, requireHeld, type WriteSettings, type Written } from './exchange-format.js'
 import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 const MLX_CONFIG = 'adapter_config.json'

@@ -9,7 +9,7 @@ import { isOnnxAdapter, parseOnnxAdapter, writeOnnxAdapter } from '../formats/on
 import type { LoraAdapter } from '../lora/adapter.js'
 import { notFinite } from '../lora/part.js'
 import { openAdapter } from '../peft/open.js'
-import { type ExchangeFormat, floatDtype, requireHeld, startsWith, type WriteSettings } from './format.js'
+import { type ExchangeFormat, floatDtype, requireHeld, startsWith, type WriteSettings } from './exchange-format.js'
 import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 export const ONNX_ADAPTER: ExchangeFormat = {

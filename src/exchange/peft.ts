@@ -3,7 +3,7 @@
 import { Steps } from '../base/progress.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import { openAdapter } from '../peft/open.js'
-import type { ExchangeFormat } from './format.js'
+import type { ExchangeFormat } from './exchange-format.js'
 
 export const PEFT: ExchangeFormat = {
   detect: async ({ file }) => file === undefined,

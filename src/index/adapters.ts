@@ -12,8 +12,8 @@ import type { SaveOptions } from '../peft/adapter-folder.js'
 import type { LoadOptions } from '../peft/open.js'
 import { SAVE_OPTIONS, TO_PLAIN_OPTIONS } from './gen/options.js'
 import { LOAD_OPTIONS } from './gen/run-options.js'
-import { ADAPTER } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
+import { ADAPTER } from './source-values.js'
 import { adapterOrFolder, openFolder, openSource, openTarget } from './sources.js'
 
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {

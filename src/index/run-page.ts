@@ -4,10 +4,10 @@ import { inspectAdapter } from '../peft/inspect.js'
 import type { Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
-import type { StepMetrics } from '../train/report.js'
 import { tokenLengths } from '../train/rows/facts.js'
 import type { RunReport } from '../train/run.js'
 import type { CardSources } from '../train/saved/model-card.js'
+import type { StepMetrics } from '../train/train-report.js'
 
 /** Labels that the page names. */
 const SHOWN_LABELS = 20

@@ -9,10 +9,10 @@ import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../in
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { RunAdapter } from '../lora/run-adapter.js'
 import { OPEN_SESSION_OPTIONS } from './gen/run-options.js'
-import { MODEL } from './kinds.js'
 import { loadModel } from './model.js'
 import { checkWeightsFit, memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
+import { MODEL } from './source-values.js'
 import { openToRun } from './sources.js'
 
 /** A base model in memory with any number of adapters. `openSession` opens it. */

@@ -11,8 +11,8 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { isAdapter, type RunAdapter } from '../lora/run-adapter.js'
 import type { Data, TrainingData } from '../train/options.js'
 import { hubOptions } from './hub.js'
-import { ADAPTER_SOURCE, isBlob, isPath, SOURCE, TARGET } from './kinds.js'
 import { platform } from './platform/platform.js'
+import { ADAPTER_SOURCE, isBlob, isPath, SOURCE, TARGET } from './source-values.js'
 
 export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Place> {
   checkArgument(source, SOURCE, where)

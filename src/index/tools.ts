@@ -6,7 +6,7 @@ import { checkArgument, checkOptions } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
 import { isDirectory } from '../data/row.js'
 import type { ConvertReport } from '../exchange/convert.js'
-import type { ConvertedDtype } from '../exchange/format.js'
+import type { ConvertedDtype } from '../exchange/exchange-format.js'
 import { type AdapterFormat, formatOf } from '../exchange/formats.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
@@ -23,8 +23,8 @@ import {
   EXTRACT_OPTIONS,
   RESIZE_OPTIONS,
 } from './gen/options.js'
-import { ADAPTER_SOURCE } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
+import { ADAPTER_SOURCE } from './source-values.js'
 import { adapterOrFolder, openSource, openTarget } from './sources.js'
 
 /** How {@link resize} chooses ranks. */

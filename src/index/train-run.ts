@@ -2,7 +2,7 @@
 
 import { isObject } from '../base/options.js'
 import type { TrainResult } from '../train/options.js'
-import type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainStage } from '../train/report.js'
+import type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainStage } from '../train/train-report.js'
 
 /** Something that happened in a run: what {@link TrainEvents} hears, with its name as `type`. */
 export type TrainEvent =

@@ -19,10 +19,10 @@ import { defaultsOf } from '../train/settings.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
 import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
-import { MODEL } from './kinds.js'
 import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
+import { MODEL } from './source-values.js'
 import { openData, openTarget } from './sources.js'
 
 /** Options of {@link checkData}: the options of {@link TrainOptions} that change what records mean. */

@@ -312,8 +312,8 @@ export const extract: typeof import('./tools.js').extract = async (...given) =>
  * })
  * for (const { name, metrics, differences } of models) console.log(name ?? 'base', metrics.loss, differences?.loss)
  */
-export const evaluate: typeof import('./evaluate.js').evaluate = async (...given) =>
-  (await import('./evaluate.js')).evaluate(...given)
+export const evaluate: typeof import('./evaluation.js').evaluate = async (...given) =>
+  (await import('./evaluation.js')).evaluate(...given)
 
 /**
  * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the

@@ -24,10 +24,10 @@ import { distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds, inputMajor } from './adapters/site-feeds.js'
-import { needsColumns, runColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
 import { Grammars } from './generate/grammars.js'
 import { PrefixStore } from './generate/prefix-store.js'
+import { needsTokenByToken, runPiecewise } from './piecewise-runs.js'
 
 export interface OpenRequest {
   model: SessionModel
@@ -269,7 +269,7 @@ export class InferEngine {
     }
     const [, sequence] = feeds[columns.tokens[0]].dims
     const pieces = [...new Set([0, ...starts.filter((start) => start < sequence)])].sort((a, b) => a - b)
-    return runColumns(run, columns, feeds, names, pieces)
+    return runPiecewise(run, columns, feeds, names, pieces)
   }
 
   #run(own: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
@@ -290,9 +290,9 @@ export class InferEngine {
         held = Object.fromEntries(fed.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
         kept.set(adapters, held)
       }
-      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)
+      if (columns === undefined || !needsTokenByToken(columns, feeds)) return session.run(feeds, outputNames, held)
       const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
-      return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
+      return runPiecewise(run, columns, feeds, outputNames ?? session.outputNames)
     })
   }
 }

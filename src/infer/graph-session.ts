@@ -21,7 +21,7 @@ import {
 import type { AllowedKind } from './adapters/allowed.js'
 import { type Mix, refuseAdapter } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
-import type { NamedParts, OpenAdapter } from './adapters/parts.js'
+import type { NamedParts, SessionAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { Activation, InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
@@ -39,7 +39,7 @@ export interface GraphOptions {
 export class GraphSession {
   readonly graph: Graph
   readonly linears: readonly Linear[]
-  readonly #adapters = new Map<string, OpenAdapter>()
+  readonly #adapters = new Map<string, SessionAdapter>()
   #needs: GraphNeeds | undefined
   #given: ReadonlySet<string> = new Set()
   newRows: NewRows | undefined
@@ -77,7 +77,7 @@ export class GraphSession {
     return this.graph.outputs.map(({ name }) => name)
   }
 
-  adapter(name: string): OpenAdapter {
+  adapter(name: string): SessionAdapter {
     return this.#adapters.get(name) ?? refuseAdapter(name, [...this.#adapters.keys()])
   }
 

@@ -5,7 +5,7 @@ import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
-import { availableThreads, type BlockTask, slotsFor, Team } from './team.js'
+import { availableThreads, type BlockTask, KernelThreads, slotsFor } from './threads.js'
 import { DEPTH, MAX_DEPTH, planBlocks, type Way, Workspace } from './workspace.js'
 
 /** The exports of kernels-asm/gemm.ts; addresses and strides in bytes. */
@@ -75,7 +75,7 @@ export class WasmKernels implements Kernels {
   readonly name: string
   readonly threads: number
   readonly #module: WebAssembly.Module
-  #state: { workspace: Workspace; wasm: GemmExports; team?: Team } | undefined
+  #state: { workspace: Workspace; wasm: GemmExports; team?: KernelThreads } | undefined
   #isDisposed = false
 
   /** @internal Use {@link createWasmKernels}. */
@@ -129,7 +129,7 @@ export class WasmKernels implements Kernels {
       }
       const state = this.#open()
       if (isThreaded) {
-        state.team ??= new Team(this.#module, workspace, this.threads)
+        state.team ??= new KernelThreads(this.#module, workspace, this.threads)
         state.team.run(task, compute)
       } else {
         for (let block = 0; block < task.count; block++) {
@@ -186,7 +186,7 @@ export class WasmKernels implements Kernels {
     return this.#open().workspace.moveC(slot, rows, columns, place, way)
   }
 
-  #open(): { workspace: Workspace; wasm: GemmExports; team?: Team } {
+  #open(): { workspace: Workspace; wasm: GemmExports; team?: KernelThreads } {
     if (this.#isDisposed) throw new StateError({ where: 'WasmKernels', what: 'used after dispose' })
     if (this.#state === undefined) {
       const workspace = new Workspace(slotsFor(this.threads), this.threads > 1)

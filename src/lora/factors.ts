@@ -7,7 +7,7 @@ import { copyAs } from '../linalg/product.js'
 import { configForShape, type LoraConfig, scalingOf } from './config.js'
 import { addDelta, rowNorms } from './delta.js'
 import { firstFactors, takenFromBase } from './init/initializers.js'
-import { changesBase, isToldByBase, takesFromBase } from './init/inits.js'
+import { changesBase, isComputedFromBase, takesFromBase } from './init/inits.js'
 
 /** Vectors that some layers have besides A and B: one number per output feature each. */
 export interface LayerVectors {
@@ -71,7 +71,7 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
  */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight
-  if (!isToldByBase(config.init)) {
+  if (!isComputedFromBase(config.init)) {
     throw new UnsupportedError({
       where: where(name, 'attachBase'),
       what: `init ${config.init} changed the weights with data or draws that the adapter does not contain`,

@@ -2,7 +2,7 @@
 
 import { MismatchError, UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
-import { changesBase, isToldByBase } from './init/inits.js'
+import { changesBase, isComputedFromBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
 export type Handled = PartKind | 'magnitude' | 'biasB' | 'invocation'
@@ -44,7 +44,7 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   throw new UnsupportedError({
     where: 'init',
     what: `an adapter that was initialized with ${config.init}, which changed the base weights, cannot be used for ${use}`,
-    hint: isToldByBase(config.init)
+    hint: isComputedFromBase(config.init)
       ? 'Turn it into plain LoRA first: `lowrank to-plain` (toPlain)'
       : 'Turn it into plain LoRA first, with the adapter from before training: `lowrank to-plain --initial DIR` (toPlain)',
   })

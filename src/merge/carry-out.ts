@@ -3,9 +3,9 @@
 import { type ByteSink, type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import { mergeChunks } from './chunk-loop.js'
+import { ChangeSums, type MergeReport } from './merge-report.js'
 import { type OpenMerge, sizeOf } from './open.js'
 import type { OutputFile, Segment } from './plan/layout.js'
-import { ChangeSums, type MergeReport } from './report.js'
 import type { MergeSettings } from './settings.js'
 import { ChunkMerger, type ChunkSource } from './weight.js'
 

@@ -1,7 +1,7 @@
 // How an adapter fits a base: a merge throws the plan's first problem, a look at the fit lists all.
 
 import type { Directory, Place } from '../base/bytes.js'
-import type { ChosenFormat } from './format.js'
+import type { ChosenFormat } from './choose-format.js'
 import { openPlan } from './open.js'
 
 /** One layer, or a tensor that replaces the base's, and its place in the base. */

@@ -2,10 +2,10 @@
 
 import { closing, type Directory, type Place } from '../base/bytes.js'
 import { carryOut } from './carry-out.js'
-import { chooseFormat } from './format.js'
+import { chooseFormat } from './choose-format.js'
+import type { MergePlanReport, MergeReport } from './merge-report.js'
 import { openMerge, reportPlan } from './open.js'
 import type { MergeInput } from './parts.js'
-import type { MergePlanReport, MergeReport } from './report.js'
 import { refuseForFormat } from './settings.js'
 
 export interface MergeRequest extends MergeInput {

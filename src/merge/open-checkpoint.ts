@@ -2,7 +2,7 @@
 
 import { type Checkpoint, openCheckpoint } from '../formats/checkpoint.js'
 import { isEmbeddingModule, isHeadModule } from '../peft/tied.js'
-import { copyOf, textFile } from './companions.js'
+import { copyOf, textFile } from './base-files.js'
 import type { OpenBase, PlanInput } from './parts.js'
 import { knowBase } from './plan/base-model.js'
 import type { ModelConfig } from './plan/config-edit.js'

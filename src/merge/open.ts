@@ -2,13 +2,13 @@
 
 import { closingOnError } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import type { ChosenFormat } from './format.js'
-import { otherFiles } from './other-files.js'
+import type { ChosenFormat } from './choose-format.js'
+import type { MergePlanReport } from './merge-report.js'
 import type { MergeInput, PlanInput } from './parts.js'
 import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
 import { editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
-import { Fit } from './plan/fit.js'
-import type { MergePlanReport } from './report.js'
+import { FitProblems } from './plan/fit-problems.js'
+import { resultFiles } from './result-files.js'
 import { computeScales } from './weight.js'
 import { weighted } from './weighted.js'
 
@@ -36,7 +36,7 @@ export async function openPlan(
     const opened = await openAdapters(adapters, sign, { strict, isTolerant: onlyFits }, sources)
     closers.push(() => opened.close())
     const config = await loadConfig(input.base.directory)
-    const fit = new Fit(onlyFits)
+    const fit = new FitProblems(onlyFits)
     fit.add(...opened.problems)
     const plan = await base.plan(opened, config, fit)
     return { input: planned, where: base.where, opened, config, fit, plan, close }
@@ -58,7 +58,7 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
   const own = hasConfig ? [] : withoutConfig(edit, weightsOnly, base.directory.name)
   const text = hasConfig ? editConfig(config, edit) : undefined
   const changed = text === config?.text ? undefined : text
-  const { files: others, leftOut, warnings } = await otherFiles(input, plan.own, changed, plan.vocabulary)
+  const { files: others, leftOut, warnings } = await resultFiles(input, plan.own, changed, plan.vocabulary)
   const copied = others.map(({ path }) => path)
   const summary = {
     ...plan.summary,

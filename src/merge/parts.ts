@@ -1,13 +1,13 @@
 // The input of a merge, a base that is open for it, and the plan for the base.
 
 import type { ByteSource, Place } from '../base/bytes.js'
-import type { OtherFile } from './companions.js'
-import type { ChosenFormat } from './format.js'
+import type { ResultFile } from './base-files.js'
+import type { ChosenFormat } from './choose-format.js'
+import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './merge-report.js'
 import type { OpenAdapters } from './plan/adapters.js'
 import type { Config, ConfigEdit } from './plan/config-edit.js'
-import type { Fit } from './plan/fit.js'
+import type { FitProblems } from './plan/fit-problems.js'
 import type { OutputFile } from './plan/layout.js'
-import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './report.js'
 import type { MergeSettings } from './settings.js'
 import type { AdapterInput, WeightedAdapter } from './weighted.js'
 
@@ -36,14 +36,14 @@ export interface OpenBase {
   /** Its name in reports. */
   readonly where: string
   /** Undefined if something does not fit, or only that was to be found out. */
-  plan(opened: OpenAdapters, config: Config | undefined, fit: Fit): Promise<BasePlan | undefined>
+  plan(opened: OpenAdapters, config: Config | undefined, fit: FitProblems): Promise<BasePlan | undefined>
 }
 
 export interface BasePlan {
   /** A file that names others comes after them. */
   readonly files: readonly OutputFile[]
   /** The list of a checkpoint's files. */
-  readonly index?: OtherFile | undefined
+  readonly index?: ResultFile | undefined
   /** Files and folders (`onnx/`) of the base of which the result has its own version. */
   readonly own: readonly string[]
   readonly edit: ConfigEdit

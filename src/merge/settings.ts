@@ -5,8 +5,8 @@ import { ConfigError, UnsupportedError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
+import type { MergeFormat, MergeProgress } from './merge-report.js'
 import type { TiedPolicy } from './plan/tied.js'
-import type { MergeFormat, MergeProgress } from './report.js'
 
 /** Settings of all merges, with the defaults that their docstrings name. */
 export interface MergeSettings {

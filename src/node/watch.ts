@@ -1,6 +1,6 @@
 // Lines about a training on standard error, for programs that ask for no events.
 
-import type { TrainEvents } from '../train/report.js'
+import type { TrainEvents } from '../train/train-report.js'
 
 const INTERVAL_MS = 1000
 

@@ -59,7 +59,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
-    if (inputFamily(graph)?.behindEncoder !== undefined) {
+    if (inputFamily(graph)?.encoderGraph !== undefined) {
       const names = graph.inputs.map(({ name }) => name)
       throw new UnsupportedError({
         where: 'ONNX model',

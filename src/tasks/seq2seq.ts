@@ -50,12 +50,12 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
-    if (inputFamily(graph)?.behindEncoder === 'together') return void joinedInputs(graph)
+    if (inputFamily(graph)?.encoderGraph === 'joined') return void joinedInputs(graph)
     const { encoder, decoder } = model.graphs
     const [what, hint] =
       encoder !== undefined && decoder === undefined
         ? ['an encoder without its decoder', 'Put decoder_model_merged.onnx or decoder_model.onnx beside it']
-        : inputFamily(graph)?.behindEncoder === 'alone'
+        : inputFamily(graph)?.encoderGraph === 'separate'
           ? ['a decoder without its encoder', 'Put encoder_model.onnx beside it, and open the folder of both']
           : ['no encoder-decoder', undefined]
     throw new UnsupportedError({

@@ -1,7 +1,7 @@
 // The best evaluation so far, and how many in a row were no better: they decide what is kept, and when a run ends.
 
 import { ConfigError, didYouMean } from '../base/errors.js'
-import type { Evaluation } from './report.js'
+import type { Evaluation } from './train-report.js'
 
 export interface BestState {
   readonly best: Evaluation

@@ -18,8 +18,8 @@ import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
 import type { TrainInput } from './options.js'
-import type { TrainEvents } from './report.js'
 import { addTokenRows, withTokens } from './rows/token-rows.js'
+import type { TrainEvents } from './train-report.js'
 import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 
 export async function newAdapter(

@@ -11,8 +11,8 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
-import type { TrainEvents, TrainReport } from './report.js'
 import type { Preset, TrainSettings } from './settings.js'
+import type { TrainEvents, TrainReport } from './train-report.js'
 
 /**
  * A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that

@@ -10,8 +10,17 @@ import { keepsOnGpu } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation } from './best.js'
 import type { TrainEngine } from './engine.js'
-import { evaluate, takeReference } from './evaluate.js'
+import { evaluate, takeReference } from './evaluation-runs.js'
 import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
+import { EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch } from './rows/batches.js'
+import type { Sampler } from './samples.js'
+import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
+import type { CardSources } from './saved/model-card.js'
+import { readMetrics, readState } from './saved/run-folder.js'
+import { type RunPlace, withRunPlace } from './saved/run-place.js'
+import { RunWriter } from './saved/run-writer.js'
+import { type SessionParts, TrainingSessions } from './sessions.js'
+import { learningRates, usesBest } from './settings.js'
 import {
   type Evaluation,
   type MemoryUse,
@@ -22,16 +31,7 @@ import {
   steadyMedian,
   type TrainEvents,
   type TrainReport,
-} from './report.js'
-import { EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch } from './rows/batches.js'
-import type { Sampler } from './samples.js'
-import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
-import type { CardSources } from './saved/model-card.js'
-import { readMetrics, readState } from './saved/run-folder.js'
-import { type RunPlace, withRunPlace } from './saved/run-place.js'
-import { RunWriter } from './saved/run-writer.js'
-import { type SessionParts, TrainingSessions } from './sessions.js'
-import { learningRates, usesBest } from './settings.js'
+} from './train-report.js'
 import type { EngineState } from './weights/held.js'
 
 const RECENT_STEPS = 100

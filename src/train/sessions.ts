@@ -19,8 +19,8 @@ import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
 import type { Pass, StepResult, TrainEngine } from './engine.js'
-import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
+import type { TrainEvents } from './train-report.js'
 import { baseOf, withSavedTensors } from './whole-tensors.js'
 
 export interface SessionParts {

@@ -1,7 +1,7 @@
 // Evaluation of finished adapters: the numbers are those of an evaluation in training, for each kind of task.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { evaluateAdapters } from '../../src/evaluate/evaluate.js'
+import { evaluateAdapters } from '../../src/evaluate/evaluate-adapters.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'

@@ -105,8 +105,8 @@ describe('the Hub', () => {
     expect(
       Buffer.compare(bytesOf(out('from-hub'), 'model.safetensors'), bytesOf(out('from-path'), 'model.safetensors')),
     ).toBe(0)
-    const companions = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
-    expect(readdirSync(out('from-hub'))).toEqual(expect.arrayContaining(companions))
+    const baseFiles = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
+    expect(readdirSync(out('from-hub'))).toEqual(expect.arrayContaining(baseFiles))
     expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['picture.png']))
     expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['onnx/model.onnx']))
     const back = { merged: out('from-hub'), adapters: 'org/lora', out: out('back'), threads: 1 }

@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { evaluateAdapters } from '../../src/evaluate/evaluate.js'
+import { evaluateAdapters } from '../../src/evaluate/evaluate-adapters.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'

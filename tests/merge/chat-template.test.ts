@@ -85,7 +85,7 @@ it('beside an .onnx file', async () => {
   lora.chatTemplate = THEIRS
   const out = new MemoryDirectory()
   const model = await loadOnnx(folder, 'onnx/model.onnx')
-  await mergeOnnx(model, lora, out, { path: 'onnx/model.onnx', companions: folder })
+  await mergeOnnx(model, lora, out, { path: 'onnx/model.onnx', baseFiles: folder })
   expect(new TextDecoder().decode(out.files.get(FILE))).toBe(THEIRS)
   await model.close()
 })

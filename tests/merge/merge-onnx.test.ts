@@ -221,23 +221,23 @@ describe('weights that several nodes share', () => {
 })
 
 describe('the output folder', () => {
-  it('gets the model, its external data and its companions, but no other weights', async () => {
+  it('gets the model, its external data and its baseFiles, but no other weights', async () => {
     const model = await openModel('tests/golden/models/llama-genai')
     const folder = path.join(temporary, 'genai')
     const progress: number[] = []
     await mergeOnnx(model.onnx, makeAdapter(model, /q_proj$/), new NodeDirectory(folder), {
       path: 'onnx/model.onnx',
-      companions: model.directory,
+      baseFiles: model.directory,
       onProgress: ({ writtenBytes, totalBytes }) => progress.push(writtenBytes / totalBytes),
     })
-    const companions = ['config.json', 'genai_config.json', 'generation_config.json', 'tokenizer.json']
-    expect(await readdir(folder)).toEqual([...companions, 'onnx', 'tokenizer_config.json'].sort())
+    const baseFiles = ['config.json', 'genai_config.json', 'generation_config.json', 'tokenizer.json']
+    expect(await readdir(folder)).toEqual([...baseFiles, 'onnx', 'tokenizer_config.json'].sort())
     expect((await readdir(path.join(folder, 'onnx'))).sort()).toEqual(['model.onnx', 'model.onnx.data'])
     expect(progress).toEqual([...progress].sort((a, b) => a - b))
     expect(progress.at(-1)).toBeGreaterThan(0.99)
     await model.close()
     const out = new MemoryDirectory()
-    await mergeOnnx(union.onnx, makeAdapter(union, /q_proj$/), out, { companions: union.directory })
+    await mergeOnnx(union.onnx, makeAdapter(union, /q_proj$/), out, { baseFiles: union.directory })
     expect([...out.files.keys()]).toContain('tokenizer.json')
     expect([...out.files.keys()].filter((name) => /\.(safetensors|onnx)/.test(name))).toEqual(['model.onnx'])
   })
@@ -257,7 +257,7 @@ describe('the output folder', () => {
     const folder = path.join(temporary, 'none')
     const { adapter, signal } = setup(union)
     const merging = mergeOnnx(union.onnx, adapter, new NodeDirectory(folder), {
-      companions: union.directory,
+      baseFiles: union.directory,
       ...(signal && { signal }),
     })
     await expect(merging).rejects.toThrow(message)
@@ -273,7 +273,7 @@ describe('the output folder', () => {
 
   it('must not be the base’s own', async () => {
     const base = directoryOf(`${UNION}/onnx`)
-    const merging = mergeOnnx(union.onnx, makeAdapter(union, /q_proj$/), base, { companions: base })
+    const merging = mergeOnnx(union.onnx, makeAdapter(union, /q_proj$/), base, { baseFiles: base })
     await expect(merging).rejects.toThrow(FileError)
   })
 })

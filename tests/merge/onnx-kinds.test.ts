@@ -365,9 +365,9 @@ describe('a vocabulary that grows by copies of three tokens (add_tokens, resize_
     const base = await loadOnnx(folder, file)
     const { lora, copies, vocabulary } = await grown(base, hasHead)
     const config = { model_type: 'qwen2', vocab_size: vocabulary }
-    const companions = new MemoryDirectory({ 'config.json': JSON.stringify(config) })
+    const baseFiles = new MemoryDirectory({ 'config.json': JSON.stringify(config) })
     const out = new MemoryDirectory()
-    await mergeOnnx(base, lora, out, { companions })
+    await mergeOnnx(base, lora, out, { baseFiles })
     const merged = await loadOnnx(out, file)
     const want = await logitsOf(base)
     for (const isNew of [false, true]) {

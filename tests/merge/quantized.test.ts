@@ -152,9 +152,9 @@ describe('data files', () => {
     const out = new MemoryDirectory()
     const base = await loadOnnx(directoryOf(PATH), 'onnx/model.onnx')
     const model = await openModel(PATH)
-    const companions = directoryOf(PATH)
+    const baseFiles = directoryOf(PATH)
     const adapter = makeAdapter(model, /o_proj$/)
-    const report = await mergeOnnx(base, adapter, out, { path: 'onnx/model_q4.onnx', companions })
+    const report = await mergeOnnx(base, adapter, out, { path: 'onnx/model_q4.onnx', baseFiles })
     expect(report).toMatchObject({ branches: 1, copied: expect.arrayContaining(['config.json']) })
     const config = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
     expect(config['transformers.js_config']).toEqual({

@@ -17,9 +17,9 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { carryOut } from '../../src/merge/carry-out.js'
 import { type MergeRequest, merge, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
+import type { MergeReport } from '../../src/merge/merge-report.js'
 import { openMerge } from '../../src/merge/open.js'
 import type { MergeInput } from '../../src/merge/parts.js'
-import type { MergeReport } from '../../src/merge/report.js'
 
 export type TensorSketch = readonly [name: string, dtype: TensorDtype, shape: readonly number[]]
 
@@ -223,7 +223,7 @@ export type OnnxOptions = Omit<MergeInput, 'base' | 'adapters'> & {
   /** Where the graph goes. */
   path?: string
   /** The folder whose configuration and tokenizer go along. */
-  companions?: Directory
+  baseFiles?: Directory
 }
 
 /** Merges into an open graph, which need not be that of a file. */
@@ -231,10 +231,10 @@ export async function mergeOnnx(
   model: OnnxModel,
   adapters: MergeRequest['adapters'],
   out: Directory,
-  { path = model.fileName, companions, ...options }: OnnxOptions = {},
+  { path = model.fileName, baseFiles, ...options }: OnnxOptions = {},
 ): Promise<MergeReport> {
-  const base = { directory: companions ?? new MemoryDirectory({}, 'no folder') }
+  const base = { directory: baseFiles ?? new MemoryDirectory({}, 'no folder') }
   const chosen = { format: 'onnx', graphs: [path], checkpoint: undefined } as const
-  const input = { weightsOnly: companions === undefined, ...options, base, adapters }
+  const input = { weightsOnly: baseFiles === undefined, ...options, base, adapters }
   return carryOut(await openMerge(input, chosen, [model]), out, options)
 }

@@ -5,9 +5,9 @@ import type { Model } from '../../src/graph/model-folder.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
-import type { TrainReport } from '../../src/train/report.js'
 import type { TrainSettings } from '../../src/train/settings.js'
 import { train } from '../../src/train/train.js'
+import type { TrainReport } from '../../src/train/train-report.js'
 
 export interface Job {
   data: { text: string }[]

@@ -12,8 +12,8 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { newToken } from '../../src/io/node/owner.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TrainInput } from '../../src/train/options.js'
-import type { StepEvent } from '../../src/train/report.js'
 import { train as trainAdapter } from '../../src/train/train.js'
+import type { StepEvent } from '../../src/train/train-report.js'
 
 const WRITER = '.lowrank-writer'
 const golden = fileURLToPath(new URL('../golden/models/llama-optimum', import.meta.url))

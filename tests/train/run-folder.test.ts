@@ -8,7 +8,6 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { newToken } from '../../src/io/node/owner.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { MARKER_FILE } from '../../src/peft/file-names.js'
-import type { StepMetrics } from '../../src/train/report.js'
 import { checkFingerprint } from '../../src/train/saved/fingerprint.js'
 import {
   checkRunFolder,
@@ -25,6 +24,7 @@ import {
 } from '../../src/train/saved/run-folder.js'
 import { withRunPlace } from '../../src/train/saved/run-place.js'
 import { RunWriter } from '../../src/train/saved/run-writer.js'
+import type { StepMetrics } from '../../src/train/train-report.js'
 
 const line = (step: number): StepMetrics => ({
   step,

@@ -4,8 +4,8 @@ import { expect } from 'vitest'
 import { type ByteSink, MemoryDirectory } from '../../src/base/bytes.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import type { TrainInput } from '../../src/train/options.js'
-import type { EvaluationEvent, TrainReport } from '../../src/train/report.js'
 import { METRICS_FILE } from '../../src/train/saved/run-folder.js'
+import type { EvaluationEvent, TrainReport } from '../../src/train/train-report.js'
 import { data, trainTiny, WEIGHTS } from './tiny.js'
 
 /** The best evaluation is that after step 2. */

@@ -8,8 +8,8 @@ import { isObject } from '../../base/options.js'
 import { requireAlwaysOn } from '../../lora/requirements.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
-import type { ExchangeFormat } from '../format.js'
-import { GGUF } from '../gguf/format.js'
+import type { ExchangeFormat } from '../exchange-format.js'
+import { GGUF } from '../gguf/gguf-adapters.js'
 
 const ADAPTER_FILE = 'adapter.gguf'
 

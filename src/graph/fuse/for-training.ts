@@ -13,7 +13,7 @@ import { bothWays, makerOf, onlyReader, scalarOf, transposed } from './patterns.
 import { rotate, rotationOf } from './rotary.js'
 
 /** Norms, rotations and scales. `nodes` are on the way of gradients; `shapes` gets those of new values. */
-export function suitQueries(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
+export function rewriteAttention(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
   const g = new Builder(graph, 'attention')
   const shared = new Map<string, Value>()
   for (const node of nodes) {
@@ -35,7 +35,7 @@ export function shareKeys(graph: Graph, nodes: readonly NodeProto[], shapes: Sha
 }
 
 /** Lets products transpose what they read: a Transpose of its own takes longer, and has one thread. */
-export function turnInProducts(graph: Graph): void {
+export function fuseTransposes(graph: Graph): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'MatMul' || !node.input.every((value) => isFloat(graph, value))) continue
     const turned = node.input.map((value) => beforeSwap(graph, value))

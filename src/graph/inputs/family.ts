@@ -22,14 +22,14 @@ export interface InputFamily {
   readonly reads: 'tokens' | 'vectors' | 'pictures' | 'sounds'
   /** A graph that reads whole texts, and continues none. */
   readonly isEncoder?: boolean
-  /** A decoder that writes behind an encoder, in a graph of its own or together with it. */
-  readonly behindEncoder?: 'alone' | 'together'
+  /** Set for decoders that read an encoder's output: the encoder is a separate graph, or part of this one. */
+  readonly encoderGraph?: 'separate' | 'joined'
 }
 
 /** First match first. */
 const FAMILIES: readonly InputFamily[] = [
-  { name: 'encoder-decoder', has: (inputs) => inputs.has(HIDDEN_STATES), reads: 'tokens', behindEncoder: 'alone' },
-  { name: 'joined', has: (inputs) => inputs.has(`${OF_DECODER}input_ids`), reads: 'tokens', behindEncoder: 'together' },
+  { name: 'encoder-decoder', has: (inputs) => inputs.has(HIDDEN_STATES), reads: 'tokens', encoderGraph: 'separate' },
+  { name: 'joined', has: (inputs) => inputs.has(`${OF_DECODER}input_ids`), reads: 'tokens', encoderGraph: 'joined' },
   { name: 'features', has: (inputs) => inputs.has(FEATURES), reads: 'sounds' },
   { name: 'pixels', has: (inputs) => inputs.has(PIXELS), reads: 'pictures' },
   {

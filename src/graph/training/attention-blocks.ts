@@ -4,7 +4,7 @@
 
 import { DataType, type GraphProto, type NodeProto } from '../../formats/onnx/tensors.js'
 import { unrepeated } from '../fuse/attention.js'
-import { turnInProducts } from '../fuse/for-training.js'
+import { fuseTransposes } from '../fuse/for-training.js'
 import { transposed } from '../fuse/patterns.js'
 import { buildBackward, type CustomGradients } from '../gradients/backward.js'
 import { type GradientContext, once, range } from '../gradients/context.js'
@@ -357,7 +357,7 @@ class Block {
   }
 
   #done(): GraphProto {
-    turnInProducts(this.#g.graph)
+    fuseTransposes(this.#g.graph)
     return this.#g.graph.toModel().graph as GraphProto
   }
 }

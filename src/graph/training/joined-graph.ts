@@ -33,7 +33,7 @@ export async function joinGraphs(model: Model): Promise<Model> {
     return { ...model, onnx: withEmbedding(await model.openGraph('embed_tokens'), model) }
   }
   if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
-  if (inputFamily(readGraph(model.onnx.proto))?.behindEncoder !== 'alone') return model
+  if (inputFamily(readGraph(model.onnx.proto))?.encoderGraph !== 'separate') return model
   return { ...model, onnx: joined(await model.openGraph('encoder'), model.onnx) }
 }
 

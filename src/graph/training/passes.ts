@@ -6,7 +6,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, SessionOpener } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
-import { addInPlace, shareKeys, suitQueries, turnInProducts } from '../fuse/for-training.js'
+import { addInPlace, fuseTransposes, rewriteAttention, shareKeys } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
@@ -182,7 +182,7 @@ export const ATTENTION_PASSES: readonly Pass[] = [
     name: 'turn and scale queries at once',
     needs: ['path', 'shapes'],
     run(work) {
-      suitQueries(work.graph, work.path.nodes, work.shapes)
+      rewriteAttention(work.graph, work.path.nodes, work.shapes)
       work.findPath()
     },
   },
@@ -263,7 +263,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
     name: 'transpose in products',
     needs: ['gradients'],
     run({ graph, options }) {
-      if (options.isOptimized) turnInProducts(graph)
+      if (options.isOptimized) fuseTransposes(graph)
     },
   },
   {

@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, SIGNAL, OBJECT, listOf, oneOf } from '../../base/options.js'
-import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, ADAPTER_LIST, TOKEN } from '../kinds.js'
+import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, ADAPTER_LIST, TOKEN } from '../source-values.js'
 import { MODULES } from '../../lora/config-kinds.js'
 
 export const TO_PLAIN_OPTIONS: OptionTable = {

@@ -8,7 +8,7 @@ import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
 import type { TokenFile } from '../../text/example-store.js'
-import type { MemoryUse, TrainEvents } from '../../train/report.js'
+import type { MemoryUse, TrainEvents } from '../../train/train-report.js'
 import { hubOptions } from '../hub.js'
 
 export interface Platform {

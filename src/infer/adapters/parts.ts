@@ -7,12 +7,12 @@ import type { Mixable } from './choice.js'
 import type { AdapterHead } from './heads.js'
 import type { AdapterSites } from './site-factors.js'
 
-export interface OpenAdapter extends Mixable {
+export interface SessionAdapter extends Mixable {
   readonly head: AdapterHead | undefined
   readonly chatTemplate: string | undefined
 }
 
-export type AdapterParts = AdapterSites & { readonly about: OpenAdapter }
+export type AdapterParts = AdapterSites & { readonly about: SessionAdapter }
 
 export type NamedParts = AdapterParts & { readonly name: string }
 

@@ -2,7 +2,7 @@
 
 import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, FUNCTION, anyOf, listOf, OBJECT } from '../../base/options.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
-import { IMAGES } from '../kinds.js'
+import { IMAGES } from '../media-values.js'
 
 export const SAMPLING_OPTIONS: OptionTable = {
   temperature: ranged('a finite number of at least 0'),

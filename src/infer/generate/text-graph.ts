@@ -73,7 +73,7 @@ export interface EncodedSource {
 }
 
 function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
-  if (inputFamily(graph)?.behindEncoder !== 'alone') return undefined
+  if (inputFamily(graph)?.encoderGraph !== 'separate') return undefined
   const { generationConfig, config } = model
   const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
   const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]

@@ -59,10 +59,10 @@ export function changesBase(init: Init): boolean {
 
 /** B₀·A₀ is computed from W when a layer is made: pissa, pissa-niter-N, olora. */
 export function takesFromBase(init: Init): boolean {
-  return isToldByBase(init) || iterationsOf(init) !== undefined
+  return isComputedFromBase(init) || iterationsOf(init) !== undefined
 }
 
 /** B₀·A₀ can be computed again from W alone. The start of pissa-niter-N is drawn, and no file tells the draws. */
-export function isToldByBase(init: Init): boolean {
+export function isComputedFromBase(init: Init): boolean {
   return init === 'pissa' || init === 'olora'
 }

@@ -10,7 +10,7 @@ import { type FactorPair, scaled } from '../delta.js'
 import { checkRank, where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
 import { takenFromBase } from './initializers.js'
-import { changesBase, isToldByBase } from './inits.js'
+import { changesBase, isComputedFromBase } from './inits.js'
 
 /** Gives a layer's original weight W (d, k), as it was before training began, by the layer's name and shape. */
 export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
@@ -56,7 +56,7 @@ function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter)
       what: `a part of kind ${other.kind} cannot be turned into plain LoRA`,
     })
   }
-  if (from instanceof LoraAdapter || isToldByBase(init)) return
+  if (from instanceof LoraAdapter || isComputedFromBase(init)) return
   if (!changesBase(init)) {
     throw new ConfigError({
       where: 'init',

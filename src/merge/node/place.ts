@@ -7,8 +7,8 @@ import { FileError, listed } from '../../base/errors.js'
 import { withFileErrors } from '../../io/node/errors.js'
 import { NodeDirectory } from '../../io/node/files.js'
 import { freeBytes } from '../../io/node/folders.js'
-import { type OtherFile, RECORD_FILE } from '../companions.js'
-import type { MergeFormat } from '../report.js'
+import { RECORD_FILE, type ResultFile } from '../base-files.js'
+import type { MergeFormat } from '../merge-report.js'
 
 export function refuseEnding(out: string, format: MergeFormat): void {
   const [, ending] = /\.(safetensors|onnx|gguf|bin|pt|pth|ckpt)$/i.exec(out) ?? []
@@ -90,7 +90,7 @@ export async function filesIn(folder: string): Promise<string[]> {
  * Refuses links that lead out of the folder that a file is copied from: people upload the copies. In the Hub's cache
  * all files are links to blobs beside the folder.
  */
-export async function refuseForeignLinks(files: readonly OtherFile[]): Promise<void> {
+export async function refuseForeignLinks(files: readonly ResultFile[]): Promise<void> {
   for (const { path: name, from, realPath } of files) {
     if (realPath === undefined || !(from instanceof NodeDirectory)) continue
     const real = await realpath(from.name)

@@ -3,8 +3,8 @@
 import { parentPort } from 'node:worker_threads'
 import { type SerializedError, serializeError } from '../../base/errors.js'
 import { mergeChunks } from '../chunk-loop.js'
+import { ChangeSums } from '../merge-report.js'
 import type { Segment } from '../plan/layout.js'
-import { ChangeSums } from '../report.js'
 import { ChunkMerger } from '../weight.js'
 import { type OpenFile, type Readable, readerOf, writeFully } from './open-files.js'
 

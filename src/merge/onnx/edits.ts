@@ -32,7 +32,7 @@ import type { OpenPart } from '../../peft/tensors.js'
 import { isVocabularyModule } from '../../peft/tied.js'
 import type { BaseReplacement, GraphShare, LayerFactors, OpenAdapters } from '../plan/adapters.js'
 import { layerOfRows } from '../plan/experts.js'
-import type { Fit, PlacedPart } from '../plan/fit.js'
+import type { FitProblems, PlacedPart } from '../plan/fit-problems.js'
 import type { OutputTensor } from '../plan/layout.js'
 import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js'
 import { refuseCombination } from '../plan/plan.js'
@@ -60,7 +60,7 @@ export async function collectEdits(
   places: ModelPlaces,
   shares: readonly GraphShare[],
   opened: OpenAdapters,
-  fit: Fit,
+  fit: FitProblems,
   modules?: ModuleMap,
   isElsewhere: (share: GraphShare, tensor: string) => boolean = () => false,
 ) {
@@ -111,7 +111,7 @@ class Edits {
     return [...this.#byPlace.values()].flatMap((edits) => [...edits.values()])
   }
 
-  async note(fit: Fit, part: OpenPart, work: () => void | Promise<void>, before?: LowrankError): Promise<void> {
+  async note(fit: FitProblems, part: OpenPart, work: () => void | Promise<void>, before?: LowrankError): Promise<void> {
     this.#touched = undefined
     let problem = before
     try {
@@ -126,7 +126,7 @@ class Edits {
     fit.parts.push({ name, info: problem === undefined ? (this.#touched ?? own) : undefined, problem })
   }
 
-  async addLinears(share: GraphShare, fit: Fit): Promise<void> {
+  async addLinears(share: GraphShare, fit: FitProblems): Promise<void> {
     const { graph, linears } = this.places
     const own = share.parts.flatMap((part) => {
       if (part.kind !== 'linear') return []

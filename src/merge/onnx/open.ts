@@ -13,7 +13,7 @@ import { Graph } from '../../graph/view/graph.js'
 import type { OpenBase, PlanInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { Config, WrittenGraph } from '../plan/config-edit.js'
-import { Fit } from '../plan/fit.js'
+import { FitProblems } from '../plan/fit-problems.js'
 import { coalesce, type Literal, type OutputFile, type Segment, segmentsOf } from '../plan/layout.js'
 import { collectEdits } from './edits.js'
 import { findMergedHead } from './head.js'
@@ -100,7 +100,7 @@ async function spreadAll(
   opened: OpenAdapters,
   { modules, allowMissing = false }: PlanInput,
   config: Config | undefined,
-  fit: Fit,
+  fit: FitProblems,
 ): Promise<{ shares: GraphShare[][]; warnings: string[] }> {
   const all = opened.adapters.map((one, index): GraphShare => ({ ...one, index, parts: one.adapter.parts() }))
   const graphs = bases.map(({ model, path }) => {
@@ -131,7 +131,7 @@ async function spreadAll(
     )
     const hasPlace = async (i: number, name: string) => {
       if (heads[i]?.placed.tensors.has(name)) return true
-      const scratch = new Fit()
+      const scratch = new FitProblems()
       const parts = share.parts.filter((part) => part.name === name)
       await collectEdits(graphs[i], [{ ...share, parts }], opened, scratch)
       return scratch.problems.length === 0

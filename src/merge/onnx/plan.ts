@@ -23,7 +23,7 @@ import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import type { PlanInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { ModelConfig } from '../plan/config-edit.js'
-import type { Fit } from '../plan/fit.js'
+import type { FitProblems } from '../plan/fit-problems.js'
 import type { OutputTensor } from '../plan/layout.js'
 import { collectEdits, type Edit } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
@@ -40,7 +40,7 @@ export async function planOnnxMerge(
   base: OnnxModel,
   shares: readonly GraphShare[],
   opened: OpenAdapters,
-  fit: Fit,
+  fit: FitProblems,
   { config = {}, modules = {}, sign }: OnnxPlanOptions,
 ) {
   const graph = new Graph(base.proto)

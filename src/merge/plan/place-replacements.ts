@@ -7,7 +7,7 @@ import type { Checkpoint } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
 import type { BaseModel } from './base-model.js'
-import type { Fit } from './fit.js'
+import type { FitProblems } from './fit-problems.js'
 import type { OutputTensor } from './layout.js'
 import { isPlain, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
@@ -30,7 +30,7 @@ export function placeReplacements(
   replacements: readonly BaseReplacement[],
   base: BaseModel,
   untied: readonly TieGroup[],
-  fit: Fit,
+  fit: FitProblems,
 ) {
   const { checkpoint, names, ties, head } = base
   const { tensors } = checkpoint

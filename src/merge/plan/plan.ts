@@ -11,7 +11,7 @@ import type { BaseReplacement, LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { type ConfigEdit, meaningOf } from './config-edit.js'
 import { findWeights, labelOf, missingError } from './find-weights.js'
-import type { Fit } from './fit.js'
+import type { FitProblems } from './fit-problems.js'
 import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
 import { groupOf, type TieGroup } from './names/ties.js'
 import type { WeightSearch } from './orientation.js'
@@ -30,7 +30,7 @@ export interface PlanOptions extends Pick<MergeSettings, 'tied' | 'allowMissing'
 }
 
 /** Finds the places of all parts of the adapters in a base. `fit` gets the parts, their places and all problems. */
-export function placeParts(original: BaseModel, parts: MergeParts, options: PlanOptions, fit: Fit) {
+export function placeParts(original: BaseModel, parts: MergeParts, options: PlanOptions, fit: FitProblems) {
   const { layers } = parts
   const isKept = (replacement: BaseReplacement) => original.unchanged.has(replacement)
   const replacements = parts.replacements.filter((replacement) => !isKept(replacement))
@@ -108,7 +108,11 @@ function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes,
   return outputs
 }
 
-function assignLayers(search: WeightSearch, untied: readonly TieGroup[], fit: Fit): Map<string, LayerFactors[]> {
+function assignLayers(
+  search: WeightSearch,
+  untied: readonly TieGroup[],
+  fit: FitProblems,
+): Map<string, LayerFactors[]> {
   const { layers, checkpoint, names } = search
   const { tensors } = checkpoint
   const result = new Map<string, LayerFactors[]>()

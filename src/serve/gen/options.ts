@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged } from '../../base/options.js'
-import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../index/kinds.js'
+import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../index/source-values.js'
 
 export const HANDLER_OPTIONS: OptionTable = {
   model: needed(anyOf(MODEL, SOURCE)),

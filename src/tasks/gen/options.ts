@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, ranged, oneOf, anyOf } from '../../base/options.js'
-import { CLASS_WEIGHTS, TAG_NAMES } from '../kinds.js'
+import { CLASS_WEIGHTS, TAG_NAMES } from '../task-values.js'
 
 export const DPO_OPTIONS: OptionTable = {
   beta: ranged('a finite number above 0'),

@@ -2,7 +2,7 @@
 
 import { concatBytes, type Directory, writeFile } from '../../base/bytes.js'
 import { eventRecord, fileHeader, restartRecord } from '../../formats/event-file.js'
-import type { StepEvent, TrainEvents } from '../report.js'
+import type { StepEvent, TrainEvents } from '../train-report.js'
 
 /** Shortest time between two writes where a file cannot grow, and each write is one of all events. */
 const INTERVAL_MS = 5000

@@ -8,9 +8,9 @@ import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask, Task, TaskUse } from '../../tasks/task.js'
 import { baseNameOf, type RunSources } from '../about-run.js'
 import type { TrainInput, TrainingData } from '../options.js'
-import type { TrainReport } from '../report.js'
 import type { DataFacts } from '../rows/facts.js'
 import type { TrainSettings } from '../settings.js'
+import type { TrainReport } from '../train-report.js'
 
 export interface CardSources {
   readonly options: TrainInput

@@ -14,7 +14,7 @@ import {
 import type { BaseRecord } from '../../lora/adapter.js'
 import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
 import type { BestState } from '../best.js'
-import type { Evaluation, SampleEvent, StepMetrics } from '../report.js'
+import type { Evaluation, SampleEvent, StepMetrics } from '../train-report.js'
 import type { EngineState } from '../weights/held.js'
 
 export const METRICS_FILE = 'metrics.jsonl'

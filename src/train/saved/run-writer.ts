@@ -4,7 +4,7 @@ import { writeFile } from '../../base/bytes.js'
 import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
-import type { StepMetrics } from '../report.js'
+import type { StepMetrics } from '../train-report.js'
 import type { EngineState } from '../weights/held.js'
 import {
   clearRunFolder,

@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, NAME, ranged, OBJECT, anyOf, oneOf, SIGNAL, FUNCTION, needed } from '../../base/options.js'
-import { NAMED_ADAPTERS, SOURCE } from '../../index/kinds.js'
+import { NAMED_ADAPTERS, SOURCE } from '../../index/source-values.js'
 
 export const PIPELINE_OPTIONS: OptionTable = {
   adapters: NAMED_ADAPTERS,

@@ -53,7 +53,7 @@ describe.skipIf(browser === undefined)('mergeCheckpoint in Chromium', () => {
     expect([...single.files.keys()]).toEqual(['model.safetensors'])
     const written = [...merged.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0)
     const index = merged.files.get('model.safetensors.index.json')!.byteLength
-    const companions = ['config.json', 'tokenizer.json'].reduce(
+    const baseFiles = ['config.json', 'tokenizer.json'].reduce(
       (sum, name) => sum + merged.files.get(name)!.byteLength,
       index,
     )
@@ -62,7 +62,7 @@ describe.skipIf(browser === undefined)('mergeCheckpoint in Chromium', () => {
       changed: 4,
       stream: digest(single.files.get('model.safetensors')!),
       largestPiece: expect.toSatisfy((bytes: number) => bytes > CHUNK_BYTES / 2 && bytes <= CHUNK_BYTES),
-      progress: { writtenBytes: written - companions, totalBytes: written - companions },
+      progress: { writtenBytes: written - baseFiles, totalBytes: written - baseFiles },
       unmerged: digestsOf(unmerged),
       stopped: [],
       stoppedBy: expect.stringMatching(/^AbortError /),

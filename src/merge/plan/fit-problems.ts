@@ -9,7 +9,7 @@ export interface PlacedPart {
   readonly problem?: LowrankError | undefined
 }
 
-export class Fit {
+export class FitProblems {
   /** In the order in which they are found. A merge throws the first. */
   readonly problems: LowrankError[] = []
   readonly whole: LowrankError[] = []

@@ -9,7 +9,7 @@ import { joinRows } from './generate/growing-cache.js'
 /** Runs tokens of all texts, from the one with this number on. */
 type Run = (feeds: Feeds, outputNames: readonly string[], first: number) => Promise<Record<string, RuntimeTensor>>
 
-export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
+export function needsTokenByToken({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
   const [batch, sequence] = feeds[tokens[0]]?.dims ?? []
   const past = feeds[cache[0]?.past]?.dims[2] ?? 0
   return batch > 1 && sequence > 1 && past > 0
@@ -20,7 +20,7 @@ export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boo
  *
  * @param starts the first tokens of the pieces, in order. Default: all
  */
-export async function runColumns(
+export async function runPiecewise(
   run: Run,
   { tokens, masks, cache }: TokenColumns,
   feeds: Feeds,

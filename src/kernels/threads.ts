@@ -73,7 +73,7 @@ for (;;) {
 }
 `
 
-export class Team {
+export class KernelThreads {
   readonly #states: Int32Array
   readonly #workers: Worker[] = []
   readonly #blocks: number[]

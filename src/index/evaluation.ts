@@ -2,7 +2,7 @@
 
 import type { Source } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'
-import type { EvaluateReport, EvaluateSettings } from '../evaluate/evaluate.js'
+import type { EvaluateReport, EvaluateSettings } from '../evaluate/evaluate-adapters.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Data, TrainOptions } from '../train/options.js'
@@ -33,7 +33,7 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
     } else adapters[name] = await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
   }
   return withOpened(options, async (model, data) => {
-    const { evaluateAdapters } = await import('../evaluate/evaluate.js')
+    const { evaluateAdapters } = await import('../evaluate/evaluate-adapters.js')
     const { decodeImage = platform().decodeImage } = settings
     return evaluateAdapters(model, adapters, data, { ...settings, decodeImage })
   })

@@ -11,7 +11,7 @@ import { exposeProducts, findLinears } from '../../graph/match/linears.js'
 import { matchTargets } from '../../graph/match/match.js'
 import { Graph } from '../../graph/view/graph.js'
 import { resolveConfig } from '../../lora/config.js'
-import { findCompanions } from '../../merge/companions.js'
+import { findBaseFiles } from '../../merge/base-files.js'
 import { ADD_LORA_INPUTS_OPTIONS } from '../gen/options.js'
 import { loadModel } from '../model.js'
 import { openTarget } from '../sources.js'
@@ -69,11 +69,11 @@ export async function addLoraInputs(source: Source, options: AddLoraInputsOption
     const path = model.onnxPath
     const planned = await planOnnx(model.onnx, graph.toModel(), path, { keepsFiles: true })
     const own = path.includes('/') ? `${path.slice(0, path.indexOf('/'))}/` : path
-    const companions = await findCompanions(model.directory, [own], [])
+    const baseFiles = await findBaseFiles(model.directory, [own], [])
     await writeTogether(
       out,
       async (folder) => {
-        for (const file of companions.files) await file.write(folder)
+        for (const file of baseFiles.files) await file.write(folder)
         for (const { path: name, pieces } of planned) await writePieces(folder, name, pieces, model.onnx)
       },
       true,

@@ -1,9 +1,9 @@
 // Runs without gradients: an evaluation, and what a task wants to know of the model before the first step.
 
 import type { Examples, OpenTask } from '../tasks/task.js'
-import type { EvaluationEvent, TrainEvents } from './report.js'
 import { EpochPlan, examplesOf, type MicroBatch, type PlanOptions, planEvaluation } from './rows/batches.js'
 import type { TrainingSessions } from './sessions.js'
+import type { EvaluationEvent, TrainEvents } from './train-report.js'
 
 export interface EvaluateParts {
   readonly open: OpenTask

@@ -5,7 +5,7 @@ import { type Directory, readLeniently } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { readChatTemplate, TEMPLATE_FILE } from '../peft/file-names.js'
-import { copyOf, findCompanions, isTokenizerFile, type OtherFile, textFile } from './companions.js'
+import { copyOf, findBaseFiles, isTokenizerFile, type ResultFile, textFile } from './base-files.js'
 import type { PlanInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
@@ -22,7 +22,7 @@ const TOKENIZER_CONFIG = 'tokenizer_config.json'
 const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
 /** `own` are files and folders (`onnx/`) of which the result has its own version. */
-export async function otherFiles(
+export async function resultFiles(
   { base: { directory }, adapters, sign, weightsOnly }: PlanInput,
   own: readonly string[],
   config: string | undefined,
@@ -32,7 +32,7 @@ export async function otherFiles(
   const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
   const { files, warnings, template } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
-  const found = await findCompanions(directory, own, changed)
+  const found = await findBaseFiles(directory, own, changed)
   // transformers.js reads a template from this file alone.
   const at = template === undefined ? -1 : found.files.findIndex(({ path }) => path === TOKENIZER_CONFIG)
   const settings = at < 0 ? undefined : await readLeniently(found.files[at].from ?? directory, TOKENIZER_CONFIG)
@@ -44,7 +44,7 @@ export async function otherFiles(
 
 /** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */
 async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], vocabulary: number | undefined) {
-  const files: OtherFile[] = []
+  const files: ResultFile[] = []
   const warnings: string[] = []
   const own = await tokensOf(base)
   const owners: { folder: Directory; tokens: Tokens }[] = []

@@ -3,7 +3,7 @@
 import type { Place } from '../base/bytes.js'
 import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
 import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
-import type { MergeFormat } from './report.js'
+import type { MergeFormat } from './merge-report.js'
 
 /** True for files that are no graph: pickles among them, which are refused. */
 export const isCheckpointFile = (file: string) => /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)

@@ -39,7 +39,7 @@ function isCompanion(path: string): boolean {
   return FILES.some((pattern) => pattern.test(path))
 }
 
-export interface OtherFile {
+export interface ResultFile {
   readonly path: string
   readonly byteLength: number
   /** The folder that it is copied from. */
@@ -53,11 +53,11 @@ export interface OtherFile {
  * Looks at the folder; nothing is copied. `own` are files and folders (`onnx/`) of which the result has its own
  * version. `leftOut` are the names of the other files, and of folders with a `/` at the end.
  */
-export async function findCompanions(
+export async function findBaseFiles(
   base: Directory,
   own: readonly string[],
-  changed: readonly OtherFile[],
-): Promise<{ files: OtherFile[]; leftOut: string[] }> {
+  changed: readonly ResultFile[],
+): Promise<{ files: ResultFile[]; leftOut: string[] }> {
   const names = await base.list()
   const takesPython = await hasModules(base)
   const copied: string[] = []
@@ -83,14 +83,14 @@ export async function findCompanions(
   return { files: files.sort((a, b) => (a.path < b.path ? -1 : 1)), leftOut: leftOut.sort() }
 }
 
-export async function copyOf(from: Directory, path: string): Promise<OtherFile> {
+export async function copyOf(from: Directory, path: string): Promise<ResultFile> {
   const source = await from.open(path)
   await source.close()
   const { byteLength, realPath } = source
   return { path, byteLength, from, realPath, write: (to) => copyFile(from, path, to) }
 }
 
-export function textFile(path: string, text: string): OtherFile {
+export function textFile(path: string, text: string): ResultFile {
   const bytes = new TextEncoder().encode(text)
   return { path, byteLength: bytes.byteLength, write: (to) => writeFile(to, path, bytes) }
 }
