@@ -7,6 +7,9 @@ import { ConfigError, RuntimeError } from '../base/errors.js'
 
 const CHRF_ORDERS = 6
 const CHRF_BETA_SQUARED = 4
+/** What Python's split() takes for a space: U+001C to U+001F too, and U+FEFF not. */
+const isSpace = (character: string) =>
+  /\p{White_Space}/u.test(character) || (character >= '\x1c' && character <= '\x1f')
 
 export interface TextCounts {
   readonly exact: number
@@ -50,7 +53,7 @@ function commonLength(a: readonly string[], b: readonly string[]): number {
 }
 
 function chrfCounts(text: string, wanted: string): Float64Array {
-  const [characters, wantedCharacters] = [text, wanted].map((text) => [...text.replace(/\s+/gu, '')])
+  const [characters, wantedCharacters] = [text, wanted].map((text) => [...text].filter((one) => !isSpace(one)))
   const counts = new Float64Array(3 * CHRF_ORDERS)
   for (let order = 1; order <= CHRF_ORDERS; order++) {
     const [ours, theirs] = [characters, wantedCharacters].map((characters) => ngrams(characters, order))

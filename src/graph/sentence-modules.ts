@@ -19,6 +19,8 @@ export interface SentenceModules {
   readonly others: readonly string[]
   /** Longer texts are cut to so many tokens; undefined: what the model takes. */
   readonly maxLength: number | undefined
+  /** What every text begins with: the prompt that the folder names as its default; '' for none. */
+  readonly prompt: string
 }
 
 const MODES: Readonly<Record<string, string>> = {
@@ -38,9 +40,16 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
   const path = typeof pooling?.path === 'string' && pooling.path !== '' ? pooling.path : '1_Pooling'
   const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
   const own = objectOf(await readJsonIfThere(directory, 'sentence_bert_config.json'))
-  const length = own.max_seq_length
+  const tokenizer = list === undefined ? {} : objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
+  // sentence-transformers 6 writes the limit there alone.
+  const length = own.max_seq_length ?? tokenizer.model_max_length
+  const settings = objectOf(await readJsonIfThere(directory, 'config_sentence_transformers.json'))
+  const named = objectOf(settings.prompts)[String(settings.default_prompt_name)]
+  const prompt = typeof named === 'string' ? named : ''
   return {
-    pooling: modeOf(config),
+    // Poolings that skip the prompt are known by no name, and refused.
+    pooling: config.include_prompt === false && prompt !== '' ? `${modeOf(config)} without the prompt` : modeOf(config),
+    prompt,
     normalize: modules.some((module) => typeOf(module) === 'Normalize'),
     others: modules.map(typeOf).filter((type) => !/^(Transformer|Pooling|Normalize|Dropout)$/.test(type)),
     maxLength: Number.isSafeInteger(length) && (length as number) > 1 ? (length as number) : undefined,

@@ -41,6 +41,15 @@ it('says that no record fits, and that there are none', async () => {
   expect([empty.code, empty.stderr]).toEqual([1, expect.stringContaining('There are no records in these files')])
 })
 
+it('says that nothing can be learned', async () => {
+  const question = { messages: [{ role: 'user', content: 'And?' }] }
+  const none = await lowrankHere('data', file('questions.jsonl', [question, question]))
+  expect([none.code, none.stderr]).toEqual([1, expect.stringContaining('no record has a target to learn from')])
+  const answer = { messages: [...question.messages, { role: 'assistant', content: 'So.' }] }
+  const some = await lowrankHere('data', file('chats.jsonl', [question, answer]))
+  expect([some.code, some.stderr]).toEqual([0, expect.stringContaining('1 of 2 records left out')])
+})
+
 it('lists every bad record, and shows the first 20', async () => {
   const bad = Array.from({ length: 23 }, (_, i) => (i % 2 === 0 ? '{"text": ' : { txt: i }))
   const path = file('bad.jsonl', [{ text: 'Good.' }, ...bad, { text: 'Good too.' }])

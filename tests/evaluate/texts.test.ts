@@ -24,6 +24,14 @@ it('gives ROUGE-L of rouge-score, chrF of sacrebleu, and exact matches', () => {
   expect(all.exactMatch).toBeCloseTo(1 / golden.texts.length, 12)
 })
 
+it('leaves out of chrF what Python’s split() takes for spaces', () => {
+  const spaces = '\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000'
+  expect(textMetrics([countTexts(`a${spaces}bc`, 'abc')]).chrF).toBe(100)
+  for (const other of ['\ufeff', '\u200b', '\x1b']) {
+    expect(textMetrics([countTexts(`a${other}bc`, 'abc')]).chrF).toBeLessThan(100)
+  }
+})
+
 it('gives accuracy, F1 and area under the curve of scikit-learn', () => {
   for (const { truth, logits, metrics } of golden.labels) {
     const targets = truth.map((id) => `label ${id}`)

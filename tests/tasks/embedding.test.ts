@@ -214,11 +214,24 @@ describe('session.embed', () => {
       'sentence_bert_config.json': json({ max_seq_length: 128 }),
     }
     const read = await readSentenceModules(new MemoryDirectory(files))
-    expect(read).toEqual({ pooling: 'cls', normalize: true, others: [], maxLength: 128 })
+    expect(read).toEqual({ pooling: 'cls', normalize: true, others: [], maxLength: 128, prompt: '' })
     const newer = new MemoryDirectory({ '1_Pooling/config.json': json({ pooling_mode: 'mean' }) })
     expect((await readSentenceModules(newer)).pooling).toBe('mean')
     const none = await readSentenceModules(new MemoryDirectory())
-    expect(none).toEqual({ pooling: 'mean', normalize: false, others: [], maxLength: undefined })
+    expect(none).toEqual({ pooling: 'mean', normalize: false, others: [], maxLength: undefined, prompt: '' })
+    const sixth = new MemoryDirectory({
+      ...files,
+      'sentence_bert_config.json': json({}),
+      'tokenizer_config.json': json({ model_max_length: 64 }),
+      'config_sentence_transformers.json': json({
+        prompts: { query: 'query: ', document: '' },
+        default_prompt_name: 'query',
+      }),
+    })
+    expect(await readSentenceModules(sixth)).toMatchObject({ maxLength: 64, prompt: 'query: ', pooling: 'cls' })
+    const skipping = json({ pooling_mode: 'mean', include_prompt: false })
+    sixth.files.set('1_Pooling/config.json', skipping)
+    expect((await readSentenceModules(sixth)).pooling).toBe('mean without the prompt')
     const two = json({ pooling_mode_cls_token: true, pooling_mode_mean_tokens: true })
     expect((await readSentenceModules(new MemoryDirectory({ '1_Pooling/config.json': two }))).pooling).toBe('mean+cls')
   })

@@ -61,7 +61,8 @@ export const data = defineCommand({
     for (const [note, count] of Object.entries(report.notes)) {
       warn(`${thousands(count)} of ${thousands(records)} records ${note}`)
     }
-    return invalid.length > 0 || records === 0 ? 1 : 0
+    if (records > 0 && report.learnable === 0) complain('problem', 'no record has a target to learn from')
+    return invalid.length > 0 || report.learnable === 0 ? 1 : 0
   },
 })
 

@@ -27,7 +27,8 @@ export async function embed(
   const graph = readGraph(model.onnx.proto)
   const pooling = options.pooling ?? poolingOf(sentence)
   const output = tokenVectors(graph)
-  const encoded = encodeAll(model, list, options.maxLength ?? sentence.maxLength)
+  const prompted = sentence.prompt === '' ? list : list.map((text) => sentence.prompt + text)
+  const encoded = encodeAll(model, prompted, options.maxLength ?? sentence.maxLength)
   const vectors: Float32Array[] = Array(list.length)
   for await (const batch of textBatches(model, graph, encoded, options)) {
     const { [output]: tokens } = await session.runGraph(undefined, batch.feeds, mixes, [output])

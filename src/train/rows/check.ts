@@ -38,6 +38,8 @@ export interface DataReport {
   readonly task: string
   /** Records that can be read, without those of `evalData`. */
   readonly records: number
+  /** Records with a target to learn from; without a model, chats without an answer are the ones that have none. */
+  readonly learnable: number
   /** The fields of records, joined by commas, and how many have them; the most frequent first, at most 100. */
   readonly fields: Readonly<Record<string, number>>
   readonly lengths: LengthReport | null
@@ -96,6 +98,7 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
     task: (training.task ?? (await (options.task === undefined ? taskOfRow(undefined, model) : loadTask(options.task))))
       .name,
     records: training.count,
+    learnable: training.learnable,
     fields: mostFrequent(training.forms),
     lengths: lengthsOf(training.lengths, model === undefined ? 'characters' : 'tokens'),
     labels: training.labels.size === 0 ? null : mostFrequent(training.labels),
@@ -111,6 +114,7 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
 class Records {
   task: Task | undefined
   count = 0
+  learnable = 0
   readonly hashes: number[] = []
   readonly forms = new Map<string, number>()
   readonly labels = new Map<string, number>()
@@ -153,10 +157,17 @@ class Records {
     }
   }
 
+  #takeUnlearned(): void {
+    this.learnable--
+    countOne(this.notes, 'left out, because they have no target')
+  }
+
   /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
     const hash = this.#hash.of(row)
     this.count++
+    this.learnable++
+    if (length === undefined && isUnanswered(row)) this.#takeUnlearned()
     this.onRecord(hash, where)
     this.hashes.push(hash)
     countOne(this.lengths, rounded(length ?? this.#hash.characters))
@@ -170,7 +181,7 @@ class Records {
     const { encoded } = await encodeRow(task, row, where, context)
     const { examples, isTruncated, notes = [] } = encoded
     if (isTruncated) countOne(this.notes, `cut to ${context.maxLength} tokens`)
-    if (examples.length === 0) countOne(this.notes, 'left out, because they have no target')
+    if (examples.length === 0) this.#takeUnlearned()
     for (const note of notes) countOne(this.notes, note)
     if (task.tokens === undefined) {
       if (this.preview > 0) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
@@ -188,6 +199,11 @@ class Records {
     }
     return length
   }
+}
+
+function isUnanswered(row: unknown): boolean {
+  if (!isObject(row) || !Array.isArray(row.messages)) return false
+  return !row.messages.some((message) => isObject(message) && message.role === 'assistant')
 }
 
 /** Hashes records one after the other: a new object for each would be work for the garbage collector. */
