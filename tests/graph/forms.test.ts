@@ -15,6 +15,7 @@ import {
   formAdapter,
   formNumbers,
   GOLDEN_FORMS,
+  INTEGER_TOLERANCE,
   isHalf,
   openForm,
   quantizesInputs,
@@ -56,7 +57,7 @@ describe.each(GOLDEN_FORMS)('%s', (name) => {
     const feeds = feedsOfForm(name, numbers)
     const [base, adapted] = [await session.run(feeds), await session.run(feeds, { adapter: 'one' })]
     // ONNX Runtime computes DequantizeLinear → MatMul with 8-bit inputs, unless a session forbids it.
-    const tolerance = isHalf(name) || name.startsWith('qdq') ? 1e-2 : quantizesInputs(name) ? 5e-3 : 1e-5
+    const tolerance = isHalf(name) || name.startsWith('qdq') ? 1e-2 : quantizesInputs(name) ? INTEGER_TOLERANCE : 1e-5
     expect(deviation(floatsOfOutput(base.y), dataOf(numbers, 'y'))).toBeLessThan(tolerance)
     expect(deviation(floatsOfOutput(adapted.y), dataOf(numbers, 'adapted'))).toBeLessThan(tolerance)
     expect(deviation(floatsOfOutput(adapted.y), dataOf(numbers, 'y'))).toBeGreaterThan(0.1)

@@ -17,6 +17,7 @@ import {
   formAdapter,
   formNumbers,
   GOLDEN_FORMS,
+  INTEGER_TOLERANCE,
   isHalf,
   openForm,
   quantizesInputs,
@@ -113,7 +114,7 @@ describe.each(GOLDEN_FORMS)('training through %s', (name) => {
   it('gives PyTorch’s gradients on the weights that the integers stand for', async () => {
     const numbers = await formNumbers(name)
     const { gradients, loss } = await gradientsOf(name, numbers)
-    const tolerance = quantizesInputs(name) ? 5e-3 : isHalf(name) ? 2e-3 : 1e-5
+    const tolerance = quantizesInputs(name) ? INTEGER_TOLERANCE : isHalf(name) ? 2e-3 : 1e-5
     for (const [parameter, gradient] of gradients) {
       expect(deviation(gradient, dataOf(numbers, `${parameter}.gradient`)), parameter).toBeLessThan(tolerance)
     }
