@@ -21,7 +21,7 @@ export interface SoundExample extends Labeled {
   readonly values: Float32Array
 }
 
-/** PEFT has no task_type for sounds: its model for none takes all inputs. */
+/** PEFT has no task_type for sounds; its model without a type takes any inputs. */
 export const audioClassification: Task<SoundExample, SoundExample, LabelOptions> = {
   name: 'audio-classification',
   peftType: undefined,

@@ -1,6 +1,5 @@
-// Causal language modeling: each token is predicted from those before it. Every token of a text is a target; of a
-// prompt and its completion those of the completion, of a chat those that the assistant writes. The loss is the
-// cross-entropy in nats per target.
+// Causal language modeling: predict each token from the tokens before it. The targets are all tokens of a text, the
+// completion of a prompt, or the assistant's turns of a chat. The loss is the cross-entropy in nats per target.
 
 import { ConfigError, DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { inputFamily } from '../graph/inputs/family.js'
@@ -144,7 +143,7 @@ function encode(record: PicturedRecord, context: EncodeContext): Encoded<Picture
       const { question, answer, system, where } = record
       const template = context.chatTemplate()
       if (template !== undefined) return encodeTurns(chatOf(question, answer, system), template, context, where)
-      return encodePair(`${system === undefined ? '' : `${system}\n\n`}${question}\n`, answer, context)
+      return encodePair(plainQuestion(question, system), answer, context)
     }
     case 'chat': {
       const template = context.chatTemplate()
@@ -171,8 +170,8 @@ function questionOf(record: PicturedRecord, context: EncodeContext): Question | 
     case 'answer': {
       const { question, answer, system } = record
       const { messages } = chatOf(question, answer, system)
-      const prompt = `${system === undefined ? '' : `${system}\n\n`}${question}\n`
-      return { prompt: context.chatTemplate() === undefined ? prompt : messages.slice(0, -1), answer }
+      const hasTemplate = context.chatTemplate() !== undefined
+      return { prompt: hasTemplate ? messages.slice(0, -1) : plainQuestion(question, system), answer }
     }
     case 'chat': {
       const { messages } = record.chat
@@ -181,6 +180,10 @@ function questionOf(record: PicturedRecord, context: EncodeContext): Question | 
       return { prompt: messages.slice(0, -1), answer: content, images: record.images }
     }
   }
+}
+
+function plainQuestion(question: string, system: string | undefined): string {
+  return `${system === undefined ? '' : `${system}\n\n`}${question}\n`
 }
 
 function encodePair(prompt: string, completion: string, { model, maxLength }: EncodeContext): Encoded<Example> {
@@ -211,7 +214,7 @@ function encodeTurns(
   return { examples, isTruncated: isShortened || lostAnswers > 0, notes }
 }
 
-/** PEFT's class for the task loads a language model alone. */
+/** PEFT's class for this task loads a language model without its vision encoder. */
 const OF_PICTURES: TaskUse = {
   pipeline: 'image-text-to-text',
   autoClass: 'AutoModelForImageTextToText',
@@ -290,7 +293,7 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
   }
 }
 
-/** Which record each token is of, from 1 on, and its place there; what fills up is record 0. */
+/** Numbers each token's record from 1 and its position within it. Padding is record 0. */
 function recordsOf(examples: readonly (Example & Partial<PackedExample>)[], length: number) {
   const records = new Int32Array(examples.length * length)
   const positionIds = new Int32Array(examples.length * length)
@@ -305,7 +308,7 @@ function recordsOf(examples: readonly (Example & Partial<PackedExample>)[], leng
   return { records, positionIds }
 }
 
-/** Position i predicts label i + 1 of its row. `labels`: (rows, length). */
+/** Feeds the rows that have a target: position i predicts label i + 1 of its row. `labels`: (rows, length). */
 export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   const rows: number[] = []
   const targets: number[] = []
@@ -319,7 +322,7 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   return rowFeeds(rows, targets)
 }
 
-/** `times`: how many times as many sequences as the probe has were measured. */
+/** `times`: sequences that were measured for each sequence of the probe. */
 export function checkAllTokens(shape: ProbedShape | undefined, { batches }: TokenProbe, times = 1): void {
   const counts = [shape?.dims[0], shape?.other[0]]
   if (batches.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return

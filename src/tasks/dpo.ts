@@ -1,6 +1,6 @@
-// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the model learns
-// to give the better one more probability, and the other one less, compared with the model before training. The loss is
-// −ln σ(β·margin), the mean over the pairs.
+// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): the model learns to make the better of two
+// answers to a prompt more probable than before training, and the worse less. The loss is −ln σ(β·margin), averaged
+// over the pairs.
 
 import { DataError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'
@@ -18,7 +18,7 @@ import { meansOf } from './metrics.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
 import { columnFeed, SIDES, type Two, TwoAnswers } from './two-answers.js'
 
-/** A tokenized row: each answer behind its prompt. The tokens of the answer are the labels. */
+/** A tokenized row: the prompt with each answer. The labels are the answer's tokens. */
 export interface AnswerExample {
   readonly chosen: Example
   readonly rejected: Example
@@ -28,7 +28,8 @@ export interface AnswerExample {
 /** How preferences are trained. */
 export interface DpoOptions {
   /**
-   * How strongly the model is held to what it was before: rewards are this times a difference of ln(probability).
+   * How strongly the model is held near its state before training: a reward is beta times the change of
+   * ln(probability).
    * @range a finite number above 0
    * @default 0.1
    */
@@ -63,16 +64,16 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   encode({ chosen, rejected, where }, context) {
     const encoded = [chosen, rejected].map((record) => encodeAnswer(record, context, where))
     const sides = encoded.flatMap(({ examples }) => examples)
-    const notes = [...new Set(encoded.flatMap((one) => one.notes ?? []))]
+    const notes = [...new Set(encoded.flatMap((answer) => answer.notes ?? []))]
     if (sides.length < SIDES) return { examples: [], isTruncated: false, notes }
     const { maxLength } = context
-    const [own, other] = countedAfter(chosen, sides, context).map((side) => cutTo(side, maxLength))
+    const [better, worse] = countedAfter(chosen, sides, context).map((side) => cutTo(side, maxLength))
     const isTruncated = sides.some(({ inputIds }) => inputIds.length > maxLength)
-    const { length } = own.inputIds
-    const areEqual = length === other.inputIds.length && commonLength(own.inputIds, other.inputIds) === length
+    const { length } = better.inputIds
+    const areEqual = length === worse.inputIds.length && commonLength(better.inputIds, worse.inputIds) === length
     if (areEqual) notes.push('have two answers that are the same, and are left out')
-    const isUseless = [own, other].some(({ labels }) => countTargets(labels) === 0) || areEqual
-    return { examples: isUseless ? [] : [{ chosen: own, rejected: other }], isTruncated, notes }
+    const isUseless = [better, worse].some(({ labels }) => countTargets(labels) === 0) || areEqual
+    return { examples: isUseless ? [] : [{ chosen: better, rejected: worse }], isTruncated, notes }
   },
 
   tokens({ chosen, rejected }) {
@@ -84,7 +85,7 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   open: (model, _, options = {}) => new Dpo(model, options),
 }
 
-/** There is no example where the answer has no token. */
+/** Encodes a prompt with an answer of one message, uncut. Gives no example if the answer has no token. */
 export function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: string): Encoded<Example> {
   const encoded = causalLm.encode(record, { ...context, maxLength: Number.POSITIVE_INFINITY })
   const { examples } = encoded
@@ -98,7 +99,7 @@ export function encodeAnswer(record: ParsedRecord, context: EncodeContext, where
   })
 }
 
-/** A token at the edge of prompt and answer can be of both, and then belongs to both answers, as in TRL. */
+/** Labels the tokens after the shared prompt. A token that spans prompt and answer counts as answer, as in TRL. */
 export function countedAfter(
   record: ParsedRecord,
   sides: readonly Example[],
@@ -131,7 +132,7 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
     const [chosen, rejected] = this.losses(graph)
     const reference = graph.input(REFERENCE, DataType.FLOAT, ['pairs', 1])
     const margin = g.mul(g.sub(g.sub(rejected, chosen), reference), g.float(this.#beta))
-    // −ln σ(m) = softplus(−m), and −ln σ(−m) is larger by m: cDPO is (1 − ε) of the one and ε of the other.
+    // cDPO: (1 − ε)·(−ln σ(m)) + ε·(−ln σ(−m)) = softplus(−m) + ε·m
     const certain = g.op('Softplus', [g.op('Neg', [margin])])
     const each = this.#smoothing === 0 ? certain : g.add(certain, g.mul(margin, g.float(this.#smoothing)))
     return g.reduceSum(each, [0, 1], 0)
@@ -172,8 +173,8 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
 }
 
 /**
- * A row of data: each answer with its prompt. TRL's data sets have several forms: the prompt is a field of its own, or
- * both answers begin with it; and all of them are texts, or messages of a chat.
+ * A row of data: each answer with its prompt. As in TRL's data sets, the prompt is a separate field or both answers
+ * begin with it, and prompt and answers are texts or messages of a chat.
  */
 export interface AnswerPair {
   readonly chosen: ParsedRecord
@@ -224,7 +225,10 @@ function textsOf({ prompt, chosen, rejected }: Fields, where: string): ParsedRec
   })
 }
 
-/** A space before the place belongs to the answers. Of equal texts, the last letter is the answer, as in TRL. */
+/**
+ * Counts the characters that both texts begin with. A space at the end belongs to the answers, and if the texts are
+ * equal, so does the last letter, as in TRL.
+ */
 function sharedText([a, b]: readonly string[]): number {
   const length = Math.min(commonLength(a, b), a.length - 1, b.length - 1)
   if (a[length] !== b[length] && a[length - 1] === ' ') return length - 1

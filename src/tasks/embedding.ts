@@ -1,7 +1,8 @@
-// Embedding: one vector for a text, so that texts of like meaning have like vectors. What lies between the encoder and
-// the vector is the model's own pooling. The loss is over the vectors of a whole step, which takes two passes.
+// Embedding: one vector for each text, so that texts with similar meanings have similar vectors, pooled as the model
+// does it. The loss compares all vectors of a step, so a step takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
@@ -19,7 +20,7 @@ import { type EncodedTexts, encoderFeeds, encodeTexts, predictedRows, tokenProbe
 
 /** A row of data. */
 export interface RelatedTexts {
-  /** A text, its partner, and perhaps a text that is none. */
+  /** A text, its partner, and perhaps a negative. */
   readonly texts: readonly string[]
   /** How alike a pair is, from −1 to 1. */
   readonly score: number | undefined
@@ -33,7 +34,7 @@ export interface RelatedExample {
 
 /** How an embedding is trained. */
 export interface EmbeddingOptions {
-  /** Default: cosine where rows have scores, else in-batch. */
+  /** Default: cosine if rows have scores, else in-batch. */
   readonly loss?: 'in-batch' | 'cosine' | 'triplet' | undefined
   /**
    * Divisor of the cosines in the loss in-batch.
@@ -109,7 +110,7 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
 }
 
 function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
-  const record = (typeof row === 'object' && row !== null ? row : {}) as Record<string, unknown>
+  const record = isObject(row) ? row : {}
   const refuse = (what: string, got: string) =>
     new DataError({
       where,
@@ -191,9 +192,9 @@ class Embedding implements OpenTask<RelatedExample> {
     let from = 0
     const feeds = runs.map((run): Feeds => {
       const count = run.examples.length
-      const own = gradients.map((gradient) => gradient.subarray(from * width, (from + count) * width))
+      const ofRun = gradients.map((gradient) => gradient.subarray(from * width, (from + count) * width))
       from += count
-      return { [GRADIENT]: { type: 'float32', data: joinedUp(own), dims: [this.rowsOfExample * count, width] } }
+      return { [GRADIENT]: { type: 'float32', data: joinedUp(ofRun), dims: [this.rowsOfExample * count, width] } }
     })
     return { loss, feeds }
   }
@@ -247,7 +248,7 @@ function scoresOf(examples: readonly RelatedExample[]): number[] {
   return examples.map(({ score }) => score!)
 }
 
-/** Tells whether a candidate is the same text as the partner that is looked for, or as the text itself. */
+/** Returns a test of whether a candidate equals the text or its partner. */
 function sameTexts(examples: readonly RelatedExample[]): (text: number, candidate: number) => boolean {
   const key = ({ inputIds }: RelatedExample['texts'][number]) => inputIds.join()
   const texts = examples.map(({ texts: [first] }) => key(first))
@@ -259,22 +260,22 @@ function sameTexts(examples: readonly RelatedExample[]): (text: number, candidat
   return (text, candidate) => candidates[candidate] === partners[text] || candidates[candidate] === texts[text]
 }
 
-/** Vectors of n texts, row-major (n, k). */
+/** Vectors of n texts: (n, width). */
 interface Vectors {
   readonly data: Float32Array
   readonly width: number
 }
 
 /**
- * A loss over the vectors of a whole step, with its gradient by each vector. It is computed here and not in the graph,
- * because a vector is held against those of all other runs of the step (GradCache: Gao et al. 2021, arXiv 2101.06983).
+ * A loss over all vectors of a step, with its gradient for each vector. It is computed outside the graph because it
+ * compares vectors of different runs (GradCache: Gao et al. 2021, arXiv 2101.06983).
  */
 interface VectorLoss {
   readonly loss: number
   readonly gradients: Float32Array[]
 }
 
-/** Vectors scaled to length 1, in f64, with what a gradient by them has to pass. */
+/** Vectors scaled to length 1, in f64, and the gradient of this scaling. */
 class Directions {
   readonly count: number
   readonly width: number
@@ -295,21 +296,21 @@ class Directions {
     }
   }
 
-  /** cos of row i and row j of another. */
-  cosine(i: number, other: Directions, j: number): number {
+  /** cos(row i, row j of `vectors`) */
+  cosine(i: number, vectors: Directions, j: number): number {
     const { width } = this
     let sum = 0
-    for (let k = 0; k < width; k++) sum += this.values[i * width + k] * other.values[j * width + k]
+    for (let k = 0; k < width; k++) sum += this.values[i * width + k] * vectors.values[j * width + k]
     return sum
   }
 
-  /** gradient += scale · row j of another */
-  add(gradient: Float64Array, i: number, other: Directions, j: number, scale: number): void {
+  /** Row i of `gradient` += scale · row j of `vectors`. */
+  add(gradient: Float64Array, i: number, vectors: Directions, j: number, scale: number): void {
     const { width } = this
-    for (let k = 0; k < width; k++) gradient[i * width + k] += scale * other.values[j * width + k]
+    for (let k = 0; k < width; k++) gradient[i * width + k] += scale * vectors.values[j * width + k]
   }
 
-  /** The gradient by the vectors themselves: (g − (g·u)·u) / ‖v‖ */
+  /** The gradient for the unscaled vectors: (g − (g·u)·u) / ‖v‖ */
   backward(gradient: Float64Array): Float32Array {
     const { width, values } = this
     const result = new Float32Array(gradient.length)
@@ -323,11 +324,11 @@ class Directions {
 }
 
 /**
- * Each text has to find its partner among those of all examples, and among the negatives: cross-entropy of cos /
+ * Makes each text find its partner among the partners of all examples and the negatives: cross-entropy of cos /
  * temperature, as MultipleNegativesRankingLoss of sentence-transformers (scale = 1 / temperature).
  *
- * @param groups texts, partners, and negatives where there are some; each (n, k)
- * @param isSame whether a candidate is a second copy of what the text has to find, or of itself: it is no negative
+ * @param groups texts, partners and possibly negatives; each (n, k)
+ * @param isSame whether a candidate is a copy of the text or of its partner, and so does not count as a negative
  */
 export function inBatchLoss(
   groups: readonly Vectors[],
@@ -361,7 +362,7 @@ export function inBatchLoss(
   return { loss, gradients: [texts, ...candidates].map((group, g) => group.backward(gradients[g])) }
 }
 
-/** CosineSimilarityLoss of sentence-transformers: the mean of (cos − score)². `scores`: one a pair. */
+/** CosineSimilarityLoss of sentence-transformers: the mean of (cos − score)² over the pairs. */
 function cosineLoss([first, second]: readonly Vectors[], scores: readonly number[]): VectorLoss {
   const [a, b] = [new Directions(first), new Directions(second)]
   const gradients = [new Float64Array(first.data.length), new Float64Array(second.data.length)]

@@ -7,7 +7,7 @@ export const FEATURES_FIELD = 'input_features'
 export const HEAR =
   'Sounds are read as input_features: compute them with the processor of transformers.js (AutoProcessor), as for its own models'
 
-/** Reads features: lists in a list, or one list. Throws DataError for what are no finite numbers. */
+/** Reads features: a list of lists, or one flat list. Throws DataError unless all are finite numbers. */
 export function featuresOf(value: unknown, where: string): Float32Array {
   const isList = Array.isArray(value) || value instanceof Float32Array || value instanceof Float64Array
   const rows = isList ? Array.from(value as ArrayLike<number | ArrayLike<number>>) : []

@@ -1,4 +1,5 @@
-// Image classification: a label, several, or a number for a picture. Pictures are kept as bytes in the model's size.
+// Image classification: a label, several, or a number for a picture. Examples hold pictures as bytes in the model's
+// size.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -27,7 +28,7 @@ export interface ImageExample extends Labeled {
   readonly pixels: Uint8Array
 }
 
-/** PEFT has no task_type for pictures: its model for none takes all inputs. */
+/** PEFT has no task_type for pictures; its model without a type takes any inputs. */
 export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions> = {
   name: 'image-classification',
   peftType: undefined,
@@ -75,7 +76,7 @@ export function processorOf({ preprocessorConfig, config }: Model): ImageProcess
   return imageProcessor(preprocessorConfig, config.image_size)
 }
 
-/** The pixels of pictures that have been fitted to the model's size. */
+/** Feeds pictures that already have the model's size. */
 export function pictureFeeds(processor: ImageProcessor, pictures: readonly Uint8Array[]): Feeds {
   const { width, height } = processor
   const size = 3 * width * height

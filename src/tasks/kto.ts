@@ -1,6 +1,6 @@
-// Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): from single answers that are wanted or not,
-// the model learns to give those more or less probability than the model before training gave. The loss of an answer is
-// weight·(1 − σ(±β·(log ratio − KL))), and KL comes from answers that belong to other prompts of the batch.
+// Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): from single answers marked as wanted or
+// unwanted, the model learns to make them more or less probable than before training. The loss of an answer is
+// weight·(1 − σ(±β·(log ratio − KL))); the KL is estimated from answers paired with the wrong prompt of the batch.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -25,13 +25,14 @@ export interface JudgedRow {
   readonly where: string
 }
 
-/** A tokenized row. The tokens of the answer are the labels. */
+/** A tokenized row. The labels are the answer's tokens. */
 export interface JudgedExample {
-  readonly own: Example
+  /** The prompt with its answer. */
+  readonly text: Example
   readonly isWanted: boolean
-  /** All tokens of the answer, also those that are cut off behind its own prompt. */
+  /** All tokens of the answer, even if `text` is cut before its end. */
   readonly answer: Int32Array
-  /** Most tokens of a prompt with another answer. */
+  /** Most tokens of this prompt with a neighbor's answer. */
   readonly limit: number
   readonly before?: Two
 }
@@ -39,20 +40,20 @@ export interface JudgedExample {
 /** How wanted and unwanted answers are trained. */
 export interface KtoOptions extends Pick<DpoOptions, 'beta'> {
   /**
-   * Weight of the answers that are wanted.
+   * Weight of wanted answers in the loss.
    * @range a finite number above 0
    * @default 1
    */
   readonly desirableWeight?: number | undefined
   /**
-   * Weight of the answers that are not.
+   * Weight of unwanted answers in the loss.
    * @range a finite number above 0
    * @default 1
    */
   readonly undesirableWeight?: number | undefined
 }
 
-/** For each answer: ln(probability) with its own and another prompt before, +1 or −1, and its weight. */
+/** Inputs per example: ln(probability) before training of the answer and of the mismatched one, ±1, and the weight. */
 const OWN_BEFORE = 'loss/own_before'
 const OTHER_BEFORE = 'loss/other_before'
 const SIGN = 'loss/sign'
@@ -61,8 +62,8 @@ const WEIGHT = 'loss/weight'
 interface Judgement {
   readonly reward: number
   readonly isWanted: boolean
-  /** ln(probability) of the other answer, minus the same before. */
-  readonly other: number
+  /** Change of ln(probability) of the mismatched answer since before training. */
+  readonly mismatched: number
 }
 
 export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
@@ -98,16 +99,16 @@ export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
     const { maxLength } = context
     const sides = examples.length === 0 ? [] : countedAfter(record, examples, context)
     const all = sides.map((side) => {
-      return { own: cutTo(side, maxLength), isWanted, answer: side.inputIds.slice(startOf(side)), limit: maxLength }
+      return { text: cutTo(side, maxLength), isWanted, answer: side.inputIds.slice(startOf(side)), limit: maxLength }
     })
     return {
-      examples: all.filter(({ own }) => countTargets(own.labels) > 0),
+      examples: all.filter(({ text }) => countTargets(text.labels) > 0),
       isTruncated: sides.some(({ inputIds }) => inputIds.length > maxLength),
       ...(notes && { notes }),
     }
   },
 
-  tokens: ({ own: { inputIds, labels }, isWanted }) => ({
+  tokens: ({ text: { inputIds, labels }, isWanted }) => ({
     ids: inputIds,
     counts: (i) => labels[i] !== IGNORED,
     label: String(isWanted),
@@ -131,36 +132,36 @@ class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
   forward(graph: ObjectiveGraph): Value {
     const { g } = graph
     const input = (name: string) => graph.input(name, DataType.FLOAT, ['answers', 1])
-    const [own, other] = this.losses(graph)
-    const drift = g.op('ReduceMean', [g.sub(g.op('Neg', [other]), input(OTHER_BEFORE))], { keepdims: 1 })
+    const [matched, mismatched] = this.losses(graph)
+    const drift = g.op('ReduceMean', [g.sub(g.op('Neg', [mismatched]), input(OTHER_BEFORE))], { keepdims: 1 })
     const kl = g.op('Relu', [drift])
-    // The estimate of KL is a number, as in the paper: no gradient flows through it.
+    // As in the paper, no gradient flows through the estimate of KL.
     graph.customGradients.set(kl, { inputs: [], rule: () => [] })
-    const ratio = g.sub(g.op('Neg', [own]), input(OWN_BEFORE))
+    const ratio = g.sub(g.op('Neg', [matched]), input(OWN_BEFORE))
     const gain = g.mul(g.mul(g.sub(ratio, kl), input(SIGN)), g.float(this.#beta))
     return g.reduceSum(g.mul(g.op('Sigmoid', [g.op('Neg', [gain])]), input(WEIGHT)), [0, 1], 0)
   }
 
-  cost({ own }: JudgedExample): number {
-    return own.inputIds.length
+  cost({ text }: JudgedExample): number {
+    return text.inputIds.length
   }
 
   collate(examples: readonly JudgedExample[], length: number): Feeds {
     const others = examples.map((example, i) => withAnswerOf(example, examples.at(i - 1)!))
-    const sides = [...examples.map(({ own }) => own), ...others]
+    const sides = [...examples.map(({ text }) => text), ...others]
     const width = roundUp(Math.max(length, ...others.map(({ inputIds }) => inputIds.length)))
-    const own = Math.min(width, Math.max(length, this.model.contextLength ?? width))
+    const rowLength = Math.min(width, Math.max(length, this.model.contextLength ?? width))
     const judged = examples.map((example) => ({
       sign: example.isWanted ? 1 : -1,
       weight: this.#weights[example.isWanted ? 0 : 1],
       before: this.before(example),
     }))
-    return { ...this.sideFeeds(sides, own), ...judgedFeeds(judged) }
+    return { ...this.sideFeeds(sides, rowLength), ...judgedFeeds(judged) }
   }
 
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): Judgement[] {
-    return this.changes(outputs, examples).map(([own, other], i): Judgement => {
-      return { reward: this.#beta * own, isWanted: examples[i].isWanted, other }
+    return this.changes(outputs, examples).map(([matched, mismatched], i): Judgement => {
+      return { reward: this.#beta * matched, isWanted: examples[i].isWanted, mismatched }
     })
   }
 
@@ -168,7 +169,7 @@ class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
     const all = predictions as readonly Judgement[]
     const rewards = (wanted: boolean) => all.filter(({ isWanted }) => isWanted === wanted).map(({ reward }) => reward)
     const means = meansOf({ 'rewards/chosen': rewards(true), 'rewards/rejected': rewards(false) })
-    const { kl } = meansOf({ kl: all.map(({ other }) => other) })
+    const { kl } = meansOf({ kl: all.map(({ mismatched }) => mismatched) })
     return { ...means, 'rewards/margins': means['rewards/chosen'] - means['rewards/rejected'], kl: Math.max(0, kl) }
   }
 }
@@ -177,9 +178,9 @@ function startOf({ labels }: Example): number {
   return labels.findIndex((label) => label !== IGNORED)
 }
 
-function withAnswerOf({ own, limit }: JudgedExample, { answer }: JudgedExample): Example {
-  const start = startOf(own)
-  const inputIds = Int32Array.from([...own.inputIds.subarray(0, start), ...answer]).slice(0, limit)
+function withAnswerOf({ text, limit }: JudgedExample, { answer }: JudgedExample): Example {
+  const start = startOf(text)
+  const inputIds = Int32Array.from([...text.inputIds.subarray(0, start), ...answer]).slice(0, limit)
   return { inputIds, labels: inputIds.slice().fill(IGNORED, 0, start) }
 }
 
@@ -190,7 +191,7 @@ interface JudgedFeed {
 }
 
 function judgedFeeds(judged: readonly JudgedFeed[]): Feeds {
-  const column = (value: (one: JudgedFeed) => number) => columnFeed(judged.map(value))
+  const column = (value: (feed: JudgedFeed) => number) => columnFeed(judged.map(value))
   return {
     [OWN_BEFORE]: column(({ before }) => before[0]),
     [OTHER_BEFORE]: column(({ before }) => before[1]),

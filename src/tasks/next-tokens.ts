@@ -1,4 +1,4 @@
-// Shared code of the tasks that predict tokens: the rows of the logits that have a target, and the loss over them.
+// What tasks that predict tokens share: choosing the logits that have a target, and the loss over them.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { checkWidth } from '../graph/match/continues.js'
@@ -10,7 +10,7 @@ import type { Value } from '../graph/view/builder.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { ownLength, predictedRows } from './token-batch.js'
 
-/** Graph inputs of the loss: rows with a target int64 (m), [row, target] int64 (m, 2). */
+/** Graph inputs of the loss: the rows that have a target, int64 (m), and [row, target], int64 (m, 2). */
 const ROWS = 'loss/rows'
 const TARGETS = 'loss/targets'
 
@@ -24,7 +24,7 @@ export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targe
   return { choice: graph.chooseRows(logitsName(graph), rows), targets }
 }
 
-/** @param rows numbers of rows, counted over all sequences; `targets` has a token for each */
+/** @param rows row numbers, counted over all sequences; `targets` has a token for each */
 export function rowFeeds(rows: readonly number[], targets: readonly number[]): Feeds {
   const pairs = targets.flatMap((target, row) => [row, target])
   return {
@@ -33,25 +33,25 @@ export function rowFeeds(rows: readonly number[], targets: readonly number[]): F
   }
 }
 
-/** All targets at the first row: it is there in models that compute logits of the last tokens alone, too. */
+/** Puts all targets at the first row, which also models have that compute only the last token's logits. */
 export function probeTargets(count: number): Feeds {
   return rowFeeds(Array(count).fill(0), Array(count).fill(0))
 }
 
-/** Counted over the targets of a text: how many, how many right by the highest logit, and the sum of their losses. */
+/** Over the targets of a text: their number, how many have the highest logit, and the sum of their losses. */
 export interface TokenCounts {
   readonly loss: number
   readonly correct: number
   readonly targets: number
 }
 
-/** The parts of a task that writes texts which do not depend on its inputs. */
+/** Loss, predictions and metrics of a task that writes texts, whatever it reads. */
 export abstract class NextTokens<Example> {
   constructor(protected readonly model: Model) {}
 
   protected abstract targetsOf(example: Example): Int32Array
 
-  /** Gives out, for each row, the token of the highest logit and the loss. */
+  /** Predicts, for each row, the token with the highest logit and the loss. */
   forward(graph: ObjectiveGraph): Value {
     const { g } = graph
     const { choice, targets } = chooseTargets(graph)
@@ -79,9 +79,9 @@ export abstract class NextTokens<Example> {
       const targets = this.targetsOf(example)
       let [correct, loss] = [0, 0]
       for (const target of targets) {
-        const [token, own] = found[at++]
+        const [token, tokenLoss] = found[at++]
         if (token === target) correct++
-        loss += own
+        loss += tokenLoss
       }
       return { correct, targets: targets.length, loss }
     })

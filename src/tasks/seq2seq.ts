@@ -1,5 +1,5 @@
-// Encoder-decoders: the encoder reads a whole text, and the decoder learns to write another one for it. Every token of
-// the target counts, its end included. The loss is the cross-entropy in nats per token.
+// Encoder-decoders: the encoder reads a text or a sound, and the decoder learns to write the target. Every token of the
+// target counts, including the one that ends it. The loss is the cross-entropy in nats per token.
 
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -29,9 +29,9 @@ import {
 
 /** A tokenized row. */
 export interface Seq2SeqExample {
-  /** Input of the encoder: tokens, or the (bands, times) of a sound. */
+  /** Input of the encoder: tokens, or a sound (bands, times). */
   readonly source: Int32Array | Float32Array
-  /** Output of the decoder: the token that ends a text is the last one. */
+  /** Output of the decoder, with the token that ends a text. */
   readonly target: Int32Array
 }
 
@@ -103,15 +103,15 @@ function encodeSource({ source, where }: TextPair, { model, maxLength }: EncodeC
   return { source: checkSize(source.values, size as readonly [number, number], where), isCut: false }
 }
 
-/** The token that ends a text stands there once, and the one that the decoder begins with is left out. */
+/** Encodes the target with one end token, and without the token that the decoder begins with. */
 function encodeTarget({ target: text, where }: TextPair, { model, maxLength, isLimited }: EncodeContext) {
   const tokenizer = requireTokenizer(model)
   const eosTokenId = eosOf(model)
   const start = startToken(model)
   const encode = (length: number) => {
     const { ids } = tokenizer.encodeTexts(text, undefined, length)
-    const own = ids[0] === start ? ids.slice(1) : ids
-    return own.at(-1) === eosTokenId ? own : [...own, eosTokenId]
+    const written = ids[0] === start ? ids.slice(1) : ids
+    return written.at(-1) === eosTokenId ? written : [...written, eosTokenId]
   }
   const ids = encode(Number.POSITIVE_INFINITY)
   checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
@@ -150,8 +150,7 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
     this.#inputs = joinedInputs(readGraph(model.onnx.proto))
     this.#start = startToken(model)
     const { features } = this.#inputs
-    // PEFT's class feeds input_ids to the model, which sounds are none of:
-    // https://github.com/huggingface/peft/issues/1988
+    // PEFT's class passes input_ids even to a model of sounds: https://github.com/huggingface/peft/issues/1988
     this.plainUse =
       features === undefined
         ? undefined
@@ -171,7 +170,7 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
     return (source instanceof Int32Array ? source.length : 0) + target.length
   }
 
-  /** Both sides have a length of their own: `length` is that of both together. */
+  /** Ignores `length`, which covers source and target together: each side is padded to its own length. */
   collate(examples: readonly Seq2SeqExample[]): Feeds {
     const longest = (lengths: readonly number[], limit: number) => Math.min(roundUp(Math.max(...lengths)), limit)
     const { contextLength = Number.POSITIVE_INFINITY } = this.model
@@ -188,7 +187,7 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {
-    // The decoder reads what it has written so far: the target, moved by one.
+    // The decoder reads the target shifted by one token.
     const read = examples.map(({ target }) => Int32Array.from([this.#start, ...target.subarray(0, -1)]))
     const sources = examples.map(({ source }) => source)
     return this.#inputs.feeds(
@@ -200,7 +199,7 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
   }
 }
 
-/** The lengths of a run over sounds: the encoder gives a vector for every second time, or as config.json says. */
+/** Lengths of a run over sounds. The encoder halves the times, unless config.json says otherwise. */
 function soundLengths({ config }: Model, times: number): Length[] {
   const { max_source_positions: positions } = config
   const count = typeof positions === 'number' ? positions : Math.ceil(times / 2)
@@ -212,11 +211,10 @@ function soundLengths({ config }: Model, times: number): Length[] {
 export interface TextPair {
   readonly source: Source
   readonly target: string
-  /** The record, for messages. */
   readonly where: string
 }
 
-/** The input: a text, or features of a sound (bands, times), row by row. */
+/** The input: a text, or features of a sound (bands, times). */
 type Source =
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'features'; readonly values: Float32Array }
@@ -247,10 +245,10 @@ function parseTextPair(row: unknown, where: string): TextPair {
     throw refuse('more than one field could be the text or the target', RENAME)
   }
   if (sources.length === 0) throw refuse('no text to read', isThere('audio') ? HEAR : RENAME)
-  const own = record[sources[0]]
+  const value = record[sources[0]]
   const source = isSound
-    ? ({ kind: 'features', values: featuresOf(own, where) } as const)
-    : textOf(record, own, isInstruction)
+    ? ({ kind: 'features', values: featuresOf(value, where) } as const)
+    : textOf(record, value, isInstruction)
   if (source === undefined) throw refuse('no text to read', RENAME)
   const target = record[targets[0]]
   if (typeof target !== 'string') {
@@ -268,7 +266,7 @@ function refuseEmpty(text: string, where: string): void {
   throw new DataError({ where, what: 'it is empty', expected: 'at least one character' })
 }
 
-/** An instruction and its input are one text, as in records of other tasks. */
+/** Joins an instruction and its input, as records of other tasks do. */
 function textOf(record: Readonly<Record<string, unknown>>, value: unknown, isInstruction: boolean): Source | undefined {
   if (typeof value !== 'string') return undefined
   const { input } = record

@@ -1,4 +1,4 @@
-// The task where the caller names none: by the fields of a row of data, or by the model.
+// Chooses the task if the caller names none: by the fields of a row of data, or by the model.
 
 import { isObject } from '../base/options.js'
 import { inputFamily } from '../graph/inputs/family.js'
@@ -12,7 +12,7 @@ export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): T
   return hasEncoder ? 'seq2seq' : 'causal-lm'
 }
 
-/** Tasks whose records have the most fields of the row first, and of equal ones the default first. */
+/** Tasks that fit the row: those that match most fields first, the default first among equals. */
 async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
   if (!isObject(row)) return []
   const has = ([field, value]: [string, unknown]) =>
@@ -33,17 +33,17 @@ function isTruth(value: unknown): boolean {
 export function droppedLabelNote({ name, records }: Pick<Task, 'name' | 'records'>, row: unknown): string[] {
   const fields = ['label', 'labels']
   if (!isObject(row) || records.some((record) => fields.some((field) => Object.hasOwn(record, field)))) return []
-  const field = fields.find((one) => row[one] !== undefined && row[one] !== null)
+  const field = fields.find((candidate) => row[candidate] !== undefined && row[candidate] !== null)
   return field === undefined ? [] : [`have a field "${field}", which the task ${name} does not learn`]
 }
 
 export async function taskOfRow(row: unknown, model: Model | undefined): Promise<Task> {
-  const own = model === undefined ? TASK_NAMES[0] : defaultTask(model)
-  const { records } = await loadTask(own)
-  // Rows without other fields need no other task to be loaded.
+  const byModel = model === undefined ? TASK_NAMES[0] : defaultTask(model)
+  const { records } = await loadTask(byModel)
+  // Spares loading all tasks for rows that only have fields of the default task.
   const isPlain =
     isObject(row) && Object.keys(row).every((field) => records.some((record) => Object.hasOwn(record, field)))
-  for (const task of isPlain ? [] : await tasksOfRow(row, own))
+  for (const task of isPlain ? [] : await tasksOfRow(row, byModel))
     if (model === undefined || canTrain(task, model)) return task
-  return loadTask(own)
+  return loadTask(byModel)
 }

@@ -1,4 +1,4 @@
-// The kinds of values that options of tasks take beside plain ones, for the tables of options (gen/options.ts).
+// Kinds of values that only options of tasks take, for the tables of options (gen/options.ts).
 
 import { isObject, type Kind, kind } from '../base/options.js'
 

@@ -1,4 +1,4 @@
-// The table of tasks: a line each. A task's file loads when it is first asked for.
+// The table of tasks. A task's file loads when the task is first used.
 
 import { attempt, ConfigError, didYouMean } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
@@ -27,7 +27,7 @@ export async function loadTask(name: string): Promise<Task> {
   return (await LOADERS[name]()) as unknown as Task
 }
 
-/** Looks at PEFT's task_type, or where it tells none at the model. */
+/** Finds the task of an adapter by PEFT's task_type, or by the model's head if it has no type. */
 export async function loadTaskOf(
   { taskType }: { taskType?: string | undefined },
   base: HeadBase,

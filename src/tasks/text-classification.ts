@@ -1,6 +1,7 @@
 // A label, several, or a number for a text or a pair of texts, by a head that is trained whole.
 
 import { DataError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { fieldsOf } from '../text/records.js'
 import type { HeadBase } from './heads/heads.js'
@@ -51,11 +52,11 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
 }
 
 function parseLabeledText(row: unknown, where: string): LabeledText {
-  const record = (typeof row === 'object' && row !== null ? row : {}) as Record<string, unknown>
+  const record = isObject(row) ? row : {}
   const { text, textPair } = record
   const label = targetOf(record.label ?? record.labels)
   const isPair = textPair === undefined || textPair === null || typeof textPair === 'string'
-  const empty = Object.entries({ text, textPair }).find(([, own]) => typeof own === 'string' && own.trim() === '')
+  const empty = Object.entries({ text, textPair }).find(([, value]) => typeof value === 'string' && value.trim() === '')
   if (empty !== undefined) {
     throw new DataError({ where, what: `${empty[0]} is empty`, hint: 'Leave such records out, or give them a text' })
   }

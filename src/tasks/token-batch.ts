@@ -1,5 +1,4 @@
-// Texts of different lengths side by side, filled up on the right, what is predicted of each, and the two small runs
-// that shapes are measured by.
+// Batches of texts padded on the right, their predictions, and the two small runs that measure shapes.
 
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
@@ -19,7 +18,7 @@ export function padded(lists: readonly ArrayLike<number>[], length: number, fill
   return result
 }
 
-/** `typeIds`: the text of a pair that each token belongs to. */
+/** `typeIds`: 1 for tokens of the second text of a pair, else 0. */
 export function tokenBatch(
   ids: readonly ArrayLike<number>[],
   length: number,
@@ -27,7 +26,7 @@ export function tokenBatch(
   typeIds?: readonly ArrayLike<number>[],
 ): TokenBatch {
   const attentionMask = new Int32Array(ids.length * length)
-  ids.forEach((own, row) => void attentionMask.fill(1, row * length, row * length + own.length))
+  ids.forEach((list, row) => void attentionMask.fill(1, row * length, row * length + list.length))
   return {
     batch: ids.length,
     sequence: length,
@@ -37,7 +36,7 @@ export function tokenBatch(
   }
 }
 
-/** The rows of the output that has two axes: what a task predicts. */
+/** Returns the rows of the predictions, which are the only output with two axes. */
 export function predictedRows(outputs: Readonly<Feeds>): Float32Array[] {
   const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
   const [rows, width] = dims
@@ -69,7 +68,6 @@ function plain(
   return { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), isTruncated }
 }
 
-/** Makes the feeds of an encoder. */
 export function encoderFeeds({ padTokenId }: Model, graph: Graph) {
   const inputs = encoderInputs(graph)
   return (texts: readonly Omit<EncodedTexts, 'isTruncated'>[], length: number): Feeds => {
@@ -79,14 +77,14 @@ export function encoderFeeds({ padTokenId }: Model, graph: Graph) {
   }
 }
 
-/** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
+/** Lengths are rounded up to a multiple of this, so that the runtime's memory pool sees few sizes. */
 const LENGTH_MULTIPLE = 8
 
 export function roundUp(length: number): number {
   return Math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 }
 
-/** Sequences, and tokens of each, where shapes are measured: no length comes about in two ways at both points. */
+/** The two runs that measure shapes. The numbers are chosen so that no length can arise in two ways in both runs. */
 export const PROBE_BATCHES = [
   { batch: 2, sequence: 3 },
   { batch: 5, sequence: 7 },
@@ -109,7 +107,7 @@ interface ProbeBatch {
   readonly sequence: number
 }
 
-/** As {@link PROBE_BATCHES}, but with one chunk and with two in graphs that read tokens in chunks. */
+/** Returns {@link PROBE_BATCHES}; for a graph that reads tokens in chunks, runs of one and of two chunks. */
 export function tokenProbe(graph: Graph): TokenProbe {
   if (!hasChunks(graph)) return { batches: PROBE_BATCHES, lengths: tokenLengths() }
   const [first, second] = PROBE_BATCHES
@@ -127,7 +125,7 @@ export function ownLength(name: string, probed: readonly [number, number], sourc
   return { name, probed, of: (feeds) => feeds[source.input].dims[source.axis], source }
 }
 
-export function productLength(name: string, one: Length, other: Length): Length {
-  const [a, b] = other.probed
-  return { name, probed: [one.probed[0] * a, one.probed[1] * b], of: (feeds) => one.of(feeds) * other.of(feeds) }
+export function productLength(name: string, first: Length, second: Length): Length {
+  const [a, b] = second.probed
+  return { name, probed: [first.probed[0] * a, first.probed[1] * b], of: (feeds) => first.of(feeds) * second.of(feeds) }
 }

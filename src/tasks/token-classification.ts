@@ -1,4 +1,4 @@
-// A tag for each word (IOB2), with the loss of the tokens which words begin with, by a head that is trained whole.
+// A tag for each word (IOB2), by a head that is trained whole. The loss is over the first token of each word.
 
 import { ConfigError, DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -21,13 +21,13 @@ import { type EncodedTexts, encoderFeeds, encodeTagged, ownLength, predictedRows
 
 /** A tokenized row. */
 export interface TaggedExample extends Omit<EncodedTexts, 'isTruncated'>, Pick<TaggedText, 'tags' | 'where'> {
-  /** The token that each tagged word begins with, in order. */
+  /** The first token of each tagged word, in order. */
   readonly firsts: Int32Array
 }
 
 /** How tags are trained. */
 export interface TagOptions extends Pick<LabelOptions, 'classWeights' | 'labelSmoothing'> {
-  /** Names of tags that the records give as numbers, from 0 on: a list, or one text with spaces between them. */
+  /** Names for tags that the records give as numbers from 0: a list, or one text with spaces between the names. */
   readonly tagNames?: string | readonly string[] | undefined
 }
 
@@ -78,7 +78,7 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
   open: (model, examples, options = {}, heads = {}) => new TokenClassification(model, examples, options, heads),
 }
 
-/** Words are counted beside the tokens: at each point where shapes are measured, their number is another one. */
+/** The number of words is a length besides batch and sequence, so the two measuring runs differ in it too. */
 function wordInputs(model: Model, { graph }: HeadBase): Inputs<TaggedExample> {
   const feeds = encoderFeeds(model, graph)
   return {
@@ -114,7 +114,7 @@ class TokenClassification extends HeadTask<TaggedExample> {
   }
 
   predict(outputs: Readonly<Feeds>, examples: readonly TaggedExample[]): string[][] {
-    const found = predictedRows(outputs).map((own) => this.labels[own.indexOf(Math.max(...own))])
+    const found = predictedRows(outputs).map((logits) => this.labels[logits.indexOf(Math.max(...logits))])
     return examples.map(({ tags }) => found.splice(0, tags.length))
   }
 
@@ -151,7 +151,7 @@ function nameOf(tag: Tag, names: readonly string[] | undefined, where: string): 
   })
 }
 
-/** Each type of entity has a tag for its first word and one for the others, whether the data has both or not. */
+/** Gives each type of entity a B- and an I- tag, even if the data has only one of them. */
 function labelsOf(targets: Iterable<string>, known: readonly string[]): readonly string[] {
   const seen = new Set(targets)
   if (known.length > 1 && [...seen].every((tag) => known.includes(tag))) return known
@@ -165,17 +165,15 @@ function labelsOf(targets: Iterable<string>, known: readonly string[]): readonly
   return [...(seen.has('O') ? ['O'] : []), ...entities, ...[...others].sort()]
 }
 
-/** A tag, or its number. */
 type Tag = string | number
 
 /** A row of data: words with tags, or a text with entities. */
 export interface TaggedText {
   readonly text: string
-  /** In the text, in order. */
+  /** Places in the text, in order. */
   readonly words: readonly Span[]
-  /** One for each word. */
+  /** A tag for each word. */
   readonly tags: readonly Tag[]
-  /** The record, for messages. */
   readonly where: string
 }
 

@@ -1,4 +1,4 @@
-// Shared by the tasks whose examples are two answers, compared with what the model gave them before (DPO, KTO).
+// What DPO and KTO share: examples of two answers, whose probabilities are compared with those before training.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
@@ -26,8 +26,8 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly #probe: TokenProbe
 
   /**
-   * `names` in the graph: of the number of examples, an input with a row for each, and which targets each side has.
-   * `columns`: the other feeds of the loss for n examples.
+   * `names` in the graph: the dimension that counts examples, an input with a row for each example, and for each side
+   * the input that assigns targets to answers. `columns`: further feeds of the loss for n examples.
    */
   constructor(
     protected readonly model: Model,
@@ -60,7 +60,7 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     return predictedRows(outputs).map(([first, second]): Two => [-first, -second])
   }
 
-  /** −ln(probability) of the answers of each side, (n, 1). Gives them out, too. */
+  /** Returns and predicts −ln(probability) of the answers of each side, (n, 1). */
   protected losses(graph: ObjectiveGraph): Value[] {
     const { g } = graph
     const { choice, targets } = chooseTargets(graph)
@@ -76,10 +76,10 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     return losses
   }
 
-  /** `sides`: all first answers, then all others. */
+  /** `sides`: all first answers, then all second answers. */
   protected sideFeeds(sides: readonly Answer[], length: number): Feeds {
     const labels = sides.map((side) => side.labels)
-    const rows = labels.flatMap((own, row) => Array<number>(countTargets(own)).fill(row))
+    const rows = labels.flatMap((list, row) => Array<number>(countTargets(list)).fill(row))
     const texts = sides.map(({ inputIds }) => inputIds)
     return {
       ...this.#textFeeds(texts, length),
@@ -88,12 +88,12 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     }
   }
 
-  /** NaN while the numbers are being computed. */
+  /** NaN in the run that computes these numbers. */
   protected before({ before = [Number.NaN, Number.NaN] }: Example): Two {
     return before
   }
 
-  /** ln(probability) of each answer, minus the same before. */
+  /** Changes of ln(probability) of each answer since before training. */
   protected changes(outputs: Readonly<Feeds>, examples: readonly Example[]): Two[] {
     const before = examples.map((example) => this.before(example))
     return this.reference(outputs).map(([first, second], i): Two => [first - before[i][0], second - before[i][1]])
@@ -108,8 +108,8 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     const feeds = this.names.sides.map((name, side) => {
       const data = new Float32Array(n * rows.length)
       rows.forEach((row, target) => {
-        const own = row - side * n
-        if (own >= 0 && own < n) data[own * rows.length + target] = 1
+        const example = row - side * n
+        if (example >= 0 && example < n) data[example * rows.length + target] = 1
       })
       return [name, { type: 'float32', data, dims: [n, rows.length] }] as const
     })

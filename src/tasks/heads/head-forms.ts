@@ -1,5 +1,5 @@
-// The head of a model for labels of whole texts, of each word, of pictures or of sounds: src/families has those that
-// transformers puts on a type of model, and a graph may have one itself.
+// Finds a model's head for labels of texts, words, pictures or sounds: the head that transformers gives this type of
+// model (src/families), or the one in the graph.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { headOf } from '../../families/families.js'
@@ -21,8 +21,8 @@ export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
   const { pad_token_id: pad } = base.config
   if (known?.rows === 'last' && typeof pad === 'number') return { ...known, padTokenId: pad }
   if (known !== undefined) return known
-  const own = base.linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
-  return own && { encoder: '', rows, layers: [{ module: own.name }], modulesToSave: [own.name] }
+  const layer = base.linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
+  return layer && { encoder: '', rows, layers: [{ module: layer.name }], modulesToSave: [layer.name] }
 }
 
 export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {

@@ -1,5 +1,5 @@
-// Which of the hidden states a head computes with, as transformers chooses them: in a graph, and from what a run gave.
-// And one vector for a text from those of its tokens: in the graph, so that gradients pass.
+// Chooses the hidden states that a head reads, as transformers does: with nodes in a graph, or from a run's outputs.
+// Also appends the pooling of token vectors to a graph.
 
 import { listed, UnsupportedError } from '../../base/errors.js'
 import type { HeadRows } from '../../families/family.js'
@@ -11,10 +11,9 @@ import type { Graph } from '../../graph/view/graph.js'
 import type { Feeds } from '../../runtime/runtime.js'
 
 export interface HeadInput {
-  /** (batch, sequence, k); (n, k) where the rows are `given` */
+  /** (batch, sequence, k), or (n, k) if `rows` is `given` */
   readonly value: Value
   readonly rows: HeadRows | 'given'
-  /** As in a HeadForm. */
   readonly padTokenId?: number | undefined
 }
 
@@ -42,7 +41,7 @@ export function appendRows(g: Builder, input: HeadInput): Value {
   }
 }
 
-/** A head behind rows that were chosen as above no longer has the input that they were chosen from. */
+/** Whether `value` is the result of {@link appendRows} with `last`. */
 export function rowsAreChosen(graph: Builder['graph'], value: Value): boolean {
   const node = graph.producer(value)
   return node?.opType === 'Gather' && graph.producer(node.input[0])?.opType === 'Flatten'
@@ -81,17 +80,17 @@ export function chooseRows(
   const width = rows === 'first-and-mean' ? 2 * k : k
   const result = new Float32Array(batch * width)
   for (let row = 0; row < batch; row++) {
-    const own = values.subarray(row * sequence * k, (row + 1) * sequence * k)
+    const states = values.subarray(row * sequence * k, (row + 1) * sequence * k)
     const isReal = (i: number) => Number(feeds[MASK]?.data[row * sequence + i] ?? 1) !== 0
     const isPad = (i: number) => padTokenId !== undefined && Number(feeds[IDS]?.data[row * sequence + i]) === padTokenId
     const places = [...Array(sequence).keys()]
     const target = result.subarray(row * width, (row + 1) * width)
-    if (rows === 'mean') addMean(own, places.filter(isReal), target)
+    if (rows === 'mean') addMean(states, places.filter(isReal), target)
     else {
       const last = places.findLastIndex((i) => isReal(i) && !isPad(i))
       const place = rows === 'last' ? Math.max(0, last) : 0
-      target.set(own.subarray(place * k, (place + 1) * k))
-      if (rows === 'first-and-mean') addMean(own, places.slice(1), target.subarray(k))
+      target.set(states.subarray(place * k, (place + 1) * k))
+      if (rows === 'first-and-mean') addMean(states, places.slice(1), target.subarray(k))
     }
   }
   return result
@@ -110,14 +109,14 @@ function addMean(values: Float32Array, places: readonly number[], mean: Float32A
 export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 
 export function poolingOf({ pooling, others }: SentenceModules): Pooling {
-  const [other] = others
-  const known = POOLINGS.find((one) => one === pooling)
-  if (other === undefined && known !== undefined) return known
+  const [extra] = others
+  const known = POOLINGS.find((name) => name === pooling)
+  if (extra === undefined && known !== undefined) return known
   throw new UnsupportedError({
-    where: other === undefined ? '1_Pooling/config.json' : 'modules.json',
+    where: extra === undefined ? '1_Pooling/config.json' : 'modules.json',
     what: 'this way from tokens to one vector is not implemented',
     expected: 'pooling by mean or cls, and Normalize',
-    got: other ?? pooling,
+    got: extra ?? pooling,
   })
 }
 
@@ -136,7 +135,7 @@ export function tokenVectors(graph: Graph): Value {
   })
 }
 
-/** (batch, k): the mean of the vectors of real tokens, or the first one. `mask`: (batch, sequence). */
+/** Returns (batch, k): the mean over tokens that are not padding, or the first token. `mask`: (batch, sequence). */
 export function appendPooling(g: Builder, vectors: Value, mask: Value, pooling: Pooling): Value {
   if (pooling === 'cls') return g.op('Gather', [vectors, g.int(0)], { axis: 1 })
   const weights = g.unsqueeze(g.cast(mask, DataType.FLOAT), [2])

@@ -1,5 +1,5 @@
-// Heads: the layers from an encoder's hidden states to the logits. Training, sessions and merging use the same ones;
-// head-forms.ts finds that of a model.
+// Heads: the layers from a model's hidden states to the logits, for training, sessions and merging. head-forms.ts finds
+// the head of a model.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
@@ -12,9 +12,8 @@ import { appendRows, type HeadInput, HIDDEN_OUTPUTS, rowsAreChosen } from './hea
 
 const POOLED = 'pooler_output'
 
-/** The part of a model that a head depends on. */
+/** The part of a model that a head depends on. `config` is config.json. */
 export interface HeadBase {
-  /** config.json */
   readonly config: Readonly<Record<string, unknown>>
   readonly graph: Graph
   readonly linears: readonly Linear[]
@@ -25,7 +24,7 @@ export function namedLabels({ id2label }: HeadBase['config']): string[] {
   return named.sort(([a], [b]) => Number(a) - Number(b)).map(([, label]) => String(label))
 }
 
-/** All layers of a new head; of a head in the graph those that PEFT saves by itself. */
+/** All layers of a new head; of a head that is in the graph, the layers that PEFT saves. */
 export function trainedLayers({ layers }: HeadForm, { graph, linears }: HeadBase): readonly HeadLayer[] {
   const isThere = ({ module }: HeadLayer) => linears.some(({ name }) => name === module)
   const first = layers.findIndex(({ module }) => /^(classifier|score)\b/.test(module))
@@ -36,8 +35,8 @@ export function trainedLayers({ layers }: HeadForm, { graph, linears }: HeadBase
 
 export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, layers: readonly HeadLayer[]): number {
   const isInput = ({ name, isHead }: Linear) => name === layers[0].module || (rows === 'last' && isHead)
-  const own = linears.find(isInput)?.k
-  if (own !== undefined) return own
+  const known = linears.find(isInput)?.k
+  if (known !== undefined) return known
   const width = [config.hidden_size, config.dim, config.d_model, config.n_embd].find((value) =>
     Number.isSafeInteger(value),
   )
@@ -51,30 +50,29 @@ export function headInput(
   [{ module, isOfEach }]: readonly HeadLayer[],
 ): HeadInput | undefined {
   const linears = findLinears(graph)
-  const own = linears.find(({ name }) => name === module)
-  // A Gemm takes rows, which a head that a merge has appended has chosen.
-  if (isOfEach && own !== undefined && own.form.name !== 'Gemm') return { value: own.input, rows: form.rows }
-  if (own !== undefined) return ownInput(form, graph, own.input)
+  const layer = linears.find(({ name }) => name === module)
+  // A Gemm reads rows that are chosen already: a merge appended this head.
+  if (isOfEach && layer !== undefined && layer.form.name !== 'Gemm') return { value: layer.input, rows: form.rows }
+  if (layer !== undefined) return inputInGraph(form, graph, layer.input)
   const output = (names: readonly string[]) => graph.outputs.find(({ name }) => names.includes(name))?.name
   if (module !== form.layers[0].module) {
     const value = output([POOLED])
     return value === undefined ? undefined : { value, rows: 'given' }
   }
   const { rows, padTokenId } = form
-  const other =
+  const hidden =
     rows === 'last'
-      ? // What a decoder's output layer computes with is what its last norm gives.
-        linears.find(({ isHead }) => isHead)?.input
+      ? linears.find(({ isHead }) => isHead)?.input
       : graph.outputs.find(({ name }) => name !== 'logits')?.name
-  const value = output(HIDDEN_OUTPUTS) ?? other
+  const value = output(HIDDEN_OUTPUTS) ?? hidden
   return value === undefined ? undefined : { value, rows, padTokenId }
 }
 
-function ownInput({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): HeadInput {
-  // Exports of decoders choose among the logits of all tokens; a head that a merge has appended chooses first.
+function inputInGraph({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): HeadInput {
+  // Exported decoders choose among the logits of all tokens; heads appended by a merge choose hidden states first.
   if (rows === 'last' && !rowsAreChosen(graph, value)) return { value, rows, padTokenId }
   if (rows !== 'all') return { value, rows: 'given' }
-  // A head that a merge has appended gets its rows from a Flatten.
+  // Heads appended by a merge read a Flatten.
   const node = graph.producer(value)
   return { value: node?.opType === 'Flatten' ? node.input[0] : value, rows }
 }
@@ -84,22 +82,22 @@ export interface PlacedHead {
   readonly input: HeadInput
   readonly count: number
   readonly tensors: ReadonlySet<string>
-  /** The graph has layers of this name in front of its logits, which these take the place of. */
+  /** Whether these layers replace layers of the same name in the graph. */
   readonly isInGraph: boolean
   readonly architecture: string | undefined
 }
 
-/** The last layers of the form, from the first one that the adapter has; undefined where it has none. */
+/** Returns the form's layers from the first that the adapter replaces, or undefined if it replaces none. */
 export function placeHead(
   form: HeadForm,
   base: HeadBase,
   shapeOf: (tensor: string) => readonly number[] | undefined,
 ): PlacedHead | undefined {
-  const own = form.layers.map(({ module }) => shapeOf(`${module}.weight`) !== undefined)
-  const first = own.indexOf(true)
+  const isReplaced = form.layers.map(({ module }) => shapeOf(`${module}.weight`) !== undefined)
+  const first = isReplaced.indexOf(true)
   if (first === -1) return undefined
   const layers = form.layers.slice(first)
-  const missing = layers.find((_, i) => !own[first + i])
+  const missing = layers.find((_, i) => !isReplaced[first + i])
   if (missing !== undefined) {
     throw new MismatchError({
       where: `${missing.module}.weight`,
@@ -136,7 +134,7 @@ export function placeHead(
   return { layers, input, count, tensors: new Set(tensors), isInGraph, architecture: form.architecture }
 }
 
-/** Returns the logits (batch, labels), or (batch, sequence, labels) where each token has its own. */
+/** Returns the logits (batch, labels), or (batch, sequence, labels) if every token gets logits. */
 export function appendHead(
   g: Builder,
   input: HeadInput,
@@ -155,7 +153,7 @@ export function appendHead(
       x = g.op('Mul', [scaled, weight], {}, `${path}/Mul`)
       if (bias !== undefined) x = g.add(x, bias)
     } else {
-      // Nodes have their module's name, by which layers are found again.
+      // The node's name lets findLinears recognize the layer later.
       x = g.op('Gemm', bias === undefined ? [x, weight] : [x, weight, bias], { transB: 1 }, `${path}/Gemm`)
     }
     if (activation === 'Gelu') x = gelu(g, x)
@@ -166,7 +164,7 @@ export function appendHead(
   return g.op('Reshape', [x, g.op('Concat', [shape, g.int([-1])], { axis: 0 })])
 }
 
-/** x/2 · (1 + erf(x/√2)), in operators that every runtime has. */
+/** x/2 · (1 + erf(x/√2)) */
 function gelu(g: Builder, x: Value): Value {
   const erf = g.op('Erf', [g.mul(x, g.float(Math.SQRT1_2))])
   return g.mul(g.mul(x, g.float(0.5)), g.add(erf, g.float(1)))

@@ -1,5 +1,5 @@
-// The head that a task trains whole: that of the graph where it gives the same labels, or a new one as transformers
-// puts it on an encoder of this type.
+// The head that a task trains whole: the graph's head if it has the same labels, or a new head as transformers makes it
+// for this type of model.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { Random } from '../../base/random.js'
@@ -16,7 +16,7 @@ import type { Head, HeadOptions } from '../task.js'
 import type { HeadInput } from './head-rows.js'
 import { appendHead, type HeadBase, headInput, headTensors, headWidth, namedLabels, trainedLayers } from './heads.js'
 
-/** The standard deviation of a new head where config.json gives none: that of transformers. */
+/** transformers' standard deviation of new weights, used if config.json has none. */
 const INITIALIZER_RANGE = 0.02
 
 export function headBase(model: Model): HeadBase {
@@ -69,21 +69,23 @@ export class TrainedHead implements Head {
       this.#layers.some((layer) => `.${layer.module}.`.includes(`.${module}.`)),
     )
     const tensors = headTensors(this.#layers, headWidth(form, base, this.#layers), labels.length)
-    const own = ownHead(base, this.#layers)
-    const isStored = (tensor: Tensor) => tensor.member === 'bias' || own?.tensorOf(tensor) !== undefined
-    const fits = own?.labels.join('\n') === labels.join('\n') && tensors.every(isStored)
+    const inGraph = headOfGraph(base, this.#layers)
+    const isStored = (tensor: Tensor) => tensor.member === 'bias' || inGraph?.tensorOf(tensor) !== undefined
+    const fits = inGraph?.labels.join('\n') === labels.join('\n') && tensors.every(isStored)
     this.isNew = newHead || !fits
     this.warnings =
-      own === undefined || newHead || fits
+      inGraph === undefined || newHead || fits
         ? []
-        : [`the head of the model gives ${told(own.labels)}, and the data has ${told(labels)}: a new head is trained`]
+        : [
+            `the head of the model gives ${told(inGraph.labels)}, and the data has ${told(labels)}: a new head is trained`,
+          ]
     this.tensors = tensors.map((tensor) => ({
       name: `${tensor.layer.module}.${tensor.member}`,
       shape: tensor.shape,
       start: async (random: Random) => {
         if (this.isNew) return this.#newValues(tensor, random)
-        const stored = own?.tensorOf(tensor)
-        // A head of a graph without a bias is one whose bias is 0.
+        const stored = inGraph?.tensorOf(tensor)
+        // The graph's head has no bias: start at 0.
         if (stored === undefined) return new Float32Array(elementCount(tensor.shape))
         return readBaseTensor(model.onnx, base.graph, stored)
       },
@@ -99,7 +101,6 @@ export class TrainedHead implements Head {
     return appendHead(graph.g, input, this.#layers, (name) => parameters.get(name))
   }
 
-  /** The name that a module of the graph has in the PyTorch model with the head. */
   moduleName(name: string): string {
     const isWhole = this.#hasPrefix || this.form.layers.some(({ module }) => module === name)
     return isWhole || this.form.encoder === '' ? name : `${this.form.encoder}.${name}`
@@ -117,8 +118,8 @@ export class TrainedHead implements Head {
 
 type Tensor = ReturnType<typeof headTensors>[number]
 
-/** The head of the graph, with its labels as config.json names them, or as transformers names those without a name. */
-function ownHead({ config, graph, linears }: HeadBase, layers: readonly HeadLayer[]) {
+/** The graph's head, with labels from config.json or transformers' default names. */
+function headOfGraph({ config, graph, linears }: HeadBase, layers: readonly HeadLayer[]) {
   const last = linears.find(({ name, isHead }) => isHead && name === layers.at(-1)?.module)
   if (last === undefined) return undefined
   const named = namedLabels(config)

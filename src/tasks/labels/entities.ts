@@ -1,4 +1,4 @@
-// Entities in rows of tags such as B-PER, I-PER and O, and how well they are found, as seqeval counts:
+// Entities in tags such as B-PER, I-PER and O, and metrics of how well they are found, as in seqeval:
 // https://github.com/chakki-works/seqeval
 
 export interface TaggedRange {
@@ -17,32 +17,32 @@ export function isEntityTag(tag: string): boolean {
   return /^[BIES]-./s.test(tag)
 }
 
-/** As conlleval and seqeval: tags that no scheme allows begin or end an entity, too. */
+/** Accepts tags out of order, such as an I- after O, like conlleval and seqeval. */
 export function entitiesOf(tags: readonly string[]): TaggedRange[] {
   const found: TaggedRange[] = []
   let before = partsOf('O')
   let start = 0
   for (let i = 0; i <= tags.length; i++) {
-    const own = partsOf(tags[i] ?? 'O')
-    const isOther = own.type !== before.type
+    const tag = partsOf(tags[i] ?? 'O')
+    const isOther = tag.type !== before.type
     const ended = before.prefix === 'E' || before.prefix === 'S'
-    const begins = own.prefix === 'B' || own.prefix === 'S'
-    if (before.prefix !== 'O' && (ended || begins || isOther || own.prefix === 'O')) {
+    const begins = tag.prefix === 'B' || tag.prefix === 'S'
+    if (before.prefix !== 'O' && (ended || begins || isOther || tag.prefix === 'O')) {
       found.push({ type: before.type, start, end: i })
     }
-    if (own.prefix !== 'O' && (ended || begins || isOther || before.prefix === 'O')) start = i
-    before = own
+    if (tag.prefix !== 'O' && (ended || begins || isOther || before.prefix === 'O')) start = i
+    before = tag
   }
   return found
 }
 
-/** Precision and recall are over all entities. */
+/** Computes precision, recall and F1 over all entities, and the F1 of each type. */
 export function entityMetrics(truth: readonly (readonly string[])[], predicted: readonly (readonly string[])[]) {
   const counts = new Map<string, { there: number; told: number; hits: number }>()
   const of = (type: string) => {
-    const own = counts.get(type) ?? { there: 0, told: 0, hits: 0 }
-    counts.set(type, own)
-    return own
+    const entry = counts.get(type) ?? { there: 0, told: 0, hits: 0 }
+    counts.set(type, entry)
+    return entry
   }
   let [right, all] = [0, 0]
   truth.forEach((tags, row) => {
@@ -64,7 +64,7 @@ export function entityMetrics(truth: readonly (readonly string[])[], predicted: 
     sum.told += told
     sum.hits += hits
   }
-  const types = [...counts].sort(([a], [b]) => (a < b ? -1 : 1)).map(([type, own]) => [type, f1Of(own)] as const)
+  const types = [...counts].sort(([a], [b]) => (a < b ? -1 : 1)).map(([type, count]) => [type, f1Of(count)] as const)
   return {
     precision: ratio(sum.hits, sum.told),
     recall: ratio(sum.hits, sum.there),
@@ -78,7 +78,7 @@ function f1Of({ there, told, hits }: { there: number; told: number; hits: number
   return ratio(2 * hits, there + told)
 }
 
-/** 0 where there is nothing, as seqeval. */
+/** Returns 0 for 0 / 0, as seqeval. */
 function ratio(part: number, whole: number): number {
   return whole === 0 ? 0 : part / whole
 }

@@ -1,5 +1,5 @@
-// The outputs that a head is trained for: one label of several, any number of labels, or a number. Each has its loss,
-// its targets and its metrics, as transformers' `problem_type` has them.
+// transformers' values of `problem_type`: one label, any number of labels, or a number per record, each with its loss,
+// targets and metrics.
 
 import { ConfigError, DataError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
@@ -11,24 +11,24 @@ import { areaUnderCurve, classificationMetrics, pearson, severalMetrics, spearma
 /** The label of a record: one, several, or a number. */
 export type Target = string | readonly string[] | number
 
-/** A row of data, or what it became, with the place of its record, for messages. */
+/** A row of data or an example. `where` is the place of its record, for messages. */
 export interface Labeled {
   readonly label: Target
   readonly where: string
 }
 
-/** In transformers' words. */
+/** Values of transformers' `problem_type`. */
 export type ProblemType = 'single_label_classification' | typeof MULTI | 'regression'
 
 const MULTI = 'multi_label_classification'
 
 /** How labels are trained. */
 export interface LabelOptions {
-  /** Default: what the records look like. Labels that are integers are names, unless this says `regression`. */
+  /** Default: by the form of the labels. Integers are names of labels, unless this is `regression`. */
   readonly problemType?: ProblemType | undefined
   /**
-   * Weight of each label's records in the loss: by label, or `balanced`, the inverse of how often it is there. Default:
-   * 1.
+   * Weight of each label's records in the loss: an object by label, or `balanced` for the inverse of the label's
+   * frequency. Default: 1.
    */
   readonly classWeights?: 'balanced' | Readonly<Record<string, number>> | undefined
   /**
@@ -40,10 +40,10 @@ export interface LabelOptions {
 }
 
 const MAX_LABELS = 10_000
-/** More labels than these have no number of their own among the metrics. */
+/** With more labels than this, the metrics leave out the score of each label. */
 const MAX_REPORTED = 20
 
-/** Graph inputs of the loss: [row, label] int64 (records, 2), or a number for each logit, float (records, labels). */
+/** Graph inputs of the loss: [row, label], int64 (records, 2), or a target for each logit, float (records, labels). */
 const PAIRS = 'loss/labels'
 const DENSE = 'loss/targets'
 
@@ -51,14 +51,14 @@ export interface LabelProblem {
   readonly type: ProblemType
   readonly labels: readonly string[]
   check(target: Target, where: string): void
-  /** Σ over the records. */
+  /** Returns the sum over the records. */
   loss(graph: ObjectiveGraph, logits: Value): Value
   targets(targets: readonly Target[]): Feeds
   normalizer(targets: readonly Target[]): number
   metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number>
 }
 
-/** The problem that the records pose. `known`: labels of config.json. `whereOf`: the place of a target's record. */
+/** Chooses the problem by the records. `known`: labels of config.json. `whereOf`: the place of a target's record. */
 export function problemOf(
   targets: () => Iterable<Target>,
   known: readonly string[],
@@ -95,7 +95,7 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
     if (!firsts.has(kind)) firsts.set(kind, index)
     index++
   }
-  // Numbers without a fraction look like names.
+  // targetOf took integers for names; they are numbers if others have fractions.
   if (firsts.has('regression')) firsts.delete('single_label_classification')
   const [first, second] = firsts.entries()
   if (second === undefined) return first[0]
@@ -107,7 +107,7 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
   })
 }
 
-/** The labels of config.json where the data has no others, else the data's, sorted. */
+/** Returns the labels of config.json if they cover the data, else the data's labels, sorted. */
 function labelsOf(targets: Iterable<Target>, known: readonly string[], placeOf: PlaceOf): readonly string[] {
   const seen = new Set<string>()
   let index = 0
@@ -153,7 +153,7 @@ const dense = (values: Float32Array, rows: number): Feeds => ({
   [DENSE]: { type: 'float32', data: values, dims: [rows, values.length / rows] },
 })
 
-/** Cross-entropy in nats, as torch.nn.CrossEntropyLoss, with its weights and its label smoothing. */
+/** Cross-entropy in nats, with weights and label smoothing as in torch.nn.CrossEntropyLoss. */
 function oneLabel(
   labels: readonly string[],
   targets: Iterable<Target>,
@@ -164,7 +164,7 @@ function oneLabel(
   const weights = classWeights && weightsOf(ids, classWeights, targets)
   const isPlain = weights === undefined && smoothing === 0
   const weight = (label: number) => weights?.[label] ?? 1
-  const numbersOf = (own: readonly Target[]) => own.map((target) => numberOf(ids, target))
+  const numbersOf = (given: readonly Target[]) => given.map((target) => numberOf(ids, target))
   return {
     type: 'single_label_classification',
     labels,
@@ -176,24 +176,24 @@ function oneLabel(
       const logs = g.op('LogSoftmax', [logits], { axis: -1 })
       return g.neg(g.op('ReduceSum', [g.mul(shares, logs)], { keepdims: 0 }))
     },
-    targets(own) {
-      const numbers = numbersOf(own)
+    targets(given) {
+      const numbers = numbersOf(given)
       if (isPlain) {
         const pairs = numbers.flatMap((id, row) => [row, id])
-        return { [PAIRS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [own.length, 2] } }
+        return { [PAIRS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [given.length, 2] } }
       }
-      const shares = new Float32Array(own.length * count)
+      const shares = new Float32Array(given.length * count)
       numbers.forEach((id, row) => {
         for (let k = 0; k < count; k++) {
           const share = smoothing / count + (k === id ? 1 - smoothing : 0)
           shares[row * count + k] = share * weight(k)
         }
       })
-      return dense(shares, own.length)
+      return dense(shares, given.length)
     },
-    normalizer: (own) => numbersOf(own).reduce((sum, id) => sum + weight(id), 0),
-    metrics(own, logits) {
-      const truth = numbersOf(own)
+    normalizer: (given) => numbersOf(given).reduce((sum, id) => sum + weight(id), 0),
+    metrics(given, logits) {
+      const truth = numbersOf(given)
       const predicted = logits.map((row) => row.indexOf(Math.max(...row)))
       const { scores, ...metrics } = classificationMetrics(truth, predicted)
       const isBinary = count === 2 && new Set(truth).size === 2
@@ -215,13 +215,13 @@ function weightsOf(
     for (const target of targets) counts[numberOf(ids, target)]++
     const seen = counts.filter((count) => count > 0)
     const total = seen.reduce((sum, count) => sum + count, 0)
-    return weights.map((one, i) => (counts[i] === 0 ? one : total / (seen.length * counts[i])))
+    return weights.map((weight, i) => (counts[i] === 0 ? weight : total / (seen.length * counts[i])))
   }
   for (const [label, weight] of Object.entries(given)) weights[numberOf(ids, label)] = weight
   return weights
 }
 
-/** Binary cross-entropy, the mean over labels, as torch.nn.BCEWithLogitsLoss. */
+/** Binary cross-entropy, averaged over the labels, as torch.nn.BCEWithLogitsLoss. */
 function severalLabels(labels: readonly string[]): LabelProblem {
   const ids = new Map(labels.map((label, i) => [label, i]))
   const numbersOf = (target: Target, where?: string) => [target].flat().map((label) => numberOf(ids, label, where))
@@ -235,16 +235,16 @@ function severalLabels(labels: readonly string[]): LabelProblem {
       const losses = g.sub(g.op('Softplus', [logits]), g.mul(logits, targets))
       return g.mul(g.op('ReduceSum', [losses], { keepdims: 0 }), g.float(1 / labels.length))
     },
-    targets(own) {
-      const values = new Float32Array(own.length * labels.length)
-      own.forEach((target, row) => {
+    targets(given) {
+      const values = new Float32Array(given.length * labels.length)
+      given.forEach((target, row) => {
         for (const id of numbersOf(target)) values[row * labels.length + id] = 1
       })
-      return dense(values, own.length)
+      return dense(values, given.length)
     },
     normalizer: ({ length }) => length,
-    metrics(own, logits) {
-      const truth = own.map((target) => new Set(numbersOf(target)))
+    metrics(given, logits) {
+      const truth = given.map((target) => new Set(numbersOf(target)))
       const predicted = logits.map((row) => new Set([...row.keys()].filter((i) => row[i] > 0)))
       const { scores, ...metrics } = severalMetrics(truth, predicted, labels.length)
       return { ...metrics, ...reported(labels, scores) }
@@ -266,7 +266,7 @@ function quantity(targets: Iterable<Target>, placeOf: PlaceOf): LabelProblem {
       got: [...seen].join(),
     })
   }
-  const valuesOf = (own: readonly Target[]) => own.map((target) => quantityOf(target))
+  const valuesOf = (given: readonly Target[]) => given.map((target) => quantityOf(target))
   return {
     type: 'regression',
     labels: ['LABEL_0'],
@@ -276,10 +276,10 @@ function quantity(targets: Iterable<Target>, placeOf: PlaceOf): LabelProblem {
       const difference = g.sub(logits, graph.input(DENSE, DataType.FLOAT, ['records', 1]))
       return g.op('ReduceSum', [g.mul(difference, difference)], { keepdims: 0 })
     },
-    targets: (own) => dense(Float32Array.from(valuesOf(own)), own.length),
+    targets: (given) => dense(Float32Array.from(valuesOf(given)), given.length),
     normalizer: ({ length }) => length,
-    metrics(own, logits) {
-      const [truth, predicted] = [valuesOf(own), logits.map(([value]) => value)]
+    metrics(given, logits) {
+      const [truth, predicted] = [valuesOf(given), logits.map(([value]) => value)]
       return { pearson: pearson(truth, predicted), spearman: spearman(truth, predicted) }
     },
   }
@@ -296,7 +296,7 @@ export function reported(labels: readonly string[], scores: readonly number[]): 
   return Object.fromEntries(scores.flatMap((score, i) => (Number.isNaN(score) ? [] : [[`f1/${labels[i]}`, score]])))
 }
 
-/** Numbers without a fraction are names, until a task option says that they are numbers. */
+/** Reads a label. Integers become names; the task option `problemType` can turn them back into numbers. */
 export function targetOf(label: unknown): Target | undefined {
   const isName = (value: unknown) =>
     typeof value === 'string' || typeof value === 'boolean' || Number.isSafeInteger(value)

@@ -1,4 +1,4 @@
-// Shared by the tasks with a head for labels: head, loss and metrics.
+// What tasks with a head for labels share: head, loss and metrics.
 
 import { describe } from '../../base/options.js'
 import type { HeadKind } from '../../families/family.js'
@@ -16,16 +16,16 @@ import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Tar
 
 type Placed = Pick<Labeled, 'where'>
 
-/** The inputs of a model, as a task's examples hold them. */
+/** How a task's examples become inputs of a model. */
 export interface Inputs<Example> extends Partial<TokenProbe> {
   readonly lengths: readonly Length[]
-  /** An example of zeros, for the two runs that shapes are measured by. */
+  /** An example of zeros, for the two runs that measure shapes. */
   zeros(label: Target, sequence: number, row: number): Omit<Example, 'where'>
   feeds(examples: readonly Example[], length: number): Feeds
   cost(example: Example): number
 }
 
-/** Throws UnsupportedError for a model that does not have them. */
+/** Throws UnsupportedError for a model without these inputs. */
 export type InputsOf<Example> = (model: Model, base: HeadBase) => Inputs<Example>
 
 export function headParts<Example>(kind: HeadKind, inputsOf: InputsOf<Example>): Pick<Task, 'headForm' | 'check'> {
@@ -39,7 +39,7 @@ export function headParts<Example>(kind: HeadKind, inputsOf: InputsOf<Example>):
   }
 }
 
-/** The members of a task that gives a whole input a label, several, or a number. */
+/** The members of a task that labels whole inputs. */
 export function labelParts<Example extends Labeled>(kind: HeadKind, inputsOf: InputsOf<Example>) {
   return {
     ...headParts(kind, inputsOf),
@@ -54,7 +54,7 @@ export interface Opening<Example> {
   readonly examples: Examples<Example>
   readonly options: LabelOptions
   readonly heads: HeadOptions
-  /** Names of the labels. Default: those of config.json. */
+  /** Names of the labels. Default: from config.json. */
   readonly known?: readonly string[]
 }
 
@@ -66,7 +66,7 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
   protected readonly problem: LabelProblem
   readonly #inputs: Inputs<Example>
 
-  /** `field`: the part of a record that the targets come from, for messages. */
+  /** `field`: the field of a record that holds the targets, for messages. */
   constructor(
     kind: HeadKind,
     inputsOf: InputsOf<Example>,

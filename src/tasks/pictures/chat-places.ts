@@ -1,4 +1,4 @@
-// Chats with places for pictures, in the form that a chat template takes: parts, or texts with the picture's token.
+// Chats with places for pictures, in the form that the chat template reads: parts, or texts with the picture's token.
 
 import { attempt } from '../../base/errors.js'
 import type { MessageOfParts, MessagePart } from '../../text/chat.js'
@@ -24,10 +24,7 @@ export function messageForm(
     })
 }
 
-/**
- * Messages with a place for each picture: where none names one, they are before the text of a question. `place`: the
- * text that is one, too.
- */
+/** Adds a place for each picture before the text of a question, unless messages have places or the text `place`. */
 export function withPlaces(messages: Messages, pictures: number, question: 'first' | 'last', place?: string): Messages {
   const hasPlace = ({ content = '' }: MessageOfParts) => {
     if (typeof content !== 'string') return content.some(({ type }) => type === 'image')

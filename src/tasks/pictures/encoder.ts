@@ -1,5 +1,5 @@
-// Pictures that a model learns from. Its vision encoder stays as it is and gives their vectors, which are put in the
-// places of their tokens before the decoder reads them.
+// Pictures that a model learns from. The vision encoder is not trained: its vectors replace those of the picture tokens
+// before the decoder reads them.
 
 import { DataError } from '../../base/errors.js'
 import { joinedUp } from '../../base/tensor.js'
@@ -32,23 +32,22 @@ import {
   seePicture,
 } from './pictures.js'
 
-/** Vectors of pictures, float32 (m, width), and for each its row and column among the tokens, int64 (m, 2). */
+/** Graph inputs: vectors of pictures, float32 (m, width), and the row and column of their tokens, int64 (m, 2). */
 const [PICTURES, PLACES] = ['pictures/vectors', 'pictures/places']
 
-/** Vectors where shapes are measured. */
+/** Numbers of vectors in the two runs that measure shapes. */
 const PROBED = [9, 13] as const
 
-/** Bytes of vectors that are kept. Pictures beyond that are seen anew in each step that has them. */
+/** Bytes of vectors to keep. Pictures beyond this go through the vision encoder in every step that needs them. */
 const KEPT_BYTES = 2 ** 28
 
 interface LearnedPicture extends PictureSize {
   readonly grid: readonly number[] | undefined
-  /** Tells it from other pictures. */
   readonly digest: Uint8Array
   vectors(): Promise<Float32Array>
 }
 
-/** An example, with the pictures that its tokens have places for. */
+/** An example with the pictures of its picture tokens. */
 export interface PicturedExample extends Example {
   readonly pictures?: { readonly encoder: PictureEncoder; readonly list: readonly LearnedPicture[] }
 }
@@ -68,7 +67,7 @@ export class PictureEncoder implements PictureReader {
   #opening: ReturnType<PictureEncoder['open']> | undefined
   #kept = 0
   #ready = new Map<LearnedPicture, Float32Array>()
-  /** Vectors of a tile, of a patch, or of a picture that is neither cut; and their width. */
+  /** Number of vectors for each tile, patch or uncut picture, and their width. */
   #form: { readonly count: number; readonly width: number } | undefined
 
   constructor({ model, decodeImage, ...session }: EncoderOptions) {
@@ -101,7 +100,7 @@ export class PictureEncoder implements PictureReader {
     await opened?.close()
   }
 
-  /** Reads the pictures of a chat, one for each place. */
+  /** Reads the pictures for the places of a chat. */
   async read(chat: Chat, images: readonly ImageSource[], where: string): Promise<void> {
     const places = partsOf(chat.messages)
     for (const [i, image] of images.entries()) {
@@ -114,8 +113,8 @@ export class PictureEncoder implements PictureReader {
     const pixels = await readImage(image, decodeImage, where)
     const piece = await pieceOf(pixels, model, where)
     let kept: Float32Array | undefined
-    const see = async (own: Piece) => {
-      const seen = await seePicture(this, own)
+    const see = async (shown: Piece) => {
+      const seen = await seePicture(this, shown)
       if (this.#kept + seen.data.byteLength > KEPT_BYTES) return seen
       this.#kept += seen.data.byteLength
       kept = seen.data
@@ -140,18 +139,18 @@ export class PictureEncoder implements PictureReader {
     }
   }
 
-  /** A template that writes the tokens of pictures in their places. */
-  template(own: ChatTemplate, args: Readonly<Record<string, unknown>> | undefined): ChatTemplate {
+  /** Returns a template that writes the tokens of pictures in their places. */
+  template(plain: ChatTemplate, args: Readonly<Record<string, unknown>> | undefined): ChatTemplate {
     const { model } = this
     const nameOf = (id: number) => nameOfToken(model, id)
     const place = nameOf(this.#writing.mark)
-    const form = messageForm(own, args, place)
-    const { name, text, marksGeneration } = own
+    const form = messageForm(plain, args, place)
+    const { name, text, marksGeneration } = plain
     return {
       ...{ name, text, marksGeneration },
       render: (messages, options, where) => {
         const pictures = this.#of(messages)
-        const rendered = own.render(form(messages), options, where)
+        const rendered = plain.render(form(messages), options, where)
         const [first, ...rest] = rendered.text.split(place)
         if (rest.length !== pictures.length) throw otherPlaces(place, pictures.length, rest.length, where)
         let [whole, end] = [first, first.length]
@@ -173,7 +172,7 @@ export class PictureEncoder implements PictureReader {
     return partsOf(messages).flatMap((part) => this.#pictures.get(part) ?? [])
   }
 
-  /** The example of a chat; tokens of pictures are no targets. */
+  /** Adds the pictures of a chat to its example, and takes picture tokens out of the targets. */
   pictured(example: Example, { messages }: Chat, where: string): PicturedExample {
     const list = this.#of(messages)
     if (list.length === 0) return example
@@ -192,7 +191,7 @@ export class PictureEncoder implements PictureReader {
     graph.putBehind(VECTORS, (plain) => g.op('ScatterND', [plain, places, vectors]), 'plain')
   }
 
-  /** The pictures in each of the two runs that shapes are measured by. */
+  /** Feeds of pictures in the two runs that measure shapes. */
   readonly probe = PROBED.map((count) => () => {
     return this.#feeds(new Float32Array(count * this.#form!.width), Array(2 * count).fill(0))
   })
@@ -205,7 +204,7 @@ export class PictureEncoder implements PictureReader {
       this.#ready.set(picture, await picture.vectors())
   }
 
-  /** Feeds of `tokens` with the pictures of examples that are prepared. `length`: tokens of a row. */
+  /** Adds the pictures of prepared examples to the feeds of their tokens. `length`: tokens of a row. */
   feeds(examples: readonly PicturedExample[], length: number, tokens: Feeds): Feeds {
     const { token, model } = this
     const vectors: Float32Array[] = []
@@ -217,15 +216,15 @@ export class PictureEncoder implements PictureReader {
       inputIds.forEach((id, i) => {
         if (id !== token) return
         places.push(row, i)
-        // The embedding may have no row for the token of pictures.
+        // The embedding may lack a row for the picture token.
         ids.data[row * length + i] = (
           typeof ids.data[0] === 'bigint' ? BigInt(model.padTokenId) : model.padTokenId
         ) as number
       })
       const grids = list.flatMap(({ grid }) => (grid === undefined ? [] : [grid]))
       if (grids.length === 0 || positions?.dims.length !== 3) continue
-      const own = gridPositions([...inputIds], { token, grids })
-      own.forEach((axis, i) => {
+      const axes = gridPositions([...inputIds], { token, grids })
+      axes.forEach((axis, i) => {
         ;(positions.data as BigInt64Array).set(axis.map(BigInt), (i * examples.length + row) * length)
       })
     }
@@ -246,7 +245,7 @@ function partsOf(messages: readonly MessageOfParts[]): MessagePart[] {
   return parts.filter(({ type }) => type === 'image')
 }
 
-/** Tiles, or patches, of (pictures, tiles, 3, edge, edge) or (patches, width); else one. */
+/** Counts the tiles of (pictures, tiles, 3, edge, edge) or the patches of (patches, width); 1 for an uncut picture. */
 function unitsOf({ dims }: Piece): number {
   return dims.length === 5 ? dims[1] : dims.length === 2 ? dims[0] : 1
 }

@@ -1,5 +1,4 @@
-// The text in the places of pictures: tokens for their vectors, and the text that transformers'
-// processors write around them.
+// The text in the places of pictures: a token per vector, and the text that transformers' processors put around them.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { modelType, typesWith } from '../../families/families.js'
@@ -7,7 +6,7 @@ import type { Model } from '../../graph/model-folder.js'
 
 export interface PictureSize {
   readonly count: number
-  /** Tiles of the picture by row and column; 0 for one that is not cut. */
+  /** Rows and columns of tiles; 0 for an uncut picture. */
   readonly rows: number
   readonly columns: number
 }
@@ -30,7 +29,7 @@ const between: Make = (token, { boi_token_index: begin, eoi_token_index: end }) 
     `\n\n${nameOf(begin as number)}${nameOf(token).repeat(count)}${nameOf(end as number)}\n\n`,
 })
 
-/** Tile by tile, with its row and column, and the whole picture behind them. */
+/** Writes each tile with its row and column, then the whole picture. */
 const tiles: Make = (token) => ({
   token,
   mark: token,
@@ -46,7 +45,7 @@ const tiles: Make = (token) => ({
 
 const WRITINGS = { alone, between, tiles }
 
-/** How a model writes pictures; undefined for one that reads texts alone, or whose way is not known. */
+/** Returns how a model's prompts hold pictures, or undefined if it reads none or its way is not known. */
 export function pictureWriting({ config }: Pick<Model, 'config'>): PictureWriting | undefined {
   const { pictures } = modelType(config.model_type)
   const token = [config.image_token_id, config.image_token_index].find(Number.isSafeInteger) as number | undefined
@@ -63,7 +62,7 @@ export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedE
   })
 }
 
-/** Positions (3, length) of tokens, where pictures lie on a grid: by time, height and width. */
+/** Returns positions (3, length) of tokens by time, height and width. Pictures lie on a grid, texts on its diagonal. */
 export function gridPositions(
   ids: readonly number[],
   pictures: { readonly token: number; readonly grids: readonly (readonly number[])[] } | undefined,

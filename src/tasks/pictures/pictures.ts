@@ -1,4 +1,4 @@
-// The pictures of a prompt: their vectors by the model's vision encoder, and the text with places for these vectors.
+// The pictures of a prompt: runs the vision encoder, and writes the text with a token for each vector.
 
 import { DataError, FileError } from '../../base/errors.js'
 import { joinedUp } from '../../base/tensor.js'
@@ -17,7 +17,7 @@ export interface PictureVectors {
   readonly data: Float32Array
   readonly count: number
   readonly width: number
-  /** Vectors of each picture by time, height and width, where the model places them on a grid. */
+  /** Number of vectors of each picture by time, height and width, if the model places them on a grid. */
   readonly grids: readonly (readonly number[])[]
 }
 
@@ -32,7 +32,7 @@ export interface PictureReader {
 export type Piece = VisionInput & Omit<PictureSize, 'count'>
 
 export class PromptPictures {
-  /** The text that marks the place of a picture; undefined for a model that reads texts alone. */
+  /** The text that marks the place of a picture; undefined if the model reads only texts. */
   readonly place: string | undefined
   readonly count: number
   vectors: PictureVectors | undefined
@@ -49,7 +49,7 @@ export class PromptPictures {
     if (this.count > 0) requireVision(reader.model)
   }
 
-  /** Puts a token for each vector of a picture in the picture's place. */
+  /** Replaces each picture's place by a token for each of its vectors. */
   async fill(text: string): Promise<string> {
     const { place, count } = this
     const writing = this.#writing
@@ -115,7 +115,7 @@ function joined(
   pictures: readonly (Pick<PictureVectors, 'data' | 'width'> & Pick<Piece, 'grid'>)[],
 ): PictureVectors {
   const { width } = pictures[0]
-  const data = joinedUp(pictures.map((one) => one.data))
+  const data = joinedUp(pictures.map((picture) => picture.data))
   return { token, data, count: data.length / width, width, grids: pictures.flatMap(({ grid }) => (grid ? [grid] : [])) }
 }
 
@@ -136,15 +136,15 @@ export async function pieceOf(pixels: Pixels, model: Model, where: string): Prom
   return { pixels: values, dims: [1, 3, processor.height, processor.width], rows: 0, columns: 0 }
 }
 
-/** The grid of a picture's vectors: several patches become one. */
+/** The grid of a picture's vectors. The model merges neighboring patches into one vector. */
 export function gridOf({ grid }: Piece, { config, preprocessorConfig }: Model): readonly number[] | undefined {
   if (grid === undefined) return undefined
-  const own = (config.vision_config as { spatial_merge_size?: unknown }).spatial_merge_size
-  const merge = [own, preprocessorConfig?.merge_size, 2].find(Number.isSafeInteger) as number
+  const configured = (config.vision_config as { spatial_merge_size?: unknown }).spatial_merge_size
+  const merge = [configured, preprocessorConfig?.merge_size, 2].find(Number.isSafeInteger) as number
   return [grid[0], grid[1] / merge, grid[2] / merge]
 }
 
-/** Returns how the model writes pictures. Throws UnsupportedError or FileError for one that cannot read them. */
+/** As {@link pictureWriting}, but throws UnsupportedError or FileError if the model cannot read pictures. */
 export function requireVision(model: Model): PictureWriting {
   const { directory, graphs, preprocessorConfig } = model
   const writing = pictureWriting(model)

@@ -1,5 +1,5 @@
-// The pictures of a row of data, in the form of TRL's data sets for models of texts and pictures: `images` in the order
-// of their places in the messages, or a picture in its place.
+// The pictures of a row of data, in the form of TRL's vision data sets: a list `images` in the order of their places in
+// the messages, or each picture in its place.
 
 import { DataError } from '../../base/errors.js'
 import type { ImageSource } from '../../images/image.js'
@@ -8,7 +8,7 @@ import { type Chat, chatOf, type MessagePart, messageOfParts } from '../../text/
 import { type ParsedRecord, parseRecord } from '../../text/records.js'
 import { withPlaces } from './chat-places.js'
 
-/** A record, with a picture for each place in its messages; without `images` it has none. */
+/** A record, with a picture for each place in its messages. */
 export type PicturedRecord = ParsedRecord & { readonly images?: readonly ImageSource[] }
 
 export function parsePictured(row: unknown, where: string): PicturedRecord {
@@ -52,12 +52,12 @@ function takePictures(chat: Chat, given: readonly unknown[], where: string) {
       got: String(taken),
     })
   }
-  const other = images.findIndex((image) => !isImageSource(image))
-  if (other < 0) return { chat: { ...chat, messages }, images: images as ImageSource[] }
+  const wrong = images.findIndex((image) => !isImageSource(image))
+  if (wrong < 0) return { chat: { ...chat, messages }, images: images as ImageSource[] }
   throw new DataError({
-    where: `${where}, image ${other + 1}`,
+    where: `${where}, image ${wrong + 1}`,
     what: 'not a picture',
     expected: 'a path, the bytes of a file, or { data, width, height }',
-    got: typeof images[other],
+    got: typeof images[wrong],
   })
 }
