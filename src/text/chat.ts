@@ -136,7 +136,7 @@ function checkMessage(message: unknown, where: string): ChatMessage {
   const fields = Object.fromEntries(
     Object.entries(message).filter(([, value]) => value !== null && value !== undefined),
   )
-  const { role, tool_calls, weight = 1 } = fields
+  const { role, tool_calls, train, weight = train === false ? 0 : 1 } = fields
   if (typeof role !== 'string' || !ROLES.includes(role)) {
     const got = role === undefined ? 'no role' : JSON.stringify(role)
     const meant = typeof role === 'string' && Object.hasOwn(SHAREGPT_ROLES, role) ? SHAREGPT_ROLES[role] : undefined
@@ -170,6 +170,7 @@ function checkMessage(message: unknown, where: string): ChatMessage {
     ...fields,
     ...(reasoning !== undefined && { reasoning_content: reasoning }),
     role,
+    ...(weight === 0 && { weight }),
     ...(content !== undefined && { content }),
   } as ChatMessage
 }

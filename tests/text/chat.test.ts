@@ -319,6 +319,13 @@ describe('encodeChat', () => {
     expect(await of(0, 0)).toEqual([])
   })
 
+  it('takes train: false for weight 0', async () => {
+    const chatOf = (field: object) => [user('a'), { ...assistant('b'), ...field }, user('c'), assistant('d')]
+    const labels = async (field: object) => (await encode({ messages: chatOf(field) })).examples
+    expect(await labels({ train: false })).toEqual(await labels({ weight: 0 }))
+    expect(await labels({ train: true })).toEqual(await labels({}))
+    expect(await labels({ train: false })).not.toEqual(await labels({}))
+  })
   it('leaves out empty answers, and says so', async () => {
     const messages = [user('a'), assistant(''), user('b'), assistant('c'), user('d'), assistant(' \n')]
     for (const from of [PLAIN, SLOW, ASSISTANT_MARKED]) {
