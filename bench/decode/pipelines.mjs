@@ -66,7 +66,7 @@ const scratch = mkdtempSync(join(tmpdir(), 'lowrank-pipelines-'))
 const children = new Map()
 try {
   const model = await loadModel(options.model, { dtype: options.dtype })
-  const layers = findLinears(readGraph(model.onnx.proto))
+  const layers = findLinears(readGraph(model.onnx))
   const qv = await makeAdapter(layers, /\b[qv]_proj$/, join(scratch, 'qv'))
   const all = await makeAdapter(layers, /_proj$/, join(scratch, 'all'))
   await model.close()

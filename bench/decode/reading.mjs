@@ -11,7 +11,7 @@ import { measured } from './shared.mjs'
 
 const [, , folder, dtype, tokens, threads] = process.argv
 const model = await loadModel(folder, { dtype })
-const parts = readGraph(model.onnx.proto)
+const parts = readGraph(model.onnx)
 const SIZES = { [TensorProto_DataType.FLOAT]: 4, [TensorProto_DataType.FLOAT16]: 2 }
 let total = 0
 for (const [name, { dims, dataType }] of parts.initializers) {

@@ -16,9 +16,7 @@ export function setAccuracyLevel(graph: Graph, level: 0 | 4): void {
 
 /** Throws UnsupportedError when the level is 4 and no graph has a product that it is about. */
 export function accuracyEdit(level: 0 | 4, bases: readonly { readonly onnx: OnnxModel }[]): (graph: Graph) => void {
-  const hasProducts = bases.some(({ onnx }) =>
-    readGraph(onnx.proto).nodes.some(({ opType }) => opType === 'MatMulNBits'),
-  )
+  const hasProducts = bases.some(({ onnx }) => readGraph(onnx).nodes.some(({ opType }) => opType === 'MatMulNBits'))
   if (level === 4 && !hasProducts) {
     throw new UnsupportedError({
       where: 'accuracyLevel',

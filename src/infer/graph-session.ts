@@ -56,7 +56,7 @@ export class GraphSession {
     private readonly host: Engine<InferEngine>,
     private readonly options: GraphOptions,
   ) {
-    this.graph = readGraph(base.onnx.proto)
+    this.graph = readGraph(base.onnx)
     this.linears = findLinears(this.graph, options.modules)
   }
 

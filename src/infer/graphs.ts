@@ -73,7 +73,7 @@ export async function otherGraphs(
   model: SessionBase,
 ): Promise<{ role: GraphRole; onnx: OnnxModel; runtime: SessionBase['runtime'] }[]> {
   const { graphs = {}, onnx: main, runtime } = model
-  const isMerged = readGraph(main.proto).nodes.some(({ opType }) => opType === 'If')
+  const isMerged = readGraph(main).nodes.some(({ opType }) => opType === 'If')
   const roles = (Object.keys(graphs) as GraphRole[]).slice(1)
   const others = roles.filter((role) => !(isMerged && role === 'decoder_with_past'))
   return Promise.all(others.map(async (role) => ({ role, onnx: (await model.openGraph?.(role))!, runtime })))

@@ -65,7 +65,7 @@ export function sessionGraph(
     inputNames,
     graph: graph.toModel(),
     idleRank: isOnProcessor ? 0 : 1,
-    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
+    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx), new Set([VECTORS]))) : undefined,
     newRows,
     isFused: isFused || newRows !== undefined || choosesLogits || (mayFuse && adapted.groups.length > 0),
   }

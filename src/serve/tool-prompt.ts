@@ -18,8 +18,6 @@ async function readsTools({ directory }: Model, text: string | undefined): Promi
   return value?.includes('qztoolqz') ?? true
 }
 
-const known = new WeakMap<Model, Map<string | undefined, Promise<boolean>>>()
-
 /** @param recorded the chat template of the adapter, which goes before that of the model */
 export async function withTools(
   model: Model,
@@ -28,8 +26,7 @@ export async function withTools(
 ): Promise<TextRequest> {
   const { tools } = request.options
   if (tools === undefined) return request
-  const answers = known.get(model) ?? new Map<string | undefined, Promise<boolean>>()
-  known.set(model, answers)
+  const answers = model.onnx.once(readsTools, () => new Map<string | undefined, Promise<boolean>>())
   const reads = answers.get(recorded) ?? readsTools(model, recorded)
   answers.set(recorded, reads)
   if (await reads) return request

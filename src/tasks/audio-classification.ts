@@ -51,7 +51,7 @@ export const audioClassification: Task<SoundExample, SoundExample, LabelOptions>
 }
 
 export function soundSize({ onnx, config }: Pick<Model, 'onnx' | 'config'>): readonly [number, number] {
-  const { inputs } = readGraph(onnx.proto)
+  const { inputs } = readGraph(onnx)
   const [input, ...others] = inputs
   const dims = input === undefined ? [] : dimsOfInput(input)
   const { num_mel_bins: bands, max_source_positions: positions } = config

@@ -57,7 +57,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
   lowerIsBetter: ['perplexity'],
 
   check(model) {
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     if (inputFamily(graph)?.encoderGraph !== undefined) {
       const names = graph.inputs.map(({ name }) => name)
       throw new UnsupportedError({
@@ -234,7 +234,7 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
     this.#isPacked = examples instanceof PackedExamples
     this.#pictures = this.#isPacked ? undefined : encoderOf(examples)
     this.plainUse = model.graphs.vision_encoder === undefined ? undefined : OF_PICTURES
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     this.#inputs = tokenInputs(graph)
     this.#probe = tokenProbe(graph)
     const [first, second] = this.#probe.batches.map(({ batch, sequence }, i) => {

@@ -85,7 +85,7 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   options: EMBEDDING_OPTIONS,
 
   check(model) {
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     encoderInputs(graph)
     tokenVectors(graph)
     poolingOf(model.sentence)
@@ -141,7 +141,7 @@ class Embedding implements OpenTask<RelatedExample> {
   readonly rowsOfExample: number
 
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     this.#feeds = encoderFeeds(model, graph)
     this.#pooling = poolingOf(model.sentence)
     const first = examples.at(0)!

@@ -49,7 +49,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   lowerIsBetter: ['perplexity'],
 
   check(model) {
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     if (inputFamily(graph)?.encoderGraph === 'joined') return void joinedInputs(graph)
     const { encoder, decoder } = model.graphs
     const [what, hint] =
@@ -88,7 +88,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
 }
 
 function encodeSource({ source, where }: TextPair, { model, maxLength }: EncodeContext) {
-  const { features: size } = joinedInputs(readGraph(model.onnx.proto))
+  const { features: size } = joinedInputs(readGraph(model.onnx))
   if ((size === undefined) !== (source.kind === 'text')) {
     throw new DataError({
       where,
@@ -147,7 +147,7 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
 
   constructor(model: Model) {
     super(model)
-    this.#inputs = joinedInputs(readGraph(model.onnx.proto))
+    this.#inputs = joinedInputs(readGraph(model.onnx))
     this.#start = startToken(model)
     const { features } = this.#inputs
     // PEFT's class passes input_ids even to a model of sounds: https://github.com/huggingface/peft/issues/1988

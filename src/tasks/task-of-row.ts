@@ -8,7 +8,7 @@ import type { Task } from './task.js'
 import { canTrain, loadTask, TASK_NAMES, type TaskName } from './tasks.js'
 
 export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): TaskName {
-  const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx.proto))?.encoderGraph !== undefined
+  const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx))?.encoderGraph !== undefined
   return hasEncoder ? 'seq2seq' : 'causal-lm'
 }
 

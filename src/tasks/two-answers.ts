@@ -34,7 +34,7 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     private readonly names: { readonly count: string; readonly column: string; readonly sides: readonly string[] },
     columns: (n: number) => Feeds,
   ) {
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     this.#inputs = tokenInputs(graph)
     this.#probe = tokenProbe(graph)
     const [first, second] = this.#probe.batches.map(({ batch, sequence }, i) => {

@@ -13,7 +13,7 @@ import { readGraph } from '../graph/view/graph.js'
 export async function squaresOfRows(model: Model, layers: readonly NamedLayer[], modules: ModuleMap | undefined) {
   const squares = new Map<string, Float64Array>()
   if (layers.length === 0) return squares
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const names = layers.map(({ name }) => name)
   const linears = withPointwise(graph, findLinears(graph, modules), names)
   const read = new Set<string>()

@@ -35,7 +35,7 @@ export async function newAdapter(
   const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
   const layers = new Map<string, NamedLayer>()
   const skipped = new Set<string>()
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const type = modelType(model.config.model_type)
   const linears = modulesInPyTorch(type, findLinears(graph, modules))
   const pointwise = otherPointwise(graph, linears)
@@ -80,7 +80,7 @@ const AROUND_VISION = ['', 'vision_tower.', 'vision_model.', 'visual.']
 
 /** Refuses targets that only the vision encoder has, and tells of those that it has too: it is not trained. */
 async function leaveVision(model: Model, linears: readonly Linear[], config: LoraConfig, on?: TrainEvents) {
-  const frozen = findLinears(readGraph((await model.openGraph('vision_encoder')).proto))
+  const frozen = findLinears(readGraph(await model.openGraph('vision_encoder')))
   const { targetModules } = config
   // A text is one expression; in a list, each entry names modules of its own.
   for (const target of typeof targetModules === 'string' ? [targetModules] : targetModules.map((one) => [one])) {

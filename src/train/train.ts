@@ -98,7 +98,7 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
-  checkTrainableForm(readGraph(model.onnx.proto))
+  checkTrainableForm(readGraph(model.onnx))
   checkActivation(config, given, settings, task)
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'

@@ -35,7 +35,7 @@ function headNames({ open }: Pick<Context, 'open'>): ReadonlySet<string> {
 }
 
 function tensorsOf({ model, open, modules }: Context): Named[] {
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const ofHead = headNames({ open })
   return baseTensors(graph, findLinears(graph, modules))
     .map((base) => {
@@ -93,7 +93,7 @@ export function trainedBiases(
 
 /** Adds tensors to an adapter, with the base's values. PEFT calls that of an adapted layer by the layer inside. */
 export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors: readonly Named[]): Promise<void> {
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   for (const { name, base, offset } of tensors) {
     if (adapter.has(name)) continue
     const { shape } = base

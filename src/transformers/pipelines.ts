@@ -52,11 +52,11 @@ export interface PipelineRun {
 }
 
 export function sessionExtras(model: SessionBase, { device }: PipelineRun): SessionExtras {
-  return { keepsTensors: true, edit: paddingPlan(readGraph(model.onnx.proto), device).edit }
+  return { keepsTensors: true, edit: paddingPlan(readGraph(model.onnx), device).edit }
 }
 
 export function shareSession(session: ModelSession, config: PipelineRun): SharedSession {
-  const graph = readGraph(session.model.onnx.proto)
+  const graph = readGraph(session.model.onnx)
   const { check: checkPadding } = paddingPlan(graph, config.device)
   const inputMetadata = metadataOf(graph)
   return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(), config, checkPadding }

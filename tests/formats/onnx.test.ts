@@ -46,6 +46,15 @@ async function run(onnx: OnnxModel): Promise<number[]> {
 }
 
 describe('loading', () => {
+  it('keeps a fact about a model, and none about another', async () => {
+    const [first, second] = [await load(bytes), await load(bytes)]
+    let made = 0
+    const countOf = (onnx: OnnxModel) => onnx.once('count', () => ++made)
+    expect([first, first, second].map(countOf)).toEqual([1, 1, 2])
+    first.once('nothing', () => undefined)
+    expect(first.once('nothing', () => 1)).toBeUndefined()
+  })
+
   it('leaves large contents in the file and reads them on demand', async () => {
     const { directory, ranges } = counting(new MemoryDirectory({ 'dir/m.onnx': bytes }))
     const onnx = await loadOnnx(directory, 'dir/m.onnx')

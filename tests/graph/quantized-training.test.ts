@@ -55,7 +55,7 @@ const weightedSum: Objective = {
 async function gradientsOf(name: string, numbers: FormNumbers, isDora = false) {
   const model = await openForm(name)
   const adapter = formAdapter(numbers)
-  const graph = readGraph(model.proto)
+  const graph = readGraph(model)
   const norms = new Map<string, { own: Float64Array; adapted: Float64Array }>()
   for (const { layer, linear } of matchLayers(findLinears(graph), adapter.parts('linear'))) {
     const [own, adapted] = [

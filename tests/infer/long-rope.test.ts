@@ -39,7 +39,7 @@ const write = async (texts: readonly Text[]) => {
 
 describe('long RoPE', () => {
   it('is found by the structure of the graph, whichever way round it compares', () => {
-    expect(rotarySwitches(readGraph(model.onnx.proto))).toEqual([golden.switch])
+    expect(rotarySwitches(readGraph(model.onnx))).toEqual([golden.switch])
     for (const [opType, isFirst, last] of [
       ['Greater', false, 16],
       ['GreaterOrEqual', false, 15],

@@ -90,7 +90,7 @@ describe('vectors of a step', () => {
 
   const graphs = async (elemType: number) => {
     const model = await open('llava')
-    const embedding = readGraph((await model.openGraph('embed_tokens')).proto)
+    const embedding = readGraph(await model.openGraph('embed_tokens'))
     await model.close()
     const type = { value: { case: 'tensorType', value: { elemType } } }
     return { embedding, decoder: { inputs: [{ name: 'inputs_embeds', type }] } as unknown as Graph, padTokenId: 0 }

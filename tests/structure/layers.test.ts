@@ -110,6 +110,11 @@ describe('layers of src/', () => {
     expect(files.filter((path) => LAYERS[layerOf(path)] === undefined)).toEqual([])
   })
 
+  it('keeps facts about a model on the model, not in a map beside it', () => {
+    const beside = /^(?:export )?const \w+ = new (?:Weak)?Map<(?:OnnxModel|Model|ModelProto|GraphProto|Graph)\b/m
+    expect(files.filter((path) => beside.test(textOf(path)))).toEqual([])
+  })
+
   it('imports only from its own folder or a lower layer', () => {
     const wrong = imports.filter(({ from, to }) => {
       if (to === undefined) return false

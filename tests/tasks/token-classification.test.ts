@@ -44,7 +44,7 @@ it('starts with the head of the graph, which multiplies by a weight as MatMul st
   const { rows, maxLength } = goldenOf('distilbert')
   const model = await loadModel(new NodeDirectory(BASES.distilbert), { runtime })
   const open = tokenClassification.open(model, await encode(model, rows, maxLength))
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const [product, sum] = ['MatMul', 'Add'].map(
     (type) => graph.nodes.find(({ name }) => name === `/classifier/${type}`)!,
   )

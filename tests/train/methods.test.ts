@@ -236,7 +236,7 @@ describe('a new adapter', () => {
   async function weightOf(module: string) {
     const { findLinears } = await import('../../src/graph/match/linears.js')
     const { readGraph } = await import('../../src/graph/view/graph.js')
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     const linear = findLinears(graph).find(({ name }) => name.endsWith(module))!
     const read = await linear.form.openLines(model.onnx, graph, linear)
     const lines = await read(0, linear.transposed ? linear.d : linear.k)

@@ -38,7 +38,7 @@ afterAll(() => model.close())
 
 /** Norms of the rows of W + s·B·A, by module: magnitudes with which DoRA is plain LoRA. */
 async function adaptedNorms(): Promise<Map<string, Float32Array>> {
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const parts = new Map<string, number[]>()
   for (const { name, layer, linear } of placeAdapter(graph, findLinears(graph), adapter.parts('linear'))) {
     const { squares } = await outputNorms(model.onnx, graph, linear, layer)

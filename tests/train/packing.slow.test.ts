@@ -144,7 +144,7 @@ describe('packing', () => {
     ['no attention', [{ opType: 'Add' }], /no attention was found/],
   ])('refuses %s', async (_, nodes, message) => {
     const model = await openModel('tests/golden/models/gpt2-optimum')
-    const graph = readGraph(model.onnx.proto)
+    const graph = readGraph(model.onnx)
     for (const node of graph.nodes) if (node.opType === 'Softmax') graph.remove(node)
     const g = new Builder(graph, 'mixer')
     for (const { opType } of nodes) g.node(opType!, ['input_ids', 'input_ids']).name = 'mixer'

@@ -21,6 +21,18 @@ export class OnnxModel {
     readonly files: ReadonlyMap<string, ByteSource>,
   ) {}
 
+  /** What `once` keeps. */
+  readonly facts = new Map<unknown, unknown>()
+
+  /**
+   * Returns a fact about this model, such as a view of its graph: the first call with this key makes it, and the model
+   * keeps it.
+   */
+  once<T>(key: unknown, make: () => T): T {
+    if (!this.facts.has(key)) this.facts.set(key, make())
+    return this.facts.get(key) as T
+  }
+
   /**
    * Reads the bytes of a tensor of this model, or of any tensor that points into its files. Only the given range is
    * read.

@@ -28,12 +28,12 @@ import { raiseOpset } from '../view/opset.js'
  * that they have in the whole model. Other models stay as they are.
  */
 export async function joinGraphs(model: Model): Promise<Model> {
-  const { inputs } = readGraph(model.onnx.proto)
+  const { inputs } = readGraph(model.onnx)
   if (model.graphs.embed_tokens !== undefined && inputs.some(({ name }) => name === VECTORS)) {
     return { ...model, onnx: withEmbedding(await model.openGraph('embed_tokens'), model) }
   }
   if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
-  if (inputFamily(readGraph(model.onnx.proto))?.encoderGraph !== 'separate') return model
+  if (inputFamily(readGraph(model.onnx))?.encoderGraph !== 'separate') return model
   return { ...model, onnx: joined(await model.openGraph('encoder'), model.onnx) }
 }
 

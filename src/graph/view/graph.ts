@@ -3,6 +3,7 @@
 
 import { FormatError, StateError } from '../../base/errors.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import {
   type GraphProto,
@@ -28,6 +29,8 @@ export class Graph {
   inputs: ValueInfoProto[]
   outputs: ValueInfoProto[]
   valueInfo: ValueInfoProto[]
+  /** Views of integer weights that are rows of another initializer, by what they show: each is made once. */
+  readonly integerViews = new Map<string, string>()
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()
   readonly #raisedOpsets = new Map<string, number>()
@@ -353,14 +356,7 @@ export function subgraphs(node: NodeProto): GraphProto[] {
   return node.attribute.flatMap(({ g, graphs }) => g ?? graphs)
 }
 
-const views = new WeakMap<ModelProto, Graph>()
-
 /** Made once and shared: to read only. Who edits makes a `Graph` of their own. */
-export function readGraph(model: ModelProto): Graph {
-  let view = views.get(model)
-  if (view === undefined) {
-    view = new Graph(model)
-    views.set(model, view)
-  }
-  return view
+export function readGraph(model: OnnxModel): Graph {
+  return model.once(readGraph, () => new Graph(model.proto))
 }

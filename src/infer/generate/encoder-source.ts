@@ -44,7 +44,7 @@ export async function readSource(
   const tokens = tokenBatch(ids, Math.max(...ids.map(({ length }) => length)), model.padTokenId)
   const { batch, sequence, attentionMask } = tokens
   const encoder = await model.openGraph('encoder')
-  const feeds = encoderInputs(readGraph(encoder.proto)).feeds(tokens)
+  const feeds = encoderInputs(readGraph(encoder)).feeds(tokens)
   const outputs = await run(feeds)
   const mask: RuntimeTensor = {
     type: 'int64',

@@ -61,12 +61,9 @@ export function noTemplate(model: string): FormatError {
 type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
 
 /** Templates take time to compile: each is once. */
-const templates = new WeakMap<Model, Map<string | undefined, Promise<ChatTemplate | undefined>>>()
-
-function templateOf(model: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
-  const known = templates.get(model) ?? new Map<string | undefined, Promise<ChatTemplate | undefined>>()
-  templates.set(model, known)
-  const template = known.get(text) ?? loadChatTemplate(model.directory, text)
+function templateOf({ onnx, directory }: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
+  const known = onnx.once(directory, () => new Map<string | undefined, Promise<ChatTemplate | undefined>>())
+  const template = known.get(text) ?? loadChatTemplate(directory, text)
   known.set(text, template)
   return template
 }

@@ -1,7 +1,6 @@
 // Facts about a graph that writing texts needs: its inputs, which prompts share a batch, and on which side their rows
 // are filled up.
 
-import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { CacheEntry } from '../../graph/inputs/cache.js'
 import { HIDDEN_STATES, inputFamily, STATES_MASK } from '../../graph/inputs/family.js'
 import { rotarySwitches } from '../../graph/inputs/rotary-switch.js'
@@ -27,13 +26,13 @@ export interface TextGraph {
   readonly weightBytes: number
 }
 
-const textGraphs = new WeakMap<OnnxModel, TextGraph>()
-
 export function textGraphOf(model: Model): TextGraph {
+  return model.onnx.once(textGraphOf, () => readTextGraph(model))
+}
+
+function readTextGraph(model: Model): TextGraph {
   const { onnx } = model
-  const known = textGraphs.get(onnx)
-  if (known !== undefined) return known
-  const graph = readGraph(onnx.proto)
+  const graph = readGraph(onnx)
   requireDecoder(model)
   const source = encodedSource(model, graph)
   if (source === undefined) checkCausal(model, graph)
@@ -46,7 +45,7 @@ export function textGraphOf(model: Model): TextGraph {
   const mixesRows = graph.nodes.some(({ opType }) => opType === 'DynamicQuantizeLinear')
   const isAlone = source !== undefined || takesVectors || cache.length === 0 || mixesRows
   const shares = !isAlone && padding !== 'none' && cache.every(({ dims }) => dims[0] === undefined)
-  const made: TextGraph = {
+  return {
     inputs,
     logits: logitsName(graph),
     padding,
@@ -57,8 +56,6 @@ export function textGraphOf(model: Model): TextGraph {
     tokenBytes: cache.reduce((sum, entry) => sum + bytesOf(entry), 0),
     weightBytes: [...onnx.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
   }
-  textGraphs.set(onnx, made)
-  return made
 }
 
 function bytesOf({ dims, axis, type }: CacheEntry): number {

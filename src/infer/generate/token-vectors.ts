@@ -50,10 +50,10 @@ export async function openEmbedding(model: Model, inputs: Pick<TokenInputs, 'cac
       hint: `Copy onnx/${EMBEDDING}.onnx from where the model came from`,
     })
   }
-  const embedding = readGraph((await model.openGraph(EMBEDDING)).proto)
+  const embedding = readGraph(await model.openGraph(EMBEDDING))
   const { roles, others } = splitInputs(embedding)
   if (others.length === 0 && roles.length === 1 && roles[0].role === 'inputIds') {
-    const own = { embedding, decoder: readGraph(model.onnx.proto), padTokenId }
+    const own = { embedding, decoder: readGraph(model.onnx), padTokenId }
     return (rows, padding, run) => new TokenVectors(own, rows, padding, run)
   }
   throw new UnsupportedError({

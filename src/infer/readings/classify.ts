@@ -21,7 +21,7 @@ export async function classify(
   checkOptions(options, 'classify', CLASSIFY_OPTIONS)
   const { adapter, topK = 1 } = options
   const { onnx } = session.model
-  const reads = inputFamily(readGraph(onnx.proto))?.reads
+  const reads = inputFamily(readGraph(onnx))?.reads
   const kind = reads === 'pictures' ? IMAGE : reads === 'sounds' ? SOUND : TEXT_OR_PAIR
   const list = listOfTexts<ClassifyInput>(inputs, kind)
   session.checkMixes(mixesOf(adapter, undefined), true)

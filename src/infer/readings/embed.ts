@@ -24,7 +24,7 @@ export async function embed(
   session.checkMixes(mixes, true)
   const { model } = session
   const { sentence } = model
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const pooling = options.pooling ?? poolingOf(sentence)
   const output = tokenVectors(graph)
   const prompted = sentence.prompt === '' ? list : list.map((text) => sentence.prompt + text)

@@ -21,7 +21,7 @@ const KINDS = {
 /** Labels are in the order of the logits. They and the problem type are undefined where no file tells them. */
 export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled) {
   const { model } = session
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const head = adapter === undefined ? undefined : session.headOf(adapter)
   const wanted = head?.input.value ?? logitsName(graph)
   if (head === undefined) checkClassifier(model, graph, adapter, of)

@@ -20,7 +20,7 @@ import { appendHead, type HeadBase, headInput, headTensors, headWidth, namedLabe
 const INITIALIZER_RANGE = 0.02
 
 export function headBase(model: Model): HeadBase {
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   return { config: model.config, graph, linears: findLinears(graph) }
 }
 

@@ -77,7 +77,7 @@ export class PromptPictures {
 }
 
 export async function seePicture(reader: PictureReader, piece: Piece) {
-  const graph = readGraph((await reader.model.openGraph('vision_encoder')).proto)
+  const graph = readGraph(await reader.model.openGraph('vision_encoder'))
   const outputs = await reader.see(visionFeeds(graph, piece))
   const features = outputs.image_features ?? Object.values(outputs)[0]
   const width = features.dims.at(-1) ?? 0
@@ -121,7 +121,7 @@ function joined(
 
 export async function pieceOf(pixels: Pixels, model: Model, where: string): Promise<Piece> {
   const { preprocessorConfig, config } = model
-  const form = pictureForm(readGraph((await model.openGraph('vision_encoder')).proto))
+  const form = pictureForm(readGraph(await model.openGraph('vision_encoder')))
   if (form === 'tiles') {
     const { pixels: values, count, edge, rows, columns } = tilesOf(pixels, preprocessorConfig!)
     return { pixels: values, dims: [1, count, 3, edge, edge], rows, columns }

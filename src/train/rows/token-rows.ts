@@ -99,7 +99,7 @@ export async function addTokenRows(adapter: LoraAdapter, context: Context): Prom
     ? [{ table: inputEmbedding(tables, context), tokens: given }]
     : Object.entries(given).map(([module, tokens]) => ({ table: tableOf(tables, module), tokens }))
   const { onnx } = context.model
-  const graph = readGraph(onnx.proto)
+  const graph = readGraph(onnx)
   const embedding = wanted.find(({ table }) => isEmbedding(table))
   const tied = embedding === undefined ? [] : await headsTiedTo(embedding.table, context)
   for (const { table, tokens } of wanted) {
@@ -173,7 +173,7 @@ function isEmbedding({ place }: Table): boolean {
 }
 
 function tablesOf({ model, open, modules }: Context): Table[] {
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const named = (place: Linear): Table => {
     const [vocabulary, features] = place.form.isLookup ? [place.k, place.d] : [place.d, place.k]
     return { name: open.head?.moduleName(place.name) ?? place.name, place, vocabulary, features }
@@ -199,7 +199,7 @@ function isOfTokens(graph: Graph, value: string): boolean {
 function inputEmbedding(tables: readonly Table[], { model }: Context): Table {
   const found = tables.filter(isEmbedding)
   if (found.length === 1) return found[0]
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const readers = graph.nodes.filter(
     ({ input, opType }) => opType !== 'Shape' && input.some((value) => isOfTokens(graph, value)),
   )
@@ -241,7 +241,7 @@ function checkRange({ name, vocabulary }: Table, tokens: readonly number[]): voi
 }
 
 async function headsTiedTo({ place }: Table, { model, modules }: Context): Promise<string[]> {
-  const graph = readGraph(model.onnx.proto)
+  const graph = readGraph(model.onnx)
   const heads = await tiedHeads(place, { model: model.onnx, graph, linears: findLinears(graph, modules) })
   return [...new Set(heads.map(({ name }) => name))]
 }

@@ -70,8 +70,6 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
   return k === blocks * blockSize ? padded : g.slice(padded, 0, k, 1)
 }
 
-const views = new WeakMap<Graph, Map<string, Value>>()
-
 /**
  * One view for all readers: ONNX Runtime maps a file once for each constant. Zero points are each reader's own, so that
  * it does not keep the floats of one for the next.
@@ -81,13 +79,11 @@ function integersOnce(
   weight: Value,
   view: { dataType: DataType; dims: number[]; rows: RowRange },
 ): Value {
-  const known = views.get(graph) ?? new Map<string, Value>()
-  views.set(graph, known)
   const key = `${view.rows.first} ${view.rows.count} ${weight}`
-  const made = known.get(key)
+  const made = graph.integerViews.get(key)
   if (made !== undefined && graph.constant(made) !== undefined) return made
   const value = viewOf(graph, weight, view)
-  known.set(key, value)
+  graph.integerViews.set(key, value)
   return value
 }
 
