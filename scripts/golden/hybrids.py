@@ -61,17 +61,18 @@ def olmo_hybrid():
 def lfm2():
     from transformers import Lfm2Config
     return Lfm2Config(
-        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, conv_L_cache=3,
+        **SPECIAL, hidden_size=64, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, conv_L_cache=3,
         layer_types=["conv", "conv", "full_attention", "conv", "full_attention"], block_auto_adjust_ff_dim=False, tie_word_embeddings=True)
 
 
 def granite_h():
+    """mobius writes no embedding_multiplier, logits_scaling and attention_multiplier, and another order of groups than PyTorch."""
     from transformers import GraniteMoeHybridConfig
     return GraniteMoeHybridConfig(
         **SPECIAL, hidden_size=32, intermediate_size=48, shared_intermediate_size=48, num_hidden_layers=5, num_attention_heads=4,
         num_key_value_heads=2, layer_types=["mamba", "mamba", "attention", "mamba", "attention"], num_local_experts=4, num_experts_per_tok=2,
-        mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=2, mamba_d_state=8, mamba_d_conv=4, mamba_expand=2, mamba_chunk_size=64,
-        position_embedding_type="nope", embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.25,
+        mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_d_conv=4, mamba_expand=2, mamba_chunk_size=64,
+        position_embedding_type="nope", residual_multiplier=0.5, attention_multiplier=8 ** -0.5,
         tie_word_embeddings=True)
 
 
@@ -134,9 +135,9 @@ def llama_like(name, **more):
 
 MAMBA = ["in_proj", "out_proj"]
 SHARED_MLP = ["shared_mlp.input_linear", "shared_mlp.output_linear"]
-FAMILIES = {  # name: (config, modules that the adapter changes)
+FAMILIES = {  # name: (config, modules that the adapter changes); PEFT takes names of an MLP for experts, too
     "qwen3_5": (qwen3_5, ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", *ATTENTION, *MLP]),
-    "qwen3_next": (qwen3_next, ["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION, *MLP]),
+    "qwen3_next": (qwen3_next, ["out_proj", *ATTENTION]),
     "olmo_hybrid": (olmo_hybrid, [*ATTENTION, "a_proj", "b_proj", "g_proj", *MLP]),
     "lfm2": (lfm2, ["in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "w1", "w2", "w3"]),
     "granite_h": (granite_h, [*MAMBA, *ATTENTION, *SHARED_MLP]),
@@ -222,7 +223,10 @@ load = AutoConfig.from_pretrained
 
 def named_as_before(*args, **kwargs):  # transformers 5 renames the types of layers, which mobius 0.1 looks for
     config = load(*args, **kwargs)
-    if config.model_type in ("granitemoehybrid", "bamba"):
+    if config.model_type == "bamba":
+        kinds = ["attention" if i in config.attn_layer_indices else "mamba" for i in range(config.num_hidden_layers)]
+        type(config).layers_block_type = property(lambda _: kinds)
+    if config.model_type == "granitemoehybrid":
         config.layer_types = ["attention" if kind == "full_attention" else "mamba" for kind in config.layer_types]
     return config
 

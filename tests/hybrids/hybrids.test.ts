@@ -1,0 +1,66 @@
+// Models with linear attention and state-space layers: one layer of each kind, and texts of more than one chunk.
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { inspectGraphs } from '../../src/index/inspect-onnx.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import { relativeError } from '../graph/golden.js'
+import { int64 } from '../several-graphs.js'
+import {
+  type Cell,
+  lossesWithoutBranch,
+  mergeDifference,
+  openCell,
+  sessionDifference,
+  trainDifferences,
+} from './cell.js'
+
+describe.each([
+  ['qwen3_5', 'mobius'],
+  ['granite_h', 'mobius'],
+])('%s by %s', (family, exporter) => {
+  let cell: Cell
+  beforeAll(async () => {
+    cell = await openCell(`tests/golden/hybrids/${family}`, exporter)
+  })
+  afterAll(() => cell.close())
+
+  it('gives PEFT’s logits in sessions and merged', async () => {
+    expect(await sessionDifference(cell)).toBeLessThan(1e-4)
+    expect(await mergeDifference(cell)).toBeLessThan(1e-4)
+  })
+
+  it('gives each row of a batch its own adapter', async () => {
+    const { model, adapter, numbers } = cell
+    const session = await ModelSession.open(model, { adapters: { own: adapter } })
+    const { inputIds } = numbers.batches.unequal
+    const rows = inputIds.map((ids) => ids.slice(0, 9))
+    const logits = async (ids: number[][], adapter: (string | null)[]) => {
+      const feeds = { input_ids: int64(ids.flat(), [ids.length, 9]) }
+      return Array.from((await session.run(feeds, { adapter })).logits.data as Float32Array)
+    }
+    const together = await logits(rows, ['own', null])
+    const alone = [...(await logits([rows[0]], ['own'])), ...(await logits([rows[1]], [null]))]
+    expect(relativeError(together, alone)).toBeLessThan(1e-5)
+    await session.dispose()
+  })
+
+  it('is inspected as trainable in every layer', async () => {
+    const { linears } = await inspectGraphs(cell.model.directory, ['onnx/model.onnx'], true)
+    expect(linears.length).toBeGreaterThanOrEqual(cell.adapter.names().length)
+    expect(linears.filter(({ train }) => !train)).toEqual([])
+  })
+
+  it('has PEFT’s losses, gradients and steps', async () => {
+    const { loss, gradient, worst } = await trainDifferences(cell)
+    expect(loss).toBeLessThan(1e-5)
+    expect(gradient, worst).toBeLessThan(1e-3)
+  })
+
+  it('has another loss without the branch of any module', async () => {
+    const losses = await lossesWithoutBranch(cell)
+    expect(losses.size).toBe(cell.adapter.names().length)
+    for (const [name, loss] of losses) {
+      expect(Math.abs(loss - cell.numbers.loss.unequal), name).toBeGreaterThan(2e-5)
+    }
+  })
+})
