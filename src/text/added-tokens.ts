@@ -1,6 +1,6 @@
-// Tokens that were added to a vocabulary (<|im_end|>): a text is divided by them before anything else is done to it.
+// Finds added tokens such as <|im_end|>. A text is split at them before anything else happens to it.
 
-/** A stretch of characters of a text: UTF-16 units from `start` up to `end`. */
+/** A stretch of a text, in UTF-16 units: from `start` up to, but without, `end`. */
 export interface Span {
   readonly start: number
   readonly end: number
@@ -15,15 +15,15 @@ export interface AddedToken {
 }
 
 export interface Section extends Span {
-  /** The id of the added token that the section is; undefined for other text. */
+  /** The id if the section is an added token, undefined if it is ordinary text. */
   readonly id: number | undefined
 }
 
-/** Not one regular expression of all tokens: a vocabulary can have thousands. */
+/** A set of added tokens. There can be thousands, too many for one regular expression. */
 export class AddedTokens {
   readonly #tokens: ReadonlyMap<string, AddedToken>
   readonly #firstCharacter: RegExp
-  /** First two characters → lengths of the tokens that begin so, longest first. */
+  /** First two characters → lengths of the tokens that begin with them, longest first. */
   readonly #lengths = new Map<string, number[]>()
 
   static of(tokens: readonly AddedToken[]): AddedTokens | undefined {
@@ -66,7 +66,7 @@ export function escaped(text: string): string {
   return text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
 }
 
-/** The text in order: added tokens, and what lies between them. Spaces that a token takes in belong to no section. */
+/** Splits a text into added tokens and the text between them. Spaces that a token swallows belong to no section. */
 export function* sectionsOf(text: string, offset: number, added: AddedTokens | undefined): Generator<Section> {
   let start = 0
   for (let found = added?.find(text, 0); found !== undefined; found = added?.find(text, start)) {

@@ -1,18 +1,23 @@
-// A model's chat template. The code that reads and runs templates loads with the first of them.
+// Finds a model's chat template. The code that compiles templates is imported only when there is one.
 
 import { type Directory, readJson, readJsonIfThere, readText } from '../base/bytes.js'
 import { FormatError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './template.js'
 
-/** The longest known templates have some 20 kB. */
+/** The longest known templates have about 20 kB. */
 export const MAX_TEMPLATE_BYTES = 1_000_000
 
 const OF_PROCESSOR = 'chat_template.json'
 
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
-/** chat_template.jinja goes first, then chat_template.json, then tokenizer_config.json. `text` replaces them all. */
+/**
+ * Loads a model's chat template from chat_template.jinja, else chat_template.json, else tokenizer_config.json. Returns
+ * undefined if there is none.
+ *
+ * @param text a template that is used instead
+ */
 export async function loadChatTemplate(directory: Directory, text?: string): Promise<ChatTemplate | undefined> {
   const fields = objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
   const specialTokens = specialTokensOf(fields)
@@ -21,8 +26,8 @@ export async function loadChatTemplate(directory: Directory, text?: string): Pro
     compile({ name, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens })
   if (text !== undefined) return single('chatTemplate', text)
   if (await directory.has('chat_template.jinja')) {
-    const own = await readText(directory, 'chat_template.jinja', MAX_TEMPLATE_BYTES)
-    return single(`${directory.name}/chat_template.jinja`, own)
+    const jinja = await readText(directory, 'chat_template.jinja', MAX_TEMPLATE_BYTES)
+    return single(`${directory.name}/chat_template.jinja`, jinja)
   }
   const file = (await directory.has(OF_PROCESSOR)) ? OF_PROCESSOR : 'tokenizer_config.json'
   const holder = file === OF_PROCESSOR ? await readJson(directory, file) : fields
@@ -51,7 +56,10 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
   return tokens
 }
 
-/** An adapter is asked with the variables of its training, so they are kept as one text with the template. */
+/**
+ * Puts the variables that an adapter was trained with into the template, as defaults, so that it is rendered with the
+ * same variables later.
+ */
 export function recordTemplate(text: string, args: Readonly<Record<string, unknown>> = {}): string {
   const named = Object.entries(args).filter(([name]) => /^[A-Za-z_]\w*$/.test(name))
   const lines = named.map(([name, value]) => {
@@ -64,6 +72,6 @@ function literal(value: unknown): string {
   if (value === null || value === undefined) return 'none'
   if (Array.isArray(value)) return `[${value.map(literal).join(', ')}]`
   if (typeof value !== 'object') return JSON.stringify(value)
-  const entries = Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${literal(one)}`)
+  const entries = Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${literal(item)}`)
   return `{${entries.join(', ')}}`
 }

@@ -1,33 +1,33 @@
-// Chats as data sets hold them → one form, with each record that is no chat refused by its place.
+// Reads the chat formats of common data sets into one form. A record that is not a chat is an error with its place.
 
 import { DataError } from '../base/errors.js'
 import { isObject, jsonIn } from '../base/options.js'
 
-/** A message, as chat templates read it. Fields beside these are passed on to the template. */
+/** A message, as chat templates read it. Other fields are passed on to the template. */
 export interface ChatMessage {
   readonly role: string
-  /** Missing only beside tool calls. */
+  /** May be missing only if the message has tool calls. */
   readonly content?: string
   readonly tool_calls?: readonly unknown[]
-  /** 0 for an answer that the model does not learn, as in OpenAI's data. Default 1. */
+  /** 0 if the model should not learn this answer, as in OpenAI's data. Default 1. */
   readonly weight?: number
 }
 
-/** A part of a message: text, or the place of a picture. */
+/** A part of a message: text, or the position of a picture. */
 export type MessagePart = { readonly type: 'text'; readonly text: string } | { readonly type: 'image' }
 
-/** A message with places for pictures in its content. */
+/** A message whose content can say where its pictures stand. */
 export interface MessageOfParts extends Omit<ChatMessage, 'content'> {
   readonly content?: string | readonly MessagePart[]
 }
 
-/** A conversation, checked. */
+/** A checked conversation. */
 export interface Chat<Message = MessageOfParts> {
   readonly messages: readonly Message[]
-  /** Messages before this one are given: the model learns from its answers from here on. */
+  /** The index of the first message that the model learns from. Earlier messages are the prompt. */
   readonly learnFrom: number
   readonly tools: readonly unknown[] | undefined
-  /** Variables of the template for this chat alone. */
+  /** Template variables for this chat only. */
   readonly args: Readonly<Record<string, unknown>> | undefined
 }
 
@@ -35,7 +35,7 @@ type Fields = Readonly<Record<string, unknown>>
 
 const ROLES = ['system', 'developer', 'user', 'assistant', 'tool', 'function', 'ipython']
 
-/** Names under which data sets keep what a model thought before it answered; templates read the first or the second. */
+/** The fields in which data sets keep a model's reasoning. Templates read the first or the second. */
 const REASONING_FIELDS = ['reasoning_content', 'thinking', 'reasoning']
 
 const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
@@ -49,9 +49,10 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
 }
 
 /**
- * A list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of messages.
+ * Reads a chat: a list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of
+ * messages.
  *
- * @param check {@link messageOfParts} also takes messages with places for pictures
+ * @param check checks each message. Pass {@link messageOfParts} to allow pictures; the default allows only text
  */
 export function parseChat<Message = ChatMessage>(
   record: Fields,
@@ -93,7 +94,10 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   const { prompt, completion } = record
   const answers = typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : [completion].flat()
   const given = [prompt].flat()
-  if (answers.length > given.length && given.every((one, i) => JSON.stringify(one) === JSON.stringify(answers[i]))) {
+  if (
+    answers.length > given.length &&
+    given.every((message, i) => JSON.stringify(message) === JSON.stringify(answers[i]))
+  ) {
     throw new DataError({ where, what: 'the answer begins with the prompt again', hint: 'Leave it out of the answer' })
   }
   return { given, answers }
@@ -121,14 +125,16 @@ function fromShareGpt(turn: unknown, where: string): unknown {
   return { ...rest, role, content: value }
 }
 
-/** ShareGPT writes a call as JSON: { name, arguments }. */
+/** Reads a call in ShareGPT's form: JSON of { name, arguments }. */
 function toolCall(value: unknown, where: string): object {
   const call = typeof value === 'string' ? jsonIn(value) : value
   if (isObject(call) && typeof call.name === 'string') return { type: 'function', function: call }
   throw new DataError({ where, what: 'not a function call', expected: 'JSON with "name" and "arguments"' })
 }
 
-/** As transformers: no null fields, reasoning under both of its names, and parts of text as one text. */
+/**
+ * Checks a message and changes it as transformers does: no null fields, reasoning under both names, text in one piece.
+ */
 function checkMessage(message: unknown, where: string): ChatMessage {
   if (typeof message !== 'object' || message === null || Array.isArray(message)) {
     throw new DataError({ where, what: 'not a message', expected: 'an object with "role" and "content"' })
@@ -157,7 +163,7 @@ function checkMessage(message: unknown, where: string): ChatMessage {
   if (content === undefined && !(hasCalls && fields.content === undefined)) {
     throw new DataError({
       where,
-      what: fields.content === undefined ? 'no content' : 'content that is no text',
+      what: fields.content === undefined ? 'no content' : 'content that is not text',
       expected: '"content" as text',
       ...(Array.isArray(fields.content) && {
         hint: 'Only parts of the form { "type": "text", "text": … } can be read',

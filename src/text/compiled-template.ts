@@ -1,6 +1,6 @@
-// Chat templates that are ready to render. They are Jinja, run by @huggingface/jinja, with what it lacks beside Jinja's
-// own: a limit on work, strip, lstrip and rstrip of given characters, line ends of any system, and marks in the place
-// of transformers' {% generation %} tags.
+// Compiles chat templates, which are Jinja, with @huggingface/jinja. Adds what the library lacks: a limit on work; strip,
+// lstrip and rstrip with an argument; replace with a count; line ends of every system; and marks in place of the
+// {% generation %} tags of transformers.
 
 import { DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
@@ -40,10 +40,15 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
     marksGeneration: compiled.get(fallback)!.marksGeneration,
     render(messages, { tools, addGenerationPrompt = false, args }, record) {
       const template = compiled.get(tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback)!
-      const own = { messages, tools: tools ?? null, documents: null, add_generation_prompt: addGenerationPrompt }
+      const chatVariables = {
+        messages,
+        tools: tools ?? null,
+        documents: null,
+        add_generation_prompt: addGenerationPrompt,
+      }
       let text: string
       try {
-        text = template.render({ ...specialTokens, ...own, ...args })
+        text = template.render({ ...specialTokens, ...chatVariables, ...args })
       } catch (cause) {
         throw new DataError({
           where: record,
@@ -74,30 +79,32 @@ function readMarks(marked: string, where: string): RenderedChat {
   return { text, generated }
 }
 
-/** Characters that Unicode reserves for a program's own use. They stand where a generated part begins and ends. */
+/** Mark the begin and end of a generated part. Unicode reserves these two characters for use inside programs. */
 export const [OPEN_MARK, CLOSE_MARK] = ['\ufdd0', '\ufdd1']
 
 const GENERATION_TAG = /\{%(-?)\s*(end)?generation\s*(-?)%\}/g
 
-/** The longest known templates have some 20 kB; more than this is no template. */
+/** The longest known templates have about 20 kB. */
 const MAX_TEMPLATE_LENGTH = 1_000_000
-/** The library looks for tags behind white space in a time that grows with the square of its length. */
+/** The library's search for tags takes quadratic time in the length of white space. */
 const LONG_SPACE = /\s{301}/
 
-/** Work of one rendering, in evaluated expressions: some seconds. A chat of 1500 turns takes a tenth of it. */
+/**
+ * The most work of one rendering, in evaluated expressions: a few seconds. A chat of 1500 turns needs a tenth of it.
+ */
 const MAX_WORK = 1 << 21
-/** The library makes two scopes and nine variables for each round of a loop. */
+/** What a round of a loop costs: the library makes two scopes and nine variables for it. */
 const STEPS_PER_ROUND = 8
-/** Characters of a text, or elements of a list with all that is inside it. */
+/** The most characters of a text, or elements of a list including everything nested in it. */
 const MAX_SIZE = 1 << 24
-/** Characters that take about as long as an expression: those that an operator copies, or that a filter makes. */
+/** How many characters an operator copies, or a filter makes, in the time of one expression. */
 const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]
-/** Elements that take about as long: those that an operator looks at, or that a slice copies. */
+/** How many elements an operator looks at, or a slice copies, in the time of one expression. */
 const [SEEN_PER_STEP, SLICED_PER_STEP] = [1024, 16]
 
 const MAKERS = new Set<string | undefined>(['FilterExpression', 'CallExpression'])
 
-/** Expressions whose list can be larger than the parts that it was made of. */
+/** Expressions whose resulting list can be larger than their operands. */
 const HOLDERS = new Set([...MAKERS, 'ArrayLiteral', 'TupleLiteral', 'ObjectLiteral', 'BinaryExpression'])
 
 interface Node {
@@ -141,10 +148,12 @@ function compileJinja(library: Jinja, template: string): CompiledTemplate {
   }
 }
 
-/** The library's interpreter with limits: a template from a stranger can loop for hours, or fill all memory. */
+/**
+ * Runs programs in the library's interpreter with limits: a stranger's template could loop for hours or fill memory.
+ */
 function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node, variables: object) => string {
   const now = new Template('{{ strftime_now(format) }}')
-  /** As the library has them, but for a range that cannot be without an end. */
+  // The library's globals, except that `range` has a limit.
   const globals: Readonly<Record<string, unknown>> = {
     false: false,
     true: true,
@@ -162,7 +171,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
   class LimitedInterpreter extends (Interpreter as Interpreter) {
     #work = 0
     readonly #looped = new Set<unknown>()
-    /** Elements inside of lists and objects, which do not change once they are made. */
+    /** The sizes of lists and objects with everything nested in them. They never change after they are made. */
     readonly #sizes = new WeakMap<object, number>()
 
     override evaluate(node: Node | undefined, environment: object): RuntimeValue {
@@ -184,14 +193,14 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
       return result
     }
 
-    /** Python's methods: the library ignores the argument of strip, and replaces without a limit. */
+    /** Runs Python's string methods. The library ignores the argument of strip and the count of replace. */
     #method(node: Node | undefined, environment: object): RuntimeValue | undefined {
       const call = methodCall(node)
       if (call === undefined) return undefined
       const text = this.evaluate(call.text, environment)
-      const values = call.args.map((one) => {
-        const isNamed = one.type === 'KeywordArgumentExpression'
-        return this.evaluate(isNamed ? (one.value as Node) : one, environment).value
+      const values = call.args.map((argument) => {
+        const isNamed = argument.type === 'KeywordArgumentExpression'
+        return this.evaluate(isNamed ? (argument.value as Node) : argument, environment).value
       })
       const StringValue = text.constructor as new (value: string) => RuntimeValue
       return new StringValue(METHODS[call.name](text.value as string, ...(values as [string, string, number])))
@@ -202,7 +211,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
       if (this.#work > MAX_WORK) throw new RangeError('it takes too long')
     }
 
-    /** A list can hold another one many times over: written as text, it takes that size. */
+    /** Measures a value as it would be written out: a list can contain the same list many times. */
     #sizeOf({ type, value }: RuntimeValue, depth: number): number {
       if (typeof value === 'string') return 1 + value.length
       if (typeof value !== 'object' || value === null) return 1
@@ -215,7 +224,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
         this.#spend(1)
         size += this.#sizeOf(item, depth + 1)
       }
-      // A namespace is the one kind that can be changed.
+      // Only namespaces can change later.
       if (type !== 'NamespaceValue') this.#sizes.set(value, size)
       return size
     }
@@ -223,7 +232,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
 
   return (program, variables) => {
     const environment = new Environment()
-    // A variable of the caller's, such as `range`, takes the place of a global.
+    // The caller's variables replace globals of the same name, such as `range`.
     for (const [name, value] of Object.entries({ ...globals, ...variables })) environment.set(name, value)
     return new LimitedInterpreter(environment).run(program).value as string
   }
@@ -248,7 +257,7 @@ function withoutComments(template: string): string {
   }
 }
 
-/** Blocks around the marks keep the tags' handling of the space beside them. */
+/** Puts marks in place of the generation tags. The blocks around the marks trim white space as the tags would. */
 function withMarks(template: string): string {
   return template.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
     return `{%${left} if true %}${end === undefined ? OPEN_MARK : CLOSE_MARK}{% endif ${right}%}`
@@ -262,7 +271,7 @@ const METHODS = {
   replace,
 }
 
-/** `x.strip(y)`, `x.replace(y, z)` or `x | replace(y, z)`; calls without arguments are the library's. */
+/** Reads `x.strip(y)`, `x.replace(y, z)` or `x | replace(y, z)`. Calls without arguments are left to the library. */
 function methodCall(node: Node | undefined): { name: keyof typeof METHODS; text: Node; args: Node[] } | undefined {
   const filter = node?.type === 'FilterExpression' ? (node.filter as Node) : undefined
   const { type, callee, args } = (filter ?? node ?? {}) as { type?: string; callee?: Node; args?: Node[] }
@@ -287,7 +296,7 @@ function stripEnd(text: string, characters: string): string {
 }
 
 function replace(text: string, from: string, to: string, count?: number | null): string {
-  if ([text, from, to].some((one) => typeof one !== 'string')) throw new Error('replace() takes texts')
+  if ([text, from, to].some((value) => typeof value !== 'string')) throw new Error('replace() takes texts')
   const limit = typeof count === 'number' && count >= 0 ? count : Number.POSITIVE_INFINITY
   const parts = from === '' ? ['', ...text, ''] : text.split(from)
   const replaced = Math.min(limit, parts.length - 1)

@@ -1,44 +1,45 @@
-// Examples of any task as numbers, one behind the other, in 4 bytes for a token and its label. Very many lie in a file.
+// Stores the examples of any task compactly, as numbers: a token with its label takes 4 bytes. If there are very many,
+// most of them go to a file.
 
 import { isObject } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
 import { IGNORED } from './records.js'
 
-/** A file that stands in for memory. */
+/** A file that is used in place of memory. */
 export interface TokenFile {
-  /** Returns what reads them again. */
+  /** Writes numbers, and returns a function that reads them back. */
   write(numbers: Int32Array): () => Int32Array
 }
 
-/** Examples that are stored, and read, together. */
+/** How many examples are stored and read together. */
 const GROUP = 32
-/** Numbers that stay in memory: 64 MiB. */
+/** How many numbers stay in memory: 64 MiB. */
 const KEPT = 1 << 24
 
-/** Tokens of which those whose label is ignored have all bits turned. */
+/** Token ids and labels in one array. If the label is ignored, all bits of the id are inverted. */
 class Labeled extends Int32Array {}
 
-/** A Float64Array stands for a number, a Uint16Array for a text. */
+/** How values are stored. A Float64Array is a number, a Uint16Array a text. */
 const VIEWS = [Int32Array, Uint8Array, Float32Array, Float64Array, Uint16Array, Labeled]
-/** Kinds of other values. The low bits of a value's first number have its kind, and the others its length or place. */
+/** The kinds of all other values. The low bits of a value's first number are its kind, the rest its length or place. */
 const [AS_IS, LIST, OBJECT] = [8, 9, 10]
 const KIND_BITS = 4
 
 export class ExampleStore<Example> implements Iterable<Example> {
   readonly #groups: (Int32Array | (() => Int32Array))[] = []
-  /** The group that is not full. Of each example, the first number is how many there are. */
+  /** The last group, which is not full yet. Each example begins with the count of its numbers. */
   #open: Int32Array[] = []
   #held = 0
-  /** The group of the file that was read last. */
+  /** The group that was last read from the file. */
   #read: { readonly group: number; readonly numbers: Int32Array } | undefined
-  /** Lists of names of fields, and values that are no data; and the place of each. */
+  /** Lists of field names and values that cannot be written as numbers, and the index of each in `#values`. */
   readonly #values: unknown[] = []
   readonly #places = new Map<unknown, number>()
-  /** False where examples are data alone: texts, numbers, and what is made of them. */
+  /** Whether any example holds an object that is kept as it is. Texts, numbers, lists and plain objects are not. */
   hasObjects = false
   #before: Float32Array | undefined
 
-  /** Without `file`, all stays in memory. It is called when there are more than `kept` numbers. */
+  /** `file` is called when there are more than `kept` numbers. Without it, everything stays in memory. */
   constructor(
     private readonly file?: () => TokenFile,
     private readonly kept = KEPT,
@@ -60,7 +61,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
     this.#groups.push(isKept ? group : this.file().write(group))
   }
 
-  /** Gives an example two numbers, which it has as `before` from then on: 8 bytes for each example. */
+  /** Adds two numbers to an example as its field `before`. This takes 8 bytes for every example. */
   mark(index: number, before: readonly [number, number]): void {
     this.#before ??= new Float32Array(2 * this.length).fill(Number.NaN)
     this.#before.set(before, 2 * index)
@@ -96,7 +97,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
     if (view >= 0) writeBytes(view, value as Int32Array, to)
     else if (Array.isArray(value)) {
       to.push(headOf(LIST, value.length))
-      for (const one of value) this.#write(one, to)
+      for (const item of value) this.#write(item, to)
     } else if (isObject(value) && Object.getPrototypeOf(value) === Object.prototype) {
       const fields = joined(value)
       const names = Object.keys(fields)
@@ -122,9 +123,9 @@ export class ExampleStore<Example> implements Iterable<Example> {
     if (kind === OBJECT) {
       const fields: Record<string, unknown> = {}
       for (const name of this.#values[length] as string[]) {
-        const own = this.#valueOf(from)
-        if (own instanceof Labeled) Object.assign(fields, apart(own))
-        else fields[name] = own
+        const field = this.#valueOf(from)
+        if (field instanceof Labeled) Object.assign(fields, apart(field))
+        else fields[name] = field
       }
       return fields
     }
@@ -153,18 +154,18 @@ function writeBytes(kind: number, { buffer, byteOffset, byteLength }: ArrayBuffe
   for (const number of new Int32Array(whole.buffer)) to.push(number)
 }
 
-/** The fields with ids and labels as one. */
+/** Replaces `inputIds` and `labels` with one labeled array. */
 function joined(fields: Readonly<Record<string, unknown>>): Readonly<Record<string, unknown>> {
   const { inputIds: ids, labels, ...others } = fields
   if (!(ids instanceof Int32Array && labels instanceof Int32Array)) return fields
   return { ...others, inputIds: new Labeled(ids.map((id, i) => (labels[i] === IGNORED ? ~id : id))) }
 }
 
-function apart(own: Labeled) {
-  const [inputIds, labels] = [new Int32Array(own), new Int32Array(own)]
-  for (let i = 0; i < own.length; i++) {
-    if (own[i] >= 0) continue
-    inputIds[i] = ~own[i]
+function apart(labeled: Labeled) {
+  const [inputIds, labels] = [new Int32Array(labeled), new Int32Array(labeled)]
+  for (let i = 0; i < labeled.length; i++) {
+    if (labeled[i] >= 0) continue
+    inputIds[i] = ~labeled[i]
     labels[i] = IGNORED
   }
   return { inputIds, labels }

@@ -1,5 +1,5 @@
-// Short examples side by side in rows of one length: each goes into the row with the least room that still holds it,
-// the longest first (best fit decreasing, as in TRL). An example takes 4 bytes, and 8 more while rows are made.
+// Packs short examples into rows of equal length. The longest examples come first, and each goes into the fullest row
+// that still has room (best fit decreasing, as in TRL). This takes 4 bytes per example, and 8 more during packing.
 
 import type { Example } from './records.js'
 
@@ -10,20 +10,24 @@ export interface PackedExample extends Example {
 type Source = Pick<readonly Example[], 'length' | 'at'>
 
 export class PackedExamples implements Iterable<PackedExample> {
-  /** For each row its last example, and for each example the one before it in its row: from 1 on, 0 for none. */
+  /**
+   * The last example of each row, and for each example the previous example in its row. Counted from 1; 0 stands for
+   * none.
+   */
   readonly #lasts: Int32Array
   readonly #before: Int32Array
-  /** Tokens of each row. */
+  /** The number of tokens in each row. */
   readonly costs: Int32Array
 
-  /** `length`: most tokens of a row. A longer example has a row of its own. */
+  /** `length` is the most tokens that a row can have. A longer example gets a row to itself. */
   constructor(
     private readonly source: Source,
     length: number,
   ) {
     const lengths = Int32Array.from({ length: source.length }, (_, i) => source.at(i)!.inputIds.length)
     const [before, lasts, costs, below] = Array.from({ length: 4 }, () => new Int32Array(lengths.length))
-    /** For each room, the last of the rows that have it, from 1 on. `below` has the one before it. */
+    // Rows with equal room form a stack: `tops` has the top row for each room, and `below` the row under each row,
+    // counted from 1.
     const tops = new Int32Array(length + 1)
     let rows = 0
     for (const index of longestFirst(lengths)) {
@@ -54,8 +58,8 @@ export class PackedExamples implements Iterable<PackedExample> {
     const [inputIds, labels] = [new Int32Array(total), new Int32Array(total)]
     const starts: number[] = []
     let end = total
-    for (let one = this.#lasts[index]; one > 0; one = this.#before[one - 1]) {
-      const example = this.source.at(one - 1)!
+    for (let number = this.#lasts[index]; number > 0; number = this.#before[number - 1]) {
+      const example = this.source.at(number - 1)!
       end -= example.inputIds.length
       starts.unshift(end)
       inputIds.set(example.inputIds, end)
@@ -69,13 +73,13 @@ export class PackedExamples implements Iterable<PackedExample> {
   }
 }
 
-/** Places of lengths: equal ones stay in their order. */
+/** Sorts the indices of `lengths` by descending length. Equal lengths keep their order. */
 function longestFirst(lengths: Int32Array): Int32Array {
-  const longest = lengths.reduce((most, own) => Math.max(most, own), 0)
+  const longest = lengths.reduce((most, length) => Math.max(most, length), 0)
   const places = new Int32Array(longest + 2)
-  for (const own of lengths) places[longest - own + 1]++
+  for (const length of lengths) places[longest - length + 1]++
   for (let i = 1; i < places.length; i++) places[i] += places[i - 1]
   const order = new Int32Array(lengths.length)
-  for (const [index, own] of lengths.entries()) order[places[longest - own]++] = index
+  for (const [index, length] of lengths.entries()) order[places[longest - length]++] = index
   return order
 }

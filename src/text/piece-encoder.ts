@@ -1,6 +1,6 @@
-// Encoding by pieces: a text is cut where no token can reach across (added tokens, the pre-tokenizer's borders, spaces
-// of SentencePiece vocabularies), and the tokens of a piece are remembered. Gives the library's ids at ten times its
-// speed, and tells which tokens a stretch of characters has, which the library cannot.
+// Encodes a text piece by piece. It is cut where no token can reach across (added tokens, the pre-tokenizer's borders,
+// spaces in SentencePiece vocabularies), and the tokens of each piece are cached. The ids are those of the library, ten
+// times as fast. It can also say which tokens a stretch of characters has, which the library cannot.
 
 import * as hub from '@huggingface/tokenizers'
 import { firstOf } from '../base/group.js'
@@ -15,33 +15,38 @@ export interface PieceModel {
 
 type Json = Readonly<Record<string, unknown>>
 
-/** One step of cutting a text, by the library: a function, and the expression behind it. */
+/** A step of the library that cuts a text: a function, and the regular expression that it uses. */
 type PreTokenizer = ((text: string) => string[]) & { readonly pattern: RegExp | null }
 type PreTokenizerClass = new (config: object) => PreTokenizer
 const LIBRARY = hub as unknown as Readonly<Record<string, PreTokenizerClass>>
 const { SplitPreTokenizer: Split, DigitsPreTokenizer: Digits, PunctuationPreTokenizer: Punctuation } = LIBRARY
 const SPLITTERS: typeof LIBRARY = { Split, Digits, Punctuation }
 
-/** The expression that the ByteLevel pre-tokenizer splits by (GPT-2). It is quick, and takes long to judge. */
+/**
+ * The expression that the ByteLevel pre-tokenizer splits by (GPT-2). It runs fast, but its cost takes long to compute.
+ */
 export const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 const SPACE = '▁'
 
-/** A space inside a token, and the character before it. */
+/** Matches a space inside a token together with the character before it. */
 const JOINED = /([^▁])▁/gu
 
-/** How a kind of tokenizer cuts a section of text without added tokens; undefined where it cannot be told. */
+/** How a kind of tokenizer cuts a section of text that has no added tokens. */
 interface Cutter {
-  /** The section as it is cut: characters may be composed. */
+  /** Returns the section as it is cut. Characters may have been composed. */
   normalize(section: string): string
-  /** `before`: characters that the pieces have before the section's own. */
+  /**
+   * Cuts a section into pieces. `before` is the number of characters that the pieces add in front of the section.
+   * Returns undefined if the pieces do not spell the section.
+   */
   cut(section: string, index: number, isLong: boolean): { pieces: Iterable<string>; before: number } | undefined
   toModel(piece: string): string
-  /** Bytes of the section's text that a token stands for. */
+  /** The number of bytes of the section's text that a token stands for. */
   byteLength(token: string): number
 }
 
-/** Byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM. */
+/** Returns the cutter of byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM), or undefined for other tokenizers. */
 function byteLevelCutter(definition: Json): Cutter | undefined {
   const list = steps(definition.pre_tokenizer, 'pretokenizers')
   const last = list.at(-1)
@@ -65,7 +70,7 @@ function byteLevelCutter(definition: Json): Cutter | undefined {
   }
 }
 
-/** Finds the matches of expressions, and what lies between them, faster than the library. */
+/** Splits a text into the matches of each expression and the text between them, faster than the library. */
 function splitBy(text: string, patterns: readonly RegExp[]): string[] {
   let pieces = [text]
   for (const pattern of patterns) {
@@ -82,7 +87,7 @@ function splitBy(text: string, patterns: readonly RegExp[]): string[] {
   return pieces
 }
 
-/** The same one after the other, for long texts of which the first pieces are enough. */
+/** Does the same as {@link splitBy} lazily, for long texts whose first pieces are enough. */
 function* pieceByPiece(text: string, [pattern, ...others]: readonly RegExp[]): Generator<string> {
   if (pattern === undefined) return yield text
   let at = 0
@@ -95,9 +100,9 @@ function* pieceByPiece(text: string, [pattern, ...others]: readonly RegExp[]): G
 }
 
 /**
- * SentencePiece's BPE with bytes for what it lacks: Llama 2, Mistral, Gemma. The whole text is one word to it; but no
- * merge reaches across a space that no token has behind the character before it, and such tokens are few (`>▁</` in
- * Gemma's).
+ * Returns the cutter of SentencePiece's BPE with byte fallback (Llama 2, Mistral, Gemma), or undefined for other
+ * tokenizers. SentencePiece takes the whole text as one word, but no merge reaches across a space unless some token
+ * contains that space together with the character before it. Few tokens do, such as `>▁</` in Gemma.
  */
 function sentencePieceCutter(definition: Json, model: PieceModel): Cutter | undefined {
   const { type, byte_fallback, ignore_merges, vocab } = definition.model as Json
@@ -125,9 +130,9 @@ function sentencePieceCutter(definition: Json, model: PieceModel): Cutter | unde
 }
 
 function steps(part: unknown, key: string): Json[] {
-  const one = part as Json | null | undefined
-  if (one === null || one === undefined) return []
-  return one.type === 'Sequence' ? ((one[key] ?? []) as Json[]).flatMap((step) => steps(step, key)) : [one]
+  const step = part as Json | null | undefined
+  if (step === null || step === undefined) return []
+  return step.type === 'Sequence' ? ((step[key] ?? []) as Json[]).flatMap((step) => steps(step, key)) : [step]
 }
 
 function utf8Length(text: string): number {
@@ -139,16 +144,16 @@ function utf8Length(text: string): number {
   return length
 }
 
-/** Ids of a text, and the tokens that each span touches: indices into `ids`, the second exclusive. */
+/** The ids of a text, and the tokens that each span touches, as indices into `ids`. `end` is exclusive. */
 export interface EncodedSpans {
   readonly ids: number[]
   readonly ranges: (readonly [first: number, end: number])[]
 }
 
-/** Pieces that are remembered: the words of a language, some megabytes. */
+/** How many pieces are cached. This holds the words of a language and takes a few megabytes. */
 const MAX_CACHED_PIECES = 1 << 16
 
-/** Longer pieces hardly come again. */
+/** Longer pieces are not cached because they hardly ever come again. */
 const MAX_CACHED_LENGTH = 64
 
 export class PieceEncoder {
@@ -176,7 +181,12 @@ export class PieceEncoder {
     )
   }
 
-  /** Undefined where the pieces do not tell. `spans` are in order. Tokens behind the first `enough` may be missing. */
+  /**
+   * Encodes a text, and finds the tokens of each span. Returns undefined if pieces cannot give the library's result.
+   *
+   * @param spans in order
+   * @param enough tokens after this many may be missing
+   */
   encode(text: string, spans: readonly Span[], enough = Number.POSITIVE_INFINITY): EncodedSpans | undefined {
     const ids: number[] = []
     const places: Span[] | undefined = spans.length === 0 ? undefined : []
@@ -193,7 +203,7 @@ export class PieceEncoder {
         continue
       }
       const plain = text.slice(section.start, section.end)
-      // Characters keep their places as long as a normalizer changes none of them.
+      // If the normalizer changes any character, offsets into the normalized text would not fit the text.
       if (this.#addedNormalized !== undefined && this.#hub.normalizer?.(plain) !== plain) return undefined
       for (const part of sectionsOf(plain, section.start, this.#addedNormalized)) {
         if (part.id !== undefined) add(part)
@@ -211,19 +221,19 @@ export class PieceEncoder {
     const normalized = this.#cutter.normalize(part)
     const plain: SpanOf = (from, to) => ({ start: start + from, end: start + to })
     const spanOf = normalized === part ? plain : normalizedSpan(part, start, normalized, this.#cutter)
-    // One piece after the other takes more time if all are needed.
+    // Lazy cutting is slower if all pieces are needed.
     const cut = spanOf && this.#cutter.cut(normalized, index, part.length > 16 * enough)
     if (spanOf === undefined || cut === undefined) return false
     let at = -cut.before
     for (const text of cut.pieces) {
       if (ids.length >= enough) return true
-      const own = this.#known(text)
-      if (own === undefined) return false
-      for (let i = 0; i < own.ids.length; i++) ids.push(own.ids[i])
+      const piece = this.#known(text)
+      if (piece === undefined) return false
+      for (let i = 0; i < piece.ids.length; i++) ids.push(piece.ids[i])
       if (places !== undefined) {
-        own.places ??= this.#placesIn(text)
-        if (own.places === 'unknown') return false
-        for (const { start: from, end, leadingSpaces } of own.places) {
+        piece.places ??= this.#placesIn(text)
+        if (piece.places === 'unknown') return false
+        for (const { start: from, end, leadingSpaces } of piece.places) {
           const span = spanOf(at + from, at + end)
           places.push(this.#trimsSpaces ? { start: span.start + leadingSpaces, end: span.end } : span)
         }
@@ -233,7 +243,7 @@ export class PieceEncoder {
     return at === normalized.length
   }
 
-  /** Undefined for a piece with a token that the vocabulary lacks. */
+  /** Returns a piece's tokens, or undefined if the vocabulary lacks any of them. */
   #known(piece: string): Piece | undefined {
     const known = this.#cache.get(piece)
     if (known !== undefined) return known
@@ -276,7 +286,7 @@ export class PieceEncoder {
 
 interface Piece {
   readonly ids: readonly number[]
-  /** Known once somebody has asked; `unknown` where the tokens do not spell the piece. */
+  /** Computed on first use. `unknown` if the tokens do not spell the piece. */
   places: readonly PlacedToken[] | 'unknown' | undefined
 }
 
@@ -284,10 +294,15 @@ type PlacedToken = Span & { readonly leadingSpaces: number }
 
 type SpanOf = (from: number, to: number) => Span
 
-/** Halves are normalized as the whole is: no ASCII character combines with one before it. */
+/**
+ * ASCII characters never combine with the character before them, so a text can be cut there and normalized in parts.
+ */
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
-/** Undefined when a normalizer changes more than what stands between its cuts. */
+/**
+ * Returns a function that maps a stretch of the normalized text to a span of the original. Returns undefined if the
+ * parts, normalized one at a time, do not give the normalized text.
+ */
 function normalizedSpan(part: string, start: number, normalized: string, cutter: Cutter): SpanOf | undefined {
   const starts: number[] = []
   const ends: number[] = []

@@ -1,4 +1,5 @@
-// Records → the texts to learn from: a text, an answer to a prompt, or a chat. One eos ends each and is a target too.
+// Reads the records of a data set: texts, prompts with answers, and chats. Each text ends with one eos, which is also
+// a target.
 
 import { DataError } from '../base/errors.js'
 import { describe } from '../base/options.js'
@@ -12,36 +13,37 @@ export interface MessageRecord {
   readonly tool_calls?: readonly object[] | null | undefined
 }
 
-/** The types of records. Other fields are ignored. */
+/** A record of training data. Other fields are ignored. */
 export type TextRecord =
   | { readonly text: string }
   | { readonly prompt: string | readonly MessageRecord[]; readonly completion: string | readonly MessageRecord[] }
   | {
       readonly messages: readonly MessageRecord[]
       readonly tools?: readonly object[] | null | undefined
-      /** For models that read pictures: one for each `{ type: 'image' }` in the contents. */
+      /** For models that read pictures: a picture for each `{ type: 'image' }` in the messages. */
       readonly images?: readonly unknown[] | null | undefined
     }
   | { readonly conversations: readonly { readonly from: string; readonly value: string }[]; readonly system?: string }
   | { readonly instruction: string; readonly input?: string | null | undefined; readonly output: string }
   | { readonly question: string; readonly answer: string }
 
-/** A record, checked. */
+/** A checked record. */
 export type ParsedRecord = { readonly where: string } & (
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'pair'; readonly prompt: string; readonly completion: string }
   | { readonly kind: 'chat'; readonly chat: Chat }
-  /** A turn of a chat where the model has a template, else a prompt and its completion. */
+  /** Becomes a chat if the model has a chat template, else a prompt with its completion. */
   | { readonly kind: 'answer'; readonly question: string; readonly answer: string; readonly system: string | undefined }
 )
 
 export const IGNORED = -100
 
-/** One tokenized record. */
+/** A tokenized record. */
 export interface Example {
   readonly inputIds: Int32Array
   /**
-   * labels[i] is the token at i, or IGNORED: not shifted. Nothing predicts the first token, so it is never a target.
+   * labels[i] is the token at position i, not shifted, or IGNORED. The first token is never a target because nothing
+   * predicts it.
    */
   readonly labels: Int32Array
 }
@@ -59,7 +61,12 @@ const RENAME = "If your fields have other names, use `columns: { prompt: 'questi
 
 type CheckMessage = (message: unknown, where: string) => MessageOfParts
 
-/** @param check of each message; default: it is text */
+/**
+ * Checks a record and finds out which kind it is.
+ *
+ * @param check checks each message; the default allows only text
+ * @throws DataError if it is not a record, or could be of two kinds
+ */
 export function parseRecord(value: unknown, where: string, check?: CheckMessage): ParsedRecord {
   const record = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const has = (name: string) => record[name] !== undefined && record[name] !== null
@@ -123,11 +130,14 @@ export function fieldsOf(value: unknown): string {
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
 }
 
-/** A text with exactly one eos at its end, cut to `most` tokens or later. No token of what it begins with counts. */
+/**
+ * Encodes a prompt and its answer with exactly one eos at the end. Only tokens of the answer are targets. Tokens after
+ * the first `most` may be missing.
+ */
 export function encodeText(prompt: string, answer: string, tokenizer: Tokenizer, eos: number, most?: number): Example {
   const { ids, completionStart } = tokenizer.encodePair(prompt, answer, most)
   let length = ids.length
-  // The template, or the text itself, may end in it already.
+  // The tokenizer's template, or the text itself, may have added an eos already.
   while (length > 0 && ids[length - 1] === eos) length--
   if (most !== undefined && length < most && ids.length >= most) return encodeText(prompt, answer, tokenizer, eos)
   const inputIds = Int32Array.from([...ids.slice(0, length), eos])
@@ -135,7 +145,7 @@ export function encodeText(prompt: string, answer: string, tokenizer: Tokenizer,
   return { inputIds, labels }
 }
 
-/** Number of targets of a record: labels that are not ignored, the first position aside. */
+/** Counts a record's targets: labels that are not ignored, except at the first position. */
 export function countTargets(labels: Int32Array): number {
   let count = 0
   for (let i = 1; i < labels.length; i++) if (labels[i] !== IGNORED) count++

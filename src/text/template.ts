@@ -1,41 +1,41 @@
-// A chat template: messages → text.
+// The interface of a chat template, which renders messages as text.
 
 import type { Span } from './added-tokens.js'
 import type { MessageOfParts } from './chat.js'
 
-/** The template of a list that is used, unless a chat has tools and there is one for them. */
+/** If a model lists several templates, this name is used, unless the chat has tools and a template for tools exists. */
 export const DEFAULT_TEMPLATE = 'default'
 
-/** The values that a chat is rendered with, beside its messages. */
+/** What a chat is rendered with, apart from its messages. */
 export interface RenderOptions {
-  /** The text goes on to where the model's answer begins. Default false. */
+  /** Adds the text that comes before the model's next answer. Default false. */
   readonly addGenerationPrompt?: boolean
   /** Descriptions of the functions that the model may call (JSON Schema). */
   readonly tools?: readonly unknown[] | undefined
-  /** Further variables of the template, such as `enable_thinking`. */
+  /** More variables of the template, such as `enable_thinking`. */
   readonly args?: Readonly<Record<string, unknown>> | undefined
 }
 
 /** A chat as text. */
 export interface RenderedChat {
   readonly text: string
-  /** The parts that the template itself marks as the model's, by `{% generation %}`; empty where it marks nothing. */
+  /** The parts that the template marks as written by the model, with `{% generation %}`. Empty if it has no marks. */
   readonly generated: readonly Span[]
 }
 
-/** Renders the chats of one model. */
+/** Renders chats for a model. */
 export interface ChatTemplate {
-  /** For messages: the file it came from. */
+  /** The file that it came from, for error messages. */
   readonly name: string
-  /** The template itself; of several the one for chats without tools. */
+  /** The template's source. If there are several, that of the template for chats without tools. */
   readonly text: string
-  /** It marks what the model writes. */
+  /** Whether it marks what the model writes. */
   readonly marksGeneration: boolean
   /**
    * Renders messages.
    *
-   * @param where the record that they come from, for messages
-   * @throws DataError when the template refuses them or fails
+   * @param where the record that they come from, for error messages
+   * @throws DataError if the template refuses them or fails
    */
   render(messages: readonly MessageOfParts[], options: RenderOptions, where: string): RenderedChat
 }

@@ -1,5 +1,5 @@
-// Text ⇄ token ids, over @huggingface/tokenizers (tokenizer.json, tokenizer_config.json). Adds what training needs and
-// the library lacks: which tokens a stretch of the text has, speed, and decoding token by token.
+// Encodes and decodes texts with @huggingface/tokenizers (tokenizer.json, tokenizer_config.json). Adds what training
+// needs and the library lacks: the tokens of a stretch of text, speed, and decoding token by token.
 
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
@@ -11,7 +11,7 @@ import type { Span } from './added-tokens.js'
 import { BYTE_LEVEL_PATTERN, type EncodedSpans, PieceEncoder, type PieceModel } from './piece-encoder.js'
 import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
-/** The parts of the library that are used: its declarations do not resolve under Node's module rules. */
+/** The parts of the library that we use. Its declarations do not resolve under Node's module rules. */
 interface HubTokenizer extends PieceModel {
   encode(
     text: string,
@@ -22,70 +22,70 @@ interface HubTokenizer extends PieceModel {
 }
 const HubTokenizer = hub.Tokenizer as unknown as new (definition: object, config: object) => HubTokenizer
 
-/** Text ⇄ token ids of one model. */
+/** Turns text into a model's token ids and back. */
 export interface Tokenizer {
-  /** For messages: the folder it came from. */
+  /** The folder that it came from, for error messages. */
   readonly name: string
-  /** The token that ends a text, from tokenizer_config.json. Undefined if it is not given there. */
+  /** The token that ends a text, from tokenizer_config.json. Undefined if the file does not give one. */
   readonly eosTokenId: number | undefined
   /** The token that begins a text. */
   readonly bosTokenId: number | undefined
   /** The token that fills up batches. */
   readonly padTokenId: number | undefined
-  /** The id of a token, as the vocabulary spells it. Undefined if there is no such token. */
+  /** Returns the id of a token, spelled as in the vocabulary, or undefined if there is no such token. */
   tokenId(token: string): number | undefined
-  /** Ids of `text` with the special tokens that tokenizer.json's template adds. */
+  /** Returns the ids of `text`, with the special tokens that the template in tokenizer.json adds. */
   encode(text: string, options?: { specialTokens?: boolean }): number[]
   /**
-   * Ids of prompt + completion, encoded as one string, and the index of the first token that overlaps the completion
-   * (ids.length when none does). Tokens behind the first `enough` may be missing.
+   * Encodes prompt + completion as one string. `completionStart` is the index of the first token that overlaps the
+   * completion, or ids.length if none does. Tokens after the first `enough` may be missing.
    */
   encodePair(prompt: string, completion: string, enough?: number): { ids: number[]; completionStart: number }
   /**
-   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans
-   * are sorted and do not overlap. Tokens behind the first `enough` may be missing.
+   * Encodes `text` without adding special tokens, and finds the tokens that touch each span, as the assistant mask of
+   * transformers does. Spans must be sorted and must not overlap. Tokens after the first `enough` may be missing.
    */
   encodeSpans(text: string, spans: readonly Span[], enough?: number): EncodedSpans
   /**
-   * Encodes one or two texts with special tokens. `typeIds` says to which text each token belongs. Texts that are too
-   * long are cut, the longer text first, as in transformers (`truncation=True`).
+   * Encodes one or two texts with special tokens. `typeIds` says which text each token belongs to. If the result would
+   * be too long, the longer text is cut first, as in transformers (`truncation=True`).
    */
   encodeTexts(first: string, second: string | undefined, maxLength: number): EncodedTexts
-  /** Text of `ids`; special tokens are left out unless asked for. */
+  /** Returns the text of `ids`. Special tokens are left out unless `specialTokens` is true. */
   decode(ids: readonly number[], options?: { specialTokens?: boolean }): string
   /**
-   * Decodes token ids one by one.
+   * Returns a decoder that takes token ids one at a time.
    *
-   * @param after ids of the tokens before. Their text is not returned, but it can change the first characters of the
+   * @param after ids of the preceding tokens. Their text is not returned, but it can change the first characters of the
    *   new text
    */
   stream(after?: readonly number[]): TextStream
   /**
-   * How the tokens are spelled; undefined where that is not known.
+   * Returns how the tokens are spelled, or undefined if the tokenizer's kind is not known.
    *
-   * @param size tokens of the model
+   * @param size number of tokens of the model
    */
   vocabulary(size: number): Vocabulary | undefined
 }
 
-/** One text or two as a model takes them. */
+/** One or two texts, encoded as a model reads them. */
 export interface EncodedTexts {
   ids: number[]
-  /** 0 and 1 for tokens of the first and the second text, in most models. */
+  /** In most models 0 for tokens of the first text, 1 for tokens of the second. */
   typeIds: number[]
   isTruncated: boolean
-  /** The index of the first text's first own token, and the number of its tokens that are left. */
+  /** The index of the first text's first token (special tokens come before it), and how many of its tokens are kept. */
   start: number
   kept: number
 }
 
 interface TextTemplate {
-  /** Before the first text, between them or behind it, behind the second. */
+  /** The special tokens before the first text, after it, and after the second text if there is one. */
   readonly around: readonly { readonly ids: readonly number[]; readonly typeIds: readonly number[] }[]
   readonly types: readonly number[]
 }
 
-/** Decodes tokens one by one. Each call returns the new characters. */
+/** Decodes a text token by token. Each call returns the new characters. */
 export interface TextStream {
   /** Holds back characters whose bytes are still incomplete. */
   push(id: number): string
@@ -139,7 +139,7 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
   })
 }
 
-/** Errors of the library mean that it cannot work with this tokenizer.json. */
+/** Runs `question`. An error of the library means that it cannot work with this tokenizer.json. */
 function asked<T>(where: string, question: () => T): T {
   try {
     return question()
@@ -149,7 +149,7 @@ function asked<T>(where: string, question: () => T): T {
   }
 }
 
-/** JavaScript's own engine takes longer for some expressions of tokenizer.json than anyone waits. */
+/** Refuses regular expressions in tokenizer.json that could keep JavaScript's engine busy for hours. */
 function refuseSlowExpressions(tokenizer: object, where: string): void {
   const { normalizer, pre_tokenizer, decoder, post_processor } = tokenizer as Record<string, unknown>
   const todo: unknown[] = [normalizer, pre_tokenizer, decoder, post_processor]
@@ -178,7 +178,7 @@ function checkIds(vocabulary: unknown, added: readonly unknown[], where: string)
     const what = `the token ${JSON.stringify(token)} has no id that can be one`
     throw new FormatError({ where, what, expected: 'a whole number from 0 on', got: String(JSON.stringify(id)) })
   }
-  // Vocabularies of Unigram models are lists: there the place is the id.
+  // The vocabulary of a Unigram model is a list, where the index is the id.
   if (isObject(vocabulary)) for (const token of Object.keys(vocabulary)) check(token, vocabulary[token])
   for (const token of added) check(isObject(token) ? token.content : token, isObject(token) ? token.id : undefined)
 }
@@ -198,7 +198,7 @@ class HubTextTokenizer implements Tokenizer {
     readonly name: string,
   ) {
     this.#definition = definition
-    // transformers 5 leaves spaces alone unless the file asks; the library's own default is the older one.
+    // transformers 5 cleans up spaces only if the file asks for it. The library still has the older default.
     this.#cleanUp = config.clean_up_tokenization_spaces === true
     this.eosTokenId = this.#specialId(config.eos_token)
     this.bosTokenId = this.#specialId(config.bos_token)
@@ -217,7 +217,7 @@ class HubTextTokenizer implements Tokenizer {
 
   encodePair(prompt: string, completion: string, enough?: number): { ids: number[]; completionStart: number } {
     const text = prompt + completion
-    // A text without a prompt needs no places of tokens.
+    // Without a prompt, the completion starts at token 0, so no offsets are needed.
     const spans = [{ start: prompt.length, end: text.length }]
     const { ids, ranges } = this.encodeSpans(text, prompt === '' ? [] : spans, enough)
     const [start] = ranges[0] ?? [0]
@@ -240,8 +240,8 @@ class HubTextTokenizer implements Tokenizer {
     const texts = [first, second].flatMap((text) => (text === undefined ? [] : [this.#encodeBare(text, enough)]))
     const { around, types } = this.#textTemplate(texts.length)
     const special = around.reduce((sum, { ids }) => sum + ids.length, 0)
-    const own = texts.map(({ length }) => length)
-    const lengths = longestFirst(own, Math.max(0, maxLength - special))
+    const textLengths = texts.map(({ length }) => length)
+    const lengths = longestFirst(textLengths, Math.max(0, maxLength - special))
     const ids = [...around[0].ids]
     const typeIds = [...around[0].typeIds]
     texts.forEach((text, i) => {
@@ -257,7 +257,7 @@ class HubTextTokenizer implements Tokenizer {
     return [...before.ids, ...ids, ...after.ids]
   }
 
-  /** Told from what the template makes of the text `a`, once or twice. */
+  /** Finds the special tokens around `count` texts by encoding the text `a` (twice for a pair). */
   #textTemplate(count: number): TextTemplate {
     const known = this.#templates[count]
     if (known !== undefined) return known
@@ -323,18 +323,19 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   /**
-   * Index of the first token that reaches past character `at` of `text`. The library gives no offsets, so the end of a
-   * token is where the decoded tokens up to it end. That is exact as long as decoding gives the text back. Where it
-   * does not (lower-casing, Unicode normal forms), the answer is where the tokens of text and of the text up to `at`
-   * part: it never leaves out a token behind `at`, but can take in tokens of the word before it.
+   * Returns the index of the first token that reaches past character `at` of `text`. The library gives no offsets, so
+   * the end of a token is taken to be the end of the decoded tokens up to it. That is exact if decoding gives the text
+   * back. If it does not (lower-casing, Unicode normal forms), the answer is the first index where the tokens of the
+   * text and those of the text up to `at` differ. It never leaves out a token after `at`, but can include tokens of the
+   * word before it.
    */
   #firstAfter(ids: readonly number[], text: string, at: number): number {
     const decoded = this.#decodeWith(ids, false, false)
     const shift = decoded === text ? 0 : decoded === ` ${text}` ? 1 : undefined
     if (shift === undefined) return this.#firstDifference(ids, text.slice(0, at))
     const end = at + shift
-    // Bytes of a character that is not complete yet decode to U+FFFD, which differs from the text: the token touches
-    // the character after the common part.
+    // An incomplete character decodes to U+FFFD, which differs from the text: then the token touches the character
+    // after the common part.
     const reachesPast = (index: number): boolean => {
       const upTo = this.#decodeWith(ids.slice(0, index + 1), false, false)
       const common = commonLength(upTo, decoded)
@@ -343,11 +344,11 @@ class HubTextTokenizer implements Tokenizer {
     return firstOf(ids.length, reachesPast)
   }
 
-  /** Index of the first token that starts at character `at` of `text` or behind it. */
+  /** Returns the index of the first token that starts at or after character `at` of `text`. */
   #firstFrom(ids: readonly number[], text: string, at: number): number {
     if (at >= text.length) return ids.length
     const index = this.#firstAfter(ids, text, at)
-    // A token that reaches past `at` and past the character before it has begun before `at`.
+    // If the token is also the first to reach past the previous character, it began before `at`.
     const hasBegun = at > 0 && this.#firstAfter(ids, text, at - 1) === index
     return hasBegun ? index + 1 : index
   }
@@ -355,7 +356,7 @@ class HubTextTokenizer implements Tokenizer {
   #firstDifference(ids: readonly number[], prompt: string): number {
     const alone = this.#encodeBare(prompt)
     const length = commonLength(alone, ids)
-    // An unknown token stands for text of any length, so that the last one can reach into the completion.
+    // An unknown token stands for text of any length, so if it comes last it may reach into the completion.
     const unknown = this.hub.model?.unk_token_id
     return length > 0 && ids[length - 1] === unknown ? length - 1 : length
   }
@@ -368,8 +369,8 @@ class HubTextTokenizer implements Tokenizer {
 }
 
 /**
- * Decodes a growing list of tokens by a window: the tokens whose text is still open, and those just before them,
- * because decoders treat the first token of a text in its own way.
+ * Decodes a growing list of tokens through a window: the tokens whose text is still incomplete, and the tokens just
+ * before them, because decoders treat the first token of a text differently.
  */
 class WindowedStream implements TextStream {
   #window: number[]
@@ -402,7 +403,9 @@ class WindowedStream implements TextStream {
   }
 }
 
-/** How many tokens of each text are kept, as the tokenizers library cuts them. */
+/**
+ * Returns how many tokens of each text are kept when the longest text is cut first, as in Hugging Face's tokenizers.
+ */
 function longestFirst(lengths: readonly number[], limit: number): number[] {
   if (lengths.reduce((sum, length) => sum + length, 0) <= limit) return [...lengths]
   if (lengths.length === 1) return [limit]

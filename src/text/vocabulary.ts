@@ -1,12 +1,12 @@
-// How the tokens of a vocabulary are spelled, for libraries that match texts token by token.
+// Lists the spelling of each token, for libraries that match texts token by token.
 
 import { isObject } from '../base/options.js'
 
-/** The tokens of a model by their ids. */
+/** A model's tokens, indexed by id. */
 export interface Vocabulary {
-  /** `byte_level`: GPT-2's letters for bytes. `byte_fallback`: ▁ for a space, <0x0A> for a byte. */
+  /** `byte_level`: each byte is one of GPT-2's letters. `byte_fallback`: ▁ is a space, <0x0A> a byte. */
   readonly spelling: 'byte_level' | 'byte_fallback'
-  /** The spelling of each token; empty for special tokens, and for numbers without a token. */
+  /** The spelling of each token; empty for special tokens and for unused ids. */
   readonly tokens: readonly string[]
 }
 

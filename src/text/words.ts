@@ -1,19 +1,19 @@
-// Words of a text, and the token that each begins with: what tags of words are learned from and read at.
+// Finds the words of a text and the first token of each. Word tags are learned and read at these tokens.
 
 import type { Span } from './added-tokens.js'
 import type { EncodedTexts, Tokenizer } from './tokenizer.js'
 
-/** Scripts that have no spaces between words: each character is a word. */
+/** Scripts without spaces between words. Each of their characters counts as a word. */
 const UNSPACED =
   '[\\p{scx=Han}\\p{scx=Hiragana}\\p{scx=Katakana}\\p{scx=Thai}\\p{scx=Lao}\\p{scx=Khmer}\\p{scx=Myanmar}]\\p{M}*'
 const WORD = new RegExp(`${UNSPACED}|(?:(?!${UNSPACED})[\\p{L}\\p{N}\\p{M}_])+|\\S`, 'gu')
 
-/** Letters and digits that stand together, and each other character that is no space, as BERT cuts texts. */
+/** Cuts a text as BERT does: a run of letters and digits is a word, and so is every other character except spaces. */
 export function wordsIn(text: string): Span[] {
   return Array.from(text.matchAll(WORD), ({ 0: word, index }) => ({ start: index, end: index + word.length }))
 }
 
-/** The words, each in its own place, and between two of them a space. */
+/** Joins words with spaces. `spans` says where each word stands in the text. */
 export function joinWords(words: readonly string[]): { text: string; spans: Span[] } {
   let at = 0
   const spans = words.map((word) => {
@@ -24,7 +24,12 @@ export function joinWords(words: readonly string[]): { text: string; spans: Span
   return { text: words.join(' '), spans }
 }
 
-/** `words` are in order, none reaching into another, and hold all of the text but spaces. */
+/**
+ * Encodes a text. `firsts` has the index of each word's first token, or -1 if the word has no token that begins in it,
+ * or was cut off.
+ *
+ * @param words in order, without overlaps, covering all of the text except spaces
+ */
 export function encodeWords(
   tokenizer: Tokenizer,
   text: string,
@@ -36,9 +41,9 @@ export function encodeWords(
   const starts = startsByChunk(tokenizer, text, words, bare) ?? startsOf(tokenizer, text, words)
   let last = -1
   const firsts = starts.map((start) => {
-    const isOwn = start !== undefined && start > last && start < encoded.kept
-    if (isOwn) last = start
-    return isOwn ? encoded.start + start : -1
+    const hasToken = start !== undefined && start > last && start < encoded.kept
+    if (hasToken) last = start
+    return hasToken ? encoded.start + start : -1
   })
   return { ...encoded, firsts }
 }
@@ -53,7 +58,10 @@ interface Chunk {
   readonly words: readonly Span[]
 }
 
-/** Undefined where the tokens of stretches between spaces are not those of the whole text. */
+/**
+ * Finds the words' tokens by encoding each stretch between spaces alone, which is faster. Returns undefined if the
+ * stretches give other tokens than the whole text.
+ */
 function startsByChunk(
   tokenizer: Tokenizer,
   text: string,
@@ -63,12 +71,12 @@ function startsByChunk(
   const starts: (number | undefined)[] = []
   let at = 0
   for (const chunk of chunksOf(text, words)) {
-    const own = tokenizer.encode(chunk.text, { specialTokens: false })
-    if (own.some((id, i) => id !== ids[at + i])) return undefined
+    const chunkIds = tokenizer.encode(chunk.text, { specialTokens: false })
+    if (chunkIds.some((id, i) => id !== ids[at + i])) return undefined
     const inner =
-      chunk.words.length === 1 ? [own.length > 0 ? 0 : undefined] : startsOf(tokenizer, chunk.text, chunk.words)
+      chunk.words.length === 1 ? [chunkIds.length > 0 ? 0 : undefined] : startsOf(tokenizer, chunk.text, chunk.words)
     for (const start of inner) starts.push(start === undefined ? undefined : at + start)
-    at += own.length
+    at += chunkIds.length
   }
   return at === ids.length ? starts : undefined
 }
@@ -81,8 +89,8 @@ function chunksOf(text: string, words: readonly Span[]): Chunk[] {
     while (next < words.length && words[next].start === words[next - 1].end) next++
     const from = end
     end = words[next - 1].end
-    const own = words.slice(i, next).map((word) => ({ start: word.start - from, end: word.end - from }))
-    chunks.push({ text: text.slice(from, end), words: own })
+    const chunkWords = words.slice(i, next).map((word) => ({ start: word.start - from, end: word.end - from }))
+    chunks.push({ text: text.slice(from, end), words: chunkWords })
     i = next
   }
   return chunks

@@ -131,7 +131,7 @@ describe('a run', () => {
     ['a row for several', files[0], { packing: true }, /packing: records with pictures/],
     ['a vision tower', files[0], { config: { targetModules: ['k_proj', 'fc1'] } }, /fc1 is in the vision encoder/],
     ['an expression', files[0], { config: { targetModules: '.*vision_model.*q_proj' } }, /is in the vision encoder/],
-    ['a part of another kind', { messages: chat([{ type: 'video' }]) }, {}, /content that is no text/],
+    ['a part of another kind', { messages: chat([{ type: 'video' }]) }, {}, /content that is not text/],
   ])('refuses %s', async (_, row, options, message) => {
     await expect(train({ model, task: 'causal-lm', data: [row], ...settings, ...options })).rejects.toThrow(message)
   })
