@@ -1,5 +1,5 @@
-// LoraAdapter: one ordered map of named parts that share a config. It is what folders hold, what training yields, what
-// merging and sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
+// LoraAdapter: an ordered map of named parts that share a config. Folders hold it, training returns it, merging and
+// sessions take it. Most parts are linear layers. The other kinds cover everything else that PEFT saves.
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, didYouMean, MismatchError, StateError } from '../base/errors.js'
@@ -13,13 +13,13 @@ import { Replacement, type ReplacementOptions, type StoredValues, TokenRows } fr
 import { LoraLayer } from './layer.js'
 import { ADAPTERS, type PartKind, type PartValues, type ProblemType, rowsName } from './part.js'
 
-/** A part of an adapter: its `kind` tells which class it is. */
+/** A part of an adapter. Its `kind` says which class it is. */
 export type AdapterPart = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora | Replacement | TokenRows
 
-/** The class of a kind of parts. */
+/** The class that belongs to a kind. */
 export type PartOfKind<Kind extends PartKind> = Extract<AdapterPart, { readonly kind: Kind }>
 
-/** The base of an adapter. */
+/** The base model that an adapter was trained on. */
 export interface BaseRecord {
   /** Path of the graph in the model's folder. */
   readonly graph: string
@@ -28,7 +28,7 @@ export interface BaseRecord {
 }
 
 /**
- * Named parts that share a config. Iterates over `[name, part]` in the order in which they were added.
+ * An adapter: named parts that share a config. Iterates over `[name, part]` in the order in which they were added.
  *
  * @example
  * const adapter = new LoraAdapter({ rank: 2, alpha: 4 })
@@ -39,34 +39,34 @@ export interface BaseRecord {
  * for (const layer of adapter.parts('linear')) console.log(layer.weightA.shape, layer.weightB.shape)
  */
 export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> {
-  /** The settings that all parts share. Each layer has a config of its own, with its own rank and alpha. */
+  /** The settings that all parts share. Each layer also has a config, with that layer's rank and alpha. */
   readonly config: LoraConfig
   /** Unusual things in the folder that the adapter was read from, such as older names of tensors. */
   readonly notes: string[] = []
   /**
-   * The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other
-   * adapters.
+   * The chat template (Jinja) that it was trained with, so that it is used with the same template. Undefined if it was
+   * not trained on chats.
    */
   chatTemplate: string | undefined
   /** Names of the labels of the classification head. Undefined if there is no head, or if the names are unknown. */
   labels: readonly string[] | undefined
-  /** The type of the labels, as transformers' `problem_type`. Undefined if no file contains it. */
+  /** The type of the labels, as in transformers' `problem_type`. Undefined if no file contains it. */
   problemType: ProblemType | undefined
-  /** The base that lowrank trained it on, as its folder records it. Undefined for other adapters. */
+  /** The base that lowrank trained it on, as recorded in its folder. Undefined if lowrank did not train it. */
   trainedOn: BaseRecord | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
-  /** @throws ConfigError or UnsupportedError when the config is not valid. */
+  /** @throws ConfigError or UnsupportedError if the config is not valid. */
   constructor(config: LoraConfigInput = {}) {
     this.config = resolveConfig(config)
     ADAPTERS.add(this)
   }
 
   /**
-   * A new linear layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give its
-   * name.
+   * Adds a new linear layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give
+   * its name.
    *
-   * @throws ConfigError when the name is empty or taken; else as {@link LoraLayer}'s constructor
+   * @throws ConfigError if the name is empty or taken. Also throws whatever {@link LoraLayer}'s constructor throws
    * @example
    * const layer = adapter.addLayer('model.layers.0.self_attn.k_proj', baseWeight)
    */
@@ -75,18 +75,18 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * A new linear layer for a weight (d, k) that stays where it is. Throws as {@link addLayer} and {@link
-   * LoraLayer.ofShape}.
+   * Adds a new linear layer for a weight (d, k) that is not loaded. Throws as {@link addLayer} and {@link
+   * LoraLayer.ofShape} do.
    */
   addLayerOfShape(name: string, shape: readonly [d: number, k: number]): LoraLayer {
     return this.#add(name, () => LoraLayer.ofShape(shape, this.config, name))
   }
 
   /**
-   * A linear layer from copies of A (r, k) and B (d, r), without a base weight, in evaluation mode.
+   * Adds a linear layer made from copies of A (r, k) and B (d, r), without a base weight, in evaluation mode.
    *
-   * @throws ConfigError when the name is empty or taken, or vectors and config disagree; ShapeError when r is not the
-   *   rank that the config gives the name.
+   * @throws ConfigError if the name is empty or taken, or if vectors and config disagree; ShapeError if r is not the
+   *   rank that the config gives this name.
    * @example
    * adapter.addFactors('model.layers.0.mlp.up_proj', [[1, 0, 2], [0, 1, 0]], [[0.5, 0], [0.25, 1]])
    */
@@ -94,7 +94,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.#add(name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name, vectors))
   }
 
-  /** An embedding from copies of A (r, V) and B (D, r), without its base. Throws as {@link addFactors}. */
+  /** Adds an embedding made from copies of A (r, V) and B (D, r). Throws as {@link addFactors} does. */
   addEmbedding(
     name: string,
     weightA: MatrixLike,
@@ -105,8 +105,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * A convolution from copies of A (r, in, *kernel) and B (d, r/groups, 1…), without its base, in evaluation mode.
-   * Throws as {@link addFactors}.
+   * Adds a convolution made from copies of A (r, in, *kernel) and B (d, r/groups, 1…), in evaluation mode. Throws as
+   * {@link addFactors} does.
    */
   addConvolution(
     name: string,
@@ -118,11 +118,10 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * A parameter of E experts from copies of A (E·r, k) and B (d, r·E), without its base.
+   * Adds a parameter of E experts made from copies of A (E·r, k) and B (d, r·E).
    *
    * @param name the parameter's full name, MODULE.PARAMETER
-   * @throws ConfigError when the name is used already, or is not MODULE.PARAMETER; ShapeError when factors and rank
-   *   disagree
+   * @throws ConfigError if the name is taken, or is not MODULE.PARAMETER; ShapeError if factors and rank disagree
    */
   addExperts(name: string, weightA: MatrixLike, weightB: MatrixLike): ExpertLora {
     return this.#add(name, () => {
@@ -133,12 +132,12 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * A whole tensor that takes the place of the base's, or that the base does not have, as a new head. Saved as PEFT
-   * saves `modules_to_save`.
+   * Adds a whole tensor that replaces a tensor of the base, or one that the base does not have, such as a new head. It
+   * is saved as PEFT saves `modules_to_save`.
    *
-   * @param name the tensor's, MODULE.TENSOR, as in `classifier.weight`
-   * @param values copied when they are numbers; bytes of a file are kept as they are
-   * @throws ConfigError when the name is taken, or no tensor's; ShapeError when shape and values disagree
+   * @param name the tensor's full name, MODULE.TENSOR, as in `classifier.weight`
+   * @param values numbers, which are copied, or the bytes of a file, which are kept
+   * @throws ConfigError if the name is taken, or is not MODULE.TENSOR; ShapeError if shape and values disagree
    * @example
    * adapter.addReplacement('classifier.weight', { data: new Float32Array(2 * 768), shape: [2, 768] })
    * adapter.addReplacement('classifier.bias', { data: new Float32Array(2), shape: [2] })
@@ -152,13 +151,13 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * Rows (n, D) that take the place of some rows of an embedding. The part's name is MODULE[tokens]: the embedding
-   * itself can be a part, too.
+   * Adds rows (n, D) that replace some rows of an embedding. The part's name is MODULE[tokens], because the embedding
+   * can be a part too.
    *
-   * @param module the embedding's, as in `model.embed_tokens`
+   * @param module the embedding's name, as in `model.embed_tokens`
    * @param indices n different tokens, in the order of the rows
-   * @throws ConfigError when the module has rows already, or a token is not valid or given twice; ShapeError for
-   *   another number of rows
+   * @throws ConfigError if the module has rows already, or if a token is not valid or given twice; ShapeError if the
+   *   numbers of rows and tokens differ
    * @example
    * adapter.addTokenRows('model.embed_tokens', [31, 7], { data: new Float32Array(2 * 64), shape: [2, 64] })
    */
@@ -169,7 +168,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     )
   }
 
-  /** @internal A part from copies of its values, whatever its kind. Throws as the method of its kind does. */
+  /** @internal Adds a part of any kind, made from copies of its values. Throws as the method for that kind does. */
   addPart(part: PartValues): AdapterPart {
     const { name } = part
     if (part.kind === 'replacement') {
@@ -194,13 +193,13 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * Removes a part from the adapter, and returns whether there was one of that name. The part itself does not change.
+   * Removes a part from the adapter, and returns whether it was there. The part itself does not change.
    */
   remove(name: string): boolean {
     return this.#parts.delete(name)
   }
 
-  /** An adapter of the same config with the parts of these names alone. Both have the same parts, not copies. */
+  /** Returns an adapter with the same config that has only the parts of these names. The parts are not copied. */
   only(names: ReadonlySet<string>): LoraAdapter {
     const adapter = new LoraAdapter(this.config)
     adapter.chatTemplate = this.chatTemplate
@@ -211,23 +210,23 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return adapter
   }
 
-  /** Number of parts. */
+  /** The number of parts. */
   get size(): number {
     return this.#parts.size
   }
 
-  /** Names of the parts, in their order. */
+  /** Returns the names of the parts, in their order. */
   names(): string[] {
     return [...this.#parts.keys()]
   }
 
-  /** True if there is a part of that name. */
+  /** Says whether there is a part of that name. */
   has(name: string): boolean {
     return this.#parts.has(name)
   }
 
   /**
-   * The part of that name; undefined when there is none, or none of that kind.
+   * Returns the part of that name. Returns undefined if there is no such part, or if it is not of the given kind.
    *
    * @example
    * const vocabulary = adapter.get('model.embed_tokens', 'embedding')?.vocabulary
@@ -240,7 +239,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * All parts, or those of some kinds, in their order.
+   * Returns all parts, or only parts of the given kinds, in their order.
    *
    * @example
    * for (const { name, vocabulary } of adapter.parts('embedding')) console.log(name, vocabulary)
@@ -253,9 +252,9 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * The linear layer of that name.
+   * Returns the linear layer of that name.
    *
-   * @throws MismatchError when there is none
+   * @throws MismatchError if there is no such layer
    */
   layer(name: string): LoraLayer {
     const part = this.#parts.get(name)
@@ -269,17 +268,19 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     })
   }
 
-  /** `[name, part]` of all parts. */
+  /** Iterates over `[name, part]` of all parts. */
   [Symbol.iterator](): IterableIterator<[string, AdapterPart]> {
     return this.#parts.entries()
   }
 
-  /** (n, k) → (n, d) through the named linear layer. Throws as {@link LoraLayer.forward} and {@link layer} do. */
+  /**
+   * Computes (n, d) from (n, k) with the named linear layer. Throws as {@link LoraLayer.forward} and {@link layer} do.
+   */
   forward(name: string, input: MatrixLike): Matrix {
     return this.layer(name).forward(input)
   }
 
-  /** Turns dropout on in linear layers, where the config has it. */
+  /** Turns on training mode in all linear layers: the config's dropout is applied. */
   train(): this {
     for (const layer of this.parts('linear')) layer.train()
     return this
@@ -292,10 +293,10 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * Merges all linear layers into their base weights. If one cannot be merged, it merges none. The other parts have no
-   * base weight in memory: `merge` writes a model with all of them.
+   * Merges all linear layers into their base weights. If a layer cannot be merged, none is. Parts of other kinds have
+   * no base weight in memory; use `merge` to write a model with everything merged.
    *
-   * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite
+   * @throws StateError if a layer is merged already or has no base weight, NumericError if a result is not finite
    * @example
    * const adapter = new LoraAdapter({ rank: 2 })
    * const layer = adapter.addLayer('q_proj', baseWeight)
@@ -317,9 +318,9 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * Unmerges all linear layers, or none when one of them is not merged.
+   * Unmerges all linear layers, or none if any of them is not merged.
    *
-   * @throws StateError that names the layer which is not merged.
+   * @throws StateError that names a layer which is not merged.
    */
   unmergeAll(): void {
     for (const { name, merged } of this.parts('linear')) {
@@ -328,17 +329,17 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     for (const layer of this.parts('linear')) layer.unmerge()
   }
 
-  /** How many numbers of all parts are trained. */
+  /** Counts the numbers that are trained, in all parts. */
   totalTrainableParams(): number {
     return this.parts().reduce((sum, part) => sum + part.trainableParams(), 0)
   }
 
-  /** How many numbers the weights and all that adapts them have. */
+  /** Counts the numbers of the base's adapted weights and of the parts that adapt them. */
   totalParams(): number {
     return this.parts().reduce((sum, part) => sum + part.totalParams(), 0)
   }
 
-  /** Frees the base weights of all linear layers. The parts' own tensors stay: the adapter can be saved. */
+  /** Frees the base weights of all linear layers. The adapter's tensors stay, so it can still be saved. */
   dispose(): void {
     for (const layer of this.parts('linear')) layer.dispose()
   }
@@ -347,7 +348,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     this.dispose()
   }
 
-  #add<Own extends AdapterPart>(name: string, make: () => Own): Own {
+  #add<Added extends AdapterPart>(name: string, make: () => Added): Added {
     if (typeof name !== 'string' || name === '') {
       throw new ConfigError({ where: 'LoraAdapter', what: 'a layer needs a name', expected: 'text that is not empty' })
     }

@@ -1,10 +1,10 @@
-// The kinds of values that settings of a LoraConfig take, for the table of options (gen/options.ts).
+// The kinds of values that a LoraConfig's settings can have, for the table of options (gen/options.ts).
 
 import { isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { isInit, STARTS } from './init/inits.js'
 import { isLayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
-/** Each entry is compared with each tensor: no person lists more modules or parameters. */
+/** Every entry is compared with every tensor. Nobody lists more modules or parameters than this. */
 const MAX_ENTRIES = 1000
 
 const INDEX = ranged('an integer of at least 0')

@@ -1,5 +1,5 @@
-// LoraConfig, checked once and frozen. Names are PEFT's in camelCase, except for those of Hu et al. 2021 (arXiv
-// 2106.09685): rank, alpha, dropout.
+// LoraConfig, which is checked once and frozen. The names are PEFT's in camelCase, except for rank, alpha and dropout,
+// which are the names in Hu et al. 2021 (arXiv 2106.09685).
 
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from '../base/options.js'
@@ -47,14 +47,14 @@ export interface LoraConfig {
    * q_proj,v_proj
    */
   readonly targetModules: readonly string[] | string
-  /** Modules to leave out of those that would be adapted. */
+  /** Modules to leave out, even if they match the targets. */
   readonly excludeModules: readonly string[] | string | undefined
-  /** Only these layers of a stack, by index; with a list of targetModules. */
+  /** Adapts only these layers of a stack, by index. Needs a list of targetModules. */
   readonly layersToTransform: readonly number[] | number | undefined
-  /** The stack's name, `layers` or `h`, when layersToTransform needs one. */
+  /** The stack's name, such as `layers` or `h`, if layersToTransform needs it. */
   readonly layersPattern: readonly string[] | string | undefined
   /**
-   * Module name or expression for its end → rank; the first key that matches counts.
+   * Other ranks for some modules: module name, or expression for its end → rank. The first key that matches counts.
    *
    * JavaScript objects sort keys that are numbers first. If your keys are numbers and the order matters, use a Map.
    * @default {}
@@ -62,7 +62,7 @@ export interface LoraConfig {
    */
   readonly rankPattern: Readonly<Record<string, number>>
   /**
-   * Module name or expression for its end → alpha; the first key that matches counts.
+   * Other alphas for some modules: module name, or expression for its end → alpha. The first key that matches counts.
    * @default {}
    * @help other alphas for some modules, such as q_proj=32
    */
@@ -95,7 +95,7 @@ export interface LoraConfig {
    * adapter
    */
   readonly seed: number
-  /** Name or path of the base model, as PEFT notes it. */
+  /** Name or path of the base model, as PEFT records it. */
   readonly baseModel: string | undefined
   /** PEFT's task type: CAUSAL_LM, SEQ_CLS, … */
   readonly taskType: string | undefined
@@ -106,12 +106,12 @@ export interface LoraConfig {
    */
   readonly useDora: boolean
   /**
-   * B has a bias.
+   * Gives B a bias.
    * @default false
    */
   readonly loraBias: boolean
   /**
-   * Biases of the base that the adapter replaces: none, all, or those of adapted modules.
+   * Which biases of the base the adapter replaces: none, all, or only the biases of adapted modules.
    * @default none
    */
   readonly bias: (typeof BIASES)[number]
@@ -131,19 +131,19 @@ export interface LoraConfig {
    */
   readonly layerReplication: LayerRanges | undefined
   /**
-   * A change of the input embedding also changes an output embedding that is tied to it, and they stay tied.
+   * Adapts a tied output embedding together with the input embedding, so that they stay tied.
    * @default false
    */
   readonly ensureWeightTying: boolean
   /**
-   * Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its
-   * name.
+   * Tokens whose rows of the input embedding the adapter replaces. Or tokens for each module, by its name or the end of
+   * its name.
    */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /**
    * Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397): tokens that turn the adapter on. It changes a text from
-   * the first token of their last occurrence in the prompt on; in a text without them, nothing. So what stands before
-   * is read as the base reads it, for all such adapters together.
+   * the first token of their last occurrence in the prompt on. A text without them does not change. The text before the
+   * tokens is read as the base reads it, so all such adapters can share that work.
    */
   readonly aloraInvocationTokens: readonly number[] | undefined
   /**
@@ -154,8 +154,8 @@ export interface LoraConfig {
 }
 
 /**
- * A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep
- * their order.
+ * A config as users write it. Settings that are left out have their defaults. Patterns can be Maps, which keep their
+ * order.
  */
 export type LoraConfigInput = {
   readonly [K in keyof LoraConfig]?:
@@ -164,13 +164,13 @@ export type LoraConfigInput = {
     | undefined
 }
 
-/** Frozen, so that they need not be checked again for every layer. */
+/** Configs that were checked. They are frozen, so they need not be checked again for every layer. */
 const resolved = new WeakSet<LoraConfigInput>()
 
 /**
  * Fills in defaults, checks every field and freezes the result. A resolved config may be passed again.
  *
- * @throws ConfigError that names the first field that is unknown, out of range or contradicts another.
+ * @throws ConfigError that names the first field that is unknown, is out of range or contradicts another field.
  */
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig
@@ -191,7 +191,7 @@ export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   return config
 }
 
-/** Factors of rank r: a config that names no rank takes it. */
+/** Resolves a config for factors of this rank: if it names no rank, it gets this one. */
 export function resolveConfigOf(input: LoraConfigInput, rank: number): LoraConfig {
   return resolveConfig(isObject(input) && input.rank === undefined ? { ...(input as LoraConfigInput), rank } : input)
 }
@@ -224,7 +224,7 @@ function checkTogether(config: LoraConfig): void {
   patternTables(config)
 }
 
-/** Settings that PEFT refuses, or that no layer can compute with. */
+/** Refuses settings that do not go with an init that changes the base. PEFT refuses most of them too. */
 function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig): void {
   if (!changesBase(init)) return
   const combinations: [where: string, isOn: boolean, what: string][] = [
@@ -239,7 +239,7 @@ function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig
 
 const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable }>()
 
-/** Compiled once per config, since every layer asks. */
+/** Compiles a config's patterns, once, because every layer asks for them. */
 function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
   let result = tables.get(config)
   if (result === undefined) {
@@ -253,7 +253,7 @@ function patternTables(config: LoraConfig): { rank: PatternTable; alpha: Pattern
   return result
 }
 
-/** With the rank and alpha that the patterns give the layer's name, and no patterns left. */
+/** Returns a layer's config: it has the rank and alpha that the patterns give the layer's name, and no patterns. */
 export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
   checkArgument(layerName, STRING, 'name')
   if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
@@ -270,7 +270,8 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
 }
 
 /**
- * PEFT's pissa and olora take no more directions than a weight (d, k) has: A and B shrink to min(d, k), and s stays.
+ * Lowers the rank to min(d, k) for pissa and olora, as PEFT does: a weight (d, k) has no more directions. The scaling s
+ * stays the same.
  */
 export function configForShape(config: LoraConfig, [d, k]: readonly [number, number]): LoraConfig {
   const rank = Math.min(d, k)
@@ -281,7 +282,7 @@ export function configForShape(config: LoraConfig, [d, k]: readonly [number, num
   return result
 }
 
-/** For factors A (r, k) and B (d, r) of another rank than the config's. */
+/** Does the same for factors A (r, k) and B (d, r) whose rank is not the config's. */
 export function configForFactors(
   config: LoraConfig,
   { weightA, weightB }: { readonly weightA: Shaped; readonly weightB: Shaped },
@@ -290,7 +291,7 @@ export function configForFactors(
   return configForShape(config, [weightB.shape[0], weightA.shape[1]])
 }
 
-/** The one place that computes s, by which B·A is multiplied. */
+/** Computes s, by which B·A is multiplied. This is the only place that does. */
 export function scalingOf({ rank, alpha, useRslora }: Pick<LoraConfig, 'rank' | 'alpha' | 'useRslora'>): number {
   return useRslora ? alpha / Math.sqrt(rank) : alpha / rank
 }
@@ -304,7 +305,7 @@ function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, u
   return Object.fromEntries(entries)
 }
 
-/** So that the caller's own arrays and objects stay free and cannot change the config. */
+/** Copies before it freezes, so the caller's arrays and objects stay writable and cannot change the config. */
 function freeze<T>(value: T): T {
   if (Array.isArray(value)) return Object.freeze(value.map(freeze)) as T
   if (!isObject(value)) return value

@@ -1,4 +1,4 @@
-// W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a weight, or of rows of one as it is stored.
+// Adds s·B·A to a weight in place (Hu et al. 2021, arXiv 2106.09685, section 4.1), or to blocks of a stored weight.
 
 import { type FloatArray, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { inPrecisionOf, product } from '../linalg/product.js'
@@ -10,12 +10,12 @@ export interface FactorPair {
   readonly weightB: Matrix
 }
 
-/** base (d, k) += s·B·A, in place, and returned. */
+/** Adds s·B·A to base (d, k) in place, and returns it. */
 export function addDelta(base: Matrix, { weightA, weightB }: FactorPair, scaling: number): Matrix {
   return product(weightB, weightA, { scale: scaling, addTo: base }) // (d, r) @ (r, k) → (d, k)
 }
 
-/** Zero columns of B and zero rows of A up to a rank, which change nothing. */
+/** Fills factors up to a rank with zero rows of A and zero columns of B, which do not change B·A. */
 export function padded({ weightA, weightB }: FactorPair, rank: number): FactorPair {
   const [r, k] = weightA.shape
   if (r === rank) return { weightA, weightB }
@@ -27,16 +27,16 @@ export function padded({ weightA, weightB }: FactorPair, rank: number): FactorPa
   return { weightA: a, weightB: b }
 }
 
-/** A new matrix in f32 or f64 as it was; the matrix itself where the scale is 1. */
+/** Returns scale·matrix as a new matrix of the same precision, or the matrix itself if the scale is 1. */
 export function scaled(matrix: Matrix, scale: number): Matrix {
   if (scale === 1) return matrix
   return { data: matrix.data.map((value) => scale * value) as FloatArray, shape: matrix.shape }
 }
 
-/** For a weight stored (d, k), or input-major as (k, d), that is too large to be held as a whole. */
+/** Adds s·B·A to a weight block by block, for weights that do not fit in memory as a whole. */
 export class StoredDelta {
   readonly #scaling: number
-  /** (rows, r): B, or Aᵀ where the weight is stored (k, d). */
+  /** (rows, r): B, or Aᵀ if the weight is stored input-major, as (k, d). */
   readonly #left: Matrix
   /** (r, columns): A, or Bᵀ. */
   readonly #right: Matrix
@@ -48,7 +48,7 @@ export class StoredDelta {
     this.#right = isInputMajor ? transpose(b) : a
   }
 
-  /** block += its rows of s·B·A, in place, and returned. The block is in f32; `first` is its first row. */
+  /** Adds the block's rows of s·B·A in place, and returns the block. It is in f32, and `first` is its first row. */
   addTo(block: Matrix, first: number): Matrix {
     const [, rank] = this.#left.shape
     const rows = block.shape[0]
@@ -59,9 +59,9 @@ export class StoredDelta {
 }
 
 /**
- * DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5): W' = m ⊙ (W + s·B·A) / ‖W + s·B·A‖, row by row of a weight (d,
- * k), however the base stores it. The norm of each output feature's weights, summed in f64 from blocks of a weight as
- * it is stored.
+ * Computes the norm of each output feature's weights for DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5): W' = m ⊙
+ * (W + s·B·A) / ‖W + s·B·A‖, row by row of a weight (d, k). The norms are summed in f64 over blocks of the stored
+ * weight.
  */
 export class OutputNorms {
   /** Σ w² of each output feature (d). */
@@ -71,7 +71,7 @@ export class OutputNorms {
     this.squares = new Float64Array(d)
   }
 
-  /** Rows of a weight (d, k), or of one that is stored input-major, (k, d), from `first` on. */
+  /** Adds a block of rows of a weight (d, k) or, input-major, (k, d). Its first row is row `first` of the weight. */
   add({ data, shape: [rows, columns] }: Matrix, first: number, isInputMajor: boolean): this {
     const { squares } = this
     for (let i = 0, at = 0; i < rows; i++) {
@@ -80,23 +80,23 @@ export class OutputNorms {
     return this
   }
 
-  /** ‖row‖ (d) */
+  /** Returns ‖row‖ (d). */
   norms(): Float64Array {
     return this.squares.map(Math.sqrt)
   }
 
-  /** m / ‖row‖ (d). A row of zeros gives infinity or NaN, which merging refuses. */
+  /** Returns m / ‖row‖ (d). A row of zeros gives infinity or NaN, which merging refuses. */
   scales(magnitude: FloatArray): Float64Array {
     return this.squares.map((square, i) => magnitude[i] / Math.sqrt(square))
   }
 }
 
-/** In f64. */
+/** Returns the norm of each row, in f64. */
 export function rowNorms(matrix: Matrix): Float64Array {
   return new OutputNorms(matrix.shape[0]).add(matrix, 0, false).norms()
 }
 
-/** m / ‖row‖ for each row of W + s·B·A (d, k). */
+/** Returns m / ‖row‖ for each row of W + s·B·A (d, k). */
 export function magnitudeScales(magnitude: FloatArray, adapted: Matrix): Float64Array {
   return new OutputNorms(adapted.shape[0]).add(adapted, 0, false).scales(magnitude)
 }

@@ -1,9 +1,12 @@
-// Inverted dropout (Srivastava et al. 2014) on the input of a LoRA branch, and its gradient.
+// Applies inverted dropout (Srivastava et al. 2014) to the input of a LoRA branch, and to its gradient.
 
 import type { Random } from '../base/random.js'
 import type { Matrix } from '../base/tensor.js'
 
-/** In place: kept elements grow by 1/(1 − p), so that the mean stays. Returns 1 for those, 0 for the others. */
+/**
+ * Drops elements in place. Elements that stay are multiplied by 1/(1 − p) to keep the mean. Returns a mask: 1 for each
+ * element that stays, 0 for each that was dropped.
+ */
 export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array {
   const keep = new Uint8Array(data.length)
   for (let i = 0; i < keep.length; i++) {
@@ -13,7 +16,7 @@ export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random
   return keep
 }
 
-/** input += branch, in place, through the dropout that kept `keep`; undefined: without dropout. */
+/** Adds the branch's gradient to `input` in place, for the elements that `keep` marks, or for all without dropout. */
 export function addKept(
   input: Pick<Matrix, 'data'>,
   branch: Pick<Matrix, 'data'>,

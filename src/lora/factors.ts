@@ -1,4 +1,4 @@
-// The values that a layer is made from.
+// Makes and checks the values that a layer is constructed from.
 
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, OBJECT } from '../base/options.js'
@@ -9,22 +9,22 @@ import { addDelta, rowNorms } from './delta.js'
 import { firstFactors, takenFromBase } from './init/initializers.js'
 import { changesBase, isComputedFromBase, takesFromBase } from './init/inits.js'
 
-/** Vectors that some layers have besides A and B: one number per output feature each. */
+/** Vectors that some layers have besides A and B, each with a number per output feature. */
 export interface LayerVectors {
-  /** DoRA's m (d), which useDora asks for. */
+  /** DoRA's magnitude m (d). Required if the config has useDora. */
   magnitude?: FloatArray | readonly number[] | undefined
-  /** The bias of B (d), which loraBias asks for. */
+  /** The bias of B (d). Required if the config has loraBias. */
   biasB?: FloatArray | readonly number[] | undefined
 }
 
-/** A layer to be: a class, so that a constructor can tell it from a weight. */
+/** Everything that a layer is made from. It is a class so that the layer's constructor can tell it from a weight. */
 export class Factors {
   constructor(
     /** (r, k) */
     readonly weightA: Matrix,
     /** (d, r) */
     readonly weightB: Matrix,
-    /** Training begins with it; trained factors are for use. */
+    /** Whether the layer is about to be trained. False for factors that have been trained. */
     readonly isNew: boolean,
     readonly vectors: LayerVectors = {},
     /** (d, k) */
@@ -32,7 +32,7 @@ export class Factors {
   ) {}
 }
 
-/** For a weight (d, k) that stays where it is. */
+/** Makes new factors for a weight (d, k) that is not loaded. */
 export function factorsOfShape(
   shape: readonly [number, number],
   config: LoraConfig,
@@ -50,24 +50,24 @@ export function factorsOfShape(
   return new Factors(weightA, weightB, true)
 }
 
-/** New factors over a copy of W (d, k), less what its initialization takes into B·A. */
+/** Makes new factors and a copy of W (d, k), from which s·B·A is subtracted if the init moves a part of W there. */
 export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string): Factors {
   const matrix = toMatrix(weight, where(name, 'baseWeight'))
   const base = copyAs(matrix, matrix.data)
-  const own = configForShape(config, base.shape)
-  checkRank(base.shape, own, name)
-  const { weightA, weightB, biasB } = firstFactors(own, name, base.shape, base.data, base)
+  const fittingConfig = configForShape(config, base.shape)
+  checkRank(base.shape, fittingConfig, name)
+  const { weightA, weightB, biasB } = firstFactors(fittingConfig, name, base.shape, base.data, base)
   const vectors: LayerVectors = {
     magnitude: config.useDora ? rowNorms(base) : undefined,
     biasB: config.loraBias ? (biasB ?? new Float32Array(base.shape[0])) : undefined,
   }
-  if (takesFromBase(config.init)) addDelta(base, { weightA, weightB }, -scalingOf(own))
+  if (takesFromBase(config.init)) addDelta(base, { weightA, weightB }, -scalingOf(fittingConfig))
   return new Factors(weightA, weightB, true, vectors, base)
 }
 
 /**
- * W − s·B₀·A₀ where the initialization takes that from W, else W itself. Throws UnsupportedError when W alone does not
- * tell what was taken (pissa-niter-N, lora-ga, corda).
+ * Returns W − s·B₀·A₀ if the init subtracts it, else W itself. Throws UnsupportedError if B₀·A₀ cannot be computed from
+ * W alone (pissa-niter-N, lora-ga, corda).
  */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight
@@ -102,8 +102,8 @@ export function checkRank(shape: readonly [number, number], { rank }: LoraConfig
 }
 
 /**
- * Copied in the factors' precision. Throws ConfigError when one is there and the config has none, or the other way
- * round.
+ * Copies a layer's vectors in the precision of its factors. Throws ConfigError if a vector is given that the config
+ * does not have, or the other way round.
  */
 export function layerVectors(
   { weightA, weightB, vectors }: Factors,
@@ -136,7 +136,7 @@ export function copyVector(values: FloatArray | readonly number[], like: FloatAr
   return like instanceof Float64Array ? new Float64Array(values) : new Float32Array(values)
 }
 
-/** The class `owner` stands in for the name that a layer on its own does not have. */
+/** Returns the place for an error message. If the layer has no name, the class `owner` is named instead. */
 export function where(name: string, member: string, owner = 'LoraLayer'): string {
   return `${String(name || owner)}.${member}`
 }

@@ -1,5 +1,5 @@
-// One adapted weight: y = x·(W + s·B·A)ᵀ with W (d, k), A (r, k), B (d, r) and s from alpha and rank. Hu et al. 2021,
-// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1. Two parts are optional: a
+// An adapted linear layer: y = x·(W + s·B·A)ᵀ with W (d, k), A (r, k), B (d, r) and s from alpha and rank (Hu et al.
+// 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1). It can also have a
 // magnitude for each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
 import { NumericError, StateError } from '../base/errors.js'
@@ -55,8 +55,8 @@ export class LoraLayer extends FactorPart {
   /** The layer's name in its model, such as `model.layers.0.self_attn.q_proj`; empty for a single layer. */
   readonly name: string
   /**
-   * The layer's settings: rank and alpha are those that the config's patterns give its name, and no rank is above what
-   * its init can use.
+   * The layer's settings, with the rank and alpha that the config's patterns give its name. The rank is lowered if it
+   * is more than its init can use.
    */
   readonly config: LoraConfig
   readonly #random: Random
@@ -65,18 +65,19 @@ export class LoraLayer extends FactorPart {
   #magnitude: FloatArray | undefined
   #biasB: FloatArray | undefined
   #baseWeight: Matrix | undefined
-  /** Present while merged. */
+  /** The base weight from before the merge. Set only while merged. */
   #unmerged: Matrix | undefined
-  /** `keep` has 0 for dropped elements of the input, and is absent without dropout. */
+  /** `keep` is 0 for each dropped element of the input. It is undefined without dropout. */
   #tape: (Tape & { keep: Uint8Array | undefined }) | undefined
   #isTraining: boolean
 
   /**
-   * A new layer over a copy of `baseWeight` W (d, k), in training mode. The config's `init` says how A and B start;
-   * draws depend on the seed and the name. With DoRA the magnitude starts as ‖W‖. Some inits subtract s·B·A from the
-   * copy. Then the effective weight W + s·B·A is equal to W at the start. Only with `random` it is different.
+   * Makes a new layer over a copy of `baseWeight` W (d, k), in training mode. The config's `init` says how A and B
+   * start, and random values depend on the seed and the name. With DoRA, the magnitude starts as ‖W‖. Some inits
+   * subtract s·B·A from the copy. At the start the effective weight equals W, except with init `random`.
    *
-   * @throws ConfigError when the config is not valid, or the layer's rank is above min(d, k); ShapeError for no matrix
+   * @throws ConfigError if the config is not valid, or the layer's rank is above min(d, k); ShapeError if `baseWeight`
+   *   is not a matrix
    */
   constructor(baseWeight: MatrixLike, config?: LoraConfigInput, name?: string)
   /** @internal */
@@ -84,10 +85,10 @@ export class LoraLayer extends FactorPart {
   constructor(source: MatrixLike | Factors, config: LoraConfigInput = {}, name = '') {
     super()
     this.name = name
-    const own = configForLayer(resolveConfig(config), name)
-    const factors = source instanceof Factors ? source : factorsOver(source, own, name)
-    this.config = configForFactors(own, factors)
-    this.#random = new Random(own.seed, `dropout/${name}`)
+    const layerConfig = configForLayer(resolveConfig(config), name)
+    const factors = source instanceof Factors ? source : factorsOver(source, layerConfig, name)
+    this.config = configForFactors(layerConfig, factors)
+    this.#random = new Random(layerConfig.seed, `dropout/${name}`)
     this.#weightA = factors.weightA
     this.#weightB = factors.weightB
     const { magnitude, biasB } = layerVectors(factors, this.config, name)
@@ -98,11 +99,12 @@ export class LoraLayer extends FactorPart {
   }
 
   /**
-   * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. If the
-   * config has no rank, the rank of A and B is used. Here the rank may be above min(d, k), but for `pissa` and `olora`.
+   * Makes a layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. If
+   * the config has no rank, it takes that of A and B. Here the rank may be above min(d, k), except with `pissa` and
+   * `olora`.
    *
-   * @throws ShapeError when the factors disagree with each other or with the config's rank; ConfigError when a
-   *   magnitude or a bias is there and the config has none, or the other way round.
+   * @throws ShapeError if the factors disagree with each other or with the config's rank; ConfigError if a magnitude or
+   *   bias is given and the config has none, or the other way round.
    */
   static fromFactors(
     weightA: MatrixLike,
@@ -113,30 +115,33 @@ export class LoraLayer extends FactorPart {
   ): LoraLayer {
     const a = toMatrix(weightA, where(name, 'weightA'))
     const b = toMatrix(weightB, where(name, 'weightB'))
-    const own = configForFactors(configForLayer(resolveConfigOf(config, a.shape[0]), name), { weightA: a, weightB: b })
-    checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
-    checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
-    return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), own, name)
+    const layerConfig = configForFactors(configForLayer(resolveConfigOf(config, a.shape[0]), name), {
+      weightA: a,
+      weightB: b,
+    })
+    checkShape(a, layerConfig.rank, a.shape[1], where(name, 'weightA'))
+    checkShape(b, b.shape[0], layerConfig.rank, where(name, 'weightB'))
+    return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), layerConfig, name)
   }
 
   /**
-   * A new layer for a weight (d, k) that stays where it is: as the constructor makes it, in f32, without a base weight.
+   * Makes a new layer for a weight (d, k) that is not loaded. It starts as the constructor would start it, in f32, but
+   * has no base weight.
    *
-   * @throws ConfigError when the config is not valid, or its rank is above min(d, k); UnsupportedError for DoRA, whose
-   *   magnitude starts from the weight's values, for a bias of B, and for an `init` that starts from the weight's
-   *   values.
+   * @throws ConfigError if the config is not valid, or its rank is above min(d, k); UnsupportedError for DoRA and for
+   *   an `init` that start from the weight's values, and for a bias of B.
    */
   static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
-    const own = configForLayer(resolveConfig(config), name)
-    return new LoraLayer(factorsOfShape(shape, own, name, new Float32Array()), own, name)
+    const layerConfig = configForLayer(resolveConfig(config), name)
+    return new LoraLayer(factorsOfShape(shape, layerConfig, name, new Float32Array()), layerConfig, name)
   }
 
-  /** Rows of the weight: how many features come out. */
+  /** Rows of the weight: the number of output features. */
   get d(): number {
     return this.#weightB.shape[0]
   }
 
-  /** Columns of the weight: how many features go in. */
+  /** Columns of the weight: the number of input features. */
   get k(): number {
     return this.#weightA.shape[1]
   }
@@ -150,17 +155,20 @@ export class LoraLayer extends FactorPart {
     return factorTensors(this.#weightA, this.#weightB, this.#magnitude, this.#biasB)
   }
 
-  /** s·B·A is in the base weight. */
+  /** Whether s·B·A has been added to the base weight. */
   get merged(): boolean {
     return this.#unmerged !== undefined
   }
 
-  /** Dropout is on, where the config has it. */
+  /** Whether the layer is in training mode, in which the config's dropout is applied. */
   get isTraining(): boolean {
     return this.#isTraining
   }
 
-  /** A (r, k), the layer's own: its data may be edited in place. Assignment copies; StateError while merged. */
+  /**
+   * A (r, k). This is not a copy: if you edit its data, the layer changes. If you assign a matrix, it is copied. Throws
+   * StateError if you assign while merged.
+   */
   get weightA(): Matrix {
     return this.#weightA
   }
@@ -169,7 +177,7 @@ export class LoraLayer extends FactorPart {
     this.#weightA = this.#assigned('weightA', value, this.rank, this.k, this.#weightA.data)
   }
 
-  /** B (d, r); as weightA. */
+  /** B (d, r). Everything said of weightA holds. */
   get weightB(): Matrix {
     return this.#weightB
   }
@@ -178,12 +186,12 @@ export class LoraLayer extends FactorPart {
     this.#weightB = this.#assigned('weightB', value, this.d, this.rank, this.#weightB.data)
   }
 
-  /** DoRA's m (d), the layer's own: its values may be edited in place. */
+  /** DoRA's magnitude m (d). This is not a copy: if you edit its values, the layer changes. */
   get magnitude(): FloatArray | undefined {
     return this.#magnitude
   }
 
-  /** The bias of B (d), the layer's own; s·biasB is added to the output. */
+  /** The bias of B (d), not a copy. s·biasB is added to the output. */
   get biasB(): FloatArray | undefined {
     return this.#biasB
   }
@@ -206,12 +214,12 @@ export class LoraLayer extends FactorPart {
   }
 
   /**
-   * Gives a layer that was read from a file its weight W (d, k), copied; the factors take its precision. If the layer's
-   * `init` subtracted s·B₀·A₀ from W when training began, this does so again, as PEFT does.
+   * Gives a layer that was read from a file a copy of its weight W (d, k). The factors take its precision. If the
+   * layer's `init` subtracted s·B₀·A₀ from W when training began, this subtracts it again, as PEFT does.
    *
-   * @throws ShapeError when it is not (d, k), StateError while merged, UnsupportedError when the weight alone does not
-   *   tell what was taken from it (pissa-niter-N, lora-ga, corda), ConfigError when the rank of an init that takes from
-   *   it is above min(d, k).
+   * @throws ShapeError if it is not (d, k); StateError while merged; UnsupportedError if B₀·A₀ cannot be computed from
+   *   the weight alone (pissa-niter-N, lora-ga, corda); ConfigError if the rank is above min(d, k) for an init that
+   *   subtracts.
    */
   attachBase(baseWeight: MatrixLike): this {
     const matrix = toMatrix(baseWeight, this.#where('baseWeight'))
@@ -220,7 +228,7 @@ export class LoraLayer extends FactorPart {
     return this
   }
 
-  /** Turns dropout on, where the config has it. */
+  /** Turns on training mode, in which the config's dropout is applied. */
   train(): this {
     this.#isTraining = true
     return this
@@ -232,14 +240,14 @@ export class LoraLayer extends FactorPart {
     return this
   }
 
-  /** s·B·A (d, k), a new matrix. */
+  /** Returns s·B·A (d, k) as a new matrix. */
   delta(): Matrix {
     return product(this.#weightB, this.#weightA, { scale: this.scaling })
   }
 
   /**
-   * W + s·B·A (d, k), with DoRA's magnitude m ⊙ (W + s·B·A) / ‖W + s·B·A‖, a new matrix. While merged: a copy of the
-   * base weight, which holds the delta.
+   * Returns W + s·B·A (d, k), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ with DoRA, as a new matrix. While the layer is merged,
+   * this is a copy of the base weight, which already contains the change.
    *
    * @throws StateError without a base weight
    */
@@ -248,22 +256,23 @@ export class LoraLayer extends FactorPart {
     return this.merged ? copyAs(base, base.data) : this.adapted(base)
   }
 
-  /** @internal As effectiveWeight, from a weight (d, k) that the layer does not keep. */
+  /** @internal Does the same as effectiveWeight for a weight (d, k) that the layer does not keep. */
   adapted(weight: Matrix): Matrix {
     const sum = this.#sum(weight)
     return this.#magnitude === undefined ? sum : scale(sum, 'rows', magnitudeScales(this.#magnitude, sum))
   }
 
-  /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
+  /** Returns s·biasB (d), which merging adds to the base's bias, or undefined if B has no bias. */
   biasDelta(): Float64Array | undefined {
     return this.#biasB && Float64Array.from(this.#biasB, (value) => this.scaling * value)
   }
 
   /**
-   * x (n, k) → y (n, d). In training mode, dropout is applied to the input of A, unless the layer is merged. A bias of
-   * B is added, merged or not: the layer has no bias of the base to merge it into.
+   * Computes y (n, d) from x (n, k). In training mode, dropout is applied to the input of A, unless the layer is
+   * merged. The bias of B is always added, even if the layer is merged, because the layer has no base bias to merge it
+   * into.
    *
-   * @throws ShapeError when the input has other than k columns, StateError without a base weight.
+   * @throws ShapeError if the input does not have k columns, StateError without a base weight.
    */
   forward(input: MatrixLike): Matrix {
     const base = this.#needBase('forward')
@@ -285,10 +294,11 @@ export class LoraLayer extends FactorPart {
   }
 
   /**
-   * Gradients for the last forward, with its dropout mask, from the gradient of its output (n, d). Do not change the
-   * factors between the two calls. The norms of DoRA count as constants (Liu et al. 2024, section 4.3), as in PEFT.
+   * Computes the gradients of the last forward, with its dropout mask, from the gradient of its output (n, d). Do not
+   * change the factors between the two calls. The norms of DoRA count as constants (Liu et al. 2024, section 4.3), as
+   * in PEFT.
    *
-   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d).
+   * @throws StateError before the first forward and while merged, ShapeError if gradOutput is not (n, d).
    */
   backward(gradOutput: MatrixLike): LayerGradients {
     const tape = this.#tape
@@ -306,7 +316,7 @@ export class LoraLayer extends FactorPart {
   /**
    * Adds s·B·A to the base weight.
    *
-   * @throws StateError when merged already or without a base weight, NumericError when the result is not finite,
+   * @throws StateError if it is merged already or has no base weight, NumericError if the result is not finite,
    *   UnsupportedError for an activated LoRA.
    */
   merge(): void {
@@ -317,7 +327,7 @@ export class LoraLayer extends FactorPart {
     if (!isAllFinite(result.data)) {
       throw new NumericError({ where: this.#where('merge'), what: 'W + s·B·A is not finite; nothing was changed' })
     }
-    // The old matrix is kept, not subtracted from later: only so can unmerge be exact.
+    // Keep the old matrix. Subtracting s·B·A later would not restore it exactly.
     this.#unmerged = base
     this.#baseWeight = result
     this.#tape = undefined
@@ -334,7 +344,7 @@ export class LoraLayer extends FactorPart {
     this.#unmerged = undefined
   }
 
-  /** Frees the base weight and what forward kept. The factors stay: the layer can be saved, or get a base again. */
+  /** Frees the base weight and what forward kept. The factors stay, so the layer can be saved or get a base again. */
   dispose(): void {
     this.#baseWeight = undefined
     this.#unmerged = undefined
@@ -345,7 +355,7 @@ export class LoraLayer extends FactorPart {
     this.dispose()
   }
 
-  /** ‖s·B·A‖, Frobenius, without forming B·A. */
+  /** Returns the Frobenius norm ‖s·B·A‖ without computing B·A. */
   normDelta(): number {
     return this.scaling * normOfProduct(this.#weightB, this.#weightA)
   }

@@ -1,4 +1,4 @@
-// Members of every part of an adapter. `PartView` is the same for parts in memory and in files.
+// The members that all parts of an adapter have. `PartView` describes parts in memory and in files alike.
 
 import type { FloatDtype, TensorDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
@@ -6,73 +6,74 @@ import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base
 import { type LoraConfig, scalingOf } from './config.js'
 
 /**
- * The kinds of parts:
- * - `linear`: a weight (d, k), by s·B·A
- * - `embedding`: rows (V, D), by s·(B·A)ᵀ
- * - `convolution`: a kernel (d, in/groups, *kernel), by s·B·A
- * - `parameter`: a tensor that no module of its own reads, mostly the stacked weights (E, d, k) of experts, by s·B·A
- *   for each
- * - `replacement`: a whole tensor, by another one; or a tensor that the base does not have, as a new head
- * - `token-rows`: some rows of an embedding, by others
+ * The kind of a part says what it changes, and how:
+ * - `linear`: adds s·B·A to a weight (d, k)
+ * - `embedding`: adds s·(B·A)ᵀ to an embedding (V, D)
+ * - `convolution`: adds s·B·A to a kernel (d, in/groups, *kernel)
+ * - `parameter`: adds s·B·A to each matrix of a parameter that is not a module's `weight`, mostly the stacked weights
+ * (E,
+ *   d, k) of experts
+ * - `replacement`: replaces a whole tensor, or adds a tensor that the base does not have, such as a new head
+ * - `token-rows`: replaces some rows of an embedding
  *
- * DoRA and biases of B have no own kind. Such a part has an additional tensor `magnitude` or `biasB`.
+ * DoRA and biases of B are not separate kinds: such a part has an additional tensor `magnitude` or `biasB`.
  */
 export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'replacement' | 'token-rows'
 
-/** The role of a tensor in its part: a factor, a vector beside the factors, or values that take the base's place. */
+/** The role of a tensor in its part: a factor, a vector beside the factors, or values that replace the base's. */
 export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
 
-/** Tensors of a part that has factors. */
+/** The tensors of a part that has factors. */
 export interface FactorTensors<T extends Shaped> {
-  /** A: (r, k), of an embedding (r, V), of a convolution (r, in, *kernel), of experts (E·r, k). */
+  /** A: (r, k); for an embedding (r, V), a convolution (r, in, *kernel), experts (E·r, k). */
   readonly weightA: T
-  /** B: (d, r), of an embedding (D, r), of a convolution (d, r/groups, 1…), of experts (d, r·E). */
+  /** B: (d, r); for an embedding (D, r), a convolution (d, r/groups, 1…), experts (d, r·E). */
   readonly weightB: T
-  /** DoRA's m, one number for each output feature. */
+  /** DoRA's magnitude m, a number for each output feature. */
   readonly magnitude?: T | undefined
   /** The bias of B (d). */
   readonly biasB?: T | undefined
 }
 
-/** A part with factors, as far as its shapes tell. */
+/** A part with factors, described by its shapes. */
 export interface FactorView<T extends Shaped> {
   readonly kind: 'linear' | 'embedding' | 'convolution'
   readonly name: string
   readonly module: string
-  /** The part's own, with its rank and alpha. */
+  /** The part's settings, with its rank and alpha. */
   readonly config: LoraConfig
   readonly tensors: FactorTensors<T>
 }
 
-/** Stacked experts, as far as their shapes tell. */
+/** Stacked experts, described by their shapes. */
 export interface ParameterView<T extends Shaped> extends Omit<FactorView<T>, 'kind'> {
   readonly kind: 'parameter'
-  /** E, at least 1. */
+  /** E, the number of experts, at least 1. */
   readonly experts: number
 }
 
-/** A replaced or new tensor, without its values. */
+/** A replaced or new tensor, described by its shape. */
 export interface ReplacementView<T extends Shaped> {
   readonly kind: 'replacement'
-  /** The base's name of the tensor. */
+  /** The tensor's name in the base. */
   readonly name: string
   readonly module: string
-  /** The name in the adapter's file, which can differ from the base's where other parts wrap the module. */
+  /** The tensor's name in the adapter's file. It can differ from the base's name if other parts wrap the module. */
   readonly key: string
   /**
-   * False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is
+   * False if the tensor is only a copy of the base's, saved because the vocabulary was resized or the embedding is
    * adapted.
    */
   readonly isTrained: boolean
   readonly tensors: { readonly weight: T }
 }
 
-/** Replaced rows of an embedding, without their values. */
+/** Replaced rows of an embedding, described by their shape. */
 export interface TokenRowsView<T extends Shaped> {
   readonly kind: 'token-rows'
   readonly name: string
   readonly module: string
-  /** Which rows, in the order of the tensor's. */
+  /** Which rows of the embedding are replaced, in the order of the tensor's rows. */
   readonly indices: readonly number[]
   /** (n, D) */
   readonly tensors: { readonly weight: T }
@@ -85,7 +86,7 @@ export type PartView<Factor extends Shaped = Shaped, Stored extends Shaped = Fac
   | ReplacementView<Stored>
   | TokenRowsView<Stored>
 
-/** `dtype` is the type that a layer is saved in. */
+/** A part with its values. `dtype` is the type that a layer is saved in. */
 export type PartValues = PartView<Tensor<FloatArray>, StoredTensor> & { readonly dtype?: TensorDtype | undefined }
 
 /** A tensor as a file holds it: little-endian, row-major. */
@@ -101,7 +102,7 @@ export function tensorsOf<T extends Shaped>(part: {
   return Object.entries(part.tensors).filter(([, tensor]) => tensor !== undefined) as [TensorRole, T][]
 }
 
-/** All tensors, but for MiCA's B, which stays as it starts, and copies of the base. */
+/** Counts the numbers that are trained. Copies of the base are not, and neither is MiCA's B, which never changes. */
 export function trainableParams(part: PartView): number {
   if (part.kind === 'replacement' && !part.isTrained) return 0
   const isMica = 'config' in part && part.config.init === 'mica'
@@ -110,7 +111,9 @@ export function trainableParams(part: PartView): number {
   }, 0)
 }
 
-/** Outputs of a head: scores of labels of which one holds, scores of labels each of which may hold, or quantities. */
+/**
+ * What the outputs of a head are: scores of labels that exclude each other, scores of separate labels, or quantities.
+ */
 export type ProblemType = (typeof PROBLEM_TYPES)[number]
 
 export const PROBLEM_TYPES = ['single_label_classification', 'multi_label_classification', 'regression'] as const
@@ -119,48 +122,50 @@ export function notFinite(location: string): NumericError {
   return new NumericError({ where: location, what: 'holds a value that is not finite' })
 }
 
-/** Name of a part with rows of an embedding, which can be a part itself beside them. */
+/**
+ * Returns the name of a part with rows of an embedding. It differs from the embedding's name, which can be a part too.
+ */
 export function rowsName(module: string): string {
   return `${module}[tokens]`
 }
 
-/** All LoraAdapters: code that only runs adapters tells them by it, and not by their class. */
+/** All adapters. With this set, code that only runs adapters can recognize them without importing their class. */
 export const ADAPTERS = new WeakSet<object>()
 
 export function moduleOf(name: string): string {
   return name.slice(0, Math.max(0, name.lastIndexOf('.')))
 }
 
-/** A part in memory. All of them are one union, `AdapterPart`, told apart by `kind`. */
+/** A part in memory. The union of all parts is `AdapterPart`, and `kind` says which it is. */
 export abstract class Part {
   /** The kind of the part. */
   abstract readonly kind: PartKind
-  /** The part's own in its adapter: a module's name, or that of a tensor; empty for a part on its own. */
+  /** The part's name in its adapter: the name of a module or a tensor. Empty if the part is not in an adapter. */
   abstract readonly name: string
   /**
-   * Shape of the weight that the part changes: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced
-   * values: their shape.
+   * The shape of the weight that the part changes: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k); or the shape
+   * of the values that replace the base's.
    */
   abstract readonly shape: readonly number[]
-  /** All tensors of the part, by their role. */
+  /** The tensors of the part by role. */
   abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']
   /** The module of the base that the part changes. */
   get module(): string {
     return this.name
   }
 
-  /** How many numbers are trained. */
+  /** Counts the numbers that are trained. */
   trainableParams(): number {
     return trainableParams(this as unknown as PartView)
   }
 
-  /** How many numbers the weight and all that adapts it have. */
+  /** Counts the numbers of the base's weight and of the part that adapts it. */
   totalParams(): number {
-    const own = tensorsOf(this as unknown as PartView)
-    return own.reduce((sum, [, { shape }]) => sum + elementCount(shape), elementCount(this.shape))
+    const tensors = tensorsOf(this as unknown as PartView)
+    return tensors.reduce((sum, [, { shape }]) => sum + elementCount(shape), elementCount(this.shape))
   }
 
-  /** trainable / total */
+  /** Returns trainableParams / totalParams. */
   compressionRatio(): number {
     return this.trainableParams() / this.totalParams()
   }
@@ -168,23 +173,23 @@ export abstract class Part {
 
 /** A part that has factors. */
 export abstract class FactorPart extends Part {
-  /** The part's settings: rank and alpha are those that the config's patterns give its name. */
+  /** The part's settings, with the rank and alpha that the config's patterns give its name. */
   abstract readonly config: LoraConfig
-  /** The type that the part is saved in, unless saving names another: that of the file it came from, else fp32. */
+  /** The type that the part is saved in by default: the type in the file that it was read from, or else fp32. */
   dtype: FloatDtype = 'fp32'
 
-  /** r: rows of A; of experts those of each. */
+  /** r, the number of rows of A. For experts, the number of rows of each expert's A. */
   get rank(): number {
     return this.config.rank
   }
 
-  /** s, by which the product of the factors is multiplied. */
+  /** s, by which B·A is multiplied. */
   get scaling(): number {
     return scalingOf(this.config)
   }
 }
 
-/** Vectors that it does not have are left out. */
+/** Returns a part's tensors, without the vectors that it does not have. */
 export function factorTensors(
   weightA: Tensor<FloatArray>,
   weightB: Tensor<FloatArray>,

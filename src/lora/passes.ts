@@ -1,14 +1,14 @@
 // The forward pass of a linear layer that is not merged, and its gradients:
 //   y = x·Wᵀ + s·(x'·Aᵀ·Bᵀ + b)                        x' is x after dropout, b a bias of B (Hu et al. 2021, arXiv 2106.09685)
 //   y = x·Wᵀ + c ⊙ (x'·Wᵀ + s·x'·Aᵀ·Bᵀ) − x'·Wᵀ        with a magnitude m: c = m / ‖W + s·B·A‖ (Liu et al. 2024, arXiv 2402.09353)
-// The second is PEFT's order: dropout is on the base's part of the difference, too. Norms count as constants in
-// gradients (section 4.3 there).
+// The order in the second formula is PEFT's: dropout also applies to the base's part of the difference. In the
+// gradients, the norms count as constants (section 4.3 of Liu et al.).
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 import { addScaled, copyAs, product } from '../linalg/product.js'
 import { scale } from './delta.js'
 
-/** In the base weight's precision. */
+/** The tensors of a layer, in the base weight's precision. */
 export interface PassWeights {
   /** (d, k) */
   readonly base: Matrix
@@ -21,19 +21,21 @@ export interface PassWeights {
   readonly biasB: FloatArray | undefined
 }
 
+/** What the backward pass needs from the forward pass. */
 export interface Tape {
+  /** The input of A (n, k). */
   readonly branch: Matrix
-  /** A sees what W sees. */
+  /** Whether A and W have the same input. */
   readonly isShared: boolean
-  /** There were dropout and a magnitude. */
+  /** Whether there was dropout as well as a magnitude. */
   readonly hasDropped: boolean
-  /** (n, r) */
+  /** x'·Aᵀ (n, r) */
   readonly hidden: Matrix
-  /** With a magnitude: what c multiplies (n, d), c and the norms. */
+  /** If there is a magnitude: the outputs (n, d) that c multiplies, c, and the norms. */
   readonly dora: { readonly adapted: Matrix; readonly scales: Float64Array; readonly norms: Float64Array } | undefined
 }
 
-/** Result of a linear layer's `backward`. */
+/** The gradients that a linear layer's `backward` returns. */
 export interface LayerGradients {
   /** (r, k) */
   weightA: Matrix
@@ -41,13 +43,16 @@ export interface LayerGradients {
   weightB: Matrix
   /** (n, k) */
   input: Matrix
-  /** (d), of a layer with a magnitude. */
+  /** (d), if the layer has a magnitude. */
   magnitude?: FloatArray
-  /** (d), of a layer with a bias of B. */
+  /** (d), if the layer has a bias of B. */
   biasB?: FloatArray
 }
 
-/** → y (n, d). `base` and `branch` are x (n, k) for W and for A; `dropped` is x' for W, if that is not `base`. */
+/**
+ * Computes y (n, d). `base` is the input (n, k) of W, and `branch` the input of A. `dropped` is x' for the base's part
+ * of the difference, if dropout makes it differ from `base`.
+ */
 export function forwardPass(
   weights: PassWeights,
   { base, branch, dropped }: { base: Matrix; branch: Matrix; dropped?: Matrix | undefined },
@@ -58,11 +63,11 @@ export function forwardPass(
   const ofWeight = (x: Matrix) => product(x, weights.base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
   const hidden = product(branch, weights.weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
   const added = (addTo: Matrix) => product(hidden, weightB, { transposeB: true, scale: scaling, addTo }) // (n, r) @ (r, d)
-  const own = { branch, isShared: branch === base, hidden }
+  const kept = { branch, isShared: branch === base, hidden }
   const output = ofWeight(base)
   if (dora === undefined) {
     addBias(added(output), biasB, scaling)
-    return { output, tape: { ...own, hasDropped: false, dora } }
+    return { output, tape: { ...kept, hasDropped: false, dora } }
   }
   const { magnitude, norms } = dora
   const hasDropped = dropped !== undefined
@@ -71,10 +76,10 @@ export function forwardPass(
   const scales = norms.map((norm, i) => magnitude[i] / norm)
   const scaled = scale(copyAs(adapted, adapted.data), 'columns', scales)
   const y = hasDropped ? addScaled(addScaled(output, frozen, -1), scaled, 1) : scaled
-  return { output: y, tape: { ...own, hasDropped, dora: { adapted, scales, norms } } }
+  return { output: y, tape: { ...kept, hasDropped, dora: { adapted, scales, norms } } }
 }
 
-/** dY is (n, d). `branch` is undefined where it is part of `base`. */
+/** Computes the gradients from dY (n, d). `branch` is undefined if its gradient is already included in `base`. */
 export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix) {
   const { base, weightA, weightB, scaling, biasB } = weights
   const { dora } = tape
@@ -94,13 +99,13 @@ export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix) {
   }
 }
 
-/** output += s·b, in place. */
+/** Adds s·b to the output in place. */
 export function addBias({ data }: Matrix, biasB: FloatArray | undefined, scaling: number): void {
   if (biasB === undefined) return
   for (let at = 0; at < data.length; at++) data[at] += scaling * biasB[at % biasB.length]
 }
 
-/** In f64. */
+/** Sums gradient · factor over each column, in f64. */
 function columnSums(gradient: Matrix, factor: (at: number, column: number) => number): FloatArray {
   const { data, shape } = gradient
   const sums = new Float64Array(shape[1])

@@ -1,4 +1,4 @@
-// Refusals by name where only some adapters are handled.
+// Refuses adapters that a use cannot handle, and names the reason.
 
 import { MismatchError, UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
@@ -7,7 +7,7 @@ import { type PartKind, type PartView, tensorsOf } from './part.js'
 
 export type Handled = PartKind | 'magnitude' | 'biasB' | 'invocation'
 
-/** In sessions, and in merges. */
+/** Parts that sessions and merges of graphs can handle. */
 export const GRAPH_PARTS: readonly Handled[] = [
   'linear',
   'magnitude',
@@ -18,7 +18,7 @@ export const GRAPH_PARTS: readonly Handled[] = [
   'token-rows',
 ]
 
-/** Parts of an activated LoRA: as in PEFT, linear layers alone. */
+/** Parts that an activated LoRA can have: as in PEFT, only linear layers. */
 export const ACTIVATED_PARTS: readonly Handled[] = ['linear', 'biasB', 'invocation']
 
 const MEANINGS: Readonly<Record<Handled, string>> = {
@@ -38,7 +38,7 @@ interface AnyAdapter {
   parts(): readonly PartView[]
 }
 
-/** `use` is what would be done with the adapter, as in `training`. */
+/** Throws UnsupportedError if the adapter's init changed the base. `use` is its intended use, such as `training`. */
 export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (!changesBase(config.init)) return
   throw new UnsupportedError({
@@ -54,13 +54,13 @@ export function requirePlain(adapter: AnyAdapter, use: string): void {
   requireHandled(adapter, ['linear'], use)
 }
 
-/** Kinds of parts, and vectors beside their factors. */
+/** Throws UnsupportedError if the adapter has a kind of part, or a vector beside its factors, not in `handled`. */
 export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[], use: string): void {
   requireUnchangedBase(adapter, use)
   requireOwnLayers(adapter, use)
-  const other = unhandledPart(adapter, handled)
-  if (other === undefined) return
-  const { name: where, meaning, expected } = other
+  const unhandled = unhandledPart(adapter, handled)
+  if (unhandled === undefined) return
+  const { name: where, meaning, expected } = unhandled
   throw new UnsupportedError({ where, what: `${meaning} are not implemented for ${use}`, expected })
 }
 
@@ -74,9 +74,9 @@ export function unhandledPart(
   }
   for (const part of adapter.parts()) {
     const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
-    const other = [part.kind, ...vectors].find((need) => !handled.includes(need))
-    if (other === undefined) continue
-    return { name: part.name, meaning: MEANINGS[other], expected }
+    const unhandled = [part.kind, ...vectors].find((need) => !handled.includes(need))
+    if (unhandled === undefined) continue
+    return { name: part.name, meaning: MEANINGS[unhandled], expected }
   }
   return undefined
 }
@@ -96,7 +96,7 @@ export function requireLabelCount(labels: readonly string[] | undefined, count: 
   throw new MismatchError({ where: 'labels', what, expected: String(count), got: labels.join(', ') })
 }
 
-/** Throws UnsupportedError for an activated LoRA, which changes no text before its invocation. */
+/** Throws UnsupportedError for an activated LoRA, which changes a text only after its invocation tokens. */
 export function requireAlwaysOn({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (config.aloraInvocationTokens === undefined) return
   throw new UnsupportedError({
@@ -107,9 +107,9 @@ export function requireAlwaysOn({ config }: Pick<AnyAdapter, 'config'>, use: str
 }
 
 /**
- * The same for an adapter to be made.
+ * Checks the config of an adapter that does not exist yet.
  *
- * @throws UnsupportedError naming the setting that asks for more than plain linear layers
+ * @throws UnsupportedError that names the setting which asks for more than plain linear layers
  */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
   requireOwnLayers({ config }, use)

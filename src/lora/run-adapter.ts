@@ -1,5 +1,5 @@
-// Adapters as runs read them: all of a LoraAdapter, or linear layers alone, which need none of the code that computes
-// with layers.
+// Adapters as runs use them: a whole LoraAdapter, or only the values of its linear layers. Values need none of the code
+// that computes with layers.
 
 import type { Matrix } from '../base/tensor.js'
 import type { AdapterPart, BaseRecord, LoraAdapter } from './adapter.js'
@@ -8,7 +8,7 @@ import { changesBase } from './init/inits.js'
 import type { LoraLayer } from './layer.js'
 import { ADAPTERS, type PartView } from './part.js'
 
-/** A and B of a linear layer, and what stands beside them. */
+/** A linear layer's factors, shape and scaling. */
 export type LinearValues = Pick<
   LoraLayer,
   'kind' | 'name' | 'd' | 'k' | 'rank' | 'scaling' | 'weightA' | 'weightB' | 'magnitude' | 'biasB'
@@ -20,7 +20,7 @@ export interface RunAdapter {
   readonly config: LoraConfig
   readonly isPlain?: boolean
   readonly size: number
-  /** As {@link LoraAdapter.chatTemplate}. */
+  /** See {@link LoraAdapter.chatTemplate}. */
   readonly chatTemplate: string | undefined
   readonly trainedOn: BaseRecord | undefined
   names(): string[]
@@ -33,7 +33,7 @@ export function isAdapter(value: unknown): value is LoraAdapter {
   return ADAPTERS.has(value as object)
 }
 
-/** A plain LoRA: linear layers without magnitudes and biases of B, on the base as it is. */
+/** Says whether an adapter is plain LoRA: linear layers without magnitudes or biases of B, over an unchanged base. */
 export function isPlain(adapter: { readonly config: LoraConfig; parts(): readonly PartView[] }): boolean {
   const { init, layerReplication } = adapter.config
   if (changesBase(init) || layerReplication !== undefined) return false
@@ -42,14 +42,14 @@ export function isPlain(adapter: { readonly config: LoraConfig; parts(): readonl
   })
 }
 
-/** A layer of the config's rank for A (r, k) and B (d, r), which are not copied. */
+/** Makes a layer from A (r, k) and B (d, r), which are not copied, and the layer's config. */
 export function linearValues(name: string, config: LoraConfig, weightA: Matrix, weightB: Matrix): LinearValues {
   const [d, k] = [weightB.shape[0], weightA.shape[1]]
   const none = { magnitude: undefined, biasB: undefined }
   return { kind: 'linear', name, d, k, rank: config.rank, scaling: scalingOf(config), weightA, weightB, ...none }
 }
 
-/** A plain LoRA that was read for runs alone: no caller gets hold of it. */
+/** Makes a plain LoRA that is only used for a run. Callers never see it. */
 export function plainAdapter(
   about: Pick<RunAdapter, 'config' | 'chatTemplate' | 'trainedOn'>,
   layers: readonly LinearValues[],

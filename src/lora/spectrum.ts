@@ -1,4 +1,4 @@
-// How the change of a layer is spread over directions: the singular values of s·B·A, and how many of them matter.
+// Computes the singular values of a layer's change s·B·A, and how many of them matter.
 
 import { elementCount, type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { rowsOf } from '../linalg/product.js'
@@ -8,21 +8,21 @@ import { expertColumns } from './kinds/experts.js'
 
 /** How the change of a layer is spread over directions. */
 export interface Spectrum {
-  /** Singular values of s·B·A, the largest first. Empty if A or B has a value that is not finite. */
+  /** The singular values of s·B·A, the largest first. Empty if A or B contains a value that is not finite. */
   singularValues: number[]
   /**
-   * exp of the entropy of σᵢ/Σσ: between 1, for a change along one direction, and r, for one that is the same along r
-   * (Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO). 0 for no change, NaN
-   * without values.
+   * The effective rank, exp of the entropy of σᵢ/Σσ: 1 if the layer changes along a single direction, r if it changes
+   * equally along r directions (Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality",
+   * EUSIPCO). 0 if the layer changes nothing, NaN if there are no singular values.
    */
   effectiveRank: number
-  /** How many of the largest hold 99 % of the energy Σσ². 0 for no change, NaN without values. */
+  /** How many of the largest singular values hold 99 % of the energy Σσ². 0 or NaN as above. */
   rank99: number
 }
 
 const ENERGY = 0.99
 
-/** One pair, or one for each expert of a parameter and each group of a convolution. */
+/** Returns a pair of factors for each expert of a parameter, or each group of a convolution; otherwise one pair. */
 export function factorPairs(
   weightA: Tensor<FloatArray>,
   weightB: Tensor<FloatArray>,
@@ -35,7 +35,7 @@ export function factorPairs(
       return { weightA: rowsOf(a, e, experts), weightB: expertColumns(b, e, experts) }
     })
   }
-  // Outputs of a group see the rows of A that are its own.
+  // The outputs of a group read only that group's rows of A.
   const groups = a.shape[0] / b.shape[1]
   return Array.from({ length: groups }, (_, g) => {
     return { weightA: rowsOf(a, g, groups), weightB: rowsOf(b, g, groups) }
@@ -50,7 +50,7 @@ export function spectrumOf({ weightA, weightB }: FactorPair, scaling: number): S
   return { singularValues, effectiveRank: effectiveRankOf(singularValues), rank99: rankOfEnergy(singularValues) }
 }
 
-/** The root mean square of each singular value, the mean of each rank. */
+/** Averages spectra: the root mean square of each singular value, and the mean of the ranks. */
 export function meanSpectrum(spectra: readonly Spectrum[]): Spectrum {
   if (spectra.length === 1) return spectra[0]
   const mean = (of: (spectrum: Spectrum) => number) =>
@@ -64,7 +64,7 @@ export function meanSpectrum(spectra: readonly Spectrum[]): Spectrum {
   }
 }
 
-/** NaN without values. */
+/** Returns ‖s·B·A‖, or NaN if there are no singular values. */
 export function normOfSpectrum({ singularValues, effectiveRank }: Spectrum): number {
   return Number.isNaN(effectiveRank)
     ? Number.NaN

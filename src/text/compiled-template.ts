@@ -1,5 +1,5 @@
-// Compiles chat templates, which are Jinja, with @huggingface/jinja. Adds what the library lacks: a limit on work; strip,
-// lstrip and rstrip with an argument; replace with a count; line ends of every system; and marks in place of the
+// Compiles chat templates, which are Jinja, with @huggingface/jinja. Adds what the library lacks: a limit on work,
+// strip, lstrip and rstrip with an argument, replace with a count, line ends of every system, and marks in place of the
 // {% generation %} tags of transformers.
 
 import { DataError, FormatError, messageOf } from '../base/errors.js'

@@ -1,5 +1,5 @@
-// First factors that come out of a decomposition of the weight, as in PEFT's tuners/lora/layer.py (0.21). All in f64;
-// weights (d, k), A (r, k), B (d, r).
+// Computes initial factors from a decomposition of the weight, as PEFT does (tuners/lora/layer.py, 0.21). Everything is
+// in f64. The weight is (d, k), A (r, k), B (d, r).
 
 import { F64, type Matrix, transpose, zeros } from '../../base/tensor.js'
 import { columnsOf, copyAs, product } from '../../linalg/product.js'
@@ -8,26 +8,30 @@ import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
 import { type Svd, transposed } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
-/** Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
+/**
+ * Computes the leading singular triples. The tolerance is strict because each triple matters, not only their energy.
+ */
 export function leadingTriples(matrix: Matrix, count: number): Svd {
   return randomizedSvd(matrix, count, { tolerance: 1e-13, iterations: 400 })
 }
 
-/** PiSSA (arXiv 2404.02948): s·B·A is W's best approximation of that rank. Signs of pairs are free. */
+/**
+ * PiSSA (arXiv 2404.02948): s·B·A is the best approximation of W with this rank. The sign of each pair is arbitrary.
+ */
 export function pissaFactors(weight: Matrix, rank: number, scaling: number): FactorPair {
   return balanced(leadingTriples(weight, rank), scaling)
 }
 
 /**
- * As torch's svd_lowrank: from `start` (min(d, k), r), without oversampling, on the weight or its transpose, whichever
- * is taller.
+ * PiSSA as computed by torch's svd_lowrank: subspace iterations from `start` (min(d, k), r), without oversampling, on
+ * the weight or its transpose, whichever is taller.
  */
 export function fastPissaFactors(weight: Matrix, start: Matrix, iterations: number, scaling: number): FactorPair {
   if (weight.shape[0] >= weight.shape[1]) return balanced(subspaceSvd(weight, start, iterations), scaling)
   return balanced(transposed(subspaceSvd(transpose(weight), start, iterations)), scaling)
 }
 
-/** A = √(S/s)·Vᵀ, B = U·√(S/s): s·B·A = U·S·Vᵀ. */
+/** Returns A = √(S/s)·Vᵀ and B = U·√(S/s), so that s·B·A = U·S·Vᵀ. */
 export function balanced({ u, s, vt }: Svd, scaling: number): FactorPair {
   const roots = s.map((value) => Math.sqrt(value / scaling))
   const [rank, k] = vt.shape
@@ -37,7 +41,7 @@ export function balanced({ u, s, vt }: Svd, scaling: number): FactorPair {
   }
 }
 
-/** OLoRA (arXiv 2406.01775): the first r columns of Q and rows of R. Only the first r columns of W need reflecting. */
+/** OLoRA (arXiv 2406.01775): the first r columns of Q and rows of R. Only the first r columns of W are decomposed. */
 export function oloraFactors(weight: Matrix, rank: number): FactorPair {
   const w = copyAs(weight, F64)
   const k = w.shape[1]
@@ -48,8 +52,9 @@ export function oloraFactors(weight: Matrix, rank: number): FactorPair {
 }
 
 /**
- * Orthogonal factors (datta0.github.io/posts/rethink-lora-init): from N(0, 1) in `square` (r, r), `right` (k, r/2) and
- * `left` (r/2, d), with Q of square = Q·R: A = (right·Q[even rows])ᵀ/10, B = leftᵀ·Q[odd rows]/10, so that B·A = 0.
+ * Makes orthogonal factors (datta0.github.io/posts/rethink-lora-init). `square` (r, r), `right` (k, r/2) and `left`
+ * (r/2, d) are drawn from N(0, 1). With square = Q·R, A = (right·Q[even rows])ᵀ/10 and B = leftᵀ·Q[odd rows]/10, so
+ * that B·A = 0.
  */
 export function orthogonalFactors(square: Matrix, right: Matrix, left: Matrix): FactorPair {
   const { q } = qr(square)

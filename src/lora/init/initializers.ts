@@ -1,4 +1,4 @@
-// First values of A and B. Each layer draws from its own stream, chosen by seed and name alone.
+// Computes the initial values of A and B. Each layer draws from a separate stream that depends only on seed and name.
 
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
@@ -12,8 +12,8 @@ import { fastPissaFactors, oloraFactors, orthogonalFactors, pissaFactors } from 
 import { iterationsOf, STARTS } from './inits.js'
 
 /**
- * In the precision of `like`, with `biasB` (d) where it does not start at zero. Throws UnsupportedError when the
- * initialization needs W (`base`) and there is none.
+ * Returns the initial factors in the precision of `like`, and `biasB` (d) if it does not start at zero. Throws
+ * UnsupportedError if the init needs W (`base`) and it is not given.
  */
 export function firstFactors(
   config: LoraConfig,
@@ -31,7 +31,7 @@ export function firstFactors(
   }
   const uniform = (bound: number) => () => (2 * random.uniform() - 1) * bound
   switch (init) {
-    case 'normal': // Hu et al. 2021 leave the scale open; this one keeps ‖A·x‖ free of r.
+    case 'normal': // Hu et al. 2021 do not say the scale. With this, ‖A·x‖ does not depend on r.
       return { weightA: fill(rank, k, () => random.normal() / Math.sqrt(rank)), weightB: zeros(d, rank, like) }
     case 'gaussian':
       return { weightA: fill(rank, k, () => random.normal() / rank), weightB: zeros(d, rank, like) }
@@ -90,7 +90,7 @@ function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): F
   return takenFromBase(config, name, base)
 }
 
-/** B₀·A₀ of pissa and olora, in f64: a function of W, and of the seed for `pissa-niter-N`. */
+/** Returns B₀ and A₀ of pissa and olora in f64. They depend only on W, and with `pissa-niter-N` on the seed. */
 export function takenFromBase(config: LoraConfig, name: string, base: Matrix): FactorPair {
   const { init, rank, seed } = config
   const scaling = scalingOf(config)

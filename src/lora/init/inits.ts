@@ -1,7 +1,7 @@
-// How a new layer's factors start. All but `normal` are PEFT's.
+// The ways in which a new layer's factors can start. All except `normal` are PEFT's.
 
 /**
- * From the layer's shape alone:
+ * Inits that need only the layer's shape:
  * - `normal`: A ~ N(0, variance 1/r), B = 0.
  * - `kaiming-uniform`: A ~ U(±1/√k), B = 0; PEFT's default.
  * - `gaussian`: A ~ N(0, deviation 1/r), B = 0.
@@ -9,16 +9,16 @@
  * - `orthogonal`: the rank must be even. A and B use different halves of an orthogonal basis, so B·A = 0. Values are
  *   about 1/10.
  *
- * From the base weight:
+ * Inits that need the base weight:
  * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the r largest singular values and vectors are removed from W and
  *   stored in B·A; `pissa-niter-N`: found by N subspace iterations from a random start. If the rank is higher than
  *   min(d, k), lowrank uses min(d, k). The scaling s is still computed from the rank in the config.
  * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. The
  *   rank is limited as with `pissa`.
  *
- * Of adapters that PEFT made. lowrank reads them, but does not start them: `mica` (arXiv 2604.01694), `eva` (Paischer
- * et al. 2024, arXiv 2410.07170), `lora-ga` (Wang et al. 2024, arXiv 2407.05000) and `corda` (Yang et al. 2024, arXiv
- * 2406.05223).
+ * Inits that lowrank does not compute, but whose adapters, made by PEFT, it can read: `mica` (arXiv 2604.01694), `eva`
+ * (Paischer et al. 2024, arXiv 2410.07170), `lora-ga` (Wang et al. 2024, arXiv 2407.05000) and `corda` (Yang et al.
+ * 2024, arXiv 2406.05223).
  */
 export type Init =
   | 'normal'
@@ -36,7 +36,7 @@ export type Init =
 
 export const DRAWN_INITS = ['normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'] as const satisfies Init[]
 
-/** How a new layer can start. 16 stands for any number of iterations. */
+/** The inits that a new layer can have. 16 stands for any number of iterations. */
 export const STARTS = [...DRAWN_INITS, 'pissa', 'pissa-niter-16', 'olora'] as const satisfies Init[]
 
 const PEFT_INITS: readonly unknown[] = ['mica', 'eva', 'lora-ga', 'corda'] satisfies Init[]
@@ -46,23 +46,26 @@ export function isInit(value: unknown): value is Init {
   return (STARTS as readonly unknown[]).includes(value) || PEFT_INITS.includes(value)
 }
 
-/** N of `pissa-niter-N`. */
+/** Returns N of `pissa-niter-N`, or undefined for another init. */
 export function iterationsOf(init: string): number | undefined {
   const digits = /^pissa-niter-(\d{1,4})$/.exec(init)?.[1]
   return digits === undefined ? undefined : Number(digits)
 }
 
-/** The base becomes W − s·B₀·A₀, with the factors as they start: pissa, olora, lora-ga, corda. */
+/** Says whether an init changes the base to W − s·B₀·A₀: pissa, olora, lora-ga, corda. */
 export function changesBase(init: Init): boolean {
   return takesFromBase(init) || init === 'lora-ga' || init === 'corda'
 }
 
-/** B₀·A₀ is computed from W when a layer is made: pissa, pissa-niter-N, olora. */
+/** Says whether B₀·A₀ is computed from W when a layer is made: pissa, pissa-niter-N, olora. */
 export function takesFromBase(init: Init): boolean {
   return isComputedFromBase(init) || iterationsOf(init) !== undefined
 }
 
-/** B₀·A₀ can be computed again from W alone. The start of pissa-niter-N is drawn, and no file tells the draws. */
+/**
+ * Says whether B₀·A₀ can be computed again from W alone. With pissa-niter-N it cannot, because it starts from random
+ * values that no file contains.
+ */
 export function isComputedFromBase(init: Init): boolean {
   return init === 'pissa' || init === 'olora'
 }

@@ -1,5 +1,5 @@
-// Adapters whose start changed the base weights → plain LoRA: the change of W is s·(B·A − B₀·A₀) = s·[B, −B₀]·[A; A₀],
-// as in PEFT's conversion (LoraModel.subtract_mutated_init).
+// Turns an adapter whose init changed the base weights into plain LoRA. The change of W is s·(B·A − B₀·A₀) = s·[B,
+// −B₀]·[A; A₀], as in PEFT's conversion (LoraModel.subtract_mutated_init).
 
 import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkShape, formatShape, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
@@ -12,13 +12,13 @@ import type { LoraLayer } from '../layer.js'
 import { takenFromBase } from './initializers.js'
 import { changesBase, isComputedFromBase } from './inits.js'
 
-/** Gives a layer's original weight W (d, k), as it was before training began, by the layer's name and shape. */
+/** Returns a layer's original weight W (d, k), from before training, for its name and shape. */
 export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
 
 /**
- * With twice the rank, the result does to the original base what `adapter` does to the changed one. Scalings stay:
- * alphas double with the ranks, or grow by √2 with rsLoRA. `from` are the original weights, or the adapter before
- * training.
+ * Returns an adapter of twice the rank that does to the original base what `adapter` does to the changed base. Alphas
+ * double with the ranks, or grow by √2 with rsLoRA, so the scalings stay the same. `from` is the original weights, or
+ * the adapter as it was before training.
  */
 export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): Promise<LoraAdapter> {
   const { config } = adapter
@@ -31,14 +31,14 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
     if (part.kind === 'linear') {
       const { weightA, weightB, magnitude, biasB } = part
       const first = from instanceof LoraAdapter ? firstOf(from, part) : await takenFrom(from, part)
-      // PEFT's starts can have fewer directions than the config's rank: zeros fill up to it.
+      // In PEFT, the initial factors can have a lower rank than the config. Zeros fill the difference.
       const missing = configForLayer(result.config, name).rank - 2 * part.rank
       const a = stacked([weightA, first.weightA, zeros(missing, part.k, weightA.data)])
       const b = beside([weightB, scaled(first.weightB, -1), zeros(part.d, missing, weightB.data)])
       result.addFactors(name, a, b, { magnitude, biasB })
     } else if (part.kind === 'embedding') {
       const { weightA, weightB, magnitude, dtype } = part
-      // Their starts change no weight: zeros fill what the config's rank asks for.
+      // The init of an embedding changes no weight, so zeros fill up the doubled rank.
       const a = stacked([weightA, zeros(...weightA.shape, weightA.data)])
       const b = beside([weightB, zeros(...weightB.shape, weightB.data)])
       result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
@@ -49,11 +49,11 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
 
 function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): void {
   const { init } = adapter.config
-  const [other] = adapter.parts('convolution', 'parameter')
-  if (other !== undefined) {
+  const [unsupported] = adapter.parts('convolution', 'parameter')
+  if (unsupported !== undefined) {
     throw new UnsupportedError({
-      where: other.name,
-      what: `a part of kind ${other.kind} cannot be turned into plain LoRA`,
+      where: unsupported.name,
+      what: `a part of kind ${unsupported.kind} cannot be turned into plain LoRA`,
     })
   }
   if (from instanceof LoraAdapter || isComputedFromBase(init)) return

@@ -1,4 +1,4 @@
-// The shapes of a convolution's factors, A (r, in, *kernel) and B (d, r/groups, 1…).
+// Checks the shapes of a convolution's factors: A (r, in, *kernel) and B (d, r/groups, 1…).
 
 import { ShapeError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'

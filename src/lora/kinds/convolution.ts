@@ -1,5 +1,5 @@
-// An adapted convolution, as PEFT has it: A (r, in, *kernel) moves like the base's, B (d, r/groups, 1…) has kernel 1.
-// Flattened, they are factors of the base's weight (d, in·K), so that a linear layer holds them.
+// An adapted convolution, as in PEFT: A (r, in, *kernel) is a convolution like the base's, and B (d, r/groups, 1…) has
+// kernel size 1. Flattened, they are factors of the base's weight (d, in·K), so a linear layer can hold them.
 
 import { ShapeError, UnsupportedError } from '../../base/errors.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../../base/tensor.js'
@@ -18,20 +18,20 @@ export class ConvolutionLora extends LinearBacked {
   readonly kind = 'convolution'
   /** Input channels, of all groups. */
   readonly channels: number
-  /** Sizes of the kernel: one to three. */
+  /** The kernel's size in each of its one to three dimensions. */
   readonly kernel: readonly number[]
-  /** How many parts the channels fall into, in and out; 1 for an ordinary convolution. */
+  /** The number of groups that the input and output channels are divided into; 1 for an ordinary convolution. */
   readonly groups: number
-  /** A grouped convolution's outputs are no rows of the linear layer. */
+  /** Set only for a grouped convolution, whose outputs do not correspond to rows of the linear layer. */
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
 
   /**
-   * A layer from copies of trained factors, in evaluation mode.
+   * Makes a layer from copies of trained factors, in evaluation mode.
    *
    * @param weightA (r, in, *kernel)
-   * @param weightB (d, r/groups, 1…), as many dimensions
-   * @throws ShapeError when the shapes disagree, or r, in or d is no multiple of the groups; else as {@link
-   *   LoraLayer.fromFactors}
+   * @param weightB (d, r/groups, 1…), with as many dimensions as weightA
+   * @throws ShapeError if the shapes disagree, or if r, in or d is not a multiple of the groups. Also throws whatever
+   *   {@link LoraLayer.fromFactors} throws
    */
   constructor(
     weightA: Tensor<FloatArray>,
@@ -47,14 +47,15 @@ export class ConvolutionLora extends LinearBacked {
       weightB.shape,
       name || 'ConvolutionLora',
     )
-    const own = configForLayer(resolveConfigOf(config, rank), name)
+    const layerConfig = configForLayer(resolveConfigOf(config, rank), name)
     const a: Matrix = { data: weightA.data, shape: [rank, channels * elementCount(kernel)] }
     const b: Matrix = { data: weightB.data, shape: [d / groups, rank] }
     const isGrouped = groups > 1
-    // So many rows has the weight (d, in/groups·K) when it is read as (d/groups, in·K).
-    const held = isGrouped ? { ...own, useDora: false, loraBias: false } : own
-    super(LoraLayer.fromFactors(a, b, held, name, isGrouped ? {} : vectors), own)
-    if (isGrouped) this.#vectors = layerVectors(new Factors(a, { ...b, shape: [d, rank] }, false, vectors), own, name)
+    // With groups, the weight (d, in/groups·K) is held as (d/groups, in·K), which has too few rows for these vectors.
+    const held = isGrouped ? { ...layerConfig, useDora: false, loraBias: false } : layerConfig
+    super(LoraLayer.fromFactors(a, b, held, name, isGrouped ? {} : vectors), layerConfig)
+    if (isGrouped)
+      this.#vectors = layerVectors(new Factors(a, { ...b, shape: [d, rank] }, false, vectors), layerConfig, name)
     this.channels = channels
     this.kernel = kernel
     this.groups = groups
@@ -69,7 +70,9 @@ export class ConvolutionLora extends LinearBacked {
     return factorTensors(this.weightA, this.weightB, this.magnitude, this.biasB)
   }
 
-  /** @internal The same factors as a linear layer over channels; undefined for a larger kernel, or several groups. */
+  /**
+   * @internal The factors as a linear layer over channels. Undefined if the kernel is larger than 1, or with groups.
+   */
   get pointwise(): LoraLayer | undefined {
     return this.groups === 1 && this.kernel.every((size) => size === 1) ? this.linear : undefined
   }
@@ -84,32 +87,32 @@ export class ConvolutionLora extends LinearBacked {
     return this.linear.k
   }
 
-  /** A (r, in, *kernel), the layer's own: its data may be edited in place. */
+  /** A (r, in, *kernel). This is not a copy: if you edit its data, the layer changes. */
   get weightA(): Tensor<FloatArray> {
     return { data: this.linear.weightA.data, shape: [this.rank, this.channels, ...this.kernel] }
   }
 
-  /** B (d, r/groups, 1…), the layer's own. */
+  /** B (d, r/groups, 1…). This is not a copy either. */
   get weightB(): Tensor<FloatArray> {
     const { data } = this.linear.weightB
     return { data, shape: [this.d, this.rank / this.groups, ...this.kernel.map(() => 1)] }
   }
 
-  /** DoRA's m (d), the layer's own. */
+  /** DoRA's magnitude m (d). This is not a copy either. */
   override get magnitude(): FloatArray | undefined {
     return (this.#vectors ?? this.linear).magnitude
   }
 
-  /** The bias of B (d), the layer's own; s·biasB is added to the output. */
+  /** The bias of B (d), not a copy. s·biasB is added to the output. */
   get biasB(): FloatArray | undefined {
     return (this.#vectors ?? this.linear).biasB
   }
 
   /**
-   * W + s·B·A of a weight W (d, in, *kernel), with DoRA's magnitude, a new tensor, as PEFT's merge makes it: also for a
-   * dilated base, whose A is not dilated in PEFT.
+   * Returns W + s·B·A for a weight W (d, in, *kernel), with DoRA's magnitude if there is one, as a new tensor. This is
+   * what PEFT's merge computes, even for a dilated convolution, where PEFT does not dilate A.
    *
-   * @throws UnsupportedError for a grouped convolution, ShapeError when the weight has another shape
+   * @throws UnsupportedError for a grouped convolution, ShapeError if the weight has another shape
    */
   effectiveWeight(weight: Tensor<FloatArray>): Tensor<FloatArray> {
     const location = where(this.name, 'effectiveWeight', 'ConvolutionLora')

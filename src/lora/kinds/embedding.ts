@@ -1,5 +1,5 @@
-// An adapted embedding: E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's weight, so
-// that a DoRA magnitude has one number for each of the D features, as in PEFT.
+// An adapted embedding: E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). The transpose of E is treated as the weight of
+// a linear layer, so a DoRA magnitude has a number for each of the D features, as in PEFT.
 
 import {
   checkShape,
@@ -17,15 +17,15 @@ import { type FactorTensors, factorTensors } from '../part.js'
 import { LinearBacked } from './linear-backed.js'
 
 /**
- * An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V) and B (D, r). Made from trained factors, in
- * evaluation mode. Dropout, which PEFT does not apply to embeddings, has no effect.
+ * An adapted embedding: E + s·(B·A)ᵀ with E (V, D), A (r, V) and B (D, r). It is made from trained factors, in
+ * evaluation mode. Dropout has no effect: PEFT does not apply it to embeddings.
  */
 export class EmbeddingLora extends LinearBacked {
   readonly kind = 'embedding'
 
   /**
-   * @param weightA (r, V), V rows of the embedding
-   * @param weightB (D, r), D features
+   * @param weightA (r, V), where V is the number of rows of the embedding
+   * @param weightB (D, r), where D is the number of features
    * @throws as {@link LoraLayer.fromFactors} does
    */
   constructor(
@@ -47,32 +47,35 @@ export class EmbeddingLora extends LinearBacked {
     return factorTensors(this.weightA, this.weightB, this.magnitude)
   }
 
-  /** @internal The same factors as a linear layer of one token: V in, D out. */
+  /** @internal The factors as a linear layer with V inputs and D outputs. */
   get product(): LoraLayer {
     return this.linear
   }
 
-  /** V: rows of the embedding. */
+  /** V, the number of rows of the embedding. */
   get vocabulary(): number {
     return this.linear.k
   }
 
-  /** D: features of a row. */
+  /** D, the number of features of a row. */
   get features(): number {
     return this.linear.d
   }
 
-  /** A (r, V), the layer's own: its data may be edited in place. */
+  /** A (r, V). This is not a copy: if you edit its data, the layer changes. */
   get weightA(): Matrix {
     return this.linear.weightA
   }
 
-  /** B (D, r), the layer's own. */
+  /** B (D, r). This is not a copy either. */
   get weightB(): Matrix {
     return this.linear.weightB
   }
 
-  /** E + s·(B·A)ᵀ of E (V, D), with DoRA's magnitude, a new matrix. Throws ShapeError for another shape. */
+  /**
+   * Returns E + s·(B·A)ᵀ for E (V, D), with DoRA's magnitude if there is one, as a new matrix. Throws ShapeError for
+   * another shape.
+   */
   effectiveWeight(embedding: MatrixLike): Matrix {
     const location = where(this.name, 'effectiveWeight', 'EmbeddingLora')
     const matrix = toMatrix(embedding, location)

@@ -1,5 +1,5 @@
-// An adapted parameter (PEFT's target_parameters). Each expert is a linear layer with factors of its own; PEFT keeps
-// them as A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbors.
+// An adapted parameter (PEFT's target_parameters). Each expert is a linear layer with separate factors. PEFT stacks
+// them as A (E·r, k), expert after expert, and B (d, r·E), where column j·E + e is column j of expert e.
 
 import { ShapeError } from '../../base/errors.js'
 import {
@@ -20,13 +20,13 @@ import { Factors, layerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
 import { FactorPart, type FactorTensors, factorTensors, moduleOf } from '../part.js'
 
-/** How a parameter (E, ·, ·) is stored: (E, d, k), or input-major as (E, k, d). */
+/** How the base stores a parameter: as (E, d, k), or input-major as (E, k, d). */
 export interface BaseLayout {
   /** Needed only if d = k. Then the default is false, as in PEFT. */
   isInputMajor?: boolean | undefined
 }
 
-/** B_e of B (d, r·E): the columns e, e + E, …, of which there are r. */
+/** Returns B_e (d, r), which is the r columns e, e + E, … of B (d, r·E). */
 export function expertColumns(weightB: Matrix, expert: number, experts: number): Matrix {
   const [d, columns] = weightB.shape
   const rank = columns / experts
@@ -38,26 +38,26 @@ export function expertColumns(weightB: Matrix, expert: number, experts: number):
 }
 
 /**
- * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). Made from
- * trained factors, in evaluation mode; PEFT has no dropout here.
+ * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). It is
+ * made from trained factors, in evaluation mode. PEFT has no dropout here.
  */
 export class ExpertLora extends FactorPart {
   readonly kind = 'parameter'
   /** The parameter's full name, as in `model.layers.0.mlp.experts.gate_up_proj`. */
   readonly name: string
-  /** The parameter's settings: rank and alpha are those that the config's patterns give its name. */
+  /** The parameter's settings, with the rank and alpha that the config's patterns give its name. */
   readonly config: LoraConfig
-  /** A (E·r, k), the parameter's own: its data may be edited in place. */
+  /** A (E·r, k). This is not a copy: if you edit its data, the part changes. */
   readonly weightA: Matrix
-  /** B (d, r·E), the parameter's own. */
+  /** B (d, r·E). This is not a copy either. */
   readonly weightB: Matrix
 
   /**
    * @param weightA (E·r, k)
    * @param weightB (d, r·E)
-   * @param name the parameter's, which the config's patterns see whole
-   * @throws ShapeError when the shapes of A and B do not fit, or when their ranks are not a multiple of the config's
-   *   rank for this name
+   * @param name the parameter's full name, which the config's patterns are matched with
+   * @throws ShapeError if the shapes of A and B do not fit together, or if the rows of A are not a multiple of the rank
+   *   that the config gives this name
    */
   constructor(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = '') {
     super()
@@ -95,31 +95,32 @@ export class ExpertLora extends FactorPart {
     return factorTensors(this.weightA, this.weightB, undefined)
   }
 
-  /** E, at least 1. */
+  /** E, the number of experts, at least 1. */
   get experts(): number {
     return this.weightA.shape[0] / this.rank
   }
 
-  /** Rows of each expert's weight: how many features come out. */
+  /** Rows of each expert's weight: the number of output features. */
   get d(): number {
     return this.weightB.shape[0]
   }
 
-  /** Columns of each expert's weight: how many features go in. */
+  /** Columns of each expert's weight: the number of input features. */
   get k(): number {
     return this.weightA.shape[1]
   }
 
   /**
-   * W + s·B·A of a parameter W, in its shape, a new tensor. The shape is (E, d, k) or (E, k, d); for E = 1 also (d, k).
+   * Returns W + s·B·A for a parameter W (E, d, k) or (E, k, d), as a new tensor of the same shape. If E = 1, W can also
+   * be (d, k).
    *
-   * @throws ShapeError when it is none of these
+   * @throws ShapeError for another shape
    */
   effectiveWeight({ data, shape }: Tensor<FloatArray>, { isInputMajor }: BaseLayout = {}): Tensor<FloatArray> {
     checkTensor({ data, shape }, this.#where('effectiveWeight'))
     const { experts, d, k } = this
-    const own = parameterLayout(shape, { experts, d, k }, isInputMajor)
-    if (own === undefined) {
+    const layout = parameterLayout(shape, { experts, d, k }, isInputMajor)
+    if (layout === undefined) {
       throw new ShapeError({
         where: this.#where('effectiveWeight'),
         what: 'wrong shape',
@@ -127,8 +128,8 @@ export class ExpertLora extends FactorPart {
         got: formatShape(shape),
       })
     }
-    const turn = (matrix: Matrix) => (own.isInputMajor ? transpose(matrix) : matrix)
-    const all: Matrix = { data, shape: own.isInputMajor ? [experts * k, d] : [experts * d, k] }
+    const turn = (matrix: Matrix) => (layout.isInputMajor ? transpose(matrix) : matrix)
+    const all: Matrix = { data, shape: layout.isInputMajor ? [experts * k, d] : [experts * d, k] }
     const adapted = Array.from({ length: experts }, (_, e) => {
       const [a, b] = [rowsOf(this.weightA, e, experts), expertColumns(this.weightB, e, experts)]
       return turn(LoraLayer.fromFactors(a, b, this.config).adapted(turn(rowsOf(all, e, experts))))
@@ -141,7 +142,10 @@ export class ExpertLora extends FactorPart {
   }
 }
 
-/** Undefined when a parameter of this shape cannot hold E matrices (d, k). `isInputMajor` decides where d = k. */
+/**
+ * Finds out how a parameter of this shape holds E matrices (d, k). Returns undefined if it cannot. `isInputMajor`
+ * decides if d = k.
+ */
 export function parameterLayout(
   shape: readonly number[],
   { experts, d, k }: { experts: number; d: number; k: number },

@@ -1,4 +1,4 @@
-// Embeddings and convolutions: a linear layer holds their factors, reshaped.
+// The base class of embeddings and convolutions. A linear layer holds their factors, reshaped.
 
 import type { FloatArray } from '../../base/tensor.js'
 import type { LoraConfig } from '../config.js'
@@ -6,12 +6,12 @@ import type { LoraLayer } from '../layer.js'
 import { FactorPart } from '../part.js'
 
 export abstract class LinearBacked extends FactorPart {
-  /** The layer's settings: rank and alpha are those that the config's patterns give its name. */
+  /** The layer's settings, with the rank and alpha that the config's patterns give its name. */
   readonly config: LoraConfig
   /** @internal */
   protected readonly linear: LoraLayer
 
-  /** @param config unless it is the linear layer's */
+  /** @param config the settings, if they differ from the linear layer's */
   protected constructor(linear: LoraLayer, config: LoraConfig = linear.config) {
     super()
     this.linear = linear
@@ -23,7 +23,7 @@ export abstract class LinearBacked extends FactorPart {
     return this.linear.name
   }
 
-  /** DoRA's m, one number for each output feature, the layer's own. */
+  /** DoRA's magnitude m, a number for each output feature. This is not a copy. */
   get magnitude(): FloatArray | undefined {
     return this.linear.magnitude
   }

@@ -1,4 +1,4 @@
-// Parts that hold values instead of factors. Bytes stay as their file has them until somebody asks for the numbers.
+// Parts that hold values instead of factors. The bytes of a file are decoded only when somebody asks for the numbers.
 
 import {
   decodeWeights,
@@ -16,7 +16,7 @@ import { moduleOf, Part, rowsName, type StoredTensor } from '../part.js'
 
 export type { StoredTensor } from '../part.js'
 
-/** Bytes as in a file, or numbers. Numbers are saved in their own precision. */
+/** Bytes as in a file, or numbers. Numbers are saved in the precision that they have. */
 export type StoredValues = StoredTensor | Tensor<FloatArray>
 
 const VALUES = kind('{ data: Float32Array | Float64Array, shape }, or { dtype, data: Uint8Array, shape }', (value) => {
@@ -53,7 +53,7 @@ abstract class StoredPart extends Part {
     this.#weight = { data: numbers.data.slice() as FloatArray, shape: this.shape }
   }
 
-  /** The bytes that a file has or gets. */
+  /** The values as the bytes that were read from a file, or that are saved to one. */
   get data(): Uint8Array {
     if (this.#weight === undefined) return this.#bytes!
     // A copy: training may go on while the bytes wait to be written.
@@ -63,7 +63,7 @@ abstract class StoredPart extends Part {
   /**
    * The values. This is not a copy: if you change them, the part changes.
    *
-   * @throws UnsupportedError when they are no floats of 16 to 64 bits
+   * @throws UnsupportedError if the values are not floats of 16 to 64 bits
    */
   get weight(): Tensor<FloatArray> {
     if (this.#weight !== undefined) return this.#weight
@@ -82,7 +82,7 @@ abstract class StoredPart extends Part {
     return { weight: { dtype, shape, data } }
   }
 
-  /** Elements of the values. */
+  /** The number of elements. */
   override totalParams(): number {
     return elementCount(this.shape)
   }
@@ -90,9 +90,9 @@ abstract class StoredPart extends Part {
 
 /** How a replaced tensor is kept. */
 export interface ReplacementOptions {
-  /** False for a copy of the base's own tensor, which counts as not trained. Default true. */
+  /** False if the tensor is only a copy of the base's, which counts as not trained. Default true. */
   isTrained?: boolean | undefined
-  /** The tensor's name in the adapter's file. Default: its own. */
+  /** The tensor's name in the adapter's file. Default: the name of the part. */
   key?: string | undefined
 }
 
@@ -100,16 +100,16 @@ export interface ReplacementOptions {
 export class Replacement extends StoredPart {
   readonly kind = 'replacement'
   /**
-   * False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is
+   * False if the tensor is only a copy of the base's, saved because the vocabulary was resized or the embedding is
    * adapted.
    */
   readonly isTrained: boolean
-  /** The tensor's name in the adapter's file, which can differ from the base's where other parts wrap the module. */
+  /** The tensor's name in the adapter's file. It can differ from the base's name if other parts wrap the module. */
   readonly key: string
 
   /**
-   * @param name the tensor's, as in `classifier.weight`
-   * @throws ShapeError when shape and values disagree; ConfigError for arguments that are not valid
+   * @param name the tensor's name, as in `classifier.weight`
+   * @throws ShapeError if shape and values disagree, ConfigError if an argument is not valid
    */
   constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
@@ -124,10 +124,10 @@ export class Replacement extends StoredPart {
   }
 }
 
-/** Rows (n, D) that take the place of some rows of an embedding (V, D). */
+/** Rows (n, D) that replace some rows of an embedding (V, D). */
 export class TokenRows extends StoredPart {
   readonly kind = 'token-rows'
-  /** Which rows of the embedding, in the order of the part's own. */
+  /** Which rows of the embedding are replaced, in the order of the rows here. */
   readonly indices: readonly number[]
   readonly #module: string
 
@@ -135,8 +135,7 @@ export class TokenRows extends StoredPart {
    * @param module the embedding, as in `model.embed_tokens`
    * @param indices n different tokens
    * @param rows (n, D)
-   * @throws ShapeError when the numbers of rows and tokens differ; ConfigError when a token is invalid or is given
-   *   twice
+   * @throws ShapeError if the numbers of rows and tokens differ, ConfigError if a token is not valid or given twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
     checkArgument(module, STRING, 'module')

@@ -1,18 +1,18 @@
-// Matches Python's regular expressions in time that grows with expression × text: backtracking in Python's own order,
-// but never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references
-// need real backtracking, within a limit.
+// Matches Python's regular expressions in time proportional to expression × text. It backtracks in Python's order, but
+// never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references need
+// real backtracking, within a limit.
 
 import { type CharacterTest, type Expression, ExpressionError } from '../../base/expressions/parse.js'
 
-/** Larger expressions come from no person: `{1000}` in `{1000}` is one. */
+/** Nobody writes larger expressions. `{1000}` inside `{1000}` would be one. */
 const MAX_NODES = 200_000
-/** For one text. A list of 1000 full names after `.*` needs less than half. */
+/** The most steps for a text. A list of 1000 full names after `.*` needs less than half of them. */
 const MAX_STEPS = 1 << 20
-/** With back-references, where a step costs more. */
+/** The same for expressions with back-references, whose steps cost more. */
 const MAX_REFERENCE_STEPS = 1 << 17
 /**
- * For all texts and expressions of a config: ten times what a list of 1000 full names on 1000 names needs, and at most
- * two seconds.
+ * The most steps for all texts and expressions of a config. Matching a list of 1000 full names with 1000 names needs a
+ * tenth of them. They take at most two seconds.
  */
 export const MAX_TOTAL_STEPS = 1 << 23
 
@@ -20,7 +20,7 @@ export interface StepCount {
   steps: number
 }
 
-/** A part of an expression, with what follows it. */
+/** A part of an expression, linked to the part that follows. */
 type Node =
   | { readonly op: 'end' }
   | { readonly op: 'character'; readonly test: CharacterTest; readonly next: Node }
@@ -36,13 +36,13 @@ type Node =
     }
   | Split
 
-/** The second is for when the first fails. */
+/** Two ways to go on. The second is tried if the first fails. */
 interface Split {
   readonly op: 'split'
   readonly id: number
   first: Node
   second: Node
-  /** Only loops have a node after them. */
+  /** Set only for loops: the node after the loop. */
   readonly exit?: Node
 }
 
@@ -60,12 +60,15 @@ export class Matcher {
     this.#hasReferences = compiler.hasReferences
   }
 
-  /** As Python's `re.fullmatch`. Throws ExpressionError when it takes too long. */
+  /** Does the same as Python's `re.fullmatch`. Throws ExpressionError if it takes too long. */
   test(text: string): boolean {
     return this.matchEnd(text, (end, length) => end === length) !== undefined
   }
 
-  /** The end (in code points) of the first match from the beginning whose end is accepted, in Python's order. */
+  /**
+   * Returns the end, in code points, of the first match in Python's order that begins at the start of the text and
+   * whose end is accepted.
+   */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
     return new Run(codes, this.#hasReferences, this.#total).match(this.#start, 0, (end) => accepts(end, codes.length))
@@ -73,7 +76,7 @@ export class Matcher {
   }
 }
 
-/** Builds expressions from their ends. */
+/** Turns an expression into linked nodes, from its end to its start. */
 class Compiler {
   hasReferences = false
   #count = 0
@@ -129,10 +132,13 @@ class Compiler {
   }
 }
 
-/** Begins and ends of groups, by slot, and the last begin of each loop, by −1 − its id; only with back-references. */
+/**
+ * The begin and end of each group by slot, and the begin of each loop's last round by −1 − its id. Used only with
+ * back-references.
+ */
 type Slots = ReadonlyMap<number, number>
 
-/** A way that is followed, or left to try. */
+/** A way through the expression that is being followed, or left to try. */
 interface Thread {
   node: Node
   at: number
@@ -154,9 +160,9 @@ class Run {
     accepts: (end: number) => boolean,
     slots: Slots = new Map(),
   ): Readonly<Thread> | undefined {
-    /** The last first. */
+    /** Ways that are left to try. The last is tried first. */
     const left: Thread[] = [{ node, at, slots }]
-    /** Keyed by place in the text; only without back-references. */
+    /** Splits that were already taken, each with its place in the text. Used only without back-references. */
     const seen = new Set<number>()
     for (let thread = left.pop(); thread !== undefined; thread = left.pop()) {
       while (thread.node.op !== 'end') {
@@ -181,18 +187,18 @@ class Run {
   #split({ id, first, second, exit }: Split, thread: Thread, left: Thread[], seen: Set<number>): boolean {
     const { at, slots } = thread
     if (!this.hasReferences) {
-      // Whatever follows from here was tried, or is being tried: a loop that takes nothing ends here too.
+      // Everything that follows from here was tried already. This also ends a loop whose round consumed nothing.
       const { size } = seen
       if (seen.add(id * (this.text.length + 1) + at).size === size) return false
     } else if (exit !== undefined) {
       if (slots.get(-1 - id) === at) {
-        // A round that took nothing is the last.
+        // A round that consumed nothing is the last.
         thread.node = exit
         return true
       }
       thread.slots = new Map(slots).set(-1 - id, at)
     }
-    // Most options of a long list end at once.
+    // In a long list of options, most fail at their first character.
     const ends = first.op === 'character' && (at === this.text.length || !first.test(this.text[at]))
     if (!ends) left.push({ node: second, at, slots: thread.slots })
     thread.node = ends ? second : first
@@ -229,7 +235,7 @@ class Run {
     return true
   }
 
-  /** Groups after what is ahead or behind; undefined where it is not there. */
+  /** Matches a lookahead or lookbehind. Returns the groups after it, or undefined if it does not match. */
   #look({ inside, isBehind }: Node & { op: 'look' }, { at, slots }: Thread): Slots | undefined {
     const onlyGroups = (all: Slots) => new Map([...all].filter(([slot]) => slot > 0))
     const outer = onlyGroups(slots)
@@ -240,7 +246,7 @@ class Run {
     return undefined
   }
 
-  /** After the text of a group again; undefined when it is not there. */
+  /** Matches a group's text again. Returns the place after it, or undefined if it does not match. */
   #repeated({ number, isCaseless }: Node & { op: 'reference' }, { at, slots }: Thread): number | undefined {
     const [start, end] = [slots.get(2 * number), slots.get(2 * number + 1)]
     if (start === undefined || end === undefined) return undefined

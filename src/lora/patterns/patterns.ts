@@ -1,10 +1,10 @@
-// PEFT's rules for modules and ranks by name: tuners_utils.check_target_module_exists and other.get_pattern_key.
+// PEFT's rules for choosing modules and ranks by name: tuners_utils.check_target_module_exists, other.get_pattern_key.
 
 import { ConfigError } from '../../base/errors.js'
 import { type Expression, ExpressionError, parseExpression } from '../../base/expressions/parse.js'
 import { Matcher, type StepCount } from './expression.js'
 
-/** Longer expressions come from no person; they only cost time to compile. */
+/** Nobody writes longer expressions, and they take long to compile. */
 const MAX_PATTERN_LENGTH = 65536
 
 const TAIL_PREFIX = parseExpression('(?:.*\\.)?')
@@ -14,17 +14,20 @@ interface Pattern {
   test(name: string): boolean
 }
 
-/** Python's `re.fullmatch(pattern, text)`. `where` names the option in errors. */
+/** Compiles a pattern for Python's `re.fullmatch(pattern, text)`. `where` names the option in errors. */
 export function fullMatch(pattern: string, where: string, total?: StepCount): Pattern {
   const matcher = compile(pattern, where, undefined, total)
   return { test: (name) => attemptMatch(() => matcher.test(name), pattern, where) }
 }
 
-/** Most keys are names, often one for each layer: expressions take some hundred times as long. */
+/**
+ * Recognizes keys that are plain names, as most are, often with a key for each layer. Expressions take about a hundred
+ * times as long.
+ */
 const PLAIN_KEY = /^\^?(?:[\w.-]|\\[.-]){1,1000}$/
 const PRINTABLE = /^[ -~]*$/
 
-/** PEFT's `re.match("(.*\.)?(KEY)$", modulePath)`: KEY is the whole path, or its end after a dot. */
+/** Matches as PEFT's `re.match("(.*\.)?(KEY)$", modulePath)` does: KEY is the whole path, or its end after a dot. */
 function tailMatch(key: string, where: string, total: StepCount): Pattern {
   const plain = PLAIN_KEY.test(key) ? plainKey(key) : undefined
   const matcher = plain === undefined ? compile(key, where, TAIL_PREFIX, total) : undefined
@@ -36,10 +39,12 @@ function tailMatch(key: string, where: string, total: StepCount): Pattern {
   }
 }
 
-/** A key such as `^model\.layers.0`: a dot stands for any character (U+0000 in the text). */
+/** Reads a key such as `^model\.layers.0`. A bare dot matches any character, and becomes U+0000 in `text`. */
 function plainKey(key: string) {
   const isWhole = key.startsWith('^')
-  const text = key.slice(isWhole ? 1 : 0).replaceAll(/\\?[.-]/g, (one) => (one === '.' ? '\0' : one.slice(-1)))
+  const text = key
+    .slice(isWhole ? 1 : 0)
+    .replaceAll(/\\?[.-]/g, (character) => (character === '.' ? '\0' : character.slice(-1)))
   return { text, isWhole }
 }
 
@@ -72,17 +77,17 @@ function attemptMatch<T>(work: () => T, pattern: string, where: string): T {
   }
 }
 
-/** The value of the first key that matches, in the keys' order. */
+/** A table from patterns to numbers. The first pattern that matches a name counts. */
 export class PatternTable {
   readonly #rows: readonly (readonly [Pattern, number])[]
-  /** Loading asks several times for each name, and a name must not be paid for twice. */
+  /** Loading asks for each name several times, but it should be matched only once. */
   readonly #known = new Map<string, number | undefined>()
 
   constructor(pattern: Readonly<Record<string, number>>, where: string, total: StepCount = { steps: 0 }) {
     this.#rows = Object.entries(pattern).map(([key, value]) => [tailMatch(key, `${where} ${key}`, total), value])
   }
 
-  /** Throws ConfigError when matching takes too long. */
+  /** Throws ConfigError if matching takes too long. */
   find(moduleName: string): number | undefined {
     if (this.#known.has(moduleName)) return this.#known.get(moduleName)
     const value = this.#rows.find(([expression]) => expression.test(moduleName))?.[1]
@@ -98,19 +103,21 @@ export interface TargetRules {
   readonly layersPattern?: readonly string[] | string | undefined
 }
 
-/** An entry of modules_to_save is an end of a name, with or without a dot before it. */
+/** Says whether an entry of modules_to_save means a module: the name, or a module above it, ends with the entry. */
 export function isInsideModule(module: string, entry: string): boolean {
   return module.endsWith(entry) || module.includes(`${entry}.`)
 }
 
-/** In any case. It says nothing about a name alone: what is linear, the model has to tell. */
+/**
+ * Says whether targetModules is `all-linear`, in upper or lower case. Only the model knows which modules are linear.
+ */
 export function isAllLinear(targetModules: readonly string[] | string): boolean {
   return typeof targetModules === 'string' && targetModules.toLowerCase() === 'all-linear'
 }
 
 const counts = new WeakMap<object, StepCount>()
 
-/** Every matcher of the config counts here. */
+/** Returns the step counter that all matchers of a config share. */
 export function stepsOf(config: object): StepCount {
   const count = counts.get(config) ?? { steps: 0 }
   counts.set(config, count)
@@ -120,8 +127,8 @@ export function stepsOf(config: object): StepCount {
 const matchers = new WeakMap<TargetRules, (moduleName: string) => boolean>()
 
 /**
- * With `all-linear` every name passes that is not excluded. The same test for the same config, so that no name is paid
- * for twice.
+ * Returns a test for the modules that a config adapts. With `all-linear`, every name passes that is not excluded. The
+ * test is kept for the config and remembers its results, so each name is matched only once.
  */
 export function targetMatcher(rules: TargetRules): (moduleName: string) => boolean {
   const result = matchers.get(rules) ?? remembered(makeTargetMatcher(rules, stepsOf(rules)))
@@ -148,7 +155,9 @@ function makeTargetMatcher(rules: TargetRules, total: StepCount): (moduleName: s
   return (name) => isTarget(name) && !isExcluded(name) && (targetModules.includes(name) || isInLayers(name))
 }
 
-/** A list: the name itself or its end after a dot. A string: an expression for the whole name. */
+/**
+ * If `names` is a list, an entry is the name itself or its end after a dot. A string is an expression for all of it.
+ */
 function nameMatcher(
   names: readonly string[] | string,
   where: string,
@@ -179,13 +188,13 @@ function layerMatcher(rules: TargetRules, total: StepCount): (moduleName: string
   }
 }
 
-/** As layersToTransform counts; undefined where a module is in no stack. */
+/** Returns a function that finds a module's layer index as layersToTransform counts it, or undefined if it has none. */
 export function layerIndex(
   { layersPattern = [] }: TargetRules,
   total: StepCount,
 ): (moduleName: string) => number | undefined {
   const containers = [layersPattern].flat().filter((pattern) => pattern !== '')
-  // The lazy prefix finds the layer's index; a greedy one would find an expert's further down.
+  // The prefix is lazy so that the layer's index is found, and not that of an expert inside the layer.
   const finders =
     containers.length === 0
       ? [(name: string) => /^.*?\.[^.]*\.(\d+)\./.exec(name)?.[1]]
@@ -196,7 +205,7 @@ export function layerIndex(
   }
 }
 
-/** PEFT's `re.match("(?:^|.*?\.)PATTERN\.(\d+)\.", modulePath)`: the number. */
+/** Finds the number that PEFT finds with `re.match("(?:^|.*?\.)PATTERN\.(\d+)\.", modulePath)`. */
 function indexFinder(pattern: string, total: StepCount): (moduleName: string) => string | undefined {
   const matcher = compile(pattern, 'layersPattern', LAYERS_PREFIX, total)
   return (name) => {
