@@ -11,20 +11,28 @@
 // - operators: the milliseconds of a step of eight rows by operator, as ONNX Runtime's profile has them. Of each node
 //   the quickest quarter of its runs counts, so that other programs disturb little. Then what a step has to do: products
 //   with weights, bytes of factors, and how quickly this machine copies memory.
+// - beside (only if it is named): eight callers at once in a process of their own, with the build of --against and this
+//   one in turns: alone; while the callers' thread parses 5 MB of JSON every 50 ms, and while another process does; and
+//   while other programs keep all processors busy. The part of the throughput that is left, and the part of the
+//   processors that the process gets.
 //
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
 //         [--accuracy-level 4]
+//     npm run build && node bench/serve.mjs MODEL --only beside --against OTHER/dist --rounds 5
 //
 // MODEL: a folder of a causal language model, such as smollm2-fp32 of scripts/golden/graph_table.py. Default:
 // models/union-3m. Lengths are smaller where a model's context is. Where other programs are busy, compare processor
 // times, with --threads 1: idle threads of ONNX Runtime spin.
+import { spawn } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
 import { LoraAdapter, loadModel, openSession } from 'lowrank'
 import { findLinears } from '../dist/graph/match/linears.js'
 import { Graph } from '../dist/graph/view/graph.js'
+import { ADAPTERS, makeAdapters, PARSE_MS, PROMPTS, RANK } from './callers.mjs'
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -34,41 +42,13 @@ const { values: options, positionals } = parseArgs({
     tokens: { type: 'string', default: '64' },
     only: { type: 'string', default: 'short,spread,turn,idle,sampled,operators' },
     'accuracy-level': { type: 'string' },
+    against: { type: 'string' },
   },
 })
 const [rounds, threads, maxNewTokens] = [options.rounds, options.threads, options.tokens].map(Number)
 const only = options.only.split(',')
 const level = options['accuracy-level']
 const opening = { threads, ...(level !== undefined && { accuracyLevel: Number(level) }) }
-const RANK = 16
-const ADAPTERS = 4
-const PROMPTS = [
-  'The sea was calm that morning, and',
-  'We hold these truths to be',
-  'My favorite recipe begins with',
-  'In the year 1789, the people of France',
-  'Once upon a time, in a small village,',
-  'The most important thing about science is',
-  'Dear Sir or Madam, I am writing to',
-  'When the train arrived at the station,',
-]
-
-let state = 1
-function noise(length) {
-  return Float32Array.from({ length }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) | 0
-    return (0.01 * state) / 2 ** 31
-  })
-}
-
-function makeAdapter(linears) {
-  const adapter = new LoraAdapter({ rank: RANK, alpha: RANK })
-  for (const { name, d, k } of linears) {
-    adapter.addFactors(name, { data: noise(RANK * k), shape: [RANK, k] }, { data: noise(d * RANK), shape: [d, RANK] })
-  }
-  return adapter
-}
-
 const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]
 
 const percentile = (values, share) => [...values].sort((a, b) => a - b)[Math.floor(share * (values.length - 1))]
@@ -120,8 +100,8 @@ async function compare(name, count, together, one) {
 async function measure(folder) {
   // No text ends before its last token.
   const model = { ...(await loadModel(folder)), eosTokenIds: [], generationConfig: {} }
-  const linears = findLinears(new Graph(model.onnx.proto)).filter(({ name }) => name.includes('layers.'))
-  const adapters = Object.fromEntries(Array.from({ length: ADAPTERS }, (_, i) => [`a${i}`, makeAdapter(linears)]))
+  if (only.includes('beside')) await compareBeside(folder)
+  const adapters = makeAdapters(LoraAdapter, model)
   const scale = Math.min(1, ((model.contextLength ?? 4096) - 64) / 2400)
   const scaled = (tokens) => Math.max(4, Math.round(tokens * scale))
   const words = model.tokenizer.encode(PROMPTS.join(' '))
@@ -222,6 +202,71 @@ async function measure(folder) {
   }
   if (only.includes('operators')) await showOperators(model, adapters)
   await model.close()
+}
+
+const CALLERS = fileURLToPath(new URL('callers.mjs', import.meta.url))
+const BUSY = 'for (;;) {}'
+const PARSING = `import { PARSED } from ${JSON.stringify(pathToFileURL(CALLERS).href)}
+setInterval(() => JSON.parse(PARSED), ${PARSE_MS})`
+const CASES = {
+  idle: { parses: false, others: [] },
+  'parsing here': { parses: true, others: [] },
+  'parsing in another process': { parses: false, others: [PARSING] },
+  busy: { parses: false, others: cpus().map(() => BUSY) },
+}
+
+/** Callers of two builds in turns, beside other work. */
+async function compareBeside(folder) {
+  const here = fileURLToPath(new URL('../dist', import.meta.url))
+  const builds = { ...(options.against !== undefined && { old: options.against }), new: here }
+  const measured = {}
+  for (let round = 0; round < rounds; round++) {
+    for (const [name, { parses, others }] of Object.entries(CASES)) {
+      for (const [build, dist] of Object.entries(builds)) {
+        const running = others.map((code) => spawn(process.execPath, ['--input-type=module', '-e', code]))
+        if (others.length > 0) await pause(500)
+        const settings = [
+          '--threads',
+          String(threads),
+          '--tokens',
+          String(maxNewTokens),
+          ...(parses ? ['--parses'] : []),
+        ]
+        const output = await outputOf([CALLERS, dist, folder, ...settings])
+        for (const child of running) child.kill()
+        measured[build] ??= {}
+        measured[build][name] ??= []
+        measured[build][name].push(JSON.parse(output))
+      }
+    }
+  }
+  for (const [build, cases] of Object.entries(measured)) {
+    const of = (name, key) => median(cases[name].map((one) => one[key]))
+    console.log(`  beside, ${build} build`)
+    for (const name of Object.keys(CASES)) {
+      console.log(
+        `    ${name}: ${of(name, 'rate').toFixed(1)} tokens/s on ${of(name, 'processors').toFixed(2)} processors`,
+      )
+    }
+    const parsing = of('parsing here', 'rate') / of('parsing in another process', 'rate')
+    console.log(`    parsing here against parsing in another process: ${parsing.toFixed(2)} (goal: 0.95)`)
+    const [rate, share] = ['rate', 'processors'].map((key) => of('busy', key) / of('idle', key))
+    console.log(`    busy against idle: ${rate.toFixed(2)} of the tokens, ${share.toFixed(2)} of the processors`)
+    console.log(`    the first over the second: ${(rate / share).toFixed(2)} (goal: 0.90)`)
+  }
+}
+
+function outputOf(args) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
+    let text = ''
+    child.stdout.on('data', (chunk) => {
+      text += chunk
+    })
+    child.on('close', (code) =>
+      code === 0 ? resolve(text) : reject(new Error(`${args.join(' ')}: exit code ${code}`)),
+    )
+  })
 }
 
 async function showOperators(model, adapters) {

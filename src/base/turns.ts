@@ -14,3 +14,19 @@ export class Turns {
     return result
   }
 }
+
+/** Lets what has come to this thread have its turn, such as messages. A timer would wait for milliseconds. */
+export function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    if (globalThis.setImmediate !== undefined) {
+      setImmediate(resolve)
+      return
+    }
+    const { port1, port2 } = new MessageChannel()
+    port1.onmessage = () => {
+      port1.close()
+      resolve()
+    }
+    port2.postMessage(undefined)
+  })
+}

@@ -1,5 +1,5 @@
-// A session over one graph: an engine whose graph has the factors of adapters as inputs, so that choosing an adapter is
-// feeding other arrays. The base's weights are in memory once, whatever the number of adapters.
+// One graph of a session: it has the factors of adapters as inputs, so that choosing an adapter is feeding other
+// arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { type LowrankError, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
@@ -9,8 +9,8 @@ import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { sessionModel } from '../graph/session-model.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
-import { type Engine, openEngine } from '../runtime/host.js'
-import { type Remote, transfer } from '../runtime/rpc.js'
+import type { Engine } from '../runtime/host.js'
+import { transfer } from '../runtime/rpc.js'
 import {
   type Feeds,
   keepsOnGpu,
@@ -23,7 +23,8 @@ import { type Mix, refuseAdapter } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import type { NamedParts, SessionAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
-import type { Activation, InferEngine } from './engine.js'
+import type { InferEngine } from './engine.js'
+import type { Activation } from './graph-engine.js'
 import type { SessionBase } from './graphs.js'
 import { type GraphNeeds, sessionGraph } from './session-graph.js'
 
@@ -45,28 +46,21 @@ export class GraphSession {
   newRows: NewRows | undefined
   /** Runs the graph as it is given, and not in the faster form that lowrank can make of it. */
   #isPlain = false
-  /** The open graph has the faster form, and no run of it has succeeded yet. */
-  #isUntried = false
+  /** The open graph has the faster form. */
+  #isFused = false
   #retreat: Promise<void> | undefined
   #hasWarned = false
   readonly #turns = new Turns()
 
-  private constructor(
+  /** `role`: its name in the engine, which has all graphs of a session. */
+  constructor(
+    readonly role: string,
     readonly base: SessionBase,
-    private readonly host: Engine<InferEngine>,
+    private readonly engine: Engine<InferEngine>,
     private readonly options: GraphOptions,
   ) {
     this.graph = readGraph(base.onnx)
     this.linears = findLinears(this.graph, options.modules)
-  }
-
-  static async start(base: SessionBase, options: GraphOptions): Promise<GraphSession> {
-    const load = async () => (await import('./engine.js')).InferEngine
-    return new GraphSession(base, await openEngine(base.runtime, 'infer', load, options.runtime.threads), options)
-  }
-
-  get engine(): Remote<InferEngine> {
-    return this.host.remote
   }
 
   get inputNames(): readonly string[] {
@@ -109,14 +103,13 @@ export class GraphSession {
     const isSame = sizeOf(modules) === sizeOf(before.modules) && given.size === this.#given.size
     if (this.#needs === undefined || !isSame) await this.#turns.take(() => this.#open({ modules, vectors }, given))
     for (const { name, about, factors } of adapters) {
-      await this.engine.addAdapter(name, transfer(factors, buffersOf(factors)))
+      await this.engine.remote.addAdapter(this.role, name, transfer(factors, buffersOf(factors)))
       this.#adapters.set(name, about)
     }
   }
 
-  async remove(name: string): Promise<void> {
+  remove(name: string): void {
     this.#adapters.delete(name)
-    await this.engine.removeAdapter(name)
   }
 
   /** Logits of the rows' heads take the place of the graph's own, or stand beside them. */
@@ -127,40 +120,44 @@ export class GraphSession {
     outputNames?: readonly string[],
     activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    const run = (own: Feeds, names: readonly string[]) => {
-      return this.tried(() => this.engine.run(own, mixes, names, activation))
-    }
-    const [head] = heads.flatMap((one) => one ?? [])
+    const run = (given: Feeds, names: readonly string[]) => this.runPlainly(given, mixes, names, activation)
+    const [head] = heads.flatMap((found) => found ?? [])
     if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
     const all = outputNames ?? [...new Set([...this.outputNames, head.output])]
     return head.run(run, feeds, heads, { wanted: all, own: this.outputNames })
   }
 
-  /** Opens the graph as it is given, with a warning, if the faster form fails before any run has succeeded. */
-  async tried<T>(action: () => Promise<T>): Promise<T> {
-    const isUntried = this.#isUntried
-    try {
-      const result = await action()
-      this.#isUntried = false
-      return result
-    } catch (error) {
-      if (!isUntried || !(error instanceof RuntimeError) || this.host.isGivenUp()) throw error
-      this.#retreat ??= this.#setPlain(true)
-      await this.#retreat
-      try {
-        const result = await action()
-        this.#warn(error)
-        return result
-      } catch {
-        // The graph as it is given fails too: the run is to blame, such as its feeds.
-        if (this.#isPlain) await this.#setPlain(false)
-        throw error
-      }
-    }
+  /** Without heads. */
+  runPlainly(
+    feeds: Feeds,
+    mixes: readonly Mix[],
+    outputNames: readonly string[] | undefined,
+    activation?: Activation,
+  ): Promise<Record<string, RuntimeTensor>> {
+    return this.engine.remote.run(this.role, feeds, mixes, outputNames, activation)
   }
 
-  close(limitMs: number): Promise<void> {
-    return this.host.close(limitMs)
+  get isPlain(): boolean {
+    return this.#isPlain
+  }
+
+  /** Opens the graph as it is given, if the faster form is open. Runs that failed together wait for one opening. */
+  async retreat(): Promise<void> {
+    if (this.#isFused) this.#retreat ??= this.#setPlain(true)
+    await this.#retreat
+  }
+
+  /** Opens the faster form again. From then on it stays. */
+  async advance(): Promise<void> {
+    if (this.#isPlain && this.#retreat !== undefined) await this.#setPlain(false)
+  }
+
+  warn({ message }: LowrankError): void {
+    if (this.#hasWarned || !this.#isPlain) return
+    this.#hasWarned = true
+    this.options.onWarning(
+      `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused its faster form (${message})`,
+    )
   }
 
   async #open(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
@@ -175,7 +172,7 @@ export class GraphSession {
     await beforeOpen?.()
     try {
       const gpuOutputs = this.outputNames.filter((name) => name.startsWith('present'))
-      await this.engine.open({
+      await this.engine.remote.open(this.role, {
         ...request,
         model: await sessionModel(onnx, graph),
         options: { ...runtime, gpuOutputs },
@@ -184,30 +181,20 @@ export class GraphSession {
       if (!isFused || !(error instanceof RuntimeError || error instanceof UnsupportedError)) throw error
       this.#isPlain = true
       await this.#open(needs, given)
-      this.#warn(error)
+      this.warn(error)
       return
     }
     this.#needs = needs
     this.#given = given
     this.newRows = request.newRows
-    this.#isUntried = isFused
+    this.#isFused = isFused
   }
 
-  /** No later run changes the form back. */
   async #setPlain(isPlain: boolean): Promise<void> {
     await this.#turns.take(async () => {
       this.#isPlain = isPlain
       if (this.#needs !== undefined) await this.#open(this.#needs, this.#given)
-      this.#isUntried = false
     })
-  }
-
-  #warn({ message }: LowrankError): void {
-    if (this.#hasWarned) return
-    this.#hasWarned = true
-    this.options.onWarning(
-      `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused its faster form (${message})`,
-    )
   }
 }
 

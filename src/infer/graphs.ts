@@ -13,8 +13,6 @@ import type { Mix } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import type { InferEngine } from './engine.js'
 
-export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
-
 export interface WholeSession {
   readonly model: Model
   readonly decodeImage: DecodeImage | undefined
@@ -26,6 +24,7 @@ export interface WholeSession {
     mixes: readonly Mix[],
     outputs?: readonly string[],
   ): Promise<Record<string, RuntimeTensor>>
+  readonly graphs: readonly string[]
   tried<T>(action: () => Promise<T>): Promise<T>
   /** `readsAll`: they read every token, which an activated LoRA does not. */
   checkMixes(mixes: readonly Mix[], readsAll?: boolean): void

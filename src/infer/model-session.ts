@@ -1,16 +1,16 @@
-// A session over a model: its graphs, each with an engine of its own, and the adapters, each with its share in every
-// graph.
+// A session over a model: its graphs, which one engine runs, and the adapters, each with its share in every graph.
 
-import { didYouMean, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import { didYouMean, MismatchError, RuntimeError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { POOLER } from '../graph/match/match.js'
 import type { ModelGraph } from '../graph/match/spread.js'
+import type { Graph } from '../graph/view/graph.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { isAdapter, isPlain, type LinearValues, type RunAdapter } from '../lora/run-adapter.js'
-import { STOP_MS, settlesWithin } from '../runtime/host.js'
+import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type Mix, mixableOf, mixesOf, notWhole, refuseAdapter, requireMixable } from './adapters/choice.js'
@@ -20,7 +20,7 @@ import { plainSites } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
 import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
-import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
+import type { TextBounds } from './generate/running-texts.js'
 import { GraphSession } from './graph-session.js'
 import { mainRole, otherGraphs, type SessionBase, type SessionExtras } from './graphs.js'
 import type {
@@ -41,7 +41,7 @@ const ADAPTER = kind('a LoraAdapter', isAdapter)
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
   /** @internal */
-  readonly texts: RunningTexts
+  readonly told = new Map<string, Promise<unknown>>()
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
@@ -56,10 +56,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     private readonly closesModel: boolean,
     private readonly allowMissing: boolean,
     private readonly extras: SessionExtras,
-    bounds: TextBounds,
-  ) {
-    this.texts = new RunningTexts(this, bounds)
-  }
+    private readonly host: Engine<InferEngine>,
+    /** @internal */
+    readonly bounds: TextBounds,
+  ) {}
 
   static async open<M extends SessionBase>(
     model: M,
@@ -71,9 +71,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       modules = {},
       device,
       memory,
-      maxBatch = TEXT_BOUNDS.maxBatch,
-      cacheBytes = TEXT_BOUNDS.cacheBytes,
-      prefixCache = TEXT_BOUNDS.prefixCache,
+      maxBatch = 8,
+      cacheBytes = 2 ** 30,
+      prefixCache = 2 ** 28,
       ...options
     }: Omit<AdapterSessionOptions, 'adapters'> & { adapters?: Readonly<Record<string, RunAdapter>> } = {},
     closesModel = false,
@@ -87,19 +87,19 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         : (await import('../graph/accuracy-level.js')).accuracyEdit(accuracyLevel, [model, ...others])
     const lowMemory = memory === 'low'
     const runtime = { ...options, lowMemory, ...(device !== undefined && { executionProviders: [device].flat() }) }
-    const own = { runtime: { ...runtime, keepsTensors }, modules, allow, edit: setLevel, onWarning }
-    const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes, prefixCache })
+    const load = async () => (await import('./engine.js')).InferEngine
+    const host = await openEngine(model.runtime, 'infer', load, options.threads)
+    const bounds = { maxBatch, cacheBytes, prefixCache }
+    const session = new ModelSession(model, closesModel, allowMissing, extras, host, bounds)
     try {
-      const main = await GraphSession.start(model, {
-        ...own,
-        beforeOpen,
-        edit(graph) {
-          edit?.(graph)
-          setLevel?.(graph)
-        },
-      })
-      session.#graphs.set(mainRole(model), main)
-      for (const { role, ...base } of others) session.#graphs.set(role, await GraphSession.start(base, own))
+      const all = { runtime: { ...runtime, keepsTensors }, modules, allow, edit: setLevel, onWarning }
+      const editMain = (graph: Graph) => {
+        edit?.(graph)
+        setLevel?.(graph)
+      }
+      const main = mainRole(model)
+      session.#graphs.set(main, new GraphSession(main, model, host, { ...all, beforeOpen, edit: editMain }))
+      for (const { role, ...base } of others) session.#graphs.set(role, new GraphSession(role, base, host, all))
       await session.#add(Object.entries(adapters))
       return session
     } catch (error) {
@@ -136,7 +136,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   get engine(): Remote<InferEngine> {
     this.checkOpen()
-    return this.#main.engine
+    return this.host.remote
   }
 
   async add(name: string, adapter: unknown): Promise<void> {
@@ -151,7 +151,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       if (!this.#adapters.includes(name)) refuseAdapter(name, this.#adapters)
       this.#adapters = this.#adapters.filter((other) => other !== name)
       this.changes++
-      for (const graph of this.#graphs.values()) await graph.remove(name)
+      for (const graph of this.#graphs.values()) graph.remove(name)
+      await this.engine.removeAdapter(name)
     })
   }
 
@@ -171,7 +172,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const activation = invocations.some((tokens) => tokens !== undefined)
       ? (await this.#load(import('./adapters/activation.js'))).activationOf(session.graph, own, invocations)
       : undefined
-    const outputs = await session.run(own, mixes, heads, outputNames, activation)
+    const outputs = await this.tried(() => session.run(own, mixes, heads, outputNames, activation))
     if (mixes.length > 1) checkRanks(session.graph, outputs)
     return outputs
   }
@@ -179,17 +180,36 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async runGraph(role: string | undefined, feeds: Feeds, mixes: readonly Mix[], outputs?: readonly string[]) {
     this.checkOpen()
     this.checkMixes(mixes, true)
-    return this.graphNamed(role).run(feeds, mixes, [], outputs)
+    return this.tried(() => this.graphNamed(role).run(feeds, mixes, [], outputs))
   }
 
-  /** @internal See {@link GraphSession.tried}, for the first graph. */
-  tried<T>(action: () => Promise<T>): Promise<T> {
-    return this.#main.tried(action)
-  }
-
-  /** @internal */
-  async pictureCode(): ReturnType<TextSession['pictureCode']> {
-    return { ...(await import('../tasks/pictures/pictures.js')), ...(await import('./generate/token-vectors.js')) }
+  /**
+   * @internal Opens graphs as they are given, with a warning, if the faster form of one fails before any run of it has
+   * succeeded. Then the action is taken again.
+   */
+  async tried<T>(action: () => Promise<T>): Promise<T> {
+    const graphs = [...this.#graphs.values()]
+    const faster = graphs.filter(({ isPlain }) => !isPlain)
+    const failing = async () => {
+      const roles = await this.engine.failing()
+      return graphs.filter(({ role }) => roles.includes(role))
+    }
+    try {
+      return await action()
+    } catch (error) {
+      if (!(error instanceof RuntimeError) || this.host.isGivenUp()) throw error
+      for (const graph of await failing()) await graph.retreat()
+      if (faster.every(({ isPlain }) => !isPlain)) throw error
+      try {
+        const result = await action()
+        for (const graph of faster) graph.warn(error)
+        return result
+      } catch {
+        // A graph that fails as it is given, too, is not to blame: the run is, such as its feeds.
+        for (const graph of await failing()) await graph.advance()
+        throw error
+      }
+    }
   }
 
   readonly generate = ((prompts: Prompt | readonly Prompt[], options?: GenerateOptions) =>
@@ -232,7 +252,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     await settlesWithin(this.#turns.idle, STOP_MS / 2)
     const leftMs = STOP_MS - (performance.now() - startedAt)
     try {
-      await Promise.all(Array.from(this.#graphs.values(), (graph) => graph.close(leftMs)))
+      await this.host.close(leftMs)
     } finally {
       if (this.closesModel) await this.model.close?.()
     }

@@ -4,7 +4,7 @@
 
 import type { TokenColumns } from '../graph/inputs/tokens.js'
 import { type Feeds, freeOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
-import { joinRows } from './generate/growing-cache.js'
+import { joinRows } from './generate/row-cache.js'
 
 /** Runs tokens of all texts, from the one with this number on. */
 type Run = (feeds: Feeds, outputNames: readonly string[], first: number) => Promise<Record<string, RuntimeTensor>>

@@ -17,7 +17,7 @@ import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { Builder, type Value } from '../graph/view/builder.js'
 import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
-import type { OpenRequest } from './engine.js'
+import type { OpenRequest } from './graph-engine.js'
 
 /** Providers that take tensors without elements. On others an idle site gets zeros of rank 1, and nothing is fused. */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])

@@ -1,4 +1,5 @@
-// Calls to an object in another thread. Buffers named by `transfer` move instead of being copied.
+// Calls to an object in another thread. Buffers named by `transfer` move instead of being copied. The last argument may
+// be a function: what the other thread calls it with comes back in messages, until the call has its result.
 
 import { deserializeError, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
 
@@ -43,10 +44,13 @@ interface Call {
   id: number
   method: string
   args: unknown[]
+  /** A function follows the arguments. */
+  reports: boolean
 }
 
 type Message =
   | Call
+  | { kind: 'report'; id: number; value: unknown }
   | { kind: 'result'; id: number; value: unknown }
   | { kind: 'error'; id: number; error: SerializedError }
 
@@ -57,11 +61,12 @@ export function expose(port: Port, target: object): void {
   })
 }
 
-async function serve(port: Port, target: object, { id, method: name, args }: Call): Promise<void> {
+async function serve(port: Port, target: object, { id, method: name, args, reports }: Call): Promise<void> {
   try {
     const method = (target as Record<string, unknown>)[name]
     if (typeof method !== 'function') throw new RuntimeError({ where: 'worker', what: `no method ${name}` })
-    const result: unknown = await method.apply(target, args)
+    const report = (value: unknown) => port.post({ kind: 'report', id, value } satisfies Message, [])
+    const result: unknown = await method.apply(target, reports ? [...args, report] : args)
     const marked = result instanceof Transfer ? result : new Transfer(result, [])
     port.post({ kind: 'result', id, value: marked.value } satisfies Message, marked.buffers)
   } catch (error) {
@@ -71,7 +76,8 @@ async function serve(port: Port, target: object, { id, method: name, args }: Cal
 
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
 export function connect<T>(port: Port) {
-  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>()
+  type Report = (value: unknown) => void
+  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void; report?: Report }>()
   let nextId = 0
   let failure: Error | undefined
   /** Calls without an answer, for a thread that was given up. */
@@ -90,7 +96,8 @@ export function connect<T>(port: Port) {
   }
   port.listen((received) => {
     const message = received as Message
-    if (unanswered !== undefined) {
+    if (message.kind === 'report') calls.get(message.id)?.report?.(message.value)
+    else if (unanswered !== undefined) {
       if (--unanswered === 0) void port.close()
     } else if (message.kind === 'result') settle(message.id)?.resolve(message.value)
     else if (message.kind === 'error') settle(message.id)?.reject(deserializeError(message.error))
@@ -104,15 +111,18 @@ export function connect<T>(port: Port) {
   })
   port.hold?.(false)
 
-  const invoke = (method: string, args: unknown[]): Promise<unknown> =>
+  const invoke = (method: string, given: unknown[]): Promise<unknown> =>
     new Promise((resolve, reject) => {
       if (failure !== undefined) return reject(failure)
       const id = nextId++
+      const last = given.at(-1)
+      const reports = typeof last === 'function'
+      const args = reports ? given.slice(0, -1) : given
       const buffers = args.flatMap((arg) => (arg instanceof Transfer ? arg.buffers : []))
-      calls.set(id, { resolve, reject })
+      calls.set(id, { resolve, reject, ...(reports && { report: last as Report }) })
       port.hold?.(true)
       try {
-        port.post({ kind: 'call', id, method, args: args.map(untransferred) } satisfies Message, buffers)
+        port.post({ kind: 'call', id, method, args: args.map(untransferred), reports } satisfies Message, buffers)
       } catch (error) {
         settle(id)?.reject(error as Error)
       }

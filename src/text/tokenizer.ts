@@ -3,21 +3,28 @@
 
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
-import { FileError, FormatError, LowrankError, MismatchError, messageOf } from '../base/errors.js'
+import { FileError, FormatError, MismatchError } from '../base/errors.js'
 import { costOfRegExp } from '../base/expressions/cost.js'
 import { commonLength, firstOf } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
+import {
+  asked,
+  type DecoderFiles,
+  type DecodingLibrary,
+  decoderFiles,
+  type TextStream,
+  TokenDecoder,
+} from './decoder.js'
 import { BYTE_LEVEL_PATTERN, type EncodedSpans, PieceEncoder, type PieceModel } from './piece-encoder.js'
 import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
 /** The parts of the library that we use. Its declarations do not resolve under Node's module rules. */
-interface HubTokenizer extends PieceModel {
+interface HubTokenizer extends PieceModel, DecodingLibrary {
   encode(
     text: string,
     options: { add_special_tokens: boolean; text_pair?: string; return_token_type_ids?: boolean },
   ): { ids: (number | undefined)[]; tokens: string[]; token_type_ids?: number[] }
-  decode(ids: number[], options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean }): string
   readonly model: (PieceModel['model'] & { readonly unk_token_id?: number }) | null
 }
 const HubTokenizer = hub.Tokenizer as unknown as new (definition: object, config: object) => HubTokenizer
@@ -66,6 +73,8 @@ export interface Tokenizer {
    * @param size number of tokens of the model
    */
   vocabulary(size: number): Vocabulary | undefined
+  /** Plain data with which another thread decodes tokens as {@link stream} does. */
+  decoderFiles(): DecoderFiles
 }
 
 /** One or two texts, encoded as a model reads them. */
@@ -85,13 +94,7 @@ interface TextTemplate {
   readonly types: readonly number[]
 }
 
-/** Decodes a text token by token. Each call returns the new characters. */
-export interface TextStream {
-  /** Holds back characters whose bytes are still incomplete. */
-  push(id: number): string
-  /** Returns the rest. Incomplete characters become U+FFFD. */
-  end(): string
-}
+export type { TextStream }
 
 export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
   if (!(await directory.has('tokenizer.json'))) throw noTokenizer(directory)
@@ -139,16 +142,6 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
   })
 }
 
-/** Runs `question`. An error of the library means that it cannot work with this tokenizer.json. */
-function asked<T>(where: string, question: () => T): T {
-  try {
-    return question()
-  } catch (cause) {
-    if (cause instanceof LowrankError) throw cause
-    throw new FormatError({ where, what: `this tokenizer cannot be used (${messageOf(cause)})`, cause })
-  }
-}
-
 /** Refuses regular expressions in tokenizer.json that could keep JavaScript's engine busy for hours. */
 function refuseSlowExpressions(tokenizer: object, where: string): void {
   const { normalizer, pre_tokenizer, decoder, post_processor } = tokenizer as Record<string, unknown>
@@ -187,8 +180,8 @@ class HubTextTokenizer implements Tokenizer {
   readonly eosTokenId: number | undefined
   readonly bosTokenId: number | undefined
   readonly padTokenId: number | undefined
-  readonly #definition: Readonly<Record<string, unknown>>
-  readonly #cleanUp: boolean
+  readonly #files: DecoderFiles
+  readonly #decoder: TokenDecoder
   readonly #templates: TextTemplate[] = []
 
   constructor(
@@ -197,9 +190,8 @@ class HubTextTokenizer implements Tokenizer {
     { definition, config }: { definition: Record<string, unknown>; config: Record<string, unknown> },
     readonly name: string,
   ) {
-    this.#definition = definition
-    // transformers 5 cleans up spaces only if the file asks for it. The library still has the older default.
-    this.#cleanUp = config.clean_up_tokenization_spaces === true
+    this.#files = { definition, config, name }
+    this.#decoder = new TokenDecoder(hub, { config, name })
     this.eosTokenId = this.#specialId(config.eos_token)
     this.bosTokenId = this.#specialId(config.bos_token)
     this.padTokenId = this.#specialId(config.pad_token)
@@ -281,25 +273,23 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   decode(ids: readonly number[], options: { specialTokens?: boolean } = {}): string {
-    return this.#decodeWith(ids, options.specialTokens !== true, this.#cleanUp)
+    return this.#decoder.decode(ids, { skipsSpecial: options.specialTokens !== true })
   }
 
-  stream(after: readonly number[] = []): TextStream {
-    return new WindowedStream((ids) => this.decode(ids), after)
+  stream(after?: readonly number[]): TextStream {
+    return this.#decoder.stream(after)
   }
 
   vocabulary(size: number): Vocabulary | undefined {
-    return vocabularyOf(this.#definition, size)
+    return vocabularyOf(this.#files.definition, size)
   }
 
-  #decodeWith(ids: readonly number[], skipsSpecial: boolean, cleansUp: boolean): string {
-    if (ids.length === 0) return ''
-    const options = { skip_special_tokens: skipsSpecial, clean_up_tokenization_spaces: cleansUp }
-    return this.#ask(() => {
-      const text: unknown = this.hub.decode([...ids], options)
-      if (typeof text !== 'string') throw new TypeError('decoding gives no text')
-      return text
-    })
+  decoderFiles(): DecoderFiles {
+    return decoderFiles(this.#files)
+  }
+
+  #decodeWhole(ids: readonly number[]): string {
+    return this.#decoder.decode(ids, { skipsSpecial: false, cleansUp: false })
   }
 
   #ask<T>(question: () => T): T {
@@ -330,14 +320,14 @@ class HubTextTokenizer implements Tokenizer {
    * word before it.
    */
   #firstAfter(ids: readonly number[], text: string, at: number): number {
-    const decoded = this.#decodeWith(ids, false, false)
+    const decoded = this.#decodeWhole(ids)
     const shift = decoded === text ? 0 : decoded === ` ${text}` ? 1 : undefined
     if (shift === undefined) return this.#firstDifference(ids, text.slice(0, at))
     const end = at + shift
     // An incomplete character decodes to U+FFFD, which differs from the text: then the token touches the character
     // after the common part.
     const reachesPast = (index: number): boolean => {
-      const upTo = this.#decodeWith(ids.slice(0, index + 1), false, false)
+      const upTo = this.#decodeWhole(ids.slice(0, index + 1))
       const common = commonLength(upTo, decoded)
       return common > end || (common === end && upTo.length > end)
     }
@@ -365,41 +355,6 @@ class HubTextTokenizer implements Tokenizer {
   #specialId(token: unknown): number | undefined {
     const content = isObject(token) ? token.content : token
     return typeof content === 'string' ? this.hub.token_to_id(content) : undefined
-  }
-}
-
-/**
- * Decodes a growing list of tokens through a window: the tokens whose text is still incomplete, and the tokens just
- * before them, because decoders treat the first token of a text differently.
- */
-class WindowedStream implements TextStream {
-  #window: number[]
-  #done: number
-
-  constructor(
-    private readonly decode: (ids: readonly number[]) => string,
-    after: readonly number[],
-  ) {
-    this.#window = [...after]
-    this.#done = after.length
-  }
-
-  push(id: number): string {
-    this.#window.push(id)
-    const before = this.decode(this.#window.slice(0, this.#done))
-    const now = this.decode(this.#window)
-    if (now.endsWith('\ufffd') || !now.startsWith(before)) return ''
-    this.#window = this.#window.slice(this.#done)
-    this.#done = this.#window.length
-    return now.slice(before.length)
-  }
-
-  end(): string {
-    const before = this.decode(this.#window.slice(0, this.#done))
-    const rest = this.decode(this.#window).slice(before.length)
-    this.#window = []
-    this.#done = 0
-    return rest
   }
 }
 

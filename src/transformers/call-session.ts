@@ -105,11 +105,13 @@ export class CallSession implements PipelineSession {
     const { session, cache } = this.shared
     const { newRows } = session
     const growing = newRows && cache.begin(feeds, newRows)
-    if (newRows === undefined || growing === undefined) return session.engine.run(feeds, mixes, asked)
+    if (newRows === undefined || growing === undefined)
+      return session.graphNamed(undefined).runPlainly(feeds, mixes, asked)
     try {
       const presents = newRows.parts.map(({ present }) => present)
       const others = (asked ?? this.outputNames).filter((name) => !presents.includes(name))
-      const given = await session.engine.run({ ...feeds, ...growing.feeds }, mixes, [...others, newRows.output])
+      const main = session.graphNamed(undefined)
+      const given = await main.runPlainly({ ...feeds, ...growing.feeds }, mixes, [...others, newRows.output])
       growing.take(given[newRows.output], given)
       return given
     } finally {

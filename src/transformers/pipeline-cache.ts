@@ -44,7 +44,7 @@ export class PipelineCache {
     // The graph takes the number of tokens in the cache from the mask.
     const isTold = String(feeds[mask]?.dims) === String([batch, length + sequence])
     if (!isWhole || !isTold) return undefined
-    const cache = this.#newestOf(pasts, length) ?? new GrowingCache(newRows, batch, { length, tensors: pasts })
+    const cache = this.#newestOf(pasts, length) ?? cacheOf(newRows, { batch, length, feeds })
     this.#running.add(cache)
     return {
       feeds: cache.feeds,
@@ -77,6 +77,12 @@ export class PipelineCache {
     if (this.#classes?.own !== own) this.#classes = { own, lazy: lazyClass(own) }
     return this.#classes.lazy
   }
+}
+
+function cacheOf(newRows: NewRows, { batch, length, feeds }: { batch: number; length: number; feeds: Feeds }) {
+  const cache = new GrowingCache(newRows, batch)
+  cache.become([{ cache: { feeds }, rows: [...Array(batch).keys()], from: 0, count: length, to: 0 }], length)
+  return cache
 }
 
 function isPart(tensor: RuntimeTensor | undefined, dims: readonly (number | undefined)[]): boolean {

@@ -3,7 +3,7 @@
 import { describe, expect, it } from 'vitest'
 import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { batchesOf } from '../../src/infer/generate/text-graph.js'
+import { batchesOf } from '../../src/infer/generate/running-texts.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'

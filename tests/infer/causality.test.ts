@@ -64,7 +64,7 @@ describe('generate', () => {
   it('refuses logits that change with the tokens behind them', async () => {
     const refusal = generated(2048, true)
     await expect(refusal).rejects.toThrow(UnsupportedError)
-    await expect(generated(2048, true)).rejects.toThrow(/logits of a token that change with the tokens behind it/)
+    await expect(generated(2048, true)).rejects.toThrow(/logits of a token that change with the tokens after it/)
   })
 
   it('refuses logits that are not as wide as the vocabulary, though no dimension is declared', async () => {

@@ -55,7 +55,8 @@ describe('a chat', () => {
     const spy = { ...model.tokenizer!, encode: (text: string) => [3, asked.push(text)].slice(0, 1) } as never
     const stream = model.tokenizer!.stream.bind(model.tokenizer)
     const decode = model.tokenizer!.decode.bind(model.tokenizer)
-    const spied = { ...model, tokenizer: Object.assign(spy, { stream, decode }) }
+    const decoderFiles = model.tokenizer!.decoderFiles.bind(model.tokenizer)
+    const spied = { ...model, tokenizer: Object.assign(spy, { stream, decode, decoderFiles }) }
     const adapter = makeAdapter(model, /q_proj$/)
     adapter.chatTemplate = 'recorded {{ x }} {{ tools | length if tools else 0 }} {{ messages[0].content }}'
     const opened = await ModelSession.open(spied, { adapters: { adapter } })
@@ -145,7 +146,7 @@ describe('stop strings', () => {
   it('what only looks like the beginning of one is given after all', () => {
     const characters = { push: (id: number) => String.fromCharCode(id), end: () => '' }
     const rowOf = (stops: string[], text: string) => {
-      const row = new TextRow(characters, { endIds: new Set([0]), stops, maxTokens: 100, atMost: 'max-new-tokens' })
+      const row = new TextRow({ endIds: new Set([0]), stops, maxTokens: 100, atMost: 'max-new-tokens' }, characters)
       const pieces = [...text].map((letter) => row.push(letter.charCodeAt(0)))
       return { row, pieces }
     }

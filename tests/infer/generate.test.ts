@@ -143,6 +143,7 @@ describe('the end of the text', () => {
         decode: (ids, options) => tokenizer.decode(ids, options),
         stream: (after) => tokenizer.stream(after),
         vocabulary: () => undefined,
+        decoderFiles: () => tokenizer.decoderFiles(),
       },
     })
     const { tokenIds } = await generate(templated, PROMPT, { maxNewTokens: 5 })

@@ -4,14 +4,17 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { f16ToF32, f32ToF16 } from '../../src/base/dtype.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { type Graph, readGraph } from '../../src/graph/view/graph.js'
+import { readGraph } from '../../src/graph/view/graph.js'
 import { encodePrompt } from '../../src/infer/generate/prompts.js'
+import type { RunningText } from '../../src/infer/generate/running-text.js'
+import { embeddingForm } from '../../src/infer/generate/side-graphs.js'
 import { TokenVectors } from '../../src/infer/generate/token-vectors.js'
+import type { GraphEngine } from '../../src/infer/graph-engine.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
-import { PromptPictures } from '../../src/tasks/pictures/pictures.js'
+import { type PictureVectors, PromptPictures } from '../../src/tasks/pictures/pictures.js'
 import { pictureGolden } from '../picture-texts.js'
 import { graphsFolder } from '../several-graphs.js'
 
@@ -76,49 +79,56 @@ describe('chats', () => {
 describe('vectors of a step', () => {
   const width = 2
   const pictures = { token: 9, data: Float32Array.of(7, 8), count: 1, width, grids: [] }
-  const rows = [
-    { ids: [1, 9, 3], pictures, mix: [] },
-    { ids: [4], pictures: undefined, mix: [] },
-  ]
+  const textOf = (promptIds: number[], pictures?: PictureVectors) => {
+    return { request: { promptIds, pictures, mix: [] }, tokens: [...promptIds] } as unknown as RunningText
+  }
+  const textsOf = () => [textOf([1, 9, 3], pictures), textOf([4])]
 
   /** An embedding whose vector of a token is the token and its half. */
-  const run = async (_: string, { input_ids: { data, dims } }: Record<string, RuntimeTensor>) => {
-    const values = Float32Array.from(Array.from(data, Number).flatMap((id) => [id, id / 2]))
-    const type = 'float16' as const
-    return { inputs_embeds: { type, data: f32ToF16(values), dims: [...dims, width] } }
-  }
+  const embedding = {
+    factorsOf: (mixes: readonly unknown[]) => mixes.map(() => []),
+    async run({ input_ids: { data, dims } }: Record<string, RuntimeTensor>) {
+      const values = Float32Array.from(Array.from(data, Number).flatMap((id) => [id, id / 2]))
+      return { inputs_embeds: { type: 'float16', data: f32ToF16(values), dims: [...dims, width] } }
+    },
+  } as unknown as GraphEngine
 
-  const graphs = async (elemType: number) => {
+  const formOf = async (type: 'float16' | 'float32') => {
     const model = await open('llava')
-    const embedding = readGraph(await model.openGraph('embed_tokens'))
+    const form = await embeddingForm(model, readGraph(model.onnx), [{}] as never)
     await model.close()
-    const type = { value: { case: 'tensorType', value: { elemType } } }
-    return { embedding, decoder: { inputs: [{ name: 'inputs_embeds', type }] } as unknown as Graph, padTokenId: 0 }
+    return { ...form, type, padTokenId: 0 }
   }
 
   it.each([
     ['left', [1, 0.5, 7, 8, 3, 1.5, 0, 0, 0, 0, 4, 2]],
     ['right', [1, 0.5, 7, 8, 3, 1.5, 4, 2, 0, 0, 0, 0]],
   ] as const)('filled up on the %s, in half precision where the decoder takes it', async (padding, expected) => {
-    const vectors = new TokenVectors(await graphs(10), rows, padding, run)
+    const texts = textsOf()
+    const vectors = new TokenVectors(await formOf('float16'), embedding, texts, padding)
     const { inputs_embeds: first } = await vectors.feeds()
     expect(first).toMatchObject({ type: 'float16', dims: [2, 3, width] })
     expect(Array.from(f16ToF32(first.data as Uint16Array))).toEqual(expected)
-    const token = (row: number, id: number) => ({ row, id, scores: undefined })
-    vectors.push([token(0, 9), token(1, 6)], [])
+    const write = (ids: number[]) => ids.map((id, i) => texts[i].tokens.push(id))
+    write([9, 6])
     expect(Array.from(f16ToF32((await vectors.feeds()).inputs_embeds.data as Uint16Array))).toEqual([9, 4.5, 6, 3])
-    vectors.push([token(0, 2), token(1, 1)], [0])
+    write([2, 1])
+    vectors.drop([texts[0]])
     expect((await vectors.feeds()).inputs_embeds.dims).toEqual([1, 1, width])
   })
 
   it('in single precision where the decoder takes that', async () => {
-    const { inputs_embeds } = await new TokenVectors(await graphs(1), rows.slice(1), 'left', run).feeds()
-    expect(inputs_embeds).toEqual({ type: 'float32', data: Float32Array.of(4, 2), dims: [1, 1, width] })
+    const vectors = new TokenVectors(await formOf('float32'), embedding, textsOf().slice(1), 'left')
+    expect((await vectors.feeds()).inputs_embeds).toEqual({
+      type: 'float32',
+      data: Float32Array.of(4, 2),
+      dims: [1, 1, width],
+    })
   })
 
   it('of another width than those of a picture are refused', async () => {
     const wide = { ...pictures, data: new Float32Array(3), width: 3 }
-    const vectors = new TokenVectors(await graphs(1), [{ ...rows[0], pictures: wide }], 'left', run)
+    const vectors = new TokenVectors(await formOf('float32'), embedding, [textOf([1, 9, 3], wide)], 'left')
     await expect(vectors.feeds()).rejects.toThrow(/vision_encoder: its vectors have another width.*expected 2, got 3/)
   })
 })

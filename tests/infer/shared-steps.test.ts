@@ -4,10 +4,11 @@ import fc from 'fast-check'
 import { afterEach, describe, expect, it, vi } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { InferEngine } from '../../src/infer/engine.js'
+import { TextBatch } from '../../src/infer/generate/text-batch.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { AdapterSessionOptions, GenerateOptions, GenerateResult } from '../../src/infer/session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
+import type { RuntimeHost } from '../../src/runtime/host.js'
 import { cases, runs as runsOf } from '../thorough.js'
 import { inThread, makeAdapter, messageHost, openModel } from './models.js'
 
@@ -69,8 +70,8 @@ function expectSame(got: GenerateResult, expected: GenerateResult, name: string)
   expect({ ...facts(got), seed: 0 }, name).toEqual({ ...facts(expected), seed: 0 })
 }
 
-const { nextTokens } = InferEngine.prototype
-const runs = vi.spyOn(InferEngine.prototype, 'nextTokens')
+const { step } = TextBatch.prototype
+const runs = vi.spyOn(TextBatch.prototype, 'step')
 const countOf = async (action: () => Promise<unknown>) => {
   runs.mockClear()
   await action()
@@ -117,8 +118,8 @@ it.each([
     const expected = await alone(session, [short, long])
     let pieces = 0
     runs.mockReset()
-    runs.mockImplementation(async function (this: InferEngine, id, ended, given, most) {
-      const tokens = await nextTokens.call(this, id, ended, given, most && 3)
+    runs.mockImplementation(async function (this: TextBatch, most) {
+      const tokens = await step.call(this, most && 3)
       if (tokens.length === 0) pieces++
       return tokens
     })
@@ -175,9 +176,9 @@ describe.each([
           for (const i of texts.keys()) expected.push(await write(i))
           let count = 0
           runs.mockReset()
-          runs.mockImplementation(async function (this: InferEngine, ...args) {
+          runs.mockImplementation(async function (this: TextBatch, ...args) {
             if (++count === refused) throw new UnsupportedError({ where: 'logits', what: 'texts cannot be told apart' })
-            return nextTokens.apply(this, args)
+            return step.apply(this, args)
           })
           await Promise.all(
             texts.map(async ({ start, leavesAfter, ...facts }, i) => {
@@ -206,6 +207,28 @@ it('by turns, where a graph has no cache: the texts are the same', async () => {
     const texts = await Promise.all(REQUESTS.map((request) => write(session, request)))
     for (const [i, text] of texts.entries()) expectSame(text, expected[i], REQUESTS[i].prompt)
   })
+})
+
+it('in a worker, steps need no message of the calling thread: one begins a call, and one ends it', async () => {
+  const { host } = messageHost() as { host: Extract<RuntimeHost, { spawn: unknown }> }
+  let sent = 0
+  const spawn: typeof host.spawn = (kind) => {
+    const port = host.spawn(kind)
+    const post: typeof port.post = (message, buffers) => {
+      sent++
+      port.post(message, buffers)
+    }
+    return { ...port, post }
+  }
+  const test = async (session: ModelSession<Model>) => {
+    const requests = REQUESTS.map((request) => ({ ...request, maxNewTokens: 24 }))
+    const expected = await alone(session, requests)
+    const before = sent
+    const texts = await Promise.all(requests.map((request) => write(session, request)))
+    for (const [i, text] of texts.entries()) expectSame(text, expected[i], requests[i].prompt)
+    expect(sent - before).toBe(2 * requests.length)
+  }
+  await withSession(UNION, {}, test, { ...host, spawn })
 })
 
 it('in a worker, calls that end early leave at any step, and the others have their texts', async () => {
@@ -250,8 +273,8 @@ it('in a worker, calls that end early leave at any step, and the others have the
 describe('bounds', () => {
   const rowsOfRuns = () => {
     const most = { rows: 0 }
-    runs.mockImplementation(async function (this: InferEngine, ...args) {
-      const tokens = await nextTokens.apply(this, args)
+    runs.mockImplementation(async function (this: TextBatch, ...args) {
+      const tokens = await step.apply(this, args)
       most.rows = Math.max(most.rows, tokens.length)
       return tokens
     })
@@ -262,17 +285,20 @@ describe('bounds', () => {
   it('maxBatch: so many texts run, and the others wait in order', async () => {
     await withSession(UNION, { maxBatch: 3 }, async (session) => {
       const expected = await alone(session, requests)
-      const most = rowsOfRuns()
-      const starts = vi.spyOn(InferEngine.prototype, 'startDecoding')
+      const most = { rows: 0 }
+      const known = requests.map(({ prompt }) => String([...session.model.tokenizer!.encode(prompt)]))
+      const begun: number[] = []
+      runs.mockImplementation(async function (this: TextBatch, ...args) {
+        if (!this.isRead)
+          begun.push(...this.texts.map(({ request }) => known.indexOf(String(request.promptIds))).sort())
+        const tokens = await step.apply(this, args)
+        most.rows = Math.max(most.rows, tokens.length)
+        return tokens
+      })
       const texts = await Promise.all(requests.map((request) => write(session, request)))
       for (const [i, text] of texts.entries()) expectSame(text, expected[i], requests[i].prompt)
       expect(most.rows).toBe(3)
-      const known = requests.map(({ prompt }) => String([...session.model.tokenizer!.encode(prompt)]))
-      const begun = starts.mock.calls.map(([{ rows }]) =>
-        rows.map((row) => known.indexOf(String(row.promptIds))).sort(),
-      )
-      expect(begun.flat()).toEqual([...requests.keys()])
-      starts.mockRestore()
+      expect(begun).toEqual([...requests.keys()])
     })
   })
 
@@ -358,14 +384,14 @@ it('texts of which the graph cannot tell the adapters apart go on by turns', asy
     runs.mockReset()
     let rows = 0
     let refused = 0
-    runs.mockImplementation(async function (this: InferEngine, ...args) {
+    runs.mockImplementation(async function (this: TextBatch, ...args) {
       // Refuses the third run of several texts, and all later ones.
       if (rows > 1 && runs.mock.calls.length > 2) {
         refused++
         rows = 0
         throw new UnsupportedError({ where: 'logits', what: 'texts cannot be told apart' })
       }
-      const tokens = await nextTokens.apply(this, args)
+      const tokens = await step.apply(this, args)
       rows = tokens.length
       return tokens
     })

@@ -9,6 +9,13 @@ class Target {
     return values.reduce((a, b) => a + b, 0)
   }
 
+  async count(steps: number, report: (step: number) => void): Promise<void> {
+    for (let step = 0; step < steps; step++) {
+      await Promise.resolve()
+      report(step)
+    }
+  }
+
   never(): Promise<void> {
     return new Promise(() => {})
   }
@@ -54,7 +61,18 @@ describe('calls across threads', () => {
   })
 
   it('rejects what cannot be cloned', async () => {
-    await expect(pair().remote.sum((() => {}) as never)).rejects.toThrow('could not be cloned')
+    await expect(pair().remote.sum([() => {}] as never)).rejects.toThrow('could not be cloned')
+  })
+
+  it('reports to a function, the last argument, before the result', async () => {
+    const heard: unknown[] = []
+    const { remote } = pair()
+    const [all, none] = await Promise.all([
+      remote.count(3, (step) => heard.push(step)).then(() => [...heard]),
+      remote.count(0, () => heard.push('other')).then(() => heard.length),
+    ])
+    expect(all).toEqual([0, 1, 2])
+    expect(none).toBeLessThanOrEqual(3)
   })
 
   it('moves the buffers of marked arguments', async () => {

@@ -114,7 +114,10 @@ describe('texts', () => {
 
   it('say which token id there is not, and that listen needs a handler', async () => {
     const { status, body } = await post('/v1/completions', { ...QUICK, prompt: [99_999_999] })
-    expect([status, body.error.message]).toEqual([400, expect.stringMatching(/^prompt.*an id of no token.*99999999/)])
+    expect([status, body.error.message]).toEqual([
+      400,
+      expect.stringMatching(/^prompt.*no token has this id.*99999999/),
+    ])
     await expect(listen(7 as never)).rejects.toThrow('handler: not valid; expected a function')
     await expect(listen(async () => new Response(), null as never)).rejects.toThrow('options of listen: not valid')
   })

@@ -264,8 +264,11 @@ const LOADING = {
     'src/transformers.ts',
     'src/infer/model-session.ts',
   ],
-  // Chats, schemas, texts for an encoder, and pictures: a page that continues texts has none of them.
-  prompts: ['src/infer/generate/generate.ts', 'src/infer/generate/prompts.ts', 'src/train/rows/examples.ts'],
+  // Chats, schemas, stop strings, encoders, and pictures: a page that continues texts has none of them.
+  prompts: [
+    ...['src/infer/generate/generate.ts', 'src/infer/generate/prompts.ts', 'src/infer/generate/text-graph.ts'],
+    ...['src/infer/generate/text-batch.ts', 'src/infer/engine.ts', 'src/train/rows/examples.ts'],
+  ],
   // Tasks, formats of adapters and of data, and names of checkpoints.
   tables: [
     ...['src/tasks/tasks.ts', 'src/exchange/formats.ts', 'src/data/read-files.ts'],

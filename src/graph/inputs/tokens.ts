@@ -60,9 +60,9 @@ function inputsOf(graph: Graph, given: ReadonlySet<string>, kind: typeof DECODER
   }
 }
 
-export function encoderInputs(graph: Graph): { feeds(tokens: TokenBatch): Feeds } {
-  const { feeds, emptyCache } = inputsOf(graph, new Set(), ENCODER)
-  return { feeds: (tokens) => ({ ...feeds(tokens), ...emptyCache(tokens.batch) }) }
+export function encoderInputs(graph: Graph): Pick<TokenInputs, 'roles' | 'feeds'> {
+  const { roles, feeds, emptyCache } = inputsOf(graph, new Set(), ENCODER)
+  return { roles, feeds: (tokens) => ({ ...feeds(tokens), ...emptyCache(tokens.batch) }) }
 }
 
 /** Inputs and outputs of a run in pieces. */

@@ -4,7 +4,7 @@ import { tokenColumns, tokenInputs } from '../../graph/inputs/tokens.js'
 import { invocationStart } from '../../graph/training/activation.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import type { Activation } from '../engine.js'
+import type { Activation } from '../graph-engine.js'
 import { type Mix, notWhole } from './choice.js'
 
 type Invocation = readonly number[] | undefined

@@ -21,6 +21,20 @@ export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean
   )
 }
 
+/**
+ * Feeds for rows with these mixes. Rows with the same mix share them.
+ *
+ * @param like feeds of other rows: what they have made for the same mixes is taken from them
+ */
+export function feedsOfRows(rows: RowFactors, like?: AdapterFeeds): AdapterFeeds {
+  const distinct: RowFactors[number][] = []
+  const rowOf = rows.map((mix) => {
+    const known = distinct.findIndex((other) => isSameMix(mix, other))
+    return known >= 0 ? known : distinct.push(mix) - 1
+  })
+  return new AdapterFeeds(distinct, rowOf, like)
+}
+
 /** Arrays of a list of mixes at the sites of a graph. Batches with the same mixes share them. */
 interface Made {
   readonly groups: readonly SiteGroup[]

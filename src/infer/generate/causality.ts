@@ -1,11 +1,11 @@
 // Tests whether logits depend on later tokens. A graph with a cache could not compute anything else, and is not tried.
 
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import type { TokenInputs } from '../../graph/inputs/tokens.js'
+import { roleFeeds } from '../../graph/inputs/roles.js'
 import { checkWidth, notCausal } from '../../graph/match/continues.js'
 import type { Model } from '../../graph/model-folder.js'
-import type { Remote } from '../../runtime/rpc.js'
-import type { InferEngine } from '../engine.js'
+import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import type { TextForm } from './text-form.js'
 
 /** Two texts that begin with the same token. */
 const PROBES = [
@@ -20,14 +20,14 @@ const tried = new WeakSet<OnnxModel>()
 
 export async function checkCausality(
   model: Pick<Model, 'onnx' | 'vocabularySize'>,
-  engine: Remote<InferEngine>,
-  { inputs, logits }: { readonly inputs: TokenInputs; readonly logits: string },
+  { roles, logits }: Pick<TextForm, 'roles' | 'logits'>,
+  run: (feeds: Feeds) => Promise<Record<string, RuntimeTensor>>,
 ): Promise<void> {
   if (tried.has(model.onnx)) return
   const firsts: ArrayLike<number>[] = []
   for (const inputIds of PROBES) {
-    const feeds = inputs.feeds({ batch: 1, sequence: 2, inputIds, attentionMask: [1, 1] })
-    const { data, dims } = (await engine.run(feeds, [[]], [logits]))[logits]
+    const feeds = roleFeeds(roles, { batch: 1, sequence: 2, inputIds, attentionMask: [1, 1] })
+    const { data, dims } = (await run(feeds))[logits]
     const width = dims.at(-1) ?? 0
     checkWidth(model, width)
     if (dims.length !== 3 || dims[1] !== 2 || !(data instanceof Float32Array)) break
@@ -35,15 +35,15 @@ export async function checkCausality(
   }
   tried.add(model.onnx)
   if (firsts.length < 2) return
-  const [one, other] = firsts
+  const [first, second] = firsts
   let [difference, largest] = [0, 0]
-  for (let i = 0; i < one.length; i++) {
-    difference = Math.max(difference, Math.abs(one[i] - other[i]))
-    largest = Math.max(largest, Math.abs(one[i]))
+  for (let i = 0; i < first.length; i++) {
+    difference = Math.max(difference, Math.abs(first[i] - second[i]))
+    largest = Math.max(largest, Math.abs(first[i]))
   }
   if (difference <= TOLERANCE * largest) return
   throw notCausal(
     'it does not continue texts',
-    'logits of a token that change with the tokens behind it, as those of an encoder do',
+    'logits of a token that change with the tokens after it, as those of an encoder do',
   )
 }

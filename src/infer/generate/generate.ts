@@ -1,6 +1,8 @@
-// Continues prompts with a causal language model, several in one batch, with its key-value cache where it has one.
+// Continues prompts with a causal language model: encodes them, gives them to the engine, and makes texts of the tokens
+// that come back.
 
-import { UnsupportedError } from '../../base/errors.js'
+import { attempt, UnsupportedError } from '../../base/errors.js'
+import type { SignalLike } from '../../base/globals.js'
 import { checkArgument, checkOptions } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
@@ -9,19 +11,19 @@ import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
-import type { NextToken } from './decoding.js'
 import type { EncodedPrompt } from './messages.js'
 import { encodePrompt, imagesOf, isPrompt, PROMPT, PROMPTS } from './prompts.js'
-import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
+import type { TextCall, TextRequest, WrittenToken } from './running-text.js'
+import type { TextBounds } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
-import { batchesOf, type TextGraph, textGraphOf } from './text-graph.js'
+import type { TextForm } from './text-form.js'
+import { textFormOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
-import type { OpenEmbedding } from './token-vectors.js'
 
 export interface TextSession extends WholeSession {
-  readonly texts: RunningTexts
-  /** The code for pictures in prompts, which few models need. */
-  pictureCode(): Promise<typeof import('../../tasks/pictures/pictures.js') & typeof import('./token-vectors.js')>
+  readonly bounds: TextBounds
+  /** Messages that the engine gets once, by name. */
+  readonly told: Map<string, Promise<unknown>>
 }
 
 export async function generate<P extends Prompt | readonly Prompt[]>(
@@ -72,214 +74,184 @@ async function* writeTexts(
   options: GenerateOptions,
 ): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
   const startedAt = performance.now()
-  // 32 bits are short enough to type again.
-  const { seed = crypto.getRandomValues(new Uint32Array(1))[0] } = options
-  const { batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.texts.bounds.maxBatch) } = options
-  const isList = Array.isArray(options.adapter)
+  const { model, decodeImage } = session
+  const { signal, batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.bounds.maxBatch) } = options
   const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
   session.checkMixes(mixes)
-  const graph = textGraphOf(session.model)
-  const { padding, source, takesVectors } = graph
-  if (!takesVectors && images.some(({ length }) => length > 0)) {
-    throw (await import('../../tasks/pictures/picture-places.js')).readsNoPictures(session.model)
+  const form = await openTexts(session)
+  if (form.embedding === undefined && images.some(({ length }) => length > 0)) {
+    throw (await import('../../tasks/pictures/picture-places.js')).readsNoPictures(model)
   }
-  const reading = takesVectors ? await session.pictureCode() : undefined
-  const embedding = await reading?.openEmbedding(session.model, graph.inputs)
-  if (source === undefined && graph.inputs.cache.length === 0) {
-    await (await import('./causality.js')).checkCausality(session.model, session.engine, graph)
-  }
-  const sources = source && (await import('./encoder-source.js'))
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
+    signal?.throwIfAborted()
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
-    if (sources !== undefined) {
-      encoded.push(sources.encodeSource(session.model, prompt, where))
+    if (form.encoder !== undefined) {
+      encoded.push((await import('./side-graphs.js')).encodeSource(model, prompt, where))
       continue
     }
-    options.signal?.throwIfAborted()
-    const mix = mixes[isList ? i : 0]
-    const { model, decodeImage } = session
+    const mix = mixes[i] ?? mixes[0]
     const see = (feeds: Feeds) => session.runGraph('vision_encoder', feeds, [mix])
-    const pictures = reading && new reading.PromptPictures({ model, decodeImage, see }, images[i], where)
+    const code = form.embedding && (await import('../../tasks/pictures/pictures.js'))
+    const pictures = code && new code.PromptPictures({ model, decodeImage, see }, images[i], where)
     const recorded = session.chatTemplateOf(mix)
-    encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
+    encoded.push(await encodePrompt(model, prompt, options, { recorded, pictures, where }))
   }
-  const schema = options.schema && (await prepareSchema(session, options.schema))
-  const events = new TextEvents()
-  const sampling = resolveSampling(options, session.model.generationConfig)
-  const isActivated = mixes.some((mix) => session.invocationOf(mix) !== undefined)
-  const activation = isActivated ? await import('../adapters/activation.js') : undefined
-  const texts = encoded.map((prompt, i): WrittenText => {
-    const ids = source === undefined ? prompt.ids : source.startIds
-    const own = mixes[isList ? i : 0]
-    const { mix, baseTokens } = activation?.activatedMix(own, ids, session.invocationOf(own), graph.takesPieces) ?? {
-      mix: own,
-      baseTokens: 0,
-    }
-    const request = {
-      promptIds: ids,
-      sampling,
-      seed: seed + i,
-      scores: options.logprobs,
-      scope: options.cacheScope ?? '',
-      baseTokens,
-      schema: undefined as { text: string; ends: number[] } | undefined,
-    }
-    const limits = textLimits(session.model, { ...prompt, ids }, options)
-    if (schema !== undefined) request.schema = { text: schema, ends: [...limits.endIds] }
-    return new WrittenText(session.model, request, { index: i, prompt, mix, limits, events })
-  })
-  const lengths = encoded.map(({ ids }) => ids.length)
-  const places = graph.shares ? [...texts.keys()].map((i) => [i]) : batchesOf(lengths, batchSize, padding)
-  const batches = places.map((batch) => batch.map((i) => texts[i]))
-  const call = session.texts.add({
-    graph,
-    batchSize,
-    signal: options.signal,
-    jobs: batches.map((batch) => (graph.shares ? { texts: batch } : aloneJob(session, graph, embedding, batch))),
-  })
+  const requests = await requestsOf(session, form, encoded, mixes, options)
+  const tokenizer = requireTokenizer(model)
+  const texts = requests.map(({ limits, promptIds, seed }, i) => ({
+    ...{ row: new TextRow(limits, tokenizer.stream(promptIds)), seed, promptTokens: encoded[i].ids.length },
+    ...{ cachedTokens: 0, scores: [] as TokenScore[] },
+  }))
+  signal?.throwIfAborted()
+  const written = new WrittenTokens(session, { texts: requests, batchSize }, signal)
   const results: GenerateResult[] = []
   try {
     for (let growing = texts.length; growing > 0; ) {
-      const { row, piece, result } = await events.next()
-      options.signal?.throwIfAborted()
-      if (piece !== '') yield { row, piece }
-      options.signal?.throwIfAborted()
-      if (result === undefined) continue
-      results[row] = { ...result, seconds: (performance.now() - startedAt) / 1000 }
+      const token = await written.next()
+      signal?.throwIfAborted()
+      const text = texts[token.text]
+      const { row, promptTokens, seed, scores } = text
+      text.cachedTokens += token.cachedTokens
+      const piece = row.push(token.id)
+      if (row.finish !== 'eos' && token.scores !== undefined) scores.push(scoreOf(model, token))
+      if (piece !== '') yield { row: token.text, piece }
+      signal?.throwIfAborted()
+      if (row.finish === undefined) continue
       growing--
+      results[token.text] = {
+        ...{ text: row.text, tokens: row.tokenIds.length, promptTokens },
+        cachedTokens: text.cachedTokens,
+        ...{ tokenIds: row.tokenIds, finish: row.finish, seed },
+        seconds: (performance.now() - startedAt) / 1000,
+        ...(options.logprobs !== undefined && { logprobs: scores }),
+      }
     }
   } finally {
-    call.leave()
+    written.leave()
   }
   return results
 }
 
-interface TextEvent {
-  readonly row: number
-  readonly piece: string
-  readonly result?: Omit<GenerateResult, 'seconds'>
+/** Tells the engine how the model writes texts. */
+function openTexts(session: TextSession): Promise<TextForm> {
+  return once(session, 'form', async () => {
+    const { model, engine, bounds } = session
+    const form = await textFormOf(model)
+    if (form.encoder === undefined && form.cache.length === 0) {
+      const run = (feeds: Feeds) => session.runGraph(undefined, feeds, [[]], [form.logits])
+      await (await import('./causality.js')).checkCausality(model, form, run)
+    }
+    await engine.openTexts(form, bounds)
+    return form
+  })
 }
 
-class TextEvents {
-  readonly #events: TextEvent[] = []
+function once<T>({ told }: TextSession, name: string, tell: () => Promise<T>): Promise<T> {
+  const known = (told.get(name) as Promise<T> | undefined) ?? tell()
+  told.set(name, known)
+  known.catch(() => told.delete(name))
+  return known
+}
+
+async function requestsOf(
+  session: TextSession,
+  { encoder, takesPieces }: TextForm,
+  prompts: readonly EncodedPrompt[],
+  mixes: readonly Mix[],
+  options: GenerateOptions,
+): Promise<TextRequest[]> {
+  const { model, engine } = session
+  // 32 bits are short enough to type again.
+  const { seed = crypto.getRandomValues(new Uint32Array(1))[0] } = options
+  const schema = options.schema && (await prepareSchema(session, options.schema))
+  const sampling = resolveSampling(options, model.generationConfig)
+  const isActivated = mixes.some((mix) => session.invocationOf(mix) !== undefined)
+  const activation = isActivated ? await import('../adapters/activation.js') : undefined
+  const requests = prompts.map((prompt, i): TextRequest => {
+    const promptIds = encoder?.startIds ?? prompt.ids
+    const mix = mixes[i] ?? mixes[0]
+    const active = activation?.activatedMix(mix, promptIds, session.invocationOf(mix), takesPieces)
+    return {
+      ...{ promptIds, sampling, schema, pictures: prompt.pictures },
+      ...{ seed: seed + i, scores: options.logprobs, scope: options.cacheScope ?? '' },
+      ...(active ?? { mix, baseTokens: 0 }),
+      limits: textLimits(model, { ...prompt, ids: promptIds }, options),
+      sourceIds: encoder && prompt.ids,
+    }
+  })
+  if (requests.some(({ limits }) => limits.stops.length > 0)) {
+    await once(session, 'decoder', () => engine.setDecoder(requireTokenizer(model).decoderFiles()))
+  }
+  return requests
+}
+
+/** The tokens of a call as they come. */
+class WrittenTokens {
+  readonly #tokens: WrittenToken[] = []
   #failure: { readonly error: unknown } | undefined
+  #id: number | undefined
   #wake = () => {}
 
-  push(event: TextEvent): void {
-    this.#events.push(event)
-    this.#wake()
+  constructor(
+    private readonly session: TextSession,
+    call: TextCall,
+    private readonly signal: SignalLike | undefined,
+  ) {
+    const write = async () => {
+      if (this.#failure !== undefined) return
+      this.#id = lastCall++
+      await session.engine.write(this.#id, call, (tokens) => {
+        this.#tokens.push(...tokens)
+        this.#wake()
+      })
+    }
+    signal?.addEventListener('abort', this.#abort)
+    session.tried(write).catch(this.#fail)
   }
 
-  fail(error: unknown): void {
-    this.#failure ??= { error }
-    this.#wake()
-  }
-
-  async next(): Promise<TextEvent> {
-    for (;;) {
-      const event = this.#events.shift()
-      if (event !== undefined) return event
+  /** @throws what made a text of the call end, or the reason of the signal */
+  async next(): Promise<WrittenToken> {
+    while (this.#tokens.length === 0) {
       if (this.#failure !== undefined) throw this.#failure.error
       await new Promise<void>((resolve) => {
         this.#wake = resolve
       })
     }
+    return this.#tokens.shift()!
+  }
+
+  leave(): void {
+    this.signal?.removeEventListener('abort', this.#abort)
+    this.#fail(undefined)
+    if (this.#id !== undefined) attempt(() => this.session.engine.leave(this.#id!)).value?.catch(() => {})
+  }
+
+  readonly #abort = () => this.#fail(this.signal?.reason)
+
+  readonly #fail = (error: unknown) => {
+    // The error of a session that is closed says more than that of its engine.
+    const [closed] = attempt(() => this.session.engine).problems
+    this.#failure ??= { error: closed ?? error }
+    this.#wake()
   }
 }
 
-interface TextPlace {
-  readonly index: number
-  readonly prompt: EncodedPrompt
-  readonly mix: Mix
-  readonly limits: TextLimits
-  readonly events: TextEvents
-}
+let lastCall = 0
 
-class WrittenText implements RunningText {
-  readonly mostTokens: number
-  readonly #row: TextRow
-  readonly #scores: TokenScore[] = []
-  #cachedTokens = 0
-
-  constructor(
-    private readonly model: Model,
-    readonly request: RunningText['request'],
-    readonly place: TextPlace,
-  ) {
-    this.mostTokens = place.limits.maxTokens
-    this.#row = new TextRow(requireTokenizer(model).stream(request.promptIds), place.limits)
-  }
-
-  get mix(): Mix {
-    return this.place.mix
-  }
-
-  take(token: NextToken): boolean {
-    const { index, events } = this.place
-    const row = this.#row
-    this.#cachedTokens += token.cachedTokens ?? 0
-    const piece = row.push(token.id)
-    if (row.finish !== 'eos' && token.scores !== undefined) this.#scores.push(scoreOf(this.model, token))
-    const isGrowing = row.finish === undefined
-    events.push({ row: index, piece, ...(!isGrowing && { result: this.#result() }) })
-    return isGrowing
-  }
-
-  fail(error: unknown): void {
-    this.place.events.fail(error)
-  }
-
-  #result(): Omit<GenerateResult, 'seconds'> {
-    const { text, tokenIds, finish } = this.#row
-    return {
-      text,
-      tokens: tokenIds.length,
-      promptTokens: this.place.prompt.ids.length,
-      cachedTokens: this.#cachedTokens,
-      tokenIds,
-      finish: finish!,
-      seed: this.request.seed,
-      ...(this.request.scores !== undefined && { logprobs: this.#scores }),
-    }
-  }
-}
-
-function aloneJob(
-  session: WholeSession,
-  { source, padding }: TextGraph,
-  embedding: OpenEmbedding | undefined,
-  texts: readonly WrittenText[],
-): TextJob {
-  const mixes = texts.map(({ mix }) => mix)
-  const prompts = texts.map(({ place }) => place.prompt)
-  const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
-  return {
-    texts,
-    prepare: async (ids) => ({
-      context: source && (await (await import('./encoder-source.js')).readSource(session.model, source, prompts, read)),
-      vectors: embedding?.(
-        prompts.map((prompt, i) => ({ id: ids[i], ids: prompt.ids, pictures: prompt.pictures, mix: mixes[i] })),
-        padding,
-        (...asked) => session.runGraph(...asked),
-      ),
-    }),
-  }
-}
-
-async function prepareSchema({ model, engine }: WholeSession, schema: object): Promise<string> {
+async function prepareSchema(session: TextSession, schema: object): Promise<string> {
+  const { model, engine } = session
   const text = (await import('./schemas.js')).checkedSchema(schema)
-  if (await engine.prepareSchema(text)) return text
-  const tokenizer = requireTokenizer(model)
-  const vocabulary = model.vocabularySize && tokenizer.vocabulary(model.vocabularySize)
-  if (!vocabulary || model.eosTokenIds.length === 0) {
+  await once(session, 'vocabulary', async () => {
+    const vocabulary = model.vocabularySize && requireTokenizer(model).vocabulary(model.vocabularySize)
+    if (vocabulary && model.eosTokenIds.length > 0) return engine.setVocabulary(vocabulary)
     throw new UnsupportedError({
       where: 'schema',
       what: 'texts of this model cannot be kept to a schema',
       expected: 'a tokenizer of bytes (ByteLevel, ByteFallback or Metaspace), vocab_size and eos_token_id',
     })
-  }
-  await engine.prepareSchema(text, vocabulary)
+  })
+  await engine.prepareSchema(text)
   return text
 }
 
@@ -297,7 +269,7 @@ function textLimits(
   }
 }
 
-function scoreOf(model: Model, { scores }: NextToken): TokenScore {
+function scoreOf(model: Model, { scores }: WrittenToken): TokenScore {
   const tokenizer = requireTokenizer(model)
   const named = ({ id, logprob }: { id: number; logprob: number }) => {
     return { id, text: tokenizer.decode([id], { specialTokens: true }), logprob }

@@ -28,15 +28,15 @@ const PACKAGE = '@mlc-ai/web-xgrammar'
 
 const KEPT = 16
 
-/** Spaces and line breaks in one place of a text, so that none goes on with them for ever. */
+/** Spaces and line breaks in a row: a text must not go on with them for ever. */
 const MOST_SPACES = 2
 
-/** So long one step of a schema may take. */
+/** The longest time that a schema may take for one step. */
 const STEP_MS = 2000
 
 let library: Promise<Library> | undefined
 
-/** In Node the package looks for its own address where browsers have it, and leaves its exports there. */
+/** The package is made for browsers: it reads its address from `location`, and leaves its exports on the global. */
 async function loadLibrary(): Promise<Library> {
   const scope = globalThis as { location?: unknown; xgrammar?: Library }
   const isNode = scope.location === undefined
@@ -62,23 +62,24 @@ export class Grammars {
   #compiler: Promise<Compiler> | undefined
   readonly #compiled = new Map<string, Promise<Compiled>>()
 
-  get hasVocabulary(): boolean {
-    return this.#compiler !== undefined
-  }
+  constructor(private readonly vocabulary: Vocabulary) {}
 
-  setVocabulary({ tokens, spelling }: Vocabulary): void {
+  /** Opened once. If the library cannot be loaded, the next schema tries again. */
+  #open(): Promise<Compiler> {
     this.#compiler ??= (async () => {
       library ??= loadLibrary()
       library.catch(() => {
         library = undefined
       })
       const { TokenizerInfo, GrammarCompiler } = await library
+      const { tokens, spelling } = this.vocabulary
       const info = await TokenizerInfo.createTokenizerInfo(tokens, spelling, false, tokens.length)
       return GrammarCompiler.createGrammarCompiler(info, false)
     })()
     this.#compiler.catch(() => {
       this.#compiler = undefined
     })
+    return this.#compiler
   }
 
   async compile(schema: string): Promise<Compiled> {
@@ -87,13 +88,13 @@ export class Grammars {
     this.#compiled.set(schema, compiled)
     for (const [oldest, old] of [...this.#compiled].slice(0, -KEPT)) {
       this.#compiled.delete(oldest)
-      old.then((one) => one.dispose()).catch(() => {})
+      old.then((compiled) => compiled.dispose()).catch(() => {})
     }
     return compiled
   }
 
   async #compileNow(schema: string): Promise<Compiled> {
-    const compiler = await this.#compiler!
+    const compiler = await this.#open()
     try {
       return await compiler.compileJSONSchema(schema, true, 2, undefined, schema !== ANY_OBJECT, MOST_SPACES)
     } catch (cause) {

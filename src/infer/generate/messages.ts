@@ -60,7 +60,7 @@ export function noTemplate(model: string): FormatError {
 
 type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
 
-/** Templates take time to compile: each is once. */
+/** Templates take time to compile, so each is compiled once. */
 function templateOf({ onnx, directory }: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
   const known = onnx.once(directory, () => new Map<string | undefined, Promise<ChatTemplate | undefined>>())
   const template = known.get(text) ?? loadChatTemplate(directory, text)

@@ -33,7 +33,7 @@ export function argmax(logits: Float32Array): number {
   let max = Number.NEGATIVE_INFINITY
   for (let i = 0; i < logits.length; i++) {
     const value = logits[i]
-    // Also true for what is not a number: one comparison for each of tens of thousands.
+    // NaN passes too: there are tens of thousands of values, and one comparison has to do for each.
     if (!(value <= max)) {
       max = value
       best = i
@@ -110,7 +110,7 @@ function largest(values: Float32Array | Float64Array, count: number): Uint32Arra
   return result
 }
 
-/** The `count` largest values, the smallest of them first. Most values are below it: no sort of all is needed. */
+/** The `count` largest values, the smallest of them first. Most values are below it, and need no sorting. */
 function heapOfLargest(values: Float32Array | Float64Array, count: number): Float64Array {
   // An array in rising order is a heap.
   const heap = Float64Array.from(values.subarray(0, count)).sort()
@@ -129,7 +129,7 @@ function heapOfLargest(values: Float32Array | Float64Array, count: number): Floa
   return heap
 }
 
-/** Mostly so many tokens hold nearly all of the probability. */
+/** In most steps, so many tokens hold nearly all of the probability. */
 const LIKELY = 1024
 
 /** Positions of the most likely entries, in falling order, that together reach `mass`. */

@@ -27,32 +27,37 @@ const LEAST_TOKENS = 32
 export class PrefixStore {
   readonly #kept = new Set<ReadPrefix>()
 
-  find(text: ReadText): { prefix: ReadPrefix; count: number } | undefined {
+  /** `mostBytes`: 0 where a text cannot begin after tokens that were read before. */
+  constructor(readonly mostBytes: number) {}
+
+  /** The longest cache of tokens that a text begins with. It may hold more than `count` tokens. */
+  find(text: ReadText): { cache: Feeds; count: number } | undefined {
     let best: { prefix: ReadPrefix; count: number } | undefined
     for (const prefix of this.#kept) {
       // The last token is read in any case: its logits choose the next one.
       const count = Math.min(sharedTokens(prefix, text), text.tokens.length - 1)
       if (count >= LEAST_TOKENS && count > (best?.count ?? 0)) best = { prefix, count }
     }
-    if (best !== undefined) this.#touch(best.prefix)
-    return best
+    if (best === undefined) return undefined
+    this.#touch(best.prefix)
+    return { cache: best.prefix.cache, count: best.count }
   }
 
   /** `copy` makes the cache, if it is to be kept. */
-  keep(text: ReadText, copy: () => Feeds, mostBytes: number): void {
+  keep(text: ReadText, copy: () => Feeds): void {
     if (text.tokens.length < LEAST_TOKENS) return
-    for (const other of this.#kept) {
-      const count = sharedTokens(other, text)
+    for (const prefix of this.#kept) {
+      const count = sharedTokens(prefix, text)
       if (count === text.tokens.length) {
-        this.#touch(other)
+        this.#touch(prefix)
         return
       }
-      if (count === other.tokens.length) this.#kept.delete(other)
+      if (count === prefix.tokens.length) this.#kept.delete(prefix)
     }
     this.#kept.add({ ...text, cache: copy() })
     let bytes = [...this.#kept].reduce((sum, prefix) => sum + bytesOf(prefix), 0)
     for (const oldest of this.#kept) {
-      if (bytes <= mostBytes) break
+      if (bytes <= this.mostBytes) break
       bytes -= bytesOf(oldest)
       this.#kept.delete(oldest)
     }

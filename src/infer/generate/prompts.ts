@@ -57,17 +57,19 @@ export async function encodePrompt(
   }
   const { vectors } = pictures ?? {}
   pictures?.check(encoded.ids)
-  const ownIds = encoded.ids.filter((id) => id !== vectors?.token)
-  const unknown = isTokens(prompt) ? ownIds.find((id) => id >= (vocabularySize ?? Number.POSITIVE_INFINITY)) : undefined
+  const tokenIds = encoded.ids.filter((id) => id !== vectors?.token)
+  const unknown = isTokens(prompt)
+    ? tokenIds.find((id) => id >= (vocabularySize ?? Number.POSITIVE_INFINITY))
+    : undefined
   if (unknown !== undefined) {
     throw new DataError({
       where,
-      what: 'an id of no token',
+      what: 'no token has this id',
       expected: `ids below ${vocabularySize}`,
       got: `${unknown}`,
     })
   }
-  checkVocabulary(ownIds, { tokenizer, vocabularySize })
+  checkVocabulary(tokenIds, { tokenizer, vocabularySize })
   return { ...encoded, pictures: vectors }
 }
 
@@ -87,10 +89,10 @@ export function imagesOf(images: PromptImages | undefined, prompts: number | und
     prompts === undefined ? 'a picture, or a list of pictures' : `a list of ${prompts}, one for each prompt`
   const refuse = (got: string) => new DataError({ where: 'images', what: 'not as many as prompts', expected, got })
   if (prompts === undefined) {
-    if (lists.some((one) => Array.isArray(one))) throw refuse('a list of lists')
+    if (lists.some(Array.isArray)) throw refuse('a list of lists')
     return [lists as ImageSource[]]
   }
   if (!Array.isArray(images)) throw refuse('one picture')
   if (images.length !== prompts) throw refuse(`a list of ${images.length}`)
-  return lists.map((one) => [one].flat() as ImageSource[])
+  return lists.map((list) => [list].flat() as ImageSource[])
 }

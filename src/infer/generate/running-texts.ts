@@ -1,15 +1,16 @@
-// The texts of a session that are being written. Calls share steps: a text joins the others once its prompt is read,
-// and leaves when it ends. Groups of texts of similar length take turns, and so do texts whose graph cannot be shared.
+// The texts of a session that are being written, in the thread of its engine: which of them start, take their steps
+// together, and leave. Texts of several calls share steps: a text joins others once its prompt is read. Batches of
+// texts of similar length take turns, and so do texts whose graph cannot be shared.
 
-import { deserializeError, UnsupportedError } from '../../base/errors.js'
-import type { SignalLike } from '../../base/globals.js'
-import type { NewRows } from '../../graph/fuse/new-rows.js'
-import type { Feeds } from '../../runtime/runtime.js'
-import type { Mix } from '../adapters/choice.js'
-import type { WholeSession } from '../graphs.js'
-import type { NextToken, RowRequest } from './decoding.js'
-import type { TextGraph } from './text-graph.js'
-import type { TokenVectors } from './token-vectors.js'
+import { UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
+import { nextTurn } from '../../base/turns.js'
+import { isSameMix } from '../adapters/row-factors.js'
+import type { GraphEngine } from '../graph-engine.js'
+import { PrefixStore } from './prefix-store.js'
+import { type OpenCall, RunningText, type TextCall } from './running-text.js'
+import { TextBatch, type TextTools } from './text-batch.js'
+import type { Padding, TextForm } from './text-form.js'
 
 export interface TextBounds {
   readonly maxBatch: number
@@ -19,63 +20,13 @@ export interface TextBounds {
   readonly prefixCache: number
 }
 
-export const TEXT_BOUNDS: TextBounds = Object.freeze({ maxBatch: 8, cacheBytes: 2 ** 30, prefixCache: 2 ** 28 })
-
-export interface RunningText {
-  readonly request: Omit<RowRequest, 'id'>
-  readonly mix: Mix
-  readonly mostTokens: number
-  take(token: NextToken): boolean
-  fail(error: unknown): void
-}
-
-export interface TextJob {
-  readonly texts: readonly RunningText[]
-  /** Gives what the graph reads beside tokens. Texts with it share steps with each other alone. */
-  readonly prepare?: (
-    ids: readonly number[],
-  ) => Promise<{ context?: Feeds | undefined; vectors?: TokenVectors | undefined }>
-}
-
-export interface TextCall {
-  readonly graph: TextGraph
-  readonly batchSize: number
-  readonly signal: SignalLike | undefined
-  readonly jobs: readonly TextJob[]
-}
-
-interface OpenCall extends Omit<TextCall, 'jobs'> {
-  readonly jobs: TextJob[]
-  running: number
-  hasLeft: boolean
-}
-
-interface Start {
-  readonly text: RunningText
-  readonly call: OpenCall
-}
-
-interface Member extends Start {
-  readonly id: number
-  length: number
-}
-
-interface Group {
-  readonly graph: TextGraph
-  readonly members: Map<number, Member>
-  readonly prepare: TextJob['prepare']
-  decoding: number | undefined
-  vectors: TokenVectors | undefined
-  ended: number[]
-  isRead: boolean
-}
-
 /** Tokens of prompts that are read in one run while other texts wait for their next token. */
 const PIECE = 256
 
 /**
- * Tokens that are read in one run where no text waits. In a run, attention computes the scores of all keys for each
- * token, also of those behind it. With 9 heads, 4,000 tokens at once have 0.6 GB of scores, and half are for nothing.
+ * Tokens of a prompt that are read in one run if no other text waits. In a run, attention computes the scores of all
+ * keys for each token, also of those after it. With 9 heads, 4,000 tokens at once have 0.6 GB of scores, and half are
+ * for nothing.
  */
 const LONG_PIECE = 512
 
@@ -83,251 +34,196 @@ const LONG_PIECE = 512
 const SHORT = 64
 
 /**
- * How many times as long as a byte of the weights takes one that fills a row up. Attention that knows the keys of each
- * row does not read it, but ONNX Runtime clears it in each step; a further group reads the weights once more.
+ * The time that a byte which only fills a row up costs in a step, in bytes of the weights. Attention that knows the
+ * keys of each row does not read it, but ONNX Runtime clears it in each step. Another batch would read the weights once
+ * more.
  */
 const CLEARING = 3
 
 export class RunningTexts {
-  readonly #calls: OpenCall[] = []
-  #groups: Group[] = []
+  readonly tools: TextTools
+  readonly #calls = new Map<number, OpenCall>()
+  #batches: TextBatch[] = []
   #isRunning = false
-  /** Texts in groups, and bytes of their caches at their ends. */
-  #running = 0
-  #bytes = 0
   /** False once the graph could not tell adapters of rows apart. */
   #mixesShare = true
-  #nextId = 1
 
   constructor(
-    private readonly session: Pick<WholeSession, 'engine' | 'tried'> & { readonly newRows?: NewRows | undefined },
-    readonly bounds: TextBounds,
-  ) {}
+    private readonly form: TextForm,
+    graphOf: (role: string) => GraphEngine,
+    private readonly bounds: TextBounds,
+  ) {
+    const prefixes = new PrefixStore(form.takesPieces ? bounds.prefixCache : 0)
+    this.tools = { form, graph: graphOf(form.role), graphOf, prefixes }
+  }
 
-  add(call: TextCall): { leave(): void } {
-    const open: OpenCall = { ...call, jobs: [...call.jobs], running: 0, hasLeft: false }
-    this.#calls.push(open)
-    if (!this.#isRunning) void this.#run()
-    return {
-      leave() {
-        open.hasLeft = true
-      },
-    }
+  write(id: number, call: TextCall, report: OpenCall['report']): Promise<void> {
+    const { texts, batchSize } = call
+    const { shares, padding } = this.form
+    const lengths = texts.map(({ promptIds, sourceIds = promptIds }) => sourceIds.length)
+    const waiting = shares ? lengths.map((_, i) => [i]) : batchesOf(lengths, batchSize, padding)
+    return new Promise((resolve, reject) => {
+      const over = (settle: (error: unknown) => void) => (error?: unknown) => {
+        open.isOver = true
+        this.#calls.delete(id)
+        settle(error)
+      }
+      const open: OpenCall = { ...call, waiting, isOver: false, report, end: over(() => resolve()), fail: over(reject) }
+      this.#calls.set(id, open)
+      if (!this.#isRunning) void this.#run()
+    })
+  }
+
+  leave(id: number): void {
+    this.#calls.get(id)?.end()
+  }
+
+  get #texts(): RunningText[] {
+    return this.#batches.flatMap(({ texts }) => texts)
   }
 
   async #run(): Promise<void> {
     this.#isRunning = true
     for (;;) {
-      await this.#letLeave()
+      // Calls that come together start together.
+      await nextTurn()
+      for (const batch of [...this.#batches]) await this.#end(batch, ({ call }) => call.isOver)
       this.#admit()
-      if (this.#groups.length === 0) break
-      for (const group of [...this.#groups]) await this.#step(group)
+      if (this.#batches.length === 0) break
+      for (const batch of [...this.#batches]) await this.#step(batch)
       await this.#join()
     }
     this.#isRunning = false
   }
 
-  async #letLeave(): Promise<void> {
-    for (const call of [...this.#calls]) {
-      const { signal } = call
-      if (!call.hasLeft && !signal?.aborted) continue
-      for (const { texts } of call.jobs.splice(0)) for (const text of texts) text.fail(signal?.reason)
-      for (const group of this.#groups) {
-        const ended = [...group.members.values()].filter((member) => member.call === call)
-        for (const { id, text } of ended) {
-          text.fail(signal?.reason)
-          this.#end(group, id)
-        }
-        const ids = ended.map(({ id }) => id)
-        group.vectors?.push([], ids)
-      }
-      this.#calls.splice(this.#calls.indexOf(call), 1)
-    }
-    for (const group of [...this.#groups]) await this.#closeIfEmpty(group)
-  }
-
-  /** Starts jobs that fit, first those of the calls of which the fewest texts run. */
+  /** Starts texts that fit, first those of the calls of which the fewest run. */
   #admit(): void {
-    const shared: Start[] = []
+    const running = this.#texts
+    const runningOf = (call: OpenCall) => running.filter((text) => text.call === call).length
+    const starting: RunningText[] = []
     for (;;) {
-      const waiting = this.#calls.filter(({ jobs: [job], running, batchSize }) => {
-        return job !== undefined && (running === 0 || running + job.texts.length <= batchSize)
+      const ready = [...this.#calls.values()].filter((call) => {
+        const [next] = call.waiting
+        return next !== undefined && (runningOf(call) === 0 || runningOf(call) + next.length <= call.batchSize)
       })
-      const [call] = waiting.sort((a, b) => a.running - b.running)
-      if (call === undefined || !this.#fits(call)) break
-      const { texts, prepare } = call.jobs.shift()!
-      const starts = texts.map((text) => ({ text, call }))
-      call.running += texts.length
-      this.#running += texts.length
-      this.#bytes += bytesOf(call.graph, texts)
-      if (prepare === undefined) shared.push(...starts)
-      else this.#open(starts, prepare)
-    }
-    shared.sort((a, b) => lengthOf(a) - lengthOf(b))
-    while (shared.length > 0) {
-      const [first] = shared
-      const together: Start[] = []
-      for (const one of shared) {
-        const isAlone = one.text.request.baseTokens > 0 || first.text.request.baseTokens > 0
-        const isShort = lengthOf(one) <= SHORT && (together.length + 1) * lengthOf(one) <= PIECE
-        const fits = !isAlone && isShort && isSimilar(lengthOf(first), lengthOf(one))
-        if (one === first || (fits && (this.#mixesShare || mixOf(first) === mixOf(one)))) together.push(one)
+      const [call] = ready.sort((a, b) => runningOf(a) - runningOf(b))
+      if (call === undefined || !this.#fits(call, running)) break
+      try {
+        const numbers = call.waiting.shift()!
+        const mixes = this.tools.graph.factorsOf(numbers.map((number) => call.texts[number].mix))
+        const texts = numbers.map((number, i) => new RunningText(call, number, mixes[i], this.tools.decoder))
+        running.push(...texts)
+        if (this.form.shares) starting.push(...texts)
+        else this.#batches.push(new TextBatch(this.tools, texts))
+      } catch (error) {
+        call.fail(error)
       }
-      for (const one of together) shared.splice(shared.indexOf(one), 1)
-      this.#open(together)
+    }
+    starting.sort((a, b) => lengthOf(a) - lengthOf(b))
+    while (starting.length > 0) {
+      const [shortest] = starting
+      const together = starting
+        .filter((text) => text === shortest || this.#mayStart(shortest, text))
+        .filter((text, i) => i === 0 || (i + 1) * lengthOf(text) <= PIECE)
+      for (const text of together) starting.splice(starting.indexOf(text), 1)
+      this.#batches.push(new TextBatch(this.tools, together))
     }
   }
 
-  #fits({ jobs: [{ texts }], graph, batchSize }: OpenCall): boolean {
-    if (this.#running === 0) return true
+  #fits({ waiting: [next], texts, batchSize }: OpenCall, running: readonly RunningText[]): boolean {
+    if (running.length === 0) return true
     const { maxBatch, cacheBytes } = this.bounds
-    const isRoom = this.#running + texts.length <= Math.max(maxBatch, batchSize)
-    return isRoom && this.#bytes + bytesOf(graph, texts) <= cacheBytes
+    const requests = [...running.map(({ request }) => request), ...next.map((index) => texts[index])]
+    const tokens = requests.reduce((sum, { promptIds, limits }) => sum + promptIds.length + limits.maxTokens, 0)
+    return requests.length <= Math.max(maxBatch, batchSize) && tokens * this.form.tokenBytes <= cacheBytes
   }
 
-  #open(starts: readonly Start[], prepare?: TextJob['prepare']): void {
-    const members = new Map(
-      starts.map(({ text, call }) => {
-        const id = this.#nextId++
-        return [id, { id, text, call, length: text.request.promptIds.length }]
-      }),
-    )
-    const { graph } = starts[0].call
-    this.#groups.push({ graph, members, prepare, decoding: undefined, vectors: undefined, ended: [], isRead: false })
+  /** True if two prompts may be read together. */
+  #mayStart(shorter: RunningText, longer: RunningText): boolean {
+    const isAlone = shorter.request.baseTokens > 0 || longer.request.baseTokens > 0
+    const isShort = lengthOf(longer) <= SHORT && isSimilar(lengthOf(shorter), lengthOf(longer))
+    return !isAlone && isShort && (this.#mixesShare || isSameMix(shorter.mix, longer.mix))
   }
 
-  async #step(group: Group): Promise<void> {
-    const most = group.graph.takesPieces ? (this.#groups.length > 1 ? PIECE : LONG_PIECE) : undefined
+  async #step(batch: TextBatch): Promise<void> {
+    const most = this.form.takesPieces ? (this.#batches.length > 1 ? PIECE : LONG_PIECE) : undefined
     try {
-      const tokens = await (group.decoding === undefined ? this.#begin(group, most) : this.#next(group, most))
-      group.isRead ||= tokens.length > 0
-      const ended: number[] = []
-      for (const token of tokens) {
-        const member = group.members.get(token.row)
-        if (member === undefined) continue
-        member.length++
-        if (token.failure !== undefined) member.text.fail(deserializeError(token.failure))
-        else if (member.text.take(token)) continue
-        ended.push(token.row)
-      }
-      for (const id of ended) this.#end(group, id)
-      group.vectors?.push(tokens, ended)
+      for (const [call, texts] of groupBy(await batch.step(most), ({ call }) => call)) tell(call, texts)
+      await this.#end(batch, ({ hasEnded }) => hasEnded)
     } catch (error) {
-      await this.#fail(group, error)
+      await this.#fail(batch, error)
     }
-    await this.#closeIfEmpty(group)
   }
 
-  #next(group: Group, most: number | undefined): Promise<NextToken[]> {
-    const ended = group.ended.splice(0)
-    const { vectors, decoding } = group
-    const next = async (given?: Feeds) => this.session.engine.nextTokens(decoding!, ended, given, most)
-    return vectors === undefined ? next() : vectors.feeds().then(next)
-  }
-
-  async #begin(group: Group, most: number | undefined): Promise<NextToken[]> {
-    const { members, prepare, graph } = group
-    const { inputs, logits, padding } = graph
-    const { context, vectors } = (await prepare?.([...members.keys()])) ?? {}
-    const given = await vectors?.feeds()
-    group.vectors = vectors
-    const all = [...members.values()]
-    return this.session.tried(async () => {
-      const { engine } = this.session
-      if (group.decoding !== undefined) await engine.stopDecoding(group.decoding)
-      const { roles, cache } = inputs
-      const rows = all.map(({ id, text }) => ({ ...text.request, id }))
-      const mixes = all.map(({ text }) => text.mix)
-      const request = { rows, logits, roles, cache, padding, context }
-      const prefixBytes = graph.takesPieces ? this.bounds.prefixCache : 0
-      group.decoding = await engine.startDecoding(request, mixes, prefixBytes)
-      return engine.nextTokens(group.decoding, [], given, most)
-    })
-  }
-
-  /** Ends the texts of a group with an error. Those of which the graph cannot tell the adapters apart go on alone. */
-  async #fail(group: Group, error: unknown): Promise<void> {
-    const { members, prepare, isRead } = group
-    const isMixed = new Set(Array.from(members.values(), mixOf)).size > 1
-    if (prepare === undefined && members.size > 1 && (!isRead || (isMixed && error instanceof UnsupportedError))) {
+  /** Ends the texts of a batch with an error. Those whose adapters the graph cannot tell apart go on alone. */
+  async #fail(batch: TextBatch, error: unknown): Promise<void> {
+    const { texts, isRead } = batch
+    const isMixed = texts.some(({ mix }) => !isSameMix(mix, texts[0].mix))
+    if (this.form.shares && texts.length > 1 && (!isRead || (isMixed && error instanceof UnsupportedError))) {
       if (error instanceof UnsupportedError) this.#mixesShare = false
-      // One whose prompt is not read begins again, so that it alone fails if it is to blame.
-      const decodings = isRead ? await this.session.engine.splitDecoding(group.decoding!, group.ended) : undefined
-      for (const [id, member] of members) {
-        this.#groups.push({ ...group, members: new Map([[id, member]]), decoding: decodings?.get(id), ended: [] })
+      // A text whose prompt is not read begins again, so that it alone fails if it is to blame.
+      const alone = await batch.split().catch(() => undefined)
+      if (alone !== undefined) {
+        this.#batches = this.#batches.flatMap((kept) => (kept === batch ? alone : [kept]))
+        return
       }
-      members.clear()
-      return
     }
-    for (const { id, text } of [...members.values()]) {
-      text.fail(this.#closed() ?? error)
-      this.#end(group, id)
-    }
+    for (const { call } of texts) call.fail(error)
+    await this.#end(batch, () => true)
   }
 
-  /** The error of a session that is closed, which says more than that of its engine. */
-  #closed(): unknown {
+  /** Texts leave their batch, and what was read of them is kept. */
+  async #end(batch: TextBatch, hasEnded: (text: RunningText) => boolean): Promise<void> {
+    const ended = batch.texts.filter(hasEnded)
+    if (ended.length === 0) return
+    // Nothing is kept of an engine that closes, or that has lost its GPU.
+    await batch.keep(ended).catch(() => {})
     try {
-      void this.session.engine
+      await batch.drop(ended)
     } catch (error) {
-      return error
+      for (const { call } of batch.texts) call.fail(error)
+      await batch.drop(batch.texts)
     }
-  }
-
-  #end(group: Group, id: number): void {
-    const { call, text } = group.members.get(id)!
-    group.members.delete(id)
-    group.ended.push(id)
-    call.running--
-    this.#running--
-    this.#bytes -= bytesOf(group.graph, [text])
-  }
-
-  async #closeIfEmpty(group: Group): Promise<void> {
-    if (group.members.size > 0) return
-    this.#groups = this.#groups.filter((other) => other !== group)
-    if (group.decoding === undefined) return
-    try {
-      await this.session.engine.stopDecoding(group.decoding)
-    } catch {
-      // An engine that has ended holds no texts.
-    }
+    if (batch.texts.length === 0) this.#batches = this.#batches.filter((kept) => kept !== batch)
+    const running = new Set(this.#texts.map(({ call }) => call))
+    for (const { call } of ended) if (call.waiting.length === 0 && !running.has(call)) call.end()
   }
 
   async #join(): Promise<void> {
-    const ready = this.#groups.filter(({ isRead, prepare }) => isRead && prepare === undefined)
-    for (const [i, group] of ready.entries()) {
-      for (const other of ready.slice(i + 1)) {
-        if ([group, other].some(({ members }) => members.size === 0) || !this.#mayJoin(group, other)) continue
-        const ended = [...group.ended, ...other.ended]
+    const ready = this.#batches.filter(({ isRead }) => isRead && this.form.shares)
+    for (const [i, batch] of ready.entries()) {
+      for (const joining of ready.slice(i + 1)) {
+        if (batch.texts.length === 0 || joining.texts.length === 0 || !this.#mayJoin(batch, joining)) continue
         try {
-          if (!(await this.session.engine.joinDecodings(group.decoding!, other.decoding!, ended))) {
-            this.#mixesShare = false
-            continue
-          }
+          if (!(await batch.join(joining))) this.#mixesShare = false
         } catch (error) {
-          await this.#fail(group, error)
-          await this.#fail(other, error)
+          await this.#fail(batch, error)
+          await this.#fail(joining, error)
           return
         }
-        group.ended = []
-        for (const [id, member] of other.members) group.members.set(id, member)
-        other.members.clear()
-        this.#groups = this.#groups.filter((one) => one !== other)
       }
     }
+    this.#batches = this.#batches.filter(({ texts }) => texts.length > 0)
   }
 
-  #mayJoin(a: Group, b: Group): boolean {
-    const members = [...a.members.values(), ...b.members.values()]
-    const lengths = members.map(({ length }) => length)
-    const isOne = this.#mixesShare || new Set(members.map(mixOf)).size === 1
+  #mayJoin(a: TextBatch, b: TextBatch): boolean {
+    const texts = [...a.texts, ...b.texts]
+    const lengths = texts.map(({ tokens }) => tokens.length)
+    const isOne = this.#mixesShare || texts.every(({ mix }) => isSameMix(mix, texts[0].mix))
     const [shortest, longest] = [Math.min(...lengths), Math.max(...lengths)]
-    const { padding, tokenBytes, weightBytes } = a.graph
+    const { tokenBytes, weightBytes } = this.form
     const filled = lengths.reduce((sum, length) => sum + longest - length, 0) * tokenBytes
-    const skips = padding === 'right' || this.session.newRows?.takesMissing === true
-    return isOne && (isSimilar(shortest, longest) || (skips && CLEARING * filled < weightBytes))
+    return isOne && (isSimilar(shortest, longest) || (a.skipsPadding && CLEARING * filled < weightBytes))
   }
+}
+
+/** Reports the tokens of a step. If a text cannot go on, its call fails. */
+function tell(call: OpenCall, texts: readonly RunningText[]): void {
+  if (call.isOver) return
+  const tokens = texts.flatMap(({ newest }) => newest ?? [])
+  if (tokens.length > 0) call.report(tokens)
+  const failed = texts.find(({ newest }) => newest === undefined)
+  if (failed !== undefined) call.fail(failed.failure)
 }
 
 /** True if texts of these lengths share a batch: each key that only fills a row up costs time. */
@@ -335,14 +231,19 @@ function isSimilar(shorter: number, longer: number): boolean {
   return longer <= 2 * shorter || longer - shorter <= PIECE
 }
 
-function lengthOf({ text }: Start): number {
-  return text.request.promptIds.length
+function lengthOf({ request }: RunningText): number {
+  return request.promptIds.length
 }
 
-function mixOf({ text }: Start): string {
-  return JSON.stringify(text.mix)
-}
-
-function bytesOf({ tokenBytes }: TextGraph, texts: readonly RunningText[]): number {
-  return texts.reduce((sum, { request, mostTokens }) => sum + (request.promptIds.length + mostTokens) * tokenBytes, 0)
+/** Prompts of similar length share a batch, so that little is filled up; of one length if nothing can be. */
+export function batchesOf(lengths: readonly number[], batchSize: number, padding: Padding): number[][] {
+  const order = [...lengths.keys()].sort((a, b) => lengths[a] - lengths[b] || a - b)
+  const batches: number[][] = []
+  for (const index of order) {
+    const last = batches.at(-1)
+    const fits = padding !== 'none' || (last !== undefined && lengths[last[0]] === lengths[index])
+    if (last !== undefined && last.length < batchSize && fits) last.push(index)
+    else batches.push([index])
+  }
+  return batches
 }

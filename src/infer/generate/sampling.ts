@@ -41,17 +41,17 @@ export interface SamplingOptions {
 
 export type Sampling = Readonly<Record<keyof SamplingOptions, number>>
 
-/** The top_k of transformers and transformers.js where generation_config.json samples and names none. */
+/** The top_k of transformers and transformers.js if generation_config.json samples and has none. */
 const SAMPLED_TOP_K = 50
 
-/** Values of generation_config.json that no option could have count as missing. */
+/** A value of generation_config.json that its option would not accept counts as missing. */
 export function resolveSampling(
   options: SamplingOptions = {},
   config: Readonly<Record<string, unknown>> = {},
 ): Sampling {
   const given = (name: keyof SamplingOptions, key: string): number | undefined => {
-    const own = config[key]
-    return options[name] ?? (SAMPLING_OPTIONS[name].accepts(own) ? (own as number) : undefined)
+    const fallback = config[key]
+    return options[name] ?? (SAMPLING_OPTIONS[name].accepts(fallback) ? (fallback as number) : undefined)
   }
   const samples = config.do_sample === true
   const draws = samples || [options.topK, options.topP, options.minP].some((value) => value !== undefined)

@@ -52,7 +52,7 @@ export function checkedSchema(schema: object): string {
       const at = `${where}.${key}`
       if (NOTES.has(key)) continue
       if (!KNOWN.has(key)) fail(at, 'texts cannot be kept to this keyword', [...KNOWN].join(', '))
-      if (key === 'type' && ![value].flat().every((one) => TYPES.has(one as string)))
+      if (key === 'type' && ![value].flat().every((type) => TYPES.has(type as string)))
         fail(at, 'unknown', [...TYPES].join(', '))
       if (COUNTS.includes(key)) {
         if (!Number.isSafeInteger(value)) fail(at, 'not a whole number')
@@ -62,7 +62,7 @@ export function checkedSchema(schema: object): string {
       if (NUMBERS.includes(key) && !(isOfIntegers(part as object) && Number.isSafeInteger(value))) {
         fail(at, 'texts are kept to whole bounds of whole numbers alone', '"type": "integer" and an integer')
       }
-      if (key === 'required' && !(Array.isArray(value) && value.every((one) => typeof one === 'string'))) {
+      if (key === 'required' && !(Array.isArray(value) && value.every((item) => typeof item === 'string'))) {
         fail(at, 'not a list of names')
       }
       if (key === 'enum') {
@@ -75,11 +75,11 @@ export function checkedSchema(schema: object): string {
       if (ONE.includes(key)) visit(value, at, depth + 1)
       if (LIST.includes(key)) {
         if (!Array.isArray(value) || value.length === 0) fail(at, 'not a list of schemas')
-        for (const [i, one] of (value as unknown[]).entries()) visit(one, `${at}[${i}]`, depth + 1)
+        for (const [i, item] of (value as unknown[]).entries()) visit(item, `${at}[${i}]`, depth + 1)
       }
       if (NAMED.includes(key)) {
         if (!isObject(value)) fail(at, 'not an object of schemas')
-        for (const [name, one] of Object.entries(value as object)) visit(one, `${at}.${name}`, depth + 1)
+        for (const [name, item] of Object.entries(value as object)) visit(item, `${at}.${name}`, depth + 1)
       }
     }
   }

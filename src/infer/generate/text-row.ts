@@ -1,8 +1,7 @@
 // A text as it grows: tokens become pieces of text that are certain, until one ends it. Stop strings may begin in one
-// token and end in another, so that what could be the beginning of one is held back.
+// token and end in another, so a piece that could be the beginning of one is held back.
 
 import type { TextStream } from '../../text/tokenizer.js'
-import type { GenerateResult } from '../session.js'
 
 export interface TextLimits {
   readonly endIds: ReadonlySet<number>
@@ -12,15 +11,18 @@ export interface TextLimits {
   readonly atMost: 'max-new-tokens' | 'context'
 }
 
+const NO_TEXT: TextStream = { push: () => '', end: () => '' }
+
 export class TextRow {
   readonly tokenIds: number[] = []
   text = ''
-  finish: GenerateResult['finish'] | undefined
+  finish: 'eos' | 'stop' | TextLimits['atMost'] | undefined
   #held = ''
 
+  /** `stream`: without it, there is no text, and no stop string is found. */
   constructor(
-    private readonly stream: TextStream,
     private readonly limits: TextLimits,
+    private readonly stream: TextStream = NO_TEXT,
   ) {}
 
   push(id: number): string {
@@ -32,7 +34,7 @@ export class TextRow {
     return piece + this.#end(atMost)
   }
 
-  #end(finish: 'eos' | 'max-new-tokens' | 'context'): string {
+  #end(finish: 'eos' | TextLimits['atMost']): string {
     const rest = this.#give(this.stream.end())
     if (this.finish !== undefined) return rest
     this.finish = finish

@@ -2,120 +2,66 @@
 // of its own, with those of pictures in their places; and the positions of pictures on a grid.
 
 import { f32ToF16 } from '../../base/dtype.js'
-import { FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { roleFeeds, splitInputs, typeOf } from '../../graph/inputs/roles.js'
-import { type TokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
-import type { Model } from '../../graph/model-folder.js'
-import { type Graph, readGraph } from '../../graph/view/graph.js'
+import { MismatchError } from '../../base/errors.js'
+import { roleFeeds } from '../../graph/inputs/roles.js'
+import { VECTORS } from '../../graph/inputs/tokens.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
 import { gridPositions } from '../../tasks/pictures/picture-places.js'
-import type { PictureVectors } from '../../tasks/pictures/pictures.js'
-import type { Mix } from '../adapters/choice.js'
-import type { RunGraph } from '../graphs.js'
-import type { NextToken, Padding } from './decoding.js'
+import { type AdapterFeeds, feedsOfRows, type RowFactors } from '../adapters/row-factors.js'
+import type { GraphEngine } from '../graph-engine.js'
+import type { RunningText } from './running-text.js'
+import type { EmbeddingForm, Padding } from './text-form.js'
 
-const EMBEDDING = 'embed_tokens'
-
-export interface VectorRow {
-  readonly id?: number
-  readonly ids: readonly number[]
-  readonly pictures: PictureVectors | undefined
-  readonly mix: Mix
-}
-
-interface Row extends VectorRow {
-  readonly id: number
-  next: readonly number[]
-  /** Positions of all tokens (3, length), where pictures lie on a grid, and the one behind them. */
+interface Row {
+  readonly text: RunningText
+  readonly mix: RowFactors[number]
+  /** Positions of all tokens (3, length), if pictures lie on a grid, and the one after them. */
   readonly positions: readonly (readonly number[])[] | undefined
   after: number
 }
 
-export type OpenEmbedding = (rows: readonly VectorRow[], padding: Padding, run: RunGraph) => TokenVectors
-
-interface VectorGraphs {
-  readonly embedding: Graph
-  readonly decoder: Graph
-  readonly padTokenId: number
-}
-
-export async function openEmbedding(model: Model, inputs: Pick<TokenInputs, 'cache'>): Promise<OpenEmbedding> {
-  requireCache(inputs)
-  const { graphs, directory, padTokenId } = model
-  if (graphs[EMBEDDING] === undefined) {
-    throw new FileError({
-      where: directory.name,
-      what: `no ${EMBEDDING}.onnx in this folder, which gives the vectors that the decoder reads`,
-      got: `graphs ${Object.values(graphs).join(', ')}`,
-      hint: `Copy onnx/${EMBEDDING}.onnx from where the model came from`,
-    })
-  }
-  const embedding = readGraph(await model.openGraph(EMBEDDING))
-  const { roles, others } = splitInputs(embedding)
-  if (others.length === 0 && roles.length === 1 && roles[0].role === 'inputIds') {
-    const own = { embedding, decoder: readGraph(model.onnx), padTokenId }
-    return (rows, padding, run) => new TokenVectors(own, rows, padding, run)
-  }
-  throw new UnsupportedError({
-    where: EMBEDDING,
-    what: 'it reads more than tokens',
-    expected: 'one input input_ids',
-    got: embedding.inputs.map(({ name }) => name).join(', '),
-  })
-}
-
-function requireCache({ cache }: Pick<TokenInputs, 'cache'>): void {
-  if (cache.length > 0) return
-  throw new UnsupportedError({
-    where: 'ONNX model',
-    what: 'a decoder that reads vectors and has no key-value cache',
-    expected: 'inputs past_key_values.*',
-    hint: 'Take decoder_model_merged.onnx as transformers.js publishes it',
-  })
-}
-
 export class TokenVectors {
   #rows: Row[]
+  #adapters: AdapterFeeds
   #isFirst = true
 
   constructor(
-    private readonly graphs: VectorGraphs,
-    rows: readonly VectorRow[],
+    private readonly form: EmbeddingForm,
+    private readonly graph: GraphEngine,
+    texts: readonly RunningText[],
     private readonly padding: Padding,
-    private readonly run: RunGraph,
   ) {
-    const places = graphs.decoder.inputs.find(({ name }) => name === 'position_ids')
-    const hasGrids = places !== undefined && rows.some(({ pictures }) => (pictures?.grids.length ?? 0) > 0)
-    this.#rows = rows.map((row, index) => {
-      const positions = hasGrids ? gridPositions(row.ids, row.pictures) : undefined
+    const hasGrids = form.takesPositions && texts.some(({ request: { pictures } }) => pictures?.grids.length)
+    const mixes = graph.factorsOf(texts.map(({ request }) => request.mix))
+    this.#adapters = feedsOfRows(mixes)
+    this.#rows = texts.map((text, i) => {
+      const { promptIds, pictures } = text.request
+      const positions = hasGrids ? gridPositions(promptIds, pictures) : undefined
       const after = positions === undefined ? 0 : Math.max(...positions.map((axis) => Math.max(...axis))) + 1
-      return { id: index, ...row, next: row.ids, positions, after }
+      return { text, mix: mixes[i], positions, after }
     })
   }
 
-  push(newest: readonly NextToken[], ended: readonly number[]): void {
-    for (const { row: text, id } of newest) {
-      const row = this.#rows.find((one) => one.id === text)
-      if (row !== undefined) row.next = [id]
-    }
-    this.#rows = this.#rows.filter(({ id }) => !ended.includes(id))
+  drop(texts: readonly RunningText[]): void {
+    this.#rows = this.#rows.filter(({ text }) => !texts.includes(text))
+    this.#adapters = feedsOfRows(this.#rows.map(({ mix }) => mix))
   }
 
   async feeds(): Promise<Feeds> {
     const rows = this.#rows
-    const [batch, sequence] = [rows.length, Math.max(...rows.map(({ next }) => next.length))]
-    const starts = rows.map(({ next }) => (this.padding === 'left' ? sequence - next.length : 0))
-    const { embedding, padTokenId } = this.graphs
+    const fed = rows.map(({ text: { request, tokens } }) => (this.#isFirst ? request.promptIds : tokens.slice(-1)))
+    const [batch, sequence] = [rows.length, Math.max(...fed.map(({ length }) => length))]
+    const starts = fed.map(({ length }) => (this.padding === 'left' ? sequence - length : 0))
+    const { roles, padTokenId } = this.form
     const inputIds = new Int32Array(batch * sequence).fill(padTokenId)
-    rows.forEach(({ next, pictures }, row) => {
+    for (const [row, { text }] of rows.entries()) {
       // The embedding may have no row for the token of pictures.
-      const ids = next.map((id) => (id === pictures?.token && this.#isFirst ? padTokenId : id))
+      const ids = fed[row].map((id) => (id === text.request.pictures?.token && this.#isFirst ? padTokenId : id))
       inputIds.set(ids, row * sequence + starts[row])
-    })
-    const tokens = { batch, sequence, inputIds, attentionMask: new Uint8Array(batch * sequence).fill(1) }
-    const feeds = roleFeeds(splitInputs(embedding).roles, tokens)
-    const mixes = rows.map(({ mix }) => mix)
-    const outputs = await this.run(EMBEDDING, feeds, mixes)
+    }
+    const attentionMask = new Uint8Array(batch * sequence).fill(1)
+    const feeds = roleFeeds(roles, { batch, sequence, inputIds, attentionMask })
+    const outputs = await this.graph.run(feeds, this.#adapters, undefined)
     const plain = outputs[VECTORS] ?? Object.values(outputs)[0]
     const vectors = this.#isFirst ? this.#withPictures(plain, starts) : plain
     const positions = this.#positions(sequence, starts)
@@ -124,11 +70,12 @@ export class TokenVectors {
   }
 
   #withPictures(vectors: RuntimeTensor, starts: readonly number[]): RuntimeTensor {
-    if (this.#rows.every(({ pictures }) => pictures === undefined)) return vectors
+    if (this.#rows.every(({ text }) => text.request.pictures === undefined)) return vectors
     const [, sequence, width] = vectors.dims
     const data = floatsOf(vectors).slice()
-    this.#rows.forEach(({ next, pictures }, row) => {
-      if (pictures === undefined) return
+    for (const [row, { text }] of this.#rows.entries()) {
+      const { pictures, promptIds } = text.request
+      if (pictures === undefined) continue
       if (pictures.width !== width) {
         throw new MismatchError({
           where: 'vision_encoder',
@@ -138,38 +85,36 @@ export class TokenVectors {
         })
       }
       let from = 0
-      next.forEach((id, i) => {
-        if (id !== pictures.token) return
+      for (const [i, id] of promptIds.entries()) {
+        if (id !== pictures.token) continue
         data.set(pictures.data.subarray(from, from + width), (row * sequence + starts[row] + i) * width)
         from += width
-      })
-    })
+      }
+    }
     return { type: 'float32', data, dims: vectors.dims }
   }
 
   #typed(vectors: RuntimeTensor): RuntimeTensor {
-    const input = this.graphs.decoder.inputs.find(({ name }) => name === VECTORS)!
-    const wanted = typeOf(input)
-    if (wanted === vectors.type) return vectors
+    const { type } = this.form
+    if (type === vectors.type) return vectors
     const data = floatsOf(vectors)
-    if (wanted === 'float16') return { type: 'float16', data: f32ToF16(data), dims: vectors.dims }
+    if (type === 'float16') return { type: 'float16', data: f32ToF16(data), dims: vectors.dims }
     return { type: 'float32', data, dims: vectors.dims }
   }
 
-  /** Positions (3, batch, sequence); nothing where they count tokens. */
+  /** Positions (3, batch, sequence); nothing if they count tokens. */
   #positions(sequence: number, starts: readonly number[]): Feeds {
     const rows = this.#rows
     if (rows[0].positions === undefined) return {}
     const [axes, batch] = [3, rows.length]
     const data = new BigInt64Array(axes * batch * sequence)
-    rows.forEach((row, i) => {
+    for (const [i, row] of rows.entries()) {
       for (let axis = 0; axis < axes; axis++) {
-        const start = (axis * batch + i) * sequence + starts[i]
-        const own = this.#isFirst ? row.positions![axis] : [row.after]
-        data.set(own.map(BigInt), start)
+        const places = this.#isFirst ? row.positions![axis] : [row.after]
+        data.set(places.map(BigInt), (axis * batch + i) * sequence + starts[i])
       }
       if (!this.#isFirst) row.after++
-    })
+    }
     return { position_ids: { type: 'int64', data, dims: [axes, batch, sequence] } }
   }
 }

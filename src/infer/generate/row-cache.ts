@@ -1,0 +1,114 @@
+// Key-value caches of texts that grow together: which rows they have, and how rows of several become one cache.
+
+import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
+import { type Feeds, freeOnGpu, isOnGpu, type RuntimeTensor } from '../../runtime/runtime.js'
+
+export interface MovedRows {
+  readonly rows: readonly number[]
+  /** The first token that is copied, how many are, and where the first goes. */
+  readonly from: number
+  readonly count: number
+  readonly to: number
+}
+
+export class RowCache {
+  /** `axis`: that of the tokens. Without one, a part is copied whole with its row. */
+  constructor(
+    private readonly parts: Pick<CacheEntry, 'past' | 'axis'>[],
+    public feeds: Feeds,
+  ) {}
+
+  /** Takes rows of several caches of one graph, this one among them or not, in the place of its own. */
+  become(moved: readonly (MovedRows & { readonly cache: Pick<RowCache, 'feeds'> })[], length: number): void {
+    const joined = this.parts.map(({ past, axis }) => {
+      const tensors = moved.map(({ cache, ...rows }) => ({ ...rows, tensor: cache.feeds[past] }))
+      if (axis !== undefined) return [past, joinRows(tensors, axis, length)] as const
+      const [, count] = tensors[0].tensor.dims
+      return [
+        past,
+        joinRows(
+          tensors.map((part) => ({ ...part, from: 0, count, to: 0 })),
+          1,
+          count,
+        ),
+      ] as const
+    })
+    this.feeds = Object.fromEntries(joined)
+  }
+
+  /** Feeds further inputs with each step, which go with their rows. */
+  hold(feeds: Feeds): void {
+    this.parts.push(...Object.keys(feeds).map((past) => ({ past, axis: undefined })))
+    this.feeds = { ...this.feeds, ...feeds }
+  }
+
+  /** A copy of some tokens of a row. */
+  cut(row: number, from: number, count: number): Feeds {
+    const copy = new RowCache(this.parts, {})
+    copy.become([{ cache: this, rows: [row], from, count, to: 0 }], count)
+    return copy.feeds
+  }
+
+  get isOnGpu(): boolean {
+    return Object.values(this.feeds).some(isOnGpu)
+  }
+
+  /** Before rows are cut or moved, which cannot be done on a GPU. */
+  async fetch(toHost: (tensor: RuntimeTensor) => Promise<RuntimeTensor>): Promise<void> {
+    for (const [name, tensor] of Object.entries(this.feeds)) {
+      if (!isOnGpu(tensor)) continue
+      this.feeds[name] = await toHost(tensor)
+      freeOnGpu(tensor)
+    }
+  }
+
+  release(): void {
+    freeOnGpu(...Object.values(this.feeds))
+  }
+}
+
+/** The cache of a graph that gives out the whole of it in each step. */
+export class PlainCache extends RowCache {
+  constructor(
+    private readonly entries: readonly CacheEntry[],
+    batch: number,
+  ) {
+    // Keys and values of an encoder are as long in all steps.
+    const parts = entries.map(({ past, axis, isOfEncoder }) => ({ past, axis: isOfEncoder ? undefined : axis }))
+    super(parts, Object.fromEntries(entries.map((entry) => [entry.past, emptyTensor(entry, batch)])))
+  }
+
+  add(outputs: Readonly<Record<string, RuntimeTensor>>, isFirst: boolean): void {
+    for (const { past, present, isOfEncoder } of this.entries) {
+      const isKept = isOfEncoder && !isFirst
+      freeOnGpu(isKept ? outputs[present] : this.feeds[past])
+      if (!isKept) this.feeds[past] = outputs[present]
+    }
+  }
+}
+
+/** Rows of several tensors under one another, zeros where nothing goes. `axis`: that of the tokens, above 0. */
+export function joinRows(
+  parts: readonly (MovedRows & { readonly tensor: RuntimeTensor })[],
+  axis: number,
+  length: number,
+): RuntimeTensor {
+  const [{ tensor: first }] = parts
+  const product = (dims: readonly number[]) => dims.reduce((all, dim) => all * dim, 1)
+  const [outer, inner] = [product(first.dims.slice(1, axis)), product(first.dims.slice(axis + 1))]
+  const batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
+  const DataArray = first.data.constructor as Float32ArrayConstructor
+  const data = new DataArray(batch * outer * length * inner)
+  let block = 0
+  for (const { tensor, rows, from, count, to } of parts) {
+    const source = tensor.data as Float32Array
+    const sourceLength = tensor.dims[axis]
+    for (const row of rows) {
+      for (let i = 0; i < outer; i++, block++) {
+        const start = ((row * outer + i) * sourceLength + from) * inner
+        data.set(source.subarray(start, start + count * inner), (block * length + to) * inner)
+      }
+    }
+  }
+  return { type: first.type, data, dims: [batch, ...first.dims.slice(1, axis), length, ...first.dims.slice(axis + 1)] }
+}

@@ -1,0 +1,82 @@
+// Graphs beside a decoder. An encoder reads a prompt once, and the decoder writes from its own first token on. An
+// embedding gives the vectors that a decoder reads in the place of tokens.
+
+import { DataError, FileError, UnsupportedError } from '../../base/errors.js'
+import type { CacheEntry } from '../../graph/inputs/cache.js'
+import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/family.js'
+import { splitInputs, typeOf } from '../../graph/inputs/roles.js'
+import { encoderInputs, VECTORS } from '../../graph/inputs/tokens.js'
+import { type Model, requireTokenizer, startToken } from '../../graph/model-folder.js'
+import { type Graph, readGraph } from '../../graph/view/graph.js'
+import { checkVocabulary } from '../../text/tokenizer.js'
+import type { Prompt } from '../session.js'
+import type { EncodedPrompt } from './messages.js'
+import type { EmbeddingForm, EncoderForm } from './text-form.js'
+
+/** The encoder takes texts with what ends them. */
+export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
+  const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
+  if (typeof prompt !== 'string' && !('ids' in prompt)) {
+    throw new DataError({ where, what: 'an encoder-decoder takes no chat', expected: 'text', got: 'messages' })
+  }
+  const tokenizer = requireTokenizer(model)
+  const ids = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt.ids
+  if (ids.length === 0 || ids.length > contextLength) {
+    throw new DataError({
+      where,
+      what: ids.length === 0 ? 'it has no tokens, and the tokenizer adds none' : `longer than the context of ${name}`,
+      expected: ids.length === 0 ? 'at least one character' : `at most ${contextLength} tokens`,
+      got: String(ids.length),
+    })
+  }
+  checkVocabulary(ids, { tokenizer, vocabularySize })
+  return { ids, endIds: [], stops: [] }
+}
+
+export async function encoderForm(model: Model, decoder: Graph): Promise<EncoderForm> {
+  const { generationConfig, config, padTokenId } = model
+  const { roles } = encoderInputs(readGraph(await model.openGraph('encoder')))
+  const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
+  const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]
+  const states = decoder.inputs.map(({ name }) => name).filter((name) => name === HIDDEN_STATES || name === STATES_MASK)
+  return { role: 'encoder', roles, padTokenId, states, startIds }
+}
+
+const EMBEDDING = 'embed_tokens'
+
+export async function embeddingForm(
+  model: Model,
+  { inputs }: Pick<Graph, 'inputs'>,
+  cache: readonly CacheEntry[],
+): Promise<EmbeddingForm> {
+  if (cache.length === 0) {
+    throw new UnsupportedError({
+      where: 'ONNX model',
+      what: 'a decoder that reads vectors and has no key-value cache',
+      expected: 'inputs past_key_values.*',
+      hint: 'Take decoder_model_merged.onnx as transformers.js publishes it',
+    })
+  }
+  const { graphs, directory, padTokenId } = model
+  if (graphs[EMBEDDING] === undefined) {
+    throw new FileError({
+      where: directory.name,
+      what: `no ${EMBEDDING}.onnx in this folder, which gives the vectors that the decoder reads`,
+      got: `graphs ${Object.values(graphs).join(', ')}`,
+      hint: `Copy onnx/${EMBEDDING}.onnx from where the model came from`,
+    })
+  }
+  const embedding = readGraph(await model.openGraph(EMBEDDING))
+  const { roles, others } = splitInputs(embedding)
+  if (others.length > 0 || roles.length !== 1 || roles[0].role !== 'inputIds') {
+    throw new UnsupportedError({
+      where: EMBEDDING,
+      what: 'it reads more than tokens',
+      expected: 'one input input_ids',
+      got: embedding.inputs.map(({ name }) => name).join(', '),
+    })
+  }
+  const type = typeOf(inputs.find(({ name }) => name === VECTORS)!)!
+  const takesPositions = inputs.some(({ name }) => name === 'position_ids')
+  return { role: EMBEDDING, roles, padTokenId, type, takesPositions }
+}

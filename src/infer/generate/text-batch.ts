@@ -1,0 +1,296 @@
+// Texts that take their steps together: what each step is fed, their cache, and the rows of the logits. Rows of other
+// lengths are filled up. A plain cache is filled up on the left, where the mask hides it. GroupQueryAttention counts
+// keys from the left, and without a cache a graph sees only what comes before: there rows are filled up on the right,
+// where nothing looks and no time goes.
+
+import { attempt, UnsupportedError } from '../../base/errors.js'
+import type { NewRows } from '../../graph/fuse/new-rows.js'
+import { FIRST_INPUT, MISSING_INPUT } from '../../graph/inject/sites.js'
+import { roleFeeds } from '../../graph/inputs/roles.js'
+import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
+import type { TokenDecoder } from '../../text/decoder.js'
+import { AdapterFeeds, feedsOfRows } from '../adapters/row-factors.js'
+import type { GraphEngine } from '../graph-engine.js'
+import type { Grammars } from './grammars.js'
+import { GrowingCache } from './growing-cache.js'
+import type { PrefixStore, ReadText } from './prefix-store.js'
+import { PlainCache } from './row-cache.js'
+import type { RunningText } from './running-text.js'
+import type { Padding, TextForm } from './text-form.js'
+import type { TokenVectors } from './token-vectors.js'
+
+const BASE = new AdapterFeeds([])
+
+/** Parts that all texts of a session are written with. */
+export interface TextTools {
+  readonly form: TextForm
+  readonly graph: GraphEngine
+  graphOf(role: string): GraphEngine
+  readonly prefixes: PrefixStore
+  /** Given before the first text with stop strings. */
+  decoder?: TokenDecoder
+  /** Given before the first text with a schema. */
+  grammars?: Grammars
+}
+
+export class TextBatch {
+  #adapters: AdapterFeeds
+  readonly #newRows: NewRows | undefined
+  /** Prompts may be filled up on another side: see `form`. */
+  readonly #cachePadding: Padding
+  #cache: GrowingCache | PlainCache
+  #vectors: TokenVectors | undefined
+  #hasBegun = false
+  /** True once each text has a token. */
+  isRead = false
+  /** Tokens that the cache holds of each row, those that fill it up included. */
+  #width = 0
+  #cachedTokens = 0
+
+  constructor(
+    private readonly tools: TextTools,
+    public texts: readonly RunningText[],
+    newRows = tools.graph.newRows,
+  ) {
+    const { form } = tools
+    this.#newRows = newRows
+    this.#cachePadding = newRows?.takesMissing && form.padding === 'left' ? 'right' : form.padding
+    this.#cache = newRows ? new GrowingCache(newRows, texts.length) : new PlainCache(form.cache, texts.length)
+    this.#adapters = feedsOfRows(texts.map(({ mix }) => mix))
+  }
+
+  get lengths(): number[] {
+    return this.texts.map(({ tokens }) => tokens.length)
+  }
+
+  /** Attention leaves out what fills rows up. */
+  get skipsPadding(): boolean {
+    return this.tools.form.padding === 'right' || this.#newRows?.takesMissing === true
+  }
+
+  /**
+   * Takes a step: reads the newest token of each text, or the prompts before the first step. Returns the texts that
+   * have taken it: none while a prompt is not read whole.
+   *
+   * @param most tokens of a prompt that is alone are read at once
+   */
+  async step(most?: number): Promise<readonly RunningText[]> {
+    const { graph, grammars } = this.tools
+    if (!this.#hasBegun) await this.#begin()
+    const isAlone = this.texts.length === 1
+    const isReading = this.#width === 0 || (isAlone && this.#width < this.texts[0].request.promptIds.length)
+    for (const text of this.texts) await text.prepare(grammars)
+    const vectors = await this.#vectors?.feeds()
+    const adapters = this.#isReadByBase ? BASE : this.#adapters
+    const outputs = await graph.run(this.#feeds(vectors, most), adapters, this.#outputNames)
+    if (!this.#take(outputs, most)) return []
+    // A prompt that others share may be there for them before its text ends. From a GPU it is read at the end.
+    if (isReading && isAlone && !this.#cache.isOnGpu) await this.keep(this.texts)
+    return this.texts
+  }
+
+  async #begin(): Promise<void> {
+    const { form, graphOf, prefixes } = this.tools
+    const { encoder, embedding } = form
+    if (encoder !== undefined) {
+      const { readSources } = await import('./encoder-states.js')
+      this.#cache.hold(await readSources(encoder, graphOf(encoder.role), this.texts))
+    }
+    if (embedding !== undefined) {
+      const { TokenVectors } = await import('./token-vectors.js')
+      this.#vectors = new TokenVectors(embedding, graphOf(embedding.role), this.texts, form.padding)
+    }
+    this.#hasBegun = true
+    const [text] = this.texts
+    const found = this.texts.length === 1 ? prefixes.find(this.#readText(text, text.request.promptIds)) : undefined
+    if (found === undefined) return
+    const { cache: feeds, count } = found
+    this.#cache.become([{ cache: { feeds }, rows: [0], from: 0, count, to: 0 }], count)
+    this.#width = count
+    this.#cachedTokens = count
+  }
+
+  /** Keeps what was read of texts for later ones, which may begin alike. */
+  async keep(texts: readonly RunningText[]): Promise<void> {
+    const { prefixes } = this.tools
+    if (prefixes.mostBytes === 0) return
+    await this.#cache.fetch(this.tools.graph.toHost)
+    for (const text of texts) {
+      const row = this.texts.indexOf(text)
+      const count = this.#countOf(text)
+      if (text.failure !== undefined || count <= 0) continue
+      const from = this.#cachePadding === 'left' ? this.#width - count : 0
+      const copy = () => this.#cache.cut(row, from, count)
+      prefixes.keep(this.#readText(text, text.tokens.slice(0, count)), copy)
+    }
+  }
+
+  /** Tokens of a text in the cache, which does not hold the newest one yet. */
+  #countOf({ tokens }: RunningText): number {
+    return Math.min(this.#width, tokens.length - 1)
+  }
+
+  #readText({ mix, request: { scope, baseTokens } }: RunningText, tokens: readonly number[]): ReadText {
+    const ofBase = mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens
+    return { tokens, mix, scope, form: this.#newRows?.output, baseTokens: ofBase }
+  }
+
+  get #outputNames(): readonly string[] {
+    const { logits, cache } = this.tools.form
+    return [logits, ...(this.#newRows === undefined ? cache.map(({ present }) => present) : [this.#newRows.output])]
+  }
+
+  get #isReadByBase(): boolean {
+    return this.texts.length === 1 && this.#width < this.texts[0].request.baseTokens
+  }
+
+  /** All tokens at first and without a cache, afterwards the newest one of each row. */
+  #feeds(vectors: Feeds | undefined, most = Number.POSITIVE_INFINITY): Feeds {
+    const { roles, padding } = this.tools.form
+    const [batch, past] = [this.texts.length, this.#width]
+    const isLeft = (past === 0 ? padding : this.#cachePadding) === 'left'
+    const isAlone = batch === 1
+    const total = this.#reach(most)
+    const sequence = total - past
+    const inputIds = new Int32Array(batch * sequence)
+    const attentionMask = new Uint8Array(batch * total)
+    this.texts.forEach(({ tokens }, row) => {
+      const length = Math.min(tokens.length, total)
+      const fed = isAlone ? tokens.slice(past, total) : past === 0 ? tokens : tokens.slice(-1)
+      inputIds.set(fed, row * sequence + (isLeft ? sequence - fed.length : 0))
+      const start = row * total + (isLeft ? total - length : 0)
+      attentionMask.fill(1, start, start + length)
+    })
+    const isEven = isAlone || sequence === 1 || this.texts.every(({ tokens }) => tokens.length === total)
+    const logitsToKeep = isLeft || isEven ? 1 : undefined
+    const feeds = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
+    const first = (isLeft || isEven ? sequence : Math.min(...this.lengths)) - 1
+    feeds[FIRST_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(first)), dims: [1] }
+    if (past > 0 && !isLeft) {
+      const missing = this.texts.map(({ tokens }) => BigInt(Math.max(0, total - tokens.length)))
+      feeds[MISSING_INPUT] = { type: 'int64', data: BigInt64Array.from(missing), dims: [batch] }
+    }
+    return { ...feeds, ...vectors, ...this.#cache.feeds }
+  }
+
+  /** Tokens of the longest row that are read after the next run. */
+  #reach(most: number): number {
+    const longest = Math.max(...this.lengths)
+    if (this.texts.length > 1) return this.#width === 0 ? longest : this.#width + 1
+    const { baseTokens } = this.texts[0].request
+    return Math.min(longest, this.#width + most, this.#isReadByBase ? baseTokens : longest)
+  }
+
+  /** Returns false if a prompt is not read whole yet. */
+  #take(outputs: Readonly<Record<string, RuntimeTensor>>, most = Number.POSITIVE_INFINITY): boolean {
+    const { cache, logits, padding } = this.tools.form
+    const rows = this.#lastLogits(outputs[logits])
+    const { lengths } = this
+    const longest = Math.max(...lengths)
+    if (cache.length > 0) {
+      const before = this.#width
+      this.#width = this.#reach(most)
+      if (this.#cache instanceof PlainCache) this.#cache.add(outputs, before === 0)
+      else {
+        const isBehindText = this.#cachePadding === 'right' && rows.length > 1 && (before > 0 || padding === 'left')
+        const fed = before > 0 ? 1 : longest
+        const places = isBehindText ? lengths.map((length) => length - fed) : undefined
+        this.#cache.add(outputs[this.#newRows!.output], places)
+      }
+      if (this.#width < longest) return false
+    }
+    for (const [i, text] of this.texts.entries()) text.step(rows[i], this.isRead ? 0 : this.#cachedTokens)
+    this.isRead = true
+    return true
+  }
+
+  /** @throws UnsupportedError, with nothing changed, if rows cannot be told apart in this graph */
+  #lastLogits({ data, dims, type }: RuntimeTensor): Float32Array[] {
+    const [batch, sequence, vocabulary] = dims
+    const { lengths } = this
+    const longest = Math.max(...lengths)
+    const isRight = this.tools.form.padding === 'right' && this.#width === 0
+    if (dims.length !== 3 || batch !== lengths.length) {
+      throw new UnsupportedError({
+        where: 'logits',
+        what: 'texts with adapters of their own cannot be told apart in this graph',
+        expected: `(${lengths.length}, sequence, vocabulary)`,
+        got: `(${dims.join(', ')})`,
+      })
+    }
+    return lengths.map((length, row) => {
+      // The graph may give the logits of the last tokens alone.
+      const column = isRight ? sequence - 1 - (longest - length) : sequence - 1
+      if (column < 0) {
+        throw new UnsupportedError({
+          where: 'logits',
+          what: 'they are of the last tokens alone: prompts of different lengths cannot share a batch',
+          hint: 'Call generate for one prompt at a time, or with a batchSize of 1',
+        })
+      }
+      const start = (row * sequence + column) * vocabulary
+      return floatsOf({ type, dims: [vocabulary], data: data.subarray(start, start + vocabulary) })
+    })
+  }
+
+  /** These texts leave. The others go on. */
+  async drop(texts: readonly RunningText[]): Promise<void> {
+    for (const text of texts) text.dispose()
+    const kept = this.texts.filter((text) => !texts.includes(text))
+    this.#vectors?.drop(texts)
+    if (kept.length === 0) {
+      this.texts = []
+      this.#cache.release()
+    } else if (kept.length < this.texts.length) {
+      await this.#cache.fetch(this.tools.graph.toHost)
+      this.#become(new Map([[this, kept]]))
+    }
+  }
+
+  /** Takes the texts of another batch. Returns false, with nothing joined, if the graph cannot tell rows apart. */
+  async join(joining: TextBatch): Promise<boolean> {
+    await this.#cache.fetch(this.tools.graph.toHost)
+    await joining.#cache.fetch(joining.tools.graph.toHost)
+    if (this.#newRows?.output !== joining.#newRows?.output) return false
+    const mixes = [...this.texts, ...joining.texts].map(({ mix }) => mix)
+    const adapters = feedsOfRows(mixes, this.#adapters)
+    if (attempt(() => this.tools.graph.checkAdapters(adapters)).problems.length > 0) return false
+    this.#become(new Map([this, joining].map((from) => [from, from.texts])), adapters)
+    joining.texts = []
+    return true
+  }
+
+  /** Each text goes on alone. Those whose prompts are not read begin again. */
+  async split(): Promise<TextBatch[]> {
+    await this.#cache.fetch(this.tools.graph.toHost)
+    return this.texts.map((text) => {
+      const alone = new TextBatch(this.tools, [text], this.#newRows)
+      if (this.isRead) alone.#become(new Map([[this, [text]]]))
+      return alone
+    })
+  }
+
+  /** Takes texts of several batches, this one among them or not, in the place of its own. */
+  #become(parts: ReadonlyMap<TextBatch, readonly RunningText[]>, adapters?: AdapterFeeds): void {
+    const held = [...parts].flatMap(([from, texts]) => {
+      return texts.map((text) => ({ from, text, count: from.#countOf(text) }))
+    })
+    // Tokens that only fill rows up are not copied.
+    const width = Math.max(...held.map(({ count }) => count))
+    const isLeft = this.#cachePadding === 'left'
+    const moved = held.map(({ from, text, count }) => ({
+      cache: from.#cache,
+      rows: [from.texts.indexOf(text)],
+      from: isLeft ? from.#width - count : 0,
+      count,
+      to: isLeft ? width - count : 0,
+    }))
+    this.#cache.become(moved, width)
+    this.texts = held.map(({ text }) => text)
+    this.#width = width
+    this.#hasBegun = held.every(({ from }) => from.#hasBegun)
+    this.isRead = held.every(({ from }) => from.isRead)
+    const mixes = this.texts.map(({ mix }) => mix)
+    this.#adapters = adapters ?? feedsOfRows(mixes, this.#adapters)
+  }
+}

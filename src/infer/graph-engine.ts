@@ -1,0 +1,225 @@
+// One graph of a session where it runs: ONNX Runtime's session with inputs for adapters, and the adapters' arrays.
+
+import { StateError } from '../base/errors.js'
+import type { Turns } from '../base/turns.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
+import { ROWS_INPUT } from '../graph/inject/inject.js'
+import { FIRST_INPUT, MISSING_INPUT, type SiteGroup, SLOTS_INPUT } from '../graph/inject/sites.js'
+import type { TokenColumns } from '../graph/inputs/tokens.js'
+import type {
+  Feeds,
+  OutputOptions,
+  Runtime,
+  RuntimeSession,
+  RuntimeTensor,
+  SessionModel,
+  SessionOptions,
+} from '../runtime/runtime.js'
+import { distinctMixes, type Mix } from './adapters/choice.js'
+import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
+import type { AdapterFactors } from './adapters/site-factors.js'
+import { groupFeeds, inputMajor } from './adapters/site-feeds.js'
+import { needsTokenByToken, runPiecewise } from './piecewise-runs.js'
+
+export interface OpenRequest {
+  model: SessionModel
+  groups: readonly SiteGroup[]
+  inputNames: ReadonlyMap<string, string>
+  takesRows: boolean
+  /** Factors of linear layers are Aᵀ (k, r) and s·Bᵀ (r, d), and not as PEFT has them. */
+  isInputMajor: boolean
+  /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
+  idleRank: 0 | 1
+  /** The token inputs of a graph whose attention takes several texts with a cache one token at a time. */
+  columns: TokenColumns | undefined
+  /** The output of a graph that gives out the rows that a step adds to the cache. */
+  newRows: NewRows | undefined
+  options: SessionOptions & OutputOptions
+}
+
+/** The tokens from which on the adapters of rows count. */
+export interface Activation {
+  /** The first one of each row; infinite for the base alone. */
+  readonly starts: readonly number[]
+  readonly columns: TokenColumns
+}
+
+interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
+  session: RuntimeSession
+  idle: Feeds
+  /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
+  outputNames: readonly string[] | undefined
+  /** Feeds of a run beside its own inputs, put together once: this takes a step longer than some layers. */
+  kept: WeakMap<AdapterFeeds, Feeds>
+}
+
+const KEPT_FEEDS = 4
+
+const ZERO: RuntimeTensor = { type: 'int64', data: new BigInt64Array(1), dims: [1] }
+
+/** Inputs that sessions add, which only texts that are written give. */
+const ADDED: Feeds = { [FIRST_INPUT]: ZERO, [MISSING_INPUT]: ZERO }
+
+export class GraphEngine {
+  readonly #adapters = new Map<string, AdapterFactors>()
+  /** Feeds of the last runs, by their mixes. */
+  readonly #feeds = new Map<string, AdapterFeeds>()
+  #open: OpenSession | undefined
+  /** Tells how the first run ended. */
+  #firstRun: 'none' | 'succeeded' | 'failed' = 'none'
+  keepsTensors = false
+
+  /** @param turns of all graphs of the session: in browsers one run must end before the next begins */
+  constructor(
+    private readonly runtime: Runtime,
+    private readonly turns: Turns,
+  ) {}
+
+  async open({ model, idleRank, options, ...request }: OpenRequest): Promise<void> {
+    const session = await this.runtime.createSession(model, options)
+    const before = this.#open
+    this.keepsTensors = options.keepsTensors === true
+    const { groups, newRows } = request
+    const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
+    const idle = idleFeeds(groups, idleRank)
+    this.#open = { ...request, session, idle, outputNames, kept: new WeakMap() }
+    this.#firstRun = 'none'
+    await this.turns.take(async () => before?.session.dispose())
+  }
+
+  get newRows(): NewRows | undefined {
+    return this.#open?.newRows
+  }
+
+  /** True if no run of the open graph has succeeded, and one has failed. */
+  get hasFailed(): boolean {
+    return this.#firstRun === 'failed'
+  }
+
+  addAdapter(name: string, factors: AdapterFactors): void {
+    this.#adapters.set(name, factors)
+    this.#feeds.clear()
+  }
+
+  removeAdapter(name: string): AdapterFactors | undefined {
+    const factors = this.#adapters.get(name)
+    this.#adapters.delete(name)
+    this.#feeds.clear()
+    return factors
+  }
+
+  /** Their arrays, which stay as they are even if an adapter leaves the session. */
+  factorsOf(mixes: readonly Mix[]): RowFactors {
+    const factorsOf = (name: string): AdapterFactors => {
+      const factors = this.#adapters.get(name)
+      if (factors === undefined) throw new StateError({ where: name, what: 'no such adapter in the session' })
+      return factors
+    }
+    return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
+  }
+
+  /** @throws UnsupportedError if the graph cannot tell the adapters of these rows apart */
+  checkAdapters(adapters: AdapterFeeds): void {
+    adapters.for(this.#open?.groups ?? [])
+  }
+
+  /** @param activation for mixes that count from some token on */
+  async runMixes(
+    feeds: Feeds,
+    mixes: readonly Mix[],
+    outputNames: readonly string[] | undefined,
+    activation: Activation | undefined,
+  ): Promise<Record<string, RuntimeTensor>> {
+    if (activation === undefined) return this.run(feeds, this.#feedsOf(mixes), outputNames)
+    return this.#runActivated(feeds, mixes, outputNames ?? this.#open?.session.outputNames ?? [], activation)
+  }
+
+  async run(
+    given: Feeds,
+    adapters: AdapterFeeds,
+    wanted: readonly string[] | undefined,
+  ): Promise<Record<string, RuntimeTensor>> {
+    try {
+      const outputs = await this.turns.take(() => this.#run(given, adapters, wanted))
+      this.#firstRun = 'succeeded'
+      return outputs
+    } catch (error) {
+      if (this.#firstRun === 'none') this.#firstRun = 'failed'
+      throw error
+    }
+  }
+
+  async #run(given: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
+    if (this.#open === undefined) throw notOpen()
+    const { session, groups, inputNames, takesRows, isInputMajor, idle, columns, kept } = this.#open
+    const feeds = { ...ADDED, ...given }
+    for (const name of Object.keys(ADDED)) if (!session.inputNames.includes(name)) delete feeds[name]
+    const outputNames = wanted ?? this.#open.outputNames
+    let held = kept.get(adapters)
+    if (held === undefined) {
+      const { rows } = adapters
+      const told: Feeds = takesRows
+        ? { [ROWS_INPUT]: { type: 'int64', data: BigInt64Array.of(BigInt(rows)), dims: [1] } }
+        : {}
+      const all = { ...idle, ...adapters.for(groups), ...told }
+      const fed = Object.entries(isInputMajor ? inputMajor(groups, all) : all)
+      held = Object.fromEntries(fed.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
+      kept.set(adapters, held)
+    }
+    if (columns === undefined || !needsTokenByToken(columns, feeds)) return session.run(feeds, outputNames, held)
+    const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
+    return runPiecewise(run, columns, feeds, outputNames ?? session.outputNames)
+  }
+
+  readonly toHost = (tensor: RuntimeTensor): Promise<RuntimeTensor> => {
+    return this.turns.take(async () => {
+      if (this.#open === undefined) throw notOpen()
+      return this.runtime.toHost?.(tensor) ?? tensor
+    })
+  }
+
+  /** The caller has the turn. */
+  async dispose(): Promise<void> {
+    const last = this.#open
+    this.#open = undefined
+    this.#adapters.clear()
+    this.#feeds.clear()
+    await last?.session.dispose()
+  }
+
+  /** Made once for runs that follow one another, as those of a text that its caller grows. */
+  #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
+    const key = JSON.stringify(mixes)
+    const { distinct, rowOf } = distinctMixes(mixes)
+    const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.factorsOf(distinct), rowOf)
+    this.#feeds.delete(key)
+    this.#feeds.set(key, feeds)
+    for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
+    return feeds
+  }
+
+  /** Rows begin with the base, and go on with their mix. */
+  #runActivated(feeds: Feeds, mixes: readonly Mix[], names: readonly string[], { starts, columns }: Activation) {
+    const run = (inputs: Feeds, wanted: readonly string[], first: number) => {
+      const active = starts.map((start, row) => (start <= first ? (mixes[row] ?? mixes[0]) : []))
+      return this.run(inputs, this.#feedsOf(active), wanted)
+    }
+    const [, sequence] = feeds[columns.tokens[0]].dims
+    const pieces = [...new Set([0, ...starts.filter((start) => start < sequence)])].sort((a, b) => a - b)
+    return runPiecewise(run, columns, feeds, names, pieces)
+  }
+}
+
+function notOpen(): StateError {
+  return new StateError({ where: 'session', what: 'it is not open' })
+}
+
+/** Feeds that leave every site as the base has it. */
+function idleFeeds(groups: readonly SiteGroup[], rank: 0 | 1): Feeds {
+  const slots = (group: SiteGroup) => group.map(() => [undefined])
+  const feeds: Feeds = Object.assign({}, ...groups.map((group) => groupFeeds(group, slots(group), undefined, rank)))
+  if (groups.flat().some(({ kind }) => kind === 'lookup')) {
+    feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.of(0n), dims: [1] }
+  }
+  return feeds
+}
