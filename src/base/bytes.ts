@@ -1,4 +1,4 @@
-// Sources and sinks of bytes, without naming a file system: io/ implements these for Node and for browsers.
+// Interfaces for reading and writing bytes, independent of any file system. io/ implements them for Node and browsers.
 
 import { FileError, FormatError, LowrankError, listed } from './errors.js'
 import type { BlobLike, FileLike } from './globals.js'
@@ -6,21 +6,23 @@ import { checkArgument, OBJECT, objectOf } from './options.js'
 
 /** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
 export interface ByteSource {
-  /** For messages: a path, a URL. */
+  /** A path or URL, for error messages. */
   readonly name: string
-  /** Length of the whole. */
+  /** The number of bytes. */
   readonly byteLength: number
   /** A path in the local file system that native code can open, if there is one (symlinks resolved). */
   readonly realPath?: string
   /** The number of the open file in this process, if there is one. Other threads may read from it too. */
   readonly fd?: number
-  /** The same bytes as a Blob, if there is one: it goes to a worker without a copy. */
+  /** The same bytes as a Blob, if there is one. A Blob can be sent to a worker without a copy. */
   readonly blob?: BlobLike
-  /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
+  /**
+   * Reads exactly `byteLength` bytes from `offset`. Throws FileError if the range is outside the source or unreadable.
+   */
   read(offset: number, byteLength: number): Promise<Uint8Array>
   /**
-   * Fills memory of the caller with bytes from `offset`: new memory for each read costs more than the read. Throws as
-   * `read`.
+   * Fills the caller's memory with bytes from `offset`. This is faster than `read`, because allocating new memory takes
+   * longer than reading. Throws as `read` does.
    */
   readInto?(offset: number, memory: Uint8Array): Promise<void>
   /** Closes the file. */
@@ -29,70 +31,74 @@ export interface ByteSource {
 
 /** Receives bytes in order. Nothing is visible under the final name before `commit`. */
 export interface ByteSink {
-  /** For messages: a path, a URL. */
+  /** A path or URL, for error messages. */
   readonly name: string
-  /** The number of the open file in this process, if threads may write to any place of it. */
+  /** The number of the open file in this process, if threads may write anywhere in it. */
   readonly fd?: number
-  /** Throws FileError when the output cannot be written. */
+  /** Appends bytes. Throws FileError if they cannot be written. */
   write(bytes: Uint8Array): Promise<void>
   /** Flushes and gives the output its final name. */
   commit(): Promise<void>
-  /** Drops everything that was written. Safe after a failed write, a no-op after `commit`. */
+  /** Drops everything that was written. Safe to call after a failed write, and does nothing after `commit`. */
   abort(): Promise<void>
 }
 
 /** A folder of named files, with `/` between the parts of a nested name. */
 export interface Directory {
-  /** For messages: a path, a URL. */
+  /** A path or URL, for error messages. */
   readonly name: string
-  /** Id of the repository, if the folder is on the Hub. */
+  /** The repository's id, if the folder is on the Hub. */
   readonly hubId?: string | undefined
-  /** The revision that was asked for, if the folder is on the Hub and it is not the default one. */
+  /** The revision that was asked for, if the folder is on the Hub and this is not the default revision. */
   readonly hubRevision?: string | undefined
   /**
-   * Names of the files directly inside, sorted; empty if the folder does not exist.
+   * Returns the sorted names of the files directly inside. Returns an empty list if the folder does not exist.
    *
    * @param folder a folder inside, whose files are listed instead
    */
   list(folder?: string): Promise<string[]>
-  /** Names of the folders directly inside, sorted. Where this is missing, folders are found by their names alone. */
+  /**
+   * Returns the sorted names of the folders directly inside. Without this method, a folder is found only by its name.
+   */
   folders?(): Promise<string[]>
-  /** True if there is a file of that name. */
+  /** Says whether there is a file of that name. */
   has(path: string): Promise<boolean>
-  /** Throws FileError when there is no such file. */
+  /** Opens a file. Throws FileError if it does not exist. */
   open(path: string): Promise<ByteSource>
   /**
-   * A sink for a new file or the replacement of an old one; makes folders as needed.
+   * Returns a sink for a new file, or for one that replaces an old file. Makes folders as needed.
    *
-   * @param isNew `commit` throws FileError if something has the name by then. For folders that several programs use
+   * @param isNew `commit` throws FileError if something has the name by then. Meant for folders that several programs
+   *   use
    */
   create(path: string, isNew?: boolean): Promise<ByteSink>
-  /** Removes a file; a no-op where there is none. */
+  /** Removes a file. Does nothing if it does not exist. */
   remove(path: string): Promise<void>
   /**
-   * Adds to the end of a file, which it makes if there is none. Unlike `create` it shows what is written at once, so
-   * that a crash can leave a part of it. Folders without it have only files that appear whole.
+   * Appends to a file, which is made if it does not exist. Unlike with `create`, the bytes are visible at once, and a
+   * crash can leave only a part of them. Without this method, files always appear whole.
    */
   append?(path: string, bytes: Uint8Array): Promise<void>
   /**
-   * Takes the folder for one writer of a kind. Folders without it do not know of other writers.
+   * Locks the folder, so that only one writer of a kind uses it. Without this method, folders do not know of other
+   * writers.
    *
-   * @param what writes there, for messages
-   * @throws FileError while another one has it
+   * @param what the kind of writer, for error messages
+   * @throws FileError while another writer has the lock
    */
   reserve?(what: string): Promise<Reservation>
   /**
-   * Writes files that appear together or not at all, while nobody else writes here. Folders without it give each file
-   * its name when it is complete.
+   * Writes files that appear together or not at all, while nobody else writes here. Without this method, each file
+   * appears when it is complete.
    *
    * @param write gets the folder for the files
-   * @param isNew fails if the folder is not empty by the time the files are whole. Else they go into a folder that is
-   *   not empty
-   * @throws FileError when another process writes here or has published here first; what `write` throws
+   * @param isNew whether to fail if the folder is not empty when the files are complete. By default they are added to
+   *   the files in it
+   * @throws FileError if another process writes here or was faster; anything that `write` throws
    */
   together?<T>(write: (folder: Directory) => Promise<T>, isNew?: boolean): Promise<T>
-  /** True if the other is this very folder, where that cannot be told from the paths of files. */
-  isSame?(other: Directory): Promise<boolean>
+  /** Says whether another object stands for the same folder. Needed if paths cannot tell. */
+  isSame?(directory: Directory): Promise<boolean>
 }
 
 /**
@@ -107,19 +113,19 @@ export type Target = string | Directory
 /** A folder, or a file in it. */
 export interface Place {
   readonly directory: Directory
-  /** Undefined for the folder itself. */
+  /** The file's path. Undefined if the folder itself is meant. */
   readonly file?: string | undefined
 }
 
-/** A folder that one writer has. */
+/** A lock on a folder. */
 export interface Reservation {
-  /** Throws FileError when this one has lost the folder, because somebody removed the lock. */
+  /** Throws FileError if the lock was lost because somebody removed it. */
   check(): Promise<void>
-  /** Lets others have it. */
+  /** Unlocks the folder. */
   release(): Promise<void>
 }
 
-/** For a caller that uses the bytes before it gives the same memory, of at least `byteLength` bytes, again. */
+/** Reads into the given memory of at least `byteLength` bytes if the source can do that. The next read may reuse it. */
 export async function readThere(
   source: ByteSource,
   offset: number,
@@ -127,9 +133,9 @@ export async function readThere(
   memory: Uint8Array | undefined,
 ): Promise<Uint8Array> {
   if (memory === undefined || source.readInto === undefined) return source.read(offset, byteLength)
-  const own = memory.subarray(0, byteLength)
-  await source.readInto(offset, own)
-  return own
+  const target = memory.subarray(0, byteLength)
+  await source.readInto(offset, target)
+  return target
 }
 
 /** A ByteSource over an array that is already in memory. */
@@ -152,10 +158,10 @@ export class MemorySource implements ByteSource {
   async close(): Promise<void> {}
 }
 
-/** A Directory in memory: for tests, and for callers that hold files already. */
+/** A Directory in memory, for tests and for callers that already have the files in memory. */
 export class MemoryDirectory implements Directory {
   readonly name: string
-  /** Content by path. */
+  /** The content of each file by path. */
   readonly files: Map<string, Uint8Array> = new Map()
 
   constructor(files: Record<string, Uint8Array | string> = {}, name = 'memory') {
@@ -189,7 +195,7 @@ export class MemoryDirectory implements Directory {
     const chunks: Uint8Array[] = []
     return {
       name: `${this.name}/${path}`,
-      // Not slice: that of Node's Buffer is a view of what the caller may change.
+      // Copy with a constructor: `slice` of a Node Buffer would return a view of memory that the caller may change.
       write: async (bytes) => void chunks.push(new Uint8Array(bytes)),
       commit: async () => void this.files.set(path, concatBytes(chunks)),
       abort: async () => void chunks.splice(0),
@@ -205,7 +211,10 @@ export class MemoryDirectory implements Directory {
   }
 }
 
-/** Names come out of files too (an index's shards, an ONNX tensor's location): none may lead out of the folder. */
+/**
+ * Splits a file name into its parts. Names also come from files (the shards of an index, the location of an ONNX
+ * tensor), so a name that leads out of the folder is refused.
+ */
 export function splitName(name: string, directory: string): string[] {
   const parts = name.split('/')
   if (parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]|^[a-z]:/i.test(part))) return parts
@@ -236,7 +245,7 @@ export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
 export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   if (a.byteLength !== b.byteLength) return false
   const isWhole = a.byteOffset % 4 === 0 && b.byteOffset % 4 === 0
-  // Not words of 64 bits: each would be an object for the garbage collector.
+  // Compare words of 32 bits. With 64 bits, each word would be an object for the garbage collector.
   const words = isWhole ? Math.floor(a.byteLength / 4) : 0
   const [x, y] = [a, b].map(({ buffer, byteOffset }) => new Int32Array(buffer, isWhole ? byteOffset : 0, words))
   let differs = 0
@@ -269,7 +278,7 @@ export async function readAll(source: ByteSource): Promise<Uint8Array> {
   return source.read(0, source.byteLength)
 }
 
-/** Gives what `use` makes of something that is open, and closes it. */
+/** Returns the result of `use`, and closes what was opened. */
 export async function closing<Opened extends { close(): Promise<void> }, T>(
   opened: Opened,
   use: (opened: Opened) => T | Promise<T>,
@@ -281,7 +290,7 @@ export async function closing<Opened extends { close(): Promise<void> }, T>(
   }
 }
 
-/** Gives what `use` makes of something that stays open; where `use` fails, it is closed. */
+/** Returns the result of `use`. What was opened stays open, unless `use` fails. */
 export async function closingOnError<Opened extends { close(): Promise<void> }, T>(
   opened: Opened,
   use: (opened: Opened) => T | Promise<T>,
@@ -302,7 +311,7 @@ export async function withSource<T>(
   return closing(await directory.open(path), use)
 }
 
-/** A folder that nothing is written to. */
+/** The base class of folders that cannot be written to. */
 export abstract class ReadOnlyDirectory {
   abstract readonly name: string
   protected abstract readonly refusal: { readonly what: string; readonly hint: string }
@@ -346,21 +355,21 @@ export async function writeThrough(
   }
 }
 
-/** JSON as Python writes it, with NaN and infinite numbers. Throws SyntaxError. */
+/** Parses JSON as Python writes it, with NaN and infinite numbers. Throws SyntaxError. */
 export function parsePythonJson(text: string): unknown {
   try {
     return JSON.parse(text)
   } catch {
     return JSON.parse(
       text.replace(/("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b/gs, (found, string) => {
-        // A number that is not finite: where it is used, it is refused by name.
+        // 1e999 is read as infinity, which is refused by name when it is used.
         return string ?? found.replace(/NaN|Infinity/, '1e999')
       }),
     )
   }
 }
 
-/** Writes several files that belong together: whole or not at all, where the folder can do that. */
+/** Writes several files that belong together. If the folder can do that, they appear together or not at all. */
 export async function writeTogether<T>(
   directory: Directory,
   write: (folder: Directory) => Promise<T>,
@@ -369,7 +378,7 @@ export async function writeTogether<T>(
   return directory.together === undefined ? write(directory) : directory.together(write, isNew)
 }
 
-/** The largest tokenizer.json that is known has 35 MB. A parsed text takes some ten times as much memory. */
+/** The largest known tokenizer.json has 35 MB. Parsed, a text takes about ten times as much memory. */
 const MAX_JSON_BYTES = 1 << 28
 
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
@@ -388,17 +397,20 @@ export async function requireEmpty(folder: Directory): Promise<void> {
   })
 }
 
-/** NaN and infinite numbers, which Python writes, are read as numbers. Throws FormatError above 256 MiB. */
+/** Reads JSON that may contain NaN and infinite numbers, as Python writes them. Throws FormatError above 256 MiB. */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
   return withText(directory, path, parsePythonJson)
 }
 
-/** As {@link readJson}; undefined if there is no such file. */
+/** Does the same as {@link readJson}, but returns undefined if the file does not exist. */
 export async function readJsonIfThere(directory: Directory, path: string): Promise<unknown> {
   return (await directory.has(path)) ? readJson(directory, path) : undefined
 }
 
-/** The object in a JSON file: undefined without the file, empty where it holds something else, which tells nothing. */
+/**
+ * Reads an object from a JSON file. Returns undefined if the file does not exist, and an empty object if it contains
+ * anything else or cannot be read.
+ */
 export async function readLeniently(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
   try {
     const value = await readJsonIfThere(directory, path)
@@ -409,7 +421,9 @@ export async function readLeniently(directory: Directory, path: string): Promise
   }
 }
 
-/** Gives what `use` makes of a text; a SyntaxError of it becomes a FormatError that names the file. */
+/**
+ * Returns the result of `use` for a file's text. If `use` throws SyntaxError, this throws FormatError with the path.
+ */
 export async function withText<T>(
   directory: Directory,
   path: string,
@@ -423,9 +437,9 @@ export async function withText<T>(
     throw new FormatError({ where, what: 'too large', expected: `at most ${maxBytes} bytes`, got: `${byteLength}` })
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
-    const other = await sniff(source)
-    const what = other === undefined ? `not valid JSON (${cause.message})` : `not JSON but ${other.name}`
-    throw new FormatError({ where, what, hint: other?.hint, cause })
+    const actual = await sniff(source)
+    const what = actual === undefined ? `not valid JSON (${cause.message})` : `not JSON but ${actual.name}`
+    throw new FormatError({ where, what, hint: actual?.hint, cause })
   } finally {
     await source.close()
   }
@@ -433,7 +447,7 @@ export async function withText<T>(
 
 const TELLING_BYTES = 24
 
-/** Tells from its first bytes which kind of file a wrong file is, for error messages. */
+/** Recognizes a wrong kind of file by its first bytes, for error messages. */
 export async function sniff(
   source: Pick<ByteSource, 'byteLength' | 'read'>,
 ): Promise<{ name: string; hint: string } | undefined> {

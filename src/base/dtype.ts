@@ -1,18 +1,18 @@
-// Half precision: IEEE 754 binary16 (fp16) and bfloat16 (bf16) to and from fp32. Narrowing rounds once, to nearest
-// even; NaN stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
+// Converts half precision, IEEE 754 binary16 (fp16) and bfloat16 (bf16), to and from fp32. Narrowing rounds once, to
+// nearest even, and NaN stays NaN. The code assumes a little-endian host, as all current JavaScript engines have.
 
 import { ShapeError, UnsupportedError } from './errors.js'
 import { type FloatArray, isAllFinite } from './tensor.js'
 
-/** Float types of adapter files. */
+/** The float types of adapter files. */
 export type FloatDtype = 'fp32' | 'fp16' | 'bf16'
 
-/** Float types of weights: some checkpoints hold fp64. */
+/** The float types of weights. Some checkpoints contain fp64. */
 export type WeightDtype = FloatDtype | 'fp64'
 
 /**
- * Bits of all element types of stored tensors, in the order of safetensors' reference implementation: its writer sorts
- * by it, from the end. Types that nothing is computed with have its spelling.
+ * The bits of each element type of stored tensors. The order is that of safetensors' reference implementation, whose
+ * writer sorts tensors by it, from the end. Types that lowrank does not compute with have the spelling of safetensors.
  */
 export const DTYPE_BITS = {
   BOOL: 8,
@@ -50,48 +50,50 @@ export function isWeightDtype(dtype: TensorDtype): dtype is WeightDtype {
   return dtype === 'fp64' || isFloatDtype(dtype)
 }
 
-/** Gives back the type of values that can be computed with. `what` says in UnsupportedError what another one cannot. */
+/**
+ * Returns the type if lowrank can compute with it. Otherwise throws UnsupportedError, where `what` says the problem.
+ */
 export function requireWeightDtype(dtype: TensorDtype, where: string, what: string, hint?: string): WeightDtype {
   if (isWeightDtype(dtype)) return dtype
   throw new UnsupportedError({ where, what, expected: 'fp64, fp32, fp16 or bf16', got: dtype, hint })
 }
 
-/** Bytes of an element. */
+/** Returns the number of bytes of an element. */
 export function sizeOf(dtype: WeightDtype): number {
   return DTYPE_BITS[dtype] / 8
 }
 
 const F32_INFINITY = 0x7f800000
 const F16_INFINITY = 0x7c00
-/** The exponent biases of f32 and f16 differ by 127 − 15, here in f32's exponent field. */
+/** The difference of the exponent biases of f32 and f16, 127 − 15, in the exponent field of f32. */
 const F16_REBIAS = 112 << 23
 /** 2⁻¹⁴ as f32 bits: the smallest normal f16. */
 const F16_MIN_NORMAL = 113 << 23
-/** 2¹⁶ as f32 bits: from here on f16 is infinite; 65520 and above get there by rounding. */
+/** 2¹⁶ as f32 bits: from here on, f16 is infinite. Numbers from 65520 on get there by rounding. */
 const F16_OVERFLOW = 143 << 23
 /** Adding and subtracting 1.5 · 2⁵² rounds a small double to an integer, ties to even. */
 const ROUND_TO_INTEGER = 1.5 * 2 ** 52
 
-/** bf16 bits → f32, exactly; into `result`, which has their number. */
+/** Converts bf16 bits to f32, exactly, into `result`, which has the same length. */
 export function bf16ToF32(input: Uint16Array, result: Float32Array = new Float32Array(input.length)): Float32Array {
   const bits = bitsOf(result)
   for (let i = 0; i < input.length; i++) bits[i] = input[i] << 16
   return result
 }
 
-/** f32 → bf16 bits, rounded to nearest even. */
+/** Converts f32 to bf16 bits, rounded to nearest even. */
 export function f32ToBf16(input: Float32Array): Uint16Array {
   const bits = bitsOf(input)
   const result = new Uint16Array(input.length)
   for (let i = 0; i < input.length; i++) {
     const u = bits[i]
-    // Rounding could carry a NaN's mantissa into the sign: make it quiet instead.
+    // Rounding could carry a NaN's mantissa into the sign, so make it a quiet NaN instead.
     result[i] = (u & 0x7fffffff) > F32_INFINITY ? (u >>> 16) | 0x40 : (u + 0x7fff + ((u >>> 16) & 1)) >>> 16
   }
   return result
 }
 
-/** f16 bits → f32, exactly; into `result`, which has their number. */
+/** Converts f16 bits to f32, exactly, into `result`, which has the same length. */
 export function f16ToF32(input: Uint16Array, result: Float32Array = new Float32Array(input.length)): Float32Array {
   const bits = bitsOf(result)
   for (let i = 0; i < input.length; i++) {
@@ -104,7 +106,7 @@ export function f16ToF32(input: Uint16Array, result: Float32Array = new Float32A
   return result
 }
 
-/** f32 → f16 bits, rounded to nearest even; 65520 and above become infinite. */
+/** Converts f32 to f16 bits, rounded to nearest even. 65520 and above become infinite. */
 export function f32ToF16(input: Float32Array): Uint16Array {
   const bits = bitsOf(input)
   const result = new Uint16Array(input.length)
@@ -122,14 +124,14 @@ export function f32ToF16(input: Float32Array): Uint16Array {
   return result
 }
 
-/** Throws ShapeError when the length is no multiple of the type's size. */
+/** Decodes floats to f32. Throws ShapeError if the length is not a multiple of the type's size. */
 export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array {
   const buffer = alignedCopy(bytes, dtype)
   if (dtype === 'fp32') return new Float32Array(buffer)
   return dtype === 'fp16' ? f16ToF32(new Uint16Array(buffer)) : bf16ToF32(new Uint16Array(buffer))
 }
 
-/** As {@link decodeFloats}, into `memory`, of which the result is a part. */
+/** Does the same as {@link decodeFloats}, but returns a part of `memory`. */
 export function decodeFloatsThere(bytes: Uint8Array, dtype: FloatDtype, memory: Float32Array): Float32Array {
   const size = sizeOf(dtype)
   const isWhole = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
@@ -142,7 +144,7 @@ export function decodeFloatsThere(bytes: Uint8Array, dtype: FloatDtype, memory: 
   return result
 }
 
-/** Gives the elements alignment and the result an owner of its own. Throws as {@link decodeFloats}. */
+/** Copies bytes into an aligned buffer that nobody else uses. Throws as {@link decodeFloats} does. */
 function alignedCopy(bytes: Uint8Array, dtype: WeightDtype): ArrayBuffer {
   const size = sizeOf(dtype)
   if (bytes.byteLength % size === 0) return Uint8Array.from(bytes).buffer
@@ -154,20 +156,20 @@ function alignedCopy(bytes: Uint8Array, dtype: WeightDtype): ArrayBuffer {
   })
 }
 
-/** fp32 → little-endian bytes of a float type; for fp32 a view of the same memory. */
+/** Encodes fp32 as little-endian bytes of a float type. For fp32, this is a view of the same memory. */
 export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Array {
   if (dtype === 'fp32') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
   return new Uint8Array((dtype === 'fp16' ? f32ToF16(values) : f32ToBf16(values)).buffer)
 }
 
-/** As {@link decodeFloats}; fp64 stays fp64. */
+/** Does the same as {@link decodeFloats}, except that fp64 stays fp64. */
 export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray {
   return dtype === 'fp64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
 }
 
 const EXPONENTS = { fp16: 0x7c00, bf16: 0x7f80 } as const
 
-/** True if stored values hold no NaN and no infinity; true for types that have none. */
+/** Says whether stored values contain neither NaN nor infinity. True for types that have neither. */
 export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
   if (!isWeightDtype(dtype)) return true
   const size = sizeOf(dtype)
@@ -181,7 +183,7 @@ export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
   return true
 }
 
-/** Little-endian bytes of a float type, rounded once; a view of the same memory where the type stays. */
+/** Encodes values as little-endian bytes of a float type, rounded once. A view of the same memory if the type stays. */
 export function encodeWeights(values: FloatArray, dtype: WeightDtype): Uint8Array {
   if (values instanceof Float32Array) {
     return dtype === 'fp64' ? new Uint8Array(Float64Array.from(values).buffer) : encodeFloats(values, dtype)
@@ -191,16 +193,16 @@ export function encodeWeights(values: FloatArray, dtype: WeightDtype): Uint8Arra
 }
 
 /**
- * f64 → f32, towards zero, with a last bit of 1 where something was dropped. If this is rounded to a half type, the
- * result is as if the f64 were rounded once. Two roundings to nearest can end on the wrong side of a tie (Boldo and
- * Melquiond 2008).
+ * Converts f64 to f32 towards zero, and sets the last bit to 1 if anything was dropped. If the result is then rounded
+ * to a half type, it is as if the f64 had been rounded once. Rounding to nearest twice can end on the wrong side of a
+ * tie (Boldo and Melquiond 2008).
  */
 function roundToOdd(values: Float64Array): Float32Array {
   const result = Float32Array.from(values)
   const bits = bitsOf(result)
   for (let i = 0; i < values.length; i++) {
     const dropped = values[i] - result[i]
-    // NaN and infinity give NaN here; what overflowed to infinity gives infinity and becomes the largest finite value.
+    // NaN and infinity give NaN here. A number that overflowed gives infinity, and becomes the largest finite number.
     if (dropped === 0 || Number.isNaN(dropped)) continue
     if (Math.abs(result[i]) > Math.abs(values[i])) bits[i]--
     bits[i] |= 1

@@ -1,6 +1,6 @@
-// The one error hierarchy. Every message has one pattern: where, what is wrong, expected, got, what to do.
+// The project's error classes. Every message has the same pattern: where, what is wrong, expected, got, what to do.
 
-/** The kinds of errors: one for each class. */
+/** The kinds of errors. Each class has its own code. */
 export type ErrorCode =
   | 'FORMAT'
   | 'SHAPE'
@@ -25,16 +25,16 @@ export interface ErrorDetails {
   got?: string
   /** One sentence that says what you can do about it. */
   hint?: string
-  /** The error behind this one. */
+  /** The error that caused this error. */
   cause?: unknown
 }
 
 /**
- * Base of all errors that lowrank throws on purpose. `code` says which kind, so check `code` and not the text of the
- * message; `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
+ * The base class of all errors that lowrank throws on purpose. To find out which kind an error is, check `code` and not
+ * the text of the message. `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
  */
 export abstract class LowrankError extends Error {
-  /** The kind of error: one for each class. */
+  /** The kind of error. */
   abstract readonly code: ErrorCode
   /** The class's name, which survives bundlers that shorten names. */
   abstract override readonly name: string
@@ -59,7 +59,7 @@ export abstract class LowrankError extends Error {
   }
 }
 
-/** The most characters of each part in a message: names and values out of a hostile file can have megabytes. */
+/** The most characters of each part in a message. Names and values in a hostile file can have megabytes. */
 const MAX_PART_LENGTH = 2000
 
 function formatMessage({ where, what, expected, got, hint }: ErrorDetails): string {
@@ -71,7 +71,7 @@ function formatMessage({ where, what, expected, got, hint }: ErrorDetails): stri
   return message
 }
 
-/** Parts come from plain JavaScript too, where a name may be anything. */
+/** Shortens a part of a message. In plain JavaScript, a part may be any value. */
 function shortened(value: unknown): string {
   const part = String(value)
   return part.length > MAX_PART_LENGTH ? `${part.slice(0, MAX_PART_LENGTH)}…` : part
@@ -137,7 +137,7 @@ export class NumericError extends LowrankError {
   readonly code = 'NUMERIC'
 }
 
-/** The words of what was thrown, which may be no error. */
+/** Returns the message of something that was thrown, even if it is not an Error. */
 export function messageOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : String(cause)
 }
@@ -146,7 +146,7 @@ export function listed(names: readonly string[], kind = 'files'): string {
   return names.slice(0, 5).join(', ') + (names.length > 5 ? `, … (${names.length} ${kind})` : '')
 }
 
-/** Catches what `work` throws on purpose, so that a reader can go on and return all problems together. */
+/** Catches errors that `work` throws on purpose, so that a reader can go on and report all problems together. */
 export function attempt<T>(work: () => T): { value: T | undefined; problems: readonly LowrankError[] } {
   try {
     return { value: work(), problems: [] }
@@ -164,7 +164,9 @@ export interface SerializedError {
   details: ErrorDetails | undefined
 }
 
-/** Error → plain object that structured cloning keeps whole. A cause stays behind: it may be anything. */
+/**
+ * Turns an error into a plain object that structured cloning keeps. The cause is left out, because it may be anything.
+ */
 export function serializeError(error: unknown): SerializedError {
   if (error instanceof LowrankError) {
     const { code, name, message, stack, where, what, expected, got, hint } = error
@@ -199,21 +201,22 @@ export function deserializeError(error: SerializedError): Error {
   return result
 }
 
-/** Longer names come from hostile files, and comparing them takes time that grows with the square. */
+/** Longer names come from hostile files, and comparing names takes quadratic time. */
 const MAX_COMPARED = 500
 
-/** Steps of comparing, a fifth of a second: the names of some thousand tensors. */
+/** The most steps of comparing: a fifth of a second, enough for the names of a few thousand tensors. */
 const MAX_COMPARING = 1 << 23
 
-/** Edits over the longer name's length: more, and the two are different words. */
+/** If edits divided by the longer name's length are more than this, the two are different words. */
 const MAX_DISTANCE = 0.6
 
-/** The weight of an edit where one name contains the other, as `q_proj` and `model.q_proj`: next to nothing. */
+/** The weight of an edit if a name contains the other name, as in `q_proj` and `model.q_proj`. */
 const CONTAINED_WEIGHT = 0.01
 
 /**
- * The candidates closest to `name`, best first, for "did you mean" hints: by edit distance, names that contain each
- * other first. Of very many candidates the first are looked at. It never throws: it serves errors.
+ * Returns the candidates closest to `name` for "did you mean" hints, best first: candidates that contain the name or
+ * are contained in it, then the others by edit distance. If there are very many candidates, only the first are
+ * considered. It never throws, because it is used while making errors.
  */
 export function nearMisses(name: string, candidates: Iterable<string>, limit = 3): string[] {
   const isUsable = typeof name === 'string' && typeof candidates?.[Symbol.iterator] === 'function'
@@ -237,13 +240,13 @@ export function nearMisses(name: string, candidates: Iterable<string>, limit = 3
     .map(({ candidate }) => candidate)
 }
 
-/** Asks whether the closest candidates are meant; undefined where none is close. */
+/** Returns a question whether the closest candidates are meant, or undefined if none is close. */
 export function didYouMean(name: string, candidates: Iterable<string>, limit = 1): string | undefined {
   const near = nearMisses(name, candidates, limit)
   return near.length > 0 ? `Did you mean ${near.join(' or ')}?` : undefined
 }
 
-/** Letters to change, add, leave out, or exchange with the next one (optimal string alignment distance). */
+/** Counts letters to change, add, leave out, or swap with the next letter (optimal string alignment distance). */
 export function editDistance(a: string, b: string): number {
   const rows = [[], [], Array.from({ length: b.length + 1 }, (_, j) => j)] as number[][]
   for (let i = 1; i <= a.length; i++) {

@@ -1,4 +1,5 @@
-// Globals of browsers and Node. Where a project has their types these are meant, elsewhere what is used of them.
+// Types of globals in browsers and Node. If a project has no declarations of a global, its type here lists only the
+// members that we use.
 
 /** The instances of a global class. */
 type Instance<Name extends string, Otherwise> = typeof globalThis extends { [K in Name]: { prototype: infer T } }
@@ -26,7 +27,7 @@ export type ByteStreamLike = Instance<
   { getWriter(): { write(bytes: Uint8Array): Promise<void>; close(): Promise<void>; abort(): Promise<void> } }
 >
 
-/** A FileSystemDirectoryHandle, in projects whose libraries have it. */
+/** A FileSystemDirectoryHandle. It is `never` in projects without its declaration. */
 export type FolderHandle = Instance<'FileSystemDirectoryHandle', never>
 
 export type ResponseLike = Instance<'Response', never>

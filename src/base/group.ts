@@ -1,6 +1,6 @@
-// Lists: groups of items that have something in common, and searches by halves.
+// Groups, compares and searches lists.
 
-/** Keys are in the order of their first items. */
+/** Groups items by key. The keys are in the order of their first items. */
 export function groupBy<Item, Key>(items: Iterable<Item>, keyOf: (item: Item) => Key): Map<Key, Item[]> {
   const groups = new Map<Key, Item[]>()
   for (const item of items) {
@@ -12,14 +12,17 @@ export function groupBy<Item, Key>(items: Iterable<Item>, keyOf: (item: Item) =>
   return groups
 }
 
-/** How many elements, or characters, two lists have in common at their beginning. */
+/** Returns how many elements, or characters, two lists have in common at their start. */
 export function commonLength(a: ArrayLike<unknown>, b: ArrayLike<unknown>): number {
   let length = 0
   while (length < a.length && length < b.length && a[length] === b[length]) length++
   return length
 }
 
-/** The first of the numbers below `count` for which something holds that holds for all behind it; else `count`. */
+/**
+ * Returns the first index below `count` for which `holds` is true, or `count` if there is none. If it is true for an
+ * index, it must be true for all later indices (binary search).
+ */
 export function firstOf(count: number, holds: (index: number) => boolean): number {
   let [low, high] = [0, count]
   while (low < high) {

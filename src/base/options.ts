@@ -1,21 +1,21 @@
-// Checks of what callers hand over. Tables of options are made from their types (scripts/generate/options.mjs). A
-// misspelled option is an error that says what was meant; nothing is ignored in silence.
+// Checks options and arguments. The tables of options are generated from their types (scripts/generate/options.mjs).
+// Unknown options are never ignored: the error suggests the option that was meant.
 
 import { ConfigError } from './errors.js'
 import { adviceOn, meantBy, peftStart } from './synonyms.js'
 
-/** A kind of values: what an option or an argument may be. */
+/** Which values an option or an argument may have. */
 export interface Kind {
-  /** For messages: `an integer of at least 1`. */
+  /** A description for error messages, such as `an integer of at least 1`. */
   readonly expected: string
-  /** All words that it takes, if that is a few words. */
+  /** All words that are accepted, if there are only a few. */
   readonly words?: readonly string[]
-  /** True for an option that must be given. */
+  /** Whether the option must be given. */
   readonly isRequired?: boolean
   accepts(value: unknown): boolean
 }
 
-/** Option → what it may be. A table names no types: files of types use the tables, and circles would follow. */
+/** Option → the values that it may have. Tables do not import types, because files of types import the tables. */
 export type OptionTable = Readonly<Record<string, Kind>>
 
 export function kind(expected: string, accepts: (value: unknown) => boolean): Kind {
@@ -29,14 +29,14 @@ export function objectOf(value: unknown): Record<string, unknown> {
   return isObject(value) ? value : {}
 }
 
-/** Finds whether plain data is nested deeper than `depth`, or has more than `values` altogether. */
+/** Says whether plain data is nested deeper than `depth`, or has more than `values` values in total. */
 export function excessOf(
   value: unknown,
   { depth, values = Number.POSITIVE_INFINITY }: { readonly depth: number; readonly values?: number },
 ): 'depth' | 'values' | undefined {
-  const isPlain = (one: unknown): one is object => {
-    if (typeof one !== 'object' || one === null) return false
-    return Array.isArray(one) || [Object.prototype, null].includes(Object.getPrototypeOf(one))
+  const isPlain = (item: unknown): item is object => {
+    if (typeof item !== 'object' || item === null) return false
+    return Array.isArray(item) || [Object.prototype, null].includes(Object.getPrototypeOf(item))
   }
   let level = [value].filter(isPlain)
   for (let reached = 1, count = 0; level.length > 0; reached++) {
@@ -46,14 +46,14 @@ export function excessOf(
       const parts = Array.isArray(part) ? part : Object.values(part)
       count += parts.length
       if (count > values) return 'values'
-      for (const one of parts) if (isPlain(one)) deeper.push(one)
+      for (const item of parts) if (isPlain(item)) deeper.push(item)
     }
     level = deeper
   }
   return undefined
 }
 
-/** The value that a text of JSON holds; undefined for any other text, and for what is no text. */
+/** Parses a text as JSON. Returns undefined if it is not JSON, or not a text. */
 export function jsonIn(text: unknown): unknown {
   try {
     return typeof text === 'string' ? JSON.parse(text) : undefined
@@ -70,7 +70,10 @@ export function hasMethods(value: unknown, ...methods: readonly (string | symbol
 const RANGE =
   /^(a number|a finite number|an integer|a safe integer)(?: of at least (-?[\d.]+)| above (-?[\d.]+)| in ([[(])(.+), (.+)([\])]))?(, or Infinity)?$/
 
-/** Texts such as `a safe integer`, `a finite number above 0`, `a number in (0, 1]`. NaN is none. */
+/**
+ * Makes a kind from a description such as `a safe integer`, `a finite number above 0` or `a number in (0, 1]`. NaN is
+ * never accepted.
+ */
 export function ranged(expected: string): Kind {
   const [, noun, least, above, open, from, to, close, orInfinity] = RANGE.exec(expected) ?? []
   if (noun === undefined) throw new Error(`not a range: ${expected}`)
@@ -100,8 +103,8 @@ export function oneOf(...values: readonly (string | number)[]): Kind {
   return { ...kind(values.join(', '), (value) => values.includes(value as string)), words }
 }
 
-export function needed(one: Kind): Kind {
-  return { ...one, isRequired: true }
+export function needed(optionKind: Kind): Kind {
+  return { ...optionKind, isRequired: true }
 }
 
 export function listOf({ expected, accepts }: Kind): Kind {
@@ -109,24 +112,24 @@ export function listOf({ expected, accepts }: Kind): Kind {
 }
 
 export function anyOf(...kinds: readonly Kind[]): Kind {
-  const expected = kinds.map((one) => one.expected).join(', or ')
-  const words = kinds.flatMap((one) => one.words ?? [])
-  return { ...kind(expected, (value) => kinds.some((one) => one.accepts(value))), words }
+  const expected = kinds.map((option) => option.expected).join(', or ')
+  const words = kinds.flatMap((option) => option.words ?? [])
+  return { ...kind(expected, (value) => kinds.some((option) => option.accepts(value))), words }
 }
 
 export function orNull({ expected, accepts }: Kind): Kind {
   return kind(`${expected}, or null`, (value) => value === null || accepts(value))
 }
 
-/** The right places of options that people easily give in another place. */
+/** Where options belong that people easily put in the wrong place. */
 export interface Elsewhere {
-  /** An option that is an object, and its own settings: `rank` beside `config`. */
+  /** An option that is an object → its settings, such as `config` → `rank`. */
   readonly nested?: Readonly<Record<string, readonly string[]>>
-  /** Options of other functions: name → where it belongs, as one sentence. */
+  /** An option of another function → a sentence that says where it belongs. */
   readonly elsewhere?: Readonly<Record<string, string>>
 }
 
-/** Undefined stands for none, unless some must be given. Throws ConfigError for the first that is wrong. */
+/** Checks options. Undefined means no options. Throws ConfigError for the first option that is wrong or missing. */
 export function checkOptions(options: unknown, of: string, table: OptionTable, elsewhere: Elsewhere = {}): void {
   const given = options === undefined ? {} : options
   const names = Object.keys(table)
@@ -140,21 +143,21 @@ export function checkOptions(options: unknown, of: string, table: OptionTable, e
   }
   const unknown = Object.keys(given).find((name) => !Object.hasOwn(table, name))
   if (unknown !== undefined) throw unknownOption(unknown, of, names, elsewhere)
-  for (const [name, one] of Object.entries(table)) {
+  for (const [name, optionKind] of Object.entries(table)) {
     const value = given[name]
-    if (value !== undefined) checkArgument(value, one, name)
-    else if (one.isRequired) {
+    if (value !== undefined) checkArgument(value, optionKind, name)
+    else if (optionKind.isRequired) {
       throw new ConfigError({
         where: name,
         what: `missing: ${of} needs it`,
-        expected: one.expected,
+        expected: optionKind.expected,
         ...(options === undefined && { got: 'no options' }),
       })
     }
   }
 }
 
-/** @throws ConfigError naming the argument when the value is of another kind */
+/** @throws ConfigError that names the argument if the value is of another kind */
 export function checkArgument(value: unknown, { expected, words = [], accepts }: Kind, where: string): void {
   if (accepts(value)) return
   const meant = typeof value === 'string' ? meantBy(value, words) : undefined
@@ -170,7 +173,7 @@ export function unknownOption(
   { nested = {}, elsewhere = {} }: Elsewhere = {},
 ): ConfigError {
   const inner = new Map(
-    Object.entries(nested).flatMap(([group, list]) => list.map((one) => [one, `${group}.${one}`] as const)),
+    Object.entries(nested).flatMap(([group, list]) => list.map((setting) => [setting, `${group}.${setting}`] as const)),
   )
   const meant = meantBy(name, [...names, ...inner.keys()])
   const known = `There ${names.length === 1 ? 'is' : 'are'} ${names.join(', ') || 'none'}`
@@ -182,7 +185,7 @@ export function unknownOption(
   })
 }
 
-/** An address for messages: an ellipsis stands for a name and a password in it. */
+/** Replaces the name and password in an address with an ellipsis, for messages. */
 export function withoutPassword(address: string): string {
   return address.replaceAll(/\/\/[^/?#\s]*@/g, '//…@')
 }

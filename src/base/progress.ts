@@ -1,13 +1,13 @@
-// Messages of the tools while they run, and how they are stopped.
+// Progress of tools that take a while, and how to stop them.
 
 import type { SignalLike } from './globals.js'
 
-/** How far a tool is. */
+/** How far a tool has come. */
 export interface ToolProgress {
-  /** Layers or tensors that are done. */
+  /** The number of layers or tensors that are done. */
   done: number
   total: number
-  /** The one that was done last. */
+  /** The layer or tensor that was done last. */
   name: string
 }
 
@@ -15,13 +15,13 @@ export interface ToolProgress {
 export interface ToolRun {
   /** Called after each layer or tensor. */
   onProgress?: ((progress: ToolProgress) => void) | undefined
-  /** Stops the run; the signal's reason is thrown, and nothing is written. */
+  /** Stops the run. Then the signal's reason is thrown, and nothing is written. */
   signal?: SignalLike | undefined
 }
 
 const TURN_MS = 20
 
-/** Counts steps; lets the event loop run from time to time, so that a signal can arrive. */
+/** Counts steps, and lets the event loop run from time to time so that a signal can arrive. */
 export class Steps {
   #done = 0
   #lastTurn = Date.now()
@@ -31,7 +31,7 @@ export class Steps {
     private readonly run: ToolRun,
   ) {}
 
-  /** Call it after a step. Throws the signal's reason. */
+  /** Call this after each step. Throws the signal's reason if it was aborted. */
   async next(name: string): Promise<void> {
     this.#done++
     this.run.onProgress?.({ done: this.#done, total: this.total, name })

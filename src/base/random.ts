@@ -1,4 +1,5 @@
-// One sfc32 (Doty-Humphrey, PractRand) per (seed, stream name): initialization and sampling never disturb one another.
+// Random numbers by sfc32 (Doty-Humphrey, PractRand). Each seed and stream name gives a separate sequence, so drawing
+// from one stream never changes another.
 
 import { ConfigError } from './errors.js'
 
@@ -8,7 +9,7 @@ export class Random {
   #c: number
   #counter: number
 
-  /** @throws ConfigError when the seed is not a safe integer. */
+  /** @throws ConfigError if the seed is not a safe integer. */
   constructor(seed: number, stream: string) {
     if (!Number.isSafeInteger(seed)) {
       throw new ConfigError({ where: 'seed', what: 'not valid', expected: 'a safe integer', got: String(seed) })
@@ -18,11 +19,11 @@ export class Random {
     this.#b = hash[1]
     this.#c = hash[2]
     this.#counter = 1
-    // sfc32's author asks for 12 rounds before the first output, so that close seeds diverge.
+    // The author of sfc32 recommends 12 rounds before the first output, so that similar seeds diverge.
     for (let i = 0; i < 12; i++) this.uint32()
   }
 
-  /** Uniform in [0, 2³²). */
+  /** Draws an integer uniformly from [0, 2³²). */
   uint32(): number {
     const result = (((this.#a + this.#b) | 0) + this.#counter) | 0
     this.#counter = (this.#counter + 1) | 0
@@ -33,22 +34,25 @@ export class Random {
     return result >>> 0
   }
 
-  /** Uniform in [0, 1), 53 bits. */
+  /** Draws a number uniformly from [0, 1), with 53 bits. */
   uniform(): number {
     return ((this.uint32() >>> 5) * 67108864 + (this.uint32() >>> 6)) / 9007199254740992
   }
 
-  /** Standard normal, by Box and Muller (1958); one value per two uniforms, so that the state stays four words. */
+  /**
+   * Draws a standard normal number (Box and Muller 1958). It uses only one of the two numbers that the method gives, so
+   * that none has to be stored.
+   */
   normal(): number {
     return Math.sqrt(-2 * Math.log(1 - this.uniform())) * Math.cos(2 * Math.PI * this.uniform())
   }
 
-  /** Uniform integer in [0, bound). */
+  /** Draws an integer uniformly from [0, bound). */
   below(bound: number): number {
     return Math.floor(this.uniform() * bound)
   }
 
-  /** Fisher–Yates, in place. */
+  /** Shuffles in place (Fisher–Yates). */
   shuffle<T, List extends { readonly length: number; [index: number]: T }>(items: List): List {
     for (let i = items.length - 1; i > 0; i--) {
       const j = this.below(i + 1)
@@ -60,7 +64,7 @@ export class Random {
   }
 }
 
-/** FNV-1a over UTF-16 units with three offsets, each finished by murmur3's mixer. */
+/** Hashes a text with FNV-1a over UTF-16 units, with three offsets, each finished by the mixer of murmur3. */
 function hashWords(text: string): [number, number, number] {
   return [0x811c9dc5, 0x9e3779b9, 0x85ebca6b].map((offset) => {
     let h = offset

@@ -1,4 +1,4 @@
-// The word that a person meant: another tool's name for a thing, or a misspelled one.
+// Finds the word that a person meant: it may be another tool's name for a thing, or misspelled.
 
 import { editDistance } from './errors.js'
 
@@ -96,7 +96,7 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   cuda: 'nvidia',
 }
 
-/** Initial values that PEFT computes and lowrank does not: what to write in Python. */
+/** Inits that PEFT has and lowrank does not, with the calls to write in Python. */
 const PEFT_STARTS: Readonly<Record<string, string>> = {
   eva: "get_peft_model(model, LoraConfig(init_lora_weights='eva', eva_config=EvaConfig())) and initialize_lora_eva_weights(model, dataloader)",
   loraga:
@@ -107,20 +107,20 @@ const PEFT_STARTS: Readonly<Record<string, string>> = {
   mica: "get_peft_model(model, LoraConfig(init_lora_weights='mica'))",
 }
 
-/** What to do instead of starting an adapter in this way, or undefined if the word means no such start. */
+/** Says what to do instead of using an init that lowrank does not have. Returns undefined for any other word. */
 export function peftStart(word: string): string | undefined {
   const call = PEFT_STARTS[plainWord(word)]
   return call && `PEFT makes adapters of this kind: ${call}. Train them there`
 }
 
-/** Words of options that are no more, and what to do instead. */
+/** What to do instead of using an option that was removed → words for that option. */
 const ADVICE: Readonly<Record<string, string>> = {
   'One process writes the whole result, in seconds for some GB: leave it out': 'shard shards share shares',
   'Give the same command again: it starts anew. Only a training goes on where it stopped': 'resume finish',
   'Results are always on the disk before they have their names: leave it out': 'fsync sync',
 }
 
-/** Apart from the others: pages have no commands. */
+/** Other names of commands. They are separate because web pages have no commands. */
 export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
   train: 'finetune fine-tune fit lora qlora tune',
   evaluate: 'eval perplexity score',
@@ -138,33 +138,33 @@ export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
   extract: 'extract-lora lora-extract',
 }
 
-/** A word without marks and case: num_train_epochs, numTrainEpochs and num-train-epochs are one. */
+/** Removes separators and case, so that num_train_epochs, numTrainEpochs and num-train-epochs are equal. */
 export const plainWord = (word: string) => word.replaceAll(/[-_ ]/g, '').toLowerCase()
 
-/** Longer words are no words of a person. */
+/** Nobody types longer words. */
 const MAX_LENGTH = 100
 
-/** Letters of a word that may be wrong: one, or one in four. */
+/** The share of letters that may be wrong. A single letter always may. */
 const WRONG_LETTERS = 0.25
 
-/** What to do in place of an option that is no more. */
+/** Says what to do instead of using an option that was removed. */
 export function adviceOn(word: string): string | undefined {
   return Object.keys(ADVICE).find((advice) => ADVICE[advice].split(' ').includes(plainWord(word)))
 }
 
-/** Undefined if none is near. */
+/** Returns the word that was meant, or undefined if none is close. */
 export function meantBy(word: string, words: readonly string[], synonyms = SYNONYMS): string | undefined {
-  const own = plainWord(word)
-  if (own === '' || own.length > MAX_LENGTH) return undefined
-  const isNamed = (ours: string) => synonyms[ours]?.split(' ').some((theirs) => plainWord(theirs) === own)
-  const found = words.find((ours) => plainWord(ours) === own) ?? words.find(isNamed)
+  const plain = plainWord(word)
+  if (plain === '' || plain.length > MAX_LENGTH) return undefined
+  const isNamed = (ours: string) => synonyms[ours]?.split(' ').some((theirs) => plainWord(theirs) === plain)
+  const found = words.find((ours) => plainWord(ours) === plain) ?? words.find(isNamed)
   if (found !== undefined) return found
   const near = words
-    .map((ours) => ({ ours, distance: editDistance(own, plainWord(ours)) }))
+    .map((ours) => ({ ours, distance: editDistance(plain, plainWord(ours)) }))
     .filter(({ ours, distance }) => {
       return (
-        distance <= Math.max(1, Math.floor(Math.min(own.length, plainWord(ours).length) * WRONG_LETTERS)) &&
-        own.length > 2
+        distance <= Math.max(1, Math.floor(Math.min(plain.length, plainWord(ours).length) * WRONG_LETTERS)) &&
+        plain.length > 2
       )
     })
   return near.sort((a, b) => a.distance - b.distance)[0]?.ours

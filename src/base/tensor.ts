@@ -1,4 +1,4 @@
-// Matrices as values: a flat row-major array and its shape. Shape letters: n rows, k in, d out, r rank.
+// Matrices and tensors: a flat row-major array with a shape. Shape letters: n rows, k in, d out, r rank.
 
 import { ShapeError } from './errors.js'
 
@@ -13,12 +13,12 @@ export interface Matrix {
   readonly shape: readonly [number, number]
 }
 
-/** A matrix as all public functions accept it. Nested arrays become f64. */
+/** A matrix in any form that public functions accept. Nested arrays become f64. */
 export type MatrixLike = Matrix | readonly (readonly number[])[]
 
-/** A row-major tensor of any number of dimensions; f32 where nothing else is said, as in files. */
+/** A row-major tensor of any number of dimensions. */
 export interface Tensor<Data extends FloatArray = Float32Array> {
-  /** The values, row-major: one for each element of the shape. */
+  /** The values, row-major: as many as the shape has elements. */
   readonly data: Data
   readonly shape: readonly number[]
 }
@@ -29,9 +29,9 @@ export interface Shaped {
 
 export const F64: FloatArray = new Float64Array()
 
-/** True if no value is NaN or infinite. */
+/** Says whether no value is NaN or infinite. */
 export function isAllFinite(values: FloatArray): boolean {
-  // A product with 0 is NaN for what is not finite. Four sums do not wait for each other.
+  // NaN and infinity times 0 give NaN. Four sums are faster than one, because they do not wait for each other.
   let [a, b, c, d] = [0, 0, 0, 0]
   const whole = values.length - (values.length % 4)
   for (let i = 0; i < whole; i += 4) {
@@ -49,7 +49,10 @@ export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
   return { data, shape: [rows, columns] }
 }
 
-/** Nested arrays are copied into f64; a Matrix is returned as it is. Callers without types may hand in anything. */
+/**
+ * Copies nested arrays into an f64 matrix, or returns a Matrix as it is. Throws ShapeError for anything else, which
+ * callers without types may pass.
+ */
 export function toMatrix(value: MatrixLike, where: string): Matrix {
   return Array.isArray(value) ? fromRows(value, where) : checkedMatrix(value as Matrix, where)
 }
@@ -73,7 +76,7 @@ function checkedMatrix(matrix: Matrix, where: string): Matrix {
   return matrix
 }
 
-/** Throws ShapeError when it is no tensor, or its data do not fill its shape. */
+/** Throws ShapeError if this is not a tensor, or if its data do not fill its shape. */
 export function checkTensor(tensor: Tensor<FloatArray>, where: string): void {
   if (!hasValues(tensor)) {
     throw new ShapeError({ where, what: 'not a tensor', expected: '{data: Float32Array | Float64Array, shape}' })
@@ -122,12 +125,12 @@ export function formatShape(shape: readonly (number | bigint | string)[]): strin
   return `(${shape.join(', ')})`
 }
 
-/** Number of elements of a shape; 1 for a scalar's. */
+/** Returns the number of elements of a shape; 1 for a scalar. */
 export function elementCount(shape: readonly number[]): number {
   return shape.reduce((product, dim) => product * dim, 1)
 }
 
-/** The numbers of lists, one after the other. */
+/** Concatenates lists of numbers. */
 export function joinedUp<List extends Float32Array | Int32Array = Float32Array>(
   lists: readonly ArrayLike<number>[],
   Values: new (length: number) => List = Float32Array as never,
@@ -145,7 +148,7 @@ function isDim(value: unknown): boolean {
   return Number.isInteger(value) && Number(value) >= 0
 }
 
-/** Python's round: halves go to the even neighbor. */
+/** Rounds as in Python: halves go to the even neighbor. */
 export function halfToEven(value: number): number {
   const floor = Math.floor(value)
   if (value - floor !== 0.5) return Math.round(value)

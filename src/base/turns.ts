@@ -1,9 +1,9 @@
-// Actions that run one after another, each once those before it are over.
+// Runs actions one after another: each starts when the previous action has ended.
 
 export class Turns {
   #last: Promise<unknown> = Promise.resolve()
 
-  /** Settles when the last action is over, and never rejects. */
+  /** Resolves when the last action has ended. It never rejects. */
   get idle(): Promise<unknown> {
     return this.#last
   }

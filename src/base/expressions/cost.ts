@@ -1,22 +1,22 @@
-// How long JavaScript's engine can take for a regular expression, found without running it. The engine tries one way
-// through the expression after the other. So the number of ways counts in which a text can be read: the positions of an
-// expression (Glushkov) are a graph. Two ways around from one position by the same characters mean that every further
-// round doubles the time. Without rounds, as in (?:a|aa){24}, the ways are counted for texts of the worst kind.
+// Finds out how long JavaScript's engine can take for a regular expression, without running it. The engine tries every
+// way through the expression, so the time depends on the number of ways to read a text. The positions of an expression
+// form a graph (Glushkov). If two loops from a position read the same characters, each round doubles the time. Without
+// loops, as in (?:a|aa){24}, the ways are counted for the worst texts.
 
 import { type CharacterTest, type Expression, ExpressionError, parseRegExp } from './parse.js'
 
-/** Positions of one expression; those of tokenizers have some dozens. */
+/** The most positions of an expression. The expressions of tokenizers have some dozens. */
 const MAX_POSITIONS = 1000
 const MAX_LOOP = 100
-/** A text of n characters then takes n³ steps at most: two loops one after the other, from each place of the text. */
+/** With two loops in a row, tried from each place of the text, n characters take at most n³ steps. */
 const MAX_LOOPS_IN_A_ROW = 2
 
-/** A text that can be read in more ways, up to some place of it, takes too long from each place of a longer text. */
+/** If a text can be read in more ways than this, a longer text takes too long, because each place in it is tried. */
 const MAX_WAYS = 1 << 16
-/** Characters of the texts for which ways are counted, and how many texts are followed at a time. */
+/** The length of the texts for which ways are counted, and how many texts are followed at a time. */
 const [TRIED_LENGTH, TRIED_TEXTS] = [64, 4]
 
-/** Characters of all kinds that expressions of tokenizers tell apart. */
+/** Characters of every kind that the expressions of tokenizers distinguish. */
 const SAMPLE = sample()
 
 function sample(): number[] {
@@ -28,16 +28,16 @@ function sample(): number[] {
   return codes
 }
 
-/** Why an expression can take too long, in a clause; undefined where it cannot. */
+/** Returns a clause that says why an expression can take too long, or undefined if it cannot. */
 export function costOfRegExp(expression: RegExp): string | undefined {
-  const own = Array.from(expression.source, (character) => character.codePointAt(0)!)
+  const patternCodes = Array.from(expression.source, (character) => character.codePointAt(0)!)
   try {
     const todo: Expression[] = [parseRegExp(expression)]
     for (let node = todo.pop(); node !== undefined; node = todo.pop()) {
       const graph = new PositionGraph()
       const ends = graph.add(node)
       todo.push(...graph.looks)
-      const reason = costOfGraph(graph, ends, [...SAMPLE, ...own])
+      const reason = costOfGraph(graph, ends, [...SAMPLE, ...patternCodes])
       if (reason !== undefined) return reason
     }
     return undefined
@@ -47,7 +47,7 @@ export function costOfRegExp(expression: RegExp): string | undefined {
   }
 }
 
-/** First and last positions of a part; `isNullable`: it matches the empty text. */
+/** The first and last positions of a part of an expression, and whether it matches the empty text. */
 interface Ends {
   readonly first: readonly number[]
   readonly last: readonly number[]
@@ -56,13 +56,13 @@ interface Ends {
 
 class PositionGraph {
   readonly tests: CharacterTest[] = []
-  /** From each position: the next ones, and in how many ways. */
+  /** For each position, the positions that can follow, and in how many ways. */
   readonly next: Map<number, number>[] = []
-  /** Positions after which a look around may fail. */
+  /** Positions after which a lookahead, lookbehind or anchor may fail. */
   readonly isLookedAfter = new Set<number>()
   readonly looks: Expression[] = []
 
-  /** Throws ExpressionError for what is not told here. */
+  /** Adds an expression. Throws ExpressionError if its cost cannot be found out here. */
   add(node: Expression): Ends {
     switch (node.kind) {
       case 'character': {
@@ -104,12 +104,12 @@ class PositionGraph {
     return whole
   }
 
-  #joined(one: Ends, other: Ends): Ends {
-    this.#link(one.last, other.first)
+  #joined(left: Ends, right: Ends): Ends {
+    this.#link(left.last, right.first)
     return {
-      first: one.isNullable ? [...one.first, ...other.first] : one.first,
-      last: other.isNullable ? [...one.last, ...other.last] : other.last,
-      isNullable: one.isNullable && other.isNullable,
+      first: left.isNullable ? [...left.first, ...right.first] : left.first,
+      last: right.isNullable ? [...left.last, ...right.last] : right.last,
+      isNullable: left.isNullable && right.isNullable,
     }
   }
 
@@ -121,10 +121,10 @@ class PositionGraph {
       const ends = this.add(item)
       if (isEndless && i === required - 1) this.#link(ends.last, ends.first)
       whole = this.#joined(whole, { ...ends, isNullable: ends.isNullable || i >= min })
-      // An item without characters takes nothing many times.
+      // An item without characters consumes nothing, however often it is repeated.
       if (ends.first.length === 0) return whole
     }
-    // A round that may be left out follows the one before it: rounds in the middle are not left out.
+    // An optional round always follows the previous round: only rounds at the end are left out.
     let before = whole
     for (let i = min; i < max && !isEndless; i++) {
       const ends = this.add(item)
@@ -138,7 +138,8 @@ class PositionGraph {
   }
 
   #link(from: readonly number[], to: readonly number[]): void {
-    for (const one of from) for (const other of to) this.next[one].set(other, (this.next[one].get(other) ?? 0) + 1)
+    for (const source of from)
+      for (const target of to) this.next[source].set(target, (this.next[source].get(target) ?? 0) + 1)
   }
 }
 
@@ -170,12 +171,12 @@ function characterSets(tests: readonly CharacterTest[], codes: readonly number[]
   return tests.map((test) => byTest.get(test)!)
 }
 
-/** The texts with the most ways so far are made longer by each kind of character. */
+/** Extends the texts with the most ways so far by each kind of character, and says whether one has too many. */
 function hasManyWays(graph: PositionGraph, first: readonly number[], sets: readonly Set<number>[]): boolean {
   const kinds = [...new Set(sets.flatMap((set) => [...set]))]
   const edges = graph.next.map((next) => [...next])
   type Ways = ReadonlyMap<number, number>
-  const total = (ways: Ways) => [...ways.values()].reduce((sum, one) => sum + one, 0)
+  const total = (ways: Ways) => [...ways.values()].reduce((sum, count) => sum + count, 0)
   const longer = (ways: Ways, kind: number): Ways => {
     const result = new Map<number, number>()
     for (const [at, count] of ways) {
@@ -198,22 +199,22 @@ function hasManyWays(graph: PositionGraph, first: readonly number[], sets: reado
   return false
 }
 
-function meet(one: ReadonlySet<number>, other: ReadonlySet<number>): boolean {
-  for (const kind of one) if (other.has(kind)) return true
+function meet(a: ReadonlySet<number>, b: ReadonlySet<number>): boolean {
+  for (const kind of a) if (b.has(kind)) return true
   return false
 }
 
-/** True if there are two ways from a position of a loop back to it by the same characters. */
+/** Says whether there are two ways from a position of a loop back to it that read the same characters. */
 function isAmbiguous(graph: PositionGraph, loop: ReadonlySet<number>, sets: readonly Set<number>[]): boolean {
   const inside = (at: number) => [...graph.next[at]].filter(([to]) => loop.has(to))
   if ([...loop].some((at) => inside(at).some(([, ways]) => ways > 1))) return true
-  // Pairs of positions that the same characters lead to.
+  // Follow pairs of positions that the same characters lead to.
   const size = graph.tests.length
   const nextPairs = (pair: number) => {
-    const [one, other] = [Math.floor(pair / size), pair % size]
+    const [left, right] = [Math.floor(pair / size), pair % size]
     const pairs: number[] = []
-    for (const [a] of inside(one)) {
-      for (const [b] of inside(other)) if (a === b || meet(sets[a], sets[b])) pairs.push(a * size + b)
+    for (const [a] of inside(left)) {
+      for (const [b] of inside(right)) if (a === b || meet(sets[a], sets[b])) pairs.push(a * size + b)
     }
     return pairs
   }
@@ -224,7 +225,7 @@ function isAmbiguous(graph: PositionGraph, loop: ReadonlySet<number>, sets: read
   })
 }
 
-/** The longest row of loops that can share one kind of characters and then fail. */
+/** Returns the length of the longest row of loops that can all read the same kind of character and then fail. */
 function loopsInARow(
   graph: PositionGraph,
   loops: readonly (readonly number[])[],
@@ -235,7 +236,7 @@ function loopsInARow(
   let most = 0
   for (const kind of kinds) {
     const next = (at: number) => [...graph.next[at].keys()].filter((to) => sets[to].has(kind))
-    // Components come with the last ones first.
+    // The components come in reverse order, so those that follow a component are already known.
     const rows = new Map<number, number>()
     const all = componentsFrom(
       graph.tests.flatMap((_, at) => (sets[at].has(kind) ? [at] : [])),
@@ -261,7 +262,7 @@ function components(size: number, next: (at: number) => number[]): number[][] {
   return all.filter((component) => component.length > 1 || next(component[0]).includes(component[0]))
 }
 
-/** Strongly connected components that can be reached, the last ones first (Tarjan 1972, without recursion). */
+/** Returns the reachable strongly connected components, last first (Tarjan 1972, without recursion). */
 function componentsFrom(starts: readonly number[], next: (node: number) => number[]): number[][] {
   const order = new Map<number, number>()
   const low = new Map<number, number>()

@@ -1,14 +1,14 @@
-// Regular expressions as trees, in two dialects: Python's (the re module of 3.11), in which configs of adapters choose
-// modules, and JavaScript's, into which @huggingface/tokenizers turns the expressions of a tokenizer.json. Both may
-// come from strangers: Python's are run by an engine of our own that never takes exponential time, and JavaScript's are
-// refused where they could (cost.ts).
+// Parses regular expressions into trees, in two dialects: Python's (the re module of 3.11), in which adapter configs
+// choose modules, and JavaScript's, into which @huggingface/tokenizers turns the expressions of a tokenizer.json. Both
+// may come from strangers. Python's are run by our own engine, which never takes exponential time. JavaScript's are
+// refused if they could (cost.ts).
 
 import { firstOf } from '../group.js'
 
 export type CharacterTest = (code: number) => boolean
 
 export type Expression =
-  /** `code` where it stands for one character alone. */
+  /** `code` is set if only a single character matches. */
   | { readonly kind: 'character'; readonly test: CharacterTest; readonly code?: number }
   | { readonly kind: 'sequence'; readonly items: readonly Expression[] }
   | { readonly kind: 'choice'; readonly options: readonly Expression[] }
@@ -41,7 +41,7 @@ const QUANTIFIER = /^(?:([*+?])|\{(\d*)(?:(,)(\d*))?\})/
 const HEX_ESCAPE = /^(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})/
 const CONTROLS: Readonly<Record<string, number>> = { a: 7, b: 8, t: 9, n: 10, v: 11, f: 12, r: 13 }
 
-/** Names of modules are ASCII but for very few. */
+/** Nearly all module names are ASCII, so it is tested first. */
 const ASCII_WORD = /[0-9A-Za-z_]/
 const isDigit: CharacterTest = (code) => {
   return code < 128 ? code >= 48 && code <= 57 : /\p{Nd}/u.test(String.fromCodePoint(code))
@@ -63,12 +63,14 @@ const inAscii =
   (code) =>
     code < 128 && test(code)
 
-/** Throws ExpressionError when Python could not compile it, or for what is not supported here. */
+/**
+ * Parses a Python expression. Throws ExpressionError if Python could not compile it, or if it is not supported here.
+ */
 export function parseExpression(pattern: string): Expression {
   return new PythonParser(pattern).parse()
 }
 
-/** Positions such as ^ and \\b are told apart from characters, but not from one another. */
+/** Parses a JavaScript expression. All positions, such as ^ and \\b, are treated alike: they may always match. */
 export function parseRegExp({ source, flags }: RegExp): Expression {
   return new JavaScriptParser(source, flags.replace(/[gy]/g, '')).parse()
 }
@@ -96,7 +98,8 @@ abstract class Parser {
     while (this.skip('|')) options.push(this.#sequence())
     this.#depth--
     if (options.length === 1) return options[0]
-    // Alternatives that begin alike, as the names of a thousand layers, share that. Their order decides, and stays.
+    // Alternatives with a common beginning, such as the names of a thousand layers, share it. They keep their order,
+    // which decides which of them matches first.
     return factored(options.map((option) => (option.kind === 'sequence' ? option.items : [option])))
   }
 
@@ -119,7 +122,7 @@ abstract class Parser {
     return { kind: 'repeat', item, ...quantifier, isLazy }
   }
 
-  /** Takes it. Braces that are no quantifier are characters. */
+  /** Consumes a quantifier if there is one. Braces that do not form a quantifier are ordinary characters. */
   protected quantifier(): { min: number; max: number } | undefined {
     const match = QUANTIFIER.exec(this.text.slice(this.at, this.at + 40))
     if (match === null || match[0] === '{}') return undefined
@@ -176,7 +179,7 @@ class PythonParser extends Parser {
     const { isMultiline, isDotAll } = this.#flags
     switch (String.fromCodePoint(code)) {
       case '.':
-        return { kind: 'character', test: isDotAll ? () => true : (other) => other !== LINE_FEED }
+        return { kind: 'character', test: isDotAll ? () => true : (tested) => tested !== LINE_FEED }
       case '^':
         return { kind: 'position', test: (text, at) => at === 0 || (isMultiline && text[at - 1] === LINE_FEED) }
       case '$':
@@ -200,7 +203,7 @@ class PythonParser extends Parser {
   }
 
   #literal(code: number): Expression {
-    const test: CharacterTest = (other) => other === code
+    const test: CharacterTest = (tested) => tested === code
     return this.#flags.isCaseless ? this.#character(test) : { kind: 'character', test, code }
   }
 
@@ -289,8 +292,8 @@ class PythonParser extends Parser {
     const classes: Readonly<Record<string, CharacterTest>> = { d: isDigit, w: isWord, s: isSpace }
     const known = Object.hasOwn(classes, name.toLowerCase()) ? classes[name.toLowerCase()] : undefined
     if (known !== undefined) {
-      const own = this.#flags.isAscii ? inAscii(known) : known
-      return name === name.toLowerCase() ? own : not(own)
+      const matching = this.#flags.isAscii ? inAscii(known) : known
+      return name === name.toLowerCase() ? matching : not(matching)
     }
     if (Object.hasOwn(CONTROLS, name)) return CONTROLS[name]
     if (/[a-zA-Z0-9]/.test(name)) throw new ExpressionError(`the escape \\${name}`)
@@ -329,7 +332,7 @@ class PythonParser extends Parser {
   }
 }
 
-/** One character, with all of its escapes. */
+/** Matches a character, an escape or a set. */
 const CHARACTER =
   /(?:\\(?:[pP]\{[^}]*\}|u\{[0-9a-fA-F]+\}|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|c[A-Za-z]|[^bBk1-9])|\[(?:\\[\s\S]|[^\]\\])*\]|[^()|*+?\\^$])/uy
 const GROUP = /\((?:\?(?:(<?)([=!])|<[^>]*>|[a-z]*(?:-[a-z]+)?:))?/y
@@ -337,7 +340,7 @@ const POSITION = /[\^$]|\\[bB]/y
 
 class JavaScriptParser extends Parser {
   readonly #flags: string
-  /** The tests by their spelling, so that equal characters have one test. */
+  /** The tests by their source, so that equal characters share a test. */
   readonly #tests = new Map<string, CharacterTest>()
 
   constructor(source: string, flags: string) {
@@ -378,7 +381,7 @@ class JavaScriptParser extends Parser {
   }
 }
 
-/** Searches by halves: a set of a thousand characters costs little more than one of two. */
+/** Tests for ranges by binary search, so a set of a thousand characters costs little more than a set of two. */
 function inRanges(ranges: readonly (readonly [low: number, high: number])[]): CharacterTest {
   const sorted: [low: number, high: number][] = []
   for (const [low, high] of [...ranges].sort((a, b) => a[0] - b[0])) {
@@ -406,8 +409,8 @@ function caseless(test: CharacterTest): CharacterTest {
   return (code) => {
     const character = String.fromCodePoint(code)
     const cases = [character, character.toLowerCase(), character.toUpperCase()]
-    // ß in capitals is two characters: Python does not take it for either.
-    return cases.some((other) => [...other].length === 1 && test(other.codePointAt(0)!))
+    // In upper case, ß becomes two characters, and Python matches neither.
+    return cases.some((variant) => [...variant].length === 1 && test(variant.codePointAt(0)!))
   }
 }
 
@@ -433,6 +436,6 @@ function commonLength(options: readonly (readonly Expression[])[]): number {
   return length
 }
 
-function isAlike(one: Expression | undefined, other: Expression | undefined): boolean {
-  return one?.kind === 'character' && other?.kind === 'character' && one.code !== undefined && one.code === other.code
+function isAlike(a: Expression | undefined, b: Expression | undefined): boolean {
+  return a?.kind === 'character' && b?.kind === 'character' && a.code !== undefined && a.code === b.code
 }

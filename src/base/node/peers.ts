@@ -3,10 +3,13 @@
 import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'
 
-/** Options of Node with which the program is a text, and argv[1] is an argument of it. */
+/** Options with which Node runs a text, so that argv[1] is not a file but the text's first argument. */
 const TEXT_OPTION = /^(-e|-p|-pe|--eval|--print)(=|$)/
 
-/** The working directory is never looked in: it may be a downloaded model's folder. */
+/**
+ * Returns the URL of an installed package, as seen from the running program or else from `from`. Never looks in the
+ * working directory, which may be the folder of a downloaded model.
+ */
 export function resolvePeer(name: string, from: string): string | undefined {
   const isText = process.execArgv.some((option) => TEXT_OPTION.test(option))
   const program = isText ? undefined : process.argv[1]
@@ -14,7 +17,7 @@ export function resolvePeer(name: string, from: string): string | undefined {
     try {
       if (place !== undefined) return pathToFileURL(createRequire(place).resolve(name)).href
     } catch {
-      // Not seen from here: the next place may have it.
+      // It is not installed here, but perhaps in the next place.
     }
   }
   return undefined
