@@ -5,7 +5,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { unzipSync } from 'fflate'
+import { unzipSync, zipSync } from 'fflate'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { OpenPage } from '../page.js'
 import { canOpenSite, DESKTOP, openSite, PHONE, root, type Site } from './site.js'
@@ -58,6 +58,17 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await text('machine')).toMatch(/No WebGPU here/)
     expect(await page.evaluate("document.querySelector('#device [value=webgpu]').disabled")).toBe(true)
     expect(await page.evaluate("document.getElementById('as-chat').disabled")).toBe(true)
+    // What the task suggests does not replace what the recipe says.
+    expect(await page.evaluate("document.getElementById('learning-rate').value")).toBe('0.005')
+  })
+
+  it('says that data are broken in words of data, and clears the last run', async () => {
+    await fill({ data: '{"text": "a"}\n{"text": ' })
+    await click('start')
+    await until("/^The data cannot be read/.test(document.getElementById('error').textContent)")
+    expect(await page.evaluate("document.getElementById('run').hidden")).toBe(true)
+    await recipe('mails')
+    await until("document.getElementById('data').value.startsWith('text,label')")
   })
 
   it('says what is missing, and closes the message', async () => {
@@ -158,8 +169,37 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.querySelector('#answers .answer:last-child .written').textContent")).not.toBe(
       '',
     )
-    await press('books', 'Delete')
-    await until("document.getElementById('mine').hidden")
+    // An adapter that was opened is kept too, and an archive of several is read whole.
+    await until(`${kept('rslora')} !== null`)
+    await site.reload()
+    await ready()
+    const files = Object.fromEntries(
+      ['one', 'two'].flatMap((name) =>
+        readdirSync(join(root, 'tests/golden/peft/rslora')).map((file) => [
+          `${name}/${file}`,
+          new Uint8Array(readFileSync(join(root, 'tests/golden/peft/rslora', file))),
+        ]),
+      ),
+    )
+    const archive = Buffer.from(zipSync(files)).toString('base64')
+    await page.evaluate(`(() => {
+      const field = document.getElementById('adapter-zip')
+      const chosen = new DataTransfer()
+      chosen.items.add(new File([Uint8Array.from(atob('${archive}'), (c) => c.charCodeAt(0))], 'adapters.zip'))
+      field.files = chosen.files
+      field.dispatchEvent(new Event('change'))
+    })()`)
+    await until(`${kept('one')} !== null && ${kept('two')} !== null`)
+    expect(
+      await page.evaluate(
+        "document.querySelectorAll('#answers [data-adapter=one], #answers [data-adapter=two]').length",
+      ),
+    ).toBe(2)
+    for (const name of ['books', 'rslora', 'one', 'two']) {
+      await press(name, 'Delete')
+      await until(`${kept(name)} === null`)
+    }
+    expect(await page.evaluate("document.getElementById('mine').hidden")).toBe(true)
     await site.reload()
     expect(await page.evaluate("document.querySelectorAll('#adapters li').length")).toBe(0)
   })

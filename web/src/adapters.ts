@@ -26,8 +26,8 @@ export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => P
         await list()
       })
     })
-  const row = (one: KeptAdapter, names: readonly string[]) => {
-    const field = make('input', { value: one.name, maxlength: '40', 'aria-label': `Name of ${one.name}` })
+  const row = (adapter: KeptAdapter, names: readonly string[]) => {
+    const field = make('input', { value: adapter.name, maxlength: '40', 'aria-label': `Name of ${adapter.name}` })
     field.addEventListener('change', () => {
       void guarded('mine', 'The adapter cannot be renamed', async () => {
         const to = field.value.trim().replace(/[^\w.-]+/g, '-')
@@ -35,27 +35,27 @@ export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => P
         try {
           if (to === '' || isTaken)
             throw new Error(isTaken ? `There is ${to} already.` : 'A name has letters or digits.')
-          await renameKept(one.name, to)
+          await renameKept(adapter.name, to)
         } finally {
           await list()
         }
       })
     })
-    const facts = `for ${one.modelName}, ${(one.bytes / 1e6).toFixed(1)} MB`
+    const facts = `for ${adapter.modelName}, ${(adapter.bytes / 1e6).toFixed(1)} MB`
     return make(
       'li',
-      { class: 'row', 'data-kept': one.name },
+      { class: 'row', 'data-kept': adapter.name },
       field,
       make('span', { class: 'state' }, facts),
-      act('Use', () => use(one)),
-      act('Download', async () => download(one.name, await keptFiles([one.name]))),
-      act('Delete', () => removeKept(one.name)),
+      act('Use', () => use(adapter)),
+      act('Download', async () => download(adapter.name, await keptFiles([adapter.name]))),
+      act('Delete', () => removeKept(adapter.name)),
     )
   }
   const list = async () => {
     const kept = await keptAdapters()
     const names = kept.map(({ name }) => name)
-    byId('adapters').replaceChildren(...kept.map((one) => row(one, names)))
+    byId('adapters').replaceChildren(...kept.map((adapter) => row(adapter, names)))
     byId('mine').hidden = kept.length === 0
   }
   buttonOf('export').addEventListener('click', () => {
@@ -67,21 +67,25 @@ export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => P
   return list
 }
 
-/** Reads an adapter from an archive; its files may lie in a folder of it. */
-export async function readArchive(file: File): Promise<LoraAdapter> {
-  let entries: Record<string, Uint8Array>
+/** Reads the adapters of an archive, each from its folder. The name of one without a folder is the archive's. */
+export async function readArchive(file: File): Promise<{ name: string; adapter: LoraAdapter }[]> {
+  let entries: [path: string, bytes: Uint8Array][]
   try {
-    entries = unzipSync(new Uint8Array(await file.arrayBuffer()))
+    entries = Object.entries(unzipSync(new Uint8Array(await file.arrayBuffer())))
   } catch (cause) {
     throw new Error(`${file.name}: not a zip archive. Choose the file that this page saved, or open the folder.`, {
       cause,
     })
   }
-  const config = Object.keys(entries).find((path) => /(^|\/)adapter_config\.json$/.test(path))
-  if (config === undefined) throw new Error(`${file.name}: no adapter_config.json inside, so it is not an adapter.`)
-  const prefix = config.slice(0, -'adapter_config.json'.length)
-  const files = Object.entries(entries)
-    .filter(([path]) => path.startsWith(prefix) && !path.endsWith('/'))
-    .map(([path, bytes]) => [path.slice(prefix.length), bytes])
-  return loadAdapter(new MemoryDirectory(Object.fromEntries(files), file.name))
+  const folders = entries.flatMap(([path]) => /^(.*\/|)adapter_config\.json$/.exec(path)?.[1] ?? [])
+  if (folders.length === 0) throw new Error(`${file.name}: no adapter_config.json inside, so it is not an adapter.`)
+  return Promise.all(
+    folders.map(async (folder) => {
+      const files = entries
+        .filter(([path]) => path.startsWith(folder) && !path.endsWith('/'))
+        .map(([path, bytes]) => [path.slice(folder.length), bytes])
+      const name = folder.split('/').at(-2) ?? file.name.replace(/\.zip$/, '')
+      return { name, adapter: await loadAdapter(new MemoryDirectory(Object.fromEntries(files), name)) }
+    }),
+  )
 }

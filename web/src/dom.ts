@@ -88,12 +88,14 @@ function showError(place: string, title: string, error: unknown): void {
   banner.scrollIntoView({ block: 'nearest' })
 }
 
-export async function guarded(place: string, title: string, work: () => Promise<void>): Promise<void> {
+type Title = string | ((error: unknown) => string)
+
+export async function guarded(place: string, title: Title, work: () => Promise<void>): Promise<void> {
   byId('error').hidden = true
   try {
     await work()
   } catch (error) {
     if (error instanceof DOMException && error.name === 'AbortError') return
-    showError(place, title, error)
+    showError(place, typeof title === 'string' ? title : title(error), error)
   }
 }

@@ -8,7 +8,7 @@ const isUrl = (source: string) => /^https?:\/\//.test(source)
 const originOf = (source: string) => (isUrl(source) ? new URL(source).host : 'the Hugging Face Hub')
 
 export function askAboutLink(
-  open: (model: ModelChoice, name: string, read: () => Promise<LoraAdapter>) => Promise<void>,
+  open: (model: ModelChoice, name: string, read: () => Promise<LoraAdapter>, link: string) => Promise<void>,
 ): boolean {
   const asked = new URLSearchParams(location.hash.slice(1))
   const [adapter, model] = ['adapter', 'model'].map((name) => asked.get(name)?.trim() ?? '')
@@ -38,9 +38,8 @@ export function askAboutLink(
         panel.hidden = true
         void guarded('write', 'The adapter cannot be opened', async () => {
           const name = adapter.split('/').filter(Boolean).at(-1) ?? 'linked'
-          await open(choice, name.replace(/[^\w.-]+/g, '-'), () =>
-            loadAdapter(isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`),
-          )
+          const link = isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`
+          await open(choice, name.replace(/[^\w.-]+/g, '-'), () => loadAdapter(link), link)
         })
       }),
       button('No', () => {

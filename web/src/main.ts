@@ -10,8 +10,9 @@ import { askAboutLink } from './link.js'
 import { foldOnPhones, isolate, showMachine } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
 import { drawnPictures, type Recipe, setUpRecipes } from './recipes.js'
+import type { Job } from './runs.js'
 import { isFull, keepAdapter, keptAdapters, openKept } from './store.js'
-import { readJob, Trainer } from './train.js'
+import { readJob, setFromRecipe, Trainer } from './train.js'
 import { nextFree, Writer } from './write.js'
 
 /** Pictures of each label that the recipe draws. */
@@ -24,26 +25,19 @@ void showMachine()
 let opened: OpenModel | undefined
 const choose = (choice: ModelChoice) => models.choose(choice)
 const reopen = (device: Device) => models.reopen(device)
-const writer = new Writer(reopen)
+const writer = new Writer(reopen, (name, adapter) => keep(name, adapter))
 const trainer = new Trainer({
   choose,
   reopen,
   sample: (adapter, texts) => writer.sample(adapter, texts),
   makeRoom: (work) => writer.makeRoom(work),
   async trained(adapter, job) {
-    const names = new Set((await keptAdapters()).map(({ name }) => name))
-    const name = nextFree(job.name, (one) => names.has(one) || writer.has(one))
+    const kept = new Set((await keptAdapters()).map(({ name }) => name))
+    const name = nextFree(job.name, (taken) => kept.has(taken) || writer.has(taken))
     await writer.add(name, adapter, job.texts)
     showLines({ ...job, name })
     byId('write').scrollIntoView({ block: 'nearest' })
-    try {
-      await keepAdapter(name, adapter, { job, modelName: job.modelName })
-    } catch (error) {
-      if (!isFull(error)) throw error
-      byId('disk').textContent = 'The browser has no more space: download the adapter to keep it.'
-      byId('disk').hidden = false
-    }
-    await listKept()
+    await keep(name, adapter, { job })
     if (writer.hasInput) void guarded('write', 'The model cannot answer', () => writer.write())
   },
   changed: () => listKept(),
@@ -57,6 +51,21 @@ const listKept = setUpKept(async ({ name, job }) => {
   if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name), job?.texts)
   if (job !== undefined) showLines({ ...job, name })
 })
+
+/** Keeps an adapter in "My adapters", unless it came from a link and is there already. */
+async function keep(wanted: string, adapter: LoraAdapter, from: { job?: Job; link?: string } = {}): Promise<void> {
+  const kept = await keptAdapters()
+  if (from.link !== undefined && kept.some(({ link }) => link === from.link)) return
+  const name = nextFree(wanted, (taken) => kept.some((other) => other.name === taken))
+  try {
+    await keepAdapter(name, adapter, { ...from, modelName: from.job?.modelName ?? opened?.name ?? 'a model' })
+  } catch (error) {
+    if (!isFull(error)) throw error
+    byId('disk').textContent = 'The browser has no more space: download the adapter to keep it.'
+    byId('disk').hidden = false
+  }
+  await listKept()
+}
 
 /** Opens an adapter beside its model. */
 async function openBeside(
@@ -72,7 +81,7 @@ async function openBeside(
 
 async function useRecipe({ id, file, model, task, prompts, settings, recording }: Recipe): Promise<void> {
   trainer.want(model, recording?.losses)
-  for (const [field, value] of Object.entries({ ...settings, name: id })) inputOf(field).value = String(value)
+  for (const [field, value] of Object.entries({ ...settings, name: id })) setFromRecipe(field, String(value))
   if (opened === undefined) writer.tell(KINDS[task ?? ''] ?? 'text')
   const [prompt] = prompts
   if (prompt !== undefined) inputOf('prompt').value = prompt
@@ -101,8 +110,10 @@ const chooseRecipe = setUpRecipes((recipe) => {
 await guarded('train', 'The last run cannot be read', async () => {
   if (!(await trainer.restore())) chooseRecipe('mails')
   await listKept()
-  askAboutLink(async (choice, name, read) => {
-    await openBeside(choice, name, read)
+  askAboutLink(async (choice, name, read, link) => {
+    const adapter = await read()
+    await openBeside(choice, name, async () => adapter)
+    await keep(name, adapter, { link })
     await writer.write()
   })
 })

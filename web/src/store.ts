@@ -8,8 +8,10 @@ const ABOUT = 'about.json'
 
 export interface KeptAdapter {
   readonly name: string
-  /** The run that made it; undefined for one that was opened. */
-  readonly job: Job | undefined
+  /** The run that made it; undefined for an adapter that was opened. */
+  readonly job?: Job | undefined
+  /** The address of an adapter that was opened by link. */
+  readonly link?: string | undefined
   readonly bytes: number
   readonly modelName: string
 }
@@ -61,7 +63,7 @@ export function isFull(error: unknown): boolean {
 export async function keepAdapter(
   name: string,
   adapter: LoraAdapter,
-  about: Pick<KeptAdapter, 'job' | 'modelName'>,
+  about: Pick<KeptAdapter, 'job' | 'link' | 'modelName'>,
 ): Promise<void> {
   const folder = await folderAt(ADAPTERS)
   if (folder === undefined) return
@@ -85,7 +87,7 @@ export async function keptAdapters(): Promise<KeptAdapter[]> {
       const about = JSON.parse(await (await read(handle, ABOUT)).text())
       let bytes = 0
       for await (const file of handle.values()) if (file.kind === 'file') bytes += (await file.getFile()).size
-      kept.push({ job: undefined, ...about, name: handle.name, bytes })
+      kept.push({ ...about, name: handle.name, bytes })
     } catch {}
   }
   return kept.sort((a, b) => a.name.localeCompare(b.name))

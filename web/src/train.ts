@@ -1,6 +1,7 @@
 // Training in the page: start, pause, continue after a reload, stop. One tab at a time has the run; others watch it.
 
 import {
+  DataError,
   type LoraAdapter,
   loadAdapter,
   MemoryDirectory,
@@ -60,7 +61,8 @@ export class Trainer {
   #stage: keyof typeof STAGES = 'encode'
 
   constructor(private readonly page: Surroundings) {
-    const start = () => void guarded('train', 'Training stopped', () => this.#start())
+    const titleOf = (error: unknown) => (error instanceof DataError ? 'The data cannot be read' : 'Training stopped')
+    const start = () => void guarded('train', titleOf, () => this.#start())
     buttonOf('start').addEventListener('click', start)
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
@@ -204,6 +206,7 @@ export class Trainer {
       await this.page.trained(adapter, job)
       await endRun()
     } catch (error) {
+      if (error instanceof DataError) this.#clear(true)
       if (isFull(error) && !(folder instanceof MemoryDirectory)) {
         // The browser has no more space: the run goes on from what it saved, in memory.
         this.#leaveDisk()
@@ -327,16 +330,25 @@ export class Trainer {
 
 let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
 
+/** Puts a recipe's value into a field. A task's suggestions leave it alone from then on. */
+export function setFromRecipe(id: string, value: string): void {
+  inputOf(id).value = value
+  inputOf(id).dataset.fromRecipe = ''
+}
+
 function suggest({ page: { unit, settings } }: PageTask): void {
   // All pictures have the size that the model takes.
   byId('length').hidden = unit === 'pictures'
-  const own: Record<string, string> = {
+  const values: Record<string, string> = {
     steps: String(settings.maxSteps),
     'learning-rate': String(settings.learningRate),
     'batch-size': String(settings.batchSize),
   }
-  for (const [id, value] of Object.entries(own)) if (inputOf(id).value === suggested[id]) inputOf(id).value = value
-  suggested = own
+  for (const [id, value] of Object.entries(values)) {
+    const field = inputOf(id)
+    if (field.dataset.fromRecipe === undefined && field.value === suggested[id]) field.value = value
+  }
+  suggested = values
 }
 
 function rowsOf(pictures: readonly Picture[]): Promise<{ image: Uint8Array; label: string }[]> {

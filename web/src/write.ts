@@ -48,7 +48,11 @@ export class Writer {
   /** Texts that a search can find. */
   #texts: readonly string[] = []
 
-  constructor(reopen: (device: Device) => Promise<void>) {
+  /** @param keep keeps an adapter that the user opens */
+  constructor(
+    reopen: (device: Device) => Promise<void>,
+    private readonly keep: (name: string, adapter: LoraAdapter) => Promise<void>,
+  ) {
     byId('prompt-form').addEventListener('submit', (event) => {
       event.preventDefault()
       void guarded('write', 'The model cannot write', async () => {
@@ -65,7 +69,7 @@ export class Writer {
     })
     buttonOf('quiet').addEventListener('click', () => this.#stop?.abort())
     onFiles('picture', ([file]) => this.show(file))
-    onFiles('adapter-zip', ([file]) => void this.#openAdapter(file.name.replace(/\.zip$/, ''), () => readArchive(file)))
+    onFiles('adapter-zip', ([file]) => void this.#openAdapters(() => readArchive(file)))
     onFiles('adapter-folder', (files) => {
       void this.openFolder(files[0].webkitRelativePath.split('/')[0] || 'adapter', files)
     })
@@ -173,11 +177,16 @@ export class Writer {
   }
 
   openFolder(name: string, files: readonly File[]): Promise<void> {
-    return this.#openAdapter(name, () => loadAdapter(files))
+    return this.#openAdapters(async () => [{ name, adapter: await loadAdapter(files) }])
   }
 
-  #openAdapter(name: string, read: () => Promise<LoraAdapter>): Promise<void> {
-    return guarded('write', 'The adapter cannot be opened', async () => this.add(name, await read()))
+  #openAdapters(read: () => Promise<readonly { name: string; adapter: LoraAdapter }[]>): Promise<void> {
+    return guarded('write', 'The adapter cannot be opened', async () => {
+      for (const { name, adapter } of await read()) {
+        await this.add(name, adapter)
+        await this.keep(name, adapter)
+      }
+    })
   }
 
   #addCard(name: string | null): void {
