@@ -12,7 +12,7 @@ import { FileError } from '../base/errors.js'
 import type { ResponseLike } from '../base/globals.js'
 import { isPassing } from './hub/api.js'
 import { versionOf } from './hub/range-source.js'
-import { type HubConnection, HubError, request, shown } from './hub/request.js'
+import { type HubConnection, HubError, isUnreachable, request, shown } from './hub/request.js'
 
 export interface UrlFile {
   readonly url: string
@@ -87,7 +87,16 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   }
 
   async has(path: string): Promise<boolean> {
-    return (await this.#ask(path)) !== undefined
+    try {
+      return (await this.#ask(path)) !== undefined
+    } catch (error) {
+      if (!this.connection.hidesRedirects || !isUnreachable(error)) throw error
+      // Many hosts send no CORS headers for a missing file, and then a page cannot tell it from a host that is down. If
+      // the host has sent another file of this folder, the file is missing.
+      const answers = await Promise.allSettled(this.#asked.values())
+      if (answers.some((answer) => answer.status === 'fulfilled' && answer.value !== undefined)) return false
+      throw error
+    }
   }
 
   async open(path: string): Promise<ByteSource> {
