@@ -254,14 +254,6 @@ export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return differs === 0
 }
 
-export function crcTable(polynomial: number): Uint32Array {
-  return Uint32Array.from({ length: 256 }, (_, byte) => {
-    let value = byte
-    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ polynomial : value >>> 1
-    return value
-  })
-}
-
 export function checkRange(source: ByteSource, offset: number, byteLength: number): void {
   if (offset < 0 || byteLength < 0 || offset + byteLength > source.byteLength) {
     throw new FileError({

@@ -54,7 +54,6 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   packing: 'pack sample_packing neat_packing',
   resume: 'resume_from_checkpoint continue resume_adapter_file',
   overwrite: 'force overwrite_output_dir',
-  tensorboard: 'log_dir logging_dir report_to logger',
   newHead: 'ignore_mismatched_sizes',
   taskOptions: 'task_config',
   chatTemplate: 'jinja_template template chat_template_path',

@@ -16,7 +16,7 @@ export async function checkEarly(command: Command, values: Readonly<Record<strin
     throw new UsageError(`${values.source}: these are records: use lowrank data ${values.source}`)
   }
   const { requireDevices, requireWritable } = await import('../node/command-line.js')
-  for (const key of ['out', 'html', 'tensorboard']) {
+  for (const key of ['out', 'html']) {
     const target = values[key]
     if (typeof target === 'string' && Object.hasOwn(command.options, key)) await requireWritable(target, key)
   }

@@ -145,13 +145,13 @@ const OPTIONS: readonly Lead[] = [
   },
   {
     words: 'logging_steps steps_per_report logging_strategy logging_first_step',
-    needs: 'tensorboard',
-    says: `${ALWAYS}every step is in metrics.jsonl of the run, and with --tensorboard DIR in an event file`,
+    needs: 'maxSteps',
+    says: `${ALWAYS}every step is in metrics.jsonl of the run`,
   },
   {
-    words: 'wandb project run_name',
-    needs: 'tensorboard',
-    says: '--tensorboard DIR writes an event file; the name of a run is its --out',
+    words: 'wandb project run_name tensorboard report_to logger log_dir logging_dir',
+    needs: 'maxSteps',
+    says: 'every step is in metrics.jsonl of the run, and its curves are in report.html; the name of a run is its --out',
   },
   {
     words: 'save_strategy save_total_limit',

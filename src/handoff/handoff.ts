@@ -73,7 +73,7 @@ export async function handOff(
   const onRow = (row: unknown, examples: number, isEvaluation: boolean) => {
     for (let i = 0; i < examples; i++) parsed[isEvaluation ? 1 : 0].push(row)
   }
-  const plain = { ...options, packing: false, out: undefined, tensorboard: undefined }
+  const plain = { ...options, packing: false, out: undefined }
   const { input, encoded } = await prepare(plain, { ...context, onRow })
   const task = input.task as TaskName
   const handed = handedTask(task, options.taskOptions)

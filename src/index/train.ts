@@ -77,7 +77,6 @@ export async function withTraining<T>(
         evalData,
         decodeImage: options.decodeImage ?? platform().decodeImage,
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
-        tensorboard: options.tensorboard === undefined ? undefined : openTarget(options.tensorboard, 'tensorboard'),
       },
       {
         limits: memoryLimits(model),

@@ -80,14 +80,6 @@ export interface TrainOptions extends Optional<TrainSettings> {
    */
   readonly out?: Target | undefined
   /**
-   * A folder for an event file of TensorBoard: the loss, the learning rate and the norm of the gradients of each step,
-   * and the metrics of each evaluation.
-   *
-   * Each run should have a folder of its own. A resumed run takes the same folder.
-   * @flag DIR
-   */
-  readonly tensorboard?: Target | undefined
-  /**
    * The task. Default: the one that the fields of the first record fit, such as `dpo` for `chosen` and `rejected`, if
    * the model can be trained for it; else `causal-lm`, or `seq2seq` for a model with an encoder and a decoder.
    */
@@ -184,7 +176,6 @@ interface OpenParts {
   readonly evalData?: TrainingData | undefined
   readonly adapter?: LoraAdapter | undefined
   readonly out?: Directory | undefined
-  readonly tensorboard?: Directory | undefined
 }
 
 /** What a run gets: checked options, with an open model and open files. */

@@ -24,7 +24,6 @@ import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, with
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
-import { EventLog } from './saved/event-log.js'
 import type { CardSources } from './saved/model-card.js'
 import { checkRunFolder, type FolderUse } from './saved/run-folder.js'
 import { copiesOf } from './sessions.js'
@@ -49,8 +48,8 @@ export interface RunContext {
 export async function train(given: TrainInput, context: RunContext = {}): Promise<TrainResult> {
   return withPictures(given, async (pictures) => {
     const startedAt = performance.now()
-    const { input, encoded, log } = await prepare(given, { ...context, pictures })
-    const result = await trainAdapter(input).finally(() => log?.close())
+    const { input, encoded } = await prepare(given, { ...context, pictures })
+    const result = await trainAdapter(input)
     const isNew = given.adapter === undefined
     const seconds = (performance.now() - startedAt) / 1000
     return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
@@ -60,7 +59,7 @@ export async function train(given: TrainInput, context: RunContext = {}): Promis
 export async function prepare(given: TrainInput, context: RunContext) {
   const job = await checkJob(given, context)
   const { options, config } = job
-  const { on = {}, tensorboard, signal, taskOptions, modules, model } = options
+  const { on = {}, signal, taskOptions, modules, model } = options
   on.task?.(job.task.name)
   on.stage?.('encode')
   const records = await encodeAll(job, context)
@@ -68,7 +67,6 @@ export async function prepare(given: TrainInput, context: RunContext) {
   const copiedBytes = planMemory(job, context.limits ?? [], learned)
   on.stage?.('prepare')
   const { adapter, settings } = await startAdapter(job, records, learned)
-  const log = tensorboard && (await EventLog.open(tensorboard, job.use === 'resume'))
   const { sources, page } = context
   const card = {
     ...{ options: { ...options, task: job.task.name as TaskName }, sources, task: job.task, open: learned.open },
@@ -84,9 +82,9 @@ export async function prepare(given: TrainInput, context: RunContext) {
     page: page && ((report, steps) => page(card, report, steps)),
     sampler: await samplerFor(job, records.encoded),
     keepState: options.keepState ?? false,
-    ...{ signal, wait: context.wait, memoryUse: context.memoryUse, on: log === undefined ? on : log.heard(on) },
+    ...{ signal, wait: context.wait, memoryUse: context.memoryUse, on },
   }
-  return { input, encoded: records.encoded, log, config }
+  return { input, encoded: records.encoded, config }
 }
 
 type Job = Awaited<ReturnType<typeof checkJob>>

@@ -135,7 +135,6 @@ export const FLAGS = {
     evalData: { form: 'files', about: 'evaluation data: lowrank measures the loss on it before and after training' },
     adapter: { form: 'source', about: 'an adapter to train further instead of a new one, such as one that comes back from TRL; its folder stays as it is', placeholder: 'DIR|ID' },
     out: { form: 'target', about: 'new folder for the adapter; required without --gate', placeholder: 'DIR' },
-    tensorboard: { form: 'target', about: 'a folder for an event file of TensorBoard: the loss, the learning rate and the norm of the gradients of each step, and the metrics of each evaluation', placeholder: 'DIR' },
     task: { form: 'text', about: 'the task. Default: the one that the fields of the first record fit, such as dpo for chosen and rejected, if the model can be trained for it; else causal-lm, or seq2seq for a model with an encoder and a decoder' },
     taskOptions: { form: 'settings', about: 'settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo' },
     skipInvalid: { form: 'number', about: 'how many records that are not valid are left out. With more, training ends before its first step', range: 'an integer of at least 0', fallback: '0' },

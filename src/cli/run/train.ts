@@ -50,7 +50,7 @@ export const train = defineCommand({
     ...flags(
       'TrainOptions',
       ...(['model', 'dtype', 'data', 'evalData', 'evalSplit', 'columns', 'chatTemplate', 'chatTemplateArgs'] as const),
-      ...(['out', 'tensorboard'] as const),
+      'out',
     ),
     config: text(
       'FILE',

@@ -182,7 +182,6 @@ export const TRAIN_OPTIONS: OptionTable = {
   evalData: DATA,
   adapter: anyOf(ADAPTER, SOURCE),
   out: TARGET,
-  tensorboard: TARGET,
   task: NAME,
   taskOptions: OBJECT,
   skipInvalid: ranged('an integer of at least 0'),
