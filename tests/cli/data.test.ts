@@ -70,7 +70,7 @@ it.each([
 ])('goes on after bad records of %s', async (name, content, messages) => {
   const columns = name.includes('columns') ? ['--columns', 'text=t'] : []
   const { stdout, stderr } = await lowrankHere('data', file(name, [content]), ...columns)
-  expect(stdout).toContain('1 records.')
+  expect(stdout).toContain('1 record.')
   for (const message of messages) expect(stderr).toContain(message)
 })
 
@@ -115,7 +115,7 @@ it.each<[args: string[], code: number, message: RegExp]>([
   [[], 2, /--data FILE\|DIR is missing/],
   [[join(root, 'package.json'), '--preview', '1'], 2, /--preview: needs a/],
   [['no-such.jsonl'], 1, /no-such\.jsonl/],
-  [[join(root, 'package.json'), '--task', 'dop'], 2, /--task is one of .*dpo/],
+  [[join(root, 'package.json'), '--task', 'dop'], 2, /--task: unknown; expected .*\bdpo\b.*Did you mean dpo\?/],
 ])('refuses %j', async (args, code, message) => {
   const outcome = await lowrankHere('data', ...args)
   expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringMatching(message)])
