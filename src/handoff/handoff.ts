@@ -12,7 +12,7 @@ import {
   writeThrough,
   writeTogether,
 } from '../base/bytes.js'
-import { UnsupportedError } from '../base/errors.js'
+import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import type { AnswerPair } from '../tasks/dpo.js'
 import type { RelatedTexts } from '../tasks/embedding.js'
@@ -21,7 +21,7 @@ import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { LabeledExample } from '../tasks/text-classification.js'
 import type { TaggedExample } from '../tasks/token-classification.js'
-import { type Chat, chatOf } from '../text/chat.js'
+import { type Chat, chatOf, withArgumentObjects } from '../text/chat.js'
 import { type Example, IGNORED, type ParsedRecord } from '../text/records.js'
 import { baseNameOf } from '../train/about-run.js'
 import type { TrainInput } from '../train/options.js'
@@ -70,13 +70,22 @@ export async function handOff(
 ): Promise<HandoffReport> {
   await requireEmpty(out)
   const parsed: [unknown[], unknown[]] = [[], []]
-  const onRow = (row: unknown, examples: number, isEvaluation: boolean) => {
-    for (let i = 0; i < examples; i++) parsed[isEvaluation ? 1 : 0].push(row)
+  let cutChats = 0
+  const onRow: RunContext['onRow'] = (row, { examples, isTruncated }, isEvaluation) => {
+    for (const _ of examples) parsed[isEvaluation ? 1 : 0].push(row)
+    if (isTruncated && examples.length > 0 && (row as Partial<ParsedRecord>).kind === 'chat') cutChats++
   }
   const plain = { ...options, packing: false, out: undefined }
   const { input, encoded } = await prepare(plain, { ...context, onRow })
   const task = input.task as TaskName
   const handed = handedTask(task, options.taskOptions)
+  if (rows === 'records' && cutChats > 0) {
+    throw new ConfigError({
+      where: 'rows',
+      what: `${cutChats} chats are longer than maxLength: here they lose early turns, and TRL would cut their ends`,
+      hint: 'Use rows: tokens, or a greater maxLength',
+    })
+  }
   const settings = { ...input.settings, packing: options.packing ?? false }
   const { examples, costs, evalExamples, adapter } = input
   const isReadable = rows === 'records' || handed.row === undefined
@@ -292,7 +301,8 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
       const record = parsed as ParsedRecord
       if (record.kind === 'text') return { text: record.text }
       if (record.kind === 'pair') return { prompt: record.prompt, completion: record.completion }
-      if (record.kind === 'chat') return { messages: record.chat.messages, ...more(record.chat) }
+      if (record.kind === 'chat')
+        return { messages: record.chat.messages.map(withArgumentObjects), ...more(record.chat) }
       const { question, answer, system } = record
       if (hasTemplate) return { messages: chatOf(question, answer, system).messages }
       return { prompt: `${system === undefined ? '' : `${system}\n\n`}${question}\n`, completion: answer }
@@ -373,7 +383,8 @@ function turnsOf(record: ParsedRecord): { prompt: unknown; answer: unknown; more
   if (record.kind === 'pair') return { prompt: record.prompt, answer: record.completion, more: {} }
   const { chat } = record as { chat: Chat }
   const { messages, learnFrom } = chat
-  return { prompt: messages.slice(0, learnFrom), answer: messages.slice(learnFrom), more: more(chat) }
+  const read = messages.map(withArgumentObjects)
+  return { prompt: read.slice(0, learnFrom), answer: read.slice(learnFrom), more: more(chat) }
 }
 
 function more({ tools, args }: Chat): Row {

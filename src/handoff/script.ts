@@ -88,7 +88,7 @@ class LikeLowrank:
             def factor(step):
                 step += done
                 if step < warmup:
-                    return (step + 1) / warmup
+                    return step / warmup
                 progress = (step - warmup) / max(1, total - warmup)
                 if RUN["schedule"] == "cosine":
                     return 0.5 * (1 + math.cos(math.pi * progress))
@@ -247,7 +247,7 @@ export function readmeOf(
   const plain =
     command === undefined || only.length > 0
       ? `\`trl\` cannot do all of this run from its settings file: ${only.join(', ')}. train.py does.\n`
-      : `Or by TRL's own command. It begins with start values of its own, and its warm-up begins one step later:\n\n${code('sh', `trl ${command} --config ${file}`)}`
+      : `Or by TRL's own command. It begins with start values of its own:\n\n${code('sh', `trl ${command} --config ${file}`)}`
   return `# A run of lowrank, to go on with TRL
 
 ${totalSteps - stepsDone} steps${stepsDone > 0 ? `, after ${stepsDone} that are made` : ''}, on the base \`${base}\`.

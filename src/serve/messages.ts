@@ -1,6 +1,6 @@
-// OpenAI's messages → those of a chat template: one text each, pictures beside them, arguments as objects.
+// OpenAI's messages → those of a chat template: one text each, and pictures beside them.
 
-import { isObject, jsonIn } from '../base/options.js'
+import { isObject } from '../base/options.js'
 import type { MessageOfParts, MessagePart } from '../text/chat.js'
 import type { Fields } from './fields.js'
 import { HttpError } from './http.js'
@@ -10,10 +10,10 @@ export function readMessages(
   name: string,
 ): { messages: MessageOfParts[]; images: Uint8Array[] } {
   const images: Uint8Array[] = []
-  const read = messages.map(({ content, tool_calls: calls, ...rest }, i): MessageOfParts => {
+  const read = messages.map(({ content, ...rest }, i): MessageOfParts => {
     const param = `${name}[${i}]`
     const own = content === null || content === undefined ? {} : { content: contentOf(content, param, images) }
-    return { ...rest, ...own, ...(Array.isArray(calls) && { tool_calls: calls.map(withObjects) }) } as MessageOfParts
+    return { ...rest, ...own } as MessageOfParts
   })
   return { messages: read, images }
 }
@@ -46,10 +46,4 @@ function pictureOf(url: unknown, param: string): Uint8Array {
     // No base64.
   }
   throw new HttpError(400, `${param}: pictures come as data URLs, data:image/png;base64,…`, { param })
-}
-
-function withObjects(call: unknown): unknown {
-  if (!isObject(call) || !isObject(call.function)) return call
-  const args = jsonIn(call.function.arguments)
-  return args === undefined ? call : { ...call, function: { ...call.function, arguments: args } }
 }

@@ -3,7 +3,7 @@
 
 import { attempt } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
-import type { MessageOfParts } from '../text/chat.js'
+import { type MessageOfParts, withArgumentObjects } from '../text/chat.js'
 import { loadChatTemplate } from '../text/chat-template.js'
 import type { TextRequest } from './texts.js'
 
@@ -39,7 +39,7 @@ function withSystem(messages: readonly MessageOfParts[], tools: readonly unknown
   const [first] = messages
   const rest = isSystem(first) ? messages.slice(1) : messages
   const text = isSystem(first) ? `${textOf(first)}\n\n` : ''
-  return [{ role: 'system', content: text + instructions(tools) }, ...rest.map(plainMessage)]
+  return [{ role: 'system', content: text + instructions(tools) }, ...rest.map(withArgumentObjects).map(plainMessage)]
 }
 
 function instructions(tools: readonly unknown[]): string {

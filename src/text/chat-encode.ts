@@ -187,9 +187,10 @@ function answersToLearn(
   const isLost = (
     without: (all: readonly MessageOfParts[]) => readonly MessageOfParts[],
     tools = options.tools,
+    to = end,
   ): boolean => {
     // Templates may refuse a message without content, which calls can stand in for.
-    const all = messages.slice(0, end).map((message) => ({ ...message, content: message.content ?? '' }))
+    const all = messages.slice(0, to).map((message) => ({ ...message, content: message.content ?? '' }))
     const textOf = (some: readonly MessageOfParts[], own: RenderOptions) => template.render(some, own, where).text
     return attempt(() => textOf(all, options) === textOf(without(all), { ...options, tools })).value === true
   }
@@ -197,18 +198,42 @@ function answersToLearn(
   const losesTools = end > 0 && tools !== undefined && isLost((all) => all, [])
   const losesCalls =
     messages.slice(0, end).some(hasCalls) && isLost((all) => all.map(({ tool_calls: _, ...message }) => message))
-  const isEmpty = (message: MessageOfParts & { readonly reasoning_content?: unknown }) => {
-    const { content = '', reasoning_content: thought = '' } = message
-    return `${content}${thought}`.trim() === '' && (losesCalls || !hasCalls(message))
-  }
   const own = [...messages.keys()].filter((i) => isOwn(messages[i], i))
+  const lastThought = own.findLast((i) => thoughtOf(messages[i]).trim() !== '')
+  // Templates may leave out the reasoning of earlier turns on purpose: the chat ends with the answer that has it.
+  const losesThoughts =
+    lastThought !== undefined && isLost((all) => all.map(withoutThought), options.tools, lastThought + 1)
+  const isEmpty = (message: MessageOfParts) => {
+    const { content = '' } = message
+    const text = losesThoughts ? content : `${content}${thoughtOf(message)}`
+    return `${text}`.trim() === '' && (losesCalls || !hasCalls(message))
+  }
   const answers = own.filter((i) => !isEmpty(messages[i]))
   const notes = [
     ...(losesTools ? ['have tools, for which the chat template has no place'] : []),
     ...(losesCalls ? ['have tool calls, for which the chat template has no place'] : []),
+    ...(losesThoughts
+      ? [
+          'have reasoning, for which the chat template has no place: write it into the content, or give a `chatTemplate`',
+        ]
+      : []),
     ...(answers.length < own.length ? ['have empty answers, which are not learned'] : []),
   ]
   return { answers, notes }
+}
+
+function thoughtOf({ reasoning_content: thought }: MessageOfParts & { readonly reasoning_content?: unknown }): string {
+  return typeof thought === 'string' ? thought : ''
+}
+
+function withoutThought(message: MessageOfParts): MessageOfParts {
+  const {
+    reasoning_content: _,
+    thinking: __,
+    reasoning: ___,
+    ...rest
+  } = message as MessageOfParts & Record<string, unknown>
+  return rest
 }
 
 /** Many templates take no empty chat, so that another one shows their prompt. */

@@ -103,6 +103,23 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   return { given, answers }
 }
 
+/** Reads the arguments of calls that are JSON, as OpenAI sends them: templates of transformers write objects as JSON. */
+export function withArgumentObjects<Message extends MessageOfParts>(message: Message): Message {
+  const calls = Array.isArray(message.tool_calls) ? message.tool_calls : []
+  const read = calls.map(withObject)
+  return read.every((call, i) => call === calls[i]) ? message : { ...message, tool_calls: read }
+}
+
+function withObject(call: unknown): unknown {
+  if (!isObject(call)) return call
+  if (isObject(call.function)) {
+    const read = withObject(call.function)
+    return read === call.function ? call : { ...call, function: read }
+  }
+  const args = jsonIn(call.arguments)
+  return isObject(args) ? { ...call, arguments: args } : call
+}
+
 export function chatOf(question: string, answer: string, system?: string): Chat<ChatMessage> {
   const scene = system === undefined ? [] : [{ role: 'system', content: system }]
   const messages = [...scene, { role: 'user', content: question }, { role: 'assistant', content: answer }]

@@ -2,8 +2,9 @@
 // strip, lstrip and rstrip with an argument, replace with a count, line ends of every system, and marks in place of the
 // {% generation %} tags of transformers.
 
-import { DataError, FormatError, messageOf } from '../base/errors.js'
+import { attempt, DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
+import { withArgumentObjects } from './chat.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type RenderedChat, type TemplateSource } from './template.js'
 
 const TOOL_TEMPLATE = 'tool_use'
@@ -40,23 +41,25 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
     marksGeneration: compiled.get(fallback)!.marksGeneration,
     render(messages, { tools, addGenerationPrompt = false, args }, record) {
       const template = compiled.get(tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback)!
-      const chatVariables = {
-        messages,
-        tools: tools ?? null,
-        documents: null,
-        add_generation_prompt: addGenerationPrompt,
+      const chatVariables = { tools: tools ?? null, documents: null, add_generation_prompt: addGenerationPrompt }
+      const write = (messages: readonly object[]) => {
+        try {
+          return template.render({ ...specialTokens, messages, ...chatVariables, ...args })
+        } catch (cause) {
+          throw new DataError({
+            where: record,
+            what: `the model's chat template does not take this chat (${messageOf(cause)})`,
+            hint: 'Change the record, or give another template with `chatTemplate`',
+            cause,
+          })
+        }
       }
-      let text: string
-      try {
-        text = template.render({ ...specialTokens, ...chatVariables, ...args })
-      } catch (cause) {
-        throw new DataError({
-          where: record,
-          what: `the model's chat template does not take this chat (${messageOf(cause)})`,
-          hint: 'Change the record, or give another template with `chatTemplate`',
-          cause,
-        })
-      }
+      const withObjects = messages.map(withArgumentObjects)
+      const { value, problems } = attempt(() => write(withObjects))
+      // Templates such as DeepSeek's join a call's arguments to a text, so they need them as text.
+      const hasTexts = withObjects.some((message, i) => message !== messages[i])
+      const text = value ?? (hasTexts ? attempt(() => write(messages)).value : undefined)
+      if (text === undefined) throw problems[0]
       return template.marksGeneration ? readMarks(text, record) : { text, generated: [] }
     },
   }
@@ -170,6 +173,8 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
 
   class LimitedInterpreter extends (Interpreter as Interpreter) {
     #work = 0
+    /** Nodes whose last value was an object or a list. */
+    readonly #objects = new WeakSet<object>()
     readonly #looped = new Set<unknown>()
     /** The sizes of lists and objects with everything nested in them. They never change after they are made. */
     readonly #sizes = new WeakMap<object, number>()
@@ -180,9 +185,12 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
       const result = this.#method(node, environment) ?? super.evaluate(node, environment)
       const { value } = result
       if (typeof value === 'string') {
+        this.#objects.delete(node!)
+        if (this.#joinsObject(node!)) throw new TypeError('a text and an object cannot be joined')
         this.#spend(value.length / (MAKERS.has(node?.type) ? MADE_PER_STEP : COPIED_PER_STEP))
         if (value.length > MAX_SIZE) throw new RangeError(`a text of more than ${MAX_SIZE} characters`)
       } else if (typeof value === 'object' && value !== null) {
+        this.#objects.add(node!)
         const length = Array.isArray(value) ? value.length : (value as Map<string, RuntimeValue>).size
         if (this.#looped.has(node)) this.#spend(length * STEPS_PER_ROUND)
         const isSlice = (node?.property as Node | undefined)?.type === 'SliceExpression'
@@ -191,6 +199,12 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
           throw new RangeError(`a list of more than ${MAX_SIZE} elements`)
       }
       return result
+    }
+
+    /** The library writes [object Map] here, and Jinja throws. */
+    #joinsObject({ type, operator, left, right }: Node): boolean {
+      const isJoined = type === 'BinaryExpression' && ['+', '~'].includes((operator as { value: string }).value)
+      return isJoined && [left, right].some((side) => this.#objects.has(side as Node))
     }
 
     /** Runs Python's string methods. The library ignores the argument of strip and the count of replace. */

@@ -11,7 +11,7 @@ import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { PictureEncoder } from '../tasks/pictures/encoder.js'
-import type { Examples, Task } from '../tasks/task.js'
+import type { Encoded, Examples, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import type { TokenFile } from '../text/example-store.js'
@@ -39,8 +39,8 @@ export interface RunContext {
   readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
-  /** Hears of each row that became examples: as the task parsed it, and for which data. */
-  readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+  /** Hears of each row: as the task parsed it, as it was encoded, and for which data. */
+  readonly onRow?: ((row: unknown, encoded: Encoded<unknown>, isEvaluation: boolean) => void) | undefined
   readonly pictures?: PictureEncoder | undefined
 }
 
@@ -113,14 +113,14 @@ async function encodeAll(job: Job, { onRow, tokenFile: file }: RunContext) {
   const { options, config } = job
   const { evalSplit, evalData } = options
   const facts = new DataFacts()
-  const told: EncodeOptions['onRow'] = (row, count, isEvaluation, record) => {
+  const told: EncodeOptions['onRow'] = (row, encoded, isEvaluation, record) => {
     facts.add(record, isEvaluation)
-    onRow?.(row, count, isEvaluation)
+    onRow?.(row, encoded, isEvaluation)
   }
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
   const encoded = await encode(job, job.data, { isHeldOut, onRow: told, file })
   if (evalData === undefined) return { encoded, evaluation: encoded.heldOut, facts }
-  const evaluationOnly: EncodeOptions['onRow'] = (row, count, _, record) => told(row, count, true, record)
+  const evaluationOnly: EncodeOptions['onRow'] = (row, encoded, _, record) => told(row, encoded, true, record)
   const source = await sourceOf(options, evalData, 'evalData')
   const { kept: evaluation } = await encode(job, source, { onRow: evaluationOnly, file })
   return { encoded, evaluation, facts }

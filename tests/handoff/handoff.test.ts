@@ -147,6 +147,19 @@ describe('the folder', () => {
     expect(generated.map(({ start, end }) => all.slice(start, end))).toEqual(['Ahab.<|eos|>\n'])
   })
 
+  it('refuses records of chats that TRL would cut elsewhere', async () => {
+    const turns = (length: number) =>
+      Array(length).fill([
+        { role: 'user', content: 'Who?' },
+        { role: 'assistant', content: 'Ahab.' },
+      ])
+    const { model, chatTemplate } = cases.dora
+    const run = (length: number) => ({ model, chatTemplate, maxLength: 32, data: [{ messages: turns(length).flat() }] })
+    await expect(handed(run(9), { rows: 'records' })).rejects.toThrow(/rows: 1 chats are longer than maxLength/)
+    expect((await handed(run(9))).rows).toHaveLength(1)
+    expect((await handed(run(1), { rows: 'records' })).rows).toHaveLength(1)
+  })
+
   it('goes on with an unfinished run from its last save', async () => {
     const out = new MemoryDirectory({}, 'run')
     const stop = new AbortController()
@@ -194,7 +207,8 @@ describe('the adapter that comes back', () => {
 
   it('is trained further, and is no run to resume', async () => {
     const { data } = cases['lora-plus']
-    const { adapter, report } = await train({ model: MODEL, data, adapter: back, batchSize: 2, maxSteps: 1 })
+    const options = { model: MODEL, data, adapter: back, batchSize: 2, maxSteps: 1, warmupRatio: 0 }
+    const { adapter, report } = await train(options)
     expect(report).toMatchObject({ steps: 1, trainLoss: [expect.any(Number)] })
     const [own] = adapter.parts('linear')
     const before = (await loadAdapter(back)).get(own.name)!

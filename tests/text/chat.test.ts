@@ -188,6 +188,23 @@ describe('loadChatTemplate', () => {
     expect(error.message).toContain('`chatTemplate`')
   })
 
+  it.each([
+    ['| tojson', '{"city": "Rome"}', '{"city": "Rome"}'],
+    ['+ ";"', '{"city":"Rome"};', '{"city":"Rome"};'],
+    ['~ ";"', '{"city":"Rome"};', '{"city":"Rome"};'],
+  ])('gives a template that writes arguments %s what it can write', async (form, ...texts) => {
+    const writes = await template(`{{ messages[0].tool_calls[0].function.arguments ${form} }}`)
+    const call = (args: unknown) => {
+      const calls = [{ type: 'function', function: { name: 'f', arguments: args } }]
+      return { role: 'assistant', content: '', tool_calls: calls }
+    }
+    const written = (args: unknown) => writes.render([call(args)], {}, 'x').text
+    expect(written('{"city":"Rome"}')).toBe(texts[0])
+    if (form === '| tojson') expect(written({ city: 'Rome' })).toBe(texts[1])
+    else expect((await refusal(() => written({ city: 'Rome' }))).message).toContain('cannot be joined')
+    expect(written('no JSON')).toContain('no JSON')
+  })
+
   it('refuses the characters that it marks with', async () => {
     const marking = await template('{% generation %}{{ messages[0].content }}{% endgeneration %}')
     expect((await refusal(() => marking.render([user('\ufdd0')], {}, 'x'))).message).toContain('U+FDD0')
@@ -356,6 +373,24 @@ describe('encodeChat', () => {
     const kept = await encode(record, 1e9, `{{ tools | tojson }}${whole}`)
     expect(kept.notes).toEqual([])
     expect(kept.examples.map(targetsOf).join('')).toContain('tool_calls')
+  })
+
+  it('says that reasoning is lost in a template without a place for it', async () => {
+    const note =
+      'have reasoning, for which the chat template has no place: write it into the content, or give a `chatTemplate`'
+    const thinking = (content: string) => ({ ...assistant(content), reasoning: 'hm' })
+    const messages = [user('a'), thinking('b'), user('c'), assistant('d')]
+    expect((await encode({ messages }, 1e9, PLAIN)).notes).toEqual([note])
+    expect((await encode({ messages: [user('a'), thinking('')] }, 1e9, PLAIN)).notes).toEqual([
+      note,
+      'have empty answers, which are not learned',
+    ])
+    for (const name of ['reasoning_content', 'thinking']) {
+      const whole = PLAIN.replace('{{ m.content }}', `{{ m.${name} if loop.last }}{{ m.content }}`)
+      const { notes, examples } = await encode({ messages }, 1e9, whole)
+      expect(notes).toEqual([])
+      expect(examples.map(targetsOf).join('')).toContain('hmb')
+    }
   })
 
   it.each([

@@ -4,7 +4,7 @@ import { ConfigError, DataError } from '../../base/errors.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
-import type { EncodeContext, Task } from '../../tasks/task.js'
+import type { EncodeContext, Encoded, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import { ExampleStore, type TokenFile } from '../../text/example-store.js'
@@ -44,8 +44,8 @@ export interface EncodeOptions extends ReadingOptions {
   /** Takes the errors of rows that are left out. Default: the first one is thrown. */
   readonly onInvalid?: OnInvalid | undefined
   readonly isHeldOut?: ((index: number) => boolean) | undefined
-  /** Hears of each row: as the task parsed it, how many examples it gave, and as the data have it. */
-  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean, record: unknown) => void) | undefined
+  /** Hears of each row: as the task parsed it, as it was encoded, and as the data have it. */
+  readonly onRow?: ((row: unknown, encoded: Encoded<unknown>, isHeldOut: boolean, record: unknown) => void) | undefined
   /** Opens the file of the tokens that memory is not taken for. */
   readonly file?: (() => TokenFile) | undefined
   readonly name: string
@@ -84,7 +84,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     for (const note of [...(encoded.notes ?? []), ...droppedLabelNote(task, row)])
       part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
-    options.onRow?.(parsed, encoded.examples.length, part === heldOut, row)
+    options.onRow?.(parsed, encoded, part === heldOut, row)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
       await new Promise((resolve) => nextTurn(resolve))
       pausedAt = performance.now()
