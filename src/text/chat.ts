@@ -103,7 +103,7 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   return { given, answers }
 }
 
-/** Reads the arguments of calls that are JSON, as OpenAI sends them: templates of transformers write objects as JSON. */
+/** Parses arguments of calls that are JSON text, OpenAI's form, because templates turn objects into JSON themselves. */
 export function withArgumentObjects<Message extends MessageOfParts>(message: Message): Message {
   const calls = Array.isArray(message.tool_calls) ? message.tool_calls : []
   const read = calls.map(withObject)
