@@ -1,16 +1,18 @@
-// Copies of tensors to a GPU and from there, for onnxruntime-node and -web alike.
+// Copies tensors to the GPU and back, in onnxruntime-node and onnxruntime-web.
 
 import type { RuntimeError } from '../base/errors.js'
 import { type RuntimeTensor, type TensorType, withoutFloat16Array } from './runtime.js'
 
-/** Types of tensors that stay on a GPU, with ONNX's numbers. Integers can say shapes, which are computed elsewhere. */
+/**
+ * The types of tensors that can stay on the GPU, with ONNX's numbers. Integers may be shapes, which the CPU computes.
+ */
 const GPU_TYPES: Partial<Record<string, number>> = { float32: 1, float16: 10 }
 
 interface GpuSession {
   run(feeds: Record<string, unknown>): Promise<Record<string, unknown>>
 }
 
-/** Copies of tensors to the GPU and from there, by sessions that do nothing else: onnxruntime-node has no other way. */
+/** Copies tensors with sessions that do nothing else, because onnxruntime-node has no other way. */
 export class GpuCopies {
   readonly #sessions = new Map<string, GpuSession>()
 
@@ -20,7 +22,7 @@ export class GpuCopies {
     private readonly errorOf: (cause: unknown) => RuntimeError,
   ) {}
 
-  /** Returns tensors that cannot be there as they are. */
+  /** Copies a tensor to the GPU. A tensor that cannot be there is returned as it is. */
   async toGpu(tensor: RuntimeTensor): Promise<RuntimeTensor> {
     const { type, data } = tensor
     if (GPU_TYPES[type] === undefined || data.length === 0) return tensor
@@ -48,7 +50,7 @@ export class GpuCopies {
   }
 }
 
-/** A ModelProto whose only node is Identity, from → to. */
+/** Returns a ModelProto whose only node is Identity, from → to. */
 function identity(elemType: number): Uint8Array {
   const field = (tag: number, ...bytes: readonly number[]) => [8 * tag + 2, bytes.length, ...bytes]
   const text = (tag: number, value: string) => field(tag, ...new TextEncoder().encode(value))

@@ -1,17 +1,17 @@
-// Engines live in a worker (the default), or in the caller's own thread, and are spoken to in the same way.
+// Opens engines in a worker (the default) or in the caller's thread. Both are called in the same way.
 
 import { RuntimeError } from '../base/errors.js'
 import type { OrtModule } from './onnxruntime.js'
 import { callMethod, connect, type Port, type Remote, untransferred } from './rpc.js'
 import type { Runtime } from './runtime.js'
 
-/** The engines that have a worker entry of their own. */
+/** The engines. Each has a separate worker entry. */
 export type EngineKind = 'train' | 'infer'
 
 /**
- * The host of a model's sessions. With `module` (the imported ONNX Runtime), they run in this thread, and each run
- * blocks it. Otherwise `spawn` starts a worker that imports ONNX Runtime from `specifier`. `wasm` is the URL of
- * onnxruntime-web's .wasm file, where it does not lie beside that.
+ * Where a model's sessions run. With `module` (the imported ONNX Runtime), they run in this thread, and each run blocks
+ * it. Otherwise `spawn` starts a worker that imports ONNX Runtime from `specifier`. `wasm` is the URL of the .wasm file
+ * of onnxruntime-web, if it is not next to the specifier.
  */
 export type RuntimeHost =
   | { readonly module: OrtModule }
@@ -19,7 +19,7 @@ export type RuntimeHost =
 
 export interface Engine<T> {
   readonly remote: Remote<T>
-  /** Throws RuntimeError when a run does not end: then the worker is given up. */
+  /** Closes the engine. If a run does not end in time, gives up the worker and throws RuntimeError. */
   close(limitMs?: number): Promise<void>
   isGivenUp(): boolean
 }
@@ -28,7 +28,7 @@ export interface Disposable {
   dispose(): Promise<void>
 }
 
-/** So long a run may take on once it is no longer wanted. */
+/** How long a run may go on after it was asked to stop. */
 export const STOP_MS = 4500
 
 export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
@@ -44,7 +44,11 @@ interface WorkerControl {
   loadRuntime(specifier: string, wasm?: string, threads?: number): void
 }
 
-/** This thread loads no code of an engine that a worker has. `threads`: default ONNX Runtime's own choice. */
+/**
+ * Opens an engine. If it runs in a worker, its code is not loaded in this thread.
+ *
+ * @param threads number of threads of ONNX Runtime; by default it chooses
+ */
 export async function openEngine<T extends Disposable>(
   host: RuntimeHost,
   kind: EngineKind,
@@ -59,12 +63,12 @@ export async function openEngine<T extends Disposable>(
   }
   const connection = connect<T & WorkerControl>(host.spawn(kind))
   const control = connection.remote as Remote<WorkerControl>
-  // A failure is reported by the first real call, which waits for the runtime.
+  // If this fails, the first call of the engine reports it, because it waits for the runtime.
   control.loadRuntime(host.specifier, host.wasm, threads).catch(() => {})
   return {
     remote: connection.remote as unknown as Remote<T>,
     async close(limitMs = STOP_MS) {
-      // A worker that failed cannot answer; its end is all that is left to do.
+      // A worker that has failed rejects this call, which is fine: then it only remains to close it.
       const disposal = (connection.remote as Remote<Disposable>).dispose()
       if (await settlesWithin(disposal, limitMs)) return connection.close()
       const error = new RuntimeError({

@@ -1,4 +1,4 @@
-// Imports the user's ONNX Runtime by specifier or URL: in the thread, or worker, where its sessions will live.
+// Imports the user's ONNX Runtime by specifier or URL, in the thread or worker where its sessions will run.
 
 import { messageOf, RuntimeError } from '../base/errors.js'
 import { checkProviders, type OrtModule, runtimeOf, setWebThreads } from './onnxruntime.js'
@@ -11,14 +11,14 @@ export async function loadRuntime(
   ownsThread?: boolean,
 ): Promise<Runtime> {
   const ort = await importOrt(specifier)
-  // Failures are thrown: onnxruntime-node would print them too.
+  // Failures are thrown, so onnxruntime-node need not print them too.
   if (ort.env !== undefined && ort.listSupportedBackends !== undefined) ort.env.logLevel = 'fatal'
   if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
   setWebThreads(ort, threads)
   return runtimeOf(ort, undefined, ownsThread)
 }
 
-/** Throws UnsupportedError for a provider that the runtime has not on this system, as opening a session does. */
+/** Throws UnsupportedError for a provider that the runtime does not have on this system, as opening a session does. */
 export async function requireProviders(specifier: string, providers: readonly string[]): Promise<void> {
   checkProviders(await importOrt(specifier), providers)
 }
@@ -41,7 +41,7 @@ async function importOrt(specifier: string): Promise<OrtModule> {
   return ort as OrtModule
 }
 
-/** As the page's bundler or import map finds it; undefined where it does not. */
+/** Imports onnxruntime-web as the page's bundler or import map resolves it. Returns undefined if that fails. */
 export async function importWebRuntime(): Promise<unknown> {
   try {
     return await import('onnxruntime-web/webgpu')

@@ -1,9 +1,9 @@
-// ONNX Runtime's messages about a graph that a session's execution providers cannot run, as errors that name the
-// operator, its node, and the providers that have it.
+// Recognizes ONNX Runtime's messages about a graph that a session's execution providers cannot run, and turns them into
+// errors that name the operator, its node, and providers that have it.
 
 import { UnsupportedError } from '../base/errors.js'
 
-/** ONNX Runtime's messages for an operator without an implementation, and for a graph that a provider has compiled. */
+/** ONNX Runtime's messages for an operator without an implementation, and for a graph compiled for a provider. */
 const NO_KERNEL = /Could not find an implementation for (?<operator>\w+)\(\d+\) node with name '(?<node>[^']*)'/
 const NO_KERNEL_OF = /Failed to find kernel for (?:[\w.]+\.)?(?<operator>\w+)\(\d+\) \(node:'(?<node>[^']*)'/
 const COMPILED =

@@ -1,4 +1,4 @@
-// ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
+// Wraps ONNX Runtime's JavaScript API, which onnxruntime-node and onnxruntime-web share, as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
 import { FileError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
@@ -19,8 +19,8 @@ import {
 } from './runtime.js'
 
 /**
- * The part of onnxruntime-node's or -web's module object that is used, so that no declaration of another package
- * reaches ours.
+ * The members of the module object of onnxruntime-node or onnxruntime-web that we use. With this type, our declarations
+ * do not depend on another package.
  */
 export interface OrtModule {
   /** Opens sessions: https://onnxruntime.ai/docs/api/js/interfaces/InferenceSessionFactory.html */
@@ -34,7 +34,8 @@ export interface OrtModule {
   /** The providers that onnxruntime-node has on this system. */
   listSupportedBackends?(): readonly { readonly name: string }[]
   /**
-   * Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is, and how many threads it has.
+   * Settings of the module. `versions` is read for reports. `wasm` says where the .wasm file of onnxruntime-web is, and
+   * how many threads to use.
    */
   readonly env?: {
     logLevel?: string
@@ -51,11 +52,11 @@ interface OrtSession {
 }
 
 /**
- * Wraps a module object of onnxruntime-node or onnxruntime-web. Sessions live in this thread, which a run blocks.
+ * Wraps the module object of onnxruntime-node or onnxruntime-web. Sessions run in this thread, and each run blocks it.
  *
- * @param name For reports; by default the module's own name and version.
- * @param ownsThread Then numbers below 1.2e-38 become zero in it, also in other code: softmax of masked scores is
- *   several times as fast.
+ * @param name a name for reports; by default the package's name and version
+ * @param ownsThread whether other code in this thread may be affected: then numbers below 1.2e-38 become zero in the
+ *   whole thread, which makes softmax of masked scores several times as fast
  */
 export function runtimeOf(ort: OrtModule, name?: string, ownsThread = false): Runtime {
   const versions = ort.env?.versions ?? {}
@@ -76,9 +77,9 @@ export function runtimeOf(ort: OrtModule, name?: string, ownsThread = false): Ru
       checkProviders(ort, options.executionProviders)
       let session: OrtSession
       try {
-        const own = sessionOptions(model, options, ownsThread)
-        if (model.weights !== undefined) own.externalData = await Promise.all(model.weights.map(contentOf))
-        session = await ort.InferenceSession.create(model.graph, own)
+        const ortOptions = sessionOptions(model, options, ownsThread)
+        if (model.weights !== undefined) ortOptions.externalData = await Promise.all(model.weights.map(contentOf))
+        session = await ort.InferenceSession.create(model.graph, ortOptions)
       } catch (cause) {
         if (cause instanceof FileError) throw cause
         const { missingKernel } = await import('./missing-kernels.js')
@@ -108,12 +109,12 @@ async function contentOf({ location: path, data }: NonNullable<SessionModel['wei
   }
 }
 
-/** Sets the threads of onnxruntime-web, which takes them from here alone, and only before its first session. */
+/** Sets the number of threads of onnxruntime-web. It can be set only here, and only before the first session. */
 export function setWebThreads({ env }: OrtModule, threads: number | undefined): void {
   if (threads !== undefined && env?.wasm !== undefined) env.wasm.numThreads = threads
 }
 
-/** @throws UnsupportedError for a provider that this system has not */
+/** @throws UnsupportedError for a provider that this system does not have */
 export function checkProviders(ort: OrtModule, providers: readonly string[] = []): void {
   const available = ort.listSupportedBackends?.().map(({ name }) => name)
   const missing = providers.find((name) => available?.includes(name) === false)
@@ -143,7 +144,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
   return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
 }
 
-/** A GPU that the browser took away. ONNX Runtime has no kind of error for it. */
+/** Messages that mean the browser has taken away the GPU. ONNX Runtime has no error class for it. */
 const GPU_LOST = /device (was |is )?lost|MapAsyncStatus|external Instance reference no longer exists/i
 
 function runError(cause: unknown): RuntimeError {
@@ -158,16 +159,18 @@ function runError(cause: unknown): RuntimeError {
   })
 }
 
-/** Held feeds whose copies stay on a GPU. ONNX Runtime frees none by itself, and fails at the end if some are left. */
+/**
+ * How many held feeds keep their copies on the GPU. ONNX Runtime does not free them, and fails at exit if any are left.
+ */
 const KEPT_COPIES = 4
 
 class WrappedSession implements RuntimeSession {
   #session: OrtSession | undefined
-  /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
+  /** Tensors of feeds that are used again, such as a cache that grows in place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
   readonly #copied: { readonly held: Feeds; readonly copied: readonly RuntimeTensor[] }[] = []
-  /** Set once the GPU is lost: later runs, and the release, could wait for a GPU that never answers. */
+  /** Set after the GPU is lost. Another run, or the release, could wait forever for an answer. */
   #lost: RuntimeError | undefined
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
@@ -176,7 +179,7 @@ class WrappedSession implements RuntimeSession {
     private readonly ort: OrtModule,
     session: OrtSession,
     private readonly keepsTensors: boolean,
-    /** Copies held feeds to the GPU, once. */
+    /** Copies held feeds to the GPU. Undefined if the session does not run there. */
     private readonly copies: GpuCopies | undefined,
   ) {
     this.#session = session
@@ -187,14 +190,14 @@ class WrappedSession implements RuntimeSession {
   async run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
     if (this.#lost !== undefined) throw this.#lost
-    // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some
-    // layers.
+    // Add this run's feeds to the held tensors and remove them afterwards. Copying all of them, which may be hundreds,
+    // into a new object would take longer than some layers.
     const tensors = held === undefined ? Object.create(null) : (this.#held.get(held) ?? (await this.#hold(held)))
-    const own = Object.keys(feeds).filter((name) => !(name in tensors))
-    const made = own.map((name) => this.#tensor(name, feeds[name]))
+    const names = Object.keys(feeds).filter((name) => !(name in tensors))
+    const made = names.map((name) => this.#tensor(name, feeds[name]))
     let results: Record<string, unknown>
     try {
-      own.forEach((name, i) => {
+      names.forEach((name, i) => {
         tensors[name] = made[i]
       })
       results = await this.#session.run(tensors, outputNames)
@@ -204,7 +207,7 @@ class WrappedSession implements RuntimeSession {
       throw error
     } finally {
       // A tensor that is left here would keep a whole cache alive.
-      if (held !== undefined) for (const name of own) delete tensors[name]
+      if (held !== undefined) for (const name of names) delete tensors[name]
     }
     if (this.keepsTensors) return results as Record<string, RuntimeTensor>
     const plain = Object.entries(results as Record<string, RuntimeTensor>).map(([name, tensor]) => {
@@ -216,7 +219,7 @@ class WrappedSession implements RuntimeSession {
   }
 
   async #hold(held: Feeds): Promise<Record<string, unknown>> {
-    // Without a prototype: a name from a file may be __proto__.
+    // The object has no prototype, because a name in a file may be __proto__.
     const tensors: Record<string, unknown> = Object.create(null)
     const copied: RuntimeTensor[] = []
     for (const name of Object.keys(held)) {
@@ -229,8 +232,8 @@ class WrappedSession implements RuntimeSession {
       }
       const made = this.#tensor(name, tensor) as RuntimeTensor
       tensors[name] = made
-      // ONNX Runtime's native code reads these of every tensor in every run. Its getters would call back into
-      // JavaScript.
+      // ONNX Runtime's native code reads `data` and `location` of every tensor in every run. Getters would call back
+      // into JavaScript each time.
       if (made !== tensor) Object.defineProperties(made, { data: { value: made.data }, location: { value: 'cpu' } })
     }
     this.#held.set(held, tensors)
@@ -268,7 +271,10 @@ class WrappedSession implements RuntimeSession {
   }
 }
 
-/** The second makes all slices of a tensor at once, as large as the tensor, and not each right before it is read. */
+/**
+ * Optimizers that would undo what the graph does on purpose. The first merges nodes that compute the same. The second
+ * makes all slices of a tensor at once, instead of each right before it is read.
+ */
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 
 function sessionOptions(
@@ -281,14 +287,14 @@ function sessionOptions(
   const stays = keepsOnGpu(options) ? gpuOutputs.map((name) => [name, 'gpu-buffer']) : []
   const entries: Record<string, string> = {}
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
-  // Repacked copies of the weights are faster by some percent but double them; unpacked ones stay in mapped file pages.
+  // Prepacked weights are a few percent faster but need a copy; otherwise the weights stay in mapped pages of the file.
   if (options.lowMemory) entries.disable_prepacking = '1'
-  // Set in the thread that opens the first session of a process, and in the further threads of each session.
+  // This affects the thread that opens the first session of the process, and the other threads of each session.
   if (ownsThread) entries.set_denormal_as_zero = '1'
   if (options.exactProducts) entries.qdq_matmulnbits_accuracy_level = '0'
   return {
     graphOptimizationLevel: options.optimization ?? (model.isOptimized && isOnCpu ? 'disabled' : 'all'),
-    // Memory patterns plan for the largest shapes seen; leaving them off costs no time and saves much memory.
+    // Memory patterns reserve memory for the largest shapes seen. Without them, runs take as long and need much less.
     enableMemPattern: false,
     interOpNumThreads: 1,
     logSeverityLevel: 3,

@@ -1,4 +1,4 @@
-// The package need not be installed where this is compiled: its parts have the types of onnxruntime.ts.
+// Declares the package so that the project compiles without it. onnxruntime.ts has the types of its members.
 
 declare module 'onnxruntime-web/webgpu' {
   const ort: Readonly<Record<string, unknown>>

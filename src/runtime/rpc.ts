@@ -1,19 +1,20 @@
-// Calls to an object in another thread. Buffers named by `transfer` move instead of being copied. The last argument may
-// be a function: what the other thread calls it with comes back in messages, until the call has its result.
+// Calls the methods of an object in another thread. Buffers marked by `transfer` are moved, not copied. The last
+// argument may be a function: what the other thread calls it with comes back in messages, until the call has its
+// result.
 
 import { deserializeError, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
 
-/** One end of a channel between two threads: a worker, or its owner seen from inside. */
+/** An end of a channel between two threads: a worker as its owner sees it, or the owner as the worker sees it. */
 export interface Port {
   post(message: unknown, transfer: readonly ArrayBufferLike[]): void
-  /** Registers the one receiver of messages. */
+  /** Sets the function that receives messages. */
   listen(receive: (message: unknown) => void): void
-  /** Registers who hears that the other end failed or went away. */
+  /** Sets the function that is called if the other end fails or goes away. */
   onClose?(closed: (error: Error) => void): void
   /** Sets whether the channel keeps the process alive. */
   hold?(isHeld: boolean): void
   close(): Promise<void>
-  /** Lets go of a thread that does not answer, and may be in native code that cannot be ended. */
+  /** Gives up a thread that does not answer. It may be in native code, which cannot be interrupted. */
   abandon?(): void
 }
 
@@ -30,7 +31,7 @@ class Transfer {
   ) {}
 }
 
-/** Marks a result (or an argument) whose buffers move to the other thread. They are unusable here afterwards. */
+/** Marks a result or an argument whose buffers are moved to the other thread. They cannot be used here afterwards. */
 export function transfer<T>(value: T, buffers: readonly ArrayBufferLike[]): T {
   return new Transfer(value, buffers) as T
 }
@@ -74,19 +75,19 @@ async function serve(port: Port, target: object, { id, method: name, args, repor
   }
 }
 
-/** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
+/** Returns a proxy for the object that the other end exposes. The port is held only while calls are pending. */
 export function connect<T>(port: Port) {
   type Report = (value: unknown) => void
   const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void; report?: Report }>()
   let nextId = 0
   let failure: Error | undefined
-  /** Calls without an answer, for a thread that was given up. */
+  /** The number of answers that are still to come from a thread that was given up. */
   let unanswered: number | undefined
 
   const settle = (id: number) => {
     const call = calls.get(id)
-    // A late answer, to a call that has failed, must not let go of a thread that is being ended: its end could not be
-    // waited for.
+    // A late answer to a call that has failed already must not release the port: if the thread is being closed, the
+    // process has to wait for its end.
     if (calls.delete(id) && calls.size === 0) port.hold?.(false)
     return call
   }
@@ -129,7 +130,7 @@ export function connect<T>(port: Port) {
     })
 
   const remote = new Proxy({} as Remote<T>, {
-    // `then` is no method of ours: without this, awaiting the remote itself would call it.
+    // The proxy must not have `then`, or awaiting it would call a method in the other thread.
     get: (_, method) => (method === 'then' ? undefined : (...args: unknown[]) => invoke(String(method), args)),
   })
   return {
@@ -138,7 +139,7 @@ export function connect<T>(port: Port) {
       fail(new RuntimeError({ where: 'worker', what: 'it was closed' }))
       if (unanswered === undefined) await port.close()
     },
-    /** The thread ends once it has answered, because ending one inside of ONNX Runtime ends the process. */
+    /** Gives up the thread. It is closed after it has answered, because closing it inside ONNX Runtime would crash. */
     abandon(error: Error): void {
       if (unanswered !== undefined) return
       unanswered = calls.size

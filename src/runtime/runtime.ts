@@ -28,14 +28,14 @@ export type TensorType = (typeof TYPES)[number]
 
 export const TENSOR_TYPES = oneOf(...TYPES)
 
-/** JavaScript's Float16Array, where it has it, becomes Uint16Array: one form for all. */
+/** Turns a Float16Array, which only some JavaScript engines have, into a Uint16Array. */
 export function withoutFloat16Array(data: unknown): TensorData {
   const view = data as Uint16Array
   if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view
   return new Uint16Array(view.buffer, view.byteOffset, view.length)
 }
 
-/** A tensor that a run takes or gives. */
+/** A tensor that a run takes or returns. */
 export interface RuntimeTensor {
   /** Element type. */
   type: TensorType
@@ -62,22 +62,22 @@ export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
 export type Feeds = Record<string, RuntimeTensor>
 
 export interface SessionModel {
-  /** A serialized ModelProto, small: its large initializers are external. */
+  /** A serialized ModelProto. It is small because its large initializers are external. */
   graph: Uint8Array
-  /** Node: the real folder that external locations are relative to. */
+  /** In Node, the real folder that external locations are relative to. */
   weightsFolder?: string
-  /** Browser: the content of each external location. */
+  /** In a browser, the content of each external location. */
   weights?: { location: string; data: Uint8Array | BlobLike }[]
-  /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
+  /** Stops ONNX Runtime from merging nodes that compute the same: they are repeated on purpose. */
   keepsRepeats?: boolean
-  /** The optimizers of ONNX Runtime for the CPU would take longer than what they find saves. */
+  /** Says that ONNX Runtime's optimizers for the CPU would take longer than they save. */
   isOptimized?: boolean
 }
 
 /** How ONNX Runtime opens and runs a graph. */
 export interface SessionOptions {
   /**
-   * Number of processor threads. Default: the runtime's own choice.
+   * Number of processor threads. By default, the runtime chooses.
    *
    * In browsers, the page must be isolated from other origins, and the default is half of the processors, at most 4.
    * @range an integer in [1, 1024]
@@ -85,7 +85,7 @@ export interface SessionOptions {
   threads?: number
   /** Uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights. */
   lowMemory?: boolean
-  /** Products of dequantized weights take their inputs as floats, not rounded to 8 bits. Default false. */
+  /** Multiplies dequantized weights with the inputs as floats, not rounded to 8 bits. Default false. */
   exactProducts?: boolean
   /** Graph optimization level. Default 'all'. */
   optimization?: 'disabled' | 'basic' | 'extended' | 'all'
@@ -95,25 +95,28 @@ export interface SessionOptions {
   profilePrefix?: string
 }
 
-/** How outputs come, where the session lives in the caller's thread. */
+/** In which form outputs are returned, if the session is in the caller's thread. */
 export interface OutputOptions {
-  /** Outputs are ONNX Runtime's own tensors, and such tensors are fed as they are. */
+  /** Returns ONNX Runtime's tensor objects, which can be fed without conversion. */
   keepsTensors?: boolean | undefined
-  /** Outputs that stay on the GPU, if the session is there. They can be fed to every session that is. */
+  /** Outputs that stay on the GPU if the session runs there. They can be fed to any session on the GPU. */
   gpuOutputs?: readonly string[] | undefined
 }
 
-/** The runtimes bind tensors on WebGPU alone: elsewhere all inputs and outputs cross. The first provider computes. */
+/**
+ * Says whether a session can keep tensors on the GPU. The runtimes support this only for WebGPU; other devices copy all
+ * inputs and outputs. The first provider is the one that computes.
+ */
 export function keepsOnGpu({ executionProviders: [first] = [] }: SessionOptions): boolean {
   return first === 'webgpu'
 }
 
-/** A tensor that is fed as it is, and whose `data` cannot be read. */
+/** Says whether a tensor is on the GPU. Such a tensor is fed as it is, and its `data` cannot be read. */
 export function isOnGpu(tensor: object): boolean {
   return (tensor as { location?: unknown }).location === 'gpu-buffer'
 }
 
-/** Tensors on a GPU are freed by this alone. */
+/** Frees tensors that are on the GPU. Nothing else frees them. */
 export function freeOnGpu(...tensors: readonly RuntimeTensor[]): void {
   for (const tensor of tensors) if (isOnGpu(tensor)) tensor.dispose?.()
 }
@@ -121,7 +124,11 @@ export function freeOnGpu(...tensors: readonly RuntimeTensor[]): void {
 export interface RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  /** Outputs own their data. `held`: further feeds, made ready once for each object; they win over `feeds`. */
+  /**
+   * Runs the graph. The outputs do not share memory with the session.
+   *
+   * @param held more feeds, which are prepared only once for each object. They take precedence over `feeds`
+   */
   run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>>
   dispose(): Promise<void>
 }
@@ -132,7 +139,7 @@ export interface SessionOpener {
 
 export interface Runtime extends SessionOpener {
   readonly name: string
-  /** For tensors of sessions that keep tensors on a GPU. A copy there is to be freed. */
+  /** Copies a tensor to the GPU, for sessions that keep tensors there. The caller has to free the copy. */
   toGpu?(tensor: RuntimeTensor): Promise<RuntimeTensor>
   toHost?(tensor: RuntimeTensor): Promise<RuntimeTensor>
 }

@@ -1,11 +1,11 @@
-// The worker's side of engines.
+// Runs an engine inside a worker.
 
 import { StateError } from '../base/errors.js'
 import { loadRuntime } from './load.js'
 import { callMethod, expose, type Port } from './rpc.js'
 import type { Runtime } from './runtime.js'
 
-/** A worker entry calls this with the port to its owner, who has opened the engine with `openEngine`. */
+/** Serves an engine. A worker entry calls this with the port to its owner, which called `openEngine`. */
 export function serveEngine<T extends object>(port: Port, create: (runtime: Runtime) => T): void {
   let engine: Promise<T> | undefined
   const control = {

@@ -1,4 +1,4 @@
-// Sessions by number, as an engine exposes them: graphs are built outside the worker and measured inside it.
+// Numbers the sessions of an engine, so that a graph that is built outside of the worker can run in it.
 
 import { StateError } from '../base/errors.js'
 import type { Remote } from './rpc.js'

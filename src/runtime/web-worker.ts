@@ -1,4 +1,4 @@
-// Ports over Web Workers.
+// Makes ports for Web Workers.
 
 import { RuntimeError } from '../base/errors.js'
 import type { Port } from './rpc.js'
@@ -10,7 +10,7 @@ export function webWorkerPort(worker: Worker, url: string): Port {
       worker.onmessage = (event) => receive(event.data)
     },
     onClose: (closed) => {
-      // An error of the script itself has a message; without one it did not load.
+      // An error in the script has a message. Without a message, the script did not load.
       worker.onerror = (event) => closed(event.message ? new Error(event.message) : notLoaded(url))
     },
     close: async () => worker.terminate(),
@@ -18,7 +18,10 @@ export function webWorkerPort(worker: Worker, url: string): Port {
   }
 }
 
-/** Bundlers write their own address into the expression, and no event tells it: so the constructor is watched. */
+/**
+ * Starts a worker and finds out its URL. Bundlers replace the URL in the code, and no event tells it, so this watches
+ * the constructor.
+ */
 export function startNoted(start: () => Worker): [worker: Worker, url: string] {
   const { Worker: Native } = globalThis
   let url = ''
@@ -51,14 +54,14 @@ function notLoaded(url: string, cause?: unknown): RuntimeError {
 function remedy(url: string): string {
   if (url.startsWith('blob:')) return 'The page’s content security policy must allow "worker-src blob:"'
   if (url.includes('/.vite/')) return "In the settings of Vite, set optimizeDeps: { exclude: ['lowrank'] }"
-  const [own] = /(train|infer)\/worker\.js$/.exec(url) ?? []
-  return own
-    ? `Without a bundler, import dist/browser.js of lowrank, which holds its workers. With esbuild, also build lowrank/dist/${own} to this address`
+  const [script] = /(train|infer)\/worker\.js$/.exec(url) ?? []
+  return script
+    ? `Without a bundler, import dist/browser.js of lowrank, which contains its workers. With esbuild, also build lowrank/dist/${script} to this address`
     : 'Publish all files that the bundler wrote. At another address, set base (Vite) or output.publicPath (webpack)'
 }
 
 export function webOwnerPort(): Port {
-  // TypeScript's DOM library declares windows only.
+  // TypeScript's DOM library declares only windows.
   const scope = globalThis as unknown as {
     postMessage(message: unknown, transfer: ArrayBuffer[]): void
     onmessage: ((event: MessageEvent) => void) | null

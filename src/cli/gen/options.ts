@@ -178,7 +178,7 @@ export const FLAGS = {
   },
   OpenSessionOptions: {
     device: { form: 'names', about: 'the devices that run the model, with ONNX Runtime’s names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. Default: the CPU', placeholder: 'NAME,…' },
-    threads: { form: 'number', about: 'number of processor threads. Default: the runtime’s own choice', range: 'an integer in [1, 1024]' },
+    threads: { form: 'number', about: 'number of processor threads. By default, the runtime chooses', range: 'an integer in [1, 1024]' },
     memory: { form: 'word', about: 'memory or speed. fast: ONNX Runtime copies the weights in an order that makes products faster. low: it copies none, and runs are a few percent slower', words: ['low', 'fast'], fallback: 'fast' },
     modules: { form: 'pairs', about: 'module name → name of its node or weight. Needed only if the graph does not name its modules' },
     allowMissing: { form: 'switch', about: 'leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error' },

@@ -17,7 +17,7 @@ export function resolveNodeRuntime(): string {
   })
 }
 
-/** onnxruntime-node in this thread: each run blocks it. */
+/** Loads onnxruntime-node in this thread, which each run blocks. */
 export function loadNodeRuntime(): Promise<Runtime> {
   return loadRuntime(resolveNodeRuntime())
 }

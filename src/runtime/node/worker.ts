@@ -1,13 +1,13 @@
-// Ports over node:worker_threads.
+// Makes ports for node:worker_threads.
 
 import { parentPort, Worker } from 'node:worker_threads'
 import { StateError } from '../../base/errors.js'
 import type { Port } from '../rpc.js'
 
 /**
- * The options that a worker takes over from Node's start. By default that is all, and a worker refuses
- * `--input-type=module`, which a program given with -e has. The rest cannot be listed instead: in a list a worker
- * refuses options of V8, such as --max-old-space-size.
+ * Returns a worker's options. By default, a worker inherits all of Node's command line options, and refuses
+ * `--input-type=module`, which a program given with -e needs. The list without that option cannot be given instead,
+ * because workers refuse V8 options such as --max-old-space-size in a list.
  */
 export function workerOptions(): { execArgv?: []; resourceLimits?: { stackSizeMb: number } } {
   const { execArgv, argv } = process
@@ -19,15 +19,16 @@ export function workerOptions(): { execArgv?: []; resourceLimits?: { stackSizeMb
 }
 
 /**
- * ONNX Runtime reads the command line of the process with std::regex, whose stack grows with each character (about 300
- * bytes). A worker's stack has 4 MB: without a larger one, a prompt of 16 kB on the command line ends the process.
+ * ONNX Runtime reads the command line of the process with std::regex, which needs about 300 bytes of stack for each
+ * character. A worker has a stack of 4 MB, so without a larger stack, a prompt of 16 kB on the command line would crash
+ * the process.
  */
 const SHORT_COMMAND = 4000
 const STACK_MB = 0.001
 
 const stuck = new Set<Worker>()
 
-/** Node waits for such a thread at its end, and aborts then. Only a signal ends such a process. */
+/** Says whether a worker was given up that has not ended. Node would wait for it at exit and then abort. */
 export function hasStuckWorker(): boolean {
   return stuck.size > 0
 }
