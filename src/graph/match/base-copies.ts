@@ -1,5 +1,5 @@
-// PEFT saves an embedding or an output layer along with an adapter that changes it. Most such copies say what the base
-// says already, so that nothing has to take the base's place.
+// Recognizes copies of the base: PEFT saves an embedding or an output layer with an adapter, usually unchanged, and then
+// nothing has to be replaced.
 
 import type { FloatArray } from '../../base/tensor.js'
 import type { ReadLines } from './forms/form.js'
@@ -8,11 +8,11 @@ import type { ModelPlaces, StoredPlace } from './stored-places.js'
 /** 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** A scale in 16 bits, and the rounding of sums, move a value a little more than its step. */
+/** Scales in 16 bits and rounded sums can move a value slightly more than one step. */
 const STEPS = 1.01
 
 /**
- * True if each value is the base's own, or within one step of the integer that stands for it.
+ * Whether each value equals the base's, or lies within one step of a quantized base.
  *
  * @param read lines of the tensor as the adapter has it: (d, k), or (k, d) with `isInputMajor`
  */

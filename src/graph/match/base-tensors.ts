@@ -1,5 +1,4 @@
-// The tensors of a model, by the names that they have in its PyTorch modules, for adapters that train some of them
-// whole.
+// Lists a graph's tensors by their names in the PyTorch model, for adapters that train some tensors whole.
 
 import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { isConv1d } from '../../families/families.js'
@@ -12,30 +11,30 @@ import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike } from './module-names.js'
 import { type BiasPlace, certainBias, NORMS, type Place, placesOf, shapeError, storedValue } from './parameters.js'
 
-/** A vector can be a part of the stored one. */
+/** Where the graph reads a tensor. A vector may be `part` of a longer stored one. */
 export type TensorPlace =
   | { readonly kind: 'weight'; readonly linear: Linear }
   | { readonly kind: 'vector'; readonly place: Place; readonly part: BiasPlace | undefined; readonly linear?: Linear }
 
 export interface BaseTensor {
-  /** As in model.norm.weight */
+  /** For example model.norm.weight */
   readonly name: string
   readonly module: string
-  /** As PyTorch has it: (d, k), of an embedding (V, D), of a vector (d). */
+  /** As in PyTorch: (d, k), (V, D) of an embedding, (d) of a vector. */
   readonly shape: readonly number[]
   readonly places: readonly TensorPlace[]
   /** Why it cannot be trained; undefined if it can. */
   readonly problem: string | undefined
 }
 
-/** A module that the graph calls twice has one tensor, with two places. */
+/** Lists tensors in any order. If the graph calls a module twice, its tensor has two places. */
 export function baseTensors(graph: Graph, linears: readonly Linear[]): BaseTensor[] {
   const tensors = new Map<string, BaseTensor>()
   const add = (module: string, member: string, tensor: Omit<BaseTensor, 'name' | 'module'>) => {
     const name = `${module}.${member}`
-    const own = tensors.get(name)
-    const places = [...(own?.places ?? []), ...tensor.places]
-    tensors.set(name, { ...(own ?? { ...tensor, name, module }), places })
+    const known = tensors.get(name)
+    const places = [...(known?.places ?? []), ...tensor.places]
+    tensors.set(name, { ...(known ?? { ...tensor, name, module }), places })
   }
   for (const linear of [...linears, ...findEmbeddings(graph)]) {
     const { name, d, k, form } = linear
@@ -64,7 +63,7 @@ function weightProblem({ name, form, fused }: Linear): string | undefined {
   return ['MatMul', 'Gemm', 'Gather'].includes(form.name) ? undefined : `a ${form.name} computes it`
 }
 
-/** Told by the nodes' own names or those of the initializers. */
+/** Finds names and shapes of vectors, by the names of their nodes or initializers. */
 function vectorNames(graph: Graph): Map<string, readonly number[]> {
   const found = new Map<string, readonly number[]>()
   for (const node of graph.nodes) {
@@ -81,16 +80,16 @@ function vectorNames(graph: Graph): Map<string, readonly number[]> {
   return found
 }
 
-/** The tensor of that name, or of the one name that ends with it or that it ends with. */
+/** Finds a tensor by name or by the only name that ends alike. Throws if it cannot be trained. */
 export function trainableTensor<T extends BaseTensor>(
   tensors: readonly T[],
   name: string,
   shape?: readonly number[],
 ): T {
-  const near = tensors.filter((one) => endAlike(one.name, name))
-  const found = tensors.find((one) => one.name === name) ?? (near.length === 1 ? near[0] : undefined)
+  const near = tensors.filter((tensor) => endAlike(tensor.name, name))
+  const found = tensors.find((tensor) => tensor.name === name) ?? (near.length === 1 ? near[0] : undefined)
   if (found === undefined) {
-    const names = tensors.map((one) => one.name)
+    const names = tensors.map((tensor) => tensor.name)
     throw new MismatchError({
       where: name,
       what: 'the graph has no tensor that is certain to be this one',

@@ -1,4 +1,4 @@
-// Tells models that continue texts from others. It stands apart, so that sessions load no code of training.
+// Tells whether a model continues texts. A separate file, so that sessions load no training code.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { inputFamily } from '../inputs/family.js'
@@ -6,18 +6,18 @@ import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
 import { findLinears, logitsDims, logitsName } from './linears.js'
 
-/** Endings of architectures that predict something else than the next token. */
+/** Architectures that do not predict the next token. */
 const NOT_CAUSAL =
   /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
 
-/** Refuses logits of other things than the next token, and models that see the tokens to come. */
+/** Throws UnsupportedError for encoders, and for logits that do not predict the next token. */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
   const isEncoder = inputFamily(graph)?.isEncoder === true
   const refuse = (got: string) =>
     notCausal(isEncoder ? 'it is an encoder, which does not continue texts' : undefined, got)
   const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')
-  const other = architectures.find((name) => NOT_CAUSAL.test(name))
-  if (other !== undefined) throw refuse(other)
+  const architecture = architectures.find((name) => NOT_CAUSAL.test(name))
+  if (architecture !== undefined) throw refuse(architecture)
   const [logits, dims] = [logitsName(graph), logitsDims(graph)]
   if (logits === '' || /hidden_state|pooler|embedding/.test(logits)) throw refuse(`output ${logits || 'none'}`)
   if (dims !== undefined && dims.length !== 3) throw refuse(`${logits} of ${dims.length} axes`)

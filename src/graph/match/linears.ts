@@ -1,5 +1,5 @@
-// Finds the linear layers of a graph. Names come from nodes: exporters share equal initializers under another layer's
-// name.
+// Finds the linear layers of a graph. Their names come from nodes, because exporters let layers with equal weights
+// share an initializer.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
@@ -12,10 +12,10 @@ import { packedParts } from './packed.js'
 
 export type { Linear, NamedLayer }
 
-/** Module name → name of the node, or of the weight's initializer: where the graph's own names do not tell. */
+/** Module name → name of its node or of its weight's initializer, for graphs whose names do not tell. */
 export type ModuleMap = Readonly<Record<string, string>>
 
-/** In the graph's order. A module that is called twice appears twice, under one name. */
+/** Lists layers in the graph's order. A module that is called twice appears twice. */
 export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
   const products = productsOf(graph)
   const heads = headsOf(graph, products)
@@ -31,14 +31,14 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
   })
 }
 
-/** Branches that a merge has added are a part of what they stand beside. */
+/** Finds products. A branch that a merge added counts as a part of the layer that it adapts. */
 function productsOf(graph: Graph): Product[] {
   const branches = findBranches(graph)
   const products = (nodes: readonly NodeProto[]) => nodes.flatMap((node) => findProduct(graph, node) ?? [])
   if (branches.length === 0) return products(graph.nodes)
-  const own = new Set(branches.flatMap(({ nodes }) => nodes))
+  const added = new Set(branches.flatMap(({ nodes }) => nodes))
   const byBase = new Map(branches.map((branch) => [branch.base, branch]))
-  return products(graph.nodes.filter((node) => !own.has(node))).map((product) => {
+  return products(graph.nodes.filter((node) => !added.has(node))).map((product) => {
     let { last, output } = product
     for (let branch = byBase.get(output); branch !== undefined; branch = byBase.get(output)) {
       output = branch.output
@@ -50,7 +50,7 @@ function productsOf(graph: Graph): Product[] {
 
 const AFTER_HEAD = new Set(['Add', 'Sub', 'Mul', 'Div', 'Tanh', 'Clip', 'Cast', 'Identity', 'Reshape'])
 
-/** The output of that name, else the first. */
+/** Returns the output `logits`, else the first output. */
 export function logitsName(graph: { readonly outputs: readonly { readonly name: Value }[] }): Value {
   return (graph.outputs.find(({ name }) => name === 'logits') ?? graph.outputs[0])?.name ?? ''
 }
@@ -59,7 +59,7 @@ export function logitsDims(graph: Pick<Graph, 'outputs'>): readonly (number | un
   return declaredOf(graph.outputs.find(({ name }) => name === logitsName(graph)))?.dims
 }
 
-/** One, or one of each branch of an If. */
+/** Finds the product that makes the logits: one, or one per branch of an If. */
 function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   const byOutput = new Map(products.map((product) => [product.output, product]))
   const found = new Set<Product>()
@@ -68,7 +68,7 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
     const product = byOutput.get(value)
     const node = graph.producer(value)
     if (node === undefined) continue
-    const given = graph.given(node, value)?.map((one) => one.value)
+    const given = graph.given(node, value)?.map((branch) => branch.value)
     if (product !== undefined) found.add(product)
     else if (given !== undefined) pending.push(...given)
     else if (AFTER_HEAD.has(node.opType)) {
@@ -78,7 +78,7 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   return found
 }
 
-/** True if only ops that treat each row for itself lie between a layer and the logits, and nothing else reads them. */
+/** Whether each row of the logits depends only on that row of the head's output, which nothing else reads. */
 export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
   let value = logits
   while (value !== head.output) {
@@ -99,8 +99,8 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
 }
 
 /**
- * transformers' names for what onnxruntime-genai shortens, or calls by the number of layers: model.layers.0.attn.q_proj
- * → model.layers.0.self_attn.q_proj, model.layers.2.final_norm_layernorm → model.norm.
+ * Turns names of onnxruntime-genai into those of transformers: model.layers.0.attn.q_proj →
+ * model.layers.0.self_attn.q_proj, model.layers.2.final_norm_layernorm → model.norm.
  */
 function withAliases(name: string): string {
   return name
@@ -108,7 +108,7 @@ function withAliases(name: string): string {
     .replace(/\blayers\.\d+\.final_norm_layernorm$/, 'norm')
 }
 
-/** Takes layers out of the operators that they are a part of, so that what they give can be changed. */
+/** Takes layers out of operators such as Attention, so that their outputs can be changed. */
 export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear[] {
   const exposed = new Map<NodeProto, Product>()
   return linears.map((linear) => {
@@ -121,32 +121,29 @@ export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear
   })
 }
 
-/** PyTorch's exporter numbers further calls of a module: query_proj_1 has the weight of query_proj, or its bias. */
+/** Names the first call of a module: PyTorch's exporter numbers later ones, as in query_proj_1. */
 function firstCall(graph: Graph, others: Map<string, Product>, product: Product): string | undefined {
   const name = moduleName(graph, product)
   const first = name.replace(/_\d+(?=\.|$)/g, '')
-  const other = others.get(first)
-  if (first === name || other === undefined) {
+  const firstProduct = others.get(first)
+  if (first === name || firstProduct === undefined) {
     others.set(name, product)
     return undefined
   }
-  const isSame = product.weight === other.weight || biasModule(graph, product) === first
+  const isSame = product.weight === firstProduct.weight || biasModule(graph, product) === first
   return isSame ? first : undefined
 }
 
 function moduleName(graph: Graph, product: Product): string {
   const { node, weight, output, form } = product
-  // The optimizer names such nodes anew, but not what they give.
+  // The optimizer renames these nodes, but not their outputs.
   if (form === ATTENTION) return nodeScope(node) ?? pathScope(output) ?? node.name
   const name =
     scopeName(node) ?? nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, product) ?? node.name
   return withAliases(name === '' ? output : name)
 }
 
-/**
- * torch.onnx's dynamo exporter writes a Python list, outermost first: `['', 'model', …,
- * 'model.layers.0.self_attn.q_proj', 'linear']`.
- */
+/** Reads the list of torch.onnx's dynamo exporter: `['', 'model', …, 'model.layers.0.self_attn.q_proj', 'linear']`. */
 function scopeName(node: NodeProto): string | undefined {
   const scopes = node.metadataProps.find(({ key }) => key === SCOPES)?.value
   return (scopes && scopesIn(scopes).at(-2)) || undefined
@@ -176,7 +173,7 @@ function nodeModule(name: string): string | undefined {
   return segments.length === 0 ? undefined : segments.join('.')
 }
 
-/** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; none for names such as onnx::MatMul_203 */
+/** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; undefined for onnx::MatMul_203 */
 export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
   return /^(.+?)(?:\.MatMul)?\.(?:q?weight|bias)(?:_\w+)?$/.exec(name)?.[1]

@@ -1,4 +1,4 @@
-// Which linear layers a configuration or an adapter means.
+// Finds the linear layers that a configuration or an adapter names.
 
 import { ConfigError, didYouMean, MismatchError, nearMisses } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
@@ -8,12 +8,12 @@ import type { Linear, NamedLayer } from './linears.js'
 import { nameOfModule } from './module-names.js'
 import { partNames } from './packed.js'
 
-/** A model whose head reads something else has none of these modules. */
+/** Modules that a model lacks if its head does not read them. */
 export const POOLER = /(^|\.)pooler(\.|$)/
 
 /**
- * `all-linear` leaves out the output embedding, and takes a fused layer's parts; the fused layer itself is adapted
- * where a list names it, as in models that have it as one module.
+ * Finds the layers to adapt. `all-linear` leaves out the output embedding and takes the parts of a fused layer; a list
+ * can also name the fused layer, as in models that have it as one module.
  */
 export function matchTargets(linears: readonly Linear[], rules: TargetRules): Linear[] {
   const { targetModules } = rules
@@ -38,7 +38,7 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
   return nonEmpty(found, [targetModules].flat().join(','), linears)
 }
 
-/** Phi-3's qkv_proj is a module of its own. What an operator packs by itself is none. */
+/** Fused layers as whole modules, such as Phi-3's qkv_proj; not layers that ONNX Runtime's optimizer packed. */
 function wholeModules(linears: readonly Linear[]): Linear[] {
   return linears.flatMap((linear) => {
     const { fused, form } = linear
@@ -63,7 +63,8 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
 }
 
 /**
- * Matched by {@link nameOfModule}. Throws MismatchError naming every layer without a module, or one of another shape.
+ * Matches layers by {@link nameOfModule}. Throws MismatchError if layers have no module, naming them all, or if a shape
+ * differs.
  */
 export function matchLayers<T extends NamedLayer>(linears: readonly Linear[], layers: Iterable<T>) {
   const finder = moduleFinder(linears)
@@ -103,7 +104,7 @@ export function moduleFinder(linears: readonly Linear[]) {
 
 const SHOWN = 8
 
-/** `names` are all the adapter's; `graphs` name the model's graphs, if it has several. */
+/** `names`: all layers of the adapter. `graphs`: names of the model's graphs, if it has several. */
 export function missingError(
   missing: readonly string[],
   modules: Iterable<string>,
@@ -126,7 +127,7 @@ export function missingError(
   })
 }
 
-/** Offers the adapter's other layers; undefined if some of them are of the same kinds, as in a model of more layers. */
+/** Hints at using the other layers; undefined if some are of the same kinds, as if the model had too few layers. */
 export function withoutMissing(missing: readonly string[], names: readonly string[]): string | undefined {
   const kinds = new Set(missing.map(kindOf))
   const rest = names.filter((name) => !missing.includes(name))
@@ -137,8 +138,10 @@ export function withoutMissing(missing: readonly string[], names: readonly strin
 
 const kindOf = (name: string) => name.replace(/(?<=^|\.)\d+(?=\.|$)/g, '*')
 
-/** Names by kind, such as `model.layers.*.mlp.up_proj (24)`. */
+/** Lists names by kind, such as `model.layers.*.mlp.up_proj (24)`. */
 function kindsOf(names: readonly string[]): string {
-  const kinds = [...groupBy(names, kindOf)].map(([kind, own]) => (own.length > 1 ? `${kind} (${own.length})` : own[0]))
+  const kinds = [...groupBy(names, kindOf)].map(([kind, members]) =>
+    members.length > 1 ? `${kind} (${members.length})` : members[0],
+  )
   return kinds.slice(0, SHOWN).join(', ') + (kinds.length > SHOWN ? `, … (${names.length} in all)` : '')
 }

@@ -1,4 +1,4 @@
-// LoRA branches that a merge has put beside quantized weights, told by their names lora/NUMBER/MODULE/…
+// Finds LoRA branches that a merge put beside quantized weights, by their names lora/NUMBER/MODULE/…
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
@@ -12,7 +12,7 @@ export interface BranchFactors {
   readonly weightA: string
   /** s·Bᵀ (r, d) */
   readonly weightB: string
-  /** c (d) and t (d) of inject/affine; undefined: 1 and 0. */
+  /** c (d) and t (d) of inject/affine; undefined means 1 and 0. */
   readonly affine: { readonly scale: string; readonly shift: string } | undefined
 }
 
@@ -27,8 +27,8 @@ export function branchFactors(number: number, module: string, hasAffine: boolean
 }
 
 /**
- * Each branch stands beside one product, which may compute several modules. Where several nodes compute a module, it
- * has @2, @3, … behind its name.
+ * Finds branches in order of their numbers. Each adapts one product, which may compute several modules. If several
+ * nodes compute a module, its later branches are named @2, @3, …
  */
 export function findBranches(graph: Graph) {
   const groups = new Map<string, { number: number; module: string; nodes: NodeProto[] }>()
@@ -41,10 +41,10 @@ export function findBranches(graph: Graph) {
     group.nodes.push(node)
   }
   const branches = [...groups.values()].flatMap((group) => {
-    const own = new Set(group.nodes)
-    const base = baseOf(graph, own)
+    const inside = new Set(group.nodes)
+    const base = baseOf(graph, inside)
     const isReadOutside = (value: Value) =>
-      graph.outputs.some(({ name }) => name === value) || graph.consumers(value).some((reader) => !own.has(reader))
+      graph.outputs.some(({ name }) => name === value) || graph.consumers(value).some((reader) => !inside.has(reader))
     const output = group.nodes.map((node) => node.output[0]).find(isReadOutside)
     const factors = factorsOf(graph, group.nodes, group.number)
     if (base === undefined || output === undefined || factors.length === 0) return []
@@ -53,11 +53,11 @@ export function findBranches(graph: Graph) {
   return branches.sort((a, b) => a.number - b.number)
 }
 
-/** The first input of an Add or a Slice that is no part of the branch. */
-function baseOf(graph: Graph, own: ReadonlySet<NodeProto>): Value | undefined {
-  for (const { opType, input } of own) {
+/** Returns the product that the branch adapts: the first input of its Add or Slice. */
+function baseOf(graph: Graph, inside: ReadonlySet<NodeProto>): Value | undefined {
+  for (const { opType, input } of inside) {
     const maker = graph.producer(input[0])
-    if ((opType === 'Add' || opType === 'Slice') && maker !== undefined && !own.has(maker)) return input[0]
+    if ((opType === 'Add' || opType === 'Slice') && maker !== undefined && !inside.has(maker)) return input[0]
   }
   return undefined
 }
@@ -65,8 +65,8 @@ function baseOf(graph: Graph, own: ReadonlySet<NodeProto>): Value | undefined {
 function factorsOf(graph: Graph, nodes: readonly NodeProto[], number: number): BranchFactors[] {
   const inputs = new Set(nodes.flatMap(({ input }) => input))
   return [...inputs].flatMap((input) => {
-    const [, own, module] = NAME.exec(input) ?? []
-    if (Number(own) !== number || !input.endsWith('/A') || !graph.initializers.has(input)) return []
+    const [, digits, module] = NAME.exec(input) ?? []
+    if (Number(digits) !== number || !input.endsWith('/A') || !graph.initializers.has(input)) return []
     const factors = branchFactors(number, module, inputs.has(`${branchScope(number, module)}/scale`))
     return graph.initializers.has(factors.weightB) ? [factors] : []
   })

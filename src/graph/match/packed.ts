@@ -1,5 +1,4 @@
-// Layers that the graph computes otherwise than the model has them: side by side in one product, or in several
-// products.
+// Layers that the graph joins or splits: several modules in one product, or one module as several products.
 
 import { ALL } from '../../families/families.js'
 import type { ModelType } from '../../families/family.js'
@@ -11,34 +10,34 @@ import { ATTENTION, attentionWidths } from './forms/attention.js'
 import type { Linear, NamedLayer } from './forms/form.js'
 import { endAlike, hasEnd, nameInPyTorch, withEnd } from './module-names.js'
 
-/** Modules that some models have as one and some exporters as several, with their parts in order. */
+/** Modules that may also be several modules, with these in order: `qkv_proj` and `q_proj`, `k_proj`, `v_proj`. */
 const PACKED = ALL.flatMap(({ packed = {} }) => Object.entries(packed))
 
-/** The names of the modules that a graph may have in the place of this one. */
+/** Returns the names of the modules that a graph may have instead of this one. */
 export function partNames(name: string): string[] | undefined {
-  const [own, parts] = PACKED.find(([whole]) => hasEnd(name, whole)) ?? []
-  return parts?.map((part) => withEnd(name, own!, part))
+  const [wholeEnd, parts] = PACKED.find(([whole]) => hasEnd(name, whole)) ?? []
+  return parts?.map((part) => withEnd(name, wholeEnd!, part))
 }
 
-/** Layers as the modules of this type of model: under its names, and as one where transformers has one for several. */
+/** Names and joins layers as transformers does for this type of model. */
 export function modulesInPyTorch(type: ModelType, linears: readonly Linear[]): Linear[] {
   const widths = new Map(linears.map(({ name, d }) => [name, d]))
   return linears.flatMap((linear) => {
     const { name } = linear
     for (const [whole, parts] of Object.entries(type.packed ?? {})) {
-      const own = parts.find((part) => hasEnd(name, part))
-      if (own === undefined) continue
-      const d = parts.reduce((sum, part) => sum + (widths.get(withEnd(name, own, part)) ?? Number.NaN), 0)
+      const partEnd = parts.find((part) => hasEnd(name, part))
+      if (partEnd === undefined) continue
+      const d = parts.reduce((sum, part) => sum + (widths.get(withEnd(name, partEnd, part)) ?? Number.NaN), 0)
       if (Number.isNaN(d)) continue
-      return own === parts[0] ? [{ ...linear, name: withEnd(name, own, whole), d, fused: undefined }] : []
+      return partEnd === parts[0] ? [{ ...linear, name: withEnd(name, partEnd, whole), d, fused: undefined }] : []
     }
     return [{ ...linear, name: nameInPyTorch(type, name) }]
   })
 }
 
 /**
- * Widths follow from what reads the output: an attention operator's numbers of heads, or a Split. Undefined for one
- * layer.
+ * Splits a product of several layers into these. Their widths come from the reader of its output: an attention operator
+ * with numbers of heads, a Split or Slices. Returns undefined for a single layer.
  */
 export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
   if (linear.form === ATTENTION) return attentionParts(linear)
@@ -67,12 +66,14 @@ function partsOf(linear: Linear, names: readonly string[], widths: readonly numb
 
 const BERT_NAMES = ['query', 'key', 'value']
 
-/** The name of an Attention operator is that of the module that its layers are in. */
+/** The layers of an Attention operator, which is named after the module that contains them. */
 function attentionParts(linear: Linear): Linear[] {
   const { name: module, node, d } = linear
   const names = ALL.find(({ attention }) => attention?.[0].test(module))?.attention?.[1] ?? BERT_NAMES
-  const own = names.map((name) => `${module}.${name}`)
-  return own.length === 1 ? [{ ...linear, name: own[0] }] : partsOf(linear, own, attentionWidths(node, d))
+  const partModules = names.map((name) => `${module}.${name}`)
+  return partModules.length === 1
+    ? [{ ...linear, name: partModules[0] }]
+    : partsOf(linear, partModules, attentionWidths(node, d))
 }
 
 function headWidths(consumers: readonly NodeProto[], width: number): number[] | undefined {
@@ -85,7 +86,7 @@ function headWidths(consumers: readonly NodeProto[], width: number): number[] | 
   return [heads * headSize, kvHeads * headSize, kvHeads * headSize]
 }
 
-/** Norms of query and key may stand behind a Split; Slices cut one part each. */
+/** Widths of the parts that a Split or several Slices cut; undefined if they leave gaps. */
 function cutWidths(graph: Graph, consumers: readonly NodeProto[], width: number): number[] | undefined {
   const split = consumers.find(({ opType }) => opType === 'Split')
   const cuts = (split === undefined ? consumers : [split]).flatMap((node) => columnsOf(graph, node, width) ?? [])
@@ -94,15 +95,15 @@ function cutWidths(graph: Graph, consumers: readonly NodeProto[], width: number)
   return sorted.length > 0 && isGapless ? sorted.map(([start, end]) => end - start) : undefined
 }
 
-/** The columns [start, end) that a Split or a Slice cuts out of (…, sequence, width), for each of its outputs. */
+/** Returns the columns [start, end) of (…, sequence, width) that each output of a Split or a Slice has. */
 export function columnsOf(graph: Graph, node: NodeProto, width: number): [start: number, end: number][] | undefined {
   if (node.opType === 'Split') {
     if (![-1, 2].includes(intAttribute(node, 'axis', 0))) return undefined
     const equal = (node.input[1] ?? '') === '' ? node.output.map(() => width / node.output.length) : undefined
     let end = 0
-    return (intsAttribute(node, 'split') ?? graph.integers(node.input[1]) ?? equal)?.map((own) => {
-      end += own
-      return [end - own, end]
+    return (intsAttribute(node, 'split') ?? graph.integers(node.input[1]) ?? equal)?.map((size) => {
+      end += size
+      return [end - size, end]
     })
   }
   if (node.opType !== 'Slice') return undefined
@@ -112,7 +113,7 @@ export function columnsOf(graph: Graph, node: NodeProto, width: number): [start:
   return [[place(starts[0]), place(ends[0])]]
 }
 
-/** The product that holds a module together with others, where the graph does not tell which outputs are whose. */
+/** Finds the product that computes a module together with others, if the graph does not tell their columns. */
 export function unsplitOwner(linears: readonly Linear[], module: string): Linear | undefined {
   const wholes = PACKED.flatMap(([whole, parts]) => {
     return parts.filter((part) => hasEnd(module, part)).map((part) => withEnd(module, part, whole))
@@ -120,15 +121,16 @@ export function unsplitOwner(linears: readonly Linear[], module: string): Linear
   return linears.find(({ name, fused }) => fused === undefined && wholes.some((whole) => endAlike(name, whole)))
 }
 
-/** A layer, or some of its outputs: those from `start` on. */
+/** A layer, or `d` of its outputs from `start` on. */
 export interface LayerPart<T> extends NamedLayer {
   readonly layer: T
   readonly start: number
 }
 
 /**
- * A module that the graph computes as several products becomes one part for each, with the same A and its own rows of
- * B. With `splitsWholes` also what it computes as one, so that adapters of the whole and of its parts can share it.
+ * Splits modules that the graph computes as several products: one part for each, with the same A and its rows of B.
+ * With `splitsWholes`, also splits what the graph computes at once, so that adapters of the whole and of its parts can
+ * share a graph.
  */
 export function partsForGraph<T extends NamedLayer>(
   linears: readonly Linear[],

@@ -1,4 +1,4 @@
-// Places where a module's tensors come into a graph, told by node: exporters let equal tensors share an initializer.
+// Finds where nodes read a module's tensors. Initializers do not tell: exporters let equal tensors share one.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
@@ -11,13 +11,13 @@ import { PACKED_ATTENTION } from './forms/attention.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike, ofModule } from './module-names.js'
 
-/** Perhaps through Transpose, Cast or Identity. */
+/** An input of a node that reads a tensor, perhaps through Transpose, Cast or Identity. */
 export interface Place {
   readonly node: NodeProto
   readonly input: number
 }
 
-/** An initializer's name, or a Constant node's output. */
+/** Returns the initializer or the Constant's output that a value comes from. */
 export function storedValue(graph: Graph, value: string): string {
   return sourceOf(graph, value).value
 }
@@ -28,7 +28,7 @@ function storedTensor(graph: Graph, value: string): { name: string; tensor: Tens
   return tensor && { name, tensor }
 }
 
-/** Convolutions by a constant float kernel (d, in/groups, *kernel). */
+/** Finds convolutions with a constant kernel (d, in/groups, *kernel). */
 export function findConvolutions(graph: Graph) {
   return graph.nodes.flatMap((node) => {
     const stored = node.opType === 'Conv' ? storedTensor(graph, node.input[1]) : undefined
@@ -50,7 +50,7 @@ export function shapeError(where: string, expected: readonly number[], got: read
   })
 }
 
-/** A bias, and which of its elements are the layer's. */
+/** A bias of `width` elements; the layer's elements begin at `start`. */
 export interface BiasPlace extends Place {
   readonly start: number
   readonly width: number
@@ -70,21 +70,21 @@ export function ownBiasInput(node: NodeProto): number | undefined {
   return input === undefined || (node.input[input] ?? '') === '' ? undefined : input
 }
 
-/** The constant that is added to all of a linear layer's outputs, and to nothing else. */
+/** Finds the constant that is added to a linear layer's outputs and nothing else. */
 export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPlace | undefined {
   const { start, width } = fused ?? { start: 0, width: d }
   const isBias = (value: string) => {
     const dims = storedTensor(graph, value)?.tensor.dims.map(Number)
     return dims !== undefined && dims.at(-1) === width && dims.slice(0, -1).every((dim) => dim === 1)
   }
-  const own = ownBiasInput(node)
-  if (own !== undefined) {
+  const biasInput = ownBiasInput(node)
+  if (biasInput !== undefined) {
     const beta = floatAttribute(node, 'beta', 1)
     if (beta !== 1) {
       const what = 'a bias of a Gemm whose beta is not 1 cannot be adapted'
       throw new UnsupportedError({ where: `node ${node.name}`, what, got: `beta ${beta}` })
     }
-    return isBias(node.input[own]) ? { node, input: own, start, width } : undefined
+    return isBias(node.input[biasInput]) ? { node, input: biasInput, start, width } : undefined
   }
   const [next, ...others] = graph.consumers(output)
   const isOutput = graph.outputs.some(({ name }) => name === output)
@@ -95,7 +95,7 @@ export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPl
     return isBias(next.input[fusedBias.bias] ?? '') ? { node: next, input: fusedBias.bias, start, width } : undefined
   }
   if (operatorOf(next) === 'com.microsoft:MultiHeadAttention') {
-    // It adds the biases of query, key and value, which are one tensor.
+    // Its bias input joins the biases of query, key and value.
     const layer = next.input.indexOf(output)
     const tensor = storedTensor(graph, next.input[3] ?? '')?.tensor
     if (tensor === undefined || fused !== undefined || layer > 2) return undefined
@@ -107,7 +107,7 @@ export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPl
   return input === -1 ? undefined : { node: next, input, start, width }
 }
 
-/** Operators that add the bias of the layer before them: the inputs that the layer can be, and that of the bias. */
+/** Operators that add the previous layer's bias: the inputs that can be the layer, and the input of the bias. */
 const FUSED_BIASES: Readonly<Record<string, { readonly layers: readonly number[]; readonly bias: number }>> = {
   'com.microsoft:BiasGelu': { layers: [0], bias: 1 },
   'com.microsoft:FastGelu': { layers: [0], bias: 1 },
@@ -115,7 +115,7 @@ const FUSED_BIASES: Readonly<Record<string, { readonly layers: readonly number[]
   'com.microsoft:SkipSimplifiedLayerNormalization': { layers: [0, 1], bias: 3 },
 }
 
-/** The bias, if it is certain to be that of the module, and not only a constant that is added. */
+/** As {@link biasOf}, but only if the graph shows that the constant is the module's bias. */
 export function certainBias(graph: Graph, linear: Linear): BiasPlace | undefined {
   const bias = biasOf(graph, linear)
   if (bias === undefined) return undefined
@@ -139,12 +139,12 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
   EmbedLayerNormalization: { weight: 5, bias: 6 },
 }
 
-/** The ending that optimum gives to the name of a tensor that both branches of its `If` read. */
+/** Optimum's ending for a tensor that both branches of an `If` read. */
 const MERGED = /_merged_\d+$/
 
 /**
- * Inputs of the module's fused norms, or of its nodes under a name that ends with the member's; else the one reader of
- * an initializer of that name. `tensor` is as in model.norm.weight.
+ * Finds readers of a tensor such as model.norm.weight: the module's fused norms, nodes of the module whose input's name
+ * ends with the member's, or the only reader of an initializer with the tensor's name.
  */
 export function placesOf(graph: Graph, tensor: string, shape: readonly number[]): Place[] {
   const at = tensor.lastIndexOf('.')
@@ -166,8 +166,8 @@ export function placesOf(graph: Graph, tensor: string, shape: readonly number[])
   if (sources.size === 1) return found
   if (sources.size > 1) return []
   const near = [...graph.initializers.keys()].filter((name) => endAlike(name, tensor))
-  const own = graph.initializers.has(tensor) ? tensor : near.length === 1 ? near[0] : undefined
-  if (own === undefined || !fits(own)) return []
-  const readers = graph.consumers(own)
-  return readers.length === 1 ? [{ node: readers[0], input: readers[0].input.indexOf(own) }] : []
+  const stored = graph.initializers.has(tensor) ? tensor : near.length === 1 ? near[0] : undefined
+  if (stored === undefined || !fits(stored)) return []
+  const readers = graph.consumers(stored)
+  return readers.length === 1 ? [{ node: readers[0], input: readers[0].input.indexOf(stored) }] : []
 }

@@ -1,4 +1,4 @@
-// Places of an adapter's layers in a graph, for sessions and for merging.
+// Finds an adapter's layers in a graph, for sessions and merges.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -12,10 +12,10 @@ import type { Linear, NamedLayer } from './linears.js'
 import { matchLayers, moduleFinder, withoutMissing } from './match.js'
 import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
 
-/** A part of the graph that an execution provider has compiled, with its weights. */
+/** The node of a part of the graph that an execution provider compiled together with its weights. */
 export const COMPILED = 'EPContext'
 
-/** ONNX Runtime's quantizer makes it of Attention: products of integers, inside of one node. */
+/** ONNX Runtime's quantizer makes this node of Attention. Its products stay inside. */
 const INTEGER_ATTENTION = 'QAttention'
 
 export const INTEGER_PRODUCTS: readonly string[] = [
@@ -30,41 +30,41 @@ export const INTEGER_PRODUCTS: readonly string[] = [
   INTEGER_ATTENTION,
 ]
 
-/** May hold a layer which no form finds: integers without a float input, other execution providers, sub-graphs. */
+/** Operators that may hold a layer which no form finds: integer inputs, execution providers, sub-graphs. */
 const OPAQUE: ReadonlySet<string> = new Set([
   ...INTEGER_PRODUCTS,
   ...[COMPILED, 'PackedAttention', 'LongformerAttention', 'DecoderAttention', 'QOrderedMatMul', 'QOrderedAttention'],
   ...['Loop', 'Scan'],
 ])
 
-/** Layers that ONNX Runtime's optimizer packs into one Attention node. */
+/** Names of layers that ONNX Runtime's optimizer packs into an Attention node. */
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
-/** Places the linear layers of an adapter, of which there is at least one. */
+/** Finds the graph's layers for the linear layers of an adapter. */
 export function placeAdapter(
   graph: Graph,
   found: readonly Linear[],
-  own: readonly LinearValues[],
+  adapterLayers: readonly LinearValues[],
   splitsWholes = false,
 ): { name: string; layer: LinearValues; linear: Linear }[] {
   const layers = new Map<LayerPart<LinearValues>, LinearValues>()
-  return placeLayers(graph, found, own, splitsWholes).map(({ part, linear }) => {
+  return placeLayers(graph, found, adapterLayers, splitsWholes).map(({ part, linear }) => {
     const layer = layers.get(part) ?? layerOfPart(part)
     layers.set(part, layer)
     return { name: part.layer.name, layer, linear }
   })
 }
 
-/** Placed by names and shapes. Throws UnsupportedError when a module is in a form that cannot be adapted. */
+/** Matches by names and shapes. Throws UnsupportedError if a module has a form that cannot be adapted. */
 export function placeLayers<T extends NamedLayer>(
   graph: Graph,
   found: readonly Linear[],
-  own: readonly T[],
+  adapterLayers: readonly T[],
   splitsWholes = false,
 ): { part: LayerPart<T>; linear: Linear }[] {
-  const names = own.map(({ name }) => name)
+  const names = adapterLayers.map(({ name }) => name)
   const linears = withPointwise(graph, found, names)
-  const parts = partsForGraph(linears, own, splitsWholes)
+  const parts = partsForGraph(linears, adapterLayers, splitsWholes)
   const placed = matchOrRefuse(graph, linears, parts).map(({ layer: part, linear }) => ({ part, linear }))
   const owners = new Map<string, string>()
   for (const { part, linear } of placed) {
@@ -88,7 +88,7 @@ function matchOrRefuse<T extends NamedLayer>(graph: Graph, linears: readonly Lin
     throw new UnsupportedError({
       where: name,
       what: `the graph computes it as a part of ${whole.name}, and does not tell which outputs are its own`,
-      expected: 'an attention operator with numbers of heads, or a Split or Slices, behind that product',
+      expected: 'an attention operator with numbers of heads, or a Split or Slices, after that product',
       got: `node ${whole.node.name} (${whole.node.opType}) with ${whole.d} outputs`,
       hint: 'Use an export that has the layers one by one, such as with fuse_qkv=false of onnxruntime-genai',
     })

@@ -1,4 +1,4 @@
-// The values of a tensor of the base, or of some of its rows, in the shape that it has in PyTorch.
+// Reads tensors of the base, or some of their rows, in PyTorch's layout.
 
 import { decodeFloats } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
@@ -10,7 +10,7 @@ import { FLOAT_DTYPES } from './forms/float-product.js'
 import type { Linear } from './linears.js'
 import { storedValue } from './parameters.js'
 
-/** In f32, in the tensor's shape. */
+/** Reads a tensor as f32. */
 export async function readBaseTensor(
   model: OnnxModel,
   graph: Graph,
@@ -25,12 +25,12 @@ export async function readBaseTensor(
   }
   const { form, transposed, k, d } = place.linear
   const lines = await (await form.openLines(model, graph, place.linear))(0, transposed ? d : k)
-  // PyTorch has a weight (d, k), and an embedding (k, d).
+  // In PyTorch a weight is (d, k), and an embedding (k, d).
   if (transposed !== (form.isLookup === true)) return lines
   return transpose({ data: lines, shape: transposed ? [d, k] : [k, d] }).data as Float32Array
 }
 
-/** Undefined where they are no floats. */
+/** Reads a tensor as f32, or returns undefined if its type is not a float. */
 export async function readVector(model: OnnxModel, graph: Graph, value: string): Promise<Float32Array | undefined> {
   const tensor = graph.constant(storedValue(graph, value))
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
@@ -40,7 +40,7 @@ export async function readVector(model: OnnxModel, graph: Graph, value: string):
 /** 4 MiB in f32. */
 const PIECE_ELEMENTS = 1 << 20
 
-/** (m, D) in f32. No more of the weight is read, or of one that is stored (D, V) only a piece at a time. */
+/** Reads the tokens' rows, (m, D) in f32. Reads only these rows; a weight stored as (D, V) it reads piece by piece. */
 export async function readTokenRows(
   model: OnnxModel,
   graph: Graph,

@@ -1,4 +1,4 @@
-// How an adapter spreads over the graphs of a model. Each layer needs a module in at least one of them.
+// Spreads an adapter over the graphs of a model. Each layer needs a module in at least one graph.
 
 import { MismatchError } from '../../base/errors.js'
 import type { PartView } from '../../lora/part.js'
@@ -17,7 +17,7 @@ export interface ModelGraph {
   readonly linears: readonly Linear[]
 }
 
-/** Names of the parts in each graph, in the order of the graphs, and of those in none. Shapes are not compared. */
+/** Returns the names of the parts that each graph has, and of the parts that none has. Does not compare shapes. */
 export async function spreadAdapter(
   graphs: readonly ModelGraph[],
   adapter: readonly Pick<PartView, 'name' | 'kind'>[],
@@ -40,7 +40,7 @@ export async function spreadAdapter(
   return { parts, missing }
 }
 
-/** transformers builds a model whose head reads something else without the pooler: nothing would read what it gives. */
+/** Finds pooler layers without a module: transformers builds no pooler if the model's head does not read it. */
 export function unusedPoolers(graphs: readonly ModelGraph[], names: readonly string[]): string[] {
   const poolers = names.filter((name) => POOLER.test(name))
   if (poolers.length === 0 || graphs.length > 1 || !graphs[0].linears.some(({ isHead }) => isHead)) return []
@@ -48,7 +48,7 @@ export function unusedPoolers(graphs: readonly ModelGraph[], names: readonly str
   return poolers.filter((name) => find(name.replace(/\.(weight|bias)$/, '')) === undefined)
 }
 
-/** Parts without a place stay with the first graph, which says why. `onMissing` hears of layers left out. */
+/** Parts without a place stay with the first graph, whose placement then tells why. `onMissing` gets skipped layers. */
 export async function shareAdapter(
   graphs: readonly ModelGraph[],
   adapter: RunAdapter,
@@ -79,7 +79,7 @@ export async function shareAdapter(
   return parts.map((names) => adapter.only(names))
 }
 
-/** Encoders are exported without the module around them, so that decoder.block.0 would be found as their block.0. */
+/** Whether a graph may hold a part. Names do not suffice: an encoder's block.0 would also match decoder.block.0. */
 export function mayHold(role: GraphRole, name: string): boolean {
   const side = sideOf(name)
   if (side === 'language' && role === 'vision_encoder') return false

@@ -1,4 +1,5 @@
-// Places in a graph for an adapter's whole tensors (modules_to_save, biases) and rows (trainable_token_indices).
+// Finds where a graph holds what an adapter replaces: whole tensors (modules_to_save, biases) and rows of embeddings
+// (trainable_token_indices).
 
 import { isWeightDtype } from '../../base/dtype.js'
 import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -17,7 +18,7 @@ export interface ModelPlaces {
   readonly graph: Graph
   readonly linears: readonly Linear[]
   readonly embeddings: readonly Linear[]
-  /** Empty where it is not known. */
+  /** config.json; may be empty. */
   readonly config: Readonly<Record<string, unknown>>
 }
 
@@ -25,21 +26,22 @@ export type StoredPlace =
   | {
       readonly kind: 'weight'
       readonly linear: Linear
-      /** The adapter's module, or that of the head which is tied to it. */
+      /** The adapter's module, or the head that is tied to it. */
       readonly module: string
-      /** The adapter holds it (k, d), not (d, k). */
+      /** Whether the adapter holds it as (k, d), not (d, k). */
       readonly isInputMajor: boolean
     }
   | { readonly kind: 'bias'; readonly linear: Linear; readonly bias: BiasPlace }
   | {
       readonly kind: 'other'
       readonly place: Place
-      /** The number that is added to the adapter's values: see {@link normOffset}. */
+      /** Number to add to the adapter's values: {@link normOffset}. */
       readonly offset: number
     }
 
 /**
- * A linear layer's weight or bias, an embedding, or what a norm reads. Throws UnsupportedError without a certain place.
+ * Finds the weight or bias of a linear layer, an embedding, or an input of a norm. Throws UnsupportedError if the place
+ * is not certain.
  */
 export async function placeReplacement(
   places: ModelPlaces,
@@ -57,7 +59,7 @@ export async function placeReplacement(
       const isInputMajor = isStoredInputMajor(linear, name, shape, isConv1d)
       return { kind: 'weight', linear, module, isInputMajor }
     })
-    // One that is only saved along is that of all uses.
+    // A copy that was merely saved is for all uses of the base's tensor.
     for (const embedding of tensor.isTrained ? [] : places.embeddings) {
       const tied = await tiedHeads(embedding, { ...places, linears })
       if (tied.length === 0 || isReplaced(`${embedding.name}.weight`)) continue
@@ -72,8 +74,8 @@ export async function placeReplacement(
     const found: StoredPlace[] = []
     for (const embedding of embeddingsOf(places, module, [shape[0], shape[1]])) {
       found.push({ kind: 'weight', linear: embedding, module: embedding.name, isInputMajor: true })
-      // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's, which both uses
-      // read.
+      // In PEFT a trained copy replaces only the embedding. A copy that was merely saved equals the base's tensor,
+      // which the tied head reads too.
       const heads = tensor.isTrained ? [] : await tiedHeads(embedding, places)
       for (const linear of heads) {
         if (isReplaced(`${linear.name}.weight`)) continue
@@ -92,7 +94,7 @@ export async function placeReplacement(
   return others.map((place) => ({ kind: 'other', place, offset }))
 }
 
-/** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
+/** Finds the embedding or the head that has these rows, or both if they are tied. */
 export async function placeTokenRows(
   places: ModelPlaces,
   tensor: Pick<TokenRows, 'module' | 'indices' | 'dtype' | 'shape'>,
@@ -122,7 +124,7 @@ export async function placeTokenRows(
   return found
 }
 
-/** `undefined` is any size. Throws UnsupportedError when the graph has none of this name. */
+/** Finds embeddings by name. An undefined size matches any. Throws UnsupportedError if the graph has none. */
 export function embeddingsOf(
   { graph, embeddings }: ModelPlaces,
   module: string,
@@ -140,13 +142,12 @@ export function embeddingsOf(
   }
   for (const place of found) {
     const { k, d } = place
-    const own = [vocabulary ?? k, features ?? d]
-    if (own[0] !== k || own[1] !== d) throw shapeError(module, [k, d], own)
+    const wanted = [vocabulary ?? k, features ?? d]
+    if (wanted[0] !== k || wanted[1] !== d) throw shapeError(module, [k, d], wanted)
   }
   return found
 }
 
-/** A bias that has to be that of the module, not only a constant that is added. */
 function ownBias(graph: Graph, linear: Linear, name: string, shape: readonly number[]): BiasPlace {
   const bias = certainBias(graph, linear)
   if (bias === undefined) refuse(name, 'the linear layer has no bias that is certain to be this one', linear.node.name)
@@ -167,7 +168,7 @@ function isStoredInputMajor(linear: Linear, name: string, shape: readonly number
   return !isOutputMajor
 }
 
-/** The graph's value minus PyTorch's; undefined if it is not known. */
+/** Returns what the graph's value exceeds PyTorch's by, or undefined if that is not known. */
 export function normOffset(
   { producerName }: Pick<Graph, 'producerName'>,
   config: Readonly<Record<string, unknown>>,
@@ -184,13 +185,13 @@ export function refuse(where: string, what: string, got?: string): never {
   throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
 }
 
-// Tied embeddings are one initializer, or two of the same values where an exporter has folded a transpose into a copy,
-// or a float and an integer one of about the same values.
+// Tied embeddings are one initializer, two with the same values (an exporter folded a transpose into a copy), or a
+// float and an integer initializer with about the same values.
 
-/** In two stretches: untied embeddings differ in all. */
+/** Tokens to compare, in two stretches. Untied embeddings differ everywhere. */
 const COMPARED_TOKENS = 64
 
-/** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
+/** 4 bits change a weight by about a tenth of its norm; untied weights are further apart than their norm. */
 const QUANTIZED_DISTANCE = 0.4
 
 export async function tiedHeads(
@@ -202,7 +203,7 @@ export async function tiedHeads(
   return heads.filter((_, i) => isTied[i])
 }
 
-/** Equal values, or about equal ones where one of the two or both are stored as integers. */
+/** Compares values: exactly, or approximately if at least one side is stored as integers. */
 async function haveSameTokens(model: OnnxModel, graph: Graph, embedding: Linear, head: Linear): Promise<boolean> {
   const both = [embedding, head]
   const isExact = both.every(({ form }) => !form.isQuantized)

@@ -1,5 +1,4 @@
-// The Attention operator of ONNX Runtime's optimizer: one weight (k, d) whose columns are query, key and value, and
-// attention over them:
+// The Attention operator of ONNX Runtime's optimizer, which joins the weights of query, key and value as (k, d):
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
 
 import { dataTypeName, dimsOf, type NodeProto } from '../../../formats/onnx/tensors.js'
@@ -14,7 +13,7 @@ export const PACKED_ATTENTION = 'com.microsoft:Attention'
 
 const [X, WEIGHT, BIAS, MASK, PAST, SCORE_BIAS] = [0, 1, 2, 3, 4, 5]
 
-/** Attributes that MultiHeadAttention has as well. */
+/** Attributes that MultiHeadAttention has too. */
 const SHARED = ['num_heads', 'unidirectional', 'mask_filter_value', 'scale']
 
 export const ATTENTION: Form = {
@@ -45,7 +44,7 @@ export const ATTENTION: Form = {
   },
 }
 
-/** The part of an Attention node that a product and attention after it cannot compute. */
+/** Names what keeps an Attention node from being split into a product and MultiHeadAttention, if anything does. */
 export function inseparable(graph: Graph, node: NodeProto): string | undefined {
   if (intAttribute(node, 'do_rotary', 0) === 1) return 'do_rotary'
   if ((node.input[PAST] ?? '') !== '') return 'a cache of past keys and values'
@@ -56,12 +55,12 @@ export function inseparable(graph: Graph, node: NodeProto): string | undefined {
   return mask?.length === 4 ? 'a mask of 4 axes' : undefined
 }
 
-/** Columns of query, key and value. */
+/** Numbers of columns of query, key and value. */
 export function attentionWidths(node: NodeProto, d: number): number[] {
   return intsAttribute(node, 'qkv_hidden_sizes') ?? [d / 3, d / 3, d / 3]
 }
 
-/** Appends x·w + b as a product of its own, and cuts it into query, key and value, each (B, S, width). */
+/** Appends x·w + b as a separate product, cut into query, key and value, each (B, S, width). */
 export function project(g: Builder, node: NodeProto, d: number) {
   const matmul = g.node('MatMul', [node.input[X], node.input[WEIGHT]])
   const bias = node.input[BIAS] ?? ''

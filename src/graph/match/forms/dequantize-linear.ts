@@ -1,5 +1,5 @@
-// DequantizeLinear in front of a MatMul or Gemm, the form of QDQ exports: integers of 4 or 8 bits with scales by
-// matrix, line or block. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
+// DequantizeLinear before a MatMul or Gemm, the form of QDQ exports: integers of 4 or 8 bits with scales per matrix,
+// line or block. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { type Source, sourceOf } from '../../fuse/patterns.js'

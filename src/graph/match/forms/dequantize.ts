@@ -1,4 +1,4 @@
-// Nodes that make the floats of quantized weights as a graph runs. Training alone has them.
+// Appends nodes that dequantize weights while a graph runs, for training.
 
 import { create } from '../../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../../formats/onnx/tensors.js'
@@ -15,7 +15,7 @@ import { blockLayout, hasFloatZeroPoints, SCALES, WEIGHT, ZERO_POINTS } from './
 interface Dequantizer {
   /** Appends nodes that make the stored matrix, (d, k) or (k, d), in f32. */
   whole(g: Builder, product: Product): Value
-  /** The same for rows (count, k) of a large weight (d, k); undefined where only the whole can be made. */
+  /** The same for rows (count, k) of a large weight (d, k); undefined if it can only be made whole. */
   rows?(g: Builder, product: Product, first: number, count: number): Value | undefined
 }
 
@@ -29,14 +29,14 @@ const NBITS: Dequantizer = {
   },
 }
 
-/** With 4 bits two zero points share a byte, and DequantizeLinear cannot read odd rows. */
+/** Whether zero points can be cut by rows: with 4 bits an odd row would begin in the middle of a byte. */
 function hasRowsOfZeroPoints(graph: Graph, node: NodeProto): boolean {
   const { bits, blocks } = blockLayout(node)
   const isNone = (node.input[ZERO_POINTS] ?? '') === ''
   return isNone || (!hasFloatZeroPoints(graph, node) && (bits === 8 || blocks % 2 === 0))
 }
 
-/** (count, k) */
+/** Appends (count, k). */
 function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
   const { graph } = g
   const { bits, blockSize, blocks, k } = blockLayout(node)
@@ -71,8 +71,8 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
 }
 
 /**
- * One view for all readers: ONNX Runtime maps a file once for each constant. Zero points are each reader's own, so that
- * it does not keep the floats of one for the next.
+ * Shares one view among all readers, because ONNX Runtime maps the file once per constant. Zero points are not shared:
+ * ONNX Runtime would otherwise keep the floats of one reader for the next.
  */
 function integersOnce(
   graph: Graph,
@@ -110,13 +110,13 @@ function floatZeroPoints(g: Builder, node: NodeProto): Value {
 }
 
 const BNB4: Dequantizer = {
-  // The operator's own transB = 0, which would be this gradient, gives wrong values on the CPU (ONNX Runtime 1.30).
+  // Not by the operator's transB = 0: its values are wrong on the CPU (ONNX Runtime 1.30).
   whole(g, { node, k, d }) {
     const table = TABLES[intAttribute(node, 'quant_type', 1)]
     const blockSize = intAttribute(node, 'block_size', 0)
     const [count, blocks] = [k * d, Math.ceil((k * d) / blockSize)]
     const pairs = Array.from({ length: 512 }, (_, i) => table[i % 2 === 0 ? i >> 5 : (i >> 1) & 15])
-    // The target is always −1. Were it a constant, ONNX Runtime would keep the result of all this as a constant too.
+    // Always −1, but if it were a constant, ONNX Runtime would fold all of this and keep the floats.
     const target = g.op('Min', [g.op('Slice', [g.shape(node.input[0]), g.int([0]), g.int([1])]), g.int([-1])])
     const bytes = g.reshape(node.input[1], target)
     const numbers = g.op('Gather', [g.float(pairs, [256, 2]), g.cast(bytes, DataType.INT32)]) // (bytes, 2)
@@ -136,11 +136,11 @@ const INTEGERS: Dequantizer = {
     const { weight, scale, zeroPoint } = integerWeight(graph, found.node) as IntegerWeight
     const parts = zeroPoint === '' ? [scale] : [scale, zeroPoint]
     const isShared = parts.every((value) => countOf(graph, value) === 1)
-    // DequantizeLinear takes one of each, or one for each output of both.
-    const own = parts.map((value) => {
+    // DequantizeLinear takes scale and zero point both as scalars, or both with a value for each output.
+    const shaped = parts.map((value) => {
       return isShared ? g.reshape(value, g.int([])) : g.expand(g.reshape(value, g.int([-1])), g.int([found.d]))
     })
-    return g.op('DequantizeLinear', [viewOf(graph, weight), ...own], isShared ? {} : { axis: 1 })
+    return g.op('DequantizeLinear', [viewOf(graph, weight), ...shaped], isShared ? {} : { axis: 1 })
   },
 }
 
@@ -154,7 +154,7 @@ const LINEAR: Dequantizer = {
   },
 }
 
-/** Weights of floats, and forms that are not trained, have none. */
+/** By form. Float weights and forms that cannot be trained have none. */
 export const DEQUANTIZERS: Partial<Record<FormName, Dequantizer>> = {
   MatMulNBits: NBITS,
   MatMulBnb4: BNB4,

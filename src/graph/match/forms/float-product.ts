@@ -1,4 +1,4 @@
-// MatMul and Gemm by a float weight: what exporters write for nn.Linear.
+// MatMul and Gemm with a float weight, which exporters write for nn.Linear.
 
 import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
@@ -67,7 +67,7 @@ export const GEMM: Form = floatProduct('Gemm')
 
 const FLOATS: readonly number[] = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE]
 
-/** The 2-D float initializer behind a value, through Transpose, Cast and Identity. `dataType`: after any Cast. */
+/** Finds the 2-D float initializer of a value, through Transpose, Cast and Identity. `dataType`: after any Cast. */
 export function constantWeight(graph: Graph, from: Value, transposed: boolean) {
   const { value, isSwapped, castTo } = sourceOf(graph, from)
   const tensor = graph.constant(value)

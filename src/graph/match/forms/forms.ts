@@ -1,4 +1,4 @@
-// THE table of the forms that linear layers have in graphs. To add one, write a file of this folder and list it here.
+// The table of forms of linear layers. To add a form, write a file in this folder and list it here.
 
 import { DataType, type NodeProto } from '../../../formats/onnx/tensors.js'
 import type { Graph } from '../../view/graph.js'
@@ -29,10 +29,10 @@ export function findProduct(graph: Graph, node: NodeProto): Product | undefined 
   return undefined
 }
 
-/** Ways of merging into a layer: into its weight, or as a branch beside it. */
+/** Ways to merge into a layer: into its weight, or as a branch beside it. */
 export type MergeWay = 'weights' | 'branches'
 
-/** The list of ways to merge is empty if the layer cannot be merged. */
+/** Tells how a layer can be used. `merge` is empty if it cannot be merged into. */
 export function abilitiesOf({ form, dataType, problem }: Product) {
   const run = FLOAT_DTYPES[dataType] !== undefined
   const isReadable = problem === undefined

@@ -32,7 +32,7 @@ export const INTEGER_TYPES: Partial<Record<number, IntegerType>> = {
   [DataType.INT8]: { bits: 8, isSigned: true },
 }
 
-/** The lower half of a byte comes first. */
+/** Unpacks integers. With 4 bits, the lower half of a byte comes first. */
 export function unpack(
   bytes: Uint8Array,
   { bits, isSigned }: IntegerType,
@@ -52,7 +52,7 @@ export function unpack(
   return result
 }
 
-/** Only their bytes are read. */
+/** Reads integers [first, first + count), and only their bytes. */
 export async function readIntegers(
   model: OnnxModel,
   tensor: TensorProto,
@@ -69,13 +69,13 @@ interface IntegerMatrix {
   readonly tensor: TensorProto
   readonly type: IntegerType
   readonly width: number
-  /** The first of them, which stand for values; those behind only fill a block. Default: all. */
+  /** Columns that hold values; later ones only fill up a block. Default: all. */
   readonly kept?: number
   readonly scales: Value
-  /** Integers, or floats; '' or undefined: all are `middle`. */
+  /** Integers or floats. If '' or undefined, all are `middle`. */
   readonly zeroPoints: Value | undefined
   readonly middle?: number
-  /** Neighbors in a line that share scale and zero point. */
+  /** Number of neighbors in a line that share scale and zero point. */
   readonly block?: number
   scaleAt(line: number, column: number): number
   zeroAt?(line: number, column: number): number
@@ -85,7 +85,7 @@ interface IntegerForm extends Omit<Form, 'isQuantized' | 'openLines'> {
   matrix(graph: Graph, product: Product): IntegerMatrix
 }
 
-/** A form whose weight is a matrix of integers. Elements stand for scale · (q − zero point). */
+/** Makes a form whose weight is a matrix of integers q that stand for scale · (q − zero point). */
 export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
   return {
     ...form,
@@ -161,7 +161,7 @@ export function requireReadable({ node, problem, layout }: Product): void {
   })
 }
 
-/** A constant, perhaps behind a Cast, and the type in which it arrives. */
+/** Finds a constant, perhaps through a Cast, and its type after the Cast. */
 export function castConstant(graph: Graph, value: Value): { tensor: TensorProto; dataType: number } | undefined {
   const { value: stored, castTo } = sourceOf(graph, value, ['Cast'])
   const tensor = graph.constant(stored)
@@ -173,7 +173,7 @@ export function countOf(graph: Graph, value: Value | undefined): number | undefi
   return tensor?.dims.reduce((product, dim) => product * Number(dim), 1)
 }
 
-/** [first, first + count) of `of` */
+/** Rows [first, first + count) of `of`. */
 export interface RowRange {
   readonly first: number
   readonly count: number
@@ -183,8 +183,8 @@ export interface RowRange {
 const ALL: RowRange = { first: 0, count: 1, of: 1 }
 
 /**
- * A second constant over the bytes of one, or of some of its rows: of another type or shape, or only under another
- * name, so that ONNX Runtime does not take what is made of both for one value.
+ * Adds a second constant over the bytes of `value` or of some of its rows, perhaps with another type or shape. Under a
+ * new name, ONNX Runtime does not merge what is computed from both.
  */
 export function viewOf(
   graph: Graph,

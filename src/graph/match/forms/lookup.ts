@@ -1,5 +1,5 @@
-// Lookups of embeddings: a Gather of floats, GatherBlockQuantized (4 or 8 bits in blocks), and a Gather of int8 or
-// uint8 before DequantizeLinear. Operator:
+// Lookups of embeddings: Gather of floats, GatherBlockQuantized (4 or 8 bits in blocks), and Gather of int8 or uint8
+// before DequantizeLinear. Operator:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
 
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
@@ -12,7 +12,7 @@ import { constantWeight, openFloatLines } from './float-product.js'
 import { type Form, type Linear, productOf } from './form.js'
 import { castConstant, countOf, INTEGER_TYPES, type IntegerType, integerForm } from './integers.js'
 
-/** The output of graphs that are an embedding alone, and its module in all models that are exported so. */
+/** The output of a graph that is only an embedding, and the name of its module. */
 const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']
 
 function blockType(node: NodeProto, tensor: TensorProto): IntegerType | undefined {
@@ -27,7 +27,7 @@ const BLOCKS: Form = integerForm({
 
   find(graph, node) {
     if (operatorOf(node) !== 'com.microsoft:GatherBlockQuantized') return undefined
-    // A table that is the head's weight as well has another shape there.
+    // If the table is also the head's weight, it is stored in another shape.
     const name = sourceOf(graph, node.input[0], ['Reshape', 'Identity']).value
     const tensor = graph.constant(name)
     const scales = castConstant(graph, node.input[2])
@@ -54,7 +54,7 @@ const BLOCKS: Form = integerForm({
     const blockSize = intAttribute(node, 'block_size', 128)
     const blocks = Math.ceil(d / blockSize)
     const isPacked = tensor.dataType === DataType.UINT8
-    // In bytes of two, each row begins with a byte of its own.
+    // If two zero points share a byte, each row still begins with a new byte.
     const stride = isPacked ? (Math.ceil((blocks * type.bits) / 8) * 8) / type.bits : blocks
     return {
       ...{ tensor, type, width: d, scales: node.input[2], zeroPoints: node.input[3], block: blockSize },
@@ -112,12 +112,12 @@ const FLOATS: Form = {
   openLines: openFloatLines,
 }
 
-/** All lookups in constant matrices, among them tables that are no embeddings. */
+/** Finds all lookups in constant matrices, including tables other than embeddings. */
 export function findEmbeddings(graph: Graph): Linear[] {
   return graph.nodes.flatMap((node) => {
     const product = FLOATS.find(graph, node) ?? BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
     if (product === undefined) return []
-    // An embedding that was exported alone has no name there: a graph that gives its rows is all of it.
+    // In a graph that is only an embedding, the lookup has no name.
     const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
     const name = nodeScope(node) ?? parameterModule(product.weight) ?? (isWhole ? EMBEDDING : node.name)
     return [{ ...product, name, isHead: false, fused: undefined }]

@@ -48,7 +48,7 @@ export const MATMUL_BNB4: Form = {
     const tensor = graph.constant(node.input[1]) as TensorProto
     const largest = await readFloats(model, graph, node.input[2])
     return async (first, count) => {
-      // Blocks run on over the ends of rows. Of two numbers in a byte the upper half comes first.
+      // Blocks continue across rows. The upper half of a byte comes first.
       const start = first * k
       const from = start >> 1
       const bytes = await model.readTensor(tensor, from, ((start + count * k + 1) >> 1) - from)

@@ -1,5 +1,5 @@
 // MatMulInteger, the form of `_quantized`, `_int8` and `_uint8` files: DynamicQuantizeLinear → MatMulInteger → Cast →
-// Mul by both scales. The layer's input is the float one, its output that of the last Mul.
+// Mul by both scales. The layer goes from the float input to the output of the last Mul.
 
 import { DataType, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import type { Value } from '../../view/builder.js'
@@ -11,7 +11,7 @@ import { countOf, INTEGER_TYPES, integerForm } from './integers.js'
 
 export interface IntegerWeight {
   readonly weight: Value
-  /** One, or one for each output. */
+  /** One scale, or a scale for each output. */
   readonly scale: Value
   /** '' if it is 0. */
   readonly zeroPoint: Value
@@ -66,7 +66,7 @@ function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, inp
   })
 }
 
-/** The nodes that make floats of the output: Cast, and the products with both scales, in either order. */
+/** Follows the nodes that make floats of the output: Cast, and Mul by both scales in either order. */
 function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value } | undefined {
   const quantize = graph.producer(node.input[0])
   const [cast, ...others] = graph.consumers(node.output[0])
@@ -79,9 +79,9 @@ function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value
     const factor = next.input.find((input) => input !== last.output[0]) ?? ''
     const maker = graph.producer(factor)
     const both = maker?.opType === 'Mul' && maker.input.includes(inputScale)
-    const own = both ? maker.input.find((input) => input !== inputScale) : factor
+    const weightScale = both ? maker.input.find((input) => input !== inputScale) : factor
     if (factor === inputScale) isInputScaled = true
-    else if (own !== undefined && graph.constant(own) !== undefined) scale = own
+    else if (weightScale !== undefined && graph.constant(weightScale) !== undefined) scale = weightScale
     else return undefined
     if (both) isInputScaled = true
     last = next

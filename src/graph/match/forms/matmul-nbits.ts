@@ -12,7 +12,7 @@ import { castConstant, countOf, integerForm } from './integers.js'
 export interface BlockLayout {
   readonly bits: 4 | 8
   readonly blockSize: number
-  /** Blocks of a row of W (d, k). The last one may reach over the row's end. */
+  /** Blocks per row of W (d, k). The last block may extend past the row. */
   readonly blocks: number
   readonly k: number
   readonly d: number
@@ -61,7 +61,7 @@ export function hasFloatZeroPoints(graph: Graph, node: NodeProto): boolean {
   return name !== '' && graph.constant(name)?.dataType !== DataType.UINT8
 }
 
-/** The part of a node that is not as the operator's documentation says. */
+/** Names what differs from the operator's documentation, if anything. */
 function problemOf(graph: Graph, node: NodeProto, weight: TensorProto): string | undefined {
   const { bits, blockSize, blocks, k, d } = blockLayout(node)
   if (bits !== 4 && bits !== 8) return `${bits} bits, not 4 or 8`

@@ -1,5 +1,5 @@
-// Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the
-// model may have a convolution there or a linear layer: adapters of both are placed on it.
+// Convolutions with kernel 1: linear layers over channels, (B, k, …) → (B, d, …). Not in the table of forms, because
+// the model's module may be a convolution or a linear layer, and adapters of both kinds fit.
 
 import { dimsOf } from '../../../formats/onnx/tensors.js'
 import { sourceOf } from '../../fuse/patterns.js'
@@ -14,7 +14,7 @@ import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
 import { type Form, type Linear, productOf } from './form.js'
 import { viewOf } from './integers.js'
 
-/** More axes than a tensor has. */
+/** More than the axes of any tensor. */
 const MANY = 99
 
 export const POINTWISE: Form = {
@@ -64,7 +64,7 @@ export function findPointwise(graph: Graph): Linear[] {
   })
 }
 
-/** Some exporters write a linear layer as a convolution of kernel 1: these are added for modules that are missing. */
+/** Adds convolutions with kernel 1 for missing modules: some exporters write linear layers so. */
 export function withPointwise(graph: Graph, linears: readonly Linear[], modules: readonly string[]): Linear[] {
   const { find } = moduleFinder(linears)
   const missing = modules.filter((module) => find(module) === undefined)
