@@ -1,4 +1,4 @@
-// A graph that takes an adapter with each run, by the names of .onnx_adapter files.
+// Adds inputs for an adapter of each run, with the names that .onnx_adapter files use.
 
 import { create } from '../../formats/onnx/protobuf.js'
 import { byteLengthOf, TensorProtoSchema } from '../../formats/onnx/tensors.js'
@@ -8,8 +8,8 @@ import type { Graph } from '../view/graph.js'
 import { adaptNodes, valueInfo } from './inject.js'
 
 /**
- * Adds NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), which ONNX Runtime's LoraAdapter feeds; else they are
- * zeros. Without `rank` it is free. Returns their names.
+ * Adds NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), which ONNX Runtime's LoraAdapter feeds. By default they
+ * are zeros. Without `rank`, each run chooses it. Returns the names.
  */
 export function addAdapterInputs(graph: Graph, linears: readonly Linear[], rank: number | undefined): string[] {
   const g = new Builder(graph, 'lora_inputs')

@@ -34,7 +34,7 @@ export function addBranches(
     const module = parts[0].fused?.module ?? parts[0].name
     const count = (seen.get(module) ?? 0) + 1
     seen.set(module, count)
-    // A module that several nodes compute has a branch at each.
+    // If several nodes compute a module, each gets a branch.
     const g = new Builder(graph, branchScope(number, count === 1 ? module : `${module}@${count}`))
     adaptNodes(
       graph,
@@ -53,10 +53,7 @@ export function addBranches(
   }
 }
 
-/**
- * Adds the initializers of one branch, with the number of its adapter. Throws NumericError when a value is not finite
- * in the stored type.
- */
+/** Adds the initializers of a branch. Throws NumericError if a value is not finite in the stored type. */
 function declare(
   graph: Graph,
   { name, k, d, node, dataType }: Linear,
@@ -77,7 +74,7 @@ function declare(
     const rawData = encodeFloats(values, stored)
     if (!isFiniteStored(rawData, stored))
       throw new NumericError({ where: name, what: `the adapter holds values that are not finite in ${stored}` })
-    // A module that is called twice has one tensor for both calls.
+    // Two calls of a module share one tensor.
     if (graph.initializers.has(tensor)) return
     graph.addInitializer(create(TensorProtoSchema, { name: tensor, dataType, dims: dims.map(BigInt), rawData }))
   }

@@ -1,5 +1,6 @@
-// Scale and shift of a layer's outputs, y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t: for DoRA c = m / ‖W + s·B·A‖ and t = (1 − c) ⊙
-// b (Liu et al. 2024, arXiv 2402.09353; PEFT leaves the base's bias b alone), for a bias of B c = 1 and t = s·biasB.
+// Scale c and shift t of a layer's outputs, y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t. DoRA (Liu et al. 2024, arXiv 2402.09353)
+// needs c = m / ‖W + s·B·A‖, and t = (1 − c) ⊙ b because PEFT does not scale the base's bias b. A bias of B needs c = 1
+// and t = s·biasB.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
@@ -15,29 +16,29 @@ import type { Graph } from '../view/graph.js'
 /** 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** c (d) and t (d) */
+/** c (d) and t (d). */
 export interface Affine {
   scale: Float32Array
   shift: Float32Array
 }
 
 /**
- * Undefined for a layer that needs neither. Reads the base's weight for DoRA alone, or `own` (k, d), which the adapter
- * has in its place.
+ * Computes scale and shift; undefined if the layer needs neither. Only DoRA reads the base's weight, or `replacement`
+ * (k, d), which the adapter has instead.
  */
 export async function affineOf(
   model: OnnxModel,
   graph: Graph,
   linear: Linear,
   layer: LinearValues,
-  own?: Float32Array,
+  replacement?: Float32Array,
 ): Promise<Affine | undefined> {
   const { magnitude, biasB, scaling, d } = layer
   if (magnitude === undefined) {
     const shift = biasB && Float32Array.from(biasB, (value) => scaling * value)
     return shift && finite(layer, { scale: new Float32Array(d).fill(1), shift })
   }
-  const norms = await outputNorms(model, graph, linear, layer, own)
+  const norms = await outputNorms(model, graph, linear, layer, replacement)
   const scale = Float32Array.from(norms.scales(magnitude))
   const bias = await ownBias(model, graph, linear)
   return finite(layer, { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) })
@@ -51,32 +52,32 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
   })
 }
 
-/** Norms of W, or of W + s·B·A where a layer is given, by output of the layer. `own` is as in {@link affineOf}. */
+/** Norms of W, or of W + s·B·A if `layer` is given, for each output. `replacement` is as in {@link affineOf}. */
 export async function outputNorms(
   model: OnnxModel,
   graph: Graph,
   linear: Linear,
   layer?: LinearValues,
-  own?: Float32Array,
+  replacement?: Float32Array,
 ): Promise<OutputNorms> {
   const norms = new OutputNorms(linear.d)
-  const isInputMajor = own !== undefined || !linear.transposed
+  const isInputMajor = replacement !== undefined || !linear.transposed
   const delta = layer && new StoredDelta(layer, layer.scaling, isInputMajor)
-  for await (const { block, row } of weightBlocks(model, graph, linear, own)) {
+  for await (const { block, row } of weightBlocks(model, graph, linear, replacement)) {
     norms.add(delta === undefined ? block : delta.addTo(block, row), row, isInputMajor)
   }
   return norms
 }
 
-/** The layer's part of a weight in blocks of its rows, (rows, k) or (rows, d), each with its first row. */
-export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear, own?: Float32Array) {
+/** Yields the layer's part of a weight in blocks (rows, k) or (rows, d), each with its first row. */
+export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear, replacement?: Float32Array) {
   const { k, d, fused } = linear
-  const transposed = own === undefined && linear.transposed
-  const read: ReadLines = own
-    ? async (row, count) => own.slice(row * d, (row + count) * d)
+  const transposed = replacement === undefined && linear.transposed
+  const read: ReadLines = replacement
+    ? async (row, count) => replacement.slice(row * d, (row + count) * d)
     : await linear.form.openLines(model, graph, linear)
   const { start, width } = fused ?? { start: 0, width: d }
-  // Lines of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
+  // Rows of the stored weight are outputs (d, k) or inputs (k, d); the columns of inputs are cut to the layer's.
   const columns = transposed ? k : width
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
   const [first, end] = transposed ? [start, start + d] : [0, k]
@@ -99,7 +100,7 @@ function columnsOf(values: Float32Array, rows: number, columns: number, start: n
   return result
 }
 
-/** The bias that the node itself adds; undefined where a later node adds it, or none does. */
+/** Reads the bias that the node itself adds; undefined if a later node adds it, or if there is none. */
 export async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): Promise<Float32Array | undefined> {
   const { node, d } = linear
   const input = ownBiasInput(node)

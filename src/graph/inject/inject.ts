@@ -17,7 +17,7 @@ import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { ownInput, type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
 
-/** A dimension is a number or a symbol. Without `dims` the tensor has any rank. */
+/** Declares a tensor. A dimension is a number or a symbol; without `dims` the tensor may have any rank. */
 export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
   const dim = dims?.map((value) =>
     create(TensorShapeProto_DimensionSchema, {
@@ -32,29 +32,28 @@ export function valueInfo(name: string, elemType: DataType, dims?: readonly (num
   })
 }
 
-/** The graph input (1) that tells how many rows have factors of their own. */
+/** The graph input (1) with the number of rows of the batch, for graphs with a Gemm. */
 export const ROWS_INPUT = 'lora/rows'
 
 const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
 
 /**
- * Adapts linear layers for inference. Feeds of a module are those of {@link siteInput}: A (r, k) and s·B (d, r), of any
- * rank r, 0 included where the runtime takes empty tensors. Linears of one name share their inputs. m modules that read
- * the same value have the same rank, and one input for all their A, under one another, (m·r, k), with r of at least 1:
- * {@link sharedInput}. When a text grows by one token, each input and each small product costs more time than its few
- * numbers. Further inputs, which are fed in every run:
+ * Adapts linear layers for inference. Each module gets inputs named by {@link siteInput}: A (r, k) and s·B (d, r) of any
+ * rank r, even 0 if the runtime takes empty tensors. Layers with the same name share inputs. m modules that read the
+ * same value have the same rank r ≥ 1 and one input for all A, stacked as (m·r, k): {@link sharedInput}. When a text
+ * grows by one token, every input and small product costs more time than its few numbers. Every run also feeds:
  *
- * - {@link ownInput}, (1) or (rows, 1, m·r): 1 for the columns of x·Aᵀ that count, 0 for the others. So rows of a batch
- *   have adapters of their own, and each adapter is read once for all of them. A Where takes more time than a product
- * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift, where B holds DoRA's scale as well
- * - weight, (k, m) or (rows, k, m), beside scale and shift: x·weight is added. m is d, or 1 for nothing
- * - columns (d) in int64: which of the m columns of x·weight goes to each output
+ * - {@link ownInput}, (1) or (rows, 1, m·r): 1 for columns of x·Aᵀ to keep, else 0. Rows of a batch can so have different
+ *   adapters, and each adapter is read once for all of them. A Where takes more time than this product
+ * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift; B then includes DoRA's scale
+ * - weight, (k, m) or (rows, k, m), together with scale and shift: x·weight is added. m is d, or 1 to add nothing
+ * - columns (d) in int64: which of the m columns of x·weight to add to each output
  *
- * @param needs what each module gets. Default: its factors
- * @param isInputMajor for runtimes that have MatMul alone: Aᵀ (k, m·r) and s·Bᵀ (r, d) instead. ONNX Runtime's
- *   FusedMatMul reads factors as PEFT has them, and a few rows take less time with it
- * @returns the modules that share A, and whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as
- *   one matrix, which has to be told apart again
+ * @param needs inputs of each module. Default: its factors
+ * @param isInputMajor takes Aᵀ (k, m·r) and s·Bᵀ (r, d) instead, for runtimes without FusedMatMul. ONNX Runtime's
+ *   FusedMatMul reads factors as PEFT stores them, and is faster for a few rows
+ * @returns the modules that share A, and whether the graph got {@link ROWS_INPUT}, which it needs because a Gemm reads
+ *   all rows of a batch as one matrix
  */
 export function injectLora(
   graph: Graph,
@@ -71,15 +70,15 @@ export function injectLora(
   const shared = modulesOfOneInput(withA)
   const sharing = new Map(shared.flatMap((modules) => modules.map((module) => [module, modules] as const)))
   for (const modules of shared) graph.inputs.push(valueInfo(sharedInput(modules), DataType.FLOAT))
-  for (const linear of new Map(linears.map((one) => [one.name, one])).values()) {
+  for (const linear of new Map(linears.map((entry) => [entry.name, entry])).values()) {
     for (const role of rolesOf(linear)) {
       if (role === 'A' && sharing.has(linear.name)) continue
       graph.inputs.push(valueInfo(siteInput(linear.name, role), role === 'columns' ? DataType.INT64 : DataType.FLOAT))
     }
   }
   const modulesOf = ({ name }: Linear) => sharing.get(name) ?? [name]
-  for (const own of new Set(withA.map((linear) => ownInput(modulesOf(linear))))) {
-    graph.inputs.push(valueInfo(own, DataType.FLOAT))
+  for (const name of new Set(withA.map((linear) => ownInput(modulesOf(linear))))) {
+    graph.inputs.push(valueInfo(name, DataType.FLOAT))
   }
   const takesRows = linears.some(isMatrix)
   if (takesRows) graph.inputs.push(valueInfo(ROWS_INPUT, DataType.INT64, [1]))
@@ -107,12 +106,12 @@ export function injectLora(
     const { name, dataType, d } = linear
     const roles = rolesOf(linear)
     const [isFloat, isFlat] = [dataType === DataType.FLOAT, isMatrix(linear)]
-    const own = inputOf(linear)
+    const x = inputOf(linear)
     const typed = (value: Value) => (isFloat ? value : g.cast(value, dataType))
     const terms: Value[] = []
     if (roles.has('A')) terms.push(product(lowOf(linear), siteInput(name, 'B')))
     if (roles.has('weight')) {
-      const replaced = g.matmul(own, siteInput(name, 'weight'))
+      const replaced = g.matmul(x, siteInput(name, 'weight'))
       const columns = siteInput(name, 'columns')
       terms.push(roles.has('columns') ? g.op('Gather', [replaced, columns], { axis: -1 }) : replaced)
     }
@@ -132,7 +131,7 @@ function readerKey(linear: Linear): string {
   return `${isMatrix(linear) ? 'rows' : 'all'} ${linear.dataType} ${linear.input}`
 }
 
-/** Modules that read the same value in each of their places, in lists of two or more. */
+/** Groups of two or more modules that read the same value in all of their calls. */
 function modulesOfOneInput(linears: readonly Linear[]): string[][] {
   const readers = new Map<string, Set<string>>()
   for (const linear of linears) {
@@ -158,10 +157,10 @@ function isMatrix({ form }: Linear): boolean {
   return form.name === 'Gemm'
 }
 
-/** Appends what gives base + delta (…, d), or the delta alone where no base is given. */
+/** Appends base + delta (…, d), or the delta alone if there is no base. */
 export type MakeDelta = (linear: Linear, base: Value | undefined) => Value
 
-/** Readers of the node's output get the sum. `needsBase`: linears whose base `makeDelta` has to be given. */
+/** Gives the sum to readers of the layers' outputs. `needsBase`: layers whose delta depends on the base. */
 export function adaptNodes(
   graph: Graph,
   g: Builder,
@@ -177,7 +176,7 @@ export function adaptNodes(
   }
 }
 
-/** Several layers side by side in one output: each gets its own columns' delta. */
+/** Adapts several layers that share one output, each in its columns. */
 function addToParts(
   g: Builder,
   base: Value,

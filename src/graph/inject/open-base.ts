@@ -1,5 +1,5 @@
-// Weights of the base that a graph trains: whole tensors, and single rows of embeddings, as inputs in lookups of their
-// tokens and in output layers.
+// Turns weights of the base into graph inputs, so that they can be trained: whole tensors, and single rows of
+// embeddings and output layers.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'
@@ -12,13 +12,12 @@ import { floatAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** Training without weights of the base needs none of this code. */
+/** An interface, so that training without weights of the base loads none of this code. */
 export interface BaseOpener {
-  /** Names of tensors that stay as they are where the loss does not depend on them. */
+  /** Tensors that may stay untrained if the loss does not depend on them. */
   readonly optional: ReadonlySet<string>
   /**
-   * Throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError when it cannot be
-   * trained.
+   * Throws MismatchError if a tensor is missing or has another shape, UnsupportedError if it cannot be trained.
    */
   open(graph: Graph, linears: readonly Linear[]): OpenBase
 }
@@ -26,7 +25,7 @@ export interface BaseOpener {
 export interface OpenBase {
   readonly trained: readonly TrainedTensor[]
   layersOf(linears: readonly Linear[]): Linear[]
-  /** `inRows` has each layer as one that computes rows (n, k) → (n, d), by its node. */
+  /** `inRows`: by node, each layer after it was changed to compute rows (n, k) → (n, d). */
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
 }
 
@@ -37,12 +36,12 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
       const whole = openTensors(graph, linears, tensors)
       const g = new Builder(graph, 'trained')
       const ofTokens = openTokenRows(g, rows)
-      /** None where the loss needs no logits. */
+      /** Empty if the loss needs no logits. */
       let heads: readonly Linear[] = []
       return {
         trained: [...whole.trained, ...ofTokens],
         layersOf(all) {
-          heads = all.filter(({ name }) => rows.some((one) => one.heads.includes(name)))
+          heads = all.filter(({ name }) => rows.some((row) => row.heads.includes(name)))
           return [...whole.weights.map(({ linear }) => linear), ...heads]
         },
         openLayers(inRows, custom) {
@@ -51,8 +50,8 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
             graph.setInput(node, 1, input)
             setAttribute(node, 'transB', 1)
           }
-          for (const { name, tokens, heads: own } of rows) {
-            for (const head of heads.filter((one) => own.includes(one.name))) {
+          for (const { name, tokens, heads: headNames } of rows) {
+            for (const head of heads.filter((candidate) => headNames.includes(candidate.name))) {
               openHead(g, inRows.get(head.node)!, { rows: inputOf(name), tokens, custom })
             }
           }
@@ -67,22 +66,22 @@ function inputOf(name: string): Value {
 }
 
 export interface WholeTensor {
-  /** As the adapter calls it: model.norm.weight */
+  /** The adapter's name, such as model.norm.weight */
   readonly name: string
   readonly shape: readonly number[]
   readonly isOptional: boolean
-  /** The number that the graph adds to it: see `normOffset`. */
+  /** The number that the graph adds to the tensor: see `normOffset`. */
   readonly offset: number
 }
 
 /** Rows (m, D) of an embedding that are trained. */
 export interface TrainedRows {
-  /** As the adapter calls them: model.embed_tokens[tokens] */
+  /** The adapter's name, such as model.embed_tokens[tokens] */
   readonly name: string
-  /** m different tokens, in the order of the rows. */
+  /** m different tokens, in order of the rows. */
   readonly tokens: readonly number[]
   readonly features: number
-  /** Undefined for rows of an output layer alone. */
+  /** Undefined if only an output layer has these rows. */
   readonly embedding: string | undefined
   readonly heads: readonly string[]
 }
@@ -93,12 +92,12 @@ interface Piece {
   readonly value: Value
 }
 
-/** Lets nodes read all tensors as inputs but weights of linear layers. */
+/** Makes inputs of all tensors, except weights of linear layers, which it returns. */
 function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly WholeTensor[]) {
   if (tensors.length === 0) return { trained: [], weights: [] }
   const all = baseTensors(graph, linears)
   const g = new Builder(graph, 'trained')
-  // Inputs (d, k), which the layers take when they are Gemms.
+  // Inputs (d, k), for when the layers have become Gemms.
   const weights: { readonly linear: Linear; readonly input: Value }[] = []
   const vectors = new Map<NodeProto, { readonly linear: Linear | undefined; readonly inputs: Map<number, Piece[]> }>()
   const trained = tensors.map(({ name, shape, offset }): TrainedTensor => {
@@ -125,7 +124,7 @@ function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly
       const value = joined(graph, g, node.input[at], pieces)
       if (norm !== undefined) graph.setInput(norm, at - GAMMA + 1, value)
       else if (node === linear?.node && linear.form.isQuantized) {
-        // Behind a product by integers, whose own gradient knows of its float input alone.
+        // The gradient of an integer product ignores its bias, so that a separate Add has to add it.
         graph.setInput(node, at, '')
         graph.putBehind(node.output[0], (product) => g.add(product, value), 'product')
       } else graph.setInput(node, at, value)
@@ -150,7 +149,7 @@ function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[
   return parts.length === 1 ? parts[0] : g.concat(parts, 0)
 }
 
-/** The input of EmbedLayerNormalization that its norm multiplies by; the next one is added. */
+/** Index of γ among the inputs of EmbedLayerNormalization; β follows. */
 const GAMMA = 5
 
 function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto {
@@ -166,14 +165,14 @@ function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto 
   return norm
 }
 
-/** Lookups of these tokens get rows that are inputs, in the place of the base's. */
+/** Lets lookups of these tokens read graph inputs instead of the base's rows. */
 export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): TrainedTensor[] {
   const { graph } = g
   const embeddings = findEmbeddings(graph)
   for (const { name, tokens, embedding } of rows) {
-    for (const { node, last } of embeddings.filter((one) => one.name === embedding)) {
+    for (const { node, last } of embeddings.filter((lookup) => lookup.name === embedding)) {
       const token = g.unsqueeze(g.cast(node.input[1], DataType.INT64), [-1])
-      // (…, m), with a 1 where the token is the row's: the product with the rows has a gradient of few operators.
+      // A one-hot (…, m): the product with the rows has a simple gradient.
       const places = g.cast(g.op('Equal', [token, g.int(tokens)]), DataType.FLOAT)
       const isTrained = g.cast(g.reduceSum(places, [-1]), DataType.BOOL)
       graph.putBehind(last.output[0], (base) => g.where(isTrained, g.matmul(places, inputOf(name)), base))
@@ -182,9 +181,7 @@ export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): Trained
   return rows.map(({ name, tokens, features }) => ({ name, input: inputOf(name), shape: [tokens.length, features] }))
 }
 
-/**
- * Writes x·Rᵀ over the logits of the rows' tokens, the largest tensors of a run: ScatterElements can write in place.
- */
+/** Replaces the tokens' logits by x·Rᵀ. ScatterElements can write in place, into the largest tensors of a run. */
 function openHead(
   g: Builder,
   { node, last, input }: Linear,
@@ -194,13 +191,13 @@ function openHead(
   const columns = g.int(tokens)
   const product = g.op('Gemm', [input, rows], { transB: 1 })
   const bias = ownBiasInput(node)
-  const own = bias === undefined ? product : g.add(product, g.op('Gather', [node.input[bias], columns]))
-  const places = g.expand(g.unsqueeze(columns, [0]), g.shape(own))
-  const base = g.graph.putBehind(output, (logits) => g.op('ScatterElements', [logits, places, own], { axis: 1 }))
+  const rowLogits = bias === undefined ? product : g.add(product, g.op('Gather', [node.input[bias], columns]))
+  const places = g.expand(g.unsqueeze(columns, [0]), g.shape(rowLogits))
+  const base = g.graph.putBehind(output, (logits) => g.op('ScatterElements', [logits, places, rowLogits], { axis: 1 }))
   custom.set(output, {
-    inputs: [base, own],
+    inputs: [base, rowLogits],
     rule: ({ g: back, dy }) => [
-      () => back.op('ScatterElements', [dy, places, back.expand(back.float(0), back.shape(own))], { axis: 1 }),
+      () => back.op('ScatterElements', [dy, places, back.expand(back.float(0), back.shape(rowLogits))], { axis: 1 }),
       () => back.op('Gather', [dy, columns], { axis: 1 }),
     ],
   })

@@ -1,5 +1,5 @@
-// Sites of adapters that are no linear layers: embeddings; weights and biases of norms, and biases of convolutions.
-// Vectors stand behind a fused norm and a convolution, so that rows of a batch can have vectors of their own.
+// Places of adapters besides linear layers: embeddings, weights and biases of norms, and biases of convolutions. The
+// vectors of a norm or a convolution are applied after it, so that each row of a batch can have different ones.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { create } from '../../formats/onnx/protobuf.js'
@@ -15,7 +15,7 @@ import { valueInfo } from './inject.js'
 import { type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
 
 export interface VectorPlaces {
-  /** As adapters call it: model.norm.weight */
+  /** As in adapters, such as model.norm.weight */
   readonly name: string
   readonly places: readonly Place[]
 }
@@ -23,7 +23,7 @@ export interface VectorPlaces {
 /** A tensor that an adapter replaces, with the base's values. */
 export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array }
 
-/** Finds the sites, before linear layers get theirs. `inject` gives them their inputs. */
+/** Finds the places before linear layers are adapted. `inject` adds their inputs. */
 export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vector>) {
   const embeddings = findEmbeddings(graph).filter(({ name }) => needs.has(name))
   const vectors = Array.from(wanted, ({ name, base }) => ({ name, base, places: placesOf(graph, name, [base.length]) }))
@@ -39,7 +39,7 @@ export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vect
   }
 }
 
-/** Operators in whose place an input of any shape can stand. */
+/** Operators that broadcast, so that an input may have any shape. */
 const ELEMENTWISE: ReadonlySet<string> = new Set(['Add', 'Mul', 'Sub', 'Div'])
 
 export function checkVector(name: string, { node, input }: Place): void {
@@ -55,20 +55,20 @@ export function checkVector(name: string, { node, input }: Place): void {
   })
 }
 
-/** Each tensor becomes an input, (d) or (rows, 1, d). */
+/** Makes each tensor an input, (d) or (rows, 1, d). */
 export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): void {
   const g = new Builder(graph, 'lora')
   const norms = new Map<NodeProto, Map<'weight' | 'bias', Value>>()
   for (const { name, places } of vectors) {
-    const own = siteInput(name, 'values')
-    graph.inputs.push(valueInfo(own, DataType.FLOAT))
+    const fed = siteInput(name, 'values')
+    graph.inputs.push(valueInfo(fed, DataType.FLOAT))
     for (const { node, input } of places) {
       const norm = entryOf(NORMS, node.opType)
-      if (isConvolutionBias({ node, input })) addToChannels(graph, g, node, own)
-      else if (norm === undefined) graph.setInput(node, input, typed(graph, g, own, node.input[input]))
+      if (isConvolutionBias({ node, input })) addToChannels(graph, g, node, fed)
+      else if (norm === undefined) graph.setInput(node, input, typed(graph, g, fed, node.input[input]))
       else {
         const values = norms.get(node) ?? new Map<'weight' | 'bias', Value>()
-        norms.set(node, values.set(norm.weight === input ? 'weight' : 'bias', own))
+        norms.set(node, values.set(norm.weight === input ? 'weight' : 'bias', fed))
       }
     }
   }
@@ -76,21 +76,21 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
 }
 
 const CONVOLUTION_BIAS = 2
-/** More axes than a tensor has. */
+/** More than the axes of any tensor. */
 const MANY = 99
 
 function isConvolutionBias({ node, input }: Place): boolean {
   return node.opType === 'Conv' && input === CONVOLUTION_BIAS
 }
 
-/** Takes the bias out of a convolution, and adds `own`, (d) or (rows, 1, d), to its channels (rows, d, …). */
-function addToChannels(graph: Graph, g: Builder, node: NodeProto, own: Value): void {
+/** Removes the bias of a convolution, and adds `values`, (d) or (rows, 1, d), to its channels (rows, d, …). */
+function addToChannels(graph: Graph, g: Builder, node: NodeProto, values: Value): void {
   const bias = node.input[CONVOLUTION_BIAS]
   graph.setInputs(node, node.input.slice(0, CONVOLUTION_BIAS))
   graph.putBehind(node.output[0], (plain) => {
     const lengths = g.op('Slice', [g.shape(plain), g.int([2]), g.int([MANY])])
     const shape = g.concat([g.int([-1, widthOf(graph, bias)]), g.div(lengths, lengths)], 0)
-    return g.add(plain, g.reshape(typed(graph, g, own, bias), shape))
+    return g.add(plain, g.reshape(typed(graph, g, values, bias), shape))
   })
 }
 
@@ -98,20 +98,20 @@ function widthOf(graph: Graph, value: Value): number {
   return Number(graph.constant(storedValue(graph, value))!.dims[0])
 }
 
-/** Takes weight and bias out of a fused norm, as far as they are replaced. A bias follows the weight. */
+/** Applies a norm's replaced weight or bias after it. If the weight is replaced, the bias has to follow it too. */
 function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap<'weight' | 'bias', Value>): void {
   const places = entryOf(NORMS, node.opType)!
   const inputs = [...node.input]
   const [weight, ownBias] = [inputs[places.weight], inputs[places.bias] ?? '']
   const bias = values.get('bias') ?? (values.has('weight') ? ownBias : '')
-  // Only EmbedLayerNormalization has to be given one.
+  // EmbedLayerNormalization requires a bias.
   if (bias !== '') inputs[places.bias] = node.opType === 'EmbedLayerNormalization' ? filled(graph, ownBias, 0) : ''
   while (inputs.at(-1) === '') inputs.pop()
   if (values.has('weight')) inputs[places.weight] = filled(graph, weight, 1)
   graph.setInputs(node, inputs)
-  const own = values.get('weight')
+  const newWeight = values.get('weight')
   graph.putBehind(node.output[0], (base) => {
-    const value = own === undefined ? base : g.mul(base, typed(graph, g, own, weight))
+    const value = newWeight === undefined ? base : g.mul(base, typed(graph, g, newWeight, weight))
     return bias === '' ? value : g.add(value, bias === ownBias ? bias : typed(graph, g, bias, weight))
   })
 }
@@ -130,30 +130,27 @@ function filled(graph: Graph, like: Value, value: 0 | 1): Value {
   const width = widthOf(graph, like)
   const dataType = typeOf(graph, like)
   const name = graph.freshName('lora/filled')
-  const one = dataType === DataType.FLOAT ? 1 : dataType === DataType.FLOAT16 ? 0x3c00 : 0x3f80
-  const values = Array<number>(width).fill(value * one)
+  const unit = dataType === DataType.FLOAT ? 1 : dataType === DataType.FLOAT16 ? 0x3c00 : 0x3f80
+  const values = Array<number>(width).fill(value * unit)
   const data = dataType === DataType.FLOAT ? { floatData: values } : { int32Data: values }
   return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: [BigInt(width)], ...data }))
 }
 
-// If rows of a batch have adapters of their own, tables stand under one another, and a token is looked up in the
-// table of its row's slot.
-
 /**
- * Adapts embeddings E (V, D) for inference. With t tables, 1 or one for each slot:
+ * Adapts embeddings E (V, D) for inference. If rows of a batch have different adapters, their t tables are stacked, and
+ * a token is looked up in the table of its row's slot; otherwise t is 1.
  *
- * - rowOf (t·V) in int64 and rows (m, D): a token x whose rowOf is not 0 gets this one of the rows in place of the
- *   base's
- * - scale, (D) or (rows, 1, D): multiplies them, for DoRA. B holds it as well
+ * - rowOf (t·V) in int64 and rows (m, D): if rowOf of a token is not 0, it is the row that replaces the base's
+ * - scale, (D) or (rows, 1, D): multiplies the rows, for DoRA. B includes it
  * - A (t·V, r) and B (r, D) or (rows, r, D): A[x]·B is added
  *
- * @param needs what each module gets
+ * @param needs inputs of each module
  */
 function injectEmbeddings(graph: Graph, embeddings: readonly Linear[], needs: SiteNeeds): void {
   if (embeddings.length === 0) return
   const g = new Builder(graph, 'lora')
   graph.inputs.push(valueInfo(SLOTS_INPUT, DataType.INT64))
-  for (const { name } of new Map(embeddings.map((one) => [one.name, one])).values()) {
+  for (const { name } of new Map(embeddings.map((embedding) => [embedding.name, embedding])).values()) {
     for (const role of needs.get(name)!) {
       graph.inputs.push(valueInfo(siteInput(name, role), role === 'rowOf' ? DataType.INT64 : DataType.FLOAT))
     }

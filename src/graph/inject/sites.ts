@@ -1,7 +1,7 @@
-// Which part of an adapter becomes which input of a session's graph. Quantized and tied weights stay as they are.
+// The inputs that a session's graph has for an adapter. Quantized and tied weights of the base stay unchanged.
 
 /**
- * The inputs that a module can have, by what an adapter holds for it:
+ * Inputs of a module, by the part of an adapter:
  *
  * | part | site | inputs |
  * | --- | --- | --- |
@@ -17,31 +17,31 @@ export type SiteRole = 'A' | 'B' | 'scale' | 'shift' | 'weight' | 'columns' | 'r
 
 export interface Site {
   readonly kind: 'linear' | 'lookup' | 'vector'
-  /** The model's name of the module; of a vector that of the tensor. */
+  /** Name of the module, or of a vector. */
   readonly module: string
   readonly roles: ReadonlySet<SiteRole>
-  /** In; of an embedding its vocabulary, of a vector 1. */
+  /** Inputs of a layer, vocabulary of an embedding, 1 for a vector. */
   readonly k: number
-  /** Out; of an embedding its features, of a vector its length. */
+  /** Outputs of a layer, features of an embedding, length of a vector. */
   readonly d: number
-  /** It reads the same values for all rows of a batch, so that rows cannot have adapters of their own. */
+  /** Whether it reads values that all rows of a batch share, so that rows cannot have different adapters. */
   readonly isForAllRows?: boolean
   /** The base's values (d). Only for vectors. */
   readonly base?: Float32Array | undefined
 }
 
-/** Sites whose layers read the same value, such as query, key and value: their A are one input, {@link sharedInput}. */
+/** Sites that read the same value, such as query, key and value, and share one input for all A: {@link sharedInput}. */
 export type SiteGroup = readonly Site[]
 
-/** The graph input, (1) or (rows, 1), that tells which table of an embedding each row of the batch has. */
+/** The graph input, (1) or (rows, 1), with the number of each row's table of an embedding. */
 export const SLOTS_INPUT = 'lora/slots'
 
 /** The graph input (1) with the first token whose logits are wanted. */
 export const FIRST_INPUT = 'logits/first'
 
 /**
- * The graph input (rows) or (1) that tells how many tokens each row holds less than the longest one. Its cache begins
- * with its own first token then, and attention reads no more than it holds.
+ * The graph input, (rows) or (1), with the number of tokens that each row lacks compared with the longest row. Each
+ * row's cache then begins with its first token, and attention reads only as much as the row has.
  */
 export const MISSING_INPUT = 'cache/missing'
 
@@ -54,8 +54,8 @@ export function sharedInput(modules: readonly string[]): string {
 }
 
 /**
- * The input that says which columns of x·Aᵀ each row keeps, where the adapters of several rows stand side by side. The
- * modules of one name in all layers share it.
+ * Names the input that selects the columns of x·Aᵀ for each row, if rows have different adapters. Modules with the same
+ * name in all layers share it.
  */
 export function ownInput(modules: readonly string[]): string {
   return `lora/${modules.map((name) => name.replaceAll(/\d+/g, '*')).join('+')}/own`

@@ -1,4 +1,4 @@
-// A product or a lookup by floats in the place of one by integers, for values that these integers cannot say.
+// Replaces a product or a lookup of integers by one of floats, for weights that these integers cannot represent.
 
 import { create } from '../../formats/onnx/protobuf.js'
 import { externalTensor, inlineTensor, TensorProtoSchema } from '../../formats/onnx/tensors.js'
@@ -14,9 +14,9 @@ interface WholeFile {
 }
 
 /**
- * The weight becomes an initializer in the layer's float type, (d, k) or (k, d) as the integers are.
+ * Adds the weight as an initializer of the layer's float type, (d, k) or (k, d) as the integers were.
  *
- * @param contents bytes, or a file that has nothing else
+ * @param contents bytes, or a file with nothing else
  * @returns the initializer's name
  */
 export function toFloats(graph: Graph, linear: Linear, contents: Uint8Array | WholeFile): string {
@@ -27,12 +27,12 @@ export function toFloats(graph: Graph, linear: Linear, contents: Uint8Array | Wh
   graph.addInitializer(isHere ? inlineTensor(tensor, contents) : externalTensor(tensor, { ...contents, offset: 0 }))
   const g = new Builder(graph, node.name)
   const bias = ownBiasInput(node)
-  // Branches of an earlier merge stay behind the product.
+  // Branches of an earlier merge come after the product and stay.
   const { last } = form.isLookup ? linear : (findProduct(graph, node) ?? linear)
   graph.putBehind(last.output[0], () => {
     const values = transposed ? g.op('Transpose', [weight], { perm: [1, 0] }) : weight
     const made = form.isLookup ? g.node('Gather', [values, linear.input]) : g.node('MatMul', [linear.input, values])
-    // They say the module.
+    // These name the module.
     made.name = node.name
     made.metadataProps = node.metadataProps
     return bias === undefined ? made.output[0] : g.add(made.output[0], node.input[bias])

@@ -1,5 +1,5 @@
-// Linear layers as they are trained: 2-D Gemms over the rows of all sequences, which take a transposed weight as it is,
-// with branches y' = y + s·(drop(x)·Aᵀ)·Bᵀ whose factors are graph inputs.
+// Turns linear layers into their form for training: 2-D Gemms over the rows of all sequences, which can read a
+// transposed weight, with branches y' = y + s·(drop(x)·Aᵀ)·Bᵀ whose factors are graph inputs.
 
 import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -21,9 +21,9 @@ export interface Branch {
   readonly linear: Linear
   readonly rank: number
   readonly scaling: number
-  /** For DoRA: Σ w² of each row of the module's weight (d), as the model has it. */
+  /** For DoRA: Σ w² over each row of the module's base weight, (d). */
   readonly baseSquares?: Float64Array | undefined
-  /** Which outputs of its module the linear computes; undefined: all. */
+  /** The outputs of the module that the layer computes. Default: all. */
   readonly part?: { readonly start: number; readonly end: number } | undefined
 }
 
@@ -31,14 +31,14 @@ export function magnitudeInput(module: string): string {
   return `lora/${module}/magnitude`
 }
 
-/** Keeps a norm above 0 where rounding alone would make it negative. */
+/** A lower bound for squared norms, which rounding could make negative. */
 const LEAST_SQUARE = 1e-24
 
 export class TrainableLinears {
   /** Values that several layers read. */
   readonly #shared = new Map<string, Value>()
   readonly masks: DropoutMask[] = []
-  /** Gradients do not pass the norms of DoRA, as in PEFT. */
+  /** DoRA's norms, which gradients do not pass, as in PEFT. */
   readonly constants: Value[] = []
 
   constructor(
@@ -47,8 +47,8 @@ export class TrainableLinears {
   ) {}
 
   /**
-   * (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm stays, and so does what several nodes compute, whose output is only
-   * seen as rows.
+   * Makes a layer compute rows: (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm does already; if several nodes compute
+   * the layer, only input and output are reshaped.
    */
   toRows(linear: Linear): Linear {
     const { node, k, form } = linear
@@ -56,27 +56,26 @@ export class TrainableLinears {
     if (node !== linear.last) return this.#outputToRows(linear)
     const [x, y] = [node.input[0], node.output[0]]
     const rows = this.#rowsOf(x, k)
-    const own = this.#readRows(linear, rows)
-    const output = this.graph.putBehind(y, (own) => this.g.reshape(own, this.#outputShape(linear, x)), 'rows')
-    return { ...linear, form: own, input: rows, output }
+    const rowForm = this.#readRows(linear, rows)
+    const output = this.graph.putBehind(y, (product) => this.g.reshape(product, this.#outputShape(linear, x)), 'rows')
+    return { ...linear, form: rowForm, input: rows, output }
   }
 
   #outputToRows(linear: Linear): Linear {
     const { last, input, k, d, fused } = linear
     const g = this.g
     let output = ''
-    const turn = (own: Value) => {
-      output = g.reshape(own, g.int([-1, fused?.width ?? d]))
+    const turn = (product: Value) => {
+      output = g.reshape(product, g.int([-1, fused?.width ?? d]))
       return g.reshape(output, this.#outputShape(linear, input))
     }
     this.graph.putBehind(last.output[0], turn, 'product')
     return { ...linear, last: this.graph.producer(output) as NodeProto, input: this.#rowsOf(input, k), output }
   }
 
-  /** The shape (…, d) of a product of x (…, k). */
+  /** Appends the shape (…, d) of a product with x (…, k). */
   #outputShape({ d, fused }: Linear, x: Value): Value {
     const g = this.g
-    // One node for all that read x.
     const leading = sharedValue(this.#shared, `leading/${x}`, () =>
       g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]),
     )
@@ -84,8 +83,8 @@ export class TrainableLinears {
   }
 
   /**
-   * (…, k) → (rows, k) → (chosen, k) → (chosen, d). `choice` is the Gather of the rows, which moves in front of the
-   * layer; `all` is the value before it.
+   * Moves the Gather `choice` of rows from after a layer to before it: (…, k) → (rows, k) → (chosen, k) → (chosen, d).
+   * Returns the layer and the rows before the Gather.
    */
   chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value } {
     const { node, k } = linear
@@ -97,7 +96,7 @@ export class TrainableLinears {
     return { linear: { ...linear, form: this.#readRows(linear, chosen), input: chosen }, all }
   }
 
-  /** Returns the form of a layer that reads rows: a MatMul becomes a Gemm. */
+  /** Lets a layer read rows, and returns its form: a MatMul becomes a Gemm. */
   #readRows({ node, form }: Linear, rows: Value): Form {
     if (form !== MATMUL) {
       this.graph.setInputs(node, [rows, ...node.input.slice(1)])
@@ -110,7 +109,7 @@ export class TrainableLinears {
     return GEMM
   }
 
-  /** Each branch has a dropout mask of its own, as in PEFT. */
+  /** Adds the branches, each with a separate dropout mask, as in PEFT. */
   adapt(branches: readonly Branch[], dropout: number, isActivated: boolean): void {
     const g = this.g
     if (isActivated) this.graph.inputs.push(valueInfo(ACTIVE, DataType.FLOAT, ['active rows', 1]))
@@ -127,7 +126,7 @@ export class TrainableLinears {
         const [weightA, weightB] = this.#factors(branch)
         const x = dropout > 0 ? this.#drop(branch) : linear.input
         if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
-        // With dropout 1 nothing is kept, and nothing is to grow.
+        // With dropout 1 nothing is kept, and 1 / keep would be infinite.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
         const whole = lows.get(linear) ?? this.#low(x, weightA)
         const low = isActivated ? g.mul(whole, this.#activeRows(linear)) : whole
@@ -138,7 +137,7 @@ export class TrainableLinears {
     )
   }
 
-  /** {@link ACTIVE} of the rows that a linear computes. */
+  /** {@link ACTIVE} for the rows that a layer computes. */
   #activeRows({ input }: Linear): Value {
     const choice = this.graph.producer(input)
     return choice?.opType === 'Gather' ? this.g.op('Gather', [ACTIVE, choice.input[1]], { axis: 0 }) : ACTIVE
@@ -149,13 +148,13 @@ export class TrainableLinears {
     return this.g.op('Gemm', [x, weightA], { transB: 1 })
   }
 
-  /** x·Aᵀ of layers that read the same x: one product with all A under one another, so that x is read once. */
+  /** Computes x·Aᵀ of all layers that read x in one product with the stacked A, so that x is read once. */
   #joinedLows(branches: readonly Branch[]): Map<Linear, Value> {
     const g = this.g
     const lows = new Map<Linear, Value>()
     for (const [x, readers] of groupBy(branches, ({ linear }) => linear.input)) {
       if (readers.length === 1) continue
-      // Products that are parts of one module have the same A.
+      // Parts of one module have the same A.
       const ranks = new Map(readers.map(({ linear, rank }) => [siteInput(linear.name, 'A'), rank]))
       const weights = [...ranks.keys()]
       const low = this.#low(x, weights.length === 1 ? weights[0] : g.concat(weights, 0))
@@ -177,7 +176,7 @@ export class TrainableLinears {
     return bias === undefined ? scaled : g.add(scaled, g.sub(bias, g.mul(scale, bias)))
   }
 
-  /** As in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's y stays that of x. */
+  /** As in PEFT, with x' = drop(x): y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's y is not dropped. */
   #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): Value {
     const g = this.g
     const { linear, scaling } = branch
@@ -191,8 +190,8 @@ export class TrainableLinears {
   }
 
   /**
-   * c = m / ‖W + s·B·A‖ (d), a constant (section 4.3). It needs no matrix of the weight's size: row i of W + s·B·A has
-   * the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
+   * c = m / ‖W + s·B·A‖ (d), where the norm has no gradient (section 4.3). No matrix of the weight's size is made: a
+   * row of W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
    */
   #doraScale(branch: Branch): Value {
     const g = this.g
@@ -201,8 +200,8 @@ export class TrainableLinears {
     const ofBase = baseSquares.slice(part?.start, part?.end)
     const crossed = g.reduceSum(g.mul(weightB, this.#ofWeight(linear, weightA)), [0], 0)
     const grown = g.op('Gemm', [g.op('Gemm', [weightA, weightA], { transB: 1 }), weightB])
-    const own = g.reduceSum(g.mul(weightB, grown), [0], 0)
-    const added = g.add(g.mul(crossed, g.float(2 * scaling)), g.mul(own, g.float(scaling * scaling)))
+    const adapterSquares = g.reduceSum(g.mul(weightB, grown), [0], 0)
+    const added = g.add(g.mul(crossed, g.float(2 * scaling)), g.mul(adapterSquares, g.float(scaling * scaling)))
     const squares = g.add(g.float([...ofBase], [linear.d]), added)
     const norm = g.op('Sqrt', [g.op('Max', [squares, g.float(LEAST_SQUARE)])])
     this.constants.push(norm)
@@ -210,7 +209,7 @@ export class TrainableLinears {
     return g.div(part === undefined ? magnitude : g.slice(magnitude, part.start, part.end, 0), norm)
   }
 
-  /** A (r, k) and Bᵀ (r, d): of a part of a module its own columns, one node for all that read it. */
+  /** A (r, k) and Bᵀ (r, d), or the columns of Bᵀ for a part of a module. */
   #factors({ linear: { name }, part }: Branch): [weightA: Value, weightB: Value] {
     const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
     if (part === undefined) return [weightA, weightB]
@@ -218,7 +217,7 @@ export class TrainableLinears {
     return [weightA, sharedValue(this.#shared, `columns/${weightB}/${part.start}`, columns)]
   }
 
-  /** The rows (r, k) times the layer's weight: (r, d). */
+  /** Rows (r, k) times the layer's weight: (r, d). */
   #ofWeight(linear: Linear, rows: Value): Value {
     const g = this.g
     const { node, form, fused, d } = linear
@@ -238,9 +237,7 @@ export class TrainableLinears {
     return fused === undefined ? bias : this.g.slice(bias, fused.start, fused.start + d, 0)
   }
 
-  /**
-   * The growth of kept elements by 1/(1 − p) is in the branch's scaling. Parts of one module get what the module gets.
-   */
+  /** Drops elements of x. The branch's scaling includes 1/(1 − p). Parts of one module share a mask. */
   #drop({ linear: { name, input, k }, part }: Branch): Value {
     const dropped = () => {
       const mask = { input: this.graph.freshName(`lora/${name}/dropout`), of: input, k }
@@ -251,7 +248,7 @@ export class TrainableLinears {
     return part === undefined ? dropped() : sharedValue(this.#shared, `dropped/${name} ${input}`, dropped)
   }
 
-  /** x (…, k) as (rows, k), one node for all that read x. */
+  /** x (…, k) as (rows, k). */
   #rowsOf(x: Value, k: number): Value {
     return sharedValue(this.#shared, `rows/${x}`, () => this.g.reshape(x, this.g.int([-1, k])))
   }
