@@ -1,4 +1,4 @@
-// Key-value caches: which inputs and outputs hold them, and an empty one.
+// Key-value caches: their inputs and outputs, and empty ones.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { dimsOf, type NodeProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
@@ -11,11 +11,11 @@ export interface CacheEntry {
   readonly past: string
   readonly present: string
   readonly type: TensorType
-  /** Axis of the number of past tokens; undefined for states of fixed size: of convolutions and linear attention. */
+  /** Axis of past tokens; undefined for a state of fixed size, as of convolutions and linear attention. */
   readonly axis: number | undefined
-  /** `batch` and the length of the past (at `axis`) are undefined. */
+  /** Batch and past length are undefined. */
   readonly dims: readonly (number | undefined)[]
-  /** It holds what a decoder made of its encoder, which the first run gives and later ones do not. */
+  /** Whether it holds keys or values of the encoder's states, which only the first run gives. */
   readonly isOfEncoder: boolean
 }
 
@@ -23,22 +23,22 @@ export function isCacheInput(input: ValueInfoProto): boolean {
   return /^past/.test(input.name) && typeOf(input) !== undefined
 }
 
-/** In training nothing is in the cache. */
+/** Removes the caches from a graph for training, which never has past tokens. */
 export function dropEmptyCache(graph: Graph): void {
   const empty = splitInputs(graph).others.filter(isCacheInput)
   const open = empty.map(({ name }) => name)
   for (let past = open.pop(); past !== undefined; past = open.pop()) {
     for (const node of graph.consumers(past)) {
-      const [other, ...more] = node.input.filter((input) => input !== past)
+      const [fresh, ...more] = node.input.filter((input) => input !== past)
       if (node.opType !== 'Concat' || more.length > 0) continue
-      // Exporters also write a Concat of the cache alone.
-      if (other === undefined) open.push(node.output[0])
-      else graph.replaceUses(node.output[0], other)
+      // Exporters also write a Concat of a single input.
+      if (fresh === undefined) open.push(node.output[0])
+      else graph.replaceUses(node.output[0], fresh)
     }
   }
 }
 
-/** onnxruntime-genai writes sliding windows (Gemma 2) with a fixed size, so that no text can begin without a cache. */
+/** onnxruntime-genai gives sliding windows (Gemma 2) a fixed size; without it, a text can begin with an empty cache. */
 export function growWindows(graph: Graph): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'GroupQueryAttention') continue
@@ -46,7 +46,7 @@ export function growWindows(graph: Graph): void {
   }
 }
 
-/** A merged decoder has a branch that reads a cache, and one for the first tokens. */
+/** The input of a merged decoder that chooses the branch with a cache, or the one for the first tokens. */
 const BRANCH = 'use_cache_branch'
 
 export function cacheBranches(graph: Graph): NodeProto[] {
@@ -64,14 +64,14 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const type = typeOf(input) as TensorType
   const dims = dimsOfInput(input)
   // The last inputs of a convolution, (batch, channels, width), or the state of linear attention, (batch, heads, key
-  // size, value size): as large in each run, and zeros before the first.
+  // size, value size). Both have a fixed size and begin as zeros.
   const isState = graph
     .consumers(past)
     .some(({ opType }) => /^(CausalConvWithState|LinearAttention|GatedDeltaNet)$/.test(opType))
   const [, ...size] = dims
   if (isState && size.every((dim) => dim !== undefined))
     return { past, type, axis: undefined, dims: [undefined, ...size] }
-  // (batch, heads, past, head size) everywhere but in old Bloom exports, which are refused by their rank.
+  // (batch, heads, past, head size), except in old Bloom exports, which have another rank and are refused.
   if (dims.length !== 4 || dims[1] === undefined) {
     throw new UnsupportedError({
       where: `input ${past}`,
@@ -87,7 +87,7 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   return { past, type, axis: 2, dims: [undefined, dims[1], undefined, headSize] }
 }
 
-/** Throws UnsupportedError for a cache of unknown layout, or that no output continues. */
+/** Throws UnsupportedError if the layout is unknown, or if no output continues the cache. */
 export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
   const layout = cacheLayout(graph, input)
   const isOfEncoder = /(^|\.)encoder\./.test(input.name)
@@ -107,7 +107,7 @@ function presentName(graph: Graph, past: string): string {
   })
 }
 
-/** As declared, or from the attention that reads the cache: the width of its query over the number of heads. */
+/** Returns the declared size, or the width of the query of the attention that reads the cache, over its heads. */
 export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefined {
   const declared = dimsOfInput(past)[3]
   if (declared !== undefined) return declared
@@ -138,7 +138,7 @@ export function widthOf(graph: Graph, value: string): number | undefined {
   }
   if (node.opType === 'MatMulNBits') return intAttribute(node, 'N', 0)
   if (node.opType === 'Reshape') {
-    // Behind a norm of each head.
+    // After a norm per head.
     const last = graph.integers(node.input[1])?.at(-1)
     return last !== undefined && last > 0 ? last : undefined
   }
@@ -151,9 +151,9 @@ export function widthOf(graph: Graph, value: string): number | undefined {
   return widths.length === 0 ? undefined : Math.max(...widths)
 }
 
-/** No tokens, and zeros as the state of a convolution. */
+/** Makes a cache without tokens, or a state of zeros. */
 export function emptyTensor({ past, type, dims, axis }: CacheLayout, batch: number): RuntimeTensor {
-  const [, DataArray] = Object.values(TYPES).find((own) => own?.[0] === type && /^float/.test(type)) ?? []
+  const [, DataArray] = Object.values(TYPES).find((entry) => entry?.[0] === type && /^float/.test(type)) ?? []
   if (DataArray === undefined)
     throw new UnsupportedError({ where: `input ${past}`, what: 'a cache of this type', got: type })
   const shape = dims.map((dim, i) => (i === axis ? 0 : (dim ?? batch)))

@@ -1,4 +1,4 @@
-// Inputs of decoders that read an encoder's output, by the names of optimum and transformers.js.
+// Inputs of graphs that join an encoder and its decoder, with the names of optimum and transformers.js.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
@@ -8,7 +8,7 @@ import type { Graph } from '../view/graph.js'
 import { FEATURES, OF_DECODER } from './family.js'
 import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
-/** A joined graph finds the encoder's weights under their locations in this folder. */
+/** Prefix of the locations of the encoder's weights in a joined graph. */
 export const ENCODER_FILES = 'encoder/'
 
 export type EncoderBatch = TokenBatch | { readonly batch: number; readonly features: Float32Array }
@@ -43,13 +43,16 @@ export function joinedInputs(graph: Graph): JoinedInputs {
   return {
     features: sounds && [bands as number, times as number],
     feeds(source, target) {
-      const own = Object.entries(roleFeeds(decoder.roles, target)).map(([name, feed]) => [OF_DECODER + name, feed])
+      const decoderFeeds = Object.entries(roleFeeds(decoder.roles, target)).map(([name, feed]) => [
+        OF_DECODER + name,
+        feed,
+      ])
       const dims = [source.batch, bands as number, times as number]
       return {
         ...('features' in source
           ? { [FEATURES]: { type: 'float32' as const, data: source.features, dims } }
           : roleFeeds(encoder.roles, source)),
-        ...Object.fromEntries(own),
+        ...Object.fromEntries(decoderFeeds),
       }
     },
   }

@@ -1,4 +1,4 @@
-// THE table of the families of inputs that graphs have. To add one, add an entry: nothing else names families.
+// The table of families of graphs by their inputs. To add a family, add an entry: nothing else names families.
 
 import type { Graph } from '../view/graph.js'
 import { VECTORS } from './tokens.js'
@@ -6,27 +6,27 @@ import { VECTORS } from './tokens.js'
 export const HIDDEN_STATES = 'encoder_hidden_states'
 export const STATES_MASK = 'encoder_attention_mask'
 
-/** The prefix of the decoder's own inputs, in graphs that hold both encoder and decoder. */
+/** Prefix of the decoder's inputs in a graph that joins encoder and decoder. */
 export const OF_DECODER = 'decoder_'
 
 /** Sounds as a model reads them: (batch, bands, times). */
 export const FEATURES = 'input_features'
 
-/** The name that exporters give to the input (batch, 3, height, width). */
+/** Pictures: (batch, 3, height, width). */
 export const PIXELS = 'pixel_values'
 
 export interface InputFamily {
   readonly name: string
-  /** True for a graph with inputs of these names. */
+  /** Whether a graph with these inputs belongs to the family. */
   has(inputs: ReadonlySet<string>): boolean
   readonly reads: 'tokens' | 'vectors' | 'pictures' | 'sounds'
-  /** A graph that reads whole texts, and continues none. */
+  /** Whether it reads whole texts and continues none. */
   readonly isEncoder?: boolean
   /** Set for decoders that read an encoder's output: the encoder is a separate graph, or part of this one. */
   readonly encoderGraph?: 'separate' | 'joined'
 }
 
-/** First match first. */
+/** The first match counts. */
 const FAMILIES: readonly InputFamily[] = [
   { name: 'encoder-decoder', has: (inputs) => inputs.has(HIDDEN_STATES), reads: 'tokens', encoderGraph: 'separate' },
   { name: 'joined', has: (inputs) => inputs.has(`${OF_DECODER}input_ids`), reads: 'tokens', encoderGraph: 'joined' },
@@ -42,7 +42,7 @@ const FAMILIES: readonly InputFamily[] = [
   { name: 'vectors', has: (inputs) => inputs.has(VECTORS), reads: 'vectors' },
 ]
 
-/** Undefined for others, such as an embedding's. */
+/** Returns undefined for other graphs, such as an embedding alone. */
 export function inputFamily({ inputs }: Pick<Graph, 'inputs'>): InputFamily | undefined {
   const names = new Set(inputs.map(({ name }) => name))
   return FAMILIES.find((family) => family.has(names))

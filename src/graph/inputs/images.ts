@@ -28,14 +28,14 @@ export function imageFeeds(pixels: Float32Array, batch: number, height: number, 
 
 export type PictureForm = 'whole' | 'tiles' | 'patches'
 
-/** Axes: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches, width). */
+/** By number of axes: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches, width). */
 const FORMS: Readonly<Record<number, PictureForm>> = { 4: 'whole', 5: 'tiles', 2: 'patches' }
 
 const TILE_MASK = 'pixel_attention_mask'
 /** Number of patches: (pictures, 3), by time, height and width. */
 const GRIDS = ['image_grid_thw', 'grid_thw']
 
-/** The grid has the number of patches by time, height and width. */
+/** A picture for a vision encoder. `grid`: number of patches by time, height and width. */
 export interface VisionInput {
   readonly pixels: Float32Array
   readonly dims: readonly number[]

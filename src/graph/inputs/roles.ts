@@ -1,28 +1,28 @@
-// The meaning of inputs over tokens, whichever exporter named them, and the feeds for them.
+// What inputs over tokens mean, whichever exporter named them, and their feeds.
 
 import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
 import { declaredOf, type Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 
-/** Tokens to feed: row-major (batch, sequence). */
+/** Tokens to feed, (batch, sequence). */
 export interface TokenBatch {
   readonly batch: number
   readonly sequence: number
   readonly inputIds: ArrayLike<number | bigint>
   /** (batch, past + sequence): 1 for real tokens, 0 for padding. */
   readonly attentionMask: ArrayLike<number | bigint>
-  /** (batch, sequence): which text of a pair a token is of. Default: all 0. */
+  /** (batch, sequence): 1 for tokens of the second text of a pair. Default: all 0. */
   readonly tokenTypeIds?: ArrayLike<number | bigint> | undefined
-  /** (batch, sequence). Default: they count the real tokens of each row. */
+  /** (batch, sequence). Default: counts the real tokens of each row. */
   readonly positionIds?: ArrayLike<number | bigint> | undefined
   /** Tokens already in the cache. */
   readonly past?: number
-  /** For how many of the last tokens logits are wanted, where the graph takes that number. Default: for all. */
+  /** How many of the last tokens need logits, for graphs with such an input. Default: all. */
   readonly logitsToKeep?: number | undefined
 }
 
-/** As optimum, transformers.js and onnxruntime-genai use them. */
+/** Names of optimum, transformers.js and onnxruntime-genai. */
 const ROLES = {
   input_ids: 'inputIds',
   attention_mask: 'attentionMask',
@@ -48,7 +48,7 @@ export interface RoleInput {
   readonly rank: number
 }
 
-/** The types of ONNX Runtime, and the arrays that hold them. */
+/** ONNX Runtime's types, and their typed arrays. */
 export const TYPES: Partial<Record<DataType, readonly [TensorType, new (length: number) => TensorData]>> = {
   [DataType.FLOAT]: ['float32', Float32Array],
   [DataType.FLOAT16]: ['float16', Uint16Array],
@@ -74,7 +74,6 @@ export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[];
   return { roles, others }
 }
 
-/** Positions count the real tokens of each row. */
 export function roleFeeds(roles: readonly RoleInput[], tokens: TokenBatch): Feeds {
   return Object.fromEntries(roles.map((input) => [input.name, roleFeed(input, tokens)]))
 }
@@ -137,14 +136,14 @@ export function ones(type: 'bool' | 'int64', dims: readonly number[]): RuntimeTe
   return { type, data: type === 'bool' ? new Uint8Array(count).fill(1) : new BigInt64Array(count).fill(1n), dims }
 }
 
-/** (batch, sequence) as (3, batch, sequence): by time, height and width, which for text are one. */
+/** (batch, sequence) as (3, batch, sequence): time, height and width, which are equal for text. */
 function onThreeAxes({ type, data, dims }: RuntimeTensor): RuntimeTensor {
   const all = new (data.constructor as BigInt64ArrayConstructor)(3 * data.length)
   for (let axis = 0; axis < 3; axis++) all.set(data as BigInt64Array, axis * data.length)
   return { type, data: all, dims: [3, ...dims] }
 }
 
-/** Position of each token of (batch, total) in its row, not counting padding; padding repeats a neighbor's. */
+/** Counts the real tokens before each token of (batch, total). Padding repeats a neighbor's position. */
 function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32Array {
   const positions = new Int32Array(batch * total)
   for (let row = 0; row < batch; row++) {
@@ -161,7 +160,7 @@ export function typeOf(input: ValueInfoProto): TensorType | undefined {
   return TYPES[declaredOf(input)?.elemType as DataType]?.[0]
 }
 
-/** Undefined where they are symbolic. */
+/** Symbolic dimensions are undefined. */
 export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
   return declaredOf(input)?.dims ?? []
 }

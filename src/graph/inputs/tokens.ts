@@ -1,4 +1,4 @@
-// Inputs of models that continue a text: tokens, positions, and a cache of keys and values where the graph has one.
+// Inputs of models of texts: tokens, their mask and positions, and a key-value cache if the graph has one.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { Feeds } from '../../runtime/runtime.js'
@@ -6,14 +6,14 @@ import type { Graph } from '../view/graph.js'
 import { type CacheEntry, cacheEntry, emptyTensor, isCacheInput } from './cache.js'
 import { type RoleInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
-/** The input of a decoder whose embedding is a graph of its own: (batch, sequence, features). */
+/** The input of a decoder whose embedding is a separate graph: (batch, sequence, features). */
 export const VECTORS = 'inputs_embeds'
 
 export interface TokenInputs {
   readonly roles: readonly RoleInput[]
   /** Empty if the model has no cache. */
   readonly cache: readonly CacheEntry[]
-  /** Names of inputs that take the tokens' vectors in the place of the tokens: one or none. */
+  /** The input that takes vectors instead of tokens, if there is one. */
   readonly vectors: readonly string[]
   feeds(tokens: TokenBatch): Feeds
   emptyCache(batch: number): Feeds
@@ -28,7 +28,7 @@ const ENCODER = {
   expected: 'an encoder: input_ids, attention_mask, token_type_ids',
 }
 
-/** Inputs in `given` are fed by others. Throws UnsupportedError naming inputs of unknown meaning. */
+/** Others feed the inputs in `given`. Throws UnsupportedError naming inputs of unknown meaning. */
 export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()): TokenInputs {
   return inputsOf(graph, given, DECODER)
 }
@@ -67,7 +67,9 @@ export function encoderInputs(graph: Graph): Pick<TokenInputs, 'roles' | 'feeds'
 
 /** Inputs and outputs of a run in pieces. */
 export interface TokenColumns {
-  /** Inputs (batch, sequence), input_ids among them or what takes its place: vectors (batch, sequence, features). */
+  /**
+   * Inputs (batch, sequence), and vectors (batch, sequence, features) if the graph reads these instead of input_ids.
+   */
   readonly tokens: readonly string[]
   /** Inputs (batch, past + sequence). */
   readonly masks: readonly string[]

@@ -1,4 +1,4 @@
-// A decoder that reads whole texts alone. Its inputs are then those of an encoder, which programs feed to classifiers.
+// Makes a decoder that only reads whole texts, with the inputs of an encoder, as programs feed them to classifiers.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
@@ -6,7 +6,7 @@ import type { Graph } from '../view/graph.js'
 import { type CacheEntry, cacheEntry, isCacheInput } from './cache.js'
 import { type RoleInput, splitInputs } from './roles.js'
 
-/** Computes in the graph what it took besides tokens and their mask: an empty cache, positions, and 0 for counts. */
+/** Computes all inputs besides tokens and mask in the graph: an empty cache, positions, and 0 for counts. */
 export function readWholeTexts(graph: Graph): void {
   const { roles, others } = splitInputs(graph)
   const g = new Builder(graph, 'inputs')
