@@ -18,7 +18,7 @@ export type AttributeValue = number | readonly number[] | { readonly float: numb
 export type Attributes = Readonly<Record<string, AttributeValue>>
 
 export function makeAttribute(name: string, value: AttributeValue): AttributeProto {
-  const made = (own: Partial<Omit<AttributeProto, '$typeName'>>) => create(AttributeProtoSchema, { name, ...own })
+  const made = (fields: Partial<Omit<AttributeProto, '$typeName'>>) => create(AttributeProtoSchema, { name, ...fields })
   if (typeof value === 'number') return made({ type: AttributeType.INT, i: BigInt(value) })
   if (typeof value === 'string') return made({ type: AttributeType.STRING, s: new TextEncoder().encode(value) })
   if ('length' in value) return made({ type: AttributeType.INTS, ints: value.map(BigInt) })
@@ -53,7 +53,7 @@ export function stringAttribute(node: NodeProto, name: string, fallback: string)
   return entry === undefined ? fallback : new TextDecoder().decode(entry.s)
 }
 
-/** In whichever attribute it is. */
+/** Returns the tensor of a Constant node, whichever attribute holds it. */
 export function constantTensor(node: NodeProto): TensorProto | undefined {
   const [entry] = node.attribute
   if (entry?.name === 'value') return entry.t

@@ -1,19 +1,19 @@
-// The branches of If, laid open: their nodes lie in the graph's own list, so that finding, adapting and merging layers
-// needs no second way for them. Writing the graph puts each node back.
+// Opens the branches of If: their nodes join the graph's list, so that layers in branches are found, adapted and merged
+// like others. Writing the graph puts each node back.
 
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { type AttributeProto, type NodeProto, NodeProtoSchema, type TensorProto } from '../../formats/onnx/tensors.js'
 
 interface Branch {
-  /** Its inputs are the condition and what the branches give. */
+  /** The If, whose inputs are the condition and the branches' outputs. */
   readonly node: NodeProto
   readonly attribute: AttributeProto
-  /** The branch that the If itself is in. */
+  /** The branch that contains the If. */
   readonly parent: Branch | undefined
-  /** Number of branches around it. */
+  /** Number of branches around the If, plus 1. */
   readonly depth: number
-  /** The names that its values have in the file, by those that they got here because another branch has the same. */
+  /** New name → name in the file, for values that were renamed because another branch has the same name. */
   readonly fileNames: Map<string, string>
 }
 
@@ -28,14 +28,12 @@ export class Branches {
   readonly #of = new Map<NodeProto, Branch>()
   readonly #byIf = new Map<NodeProto, readonly Branch[]>()
 
-  /**
-   * Branches stand in front of their If. Values of a name that is taken get another; constants join the graph's own.
-   */
+  /** Puts the nodes of branches before their If. Renames values if their name is taken; constants join the graph's. */
   open(nodes: readonly NodeProto[], into: OpenedInto): NodeProto[] {
     return this.#open(nodes, into, undefined, (name) => name)
   }
 
-  /** Values of each branch; undefined for other nodes. */
+  /** Returns the value that each branch of an If gives for an output; undefined for other nodes. */
   given(node: NodeProto, output: string): { name: string; value: string }[] | undefined {
     const branches = this.#byIf.get(node)
     const index = node.output.indexOf(output)
@@ -45,7 +43,7 @@ export class Branches {
     }))
   }
 
-  /** The nodes that give the outputs of an If by one branch. The other branch's nodes have no reader then. */
+  /** Returns nodes that replace an If by one of its branches. Nothing reads the other branch's nodes then. */
   take(node: NodeProto, name: string): NodeProto[] {
     const taken = this.#byIf.get(node)?.find(({ attribute }) => attribute.name === name)
     for (const [inner, branch] of this.#of) {
@@ -54,7 +52,7 @@ export class Branches {
       else this.#of.set(inner, branch.parent)
     }
     return node.output.flatMap((output) => {
-      const value = this.given(node, output)?.find((one) => one.name === name)?.value
+      const value = this.given(node, output)?.find((entry) => entry.name === name)?.value
       if (value === undefined) return []
       const handOn = create(NodeProtoSchema, { name: output, opType: 'Identity', input: [value], output: [output] })
       if (taken?.parent !== undefined) this.#of.set(handOn, taken.parent)
@@ -62,7 +60,7 @@ export class Branches {
     })
   }
 
-  /** A new node goes where what it reads is made. */
+  /** Puts nodes back into their branches. A new node goes to the innermost branch that it reads from. */
   fold(sorted: readonly NodeProto[], freshName: (hint: string) => string): NodeProto[] {
     if (this.#byIf.size === 0) return [...sorted]
     const makers = new Map<string, Branch | undefined>()
@@ -85,25 +83,25 @@ export class Branches {
     nameOf: (name: string) => string,
   ): NodeProto[] {
     return nodes.flatMap((node) => {
-      const own = copyMessage(node, { input: node.input.map(nameOf), output: node.output.map(nameOf) })
-      own.attribute = [...node.attribute]
-      if (parent !== undefined) this.#of.set(own, parent)
-      if (!isOpenable(node)) return [own]
+      const copy = copyMessage(node, { input: node.input.map(nameOf), output: node.output.map(nameOf) })
+      copy.attribute = [...node.attribute]
+      if (parent !== undefined) this.#of.set(copy, parent)
+      if (!isOpenable(node)) return [copy]
       const branches: Branch[] = []
-      own.attribute = []
+      copy.attribute = []
       const inner = node.attribute.flatMap((attribute) => {
         const depth = (parent?.depth ?? 0) + 1
-        const branch: Branch = { node: own, attribute, parent, depth, fileNames: new Map() }
+        const branch: Branch = { node: copy, attribute, parent, depth, fileNames: new Map() }
         branches.push(branch)
         return this.#openBranch(branch, into, nameOf)
       })
-      this.#byIf.set(own, branches)
-      return [...inner, own]
+      this.#byIf.set(copy, branches)
+      return [...inner, copy]
     })
   }
 
   #openBranch(branch: Branch, into: OpenedInto, outerName: (name: string) => string): NodeProto[] {
-    const { node: own, attribute } = branch
+    const { node: ifNode, attribute } = branch
     const graph = attribute.g as NonNullable<AttributeProto['g']>
     const local = new Map<string, string>()
     const rename = (name: string): string => {
@@ -120,12 +118,12 @@ export class Branches {
     for (const output of graph.node.flatMap((node) => node.output)) {
       if (output === '') continue
       const name = rename(output)
-      // A constant of another branch may have become one of the graph around it, under this name.
+      // Keep the new name if a constant of another branch has joined the graph under the old one.
       if (name !== output && !into.initializers.has(output)) branch.fileNames.set(name, output)
     }
     const nameOf = (name: string) => (name === '' ? '' : (local.get(name) ?? outerName(name)))
     const nodes = this.#open(graph.node, into, branch, nameOf)
-    own.input.push(...graph.output.map(({ name }) => nameOf(name)))
+    ifNode.input.push(...graph.output.map(({ name }) => nameOf(name)))
     return nodes
   }
 
@@ -142,7 +140,7 @@ export class Branches {
       const output = graph.output.map((info, j) => {
         const value = node.input[1 + i * graph.output.length + j]
         if (makers.get(value) === branch) return copyMessage(info, { name: value })
-        // A branch may not give out a value of the graph around it as it is.
+        // A branch may not output a value of the graph around it directly.
         const name = freshName(`${value}/given`)
         nodes.push(create(NodeProtoSchema, { name, opType: 'Identity', input: [value], output: [name] }))
         return copyMessage(info, { name })
@@ -169,7 +167,7 @@ export class Branches {
   }
 }
 
-/** Bodies of Loop and Scan read values of the graphs around them by names that would have to change there too. */
+/** Not if it contains Loop or Scan: their bodies read outer values by names, which opening may change. */
 function isOpenable(node: NodeProto): boolean {
   return (
     node.opType === 'If' &&

@@ -1,4 +1,4 @@
-// Builds nodes by calling. Nodes are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take axes as
+// Appends nodes to a graph. They are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take axes as
 // inputs.
 
 import { create } from '../../formats/onnx/protobuf.js'
@@ -14,7 +14,7 @@ import type { Graph } from './graph.js'
 
 export type Value = string
 
-/** Equal constants are made once. */
+/** Appends nodes to a graph. Equal constants are made once. */
 export class Builder {
   readonly #constants = new Map<string, Value>()
 
@@ -22,7 +22,7 @@ export class Builder {
     readonly graph: Graph,
     /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
     readonly scope: string,
-    /** A graph in f64 needs constants in f64. */
+    /** The type of constants. */
     readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT,
   ) {}
 
@@ -59,7 +59,7 @@ export class Builder {
     })
   }
 
-  /** A number is a scalar, a list a vector. */
+  /** A constant of int64: a scalar or a vector. */
   int(value: number | readonly number[]): Value {
     const values = typeof value === 'number' ? [value] : value
     const dims = typeof value === 'number' ? [] : [value.length]
@@ -74,7 +74,7 @@ export class Builder {
     key: string,
     init: Pick<TensorProto, 'dataType' | 'dims'> & Partial<Pick<TensorProto, 'floatData' | 'doubleData' | 'int64Data'>>,
   ): Value {
-    // One that nobody read may have been pruned since.
+    // Pruning may have removed a constant that nobody read.
     if (!this.graph.initializers.has(this.#constants.get(key) ?? '')) this.#constants.delete(key)
     return sharedValue(this.#constants, key, () => {
       const name = this.graph.freshName(`${this.scope}/constant`)
@@ -95,7 +95,7 @@ export class Builder {
   expand = (a: Value, shape: Value): Value => this.op('Expand', [a, shape])
   concat = (values: readonly Value[], axis: number): Value => this.op('Concat', values, { axis })
   where = (condition: Value, a: Value, b: Value): Value => this.op('Where', [condition, a, b])
-  /** A vector of one. */
+  /** The length of an axis, (1). */
   length = (a: Value, axis: number): Value => this.op('Gather', [this.shape(a), this.int([axis])])
   /** [from, to) along one axis. */
   slice = (a: Value, from: number, to: number, axis: number): Value =>
@@ -107,7 +107,7 @@ export class Builder {
   reduceMean = (a: Value, axes: readonly number[], keepdims = 1): Value => this.#reduce('ReduceMean', a, axes, keepdims)
   reduceMax = (a: Value, axes: readonly number[], keepdims = 1): Value => this.#reduce('ReduceMax', a, axes, keepdims)
 
-  /** Reductions other than ReduceSum take their axes as an attribute before opset 18, as an input from then on. */
+  /** Before opset 18, reductions other than ReduceSum take their axes as an attribute. */
   #reduce(opType: string, a: Value, axes: readonly number[], keepdims: number): Value {
     return this.graph.opset() < 18
       ? this.op(opType, [a], { axes, keepdims })

@@ -1,4 +1,4 @@
-// A mutable view of one ONNX graph. Nodes are protobuf messages, so that fields nobody here knows survive a round trip.
+// A mutable view of an ONNX graph. Nodes stay protobuf messages, so that unknown fields survive a round trip.
 // Format: https://onnx.ai/onnx/repo-docs/IR.html
 
 import { FormatError, StateError } from '../../base/errors.js'
@@ -19,11 +19,11 @@ import { constantTensor } from './attributes.js'
 import { Branches } from './branches.js'
 import { labelOf } from './operators.js'
 
-/** `producer` and `consumers` answer from indexes: whoever edits `nodes` or a node by hand calls `invalidate`. */
+/** A mutable graph. `producer` and `consumers` use indexes: after editing `nodes` or a node by hand, `invalidate`. */
 export class Graph {
   readonly #model: ModelProto
   readonly #proto: GraphProto
-  /** In any order while edited; `toModel` sorts. */
+  /** In any order; `toModel` sorts. */
   nodes: NodeProto[]
   readonly initializers: Map<string, TensorProto>
   inputs: ValueInfoProto[]
@@ -38,7 +38,7 @@ export class Graph {
   #producers: Map<string, NodeProto> | undefined
   #consumers: Map<string, NodeProto[]> | undefined
 
-  /** Edits never reach the model that came in. The branches of If are laid open: {@link Branches}. */
+  /** Edits do not change `model`. {@link Branches} of If are opened. */
   constructor(model: ModelProto) {
     const proto = model.graph
     if (proto === undefined) throw new FormatError({ where: 'ONNX model', what: 'it holds no graph' })
@@ -60,7 +60,7 @@ export class Graph {
     return this.#model.producerName
   }
 
-  /** Undefined for inputs and initializers. */
+  /** Returns the node that makes a value; undefined for inputs and initializers. */
   producer(value: string): NodeProto | undefined {
     if (this.#producers === undefined) {
       this.#producers = new Map()
@@ -71,7 +71,7 @@ export class Graph {
     return this.#producers.get(value)
   }
 
-  /** Each once. */
+  /** Returns the nodes that read a value, each once. */
   consumers(value: string): readonly NodeProto[] {
     if (this.#consumers === undefined) {
       this.#consumers = new Map()
@@ -80,7 +80,7 @@ export class Graph {
     return this.#consumers.get(value) ?? []
   }
 
-  /** The values that a value is made of, itself first: each once, with its maker. Nodes may be left unentered. */
+  /** Yields a value and all values that it is made of, each once with its maker. `enters` can stop at a node. */
   *madeOf(value: string, enters: (node: NodeProto, value: string) => boolean = () => true) {
     const seen = new Set([''])
     const open = [value]
@@ -103,7 +103,7 @@ export class Graph {
     this.setInputs(node, node.input.with(index, value))
   }
 
-  /** Readers of the old name keep reading that. */
+  /** Renames an output. Readers keep reading the old name. */
   setOutput(node: NodeProto, index: number, name: string): void {
     const old = node.output[index]
     if (this.#producers?.get(old) === node) this.#producers.delete(old)
@@ -111,7 +111,7 @@ export class Graph {
     this.#producers?.set(name, node)
   }
 
-  /** Its readers follow. */
+  /** Renames a value, also for its readers. */
   rename(value: string, name: string): void {
     const maker = this.producer(value)
     if (maker === undefined) throw new StateError({ where: `value ${value}`, what: 'no node makes it' })
@@ -119,7 +119,7 @@ export class Graph {
     this.setOutput(maker, maker.output.indexOf(value), name)
   }
 
-  /** Readers of a value read what `make` makes of it, which gets its name. Returns the value's new name. */
+  /** Gives readers of a value the result of `make`, which takes over its name. Returns the value's new name. */
   putBehind(value: string, make: (base: string) => string, hint = 'base'): string {
     const maker = this.producer(value) as NodeProto
     const base = this.freshName(`${value}/${hint}`)
@@ -130,7 +130,7 @@ export class Graph {
     return base
   }
 
-  /** Call after changing `nodes`, or a node's inputs or outputs, in another way than by a method. */
+  /** Call after changing `nodes`, or a node's inputs or outputs, other than by a method. */
   invalidate(): void {
     this.#producers = undefined
     this.#consumers = undefined
@@ -142,14 +142,14 @@ export class Graph {
     this.#registerReader(node)
   }
 
-  /** Readers of its outputs are left without a maker. */
+  /** Removes a node. Its outputs then have no maker. */
   remove(node: NodeProto): void {
-    this.nodes = this.nodes.filter((other) => other !== node)
+    this.nodes = this.nodes.filter((kept) => kept !== node)
     this.#forgetReader(node)
     for (const output of node.output) if (this.#producers?.get(output) === node) this.#producers.delete(output)
   }
 
-  /** An output without a value is left without a maker. */
+  /** Removes a node and lets `values` take the names of its outputs. */
   replace(node: NodeProto, values: readonly (string | undefined)[]): void {
     this.remove(node)
     node.output.forEach((name, i) => {
@@ -174,7 +174,7 @@ export class Graph {
     }
   }
 
-  /** Replaces the one of that name. */
+  /** Adds an initializer, or replaces the one with the same name. */
   addInitializer(tensor: TensorProto): string {
     this.initializers.set(tensor.name, tensor)
     this.#names.add(tensor.name)
@@ -189,25 +189,25 @@ export class Graph {
     return node?.opType === 'Constant' ? constantTensor(node) : undefined
   }
 
-  /** Undefined for values that the model file itself does not hold. */
+  /** Returns the elements of an integer constant; undefined if the model file does not contain them. */
   integers(value = ''): number[] | undefined {
     const tensor = this.constant(value)
     return tensor && integersOf(tensor)
   }
 
-  /** Values of each branch; undefined for other nodes. */
+  /** Returns the value of each branch of an If for an output; undefined for other nodes. */
   given(node: NodeProto, output: string): { name: string; value: string }[] | undefined {
     return this.#branches.given(node, output)
   }
 
-  /** then_branch or else_branch */
+  /** Replaces an If by its `then_branch` or `else_branch`. */
   takeBranch(node: NodeProto, name: string): void {
     const taken = this.#branches.take(node, name)
-    this.nodes = this.nodes.flatMap((other) => (other === node ? taken : [other]))
+    this.nodes = this.nodes.flatMap((existing) => (existing === node ? taken : [existing]))
     this.invalidate()
   }
 
-  /** For an input, an initializer or one in value_info. */
+  /** Returns type and shape of an input, an initializer or a value in value_info. */
   declared(value: string): ReturnType<typeof declaredOf> {
     const tensor = this.initializers.get(value)
     if (tensor !== undefined) return { elemType: tensor.dataType, dims: tensor.dims.map(Number) }
@@ -229,13 +229,13 @@ export class Graph {
     for (const node of this.consumers(from)) this.setInputs(node, node.input.map(moved))
   }
 
-  /** 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
+  /** Returns the version of an operator set, or 0 if it is not imported. '' and 'ai.onnx' are the same domain. */
   opset(domain = ''): number {
     const imported = this.#model.opsetImport.find((entry) => sameDomain(entry.domain, domain))
     return this.#raisedOpsets.get(domain) ?? Number(imported?.version ?? 0)
   }
 
-  /** Graph inputs that nobody reads go if `inputs` is set. */
+  /** Removes nodes and initializers that no output needs, and with `inputs` also graph inputs. */
   prune(options: { inputs?: boolean } = {}): void {
     const needed = new Set<string>()
     const pending = this.outputs.map((output) => output.name)
@@ -254,7 +254,7 @@ export class Graph {
     this.invalidate()
   }
 
-  /** Each node follows the makers of its inputs. Throws FormatError when nodes depend on one another in a circle. */
+  /** Sorts nodes after the makers of their inputs. Throws FormatError if nodes depend on one another in a circle. */
   sort(): void {
     const open = new Set<NodeProto>()
     const done = new Set<NodeProto>()
@@ -267,7 +267,7 @@ export class Graph {
           continue
         }
         open.add(node)
-        // The maker of the first input comes first.
+        // In this order, the maker of the first input comes first.
         for (const input of readBy(node).toReversed()) {
           const maker = this.producer(input)
           if (maker === undefined || done.has(maker)) continue
@@ -283,13 +283,13 @@ export class Graph {
     if (this.opset(domain) < version) this.#raisedOpsets.set(domain, version)
   }
 
-  /** An empty graph for the body of a Scan in this one. */
+  /** Returns an empty graph for the body of a Scan in this graph. */
   newBody(): Graph {
     const opsetImport = ['', 'com.microsoft'].map((domain) => importOf([domain, this.opset(domain)]))
     return new Graph(create(ModelProtoSchema, { irVersion: MIN_IR_VERSION, opsetImport, graph: { name: 'body' } }))
   }
 
-  /** Sorted; what is not in the graph is as in the model that came in. */
+  /** Returns the model with this graph, sorted. All else is as in the original model. */
   toModel(): ModelProto {
     this.sort()
     const raised = [...this.#raisedOpsets]
@@ -302,7 +302,7 @@ export class Graph {
       output: this.outputs,
       valueInfo: this.valueInfo,
     })
-    // Before version 4 of the format initializers had to be inputs as well, which they are here no more.
+    // Before version 4 of the format, initializers also had to be inputs.
     const irVersion = this.#model.irVersion < MIN_IR_VERSION ? MIN_IR_VERSION : this.#model.irVersion
     return copyMessage(this.#model, { irVersion, opsetImport, graph })
   }
@@ -327,10 +327,10 @@ export function declaredOf(info: ValueInfoProto | undefined) {
   return { elemType, dims }
 }
 
-/** Asked for each node again and again: looking through attributes would take longer than all else about a graph. */
+/** Operators with sub-graphs. Looking through all attributes of all nodes instead would be slow. */
 const WITH_BODIES = new Set('If Loop Scan SequenceMap BeamSearch GreedySearch Sampling WhisperBeamSearch'.split(' '))
 
-/** Inputs of a node, and {@link implicitInputs}. */
+/** Returns the inputs of a node, and {@link implicitInputs}. */
 export function readBy(node: NodeProto): readonly string[] {
   const implicit = implicitInputs(node)
   return implicit.length === 0 ? node.input : [...node.input, ...implicit]
@@ -356,7 +356,7 @@ export function subgraphs(node: NodeProto): GraphProto[] {
   return node.attribute.flatMap(({ g, graphs }) => g ?? graphs)
 }
 
-/** Made once and shared: to read only. Who edits makes a `Graph` of their own. */
+/** Returns the shared view of a model, which must not be edited. To edit, make a new `Graph`. */
 export function readGraph(model: OnnxModel): Graph {
   return model.once(readGraph, () => new Graph(model.proto))
 }

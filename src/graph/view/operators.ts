@@ -2,7 +2,7 @@
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 
-/** The type, after its domain and a colon outside the standard domain. */
+/** Returns the type, as `domain:type` outside the standard domain. */
 export function operatorOf({ domain, opType }: Pick<NodeProto, 'domain' | 'opType'>): string {
   return domain === '' || domain === 'ai.onnx' ? opType : `${domain}:${opType}`
 }
@@ -17,12 +17,12 @@ export function nameOf({ name, output }: NodeProto): string {
 
 const SHOWN_NODES = 3
 
-/** A name from a file may be `toString` or `__proto__`. */
+/** Looks up a name from a file, which may be `toString` or `__proto__`. */
 export function entryOf<T>(table: Readonly<Record<string, T>>, name: string): T | undefined {
   return Object.hasOwn(table, name) ? table[name] : undefined
 }
 
-/** `Op (node, node and 2 more); Other (node)`, in the order in which operators are first met. */
+/** Lists nodes as `Op (node, node and 2 more); Other (node)`. */
 export function listByOperator(found: Iterable<readonly [operator: string, node: NodeProto]>): string {
   const names = new Map<string, string[]>()
   for (const [operator, node] of found) names.set(operator, [...(names.get(operator) ?? []), nameOf(node)])

@@ -1,5 +1,5 @@
-// Raises a graph to the operator set that gradients are written in. Between 11 and 13 some operators got their axes as
-// an input, and Softmax another meaning: https://onnx.ai/onnx/repo-docs/Changelog.html
+// Raises a graph to the operator set of the gradients. Between 11 and 13, axes of some operators became an input, and
+// the meaning of Softmax changed: https://onnx.ai/onnx/repo-docs/Changelog.html
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -8,10 +8,10 @@ import { Builder } from './builder.js'
 import { type Graph, subgraphs } from './graph.js'
 import { entryOf, labelOf } from './operators.js'
 
-/** Exporters have not written older ones since 2020. */
+/** Exporters have not written older operator sets since 2020. */
 const OLDEST = 11
 
-/** ScatterND and Where as the backward pass uses them, and LayerNormalization, are in this one. */
+/** The first operator set with LayerNormalization, and with ScatterND and Where as the backward pass uses them. */
 export const TRAINING_OPSET = 17
 
 const NOW_INPUTS: Readonly<Record<string, string>> = {
@@ -23,7 +23,7 @@ const NOW_INPUTS: Readonly<Record<string, string>> = {
 
 const OVER_FLATTENED = new Set(['Softmax', 'LogSoftmax', 'Hardmax'])
 
-/** A newer graph stays as it is. */
+/** Raises an older graph; a newer one stays unchanged. */
 export function raiseOpset(graph: Graph): void {
   const opset = graph.opset()
   if (opset >= TRAINING_OPSET) return
@@ -69,7 +69,7 @@ function raiseNode(graph: Graph, node: NodeProto): void {
   graph.invalidate()
 }
 
-/** y = f(x) over all axes from `axis` on, as one. */
+/** Makes y = f(x) over all axes from `axis` on, as if they were one. */
 function overFlattened(g: Builder, node: NodeProto, axis: number): void {
   const [x] = node.input
   const [y] = node.output
