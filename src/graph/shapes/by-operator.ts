@@ -1,5 +1,5 @@
-// Shapes without running a model: each operator runs alone, on zeros of its inputs' shapes. The layers of a model
-// repeat, so that a few hundred operators answer for thousands of nodes, and no weight is read.
+// Finds shapes without running a model: each operator runs alone, on zeros in the shapes of its inputs. A model's
+// layers repeat, so that a few hundred runs answer for thousands of nodes, and no weight is read.
 
 import { elementCount } from '../../base/tensor.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
@@ -29,25 +29,25 @@ export type OpenModel = (model: ModelProto) => Promise<RuntimeSession>
 
 interface AtPoint {
   readonly dims: readonly number[]
-  /** Kept where it follows from the graph's inputs and small constants alone. */
+  /** Present if it follows from the graph's inputs and small constants. */
   readonly data?: TensorData | readonly number[] | undefined
 }
 
 export interface Known {
   readonly elemType: DataType
   readonly points: readonly [AtPoint, AtPoint]
-  /** A small constant, as the graph holds it. */
+  /** The tensor of a small constant. */
   readonly constant?: TensorProto
 }
 
-/** Longer floats steer no shapes. All integers are kept: masks and positions of a few tokens are small. */
+/** Longer float tensors do not steer shapes. Integers are all kept: for a few tokens they are small. */
 const MAX_FLOATS = 64
-/** Constants up to here are given to an operator as they are. */
+/** Constants of up to so many elements are given to an operator unchanged. */
 const MAX_CONSTANT = 1024
-/** Above so many elements, zeros in place of a constant are made where the operator runs: sending them takes long. */
+/** Zeros of more elements are made where the operator runs, because sending them takes long. */
 const MAX_SENT = 2 ** 20
 
-/** Operators whose output's shape may depend on the content of an input, from this one on. */
+/** Operators whose output shape may depend on the content of inputs, from this index on. */
 const STEERED_FROM: Readonly<Record<string, number>> = Object.fromEntries([
   ...'ConstantOfShape Range NonZero Unique NonMaxSuppression Loop'.split(' ').map((name) => [name, 0]),
   ...'Reshape Expand Slice Tile Pad Resize Upsample Split Squeeze Unsqueeze TopK OneHot Compress CenterCropPad'
@@ -56,7 +56,7 @@ const STEERED_FROM: Readonly<Record<string, number>> = Object.fromEntries([
   ...'Sum Mean Max Min L1 L2 Prod SumSquare LogSum LogSumExp'.split(' ').map((name) => [`Reduce${name}`, 1]),
 ])
 
-/** Values whose shape depends on what the weights compute are left out, and all that is made of them. */
+/** Finds shapes, unless they depend on values computed from weights. */
 export async function shapesByOperator(
   graph: Graph,
   open: OpenModel,
@@ -78,31 +78,33 @@ export async function shapesByOperator(
     }
     if (node.opType === 'If') {
       for (const name of node.output) {
-        const own = known.get(takenBy(graph, node, name, known) ?? '')
-        if (own !== undefined) known.set(name, own)
+        const taken = known.get(takenBy(graph, node, name, known) ?? '')
+        if (taken !== undefined) known.set(name, taken)
       }
       continue
     }
     const names = new Set(readBy(node).filter((name) => name !== ''))
-    const inputs = new Map([...names].flatMap((name) => [[name, known.get(name)!] as const].filter(([, own]) => own)))
+    const inputs = new Map(
+      [...names].flatMap((name) => [[name, known.get(name)!] as const].filter(([, entry]) => entry)),
+    )
     const steering = node.input.slice(STEERED_FROM[node.opType] ?? node.input.length)
     if (inputs.size < names.size || steering.some((name) => name !== '' && !hasContent(inputs.get(name)!))) continue
     const key = keyOf(node, inputs)
     let outputs = answers.get(key)
     if (outputs === undefined) {
-      // An operator that zeros do not fit is left to a run of the whole graph.
+      // If an operator fails on zeros, a run of the whole graph has to tell.
       outputs = ruled(node, inputs) ?? (await run(node, inputs, shell, open).catch(() => []))
       answers.set(key, outputs)
     }
     node.output.forEach((name, i) => {
-      const own = outputs[i]
-      if (own !== undefined) known.set(name, own)
+      const output = outputs[i]
+      if (output !== undefined) known.set(name, output)
     })
   }
   return known
 }
 
-/** Undefined where the two points take different branches, or none that is known. */
+/** Returns the value of the branch that an If takes; undefined if the points differ or it is not known. */
 function takenBy(graph: Graph, node: NodeProto, output: Value, known: ReadonlyMap<Value, Known>): Value | undefined {
   const [first, second] = known.get(node.input[0])?.points.map(({ data }) => data?.[0]) ?? []
   if (first === undefined || first !== second) return undefined
@@ -134,27 +136,27 @@ function hasContent({ points, constant }: Known): boolean {
   return constant !== undefined || points.every(({ data }) => data !== undefined)
 }
 
-/** Equal for operators that give the same shapes and content. */
+/** Equal keys mean equal shapes and content. */
 function keyOf(node: NodeProto, inputs: ReadonlyMap<Value, Known>): string {
   const { domain, opType, attribute } = node
   const text = (bytes: Uint8Array) => new TextDecoder('latin1').decode(bytes)
   const parts = readBy(node).map((name) => {
-    const own = inputs.get(name)
-    if (own === undefined) return ''
+    const input = inputs.get(name)
+    if (input === undefined) return ''
     // The integers of a constant are its data.
-    const tensor = own.points[0].data === undefined ? own.constant : undefined
+    const tensor = input.points[0].data === undefined ? input.constant : undefined
     const content = tensor && text(toBinary(TensorProtoSchema, copyMessage(tensor, { name: '' })))
-    return `${own.elemType} ${own.points.map(({ dims, data }) => `${dims}:${data ?? ''}`).join('/')} ${content ?? own.constant === undefined}`
+    return `${input.elemType} ${input.points.map(({ dims, data }) => `${dims}:${data ?? ''}`).join('/')} ${content ?? input.constant === undefined}`
   })
   const bytes = attribute.length > 0 && toBinary(NodeProtoSchema, create(NodeProtoSchema, { attribute }))
   return JSON.stringify([domain, opType, bytes && text(bytes), node.output.map((name) => name !== ''), parts])
 }
 
-/** The operators that read large weights; content is not needed of what they give. */
+/** Shapes by rule for operators that read large weights, whose content nobody needs. */
 function ruled(node: NodeProto, inputs: ReadonlyMap<Value, Known>): readonly Known[] | undefined {
-  const own = node.input.map((name) => inputs.get(name))
-  if (own.every((one) => one === undefined || hasContent(one))) return undefined
-  const [a, b] = own
+  const operands = node.input.map((name) => inputs.get(name))
+  if (operands.every((operand) => operand === undefined || hasContent(operand))) return undefined
+  const [a, b] = operands
   const dimsAt = (make: (a: readonly number[], b: readonly number[]) => readonly number[], elemType = a?.elemType) => {
     const points = [0, 1].map((i) => ({ dims: make(a!.points[i].dims, b?.points[i].dims ?? []) }))
     return [{ elemType: elemType!, points: points as unknown as Known['points'] }]
@@ -184,7 +186,7 @@ function ruled(node: NodeProto, inputs: ReadonlyMap<Value, Known>): readonly Kno
   }
 }
 
-/** Shapes and content of what the whole graph computes. */
+/** Finds shapes and content by running the whole graph. */
 export async function shapesByRunning(
   graph: Graph,
   open: OpenModel,
@@ -210,27 +212,27 @@ async function run(
 ): Promise<readonly (Known | undefined)[]> {
   const constants = [...inputs].flatMap(([name, { constant }]) => (constant ? [copyMessage(constant, { name })] : []))
   const others = [...inputs].filter(([, { constant }]) => constant === undefined)
-  const zeros = others.filter(([, own]) => isLargeConstant(own))
-  const fed = others.filter((one) => !zeros.includes(one))
+  const zeros = others.filter(([, entry]) => isLargeConstant(entry))
+  const fed = others.filter((entry) => !zeros.includes(entry))
   if (fed.some(([, { elemType }]) => TYPES[elemType] === undefined)) return []
   const given = node.output.filter((name) => name !== '')
   const graph = create(GraphProtoSchema, {
     name: 'shapes',
-    node: [...zeros.map(([name, own]) => makeZeros(name, own)), node],
-    initializer: [...constants, ...zeros.map(([name, own]) => dimsTensor(name, own))],
+    node: [...zeros.map(([name, entry]) => makeZeros(name, entry)), node],
+    initializer: [...constants, ...zeros.map(([name, entry]) => dimsTensor(name, entry))],
     input: fed.map(([name, { elemType }]) => valueInfo(name, elemType)),
     output: given.map((name) => create(ValueInfoProtoSchema, { name })),
   })
   const session = await open(copyMessage(shell, { graph }))
   try {
     const at = (i: 0 | 1) =>
-      session.run(Object.fromEntries(fed.map(([name, own]) => [name, tensorOf(own, i, node)])), given)
+      session.run(Object.fromEntries(fed.map(([name, entry]) => [name, tensorOf(entry, i, node)])), given)
     const isStatic = fed.every(([, { points }]) => points[0].dims === points[1].dims)
     const [first, second = first] = await Promise.all(isStatic ? [at(0)] : [at(0), at(1)])
     const isContent = ['Shape', 'Size'].includes(node.opType) || [...inputs.values()].every(hasContent)
     return node.output.map((name) => (name === '' ? undefined : ofTensors([first[name], second[name]], isContent)))
   } finally {
-    // Nobody waits for it: there are hundreds of operators.
+    // Not awaited: there are hundreds of operators.
     session.dispose().catch(() => {})
   }
 }
@@ -259,7 +261,7 @@ function makeZeros(name: Value, { elemType }: Known): NodeProto {
 function tensorOf({ elemType, points }: Known, i: 0 | 1, { opType }: NodeProto): RuntimeTensor {
   const [type, Data] = TYPES[elemType]!
   const { dims, data = new Data(elementCount(dims)) } = points[i]
-  // A division of integers by zero ends the process.
+  // Dividing integers by zero would end the process.
   if (points[i].data === undefined && /^(Div|Mod)$/.test(opType))
     (data as Int32Array).fill((type === 'int64' ? 1n : 1) as never)
   return { type, data: data as TensorData, dims }

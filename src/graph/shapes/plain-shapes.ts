@@ -1,5 +1,5 @@
-// Exporters compute the target of each Reshape and Expand by ten nodes or more. Probing has shown what they come to:
-// constants and lengths of inputs, which alone are left. Opening a large graph is much faster then.
+// Simplifies the targets of Reshape and Expand, which exporters compute with ten or more nodes, to constants and
+// lengths of inputs, as probing has shown. Large graphs then open much faster.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
@@ -14,7 +14,7 @@ export interface RunLength {
   readonly axis: number
 }
 
-/** `lengths` at the two probe points occur in no other meaning. */
+/** No other dimension may equal one of `lengths` at both probe points. */
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
   const sources = new Map(
     lengths.map((length) => {
@@ -45,10 +45,10 @@ export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunL
   }
 }
 
-/** A number, or the name of a length that differs between runs. */
+/** A number, or the name of a length that varies between runs. */
 type Entry = number | string
 
-/** Undefined for a constant, which is plain already, and for a value that was not probed. */
+/** Returns undefined for a constant, which is simple already, and for a value that was not probed. */
 function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedContent | undefined {
   if (graph.integers(target) !== undefined) return undefined
   const maker = graph.producer(target)
@@ -56,7 +56,7 @@ function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedCon
   return shape === undefined ? shapes.contents.get(target) : { value: shape.dims, other: shape.other }
 }
 
-/** An Expand says 1 where it keeps a dimension of `source`, a Reshape −1 for its only length that differs. */
+/** Entries of a target: 1 if Expand keeps a dimension of `source`, −1 for the only varying length of a Reshape. */
 function plainEntries(
   { opType }: NodeProto,
   { value, other }: ProbedContent,
@@ -93,8 +93,8 @@ function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
 }
 
 /**
- * Without names for dimensions ONNX Runtime takes any two for different, and planning what shares memory takes time
- * that grows with the square of the graph. `values` are floats.
+ * Declares shapes with named dimensions. Without names, ONNX Runtime takes any two dimensions for different, and
+ * planning shared memory takes time quadratic in the graph's size. `values` are floats.
  */
 export function declareShapes(
   graph: Graph,
@@ -116,7 +116,9 @@ export function declareShapes(
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }
 
-/** False for an input of another type than float32, or what is only moved or cast from one. */
+/**
+ * Whether a value is float32; false for inputs of other types, and for values that are only moved or cast to others.
+ */
 export function isFloat(graph: Graph, value: Value): boolean {
   const maker = graph.producer(value)
   if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT) === DataType.FLOAT
@@ -127,7 +129,7 @@ export function isFloat(graph: Graph, value: Value): boolean {
 /** Operators whose output has the type of their first input, which may be integers. */
 const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose', 'Range'])
 
-/** A Reshape of a Reshape needs only the second. Those that nobody reads then are for `prune`. */
+/** Skips a Reshape that is only read by a Reshape. `prune` removes it afterwards. */
 export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'Reshape' || !isIndependent(graph, shapes, node.input[1])) continue
@@ -140,7 +142,7 @@ export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
   graph.invalidate()
 }
 
-/** True if a target shape does not depend on the shape before it: it has no 0, which would copy a dimension. */
+/** Whether a target does not depend on the shape before: it has no 0, which copies a dimension. */
 function isIndependent(graph: Graph, shapes: ShapeMap, shape: Value): boolean {
   if (graph.producer(shape)?.opType === 'Shape') return true
   const content = shapes.contents.get(shape)

@@ -1,6 +1,6 @@
-// Shapes of a graph's values, measured at two small points: what is equal in both is static. This needs no rules of
-// shapes, and gives the small integer tensors that steer Slice and Reshape. Where operators alone do not tell (a shape
-// that depends on what weights compute), the whole graph runs.
+// Measures the shapes of a graph's values with two small feeds; dimensions that are equal in both are static. This
+// needs no shape rules, and also gives the small integer tensors that steer Slice and Reshape. The whole graph only
+// runs if shapes depend on values computed from weights.
 
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Value } from '../view/builder.js'
@@ -17,21 +17,21 @@ export interface ProbedContent {
   readonly other: readonly number[]
 }
 
-/** Run-time shapes, axes, pads and slice bounds have fewer elements; weights have more. */
+/** Shapes, axes, pads and slice bounds have fewer elements; weights have more. */
 const MAX_PROBED_ELEMENTS = 64
 
-/** Inputs, initializers, outputs of nodes. */
+/** Shapes of inputs, initializers and outputs of nodes. */
 export class ShapeMap extends Map<Value, ProbedShape> {
   /** Integer and bool tensors of at most {@link MAX_PROBED_ELEMENTS} elements. */
   readonly contents = new Map<Value, ProbedContent>()
 }
 
-/** A shape whose dims are changed alike at both points. */
+/** Changes a shape alike at both points. */
 export function mapShape({ dims, other }: ProbedShape, change: (dims: readonly number[]) => number[]): ProbedShape {
   return { dims: change(dims), other: change(other) }
 }
 
-/** Negative axes count from the end. */
+/** Whether an axis has the same length at both points. Negative axes count from the end. */
 export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.other.at(axis)
 }
@@ -42,7 +42,7 @@ export function staticContent(shapes: ShapeMap, value: Value): readonly number[]
   return content.value.every((entry, i) => entry === content.other[i]) ? content.value : undefined
 }
 
-/** The symbolic dimensions of `points` all differ. `wanted`: values of nodes, by default all. */
+/** Measures shapes at two points that differ in all symbolic dimensions. `wanted`: outputs of nodes, by default all. */
 export async function probeShapes(
   graph: Graph,
   open: OpenModel,
@@ -54,7 +54,7 @@ export async function probeShapes(
   const known = new Map(await shapesByOperator(graph, open, points))
   const missing = values.filter((value) => !known.has(value))
   if (missing.length > 0) {
-    for (const [value, own] of await shapesByRunning(graph, open, points, missing)) known.set(value, own)
+    for (const [value, entry] of await shapesByRunning(graph, open, points, missing)) known.set(value, entry)
   }
   const shapes = new ShapeMap()
   for (const value of [...graph.initializers.keys(), ...graph.inputs.map(({ name }) => name), ...values]) {
