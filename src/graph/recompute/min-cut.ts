@@ -1,10 +1,10 @@
-// The cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970).
+// Finds the cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970).
 
-/** The two vertices that each network has. */
+/** Vertices that every network has. */
 export const [SOURCE, SINK] = [0, 1]
 
 export class FlowNetwork {
-  /** An edge and its reverse are neighbors, with numbers that differ in the last bit. */
+  /** The numbers of an edge and its reverse differ only in the last bit. */
   readonly #edges: number[][] = [[], []]
   readonly #to: number[] = []
   readonly #room: number[] = []
@@ -23,19 +23,20 @@ export class FlowNetwork {
   }
 
   /**
-   * The vertices on the sink's side of the smallest cut that is nearest to it. Capacities on some way must be finite.
+   * Returns the sink's side of the smallest cut; if several are smallest, of the one nearest to the sink. Every path
+   * needs an edge of finite capacity.
    */
   sinkSide(): Set<number> {
     for (let levels = this.#levels(); levels[SINK] !== -1; levels = this.#levels()) this.#fill(levels)
     const side = new Set([SINK])
-    // A set yields what is added to it while it is walked.
+    // The loop also visits vertices that it adds.
     for (const vertex of side) {
       for (const edge of this.#edges[vertex]) if (this.#room[edge ^ 1] > 0) side.add(this.#to[edge])
     }
     return side
   }
 
-  /** The number of edges with room between the source and each vertex; −1 for a vertex that cannot be reached. */
+  /** Distance of each vertex from the source over edges with room; −1 if it cannot be reached. */
   #levels(): Int32Array {
     const levels = new Int32Array(this.#edges.length).fill(-1)
     levels[SOURCE] = 0
@@ -51,7 +52,7 @@ export class FlowNetwork {
     return levels
   }
 
-  /** Lets as much flow as there is room for, over edges that lead to the next level. */
+  /** Adds as much flow as possible over edges that lead to the next level. */
   #fill(levels: Int32Array): void {
     const next = new Int32Array(this.#edges.length)
     const path: number[] = []

@@ -1,6 +1,5 @@
-// Values that the backward pass reads are most of a training step's memory. Cheap ones are computed a second time
-// instead: all that lies behind a smallest cut, as in PyTorch's partitioner
-// (https://github.com/pytorch/functorch/pull/653).
+// Saves memory by computing cheap values a second time for the backward pass instead of keeping them. A smallest cut
+// chooses the values, as in PyTorch's partitioner (https://github.com/pytorch/functorch/pull/653).
 
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -13,15 +12,15 @@ import { operatorOf, PREDICATES } from '../view/operators.js'
 import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 
 /**
- * The weight of memory against measured times: computing an element again costs 1. Beside the weights, what few tokens
- * keep is little.
+ * The price of keeping an element, if computing it again costs 1; fitted to measured times. With few tokens, kept
+ * values are small compared with the weights.
  */
 const COST_OF_KEEPING = { few: 4, many: 10 }
-/** Tokens of a batch. */
+/** Up to so many tokens, a batch has few. */
 const FEW = 512
-/** Layers that give more than they read, in long texts: the first ones of an MLP give most of what would be kept. */
+/** In long texts, the price per output of a layer that is wider than its input, such as the first layers of an MLP. */
 const COST_OF_WIDENING = 4
-/** How many products and sums take as long as one element of a simple operator. */
+/** Multiplications and additions that take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
 
 const SMALL = 1024
@@ -33,15 +32,15 @@ const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
 
 interface Sizes {
-  /** In a typical run. */
+  /** Number of elements in a typical run. */
   readonly elements: (shape: ProbedShape) => number
-  /** In the largest batch. */
+  /** Tokens of the largest batch. */
   readonly tokens: number
-  /** Memory then counts for more than some products. */
+  /** Whether texts are so long that memory matters more than some products. */
   readonly isLong: boolean
 }
 
-/** Returns the new values, and which each is a copy of; `shapes` gets theirs. */
+/** Returns the original of each new value; adds their shapes to `shapes`. */
 export function recompute(graph: Graph, shapes: ShapeMap, loss: Value, sizes: Sizes): ReadonlyMap<Value, Value> {
   graph.sort()
   const forward = new Set(Array.from(graph.madeOf(loss)).flatMap(([, maker]) => maker ?? []))
@@ -67,14 +66,14 @@ export function recompute(graph: Graph, shapes: ShapeMap, loss: Value, sizes: Si
     return copy.output[maker.output.indexOf(value)]
   }
   for (const node of backward) node.input = node.input.map(anew)
-  // In front of the backward pass: ONNX Runtime then computes each right before it is read.
+  // Before the backward pass, so that ONNX Runtime computes each copy right before it is read.
   const end = graph.nodes.indexOf(graph.producer(loss) as NodeProto) + 1
   graph.nodes = [...graph.nodes.slice(0, end), ...copies.values(), ...graph.nodes.slice(end)]
   graph.invalidate()
   return originals
 }
 
-/** The value whose memory a view shows; a value itself if it is no view. */
+/** Returns the value whose memory a view shares; for other values, the value. */
 function storage(graph: Graph, value: Value): Value {
   let source = value
   for (let maker = graph.producer(source); maker !== undefined && VIEWS.has(maker.opType); ) {
@@ -84,7 +83,7 @@ function storage(graph: Graph, value: Value): Value {
   return source
 }
 
-/** Views stand under what they show. */
+/** Chooses the values to compute again. A view counts as the value that it shows. */
 function chooseRecomputed(
   graph: Graph,
   shapes: ShapeMap,
@@ -95,10 +94,10 @@ function chooseRecomputed(
   const { elements, tokens } = sizes
   const costOfKeeping = tokens > FEW ? COST_OF_KEEPING.many : COST_OF_KEEPING.few
   const network = new FlowNetwork()
-  /** The cut passes between a value's two vertices where it is kept. */
+  /** A value is kept if the cut separates its two vertices. */
   const vertices = new Map<Value, { computed: number; kept: number }>()
   const open: Value[] = []
-  /** Undefined for what is in memory anyway, or small. */
+  /** Undefined for a value that is in memory anyway, or small. */
   const vertexOf = (value: Value) => {
     const source = storage(graph, value)
     const shape = shapes.get(source)
@@ -132,7 +131,7 @@ function chooseRecomputed(
   return new Set([...vertices].flatMap(([value, { computed }]) => (behind.has(computed) ? [value] : [])))
 }
 
-/** Infinite for a node that is never run again, such as most products with weights. */
+/** The cost of running a node again; infinite for most products with weights, which never run again. */
 function costOf(node: NodeProto, shapes: ShapeMap, { elements, isLong }: Sizes): number {
   const operator = operatorOf(node)
   const [read, given] = [node.input[0], node.output[0]].map((value) => elements(shapes.get(value) ?? NOTHING))
