@@ -1,5 +1,5 @@
-// Attention that an exporter wrote out over a cache, as one GroupQueryAttention: a step of one token then takes a tenth
-// of the operators. Only for providers that add a bias:
+// Fuses attention over a cache, which an exporter wrote as single operators, into a GroupQueryAttention: a step of one
+// token then takes a tenth of the operators. Only for providers whose operator can add a bias:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -25,7 +25,7 @@ import {
 } from './patterns.js'
 import { type Rotation, rotate, rotationOf } from './rotary.js'
 
-/** Keys or values: those of the cache, and the new ones behind them. */
+/** Keys or values: the cached rows followed by the new rows. */
 interface Joined {
   readonly past: Value
   readonly present: Value
@@ -52,10 +52,10 @@ const [SPLIT_HEADS, SWAP_LAST] = [
   [0, 1, 3, 2],
 ]
 
-/** Returns how many there were. Attention in another type than float32 stays as it is. */
+/** Fuses attention in float32, and returns the number of fused places. */
 export function fuseAttention(graph: Graph): number {
   const softmaxes = graph.nodes.filter(({ opType }) => opType === 'Softmax')
-  // The branches of a merged decoder compute the same attention twice, with and without a cache.
+  // A merged decoder has the same attention twice, with and without a cache.
   const isMerged = graph.nodes.some(({ opType }) => opType === 'If')
   if (isMerged || softmaxes.length === 0 || !graph.inputs.some(isCacheInput)) return 0
   const linears = new Map(findLinears(graph).map((linear) => [linear.last.output[0], linear]))
@@ -119,7 +119,7 @@ function unscaled(graph: Graph, value: Value, size?: number): { value: Value; fa
   return { value, factor: 1 }
 }
 
-/** A number that is a constant, or computed from constants and the size of the heads. */
+/** Evaluates a constant, or a number computed from constants and the size of the heads. */
 function numberOf(graph: Graph, value: Value, size: number | undefined): number | undefined {
   const constant = scalarOf(graph, value)
   const node = graph.producer(value)
@@ -133,7 +133,7 @@ function numberOf(graph: Graph, value: Value, size: number | undefined): number 
   return node.opType === 'Div' && b !== undefined ? a / b : undefined
 }
 
-/** The key heads before each is repeated for the query heads that share it. */
+/** Returns keys or values before each head is repeated for the query heads that share it. */
 export function unrepeated(graph: Graph, value: Value): Value {
   const expanded = makerOf(graph, makerOf(graph, value, 'Reshape')?.input[0] ?? '', 'Expand')
   return unsqueezed(graph, expanded?.input[0] ?? '', 2) ?? value
@@ -144,12 +144,12 @@ function joined(graph: Graph, present: Value): Joined | undefined {
   const input = graph.inputs.find(({ name }) => name === past)
   if (input === undefined || more.length > 0 || !isCacheInput(input) || typeOf(input) !== 'float32') return undefined
   const [, heads, , size] = dimsOfInput(input)
-  // The kernel takes heads of a multiple of 8.
+  // The kernel requires a multiple of 8.
   if (heads === undefined || size === undefined || size % 8 !== 0) return undefined
   return { past, present, node: graph.producer(present)!, fresh, heads, size }
 }
 
-/** Told by the linear layer that made the query (batch, heads, sequence, size), or its part of a packed one. */
+/** Counts heads by the width of the linear layer, or part of a packed layer, that made the query. */
 function headsOf(graph: Graph, query: Value, size: number, linears: ReadonlyMap<Value, Linear>): number | undefined {
   const open = [query]
   for (let looked = 0; open.length > 0 && looked < MOST_NODES; looked++) {
@@ -175,7 +175,7 @@ function linearBehind(graph: Graph, node: NodeProto, linears: ReadonlyMap<Value,
   return [whole, ...sum].map((value) => linears.get(value)).find((linear) => linear !== undefined)
 }
 
-/** A rotation and a norm lie between a query and its linear layer. */
+/** A rotation and a norm between a query and its linear layer have fewer nodes. */
 const MOST_NODES = 60
 
 function replace(
@@ -192,7 +192,7 @@ function replace(
     return rotation === undefined ? flat : rotate(g, flat, rotation, size, shared)
   })
   const v = flatHeads(g, value.fresh, linears)
-  // If ONNX Runtime cannot tell the shape of the values, it takes the query for all three in one.
+  // If ONNX Runtime does not know the shape of the values, it assumes that the query packs all three.
   if (!graph.valueInfo.some(({ name }) => name === v)) {
     const dims = ['attention/batch', 'attention/sequence', value.heads * size]
     graph.valueInfo.push(valueInfo(v, DataType.FLOAT, dims))
@@ -207,18 +207,18 @@ function replace(
   for (const [i, name] of [last.output[0], key.present, value.present].entries()) graph.setOutput(node, i, name)
 }
 
-/** (batch, heads, sequence, size) as (batch, sequence, heads · size), which is what a linear layer gave. */
+/** Turns (batch, heads, sequence, size) back into (batch, sequence, heads · size), as linear layers give it. */
 function flatHeads(g: Builder, heads4: Value, linears: ReadonlyMap<Value, Linear>): Value {
   const { graph } = g
   const split = transposed(graph, heads4, SPLIT_HEADS) ?? g.transpose(heads4, SPLIT_HEADS)
   const source = makerOf(graph, split, 'Reshape')?.input[0] ?? ''
   const linear = linears.get(source)
-  // A Gemm gives the rows of all texts as one matrix.
+  // A Gemm gives all rows as one matrix.
   const isFlat = linear !== undefined && linear.form.name !== 'Gemm' && linear.fused === undefined
   return isFlat ? source : g.reshape(split, g.int([0, 0, -1]))
 }
 
-/** Keys that fill rows up count too: the bias hides them. */
+/** Lengths that also count the keys of padding, which the bias hides. */
 function lengths(g: Builder, tokens: Value, past: Value, shared: Map<string, Value>) {
   const total = sharedValue(shared, 'total', () => g.add(g.length(past, 2), g.length(tokens, 1)))
   const totalLength = sharedValue(shared, 'total as int32', () => g.cast(total, DataType.INT32))

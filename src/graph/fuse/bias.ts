@@ -1,4 +1,4 @@
-// The mask that written-out attention adds to its scores, as the bias that fused attention takes.
+// Turns the mask that attention adds to its scores into the bias of fused attention.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { isCacheInput } from '../inputs/cache.js'
@@ -7,22 +7,22 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { dimensionOf, makerOf, scalarOf } from './patterns.js'
 
-/** Far below every score, and finite: a row without a key yields no NaN. */
+/** Far below every score, but finite, so that a row without keys does not become NaN. */
 const HIDDEN = -1e9
 
 const PLACING = new Set(['Trilu', 'Div', 'Mod', 'BitShift'])
 const ORDERS = new Set(['Less', 'LessOrEqual', 'Greater', 'GreaterOrEqual', 'Trilu'])
 
 export interface Mask {
-  /** The value that is added; or a condition: nothing is added where it is true, and a very low number elsewhere. */
+  /** The value to add, or a condition: true adds nothing, false a very low number. */
   readonly value: Value
   readonly isCondition: boolean
   readonly isCut: boolean
 }
 
 /**
- * Undefined for a mask that shows later tokens, as over images: fused attention hides them by itself. `keys` are values
- * as long as all keys.
+ * Reads a mask. Returns undefined if it shows later tokens, as for images, because fused attention always hides them.
+ * `keys`: values that are as long as all keys.
  */
 export function maskOf(graph: Graph, mask: Value, keys: ReadonlySet<Value>): Mask | undefined {
   let [value, isCut] = uncut(graph, mask, keys)
@@ -45,7 +45,7 @@ function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Va
   return isWhole && isLength && (axis === 3 || axis === -1) ? [whole, true] : [value, false]
 }
 
-/** True if a mask is made of compared places, and otherwise only of lengths, positions and the mask of padding. */
+/** Whether a mask compares places, and depends on nothing else than lengths, positions and padding. */
 function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   const { roles, others } = splitInputs(graph)
   const isRole = new Set(roles.flatMap(({ name, role }) => (role === 'tokenTypeIds' ? [] : [name])))
@@ -61,7 +61,7 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   return isOrdered
 }
 
-/** True if a bias hides later tokens and padding alone: no windows or chunks, which depend on the places of keys. */
+/** Whether a bias hides only later tokens and padding, not windows or chunks, which depend on the places of keys. */
 export function isPlainBias(graph: Graph, bias: Value): boolean {
   const condition = makerOf(graph, bias, 'Where')?.input[0] ?? ''
   const made = Array.from(

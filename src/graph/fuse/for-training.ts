@@ -1,5 +1,5 @@
-// Attention and RMS norms that an exporter wrote out, in a form whose step and gradient take fewer passes over large
-// tensors.
+// Rewrites attention and RMS norms, which exporters write as single operators, so that steps and gradients take fewer
+// passes over large tensors.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { beforeSwap, lastSwapped } from '../gradients/matmul.js'
@@ -12,7 +12,7 @@ import { unrepeated } from './attention.js'
 import { bothWays, makerOf, onlyReader, scalarOf, transposed } from './patterns.js'
 import { rotate, rotationOf } from './rotary.js'
 
-/** Norms, rotations and scales. `nodes` are on the way of gradients; `shapes` gets those of new values. */
+/** Rewrites norms, rotations and scales among `nodes`, which gradients pass. Adds shapes of new values to `shapes`. */
 export function rewriteAttention(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
   const g = new Builder(graph, 'attention')
   const shared = new Map<string, Value>()
@@ -27,14 +27,14 @@ export function rewriteAttention(graph: Graph, nodes: readonly NodeProto[], shap
   graph.prune()
 }
 
-/** Keys that several query heads share. */
+/** Lets query heads share keys without repeating them. */
 export function shareKeys(graph: Graph, nodes: readonly NodeProto[], shapes: ShapeMap): void {
   const g = new Builder(graph, 'shared keys')
   for (const node of nodes) if (node.opType === 'MatMul') groupHeads(g, node, shapes)
   graph.prune()
 }
 
-/** Lets products transpose what they read: a Transpose of its own takes longer, and has one thread. */
+/** Lets products transpose their inputs: a separate Transpose takes longer, and runs on one thread. */
 export function fuseTransposes(graph: Graph): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'MatMul' || !node.input.every((value) => isFloat(graph, value))) continue
@@ -52,12 +52,12 @@ export function fuseTransposes(graph: Graph): void {
   graph.prune()
 }
 
-/** From so many columns on, a copy of what is added to takes longer than the views of a convolution. */
+/** From so many columns on, the copy that a Gemm makes takes longer than the reshapes of a convolution. */
 const WIDE = 512
 
 /**
- * Products of factors that add to a value: a Gemm copies that first, in one thread. A convolution of length 1 is the
- * same product, and adds in place.
+ * Turns products that are added to a value into convolutions with kernel 1, which add in place: a Gemm first copies the
+ * value, on one thread.
  */
 export function addInPlace(graph: Graph, shapes: ShapeMap): void {
   const g = new Builder(graph, 'in place')
@@ -77,7 +77,7 @@ export function addInPlace(graph: Graph, shapes: ShapeMap): void {
   graph.requireOpset('com.microsoft', 1)
 }
 
-/** γ·x/√(mean x² + ε) over the last axis. */
+/** Fuses γ·x/√(mean x² + ε) over the last axis. */
 function normAtOnce(g: Builder, node: NodeProto, shapes: ShapeMap): boolean {
   const { graph } = g
   const [y] = node.output
@@ -94,7 +94,7 @@ function normAtOnce(g: Builder, node: NodeProto, shapes: ShapeMap): boolean {
   return false
 }
 
-/** The ε of 1/√(mean x² + ε) over the last axis. */
+/** Returns the ε of 1/√(mean x² + ε) over the last axis. */
 function inverseRmsOf(graph: Graph, value: Value, x: Value): number | undefined {
   const maker = graph.producer(value)
   const isInverse = maker?.opType === 'Reciprocal' || (maker?.opType === 'Div' && scalarOf(graph, maker.input[0]) === 1)
@@ -121,7 +121,7 @@ function rotateAtOnce(g: Builder, { output: [y] }: NodeProto, shapes: ShapeMap, 
   g.graph.replaceUses(y, rotated)
 }
 
-/** q·(c·kᵀ) is (c·q)·kᵀ, and keys that are not scaled can be shared. */
+/** Turns q·(c·kᵀ) into (c·q)·kᵀ: keys that are not scaled can be shared. */
 function scaleInPlaceOfKeys(g: Builder, node: NodeProto, shapes: ShapeMap): void {
   const { graph } = g
   const [query, keys] = node.input
@@ -136,7 +136,7 @@ function scaleInPlaceOfKeys(g: Builder, node: NodeProto, shapes: ShapeMap): void
   }
 }
 
-/** c·(q·kᵀ) is (c·q)·kᵀ, and queries are smaller than scores. */
+/** Turns c·(q·kᵀ) into (c·q)·kᵀ: queries are smaller than scores. */
 function scaleQuery(g: Builder, { opType, input, output: [y] }: NodeProto, shapes: ShapeMap): void {
   const { graph } = g
   const factors = bothWays({ input } as NodeProto).slice(0, opType === 'Mul' ? 2 : 1)
@@ -156,8 +156,8 @@ function scaleQuery(g: Builder, { opType, input, output: [y] }: NodeProto, shape
 }
 
 /**
- * Queries (B, heads, S, d) that share a key are rows of one product, (B, key heads, heads/key heads · S, d): keys are
- * never repeated, nor are their gradients summed.
+ * Makes queries (B, heads, S, d) that share keys rows of one product, (B, key heads, heads/key heads · S, d), so that
+ * keys are not repeated and their gradients need no sum.
  */
 function groupHeads(g: Builder, node: NodeProto, shapes: ShapeMap): void {
   const { graph } = g

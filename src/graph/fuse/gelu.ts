@@ -1,12 +1,12 @@
-// GELU that an exporter wrote out, x·(1 + erf(x/√2))/2 or with tanh(√(2/π)·(x + 0.044715·x³)) for the erf, as one
-// operator: its gradient keeps x alone.
+// Fuses GELU, x·(1 + erf(x/√2))/2 or with tanh(√(2/π)·(x + 0.044715·x³)) instead of erf, into one operator, whose
+// gradient only needs to keep x.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { bothWays, makerOf, onlyReader, scalarOf } from './patterns.js'
 
-/** The last digits as float32. */
+/** Constants in graphs are rounded to float32. */
 const TOLERANCE = 1e-6
 
 export function fuseGelu(graph: Graph): void {
@@ -23,11 +23,11 @@ export function fuseGelu(graph: Graph): void {
   graph.prune()
 }
 
-/** The node that gives x·(1 + t)/2 as a whole, for the t of a node. */
+/** Returns the node that makes x·(1 + t)/2, if `node` makes t. */
 function geluAround(graph: Graph, node: NodeProto, x: Value): NodeProto | undefined {
   const sum = onlyReader(graph, node.output[0], 'Add')
-  if (sum === undefined || !bothWays(sum).some(([, one]) => isAbout(graph, one, 1))) return undefined
-  // The three factors of the whole are 1 + t, x and ½, in any order.
+  if (sum === undefined || !bothWays(sum).some(([, term]) => isAbout(graph, term, 1))) return undefined
+  // The factors 1 + t, x and ½ may come in any order.
   const product = onlyReader(graph, sum.output[0], 'Mul')
   const factor = bothWays(product).find(([a]) => a === sum.output[0])?.[1]
   if (product === undefined || factor === undefined) return undefined
@@ -40,14 +40,14 @@ function geluAround(graph: Graph, node: NodeProto, x: Value): NodeProto | undefi
   return isWhole ? last : undefined
 }
 
-/** The x of x/√2. */
+/** Returns the x of x/√2. */
 function scaledInput(graph: Graph, value: Value): Value | undefined {
   const quotient = makerOf(graph, value, 'Div')
   if (quotient !== undefined) return isAbout(graph, quotient.input[1], Math.SQRT2) ? quotient.input[0] : undefined
   return bothWays(makerOf(graph, value, 'Mul')).find(([, scale]) => isAbout(graph, scale, Math.SQRT1_2))?.[0]
 }
 
-/** The x of √(2/π)·(x + 0.044715·x³). */
+/** Returns the x of √(2/π)·(x + 0.044715·x³). */
 function cubicInput(graph: Graph, value: Value): Value | undefined {
   const sum = bothWays(makerOf(graph, value, 'Mul')).find(([, scale]) => isAbout(graph, scale, Math.sqrt(2 / Math.PI)))
   for (const [x, term] of bothWays(makerOf(graph, sum?.[0] ?? '', 'Add'))) {

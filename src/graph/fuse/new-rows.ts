@@ -1,4 +1,4 @@
-// An output with the rows that a step adds to a key-value cache, so that it gives out no copy of the whole cache.
+// Adds an output with only the rows that a step adds to a key-value cache, so that the whole cache need not be copied.
 
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
@@ -19,21 +19,21 @@ export interface CachePart {
   readonly size: number
 }
 
-/** The rows of all parts: by token (batch, sequence, width), or by head (batch, heads of all parts, sequence, size). */
+/** New rows of all parts: by token (batch, sequence, width), or by head (batch, heads of all parts, sequence, size). */
 export interface NewRows {
   readonly isByHead: boolean
   readonly output: string
-  /** The inputs that tell how many tokens there are: (batch, sequence) and (batch, past + sequence). */
+  /** Inputs that tell the numbers of tokens: (batch, sequence) and (batch, past + sequence). */
   readonly ids: string
   readonly mask: string
   readonly parts: readonly CachePart[]
-  /** The graph has {@link MISSING_INPUT}. */
+  /** Whether the graph has {@link MISSING_INPUT}. */
   readonly takesMissing: boolean
 }
 
 /**
- * The mask then tells how many tokens the cache holds. Undefined where something else reads the cache, or there is no
- * mask.
+ * Adds the output, and lets the mask tell how many tokens the cache has. Returns undefined if the graph has no mask, or
+ * if anything besides attention reads the cache.
  */
 export function giveNewRows(graph: Graph): NewRows | undefined {
   const { roles, others } = splitInputs(graph)
@@ -63,7 +63,9 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
 
 const [SEQLENS, BIAS] = [5, 10]
 
-/** Only where lowrank made the number of keys, which is the same for all rows, and a bias that hides what fills up. */
+/**
+ * Lets each row have a different number of keys. Only if lowrank fused the attention, so that the bias hides padding.
+ */
 function countByRow(g: Builder, sources: readonly (Source | undefined)[]): boolean {
   const { graph } = g
   const nodes = new Set(sources.map((source) => source!.attention))
@@ -73,15 +75,15 @@ function countByRow(g: Builder, sources: readonly (Source | undefined)[]): boole
   const shared = new Map<Value, Value>()
   for (const node of nodes) {
     const all = node.input[SEQLENS]
-    const own = sharedValue(shared, all, () => g.sub(all, missing))
-    graph.setInput(node, SEQLENS, own)
+    const counts = sharedValue(shared, all, () => g.sub(all, missing))
+    graph.setInput(node, SEQLENS, counts)
   }
   return true
 }
 
 type Source = NonNullable<ReturnType<typeof sourceOf>>
 
-/** Without `rows` where attention makes them itself. */
+/** Finds the attention that reads a cache, and the rows that it adds unless they are made inside the operator. */
 function sourceOf(graph: Graph, past: string) {
   const readers = graph.consumers(past)
   const [attention, ...more] = readers.filter(({ opType }) => opType === 'GroupQueryAttention')
@@ -94,7 +96,7 @@ function sourceOf(graph: Graph, past: string) {
   return { attention, present, rows: isRotated || rows === '' ? undefined : rows }
 }
 
-/** The last keys of each row. A row that is filled up in a first run has fewer keys than tokens, and begins at 0. */
+/** Gathers the last keys of each row. A padded row of a first run has fewer keys than tokens, and begins at 0. */
 function newestOf(g: Builder, source: Source, part: CachePart, ids: Value, shared: Map<string, Value>): Value {
   const { attention, present } = source
   const [keys] = attention.input.slice(5)
@@ -115,7 +117,7 @@ function isReader({ opType, attribute }: NodeProto): boolean {
   return opType === 'GroupQueryAttention' || (opType === 'Shape' && attribute.length === 0)
 }
 
-/** Lets what asks for the shape of a part get that of the tokens in it. */
+/** Replaces the shape of a cache by one that counts only the tokens in it. */
 function countByMask(g: Builder, part: CachePart, ids: Value, mask: Value, shared: Map<string, Value>): void {
   const { graph } = g
   for (const reader of graph.consumers(part.past).filter(({ opType }) => opType === 'Shape')) {

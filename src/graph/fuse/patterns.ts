@@ -1,4 +1,4 @@
-// Small questions about the nodes behind a value.
+// Matches small patterns of nodes.
 
 import { DataType, floatsOf, integersOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
@@ -10,7 +10,7 @@ export function makerOf(graph: Graph, value: Value, opType: string): NodeProto |
   return node?.opType === opType && (node.domain === '' || node.domain === 'ai.onnx') ? node : undefined
 }
 
-/** Undefined if the value is an output of the graph. */
+/** Returns the only reader of a value; undefined if there are more, or if the value is an output. */
 export function onlyReader(graph: Graph, value: Value, opType: string): NodeProto | undefined {
   const [reader, ...others] = graph.consumers(value)
   const isOutput = graph.outputs.some(({ name }) => name === value)
@@ -40,7 +40,7 @@ export function concatenated(graph: Graph, value: Value, axes: readonly number[]
   return node !== undefined && axes.includes(intAttribute(node, 'axis', 0)) ? node.input : undefined
 }
 
-/** The two ways in which a commutative operator can have its two inputs. */
+/** Both orders of a commutative operator's two inputs. */
 export function bothWays(node: NodeProto | undefined): (readonly [Value, Value])[] {
   if (node?.input.length !== 2) return []
   const [a, b] = node.input
@@ -50,14 +50,14 @@ export function bothWays(node: NodeProto | undefined): (readonly [Value, Value])
   ]
 }
 
-/** Where(IsNaN(x), 0, x) among some readers of x: exporters put it behind the softmax of attention. */
+/** Finds Where(IsNaN(x), 0, x) among readers of x. Exporters put it after the softmax of attention. */
 export function nanGuard(graph: Graph, x: Value, readers: readonly NodeProto[]): NodeProto | undefined {
   const guard = readers.find(({ opType, input }) => opType === 'Where' && input[2] === x)
   const test = guard && makerOf(graph, guard.input[0], 'IsNaN')
   return test?.input[0] === x && scalarOf(graph, guard!.input[1]) === 0 ? guard : undefined
 }
 
-/** The dimension of a value that a scalar is; undefined where it is none. */
+/** Returns the value and axis whose length a scalar is, or undefined if it is not a length. */
 export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: number } | undefined {
   const node = graph.producer(value)
   if (node === undefined) return undefined
@@ -74,12 +74,12 @@ export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: numb
 
 export const HANDS_ON: readonly string[] = ['Transpose', 'Cast', 'Identity']
 
-/** An initializer's name, or a node's output. */
+/** The value that another one is made of by Transpose, Cast and Identity. */
 export interface Source {
-  /** True if the two axes of a matrix are swapped on the way. */
   readonly value: Value
+  /** Whether the axes of a matrix are swapped on the way. */
   readonly isSwapped: boolean
-  /** The type in which it arrives; undefined where nothing casts it. */
+  /** The type after the last Cast, if there is any. */
   readonly castTo: DataType | undefined
 }
 

@@ -1,5 +1,5 @@
-// Rotary embeddings that an exporter wrote out (Su et al. 2021, arXiv 2104.09864), as one RotaryEmbedding. The angles
-// stay as the graph computes them, so that every way of scaling them remains right.
+// Fuses rotary embeddings (Su et al. 2021, arXiv 2104.09864) into one RotaryEmbedding. The graph still computes the
+// angles, so that every way of scaling them stays right.
 
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -8,12 +8,12 @@ import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, unsqueezed } fr
 export interface Rotation {
   /** (batch, heads, sequence, size) */
   readonly x: Value
-  /** (batch, sequence, size), with equal halves */
+  /** (batch, sequence, size), whose halves are equal */
   readonly cos: Value
   readonly sin: Value
 }
 
-/** The rotation that makes a value (batch, heads, sequence, size), with the size of the heads. */
+/** Finds the rotation that makes a value (batch, heads, sequence, size). */
 export function rotationOf(graph: Graph, value: Value, size: number): Rotation | undefined {
   for (const [straight, turned] of bothWays(makerOf(graph, value, 'Add'))) {
     for (const [x, cos4] of bothWays(makerOf(graph, straight, 'Mul'))) {
@@ -27,7 +27,7 @@ export function rotationOf(graph: Graph, value: Value, size: number): Rotation |
   return undefined
 }
 
-/** The (batch, sequence, size) behind (batch, 1, sequence, size), where its two halves are the same. */
+/** Returns the angles (batch, sequence, size) that become (batch, 1, sequence, size), if their halves are equal. */
 function anglesOf(graph: Graph, value: Value, opType: 'Cos' | 'Sin'): Value | undefined {
   const angles = unsqueezed(graph, value, 1)
   return angles !== undefined && hasEqualHalves(graph, angles, opType) ? angles : undefined
@@ -46,7 +46,7 @@ function hasEqualHalves(graph: Graph, value: Value, opType: 'Cos' | 'Sin'): bool
   )
 }
 
-/** True if a value is (−x₂, x₁) of the halves of x. */
+/** Whether a value is (−x₂, x₁), with the halves of x. */
 function isHalfTurn(graph: Graph, value: Value, x: Value, size: number): boolean {
   const parts = concatenated(graph, value, [-1, 3])
   const negated = parts?.length === 2 ? makerOf(graph, parts[0], 'Neg') : undefined
@@ -67,7 +67,7 @@ function rangeOf(graph: Graph, value: Value, x: Value, size: number): { from: nu
   return { from, to }
 }
 
-/** A constant, or half of the axis. */
+/** Evaluates a constant, or half of the last axis of x. */
 function placeOf(graph: Graph, value: Value, x: Value, size: number): number | undefined {
   const constant = graph.integers(value)
   if (constant !== undefined) return constant[0]
@@ -93,9 +93,9 @@ export function rotate(
       return g.reshape(half, g.int([-1, size / 2]))
     })
   const places = sharedValue(shared, `places in ${cos}`, () => {
-    const own = g.slice(g.shape(cos), 0, 2, 0)
-    const count = g.op('ReduceProd', [own], { keepdims: 0 })
-    const rows = g.reshape(g.op('Range', [g.int(0), count, g.int(1)]), own)
+    const leading = g.slice(g.shape(cos), 0, 2, 0)
+    const count = g.op('ReduceProd', [leading], { keepdims: 0 })
+    const rows = g.reshape(g.op('Range', [g.int(0), count, g.int(1)]), leading)
     return g.expand(rows, g.op('Gather', [g.shape(x), g.int(axes)]))
   })
   return g.op('com.microsoft:RotaryEmbedding', [x, places, cacheOf(cos), cacheOf(sin)])
