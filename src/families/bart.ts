@@ -1,4 +1,4 @@
-// Attention as BART has it, and after it Whisper and CLIP.
+// BART, whose attention Whisper and CLIP share.
 
 import type { ModelTypes } from './family.js'
 

@@ -1,4 +1,4 @@
-// BERT and the encoders of texts that are built like it.
+// BERT and similar encoders of texts.
 
 import type { ModelType, ModelTypes } from './family.js'
 import { dense, pooled, words } from './heads.js'

@@ -1,11 +1,11 @@
-// Decoders that differ from one another in a word or two.
+// Decoders with few special facts.
 
 import type { ModelType, ModelTypes } from './family.js'
 import { score } from './heads.js'
 
 const scored: ModelType = { heads: { text: score('model') } }
 
-/** onnxruntime-genai's builder writes them. */
+/** Models that onnxruntime-genai's builder exports. */
 const built: ModelType = { ...scored, normOffset: 0 }
 
 const named = (types: string, type: ModelType): ModelTypes =>

@@ -1,4 +1,4 @@
-// DETR and its successors, whose modules transformers 5 gives other names than transformers 4.
+// DETR and its successors, whose modules were renamed in transformers 5.
 
 import type { ModelTypes, Spelling } from './family.js'
 

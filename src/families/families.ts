@@ -1,4 +1,4 @@
-// Asks the files of all families.
+// Looks up facts about types of models.
 
 import type { HeadForm, HeadKind, ModelType } from './family.js'
 import { TYPES } from './gen/types.js'
@@ -7,12 +7,12 @@ export const ALL: readonly ModelType[] = Object.values(TYPES)
 
 const PLAIN: ModelType = {}
 
-/** `type`: model_type of config.json. A type without a file has nothing special. */
+/** Returns the facts for a model_type of config.json; empty for a type that is in no file. */
 export function modelType(type: unknown): ModelType {
   return typeof type === 'string' && Object.hasOwn(TYPES, type) ? TYPES[type] : PLAIN
 }
 
-/** The types with a fact of this name. */
+/** Returns the types that have this fact. */
 export function typesWith(key: keyof ModelType): string[] {
   return Object.keys(TYPES).filter((name) => key in TYPES[name])
 }

@@ -1,41 +1,40 @@
-// Facts about types of models that people write by hand. Each file beside this one has the types of one family, and
-// scripts/generate/families.mjs joins them to gen/types.ts. Tables that scripts read from transformers, PEFT or
-// llama.cpp are elsewhere.
+// Facts about types of models, written by hand: a file per family in this folder, which scripts/generate/families.mjs
+// joins in gen/types.ts. Tables that scripts make from transformers, PEFT or llama.cpp are elsewhere.
 
-/** Keys are those of `model_type` in config.json. */
+/** By `model_type` of config.json. */
 export type ModelTypes = Readonly<Record<string, ModelType>>
 
-/** Only what differs from most models. Names of modules are the last parts of whole names: `mlp.down_proj`. */
+/** What differs from most models. Names of modules are endings of whole names, such as `mlp.down_proj`. */
 export interface ModelType {
-  /** Names that older versions of transformers give to modules, and today's. Each rule gets what the last one made. */
+  /** Rules from names of older versions of transformers to today's, applied one after the other. */
   readonly spellings?: readonly Spelling[]
-  /** Names that onnxruntime-genai gives to modules, and those of transformers. */
+  /** Names of onnxruntime-genai → names of transformers. */
   readonly exported?: Readonly<Record<string, string>>
-  /** Modules of transformers that a graph may have as several, with those in order. */
+  /** Modules of transformers that a graph may split, with their parts in order. */
   readonly packed?: Readonly<Record<string, readonly string[]>>
-  /** The layers that ONNX Runtime's optimizer packs into one Attention, by the module that they are in. */
+  /** The module, and its layers in order that ONNX Runtime's optimizer packs into an Attention. */
   readonly attention?: readonly [module: RegExp, names: readonly string[]]
-  /** Modules that are transformers' Conv1D, whose weight is stored (k, d). */
+  /** Modules of transformers' class Conv1D, which stores the weight as (k, d). */
   readonly conv1d?: RegExp
-  /** Stacked experts are stored (E, k, d): `is_transposed` in transformers' conversion_mapping.py. */
+  /** Whether stacked experts are stored as (E, k, d): `is_transposed` in transformers' conversion_mapping.py. */
   readonly hasInputMajorExperts?: boolean
   /**
-   * The number that onnxruntime-genai's builder adds to the weights of norms, 1 if norms multiply by 1 + w. Without it,
-   * nobody has looked. Source: `add_offset` of
+   * The number that onnxruntime-genai's builder adds to weights of norms: 1 if norms multiply by 1 + w. Undefined if
+   * not known. Source: `add_offset` of
    * https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
    */
   readonly normOffset?: 0 | 1
-  /** Positions begin after that of padding: https://github.com/facebookresearch/fairseq/issues/1187 */
+  /** Whether positions begin after the padding token's id: https://github.com/facebookresearch/fairseq/issues/1187 */
   readonly hasShiftedPositions?: boolean
-  /** `tie_word_embeddings` if config.json does not say it. */
+  /** `tie_word_embeddings` if config.json has none. */
   readonly isTied?: boolean
-  /** AutoModel has a pooler, which exports that give the vectors of tokens leave out. */
+  /** Whether AutoModel has a pooler, which exports for feature extraction leave out. */
   readonly hasPooler?: boolean
-  /** The module that holds the language model, in a model that also reads pictures. Default `language_model`. */
+  /** The module of the language model in a model that also reads pictures. Default `language_model`. */
   readonly languageModule?: string
-  /** The text in the place of a picture: tokens alone, tokens between two marks, or tiles with row and column. */
+  /** How prompts hold a picture: its tokens alone, between two marks, or as tiles with rows and columns. */
   readonly pictures?: 'alone' | 'between' | 'tiles'
-  /** The heads that transformers puts on the model; undefined if the config asks for what is not known here. */
+  /** transformers' heads for the model; a function returns undefined for an unknown config. */
   readonly heads?: Readonly<Partial<Record<HeadKind, HeadForm | ((config: Config) => HeadForm | undefined)>>>
 }
 
@@ -46,43 +45,41 @@ export type HeadKind = 'text' | 'token' | 'image' | 'audio'
 
 export type Config = Readonly<Record<string, unknown>>
 
-/** A layer of a head: y = activation(x·Wᵀ + b), or the norm of x. The last one gives the logits. */
+/** A layer of a head: y = activation(x·Wᵀ + b), or a norm of x. The last layer makes the logits. */
 export interface HeadLayer {
   readonly module: string
   /** Default `linear`. */
   readonly kind?: 'linear' | 'norm'
   /** Default true. */
   readonly hasBias?: boolean
-  /** The small number that a norm adds to the variance. */
+  /** The number that a norm adds to the variance. */
   readonly epsilon?: number
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
-  /** How many outputs it has. Default: as many as inputs, and for the last one as many as labels. */
+  /** Number of outputs. Default: as many as inputs, or as labels in the last layer. */
   readonly width?: number
   /**
-   * transformers computes it for each row, before the mean over them. A layer without an activation may as well follow
-   * the mean.
+   * Whether transformers computes it before the mean over the rows. Without activation, it may also follow the mean.
    */
   readonly isOfEach?: boolean
 }
 
 /**
- * The rows of hidden states (batch, sequence, k) that a head computes with: that of the first token, of the last token
- * that is no padding, the mean over those that are none, that of each token, or the first one beside the mean of the
- * others, (batch, 2k).
+ * The rows of hidden states (batch, sequence, k) that a head reads: the first token, the last token before padding, the
+ * mean over tokens without padding, all tokens, or the first token next to the mean of the others, (batch, 2k).
  */
 export type HeadRows = 'first' | 'last' | 'mean' | 'all' | 'first-and-mean'
 
 /** The layers of a head, and how PEFT saves them. */
 export interface HeadForm {
-  /** How transformers calls the encoder: exports of the encoder alone lack this first part of the names. */
+  /** transformers' module of the encoder, which names in exports of the encoder alone lack. */
   readonly encoder: string
   readonly rows: HeadRows
-  /** The token that config.json names for padding: in front of it is the last row. */
+  /** The padding token of config.json, for finding the last token. */
   readonly padTokenId?: number | undefined
-  /** From the hidden states on. */
+  /** From the hidden states to the logits. */
   readonly layers: readonly HeadLayer[]
-  /** Modules that PEFT is told to save whole. */
+  /** PEFT's modules_to_save. */
   readonly modulesToSave: readonly string[]
-  /** transformers' class of the whole, where PEFT's task_type does not tell it. */
+  /** transformers' class of the model with this head, if PEFT's task_type does not imply it. */
   readonly architecture?: string
 }

@@ -1,4 +1,4 @@
-// LFM2, whose modules onnxruntime-genai calls as those of Llama.
+// LFM2, whose modules have Llama's names in onnxruntime-genai.
 
 import type { ModelTypes } from './family.js'
 

@@ -1,4 +1,4 @@
-// Phi-3: transformers has one product for queries, keys and values, and one for gate and up.
+// Phi-3, which has one layer for query, key and value, and one for gate and up.
 
 import type { ModelTypes } from './family.js'
 import { score } from './heads.js'

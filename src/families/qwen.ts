@@ -1,4 +1,4 @@
-// Qwen: models of texts and pictures, and Qwen3.5, whose linear attention has names of its own in onnxruntime-genai.
+// Qwen's models of texts and pictures, and Qwen3.5, whose linear attention has other names in onnxruntime-genai.
 
 import type { ModelType, ModelTypes } from './family.js'
 

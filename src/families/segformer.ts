@@ -1,4 +1,4 @@
-// SegFormer, whose modules transformers 5 gives other names than transformers 4.
+// SegFormer, whose modules were renamed in transformers 5.
 
 import type { ModelTypes } from './family.js'
 import { attention } from './vit.js'

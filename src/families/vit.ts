@@ -1,4 +1,4 @@
-// Vision transformers, whose modules transformers 5 gives other names than transformers 4.
+// Vision transformers, whose modules were renamed in transformers 5.
 
 import type { ModelTypes, Spelling } from './family.js'
 import { image } from './heads.js'
@@ -16,7 +16,7 @@ const spellings: readonly Spelling[] = [
   [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
   [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
   [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
-  // Swin and BEiT inside of other models.
+  // Swin and BEiT inside other models.
   [/\.(encoder|model)\.(?=encoder\.layers\.\d+\.(blocks|downsample)\.)/, '.$1.swin.'],
   [/\bbackbone\.(?=layers\.)/, 'backbone.beit.'],
 ]
