@@ -1,11 +1,11 @@
-// How exactly ONNX Runtime multiplies by quantized weights.
+// Chooses how exactly ONNX Runtime multiplies by quantized weights.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { makeAttribute } from './view/attributes.js'
 import { type Graph, readGraph } from './view/graph.js'
 
-/** With 4, inputs are rounded to 8 bits, each block of a row by its own scale; with 0 they stay floats. */
+/** With 4, inputs are rounded to 8 bits, with a scale for each block of a row; with 0, they stay floats. */
 export function setAccuracyLevel(graph: Graph, level: 0 | 4): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'MatMulNBits') continue
@@ -14,7 +14,7 @@ export function setAccuracyLevel(graph: Graph, level: 0 | 4): void {
   }
 }
 
-/** Throws UnsupportedError when the level is 4 and no graph has a product that it is about. */
+/** Throws UnsupportedError if the level is 4 and no graph has a product that it affects. */
 export function accuracyEdit(level: 0 | 4, bases: readonly { readonly onnx: OnnxModel }[]): (graph: Graph) => void {
   const hasProducts = bases.some(({ onnx }) => readGraph(onnx).nodes.some(({ opType }) => opType === 'MatMulNBits'))
   if (level === 4 && !hasProducts) {

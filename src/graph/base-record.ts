@@ -1,4 +1,4 @@
-// The weights that an adapter was trained on, as a digest: names of models tell little, and shapes that fit tell less.
+// A digest of the weights that an adapter was trained on, because names of models and fitting shapes tell little.
 
 import type { ByteSource } from '../base/bytes.js'
 import type { BaseRecord } from '../lora/adapter.js'
@@ -7,15 +7,15 @@ import type { Model } from './model-folder.js'
 
 type Weights = Pick<Model, 'onnx' | 'onnxPath'>
 
-/** The record of a model; of an encoder and its decoder, that of the decoder. */
+/** Returns the record of a model, or of the decoder if the model also has an encoder. */
 export async function recordOfBase({ onnx, onnxPath }: Weights): Promise<BaseRecord> {
-  const own = [...onnx.files].filter(([location]) => !location.startsWith(ENCODER_FILES))
-  return { graph: onnxPath, weights: await weightsDigest(own.map(([, file]) => file)) }
+  const weightFiles = [...onnx.files].filter(([location]) => !location.startsWith(ENCODER_FILES))
+  return { graph: onnxPath, weights: await weightsDigest(weightFiles.map(([, file]) => file)) }
 }
 
 /**
- * Words about an adapter that was trained on other weights. Undefined where they are the same, and where nothing tells:
- * there is no record, or it is that of another file of the model, such as a quantized one.
+ * Returns a warning if an adapter was trained on other weights. Returns undefined if they are the same or cannot be
+ * compared, because there is no record or it is of another file, such as a quantized graph.
  */
 export async function otherWeights(
   trainedOn: BaseRecord | undefined,
@@ -28,17 +28,13 @@ export async function otherWeights(
   return `the adapter was trained on another base than ${model.name ?? onnx.name}: the digest of the weights is ${weights}, and its lowrank.json has ${trainedOn.weights}`
 }
 
-/**
- * Files of weights are hashed whole up to this size in all, and larger ones in samples. Some exporters write a file for
- * each weight.
- */
+/** Files are hashed whole up to this total size, and then in samples. Some exporters write a file for each weight. */
 const WHOLE_BYTES = 64 << 20
 const SAMPLES = { large: 256, small: 4 }
 const SAMPLE_BYTES = 64 << 10
 
 /**
- * A digest of weights, in the order in which the graph names them. Large files are sampled: a change of a few weights
- * can go unnoticed.
+ * Computes a digest of weights, in the graph's order. Large files are sampled, so that small changes can go unnoticed.
  */
 export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
   const hash = new Hash()
@@ -59,7 +55,7 @@ export async function weightsDigest(files: Iterable<ByteSource>): Promise<string
   return hash.digest()
 }
 
-/** Two FNV-1a hashes side by side: no protection against an attack. */
+/** Two FNV-1a hashes side by side. No protection against attacks. */
 export class Hash {
   #a = 0x811c9dc5
   #b = 0x9e3779b9

@@ -1,10 +1,10 @@
-// Files of graphs, by the names that transformers.js gives them: onnx/{graph}{suffix}.onnx.
+// Finds files of graphs by transformers.js's names: onnx/{graph}{suffix}.onnx.
 
 import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { ConfigError, didYouMean, FileError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
 
-/** The suffix behind the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
+/** The suffix of each dtype, as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
 const SUFFIXES = {
   fp32: '',
   fp16: '_fp16',
@@ -31,7 +31,7 @@ const DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
  */
 export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDtype | 'auto'>>
 
-/** Folders that hold graphs, first match first. */
+/** Folders of graphs; the first match counts. */
 const FOLDERS = ['onnx/', '']
 
 interface Wanted {
@@ -40,7 +40,7 @@ interface Wanted {
   readonly config?: Readonly<Record<string, unknown>> | undefined
 }
 
-/** As transformers.js and optimum name them; first match first. */
+/** Names of transformers.js and optimum by role; the first match counts. */
 const PARTS = {
   decoder: ['decoder_model_merged', 'decoder_model'],
   decoder_with_past: ['decoder_with_past_model'],
@@ -50,10 +50,10 @@ const PARTS = {
   audio_encoder: ['audio_encoder'],
 } satisfies Readonly<Record<string, readonly string[]>>
 
-/** The role of a graph in its model: `model` is the whole of it. */
+/** The role of a graph in its model; `model` is a graph of the whole model. */
 export type GraphRole = 'model' | keyof typeof PARTS
 
-/** Throws FileError when there is no graph, or one of several is there in other types only. */
+/** Throws FileError if there is no graph, or if a graph exists only in other types. */
 export async function findGraphs(directory: Directory, wanted: Wanted): Promise<Partial<Record<GraphRole, string>>> {
   const find = async (name: string) => {
     for (const path of pathsOf(name, wantedDtype(name, wanted))) if (await directory.has(path)) return path
@@ -107,7 +107,7 @@ export function roleOf(path: string): GraphRole {
 export function graphFile(path: string): { name: string; dtype: GraphDtype | undefined } {
   const file = path.slice(path.lastIndexOf('/') + 1)
   const endings = DTYPES.map((dtype) => ({ dtype, ending: `${SUFFIXES[dtype]}.onnx` }))
-  // fp32 has no suffix, which every name ends in.
+  // The longest match: every name ends in the empty suffix of fp32.
   const [found] = endings
     .filter(({ ending }) => file.endsWith(ending))
     .sort((a, b) => b.ending.length - a.ending.length)
@@ -129,9 +129,7 @@ export async function graphDtypes(directory: Directory, name = 'model'): Promise
   return DTYPES.filter((_, i) => isThere[i])
 }
 
-/**
- * In the type that is asked for, else in that of config.json, else in the first that there is. Throws as findGraphs.
- */
+/** Finds graphs in the given type, else in that of config.json, else in the first one there. Throws as findGraphs. */
 export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): Promise<string[]> {
   const wanted = { dtype, config: objectOf(await readJsonIfThere(directory, 'config.json')) }
   if (dtype !== undefined) return Object.values(await findGraphs(directory, wanted))
@@ -144,7 +142,7 @@ export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): 
   return []
 }
 
-/** The types of graphs as `dtype` names them, and if a folder with this config.json opens them without it. */
+/** Returns the `dtype` of graphs, and whether a folder with this config.json opens them without giving it. */
 export function dtypeOf(paths: readonly string[], config: Wanted['config']) {
   const files = paths.map(graphFile).map(({ name, dtype = 'fp32' }) => [name, dtype] as const)
   const isDefault = files.every(([name, dtype]) => dtype === wantedDtype(name, { config }))
@@ -156,10 +154,10 @@ function pathsOf(name: string, dtype: GraphDtype): string[] {
   return FOLDERS.map((folder) => `${folder}${name}${SUFFIXES[dtype]}.onnx`)
 }
 
-/** An unknown word chooses nothing, as in transformers.js. */
+/** Reads the type in config.json. As in transformers.js, an unknown type is ignored. */
 function configuredDtype(name: string, config: Wanted['config']): GraphDtype | undefined {
-  const own = config?.['transformers.js_config'] as { dtype?: unknown } | null | undefined
-  const chosen = own?.dtype
+  const settings = config?.['transformers.js_config'] as { dtype?: unknown } | null | undefined
+  const chosen = settings?.dtype
   const dtype = typeof chosen === 'object' && chosen !== null ? (chosen as Record<string, unknown>)[name] : chosen
   return DTYPES.find((known) => known === dtype)
 }

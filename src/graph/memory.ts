@@ -1,4 +1,4 @@
-// How much memory a model needs, before it is opened. An estimate, good to some tens of percent.
+// Estimates how much memory a model needs before it is opened, to within some tens of percent.
 
 import { tensorsOf } from '../formats/onnx/messages.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -9,12 +9,12 @@ import type { Model } from './model-folder.js'
 export const WASM_BYTES = 2 ** 32
 
 export interface MemoryNeed {
-  /** As the file has them: less is never enough where they are not mapped from it. */
+  /** Bytes of the weights in the file: always needed, unless the file is mapped. */
   readonly weights: number
   readonly total: number
 }
 
-/** Shared ones count once. */
+/** Counts bytes of weights; shared weights once. */
 export function weightBytes(onnx: OnnxModel): number {
   const ranges = new Map<string, number>()
   let inline = 0
@@ -27,17 +27,17 @@ export function weightBytes(onnx: OnnxModel): number {
   return [...ranges.values()].reduce((sum, bytes) => sum + bytes, inline)
 }
 
-/** Repacked weights are a second copy. */
+/** ONNX Runtime repacks weights, which makes a second copy, unless `lowMemory`. */
 export function sessionMemory(onnx: OnnxModel, lowMemory: boolean): MemoryNeed {
   const weights = weightBytes(onnx)
   return { weights, total: lowMemory ? weights : 2 * weights }
 }
 
-/** From here on, copies of all weights would be most of what a training needs: some are copied then. */
+/** From here on, copies of all weights would take most of a training's memory, so that only some are copied. */
 const LARGE_WEIGHTS = 2 ** 28
 const SOME_COPIES = 225e6
 
-/** The most bytes that copies of weights take in a training by default. `need`: with copies of all. */
+/** Returns the default limit for copies of weights in a training. The first argument is the need with all copies. */
 export function chooseCopies({ weights, total }: MemoryNeed, limits: readonly MemoryLimit[]): number {
   const isLarge = weights >= LARGE_WEIGHTS
   const need = isLarge ? total - weights + SOME_COPIES : total
@@ -45,7 +45,7 @@ export function chooseCopies({ weights, total }: MemoryNeed, limits: readonly Me
   return isLarge ? SOME_COPIES : Number.POSITIVE_INFINITY
 }
 
-/** The largest logits of a usual run that are computed whole, in bytes, and what those of a block take at most. */
+/** Bytes of logits up to which a usual run computes them whole, and the most that a block of them takes. */
 export const LOGIT_BYTES = { whole: 2 ** 26, block: 2 ** 26 }
 const USUAL_ROWS = 256
 
@@ -53,10 +53,10 @@ export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): b
   return 4 * USUAL_ROWS * vocabulary > whole
 }
 
-/** Tokens of the longest text whose attention exists whole, and queries of a block of longer ones. */
+/** Tokens of the longest text whose attention is computed whole, and queries in a block for longer texts. */
 const ATTENTION = { whole: 1024, rows: 128 }
 
-/** How graphs for texts of up to so many tokens are made. */
+/** Options of training graphs for texts of up to so many tokens. */
 export function blocksFor(tokens: number) {
   const isOptimized = tokens > 0
   if (tokens <= ATTENTION.whole) return { isOptimized }
@@ -67,7 +67,7 @@ export function blocksFor(tokens: number) {
   }
 }
 
-/** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
+/** f32 values that training keeps per token, measured on decoders with LoRA on all linear layers. */
 const KEPT = { hidden: 6, intermediate: 3, intermediateOfLong: 1, logits: 2 }
 
 /** `batch` rows of `sequence` tokens each. */
@@ -92,11 +92,11 @@ export function trainingMemory(
 
 export interface MemoryLimit {
   readonly bytes: number
-  /** In words, with a verb: `this machine has free`. */
+  /** In words with a verb, such as `this machine has free`. */
   readonly of: string
 }
 
-/** Undefined where there is enough. `help` says what needs less, best first. */
+/** Returns undefined if there is enough memory. `help`: what would need less, best first. */
 export function memoryWarning(
   need: MemoryNeed,
   limits: readonly MemoryLimit[],

@@ -1,4 +1,4 @@
-// A model in a folder as transformers.js reads it. Weights stay in their file.
+// Reads a model from a folder with the layout of transformers.js.
 
 import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
@@ -12,13 +12,11 @@ import { readSentenceModules, type SentenceModules } from './sentence-modules.js
 
 /** A model as `loadModel` reads it; weights stay in their file. */
 export interface Model {
-  /** The name of what was opened: the id on the Hub, else the path or the name of the folder. */
+  /** The id on the Hub, else the path or the name of the folder. */
   readonly name: string
-  /** The folder that it was read from. */
   readonly directory: Directory
   /**
-   * Paths of its graphs, relative to `directory`, by what they are: `model` alone, or `decoder`, `encoder`,
-   * `embed_tokens`, …
+   * Paths of its graphs, relative to `directory`, by role: `model` alone, or `decoder`, `encoder`, `embed_tokens`, …
    */
   readonly graphs: Readonly<Partial<Record<GraphRole, string>>>
   /** Path of the graph of `onnx`, relative to `directory`. */
@@ -27,27 +25,27 @@ export interface Model {
   readonly config: Readonly<Record<string, unknown>>
   /** generation_config.json; empty if the folder has none. */
   readonly generationConfig: Readonly<Record<string, unknown>>
-  /** preprocessor_config.json: what is done to pictures. Undefined if the folder has none. */
+  /** preprocessor_config.json, about pictures or sounds. Undefined if the folder has none. */
   readonly preprocessorConfig?: Readonly<Record<string, unknown>> | undefined
-  /** The graph and the position of each weight in its file. If the model has several graphs, this is the decoder. */
+  /** The graph, and where each weight is in its file. If the model has several graphs, this is the decoder. */
   readonly onnx: OnnxModel
   /** The tokenizer from tokenizer.json. Undefined if the folder has none, as for image models. */
   readonly tokenizer: Tokenizer | undefined
-  /** How one vector is made of a text; by the mean of its tokens' vectors where the folder says nothing. */
+  /** How to make one vector of a text. Default: the mean of its tokens' vectors. */
   readonly sentence: SentenceModules
-  /** Number of tokens that the model knows, as far as config.json tells. */
+  /** Number of tokens that the model knows, if config.json tells. */
   readonly vocabularySize: number | undefined
-  /** The context length: the largest number of tokens. Undefined if config.json does not contain it. */
+  /** The largest number of tokens of a text. Undefined if config.json does not contain it. */
   readonly contextLength: number | undefined
-  /** Tokens that end a generated text, the tokenizer's own first; empty if no file names one. */
+  /** Tokens that end a generated text, the tokenizer's first; empty if no file names one. */
   readonly eosTokenIds: readonly number[]
-  /** The token that fills up batches; its value does not change the result. Default: the eos token, else 0. */
+  /** The token that pads batches; it does not change results. Default: the eos token, else 0. */
   readonly padTokenId: number
   /** The runtime that runs sessions of this model. */
   readonly runtime: RuntimeHost
-  /** Reads another of its graphs, which is closed with the model. Throws FileError when it has none of that role. */
+  /** Reads another graph, which is closed with the model. Throws FileError if the model has none of that role. */
   openGraph(role: GraphRole): Promise<OnnxModel>
-  /** Closes the files of the graphs and their weights. Sessions of the model are to be disposed before. */
+  /** Closes the files of graphs and weights. Dispose sessions of the model before. */
   close(): Promise<void>
 }
 
@@ -86,7 +84,7 @@ export async function loadModel(
   const ends = [tokenizer?.eosTokenId, generationConfig.eos_token_id, config.eos_token_id]
   const eosTokenIds = [...new Set(ends.flatMap(tokenIds))]
   const vocabularySize = positiveInteger(config, ['vocab_size'])
-  // Tokenizers name tokens for padding that were added to them alone, behind the last one that the model knows.
+  // A tokenizer may have a padding token that the model does not know.
   const padTokenIds = [tokenizer?.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
     .flatMap(tokenIds)
     .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
@@ -132,7 +130,7 @@ function contextLengthOf(config: Record<string, unknown>): number | undefined {
   return length !== undefined && isShifted ? length - pad - 1 : length
 }
 
-/** Fields of a config that hold numbers, ids of tokens also a list of them. */
+/** Fields of a config that hold numbers; ids of tokens may also be lists. */
 const NUMBERS = /^((eos|pad|bos|decoder_start|forced_bos)_token_id|temperature|top_k|top_p|min_p|repetition_penalty)$/
 
 async function readObject(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
@@ -140,8 +138,8 @@ async function readObject(directory: Directory, path: string): Promise<Record<st
   if (value === undefined) return undefined
   if (isObject(value)) {
     const [key, got] =
-      Object.entries(value).find(([key, own]) => {
-        return NUMBERS.test(key) && [own].flat().some((one) => one !== null && typeof one !== 'number')
+      Object.entries(value).find(([key, entry]) => {
+        return NUMBERS.test(key) && [entry].flat().some((item) => item !== null && typeof item !== 'number')
       }) ?? []
     if (key === undefined) return value
     throw new FormatError({
@@ -162,7 +160,7 @@ function tokenIds(value: unknown): number[] {
   return (Array.isArray(value) ? value : [value]).filter((id) => Number.isSafeInteger(id) && id >= 0)
 }
 
-/** In config.json or in its part on text. */
+/** Reads a field of config.json, or of its `text_config`. */
 function positiveInteger(config: Record<string, unknown>, keys: readonly string[]): number | undefined {
   for (const source of [config, objectOf(config.text_config)]) {
     for (const key of keys) {
@@ -173,7 +171,7 @@ function positiveInteger(config: Record<string, unknown>, keys: readonly string[
   return undefined
 }
 
-/** The token that a decoder behind an encoder begins with. */
+/** Returns the token that the decoder of an encoder-decoder begins with. */
 export function startToken(model: Pick<Model, 'generationConfig' | 'config' | 'directory'>): number {
   const { generationConfig, config, directory } = model
   for (const key of ['decoder_start_token_id', 'bos_token_id']) {

@@ -1,25 +1,25 @@
-// Vectors of texts by sentence-transformers: modules.json names what follows the encoder, 1_Pooling/config.json the
-// pooling.
+// Reads settings of sentence-transformers: modules.json lists what follows the encoder, and 1_Pooling/config.json has
+// the pooling.
 
 import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
 
-/** How the vectors of a text's tokens become one. */
+/** How the vectors of a text's tokens become one vector. */
 export type Pooling = (typeof POOLINGS)[number]
 
 export const POOLINGS = ['mean', 'cls'] as const
 
 /** The settings of a folder for vectors of texts. */
 export interface SentenceModules {
-  /** `mean` where the folder says nothing. Another text: a way that is not known here. */
+  /** Default `mean`. Other values than those of {@link Pooling} are not implemented. */
   readonly pooling: string
-  /** Vectors are scaled to length 1. */
+  /** Whether vectors are scaled to length 1. */
   readonly normalize: boolean
-  /** Types of modules behind the pooling that compute, such as Dense. */
+  /** Types of other modules, such as Dense. */
   readonly others: readonly string[]
-  /** Longer texts are cut to so many tokens; undefined: what the model takes. */
+  /** Longer texts are cut to so many tokens. Default: as many as the model takes. */
   readonly maxLength: number | undefined
-  /** What every text begins with: the prompt that the folder names as its default; '' for none. */
+  /** The default prompt, which every text begins with; may be ''. */
   readonly prompt: string
 }
 
@@ -39,15 +39,15 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
   const pooling = modules.find((module) => typeOf(module) === 'Pooling')
   const path = typeof pooling?.path === 'string' && pooling.path !== '' ? pooling.path : '1_Pooling'
   const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
-  const own = objectOf(await readJsonIfThere(directory, 'sentence_bert_config.json'))
+  const bertConfig = objectOf(await readJsonIfThere(directory, 'sentence_bert_config.json'))
   const tokenizer = list === undefined ? {} : objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
-  // sentence-transformers 6 writes the limit there alone.
-  const length = own.max_seq_length ?? tokenizer.model_max_length
+  // sentence-transformers 6 writes the limit only to tokenizer_config.json.
+  const length = bertConfig.max_seq_length ?? tokenizer.model_max_length
   const settings = objectOf(await readJsonIfThere(directory, 'config_sentence_transformers.json'))
   const named = objectOf(settings.prompts)[String(settings.default_prompt_name)]
   const prompt = typeof named === 'string' ? named : ''
   return {
-    // Poolings that skip the prompt are known by no name, and refused.
+    // A pooling without the prompt is not implemented: this name is refused later.
     pooling: config.include_prompt === false && prompt !== '' ? `${modeOf(config)} without the prompt` : modeOf(config),
     prompt,
     normalize: modules.some((module) => typeOf(module) === 'Normalize'),
@@ -56,7 +56,7 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
   }
 }
 
-/** Newer configs name the mode itself; older ones have a switch for each. Several at once are one word here. */
+/** Newer configs name the mode, older ones have a switch for each. Several modes are joined by +. */
 function modeOf(config: Readonly<Record<string, unknown>>): string {
   const named = config.pooling_mode
   if (named !== undefined) return [named].flat().map(String).join('+')

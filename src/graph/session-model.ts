@@ -1,4 +1,4 @@
-// A graph over a model's weights in the form that a runtime opens: the weights stay in their files.
+// Makes the form of a graph that a runtime opens, while weights stay in their files.
 
 import { readAll } from '../base/bytes.js'
 import { groupBy } from '../base/group.js'
@@ -19,8 +19,8 @@ import type { SessionModel } from '../runtime/runtime.js'
 import { valueInfo } from './inject/inject.js'
 
 /**
- * On a file system weights stay in their folder, by real paths: ONNX Runtime refuses symbolic links (as in Hugging
- * Face's cache). Elsewhere their content goes along.
+ * On a file system, names the weights by real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's
+ * cache). Elsewhere, passes their content.
  */
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
   const external = tensorsOf(proto).filter(isExternal)
@@ -47,13 +47,13 @@ function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNu
   )
 }
 
-/** Copies of smaller ones are no matter. */
+/** Copies of smaller weights do not matter. */
 const LEAST_BYTES = 2 ** 16
 
 /**
- * The model whose float weights stay in mapped pages of their file, but for those that may be copied: ONNX Runtime
- * repacks no weight that is an input too, and holds no copy of it. Products by quantized weights need more memory where
- * these are not repacked.
+ * Keeps float weights in mapped pages of their file, except for copies of up to `copiedBytes`: ONNX Runtime does not
+ * repack a weight that is also a graph input. Not quantized weights: their products need more memory if the weights are
+ * not repacked.
  */
 export function keepMapped(model: ModelProto, copiedBytes = Number.POSITIVE_INFINITY): ModelProto {
   if (copiedBytes === Number.POSITIVE_INFINITY) return model
@@ -69,8 +69,8 @@ export function keepMapped(model: ModelProto, copiedBytes = Number.POSITIVE_INFI
 }
 
 /**
- * The largest weights whose copies fit, without those of a shape that is there once, such as an output layer: the
- * layers of an MLP lose most without. Each product has its own copy, and the mapped pages go with the first one.
+ * Chooses the largest weights whose copies fit, as layers of an MLP gain most. A shape that only one weight has, such
+ * as an output layer's, is left out. Each product makes a copy; the first one replaces the mapped pages.
  */
 function copiedWithin(graph: GraphProto, bytes: number): Set<string> {
   const uses = new Map<string, number>()
@@ -94,7 +94,7 @@ function bytesOfWeight(tensor: TensorProto): number {
   return byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0
 }
 
-/** Without a separator at its end. */
+/** Returns the common folder of paths, without a separator at its end. */
 function commonFolder(paths: readonly string[]): string {
   const folders = paths.map((path) => path.split(/[\\/]/).slice(0, -1))
   let depth = 0
