@@ -38,13 +38,13 @@ export const ROWS_INPUT = 'lora/rows'
 const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
 
 /**
- * Adapts linear layers for inference. Each module gets inputs named by {@link siteInput}: A (r, k) and s·B (d, r) of any
- * rank r, even 0 if the runtime takes empty tensors. Layers with the same name share inputs. m modules that read the
- * same value have the same rank r ≥ 1 and one input for all A, stacked as (m·r, k): {@link sharedInput}. When a text
- * grows by one token, every input and small product costs more time than its few numbers. Every run also feeds:
+ * Adapts linear layers for inference. Each module gets inputs named by {@link siteInput}: A (r, k) and s·B (d, r) of
+ * any rank r, even 0 if the runtime takes empty tensors. Layers with the same name share inputs. m modules that read
+ * the same value have the same rank r ≥ 1 and one input for all A, stacked as (m·r, k): {@link sharedInput}. When a
+ * text grows by one token, every input and small product costs more time than its few numbers. Every run also feeds:
  *
- * - {@link ownInput}, (1) or (rows, 1, m·r): 1 for columns of x·Aᵀ to keep, else 0. Rows of a batch can so have different
- *   adapters, and each adapter is read once for all of them. A Where takes more time than this product
+ * - {@link ownInput}, (1) or (rows, 1, m·r): 1 for columns of x·Aᵀ to keep, else 0. So rows of a batch can have
+ *   different adapters, and each adapter is read once for all of them. A Where takes more time than this product
  * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift; B then includes DoRA's scale
  * - weight, (k, m) or (rows, k, m), together with scale and shift: x·weight is added. m is d, or 1 to add nothing
  * - columns (d) in int64: which of the m columns of x·weight to add to each output
