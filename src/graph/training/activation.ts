@@ -1,12 +1,12 @@
-// The tokens for which the branches of an activated LoRA count: those from the last invocation of their row on
-// (Greenewald et al. 2025, arXiv 2504.12397), as PEFT finds it.
+// The tokens that an activated LoRA changes: from the last invocation of their row on (Greenewald et al. 2025, arXiv
+// 2504.12397), found as in PEFT.
 
 import type { Feeds } from '../../runtime/runtime.js'
 
 /**
- * The first token of the last occurrence of an invocation; undefined in a text without it.
+ * Returns where the last invocation begins in a text; undefined if the text has none.
  *
- * @param ids the text's tokens; of a typed array, all elements in [start, end)
+ * @param ids tokens; the text is [start, end)
  */
 export function invocationStart(
   ids: ArrayLike<number | bigint>,
@@ -20,10 +20,10 @@ export function invocationStart(
   return undefined
 }
 
-/** The graph input that says which tokens count: float32 (rows, 1), 1 or 0. */
+/** The graph input that activates branches by token: float32 (rows, 1), 1 or 0. */
 export const ACTIVE = 'lora/active'
 
-/** The feed of {@link ACTIVE} for a run; none for adapters that always count. */
+/** Makes the feed of {@link ACTIVE}; empty for adapters that are always active. */
 export function activeFeeds(feeds: Feeds, invocation: readonly number[] | undefined): Feeds {
   if (invocation === undefined) return {}
   const { data: ids, dims } = feeds.input_ids

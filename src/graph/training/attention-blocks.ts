@@ -1,6 +1,6 @@
-// Attention of long texts in a Scan over blocks of queries, and its gradient in another, which computes the
-// probabilities of a block again: Rabe & Staats (arXiv 2112.05682), FlashAttention-2 (arXiv 2307.08691). So the scores
-// of all queries never exist together, and keys that no query of a block sees are not read.
+// Computes attention of long texts in a Scan over blocks of queries, and its gradient in a second Scan that computes
+// the probabilities again: Rabe & Staats (arXiv 2112.05682), FlashAttention-2 (arXiv 2307.08691). The scores of all
+// queries never exist together, and keys that no query of a block sees are not read.
 
 import { DataType, type GraphProto, type NodeProto } from '../../formats/onnx/tensors.js'
 import { unrepeated } from '../fuse/attention.js'
@@ -15,19 +15,19 @@ import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
 
-/** softmax(f(query·keysᵀ))·values → output, where f works on each score for itself. */
+/** output = softmax(f(query·keysᵀ))·values, where f treats each score separately. */
 interface Attention {
   /** (…, S, d) */
   readonly query: Value
-  /** (…, T, d), before one is repeated for the queries that share it. */
+  /** (…, T, d), before heads are repeated for the queries that share them. */
   readonly keys: Value
   readonly values: Value
   readonly output: Value
   readonly scores: Value
-  /** The input of softmax, and the factor of the values. */
+  /** The input of softmax. */
   readonly logits: Value
   readonly probabilities: Value
-  /** The nodes between the two products, by what they make. */
+  /** The nodes between the two products, by their output. */
   readonly makers: ReadonlyMap<Value, NodeProto>
 }
 
@@ -43,7 +43,7 @@ interface Parts {
 
 const ON_SCORES = new Set(['Add', 'Cast', 'Div', 'Identity', 'IsNaN', 'Mul', 'Softmax', 'Sub', 'Tanh', 'Where'])
 
-/** A mask that adds less than this to a score hides its key. */
+/** A key is hidden if a mask adds less than this to its score. */
 const HIDDEN = -5e4
 
 export function attendInBlocks(parts: Parts): void {
@@ -94,12 +94,12 @@ function attentionAt(g: Builder, parts: Parts, product: NodeProto): Attention | 
   return { query, keys, values, output: product.output[0], scores: scores.output[0], logits, probabilities, makers }
 }
 
-/** Keys or values as the queries share them; undefined where they differ in other axes than that of heads. */
+/** Returns keys or values before heads are repeated; undefined if they differ from the query in other leading axes. */
 function unrepeatedHeads({ graph, shapes }: Parts, value: Value, query: Value): Value | undefined {
   const of = shapes.get(query) as ProbedShape
   const rank = of.dims.length
-  return [unrepeated(graph, value), value].find((own) => {
-    const shape = shapes.get(own)
+  return [unrepeated(graph, value), value].find((candidate) => {
+    const shape = shapes.get(candidate)
     if (shape?.dims.length !== rank) return false
     return range(rank - 2).every((axis) => {
       const isSame = of.dims[axis] === shape.dims[axis] && of.other[axis] === shape.other[axis]
@@ -109,12 +109,12 @@ function unrepeatedHeads({ graph, shapes }: Parts, value: Value, query: Value): 
   })
 }
 
-/** Undefined where there is no such axis. */
+/** Returns the number of heads, or undefined if there is no such axis. */
 function headsOf(shapes: ShapeMap, value: Value): number | undefined {
   return shapes.get(value)?.dims.at(-3)
 }
 
-/** True for an axis whose length is that of texts. */
+/** Whether the length of an axis depends on the texts. */
 function grows(shape: ProbedShape | undefined, axis: number): boolean {
   return shape !== undefined && shape.dims.length >= -axis && !isStatic(shape, axis)
 }
@@ -129,36 +129,36 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
   graph.nodes = graph.nodes.filter((node) => !replaced.has(node.output[0]))
   graph.invalidate()
   const axis = rankIn(shapes, output) - 2
-  // From the last block on, which usually sees most keys: the memory of its scores has room for those of the others.
+  // Backwards: the last block usually sees most keys, so that its memory has room for the scores of all others.
   const directions = { scan_input_directions: [1], scan_output_directions: [1] }
   const attributes = { num_scan_inputs: 1, scan_output_axes: [axis], ...directions }
   /** (…, blocks, rows, d) → (…, S, d) */
-  const joined = (by: Builder, blocks: Value, own: Value, like: Value) => {
+  const joined = (by: Builder, blocks: Value, queries: Value, like: Value) => {
     const flat = by.reshape(blocks, by.int([...zeros(axis), -1, shapes.get(like)!.dims[axis + 1]]))
-    return by.op('Slice', [flat, by.int([0]), by.length(own, axis), by.int([axis])])
+    return by.op('Slice', [flat, by.int([0]), by.length(queries, axis), by.int([axis])])
   }
   const inputs = [query, keys, values]
-  const [result] = overHeads(g, shapes, attention, inputs, (by, own) => {
-    const body = new Block(by, shapes, own, (value) => value).forward()
+  const [result] = overHeads(g, shapes, attention, inputs, (by, part) => {
+    const body = new Block(by, shapes, part, (value) => value).forward()
     const scan = by.node('Scan', [places], { body, ...attributes })
-    return [joined(by, scan.output[0], own.query, values)]
+    return [joined(by, scan.output[0], part.query, values)]
   })
   graph.setOutput(graph.producer(result) as NodeProto, 0, output)
 
   const rule = ({ g, dy }: GradientContext) => {
     const results = once(() => {
-      // These nodes are of the backward pass, so that what they read can be computed again.
+      // Copies that belong to the backward pass, so that their values can be recomputed.
       const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
       const given = [...inputs.map(read), dy, output]
       for (const [i, like] of [...inputs, output].entries()) shapes.set(given[i], shapes.get(like) as ProbedShape)
-      return overHeads(g, shapes, attention, given, (by, own, [, , , dy, o]) => {
-        // Σ dy·o comes off dy·vᵀ in the product itself: as a last column of dy, and ones as that of v.
+      return overHeads(g, shapes, attention, given, (by, part, [, , , dy, o]) => {
+        // The product dy·vᵀ also subtracts Σ dy·o, by a last column of dy and a last column of ones of v.
         const slope = by.concat([dy, by.neg(by.reduceSum(by.mul(dy, o), [-1]))], -1)
-        const ones = by.op('Pad', [own.values, by.int([...zeros(2 * axis + 3), 1]), by.float(1)])
-        const body = new Block(by, shapes, own, read).backward(ones, slope)
-        const sums = [own.keys, own.values].map((value) => by.expand(by.float(0), by.shape(value)))
+        const ones = by.op('Pad', [part.values, by.int([...zeros(2 * axis + 3), 1]), by.float(1)])
+        const body = new Block(by, shapes, part, read).backward(ones, slope)
+        const sums = [part.keys, part.values].map((value) => by.expand(by.float(0), by.shape(value)))
         const [ofKeys, ofValues, ofQuery] = by.node('Scan', [...sums, places], { body, ...attributes }, 3).output
-        return [joined(by, ofQuery, own.query, query), ofKeys, ofValues]
+        return [joined(by, ofQuery, part.query, query), ofKeys, ofValues]
       })
     })
     return inputs.map((_, i) => () => results()[i])
@@ -167,8 +167,8 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
 }
 
 /**
- * Gives what `build` makes of `inputs`: for one head of keys after the other where there are several, so that a block's
- * scores stay in a processor's cache. The first inputs, and the results, are as query, keys and values.
+ * Calls `build`, if possible in a Scan over the heads of keys, so that a block's scores fit into a processor's cache.
+ * The first inputs and the results have the shapes of query, keys and values.
  */
 function overHeads(
   g: Builder,
@@ -186,18 +186,18 @@ function overHeads(
   const areAlike = [...makers.values()].every(({ input }) => input.every(isForAll))
   if (count === 1 || !areAlike || !isStatic(shapeOf(keys), axis)) return build(g, of(inputs), inputs)
   const by = new Builder(g.graph.newBody(), g.graph.freshName(`${g.scope}/head`))
-  const own = inputs.map((input) => {
+  const names = inputs.map((input) => {
     const name = by.graph.freshName(`${by.scope}/of`)
     const shape = mapShape(shapeOf(input), (dims) => dims.with(axis, dims[axis] / count))
     shapes.set(name, shape)
     return name
   })
-  const results = build(by, of(own), own)
-  by.graph.inputs = own.map((name) => declared(name, axis + 3))
+  const results = build(by, of(names), names)
+  by.graph.inputs = names.map((name) => declared(name, axis + 3))
   by.graph.outputs = results.map((name) => declared(name, axis + 3))
-  const [scan_input_axes, scan_output_axes] = [own, results].map((of) => of.map(() => axis))
+  const [scan_input_axes, scan_output_axes] = [names, results].map((of) => of.map(() => axis))
   const body = by.graph.toModel().graph as GraphProto
-  const attributes = { body, num_scan_inputs: own.length, scan_input_axes, scan_output_axes }
+  const attributes = { body, num_scan_inputs: names.length, scan_input_axes, scan_output_axes }
   const reshaped = (value: Value, like: Value, partsOf: (heads: number) => number[]) => {
     const { dims } = shapeOf(like)
     return g.reshape(value, g.int([...zeros(axis), ...partsOf(dims[axis]), -1, dims[axis + 2]]))
@@ -208,7 +208,7 @@ function overHeads(
   return scan.output.map((value, i) => reshaped(value, likes[i], (heads) => [heads]))
 }
 
-/** A value of so many axes. */
+/** Declares a value with so many axes. */
 function declared(name: Value, rank: number) {
   const dims = range(rank).map((axis) => `${name} ${axis}`)
   return valueInfo(name, DataType.FLOAT, dims)
@@ -219,18 +219,17 @@ function rankIn(shapes: ShapeMap, value: Value): number {
 }
 
 /**
- * Vectors of one: the first query and the one behind the last; the first key that a query sees, the first to which a
- * mask adds something, and the one behind the last that is seen. Vectors for Pad: what a block's queries, or its keys,
- * lack of the rows of the others.
+ * A block as vectors (1): its queries [start, end), the keys [first, last) that they see, and the first key `full` to
+ * which a mask adds something. The paddings, as Pad takes them, fill queries and keys up to the rows of other blocks.
  */
 type Place = Readonly<Record<'start' | 'end' | 'first' | 'full' | 'last' | 'padQueries' | 'padKeys', Value>>
 
-/** The body of a Scan: attention of the queries and keys of one place. */
+/** The body of a Scan: attention of a block's queries and keys. */
 class Block {
   readonly #g: Builder
   readonly #rank: number
   readonly #place: Place
-  /** Values of the graph outside, and what they are here. Queries that share keys are rows of one product. */
+  /** Value of the outer graph → value here. Queries that share keys are rows of one product. */
   readonly #inner = new Map<Value, Value>()
   readonly #shapes = new ShapeMap()
 
@@ -251,10 +250,10 @@ class Block {
     this.#inner.set(query, this.#as('keys', this.#cut(query, true)))
     for (const value of [keys, values]) this.#inner.set(value, this.#cut(value, false, -2))
     const [ofQuery, ofKeys] = [query, keys].map((value) => this.#inner.get(value) as Value)
-    const times = (own: Value) => this.#as('query', g.matmul(ofQuery, this.#swapped(own)))
+    const times = (keyRows: Value) => this.#as('query', g.matmul(ofQuery, this.#swapped(keyRows)))
     const { masks, areAll } = masksOf(shapes, attention)
     if (areAll) {
-      // Most keys are seen by all of these queries: nothing is added to their scores.
+      // The queries see most keys without a mask, so that nothing is added to their scores.
       const part = (from: Value, to: Value) => times(g.op('Slice', [keys, from, to, g.int([-2])]))
       const masked = masks.map((mask) => this.#cut(mask, grows(shapes.get(mask), -2), -1, full))
       const sum = g.concat([part(first, full), masked.reduce(g.add, part(full, last))], -1)
@@ -278,14 +277,14 @@ class Block {
     return name
   }
 
-  /** Says that a value is as large as the scores: ONNX Runtime then writes one in the place of another. */
+  /** Declares that a value has the shape of the scores, so that ONNX Runtime can reuse their memory. */
   #declare(name: Value): Value {
     const dims = range(this.#rank).map((axis) => `scores ${axis}`)
     this.#g.graph.valueInfo.push(valueInfo(name, DataType.FLOAT, dims))
     return name
   }
 
-  /** The part of the block: its queries along the axis before the last, its keys along `keyAxis`. */
+  /** Cuts out the block: its queries along the axis before the last, its keys along `keyAxis`. */
   #cut(value: Value, hasQueries: boolean, keyAxis?: number, first = this.#place.first): Value {
     const g = this.#g
     const { start, end, last } = this.#place
@@ -302,14 +301,14 @@ class Block {
     return this.#g.transpose(value, lastSwapped(this.#rank))
   }
 
-  /** (…, heads, rows, n) and (…, key heads, heads/key heads · rows, n), whichever `like` has. */
+  /** Reshapes to (…, heads, rows, n) for `query`, or (…, key heads, heads/key heads · rows, n) for `keys`. */
   #as(like: 'query' | 'keys', value: Value): Value {
     const [heads, keyHeads] = (['query', 'keys'] as const).map((of) => headsOf(this.shapes, this.attention[of]))
     if (heads === undefined || keyHeads === undefined || heads === keyHeads) return value
     const g = this.#g
     const others = zeros(this.#rank - 3)
     if (like === 'keys') return g.reshape(value, g.int([...others, keyHeads, -1, 0]))
-    // Not -1: there may be no keys. One value for all, or ONNX Runtime's optimizers would write -1 again.
+    // Not -1, as there may be no keys. Shared, because ONNX Runtime's optimizers would otherwise put -1 back.
     const shape = sharedValue(this.#inner, 'shape of queries', () => {
       const rows = g.sub(this.#place.end, this.#place.start)
       return g.concat([g.int([...others, heads]), rows, g.int([0])], 0)
@@ -317,7 +316,7 @@ class Block {
     return g.reshape(value, shape)
   }
 
-  /** Gives (…, rows, d) out, with as many rows as the other blocks have. */
+  /** Outputs (…, rows, d), padded to as many rows as other blocks have. */
   #giveRows(value: Value): void {
     this.#g.graph.outputs.push(declared(this.#g.op('Pad', [value, this.#place.padQueries]), this.#rank))
   }
@@ -330,7 +329,7 @@ class Block {
   }
 
   /**
-   * Gives the gradients by keys and by values out, added to those of the blocks before, and that by the queries.
+   * Outputs the gradients of keys and values, added to the sums of earlier blocks, and the gradient of the queries.
    * `ones`: values and a column of ones. `slope`: dy and a column of −Σ dy·output.
    */
   backward(ones: Value, slope: Value): GraphProto {
@@ -362,29 +361,29 @@ class Block {
   }
 }
 
-/** A graph that is given a vector of integers. */
+/** Builds the body of a Scan that reads a vector of integers. */
 function bodyBuilder(outer: Builder, length: number): Builder {
   const g = new Builder(outer.graph.newBody(), outer.graph.freshName(`${outer.scope}/block`))
   g.graph.inputs = [valueInfo(g.graph.freshName(`${g.scope}/place`), DataType.INT64, [length])]
   return g
 }
 
-/** Masks of keys: they are added to the scores right before softmax. `areAll`: nothing else is done with the scores. */
+/** Finds masks that are added right before softmax. `areAll`: nothing else happens to the scores. */
 function masksOf(shapes: ShapeMap, { logits, scores, makers }: Attention): { masks: Value[]; areAll: boolean } {
   const masks: Value[] = []
   let value = logits
   let areAll = true
   for (let sum = makers.get(value); sum?.opType === 'Add'; sum = makers.get(value)) {
     const isInside = (input: Value) => input === scores || makers.has(input)
-    const own = sum.input.filter((input) => !isInside(input) && grows(shapes.get(input), -1))
-    masks.unshift(...own)
-    areAll &&= own.length === 1
+    const added = sum.input.filter((input) => !isInside(input) && grows(shapes.get(input), -1))
+    masks.unshift(...added)
+    areAll &&= added.length === 1
     value = sum.input.find(isInside) as Value
   }
   return { masks, areAll: areAll && masks.length > 0 && value === scores }
 }
 
-/** int64 (blocks, 5 + 4·rank): the numbers of {@link Place}. */
+/** Appends int64 (blocks, 5 + 4·rank): the numbers of {@link Place}. */
 function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<string, Value>): Value {
   const { shapes, rows } = parts
   const { query, keys } = attention
@@ -413,23 +412,23 @@ function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<st
   })
 }
 
-/** From the bounds of a block's queries to those of its keys, as in {@link Place}. */
+/** Builds the body that finds [first, full, last] of {@link Place} from [start, end]. */
 function seenBy(outer: Builder, { shapes }: Parts, masks: readonly Value[]): GraphProto {
   const g = bodyBuilder(outer, 2)
   const { graph } = g
   const [start, end] = g.node('Split', [graph.inputs[0].name, g.int([1, 1])], { axis: 0 }, 2).output
   const rowsOf = (mask: Value) => (grows(shapes.get(mask), -2) ? g.op('Slice', [mask, start, end, g.int([-2])]) : mask)
-  const own = masks.map(rowsOf)
+  const blockMasks = masks.map(rowsOf)
   const rank = Math.max(...masks.map((mask) => rankIn(shapes, mask)))
-  /** 1 for a key to whose score one of the queries adds more. */
+  /** 1 for each key if a mask adds more than `least` for any of the queries. */
   const exceeds = (least: number, sum: Value) => {
     const best = rank === 1 ? sum : g.reduceMax(sum, range(rank - 1), 0)
     return g.cast(g.op('Greater', [best, g.float(least)]), DataType.FLOAT)
   }
-  const isSeen = exceeds(HIDDEN, own.reduce(g.add))
+  const isSeen = exceeds(HIDDEN, blockMasks.reduce(g.add))
   const first = g.op('ArgMax', [isSeen], { axis: 0 })
   const last = g.add(g.op('ArgMax', [isSeen], { axis: 0, select_last_index: 1 }), g.int([1]))
-  const sizes = own.map((mask) => g.op('Abs', [mask]))
+  const sizes = blockMasks.map((mask) => g.op('Abs', [mask]))
   const isMasked = g.op('Slice', [exceeds(0, sizes.reduce(g.add)), first, last])
   const full = g.add(first, g.op('ArgMax', [g.concat([isMasked, g.float([1])], 0)], { axis: 0 }))
   graph.outputs = [valueInfo(g.concat([first, full, last], 0), DataType.INT64, [3])]

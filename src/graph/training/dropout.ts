@@ -1,32 +1,32 @@
-// Dropout masks are fed, not drawn in the graph, so that a resumed run draws what an unbroken one would have.
+// Draws dropout masks outside the graph, so that a resumed run gets the same masks as an unbroken one.
 
 import { Random } from '../../base/random.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 
-/** Equal values drop the same elements. */
+/** Equal draws drop the same elements. */
 export interface DropoutDraw {
   readonly seed: number
   readonly step: number
   readonly run: number
 }
 
-/** bool (n, k), true where an element is kept. */
+/** A mask, bool (n, k), true for elements to keep. */
 export interface DropoutMask {
   readonly input: string
-  /** The value that it is multiplied with, (n, k). */
+  /** The value that the mask multiplies, (n, k). */
   readonly of: string
   readonly k: number
 }
 
-/** Two draws from one 32-bit number. */
+/** Steps of a probability: a 32-bit number gives two draws. */
 const RESOLUTION = 1 << 16
 
-/** The probability that masks really have. */
+/** Returns the exact probability of keeping an element. */
 export function keepProbability(dropout: number): number {
   return Math.round((1 - dropout) * RESOLUTION) / RESOLUTION
 }
 
-/** From (seed, step, run, layer) alone. `rowsOf` gives n of each mask. */
+/** Draws masks, which depend only on seed, step, run and layer. `rowsOf` gives n of each mask. */
 export function maskFeeds(
   masks: readonly DropoutMask[],
   rowsOf: (mask: DropoutMask) => number,
@@ -50,7 +50,7 @@ export function maskFeeds(
   )
 }
 
-/** One row that keeps all: enough where only shapes are measured. */
+/** Masks of one row that keep everything, for measuring shapes. */
 export function openMasks(masks: readonly DropoutMask[]): Feeds {
   return Object.fromEntries(
     masks.map(({ input, k }) => [input, { type: 'bool', data: new Uint8Array(k).fill(1), dims: [1, k] }]),

@@ -1,4 +1,4 @@
-// Graphs in half precision, computed in float32 for training: gradients would leave the range of float16.
+// Makes graphs in half precision compute in float32 for training: gradients would leave the range of float16.
 
 import { DataType, type TensorProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients, GradientPath } from '../gradients/backward.js'
@@ -13,7 +13,7 @@ import { constantTensor, intAttribute, setAttribute } from '../view/attributes.j
 import { Builder, type Value } from '../view/builder.js'
 import { declaredOf, type Graph } from '../view/graph.js'
 
-/** The weights in the file stay as they are; each is cast where it is read. */
+/** Casts weights when they are read; the file stays unchanged. */
 export function computeInFloat32(graph: Graph): void {
   const g = new Builder(graph, 'float32')
   const isHalf = (tensor: TensorProto | undefined) => tensor?.dataType === DataType.FLOAT16
@@ -30,7 +30,7 @@ export function computeInFloat32(graph: Graph): void {
     const cast = g.node('Cast', [name], { to: DataType.FLOAT })
     graph.replaceUses(name, cast.output[0])
     graph.setInputs(cast, [name])
-    // A table is much larger than the rows that are read of it.
+    // Cast the rows of a lookup, not the whole table.
     for (const node of lookups) {
       graph.setInput(node, 0, name)
       graph.putBehind(node.output[0], (half) => g.cast(half, DataType.FLOAT), 'half')
@@ -51,7 +51,7 @@ function inFloat32(info: ValueInfoProto): ValueInfoProto {
   return valueInfo(info.name, DataType.FLOAT, dims)
 }
 
-/** On the way of gradients all is float32: casts to it hide what nodes have to do with one another. */
+/** Removes casts to float32 on the path of gradients, where all is float32: they would hide patterns of nodes. */
 export function dropCasts(graph: Graph, { nodes }: GradientPath, custom: Readonly<CustomGradients>): void {
   const casts = nodes.filter(({ opType }) => opType === 'Cast')
   if (casts.some((node) => intAttribute(node, 'to', 0) !== DataType.FLOAT)) return
@@ -61,9 +61,9 @@ export function dropCasts(graph: Graph, { nodes }: GradientPath, custom: Readonl
 }
 
 /**
- * Products by integers become a Gemm with the weight as floats, as the gradient reads it: ONNX Runtime repacks
- * integers, and would hold them twice. Weights that are made in blocks stay: their floats need more memory than that
- * copy.
+ * Turns integer products into Gemms with a dequantized weight, as the gradient reads it: ONNX Runtime repacks integers,
+ * and would hold them twice. Not if the gradient dequantizes in blocks, because the floats of the whole weight need
+ * more memory than that copy.
  */
 export function keepOneCopy(graph: Graph, shapes: ShapeMap, values: ReadonlySet<Value>): void {
   const nodes = [...graph.nodes]
@@ -76,7 +76,7 @@ export function keepOneCopy(graph: Graph, shapes: ShapeMap, values: ReadonlySet<
     const weight = DEQUANTIZERS[form.name]?.rows?.(weights, product, 0, d)
     return weight === undefined ? [] : [{ node, input, output, weight }]
   })
-  // In front of all others, so that each is made right before the product that reads it.
+  // First in the list, so that ONNX Runtime makes each weight right before its product.
   const makers = graph.nodes.slice(nodes.length)
   const old = new Set(replaced.map(({ node }) => node))
   graph.nodes = [...makers, ...nodes.filter((node) => !old.has(node))]

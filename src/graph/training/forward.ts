@@ -1,4 +1,4 @@
-// The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
+// Builds the forward part of a training graph: the model with LoRA branches, and the objective on its outputs.
 
 import { create } from '../../formats/onnx/protobuf.js'
 import { bytesOf, DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
@@ -23,7 +23,7 @@ import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
 export interface TrainedLayer extends NamedLayer, Pick<Branch, 'rank' | 'scaling' | 'baseSquares'> {
-  /** A (r, k) where it is not trained: a constant of the graph. */
+  /** A (r, k) as a constant of the graph, if it is not trained. */
   readonly fixedA?: Float32Array | undefined
 }
 
@@ -33,29 +33,29 @@ export interface TrainingGraphOptions {
   readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
-  /** The tokens from which on an activated LoRA counts: those that {@link ACTIVE} says. */
+  /** The tokens that activate an activated LoRA. */
   readonly invocation?: readonly number[] | undefined
-  /** Module name → node or initializer, where the graph's own names do not tell. */
+  /** Module name → node or initializer, if the graph's names do not tell. */
   readonly modules?: ModuleMap | undefined
-  /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
+  /** Also build the graph of the first pass, which gives the predictions for the loss of a step. Default false. */
   readonly twoPasses?: boolean | undefined
-  /** Size of the largest batch. Small ones keep more for the backward pass. */
+  /** Tokens of the largest batch. Small batches keep more values for the backward pass. */
   readonly tokens?: number | undefined
-  /** Opened without the optimizers of the runtime: of what they find, only transposes in products save time. */
+  /** Optimize the graph here, and open it without the runtime's optimizers. */
   readonly isOptimized?: boolean | undefined
-  /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
+  /** Sizes of logits for computing the loss in blocks. Default: {@link LOGIT_BYTES}. */
   readonly logitBytes?: typeof LOGIT_BYTES | undefined
-  /** Most queries in a block of attention. Default: one block has all. */
+  /** Most queries in a block of attention. Default: all. */
   readonly attentionRows?: number | undefined
 }
 
 export interface Forward {
-  /** The loss without its normalizer. */
+  /** The loss before division by the normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
   /**
-   * A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, then weights of the base, then the
-   * objective's.
+   * For each layer A (r, k) if it is trained, Bᵀ (r, d), and m (d) of DoRA; then weights of the base; then the
+   * objective's parameters.
    */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
@@ -63,25 +63,22 @@ export interface Forward {
 }
 
 export const LOSS = 'loss'
-/** The graph input that the sum is multiplied by, 1/normalizer. */
+/** The graph input with 1/normalizer, which multiplies the sum. */
 export const LOSS_SCALE = 'loss/scale'
-/** One vector in the place of all trained tensors, and the output of its gradient. */
+/** The input with all trained tensors in one vector, and the output of its gradient. */
 export const PACKED = 'trained'
 export const PACKED_GRADIENT = 'trained/gradient'
 
-/**
- * Rewrites the graph; its outputs are the loss and, with `predicts`, what is predicted. `hasGradients` is false where
- * the loss alone is wanted.
- */
+/** Rewrites the graph to give the loss and, with `predicts`, predictions. `hasGradients`: gradients will be added. */
 export function buildForward(
   graph: Graph,
   objective: Objective,
   options: TrainingGraphOptions,
   { predicts, hasGradients }: { predicts: boolean; hasGradients: boolean },
 ): Forward {
-  const own = new ObjectiveGraph(graph)
-  const sum = objective.forward(own)
-  const predictions = predicts ? own.predictions : []
+  const objectiveGraph = new ObjectiveGraph(graph)
+  const sum = objective.forward(objectiveGraph)
+  const predictions = predicts ? objectiveGraph.predictions : []
   const predicted = predictions.map((name) => valueInfo(name, DataType.FLOAT))
   graph.outputs = [valueInfo(sum, DataType.FLOAT, []), ...predicted]
   dropEmptyCache(graph)
@@ -95,16 +92,18 @@ export function buildForward(
   const placed = matchLayers(linears, partsForGraph(linears, options.layers, false))
   const ofBase = base?.layersOf(linears) ?? []
   const adapted = new Set([...placed.map(({ linear }) => linear), ...ofBase].map(({ node }) => node))
-  const others = [...(base?.trained ?? []), ...own.parameters]
-  // A path ends at what it is looked for, and layers lie between two that are adapted: so weights, not outputs.
+  const others = [...(base?.trained ?? []), ...objectiveGraph.parameters]
+  // Look for the path to weights, not to outputs, at which it would end: layers between adapted layers count too.
   const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
   const wrt = [...weights, ...others.map(({ input }) => input)]
-  const between = new Set(gradientPath(graph, wrt, [sum], own.customGradients).nodes)
+  const between = new Set(gradientPath(graph, wrt, [sum], objectiveGraph.customGradients).nodes)
   const trained = linears.filter(({ node }) => adapted.has(node) || between.has(node))
 
   const factors = declareFactors(graph, options.layers)
   const trainable = new TrainableLinears(graph, new Builder(graph, 'lora'))
-  const moves = own.choices.flatMap((choice) => choiceBehind(graph, hasGradients ? trained : linears, choice) ?? [])
+  const moves = objectiveGraph.choices.flatMap(
+    (choice) => choiceBehind(graph, hasGradients ? trained : linears, choice) ?? [],
+  )
   const chosen = new Set(moves.map(({ linear }) => linear.node))
   const inRows = new Map<NodeProto, Linear>()
   for (const linear of trained) {
@@ -118,7 +117,7 @@ export function buildForward(
     choice.all = moved.all
     inRows.set(linear.node, moved.linear)
   }
-  base?.openLayers(inRows, own.customGradients)
+  base?.openLayers(inRows, objectiveGraph.customGradients)
   const branches = placed.map(({ linear, layer: { layer, start, d } }) => {
     const { form, last, input, output } = inRows.get(linear.node) as Linear
     const { name, rank, scaling, baseSquares } = layer
@@ -126,21 +125,21 @@ export function buildForward(
     return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
   })
   trainable.adapt(branches, options.dropout ?? 0, options.invocation !== undefined)
-  for (const value of trainable.constants) own.customGradients.set(value, { inputs: [], rule: () => [] })
+  for (const value of trainable.constants) objectiveGraph.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {
     const product = form.isQuantized ? findProduct(graph, node) : undefined
     const gradient = product && quantizedGradient(product)
-    if (product !== undefined && gradient !== undefined) own.customGradients.set(product.output, gradient)
+    if (product !== undefined && gradient !== undefined) objectiveGraph.customGradients.set(product.output, gradient)
   }
-  lossInBlocks(own, options.logitBytes ?? LOGIT_BYTES, hasGradients)
+  lossInBlocks(objectiveGraph, options.logitBytes ?? LOGIT_BYTES, hasGradients)
   graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
-  graph.rename(own.g.mul(sum, LOSS_SCALE), LOSS)
+  graph.rename(objectiveGraph.g.mul(sum, LOSS_SCALE), LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]
   const parameters = [...factors, ...others]
-  return { sum, objective: own, parameters, masks: trainable.masks, predictions }
+  return { sum, objective: objectiveGraph, parameters, masks: trainable.masks, predictions }
 }
 
-/** All behind the layer treats each row for itself, so that the rows can be chosen in front of it. */
+/** Finds the layer before which rows can be chosen already, because everything after it treats rows separately. */
 function choiceBehind(
   graph: Graph,
   linears: readonly Linear[],
@@ -153,7 +152,7 @@ function choiceBehind(
   return linear && { linear, choice, value }
 }
 
-/** A is (r, k) and B is Bᵀ (r, d): products that give the gradient of a matrix with few columns are slow. */
+/** Declares A (r, k) and Bᵀ (r, d), because products that make gradients with few columns are slow. */
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
   return layers.flatMap(({ name, d, k, rank, baseSquares, fixedA }) => {
     const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]

@@ -1,4 +1,4 @@
-// Two graphs as one: an encoder's hidden states feed its decoder, or the vectors of tokens a decoder that reads them.
+// Joins two graphs: an encoder and its decoder, or an embedding and the decoder that reads its vectors.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { modelType } from '../../families/families.js'
@@ -23,9 +23,9 @@ import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 
 /**
- * The inputs are those of the encoder, and those of the decoder with `decoder_` before their names. A decoder that
- * reads vectors gets `input_ids`, and keeps the name {@link VECTORS} for what becomes of them. Layers have the names
- * that they have in the whole model. Other models stay as they are.
+ * Joins the graphs of a model. Its inputs are the encoder's and, prefixed by `decoder_`, the decoder's. A decoder that
+ * reads vectors gets `input_ids`, and {@link VECTORS} becomes an inner value. Layers get their names in the whole
+ * model. Other models stay unchanged.
  */
 export async function joinGraphs(model: Model): Promise<Model> {
   const { inputs } = readGraph(model.onnx)
@@ -56,15 +56,15 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
   const last = renameAll(back.toModel(), {
     value(name) {
       const isOwn = ownInputs.has(name) && name !== HIDDEN_STATES
-      const own = !isOwn ? name : name === STATES_MASK ? 'attention_mask' : `${OF_DECODER}${name}`
-      taken.add(own)
-      return own
+      const renamed = !isOwn ? name : name === STATES_MASK ? 'attention_mask' : `${OF_DECODER}${name}`
+      taken.add(renamed)
+      return renamed
     },
     node: () => ({}),
   })
   const inputs = new Set(front.inputs.map(({ name }) => name))
   const within = encoderModule(front, back, encoder.name)
-  // Exporters number the nodes of each graph anew, and ONNX Runtime takes no two of one name.
+  // The graphs may have equal names of nodes, which ONNX Runtime refuses.
   const nodeNames = new Set(last.graph!.node.map(({ name }) => name))
   const first = renameAll(front.toModel(), {
     value(name) {
@@ -74,15 +74,15 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
       return taken.has(moved) ? `${moved}/of encoder` : moved
     },
     node(node) {
-      const own = /[/.]/.test(node.name) ? inModule(node.name, within) : node.name
+      const moved = /[/.]/.test(node.name) ? inModule(node.name, within) : node.name
       const metadataProps = scopesWithin(node, within === '' ? (name) => name : (name) => `${within}.${name}`)
-      return { name: own !== '' && nodeNames.has(own) ? `${own}_of_encoder` : own, metadataProps }
+      return { name: moved !== '' && nodeNames.has(moved) ? `${moved}_of_encoder` : moved, metadataProps }
     },
   })
   return oneModel(encoder, first, decoder, last, HIDDEN_STATES)
 }
 
-/** Operators of embeddings that are the same in all operator sets that are trained. */
+/** Operators of embeddings that are equal in all operator sets. */
 const LASTING = new Set(['Cast', 'Constant', 'Gather', 'Identity', 'Mul'])
 
 function withEmbedding(embedding: OnnxModel, { onnx: decoder, config }: Model): OnnxModel {
@@ -96,9 +96,9 @@ function withEmbedding(embedding: OnnxModel, { onnx: decoder, config }: Model): 
   const taken = new Set<string>()
   const last = renameAll(back.toModel(), {
     value(name) {
-      const own = outer.has(name) ? name : whole(name)
-      taken.add(own)
-      return own
+      const renamed = outer.has(name) ? name : whole(name)
+      taken.add(renamed)
+      return renamed
     },
     node: (node) => ({ name: whole(node.name), metadataProps: scopesWithin(node, whole) }),
   })
@@ -127,11 +127,11 @@ function oneModel(front: OnnxModel, first: ModelProto, back: OnnxModel, last: Mo
   return new OnnxModel(back.name, back.fileName, together(moved, last, back.name, link), files)
 }
 
-/** Empty where the encoder's layers have their whole names. */
+/** Returns the encoder's module in the whole model; '' if its layers are already named so. */
 function encoderModule(front: Graph, back: Graph, where: string): string {
   const modulesOf = (graph: Graph) => findLinears(graph).map(({ name }) => name.split('.'))
   if (modulesOf(front).some((segments) => segments.includes('encoder'))) return ''
-  const segments = modulesOf(back).find((one) => one.includes('decoder'))
+  const segments = modulesOf(back).find((names) => names.includes('decoder'))
   if (segments !== undefined) return [...segments.slice(0, segments.indexOf('decoder')), 'encoder'].join('.')
   throw new UnsupportedError({
     where,
@@ -140,7 +140,7 @@ function encoderModule(front: Graph, back: Graph, where: string): string {
   })
 }
 
-/** Names of layers are told from paths with slashes, or from names of tensors with dots; others say nothing. */
+/** Adds a module to a name: a path with slashes, or the name of a tensor with dots. */
 function inModule(name: string, module: string): string {
   if (module === '') return name
   if (name.startsWith('/')) return `/${module.replaceAll('.', '/')}${name}`
@@ -160,12 +160,12 @@ function together(first: ModelProto, last: ModelProto, where: string, link: stri
   const [front, back] = [first.graph!, last.graph!]
   const versions = new Map(last.opsetImport.map((entry) => [entry.domain, entry]))
   for (const entry of first.opsetImport) {
-    const own = versions.get(entry.domain)
-    if (own !== undefined && own.version !== entry.version) {
+    const version = versions.get(entry.domain)
+    if (version !== undefined && version.version !== entry.version) {
       throw new UnsupportedError({
         where,
         what: `its two graphs use different operator sets ${entry.domain}`,
-        got: `${entry.version} and ${own.version}`,
+        got: `${entry.version} and ${version.version}`,
         hint: 'Export both with the same program',
       })
     }
@@ -187,7 +187,7 @@ function together(first: ModelProto, last: ModelProto, where: string, link: stri
   })
 }
 
-/** No two values may get the same name. */
+/** Gives new names. No two values may get the same name. */
 export interface Renaming {
   value(name: string): string
   node(node: NodeProto): Partial<NodeProto>
@@ -218,7 +218,7 @@ function renamedNode(node: NodeProto, renaming: Renaming): NodeProto {
     if (g === undefined && graphs.length === 0) return attribute
     return copyMessage(attribute, {
       g: g && renamedGraph(g, renaming),
-      graphs: graphs.map((one) => renamedGraph(one, renaming)),
+      graphs: graphs.map((subgraph) => renamedGraph(subgraph, renaming)),
     })
   }
   return copyMessage(node, {

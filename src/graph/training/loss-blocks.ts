@@ -1,6 +1,6 @@
-// The loss over a large vocabulary in one Scan over blocks of it, which gives losses and gradients at once, as
-// FlashAttention (arXiv 2205.14135) does for keys: a block joins what the blocks before it gave, by the logarithm of
-// its sum. So no logits live longer than their block, and of a weight in half precision one block at a time is float32.
+// Computes the loss over a large vocabulary in a Scan over blocks of it, which makes losses and gradients at once. A
+// block is combined with earlier blocks by the logarithms of their sums, as in FlashAttention (arXiv 2205.14135).
+// Logits live only as long as their block, and only one block of a weight in half precision is float32 at a time.
 
 import {
   TensorProto_DataType as DataType,
@@ -16,14 +16,18 @@ import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
-/** Numbers of the weight in a block, 16 MB: each block is copied, which is cheap in the processor's cache. */
+/** Numbers of the weight in a block, 16 MB. Each block is copied, which is cheap in the processor's cache. */
 const WEIGHT_FLOATS = 2 ** 22
 
-/** Only large logits from a float weight that is not trained: gradients of an adapted output layer need logits. */
-export function lossInBlocks(own: ObjectiveGraph, { whole, block }: typeof LOGIT_BYTES, hasGradients: boolean): void {
-  for (const loss of own.losses) {
-    const head = headOf(own.graph, loss.logits)
-    if (head !== undefined && hasLogitBlocks(head.d, whole)) replace(own, loss, head, block / 4, hasGradients)
+/** Only for large logits of an output layer that is not adapted or trained: its gradients would need the logits. */
+export function lossInBlocks(
+  objective: ObjectiveGraph,
+  { whole, block }: typeof LOGIT_BYTES,
+  hasGradients: boolean,
+): void {
+  for (const loss of objective.losses) {
+    const head = headOf(objective.graph, loss.logits)
+    if (head !== undefined && hasLogitBlocks(head.d, whole)) replace(objective, loss, head, block / 4, hasGradients)
   }
 }
 
@@ -38,7 +42,7 @@ interface Head {
   readonly d: number
 }
 
-/** The output layer that gives these logits as they are, if it is one product by a constant. */
+/** Finds the output layer of these logits, if it is a plain product with a constant. */
 function headOf(graph: Graph, logits: Value): Head | undefined {
   const node = graph.producer(sourceOf(graph, logits, ['Cast', 'Identity']).value)
   if (node?.opType !== 'Gemm' || intAttribute(node, 'transA', 0) === 1) return undefined
@@ -63,10 +67,10 @@ function replace(
 ): void {
   const { weight, isHalf, bias, transB, k, d } = head
   const largest = graph.consumers(logits).find(({ opType }) => opType === 'ArgMax')?.output[0]
-  // A name of its own stays when something takes the place of what bodies of Scan read.
+  // A new name, because bodies of Scan keep reading it if something replaces the value.
   const x = g.op('Identity', [head.x])
   const count = g.length(x, 0)
-  // Rows of a multiple of 4 kB would get in one another’s way in the cache, and products take longer.
+  // No multiple of 4 kB: such rows would collide in the cache, and products take longer.
   const most = Math.max(16, 32 * Math.floor(WEIGHT_FLOATS / k / 32) - 16)
   const size = g.op('Min', [g.div(g.int([floats]), g.op('Max', [count, g.int([1])])), g.int([most])])
   const starts = g.unsqueeze(g.op('Range', [g.int(0), g.int(d), g.op('Squeeze', [size])]), [1])
@@ -99,8 +103,8 @@ function replace(
 }
 
 /**
- * Adds a block, given by its start, to what those before it gave: ln Σ exp(logits) of each row, the mean of the
- * weight's rows by these exponentials, and the largest logit with its place.
+ * Builds the body that adds a block, given by its start, to the results of earlier blocks: ln Σ exp(logits) of each
+ * row, the weight's rows averaged by these exponentials, and the largest logit with its place.
  */
 function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[]): GraphProto {
   const { x, weight, isHalf, bias, transB, k } = head
@@ -108,7 +112,7 @@ function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[])
   const g = new Builder(body, outer.freshName('loss/block'))
   const before = (name: string) => `${g.scope}/${name}`
   const start = before('start')
-  // Not a name of the graph outside: ONNX Runtime takes lengths of one name for equal, and shares memory by them.
+  // Not a name of the outer graph: ONNX Runtime takes dimensions of one name for equal, and shares memory accordingly.
   const rows = before('rows')
   const info = (name: string, value: Value): ValueInfoProto =>
     valueInfo(value, name === 'largest' ? DataType.INT64 : DataType.FLOAT, name === 'mean' ? [rows, k] : [rows])
@@ -122,9 +126,9 @@ function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[])
   const highest = g.reduceMax(logits, [1], 0)
   const probabilities = g.op('Softmax', [logits], { axis: 1 })
   // max p = exp(max l) / Σ exp(l)
-  const own = g.sub(highest, g.op('Log', [g.reduceMax(probabilities, [1], 0)]))
-  const larger = g.op('Max', [before('logSum'), own])
-  const parts = [before('logSum'), own].map((part) => g.op('Exp', [g.sub(part, larger)]))
+  const blockLogSum = g.sub(highest, g.op('Log', [g.reduceMax(probabilities, [1], 0)]))
+  const larger = g.op('Max', [before('logSum'), blockLogSum])
+  const parts = [before('logSum'), blockLogSum].map((part) => g.op('Exp', [g.sub(part, larger)]))
   const total = g.add(parts[0], parts[1])
   const share = (part: Value) => g.unsqueeze(g.div(part, total), [1])
   const outputs: Record<string, () => Value> = {

@@ -1,4 +1,4 @@
-// The graph that an objective builds on.
+// The graph on which an objective builds its loss.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
@@ -12,7 +12,7 @@ import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
 export interface RowChoice {
-  /** The rows of all positions; where the choice moves, those in front of its new place. */
+  /** The rows before the choice, which may move to before the output layer. */
   all: Value
   readonly chosen: Value
 }
@@ -24,17 +24,17 @@ export interface LossOfRows {
   readonly targets: Value
   /** (m) */
   readonly losses: Value
-  /** A scalar, where the sum of the losses is wanted. */
+  /** The sum of the losses, a scalar, if the objective uses it. */
   readonly sum: Value | undefined
-  /** Gradients (m, …) of the losses, times the gradient by the sum or by each loss. */
+  /** Multiplies the losses' gradients (m, …) by the gradient of the sum or of each loss. */
   scaled(g: Builder, gradients: Value, dy: Value): Value
 }
 
-/** Sees the measured shapes, and throws what is wrong with them. */
+/** Throws if the measured shapes are wrong. */
 export type ShapeCheck = (shapeOf: (value: Value) => ProbedShape | undefined) => void
 
 export interface TrainedTensor {
-  /** Unique among those of a graph, as in model.layers.0.mlp.up_proj.A or classifier.weight */
+  /** Unique in a graph, such as model.layers.0.mlp.up_proj.A or classifier.weight */
   readonly name: string
   readonly input: string
   readonly shape: readonly number[]
@@ -58,13 +58,13 @@ export class ObjectiveGraph {
     return this.graph.outputs
   }
 
-  /** An input that runs are fed besides the model's own. */
+  /** Adds an input besides the model's. */
   input(name: string, type: DataType, dims: readonly (number | string)[]): Value {
     this.graph.inputs.push(valueInfo(name, type, dims))
     return name
   }
 
-  /** Float32. */
+  /** Adds a trained tensor in float32. */
   parameter(name: string, shape: readonly number[]): Value {
     const input = `trained/${name}`
     this.parameters.push({ name, input, shape })
@@ -72,8 +72,8 @@ export class ObjectiveGraph {
   }
 
   /**
-   * Rows of a value (…, k), counted over all leading axes; `rows` are int64 (m), each once. Layers in front that
-   * compute row by row, such as the output embedding, compute these rows alone.
+   * Chooses rows of a value (…, k), counted over all leading axes; `rows` are int64 (m), each once. A layer before that
+   * computes row by row, such as the output embedding, then only computes these rows.
    */
   chooseRows(value: Value, rows: Value): RowChoice {
     const all = this.g.op('Flatten', [value], { axis: -1 })
@@ -93,7 +93,7 @@ export class ObjectiveGraph {
     return sum
   }
 
-  /** −ln softmax(logits)[target] of each row, (m): parameters as in {@link crossEntropy}. */
+  /** −ln softmax(logits)[target] of each row, (m). Parameters as in {@link crossEntropy}. */
   rowLosses(logits: Value, targets: Value): Value {
     const { losses, slopes } = rowLosses(this.g, logits, targets)
     const scaled: LossOfRows['scaled'] = (g, gradients, dy) => g.mul(gradients, g.unsqueeze(dy, [1]))
@@ -107,17 +107,14 @@ export class ObjectiveGraph {
     this.customGradients.set(loss.sum ?? loss.losses, { inputs: [loss.logits], rule })
   }
 
-  /**
-   * Σ (value · gradient): a scalar whose gradient by the value is fed as `input`, for a loss over the values of many
-   * runs.
-   */
+  /** Σ value · gradient, where each run is fed the gradient as `input`, for a loss over several runs. */
   fedGradient(value: Value, input: string): Value {
     this.fedGradients.push({ value, input })
     this.graph.inputs.push(valueInfo(input, DataType.FLOAT))
     return this.g.op('ReduceSum', [this.g.mul(value, input)], { keepdims: 0 })
   }
 
-  /** Gives a value out where the loss alone is computed, for metrics. */
+  /** Outputs a value in graphs without gradients, for metrics. */
   predict(value: Value): Value {
     this.predictions.push(value)
     return value
@@ -131,12 +128,12 @@ export class ObjectiveGraph {
 /** A length that differs between runs, such as the number of sequences. */
 export interface Length {
   readonly name: string
-  /** No other length, and no constant, may be the same at both probe points. */
+  /** No other length and no constant may have the same values at both probe points. */
   readonly probed: readonly [number, number]
   of(feeds: Feeds): number
-  /** The axis of a graph input where the graph itself can read it; undefined for products of others. */
+  /** The axis of a graph input with this length; undefined for products of lengths. */
   readonly source?: RunLength | undefined
-  /** Tokens that one of it stands for, if it is no axis of an input. */
+  /** Tokens per unit, if the length is not an axis of an input. */
   readonly tokens?: number | undefined
 }
 
@@ -147,6 +144,6 @@ export interface Probe {
 
 export interface Objective {
   readonly probe: Probe
-  /** Returns a scalar; the loss is that over the normalizer of a run. */
+  /** Returns a scalar, which divided by the normalizer is the loss. */
   forward(graph: ObjectiveGraph): Value
 }

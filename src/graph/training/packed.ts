@@ -1,5 +1,5 @@
-// Trained tensors as one vector. A graph cuts them out of it, and gives out their gradients as one vector too: so a
-// device keeps it, and changes it, in few operations, whatever the number of layers.
+// Packs trained tensors into one vector, which the graph cuts apart, and their gradients likewise. A device can then
+// keep and change them with few operations, whatever the number of layers.
 
 import { elementCount } from '../../base/tensor.js'
 import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'
@@ -10,7 +10,7 @@ import { Graph } from '../view/graph.js'
 import { PACKED, PACKED_GRADIENT } from './forward.js'
 import { computeFirst, type TrainedParameter } from './passes.js'
 
-/** The vector holds `tensors` one after the other. Graphs without gradients, and those that lack some, do too. */
+/** Packs `tensors` one after the other. The graph may lack gradients, or some of the tensors. */
 export function packTrained(model: ModelProto, tensors: readonly TrainedParameter[]): ModelProto {
   const graph = new Graph(model)
   const g = new Builder(graph, 'packed')
@@ -20,9 +20,9 @@ export function packTrained(model: ModelProto, tensors: readonly TrainedParamete
   graph.inputs = graph.inputs.filter(({ name }) => !tensors.some(({ input }) => input === name))
   let total = 0
   for (const { input, shape } of tensors) {
-    const own = g.slice(PACKED, total, total + elementCount(shape), 0)
-    // Bodies of Scan read it by its name.
-    graph.setOutput(g.node('Reshape', [own, g.int(shape)]), 0, input)
+    const values = g.slice(PACKED, total, total + elementCount(shape), 0)
+    // Bodies of Scan read the tensor by this name.
+    graph.setOutput(g.node('Reshape', [values, g.int(shape)]), 0, input)
     total += elementCount(shape)
   }
   graph.inputs.push(valueInfo(PACKED, DataType.FLOAT, [total]))

@@ -1,4 +1,4 @@
-// THE order in which a model becomes a training graph: a list of passes, each with what it needs and what it gives.
+// The list of passes that make a training graph of a model, each with the facts that it needs and gives.
 
 import { StateError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
@@ -31,7 +31,7 @@ export interface TrainedParameter extends TrainedTensor {
   readonly gradient: string
 }
 
-/** A graph on its way to a training graph, and what passes have found out about it. */
+/** A graph on its way to a training graph, and the results of passes. */
 export class Work {
   readonly graph: Graph
   /** Appends the backward part. */
@@ -42,7 +42,7 @@ export class Work {
   shapes!: ShapeMap
   trained!: readonly TrainedParameter[]
   predictionGraph: Graph | undefined
-  /** Values that are computed a second time, and which each is a copy of. */
+  /** Value that is computed again → its original. */
   copies!: ReadonlyMap<Value, Value>
 
   constructor(
@@ -59,7 +59,7 @@ export class Work {
 
   findPath(): void {
     const { hasGradients, options, graph } = this
-    // Without gradients, what comes behind the first layer.
+    // Without gradients, everything after the first layer.
     const begins = hasGradients ? this.parameters : findLinears(graph, options.modules).slice(0, 1)
     const wrt = begins.map(({ input }) => input)
     const { sum, objective } = this.forward
@@ -104,7 +104,7 @@ export const FORWARD_PASSES: readonly Pass[] = [
     run: ({ graph }) => checkTrainableForm(graph),
   },
   {
-    // Gradients do not know of rounded inputs.
+    // The gradients assume that inputs are not rounded.
     name: 'keep inputs of quantized products exact',
     gives: ['exact products'],
     run: ({ graph }) => setAccuracyLevel(graph, 0),
@@ -172,7 +172,10 @@ export const ATTENTION_PASSES: readonly Pass[] = [
       const scale = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
       const feeds = { [LOSS_SCALE]: scale, ...zeros(parameters) }
       const fixed = { feeds, masks: forward.masks, fedGradients }
-      const [first, second] = objective.probe.feeds.map((own) => ({ ...own, ...activeFeeds(own, options.invocation) }))
+      const [first, second] = objective.probe.feeds.map((given) => ({
+        ...given,
+        ...activeFeeds(given, options.invocation),
+      }))
       const probe = { ...objective.probe, feeds: [first, second] as const }
       work.shapes = await measureShapes(graph, model, runtime!, path, probe, fixed)
       for (const check of checks) check((value) => work.shapes.get(value))
@@ -194,7 +197,7 @@ export const ATTENTION_PASSES: readonly Pass[] = [
       const { customGradients } = forward.objective
       const { attentionRows: rows } = options
       if (rows === undefined) return
-      // Pages that train on shorter texts do not load it.
+      // Pages that train on shorter texts need not load it.
       const { attendInBlocks } = await import('./attention-blocks.js')
       attendInBlocks({ graph, shapes, rows, customGradients, onPath: path.values })
       work.findPath()
@@ -295,12 +298,12 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const reshaped = graph.nodes.filter(isReshape).map(({ output }) => output[0])
       const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
       const values = [...path.values, ...copies, ...reshaped]
-      declareShapes(graph, shapes, values, (dim, other) => nameOfLength(objective.probe.lengths, dim, other))
+      declareShapes(graph, shapes, values, (dim, second) => nameOfLength(objective.probe.lengths, dim, second))
     },
   },
 ]
 
-/** Throws StateError for a list in which a pass comes before what it needs. */
+/** Throws StateError if a pass comes before a fact that it needs. */
 export async function runPasses(passes: readonly Pass[], work: Work): Promise<void> {
   const facts = new Set<Fact>()
   for (const { name, needs = [], gives = [], run } of passes) {
@@ -311,7 +314,7 @@ export async function runPasses(passes: readonly Pass[], work: Work): Promise<vo
   }
 }
 
-/** ONNX Runtime begins with the last node that nobody reads; else logits and probabilities would stay until the end. */
+/** Puts a node last: ONNX Runtime begins with the last node without readers, so that logits are freed early. */
 export function computeFirst(graph: Graph, output: Value): void {
   const node = graph.producer(output) as NodeProto
   graph.remove(node)

@@ -10,10 +10,10 @@ import type { Graph } from '../view/graph.js'
 import { type DropoutMask, openMasks } from './dropout.js'
 import type { Length, Probe } from './objective-graph.js'
 
-/** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
+/** For runs of a few tokens: opens quickly, without copies of weights. */
 const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
 
-/** Masks and fed gradients count as what they are multiplied with. */
+/** Measures shapes. Masks and fed gradients get the shape of the value that they multiply. */
 export async function measureShapes(
   graph: Graph,
   model: OnnxModel,
@@ -35,11 +35,11 @@ export async function measureShapes(
   for (const { like } of fedLike) wanted.add(like)
   const open = async (proto: Parameters<typeof sessionModel>[1]) =>
     runtime.createSession(await sessionModel(model, proto), SESSION)
-  const one = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
-  const ones: Feeds = Object.fromEntries(fixed.fedGradients.map(({ input }) => [input, one]))
+  const scalar = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
+  const ones: Feeds = Object.fromEntries(fixed.fedGradients.map(({ input }) => [input, scalar]))
   const names = new Set(graph.inputs.map(({ name }) => name))
-  const all = (own: Feeds): Feeds => {
-    const given = Object.entries({ ...own, ...fixed.feeds, ...openMasks(fixed.masks), ...ones })
+  const all = (pointFeeds: Feeds): Feeds => {
+    const given = Object.entries({ ...pointFeeds, ...fixed.feeds, ...openMasks(fixed.masks), ...ones })
     return Object.fromEntries(given.filter(([name]) => names.has(name)))
   }
   const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted)
@@ -52,19 +52,21 @@ export async function measureShapes(
   return shapes
 }
 
-export function lengthOf(lengths: readonly Length[], dim: number | undefined, other: number | undefined) {
-  return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
+export function lengthOf(lengths: readonly Length[], dim: number | undefined, second: number | undefined) {
+  return lengths.find(({ probed }) => probed[0] === dim && probed[1] === second)
 }
 
-/** The name of a length, or of a multiple of one: queries that share a key are rows of one product. */
-export function nameOfLength(lengths: readonly Length[], dim: number, other: number): string | undefined {
-  const length = lengths.find(({ probed: [a, b] }) => dim % a === 0 && dim / a === other / b)
+/** Names a length or a multiple of it, which occurs if queries that share a key are rows of one product. */
+export function nameOfLength(lengths: readonly Length[], dim: number, second: number): string | undefined {
+  const length = lengths.find(({ probed: [a, b] }) => dim % a === 0 && dim / a === second / b)
   return length && `${dim === length.probed[0] ? '' : `${dim / length.probed[0]} `}${length.name}`
 }
 
 const TYPICAL = 256
 
-/** Lengths that are no axis of an input, nor a multiple of one, are products of two that are. */
+/**
+ * Estimates a shape's size at typical lengths. A dimension that matches no input length is taken for a product of two.
+ */
 export function typicalElements({ dims, other }: ProbedShape, lengths: readonly Length[]): number {
   return dims.reduce((product, dim, axis) => {
     if (dim === other[axis]) return product * dim

@@ -1,4 +1,4 @@
-// Which values a gradient reaches: behind some operators nothing in front of them can be trained.
+// Finds values that no gradient reaches, because an operator after them has none.
 
 import { attempt } from '../../base/errors.js'
 import type { ModelProto, NodeProto } from '../../formats/onnx/tensors.js'
@@ -12,20 +12,20 @@ import type { Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
 
-/** The values in front of an operator without a gradient, on the way to the model's output. */
+/** Returns the values from which every path to the model's output may pass an operator without gradient. */
 export function valuesWithoutGradient(model: ModelProto): ReadonlySet<Value> {
   const graph = new Graph(model)
   takeBranchWithoutCache(graph)
   const logits = logitsName(graph)
   graph.outputs = graph.outputs.filter(({ name }) => name === logits)
   graph.prune()
-  // The nodes of quantized products have their gradient together.
+  // Nodes of quantized products have a gradient as a whole.
   const inProducts = new Set<NodeProto>()
   for (const { input, output } of findLinears(graph)) {
     for (const [, node] of graph.madeOf(output, (_, value) => value !== input)) if (node) inProducts.add(node)
   }
   const custom: CustomGradients = new Map()
-  // What has no such form stays, and has no rule.
+  // Operators that cannot be lowered stay, and have no gradient.
   attempt(() => toLinearAttention(graph))
   attempt(() => lowerForTraining(graph, custom))
   const enters = (node: NodeProto) => !NON_DIFFERENTIABLE.has(operatorOf(node))

@@ -1,5 +1,5 @@
-// Several records in one row, none of which sees another: fused attention takes a mask as its bias, and written-out
-// attention gets an Add in front of its Softmax.
+// Keeps packed records in one row from seeing one another: fused attention gets a mask as its bias, other attention an
+// Add before its Softmax.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -13,10 +13,10 @@ import type { ObjectiveGraph } from './objective-graph.js'
 /** The number of each token's record, int32 (batch, sequence). */
 export const RECORDS = 'packing/records'
 
-/** No probability is left, and sums of masks stay finite. */
+/** Leaves no probability, but keeps sums of masks finite. */
 const HIDDEN = -1e9
 
-/** The operators that take a bias of the scores, (batch, 1, S, S), and which of their inputs it is. */
+/** Operators with an input for a bias of the scores, (batch, 1, S, S), and its index. */
 const BIAS_INPUTS: Readonly<Record<string, number>> = {
   'com.microsoft:GroupQueryAttention': 10,
   'com.microsoft:MultiHeadAttention': 5,
@@ -24,21 +24,19 @@ const BIAS_INPUTS: Readonly<Record<string, number>> = {
   Attention: 3,
 }
 
-/** Operators through which tokens see one another besides attention. */
+/** Other operators that mix tokens. */
 const MIXES_TOKENS = /Attention|^(CausalConvWithState|GatedDeltaNet|Conv|Scan|Loop|LSTM|GRU|RNN|If)$/
 
-/** Operators that may stand between the probabilities of attention and their product with the values. */
+/** Operators that may come between the probabilities of attention and their product with the values. */
 const BEHIND_SOFTMAX = new Set(['Cast', 'Dropout', 'Identity', 'IsNaN', 'Where'])
 
-/**
- * Throws UnsupportedError naming what cannot be masked, or a graph whose positions cannot begin anew with each record.
- */
+/** Throws UnsupportedError if an operator cannot be masked, or if positions cannot restart with each record. */
 export function separateRecords(objective: ObjectiveGraph, roles: readonly RoleInput[]): void {
   const { g, graph } = objective
   const fused = graph.nodes.filter((node) => operatorOf(node) in BIAS_INPUTS)
   const softmaxes = graph.nodes.filter((node) => node.opType === 'Softmax' && weighsValues(graph, node))
-  const other = graph.nodes.find((node) => !fused.includes(node) && MIXES_TOKENS.test(node.opType))
-  if (other !== undefined) throw refusal(labelOf(other), 'records in one row would see one another through it')
+  const mixer = graph.nodes.find((node) => !fused.includes(node) && MIXES_TOKENS.test(node.opType))
+  if (mixer !== undefined) throw refusal(labelOf(mixer), 'records in one row would see one another through it')
   if (fused.length + softmaxes.length === 0) throw refusal('ONNX model', 'no attention was found in it')
   checkPositions(fused, softmaxes, roles)
   const records = objective.input(RECORDS, DataType.INT32, ['batch', 'sequence'])
@@ -64,14 +62,16 @@ function addBias({ g, graph }: ObjectiveGraph, node: NodeProto, mask: Value): vo
   graph.setInputs(node, inputs)
 }
 
-/** Each record counts from 0: by position_ids, or by a rotation inside attention, which knows distances alone. */
+/**
+ * Positions restart with each record by position_ids, or do not matter if attention only uses distances (do_rotary).
+ */
 function checkPositions(fused: readonly NodeProto[], softmaxes: readonly NodeProto[], roles: readonly RoleInput[]) {
   const isRotated = fused.every((node) => intAttribute(node, 'do_rotary', 0) === 1) && softmaxes.length === 0
   if (isRotated || roles.some(({ role }) => role === 'positionIds')) return
   throw refusal('ONNX model', 'it takes no position_ids, so that positions cannot begin anew with each record')
 }
 
-/** Its output is the left factor of a product. */
+/** Whether a Softmax is the left factor of a product, as in attention. */
 function weighsValues(graph: Graph, softmax: NodeProto): boolean {
   const open = [...softmax.output]
   const seen = new Set<Value>()

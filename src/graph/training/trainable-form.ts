@@ -1,4 +1,4 @@
-// Forms of a model that hold no gradient to train with.
+// Refuses forms of a model that cannot be trained.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, dataTypeName, type GraphProto, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -9,12 +9,12 @@ import { type Graph, subgraphs } from '../view/graph.js'
 import { listByOperator } from '../view/operators.js'
 
 const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
-/** For graphs in which sessions find no layer to adapt either. */
+/** For graphs that sessions cannot adapt either. */
 const FLOAT_EXPORT_ONLY = "Train on the model's float32 export: the adapter runs there, but not on this one"
 const NOT_COMPILED = 'Take the export that the graph was compiled from'
 const NOT_NESTED = 'Export the model in another way, so that its layers are not in the body of a Loop or Scan'
 
-/** Throws UnsupportedError naming, by op, all nodes that cannot be trained whatever is adapted. */
+/** Throws UnsupportedError listing, by operator, the nodes that cannot be trained whatever is adapted. */
 export function checkTrainableForm(graph: Graph): void {
   const found: { operator: string; node: NodeProto; hint: string }[] = []
   const linears = new Map(findLinears(graph).map((linear) => [linear.node, linear]))

@@ -1,4 +1,4 @@
-// One graph that gives the loss and the gradients of what is trained in a single run.
+// Builds a graph that computes loss and gradients in a single run.
 
 import { StateError, UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
@@ -26,19 +26,19 @@ import { lengthOf } from './probe.js'
 export type { TrainedLayer, TrainedParameter, TrainedTensor, TrainingGraphOptions }
 
 export interface RunnableGraph {
-  /** Values that the objective gave out for metrics; none in a graph with gradients. */
+  /** Outputs for metrics; empty in a graph with gradients. */
   readonly predictions: readonly string[]
   readonly proto: ModelProto
-  /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
+  /** The trained tensors, in the order of {@link Forward.parameters}. */
   readonly tensors: readonly TrainedTensor[]
   /**
-   * The model for a session that takes inputs of any length. `packed`: what it takes as one vector. `copiedBytes`:
-   * the most that copies of float weights take, which ONNX Runtime repacks; default: it repacks all.
+   * Makes the model for a session. `packed`: tensors to take as one vector. `copiedBytes`: limit for the copies of
+   * float weights that ONNX Runtime makes to repack them; default: it repacks all.
    */
   sessionModel(packed?: readonly TrainedParameter[], copiedBytes?: number): Promise<SessionModel>
   /**
-   * Feeds of one run, without what is trained. Inputs that the graph does not read are left out. `normalizer`: in
-   * training that of all runs of a step. `dropout` is needed where the graph has dropout.
+   * Makes the feeds of a run, except trained tensors and inputs that the graph does not read. `normalizer`: in
+   * training, of all runs of the step. `dropout` is required if the graph has dropout.
    */
   feeds(feeds: Feeds, options: { normalizer: number; dropout?: DropoutDraw | undefined }): Feeds
 }
@@ -49,15 +49,15 @@ export interface LossGraph extends RunnableGraph {
 }
 
 export interface TrainingGraph extends LossGraph {
-  /** As `tensors`, with their gradients. */
+  /** `tensors` with their gradients. */
   readonly parameters: readonly TrainedParameter[]
-  /** With `twoPasses`: what is predicted, with the same dropout. */
+  /** With `twoPasses`: the graph that predicts, with the same dropout. */
   readonly firstPass: RunnableGraph | undefined
 }
 
 /**
- * The loss alone, or the predictions where it is computed from them: no dropout. Fused operators stay, but with
- * `attentionRows`, for which shapes are measured, attention is computed in blocks where it can be.
+ * Builds a graph of the loss without dropout, or of the predictions if the loss is computed from them outside the
+ * graph. Fused operators stay, unless `attentionRows` asks for attention in blocks, for which shapes are measured.
  */
 export async function buildLossGraph(
   model: OnnxModel,
@@ -75,14 +75,14 @@ export async function buildLossGraph(
     throw error
   })
   if (forward.objective.fedGradients.length > 0) {
-    // The loss is computed from the predictions, and nothing is fed.
+    // The loss is computed outside, from the predictions.
     graph.outputs = graph.outputs.slice(1)
     graph.prune({ inputs: true })
   }
   return finish(model, graph, forward, { dropout: 0, rows: new Map(), invocation: options.invocation })
 }
 
-/** Loss and gradients. Shapes of the forward part are measured on a few tokens. */
+/** Builds a graph of loss and gradients. Measures shapes of the forward part on a few tokens. */
 export async function buildTrainingGraph(
   model: OnnxModel,
   runtime: SessionOpener,
@@ -97,7 +97,7 @@ export async function buildTrainingGraph(
   const fed = { dropout, rows, invocation }
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
   const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
-  // Weights in half precision are cast once where optimizers run, and in each step where they do not.
+  // Without optimizers, the casts of weights in half precision would run in each step.
   const isOptimized =
     options.isOptimized === true &&
     ![...graph.initializers.values()].some(({ dataType }) => dataType === DataType.FLOAT16)
@@ -109,7 +109,7 @@ export async function buildTrainingGraph(
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }
 
-/** The number of rows of each mask, or the length that tells it. */
+/** The number of rows of each mask, constant or as a length. */
 type MaskRows = ReadonlyMap<DropoutMask, Length | number>
 
 function rowsOf(masks: readonly DropoutMask[], shapes: ShapeMap, lengths: readonly Length[]): MaskRows {
@@ -138,7 +138,7 @@ function finish(
     tensors: parameters,
     async sessionModel(packed, copiedBytes) {
       if (packed === undefined) return sessionModel(model, keepMapped(proto, copiedBytes))
-      // ONNX Runtime would make one Split of all slices, which has more outputs than WebGPU has buffers for.
+      // keepsRepeats: ONNX Runtime would make a Split of all slices, with more outputs than WebGPU has buffers.
       return { ...(await sessionModel(model, packTrained(proto, packed))), keepsRepeats: true }
     },
     feeds(feeds, { normalizer, dropout: draw }) {
@@ -153,7 +153,7 @@ function finish(
         ...activeFeeds(feeds, invocation),
         ...(draw === undefined ? {} : maskFeeds([...rows.keys()], lengthIn, dropout, draw)),
       }
-      // ONNX Runtime in browsers refuses others. A first pass has no loss.
+      // ONNX Runtime in browsers refuses unknown inputs, such as the loss scale of a first pass.
       return Object.fromEntries(Object.entries(all).filter(([name]) => names.has(name)))
     },
   }
