@@ -104,7 +104,7 @@ def bamba():
     from transformers import BambaConfig
     return BambaConfig(
         **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        attn_layer_indices=[2, 4], mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=2, mamba_d_state=8, mamba_d_conv=4, mamba_expand=2,
+        attn_layer_indices=[2, 4], mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_d_conv=4, mamba_expand=2,
         mamba_chunk_size=64, tie_word_embeddings=False)
 
 
@@ -129,7 +129,7 @@ def llama_like(name, **more):
         import transformers
         return getattr(transformers, name)(**{
             **SPECIAL, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "head_dim": 8, "tie_word_embeddings": False, **more})
+            "head_dim": 16, "tie_word_embeddings": False, **more})
     return make
 
 
@@ -211,8 +211,9 @@ def run(code, *arguments):
 
 GENAI = """
 import runpy, sys
-source, out, precision, cache = sys.argv[1:5]
-sys.argv = ['builder', '-i', source, '-o', out, '-p', precision, '-e', 'cpu', '-c', cache]
+source, out, precision, cache, provider, *options = sys.argv[1:]
+extra = ['--extra_options', *options] if options else []
+sys.argv = ['builder', '-i', source, '-o', out, '-p', precision, '-e', provider, '-c', cache, *extra]
 runpy.run_module('onnxruntime_genai.models.builder', run_name='__main__')
 """
 MOBIUS = """
@@ -235,11 +236,16 @@ build(sys.argv[1], dtype=sys.argv[3]).save(sys.argv[2])
 """
 
 
-def genai(family, source, out, dtype):
+def genai(family, source, out, dtype, provider="cpu", *options):
     if family == "qwen3_5":
         source = source.parent / "whole"
         save_qwen3_5(source)
-    run(GENAI, source, out, {"fp32": "fp32", "fp16": "fp16", "q4": "int4"}[dtype], source.parent / "cache")
+    run(GENAI, source, out, {"fp32": "fp32", "fp16": "fp16", "q4": "int4"}[dtype], source.parent / "cache", provider, *options)
+
+
+def genai_cuda(family, source, out, dtype):
+    """With GatedDeltaNet, which has a kernel on CUDA alone."""
+    genai(family, source, out, dtype, "cuda", "linear_attn_op=gated_delta_net")
 
 
 def mobius(family, source, out, dtype):
@@ -274,7 +280,7 @@ def dynamo(family, source, out, dtype):
     onnx.save(exported, path)
 
 
-EXPORTERS = {"genai": genai, "mobius": mobius, "dynamo": dynamo}
+EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "mobius": mobius, "dynamo": dynamo}
 
 
 def named(exporter, dtype):
@@ -336,7 +342,7 @@ def no_epsilon(family):
         module.l2norm = saved
 
 
-WITHOUT_EPSILON = {("qwen3_5", "genai"), ("qwen3_5", "mobius"), ("qwen3_next", "mobius")}
+WITHOUT_EPSILON = {("qwen3_5", "genai"), ("qwen3_5", "genai-cuda"), ("qwen3_5", "mobius"), ("qwen3_next", "mobius")}
 
 
 def numbers(family, folder):

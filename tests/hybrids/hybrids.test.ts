@@ -1,9 +1,14 @@
 // Models with linear attention and state-space layers: one layer of each kind, and texts of more than one chunk.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { inspectGraphs } from '../../src/index/inspect-onnx.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { relativeError } from '../graph/golden.js'
+import { runtimeOf } from '../../src/runtime/onnxruntime.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import { PackedExamples } from '../../src/text/packed-examples.js'
+import { layersOf, relativeError } from '../graph/golden.js'
+import { oneThread } from '../infer/models.js'
 import { int64 } from '../several-graphs.js'
 import {
   type Cell,
@@ -48,6 +53,15 @@ describe.each([
     const { linears } = await inspectGraphs(cell.model.directory, ['onnx/model.onnx'], true)
     expect(linears.length).toBeGreaterThanOrEqual(cell.adapter.names().length)
     expect(linears.filter(({ train }) => !train)).toEqual([])
+  })
+
+  it('packs no texts into one row: the states of one would go on in the next', async () => {
+    const { model, adapter } = cell
+    const inputIds = Int32Array.of(5, 6, 7)
+    const packed = new PackedExamples({ length: 2, at: () => ({ inputIds, labels: inputIds }) }, 8)
+    const task = causalLm.open(model, packed)
+    const training = buildTrainingGraph(model.onnx, runtimeOf(oneThread), task, { layers: layersOf(adapter) })
+    await expect(training).rejects.toThrow(/layers.*Conv.*: records in one row would see one another through it/)
   })
 
   it('has PEFT’s losses, gradients and steps', async () => {

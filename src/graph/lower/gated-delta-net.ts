@@ -6,7 +6,6 @@ import { floatAttribute, intAttribute, stringAttribute } from '../view/attribute
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { labelOf } from '../view/operators.js'
-import { dimsIn } from './context.js'
 
 const swapped = (g: Builder, state: Value) => g.transpose(state, [0, 1, 3, 2])
 
@@ -32,9 +31,9 @@ function rewritten(graph: Graph, node: NodeProto): [output: Value, state: Value]
       'Export the model for the CPU',
     )
   }
-  const [, heads, valueSize, keySize] = dimsIn(graph, past ?? '') ?? []
-  const queryHeads = dimsIn(graph, query)?.[2]
-  if (heads === undefined || valueSize === undefined || keySize === undefined || queryHeads === undefined) {
+  const [, heads, valueSize] = graph.declared(past ?? '')?.dims ?? []
+  const queryHeads = graph.declared(query)?.dims?.[2] ?? graph.integers(graph.producer(query)?.input[1])?.[2]
+  if (heads === undefined || valueSize === undefined || queryHeads === undefined) {
     return refuse('the graph does not tell the sizes of its heads', 'Export the model for the CPU')
   }
   const flat = (x: Value) => g.reshape(x, g.int([0, 0, -1])) // (B, T, heads, d) → (B, T, heads·d)

@@ -57,14 +57,14 @@ function recur(context: LoweringContext, recurrence: Recurrence): [output: Value
     const parts = g.reshape(g.op('Pad', [x, pads]), g.int([0, -1, CHUNK, ...axes]))
     return g.transpose(parts, [...TO_HEADS, ...range(axes.length - 2).map((i) => i + 5)])
   }
-  const isBefore = (at: (i: number, j: number) => boolean, name: string) =>
+  const mask = (at: (i: number, j: number) => boolean, name: string) =>
     shared(`chunk ${name}`, () =>
       g.float(
         range(CHUNK * CHUNK).map((i) => (at(Math.floor(i / CHUNK), i % CHUNK) ? 1 : 0)),
         [CHUNK, CHUNK],
       ),
     )
-  const seen = isBefore((i, j) => i >= j, 'seen')
+  const seen = mask((i, j) => i >= j, 'seen')
   const swap = (x: Value) => g.transpose(x, lastSwapped(6))
   const column = (x: Value) => g.unsqueeze(x, [-1])
 
@@ -88,9 +88,9 @@ function recur(context: LoweringContext, recurrence: Recurrence): [output: Value
   let [update, reader] = [v, decayed(q)]
   let carried = factor
   if (beta !== undefined) {
-    const strict = isBefore((i, j) => i > j, 'strict')
+    const strict = mask((i, j) => i > j, 'strict')
     const system = g.mul(g.mul(g.matmul(k, swap(k)), g.mul(between, strict)), beta)
-    const inverse = invert(context, system, isBefore)
+    const inverse = invert(context, system, mask)
     update = g.matmul(inverse, g.mul(beta, v))
     const read = g.matmul(inverse, g.mul(beta, decayed(k)))
     reader = g.sub(reader, g.matmul(weights, read))
