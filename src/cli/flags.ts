@@ -1,5 +1,6 @@
 // Options of commands that are options of the API too: all of them come from the tables made from the types.
 
+import { ranged } from '../base/options.js'
 import { FLAGS } from './gen/options.js'
 import {
   choice,
@@ -73,12 +74,19 @@ function optionOf(flag: Flag): Option<unknown> {
   }
 }
 
-/** The range of a number is checked by the function that takes the option: its error names the flag (`program.ts`). */
 function plainOption({ form, about, range = '', words = [] }: Flag): Option<unknown> {
   if (form === 'switch') return toggle(about)
   if (form === 'word') return choice(words, about)
   if (form !== 'number') return FORMS[form](about)
-  return single(/^an? (safe )?integer/.test(range) ? 'N' : 'X', about, readNumber)
+  return single(/^an? (safe )?integer/.test(range) ? 'N' : 'X', about, (occurrence) => readRanged(occurrence, range))
+}
+
+/** Checks the range here, because commands may open a model before they call the function that takes the option. */
+function readRanged(occurrence: Occurrence, range: string): number {
+  const number = readNumber(occurrence)
+  const { expected, accepts } = ranged(range)
+  if (accepts(number)) return number
+  throw new UsageError(`${occurrence.flag}: not valid; expected ${expected}, got ${number}`)
 }
 
 const FORMS: Readonly<Record<keyof Forms, (about: string) => Option<unknown>>> = {

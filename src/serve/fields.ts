@@ -16,6 +16,7 @@ import {
   STRING,
 } from '../base/options.js'
 import { isMix } from '../infer/adapters/choice.js'
+import { SAMPLING_OPTIONS } from '../infer/gen/options.js'
 import { HttpError } from './http.js'
 
 export type Fields = Readonly<Record<string, unknown>>
@@ -70,10 +71,10 @@ const SAMPLING: FieldTable = {
   adapter: MIX,
   stream: BOOLEAN,
   seed: INTEGER,
-  temperature: ranged('a number in [0, 2]'),
+  temperature: SAMPLING_OPTIONS.temperature,
   top_p: ranged('a number in [0, 1]'),
   top_k: ranged('an integer of at least -1'),
-  min_p: ranged('a number in [0, 1]'),
+  min_p: SAMPLING_OPTIONS.minP,
   repetition_penalty: ranged('a number in [0.01, 10]'),
   frequency_penalty: only('0', 0),
   presence_penalty: only('0', 0),

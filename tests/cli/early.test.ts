@@ -40,6 +40,32 @@ it.each(RUNS)('%s: a device that is not there', async (...args) => {
   expect([code, stderr]).toEqual([1, expect.stringMatching(/--device: .*expected cpu.*got gpu. Did you mean webgpu\?/)])
 })
 
+it.each([
+  [['generate', NOWHERE, '--prompt', 'a'], 'max-new-tokens', '0', 'an integer of at least 1'],
+  [['generate', NOWHERE, '--prompt', 'a'], 'temperature', '-1', 'a finite number of at least 0'],
+  [['generate', NOWHERE, '--prompt', 'a'], 'top-p', '0', 'a number in (0, 1]'],
+  [['chat', NOWHERE], 'top-k', '2.5', 'an integer of at least 1, or Infinity'],
+  [['serve', NOWHERE], 'max-running', '0', 'an integer of at least 1'],
+  [['serve', NOWHERE], 'port', '65536', 'an integer in [0, 65535]'],
+  [['embed', NOWHERE, '--text', 'a'], 'threads', '0', 'an integer in [1, 1024]'],
+  [['evaluate', NOWHERE, '--data', DATA], 'batch-size', '0', 'an integer of at least 1'],
+  [['resize', NOWHERE, '--out', NOWHERE], 'rank', '0', 'an integer of at least 1'],
+])('%j: a number out of its range: --%s %s', async (args, flag, value, expected) => {
+  const { code, stderr } = await lowrankHere(...args, `--${flag}`, value)
+  expect([code, stderr]).toEqual([
+    2,
+    expect.stringContaining(`--${flag}: not valid; expected ${expected}, got ${value}`),
+  ])
+})
+
+it('what is no number', async () => {
+  const { code, stderr } = await lowrankHere('generate', NOWHERE, '--prompt', 'a', '--temperature', 'x')
+  expect([code, stderr]).toEqual([
+    2,
+    expect.stringContaining("--temperature takes a number, such as 8, 0.5 or 1e-3; got 'x'"),
+  ])
+})
+
 it.each(WRITES)('%s: a place where nothing can be written', async (...args) => {
   const { stderr } = await lowrankHere(...args, '--out', join(file, 'out'))
   expect(stderr).toMatch(/--out: .*file is a file, not a folder; got .*out/)
