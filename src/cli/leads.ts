@@ -219,8 +219,8 @@ const OPTIONS: readonly Lead[] = [
   },
   {
     words: 'dequantize de_quantize',
-    needs: 'quantized',
-    says: '--quantized branches or requantize says what becomes of quantized weights',
+    needs: 'weightsOnly',
+    says: 'quantized weights stay, and the factors are written beside them; --dtype fp32 merges into a graph of floats',
   },
 ]
 

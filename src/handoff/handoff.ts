@@ -205,6 +205,7 @@ function scriptValues(
     lora_fa: settings.loraFa,
     schedule: settings.schedule,
     warmup_ratio: settings.warmupRatio,
+    warmup_steps: settings.warmupSteps ?? null,
     steps_done: stepsDone,
     early_stopping: settings.earlyStopping ?? null,
     batch_size: settings.batchSize,

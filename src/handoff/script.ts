@@ -83,7 +83,9 @@ class LikeLowrank:
         if self.lr_scheduler is None:
             done = RUN["steps_done"]
             total = num_training_steps + done
-            warmup = math.ceil(RUN["warmup_ratio"] * total - 1e-9)
+            warmup = RUN["warmup_steps"]
+            if warmup is None:
+                warmup = math.ceil(RUN["warmup_ratio"] * total - 1e-9)
 
             def factor(step):
                 step += done

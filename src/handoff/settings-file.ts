@@ -2,7 +2,7 @@
 
 import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
-import { type TrainSettings, usesBest } from '../train/settings.js'
+import { type TrainSettings, usesBest, warmupStepsOf } from '../train/settings.js'
 
 export interface HandedRun {
   readonly task: TaskName
@@ -47,7 +47,7 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
     gradient_accumulation_steps: accumulation,
     learning_rate: settings.learningRate,
     lr_scheduler_type: settings.schedule,
-    warmup_steps: Math.ceil(settings.warmupRatio * totalSteps - 1e-9),
+    warmup_steps: warmupStepsOf(settings, totalSteps),
     optim: 'adamw_torch',
     weight_decay: settings.weightDecay,
     adam_beta1: 0.9,

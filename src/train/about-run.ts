@@ -27,6 +27,7 @@ export interface RunSources {
 const RECORDED = [
   'preset',
   'trainedTokens',
+  'numLayers',
   'task',
   'taskOptions',
   'skipInvalid',
@@ -45,7 +46,9 @@ export function runRecord(
 ): string | undefined {
   if (options.adapter !== undefined) return undefined
   const own = Object.fromEntries(RECORDED.map((name) => [name, options[name]]))
-  const record = { ...sources, ...own, config: configOf(config), ...settings }
+  const { warmupRatio, ...others } = settings
+  const warmup = settings.warmupSteps === undefined ? { warmupRatio } : {}
+  const record = { ...sources, ...own, config: configOf(config), ...others, ...warmup }
   return `${JSON.stringify(record, null, 2)}\n`
 }
 

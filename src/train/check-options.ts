@@ -113,17 +113,21 @@ function checkTogether(options: TrainInput, settings: TrainSettings): void {
   const isFurther = adapter !== undefined
   const writes = resume || overwrite || settings.saveEvery !== undefined
   const evaluates = [
-    ['evalEvery', settings.evalEvery !== undefined],
-    ['keep best', settings.keep === 'best'],
-    ['earlyStopping', settings.earlyStopping !== undefined],
+    ['`evalEvery`', settings.evalEvery !== undefined],
+    ["`keep: 'best'`", settings.keep === 'best'],
+    ['`earlyStopping`', settings.earlyStopping !== undefined],
   ].find(([, isOn]) => isOn)
   const lacksRecords = evaluates !== undefined && evalData === undefined && evalSplit === undefined
   const isUnused = settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)
+  const hasLayers = options.config?.layersToTransform !== undefined
   const notWith = (other: string) => `not together with ${other}: use one of the two`
   const problems: [isWrong: boolean | undefined, where: string, what: string, hint?: string][] = [
     [isFurther && options.config !== undefined, 'config', hasOwn('config')],
     [isFurther && options.trainedTokens !== undefined, 'trainedTokens', hasOwn('trained tokens')],
     [isFurther && settings.newHead, 'newHead', hasOwn('head')],
+    [isFurther && options.numLayers !== undefined, 'numLayers', hasOwn('layers')],
+    [hasLayers && options.numLayers !== undefined, 'numLayers', notWith('`layersToTransform`')],
+    [options.warmupSteps !== undefined && options.warmupRatio !== undefined, 'warmupSteps', notWith('`warmupRatio`')],
     [writes && out === undefined, 'out', 'resume, overwrite and saveEvery need an output folder'],
     [lacksRecords, 'evalData', `${evaluates?.[0]} needs records to evaluate`, 'Give `evalData`, or `evalSplit`'],
     [isUnused, 'bestMetric', "it has no effect without `keep: 'best'` or `earlyStopping`"],

@@ -1,7 +1,7 @@
 // The adapter that a training starts from: which modules it adapts, which tensors it trains whole, and what they begin
 // with.
 
-import { UnsupportedError } from '../base/errors.js'
+import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { modelType } from '../families/families.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
@@ -12,9 +12,9 @@ import { modulesInPyTorch } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import type { LoraConfig } from '../lora/config.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { LoraLayer } from '../lora/layer.js'
-import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
+import { isAllLinear, layerIndex, stepsOf, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
 import type { TrainInput } from './options.js'
@@ -22,22 +22,26 @@ import { addTokenRows, withTokens } from './rows/token-rows.js'
 import type { TrainEvents } from './train-report.js'
 import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 
-export async function newAdapter(
+/** The linear layers of a model, and those that a config means. */
+export interface Targets {
+  readonly config: LoraConfig
+  readonly linears: readonly Linear[]
+  readonly targets: readonly Linear[]
+  readonly isOfPictures: boolean
+}
+
+/**
+ * @throws ConfigError and MismatchError when the config means no layer; UnsupportedError for embeddings, and for layers
+ *   of the vision encoder alone
+ */
+export async function findTargets(
   model: Model,
-  plain: LoraConfig,
-  options: Pick<TrainInput, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
-): Promise<LoraAdapter> {
-  const { task, open, modules, on, trainedTokens } = options
-  const { head } = open
-  const context = { model, open, modules }
-  const config = withTokens(plain, model, trainedTokens)
-  const saved = savedTensors(context, config)
-  const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
-  const layers = new Map<string, NamedLayer>()
-  const skipped = new Set<string>()
+  given: LoraConfig,
+  { modules, on, numLayers }: Pick<TrainInput, 'modules' | 'on' | 'numLayers'>,
+): Promise<Targets> {
   const graph = readGraph(model.onnx)
-  const type = modelType(model.config.model_type)
-  const linears = modulesInPyTorch(type, findLinears(graph, modules))
+  const linears = modulesInPyTorch(modelType(model.config.model_type), findLinears(graph, modules))
+  const config = numLayers === undefined ? given : inLastLayers(given, linears, numLayers)
   const pointwise = otherPointwise(graph, linears)
   const isAll = isAllLinear(config.targetModules)
   if (!isAll) refuseEmbeddings(graph, config)
@@ -45,6 +49,56 @@ export async function newAdapter(
   if (isOfPictures) await leaveVision(model, linears, config, on)
   const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
+  return { config, linears, targets, isOfPictures }
+}
+
+/** The config with the last layers alone. PEFT takes names of modules beside layers_to_transform, not `all-linear`. */
+function inLastLayers(config: LoraConfig, linears: readonly Linear[], numLayers: number): LoraConfig {
+  const { targetModules } = config
+  const isAll = isAllLinear(targetModules)
+  if (typeof targetModules === 'string' && !isAll) {
+    throw new ConfigError({
+      where: 'numLayers',
+      what: 'works with all-linear or names in `targetModules`, not with an expression',
+      got: targetModules,
+    })
+  }
+  const indexOf = layerIndex(config, stepsOf(config))
+  const inLayers = linears.flatMap(({ name }) => {
+    const index = indexOf(name)
+    return index === undefined ? [] : [{ index, end: name.slice(name.lastIndexOf(`.${index}.`) + `.${index}.`.length) }]
+  })
+  const indices = [...new Set(inLayers.map(({ index }) => index))].sort((a, b) => a - b)
+  if (numLayers > indices.length) {
+    throw new ConfigError({
+      where: 'numLayers',
+      what: 'more layers than the model has',
+      expected: `at most ${indices.length}`,
+      got: String(numLayers),
+    })
+  }
+  const ends = [...new Set(inLayers.map(({ end }) => end))]
+  return resolveConfig({
+    ...config,
+    targetModules: isAll ? ends : targetModules,
+    layersToTransform: indices.slice(-numLayers),
+  })
+}
+
+export async function newAdapter(
+  model: Model,
+  { config: plain, linears, targets, isOfPictures }: Targets,
+  options: Pick<TrainInput, 'modules' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
+): Promise<LoraAdapter> {
+  const { task, open, modules, trainedTokens } = options
+  const { head } = open
+  const context = { model, open, modules }
+  const config = withTokens(plain, model, trainedTokens)
+  const saved = savedTensors(context, config)
+  const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
+  const layers = new Map<string, NamedLayer>()
+  const skipped = new Set<string>()
+  const type = modelType(model.config.model_type)
   for (const { name: graphName, d, k } of targets) {
     const name = head?.moduleName(graphName) ?? graphName
     if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })

@@ -20,7 +20,7 @@ import { readMetrics, readState } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
-import { learningRates, usesBest } from './settings.js'
+import { learningRates, usesBest, warmupStepsOf } from './settings.js'
 import {
   type Evaluation,
   type MemoryUse,
@@ -120,7 +120,7 @@ class Run {
     }
     this.#stepsPerEpoch = stepsPerEpoch(examples.length, this.#planOptions)
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
-    this.#rateOf = learningRates(settings.schedule, settings.learningRate, settings.warmupRatio, this.#totalSteps)
+    this.#rateOf = learningRates(settings, this.#totalSteps)
     this.#names = sessions.parameters.map(({ name }) => name)
   }
 
@@ -169,7 +169,7 @@ class Run {
       const isLonger = step === stepsIn(fingerprint) && this.#totalSteps > step
       checkFingerprint(fingerprint, this.#fingerprint, directory.name, isLonger)
       const { settings, on } = this.input
-      if (isLonger && (settings.schedule !== 'constant' || settings.warmupRatio > 0)) {
+      if (isLonger && (settings.schedule !== 'constant' || warmupStepsOf(settings, this.#totalSteps) > 0)) {
         on.warning?.(
           `the ${step} steps that are made had the learning rates of a run of ${step} steps; one run of ${this.#totalSteps} would give other weights`,
         )

@@ -59,6 +59,11 @@ export interface TrainSettings {
    */
   warmupRatio: number
   /**
+   * Number of steps, at the start, in which the learning rate rises, instead of `warmupRatio`.
+   * @range an integer of at least 0
+   */
+  warmupSteps: number | undefined
+  /**
    * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors
    * times this number. Default: 1; 16 with the rates of labels and vectors.
    * @range a number in [1, 1000]
@@ -226,10 +231,19 @@ export const SCHEDULES = ['cosine', 'linear', 'constant'] as const
 /** One of {@link SCHEDULES}. */
 export type Schedule = (typeof SCHEDULES)[number]
 
-/** As in transformers: 0 at the first warm-up step, the peak at the step after the last one, and 0 after all steps. */
-export function learningRates(schedule: Schedule, peak: number, warmupRatio: number, totalSteps: number) {
+type Warmup = 'warmupRatio' | 'warmupSteps'
+
+export function warmupStepsOf({ warmupRatio, warmupSteps }: Pick<TrainSettings, Warmup>, totalSteps: number): number {
   // 10 / 150 · 150 is 10, but other ratios end a rounding error above the whole number they mean.
-  const warmupSteps = Math.ceil(warmupRatio * totalSteps - 1e-9)
+  return warmupSteps ?? Math.ceil(warmupRatio * totalSteps - 1e-9)
+}
+
+/** As in transformers: 0 at the first warm-up step, the peak at the step after the last one, and 0 after all steps. */
+export function learningRates(
+  { schedule, learningRate: peak, ...warmup }: Pick<TrainSettings, 'schedule' | 'learningRate' | Warmup>,
+  totalSteps: number,
+) {
+  const warmupSteps = warmupStepsOf(warmup, totalSteps)
   return (step: number): number => {
     if (step < warmupSteps) return (peak * step) / warmupSteps
     const progress = (step - warmupSteps) / Math.max(1, totalSteps - warmupSteps)

@@ -18,7 +18,7 @@ import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { costsOf, longestOf } from './evaluation-runs.js'
-import { newAdapter } from './new-adapter.js'
+import { findTargets, newAdapter } from './new-adapter.js'
 import type { TrainInput, TrainingData, TrainResult } from './options.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
@@ -101,9 +101,10 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   checkTrainableForm(readGraph(model.onnx))
   checkActivation(config, given, settings, task)
   await checkTask(task, model)
+  const targets = options.adapter === undefined ? await findTargets(model, config, options) : undefined
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
-  return { options, settings, config, data, task, use }
+  return { options, settings, config, targets, data, task, use }
 }
 
 type Records = Awaited<ReturnType<typeof encodeAll>>
@@ -160,9 +161,9 @@ async function openExamples({ options, settings, config, task }: Job, { encoded,
 }
 
 /** The adapter as the run begins with it, and the settings with the learning rate that fits it. */
-async function startAdapter({ options, settings, config, task }: Job, { encoded }: Records, { open }: Learned) {
+async function startAdapter({ options, settings, targets, task }: Job, { encoded }: Records, { open }: Learned) {
   const { model, modules, on } = options
-  const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
+  const adapter = options.adapter ?? (await newAdapter(model, targets!, { ...options, task, open }))
   const other = await otherWeights(adapter.trainedOn, model)
   if (other !== undefined) on?.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate

@@ -48,6 +48,9 @@ const KNOWN: readonly [words: string, leads: RegExp][] = [
   ['train --dry-run', /lowrank data/],
   ['train --mask-prompt', /always on/],
   ['train --assistant-only-loss', /always on/],
+  ['train --warmup_steps', /mean --warmup-steps\?/],
+  ['train --lora-layers', /mean --num-layers\?/],
+  ['merge --dequantize', /quantized weights stay.*--dtype fp32/],
 ]
 
 /** From the lists of TrainingArguments and TRL's configs, and the commands and options of mlx-lm and ollama. */

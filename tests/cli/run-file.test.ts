@@ -74,6 +74,37 @@ describe('--config', () => {
     })
   })
 
+  it('records --warmup-steps and --num-layers, and takes one kind of warm-up', async () => {
+    const file = write('run.yaml', `${YAML}warmupRatio: 0.5\nout: ${join(scratch, 'd')}\n`)
+    expect(await train('--config', file, '--warmup-steps', '2', '--num-layers', '1')).toMatchObject({ code: 0 })
+    const record = JSON.parse(read('d', 'run.json').toString())
+    expect(record).toMatchObject({ warmupSteps: 2, numLayers: 1, config: { targetModules: ['q_proj', 'v_proj'] } })
+    expect(record).not.toHaveProperty('warmupRatio')
+    const lines = read('d', 'metrics.jsonl').toString().trim().split('\n')
+    const rates = lines.flatMap((line) => JSON.parse(line).learningRate ?? [])
+    expect(rates).toEqual([0, 2.5e-3, 5e-3])
+    const { layers_to_transform: layers } = JSON.parse(read('d', 'adapter_config.json').toString())
+    expect(layers).toEqual([1])
+    expect(await train('--config', join(scratch, 'd', 'run.json'), '--out', join(scratch, 'e'))).toMatchObject({
+      code: 0,
+    })
+    expect(read('e', 'adapter_model.safetensors')).toEqual(read('d', 'adapter_model.safetensors'))
+    const both = await train(
+      '--config',
+      file,
+      '--out',
+      join(scratch, 'f'),
+      '--warmup-steps',
+      '2',
+      '--warmup-ratio',
+      '0',
+    )
+    expect([both.code, both.stderr]).toEqual([
+      2,
+      expect.stringContaining('--warmup-steps: not together with --warmup-ratio'),
+    ])
+  })
+
   it.each([
     ['lerningRate: 1', 1, /bad\.yaml: lerningRate: train has no such option\. Did you mean learningRate/],
     ['max_steps: 1', 1, /bad\.yaml: max_steps: .*Did you mean maxSteps/],

@@ -11,7 +11,7 @@ import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
-import { newAdapter } from '../../src/train/new-adapter.js'
+import { findTargets, newAdapter } from '../../src/train/new-adapter.js'
 import {
   causalOf,
   collated,
@@ -86,7 +86,10 @@ it('learns with PEFT’s loss and gradients, in layers of PEFT’s names', async
     expect(relativeError(outputs[gradient].data as Float32Array, expected), parameter).toBeLessThan(1e-4)
   }
   await compiled.dispose()
-  const fresh = await newAdapter(model, adapter.config, { task: causalLm as never, open: task as never })
+  const fresh = await newAdapter(model, await findTargets(model, adapter.config, {}), {
+    task: causalLm as never,
+    open: task as never,
+  })
   expect(fresh.names().sort()).toEqual(adapter.names().sort())
 })
 

@@ -14,7 +14,7 @@ import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
-import { newAdapter } from '../../src/train/new-adapter.js'
+import { findTargets, newAdapter } from '../../src/train/new-adapter.js'
 import {
   causalOf,
   collated,
@@ -115,7 +115,10 @@ describe.each(['lfm2', 'gemma2', 'qwen3_5', 'granite'])('%s', (name) => {
     }
     await compiled.dispose()
     await source.close()
-    const fresh = await newAdapter(model, adapter.config, { task: causalLm as never, open: task as never })
+    const fresh = await newAdapter(model, await findTargets(model, adapter.config, {}), {
+      task: causalLm as never,
+      open: task as never,
+    })
     expect(fresh.names().sort()).toEqual(adapter.names().sort())
   })
 

@@ -18,7 +18,7 @@ import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { squaresOfRows } from '../../src/train/dora.js'
-import { newAdapter } from '../../src/train/new-adapter.js'
+import { findTargets, newAdapter } from '../../src/train/new-adapter.js'
 import { train } from '../../src/train/train.js'
 import { causalOf, collated, factorFeeds, golden, layersOf, relativeError, targetCount } from '../graph/golden.js'
 import { openModel } from '../infer/models.js'
@@ -49,7 +49,11 @@ async function adaptedNorms(): Promise<Map<string, Float32Array>> {
 
 it('a new adapter has it as one layer, as PEFT does', async () => {
   const [open, task] = [causalOf(model.onnx) as never, causalLm as never]
-  const fresh = await newAdapter(model, resolveConfig({ rank: 2, targetModules: 'all-linear' }), { task, open })
+  const fresh = await newAdapter(
+    model,
+    await findTargets(model, resolveConfig({ rank: 2, targetModules: 'all-linear' }), {}),
+    { task, open },
+  )
   const modules = ['mlp.down_proj', 'mlp.gate_up_proj', 'self_attn.o_proj', 'self_attn.qkv_proj']
   expect(fresh.names().sort()).toEqual(modules.map((name) => `model.layers.0.${name}`))
   expect(fresh.get(MODULE)?.shape).toEqual(adapter.get(MODULE)?.shape)

@@ -1,16 +1,22 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { learningRates, SCHEDULES } from '../../src/train/settings.js'
+import { learningRates, SCHEDULES, type Schedule } from '../../src/train/settings.js'
+
+const rates = (schedule: Schedule, learningRate: number, warmupRatio: number, total: number, warmupSteps?: number) =>
+  learningRates({ schedule, learningRate, warmupRatio, warmupSteps }, total)
 
 describe('learningRates', () => {
   // The rates of transformers' get_linear_schedule_with_warmup and its like.
   it('warms up from 0 to the peak, then falls to 0 at the step after the last', () => {
-    const rate = learningRates('linear', 1, 10 / 150, 150)
+    const rate = rates('linear', 1, 10 / 150, 150)
     expect([0, 4, 9, 10, 80, 149].map(rate)).toEqual([0, 0.4, 0.9, 1, 0.5, 1 / 140].map((x) => expect.closeTo(x, 12)))
     expect(rate(150)).toBe(0)
-    const cosine = learningRates('cosine', 2, 0, 100)
+    const cosine = rates('cosine', 2, 0, 100)
     expect([0, 25, 50, 100].map(cosine)).toEqual([2, 1 + Math.SQRT1_2, 1, 0].map((x) => expect.closeTo(x, 12)))
-    expect([0, 1, 5, 9].map(learningRates('constant', 3, 0.2, 10))).toEqual([0, 1.5, 3, 3])
+    expect([0, 1, 5, 9].map(rates('constant', 3, 0.2, 10))).toEqual([0, 1.5, 3, 3])
+    expect([0, 1, 2, 3, 9].map(rates('constant', 3, 0.03, 10, 3))).toEqual([0, 1, 2, 3, 3])
+    // As in transformers, a warm-up that is longer than the run never reaches the peak.
+    expect([0, 1, 2].map(rates('linear', 1, 0.03, 3, 4))).toEqual([0, 0.25, 0.5])
   })
 
   it('stays above 0 after the first step, and below the peak', () => {
@@ -20,7 +26,7 @@ describe('learningRates', () => {
         fc.double({ min: 0, max: 1, noNaN: true }),
         fc.integer({ min: 1, max: 300 }),
         (schedule, ratio, total) => {
-          const rate = learningRates(schedule, 1e-3, ratio, total)
+          const rate = rates(schedule, 1e-3, ratio, total)
           for (let step = 0; step < total; step++) {
             if (step > 0) expect(rate(step)).toBeGreaterThan(0)
             expect(rate(step)).toBeLessThanOrEqual(1e-3)

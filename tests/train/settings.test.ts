@@ -54,6 +54,8 @@ describe('resolveSettings', () => {
     ['learningRate', Number.POSITIVE_INFINITY],
     ['learningRate', '0.1'],
     ['warmupRatio', 1.1],
+    ['warmupSteps', -1],
+    ['numLayers', 0],
     ['weightDecay', -0.1],
     ['maxGradNorm', -1],
     ['maxGradNorm', Number.NaN],

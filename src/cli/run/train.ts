@@ -144,10 +144,13 @@ async function withFile(
 ): Promise<Partial<TrainOptions>> {
   const isConfig = (key: string) => (CONFIG_OPTIONS as readonly string[]).includes(key)
   const pick = (keys: readonly string[]) => Object.fromEntries(keys.map((key) => [key, values[key]]))
+  const { warmupRatio, warmupSteps, ...others } = file
+  const warmup = given.has('warmupRatio') || given.has('warmupSteps') ? {} : { warmupRatio, warmupSteps }
   const config = pick(CONFIG_OPTIONS.filter((key) => given.has(key)))
   const template = given.has('chatTemplate') && (await readChatTemplate(values.chatTemplate as string))
   return {
-    ...file,
+    ...others,
+    ...warmup,
     ...pick([...given].filter((key) => !isConfig(key))),
     ...(template && { chatTemplate: template }),
     ...(Object.keys(config).length > 0 && { config: { ...file.config, ...config } }),

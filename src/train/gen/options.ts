@@ -10,6 +10,7 @@ export const TRAIN_SETTINGS_DEFAULTS = {
   learningRate: undefined,
   schedule: 'cosine',
   warmupRatio: 0.03,
+  warmupSteps: undefined,
   loraPlusRatio: undefined,
   loraFa: false,
   weightDecay: 0,
