@@ -111,7 +111,8 @@ describe('layers of src/', () => {
   })
 
   it('keeps facts about a model on the model, not in a map beside it', () => {
-    const beside = /^(?:export )?const \w+ = new (?:Weak)?Map<(?:OnnxModel|Model|ModelProto|GraphProto|Graph)\b/m
+    const beside =
+      /^(?:export )?const \w+ = new (?:Weak)?(?:Map|Set)<(?:OnnxModel|Model|ModelProto|GraphProto|Graph)\b/m
     expect(files.filter((path) => beside.test(textOf(path)))).toEqual([])
   })
 

@@ -1,6 +1,5 @@
 // Tests whether logits depend on later tokens. A graph with a cache could not compute anything else, and is not tried.
 
-import type { OnnxModel } from '../../formats/onnx/model.js'
 import { roleFeeds } from '../../graph/inputs/roles.js'
 import { checkWidth, notCausal } from '../../graph/match/continues.js'
 import type { Model } from '../../graph/model-folder.js'
@@ -16,14 +15,13 @@ const PROBES = [
 /** How much of the largest logit may differ: rounding, and half precision. */
 const TOLERANCE = 0.02
 
-const tried = new WeakSet<OnnxModel>()
-
 export async function checkCausality(
   model: Pick<Model, 'onnx' | 'vocabularySize'>,
   { roles, logits }: Pick<TextForm, 'roles' | 'logits'>,
   run: (feeds: Feeds) => Promise<Record<string, RuntimeTensor>>,
 ): Promise<void> {
-  if (tried.has(model.onnx)) return
+  const probe = model.onnx.once(checkCausality, () => ({ isDone: false }))
+  if (probe.isDone) return
   const firsts: ArrayLike<number>[] = []
   for (const inputIds of PROBES) {
     const feeds = roleFeeds(roles, { batch: 1, sequence: 2, inputIds, attentionMask: [1, 1] })
@@ -33,7 +31,7 @@ export async function checkCausality(
     if (dims.length !== 3 || dims[1] !== 2 || !(data instanceof Float32Array)) break
     firsts.push(data.subarray(0, width))
   }
-  tried.add(model.onnx)
+  probe.isDone = true
   if (firsts.length < 2) return
   const [first, second] = firsts
   let [difference, largest] = [0, 0]
