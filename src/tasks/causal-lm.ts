@@ -324,7 +324,7 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
 
 /** `times`: sequences that were measured for each sequence of the probe. */
 export function checkAllTokens(shape: ProbedShape | undefined, { batches }: TokenProbe, times = 1): void {
-  const counts = [shape?.dims[0], shape?.other[0]]
+  const counts = [shape?.dims[0], shape?.second[0]]
   if (batches.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return
   throw new UnsupportedError({
     where: 'ONNX model',

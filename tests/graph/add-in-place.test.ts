@@ -5,7 +5,7 @@ import { Builder } from '../../src/graph/view/builder.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor, openGraph, valuesOf } from './toolkit.js'
 
 const wave = (length: number) => Array.from({ length }, (_, i) => Math.sin(1.3 * i))
-const isFixed = (dims: number[]): ProbedShape => ({ dims, other: dims })
+const isFixed = (dims: number[]): ProbedShape => ({ dims, second: dims })
 
 /** y = low·B·2 + x·W of 3 rows; `d` columns, and `rows` of what is added to. */
 function product(d: number, rows: number) {

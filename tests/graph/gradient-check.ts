@@ -105,7 +105,7 @@ export async function openCase(spec: GradientCase, opset: number, rule?: Gradien
   const forward = await openGraph(graph)
   const results = [await forward.run(feeds[0]), await forward.run(feeds[1])]
   await forward.dispose()
-  for (const value in results[0]) shapes.set(value, { dims: results[0][value].dims, other: results[1][value].dims })
+  for (const value in results[0]) shapes.set(value, { dims: results[0][value].dims, second: results[1][value].dims })
 
   const flows = spec.flows ?? [...outputs.keys()]
   const dys = outputs.map((_, i) => (flows.includes(i) ? addInput(graph, `dy${i}`, outputType(spec, type)) : undefined))
@@ -130,13 +130,13 @@ export async function openCase(spec: GradientCase, opset: number, rule?: Gradien
 }
 
 function declareInput(graph: Graph, shapes: ShapeMap, name: string, input: CaseInput, type: FloatType): Value {
-  shapes.set(name, { dims: input.shape, other: dimsAt(input, 1) })
+  shapes.set(name, { dims: input.shape, second: dimsAt(input, 1) })
   if (input.kind === 'bool') return addInput(graph, name, DataType.BOOL)
   if (input.kind === 'float') {
     if (input.constant === undefined) return addInput(graph, name, type)
     return graph.addInitializer(floatTensor(name, type, input.constant, input.shape))
   }
-  shapes.contents.set(name, { value: input.values, other: input.other ?? input.values })
+  shapes.contents.set(name, { value: input.values, second: input.other ?? input.values })
   if (input.other !== undefined) return addInput(graph, name, DataType.INT64)
   const tensor = { name, dataType: DataType.INT64, int64Data: input.values.map(BigInt), dims: input.shape.map(BigInt) }
   return graph.addInitializer(create(TensorProtoSchema, tensor))

@@ -35,8 +35,8 @@ it.each([
   const node = g.node('com.microsoft:MatMulNBits', inputs, { K: k, N: d, bits: 4, block_size: BLOCK })
   const outputs = node.output
   const shapes = new ShapeMap([
-    ['x', { dims: [n, k], other: [n + 1, k] }],
-    [outputs[0], { dims: [n, d], other: [n + 1, d] }],
+    ['x', { dims: [n, k], second: [n + 1, k] }],
+    [outputs[0], { dims: [n, d], second: [n + 1, d] }],
   ])
   const { rule } = quantizedGradient(findProduct(graph, node)!)!
   const context: GradientContext = { g, node, inputs, outputs, dys: ['dy'], dy: 'dy', shapes }

@@ -25,16 +25,16 @@ describe('shapes by running', () => {
 
   it('tell static dimensions from others', async () => {
     const result = await shapes
-    expect(result.get('x')).toEqual({ dims: [2, 3, 3], other: [5, 7, 3] })
-    expect(result.get(y)).toEqual({ dims: [2, 3, 4], other: [5, 7, 4] })
-    expect(result.get('w')).toEqual({ dims: [3, 4], other: [3, 4] })
+    expect(result.get('x')).toEqual({ dims: [2, 3, 3], second: [5, 7, 3] })
+    expect(result.get(y)).toEqual({ dims: [2, 3, 4], second: [5, 7, 4] })
+    expect(result.get('w')).toEqual({ dims: [3, 4], second: [3, 4] })
     expect(isStatic(result.get(y)!, -1)).toBe(true)
     expect(isStatic(result.get(y)!, 0)).toBe(false)
   })
 
   it('read small integer tensors', async () => {
     const result = await shapes
-    expect(result.contents.get(shape)).toEqual({ value: [2, 3, 4], other: [5, 7, 4] })
+    expect(result.contents.get(shape)).toEqual({ value: [2, 3, 4], second: [5, 7, 4] })
     expect(staticContent(result, width)).toEqual([4])
     expect(staticContent(result, shape)).toBeUndefined()
     expect(result.contents.has(y)).toBe(false)
@@ -54,7 +54,7 @@ describe('shapes by running', () => {
     const ones = (dims: number[]) => ({ x: floats(DataType.FLOAT, Array(dims[0] * dims[1] * 3).fill(1), dims) })
     const open = (model: ModelProto) => runtime.createSession({ graph: serializeModel(model) })
     const result = await probeShapes(graph, open, [ones([2, 3, 3]), ones([5, 7, 3])], new Set([hidden, places]))
-    expect(result.get(hidden)).toEqual({ dims: [2, 3, 4], other: [5, 7, 4] })
-    expect(result.get(places)).toEqual({ dims: [3, 24], other: [3, 140] })
+    expect(result.get(hidden)).toEqual({ dims: [2, 3, 4], second: [5, 7, 4] })
+    expect(result.get(places)).toEqual({ dims: [3, 24], second: [3, 140] })
   })
 })

@@ -33,7 +33,7 @@ describe('where a function has a kink or is flat, gradients are PyTorch’s', ()
     const shapes = new ShapeMap()
     const shaped = [...names, ...others, y].map((name, i) => [name, [...inputs, ...constants, dy][i]] as const)
     for (const [name, tensor] of shaped) {
-      if (tensor !== null) shapes.set(name, { dims: tensor.shape, other: tensor.shape })
+      if (tensor !== null) shapes.set(name, { dims: tensor.shape, second: tensor.shape })
     }
     const seeds = new Map([[y, addInput(graph, 'dy', DataType.FLOAT)]])
     const found = buildBackward(new Builder(graph, 'backward'), shapes, seeds, names)

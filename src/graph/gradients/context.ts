@@ -61,14 +61,14 @@ export function clampStart(start: number, length: number, step: number): number 
 
 export function intsOf(context: GradientContext, value: Value): readonly number[] | undefined {
   const content = contentOf(context, value)
-  return content?.value.join() === content?.other.join() ? content?.value : undefined
+  return content?.value.join() === content?.second.join() ? content?.value : undefined
 }
 
 export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedContent | undefined {
   const probed = shapes.contents.get(value)
   if (probed !== undefined) return probed
   const integers = g.graph.integers(value)
-  return integers && { value: integers, other: integers }
+  return integers && { value: integers, second: integers }
 }
 
 /** A constant shape where each axis is static, kept from the same place, or the only one left to infer. */
@@ -78,7 +78,7 @@ export function reshapeLike(context: GradientContext, value: Value, from: Probed
   if (sameShape(from, to)) return value
   let inferred = 0
   const dims = to.dims.map((dim, axis) => {
-    const isKept = dim === from.dims[axis] && to.other[axis] === from.other[axis]
+    const isKept = dim === from.dims[axis] && to.second[axis] === from.second[axis]
     if (isStatic(to, axis)) return dim
     if (!isKept) inferred++
     return isKept ? 0 : -1
@@ -108,13 +108,13 @@ export function sumTo(g: Builder, value: Value, from: ProbedShape, to: ProbedSha
 }
 
 function isOne(shape: ProbedShape, axis: number): boolean {
-  return shape.dims[axis] === 1 && shape.other[axis] === 1
+  return shape.dims[axis] === 1 && shape.second[axis] === 1
 }
 
 export function sameShape(a: ProbedShape, b: ProbedShape): boolean {
   const same = (x: readonly number[], y: readonly number[]) =>
     x.length === y.length && x.every((dim, i) => dim === y[i])
-  return same(a.dims, b.dims) && same(a.other, b.other)
+  return same(a.dims, b.dims) && same(a.second, b.second)
 }
 
 export function range(length: number): number[] {

@@ -57,13 +57,13 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
     const { g, inputs, dy } = context
     const axis = axisOf(context, 0)
     const lengths = inputs.map((x) => {
-      const { dims, other } = shapeOf(context, x)
-      return { value: dims[axis], other: other[axis] }
+      const { dims, second } = shapeOf(context, x)
+      return { value: dims[axis], second: second[axis] }
     })
-    const filled = inputs.filter((_, i) => lengths[i].value !== 0 || lengths[i].other !== 0)
+    const filled = inputs.filter((_, i) => lengths[i].value !== 0 || lengths[i].second !== 0)
     if (filled.length === 1) return inputs.map((x) => (x === filled[0] ? () => dy : undefined))
     const parts = once(() => {
-      const isKnown = lengths.every(({ value, other }) => value === other)
+      const isKnown = lengths.every(({ value, second }) => value === second)
       const measured = () => inputs.map((x) => g.length(x, axis))
       const sizes = isKnown ? g.int(lengths.map(({ value }) => value)) : g.concat(measured(), 0)
       return g.node('Split', [dy, sizes], { axis }, inputs.length).output
@@ -75,8 +75,8 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
   Split: (context) => {
     const { g, outputs, dys } = context
     const zeros = (y: Value) => {
-      const { dims, other } = shapeOf(context, y)
-      return g.expand(g.float(0), dims.join() === other.join() ? g.int(dims) : g.shape(y))
+      const { dims, second } = shapeOf(context, y)
+      return g.expand(g.float(0), dims.join() === second.join() ? g.int(dims) : g.shape(y))
     }
     const parts = () => outputs.map((y, i) => dys[i] ?? zeros(y))
     return [() => g.concat(parts(), axisOf(context, 0))]
@@ -184,15 +184,15 @@ function unslice(context: GradientContext): Value {
   if (content === undefined || axes === undefined || steps === undefined) {
     return refuse(context, 'its starts, axes or steps are not known before the run')
   }
-  const { dims, other } = shapeOf(context, x)
+  const { dims, second } = shapeOf(context, x)
   const cuts = axes.map((entry, i) => {
     const axis = entry < 0 ? entry + dims.length : entry
-    const [start, otherStart] = [content.value[i], content.other[i]]
+    const [start, otherStart] = [content.value[i], content.second[i]]
     return {
       axis,
       step: steps[i],
       begin: clampStart(start, dims[axis], steps[i]),
-      otherBegin: clampStart(otherStart, other[axis], steps[i]),
+      otherBegin: clampStart(otherStart, second[axis], steps[i]),
       atRunTime: () => {
         const given = g.cast(g.op('Gather', [starts, g.int([i])]), DataType.INT64)
         return start < 0 ? g.add(given, g.length(x, axis)) : given
@@ -214,8 +214,8 @@ function pad(context: GradientContext, value: Value, cuts: readonly Cut[]): Valu
   const pads: (number | Value)[] = Array(2 * rank).fill(0)
   for (const { axis, begin, otherBegin, atRunTime } of cuts) {
     const end = begin + (isLookUp ? 1 : y.dims[axis])
-    const otherEnd = otherBegin + (isLookUp ? 1 : y.other[axis])
-    const isKnown = x.dims[axis] - end === x.other[axis] - otherEnd
+    const otherEnd = otherBegin + (isLookUp ? 1 : y.second[axis])
+    const isKnown = x.dims[axis] - end === x.second[axis] - otherEnd
     pads[axis] = begin === otherBegin ? begin : atRunTime()
     const rest = () => g.sub(g.sub(g.length(inputs[0], axis), vector(context, pads[axis])), g.length(value, axis))
     pads[axis + rank] = isKnown ? x.dims[axis] - end : rest()
@@ -255,12 +255,12 @@ function ungather(context: GradientContext): Value {
     return g.op('ScatterND', [g.expand(g.float(0), g.shape(x)), g.unsqueeze(indices, [1]), dy])
   }
   const content = contentOf(context, indices)
-  if (content?.value.length !== 1 || content.other.length !== 1 || indexRank > 1) return scatter(context, axis)
-  const { dims, other } = shapeOf(context, x)
+  if (content?.value.length !== 1 || content.second.length !== 1 || indexRank > 1) return scatter(context, axis)
+  const { dims, second } = shapeOf(context, x)
   const cut: Cut = {
     axis,
     begin: clampStart(content.value[0], dims[axis], 1),
-    otherBegin: clampStart(content.other[0], other[axis], 1),
+    otherBegin: clampStart(content.second[0], second[axis], 1),
     atRunTime: () => {
       const given = g.cast(indexRank === 0 ? g.unsqueeze(indices, [0]) : indices, DataType.INT64)
       return content.value[0] < 0 ? g.add(given, g.length(x, axis)) : given

@@ -112,7 +112,7 @@ function sumBatch(context: GradientContext, gradient: Value, input: Value): Valu
   const y = shapeOf(context, context.outputs[0])
   const to = shapeOf(context, input)
   const stretch = (dims: readonly number[], own: readonly number[]) => [...dims.slice(0, -2), ...own.slice(-2)]
-  return sumTo(context.g, gradient, { dims: stretch(y.dims, to.dims), other: stretch(y.other, to.other) }, to)
+  return sumTo(context.g, gradient, { dims: stretch(y.dims, to.dims), second: stretch(y.second, to.second) }, to)
 }
 
 /** a (…, n, k) @ b (k), or a (k) @ b (…, k, d): products with a vector, summed out. */

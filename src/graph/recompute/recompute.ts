@@ -26,7 +26,7 @@ const PRODUCTS_PER_ELEMENT = 32
 const SMALL = 1024
 
 const VIEWS = new Set(['Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity'])
-const NOTHING: ProbedShape = { dims: [0], other: [0] }
+const NOTHING: ProbedShape = { dims: [0], second: [0] }
 const WEIGHTED = new Set(['Gemm', 'com.microsoft:MatMulNBits'])
 const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
@@ -145,6 +145,6 @@ function costOf(node: NodeProto, shapes: ShapeMap, { elements, isLong }: Sizes):
     return Number.POSITIVE_INFINITY
   }
   const inner = a.dims.length - (intAttribute(node, 'transA', 0) === 1 ? 2 : 1)
-  const length = elements({ dims: [a.dims[inner]], other: [a.other[inner]] })
+  const length = elements({ dims: [a.dims[inner]], second: [a.second[inner]] })
   return elements(y) * Math.max(1, Math.ceil(length / PRODUCTS_PER_ELEMENT))
 }

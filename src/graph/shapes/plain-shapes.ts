@@ -18,8 +18,8 @@ export interface RunLength {
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
   const sources = new Map(
     lengths.map((length) => {
-      const { dims, other } = shapes.get(length.input) ?? { dims: [], other: [] }
-      return [lengthName(dims[length.axis], other[length.axis]), length]
+      const { dims, second } = shapes.get(length.input) ?? { dims: [], second: [] }
+      return [lengthName(dims[length.axis], second[length.axis]), length]
     }),
   )
   const made = new Map<string, Value>()
@@ -39,7 +39,7 @@ export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunL
     })
     if (node.opType === 'Reshape' && !content.value.includes(-1)) {
       if (g.graph.constant(target) === undefined) shapes.contents.set(target, content)
-      shapes.set(node.output[0], { dims: content.value, other: content.other })
+      shapes.set(node.output[0], { dims: content.value, second: content.second })
     }
     g.graph.setInputs(node, [node.input[0], target])
   }
@@ -53,21 +53,21 @@ function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedCon
   if (graph.integers(target) !== undefined) return undefined
   const maker = graph.producer(target)
   const shape = maker?.opType === 'Shape' && maker.attribute.length === 0 ? shapes.get(maker.input[0]) : undefined
-  return shape === undefined ? shapes.contents.get(target) : { value: shape.dims, other: shape.other }
+  return shape === undefined ? shapes.contents.get(target) : { value: shape.dims, second: shape.second }
 }
 
 /** Entries of a target: 1 if Expand keeps a dimension of `source`, −1 for the only varying length of a Reshape. */
 function plainEntries(
   { opType }: NodeProto,
-  { value, other }: ProbedContent,
+  { value, second }: ProbedContent,
   source: ProbedShape | undefined,
 ): Entry[] | undefined {
-  if (value.length !== other.length) return undefined
-  const named = value.map((entry, i) => (entry === other[i] ? entry : lengthName(entry, other[i])))
+  if (value.length !== second.length) return undefined
+  const named = value.map((entry, i) => (entry === second[i] ? entry : lengthName(entry, second[i])))
   if (opType === 'Expand') {
     const offset = value.length - (source?.dims.length ?? 0)
     return named.map((entry, i) => {
-      const isKept = source?.dims[i - offset] === value[i] && source.other[i - offset] === other[i]
+      const isKept = source?.dims[i - offset] === value[i] && source.second[i - offset] === second[i]
       return isKept ? 1 : entry
     })
   }
@@ -77,8 +77,8 @@ function plainEntries(
   return isInferable ? named.map((entry) => (typeof entry === 'string' ? -1 : entry)) : named
 }
 
-function lengthName(dim: number | undefined, other: number | undefined): string {
-  return `${dim}/${other}`
+function lengthName(dim: number | undefined, second: number | undefined): string {
+  return `${dim}/${second}`
 }
 
 function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
@@ -100,11 +100,11 @@ export function declareShapes(
   graph: Graph,
   shapes: ShapeMap,
   values: Iterable<Value>,
-  nameOf: (dim: number, other: number) => string | undefined,
+  nameOf: (dim: number, second: number) => string | undefined,
 ): void {
   const declare = (value: Value, type: DataType) => {
     const shape = shapes.get(value)
-    const dims = shape?.dims.map((dim, axis) => (dim === shape.other[axis] ? dim : nameOf(dim, shape.other[axis])))
+    const dims = shape?.dims.map((dim, axis) => (dim === shape.second[axis] ? dim : nameOf(dim, shape.second[axis])))
     const isNamed = (list: (number | string | undefined)[] | undefined): list is (number | string)[] =>
       list !== undefined && !list.includes(undefined)
     return isNamed(dims) ? valueInfo(value, type, dims) : undefined
@@ -146,6 +146,6 @@ export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
 function isIndependent(graph: Graph, shapes: ShapeMap, shape: Value): boolean {
   if (graph.producer(shape)?.opType === 'Shape') return true
   const content = shapes.contents.get(shape)
-  const dims = graph.integers(shape) ?? (content && [...content.value, ...content.other])
+  const dims = graph.integers(shape) ?? (content && [...content.value, ...content.second])
   return dims !== undefined && !dims.includes(0)
 }

@@ -7,14 +7,16 @@ import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { isFloatType, type OpenModel, shapesByOperator, shapesByRunning } from './by-operator.js'
 
+/** Dimensions at the first and at the second point. */
 export interface ProbedShape {
   readonly dims: readonly number[]
-  readonly other: readonly number[]
+  readonly second: readonly number[]
 }
 
+/** Elements at the first and at the second point. */
 export interface ProbedContent {
   readonly value: readonly number[]
-  readonly other: readonly number[]
+  readonly second: readonly number[]
 }
 
 /** Shapes, axes, pads and slice bounds have fewer elements; weights have more. */
@@ -27,19 +29,19 @@ export class ShapeMap extends Map<Value, ProbedShape> {
 }
 
 /** Changes a shape alike at both points. */
-export function mapShape({ dims, other }: ProbedShape, change: (dims: readonly number[]) => number[]): ProbedShape {
-  return { dims: change(dims), other: change(other) }
+export function mapShape({ dims, second }: ProbedShape, change: (dims: readonly number[]) => number[]): ProbedShape {
+  return { dims: change(dims), second: change(second) }
 }
 
 /** Whether an axis has the same length at both points. Negative axes count from the end. */
 export function isStatic(shape: ProbedShape, axis: number): boolean {
-  return shape.dims.at(axis) === shape.other.at(axis)
+  return shape.dims.at(axis) === shape.second.at(axis)
 }
 
 export function staticContent(shapes: ShapeMap, value: Value): readonly number[] | undefined {
   const content = shapes.contents.get(value)
-  if (content === undefined || content.value.length !== content.other.length) return undefined
-  return content.value.every((entry, i) => entry === content.other[i]) ? content.value : undefined
+  if (content === undefined || content.value.length !== content.second.length) return undefined
+  return content.value.every((entry, i) => entry === content.second[i]) ? content.value : undefined
 }
 
 /** Measures shapes at two points that differ in all symbolic dimensions. `wanted`: outputs of nodes, by default all. */
@@ -60,11 +62,11 @@ export async function probeShapes(
   for (const value of [...graph.initializers.keys(), ...graph.inputs.map(({ name }) => name), ...values]) {
     const { elemType, points } = known.get(value) ?? {}
     if (points === undefined) continue
-    const [{ dims, data }, other] = points
-    shapes.set(value, { dims, other: other.dims })
-    if (elemType === undefined || isFloatType(elemType) || data === undefined || other.data === undefined) continue
-    if (Math.max(data.length, other.data.length) > MAX_PROBED_ELEMENTS) continue
-    shapes.contents.set(value, { value: Array.from(data, Number), other: Array.from(other.data, Number) })
+    const [{ dims, data }, second] = points
+    shapes.set(value, { dims, second: second.dims })
+    if (elemType === undefined || isFloatType(elemType) || data === undefined || second.data === undefined) continue
+    if (Math.max(data.length, second.data.length) > MAX_PROBED_ELEMENTS) continue
+    shapes.contents.set(value, { value: Array.from(data, Number), second: Array.from(second.data, Number) })
   }
   return shapes
 }

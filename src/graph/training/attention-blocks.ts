@@ -102,7 +102,7 @@ function unrepeatedHeads({ graph, shapes }: Parts, value: Value, query: Value): 
     const shape = shapes.get(candidate)
     if (shape?.dims.length !== rank) return false
     return range(rank - 2).every((axis) => {
-      const isSame = of.dims[axis] === shape.dims[axis] && of.other[axis] === shape.other[axis]
+      const isSame = of.dims[axis] === shape.dims[axis] && of.second[axis] === shape.second[axis]
       const isShared = axis === rank - 3 && isStatic(of, axis) && isStatic(shape, axis)
       return isSame || (isShared && of.dims[axis] % shape.dims[axis] === 0)
     })

@@ -67,11 +67,11 @@ const TYPICAL = 256
 /**
  * Estimates a shape's size at typical lengths. A dimension that matches no input length is taken for a product of two.
  */
-export function typicalElements({ dims, other }: ProbedShape, lengths: readonly Length[]): number {
+export function typicalElements({ dims, second }: ProbedShape, lengths: readonly Length[]): number {
   return dims.reduce((product, dim, axis) => {
-    if (dim === other[axis]) return product * dim
+    if (dim === second[axis]) return product * dim
     const isPart = ({ source, tokens, probed: [a, b] }: Length) =>
-      (source !== undefined || tokens !== undefined) && dim / a === other[axis] / b
+      (source !== undefined || tokens !== undefined) && dim / a === second[axis] / b
     const part = lengths.find(isPart)
     return product * (part === undefined ? TYPICAL ** 2 : (TYPICAL * dim) / part.probed[0] / (part.tokens ?? 1))
   }, 1)

@@ -114,8 +114,8 @@ type MaskRows = ReadonlyMap<DropoutMask, Length | number>
 
 function rowsOf(masks: readonly DropoutMask[], shapes: ShapeMap, lengths: readonly Length[]): MaskRows {
   const entries = masks.map((mask) => {
-    const { dims, other } = shapes.get(mask.of) ?? { dims: [], other: [] }
-    const rows = lengthOf(lengths, dims[0], other[0]) ?? (dims[0] === other[0] ? dims[0] : undefined)
+    const { dims, second } = shapes.get(mask.of) ?? { dims: [], second: [] }
+    const rows = lengthOf(lengths, dims[0], second[0]) ?? (dims[0] === second[0] ? dims[0] : undefined)
     if (rows === undefined) throw new StateError({ where: mask.input, what: 'the number of its rows has no name' })
     return [mask, rows] as const
   })
