@@ -1,6 +1,6 @@
-// Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT ignores
-// tensors that it does not expect; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint
-// format".
+// Loads and saves adapters in PEFT's folders: adapter_config.json and adapter_model.safetensors. PEFT ignores tensors
+// that it does not expect; here every tensor is used or named in an error. The keys are described in PEFT's docs,
+// "checkpoint format".
 
 import { closing, type Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFiniteStored } from '../base/dtype.js'
@@ -21,7 +21,7 @@ import { savedModules } from './replacements.js'
 import { factorKey, magnitudeShape } from './tensors.js'
 import { adaptedMatcher } from './tied.js'
 
-/** Values of this size and above round to infinity. */
+/** Numbers of this size and above are rounded to infinity. */
 const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
   fp32: Number.POSITIVE_INFINITY,
   fp16: 65520,
@@ -32,10 +32,10 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
   return closing(await openAdapter(directory, { ...options, isTolerant: false }), (opened) => opened.load())
 }
 
-/** How an adapter is saved. */
+/** Options of {@link saveAdapter}. */
 export interface SaveOptions {
   /**
-   * Type of the saved A and B. Default: the type of each layer (fp32, or the type of the file it was loaded from).
+   * Type of the saved A and B. Default: the type of each layer (fp32, or its type in the file that it was loaded from).
    * Replaced tensors keep their type.
    */
   dtype?: FloatDtype | undefined
@@ -66,7 +66,7 @@ export async function saveAdapter(
   await writeAdapterFiles(directory, tensors, config, meaningMetadata(adapter))
 }
 
-/** The config's own trainable tokens, or, where it has none, those that the adapter holds rows for. */
+/** Returns the config's trainable tokens or, if it has none, the tokens that the adapter has rows for. */
 function savedTokens(adapter: LoraAdapter): LoraConfig['trainableTokenIndices'] {
   const rows = adapter.parts('token-rows')
   const { trainableTokenIndices } = adapter.config
@@ -74,12 +74,15 @@ function savedTokens(adapter: LoraAdapter): LoraConfig['trainableTokenIndices'] 
   return Object.fromEntries(rows.map(({ module, indices }) => [module, indices]))
 }
 
-/** The config's own target_modules when they mean all layers; `all-linear` spelled out, as PEFT does. */
+/**
+ * Returns the config's target_modules if they match all layers, else the layers' names. `all-linear` is replaced with
+ * names, as in PEFT.
+ */
 function savedTargets(config: LoraConfig, names: readonly string[]): readonly string[] | string {
-  const own = isAllLinear(config.targetModules)
+  const modules = isAllLinear(config.targetModules)
     ? [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()
     : config.targetModules
-  for (const targetModules of [own, names]) {
+  for (const targetModules of [modules, names]) {
     if (names.every(adaptedMatcher({ ...config, targetModules }))) return targetModules
   }
   const excluded = names.find((name) => !adaptedMatcher({ ...config, targetModules: names })(name))!
@@ -87,8 +90,8 @@ function savedTargets(config: LoraConfig, names: readonly string[]): readonly st
 }
 
 function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefined): TensorBytes[] {
-  const stored = (key: string, { dtype: own, shape, data }: StoredTensor) => {
-    if (isFiniteStored(data, own)) return [{ name: key, dtype: own, shape, data }]
+  const stored = (key: string, { dtype: storedDtype, shape, data }: StoredTensor) => {
+    if (isFiniteStored(data, storedDtype)) return [{ name: key, dtype: storedDtype, shape, data }]
     throw new NumericError({ where: key, what: 'holds a value that is not finite; nothing was saved' })
   }
   if (part.kind === 'replacement') return stored(KEY_PREFIX + part.key, part.tensors.weight)
@@ -96,13 +99,13 @@ function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefin
   const kind = part.kind === 'parameter' ? 'linear' : part.kind
   return tensorsOf(part).map(([role, { data, shape }]) => {
     const isConvolved = part.kind === 'convolution' && role === 'magnitude'
-    const own = isConvolved ? magnitudeShape(part.d, part.kernel.length) : shape
-    return encodeValues(factorKey(name, role, kind), data, own, dtype ?? part.dtype)
+    const savedShape = isConvolved ? magnitudeShape(part.d, part.kernel.length) : shape
+    return encodeValues(factorKey(name, role, kind), data, savedShape, dtype ?? part.dtype)
   })
 }
 
 function encodeValues(key: string, data: FloatArray, shape: readonly number[], dtype: FloatDtype): TensorBytes {
-  // A copy: training may go on while the bytes wait to be written.
+  // Copy, because training may go on before the bytes are written.
   const values = Float32Array.from(data)
   const bad = values.findIndex((value) => !(Math.abs(value) < INFINITE_FROM[dtype]))
   if (bad >= 0) {

@@ -1,5 +1,5 @@
-// adapter_config.json of huggingface/peft (tuners/lora/config.py, 0.21) ⇄ LoraConfig. A field that changes what the
-// weights mean and is not implemented is refused by name; fields without effect on the result pass through as they are.
+// Converts between PEFT's adapter_config.json (tuners/lora/config.py, 0.21) and LoraConfig. A field that changes what
+// the weights mean and is not implemented is refused by name. Fields without effect on the result are kept unchanged.
 
 import { ConfigError, FormatError, LowrankError, UnsupportedError } from '../base/errors.js'
 import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
@@ -32,7 +32,7 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['task_type', 'taskType'],
 ])
 
-/** They steer initialization, training speed or bookkeeping, or rule over fields refused below. */
+/** Fields that concern only initialization, training speed, bookkeeping, or fields that are refused below. */
 const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
   'auto_mapping',
   'corda_config',
@@ -60,18 +60,18 @@ const UNSUPPORTED: ReadonlySet<string> = new Set([
   'use_qalora',
 ])
 
-/** An empty object turns these on: PEFT fills in its defaults. */
+/** Fields that even an empty object turns on, because PEFT fills in its defaults. */
 const ON_WHEN_EMPTY: ReadonlySet<string> = new Set(['arrow_config', 'kasa_config', 'monteclora_config', 'use_bdlora'])
 
-/** Without these two nothing can be said about a tensor's scaling. */
+/** Fields that must be present, because the scaling depends on them. */
 const REQUIRED = ['r', 'lora_alpha'] as const
 
-/** Fields of PEFT before 0.3, left out when saving. Layers with `enable_lora` hold factors of several matrices. */
+/** Fields of PEFT before 0.3, which are not saved. Layers with `enable_lora` contain factors of several matrices. */
 const RETIRED: ReadonlySet<string> = new Set(['enable_lora', 'merge_weights'])
 
 const INIT_FIELD = 'init_lora_weights'
 
-/** Values of init_lora_weights. `loftq` is not among them: it belongs to a base that was quantized. */
+/** The values of init_lora_weights. `loftq` is not supported, because it belongs to a quantized base. */
 const INIT_VALUES: ReadonlyMap<unknown, Init> = new Map<unknown, Init>([
   [true, 'kaiming-uniform'],
   [false, 'random'],
@@ -86,19 +86,20 @@ function initOf(value: unknown): Init | undefined {
   const init = typeof value === 'string' ? value.toLowerCase() : value
   const known = INIT_VALUES.get(init)
   if (known !== undefined || typeof init !== 'string') return known
-  const other = init.replaceAll('_', '-')
-  return isInit(other) && iterationsOf(other) !== undefined ? other : undefined
+  const hyphenated = init.replaceAll('_', '-')
+  return isInit(hyphenated) && iterationsOf(hyphenated) !== undefined ? hyphenated : undefined
 }
 
-/** PEFT has no `normal`, and its default is closest. */
+/** Returns PEFT's value for an init. PEFT has no `normal`; its default is closest. */
 function peftInit(init: Init): unknown {
   if (init === 'normal' || init === 'kaiming-uniform') return true
   return init === 'random' ? false : init.replaceAll('-', '_')
 }
 
 /**
- * Absent target_modules, by which PEFT means a table of architectures, become `all-linear`: the tensors tell.
- * `unknown` is what PEFT 0.21 does not know, and would pass over with a warning.
+ * Parses a config. If target_modules is missing, PEFT takes it from a table of architectures; here it becomes
+ * `all-linear`, because the tensors show which modules are adapted. `unknown` has an error for each field that PEFT
+ * 0.21 does not know and would ignore with a warning.
  */
 export function parsePeftConfig(bytes: Uint8Array, file: string) {
   const json = parseJson(bytes, file, { isLoose: true })
@@ -110,7 +111,7 @@ export function parsePeftConfig(bytes: Uint8Array, file: string) {
     throw withoutType(fields, file)
   }
   problems.push(...unsupportedFields(fields, file))
-  // PEFT would take 8 for either: with tensors of another training that is another model, and nobody would notice.
+  // PEFT would use 8 for a missing value. If the adapter was trained with another value, nobody would notice the error.
   const missing = REQUIRED.find((key) => (fields.get(key) ?? null) === null)
   if (missing !== undefined) {
     throw new ConfigError({
@@ -123,7 +124,7 @@ export function parsePeftConfig(bytes: Uint8Array, file: string) {
   return { config: resolveForFile(inputOf(fields), file), problems, unknown: unknownFields(fields, file) }
 }
 
-/** A config of another program: mlx-lm writes one of this name too. */
+/** Makes the error for a config without peft_type. mlx-lm also writes a file of this name. */
 function withoutType(fields: ReadonlyMap<string, unknown>, file: string): LowrankError {
   if (fields.has('lora_parameters') || fields.has('fine_tune_type')) {
     return new UnsupportedError({
@@ -150,7 +151,7 @@ function inputOf(fields: ReadonlyMap<string, unknown>): LoraConfigInput {
   return { ...(input as LoraConfigInput), peftFields: Object.fromEntries(others) }
 }
 
-/** Patterns keep the order of the file, which an object would not: JavaScript puts keys like "1" first. */
+/** Keeps the order of patterns in the file. In an object, JavaScript would put keys such as "1" first. */
 function plainField(key: string, value: JsonValue): unknown {
   const isPattern = key === 'rank_pattern' || key === 'alpha_pattern'
   return isPattern && value instanceof Map
@@ -158,7 +159,7 @@ function plainField(key: string, value: JsonValue): unknown {
     : toPlain(value)
 }
 
-/** Settings that PEFT takes as not there when they hold nothing. */
+/** Settings that PEFT treats as missing if they are empty. */
 const UNSET_WHEN_EMPTY: ReadonlySet<string> = new Set([
   'alora_invocation_tokens',
   'layer_replication',
@@ -183,7 +184,7 @@ function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
   }
 }
 
-/** One error for each field. Throws for other methods than LoRA. */
+/** Returns an error for each unsupported field. Throws for methods other than LoRA. */
 function unsupportedFields(fields: ReadonlyMap<string, unknown>, file: string): UnsupportedError[] {
   const type = fields.get('peft_type')
   if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
@@ -208,7 +209,7 @@ function unknownFields(fields: ReadonlyMap<string, unknown>, file: string): Unsu
   })
 }
 
-/** New fields are off when they are empty, as PEFT's defaults for them are. */
+/** Says whether a field is off. PEFT's defaults for new fields are empty, so an empty field is off. */
 function isOff(key: string, value: unknown): boolean {
   if (value === null || value === false || value === '') return true
   if (Array.isArray(value)) return value.length === 0
@@ -224,7 +225,7 @@ function unsupported(file: string, key: string, value: unknown, expected?: strin
   })
 }
 
-/** As PEFT writes it: indent 2, sorted keys. */
+/** Formats a config as PEFT writes it, with sorted keys and an indent of 2. */
 export function formatPeftConfig(
   config: LoraConfig,
   targetModules: readonly string[] | string,
@@ -250,7 +251,7 @@ export function formatPeftConfig(
   return JSON.stringify(sorted, null, 2)
 }
 
-/** The first pattern that matches counts, so that sorting, PEFT's habit, may not change which one that is. */
+/** Sorts patterns as PEFT does, unless that changes which pattern is the first to match a layer. */
 function sortPattern(pattern: Readonly<Record<string, number>>, layerNames: readonly string[]): unknown {
   const sorted = sortKeys(pattern) as Record<string, number>
   const [before, after] = [new PatternTable(pattern, 'pattern'), new PatternTable(sorted, 'pattern')]

@@ -1,4 +1,4 @@
-// The modules that PEFT adapts when a config names no target_modules (utils/constants.py).
+// The modules that PEFT adapts if a config does not name target_modules (utils/constants.py).
 
 import { ConfigError, nearMisses } from '../base/errors.js'
 import { DEFAULT_TARGETS } from './gen/default-targets.js'

@@ -1,4 +1,4 @@
-// Names of files in an adapter's folder, and its chat_template.jinja, which stands where transformers and TRL keep it.
+// The names of files in an adapter's folder, and its chat_template.jinja, which is where transformers and TRL keep it.
 
 import { type Directory, readText, writeFile } from '../base/bytes.js'
 
@@ -8,7 +8,7 @@ export const TEMPLATE_FILE = 'chat_template.jinja'
 /** The marker of a folder that lowrank's training wrote. */
 export const MARKER_FILE = 'lowrank.json'
 
-/** The longest known templates have some 20 kB; more than this is no template. */
+/** The longest known templates have about 20 kB. */
 const MAX_TEMPLATE_BYTES = 1_000_000
 
 export async function readChatTemplate(directory: Directory, path: string): Promise<string | undefined> {

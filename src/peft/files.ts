@@ -1,4 +1,4 @@
-// The files of an adapter folder: which folder and which of its files PEFT would read, opening and writing them.
+// Finds, opens and writes the files of an adapter folder, as PEFT does.
 
 import {
   type ByteSink,
@@ -23,11 +23,11 @@ import { PROBLEM_TYPES, type ProblemType } from '../lora/part.js'
 import { CONFIG_FILE, MARKER_FILE } from './file-names.js'
 
 const WEIGHTS_FILE = 'adapter_model.safetensors'
-/** A pickle, by PEFT before 0.6, and since then with safe_serialization=False. */
+/** A pickle, which PEFT wrote before 0.6, and still writes with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
 const TO_SAFETENSORS = `import torch, safetensors.torch as st; st.save_file({k: v.clone().contiguous() for k, v in torch.load('${TORCH_FILE}', 'cpu', weights_only=True).items()}, '${WEIGHTS_FILE}')`
 
-/** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
+/** Even a config that lists thousands of modules by their full names has only a few hundred kB. */
 const MAX_CONFIG_BYTES = 16_000_000
 
 interface AdapterFolder {
@@ -36,11 +36,11 @@ interface AdapterFolder {
   readonly path: string
 }
 
-/** PEFT keeps the adapter named "default" in the folder itself, others in folders of their names. */
+/** Finds an adapter. PEFT saves the adapter named "default" in the folder itself, and others in subfolders. */
 export async function findAdapter(directory: Directory, name?: string): Promise<AdapterFolder> {
   const hasOwn = await directory.has(CONFIG_FILE)
   if (name !== undefined && (await hasConfig(directory, name))) return { directory, path: `${name}/` }
-  // A name can also choose among the tensors of one file.
+  // The name may also mean one of several adapters in the same file.
   if (hasOwn) return { directory, path: '' }
   const folders = (await directory.folders?.()) ?? []
   const inside: string[] = []
@@ -67,7 +67,7 @@ export async function findAdapter(directory: Directory, name?: string): Promise<
   })
 }
 
-/** Names come from callers: one that no folder can have means no folder. */
+/** Says whether a subfolder has a config. Names come from callers, so a name that no folder can have is possible. */
 async function hasConfig(directory: Directory, folder: string): Promise<boolean> {
   if (folder === '.' || folder === '..' || !/^[^/\\\0]+$/.test(folder)) return false
   return directory.has(`${folder}/${CONFIG_FILE}`)
@@ -85,7 +85,7 @@ export async function readConfig({ directory, path }: AdapterFolder): Promise<{ 
   })
 }
 
-/** The source is the caller's to close. */
+/** Opens the weights. The caller has to close the source. */
 export async function openWeights({ directory, path }: AdapterFolder): Promise<SafetensorsFile> {
   if (!(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))) {
     throw new UnsupportedError({
@@ -98,7 +98,10 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
   return closingOnError(await directory.open(path + WEIGHTS_FILE), parseSafetensorsHeader)
 }
 
-/** Two files cannot get their names at once: the old config goes first, so that no folder ever mixes two adapters. */
+/**
+ * Writes config and weights. Two files cannot be replaced at the same moment, so the old config is removed first: then
+ * no folder ever mixes two adapters.
+ */
 export async function writeAdapterFiles(
   directory: Directory,
   tensors: readonly TensorBytes[],
@@ -106,7 +109,7 @@ export async function writeAdapterFiles(
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
   const bytes = new TextEncoder().encode(config)
-  // Read before anything is made: in some folders a new file is there at once, and empty.
+  // Read the old config before creating files: in some folders, a new file appears at once and is empty.
   const old = (await directory.has(CONFIG_FILE)) ? (await readConfig({ directory, path: '' })).bytes.slice() : undefined
   const sinks: ByteSink[] = []
   const create = async (file: string): Promise<ByteSink> => {
@@ -114,7 +117,7 @@ export async function writeAdapterFiles(
     sinks.push(sink)
     return sink
   }
-  /** The old config, while the old weights are without it. */
+  /** The old config, as long as it is removed and the old weights are still there. */
   let removed: Uint8Array | undefined
   try {
     const weightsSink = await create(WEIGHTS_FILE)
@@ -130,7 +133,7 @@ export async function writeAdapterFiles(
       try {
         await directory.remove(CONFIG_FILE)
       } catch {
-        // Browsers remove no file that is open for writing.
+        // Browsers do not remove a file that is open for writing.
         await configSink.abort()
         await directory.remove(CONFIG_FILE)
         removed = old
@@ -143,23 +146,23 @@ export async function writeAdapterFiles(
     removed = undefined
     await configSink.commit()
   } catch (error) {
-    // Last made, first dropped: the first one may have made the folder.
+    // Drop them in reverse order, because the first sink may have made the folder.
     for (const sink of sinks.reverse()) await sink.abort()
     if (removed !== undefined) await writeFile(directory, CONFIG_FILE, removed)
     throw error
   }
 }
 
-/** The base that lowrank's training recorded beside an adapter; undefined where there is no such record. */
+/** Reads which base an adapter was trained on, as lowrank recorded it. Returns undefined if there is no such record. */
 export async function readBaseRecord(directory: Directory, path = ''): Promise<BaseRecord | undefined> {
-  // A damaged record tells nothing; the adapter is as it is.
+  // A damaged record is ignored: the adapter itself may be fine.
   const { base } = (await readLeniently(directory, path + MARKER_FILE)) ?? {}
   return isObject(base) ? (base as unknown as BaseRecord) : undefined
 }
 
 /**
- * The meaning of the logits of an adapter's head. PEFT has no place for it. lowrank keeps it in the metadata of the
- * weights' file, which PEFT leaves unread, so that labels and weights cannot be separated.
+ * What the logits of an adapter's head mean. PEFT has no place for this. lowrank stores it in the metadata of the
+ * weights file, which PEFT ignores, so that labels and weights cannot be separated.
  */
 export type Meaning = Pick<LoraAdapter, 'labels' | 'problemType'>
 

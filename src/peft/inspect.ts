@@ -1,4 +1,4 @@
-// The content of an adapter in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
+// Describes an adapter in numbers, for `lowrank inspect` and for anyone who wants to check it before merging.
 
 import { closing, type Directory } from '../base/bytes.js'
 import {
@@ -23,53 +23,53 @@ import type { OpenPart } from './tensors.js'
 import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
 /**
- * A layer in numbers. Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite.
+ * A layer in numbers. Norms are NaN, which JSON writes as null, if a factor contains a value that is not finite.
  * Singular values and ranks are means over the experts of a parameter and the groups of a convolution.
  */
 export interface LayerReport extends Spectrum {
   name: string
   kind: 'linear' | 'embedding' | 'convolution' | 'parameter'
-  /** Rows of B: features out; of an embedding, its features. */
+  /** Rows of B: the number of output features, or the features of an embedding. */
   d: number
   /**
-   * Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's
-   * elements.
+   * Columns of A: the number of input features. For an embedding, its vocabulary. For a convolution, the input channels
+   * times the kernel's elements.
    */
   k: number
-  /** r, of a parameter that of each expert. */
+  /** r. For a parameter, the rank of each expert. */
   rank: number
-  /** How many matrices (d, k) a parameter holds; absent for the other kinds. */
+  /** The number of matrices (d, k) in a parameter. Absent for other kinds. */
   experts?: number
-  /** α of this layer, after rankPattern and alphaPattern. */
+  /** α of this layer, with rankPattern and alphaPattern applied. */
   alpha: number
   /** s, by which B·A is multiplied. */
   scaling: number
-  /** The float type of its file. */
+  /** The layer's float type in the file. */
   dtype: FloatDtype
-  /** ‖A‖, Frobenius. */
+  /** The Frobenius norm ‖A‖. */
   normA: number
-  /** ‖B‖, Frobenius. */
+  /** The Frobenius norm ‖B‖. */
   normB: number
-  /** ‖s·B·A‖, Frobenius. */
+  /** The Frobenius norm ‖s·B·A‖. */
   normDelta: number
-  /** True if the layer has a DoRA magnitude. */
+  /** Whether the layer has a DoRA magnitude. */
   hasMagnitude: boolean
-  /** B has a bias. */
+  /** Whether B has a bias. */
   hasBias: boolean
 }
 
 /** A tensor that replaces a tensor of the base, or some of its rows. */
 export interface ReplacementReport {
-  /** The base's tensor. */
+  /** The tensor's name in the base. */
   name: string
   dtype: TensorDtype
-  /** Shape of the tensor in the adapter. For rows of an embedding: (rows, D). */
+  /** The shape of the tensor in the adapter. For rows of an embedding, (rows, D). */
   shape: readonly number[]
-  /** How many rows of the base's tensor it replaces; absent for a whole tensor. */
+  /** How many rows of the base's tensor it replaces. Absent for a whole tensor. */
   rows?: number
 }
 
-/** Why loading or merging would refuse what was inspected. */
+/** Why loading or merging would refuse the adapter. */
 export interface ProblemReport {
   /** The kind of error. */
   code: ErrorCode
@@ -77,7 +77,7 @@ export interface ProblemReport {
   message: string
 }
 
-/** Report on an adapter. */
+/** A report on an adapter. */
 export interface AdapterReport {
   config: LoraConfig
   /** See {@link LoraAdapter.totalTrainableParams}. */
@@ -86,21 +86,21 @@ export interface AdapterReport {
   layers: LayerReport[]
   /** Whole tensors, then rows. */
   replacements: ReplacementReport[]
-  /** Errors that loading or merging the adapter throws, all of them; empty for a sound adapter. */
+  /** All errors that loading or merging the adapter would throw. Empty for a sound adapter. */
   problems: ProblemReport[]
   /** Warnings as text: the adapter is valid, but something is unusual. */
   warnings: string[]
 }
 
-/** α is usually between r/2 and 4·r; a scaling this far from 1 is more often a mistake than a choice. */
+/** α is usually between r/2 and 4·r. A scaling this far from 1 is more often a mistake than intended. */
 const UNUSUAL_SCALING = 16
 
-/** A singular value below this share of the largest is what rounding of f32 factors leaves of a zero. */
+/** A singular value below this share of the largest comes from rounding f32 factors, and is really zero. */
 const ROUNDING = 2 ** -20
 
 const PIECE_BYTES = 1 << 22
 
-/** Problems are everything that loading would refuse. One layer is in memory at a time. */
+/** Inspects an adapter, and reports everything that loading would refuse. Only a layer at a time is in memory. */
 export async function inspectAdapter(
   source: LoraAdapter | Directory,
   options: LoadOptions = {},
@@ -210,7 +210,7 @@ function warningsOf(
       `It started as ${config.init}, which took a part of the base into B·A: B·A is not its change. \`lowrank to-plain\` makes plain LoRA of it`,
     )
   }
-  // A magnitude or a bias changes something all the same.
+  // With a magnitude or a bias, a layer changes something even if B·A is zero.
   const plain = layers.filter(({ hasMagnitude, hasBias }) => !hasMagnitude && !hasBias)
   warn(
     plain.filter(({ normB }) => normB === 0),

@@ -1,6 +1,6 @@
-// Older and odder spellings of an adapter's tensor names, as PEFT spells them now:
-// `base_model.model.MODULE.lora_A.weight`. Which ones occur is taken from PEFT's own code
-// (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues that files caused.
+// Turns older and unusual tensor names into the names that PEFT uses now: `base_model.model.MODULE.lora_A.weight`. The
+// known variants come from PEFT's code (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues about
+// files that did not load.
 
 import type { ByteSource } from '../base/bytes.js'
 import { FormatError, MismatchError, ShapeError } from '../base/errors.js'
@@ -14,23 +14,23 @@ export function rowsKey(name: string): string {
   return KEY_PREFIX + name + ROWS_SUFFIX
 }
 
-/** Modules' names are shorter; each is compared with much, in time that grows faster than its length. */
+/** Module names are shorter. Longer names are refused because matching them takes more than linear time. */
 const MAX_KEY_LENGTH = 1000
 
-/** Modules that training wraps others in; PEFT and transformers take them out of names, when they see them. */
+/** Wrappers that training puts around modules. PEFT and transformers remove them from names if they notice them. */
 const WRAPPERS = /(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)/g
-/** torch's DistributedDataParallel around the whole PEFT model. */
+/** The prefix of torch's DistributedDataParallel around the whole PEFT model. */
 const PARALLEL = /^(?:module\.)+(?=base_model\.model\.)/
-/** A PEFT model in a PEFT model: get_peft_model was called twice. */
+/** The prefix of a PEFT model inside a PEFT model, if get_peft_model was called twice. */
 const WRAPPED_TWICE = /^(?:base_model\.model\.){2,}/
 
-/** A trained module's wrapper before adapters had names: PEFT 0.3. */
+/** The wrapper of a trained module in PEFT 0.3, where adapters had no names. */
 const MODULES_TO_SAVE = /\.modules_to_save(\.(?:weight|bias))$/
 const SAVED_WEIGHT = '.modules_to_save.weight'
-/** The module that the trained one stands in for. Its bias PEFT still saves with bias "all". */
+/** The module that a trained module replaces. With bias "all", PEFT still saves its bias. */
 const ORIGINAL = /\.original_module\.(?=(?:.+\.)?weight$)/
 
-/** Keys of a state dict that hold an adapter's name, which is the second group: the others are the text around it. */
+/** Keys that contain an adapter's name. The second group is the name, and the others are the text around it. */
 const NAMED: readonly RegExp[] = [
   /^(.+\.lora_[AB])\.([^.]+)(\.(?:weight|bias))$/s,
   /^(.+\.lora_embedding_[AB])\.([^.]+)()$/s,
@@ -43,7 +43,7 @@ export interface AdapterTensor extends TensorInfo {
   readonly source: ByteSource
 }
 
-/** `what` is wrong with a tensor whose shape is not as expected. */
+/** Makes the error for a tensor with an unexpected shape. `what` says the problem. */
 export function wrongShape({ name, shape }: AdapterTensor, file: string, what: string, expected: string): ShapeError {
   return new ShapeError({ where: `${file}: ${name}`, what, expected, got: formatShape(shape) })
 }
@@ -53,7 +53,7 @@ interface Entry {
   key: string
 }
 
-/** Gives a file's tensors the names that PEFT would give them now. Tensors stay where they are. Notes are clauses. */
+/** Gives a file's tensors the names that PEFT would give them now. Tensors are not read. Each note is a clause. */
 export function normalizeKeys(file: SafetensorsFile, adapterName?: string) {
   const { source } = file
   const where = source.name
@@ -61,7 +61,7 @@ export function normalizeKeys(file: SafetensorsFile, adapterName?: string) {
   const entries = [...file.tensors.values()].map((info) => ({ info, key: info.name }))
   checkLengths(entries, where)
   takeOutWrappers(entries, notes)
-  // First of all: what comes next looks for parts of names that have something before them.
+  // Add a missing prefix first, because the following steps expect text in front of the module's name.
   if (entries.some(({ key }) => key.includes('.lora_')) && !entries.some(({ key }) => key.startsWith(KEY_PREFIX))) {
     rename(entries, `tensor names without the prefix ${KEY_PREFIX}`, notes, (key) => KEY_PREFIX + key)
   }
@@ -108,10 +108,10 @@ function takeOutWrappers(entries: readonly Entry[], notes: string[]): void {
   })
 }
 
-/** The tensors of one adapter, without its name. Those that carry no name belong to every adapter. */
+/** Returns the tensors of an adapter, without its name. Tensors without a name belong to every adapter. */
 function takeAdapter(entries: readonly Entry[], wanted: string | undefined, where: string, notes: string[]): Entry[] {
   const present = new Set(entries.map(({ key }) => key))
-  // With bias "all" PEFT saves the biases of modules_to_save under both keys: these are no other spelling.
+  // With bias "all", PEFT saves the biases of modules_to_save under two keys. These are copies, not another spelling.
   const isCopy = (key: string) => key.includes('.modules_to_save.') && present.has(withoutName(key))
   const named = entries.filter(({ key }) => !isCopy(key) && nameIn(key) !== undefined)
   const name = chooseName(named, wanted, where)
@@ -126,13 +126,13 @@ function takeAdapter(entries: readonly Entry[], wanted: string | undefined, wher
   return chosen
 }
 
-/** PEFT saves besides: a trained embedding a second time (save_embedding_layers), and the base's own weights. */
+/** Leaves out copies: PEFT saves trained embeddings a second time (save_embedding_layers), and weights of the base. */
 function withoutCopies(entries: readonly Entry[], notes: string[]): readonly Entry[] {
-  const own = new Set(entries.map(({ key }) => key))
-  const isSecond = (key: string) => key.endsWith(SAVED_WEIGHT) && own.has(key.replace(MODULES_TO_SAVE, '$1'))
+  const keys = new Set(entries.map(({ key }) => key))
+  const isSecond = (key: string) => key.endsWith(SAVED_WEIGHT) && keys.has(key.replace(MODULES_TO_SAVE, '$1'))
   const firsts = entries.filter(({ key }) => !isSecond(key))
   if (firsts.length < entries.length) notes.push('trained modules a second time (modules_to_save), which are left out')
-  const kept = firsts.filter(({ key }) => !(ORIGINAL.test(key) && own.has(key.replace(ORIGINAL, '.'))))
+  const kept = firsts.filter(({ key }) => !(ORIGINAL.test(key) && keys.has(key.replace(ORIGINAL, '.'))))
   if (kept.length < firsts.length) notes.push('copies of the base’s own weights (original_module), which are left out')
   return kept
 }

@@ -1,5 +1,5 @@
-// One adapter, in memory or in its folder: config, parts without their values, and a way to read them. Saving,
-// inspecting, merging, converting, combining and resizing walk this. A folder's tensors stay in their file, so that
+// Opens an adapter in memory or in a folder: its config, its parts without their values, and a way to read the values.
+// Saving, inspecting, merging, converting, combining and resizing use this. A folder's tensors stay in their file, so
 // memory does not grow with the adapter.
 
 import { closingOnError, type Directory, MemorySource, readThere } from '../base/bytes.js'
@@ -19,53 +19,53 @@ import { claimTensors, type OpenPart } from './tensors.js'
 
 /** An adapter in memory, or in its folder. */
 export interface OpenAdapter {
-  /** The folder's name; `adapter` in memory. For messages. */
+  /** The folder's name, or `adapter` if it is in memory, for error messages. */
   readonly name: string
   readonly config: LoraConfig
   /** See {@link LoraAdapter.notes}. */
   readonly notes: readonly string[]
-  /** As {@link LoraAdapter.labels} and {@link LoraAdapter.problemType}. */
+  /** See {@link LoraAdapter.labels} and {@link LoraAdapter.problemType}. */
   readonly meaning: Meaning
-  /** The template of the chats that it was trained on. */
+  /** See {@link LoraAdapter.chatTemplate}. */
   readonly chatTemplate: string | undefined
   /** See {@link LoraAdapter.trainedOn}. */
   readonly trainedOn: BaseRecord | undefined
-  /** Names of tensors that nothing claims. */
+  /** The names of tensors that belong to no part. */
   readonly unclaimed: readonly string[]
-  /** Problems with config and tensors; empty unless it was opened with `isTolerant`. */
+  /** Problems with config and tensors. Empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
-  /** The sound parts. Of a folder: layers, experts, replaced tensors, rows of tokens; each group by name. */
+  /** Returns the sound parts. In a folder: layers, experts, replaced tensors, rows of tokens, each sorted by name. */
   parts(): readonly OpenPart[]
-  /** The type that a part is saved in: that of all its tensors in the file, or fp32, which holds the others' values. */
+  /** Returns the type that a part is saved in: the type of all its tensors, or fp32 if their types differ. */
   dtypeOf(part: OpenPart): FloatDtype
-  /** The whole adapter in memory. Throws as `read`. */
+  /** Loads the whole adapter. Throws as `read` does. */
   load(): Promise<LoraAdapter>
-  /** The same for runs alone. A plain LoRA loads none of the code that computes with layers. */
+  /** Loads the adapter only for running it. A plain LoRA then needs none of the code that computes with layers. */
   loadToRun(): Promise<RunAdapter>
-  /** One part with its values. Throws NumericError when a value is not finite, and FileError. */
+  /** Reads a part with its values. Throws NumericError if a value is not finite, and FileError. */
   read(name: string): Promise<AdapterPart>
   close(): Promise<void>
 }
 
 /** Options of `loadAdapter`. */
 export interface LoadOptions {
-  /** Name of the adapter: a subfolder, or the adapter name in the tensor names. Needed only if there are several. */
+  /** Name of the adapter: a subfolder, or a name in the tensor names. Needed only if there are several adapters. */
   name?: string | undefined
-  /** Refuses a config with targets or patterns that match nothing of the adapter. Default false. */
+  /** Refuses a config with targets or patterns that match nothing in the adapter. Default false. */
   strict?: boolean | undefined
 }
 
 export interface OpenOptions extends LoadOptions {
-  /** Opens what is sound and returns the problems, where the default throws the first. */
+  /** Opens the sound parts and returns the problems, instead of throwing the first problem. */
   isTolerant?: boolean | undefined
 }
 
-/** Checks everything but the values, which are read later. */
+/** Opens an adapter, and checks everything except the values, which are read later. */
 export async function openAdapter(source: LoraAdapter | Directory, options: OpenOptions = {}): Promise<OpenAdapter> {
   return isAdapter(source) ? openInMemory(source, options) : openFolder(source, options)
 }
 
-/** Opens an adapter whose B·A must be its change. `use` says what would be done, for the refusal. */
+/** Opens an adapter, and refuses it if its init changed the base. `use` names the intended use in the error. */
 export async function openForUse(source: LoraAdapter | Directory, use: string): Promise<OpenAdapter> {
   return closingOnError(await openAdapter(source, {}), async (opened) => {
     ;(await import('../lora/requirements.js')).requireUnchangedBase(opened, use)
@@ -99,10 +99,10 @@ async function openInMemory(
   }
 }
 
-/** Tensors are views where they can be, made when somebody asks for them. */
+/** Describes a part in memory. Its tensors are made only when somebody asks for them, without a copy if possible. */
 function viewOf(part: AdapterPart): OpenPart {
   const { kind, name, module } = part
-  const own =
+  const fields =
     part.kind === 'replacement'
       ? { key: part.key, isTrained: part.isTrained }
       : part.kind === 'token-rows'
@@ -110,7 +110,7 @@ function viewOf(part: AdapterPart): OpenPart {
         : { config: part.config, ...(part.kind === 'parameter' && { experts: part.experts }) }
   const view = {
     ...{ kind, name, module },
-    ...own,
+    ...fields,
     get tensors() {
       const tensors: [string, Tensor | StoredTensor][] = tensorsOf(part as { tensors: { weight: StoredTensor } })
       const nameOf = (role: string) => {
@@ -175,9 +175,9 @@ async function openFolder(
       async loadToRun() {
         if (!isPlain({ config, parts: () => parts })) return load()
         const layers = parts.map(async (part) => {
-          const { name: layer, config: own, tensors: factors } = part as FactorView<AdapterTensor>
+          const { name: layer, config: layerConfig, tensors: factors } = part as FactorView<AdapterTensor>
           const [a, b] = [await readFactor(factors.weightA), await readFactor(factors.weightB)]
-          return linearValues(layer, own, a as Matrix, b as Matrix)
+          return linearValues(layer, layerConfig, a as Matrix, b as Matrix)
         })
         return plainAdapter({ config, chatTemplate, trainedOn }, await Promise.all(layers))
       },
@@ -231,7 +231,7 @@ export async function readFactor(info: AdapterTensor): Promise<Tensor> {
   throw notFinite(tensorPlace(info))
 }
 
-/** A tensor with its bytes as they are; see {@link readThere} for `memory`. Throws as {@link readFactor}. */
+/** Reads a tensor without decoding its bytes. See {@link readThere} for `memory`. Throws as {@link readFactor} does. */
 export async function readStored(info: AdapterTensor, memory?: Uint8Array): Promise<StoredTensor> {
   const { source, dtype, shape, offset, byteLength } = info
   const data = await readThere(source, offset, byteLength, memory)

@@ -1,6 +1,6 @@
-// Which adapted parameter (target_parameters) the factors of a PEFT file belong to. Their keys never carry its name:
-// PEFT wraps a module once for each of its adapted parameters, in the order in which the model's code registers them,
-// so that the last one's key is that of the module and each earlier one has a `.base_layer` more
+// Finds out which adapted parameter (target_parameters) the factors of a PEFT file belong to. Their keys never contain
+// the parameter's name. PEFT wraps a module once for each adapted parameter, in the order in which the model's code
+// registers them. The last parameter has the module's key, and each earlier parameter has another `.base_layer` in it
 // (tuners_utils._inject_parameters, lora.ParamWrapper).
 
 import { attempt, FormatError, type LowrankError, MismatchError, UnsupportedError } from '../base/errors.js'
@@ -17,7 +17,7 @@ interface FoundFactors {
   readonly tensors: Readonly<Partial<Record<string, AdapterTensor>>>
 }
 
-/** As the modules of transformers 5 register them; names that are in no module together need no order. */
+/** The order in which modules of transformers 5 register them. It matters only for names that share a module. */
 const REGISTRATION_ORDER = [
   'weight',
   'bias',
@@ -45,16 +45,16 @@ function registrationOrder(parameters: readonly string[], where: string): readon
   return [...parameters].sort((a, b) => REGISTRATION_ORDER.indexOf(a) - REGISTRATION_ORDER.indexOf(b))
 }
 
-/** The earliest registered parameter first. */
+/** Returns the keys for a module's parameters, in the order of registration. */
 function wrappedNames(module: string, count: number): string[] {
   return Array.from({ length: count }, (_, i) => module + WRAPPED.repeat(count - 1 - i))
 }
 
 export function parameterKeys(names: Iterable<string>): Map<string, string> {
   const result = new Map<string, string>()
-  for (const [module, own] of groupBy(names, moduleOf)) {
-    const keys = wrappedNames(module, own.length)
-    const parameters = own.map((name) => name.slice(module.length + 1))
+  for (const [module, inModule] of groupBy(names, moduleOf)) {
+    const keys = wrappedNames(module, inModule.length)
+    const parameters = inModule.map((name) => name.slice(module.length + 1))
     for (const [i, parameter] of registrationOrder(parameters, module).entries()) {
       result.set(`${module}.${parameter}`, keys[i])
     }
@@ -62,16 +62,16 @@ export function parameterKeys(names: Iterable<string>): Map<string, string> {
   return result
 }
 
-/** The config's own target_parameters when they mean exactly these, or else the full names. */
+/** Returns the config's target_parameters if they mean exactly these parameters, or else their full names. */
 export function savedParameters(entries: readonly string[], names: readonly string[]): readonly string[] {
-  const isMeant = [...groupBy(names, moduleOf)].every(([module, own]) => {
-    const meant = meantParameters(module, own.length, entries)
-    return own.every((name) => meant.includes(name.slice(module.length + 1)))
+  const isMeant = [...groupBy(names, moduleOf)].every(([module, inModule]) => {
+    const meant = meantParameters(module, inModule.length, entries)
+    return inModule.every((name) => meant.includes(name.slice(module.length + 1)))
   })
   return isMeant ? entries : names
 }
 
-/** Entries without a dot may mean a parameter of any module. */
+/** Returns the parameters of a module that entries may mean. An entry without a dot may mean any module's parameter. */
 function candidates(module: string, entries: readonly string[], isDotted: boolean): string[] {
   const found = new Set<string>()
   for (const entry of entries) {
@@ -82,13 +82,13 @@ function candidates(module: string, entries: readonly string[], isDotted: boolea
   return [...found]
 }
 
-/** Which `count` parameters of a module are adapted; another number of names when that does not follow. */
+/** Returns which `count` parameters of a module are adapted. The number of names differs if that is not clear. */
 function meantParameters(module: string, count: number, entries: readonly string[]): readonly string[] {
   const certain = candidates(module, entries, true)
   return certain.length >= count ? certain : [...new Set([...certain, ...candidates(module, entries, false)])]
 }
 
-/** Takes the factors of parameters out of `found`, whose keys are modules' names with their `.base_layer`s. */
+/** Takes the factors of parameters out of `found`. Its keys are module names, with any `.base_layer` in them. */
 export function takeParameters(
   found: Map<string, FoundFactors>,
   config: LoraConfig,
@@ -114,15 +114,18 @@ export function takeParameters(
     for (const [i, { key, tensors = {} }] of levels.entries()) {
       found.delete(key)
       if (names === undefined) continue
-      const own = attempt(() => complete(`${module}.${names[i]}`, key, tensors, config, file))
-      problems.push(...own.problems)
-      if (own.value !== undefined) parts.push(own.value)
+      const completed = attempt(() => complete(`${module}.${names[i]}`, key, tensors, config, file))
+      problems.push(...completed.problems)
+      if (completed.value !== undefined) parts.push(completed.value)
     }
   }
   return { parts, problems }
 }
 
-/** A module whose key is as a linear layer's: target_parameters mean it by name, or by a parameter's name alone. */
+/**
+ * Says whether a key that looks like a linear layer's belongs to a parameter: target_parameters may name the module, or
+ * only the parameter.
+ */
 function isParameter(
   module: string,
   tensors: FoundFactors['tensors'] | undefined,
@@ -133,7 +136,7 @@ function isParameter(
   if (candidates(module, entries, true).length > 0) return true
   const [bare] = candidates(module, entries, false)
   if (bare === undefined || isNamed) return false
-  // Any module may have a parameter of that name. Linear layers have other ranks than several experts together.
+  // Any module may have a parameter of that name. The rows of A tell a linear layer from several experts.
   const ranks = tensors?.weightA?.shape[0] ?? 0
   return !isAllLinear(config.targetModules) || ranks > configForLayer(config, `${module}.${bare}`).rank
 }
@@ -164,9 +167,9 @@ function complete(
   config: LoraConfig,
   file: string,
 ): ParameterView<AdapterTensor> {
-  const other = Object.values(others).find((info) => info !== undefined)
-  if (other !== undefined) {
-    throw new FormatError({ where: `${file}: ${other.name}`, what: `a parameter (${name}) has no such tensor` })
+  const unexpected = Object.values(others).find((info) => info !== undefined)
+  if (unexpected !== undefined) {
+    throw new FormatError({ where: `${file}: ${unexpected.name}`, what: `a parameter (${name}) has no such tensor` })
   }
   if (weightA === undefined || weightB === undefined) {
     throw new FormatError({
@@ -174,11 +177,11 @@ function complete(
       what: `half a pair: no lora_${weightA === undefined ? 'A' : 'B'} of ${key}, for ${name}`,
     })
   }
-  const own = configForLayer(config, name)
+  const parameterConfig = configForLayer(config, name)
   const ranks = weightA.shape[0]
-  if (weightA.shape.length !== 2 || weightA.shape.includes(0) || ranks % own.rank !== 0) {
+  if (weightA.shape.length !== 2 || weightA.shape.includes(0) || ranks % parameterConfig.rank !== 0) {
     const what = `wrong shape for the rank that ${CONFIG_FILE} gives ${name}`
-    throw wrongShape(weightA, file, what, `(experts · ${own.rank}, k)`)
+    throw wrongShape(weightA, file, what, `(experts · ${parameterConfig.rank}, k)`)
   }
   if (weightB.shape.length !== 2 || weightB.shape[0] === 0 || weightB.shape[1] !== ranks) {
     throw wrongShape(weightB, file, `wrong shape for the factor A of ${name}`, `(d, ${ranks})`)
@@ -187,8 +190,8 @@ function complete(
     kind: 'parameter',
     name,
     module: moduleOf(name),
-    config: own,
-    experts: ranks / own.rank,
+    config: parameterConfig,
+    experts: ranks / parameterConfig.rank,
     tensors: { weightA, weightB },
   }
 }

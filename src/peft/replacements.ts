@@ -1,4 +1,4 @@
-// Which tensors of a PEFT file take the place of the base's, whole or in rows.
+// Finds the tensors of a PEFT file that replace tensors of the base, or rows of them.
 
 import { attempt, FormatError, type LowrankError, MismatchError, UnsupportedError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -16,11 +16,11 @@ export interface ClaimContext {
 
 type FoundKinds = ReadonlyMap<string, { readonly kind?: 'linear' | 'embedding' | 'convolution' }>
 
-/** PEFT saves embeddings whole when the vocabulary was resized, and with save_embedding_layers. */
+/** Embeddings, which PEFT saves whole if the vocabulary was resized, or with save_embedding_layers. */
 const EMBEDDING =
   /(^decoder|(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings?|tok_embeddings|tokens_embed|embeddings|shared|patch_embeddings\.projection|(generator_)?lm_head|lm_loss|proj_out|output_projection|vocab_projector|predictions\.decoder))\.(weight|bias)$/
 
-/** Buffers that a model computes from its config, and that older versions saved. */
+/** Buffers that a model computes from its config. Older versions saved them. */
 const COMPUTED = /(^|\.)(original_inv_freq|inv_freq|position_ids|masked_bias|(cos|sin)_cached)$/
 
 export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, context: ClaimContext) {
@@ -33,7 +33,7 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
   for (const info of rest) {
     const key = withoutPrefix(info.name)
     if (key?.endsWith(ROWS_SUFFIX) && key !== ROWS_SUFFIX) {
-      // PEFT writes this for an empty list of tokens.
+      // PEFT writes an empty tensor if the list of tokens is empty.
       if (config.trainableTokenIndices === undefined && info.shape[0] === 0) continue
       const module = key.slice(0, -ROWS_SUFFIX.length)
       const { value: indices, problems: wrong } = attempt(() => tokensOf(module, info, context))
@@ -66,18 +66,18 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
   return { parts, unclaimed, problems, notes }
 }
 
-/** With bias "all", PEFT saves the biases of modules_to_save again, and the base's own. Nothing reads either. */
+/** With bias "all", PEFT saves the biases of modules_to_save again, and also the base's. Neither is ever read. */
 function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
   const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]
   return bias === 'all' && owner !== undefined && modulesToSave.some((entry) => owner.endsWith(entry))
 }
 
-/** VeLoRA compresses what a layer keeps for its gradient: nothing but training reads its buffer. */
+/** Recognizes the buffer in which VeLoRA compresses activations for the gradient. Only training reads it. */
 function isBuffer(key: string, { peftFields }: LoraConfig): boolean {
   return (peftFields.velora_config ?? null) !== null && /\.lora_velora_embed(\.|$)/.test(key)
 }
 
-/** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */
+/** Says why PEFT saved a tensor that replaces the base's. Returns undefined if PEFT would not load it as one. */
 function replacementOrigin(
   key: string,
   shape: readonly number[],
@@ -91,7 +91,7 @@ function replacementOrigin(
   if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
   if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
   if (config.modulesToSave.some((entry) => isInsideModule(module, entry))) return 'trained'
-  // Rows of a tied output embedding: with bias PEFT saves that of the module below them too.
+  // With trained rows of a tied output embedding, PEFT also saves the bias of the wrapped module.
   if (config.bias === 'lora_only' && key.endsWith('.token_adapter.base_layer.bias')) return 'embedding'
   const isAdapted = found.get(module)?.kind === 'embedding' || (config.ensureWeightTying && isHeadModule(module))
   const isTable = base.endsWith('.weight') && shape.length === 2
@@ -99,7 +99,7 @@ function replacementOrigin(
   return isWhole || (isAdapted && isTable) ? 'embedding' : undefined
 }
 
-/** Adds modules whose replaced tensors a reader would not take for trained otherwise, as those of a new head. */
+/** Adds modules, such as a new head, whose replaced tensors would otherwise not be read as trained. */
 export function savedModules(adapter: LoraAdapter): readonly string[] {
   const { config } = adapter
   const layers = new Map(adapter.parts('linear', 'embedding', 'convolution').map((layer) => [layer.module, layer]))
@@ -119,7 +119,7 @@ function tokensOf(name: string, info: AdapterTensor, { config, file }: ClaimCont
   const where = `${file}: ${info.name}`
   const { trainableTokenIndices } = config
   const named = Object.entries(trainableTokenIndices ?? {})
-  // With embeddings that are tied, PEFT saves the head's rows too, in files of save_embedding_layers.
+  // If the embeddings are tied, PEFT saves the head's rows too, in files with save_embedding_layers.
   const isTiedHead = isHeadModule(name) && named.length === 1
   const tokens = Array.isArray(trainableTokenIndices)
     ? trainableTokenIndices
@@ -136,11 +136,11 @@ function tokensOf(name: string, info: AdapterTensor, { config, file }: ClaimCont
 }
 
 function unclaimedError(names: readonly string[], file: string): FormatError | UnsupportedError {
-  const other = names.find(
+  const unknown = names.find(
     (name) => name.startsWith(KEY_PREFIX) && name.includes('.lora_') && !/\.lora_[AB]\./.test(name),
   )
-  if (other !== undefined) {
-    return new UnsupportedError({ where: `${file}: ${other}`, what: 'this kind of LoRA tensor is not implemented' })
+  if (unknown !== undefined) {
+    return new UnsupportedError({ where: `${file}: ${unknown}`, what: 'this kind of LoRA tensor is not implemented' })
   }
   const shown = names.slice(0, 5).join(', ')
   return new FormatError({

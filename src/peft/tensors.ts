@@ -1,5 +1,6 @@
-// Which layer each tensor of a PEFT file belongs to, or what else it is. PEFT passes over tensors that it does not
-// expect in silence; here every tensor is claimed or named in an error. Keys: PEFT's docs, "checkpoint format".
+// Finds out which part of an adapter each tensor of a PEFT file belongs to. PEFT silently ignores tensors that it does
+// not expect; here every tensor is used or named in an error. The keys are described in PEFT's docs, "checkpoint
+// format".
 
 import { attempt, FormatError, type LowrankError, MismatchError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
@@ -14,13 +15,16 @@ import { adaptedMatcher } from './tied.js'
 
 export type OpenPart = PartView<AdapterTensor>
 
-/** The tensors of one adapted module; a convolution's magnitude is (1, d, 1…). */
+/** The tensors of an adapted module. A convolution's magnitude is (1, d, 1…). */
 type LayerPart = FactorView<AdapterTensor>
 
 type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
-/** A convolution's ends are a linear layer's. A newer PEFT's `.weight` after a magnitude is read, never written. */
+/**
+ * The ends of tensor names. Convolutions have the names of linear layers. Newer versions of PEFT add `.weight` to a
+ * magnitude's name, which is read but never written.
+ */
 const ENDS: readonly { readonly role: FactorRole; readonly kind?: LayerKind; readonly end: string }[] = [
   { role: 'weightA', kind: 'linear', end: '.lora_A.weight' },
   { role: 'weightB', kind: 'linear', end: '.lora_B.weight' },
@@ -31,19 +35,20 @@ const ENDS: readonly { readonly role: FactorRole; readonly kind?: LayerKind; rea
 ]
 
 export function factorKey(name: string, role: TensorRole, kind: LayerKind = 'linear'): string {
-  const own = kind === 'convolution' ? 'linear' : kind
-  return KEY_PREFIX + name + ENDS.find((one) => one.role === role && (one.kind ?? own) === own)!.end
+  const keyKind = kind === 'convolution' ? 'linear' : kind
+  return KEY_PREFIX + name + ENDS.find((entry) => entry.role === role && (entry.kind ?? keyKind) === keyKind)!.end
 }
 
-/** A convolution is called linear until shapes are looked at. */
+/** The tensors found for a module. Convolutions count as linear until the shapes are known. */
 interface Found {
   kind?: LayerKind
   tensors: Partial<Record<FactorRole, AdapterTensor>>
 }
 
 /**
- * Claims what is sound whatever is wrong with the rest, with its own rank, whatever the config says. Parts are layers,
- * then experts, replaced tensors and rows of tokens; each group by name, with numbers as numbers.
+ * Sorts a file's tensors into parts, and collects all problems instead of throwing the first. Sound tensors become
+ * parts even if the others have problems, and keep their rank even if the config contradicts it. The parts are layers,
+ * then experts, replaced tensors and rows of tokens. Each group is sorted by name, with numbers in numeric order.
  */
 export async function claimTensors(tensors: ReadonlyMap<string, AdapterTensor>, config: LoraConfig, file: string) {
   const context: ClaimContext = { config, file }
@@ -87,7 +92,7 @@ function findFactors(tensors: ReadonlyMap<string, AdapterTensor>, file: string) 
       continue
     }
     const { module, role, kind } = part
-    // With save_embedding_layers PEFT writes the magnitude of an embedding a second time, under its parameter's name.
+    // With save_embedding_layers, PEFT writes an embedding's magnitude a second time, under the parameter's name.
     const isCopy = role === 'magnitude' && info.name.endsWith('.weight')
     if (isCopy && tensors.has(info.name.slice(0, -'.weight'.length))) continue
     const layer = found.get(module) ?? { tensors: {} }
@@ -103,7 +108,7 @@ function findFactors(tensors: ReadonlyMap<string, AdapterTensor>, file: string) 
   return { found, rest, problems }
 }
 
-/** Which part of which module a tensor's key says it is. */
+/** Reads the module and the role from a tensor's key. */
 function partOf({ name }: AdapterTensor): { module: string; role: FactorRole; kind?: LayerKind } | undefined {
   const key = withoutPrefix(name)
   if (key === undefined) return undefined
@@ -171,7 +176,7 @@ function checkVectors({ name, config, tensors: { weightA, magnitude, biasB } }: 
   }
 }
 
-/** PEFT makes layers where target_modules says, and would drop the tensors of any other module in silence. */
+/** Refuses a layer whose module target_modules does not name. PEFT would silently drop its tensors. */
 function checkTarget(
   { name, config, tensors: { weightA } }: LayerPart,
   isTarget: (name: string) => boolean,
@@ -221,7 +226,7 @@ function checkVector(tensor: AdapterTensor | undefined, expected: readonly numbe
   throw wrongShape(tensor, file, 'not one number for each row of B', formatShape(expected))
 }
 
-/** The shape of a convolution's magnitude, (1, d, 1…), for so many dimensions of the kernel. */
+/** Returns the shape of a convolution's magnitude, (1, d, 1…), for the number of dimensions of the kernel. */
 export function magnitudeShape(d: number, dimensions: number): number[] {
   return [1, d, ...Array<number>(dimensions).fill(1)]
 }

@@ -1,6 +1,6 @@
-// Output embeddings, and what PEFT's ensure_weight_tying means for them: one that is tied to the input embedding is
-// adapted with it, by the same factors the other way round, and PEFT saves them for both without naming the output
-// embedding in target_modules.
+// Output embeddings and PEFT's ensure_weight_tying. If an output embedding is tied to the input embedding, both are
+// adapted together, by the same factors with A and B exchanged. PEFT saves the factors for both, but does not name the
+// output embedding in target_modules.
 
 import type { LoraConfig } from '../lora/config.js'
 import { targetMatcher } from '../lora/patterns/patterns.js'
@@ -13,17 +13,17 @@ export function isHeadModule(module: string): boolean {
 
 const EMBEDDINGS = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings|shared)$/
 
-/** Tells an input embedding by usual names: for hints, and where a model's type says nothing. */
+/** Recognizes an input embedding by its usual names. Used for hints, and if the model's type does not say it. */
 export function isEmbeddingModule(module: string): boolean {
   return EMBEDDINGS.test(module)
 }
 
-/** Tells a module with a row for each token. */
+/** Says whether a module has a row for each token. */
 export function isVocabularyModule(module: string): boolean {
   return isHeadModule(module) || isEmbeddingModule(module)
 }
 
-/** Other readers of the embedding `shared`, and output embeddings whose names mean other things elsewhere. */
+/** Other modules that use the embedding `shared`, and output embeddings whose names are ambiguous. */
 const SHARERS = /(^|\.)((encoder|decoder)\.embed_tokens|shared|proj_out|output_projection)$/
 
 export function adaptedMatcher(config: LoraConfig): (moduleName: string) => boolean {

@@ -1,5 +1,5 @@
-// Entries of a config that match nothing of its adapter: targets, patterns, modules to save. PEFT passes over most of
-// them, some with a warning when it makes the adapter. Each is more often a misspelled name than a choice.
+// Finds targets, patterns and modules to save in a config that match nothing in its adapter. PEFT ignores most of them,
+// some with a warning when the adapter is made. Usually they are misspelled.
 
 import { type LowrankError, MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from '../lora/config.js'
@@ -15,7 +15,7 @@ import {
 } from '../lora/patterns/patterns.js'
 import { isHeadModule } from './tied.js'
 
-/** In one message; near misses of each cost a comparison with every name. */
+/** The most entries in a message. For each of them, similar names are searched among all names. */
 const MAX_SHOWN = 10
 
 export interface NamedPart {
@@ -27,7 +27,7 @@ export interface NamedPart {
 interface UnmatchedEntry {
   readonly setting: keyof LoraConfig
   readonly entry: string
-  /** Nearest names that the adapter has; looked for when asked. */
+  /** Searches for the nearest names in the adapter. */
   near(): string[]
 }
 
@@ -44,7 +44,9 @@ function unmatchedOf(
   )
 }
 
-/** The same for entries that are names or their ends, as there can be one for each layer. */
+/**
+ * Does the same for entries that are names or ends of names, and is faster, as there can be an entry for each layer.
+ */
 function unmatchedEnds(
   setting: keyof LoraConfig,
   entries: readonly string[],
@@ -63,8 +65,8 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]
   const ofKinds = (...kinds: PartKind[]) => parts.filter(({ kind }) => kinds.includes(kind))
   const layers = ofKinds('linear', 'embedding', 'convolution').map(({ name }) => name)
   const parameters = ofKinds('parameter').map(({ name }) => name)
-  const [modulesSaved, rowModules] = [ofKinds('replacement'), ofKinds('token-rows')].map((own) =>
-    own.map(({ module }) => module),
+  const [modulesSaved, rowModules] = [ofKinds('replacement'), ofKinds('token-rows')].map((found) =>
+    found.map(({ module }) => module),
   )
   const { targetParameters } = config
   const total = stepsOf(config)
@@ -89,12 +91,12 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]
 
 function unmatchedTargets({ targetModules }: LoraConfig, layers: readonly string[]): UnmatchedEntry[] {
   if (typeof targetModules !== 'string') return unmatchedEnds('targetModules', targetModules, layers)
-  // An expression counts as one entry, and every layer that there is matches it.
+  // An expression counts as one entry. Every layer matches it, so it is idle only if there are no layers.
   const isIdle = !isAllLinear(targetModules) && layers.length === 0
   return isIdle ? [{ setting: 'targetModules', entry: targetModules, near: () => [] }] : []
 }
 
-/** A target that the config names in full is adapted whatever its layer. */
+/** Finds layer indices without a layer. Targets that are named in full are adapted whatever their layer index is. */
 function unmatchedIndexes(config: LoraConfig, layers: readonly string[]): UnmatchedEntry[] {
   const { targetModules, layersToTransform = [] } = config
   const indexes = [layersToTransform].flat()
@@ -114,7 +116,7 @@ function unmatchedTokenModules(
   embeddings: readonly string[],
 ): UnmatchedEntry[] {
   if (trainableTokenIndices === undefined || Array.isArray(trainableTokenIndices)) return []
-  // An output embedding that is tied has the input embedding's rows.
+  // A tied output embedding uses the rows of the input embedding.
   const modules = Object.keys(trainableTokenIndices).filter((name) => !(ensureWeightTying && isHeadModule(name)))
   return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
 }

@@ -1,4 +1,4 @@
-// Chats → token ids. A chat is encoded as one text, so that ids are those that the model sees at inference.
+// Encodes chats as token ids. A chat is encoded as a single text, so that the model sees the same ids at inference.
 
 import { attempt, MismatchError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'
@@ -22,23 +22,24 @@ export interface MarkedText {
 
 export interface EncodedChat {
   readonly examples: readonly Example[]
-  /** The part of the chat that each example is of. */
+  /** For each example, the part of the chat that it was made from. */
   readonly chats: readonly Chat[]
-  /** Early turns were left out because the chat is too long. */
+  /** Whether early turns were left out because the chat is too long. */
   readonly isShortened: boolean
-  /** Answers that are too long even alone with what they answer. */
+  /** The number of answers that are too long even with only their question. */
   readonly lostAnswers: number
-  /** Parts of the chat that the model does not learn, each as the end of a sentence: "3 of 10 records …". */
+  /** What the model does not learn from the chat. Each note ends a sentence such as "3 of 10 records …". */
   readonly notes: readonly string[]
 }
 
 /**
- * Encodes a chat. Where the template marks what the model writes, or shows earlier turns as they were shown when they
- * were answered, it is one example; else one for each answer, rendered as at inference. Too long, it loses whole early
- * turns, never the system message or the last answer. Answers of weight 0 and empty ones are not learned.
+ * Encodes a chat. It becomes a single example if the template marks what the model writes, or if it shows earlier turns
+ * in the same way as when they were answered. Otherwise each answer becomes an example, rendered as at inference. If a
+ * chat is too long, whole early turns are left out, but never the system message or the last answer. Empty answers and
+ * answers with weight 0 are not learned.
  *
- * @throws DataError when the template refuses the chat, MismatchError when it writes an answer in another form than it
- *   asks for one
+ * @throws DataError if the template refuses the chat, MismatchError if it writes an answer in another form than it asks
+ *   for
  */
 export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): EncodedChat {
   const result = { examples: [] as Example[], chats: [] as Chat[], isShortened: false, lostAnswers: 0 }
@@ -57,7 +58,7 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
     }
     const shorter = shorterChats(upTo)
     const parts = shorter.map((part) => () => answerTexts(part, encoding, where).texts.at(-1)?.mark())
-    // Behind a long text, the next one loses about as many turns.
+    // If this text was too long, the next text has to lose about as many turns: begin the search there.
     const found = longest([mark, ...parts], (option) => fitting(option()), first ?? parts.length)
     if (found === undefined) result.lostAnswers++
     else {
@@ -70,7 +71,7 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
   return { ...result, notes }
 }
 
-/** The chat without its first turns, in all ways that keep the system messages and the last answer, longest first. */
+/** Returns the chat without its first turns, for each number of turns, longest first. The system messages stay. */
 function shorterChats(chat: Chat): Chat[] {
   const { messages, learnFrom } = chat
   const system = messages.findIndex(({ role }) => role !== 'system' && role !== 'developer')
@@ -81,7 +82,10 @@ function shorterChats(chat: Chat): Chat[] {
   })
 }
 
-/** Needs that all options behind the first good one are good too: ever larger steps from a guess, then halving. */
+/**
+ * Finds the first option for which `read` returns a value. All later options must have values too. Searches from a
+ * guess in growing steps, then by halving.
+ */
 function longest<Option, Value>(
   options: readonly Option[],
   read: (option: Option) => Value | undefined,
@@ -101,7 +105,9 @@ function longest<Option, Value>(
   return found
 }
 
-/** To render a chat up to each of its answers takes a time that grows with the square of their number. */
+/**
+ * How many answers are rendered to find out the form of a long chat: rendering up to each answer takes quadratic time.
+ */
 const SHOWN_ANSWERS = 32
 
 interface AnswerTexts {
@@ -109,7 +115,7 @@ interface AnswerTexts {
   readonly notes: readonly string[]
 }
 
-/** Renders the texts of a chat before any is cut. Without an answer to learn there is none. */
+/** Renders the texts of a chat before any text is cut. There are none if the chat has no answer to learn. */
 export function answerTexts(
   chat: Chat,
   { template, args }: Pick<ChatEncoding, 'template' | 'args'>,
@@ -122,7 +128,7 @@ export function answerTexts(
   const lastAnswer = answers.at(-1)
   if (lastAnswer === undefined) return { texts: [], notes }
   const upTo = (end: number): Chat => ({ ...chat, messages: messages.slice(0, end) })
-  const one = (marked: MarkedText): AnswerTexts => ({
+  const singleText = (marked: MarkedText): AnswerTexts => ({
     texts: [{ upTo: upTo(lastAnswer + 1), mark: () => marked }],
     notes,
   })
@@ -137,17 +143,17 @@ export function answerTexts(
     const skipped = [...messages.keys()].filter((index) => {
       return index < lastAnswer && messages[index].role === 'assistant' && !answers.includes(index)
     })
-    const endIn = (other: string) => commonLength(text, other)
+    const endIn = (rendered: string) => commonLength(text, rendered)
     const ranges = skipped
       .filter((index) => index >= chat.learnFrom)
       .map((index) => [endIn(promptOf(index, text)), endIn(render(index + 1).text)])
     if (skipped.length > ranges.length) ranges.push([0, endIn(promptOf(chat.learnFrom, text))])
     const isSkipped = ({ end }: Span) => ranges.some(([from, to]) => end > from && end <= to)
-    return one({ text, spans: generated.filter((span) => !isSkipped(span)) })
+    return singleText({ text, spans: generated.filter((span) => !isSkipped(span)) })
   }
 
   const spans: Span[] = []
-  // A text that is cut anyway is needed only for its form, which some of its answers show.
+  // If the text will be cut anyway, only its form matters here, and some of its answers are enough to find that out.
   const stride = answers.length > SHOWN_ANSWERS && isTooLong(all.text) ? Math.ceil(answers.length / SHOWN_ANSWERS) : 1
   const shown = answers.filter((index, i) => i % stride === 0 || index === lastAnswer)
   for (const index of shown) {
@@ -156,7 +162,7 @@ export function answerTexts(
     if (!all.text.startsWith(prompt) || !all.text.startsWith(answered)) break
     spans.push({ start: prompt.length, end: answered.length })
   }
-  if (spans.length === shown.length) return one({ text: all.text, spans })
+  if (spans.length === shown.length) return singleText({ text: all.text, spans })
 
   const texts = answers.map((index) => ({
     upTo: upTo(index + 1),
@@ -175,32 +181,37 @@ export function answerTexts(
   return { texts, notes }
 }
 
-/** Indices of the answers to learn: those that are not given, have a weight and say something. */
+/**
+ * Returns the indices of the answers to learn, which are not part of the prompt, do not have weight 0 and are not
+ * empty.
+ */
 function answersToLearn(
   { messages, learnFrom, tools }: Chat,
   template: ChatTemplate,
   options: RenderOptions,
   where: string,
 ): { answers: number[]; notes: string[] } {
-  const isOwn = ({ role, weight }: MessageOfParts, i: number) => role === 'assistant' && i >= learnFrom && weight !== 0
-  const end = messages.findLastIndex(isOwn) + 1
+  const isLearned = ({ role, weight }: MessageOfParts, i: number) =>
+    role === 'assistant' && i >= learnFrom && weight !== 0
+  const end = messages.findLastIndex(isLearned) + 1
   const isLost = (
     without: (all: readonly MessageOfParts[]) => readonly MessageOfParts[],
     tools = options.tools,
     to = end,
   ): boolean => {
-    // Templates may refuse a message without content, which calls can stand in for.
+    // Templates may refuse a message that has only calls and no content.
     const all = messages.slice(0, to).map((message) => ({ ...message, content: message.content ?? '' }))
-    const textOf = (some: readonly MessageOfParts[], own: RenderOptions) => template.render(some, own, where).text
+    const textOf = (some: readonly MessageOfParts[], renderOptions: RenderOptions) =>
+      template.render(some, renderOptions, where).text
     return attempt(() => textOf(all, options) === textOf(without(all), { ...options, tools })).value === true
   }
   const hasCalls = ({ tool_calls = [] }: MessageOfParts) => tool_calls.length > 0
   const losesTools = end > 0 && tools !== undefined && isLost((all) => all, [])
   const losesCalls =
     messages.slice(0, end).some(hasCalls) && isLost((all) => all.map(({ tool_calls: _, ...message }) => message))
-  const own = [...messages.keys()].filter((i) => isOwn(messages[i], i))
-  const lastThought = own.findLast((i) => thoughtOf(messages[i]).trim() !== '')
-  // Templates may leave out the reasoning of earlier turns on purpose: the chat ends with the answer that has it.
+  const candidates = [...messages.keys()].filter((i) => isLearned(messages[i], i))
+  const lastThought = candidates.findLast((i) => thoughtOf(messages[i]).trim() !== '')
+  // Templates may leave out the reasoning of earlier turns on purpose, so test with the last answer that has reasoning.
   const losesThoughts =
     lastThought !== undefined && isLost((all) => all.map(withoutThought), options.tools, lastThought + 1)
   const isEmpty = (message: MessageOfParts) => {
@@ -208,7 +219,7 @@ function answersToLearn(
     const text = losesThoughts ? content : `${content}${thoughtOf(message)}`
     return `${text}`.trim() === '' && (losesCalls || !hasCalls(message))
   }
-  const answers = own.filter((i) => !isEmpty(messages[i]))
+  const answers = candidates.filter((i) => !isEmpty(messages[i]))
   const notes = [
     ...(losesTools ? ['have tools, for which the chat template has no place'] : []),
     ...(losesCalls ? ['have tool calls, for which the chat template has no place'] : []),
@@ -217,7 +228,7 @@ function answersToLearn(
           'have reasoning, for which the chat template has no place: write it into the content, or give a `chatTemplate`',
         ]
       : []),
-    ...(answers.length < own.length ? ['have empty answers, which are not learned'] : []),
+    ...(answers.length < candidates.length ? ['have empty answers, which are not learned'] : []),
   ]
   return { answers, notes }
 }
@@ -236,7 +247,7 @@ function withoutThought(message: MessageOfParts): MessageOfParts {
   return rest
 }
 
-/** Many templates take no empty chat, so that another one shows their prompt. */
+/** Returns where the first answer begins. Many templates refuse an empty chat, so another chat shows the prompt. */
 function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: string, where: string): number {
   const question = [{ role: 'user', content: 'x' }]
   const bare = template.render(question, options, where).text
@@ -245,17 +256,17 @@ function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: 
   return Math.max(0, text.indexOf(prompt)) + prompt.length
 }
 
-/** A tag that is opened and not closed: thinking that the model has to go on with. */
+/** Matches a tag that is opened and not closed, such as a thought that the model has to continue. */
 const OPEN_TAG = /<([\w:]+)>(?![\s\S]*<\/\1>)/
 
 /**
- * Finds the begin of an answer, in a template whose prompt says more before an answer than it shows once there is one
- * (Gemma 4: an empty thought). Behind such a prompt the answer is what follows their common part.
+ * Finds where an answer begins if the template's prompt ends with text that is not shown before a finished answer (in
+ * Gemma 4, an empty thought). Then the answer begins where the prompt and the finished text start to differ.
  *
- * @param given the messages before, without the prompt
- * @param probe those, and an answer of one letter
- * @returns undefined when the answer cannot follow the prompt: a thought is open that it does not close, or earlier
- *   turns differ
+ * @param given the text of the earlier messages, without the prompt
+ * @param probe the text of the earlier messages and an answer of one letter
+ * @returns undefined if the answer cannot follow the prompt, because it does not close a thought that the prompt opens,
+ *   or because earlier turns differ
  */
 function answerStart(text: string, prompt: string, given: string, probe: string): number | undefined {
   const start = commonLength(prompt, probe)
@@ -279,7 +290,7 @@ function encode({ text, spans }: MarkedText, { tokenizer }: Pick<ChatEncoding, '
   const { ids, ranges } = tokenizer.encodeSpans(text, spans)
   const inputIds = Int32Array.from(ids)
   const labels = new Int32Array(ids.length).fill(IGNORED)
-  // Nothing predicts the first token, and a text can have none.
+  // The first token is never a target because nothing predicts it.
   for (const [first, end] of ranges)
     if (end > 1) labels.set(inputIds.subarray(Math.max(1, first), end), Math.max(1, first))
   return { inputIds, labels }

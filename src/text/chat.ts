@@ -103,7 +103,9 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   return { given, answers }
 }
 
-/** Parses arguments of calls that are JSON text, OpenAI's form, because templates turn objects into JSON themselves. */
+/**
+ * Parses a call's arguments if they are JSON text, as in OpenAI's format: templates turn objects into JSON themselves.
+ */
 export function withArgumentObjects<Message extends MessageOfParts>(message: Message): Message {
   const calls = Array.isArray(message.tool_calls) ? message.tool_calls : []
   const read = calls.map(withObject)

@@ -201,7 +201,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
       return result
     }
 
-    /** The library writes [object Map] here, and Jinja throws. */
+    /** Says whether an object would be joined to a text. Jinja throws, but the library would write [object Map]. */
     #joinsObject({ type, operator, left, right }: Node): boolean {
       const isJoined = type === 'BinaryExpression' && ['+', '~'].includes((operator as { value: string }).value)
       return isJoined && [left, right].some((side) => this.#objects.has(side as Node))
