@@ -46,7 +46,7 @@ export async function carryOut(
     const writeLiterals = async (end: number) => {
       while (waiting.length > 0 && waiting[waiting.length - 1].offset < end) {
         const { offset, bytes } = waiting.pop()!
-        await write(typeof bytes === 'function' ? await bytes() : bytes, offset)
+        await write(bytes, offset)
       }
     }
     const loop = (counter: Int32Array) =>

@@ -100,7 +100,7 @@ describe('trainings into one folder', () => {
     const dead = newToken().replace(/-\d+-(\d*)-/, '-4194305-$1-')
     await writeFile(path.join(out, WRITER, dead), hostname())
     // Killed before its lock had its name.
-    await mkdir(path.join(out, `.${WRITER}.${dead}.tmp`, 'folder'), { recursive: true })
+    await mkdir(path.join(out, `.${WRITER}.${dead}.tmp`, WRITER), { recursive: true })
     await train(out)
     expect((await readdir(out)).sort()).toEqual([
       'README.md',

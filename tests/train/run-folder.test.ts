@@ -102,7 +102,7 @@ describe('checkRunFolder', () => {
     const dead = newToken().replace(/-\d+-\d*-/, '-4194305-1-')
     for (const file of ['adapter_model.safetensors', METRICS_FILE, STATE_FILE, '.lowrank-writer']) {
       for (const use of ['new', 'overwrite'] as const) {
-        const files = path.join(out, `.${file}.${dead}.tmp`, 'files')
+        const files = path.join(out, `.${file}.${dead}.tmp`)
         await mkdir(files, { recursive: true })
         await writePlain(path.join(files, file), 'half')
         await checkRunFolder(directory, use)

@@ -8,6 +8,7 @@ import {
   type ByteSink,
   type ByteSource,
   checkRange,
+  closingOnError,
   type Directory,
   type Place,
   type Reservation,
@@ -124,10 +125,10 @@ export class UnfinishedFolder extends NodeDirectory {
 }
 
 async function makeFolder<T>(out: string, write: (folder: Directory) => Promise<T>): Promise<T> {
-  const output = await WholeOutput.begin(out, 'folder')
+  const output = await WholeOutput.begin(out)
   try {
-    const result = await write(new UnfinishedFolder(output.folder, out))
-    await output.publishFolder()
+    const result = await write(new UnfinishedFolder(output.made, out))
+    await output.publish()
     return result
   } finally {
     await output.close()
@@ -226,32 +227,23 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
  */
 async function createFile(name: string, isNew = false): Promise<ByteSink> {
   if (await isStream(name)) return openSink(name, name, 'a')
-  const output = await WholeOutput.begin(name, 'files')
-  try {
-    const sink = await openSink(path.join(output.folder, path.basename(name)), name)
-    let isOpen = true
-    const close = async () => {
-      isOpen = false
-      await output.close()
-    }
+  const output = await WholeOutput.begin(name)
+  return closingOnError(output, async () => {
+    const sink = await openSink(output.made, name)
     return {
       name,
       write: sink.write,
       async commit() {
         await sink.commit()
-        await output.publishFiles(!isNew)
-        await close()
+        await output.publish(isNew ? undefined : async () => {})
+        await output.close()
       },
       async abort() {
-        if (!isOpen) return
         await sink.abort()
-        await close()
+        await output.close()
       },
     }
-  } catch (error) {
-    await output.close()
-    throw error
-  }
+  })
 }
 
 /** True for what can be written to, but not replaced. /dev/stdout is a link to a file if the shell sends it there. */

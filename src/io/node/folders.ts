@@ -30,8 +30,11 @@ export async function syncFolder(folder: string): Promise<void> {
   }
 }
 
+/** Processes that fail remove the folders that they have made, which others may be about to use. */
+const MAX_ATTEMPTS = 20
+
 /** Not by mkdir's `recursive`, which never ends in /proc. Returns the outermost folder that was made. */
-export async function makeFolders(folder: string): Promise<string | undefined> {
+export async function makeFolders(folder: string, attempt = 1): Promise<string | undefined> {
   const missing: string[] = []
   let outer = path.resolve(folder)
   for (; !(await isFound(outer)); outer = path.dirname(outer)) missing.unshift(outer)
@@ -42,6 +45,7 @@ export async function makeFolders(folder: string): Promise<string | undefined> {
       // Another process may have made it meanwhile.
       if (codeOf(error) === 'EEXIST' && (await isDirectory(target))) continue
       if (target !== missing[0]) await removeEmptyFolders(path.dirname(target), missing[0])
+      if (codeOf(error) === 'ENOENT' && attempt < MAX_ATTEMPTS) return makeFolders(folder, attempt + 1)
       throw fileError(target, 'cannot be made', error)
     }
   }

@@ -1,13 +1,13 @@
 // One writer at a time in a folder whose files appear one after the other. The lock is a folder with one file, which
-// has the writer's token as its name and its host as content. It appears whole, and only if no lock is there.
+// has the writer's token as its name and says who that is. It appears whole, and only if no lock is there.
 
-import { readdir, readFile, rmdir, stat, unlink, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rmdir, stat, unlink, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import path from 'node:path'
 import type { Reservation } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { fileError } from './errors.js'
-import { isAlive, isDead, newToken, processOf } from './owner.js'
+import { isDead, newToken } from './owner.js'
 import { isTaken, WholeOutput } from './whole-output.js'
 
 export const LOCK = '.lowrank-writer'
@@ -15,18 +15,26 @@ export const LOCK = '.lowrank-writer'
 /** Takes a folder, which need not exist. Throws FileError while another process has it. */
 export async function reserveFolder(folder: string, what: string): Promise<Reservation> {
   const [lock, token] = [path.join(folder, LOCK), newToken()]
-  const output = await WholeOutput.begin(lock, 'folder')
+  const output = await WholeOutput.begin(lock)
   try {
-    await writeFile(path.join(output.folder, token), hostname())
-    await removeDead(lock)
-    await output.publishFolder()
+    await mkdir(output.made)
+    await writeFile(path.join(output.made, token), `process ${process.pid} on ${hostname()}`)
+    for (const name of await readdir(lock).catch((): string[] => [])) {
+      if (isDead(name)) await unlink(path.join(lock, name)).catch(() => {})
+    }
+    await output.publish()
   } catch (error) {
     await output.close()
     if (!isTaken((error as FileError).cause)) throw fileError(folder, 'cannot be written', error)
     const [holder] = await readdir(lock).catch((): string[] => [])
     // The other writer may have left at this moment.
     if (holder === undefined) return reserveFolder(folder, what)
-    throw await busyError(lock, holder, what)
+    const writer = await readFile(path.join(lock, holder), 'utf8').catch(() => 'a process that has just ended')
+    throw new FileError({
+      where: folder,
+      what: `another ${what} is writing here: ${writer}`,
+      hint: `Wait until that one ends, or name another folder. If that process has ended, remove ${lock}`,
+    })
   }
   await output.close()
   return {
@@ -44,22 +52,4 @@ export async function reserveFolder(folder: string, what: string): Promise<Reser
       })
     },
   }
-}
-
-async function removeDead(lock: string): Promise<void> {
-  for (const name of await readdir(lock).catch((): string[] => [])) {
-    if (isDead(name)) await unlink(path.join(lock, name)).catch(() => {})
-  }
-}
-
-async function busyError(lock: string, token: string, what: string): Promise<FileError> {
-  const host = await readFile(path.join(lock, token), 'utf8').catch(() => 'another host')
-  const pid = processOf(token) ?? 'unknown'
-  return new FileError({
-    where: path.dirname(lock),
-    what: `another ${what} is writing here: process ${pid} on ${host}`,
-    hint: isAlive(token)
-      ? 'Wait until that one ends, or name another folder'
-      : `Wait until that one ends, or name another folder. If that process has ended, remove ${lock}`,
-  })
 }

@@ -50,17 +50,15 @@ export async function openPathJob(request: MergeRequest, runs: boolean): Promise
           return reportPlan(opened, given)
         },
         async run() {
-          const output = await WholeOutput.begin(out, isFile ? 'files' : 'folder')
+          const output = await WholeOutput.begin(out)
+          const [folder, shown] = isFile ? [output.work, path.dirname(given)] : [output.made, given]
           try {
             await check()
-            const shown = isFile ? path.dirname(given) : given
-            const report = await carryOut(opened, new UnfinishedFolder(output.folder, shown), request, threads)
+            const report = await carryOut(opened, new UnfinishedFolder(folder, shown), request, threads)
             refuseChanges(opened.sources, stamps)
-            if (isFile) await output.publishFiles(overwrite, overwrite ? await dataFilesOf(out, inputs) : [])
-            else {
-              await writeRecord(output.folder, request, report)
-              await output.publishFolder(overwrite ? (old) => refuseForeignFiles(old, given) : undefined)
-            }
+            if (!isFile) await writeRecord(folder, request, report)
+            const mayReplace = async (old: string) => (isFile ? undefined : refuseForeignFiles(old, given))
+            await output.publish(overwrite ? mayReplace : undefined, isFile ? await dataFilesOf(out, inputs) : [])
             return { ...report, out: given }
           } finally {
             await output.close()

@@ -1,40 +1,29 @@
-// Entry of the threads of a merge. Each message is a file, whose chunks all threads share.
+// Entry of the threads of a merge. They share the chunks of each file.
 
-import { parentPort } from 'node:worker_threads'
-import { type SerializedError, serializeError } from '../../base/errors.js'
+import { ownerPort } from '../../runtime/node/worker.js'
+import { expose } from '../../runtime/rpc.js'
 import { mergeChunks } from '../chunk-loop.js'
 import { ChangeSums } from '../merge-report.js'
 import type { Segment } from '../plan/layout.js'
 import { ChunkMerger } from '../weight.js'
 import { type OpenFile, type Readable, readerOf, writeFully } from './open-files.js'
 
-/** Plain data and shared memory. The sources are those of the first task. */
-export interface WorkerTask {
-  readonly sources: readonly Readable[]
-  readonly isReproducible: boolean
-  readonly segments: readonly Segment[]
-  readonly output: OpenFile
-  readonly counter: Int32Array
-}
+/** Gets plain data and shared memory. */
+export class MergeThread {
+  #merger: ChunkMerger | undefined
 
-export interface WorkerAnswer {
-  readonly changes?: ChangeSums['byName']
-  readonly error?: SerializedError
-}
+  open(sources: readonly Readable[], isReproducible: boolean): void {
+    this.#merger = new ChunkMerger(sources.map(readerOf), isReproducible)
+  }
 
-let merger: ChunkMerger | undefined
-
-parentPort?.on('message', async ({ sources, isReproducible, segments, output, counter }: WorkerTask) => {
-  const answer = (message: WorkerAnswer) => parentPort?.postMessage(message)
-  try {
+  async merge(segments: readonly Segment[], output: OpenFile, counter: Int32Array): Promise<ChangeSums['byName']> {
     const sums = new ChangeSums()
-    merger ??= new ChunkMerger(sources.map(readerOf), isReproducible)
-    await mergeChunks(segments, merger, counter, (bytes, offset, changes) => {
+    await mergeChunks(segments, this.#merger!, counter, (bytes, offset, changes) => {
       writeFully(output, bytes, offset)
       for (const change of changes) sums.add(change)
     })
-    answer({ changes: sums.byName })
-  } catch (error) {
-    answer({ error: serializeError(error) })
+    return sums.byName
   }
-})
+}
+
+expose(ownerPort(), new MergeThread())

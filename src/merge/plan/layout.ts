@@ -75,7 +75,7 @@ export interface Segment {
 export interface Literal {
   readonly offset: number
   readonly byteLength: number
-  readonly bytes: Uint8Array | (() => Promise<Uint8Array>)
+  readonly bytes: Uint8Array
 }
 
 /** A file of the output: each byte is in one literal or one segment. */
@@ -309,12 +309,6 @@ export interface Chunk {
   readonly baseOffset: number
   readonly baseBytes: number
   readonly offset: number
-}
-
-export function computedWeights(files: readonly Pick<OutputFile, 'segments'>[]): WeightPlan[] {
-  return files.flatMap(({ segments }) =>
-    segments.flatMap(({ weight }) => (weight === undefined ? [] : windowsOf(weight).map((window) => window.weight))),
-  )
 }
 
 export function windowsOf(weight: WeightPlan): readonly Window[] {

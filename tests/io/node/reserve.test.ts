@@ -59,7 +59,7 @@ describe('NodeDirectory.reserve', () => {
       await mkdir(lock)
       // A process id above Linux's highest, and one that this process's start does not fit.
       const dead = newToken().replace(/-\d+-(\d*)-/, round % 2 === 0 ? '-4194305-$1-' : `-${process.pid}-1-`)
-      await writeFile(path.join(lock, dead), 'host')
+      await writeFile(path.join(lock, dead), 'process 7 on host')
       await mkdir(path.join(folder, `..lowrank-writer.${dead}.tmp`))
       const results = await Promise.allSettled(Array.from({ length: 4 }, () => out.reserve('training')))
       const taken = results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []))
@@ -73,9 +73,9 @@ describe('NodeDirectory.reserve', () => {
   it('tells what to remove when the process may run elsewhere', async () => {
     const lock = path.join(folder, '.lowrank-writer')
     await mkdir(lock)
-    await writeFile(path.join(lock, `00000000${newToken().slice(8)}`), 'elsewhere')
+    await writeFile(path.join(lock, `00000000${newToken().slice(8)}`), 'process 7 on elsewhere')
     await expect(new NodeDirectory(folder).reserve('training')).rejects.toMatchObject({
-      what: `another training is writing here: process ${process.pid} on elsewhere`,
+      what: 'another training is writing here: process 7 on elsewhere',
       hint: `Wait until that one ends, or name another folder. If that process has ended, remove ${lock}`,
     })
     await rm(lock, { recursive: true })

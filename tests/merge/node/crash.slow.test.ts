@@ -114,14 +114,14 @@ describe.each<[string, string, MergeFilesOptions]>([
       if (existsSync(out)) expect(allowed, `before change ${change}`).toContainEqual(await contentOf(out))
       else if (own.overwrite) {
         const work = (await readdir(folder)).find((file) => file.endsWith('.tmp'))!
-        expect(await contentOf(path.join(folder, work, 'old'))).toEqual(allowed[1])
+        expect(await contentOf(path.join(folder, work, `${name}.old`))).toEqual(allowed[1])
       }
       const error = await mergeFiles(base, [adapter], out, options).catch((reason) => reason)
       // What has its name and lacks nothing is not made again.
       if (error instanceof Error) expect(error.message, `before change ${change}`).toContain('exists already')
       expect(await contentOf(out), `before change ${change}`).toEqual(whole)
       const left = (await readdir(folder)).filter((file) => file !== 'other')
-      const expected = name.endsWith('.onnx') ? [name, expect.stringMatching(/^\w+\.onnx(\.1)?\.data$/)] : [name]
+      const expected = name.endsWith('.onnx') ? [name, expect.stringMatching(/^\w+\.onnx(\.\d+)?\.data$/)] : [name]
       expect(left, `before change ${change}`).toEqual(expected)
     }
     expect(change).toBeGreaterThan(8)

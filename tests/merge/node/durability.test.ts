@@ -109,9 +109,10 @@ describe('the result has its name', () => {
     const { merge } = await layOut()
     const out = path.join(folder, 'out.safetensors')
     await merge({ maxShardBytes: 2 ** 40 }, out)
-    const unfinished = /\/\.out\.safetensors\.[\w-]+\.tmp\/files\/out\.safetensors/.source
+    const unfinished = /\/\.out\.safetensors\.[\w-]+\.tmp\/out\.safetensors/.source
     expect(events).toEqual([
       expect.stringMatching(new RegExp(`^sync .*${unfinished}$`)),
+      expect.stringMatching(/^sync .*\.tmp$/),
       expect.stringMatching(new RegExp(`^link .*${unfinished} to ${out}$`)),
       `sync ${folder}`,
     ])
@@ -124,7 +125,7 @@ describe('the result has its name', () => {
     await merge(options, out)
     events = []
     await merge(options, out)
-    expect(events.map((event) => event.split(' ')[0])).toEqual(['sync', 'rename', 'sync'])
+    expect(events.map((event) => event.split(' ')[0])).toEqual(['sync', 'sync', 'rename', 'sync'])
   })
 })
 

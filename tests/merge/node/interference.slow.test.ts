@@ -100,7 +100,7 @@ describe('the place of the output', () => {
     // 307 kB and 154 kB of weights.
     await mounted(disk, ['-t', 'tmpfs', '-o', 'size=600k', 'tmpfs'], async () => {
       const out = path.join(disk, 'out')
-      const work = path.join(disk, `.out.${newToken().replace(/-\d+-\d*-/, '-4194305-1-')}.tmp`, 'folder')
+      const work = path.join(disk, `.out.${newToken().replace(/-\d+-\d*-/, '-4194305-1-')}.tmp`, 'out')
       await mkdir(work, { recursive: true })
       await writeFile(path.join(work, nameOf(2)), new Uint8Array(300_000))
       await merge({}, out)

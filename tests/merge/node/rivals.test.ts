@@ -96,8 +96,8 @@ describe('another merge', () => {
     const { merge, out, expectWhole } = await layOut()
     const [dead, foreign] = [tokens.dead(), tokens.foreign()].map((token) => path.join(folder, `.out.${token}.tmp`))
     for (const work of [dead, foreign]) {
-      await mkdir(path.join(work, 'folder'), { recursive: true })
-      await writeFile(path.join(work, 'folder', 'model.safetensors'), 'half')
+      await mkdir(path.join(work, 'out'), { recursive: true })
+      await writeFile(path.join(work, 'out', 'model.safetensors'), 'half')
     }
     await merge()
     await expectWhole()
@@ -106,7 +106,7 @@ describe('another merge', () => {
 
   it('leaves its folders to whoever writes beside them next', async () => {
     const { merge, out } = await layOut()
-    await mkdir(path.join(folder, `.other.${tokens.dead()}.tmp`, 'folder'), { recursive: true })
+    await mkdir(path.join(folder, `.other.${tokens.dead()}.tmp`, 'other'), { recursive: true })
     await merge()
     expect(existsSync(out)).toBe(true)
     expect((await readdir(folder)).sort()).toEqual(['adapter', 'base', 'out'])
@@ -118,8 +118,8 @@ describe('an output that is to be replaced', () => {
     const { merge, out, expectWhole } = await layOut()
     await merge()
     const work = path.join(folder, `.out.${tokens.dead()}.tmp`)
-    await mkdir(path.join(work, 'folder'), { recursive: true })
-    renameSync(out, path.join(work, 'old'))
+    await mkdir(path.join(work, 'out'), { recursive: true })
+    renameSync(out, path.join(work, 'out.old'))
     await expect(merge()).rejects.toMatchObject({ what: 'exists already and is not empty' })
     await expectWhole()
     expect(await partialsOf(out)).toEqual([])
