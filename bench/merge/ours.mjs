@@ -1,5 +1,10 @@
-// One merge in a process of its own: ours.mjs BASE ADAPTER OUT THREADS; prints its peak memory.
-const [base, adapter, out, threads] = process.argv.slice(2)
-const { merge } = await import('../../dist/node.js')
+// One merge in a process of its own: ours.mjs DIST BASE ADAPTER OUT THREADS. Prints its processor time and peak memory.
+
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+
+const [dist, base, adapter, out, threads] = process.argv.slice(2)
+const { merge } = await import(pathToFileURL(join(dist, 'node.js')).href)
 await merge({ base, adapters: adapter, out, threads: Number(threads) })
-console.log(JSON.stringify({ peakRssBytes: process.resourceUsage().maxRSS * 1024 }))
+const { maxRSS, userCPUTime, systemCPUTime } = process.resourceUsage()
+console.log(JSON.stringify({ peakRssBytes: maxRSS * 1024, processorSeconds: (userCPUTime + systemCPUTime) / 1e6 }))

@@ -1,11 +1,17 @@
-// The streaming merge beside cp and two Python scripts, in turns on one warm page cache; prints medians, ratios and
-// peak memory.
+// The streaming merge beside cp, two Python scripts and other builds of lowrank, in turns on one warm page cache; prints
+// medians, ratios, processor time and peak memory.
 //
 //   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--layers N] [--ranks 16,64] [--runs 5] [--threads 2]
-//     [--python PATH] [--peer-runs 1] [--keep]
+//     [--python PATH] [--peer-runs 1] [--build NAME=FOLDER] [--keep]
 //
 // --model: tinyllama (2.2 GB) or qwen3-4b (8 GB); --layers: another number of them. --python: an interpreter with
-// requirements.txt; without it the scripts are left out. lowrank and cp wait for the disk; the scripts do not. A folder
+// requirements.txt; without it the scripts are left out. --build: the dist folder of another build to compare with; may
+// be repeated. An older commit is built so:
+//
+//   git worktree add ../old COMMIT && cp -al node_modules ../old/node_modules && (cd ../old && node scripts/build.mjs)
+//   node bench/merge/run.mjs --ranks 16 --runs 9 --build old=../old/dist
+//
+// lowrank and cp wait for the disk; the scripts do not. A folder
 // in memory (--folder /dev/shm/bench) leaves the disk out. Free space for twice the checkpoint is needed.
 
 import { spawnSync } from 'node:child_process'
@@ -26,6 +32,7 @@ const { values } = parseArgs({
     runs: { type: 'string', default: '5' },
     threads: { type: 'string', default: '2' },
     python: { type: 'string' },
+    build: { type: 'string', multiple: true, default: [] },
     'peer-runs': { type: 'string', default: '1' },
     keep: { type: 'boolean', default: false },
   },
@@ -46,6 +53,8 @@ const gigabytes = statSync(source).size / 1e9
 console.log(`${cpus().length} × ${cpus()[0].model}, Linux ${kernel()}, Node ${process.version}`)
 console.log(`${gigabytes.toFixed(2)} GB bf16, ${values.threads} threads\n`)
 
+const builds = { lowrank: join(here, '../../dist') }
+for (const build of values.build) builds[`lowrank (${build.split('=')[0]})`] = resolve(build.split('=')[1])
 const copy = ['--reflink=never', '--sparse=never', source, target]
 const contestants = [
   {
@@ -53,11 +62,13 @@ const contestants = [
     runs: Number(values.runs),
     command: ['sh', '-c', `cp ${copy.join(' ')} && sync ${target}`],
   },
-  ...ranks.map((rank) => ({
-    name: `lowrank, r = ${rank}`,
-    runs: Number(values.runs),
-    command: [process.execPath, join(here, 'ours.mjs'), source, adapterOf(rank), target, values.threads],
-  })),
+  ...ranks.flatMap((rank) =>
+    Object.entries(builds).map(([name, dist]) => ({
+      name: `${name}, r = ${rank}`,
+      runs: Number(values.runs),
+      command: [process.execPath, join(here, 'ours.mjs'), dist, source, adapterOf(rank), target, values.threads],
+    })),
+  ),
 ]
 if (values.python !== undefined) {
   const peers = {
@@ -73,18 +84,21 @@ if (values.python !== undefined) {
 }
 
 spawnSync('cat', [source], { stdio: ['ignore', 'ignore', 'inherit'] })
-for (const contestant of contestants) contestant.seconds = []
+for (const contestant of contestants) Object.assign(contestant, { seconds: [], processor: [] })
 for (let run = 0; run < Number(values.runs); run++) {
-  for (const contestant of contestants) if (run < contestant.runs) measure(contestant)
+  // Every second turn goes the other way, so that none always follows the same.
+  const turn = run % 2 === 0 ? contestants : contestants.toReversed()
+  for (const contestant of turn) if (run < contestant.runs) measure(contestant)
 }
 const cp = median(contestants[0].seconds)
-console.log('| | s | × cp | GB/s | peak RSS, MB |\n| --- | ---: | ---: | ---: | ---: |')
-for (const { name, seconds, peak } of contestants) {
+console.log('| | s | × cp | GB/s | processor s | peak RSS, MB |\n| --- | ---: | ---: | ---: | ---: | ---: |')
+for (const { name, seconds, processor, peak } of contestants) {
   const time = median(seconds)
   const figures = [
     time.toFixed(2),
     (time / cp).toFixed(2),
     (gigabytes / time).toFixed(2),
+    processor.length === 0 ? '' : median(processor).toFixed(2),
     peak === undefined ? '' : (peak / 1e6).toFixed(0),
   ]
   console.log(`| ${name} | ${figures.join(' | ')} |`)
@@ -104,7 +118,10 @@ function measure(contestant) {
   contestant.seconds.push((performance.now() - startedAt) / 1000)
   if (status !== 0) throw new Error(`${contestant.name}: ${stderr}`)
   const report = /\{.*\}/.exec(stdout)
-  if (report !== null) contestant.peak = Math.max(contestant.peak ?? 0, JSON.parse(report[0]).peakRssBytes)
+  if (report === null) return
+  const { peakRssBytes, processorSeconds } = JSON.parse(report[0])
+  contestant.peak = Math.max(contestant.peak ?? 0, peakRssBytes)
+  if (processorSeconds !== undefined) contestant.processor.push(processorSeconds)
 }
 
 function median(list) {

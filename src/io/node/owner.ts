@@ -17,7 +17,9 @@ export function newToken(): string {
 /** True if the token's process has ended for certain: it ran on this host, in this boot and container. */
 export function isDead(token: string): boolean {
   const [host, pid, start] = token.split('-')
-  return host === hostDigest() && startOf(Number(pid)) !== start
+  if (host !== hostDigest()) return false
+  const current = startOf(Number(pid))
+  return current === undefined || (current !== start && current !== '' && start !== '')
 }
 
 function hostDigest(): string {
@@ -30,7 +32,7 @@ function hostDigest(): string {
   return createHash('sha256').update(place).digest('hex').slice(0, 8)
 }
 
-/** When a process started: the system gives its id again. Empty outside of Linux; undefined if the process has ended. */
+/** When a process started: the system gives its id again. Empty if it does not tell; undefined if the process has ended. */
 function startOf(pid: number): string | undefined {
   try {
     process.kill(pid, 0)
