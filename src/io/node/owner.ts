@@ -32,7 +32,10 @@ function hostDigest(): string {
   return createHash('sha256').update(place).digest('hex').slice(0, 8)
 }
 
-/** When a process started: the system gives its id again. Empty if it does not tell; undefined if the process has ended. */
+/**
+ * When a process started, because the system gives its id again. Empty if the system does not tell it, and undefined if
+ * the process has ended.
+ */
 function startOf(pid: number): string | undefined {
   try {
     process.kill(pid, 0)
