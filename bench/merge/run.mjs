@@ -1,5 +1,5 @@
-// The streaming merge beside cp, two Python scripts and other builds of lowrank, in turns on one warm page cache. Prints
-// medians, ratios, processor time and peak memory.
+// The streaming merge beside cp, two Python scripts and other builds of lowrank, in turns on one warm page cache.
+// Prints medians, ratios, processor time and peak memory.
 //
 //   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--layers N] [--ranks 16,64] [--runs 5] [--threads 2]
 //     [--python PATH] [--peer-runs 1] [--build NAME=FOLDER] [--keep]
