@@ -1,21 +1,28 @@
 // Reads settings of sentence-transformers: modules.json lists what follows the encoder, and 1_Pooling/config.json has
 // the pooling.
 
-import { type Directory, readJsonIfThere } from '../base/bytes.js'
+import { type Directory, readJsonIfThere, withSource } from '../base/bytes.js'
+import { UnsupportedError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
+import type { Tensor } from '../base/tensor.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../formats/safetensors.js'
 
-/** How the vectors of a text's tokens become one vector. */
+/** How the vectors of a text's tokens become one vector, in the words of sentence-transformers. */
 export type Pooling = (typeof POOLINGS)[number]
 
-export const POOLINGS = ['mean', 'cls'] as const
+export const POOLINGS = ['cls', 'max', 'mean', 'mean_sqrt_len_tokens', 'weightedmean', 'lasttoken'] as const
 
 /** The settings of a folder for vectors of texts. */
 export interface SentenceModules {
-  /** Default `mean`. Other values than those of {@link Pooling} are not implemented. */
+  /** One of {@link POOLINGS}, or several joined by `+`, whose vectors stand side by side. Default `mean`. */
   readonly pooling: string
+  /** False if the tokens of the prompt do not count in the pooling. */
+  readonly includesPrompt: boolean
   /** Whether vectors are scaled to length 1. */
   readonly normalize: boolean
-  /** Types of other modules, such as Dense. */
+  /** What follows the pooling, in order. */
+  readonly layers: readonly SentenceLayer[]
+  /** Types of modules that are not known here. */
   readonly others: readonly string[]
   /** Longer texts are cut to so many tokens. Default: as many as the model takes. */
   readonly maxLength: number | undefined
@@ -23,11 +30,32 @@ export interface SentenceModules {
   readonly prompt: string
 }
 
-const MODES: Readonly<Record<string, string>> = {
-  pooling_mode_mean_tokens: 'mean',
+/** Opens a Dense module; undefined for Normalize. */
+export type SentenceLayer = (() => Promise<DenseLayer>) | undefined
+
+/** y = activation(W·x + b), with x or R·x added if there is a residual. */
+export interface DenseLayer {
+  /** (d, k) */
+  readonly weight: Tensor
+  readonly bias: Tensor | undefined
+  readonly activation: (value: number) => number
+  /** `true` adds x itself. */
+  readonly residual: Tensor | boolean
+}
+
+const ACTIVATIONS: Readonly<Record<string, (value: number) => number>> = {
+  Identity: (value) => value,
+  Tanh: Math.tanh,
+  ReLU: (value) => Math.max(0, value),
+  Sigmoid: (value) => 1 / (1 + Math.exp(-value)),
+}
+
+/** In the order in which sentence-transformers puts the vectors of several modes side by side. */
+const MODES: Readonly<Record<string, Pooling>> = {
   pooling_mode_cls_token: 'cls',
   pooling_mode_max_tokens: 'max',
-  pooling_mode_mean_sqrt_len_tokens: 'mean_sqrt_len',
+  pooling_mode_mean_tokens: 'mean',
+  pooling_mode_mean_sqrt_len_tokens: 'mean_sqrt_len_tokens',
   pooling_mode_weightedmean_tokens: 'weightedmean',
   pooling_mode_lasttoken: 'lasttoken',
 }
@@ -46,12 +74,14 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
   const settings = objectOf(await readJsonIfThere(directory, 'config_sentence_transformers.json'))
   const named = objectOf(settings.prompts)[String(settings.default_prompt_name)]
   const prompt = typeof named === 'string' ? named : ''
+  const later = modules.filter((module) => !/^(Transformer|Pooling|Dropout)$/.test(typeOf(module)))
   return {
-    // A pooling without the prompt is not implemented: this name is refused later.
-    pooling: config.include_prompt === false && prompt !== '' ? `${modeOf(config)} without the prompt` : modeOf(config),
+    pooling: modeOf(config),
+    includesPrompt: config.include_prompt !== false,
     prompt,
     normalize: modules.some((module) => typeOf(module) === 'Normalize'),
-    others: modules.map(typeOf).filter((type) => !/^(Transformer|Pooling|Normalize|Dropout)$/.test(type)),
+    layers: later.map((module) => (typeOf(module) === 'Dense' ? opener(directory, String(module.path)) : undefined)),
+    others: later.map(typeOf).filter((type) => !/^(Normalize|Dense)$/.test(type)),
     maxLength: Number.isSafeInteger(length) && (length as number) > 1 ? (length as number) : undefined,
   }
 }
@@ -62,4 +92,42 @@ function modeOf(config: Readonly<Record<string, unknown>>): string {
   if (named !== undefined) return [named].flat().map(String).join('+')
   const on = Object.entries(MODES).filter(([key]) => config[key] === true)
   return on.length === 0 ? 'mean' : on.map(([, mode]) => mode).join('+')
+}
+
+function opener(directory: Directory, path: string): () => Promise<DenseLayer> {
+  let opened: Promise<DenseLayer> | undefined
+  return () => {
+    opened ??= openDense(directory, path)
+    return opened
+  }
+}
+
+async function openDense(directory: Directory, path: string): Promise<DenseLayer> {
+  const where = `${directory.name}/${path}`
+  const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
+  const activation = String(config.activation_function ?? 'Tanh').replace(/^.*\./, '')
+  const known = Object.hasOwn(ACTIVATIONS, activation) ? ACTIVATIONS[activation] : undefined
+  const refuse = (what: string, expected: string, got: string) => new UnsupportedError({ where, what, expected, got })
+  if (known === undefined)
+    throw refuse(
+      'the activation of this Dense module is not implemented',
+      Object.keys(ACTIVATIONS).join(', '),
+      activation,
+    )
+  const input = config.module_input_name ?? 'sentence_embedding'
+  if (input !== 'sentence_embedding' || (config.module_output_name ?? input) !== input)
+    throw refuse('a Dense module of token vectors is not implemented', 'sentence_embedding', String(input))
+  const hasFile = await directory.has(`${path}/model.safetensors`)
+  if (!hasFile) throw refuse('this Dense module has no weights', 'model.safetensors', 'no such file')
+  return withSource(directory, `${path}/model.safetensors`, async (source) => {
+    const file = await parseSafetensorsHeader(source)
+    const read = (name: string) => readTensorF32(file, name)
+    const isWide = file.tensors.has('residual.weight')
+    return {
+      weight: await read('linear.weight'),
+      bias: file.tensors.has('linear.bias') ? await read('linear.bias') : undefined,
+      activation: known,
+      residual: isWide ? await read('residual.weight') : config.use_residual === true,
+    }
+  })
 }

@@ -229,6 +229,9 @@ function differencesOf(
     ...(settings.packing
       ? ['TRL packs in another way, and keeps records apart only with FlashAttention or a kernel like it.']
       : []),
+    ...(task === 'embedding' && options.model.sentence.prompt !== ''
+      ? [`Here each text began with ${JSON.stringify(options.model.sentence.prompt)}: set it as \`prompts\`.`]
+      : []),
     ...(stepsDone > 0
       ? [`The adapter of step ${stepsDone} goes along. The moments of its optimizer do not: AdamW starts anew.`]
       : []),

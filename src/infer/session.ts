@@ -218,7 +218,7 @@ export interface EmbedOptions extends BatchOptions {
    * How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or `mean` without this
    * file.
    */
-  pooling?: 'mean' | 'cls' | undefined
+  pooling?: 'mean' | 'cls' | 'lasttoken' | undefined
   /**
    * Scales vectors to length 1, so that their product is the cosine.
    * @default true

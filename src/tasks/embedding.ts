@@ -6,14 +6,13 @@ import { isObject } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
-import type { Pooling } from '../graph/sentence-modules.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
-import { appendPooling, poolingOf, tokenVectors } from './heads/head-rows.js'
+import { appendPooling, type TrainedPooling, tokenVectors, trainedPooling } from './heads/head-rows.js'
 import { meansOf, retrievalValues, spearman } from './metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts, predictedRows, tokenProbe } from './token-batch.js'
@@ -88,7 +87,7 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     const graph = readGraph(model.onnx)
     encoderInputs(graph)
     tokenVectors(graph)
-    poolingOf(model.sentence)
+    trainedPooling(model.sentence)
     if (graph.inputs.some(({ name }) => name === MASK)) return
     throw new UnsupportedError({
       where: 'ONNX model',
@@ -100,7 +99,8 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
 
   encode({ texts, score }, { model, maxLength }) {
     const limit = Math.min(maxLength, model.sentence.maxLength ?? Number.POSITIVE_INFINITY)
-    const encoded = texts.map((text) => encodeTexts(model, text, undefined, limit))
+    const { prompt } = model.sentence
+    const encoded = texts.map((text) => encodeTexts(model, prompt + text, undefined, limit))
     return { examples: [{ texts: encoded, score }], isTruncated: encoded.some(({ isTruncated }) => isTruncated) }
   },
 
@@ -135,7 +135,7 @@ function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
 class Embedding implements OpenTask<RelatedExample> {
   readonly probe: OpenTask['probe']
   readonly #feeds: ReturnType<typeof encoderFeeds>
-  readonly #pooling: Pooling
+  readonly #pooling: TrainedPooling
   readonly #loss: NonNullable<EmbeddingOptions['loss']>
   readonly #options: EmbeddingOptions
   readonly rowsOfExample: number
@@ -143,7 +143,7 @@ class Embedding implements OpenTask<RelatedExample> {
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
     const graph = readGraph(model.onnx)
     this.#feeds = encoderFeeds(model, graph)
-    this.#pooling = poolingOf(model.sentence)
+    this.#pooling = trainedPooling(model.sentence)
     const first = examples.at(0)!
     this.rowsOfExample = first.texts.length
     this.#options = options
@@ -158,7 +158,7 @@ class Embedding implements OpenTask<RelatedExample> {
   }
 
   forward(graph: ObjectiveGraph): Value {
-    const pooled = appendPooling(graph.g, tokenVectors(graph.graph), MASK, this.#pooling)
+    const pooled = appendPooling(graph.g, tokenVectors(graph.graph), this.#pooling)
     return graph.fedGradient(graph.predict(pooled), GRADIENT)
   }
 

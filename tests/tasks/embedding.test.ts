@@ -115,6 +115,27 @@ describe('training', () => {
     expect(broken.files.get('adapter_model.safetensors')).toEqual(whole.files.get('adapter_model.safetensors'))
   })
 
+  it.each(['cls', 'lasttoken'])('trains vectors pooled by %s, behind the prompt', async (pooling) => {
+    const own = { ...model, sentence: { ...model.sentence, pooling, prompt: 'the king: ' } }
+    const { report, adapter } = await train(undefined, { model: own })
+    expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] * 0.75)
+    const session = await ModelSession.open(own, { adapters: { own: adapter } })
+    const [a, b] = await Promise.all([
+      session.embed(
+        rows.map(({ anchor }) => anchor),
+        { adapter: 'own' },
+      ),
+      session.embed(
+        rows.map(({ positive }) => positive),
+        { adapter: 'own' },
+      ),
+    ])
+    const cosine = (x: Float32Array, y: Float32Array) => x.reduce((sum, value, i) => sum + value * y[i], 0)
+    const places = retrievalValues(rows.length, (i, j) => cosine(a[i], b[j]), [1])
+    expect(meansOf(places)['recall@1']).toBe(report.evalMetrics!['recall@1'])
+    await session.dispose()
+  })
+
   it('takes scores, and tells how well they are met', async () => {
     const scored = rows.map(({ anchor, positive }, i) => ({ sentence1: anchor, sentence2: positive, score: i / 8 }))
     const { report } = await train(undefined, { data: scored, evalData: scored, epochs: 60 })
@@ -160,10 +181,12 @@ describe('training', () => {
     const classifier = await openModel('tests/golden/text-classification/classifier')
     expect(() => embedding.check(classifier)).toThrow(/no vectors of tokens.*got logits/)
     await classifier.close()
-    const other = { ...model, sentence: { ...model.sentence, pooling: 'max' } }
-    expect(() => embedding.check(other)).toThrow(UnsupportedError)
-    const dense = { ...model, sentence: { ...model.sentence, others: ['Dense'] } }
-    expect(() => embedding.check(dense)).toThrow(/modules\.json.*got Dense/)
+    const check = (sentence: object) => embedding.check({ ...model, sentence: { ...model.sentence, ...sentence } })
+    expect(() => check({ pooling: 'max' })).toThrow(/1_Pooling.*cannot be trained.*got max/)
+    expect(() => check({ pooling: 'attention' })).toThrow(UnsupportedError)
+    expect(() => check({ others: ['CNN'] })).toThrow(/modules\.json.*got CNN/)
+    expect(() => check({ layers: [async () => {}] })).toThrow(/modules\.json.*cannot be trained.*got Dense/)
+    expect(() => check({ includesPrompt: false, prompt: 'a' })).toThrow(/cannot be trained.*include_prompt/)
   })
 })
 
@@ -202,6 +225,33 @@ describe('session.embed', () => {
     await expect(session.embed('a', { pooling: 'max' as never })).rejects.toThrow(ConfigError)
   })
 
+  const { versions: _, texts: encodedTexts, ...cases } = JSON.parse(readFileSync(`${folder}/modules.json`, 'utf8'))
+  it.each(Object.keys(cases))('gives the vectors of `encode`: %s', async (name) => {
+    const { files, vectors } = cases[name] as { files: Record<string, string>; vectors: number[][] }
+    const bytes = ([path, text]: [string, string]) =>
+      [path, path.endsWith('.json') ? text : Uint8Array.from(Buffer.from(text, 'base64'))] as const
+    const directory = new MemoryDirectory(Object.fromEntries(Object.entries(files).map(bytes)))
+    const sentence = await readSentenceModules(directory)
+    const encoder = await ModelSession.open({ ...model, sentence }, {})
+    const found: Float32Array[] = await encoder.embed(encodedTexts as string[], { normalize: false })
+    found.forEach((vector, i) => {
+      expect(vector).toHaveLength(vectors[i].length)
+      expect(maxDifference(vector, vectors[i])).toBeLessThan(1e-5)
+    })
+    await encoder.dispose()
+  })
+
+  it('refuses Dense modules that it cannot compute', async () => {
+    const { files } = cases.dense as { files: Record<string, string> }
+    const refusal = async (changed: Record<string, string>) => {
+      const { layers } = await readSentenceModules(new MemoryDirectory({ ...files, ...changed }))
+      return layers[0]!().catch((error: Error) => error.message)
+    }
+    const config = (more: object) => ({ '2_Dense/config.json': JSON.stringify(more) })
+    expect(await refusal(config({ activation_function: 'torch.nn.modules.activation.Mish' }))).toMatch(/got Mish/)
+    expect(await refusal(config({ module_input_name: 'token_embeddings' }))).toMatch(/got token_embeddings/)
+  })
+
   it('reads how a folder of sentence-transformers pools', async () => {
     const json = (value: unknown) => new TextEncoder().encode(JSON.stringify(value))
     const files = {
@@ -214,11 +264,12 @@ describe('session.embed', () => {
       'sentence_bert_config.json': json({ max_seq_length: 128 }),
     }
     const read = await readSentenceModules(new MemoryDirectory(files))
-    expect(read).toEqual({ pooling: 'cls', normalize: true, others: [], maxLength: 128, prompt: '' })
+    const rest = { others: [], includesPrompt: true, prompt: '' }
+    expect(read).toEqual({ pooling: 'cls', normalize: true, layers: [undefined], maxLength: 128, ...rest })
     const newer = new MemoryDirectory({ '1_Pooling/config.json': json({ pooling_mode: 'mean' }) })
     expect((await readSentenceModules(newer)).pooling).toBe('mean')
     const none = await readSentenceModules(new MemoryDirectory())
-    expect(none).toEqual({ pooling: 'mean', normalize: false, others: [], maxLength: undefined, prompt: '' })
+    expect(none).toEqual({ pooling: 'mean', normalize: false, layers: [], maxLength: undefined, ...rest })
     const sixth = new MemoryDirectory({
       ...files,
       'sentence_bert_config.json': json({}),
@@ -229,11 +280,8 @@ describe('session.embed', () => {
       }),
     })
     expect(await readSentenceModules(sixth)).toMatchObject({ maxLength: 64, prompt: 'query: ', pooling: 'cls' })
-    const skipping = json({ pooling_mode: 'mean', include_prompt: false })
-    sixth.files.set('1_Pooling/config.json', skipping)
-    expect((await readSentenceModules(sixth)).pooling).toBe('mean without the prompt')
     const two = json({ pooling_mode_cls_token: true, pooling_mode_mean_tokens: true })
-    expect((await readSentenceModules(new MemoryDirectory({ '1_Pooling/config.json': two }))).pooling).toBe('mean+cls')
+    expect((await readSentenceModules(new MemoryDirectory({ '1_Pooling/config.json': two }))).pooling).toBe('cls+mean')
   })
 })
 

@@ -218,7 +218,7 @@ export const FLAGS = {
     batchSize: { form: 'number', about: 'texts in one run', range: 'an integer of at least 1', fallback: '8' },
   },
   EmbedOptions: {
-    pooling: { form: 'word', about: 'how the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or mean without this file', words: ['mean', 'cls'] },
+    pooling: { form: 'word', about: 'how the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or mean without this file', words: ['mean', 'cls', 'lasttoken'] },
     normalize: { form: 'switch', about: 'scales vectors to length 1, so that their product is the cosine', fallback: 'true' },
     dimensions: { form: 'number', about: 'how many numbers of each vector are kept, for models that are trained for it (Matryoshka). Default: all', range: 'an integer of at least 1' },
     maxLength: { form: 'number', about: 'longer texts are cut to this number of tokens. Default: the model’s maximum', range: 'an integer of at least 1' },

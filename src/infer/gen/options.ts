@@ -22,7 +22,7 @@ export const CLASSIFY_OPTIONS: OptionTable = {
 
 export const EMBED_OPTIONS: OptionTable = {
   adapter: ONE_CHOICE,
-  pooling: oneOf('mean', 'cls'),
+  pooling: oneOf('mean', 'cls', 'lasttoken'),
   normalize: BOOLEAN,
   dimensions: ranged('an integer of at least 1'),
   maxLength: ranged('an integer of at least 1'),

@@ -1,11 +1,13 @@
 // Texts in, vectors out: one for each text, made of those of its tokens as the model's folder says.
 
-import { ConfigError, NumericError } from '../../base/errors.js'
+import { ConfigError, MismatchError, NumericError } from '../../base/errors.js'
 import { checkOptions, STRING } from '../../base/options.js'
-import type { Pooling } from '../../graph/sentence-modules.js'
+import { joinedUp } from '../../base/tensor.js'
+import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import type { DenseLayer, Pooling } from '../../graph/sentence-modules.js'
 import { readGraph } from '../../graph/view/graph.js'
 import { floatsOf } from '../../runtime/runtime.js'
-import { poolingOf, tokenVectors } from '../../tasks/heads/head-rows.js'
+import { poolingsOf, tokenVectors } from '../../tasks/heads/head-rows.js'
 import { mixesOf } from '../adapters/choice.js'
 import { EMBED_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
@@ -25,7 +27,10 @@ export async function embed(
   const { model } = session
   const { sentence } = model
   const graph = readGraph(model.onnx)
-  const pooling = options.pooling ?? poolingOf(sentence)
+  const known = poolingsOf(sentence)
+  const poolings = options.pooling === undefined ? known : [options.pooling]
+  const skipped = sentence.includesPrompt ? 0 : promptLength(model)
+  const layers = await Promise.all(sentence.layers.map((layer) => layer?.()))
   const output = tokenVectors(graph)
   const prompted = sentence.prompt === '' ? list : list.map((text) => sentence.prompt + text)
   const encoded = encodeAll(model, prompted, options.maxLength ?? sentence.maxLength)
@@ -34,28 +39,78 @@ export async function embed(
     const { [output]: tokens } = await session.runGraph(undefined, batch.feeds, mixes, [output])
     const values = floatsOf(tokens)
     const [, sequence, width] = tokens.dims
-    if (dimensions !== undefined && dimensions > width) {
-      throw new ConfigError({
-        where: 'dimensions',
-        what: 'more than the model has',
-        expected: `at most ${width}`,
-        got: String(dimensions),
-      })
-    }
     batch.inputs.forEach((text, row) => {
       const start = row * sequence * width
       const own = values.subarray(start, start + encoded[text].inputIds.length * width)
-      vectors[text] = scaled(pooled(own, width, pooling).subarray(0, dimensions), normalize)
+      const pooled = joinedUp(poolings.map((pooling) => pool(own, width, pooling, skipped)))
+      const vector = layers.reduce((x, layer) => (layer === undefined ? scaled(x, true) : dense(x, layer)), pooled)
+      if (dimensions !== undefined && dimensions > vector.length) {
+        throw new ConfigError({
+          where: 'dimensions',
+          what: 'more than the model has',
+          expected: `at most ${vector.length}`,
+          got: String(dimensions),
+        })
+      }
+      vectors[text] = scaled(vector.subarray(0, dimensions), normalize)
     })
   }
   return Array.isArray(texts) ? vectors : vectors[0]
 }
 
-function pooled(tokens: Float32Array, width: number, pooling: Pooling): Float32Array {
-  if (pooling === 'cls') return tokens.slice(0, width)
-  const sums = new Float64Array(width)
-  for (let i = 0; i < tokens.length; i++) sums[i % width] += tokens[i]
-  return Float32Array.from(sums, (sum) => (sum * width) / tokens.length)
+/** Counts the tokens that the prompt takes at the start of a text: an end token of its own does not count. */
+function promptLength(model: Model): number {
+  const { prompt } = model.sentence
+  if (prompt === '') return 0
+  const [{ inputIds }] = encodeAll(model, [prompt])
+  const isSpecial = requireTokenizer(model).decode([inputIds[inputIds.length - 1]]) === ''
+  return inputIds.length - Number(isSpecial)
+}
+
+/** As sentence-transformers' Pooling. `tokens`: (n, width), of which the first `skipped` do not count. */
+function pool(tokens: Float32Array, width: number, pooling: Pooling, skipped: number): Float32Array {
+  const n = tokens.length / width
+  const token = (i: number) => tokens.slice(i * width, (i + 1) * width)
+  if (pooling === 'cls') return token(skipped < n ? skipped : 0)
+  if (pooling === 'lasttoken') return skipped < n ? token(n - 1) : new Float32Array(width)
+  const result = new Float64Array(width).fill(pooling === 'max' ? Number.NEGATIVE_INFINITY : 0)
+  let total = 0
+  for (let i = skipped; i < n; i++) {
+    const weight = pooling === 'weightedmean' ? i + 1 : 1
+    total += weight
+    for (let j = 0; j < width; j++) {
+      const value = tokens[i * width + j]
+      result[j] = pooling === 'max' ? Math.max(result[j], value) : result[j] + weight * value
+    }
+  }
+  const divisor = pooling === 'max' ? 1 : pooling === 'mean_sqrt_len_tokens' ? Math.sqrt(total) : total
+  return Float32Array.from(result, (value) => value / Math.max(divisor, LEAST_DIVISOR))
+}
+
+const LEAST_DIVISOR = 1e-9
+
+/** x: (k) → (d) */
+function dense(x: Float32Array, { weight, bias, activation, residual }: DenseLayer): Float32Array {
+  const added = typeof residual === 'object' ? product(residual, x) : residual ? x : undefined
+  const result = product(weight, x)
+  return result.map((value, i) => activation(value + (bias?.data[i] ?? 0)) + (added?.[i] ?? 0))
+}
+
+function product({ data, shape: [d, k] }: DenseLayer['weight'], x: Float32Array): Float32Array {
+  if (k !== x.length) {
+    const [expected, got] = [`${k} numbers`, `${x.length}`]
+    throw new MismatchError({
+      where: 'modules.json',
+      what: 'a Dense module is for vectors of another length',
+      expected,
+      got,
+    })
+  }
+  return Float32Array.from({ length: d }, (_, i) => {
+    let sum = 0
+    for (let j = 0; j < k; j++) sum += data[i * k + j] * x[j]
+    return sum
+  })
 }
 
 function scaled(vector: Float32Array, isScaled: boolean): Float32Array {

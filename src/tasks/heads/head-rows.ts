@@ -30,7 +30,7 @@ export function appendRows(g: Builder, input: HeadInput): Value {
     case 'last':
       return lastRows(g, input)
     case 'mean':
-      return takes(g, MASK) ? appendPooling(g, value, MASK, 'mean') : g.reduceMean(value, [1], 0)
+      return takes(g, MASK) ? appendPooling(g, value, 'mean') : g.reduceMean(value, [1], 0)
     case 'first':
     case 'first-and-mean': {
       const first = g.op('Gather', [value, g.int(0)], { axis: 1 })
@@ -108,15 +108,37 @@ function addMean(values: Float32Array, places: readonly number[], mean: Float32A
 /** Names that exporters give to the hidden states (batch, sequence, k), best first. */
 export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 
-export function poolingOf({ pooling, others }: SentenceModules): Pooling {
+/** Returns the poolings whose vectors stand side by side. Throws UnsupportedError for modules that are not known. */
+export function poolingsOf({ pooling, others }: SentenceModules): Pooling[] {
+  const named = pooling.split('+')
+  const known = POOLINGS.filter((name) => named.includes(name))
   const [extra] = others
-  const known = POOLINGS.find((name) => name === pooling)
-  if (extra === undefined && known !== undefined) return known
+  if (extra === undefined && known.length === named.length) return named as Pooling[]
   throw new UnsupportedError({
     where: extra === undefined ? '1_Pooling/config.json' : 'modules.json',
     what: 'this way from tokens to one vector is not implemented',
-    expected: 'pooling by mean or cls, and Normalize',
+    expected: extra === undefined ? POOLINGS.join(', ') : 'Transformer, Pooling, Dense and Normalize',
     got: extra ?? pooling,
+  })
+}
+
+const TRAINED_POOLINGS = ['mean', 'cls', 'lasttoken'] as const
+
+export type TrainedPooling = (typeof TRAINED_POOLINGS)[number]
+
+/** Returns the pooling to train with. Throws UnsupportedError for what only sessions compute. */
+export function trainedPooling(sentence: SentenceModules): TrainedPooling {
+  const [pooling, ...more] = poolingsOf(sentence)
+  const known = TRAINED_POOLINGS.find((name) => name === pooling && more.length === 0)
+  const skipsPrompt = !sentence.includesPrompt && sentence.prompt !== ''
+  const hasDense = sentence.layers.some((layer) => layer !== undefined)
+  if (known !== undefined && !skipsPrompt && !hasDense) return known
+  throw new UnsupportedError({
+    where: hasDense ? 'modules.json' : '1_Pooling/config.json',
+    what: 'vectors that are made in this way run in sessions and cannot be trained',
+    expected: `pooling by ${TRAINED_POOLINGS.join(', ')}, and Normalize`,
+    got: hasDense ? 'Dense' : skipsPrompt ? 'include_prompt: false' : sentence.pooling,
+    hint: 'Train it with sentence-transformers; `embed` runs the adapter',
   })
 }
 
@@ -135,9 +157,10 @@ export function tokenVectors(graph: Graph): Value {
   })
 }
 
-/** Returns (batch, k): the mean over tokens that are not padding, or the first token. `mask`: (batch, sequence). */
-export function appendPooling(g: Builder, vectors: Value, mask: Value, pooling: Pooling): Value {
+/** Returns (batch, k): the mean over tokens that are not padding, the first or the last of them. */
+export function appendPooling(g: Builder, vectors: Value, pooling: TrainedPooling): Value {
   if (pooling === 'cls') return g.op('Gather', [vectors, g.int(0)], { axis: 1 })
-  const weights = g.unsqueeze(g.cast(mask, DataType.FLOAT), [2])
+  if (pooling === 'lasttoken') return lastRows(g, { value: vectors, rows: 'last' })
+  const weights = g.unsqueeze(g.cast(MASK, DataType.FLOAT), [2])
   return g.div(g.reduceSum(g.mul(vectors, weights), [1], 0), g.reduceSum(weights, [1], 0))
 }

@@ -90,7 +90,10 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     problemType,
     /** Options of the calls in transformers.js, in its own words. */
     callOptions: {
-      ...(isVectors && { pooling: model.sentence.pooling, normalize: model.sentence.normalize }),
+      ...(isVectors && {
+        pooling: model.sentence.pooling.replace('lasttoken', 'last_token'),
+        normalize: model.sentence.normalize,
+      }),
       ...(adapter.chatTemplate && chatTemplateArgs && { tokenizer_encode_kwargs: chatTemplateArgs }),
     } as Readonly<Record<string, unknown>>,
   }
