@@ -7,7 +7,6 @@ export function score(encoder: string): HeadForm {
   return { encoder, rows: 'last', layers: [{ module: 'score', hasBias: false }], modulesToSave: ['score'] }
 }
 
-/** A layer over each token. */
 export function words(encoder: string): HeadForm {
   return { encoder, rows: 'all', layers: [{ module: 'classifier' }], modulesToSave: ['classifier'] }
 }

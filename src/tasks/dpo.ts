@@ -25,7 +25,6 @@ export interface AnswerExample {
   readonly before?: Two
 }
 
-/** How preferences are trained. */
 export interface DpoOptions {
   /**
    * How strongly the model is held near its state before training: a reward is beta times the change of

@@ -37,7 +37,6 @@ export interface JudgedExample {
   readonly before?: Two
 }
 
-/** How wanted and unwanted answers are trained. */
 export interface KtoOptions extends Pick<DpoOptions, 'beta'> {
   /**
    * Weight of wanted answers in the loss.

@@ -67,7 +67,6 @@ export interface TaskUse {
   readonly autoClass: string
   /** Whether transformers.js runs them only after merging. */
   readonly onlyMerged?: boolean
-  /** Further tags of the model card. */
   readonly tags?: readonly string[]
 }
 
@@ -84,9 +83,7 @@ export interface TaskFacts {
   readonly page?: {
     /** A sentence: "The adapter will learn labels for texts." */
     readonly lesson: string
-    /** The unit of its speed. */
     readonly unit: 'tokens' | 'pictures'
-    /** Settings that suit a short run. */
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
   }
   /**
@@ -155,7 +152,6 @@ export interface Head {
     /** In the PyTorch model, such as classifier.weight, and in {@link ObjectiveGraph.parameter}. */
     readonly name: string
     readonly shape: readonly number[]
-    /** Makes its values before the first step. */
     start(random: Random): Promise<Float32Array>
   }[]
   /** Whether it starts from random values, as in transformers, and not from the model's head. */

@@ -172,7 +172,6 @@ export interface TaggedText {
   readonly text: string
   /** Places in the text, in order. */
   readonly words: readonly Span[]
-  /** A tag for each word. */
   readonly tags: readonly Tag[]
   readonly where: string
 }

@@ -138,7 +138,6 @@ export function widthOf(graph: Graph, value: string): number | undefined {
   }
   if (node.opType === 'MatMulNBits') return intAttribute(node, 'N', 0)
   if (node.opType === 'Reshape') {
-    // After a norm per head.
     const last = graph.integers(node.input[1])?.at(-1)
     return last !== undefined && last > 0 ? last : undefined
   }

@@ -48,7 +48,6 @@ export interface RoleInput {
   readonly rank: number
 }
 
-/** ONNX Runtime's types, and their typed arrays. */
 export const TYPES: Partial<Record<DataType, readonly [TensorType, new (length: number) => TensorData]>> = {
   [DataType.FLOAT]: ['float32', Float32Array],
   [DataType.FLOAT16]: ['float16', Uint16Array],

@@ -34,7 +34,6 @@ const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operato
 interface Sizes {
   /** Number of elements in a typical run. */
   readonly elements: (shape: ProbedShape) => number
-  /** Tokens of the largest batch. */
   readonly tokens: number
   /** Whether texts are so long that memory matters more than some products. */
   readonly isLong: boolean

@@ -61,7 +61,6 @@ function replace(
   { graph, g, customGradients }: ObjectiveGraph,
   { logits, targets, losses, sum, scaled }: LossOfRows,
   head: Head,
-  /** Most logits in a block. */
   floats: number,
   hasGradients: boolean,
 ): void {

@@ -64,7 +64,6 @@ export class ObjectiveGraph {
     return name
   }
 
-  /** Adds a trained tensor in float32. */
   parameter(name: string, shape: readonly number[]): Value {
     const input = `trained/${name}`
     this.parameters.push({ name, input, shape })

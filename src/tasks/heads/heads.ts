@@ -164,7 +164,6 @@ export function appendHead(
   return g.op('Reshape', [x, g.op('Concat', [shape, g.int([-1])], { axis: 0 })])
 }
 
-/** x/2 · (1 + erf(x/√2)) */
 function gelu(g: Builder, x: Value): Value {
   const erf = g.op('Erf', [g.mul(x, g.float(Math.SQRT1_2))])
   return g.mul(g.mul(x, g.float(0.5)), g.add(erf, g.float(1)))

@@ -24,7 +24,6 @@ export interface PictureVectors {
 export interface PictureReader {
   readonly model: Model
   readonly decodeImage: DecodeImage | undefined
-  /** Runs the vision encoder. */
   see(feeds: Feeds): Promise<Record<string, RuntimeTensor>>
 }
 
