@@ -142,6 +142,18 @@ export function messageOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : String(cause)
 }
 
+/** A count with its noun, for messages: 1 record, 2,000 records. */
+export function counted(count: number, noun: string): string {
+  return `${Math.round(count).toLocaleString('en-US')} ${noun}${count === 1 ? '' : 's'}`
+}
+
+const OPEN_FILES = /\b(EMFILE|ENFILE)\b|too many open files/i
+
+/** Returns what to do if an error of another program says that a process has too many open files. */
+export function openFilesHint(message: string): string | undefined {
+  return OPEN_FILES.test(message) ? 'Raise the limit of open files (ulimit -n 1024)' : undefined
+}
+
 export function listed(names: readonly string[], kind = 'files'): string {
   return names.slice(0, 5).join(', ') + (names.length > 5 ? `, … (${names.length} ${kind})` : '')
 }

@@ -1,6 +1,6 @@
 // Compares finished adapters with the base: metrics with intervals, the records that differ most, and written answers.
 
-import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, counted, DataError, UnsupportedError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { Random } from '../base/random.js'
@@ -250,7 +250,7 @@ async function read(
     records.push({ where, record: (JSON.stringify(row) ?? '').slice(0, MAX_RECORD), examples: places, question })
   }
   if (cut > 0) onWarning(`${cut} of ${records.length} records are cut to ${context.maxLength} tokens`)
-  if (skipped > 0) onWarning(`${skipped} records are left out, because they have no target`)
+  if (skipped > 0) onWarning(`left out, because they have no target: ${counted(skipped, 'record')}`)
   if (records.length === 0) throw new DataError({ where: 'data', what: 'it has no record to evaluate' })
   return { records, examples }
 }

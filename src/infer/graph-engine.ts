@@ -15,7 +15,7 @@ import type {
   SessionModel,
   SessionOptions,
 } from '../runtime/runtime.js'
-import { distinctMixes, type Mix } from './adapters/choice.js'
+import { closedSession, distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds, inputMajor } from './adapters/site-feeds.js'
@@ -150,7 +150,7 @@ export class GraphEngine {
   }
 
   async #run(given: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
-    if (this.#open === undefined) throw notOpen()
+    if (this.#open === undefined) throw closedSession()
     const { session, groups, inputNames, takesRows, isInputMajor, idle, columns, kept } = this.#open
     const feeds = { ...ADDED, ...given }
     for (const name of Object.keys(ADDED)) if (!session.inputNames.includes(name)) delete feeds[name]
@@ -173,7 +173,7 @@ export class GraphEngine {
 
   readonly toHost = (tensor: RuntimeTensor): Promise<RuntimeTensor> => {
     return this.turns.take(async () => {
-      if (this.#open === undefined) throw notOpen()
+      if (this.#open === undefined) throw closedSession()
       return this.runtime.toHost?.(tensor) ?? tensor
     })
   }
@@ -208,10 +208,6 @@ export class GraphEngine {
     const pieces = [...new Set([0, ...starts.filter((start) => start < sequence)])].sort((a, b) => a - b)
     return runPiecewise(run, columns, feeds, names, pieces)
   }
-}
-
-function notOpen(): StateError {
-  return new StateError({ where: 'session', what: 'it is not open' })
 }
 
 /** Feeds that leave every site as the base has it. */

@@ -1,6 +1,6 @@
 // A session over a model: its graphs, which one engine runs, and the adapters, each with its share in every graph.
 
-import { didYouMean, MismatchError, RuntimeError, StateError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, RuntimeError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
@@ -13,7 +13,15 @@ import { isAdapter, isPlain, type LinearValues, type RunAdapter } from '../lora/
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { type Mix, mixableOf, mixesOf, notWhole, refuseAdapter, requireMixable } from './adapters/choice.js'
+import {
+  closedSession,
+  type Mix,
+  mixableOf,
+  mixesOf,
+  notWhole,
+  refuseAdapter,
+  requireMixable,
+} from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import type { AdapterParts, NamedParts } from './adapters/parts.js'
 import { plainSites } from './adapters/site-factors.js'
@@ -159,6 +167,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, 'run', RUN_OPTIONS)
     const { adapter, outputNames, graph: role } = options
+    if (outputNames?.length === 0) {
+      throw new ConfigError({ where: 'outputNames', what: 'it is empty', hint: 'Leave it out to get all outputs' })
+    }
     this.checkOpen()
     const { batchOf, checkName, checkRanks, completeFeeds, plainFeeds } = await this.#load(import('./feeds.js'))
     const session = this.graphNamed(role)
@@ -263,7 +274,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   checkOpen(): void {
-    if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
+    if (this.#disposal !== undefined) throw closedSession()
   }
 
   checkMixes(mixes: readonly Mix[], readsAll = false): void {

@@ -1,7 +1,7 @@
 // Wraps ONNX Runtime's JavaScript API, which onnxruntime-node and onnxruntime-web share, as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { FileError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { FileError, messageOf, openFilesHint, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { meantBy } from '../base/synonyms.js'
 import type { GpuCopies } from './gpu-copies.js'
 import {
@@ -88,7 +88,7 @@ export function runtimeOf(ort: OrtModule, name?: string, ownsThread = false): Ru
         throw new RuntimeError({
           where: 'ONNX Runtime',
           what: `it cannot open the graph: ${messageOf(cause)}`,
-          hint: openingHint(messageOf(cause), options.executionProviders),
+          hint: openFilesHint(messageOf(cause)) ?? openingHint(messageOf(cause), options.executionProviders),
           cause,
         })
       }

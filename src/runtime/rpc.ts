@@ -2,7 +2,7 @@
 // argument may be a function: what the other thread calls it with comes back in messages, until the call has its
 // result.
 
-import { deserializeError, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
+import { deserializeError, openFilesHint, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
 
 /** An end of a channel between two threads: a worker as its owner sees it, or the owner as the worker sees it. */
 export interface Port {
@@ -107,7 +107,12 @@ export function connect<T>(port: Port) {
     fail(
       cause instanceof RuntimeError
         ? cause
-        : new RuntimeError({ where: 'worker', what: `it ended: ${cause.message}`, cause }),
+        : new RuntimeError({
+            where: 'worker',
+            what: `it ended: ${cause.message}`,
+            hint: openFilesHint(cause.message),
+            cause,
+          }),
     )
   })
   port.hold?.(false)

@@ -1,6 +1,6 @@
 // Training: model + records → adapter. `train` prepares what the options ask for, runs the steps, and reports.
 
-import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
+import { attempt, ConfigError, counted, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../data/row.js'
@@ -224,9 +224,9 @@ function planMemory(
   const isLow = copiedBytes < Number.POSITIVE_INFINITY
   const need = needOf(isLow)
   if (isLow && memory === 'auto') {
-    const most = copiedBytes === 0 ? 'not copied' : `copied up to ${gigabytes(copiedBytes)}`
+    const most = copiedBytes === 0 ? 'none are' : `at most ${gigabytes(copiedBytes)} are`
     on?.note?.(
-      `The weights, ${gigabytes(need.weights)}, are ${most}. \`memory: 'fast'\` copies all: products are faster, and need up to two copies of the weights in memory`,
+      `Of the weights (${gigabytes(need.weights)}), ${most} copied for faster products. \`memory: 'fast'\` copies all of them, which needs up to two copies of the weights in memory`,
     )
   }
   const warning = memoryWarning(need, limits, {
@@ -260,7 +260,7 @@ async function sourceOf(options: TrainInput, data: TrainingData, name: string) {
     if (++invalid.count <= most) return
     throw new DataError({
       where,
-      what: `more than ${most} records are not valid`,
+      what: `more than ${counted(most, 'record')} cannot be used`,
       got: error.message,
       hint: '`lowrank data` shows all of them',
     })

@@ -82,7 +82,7 @@ it('trains without up to so many bad records, and says which task it chose', asy
   }
   expect(await run('none')).toMatchObject({ code: 1, stderr: expect.stringMatching(/line 2: not valid JSON/) })
   const tooMany = await run('one', '--skip-invalid', '1')
-  expect([tooMany.code, tooMany.stderr]).toEqual([1, expect.stringMatching(/more than 1 records are not valid/)])
+  expect([tooMany.code, tooMany.stderr]).toEqual([1, expect.stringMatching(/more than 1 record cannot be used/)])
   const { code, stderr } = await run('two', '--skip-invalid', '2')
   expect([code, stderr]).toEqual([0, expect.stringContaining('Task: causal-lm')])
   expect(stderr).toMatch(/2 of \d records left out, because they are not valid: .*line 2/)

@@ -21,7 +21,7 @@ it('makes plain LoRA of a PiSSA adapter, which then merges', async () => {
     init: 'pissa',
     layers: [{ name: 'model.layers.0.self_attn.q_proj', rank: 4 }],
   })
-  expect(stderr).toContain('1 layers of rank 4')
+  expect(stderr).toContain('1 layer of rank 4')
   expect(stderr).not.toContain('warning')
   const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
   expect(config).toMatchObject({ init_lora_weights: true, r: 4, lora_alpha: 8, target_modules: ['q_proj'] })

@@ -67,7 +67,9 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     const limits = [{ bytes: 1000, of: 'this machine has free' }]
     const on = { warning: (line: string) => void warnings.push(line), note: (line: string) => void notes.push(line) }
     const { report } = await trainAdapter({ ...run, on }, { limits, memoryUse: () => used.pop() })
-    expect(notes).toEqual([expect.stringMatching(/^The weights, \d+ MB, are not copied\. `memory: 'fast'` copies all/)])
+    expect(notes).toEqual([
+      expect.stringMatching(/^Of the weights \(\d+ MB\), none are copied .*\. `memory: 'fast'` copies all/),
+    ])
     expect(report.memory).toEqual({ anonymous: 5, mapped: 2 })
     await trainAdapter({ ...run, maxSteps: 1, memory: 'fast', on }, { limits })
     expect(notes.length).toBe(1)

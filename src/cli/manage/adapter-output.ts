@@ -1,5 +1,6 @@
 // Shared parts of the commands that write an adapter.
 
+import { counted } from '../../base/errors.js'
 import type { ResizeResult, ToolProgress } from '../../index.js'
 import { newFolder } from '../../node/command-line.js'
 import { choice, required, toggle, type Values } from '../options.js'
@@ -44,6 +45,8 @@ export async function writeAdapter(
   warnings.forEach(warn)
   const ranks = [...new Set(layers.map(({ rank }) => rank))].sort((a, b) => a - b)
   const shown = ranks.length > 1 ? `ranks ${ranks[0]} to ${ranks.at(-1)}` : `rank ${ranks[0]}`
-  say(`Wrote ${colors.bold(out)}: ${layers.length} layers of ${shown}, ${(100 * error).toPrecision(3)} % lost`)
+  say(
+    `Wrote ${colors.bold(out)}: ${counted(layers.length, 'layer')} of ${shown}, ${(100 * error).toPrecision(3)} % lost`,
+  )
   return 0
 }

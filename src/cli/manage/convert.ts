@@ -1,6 +1,7 @@
 // lowrank convert: an adapter in another format.
 
 import { existsSync } from 'node:fs'
+import { counted } from '../../base/errors.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, required, toggle } from '../options.js'
 import { baseOf } from '../run/with-session.js'
@@ -32,7 +33,7 @@ export const convert = defineCommand({
     if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
     for (const note of report.notes) say(`note: ${note}`)
-    say(`Wrote ${colors.bold(report.out)}: ${report.layers} layers, ${report.from} → ${report.to}`)
+    say(`Wrote ${colors.bold(report.out)}: ${counted(report.layers, 'layer')}, ${report.from} → ${report.to}`)
     return 0
   },
 })

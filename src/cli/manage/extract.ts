@@ -1,5 +1,6 @@
 // lowrank extract: an adapter out of a base and a fine-tuned model.
 
+import { counted } from '../../base/errors.js'
 import { newFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand } from '../options.js'
@@ -37,7 +38,9 @@ export const extract = defineCommand({
     if (saved.length > 0) say(`kept whole: ${firstOf(saved)}`)
     if (skipped.length > 0) say(`changed, but left out: ${firstOf(skipped)}`)
     if (missing.length > 0) say(`not in the fine-tuned model: ${firstOf(missing)}`)
-    say(`Wrote ${colors.bold(out)}: ${layers.length} layers, ${(100 * error).toPrecision(3)} % of the change is lost`)
+    say(
+      `Wrote ${colors.bold(out)}: ${counted(layers.length, 'layer')}, ${(100 * error).toPrecision(3)} % of the change is lost`,
+    )
     return 0
   },
 })

@@ -1,5 +1,6 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
+import { counted } from '../../base/errors.js'
 import type { EmbeddingContents, FitReport, InspectReport } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, required, text, toggle, UsageError } from '../options.js'
@@ -58,8 +59,8 @@ function lines(report: InspectReport): string[] {
       return [
         heading(
           'Checkpoint',
-          `${report.tensors.length} tensors, ${thousands(report.params)} parameters` +
-            (report.files.length > 1 ? `, ${report.files.length} files` : ''),
+          `${counted(report.tensors.length, 'tensor')}, ${counted(report.params, 'parameter')}` +
+            (report.files.length > 1 ? `, ${counted(report.files.length, 'file')}` : ''),
         ),
         table([
           ['tensor', 'type', 'shape'],
@@ -115,7 +116,7 @@ function embeddingTable(embeddings: readonly EmbeddingContents[], isSeveral: boo
 
 function adapterLines({ config, trainableParams, layers, replacements, fit }: Contents<'adapter'>): string[] {
   return [
-    heading('LoRA adapter', `${layers.length} layers, ${thousands(trainableParams)} parameters`),
+    heading('LoRA adapter', `${counted(layers.length, 'layer')}, ${counted(trainableParams, 'parameter')}`),
     ...settingsOf(config).map(([name, value]) => `${name.padEnd(12)} ${printable(value)}`),
     '',
     table([

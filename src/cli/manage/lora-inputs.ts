@@ -1,5 +1,6 @@
 // lowrank lora-inputs: a model whose graph takes .onnx_adapter files of ONNX Runtime.
 
+import { counted } from '../../base/errors.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, RUNS, required, toggle } from '../options.js'
 import { colors, printDocument, say } from '../show/terminal.js'
@@ -23,7 +24,7 @@ export const loraInputs = defineCommand({
     const { addLoraInputs } = await import('../../handoff-entry/node/entry.js')
     const report = await addLoraInputs(model, { out, dtype, rank, targetModules })
     if (json) printDocument({ ...report })
-    say(`Wrote ${colors.bold(report.out)}: ${report.graph} has inputs for ${report.modules.length} modules`)
+    say(`Wrote ${colors.bold(report.out)}: ${report.graph} has inputs for ${counted(report.modules.length, 'module')}`)
     return 0
   },
 })

@@ -1,5 +1,6 @@
 // Shared parts of `merge` and `unmerge`.
 
+import { counted } from '../../base/errors.js'
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'
 import { ADAPTER, type Occurrence, readNumber, repeated, single, toggle, UsageError } from '../options.js'
@@ -27,7 +28,8 @@ export const OUTPUT = {
 export const API_NAMES = { maxShardBytes: 'maxShardSize' } as const
 
 export function changesIn({ changed, tensors, branches }: MergeSummary): string {
-  const beside = branches === undefined ? '' : `, ${branches} layers with factors beside their quantized weights`
+  const beside =
+    branches === undefined ? '' : `, ${counted(branches, 'layer')} with factors beside their quantized weights`
   return `${changed} of ${tensors} tensors changed${beside}`
 }
 

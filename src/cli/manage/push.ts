@@ -1,5 +1,6 @@
 // lowrank push: an adapter's folder → the Hub.
 
+import { counted } from '../../base/errors.js'
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required, toggle } from '../options.js'
 import { colors, printDocument, say } from '../show/terminal.js'
@@ -23,7 +24,7 @@ export const push = defineCommand({
     const handoff = await import('../../handoff-entry/node/entry.js')
     const report = await handoff.push(adapter, repository, options)
     if (json) printDocument({ ...report })
-    say(`Sent ${report.files.length} files: ${colors.bold(report.url)}`)
+    say(`Sent ${counted(report.files.length, 'file')}: ${colors.bold(report.url)}`)
     return 0
   },
 })

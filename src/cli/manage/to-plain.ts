@@ -1,5 +1,6 @@
 // lowrank to-plain: makes plain LoRA of an adapter whose start changed the base weights.
 
+import { counted } from '../../base/errors.js'
 import { newFolder } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required, toggle } from '../options.js'
@@ -30,7 +31,7 @@ export const toPlain = defineCommand({
     const layers = plain.parts('linear', 'embedding').map(({ name, rank }) => ({ name, rank }))
     if (json) printDocument({ out, init, layers })
     const ranks = [...new Set(layers.map(({ rank }) => rank))].sort((a, b) => a - b).join(', ')
-    say(`Wrote ${colors.bold(out)}: ${layers.length} layers of rank ${ranks}`)
+    say(`Wrote ${colors.bold(out)}: ${counted(layers.length, 'layer')} of rank ${ranks}`)
     return 0
   },
 })

@@ -1,20 +1,10 @@
 // lowrank data: what is in files of records, and what is wrong with them, before anything is trained.
 
+import { counted } from '../../base/errors.js'
 import type { CheckDataOptions, DataReport, PreviewExample } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, RUNS, text, toggle } from '../options.js'
-import {
-  colors,
-  complain,
-  count,
-  print,
-  printable,
-  printDocument,
-  say,
-  table,
-  thousands,
-  warn,
-} from '../show/terminal.js'
+import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { readChatTemplate } from './text-files.js'
 
 const SHOWN = 20
@@ -72,7 +62,7 @@ function show({ task, records, evalRecords, fields, lengths, labels, examples }:
     records > 0
       ? `${records === 1 ? 'It fits' : 'They fit'} the task ${colors.bold(task)}`
       : `None fits the task ${colors.bold(task)}`
-  print(`${colors.bold(count(records, 'record'))}${evaluated}. ${fit}.`)
+  print(`${colors.bold(counted(records, 'record'))}${evaluated}. ${fit}.`)
   if (records > 0) print(table([['fields', 'records'], ...Object.entries(fields).slice(0, SHOWN)]))
   if (lengths !== null) {
     const { unit, total, least, median, most, histogram } = lengths
@@ -101,9 +91,9 @@ function show({ task, records, evalRecords, fields, lengths, labels, examples }:
 
 function printPreview(examples: readonly PreviewExample[]): void {
   for (const { where, tokens, label } of examples) {
-    const counted = tokens.filter(({ counts }) => counts).length
-    const target = label === undefined ? `${counted} of them count` : `label: ${label}`
-    print(colors.bold(printable(`${where}: ${tokens.length} tokens, ${target}`)))
+    const learned = tokens.filter(({ counts }) => counts).length
+    const target = label === undefined ? `${learned} of them count` : `label: ${label}`
+    print(colors.bold(printable(`${where}: ${counted(tokens.length, 'token')}, ${target}`)))
     let line = ''
     for (const [i, { text, counts }] of tokens.entries()) {
       const opens = counts && !tokens[i - 1]?.counts

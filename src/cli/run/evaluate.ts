@@ -1,5 +1,6 @@
 // lowrank evaluate: how much better than its base an adapter is, on records that it was not trained on.
 
+import { counted } from '../../base/errors.js'
 import type { AdapterToMerge, EvaluatedModel, EvaluateReport, Interval } from '../../index.js'
 import type { Cell, Report } from '../../report/page.js'
 import { flags } from '../flags.js'
@@ -7,18 +8,7 @@ import { weightedAdapters } from '../manage/merge-options.js'
 import { defineCommand, MODEL, repeated, text, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { refusePage, writePage } from '../show/outputs.js'
-import {
-  colors,
-  count,
-  Progress,
-  print,
-  printable,
-  printDocument,
-  say,
-  table,
-  thousands,
-  warn,
-} from '../show/terminal.js'
+import { colors, Progress, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { readChatTemplate } from './text-files.js'
 import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
@@ -96,7 +86,7 @@ function adaptersOf(
 }
 
 function show({ task, records, tokens, models, differBy, differing }: EvaluateReport): void {
-  say(`${count(records, 'record')}, ${count(tokens, 'token')}, task ${task}`)
+  say(`${counted(records, 'record')}, ${counted(tokens, 'token')}, task ${task}`)
   const names = Object.keys(models[0].metrics)
   for (const model of models) {
     print(colors.bold(printable(nameOf(model))))

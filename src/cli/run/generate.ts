@@ -1,5 +1,6 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
+import { counted } from '../../base/errors.js'
 import { jsonIn } from '../../base/options.js'
 import { requireChatTemplate } from '../../index/model.js'
 import {
@@ -96,7 +97,7 @@ export const generate = defineCommand({
           }
         }
         const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
-        say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
+        say(colors.dim(`${counted(tokens, 'token')}, ${(tokens / seconds).toFixed(0)} a second`))
         if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
         return 0
       },

@@ -1,5 +1,6 @@
 // lowrank handoff: a run's folder → a folder that TRL goes on with, where GPUs are.
 
+import { counted } from '../../base/errors.js'
 import { flags } from '../flags.js'
 import { defineCommand, required, toggle } from '../options.js'
 import { colors, printDocument, say } from '../show/terminal.js'
@@ -28,7 +29,9 @@ export const handoff = defineCommand({
     const report = await handOff(options as string, { to, out, base, rows })
     if (json) printDocument({ ...report })
     for (const difference of report.differences) say(`note: ${difference}`)
-    say(`Wrote ${colors.bold(report.out)}: ${report.rows} rows, ${report.steps} steps. Its README.md has the commands.`)
+    say(
+      `Wrote ${colors.bold(report.out)}: ${counted(report.rows, 'row')}, ${counted(report.steps, 'step')}. Its README.md has the commands.`,
+    )
     return 0
   },
 })

@@ -2,6 +2,7 @@
 
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { counted } from '../../base/errors.js'
 import type { Source, TrainEvents, TrainOptions, TrainResult } from '../../index.js'
 import { flags } from '../flags.js'
 import {
@@ -119,11 +120,12 @@ export const train = defineCommand({
       if (json) printDocument({ ...report, out })
       return EXIT_INTERRUPTED
     }
-    if (stoppedEarly) say(`Ended early, after ${options.earlyStopping} evaluations in a row that were not better.`)
+    if (stoppedEarly)
+      say(`Ended early, after ${counted(options.earlyStopping!, 'evaluation')} in a row without a better one.`)
     if (!interrupted && keptStep < report.steps) say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
     say(
-      `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} ${report.steps === 1 ? 'step' : 'steps'} in ${duration(report.seconds * 1000)}: ` +
-        `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
+      `${interrupted ? 'Stopped' : 'Done'} after ${counted(report.steps, 'step')} in ${duration(report.seconds * 1000)}: ` +
+        `${counted(report.trainableParams, 'parameter')} in ${colors.bold(out)}`,
     )
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)

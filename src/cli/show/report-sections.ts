@@ -1,5 +1,6 @@
 // The reports of inspect and diff, as sections of a page.
 
+import { counted } from '../../base/errors.js'
 import type { DiffReport, InspectReport } from '../../node.js'
 import type { Report, Section, Shown } from '../../report/page.js'
 import { thousands } from './terminal.js'
@@ -55,7 +56,7 @@ function factsOf({ config, layers, trainableParams, replacements, fit }: Adapter
   const size = `${thousands(layers.length)}, with ${thousands(trainableParams)} trained parameters`
   const facts: [string, string][] = [base, ['layers', size], ...others]
   for (const { name, rows, dtype, shape } of replacements) {
-    const share = rows === undefined ? '' : `${rows} row${rows === 1 ? '' : 's'} of `
+    const share = rows === undefined ? '' : `${counted(rows, 'row')} of `
     facts.push(['replaces', `${share}${name}, ${dtype} ${shape.join('×')}`])
   }
   if (fit !== undefined) {

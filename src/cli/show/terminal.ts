@@ -173,11 +173,6 @@ export function thousands(value: number): string {
   return Math.round(value).toLocaleString('en-US')
 }
 
-/** 1 record, 2 records. */
-export function count(value: number, noun: string): string {
-  return `${thousands(value)} ${noun}${value === 1 ? '' : 's'}`
-}
-
 export function bytes(value: number): string {
   const units = ['B', 'kB', 'MB', 'GB', 'TB']
   const power = Math.min(units.length - 1, value < 1000 ? 0 : Math.floor(Math.log10(value) / 3))

@@ -21,7 +21,11 @@ export const OLLAMA: ExchangeFormat = {
     const { base } = settings
     if (base === undefined) {
       const expected = 'the folder of the model, with its chat template, or its GGUF file beside these'
-      throw new ConfigError({ where: 'base', what: 'missing: the Modelfile names the model', expected })
+      throw new ConfigError({
+        where: 'base',
+        what: 'missing: Ollama’s Modelfile names the model, which the adapter does not',
+        expected,
+      })
     }
     requireAlwaysOn(adapter, 'Ollama')
     const template = await loadChatTemplate(base.directory, adapter.chatTemplate)

@@ -1,6 +1,6 @@
 // Which adapters a run uses: one by name, a mix with weights, or the base alone; for all rows or for each.
 
-import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, StateError, UnsupportedError } from '../../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
 import type { AdapterFactors } from './site-factors.js'
 
@@ -131,14 +131,20 @@ export function notWhole(): UnsupportedError {
   })
 }
 
+/** The error of a call to a session that is disposed, perhaps while the call ran. */
+export function closedSession(): StateError {
+  return new StateError({
+    where: 'session',
+    what: 'the session is closed',
+    hint: 'Write await before each call that should end before dispose()',
+  })
+}
+
 export function refuseAdapter(name: string, adapters: readonly string[]): never {
   throw new MismatchError({
     where: 'adapter',
     what: `the session has no adapter ${JSON.stringify(name)}`,
-    expected:
-      adapters.length === 0
-        ? 'the name of an adapter, but the session has none yet: call session.add first'
-        : adapters.join(', '),
-    hint: didYouMean(name, adapters),
+    expected: adapters.length === 0 ? undefined : adapters.join(', '),
+    hint: adapters.length === 0 ? 'It has no adapters: add this one with session.add' : didYouMean(name, adapters),
   })
 }

@@ -43,8 +43,8 @@ export async function encodePrompt(
   if (length === 0) {
     throw new DataError({
       where,
-      what: 'it has no tokens, and the tokenizer adds none',
-      hint: 'Give at least one character',
+      what: 'it is empty, and the tokenizer of this model puts no token before a text',
+      hint: 'Write at least one character',
     })
   }
   if (contextLength !== undefined && length >= contextLength) {
