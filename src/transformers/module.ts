@@ -142,7 +142,7 @@ export async function findRuntime(transformers: TransformersModule): Promise<Ort
     what: 'there are two of them: transformers.js uses another one than the one that is found here',
     expected: versionText(theirs),
     got: found.map(({ versions }) => versionText(versions)).join(', '),
-    hint: `Install one version alone (npm ls onnxruntime-node onnxruntime-web). Or: ${hint.toLowerCase()}`,
+    hint: `Install that of transformers.js, so that there is one: npm install ${versionText(theirs).replace(' ', '@')} (or pnpm add, yarn add). Or open the pipeline with transformers.js, and give it to withAdapters`,
   })
 }
 
