@@ -139,6 +139,16 @@ describe('what cannot be lowered', () => {
       'its output 2',
     ],
     [
+      'a decay for each dimension of the keys',
+      {
+        op: 'com.microsoft:LinearAttention',
+        note: '',
+        inputs: [x(1, 2, 4), x(1, 2, 4), x(1, 2, 6), x(1, 1, 4, 6), x(1, 2, 4)],
+        attributes: { q_num_heads: 1, kv_num_heads: 1, update_rule: 'gated' },
+      },
+      'a decay for each dimension of the keys is not implemented; one for each head is',
+    ],
+    [
       'a mask of starts and ends',
       { op: MHA, note: '', inputs: [...PARTS, undefined, int32s([5, 2, 0, 1], [4])], attributes: { num_heads: 4 } },
       'a mask of 1 axis is only implemented where it has one number for each row',
