@@ -151,7 +151,7 @@ FAMILIES = {  # name: (config, modules that the adapter changes); PEFT takes nam
     "ministral3": (llama_like("Ministral3Config"), [*ATTENTION, *MLP]),
     "ernie4_5": (llama_like("Ernie4_5Config"), [*ATTENTION, *MLP]),
     "hunyuan": (llama_like("HunYuanDenseV1Config"), [*ATTENTION, *MLP]),
-    "exaone4": (llama_like("Exaone4Config", num_hidden_layers=4, sliding_window=32, sliding_window_pattern="LLLG"), [*ATTENTION, *MLP]),
+    "exaone4": (llama_like("Exaone4Config", num_hidden_layers=4, sliding_window=32, sliding_window_pattern=4), [*ATTENTION, *MLP]),
     "olmo3": (llama_like("Olmo3Config", num_hidden_layers=4, sliding_window=32), [*ATTENTION, *MLP]),
 }
 

@@ -2,7 +2,7 @@
 
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
-import { CHUNK, hasChunks } from '../graph/lower/chunks.js'
+import { chunkOf } from '../graph/lower/chunks.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { RunLength } from '../graph/shapes/plain-shapes.js'
 import type { Length } from '../graph/training/objective-graph.js'
@@ -109,11 +109,12 @@ interface ProbeBatch {
 
 /** Returns {@link PROBE_BATCHES}; for a graph that reads tokens in chunks, runs of one and of two chunks. */
 export function tokenProbe(graph: Graph): TokenProbe {
-  if (!hasChunks(graph)) return { batches: PROBE_BATCHES, lengths: tokenLengths() }
+  const chunk = chunkOf(graph)
+  if (chunk === undefined) return { batches: PROBE_BATCHES, lengths: tokenLengths() }
   const [first, second] = PROBE_BATCHES
-  const sequence = second.sequence + CHUNK - 1
-  const of = (feeds: Feeds) => Math.ceil(feeds[IDS].dims[1] / CHUNK)
-  const chunks: Length = { name: 'chunks', probed: [1, 2], of, tokens: CHUNK }
+  const sequence = second.sequence + chunk - 1
+  const of = (feeds: Feeds) => Math.ceil(feeds[IDS].dims[1] / chunk)
+  const chunks: Length = { name: 'chunks', probed: [1, 2], of, tokens: chunk }
   return { batches: [first, { ...second, sequence }], lengths: [...tokenLengths([first.sequence, sequence]), chunks] }
 }
 
