@@ -82,7 +82,7 @@ export async function handOff(
   if (rows === 'records' && cutChats > 0) {
     throw new ConfigError({
       where: 'rows',
-      what: `${cutChats} chats are longer than maxLength: here they lose early turns, and TRL would cut their ends`,
+      what: `chats longer than maxLength: ${cutChats}. Here they lose early turns, and TRL would cut their ends`,
       hint: 'Use rows: tokens, or a greater maxLength',
     })
   }

@@ -155,7 +155,7 @@ describe('the folder', () => {
       ])
     const { model, chatTemplate } = cases.dora
     const run = (length: number) => ({ model, chatTemplate, maxLength: 32, data: [{ messages: turns(length).flat() }] })
-    await expect(handed(run(9), { rows: 'records' })).rejects.toThrow(/rows: 1 chats are longer than maxLength/)
+    await expect(handed(run(9), { rows: 'records' })).rejects.toThrow(/rows: chats longer than maxLength: 1\./)
     expect((await handed(run(9))).rows).toHaveLength(1)
     expect((await handed(run(1), { rows: 'records' })).rows).toHaveLength(1)
   })
