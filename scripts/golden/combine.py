@@ -28,36 +28,11 @@ CASES = {  # case: (adapters, weights, options of add_weighted_adapter)
     "linear-negative": (["first", "second"], [1.0, -0.5], {"combination_type": "linear"}),
     "cat": (["first", "wide"], [1.0, 0.5], {"combination_type": "cat"}),
     "cat-patterns": (["patterns", "second"], [1.0, -0.5], {"combination_type": "cat"}),
-    "svd": (["first", "second"], [0.7, 1.5], {"combination_type": "svd"}),
     "svd-rank": (["first", "wide"], [1.0, -0.5], {"combination_type": "svd", "svd_rank": 2}),
-    "svd-patterns": (["patterns", "wide"], [1.0, 2.0], {"combination_type": "svd"}),
     "ties": (["first", "second"], [0.7, 1.5], {"combination_type": "ties", "density": 0.6}),
-    "ties-frequency": (["first", "second"], [1.0, -0.5], {"combination_type": "ties", "density": 0.5, "majority_sign_method": "frequency"}),
-    "ties-svd": (["first", "wide", "second"], [1.0, 0.5, 2.0], {"combination_type": "ties_svd", "density": 0.3, "svd_rank": 5}),
     "linear-rslora": (["rslora", "first"], [1.0, 0.5], {"combination_type": "linear"}),
-    "svd-rslora": (["rslora", "first"], [1.0, 0.5], {"combination_type": "svd"}),
-    "prune": (["first", "second"], [0.7, -1.5], {"combination_type": "magnitude_prune", "density": 0.4}),
-    "prune-svd": (["patterns", "wide"], [1.0, -0.5], {"combination_type": "magnitude_prune_svd", "density": 0.5, "svd_rank": 4}),
     "dare-linear": (["first", "second"], [1.0, -0.5], {"combination_type": "dare_linear", "density": 1.0}),
-    "dare-ties-svd": (["wide", "second"], [1.0, 0.5], {"combination_type": "dare_ties_svd", "density": 1.0, "majority_sign_method": "frequency", "svd_rank": 3}),
-    "one": (["first"], [0.25], {"combination_type": "svd"}),
 }
-
-
-def angles(out):
-    """Principal angles in degrees between the changes of `first` and `second`: by numpy's SVDs of the full matrices, in float64."""
-    import numpy
-    from safetensors.numpy import load_file
-    spaces = []
-    for name in ("first", "second"):
-        values = load_file(out / name / "adapter_model.safetensors")
-        spaces.append({key[: -len(".lora_A.weight")].removeprefix("base_model.model."):
-                       numpy.linalg.svd(values[key.replace("lora_A", "lora_B")].astype("f8") @ values[key].astype("f8"), full_matrices=False)
-                       for key in values if "lora_A" in key})
-    rank = 3
-    between = lambda a, b: [round(float(x), 6) for x in numpy.degrees(numpy.arccos(numpy.clip(numpy.linalg.svd(a.T @ b)[1], 0, 1)))]
-    return {key: {"output": between(spaces[0][key][0][:, :rank], spaces[1][key][0][:, :rank]),
-                  "input": between(spaces[0][key][2][:rank].T, spaces[1][key][2][:rank].T)} for key in spaces[0]}
 
 
 def main():
@@ -81,7 +56,6 @@ def main():
             if hasattr(layer, "lora_A") and ("combined" in layer.lora_A or "combined" in layer.lora_embedding_A):
                 deltas[f"{case}/{module}"] = layer.get_delta_weight("combined").detach().contiguous()
     save_tensors(out / "deltas.safetensors", deltas)
-    write_json(out / "angles.json", angles(out))
     write_json(out / "cases.json", {"versions": versions("torch", "transformers", "peft"), "cases": {
         case: {"adapters": adapters, "weights": weights, "options": options} for case, (adapters, weights, options) in CASES.items()}})
     packed.pack(out, "combine")

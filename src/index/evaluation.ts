@@ -29,7 +29,7 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
   for (const [name, adapter] of Object.entries(named)) {
     if (Array.isArray(adapter)) {
       const { combine } = await import('./tools.js')
-      adapters[name] = (await combine({ adapters: adapter, combinationType: 'cat' })).adapter
+      adapters[name] = (await combine({ adapters: adapter })).adapter
     } else adapters[name] = await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
   }
   return withOpened(options, async (model, data) => {

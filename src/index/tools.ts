@@ -34,11 +34,6 @@ export interface ResizeOptions extends RankChoice, ToolRun {}
 export interface CombineOptions extends CombineSettings {
   /** Adapters for one base, with their weights. Ranks and layers may differ. */
   adapters: readonly AdapterToMerge[]
-  /**
-   * The model of the adapters: a safetensors checkpoint. Only DoRA adapters need it, because their change depends on
-   * its weights.
-   */
-  base?: Source | undefined
 }
 
 export async function resize(adapter: Source | LoraAdapter, options: ResizeOptions): Promise<ResizeResult> {
@@ -51,11 +46,11 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
 
 export async function combine(options: CombineOptions): Promise<CombineResult> {
   checkOptions(options, 'combine', COMBINE_OPTIONS)
-  const { adapters, base, ...settings } = options
+  const { adapters, ...settings } = options
   const { combineAdapters } = await import('../tools/combine.js')
   const inputs = []
   for (const given of adapters) inputs.push({ weight: 1, ...(await weightedAdapter(given)) })
-  return combineAdapters(inputs, settings, base === undefined ? undefined : await openSource(base, 'base'))
+  return combineAdapters(inputs, settings)
 }
 
 /** Options of {@link extract}. */

@@ -212,16 +212,15 @@ export const toPlain: typeof import('./adapters.js').toPlain = async (...given) 
 /**
  * Makes one adapter from several adapters of the same base. By default, its change is exactly the weighted sum Σ
  * weight·s·B·A. The adapters may use rsLoRA and patterns, and may have different ranks and layers. With `rank`,
- * `energy`, `error` or `ratio` it is the closest change of a lower rank. `combinationType` chooses one of PEFT's other
- * methods, and `peftCompatible` gives the same numbers as PEFT's add_weighted_adapter.
+ * `energy`, `error` or `ratio` it is the closest change of a lower rank. `combinationType` chooses TIES, DARE or the
+ * sum of the factors instead.
  *
  * lowrank reads adapters in folders one layer at a time. It works on the factors, and makes no matrix as large as a
- * weight. There are two exceptions: types such as `ties_svd` make one for each adapter, and DoRA layers need one. DoRA
- * layers also need `base` and a rule for the rank.
+ * weight.
  *
  * @throws ConfigError for an option that is unknown, not valid or not used by the combination type, and for layers of
  *   different ranks where factors are added; MismatchError when the adapters belong to different bases;
- *   UnsupportedError for DoRA without `base`, for adapters whose initial values changed their base, and for replaced
+ *   UnsupportedError for DoRA, for adapters whose initial values changed their base, and for replaced
  *   tensors that cannot be added; what {@link loadAdapter} throws
  *
  * @example

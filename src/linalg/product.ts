@@ -1,5 +1,6 @@
 // Matrix products through the kernels, and the few other operations on matrices that a layer needs.
 
+import type { Random } from '../base/random.js'
 import { F64, type FloatArray, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 
@@ -84,6 +85,13 @@ export function columnsOf({ data, shape: [rows, columns] }: Matrix, first: numbe
 export function identity(n: number): Matrix {
   const result = zeros(n, n, F64)
   for (let i = 0; i < n; i++) result.data[i * n + i] = 1
+  return result
+}
+
+/** N(0, 1) */
+export function normals(random: Random, rows: number, columns: number): Matrix {
+  const result = zeros(rows, columns, F64)
+  for (let i = 0; i < result.data.length; i++) result.data[i] = random.normal()
   return result
 }
 

@@ -4,10 +4,9 @@
 import { Random } from '../base/random.js'
 import { F64, type FloatArray, type Matrix, transposeAs, zeros } from '../base/tensor.js'
 import { symmetricEigenvalues } from './eigen.js'
-import { copyAs, product } from './product.js'
+import { copyAs, normals, product } from './product.js'
 import { orthonormalRows } from './qr.js'
-import { normals, truncated } from './randomized-svd.js'
-import { type Svd, svd } from './svd.js'
+import { type Svd, svd, truncated } from './svd.js'
 
 /** A matrix (d, k) that need not be in memory: each call reads its rows once. */
 export interface StreamedMatrix {

@@ -1,10 +1,10 @@
 // The singular value decomposition in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić
 // 2008), which finds small singular values to high relative accuracy. The smaller side should be at most a few hundred.
 
-import { NumericError } from '../base/errors.js'
+import { ConfigError, NumericError } from '../base/errors.js'
 import { F64, isAllFinite, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { rotate, symmetricEigen } from './eigen.js'
-import { copyAs, identity, product } from './product.js'
+import { columnsOf, copyAs, identity, product } from './product.js'
 import { orthonormalRows, qr, triangularFactor } from './qr.js'
 
 /** matrix (d, k) = u·diag(s)·vt, p = min(d, k). */
@@ -34,8 +34,33 @@ export function svd(matrix: Matrix): Svd {
   return { u: product(q, turns, { transposeB: true }), s, vt: rows } // (d, k) @ (k, k) → (d, k)
 }
 
+/** For sides up to this size the full SVD is as fast. */
+const SMALL = 128
+
+/** The first `rank` singular values and vectors, by the eigenvectors of the smaller of W·Wᵀ and Wᵀ·W. */
+export function truncatedSvd(weight: Matrix, rank: number): Svd {
+  const [d, k] = weight.shape
+  const side = Math.min(d, k)
+  if (rank > side) {
+    throw new ConfigError({ where: 'rank', what: 'not valid', expected: `at most ${side}`, got: `${rank}` })
+  }
+  if (side <= SMALL) return truncated(svd(weight), rank)
+  if (d > k) return transposed(truncatedSvd(transpose(weight), rank))
+  checkFinite(weight)
+  const w = copyAs(weight, F64)
+  const { vectors } = symmetricEigen(product(w, w, { transposeB: true })) // (d, k) @ (k, d)
+  const rows: Matrix = { data: vectors.data.slice(0, rank * d), shape: [rank, d] }
+  const { u, s, vt } = svd(product(rows, w)) // (rank, d) @ (d, k)
+  return { u: product(rows, u, { transposeA: true }), s, vt } // (d, rank) @ (rank, rank)
+}
+
+export function truncated({ u, s, vt }: Svd, rank: number): Svd {
+  const k = vt.shape[1]
+  return { u: columnsOf(u, 0, rank), s: s.slice(0, rank), vt: { data: vt.data.slice(0, rank * k), shape: [rank, k] } }
+}
+
 /** The SVD of the transposed matrix. */
-export function transposed({ u, s, vt }: Svd): Svd {
+function transposed({ u, s, vt }: Svd): Svd {
   return { u: transpose(vt), s, vt: transpose(u) }
 }
 
@@ -61,7 +86,7 @@ export function svdOfProduct(b: Matrix, a: Matrix): Svd {
   return { u: product(left.q, u), s, vt: product(vt, right.q, { transposeB: true }) }
 }
 
-export function checkFinite(matrix: Matrix): void {
+function checkFinite(matrix: Matrix): void {
   if (isAllFinite(matrix.data)) return
   throw new NumericError({ where: 'svd', what: 'the matrix has an element that is not finite' })
 }

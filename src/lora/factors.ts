@@ -80,7 +80,7 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
   }
   checkRank(weight.shape, config, name)
   const base = copyAs(weight, weight.data)
-  const { weightA, weightB } = takenFromBase(config, name, base)
+  const { weightA, weightB } = takenFromBase(config, base)
   const pair = { weightA: copyAs(weightA, base.data), weightB: copyAs(weightB, base.data) }
   return addDelta(base, pair, -scalingOf(config))
 }

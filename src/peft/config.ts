@@ -4,7 +4,7 @@
 import { ConfigError, FormatError, LowrankError, UnsupportedError } from '../base/errors.js'
 import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
-import { type Init, isInit, iterationsOf } from '../lora/init/inits.js'
+import { type Init, isPissaNiter } from '../lora/init/inits.js'
 import { PatternTable } from '../lora/patterns/patterns.js'
 
 const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
@@ -86,8 +86,8 @@ function initOf(value: unknown): Init | undefined {
   const init = typeof value === 'string' ? value.toLowerCase() : value
   const known = INIT_VALUES.get(init)
   if (known !== undefined || typeof init !== 'string') return known
-  const hyphenated = init.replaceAll('_', '-')
-  return isInit(hyphenated) && iterationsOf(hyphenated) !== undefined ? hyphenated : undefined
+  const other = init.replaceAll('_', '-')
+  return isPissaNiter(other) ? other : undefined
 }
 
 /** Returns PEFT's value for an init. PEFT has no `normal`; its default is closest. */

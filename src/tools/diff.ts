@@ -3,10 +3,10 @@
 import type { Directory, Place } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
-import { elementCount, F64, formatShape, type Matrix, transpose } from '../base/tensor.js'
+import { elementCount, F64, formatShape, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, openCheckpoint } from '../formats/checkpoint.js'
 import { inPrecisionOf, product } from '../linalg/product.js'
-import { type Svd, svd, svdOfProduct } from '../linalg/svd.js'
+import { singularValuesOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { PartView } from '../lora/part.js'
@@ -103,8 +103,6 @@ function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDiffe
     ...norms,
     relativeChange: relative(norms.normDifference, norms.normA),
     cosine: normA * normB === 0 ? null : shared / Math.sqrt(normA * normB),
-    outputAngles: [],
-    inputAngles: [],
     singularValues: [],
   }
 }
@@ -183,21 +181,11 @@ export interface AdapterDifference {
   relativeChange: number
   /** ⟨ΔA, ΔB⟩/(‖ΔA‖·‖ΔB‖): 1 for the same direction, −1 for opposite directions, null if a change is 0. */
   cosine: number | null
-  /**
-   * Principal angles in degrees, smallest first, between the spaces that the changes write into (their left singular
-   * vectors). At 0 they share a direction, at 90 they share none.
-   */
-  outputAngles: number[]
-  /** The same for the spaces that they read from (their right singular vectors). */
-  inputAngles: number[]
   /** Singular values of ΔB − ΔA, largest first. */
   singularValues: number[]
 }
 
-/** Directions with singular values below this share of the largest are noise, and their angles would mean nothing. */
-const SIGNIFICANT = 1e-3
-
-/** Several matrices (groups, experts) give norms over all of them, and the angles and singular values of the first. */
+/** Several matrices (groups, experts) give norms over all of them, and the singular values of the first. */
 function compareChanges(a: Change, b: Change): AdapterDifference {
   const pairs = a.pairs.map((pair, at) => [pair, b.pairs[at]] as const)
   const [normA, normB] = [normOf(a.pairs), normOf(b.pairs)]
@@ -206,7 +194,6 @@ function compareChanges(a: Change, b: Change): AdapterDifference {
   )
   const normDifference = isEqual ? 0 : normOf(pairs.map((pair) => differencePair(...pair)))
   const shared = pairs.reduce((sum, [pairA, pairB]) => sum + innerProduct(pairA, pairB), 0)
-  const [first, second] = pairs[0].map(({ weightA, weightB }) => svdOfProduct(weightB, weightA))
   const between = differencePair(...pairs[0])
   return {
     normA,
@@ -214,9 +201,7 @@ function compareChanges(a: Change, b: Change): AdapterDifference {
     normDifference,
     relativeChange: relative(normDifference, normA),
     cosine: normA * normB === 0 ? null : Math.max(-1, Math.min(1, shared / (normA * normB))),
-    outputAngles: principalAngles(leading(first, 'u'), leading(second, 'u')),
-    inputAngles: principalAngles(leading(first, 'vt'), leading(second, 'vt')),
-    singularValues: isEqual ? [] : Array.from(svdOfProduct(between.weightB, between.weightA).s),
+    singularValues: isEqual ? [] : Array.from(singularValuesOfProduct(between.weightB, between.weightA)),
   }
 }
 
@@ -230,28 +215,6 @@ function innerProduct(pairA: FactorPair, pairB: FactorPair): number {
   let sum = 0
   for (let i = 0; i < left.data.length; i++) sum += left.data[i] * right.data[i]
   return sum
-}
-
-function leading({ u, s, vt }: Svd, side: 'u' | 'vt'): Matrix {
-  const count = s.findIndex((value) => value < SIGNIFICANT * s[0] || value === 0)
-  const rank = count === -1 ? s.length : count
-  const rows = side === 'u' ? transpose(u) : vt
-  return { data: rows.data.subarray(0, rank * rows.shape[1]), shape: [rank, rows.shape[1]] }
-}
-
-/** Principal angles as in Björck and Golub 1973: from cosines, or from sines if the cosines are near 1. */
-function principalAngles(a: Matrix, b: Matrix): number[] {
-  if (a.shape[0] === 0 || b.shape[0] === 0) return []
-  const [small, large] = a.shape[0] <= b.shape[0] ? [a, b] : [b, a]
-  const shared = product(small, large, { transposeB: true })
-  const cosines = svd(shared).s
-  // The singular values of the smaller space's part outside the larger space are the sines.
-  const rest = product(shared, large, { scale: -1, addTo: { data: small.data.slice(), shape: small.shape } as Matrix })
-  const sines = svd(rest).s.reverse()
-  return Array.from(cosines, (cosine, i) => {
-    const sine = Math.min(1, sines[i])
-    return (180 / Math.PI) * (sine < Math.SQRT1_2 ? Math.asin(sine) : Math.acos(Math.min(1, cosine)))
-  })
 }
 
 function isSame(a: Matrix, b: Matrix): boolean {

@@ -16,21 +16,14 @@ export interface NewLayer {
   readonly change: Change
 }
 
-type UniformRank = Pick<LoraConfig, 'rank' | 'useRslora'>
-
 /**
  * Assembles an adapter. It keeps all settings of `config` except rank and training. Empties `layers` to free memory.
  */
-export function assemble(
-  config: LoraConfig,
-  layers: NewLayer[],
-  values: readonly PartValues[],
-  uniform?: UniformRank,
-): LoraAdapter {
+export function assemble(config: LoraConfig, layers: NewLayer[], values: readonly PartValues[]): LoraAdapter {
   const ranks = new Map(
     layers.map(({ part, change: { pairs } }) => [part.name, configRank(part, pairs[0].weightA.shape[0], pairs.length)]),
   )
-  const resultConfig = uniform === undefined ? configOf(config, ranks) : uniformConfig(config, uniform)
+  const resultConfig = configOf(config, ranks)
   const adapter = new LoraAdapter(resultConfig)
   layers.reverse()
   for (let layer = layers.pop(); layer !== undefined; layer = layers.pop()) {
@@ -50,11 +43,8 @@ function configOf(config: LoraConfig, ranks: ReadonlyMap<string, number>): LoraC
   const patterned = resolveConfig({ ...plain(config), rank, alpha: rank, rankPattern: pattern, alphaPattern: pattern })
   // A pattern matches the end of a name. If names end alike, all layers get the largest rank, filled with zeros.
   if ([...ranks].every(([name, wanted]) => configForLayer(patterned, name).rank === wanted)) return patterned
-  return uniformConfig(config, { rank: Math.max(...ranks.values()), useRslora: false })
-}
-
-function uniformConfig(config: LoraConfig, { rank, useRslora }: UniformRank): LoraConfig {
-  return resolveConfig({ ...plain(config), useRslora, rank, alpha: rank, rankPattern: {}, alphaPattern: {} })
+  const highest = Math.max(...ranks.values())
+  return resolveConfig({ ...plain(config), rank: highest, alpha: highest, rankPattern: {}, alphaPattern: {} })
 }
 
 function plain(config: LoraConfig): LoraConfig {

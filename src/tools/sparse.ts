@@ -6,7 +6,7 @@
 import type { Random } from '../base/random.js'
 import type { FloatArray } from '../base/tensor.js'
 
-export interface WeightedTensor {
+interface WeightedTensor {
   readonly data: FloatArray
   readonly weight: number
 }
@@ -15,13 +15,13 @@ export interface SparseSum {
   readonly keep: 'largest' | 'random' | 'all'
   /** The share of each tensor's values that is kept, in (0, 1]. */
   readonly density: number
-  /** How signs are elected: by the unweighted sum, or by most tensors. Undefined for the plain weighted sum. */
-  readonly sign: 'total' | 'frequency' | undefined
+  /** Of each place, only values with the sign of the unweighted sum count. */
+  readonly electsSigns: boolean
 }
 
 export function sparseSum(
   tensors: readonly WeightedTensor[],
-  { keep, density, sign }: SparseSum,
+  { keep, density, electsSigns }: SparseSum,
   random: (index: number) => Random,
 ): Float64Array {
   const kept = tensors.map(({ data, weight }, index) => {
@@ -31,7 +31,7 @@ export function sparseSum(
       weight,
     }
   })
-  return sign === undefined ? weightedSum(kept) : electedMean(kept, sign)
+  return electsSigns ? electedMean(kept) : weightedSum(kept)
 }
 
 function weightedSum(tensors: readonly WeightedTensor[]): Float64Array {
@@ -40,12 +40,12 @@ function weightedSum(tensors: readonly WeightedTensor[]): Float64Array {
   return result
 }
 
-function electedMean(tensors: readonly WeightedTensor[], sign: 'total' | 'frequency'): Float64Array {
+function electedMean(tensors: readonly WeightedTensor[]): Float64Array {
   const size = tensors[0].data.length
   const result = new Float64Array(size)
   for (let i = 0; i < size; i++) {
     let vote = 0
-    for (const { data } of tensors) vote += sign === 'total' ? data[i] : Math.sign(data[i])
+    for (const { data } of tensors) vote += data[i]
     const elected = vote >= 0 ? 1 : -1
     let [sum, count] = [0, 0]
     for (const { data, weight } of tensors) {

@@ -23,10 +23,8 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     args: () => [
       {
         adapters: [adapter(), { adapter: adapter(), weight: 0.5 }],
-        base: QWEN2,
         combinationType: 'exact',
         rank: 1,
-        peftCompatible: false,
         signal: new AbortController().signal,
       },
     ],

@@ -40,15 +40,13 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
   const numbers: Record<string, number> = {}
   const progress: string[] = []
   const onProgress = ({ done, total }: { done: number; total: number }) => void progress.push(`${done}/${total}`)
-  for (const combinationType of ['exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd'] as const) {
-    const density = combinationType.startsWith('ties') ? { density: 0.5 } : {}
+  for (const combinationType of ['exact', 'linear', 'ties'] as const) {
+    const density = combinationType === 'ties' ? { density: 0.5 } : {}
     const adapters = [{ adapter: first, weight: 0.5 }, second]
     const { adapter, error } = await combine({ adapters, combinationType, ...density, onProgress })
     numbers[combinationType] = sumOf(adapter)
     numbers[`${combinationType} error`] = error
   }
-  const folded = await combine({ adapters: [dora], base: model, rank: 2 })
-  numbers['dora error'] = folded.error
   const smaller = await resize(first, { rank: 1, onProgress })
   numbers['resize error'] = smaller.error
   const tuned = new MemoryDirectory({}, 'tuned')
@@ -68,7 +66,7 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
     numbers[`back from ${to}`] = sumOf(await loadAdapter(back))
   }
   const saved = new MemoryDirectory({}, 'saved')
-  await saveAdapter(folded.adapter, saved)
+  await saveAdapter(smaller.adapter, saved)
   numbers['saved files'] = saved.files.size
   const refused = await combine({ adapters: [dora, first], rank: 2 }).catch((error: Error) => error.message)
   return { numbers, written, progress, refused: String(refused) }

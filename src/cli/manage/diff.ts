@@ -4,7 +4,7 @@ import type { DiffReport } from '../../index.js'
 import { defineCommand, MODEL, required, text, toggle } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
 import { refusePage, writePage } from '../show/outputs.js'
-import { diffReport, meanOf } from '../show/report-sections.js'
+import { diffReport } from '../show/report-sections.js'
 import { firstOf, print, printDocument, say, table, warn } from '../show/terminal.js'
 import { withProgress } from './adapter-output.js'
 
@@ -12,8 +12,7 @@ export const diff = defineCommand({
   name: 'diff',
   summary: 'show how two adapters, or two checkpoints, differ',
   about: [
-    'For adapters, shows the norms of both changes and the cosine between them. Also shows the mean principal angles between the spaces',
-    'of their outputs, and between the spaces of their inputs. 0° means the same space. 90° means that the spaces have nothing in common.',
+    'For adapters, shows the norms of both changes and the cosine between them.',
     'For checkpoints, shows the relative change of each tensor.',
   ].join('\n'),
   examples: [
@@ -54,10 +53,9 @@ function lines(report: DiffReport): string {
     if (rows.length === 0) return 'All tensors that both have are equal'
     return table([['tensor', 'shape', '‖a‖', '‖b − a‖', '‖b − a‖/‖a‖'], ...rows])
   }
-  const angle = (angles: readonly number[]) => (angles.length === 0 ? '–' : `${meanOf(angles).toFixed(1)}°`)
   const rows = report.layers.map((one) => [
     ...[one.name, one.normA, one.normB, one.cosine === null ? '–' : one.cosine.toFixed(3)],
-    ...[angle(one.outputAngles), angle(one.inputAngles), one.relativeChange],
+    one.relativeChange,
   ])
-  return table([['layer', '‖ΔA‖', '‖ΔB‖', 'cosine', 'output', 'input', '‖ΔB − ΔA‖/‖ΔA‖'], ...rows])
+  return table([['layer', '‖ΔA‖', '‖ΔB‖', 'cosine', '‖ΔB − ΔA‖/‖ΔA‖'], ...rows])
 }

@@ -117,17 +117,10 @@ function adapterLayers({ layers }: DiffReport & { kind: 'adapters' }): Section {
     measures: [
       ['normDifference', '‖ΔB − ΔA‖'],
       ['relativeChange', '‖ΔB − ΔA‖/‖ΔA‖'],
-      ['outputAngle', 'output angle'],
-      ['inputAngle', 'input angle'],
       ['normA', '‖ΔA‖'],
       ['normB', '‖ΔB‖'],
     ],
-    layers: layers.map((layer) => ({
-      ...layer,
-      shape: layer.shape.join('×'),
-      outputAngle: meanOf(layer.outputAngles),
-      inputAngle: meanOf(layer.inputAngles),
-    })),
+    layers: layers.map((layer) => ({ ...layer, shape: layer.shape.join('×') })),
   }
 }
 
@@ -143,8 +136,4 @@ function tensorLayers({ tensors }: DiffReport & { kind: 'checkpoints' }): Sectio
     ],
     layers: tensors.map((tensor) => ({ ...tensor, shape: tensor.shape.join('×'), singularValues: [] })),
   }
-}
-
-export function meanOf(angles: readonly number[]): number {
-  return angles.reduce((sum, angle) => sum + angle, 0) / angles.length
 }

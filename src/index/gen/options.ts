@@ -106,12 +106,9 @@ export const PUSH_OPTIONS: OptionTable = {
 
 export const COMBINE_OPTIONS: OptionTable = {
   adapters: needed(ADAPTER_LIST),
-  base: SOURCE,
-  combinationType: oneOf('exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd', 'dare_linear', 'dare_linear_svd', 'dare_ties', 'dare_ties_svd', 'magnitude_prune', 'magnitude_prune_svd'),
+  combinationType: oneOf('exact', 'linear', 'ties', 'dare_linear', 'dare_ties'),
   density: ranged('a number in (0, 1]'),
-  majoritySignMethod: oneOf('total', 'frequency'),
   seed: ranged('a safe integer'),
-  peftCompatible: BOOLEAN,
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
   error: ranged('a number in [0, 1)'),

@@ -1,40 +1,20 @@
 // Computes initial factors from a decomposition of the weight, as PEFT does (tuners/lora/layer.py, 0.21). Everything is
 // in f64. The weight is (d, k), A (r, k), B (d, r).
 
-import { F64, type Matrix, transpose, zeros } from '../../base/tensor.js'
+import { F64, type Matrix, zeros } from '../../base/tensor.js'
 import { columnsOf, copyAs, product } from '../../linalg/product.js'
 import { qr } from '../../linalg/qr.js'
-import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
-import { type Svd, transposed } from '../../linalg/svd.js'
+import { truncatedSvd } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
 /**
- * Computes the leading singular triples. The tolerance is strict because each triple matters, not only their energy.
- */
-export function leadingTriples(matrix: Matrix, count: number): Svd {
-  return randomizedSvd(matrix, count, { tolerance: 1e-13, iterations: 400 })
-}
-
-/**
- * PiSSA (arXiv 2404.02948): s·B·A is the best approximation of W with this rank. The sign of each pair is arbitrary.
+ * PiSSA (arXiv 2404.02948): s·B·A is W's best approximation of that rank, with A = √(S/s)·Vᵀ and B = U·√(S/s). Signs of
+ * pairs are free.
  */
 export function pissaFactors(weight: Matrix, rank: number, scaling: number): FactorPair {
-  return balanced(leadingTriples(weight, rank), scaling)
-}
-
-/**
- * PiSSA as computed by torch's svd_lowrank: subspace iterations from `start` (min(d, k), r), without oversampling, on
- * the weight or its transpose, whichever is taller.
- */
-export function fastPissaFactors(weight: Matrix, start: Matrix, iterations: number, scaling: number): FactorPair {
-  if (weight.shape[0] >= weight.shape[1]) return balanced(subspaceSvd(weight, start, iterations), scaling)
-  return balanced(transposed(subspaceSvd(transpose(weight), start, iterations)), scaling)
-}
-
-/** Returns A = √(S/s)·Vᵀ and B = U·√(S/s), so that s·B·A = U·S·Vᵀ. */
-export function balanced({ u, s, vt }: Svd, scaling: number): FactorPair {
+  const { u, s, vt } = truncatedSvd(weight, rank)
   const roots = s.map((value) => Math.sqrt(value / scaling))
-  const [rank, k] = vt.shape
+  const k = vt.shape[1]
   return {
     weightA: { data: vt.data.map((value, at) => value * roots[Math.floor(at / k)]), shape: vt.shape },
     weightB: { data: u.data.map((value, at) => value * roots[at % rank]), shape: u.shape },

@@ -4,12 +4,11 @@ import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
 import { peftStart } from '../../base/synonyms.js'
 import { type FloatArray, type Matrix, zeros } from '../../base/tensor.js'
-import { copyAs } from '../../linalg/product.js'
-import { normals } from '../../linalg/randomized-svd.js'
+import { copyAs, normals } from '../../linalg/product.js'
 import { type LoraConfig, scalingOf } from '../config.js'
 import type { FactorPair } from '../delta.js'
-import { fastPissaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
-import { iterationsOf, STARTS } from './inits.js'
+import { oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
+import { STARTS } from './inits.js'
 
 /**
  * Returns the initial factors in the precision of `like`, and `biasB` (d) if it does not start at zero. Throws
@@ -44,10 +43,10 @@ export function firstFactors(
       return { weightA: fill(rank, k, uniform(1 / Math.sqrt(k))), weightB: zeros(d, rank, like) }
     case 'orthogonal':
       return pairAs(drawnOrthogonal(rank, [d, k], random), like)
-    case 'mica':
-    case 'eva':
-    case 'lora-ga':
-    case 'corda':
+    case 'pissa':
+    case 'olora':
+      return pairAs(fromBase(config, name, base), like)
+    default:
       throw new ConfigError({
         where: name === '' ? 'init' : `${name}: init`,
         what: 'lowrank does not compute these initial values',
@@ -55,8 +54,6 @@ export function firstFactors(
         got: init,
         hint: peftStart(init),
       })
-    default:
-      return pairAs(fromBase(config, name, base), like)
   }
 }
 
@@ -87,16 +84,11 @@ function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): F
       what: `${init} starts from the base weight, which this layer does not have`,
     })
   }
-  return takenFromBase(config, name, base)
+  return takenFromBase(config, base)
 }
 
-/** Returns B₀ and A₀ of pissa and olora in f64. They depend only on W, and with `pissa-niter-N` on the seed. */
-export function takenFromBase(config: LoraConfig, name: string, base: Matrix): FactorPair {
-  const { init, rank, seed } = config
-  const scaling = scalingOf(config)
-  if (init === 'olora') return oloraFactors(base, rank)
-  const iterations = iterationsOf(init)
-  if (iterations === undefined) return pissaFactors(base, rank, scaling)
-  const start = normals(new Random(seed, `init/${name}`), Math.min(...base.shape), rank)
-  return fastPissaFactors(base, start, iterations, scaling)
+/** Returns B₀ and A₀ of pissa and olora in f64. They depend only on W. */
+export function takenFromBase(config: LoraConfig, base: Matrix): FactorPair {
+  const { init, rank } = config
+  return init === 'olora' ? oloraFactors(base, rank) : pissaFactors(base, rank, scalingOf(config))
 }

@@ -11,14 +11,14 @@
  *
  * Inits that need the base weight:
  * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the r largest singular values and vectors are removed from W and
- *   stored in B·A; `pissa-niter-N`: found by N subspace iterations from a random start. If the rank is higher than
- *   min(d, k), lowrank uses min(d, k). The scaling s is still computed from the rank in the config.
+ *   stored in B·A. If the rank is higher than min(d, k), lowrank uses min(d, k). The scaling s is still computed from
+ *   the rank in the config.
  * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. The
  *   rank is limited as with `pissa`.
  *
- * Inits that lowrank does not compute, but whose adapters, made by PEFT, it can read: `mica` (arXiv 2604.01694), `eva`
- * (Paischer et al. 2024, arXiv 2410.07170), `lora-ga` (Wang et al. 2024, arXiv 2407.05000) and `corda` (Yang et al.
- * 2024, arXiv 2406.05223).
+ * Inits that lowrank does not compute, but whose adapters, made by PEFT, it can read: `pissa-niter-N` (PiSSA by N
+ * subspace iterations from a random start), `mica` (arXiv 2604.01694), `eva` (Paischer et al. 2024, arXiv 2410.07170),
+ * `lora-ga` (Wang et al. 2024, arXiv 2407.05000) and `corda` (Yang et al. 2024, arXiv 2406.05223).
  */
 export type Init =
   | 'normal'
@@ -36,20 +36,17 @@ export type Init =
 
 export const DRAWN_INITS = ['normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'] as const satisfies Init[]
 
-/** The inits that a new layer can have. 16 stands for any number of iterations. */
-export const STARTS = [...DRAWN_INITS, 'pissa', 'pissa-niter-16', 'olora'] as const satisfies Init[]
+/** The inits that a new layer can have. */
+export const STARTS = [...DRAWN_INITS, 'pissa', 'olora'] as const satisfies Init[]
 
 const PEFT_INITS: readonly unknown[] = ['mica', 'eva', 'lora-ga', 'corda'] satisfies Init[]
 
 export function isInit(value: unknown): value is Init {
-  if (typeof value === 'string' && iterationsOf(value) !== undefined) return true
-  return (STARTS as readonly unknown[]).includes(value) || PEFT_INITS.includes(value)
+  return (STARTS as readonly unknown[]).includes(value) || PEFT_INITS.includes(value) || isPissaNiter(value)
 }
 
-/** Returns N of `pissa-niter-N`, or undefined for another init. */
-export function iterationsOf(init: string): number | undefined {
-  const digits = /^pissa-niter-(\d{1,4})$/.exec(init)?.[1]
-  return digits === undefined ? undefined : Number(digits)
+export function isPissaNiter(value: unknown): value is `pissa-niter-${number}` {
+  return typeof value === 'string' && /^pissa-niter-\d{1,4}$/.test(value)
 }
 
 /** Says whether an init changes the base to W − s·B₀·A₀: pissa, olora, lora-ga, corda. */
@@ -57,9 +54,9 @@ export function changesBase(init: Init): boolean {
   return takesFromBase(init) || init === 'lora-ga' || init === 'corda'
 }
 
-/** Says whether B₀·A₀ is computed from W when a layer is made: pissa, pissa-niter-N, olora. */
+/** Says whether PEFT computes B₀·A₀ from W: pissa, pissa-niter-N, olora. */
 export function takesFromBase(init: Init): boolean {
-  return isComputedFromBase(init) || iterationsOf(init) !== undefined
+  return isComputedFromBase(init) || isPissaNiter(init)
 }
 
 /**

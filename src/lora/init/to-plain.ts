@@ -90,7 +90,7 @@ async function takenFrom(weights: BaseWeights, { name, d, k, config }: LoraLayer
   const weight = toMatrix(await weights(name, [d, k]), where(name, 'baseWeight'))
   checkShape(weight, d, k, where(name, 'baseWeight'))
   checkRank(weight.shape, config, name)
-  return takenFromBase(config, name, weight)
+  return takenFromBase(config, weight)
 }
 
 function firstOf(start: LoraAdapter, { name, weightA, weightB, scaling }: LoraLayer): FactorPair {
