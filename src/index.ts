@@ -99,7 +99,6 @@ export type {
   Prompt,
   PromptImages,
   RunOptions,
-  SoundInput,
   StreamOptions,
   TaggedWord,
   Tagging,

@@ -36,7 +36,6 @@ const {
     // Without either, the size of the model decides, as in a run.
     memory: { type: 'string', default: 'auto' },
     products: { type: 'boolean', default: false },
-    'lora-fa': { type: 'boolean', default: false },
     profile: { type: 'string' },
     cpu: { type: 'boolean', default: false },
   },
@@ -114,9 +113,7 @@ async function openProducts() {
 
 async function openStep() {
   const graph = await buildTrainingGraph(model.onnx, runtime, task, {
-    layers: options['lora-fa']
-      ? layers.map((layer) => ({ ...layer, fixedA: startOfA(layer.name, layer.rank * layer.k, layer.k) }))
-      : layers,
+    layers,
     tokens: batch * sequence,
     ...blocksFor(sequence),
   })

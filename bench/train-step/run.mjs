@@ -127,7 +127,6 @@ for (const name of options.only.split(',')) {
     () => ours('lowrank --memory low', '--memory', 'low', ...(options.profile ? ['--profile', profile] : [])),
     () => ours('lowrank'),
   ]
-  if (!isLarge) starts.push(() => ours('lowrank --lora-fa', '--lora-fa'))
   if (kind === 'causal-lm') {
     starts.push(
       () => ours(PRODUCTS[0], '--products', '--memory', 'fast'),

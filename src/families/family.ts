@@ -40,8 +40,8 @@ export interface ModelType {
 
 export type Spelling = readonly [older: RegExp, today: string]
 
-/** Labels of whole texts, of each word, of pictures, of sounds. */
-export type HeadKind = 'text' | 'token' | 'image' | 'audio'
+/** Labels of whole texts, of each word, of pictures. */
+export type HeadKind = 'text' | 'token' | 'image'
 
 export type Config = Readonly<Record<string, unknown>>
 

@@ -202,7 +202,6 @@ function scriptValues(
     labels: labels ?? null,
     problem_type: problemType ?? null,
     lora_plus_ratio: settings.loraPlusRatio ?? 1,
-    lora_fa: settings.loraFa,
     schedule: settings.schedule,
     warmup_ratio: settings.warmupRatio,
     warmup_steps: settings.warmupSteps ?? null,

@@ -59,15 +59,6 @@ class LikeLowrank:
         if self.optimizer is not None:
             return self.optimizer
         rate, decay = self.args.learning_rate, self.args.weight_decay
-        if RUN["lora_fa"]:
-            from peft.optimizers import create_lorafa_optimizer
-
-            config = self.model.peft_config["default"]
-            self.optimizer = create_lorafa_optimizer(
-                self.model, r=config.r, lora_alpha=config.lora_alpha, lr=rate, weight_decay=decay,
-                use_rslora=config.use_rslora,
-            )
-            return self.optimizer
         # LoRA+: B and vectors learn faster.
         fast, slow = [], []
         for name, parameter in self.model.named_parameters():

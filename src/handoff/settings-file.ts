@@ -145,7 +145,6 @@ export function scriptOnly(
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
     // SFT has a setting for the template.
     ...(hasTemplate && command !== 'sft' ? ['the chat template'] : []),
-    ...(settings.loraFa ? ['LoRA-FA'] : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),
     ...fields.filter((field) => !isOff(peft[field])),
     ...(peft.bias === 'none' ? [] : ['trained biases']),

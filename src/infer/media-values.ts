@@ -1,15 +1,11 @@
-// The kinds of pictures and sounds that calls take, for the tables of options (gen/options.ts).
+// The kinds of pictures that calls take, for the tables of options (gen/options.ts).
 
-import { isObject, type Kind, kind } from '../base/options.js'
+import { type Kind, kind } from '../base/options.js'
 import { isImageSource } from '../images/image-source.js'
 
 const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
 
 export const IMAGE: Kind = kind('a picture: a path, the bytes of a file, or { data, width, height }', isImageSource)
-
-export const SOUND: Kind = kind('the features of a sound: { input_features }', (value) => {
-  return isObject(value) && 'input_features' in value
-})
 
 export const IMAGES: Kind = kind(
   'a picture (a path, the bytes of a file, or { data, width, height }), a list of them, or one of these for each prompt',

@@ -231,13 +231,8 @@ export interface EmbedOptions extends BatchOptions {
   dimensions?: number | undefined
 }
 
-/** A sound as the processor of a speech model gives it: (bands, times), as lists in a list, or row by row. */
-export interface SoundInput {
-  readonly input_features: ArrayLike<number> | readonly ArrayLike<number>[]
-}
-
-/** An input of `classify`: a text or a pair of texts; for models that read pictures or sounds, one of these. */
-export type ClassifyInput = TextOrPair | ImageSource | SoundInput
+/** An input of `classify`: a text or a pair of texts; for models that read pictures, a picture. */
+export type ClassifyInput = TextOrPair | ImageSource
 
 /** How texts or pictures are classified. */
 export interface ClassifyOptions extends TagOptions {

@@ -86,8 +86,8 @@ function initOf(value: unknown): Init | undefined {
   const init = typeof value === 'string' ? value.toLowerCase() : value
   const known = INIT_VALUES.get(init)
   if (known !== undefined || typeof init !== 'string') return known
-  const other = init.replaceAll('_', '-')
-  return isPissaNiter(other) ? other : undefined
+  const hyphenated = init.replaceAll('_', '-')
+  return isPissaNiter(hyphenated) ? hyphenated : undefined
 }
 
 /** Returns PEFT's value for an init. PEFT has no `normal`; its default is closest. */

@@ -7,7 +7,6 @@ import type { Task } from './task.js'
 
 const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
-  'audio-classification': async () => (await import('./audio-classification.js')).audioClassification,
   dpo: async () => (await import('./dpo.js')).dpo,
   embedding: async () => (await import('./embedding.js')).embedding,
   'image-classification': async () => (await import('./image-classification.js')).imageClassification,

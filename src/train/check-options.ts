@@ -32,9 +32,6 @@ export function checkOptions(options: TrainInput, settings: TrainSettings): Lora
       got: String(got),
     })
   }
-  if (settings.loraFa && config.useDora) {
-    throw new ConfigError({ where: 'loraFa', what: 'not together with DoRA: use one of the two' })
-  }
   const others = { modulesToSave: [], bias: 'none', useDora: false, trainableTokenIndices: undefined } as const
   requirePlainConfig({ ...config, ...others }, 'training')
   return config

@@ -9,8 +9,6 @@ export interface AdamWOptions {
   epsilon: number
   /** Factors of the learning rate, one for each parameter. Default: 1 for all. */
   rates?: readonly number[]
-  /** Matrices (r, r) that multiply the gradients (r, d) of the parameters from the left; undefined for none. */
-  factors?: readonly (Float64Array | undefined)[] | undefined
   /** Decoupled: each step multiplies a parameter by 1 − learningRate·weightDecay. */
   weightDecay: number
 }
@@ -48,7 +46,7 @@ export class AdamW {
       const stepSize = rate / (1 - beta1 ** updates)
       const keep = 1 - rate * weightDecay
       const parameter = this.#parameters[p]
-      const gradient = multiplied(this.#options.factors?.[p], gradients[p])
+      const gradient = gradients[p]
       const first = this.#state.firstMoments[p]
       const second = this.#state.secondMoments[p]
       for (let i = 0; i < parameter.length; i++) {
@@ -76,19 +74,6 @@ export class AdamW {
     }
     this.#state = state
   }
-}
-
-function multiplied(factor: Float64Array | undefined, gradient: Float32Array): Float32Array {
-  if (factor === undefined) return gradient
-  const r = Math.sqrt(factor.length)
-  const d = gradient.length / r
-  const result = new Float32Array(gradient.length)
-  factor.forEach((value, at) => {
-    const from = (at % r) * d
-    const to = Math.floor(at / r) * d
-    for (let i = 0; i < d; i++) result[to + i] += value * gradient[from + i]
-  })
-  return result
 }
 
 /** Euclidean norm over all gradients together, summed in f64; not finite if any value is not. */

@@ -1,13 +1,9 @@
 // Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d),
-// DoRA's m (d), tensors of a head and rows of tokens as they are. LoRA+ and LoRA-FA change the rates and the gradients
-// of some of them.
+// DoRA's m (d), tensors of a head and rows of tokens as they are. LoRA+ changes the rates of some of them.
 
 import { MismatchError } from '../base/errors.js'
-import { F64, type Matrix, transpose, zeros } from '../base/tensor.js'
-import { symmetricEigen } from '../linalg/eigen.js'
-import { copyAs, product } from '../linalg/product.js'
+import { transpose } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { LoraLayer } from '../lora/layer.js'
 import type { EngineState } from './weights/held.js'
 
 interface Slot {
@@ -76,37 +72,4 @@ export function loraPlusRates(
   ratio = 1,
 ): number[] {
   return parameters.map(({ name, shape }) => (name.endsWith('.B') || shape.length === 1 ? ratio : 1))
-}
-
-/** A small number that PEFT adds to the diagonal of A·Aᵀ. */
-const DAMPING = 1e-8
-/** Relative to the largest eigenvalue and the size, as torch.linalg.pinv in float32. */
-const CUTOFF = 2 ** -23
-
-/**
- * The factors of LoRA-FA (Zhang et al. 2023, arXiv 2308.03303), where A stays as it started and only B learns. The
- * gradient of each Bᵀ (r, d) is multiplied by (A·Aᵀ)⁻¹/s² (r, r) from the left. The step of B then changes the weight
- * as nearly as B alone can to the full gradient of the weight. PEFT does the same (optimizers/lorafa.py).
- *
- * @param names of the trained tensors: those that are no B have no factor
- */
-export function gradientFactors(adapter: LoraAdapter, names: readonly string[]): (Float64Array | undefined)[] {
-  return names.map((name) => {
-    const layer = name.endsWith('.B') ? adapter.get(name.slice(0, -2)) : undefined
-    return layer instanceof LoraLayer ? inverseSquare(layer.weightA, layer.scaling) : undefined
-  })
-}
-
-function inverseSquare(weightA: Matrix, scaling: number): Float64Array {
-  const a = copyAs(weightA, F64)
-  const r = a.shape[0]
-  const square = product(a, a, { transposeB: true }) // (r, k) @ (k, r)
-  for (let i = 0; i < r; i++) square.data[i * r + i] += DAMPING
-  const { values, vectors } = symmetricEigen(square)
-  const scaled = zeros(r, r, F64)
-  for (let i = 0; i < r; i++) {
-    const inverse = values[i] > CUTOFF * r * values[0] ? 1 / (values[i] * scaling ** 2) : 0
-    for (let j = 0; j < r; j++) scaled.data[i * r + j] = vectors.data[i * r + j] * inverse
-  }
-  return product(vectors, scaled, { transposeA: true }).data as Float64Array
 }

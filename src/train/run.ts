@@ -11,7 +11,7 @@ import type { Examples } from '../tasks/task.js'
 import { BestEvaluation } from './best.js'
 import type { TrainEngine } from './engine.js'
 import { evaluate, takeReference } from './evaluation-runs.js'
-import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
+import { loraPlusRates, startOf, writeParameters } from './parameters.js'
 import { EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
@@ -145,7 +145,6 @@ class Run {
     const optimizer = {
       weightDecay: settings.weightDecay,
       rates: loraPlusRates(parameters, settings.loraPlusRatio),
-      factors: settings.loraFa ? gradientFactors(adapter, this.#names) : undefined,
     }
     const plain = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
     const { options } = this.sessions

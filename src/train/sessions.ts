@@ -75,9 +75,8 @@ export class TrainingSessions {
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
     const squares = await squaresOfRows(model, scaled, modules)
-    const layers = linears.map(({ name, d, k, rank, scaling, weightA }) => {
-      const fixedA = settings.loraFa ? Float32Array.from(weightA.data) : undefined
-      return { name, d, k, rank, scaling, fixedA, baseSquares: squares.get(name) }
+    const layers = linears.map(({ name, d, k, rank, scaling }) => {
+      return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
     })
     const { dropout, aloraInvocationTokens: invocation } = adapter.config
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0

@@ -70,13 +70,6 @@ export interface TrainSettings {
    */
   loraPlusRatio: number | undefined
   /**
-   * LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it starts, and only B is trained. Each step is faster.
-   *
-   * As in PEFT, the gradient of B is multiplied by (A·Aᵀ)⁻¹/s² before AdamW. Not together with DoRA.
-   * @default false
-   */
-  loraFa: boolean
-  /**
    * AdamW's weight decay, decoupled from the gradient.
    * @range a number in [0, 1]
    * @default 0

@@ -127,7 +127,7 @@ export interface TrainReport {
   newHead: boolean | null
   /** Names of the labels, in the order of the logits. Null if the task has no labels. */
   labels: string[] | null
-  /** Elements of all A and B: r·(d + k) each. With `loraFa`, of all B: r·d each. */
+  /** Elements of all A and B: r·(d + k) each. */
   trainableParams: number
   /** Parameters of the adapted layers: d·k + r·(d + k) for each layer. */
   totalParams: number

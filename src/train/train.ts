@@ -185,13 +185,12 @@ async function samplerFor({ options, task }: Job, { chatTemplate }: EncodedSourc
   return samplerOf(sample, task, await encodeContext(options), chatTemplate !== undefined)
 }
 
-function reportOf({ task, adapter, open, settings }: RunInput, { kept }: EncodedSource, isNew: boolean) {
-  const ofA = settings.loraFa ? adapter.parts('linear').reduce((sum, { rank, k }) => sum + rank * k, 0) : 0
+function reportOf({ task, adapter, open }: RunInput, { kept }: EncodedSource, isNew: boolean) {
   return {
     task,
     truncatedRecords: kept.truncatedRecords,
     skippedRecords: kept.skippedRecords,
-    trainableParams: adapter.totalTrainableParams() - ofA,
+    trainableParams: adapter.totalTrainableParams(),
     totalParams: adapter.totalParams(),
     labels: open.labels === undefined ? null : [...open.labels],
     newHead: open.head !== undefined && isNew ? open.head.isNew : null,

@@ -157,7 +157,6 @@ export const FLAGS = {
     warmupRatio: { form: 'number', about: 'share of the steps, at the start, in which the learning rate rises', range: 'a number in [0, 1]', fallback: '0.03' },
     warmupSteps: { form: 'number', about: 'number of steps, at the start, in which the learning rate rises, instead of --warmup-ratio', range: 'an integer of at least 0' },
     loraPlusRatio: { form: 'number', about: 'LoRA+: the learning rate of B and of biases is that of all other tensors times this number. Default: 1; 16 with the rates of labels and vectors', range: 'a number in [1, 1000]' },
-    loraFa: { form: 'switch', about: 'LoRA-FA: A stays as it starts, and only B is trained. Each step is faster' },
     weightDecay: { form: 'number', about: 'AdamW’s weight decay, decoupled from the gradient', range: 'a number in [0, 1]', fallback: '0' },
     maxGradNorm: { form: 'number', about: 'if the global norm of the gradients is larger than this, they are scaled down to it. 0 turns this off', range: 'a finite number of at least 0', fallback: '1' },
     device: { form: 'names', about: 'the devices that run the model, with ONNX Runtime’s names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU', placeholder: 'NAME,…' },

@@ -1,7 +1,6 @@
 // Builds the forward part of a training graph: the model with LoRA branches, and the objective on its outputs.
 
-import { create } from '../../formats/onnx/protobuf.js'
-import { bytesOf, DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
@@ -22,10 +21,7 @@ import type { DropoutMask } from './dropout.js'
 import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
-export interface TrainedLayer extends NamedLayer, Pick<Branch, 'rank' | 'scaling' | 'baseSquares'> {
-  /** A (r, k) as a constant of the graph, if it is not trained. */
-  readonly fixedA?: Float32Array | undefined
-}
+export type TrainedLayer = NamedLayer & Pick<Branch, 'rank' | 'scaling' | 'baseSquares'>
 
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
@@ -154,14 +150,10 @@ function choiceBehind(
 
 /** Declares A (r, k) and Bᵀ (r, d), because products that make gradients with few columns are slow. */
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
-  return layers.flatMap(({ name, d, k, rank, baseSquares, fixedA }) => {
+  return layers.flatMap(({ name, d, k, rank, baseSquares }) => {
     const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
-    if (fixedA !== undefined) {
-      const fixed = { dataType: DataType.FLOAT, dims: [rank, k].map(BigInt), rawData: bytesOf(fixedA) }
-      graph.addInitializer(create(TensorProtoSchema, { name: weightA, ...fixed }))
-    }
     const tensors = [
-      ...(fixedA === undefined ? [{ name: `${name}.A`, input: weightA, shape: [rank, k] }] : []),
+      { name: `${name}.A`, input: weightA, shape: [rank, k] },
       { name: `${name}.B`, input: weightB, shape: [rank, d] },
       ...(baseSquares === undefined ? [] : [{ name: `${name}.magnitude`, input: magnitudeInput(name), shape: [d] }]),
     ]

@@ -208,7 +208,6 @@ export const TRAIN_OPTIONS: OptionTable = {
   warmupRatio: ranged('a number in [0, 1]'),
   warmupSteps: ranged('an integer of at least 0'),
   loraPlusRatio: ranged('a number in [1, 1000]'),
-  loraFa: BOOLEAN,
   weightDecay: ranged('a number in [0, 1]'),
   maxGradNorm: ranged('a finite number of at least 0'),
   device: anyOf(NAME, listOf(NAME)),

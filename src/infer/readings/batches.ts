@@ -7,11 +7,9 @@ import type { Model } from '../../graph/model-folder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { soundFeeds, soundSize } from '../../tasks/audio-classification.js'
-import { checkSize, featuresOf } from '../../tasks/features.js'
 import { pictureFeeds, processorOf } from '../../tasks/image-classification.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts } from '../../tasks/token-batch.js'
-import type { BatchOptions, SoundInput, TextOrPair } from '../session.js'
+import type { BatchOptions, TextOrPair } from '../session.js'
 
 const PAIR = kind('an object with text and textPair', (value) => {
   if (!isObject(value)) return false
@@ -91,15 +89,4 @@ export function imageBatches(
     return pictureFeeds(processor, pictures)
   }
   return batchesOf([...images.keys()], feedsOf, options)
-}
-
-export function soundBatches(
-  model: Model,
-  sounds: readonly SoundInput[],
-  options: BatchOptions,
-): AsyncGenerator<Batch, void> {
-  const size = soundSize(model)
-  const valuesOf = (i: number) =>
-    checkSize(featuresOf(sounds[i].input_features, `sound ${i + 1}`), size, `sound ${i + 1}`)
-  return batchesOf([...sounds.keys()], (own) => soundFeeds(own.map(valuesOf), size), options)
 }

@@ -1,4 +1,4 @@
-// Texts, pictures or sounds in, labels out: by the head that an adapter brings, or by the model's own logits.
+// Texts or pictures in, labels out: by the head that an adapter brings, or by the model's own logits.
 
 import { checkOptions } from '../../base/options.js'
 import { inputFamily } from '../../graph/inputs/family.js'
@@ -8,9 +8,9 @@ import { floatsOf } from '../../runtime/runtime.js'
 import { mixesOf } from '../adapters/choice.js'
 import { CLASSIFY_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
-import { IMAGE, SOUND } from '../media-values.js'
-import type { Classification, ClassifyInput, ClassifyOptions, SoundInput, TextOrPair } from '../session.js'
-import { encodeAll, imageBatches, listOfTexts, soundBatches, TEXT_OR_PAIR, textBatches } from './batches.js'
+import { IMAGE } from '../media-values.js'
+import type { Classification, ClassifyInput, ClassifyOptions, TextOrPair } from '../session.js'
+import { encodeAll, imageBatches, listOfTexts, TEXT_OR_PAIR, textBatches } from './batches.js'
 import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 export async function classify(
@@ -21,19 +21,16 @@ export async function classify(
   checkOptions(options, 'classify', CLASSIFY_OPTIONS)
   const { adapter, topK = 1 } = options
   const { onnx } = session.model
-  const reads = inputFamily(readGraph(onnx))?.reads
-  const kind = reads === 'pictures' ? IMAGE : reads === 'sounds' ? SOUND : TEXT_OR_PAIR
+  const kind = inputFamily(readGraph(onnx))?.reads === 'pictures' ? IMAGE : TEXT_OR_PAIR
   const list = listOfTexts<ClassifyInput>(inputs, kind)
   session.checkMixes(mixesOf(adapter, undefined), true)
   const source = logitsOf(session, adapter ?? undefined, 'texts')
   const isText = kind === TEXT_OR_PAIR
   const encoded = isText ? encodeAll(session.model, list as readonly TextOrPair[], options.maxLength) : undefined
   const batches =
-    encoded !== undefined
-      ? textBatches(session.model, source.graph, encoded, options)
-      : kind === IMAGE
-        ? imageBatches(session, source.graph, list as readonly ImageSource[], options)
-        : soundBatches(session.model, list as readonly SoundInput[], options)
+    encoded === undefined
+      ? imageBatches(session, source.graph, list as readonly ImageSource[], options)
+      : textBatches(session.model, source.graph, encoded, options)
   const results: Classification[] = Array(list.length)
   for await (const batch of batches) {
     const logits = await source.run(batch.feeds)

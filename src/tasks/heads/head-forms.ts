@@ -1,4 +1,4 @@
-// Finds a model's head for labels of texts, words, pictures or sounds: the head that transformers gives this type of
+// Finds a model's head for labels of texts, words, pictures: the head that transformers gives this type of
 // model (src/families), or the one in the graph.
 
 import { UnsupportedError } from '../../base/errors.js'
@@ -11,7 +11,6 @@ const KINDS = {
   text: { rows: 'first', reads: undefined, task: 'text-classification' },
   token: { rows: 'all', reads: undefined, task: 'token-classification' },
   image: { rows: 'first', reads: 'pictures', task: 'image-classification' },
-  audio: { rows: 'mean', reads: 'sounds', task: 'audio-classification' },
 } as const
 
 export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {

@@ -12,7 +12,6 @@ export const TRAIN_SETTINGS_DEFAULTS = {
   warmupRatio: 0.03,
   warmupSteps: undefined,
   loraPlusRatio: undefined,
-  loraFa: false,
   weightDecay: 0,
   maxGradNorm: 1,
   device: undefined,

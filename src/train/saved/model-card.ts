@@ -39,7 +39,7 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
   const runFile = shellWord(`${out?.name}/run.json`)
   const { hubId, hubRevision } = model.directory
   const { baseModel: baseName } = baseNameOf(model)
-  const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, loraFa, weightDecay } = settings
+  const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, weightDecay } = settings
   const { rank, alpha, dropout, useRslora, useDora, seed } = config
   const own = dataNames(sources?.data, data)
   const opened = sources?.model ?? (hubId && hubRevision ? `${hubId}@${hubRevision}` : baseName)
@@ -59,7 +59,6 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     alpha,
     dropout,
     'LoRA+ ratio': loraPlusRatio,
-    'LoRA-FA': loraFa || undefined,
     'weight decay': weightDecay === 0 ? undefined : weightDecay,
     rsLoRA: useRslora || undefined,
     DoRA: useDora || undefined,

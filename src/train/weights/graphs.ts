@@ -21,32 +21,18 @@ export function deviceSetup(
   { parameters, optimizer, maxGradNorm }: Omit<EngineSetup, 'device'>,
   options: SessionOptions,
 ): DeviceSetup {
-  const { beta1, beta2, epsilon, weightDecay, rates, factors } = { ...ADAMW_DEFAULTS, ...optimizer }
+  const { beta1, beta2, epsilon, weightDecay, rates } = { ...ADAMW_DEFAULTS, ...optimizer }
   const lengths = parameters.map(({ shape }) => elementCount(shape))
   const total = lengths.reduce((sum, length) => sum + length, 0)
   const vector = [total]
 
-  /** Matrices multiply the gradients of some tensors from the left. */
-  const multiplied = (g: Builder, gradient: Value) => {
-    let end = 0
-    const pieces = parameters.map(({ shape }, i) => {
-      end += lengths[i]
-      const own = g.slice(gradient, end - lengths[i], end, 0)
-      const factor = factors?.[i]
-      if (factor === undefined) return own
-      const product = g.matmul(g.float([...factor], [shape[0], shape[0]]), g.reshape(own, g.int(shape)))
-      return g.reshape(product, g.int([-1]))
-    })
-    return g.concat(pieces, 0)
-  }
   const update = (g: Builder) => {
     const zeros = g.float(Array(ROW - (total % ROW)).fill(0))
     const rows = g.reshape(g.concat(['gradient', zeros], 0), g.int([-1, ROW]))
     const squares = g.op('ReduceSumSquare', [rows], { axes: [1], keepdims: 0 })
     const norm = g.op('Sqrt', [g.reduceSum(squares, [0], 0)])
     const most = g.div(g.float(maxGradNorm), g.add(norm, g.float(NORM_EPSILON)))
-    const clipped = maxGradNorm === 0 ? 'gradient' : g.mul('gradient', g.op('Clip', [most, '', g.float(1)]))
-    const gradient = factors === undefined ? clipped : multiplied(g, clipped)
+    const gradient = maxGradNorm === 0 ? 'gradient' : g.mul('gradient', g.op('Clip', [most, '', g.float(1)]))
     const rated = (rate: Value) => {
       if (rates === undefined || rates.every((one) => one === 1)) return rate
       const pieces = rates.map((one, i) => g.expand(g.float(one), g.int([lengths[i]])))
