@@ -1,18 +1,19 @@
 // Functions of Node that the command line needs beside the public API.
 
 import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, rmdir, stat } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { type Directory, requireEmpty, withSource, writeFile } from '../base/bytes.js'
-import { DataError, FileError } from '../base/errors.js'
+import { DataError, FileError, messageOf } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { parseJson } from '../data/json.js'
 import { readRows } from '../data/read-rows.js'
 import { type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
-import { codeOf, withFileErrors } from '../io/node/errors.js'
+import { codeOf, REASONS, withFileErrors } from '../io/node/errors.js'
 import { NodeDirectory } from '../io/node/files.js'
+import { WholeOutput } from '../io/node/whole-output.js'
 import { requireProviders } from '../runtime/load.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { compileChatTemplate } from '../text/compiled-template.js'
@@ -101,11 +102,14 @@ export async function requireWritable(target: string, where: string): Promise<vo
   const fail = (what: string, cause?: unknown): never => {
     throw new FileError({ where, what, got: target, hint: 'Name another place', cause })
   }
-  if (!(await stat(found)).isDirectory()) return found === wanted ? undefined : fail(`${found} is a file, not a folder`)
+  const status = await withFileErrors(found, 'cannot be read', () => stat(found))
+  if (!status.isDirectory()) return found === wanted ? undefined : fail(`${found} is a file, not a folder`)
   try {
-    await rmdir(await mkdtemp(path.join(found, '.lowrank-')))
-  } catch (cause) {
-    fail(`nothing can be written in ${found} (${codeOf(cause) ?? 'unknown reason'})`, cause)
+    const output = await WholeOutput.begin(path.join(found, path.basename(wanted)))
+    await output.close()
+  } catch (error) {
+    const { cause } = error as FileError
+    fail(`nothing can be written in ${found}: ${REASONS[codeOf(cause) ?? ''] ?? messageOf(cause)}`, cause)
   }
 }
 
