@@ -61,6 +61,8 @@ export function parseSource(text: string, rules: SourceRules): ParsedSource {
   if (/^hf:/i.test(text)) return parseHub(text.replace(/^hf:(?:\/\/)?/i, ''), text, where)
   if (/^https?:\/\//i.test(text)) return parseUrl(text, where, endpoint)
   refuseAddress(text, where, EXPECTED)
+  // An address without its scheme would count as a path, and messages about a missing path repeat it.
+  if (/^\/\/[^/\s]*:[^/\s]*@/.test(text)) throw withPassword(text, where)
   if (!PATH.test(text) && exists?.(text) !== true) {
     const [id, , revision] = /^([^@]+)(@(.+))?$/.exec(text)?.slice(1) ?? []
     const [owner, ...rest] = (id ?? '').split('/')
@@ -123,6 +125,11 @@ function parseHub(rest: string, text: string, where: string): HubSource {
   return { kind: 'hub', id, revision, path }
 }
 
+function withPassword(text: string, where: string): ConfigError {
+  const what = 'a name or a password in a URL, which no server gets'
+  return new ConfigError({ where, what, expected: EXPECTED, got: withoutPassword(text) })
+}
+
 function parseUrl(text: string, where: string, endpoint: string | undefined): ParsedSource {
   let url: URL
   try {
@@ -130,15 +137,7 @@ function parseUrl(text: string, where: string, endpoint: string | undefined): Pa
   } catch (cause) {
     throw new ConfigError({ where, what: 'not a URL', expected: EXPECTED, got: quoted(text), cause })
   }
-  if (url.username !== '' || url.password !== '') {
-    const got = withoutPassword(text)
-    throw new ConfigError({
-      where,
-      what: 'a name or a password in a URL, which no server gets',
-      expected: EXPECTED,
-      got,
-    })
-  }
+  if (url.username !== '' || url.password !== '') throw withPassword(text, where)
   const isHub = endpoint === undefined ? false : url.href.startsWith(`${endpoint}/`)
   if (!isHub && !HUB_ORIGINS.includes(url.origin)) return { kind: 'url', url: text }
   const base = isHub ? new URL(endpoint!).pathname.replace(/\/$/, '') : ''

@@ -82,7 +82,6 @@ describe('a task that is one file and one line', () => {
     const { train }: { train: Command } = await import(join(folder, 'src/cli/run/train.ts'))
     const { commandHelp } = await import(join(folder, 'src/cli/show/help.ts'))
     const help: string = await commandHelp(train, false)
-    expect(help).toMatch(/--task [a-z0-9|-]*toy/)
     expect(help).toMatch(/ toy {2}to echo a toy \(learning rate 2e-3\)\n +\{"toy":"The sea","size":3\}/)
   })
 

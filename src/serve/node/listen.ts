@@ -93,9 +93,12 @@ export async function listen(
 }
 
 /**
- * Finds out whether `listen` could listen, for programs that load a model before it.
+ * Checks that `listen` could listen, for programs that load a model first.
  *
  * @throws ConfigError as `listen`
+ *
+ * @example
+ * await requirePort({ port: 8000 })
  */
 export async function requirePort(options: ListenOptions): Promise<void> {
   checkOptions(options, 'listen', LISTEN_OPTIONS)
