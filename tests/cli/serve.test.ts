@@ -50,11 +50,8 @@ it('ends with 0 also if SIGTERM comes with the address', async () => {
   })
 })
 
-it('takes the last part of a source for its name, and refuses an empty one and one that is taken', async () => {
-  const open = (adapter: string) => lowrankHere('serve', MODEL, '--adapter', adapter, '--port', '99999')
-  const named = await open('tests/golden/peft/f32')
-  expect([named.code, named.stderr]).toEqual([2, expect.stringMatching(/--port/)])
-  const { code, stderr } = await open('=tests/golden/peft/f32')
+it('refuses an empty name of an adapter, and one that the last part of another source takes', async () => {
+  const { code, stderr } = await lowrankHere('serve', MODEL, '--adapter', '=tests/golden/peft/f32')
   expect([code, stderr]).toEqual([2, expect.stringMatching(/write NAME=SOURCE/)])
   const twice = await lowrankHere('serve', MODEL, '--adapter', 'tests/golden/peft/f32', '--adapter', 'elsewhere/f32')
   expect([twice.code, twice.stderr]).toEqual([2, expect.stringMatching(/two are called f32: write NAME=SOURCE/)])

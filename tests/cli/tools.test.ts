@@ -136,7 +136,7 @@ it('shows how adapters differ, as a table, a document and a page', async () => {
   const file = join(scratch, 'diff.html')
   const { code, stdout, stderr } = await lowrankHere('diff', '--a', FIRST, '--b', WIDE, '--html', file)
   expect(code, stderr).toBe(0)
-  expect(stdout).toMatch(/layer +‖ΔA‖ +‖ΔB‖ +cosine +output +input/)
+  expect(stdout).toMatch(/layer +‖ΔA‖ +‖ΔB‖ +cosine +‖ΔB − ΔA‖\/‖ΔA‖/)
   expect(stderr).toMatch(/only in b: .*embed_tokens/)
   const html = readFileSync(file, 'utf8')
   expect(html).toContain('<meta name="generator" content="lowrank diff">')

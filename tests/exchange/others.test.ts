@@ -158,11 +158,14 @@ describe('convertAdapter', () => {
       from: 'onnx-adapter',
     })
     const page = new MemoryDirectory({ 'a.gguf': '<html>not found</html>' })
-    await expect(convertAdapter(page, { to: 'peft', out })).rejects.toThrow(/a page of HTML/)
+    const empty = new MemoryDirectory()
+    await expect(convertAdapter(page, { to: 'peft', out: empty })).rejects.toThrow(/a page of HTML/)
     await expect(
-      convertAdapter(new MemoryDirectory({ 'a.gguf': bytes, 'b.gguf': bytes }), { to: 'peft', out }),
+      convertAdapter(new MemoryDirectory({ 'a.gguf': bytes, 'b.gguf': bytes }), { to: 'peft', out: empty }),
     ).rejects.toThrow(/several adapters/)
-    await expect(convertAdapter(new MemoryDirectory({}), { to: 'peft', out })).rejects.toThrow(/adapter_config.json/)
+    await expect(convertAdapter(new MemoryDirectory({}), { to: 'peft', out: empty })).rejects.toThrow(
+      /adapter_config.json/,
+    )
   })
 
   it('leaves a file that is there already', async () => {

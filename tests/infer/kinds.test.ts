@@ -194,7 +194,7 @@ describe('a head with quantized weights', () => {
     const onnx = await loadOnnx(directoryOf(FOLDER), FILE)
     const out = new MemoryDirectory()
     const { warnings } = await mergeOnnx(onnx, await adapterOf('tied-tokens'), out)
-    expect(warnings.join()).toMatch(/so it has floats \([\d.]+ MB, not [\d.]+ MB\)/)
+    expect(warnings.join()).toMatch(/stored as floats \([\d.]+ MB instead of [\d.]+ MB\)/)
     const merged = await loadOnnx(out, FILE)
     const isQuantized = ({ proto }: OnnxModel) => {
       return findLinears(new Graph(proto)).flatMap(({ isHead, form }) => (isHead ? [form.isQuantized] : []))

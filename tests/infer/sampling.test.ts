@@ -1,7 +1,9 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError, NumericError } from '../../src/base/errors.js'
+import { checkOptions } from '../../src/base/options.js'
 import { Random } from '../../src/base/random.js'
+import { GENERATE_OPTIONS } from '../../src/infer/gen/options.js'
 import {
   argmax,
   penalizeRepetition,
@@ -81,8 +83,9 @@ describe('options', () => {
     [{ repetitionPenalty: 0 }, 'repetitionPenalty'],
     [{ repetitionPenalty: Number.POSITIVE_INFINITY }, 'repetitionPenalty'],
   ])('%o is a ConfigError that names the option', (options, where) => {
-    expect(() => resolveSampling(options)).toThrow(expect.objectContaining({ code: 'CONFIG', where }))
-    expect(() => resolveSampling(options)).toThrow(ConfigError)
+    const check = () => checkOptions(options, 'generate', GENERATE_OPTIONS)
+    expect(check).toThrow(expect.objectContaining({ code: 'CONFIG', where }))
+    expect(check).toThrow(ConfigError)
   })
 })
 

@@ -107,7 +107,16 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
       const rates: number[] = []
       await trainAdapter(
         {
-          ...{ model, task: 'image-classification', data: rows, batchSize: 4, maxSteps: 1, threads: 1, out },
+          ...{
+            model,
+            task: 'image-classification',
+            data: rows,
+            batchSize: 4,
+            maxSteps: 1,
+            warmupRatio: 0,
+            threads: 1,
+            out,
+          },
           ...{ on: { step: ({ learningRate }: { learningRate: number }) => void rates.push(learningRate) } },
           ...options,
         },

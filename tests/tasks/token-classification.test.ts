@@ -101,7 +101,16 @@ describe.each(Object.entries(BASES))('%s', (name, base) => {
   it('has a learning rate of its own', async () => {
     const rates: number[] = []
     const on = { step: ({ learningRate }: { learningRate: number }) => void rates.push(learningRate) }
-    await trainAdapter({ model, task: 'token-classification', data: rows, maxLength, maxSteps: 1, threads: 1, on })
+    await trainAdapter({
+      model,
+      task: 'token-classification',
+      data: rows,
+      maxLength,
+      maxSteps: 1,
+      warmupRatio: 0,
+      threads: 1,
+      on,
+    })
     expect(rates).toEqual([6e-4])
   })
 

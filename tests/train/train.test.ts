@@ -316,7 +316,7 @@ describe('what goes wrong', () => {
     [{ evalData: {} as never }, ConfigError, /^evalData: neither records nor a file/],
     [{ resume: true, overwrite: true }, ConfigError, /not together with overwrite/],
     [{ resume: true }, FileError, /no unfinished run/],
-    [{ evalEvery: 2 }, ConfigError, /evalEvery needs records to evaluate/],
+    [{ evalEvery: 2 }, ConfigError, /evalEvery. needs records/],
   ] as [Partial<TrainInput>, unknown, RegExp][])('%j', async (options, kind, message) => {
     const out = new MemoryDirectory()
     const error = await (async () => train({ out, ...options }))().catch((error: unknown) => error)

@@ -315,7 +315,7 @@ class Edits {
     const own = new OnnxModel(model.name, model.fileName, model.proto, files)
     const [was, is] = [before, byteLength].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`)
     this.notes.push(
-      `${name}: the adapter's values are none that its ${layout} can hold, so it has floats (${is}, not ${was})`,
+      `${name}: ${layout} cannot hold the adapter's values, so they are stored as floats (${is} instead of ${was})`,
     )
     this.places = {
       ...this.places,
