@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import type { Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
+import { train as trainByOptions } from '../../src/node.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { loraPlusRates } from '../../src/train/parameters.js'
 import { train } from '../../src/train/train.js'
@@ -49,6 +50,6 @@ it('is for B and for vectors', async () => {
   expect(loraPlusRates(parameters, 16)).toEqual([1, 16, 1, 16])
   expect(loraPlusRates(parameters)).toEqual([1, 1, 1, 1])
   const data = [{ text: 'a', label: 'b' }]
-  const wrong = train({ model, task: 'text-classification', data, loraPlusRatio: 0.5 })
+  const wrong = trainByOptions({ model, task: 'text-classification', data, loraPlusRatio: 0.5 })
   await expect(wrong).rejects.toThrow(/loraPlusRatio.*in \[1, 1000\]/)
 })
