@@ -60,7 +60,7 @@ async function run() {
 }`,
   },
   'only writes with an adapter': {
-    limit: 128_500,
+    limit: 128_000,
     workers: 1,
     page: `
 import { loadModel, MemoryDirectory, openSession, webRuntime } from 'lowrank'
