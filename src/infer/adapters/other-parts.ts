@@ -128,8 +128,9 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
   for (const rows of adapter.parts('token-rows')) {
     for (const place of await placeTokenRows(places, rows, (other) => adapter.has(rowsName(other)))) {
       const parts = place.form.isLookup ? lookupOf(place) : linearOf(place)
-      // Of a vocabulary that has grown, PEFT saves the whole too.
-      if (parts.replaced !== undefined) putRows(parts.replaced, rows, place)
+      // If the vocabulary has grown, PEFT also saves the whole tensor, and the rows go into it.
+      const isWhole = parts.replaced !== undefined && parts.replaced.lines === undefined
+      if (isWhole) putRows(parts.replaced!, rows, place)
       else parts.replaced = place.form.isLookup ? rowsOf(rows, rows.indices) : columnsOf(rows, place.k)
     }
   }
