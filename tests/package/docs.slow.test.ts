@@ -1,9 +1,3 @@
-// The documents as their readers use them: every command and every block of code for Node runs in a project that has
-// the package installed, from the first page to the last, the jobs of a cluster make one result, and every link inside
-// the repository leads somewhere.
-
-import { spawnSync } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
@@ -150,80 +144,6 @@ describe('the examples of docstrings', () => {
     } finally {
       consumer.remove()
     }
-  })
-})
-
-describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
-  let consumer: Consumer
-  beforeAll(() => {
-    consumer = installConsumer('jobs')
-    // A base of more files than jobs.
-    const model = join(repository, 'models', 'union-3m')
-    const adapter = join(repository, 'tests', 'golden', 'peft', 'f32')
-    symlinkSync(adapter, join(consumer.folder, 'adapter'), 'junction')
-    const merged = [
-      'merge',
-      '--base',
-      model,
-      '--adapter',
-      'adapter',
-      '--out',
-      'base',
-      '--format',
-      'safetensors',
-      '--max-shard-size',
-      '500kB',
-    ]
-    for (const args of [
-      merged,
-      ['merge', '--base', 'base', '--adapter', 'adapter', '--out', 'whole', '--reproducible'],
-    ]) {
-      const { status, stderr } = consumer.node(BINARY, ...args)
-      expect(status, stderr).toBe(0)
-    }
-  })
-  afterAll(() => consumer?.remove())
-
-  /** Runs a shell's command in the project, with its own lowrank and its own folders. */
-  function run(command: string, variables: Record<string, string> = {}): void {
-    const here = command.replace(/^npx (--yes )?/, 'node_modules/.bin/').replaceAll('/models/', '')
-    expect(here).toMatch(/^node_modules\/\.bin\/lowrank merge /)
-    const { status, stderr } = spawnSync('sh', ['-c', here], {
-      cwd: consumer.folder,
-      env: { ...process.env, ...variables },
-      encoding: 'utf8',
-    })
-    expect(status, `${here}\n${stderr}`).toBe(0)
-  }
-
-  function expectWhole(): void {
-    const digests = (folder: string) =>
-      readdirSync(join(consumer.folder, folder)).map((name) => {
-        const bytes = readFileSync(join(consumer.folder, folder, name))
-        // The record of a share tells how much a layer changes only for the files of this share.
-        return [name, name === 'lowrank-merge.json' ? '' : createHash('sha256').update(bytes).digest('hex')]
-      })
-    expect(digests('whole').length).toBeGreaterThan(20)
-    expect(digests('merged')).toEqual(digests('whole'))
-    rmSync(join(consumer.folder, 'merged'), { recursive: true })
-  }
-
-  it('in Kubernetes', () => {
-    const [yaml] = blocksOf('merging').flatMap(([language, text]) => (language === 'yaml' ? text : []))
-    const [sh, flag, command]: string[] = JSON.parse(/^ *command: (\[.*\])$/m.exec(yaml)![1])
-    const completions = Number(/completions: (\d+)/.exec(yaml)![1])
-    expect(yaml).toMatch(/completionMode: Indexed/)
-    expect([sh, flag]).toEqual(['sh', '-c'])
-    for (let i = 0; i < completions; i++) run(command, { JOB_COMPLETION_INDEX: String(i) })
-    expectWhole()
-  })
-
-  it('in Slurm', () => {
-    const [, text] = blocksOf('merging').find(([, block]) => block.includes('sbatch'))!
-    const [first, last] = /--array=(\d+)-(\d+)/.exec(text)!.slice(1).map(Number)
-    const [, share] = /--wrap(?: \\\n)? *'(.*)'/.exec(text)!
-    for (let i = first; i <= last; i++) run(share, { SLURM_ARRAY_TASK_ID: String(i) })
-    expectWhole()
   })
 })
 

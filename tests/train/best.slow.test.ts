@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError } from '../../src/base/errors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { train as trainByOptions } from '../../src/node.js'
 import { BestEvaluation } from '../../src/train/best.js'
 import type { TrainInput, TrainResult } from '../../src/train/options.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
@@ -147,16 +148,19 @@ describe('a resumed run', () => {
 
 describe('bad settings', () => {
   it.each([
-    [{ keep: 'best', evalData: undefined, evalEvery: undefined }, /^evalData: keep best needs records/],
-    [{ earlyStopping: 2, evalData: undefined, evalEvery: undefined }, /^evalData: earlyStopping needs records/],
+    [{ keep: 'best', evalData: undefined, evalEvery: undefined }, /^evalData: .keep: 'best'. needs records/],
+    [{ earlyStopping: 2, evalData: undefined, evalEvery: undefined }, /^evalData: .earlyStopping. needs records/],
     [{ bestMetric: 'perplexity' }, /^bestMetric: it has no effect without `keep: 'best'`/],
-    [{ keep: 'worst' as never }, /^keep: /],
-    [{ earlyStopping: 0 }, /^earlyStopping: /],
   ] as [Partial<TrainInput>, RegExp][])('%j', async (options, message) => {
     const error = await (async () => train(options))().catch((error: unknown) => error)
     expect(error).toBeInstanceOf(ConfigError)
     expect((error as Error).message).toMatch(message)
   })
+})
+
+it.each([{ keep: 'worst' as never }, { earlyStopping: 0 }])('%j is refused by the entry', async (options) => {
+  const [name] = Object.keys(options)
+  await expect(trainByOptions({ model, data, ...options })).rejects.toThrow(new RegExp(`^${name}: not valid`))
 })
 
 describe('BestEvaluation', () => {

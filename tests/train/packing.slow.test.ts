@@ -10,6 +10,7 @@ import { separateRecords } from '../../src/graph/training/separate-records.js'
 import { buildLossGraph, buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { readGraph } from '../../src/graph/view/graph.js'
+import { train as trainByOptions } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
@@ -112,7 +113,7 @@ describe('packing', () => {
     })
     expect(report.steps).toBeLessThan(12)
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0])
-    await expect(train({ model, data, packing: 'yes' as never, config: { rank: 2 } })).rejects.toThrow(
+    await expect(trainByOptions({ model, data, packing: 'yes' as never, config: { rank: 2 } })).rejects.toThrow(
       /packing: not valid/,
     )
     await model.close()
