@@ -121,7 +121,7 @@ export function orNull({ expected, accepts }: Kind): Kind {
   return kind(`${expected}, or null`, (value) => value === null || accepts(value))
 }
 
-/** Where options belong that people easily put in the wrong place. */
+/** Options that people easily put in the wrong place, with the place where each belongs. */
 export interface Elsewhere {
   /** An option that is an object → its settings, such as `config` → `rank`. */
   readonly nested?: Readonly<Record<string, readonly string[]>>

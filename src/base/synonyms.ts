@@ -113,7 +113,7 @@ export function peftStart(word: string): string | undefined {
   return call && `PEFT makes adapters of this kind: ${call}. Train them there`
 }
 
-/** What to do instead of using an option that was removed → words for that option. */
+/** For options that were removed: what to do instead, with the words that lead to it. */
 const ADVICE: Readonly<Record<string, string>> = {
   'One process writes the whole result, in seconds for some GB: leave it out': 'shard shards share shares',
   'Give the same command again: it starts anew. Only a training goes on where it stopped': 'resume finish',

@@ -7,7 +7,7 @@ import { ConfigError, RuntimeError } from '../base/errors.js'
 
 const CHRF_ORDERS = 6
 const CHRF_BETA_SQUARED = 4
-/** What Python's split() takes for a space: U+001C to U+001F too, and U+FEFF not. */
+/** Matches what Python's split() counts as a space: also U+001C to U+001F, but not U+FEFF. */
 const isSpace = (character: string) =>
   /\p{White_Space}/u.test(character) || (character >= '\x1c' && character <= '\x1f')
 

@@ -1,7 +1,7 @@
 // Facts about types of models, written by hand: a file per family in this folder, which scripts/generate/families.mjs
 // joins in gen/types.ts. Tables that scripts make from transformers, PEFT or llama.cpp are elsewhere.
 
-/** By `model_type` of config.json. */
+/** Types of models by the `model_type` of their config.json. */
 export type ModelTypes = Readonly<Record<string, ModelType>>
 
 /** What differs from most models. Names of modules are endings of whole names, such as `mlp.down_proj`. */
