@@ -230,7 +230,7 @@ const startedAt = performance.now()
 async function caller() {
   while (counts.requests < requests && problems.length < 100) {
     const number = counts.requests++
-    if (number === Math.floor(requests / 3)) warmBytes = heldBytes()
+    if (number === Math.floor(requests / 2)) warmBytes = heldBytes()
     if (number % 10 === 9) await change()
     await ask(choose())
   }
@@ -253,6 +253,6 @@ server.closeAllConnections()
 await alone.dispose()
 await model.close()
 rmSync(scratch, { recursive: true })
-const grown = `${(grownBytes / 2 ** 20).toFixed(0)} MiB more memory than after a third`
+const grown = `${(grownBytes / 2 ** 20).toFixed(0)} MiB more memory than after half of them`
 console.log(`${seconds.toFixed(0)} s, ${grown}, ${JSON.stringify(counts)}, ${problems.length} problems`)
 process.exitCode = problems.length === 0 ? 0 : 1
