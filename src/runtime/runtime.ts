@@ -70,7 +70,7 @@ export interface SessionModel {
   weights?: { location: string; data: Uint8Array | BlobLike }[]
   /** Stops ONNX Runtime from merging nodes that compute the same: they are repeated on purpose. */
   keepsRepeats?: boolean
-  /** Says that ONNX Runtime's optimizers for the CPU would take longer than they save. */
+  /** Opens without ONNX Runtime's optimizers for the CPU, which would take longer than they save. */
   isOptimized?: boolean
 }
 
