@@ -2,7 +2,7 @@
 
     long_rope.py [--out tests/golden/long-rope]
 
-The switch is at 16 tokens. golden.json: prompts on either side of it and greedy tokens that stay there, and `crossing`, a text that begins before the
+The switch is at 40 tokens. golden.json: prompts on either side of it and greedy tokens that stay there, and `crossing`, a text that begins before the
 switch and goes on behind it: transformers reads such a text again when it crosses.
 """
 import argparse
@@ -16,9 +16,9 @@ import torch
 import exporters
 from common import GOLDEN, fresh, save_words, versions, write_json
 
-SWITCH = 16
-PROMPTS = [[5, 17, 40, 3, 59, 33], [7, 7, 61, 12, 20, 26, 44, 9], [(7 * i + 11) % 60 + 3 for i in range(30)], [(5 * i + 3) % 60 + 3 for i in range(21)]]
-NEW, CROSSING = 5, [9, 31, 22, 50, 14, 6, 8, 41, 27, 33, 12]
+SWITCH = 40
+PROMPTS = [[5, 17, 40, 3, 59, 33], [7, 7, 61, 12, 20, 26, 44, 9], [(7 * i + 11) % 60 + 3 for i in range(54)], [(5 * i + 3) % 60 + 3 for i in range(45)]]
+NEW, CROSSING = 5, [(11 * i + 9) % 60 + 3 for i in range(36)]
 
 
 def config():
@@ -26,7 +26,7 @@ def config():
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": SWITCH, "partial_rotary_factor": 1.0,
             "short_factor": [1 + 0.05 * i for i in range(8)], "long_factor": [2 + 0.7 * i for i in range(8)]}
     return Phi3Config(vocab_size=80, bos_token_id=0, eos_token_id=1, pad_token_id=2, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                      num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-6, max_position_embeddings=64,
+                      num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-6, max_position_embeddings=96,
                       original_max_position_embeddings=SWITCH, sliding_window=None, tie_word_embeddings=False, rope_parameters=rope)
 
 

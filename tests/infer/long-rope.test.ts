@@ -2,15 +2,16 @@
 // transformers' (scripts/golden/long_rope.py).
 
 import { readFileSync } from 'node:fs'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
 import { DataType } from '../../src/formats/onnx/tensors.js'
 import { rotarySwitches, sideOf } from '../../src/graph/inputs/rotary-switch.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph, readGraph } from '../../src/graph/view/graph.js'
+import { TextBatch } from '../../src/infer/generate/text-batch.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { goldenPath } from '../golden.js'
-import { openModel } from './models.js'
+import { openModel, recordingRuntime } from './models.js'
 
 interface Text {
   readonly prompt: readonly number[]
@@ -30,6 +31,9 @@ afterAll(async () => {
   await session.dispose()
   await model.close()
 })
+
+const { step } = TextBatch.prototype
+afterEach(() => void vi.restoreAllMocks())
 
 const write = async (texts: readonly Text[]) => {
   const prompts = texts.map(({ prompt }) => ({ ids: [...prompt] }))
@@ -70,14 +74,69 @@ describe('long RoPE', () => {
     },
   )
 
-  it('writes the same beside others on both sides of the switch, in one call and in several', async () => {
+  it('writes what transformers writes across the switch, alone and beside others', async () => {
+    expect(await write([golden.crossing])).toEqual([golden.crossing.tokens])
+    const texts = [golden.crossing, ...golden.texts, golden.crossing].map(({ prompt, tokens }) => {
+      return session.generate({ ids: [...prompt] }, { maxNewTokens: tokens.length, temperature: 0 })
+    })
+    const written = (await Promise.all(texts)).map(({ tokenIds }) => tokenIds)
+    expect(written).toEqual([golden.crossing, ...golden.texts, golden.crossing].map(({ tokens }) => tokens))
+  })
+
+  it('lets texts of one side alone share steps', async () => {
+    const runs = vi.spyOn(TextBatch.prototype, 'step')
+    const lengths: number[][] = []
+    runs.mockImplementation(function (this: TextBatch, most) {
+      lengths.push(this.lengths)
+      return step.call(this, most)
+    })
     expect(await write(golden.texts)).toEqual(golden.texts.map(({ tokens }) => tokens))
+    const sides = lengths.map((run) => new Set(run.map((length) => sideOf([golden.switch], length))).size)
+    expect(Math.max(...sides)).toBe(1)
+    // Two texts are on either side.
+    for (const isLong of [false, true]) {
+      expect(lengths.some((run) => run.length === 2 && run[0] > golden.switch === isLong)).toBe(true)
+    }
     const calls = await Promise.all(golden.texts.map((text) => write([text])))
     expect(calls).toEqual(golden.texts.map(({ tokens }) => [tokens]))
   })
 
-  // transformers and onnxruntime-genai read a text again when it crosses the switch. Here its first keys stay.
-  it.fails('writes what transformers writes across the switch', async () => {
-    expect(await write([golden.crossing])).toEqual([golden.crossing.tokens])
+  it('reads a long prompt in pieces, the first of which crosses the switch', async () => {
+    const feeds = recordingRuntime()
+    const recorded = await ModelSession.open(await openModel('tests/golden/long-rope', feeds))
+    vi.spyOn(TextBatch.prototype, 'step').mockImplementation(function (this: TextBatch) {
+      return step.call(this, 5)
+    })
+    for (const { prompt, tokens } of golden.texts) {
+      feeds.fed.length = 0
+      const { tokenIds } = await recorded.generate({ ids: [...prompt] }, { maxNewTokens: 5, temperature: 0 })
+      expect(tokenIds).toEqual(tokens)
+      const widths = feeds.fed.map(({ attention_mask: { dims } }) => dims[1])
+      const [first, second] = prompt.length > golden.switch ? [golden.switch + 1, prompt.length] : [5, prompt.length]
+      expect(widths.slice(0, 2)).toEqual([first, Math.min(second, first + 5)])
+    }
+    await recorded.dispose()
+  })
+
+  it('begins after tokens that a text on the same side has read, and after no others', async () => {
+    const cached = async (kept: readonly number[], prompt: readonly number[]) => {
+      const [stored, plain] = [await ModelSession.open(model), await ModelSession.open(model, { prefixCache: 0 })]
+      await stored.generate({ ids: [...kept] }, { maxNewTokens: 1, temperature: 0 })
+      const texts = [stored, plain].map((open) => {
+        return open.generate({ ids: [...prompt] }, { maxNewTokens: 6, temperature: 0 })
+      })
+      const [got, expected] = await Promise.all(texts)
+      expect(got.tokenIds).toEqual(expected.tokenIds)
+      await stored.dispose()
+      await plain.dispose()
+      return got.cachedTokens
+    }
+    const long = golden.texts[2].prompt
+    const [near, far] = [long.slice(0, 37), [...long, 5, 6]]
+    expect(await cached(near, near)).toBe(36)
+    expect(await cached(near, far)).toBe(0)
+    expect(await cached(far, near)).toBe(0)
+    expect(await cached(far, [...long.slice(0, 45), 7, 7])).toBe(45)
+    expect(await cached(far, [...long.slice(0, 35), 7, 7, 7, 7, 7, 7, 7])).toBe(35)
   })
 })

@@ -156,7 +156,7 @@ function once<T>({ told }: TextSession, name: string, tell: () => Promise<T>): P
 
 async function requestsOf(
   session: TextSession,
-  { encoder, takesPieces }: TextForm,
+  { encoder, takesPieces, switches }: TextForm,
   prompts: readonly EncodedPrompt[],
   mixes: readonly Mix[],
   options: GenerateOptions,
@@ -171,7 +171,9 @@ async function requestsOf(
   const requests = prompts.map((prompt, i): TextRequest => {
     const promptIds = encoder?.startIds ?? prompt.ids
     const mix = mixes[i] ?? mixes[0]
-    const active = activation?.activatedMix(mix, promptIds, session.invocationOf(mix), takesPieces)
+    // With long RoPE, the tokens before the invocation would get the factors of a shorter text.
+    const canSplit = takesPieces && switches.length === 0
+    const active = activation?.activatedMix(mix, promptIds, session.invocationOf(mix), canSplit)
     return {
       ...{ promptIds, sampling, schema, pictures: prompt.pictures },
       ...{ seed: seed + i, scores: options.logprobs, scope: options.cacheScope ?? '' },

@@ -15,6 +15,8 @@ export interface ReadText {
   readonly scope: string
   /** The form of the cache: the output that gives new rows, if there is one. */
   readonly form: string | undefined
+  /** The side of the length at which it is or was read, with long RoPE. */
+  readonly side: number
 }
 
 export interface ReadPrefix extends ReadText {
@@ -80,7 +82,7 @@ export class PrefixStore {
 }
 
 function sharedTokens(a: ReadText, b: ReadText): number {
-  if (a.scope !== b.scope || a.form !== b.form) return 0
+  if (a.scope !== b.scope || a.form !== b.form || a.side !== b.side) return 0
   const isSame = a.baseTokens === b.baseTokens && isSameMix(a.mix, b.mix)
   return Math.min(commonLength(a.tokens, b.tokens), isSame ? Infinity : Math.min(a.baseTokens, b.baseTokens))
 }

@@ -5,6 +5,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
 import { nextTurn } from '../../base/turns.js'
+import { sideOf } from '../../graph/inputs/rotary-switch.js'
 import { isSameMix } from '../adapters/row-factors.js'
 import type { GraphEngine } from '../graph-engine.js'
 import { PrefixStore } from './prefix-store.js'
@@ -142,7 +143,8 @@ export class RunningTexts {
   #mayStart(shorter: RunningText, longer: RunningText): boolean {
     const isAlone = shorter.request.baseTokens > 0 || longer.request.baseTokens > 0
     const isShort = lengthOf(longer) <= SHORT && isSimilar(lengthOf(shorter), lengthOf(longer))
-    return !isAlone && isShort && (this.#mixesShare || isSameMix(shorter.mix, longer.mix))
+    const isOfSide = this.#side(lengthOf(shorter)) === this.#side(lengthOf(longer))
+    return !isAlone && isShort && isOfSide && (this.#mixesShare || isSameMix(shorter.mix, longer.mix))
   }
 
   async #step(batch: TextBatch): Promise<void> {
@@ -150,9 +152,15 @@ export class RunningTexts {
     try {
       for (const [call, texts] of groupBy(await batch.step(most), ({ call }) => call)) tell(call, texts)
       await this.#end(batch, ({ hasEnded }) => hasEnded)
+      const again = await batch.leaveSide()
+      this.#batches = [...this.#batches.filter(({ texts }) => texts.length > 0), ...again]
     } catch (error) {
       await this.#fail(batch, error)
     }
+  }
+
+  #side(length: number): number {
+    return sideOf(this.form.switches, length)
   }
 
   /** Ends the texts of a batch with an error. Those whose adapters the graph cannot tell apart go on alone. */
@@ -212,6 +220,7 @@ export class RunningTexts {
     const isOne = this.#mixesShare || texts.every(({ mix }) => isSameMix(mix, texts[0].mix))
     const [shortest, longest] = [Math.min(...lengths), Math.max(...lengths)]
     const { tokenBytes, weightBytes } = this.form
+    if (this.#side(shortest) !== this.#side(longest)) return false
     const filled = lengths.reduce((sum, length) => sum + longest - length, 0) * tokenBytes
     return isOne && (isSimilar(shortest, longest) || (a.skipsPadding && CLEARING * filled < weightBytes))
   }

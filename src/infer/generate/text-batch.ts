@@ -7,6 +7,7 @@ import { attempt, UnsupportedError } from '../../base/errors.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
 import { FIRST_INPUT, MISSING_INPUT } from '../../graph/inject/sites.js'
 import { roleFeeds } from '../../graph/inputs/roles.js'
+import { sideOf } from '../../graph/inputs/rotary-switch.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
 import type { TokenDecoder } from '../../text/decoder.js'
 import { AdapterFeeds, feedsOfRows } from '../adapters/row-factors.js'
@@ -102,7 +103,7 @@ export class TextBatch {
     }
     this.#hasBegun = true
     const [text] = this.texts
-    const found = this.texts.length === 1 ? prefixes.find(this.#readText(text, text.request.promptIds)) : undefined
+    const found = this.texts.length === 1 ? prefixes.find(this.#readText(text, text.tokens)) : undefined
     if (found === undefined) return
     const { cache: feeds, count } = found
     this.#cache.become([{ cache: { feeds }, rows: [0], from: 0, count, to: 0 }], count)
@@ -132,7 +133,8 @@ export class TextBatch {
 
   #readText({ mix, request: { scope, baseTokens } }: RunningText, tokens: readonly number[]): ReadText {
     const ofBase = mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens
-    return { tokens, mix, scope, form: this.#newRows?.output, baseTokens: ofBase }
+    const side = sideOf(this.tools.form.switches, tokens.length)
+    return { tokens, mix, scope, side, form: this.#newRows?.output, baseTokens: ofBase }
   }
 
   get #outputNames(): readonly string[] {
@@ -178,7 +180,10 @@ export class TextBatch {
     const longest = Math.max(...this.lengths)
     if (this.texts.length > 1) return this.#width === 0 ? longest : this.#width + 1
     const { baseTokens } = this.texts[0].request
-    return Math.min(longest, this.#width + most, this.#isReadByBase ? baseTokens : longest)
+    const { switches } = this.tools.form
+    const side = sideOf(switches, longest)
+    const least = side === 0 ? 0 : switches[side - 1] + 1
+    return Math.max(least, Math.min(longest, this.#width + most, this.#isReadByBase ? baseTokens : longest))
   }
 
   /** Returns false if a prompt is not read whole yet. */
@@ -199,7 +204,10 @@ export class TextBatch {
       }
       if (this.#width < longest) return false
     }
-    for (const [i, text] of this.texts.entries()) text.step(rows[i], this.isRead ? 0 : this.#cachedTokens)
+    for (const [i, text] of this.texts.entries()) {
+      const isFirst = text.tokens.length === text.request.promptIds.length
+      text.step(rows[i], isFirst ? this.#cachedTokens : 0)
+    }
     this.isRead = true
     return true
   }
@@ -233,9 +241,26 @@ export class TextBatch {
     })
   }
 
-  /** These texts leave. The others go on. */
+  /**
+   * Texts that have come to another side of a switch of long RoPE leave, in batches that read them again: their keys
+   * get other factors there, as in transformers.
+   */
+  async leaveSide(): Promise<TextBatch[]> {
+    const { switches, shares } = this.tools.form
+    const sides = (length: number) => sideOf(switches, length)
+    const leaving = this.texts.filter(({ tokens: { length } }) => this.isRead && sides(length) !== sides(length - 1))
+    if (leaving.length === 0) return []
+    await this.#leave(leaving)
+    return (shares ? leaving.map((text) => [text]) : [leaving]).map((texts) => new TextBatch(this.tools, texts))
+  }
+
+  /** These texts end. The others go on. */
   async drop(texts: readonly RunningText[]): Promise<void> {
     for (const text of texts) text.dispose()
+    await this.#leave(texts)
+  }
+
+  async #leave(texts: readonly RunningText[]): Promise<void> {
     const kept = this.texts.filter((text) => !texts.includes(text))
     this.#vectors?.drop(texts)
     if (kept.length === 0) {

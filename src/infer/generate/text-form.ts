@@ -21,6 +21,8 @@ export interface TextForm {
   /** Bytes of a token in the cache. */
   readonly tokenBytes: number
   readonly weightBytes: number
+  /** Lengths of long RoPE: see `rotarySwitches`. Empty for most graphs. */
+  readonly switches: readonly number[]
   readonly encoder: EncoderForm | undefined
   /** The graph that gives vectors, which the decoder reads in the place of tokens. */
   readonly embedding: EmbeddingForm | undefined

@@ -27,15 +27,18 @@ export async function textFormOf(model: Model): Promise<TextForm> {
     ? await (await import('./side-graphs.js')).embeddingForm(model, graph, cache)
     : undefined
   // Prompts are filled up for the encoder, whose mask hides what fills them up.
-  const padding =
+  const fillable =
     encoder === undefined ? paddingOf(graph, inputs) : encoder.states.includes(STATES_MASK) ? 'right' : 'none'
   // Rows of a product of integers have one scale together.
   const mixesRows = graph.nodes.some(({ opType }) => opType === 'DynamicQuantizeLinear')
   const isAlone = encoder !== undefined || takesVectors || cache.length === 0 || mixesRows
-  const shares = !isAlone && padding !== 'none' && cache.every(({ dims }) => dims[0] === undefined)
+  const shares = !isAlone && fillable !== 'none' && cache.every(({ dims }) => dims[0] === undefined)
+  const switches = rotarySwitches(graph)
+  // Texts that stay together must then cross a switch in the same step.
+  const padding = switches.length > 0 && !shares ? 'none' : fillable
   return {
     role: mainRole(model),
-    ...{ roles, cache, padding, shares, encoder, embedding },
+    ...{ roles, cache, padding, shares, switches, encoder, embedding },
     logits: logitsName(graph),
     takesPieces: shares && !roles.some(({ role }) => role === 'usesCache'),
     tokenBytes: cache.reduce((sum, entry) => sum + bytesOf(entry), 0),
@@ -55,8 +58,6 @@ function bytesOf({ dims, axis, type }: CacheEntry): number {
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
   // A convolution reads the tokens that fill a row up, too.
   if (cache.some(({ axis }) => axis === undefined)) return 'none'
-  // A long text would take a short one along to the other side.
-  if (rotarySwitches(graph).length > 0) return 'none'
   const isOfLast = logitsDims(graph)?.at(-2) === 1
   if (cache.length === 0 || countsKeysFromLeft(graph)) return isOfLast ? 'none' : 'right'
   const has = (name: string) => roles.some(({ role }) => role === name)

@@ -35,8 +35,8 @@ export class TokenVectors {
     const mixes = graph.factorsOf(texts.map(({ request }) => request.mix))
     this.#adapters = feedsOfRows(mixes)
     this.#rows = texts.map((text, i) => {
-      const { promptIds, pictures } = text.request
-      const positions = hasGrids ? gridPositions(promptIds, pictures) : undefined
+      const { tokens, request } = text
+      const positions = hasGrids ? gridPositions(tokens, request.pictures) : undefined
       const after = positions === undefined ? 0 : Math.max(...positions.map((axis) => Math.max(...axis))) + 1
       return { text, mix: mixes[i], positions, after }
     })
@@ -49,7 +49,7 @@ export class TokenVectors {
 
   async feeds(): Promise<Feeds> {
     const rows = this.#rows
-    const fed = rows.map(({ text: { request, tokens } }) => (this.#isFirst ? request.promptIds : tokens.slice(-1)))
+    const fed = rows.map(({ text: { tokens } }) => (this.#isFirst ? tokens : tokens.slice(-1)))
     const [batch, sequence] = [rows.length, Math.max(...fed.map(({ length }) => length))]
     const starts = fed.map(({ length }) => (this.padding === 'left' ? sequence - length : 0))
     const { roles, padTokenId } = this.form
@@ -74,7 +74,7 @@ export class TokenVectors {
     const [, sequence, width] = vectors.dims
     const data = floatsOf(vectors).slice()
     for (const [row, { text }] of this.#rows.entries()) {
-      const { pictures, promptIds } = text.request
+      const { pictures } = text.request
       if (pictures === undefined) continue
       if (pictures.width !== width) {
         throw new MismatchError({
@@ -85,7 +85,7 @@ export class TokenVectors {
         })
       }
       let from = 0
-      for (const [i, id] of promptIds.entries()) {
+      for (const [i, id] of text.tokens.entries()) {
         if (id !== pictures.token) continue
         data.set(pictures.data.subarray(from, from + width), (row * sequence + starts[row] + i) * width)
         from += width
