@@ -22,10 +22,8 @@ const LIBRARY = hub as unknown as Readonly<Record<string, PreTokenizerClass>>
 const { SplitPreTokenizer: Split, DigitsPreTokenizer: Digits, PunctuationPreTokenizer: Punctuation } = LIBRARY
 const SPLITTERS: typeof LIBRARY = { Split, Digits, Punctuation }
 
-/**
- * The expression that the ByteLevel pre-tokenizer splits by (GPT-2). It runs fast, but its cost takes long to compute.
- */
-export const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+/** The expression that the ByteLevel pre-tokenizer splits by (GPT-2). */
+const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 const SPACE = '▁'
 

@@ -4,7 +4,6 @@
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
 import { FileError, FormatError, MismatchError } from '../base/errors.js'
-import { costOfRegExp } from '../base/expressions/cost.js'
 import { commonLength, firstOf } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
@@ -16,7 +15,7 @@ import {
   type TextStream,
   TokenDecoder,
 } from './decoder.js'
-import { BYTE_LEVEL_PATTERN, type EncodedSpans, PieceEncoder, type PieceModel } from './piece-encoder.js'
+import { type EncodedSpans, PieceEncoder, type PieceModel } from './piece-encoder.js'
 import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
 /** The parts of the library that we use. Its declarations do not resolve under Node's module rules. */
@@ -137,32 +136,8 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
   checkIds(definition.model.vocab, definition.added_tokens, where)
   return asked(where, () => {
     const tokenizer = new HubTokenizer(definition, config)
-    refuseSlowExpressions(tokenizer, where)
     return new HubTextTokenizer(tokenizer, PieceEncoder.create(definition, tokenizer), { definition, config }, name)
   })
-}
-
-/** Refuses regular expressions in tokenizer.json that could keep JavaScript's engine busy for hours. */
-function refuseSlowExpressions(tokenizer: object, where: string): void {
-  const { normalizer, pre_tokenizer, decoder, post_processor } = tokenizer as Record<string, unknown>
-  const todo: unknown[] = [normalizer, pre_tokenizer, decoder, post_processor]
-  const seen = new Set<unknown>()
-  for (let part = todo.pop(); part !== undefined || todo.length > 0; part = todo.pop()) {
-    const isReference = (typeof part === 'object' && part !== null) || typeof part === 'function'
-    if (!isReference || seen.has(part)) continue
-    seen.add(part)
-    if (!(part instanceof RegExp)) {
-      todo.push(...Object.values(part as object))
-      continue
-    }
-    const reason = part.source === BYTE_LEVEL_PATTERN ? undefined : costOfRegExp(part)
-    if (reason === undefined) continue
-    throw new FormatError({
-      where,
-      what: `it has a regular expression that can take too long: ${reason}`,
-      got: part.source.length > 200 ? `${part.source.slice(0, 200)}…` : part.source,
-    })
-  }
 }
 
 function checkIds(vocabulary: unknown, added: readonly unknown[], where: string): void {

@@ -131,6 +131,18 @@ describe('bad files', () => {
     const unknownType = JSON.stringify({ ...definition, decoder: { type: 'Riddle' } })
     await expect(load({ 'tokenizer.json': unknownType })).rejects.toThrow(/Riddle/)
   })
+
+  it('names the file if its decoder is damaged', () => {
+    const decoder = { type: 'Replace', pattern: { String: 'a' }, content: { toString: null } }
+    let error: unknown
+    try {
+      const damaged = makeTokenizer({ ...definition, decoder }, {}, 'folder')
+      damaged.decode(damaged.encode('a whale'))
+    } catch (reason) {
+      error = reason
+    }
+    expect(error).toMatchObject({ code: 'FORMAT', where: 'folder/tokenizer.json' })
+  })
 })
 
 describe('files of any size and with any numbers', () => {

