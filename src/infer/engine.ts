@@ -1,5 +1,5 @@
-// The part of inference that runs: the graphs of a session and the texts that are being written with them. It lives in
-// a worker or in the caller's thread. Calls tell it what to write and which adapters there are, and tokens come back.
+// The engine of a session runs its graphs and writes texts with them, in a worker or in the caller's thread. Callers
+// send it adapters and texts to continue, and get tokens back.
 
 import { Turns } from '../base/turns.js'
 import { transfer } from '../runtime/rpc.js'
@@ -14,7 +14,7 @@ import type { TextForm } from './generate/text-form.js'
 import { type Activation, GraphEngine, type OpenRequest } from './graph-engine.js'
 
 export class InferEngine {
-  /** Graphs by role. */
+  /** The graphs by role. */
   readonly #graphs = new Map<string, GraphEngine>()
   readonly #turns = new Turns()
   #texts: RunningTexts | undefined
@@ -38,7 +38,7 @@ export class InferEngine {
     }
   }
 
-  /** @param activation for mixes that count from some token on */
+  /** @param activation where activated adapters begin in each row */
   async run(
     role: string,
     feeds: Feeds,
@@ -57,23 +57,23 @@ export class InferEngine {
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
 
-  /** Roles of graphs that have failed, and of which no run has succeeded since they were opened. */
+  /** Returns the roles of graphs that failed in their first run since they were opened. */
   failing(): string[] {
     return [...this.#graphs].flatMap(([role, { hasFailed }]) => (hasFailed ? [role] : []))
   }
 
-  /** Before the first text. */
+  /** Call this before the first text. */
   openTexts(form: TextForm, bounds: TextBounds): void {
     this.#texts = new RunningTexts(form, (role) => this.#graph(role), bounds)
   }
 
-  /** Before the first schema. */
+  /** Call this before the first text with a schema. */
   async setVocabulary(vocabulary: Vocabulary): Promise<void> {
     const { Grammars } = await import('./generate/grammars.js')
     this.#texts!.tools.grammars = new Grammars(vocabulary)
   }
 
-  /** Before the first text with stop strings. */
+  /** Call this before the first text with stop strings. */
   async setDecoder(files: DecoderFiles): Promise<void> {
     this.#texts!.tools.decoder = (await import('../text/decoder.js')).TokenDecoder.open(files)
   }
@@ -85,13 +85,13 @@ export class InferEngine {
   /**
    * Writes the texts of a call, and returns when all have ended.
    *
-   * @param id by which the caller can {@link leave}
+   * @param id the number that the caller passes to {@link leave}
    */
   write(id: number, call: TextCall, report: (tokens: readonly WrittenToken[]) => void): Promise<void> {
     return this.#texts!.write(id, call, report)
   }
 
-  /** The caller wants no more of these texts. */
+  /** Stops writing the texts of a call. */
   leave(id: number): void {
     this.#texts?.leave(id)
   }

@@ -1,4 +1,5 @@
-// Feeds made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way into a worker.
+// Turns feeds into plain objects. ONNX Runtime's tensors have getters, which are lost when an object is sent to a
+// worker.
 
 import { ConfigError, didYouMean, MismatchError, messageOf, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
@@ -120,7 +121,7 @@ function checkElements(where: string, { type, data, dims }: RuntimeTensor): void
   if (data.length === count) return
   throw new ConfigError({
     where: `${where}: data`,
-    what: 'another number of elements than dims say',
+    what: 'the number of elements differs from what dims say',
     expected: `${count}, the product of [${dims.join(', ')}]`,
     got: `${data.length}`,
   })
@@ -138,7 +139,10 @@ export function batchOf(feeds: Feeds): number | undefined {
   return ids?.dims[0]
 }
 
-/** Throws UnsupportedError where outputs have got another number of axes: some layer sees the rows as one matrix. */
+/**
+ * Throws UnsupportedError if an output has another number of axes than the model says. Then some layer takes the rows
+ * of all texts as a single matrix, and adapters cannot differ by row.
+ */
 export function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
   for (const output of graph.outputs) {
     const declared = dimsOfInput(output).length
@@ -146,7 +150,7 @@ export function checkRanks(graph: Graph, outputs: Readonly<Record<string, Runtim
     if (got === undefined || declared === 0 || got.length === declared) continue
     throw new UnsupportedError({
       where: `output ${output.name}`,
-      what: 'rows with adapters of their own cannot be told apart in this graph',
+      what: 'this graph cannot run rows with different adapters together',
       expected: `${declared} axes`,
       got: `(${got.join(', ')})`,
       hint: 'Run the rows of one adapter at a time',

@@ -1,4 +1,5 @@
-// One graph of a session where it runs: ONNX Runtime's session with inputs for adapters, and the adapters' arrays.
+// Runs one graph of a session in the engine: it holds ONNX Runtime's session, whose graph has inputs for adapters, and
+// the adapters' arrays.
 
 import { StateError } from '../base/errors.js'
 import type { Turns } from '../base/turns.js'
@@ -26,20 +27,20 @@ export interface OpenRequest {
   groups: readonly SiteGroup[]
   inputNames: ReadonlyMap<string, string>
   takesRows: boolean
-  /** Factors of linear layers are Aᵀ (k, r) and s·Bᵀ (r, d), and not as PEFT has them. */
+  /** The factors of linear layers are fed transposed: Aᵀ (k, r) and s·Bᵀ (r, d). PEFT's order is A (r, k), B (d, r). */
   isInputMajor: boolean
-  /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
+  /** The rank of the zeros that are fed if nothing is added: 0, or 1 if the runtime takes no empty tensors. */
   idleRank: 0 | 1
-  /** The token inputs of a graph whose attention takes several texts with a cache one token at a time. */
+  /** The token inputs, if the graph's attention can continue several texts only by one token at a time. */
   columns: TokenColumns | undefined
-  /** The output of a graph that gives out the rows that a step adds to the cache. */
+  /** The output with the rows that a step adds to the cache, if the graph has such an output. */
   newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
 }
 
-/** The tokens from which on the adapters of rows count. */
+/** Where activated adapters begin. */
 export interface Activation {
-  /** The first one of each row; infinite for the base alone. */
+  /** The first token of each row that its adapter reads; infinite if the base reads the whole row. */
   readonly starts: readonly number[]
   readonly columns: TokenColumns
 }
@@ -47,9 +48,11 @@ export interface Activation {
 interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
   session: RuntimeSession
   idle: Feeds
-  /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
+  /** The outputs that a run returns by default, if the graph has more outputs than the model. */
   outputNames: readonly string[] | undefined
-  /** Feeds of a run beside its own inputs, put together once: this takes a step longer than some layers. */
+  /**
+   * The adapters' feeds with the graph's short input names. Made once, because making them takes longer than a layer.
+   */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
 
@@ -57,19 +60,19 @@ const KEPT_FEEDS = 4
 
 const ZERO: RuntimeTensor = { type: 'int64', data: new BigInt64Array(1), dims: [1] }
 
-/** Inputs that sessions add, which only texts that are written give. */
+/** Default feeds for inputs that sessions add to the graph. Only generation feeds other values. */
 const ADDED: Feeds = { [FIRST_INPUT]: ZERO, [MISSING_INPUT]: ZERO }
 
 export class GraphEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
-  /** Feeds of the last runs, by their mixes. */
+  /** The adapters' feeds of the last runs, by mix. */
   readonly #feeds = new Map<string, AdapterFeeds>()
   #open: OpenSession | undefined
-  /** Tells how the first run ended. */
+  /** How the first run of the open graph ended. */
   #firstRun: 'none' | 'succeeded' | 'failed' = 'none'
   keepsTensors = false
 
-  /** @param turns of all graphs of the session: in browsers one run must end before the next begins */
+  /** @param turns shared by all graphs of the session: in browsers a run must end before the next begins */
   constructor(
     private readonly runtime: Runtime,
     private readonly turns: Turns,
@@ -91,7 +94,7 @@ export class GraphEngine {
     return this.#open?.newRows
   }
 
-  /** True if no run of the open graph has succeeded, and one has failed. */
+  /** True if the first run of the open graph failed. */
   get hasFailed(): boolean {
     return this.#firstRun === 'failed'
   }
@@ -108,7 +111,7 @@ export class GraphEngine {
     return factors
   }
 
-  /** Their arrays, which stay as they are even if an adapter leaves the session. */
+  /** Returns the arrays of these mixes. They stay valid even if an adapter leaves the session. */
   factorsOf(mixes: readonly Mix[]): RowFactors {
     const factorsOf = (name: string): AdapterFactors => {
       const factors = this.#adapters.get(name)
@@ -123,7 +126,7 @@ export class GraphEngine {
     adapters.for(this.#open?.groups ?? [])
   }
 
-  /** @param activation for mixes that count from some token on */
+  /** @param activation where activated adapters begin in each row */
   async runMixes(
     feeds: Feeds,
     mixes: readonly Mix[],
@@ -178,7 +181,7 @@ export class GraphEngine {
     })
   }
 
-  /** The caller has the turn. */
+  /** Call this only while holding the turn. */
   async dispose(): Promise<void> {
     const last = this.#open
     this.#open = undefined
@@ -187,7 +190,7 @@ export class GraphEngine {
     await last?.session.dispose()
   }
 
-  /** Made once for runs that follow one another, as those of a text that its caller grows. */
+  /** Returns the adapters' feeds, which are kept for the next runs: a caller may run one token after the other. */
   #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
     const key = JSON.stringify(mixes)
     const { distinct, rowOf } = distinctMixes(mixes)
@@ -198,7 +201,7 @@ export class GraphEngine {
     return feeds
   }
 
-  /** Rows begin with the base, and go on with their mix. */
+  /** Runs the first tokens of the rows with the base, and the rest with their mixes. */
   #runActivated(feeds: Feeds, mixes: readonly Mix[], names: readonly string[], { starts, columns }: Activation) {
     const run = (inputs: Feeds, wanted: readonly string[], first: number) => {
       const active = starts.map((start, row) => (start <= first ? (mixes[row] ?? mixes[0]) : []))
@@ -210,7 +213,7 @@ export class GraphEngine {
   }
 }
 
-/** Feeds that leave every site as the base has it. */
+/** Makes feeds that change nothing: every site computes what the base computes. */
 function idleFeeds(groups: readonly SiteGroup[], rank: 0 | 1): Feeds {
   const slots = (group: SiteGroup) => group.map(() => [undefined])
   const feeds: Feeds = Object.assign({}, ...groups.map((group) => groupFeeds(group, slots(group), undefined, rank)))

@@ -1,5 +1,5 @@
-// One graph of a session: it has the factors of adapters as inputs, so that choosing an adapter is feeding other
-// arrays. The base's weights are in memory once, whatever the number of adapters.
+// One graph of a session. The factors of adapters are inputs of the graph, so choosing an adapter means feeding other
+// arrays, and the base's weights are in memory only once.
 
 import { type LowrankError, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
@@ -44,15 +44,15 @@ export class GraphSession {
   #needs: GraphNeeds | undefined
   #given: ReadonlySet<string> = new Set()
   newRows: NewRows | undefined
-  /** Runs the graph as it is given, and not in the faster form that lowrank can make of it. */
+  /** True if the graph runs as the file has it, and not in the faster form that lowrank makes of it. */
   #isPlain = false
-  /** The open graph has the faster form. */
+  /** True if the open graph has the faster form. */
   #isFused = false
   #retreat: Promise<void> | undefined
   #hasWarned = false
   readonly #turns = new Turns()
 
-  /** `role`: its name in the engine, which has all graphs of a session. */
+  /** @param role the name of this graph in the engine, which holds all graphs of a session */
   constructor(
     readonly role: string,
     readonly base: SessionBase,
@@ -112,7 +112,7 @@ export class GraphSession {
     this.#adapters.delete(name)
   }
 
-  /** Logits of the rows' heads take the place of the graph's own, or stand beside them. */
+  /** Runs the graph. Logits of adapters' heads replace the graph's logits, or are added to its outputs. */
   run(
     feeds: Feeds,
     mixes: readonly Mix[],
@@ -124,10 +124,10 @@ export class GraphSession {
     const [head] = heads.flatMap((found) => found ?? [])
     if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
     const all = outputNames ?? [...new Set([...this.outputNames, head.output])]
-    return head.run(run, feeds, heads, { wanted: all, own: this.outputNames })
+    return head.run(run, feeds, heads, { wanted: all, graphOutputs: this.outputNames })
   }
 
-  /** Without heads. */
+  /** Runs the graph without heads. */
   runPlainly(
     feeds: Feeds,
     mixes: readonly Mix[],
@@ -141,13 +141,15 @@ export class GraphSession {
     return this.#isPlain
   }
 
-  /** Opens the graph as it is given, if the faster form is open. Runs that failed together wait for one opening. */
+  /**
+   * Opens the graph as the file has it, if the faster form is open. If several runs fail, they wait for one opening.
+   */
   async retreat(): Promise<void> {
     if (this.#isFused) this.#retreat ??= this.#setPlain(true)
     await this.#retreat
   }
 
-  /** Opens the faster form again. From then on it stays. */
+  /** Opens the faster form again, for good. */
   async advance(): Promise<void> {
     if (this.#isPlain && this.#retreat !== undefined) await this.#setPlain(false)
   }

@@ -1,4 +1,4 @@
-// The graphs of a model in one session: which there are besides the one that it is asked first.
+// The graphs of a model in a session: which of them runs by default, and which others there are.
 
 import { FileError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -17,7 +17,7 @@ export interface WholeSession {
   readonly model: Model
   readonly decodeImage: DecodeImage | undefined
   readonly engine: Remote<InferEngine>
-  /** Runs a graph; undefined: the first one. */
+  /** Runs a graph. `role` undefined: the first graph. */
   runGraph(
     role: string | undefined,
     feeds: Feeds,
@@ -26,9 +26,9 @@ export interface WholeSession {
   ): Promise<Record<string, RuntimeTensor>>
   readonly graphs: readonly string[]
   tried<T>(action: () => Promise<T>): Promise<T>
-  /** `readsAll`: they read every token, which an activated LoRA does not. */
+  /** @param readsAll the adapters must read every token, which an activated LoRA does not */
   checkMixes(mixes: readonly Mix[], readsAll?: boolean): void
-  /** The tokens from which on a mix counts; undefined for one that always does. */
+  /** Returns the invocation tokens of an activated LoRA, or undefined if the mix is active from the first token on. */
   invocationOf(mix: Mix): readonly number[] | undefined
   headOf(name: string): AdapterHead | undefined
   chatTemplateOf(mix: Mix): string | undefined
@@ -44,11 +44,11 @@ export interface SessionExtras extends OutputOptions {
   edit?: ((graph: Graph) => void) | undefined
   beforeOpen?: (() => Promise<void>) | undefined
   decodeImage?: DecodeImage | undefined
-  /** Opens what `add` is called with. Default: it is an adapter already. */
+  /** Opens the argument of `add`. Default: the argument is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<RunAdapter>) | undefined
-  /** Hears of graphs in a slower form, and of adapters of another base. Default: console.warn. */
+  /** Called if a graph runs in a slower form, or an adapter belongs to another base. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
-  /** Hears which layers of which adapter are left out. */
+  /** Called with the layers of an adapter that are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }
 
@@ -67,7 +67,7 @@ export function mainRole({ graphs = {}, onnx }: SessionBase): GraphRole {
   return (Object.keys(graphs)[0] as GraphRole | undefined) ?? roleOf(onnx.fileName)
 }
 
-/** The model's other graphs, but for a second decoder that one with branches makes needless. */
+/** Returns the model's other graphs. A second decoder is left out if the first has branches for both uses. */
 export async function otherGraphs(
   model: SessionBase,
 ): Promise<{ role: GraphRole; onnx: OnnxModel; runtime: SessionBase['runtime'] }[]> {

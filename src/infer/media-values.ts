@@ -1,4 +1,4 @@
-// The kinds of pictures that calls take, for the tables of options (gen/options.ts).
+// The kinds of pictures that calls accept, for the generated tables of options (gen/options.ts).
 
 import { type Kind, kind } from '../base/options.js'
 import { isImageSource } from '../images/image-source.js'

@@ -1,4 +1,4 @@
-// A session over a model: its graphs, which one engine runs, and the adapters, each with its share in every graph.
+// A session over a model: its graphs, which one engine runs, and its adapters, whose parts are spread over the graphs.
 
 import { ConfigError, didYouMean, MismatchError, RuntimeError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
@@ -46,14 +46,16 @@ import type {
 
 const ADAPTER = kind('a LoraAdapter', isAdapter)
 
-/** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
+/** Implements {@link AdapterSession}. Over less than a whole model, only the methods that need no tokenizer work. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
   /** @internal */
   readonly told = new Map<string, Promise<unknown>>()
-  /** Graphs by role; the first is the one that runs ask if they name none. */
+  /** The graphs by role. Runs that name no graph take the first. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
-  /** @internal How often adapters have come or gone: facts about them hold until then. */
+  /**
+   * @internal How often adapters were added or removed. Facts about them that are kept elsewhere hold until it changes.
+   */
   changes = 0
   readonly #turns = new Turns()
   #disposal: Promise<void> | undefined
@@ -157,7 +159,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#turns.take(async () => {
       this.checkOpen()
       if (!this.#adapters.includes(name)) refuseAdapter(name, this.#adapters)
-      this.#adapters = this.#adapters.filter((other) => other !== name)
+      this.#adapters = this.#adapters.filter((kept) => kept !== name)
       this.changes++
       for (const graph of this.#graphs.values()) graph.remove(name)
       await this.engine.removeAdapter(name)
@@ -173,17 +175,17 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     this.checkOpen()
     const { batchOf, checkName, checkRanks, completeFeeds, plainFeeds } = await this.#load(import('./feeds.js'))
     const session = this.graphNamed(role)
-    const own = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))
-    const mixes = mixesOf(adapter, batchOf(own))
+    const allFeeds = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))
+    const mixes = mixesOf(adapter, batchOf(allFeeds))
     this.checkMixes(mixes)
     const heads = headsFor(mixes, (name) => session.adapter(name).head)
     const names = [...session.outputNames, ...heads.flatMap((head) => head?.output ?? [])]
     for (const name of outputNames ?? []) checkName('output', name, [...new Set(names)])
     const invocations = mixes.map((mix) => this.invocationOf(mix))
     const activation = invocations.some((tokens) => tokens !== undefined)
-      ? (await this.#load(import('./adapters/activation.js'))).activationOf(session.graph, own, invocations)
+      ? (await this.#load(import('./adapters/activation.js'))).activationOf(session.graph, allFeeds, invocations)
       : undefined
-    const outputs = await this.tried(() => session.run(own, mixes, heads, outputNames, activation))
+    const outputs = await this.tried(() => session.run(allFeeds, mixes, heads, outputNames, activation))
     if (mixes.length > 1) checkRanks(session.graph, outputs)
     return outputs
   }
@@ -195,8 +197,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   /**
-   * @internal Opens graphs as they are given, with a warning, if the faster form of one fails before any run of it has
-   * succeeded. Then the action is taken again.
+   * @internal Takes an action. If the faster form of a graph fails in its first run, opens the graph as the file has
+   * it, warns, and takes the action again.
    */
   async tried<T>(action: () => Promise<T>): Promise<T> {
     const graphs = [...this.#graphs.values()]
@@ -216,7 +218,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         for (const graph of faster) graph.warn(error)
         return result
       } catch {
-        // A graph that fails as it is given, too, is not to blame: the run is, such as its feeds.
+        // If the graph also fails as the file has it, the faster form is not the cause, but, say, the feeds are.
         for (const graph of await failing()) await graph.advance()
         throw error
       }
@@ -237,7 +239,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly tag = (async (texts: TextOrWords | readonly TextOrWords[], options?: TagOptions) =>
     (await import('./readings/tag.js')).tag(this.#whole, texts, options)) as AdapterSession['tag']
 
-  /** This session, whose model is a whole one where its caller writes or reads texts. */
+  /** This session as one over a whole model, which it is if its caller writes or reads texts. */
   get #whole(): TextSession {
     return this as unknown as TextSession
   }
@@ -247,7 +249,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#disposal
   }
 
-  /** Code of a run, which may have been asked for before the session is closed. */
+  /** Remembers code that a run is loading. Closing the session waits for it. */
   #load<T>(code: Promise<T>): Promise<T> {
     this.#loading = code
     return code
@@ -258,7 +260,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       code = this.#loading
       await code
     }
-    // A change that waits for a run which never ends is over when the engine is given up.
+    // A change of adapters may wait for a run that never ends. It ends when the engine is given up.
     const startedAt = performance.now()
     await settlesWithin(this.#turns.idle, STOP_MS / 2)
     const leftMs = STOP_MS - (performance.now() - startedAt)
@@ -282,7 +284,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     if (readsAll && mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
   }
 
-  /** @internal The tokens from which on a mix counts; undefined for one that always does. */
+  /** @internal Returns the invocation tokens of an activated LoRA, or undefined if the mix is always active. */
   invocationOf(mix: Mix): readonly number[] | undefined {
     return mix.map(({ name }) => this.#main.adapter(name).invocation).find((tokens) => tokens !== undefined)
   }
@@ -362,14 +364,14 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       for (const [name, { trainedOn }] of adapters) {
         if (trainedOn === undefined) continue
         const { otherWeights } = await import('../graph/base-record.js')
-        const other = await otherWeights(trainedOn, this.model)
-        if (other !== undefined) onWarning(`${name}: ${other}`)
+        const warning = await otherWeights(trainedOn, this.model)
+        if (warning !== undefined) onWarning(`${name}: ${warning}`)
       }
     })
   }
 }
 
-/** `mayBeEmpty`: it may have no part there, because the model has other graphs. */
+/** @param mayBeEmpty the adapter may have no part in this graph, because the model has other graphs */
 async function readParts(session: GraphSession, adapter: RunAdapter, mayBeEmpty: boolean): Promise<AdapterParts> {
   if (!(adapter.isPlain ?? isPlain(adapter as LoraAdapter))) {
     const { readOtherParts } = await import('./adapters/other-parts.js')
@@ -391,7 +393,7 @@ function headsFor(
     if (heads.length === 0 || (mix.length === 1 && mix[0].weight === 1)) return heads[0]
     throw new UnsupportedError({
       where: 'adapter',
-      what: 'an adapter with a head of its own is in no mix, and has weight 1',
+      what: 'an adapter that brings a head cannot be mixed with others, and must have weight 1',
       got: mix.map(({ name, weight }) => `${name}: ${weight}`).join(', '),
     })
   })

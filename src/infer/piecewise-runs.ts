@@ -1,12 +1,12 @@
-// Runs in pieces, each behind the cache of the ones before. Several texts, each with a cache and more than one new
-// token, are too much for fused attention at once: they run token by token, which gives the same. An activated LoRA
-// counts from some token on: what comes before is a piece of its own.
+// Splits a run into pieces, each of which continues the cache of the piece before it. Fused attention cannot read
+// several new tokens of several texts that have a cache, so they run token by token, with the same result. The tokens
+// before the start of an activated LoRA are a piece too.
 
 import type { TokenColumns } from '../graph/inputs/tokens.js'
 import { type Feeds, freeOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
 import { joinRows } from './generate/row-cache.js'
 
-/** Runs tokens of all texts, from the one with this number on. */
+/** Runs a piece of all texts. `first` is the index of its first token. */
 type Run = (feeds: Feeds, outputNames: readonly string[], first: number) => Promise<Record<string, RuntimeTensor>>
 
 export function needsTokenByToken({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
@@ -16,9 +16,9 @@ export function needsTokenByToken({ tokens, cache }: TokenColumns, feeds: Feeds)
 }
 
 /**
- * Runs pieces of the texts one after the other, and joins the outputs.
+ * Runs the pieces of the texts one after the other, and joins the outputs.
  *
- * @param starts the first tokens of the pieces, in order. Default: all
+ * @param starts the index of the first token of each piece, in order. Default: each token is a piece
  */
 export async function runPiecewise(
   run: Run,
@@ -34,17 +34,17 @@ export async function runPiecewise(
   const runs: Record<string, RuntimeTensor>[] = []
   for (const [i, first] of firsts.entries()) {
     const end = firsts[i + 1] ?? sequence
-    const own: Feeds = { ...feeds }
-    for (const name of tokens) own[name] = columnsOf(feeds[name], first, end)
-    for (const name of masks) own[name] = columnsOf(feeds[name], 0, feeds[name].dims[1] - sequence + end)
+    const pieceFeeds: Feeds = { ...feeds }
+    for (const name of tokens) pieceFeeds[name] = columnsOf(feeds[name], first, end)
+    for (const name of masks) pieceFeeds[name] = columnsOf(feeds[name], 0, feeds[name].dims[1] - sequence + end)
     const before = runs.at(-1)
-    if (before !== undefined) for (const { past, present } of cache) own[past] = before[present]
-    runs.push(await run(own, names, first))
+    if (before !== undefined) for (const { past, present } of cache) pieceFeeds[past] = before[present]
+    runs.push(await run(pieceFeeds, names, first))
     if (before !== undefined) freeOnGpu(...presents.map((present) => before[present]))
   }
   const joined = outputNames.map((name) => {
     const parts = runs.map((outputs) => outputs[name])
-    // Some graphs give the logits of the last token alone.
+    // Some graphs return the logits of the last token only.
     const isWhole = parts.every(({ dims }, i) => dims[1] === (firsts[i + 1] ?? sequence) - firsts[i])
     return [name, presents.includes(name) || !isWhole ? parts[parts.length - 1] : join(parts)] as const
   })
@@ -53,9 +53,9 @@ export async function runPiecewise(
 
 function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTensor {
   const { type, data, dims } = tensor
-  const own = dims.length === 1 ? [1, ...dims] : dims
-  const rows = { rows: [...Array(own[0]).keys()], from, count: to - from, to: 0 }
-  const cut = joinRows([{ ...rows, tensor: { type, data, dims: own } }], 1, to - from)
+  const batchDims = dims.length === 1 ? [1, ...dims] : dims
+  const rows = { rows: [...Array(batchDims[0]).keys()], from, count: to - from, to: 0 }
+  const cut = joinRows([{ ...rows, tensor: { type, data, dims: batchDims } }], 1, to - from)
   return like(tensor, { ...cut, dims: cut.dims.slice(-dims.length) })
 }
 
@@ -67,16 +67,16 @@ function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
   const data = new (first.constructor as Float32ArrayConstructor)(batch * columns * size)
   let column = 0
   for (const part of parts) {
-    const own = part.dims[1] * size
+    const width = part.dims[1] * size
     for (let row = 0; row < batch; row++) {
-      data.set((part.data as Float32Array).subarray(row * own, (row + 1) * own), (row * columns + column) * size)
+      data.set((part.data as Float32Array).subarray(row * width, (row + 1) * width), (row * columns + column) * size)
     }
     column += part.dims[1]
   }
   return like(parts[0], { type: parts[0].type, data, dims: [batch, columns, ...rest] })
 }
 
-/** Makes a tensor of the class of another: ONNX Runtime's own where tensors are kept. */
+/** Makes `made` a tensor of the same class as `tensor`: ONNX Runtime's class if tensors stay in its memory. */
 export function like(tensor: RuntimeTensor, made: RuntimeTensor): RuntimeTensor {
   if (tensor.constructor === Object) return made
   const Tensor = tensor.constructor as new (type: string, data: unknown, dims: readonly number[]) => RuntimeTensor

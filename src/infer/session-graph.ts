@@ -1,4 +1,4 @@
-// The graph that a session opens, made of the model's own.
+// Makes the graph that a session opens from the model's graph.
 
 import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -19,7 +19,7 @@ import { Builder, type Value } from '../graph/view/builder.js'
 import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
 import type { OpenRequest } from './graph-engine.js'
 
-/** Providers that take tensors without elements. On others an idle site gets zeros of rank 1, and nothing is fused. */
+/** Providers that take empty tensors. With others, an idle site gets zeros of rank 1, and operators are not fused. */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])
 
 export interface GraphNeeds {
@@ -29,11 +29,11 @@ export interface GraphNeeds {
 
 export interface SessionEdit {
   readonly before: ((graph: Graph) => void) | undefined
-  /** Changes for a session that keeps its cache on a GPU. */
+  /** Changes the graph for a session that keeps its cache on a GPU. */
   readonly onGpu: ((graph: Graph) => void) | undefined
   readonly names: ModuleMap
   readonly needs: GraphNeeds
-  /** The code for sites that are no linear layers, where there are such. */
+  /** The code for sites other than linear layers, if there are any. */
   readonly others: typeof import('../graph/inject/other-sites.js') | undefined
   readonly given: ReadonlySet<string>
   readonly isPlain: boolean
@@ -72,8 +72,8 @@ export function sessionGraph(
 }
 
 /**
- * Lets a run give the logits of its last tokens alone: reading a prompt, the output layer is a large part. Returns
- * false where the graph chooses them itself, or its head is not plain.
+ * Adds an input that says for which last tokens the logits are computed: while a prompt is read, only the last token
+ * needs the large output layer. Returns false if the graph has such an input already, or its output layer is not plain.
  */
 function chooseLogits(graph: Graph, linears: Linear[]): boolean {
   const [head, ...more] = linears.filter(({ isHead }) => isHead)
@@ -90,7 +90,10 @@ function chooseLogits(graph: Graph, linears: Linear[]): boolean {
   return true
 }
 
-/** ONNX Runtime looks up hundreds of inputs by name in every run: with long names that takes a third more time. */
+/**
+ * Gives inputs short names. ONNX Runtime looks up hundreds of inputs by name in every run, which takes a third more
+ * time with long names.
+ */
 function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): ReadonlyMap<string, string> {
   return new Map(
     inputs.map((input, i) => {
@@ -102,7 +105,7 @@ function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): Readonly
   )
 }
 
-/** Returns where adapters enter, and whether the graph has to be told how many rows have factors of their own. */
+/** Adds inputs for adapters. Returns their sites, and whether the graph can take different factors for each row. */
 function adaptGraph(
   graph: Graph,
   all: readonly Linear[],
@@ -114,32 +117,32 @@ function adaptGraph(
   const found = [...all, ...findPointwise(graph)].filter(({ name }) => modules.has(name))
   const linears = exposeProducts(graph, found)
   const forAll = new Set(linears.flatMap(({ name, input }) => (isFed(graph, input, known) ? [] : [name])))
-  const other = others?.otherSites(graph, modules, vectors.values())
+  const otherSites = others?.otherSites(graph, modules, vectors.values())
   const { takesRows, shared } = injectLora(graph, linears, modules, isInputMajor)
   const sites = new Map<string, Site>()
   const add = (site: Omit<Site, 'roles'>) => void sites.set(site.module, { ...site, roles: modules.get(site.module)! })
   for (const { name, k, d } of linears) {
     add({ kind: 'linear', module: name, k, d, isForAllRows: forAll.has(name) })
   }
-  for (const site of other?.inject() ?? []) add(site)
+  for (const site of otherSites?.inject() ?? []) add(site)
   const groups = shared.map((group) => group.map((module) => sites.get(module)!))
   const isShared = new Set(shared.flat())
   const alone = [...sites.values()].filter(({ module }) => !isShared.has(module))
   return { groups: [...groups, ...alone.map((site) => [site])], takesRows, isInputMajor }
 }
 
-/** True if a value depends on more of the inputs than their shape. Answers are kept in `known`. */
+/** True if a value depends on the values of the inputs and not only on their shapes. Answers are kept in `known`. */
 function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean {
   const inputs = new Set(graph.inputs.map(({ name }) => name))
   const seen: Value[] = []
-  const enters = ({ opType }: { opType: string }, one: Value) => opType !== 'Shape' && known.get(one) !== false
-  for (const [one, node] of graph.madeOf(value, enters)) {
-    if (known.get(one) || inputs.has(one) || (node !== undefined && subgraphs(node).length > 0)) {
+  const enters = ({ opType }: { opType: string }, made: Value) => opType !== 'Shape' && known.get(made) !== false
+  for (const [source, node] of graph.madeOf(value, enters)) {
+    if (known.get(source) || inputs.has(source) || (node !== undefined && subgraphs(node).length > 0)) {
       known.set(value, true)
       return true
     }
-    seen.push(one)
+    seen.push(source)
   }
-  for (const one of seen) known.set(one, false)
+  for (const source of seen) known.set(source, false)
   return false
 }

@@ -1,4 +1,4 @@
-// The interface of a session: one base model, any number of adapters, and the ways of running them.
+// The interface of a session: a base model, any number of adapters, and the ways to run them.
 
 import type { SignalLike } from '../base/globals.js'
 import type { ModuleMap } from '../graph/match/linears.js'
@@ -91,7 +91,7 @@ export interface RunOptions {
  */
 export type Prompt = string | readonly MessageOfParts[] | TokenPrompt
 
-/** A text as the model's tokens, which are taken as they are. */
+/** A text given as token ids, which are used as they are. */
 export interface TokenPrompt {
   readonly ids: readonly number[]
 }
@@ -153,10 +153,10 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
   seed?: number | undefined
   /**
    * A JSON schema that the text has to fit, or `{ type: 'object' }` for any object. Each text that ends by itself is
-   * JSON and fits; one that `maxNewTokens` cuts may not. Needs the package @mlc-ai/web-xgrammar.
+   * JSON and fits; a text that `maxNewTokens` cuts off may not. Needs the package @mlc-ai/web-xgrammar.
    */
   schema?: object | undefined
-  /** Calls with other names do not share what was read: see `prefixCache`. Default: all share it. */
+  /** Only calls with the same `cacheScope` reuse each other's cached prompts: see `prefixCache`. Default: all do. */
   cacheScope?: string | undefined
   /** Stops the generation after the current token. The promise rejects with the signal's reason. */
   signal?: SignalLike | undefined
@@ -165,8 +165,8 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
 /** How texts are continued. */
 export interface GenerateOptions extends StreamOptions {
   /**
-   * The largest number of prompts that run together. A larger number is faster and needs more memory. If the session's
-   * `maxBatch` is smaller, the default is that.
+   * The largest number of prompts that run together. A larger number is faster and needs more memory. The default is
+   * never larger than the session's `maxBatch`.
    * @range an integer of at least 1
    * @default 8
    */
@@ -286,9 +286,9 @@ export interface Entity {
   label: string
   /** The part of the text. */
   text: string
-  /** Its first character in the text. */
+  /** The index of its first character in the text. */
   start: number
-  /** The character behind it. */
+  /** The index after its last character. */
   end: number
   /** The mean of its words' probabilities. */
   score: number
@@ -301,7 +301,7 @@ export interface Entity {
 export interface Tagging {
   /** The entities that the tags spell, in the order of the text. */
   entities: Entity[]
-  /** All words. Words without a token of their own are left out. */
+  /** All words, except words that the tokenizer gives no token. */
   words: TaggedWord[]
   /** True if the text was longer than `maxLength` and was cut. */
   isTruncated: boolean
@@ -315,7 +315,7 @@ export interface GenerateResult {
   tokens: number
   /** Number of tokens of the prompt. */
   promptTokens: number
-  /** How many of them were not read anew: see `prefixCache`. */
+  /** How many of the prompt's tokens came from the cache: see `prefixCache`. */
   cachedTokens: number
   /** The new tokens, including those of a stop string. */
   tokenIds: number[]
@@ -370,8 +370,8 @@ export interface AdapterSession {
    * Runs the model once.
    *
    * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a
-   *   language model `input_ids` is enough: lowrank adds the missing inputs: a mask of ones, positions from that mask,
-   *   and an empty cache.
+   *   language model `input_ids` is enough: lowrank adds a mask of ones, positions from that mask, and an empty cache
+   *   if they are missing.
    * @returns the outputs by name. The session does not use their arrays again
    * @throws MismatchError for an unknown adapter, input or output; ConfigError for a value that is not a tensor;
    *   RuntimeError when the run fails; StateError when the session is disposed
@@ -431,9 +431,9 @@ export interface AdapterSession {
 
   /**
    * Gives each text, pair of texts or picture a label. If the model reads pictures, a string is the path of a file. It
-   * uses the head of the adapter, or else the head of the model. The result of a text does not depend on the others of
-   * the call. The names of the labels come from the adapter, or else from the model's config.json, or else they are
-   * LABEL_0, LABEL_1, …
+   * uses the head of the adapter, or else the head of the model. The result of a text does not depend on the other
+   * texts of the call. The names of the labels come from the adapter, or else from the model's config.json, or else
+   * they are LABEL_0, LABEL_1, …
    *
    * @returns one result for a single text, a list for a list
    * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown
@@ -455,7 +455,7 @@ export interface AdapterSession {
   /**
    * Gives each word of a text a tag, and finds the entities that the tags spell, such as names. A text is cut into
    * words at spaces, and each punctuation mark is a word. To cut it in another way, give the words. The result of a
-   * text does not depend on the others of the call.
+   * text does not depend on the other texts of the call.
    *
    * @returns one result for a single text, a list for a list
    * @throws UnsupportedError when neither the adapter nor the model has a head for tags; MismatchError for an unknown
@@ -474,7 +474,7 @@ export interface AdapterSession {
 
   /**
    * Makes a vector for each text. Texts with a similar meaning have similar vectors. The result of a text does not
-   * depend on the others of the call.
+   * depend on the other texts of the call.
    *
    * @returns one vector for a single text, a list for a list
    * @throws UnsupportedError when the graph gives no vectors of tokens, or the model combines them in a way that
@@ -484,8 +484,8 @@ export interface AdapterSession {
    *
    * @example
    * const session = await openSession('tests/golden/text-classification/encoder')
-   * const [one, other] = await session.embed(['The sea was calm.', 'a good day'])
-   * console.log(one.reduce((sum, value, i) => sum + value * other[i], 0)) // the cosine
+   * const [first, second] = await session.embed(['The sea was calm.', 'a good day'])
+   * console.log(first.reduce((sum, value, i) => sum + value * second[i], 0)) // the cosine
    * await session.dispose()
    */
   embed(text: string, options?: EmbedOptions): Promise<Float32Array>

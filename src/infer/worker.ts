@@ -1,4 +1,4 @@
-// Entry of the Web Worker that inference runs in.
+// Entry of the Web Worker that runs inference.
 
 import { serveEngine } from '../runtime/serve.js'
 import { webOwnerPort } from '../runtime/web-worker.js'

@@ -151,7 +151,7 @@ describe('mixes', () => {
     })
     const run = (adapter: Record<string, number>) => session.run(feeds(session), { adapter })
     await expect(run({ tokens: 0.5 })).rejects.toThrow(
-      /"tokens".*what replaces the base’s values.*no weight.*tokens: 0.5/,
+      /"tokens".*it replaces values of the base.*cannot be weighted.*tokens: 0.5/,
     )
     await expect(run({ tokens: 1, again: 1 })).rejects.toThrow(
       /"again".*"tokens" both replace (lm_head|model.embed_tokens)/,

@@ -129,6 +129,8 @@ describe('vectors of a step', () => {
   it('of another width than those of a picture are refused', async () => {
     const wide = { ...pictures, data: new Float32Array(3), width: 3 }
     const vectors = new TokenVectors(await formOf('float32'), embedding, [textOf([1, 9, 3], wide)], 'left')
-    await expect(vectors.feeds()).rejects.toThrow(/vision_encoder: its vectors have another width.*expected 2, got 3/)
+    await expect(vectors.feeds()).rejects.toThrow(
+      /vision_encoder: its vectors do not have the width of token vectors.*expected 2, got 3/,
+    )
   })
 })

@@ -317,7 +317,7 @@ describe('adapters', () => {
     )
     const refused = await post('/v1/completions', { ...QUICK, model: 'dora' }, own)
     expect([refused.status, refused.body.error.code]).toEqual([400, 'adapter_invalid'])
-    expect(refused.body.error.message).toMatch(/without inputs for parts that it has: dora.*--allow/s)
+    expect(refused.body.error.message).toMatch(/without inputs for parts of this adapter: dora.*--allow/s)
     expect((await post('/v1/completions', { ...QUICK, model: 'dora' }, ready)).status).toBe(200)
     const closing = ready(request('/v1/load_lora_adapter', { lora_name: 'x', lora_path: 'x' }))
     await Promise.all([own.close(), ready.close()])

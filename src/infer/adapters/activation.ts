@@ -1,4 +1,5 @@
-// Activated LoRA in sessions: the base reads a text up to the invocation, and the adapter what follows.
+// Activated LoRA in sessions: the base model alone reads a text up to the invocation tokens, and the adapter is active
+// from there on.
 
 import { tokenColumns, tokenInputs } from '../../graph/inputs/tokens.js'
 import { invocationStart } from '../../graph/training/activation.js'
@@ -10,10 +11,10 @@ import { type Mix, notWhole } from './choice.js'
 type Invocation = readonly number[] | undefined
 
 /**
- * The tokens from which on rows of a run have their adapters.
+ * Finds the token of each row at which its adapter becomes active.
  *
- * @param invocations of the rows, or of all
- * @throws UnsupportedError for a graph without a cache, or feeds with one
+ * @param invocations invocation tokens of each row, or a single entry for all rows
+ * @throws UnsupportedError if the graph has no cache, or the feeds already hold cached tokens
  */
 export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly Invocation[]): Activation {
   const columns = tokenColumns(tokenInputs(graph))
@@ -30,10 +31,10 @@ export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly I
 }
 
 /**
- * The adapters of a text, and how many of its first tokens the base reads.
+ * Returns the adapters of a text, and how many of its first tokens the base model reads alone.
  *
- * @param canSplit the graph can read a prompt in pieces
- * @throws UnsupportedError if it cannot
+ * @param canSplit whether the graph can read a prompt in pieces
+ * @throws UnsupportedError if the text has an activated adapter and the graph cannot
  */
 export function activatedMix(mix: Mix, ids: readonly number[], tokens: Invocation, canSplit: boolean) {
   if (tokens === undefined) return { mix, baseTokens: 0 }

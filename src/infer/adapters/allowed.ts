@@ -1,4 +1,5 @@
-// The inputs that a session's graph gets for adapters that come later, by the kinds of parts that its caller allows.
+// The inputs that a session's graph gets for adapters that are added later, for each kind of part that the caller
+// allows.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
@@ -8,7 +9,7 @@ import { type HeadBase, headInput, trainedLayers } from '../../tasks/heads/heads
 import { loadTask, TASK_NAMES } from '../../tasks/tasks.js'
 import type { NamedParts } from './parts.js'
 
-/** A kind of parts that adapters can have. */
+/** A kind of part that an adapter can have. */
 export type AllowedKind = 'lora' | 'dora' | 'biases' | 'embeddings' | 'heads'
 
 export interface AllowedInputs {
@@ -16,7 +17,7 @@ export interface AllowedInputs {
   readonly given: ReadonlySet<Value>
 }
 
-/** The inputs of each kind at a linear layer; those of all layers, or of the output layer alone. */
+/** The inputs that each kind of part needs at inner linear layers and at the output layer. */
 const LINEAR: Readonly<Record<AllowedKind, { inner: readonly SiteRole[]; head: readonly SiteRole[] }>> = {
   lora: { inner: ['A', 'B'], head: [] },
   dora: { inner: ['scale', 'shift'], head: [] },
@@ -60,7 +61,7 @@ export function requireAllowed({ name, factors, about }: NamedParts, needs: Site
   if (missing.size === 0) return
   throw new UnsupportedError({
     where: `adapter ${JSON.stringify(name)}`,
-    what: `the graph was opened without inputs for parts that it has: ${[...missing].join(', ')}`,
+    what: `the graph was opened without inputs for parts of this adapter: ${[...missing].join(', ')}`,
     hint: 'Name these kinds in `allow` (--allow of lowrank serve), or give the adapter when the session is opened',
   })
 }

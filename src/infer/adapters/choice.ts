@@ -27,7 +27,9 @@ export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
   expected: 'a list of these, one for each row',
 })
 
-/** The mix of each row, or one for all rows. `rows` is undefined where only the run can tell their number. */
+/**
+ * The mix of each row, or a single mix for all rows. `rows` is undefined if their number is not known before the run.
+ */
 export function mixesOf(
   choice: AdapterChoice | readonly AdapterChoice[] | undefined,
   rows: number | undefined,
@@ -55,7 +57,7 @@ function mixOf(choice: AdapterChoice | undefined): Mix {
   return Object.entries(choice).map(([name, weight]) => ({ name, weight }))
 }
 
-/** Each mix once, and which of them each row has; without `rowOf` all rows have the first. */
+/** Lists each mix once, and says which of them each row uses. If `rowOf` is undefined, all rows use the first. */
 export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]; rowOf: number[] | undefined } {
   const keys = mixes.map((mix) => JSON.stringify(mix))
   const unique = [...new Set(keys)]
@@ -65,39 +67,44 @@ export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]
 
 export interface Mixable {
   readonly scales: boolean
-  /** The base's tensors that it replaces, and those of which it replaces some values. */
+  /** The base tensors that the adapter replaces, as a whole or in some rows. */
   readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
   readonly added: ReadonlySet<string>
-  /** The tokens from which on an activated LoRA counts. */
+  /** The tokens that switch an activated LoRA on. */
   readonly invocation: readonly number[] | undefined
 }
 
-/** Refuses mixes that are no sum: with scaled outputs, or where two adapters replace the same values of the base. */
+/** Refuses mixes that cannot be computed as a sum: adapters that scale outputs, or two that replace the same values. */
 export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixable): void {
   for (const mix of mixes) {
     const all = mix.map(({ name, weight }) => ({ name, weight, does: of(name) }))
     const fail = (name: string, what: string, hint: string) => {
-      const got = mix.map((one) => `${one.name}: ${one.weight}`).join(', ')
+      const got = mix.map((item) => `${item.name}: ${item.weight}`).join(', ')
       throw new UnsupportedError({ where: `adapter ${JSON.stringify(name)}`, what, got, hint })
     }
     const replacing = new Map<string, string>()
     for (const { name, weight, does } of all) {
       if (does.invocation !== undefined && mix.length > 1) {
-        fail(name, 'an activated LoRA only counts from its invocation on, so that it is in no mix', 'Run it alone')
+        fail(
+          name,
+          'an activated LoRA is active only after its invocation tokens, so it cannot be mixed',
+          'Run it alone',
+        )
       }
       if (does.scales && !(mix.length === 1 && weight === 1)) {
-        const what = 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1'
+        const what = 'an adapter with DoRA scales the outputs of the base, so it must run alone and with weight 1'
         fail(name, what, 'Merge it, and mix the others on the merged model')
       }
       for (const [tensor, kind] of does.replaced) {
         if (weight !== 1) {
-          const what = `what replaces the base’s values (${tensor}) has no weight, so that the adapter runs with weight 1`
+          const what = `it replaces values of the base (${tensor}), which cannot be weighted, so it must run with weight 1`
           fail(name, what, 'Remove the part from the adapter, or give it weight 1')
         }
-        const other = replacing.get(tensor)
-        if (other !== undefined) fail(name, `it and ${JSON.stringify(other)} both replace ${tensor}`, 'Run one of them')
+        const earlier = replacing.get(tensor)
+        if (earlier !== undefined)
+          fail(name, `it and ${JSON.stringify(earlier)} both replace ${tensor}`, 'Run one of them')
         replacing.set(tensor, name)
-        const adding = all.find((one) => one.does !== does && one.does.added.has(tensor))
+        const adding = all.find((item) => item.does !== does && item.does.added.has(tensor))
         if (kind === 'rows' && adding !== undefined) {
           fail(name, `it replaces rows of ${tensor}, which ${JSON.stringify(adding.name)} adds to`, 'Run one of them')
         }
@@ -121,17 +128,17 @@ export function mixableOf(
   return { scales, replaced, added, invocation }
 }
 
-/** An error of an activated LoRA, whose run cannot begin with the base. */
+/** The error for an activated LoRA if the base model cannot read the first part of the text by itself. */
 export function notWhole(): UnsupportedError {
   return new UnsupportedError({
     where: 'alora_invocation_tokens',
-    what: 'an activated LoRA counts from these tokens on, so that the base reads what comes before',
+    what: 'an activated LoRA starts at these tokens, so the base has to read the text before them',
     expected: 'texts of a causal language model with a key-value cache, from their first token on',
     hint: 'Call generate or stream, or run with the whole text and no cache',
   })
 }
 
-/** The error of a call to a session that is disposed, perhaps while the call ran. */
+/** The error for a call to a session that is disposed, perhaps while the call was running. */
 export function closedSession(): StateError {
   return new StateError({
     where: 'session',

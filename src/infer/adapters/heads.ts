@@ -1,6 +1,6 @@
-// The head that an adapter brings: layers behind the encoder that PEFT saves whole (modules_to_save). They are small,
-// so they are computed here and not in the graph. Then heads of any width have room in one session, beside quantized
-// graphs and graphs with a head of their own.
+// The head that an adapter brings: the last layers of a classifier, which PEFT saves whole (modules_to_save). They are
+// small, so they are computed here and not in the graph. A session can so hold heads of any width, also if its graph is
+// quantized or already has a head.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { HeadLayer } from '../../families/family.js'
@@ -15,7 +15,7 @@ import { loadTaskOf } from '../../tasks/tasks.js'
 
 interface HeadValues {
   readonly layer: HeadLayer
-  /** (d, k), of a norm (d) */
+  /** (d, k), or (d) for a norm */
   readonly weight: Float32Array
   /** (d) */
   readonly bias: Float32Array | undefined
@@ -35,7 +35,7 @@ export interface AdapterHead {
   readonly run: typeof runWithHeads
 }
 
-/** Undefined where the tensors that the adapter replaces belong to no head. */
+/** Reads the head of an adapter. Returns undefined if none of the tensors that it replaces belong to a head. */
 export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
   const { graph } = base
   const task = await loadTaskOf(adapter.config, base)
@@ -86,7 +86,7 @@ const ACTIVATIONS: Readonly<Record<NonNullable<HeadLayer['activation']>, (value:
   Gelu: (value) => (value / 2) * (1 + erf(value * Math.SQRT1_2)),
 }
 
-/** Its series near zero, and its continued fraction elsewhere (Abramowitz and Stegun, 7.1.5 and 7.1.14). */
+/** The error function: its series near zero, else its continued fraction (Abramowitz and Stegun, 7.1.5 and 7.1.14). */
 function erf(x: number): number {
   const a = Math.abs(x)
   if (a >= 2.5) {
@@ -108,7 +108,7 @@ export function headLogits({ input, layers, count }: AdapterHead, tensor: Runtim
   const values = floatsOf(tensor)
   let rows = chooseRows(values, dims, input, feeds)
   const n = isWhole ? values.length / layers[0].k : dims[0]
-  for (const own of layers) rows = through(own, rows, n)
+  for (const layer of layers) rows = through(layer, rows, n)
   return { type: 'float32', data: rows, dims: [...(isWhole ? dims.slice(0, -1) : [n]), count] }
 }
 
@@ -116,11 +116,11 @@ function through(values: HeadValues, input: Float32Array, batch: number): Float3
   const { layer, d, k } = values
   const output = new Float32Array(batch * d)
   const activate = layer.activation === undefined ? (value: number) => value : ACTIVATIONS[layer.activation]
-  const one = layer.kind === 'norm' ? normOf : productOf
+  const layerRow = layer.kind === 'norm' ? normOf : productOf
   for (let row = 0; row < batch; row++) {
-    const own = output.subarray(row * d, (row + 1) * d)
-    one(values, input.subarray(row * k, (row + 1) * k), own)
-    for (let i = 0; i < d; i++) own[i] = activate(own[i])
+    const outputRow = output.subarray(row * d, (row + 1) * d)
+    layerRow(values, input.subarray(row * k, (row + 1) * k), outputRow)
+    for (let i = 0; i < d; i++) outputRow[i] = activate(outputRow[i])
   }
   return output
 }
@@ -142,25 +142,25 @@ function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, out
 
 type RunGraph = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
-/** The heads of a run: one for all rows, or one for each; undefined where the logits are the graph's own. */
+/** The heads of a run: one for all rows, or one for each row. Undefined: the row takes the graph's logits. */
 type RowHeads = readonly (AdapterHead | undefined)[]
 
-/** The heads' logits take the place of the graph's own, or stand beside its outputs. */
+/** Runs the graph and the heads. The heads' logits replace the graph's logits, or are added to its outputs. */
 async function runWithHeads(
   run: RunGraph,
   feeds: Feeds,
   heads: RowHeads,
-  { wanted, own }: { wanted: readonly string[]; own: readonly string[] },
+  { wanted, graphOutputs }: { wanted: readonly string[]; graphOutputs: readonly string[] },
 ): Promise<Record<string, RuntimeTensor>> {
   const all = heads.flatMap((head) => head ?? [])
   const [{ output }] = all
   if (!wanted.includes(output)) return run(feeds, wanted)
   const needsOwn = all.length < heads.length
-  if (needsOwn && !own.includes(output)) {
+  if (needsOwn && !graphOutputs.includes(output)) {
     throw new UnsupportedError({
       where: 'adapter',
-      what: 'rows without a head of their own have no logits in this graph',
-      got: `outputs ${own.join(', ')}`,
+      what: 'the graph has no logits for rows whose adapter brings no head',
+      got: `outputs ${graphOutputs.join(', ')}`,
       hint: 'Run these rows alone',
     })
   }
@@ -183,17 +183,17 @@ function rowLogits(
 ): RuntimeTensor {
   const rows = heads.map((head, row) => {
     const input = oneRow(outputs[head?.input.value ?? replaced], row)
-    const own = head === undefined ? input : headLogits(head, input, rowFeeds(feeds, row))
-    return { values: floatsOf(own), dims: own.dims.slice(1) }
+    const logits = head === undefined ? input : headLogits(head, input, rowFeeds(feeds, row))
+    return { values: floatsOf(logits), dims: logits.dims.slice(1) }
   })
   const [{ dims }] = rows
-  const other = rows.find((row) => row.dims.join() !== dims.join())
-  if (other !== undefined) {
+  const different = rows.find((row) => row.dims.join() !== dims.join())
+  if (different !== undefined) {
     throw new UnsupportedError({
       where: 'adapter',
       what: 'heads of different sizes cannot share a batch',
       expected: `logits of (${dims.join(', ')}) for each row`,
-      got: `(${other.dims.join(', ')})`,
+      got: `(${different.dims.join(', ')})`,
       hint: 'Run the rows of each adapter at a time',
     })
   }
@@ -209,6 +209,6 @@ function oneRow({ type, data, dims }: RuntimeTensor, row: number): RuntimeTensor
 }
 
 function rowFeeds(feeds: Feeds, row: number): Feeds {
-  const own = Object.entries(feeds).filter(([, { dims }]) => dims.length === 2)
-  return Object.fromEntries(own.map(([name, tensor]) => [name, oneRow(tensor, row)]))
+  const perRow = Object.entries(feeds).filter(([, { dims }]) => dims.length === 2)
+  return Object.fromEntries(perRow.map(([name, tensor]) => [name, oneRow(tensor, row)]))
 }

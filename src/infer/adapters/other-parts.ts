@@ -1,5 +1,5 @@
-// Parts of an adapter that most do not have: heads, DoRA, biases, embeddings, convolutions, and values in the place of
-// the base's.
+// Parts that most adapters do not have: heads, DoRA, biases, embeddings, convolutions, and values that replace the
+// base's.
 
 import { LowrankError, UnsupportedError } from '../../base/errors.js'
 import { transpose } from '../../base/tensor.js'
@@ -33,7 +33,7 @@ import {
   type SiteFactors,
 } from './site-factors.js'
 
-/** All parts of an adapter that is no plain LoRA. */
+/** Reads all parts of an adapter that has more than plain LoRA layers. */
 export async function readOtherParts(
   { base: { onnx, config = {} }, graph, linears }: SessionGraph,
   adapter: LoraAdapter,
@@ -81,7 +81,10 @@ interface LookupParts {
   replaced?: ReplacedValues
 }
 
-/** Reads the base for DoRA and replaced biases, and to tell whether embeddings are tied. */
+/**
+ * Finds the place of each part in the graph. It reads base weights if the adapter has DoRA or replaced biases, and to
+ * see whether embeddings are tied.
+ */
 async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<AdapterSites> {
   const { model, graph } = places
   const linears = new Map<string, LinearParts>()
@@ -92,8 +95,8 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
   const lookupOf = (embedding: Linear) =>
     entry<LookupParts>(lookups, embedding.name, () => ({ embedding, name: embedding.name }))
   const layers = adapter.parts('linear')
-  const own = layers.length === 0 ? [] : placeAdapter(graph, places.linears, layers, true)
-  for (const { name, layer, linear } of own) linearOf(linear, name).layer ??= layer
+  const placed = layers.length === 0 ? [] : placeAdapter(graph, places.linears, layers, true)
+  for (const { name, layer, linear } of placed) linearOf(linear, name).layer ??= layer
   for (const layer of adapter.parts('embedding')) {
     for (const embedding of embeddingsOf(places, layer.name, [layer.vocabulary, layer.features])) {
       lookupOf(embedding).layer = layer
@@ -103,7 +106,7 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
     for (const linear of pointwiseOf(places, layer)) linearOf(linear).layer = layer.pointwise
   }
   for (const tensor of adapter.parts('replacement')) {
-    const isReplaced = (other: string) => adapter.has(other)
+    const isReplaced = (name: string) => adapter.has(name)
     for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
         if (!tensor.isTrained && (await isBaseCopy(places, place, linesOf(tensor)))) continue
@@ -126,9 +129,9 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
     }
   }
   for (const rows of adapter.parts('token-rows')) {
-    for (const place of await placeTokenRows(places, rows, (other) => adapter.has(rowsName(other)))) {
+    for (const place of await placeTokenRows(places, rows, (module) => adapter.has(rowsName(module)))) {
       const parts = place.form.isLookup ? lookupOf(place) : linearOf(place)
-      // If the vocabulary has grown, PEFT also saves the whole tensor, and the rows go into it.
+      // If the vocabulary has grown, PEFT also saves the whole embedding: the trained rows are written into it.
       const isWhole = parts.replaced !== undefined && parts.replaced.lines === undefined
       if (isWhole) putRows(parts.replaced!, rows, place)
       else parts.replaced = place.form.isLookup ? rowsOf(rows, rows.indices) : columnsOf(rows, place.k)
@@ -147,12 +150,18 @@ function pointwiseOf({ graph }: ModelPlaces, layer: ConvolutionLora): Linear[] {
   const { name, d, channels, kernel, groups } = layer
   const found = layer.pointwise === undefined ? [] : ofModule(findPointwise(graph), name)
   if (found.length === 0) {
-    const [one] = ofModule(findConvolutions(graph), name)
+    const [convolution] = ofModule(findConvolutions(graph), name)
     throw new UnsupportedError({
       where: name,
-      what: one === undefined ? 'the graph has no convolution of this name' : 'a session cannot adapt this convolution',
+      what:
+        convolution === undefined
+          ? 'the graph has no convolution of this name'
+          : 'a session cannot adapt this convolution',
       expected: 'a convolution of kernel 1 and stride 1, in one group, without padding',
-      ...(one !== undefined && { got: `kernel ${kernel.join(' x ')}, ${groups} groups`, hint: 'Merge the adapter' }),
+      ...(convolution !== undefined && {
+        got: `kernel ${kernel.join(' x ')}, ${groups} groups`,
+        hint: 'Merge the adapter',
+      }),
     })
   }
   for (const linear of found) {
@@ -177,7 +186,7 @@ async function linearFactors(
   let scale = ofLayer
   let shift = affine?.shift
   if (replaced !== undefined) {
-    // DoRA's shift is for a bias that it scales with the base's output, which now is scaled by 0.
+    // DoRA's shift makes up for a bias that is scaled with the base's output. Here that output is scaled by 0.
     if (ofLayer !== undefined) shift = undefined
     scale = new Float32Array(linear.d).fill(replaced.lines === undefined ? 0 : 1)
     for (const line of replaced.lines ?? []) scale[line] = 0
@@ -209,9 +218,9 @@ async function lookupFactors(
   if (replaced?.lines !== undefined) throw bothOf(name)
   const table = replaced?.data.subarray(embedding.d)
   const scale = layer.magnitude && (await affineOf(model, graph, embedding, layer.product, table))?.scale
-  const { rank, ...own } = layerFactors(name, layer, scale)
-  const weightA = transpose({ data: own.weightA, shape: [rank, embedding.k] }).data as Float32Array
-  const weightB = transpose({ data: own.weightB, shape: [embedding.d, rank] }).data as Float32Array
+  const { rank, ...factors } = layerFactors(name, layer, scale)
+  const weightA = transpose({ data: factors.weightA, shape: [rank, embedding.k] }).data as Float32Array
+  const weightB = transpose({ data: factors.weightB, shape: [embedding.d, rank] }).data as Float32Array
   return { ...NOTHING, kind: 'lookup', rank, weightA, weightB, scale, replaced }
 }
 
@@ -226,7 +235,7 @@ function valuesOf({ name, weight }: Replacement | TokenRows): Float32Array {
   return checkFinite(name, Float32Array.from(weight.data))
 }
 
-/** Reads lines of a tensor as the adapter has it. */
+/** Returns a function that reads consecutive rows of the adapter's tensor. */
 function linesOf({ weight: { data, shape } }: Replacement) {
   return (first: number, count: number) => data.subarray(first * shape[1], (first + count) * shape[1])
 }
@@ -234,8 +243,8 @@ function linesOf({ weight: { data, shape } }: Replacement) {
 function whole(tensor: Replacement, isInputMajor: boolean): ReplacedValues {
   const [rows, columns] = tensor.shape
   const data = valuesOf(tensor)
-  const own = isInputMajor ? data : transpose({ data, shape: [rows, columns] }).data
-  return { data: own as Float32Array, lines: undefined }
+  const turned = isInputMajor ? data : transpose({ data, shape: [rows, columns] }).data
+  return { data: turned as Float32Array, lines: undefined }
 }
 
 function rowsOf(tensor: Replacement | TokenRows, lines?: readonly number[]): ReplacedValues {
@@ -256,7 +265,7 @@ function behindZeros(values: Float32Array, width: number): Float32Array {
   return data
 }
 
-/** Rows of a head (m, k) as columns (k, 1 + m). */
+/** Transposes the trained rows of an output layer (m, k) to columns (k, 1 + m); the first column is zeros. */
 function columnsOf(tensor: TokenRows, k: number): ReplacedValues {
   const shape = [tensor.indices.length + 1, k] as const
   const { data } = transpose({ data: behindZeros(valuesOf(tensor), k), shape })

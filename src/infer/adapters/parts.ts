@@ -1,4 +1,4 @@
-// All parts of an adapter in one graph: its head, which is computed beside the graph, and what the graph takes.
+// All parts of an adapter in one graph: the arrays that are fed to the graph, and the head, which is computed outside.
 
 import type { Linear } from '../../graph/match/linears.js'
 import type { Graph } from '../../graph/view/graph.js'

@@ -1,5 +1,5 @@
-// Feeds of a run for the adapters of its rows. Adapters of a mix stand beside one another: [w₁·s₁·B₁ w₂·s₂·B₂]·[A₁; A₂]
-// is the weighted sum of their deltas.
+// Makes the feeds of a run for the adapters of its rows. The factors of a mix are put side by side:
+// [w₁·s₁·B₁ w₂·s₂·B₂]·[A₁; A₂] is the weighted sum of the deltas.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { type Site, type SiteGroup, SLOTS_INPUT } from '../../graph/inject/sites.js'
@@ -12,7 +12,7 @@ export interface WeightedFactors {
   readonly weight: number
 }
 
-/** The adapters of each row; one entry for all rows where they are alike. */
+/** The adapters of each row, or a single entry if all rows have the same. */
 export type RowFactors = readonly (readonly WeightedFactors[])[]
 
 export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean {
@@ -22,31 +22,31 @@ export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean
 }
 
 /**
- * Feeds for rows with these mixes. Rows with the same mix share them.
+ * Makes feeds for rows with these mixes. Rows with the same mix share their arrays.
  *
- * @param like feeds of other rows: what they have made for the same mixes is taken from them
+ * @param like earlier feeds, whose arrays are used again if they were made for the same mixes
  */
 export function feedsOfRows(rows: RowFactors, like?: AdapterFeeds): AdapterFeeds {
   const distinct: RowFactors[number][] = []
   const rowOf = rows.map((mix) => {
-    const known = distinct.findIndex((other) => isSameMix(mix, other))
+    const known = distinct.findIndex((seen) => isSameMix(mix, seen))
     return known >= 0 ? known : distinct.push(mix) - 1
   })
   return new AdapterFeeds(distinct, rowOf, like)
 }
 
-/** Arrays of a list of mixes at the sites of a graph. Batches with the same mixes share them. */
+/** The arrays of a list of mixes at the sites of a graph. Batches with the same mixes share them. */
 interface Made {
   readonly groups: readonly SiteGroup[]
-  /** The factors of each site, by mix. */
+  /** For each site of a group, the factors of each mix. */
   readonly slots: ReadonlyMap<SiteGroup, readonly (readonly (SiteFactors | undefined)[])[]>
-  /** Ranks of the mixes, by the input that says which columns a row keeps. */
+  /** For each input that says which columns a row keeps: the ranks of the mixes. */
   readonly ranks: ReadonlyMap<string, readonly number[]>
-  /** Factors side by side, once rows have differed. */
+  /** The factors of all mixes side by side. Made when the rows first have different mixes. */
   beside: Feeds | undefined
 }
 
-/** Feeds for the sites that some row adapts: for the same sites they are made once. */
+/** The feeds for all sites that the adapter of some row changes. They are made once for the same sites. */
 export class AdapterFeeds {
   readonly #mixes: RowFactors
   readonly #rowOf: readonly number[] | undefined
@@ -54,15 +54,16 @@ export class AdapterFeeds {
   #feeds: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
   /**
-   * `rowOf`: for each row, its index in `mixes`; undefined: all rows have the first.
-   *
-   * @param like feeds of other rows: what they have made for the same mixes is taken from them
+   * @param rowOf for each row, the index of its mix. Default: all rows have the first mix
+   * @param like earlier feeds, whose arrays are used again if they were made for the same mixes
    */
   constructor(mixes: RowFactors, rowOf?: readonly number[], like?: AdapterFeeds) {
     const isOne = rowOf === undefined || new Set(rowOf).size <= 1
-    const placeIn = (all: RowFactors, mix: RowFactors[number]) => all.findIndex((other) => isSameMix(mix, other))
+    const placeIn = (all: RowFactors, mix: RowFactors[number]) =>
+      all.findIndex((candidate) => isSameMix(mix, candidate))
     const places = isOne || like === undefined ? [] : mixes.map((mix) => placeIn(like.#mixes, mix))
-    // Columns that no row keeps cost time too.
+    // Earlier arrays may hold mixes that no row has now. Their columns cost time, so at most half of them may be
+    // unused.
     const isAlike = like !== undefined && like.#mixes.length <= 2 * places.length && !places.includes(-1)
     this.#mixes = isAlike ? like.#mixes : isOne ? [mixes[rowOf?.[0] ?? 0] ?? []] : mixes
     this.#rowOf = isOne ? undefined : isAlike ? rowOf.map((row) => places[row]) : rowOf
@@ -84,11 +85,11 @@ export class AdapterFeeds {
       groups.map((group) => [group, group.map((site) => this.#mixes.map((mix) => mixed(mix, site)))] as const),
     )
     const ranks = new Map<string, number[]>()
-    for (const [group, own] of slots) {
+    for (const [group, sites] of slots) {
       const input = ownInputOf(group)
       if (input === undefined) continue
       const known = ranks.get(input)
-      const most = this.#mixes.map((_, i) => Math.max(known?.[i] ?? 0, ...own.map((site) => site[i]?.rank ?? 0)))
+      const most = this.#mixes.map((_, i) => Math.max(known?.[i] ?? 0, ...sites.map((site) => site[i]?.rank ?? 0)))
       ranks.set(input, most)
     }
     return { groups, slots, ranks, beside: undefined }
@@ -99,19 +100,19 @@ export class AdapterFeeds {
     const feeds: Feeds = {}
     const rowOf = this.#rowOf
     const beside: [group: SiteGroup, ranks: readonly number[]][] = []
-    for (const [group, own] of slots) {
-      // Rows of a batch look tokens up in the table of their slot, which each embedding has to have then.
-      const isIdle = own.flat().every((slot) => slot === undefined)
+    for (const [group, sites] of slots) {
+      // If rows differ, each row looks its tokens up in the table of its mix, so every embedding needs tables.
+      const isIdle = sites.flat().every((slot) => slot === undefined)
       const input = ownInputOf(group)
-      // A layer that nobody adapts has as many columns as those of its name in other layers.
+      // If no adapter changes this layer, it gets as many columns as layers of the same name that are changed.
       const widths = input === undefined ? [] : ranks.get(input)!
       const isAdded = rowOf !== undefined && widths.some((rank) => rank > 0)
       const isApart = isAdded || (rowOf !== undefined && !isIdle)
-      const one = isApart ? group.find(({ isForAllRows }) => isForAllRows) : undefined
-      if (one !== undefined) {
+      const shared = isApart ? group.find(({ isForAllRows }) => isForAllRows) : undefined
+      if (shared !== undefined) {
         throw new UnsupportedError({
-          where: one.module,
-          what: 'it reads the same values for all rows, so rows cannot have adapters of their own',
+          where: shared.module,
+          what: 'it reads the same values for all rows, so rows cannot have different adapters',
           hint: 'Run the rows of each adapter alone',
         })
       }
@@ -120,7 +121,7 @@ export class AdapterFeeds {
         feeds[input!] ??= ownColumns(group.length, widths, rowOf)
       }
       if (!isIdle || (rowOf !== undefined && group[0].kind === 'lookup')) {
-        Object.assign(feeds, groupFeeds(group, own, rowOf))
+        Object.assign(feeds, groupFeeds(group, sites, rowOf))
       }
     }
     if (rowOf === undefined) return feeds
@@ -134,8 +135,8 @@ export class AdapterFeeds {
 
 function mixed(mix: readonly WeightedFactors[], { module, k, d }: Site): SiteFactors | undefined {
   const parts = mix.flatMap(({ factors, weight }) => {
-    const own = factors.get(module)
-    return own === undefined || weight === 0 ? [] : [{ ...own, weight }]
+    const part = factors.get(module)
+    return part === undefined || weight === 0 ? [] : [{ ...part, weight }]
   })
   if (parts.length === 0) return undefined
   if (parts.length === 1 && parts[0].weight === 1) return parts[0]
@@ -158,7 +159,7 @@ function mixed(mix: readonly WeightedFactors[], { module, k, d }: Site): SiteFac
     })
     start += part.rank
   }
-  // The session lets DoRA, which scales outputs, be mixed with nothing, and one adapter of a mix replace a tensor.
+  // In a mix no adapter scales outputs (DoRA runs alone), and at most one adapter replaces a tensor.
   const { scale, replaced } = parts.find((part) => part.replaced !== undefined) ?? {}
   return { kind, rank, weightA, weightB, scale, shift, replaced, replacesBias: false }
 }

@@ -1,6 +1,5 @@
-// The arrays that a session feeds for one adapter: factors as they are multiplied, scales and shifts of outputs, and
-// values in the place of the base's. sites.ts of the graph says which part becomes which input. What most adapters do
-// not have stands in other-parts.ts.
+// The arrays that a session feeds for one adapter: the factors, scales and shifts of outputs, and values that replace
+// the base's. graph/inject/sites.ts says which part becomes which input; other-parts.ts reads the rarer parts.
 
 import { NumericError } from '../../base/errors.js'
 import { isAllFinite } from '../../base/tensor.js'
@@ -14,32 +13,35 @@ import type { LinearValues } from '../../lora/run-adapter.js'
 export interface SiteFactors {
   readonly kind: Site['kind']
   readonly rank: number
-  /** A (r, k); of an embedding Aᵀ (V, r) */
+  /** A (r, k); for an embedding Aᵀ (V, r) */
   readonly weightA: Float32Array
-  /** s·B (d, r), with DoRA's scale in it; of an embedding s·Bᵀ (r, D) */
+  /** s·B (d, r), already multiplied by DoRA's scale; for an embedding s·Bᵀ (r, D) */
   readonly weightB: Float32Array
-  /** Factors of outputs (d); undefined: 1. */
+  /** Factors for the outputs (d). Undefined: 1. */
   readonly scale: Float32Array | undefined
-  /** Values added to outputs (d); undefined: 0. */
+  /** Values added to the outputs (d). Undefined: 0. */
   readonly shift: Float32Array | undefined
   readonly replaced: ReplacedValues | undefined
-  /** The shift is what a replaced bias differs by, or holds it. */
+  /** The shift includes the difference between a replaced bias and the base's. */
   readonly replacesBias: boolean
 }
 
 export interface ReplacedValues {
-  /** (k, d), or (k, 1 + m) for m outputs; (1 + m, D) for m tokens: column or row 0 is zeros; (d) for a vector. */
+  /**
+   * A linear layer's weight (k, d), or (k, 1 + m) if m outputs are replaced; an embedding (1 + m, D) for m tokens; a
+   * vector (d). Column 0 of (k, 1 + m) and row 0 of (1 + m, D) are zeros.
+   */
   readonly data: Float32Array
-  /** Which outputs or tokens; undefined: all. */
+  /** The outputs or tokens that are replaced. Undefined: all. */
   readonly lines: readonly number[] | undefined
 }
 
-/** Factors by module. Sites without an entry stay as the base has them. */
+/** Factors by module. Sites without an entry are computed as in the base. */
 export type AdapterFactors = ReadonlyMap<string, SiteFactors>
 
 export interface AdapterSites {
   readonly factors: AdapterFactors
-  /** The vectors that it replaces, and what reads them. */
+  /** The vectors that the adapter replaces, and the nodes that read them. */
   readonly vectors: readonly (VectorPlaces & { readonly base: Float32Array })[]
 }
 
@@ -53,7 +55,7 @@ export const NOTHING = {
   replacesBias: false,
 }
 
-/** The factors of an adapter that has linear layers alone, without magnitudes and biases. */
+/** Returns the factors of an adapter that has only linear layers, without magnitudes and biases. */
 export function plainSites(graph: Graph, linears: readonly Linear[], layers: readonly LinearValues[]): AdapterSites {
   const factors = new Map<string, SiteFactors>()
   for (const { name, layer, linear } of layers.length === 0 ? [] : placeAdapter(graph, linears, layers, true)) {
@@ -63,10 +65,13 @@ export function plainSites(graph: Graph, linears: readonly Linear[], layers: rea
   return { factors, vectors: [] }
 }
 
-/** Sums of 4e9 times as much are finite: rows multiply the columns of others' adapters by 0, and infinity gives NaN. */
+/**
+ * The largest value of A. Each row multiplies the columns of other rows' adapters by 0, and 0 times infinity is NaN.
+ * Inputs whose magnitudes sum to less than 4e9 keep products with such values finite.
+ */
 const LARGEST_A = 2 ** 96
 
-/** Sizes of A that no adapter should have go into B, as powers of two. */
+/** Returns A and s·B. If A holds larger values than LARGEST_A, a power of two moves from A to B. */
 export function layerFactors(
   name: string,
   { weightA, weightB, rank, scaling }: Pick<LinearValues, 'weightA' | 'weightB' | 'rank' | 'scaling'>,
@@ -86,7 +91,7 @@ export function checkFinite(name: string, values: Float32Array): Float32Array {
 }
 
 export function needsOf(factors: AdapterFactors): SiteNeeds {
-  return new Map(Array.from(factors, ([module, own]) => [module, rolesOf(own)]))
+  return new Map(Array.from(factors, ([module, site]) => [module, rolesOf(site)]))
 }
 
 function rolesOf({ kind, rank, scale, shift, replaced }: SiteFactors): Set<SiteRole> {

@@ -1,61 +1,64 @@
-// The arrays of the sites of a graph: for all rows of a batch together, or for rows that differ. Then the factors of
-// all their adapters stand side by side, and each row keeps its own columns. Sites that share A are filled up with
-// zeros to the largest rank.
+// The arrays for the sites of a graph. If rows have different adapters, the factors of all adapters stand side by side,
+// and each row keeps the columns of its adapter. If sites share A, it is padded with zeros to the largest rank.
 
 import { transpose } from '../../base/tensor.js'
 import { ownInput, type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { ReplacedValues, SiteFactors } from './site-factors.js'
 
-type Own = SiteFactors | undefined
+type Slot = SiteFactors | undefined
 
 const ALL = float(Float32Array.of(1), [1])
 
-/** The input that says which columns of a group's product each row keeps; undefined where there are none. */
+/** Names the input that says which columns of a group's product each row keeps, if the group has such an input. */
 export function ownInputOf(group: SiteGroup): string | undefined {
   const [{ kind, roles }] = group
   return kind === 'linear' && roles.has('A') ? ownInput(group.map(({ module }) => module)) : undefined
 }
 
-/** `slots` of each site: what is different, each once. `idleRank`: of the zeros that are fed where nothing is added. */
+/**
+ * @param slots for each site, its factors in each distinct mix
+ * @param rowOf for each row, the index of its mix. Default: all rows have the first
+ * @param idleRank the rank of the zeros that are fed if nothing is added
+ */
 export function groupFeeds(
   group: SiteGroup,
-  slots: readonly (readonly Own[])[],
+  slots: readonly (readonly Slot[])[],
   rowOf?: readonly number[],
   idleRank: 0 | 1 = 1,
 ): Feeds {
   const [{ k, roles }] = group
-  const own = ownInputOf(group)
-  const isBeside = own !== undefined && rowOf !== undefined
+  const keptInput = ownInputOf(group)
+  const isBeside = keptInput !== undefined && rowOf !== undefined
   const used = rowOf === undefined ? slots.map((all) => all.slice(0, 1)) : slots
-  // The product with a shared A is split evenly, and ONNX Runtime splits nothing that is empty.
+  // If sites share A, its product is split between them, and ONNX Runtime cannot split an empty tensor.
   const least = rowOf === undefined && group.length === 1 ? idleRank : 1
-  const rank = Math.max(...used.flat().map((one) => one?.rank || least))
+  const rank = Math.max(...used.flat().map((slot) => slot?.rank || least))
   const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank)))
   if (!roles.has('A') || isBeside) return feeds
-  if (own !== undefined) return Object.assign(feeds, besideFeeds(group, used, [rank]), { [own]: ALL })
+  if (keptInput !== undefined) return Object.assign(feeds, besideFeeds(group, used, [rank]), { [keptInput]: ALL })
   feeds[sharedInput(group.map(({ module }) => module))] = stackedA(k, used[0], rank)
   return feeds
 }
 
 /**
- * The factors of all slots side by side: A (m·W, k) of the m sites, and B (d, W) of each. Those of one adapter alone
- * are its own arrays.
+ * Puts the factors of all mixes side by side: A (m·W, k) for the m sites together, and B (d, W) for each site. If there
+ * is only one mix, its arrays are used as they are.
  *
- * @param ranks of the slots, at least those of their factors. W is their sum
+ * @param ranks the room for each mix, at least the rank of its factors. W is their sum
  */
-export function besideFeeds(group: SiteGroup, slots: readonly (readonly Own[])[], ranks: readonly number[]): Feeds {
+export function besideFeeds(group: SiteGroup, slots: readonly (readonly Slot[])[], ranks: readonly number[]): Feeds {
   const [{ k }] = group
   const width = ranks.reduce((sum, rank) => sum + rank, 0)
-  const whole = slots.map((all) => all.find((own) => own?.rank === width))
+  const whole = slots.map((all) => all.find((slot) => slot?.rank === width))
   const a = (group.length === 1 && whole[0]?.weightA) || new Float32Array(group.length * width * k)
   const feeds: Feeds = { [sharedInput(group.map(({ module }) => module))]: float(a, [group.length * width, k]) }
   for (const [i, { module, d }] of group.entries()) {
     const b = whole[i]?.weightB ?? new Float32Array(d * width)
     let start = 0
-    for (const [slot, own] of slots[i].entries()) {
-      if (own !== undefined && a !== own.weightA) a.set(own.weightA, (i * width + start) * k)
-      if (own !== undefined && b !== own.weightB) copyColumns(own.weightB, own.rank, b, width, start)
+    for (const [slot, factors] of slots[i].entries()) {
+      if (factors !== undefined && a !== factors.weightA) a.set(factors.weightA, (i * width + start) * k)
+      if (factors !== undefined && b !== factors.weightB) copyColumns(factors.weightB, factors.rank, b, width, start)
       start += ranks[slot]
     }
     feeds[siteInput(module, 'B')] = float(b, [d, width])
@@ -63,7 +66,7 @@ export function besideFeeds(group: SiteGroup, slots: readonly (readonly Own[])[]
   return feeds
 }
 
-/** The columns that each row keeps, (rows, 1, m·W): those of its slot in each of m parts. */
+/** Marks with 1 the columns that each row keeps, (rows, 1, m·W): the columns of its mix in each of the m parts. */
 export function ownColumns(m: number, ranks: readonly number[], rowOf: readonly number[]): RuntimeTensor {
   const width = ranks.reduce((sum, rank) => sum + rank, 0)
   const data = new Float32Array(rowOf.length * m * width)
@@ -76,22 +79,22 @@ export function ownColumns(m: number, ranks: readonly number[], rowOf: readonly 
   return float(data, [rowOf.length, 1, m * width])
 }
 
-function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
+function siteFeeds(site: Site, slots: readonly Slot[], rowOf: readonly number[] | undefined, rank: number): Feeds {
   const { module, roles, d, base } = site
   const feeds: Feeds = {}
   const feed = (role: SiteRole, tensor: RuntimeTensor) => {
     if (roles.has(role)) feeds[siteInput(module, role)] = tensor
   }
   const rows = rowOf?.map((slot) => slots[slot])
-  const vector = (role: SiteRole, idle: number | Float32Array, valuesOf: (own: Own) => Float32Array | undefined) => {
+  const vector = (role: SiteRole, idle: number | Float32Array, valuesOf: (slot: Slot) => Float32Array | undefined) => {
     if (!roles.has(role)) return
     const without = typeof idle === 'number' ? new Float32Array(d).fill(idle) : idle
     feed(role, vectors(valuesOf(slots[0]), rows?.map(valuesOf), without))
   }
-  vector('scale', 1, (own) => own?.scale)
-  vector('shift', 0, (own) => own?.shift)
+  vector('scale', 1, (slot) => slot?.scale)
+  vector('shift', 0, (slot) => slot?.shift)
   if (site.kind === 'vector') {
-    vector('values', base!, (own) => own?.replaced?.data)
+    vector('values', base!, (slot) => slot?.replaced?.data)
     return feeds
   }
   if (site.kind === 'lookup') feed('B', matricesB(d, rows ?? slots[0], rank))
@@ -100,7 +103,7 @@ function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] |
   return feeds
 }
 
-/** Factors of linear layers for a graph that has MatMul alone: Aᵀ (k, m·r) and s·Bᵀ (r, d). */
+/** Transposes the factors of linear layers for a graph that multiplies with MatMul: Aᵀ (k, m·r) and s·Bᵀ (r, d). */
 export function inputMajor(groups: readonly SiteGroup[], feeds: Feeds): Feeds {
   const factors = groups.flatMap((group) => {
     const modules = group.map(({ module }) => module)
@@ -123,44 +126,44 @@ function int(values: BigInt64Array): RuntimeTensor {
   return { type: 'int64', data: values, dims: [values.length] }
 }
 
-/** (d), or (rows, 1, d). */
+/** Makes a tensor (d), or (rows, 1, d) if rows differ. */
 function vectors(
-  own: Float32Array | undefined,
+  values: Float32Array | undefined,
   rows: readonly (Float32Array | undefined)[] | undefined,
   idle: Float32Array,
 ): RuntimeTensor {
   const d = idle.length
-  if (rows === undefined) return float(own ?? idle, [d])
+  if (rows === undefined) return float(values ?? idle, [d])
   const data = new Float32Array(rows.length * d)
   rows.forEach((row, i) => void data.set(row ?? idle, i * d))
   return float(data, [rows.length, 1, d])
 }
 
-/** Aᵀ of an embedding for all slots under one another (t·k, r). */
-function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor {
+/** Stacks Aᵀ (k, r) of an embedding for all t mixes: (t·k, r). */
+function stackedA(k: number, slots: readonly Slot[], rank: number): RuntimeTensor {
   const [first] = slots
   if (slots.length === 1 && first?.rank === rank) return float(first.weightA, [k, rank])
   const data = new Float32Array(slots.length * k * rank)
-  slots.forEach((own, i) => {
-    if (own !== undefined) copyColumns(own.weightA, own.rank, data.subarray(i * k * rank), rank, 0)
+  slots.forEach((slot, i) => {
+    if (slot !== undefined) copyColumns(slot.weightA, slot.rank, data.subarray(i * k * rank), rank, 0)
   })
   return float(data, [slots.length * k, rank])
 }
 
-/** s·Bᵀ of an embedding (r, d), or (rows, r, d). */
-function matricesB(d: number, own: Own | readonly Own[], rank: number): RuntimeTensor {
-  const rows = isList(own) ? own : [own]
+/** Makes s·Bᵀ of an embedding: (r, d), or (rows, r, d) if rows differ. */
+function matricesB(d: number, slots: Slot | readonly Slot[], rank: number): RuntimeTensor {
+  const rows = isList(slots) ? slots : [slots]
   const data = new Float32Array(rows.length * rank * d)
   rows.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
-  return float(data, isList(own) ? [rows.length, rank, d] : [rank, d])
+  return float(data, isList(slots) ? [rows.length, rank, d] : [rank, d])
 }
 
-function isList(own: Own | readonly Own[]): own is readonly Own[] {
-  return Array.isArray(own)
+function isList(slots: Slot | readonly Slot[]): slots is readonly Slot[] {
+  return Array.isArray(slots)
 }
 
-/** A linear layer's own weights: (k, m) or (rows, k, m), and which of the m columns each output has. */
-function weights({ module, roles, k, d }: Site, first: Own, rows: readonly Own[] | undefined): Feeds {
+/** Replaced weights of a linear layer, (k, m) or (rows, k, m), and which of the m columns each output takes. */
+function weights({ module, roles, k, d }: Site, first: Slot, rows: readonly Slot[] | undefined): Feeds {
   const [weight, columns] = [siteInput(module, 'weight'), siteInput(module, 'columns')]
   const all = (rows ?? [first]).flatMap((row) => row?.replaced ?? [])
   const map = new BigInt64Array(roles.has('columns') ? d : 0)
@@ -169,7 +172,7 @@ function weights({ module, roles, k, d }: Site, first: Own, rows: readonly Own[]
   }
   if (all.length === 0) return feeds(new Float32Array(k), [k, 1])
   const isWhole = all.some(({ lines }) => lines === undefined)
-  const lines = isWhole ? [] : [...new Set(all.flatMap((one) => one.lines ?? []))]
+  const lines = isWhole ? [] : [...new Set(all.flatMap((values) => values.lines ?? []))]
   for (let i = 0; isWhole && i < map.length; i++) map[i] = BigInt(i)
   for (const [i, line] of lines.entries()) map[line] = BigInt(i + 1)
   const width = isWhole ? d : 1 + lines.length
@@ -177,15 +180,15 @@ function weights({ module, roles, k, d }: Site, first: Own, rows: readonly Own[]
   const at = new Map(lines.map((line, i) => [line, i + 1]))
   const data = new Float32Array(rows.length * k * width)
   rows.forEach((row, i) => {
-    const own = row?.replaced
+    const replaced = row?.replaced
     const target = data.subarray(i * k * width, (i + 1) * k * width)
-    if (own?.lines === undefined) target.set(own?.data ?? [])
-    else moveColumns(own.data, own.lines, target, width, (line) => (isWhole ? line : at.get(line)!))
+    if (replaced?.lines === undefined) target.set(replaced?.data ?? [])
+    else moveColumns(replaced.data, replaced.lines, target, width, (line) => (isWhole ? line : at.get(line)!))
   })
   return feeds(data, [rows.length, k, width])
 }
 
-/** Puts columns 1, 2, … of (k, 1 + m) where they go in (k, width). */
+/** Copies columns 1, 2, … of a matrix (k, 1 + m) to their places in (k, width). */
 function moveColumns(
   from: Float32Array,
   lines: readonly number[],
@@ -193,20 +196,20 @@ function moveColumns(
   width: number,
   columnOf: (line: number) => number,
 ): void {
-  const own = lines.length + 1
+  const fromWidth = lines.length + 1
   const columns = lines.map(columnOf)
-  for (let row = 0; row < from.length / own; row++) {
-    for (let j = 0; j < columns.length; j++) to[row * width + columns[j]] = from[row * own + j + 1]
+  for (let row = 0; row < from.length / fromWidth; row++) {
+    for (let j = 0; j < columns.length; j++) to[row * width + columns[j]] = from[row * fromWidth + j + 1]
   }
 }
 
-/** An embedding's own rows (1 + m, D) of all slots under one another, and which of them each token has, 0 for none. */
-function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
+/** Stacks the replaced rows of an embedding, (1 + m, D), and says which row each token takes. Row 0: not replaced. */
+function tables({ module, k, d }: Site, slots: readonly Slot[]): Feeds {
   const rowOf = new BigInt64Array(slots.length * k)
   const parts: ReplacedValues[] = []
   let count = 1
-  slots.forEach((own, slot) => {
-    const replaced = own?.replaced
+  slots.forEach((factors, slot) => {
+    const replaced = factors?.replaced
     if (replaced === undefined) return
     const { data, lines } = replaced
     const m = data.length / d - 1
@@ -225,7 +228,7 @@ function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
   return { [names.rows]: float(rows, [count, d]), [names.rowOf]: int(rowOf) }
 }
 
-/** Not by `set`, which takes longer for the few numbers of a row. */
+/** Copies a matrix with r columns into columns of a wider one. `set` would be slower for so few numbers a row. */
 export function copyColumns(from: Float32Array, r: number, to: Float32Array, width: number, start: number): void {
   for (let i = 0, at = start; i < from.length; at += width) {
     for (let j = 0; j < r; j++) to[at + j] = from[i++]

@@ -1,4 +1,5 @@
-// Tests whether logits depend on later tokens. A graph with a cache could not compute anything else, and is not tried.
+// Tests whether logits depend on later tokens, as they do in an encoder. Graphs with a cache need no test: with a
+// cache, later tokens cannot change earlier logits.
 
 import { roleFeeds } from '../../graph/inputs/roles.js'
 import { checkWidth, notCausal } from '../../graph/match/continues.js'
@@ -12,7 +13,7 @@ const PROBES = [
   [1, 3],
 ] as const
 
-/** How much of the largest logit may differ: rounding, and half precision. */
+/** Rounding and half precision may change logits by this share of the largest logit. */
 const TOLERANCE = 0.02
 
 export async function checkCausality(

@@ -1,4 +1,4 @@
-// The encoder reads the sources of texts once, before the decoder begins. Each step of the decoder gets its states.
+// Runs the encoder once for the sources of texts, before the decoder begins. Its states are fed to each decoder step.
 
 import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/family.js'
 import { roleFeeds } from '../../graph/inputs/roles.js'

@@ -1,5 +1,5 @@
-// Continues prompts with a causal language model: encodes them, gives them to the engine, and makes texts of the tokens
-// that come back.
+// Continues prompts with a language model: encodes them, sends them to the engine, and turns the tokens that come back
+// into text.
 
 import { attempt, UnsupportedError } from '../../base/errors.js'
 import type { SignalLike } from '../../base/globals.js'
@@ -22,7 +22,7 @@ import { type TextLimits, TextRow } from './text-row.js'
 
 export interface TextSession extends WholeSession {
   readonly bounds: TextBounds
-  /** Messages that the engine gets once, by name. */
+  /** Messages that the engine gets only once, by name. */
   readonly told: Map<string, Promise<unknown>>
 }
 
@@ -133,7 +133,7 @@ async function* writeTexts(
   return results
 }
 
-/** Tells the engine how the model writes texts. */
+/** Tells the engine, once, how the model writes texts. */
 function openTexts(session: TextSession): Promise<TextForm> {
   return once(session, 'form', async () => {
     const { model, engine, bounds } = session
@@ -162,7 +162,7 @@ async function requestsOf(
   options: GenerateOptions,
 ): Promise<TextRequest[]> {
   const { model, engine } = session
-  // 32 bits are short enough to type again.
+  // A seed of 32 bits is short enough to type again.
   const { seed = crypto.getRandomValues(new Uint32Array(1))[0] } = options
   const schema = options.schema && (await prepareSchema(session, options.schema))
   const sampling = resolveSampling(options, model.generationConfig)
@@ -188,7 +188,7 @@ async function requestsOf(
   return requests
 }
 
-/** The tokens of a call as they come. */
+/** A queue of the tokens of a call, as the engine sends them. */
 class WrittenTokens {
   readonly #tokens: WrittenToken[] = []
   #failure: { readonly error: unknown } | undefined
@@ -212,7 +212,7 @@ class WrittenTokens {
     session.tried(write).catch(this.#fail)
   }
 
-  /** @throws what made a text of the call end, or the reason of the signal */
+  /** @throws the error that ended a text of the call, or the reason of the signal */
   async next(): Promise<WrittenToken> {
     while (this.#tokens.length === 0) {
       if (this.#failure !== undefined) throw this.#failure.error
@@ -232,7 +232,7 @@ class WrittenTokens {
   readonly #abort = () => this.#fail(this.signal?.reason)
 
   readonly #fail = (error: unknown) => {
-    // The error of a session that is closed says more than that of its engine.
+    // If the session was closed, say so: the engine's own error tells less.
     const [closed] = attempt(() => this.session.engine).problems
     this.#failure ??= { error: closed ?? error }
     this.#wake()
@@ -249,7 +249,7 @@ async function prepareSchema(session: TextSession, schema: object): Promise<stri
     if (vocabulary && model.eosTokenIds.length > 0) return engine.setVocabulary(vocabulary)
     throw new UnsupportedError({
       where: 'schema',
-      what: 'texts of this model cannot be kept to a schema',
+      what: 'texts of this model cannot be made to fit a schema',
       expected: 'a tokenizer of bytes (ByteLevel, ByteFallback or Metaspace), vocab_size and eos_token_id',
     })
   })

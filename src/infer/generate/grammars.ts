@@ -1,5 +1,5 @@
-// Texts that fit a JSON schema: at each step only the tokens that can go on to such a text may be chosen. The library
-// is @mlc-ai/web-xgrammar, an optional peer that loads with the first schema.
+// Writes texts that fit a JSON schema: at each step only tokens that can still lead to such a text are allowed. The
+// library @mlc-ai/web-xgrammar, an optional peer, says which. It is loaded with the first schema.
 
 import { ConfigError, DataError, messageOf } from '../../base/errors.js'
 import type { Vocabulary } from '../../text/vocabulary.js'
@@ -28,15 +28,15 @@ const PACKAGE = '@mlc-ai/web-xgrammar'
 
 const KEPT = 16
 
-/** Spaces and line breaks in a row: a text must not go on with them for ever. */
+/** The most spaces and line breaks in a row, so that a text cannot go on with them for ever. */
 const MOST_SPACES = 2
 
-/** The longest time that a schema may take for one step. */
+/** The longest time that a schema may take for a step. */
 const STEP_MS = 2000
 
 let library: Promise<Library> | undefined
 
-/** The package is made for browsers: it reads its address from `location`, and leaves its exports on the global. */
+/** Loads the package, which expects a browser: it reads `location`, and puts its exports on the global object. */
 async function loadLibrary(): Promise<Library> {
   const scope = globalThis as { location?: unknown; xgrammar?: Library }
   const isNode = scope.location === undefined
@@ -64,7 +64,7 @@ export class Grammars {
 
   constructor(private readonly vocabulary: Vocabulary) {}
 
-  /** Opened once. If the library cannot be loaded, the next schema tries again. */
+  /** Opens the compiler once. If the library cannot be loaded, the next schema tries again. */
   #open(): Promise<Compiler> {
     this.#compiler ??= (async () => {
       library ??= loadLibrary()
@@ -112,7 +112,7 @@ export class Grammars {
 export const ANY_OBJECT = '{"type":"object"}'
 
 export class TextGrammar {
-  /** A bit for each token; undefined before {@link prepare}. */
+  /** A bit for each token: 1 if it is allowed next. {@link prepare} sets it. */
   #allowed: ArrayLike<number> = []
 
   constructor(private readonly matcher: Matcher) {}

@@ -1,13 +1,13 @@
-// The cache of a graph that gives out only what a step adds to it: arrays with room for tokens to come, which are fed
-// again with each step, and into which the new rows are written.
-// Attention cannot write there itself: onnxruntime-node copies each output of a run, even if it is told where to.
+// The key-value cache of a graph that returns only the rows that a step adds. Its arrays have room for more tokens; the
+// new rows are written into them, and each step feeds them again. Attention cannot write there by itself, because
+// onnxruntime-node copies each output of a run even if it is told where to put it.
 
 import type { CachePart, NewRows } from '../../graph/fuse/new-rows.js'
 import { emptyTensor } from '../../graph/inputs/cache.js'
 import type { RuntimeTensor } from '../../runtime/runtime.js'
 import { joinRows, type MovedRows, RowCache } from './row-cache.js'
 
-/** Tokens that arrays grow by. More room costs time too: attention clears arrays as long as those that it is fed. */
+/** Arrays grow by this many tokens. More room would cost time: attention clears arrays as long as the fed ones. */
 const STEP = 64
 
 const AXIS = 2
@@ -15,7 +15,7 @@ const AXIS = 2
 export class GrowingCache extends RowCache {
   readonly #parts: readonly CachePart[]
   readonly #isByHead: boolean
-  /** Tokens of the longest row, and how many fit. */
+  /** The number of tokens of the longest row. */
   length = 0
   #capacity = 0
 
@@ -40,7 +40,7 @@ export class GrowingCache extends RowCache {
     return joinRows([{ ...this.#rows(length), tensor }], AXIS, length).data as Float32Array
   }
 
-  /** `places`: where the first new token of each text goes, below 0 if it fills up. Default: after the longest. */
+  /** @param places where the first new token of each text goes; below 0 for padding. Default: after the longest row */
   add({ data, dims }: RuntimeTensor, places: readonly number[] = Array(this.batch).fill(this.length)): void {
     const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array

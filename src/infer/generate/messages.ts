@@ -1,4 +1,5 @@
-// Chats as prompts: the template renders them to where the answer begins. It also tells what ends the answer.
+// Turns chats into prompts: the template renders the messages up to where the answer begins. It also shows which text
+// ends an answer.
 
 import { attempt, DataError, FormatError } from '../../base/errors.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
@@ -12,7 +13,7 @@ import type { ChatOptions } from '../session.js'
 
 export interface EncodedPrompt {
   readonly ids: readonly number[]
-  /** Tokens that end the answer to a chat, besides the model's own. */
+  /** Tokens that end the answer to a chat, in addition to the model's end tokens. */
   readonly endIds: readonly number[]
   readonly stops: readonly string[]
   readonly pictures?: PictureVectors | undefined
@@ -60,7 +61,7 @@ export function noTemplate(model: string): FormatError {
 
 type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
 
-/** Templates take time to compile, so each is compiled once. */
+/** Returns the compiled chat template. Compiling takes time, so each template is compiled only once. */
 function templateOf({ onnx, directory }: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
   const known = onnx.once(directory, () => new Map<string | undefined, Promise<ChatTemplate | undefined>>())
   const template = known.get(text) ?? loadChatTemplate(directory, text)
@@ -68,10 +69,10 @@ function templateOf({ onnx, directory }: Model, text: string | undefined): Promi
   return template
 }
 
-/** Contents that no template changes, and that are easy to find again. */
+/** Message contents that no template changes and that are easy to find in the rendered text. */
 const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 
-/** Looks for the first special token between an answer and the next question, else takes the text itself. */
+/** Finds what ends a turn: the first special token between an answer and the next question, or else the text there. */
 export function endOfTurn(
   template: ChatTemplate,
   args: ChatOptions['chatTemplateArgs'],

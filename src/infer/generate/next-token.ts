@@ -1,11 +1,11 @@
-// Choosing the next token from its logits: a penalty on what was written before (Keskar et al. 2019), greedy,
-// temperature, top-k (Fan et al. 2018), nucleus, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024), in the
-// order that Hugging Face's transformers applies them. Pure functions; randomness comes in as a number.
+// Chooses the next token from logits: repetition penalty (Keskar et al. 2019), greedy, temperature, top-k (Fan et al.
+// 2018), nucleus sampling or top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), in the order of Hugging Face's
+// transformers. All functions are pure: the caller passes the random number.
 
 import { NumericError } from '../../base/errors.js'
 import type { Sampling } from './sampling.js'
 
-/** Keskar et al. 2019. `tokenIds`: what the prompt and the text hold. */
+/** Makes tokens of the prompt and the text so far (`tokenIds`) less likely, as in Keskar et al. 2019. */
 export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<number>, penalty: number): Float32Array {
   if (penalty === 1) return logits
   const result = logits.slice()
@@ -15,7 +15,7 @@ export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<numb
 
 export interface ScoredToken {
   readonly id: number
-  /** Natural logarithm of the probability that the model itself gives, before temperature, filters and penalties. */
+  /** Natural logarithm of the probability that the model gives, before temperature, filters and penalties. */
   readonly logprob: number
 }
 
@@ -33,7 +33,7 @@ export function argmax(logits: Float32Array): number {
   let max = Number.NEGATIVE_INFINITY
   for (let i = 0; i < logits.length; i++) {
     const value = logits[i]
-    // NaN passes too: there are tens of thousands of values, and one comparison has to do for each.
+    // This comparison also catches NaN. There are tens of thousands of values, so each gets only one comparison.
     if (!(value <= max)) {
       max = value
       best = i
@@ -52,7 +52,7 @@ export function argmax(logits: Float32Array): number {
   return best
 }
 
-/** The tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
+/** Returns the tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
 export function tokenDistribution(
   logits: Float32Array,
   { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
@@ -95,7 +95,7 @@ export function sampleToken(
   return ids[last]
 }
 
-/** Indices of the `count` largest values, ascending; of equal values the first ones. */
+/** Returns the indices of the `count` largest values in ascending order. Of equal values, the first are taken. */
 function largest(values: Float32Array | Float64Array, count: number): Uint32Array {
   const heap = heapOfLargest(values, count)
   const [smallest] = heap
@@ -110,9 +110,9 @@ function largest(values: Float32Array | Float64Array, count: number): Uint32Arra
   return result
 }
 
-/** The `count` largest values, the smallest of them first. Most values are below it, and need no sorting. */
+/** Returns the `count` largest values as a heap, the smallest first. Most values are smaller and need no sorting. */
 function heapOfLargest(values: Float32Array | Float64Array, count: number): Float64Array {
-  // An array in rising order is a heap.
+  // A sorted array is a heap.
   const heap = Float64Array.from(values.subarray(0, count)).sort()
   for (let i = count; i < values.length; i++) {
     const value = values[i]
@@ -129,16 +129,16 @@ function heapOfLargest(values: Float32Array | Float64Array, count: number): Floa
   return heap
 }
 
-/** In most steps, so many tokens hold nearly all of the probability. */
+/** In most steps, the tokens with nearly all of the probability are fewer than this. */
 const LIKELY = 1024
 
-/** Positions of the most likely entries, in falling order, that together reach `mass`. */
+/** Returns the positions of the most likely entries that together reach `mass`, the most likely first. */
 function nucleus(probabilities: Float64Array, mass: number): Uint32Array {
   if (probabilities.length > LIKELY) {
     const { kept, sum } = fewest(probabilities, mass, largest(probabilities, LIKELY))
     if (sum >= mass) return kept
   }
-  // All entries below the floor sum to less than 1 - mass, so the nucleus lies above it: only few need sorting.
+  // All entries below the floor sum to less than 1 - mass, so only the few entries above it need sorting.
   return fewest(probabilities, mass, atLeast(probabilities, (1 - mass) / probabilities.length)).kept
 }
 
@@ -150,7 +150,7 @@ function fewest(probabilities: Float64Array, mass: number, positions: Uint32Arra
   return { kept: positions.subarray(0, count), sum }
 }
 
-/** Positions of values from `floor` on, in order. */
+/** Returns the positions of all values that are at least `floor`. */
 function atLeast(values: Float32Array | Float64Array, floor: number): Uint32Array {
   const positions = new Uint32Array(values.length)
   let count = 0

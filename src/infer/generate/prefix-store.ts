@@ -1,5 +1,5 @@
-// Key-value caches of texts that were read, for texts that begin with the same tokens: the next turn of a chat, or a
-// system prompt that many share. The store has a bound; what was not used for the longest time leaves.
+// Keeps key-value caches of texts for later texts that begin with the same tokens: the next turn of a chat, or a system
+// prompt that many chats share. If the store is full, the cache that was not used for the longest time is dropped.
 
 import { commonLength } from '../../base/group.js'
 import type { Feeds } from '../../runtime/runtime.js'
@@ -9,11 +9,11 @@ import type { AdapterFactors } from '../adapters/site-factors.js'
 export interface ReadText {
   readonly tokens: readonly number[]
   readonly mix: RowFactors[number]
-  /** Tokens that the base alone has read: none, all, or those before the invocation of an activated adapter. */
+  /** The number of first tokens that the base read without adapters: 0, all, or those before an activated adapter. */
   readonly baseTokens: number
-  /** Callers of another scope do not share it. */
+  /** Only callers of the same scope share this cache. */
   readonly scope: string
-  /** The form of the cache: the output that gives new rows, if there is one. */
+  /** The form of the cache: the name of the output with new rows, if the graph has one. */
   readonly form: string | undefined
   /** The side of the length at which it is or was read, with long RoPE. */
   readonly side: number
@@ -23,20 +23,20 @@ export interface ReadPrefix extends ReadText {
   readonly cache: Feeds
 }
 
-/** Shorter ones are read anew as fast. */
+/** Shorter texts are not kept: reading them again takes no longer. */
 const LEAST_TOKENS = 32
 
 export class PrefixStore {
   readonly #kept = new Set<ReadPrefix>()
 
-  /** `mostBytes`: 0 where a text cannot begin after tokens that were read before. */
+  /** @param mostBytes 0 if the graph cannot continue a cache */
   constructor(readonly mostBytes: number) {}
 
-  /** The longest cache of tokens that a text begins with. It may hold more than `count` tokens. */
+  /** Finds the cache that shares the most first tokens with a text. It may hold more than the shared `count` tokens. */
   find(text: ReadText): { cache: Feeds; count: number } | undefined {
     let best: { prefix: ReadPrefix; count: number } | undefined
     for (const prefix of this.#kept) {
-      // The last token is read in any case: its logits choose the next one.
+      // The last token is always read again, because its logits choose the next token.
       const count = Math.min(sharedTokens(prefix, text), text.tokens.length - 1)
       if (count >= LEAST_TOKENS && count > (best?.count ?? 0)) best = { prefix, count }
     }
@@ -45,7 +45,7 @@ export class PrefixStore {
     return { cache: best.prefix.cache, count: best.count }
   }
 
-  /** `copy` makes the cache, if it is to be kept. */
+  /** Keeps the cache of a text if it is worth it. `copy` is called only then. */
   keep(text: ReadText, copy: () => Feeds): void {
     if (text.tokens.length < LEAST_TOKENS) return
     for (const prefix of this.#kept) {

@@ -1,4 +1,4 @@
-// Prompts: a text as it is, or a chat, whose code is loaded with the first one.
+// Encodes prompts: a text as it is, or a chat. The code for chats is loaded with the first chat.
 
 import { DataError } from '../../base/errors.js'
 import { isObject, type Kind, kind } from '../../base/options.js'
@@ -77,7 +77,7 @@ function textIds({ eosTokenIds }: Model, tokenizer: Tokenizer, text: string): nu
   const ids = tokenizer.encode(text)
   const last = ids.at(-1)
   const endsText = last !== undefined && eosTokenIds.includes(last)
-  // Some templates end every text; a prompt goes on.
+  // Some tokenizers end every text with an end token. A prompt goes on, so it is removed.
   if (endsText && tokenizer.encode(text, { specialTokens: false }).at(-1) !== last) ids.pop()
   return ids
 }

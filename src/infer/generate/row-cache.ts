@@ -1,24 +1,24 @@
-// Key-value caches of texts that grow together: which rows they have, and how rows of several become one cache.
+// The key-value cache of texts that run together: rows can leave it, and rows of several caches can be joined.
 
 import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type Feeds, freeOnGpu, isOnGpu, type RuntimeTensor } from '../../runtime/runtime.js'
 
 export interface MovedRows {
   readonly rows: readonly number[]
-  /** The first token that is copied, how many are, and where the first goes. */
+  /** The first token to copy, the number of tokens, and where the first goes. */
   readonly from: number
   readonly count: number
   readonly to: number
 }
 
 export class RowCache {
-  /** `axis`: that of the tokens. Without one, a part is copied whole with its row. */
+  /** @param parts for each part of the cache, the axis of its tokens. A part without such an axis is copied whole */
   constructor(
     private readonly parts: Pick<CacheEntry, 'past' | 'axis'>[],
     public feeds: Feeds,
   ) {}
 
-  /** Takes rows of several caches of one graph, this one among them or not, in the place of its own. */
+  /** Replaces the rows of this cache by rows of several caches of the same graph, which may include this one. */
   become(moved: readonly (MovedRows & { readonly cache: Pick<RowCache, 'feeds'> })[], length: number): void {
     const joined = this.parts.map(({ past, axis }) => {
       const tensors = moved.map(({ cache, ...rows }) => ({ ...rows, tensor: cache.feeds[past] }))
@@ -36,13 +36,13 @@ export class RowCache {
     this.feeds = Object.fromEntries(joined)
   }
 
-  /** Feeds further inputs with each step, which go with their rows. */
+  /** Feeds more inputs with each step. They move with their rows. */
   hold(feeds: Feeds): void {
     this.parts.push(...Object.keys(feeds).map((past) => ({ past, axis: undefined })))
     this.feeds = { ...this.feeds, ...feeds }
   }
 
-  /** A copy of some tokens of a row. */
+  /** Returns a copy of some tokens of a row. */
   cut(row: number, from: number, count: number): Feeds {
     const copy = new RowCache(this.parts, {})
     copy.become([{ cache: this, rows: [row], from, count, to: 0 }], count)
@@ -53,7 +53,7 @@ export class RowCache {
     return Object.values(this.feeds).some(isOnGpu)
   }
 
-  /** Before rows are cut or moved, which cannot be done on a GPU. */
+  /** Fetches the cache from the GPU. Call this before rows are cut or moved, which only works in the host's memory. */
   async fetch(toHost: (tensor: RuntimeTensor) => Promise<RuntimeTensor>): Promise<void> {
     for (const [name, tensor] of Object.entries(this.feeds)) {
       if (!isOnGpu(tensor)) continue
@@ -67,13 +67,13 @@ export class RowCache {
   }
 }
 
-/** The cache of a graph that gives out the whole of it in each step. */
+/** The cache of a graph that returns the whole cache in each step. */
 export class PlainCache extends RowCache {
   constructor(
     private readonly entries: readonly CacheEntry[],
     batch: number,
   ) {
-    // Keys and values of an encoder are as long in all steps.
+    // Keys and values of the encoder keep their length in all steps.
     const parts = entries.map(({ past, axis, isOfEncoder }) => ({ past, axis: isOfEncoder ? undefined : axis }))
     super(parts, Object.fromEntries(entries.map((entry) => [entry.past, emptyTensor(entry, batch)])))
   }
@@ -87,7 +87,7 @@ export class PlainCache extends RowCache {
   }
 }
 
-/** Rows of several tensors under one another, zeros where nothing goes. `axis`: that of the tokens, above 0. */
+/** Stacks rows of several tensors, padded with zeros. `axis` is the axis of the tokens, above 0. */
 export function joinRows(
   parts: readonly (MovedRows & { readonly tensor: RuntimeTensor })[],
   axis: number,

@@ -1,4 +1,4 @@
-// A text that is being written, in the thread of the engine: the choice of its next token, and what ends it.
+// A text that is being written, in the engine's thread: chooses its next token, and knows when it ends.
 
 import { Random } from '../../base/random.js'
 import type { PictureVectors } from '../../tasks/pictures/pictures.js'
@@ -15,11 +15,13 @@ export interface TextRequest {
   readonly mix: Mix
   readonly sampling: Sampling
   readonly seed: number
-  /** How many likely tokens to score at each step, besides the chosen one; undefined: no scores. */
+  /** How many of the most likely tokens to score at each step, besides the chosen token. Undefined: no scores. */
   readonly scores: number | undefined
-  /** Texts of another scope do not share what was read. */
+  /** Only texts of the same scope share cached prompts. */
   readonly scope: string
-  /** Tokens that the base alone reads, before the adapter. Such a text is read alone. */
+  /**
+   * The number of first tokens that the base reads, before the adapter is active. If above 0, the text is read alone.
+   */
   readonly baseTokens: number
   readonly schema: string | undefined
   readonly limits: TextLimits
@@ -30,7 +32,7 @@ export interface TextRequest {
 
 export interface TextCall {
   readonly texts: readonly TextRequest[]
-  /** The most texts of the call that run at a time. */
+  /** The largest number of texts of the call that run at the same time. */
   readonly batchSize: number
 }
 
@@ -39,15 +41,15 @@ export interface WrittenToken {
   readonly text: number
   readonly id: number
   readonly scores: { readonly chosen: ScoredToken; readonly top: readonly ScoredToken[] } | undefined
-  /** With the first token: how many tokens of the prompt were not read anew. Else 0. */
+  /** With the first token: how many tokens of the prompt came from a cache. Later 0. */
   readonly cachedTokens: number
 }
 
 /** A call whose texts have not all ended. */
 export interface OpenCall extends TextCall {
-  /** Texts that start together, by number. */
+  /** The indices of texts that have not started, in groups that start together. */
   readonly waiting: number[][]
-  /** Nobody wants its texts any more. */
+  /** True if the caller no longer wants its texts. */
   isOver: boolean
   report(tokens: readonly WrittenToken[]): void
   end(): void
@@ -58,7 +60,7 @@ export class RunningText {
   readonly request: TextRequest
   readonly tokens: number[]
   newest: WrittenToken | undefined
-  /** Why it cannot go on, such as logits that are not finite. */
+  /** Why the text cannot go on, such as logits that are not finite. */
   failure: unknown
   readonly #known: Set<number>
   readonly #random: Random
@@ -66,9 +68,9 @@ export class RunningText {
   #grammar: TextGrammar | undefined
 
   /**
-   * @param index its number in the call
+   * @param index the number of the text in its call
    * @param mix the arrays of its adapters, which it keeps even if an adapter leaves the session
-   * @param decoder needed if it has stop strings
+   * @param decoder needed if the text has stop strings
    */
   constructor(
     readonly call: OpenCall,
@@ -88,7 +90,7 @@ export class RunningText {
     return this.failure !== undefined || this.#row.finish !== undefined
   }
 
-  /** Finds the tokens that fit its schema, before each step. */
+  /** Finds the tokens that its schema allows. Call this before each step. */
   async prepare(grammars: Grammars | undefined): Promise<void> {
     const { schema, limits } = this.request
     if (schema === undefined) return
@@ -100,7 +102,7 @@ export class RunningText {
     }
   }
 
-  /** Chooses the next token, unless the text cannot go on. */
+  /** Chooses the next token, or sets `failure` if the text cannot go on. */
   step(logits: Float32Array, cachedTokens: number): void {
     this.newest = undefined
     try {

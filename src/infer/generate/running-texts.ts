@@ -1,6 +1,6 @@
-// The texts of a session that are being written, in the thread of its engine: which of them start, take their steps
-// together, and leave. Texts of several calls share steps: a text joins others once its prompt is read. Batches of
-// texts of similar length take turns, and so do texts whose graph cannot be shared.
+// Schedules the texts that a session writes, in the engine's thread. Texts of several calls share steps: a text joins
+// others once its prompt is read. Several batches take turns, for texts whose lengths differ much or whose graph cannot
+// run texts together.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
@@ -15,29 +15,29 @@ import type { Padding, TextForm } from './text-form.js'
 
 export interface TextBounds {
   readonly maxBatch: number
-  /** Bytes of the caches of all of them at their ends. A text that needs more runs alone. */
+  /** The most bytes for the caches of all running texts at their full length. A text that needs more runs alone. */
   readonly cacheBytes: number
-  /** Bytes of the caches of texts that have ended, for those that begin alike. */
+  /** The most bytes for caches that are kept for later texts with the same beginning. */
   readonly prefixCache: number
 }
 
-/** Tokens of prompts that are read in one run while other texts wait for their next token. */
+/** The most tokens of prompts in a run while other texts wait for their next token. */
 const PIECE = 256
 
 /**
- * Tokens of a prompt that are read in one run if no other text waits. In a run, attention computes the scores of all
- * keys for each token, also of those after it. With 9 heads, 4,000 tokens at once have 0.6 GB of scores, and half are
- * for nothing.
+ * The most tokens of a prompt in a run if no other text waits. In a run, attention computes the scores of each token
+ * with all tokens, even with later ones, whose scores are thrown away. With 9 heads, 4,000 tokens at once have 0.6 GB
+ * of scores, and half of the work is wasted.
  */
 const LONG_PIECE = 512
 
-/** Tokens of a prompt that may be read together with others. A longer one is alone: it may begin like one before. */
+/** The most tokens of a prompt that is read together with others. A longer prompt is read alone, as caches need. */
 const SHORT = 64
 
 /**
- * The time that a byte which only fills a row up costs in a step, in bytes of the weights. Attention that knows the
- * keys of each row does not read it, but ONNX Runtime clears it in each step. Another batch would read the weights once
- * more.
+ * What a byte of padding in the cache costs in a step, as a multiple of the cost of reading a byte of the weights.
+ * Attention may skip the padding, but ONNX Runtime clears it in each step. The alternative, a second batch, would read
+ * all weights once more.
  */
 const CLEARING = 3
 
@@ -46,7 +46,7 @@ export class RunningTexts {
   readonly #calls = new Map<number, OpenCall>()
   #batches: TextBatch[] = []
   #isRunning = false
-  /** False once the graph could not tell adapters of rows apart. */
+  /** Becomes false if the graph turns out not to allow different adapters for rows. */
   #mixesShare = true
 
   constructor(
@@ -86,7 +86,7 @@ export class RunningTexts {
   async #run(): Promise<void> {
     this.#isRunning = true
     for (;;) {
-      // Calls that come together start together.
+      // Wait, so that calls that come at the same time start together.
       await nextTurn()
       for (const batch of [...this.#batches]) await this.#end(batch, ({ call }) => call.isOver)
       this.#admit()
@@ -97,7 +97,7 @@ export class RunningTexts {
     this.#isRunning = false
   }
 
-  /** Starts texts that fit, first those of the calls of which the fewest run. */
+  /** Starts as many texts as fit. Calls with the fewest running texts come first. */
   #admit(): void {
     const running = this.#texts
     const runningOf = (call: OpenCall) => running.filter((text) => text.call === call).length
@@ -163,13 +163,13 @@ export class RunningTexts {
     return sideOf(this.form.switches, length)
   }
 
-  /** Ends the texts of a batch with an error. Those whose adapters the graph cannot tell apart go on alone. */
+  /** Handles the error of a batch: its calls fail, unless its texts can run alone. */
   async #fail(batch: TextBatch, error: unknown): Promise<void> {
     const { texts, isRead } = batch
     const isMixed = texts.some(({ mix }) => !isSameMix(mix, texts[0].mix))
     if (this.form.shares && texts.length > 1 && (!isRead || (isMixed && error instanceof UnsupportedError))) {
       if (error instanceof UnsupportedError) this.#mixesShare = false
-      // A text whose prompt is not read begins again, so that it alone fails if it is to blame.
+      // Run each text alone: if a single text caused the error, only that text fails.
       const alone = await batch.split().catch(() => undefined)
       if (alone !== undefined) {
         this.#batches = this.#batches.flatMap((kept) => (kept === batch ? alone : [kept]))
@@ -180,11 +180,11 @@ export class RunningTexts {
     await this.#end(batch, () => true)
   }
 
-  /** Texts leave their batch, and what was read of them is kept. */
+  /** Removes texts from their batch, and keeps their caches for later texts. */
   async #end(batch: TextBatch, hasEnded: (text: RunningText) => boolean): Promise<void> {
     const ended = batch.texts.filter(hasEnded)
     if (ended.length === 0) return
-    // Nothing is kept of an engine that closes, or that has lost its GPU.
+    // This fails if the engine is closing or has lost its GPU. Then no cache is kept.
     await batch.keep(ended).catch(() => {})
     try {
       await batch.drop(ended)
@@ -235,7 +235,7 @@ function tell(call: OpenCall, texts: readonly RunningText[]): void {
   if (failed !== undefined) call.fail(failed.failure)
 }
 
-/** True if texts of these lengths share a batch: each key that only fills a row up costs time. */
+/** True if texts of these lengths may share a batch. Padding costs time, so the lengths must not differ much. */
 function isSimilar(shorter: number, longer: number): boolean {
   return longer <= 2 * shorter || longer - shorter <= PIECE
 }
@@ -244,7 +244,7 @@ function lengthOf({ request }: RunningText): number {
   return request.promptIds.length
 }
 
-/** Prompts of similar length share a batch, so that little is filled up; of one length if nothing can be. */
+/** Puts prompts of similar length into batches, or prompts of equal length if the graph allows no padding. */
 export function batchesOf(lengths: readonly number[], batchSize: number, padding: Padding): number[][] {
   const order = [...lengths.keys()].sort((a, b) => lengths[a] - lengths[b] || a - b)
   const batches: number[][] = []

@@ -4,36 +4,36 @@ import { GENERATE_OPTIONS_DEFAULTS, SAMPLING_OPTIONS } from '../gen/options.js'
 
 export const GENERATE_DEFAULTS = Object.freeze(GENERATE_OPTIONS_DEFAULTS)
 
-/** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */
+/** How the next token is chosen from the logits. Options that are left out come from generation_config.json. */
 export interface SamplingOptions {
   /**
-   * 0 always takes the most likely token; 1 draws with the probabilities of the model; above 1 is more random.
-   * Default: that of generation_config.json where it samples (do_sample) or where `topK`, `topP` or `minP` is given,
-   * else 0.
+   * 0 always takes the most likely token; 1 draws with the probabilities of the model; above 1 is more random. Default:
+   * the value of generation_config.json if it samples (do_sample) or if `topK`, `topP` or `minP` is given, else
+   * 0.
    * @range a finite number of at least 0
    */
   temperature?: number | undefined
   /**
-   * Keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one;
-   * else all.
+   * Keep only this many of the most likely tokens. Default: the value of generation_config.json; 50 if that file
+   * samples and has no value; else all.
    * @range an integer of at least 1, or Infinity
    */
   topK?: number | undefined
   /**
-   * Keep the fewest most likely tokens whose probabilities sum to at least this. Default: that of
-   * generation_config.json, else 1: all.
+   * Keep the fewest most likely tokens whose probabilities sum to at least this. Default: the value of
+   * generation_config.json, else 1, which keeps all.
    * @range a number in (0, 1]
    */
   topP?: number | undefined
   /**
-   * Keep the tokens that are at least this share as likely as the most likely one. Default: that of
-   * generation_config.json, else 0: all.
+   * Keep the tokens whose probability is at least this share of the largest. Default: the value of
+   * generation_config.json, else 0, which keeps all.
    * @range a number in [0, 1]
    */
   minP?: number | undefined
   /**
-   * Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1
-   * they become less likely. Default: that of generation_config.json, else 1.
+   * Above 1, tokens of the prompt and of the text so far become less likely: their logits are divided by this number,
+   * or multiplied if they are negative. Default: the value of generation_config.json, else 1.
    * @range a finite number above 0
    */
   repetitionPenalty?: number | undefined
@@ -41,10 +41,10 @@ export interface SamplingOptions {
 
 export type Sampling = Readonly<Record<keyof SamplingOptions, number>>
 
-/** The top_k of transformers and transformers.js if generation_config.json samples and has none. */
+/** The top_k that transformers and transformers.js take if generation_config.json samples and does not set it. */
 const SAMPLED_TOP_K = 50
 
-/** A value of generation_config.json that its option would not accept counts as missing. */
+/** Resolves the options. A value of generation_config.json that the option would not accept counts as missing. */
 export function resolveSampling(
   options: SamplingOptions = {},
   config: Readonly<Record<string, unknown>> = {},

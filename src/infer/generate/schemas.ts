@@ -1,19 +1,19 @@
-// Checks a JSON schema before a text has to fit it: only keywords that the text will really keep to, and bounds on what
-// it costs.
+// Checks a JSON schema before a text has to fit it: it may have only keywords that generation can enforce, and must not
+// cost too much.
 
 import { ConfigError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 
 const MOST = { bytes: 32_768, depth: 32, parts: 512, counts: 1000, pattern: 128 }
 
-/** Keywords that say nothing about what fits. */
+/** Keywords that do not restrict values. */
 const NOTES = new Set([
   ...['title', 'description', 'default', 'examples', 'deprecated', 'readOnly', 'writeOnly', '$comment', '$schema'],
   ...['$id'],
 ])
 const COUNTS = ['minItems', 'maxItems', 'minLength', 'maxLength']
 const NUMBERS = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum']
-/** Bounds of which the first must not be above the second. */
+/** Pairs of bounds; the first must not be larger than the second. */
 const PAIRS = [
   ['minItems', 'maxItems'],
   ['minLength', 'maxLength'],
@@ -58,7 +58,8 @@ export function checkedSchema(schema: object): string {
         if (!Number.isSafeInteger(value)) fail(at, 'not a whole number')
         used.counts += value as number
       }
-      // The library takes fractions roughly: 1.5 for at most 1, and 0,1 with a comma for at least 0.1.
+      // The library is not exact for fractions: with a maximum of 1 it allows 1.5, with a minimum of 0.1 it allows
+      // "0,1".
       if (NUMBERS.includes(key) && !(isOfIntegers(part as object) && Number.isSafeInteger(value))) {
         fail(at, 'texts are kept to whole bounds of whole numbers alone', '"type": "integer" and an integer')
       }
@@ -94,7 +95,7 @@ function isOfIntegers({ type }: { readonly type?: unknown }): boolean {
   return [type].flat().includes('integer') && ![type].flat().includes('number')
 }
 
-/** The part that `#` or `#/a/b` names. */
+/** Returns the part of the schema that a reference such as `#` or `#/a/b` names. */
 function placeOf(schema: object, ref: unknown): Record<string, unknown> | undefined {
   if (typeof ref !== 'string' || !/^#(\/|$)/.test(ref)) return undefined
   let place: unknown = schema
@@ -105,15 +106,15 @@ function placeOf(schema: object, ref: unknown): Record<string, unknown> | undefi
   return isObject(place) ? place : undefined
 }
 
-/** False if references and alternatives lead back to a part before a character of a text is chosen. */
+/** False if a part refers to itself, through references and alternatives, before any character of a text is chosen. */
 function hasEnd(schema: object, part: unknown, known: Map<unknown, boolean>): boolean {
   if (!isObject(part)) return true
   const found = known.get(part)
   if (found !== undefined) return found
-  // Until its own parts are looked at: whoever comes back here has gone round.
+  // While its nested parts are checked: reaching this part again means a circle.
   known.set(part, false)
   const next = [placeOf(schema, part.$ref), ...(Array.isArray(part.anyOf) ? part.anyOf : [])]
-  const ends = next.every((one) => hasEnd(schema, one, known))
+  const ends = next.every((nested) => hasEnd(schema, nested, known))
   known.set(part, ends)
   return ends
 }
@@ -125,7 +126,7 @@ function patternCost(pattern: unknown, where: string): number {
   } catch {
     isValid = false
   }
-  // The library takes an expression for a whole text, and knows neither looking around nor going back.
+  // The library matches an expression with the whole text, and knows neither lookaround nor backreferences.
   if (!isValid || !/^\^.*\$$/s.test(pattern as string) || /\(\?(?!:)|\\[\dbBpPk]/.test(pattern as string)) {
     throw new ConfigError({
       where,

@@ -1,5 +1,5 @@
-// Graphs beside a decoder. An encoder reads a prompt once, and the decoder writes from its own first token on. An
-// embedding gives the vectors that a decoder reads in the place of tokens.
+// Graphs that run in addition to a decoder. An encoder reads a prompt once; the decoder then starts with a first token
+// of its own. An embedding graph makes the vectors for decoders that read vectors instead of tokens.
 
 import { DataError, FileError, UnsupportedError } from '../../base/errors.js'
 import type { CacheEntry } from '../../graph/inputs/cache.js'
@@ -13,7 +13,7 @@ import type { Prompt } from '../session.js'
 import type { EncodedPrompt } from './messages.js'
 import type { EmbeddingForm, EncoderForm } from './text-form.js'
 
-/** The encoder takes texts with what ends them. */
+/** Encodes the text that the encoder reads. It keeps the end token that the tokenizer adds. */
 export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
   const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
   if (typeof prompt !== 'string' && !('ids' in prompt)) {

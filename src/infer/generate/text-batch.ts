@@ -1,7 +1,7 @@
-// Texts that take their steps together: what each step is fed, their cache, and the rows of the logits. Rows of other
-// lengths are filled up. A plain cache is filled up on the left, where the mask hides it. GroupQueryAttention counts
-// keys from the left, and without a cache a graph sees only what comes before: there rows are filled up on the right,
-// where nothing looks and no time goes.
+// Texts that take their steps together: makes the feeds of each step, holds their cache, and finds the rows of the
+// logits. Shorter rows are padded. A plain cache is padded on the left, where the mask hides the padding. If attention
+// counts keys from the left (GroupQueryAttention), or the graph has no cache, rows are padded on the right, where no
+// token looks.
 
 import { attempt, UnsupportedError } from '../../base/errors.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
@@ -22,29 +22,29 @@ import type { TokenVectors } from './token-vectors.js'
 
 const BASE = new AdapterFeeds([])
 
-/** Parts that all texts of a session are written with. */
+/** What all texts of a session share. */
 export interface TextTools {
   readonly form: TextForm
   readonly graph: GraphEngine
   graphOf(role: string): GraphEngine
   readonly prefixes: PrefixStore
-  /** Given before the first text with stop strings. */
+  /** Set before the first text with stop strings. */
   decoder?: TokenDecoder
-  /** Given before the first text with a schema. */
+  /** Set before the first text with a schema. */
   grammars?: Grammars
 }
 
 export class TextBatch {
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
-  /** Prompts may be filled up on another side: see `form`. */
+  /** The side on which the cache is padded. Prompts may be padded on the other side: see `form`. */
   readonly #cachePadding: Padding
   #cache: GrowingCache | PlainCache
   #vectors: TokenVectors | undefined
   #hasBegun = false
-  /** True once each text has a token. */
+  /** True when all prompts are read, and each text has a new token. */
   isRead = false
-  /** Tokens that the cache holds of each row, those that fill it up included. */
+  /** The number of tokens of each row in the cache, including padding. */
   #width = 0
   #cachedTokens = 0
 
@@ -64,16 +64,16 @@ export class TextBatch {
     return this.texts.map(({ tokens }) => tokens.length)
   }
 
-  /** Attention leaves out what fills rows up. */
+  /** True if attention skips the padding. */
   get skipsPadding(): boolean {
     return this.tools.form.padding === 'right' || this.#newRows?.takesMissing === true
   }
 
   /**
-   * Takes a step: reads the newest token of each text, or the prompts before the first step. Returns the texts that
-   * have taken it: none while a prompt is not read whole.
+   * Takes a step: reads the newest token of each text, or at first the prompts. Returns the texts that have a new
+   * token, which is an empty list until a prompt is read to its end.
    *
-   * @param most tokens of a prompt that is alone are read at once
+   * @param most the largest number of tokens to read at once, if the batch is a single prompt
    */
   async step(most?: number): Promise<readonly RunningText[]> {
     const { graph, grammars } = this.tools
@@ -85,7 +85,8 @@ export class TextBatch {
     const adapters = this.#isReadByBase ? BASE : this.#adapters
     const outputs = await graph.run(this.#feeds(vectors, most), adapters, this.#outputNames)
     if (!this.#take(outputs, most)) return []
-    // A prompt that others share may be there for them before its text ends. From a GPU it is read at the end.
+    // Keep the cache of the prompt now, so that other texts can use it before this text ends. On a GPU copying is slow,
+    // so there it is kept at the end.
     if (isReading && isAlone && !this.#cache.isOnGpu) await this.keep(this.texts)
     return this.texts
   }
@@ -111,7 +112,7 @@ export class TextBatch {
     this.#cachedTokens = count
   }
 
-  /** Keeps what was read of texts for later ones, which may begin alike. */
+  /** Keeps the caches of texts for later texts that may begin with the same tokens. */
   async keep(texts: readonly RunningText[]): Promise<void> {
     const { prefixes } = this.tools
     if (prefixes.mostBytes === 0) return
@@ -126,7 +127,7 @@ export class TextBatch {
     }
   }
 
-  /** Tokens of a text in the cache, which does not hold the newest one yet. */
+  /** Returns how many tokens of a text are in the cache. The newest token is not there yet. */
   #countOf({ tokens }: RunningText): number {
     return Math.min(this.#width, tokens.length - 1)
   }
@@ -146,7 +147,9 @@ export class TextBatch {
     return this.texts.length === 1 && this.#width < this.texts[0].request.baseTokens
   }
 
-  /** All tokens at first and without a cache, afterwards the newest one of each row. */
+  /**
+   * Makes the feeds: all tokens in the first step and in graphs without a cache, later the newest token of each row.
+   */
   #feeds(vectors: Feeds | undefined, most = Number.POSITIVE_INFINITY): Feeds {
     const { roles, padding } = this.tools.form
     const [batch, past] = [this.texts.length, this.#width]
@@ -175,7 +178,7 @@ export class TextBatch {
     return { ...feeds, ...vectors, ...this.#cache.feeds }
   }
 
-  /** Tokens of the longest row that are read after the next run. */
+  /** Returns how many tokens of the longest row will be read after the next run. */
   #reach(most: number): number {
     const longest = Math.max(...this.lengths)
     if (this.texts.length > 1) return this.#width === 0 ? longest : this.#width + 1
@@ -186,7 +189,7 @@ export class TextBatch {
     return Math.max(least, Math.min(longest, this.#width + most, this.#isReadByBase ? baseTokens : longest))
   }
 
-  /** Returns false if a prompt is not read whole yet. */
+  /** Takes the outputs of a run. Returns false if a prompt is not read to its end yet. */
   #take(outputs: Readonly<Record<string, RuntimeTensor>>, most = Number.POSITIVE_INFINITY): boolean {
     const { cache, logits, padding } = this.tools.form
     const rows = this.#lastLogits(outputs[logits])
@@ -221,18 +224,18 @@ export class TextBatch {
     if (dims.length !== 3 || batch !== lengths.length) {
       throw new UnsupportedError({
         where: 'logits',
-        what: 'texts with adapters of their own cannot be told apart in this graph',
+        what: 'this graph cannot run texts with different adapters together',
         expected: `(${lengths.length}, sequence, vocabulary)`,
         got: `(${dims.join(', ')})`,
       })
     }
     return lengths.map((length, row) => {
-      // The graph may give the logits of the last tokens alone.
+      // The graph may return the logits of the last tokens only.
       const column = isRight ? sequence - 1 - (longest - length) : sequence - 1
       if (column < 0) {
         throw new UnsupportedError({
           where: 'logits',
-          what: 'they are of the last tokens alone: prompts of different lengths cannot share a batch',
+          what: 'the graph returns them for the last tokens only, so prompts of different lengths cannot share a batch',
           hint: 'Call generate for one prompt at a time, or with a batchSize of 1',
         })
       }
@@ -242,8 +245,8 @@ export class TextBatch {
   }
 
   /**
-   * Texts that have come to another side of a switch of long RoPE leave, in batches that read them again: their keys
-   * get other factors there, as in transformers.
+   * Removes texts that have reached another side of a switch of long RoPE, and returns batches that read them again:
+   * their keys get other factors there, as in transformers.
    */
   async leaveSide(): Promise<TextBatch[]> {
     const { switches, shares } = this.tools.form
@@ -254,7 +257,7 @@ export class TextBatch {
     return (shares ? leaving.map((text) => [text]) : [leaving]).map((texts) => new TextBatch(this.tools, texts))
   }
 
-  /** These texts end. The others go on. */
+  /** Removes texts from the batch. */
   async drop(texts: readonly RunningText[]): Promise<void> {
     for (const text of texts) text.dispose()
     await this.#leave(texts)
@@ -272,7 +275,7 @@ export class TextBatch {
     }
   }
 
-  /** Takes the texts of another batch. Returns false, with nothing joined, if the graph cannot tell rows apart. */
+  /** Joins the texts of another batch. Returns false, and joins nothing, if the graph allows no different adapters. */
   async join(joining: TextBatch): Promise<boolean> {
     await this.#cache.fetch(this.tools.graph.toHost)
     await joining.#cache.fetch(joining.tools.graph.toHost)
@@ -285,7 +288,7 @@ export class TextBatch {
     return true
   }
 
-  /** Each text goes on alone. Those whose prompts are not read begin again. */
+  /** Splits the batch into batches of one text each. Texts whose prompts are not read begin again. */
   async split(): Promise<TextBatch[]> {
     await this.#cache.fetch(this.tools.graph.toHost)
     return this.texts.map((text) => {
@@ -295,12 +298,12 @@ export class TextBatch {
     })
   }
 
-  /** Takes texts of several batches, this one among them or not, in the place of its own. */
+  /** Replaces the texts of this batch by texts of several batches, which may include this one. */
   #become(parts: ReadonlyMap<TextBatch, readonly RunningText[]>, adapters?: AdapterFeeds): void {
     const held = [...parts].flatMap(([from, texts]) => {
       return texts.map((text) => ({ from, text, count: from.#countOf(text) }))
     })
-    // Tokens that only fill rows up are not copied.
+    // Padding is not copied.
     const width = Math.max(...held.map(({ count }) => count))
     const isLeft = this.#cachePadding === 'left'
     const moved = held.map(({ from, text, count }) => ({

@@ -1,10 +1,10 @@
-// How texts are written with the graphs of a model: plain data, for the thread that runs them.
+// Describes, as plain data for the engine's thread, how texts are written with the graphs of a model.
 
 import type { CacheEntry } from '../../graph/inputs/cache.js'
 import type { RoleInput } from '../../graph/inputs/roles.js'
 import type { TensorType } from '../../runtime/runtime.js'
 
-/** On which side rows are filled up; `none`: rows of one batch have prompts of one length. */
+/** The side on which shorter rows are padded. `none`: all prompts of a batch must have the same length. */
 export type Padding = 'left' | 'right' | 'none'
 
 export interface TextForm {
@@ -12,23 +12,23 @@ export interface TextForm {
   readonly roles: readonly RoleInput[]
   readonly cache: readonly CacheEntry[]
   readonly logits: string
-  /** The side for prompts. */
+  /** The side on which prompts are padded. */
   readonly padding: Padding
-  /** Texts of several calls can share its runs. */
+  /** True if texts of several calls can run together. */
   readonly shares: boolean
-  /** It can read a prompt in several runs. */
+  /** True if a prompt can be read in several runs. */
   readonly takesPieces: boolean
-  /** Bytes of a token in the cache. */
+  /** The bytes of a token in the cache. */
   readonly tokenBytes: number
   readonly weightBytes: number
   /** Lengths of long RoPE: see `rotarySwitches`. Empty for most graphs. */
   readonly switches: readonly number[]
   readonly encoder: EncoderForm | undefined
-  /** The graph that gives vectors, which the decoder reads in the place of tokens. */
+  /** The graph that makes vectors from tokens, if the decoder reads vectors. */
   readonly embedding: EmbeddingForm | undefined
 }
 
-/** A graph of tokens beside the decoder. */
+/** A graph that reads tokens and feeds the decoder. */
 interface SideForm {
   readonly role: string
   readonly roles: readonly RoleInput[]
@@ -36,15 +36,15 @@ interface SideForm {
 }
 
 export interface EncoderForm extends SideForm {
-  /** Inputs of the decoder that it feeds. */
+  /** The inputs of the decoder that the encoder feeds. */
   readonly states: readonly string[]
-  /** The first tokens of the decoder. */
+  /** The tokens that the decoder starts with. */
   readonly startIds: readonly number[]
 }
 
 export interface EmbeddingForm extends SideForm {
-  /** The decoder's type of vectors. */
+  /** The type of the vectors that the decoder takes. */
   readonly type: TensorType
-  /** The decoder gets positions, on which pictures can lie on a grid. */
+  /** True if the decoder takes positions, which place the tokens of a picture on a grid. */
   readonly takesPositions: boolean
 }

@@ -1,5 +1,5 @@
-// Facts about a graph that writing texts needs: its inputs, which texts share its runs, and on which side their rows
-// are filled up.
+// Finds out how a graph can write texts: its inputs, whether texts can run together, and the side on which rows are
+// padded.
 
 import type { CacheEntry } from '../../graph/inputs/cache.js'
 import { inputFamily, STATES_MASK } from '../../graph/inputs/family.js'
@@ -26,15 +26,15 @@ export async function textFormOf(model: Model): Promise<TextForm> {
   const embedding = takesVectors
     ? await (await import('./side-graphs.js')).embeddingForm(model, graph, cache)
     : undefined
-  // Prompts are filled up for the encoder, whose mask hides what fills them up.
+  // With an encoder, prompts are padded for the encoder, and its mask hides the padding.
   const fillable =
     encoder === undefined ? paddingOf(graph, inputs) : encoder.states.includes(STATES_MASK) ? 'right' : 'none'
-  // Rows of a product of integers have one scale together.
+  // Products in 8-bit integers take one scale for all rows, so rows would change each other's results.
   const mixesRows = graph.nodes.some(({ opType }) => opType === 'DynamicQuantizeLinear')
   const isAlone = encoder !== undefined || takesVectors || cache.length === 0 || mixesRows
   const shares = !isAlone && fillable !== 'none' && cache.every(({ dims }) => dims[0] === undefined)
   const switches = rotarySwitches(graph)
-  // Texts that stay together must then cross a switch in the same step.
+  // Texts that cannot leave their batch must reach a switch of long RoPE in the same step.
   const padding = switches.length > 0 && !shares ? 'none' : fillable
   return {
     role: mainRole(model),
@@ -52,11 +52,11 @@ function bytesOf({ dims, axis, type }: CacheEntry): number {
 }
 
 /**
- * The side on which a graph's rows can be filled up. A plain cache needs a mask that hides what fills it up, and
- * positions that do not count it; where the graph takes only one of them, what it makes of the other cannot be told.
+ * Returns the side on which a graph's rows can be padded. A plain cache can be padded only if the graph takes both a
+ * mask, which hides the padding, and positions, which do not count it.
  */
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
-  // A convolution reads the tokens that fill a row up, too.
+  // A convolution would mix the padding into its neighbors.
   if (cache.some(({ axis }) => axis === undefined)) return 'none'
   const isOfLast = logitsDims(graph)?.at(-2) === 1
   if (cache.length === 0 || countsKeysFromLeft(graph)) return isOfLast ? 'none' : 'right'
@@ -64,12 +64,12 @@ export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cac
   return has('attentionMask') && has('positionIds') ? 'left' : 'none'
 }
 
-/** True if some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
+/** True if a GroupQueryAttention is told how many keys each row has, which it takes to be the first keys. */
 export function countsKeysFromLeft(graph: Graph): boolean {
   return graph.nodes.some(({ opType, input }) => {
     if (opType !== 'GroupQueryAttention') return false
-    // A number that is made of the mask's shape alone is the same for all rows.
-    const behind = graph.madeOf(input[5] ?? '', (maker) => maker.opType !== 'Shape')
-    return Array.from(behind).some(([value]) => value === 'attention_mask' || value === 'seqlens_k')
+    // A number that depends only on the mask's shape would be the same for all rows.
+    const makers = graph.madeOf(input[5] ?? '', (maker) => maker.opType !== 'Shape')
+    return Array.from(makers).some(([value]) => value === 'attention_mask' || value === 'seqlens_k')
   })
 }

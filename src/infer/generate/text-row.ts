@@ -1,12 +1,12 @@
-// A text as it grows: tokens become pieces of text that are certain, until one ends it. Stop strings may begin in one
-// token and end in another, so a piece that could be the beginning of one is held back.
+// Turns the tokens of a text into pieces that are final, until the text ends. A stop string can be spread over several
+// tokens, so text that could be the beginning of a stop string is held back.
 
 import type { TextStream } from '../../text/tokenizer.js'
 
 export interface TextLimits {
   readonly endIds: ReadonlySet<number>
   readonly stops: readonly string[]
-  /** Most tokens, and why there are no more. */
+  /** The largest number of tokens. `atMost` is the reason to end there. */
   readonly maxTokens: number
   readonly atMost: 'max-new-tokens' | 'context'
 }
@@ -19,7 +19,7 @@ export class TextRow {
   finish: 'eos' | 'stop' | TextLimits['atMost'] | undefined
   #held = ''
 
-  /** `stream`: without it, there is no text, and no stop string is found. */
+  /** @param stream decodes the tokens. Without it, no text is made and no stop string is found */
   constructor(
     private readonly limits: TextLimits,
     private readonly stream: TextStream = NO_TEXT,

@@ -1,5 +1,6 @@
-// Feeds of a decoder that reads vectors in the place of tokens: the vectors by the model's embedding, which is a graph
-// of its own, with those of pictures in their places; and the positions of pictures on a grid.
+// Makes the feeds of a decoder that reads vectors instead of tokens. The model's embedding graph makes the vectors; the
+// vectors of pictures replace those of their placeholder tokens. Some models also place pictures on a grid of
+// positions.
 
 import { f32ToF16 } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
@@ -15,7 +16,7 @@ import type { EmbeddingForm, Padding } from './text-form.js'
 interface Row {
   readonly text: RunningText
   readonly mix: RowFactors[number]
-  /** Positions of all tokens (3, length), if pictures lie on a grid, and the one after them. */
+  /** The positions of all prompt tokens (3, length), if pictures lie on a grid. `after` is the position after them. */
   readonly positions: readonly (readonly number[])[] | undefined
   after: number
 }
@@ -55,7 +56,7 @@ export class TokenVectors {
     const { roles, padTokenId } = this.form
     const inputIds = new Int32Array(batch * sequence).fill(padTokenId)
     for (const [row, { text }] of rows.entries()) {
-      // The embedding may have no row for the token of pictures.
+      // The embedding may have no row for the placeholder token of pictures.
       const ids = fed[row].map((id) => (id === text.request.pictures?.token && this.#isFirst ? padTokenId : id))
       inputIds.set(ids, row * sequence + starts[row])
     }
@@ -79,7 +80,7 @@ export class TokenVectors {
       if (pictures.width !== width) {
         throw new MismatchError({
           where: 'vision_encoder',
-          what: 'its vectors have another width than those of tokens',
+          what: 'its vectors do not have the width of token vectors',
           expected: `${width}`,
           got: `${pictures.width}`,
         })
@@ -102,7 +103,7 @@ export class TokenVectors {
     return { type: 'float32', data, dims: vectors.dims }
   }
 
-  /** Positions (3, batch, sequence); nothing if they count tokens. */
+  /** Makes positions (3, batch, sequence), or no feed if positions simply count tokens. */
   #positions(sequence: number, starts: readonly number[]): Feeds {
     const rows = this.#rows
     if (rows[0].positions === undefined) return {}

@@ -1,4 +1,4 @@
-// Entry of the worker thread that inference runs in, in Node.
+// Entry of the worker thread that runs inference in Node.
 
 import { ownerPort } from '../../runtime/node/worker.js'
 import { serveEngine } from '../../runtime/serve.js'

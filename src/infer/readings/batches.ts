@@ -1,4 +1,4 @@
-// Texts in batches of like length: what is filled up is masked, so that a text's result does not depend on the others.
+// Puts texts of similar length into batches. Padding is masked, so the result of a text does not depend on the others.
 
 import { DataError } from '../../base/errors.js'
 import { anyOf, checkArgument, isObject, kind, STRING } from '../../base/options.js'
@@ -40,7 +40,7 @@ export function encodeAll(
   })
 }
 
-/** The numbers of the inputs of a run, and their feeds. */
+/** The indices of the inputs that run together, and their feeds. */
 interface Batch {
   readonly inputs: readonly number[]
   readonly feeds: Feeds
@@ -58,7 +58,7 @@ export async function* batchesOf(
   }
 }
 
-/** Texts of like length run together. */
+/** Makes batches of texts of similar length. */
 export function textBatches(
   model: Model,
   graph: Graph,
@@ -68,8 +68,8 @@ export function textBatches(
   const feeds = encoderFeeds(model, graph)
   const lengthOf = (text: number) => texts[text].inputIds.length
   const order = [...texts.keys()].sort((a, b) => lengthOf(a) - lengthOf(b))
-  const textsOf = (own: readonly number[]) => own.map((text) => texts[text])
-  return batchesOf(order, (own) => feeds(textsOf(own), Math.max(...own.map(lengthOf))), options)
+  const textsOf = (chosen: readonly number[]) => chosen.map((text) => texts[text])
+  return batchesOf(order, (batch) => feeds(textsOf(batch), Math.max(...batch.map(lengthOf))), options)
 }
 
 export function imageBatches(
@@ -80,9 +80,9 @@ export function imageBatches(
 ): AsyncGenerator<Batch, void> {
   checkImageInputs(graph)
   const processor = processorOf(model)
-  const feedsOf = async (own: readonly number[]) => {
+  const feedsOf = async (batch: readonly number[]) => {
     const pictures: Uint8Array[] = []
-    for (const i of own) {
+    for (const i of batch) {
       const where = `image ${i + 1}`
       pictures.push(processor.fit(await readImage(images[i], decodeImage, where), where))
     }

@@ -1,4 +1,4 @@
-// Texts or pictures in, labels out: by the head that an adapter brings, or by the model's own logits.
+// Gives texts or pictures labels, with the head that an adapter brings or with the model's logits.
 
 import { checkOptions } from '../../base/options.js'
 import { inputFamily } from '../../graph/inputs/family.js'
@@ -38,10 +38,10 @@ export async function classify(
     const labels = labelsFor(count, source.labels)
     const values = floatsOf(logits)
     batch.inputs.forEach((input, row) => {
-      const own = values.slice(row * count, (row + 1) * count)
+      const rowLogits = values.slice(row * count, (row + 1) * count)
       results[input] = {
-        ...ranked(own, labels, topK, source.problemType),
-        logits: own,
+        ...ranked(rowLogits, labels, topK, source.problemType),
+        logits: rowLogits,
         isTruncated: encoded?.[input].isTruncated ?? false,
       }
     })
@@ -57,7 +57,10 @@ function ranked(logits: Float32Array, labels: readonly string[], topK: number, p
   return { ...best[0], labels: best }
 }
 
-/** Quantities, and a single logit, stay; labels that do not exclude one another each have their own probability. */
+/**
+ * Returns the scores of the labels. Numbers (regression) and a single logit stay as they are. If several labels can
+ * hold at once, each gets the probability of its own sigmoid, else softmax is taken.
+ */
 function scoresOf(logits: Float32Array, problemType: unknown): number[] {
   if (problemType === 'multi_label_classification') return Array.from(logits, (value) => 1 / (1 + Math.exp(-value)))
   return problemType === 'regression' || logits.length === 1 ? [...logits] : softmax(logits)

@@ -1,4 +1,4 @@
-// Texts in, vectors out: one for each text, made of those of its tokens as the model's folder says.
+// Makes a vector for each text from the vectors of its tokens, in the way that the model's folder says.
 
 import { ConfigError, MismatchError, NumericError } from '../../base/errors.js'
 import { checkOptions, STRING } from '../../base/options.js'
@@ -41,13 +41,13 @@ export async function embed(
     const [, sequence, width] = tokens.dims
     batch.inputs.forEach((text, row) => {
       const start = row * sequence * width
-      const own = values.subarray(start, start + encoded[text].inputIds.length * width)
-      const pooled = joinedUp(poolings.map((pooling) => pool(own, width, pooling, skipped)))
+      const tokenVectors = values.subarray(start, start + encoded[text].inputIds.length * width)
+      const pooled = joinedUp(poolings.map((pooling) => pool(tokenVectors, width, pooling, skipped)))
       const vector = layers.reduce((x, layer) => (layer === undefined ? scaled(x, true) : dense(x, layer)), pooled)
       if (dimensions !== undefined && dimensions > vector.length) {
         throw new ConfigError({
           where: 'dimensions',
-          what: 'more than the model has',
+          what: 'larger than the vectors of the model',
           expected: `at most ${vector.length}`,
           got: String(dimensions),
         })
@@ -58,7 +58,7 @@ export async function embed(
   return Array.isArray(texts) ? vectors : vectors[0]
 }
 
-/** Counts the tokens that the prompt takes at the start of a text: an end token of its own does not count. */
+/** Counts the tokens of the model's prompt, without the end token that the tokenizer adds after it. */
 function promptLength(model: Model): number {
   const { prompt } = model.sentence
   if (prompt === '') return 0
@@ -67,7 +67,7 @@ function promptLength(model: Model): number {
   return inputIds.length - Number(isSpecial)
 }
 
-/** As sentence-transformers' Pooling. `tokens`: (n, width), of which the first `skipped` do not count. */
+/** Pools like sentence-transformers' Pooling. `tokens` is (n, width); the first `skipped` tokens do not count. */
 function pool(tokens: Float32Array, width: number, pooling: Pooling, skipped: number): Float32Array {
   const n = tokens.length / width
   const token = (i: number) => tokens.slice(i * width, (i + 1) * width)
@@ -101,7 +101,7 @@ function product({ data, shape: [d, k] }: DenseLayer['weight'], x: Float32Array)
     const [expected, got] = [`${k} numbers`, `${x.length}`]
     throw new MismatchError({
       where: 'modules.json',
-      what: 'a Dense module is for vectors of another length',
+      what: 'a Dense module expects vectors of another length',
       expected,
       got,
     })

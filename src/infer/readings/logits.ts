@@ -1,4 +1,4 @@
-// The source of logits that are read as labels: the head that an adapter brings, or the model's own.
+// Where the logits of labels come from: the head that an adapter brings, or the model's head.
 
 import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
 import { logitsDims, logitsName } from '../../graph/match/linears.js'
@@ -12,13 +12,16 @@ import type { WholeSession } from '../graphs.js'
 
 export type Labelled = 'texts' | 'words'
 
-/** Axes of the logits of each, and where else their adapters and models are read. */
+/** What the logits of texts and of words look like, and which method reads models of the other kind. */
 const KINDS = {
-  texts: { axes: 2, shape: '(batch, labels)', task: 'text-classification', other: 'tag' },
-  words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', other: 'classify' },
+  texts: { axes: 2, shape: '(batch, labels)', task: 'text-classification', otherMethod: 'tag' },
+  words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', otherMethod: 'classify' },
 } as const
 
-/** Labels are in the order of the logits. They and the problem type are undefined where no file tells them. */
+/**
+ * Returns the source of logits. `labels` are in the order of the logits; they and `problemType` are undefined if no
+ * file says them.
+ */
 export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled) {
   const { model } = session
   const graph = readGraph(model.onnx)
@@ -29,11 +32,11 @@ export function logitsOf(session: WholeSession, adapter: string | undefined, of:
     throw new UnsupportedError({
       where: `adapter ${JSON.stringify(adapter)}`,
       what: `its head gives labels to ${of === 'words' ? 'whole texts' : 'words'}`,
-      hint: `Call ${KINDS[of].other}`,
+      hint: `Call ${KINDS[of].otherMethod}`,
     })
   }
   const names = namedLabels(model.config)
-  // A head of another size has other labels than the model's.
+  // If the adapter's head has another size than the model's, the model's labels do not fit it.
   const isOwn = names.length > 0 && (head === undefined || head.count === names.length)
   return {
     graph,
@@ -65,7 +68,7 @@ const OTHER_CLASSES: Readonly<Record<Labelled, RegExp>> = {
 }
 
 function noClassifier(graph: Graph, adapter: string | undefined, of: Labelled, got: string): UnsupportedError {
-  const { shape, task, other } = KINDS[of]
+  const { shape, task, otherMethod } = KINDS[of]
   const isOther = of === 'texts' ? /TokenClassification/.test(got) : /SequenceClassification/.test(got)
   const isGenerative = graph.inputs.some(({ name }) => /^past/.test(name))
   const whose = adapter === undefined ? 'the model' : `neither the model nor the adapter ${JSON.stringify(adapter)}`
@@ -80,7 +83,7 @@ function noClassifier(graph: Graph, adapter: string | undefined, of: Labelled, g
     hint: isGenerative
       ? 'This model continues texts: call generate'
       : isOther
-        ? `Call ${other}`
+        ? `Call ${otherMethod}`
         : `Train an adapter with the task ${task}, and name it in \`adapter\``,
   })
 }
@@ -90,7 +93,7 @@ export function labelsFor(count: number, names: readonly string[] | undefined): 
   if (names.length === count) return names
   throw new MismatchError({
     where: 'id2label',
-    what: 'the model does not have as many labels as logits',
+    what: 'the number of labels differs from the number of logits',
     expected: String(count),
     got: names.join(', '),
   })

@@ -1,4 +1,4 @@
-// Texts in, tags of their words out, and the entities that the tags spell.
+// Gives the words of texts tags, and finds the entities that the tags spell.
 
 import { anyOf, checkOptions, isObject, kind, STRING } from '../../base/options.js'
 import { floatsOf } from '../../runtime/runtime.js'
@@ -36,7 +36,7 @@ export async function tag(
   const { adapter, maxLength } = options
   session.checkMixes(mixesOf(adapter, undefined), true)
   const source = logitsOf(session, adapter ?? undefined, 'words')
-  const inputs = list.map((one) => inputOf(session, one, maxLength))
+  const inputs = list.map((text) => inputOf(session, text, maxLength))
   const results: Tagging[] = Array(list.length)
   for await (const batch of textBatches(session.model, source.graph, inputs, options)) {
     const logits = await source.run(batch.feeds)
@@ -44,8 +44,8 @@ export async function tag(
     const labels = labelsFor(count, source.labels)
     const values = floatsOf(logits)
     batch.inputs.forEach((text, row) => {
-      const own = values.subarray(row * sequence * count, (row + 1) * sequence * count)
-      results[text] = taggingOf(inputs[text], own, labels)
+      const rowLogits = values.subarray(row * sequence * count, (row + 1) * sequence * count)
+      results[text] = taggingOf(inputs[text], rowLogits, labels)
     })
   }
   return Array.isArray(texts) ? results : results[0]
@@ -63,9 +63,9 @@ function taggingOf(
 ): Tagging {
   const words = spans.flatMap(({ start, end }, i): TaggedWord[] => {
     if (firsts[i] < 0) return []
-    const own = logits.subarray(firsts[i] * labels.length, (firsts[i] + 1) * labels.length)
-    checkFinite(own)
-    const scores = softmax(own)
+    const wordLogits = logits.subarray(firsts[i] * labels.length, (firsts[i] + 1) * labels.length)
+    checkFinite(wordLogits)
+    const scores = softmax(wordLogits)
     const best = scores.indexOf(Math.max(...scores))
     return [{ text: text.slice(start, end), start, end, tag: labels[best], score: scores[best] }]
   })
