@@ -82,12 +82,9 @@ const graph = path.join(root, 'tests/golden/models/llama-genai')
 
 describe.each<[string, string, MergeFilesOptions]>([
   ['a folder', 'out', {}],
-  ['a folder of one file', 'single', { maxShardBytes: 2 ** 30 }],
   ['a folder in place of another', 'replaced', { overwrite: true }],
-  ['a file', 'out.safetensors', { maxShardBytes: 2 ** 30 }],
   ['a file in place of another', 'replaced.safetensors', { maxShardBytes: 2 ** 30, overwrite: true }],
-  ['a graph and the file of its weights', 'out.onnx', {}],
-  ['such a graph in place of another', 'replaced.onnx', { overwrite: true }],
+  ['a graph and the file of its weights in place of others', 'replaced.onnx', { overwrite: true }],
 ])('%s', (_, name, own) => {
   it('is whole or not there, and the same merge again needs no help', async () => {
     const options = { threads: 1, ...own }
