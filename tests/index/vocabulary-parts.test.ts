@@ -127,7 +127,7 @@ describe.each(['untied', 'tied'])('over %s embeddings', (base) => {
       }
     })
 
-    it.each(some(names))('%s: further training starts from PEFT’s loss, and keeps what it does not train', async (name) => {
+    it.each(some(names))('%s: training goes on from PEFT’s loss, and keeps what it does not train', async (name) => {
       const adapter = await loadAdapter(directoryOf(`tests/golden/${SUITE}/${base}/${name}`))
       const options = {
         model: models.get(dtype)!,
