@@ -1,4 +1,6 @@
 // lowrank/server: an HTTP server over one model and many adapters.
 
 export type { ResolveAdapter } from './serve/adapters.js'
-export { createHandler, type Handler, type HandlerOptions } from './serve/handler.js'
+export { createHandler, type Handler } from './serve/handler.js'
+export type { HandlerOptions, RequestEntry } from './serve/handler-options.js'
+export { type ApiKey, parseApiKey } from './serve/keys.js'

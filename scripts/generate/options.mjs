@@ -56,7 +56,7 @@ const TABLES = {
     ],
   },
   'src/serve/gen/options.ts': {
-    'src/serve/handler.ts': ['HandlerOptions'],
+    'src/serve/handler-options.ts': ['HandlerOptions'],
     'src/serve/node/listen.ts': ['ListenOptions'],
   },
   'src/tasks/gen/options.ts': {
@@ -102,6 +102,7 @@ const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
   'CombineOptions.adapters': ['ADAPTER_LIST', 'src/index/source-values.ts'],
   'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
+  'HandlerOptions.apiKeys': ['API_KEYS', 'src/serve/keys.ts'],
   'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
   'HandlerOptions.session': ['OBJECT', BASE],
   'HubOptions.endpoint': ['ENDPOINT', 'src/index/source-values.ts'],

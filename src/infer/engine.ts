@@ -96,6 +96,11 @@ export class InferEngine {
     this.#texts?.leave(id)
   }
 
+  /** Tokens of the texts that are being written, with their prompts. */
+  runningTokens(): number {
+    return this.#texts?.tokens ?? 0
+  }
+
   dispose(): Promise<void> {
     return this.#turns.take(async () => {
       this.#texts?.tools.prefixes.clear()

@@ -6,8 +6,11 @@ import type { AdapterSession } from '../index/session.js'
 import type { Fields } from './fields.js'
 import { HttpError, withoutPaths } from './http.js'
 
-/** Finds an adapter by the name or the path that a caller gave, inside the folder that the server allows. */
-export type ResolveAdapter = (name: string) => Promise<Source | undefined>
+/**
+ * Finds an adapter by the name or the path that a caller gave, in a place that the server allows. `mayDownload` is true
+ * for `/v1/load_lora_adapter` alone.
+ */
+export type ResolveAdapter = (name: string, asked: { readonly mayDownload: boolean }) => Promise<Source | undefined>
 
 interface Served {
   readonly name: string
@@ -26,7 +29,8 @@ interface Served {
 }
 
 export interface RegistryOptions {
-  readonly base: string
+  /** Names of the base; the first one is shown. */
+  readonly names: readonly string[]
   readonly resolve: ResolveAdapter | undefined
   readonly maxAdapters: number
   readonly onError: (error: unknown) => void
@@ -47,21 +51,33 @@ export class AdapterRegistry {
 
   /** All models, or the one of a path. */
   list(named: string): object {
-    const { base } = this.options
+    const { names } = this.options
     const card = (id: string, root: string, parent: string | null, created: number) => {
       return { id, object: 'model', created, owned_by: 'lowrank', root, parent }
     }
-    const adapters = [...this.#served.values()].map(({ name, root, created }) => card(name, root, base, created))
-    const data = [card(base, base, null, this.#createdAt), ...adapters]
+    const adapters = [...this.#served.values()].map(({ name, root, created }) => card(name, root, names[0], created))
+    const data = [...names.map((name) => card(name, names[0], null, this.#createdAt)), ...adapters]
     if (named === '') return { object: 'list', data }
     const found = data.find(({ id }) => id === named || encodeURIComponent(id) === named)
     if (found !== undefined) return found
-    throw unknownModel(named, 'model', [base, ...this.#served.keys()])
+    throw this.#unknown(named, 'model')
   }
 
-  /** `model` is a name, or `base:name`; `adapter` is a mix. */
-  async choose({ model, adapter }: Fields) {
-    const { base } = this.options
+  get loaded(): readonly string[] {
+    return [...this.#served.keys()]
+  }
+
+  #unknown(name: string, param: string): HttpError {
+    return unknownModel(name, param, [...this.options.names, ...this.#served.keys()])
+  }
+
+  /**
+   * `model` is a name, or `base:name`; `adapter` is a mix.
+   *
+   * @param mayLoad whether a name that is not loaded is looked for
+   */
+  async choose({ model, adapter }: Fields, mayLoad: boolean) {
+    const { names } = this.options
     const taken: Served[] = []
     const end = () => {
       for (const served of taken.splice(0)) {
@@ -70,7 +86,7 @@ export class AdapterRegistry {
       }
     }
     const take = async (name: string, param: string) => {
-      const served = await this.#find(name, param)
+      const served = await this.#find(name, param, mayLoad)
       served.usedAt = performance.now()
       served.uses++
       taken.push(served)
@@ -89,9 +105,10 @@ export class AdapterRegistry {
       }
       return { adapter: mix, names: taken.map((served) => served.name), end }
     }
-    if (model === undefined || model === base) return { adapter: null, names: [], end }
+    if (model === undefined || names.includes(model as string)) return { adapter: null, names: [], end }
     const asked = model as string
-    const name = asked.startsWith(`${base}:`) && !this.#served.has(asked) ? asked.slice(base.length + 1) : asked
+    const prefix = names.map((base) => `${base}:`).find((start) => asked.startsWith(start)) ?? ''
+    const name = this.#served.has(asked) ? asked : asked.slice(prefix.length)
     const served = await take(name, 'model')
     return { adapter: served.key, names: [served.name], end }
   }
@@ -100,15 +117,16 @@ export class AdapterRegistry {
     const { resolve } = this.options
     if (resolve === undefined) throw notAllowed()
     this.#requireFree(name)
-    const source = await resolve(path)
+    const source = await resolve(path, { mayDownload: true }).catch(shownError)
     if (source === undefined) throw new HttpError(404, `There is no adapter ${path} here`, { param: 'lora_path' })
     // Another request may have taken the name while the source was looked for.
     this.#requireFree(name)
-    await this.#load(name, source, path)
+    const { hubId, commit } = source as { readonly hubId?: string; readonly commit?: string }
+    await this.#load(name, source, commit === undefined ? path : `${hubId}@${commit}`)
   }
 
   #requireFree(name: string): void {
-    if (name !== this.options.base && !this.#served.has(name) && !this.#loading.has(name)) return
+    if (!this.options.names.includes(name) && !this.#served.has(name) && !this.#loading.has(name)) return
     throw new HttpError(400, `The adapter ${JSON.stringify(name)} is loaded already`, { param: 'lora_name' })
   }
 
@@ -129,14 +147,15 @@ export class AdapterRegistry {
     if (isGone && uses === 0) this.session.remove(key).catch(this.options.onError)
   }
 
-  async #find(name: string, param: string): Promise<Served> {
+  async #find(name: string, param: string, mayLoad: boolean): Promise<Served> {
     const served = (await this.#loading.get(name)?.served) ?? this.#served.get(name)
     if (served !== undefined) return served
-    const source = await this.options.resolve?.(name)
-    if (source === undefined) throw unknownModel(name, param, [this.options.base, ...this.#served.keys()])
+    const isSought = mayLoad && !name.includes(',')
+    const source = isSought ? await this.options.resolve?.(name, { mayDownload: false }) : undefined
+    if (source === undefined) throw this.#unknown(name, param)
     // Another request may have loaded it while the source was looked for, under this name or by another way to it.
     const place = placeOf(source)
-    const isIt = (one: { readonly place: string | undefined }) => place !== undefined && one.place === place
+    const isIt = (known: { readonly place: string | undefined }) => place !== undefined && known.place === place
     const loading = this.#loading.get(name) ?? [...this.#loading.values()].find(isIt)
     if (loading !== undefined) return loading.served
     return this.#served.get(name) ?? [...this.#served.values()].find(isIt) ?? this.#load(name, source, name)
@@ -154,17 +173,9 @@ export class AdapterRegistry {
 
   async #loadNow(name: string, source: Source, root: string): Promise<Served> {
     const key = this.session.adapters.includes(name) ? `${name}#${++this.#loads}` : name
-    try {
-      await this.session.add(key, source)
-    } catch (error) {
-      if (!(error instanceof LowrankError)) throw error
-      const why = withoutPaths(error.message)
-      throw new HttpError(400, `The adapter ${JSON.stringify(name)} cannot be loaded: ${why}`, {
-        code: 'adapter_invalid',
-      })
-    }
+    await this.session.add(key, source).catch(shownError)
     const served = this.#add({ name, key, root, place: placeOf(source), isLoaded: true })
-    const loaded = [...this.#served.values()].filter((one) => one.isLoaded && one !== served)
+    const loaded = [...this.#served.values()].filter((loadedBefore) => loadedBefore.isLoaded && loadedBefore !== served)
     const tooMany = Math.max(0, this.#served.size - this.options.maxAdapters)
     for (const oldest of loaded.sort((a, b) => a.usedAt - b.usedAt).slice(0, tooMany)) this.#retire(oldest)
     return served
@@ -183,12 +194,18 @@ function placeOf(source: Source): string | undefined {
   return 'name' in source && typeof source.name === 'string' ? source.name : undefined
 }
 
+/** @throws HttpError for an adapter that is not there, not valid, or of another base */
+function shownError(error: unknown): never {
+  if (!(error instanceof LowrankError)) throw error
+  throw new HttpError(400, `The adapter cannot be loaded: ${withoutPaths(error.message)}`, { code: 'adapter_invalid' })
+}
+
 export function seconds(): number {
   return Math.floor(Date.now() / 1000)
 }
 
 function notAllowed(): HttpError {
-  return new HttpError(403, 'Loading adapters is off here. Start the server with --allow-loading FOLDER', {
+  return new HttpError(403, 'Loading adapters is off here. Start the server with --allow-loading', {
     type: 'permission_error',
   })
 }

@@ -41,8 +41,8 @@ const atMost = (most: number, { expected, accepts }: Kind): Kind =>
 /** A name or a path: it stands in answers, metrics and the log. */
 const SHORT = kind('a text of at most 1024 characters', (value) => typeof value === 'string' && value.length <= 1024)
 const NAMED = kind(
-  'a name of 1 to 256 characters',
-  (value) => SHORT.accepts(value) && /^.{1,256}$/s.test(value as string),
+  'a name of 1 to 256 characters, without commas',
+  (value) => SHORT.accepts(value) && /^[^,]{1,256}$/s.test(value as string),
 )
 /** As many as OpenAI takes. */
 const TEXTS = anyOf(STRING, atMost(2048, listOf(STRING)))
@@ -71,6 +71,7 @@ const SAMPLING: FieldTable = {
   adapter: MIX,
   stream: BOOLEAN,
   seed: INTEGER,
+  priority: INTEGER,
   temperature: SAMPLING_OPTIONS.temperature,
   top_p: ranged('a number in [0, 1]'),
   top_k: ranged('an integer of at least -1'),

@@ -1,4 +1,4 @@
-// Parts that all routes share: errors in OpenAI's form, JSON bodies with a limit, and streams of events.
+// Parts that all routes share: errors, JSON bodies with a limit, and streams of events.
 
 import { concatBytes } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
@@ -46,14 +46,21 @@ export function httpError(error: unknown, shown: (text: string) => string): Http
   return new HttpError(500, 'The server failed. Its log says why.')
 }
 
-export function errorBody({ message, type, param, code }: HttpError): object {
-  return { error: { message, type, param, code } }
+/** How an API writes errors, and the last line of its streams. */
+export interface WireForm {
+  error(error: HttpError): object
+  readonly lastLine?: string
 }
 
-export function errorResponse(error: HttpError): Response {
+export const OPENAI: WireForm = {
+  error: ({ message, type, param, code }) => ({ error: { message, type, param, code } }),
+  lastLine: 'data: [DONE]\n\n',
+}
+
+export function errorResponse(error: HttpError, form: WireForm): Response {
   const headers: Record<string, string> = {}
   if (error.retryAfter !== undefined) headers['retry-after'] = String(error.retryAfter)
-  return Response.json(errorBody(error), { status: error.status, headers })
+  return Response.json(form.error(error), { status: error.status, headers })
 }
 
 /** Deeper JSON is none of a client: schemas have at most 32 levels. */
@@ -118,15 +125,23 @@ export interface Events {
   room(): Promise<void>
 }
 
+/** Errors that come this soon are the status of the answer. */
+const HEADERS_MS = 500
+/** Proxies and clients close connections on which nothing comes. */
+const COMMENT_MS = 10_000
+
 /**
- * Server-sent events. An error before the first event is thrown, one after it is an event.
+ * Server-sent events. An error before the first event is thrown, unless the headers have gone out: they go out after
+ * half a second. Later errors are events. Until the first event, comments keep the connection open.
  *
  * @param ended aborts with the request: its caller left, or its time is over
  */
 export async function eventStream(
   write: (events: Events, signal: AbortSignal) => Promise<void>,
+  { error: inForm, lastLine = '' }: WireForm,
   onError: (error: unknown, left: AbortSignal) => HttpError,
   ended: AbortSignal,
+  { headersMs = HEADERS_MS, commentMs = COMMENT_MS } = {},
 ): Promise<Response> {
   const left = new AbortController()
   const signal = AbortSignal.any([ended, left.signal])
@@ -135,17 +150,17 @@ export async function eventStream(
   let onPull: (() => void) | undefined
   const body = new ReadableStream<Uint8Array>(
     {
-      start(own) {
-        controller = own
+      start(created) {
+        controller = created
       },
       pull: () => onPull?.(),
       cancel: () => left.abort(new DOMException('The caller left', 'AbortError')),
     },
     { highWaterMark: MAX_BEHIND, size: (chunk) => chunk!.byteLength },
   )
-  const line = (text: string, name = '') => {
+  const put = (text: string) => {
     if (left.signal.aborted) return
-    if (controller.desiredSize! > 0) return controller.enqueue(encoder.encode(`${name}data: ${text}\n\n`))
+    if (controller.desiredSize! > 0) return controller.enqueue(encoder.encode(text))
     const slow = new DOMException('The caller reads too slowly', 'AbortError')
     left.abort(slow)
     controller.error(slow)
@@ -158,19 +173,34 @@ export async function eventStream(
     })
   await new Promise<void>((begin, fail) => {
     let hasBegun = false
-    const send = (event: { readonly type?: string }) => {
+    const comment = () => {
       hasBegun = true
-      line(JSON.stringify(event), event.type && `event: ${event.type}\n`)
+      put(': waiting\n\n')
+      begin()
+    }
+    const headers = setTimeout(comment, headersMs)
+    const comments = setInterval(comment, commentMs)
+    const stopComments = () => {
+      clearTimeout(headers)
+      clearInterval(comments)
+    }
+    const send = (event: { readonly type?: string }) => {
+      stopComments()
+      hasBegun = true
+      put(`${event.type ? `event: ${event.type}\n` : ''}data: ${JSON.stringify(event)}\n\n`)
       begin()
     }
     const end = () => {
-      line('[DONE]')
+      stopComments()
+      put(lastLine)
       if (!left.signal.aborted) controller.close()
       begin()
     }
     write({ send, room }, signal).then(end, (error) => {
-      if (!hasBegun) return fail(error)
-      line(JSON.stringify(errorBody(onError(error, left.signal))))
+      stopComments()
+      const told = onError(error, left.signal)
+      if (!hasBegun) return fail(told)
+      send(inForm(told))
       end()
     })
   })

@@ -1,6 +1,5 @@
-// Counts for Prometheus, with vLLM's names, so that the Gateway API Inference Extension can route to replicas.
-
-import type { Gate } from './gate.js'
+// Counts for Prometheus, with vLLM's names. They mean what the Gateway API Inference Extension's protocol of model
+// servers asks for, so that it can choose a replica.
 
 const BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
@@ -24,21 +23,33 @@ class Histogram {
   }
 }
 
+/** Tokens of a block: caches here have no blocks, so the size that vLLM takes stands in. */
+const BLOCK = 16
+
+export interface ServerState {
+  readonly running: number
+  readonly waiting: number
+  /** Tokens in the caches of running texts, and the most there can be. */
+  readonly tokens: number
+  readonly mostTokens: number
+  /** Adapters that are loaded. */
+  readonly adapters: readonly string[]
+  readonly maxAdapters: number
+}
+
 export class Metrics {
   /** Seconds to the first token, and from each to the next. */
   readonly first = new Histogram()
   readonly between = new Histogram()
   readonly #requests = new Map<string, number>()
-  readonly #adapters = { running: new Map<string, number>(), waiting: new Map<string, number>() }
-  #promptTokens = 0
-  #newTokens = 0
+  readonly #waiting = new Map<string, number>()
+  readonly #tokens = { prompt: 0, cached: 0, written: 0 }
   #changedAt = 0
 
-  constructor(private readonly maxAdapters: number) {}
-
-  tokens(prompt: number, written: number): void {
-    this.#promptTokens += prompt
-    this.#newTokens += written
+  tokens(prompt: number, cached: number, written: number): void {
+    this.#tokens.prompt += prompt
+    this.#tokens.cached += cached
+    this.#tokens.written += written
   }
 
   answered(route: string, status: number): void {
@@ -46,28 +57,35 @@ export class Metrics {
     this.#requests.set(labels, (this.#requests.get(labels) ?? 0) + 1)
   }
 
-  adapter(name: string, state: 'running' | 'waiting', change: 1 | -1): void {
-    const counts = this.#adapters[state]
-    const count = (counts.get(name) ?? 0) + change
-    if (count > 0) counts.set(name, count)
-    else counts.delete(name)
+  /** A request that has this adapter begins or ends to wait. */
+  waits(name: string, change: 1 | -1): void {
+    const count = (this.#waiting.get(name) ?? 0) + change
+    if (count > 0) this.#waiting.set(name, count)
+    else this.#waiting.delete(name)
     this.#changedAt = Date.now() / 1000
   }
 
-  text({ running, waiting }: Pick<Gate, 'running' | 'waiting'>): string {
-    const list = (names: Map<string, number>) => [...names.keys()].join(',').replace(/["\\\n]/g, '_')
-    const adapters = `max_lora="${this.maxAdapters}",running_lora_adapters="${list(this.#adapters.running)}",waiting_lora_adapters="${list(this.#adapters.waiting)}"`
+  text({ running, waiting, tokens, mostTokens, adapters, maxAdapters }: ServerState): string {
+    const list = (names: Iterable<string>) => [...names].join(',').replace(/["\\\n]/g, '_')
+    const ofAdapters = `max_lora="${maxAdapters}",running_lora_adapters="${list(adapters)}",waiting_lora_adapters="${list(this.#waiting.keys())}"`
+    const metric = (type: 'gauge' | 'counter', name: string, value: number, labels = '') => {
+      return [`# TYPE ${name} ${type}`, `${name}${labels && `{${labels}}`} ${value}`]
+    }
     return `${[
-      '# TYPE vllm:num_requests_running gauge',
-      `vllm:num_requests_running ${running}`,
-      '# TYPE vllm:num_requests_waiting gauge',
-      `vllm:num_requests_waiting ${waiting.length}`,
-      '# TYPE vllm:lora_requests_info gauge',
-      `vllm:lora_requests_info{${adapters}} ${this.#changedAt}`,
-      '# TYPE vllm:prompt_tokens_total counter',
-      `vllm:prompt_tokens_total ${this.#promptTokens}`,
-      '# TYPE vllm:generation_tokens_total counter',
-      `vllm:generation_tokens_total ${this.#newTokens}`,
+      ...metric('gauge', 'vllm:num_requests_running', running),
+      ...metric('gauge', 'vllm:num_requests_waiting', waiting),
+      ...metric('gauge', 'vllm:kv_cache_usage_perc', mostTokens === 0 ? 0 : Math.min(1, tokens / mostTokens)),
+      ...metric(
+        'gauge',
+        'vllm:cache_config_info',
+        1,
+        `block_size="${BLOCK}",num_gpu_blocks="${Math.floor(mostTokens / BLOCK)}"`,
+      ),
+      ...metric('gauge', 'vllm:lora_requests_info', this.#changedAt, ofAdapters),
+      ...metric('counter', 'vllm:prompt_tokens_total', this.#tokens.prompt),
+      ...metric('counter', 'vllm:generation_tokens_total', this.#tokens.written),
+      ...metric('counter', 'vllm:prefix_cache_queries_total', this.#tokens.prompt),
+      ...metric('counter', 'vllm:prefix_cache_hits_total', this.#tokens.cached),
       ...this.first.lines('vllm:time_to_first_token_seconds'),
       ...this.between.lines('vllm:inter_token_latency_seconds'),
       '# TYPE lowrank:requests_total counter',

@@ -152,7 +152,7 @@ export const respond: typeof answer = async (session, { prompts, options }, aske
     total_tokens: promptTokens + tokenIds.length,
   })
   event(`response.${status}`, { response: body })
-  return { body, promptTokens, newTokens: tokenIds.length }
+  return { body, promptTokens, cachedTokens, newTokens: tokenIds.length }
 }
 
 /** Settings that an answer tells: those of the request, or else these. */

@@ -255,7 +255,7 @@ export async function answer(
   session: AdapterSession,
   { prompts, options, n, form, echo, includesUsage }: TextRequest,
   { adapter, model, cacheScope, signal, events, onPiece }: AnswerOptions,
-): Promise<{ body: object; promptTokens: number; newTokens: number }> {
+): Promise<{ body: object; promptTokens: number; cachedTokens: number; newTokens: number }> {
   const created = seconds()
   const id = `${form.idPrefix}${crypto.randomUUID()}`
   const event = (choices: object[], usage?: object) =>
@@ -312,5 +312,5 @@ export async function answer(
   }
   if (includesUsage) event([], usage)
   const choices = results.map((result, i) => form.choice(i, result, echoed?.[i]))
-  return { body: { id, object: form.object, created, model, choices, usage }, promptTokens, newTokens }
+  return { body: { id, object: form.object, created, model, choices, usage }, promptTokens, cachedTokens, newTokens }
 }

@@ -41,6 +41,43 @@ it('answers, and after SIGTERM finishes what has begun and ends with 0', async (
   expect(stderr).toContain(`curl ${url}/v1/completions`)
 })
 
+it('takes options from a file, keys of several kinds, and logs requests', async () => {
+  const folder = scratchFolder()
+  const config = join(folder, 'serve.yaml')
+  const keys = join(folder, 'keys')
+  writeFileSync(keys, '# who calls\nalice=alice-secret priority=2\nroot=root-secret admin\n')
+  const lines = [`model: ${MODEL}`, 'adapter: { peft: tests/golden/peft/f32 }', `keyFile: ${keys}`, 'log: json']
+  writeFileSync(
+    config,
+    [...lines, 'servedModelName: [gpt-4o-mini]', 'allow-loading: tests/golden/peft', 'port: 1'].join('\n'),
+  )
+  const { child, done } = start(['serve', '--config', config, '--port', '0'])
+  const url = await addressOf(child)
+  const ask = (key: string, path: string, body?: object) => {
+    const headers = { authorization: `Bearer ${key}`, 'content-type': 'application/json' }
+    return fetch(`${url}${path}`, body ? { method: 'POST', headers, body: JSON.stringify(body) } : { headers })
+  }
+  await expect.poll(async () => (await fetch(`${url}/ready`)).status).toBe(200)
+  expect((await ask('none', '/v1/models')).status).toBe(401)
+  const load = { lora_name: 'b', lora_path: 'bf16' }
+  expect((await ask('alice-secret', '/v1/load_lora_adapter', load)).status).toBe(403)
+  expect((await ask('root-secret', '/v1/load_lora_adapter', load)).status).toBe(200)
+  expect(
+    (await ask('alice-secret', '/v1/completions', { model: 'gpt-4o-mini', prompt: 'a', max_tokens: 1 })).status,
+  ).toBe(200)
+  child.kill('SIGTERM')
+  const { code, stdout } = await done
+  const entries = stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  expect([code, entries.length]).toEqual([0, expect.any(Number)])
+  expect(entries.at(-1)).toMatchObject({ key: 'alice', route: '/v1/completions', model: 'gpt-4o-mini', status: 200 })
+  expect(stdout).not.toMatch(/secret/)
+  const wrong = await lowrankHere('serve', MODEL, '--api-key', 'a b')
+  expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringMatching(/--api-key: not a key: write \[NAME=\]KEY/)])
+})
+
 it('ends with 0 also if SIGTERM comes with the address', async () => {
   const { child, done } = start(['serve', MODEL, '--port', '0'])
   child.stderr!.once('data', () => child.kill('SIGTERM'))

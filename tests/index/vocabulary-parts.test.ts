@@ -97,7 +97,7 @@ describe.each(['untied', 'tied'])('over %s embeddings', (base) => {
 
     it('one server of all adapters gives PEFT’s likeliest token, as likely', async () => {
       const model = models.get(dtype)!
-      const handler = await createHandler({ model, name: 'base', adapters: Object.fromEntries(adapters) })
+      const handler = await createHandler({ model, servedModelName: 'base', adapters: Object.fromEntries(adapters) })
       for (const name of names) {
         const body = { model: name, prompt: TEXTS[0], max_tokens: 1, temperature: 0, logprobs: 1 }
         const request = new Request('http://localhost/v1/completions', {

@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, folderOfAdapters, type Handler, type HandlerOptions, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { eventStream, HttpError } from '../../src/serve/http.js'
+import { eventStream, HttpError, OPENAI } from '../../src/serve/http.js'
 import { Outbox } from '../../src/serve/node/outbox.js'
 import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
@@ -19,7 +19,7 @@ let model: Model
 let handler: Handler
 
 const create = (options: Partial<HandlerOptions> = {}) =>
-  createHandler({ model, name: 'base', onError: () => {}, ...options })
+  createHandler({ model, servedModelName: 'base', onError: () => {}, ...options })
 
 beforeAll(enginesHere)
 beforeAll(async () => {
@@ -373,6 +373,7 @@ describe('callers that never read', () => {
         }
         signal.throwIfAborted()
       },
+      OPENAI,
       () => new HttpError(499, 'nobody reads this'),
       new AbortController().signal,
     )

@@ -47,7 +47,7 @@ afterAll(async () => {
 })
 
 const create = (options: Partial<HandlerOptions>) =>
-  createHandler({ model, name: 'base', onError: () => {}, ...options })
+  createHandler({ model, servedModelName: 'base', onError: () => {}, ...options })
 
 function request(path: string, body?: object, headers: Record<string, string> = {}, signal?: AbortSignal): Request {
   const own = { 'content-type': 'application/json', ...headers }
@@ -287,7 +287,7 @@ describe('adapters', () => {
     const alone = await post('/v1/completions', long, own)
     const running = post('/v1/completions', long, own)
     const waiting = Array.from({ length: 10 }, () => post('/v1/completions', { ...long, max_tokens: 20 }, own))
-    await expect.poll(async () => (await own(request('/metrics'))).text()).toContain('running_lora_adapters="f32"')
+    await expect.poll(async () => (await own(request('/metrics'))).text()).toMatch(/num_requests_running [^0]/)
     const change = async (path: string, body: object) => (await own(request(path, body))).status
     expect(await change('/v1/unload_lora_adapter', { lora_name: 'f32' })).toBe(200)
     expect(await change('/v1/load_lora_adapter', { lora_name: 'f32', lora_path: 'bf16' })).toBe(200)

@@ -237,8 +237,8 @@ export const FLAGS = {
   },
   HandlerOptions: {
     model: { form: 'source', about: 'the base model: an open one, or any source that loadModel accepts', isRequired: true },
-    name: { form: 'text', about: 'the name under which the base is served. Default: the last part of the model’s name', placeholder: 'NAME' },
-    apiKeys: { form: 'names', about: 'keys that callers must send as Authorization: Bearer KEY. Default: none are needed' },
+    servedModelName: { form: 'names', about: 'a name under which the base is served, such as gpt-4o-mini. Default: the model’s name' },
+    chatTemplate: { form: 'text', about: 'text of a chat template (Jinja). Default: the adapter’s, else the one in the model’s folder' },
     hosts: { form: 'names', about: 'values of the header Host that are answered, without ports. Default: all. A server on localhost should name its own, so that no page reaches it by another name' },
     origins: { form: 'names', about: 'pages that may call from a browser, such as https://example.com. Default: none but pages of the server itself' },
     maxAdapters: { form: 'number', about: 'the largest number of adapters; the least used leaves', range: 'an integer of at least 1', fallback: '64' },
@@ -246,11 +246,12 @@ export const FLAGS = {
     maxQueue: { form: 'number', about: 'requests that wait. The next gets status 429', range: 'an integer of at least 0', fallback: '64' },
     maxTokens: { form: 'number', about: 'the most new tokens that a request may ask for. Default: the model’s context', range: 'an integer of at least 1' },
     maxBodyBytes: { form: 'number', about: 'bytes of a body. Default 8 MiB', range: 'an integer of at least 1' },
-    timeoutSeconds: { form: 'number', about: 'seconds that a request may take, waiting included', range: 'an integer of at least 1', fallback: '600' },
+    timeoutSeconds: { form: 'number', about: 'seconds that a request may take, waiting included. Callers ask for less with the header x-request-timeout', range: 'an integer of at least 1', fallback: '600' },
   },
   ListenOptions: {
     host: { form: 'text', about: 'the address to listen on. Default: 127.0.0.1, this machine alone', placeholder: 'HOST' },
     port: { form: 'number', about: 'the port; 0 takes a free one', range: 'an integer in [0, 65535]', fallback: '8000' },
+    metricsPort: { form: 'number', about: 'a second port, which answers /metrics without a key. Default: none', range: 'an integer in [0, 65535]' },
     drainSeconds: { form: 'number', about: 'seconds for answers that have begun when the server stops', range: 'an integer of at least 0', fallback: '25' },
   },
 } as const

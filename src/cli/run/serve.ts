@@ -4,13 +4,60 @@ import { basename } from 'node:path'
 import { closing } from '../../base/bytes.js'
 import { requireChatTemplate } from '../../index/model.js'
 import type { LoraAdapter, OpenSessionOptions, SignalLike } from '../../index.js'
+import type { ApiKey, RequestEntry, ResolveAdapter } from '../../serve/node/entry.js'
+import { checkEarly } from '../early.js'
 import { flags } from '../flags.js'
-import { defineCommand, MODEL, RUNS, repeated, text, toggle, UsageError } from '../options.js'
+import {
+  type Command,
+  choice,
+  defineCommand,
+  flagOf,
+  MODEL,
+  type Occurrence,
+  parseCommand,
+  RUNS,
+  readNumber,
+  repeated,
+  single,
+  text,
+  toggle,
+  UsageError,
+  type Values,
+} from '../options.js'
 import { interruptible } from '../show/interrupt.js'
-import { colors, printable, say, warn } from '../show/terminal.js'
+import { colors, print, printable, say, warn } from '../show/terminal.js'
+import { readChatTemplate, readOptions } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
 
-export const serve = defineCommand({
+const KEY = '[NAME=]KEY'
+
+const OPTIONS = {
+  model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
+  config: text('FILE', 'YAML or JSON with values of these options, by their names'),
+  ...flags('LoadModelOptions', 'dtype'),
+  adapter: repeated('[NAME=]SOURCE', 'an adapter, and the name by which requests choose it. Default: its last part'),
+  allowLoading: repeated(
+    'FOLDER|hub:ORG/*',
+    'load adapters of this folder by their names, or of these repositories on /v1/load_lora_adapter alone',
+  ),
+  maxDownload: single('BYTES', 'the most bytes of an adapter from the Hub. Default: 1 GiB', readNumber),
+  allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
+  servedModelName: repeated('NAME', 'a name of the base, such as gpt-4o-mini. Default: the model’s name'),
+  chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the model’s'),
+  ...flags('HandlerOptions', 'maxAdapters', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSeconds'),
+  ...flags('ListenOptions'),
+  apiKey: repeated(KEY, 'a key that callers must send, and its name in the log; also LOWRANK_API_KEY'),
+  adminKey: repeated(KEY, 'a key that may call every route, and loads adapters; also LOWRANK_ADMIN_KEY'),
+  keyFile: text('FILE', 'keys, one on each line: [NAME=]KEY, then priority=N or admin'),
+  origin: repeated('ORIGIN', 'a page that may call from a browser, such as https://example.com'),
+  allowedHost: repeated('NAME', 'a name by which callers may reach the server. Default: any, and on localhost its own'),
+  ...flags('OpenSessionOptions', 'device', 'threads', 'prefixCache'),
+  accuracyLevel: choice(['0', '4'], 'of products by quantized weights; 4 is faster and less exact'),
+  log: choice(['json', 'text', 'off'], 'a line on stdout for each request. Default: text, and off at a terminal'),
+  quiet: toggle('print the address alone'),
+}
+
+export const serve: Command = defineCommand({
   name: 'serve',
   summary: 'answer HTTP requests in OpenAI’s form, with an adapter for each',
   about: [
@@ -20,68 +67,148 @@ export const serve = defineCommand({
   ].join('\n'),
   examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],
   subject: ['model'],
-  options: {
-    model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
-    ...flags('LoadModelOptions', 'dtype'),
-    adapter: repeated('[NAME=]SOURCE', 'an adapter, and the name by which requests choose it. Default: its last part'),
-    allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
-    allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
-    ...flags('HandlerOptions', 'name', 'maxAdapters', 'maxRunning', 'maxQueue', 'maxTokens'),
-    ...flags('ListenOptions'),
-    apiKey: repeated('KEY', 'a key that callers must send; also LOWRANK_API_KEY'),
-    origin: repeated('ORIGIN', 'a page that may call from a browser, such as https://example.com'),
-    ...flags('OpenSessionOptions', 'device', 'threads', 'prefixCache'),
-    quiet: toggle('print the address alone'),
-  },
-  async run(values) {
-    const { model: named, dtype, adapter, allow, allowLoading, apiKey, origin, quiet, ...own } = values
-    const { host, port, drainSeconds, device, threads, prefixCache, maxRunning: maxBatch, ...limits } = own
-    const { createHandler, folderOfAdapters, listen, requirePort } = await import('../../serve/node/entry.js')
+  options: OPTIONS,
+  async run(given, { occurrences }) {
+    const values = given.config === undefined ? given : await withConfig(given.config, occurrences)
+    const { model: named, dtype, adapter, allow, apiKey, adminKey, keyFile, origin, allowedHost, quiet } = values
+    const { host, port, metricsPort, drainSeconds, device, threads, accuracyLevel: level, prefixCache } = values
+    const { maxAdapters, maxRunning, maxQueue, maxTokens, timeoutSeconds, chatTemplate, servedModelName } = values
+    const { createHandler, listen } = await import('../../serve/node/entry.js')
     const { loadAdapter, loadModel } = await import('../../node.js')
     const sources = adapter.map(adapterOf)
-    const twice = sources.find(([name], i) => sources.findIndex(([other]) => other === name) < i)
+    const twice = sources.find(([name], i) => sources.findIndex(([known]) => known === name) < i)
     if (twice !== undefined) throw new UsageError(`--adapter: two are called ${twice[0]}: write NAME=SOURCE`)
     // The handler refuses unknown ones.
     const kinds = ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
-    const environment = process.env.LOWRANK_API_KEY
-    const keys = [...apiKey, ...(environment ? [environment] : [])]
+    const apiKeys = await keysOf(apiKey, adminKey, keyFile)
     const isLocal = ['127.0.0.1', 'localhost', '::1', undefined].includes(host)
+    const local = isLocal ? ['127.0.0.1', 'localhost', '[::1]'] : []
+    const hosts = isLocal || allowedHost.length > 0 ? [...local, ...allowedHost] : undefined
+    const log = values.log ?? (process.stdout.isTTY ? 'off' : 'text')
     if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
-    await requirePort({ host, port })
+    const resolveAdapter = await resolverOf(values.allowLoading, values.maxDownload)
+    const template = await readChatTemplate(chatTemplate)
     const adapters: Record<string, LoraAdapter> = {}
-    for (const [name, source] of sources) adapters[name] = await loadAdapter(source)
-    const [[name, first]] = sources.length > 0 ? sources : [['', '']]
-    const source = named ?? (await baseOfAdapter(first, adapters[name]))
-    return closing(await loadModel(source, { dtype }), async (model) => {
-      const handler = await createHandler({
-        ...limits,
-        model,
-        adapters,
-        session: {
-          ...{ device, threads, prefixCache, maxBatch, onWarning: warn },
-          allow: allowLoading === undefined ? undefined : kinds,
-        },
-        apiKeys: keys.length > 0 ? keys : undefined,
-        hosts: isLocal ? ['127.0.0.1', 'localhost', '[::1]'] : undefined,
-        origins: origin,
-        resolveAdapter: allowLoading === undefined ? undefined : folderOfAdapters(allowLoading),
-        onError: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
-      })
-      const isChat = (await requireChatTemplate(model.directory).catch(() => false)) !== false
-      // From here on a signal ends nothing at once: whoever knows the address may have asked something.
-      await interruptible('Answering what has begun.', async (signal) => {
-        const { url, close } = await listen(handler, { host, port, drainSeconds })
-        say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
-        if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0, isChat))
-        if (!isLocal && keys.length === 0) warn('Everybody who reaches this address can use it: give --api-key KEY')
-        await aborted(signal)
-        await close()
-      })
-      await handler.close()
-      return 0
+    const load = async () => {
+      for (const [name, source] of sources) adapters[name] = await loadAdapter(source)
+      const [[name, first]] = sources.length > 0 ? sources : [['', '']]
+      return loadModel(named ?? (await baseOfAdapter(first, adapters[name])), { dtype })
+    }
+    // Nothing is loaded for a port that cannot be used.
+    let begin = () => {}
+    const isListening = new Promise<void>((resolve) => {
+      begin = resolve
     })
+    const loading = isListening.then(load)
+    const opening = loading.then((model) =>
+      createHandler({
+        ...{ model, adapters, maxAdapters, maxRunning, maxQueue, maxTokens, timeoutSeconds, resolveAdapter, hosts },
+        session: {
+          ...{
+            device,
+            threads,
+            prefixCache,
+            accuracyLevel: level === undefined ? undefined : (Number(level) as 0 | 4),
+            maxBatch: maxRunning,
+            onWarning: warn,
+          },
+          allow: resolveAdapter && kinds,
+        },
+        ...(servedModelName.length > 0 && { servedModelName }),
+        chatTemplate: template,
+        apiKeys: apiKeys.length > 0 ? apiKeys : undefined,
+        origins: origin,
+        onRequest: log === 'off' ? undefined : (entry) => print(log === 'json' ? JSON.stringify(entry) : lineOf(entry)),
+        onError: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
+      }),
+    )
+    // Whoever waits for the port hears of a failure below.
+    opening.catch(() => {})
+    const { url, metricsUrl, close } = await listen(opening, { host, port, metricsPort, drainSeconds })
+    begin()
+    try {
+      return await closing(await loading, async (model) => {
+        const handler = await opening
+        const isChat =
+          template !== undefined || (await requireChatTemplate(model.directory).catch(() => false)) !== false
+        // From here on a signal ends nothing at once: whoever knows the address may have asked something.
+        await interruptible('Answering what has begun.', async (signal) => {
+          say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
+          if (metricsUrl !== undefined) say(`${metricsUrl}/metrics needs no key`)
+          if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, apiKeys.length > 0, isChat))
+          if (!isLocal && apiKeys.length === 0)
+            warn('Everybody who reaches this address can use it: give --api-key KEY')
+          await aborted(signal)
+          await close()
+        })
+        await handler.close()
+        return 0
+      })
+    } finally {
+      await close()
+    }
   },
 })
+
+type ServeValues = Values<typeof OPTIONS>
+
+/** Values of a file, unless the command line has the option too. */
+async function withConfig(file: string, occurrences: readonly Occurrence[]): Promise<ServeValues> {
+  const given = new Set(occurrences.map(({ flag }) => flag))
+  const written = ({ flag, value }: Occurrence) => (value === '' ? flag : `${flag}=${value}`)
+  const inFile = Object.entries(
+    await readOptions(file, 'not the options of a server', 'names with values, such as model, adapter and port'),
+  ).flatMap(([name, value]) => {
+    const flag = flagOf(name)
+    const named = typeof value === 'object' && value !== null && !Array.isArray(value)
+    const list = named ? Object.entries(value).map((pair) => pair.join('=')) : [value].flat()
+    return list.filter((item) => item !== false).map((item) => ({ flag, value: item === true ? '' : String(item) }))
+  })
+  const args = [...inFile.filter(({ flag }) => !given.has(flag)), ...occurrences].map(written)
+  const { values } = parseCommand(serve, args)
+  await checkEarly(serve, values)
+  return values as ServeValues
+}
+
+async function keysOf(apiKey: readonly string[], adminKey: readonly string[], file: string | undefined) {
+  const { parseApiKey } = await import('../../serve/node/entry.js')
+  const { readTextFile } = await import('../../node/command-line.js')
+  const { LOWRANK_API_KEY, LOWRANK_ADMIN_KEY } = process.env
+  const lines = file === undefined ? [] : (await readTextFile(file)).split(/\r?\n/)
+  const texts: [text: string, isAdmin: boolean, flag: string][] = [
+    ...[...apiKey, LOWRANK_API_KEY ?? ''].map((key) => [key, false, '--api-key'] as [string, boolean, string]),
+    ...[...adminKey, LOWRANK_ADMIN_KEY ?? ''].map((key) => [key, true, '--admin-key'] as [string, boolean, string]),
+    ...lines.map((line) => [line.replace(/^\s*#.*/, ''), false, `--key-file ${file}`] as [string, boolean, string]),
+  ]
+  return texts
+    .filter(([line]) => line.trim() !== '')
+    .map(([line, isAdmin, flag]): ApiKey => {
+      const key = parseApiKey(line, isAdmin)
+      if (key === undefined) throw new UsageError(`${flag}: not a key: write ${KEY}`)
+      return key
+    })
+}
+
+async function resolverOf(places: readonly string[], maxBytes?: number): Promise<ResolveAdapter | undefined> {
+  if (places.length === 0) return undefined
+  const { folderOfAdapters, hubAdapters } = await import('../../serve/node/entry.js')
+  const all = places.map((place) => (place.startsWith('hub:') ? hubAdapters(place, maxBytes) : folderOfAdapters(place)))
+  return async (name, asked) => {
+    for (const resolve of all) {
+      const found = await resolve(name, asked)
+      if (found !== undefined) return found
+    }
+    return undefined
+  }
+}
+
+function lineOf(entry: RequestEntry): string {
+  const { id, method, route, key = '-', model = '-', status, promptTokens, cachedTokens, newTokens, ms } = entry
+  const tokens = promptTokens === undefined ? '' : ` ${promptTokens} in (${cachedTokens} cached) ${newTokens} out`
+  const first = entry.firstTokenMs === undefined ? '' : ` first ${Math.round(entry.firstTokenMs)} ms`
+  const line = `${new Date().toISOString()} ${status} ${method} ${route} ${key} ${model}${tokens}${first} ${Math.round(ms)} ms ${id}`
+  return printable(line)
+}
 
 /** A source alone has the name of its last part. */
 function adapterOf(given: string): [name: string, source: string] {

@@ -8,7 +8,12 @@ export async function readChatTemplate(file: string | undefined): Promise<string
   return file === undefined ? undefined : readTemplate(file)
 }
 
-export async function readRunFile(file: string): Promise<Partial<TrainOptions>> {
+export function readRunFile(file: string): Promise<Partial<TrainOptions>> {
+  return readOptions(file, 'not the options of a run', 'names with values, such as model, data, out and maxSteps')
+}
+
+/** @param wrong what the file is if it is not a map of names and values, and `expected` what it should be */
+export async function readOptions(file: string, wrong: string, expected: string): Promise<Record<string, unknown>> {
   const text = await readTextFile(file)
   const { parse, YAMLParseError } = await import('yaml')
   let value: unknown
@@ -19,11 +24,11 @@ export async function readRunFile(file: string): Promise<Partial<TrainOptions>> 
     const kind = cause instanceof YAMLParseError ? 'not valid YAML or JSON' : 'cannot be read'
     throw new FormatError({ where: file, what: `${kind} (${what.replace(/:$/, '')})`, cause })
   }
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Partial<TrainOptions>
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
   throw new FormatError({
     where: file,
-    what: 'not the options of a run',
-    expected: 'names with values, such as model, data, out and maxSteps',
+    what: wrong,
+    expected,
     got: Array.isArray(value) ? 'a list' : value === null ? 'nothing' : typeof value,
   })
 }

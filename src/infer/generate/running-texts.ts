@@ -83,6 +83,10 @@ export class RunningTexts {
     return this.#batches.flatMap(({ texts }) => texts)
   }
 
+  get tokens(): number {
+    return this.#texts.reduce((sum, { tokens }) => sum + tokens.length, 0)
+  }
+
   async #run(): Promise<void> {
     this.#isRunning = true
     for (;;) {

@@ -24,7 +24,7 @@ export interface RemoteOptions {
   readonly endpoint?: string | undefined
   /**
    * An access token for private and gated repositories. It is sent to the Hub only. Default in Node: HF_TOKEN, else the
-   * file that `hf auth login` writes. In a page, everyone who sees the page can read it.
+   * file that `hf auth login` writes; an empty text sends none. In a page, everyone who sees the page can read it.
    */
   readonly token?: string | undefined
   /**

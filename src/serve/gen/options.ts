@@ -2,13 +2,15 @@
 
 import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged } from '../../base/options.js'
 import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../index/source-values.js'
+import { API_KEYS } from '../keys.js'
 
 export const HANDLER_OPTIONS: OptionTable = {
   model: needed(anyOf(MODEL, SOURCE)),
   adapters: NAMED_ADAPTERS,
   session: OBJECT,
-  name: NAME,
-  apiKeys: listOf(NAME),
+  servedModelName: anyOf(NAME, listOf(NAME)),
+  chatTemplate: NAME,
+  apiKeys: API_KEYS,
   hosts: listOf(NAME),
   origins: listOf(NAME),
   resolveAdapter: FUNCTION,
@@ -18,12 +20,14 @@ export const HANDLER_OPTIONS: OptionTable = {
   maxTokens: ranged('an integer of at least 1'),
   maxBodyBytes: ranged('an integer of at least 1'),
   timeoutSeconds: ranged('an integer of at least 1'),
+  onRequest: FUNCTION,
   onError: FUNCTION,
 }
 
 export const LISTEN_OPTIONS: OptionTable = {
   host: NAME,
   port: ranged('an integer in [0, 65535]'),
+  metricsPort: ranged('an integer in [0, 65535]'),
   drainSeconds: ranged('an integer of at least 0'),
 }
 

@@ -2,10 +2,9 @@
 
 import { realpath } from 'node:fs/promises'
 import path from 'node:path'
-import type { Directory } from '../../base/bytes.js'
+import type { Directory, Source } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { openTarget } from '../../index/sources.js'
-import type { ResolveAdapter } from '../adapters.js'
 
 /**
  * Finds adapters by the name of their folder inside one folder. Links may not lead out of it: not the adapter's folder,
@@ -19,7 +18,7 @@ import type { ResolveAdapter } from '../adapters.js'
  * const resolveAdapter = folderOfAdapters('tests/golden/peft')
  * console.log((await resolveAdapter('f32')) !== undefined, await resolveAdapter('../../models'))
  */
-export function folderOfAdapters(folder: string): ResolveAdapter {
+export function folderOfAdapters(folder: string): (name: string) => Promise<Source | undefined> {
   return async (name) => {
     try {
       const root = await realpath(folder)

@@ -4,4 +4,5 @@ import '../../node.js'
 
 export * from '../../server.js'
 export { folderOfAdapters } from './adapter-folder.js'
-export { type Listening, type ListenOptions, listen, requirePort } from './listen.js'
+export { hubAdapters } from './hub-adapters.js'
+export { type Listening, type ListenOptions, listen } from './listen.js'

@@ -3,7 +3,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { Readable } from 'node:stream'
 import { ConfigError } from '../../base/errors.js'
-import { checkArgument, checkOptions, FUNCTION } from '../../base/options.js'
+import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { LISTEN_OPTIONS } from '../gen/options.js'
 import { Outbox } from './outbox.js'
 
@@ -21,6 +21,11 @@ export interface ListenOptions {
    */
   readonly port?: number | undefined
   /**
+   * A second port, which answers `/metrics` without a key. Default: none.
+   * @range an integer in [0, 65535]
+   */
+  readonly metricsPort?: number | undefined
+  /**
    * Seconds that answers get which have begun when the server stops. What is left then is cut off.
    * @range an integer of at least 0
    * @default 25
@@ -34,6 +39,8 @@ export interface Listening {
   readonly server: Server
   /** Its address. */
   readonly url: string
+  /** The address of the port for metrics. */
+  readonly metricsUrl: string | undefined
   /**
    * Takes no new connections, lets the handler drain, and waits until what has begun is answered and sent, at most
    * `drainSeconds`. Then all connections are closed. The handler stays open.
@@ -45,7 +52,8 @@ export interface Listening {
  * Answers the requests of a port. A caller that takes nothing of its answer for 30 seconds loses the connection, and so
  * do the slowest if callers have 64 MiB that they have not taken.
  *
- * @param handler as `createHandler` gives it, or any function from Request to Response
+ * @param handler as `createHandler` gives it, or any function from Request to Response. For a promise of it, the port
+ *   opens at once: until the handler is there, `/health` says that the server lives, and all else gets status 503
  * @throws ConfigError for a port that is not valid or in use, and for an address that this machine does not have
  *
  * @example
@@ -57,24 +65,29 @@ export interface Listening {
  * await close()
  * await handler.close()
  */
-export async function listen(
-  handler: ((request: Request) => Promise<Response>) & { readonly drain?: () => Promise<void> },
-  options: ListenOptions = {},
-): Promise<Listening> {
-  checkArgument(handler, FUNCTION, 'handler')
+export async function listen(handler: Listener | Promise<Listener>, options: ListenOptions = {}): Promise<Listening> {
+  checkArgument(handler, HANDLER, 'handler')
   checkOptions(options, 'listen', LISTEN_OPTIONS)
-  const { host = '127.0.0.1', port = 8000, drainSeconds = 25 } = options
+  const { host = '127.0.0.1', port = 8000, metricsPort, drainSeconds = 25 } = options
   const outbox = new Outbox()
   const answering = new Set<Promise<void>>()
-  const server = createServer((request, response) => {
-    const answered = answer(handler, outbox, request, response).finally(() => answering.delete(answered))
-    answering.add(answered)
-  })
+  let current: Listener = typeof handler === 'function' ? handler : loading
+  // The program that opens the handler hears of its errors.
+  if (typeof handler !== 'function') handler.then((opened) => (current = opened)).catch(() => {})
+  const serve = (handle: Listener) =>
+    createServer((request, response) => {
+      const answered = answer(handle, outbox, request, response).finally(() => answering.delete(answered))
+      answering.add(answered)
+    })
+  const server = serve((request) => current(request))
   // A request whose headers or body come too slowly would hold its socket.
   server.requestTimeout = 60_000
-  await bind(server, host, port)
-  const address = server.address()
-  const bound = typeof address === 'object' && address !== null ? address.port : port
+  const metrics = serve(async (request) => {
+    if (new URL(request.url).pathname !== '/metrics') return new Response(null, { status: 404 })
+    return new Response(await current.metrics?.(), { headers: { 'content-type': 'text/plain; version=0.0.4' } })
+  })
+  const url = await bind(server, host, port)
+  const metricsUrl = metricsPort === undefined ? undefined : await bind(metrics, host, metricsPort)
   const close = async () => {
     server.close()
     let timer: NodeJS.Timeout | undefined
@@ -82,37 +95,42 @@ export async function listen(
       timer = setTimeout(resolve, 1000 * drainSeconds)
     })
     const drained = async () => {
-      await handler.drain?.()
+      await current.drain?.()
       await Promise.all(answering)
     }
     await Promise.race([drained(), late])
     clearTimeout(timer)
-    server.closeAllConnections()
+    for (const open of [server, metrics]) open.closeAllConnections()
+    metrics.close()
   }
-  return { server, url: `http://${host.includes(':') ? `[${host}]` : host}:${bound}`, close }
+  return { server, url, metricsUrl, close }
 }
 
-/**
- * Checks that `listen` could listen, for programs that load a model first.
- *
- * @throws ConfigError as `listen`
- *
- * @example
- * await requirePort({ port: 8000 })
- */
-export async function requirePort(options: ListenOptions): Promise<void> {
-  checkOptions(options, 'listen', LISTEN_OPTIONS)
-  const { host = '127.0.0.1', port = 8000 } = options
-  const server = createServer()
-  await bind(server, host, port)
-  await new Promise((resolve) => server.close(resolve))
+interface Listener {
+  (request: Request): Promise<Response>
+  readonly drain?: () => Promise<void>
+  readonly metrics?: () => Promise<string>
 }
 
-function bind(server: Server, host: string, port: number): Promise<void> {
-  return new Promise((resolve, reject) => {
+const HANDLER = kind('a function, or a promise of one', (value) => {
+  return typeof value === 'function' || value instanceof Promise
+})
+
+async function loading(request: Request): Promise<Response> {
+  if (new URL(request.url).pathname === '/health') return new Response('ok')
+  const error = { message: 'The model is loading', type: 'server_error', param: null, code: null }
+  return Response.json({ error }, { status: 503, headers: { 'retry-after': '5' } })
+}
+
+/** Returns its address. */
+async function bind(server: Server, host: string, port: number): Promise<string> {
+  await new Promise<void>((resolve, reject) => {
     server.once('error', (cause) => reject(notListening(cause, host, port)))
     server.listen(port, host, resolve)
   })
+  const address = server.address()
+  const bound = typeof address === 'object' && address !== null ? address.port : port
+  return `http://${host.includes(':') ? `[${host}]` : host}:${bound}`
 }
 
 function notListening(cause: NodeJS.ErrnoException, host: string, port: number): Error {
@@ -156,7 +174,7 @@ async function answer(
 function requestOf(incoming: IncomingMessage, signal: AbortSignal): Request {
   const { method = 'GET', headers, url = '/' } = incoming
   const list = Object.entries(headers).flatMap(([name, value]) =>
-    [value ?? []].flat().map((one): [string, string] => [name, one]),
+    [value ?? []].flat().map((line): [string, string] => [name, line]),
   )
   const hasBody = method !== 'GET' && method !== 'HEAD'
   return new Request(new URL(url, `http://${headers.host ?? 'localhost'}`), {

@@ -43,7 +43,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
   const { cacheFolder, cacheVariable, ...environment } = hubEnvironment(options.variables)
   const connection: HubConnection = {
     endpoint: options.endpoint ?? environment.endpoint,
-    token: options.token ?? (await hubToken(options.variables)),
+    token: (options.token ?? (await hubToken(options.variables))) || undefined,
     signal: options.signal,
     stallMs: environment.stallMs ?? STALL_MS,
     ...options.times,

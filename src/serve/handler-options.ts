@@ -1,0 +1,104 @@
+// Options of a server, and what it tells of each request.
+
+import type { Source } from '../base/bytes.js'
+import type { Model } from '../graph/model-folder.js'
+import type { OpenSessionOptions } from '../index/session.js'
+import type { ResolveAdapter } from './adapters.js'
+import type { ApiKey } from './keys.js'
+
+/** Options of `createHandler`. */
+export interface HandlerOptions {
+  /** The base model: an open one, or any source that `loadModel` accepts. */
+  model: Model | Source
+  /** The first adapters: name → adapter. Requests choose by this name. */
+  adapters?: OpenSessionOptions['adapters']
+  /**
+   * How the session is opened: device, threads, accuracyLevel and the like. `allow` names the parts that later adapters
+   * may have. Default `['lora']`, if adapters can be loaded.
+   */
+  session?: Omit<OpenSessionOptions, 'adapters'> | undefined
+  /**
+   * The names under which the base is served. Default: the last part of the model's name.
+   * @help a name under which the base is served, such as gpt-4o-mini. Default: the model's name
+   */
+  servedModelName?: string | readonly string[] | undefined
+  /** Text of a chat template (Jinja). Default: the adapter's, else the one in the model's folder. */
+  chatTemplate?: string | undefined
+  /** Keys, of which callers must send one. Texts are keys without a name. Default: none is needed. */
+  apiKeys?: readonly (string | ApiKey)[] | undefined
+  /**
+   * Values of the header Host that are answered, without ports. Default: all. A server on localhost should name its
+   * own, so that no page reaches it by another name.
+   */
+  hosts?: readonly string[] | undefined
+  /**
+   * Pages that may call from a browser, such as `https://example.com`. Default: none but pages of the server itself.
+   */
+  origins?: readonly string[] | undefined
+  /**
+   * Finds an adapter that is not loaded yet by its name. `folderOfAdapters` makes one for a folder, and `hubAdapters`
+   * for the Hub. If there are keys, only callers with an admin key load adapters. Default: nothing is loaded.
+   */
+  resolveAdapter?: ResolveAdapter | undefined
+  /**
+   * The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves.
+   * @range an integer of at least 1
+   * @default 64
+   * @help the largest number of adapters; the least used leaves
+   */
+  maxAdapters?: number | undefined
+  /**
+   * Requests that run at the same time. Default: the session's `maxBatch`, which is 8.
+   * @range an integer of at least 1
+   * @help requests that run at the same time. Default: 8
+   */
+  maxRunning?: number | undefined
+  /**
+   * Requests that wait. The next gets status 429.
+   * @range an integer of at least 0
+   * @default 64
+   */
+  maxQueue?: number | undefined
+  /**
+   * The most new tokens that a request may ask for. Default: the model's context.
+   * @range an integer of at least 1
+   */
+  maxTokens?: number | undefined
+  /**
+   * Bytes of a body. Default 8 MiB.
+   * @range an integer of at least 1
+   */
+  maxBodyBytes?: number | undefined
+  /**
+   * Seconds that a request may take, waiting included. Callers ask for less with the header `x-request-timeout`.
+   * @range an integer of at least 1
+   * @default 600
+   */
+  timeoutSeconds?: number | undefined
+  /** Hears of each request when its answer ends. */
+  onRequest?: ((entry: RequestEntry) => void) | undefined
+  /** Hears of errors that are answered with status 500. Default: console.error. */
+  onError?: ((error: unknown) => void) | undefined
+}
+
+/** A request that was answered, for logs. It holds nothing of what was asked or answered. */
+export interface RequestEntry {
+  /** The answer's `x-request-id`: what the caller sent, or a new one. */
+  readonly id: string
+  readonly method: string
+  /** The path of the route, or `other`. */
+  readonly route: string
+  /** Name of the caller's key. */
+  key?: string
+  /** Name of the base or the adapters that answered. */
+  model?: string
+  status: number
+  promptTokens?: number
+  /** Tokens of the prompt that were not read again. */
+  cachedTokens?: number
+  newTokens?: number
+  /** Milliseconds from the request to the first token. */
+  firstTokenMs?: number
+  /** Milliseconds from the request to the end of the answer. */
+  ms: number
+}

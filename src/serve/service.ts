@@ -1,0 +1,359 @@
+// Answers requests: finds the route and the caller, and keeps count of what runs.
+
+import { attempt } from '../base/errors.js'
+import type { Model } from '../graph/model-folder.js'
+import type { AdapterSession } from '../index/session.js'
+import { mixesOf } from '../infer/adapters/choice.js'
+import { textFormOf } from '../infer/generate/text-graph.js'
+import type { ModelSession } from '../infer/model-session.js'
+import { AdapterRegistry } from './adapters.js'
+import {
+  CHAT_FIELDS,
+  CLASSIFY_FIELDS,
+  COMPLETION_FIELDS,
+  checkFields,
+  EMBEDDING_FIELDS,
+  type Fields,
+  type FieldTable,
+  LOAD_FIELDS,
+  RESPONSE_FIELDS,
+  UNLOAD_FIELDS,
+} from './fields.js'
+import { Gate } from './gate.js'
+import { VERSION } from './gen/version.js'
+import type { HandlerOptions, RequestEntry } from './handler-options.js'
+import {
+  type Events,
+  errorResponse,
+  eventStream,
+  HttpError,
+  httpError,
+  OPENAI,
+  readJson,
+  withoutPaths,
+} from './http.js'
+import { type Caller, callerOf, type Right, requireRight } from './keys.js'
+import { checkPrompts, checkTexts } from './lengths.js'
+import { Metrics } from './metrics.js'
+import { respond, responseRequest } from './responses.js'
+import type { OnSpan } from './spans.js'
+import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
+import { withTools } from './tool-prompt.js'
+import { classification, embeddings, type Read } from './vectors.js'
+
+/** A body whose end is sent already when the server stops is here by then. */
+const BODY_MS = 1000
+
+/** New tokens of an answer where neither the model nor the server has a limit. */
+const TOKENS_WITHOUT_CONTEXT = 4096
+
+interface Call {
+  readonly request: Request
+  readonly fields: Fields
+  readonly caller: Caller
+  readonly entry: RequestEntry
+  readonly startedAt: number
+  /** Settles at the end of a stream. */
+  done?: Promise<unknown>
+}
+
+interface Route {
+  readonly method: 'GET' | 'POST'
+  readonly right: Right
+  /** The fields of its body. */
+  readonly fields?: FieldTable
+  run(service: Service, call: Call): Promise<Response> | Response
+}
+
+const probe = (run: Route['run']): Route => ({ method: 'GET', right: 'anyone', run })
+const models: Route = {
+  method: 'GET',
+  right: 'key',
+  run: (service, { request }) => service.models(new URL(request.url).pathname.slice('/v1/models/'.length)),
+}
+const post = (fields: FieldTable, run: Route['run'], right: Right = 'key'): Route => {
+  return { method: 'POST', right, fields, run }
+}
+const labels = post(CLASSIFY_FIELDS, (service, call) => service.readings(call, classification))
+
+/** Path → route. A path that ends with `/*` stands for all below it. */
+export const ROUTES: Readonly<Record<string, Route>> = {
+  '/health': probe(() => new Response('ok')),
+  '/ready': probe((service) => service.ready()),
+  '/version': probe(() => Response.json({ version: VERSION })),
+  '/metrics': { ...probe((service) => service.metrics()), right: 'key' },
+  '/v1/models': models,
+  '/v1/models/*': models,
+  '/v1/chat/completions': post(CHAT_FIELDS, (service, call) => service.texts(call, chatRequest)),
+  '/v1/completions': post(COMPLETION_FIELDS, (service, call) => service.texts(call, completionRequest)),
+  '/v1/responses': post(RESPONSE_FIELDS, (service, call) => service.texts(call, responseRequest, respond)),
+  '/v1/embeddings': post(EMBEDDING_FIELDS, (service, call) => service.readings(call, embeddings)),
+  '/v1/classify': labels,
+  '/classify': labels,
+  '/v1/load_lora_adapter': post(LOAD_FIELDS, (service, call) => service.load(call), 'admin'),
+  '/v1/unload_lora_adapter': post(UNLOAD_FIELDS, (service, call) => service.unload(call), 'admin'),
+}
+
+export class Service {
+  readonly #registry: AdapterRegistry
+  readonly #gate: Gate
+  readonly #metrics = new Metrics()
+  readonly #answering = new Set<Promise<Response>>()
+  #isStopping = false
+  /** Aborts when bodies that are still on their way are not waited for any more. */
+  readonly #stopped = new AbortController()
+  readonly #maxTokens: number
+  readonly #maxAdapters: number
+  #tokenBytes: Promise<number> | undefined
+
+  constructor(
+    private readonly session: AdapterSession,
+    private readonly names: readonly string[],
+    private readonly options: HandlerOptions,
+    private readonly onSpan: OnSpan | undefined,
+  ) {
+    const {
+      resolveAdapter: resolve,
+      maxAdapters = 64,
+      maxRunning = options.session?.maxBatch ?? 8,
+      maxQueue = 64,
+      maxTokens,
+    } = options
+    const onError = (error: unknown) => void this.#told(error)
+    this.#maxAdapters = maxAdapters
+    this.#registry = new AdapterRegistry(session, { names, resolve, maxAdapters, onError })
+    this.#gate = new Gate(maxRunning, maxQueue)
+    this.#maxTokens = maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT
+  }
+
+  async drain(): Promise<void> {
+    this.#isStopping = true
+    const timer = setTimeout(() => this.#stopped.abort(stopping()), BODY_MS)
+    await Promise.allSettled(this.#answering)
+    clearTimeout(timer)
+    await this.#gate.idle()
+  }
+
+  async handle(request: Request): Promise<Response> {
+    const startedAt = performance.now()
+    const { pathname } = new URL(request.url)
+    const path = pathname.startsWith('/v1/models/') ? '/v1/models/*' : pathname
+    const route = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined
+    const { method, headers } = request
+    const sentId = headers.get('x-request-id') ?? ''
+    const id = /^[\w.:-]{1,128}$/.test(sentId) ? sentId : crypto.randomUUID()
+    const entry: RequestEntry = { id, method, route: route === undefined ? 'other' : path, status: 0, ms: 0 }
+    // The body and the caller are known later.
+    const call = { request, entry, startedAt } as Call
+    const end = () => {
+      entry.ms = performance.now() - startedAt
+      this.options.onRequest?.(entry)
+      this.onSpan?.(entry, headers)
+    }
+    const answering = this.#answer(call, pathname, route)
+    this.#answering.add(answering)
+    const response = await answering.catch((error) => errorResponse(this.#told(error, request.signal), OPENAI))
+    this.#answering.delete(answering)
+    entry.status ||= response.status
+    this.#metrics.answered(entry.route, response.status)
+    if (call.done === undefined) end()
+    else void call.done.catch(() => {}).finally(end)
+    response.headers.set('x-request-id', id)
+    const origin = headers.get('origin')
+    if (origin !== null && this.options.origins?.includes(origin)) {
+      response.headers.set('access-control-allow-origin', origin)
+      response.headers.set('access-control-expose-headers', 'x-request-id, retry-after')
+      response.headers.set('vary', 'origin')
+    }
+    return response
+  }
+
+  #told(error: unknown, signal?: AbortSignal): HttpError {
+    if (signal?.aborted) return new HttpError(499, 'The caller left')
+    const told = httpError(error, (text) =>
+      withoutPaths(text.replaceAll(this.session.model.directory.name, this.names[0])),
+    )
+    if (told.status >= 500 && !(error instanceof HttpError)) (this.options.onError ?? console.error)(error)
+    return told
+  }
+
+  async #answer(call: Call, pathname: string, route: Route | undefined): Promise<Response> {
+    const { request, entry } = call
+    const origin = request.headers.get('origin')
+    this.#refuseStrangers(request, origin)
+    if (request.method === 'OPTIONS' && origin !== null) {
+      const asked = request.headers.get('access-control-request-headers')
+      const headers = {
+        'access-control-allow-methods': 'GET, POST, DELETE',
+        'access-control-allow-headers': asked ?? 'authorization, content-type',
+        'access-control-max-age': '600',
+      }
+      return new Response(null, { status: 204, headers })
+    }
+    const caller = callerOf(request, this.options.apiKeys)
+    if (caller?.name) entry.key = caller.name
+    // Whoever has no key learns nothing of routes.
+    requireRight(caller, route?.right ?? 'key')
+    if (route === undefined)
+      throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
+    if (request.method !== route.method) throw new HttpError(405, `${pathname} takes ${route.method}`)
+    if (route.fields === undefined) return route.run(this, call)
+    if (this.#isStopping) throw stopping()
+    const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20, this.#stopped.signal)
+    const fields = checkFields(body, route.fields)
+    return route.run(this, Object.assign(call, { fields, caller: caller! }))
+  }
+
+  ready(): Response {
+    if (this.#isStopping) throw stopping()
+    return new Response('ok')
+  }
+
+  models(named: string): Response {
+    return Response.json(this.#registry.list(named))
+  }
+
+  async metrics(): Promise<Response> {
+    return new Response(await this.metricsText(), { headers: { 'content-type': 'text/plain; version=0.0.4' } })
+  }
+
+  async metricsText(): Promise<string> {
+    const { model, bounds } = this.session as ModelSession<Model>
+    this.#tokenBytes ??= textFormOf(model).then(
+      (form) => form.tokenBytes,
+      () => 0,
+    )
+    const tokenBytes = await this.#tokenBytes
+    const engine = attempt(() => (this.session as ModelSession<Model>).engine).value
+    const tokens = (await engine?.runningTokens().catch(() => 0)) ?? 0
+    return this.#metrics.text({
+      running: this.#gate.running,
+      waiting: this.#gate.waiting.length,
+      ...{ tokens, mostTokens: tokenBytes === 0 ? 0 : Math.floor(bounds.cacheBytes / tokenBytes) },
+      ...{ adapters: this.#registry.loaded, maxAdapters: this.#maxAdapters },
+    })
+  }
+
+  async load({ fields }: Call): Promise<Response> {
+    await this.#registry.load(fields.lora_name as string, fields.lora_path as string)
+    return new Response(`Success: LoRA adapter '${fields.lora_name}' added successfully.`)
+  }
+
+  async unload({ fields }: Call): Promise<Response> {
+    await this.#registry.unload(fields.lora_name as string)
+    return new Response(`Success: LoRA adapter '${fields.lora_name}' removed successfully.`)
+  }
+
+  #modelOf({ fields }: Call): string {
+    return (fields.model as string | undefined) ?? this.names[0]
+  }
+
+  async readings(call: Call, read: Read): Promise<Response> {
+    checkTexts([call.fields.input as string | string[]].flat(), 'input')
+    const { adapter, signal, leave } = await this.#enter(call, call.request.signal)
+    try {
+      return Response.json(await read(this.session, call.fields, { adapter, model: this.#modelOf(call), signal }))
+    } finally {
+      leave()
+    }
+  }
+
+  async texts(
+    call: Call,
+    read: (fields: Fields, maxTokens: number) => TextRequest,
+    write: typeof answer = answer,
+  ): Promise<Response> {
+    const { startedAt, entry, fields } = call
+    const asked = read(fields, this.#maxTokens)
+    await checkPrompts(this.session.model, asked)
+    const run = async (left: AbortSignal, events?: Events) => {
+      const { adapter, signal, leave } = await this.#enter(call, left)
+      let lastAt: number | undefined
+      const onPiece = () => {
+        const now = performance.now()
+        const { first, between } = this.#metrics
+        if (lastAt === undefined) first.add((now - startedAt) / 1000)
+        else between.add((now - lastAt) / 1000)
+        entry.firstTokenMs ??= now - startedAt
+        lastAt = now
+      }
+      try {
+        const recorded = (this.session as ModelSession<Model>).chatTemplateOf(mixesOf(adapter, undefined)[0])
+        const { chatTemplate = recorded } = this.options
+        const prompted = await withTools(this.session.model, chatTemplate, asked)
+        const given = { ...prompted, options: { ...prompted.options, chatTemplate } }
+        const shared = { fields, adapter, model: this.#modelOf(call), cacheScope: call.caller.key, signal }
+        const done = await write(this.session, given, { ...shared, events, onPiece })
+        const { promptTokens, cachedTokens, newTokens } = done
+        this.#metrics.tokens(promptTokens, cachedTokens, newTokens)
+        Object.assign(entry, { promptTokens, cachedTokens, newTokens })
+        return done.body
+      } finally {
+        leave()
+      }
+    }
+    if (!asked.isStream) return Response.json(await run(call.request.signal))
+    return eventStream(
+      async (events, ended) => {
+        call.done = run(ended, events)
+        await call.done
+      },
+      OPENAI,
+      (error, left) => {
+        const told = this.#told(error, AbortSignal.any([call.request.signal, left]))
+        entry.status = told.status
+        return told
+      },
+      call.request.signal,
+    )
+  }
+
+  /** Waits for a place. */
+  async #enter({ fields, caller, entry, request: { headers } }: Call, left: AbortSignal) {
+    const { adapter, names, end: release } = await this.#registry.choose(fields, caller.isAdmin)
+    entry.model = names.join('+') || this.names[0]
+    const { timeoutSeconds = 600 } = this.options
+    const asked = Number(headers.get('x-request-timeout') ?? timeoutSeconds)
+    const seconds = asked > 0 ? Math.min(asked, timeoutSeconds) : timeoutSeconds
+    const over = new AbortController()
+    const late = new HttpError(503, `The answer took longer than ${seconds} seconds`, { code: 'timeout' })
+    const timer = setTimeout(() => over.abort(late), 1000 * seconds)
+    const end = () => {
+      clearTimeout(timer)
+      release()
+    }
+    const signal = AbortSignal.any([left, over.signal])
+    const priority = Math.max(caller.priority, (fields.priority as number | undefined) ?? caller.priority)
+    for (const name of names) this.#metrics.waits(name, 1)
+    const admitted = this.#gate.enter({ key: caller.key ?? '', priority, signal }).finally(() => {
+      for (const name of names) this.#metrics.waits(name, -1)
+    })
+    admitted.catch(end)
+    const leave = await admitted
+    return {
+      adapter,
+      signal,
+      leave() {
+        end()
+        leave()
+      },
+    }
+  }
+
+  /** Refuses requests that a page sends unasked: by another host name, or from another origin. */
+  #refuseStrangers({ url, headers }: Request, origin: string | null): void {
+    const host = headers.get('host') ?? new URL(url).host
+    const { hosts, origins = [] } = this.options
+    const name = host.replace(/:\d+$/, '')
+    if (hosts !== undefined && !hosts.includes(name)) {
+      throw new HttpError(403, `This server is not ${name}`, { type: 'permission_error' })
+    }
+    if (origin === null || origins.includes(origin)) return
+    if (URL.canParse(origin) && new URL(origin).host === host) return
+    throw new HttpError(403, `Pages of ${origin} may not call this server`, { type: 'permission_error' })
+  }
+}
+
+function stopping(): HttpError {
+  return new HttpError(503, 'The server is stopping', { retryAfter: 5 })
+}
