@@ -1,7 +1,8 @@
-// A strict JSON reader (RFC 8259) for files from strangers. Objects become Maps, and a key that occurs twice is an
-// error: JSON.parse would keep only the last one, and would turn `1.0` into an integer.
+// A strict reader of JSON (RFC 8259) for files from strangers. The platform parses; what it lets through is refused
+// here: a key that occurs twice, of which it would keep only the last, and numbers such as `1.0` for `1`.
 
-import { FormatError } from '../base/errors.js'
+import { parsePythonJson } from '../base/bytes.js'
+import { FormatError, messageOf } from '../base/errors.js'
 
 /** Maps keep the order of the text. */
 export type JsonValue = string | number | boolean | null | JsonValue[] | JsonObject
@@ -13,14 +14,12 @@ const MAX_DEPTH = 64
 /** A value takes up to 300 bytes of memory, even if its text is short. A header has eight values for each tensor. */
 const MAX_VALUES = 1 << 22
 
-const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
-const NOT_FINITE = /NaN|-?Infinity/y
-const WHOLE_NUMBER = /^[0-9]+$/
-const SPACE = /[ \t\n\r]*/y
-// biome-ignore lint/suspicious/noControlCharactersInRegex: these are exactly the characters to find
-const PLAIN = /[^"\\\u0000-\u001f]*/y
-const ESCAPE = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
+const TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/g
+const NUMBER = /^[-\d]/
+const WHOLE_NUMBER = /^\d+$/
 const LONE_SURROGATE = /\p{Surrogate}/u
+/** Each value but the first follows one of these characters: commas and opening brackets. */
+const BEFORE_VALUES = new Set([0x2c, 0x5b, 0x7b])
 
 export interface JsonOptions {
   /** Every number must be spelled as digits alone: no sign, fraction or exponent. */
@@ -34,18 +33,18 @@ export interface JsonOptions {
  * pair, nesting is deeper than 64, or there are more than 4 million values. `where` names the file.
  */
 export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions = {}): JsonValue {
-  const text = decodeText(bytes, where)
-  return new Parser(options.isLoose ? text.replace(/^\uFEFF/, '') : text, where, options).document()
-}
-
-/** Reads an object and passes its entries on, so that only what the caller keeps of a long header stays in memory. */
-export function parseJsonEntries(
-  bytes: Uint8Array,
-  where: string,
-  onEntry: (key: string, value: JsonValue) => void,
-  options: JsonOptions = {},
-): void {
-  new Parser(decodeText(bytes, where), where, options).entries(onEntry)
+  const decoded = decodeText(bytes, where)
+  const text = options.isLoose ? decoded.replace(/^\uFEFF/, '') : decoded
+  let values = 0
+  for (let i = 0; i < text.length; i++) if (BEFORE_VALUES.has(text.charCodeAt(i))) values++
+  if (values > MAX_VALUES) throw new FormatError({ where, what: `JSON of more than ${MAX_VALUES} values` })
+  try {
+    if (options.isLoose) parsePythonJson(text)
+    else JSON.parse(text)
+  } catch (cause) {
+    throw new FormatError({ where, what: `not valid JSON (${messageOf(cause)})`, cause })
+  }
+  return readValid(text, where, options)
 }
 
 function decodeText(bytes: Uint8Array, where: string): string {
@@ -56,177 +55,59 @@ function decodeText(bytes: Uint8Array, where: string): string {
   }
 }
 
+function readValid(text: string, where: string, { wholeNumbers = false }: JsonOptions): JsonValue {
+  const open: (JsonValue[] | JsonObject)[] = []
+  let root: JsonValue = null
+  let key: string | undefined
+  const put = (value: JsonValue) => {
+    const holder = open.at(-1)
+    if (holder === undefined) root = value
+    else if (Array.isArray(holder)) holder.push(value)
+    else holder.set(key!, value)
+    key = undefined
+  }
+  for (const [token] of text.matchAll(TOKEN)) {
+    const holder = open.at(-1)
+    if (token === '}' || token === ']') open.pop()
+    else if (token === '{' || token === '[') {
+      const value: JsonValue[] | JsonObject = token === '{' ? new Map() : []
+      put(value)
+      if (open.push(value) > MAX_DEPTH) throw new FormatError({ where, what: `JSON nested deeper than ${MAX_DEPTH}` })
+    } else if (token !== ',' && token !== ':') {
+      const value = scalar(token, where, wholeNumbers)
+      if (!(holder instanceof Map) || key !== undefined) put(value)
+      else {
+        key = String(value)
+        if (holder.has(key)) {
+          throw new FormatError({ where, what: `the key ${JSON.stringify(key)} occurs twice in one object` })
+        }
+      }
+    }
+  }
+  return root
+}
+
+function scalar(token: string, where: string, wholeNumbers: boolean): string | number | boolean | null {
+  if (NUMBER.test(token)) {
+    if (!wholeNumbers || WHOLE_NUMBER.test(token)) return Number(token)
+    const expected = 'a whole number in plain digits'
+    throw new FormatError({ where, what: 'a number in a wrong spelling', expected, got: token })
+  }
+  if (token === 'NaN' || token === 'Infinity') return Number(token)
+  if (token[0] === '"' && !token.includes('\\')) return token.slice(1, -1)
+  const value = JSON.parse(token)
+  if (typeof value === 'string' && LONE_SURROGATE.test(value)) {
+    throw new FormatError({ where, what: `half a surrogate pair in the string ${JSON.stringify(value)}` })
+  }
+  return value
+}
+
 /** A `__proto__` key becomes an ordinary property. */
 export function toPlain(value: JsonValue): unknown {
   if (Array.isArray(value)) return value.map(toPlain)
   if (value instanceof Map) return Object.fromEntries([...value].map(([key, item]) => [key, toPlain(item)]))
   return value
 }
-
-interface Entries {
-  has(key: string): boolean
-  set(key: string, value: JsonValue): void
-}
-
-class Parser {
-  #at = 0
-  #values = 0
-
-  constructor(
-    private readonly text: string,
-    private readonly where: string,
-    private readonly options: JsonOptions,
-  ) {}
-
-  document(): JsonValue {
-    const value = this.#value(0)
-    this.#end()
-    return value
-  }
-
-  entries(onEntry: (key: string, value: JsonValue) => void): void {
-    const keys = new Set<string>()
-    this.#match(SPACE)
-    if (this.text[this.#at] !== '{') this.#fail('an object')
-    this.#object(0, {
-      has: (key) => keys.has(key),
-      set: (key, value) => {
-        keys.add(key)
-        onEntry(key, value)
-      },
-    })
-    this.#match(SPACE)
-    this.#end()
-  }
-
-  #end(): void {
-    if (this.#at < this.text.length) this.#fail('end of the document')
-  }
-
-  #value(depth: number): JsonValue {
-    if (depth > MAX_DEPTH) throw new FormatError({ where: this.where, what: `JSON nested deeper than ${MAX_DEPTH}` })
-    if (++this.#values > MAX_VALUES) {
-      throw new FormatError({ where: this.where, what: `JSON of more than ${MAX_VALUES} values` })
-    }
-    this.#match(SPACE)
-    const value = this.#bare(depth)
-    this.#match(SPACE)
-    return value
-  }
-
-  #bare(depth: number): JsonValue {
-    switch (this.text[this.#at]) {
-      case '{':
-        return this.#object(depth, new Map<string, JsonValue>())
-      case '[':
-        return this.#array(depth)
-      case '"':
-        return this.#string()
-      case 't':
-        return this.#word('true', true)
-      case 'f':
-        return this.#word('false', false)
-      case 'n':
-        return this.#word('null', null)
-      default:
-        return this.#number()
-    }
-  }
-
-  #object<T extends Entries>(depth: number, result: T): T {
-    this.#at++
-    this.#match(SPACE)
-    if (this.#skip('}')) return result
-    do {
-      this.#match(SPACE)
-      if (this.text[this.#at] !== '"') this.#fail('a key in double quotes')
-      const key = this.#string()
-      if (result.has(key)) {
-        throw new FormatError({ where: this.where, what: `the key ${JSON.stringify(key)} occurs twice in one object` })
-      }
-      this.#match(SPACE)
-      this.#need(':')
-      result.set(key, this.#value(depth + 1))
-    } while (this.#skip(','))
-    this.#need('}')
-    return result
-  }
-
-  #array(depth: number): JsonValue[] {
-    const result: JsonValue[] = []
-    this.#at++
-    this.#match(SPACE)
-    if (this.#skip(']')) return result
-    do result.push(this.#value(depth + 1))
-    while (this.#skip(','))
-    this.#need(']')
-    // A copied array has no spare capacity, which counts because headers hold thousands of shapes.
-    return result.slice()
-  }
-
-  #string(): string {
-    const start = this.#at
-    this.#at++
-    this.#match(PLAIN)
-    while (this.text[this.#at] === '\\') {
-      if (!this.#match(ESCAPE)) this.#fail('an escape that JSON knows')
-      this.#match(PLAIN)
-    }
-    if (this.text[this.#at] !== '"') this.#fail('a closing quote')
-    this.#at++
-    const value: string = JSON.parse(this.text.slice(start, this.#at))
-    if (LONE_SURROGATE.test(value)) {
-      throw new FormatError({ where: this.where, what: `half a surrogate pair in the string ${JSON.stringify(value)}` })
-    }
-    return value
-  }
-
-  #number(): number {
-    const start = this.#at
-    if (this.options.isLoose && this.#match(NOT_FINITE)) return Number(this.text.slice(start, this.#at))
-    if (!this.#match(NUMBER)) this.#fail('a value')
-    const spelling = this.text.slice(start, this.#at)
-    if (this.options.wholeNumbers && !WHOLE_NUMBER.test(spelling)) {
-      throw new FormatError({
-        where: this.where,
-        what: `wrong number at character ${start}`,
-        expected: 'a whole number in plain digits',
-        got: spelling,
-      })
-    }
-    return Number(spelling)
-  }
-
-  #word<T>(word: string, value: T): T {
-    if (!this.text.startsWith(word, this.#at)) this.#fail('a value')
-    this.#at += word.length
-    return value
-  }
-
-  #match(pattern: RegExp): boolean {
-    pattern.lastIndex = this.#at
-    if (!pattern.test(this.text)) return false
-    this.#at = pattern.lastIndex
-    return true
-  }
-
-  #skip(character: string): boolean {
-    if (this.text[this.#at] !== character) return false
-    this.#at++
-    return true
-  }
-
-  #need(character: string): void {
-    if (!this.#skip(character)) this.#fail(JSON.stringify(character))
-  }
-
-  #fail(expected: string): never {
-    const got = this.#at < this.text.length ? JSON.stringify(this.text[this.#at]) : 'the end'
-    throw new FormatError({ where: this.where, what: `not valid JSON at character ${this.#at}`, expected, got })
-  }
-}
-
-const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g
 
 /**
  * Changes one member of a JSON text and leaves every other character, because strict readers tell `1.0` from `1`.

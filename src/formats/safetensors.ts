@@ -5,7 +5,7 @@ import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } f
 import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
 import { didYouMean, FormatError, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
-import { type JsonValue, parseJsonEntries } from './json.js'
+import { type JsonObject, type JsonValue, parseJson } from './json.js'
 
 /** The limit of the reference implementation. A larger header is an attack on the reader's memory. */
 const MAX_HEADER_BYTES = 100_000_000
@@ -53,11 +53,10 @@ export async function parseSafetensorsHeader(source: ByteSource): Promise<Safete
   if (header[0] !== '{'.charCodeAt(0)) throw new FormatError({ where, what: 'the header does not begin with {' })
   const tensors = new Map<string, TensorInfo>()
   let metadata: Record<string, string> = {}
-  const add = (name: string, value: JsonValue) => {
+  for (const [name, value] of parseJson(header, where, { wholeNumbers: true }) as JsonObject) {
     if (name === METADATA_KEY) metadata = parseMetadata(value, where)
     else tensors.set(name, parseTensor(name, value, dataStart, where))
   }
-  parseJsonEntries(header, where, add, { wholeNumbers: true })
   checkCoverage(tensors, dataStart, source)
   return { source, tensors, metadata }
 }

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { FormatError } from '../../src/base/errors.js'
-import { type JsonOptions, type JsonValue, parseJson, parseJsonEntries, toPlain } from '../../src/formats/json.js'
+import { type JsonObject, type JsonOptions, parseJson, toPlain } from '../../src/formats/json.js'
 import { runs } from '../thorough.js'
 
 const parse = (text: string, options?: JsonOptions) => parseJson(new TextEncoder().encode(text), 'file.json', options)
@@ -65,25 +65,17 @@ test('__proto__ is a key like any other', () => {
   expect(({} as Record<string, unknown>).polluted).toBeUndefined()
 })
 
-test('hands over the entries of an object in order, and refuses a second one of the same name', () => {
-  const entriesOf = (text: string) => {
-    const entries: [string, JsonValue][] = []
-    parseJsonEntries(new TextEncoder().encode(text), 'file', (key, value) => void entries.push([key, value]))
-    return entries
-  }
-  expect(entriesOf(' {"b": [1], "a": {"x": 2}} ')).toEqual([
-    ['b', [1]],
-    ['a', new Map([['x', 2]])],
-  ])
-  expect(entriesOf('{}')).toEqual([])
-  for (const text of ['{"a": 1, "a": 1}', '[1]', '{"a": 1} {', '{"a": 1,}', '']) {
-    expect(() => entriesOf(text), text).toThrow(FormatError)
-  }
+test('keeps the order of keys that are numbers', () => {
+  expect([...(parse('{"b": 1, "1": 2, "0": 3}') as JsonObject).keys()]).toEqual(['b', '1', '0'])
+})
+
+test('strings may hold what parts values', () => {
+  expect(parse('["{", "a,b", "\\\\", "\\"]"]')).toEqual(['{', 'a,b', '\\', '"]'])
 })
 
 test('errors say where', () => {
-  expect(() => parse('{"a": tru}')).toThrow('file.json: not valid JSON at character 6; expected a value, got "t"')
-  expect(() => parse('{"a": 1')).toThrow('file.json: not valid JSON at character 7; expected "}", got the end')
+  expect(() => parse('{"a": tru}')).toThrow(/^file\.json: not valid JSON \(.*"a": tru/)
+  expect(() => parse('{"a": 1')).toThrow(/^file\.json: not valid JSON \(.*position 7/)
 })
 
 test('refuses values without end, which take many times the memory of their text', () => {
