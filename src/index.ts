@@ -1,6 +1,5 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-// The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's
-// platform in place.
+// The public API. Its exports and types are the same in Node and in browsers; src/node.ts only sets Node's platform.
 
 export {
   type ByteSink,

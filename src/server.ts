@@ -1,4 +1,4 @@
-// lowrank/server: an HTTP server over one model and many adapters.
+// lowrank/server: an HTTP server for a model and many adapters.
 
 export type { ResolveAdapter } from './serve/adapters.js'
 export { createHandler, type Handler } from './serve/handler.js'

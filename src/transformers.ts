@@ -26,14 +26,14 @@ export interface LabelScore {
   score: number
 }
 
-/** Labels of a text that were given with the call, the most likely first. */
+/** Labels of a text. The call gave the labels; here the most likely comes first. */
 export interface SequenceLabels {
   sequence: string
   labels: string[]
   scores: number[]
 }
 
-/** A text whose mask is filled. */
+/** A text whose mask token is filled. */
 export interface FilledText {
   sequence: string
   score: number
@@ -45,7 +45,7 @@ export interface FilledText {
 export interface TokenScore {
   entity: string
   score: number
-  /** The token's place, special tokens included. */
+  /** The index of the token, including special tokens. */
   index: number
   word: string
 }
@@ -112,7 +112,7 @@ export interface PipelineLike {
   readonly task: string
 }
 
-/** A pipeline of transformers.js that takes `adapter` beside its own options. */
+/** A pipeline of transformers.js that also takes the option `adapter`. */
 export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
   AdapterPipelineParts &
   ((input: Parameters<Pipeline>[0], options: AdapterCallOptions) => ReturnType<Pipeline>)
@@ -121,9 +121,10 @@ export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
  * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call
  * chooses an adapter. Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
  *
- * @param task a task of {@link PipelineCalls}. Those that write one text for another, or for a picture, need
- *   an encoder and a decoder in a graph each
- * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
+ * @param task a task of {@link PipelineCalls}. Tasks that write a text for another text or for a picture need an
+ *   encoder graph and a decoder graph
+ * @param source any source that `loadModel` accepts: a path (not in browsers), `org/name`, a URL, picked files or a
+ *   Directory
  * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters
  *   later
  * @throws UnsupportedError for another task, an older transformers.js, a model type that transformers.js does not

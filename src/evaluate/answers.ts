@@ -1,7 +1,7 @@
-// Scores for written texts. Compared with the wanted text: exact match, ROUGE-L (Lin 2004, as rouge-score computes it
-// without a stemmer) and chrF (Popović 2015, as sacrebleu computes it: characters without spaces, n-grams of 1 to 6,
-// β = 2). Or judged by a model on any server that speaks OpenAI's API: it compares two answers in both orders, and if
-// the two verdicts disagree, it is a tie.
+// Scores written texts. Some scores compare them with the wanted text: exact match, ROUGE-L (Lin 2004, as rouge-score
+// computes it without a stemmer) and chrF (Popović 2015, as sacrebleu computes it: characters without spaces, n-grams
+// of 1 to 6, β = 2). Or a model on any server with OpenAI's API judges two answers in both orders; if its two verdicts
+// disagree, it is a tie.
 
 import { ConfigError, RuntimeError } from '../base/errors.js'
 
@@ -14,7 +14,7 @@ const isSpace = (character: string) =>
 export interface TextCounts {
   readonly exact: number
   readonly rougeL: number
-  /** For each length of n-grams: how many are in the text, in the wanted text, and in both. */
+  /** For each length of n-grams, three counts: n-grams of the text, of the wanted text, and of both. */
   readonly chrf: Float64Array
 }
 
@@ -35,7 +35,7 @@ export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number;
   return { exactMatch: exact / texts.length, rougeL: rouge / texts.length, chrF: chrfOf(sums) }
 }
 
-/** The F1 score of the longest common subsequence of words: runs of a–z and 0–9, in lower case. */
+/** Computes the F1 score of the longest common subsequence of words. A word is a run of a–z and 0–9, in lower case. */
 function rougeL(text: string, wanted: string): number {
   const [words, wantedWords] = [text, wanted].map((text) => text.toLowerCase().match(/[a-z0-9]+/g) ?? [])
   const common = commonLength(words, wantedWords)
@@ -53,7 +53,9 @@ function commonLength(a: readonly string[], b: readonly string[]): number {
 }
 
 function chrfCounts(text: string, wanted: string): Float64Array {
-  const [characters, wantedCharacters] = [text, wanted].map((text) => [...text].filter((one) => !isSpace(one)))
+  const [characters, wantedCharacters] = [text, wanted].map((text) =>
+    [...text].filter((character) => !isSpace(character)),
+  )
   const counts = new Float64Array(3 * CHRF_ORDERS)
   for (let order = 1; order <= CHRF_ORDERS; order++) {
     const [ours, theirs] = [characters, wantedCharacters].map((characters) => ngrams(characters, order))
@@ -129,7 +131,7 @@ export function checkJudge(
   })
 }
 
-/** Compares the second answer with the first: 1 better, 0.5 a tie, 0 worse. */
+/** Asks the judge whether the second answer is better than the first: 1 better, 0.5 a tie, 0 worse. */
 export async function judge(pair: JudgedPair, settings: JudgeSettings, signal?: AbortSignal): Promise<number> {
   if (pair.first === pair.second) return 0.5
   const swapped = { ...pair, first: pair.second, second: pair.first }

@@ -1,6 +1,6 @@
-// Intervals of metrics by the bootstrap: records are drawn with replacement many times, and each draw gives a value of
-// the metric (Efron and Tibshirani 1993, percentile intervals). All models get the same draws, so what they have in
-// common cancels in their difference.
+// Computes intervals of metrics by the bootstrap: records are drawn with replacement many times, and each draw gives a
+// value of the metric (Efron and Tibshirani 1993, percentile intervals). All models get the same draws, so the
+// difference between two models varies less than the metrics themselves.
 
 import { Random } from '../base/random.js'
 
@@ -11,7 +11,7 @@ export interface Interval {
   readonly high: number | null
 }
 
-/** Computes metrics over records, which are given by their numbers and may occur several times. */
+/** Computes metrics over records. `records` holds their indices, which may occur several times. */
 export type Statistic = (records: ArrayLike<number>) => Readonly<Record<string, number>>
 
 export interface Intervals {

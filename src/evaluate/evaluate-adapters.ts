@@ -28,7 +28,7 @@ import { resolveSettings } from '../train/settings.js'
 import { checkJudge, countTexts, type JudgeSettings, judge, type TextCounts, textMetrics } from './answers.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
 
-/** Settings of an evaluation. The settings of data and task are those of training. */
+/** Settings of an evaluation. The settings of data and task are the same as in training. */
 export interface EvaluateSettings
   extends ToolRun,
     Pick<TrainInput, 'task' | 'taskOptions' | 'columns' | 'maxLength' | 'decodeImage'>,
@@ -42,9 +42,9 @@ export interface EvaluateSettings
   /** Also writes an answer to each record, and compares it: exact match, ROUGE-L and chrF. Default false. */
   readonly generate?: boolean | undefined
   /**
-   * Address of a server in OpenAI's form, up to /v1, whose model compares the answers of each adapter with those of the
-   * first model, in both orders. The metric `judged` is the share of wins, and half of the ties. Implies `generate`.
-   * Default: none.
+   * Address of a server with OpenAI's API, up to /v1. Its model compares the answers of each adapter with the answers
+   * of the first model, in both orders. The metric `judged` is the share of wins, and half of the ties. Implies
+   * `generate`. Default: none.
    * @flag URL
    */
   readonly judge?: string | undefined
@@ -55,7 +55,7 @@ export interface EvaluateSettings
   readonly judgeModel?: string | undefined
   /** Key for the judge's server, if it wants one. */
   readonly judgeKey?: string | undefined
-  /** The name of the adapter that the others are compared with. Default: the base. */
+  /** The name of the adapter that all other models are compared with. Default: the base. */
   readonly against?: string | undefined
   /**
    * With `generate`: the most new tokens of an answer.
@@ -70,7 +70,7 @@ export interface EvaluateSettings
    */
   readonly resamples?: number | undefined
   /**
-   * Seed of these draws.
+   * Seed of the draws for the intervals.
    * @range a safe integer
    * @default 42
    */
@@ -91,11 +91,11 @@ export interface EvaluatedModel {
   readonly name: string | null
   /** Metrics by name, the loss first. Losses are in nats. chrF goes from 0 to 100, shares from 0 to 1. */
   readonly metrics: Readonly<Record<string, Interval>>
-  /** These metrics minus those of the first model, record by record; null for the first model. */
+  /** These metrics minus the metrics of the first model, paired by record; null for the first model. */
   readonly differences: Readonly<Record<string, Interval>> | null
-  /** How often the judge found its answers better than those of the first model, as good, or worse. */
+  /** How often the judge found its answers better than the first model's answers, as good, or worse. */
   readonly judged?: { readonly won: number; readonly tied: number; readonly lost: number }
-  /** Time that its runs took, without opening the model. */
+  /** How long its runs took, without opening the model. */
   readonly seconds: number
 }
 
@@ -107,7 +107,7 @@ export interface DifferingRecord {
   readonly record: string
   /** The loss of each model, or the metric that is named, in the order of the models. */
   readonly values: readonly number[]
-  /** The answer that is wanted, and those that the models wrote; undefined without `generate`. */
+  /** The wanted answer. `answers` are the answers of the models. Both are undefined without `generate`. */
   readonly wanted?: string
   readonly answers?: readonly string[]
 }
@@ -120,11 +120,11 @@ export interface EvaluateReport {
   readonly tokens: number
   /** Metrics that are better when they are lower. */
   readonly lowerIsBetter: readonly string[]
-  /** The base first, if the task has a head for its labels there. */
+  /** The models, the base first. The base is missing if it has no head for the task's labels. */
   readonly models: readonly EvaluatedModel[]
-  /** The metric that records differ in; null where no metric belongs to single records. */
+  /** The metric by which records differ; null if no metric can be computed for single records. */
   readonly differBy: string | null
-  /** The largest difference first. */
+  /** The records that differ most, the largest difference first. */
   readonly differing: readonly DifferingRecord[]
 }
 
@@ -162,7 +162,7 @@ async function evaluateOpened(
   pictures: EncodeContext['pictures'],
 ): Promise<EvaluateReport> {
   const judging = checkJudge(asked.judge, asked.judgeModel, asked.judgeKey)
-  // Chats have the template of the training, as in sessions.
+  // Chats get the template that the adapters were trained with, as in sessions.
   const recorded = new Set(Object.values(adapters).flatMap(({ chatTemplate }) => chatTemplate ?? []))
   const chatTemplate = asked.chatTemplate ?? (recorded.size === 1 ? [...recorded][0] : undefined)
   const options = { ...asked, chatTemplate, ...(judging !== undefined && { generate: true }) }
@@ -274,7 +274,10 @@ function questionOf(
   })
 }
 
-/** The base, if the task's labels have a head there, and the adapters; each with the task as it is for its labels. */
+/**
+ * Returns the models to compare, each with the task for its labels: the adapters, and before them the base, if it has a
+ * head for the task's labels.
+ */
 async function contendersOf(
   model: Model,
   task: Task,
@@ -486,15 +489,17 @@ type MeasureInput = Omit<SessionParts, 'modules' | 'on'> & {
 
 interface Measured {
   readonly loss: number
-  /** The mean loss of each example; undefined where a loss belongs to a whole batch. */
+  /** The mean loss of each example; undefined if the loss can only be computed for a whole batch. */
   readonly losses: readonly number[] | undefined
-  /** The share of each example in a mean: its number of targets. */
+  /** The weight of each example in a mean, which is its number of targets. */
   readonly weights: readonly number[]
   readonly predictions: readonly unknown[]
   readonly seconds: number
 }
 
-/** An adapter that changes nothing, for the base; undefined if the task's head would be a new one. */
+/**
+ * Makes an adapter that changes nothing, to evaluate the base. Returns undefined if the base has no head for the task.
+ */
 async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undefined> {
   if (head?.isNew) return undefined
   const adapter = new LoraAdapter({ targetModules: [], modulesToSave: head?.modulesToSave ?? [] })
@@ -515,7 +520,7 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
     const names = parameters.map(({ name }) => name)
     await engine.remote.start({ parameters, optimizer: {}, maxGradNorm: 0 }, startOf(adapter, names))
     const startedAt = performance.now()
-    // A loss that needs the other examples is that of a batch. Every other loss is wanted by the record.
+    // A loss that compares examples belongs to a batch. All other losses are computed for each record.
     const isOfBatch = open.stepLoss !== undefined || open.needsNeighbors === true
     const limit = model.contextLength ?? Number.POSITIVE_INFINITY
     const plans = planEvaluation(costs, {

@@ -47,12 +47,12 @@ export async function startsWith(
 export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], format: string): void {
   requireUnchangedBase(adapter, format)
   requireOwnLayers(adapter, format)
-  const other = unhandledPart(adapter, held)
-  if (other === undefined) return
+  const unhandled = unhandledPart(adapter, held)
+  if (unhandled === undefined) return
   throw new UnsupportedError({
-    where: other.name,
-    what: `${format} cannot hold ${other.meaning}`,
-    expected: other.expected,
+    where: unhandled.name,
+    what: `${format} cannot hold ${unhandled.meaning}`,
+    expected: unhandled.expected,
     ...(adapter.config.aloraInvocationTokens === undefined && {
       hint: 'Merge the adapter into its base, and convert the merged model',
     }),

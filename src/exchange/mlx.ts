@@ -91,7 +91,7 @@ async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: Wr
   await writeFile(directory, MLX_CONFIG, `${JSON.stringify(config, null, 4)}\n`)
   const notes = [
     ...(isUniform ? [] : ['layers have different scalings: they are multiplied into lora_b, and scale is 1']),
-    ...(parts.every(({ config: own }) => own.rank === rank)
+    ...(parts.every(({ config: layer }) => layer.rank === rank)
       ? []
       : [`layers have different ranks: all get ${rank}, with zeros`]),
   ]

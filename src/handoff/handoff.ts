@@ -1,4 +1,4 @@
-// Writes a training run as a folder with which TRL continues.
+// Writes a training run as a folder from which TRL continues it.
 
 import { stringify } from 'yaml'
 import {
@@ -50,7 +50,7 @@ export interface HandoffReport {
   evalRows: number
   /** Steps that are left. */
   steps: number
-  /** Parts of the run for which train.py is needed, because `trl` with the settings file cannot do them. */
+  /** Parts of the run that need train.py, because `trl` with the settings file cannot do them. */
   scriptOnly: string[]
   /** What TRL will do differently, each as a sentence. */
   differences: string[]
@@ -159,7 +159,8 @@ export async function handOff(
 }
 
 /**
- * The records from the next step on. A step with fewer records goes last, because TRL just counts rows into batches.
+ * Returns the records from the next step on. A step with fewer records goes last, because TRL just counts rows into
+ * batches.
  */
 function orderOf({ config, stepsDone }: HandedRun, costs: ArrayLike<number>, plan: PlanOptions): number[] {
   const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>

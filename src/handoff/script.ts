@@ -134,11 +134,11 @@ def language_model():
 
     kind = {"dpo": "DPO", "kto": "KTO"}.get(RUN["task"], "SFT")
     config, base = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
-    args, own = settings(config, ModelConfig)
+    args, model_args = settings(config, ModelConfig)
     model = AutoModelForCausalLM.from_pretrained(
-        own.model_name_or_path, revision=own.model_revision, dtype=own.dtype, attn_implementation=own.attn_implementation
+        model_args.model_name_or_path, revision=model_args.model_revision, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
     )
-    tokenizer = AutoTokenizer.from_pretrained(own.model_name_or_path, revision=own.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     template = folder / "chat_template.jinja"
     if template.exists():
         tokenizer.chat_template = template.read_text()
@@ -159,16 +159,16 @@ def classifier():
     )
     from trl import ModelConfig
 
-    args, own = settings(TrainingArguments, ModelConfig)
+    args, model_args = settings(TrainingArguments, ModelConfig)
     is_tags = RUN["task"] == "token-classification"
     auto = AutoModelForTokenClassification if is_tags else AutoModelForSequenceClassification
     names = RUN["labels"] or ["LABEL_0"]
     model = auto.from_pretrained(
-        own.model_name_or_path, revision=own.model_revision, dtype=own.dtype, num_labels=len(names),
+        model_args.model_name_or_path, revision=model_args.model_revision, dtype=model_args.dtype, num_labels=len(names),
         id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
         **({} if is_tags else {"problem_type": RUN["problem_type"]}), ignore_mismatched_sizes=True,
     )
-    tokenizer = AutoTokenizer.from_pretrained(own.model_name_or_path, revision=own.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     collator = DataCollatorForTokenClassification if is_tags else DataCollatorWithPadding
     train, test = rows()
     return type("Trainer", (LikeLowrank, Trainer), {})(
@@ -184,8 +184,8 @@ def embedder():
     from sentence_transformers.losses import TripletDistanceMetric
     from trl import ModelConfig
 
-    args, own = settings(SentenceTransformerTrainingArguments, ModelConfig)
-    model = SentenceTransformer(own.model_name_or_path, revision=own.model_revision)
+    args, model_args = settings(SentenceTransformerTrainingArguments, ModelConfig)
+    model = SentenceTransformer(model_args.model_name_or_path, revision=model_args.model_revision)
     model.max_seq_length = RUN["max_length"] or model.max_seq_length
     model[0].auto_model = with_adapter(model[0].auto_model)
     options = RUN["task_options"]
@@ -240,7 +240,7 @@ export function readmeOf(
   const plain =
     command === undefined || only.length > 0
       ? `\`trl\` cannot do all of this run from its settings file: ${only.join(', ')}. train.py does.\n`
-      : `Or by TRL's own command. It begins with start values of its own:\n\n${code('sh', `trl ${command} --config ${file}`)}`
+      : `Or with TRL's own command, which starts from other initial values:\n\n${code('sh', `trl ${command} --config ${file}`)}`
   return `# A run of lowrank, to go on with TRL
 
 ${totalSteps - stepsDone} steps${stepsDone > 0 ? `, after ${stepsDone} that are made` : ''}, on the base \`${base}\`.
@@ -287,5 +287,5 @@ ${code('sh', 'lowrank generate --model MODEL --adapter out --prompt "The"', 'low
 
 ## What differs
 
-${[...differences, ...(only.length > 0 && command !== undefined ? [`\`trl ${command}\` alone leaves out: ${only.join(', ')}.`] : [])].map((one) => `- ${one}\n`).join('')}`
+${[...differences, ...(only.length > 0 && command !== undefined ? [`\`trl ${command}\` alone leaves out: ${only.join(', ')}.`] : [])].map((line) => `- ${line}\n`).join('')}`
 }

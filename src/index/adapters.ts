@@ -1,4 +1,4 @@
-// Code that knows PEFT's files loads with the first call.
+// Opens and saves adapters. The code that reads PEFT's files is loaded with the first call.
 
 import type { Source, Target } from '../base/bytes.js'
 import { writeTogether } from '../base/bytes.js'
@@ -30,11 +30,11 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options:
   return writeTogether(directory, (folder) => peft.saveAdapter(adapter, folder, options))
 }
 
-/** Give one of the two: the base or the initial adapter. */
+/** Options of `toPlain`. Give either `base` or `initial`. */
 export interface ToPlainOptions {
   /**
-   * The base as it was before training: a safetensors checkpoint, or a function that gives its weights (d, k) by the
-   * layer's name, of which one is held at a time. Enough for `pissa` and `olora`, but not for `pissa-niter-N`.
+   * The base as it was before training: a safetensors checkpoint, or a function that returns the weight (d, k) of a
+   * layer by name. Enough for `pissa` and `olora`, but not for `pissa-niter-N`.
    * @help the original base, a safetensors checkpoint; enough for PiSSA (but not pissa_niter_N) and OLoRA
    */
   base?: Source | BaseWeights | undefined

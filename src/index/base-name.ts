@@ -1,6 +1,5 @@
-// A warning where an adapter is run or merged on another base than the one that it names. Names are compared by what
-// stays of them when a model is exported, quantized or copied into a folder; a base whose name nobody knows is not
-// doubted.
+// Warns if an adapter is run or merged on another base than its config names. Names are compared by the part that stays
+// when a model is exported, quantized or copied into a folder. If the base's name is not known, there is no warning.
 
 import { closing, type Directory, readLeniently } from '../base/bytes.js'
 import type { Model } from '../graph/model-folder.js'
@@ -15,23 +14,24 @@ export function otherBase(
 ): string | undefined {
   const { hubId } = directory
   if (named === undefined || hubId === undefined) return undefined
-  // config.json names what the model was made from as often as the model itself: that can only agree.
-  const own = config._name_or_path
-  const known = [hubId, directory.name, ...(typeof own === 'string' ? [own] : [])]
+  // _name_or_path in config.json may name the model itself or the model that it was made from. If it matches the
+  // adapter's base, fine; if not, that means nothing.
+  const recorded = config._name_or_path
+  const known = [hubId, directory.name, ...(typeof recorded === 'string' ? [recorded] : [])]
   if (known.some((name) => essence(name) === essence(named))) return undefined
   return `${adapter} names ${named} as its base, which is not ${hubId}`
 }
 
-/** The warning about an adapter in a folder, by names, or by the weights of a local base. */
+/** Returns the warning about an adapter in a folder. It compares names, or for a local base the weights. */
 export async function otherBaseOf(
   adapter: { readonly name: string; readonly directory: Directory },
   base: Directory,
 ): Promise<string | undefined> {
   const config = (await readLeniently(base, 'config.json')) ?? {}
-  const own = (await readLeniently(adapter.directory, 'adapter_config.json')) ?? {}
-  const named = own.base_model_name_or_path
-  const other = otherBase(adapter.name, typeof named === 'string' ? named : undefined, { directory: base, config })
-  if (other !== undefined || base.hubId !== undefined) return other
+  const adapterConfig = (await readLeniently(adapter.directory, 'adapter_config.json')) ?? {}
+  const named = adapterConfig.base_model_name_or_path
+  const warning = otherBase(adapter.name, typeof named === 'string' ? named : undefined, { directory: base, config })
+  if (warning !== undefined || base.hubId !== undefined) return warning
   const trainedOn = await readBaseRecord(adapter.directory)
   if (trainedOn === undefined || !(await base.has(trainedOn.graph))) return undefined
   const [{ otherWeights }, { loadOnnx }] = await Promise.all([

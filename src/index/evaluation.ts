@@ -1,4 +1,5 @@
-// Evaluation: opens what the options name, evaluates, and closes it again. What evaluates loads with the first call.
+// Evaluation: opens the model and the adapters, evaluates, and closes them again. The code that does the work is loaded
+// with the first call.
 
 import type { Source } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'

@@ -1,4 +1,4 @@
-// How this program loads what is not on its machine: said once, for all calls.
+// Options for all downloads of this program, which are set once.
 
 import { checkOptions } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'

@@ -1,4 +1,4 @@
-// Inputs, outputs and layers to adapt of the graphs of an ONNX model.
+// Lists the inputs, outputs and adaptable layers of the graphs of an ONNX model.
 
 import { closing, type Directory } from '../base/bytes.js'
 import { loadOnnx } from '../formats/onnx/model.js'
@@ -16,27 +16,27 @@ import { Graph } from '../graph/view/graph.js'
 export interface GraphContents {
   /** The role of the graph in the model. */
   role: GraphRole
-  /** Inside the folder. */
+  /** The path of its file in the folder. */
   file: string
   inputs: string[]
   outputs: string[]
 }
 
 interface StoredContents {
-  /** Module name: what targetModules can name. */
+  /** The module name, which `targetModules` can contain. */
   name: string
   /** The graph that it is in. */
   graph: GraphRole
   /**
-   * `Conv` is a convolution of kernel 1, as which some exporters write a linear layer. The target `all-linear` leaves
-   * it out.
+   * How the graph computes the layer. `Conv`: some exporters write a linear layer as a convolution of kernel 1; the
+   * target `all-linear` leaves it out.
    */
   form: FormName
-  /** How the weight, or the table, is stored. */
+  /** How the weight or the embedding table is stored. */
   layout: string
-  /** Ways of merging into it, the default first. */
+  /** The ways to merge into it, the default first. */
   merge: MergeWay[]
-  /** The part of its layout that lowrank does not understand; null: none. */
+  /** The part of its layout that lowrank does not understand, or null. */
   problem: string | null
 }
 
@@ -45,15 +45,15 @@ export interface LinearContents extends StoredContents {
   d: number
   k: number
   isHead: boolean
-  /** Sessions run it with adapters. */
+  /** True if sessions can run it with adapters. */
   run: boolean
-  /** Adapters are trained on it: its weight can be read, and a gradient reaches it. */
+  /** True if adapters can be trained on it: its weight can be read, and a gradient reaches it. */
   train: boolean
-  /** How many adapters a merge has put beside its weight. */
+  /** How many adapters an earlier merge added as branches, beside the weight. */
   branches: number
 }
 
-/** An embedding of a graph, or another table that rows are looked up in. */
+/** An embedding of a graph, or another table whose rows are looked up. */
 export interface EmbeddingContents extends StoredContents {
   /** V: number of rows. */
   vocabulary: number
@@ -63,16 +63,19 @@ export interface EmbeddingContents extends StoredContents {
 
 /** Inputs, outputs and adaptable layers of an ONNX model. */
 export interface OnnxContents {
-  /** Names of the inputs, of several graphs those of the first. */
+  /** Names of the inputs. If there are several graphs: of the first. */
   inputs: string[]
-  /** Names of the outputs, of several graphs those of the first. */
+  /** Names of the outputs. If there are several graphs: of the first. */
   outputs: string[]
   graphs: GraphContents[]
-  /** The types in which the folder has each graph, by the name of its file without the type; empty for a file. */
+  /**
+   * The types in which the folder has each graph. The key is the name of its file without the type. Empty if the source
+   * is a single file.
+   */
   dtypes: Record<string, GraphDtype[]>
-  /** Each module once, also where both branches of an If compute it. */
+  /** The linear layers. Each module is listed once, even if both branches of an If compute it. */
   linears: LinearContents[]
-  /** Each module once. */
+  /** The embeddings, each module once. */
   embeddings: EmbeddingContents[]
 }
 
@@ -121,5 +124,5 @@ function embeddingsOf(graph: Graph, role: GraphRole): EmbeddingContents[] {
     const merge: MergeWay[] = [form.isQuantized ? 'branches' : 'weights']
     return { name, graph: role, form: form.name, layout, vocabulary: k, features: d, merge, problem }
   })
-  return [...new Map(found.map((one) => [one.name, one])).values()]
+  return [...new Map(found.map((item) => [item.name, item])).values()]
 }

@@ -1,4 +1,4 @@
-// Contents of a source: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
+// Shows the contents of an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
 import type { Source } from '../base/bytes.js'
 import { closing, type Directory, type Place } from '../base/bytes.js'
@@ -16,13 +16,13 @@ import { openSource } from './sources.js'
 
 /** Content of a safetensors checkpoint. */
 export interface CheckpointContents {
-  /** Numbers in all tensors. */
+  /** The number of parameters in all tensors. */
   params: number
-  /** Names inside the folder. */
+  /** Paths of the files in the folder. */
   files: string[]
-  /** Tensors of all files. */
+  /** The tensors of all files. */
   tensors: { name: string; dtype: string; shape: readonly number[] }[]
-  /** Metadata of the first file. */
+  /** The metadata of the first file. */
   metadata: Readonly<Record<string, string>>
 }
 
@@ -32,11 +32,11 @@ export type InspectReport =
   | ({ kind: 'checkpoint' } & CheckpointContents)
   | ({ kind: 'onnx' } & OnnxContents)
 
-/** How an adapter is looked at. */
+/** Options of {@link inspect}. */
 export interface InspectOptions {
   /** A model that the adapter in a folder should fit: a checkpoint or an .onnx file. */
   base?: Source | undefined
-  /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
+  /** Reports targets and patterns of the config that match nothing as problems. Default false: as warnings. */
   strict?: boolean | undefined
   /**
    * Which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that
@@ -54,7 +54,7 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
     }
     return { kind: 'adapter', ...(await (await import('../peft/inspect.js')).inspectAdapter(target)) }
   }
-  // Names and shapes are a small part of a model's files.
+  // Only ranges are read, because names and shapes are a small part of a model's files.
   const { directory, file } = await openSource(target, 'target', { readsRanges: true })
   const model = await findModel(directory, file, options.dtype)
   if (model === undefined) return inspectWithBase(directory, options)

@@ -18,7 +18,8 @@ import { openSource, openTarget } from './sources.js'
 export async function merge(options: MergeOptions): Promise<MergeReport> {
   checkOptions(options, 'merge', MERGE_OPTIONS)
   const open = await jobFor(options)
-  // A merge into a folder reads each byte of the base once: what does not stay here need not be kept.
+  // A merge into a folder reads each byte of the base once, so a remote base can be read in ranges and need not be
+  // kept.
   const { warnings, ...opened } = await openAll(options, { readsRanges: open === undefined })
   const report = await verbs.merge({ ...options, ...opened, out: targetOf(options, open) }, open)
   return { ...report, warnings: [...report.warnings, ...warnings] }
@@ -57,7 +58,7 @@ function remote({ signal }: Pick<MergeOptions, 'signal'>): RemoteOptions {
 async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'readsRanges'>) {
   const { base, adapters: given } = options
   const list = (Array.isArray(given) && !SOURCE.accepts(given) ? given : [given]) as AdapterToMerge[]
-  const adapters = await Promise.all(list.map((one) => weightedAdapter(one, remote(options))))
+  const adapters = await Promise.all(list.map((adapter) => weightedAdapter(adapter, remote(options))))
   const opened = await openSource(base, 'base', { ...remote(options), ...reading })
   return { base: opened, adapters, warnings: await baseWarnings(opened.directory, adapters) }
 }

@@ -1,4 +1,4 @@
-// Opens models. What reads graphs and tokenizers loads with the first call.
+// Opens models. The code that reads graphs and tokenizers is loaded with the first call.
 
 import type { Source } from '../base/bytes.js'
 import { FileError, type FormatError } from '../base/errors.js'
@@ -36,7 +36,7 @@ export interface LoadModelOptions {
 
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
-/** Loads nothing but the template: weights may be large, and on a server. */
+/** Throws unless a model has a chat template. Loads only the template, because the weights may be large and remote. */
 export async function requireChatTemplate(source: Source, error?: (model: string) => FormatError): Promise<void> {
   const { directory } = await openSource(source, 'source')
   const { loadChatTemplate } = await import('../text/chat-template.js')

@@ -1,4 +1,4 @@
-// The page of a run that is done: report.html in its folder.
+// Writes the page of a finished run: report.html in its folder.
 
 import { inspectAdapter } from '../peft/inspect.js'
 import type { Section } from '../report/page.js'
@@ -9,7 +9,7 @@ import type { RunReport } from '../train/run.js'
 import type { CardSources } from '../train/saved/model-card.js'
 import type { StepMetrics } from '../train/train-report.js'
 
-/** Labels that the page names. */
+/** The most labels that the page shows. */
 const SHOWN_LABELS = 20
 
 export async function pageOfRun(
@@ -17,7 +17,7 @@ export async function pageOfRun(
   report: RunReport,
   steps: readonly StepMetrics[],
 ): Promise<string> {
-  // The folder's own name: the same run gives the same bytes wherever it is.
+  // Take only the last part of the path, so that the same run gives the same bytes wherever the folder is.
   const name = options.out?.name.split(/[/\\]/).findLast((part) => part !== '') ?? ''
   const { rank, alpha, dropout, seed } = adapter.config
   const facts: [string, string][] = [

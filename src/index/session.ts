@@ -1,4 +1,4 @@
-// Opens sessions. What runs models loads with the first call.
+// Opens sessions. The code that runs models is loaded with the first call.
 
 import type { Source } from '../base/bytes.js'
 import { closingOnError } from '../base/bytes.js'
@@ -45,8 +45,8 @@ export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapter
    */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
   /**
-   * Hears before opening if the model needs more memory than there is, by an estimate; and with `allowMissing` which
-   * layers of an adapter are left out, also at each `add`. Default: console.warn.
+   * Called before opening if the model probably needs more memory than is free. With `allowMissing`, also called if
+   * layers of an adapter are left out, at opening and at each `add`. Default: console.warn.
    */
   onWarning?: ((message: string) => void) | undefined
 }

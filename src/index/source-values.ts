@@ -1,4 +1,4 @@
-// The kinds of values that callers hand over, for the tables of options (gen/options.ts).
+// The kinds of values that callers pass as sources, for the generated tables of options (gen/options.ts).
 
 import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { isDataSource, isDirectory } from '../data/row.js'
@@ -50,7 +50,7 @@ export const ADAPTER: Kind = kind('a LoraAdapter', isAdapter)
 
 export const ADAPTER_SOURCE: Kind = anyOf(ADAPTER, SOURCE)
 
-/** Adapters by the names that runs choose them by. Each is checked when it is opened, by a message with its name. */
+/** Adapters by name. Each is checked when it is opened, because the message can then say its name. */
 export const NAMED_ADAPTERS: Kind = kind(
   'an object of names with LoraAdapters, paths or folders',
   (value) => isObject(value) && !ADAPTER.accepts(value) && !hasMethods(value, 'then'),

@@ -1,4 +1,4 @@
-// The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
+// Turns the sources that callers pass into folders and files: paths, ids, URLs, picked files, and Directory objects.
 
 import { type ByteSource, closing, type Directory, type Place, type Source, type Target } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -41,7 +41,7 @@ export async function adapterOrFolder(
   return openFolder(adapter, where, options)
 }
 
-/** An adapter for runs alone: a plain LoRA loads none of the code that computes with layers. */
+/** Opens an adapter only to run it. For a plain LoRA, the code that computes with layers is not loaded. */
 export async function openToRun(adapter: Source | LoraAdapter, where: string): Promise<RunAdapter> {
   const opened = await adapterOrFolder(adapter, where)
   if (isAdapter(opened)) return opened
@@ -57,7 +57,7 @@ export async function openData(data: Data, where: string, onOpen: (file: ByteSou
     return opened
   }
   if (isNamed(data)) return open(data)
-  // A list names files when its first item does: whoever has records has no paths among them.
+  // If the first item of a list is a file, all items are: records and files are never mixed.
   const first = Array.isArray(data) ? data[0] : isFileList(data) ? data[0] : undefined
   if (!isNamed(first)) return data as TrainingData
   const opened: (ByteSource | Directory)[] = []

@@ -1,4 +1,4 @@
-// The tools for adapters: checks of what callers hand over, and the way to the code that does the work.
+// The tools for adapters: checks the arguments, opens the sources, and loads the code that does the work.
 
 import type { Directory, Place, Source, Target } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
@@ -79,11 +79,13 @@ export async function diff(
   options: DiffOptions = {},
 ): Promise<DiffReport> {
   checkOptions(options, 'diff', DIFF_OPTIONS)
-  const [own, other] = [await comparable(a, 'a'), await comparable(b, 'b')]
+  const [first, second] = [await comparable(a, 'a'), await comparable(b, 'b')]
   const { diffAdapters, diffCheckpoints } = await import('../tools/diff.js')
-  if (own.adapter !== undefined && other.adapter !== undefined) return diffAdapters(own.adapter, other.adapter, options)
-  if (own.place !== undefined && other.place !== undefined) return diffCheckpoints(own.place, other.place, options)
-  const [expected, got] = [own, other].map(({ adapter }) => (adapter === undefined ? 'a checkpoint' : 'an adapter'))
+  if (first.adapter !== undefined && second.adapter !== undefined)
+    return diffAdapters(first.adapter, second.adapter, options)
+  if (first.place !== undefined && second.place !== undefined)
+    return diffCheckpoints(first.place, second.place, options)
+  const [expected, got] = [first, second].map(({ adapter }) => (adapter === undefined ? 'a checkpoint' : 'an adapter'))
   throw new ConfigError({
     where: 'b',
     what: 'not of the kind of a',
@@ -114,7 +116,7 @@ export interface ConvertAdapterOptions extends ToolRun {
   out: Target
   /** The model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. */
   base?: Source | undefined
-  /** The type of the factors in the result. Default `keep`: that of each layer. `q8_0` is for GGUF alone. */
+  /** The type of the factors in the result. Default `keep`: each layer keeps its type. Only GGUF can have `q8_0`. */
   outDtype?: ConvertedDtype | undefined
 }
 
@@ -135,7 +137,7 @@ export async function convertAdapter(
   })
 }
 
-/** A path that ends as a format's files do names a file; others name a folder. */
+/** Decides whether `out` is a file or a folder: a path with the extension of the format is a file. */
 function placeOf(out: Target, to: AdapterFormat): Place {
   const { ending } = formatOf(to)
   const isFile = !isDirectory(out) && ending !== undefined && out.toLowerCase().endsWith(ending)

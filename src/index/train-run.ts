@@ -4,7 +4,7 @@ import { isObject } from '../base/options.js'
 import type { TrainResult } from '../train/options.js'
 import type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainStage } from '../train/train-report.js'
 
-/** Something that happened in a run: what {@link TrainEvents} hears, with its name as `type`. */
+/** Something that happened in a run: an event of {@link TrainEvents}, with its name as `type`. */
 export type TrainEvent =
   | ({ type: 'step' } & StepEvent)
   | ({ type: 'evaluation' } & EvaluationEvent)
@@ -19,7 +19,7 @@ export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent
    * memory.
    */
   pause(): void
-  /** Goes on after `pause`. Without it, nothing happens. */
+  /** Continues after `pause`. If the run is not paused, nothing happens. */
   resume(): void
 }
 
@@ -50,33 +50,36 @@ export function followRun(
   })
 }
 
-/** The caller's functions, and `tell` behind each. What is no object, or misspelled, train itself refuses. */
+/**
+ * Returns the caller's functions, each followed by a call of `tell`. Values that are not functions are passed on as
+ * they are: `train` refuses them.
+ */
 function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () => boolean): unknown {
   if (on !== undefined && !isObject(on)) return on
-  const own = (on ?? {}) as TrainEvents
+  const listeners = (on ?? {}) as TrainEvents
   const then = <A>(listener: unknown, event: (value: A) => TrainEvent) => {
     if (listener !== undefined && typeof listener !== 'function') return listener
     return (value: A) => {
-      listener?.call(own, value)
+      listener?.call(listeners, value)
       tell(event(value))
     }
   }
-  const warning = then(own.warning, (message: string) => ({ type: 'warning', message }))
+  const warning = then(listeners.warning, (message: string) => ({ type: 'warning', message }))
   return {
-    ...own,
-    step: then(own.step, (event: StepEvent) => ({ type: 'step', ...event })),
-    evaluation: then(own.evaluation, (event: EvaluationEvent) => ({ type: 'evaluation', ...event })),
-    progress: then(own.progress, (event: ProgressEvent) => ({ type: 'progress', ...event })),
-    stage: then(own.stage, (stage: TrainStage) => ({ type: 'stage', stage })),
-    note: then(own.note, (message: string) => ({ type: 'note', message })),
-    // If nobody hears warnings, the important ones go to the console.
+    ...listeners,
+    step: then(listeners.step, (event: StepEvent) => ({ type: 'step', ...event })),
+    evaluation: then(listeners.evaluation, (event: EvaluationEvent) => ({ type: 'evaluation', ...event })),
+    progress: then(listeners.progress, (event: ProgressEvent) => ({ type: 'progress', ...event })),
+    stage: then(listeners.stage, (stage: TrainStage) => ({ type: 'stage', stage })),
+    note: then(listeners.note, (message: string) => ({ type: 'note', message })),
+    // If nobody listens to warnings, this must be undefined: then important warnings go to the console.
     get warning() {
-      return own.warning === undefined && !isFollowed() ? undefined : warning
+      return listeners.warning === undefined && !isFollowed() ? undefined : warning
     },
   }
 }
 
-/** The events from now on until the run ends. Throws what the run is rejected with. */
+/** Yields the events from now on until the run ends. If the run fails, it throws the same error. */
 async function* eventsOf(result: Promise<unknown>, listeners: Set<(event: TrainEvent) => void>) {
   const events: TrainEvent[] = []
   let isOver = false

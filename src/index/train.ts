@@ -1,4 +1,5 @@
-// Training: opens what the options name, trains, and closes it again. What trains loads with the first call.
+// Training: opens the model and the data, trains, and closes them again. The code that trains is loaded with the first
+// call.
 
 import type { ByteSource, Source } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
@@ -25,7 +26,7 @@ import { platform } from './platform/platform.js'
 import { MODEL } from './source-values.js'
 import { openData, openTarget } from './sources.js'
 
-/** Options of {@link checkData}: the options of {@link TrainOptions} that change what records mean. */
+/** Options of {@link checkData}: the options of {@link TrainOptions} that change how records are read. */
 export interface CheckDataOptions
   extends Pick<
     TrainOptions,
@@ -40,10 +41,10 @@ export interface CheckDataOptions
     | 'decodeImage'
     | 'signal'
   > {
-  /** The model whose tokens and chat template are used. Without it, records are read and not encoded. */
+  /** The model whose tokenizer and chat template are used. Without it, records are read but not encoded. */
   readonly model?: Model | Source | undefined
   /**
-   * How many examples the report has as tokens. Needs a model.
+   * The number of examples that the report shows as tokens. Needs a model.
    * @range an integer of at least 0
    * @default 0
    */
@@ -106,14 +107,17 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   })
 }
 
-/** Names for a file that repeats the run: paths, ids and URLs. Undefined if model or data came from memory. */
+/**
+ * Returns paths, ids and URLs for the file that can repeat the run, or undefined if the model or the data came from
+ * memory.
+ */
 function sourcesOf({ model, dtype, data, evalData }: TrainOptions): RunSources | undefined {
-  const own = named(data)
+  const trained = named(data)
   const evaluated = evalData === undefined ? undefined : named(evalData)
-  if (typeof model !== 'string' || own === undefined || (evalData !== undefined && evaluated === undefined)) {
+  if (typeof model !== 'string' || trained === undefined || (evalData !== undefined && evaluated === undefined)) {
     return undefined
   }
-  return { model, dtype, data: own, evalData: evaluated }
+  return { model, dtype, data: trained, evalData: evaluated }
 }
 
 function named(data: TrainOptions['data']): string | readonly string[] | undefined {
@@ -128,7 +132,7 @@ type OpenedOptions = Pick<
   'task' | 'dtype' | 'data' | 'evalData' | 'columns' | 'chatTemplate' | 'signal'
 >
 
-/** The data come first: a wrong path should not be found after the download of a model. */
+/** Opens the data first, so that a wrong path is found before a model is downloaded. */
 export async function withOpened<T, M extends Model | Source | undefined>(
   options: OpenedOptions & { readonly model?: M },
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
@@ -153,7 +157,7 @@ export async function withOpened<T, M extends Model | Source | undefined>(
   }
 }
 
-/** Throws FormatError for chats and a model without a chat template: before its weights are loaded. */
+/** Throws FormatError if the data are chats and the model has no chat template, before the weights are loaded. */
 async function requireTemplateFor(data: TrainingData, options: OpenedOptions, model: Source) {
   const isFile = isByteSource(data) || isDirectory(data) || Array.isArray(data)
   if (!isFile || options.chatTemplate !== undefined) return

@@ -1,4 +1,4 @@
-// The public functions. Each loads its code with the first call: a page that only computes with layers stays small.
+// The public functions. Each loads its code with its first call, so that a page that only uses LoraLayer stays small.
 
 import { isObject } from '../base/options.js'
 import type { TrainOptions } from '../train/options.js'
@@ -46,8 +46,8 @@ export const loadAdapter: typeof import('./adapters.js').loadAdapter = async (..
  * whole adapter or a folder without a config, never a mixture of two adapters. If `targetModules` does not match the
  * adapter's layers, the saved config lists the names of the layers instead.
  *
- * @throws StateError when there is no layer; ConfigError when `dtype` is none of fp32, fp16 and bf16, or an argument is
- *   not valid; NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError
+ * @throws StateError when there is no layer; ConfigError when `dtype` is not fp32, fp16 or bf16, or an argument is not
+ *   valid; NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError
  *   when the config excludes a layer; FileError when the folder cannot be written.
  *
  * @example
@@ -89,7 +89,7 @@ export function train(options: TrainOptions): TrainRun {
  * The tasks that a model can be trained for: what each learns, its records, and how its adapters are run. Without a
  * model, all tasks.
  *
- * @throws ConfigError when `model` is no open model
+ * @throws ConfigError when `model` is not an open model
  *
  * @example
  * for (const { name, learns, records } of await trainingTasks()) console.log(name, learns, Object.keys(records[0]))
@@ -98,11 +98,11 @@ export const trainingTasks: typeof import('./train.js').trainingTasks = async (.
   (await import('./train.js')).trainingTasks(...given)
 
 /**
- * Reads data as training would, and tells what is in it: the task that fits, lengths, labels, duplicates, records that
- * cannot be used, and with `preview` the tokens of the first examples and which of them count. Trains nothing. Memory
- * does not grow with the texts: a record takes 16 bytes.
+ * Reads data as training would, and reports the task that fits, lengths, labels, duplicates, and records that cannot be
+ * used; with `preview` also the tokens of the first examples, and which of them count in the loss. Trains nothing.
+ * Texts are not kept in memory: each record takes 16 bytes.
  *
- * @throws as {@link train} does for model and options. What is wrong with a record is in the report
+ * @throws the errors of {@link train} for model and options. Problems of records are in the report
  *
  * @example
  * const { task, invalid, examples } = await checkData({
@@ -164,7 +164,7 @@ export const planMerge: typeof import('./merge.js').planMerge = async (...given)
  * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32,
  * only the last digits can differ. In bf16 and f16, more values differ, because the merge rounded them.
  *
- * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced
+ * @throws what {@link merge} throws; UnsupportedError if an adapter replaces values of the base
  *
  * @example
  * const adapters = 'tests/golden/peft/f32'
@@ -179,7 +179,7 @@ export const unmerge: typeof import('./merge.js').unmerge = async (...given) =>
  * Shows what is in an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an
  * adapter in memory. If an adapter cannot be loaded, the report lists all its problems and its valid parts.
  *
- * @throws FileError when the source does not exist or is none of these; FormatError when it is damaged; ConfigError
+ * @throws FileError when the source does not exist or is of another kind; FormatError when it is damaged; ConfigError
  *   when a value of an adapter's config is out of range, or when the source is a model and an option is only for
  *   adapters; UnsupportedError for an adapter that is not LoRA
  *
@@ -292,12 +292,12 @@ export const extract: typeof import('./tools.js').extract = async (...given) =>
   (await import('./tools.js')).extract(...given)
 
 /**
- * Measures finished adapters on records: the task's metrics for the base and for each adapter, with intervals that hold
- * 95 % of the draws of a bootstrap over the records, the difference to the base, record by record, and the records that
- * differ most. The numbers are those of an evaluation in `train`. With `generate` the models answer the records too,
- * and the answers are compared with the wanted ones.
+ * Measures finished adapters on records. The report has the task's metrics for the base and for each adapter with 95 %
+ * intervals (bootstrap over the records), the paired difference to the base, and the records that differ most. The
+ * metrics are computed as in an evaluation during `train`. With `generate`, the models also answer the records, and the
+ * answers are compared with the wanted answers.
  *
- * A base without a head for the labels is left out. Differences are then those to the first adapter.
+ * If the base has no head for the labels, it is left out, and differences are to the first adapter.
  *
  * @throws DataError for records that the task cannot use, or with labels that an adapter does not give; MismatchError
  *   when an adapter does not fit the model; UnsupportedError for a model that is not one for the task; what {@link
@@ -317,10 +317,10 @@ export const evaluate: typeof import('./evaluation.js').evaluate = async (...giv
 /**
  * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the
  * principal angles between the spaces that they write into and read from. For checkpoints: the relative change of each
- * tensor. Both name what differs most.
+ * tensor. Both reports list the layers or tensors that differ most.
  *
- * @throws MismatchError when a layer or tensor is not the same in both; ConfigError when one is an adapter and the
- *   other a checkpoint; what {@link loadAdapter} throws
+ * @throws MismatchError when a layer or tensor does not have the same shape in both; ConfigError when an adapter is
+ *   compared with a checkpoint; what {@link loadAdapter} throws
  *
  * @example
  * const report = await diff('tests/golden/peft/f32', 'tests/golden/peft/bf16')

@@ -1,4 +1,4 @@
-// Functions of Node that the command line needs beside the public API.
+// Functions for Node that the command line needs in addition to the public API.
 
 import { existsSync } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
@@ -33,7 +33,8 @@ export async function* rowsOfInput(
   columns: Readonly<Record<string, string>> | undefined,
 ): AsyncGenerator<TextRow> {
   const closers: (() => Promise<void>)[] = []
-  const rows = file === '-' ? lines() : readRows(await openData(file, 'data', (one) => closers.push(() => one.close())))
+  const rows =
+    file === '-' ? lines() : readRows(await openData(file, 'data', (opened) => closers.push(() => opened.close())))
   try {
     for await (const row of rows) {
       const { where, row: fields } = columns === undefined ? row : renameColumns(row, columns)
@@ -59,19 +60,19 @@ async function* lines(): AsyncGenerator<Row> {
   }
 }
 
-/** Throws FileError when it cannot be read. */
+/** Reads a text file. Throws FileError if it cannot be read. */
 export function readTextFile(file: string): Promise<string> {
   return withFileErrors(file, 'cannot be read', () => readFile(file, 'utf8'))
 }
 
-/** Reads a chat template. Throws FormatError when it is none: before a model is loaded for it. */
+/** Reads a chat template. Throws FormatError if it is not valid, so that this shows before a model is loaded. */
 export async function readTemplate(file: string): Promise<string> {
   const text = await readTextFile(file)
   await compileChatTemplate({ name: file, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens: {} })
   return text
 }
 
-/** Undefined where there is no such file. */
+/** Reads the start of a file. Returns undefined if the file does not exist. */
 export async function startOfFile(file: string, most: number): Promise<string | undefined> {
   const [folder, name] = [new NodeDirectory(path.dirname(file)), path.basename(file)]
   if (!(await folder.has(name))) return undefined
@@ -80,21 +81,21 @@ export async function startOfFile(file: string, most: number): Promise<string | 
 }
 
 /**
- * Writes a file that appears complete or not at all. Devices and pipes are written into.
+ * Writes a file that appears complete or not at all. If the path is a device or a pipe, the content is written into it.
  *
- * @param isNew whether a file of this name stays, and is an error
+ * @param isNew whether it is an error if the file exists
  * @throws FileError
  */
 export function writeWhole(file: string, content: string, isNew: boolean): Promise<void> {
   return writeFile(new NodeDirectory(path.dirname(file)), path.basename(file), content, isNew)
 }
 
-/** Throws as opening a session would, but before anything is read. */
+/** Throws the same errors as opening a session on these devices, but before anything is read. */
 export function requireDevices(names: readonly string[]): Promise<void> {
   return requireProviders(resolveNodeRuntime(), names)
 }
 
-/** Throws FileError naming the option unless a file or folder can be made at a place. Leaves nothing there. */
+/** Throws FileError with the option's name if a file or folder cannot be made at a path. Leaves nothing there. */
 export async function requireWritable(target: string, where: string): Promise<void> {
   const wanted = path.resolve(target)
   let found = wanted
@@ -119,7 +120,7 @@ class NewFolder extends NodeDirectory {
   }
 }
 
-/** A folder for a result. Throws FileError unless it is empty or not there yet, now and when the result is whole. */
+/** Returns a folder for a result. Throws FileError if it is not empty, now or when the result is complete. */
 export async function newFolder(name: string): Promise<Directory> {
   const folder = new NewFolder(name)
   await requireEmpty(folder)

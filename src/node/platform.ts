@@ -1,4 +1,4 @@
-// Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
+// The platform for Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
 
 import { readFileSync } from 'node:fs'
 import { freemem } from 'node:os'
@@ -27,7 +27,10 @@ function notPath({ where, what }: FileError): FileError {
   })
 }
 
-/** Linux tells the two parts: https://man7.org/linux/man-pages/man5/proc_pid_status.5.html */
+/**
+ * Reads how much memory is anonymous and how much is mapped files:
+ * https://man7.org/linux/man-pages/man5/proc_pid_status.5.html
+ */
 function memoryUse() {
   if (process.platform !== 'linux') return undefined
   const status = readFileSync('/proc/self/status', 'utf8')
@@ -52,8 +55,8 @@ export const nodePlatform: Platform = {
     const { endpoint = hubEnvironment().endpoint, token = await hubToken() } = hubOptions()
     return { endpoint, token, isOffline: hubEnvironment().isOffline }
   },
-  // availableMemory heeds a container's limit; it came with Node 20.13.
   watch: watchOnTerminal,
+  // availableMemory respects the limit of a container. It came with Node 20.13.
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   memoryUse,
   openTokenFile,

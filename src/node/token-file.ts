@@ -1,4 +1,4 @@
-// Tokens of a training that memory has no room for.
+// A temporary file for the tokens of a training that do not fit into memory.
 
 import { closeSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -6,7 +6,7 @@ import path from 'node:path'
 import { FileError } from '../base/errors.js'
 import { fileError } from '../io/node/errors.js'
 
-/** A file without a name, in the folder for temporary files: it is gone with the process at the latest. */
+/** Opens a temporary file and removes its name at once, so that it disappears when the process ends. */
 export function openTokenFile() {
   const name = path.join(tmpdir(), `lowrank-tokens-${crypto.randomUUID()}`)
   const attempt = <T>(action: string, call: () => T): T => {
@@ -22,7 +22,7 @@ export function openTokenFile() {
     return opened
   })
   let length = 0
-  // Apart from `write`: a function made there would keep what was written in memory.
+  // Not inside `write`: a closure made there would keep the written tokens in memory.
   const readerOf = (place: number, byteLength: number) => () =>
     attempt('cannot be read', () => {
       const numbers = new Int32Array(byteLength / 4)

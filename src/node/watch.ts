@@ -1,10 +1,10 @@
-// Lines about a training on standard error, for programs that ask for no events.
+// Prints the progress of a training to standard error, if the program does not listen to events.
 
 import type { TrainEvents } from '../train/train-report.js'
 
 const INTERVAL_MS = 1000
 
-/** Undefined where standard error is no terminal. */
+/** Returns listeners that print progress, or undefined if standard error is not a terminal. */
 export function watchOnTerminal(): TrainEvents | undefined {
   const { stderr } = process
   if (stderr.isTTY !== true) return undefined

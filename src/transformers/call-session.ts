@@ -1,6 +1,5 @@
-// A model of transformers.js runs this in place of its own session: lowrank's session with the adapter of one call. It
-// hides the inputs that take factors, and gives ONNX Runtime's own tensors, which stay where they are: a cache on the
-// GPU is not copied.
+// The session that a transformers.js model runs instead of its own: lowrank's session with the adapter of a call. It
+// hides the inputs for adapters, and returns ONNX Runtime's tensors as they are, so a cache on the GPU is not copied.
 
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
 import { typeOf } from '../graph/inputs/roles.js'
@@ -18,17 +17,17 @@ export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
 
 export interface SharedSession {
   readonly session: ModelSession
-  /** Graphs of an encoder and its decoder; empty for a model of one graph. */
+  /** The graphs of an encoder and its decoder; empty if the model has a single graph. */
   readonly pair: readonly RoleGraph[]
   readonly graph: Graph
   readonly inputMetadata: readonly InputMetadata[]
   readonly config: { readonly dtype: string; readonly device: string }
   readonly cache: PipelineCache
-  /** Throws where rows that are filled up would be computed wrongly. */
+  /** Throws if padded rows would be computed wrongly. */
   checkPadding(feeds: Feeds): void
 }
 
-/** A graph that transformers.js knows by another name. */
+/** A graph for which transformers.js has another name. */
 export interface RoleGraph {
   readonly role: string
   readonly name: string
@@ -38,7 +37,7 @@ export interface RoleGraph {
 
 interface Plan {
   readonly rows: number | undefined
-  /** The count of changes of the session's adapters when the plan was made. */
+  /** How often the session's adapters had changed when the plan was made. */
   readonly changes: number
   readonly mixes: readonly Mix[]
   readonly head: AdapterHead | undefined
@@ -46,7 +45,7 @@ interface Plan {
   readonly asked: readonly string[] | undefined
 }
 
-/** The sessions of one call, under transformers.js's names. */
+/** Makes the sessions of a call, by the names that transformers.js has for them. */
 export function sessionsFor(shared: SharedSession, choice: CallChoice): Record<string, PipelineSession> {
   if (shared.pair.length === 0) return { model: new CallSession(shared, choice) }
   return Object.fromEntries(shared.pair.map((graph) => [graph.name, roleSession(shared, graph, choice)]))
@@ -67,7 +66,7 @@ function roleSession(
   }
 }
 
-/** The session of one call. Releasing it disposes the session that all calls share. */
+/** The session of a call. Releasing it disposes the session that all calls share. */
 export class CallSession implements PipelineSession {
   readonly inputMetadata: readonly InputMetadata[]
   readonly inputNames: readonly string[]
@@ -92,7 +91,7 @@ export class CallSession implements PipelineSession {
     const given = await this.#run(feeds, mixes, asked)
     const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
     if (head !== undefined) {
-      // A pipeline knows tensors by their class.
+      // A pipeline recognizes tensors by their class.
       const input = given[head.input.value]
       outputs[head.output] = like(input, headLogits(head, input, feeds))
     }
@@ -100,7 +99,7 @@ export class CallSession implements PipelineSession {
     return outputs
   }
 
-  /** The cache of a text grows where it is, if the graph gives out what a step adds to it. */
+  /** Runs the graph. If it returns only the new rows of the cache, they are added to the cache in place. */
   async #run(feeds: Feeds, mixes: readonly Mix[], asked: readonly string[] | undefined) {
     const { session, cache } = this.shared
     const { newRows } = session
@@ -119,7 +118,7 @@ export class CallSession implements PipelineSession {
     }
   }
 
-  /** The same for all runs of a text: only adapters that come or go change it. */
+  /** Returns the plan of a run. It is kept until adapters are added or removed. */
   #planFor(rows: number | undefined): Plan {
     const { session } = this.shared
     const { changes } = session
@@ -153,7 +152,7 @@ export function metadataOf(graph: Graph): InputMetadata[] {
   })
 }
 
-/** Sizes by number as far as they are known: transformers.js takes 0 for a name other than the batch's. */
+/** Returns the shape of a cache input with numbers if they are known: transformers.js takes unknown sizes as 0. */
 function cacheShape(graph: Graph, input: Graph['inputs'][number]): (number | string)[] {
   const { dims, axis } = cacheEntry(graph, input)
   return dims.map((dim, i) => dim ?? (i === axis ? 'past_sequence_length' : 'batch_size'))

@@ -1,4 +1,4 @@
-// transformers.js as this folder sees it: its parts that are used, and which versions have them.
+// The parts of transformers.js that are used here, and the versions that have them.
 // API: https://huggingface.co/docs/transformers.js/api/transformers
 
 import { ConfigError, MismatchError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
@@ -7,7 +7,7 @@ import { importWebRuntime } from '../runtime/load.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import type { Feeds } from '../runtime/runtime.js'
 
-/** The oldest version whose models, pipelines and sessions have the form that is used here. */
+/** The oldest version that works: older models, pipelines or sessions differ. */
 const OLDEST = [4, 3]
 
 export type Class<Instance> = new (...args: unknown[]) => Instance
@@ -45,7 +45,7 @@ export interface PipelineInstance {
   readonly processor?: unknown
 }
 
-/** Classes of models, tokenizers and pipelines are found by their names. */
+/** The module. Classes of models, tokenizers and pipelines are looked up by name. */
 export interface TransformersModule {
   readonly env: {
     readonly version: string
@@ -94,7 +94,7 @@ async function importTransformers(): Promise<unknown> {
   }
 }
 
-/** `otherwise` is taken where the installed version has no class of that name. */
+/** Returns a class by name, or the class `otherwise` if the installed version does not have it. */
 export function classNamed<T>(module: TransformersModule, name: string, otherwise?: string): Class<T> {
   const found = (module as unknown as Record<string, unknown>)[name]
   if (typeof found !== 'function' && otherwise !== undefined) return classNamed(module, otherwise)
@@ -102,7 +102,7 @@ export function classNamed<T>(module: TransformersModule, name: string, otherwis
   throw new UnsupportedError({ where: name, what: `@huggingface/transformers ${module.env.version} has no such class` })
 }
 
-/** ONNX Runtime as sessions are opened with it. Inputs may be of any copy's Tensor class. */
+/** Makes a runtime that opens sessions with a copy of ONNX Runtime. Inputs may be tensors of another copy. */
 export function runtimeModule(
   { InferenceSession, listSupportedBackends }: Pick<OrtModule, 'InferenceSession' | 'listSupportedBackends'>,
   ortTensor: object,
@@ -116,15 +116,18 @@ export function runtimeModule(
 
 let place = { device: 'wasm', candidates: async (): Promise<readonly unknown[]> => [await importWebRuntime()] }
 
-export function usePlace(other: typeof place): void {
-  place = other
+export function usePlace(used: typeof place): void {
+  place = used
 }
 
 export function defaultDevice(): string {
   return place.device
 }
 
-/** transformers.js's own ONNX Runtime: pipelines know tensors by class, and two copies disturb each other. */
+/**
+ * Finds the copy of ONNX Runtime that transformers.js uses. Another copy would not do: pipelines recognize tensors by
+ * class, and two copies in a process disturb each other.
+ */
 export async function findRuntime(transformers: TransformersModule): Promise<OrtModule> {
   const theirs = transformers.env.backends.onnx?.versions
   const found = (await place.candidates()).flatMap((module) => versionsOf(module))

@@ -1,19 +1,19 @@
-// The key-value cache of texts that a pipeline writes. transformers.js holds what a step gives out as the cache, and
-// feeds it again with the next step. A step adds only a few rows: they go into arrays with room for more, and what is
-// handed out are tensors without data. Whoever reads such a tensor gets a copy.
+// The key-value cache of texts that a pipeline writes. transformers.js keeps the cache outputs of a step and feeds them
+// with the next step. A step adds only a few rows, which go into arrays with room for more; transformers.js gets
+// tensors without data that stand for the arrays. Reading the data of such a tensor makes a copy.
 
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { GrowingCache } from '../infer/generate/growing-cache.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
-/** The part of a cache that a tensor without data stands for. */
+/** The part of a cache for which a tensor without data stands. */
 interface Share {
   readonly cache: GrowingCache
   readonly part: number
   readonly length: number
 }
 
-/** ONNX Runtime's own class, by which transformers.js knows tensors. */
+/** ONNX Runtime's tensor class, by which transformers.js recognizes tensors. */
 declare class OrtTensor {
   constructor(type: 'float32', data: Float32Array, dims: readonly number[])
   dims: readonly number[]
@@ -25,23 +25,23 @@ type TensorClass = typeof OrtTensor
 
 export interface GrowingRun {
   readonly feeds: Feeds
-  /** Takes the rows that the run gave, and adds the outputs of the cache to the others, by name. */
+  /** Adds the new rows of a run to the cache, and the tensors that stand for the cache to `outputs`. */
   take(rows: RuntimeTensor, outputs: Record<string, RuntimeTensor>): void
   end(): void
 }
 
 export class PipelineCache {
   readonly #running = new WeakSet<GrowingCache>()
-  #classes: { readonly own: TensorClass; readonly lazy: ReturnType<typeof lazyClass> } | undefined
+  #classes: { readonly ort: TensorClass; readonly lazy: ReturnType<typeof lazyClass> } | undefined
 
-  /** Only one run at a time goes on with the newest tokens of a cache: others get copies. */
+  /** Begins a run. Only one run at a time can add to a cache in place; runs at the same time get copies. */
   begin(feeds: Feeds, newRows: NewRows): GrowingRun | undefined {
     const { parts, ids, mask } = newRows
     const pasts = parts.map(({ past }) => feeds[past])
     const [batch, sequence] = feeds[ids]?.dims ?? []
     const length = pasts[0]?.dims[2]
     const isWhole = parts.every(({ heads, size }, i) => isPart(pasts[i], [batch, heads, length, size]))
-    // The graph takes the number of tokens in the cache from the mask.
+    // The mask must tell how many tokens the cache has, because its arrays are longer.
     const isTold = String(feeds[mask]?.dims) === String([batch, length + sequence])
     if (!isWhole || !isTold) return undefined
     const cache = this.#newestOf(pasts, length) ?? cacheOf(newRows, { batch, length, feeds })
@@ -61,7 +61,7 @@ export class PipelineCache {
     }
   }
 
-  /** The cache whose newest tokens these tensors stand for, unless another run goes on with them. */
+  /** Returns the cache for which these tensors stand, if they hold its newest tokens and no other run adds to it. */
   #newestOf(pasts: readonly RuntimeTensor[], length: number): GrowingCache | undefined {
     const lazy = this.#classes?.lazy
     const cache = lazy?.shareOf(pasts[0])?.cache
@@ -73,8 +73,8 @@ export class PipelineCache {
     return isNewest ? cache : undefined
   }
 
-  #lazyTensor(own: TensorClass) {
-    if (this.#classes?.own !== own) this.#classes = { own, lazy: lazyClass(own) }
+  #lazyTensor(ortClass: TensorClass) {
+    if (this.#classes?.ort !== ortClass) this.#classes = { ort: ortClass, lazy: lazyClass(ortClass) }
     return this.#classes.lazy
   }
 }
@@ -93,7 +93,7 @@ function isPart(tensor: RuntimeTensor | undefined, dims: readonly (number | unde
 
 const NOTHING = new Float32Array(0)
 
-/** Each call makes a class of its own, which knows its own tensors alone. */
+/** Makes a class of tensors without data. Each call makes a new class, which recognizes only its own tensors. */
 function lazyClass(Tensor: TensorClass) {
   return class LazyTensor extends Tensor {
     #share: Share | undefined
@@ -106,13 +106,13 @@ function lazyClass(Tensor: TensorClass) {
       this.#share = share
     }
 
-    /** Undefined once the data is out: its reader may change it, so that the cache no longer has the same. */
+    /** Returns undefined if the data was read: the reader may have changed it, so it may differ from the cache. */
     static shareOf(tensor: object): Share | undefined {
       return #share in tensor ? tensor.#share : undefined
     }
 
     override get data(): RuntimeTensor['data'] {
-      // A tensor that is disposed says so.
+      // If the tensor is disposed, `super.data` throws.
       if (this.location !== 'cpu') return super.data
       if (this.#share !== undefined) {
         const { cache, part, length } = this.#share

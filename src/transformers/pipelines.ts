@@ -1,4 +1,5 @@
-// Pipelines over lowrank's session. Each call has a copy of the model bound to its adapter, so that calls may overlap.
+// Pipelines over lowrank's session. Each call gets a copy of the model that is bound to its adapter, so calls may
+// overlap.
 
 import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
@@ -17,27 +18,27 @@ import { type CallChoice, metadataOf, type RoleGraph, type SharedSession, sessio
 import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
 import { PipelineCache } from './pipeline-cache.js'
 
-/** Options of each call of a pipeline with adapters, beside transformers.js's own. */
+/** Options for each call of a pipeline with adapters, in addition to the options of transformers.js. */
 export interface AdapterCallOptions {
   /**
-   * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each
-   * text of a batch. null is the base model alone. Default null.
+   * Name of the adapter. `{ a: 0.5, b: 1 }` adds several adapters, each with its weight. A list has one such choice for
+   * each text of a batch. null is the base model alone. Default null.
    */
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Options of transformers.js: max_new_tokens, streamer, pooling, top_k, … */
   [option: string]: unknown
 }
 
-/** Members of a pipeline with adapters, beside its call. */
+/** Members of a pipeline with adapters, in addition to its call. */
 export interface AdapterPipelineParts {
   /** The task of the pipeline. */
   readonly task: string
   /**
-   * transformers.js's model. Its call and `generate` take `adapter` beside the inputs; without it they run the base
-   * model.
+   * The model of transformers.js. You can call it, or its `generate`, with the option `adapter`; without it they run
+   * the base model.
    */
   readonly model: unknown
-  /** transformers.js's tokenizer. */
+  /** The tokenizer of transformers.js. */
   readonly tokenizer: unknown
   /** The session, to which adapters are added and from which they are removed. Disposing the pipeline disposes it. */
   readonly session: Pick<AdapterSession, 'adapters' | 'add' | 'remove'>
@@ -62,7 +63,7 @@ export function shareSession(session: ModelSession, config: PipelineRun): Shared
   return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(), config, checkPadding }
 }
 
-/** transformers.js's names for the graphs of an encoder and its decoder. */
+/** The names that transformers.js has for the graphs of an encoder and its decoder. */
 const PAIR = { encoder: 'model', decoder: 'decoder_model_merged' }
 
 function pairOf(session: ModelSession): RoleGraph[] {
@@ -73,7 +74,7 @@ function pairOf(session: ModelSession): RoleGraph[] {
   })
 }
 
-/** A pipeline that takes adapters, over one of transformers.js whose model is already lowrank's. */
+/** Makes a pipeline with adapters from a transformers.js pipeline whose model already runs lowrank's session. */
 export function adapterPipeline(
   base: PipelineInstance,
   shared: SharedSession,
@@ -100,12 +101,12 @@ export function adapterPipeline(
   })
 }
 
-/** Names that other libraries have for the option `adapter`. */
+/** Names that the option `adapter` has in other libraries. */
 const SYNONYM = /^(adapters|adapter_?names?|loras?|lora_(name|request))$/i
-/** Shorter names are not compared with `adapter`. */
+/** Shorter names are not taken for misspellings of `adapter`. */
 const MIN_NEAR = 5
 
-/** transformers.js ignores options that it does not know, and would run the base model. */
+/** Refuses misspellings of `adapter`: transformers.js would ignore them and run the base model. */
 function choiceOf(options: Readonly<Record<string, unknown>>, { session }: SharedSession) {
   const { adapter, ...rest } = options
   if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
@@ -118,7 +119,7 @@ function choiceOf(options: Readonly<Record<string, unknown>>, { session }: Share
   return { adapter: adapter as CallChoice, rest }
 }
 
-/** Options that transformers.js takes and ignores, and what does the same. */
+/** Options that transformers.js accepts but ignores, each with an option that has the effect. */
 const IDLE: Readonly<Record<string, string>> = {
   signal: 'Give stopping_criteria: an InterruptableStoppingCriteria of transformers.js',
   stop_strings: "Use lowrank's own session: session.generate(prompt, { stop })",
@@ -126,14 +127,14 @@ const IDLE: Readonly<Record<string, string>> = {
   num_beams: 'There is no beam search: leave it out',
 }
 
-/** Names of transformers.js's GenerationConfig and of its call, which a misspelled one is compared with. */
+/** Option names of transformers.js's GenerationConfig and its call, with which misspelled names are compared. */
 const GENERATION = `max_length max_new_tokens min_length min_new_tokens do_sample temperature top_k top_p typical_p
   repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens forced_decoder_ids
   forced_bos_token_id forced_eos_token_id pad_token_id bos_token_id eos_token_id decoder_start_token_id guidance_scale
   streamer stopping_criteria logits_processor return_full_text use_cache output_attentions output_scores
   return_dict_in_generate`.split(/\s+/)
 
-/** transformers.js ignores these in silence. The values that change nothing pass. */
+/** Refuses options that transformers.js ignores silently, unless their value changes nothing. */
 function refuseIdle(options: Readonly<Record<string, unknown>>): void {
   for (const [name, value] of Object.entries(options)) {
     if (value === undefined || value === null || GENERATION.includes(name)) continue
@@ -146,7 +147,7 @@ function refuseIdle(options: Readonly<Record<string, unknown>>): void {
   }
 }
 
-/** Options of other tasks and of tokenizers, which are near to none that is meant. */
+/** Options of other tasks and of tokenizers, which are not misspellings. */
 const KNOWN = [
   'normalize',
   'pooling',
@@ -157,7 +158,7 @@ const KNOWN = [
   'max_time',
 ]
 
-/** The model for callers of it: its calls and `generate` choose an adapter as the pipeline does. */
+/** Makes the model that callers get: its call and `generate` choose an adapter in the same way as the pipeline. */
 function choosingModel(model: PreTrainedModel, shared: SharedSession): PreTrainedModel {
   const choose = (inputs: unknown) => {
     const { adapter, rest } = choiceOf(isObject(inputs) ? inputs : {}, shared)
@@ -180,7 +181,7 @@ function choosingModel(model: PreTrainedModel, shared: SharedSession): PreTraine
   })
 }
 
-/** Methods of a model that run it on the inputs that they get first. */
+/** Methods of a model that run it, with the inputs as their first argument. */
 const CALLS: ReadonlySet<string | symbol> = new Set(['generate', 'forward', '_call'])
 
 interface Methods {
@@ -188,7 +189,7 @@ interface Methods {
   readonly [name: string]: (...args: unknown[]) => unknown
 }
 
-/** The model with the session of one call in it. */
+/** Returns a copy of the model that runs the session of a call. */
 function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallChoice): PreTrainedModel {
   const sessions = sessionsFor(shared, choice)
   const config = labeledConfig(model.config, shared, choice)
@@ -196,15 +197,15 @@ function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallC
   return Object.assign(new Model(config, sessions, model.configs), model, { config, sessions })
 }
 
-/** config.json with the labels of the adapter's head. */
+/** Returns the config with the labels of the adapter's head. */
 function labeledConfig(config: Record<string, unknown>, { session }: SharedSession, choice: CallChoice) {
   const mixes = mixesOf(choice, undefined)
   session.checkMixes(mixes, true)
   const head = session.headFor(mixes)
   if (head === undefined) return config
   const { count, labels } = head
-  const own = isObject(config.id2label) ? Object.keys(config.id2label).length : 0
-  if (labels === undefined && own === count) return config
+  const labelCount = isObject(config.id2label) ? Object.keys(config.id2label).length : 0
+  if (labels === undefined && labelCount === count) return config
   const id2label = Object.fromEntries(Array.from({ length: count }, (_, i) => [i, labels?.[i] ?? `LABEL_${i}`]))
   const label2id = Object.fromEntries(Object.entries(id2label).map(([id, label]) => [label, Number(id)]))
   return Object.assign(Object.create(Object.getPrototypeOf(config)), config, { id2label, label2id })
@@ -224,15 +225,16 @@ const MASK = 'attention_mask'
 
 const [SEQLENS, BIAS] = [5, 10]
 
-/** Providers whose GroupQueryAttention takes a bias. */
+/** Providers whose GroupQueryAttention accepts an attention bias. */
 const TAKES_BIAS = new Set(['cpu', 'wasm'])
 
-/** Far below all scores, and finite, so that rows of nothing else stay finite. */
+/** The bias that hides a key: far below all scores, but finite, so that rows of hidden keys alone stay finite. */
 const HIDDEN = { [DataType.FLOAT]: -1e9, [DataType.FLOAT16]: -3e4 } as const
 
 /**
- * Hides the keys with which transformers.js fills rows up on the left: GroupQueryAttention counts keys from the left,
- * and these too. https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
+ * Hides the padding that transformers.js puts on the left: GroupQueryAttention counts keys from the left, so it would
+ * take the padding for keys.
+ * https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
  */
 export function paddingPlan(graph: Graph, device: string): { edit?: typeof hidePadding; check(feeds: Feeds): void } {
   if (!countsKeysFromLeft(graph)) return { check() {} }

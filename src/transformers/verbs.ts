@@ -1,4 +1,4 @@
-// The two ways to a pipeline with adapters: a new one, and one that is there.
+// The two ways to get a pipeline with adapters: make a new pipeline, or add adapters to an existing pipeline.
 
 import type { Source } from '../base/bytes.js'
 import { closingOnError, readJson, readJsonIfThere, readText } from '../base/bytes.js'
@@ -40,7 +40,7 @@ import { adapterPipeline, type PipelineRun, sessionExtras, shareSession } from '
 interface TaskClasses {
   readonly auto: string
   readonly pipeline: string
-  /** An encoder and a decoder, in a graph each. */
+  /** The model has an encoder graph and a decoder graph. */
   readonly isPair?: true
 }
 
@@ -76,11 +76,11 @@ function checkTask(task: unknown): asserts task is PipelineTask {
   })
 }
 
-/** Refuses a model that has other graphs than the pipelines of a task run. */
+/** Refuses a model whose graphs the pipelines of a task cannot run. */
 function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' | 'name'>): void {
   const { isPair }: TaskClasses = CLASSES[task]
   const wanted = isPair ? 'decoder, encoder' : undefined
-  // Folders on the Hub often have the second decoder of older exports too, which the merged one makes needless.
+  // Folders on the Hub often also have the second decoder of older exports. If the decoder is merged, it is not needed.
   const isNeedless = (role: string) => role === 'decoder_with_past' && graphs.decoder?.includes('merged')
   const roles = Object.keys(graphs).filter((role) => !isNeedless(role))
   const got = roles.sort().join(', ')
@@ -89,7 +89,7 @@ function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' 
   throw new UnsupportedError({ where: name, what: `no graphs for ${task}`, expected, got })
 }
 
-/** The tables in which the Auto classes of transformers.js look models up. */
+/** Finds the class of a model in the tables of transformers.js's Auto classes. */
 function modelClass(
   transformers: TransformersModule,
   task: PipelineTask,
@@ -100,7 +100,7 @@ function modelClass(
     readonly BASE_IF_FAIL?: boolean
   }
   const type = String(config.model_type)
-  const found = auto.MODEL_CLASS_MAPPINGS.map((mapping) => mapping.get(type)).find((one) => one !== undefined)
+  const found = auto.MODEL_CLASS_MAPPINGS.map((mapping) => mapping.get(type)).find((name) => name !== undefined)
   if (found !== undefined) return classNamed<PreTrainedModel>(transformers, found)
   if (auto.BASE_IF_FAIL) return classNamed<PreTrainedModel>(transformers, 'PreTrainedModel')
   throw new UnsupportedError({
@@ -113,7 +113,7 @@ function modelClass(
   })
 }
 
-/** The readers of the input: an image processor for pictures, a tokenizer for texts. */
+/** Loads what reads the input: an image processor for pictures, a tokenizer for texts. */
 async function readerOf(transformers: TransformersModule, task: PipelineTask, model: Model): Promise<object> {
   const processor = task.startsWith('image-') ? { processor: processorOf(transformers, model) } : {}
   if (task === 'image-classification') return processor
@@ -137,7 +137,7 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
   const { directory } = model
   const tokenizer = await readJson(directory, 'tokenizer.json')
   const settings = { ...objectOf(await readJsonIfThere(directory, 'tokenizer_config.json')) }
-  // Newer folders hold the template in a file of its own, which transformers.js does not look for.
+  // Newer folders have the template in a separate file, which transformers.js does not look for.
   const template = 'chat_template.jinja'
   if (await directory.has(template)) settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
   const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
@@ -145,27 +145,28 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
   return new Tokenizer(tokenizer, settings)
 }
 
-/** The adapters of a pipeline, and how its model is opened. */
+/** Options of a pipeline: its adapters, and how its model is opened. */
 export interface PipelineOptions
   extends Pick<LoadModelOptions, 'dtype' | 'onDownload' | 'signal'>,
     Pick<AdapterSessionOptions, 'modules'> {
   /**
-   * Adapters by the name that calls choose them by: in memory, or what `loadAdapter` takes. `session.add` adds others
-   * later.
+   * The adapters by name: in memory, or any source that `loadAdapter` accepts. Calls choose an adapter by its name.
+   * `session.add` adds more later.
    */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
   /**
-   * The device that the model runs on: cpu, webgpu, wasm, cuda, coreml, dml, … `gpu` takes the first graphics processor
-   * that works, `auto` too, or else the processor. Default: cpu in Node, wasm in pages.
+   * The device that runs the model: cpu, webgpu, wasm, cuda, coreml, dml, … `gpu` takes the first GPU that works.
+   * `auto` does the same, and takes the CPU if no GPU works. Default: cpu in Node, wasm in pages.
    */
   device?: string | undefined
   /**
-   * Threads of a run on the processor. Default: ONNX Runtime's own choice.
+   * The number of threads of a run on the CPU. Default: ONNX Runtime chooses.
    * @range an integer in [1, 1024]
    */
   threads?: number | undefined
   /**
-   * The imported module @huggingface/transformers, where `import` from this package would find none or another copy.
+   * The imported module @huggingface/transformers. Needed if `import` from this package would not find it, or would
+   * find another copy.
    */
   transformers?: object | undefined
 }
@@ -232,7 +233,7 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
       prepare(opened) {
         checkGraphs(pipeline.task as PipelineTask, opened)
         checkSameModel(model.config, opened)
-        // Two copies of the weights may not fit into memory.
+        // Release the pipeline's session first: two copies of the weights may not fit into memory.
         return { beforeOpen: () => (released ??= theirs.release()) }
       },
     },
@@ -241,10 +242,10 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
   return adapterPipeline(pipeline, shared)
 }
 
-/** Graphics processors among the names of ONNX Runtime's devices. */
+/** The GPUs among ONNX Runtime's device names. */
 const GPUS = ['cuda', 'dml', 'coreml', 'webgpu']
 
-/** The devices that a choice stands for, in the order in which they are tried. */
+/** Returns the devices to try for a choice, in order. */
 function devicesOf(device = defaultDevice(), { listSupportedBackends }: OrtModule): string[] {
   if (device !== 'auto' && device !== 'gpu') return [device]
   const inPage = 'gpu' in (globalThis.navigator ?? {}) ? ['webgpu'] : []
@@ -255,7 +256,7 @@ function devicesOf(device = defaultDevice(), { listSupportedBackends }: OrtModul
   throw new UnsupportedError({ where: 'device', what: 'no graphics processor here', hint: 'Choose auto' })
 }
 
-/** Tries the next device where one does not start. */
+/** Opens the model on the first device that works. */
 async function firstThatOpens<T>(
   [device, ...others]: readonly string[],
   open: (device: string) => Promise<T>,
@@ -271,7 +272,7 @@ async function firstThatOpens<T>(
 interface SharedRequest {
   readonly module: OrtModule
   readonly run: PipelineRun
-  /** Throws for models that the pipeline cannot run. */
+  /** Throws if the pipeline cannot run the model. */
   prepare(model: Model): SessionExtras
 }
 
@@ -337,10 +338,10 @@ function checkPipeline(pipeline: PipelineInstance): void {
   }
 }
 
-/** Fields in which two models of one kind are hardly ever equal by chance. */
+/** Fields of config.json that are hardly ever equal by chance in two different models. */
 const SIZES = ['model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'intermediate_size']
 
-/** Throws MismatchError unless the source is what the pipeline's model was loaded from, as far as config.json tells. */
+/** Throws MismatchError if config.json shows that the source is not the pipeline's model. */
 function checkSameModel(config: Readonly<Record<string, unknown>>, { config: read, name }: Model): void {
   for (const field of SIZES) {
     if (config[field] === read[field] || read[field] === undefined) continue

@@ -424,7 +424,7 @@ function commonAlpha(pairs: readonly GgufPair[]): number | undefined {
 }
 
 function writtenTensors(
-  { tensor, a, b, count, isStacked, scaling, dtype: own, heads, where }: GgufPair,
+  { tensor, a, b, count, isStacked, scaling, dtype: dtypeInFile, heads, where }: GgufPair,
   dtype: GgufFloat,
   alpha: number | undefined,
   halves: Set<string>,
@@ -438,7 +438,7 @@ function writtenTensors(
     const ordered = <T extends FloatArray | Uint8Array>(data: T) => {
       return turns === undefined ? data : toGgufOrder(data, rows, turns, where)
     }
-    if (stored !== undefined && scale === 1 && type === own) {
+    if (stored !== undefined && scale === 1 && type === dtypeInFile) {
       return { name, shape, dtype: type, bytes: async (memory?: Uint8Array) => ordered(await stored(memory)) }
     }
     const bytes = async () => {

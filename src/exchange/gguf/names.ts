@@ -33,7 +33,7 @@ export function namesOfModel(model: string, where: string): GgufNames {
 }
 
 export function namesOfArchitecture(architecture: string, where: string): GgufNames {
-  const models = Object.entries(MODELS).filter(([, [own]]) => own === architecture)
+  const models = Object.entries(MODELS).filter(([, [name]]) => name === architecture)
   const ways = new Set(models.flatMap(([, [, way]]) => way ?? []))
   if (models.length > 0 && ways.size === 1) return namesOf(architecture, [...ways][0])
   throw new UnsupportedError({

@@ -1,4 +1,4 @@
-// Handing a run off: finds the run's options, opens what they name, and writes the folder.
+// Hands off a run: finds its options, opens the model and the data that they name, and writes the folder.
 
 import type { Source, Target } from '../../base/bytes.js'
 import { type Directory, readJson } from '../../base/bytes.js'
@@ -29,16 +29,16 @@ export interface HandoffOptions {
   readonly base?: string | undefined
   /**
    * The rows of texts and chats. `tokens`: the tokens and labels that lowrank would train on. `records`: the records
-   * themselves, which TRL turns into tokens, for another base or other data beside them.
+   * themselves, which TRL turns into tokens, so that you can change the base or add data.
    * @default tokens
    */
   readonly rows?: 'tokens' | 'records' | undefined
 }
 
 /**
- * Writes a folder with which another program goes on with a run, where GPUs are: settings, rows, chat template, the
+ * Writes a folder from which another program continues a run on a machine with GPUs: settings, rows, chat template, the
  * adapter that training starts from, a script, and a README with the commands. The records, their order, the start
- * values, the optimizer and the learning rates are those of lowrank; what is not the same is in the report.
+ * values, the optimizer and the learning rates are the same as in lowrank; the report lists what differs.
  *
  * @param run the folder of a run, or the options of `train`. An unfinished run goes on from the step it had reached
  * @throws UnsupportedError for a task or a setting that cannot be handed off; FileError for a folder that has no run,

@@ -1,4 +1,4 @@
-// A model's graph with inputs for adapters, for ONNX Runtime's own LoRA.
+// Writes a model whose graph has inputs for adapters, for the LoRA support of ONNX Runtime itself.
 
 import type { Source, Target } from '../../base/bytes.js'
 import { closing, type Directory, requireEmpty, writeThrough, writeTogether } from '../../base/bytes.js'
@@ -26,7 +26,7 @@ export interface AddLoraInputsOptions {
   /** Which graph of the model: see {@link loadModel}. */
   readonly dtype?: DtypeChoice | undefined
   /**
-   * The one rank that adapters may have. Default: any, which some devices other than the CPU do not take.
+   * The rank that all adapters must have. Default: any rank, which some devices other than the CPU do not support.
    * @range an integer of at least 1
    */
   readonly rank?: number | undefined
@@ -38,7 +38,7 @@ export interface AddLoraInputsOptions {
 export interface LoraInputsReport {
   /** The folder that was written. */
   out: string
-  /** The graph in it. */
+  /** The path of the graph in this folder. */
   graph: string
   /** Modules that adapters may change. */
   modules: string[]
@@ -47,9 +47,9 @@ export interface LoraInputsReport {
 }
 
 /**
- * Writes a model whose graph takes adapters with each run, as ONNX Runtime's own LoRA feeds them: the inputs
- * NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d) of each linear layer, with zeros as their default. The base's
- * weights stay bit for bit. `convertAdapter` with `to: 'onnx-adapter'` writes adapters for it.
+ * Writes a model whose graph takes an adapter with each run, in the way of ONNX Runtime's LoRA adapters: each linear
+ * layer gets the inputs NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), with zeros as their default. The
+ * base's weights stay bit for bit. `convertAdapter` with `to: 'onnx-adapter'` writes adapters for it.
  *
  * @throws MismatchError when `targetModules` match no layer; FileError when `out` is not empty; what `loadModel` throws
  *
@@ -68,8 +68,8 @@ export async function addLoraInputs(source: Source, options: AddLoraInputsOption
     const inputs = addAdapterInputs(graph, linears, rank)
     const path = model.onnxPath
     const planned = await planOnnx(model.onnx, graph.toModel(), path, { keepsFiles: true })
-    const own = path.includes('/') ? `${path.slice(0, path.indexOf('/'))}/` : path
-    const baseFiles = await findBaseFiles(model.directory, [own], [])
+    const graphFolder = path.includes('/') ? `${path.slice(0, path.indexOf('/'))}/` : path
+    const baseFiles = await findBaseFiles(model.directory, [graphFolder], [])
     await writeTogether(
       out,
       async (folder) => {

@@ -1,4 +1,4 @@
-// Uploads by the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
+// Uploads adapters with the Hub's client. It skips files that the Hub has, so a push that broke off continues there.
 
 import type { Source } from '../../base/bytes.js'
 import { closing, readAll, withSource } from '../../base/bytes.js'
@@ -25,7 +25,7 @@ export interface PushOptions {
   /** The first line of the commit. Default: Upload an adapter. */
   readonly message?: string | undefined
   /**
-   * The model that the adapter is meant for. If the folder records the digest of another one, nothing is sent.
+   * The model that the adapter is meant for. If the folder records the digest of another model, nothing is sent.
    * @flag DIR|ID
    */
   readonly base?: Source | undefined
@@ -41,7 +41,7 @@ export interface PushReport {
   files: string[]
 }
 
-/** Files of an adapter, and no others: a folder may hold checkpoints, data and private notes. */
+/** The only files that are sent: a folder may also hold checkpoints, data and private notes. */
 const OWN_FILES = [
   'adapter_config.json',
   'adapter_model.safetensors',
@@ -55,8 +55,8 @@ const REPOSITORY = kind('owner/name', (value) => /^[\w.-]+\/[\w.-]+$/.test(Strin
 
 /**
  * Sends an adapter to the Hub: its config, weights, chat template, model card and the records of its training, and no
- * other files of the folder. Makes the repository if there is none, for you alone. Large files that the Hub has are not
- * sent again. The token is that of `configureHub`, of HF_TOKEN or of `hf auth login`. Needs the package
+ * other files of the folder. If the repository does not exist, it is made, and only you can see it. Large files that
+ * the Hub has are not sent again. The token comes from `configureHub`, HF_TOKEN or `hf auth login`. Needs the package
  * @huggingface/hub.
  *
  * @param repository `owner/name`
@@ -87,7 +87,7 @@ export async function push(adapter: Source, repository: string, options: PushOpt
   const names = (await directory.list()).filter((name) => OWN_FILES.includes(name))
   try {
     await createRepo({ ...hub, visibility: options.public ? 'public' : 'private' }).catch((error: unknown) => {
-      // The Hub's word for a repository that is there.
+      // 409: the repository exists already.
       if (statusOf(error) !== 409) throw error
     })
     const files = []
@@ -111,7 +111,7 @@ async function requireBase({ name, trainedOn }: OpenAdapter, base: Source): Prom
   })
 }
 
-/** The Hub's client. In a `try` bundlers take the package for optional, and build where it is not installed. */
+/** Imports the Hub's client. Inside `try`, bundlers treat the package as optional, and build without it. */
 async function client(): Promise<typeof import('@huggingface/hub')> {
   try {
     return await import('@huggingface/hub')

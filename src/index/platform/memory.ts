@@ -1,4 +1,4 @@
-// Free memory of the machine that runs a model.
+// Checks whether a model fits into the memory of the machine, or of WebAssembly.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { type MemoryLimit, type MemoryNeed, WASM_BYTES } from '../../graph/memory.js'

@@ -1,4 +1,4 @@
-// Differences between Node and browsers. Without src/node.ts, which puts Node's in place, this is a browser.
+// What differs between Node and browsers. Without src/node.ts, which sets Node's platform, a browser is assumed.
 
 import type { ByteSource, Directory, Place } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
@@ -20,11 +20,11 @@ export interface Platform {
   defaultRuntime(): RuntimeHost
   readonly decodeImage: DecodeImage
   watch?(): TrainEvents | undefined
-  /** Bytes of memory that are free; undefined where the platform does not tell. */
+  /** Returns the bytes of free memory, or undefined if the platform does not tell. */
   freeMemory?(): number | undefined
-  /** Opens a file that stands in for memory. */
+  /** Opens a temporary file for tokens that do not fit into memory. */
   readonly openTokenFile?: () => TokenFile & { close(): void }
-  /** Memory of this process; undefined where the system does not tell. */
+  /** Returns the memory that this process uses, or undefined if the system does not tell. */
   readonly memoryUse?: () => MemoryUse | undefined
   nodeRuntime(specifier: string | undefined): RuntimeHost
 }
@@ -74,12 +74,13 @@ export function platform(): Platform {
   return current
 }
 
-export function usePlatform(other: Platform): void {
-  current = other
+export function usePlatform(used: Platform): void {
+  current = used
 }
 
 /**
- * A host whose sessions live in Node's worker threads, so that a run leaves this thread free. It is the default there.
+ * Makes a host whose sessions run in Node's worker threads, so that a run leaves this thread free. It is the default in
+ * Node.
  *
  * @param specifier Module specifier or URL of ONNX Runtime. Default: the onnxruntime-node that is installed next to
  *   your program, else next to lowrank.

@@ -1,4 +1,4 @@
-// The runtime of sessions in browsers: a Web Worker that imports ONNX Runtime by URL.
+// Runs sessions in browsers: a Web Worker imports ONNX Runtime by URL.
 
 import { ConfigError } from '../../base/errors.js'
 import { checkArgument, NAME } from '../../base/options.js'
@@ -6,10 +6,10 @@ import type { EngineKind, RuntimeHost } from '../../runtime/host.js'
 import { startNoted, webWorkerPort } from '../../runtime/web-worker.js'
 
 /**
- * A host whose sessions live in Web Workers, so that a run leaves the page responsive.
+ * Makes a host whose sessions run in Web Workers, so that a run leaves the page responsive.
  *
- * @param url of an onnxruntime-web bundle, absolute or relative to the page: the worker imports it, where no bundler
- *   resolves bare names. Vite: `import url from 'onnxruntime-web/wasm?url'`
+ * @param url URL of an onnxruntime-web bundle, absolute or relative to the page. It cannot be a bare package name,
+ *   because the worker imports it at run time. Vite: `import url from 'onnxruntime-web/wasm?url'`
  * @param wasm URL of its .wasm file. Needed if the .wasm file is in another folder or has another name, as after a Vite
  *   build: `import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'`
  * @throws ConfigError when `url` or `wasm` is not a URL
@@ -35,7 +35,7 @@ function absolute(where: string, url: string): string {
   }
 }
 
-/** Written out for each kind: bundlers look for exactly this expression. */
+/** The expression is written out for each kind of worker, because bundlers look for exactly this form. */
 function startWorker(kind: EngineKind): Worker {
   return kind === 'train'
     ? new Worker(new URL('../../train/worker.js', import.meta.url), { type: 'module' })

@@ -94,8 +94,8 @@ export class HandleDirectory implements Directory {
     return this.#entries('directory')
   }
 
-  async isSame(other: Directory): Promise<boolean> {
-    return other instanceof HandleDirectory && this.#handle.isSameEntry(other.#handle)
+  async isSame(directory: Directory): Promise<boolean> {
+    return directory instanceof HandleDirectory && this.#handle.isSameEntry(directory.#handle)
   }
 
   async #entries(wanted: FileSystemHandleKind, folder?: string): Promise<string[]> {

@@ -1,10 +1,10 @@
-// `lowrank/transformers` in Node, Bun and Deno: the same as in pages, where sources can be paths.
+// `lowrank/transformers` in Node, Bun and Deno. It is the same as in pages, except that sources can be paths.
 
 import '../../node.js'
 import { createRequire } from 'node:module'
 import { usePlace } from '../module.js'
 
-// transformers.js has loaded its ONNX Runtime when this is asked for, from wherever its package lies.
+// When this is called, transformers.js has already loaded its ONNX Runtime, wherever it is installed.
 usePlace({
   device: 'cpu',
   async candidates() {
