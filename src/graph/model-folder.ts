@@ -49,6 +49,9 @@ export interface Model {
   close(): Promise<void>
 }
 
+/** Throws if a model cannot be used for what it is opened for. Of its files, those of weights are not open yet. */
+export type ModelCheck = (model: Model) => Promise<void>
+
 /** Most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
@@ -59,6 +62,7 @@ export async function loadModel(
     onnxPath,
     dtype,
   }: { runtime: RuntimeHost; onnxPath?: string | undefined; dtype?: DtypeChoice | undefined },
+  check?: ModelCheck,
 ): Promise<Model> {
   if (onnxPath !== undefined && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: onnxPath })
@@ -79,8 +83,7 @@ export async function loadModel(
   const preprocessorConfig = await readObject(directory, 'preprocessor_config.json')
   const tokenizer = (await directory.has('tokenizer.json')) ? await loadTokenizer(directory) : undefined
   const sentence = await readSentenceModules(directory)
-  const onnx = await loadOnnx(directory, path)
-  const opened = new Map([[path, onnx]])
+  const opened = new Map<string, OnnxModel>()
   const ends = [tokenizer?.eosTokenId, generationConfig.eos_token_id, config.eos_token_id]
   const eosTokenIds = [...new Set(ends.flatMap(tokenIds))]
   const vocabularySize = positiveInteger(config, ['vocab_size'])
@@ -88,7 +91,7 @@ export async function loadModel(
   const padTokenIds = [tokenizer?.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
     .flatMap(tokenIds)
     .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
-  return {
+  const modelOf = (onnx: OnnxModel): Model => ({
     name: directory.hubId ?? directory.name,
     directory,
     graphs,
@@ -115,7 +118,12 @@ export async function loadModel(
       return graph
     },
     close: async () => void (await Promise.all([...opened.values()].map((graph) => graph.close()))),
-  }
+  })
+  // A check of several graphs would open the others with their weights.
+  const isAlone = Object.keys(graphs).length === 1
+  const onnx = await loadOnnx(directory, path, check && isAlone ? (graph) => check(modelOf(graph)) : undefined)
+  opened.set(path, onnx)
+  return modelOf(onnx)
 }
 
 export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenizer' | 'directory'>): Tokenizer {

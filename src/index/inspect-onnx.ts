@@ -1,6 +1,7 @@
 // Lists the inputs, outputs and adaptable layers of the graphs of an ONNX model.
 
 import { closing, type Directory } from '../base/bytes.js'
+import { attempt } from '../base/errors.js'
 import { loadOnnx } from '../formats/onnx/model.js'
 import { type GraphDtype, type GraphRole, graphDtypes, graphFile, roleOf } from '../graph/graph-file.js'
 import type { FormName } from '../graph/match/forms/form.js'
@@ -9,7 +10,8 @@ import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears } from '../graph/match/linears.js'
 import { findBranches } from '../graph/match/merged-branches.js'
-import { valuesWithoutGradient } from '../graph/training/reach.js'
+import { gradientReach } from '../graph/training/reach.js'
+import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { Graph } from '../graph/view/graph.js'
 
 /** One graph of a model. */
@@ -97,14 +99,15 @@ export async function inspectGraphs(
       const seen = new Set<string>()
       const branches = findBranches(graph)
       const found = findLinears(graph)
-      const unreached = valuesWithoutGradient(model.proto)
+      const { stopped } = gradientReach(model.proto)
+      const isTrainable = attempt(() => checkTrainableForm(graph)).problems.length === 0
       for (const linear of [...found, ...otherPointwise(graph, found)]) {
         const { name, form, layout, d, k, isHead } = linear
         const key = [name, form.name, layout].join()
         if (seen.has(key)) continue
         seen.add(key)
         const { run, merge, problem = null, ...able } = abilitiesOf(linear)
-        const train = able.train && !unreached.has(linear.output)
+        const train = able.train && isTrainable && !stopped.has(linear.output)
         const beside = branches.filter(({ factors }) => factors.some(({ module }) => module === name))
         const count = new Set(beside.map(({ number }) => number)).size
         const abilities = { run, merge: [...merge], train, problem, branches: count }

@@ -9,7 +9,7 @@ import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../in
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { RunAdapter } from '../lora/run-adapter.js'
 import { OPEN_SESSION_OPTIONS } from './gen/run-options.js'
-import { loadModel } from './model.js'
+import { openModel } from './model.js'
 import { checkWeightsFit, memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
 import { MODEL } from './source-values.js'
@@ -80,5 +80,11 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
-  return closingOnError(await loadModel(model as Source), (opened) => open(opened, true))
+  // More than one graph, and parts that are no layers, are checked when the session opens.
+  const check = async ({ onnx }: Model) => {
+    const { checkPlaces } = await import('../graph/match/place-adapter.js')
+    if (options.allowMissing) return
+    for (const adapter of Object.values(adapters)) checkPlaces(onnx, adapter, options.modules)
+  }
+  return closingOnError(await openModel(model as Source, {}, check), (opened) => open(opened, true))
 }

@@ -6,7 +6,8 @@ import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions, isObject } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/row.js'
-import type { Model } from '../graph/model-folder.js'
+import type { Model, ModelCheck } from '../graph/model-folder.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { LORA_CONFIG } from '../lora/gen/options.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
@@ -17,10 +18,10 @@ import type { RunSources } from '../train/about-run.js'
 import type { TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
-import { type RunContext, train as trainOpened } from '../train/train.js'
+import { checkModel, type RunContext, train as trainOpened } from '../train/train.js'
 import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
-import { loadModel, requireChatTemplate } from './model.js'
+import { openModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
 import { MODEL } from './source-values.js'
@@ -65,16 +66,20 @@ export async function withTraining<T>(
   resolveConfig(options.config)
   const { openTokenFile } = platform()
   let file: ReturnType<NonNullable<typeof openTokenFile>> | undefined
-  return withOpened(options, async (model, data, evalData) => {
+  let adapter: Promise<LoraAdapter> | undefined
+  const inputOf = async (model: Model, data: TrainingData) => {
     const { dtype: _, ...rest } = options
+    if (options.adapter !== undefined) adapter ??= openAdapter(options.adapter, 'adapter')
+    return { ...rest, config: withDefaultTargets(options, model), adapter: await adapter, model, data }
+  }
+  // The data are not read for it.
+  const check = async (model: Model) =>
+    checkModel({ ...(await inputOf(model, [])), evalData: undefined, out: undefined })
+  return withOpened({ ...options, check }, async (model, data, evalData) => {
     return await work(
       {
-        ...rest,
+        ...(await inputOf(model, data)),
         ...(options.on === undefined && { on: platform().watch?.() }),
-        config: withDefaultTargets(options, model),
-        adapter: options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter'),
-        model,
-        data,
         evalData,
         decodeImage: options.decodeImage ?? platform().decodeImage,
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
@@ -134,7 +139,7 @@ type OpenedOptions = Pick<
 
 /** Opens the data first, so that a wrong path is found before a model is downloaded. */
 export async function withOpened<T, M extends Model | Source | undefined>(
-  options: OpenedOptions & { readonly model?: M },
+  options: OpenedOptions & { readonly model?: M; readonly check?: ModelCheck },
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal, task } = options
@@ -149,7 +154,9 @@ export async function withOpened<T, M extends Model | Source | undefined>(
     const openedData = await openData(data, 'data', closeLater)
     const openedEvalData = evalData === undefined ? undefined : await openData(evalData, 'evalData', closeLater)
     if (!isOpen) await requireTemplateFor(openedData, options, model as Source)
-    const opened = isOpen ? (model as unknown as Model) : await loadModel(model as Source, { dtype, signal })
+    const opened = isOpen
+      ? (model as unknown as Model)
+      : await openModel(model as Source, { dtype, signal }, options.check)
     if (!isOpen) closers.push(() => opened.close())
     return await work(opened, openedData, openedEvalData)
   } finally {

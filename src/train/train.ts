@@ -5,11 +5,15 @@ import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../data/row.js'
 import { otherWeights } from '../graph/base-record.js'
+import { findLinears } from '../graph/match/linears.js'
+import { placeLayers } from '../graph/match/place-adapter.js'
 import { chooseCopies, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
+import { checkReach } from '../graph/training/reach.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
+import type { LoraConfig } from '../lora/config.js'
 import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Encoded, Examples, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
@@ -18,7 +22,7 @@ import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { costsOf, longestOf } from './evaluation-runs.js'
-import { findTargets, newAdapter } from './new-adapter.js'
+import { findTargets, newAdapter, type Targets } from './new-adapter.js'
 import type { TrainInput, TrainingData, TrainResult } from './options.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
@@ -98,13 +102,28 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
-  checkTrainableForm(readGraph(model.onnx))
+  const targets = await checkLayers(options, config)
   checkActivation(config, given, settings, task)
   await checkTask(task, model)
-  const targets = options.adapter === undefined ? await findTargets(model, config, options) : undefined
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   return { options, settings, config, targets, data, task, use }
+}
+
+/** Refuses what a run cannot train of a model whose weights are not there yet. */
+export async function checkModel(given: TrainInput): Promise<void> {
+  await checkLayers({ ...given, on: {} }, checkOptions(given, resolveSettings(given)))
+}
+
+/** Layers for a new adapter; undefined for one that is there. Gradients reach them. */
+async function checkLayers(options: TrainInput, config: LoraConfig): Promise<Targets | undefined> {
+  const { model, adapter, modules } = options
+  const graph = readGraph(model.onnx)
+  checkTrainableForm(graph)
+  const targets = adapter === undefined ? await findTargets(model, config, options) : undefined
+  const linears = () => placeLayers(graph, findLinears(graph, modules), adapter!.parts('linear'))
+  checkReach(model.onnx, targets?.targets ?? linears().map(({ linear }) => linear))
+  return targets
 }
 
 type Records = Awaited<ReturnType<typeof encodeAll>>

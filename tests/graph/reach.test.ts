@@ -1,8 +1,14 @@
-import { expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
+import { Random } from '../../src/base/random.js'
+import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import { valuesWithoutGradient } from '../../src/graph/training/reach.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { gradientReach } from '../../src/graph/training/reach.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import { directoryOf, inThread } from '../infer/models.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
 
 /** Layers whose output no gradient reaches, where `between` stands in front of the last one. */
@@ -20,7 +26,7 @@ function unreached(between: (g: Builder, x: string) => string): string[] {
   const last = layer('last', g.add(beside, between(g, first)))
   addOutput(graph, g.op('Identity', [last]), DataType.FLOAT)
   const model = graph.toModel()
-  const values = valuesWithoutGradient(model)
+  const values = gradientReach(model).stopped
   return findLinears(new Graph(model)).flatMap(({ name, output }) => (values.has(output) ? [name] : []))
 }
 
@@ -34,3 +40,48 @@ it('does not stop at operators with a gradient, with a lowering, or whose output
   expect(unreached((g, x) => g.op('com.microsoft:BiasGelu', [x, g.float([1, 2, 3, 4])]))).toEqual([])
   expect(unreached((g, x) => g.cast(g.op('Greater', [g.op('Hardmax', [x]), g.float(0)]), DataType.FLOAT))).toEqual([])
 })
+
+/** Whether a training graph of one layer alone comes as far as the measurement of its shapes. */
+async function isTrained(model: OnnxModel, open: ReturnType<typeof causalLm.open>, layer: object): Promise<boolean> {
+  const measured = new Error('measured')
+  const runtime = { createSession: () => Promise.reject(measured) }
+  const building = buildTrainingGraph(model, runtime as never, open, { layers: [layer as never] })
+  return building.then(
+    () => true,
+    (error: Error) => {
+      if (error !== measured && !/no gradient through/.test(error.message)) throw error
+      return error === measured
+    },
+  )
+}
+
+describe.each(['hybrids/granite_h/mobius', 'hybrids/qwen3_5/mobius', 'models/qwen3-genai', 'models/llama-optimum'])(
+  '%s',
+  (folder) => {
+    it('says of each layer what training finds, wherever an unknown operator stands', async () => {
+      const model = await loadModel(directoryOf(`tests/golden/${folder}`), { runtime: inThread })
+      const open = causalLm.open(model, [])
+      const random = new Random(7, folder)
+      const found = new Set<boolean>()
+      for (let draw = 0; draw < 4; draw++) {
+        const { proto, name, fileName, files } = model.onnx
+        const graph = new Graph(proto)
+        const places = findLinears(graph).flatMap(({ input, output }) => [input, output])
+        const place = places[Math.floor(random.uniform() * places.length)]
+        const unheard = new Builder(graph, 'unheard')
+        if (draw > 0) graph.putBehind(place, (value) => unheard.op('com.microsoft:Unheard', [value]), 'known')
+        const drawn = new OnnxModel(name, fileName, graph.toModel(), files)
+        const { stopped } = gradientReach(drawn.proto)
+        for (const { name, d, k, output, isHead } of findLinears(new Graph(drawn.proto))) {
+          if (isHead) continue
+          const isReached = !stopped.has(output)
+          found.add(isReached)
+          const layer = { name, d, k, rank: 1, scaling: 1 }
+          expect(await isTrained(drawn, open as never, layer), `${name} with an operator at ${place}`).toBe(isReached)
+        }
+      }
+      expect(found).toEqual(new Set([true, false]))
+      await model.close()
+    })
+  },
+)

@@ -77,8 +77,15 @@ async function refuse(source: ByteSource, cause: unknown): Promise<never> {
   })
 }
 
-/** Opens a model without reading its weights. Throws FileError if one of its external files is missing. */
-export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
+/**
+ * Opens a model without reading its weights. `check` gets it before its external files are opened, which on the Hub
+ * downloads them. Throws FileError if one of these files is missing.
+ */
+export async function loadOnnx(
+  directory: Directory,
+  path: string,
+  check?: (model: OnnxModel) => Promise<void>,
+): Promise<OnnxModel> {
   const slash = path.lastIndexOf('/')
   const fileName = path.slice(slash + 1)
   const files = new Map<string, ByteSource>()
@@ -87,6 +94,8 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
     files.set(fileName, source)
     const skeleton = await scanSkeleton(source, fileName).catch((cause) => refuse(source, cause))
     const proto = decodeModel(skeleton, source.name)
+    const model = new OnnxModel(source.name, fileName, proto, files)
+    await check?.(model)
     for (const tensor of tensorsOf(proto)) {
       if (!isExternal(tensor)) continue
       const { location, offset, byteLength } = weightRange(tensor, source.name)
@@ -95,7 +104,7 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
       files.set(location, file)
       checkRange(file, offset, byteLength)
     }
-    return new OnnxModel(source.name, fileName, proto, files)
+    return model
   } catch (error) {
     await Promise.all([...files.values()].map((source) => source.close()))
     throw error

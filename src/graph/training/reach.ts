@@ -1,40 +1,82 @@
-// Finds values that no gradient reaches, because an operator after them has none.
+// Finds layers that no gradient reaches, because an operator after them has none.
 
-import { attempt } from '../../base/errors.js'
+import { attempt, type LowrankError, listed, UnsupportedError } from '../../base/errors.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { ModelProto, NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'
 import { GRADIENTS, NON_DIFFERENTIABLE } from '../gradients/gradients.js'
-import { takeBranchWithoutCache } from '../inputs/cache.js'
+import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { toLinearAttention } from '../lower/gated-delta-net.js'
 import { lowerForTraining } from '../lower/lower.js'
-import { findLinears, logitsName } from '../match/linears.js'
+import { findLinears, type Linear, logitsName } from '../match/linears.js'
 import type { Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
-import { operatorOf } from '../view/operators.js'
+import { listByOperator, operatorOf } from '../view/operators.js'
+import { raiseOpset } from '../view/opset.js'
+import { computeInFloat32 } from './float32.js'
 
-/** Returns the values from which every path to the model's output may pass an operator without gradient. */
-export function valuesWithoutGradient(model: ModelProto): ReadonlySet<Value> {
+export interface Reach {
+  /** The values from which a path to the model's output passes operators without a gradient, and these operators. */
+  readonly stopped: ReadonlyMap<Value, readonly NodeProto[]>
+  /** Why fused operators cannot be written out for training. */
+  readonly refusals: readonly LowrankError[]
+}
+
+/** Finds where gradients stop, on the graph that training would use. */
+export function gradientReach(model: ModelProto): Reach {
   const graph = new Graph(model)
+  computeInFloat32(graph)
   takeBranchWithoutCache(graph)
+  growWindows(graph)
   const logits = logitsName(graph)
   graph.outputs = graph.outputs.filter(({ name }) => name === logits)
   graph.prune()
   // Nodes of quantized products have a gradient as a whole.
   const inProducts = new Set<NodeProto>()
   for (const { input, output } of findLinears(graph)) {
-    for (const [, node] of graph.madeOf(output, (_, value) => value !== input)) if (node) inProducts.add(node)
+    for (const [value, node] of graph.madeOf(output, (_, value) => value !== input)) {
+      if (node !== undefined && value !== input) inProducts.add(node)
+    }
   }
   const custom: CustomGradients = new Map()
   // Operators that cannot be lowered stay, and have no gradient.
-  attempt(() => toLinearAttention(graph))
-  attempt(() => lowerForTraining(graph, custom))
+  const refusals = [toLinearAttention, raiseOpset, lowerForTraining].flatMap(
+    (lower) => attempt(() => lower(graph, custom)).problems,
+  )
   const enters = (node: NodeProto) => !NON_DIFFERENTIABLE.has(operatorOf(node))
   const isBarrier = (node: NodeProto) =>
     enters(node) && !Object.hasOwn(GRADIENTS, operatorOf(node)) && !custom.has(node.output[0]) && !inProducts.has(node)
-  const behind = new Set<Value>()
-  for (const [, node] of graph.madeOf(logits, enters)) {
-    if (node === undefined || !isBarrier(node) || node.output.every((output) => behind.has(output))) continue
-    for (const input of node.input) for (const [value] of graph.madeOf(input, enters)) behind.add(value)
+  const barriers = new Set<NodeProto>()
+  for (const [, node] of graph.madeOf(logits, enters)) if (node !== undefined && isBarrier(node)) barriers.add(node)
+  const stopped = new Map<Value, NodeProto[]>()
+  for (const barrier of barriers) {
+    const values = new Set<Value>()
+    for (const input of barrier.input) for (const [value] of graph.madeOf(input, enters)) values.add(value)
+    for (const value of values) stopped.set(value, [...(stopped.get(value) ?? []), barrier])
   }
-  return behind
+  return { stopped, refusals }
 }
+
+/**
+ * Throws UnsupportedError if gradients reach none of the given layers, or not all: before a step, and before weights
+ * are read.
+ */
+export function checkReach(model: OnnxModel, layers: readonly Pick<Linear, 'name' | 'output'>[]): void {
+  const { stopped, refusals } = model.once(checkReach, () => gradientReach(model.proto))
+  const missed = layers.filter(({ output }) => stopped.has(output))
+  if (missed.length === 0) return
+  const nodes = new Set(missed.flatMap(({ output }) => stopped.get(output) ?? []))
+  const refused = Array.from(nodes, (node) => [operatorOf(node), node] as const)
+  const others = layers.filter((layer) => !missed.includes(layer))
+  const other = 'Export the model in another way'
+  throw new UnsupportedError({
+    where: 'training',
+    what: [
+      `no gradient through ${listByOperator(refused)} reaches ${namesOf(missed)}`,
+      ...refusals.map(({ message }) => message),
+    ].join('; '),
+    hint: others.length === 0 ? other : `${other}, or adapt only layers that it reaches: ${namesOf(others)}`,
+  })
+}
+
+const namesOf = (layers: readonly { name: string }[]) => listed([...new Set(layers.map(({ name }) => name))], 'layers')
