@@ -4,11 +4,9 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
-import { readGraph } from '../../src/graph/view/graph.js'
-import { paddingOf } from '../../src/infer/generate/text-graph.js'
+import { textFormOf } from '../../src/infer/generate/text-graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -122,8 +120,13 @@ describe.each(['lfm2', 'gemma2', 'qwen3_5', 'granite'])('%s', (name) => {
     expect(fresh.names().sort()).toEqual(adapter.names().sort())
   })
 
-  it('fills no row up where a convolution would read what fills it up', () => {
-    const graph = readGraph(model.onnx)
-    expect(paddingOf(graph, tokenInputs(graph))).toBe(['gemma2', 'granite'].includes(name) ? 'right' : 'none')
+  it('fills no prompt up where a convolution would read what fills it up', async () => {
+    const { padding, cachePadding, shares } = await textFormOf(model)
+    const hasStates = !['gemma2', 'granite'].includes(name)
+    expect({ padding, cachePadding, shares }).toEqual({
+      padding: hasStates ? 'none' : 'right',
+      cachePadding: 'right',
+      shares: true,
+    })
   })
 })

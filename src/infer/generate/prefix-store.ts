@@ -29,20 +29,32 @@ const LEAST_TOKENS = 32
 export class PrefixStore {
   readonly #kept = new Set<ReadPrefix>()
 
-  /** @param mostBytes 0 if the graph cannot continue a cache */
-  constructor(readonly mostBytes: number) {}
+  /**
+   * @param mostBytes 0 if the graph cannot continue a cache
+   * @param isWhole caches have states, and cannot be cut to fewer tokens
+   */
+  constructor(
+    readonly mostBytes: number,
+    private readonly isWhole = false,
+  ) {}
 
-  /** Finds the cache that shares the most first tokens with a text. It may hold more than the shared `count` tokens. */
-  find(text: ReadText): { cache: Feeds; count: number } | undefined {
+  /**
+   * `found`: the cache that shares the most first tokens with a text. It may hold more than the shared `count` tokens.
+   * `shared`: more first tokens that a cache shares, but cannot be cut to; else 0.
+   */
+  find(text: ReadText): { found: { cache: Feeds; count: number } | undefined; shared: number } {
     let best: { prefix: ReadPrefix; count: number } | undefined
+    let shared = 0
     for (const prefix of this.#kept) {
       // The last token is always read again, because its logits choose the next token.
       const count = Math.min(sharedTokens(prefix, text), text.tokens.length - 1)
-      if (count >= LEAST_TOKENS && count > (best?.count ?? 0)) best = { prefix, count }
+      if (count < LEAST_TOKENS) continue
+      if (this.isWhole && count < prefix.tokens.length) shared = Math.max(shared, count)
+      else if (count > (best?.count ?? 0)) best = { prefix, count }
     }
-    if (best === undefined) return undefined
-    this.#touch(best.prefix)
-    return { cache: best.prefix.cache, count: best.count }
+    if (best !== undefined) this.#touch(best.prefix)
+    const { prefix, count = 0 } = best ?? {}
+    return { found: prefix && { cache: prefix.cache, count }, shared: shared > count ? shared : 0 }
   }
 
   /** Keeps the cache of a text if it is worth it. `copy` is called only then. */
@@ -50,11 +62,11 @@ export class PrefixStore {
     if (text.tokens.length < LEAST_TOKENS) return
     for (const prefix of this.#kept) {
       const count = sharedTokens(prefix, text)
-      if (count === text.tokens.length) {
+      if (count === text.tokens.length && (!this.isWhole || count === prefix.tokens.length)) {
         this.#touch(prefix)
         return
       }
-      if (count === prefix.tokens.length) this.#kept.delete(prefix)
+      if (count === prefix.tokens.length && !this.isWhole) this.#kept.delete(prefix)
     }
     this.#kept.add({ ...text, cache: copy() })
     let bytes = [...this.#kept].reduce((sum, prefix) => sum + bytesOf(prefix), 0)

@@ -54,7 +54,7 @@ export class RunningTexts {
     graphOf: (role: string) => GraphEngine,
     private readonly bounds: TextBounds,
   ) {
-    const prefixes = new PrefixStore(form.takesPieces ? bounds.prefixCache : 0)
+    const prefixes = new PrefixStore(form.takesPieces ? bounds.prefixCache : 0, form.hasStates)
     this.tools = { form, graph: graphOf(form.role), graphOf, prefixes }
   }
 
@@ -140,13 +140,15 @@ export class RunningTexts {
     const { maxBatch, cacheBytes } = this.bounds
     const requests = [...running.map(({ request }) => request), ...next.map((index) => texts[index])]
     const tokens = requests.reduce((sum, { promptIds, limits }) => sum + promptIds.length + limits.maxTokens, 0)
-    return requests.length <= Math.max(maxBatch, batchSize) && tokens * this.form.tokenBytes <= cacheBytes
+    const bytes = tokens * this.form.tokenBytes + requests.length * this.form.stateBytes
+    return requests.length <= Math.max(maxBatch, batchSize) && bytes <= cacheBytes
   }
 
   /** True if two prompts may be read together. */
   #mayStart(shorter: RunningText, longer: RunningText): boolean {
     const isAlone = shorter.request.baseTokens > 0 || longer.request.baseTokens > 0
-    const isShort = lengthOf(longer) <= SHORT && isSimilar(lengthOf(shorter), lengthOf(longer))
+    const isFilled = this.form.padding !== 'none' || lengthOf(shorter) === lengthOf(longer)
+    const isShort = isFilled && lengthOf(longer) <= SHORT && isSimilar(lengthOf(shorter), lengthOf(longer))
     const isOfSide = this.#side(lengthOf(shorter)) === this.#side(lengthOf(longer))
     return !isAlone && isShort && isOfSide && (this.#mixesShare || isSameMix(shorter.mix, longer.mix))
   }

@@ -37,7 +37,7 @@ export interface TextTools {
 export class TextBatch {
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
-  /** The side on which the cache is padded. Prompts may be padded on the other side: see `form`. */
+  /** The side on which the cache is padded. Prompts may be padded on the other side, or not at all: see `form`. */
   readonly #cachePadding: Padding
   #cache: GrowingCache | PlainCache
   #vectors: TokenVectors | undefined
@@ -47,6 +47,8 @@ export class TextBatch {
   /** The number of tokens of each row in the cache, including padding. */
   #width = 0
   #cachedTokens = 0
+  /** Tokens that a text read before began with too, but then went on in another way: their states are kept. */
+  #shared = 0
 
   constructor(
     private readonly tools: TextTools,
@@ -55,7 +57,7 @@ export class TextBatch {
   ) {
     const { form } = tools
     this.#newRows = newRows
-    this.#cachePadding = newRows?.takesMissing && form.padding === 'left' ? 'right' : form.padding
+    this.#cachePadding = newRows?.takesMissing && form.cachePadding === 'left' ? 'right' : form.cachePadding
     this.#cache = newRows ? new GrowingCache(newRows, texts.length) : new PlainCache(form.cache, texts.length)
     this.#adapters = feedsOfRows(texts.map(({ mix }) => mix))
   }
@@ -66,7 +68,7 @@ export class TextBatch {
 
   /** True if attention skips the padding. */
   get skipsPadding(): boolean {
-    return this.tools.form.padding === 'right' || this.#newRows?.takesMissing === true
+    return this.tools.form.cachePadding === 'right' || this.#newRows?.takesMissing === true
   }
 
   /**
@@ -84,7 +86,9 @@ export class TextBatch {
     const vectors = await this.#vectors?.feeds()
     const adapters = this.#isReadByBase ? BASE : this.#adapters
     const outputs = await graph.run(this.#feeds(vectors, most), adapters, this.#outputNames)
-    if (!this.#take(outputs, most)) return []
+    const hasTaken = this.#take(outputs, most)
+    if (this.#width === this.#shared) await this.keep(this.texts)
+    if (!hasTaken) return []
     // Keep the cache of the prompt now, so that other texts can use it before this text ends. On a GPU copying is slow,
     // so there it is kept at the end.
     if (isReading && isAlone && !this.#cache.isOnGpu) await this.keep(this.texts)
@@ -104,7 +108,9 @@ export class TextBatch {
     }
     this.#hasBegun = true
     const [text] = this.texts
-    const found = this.texts.length === 1 ? prefixes.find(this.#readText(text, text.tokens)) : undefined
+    if (this.texts.length > 1) return
+    const { found, shared } = prefixes.find(this.#readText(text, text.tokens))
+    this.#shared = shared
     if (found === undefined) return
     const { cache: feeds, count } = found
     this.#cache.become([{ cache: { feeds }, rows: [0], from: 0, count, to: 0 }], count)
@@ -186,7 +192,8 @@ export class TextBatch {
     const { switches } = this.tools.form
     const side = sideOf(switches, longest)
     const least = side === 0 ? 0 : switches[side - 1] + 1
-    return Math.max(least, Math.min(longest, this.#width + most, this.#isReadByBase ? baseTokens : longest))
+    const stops = [this.#shared, this.#isReadByBase ? baseTokens : longest].filter((stop) => stop > this.#width)
+    return Math.max(least, Math.min(longest, this.#width + most, ...stops))
   }
 
   /** Takes the outputs of a run. Returns false if a prompt is not read to its end yet. */

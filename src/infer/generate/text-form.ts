@@ -14,12 +14,17 @@ export interface TextForm {
   readonly logits: string
   /** The side on which prompts are padded. */
   readonly padding: Padding
+  /** The side on which the caches of texts are padded that share steps of one token. */
+  readonly cachePadding: Padding
+  /** True if it has states, as of convolutions and linear attention, which cannot be cut to fewer tokens. */
+  readonly hasStates: boolean
   /** True if texts of several calls can run together. */
   readonly shares: boolean
   /** True if a prompt can be read in several runs. */
   readonly takesPieces: boolean
-  /** The bytes of a token in the cache. */
+  /** The bytes of a token in the cache, and of the states of a text. */
   readonly tokenBytes: number
+  readonly stateBytes: number
   readonly weightBytes: number
   /** Lengths of long RoPE: see `rotarySwitches`. Empty for most graphs. */
   readonly switches: readonly number[]

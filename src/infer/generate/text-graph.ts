@@ -29,26 +29,33 @@ export async function textFormOf(model: Model): Promise<TextForm> {
   // With an encoder, prompts are padded for the encoder, and its mask hides the padding.
   const fillable =
     encoder === undefined ? paddingOf(graph, inputs) : encoder.states.includes(STATES_MASK) ? 'right' : 'none'
+  // A state would read the padding, too. Steps of one token have none.
+  const hasStates = cache.some(({ axis }) => axis === undefined)
   // Products in 8-bit integers take one scale for all rows, so rows would change each other's results.
   const mixesRows = graph.nodes.some(({ opType }) => opType === 'DynamicQuantizeLinear')
   const isAlone = encoder !== undefined || takesVectors || cache.length === 0 || mixesRows
   const shares = !isAlone && fillable !== 'none' && cache.every(({ dims }) => dims[0] === undefined)
   const switches = rotarySwitches(graph)
   // Texts that cannot leave their batch must reach a switch of long RoPE in the same step.
-  const padding = switches.length > 0 && !shares ? 'none' : fillable
+  const cachePadding = switches.length > 0 && !shares ? 'none' : fillable
   return {
     role: mainRole(model),
-    ...{ roles, cache, padding, shares, switches, encoder, embedding },
+    ...{ roles, cache, cachePadding, hasStates, shares, switches, encoder, embedding },
+    padding: hasStates ? 'none' : cachePadding,
     logits: logitsName(graph),
     takesPieces: shares && !roles.some(({ role }) => role === 'usesCache'),
-    tokenBytes: cache.reduce((sum, entry) => sum + bytesOf(entry), 0),
+    tokenBytes: bytesOf(cache.filter(({ axis }) => axis !== undefined)),
+    stateBytes: bytesOf(cache.filter(({ axis }) => axis === undefined)),
     weightBytes: [...onnx.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
   }
 }
 
-function bytesOf({ dims, axis, type }: CacheEntry): number {
-  const size = { float16: 2, float64: 8 }[type as string] ?? 4
-  return dims.reduce<number>((product, dim, i) => (i === axis ? product : product * (dim ?? 1)), size)
+/** Of one token, or of the states of one text. */
+function bytesOf(cache: readonly CacheEntry[]): number {
+  return cache.reduce((sum, { dims, axis, type }) => {
+    const size = { float16: 2, float64: 8 }[type as string] ?? 4
+    return sum + dims.reduce<number>((product, dim, i) => (i === axis ? product : product * (dim ?? 1)), size)
+  }, 0)
 }
 
 /**
@@ -56,12 +63,21 @@ function bytesOf({ dims, axis, type }: CacheEntry): number {
  * mask, which hides the padding, and positions, which do not count it.
  */
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
-  // A convolution would mix the padding into its neighbors.
-  if (cache.some(({ axis }) => axis === undefined)) return 'none'
   const isOfLast = logitsDims(graph)?.at(-2) === 1
   if (cache.length === 0 || countsKeysFromLeft(graph)) return isOfLast ? 'none' : 'right'
   const has = (name: string) => roles.some(({ role }) => role === name)
-  return has('attentionMask') && has('positionIds') ? 'left' : 'none'
+  return has('attentionMask') && (has('positionIds') || !countsPositions(graph, roles)) ? 'left' : 'none'
+}
+
+/** False for attention without positions, as in Granite 4-h: no rotary tables, and only tokens are looked up. */
+function countsPositions(graph: Graph, roles: TokenInputs['roles']): boolean {
+  const ids = roles.find(({ role }) => role === 'inputIds')?.name
+  return graph.nodes.some(({ opType, input: [table, indices] }) => {
+    const isTable = opType === 'Gather' && graph.constant(table)?.dims.length === 2
+    const readsTokens = () =>
+      [...graph.madeOf(indices, (maker) => maker.opType !== 'Shape')].some(([made]) => made === ids)
+    return /Rotary|^(Cos|Sin)$/.test(opType) || (isTable && !readsTokens())
+  })
 }
 
 /** True if a GroupQueryAttention is told how many keys each row has, which it takes to be the first keys. */

@@ -1,0 +1,102 @@
+// Texts of models with states, of convolutions and linear attention: they share steps, begin with what was read before,
+// and are what they are alone.
+
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { Random } from '../../src/base/random.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { TextBatch } from '../../src/infer/generate/text-batch.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import type { GenerateOptions, GenerateResult } from '../../src/infer/session.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { directoryOf, openModel } from '../infer/models.js'
+
+const FOLDERS = [
+  // The last number: tokens of a long prompt. The rotary tables of the last two have 128 rows.
+  ['hybrids/granite_h/mobius', 'hybrids/granite_h/adapter', 300],
+  ['hybrids/qwen3_5/mobius', 'hybrids/qwen3_5/adapter', 300],
+  ['genai-decoders/qwen3_5', 'genai-decoders/qwen3_5/golden/adapter', 60],
+  ['genai-decoders/lfm2', 'genai-decoders/lfm2/golden/adapter', 60],
+] as const
+
+type Request = GenerateOptions & { readonly ids: number[] }
+
+const random = new Random(5, 'prompts')
+const prompt = (count: number) => Array.from({ length: count }, () => 3 + Math.floor(90 * random.uniform()))
+const requests = (long: number) =>
+  [4, 4, 9, 33, 70, long, 1].map(
+    (count, i): Request => ({
+      ...{ ids: prompt(count), maxNewTokens: 5 + ((i * 7) % 11), logprobs: 2, adapter: i % 3 === 0 ? null : 'own' },
+      ...(i % 2 === 0 ? { temperature: 0 } : { temperature: 1, seed: i }),
+    }),
+  )
+
+/** Equal, up to a step at which the two best tokens are as likely as one another. */
+function expectSame(got: GenerateResult, expected: GenerateResult): void {
+  const at = expected.tokenIds.findIndex((id, i) => got.tokenIds[i] !== id)
+  const [first, second] = expected.logprobs?.[at]?.top ?? []
+  if (at < 0 || first.logprob - second.logprob > 1e-4) expect(got.tokenIds).toEqual(expected.tokenIds)
+}
+
+describe.each(FOLDERS)('%s', (folder, adapter, long) => {
+  const all = requests(long)
+  let [session, forgetful]: (ModelSession<Model> | undefined)[] = []
+  beforeAll(async () => {
+    const { tokenizer } = await openModel('models/union-3m')
+    const own = await loadAdapter(directoryOf(`tests/golden/${adapter}`))
+    const open = async (prefixCache?: number) => {
+      const model = {
+        ...(await openModel(`tests/golden/${folder}`)),
+        tokenizer,
+        eosTokenIds: [],
+        contextLength: undefined,
+      }
+      return ModelSession.open(model, { adapters: { own }, prefixCache }, true)
+    }
+    ;[session, forgetful] = [await open(), await open(0)]
+  })
+  afterAll(async () => {
+    await session?.dispose()
+    await forgetful?.dispose()
+  })
+  const write = (of: typeof session, { ids, ...options }: Request) => of!.generate({ ids }, options)
+
+  it('gives each of several calls the text that it has alone, in fewer runs', async () => {
+    const runs = vi.spyOn(TextBatch.prototype, 'step')
+    const expected: GenerateResult[] = []
+    for (const request of all) expected.push(await write(forgetful, request))
+    const apart = runs.mock.calls.length
+    const together = await Promise.all(all.map((request) => write(forgetful, request)))
+    expect(runs.mock.calls.length - apart).toBeLessThan(apart / 2)
+    const staggered = await Promise.all(
+      all.map(async (request, i) => {
+        for (let turn = 0; turn < 9 * i; turn++) await new Promise((resolve) => setImmediate(resolve))
+        return write(forgetful, request)
+      }),
+    )
+    for (const [i, text] of expected.entries()) {
+      expectSame(together[i], text)
+      expectSame(staggered[i], text)
+    }
+    runs.mockRestore()
+  })
+
+  it('begins after a turn that it has read, and after a beginning that two texts shared', async () => {
+    const turn = async (ids: number[], cachedTokens: number) => {
+      const request = { ids, temperature: 0, maxNewTokens: 6, logprobs: 2, adapter: 'own' }
+      const got = await write(session, request)
+      expectSame(got, await write(forgetful, request))
+      expect(got.cachedTokens).toBe(cachedTokens)
+      return got
+    }
+    const system = prompt(40)
+    const first = [...system, 3, ...prompt(4)]
+    const { tokenIds } = await turn(first, 0)
+    const next = [...first, ...tokenIds, ...prompt(7)]
+    await turn(next, first.length + tokenIds.length - 1)
+    // A state cannot be cut: the second text with this beginning is read anew and leaves its state to the third.
+    await turn([...system, 4, ...prompt(long)], 0)
+    await turn([...system, 5, ...prompt(4)], 40)
+    await turn(first, 40)
+    await turn([...first, 5], first.length)
+  })
+})
