@@ -56,7 +56,7 @@ export function placeAdapter(
   })
 }
 
-/** Throws if layers have no place in a model, whose weights need not be there. Without a pooler, its layers are left out. */
+/** Throws if layers of an adapter have no place in a model, whose weights need not be there. Poolers may be missing. */
 export function checkPlaces({ proto }: OnnxModel, adapter: RunAdapter, modules?: ModuleMap): void {
   const graph = new Graph(proto)
   const isLayer = (part: { kind: string; name: string }) => part.kind === 'linear' && !POOLER.test(part.name)
