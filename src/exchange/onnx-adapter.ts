@@ -2,14 +2,22 @@
 
 import { type ByteSink, type ByteSource, withSource, writeThrough } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
-import { FormatError } from '../base/errors.js'
+import { ConfigError, FormatError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
 import { isAllFinite, type Matrix, transpose } from '../base/tensor.js'
+import { ALL } from '../families/families.js'
 import { isOnnxAdapter, parseOnnxAdapter, writeOnnxAdapter } from '../formats/onnx-adapter.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { notFinite } from '../lora/part.js'
 import { openAdapter } from '../peft/open.js'
-import { type ExchangeFormat, floatDtype, requireHeld, startsWith, type WriteSettings } from './exchange-format.js'
+import {
+  type ExchangeFormat,
+  floatDtype,
+  type NamedFactors,
+  requireHeld,
+  startsWith,
+  type WriteSettings,
+} from './exchange-format.js'
 import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 export const ONNX_ADAPTER: ExchangeFormat = {
@@ -19,13 +27,32 @@ export const ONNX_ADAPTER: ExchangeFormat = {
   async write(adapter, { directory, file }, settings) {
     requireHeld(adapter, ['linear'], 'an .onnx_adapter')
     const whole = await adapter.load()
-    await writeThrough(directory, file!, (sink) => writeOnnxLora(whole, sink, settings), true)
-    return { layers: whole.size }
+    const placed = await settings.graphFactors?.(whole)
+    if (placed === undefined) refuseOtherNames(whole)
+    const layers = placed ?? whole.parts('linear')
+    await writeThrough(directory, file!, (sink) => writeOnnxLora(layers, sink, settings), true)
+    return { layers: layers.length }
   },
 }
 
-async function writeOnnxLora(adapter: LoraAdapter, sink: ByteSink, settings: WriteSettings): Promise<void> {
-  const parts = adapter.parts('linear')
+/** Graphs split these modules, or name them otherwise: their inputs cannot be told without the graph. */
+const UNLIKE_GRAPHS = new Set(
+  ALL.flatMap(({ packed = {}, exported = {} }) => [...Object.keys(packed), ...Object.values(exported)]),
+)
+
+function refuseOtherNames(adapter: LoraAdapter): void {
+  const endings = [...UNLIKE_GRAPHS]
+  const part = adapter.parts().find(({ name }) => endings.some((end) => `.${name}`.endsWith(`.${end}`)))
+  if (part === undefined) return
+  throw new ConfigError({
+    where: 'base',
+    what: `graphs split ${part.name} or name it otherwise, and the file must have the names of the graph's inputs`,
+    expected: 'the folder that lowrank lora-inputs wrote, or its .onnx file',
+    got: 'no graph',
+  })
+}
+
+async function writeOnnxLora(parts: readonly NamedFactors[], sink: ByteSink, settings: WriteSettings): Promise<void> {
   const steps = new Steps(parts.length, settings)
   const tensors = parts.flatMap(({ name, weightA, weightB, scaling, dtype }) => {
     const type = floatDtype(settings.dtype, dtype)

@@ -114,7 +114,10 @@ export interface ConvertAdapterOptions extends ToolRun {
   to: AdapterFormat
   /** The place of the result: a folder. For `gguf` and `onnx-adapter`, it can also be a file. */
   out: Target
-  /** The model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. */
+  /**
+   * The model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. For
+   * `onnx-adapter`: the model with the graph that will take the adapter, whose names and type the file then has.
+   */
   base?: Source | undefined
   /** The type of the factors in the result. Default `keep`: each layer keeps its type. Only GGUF can have `q8_0`. */
   outDtype?: ConvertedDtype | undefined
@@ -133,8 +136,13 @@ export async function convertAdapter(
     out: placeOf(out, to),
     base: base === undefined ? undefined : await openSource(base, 'base', { readsRanges: true }),
     dtype: outDtype,
+    graphFactors: to === 'onnx-adapter' && base !== undefined ? (adapter) => factorsFor(adapter, base) : undefined,
     ...run,
   })
+}
+
+async function factorsFor(adapter: LoraAdapter, base: Source) {
+  return (await import('./export/graph-factors.js')).graphFactors(adapter, base)
 }
 
 /** Decides whether `out` is a file or a folder: a path with the extension of the format is a file. */

@@ -10,7 +10,7 @@ export const loraInputs = defineCommand({
   summary: 'let a model take the adapters of ONNX Runtime',
   about: [
     'Writes the model with inputs for A and B beside its linear layers. ONNX Runtime’s own LoraAdapter (C, C++, C#, Python, genai) then runs adapters on it.',
-    'Make the adapters with lowrank convert --to onnx-adapter. A run without an adapter is a run of the base.',
+    'Make the adapters with lowrank convert --to onnx-adapter --base OUT. A run without an adapter is a run of the base.',
   ].join('\n'),
   examples: ['lowrank lora-inputs models/union-3m --target-modules q_proj,v_proj --out out/with-inputs'],
   subject: ['model'],

@@ -1,0 +1,102 @@
+// .onnx_adapter files for a graph whose modules have other names than the adapter's, or are parts of them: what they
+// hold is fed as ONNX Runtime's LoraAdapter does (scripts/golden/lora_inputs.py runs it).
+
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { parseOnnxAdapter } from '../../src/formats/onnx-adapter.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { addLoraInputs } from '../../src/index/export/lora-inputs.js'
+import { usePlatform } from '../../src/index/platform/platform.js'
+import { convertAdapter } from '../../src/index/tools.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { nodePlatform } from '../../src/node/platform.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { goldenPath } from '../golden.js'
+import { feedsOf, inThread, makeAdapter, maxDifference, openModel } from '../infer/models.js'
+
+usePlatform(nodePlatform)
+
+const IDS = [5, 17, 40, 3, 59, 33]
+const load = (path: string) => loadAdapter(new NodeDirectory(goldenPath(path)))
+
+/** An adapter whose B is not zero. */
+async function withB(path: string) {
+  const adapter = await load(path)
+  for (const { weightB } of adapter.parts('linear')) {
+    for (const i of weightB.data.keys()) weightB.data[i] = 0.1 * Math.sin(i + 1)
+  }
+  return adapter
+}
+
+async function tensorsOf(out: MemoryDirectory) {
+  const source = await out.open('adapter.onnx_adapter')
+  const entries = await parseOnnxAdapter(source)
+  const tensors = entries.map(async ({ name, shape, dtype, offset, byteLength }) => {
+    const bytes = await source.read(offset, byteLength)
+    const data = dtype === 'fp32' ? new Float32Array(bytes.slice().buffer) : new Uint16Array(bytes.slice().buffer)
+    return [name, { type: dtype === 'fp32' ? 'float32' : 'float16', data, dims: shape }] as const
+  })
+  return Object.fromEntries(await Promise.all(tensors))
+}
+
+describe.each([
+  ['Phi-3, whose packed layers the graph splits', 'models/phi3-genai', 'models/phi3-genai/golden/adapter-init'],
+  ['LFM2, whose modules have other names', 'genai-decoders/lfm2', 'genai-decoders/lfm2/golden/adapter'],
+  ['a graph in fp16', 'models/llama-fp16', undefined],
+])('%s', (_, model, folder) => {
+  it('takes the adapter under its own names and in its own type', async () => {
+    const opened = await openModel(`tests/golden/${model}`)
+    const adapter = folder === undefined ? makeAdapter(opened, /(q|down)_proj$/, { std: 0.3 }) : await withB(folder)
+    const session = await ModelSession.open(opened, { adapters: { adapter } })
+    const feeds = feedsOf(opened, [IDS])
+    const [wanted, plain] = [await session.run(feeds, { adapter: 'adapter' }), await session.run(feeds)]
+    expect(maxDifference(plain.logits, wanted.logits)).toBeGreaterThan(0.1)
+    await session.dispose()
+    const graph = new MemoryDirectory()
+    await addLoraInputs(goldenPath(model), { out: graph })
+    for (const base of [graph, goldenPath(model)]) {
+      const out = new MemoryDirectory()
+      await convertAdapter(adapter, { to: 'onnx-adapter', base, out })
+      const tensors = await tensorsOf(out)
+      const open = await loadModel(graph, { runtime: inThread })
+      // ONNX Runtime for Node takes no values for inputs that have a default.
+      const proto = open.onnx.proto.graph!
+      proto.initializer = proto.initializer.filter(({ name }) => tensors[name] === undefined)
+      const run = await ModelSession.open(open)
+      const got = await run.run({ ...feeds, ...tensors } as Feeds)
+      expect(maxDifference(got.logits, wanted.logits)).toBeLessThan(model.includes('fp16') ? 0.02 : 1e-4)
+      await run.dispose()
+    }
+    await opened.close()
+  })
+})
+
+const PHI3 = goldenPath('models/phi3-genai')
+
+it.each([
+  ['models/phi3-genai/golden/adapter-init', /(qkv|gate_up)_proj/],
+  ['genai-decoders/lfm2/golden/adapter', /feed_forward\.w1|out_proj/],
+])('asks for the graph where names differ: %s', async (folder, part) => {
+  const out = new MemoryDirectory()
+  const error = await convertAdapter(goldenPath(folder), { to: 'onnx-adapter', out }).catch((thrown: Error) => thrown)
+  expect(error).toMatchObject({ code: 'CONFIG', where: 'base', message: expect.stringMatching(part) })
+  expect(out.files.size).toBe(0)
+})
+
+it('refuses a graph without the inputs, with others, or for another rank', async () => {
+  const adapter = await load('models/phi3-genai/golden/adapter-init')
+  const graphs = await Promise.all(
+    [{ targetModules: ['o_proj'] }, { rank: 3 }].map(async (options) => {
+      const out = new MemoryDirectory()
+      await addLoraInputs(PHI3, { out, ...options })
+      return out
+    }),
+  )
+  const convert = (base: string | MemoryDirectory) =>
+    convertAdapter(adapter, { to: 'onnx-adapter', base, out: new MemoryDirectory() })
+  await expect(convert(graphs[0])).rejects.toThrow(/no such input.*(q|gate|down)_proj/s)
+  await expect(convert(graphs[1])).rejects.toThrow(/another rank.*expected rank 3, got rank/s)
+  await expect(convert(goldenPath('genai-decoders/lfm2'))).rejects.toThrow(/does not fit this model/)
+})
