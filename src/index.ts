@@ -74,6 +74,7 @@ export {
   loadModel,
   merge,
   openSession,
+  openTrainer,
   planMerge,
   resize,
   saveAdapter,
@@ -114,6 +115,18 @@ export {
   StreamDirectory,
 } from './io/web/directories.js'
 export { disposeKernels } from './kernels/index.js'
+export type { TokenExample, TrainerExample } from './loop/examples.js'
+export type { LossFunction, LossName, LossOptions, LossResult, LossRow } from './loop/losses.js'
+export type { Trainer } from './loop/trainer.js'
+export type {
+  ForwardBackwardOptions,
+  ForwardBackwardResult,
+  Sample,
+  SampleOptions,
+  StepOptions,
+  StepReport,
+  TrainerOptions,
+} from './loop/trainer-options.js'
 export {
   type AdapterPart,
   LoraAdapter,

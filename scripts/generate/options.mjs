@@ -55,6 +55,9 @@ const TABLES = {
       'TagOptions',
     ],
   },
+  'src/loop/gen/options.ts': {
+    'src/loop/trainer-options.ts': ['ForwardBackwardOptions', 'SampleOptions', 'StepOptions', 'TrainerOptions'],
+  },
   'src/serve/gen/options.ts': {
     'src/serve/handler-options.ts': ['HandlerOptions'],
     'src/serve/node/listen.ts': ['ListenOptions'],

@@ -175,7 +175,10 @@ async function requireTemplateFor(data: TrainingData, options: OpenedOptions, mo
   }
 }
 
-function withDefaultTargets({ config, preset, adapter }: TrainOptions, model: Model): LoraConfigInput | undefined {
+export function withDefaultTargets(
+  { config, preset, adapter }: Pick<TrainOptions, 'config' | 'preset' | 'adapter'>,
+  model: Model,
+): LoraConfigInput | undefined {
   const targets = config?.targetModules ?? (adapter === undefined ? defaultsOf(preset).config.targetModules : undefined)
   if (targets !== 'default') return config
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }

@@ -86,6 +86,31 @@ export function train(options: TrainOptions): TrainRun {
 }
 
 /**
+ * Opens a trainer: the steps of training as calls, for loops of your own. `forwardBackward` takes examples and any
+ * loss, `step` changes the adapter, `sample` writes texts with it as it is, and `save` gives it back. It needs a causal
+ * language model. docs/trainer.md explains the losses.
+ *
+ * @param model an open model, or any source that {@link loadModel} accepts. `dispose` closes the model only if the
+ *   trainer opened it
+ * @throws as {@link train} does for model and options; MismatchError when the state in `resume` belongs to another
+ *   trainer
+ *
+ * @example
+ * const trainer = await openTrainer('models/union-3m', { config: { rank: 4 } })
+ * for (let i = 0; i < 2; i++) {
+ *   const texts = (await trainer.sample(['And the people'], { n: 4, maxNewTokens: 8 })).flat()
+ *   const examples = texts.map((sample) => ({ ...sample, advantages: sample.text.length > 20 ? 1 : -1 }))
+ *   const { loss } = await trainer.forwardBackward(examples, { loss: 'ppo' })
+ *   const { gradientNorm } = await trainer.step({ learningRate: 1e-3 })
+ *   console.log(loss, gradientNorm)
+ * }
+ * await trainer.save('out/rewarded')
+ * await trainer.dispose()
+ */
+export const openTrainer: typeof import('./trainer.js').openTrainer = async (...given) =>
+  (await import('./trainer.js')).openTrainer(...given)
+
+/**
  * The tasks that a model can be trained for: what each learns, its records, and how its adapters are run. Without a
  * model, all tasks.
  *

@@ -177,7 +177,8 @@ function startOf({ labels }: Example): number {
   return labels.findIndex((label) => label !== IGNORED)
 }
 
-function withAnswerOf({ text, limit }: JudgedExample, { answer }: JudgedExample): Example {
+/** A prompt with the answer to another one: how probable it becomes tells how far the model has moved. */
+export function withAnswerOf({ text, limit }: JudgedExample, { answer }: JudgedExample): Example {
   const start = startOf(text)
   const inputIds = Int32Array.from([...text.inputIds.subarray(0, start), ...answer]).slice(0, limit)
   return { inputIds, labels: inputIds.slice().fill(IGNORED, 0, start) }

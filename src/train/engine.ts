@@ -11,6 +11,8 @@ export interface Pass {
   session: number
   feeds: Feeds
   loss: string
+  /** Further outputs that the caller wants. */
+  predictions?: readonly string[]
 }
 
 export interface StepResult {
@@ -22,10 +24,13 @@ export interface StepResult {
 export class TrainEngine extends SessionTable {
   #trained: Trained | undefined
   #best: Float32Array[] | undefined
+  /** Gradients were added since the last update. */
+  #hasGradients = false
 
   async start(setup: EngineSetup, state: EngineState): Promise<void> {
     const { device } = setup
     this.#best = state.best
+    this.#hasGradients = false
     if (device === undefined) {
       this.#trained = new HeldWeights(setup, state)
       return
@@ -44,16 +49,32 @@ export class TrainEngine extends SessionTable {
 
   /** `stepLoss`: the loss, where those of the passes are only a way to its gradients. */
   async step(passes: readonly Pass[], learningRate: number, stepLoss?: number): Promise<StepResult> {
+    const { sum } = await this.accumulate(passes)
+    const loss = stepLoss ?? sum
+    return { loss, gradientNorm: await this.update(loss, learningRate) }
+  }
+
+  /** Adds the gradients of these passes to those since the last update. `sum`: of their losses. */
+  async accumulate(passes: readonly Pass[]) {
     const trained = this.#started()
     let sum = 0
-    for (const [index, pass] of passes.entries()) {
-      const outputs = [pass.loss, ...trained.gradients]
-      const results = await this.session(pass.session).run({ ...trained.feeds, ...pass.feeds }, outputs)
+    const outputs: Record<string, RuntimeTensor>[] = []
+    for (const pass of passes) {
+      const { predictions = [] } = pass
+      const wanted = [pass.loss, ...predictions, ...trained.gradients]
+      const results = await this.session(pass.session).run({ ...trained.feeds, ...pass.feeds }, wanted)
+      outputs.push(Object.fromEntries(predictions.map((name) => [name, results[name]])))
       sum += Number(results[pass.loss].data[0])
-      await trained.add(results, index === 0)
+      await trained.add(results, !this.#hasGradients)
+      this.#hasGradients = true
     }
-    const loss = stepLoss ?? sum
-    return { loss, gradientNorm: await trained.step(loss, learningRate) }
+    return { sum, outputs }
+  }
+
+  /** Takes a step of the optimizer with the gradients since the last one, and returns their norm. */
+  async update(loss: number, learningRate: number): Promise<number> {
+    this.#hasGradients = false
+    return this.#started().step(loss, learningRate)
   }
 
   /** The first pass of a loss over many runs: the second is a step whose loss is Σ (output · fed gradient). */
@@ -71,6 +92,11 @@ export class TrainEngine extends SessionTable {
 
   async keepBest(): Promise<void> {
     this.#best = await this.#started().parameters()
+  }
+
+  async parameters(): Promise<Float32Array[]> {
+    const arrays = await this.#started().parameters()
+    return transfer(arrays, buffersOf(arrays))
   }
 
   /** The best parameters where some were kept, or those of the last step whose loss was finite. */

@@ -6,12 +6,11 @@ import { recordOfBase } from '../graph/base-record.js'
 import type { BaseRecord } from '../lora/adapter.js'
 import { openEngine } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
-import { keepsOnGpu } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation } from './best.js'
 import type { TrainEngine } from './engine.js'
 import { evaluate, takeReference } from './evaluation-runs.js'
-import { loraPlusRates, startOf, writeParameters } from './parameters.js'
+import { startOf, writeParameters } from './parameters.js'
 import { EpochPlan, examplesOf, type PlanOptions, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
@@ -138,18 +137,10 @@ class Run {
 
   /** The first step of this process starts from the adapter, or from the state of a run that was stopped. */
   async #start(): Promise<void> {
-    const { out, adapter, open, settings, evalExamples, sampler } = this.input
-    const { parameters } = this.sessions
+    const { out, adapter, open, evalExamples, sampler } = this.input
     const isTrainedFirst = [evalExamples, open.reference, sampler].every((before) => before === undefined)
     if (isTrainedFirst && out?.use !== 'resume') this.sessions.openTraining()
-    const optimizer = {
-      weightDecay: settings.weightDecay,
-      rates: loraPlusRates(parameters, settings.loraPlusRatio),
-    }
-    const plain = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
-    const { options } = this.sessions
-    const graphs = keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
-    const setup = { ...plain, device: graphs?.deviceSetup(plain, options) }
+    const setup = await this.sessions.setup()
     const begin = open.reference && startOf(adapter, this.#names)
     // While this reads, the session of the steps begins to open: copies are made later.
     const state = (out && (await this.#resume(out))) ?? begin ?? startOf(adapter, this.#names)

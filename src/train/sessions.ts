@@ -1,9 +1,10 @@
 // The graph with gradients, and the one that evaluates. Each may copy the weights: one goes before the other comes.
 
+import { joinedUp } from '../base/tensor.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import { blocksFor } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
-import { PACKED_GRADIENT } from '../graph/training/forward.js'
+import { PACKED, PACKED_GRADIENT } from '../graph/training/forward.js'
 import {
   buildLossGraph,
   buildTrainingGraph,
@@ -19,8 +20,10 @@ import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
 import type { Pass, StepResult, TrainEngine } from './engine.js'
+import { loraPlusRates } from './parameters.js'
 import { type TrainSettings, usesBest } from './settings.js'
 import type { TrainEvents } from './train-report.js'
+import type { EngineSetup } from './weights/held.js'
 import { baseOf, withSavedTensors } from './whole-tensors.js'
 
 export interface SessionParts {
@@ -126,6 +129,28 @@ export class TrainingSessions {
   get options(): SessionOptions {
     const { device, threads } = this.parts.settings
     return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
+  }
+
+  /** What the engine starts with, besides the values of the parameters. */
+  async setup(): Promise<EngineSetup> {
+    const { weightDecay, loraPlusRatio, maxGradNorm } = this.parts.settings
+    const { parameters, options } = this
+    const optimizer = { weightDecay, rates: loraPlusRates(parameters, loraPlusRatio) }
+    const setup = { parameters, optimizer, maxGradNorm }
+    const graphs = keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
+    return { ...setup, device: graphs?.deviceSetup(setup, options) }
+  }
+
+  /** Feeds that take the place of the engine's parameters in a run. */
+  feedsOf(values: readonly Float32Array[]): Feeds {
+    if (keepsOnGpu(this.options)) {
+      const data = joinedUp(values)
+      return { [PACKED]: { type: 'float32', data, dims: [data.length] } }
+    }
+    const feeds = this.parameters.map(({ input, shape }, i) => {
+      return [input, { type: 'float32', data: values[i], dims: shape }] as const
+    })
+    return Object.fromEntries(feeds)
   }
 
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */

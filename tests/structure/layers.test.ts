@@ -29,6 +29,7 @@ const ALL = [
   'tools',
   'train',
   'infer',
+  'loop',
   'evaluate',
   'handoff',
   'index',
@@ -64,6 +65,7 @@ const LAYERS: Record<string, readonly string[]> = {
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'families', 'formats', 'text', 'images', 'data', 'runtime', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'families', 'formats', 'text', 'images', 'runtime', 'lora', 'graph', 'tasks'],
+  loop: ['base', 'runtime', 'lora', 'peft', 'graph', 'text', 'tasks', 'train', 'infer'],
   evaluate: ['base', 'data', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
   index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'),
@@ -267,7 +269,7 @@ const LOADING = {
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [
     ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],
-    'src/train/run.ts',
+    ...['src/train/run.ts', 'src/train/sessions.ts'],
   ],
   peers: [
     ...['src/transformers/module.ts', 'src/data/parquet.ts', 'src/images/node/decode.ts'],

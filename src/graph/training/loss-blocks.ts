@@ -26,7 +26,7 @@ export function lossInBlocks(
   hasGradients: boolean,
 ): void {
   for (const loss of objective.losses) {
-    const head = headOf(objective.graph, loss.logits)
+    const head = scaledHeadOf(objective, loss.logits) ?? headOf(objective.graph, loss.logits)
     if (head !== undefined && hasLogitBlocks(head.d, whole)) replace(objective, loss, head, block / 4, hasGradients)
   }
 }
@@ -40,6 +40,14 @@ interface Head {
   readonly transB: number
   readonly k: number
   readonly d: number
+}
+
+/** The same for logits that are multiplied by one number, such as 1 ÷ temperature: x is multiplied instead. */
+function scaledHeadOf({ graph, g }: ObjectiveGraph, logits: Value): Head | undefined {
+  const scaling = graph.producer(logits)
+  if (scaling?.opType !== 'Mul' || !graph.inputs.some(({ name }) => name === scaling.input[1])) return undefined
+  const head = headOf(graph, scaling.input[0])
+  return head?.bias === undefined ? head && { ...head, x: g.mul(head.x, scaling.input[1]) } : undefined
 }
 
 /** Finds the output layer of these logits, if it is a plain product with a constant. */

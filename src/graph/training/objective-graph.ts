@@ -143,6 +143,8 @@ export interface Probe {
 
 export interface Objective {
   readonly probe: Probe
+  /** In two passes: the second gives the predictions, too. Default false. */
+  readonly keepsPredictions?: boolean
   /** Returns a scalar, which divided by the normalizer is the loss. */
   forward(graph: ObjectiveGraph): Value
 }

@@ -222,7 +222,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
       if (!work.predicts) return
       const { graph } = work
       const [loss, ...predictions] = graph.outputs
-      graph.outputs = [loss]
+      graph.outputs = work.objective.keepsPredictions ? [loss, ...predictions] : [loss]
       work.predictionGraph = new Graph(graph.toModel())
       work.predictionGraph.outputs = predictions
       work.predictionGraph.prune({ inputs: true })

@@ -96,7 +96,8 @@ export async function buildTrainingGraph(
   const rows = rowsOf(forward.masks, work.shapes, objective.probe.lengths)
   const fed = { dropout, rows, invocation }
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
-  const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
+  const predictions = objective.keepsPredictions ? forward.predictions : []
+  const whole = finish(model, graph, { ...forward, predictions }, fed)
   // Without optimizers, the casts of weights in half precision would run in each step.
   const isOptimized =
     options.isOptimized === true &&

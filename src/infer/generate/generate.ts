@@ -48,6 +48,28 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
   }
 }
 
+/** The tokens that a text was sampled as, with the one that ended it, and ln(probability) of each: (t) both. */
+export interface SampledText extends GenerateResult {
+  readonly promptIds: readonly number[]
+  readonly sampledIds: number[]
+  /** Of logits ÷ temperature, before top-p, top-k and penalties. */
+  readonly sampledLogprobs: number[]
+}
+
+/** Continues each prompt. A prompt that occurs several times is read once if it is long. */
+export async function sampleTexts(
+  session: TextSession,
+  prompts: readonly Prompt[],
+  options: GenerateOptions,
+): Promise<SampledText[]> {
+  checkArgument(prompts, PROMPTS, 'prompts')
+  const texts = writeTexts(session, prompts, imagesOf(undefined, prompts.length), options, true)
+  for (;;) {
+    const { value, done } = await texts.next()
+    if (done) return value as SampledText[]
+  }
+}
+
 export async function* streamText(
   session: TextSession,
   prompt: Prompt,
@@ -72,6 +94,7 @@ async function* writeTexts(
   prompts: readonly Prompt[],
   images: readonly ImageSource[][],
   options: GenerateOptions,
+  isSampled = false,
 ): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
   const startedAt = performance.now()
   const { model, decodeImage } = session
@@ -85,6 +108,12 @@ async function* writeTexts(
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
     signal?.throwIfAborted()
+    // The engine tells by the array that two texts have one prompt.
+    const before = isSampled ? prompts.indexOf(prompt) : i
+    if (before < i) {
+      encoded.push(encoded[before])
+      continue
+    }
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
     if (form.encoder !== undefined) {
       encoded.push((await import('./side-graphs.js')).encodeSource(model, prompt, where))
@@ -97,11 +126,11 @@ async function* writeTexts(
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(model, prompt, options, { recorded, pictures, where }))
   }
-  const requests = await requestsOf(session, form, encoded, mixes, options)
+  const requests = await requestsOf(session, form, encoded, mixes, options, isSampled)
   const tokenizer = requireTokenizer(model)
   const texts = requests.map(({ limits, promptIds, seed }, i) => ({
     ...{ row: new TextRow(limits, tokenizer.stream(promptIds)), seed, promptTokens: encoded[i].ids.length },
-    ...{ cachedTokens: 0, scores: [] as TokenScore[] },
+    ...{ cachedTokens: 0, scores: [] as TokenScore[], sampledIds: [] as number[], sampledLogprobs: [] as number[] },
   }))
   signal?.throwIfAborted()
   const written = new WrittenTokens(session, { texts: requests, batchSize }, signal)
@@ -114,6 +143,10 @@ async function* writeTexts(
       const { row, promptTokens, seed, scores } = text
       text.cachedTokens += token.cachedTokens
       const piece = row.push(token.id)
+      if (isSampled) {
+        text.sampledIds.push(token.id)
+        text.sampledLogprobs.push(token.scores!.chosen.logprob)
+      }
       if (row.finish !== 'eos' && token.scores !== undefined) scores.push(scoreOf(model, token))
       if (piece !== '') yield { row: token.text, piece }
       signal?.throwIfAborted()
@@ -125,6 +158,9 @@ async function* writeTexts(
         ...{ tokenIds: row.tokenIds, finish: row.finish, seed },
         seconds: (performance.now() - startedAt) / 1000,
         ...(options.logprobs !== undefined && { logprobs: scores }),
+        ...(isSampled && {
+          ...{ promptIds: encoded[token.text].ids, sampledIds: text.sampledIds, sampledLogprobs: text.sampledLogprobs },
+        }),
       }
     }
   } finally {
@@ -160,6 +196,7 @@ async function requestsOf(
   prompts: readonly EncodedPrompt[],
   mixes: readonly Mix[],
   options: GenerateOptions,
+  isSampled: boolean,
 ): Promise<TextRequest[]> {
   const { model, engine } = session
   // A seed of 32 bits is short enough to type again.
@@ -176,7 +213,7 @@ async function requestsOf(
     const active = activation?.activatedMix(mix, promptIds, session.invocationOf(mix), canSplit)
     return {
       ...{ promptIds, sampling, schema, pictures: prompt.pictures },
-      ...{ seed: seed + i, scores: options.logprobs, scope: options.cacheScope ?? '' },
+      ...{ seed: seed + i, scores: isSampled ? 0 : options.logprobs, isSampled, scope: options.cacheScope ?? '' },
       ...(active ?? { mix, baseTokens: 0 }),
       limits: textLimits(model, { ...prompt, ids: promptIds }, options),
       sourceIds: encoder && prompt.ids,

@@ -15,15 +15,15 @@ export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<numb
 
 export interface ScoredToken {
   readonly id: number
-  /** Natural logarithm of the probability that the model gives, before temperature, filters and penalties. */
+  /** Natural logarithm of the probability before filters and penalties; the temperature counts for sampled texts. */
   readonly logprob: number
 }
 
-export function scoreTokens(logits: Float32Array, id: number, count: number) {
+export function scoreTokens(logits: Float32Array, id: number, count: number, temperature = 1) {
   const max = logits[argmax(logits)]
   let sum = 0
-  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - max)
-  const scored = (token: number) => ({ id: token, logprob: logits[token] - max - Math.log(sum) })
+  for (let i = 0; i < logits.length; i++) sum += Math.exp((logits[i] - max) / temperature)
+  const scored = (token: number) => ({ id: token, logprob: (logits[token] - max) / temperature - Math.log(sum) })
   const top = count === 0 ? [] : [...largest(logits, Math.min(count, logits.length))].map(scored)
   return { chosen: scored(id), top: top.sort((a, b) => b.logprob - a.logprob || a.id - b.id) }
 }

@@ -17,6 +17,8 @@ export interface TextRequest {
   readonly seed: number
   /** How many of the most likely tokens to score at each step, besides the chosen token. Undefined: no scores. */
   readonly scores: number | undefined
+  /** Scores are of logits ÷ temperature, as a trainer needs them. */
+  readonly isSampled: boolean
   /** Only texts of the same scope share cached prompts. */
   readonly scope: string
   /**
@@ -113,14 +115,15 @@ export class RunningText {
   }
 
   #choose(logits: Float32Array, cachedTokens: number): WrittenToken {
-    const { sampling, scores } = this.request
+    const { sampling, scores, isSampled } = this.request
     const penalized = penalizeRepetition(logits, this.#known, sampling.repetitionPenalty)
     const allowed = this.#grammar?.masked(penalized) ?? penalized
     const id = sampleToken(allowed, sampling, () => this.#random.uniform())
     this.#grammar?.accept(id)
     this.tokens.push(id)
     this.#known.add(id)
-    const scored = scores === undefined ? undefined : scoreTokens(logits, id, scores)
+    const temperature = isSampled ? sampling.temperature : 1
+    const scored = scores === undefined ? undefined : scoreTokens(logits, id, scores, temperature)
     this.#row.push(id)
     return { text: this.index, id, scores: scored, cachedTokens }
   }

@@ -1,0 +1,35 @@
+// Opens trainers for loops of your own. What trains loads with the first call.
+
+import { closingOnError, type Source } from '../base/bytes.js'
+import { checkOptions } from '../base/options.js'
+import type { Model } from '../graph/model-folder.js'
+import { TRAINER_OPTIONS } from '../loop/gen/options.js'
+import type { Trainer } from '../loop/trainer.js'
+import type { TrainerOptions } from '../loop/trainer-options.js'
+import { LORA_CONFIG } from '../lora/gen/options.js'
+import { openAdapter } from './adapters.js'
+import { loadModel } from './model.js'
+import { memoryLimits } from './platform/memory.js'
+import { MODEL } from './source-values.js'
+import { openFolder, openTarget } from './sources.js'
+import { withDefaultTargets } from './train.js'
+
+export async function openTrainer(model: Model | Source, options: TrainerOptions = {}): Promise<Trainer> {
+  checkOptions(options, 'openTrainer', TRAINER_OPTIONS, { nested: { config: Object.keys(LORA_CONFIG) } })
+  const { Trainer } = await import('../loop/trainer.js')
+  const { dtype, ...rest } = options
+  const adapter = options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter')
+  const resume = options.resume === undefined ? undefined : await openFolder(options.resume, 'resume')
+  const open = (opened: Model, closesModel: boolean) => {
+    const config = withDefaultTargets(options, opened)
+    return Trainer.open(
+      opened,
+      { ...rest, config, adapter, resume },
+      {
+        ...{ limits: memoryLimits(opened), closesModel, openTarget },
+      },
+    )
+  }
+  if (MODEL.accepts(model)) return open(model as Model, false)
+  return closingOnError(await loadModel(model as Source, { dtype }), (opened) => open(opened, true))
+}

@@ -1,0 +1,58 @@
+// Made by scripts/generate/options.mjs from the types. Do not edit.
+
+import { type OptionTable, anyOf, oneOf, FUNCTION, ranged, BOOLEAN, NAME, OBJECT, SIGNAL, listOf, needed } from '../../base/options.js'
+import { SOURCE, ADAPTER, TOKEN } from '../../index/source-values.js'
+
+export const FORWARD_BACKWARD_OPTIONS: OptionTable = {
+  loss: anyOf(oneOf('cross-entropy', 'importance-sampling', 'ppo', 'cispo', 'kl', 'dpo', 'kto'), FUNCTION),
+  temperature: ranged('a finite number above 0'),
+  check: BOOLEAN,
+  epsilon: ranged('a finite number of at least 0'),
+  epsilonHigh: ranged('a finite number of at least 0'),
+  beta: ranged('a finite number above 0'),
+  normalizer: ranged('a finite number above 0'),
+}
+
+export const SAMPLE_OPTIONS: OptionTable = {
+  n: ranged('an integer of at least 1'),
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  batchSize: ranged('an integer of at least 1'),
+  signal: SIGNAL,
+  maxNewTokens: ranged('an integer of at least 1'),
+  stop: anyOf(NAME, listOf(NAME)),
+  seed: ranged('a safe integer'),
+  schema: OBJECT,
+  temperature: ranged('a finite number of at least 0'),
+  topK: ranged('an integer of at least 1, or Infinity'),
+  topP: ranged('a number in (0, 1]'),
+  minP: ranged('a number in [0, 1]'),
+  repetitionPenalty: ranged('a finite number above 0'),
+  tools: listOf(OBJECT),
+}
+
+export const STEP_OPTIONS: OptionTable = {
+  learningRate: needed(ranged('a number in [0, 10]')),
+}
+
+export const TRAINER_OPTIONS: OptionTable = {
+  entropy: BOOLEAN,
+  resume: SOURCE,
+  maxLength: ranged('an integer of at least 2'),
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  device: anyOf(NAME, listOf(NAME)),
+  threads: ranged('an integer in [1, 1024]'),
+  memory: oneOf('auto', 'low', 'fast'),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  adapter: anyOf(ADAPTER, SOURCE),
+  batchSize: ranged('an integer of at least 1'),
+  loraPlusRatio: ranged('a number in [1, 1000]'),
+  weightDecay: ranged('a number in [0, 1]'),
+  maxGradNorm: ranged('a finite number of at least 0'),
+  trainedTokens: anyOf(listOf(TOKEN), OBJECT),
+  numLayers: ranged('an integer of at least 1'),
+  config: OBJECT,
+  modules: OBJECT,
+}
+

@@ -1,0 +1,464 @@
+// A trainer for loops of your own: gradients of any loss, steps of AdamW, texts of the factors as they are. The base's
+// weights lie in one mapped file, which the graphs of training and of sampling both read.
+
+import type { Directory, Target } from '../base/bytes.js'
+import { ConfigError, NumericError, StateError } from '../base/errors.js'
+import { checkOptions } from '../base/options.js'
+import { Turns } from '../base/turns.js'
+import { recordOfBase } from '../graph/base-record.js'
+import { chooseCopies, type MemoryLimit, trainingMemory } from '../graph/memory.js'
+import type { Model } from '../graph/model-folder.js'
+import { checkTrainableForm } from '../graph/training/trainable-form.js'
+import { readGraph } from '../graph/view/graph.js'
+import { sampleTexts, type TextSession } from '../infer/generate/generate.js'
+import { ModelSession } from '../infer/model-session.js'
+import type { Prompt } from '../infer/session.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { saveAdapter } from '../peft/adapter-folder.js'
+import { type Engine, openEngine } from '../runtime/host.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { causalLm } from '../tasks/causal-lm.js'
+import type { EncodeContext } from '../tasks/task.js'
+import { ScoredTokens, type TokenScores, temperatureFeed } from '../tasks/token-scores.js'
+import { IGNORED } from '../text/records.js'
+import { checkParts, checkOptions as checkTrainOptions } from '../train/check-options.js'
+import { TrainEngine } from '../train/engine.js'
+import { findTargets, newAdapter } from '../train/new-adapter.js'
+import type { TrainInput } from '../train/options.js'
+import { readParameters, startOf, writeParameters } from '../train/parameters.js'
+import { type MicroBatch, planEvaluation } from '../train/rows/batches.js'
+import { encodeContext } from '../train/rows/examples.js'
+import { checkFingerprint, fingerprintOf } from '../train/saved/fingerprint.js'
+import { type RunState, readState, writeState } from '../train/saved/run-folder.js'
+import { copiesOf, TrainingSessions } from '../train/sessions.js'
+import { resolveSettings, type TrainSettings } from '../train/settings.js'
+import type { EngineState } from '../train/weights/held.js'
+import { type EncodedExample, encodeExamples, type TrainerExample } from './examples.js'
+import { FORWARD_BACKWARD_OPTIONS, SAMPLE_OPTIONS, STEP_OPTIONS } from './gen/options.js'
+import {
+  checkDerivatives,
+  checkResult,
+  type LossFunction,
+  type LossName,
+  type LossResult,
+  type LossRow,
+  namedLoss,
+} from './losses.js'
+import type {
+  ForwardBackwardOptions,
+  ForwardBackwardResult,
+  Sample,
+  SampleOptions,
+  StepOptions,
+  StepReport,
+  TrainerOptions,
+} from './trainer-options.js'
+
+/** The options with what they name opened. */
+export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' | 'resume'> {
+  readonly adapter?: LoraAdapter | undefined
+  readonly resume?: Directory | undefined
+}
+
+/** What the place knows that the trainer runs in. */
+interface Surroundings {
+  readonly limits?: readonly MemoryLimit[]
+  readonly closesModel?: boolean
+  /** Opens the folders of `save` and `saveState`. */
+  readonly openTarget?: (target: Target, where: string) => Directory
+}
+
+/** The adapter's name in the session that samples. */
+const LIVE = 'live'
+/** Texts that are sampled at the same time. */
+const SAMPLED = 32
+const USUAL_LENGTH = 1024
+
+/** Losses that compare with a reference: by default the model as it was when the trainer was opened. */
+const REFERENCED: ReadonlySet<unknown> = new Set<LossName>(['dpo', 'kto', 'kl'])
+
+interface Parts extends Pick<TrainerInput, 'chatTemplate' | 'chatTemplateArgs'> {
+  readonly model: Model
+  readonly adapter: LoraAdapter
+  readonly settings: TrainSettings
+  readonly open: ScoredTokens
+  readonly context: EncodeContext
+  readonly engine: Engine<TrainEngine>
+  readonly sessions: TrainingSessions
+  readonly state: EngineState
+  readonly fingerprint: Record<string, string>
+  readonly closesModel: boolean
+  readonly openTarget: NonNullable<Surroundings['openTarget']>
+}
+
+/** A model with an adapter that learns. {@link openTrainer} opens it. Calls run one after the other. */
+export class Trainer {
+  readonly #turns = new Turns()
+  readonly #names: readonly string[]
+  /** The factors that training began with: feeds of the reference. */
+  readonly #start: readonly Float32Array[]
+  #steps: number
+  /** Runs since the last step, which choose the dropout masks. */
+  #runs = 0
+  #loss: number | undefined
+  #sampler: { readonly session: ModelSession<Model>; steps: number } | undefined
+  #disposal: Promise<void> | undefined
+
+  private constructor(private readonly parts: Parts) {
+    this.#names = parts.sessions.parameters.map(({ name }) => name)
+    this.#start = readParameters(parts.adapter, this.#names)
+    this.#steps = parts.state.updates
+  }
+
+  /** @internal */
+  static async open(model: Model, options: TrainerInput, around: Surroundings = {}): Promise<Trainer> {
+    const { limits = [], closesModel = false, openTarget = (target) => target as Directory } = around
+    const input: TrainInput = { ...options, model, data: [], resume: undefined }
+    const resolved = resolveSettings(options)
+    const config = checkTrainOptions(input, resolved)
+    // Evaluations and steps take turns, so that the sessions of both stay open.
+    const settings = { ...resolved, evalEvery: 1 }
+    causalLm.check(model)
+    checkTrainableForm(readGraph(model.onnx))
+    const targets = options.adapter === undefined ? await findTargets(model, config, input) : undefined
+    const open = new ScoredTokens(model, options.entropy ?? false)
+    const { modules } = options
+    const adapter = options.adapter ?? (await newAdapter(model, targets!, { ...input, task: causalLm, open }))
+    await checkParts(adapter, { model, open, modules })
+    const context = await encodeContext(input)
+    const longest = Math.min(context.maxLength, options.maxLength ?? USUAL_LENGTH)
+    const need = trainingMemory(model, { batch: settings.batchSize, sequence: longest, lowMemory: false })
+    const copiedBytes = settings.memory === 'auto' ? chooseCopies(need, limits) : copiesOf(settings.memory)
+    const load = async () => TrainEngine
+    const engine = await openEngine(model.runtime, 'train', load, settings.threads)
+    try {
+      const parts = { model, open, adapter, modules, settings, copiedBytes, longest }
+      const sessions = await TrainingSessions.create(parts, engine.remote)
+      const names = sessions.parameters.map(({ name }) => name)
+      const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }
+      const fingerprint = await fingerprintOf({ ...parts, ...about })
+      const { resume } = options
+      const check = (run: RunState) => checkFingerprint(run.fingerprint, fingerprint, resume!.name, false)
+      const state = resume ? (await readState(resume, names, check)).engine : startOf(adapter, names)
+      await engine.remote.start(await sessions.setup(), state)
+      const { chatTemplate, chatTemplateArgs } = options
+      const opened = { engine, sessions, state, fingerprint, closesModel, openTarget }
+      return new Trainer({ ...parts, ...opened, chatTemplate, chatTemplateArgs, context })
+    } catch (error) {
+      await engine.close().catch(() => {})
+      throw error
+    }
+  }
+
+  /** Steps of the optimizer so far. */
+  get steps(): number {
+    return this.#steps
+  }
+
+  /** The model that learns. Do not close it before the trainer. */
+  get model(): Model {
+    return this.parts.model
+  }
+
+  /**
+   * Computes a loss over examples and adds its gradients to those since the last `step`. Examples run in batches of
+   * `batchSize`, longest first. Token losses are means over the weights of the call; give a `normalizer` to make
+   * several calls equal one. `dpo` takes pairs, the better answer first; `kto` pairs of an answer and one of another
+   * prompt; records become these pairs by themselves.
+   *
+   * @throws DataError for an example that cannot be used; ConfigError for an unknown loss, or an example without what
+   *   the loss needs; ShapeError and NumericError for what a loss function returns; StateError when the trainer is
+   *   disposed
+   *
+   * @example
+   * const trainer = await openTrainer('models/union-3m', { config: { rank: 4 } })
+   * const { loss } = await trainer.forwardBackward([{ prompt: 'Who is it? ', completion: 'It is the captain.' }])
+   * await trainer.step({ learningRate: 1e-3 })
+   * const [[answer]] = await trainer.sample(['Who is it? '], { maxNewTokens: 8 })
+   * console.log(loss, answer.text)
+   * await trainer.dispose()
+   */
+  forwardBackward(
+    examples: readonly TrainerExample[],
+    options: ForwardBackwardOptions = {},
+  ): Promise<ForwardBackwardResult> {
+    return this.#take(async () => {
+      checkOptions(options, 'forwardBackward', FORWARD_BACKWARD_OPTIONS)
+      const { loss = 'cross-entropy', temperature = 1, check = false } = options
+      const encoded = await this.#encode(examples, REFERENCED.has(loss) && loss !== 'kl' ? String(loss) : causalLm.name)
+      const compute = typeof loss === 'function' ? loss : namedLoss(loss, options)
+      const referenced = REFERENCED.has(loss) ? await this.#withReference(encoded, temperature) : encoded
+      return this.#pass(referenced, compute, { temperature, check, isKnown: loss === 'cross-entropy' })
+    })
+  }
+
+  /**
+   * @internal As {@link forwardBackward}, for texts that the factors as they are have sampled: the model is asked for
+   *   their log-probabilities no second time.
+   */
+  learnFromSamples(examples: readonly TrainerExample[], loss: LossFunction, temperature: number) {
+    return this.#take(async () => {
+      return this.#pass(await this.#encode(examples, causalLm.name), loss, { temperature, isKnown: true })
+    })
+  }
+
+  /**
+   * Gives ln(probability) of the tokens of examples, (n) each, and 0 for tokens that are no target. Nothing is learned.
+   *
+   * @param options `reference`: of the model as it was when the trainer was opened
+   */
+  logprobs(
+    examples: readonly TrainerExample[],
+    { temperature = 1, reference = false }: { temperature?: number; reference?: boolean } = {},
+  ): Promise<Float32Array[]> {
+    return this.#take(async () => {
+      const encoded = await this.#encode(examples, causalLm.name)
+      const scores = await this.#scores(encoded, temperature, reference, false)
+      return encoded.map((example, i) => spread(example, scores[i].logprobs))
+    })
+  }
+
+  /**
+   * Takes a step of AdamW with the gradients since the last one.
+   *
+   * @throws StateError without a call of `forwardBackward` before; NumericError when the loss or the gradients are not
+   *   finite: then nothing has changed
+   */
+  step(options: StepOptions): Promise<StepReport> {
+    return this.#take(async () => {
+      checkOptions(options, 'step', STEP_OPTIONS)
+      const { learningRate } = options
+      const loss = this.#loss
+      if (loss === undefined) {
+        throw new StateError({ where: 'step', what: 'there are no gradients', hint: 'Call forwardBackward first' })
+      }
+      this.#loss = undefined
+      this.#runs = 0
+      const gradientNorm = await this.parts.engine.remote.update(loss, learningRate)
+      if (!Number.isFinite(loss) || !Number.isFinite(gradientNorm)) {
+        throw new NumericError({
+          where: `step ${this.#steps + 1}`,
+          what: `the loss is ${loss}, and the gradient's norm ${gradientNorm}`,
+          hint: 'Lower the learning rate, or clip gradients harder',
+        })
+      }
+      this.#steps++
+      return { step: this.#steps, gradientNorm }
+    })
+  }
+
+  /**
+   * Continues prompts with the factors as they are. All texts share steps, and a long prompt is read once for its `n`
+   * texts.
+   *
+   * @returns for each prompt its texts
+   * @throws what `generate` of a session throws
+   */
+  sample(prompts: readonly Prompt[], given: SampleOptions = {}): Promise<Sample[][]> {
+    return this.#take(async () => {
+      checkOptions(given, 'sample', SAMPLE_OPTIONS)
+      const { n = 1, ...options } = given
+      const session = await this.#liveSession()
+      const all = prompts.flatMap((prompt) => Array<Prompt>(n).fill(prompt))
+      const plain = { temperature: 1, topK: Number.POSITIVE_INFINITY, topP: 1, minP: 0, repetitionPenalty: 1 }
+      const { chatTemplate, chatTemplateArgs } = this.parts
+      const texts = await sampleTexts(session as unknown as TextSession, all, {
+        ...{ ...plain, chatTemplate, chatTemplateArgs, batchSize: SAMPLED },
+        ...options,
+        adapter: LIVE,
+      })
+      const samples = texts.map(({ promptIds, sampledIds, sampledLogprobs, text, finish, seed }): Sample => {
+        const promptTokens = promptIds.length
+        const ids = Int32Array.from([...promptIds, ...sampledIds])
+        const weights = new Float32Array(ids.length).fill(1, promptTokens)
+        const logprobs = new Float32Array(ids.length)
+        logprobs.set(sampledLogprobs, promptTokens)
+        return { ids, weights, logprobs, promptTokens, text, finish, seed }
+      })
+      return prompts.map((_, i) => samples.slice(i * n, (i + 1) * n))
+    })
+  }
+
+  /** The adapter with the factors as they are: the same object at each call. With `out`, a folder of PEFT. */
+  save(out?: Target): Promise<LoraAdapter> {
+    return this.#take(async () => {
+      const { adapter, model, openTarget } = this.parts
+      const folder = out === undefined ? undefined : openTarget(out, 'out')
+      await this.#takeFactors()
+      adapter.trainedOn = await recordOfBase(model)
+      if (folder !== undefined) await saveAdapter(adapter, folder)
+      return adapter
+    })
+  }
+
+  /** Writes what `resume` needs, and the adapter. Gradients since the last step are not in it. */
+  saveState(out: Target): Promise<void> {
+    return this.#take(async () => {
+      const folder = this.parts.openTarget(out, 'out')
+      await writeState(folder, this.#names, await this.engineState(), {
+        ...{ step: this.#steps, fingerprint: this.parts.fingerprint, evaluations: [], samples: [] },
+      })
+      await this.#takeFactors()
+      await saveAdapter(this.parts.adapter, folder)
+    })
+  }
+
+  /** @internal */
+  engineState(): Promise<EngineState> {
+    return this.parts.engine.remote.state()
+  }
+
+  /** Closes the trainer, its sampler, and the model if the trainer opened it. */
+  dispose(): Promise<void> {
+    this.#disposal ??= this.#close()
+    return this.#disposal
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+
+  async #close(): Promise<void> {
+    await this.#turns.idle
+    try {
+      await this.#sampler?.session.dispose()
+      await this.parts.engine.close()
+    } finally {
+      if (this.parts.closesModel) await this.model.close()
+    }
+  }
+
+  #take<T>(work: () => Promise<T>): Promise<T> {
+    return this.#turns.take(async () => {
+      if (this.#disposal !== undefined) throw new StateError({ where: 'trainer', what: 'it is disposed' })
+      return work()
+    })
+  }
+
+  #encode(examples: readonly TrainerExample[], taskName: string): Promise<EncodedExample[]> {
+    return encodeExamples(examples, taskName, this.parts.context)
+  }
+
+  async #withReference(encoded: readonly EncodedExample[], temperature: number): Promise<EncodedExample[]> {
+    if (encoded.every(({ targets }) => targets.reference !== undefined)) return [...encoded]
+    const scores = await this.#scores(encoded, temperature, true, false)
+    return encoded.map((example, i) => {
+      const { reference = scores[i].logprobs } = example.targets
+      return { ...example, targets: { ...example.targets, reference } }
+    })
+  }
+
+  /** `isKnown`: the derivatives do not depend on what the model says, so that one pass does. */
+  async #pass(
+    encoded: readonly EncodedExample[],
+    loss: LossFunction,
+    { temperature, check = false, isKnown }: { temperature: number; check?: boolean; isKnown: boolean },
+  ): Promise<ForwardBackwardResult> {
+    const before = isKnown ? undefined : await this.#scores(encoded, temperature, false, true)
+    const rowsOf = (scores: readonly (TokenScores | undefined)[] | undefined): LossRow[] => {
+      return encoded.map(({ targets }, i) => {
+        const { oldLogprobs = new Float32Array(targets.tokens.length) } = targets
+        return { ...targets, logprobs: scores?.[i]?.logprobs ?? oldLogprobs, entropies: scores?.[i]?.entropies }
+      })
+    }
+    const rows = rowsOf(before)
+    const result = await loss(rows)
+    checkResult(result, rows)
+    if (check) await checkDerivatives(loss, rows, result)
+    const after = await this.#backward(encoded, result, temperature)
+    const found = before ?? encoded.map((_, i) => after.get(i))
+    const { loss: value, metrics = {} } = before === undefined ? await loss(rowsOf(found)) : result
+    this.#loss = (this.#loss ?? 0) + value
+    return { loss: value, logprobs: encoded.map((example, i) => spread(example, rowsOf(found)[i].logprobs)), metrics }
+  }
+
+  /** `isStep`: with the dropout of the step. */
+  async #scores(encoded: readonly EncodedExample[], temperature: number, isReference: boolean, isStep: boolean) {
+    const { sessions, engine, open, adapter } = this.parts
+    const found = encoded.map((): TokenScores => ({ logprobs: new Float32Array(), entropies: undefined }))
+    const replaced: Feeds = isReference ? sessions.feedsOf(this.#start) : {}
+    for (const [i, plan] of this.#plansOf(encoded).entries()) {
+      const batch = plan.examples.map((index) => encoded[index])
+      const feeds = { ...open.collate(batch, plan.sequence), ...temperatureFeed(temperature) }
+      const isPlain = !isStep && adapter.config.dropout > 0
+      const draw = { step: this.#steps, run: this.#runs + i }
+      const pass = isPlain ? await sessions.evaluationPass(feeds, 1) : await sessions.firstPass(feeds, draw)
+      const outputs = await engine.remote.forward({ ...pass, feeds: { ...pass.feeds, ...replaced } }, pass.predictions)
+      const scores = open.scoresOf(outputs, batch.map(countOf))
+      for (const [j, index] of plan.examples.entries()) found[index] = scores[j]
+    }
+    return found
+  }
+
+  async #backward(
+    encoded: readonly EncodedExample[],
+    { gradients, entropyGradients }: LossResult,
+    temperature: number,
+  ) {
+    const { sessions, engine, open, adapter } = this.parts
+    const isMoved = (i: number) =>
+      [gradients, entropyGradients].some((lists) => lists?.[i].some((value) => value !== 0))
+    const counted = [...encoded.keys()].filter((i) => countOf(encoded[i]) > 0)
+    const moved = counted.filter(isMoved)
+    // Batches with dropout stay as they were in the first pass. One example without a gradient stands for all.
+    const chosen = adapter.config.dropout > 0 ? counted : moved.length > 0 ? moved : counted.slice(0, 1)
+    const scores = new Map<number, TokenScores>()
+    for (const plan of this.#plansOf(encoded, chosen)) {
+      const batch = plan.examples.map((index) => encoded[index])
+      const gradient = open.gradientFeed(
+        plan.examples.map((i) => ({ logprobs: gradients[i], entropies: entropyGradients?.[i] })),
+      )
+      const feeds = { ...open.collate(batch, plan.sequence), ...temperatureFeed(temperature), ...gradient }
+      const pass = await sessions.trainingPass(feeds, { normalizer: 1, step: this.#steps, run: this.#runs++ })
+      const { outputs } = await engine.remote.accumulate([pass])
+      const found = open.scoresOf(outputs[0], batch.map(countOf))
+      for (const [j, index] of plan.examples.entries()) scores.set(index, found[j])
+    }
+    return scores
+  }
+
+  #plansOf(encoded: readonly EncodedExample[], indices: readonly number[] = [...encoded.keys()]): MicroBatch[] {
+    const { settings, context } = this.parts
+    const counted = indices.filter((i) => countOf(encoded[i]) > 0)
+    if (counted.length === 0) throw new ConfigError({ where: 'examples', what: 'none has a token to learn from' })
+    const lengths = counted.map((i) => encoded[i].inputIds.length)
+    const plans = planEvaluation(lengths, { batchSize: settings.batchSize, limit: context.maxLength })
+    return plans.map(({ examples, sequence }) => ({ examples: examples.map((i) => counted[i]), sequence }))
+  }
+
+  async #takeFactors(): Promise<void> {
+    writeParameters(this.parts.adapter, this.#names, await this.parts.engine.remote.parameters())
+  }
+
+  async #liveSession(): Promise<ModelSession<Model>> {
+    const { model, adapter, settings } = this.parts
+    if (this.#sampler?.steps === this.#steps) return this.#sampler.session
+    await this.#takeFactors()
+    if (this.#sampler === undefined) {
+      const { device, threads, memory } = settings
+      const session = await ModelSession.open(model, {
+        ...{ device, threads, maxBatch: SAMPLED, memory: memory === 'fast' ? 'fast' : 'low' },
+        adapters: { [LIVE]: adapter },
+      })
+      this.#sampler = { session, steps: this.#steps }
+      return session
+    }
+    const { session } = this.#sampler
+    await session.remove(LIVE)
+    await session.add(LIVE, adapter)
+    this.#sampler.steps = this.#steps
+    return session
+  }
+}
+
+function countOf({ targets }: EncodedExample): number {
+  return targets.tokens.length
+}
+
+/** Values of the targets at their tokens, (n). */
+function spread({ labels }: EncodedExample, values: Float32Array): Float32Array {
+  const all = new Float32Array(labels.length)
+  let next = 0
+  for (let i = 1; i < labels.length; i++) if (labels[i] !== IGNORED) all[i] = values[next++]
+  return all
+}
