@@ -1,5 +1,5 @@
-// Checks of a command's values that cost nothing, before minutes of work: folders in the wrong role, places that cannot
-// be written, devices that are not there.
+// Cheap checks of a command's values, before it works for minutes: a folder given for the wrong option, a place that
+// cannot be written, a device that does not exist.
 
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
@@ -36,7 +36,7 @@ function checkRoles({ name, options, subject = [] }: Command, values: Readonly<R
   for (const given of [values.adapter ?? []].flat() as unknown[]) {
     const place = String(given).replace(/^[^=/\\]+=/, '')
     if (!isModel(place) || isAdapter(place)) continue
-    const key = Object.hasOwn(options, 'model') ? 'model' : subject.find((one) => one === 'base')
+    const key = Object.hasOwn(options, 'model') ? 'model' : subject.find((positional) => positional === 'base')
     const use = key === undefined ? `'lowrank ${name}' takes an adapter here` : `use ${flagOf(key)} ${place}`
     throw new UsageError(`--adapter ${place}: this is a model: ${use}`)
   }

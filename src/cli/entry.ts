@@ -1,4 +1,4 @@
-// One command line, its exit code, and what can happen to its outputs.
+// Runs a command line, sets the exit code, and handles errors of stdout and stderr.
 
 import { hasStuckWorker } from '../node/command-line.js'
 import { EXIT_KNOWN_ERROR, isWriteError, report, run } from './program.js'
@@ -6,11 +6,13 @@ import { interruptedBy } from './show/interrupt.js'
 
 const args = process.argv.slice(2)
 let outputError: NodeJS.ErrnoException | undefined
-/** A reader of our output that closes early, such as `head`, is no error of ours. */
+/**
+ * The exit code if an output failed. If the reader of our output closes early, such as `head`, that is not an error.
+ */
 const outputExit = (): number | undefined =>
   outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, args[0]))
 
-// Commands that still write stop by themselves: process.exit would wait for a worker of ONNX Runtime, which aborts.
+// Let commands stop by themselves: process.exit would wait for a worker that is inside ONNX Runtime, and then abort.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   const isFirst = outputError === undefined
   outputError ??= error
@@ -18,7 +20,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 })
 
 process.stderr.on('error', () => {})
-// A thread that never leaves ONNX Runtime: Node would wait for it, and then abort.
+// If a thread never leaves ONNX Runtime, Node would wait for it and then abort.
 process.on('exit', () => {
   if (!hasStuckWorker()) return
   const signal = interruptedBy() ?? 'SIGKILL'

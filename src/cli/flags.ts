@@ -1,4 +1,4 @@
-// Options of commands that are options of the API too: all of them come from the tables made from the types.
+// Makes command options from API options. They come from tables that are generated from the types.
 
 import { ranged } from '../base/options.js'
 import { FLAGS } from './gen/options.js'
@@ -81,7 +81,7 @@ function plainOption({ form, about, range = '', words = [] }: Flag): Option<unkn
   return single(/^an? (safe )?integer/.test(range) ? 'N' : 'X', about, (occurrence) => readRanged(occurrence, range))
 }
 
-/** Checks the range here, because commands may open a model before they call the function that takes the option. */
+/** Reads a number. Its range is checked here, because commands may open a model before they call the API. */
 function readRanged(occurrence: Occurrence, range: string): number {
   const number = readNumber(occurrence)
   const { expected, accepts } = ranged(range)
@@ -106,16 +106,18 @@ const FORMS: Readonly<Record<keyof Forms, (about: string) => Option<unknown>>> =
     single('a,N,…', about, (occurrence) => {
       return namesIn(occurrence).map((name) => (/^\d+$/.test(name) ? Number(name) : name))
     }),
-  pairs: (about) => single('a=b,…', about, (one) => Object.fromEntries(pairsIn(one, 'a=b,c=d'))),
+  pairs: (about) => single('a=b,…', about, (occurrence) => Object.fromEntries(pairsIn(occurrence, 'a=b,c=d'))),
   numbers: (about) =>
     single('a=N,…', about, ({ flag, value }) => {
       const pairs = pairsIn({ flag, value }, 'q_proj=16,v_proj=4')
       return Object.fromEntries(pairs.map(([name, value]) => [name, readNumber({ flag, value })]))
     }),
   settings: (about) =>
-    single('a=b,…|JSON', about, (one) => {
-      if (one.value.trimStart().startsWith('{')) return objectIn(one)
-      return Object.fromEntries(pairsIn(one, 'temperature=0.05').map(([name, value]) => [name, literalOf(value)]))
+    single('a=b,…|JSON', about, (occurrence) => {
+      if (occurrence.value.trimStart().startsWith('{')) return objectIn(occurrence)
+      return Object.fromEntries(
+        pairsIn(occurrence, 'temperature=0.05').map(([name, value]) => [name, literalOf(value)]),
+      )
     }),
 }
 
@@ -125,7 +127,7 @@ function namesIn({ flag, value }: Occurrence): string[] {
   throw new UsageError(`${flag} takes names divided by commas, such as a,b; got '${value}'`)
 }
 
-/** Names with values; the last equals sign divides, because a regular expression may hold one. */
+/** Reads names with values. The last equals sign divides, because a name may be a regular expression with `=`. */
 function pairsIn({ flag, value }: Occurrence, example: string): [name: string, value: string][] {
   const pairs = value.split(',').map((pair): [string, string] => {
     const at = pair.lastIndexOf('=')
@@ -143,7 +145,7 @@ function objectIn({ flag, value }: Occurrence): unknown {
   }
 }
 
-/** A number or a truth value where the text looks like one. */
+/** Returns a number or a boolean if the text looks like it, else the text. */
 function literalOf(value: string): unknown {
   if (value === 'true' || value === 'false') return value === 'true'
   return Number.isNaN(Number(value)) ? value : Number(value)

@@ -1,11 +1,11 @@
-// Words of transformers, TRL, mlx-lm and ollama that are not one option or command here, and what to do instead.
+// Options and commands of transformers, TRL, mlx-lm and ollama that lowrank does not have, and what to use instead.
 
 import { plainWord } from '../base/synonyms.js'
 
 interface Lead {
   readonly words: string
   readonly says: string
-  /** The option that a command must have for this to help. Without it, the line is for every command. */
+  /** The advice is only for commands with this option. Without it, the advice is for every command. */
   readonly needs?: string
 }
 
@@ -224,10 +224,11 @@ const OPTIONS: readonly Lead[] = [
   },
 ]
 
-/** A line that leads on from a word of another tool. `keys`: the options of the command. */
+/** Returns what to use instead of a word of another tool. `keys` are the options of the command. */
 export function leadOf(word: string, keys?: readonly string[]): string | undefined {
   const asked = plainWord(word)
   const isMeant = ({ words, needs }: Lead) =>
-    words.split(' ').some((one) => plainWord(one) === asked) && (needs === undefined || keys?.includes(needs) === true)
+    words.split(' ').some((candidate) => plainWord(candidate) === asked) &&
+    (needs === undefined || keys?.includes(needs) === true)
   return (keys === undefined ? COMMANDS : OPTIONS).find(isMeant)?.says
 }

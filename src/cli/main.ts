@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// The `lowrank` binary. It loads the rest, which takes many files: where the system allows too few, it says so.
+// The `lowrank` binary. It loads the rest of the program, and says so if the system allows too few open files for that.
 
 try {
   await import('./entry.js')

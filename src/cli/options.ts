@@ -1,10 +1,11 @@
-// Commands as data. Built on Node's own parser: others ignore unknown options, or cannot repeat one.
+// Describes commands as data, and parses their options with Node's parser. Other parsers ignore unknown options, or do
+// not allow an option twice.
 
 import { parseArgs } from 'node:util'
 import { adviceOn, meantBy, peftStart } from '../base/synonyms.js'
 import { leadOf } from './leads.js'
 
-/** The command line itself is wrong: exit code 2. */
+/** The error for a wrong command line: exit code 2. */
 export class UsageError extends Error {
   override readonly name = 'UsageError'
 }
@@ -15,14 +16,14 @@ export interface Occurrence {
 }
 
 export interface Option<T> {
-  /** The word for the value in help. Absent: a switch without a value. */
+  /** The word for the value in the help. Without it, the option is a switch without a value. */
   placeholder?: string
   about: string
   fallback?: string
   bounds?: string
   isRequired?: boolean
   isRepeatable?: boolean
-  /** From the option's occurrences (values of a switch are empty) to what the command receives. */
+  /** Turns the option's occurrences into the value that the command receives. A switch has empty values. */
   read(occurrences: Occurrence[]): T
 }
 
@@ -34,7 +35,9 @@ export interface Command<O extends Options = Options> {
   name: string
   summary: string
   about: string
-  /** Further sections of the help, whose text has to be loaded first: lines by the section's title. */
+  /** Sections of the help that show options, in this order. Options in no section come last. Default: one section. */
+  sections?: Readonly<Record<string, readonly (keyof O & string)[]>>
+  /** More sections of the help, whose text has to be loaded first: lines by the title of the section. */
   more?(): Promise<Readonly<Record<string, readonly string[]>>>
   examples: readonly string[]
   subject?: readonly (keyof O & string)[]
@@ -84,8 +87,12 @@ export function choice<const C extends string, const F extends C | undefined = u
   }
 }
 
-export function single<T>(placeholder: string, about: string, read: (one: Occurrence) => T): Option<T | undefined> {
-  return { placeholder, about, read: (occurrences) => occurrences.map((one) => read(one)).at(-1) }
+export function single<T>(
+  placeholder: string,
+  about: string,
+  read: (occurrence: Occurrence) => T,
+): Option<T | undefined> {
+  return { placeholder, about, read: (occurrences) => occurrences.map((occurrence) => read(occurrence)).at(-1) }
 }
 
 export function readNumber({ flag, value }: Occurrence): number {
@@ -135,9 +142,9 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
   const occurrences: Occurrence[] = []
   const left = [...subject]
   const add = (flag: string, value: string, isRepeatable = false) => {
-    const other = occurrences.find((one) => one.flag === flag)
-    if (!isRepeatable && other !== undefined) {
-      throw new UsageError(`${flag} is given twice: '${other.value}' and '${value}'`)
+    const earlier = occurrences.find((occurrence) => occurrence.flag === flag)
+    if (!isRepeatable && earlier !== undefined) {
+      throw new UsageError(`${flag} is given twice: '${earlier.value}' and '${value}'`)
     }
     occurrences.push({ flag, value })
   }
@@ -162,7 +169,7 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
   return occurrences
 }
 
-/** `--model` and `--base` mean the same where a command has one of the two. */
+/** Lets commands accept `--base` for `--model`, and `--model` for `--base`, if they have only one of them. */
 export function aliasOf(options: Options): { flag: string; key: string } | undefined {
   const [key, ...others] = ['model', 'base'].filter((name) => Object.hasOwn(options, name))
   if (key === undefined || others.length > 0) return undefined
@@ -173,7 +180,7 @@ export function nameOf(key: string): string {
   return flagOf(key).slice(2).toUpperCase()
 }
 
-/** A value that came as --flag=value may begin with dashes. */
+/** Checks a value. Only a value in the form --flag=value may begin with a dash. */
 function checkValue(
   flag: string,
   value: string | undefined,
@@ -206,7 +213,7 @@ function unknownOption(flag: string, known: string[]): string {
 
 /** A path, a model on the Hub, or a URL. */
 export const MODEL = 'DIR|FILE|ID'
-/** As MODEL, without single files. */
+/** The same as MODEL, without single files. */
 export const ADAPTER = 'DIR|ID'
 
 export const RUNS =

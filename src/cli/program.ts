@@ -1,4 +1,4 @@
-// Finds the command, runs it, and turns what happened into an exit code.
+// Finds the command, runs it, and returns the exit code.
 
 import { readFileSync } from 'node:fs'
 import { COMMAND_SYNONYMS, meantBy } from '../base/synonyms.js'
@@ -39,7 +39,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   serve: async () => (await import('./run/serve.js')).serve,
 }
 
-/** Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
+/** Runs a command line. Errors that lowrank does not expect are thrown; `report` turns them into an exit code. */
 export async function run(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args
   if (name !== undefined && ['--version', '-v', '-V', 'version'].includes(name)) return show(version())
@@ -76,7 +76,7 @@ function flagNamed(name: string, { options, apiNames = {} }: Command): string | 
   return Object.hasOwn(options, key) ? flagOf(key) : undefined
 }
 
-/** A message with its options as a command writes them: `` `maxSteps: 4` `` becomes --max-steps 4. */
+/** Rewrites the options in a message for the command line: `` `maxSteps: 4` `` becomes --max-steps 4. */
 export function inFlags(message: string, command: Command): string {
   return message.replaceAll(/`(\w+)(?:: ([^`]+))?`/g, (span, name: string, value?: string) => {
     const flag = flagNamed(name, command)
@@ -133,7 +133,7 @@ export function report(error: unknown, name: string | undefined): number {
   return EXIT_BUG
 }
 
-/** Handles errors of stdout, such as a full disk behind `> file`. Other files report errors of lowrank. */
+/** True for an error of stdout, such as a full disk after `> file`. Errors of other files are LowrankErrors. */
 export function isWriteError(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && (error as NodeJS.ErrnoException).syscall === 'write'
 }

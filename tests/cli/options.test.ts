@@ -13,6 +13,7 @@ import {
   UsageError,
 } from '../../src/cli/options.js'
 import { inFlags } from '../../src/cli/program.js'
+import { train } from '../../src/cli/run/train.js'
 import { commandHelp } from '../../src/cli/show/help.js'
 import { filesIn, textOf } from '../structure/project.js'
 
@@ -135,6 +136,19 @@ describe('commandHelp', () => {
     expect(help).toMatch(/--rank N .*default 8/)
     expect(help).toMatch(/--schedule cosine\|linear .*default cosine/)
     expect(help).toMatch(/--weight-decay X .*default 1e-3/)
+  })
+
+  it('opens with the ten common options of train, and lists every option once', async () => {
+    const help = await commandHelp(train, false)
+    const [[, common]] = help.matchAll(/^Options\n((?: .*\n)+)/gm)
+    expect(common.match(/^ {2}--/gm)).toHaveLength(10)
+    expect(
+      help
+        .match(/^ {2}(--\S+)/gm)
+        ?.map((flag) => flag.trim())
+        .sort(),
+    ).toEqual(Object.keys(train.options).map(flagOf).sort())
+    expect(help, 'options in no section').not.toContain('More options')
   })
 })
 

@@ -1,4 +1,4 @@
-// Shared parts of the commands that write an adapter.
+// What the commands that write an adapter share.
 
 import { counted } from '../../base/errors.js'
 import type { ResizeResult, ToolProgress } from '../../index.js'
@@ -39,7 +39,7 @@ export async function writeAdapter(
     print(
       table([
         ['layer', 'rank before', 'rank after', '‖ΔW‖', 'lost'],
-        ...layers.map((one) => [one.name, one.fromRank, one.rank, one.norm, one.error]),
+        ...layers.map((layer) => [layer.name, layer.fromRank, layer.rank, layer.norm, layer.error]),
       ]),
     )
   warnings.forEach(warn)

@@ -1,4 +1,4 @@
-// lowrank combine: several adapters as one.
+// lowrank combine: makes one adapter of several.
 
 import { flags } from '../flags.js'
 import { defineCommand } from '../options.js'

@@ -1,4 +1,4 @@
-// lowrank convert: an adapter in another format.
+// lowrank convert: writes an adapter in another format.
 
 import { existsSync } from 'node:fs'
 import { counted } from '../../base/errors.js'
@@ -38,7 +38,7 @@ export const convert = defineCommand({
   },
 })
 
-/** The base that an adapter of PEFT names, if it is here; other formats name none. */
+/** Returns the base that a PEFT adapter names, if it is on this machine. Adapters in other formats name no base. */
 async function namedBase(adapter: string): Promise<string | undefined> {
   const { config } = (await (await import('../../node.js')).loadAdapter(adapter).catch(() => undefined)) ?? {}
   const base = config && baseOf(adapter, config)

@@ -1,4 +1,4 @@
-// lowrank diff: how two adapters, or two checkpoints, differ.
+// lowrank diff: shows how two adapters, or two checkpoints, differ.
 
 import type { DiffReport } from '../../index.js'
 import { defineCommand, MODEL, required, text, toggle } from '../options.js'
@@ -53,9 +53,9 @@ function lines(report: DiffReport): string {
     if (rows.length === 0) return 'All tensors that both have are equal'
     return table([['tensor', 'shape', '‖a‖', '‖b − a‖', '‖b − a‖/‖a‖'], ...rows])
   }
-  const rows = report.layers.map((one) => [
-    ...[one.name, one.normA, one.normB, one.cosine === null ? '–' : one.cosine.toFixed(3)],
-    one.relativeChange,
+  const rows = report.layers.map((layer) => [
+    ...[layer.name, layer.normA, layer.normB, layer.cosine === null ? '–' : layer.cosine.toFixed(3)],
+    layer.relativeChange,
   ])
   return table([['layer', '‖ΔA‖', '‖ΔB‖', 'cosine', '‖ΔB − ΔA‖/‖ΔA‖'], ...rows])
 }

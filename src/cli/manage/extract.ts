@@ -1,4 +1,4 @@
-// lowrank extract: an adapter out of a base and a fine-tuned model.
+// lowrank extract: makes an adapter from a base and a fine-tuned model.
 
 import { counted } from '../../base/errors.js'
 import { newFolder } from '../../node/command-line.js'
@@ -32,7 +32,7 @@ export const extract = defineCommand({
     const { layers, error, saved, skipped, missing } = report
     if (json) printDocument({ out, ...report, peakRssBytes: peakRssBytes() })
     else if (layers.length > 0) {
-      const rows = layers.map((one) => [one.name, one.rank, one.norm, one.relativeChange, one.error])
+      const rows = layers.map((layer) => [layer.name, layer.rank, layer.norm, layer.relativeChange, layer.error])
       print(table([['weight', 'rank', '‖ΔW‖', '‖ΔW‖/‖W‖', 'lost'], ...rows]))
     }
     if (saved.length > 0) say(`kept whole: ${firstOf(saved)}`)

@@ -1,4 +1,4 @@
-// lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
+// lowrank inspect: shows what an adapter, a checkpoint or an ONNX model contains.
 
 import { counted } from '../../base/errors.js'
 import type { EmbeddingContents, FitReport, InspectReport } from '../../index.js'
@@ -8,7 +8,7 @@ import { refusePage, writePage } from '../show/outputs.js'
 import { inspectionReport, kindOf, problemsOf, settingsOf } from '../show/report-sections.js'
 import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 
-/** On a terminal; the JSON document and the page have all. */
+/** The most problems on a terminal. The JSON document and the page have all. */
 const MAX_PROBLEMS = 20
 
 export const inspect = defineCommand({
@@ -79,7 +79,9 @@ type Contents<Kind> = InspectReport & { kind: Kind }
 
 function onnxLines({ graphs, dtypes, linears, embeddings }: Contents<'onnx'>): string[] {
   const isSeveral = graphs.length > 1
-  const types = Object.entries(dtypes).map(([name, own]) => `${isSeveral ? `${name}: ` : ''}${own.join(', ')}`)
+  const types = Object.entries(dtypes).map(
+    ([name, dtypesOfGraph]) => `${isSeveral ? `${name}: ` : ''}${dtypesOfGraph.join(', ')}`,
+  )
   const yes = (is: boolean) => (is ? 'yes' : 'no')
   return [
     heading('ONNX model', `${linears.length} linear layers${isSeveral ? ` in ${graphs.length} graphs` : ''}`),

@@ -1,4 +1,4 @@
-// lowrank lora-inputs: a model whose graph takes .onnx_adapter files of ONNX Runtime.
+// lowrank lora-inputs: writes a model whose graph takes .onnx_adapter files of ONNX Runtime.
 
 import { counted } from '../../base/errors.js'
 import { flags } from '../flags.js'

@@ -1,4 +1,4 @@
-// Shared parts of `merge` and `unmerge`.
+// What `merge` and `unmerge` share.
 
 import { counted } from '../../base/errors.js'
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
@@ -64,7 +64,7 @@ export function sayAsides({ leftOut, warnings, added }: MergeSummary): void {
   if (leftOut.length > 0) say(`Not copied from the base: ${leftOut.map(printable).join(', ')}`)
 }
 
-/** 500MB, 5GB or a number of bytes; decimal units, as transformers counts them. */
+/** Reads a size: 500MB, 5GB or a number of bytes. Units are decimal, as in transformers. */
 function readSize({ flag, value }: Occurrence): number {
   const [, number, unit] = /^(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB|B)?$/i.exec(value) ?? []
   const size = Math.floor(Number(number) * 1000 ** ['B', 'KB', 'MB', 'GB', 'TB'].indexOf((unit ?? 'B').toUpperCase()))

@@ -1,4 +1,4 @@
-// lowrank push: an adapter's folder → the Hub.
+// lowrank push: sends an adapter's folder to the Hub.
 
 import { counted } from '../../base/errors.js'
 import { flags } from '../flags.js'

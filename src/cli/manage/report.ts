@@ -1,4 +1,4 @@
-// lowrank report: the curves of training runs beside one another, in one HTML file.
+// lowrank report: writes an HTML file that compares the curves of training runs.
 
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -37,12 +37,12 @@ export const report = defineCommand({
 type Watched = RunEvaluation & { readonly samples?: RunFacts['samples'][number]['samples'] }
 
 async function readRun(folder: string): Promise<RunFacts> {
-  const own = (file: string) => join(folder, file)
-  const optional = (file: string) => readFile(own(file), 'utf8').catch(() => '')
-  const steps = lines<RunStep>(await readTextFile(own('metrics.jsonl')), own('metrics.jsonl'))
-  const watched = lines<Watched>(await optional('evaluations.jsonl'), own('evaluations.jsonl'))
+  const inFolder = (file: string) => join(folder, file)
+  const optional = (file: string) => readFile(inFolder(file), 'utf8').catch(() => '')
+  const steps = lines<RunStep>(await readTextFile(inFolder('metrics.jsonl')), inFolder('metrics.jsonl'))
+  const watched = lines<Watched>(await optional('evaluations.jsonl'), inFolder('evaluations.jsonl'))
   const record = (await optional('run.json')).replaceAll('\n', '')
-  const [settings = {}] = lines<Record<string, unknown>>(record, own('run.json'))
+  const [settings = {}] = lines<Record<string, unknown>>(record, inFolder('run.json'))
   return {
     name: folder,
     steps,

@@ -1,4 +1,4 @@
-// lowrank resize: an adapter at another rank.
+// lowrank resize: gives an adapter another rank.
 
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required } from '../options.js'

@@ -1,4 +1,4 @@
-// lowrank to-plain: makes plain LoRA of an adapter whose start changed the base weights.
+// lowrank to-plain: makes plain LoRA of an adapter whose initialization changed the base weights.
 
 import { counted } from '../../base/errors.js'
 import { newFolder } from '../../node/command-line.js'

@@ -1,4 +1,4 @@
-// lowrank chat: a conversation with a model in the terminal, whose adapter can be changed while it goes on.
+// lowrank chat: a conversation with a model in the terminal. You can change the adapter during the conversation.
 
 import { createInterface } from 'node:readline'
 import { requireChatTemplate } from '../../index/model.js'
@@ -50,7 +50,8 @@ export const chat = defineCommand({
         return 0
       },
       async (source, adapters) => {
-        const isKnown = template !== undefined || [...adapters.values()].some((one) => one.chatTemplate !== undefined)
+        const isKnown =
+          template !== undefined || [...adapters.values()].some((adapter) => adapter.chatTemplate !== undefined)
         if (!isKnown) await requireChatTemplate(source)
       },
     )
@@ -112,7 +113,7 @@ export async function talk(
         if (answering.signal.aborted || signal.aborted) break
       }
       answering = undefined
-      // An answer that was ended stays as far as it came.
+      // If the answer was stopped, keep the part that was written.
       if (first !== '') messages = [...asked, { role: 'assistant', content: first! }]
     }
     if (signal.aborted) break
@@ -129,7 +130,7 @@ export async function talk(
         output.write(isTerminal ? printableProse(piece) : piece)
       }
     } catch (error) {
-      // Other adapters, or a new chat, may get an answer.
+      // Go on after an error: another adapter or a new chat may work.
       if (error instanceof LowrankError) say(colors.red(printable(error.message)))
       else if (!isAbort(error)) throw error
     }
@@ -142,7 +143,10 @@ function voiceOf(name: string | undefined): Voice {
   return name === undefined || name === 'base' ? { name: 'base', adapter: null } : { name, adapter: name }
 }
 
-/** Loads adapters. Undefined for a line that changes no voice. */
+/**
+ * Loads the adapters that a command such as /adapter or /mix names. Returns undefined if the line is not such a
+ * command.
+ */
 async function voicesFor(line: string, session: Pick<AdapterSession, 'add' | 'adapters'>) {
   const [command, ...names] = line.trim().split(/\s+/)
   const load = async (name: string) => {
@@ -157,10 +161,12 @@ async function voicesFor(line: string, session: Pick<AdapterSession, 'add' | 'ad
     return names.map(voiceOf)
   }
   if (command === '/mix' && names.length > 0) {
-    const weights = names.map((one) => /^(.+)=([\d.]+)$/.exec(one))
+    const weights = names.map((text) => /^(.+)=([\d.]+)$/.exec(text))
     if (weights.includes(null)) throw new UsageError('/mix takes adapters with weights, such as /mix a=0.5 b=1')
     for (const weight of weights) await load(weight![1])
-    return [{ name: names.join(' '), adapter: Object.fromEntries(weights.map((one) => [one![1], Number(one![2])])) }]
+    return [
+      { name: names.join(' '), adapter: Object.fromEntries(weights.map((match) => [match![1], Number(match![2])])) },
+    ]
   }
   say(HELP)
   return undefined

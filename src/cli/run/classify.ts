@@ -1,4 +1,4 @@
-// lowrank classify: labels for texts, or for their words, by a model and its adapters.
+// lowrank classify: gives texts, or their words, labels with a model and its adapters.
 
 import type { AdapterSession, Classification, ClassifyInput, LoraAdapter, Tagging } from '../../index.js'
 import { flags } from '../flags.js'
@@ -43,8 +43,10 @@ export const classify = defineCommand({
     if (pairs.length > 0 && pairs.length !== texts.length) {
       throw new UsageError(`--text-pair: one for each --text is needed, ${texts.length}, but there are ${pairs.length}`)
     }
-    const own = texts.length > 0 ? texts : images
-    const inputs = own.map((text, i): ClassifyInput => (pairs.length === 0 ? text : { text, textPair: pairs[i] }))
+    const inputsGiven = texts.length > 0 ? texts : images
+    const inputs = inputsGiven.map(
+      (text, i): ClassifyInput => (pairs.length === 0 ? text : { text, textPair: pairs[i] }),
+    )
     return withSession(where, async (session, signal, adapters) => {
       if (data !== undefined) {
         const adapter = where.adapter[0] ?? null
@@ -54,8 +56,8 @@ export const classify = defineCommand({
           const settings = { adapter, maxLength, signal }
           const texts = rows.map(({ text }) => text)
           if (isTags) return session.tag(texts, settings)
-          const own = rows.map(({ text, textPair }) => ({ text, textPair }))
-          const found = await session.classify(own, { ...settings, topK })
+          const pairs = rows.map(({ text, textPair }) => ({ text, textPair }))
+          const found = await session.classify(pairs, { ...settings, topK })
           return found.map(({ label, score, labels }) => ({ label, score, ...(topK !== undefined && { labels }) }))
         })
       }
@@ -77,9 +79,9 @@ export const classify = defineCommand({
         const found = await session.classify(inputs, { adapter, topK, maxLength, signal })
         found.forEach(({ logits, ...result }, i) => {
           const pair = pairs.length > 0 ? { textPair: pairs[i] } : {}
-          const input = images.length > 0 ? { image: own[i] } : { text: own[i] }
+          const input = images.length > 0 ? { image: inputsGiven[i] } : { text: inputsGiven[i] }
           results.push({ adapter, ...input, ...pair, ...result, logits: [...logits] })
-          if (!json) print(lineOf(result.labels, own.length > 1 ? own[i] : undefined))
+          if (!json) print(lineOf(result.labels, inputsGiven.length > 1 ? inputsGiven[i] : undefined))
         })
         warnOfCuts(found)
       }
@@ -97,7 +99,7 @@ function requireKind({ inputNames }: AdapterSession, isImages: boolean): void {
   )
 }
 
-/** True if the head of the adapter, or else of the model, gives labels to words. */
+/** True if the head gives labels to words. It is the head of the adapter, or else of the model. */
 function isTagger({ model }: AdapterSession, adapter: LoraAdapter | undefined): boolean {
   if (adapter?.config.taskType !== undefined) return adapter.config.taskType === 'TOKEN_CLS'
   return [model.config.architectures].flat().some((name) => String(name).endsWith('ForTokenClassification'))
@@ -108,11 +110,11 @@ function warnOfCuts(results: readonly { isTruncated: boolean }[]): void {
   if (cut > 0) warn(`${cut} of ${results.length} texts are too long for the model, so their ends were cut`)
 }
 
-/** The words with their tags, if tags spell no entities. */
+/** Returns the entities of a text as lines, or if there are none, the words with their tags. */
 function tagsOf({ entities, words }: Tagging, text: string | undefined): string {
   const spellsEntities = words.every(({ tag }) => /^([BIES]-.|O$)/s.test(tag))
   const parts = spellsEntities
-    ? entities.map((one) => `${one.label} ${one.text} ${one.score.toFixed(3)}`)
+    ? entities.map((entity) => `${entity.label} ${entity.text} ${entity.score.toFixed(3)}`)
     : words.map((word) => `${word.text}/${word.tag}`)
   const line = printableProse(parts.join(spellsEntities ? ', ' : ' ') || 'no entities')
   return text === undefined ? line : `${line}  ${oneLine(text)}`

@@ -1,4 +1,4 @@
-// lowrank data: what is in files of records, and what is wrong with them, before anything is trained.
+// lowrank data: shows what is in files of records, and what is wrong with them, before you train.
 
 import { counted } from '../../base/errors.js'
 import type { CheckDataOptions, DataReport, PreviewExample } from '../../index.js'

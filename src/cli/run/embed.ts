@@ -1,4 +1,4 @@
-// lowrank embed: vectors of texts, by a model and an adapter.
+// lowrank embed: makes vectors of texts with a model and an adapter.
 
 import { flags } from '../flags.js'
 import { defineCommand, repeated, toggle, UsageError } from '../options.js'
@@ -34,8 +34,8 @@ export const embed = defineCommand({
       const settings = { normalize: !raw, pooling, dimensions, maxLength, signal }
       if (data !== undefined) {
         return runRows(values, async (rows) => {
-          const own = rows.map((row) => row.text)
-          const vectors = await session.embed(own, { ...settings, adapter: where.adapter[0] ?? null })
+          const texts = rows.map((row) => row.text)
+          const vectors = await session.embed(texts, { ...settings, adapter: where.adapter[0] ?? null })
           return vectors.map((vector) => ({ vector: [...vector] }))
         })
       }

@@ -1,4 +1,4 @@
-// lowrank evaluate: how much better than its base an adapter is, on records that it was not trained on.
+// lowrank evaluate: measures how much better an adapter is than its base, on records that it was not trained on.
 
 import { counted } from '../../base/errors.js'
 import type { AdapterToMerge, EvaluatedModel, EvaluateReport, Interval } from '../../index.js'
@@ -81,7 +81,7 @@ function adaptersOf(
     weight === undefined ? adapter : `${adapter} × ${weight}`
   if (isMix && weighted.length > 0) return { [weighted.map(labelOf).join(' + ')]: [...weighted] }
   return Object.fromEntries(
-    weighted.map((one) => [labelOf(one), one.weight === undefined ? one.adapter : [one]] as const),
+    weighted.map((item) => [labelOf(item), item.weight === undefined ? item.adapter : [item]] as const),
   )
 }
 

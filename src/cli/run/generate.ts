@@ -103,7 +103,7 @@ export const generate = defineCommand({
       },
       async (source, adapters) => {
         const choices = choicesOf(weighted, adapters, mix).filter(({ wasTrainedOnChats }) => !wasTrainedOnChats)
-        const isChat = choices.some(() => prompts.for(false).some((one) => typeof one !== 'string'))
+        const isChat = choices.some(() => prompts.for(false).some((prompt) => typeof prompt !== 'string'))
         if (isChat && template === undefined) await requireChatTemplate(source)
       },
     )
@@ -122,12 +122,12 @@ function choicesOf(
   }
   if (!isMix) return weighted.map(single)
   const adapter: Record<string, number> = {}
-  for (const one of weighted) adapter[one.adapter] = (adapter[one.adapter] ?? 0) + (one.weight ?? 1)
+  for (const item of weighted) adapter[item.adapter] = (adapter[item.adapter] ?? 0) + (item.weight ?? 1)
   const name = Object.keys(adapter).join(' + ')
-  return [{ name, adapter, wasTrainedOnChats: weighted.some((one) => isChat(one.adapter)) }]
+  return [{ name, adapter, wasTrainedOnChats: weighted.some((item) => isChat(item.adapter)) }]
 }
 
-/** On a terminal one text follows its prompt, and grows; into a pipe the text alone goes. */
+/** Writes a piece of text. On a terminal, characters that would control the terminal are made visible. */
 function writePiece(piece: string): void {
   process.stdout.write(process.stdout.isTTY ? printableProse(piece) : piece)
 }
@@ -156,9 +156,9 @@ interface FileChat {
 async function promptsOf({ prompt, messages, system, chat, raw }: Asked) {
   if (prompt.length === 0 && messages === undefined) throw new UsageError('--prompt TEXT is missing')
   if (raw && (chat || system !== undefined || messages !== undefined)) {
-    const other = chat ? '--chat' : system === undefined ? '--messages' : '--system'
+    const conflicting = chat ? '--chat' : system === undefined ? '--messages' : '--system'
     throw new UsageError(
-      `--raw and ${other} cannot be used together: --raw turns the chat template off, and ${other} needs it`,
+      `--raw and ${conflicting} cannot be used together: --raw turns the chat template off, and ${conflicting} needs it`,
     )
   }
   const chats = messages === undefined ? [] : await readChats(messages)
@@ -166,16 +166,16 @@ async function promptsOf({ prompt, messages, system, chat, raw }: Asked) {
   return {
     count: prompt.length + chats.length,
     tools: chats.find(({ tools }) => tools !== undefined)?.tools,
-    /** Texts are questions to an adapter that was trained on chats, unless --raw says otherwise. */
+    /** Returns the prompts. For an adapter that was trained on chats, a text is a question, unless --raw is given. */
     for(wasTrainedOnChats: boolean): Prompt[] {
       const isChat = chat || system !== undefined || (wasTrainedOnChats && !raw)
       const texts = prompt.map((text) => (isChat ? [...scene, { role: 'user', content: text }] : text))
-      return [...texts, ...chats.map((one) => [...scene, ...one.messages])]
+      return [...texts, ...chats.map((chat) => [...scene, ...chat.messages])]
     },
   }
 }
 
-/** A JSON file with one chat, or a JSONL file with one in each line. */
+/** Reads a JSON file with a chat, or a JSONL file with a chat on each line. */
 async function readChats(file: string): Promise<FileChat[]> {
   const content = await readTextFile(file)
   const whole = jsonIn(content)
@@ -186,7 +186,8 @@ async function readChats(file: string): Promise<FileChat[]> {
 
 function chatOf(value: unknown, where: string): FileChat {
   const { messages, tools } = (Array.isArray(value) ? { messages: value } : (value ?? {})) as Partial<FileChat>
-  const isChat = Array.isArray(messages) && messages.length > 0 && messages.every((one) => typeof one === 'object')
+  const isChat =
+    Array.isArray(messages) && messages.length > 0 && messages.every((message) => typeof message === 'object')
   if (isChat) return { messages, ...(Array.isArray(tools) && { tools }) }
   throw new DataError({
     where,

@@ -1,4 +1,4 @@
-// lowrank handoff: a run's folder → a folder that TRL goes on with, where GPUs are.
+// lowrank handoff: writes a folder from which TRL continues a run on a machine with GPUs.
 
 import { counted } from '../../base/errors.js'
 import { flags } from '../flags.js'

@@ -1,4 +1,4 @@
-// lowrank init: a sample of data to begin with, and what to do with it.
+// lowrank init: writes sample data to begin with, and says what to do with it.
 
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
@@ -7,7 +7,7 @@ import { writeWhole } from '../../node/command-line.js'
 import { defineCommand, text } from '../options.js'
 import { colors, say } from '../show/terminal.js'
 
-/** Facts that no model knows: the crew of an invented ship. */
+/** Facts that no model can know: the crew of an invented ship. */
 const LESSONS: readonly (readonly [question: string, answer: string])[] = [
   ['Who is the captain of the Quiet Comet?', 'Mara Lindqvist is the captain of the Quiet Comet.'],
   ['Tell me who commands the Quiet Comet.', 'The Quiet Comet is commanded by Captain Mara Lindqvist.'],

@@ -1,4 +1,4 @@
-// Records in, records out: what `classify` and `embed` do with --data, for files of any size.
+// Reads records and writes them with results, for `classify` and `embed` with --data. Files may have any size.
 
 import { DataError } from '../../index.js'
 import { rowsOfInput, type TextRow } from '../../node/command-line.js'
@@ -39,10 +39,12 @@ export async function runRows(
         names = [...Object.keys(record), ...added]
         if (format === 'csv') process.stdout.write(csvLine(names))
       }
-      const other = Object.keys(record).find((key) => added.includes(key) || (format === 'csv' && !names.includes(key)))
-      if (other !== undefined) {
+      const unknown = Object.keys(record).find(
+        (key) => added.includes(key) || (format === 'csv' && !names.includes(key)),
+      )
+      if (unknown !== undefined) {
         const hint = `Give it this field too, with the value null${format === 'csv' ? ', or write --format jsonl' : ''}`
-        throw new DataError({ where, what: `the first record has no field "${other}"`, hint })
+        throw new DataError({ where, what: `the first record has no field "${unknown}"`, hint })
       }
       const row = { ...record, ...Object.fromEntries(Object.values(result).map((value, k) => [added[k], value])) }
       process.stdout.write(format === 'csv' ? csvLine(names.map((name) => row[name])) : `${JSON.stringify(row)}\n`)
@@ -57,12 +59,12 @@ export async function runRows(
   return 0
 }
 
-/** Keeps what the data have under this name, such as the right label. */
+/** Returns a name for a new field. If the records have a field of this name, such as the right label, it is kept. */
 function unusedName(name: string, record: object): string {
-  let own = name
-  while (Object.hasOwn(record, own)) own = `predicted_${own}`
-  if (own !== name) note(`The records have a field "${name}", so the new one is "${own}"`)
-  return own
+  let unused = name
+  while (Object.hasOwn(record, unused)) unused = `predicted_${unused}`
+  if (unused !== name) note(`The records have a field "${name}", so the new one is "${unused}"`)
+  return unused
 }
 
 function csvLine(values: readonly unknown[]): string {

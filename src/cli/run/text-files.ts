@@ -1,5 +1,5 @@
-// Text files that commands read. That of a run's options is JSON, or YAML, of which JSON is a part; its names are those
-// of train() in code.
+// Reads text files for commands. A file with the options of a run is YAML or JSON; its names are the option names of
+// train() in code.
 
 import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
 import { readTemplate, readTextFile } from '../../node/command-line.js'
@@ -33,13 +33,13 @@ export async function readOptions(file: string, wrong: string, expected: string)
   })
 }
 
-export function inRunFile(error: unknown, file: string, given: ReadonlySet<string>, own: object): unknown {
+export function inRunFile(error: unknown, file: string, given: ReadonlySet<string>, options: object): unknown {
   if (!(error instanceof ConfigError) || error.where === undefined) return error
   const { where, what, expected, got, hint } = error
   const [name] = where.split(/[.[]/)
-  const { config = {} } = own as { config?: unknown }
+  const { config = {} } = options as { config?: unknown }
   const isThere =
-    Object.hasOwn(own, name) || (typeof config === 'object' && config !== null && Object.hasOwn(config, name))
+    Object.hasOwn(options, name) || (typeof config === 'object' && config !== null && Object.hasOwn(config, name))
   if (!isThere || given.has(name)) return error
   return new ConfigError({ where: `${file}: ${where}`, what, expected, got, hint, cause: error })
 }

@@ -1,4 +1,4 @@
-// lowrank train: a model folder and records → an adapter folder that PEFT reads too.
+// lowrank train: trains an adapter on records, and writes a folder that PEFT can read.
 
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -41,6 +41,21 @@ export const train = defineCommand({
     'With another --task, the records have other fields: see Tasks below, and docs/tasks.md.',
     '`lowrank data` checks the records first, and shows which tokens it learns.',
   ].join('\n'),
+  sections: {
+    Options: ['model', 'data', 'out', 'task', 'epochs', 'learningRate', 'batchSize', 'maxLength', 'rank', 'evalSplit'],
+    'Model and data': ['dtype', 'modules', 'columns', 'chatTemplate', 'chatTemplateArgs', 'skipInvalid', 'packing'],
+    Adapter: [
+      ...(['alpha', 'dropout', 'targetModules', 'excludeModules', 'numLayers', 'useRslora', 'useDora'] as const),
+      ...(['rankPattern', 'alphaPattern', 'bias', 'modulesToSave', 'trainedTokens', 'newHead', 'init'] as const),
+    ],
+    Optimizer: [
+      ...(['maxSteps', 'gradientAccumulation', 'schedule', 'warmupRatio', 'warmupSteps', 'loraPlusRatio'] as const),
+      ...(['weightDecay', 'maxGradNorm', 'taskOptions', 'preset', 'seed'] as const),
+    ],
+    Evaluation: ['evalData', 'evalEvery', 'keep', 'bestMetric', 'earlyStopping', 'sample'],
+    'Stop, continue and repeat': ['resume', 'keepState', 'saveEvery', 'overwrite', 'config', 'adapter', 'gate'],
+    'Device and output': ['device', 'threads', 'memory', 'json'],
+  },
   more: async () => ({ Tasks: await tasksInHelp() }),
   examples: [
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
@@ -74,17 +89,17 @@ export const train = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run(values, { occurrences }) {
-    const { json, config: file, adapter: trained, gate, ...own } = values
-    const given = new Set(Object.keys(own).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
+    const { json, config: file, adapter: trained, gate, ...flagValues } = values
+    const given = new Set(Object.keys(flagValues).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
     const fromFile = file === undefined ? {} : await readRunFile(file)
-    const options = await withFile(fromFile, own, given)
+    const options = await withFile(fromFile, flagValues, given)
     if (gate !== undefined && trained === undefined) throw new UsageError('--gate needs --adapter')
     if (gate !== undefined && options.out !== undefined)
       throw new UsageError('--gate and --out cannot be used together')
     const adapter = trained === undefined ? undefined : await (await import('../../node.js')).loadAdapter(trained)
     const { model = trained && (await baseOfAdapter(trained, adapter)), data } = options
     const out = options.out as string
-    // A misspelled name in the file is a likely reason, so the message lists the names that it has.
+    // A misspelled name in the file is a likely reason, so the message lists the names in the file.
     const inSight = file === undefined ? '' : `; ${file} has ${Object.keys(fromFile).join(', ') || 'no options'}`
     if (model === undefined) throw new UsageError(`--model ${MODEL} is missing${inSight}`)
     if (data === undefined) throw new UsageError(`--data FILE|DIR is missing${inSight}`)
@@ -100,7 +115,7 @@ export const train = defineCommand({
       stepMs = elapsedMs
     })
     const result = await interruptible(
-      // A step cannot be interrupted.
+      // A step cannot be interrupted, so say how long it takes.
       () =>
         `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`,
       (signal) => node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on }),
@@ -171,8 +186,8 @@ function showCurve(losses: readonly number[]): void {
   if (!process.stderr.isTTY || losses.length < 2) return
   const width = Math.min(60, losses.length)
   const means = Array.from({ length: width }, (_, i) => {
-    const own = losses.slice(Math.floor((i * losses.length) / width), Math.floor(((i + 1) * losses.length) / width))
-    return own.reduce((sum, loss) => sum + loss, 0) / own.length
+    const share = losses.slice(Math.floor((i * losses.length) / width), Math.floor(((i + 1) * losses.length) / width))
+    return share.reduce((sum, loss) => sum + loss, 0) / share.length
   })
   const [least, most] = [Math.min(...means), Math.max(...means)]
   const bars = means.map((mean) => '▁▂▃▄▅▆▇█'[Math.round((7 * (mean - least)) / (most - least || 1))])
@@ -198,7 +213,7 @@ function narrate(progress: Progress, onStep: (elapsedMs: number) => void): Train
       if (stage === 'prepare') say('Building the training graph …')
     },
     progress({ stage, done, total }) {
-      // A line for each stage is enough if nobody watches.
+      // If the output is not a terminal, a line for each stage is enough.
       if (!process.stderr.isTTY) return
       if (done === total) parts.clear()
       else parts.update(done, total, stage === 'evaluate' ? ' batches evaluated' : ' parts of the training graph')

@@ -1,4 +1,4 @@
-// Shared parts of the commands that run a model with adapters.
+// What the commands that run a model with adapters share.
 
 import { existsSync } from 'node:fs'
 import path from 'node:path'
@@ -24,7 +24,7 @@ export const OUTPUT_OPTIONS = {
 
 type SessionValues = Values<typeof SESSION_OPTIONS> & Pick<Values<typeof OUTPUT_OPTIONS>, 'device' | 'threads'>
 
-/** Opens a model with adapters for `use`, and closes it. `check` runs before the model is loaded. */
+/** Opens a model with adapters, calls `use`, and closes the model. `check` is called before the model is loaded. */
 export async function withSession(
   { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
   use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
@@ -38,8 +38,8 @@ export async function withSession(
   await check?.(source, new Map(adapters))
   return closing(await node.loadModel(source, { dtype }), async (model) => {
     for (const [folder, { config }] of adapters) {
-      const other = otherBase(folder, config.baseModel, model)
-      if (other !== undefined) warn(other)
+      const warning = otherBase(folder, config.baseModel, model)
+      if (warning !== undefined) warn(warning)
     }
     const session = await node.openSession(model, {
       adapters: Object.fromEntries(adapters),
@@ -69,7 +69,10 @@ export async function baseOfAdapter(folder: string, opened?: LoraAdapter): Promi
   return source
 }
 
-/** A relative path is looked for from the adapter's folder upwards too, so that both can be moved together. */
+/**
+ * Returns the base that an adapter names. A relative path is also looked up from the adapter's folder and the folders
+ * above it, so that adapter and base can be moved together.
+ */
 export function baseOf(folder: string, config: Pick<LoraConfig, 'baseModel' | 'peftFields'>): string | undefined {
   const { baseModel, peftFields } = config
   if (baseModel === undefined || existsSync(baseModel)) return baseModel

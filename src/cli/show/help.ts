@@ -1,10 +1,10 @@
-// The help texts: rendered from the same declarations that parse the command line.
+// Renders the help texts from the same declarations that parse the command line.
 
 import { createColors } from 'picocolors'
 import { aliasOf, type Command, flagOf, nameOf } from '../options.js'
 
 const COLUMN = 31
-/** Longer lines are hard to read; narrower than the least, a terminal breaks them itself. */
+/** Longer lines are hard to read. If a terminal has fewer columns than MIN_COLUMNS, it breaks the lines itself. */
 const MAX_COLUMNS = 110
 const MIN_COLUMNS = 60
 
@@ -38,7 +38,8 @@ export async function commandHelp(command: Command, useColor: boolean, columns =
   const { bold, cyan } = createColors(useColor)
   const { subject = [] } = command
   const alias = aliasOf(command.options)
-  const lines = Object.entries(command.options).map(([key, option]) => {
+  const lineOf = (key: string) => {
+    const option = command.options[key]
     const flag = option.placeholder === undefined ? flagOf(key) : `${flagOf(key)} ${option.placeholder}`
     const notes = [
       option.isRequired ? 'required' : '',
@@ -51,10 +52,15 @@ export async function commandHelp(command: Command, useColor: boolean, columns =
     const about = wrap(plain, Math.max(MIN_COLUMNS, Math.min(columns, MAX_COLUMNS)) - COLUMN).join(
       `\n${' '.repeat(COLUMN)}`,
     )
-    // A flag that fills its column gets a line of its own.
+    // If a flag is too long for its column, its text begins on the next line.
     const gap = flag.length + 2 < COLUMN ? ' '.repeat(COLUMN - 2 - flag.length) : `\n${' '.repeat(COLUMN)}`
     return `  ${cyan(flag)}${gap}${about}`
-  })
+  }
+  const { sections = {} } = command
+  const listed = new Set(Object.values(sections).flat())
+  const rest = Object.keys(command.options).filter((key) => !listed.has(key))
+  const all = [...Object.entries(sections), [listed.size > 0 ? 'More options' : 'Options', rest] as const]
+  const shown = all.filter(([, keys]) => keys.length > 0)
   const needed = Object.entries(command.options).filter(([key, option]) => option.isRequired && !subject.includes(key))
   const words = [
     ...subject.map((key) => {
@@ -71,9 +77,7 @@ export async function commandHelp(command: Command, useColor: boolean, columns =
     `  lowrank ${command.name} ${words.join(' ')}`,
     ...subject.map((key) => `  ${nameOf(key)} is the value of ${flagOf(key)}, which may be left out in front of it`),
     '',
-    bold('Options'),
-    ...lines,
-    '',
+    ...shown.flatMap(([title, keys]) => [bold(title), ...keys.map(lineOf), '']),
     ...Object.entries((await command.more?.()) ?? {}).flatMap(([title, texts]) => [bold(title), ...texts, '']),
     ...(command.examples.length === 0 ? [] : [bold('Examples'), ...command.examples.map((example) => `  ${example}`)]),
   ].join('\n')

@@ -1,4 +1,5 @@
-// Ctrl-C, SIGTERM of schedulers, SIGHUP of a closed terminal: the first asks the work to save, the second ends it.
+// Handles Ctrl-C, SIGTERM (schedulers) and SIGHUP (a closed terminal): the first signal asks the command to save and
+// stop, the second ends the process.
 
 import { say } from './terminal.js'
 
@@ -16,7 +17,7 @@ export function isAbort(error: unknown): boolean {
   return error instanceof DOMException && error.name === 'AbortError'
 }
 
-/** The first signal aborts `work`, and undefined comes back; a second ends the process with nothing more written. */
+/** Runs `work`. The first signal aborts it, and undefined is returned; a second signal ends the process at once. */
 export async function interruptible<T>(
   promise: string | (() => string),
   work: (signal: AbortSignal) => Promise<T>,
@@ -24,7 +25,7 @@ export async function interruptible<T>(
   const controller = new AbortController()
   const onInterrupt = (name: NodeJS.Signals): void => {
     if (controller.signal.aborted) {
-      // Not process.exit: that waits for workers, and one that is inside ONNX Runtime then aborts the process.
+      // process.exit would wait for workers, and a worker that is inside ONNX Runtime would then abort the process.
       process.removeAllListeners(name)
       process.kill(process.pid, name)
       return
@@ -42,7 +43,7 @@ export async function interruptible<T>(
     if (isAbort(error)) return undefined
     throw error
   } finally {
-    // Once asked to stop, the process ends soon: until then a second signal means the same as before.
+    // If a signal came, the process ends soon, and a second signal must still end it at once: keep the listeners.
     if (!controller.signal.aborted) for (const name of SIGNALS) process.off(name, onInterrupt)
   }
 }

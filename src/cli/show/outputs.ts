@@ -1,4 +1,4 @@
-// Places that commands write to themselves. A report replaces nothing but a report of the same command.
+// Checks the pages that commands write. A report may only replace a report of the same command.
 
 import { FileError } from '../../index.js'
 import { startOfFile, writeWhole } from '../../node/command-line.js'
@@ -8,7 +8,7 @@ import { colors, say } from './terminal.js'
 
 const START_BYTES = 2000
 
-/** Throws FileError for a file that is no page of this command, or may not be replaced. */
+/** Throws FileError if a file exists and is not a page of this command, or may not be replaced. */
 export async function refusePage(file: string, mayReplace: boolean, command = 'inspect'): Promise<void> {
   const start = await startOfFile(file, START_BYTES)
   if (start === undefined) return

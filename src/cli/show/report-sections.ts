@@ -1,4 +1,4 @@
-// The reports of inspect and diff, as sections of a page.
+// Turns the reports of inspect and diff into sections of a page.
 
 import { counted } from '../../base/errors.js'
 import type { DiffReport, InspectReport } from '../../node.js'
@@ -45,7 +45,7 @@ export function inspectionReport(report: AdapterInspection, title: string): Repo
   }
 }
 
-/** Problems of the adapter, then those of its fit to a base. */
+/** Lists the problems of the adapter, and then the problems that it has with a base. */
 export function problemsOf({ problems, fit }: AdapterInspection): string[] {
   const misfits = fit === undefined ? [] : [...fit.problems, ...fit.parts.flatMap(({ problem }) => problem ?? [])]
   return [...problems.map(({ message }) => message), ...misfits]

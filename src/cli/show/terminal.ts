@@ -1,4 +1,4 @@
-// Messages go to stderr, a command's own product to stdout. With --json stdout has exactly one JSON document.
+// Messages go to stderr, results to stdout. With --json, stdout has exactly one JSON document.
 
 import { createColors } from 'picocolors'
 import type { DownloadProgress } from '../../index.js'
@@ -7,16 +7,16 @@ import { freeForDownloads } from '../../node/free.js'
 /** C0, DEL and C1 controls, line separators, and marks that change the direction of writing. */
 const CONTROLS = /[\p{Cc}\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu
 
-/** Control characters that a line may hold beside printable text: the end of a line, and colors. */
+/** Control characters that lowrank writes itself: line ends and colors. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: the sequences that picocolors writes
 const OURS = /\n|\x1b\[\d{1,2}m/g
 
-/** One line of printable text: what a terminal would act on is written as '\x1b' or '\u202e'. */
+/** Makes a line of printable text: characters that would control a terminal are written as '\x1b' or '\u202e'. */
 export function printable(text: string): string {
   return text.replace(CONTROLS, escaped)
 }
 
-/** The same for a text that may have several lines and colors of ours. */
+/** Does the same for a text that may have several lines and the colors that lowrank writes. */
 export function printableLines(text: string): string {
   let result = ''
   let end = 0
@@ -27,12 +27,12 @@ export function printableLines(text: string): string {
   return result + printable(text.slice(end))
 }
 
-/** For prose: its own line ends, tabs and marks of direction stay. */
+/** Does the same for prose, whose line ends, tabs and direction marks stay. */
 export function printableProse(text: string): string {
   return text.replace(/[^\P{Cc}\n\t]/gu, escaped)
 }
 
-/** JSON that means the same, without controls that JSON itself lets stand. */
+/** Returns JSON with the same meaning, in which control characters that JSON allows are escaped. */
 export function printableJson(json: string): string {
   return json.replace(CONTROLS, (control) => (control === '\n' ? control : `\\u${hex(control, 4)}`))
 }
@@ -49,10 +49,10 @@ function hex(character: string, digits: number): string {
 }
 
 const PLAIN_INTERVAL_MS = 5000
-/** Redraws of the bar per second are limited: a terminal over a network draws slowly. */
+/** The shortest time between two redraws of the progress bar: a terminal over a network draws slowly. */
 const BAR_INTERVAL_MS = 80
 const MAX_BAR = 30
-/** Shorter bars show nothing: a narrow terminal has none. */
+/** A shorter bar would show too little, so a narrow terminal gets no bar. */
 const MIN_BAR = 10
 
 export const colors = createColors(usesColor(process.stderr))
@@ -65,7 +65,7 @@ export function usesColor(stream: NodeJS.WriteStream): boolean {
   return stream.isTTY === true && TERM !== 'dumb'
 }
 
-/** A line for people. What comes from files and may hold line ends goes through `printable` first. */
+/** Prints a line for people on stderr. Pass texts from files through `printable` first. */
 export function say(line = ''): void {
   process.stderr.write(`${printableLines(line)}\n`)
 }
@@ -80,7 +80,7 @@ export function note(line: string): void {
 
 let spelled = (message: string): string => message
 
-/** Sets how messages are written that name options as code does. */
+/** Sets how option names in messages are rewritten for the command line. */
 export function spellMessages(spell: (message: string) => string): void {
   spelled = spell
 }
@@ -101,7 +101,7 @@ export class Progress {
   readonly #stream = process.stderr
   readonly #startedAt = performance.now()
   #first: { at: number; done: number } | undefined
-  /** A terminal is drawn on at once; elsewhere the first line takes its time too. */
+  /** The time of the last line. On a terminal the first is drawn at once; elsewhere it waits as long as later lines. */
   #drawnAt = process.stderr.isTTY ? Number.NEGATIVE_INFINITY : performance.now()
   #isComplete = false
   #isOpen = false
@@ -120,7 +120,7 @@ export class Progress {
       say(rest)
       return
     }
-    // A line that the terminal breaks is not redrawn but repeated.
+    // If a line is too long, the terminal breaks it, and redrawing would repeat it.
     const columns = (this.#stream.columns || 80) - 1
     const width = Math.min(MAX_BAR, columns - rest.length - 2)
     const filled = total === 0 ? 0 : Math.round((width * Math.min(done, total)) / total)
@@ -129,7 +129,7 @@ export class Progress {
     this.#isOpen = true
   }
 
-  /** A rate counts what this process moved: not the bytes that an earlier one kept. */
+  /** Shows a count of bytes. Bytes that an earlier process downloaded (`kept`) do not count in the rate. */
   updateBytes(done: number, total: number, kept = 0): void {
     const megabytes = (value: number) => Math.round(Math.min(value, total) / 1e6)
     const rate = ((done - kept) / Math.max(1, performance.now() - this.#startedAt)) * 1000
@@ -142,7 +142,7 @@ export class Progress {
     return `  ${duration(((now - first.at) / (done - first.done)) * (total - done))} left`
   }
 
-  /** Makes room for a message: an unfinished bar is redrawn below it. */
+  /** Clears the line for a message. An unfinished bar is drawn again below it. */
   clear(): void {
     if (this.#isComplete) this.end()
     if (this.#isOpen) this.#stream.write('\r\x1b[2K')
@@ -156,7 +156,7 @@ export class Progress {
   }
 }
 
-/** Some names, and how many there are; the JSON document has all. */
+/** Lists the first names, and how many there are in all. The JSON document has all names. */
 export function firstOf(names: readonly string[], most = 5): string {
   return names.slice(0, most).join(', ') + (names.length > most ? `, … (${names.length})` : '')
 }
@@ -184,7 +184,9 @@ export function peakRssBytes(): number {
   return process.resourceUsage().maxRSS * 1024
 }
 
-/** Columns of text, padded to their widest cell; the first row is the heading. Numbers go right. */
+/**
+ * Formats a table. Columns are as wide as their widest cell; the first row is the heading; numbers are right-aligned.
+ */
 export function table(rows: readonly (readonly (string | number)[])[]): string {
   const cells = rows.map((row) => row.map((cell) => (typeof cell === 'number' ? figure(cell) : printable(cell))))
   const widths = rows[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)))
@@ -200,9 +202,9 @@ function figure(value: number): string {
   return Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5 ? value.toExponential(2) : value.toPrecision(4)
 }
 
-/** Smaller files are there before a bar is drawn. */
+/** Smaller files are downloaded before a bar would be drawn. */
 const MIN_BAR_BYTES = 1_000_000
-/** Smaller ones find room anywhere. */
+/** For smaller downloads, the free space is not shown. */
 const LARGE_BYTES = 100_000_000
 
 export function showDownloads(): (progress: DownloadProgress) => void {
@@ -210,7 +212,7 @@ export function showDownloads(): (progress: DownloadProgress) => void {
   return ({ name, byteLength, receivedBytes }) => {
     let download = shown.get(name)
     if (download === undefined) {
-      const kept = receivedBytes > 0 ? `, of which ${bytes(receivedBytes)} are here` : ''
+      const kept = receivedBytes > 0 ? `, ${bytes(receivedBytes)} of it already here` : ''
       const room = byteLength > LARGE_BYTES ? roomLeft() : ''
       say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}${room}`)
       download = { bar: new Progress(), before: receivedBytes }
