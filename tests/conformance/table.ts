@@ -53,6 +53,29 @@ The table above is about checkpoints. Sessions and merges of \`.onnx\` graphs ar
 - [tests/merge/onnx-kinds.test.ts](../tests/merge/onnx-kinds.test.ts): the same parts merged into graphs
 - [tests/merge/chunks/golden.test.ts](../tests/merge/chunks/golden.test.ts): in bf16, at least 99.99 % of the merged values are equal to the float64 result after one rounding. With \`reproducible\`, four adapters change 1,327,104 values, and all but 3 are equal to PyTorch’s float32 sums, rounded once. These 3 differ by the smallest difference that the type can store
 
+## Training
+
+Losses, gradients and steps are compared with Python for tiny models, and tokens with those of its tokenizers and processors:
+
+- [tests/train/](../tests/train) and [tests/graph/](../tests/graph): LoRA, DoRA, rsLoRA, LoRA+, biases, whole modules and trained tokens, with PEFT on PyTorch
+- [tests/tasks/dpo.test.ts](../tests/tasks/dpo.test.ts), [kto.test.ts](../tests/tasks/kto.test.ts): tokens, probabilities, rewards, the estimate of KL, losses and gradients, with TRL’s \`DPOTrainer\` and \`KTOTrainer\`, for texts and for answers of one message
+- chats with pictures on LLaVA, Idefics3, Qwen2-VL and Gemma 3, and texts for texts on T5, BART and Whisper, with PEFT and transformers
+
+With the same settings, lowrank also learns as much. This is spam against other mail on MiniLM-L6: 800 mails for training, 100 steps, 500 other mails for evaluation, three seeds (\`bench/agreement\`):
+
+| | lowrank | PEFT |
+| --- | --- | --- |
+| accuracy | 0.949 ± 0.007 | 0.942 ± 0.016 |
+| F1 | 0.949 ± 0.007 | 0.942 ± 0.016 |
+
+And these are vectors, beside sentence-transformers with PEFT: the subject of a mail must find its text among 372 texts: MiniLM-L6, 960 pairs, 30 steps of 32 pairs, in-batch negatives, three seeds (\`bench/agreement\`):
+
+| | lowrank | sentence-transformers |
+| --- | --- | --- |
+| recall@1 | 0.445 ± 0.006 | 0.437 ± 0.004 |
+| recall@10 | 0.652 ± 0.006 | 0.649 ± 0.004 |
+| mrr | 0.519 ± 0.002 | 0.512 ± 0.003 |
+
 ## What ✓ means
 
 | check | compared | tolerance, relative to a tensor’s largest value |
