@@ -1,5 +1,5 @@
 // Makes a report: a single HTML file without further files. Its script and style are built from web/report
-// (scripts/build-report.mjs). A content security policy allows only these two, so texts from files can never run.
+// (scripts/build-pages.mjs). A content security policy allows only these two, so texts from files can never run.
 
 import { template } from './gen/template.js'
 import { generatorOf } from './generator.js'

@@ -75,6 +75,11 @@ export interface HandlerOptions {
    * @default 600
    */
   timeoutSeconds?: number | undefined
+  /**
+   * Answers `GET /` with a page to talk to the model in a browser. The page needs no key, but its requests do.
+   * Default: false.
+   */
+  page?: boolean | undefined
   /** Hears of each request when its answer ends. */
   onRequest?: ((entry: RequestEntry) => void) | undefined
   /** Hears of errors that are answered with status 500. Default: console.error. */

@@ -35,6 +35,7 @@ import {
 import { type Caller, callerOf, type Right, requireRight } from './keys.js'
 import { checkPrompts, checkTexts } from './lengths.js'
 import { Metrics } from './metrics.js'
+import { pageFile } from './page.js'
 import { respond, responseRequest } from './responses.js'
 import type { OnSpan } from './spans.js'
 import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
@@ -76,8 +77,14 @@ const post = (fields: FieldTable, run: Route['run'], right: Right = 'key'): Rout
 }
 const labels = post(CLASSIFY_FIELDS, (service, call) => service.readings(call, classification))
 
+const page = probe((service, { request }) => service.page(new URL(request.url).pathname))
+
 /** Path → route. A path that ends with `/*` stands for all below it. */
 export const ROUTES: Readonly<Record<string, Route>> = {
+  '/': page,
+  '/chat.js': page,
+  '/chat.css': page,
+  '/chat.svg': page,
   '/health': probe(() => new Response('ok')),
   '/ready': probe((service) => service.ready()),
   '/version': probe(() => Response.json({ version: VERSION })),
@@ -207,6 +214,11 @@ export class Service {
   ready(): Response {
     if (this.#isStopping) throw stopping()
     return new Response('ok')
+  }
+
+  page(pathname: string): Response {
+    if (this.options.page !== true) throw new HttpError(404, 'The page is off here', { code: 'not_found' })
+    return pageFile(pathname)
   }
 
   models(named: string): Response {

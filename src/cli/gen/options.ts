@@ -247,6 +247,7 @@ export const FLAGS = {
     maxTokens: { form: 'number', about: 'the most new tokens that a request may ask for. Default: the model’s context', range: 'an integer of at least 1' },
     maxBodyBytes: { form: 'number', about: 'bytes of a body. Default 8 MiB', range: 'an integer of at least 1' },
     timeoutSeconds: { form: 'number', about: 'seconds that a request may take, waiting included. Callers ask for less with the header x-request-timeout', range: 'an integer of at least 1', fallback: '600' },
+    page: { form: 'switch', about: 'answers GET / with a page to talk to the model in a browser. The page needs no key, but its requests do. Default: false' },
   },
   ListenOptions: {
     host: { form: 'text', about: 'the address to listen on. Default: 127.0.0.1, this machine alone', placeholder: 'HOST' },

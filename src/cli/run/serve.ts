@@ -25,6 +25,7 @@ import {
   type Values,
 } from '../options.js'
 import { interruptible } from '../show/interrupt.js'
+import { showLoad } from '../show/load.js'
 import { colors, print, printable, say, warn } from '../show/terminal.js'
 import { readChatTemplate, readOptions } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
@@ -54,6 +55,7 @@ const OPTIONS = {
   ...flags('OpenSessionOptions', 'device', 'threads', 'prefixCache'),
   accuracyLevel: choice(['0', '4'], 'of products by quantized weights; 4 is faster and less exact'),
   log: choice(['json', 'text', 'off'], 'a line on stdout for each request. Default: text, and off at a terminal'),
+  noPage: toggle('do not answer / with the page to talk to the model'),
   quiet: toggle('print the address alone'),
 }
 
@@ -62,6 +64,7 @@ export const serve: Command = defineCommand({
   summary: 'answer HTTP requests in OpenAI’s form, with an adapter for each',
   about: [
     'Opens the model once. The “model” of a request chooses the base or an adapter by its name.',
+    'A browser that opens the address gets a page to talk to the model.',
     'Routes: /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /classify, /health, /metrics.',
     'Ctrl-C or SIGTERM: answers what has begun, refuses what is new, and stops.',
   ].join('\n'),
@@ -70,7 +73,19 @@ export const serve: Command = defineCommand({
   options: OPTIONS,
   async run(given, { occurrences }) {
     const values = given.config === undefined ? given : await withConfig(given.config, occurrences)
-    const { model: named, dtype, adapter, allow, apiKey, adminKey, keyFile, origin, allowedHost, quiet } = values
+    const {
+      model: named,
+      dtype,
+      adapter,
+      allow,
+      apiKey,
+      adminKey,
+      keyFile,
+      origin,
+      allowedHost,
+      noPage,
+      quiet,
+    } = values
     const { host, port, metricsPort, drainSeconds, device, threads, accuracyLevel: level, prefixCache } = values
     const { maxAdapters, maxRunning, maxQueue, maxTokens, timeoutSeconds, chatTemplate, servedModelName } = values
     const { createHandler, listen } = await import('../../serve/node/entry.js')
@@ -118,6 +133,7 @@ export const serve: Command = defineCommand({
         chatTemplate: template,
         apiKeys: apiKeys.length > 0 ? apiKeys : undefined,
         origins: origin,
+        page: !noPage,
         onRequest: log === 'off' ? undefined : (entry) => print(log === 'json' ? JSON.stringify(entry) : lineOf(entry)),
         onError: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
       }),
@@ -138,7 +154,9 @@ export const serve: Command = defineCommand({
           if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, apiKeys.length > 0, isChat))
           if (!isLocal && apiKeys.length === 0)
             warn('Everybody who reaches this address can use it: give --api-key KEY')
+          const live = quiet ? undefined : showLoad(() => handler.metrics())
           await aborted(signal)
+          live?.()
           await close()
         })
         await handler.close()

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged } from '../../base/options.js'
+import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged, BOOLEAN } from '../../base/options.js'
 import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../index/source-values.js'
 import { API_KEYS } from '../keys.js'
 
@@ -20,6 +20,7 @@ export const HANDLER_OPTIONS: OptionTable = {
   maxTokens: ranged('an integer of at least 1'),
   maxBodyBytes: ranged('an integer of at least 1'),
   timeoutSeconds: ranged('an integer of at least 1'),
+  page: BOOLEAN,
   onRequest: FUNCTION,
   onError: FUNCTION,
 }
