@@ -1,5 +1,5 @@
-// The walk from a loss back to what is trained: nodes on the way, and gradients summed where a value is read twice or
-// was broadcast. Only what is needed is built.
+// Walks from a loss back to the trained tensors and appends their gradients. If several nodes read a value, or if it
+// was broadcast, its gradients are summed. Only needed gradients are built.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
@@ -13,23 +13,23 @@ import { BROADCASTING, GRADIENTS, NON_DIFFERENTIABLE } from './gradients.js'
 import { type Contribution, joinSlices } from './join-slices.js'
 import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 
-/** For a value that several nodes compute, where the rules of these nodes would take more passes. */
+/** A gradient rule for a value that several nodes compute together, if their single rules would take more passes. */
 export interface CustomGradient {
-  /** In the place of its node's own inputs. */
+  /** The values whose gradients the rule gives, instead of the inputs of the last node. */
   readonly inputs: readonly Value[]
   readonly rule: GradientRule
 }
 
-/** The key is the first output of its last node. */
+/** The key is the first output of the last of these nodes. */
 export type CustomGradients = Map<Value, CustomGradient>
 
 export interface GradientPath {
-  /** In the graph's order. */
+  /** The nodes in the order of the graph. */
   readonly nodes: readonly NodeProto[]
   readonly values: ReadonlySet<Value>
 }
 
-/** The path ends at `wrt`, even where these are computed; gradients of `from` are given. */
+/** Finds the path from the values `from`, whose gradients are given, back to `wrt`, even if nodes compute `wrt`. */
 export function gradientPath(
   graph: Graph,
   wrt: readonly Value[],
@@ -41,8 +41,8 @@ export function gradientPath(
   const depends = new Set(wrt)
   const dependent: NodeProto[] = []
   for (const node of graph.nodes) {
-    const own = custom.get(node.output[0])
-    const read = own?.inputs ?? readBy(node)
+    const customGradient = custom.get(node.output[0])
+    const read = customGradient?.inputs ?? readBy(node)
     if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !read.some((input) => depends.has(input))) continue
     const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
     if (outputs.length === 0) continue
@@ -96,8 +96,8 @@ const HINTS: Readonly<Record<string, string>> = {
 }
 
 /**
- * Appends the backward graph from `seeds` (value → its gradient). Returns the gradients of `wrt`, without those of
- * values that the seeds do not depend on. `scale`: a scalar that all gradients are multiplied by.
+ * Appends the backward graph from `seeds` (value → its gradient). Returns the gradients of `wrt`; values that the seeds
+ * do not depend on are left out. `scale` is a scalar with which all gradients are multiplied.
  */
 export function buildBackward(
   g: Builder,
@@ -146,8 +146,8 @@ export function buildBackward(
 }
 
 /**
- * In the order in which nodes first read them. ONNX Runtime begins with the last node that nobody reads: so it need not
- * keep what the gradients nearest to the loss are made of.
+ * Sorts values by the node that first reads them. ONNX Runtime computes the last of the graph's outputs first, so in
+ * this order it need not keep the values from which the gradients near the loss are computed.
  */
 function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   const places = new Map<Value, number>()
@@ -157,7 +157,7 @@ function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   return values.toSorted((a, b) => (places.get(a) ?? 0) - (places.get(b) ?? 0))
 }
 
-/** The smallest value that all of the gradient passes: a factor of all gradients costs least there. */
+/** Finds the smallest value through which the whole gradient flows: multiplying by `scale` costs least there. */
 function narrowestWaist(
   path: GradientPath,
   seeds: readonly Value[],
@@ -188,13 +188,13 @@ class GradientSums {
     private readonly scaling: { readonly waist: Value; readonly scale: Value } | undefined,
   ) {}
 
-  /** `isFirst`: before others, so that small products are added to large ones, and not the other way round. */
+  /** @param isFirst puts the summand first, so that small products are added to large ones and not the reverse */
   add(value: Value, contribution: Contribution, isFirst = false): void {
     const others = this.#summands.get(value) ?? []
     this.#summands.set(value, isFirst ? [contribution, ...others] : [...others, contribution])
   }
 
-  /** The sum, built at the first call; undefined if there is nothing to sum. */
+  /** Returns the sum, which the first call builds, or undefined if the value has no gradient. */
   total(value: Value): Value | undefined {
     const summands = this.#summands.get(value)
     if (summands === undefined) return undefined
@@ -211,7 +211,7 @@ class GradientSums {
     return this.#totals.get(value)
   }
 
-  /** A product that `make` appends can begin with what it is added to. */
+  /** Adds a summand. If `make` appends a Gemm, the sum so far becomes its third input, which saves an Add. */
   #added(sum: Value | undefined, make: () => Value): Value {
     const { graph } = this.g
     const count = graph.nodes.length

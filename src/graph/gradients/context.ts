@@ -1,4 +1,4 @@
-// The context of a gradient rule, and helpers that several rules share.
+// The context that a gradient rule gets, and helpers that several rules share.
 
 import { StateError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -10,19 +10,19 @@ import { labelOf } from '../view/operators.js'
 export interface GradientContext {
   readonly g: Builder
   readonly node: NodeProto
-  /** '' where an optional one is absent. */
+  /** The node's inputs; '' if an optional input is missing. */
   readonly inputs: readonly Value[]
   readonly outputs: readonly Value[]
-  /** With the output's shape; undefined where no gradient flows. */
+  /** The gradients of the outputs, in the shapes of the outputs; undefined if no gradient flows through an output. */
   readonly dys: readonly (Value | undefined)[]
-  /** `dys[0]`, for the usual case of one output. */
+  /** The same as `dys[0]`, for the usual node with a single output. */
   readonly dy: Value
   readonly shapes: ShapeMap
 }
 
 /**
- * A thunk per input that appends and names its gradient, of the input's shape (for BROADCASTING: the output's);
- * undefined: not differentiable.
+ * Returns a function for each input, which appends the gradient of this input and returns its name, or undefined if the
+ * input is not differentiable. The gradient has the input's shape; for operators in BROADCASTING, the output's.
  */
 export type GradientRule = (context: GradientContext) => (undefined | (() => Value))[]
 
@@ -45,7 +45,7 @@ export function axisOf(context: GradientContext, fallback: number): number {
   return axis < 0 ? axis + rankOf(context, context.inputs[0]) : axis
 }
 
-/** An attribute or an input, as the opset has it; default all. */
+/** Reads the axes, which are an attribute or an input, depending on the opset. Default: all axes. */
 export function axesOf(context: GradientContext): number[] {
   const { node, inputs } = context
   const rank = rankOf(context, inputs[0])
@@ -71,7 +71,10 @@ export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedC
   return integers && { value: integers, second: integers }
 }
 
-/** A constant shape where each axis is static, kept from the same place, or the only one left to infer. */
+/**
+ * Reshapes a value to the shape of `target`. The shape is a constant if each axis is static or keeps its place, and at
+ * most one axis is left to infer.
+ */
 export function reshapeLike(context: GradientContext, value: Value, from: ProbedShape, target: Value): Value {
   const { g } = context
   const to = shapeOf(context, target)
@@ -89,7 +92,7 @@ export function reshapeLike(context: GradientContext, value: Value, from: Probed
   return reshaped
 }
 
-/** The gradient of one axis-wise reduction: `value`, with or without the reduced axes, in the shape of `target`. */
+/** Expands the gradient of a reduction along some axes to the shape of `target`, the reduction's input. */
 export function spread(context: GradientContext, value: Value, axes: readonly number[], target: Value): Value {
   const { g } = context
   const shape = shapeOf(context, target)
@@ -121,7 +124,7 @@ export function range(length: number): number[] {
   return Array.from({ length }, (_, i) => i)
 }
 
-/** Calls `make` once, at the first use: for what several thunks share. */
+/** Returns a function that calls `make` only the first time, for values that several gradients share. */
 export function once<T>(make: () => T): () => T {
   let made: { value: T } | undefined
   return () => {

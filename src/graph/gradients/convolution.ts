@@ -1,4 +1,4 @@
-// Gradients of a convolution: products over windows, whose gradients are convolutions too.
+// Gradients of a convolution. They are convolutions too.
 
 import { isStatic } from '../shapes/shapes.js'
 import { intAttribute, intsAttribute, stringAttribute } from '../view/attributes.js'
@@ -26,9 +26,9 @@ function inputGradient(context: GradientContext): Value {
   if (padding !== 'NOTSET' && padding !== 'VALID') refuseWith(context, `its auto_pad ${padding}`)
   const strides = intsAttribute(node, 'strides') ?? kernel.map(() => 1)
   const dilations = intsAttribute(node, 'dilations') ?? kernel.map(() => 1)
-  // In front of all axes, then behind them.
+  // The pads before all axes, then the pads after them.
   const pads = intsAttribute(node, 'pads') ?? [...kernel, ...kernel].map(() => 0)
-  // Elements that no window reaches, because the stride leaves a rest, lie behind: their gradient is 0.
+  // If the stride does not divide the length, no window reaches the last elements. Their gradient is 0.
   const rests = kernel.map((size, i) => {
     if (strides[i] === 1) return 0
     if (!isStatic(shape, i + 2)) refuseWith(context, 'strides along an axis whose length changes with the input')

@@ -1,4 +1,5 @@
-// Gradients of elementwise operators. Those with several inputs broadcast: the walker sums their gradients down.
+// Gradients of elementwise operators. If an operator broadcasts its inputs, backward.ts sums the gradients down to
+// their shapes.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'
@@ -170,7 +171,7 @@ function evenlyAmongEqual({ g, inputs, outputs: [y], dy }: GradientContext): Ret
   return isExtreme.map((make) => () => g.where(make(), share(), g.float(0)))
 }
 
-/** p·xᵖ⁻¹ for a constant p. */
+/** Computes p·xᵖ⁻¹ for a constant p. */
 function slope(g: Builder, x: Value, p: number): Value {
   if (p === 0) return slopes(g, x, g.float(0))
   if (p === 2) return g.mul(x, g.float(2))
@@ -178,7 +179,7 @@ function slope(g: Builder, x: Value, p: number): Value {
   return g.mul(g.op('Pow', [x, g.float(p - 1)]), g.float(p))
 }
 
-/** x⁻¹ is infinite where x is 0, and times 0 then not a number. */
+/** Computes p·xᵖ⁻¹, and 0 if p is 0: there x⁻¹ may be infinite, and 0 times infinity is not a number. */
 function slopes(g: Builder, x: Value, p: Value): Value {
   const isFlat = g.op('Equal', [p, g.float(0)])
   return g.where(isFlat, g.float(0), g.mul(p, g.op('Pow', [x, g.sub(p, g.float(1))])))
@@ -186,7 +187,7 @@ function slopes(g: Builder, x: Value, p: Value): Value {
 
 function rotateBack(context: GradientContext, sineIndex: number): Value {
   const { g, node, inputs, dy } = context
-  // −sine, once a graph: the table of a long context is large, and every layer reads it.
+  // Make −sine only once in a graph: the table for a long context is large, and every layer reads it.
   const sine = inputs[sineIndex]
   const negated = g.graph.consumers(sine).find(({ opType }) => opType === 'Neg')?.output[0] ?? g.neg(sine)
   const others = inputs.map((input, i) => (i === sineIndex ? negated : input)).slice(1)

@@ -1,4 +1,5 @@
-// THE table of gradient rules: op type → how the gradients of its inputs follow from those of its outputs.
+// The table of gradient rules: for each operator, how the gradients of its inputs follow from the gradients of its
+// outputs.
 
 import { PREDICATES } from '../view/operators.js'
 import type { GradientRule } from './context.js'
@@ -8,7 +9,7 @@ import { LAYOUT } from './layout.js'
 import { PRODUCTS } from './matmul.js'
 import { REDUCTIONS } from './reduction.js'
 
-/** Key: the op type, after its domain and a colon outside the standard domain. */
+/** The key is the op type. Outside the standard domain, the domain and a colon come first. */
 export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
   ...PRODUCTS,
   ...CONVOLUTIONS,
@@ -17,7 +18,7 @@ export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
   ...LAYOUT,
 }
 
-/** Gradients may come in the output's shape, to be summed down to the input's by `sumTo`. */
+/** Operators whose rules return gradients in the output's shape; `sumTo` sums them down to the input's shape. */
 export const BROADCASTING: ReadonlySet<string> = new Set([
   'Add',
   'Sub',
@@ -35,7 +36,7 @@ export const BROADCASTING: ReadonlySet<string> = new Set([
   'RMSNormalization',
 ])
 
-/** Outputs are integers, truths, or constant almost everywhere. */
+/** Operators through which no gradient flows: their outputs are integers, booleans, or constant almost everywhere. */
 export const NON_DIFFERENTIABLE: ReadonlySet<string> = new Set([
   ...PREDICATES,
   'ArgMax',

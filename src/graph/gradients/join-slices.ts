@@ -1,5 +1,5 @@
-// Gradients of slices side by side are one Concat, instead of a sum of tensors padded with zeros: rotary embeddings cut
-// each head in two halves.
+// If a value is cut into slices side by side, joins their gradients with a Concat, instead of adding tensors that are
+// padded with zeros. Rotary embeddings cut each head into two halves in this way.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { isStatic, type ShapeMap, staticContent } from '../shapes/shapes.js'
@@ -8,7 +8,7 @@ import { clampStart } from './context.js'
 
 export interface Contribution {
   readonly make: () => Value
-  /** Set where the value is cut by a Slice: the node, and the gradient of what it gives. */
+  /** If a Slice cuts the value: the node, and the gradient of its output. */
   readonly slice?: { readonly node: NodeProto; readonly dy: Value } | undefined
 }
 
@@ -35,7 +35,7 @@ export function joinSlices(g: Builder, shapes: ShapeMap, contributions: readonly
   return [...contributions.filter((contribution) => !joined.has(contribution)), ...result]
 }
 
-/** A slice along one static axis, with step 1 and bounds that are the same in every run. */
+/** Returns the slice if it cuts a single static axis, with step 1 and bounds that are the same in every run. */
 function cutOf(shapes: ShapeMap, contribution: Contribution): Cut | undefined {
   if (contribution.slice === undefined) return undefined
   const { node, dy } = contribution.slice
@@ -55,7 +55,7 @@ function cutOf(shapes: ShapeMap, contribution: Contribution): Cut | undefined {
   return { axis, start, end: start + to.dims[axis], length, dy, contribution }
 }
 
-/** Chains of cuts, each beginning where the one before ends, from the start of the axis to its end. */
+/** Finds chains of cuts that cover an axis from its start to its end without gaps. */
 function partitions(cuts: readonly Cut[]): Cut[][] {
   const free = new Set(cuts)
   const chains: Cut[][] = []

@@ -1,4 +1,4 @@
-// Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
+// Gradients of operators that only move elements: reshapes, transposes, joins, cuts and look-ups.
 
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, StringStringEntryProtoSchema } from '../../formats/onnx/tensors.js'
@@ -146,7 +146,7 @@ function transposeBack(context: GradientContext): Value {
   const inverse = range(rank).map((axis) => perm.indexOf(axis))
   const product = g.graph.producer(dy)
   if (product?.opType === 'MatMul' && inverse.join() === lastSwapped(rank).join()) {
-    // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place.
+    // (qᵀ·e)ᵀ = eᵀ·q: this saves transposing the gradient of the keys in attention.
     const [left, right] = product.input
     const q = beforeSwap(g.graph, left)
     if (q !== undefined) return g.matmul(transposeLast(context, right, rank), q)
@@ -166,12 +166,12 @@ function unpad(context: GradientContext): Value {
   return g.op('Slice', [dy, starts, g.add(starts, lengths), g.int(axes)])
 }
 
-/** An axis along which y is a part of x, with its begin at both probe points and at run time. */
+/** An axis along which y is a part of x: where the part begins, for both probed shapes and at run time. */
 interface Cut {
   readonly axis: number
   readonly begin: number
   readonly otherBegin: number
-  /** A vector of one. */
+  /** Appends the begin as a vector with one element. */
   readonly atRunTime: () => Value
 }
 
@@ -204,7 +204,7 @@ function unslice(context: GradientContext): Value {
   return cuts.filter(({ step }) => step !== 1).reduce((value, cut) => unstride(context, value, cut), padded)
 }
 
-/** `value`, a part of x, between the zeros that stand for the rest of it. */
+/** Pads `value`, which is a part of x, with zeros to the shape of x. */
 function pad(context: GradientContext, value: Value, cuts: readonly Cut[]): Value {
   const { g, inputs } = context
   const x = shapeOf(context, inputs[0])
@@ -230,7 +230,10 @@ function vector({ g }: GradientContext, entry: number | Value): Value {
   return typeof entry === 'number' ? g.int([entry]) : entry
 }
 
-/** The elements of `value` at every `step`-th place of x, zeros at the others: looked up in `value` and one zero. */
+/**
+ * Puts the elements of `value` at every `step`-th place of x, and zeros between them. It looks up each element in
+ * `value` with a zero appended.
+ */
 function unstride(context: GradientContext, value: Value, { axis, begin, step }: Cut & { step: number }): Value {
   const { g, inputs, outputs } = context
   const x = shapeOf(context, inputs[0])
@@ -269,7 +272,10 @@ function ungather(context: GradientContext): Value {
   return pad(context, indexRank === 0 ? g.unsqueeze(dy, [axis]) : dy, [cut])
 }
 
-/** A product with a one-hot matrix: ScatterND's sums over equal indices depend on the order of its threads. */
+/**
+ * Adds up rows by index, as a product with a one-hot matrix. ScatterND could add too, but its sums over equal indices
+ * depend on the order of its threads.
+ */
 function scatter(context: GradientContext, axis: number): Value {
   const { g, inputs, dy } = context
   const [x, indices] = inputs

@@ -1,5 +1,5 @@
-// Gradients of matrix products. ONNX Runtime would fold the Transpose of a weight into a second copy of it, so products
-// with a 2-D right side go through Gemm, whose transB costs nothing.
+// Gradients of matrix products. ONNX Runtime would precompute the Transpose of a weight and keep a second copy of it,
+// so products with a 2-D right side use Gemm, whose transB costs nothing.
 
 import { mapShape } from '../shapes/shapes.js'
 import { floatAttribute, intAttribute, intsAttribute, stringAttribute } from '../view/attributes.js'
@@ -38,7 +38,7 @@ export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
     ]
   },
 
-  // y = Σ a·b·… over the letters that y lacks      da = Σ dy·b·… over those that a lacks
+  // y = Σ a·b·… over the letters that y lacks      da = Σ dy·b·… over the letters that a lacks
   Einsum: (context) => {
     const { g, node, inputs, dy } = context
     const equation = stringAttribute(node, 'equation', '').replaceAll(' ', '')
@@ -87,7 +87,7 @@ function transposingProduct({ g, node, inputs: [a, b], dy }: GradientContext, op
   ]
 }
 
-/** a (…, n, k) @ b (k, d): the leading axes are rows of one 2-D product. */
+/** a (…, n, k) @ b (k, d): a is flattened to the rows of a 2-D product. */
 function linearProduct(context: GradientContext): ReturnType<GradientRule> {
   const { g, inputs, outputs, dy } = context
   const [a, b] = inputs
@@ -111,7 +111,7 @@ function batchedProduct(context: GradientContext): ReturnType<GradientRule> {
 function sumBatch(context: GradientContext, gradient: Value, input: Value): Value {
   const y = shapeOf(context, context.outputs[0])
   const to = shapeOf(context, input)
-  const stretch = (dims: readonly number[], own: readonly number[]) => [...dims.slice(0, -2), ...own.slice(-2)]
+  const stretch = (dims: readonly number[], last: readonly number[]) => [...dims.slice(0, -2), ...last.slice(-2)]
   return sumTo(context.g, gradient, { dims: stretch(y.dims, to.dims), second: stretch(y.second, to.second) }, to)
 }
 
@@ -142,7 +142,7 @@ export function outOfRows(context: GradientContext, rows: Value, input: Value): 
   return reshapeLike(context, rows, mapShape(shapeOf(context, input), flat), input)
 }
 
-/** A value that is such a swap already gives back what it swapped. */
+/** Swaps the last two axes. If the value is the result of such a swap, its input is returned. */
 export function transposeLast(context: GradientContext, value: Value, rank: number): Value {
   return beforeSwap(context.g.graph, value) ?? context.g.transpose(value, lastSwapped(rank))
 }

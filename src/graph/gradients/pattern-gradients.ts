@@ -1,5 +1,5 @@
-// Gradients of two nodes at once, where that takes fewer passes over large tensors. Without this file results differ by
-// rounding only.
+// Gradients of two nodes at once, which take fewer passes over large tensors. They are only faster: without this file,
+// results would differ by rounding.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { nanGuard } from '../fuse/patterns.js'
@@ -10,15 +10,15 @@ import type { GradientContext, GradientRule } from './context.js'
 import { REDUCTIONS } from './reduction.js'
 
 export interface PatternContext extends GradientContext {
-  /** The nodes through which gradients flow back to a value. */
+  /** Returns the nodes through which gradients flow back to a value. */
   readers(value: Value): readonly NodeProto[]
-  /** The gradient of a value that lies closer to the loss. */
+  /** Returns the gradient of a value that is closer to the loss. */
   gradientOf(value: Value): Value | undefined
 }
 
 type PatternRule = (context: PatternContext) => ReturnType<GradientRule> | undefined
 
-/** Key: op type of the node that is closer to the loss. */
+/** The key is the op type of the node that is closer to the loss. */
 export const PATTERNS: Readonly<Record<string, PatternRule>> = {
   // y = x·σ, σ = sigmoid x (SiLU)      dx = dy·(σ + y·(1 − σ)), or dh·(σ·(u − h) + h) where h = y·u alone reads y
   Mul: ({ g, inputs, outputs: [y], dy, shapes, readers, gradientOf }) => {
@@ -46,7 +46,7 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
     const guard = onlyGuard(context, outputs[0])
     const p = guard ?? outputs[0]
     const plain = guard === undefined ? undefined : REDUCTIONS.Softmax({ ...context, outputs: [guard] })
-    // Heads that share keys are rows of one product.
+    // If query heads share keys, they are reshaped to rows of a single product.
     const [view] = context.readers(p)
     const rows = view?.opType === 'Reshape' && context.readers(p).length === 1 ? view.output[0] : p
     const [reader, ...others] = context.readers(rows)
@@ -66,8 +66,8 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
       () => {
         const sums = g.reduceSum(g.mul(gradient, o), [-1])
         const inPlace = rows === p ? sums : g.reshape(sums, g.int([0, whole.dims[1], -1, 1]))
-        const one = mapShape(whole, (dims) => [...dims.slice(0, -1), 1])
-        if (rows !== p) shapes.set(inPlace, one)
+        const sumShape = mapShape(whole, (dims) => [...dims.slice(0, -1), 1])
+        if (rows !== p) shapes.set(inPlace, sumShape)
         return g.mul(p, g.sub(dy, inPlace))
       },
     ]
@@ -82,7 +82,7 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
   },
 }
 
-/** The guard of x where gradients flow back to x from it alone. */
+/** Returns the node that guards x against NaN, if gradients flow back to x only through it. */
 function onlyGuard({ g, readers }: PatternContext, x: Value): Value | undefined {
   return readers(x).length === 1 ? nanGuard(g.graph, x, readers(x))?.output[0] : undefined
 }

@@ -1,5 +1,5 @@
-// The gradient of a product by integers: dx = dy·W, with W made of the integers anew for each run. Inputs that become
-// integers too count as they are (Bengio et al. 2013, arXiv 1308.3432).
+// The gradient of a product with a quantized weight: dx = dy·W, where W is dequantized again in each run. Rounding of
+// the inputs to integers is ignored (the straight-through estimator, Bengio et al. 2013, arXiv 1308.3432).
 
 import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import type { Product } from '../match/forms/form.js'
@@ -8,7 +8,7 @@ import type { CustomGradient } from './backward.js'
 import { rankOf } from './context.js'
 import { inRows, outOfRows } from './matmul.js'
 
-/** Undefined for forms that cannot be dequantized in a graph. */
+/** Returns the gradient rule, or undefined if the weight cannot be dequantized in the graph. */
 export function quantizedGradient(product: Product): CustomGradient | undefined {
   const { form, input, transposed } = product
   const dequantizer = DEQUANTIZERS[form.name]
@@ -28,12 +28,12 @@ export function quantizedGradient(product: Product): CustomGradient | undefined 
   }
 }
 
-/** 16 MB in memory at one time: the weight of an output layer is often ten times as large as others. */
+/** The most weights that are dequantized at a time (16 MB): an output layer is often ten times as large as others. */
 const MOST_FLOATS = 2 ** 22
-/** Products are fastest where their sizes are multiples of this. */
+/** Products are fastest if their sizes are multiples of this number. */
 const MULTIPLE = 64
 
-/** [first, count] of each block of rows of a stored weight (d, k). */
+/** Cuts a stored weight (d, k) into blocks of rows: [first, count] of each block. */
 function weightBlocks({ d, k }: Product): [number, number][] {
   const count = Math.ceil(d / Math.ceil((d * k) / MOST_FLOATS) / MULTIPLE) * MULTIPLE
   return Array.from({ length: Math.ceil(d / count) }, (_, i) => [i * count, Math.min(count, d - i * count)])
@@ -43,12 +43,15 @@ export function isMadeWhole(product: Product): boolean {
   return weightBlocks(product).length === 1
 }
 
-/** The product of dy (n, d) by a large weight (d, k), whose rows are made block by block, where they can be. */
+/**
+ * Multiplies dy (n, d) by a large weight (d, k) that is dequantized block by block. Returns undefined if the weight is
+ * small, or if its rows cannot be dequantized in blocks.
+ */
 function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
   const dequantizer = DEQUANTIZERS[product.form.name]
   const blocks = weightBlocks(product)
   if (isMadeWhole(product)) return undefined
-  // In front of all products: ONNX Runtime then makes a block right before the product that reads it.
+  // These nodes come before all products. Then ONNX Runtime dequantizes each block right before its product.
   const weights = blocks.map(([first, count]) => dequantizer?.rows?.(g, product, first, count))
   if (!weights.every((weight) => weight !== undefined)) return undefined
   const parts = blocks.map(([first, count]) => g.slice(dy, first, first + count, 1))

@@ -1,4 +1,4 @@
-// Gradients of reductions, and of what is built on one: softmax and the normalizations.
+// Gradients of reductions, softmax and normalizations.
 
 import { isStatic } from '../shapes/shapes.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
@@ -17,7 +17,7 @@ import {
   spread,
 } from './context.js'
 
-/** Zeros have no direction: their gradient is finite, so that that of filler, which is 0, stays so. */
+/** The least norm that is divided by. A vector of zeros then has a finite gradient, so that 0 times it stays 0. */
 const LEAST_NORM = 1e-12
 
 export const REDUCTIONS: Readonly<Record<string, GradientRule>> = {
@@ -123,7 +123,9 @@ function normalizedAxes(context: GradientContext): number[] {
   return range(rank).slice(axisOf(context, -1))
 }
 
-/** The optional outputs (mean, inverse deviation) of a normalization, asked for if they are not. */
+/**
+ * Returns the optional outputs of a normalization (mean, inverse deviation). If the node lacks them, they are added.
+ */
 function statistics(context: GradientContext, count: number): Value[] {
   const { g, node, dys } = context
   if (dys.slice(1).some((dy) => dy !== undefined)) {
@@ -142,7 +144,9 @@ function unreduce(context: GradientContext, dy: Value): Value {
   return isSquare(context) ? keepAxes(context, dy) : spread(context, keepAxes(context, dy), axes, inputs[0])
 }
 
-/** A square of x's own shape, as in every RMS norm: its rule multiplies, and broadcasting does what Expand would. */
+/**
+ * True if x is a square, as in every RMS norm. The gradient of a square multiplies, which broadcasts without Expand.
+ */
 function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {
   const maker = g.graph.producer(x)
   if (maker?.opType === 'Mul') return maker.input[0] === maker.input[1]

@@ -1,5 +1,5 @@
-// Fused attention written out for training, where caches are empty. Query heads that share a key head are one more axis
-// of the products: the keys are never repeated in memory.
+// Replaces fused attention by ordinary operators for training, where caches are empty. Query heads that share a key
+// head form an additional axis of the products, so that keys are not repeated in memory.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { inseparable, PACKED_ATTENTION, project } from '../match/forms/attention.js'
@@ -8,7 +8,7 @@ import type { Builder, Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { dimsIn, isTruth, type Lowering, type LoweringContext, refuse, refuseInputs } from './context.js'
 
-/** Finite, so that a row without a key yields no NaN. */
+/** The lowest score. It is finite, so that a row without keys does not give NaN. */
 const LOWEST = -3.4028234663852886e38
 
 interface Attention {
@@ -19,7 +19,7 @@ interface Attention {
   readonly value: Value
   readonly heads: number
   readonly keyHeads: number
-  /** undefined: 1/√d */
+  /** Undefined: 1/√d */
   readonly scale: number | undefined
   /** 0: none */
   readonly softcap?: number
@@ -30,8 +30,8 @@ interface Attention {
 }
 
 /**
- * softmax(s·q·kᵀ + mask + bias)·v, with the scores first squashed to ±softcap if it is set: (B, S, heads·d). Behind it
- * what a cache holds, keys and values (B, keyHeads, T, d).
+ * Appends softmax(s·q·kᵀ + mask + bias)·v, (B, S, heads·d). If `softcap` is set, the scores are first squashed to
+ * ±softcap. Also returns keys and values as a cache would hold them, (B, keyHeads, T, d).
  */
 function attend(g: Builder, attention: Attention): [output: Value, keys: Value, values: Value] {
   const { query, key, value, heads, keyHeads, softcap = 0, mask, bias } = attention
@@ -60,21 +60,21 @@ function attend(g: Builder, attention: Attention): [output: Value, keys: Value, 
   return [output, present(k), present(v)]
 }
 
-/** A bias that is broadcast to (B, heads, S, T), as it is to (B, keyHeads, group, S, T). */
+/** Reshapes a bias that broadcasts to (B, heads, S, T), so that it broadcasts to (B, keyHeads, group, S, T). */
 function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
   const all = g.concat([g.int([1, 1, 1]), g.shape(bias)], 0)
   const dim = (axis: number) => g.op('Gather', [all, g.int([axis])])
-  const own = g.op('Min', [dim(-3), g.int([keyHeads])])
-  return g.reshape(bias, g.concat([dim(-4), own, g.div(dim(-3), own), dim(-2), dim(-1)], 0))
+  const perKey = g.op('Min', [dim(-3), g.int([keyHeads])])
+  return g.reshape(bias, g.concat([dim(-4), perKey, g.div(dim(-3), perKey), dim(-2), dim(-1)], 0))
 }
 
 /**
- * (S, S): 0 where a key is not after the query, else the lowest float. `tokens` is (B, S, …). With a `window`, a query
- * sees that many keys at most.
+ * Appends a mask (S, S): 0 if the key is not after the query, else the lowest float. `tokens` is (B, S, …). With a
+ * `window`, a query sees at most this many keys.
  */
 function causalMask(g: Builder, tokens: Value, window = -1): Value {
   const length = g.op('Gather', [g.shape(tokens), g.int(1)])
-  const places = g.cast(g.op('Range', [g.int(0), length, g.int(1)]), DataType.INT32) // int64 compares on no GPU
+  const places = g.cast(g.op('Range', [g.int(0), length, g.int(1)]), DataType.INT32) // GPUs cannot compare int64
   const [keys, queries] = [g.unsqueeze(places, [0]), g.unsqueeze(places, [1])]
   const isBefore = g.op('LessOrEqual', [keys, queries])
   const mask = g.where(isBefore, g.float(0), g.float(LOWEST))
@@ -83,18 +83,18 @@ function causalMask(g: Builder, tokens: Value, window = -1): Value {
   return g.where(isNear, mask, g.float(LOWEST))
 }
 
-/** A scale of 0 means that it is not set. */
+/** Reads scale and softcap. A scale of 0 means that it is not set. */
 function scoreAttributes({ node }: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
   return { scale: floatAttribute(node, 'scale', 0) || undefined, softcap: floatAttribute(node, 'softcap', 0) }
 }
 
-/** Each key head serves as many query heads as the others. */
+/** Throws unless each key head serves the same number of query heads. */
 function checkHeads(context: LoweringContext, heads: number, keyHeads: number): void {
   if (heads > 0 && keyHeads > 0 && heads % keyHeads === 0) return
   refuse(context, `it has ${heads} query heads for ${keyHeads} key heads, which is no attention`)
 }
 
-/** The lengths in seqlens_k play no part: padding comes after the tokens, where no token sees it. */
+/** GroupQueryAttention. seqlens_k is ignored: padding comes after the tokens, where no token sees it. */
 const groupQueryAttention: Lowering = (context) => {
   const { g, node, inputs } = context
   const [first, second, third] = inputs
@@ -125,7 +125,7 @@ const groupQueryAttention: Lowering = (context) => {
   })
 }
 
-/** The rotary operator has a gradient rule; without position_ids a run's tokens count from 0. */
+/** Appends a rotary embedding, which has a gradient rule. Without position_ids, tokens are counted from 0. */
 function rotate({ g, node, inputs }: LoweringContext, x: Value, heads: number): Value {
   const [cosine, sine] = [inputs[7], inputs[8]]
   const half = dimsIn(g.graph, cosine)?.[1]
@@ -149,7 +149,7 @@ const multiHeadAttention: Lowering = (context) => {
   else if (!third)
     [key, value] = [0, 1].map((index) => pick(second, index)) // (B, T, heads, 2, d)
   else if (dimsIn(g.graph, second)?.length === 4) {
-    // Keys of cross attention, (B, heads, T, d)
+    // In cross attention, keys and values are (B, heads, T, d).
     ;[key, value] = [second, third].map((x) => g.transpose(x, [0, 2, 1, 3]))
   }
   if (bias) {
@@ -162,7 +162,7 @@ const multiHeadAttention: Lowering = (context) => {
   return attendPerHead(context, { query, key, value, heads, tokens: first, padding, attentionBias })
 }
 
-/** Self-attention with its own projection, x·w + b = [q, k, v]. */
+/** Self-attention that also computes its projection, x·w + b = [q, k, v]. */
 const projectedAttention: Lowering = (context) => {
   const { g, node, inputs } = context
   const heads = intAttribute(node, 'num_heads', 0)
@@ -180,7 +180,7 @@ const projectedAttention: Lowering = (context) => {
 interface PerHead extends Pick<Attention, 'query' | 'key' | 'value' | 'heads'> {
   /** (B, S, …) */
   readonly tokens: Value
-  /** The operator's optional inputs: a mask of keys, and what to add to the scores. */
+  /** The operator's mask of keys, if given. `attentionBias` is a value to add to the scores, if given. */
   readonly padding: Value | undefined
   readonly attentionBias: Value | undefined
 }
@@ -197,8 +197,8 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
 }
 
 /**
- * The mask as a value to add: numbers of keys that are seen, (B), or ones and zeros over keys, (B, T), or over queries
- * and keys, (B, S, T).
+ * Turns a mask into a value to add to the scores. The mask holds the number of visible keys of each row, (B), or ones
+ * and zeros for keys, (B, T), or for queries and keys, (B, S, T).
  */
 function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: Value): Value {
   const { g, node, shared } = context
@@ -217,7 +217,10 @@ function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: 
   })
 }
 
-/** (B, 1, 1, T): true for the first keys (B, T, …) of a row, as many as `lengths` (B) says. */
+/**
+ * Appends a mask (B, 1, 1, T) that is true for the first keys of a row. `lengths` (B) says how many; `key` is (B, T,
+ * …).
+ */
 function isBefore(g: Builder, key: Value, lengths: Value): Value {
   const count = g.op('Gather', [g.shape(key), g.int(1)])
   const places = g.cast(g.op('Range', [g.int(0), count, g.int(1)]), DataType.INT32)
@@ -225,7 +228,7 @@ function isBefore(g: Builder, key: Value, lengths: Value): Value {
 }
 
 /**
- * True if a mask of one axis has one number for each row, and not several: a sum over a mask, or of the batch's size.
+ * True if a mask with a single axis has one number for each row: it is a sum over a mask, or as long as the batch.
  */
 function isLengths(graph: Graph, mask: Value, tokens: Value): boolean {
   const maker = graph.producer(mask)

@@ -1,13 +1,17 @@
-// Graphs that read tokens in chunks: lowrank writes linear attention out so for training, and PyTorch's exporter does.
+// Some graphs read tokens in chunks: graphs in which lowrank replaced linear attention for training, and graphs from
+// PyTorch's exporter.
 
 import type { Graph } from '../view/graph.js'
 
-/** Tokens of a chunk. */
+/** The number of tokens of a chunk. */
 export const CHUNK = 64
 
 const CHUNKED = ['LinearAttention', 'GatedDeltaNet']
 
-/** The tokens of a chunk; undefined without chunks. An exporter fills the last one up: by T mod its size. */
+/**
+ * Returns the number of tokens of a chunk, or undefined if the graph has no chunks. Exported graphs pad the last chunk,
+ * and compute T mod the size of a chunk for that, which is where the number is found.
+ */
 export function chunkOf(graph: Graph): number | undefined {
   if (graph.nodes.some(({ opType }) => CHUNKED.includes(opType))) return CHUNK
   const remainders = graph.nodes.filter(({ opType }) => opType === 'Mod')

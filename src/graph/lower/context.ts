@@ -1,4 +1,4 @@
-// The context and the result of a lowering, and what it can tell of values from the graph alone.
+// The context that a lowering gets, the form of its result, and what it can find out about values from the graph.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -10,17 +10,17 @@ import type { Graph } from '../view/graph.js'
 import { labelOf, PREDICATES } from '../view/operators.js'
 
 export interface LoweringContext {
-  /** Appends nodes whose names begin with the lowered node's. */
+  /** Appends nodes. Their names begin with the name of the lowered node. */
   readonly g: Builder
   readonly node: NodeProto
-  /** '' where an optional one is absent. */
+  /** The node's inputs; '' if an optional input is missing. */
   readonly inputs: readonly Value[]
   readonly shared: (key: string, make: () => Value) => Value
-  /** Sets the gradient of `value`, the first output of its node, by `inputs` that it is computed from. */
+  /** Sets a gradient rule for `value`, the first output of its node, with respect to `inputs`. */
   readonly gradient: (value: Value, inputs: CustomGradient['inputs'], rule: CustomGradient['rule']) => void
 }
 
-/** The outputs in order; undefined only for those that nobody reads. */
+/** Appends the replacement of a node, and returns its outputs in order. Outputs that no node reads may be undefined. */
 export type Lowering = (context: LoweringContext) => (Value | undefined)[]
 
 export function refuse({ node }: LoweringContext, what: string): never {
@@ -33,7 +33,9 @@ export function refuseInputs(context: LoweringContext, names: Readonly<Record<nu
   }
 }
 
-/** As far as the model declares them or the nodes before it tell; undefined entries are unknown. */
+/**
+ * Returns the dimensions of a value, as far as declared shapes or earlier nodes tell. Undefined entries are unknown.
+ */
 export function dimsIn(graph: Graph, value: Value): readonly (number | undefined)[] | undefined {
   const dims = graph.declared(value)?.dims ?? graph.constant(value)?.dims.map(Number)
   if (dims !== undefined) return dims
@@ -60,17 +62,17 @@ export function dimsIn(graph: Graph, value: Value): readonly (number | undefined
         : undefined
     }
     case 'EmbedLayerNormalization':
-      // Hidden states, the number of tokens of each row, and the sum of the embeddings.
+      // The outputs are hidden states, the number of tokens of each row, and the sum of the embeddings.
       return maker.output.indexOf(value) === 1 ? before()?.slice(0, 1) : undefined
     default:
       return undefined
   }
 }
 
-/** Operators that hand on or move what their first input holds. */
+/** Operators that pass on or move the elements of their first input. */
 const MOVES: ReadonlySet<string> = new Set([...Object.keys(LAYOUT), 'Identity'])
 
-/** True if a mask holds truths, false for numbers to add; undefined where the graph does not tell. */
+/** True if a mask holds booleans, false if it holds numbers to add, undefined if the graph does not tell. */
 export function isTruth(graph: Graph, value: Value): boolean | undefined {
   const type = graph.declared(value)?.elemType ?? graph.constant(value)?.dataType
   if (type !== undefined) return type === DataType.BOOL

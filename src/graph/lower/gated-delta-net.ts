@@ -1,4 +1,4 @@
-// GatedDeltaNet, which onnxruntime-genai writes for CUDA, as LinearAttention, which processors have too.
+// Replaces GatedDeltaNet, which onnxruntime-genai writes for CUDA, by LinearAttention, which also runs on CPUs.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -9,7 +9,7 @@ import { labelOf } from '../view/operators.js'
 
 const swapped = (g: Builder, state: Value) => g.transpose(state, [0, 1, 3, 2])
 
-/** Throws UnsupportedError for texts that are packed into one row, and for settings that are not known. */
+/** Throws UnsupportedError if texts are packed into a row, or if a setting is not known. */
 export function toLinearAttention(graph: Graph): void {
   for (const node of graph.nodes.filter(({ opType }) => opType === 'GatedDeltaNet')) {
     const [output, state] = rewritten(graph, node)

@@ -1,5 +1,6 @@
-// Linear attention in chunks of tokens: inside a chunk all are products, and a state goes from one chunk to the next.
-// Yang et al. 2024 (arXiv 2406.06484, 2412.06464), Dao and Gu 2024 (arXiv 2405.21060).
+// Replaces linear attention by ordinary operators that work in chunks of tokens. Inside a chunk, tokens are handled
+// together by matrix products; a state is passed on from chunk to chunk. Yang et al. 2024 (arXiv 2406.06484,
+// 2412.06464), Dao and Gu 2024 (arXiv 2405.21060).
 
 import type { GraphProto } from '../../formats/onnx/tensors.js'
 import { once, range } from '../gradients/context.js'
@@ -11,10 +12,10 @@ import { Builder, type Value } from '../view/builder.js'
 import { CHUNK } from './chunks.js'
 import { dimsIn, type Lowering, type LoweringContext, refuse } from './context.js'
 
-/** Its exponential is 0. */
+/** A number whose exponential is 0. */
 const LOWEST = -1e30
 
-/** From the last axes of tokens and heads to those of products: (B, C, L, G, R, …) → (C, B, G, R, L, …). */
+/** Moves heads before tokens, and chunks to the front: (B, C, L, G, R, …) → (C, B, G, R, L, …). */
 const TO_HEADS = [1, 0, 3, 4, 2]
 const FROM_HEADS = [1, 0, 4, 2, 3, 5]
 
@@ -24,12 +25,12 @@ interface Recurrence {
   readonly key: Value
   /** (B, T, heads·v) */
   readonly value: Value
-  /** (B, T, heads): logarithms of what a state is multiplied by before each token. */
+  /** (B, T, heads): the logarithm of the factor by which the state decays before each token. */
   readonly decay: Value | undefined
-  /** (B, T, heads): how much of what a state says for a key is replaced. Without it, values are added. */
+  /** (B, T, heads): how much of the state's value for a key is replaced. Without it, values are only added. */
   readonly beta: Value | undefined
   readonly heads: number
-  /** They divide the heads. Each serves heads in a row. */
+  /** The number of query heads, which divides `heads`. Each serves consecutive heads. */
   readonly queryHeads: number
   readonly keyHeads: number
   readonly keySize: number
@@ -52,7 +53,7 @@ function recur(context: LoweringContext, recurrence: Recurrence): [output: Value
   const size = g.int([CHUNK])
   const missing = g.sub(g.mul(g.div(g.add(length, g.int([CHUNK - 1])), size), size), length)
   const pads = g.concat([g.int([0, 0, 0, 0]), missing, g.int([0])], 0)
-  /** (B, T, …) → (C, B, G, R, L, …), with zeros as the tokens that the last chunk lacks: these change no state. */
+  /** (B, T, …) → (C, B, G, R, L, …). The last chunk is padded with tokens of zeros, which do not change the state. */
   const chunks = (x: Value, ...axes: number[]) => {
     const parts = g.reshape(g.op('Pad', [x, pads]), g.int([0, -1, CHUNK, ...axes]))
     return g.transpose(parts, [...TO_HEADS, ...range(axes.length - 2).map((i) => i + 5)])
@@ -75,7 +76,7 @@ function recur(context: LoweringContext, recurrence: Recurrence): [output: Value
   const c = recurrence.decay && g.op('CumSum', [chunks(recurrence.decay, keyHeads, group), g.int(4)])
   const last = c && g.slice(c, CHUNK - 1, CHUNK, 4)
   const differences = c && g.sub(column(c), g.unsqueeze(c, [-2]))
-  // Masked before the exponential: above the diagonal it would overflow.
+  // The mask comes before the exponential, which would overflow above the diagonal.
   const between =
     differences === undefined
       ? seen
@@ -111,8 +112,9 @@ function identity(g: Builder, size: number): Value {
 }
 
 /**
- * (I + A)⁻¹ of matrices A (…, {@link CHUNK}, CHUNK), whose strictly lower part is read. With M the inverse of blocks on
- * the diagonal, M − M·A·M is that of blocks of twice the size, where of A only their corners count.
+ * Appends (I + A)⁻¹ of matrices A (…, {@link CHUNK}, CHUNK). Only the part of A below the diagonal is read. If M holds
+ * the inverses of blocks on the diagonal, M − M·A·M holds the inverses of blocks of twice the size; of A, only the
+ * lower left quarters of these blocks are used.
  */
 function invert(
   { g, shared, gradient }: LoweringContext,
@@ -142,8 +144,8 @@ function invert(
 }
 
 /**
- * S₀ = 0, Sᵢ₊₁ = Fᵢ·Sᵢ + Nᵢ along the first axis: the last state, and all before it. The factors are matrices (C, …, k,
- * k), or numbers (C, …, 1, 1), or all 1 where they are left out.
+ * Computes S₀ = 0, Sᵢ₊₁ = Fᵢ·Sᵢ + Nᵢ along the first axis. Returns the last state, and all states before it. The
+ * factors are matrices (C, …, k, k) or numbers (C, …, 1, 1). Undefined: 1.
  */
 function carryOn(
   { g, gradient }: LoweringContext,

@@ -1,4 +1,5 @@
-// Fused operators → operators with gradient rules, for training graphs. Node names stay as prefixes, for matching.
+// Replaces fused operators in training graphs by operators that have gradient rules. The names of the new nodes begin
+// with the names of the old ones, so that modules can still be found by name.
 
 import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -33,7 +34,7 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
   // y = gelu(x + bias)
   'com.microsoft:BiasGelu': ({ g, inputs: [x, bias] }) => [g.op('com.microsoft:Gelu', [g.add(x, bias)])],
 
-  // y = activation(w ∗ x + b) of each channel alone. Training reads texts from their begin: the state is 0.
+  // y = activation(w ∗ x + b), for each channel by itself. Training reads texts from their start, so the state is 0.
   'com.microsoft:CausalConvWithState': (context) => {
     const { g, node, inputs } = context
     const [x, w, bias] = inputs
@@ -59,13 +60,13 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
     }
     const axes = axesOfColumns(intsAttribute(node, 'mrope_section') ?? [], intAttribute(node, 'mrope_layout', 0))
     const along = (axis: number) => g.op('Gather', [positions, g.int(axis)], { axis: 0 }) // (B, S)
-    // A row for each token, so that the operator for one axis can take them.
+    // Make a row for each token, so that the ordinary rotary embedding can be used.
     const rows = (cache: Value) =>
       shared(`${cache} at ${positions}, ${axes}`, () => {
         const [time, ...others] = range(3).map((axis) => g.op('Gather', [cache, along(axis)], { axis: 0 }))
-        const chosen = others.reduce((values, own, i) => {
+        const chosen = others.reduce((values, rowsOfAxis, i) => {
           const isOwn = g.float(axes.map((axis) => (axis === i + 1 ? 1 : 0)))
-          return g.where(g.op('Greater', [isOwn, g.float(0)]), own, values)
+          return g.where(g.op('Greater', [isOwn, g.float(0)]), rowsOfAxis, values)
         }, time)
         return g.reshape(chosen, g.int([-1, axes.length]))
       })
@@ -79,7 +80,10 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
   },
 }
 
-/** The axis of positions that each column of the tables reads: in sections, or in turn as far as their sections go. */
+/**
+ * Returns the axis of positions (time, height or width) for each column of the tables. Layout 0 has a section of
+ * columns for each axis; else the axes take turns until their sections are used up.
+ */
 function axesOfColumns(sections: readonly number[], layout: number): number[] {
   if (layout === 0) return sections.flatMap((size, axis) => Array<number>(size).fill(axis))
   const size = sections.reduce((sum, section) => sum + section, 0)
@@ -89,8 +93,9 @@ function axesOfColumns(sections: readonly number[], layout: number): number[] {
 export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...LINEAR_ATTENTION, ...FUSED }
 
 /**
- * The names of outputs stay. `custom` gets the gradients of values that have rules of their own. Throws
- * UnsupportedError naming every node whose form has no lowering; the graph is then half lowered.
+ * Replaces all fused operators. The names of outputs stay. Gradient rules for values that several new nodes compute are
+ * added to `custom`. Throws UnsupportedError with the names of all nodes that cannot be replaced; other nodes may
+ * already be replaced then.
  */
 export function lowerForTraining(graph: Graph, custom: CustomGradients = new Map()): void {
   const gradient: LoweringContext['gradient'] = (value, inputs, rule) => void custom.set(value, { inputs, rule })

@@ -1,14 +1,14 @@
-// Operators that WebGPU lacks, or computes otherwise, in other words.
+// Replaces operators that WebGPU in ONNX Runtime does not have, or computes in another way.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** The exponential of less is zero too. */
+/** A number whose exponential is 0. */
 const LEAST = -1e30
 
-/** Half precision stays as it is. */
+/** Rewrites a graph for WebGPU. Operators in half precision stay as they are. */
 export function suitWebgpu(graph: Graph): void {
   if ([...graph.initializers.values()].some(({ dataType }) => dataType === DataType.FLOAT16)) return
   const g = new Builder(graph, 'webgpu')
@@ -18,8 +18,9 @@ export function suitWebgpu(graph: Graph): void {
 }
 
 /**
- * Some exporters make zeros of rows that see no token. WebGPU has no IsNaN: each would send the probabilities to the
- * processor, and wait. Without it, such rows see all tokens alike. They are padding, which nothing reads.
+ * Removes nodes that replace NaN by zeros in attention rows that see no token. WebGPU has no IsNaN: each such node
+ * would copy the probabilities to the CPU and wait. Without the nodes, such rows see all tokens equally. They are
+ * padding, so no one reads them.
  */
 function dropNanGuards(graph: Graph, g: Builder): void {
   for (const { input, output } of graph.nodes.filter(({ opType }) => opType === 'IsNaN')) {
@@ -32,7 +33,7 @@ function dropNanGuards(graph: Graph, g: Builder): void {
   }
 }
 
-/** Gradients of RMS norms read the inverse deviation, 1/√(mean x² + ε), of which WebGPU gives out another value. */
+/** Computes 1/√(mean x² + ε), which gradients of RMS norms read: WebGPU's second output is a different value. */
 function computeDeviations(graph: Graph, g: Builder): void {
   for (const node of graph.nodes.filter(({ opType }) => opType === 'SimplifiedLayerNormalization')) {
     const [x, deviation] = [node.input[0], node.output[1] ?? '']
