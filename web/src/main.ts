@@ -40,7 +40,6 @@ const trainer = new Trainer({
     await keep(name, adapter, { job })
     if (writer.hasInput) void guarded('write', 'The model cannot answer', () => writer.write())
   },
-  changed: () => listKept(),
 })
 const models = setUpModels(async (open) => {
   await writer.use(open)

@@ -73,48 +73,24 @@ export async function savedSteps({ folder }: Pick<UnfinishedRun, 'folder'>): Pro
 
 export const endRun = (): Promise<void> => removeFolder(FOLDER)
 
-export type RunNews =
-  | { readonly kind: 'step'; readonly event: StepEvent; readonly unit: string }
-  | { readonly kind: 'say'; readonly text: string }
+let release: (() => void) | undefined
 
-/** The tabs of this page: one at a time has the run, and the others watch it. */
-export class RunLock {
-  readonly #channel = new BroadcastChannel(FOLDER)
-  #leave: (() => void) | undefined
-
-  constructor(hears: (news: RunNews) => void) {
-    this.#channel.onmessage = ({ data }) => hears(data)
-  }
-
-  get isOurs(): boolean {
-    return this.#leave !== undefined
-  }
-
-  /** Takes the run, and keeps it until it is left or the tab ends; false where another tab has it. */
-  take(): Promise<boolean> {
-    // Pages without https have no locks.
-    if (this.isOurs || !('locks' in navigator)) return Promise.resolve(true)
-    return new Promise((resolve) => {
-      void navigator.locks.request(FOLDER, { ifAvailable: true }, (lock) => {
-        resolve(lock !== null)
-        if (lock === null) return
-        return new Promise<void>((leave) => {
-          this.#leave = leave
-        })
+/** Takes the run, which one tab at a time has, until it is left or the tab ends. Returns false if another tab has it. */
+export function takeRun(): Promise<boolean> {
+  // Pages without https have no locks.
+  if (release !== undefined || !('locks' in navigator)) return Promise.resolve(true)
+  return new Promise((resolve) => {
+    void navigator.locks.request(FOLDER, { ifAvailable: true }, (lock) => {
+      resolve(lock !== null)
+      if (lock === null) return
+      return new Promise<void>((leave) => {
+        release = leave
       })
     })
-  }
+  })
+}
 
-  leave(): void {
-    this.#leave?.()
-    this.#leave = undefined
-  }
-
-  async free(): Promise<void> {
-    await navigator.locks?.request(FOLDER, { mode: 'shared' }, () => {})
-  }
-
-  tell(news: RunNews): void {
-    this.#channel.postMessage(news)
-  }
+export function leaveRun(): void {
+  release?.()
+  release = undefined
 }

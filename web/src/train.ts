@@ -1,4 +1,4 @@
-// Training in the page: start, pause, continue after a reload, stop. One tab at a time has the run; others watch it.
+// Training in the page: start, pause, continue after a reload, stop. One tab at a time has the run.
 
 import {
   DataError,
@@ -15,7 +15,7 @@ import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './da
 import { buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
 import { threadCount } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
-import { beginRun, endRun, type Job, RunLock, savedSteps, type UnfinishedRun, unfinishedRun } from './runs.js'
+import { beginRun, endRun, type Job, leaveRun, savedSteps, takeRun, type UnfinishedRun, unfinishedRun } from './runs.js'
 import { filesOf, isFull } from './store.js'
 
 /** A closed page loses at most this many steps. */
@@ -39,22 +39,14 @@ export interface Surroundings {
   /** Does work that opens the model once more. */
   makeRoom<T>(work: () => Promise<T>): Promise<T>
   trained(adapter: LoraAdapter, job: Job): Promise<void>
-  changed(): Promise<void>
 }
 
 export class Trainer {
   readonly data = new DataField(suggest)
-  readonly #lock = new RunLock((news) => {
-    if (this.#lock.isOurs) return
-    void this.#watch()
-    if (news.kind === 'step') this.#showStep(news.event, news.unit)
-    else byId('train-state').textContent = `The other tab: ${news.text}`
-  })
   #open: OpenModel | undefined
   #wanted: ModelChoice = { kind: 'bundled' }
   #running: { abort: AbortController; keeps: boolean } | undefined
   #paused: UnfinishedRun | undefined
-  #isWatching = false
   #losses: number[] = []
   #isInMemory = false
   #isSampling = false
@@ -84,14 +76,14 @@ export class Trainer {
   /** Prepares for a recipe: its model, and the losses of its recorded run, if there is one. */
   want(choice: ModelChoice, recorded: readonly number[] = []): void {
     this.#wanted = choice
-    if (this.#running !== undefined || this.#paused !== undefined || this.#isWatching) return
+    if (this.#running !== undefined || this.#paused !== undefined) return
     this.#clear(true)
     if (recorded.length === 0) return
     byId('run').hidden = false
     drawCurve(recorded, recorded.length, 'Recorded: the loss of this recipe. Yours takes its place.')
   }
 
-  /** Offers to continue the run that an earlier visit left, or watches the run of another tab. */
+  /** Offers to continue the run that an earlier visit left. */
   async restore(): Promise<boolean> {
     const run = await unfinishedRun()
     if (run === undefined) return false
@@ -107,31 +99,20 @@ export class Trainer {
       byId('number-step').textContent = `${last.step}/${job.settings.maxSteps}`
       byId('number-loss').textContent = last.loss.toFixed(2)
     }
-    if (await this.#lock.take()) {
-      this.#paused = run
-      this.#say(
-        `A run of ${job.modelName} is not finished: ${events.length} of ${job.settings.maxSteps} steps are saved.`,
-      )
-      this.#buttons()
-    } else void this.#watch()
+    this.#paused = run
+    this.#say(
+      `A run of ${job.modelName} is not finished: ${events.length} of ${job.settings.maxSteps} steps are saved.`,
+    )
+    this.#buttons()
     return true
   }
 
-  /** Shows the run of another tab until that one leaves it. */
-  async #watch(): Promise<void> {
-    if (this.#isWatching) return
-    this.#isWatching = true
-    this.#buttons()
-    this.#say('Another tab of this page has a run. This tab only watches it.')
-    await this.#lock.free()
-    this.#isWatching = false
-    if (!(await this.restore())) this.#say('The run of the other tab has ended.')
-    this.#buttons()
-    await this.page.changed()
-  }
-
   async #start(): Promise<void> {
-    if (!(await this.#lock.take())) return void this.#watch()
+    await takeRunHere()
+    // Another tab may have ended it meanwhile.
+    if (this.#paused !== undefined && !(this.#paused.folder instanceof MemoryDirectory)) {
+      this.#paused = await unfinishedRun()
+    }
     // A paused run goes on with its own model.
     const choice = this.#paused?.job.choice ?? this.#wanted
     try {
@@ -149,7 +130,7 @@ export class Trainer {
       await this.#run(open, run, isResumed)
     } finally {
       this.#running = undefined
-      if (this.#paused === undefined) this.#lock.leave()
+      if (this.#paused === undefined) leaveRun()
       this.#buttons()
     }
   }
@@ -187,7 +168,6 @@ export class Trainer {
           },
           step: (event) => {
             this.#showStep(event, unit)
-            this.#lock.tell({ kind: 'step', event, unit })
             if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#sample(event.step - 1, run)
           },
           warning: (message) => this.#say(message),
@@ -254,16 +234,19 @@ export class Trainer {
   }
 
   #interrupt(keeps: boolean): void {
-    if (this.#running === undefined) {
-      this.#paused = undefined
-      void endRun().then(() => this.#lock.leave())
-      this.#say('The run is removed.')
-      this.#buttons()
-      return
-    }
+    if (this.#running === undefined) return void guarded('train', 'The run is not removed', () => this.#remove())
     this.#running.keeps = keeps
     this.#running.abort.abort()
     this.#say(keeps ? 'Stopping after this step…' : 'Pausing after this step…')
+  }
+
+  async #remove(): Promise<void> {
+    await takeRunHere()
+    this.#paused = undefined
+    await endRun()
+    leaveRun()
+    this.#say('The run is removed.')
+    this.#buttons()
   }
 
   /** Lists what the adapter that was saved last answers. One that is late or fails is passed over. */
@@ -315,17 +298,20 @@ export class Trainer {
 
   #say(text: string): void {
     byId('train-state').textContent = text
-    if (this.#lock.isOurs) this.#lock.tell({ kind: 'say', text })
   }
 
   #buttons(): void {
     const isRunning = this.#running !== undefined
-    buttonOf('start').disabled = isRunning || this.#isWatching
+    buttonOf('start').disabled = isRunning
     buttonOf('start').textContent = this.#paused === undefined ? 'Teach it' : 'Continue'
     buttonOf('pause').hidden = !isRunning
     buttonOf('stop').hidden = !isRunning && this.#paused === undefined
     buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'
   }
+}
+
+async function takeRunHere(): Promise<void> {
+  if (!(await takeRun())) throw new Error('Another tab of this page has a run. Go on there, or close that tab.')
 }
 
 let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
