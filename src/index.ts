@@ -149,7 +149,6 @@ export type {
 export { LoraLayer } from './lora/layer.js'
 export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
-export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
 export type { FitReport, PartFit } from './merge/fit.js'
 export type {

@@ -119,7 +119,6 @@ const KINDS = {
   'LoraConfig.alphaPattern': ['ALPHAS', 'src/lora/config-kinds.ts', 'numbers'],
   'LoraConfig.modulesToSave': ['SHORT_LIST', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.targetParameters': ['SHORT_LIST', 'src/lora/config-kinds.ts', 'names'],
-  'LoraConfig.layerReplication': ['REPLICATION', 'src/lora/config-kinds.ts'],
   'LoraConfig.trainableTokenIndices': ['TOKEN_INDICES', 'src/lora/config-kinds.ts'],
   'LoraConfig.aloraInvocationTokens': ['INVOCATION', 'src/lora/config-kinds.ts'],
   'LoraConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],

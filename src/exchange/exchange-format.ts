@@ -6,7 +6,7 @@ import { UnsupportedError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraLayer } from '../lora/layer.js'
-import { type Handled, requireOwnLayers, requireUnchangedBase, unhandledPart } from '../lora/requirements.js'
+import { type Handled, requireUnchangedBase, unhandledPart } from '../lora/requirements.js'
 import type { OpenAdapter } from '../peft/open.js'
 
 /** The types in which factors can be written. Only GGUF has `q8_0`. */
@@ -55,7 +55,6 @@ export async function startsWith(
  */
 export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], format: string): void {
   requireUnchangedBase(adapter, format)
-  requireOwnLayers(adapter, format)
   const unhandled = unhandledPart(adapter, held)
   if (unhandled === undefined) return
   throw new UnsupportedError({

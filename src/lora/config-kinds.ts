@@ -2,7 +2,6 @@
 
 import { isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { isInit, STARTS } from './init/inits.js'
-import { isLayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
 /** Every entry is compared with every tensor. Nobody lists more modules or parameters than this. */
 const MAX_ENTRIES = 1000
@@ -29,11 +28,6 @@ export const ALPHAS: Kind = kind('module expressions with finite alphas', isTabl
 export const SHORT_LIST: Kind = kind(
   `a list of names, ${MAX_ENTRIES} at most`,
   (value) => NAMES.accepts(value) && (value as unknown[]).length <= MAX_ENTRIES,
-)
-
-export const REPLICATION: Kind = kind(
-  `ranges [start, end) of layers, ${MAX_REPLICATED_LAYERS} layers at most`,
-  isLayerRanges,
 )
 
 export const INVOCATION: Kind = kind(

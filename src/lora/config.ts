@@ -7,7 +7,6 @@ import type { Shaped } from '../base/tensor.js'
 import { LORA_CONFIG, LORA_CONFIG_DEFAULTS } from './gen/options.js'
 import { changesBase, type Init, takesFromBase } from './init/inits.js'
 import { PatternTable, stepsOf, targetMatcher } from './patterns/patterns.js'
-import type { LayerRanges } from './replication.js'
 
 /** Which biases of the base an adapter can replace. */
 export const BIASES = ['none', 'all', 'lora_only'] as const
@@ -126,10 +125,6 @@ export interface LoraConfig {
    * @default []
    */
   readonly targetParameters: readonly string[]
-  /**
-   * The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights.
-   */
-  readonly layerReplication: LayerRanges | undefined
   /**
    * Adapts a tied output embedding together with the input embedding, so that they stay tied.
    * @default false

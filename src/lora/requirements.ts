@@ -50,14 +50,9 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   })
 }
 
-export function requirePlain(adapter: AnyAdapter, use: string): void {
-  requireHandled(adapter, ['linear'], use)
-}
-
 /** Throws UnsupportedError if the adapter has a kind of part, or a vector beside its factors, not in `handled`. */
 export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[], use: string): void {
   requireUnchangedBase(adapter, use)
-  requireOwnLayers(adapter, use)
   const unhandled = unhandledPart(adapter, handled)
   if (unhandled === undefined) return
   const { name: where, meaning, expected } = unhandled
@@ -79,15 +74,6 @@ export function unhandledPart(
     return { name: part.name, meaning: MEANINGS[unhandled], expected }
   }
   return undefined
-}
-
-export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapter, 'config'>, use: string): void {
-  if (layerReplication === undefined) return
-  throw new UnsupportedError({
-    where: 'layer_replication',
-    what: `not implemented for ${use}: layers of the adapted model share one weight of the base, but not what is added to it`,
-    got: JSON.stringify(layerReplication).slice(0, 200),
-  })
 }
 
 export function requireLabelCount(labels: readonly string[] | undefined, count: number | undefined): void {
@@ -112,7 +98,6 @@ export function requireAlwaysOn({ config }: Pick<AnyAdapter, 'config'>, use: str
  * @throws UnsupportedError that names the setting which asks for more than plain linear layers
  */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
-  requireOwnLayers({ config }, use)
   const { init, useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config
   const settings: [setting: string, isOn: boolean][] = [
     ['init', changesBase(init) || init === 'mica'], // MiCA's B stays as it is

@@ -35,8 +35,7 @@ export function isAdapter(value: unknown): value is LoraAdapter {
 
 /** Says whether an adapter is plain LoRA: linear layers without magnitudes or biases of B, over an unchanged base. */
 export function isPlain(adapter: { readonly config: LoraConfig; parts(): readonly PartView[] }): boolean {
-  const { init, layerReplication } = adapter.config
-  if (changesBase(init) || layerReplication !== undefined) return false
+  if (changesBase(adapter.config.init)) return false
   return adapter.parts().every(({ kind, tensors }) => {
     return kind === 'linear' && tensors.magnitude === undefined && tensors.biasB === undefined
   })

@@ -23,7 +23,6 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['lora_bias', 'loraBias'],
   ['bias', 'bias'],
   ['modules_to_save', 'modulesToSave'],
-  ['layer_replication', 'layerReplication'],
   ['ensure_weight_tying', 'ensureWeightTying'],
   ['target_parameters', 'targetParameters'],
   ['trainable_token_indices', 'trainableTokenIndices'],
@@ -54,6 +53,7 @@ const UNSUPPORTED: ReadonlySet<string> = new Set([
   'arrow_config',
   'enable_lora',
   'kasa_config',
+  'layer_replication',
   'monteclora_config',
   'peft_type',
   'use_bdlora',
@@ -162,7 +162,6 @@ function plainField(key: string, value: JsonValue): unknown {
 /** Settings that PEFT treats as missing if they are empty. */
 const UNSET_WHEN_EMPTY: ReadonlySet<string> = new Set([
   'alora_invocation_tokens',
-  'layer_replication',
   'layers_pattern',
   'trainable_token_indices',
 ])
@@ -237,6 +236,7 @@ export function formatPeftConfig(
     ...config.peftFields,
     [INIT_FIELD]: peftInit(config.init),
     inference_mode: true,
+    layer_replication: null,
     peft_type: 'LORA',
   }
   for (const [key, name] of NAMES) fields[key] = config[name] ?? null

@@ -7,7 +7,6 @@ import { elementCount, formatShape } from '../base/tensor.js'
 import { configForFactors, configForLayer, type LoraConfig } from '../lora/config.js'
 import { convolutionShape } from '../lora/kinds/convolution-factors.js'
 import type { FactorTensors, FactorView, PartView, TensorRole } from '../lora/part.js'
-import { baseModuleName } from '../lora/replication.js'
 import { CONFIG_FILE } from './file-names.js'
 import { type AdapterTensor, KEY_PREFIX, rowsKey, sortedByName, withoutPrefix, wrongShape } from './keys.js'
 import type { ClaimContext } from './replacements.js'
@@ -69,15 +68,12 @@ export async function claimTensors(tensors: ReadonlyMap<string, AdapterTensor>, 
     config.targetParameters.length === 0
       ? { parts: [], problems: [] }
       : (await import('./parameters.js')).takeParameters(found, config, file)
-  const replicated = experts.parts.flatMap(({ name, tensors: { weightA } }) => {
-    return attempt(() => checkReplication(name, weightA, context)).problems
-  })
   const layers = completeLayers(found, context)
   return {
     parts: [...layers.parts, ...experts.parts, ...others.parts],
     unclaimed: others.unclaimed,
     notes: others.notes,
-    problems: [...problems, ...experts.problems, ...replicated, ...layers.problems],
+    problems: [...problems, ...experts.problems, ...layers.problems],
   }
 }
 
@@ -128,21 +124,13 @@ function completeLayers(found: ReadonlyMap<string, Found>, context: ClaimContext
     problems.push(...made.problems)
     const layer = made.value
     if (layer === undefined) return []
-    const checks = [
-      () => checkVectors(layer, file),
-      () => checkTarget(layer, isTarget, file),
-      () => checkReplication(name, layer.tensors.weightA, context),
-    ]
+    const checks = [() => checkVectors(layer, file), () => checkTarget(layer, isTarget, file)]
     for (const check of checks) problems.push(...attempt(check).problems)
     const shapes = attempt(() => checkShapes(layer, file))
     problems.push(...shapes.problems)
     return shapes.problems.length === 0 ? [layer] : withOwnRank(layer, file)
   })
   return { parts, problems }
-}
-
-function checkReplication(name: string, { name: tensor }: AdapterTensor, { config, file }: ClaimContext): void {
-  baseModuleName(name, config.layerReplication, `${file}: ${tensor}`)
 }
 
 function complete(name: string, { kind, tensors }: Found, { config, file }: ClaimContext): LayerPart {

@@ -55,7 +55,7 @@ export async function combineAdapters(
       opened.push({ adapter: parts, weight, parts: byName, label })
     }
     for (const adapter of opened) checkParts(adapter, way)
-    checkAlikeSettings(opened)
+    checkActivation(opened)
     const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
     const steps = new Steps(names.length, { onProgress, signal })
     const layers: NewLayer[] = []
@@ -157,17 +157,17 @@ function checkAlike(name: string, owners: readonly Opened[]): void {
   }
 }
 
-function checkAlikeSettings(opened: readonly Opened[]): void {
-  const fields = [
-    ['layerReplication', 'layer_replication', 'the adapters repeat different layers of their base'],
-    ['aloraInvocationTokens', 'alora_invocation_tokens', 'different tokens turn the adapters on'],
-  ] as const
-  for (const [field, name, what] of fields) {
-    const of = ({ adapter }: Opened) => JSON.stringify(adapter.config[field] ?? [])
-    const differing = opened.find((candidate) => of(candidate) !== of(opened[0]))
-    if (differing === undefined) continue
-    throw new MismatchError({ where: `${differing.label}: ${name}`, what, expected: of(opened[0]), got: of(differing) })
-  }
+function checkActivation(opened: readonly Opened[]): void {
+  const tokensOf = ({ adapter }: Opened) => JSON.stringify(adapter.config.aloraInvocationTokens ?? [])
+  const expected = tokensOf(opened[0])
+  const differing = opened.find((candidate) => tokensOf(candidate) !== expected)
+  if (differing === undefined) return
+  throw new MismatchError({
+    where: `${differing.label}: alora_invocation_tokens`,
+    what: 'different tokens turn the adapters on',
+    expected,
+    got: tokensOf(differing),
+  })
 }
 
 async function ownValues(name: string, owners: readonly Opened[]): Promise<PartValues> {

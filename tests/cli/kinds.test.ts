@@ -69,23 +69,6 @@ describe('stacks of experts', () => {
   })
 })
 
-it('replicated layers are shown, but not merged', async () => {
-  const adapter = join(golden, 'config', 'replication')
-  expect((await lowrankHere('inspect', adapter)).code).toBe(0)
-  const out = join(scratch, 'replicated.safetensors')
-  const merged = await lowrankHere(
-    'merge',
-    '--base',
-    join(golden, 'config', 'base-3.safetensors'),
-    '--adapter',
-    adapter,
-    '--out',
-    out,
-  )
-  expect(merged.code).toBe(1)
-  expect(merged.stderr).toContain('layer_replication: not implemented for merging')
-})
-
 it('trains the modules that PEFT would', async () => {
   const out = join(scratch, 'default')
   const { code, stderr } = await lowrankHere('train', ...QUICK, '--target-modules', 'default', '--out', out)

@@ -157,23 +157,6 @@ describe('ensure_weight_tying', () => {
   })
 })
 
-describe('layer_replication (peft#1707)', () => {
-  test('PEFT’s merge adds the changes of all copies to the one weight; lowrank refuses, since no weight has both', async () => {
-    for (const golden of await goldens('layer-replication')) {
-      const { cell, expected, tensors } = golden
-      const byWeight = new Map<string, string[]>()
-      for (const { name, weight } of expected.layers) byWeight.set(weight, [...(byWeight.get(weight) ?? []), name])
-      const shared = [...byWeight].filter(([, names]) => names.length > 1)
-      expect(shared.length, cell.name).toBeGreaterThan(0)
-      for (const [weight, names] of shared) {
-        const wrong = tensors.get(`wrong.${weight}`)!.data
-        expect(difference(wrong, await withChanges(golden, names)), weight).toBeLessThan(1e-5)
-      }
-      await expect(merged(golden)).rejects.toThrow(/layer_?replication/i)
-    }
-  })
-})
-
 describe('the order of alpha_pattern', () => {
   test('PEFT’s file loses it, and PEFT loads another alpha than it trained; lowrank’s file keeps it', async () => {
     for (const golden of await goldens('patterns-sorted')) {

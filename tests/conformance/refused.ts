@@ -18,4 +18,10 @@ export const LOWRANK_REFUSES: Readonly<Record<string, Refusal>> = {
     message: /adapter_model\.bin: a pickle.*torch\.load/,
     reason: 'A pickle can run code when it is opened. The error has the line of Python that converts it.',
   },
+  'layer-replication': {
+    where: () => true,
+    message: /layer_replication: a setting that changes what the weights mean/,
+    reason:
+      'The copies of a layer share one weight, so that no weight has the changes of all. Next to no adapter has it.',
+  },
 }

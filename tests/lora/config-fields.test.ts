@@ -31,7 +31,7 @@ const FIELDS: Record<string, { is: 'supported' | 'kept' | 'refused'; value: unkn
     init_lora_weights: { is: 'supported', value: 'gaussian' },
     kasa_config: { is: 'refused', value: { beta: 1 } },
     layer_replication: {
-      is: 'supported',
+      is: 'refused',
       value: [
         [0, 2],
         [1, 3],

@@ -9,7 +9,7 @@ import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
 import { rowNorms } from '../../src/lora/delta.js'
 import { EmbeddingLora } from '../../src/lora/kinds/embedding.js'
 import { LoraLayer } from '../../src/lora/layer.js'
-import { requirePlain, requirePlainConfig, requireUnchangedBase } from '../../src/lora/requirements.js'
+import { requireHandled, requirePlainConfig, requireUnchangedBase } from '../../src/lora/requirements.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { openAdapter } from '../../src/peft/open.js'
 import { train } from '../../src/train/train.js'
@@ -50,19 +50,19 @@ describe('only plain linear layers', () => {
       /^e\[tokens\]: rows of tokens \(trainable_token_indices\)/,
     ],
   ])('%s is refused by name', async (_, adapter, message) => {
-    expect(() => requirePlain(adapter, 'training')).toThrow(UnsupportedError)
-    expect(() => requirePlain(adapter, 'training')).toThrow(message)
+    expect(() => requireHandled(adapter, ['linear'], 'training')).toThrow(UnsupportedError)
+    expect(() => requireHandled(adapter, ['linear'], 'training')).toThrow(message)
     const folder = new MemoryDirectory()
     await saveAdapter(adapter, folder)
     const opened = await openAdapter(folder)
-    expect(() => requirePlain(opened, 'training')).toThrow(message)
+    expect(() => requireHandled(opened, ['linear'], 'training')).toThrow(message)
     await opened.close()
     const kinds = (of: LoraAdapter) => new Map(of.parts().map(({ name, kind }) => [name, kind]))
     expect(kinds(await loadAdapter(folder))).toEqual(kinds(adapter))
   })
 
   test('pass', () => {
-    expect(() => requirePlain(plain(), 'training')).not.toThrow()
+    expect(() => requireHandled(plain(), ['linear'], 'training')).not.toThrow()
     expect(() => requirePlainConfig(resolveConfig(), 'training')).not.toThrow()
   })
 

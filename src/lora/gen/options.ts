@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, ranged, BOOLEAN, STRING, oneOf, OBJECT, NAME } from '../../base/options.js'
-import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, REPLICATION, TOKEN_INDICES, INVOCATION } from '../config-kinds.js'
+import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, TOKEN_INDICES, INVOCATION } from '../config-kinds.js'
 
 export const LORA_CONFIG: OptionTable = {
   rank: ranged('an integer of at least 1'),
@@ -24,7 +24,6 @@ export const LORA_CONFIG: OptionTable = {
   bias: oneOf('none', 'all', 'lora_only'),
   modulesToSave: SHORT_LIST,
   targetParameters: SHORT_LIST,
-  layerReplication: REPLICATION,
   ensureWeightTying: BOOLEAN,
   trainableTokenIndices: TOKEN_INDICES,
   aloraInvocationTokens: INVOCATION,
@@ -52,7 +51,6 @@ export const LORA_CONFIG_DEFAULTS = {
   bias: 'none',
   modulesToSave: [],
   targetParameters: [],
-  layerReplication: undefined,
   ensureWeightTying: false,
   trainableTokenIndices: undefined,
   aloraInvocationTokens: undefined,

@@ -9,7 +9,7 @@ import { scalingOf } from '../../lora/config.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
 import { notFinite } from '../../lora/part.js'
-import { requireAlwaysOn, requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
+import { requireAlwaysOn, requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
@@ -155,7 +155,6 @@ export class OpenAdapters {
     const parts = adapter.parts()
     const { ensureWeightTying, taskType, peftFields } = adapter.config
     this.#note(() => requireUnchangedBase(adapter, 'merging'))
-    this.#note(() => requireOwnLayers(adapter, 'merging'))
     this.#note(() => requireAlwaysOn(adapter, 'merging'))
     const own = { adapter: this.adapters.length - 1 }
     if (taskType !== undefined) this.tasks.add(taskType)

@@ -6,7 +6,7 @@ import { ConfigError, ShapeError } from '../../../src/base/errors.js'
 import { elementCount, type FloatArray, type Tensor } from '../../../src/base/tensor.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { ConvolutionLora } from '../../../src/lora/kinds/convolution.js'
-import { requirePlain } from '../../../src/lora/requirements.js'
+import { requireHandled } from '../../../src/lora/requirements.js'
 import { inspectAdapter } from '../../../src/peft/inspect.js'
 import { convolve } from '../../convolve.js'
 import { random } from '../matrices.js'
@@ -78,7 +78,9 @@ test('is a part of an adapter', async () => {
     ['l', 'linear'],
     ['c', 'convolution'],
   ])
-  expect(() => requirePlain(adapter, 'training')).toThrow('c: adapted convolutions are not implemented for training')
+  expect(() => requireHandled(adapter, ['linear'], 'training')).toThrow(
+    'c: adapted convolutions are not implemented for training',
+  )
   expect(c.trainableParams()).toBe(2 * 18 + 4 * 2)
   expect(adapter.totalTrainableParams()).toBe(2 * (3 + 4) + c.trainableParams())
   expect([c.shape, c.rank, c.totalParams()]).toEqual([[4, 3, 3, 2], 2, 44 + 72])
