@@ -75,7 +75,7 @@ export const endRun = (): Promise<void> => removeFolder(FOLDER)
 
 let release: (() => void) | undefined
 
-/** Takes the run, which one tab at a time has, until it is left or the tab ends. Returns false if another tab has it. */
+/** Takes the run until it is left or the tab ends. Returns false if another tab has it. */
 export function takeRun(): Promise<boolean> {
   // Pages without https have no locks.
   if (release !== undefined || !('locks' in navigator)) return Promise.resolve(true)
