@@ -105,6 +105,8 @@ const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
   'CombineOptions.adapters': ['ADAPTER_LIST', 'src/index/source-values.ts'],
   'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
+  'StreamOptions.logitBias': ['LOGIT_BIAS', 'src/infer/media-values.ts'],
+  'StreamOptions.stopTokenIds': ['TOKEN_IDS', 'src/infer/media-values.ts'],
   'HandlerOptions.apiKeys': ['API_KEYS', 'src/serve/keys.ts'],
   'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
   'HandlerOptions.session': ['OBJECT', BASE],

@@ -136,6 +136,18 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
    */
   maxNewTokens?: number | undefined
   /**
+   * The smallest number of new tokens. Before that, no end token comes, and no stop string ends the text. With `schema`
+   * it does not count. Default 0.
+   * @range an integer of at least 0
+   */
+  minNewTokens?: number | undefined
+  /** Goes on after the model's end tokens. Default false. */
+  ignoreEos?: boolean | undefined
+  /** Tokens that end the text, besides the model's own. */
+  stopTokenIds?: readonly number[] | undefined
+  /** Numbers that are added to the logits of tokens, by id. */
+  logitBias?: Readonly<Record<number, number>> | undefined
+  /**
    * Generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn
    * ends.
    */
@@ -156,6 +168,11 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
    * JSON and fits; a text that `maxNewTokens` cuts off may not. Needs the package @mlc-ai/web-xgrammar.
    */
   schema?: object | undefined
+  /**
+   * The form of a text with parts that fit schemas, as a structural tag of XGrammar. It is not checked: give forms of
+   * your own, and use `schema` for schemas of others. Needs the package @mlc-ai/web-xgrammar.
+   */
+  structure?: object | undefined
   /** Only calls with the same `cacheScope` reuse each other's cached prompts: see `prefixCache`. Default: all do. */
   cacheScope?: string | undefined
   /** Stops the generation after the current token. The promise rejects with the signal's reason. */
@@ -172,10 +189,10 @@ export interface GenerateOptions extends StreamOptions {
    */
   batchSize?: number | undefined
   /**
-   * Called with each piece of text as soon as it is final, and with the index of its prompt. All pieces of a prompt
-   * together are the text of its result.
+   * Called with each piece of text as soon as it is final, with the index of its prompt, and if `logprobs` is set with
+   * the scores of the tokens since the last piece. All pieces of a prompt together are the text of its result.
    */
-  onText?: ((piece: string, index: number) => void) | undefined
+  onText?: ((piece: string, index: number, scores: readonly TokenScore[]) => void) | undefined
 }
 
 /** A token and how likely it was. */

@@ -1,4 +1,5 @@
-// Checks bodies: a field that is not in its route's table, or asks for something that is not done, is an error.
+// The fields of bodies: one table says what each may be and does, and each route names those that it takes.
+// `scripts/generate/fields.mjs` makes the table of docs/serving.md from it. Unknown fields are errors.
 
 import { didYouMean } from '../base/errors.js'
 import {
@@ -16,20 +17,25 @@ import {
   STRING,
 } from '../base/options.js'
 import { isMix } from '../infer/adapters/choice.js'
-import { SAMPLING_OPTIONS } from '../infer/gen/options.js'
+import { SAMPLING_OPTIONS, STREAM_OPTIONS } from '../infer/gen/options.js'
 import { HttpError } from './http.js'
 
 export type Fields = Readonly<Record<string, unknown>>
-export type FieldTable = Readonly<Record<string, Kind>>
+
+export interface Field extends Kind {
+  readonly about: string
+}
+
+export type FieldTable = Readonly<Record<string, Field>>
+
+const field = (of: Kind, about: string): Field => ({ ...of, about })
 
 /** Accepts only the values that change nothing. */
-const only = (expected: string, ...values: readonly unknown[]): Kind =>
-  kind(`${expected}: nothing else is done here`, (value) => values.some((one) => one === value))
-
-const isEmpty = kind(
-  'an empty object: it is not used here',
-  (value) => isObject(value) && Object.keys(value).length === 0,
-)
+const only = (expected: string, ...values: readonly unknown[]): Field =>
+  field(
+    kind(`${expected}: nothing else is done here`, (value) => values.some((known) => known === value)),
+    'refused',
+  )
 
 const MIX = kind('at most 64 weights by name, such as { "a": 0.5, "b": 0.5 }', (value) => {
   return isMix(value) && Object.keys(value as object).length <= 64
@@ -44,6 +50,7 @@ const NAMED = kind(
   'a name of 1 to 256 characters, without commas',
   (value) => SHORT.accepts(value) && /^[^,]{1,256}$/s.test(value as string),
 )
+const OBJECT = kind('an object', isObject)
 /** As many as OpenAI takes. */
 const TEXTS = anyOf(STRING, atMost(2048, listOf(STRING)))
 /** A text is compared with each of them after every token. */
@@ -55,8 +62,6 @@ const TOOLS = 128
 const SCORES = ranged('an integer in [0, 20]')
 const IDS = listOf(ranged('an integer of at least 0'))
 
-const IGNORED = { user: SHORT, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: SHORT }
-
 const RESPONSE_FORMAT = kind(
   '{ "type": "text" }, { "type": "json_object" } or { "type": "json_schema", "json_schema": { "schema": {…} } }',
   (value) => {
@@ -66,105 +71,169 @@ const RESPONSE_FORMAT = kind(
   },
 )
 
+const toolChoice = (expected: string, isNamed: (value: Record<string, unknown>) => boolean): Field =>
+  field(
+    kind(`auto, none, required, or ${expected}`, (value) => {
+      return ['auto', 'none', 'required'].includes(value as string) || (isObject(value) && isNamed(value))
+    }),
+    'whether the model may, must, or must not call a function, or which one',
+  )
+
+const IGNORED: FieldTable = {
+  user: field(SHORT, 'accepted, and not used'),
+  metadata: field(OBJECT, 'accepted; /v1/responses gives it back'),
+  safety_identifier: field(SHORT, 'accepted, and not used'),
+  prompt_cache_key: field(SHORT, 'accepted: requests of one API key share what was read in any case'),
+}
+
+const CHOICE: FieldTable = {
+  model: field(SHORT, 'the base or an adapter. Default: the base'),
+  adapter: field(MIX, 'a mix of adapters, in the place of `model`'),
+}
+
 const SAMPLING: FieldTable = {
-  model: SHORT,
-  adapter: MIX,
-  stream: BOOLEAN,
-  seed: INTEGER,
-  priority: INTEGER,
-  temperature: SAMPLING_OPTIONS.temperature,
-  top_p: ranged('a number in [0, 1]'),
-  top_k: ranged('an integer of at least -1'),
-  min_p: SAMPLING_OPTIONS.minP,
-  repetition_penalty: ranged('a number in [0.01, 10]'),
-  frequency_penalty: only('0', 0),
-  presence_penalty: only('0', 0),
-  logit_bias: isEmpty,
+  ...CHOICE,
+  stream: field(BOOLEAN, 'sends events while the text grows'),
+  priority: field(INTEGER, 'as in vLLM, lower numbers go first; it cannot go below the key’s'),
+  seed: field(INTEGER, 'the same seed gives the same text'),
+  temperature: field(SAMPLING_OPTIONS.temperature, 'how random the text is'),
+  top_p: field(ranged('a number in [0, 1]'), 'draws from the likeliest tokens with this probability together'),
+  top_k: field(ranged('an integer of at least -1'), 'draws from this many likeliest tokens; 0 and -1: all'),
+  min_p: field(SAMPLING_OPTIONS.minP, 'draws from tokens at least this share as likely as the likeliest'),
+  repetition_penalty: field(ranged('a number in [0.01, 10]'), 'divides the logits of tokens that came before'),
+  frequency_penalty: field(SAMPLING_OPTIONS.frequencyPenalty, 'is taken off for each time that a token came before'),
+  presence_penalty: field(SAMPLING_OPTIONS.presencePenalty, 'is taken off for tokens that came before'),
+  logit_bias: field(STREAM_OPTIONS.logitBias, 'is added to the logits of tokens, by id'),
+  min_tokens: field(STREAM_OPTIONS.minNewTokens, 'the fewest new tokens'),
+  ignore_eos: field(BOOLEAN, 'goes on after the end token'),
+  stop_token_ids: field(atMost(32, IDS), 'tokens that end the text'),
   ...IGNORED,
 }
 
 const WRITING: FieldTable = {
   ...SAMPLING,
-  stream_options: kind('{ include_usage: true }', (value) => {
-    return (
-      isObject(value) &&
-      Object.entries(value).every(([key, one]) => key === 'include_usage' && typeof one === 'boolean')
-    )
-  }),
-  stop: STOPS,
-  n: ranged('an integer in [1, 16]'),
-  response_format: RESPONSE_FORMAT,
+  stream_options: field(
+    kind('{ include_usage: true }', (value) => {
+      const isKnown = ([key, set]: [string, unknown]) => key === 'include_usage' && typeof set === 'boolean'
+      return isObject(value) && Object.entries(value).every(isKnown)
+    }),
+    'a last event tells the numbers of tokens',
+  ),
+  stop: field(STOPS, 'texts before which the answer ends'),
+  n: field(ranged('an integer in [1, 16]'), 'answers for each prompt, which is read once'),
+  response_format: field(RESPONSE_FORMAT, 'JSON that fits a schema'),
+}
+
+const TEMPLATE_ARGS: FieldTable = {
+  chat_template_kwargs: field(OBJECT, 'variables of the chat template, such as enable_thinking'),
+}
+const PARALLEL: FieldTable = { parallel_tool_calls: field(BOOLEAN, 'false: at most one call') }
+const STORED: FieldTable = {
+  store: only('false', false),
+  service_tier: field(oneOf('auto', 'default'), 'accepted, and not used'),
 }
 
 export const CHAT_FIELDS: FieldTable = {
   ...WRITING,
-  messages: needed(
-    kind(`a list of 1 to ${MESSAGES} messages with role and content`, (value) => {
-      return Array.isArray(value) && value.length > 0 && value.length <= MESSAGES && value.every(isObject)
-    }),
+  messages: field(
+    needed(
+      kind(`a list of 1 to ${MESSAGES} messages with role and content`, (value) => {
+        return Array.isArray(value) && value.length > 0 && value.length <= MESSAGES && value.every(isObject)
+      }),
+    ),
+    'the chat',
   ),
-  max_tokens: COUNT,
-  max_completion_tokens: COUNT,
-  logprobs: BOOLEAN,
-  top_logprobs: SCORES,
-  tools: atMost(
-    TOOLS,
-    listOf(kind('{ type: "function", function: { name, … } }', (value) => isObject(value) && isObject(value.function))),
+  max_tokens: field(COUNT, 'the most new tokens'),
+  max_completion_tokens: field(COUNT, 'the same, under its newer name'),
+  logprobs: field(BOOLEAN, 'tells how likely each token was'),
+  top_logprobs: field(SCORES, 'and how likely the likeliest tokens were'),
+  tools: field(
+    atMost(
+      TOOLS,
+      listOf(
+        kind('{ type: "function", function: { name, … } }', (value) => isObject(value) && isObject(value.function)),
+      ),
+    ),
+    'functions that the model may call. With `strict: true` the arguments fit `parameters`',
   ),
-  tool_choice: oneOf('auto', 'none'),
-  parallel_tool_calls: BOOLEAN,
-  chat_template_kwargs: kind('an object', isObject),
-  store: only('false', false),
-  service_tier: only('auto', 'auto', 'default'),
+  tool_choice: toolChoice(
+    '{ type: "function", function: { name } }',
+    ({ function: called }) => isObject(called) && typeof called.name === 'string',
+  ),
+  ...PARALLEL,
+  ...TEMPLATE_ARGS,
+  reasoning_effort: field(SHORT, 'a variable of chat templates that read it'),
+  ...STORED,
+  modalities: field(
+    kind('["text"]: nothing else is done here', (value) => JSON.stringify(value) === '["text"]'),
+    'refused',
+  ),
+  audio: only('nothing'),
+  web_search_options: only('nothing'),
 }
 
 export const RESPONSE_FIELDS: FieldTable = {
   ...SAMPLING,
-  input: needed(anyOf(STRING, atMost(MESSAGES, listOf(kind('an item', isObject))))),
-  instructions: STRING,
-  max_output_tokens: COUNT,
-  text: kind('{ format: { type: "text", "json_object" or "json_schema", … } }', (value) => {
-    if (!isObject(value) || Object.keys(value).some((key) => key !== 'format')) return false
-    const { format = { type: 'text' } } = value
-    if (!isObject(format)) return false
-    return format.type === 'json_schema' ? isObject(format.schema) : /^(text|json_object)$/.test(String(format.type))
-  }),
-  tools: atMost(
-    TOOLS,
-    listOf(kind('{ type: "function", name, … }', (value) => isObject(value) && value.type === 'function')),
+  input: field(needed(anyOf(STRING, atMost(MESSAGES, listOf(kind('an item', isObject))))), 'a text, or the whole chat'),
+  instructions: field(STRING, 'the system message'),
+  max_output_tokens: field(COUNT, 'the most new tokens'),
+  text: field(
+    kind('{ format: { type: "text", "json_object" or "json_schema", … } }', (value) => {
+      if (!isObject(value) || Object.keys(value).some((key) => key !== 'format' && key !== 'verbosity')) return false
+      const { format = { type: 'text' } } = value
+      if (!isObject(format)) return false
+      return format.type === 'json_schema' ? isObject(format.schema) : /^(text|json_object)$/.test(String(format.type))
+    }),
+    'JSON that fits a schema',
   ),
-  tool_choice: oneOf('auto', 'none'),
-  parallel_tool_calls: BOOLEAN,
-  store: only('false', false),
+  tools: field(
+    atMost(
+      TOOLS,
+      listOf(kind('{ type: "function", name, … }', (value) => isObject(value) && value.type === 'function')),
+    ),
+    CHAT_FIELDS.tools.about,
+  ),
+  tool_choice: toolChoice('{ type: "function", name }', ({ name }) => typeof name === 'string'),
+  ...PARALLEL,
+  ...TEMPLATE_ARGS,
+  reasoning: field(OBJECT, 'its `effort` is a variable of chat templates that read it'),
+  ...STORED,
   background: only('false', false),
   truncation: only('disabled', 'disabled'),
-  include: kind('an empty list: nothing else is done here', (value) => Array.isArray(value) && value.length === 0),
-  service_tier: only('auto', 'auto', 'default'),
+  include: field(
+    kind('a list', (value) => Array.isArray(value)),
+    'accepted: answers have nothing else to include',
+  ),
 }
 
 export const COMPLETION_FIELDS: FieldTable = {
   ...WRITING,
-  prompt: needed(anyOf(STRING, atMost(PROMPTS, listOf(STRING)), IDS, atMost(PROMPTS, listOf(IDS)))),
-  max_tokens: ranged('an integer of at least 0'),
-  logprobs: SCORES,
-  echo: BOOLEAN,
+  prompt: field(
+    needed(anyOf(STRING, atMost(PROMPTS, listOf(STRING)), IDS, atMost(PROMPTS, listOf(IDS)))),
+    'texts or token ids to continue',
+  ),
+  max_tokens: field(ranged('an integer of at least 0'), CHAT_FIELDS.max_tokens.about),
+  logprobs: field(SCORES, 'tells how likely each token and the likeliest tokens were'),
+  echo: field(BOOLEAN, 'gives the prompt too, with its scores'),
   best_of: only('1', 1),
   suffix: only('an empty text', ''),
 }
 
 export const EMBEDDING_FIELDS: FieldTable = {
-  model: SHORT,
-  adapter: MIX,
-  input: needed(TEXTS),
-  dimensions: COUNT,
-  encoding_format: oneOf('float', 'base64'),
+  ...CHOICE,
+  input: field(needed(TEXTS), 'texts'),
+  dimensions: field(COUNT, 'how many numbers of each vector are kept'),
+  encoding_format: field(oneOf('float', 'base64'), 'how vectors are written'),
   ...IGNORED,
 }
 
-export const CLASSIFY_FIELDS: FieldTable = { model: SHORT, input: needed(TEXTS), ...IGNORED }
+export const CLASSIFY_FIELDS: FieldTable = { model: CHOICE.model, input: EMBEDDING_FIELDS.input, ...IGNORED }
 
-export const LOAD_FIELDS: FieldTable = { lora_name: needed(NAMED), lora_path: needed(SHORT) }
-export const UNLOAD_FIELDS: FieldTable = { lora_name: needed(NAMED) }
+export const LOAD_FIELDS: FieldTable = {
+  lora_name: field(needed(NAMED), 'the name by which requests choose the adapter'),
+  lora_path: field(needed(SHORT), 'its place: a folder, or a repository of the Hub'),
+}
+export const UNLOAD_FIELDS: FieldTable = { lora_name: LOAD_FIELDS.lora_name }
 
 /** null stands for a field that is left out. */
 export function checkFields(body: Fields, table: FieldTable): Fields {

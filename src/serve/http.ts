@@ -3,6 +3,7 @@
 import { concatBytes } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
 import { excessOf, isObject } from '../base/options.js'
+import { NO_ROOM } from '../infer/generate/prompts.js'
 
 export class HttpError extends Error {
   readonly type: string
@@ -13,7 +14,7 @@ export class HttpError extends Error {
   constructor(
     readonly status: number,
     message: string,
-    details: { type?: string; param?: string | undefined; code?: string; retryAfter?: number } = {},
+    details: { type?: string; param?: string | undefined; code?: string | undefined; retryAfter?: number } = {},
   ) {
     super(message)
     this.type = details.type ?? (status >= 500 ? 'server_error' : 'invalid_request_error')
@@ -41,7 +42,8 @@ export function httpError(error: unknown, shown: (text: string) => string): Http
     const status = OF_CALLERS.has(error.code) ? 400 : error.code === 'STATE' ? 503 : 500
     if (status === 500) return new HttpError(500, 'The server failed. Its log says why.')
     const param = error.where === 'ONNX model' ? 'model' : shown(error.where ?? '') || undefined
-    return new HttpError(status, shown(error.message), { param: status === 400 ? param : undefined })
+    const code = error.what.startsWith(NO_ROOM) ? 'context_length_exceeded' : undefined
+    return new HttpError(status, shown(error.message), { param: status === 400 ? param : undefined, code })
   }
   return new HttpError(500, 'The server failed. Its log says why.')
 }

@@ -7,18 +7,19 @@ import type { MessageOfParts } from '../text/chat.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
 import { HttpError } from './http.js'
-import { type answer, chatRequest, finishReason, type TextRequest } from './texts.js'
-import { certainText, parseToolCalls } from './tool-calls.js'
+import { type answer, chatRequest, finishReason, readerOf, type TextRequest } from './texts.js'
+import type { AnswerPart, ToolCall } from './tool-calls.js'
 
 /** Fields of a response → those of a chat. */
 export function responseRequest(fields: Fields, maxTokens: number): TextRequest {
-  const { input, instructions, tools, text, max_output_tokens: asked, ...others } = fields
+  const { input, instructions, tools, text, max_output_tokens: asked, tool_choice: choice, ...others } = fields
   const items = typeof input === 'string' ? [{ role: 'user', content: input }] : (input as readonly Fields[])
   const { format } = (text ?? {}) as { format?: Fields }
   const chat = {
     ...others,
     messages: messagesOf(items),
-    tools: (tools as readonly Fields[] | undefined)?.map(({ type, ...own }) => ({ type, function: own })),
+    tools: (tools as readonly Fields[] | undefined)?.map(({ type, ...described }) => ({ type, function: described })),
+    tool_choice: typeof choice === 'object' ? { type: 'function', function: choice } : choice,
     max_completion_tokens: asked,
     response_format: format?.type === 'json_schema' ? { type: format.type, json_schema: format } : format,
   }
@@ -61,11 +62,11 @@ function partOf(part: unknown): unknown {
 }
 
 /** Runs a request, as `answer` does. */
-export const respond: typeof answer = async (session, { prompts, options }, asked) => {
+export const respond: typeof answer = async (session, request, asked) => {
+  const { prompts, options } = request
   const { fields, adapter, model, cacheScope, signal, events, onPiece } = asked
   const [id, messageId] = ['resp', 'msg'].map((kind) => `${kind}_${crypto.randomUUID()}`)
   const created = seconds()
-  const usesTools = options.tools !== undefined
   const { temperature, topP } = resolveSampling(options, session.model.generationConfig)
   const resource = (status: string, output: readonly object[], usage: object | null = null) => ({
     ...ECHOED,
@@ -89,60 +90,70 @@ export const respond: typeof answer = async (session, { prompts, options }, aske
   const message = (status: string, content: readonly object[]) => {
     return { type: 'message', id: messageId, status, role: 'assistant', content }
   }
+  const reader = readerOf(request)
   const place = { item_id: messageId, output_index: 0, content_index: 0 }
-  /** Sends what is new in a text of which more may come. */
-  const grow = (text: string) => {
+  const output: object[] = []
+  let isWriting = false
+  let openCall: { readonly item_id: string; readonly output_index: number } | undefined
+  let closedCalls = 0
+  const itemOf = (id: string, { id: callId, function: called }: ToolCall, status: string) => {
+    return { type: 'function_call', id, call_id: callId, ...called, status }
+  }
+  const close = (status: string) => {
+    if (isWriting) {
+      const item = message(status, [part(reader.content)])
+      event('response.output_text.done', { ...place, text: reader.content, logprobs: [] })
+      event('response.content_part.done', { ...place, part: part(reader.content) })
+      event('response.output_item.done', { output_index: 0, item })
+      output.push(item)
+      isWriting = false
+    } else if (openCall !== undefined) {
+      const call = reader.calls[closedCalls++]
+      const { name, arguments: written } = call.function
+      const item = itemOf(openCall.item_id, call, status)
+      event('response.function_call_arguments.done', { ...openCall, name, arguments: written })
+      event('response.output_item.done', { output_index: openCall.output_index, item })
+      output.push(item)
+      openCall = undefined
+    }
+  }
+  const send = (parts: readonly AnswerPart[]) => {
     if (sequence === 0) {
       event('response.created', { response: resource('in_progress', []) })
       event('response.in_progress', { response: resource('in_progress', []) })
     }
-    if (text.length === sent) return
-    if (sent === 0) {
-      event('response.output_item.added', { output_index: 0, item: message('in_progress', []) })
-      event('response.content_part.added', { ...place, part: part('') })
+    for (const written of parts) {
+      // Words after a call have no item.
+      if (written.type === 'text' && (isWriting || (output.length === 0 && openCall === undefined))) {
+        if (!isWriting) {
+          event('response.output_item.added', { output_index: 0, item: message('in_progress', []) })
+          event('response.content_part.added', { ...place, part: part('') })
+        }
+        isWriting = true
+        event('response.output_text.delta', { ...place, delta: written.text, logprobs: [] })
+      } else if (written.type === 'call') {
+        close('completed')
+        openCall = { item_id: `fc_${crypto.randomUUID()}`, output_index: output.length }
+        const { id: callId, name } = written
+        const call = { id: callId, type: 'function', function: { name, arguments: '' } } as const
+        const item = itemOf(openCall.item_id, call, 'in_progress')
+        event('response.output_item.added', { output_index: openCall.output_index, item })
+      } else if (written.type === 'arguments') {
+        event('response.function_call_arguments.delta', { ...openCall, delta: written.text })
+      }
     }
-    event('response.output_text.delta', { ...place, delta: text.slice(sent), logprobs: [] })
-    sent = text.length
   }
-  let sent = 0
   let text = ''
   const onText = (piece: string) => {
     onPiece()
     text += piece
-    grow(usesTools ? certainText(text) : text)
+    send(reader.read(text, false))
   }
   const images = options.images === undefined ? {} : { images: [options.images] as never }
   const [result] = await session.generate(prompts, { ...options, ...images, adapter, cacheScope, signal, onText })
-  const { calls } = usesTools ? parseToolCalls(result.text) : { calls: [] }
-  const own = calls.length > 0 ? certainText(result.text) : result.text
+  send(reader.read(result.text, true))
   const status = finishReason(result) === 'length' ? 'incomplete' : 'completed'
-  const output: object[] = []
-  grow(own)
-  if (own !== '') {
-    const item = message(status, [part(own)])
-    event('response.output_text.done', { ...place, text: own, logprobs: [] })
-    event('response.content_part.done', { ...place, part: part(own) })
-    event('response.output_item.done', { output_index: 0, item })
-    output.push(item)
-  }
-  for (const { id: callId, function: called } of calls) {
-    const item = {
-      type: 'function_call',
-      id: `fc_${crypto.randomUUID()}`,
-      call_id: callId,
-      ...called,
-      status: 'completed',
-    }
-    const at = { item_id: item.id, output_index: output.length }
-    event('response.output_item.added', {
-      output_index: at.output_index,
-      item: { ...item, arguments: '', status: 'in_progress' },
-    })
-    event('response.function_call_arguments.delta', { ...at, delta: called.arguments })
-    event('response.function_call_arguments.done', { ...at, name: called.name, arguments: called.arguments })
-    event('response.output_item.done', { output_index: at.output_index, item })
-    output.push(item)
-  }
+  close(status)
   const { promptTokens, cachedTokens, tokenIds } = result
   const body = resource(status, output, {
     input_tokens: promptTokens,

@@ -10,28 +10,38 @@ import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
 import { type Events, HttpError } from './http.js'
 import { readMessages } from './messages.js'
-import { certainText, parseToolCalls, type ToolCall } from './tool-calls.js'
+import { type AnswerPart, AnswerReader } from './tool-calls.js'
 
 export interface TextRequest {
   readonly prompts: readonly Prompt[]
   readonly options: GenerateOptions
   readonly n: number
   readonly form: AnswerForm
+  readonly tools: ToolRequest
   readonly echo: { readonly scores: number | undefined } | undefined
   readonly isStream: boolean
   readonly includesUsage: boolean
+}
+
+/** Which calls an answer may have. */
+export interface ToolRequest {
+  readonly choice: 'auto' | 'none' | 'required' | { readonly name: string }
+  readonly isParallel: boolean
+}
+
+export function readerOf({ options: { tools }, tools: { isParallel } }: TextRequest): AnswerReader {
+  return new AnswerReader(tools !== undefined, isParallel ? undefined : 1)
 }
 
 interface AnswerForm {
   readonly object: string
   readonly chunkObject: string
   readonly idPrefix: string
-  choice(index: number, result: GenerateResult, prompt: PromptScores | undefined): object
-  piece(index: number, text: string): object
-  end(index: number, result: GenerateResult): object[]
+  choice(index: number, result: GenerateResult, reader: AnswerReader, prompt: PromptScores | undefined): object
+  /** The choices of a chunk: what is new in a growing answer, with the scores of its tokens. */
+  pieces(index: number, parts: readonly AnswerPart[], scores: readonly TokenScore[]): object[]
+  end(index: number, result: GenerateResult, reader: AnswerReader): object
   start?(index: number): object
-  /** The part of a growing text that may be sent. */
-  certain(text: string): string
 }
 
 function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallback: number): GenerateOptions {
@@ -50,6 +60,12 @@ function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallb
     ...(fields.top_p === 0 ? { topK: 1 } : { topP: number('top_p'), topK: topKOf(number('top_k')) }),
     minP: number('min_p'),
     repetitionPenalty: number('repetition_penalty'),
+    presencePenalty: number('presence_penalty'),
+    frequencyPenalty: number('frequency_penalty'),
+    minNewTokens: number('min_tokens'),
+    ignoreEos: fields.ignore_eos as boolean | undefined,
+    stopTokenIds: fields.stop_token_ids as number[] | undefined,
+    logitBias: fields.logit_bias as Record<number, number> | undefined,
   }
 }
 
@@ -78,55 +94,69 @@ export function chatRequest(fields: Fields, maxTokens: number, name = 'messages'
   if (fields.top_logprobs !== undefined && fields.logprobs !== true) {
     throw new HttpError(400, 'top_logprobs needs "logprobs": true', { param: 'top_logprobs' })
   }
-  const tools = fields.tool_choice === 'none' ? undefined : (fields.tools as object[] | undefined)
-  const usesTools = tools !== undefined && tools.length > 0
+  const choice = (fields.tool_choice ?? 'auto') as 'auto' | 'none' | 'required' | { function: { name: string } }
+  const offered = (fields.tools ?? []) as readonly object[]
+  const tools = choice === 'none' || offered.length === 0 ? undefined : offered
+  if (offered.length === 0 && choice !== 'auto' && choice !== 'none') {
+    throw new HttpError(400, 'tool_choice needs tools', { param: 'tool_choice' })
+  }
+  const effort = fields.reasoning_effort ?? (fields.reasoning as Fields | undefined)?.effort
   const asked = fields.max_completion_tokens ?? fields.max_tokens
   return {
     prompts: [messages],
     echo: undefined,
     ...streaming(fields),
-    form: chatForm(usesTools, fields.logprobs === true),
+    form: chatForm(fields.logprobs === true),
+    tools: {
+      choice: typeof choice === 'object' ? choice.function : choice,
+      isParallel: fields.parallel_tool_calls !== false,
+    },
     options: {
       ...sharedOptions(fields, maxTokens, asked, maxTokens),
-      ...(usesTools && { tools }),
+      ...(tools !== undefined && { tools }),
       ...(images.length > 0 && { images }),
       logprobs: fields.logprobs === true ? ((fields.top_logprobs as number | undefined) ?? 0) : undefined,
-      chatTemplateArgs: fields.chat_template_kwargs as Record<string, unknown> | undefined,
+      chatTemplateArgs: {
+        ...(fields.chat_template_kwargs as Record<string, unknown> | undefined),
+        ...(effort !== undefined && { reasoning_effort: effort }),
+      },
     },
   }
 }
 
-function chatForm(usesTools: boolean, hasScores: boolean): AnswerForm {
-  const callsOf = ({ text }: GenerateResult) =>
-    usesTools ? parseToolCalls(text) : { content: text, calls: [] as ToolCall[] }
-  const reason = (result: GenerateResult, calls: readonly ToolCall[]) =>
-    calls.length > 0 ? 'tool_calls' : finishReason(result)
-  const logprobs = ({ logprobs: scores = [] }: GenerateResult) =>
+function chatForm(hasScores: boolean): AnswerForm {
+  const reason = (result: GenerateResult, { calls }: AnswerReader) =>
+    calls.length > 0 && finishReason(result) === 'stop' ? 'tool_calls' : finishReason(result)
+  const logprobs = (scores: readonly TokenScore[]) =>
     hasScores ? { content: scores.map(chatScore), refusal: null } : null
   return {
     object: 'chat.completion',
     chunkObject: 'chat.completion.chunk',
     idPrefix: 'chatcmpl-',
-    certain: (text) => (usesTools ? certainText(text) : text),
-    choice(index, result) {
-      const { content, calls } = callsOf(result)
+    choice(index, result, reader) {
+      const { content, calls } = reader
       const message = {
         role: 'assistant',
         content: calls.length > 0 && content === '' ? null : content,
         refusal: null,
         ...(calls.length > 0 && { tool_calls: calls }),
       }
-      return { index, message, logprobs: logprobs(result), finish_reason: reason(result, calls) }
+      return { index, message, logprobs: logprobs(result.logprobs ?? []), finish_reason: reason(result, reader) }
     },
     start: (index) => ({ index, delta: { role: 'assistant', content: '' }, logprobs: null, finish_reason: null }),
-    piece: (index, content) => ({ index, delta: { content }, logprobs: null, finish_reason: null }),
-    end(index, result) {
-      const { calls } = callsOf(result)
-      const told = calls.map((call, i) => ({ index: i, ...call }))
-      const ofCalls = { index, delta: { tool_calls: told }, logprobs: null, finish_reason: null }
-      const last = { index, delta: {}, logprobs: logprobs(result), finish_reason: reason(result, calls) }
-      return calls.length > 0 ? [ofCalls, last] : [last]
+    pieces(index, parts, scores) {
+      const deltas = parts.map((part) => {
+        if (part.type === 'text') return { content: part.text }
+        const called = part.type === 'call' ? { name: part.name, arguments: '' } : { arguments: part.text }
+        const head = part.type === 'call' && { id: part.id, type: 'function' }
+        return { tool_calls: [{ index: part.index, ...head, function: called }] }
+      })
+      if (deltas.length === 0 && hasScores && scores.length > 0) deltas.push({ content: '' })
+      return deltas.map((delta, i) => {
+        return { index, delta, logprobs: i === 0 ? logprobs(scores) : null, finish_reason: null }
+      })
     },
+    end: (index, result, reader) => ({ index, delta: {}, logprobs: null, finish_reason: reason(result, reader) }),
   }
 }
 
@@ -136,7 +166,7 @@ function chatScore({ text, logprob, top }: TokenScore): object {
     logprob: score,
     bytes: [...new TextEncoder().encode(token)],
   })
-  return { ...named(text, logprob), top_logprobs: top.map((one) => named(one.text, one.logprob)) }
+  return { ...named(text, logprob), top_logprobs: top.map((likely) => named(likely.text, likely.logprob)) }
 }
 
 const COMPLETION_TOKENS = 16
@@ -156,7 +186,8 @@ export function completionRequest(fields: Fields, maxTokens: number): TextReques
     throw new HttpError(400, 'max_tokens: 0 works with echo only', { param: 'max_tokens' })
   }
   return {
-    prompts: list.map((one) => (typeof one === 'string' ? one : { ids: one })),
+    prompts: list.map((text) => (typeof text === 'string' ? text : { ids: text })),
+    tools: { choice: 'none', isParallel: true },
     echo: isEcho ? { scores } : undefined,
     ...shared,
     form: completionForm(scores !== undefined, fields.max_tokens === 0),
@@ -169,18 +200,18 @@ function completionForm(hasScores: boolean, isPromptAlone: boolean): AnswerForm 
     object: 'text_completion',
     chunkObject: 'text_completion',
     idPrefix: 'cmpl-',
-    certain: (text) => text,
-    choice(index, result, prompt) {
-      const own = isPromptAlone ? [] : (result.logprobs ?? [])
+    choice(index, result, _, prompt) {
+      const written = isPromptAlone ? [] : (result.logprobs ?? [])
       const text = `${prompt?.text ?? ''}${isPromptAlone ? '' : result.text}`
-      const scores = [...(prompt?.scores ?? []), ...own]
+      const scores = [...(prompt?.scores ?? []), ...written]
       return { index, text, logprobs: hasScores ? completionScores(scores) : null, finish_reason: finishReason(result) }
     },
-    piece: (index, text) => ({ index, text, logprobs: null, finish_reason: null }),
-    end(index, result) {
-      const logprobs = hasScores ? completionScores(result.logprobs ?? []) : null
-      return [{ index, text: '', logprobs, finish_reason: finishReason(result) }]
+    pieces(index, parts, scores) {
+      const text = parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
+      if (text === '' && !(hasScores && scores.length > 0)) return []
+      return [{ index, text, logprobs: hasScores ? completionScores(scores) : null, finish_reason: null }]
     },
+    end: (index, result) => ({ index, text: '', logprobs: null, finish_reason: finishReason(result) }),
   }
 }
 
@@ -191,7 +222,7 @@ function completionScores(scores: PromptScores['scores']) {
     tokens: scores.map(({ text }) => text),
     token_logprobs: scores.map(({ logprob }) => logprob),
     top_logprobs: scores.map(({ logprob, top }) => {
-      return logprob === null ? null : Object.fromEntries(top.map((one) => [one.text, one.logprob]))
+      return logprob === null ? null : Object.fromEntries(top.map((likely) => [likely.text, likely.logprob]))
     }),
     text_offset: scores.map(({ text }) => {
       const start = offset
@@ -234,7 +265,7 @@ async function scorePrompt(
     if (i === 0) return { text: name(id), logprob: null, top: [] }
     const start = (sequence - ids.length + i - 1) * vocabulary
     const { chosen, top } = scoreTokens(values.subarray(start, start + vocabulary), id, count)
-    const named = top.map((one) => ({ text: name(one.id), logprob: one.logprob }))
+    const named = top.map((likely) => ({ text: name(likely.id), logprob: likely.logprob }))
     return { text: name(id), logprob: chosen.logprob, top: named }
   })
   return { text, scores }
@@ -253,9 +284,10 @@ export interface AnswerOptions {
 /** Runs a request. Its events are sent while it runs; the whole answer is returned too. */
 export async function answer(
   session: AdapterSession,
-  { prompts, options, n, form, echo, includesUsage }: TextRequest,
+  request: TextRequest,
   { adapter, model, cacheScope, signal, events, onPiece }: AnswerOptions,
 ): Promise<{ body: object; promptTokens: number; cachedTokens: number; newTokens: number }> {
+  const { prompts, options, n, form, echo, includesUsage } = request
   const created = seconds()
   const id = `${form.idPrefix}${crypto.randomUUID()}`
   const event = (choices: object[], usage?: object) =>
@@ -269,40 +301,33 @@ export async function answer(
     })
   const all = prompts.flatMap((prompt) => Array.from({ length: n }, () => prompt))
   const images = options.images === undefined ? {} : { images: all.map(() => options.images) as never }
-  const texts = all.map(() => '')
-  const sent = all.map(() => 0)
-  const begun = new Set<number>()
-  const begin = (index: number) => {
-    if (events === undefined || form.start === undefined || begun.has(index)) return
-    begun.add(index)
-    event([form.start(index)])
+  const rows = all.map(() => ({ text: '', reader: readerOf(request), scored: 0, hasBegun: false }))
+  const send = (index: number, text: string, scores: readonly TokenScore[], hasEnded: boolean) => {
+    const row = rows[index]
+    row.text = text
+    row.scored += scores.length
+    const parts = row.reader.read(text, hasEnded)
+    if (events === undefined) return
+    if (!row.hasBegun && form.start !== undefined) event([form.start(index)])
+    row.hasBegun = true
+    for (const choice of form.pieces(index, parts, scores)) event([choice])
   }
-  const onText = (piece: string, index: number) => {
+  const onText = (piece: string, index: number, scores: readonly TokenScore[]) => {
     onPiece()
-    begin(index)
-    texts[index] += piece
-    const certain = form.certain(texts[index]).slice(sent[index])
-    if (certain === '') return
-    sent[index] += certain.length
-    event([form.piece(index, certain)])
+    send(index, rows[index].text + piece, scores, false)
   }
   const results = await session.generate(all, { ...options, ...images, adapter, cacheScope, signal, onText })
   for (const [i, result] of results.entries()) {
-    if (events === undefined) break
-    // The scores of a text come at its end.
-    await events.room()
-    begin(i)
-    const last = form.end(i, result)
-    // Held back for a call that did not come.
-    const rest = last.length > 1 ? '' : result.text.slice(sent[i])
-    if (rest !== '') event([form.piece(i, rest)])
-    for (const choice of last) event([choice])
+    // The last piece may be large.
+    await events?.room()
+    send(i, result.text, result.logprobs?.slice(rows[i].scored) ?? [], true)
+    if (events !== undefined) event([form.end(i, result, rows[i].reader)])
   }
   const echoed =
     echo && (await Promise.all(prompts.map((prompt) => scorePrompt(session, prompt, adapter, echo.scores))))
   const ofPrompts = results.filter((_, i) => i % n === 0)
-  const promptTokens = ofPrompts.reduce((sum, { promptTokens: own }) => sum + own, 0)
-  const cachedTokens = ofPrompts.reduce((sum, { cachedTokens: own }) => sum + own, 0)
+  const promptTokens = ofPrompts.reduce((sum, result) => sum + result.promptTokens, 0)
+  const cachedTokens = ofPrompts.reduce((sum, result) => sum + result.cachedTokens, 0)
   const newTokens = results.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0)
   const usage = {
     prompt_tokens: promptTokens,
@@ -311,6 +336,6 @@ export async function answer(
     prompt_tokens_details: { cached_tokens: cachedTokens },
   }
   if (includesUsage) event([], usage)
-  const choices = results.map((result, i) => form.choice(i, result, echoed?.[i]))
+  const choices = results.map((result, i) => form.choice(i, result, rows[i].reader, echoed?.[i]))
   return { body: { id, object: form.object, created, model, choices, usage }, promptTokens, cachedTokens, newTokens }
 }

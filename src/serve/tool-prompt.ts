@@ -1,21 +1,29 @@
-// Tools for chat templates that have no place for them: a system message in the form that Hermes documents, whose calls
-// `tool-calls` finds. https://github.com/NousResearch/Hermes-Function-Calling
+// How a request's tools reach the model, and what its calls must look like. Chat templates that have no place for tools
+// get a system message in the form that Hermes documents. A call that is required, or whose arguments must fit, is
+// forced by a structural tag. https://github.com/NousResearch/Hermes-Function-Calling
 
 import { attempt } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
+import { checkedSchema } from '../infer/generate/schemas.js'
 import { type MessageOfParts, withArgumentObjects } from '../text/chat.js'
 import { loadChatTemplate } from '../text/chat-template.js'
+import { HttpError } from './http.js'
 import type { TextRequest } from './texts.js'
 
 const PROBE = { type: 'function', function: { name: 'qztoolqz', description: 'qztoolqz', parameters: {} } }
 
-/** True also for a template that refuses the probe: it is asked with the chat itself. */
-async function readsTools({ directory }: Model, text: string | undefined): Promise<boolean> {
+/** How a template asks for calls; `none`: it does not read tools. */
+type CallForm = 'hermes' | 'llama' | 'none'
+
+/** A template that refuses the probe counts as one that reads tools: it is asked with the chat itself. */
+async function formOf({ directory }: Model, text: string | undefined): Promise<CallForm> {
   const template = await loadChatTemplate(directory, text)
-  if (template === undefined) return true
+  if (template === undefined) return 'hermes'
   const options = { tools: [PROBE], addGenerationPrompt: true }
   const { value } = attempt(() => template.render([{ role: 'user', content: 'a' }], options, 'tools').text)
-  return value?.includes('qztoolqz') ?? true
+  if (value !== undefined && !value.includes('qztoolqz')) return 'none'
+  // Llama 3 says: {"name": function name, "parameters": dictionary of argument name and its value}
+  return /"parameters": *[a-z]/.test(value ?? template.text) ? 'llama' : 'hermes'
 }
 
 /** @param recorded the chat template of the adapter, which goes before that of the model */
@@ -24,14 +32,54 @@ export async function withTools(
   recorded: string | undefined,
   request: TextRequest,
 ): Promise<TextRequest> {
-  const { tools } = request.options
+  const tools = request.options.tools as readonly Tool[] | undefined
   if (tools === undefined) return request
-  const answers = model.onnx.once(readsTools, () => new Map<string | undefined, Promise<boolean>>())
-  const reads = answers.get(recorded) ?? readsTools(model, recorded)
-  answers.set(recorded, reads)
-  if (await reads) return request
+  const answers = model.onnx.once(formOf, () => new Map<string | undefined, Promise<CallForm>>())
+  const asked = answers.get(recorded) ?? formOf(model, recorded)
+  answers.set(recorded, asked)
+  const form = await asked
+  const options = { ...request.options, structure: structureOf(tools, request, form) }
+  if (form !== 'none') return { ...request, options }
   const prompts = request.prompts.map((prompt) => withSystem(prompt as readonly MessageOfParts[], tools))
-  return { ...request, prompts }
+  return { ...request, prompts, options }
+}
+
+interface Tool {
+  readonly function: { readonly name?: unknown; readonly parameters?: unknown; readonly strict?: unknown }
+}
+
+/** The structural tag of the calls: https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html */
+function structureOf(tools: readonly Tool[], { tools: asked, options }: TextRequest, form: CallForm) {
+  const { choice, isParallel } = asked
+  const isForced = choice === 'required' || typeof choice === 'object'
+  // Schemas of the whole text say what it is like.
+  if (options.schema !== undefined || (!isForced && !tools.some((tool) => tool.function.strict === true)))
+    return undefined
+  const offered = typeof choice === 'object' ? tools.filter((tool) => tool.function.name === choice.name) : tools
+  if (offered.length === 0) {
+    throw new HttpError(400, 'tool_choice names a function that is not among the tools', { param: 'tool_choice' })
+  }
+  const tags = offered.map((tool) => {
+    const { name, parameters, strict } = tool.function
+    const place = `tools[${tools.indexOf(tool)}].function.parameters`
+    // Without `strict`, a call that is not forced may have any arguments.
+    const isBound = parameters !== undefined && parameters !== null && (isForced || strict === true)
+    const schema = isBound ? JSON.parse(checkedSchema(parameters as object, place)) : { type: 'object' }
+    const key = form === 'llama' ? 'parameters' : 'arguments'
+    const head = `{"name": ${JSON.stringify(name)}, "${key}": `
+    return {
+      type: 'tag',
+      begin: form === 'llama' ? head : `<tool_call>\n${head}`,
+      content: { type: 'json_schema', json_schema: schema },
+      end: form === 'llama' ? '}' : '}\n</tool_call>',
+    }
+  })
+  if (isForced) {
+    const isOne = !isParallel || typeof choice === 'object' || form === 'llama'
+    return { type: 'tags_with_separator', tags, separator: '\n', at_least_one: true, stop_after_first: isOne }
+  }
+  if (form === 'llama') return undefined
+  return { type: 'triggered_tags', triggers: ['<tool_call>'], tags, stop_after_first: !isParallel }
 }
 
 function withSystem(messages: readonly MessageOfParts[], tools: readonly unknown[]): MessageOfParts[] {

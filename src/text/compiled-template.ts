@@ -4,7 +4,7 @@
 
 import { attempt, DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
-import { withArgumentObjects } from './chat.js'
+import { type MessageOfParts, withArgumentObjects } from './chat.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type RenderedChat, type TemplateSource } from './template.js'
 
 const TOOL_TEMPLATE = 'tool_use'
@@ -55,14 +55,34 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
         }
       }
       const withObjects = messages.map(withArgumentObjects)
-      const { value, problems } = attempt(() => write(withObjects))
-      // Templates such as DeepSeek's join a call's arguments to a text, so they need them as text.
-      const hasTexts = withObjects.some((message, i) => message !== messages[i])
-      const text = value ?? (hasTexts ? attempt(() => write(messages)).value : undefined)
+      // Some templates join the arguments of a call to a text, as DeepSeek's do, and some the content of a message with
+      // calls, or they ask whether it is none.
+      const forms = [withObjects, messages].flatMap((form) => [form, withContent(form, null), withContent(form, '')])
+      const different = forms.filter((form, i) => forms.findIndex((known) => isSame(known, form)) === i)
+      const { value, problems } = firstOf(different.map((form) => () => write(form)))
+      const text = value
       if (text === undefined) throw problems[0]
       return template.marksGeneration ? readMarks(text, record) : { text, generated: [] }
     },
   }
+}
+
+/** Gives messages that have calls alone a content. */
+function withContent(messages: readonly MessageOfParts[], content: string | null): readonly object[] {
+  return messages.map((message) => (message.content === undefined ? { ...message, content } : message))
+}
+
+const isSame = (a: readonly object[], b: readonly object[]) => a.every((message, i) => message === b[i])
+
+/** The result of the first action that does not throw, and the errors of those before. */
+function firstOf<T>(actions: readonly (() => T)[]): { value?: T; problems: unknown[] } {
+  const problems: unknown[] = []
+  for (const action of actions) {
+    const tried = attempt(action)
+    if (tried.problems.length === 0) return { value: tried.value, problems }
+    problems.push(...tried.problems)
+  }
+  return { problems }
 }
 
 function readMarks(marked: string, where: string): RenderedChat {

@@ -146,7 +146,10 @@ describe('stop strings', () => {
   it('what only looks like the beginning of one is given after all', () => {
     const characters = { push: (id: number) => String.fromCharCode(id), end: () => '' }
     const rowOf = (stops: string[], text: string) => {
-      const row = new TextRow({ endIds: new Set([0]), stops, maxTokens: 100, atMost: 'max-new-tokens' }, characters)
+      const row = new TextRow(
+        { endIds: new Set([0]), stops, minTokens: 0, maxTokens: 100, atMost: 'max-new-tokens' },
+        characters,
+      )
       const pieces = [...text].map((letter) => row.push(letter.charCodeAt(0)))
       return { row, pieces }
     }

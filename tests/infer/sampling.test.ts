@@ -6,7 +6,7 @@ import { Random } from '../../src/base/random.js'
 import { GENERATE_OPTIONS } from '../../src/infer/gen/options.js'
 import {
   argmax,
-  penalizeRepetition,
+  changedLogits,
   sampleToken,
   scoreTokens,
   tokenDistribution,
@@ -45,6 +45,8 @@ describe('options', () => {
       topP: 1,
       minP: 0,
       repetitionPenalty: 1,
+      presencePenalty: 0,
+      frequencyPenalty: 0,
     })
     expect(resolveSampling({ topK: 3 }).temperature).toBe(1)
     expect(resolveSampling({ topP: 0.5 }).temperature).toBe(1)
@@ -53,7 +55,8 @@ describe('options', () => {
 
   test('what is left out comes from generation_config.json, as in transformers.js', () => {
     const config = { do_sample: true, temperature: 0.6, top_p: 0.95, min_p: 0.1, repetition_penalty: 1.2 }
-    const expected = { temperature: 0.6, topK: 50, topP: 0.95, minP: 0.1, repetitionPenalty: 1.2 }
+    const none = { presencePenalty: 0, frequencyPenalty: 0 }
+    const expected = { temperature: 0.6, topK: 50, topP: 0.95, minP: 0.1, repetitionPenalty: 1.2, ...none }
     expect(resolveSampling({}, config)).toEqual(expected)
     expect(resolveSampling({ topK: 7, temperature: 0 }, config)).toEqual({ ...expected, topK: 7, temperature: 0 })
     expect(resolveSampling({}, { ...config, top_k: 20 }).topK).toBe(20)
@@ -224,9 +227,21 @@ test('min-p keeps what is at least that share as likely as the most likely token
 
 test('the penalty on repetition is that of transformers: divided above 0, multiplied below', () => {
   const values = Float32Array.of(2, -2, 3, -3)
-  expect([...penalizeRepetition(values, [0, 1], 2)]).toEqual([1, -4, 3, -3])
+  const sampling = resolveSampling({ repetitionPenalty: 2 })
+  const none = { written: new Map(), bias: [], banned: [] }
+  expect([...changedLogits(values, { ...none, sampling, known: [0, 1] })]).toEqual([1, -4, 3, -3])
   expect([...values]).toEqual([2, -2, 3, -3])
-  expect(penalizeRepetition(values, [0, 1], 1)).toBe(values)
+})
+
+test('the other penalties are those of OpenAI: on tokens of the text, once, and once for each time', () => {
+  const sampling = resolveSampling({ presencePenalty: 0.5, frequencyPenalty: 0.25 })
+  const written = new Map([
+    [0, 1],
+    [1, 4],
+  ])
+  const bias = [[2, 7] as const, [99, 1] as const]
+  const changed = changedLogits(new Float32Array(4), { sampling, known: [3], written, bias, banned: [3, 99] })
+  expect([...changed]).toEqual([-0.75, -1.5, 7, -Infinity])
 })
 
 test('scores are logarithms of the probabilities, the likeliest first', () => {

@@ -334,7 +334,8 @@ describe('adapters', () => {
 describe('bad requests', () => {
   it.each([
     [{ ...QUICK, temprature: 1 }, 'temprature', /Did you mean temperature/],
-    [{ ...QUICK, frequency_penalty: 1 }, 'frequency_penalty', /expected 0/],
+    [{ ...QUICK, frequency_penalty: 3 }, 'frequency_penalty', /in \[-2, 2\]/],
+    [{ ...QUICK, best_of: 2 }, 'best_of', /nothing else/],
     [{ ...QUICK, max_tokens: 1e6 }, 'max_tokens', /At most 256/],
     [{ ...QUICK, max_tokens: -1 }, 'max_tokens', /at least 0/],
     [{ max_tokens: 4 }, 'prompt', /missing/],

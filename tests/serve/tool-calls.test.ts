@@ -1,29 +1,65 @@
-// Calls of functions in what models write.
+// Calls of functions in what models write, whole and while it grows.
 
 import { expect, it } from 'vitest'
-import { certainText, parseToolCalls } from '../../src/serve/tool-calls.js'
+import { type AnswerPart, AnswerReader } from '../../src/serve/tool-calls.js'
 
-const call = (name: string, args: object) => ({ type: 'function', function: { name, arguments: JSON.stringify(args) } })
+const call = (name: string, args: string) => ({ type: 'function', function: { name, arguments: args } })
+
+function readWhole(text: string) {
+  const reader = new AnswerReader(true)
+  reader.read(text, true)
+  return { content: reader.content, calls: reader.calls }
+}
+
+const HERMES =
+  'Let me look.\n<tool_call>\n{"name": "a", "arguments": {"x": {"y": "}"}}}\n</tool_call>\n<tool_call>{"name":"b"}</tool_call>'
 
 it('reads Hermes’ and Llama’s forms, and leaves other texts alone', () => {
-  const hermes =
-    'Let me look.\n<tool_call>\n{"name": "a", "arguments": {"x": {"y": 1}}}\n</tool_call>\n<tool_call>{"name":"b"}</tool_call>'
-  expect(parseToolCalls(hermes)).toMatchObject({
+  expect(readWhole(HERMES)).toMatchObject({
     content: 'Let me look.',
-    calls: [call('a', { x: { y: 1 } }), call('b', {})],
+    calls: [call('a', '{"x": {"y": "}"}}'), call('b', '{}')],
   })
-  expect(parseToolCalls('<|python_tag|>{"name": "c", "parameters": {"z": []}}').calls).toMatchObject([
-    call('c', { z: [] }),
+  expect(readWhole('<|python_tag|>{"name": "c", "parameters": {"z": []}}')).toMatchObject({
+    content: '',
+    calls: [call('c', '{"z": []}')],
+  })
+  // In another order.
+  expect(readWhole('<tool_call>{"arguments": {"x": 1}, "name": "d"}</tool_call>').calls).toMatchObject([
+    call('d', '{"x":1}'),
   ])
-  for (const text of ['{"name": 1}', '<tool_call>{"name": </tool_call>', 'no', '{"answer": 42}', '']) {
-    expect(parseToolCalls(text)).toEqual({ content: text, calls: [] })
+  expect(readWhole('{"parameters": {"x": 1}, "name": "e"}').calls).toMatchObject([call('e', '{"x":1}')])
+  for (const text of ['{"name": 1}', '<tool_call>{"name": </tool_call>', 'no', '{"answer": 42}', '', ' a < b \n']) {
+    expect(readWhole(text)).toEqual({ content: text, calls: [] })
   }
 })
 
-it('never sends a part of a call', () => {
-  const text = 'So: <tool_call>{"name":"a"}</tool_call>'
-  for (let length = 0; length <= text.length; length++)
-    expect('So: '.startsWith(certainText(text.slice(0, length)))).toBe(true)
-  expect(certainText('a < b')).toBe('a < b')
-  expect(certainText('{"name"')).toBe('')
+it.each([
+  HERMES,
+  '{"name": "c", "parameters": {"z": "\\"}"}}',
+  'a <tool_call> b',
+  '  words \n\n of <some',
+  '<tool_call>{"name": "a", "arguments": {"cut": tr',
+])('gives parts of %j that together are the whole', (text) => {
+  const reader = new AnswerReader(true)
+  const parts: AnswerPart[] = []
+  for (let length = 1; length <= text.length; length++) parts.push(...reader.read(text.slice(0, length), false))
+  parts.push(...reader.read(text, true))
+  const { content, calls } = readWhole(text)
+  expect(parts.map((part) => (part.type === 'text' ? part.text : '')).join('')).toBe(content)
+  for (const [i, { function: called }] of calls.entries()) {
+    const own = parts.filter((part) => part.type !== 'text' && part.index === i)
+    expect(own[0]).toMatchObject({ type: 'call', name: called.name })
+    expect(own.map((part) => (part.type === 'arguments' ? part.text : '')).join('')).toBe(called.arguments)
+  }
+  expect(reader.calls).toHaveLength(calls.length)
+})
+
+it('streams arguments while they are written, and keeps to one call if asked', () => {
+  const reader = new AnswerReader(true, 1)
+  expect(reader.read('<tool_call>{"name": "a", "arguments": {"x": 1', false)).toMatchObject([
+    { type: 'call', name: 'a' },
+    { type: 'arguments', text: '{"x": 1' },
+  ])
+  reader.read(`${HERMES.slice(13)}`, true)
+  expect(reader.calls).toHaveLength(1)
 })

@@ -13,3 +13,7 @@ it('has tables of options that are what the types say', { timeout: 120_000 }, ()
 it('has a page of commands that is what their help says', () => {
   execFileSync(process.execPath, [join(root, 'scripts/generate/commands.mjs'), '--check'])
 })
+
+it('has a table of the server’s fields that is what it checks', () => {
+  execFileSync(process.execPath, [join(root, 'scripts/generate/fields.mjs'), '--check'])
+})

@@ -223,6 +223,8 @@ export const FLAGS = {
   GenerateOptions: {
     batchSize: { form: 'number', about: 'the largest number of prompts that run together. A larger number is faster and needs more memory. The default is never larger than the session’s maxBatch', range: 'an integer of at least 1', fallback: '8' },
     maxNewTokens: { form: 'number', about: 'the largest number of new tokens. The text also ends when the model’s context is full', range: 'an integer of at least 1', fallback: '128' },
+    minNewTokens: { form: 'number', about: 'the smallest number of new tokens. Before that, no end token comes, and no stop string ends the text. With --schema it does not count. Default 0', range: 'an integer of at least 0' },
+    ignoreEos: { form: 'switch', about: 'goes on after the model’s end tokens' },
     stop: { form: 'names', about: 'generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn ends' },
     logprobs: { form: 'number', about: 'how many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores', range: 'an integer of at least 0' },
     seed: { form: 'number', about: 'the same seed gives the same text. With several prompts, the second has seed + 1, and so on. Default: a new random seed for each call. The result contains the seed', range: 'a safe integer' },
@@ -232,6 +234,8 @@ export const FLAGS = {
     topP: { form: 'number', about: 'keep the fewest most likely tokens whose probabilities sum to at least this. Default: the value of generation_config.json, else 1, which keeps all', range: 'a number in (0, 1]' },
     minP: { form: 'number', about: 'keep the tokens whose probability is at least this share of the largest. Default: the value of generation_config.json, else 0, which keeps all', range: 'a number in [0, 1]' },
     repetitionPenalty: { form: 'number', about: 'above 1, tokens of the prompt and of the text so far become less likely: their logits are divided by this number, or multiplied if they are negative. Default: the value of generation_config.json, else 1', range: 'a finite number above 0' },
+    presencePenalty: { form: 'number', about: 'is taken off the logits of tokens that the text holds. The prompt does not count. Default 0', range: 'a number in [-2, 2]' },
+    frequencyPenalty: { form: 'number', about: 'is taken off the logits of tokens that the text holds, once for each time. The prompt does not count. Default 0', range: 'a number in [-2, 2]' },
     chatTemplate: { form: 'text', about: 'text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on chats. Otherwise the template in the model’s folder' },
     chatTemplateArgs: { form: 'settings', about: 'variables of the chat template, such as enable_thinking=false' },
   },

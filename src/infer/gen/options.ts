@@ -2,7 +2,7 @@
 
 import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, FUNCTION, anyOf, listOf, OBJECT } from '../../base/options.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
-import { IMAGES } from '../media-values.js'
+import { IMAGES, TOKEN_IDS, LOGIT_BIAS } from '../media-values.js'
 
 export const SAMPLING_OPTIONS: OptionTable = {
   temperature: ranged('a finite number of at least 0'),
@@ -10,6 +10,8 @@ export const SAMPLING_OPTIONS: OptionTable = {
   topP: ranged('a number in (0, 1]'),
   minP: ranged('a number in [0, 1]'),
   repetitionPenalty: ranged('a finite number above 0'),
+  presencePenalty: ranged('a number in [-2, 2]'),
+  frequencyPenalty: ranged('a number in [-2, 2]'),
 }
 
 export const CLASSIFY_OPTIONS: OptionTable = {
@@ -36,10 +38,15 @@ export const GENERATE_OPTIONS: OptionTable = {
   adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
   images: IMAGES,
   maxNewTokens: ranged('an integer of at least 1'),
+  minNewTokens: ranged('an integer of at least 0'),
+  ignoreEos: BOOLEAN,
+  stopTokenIds: TOKEN_IDS,
+  logitBias: LOGIT_BIAS,
   stop: anyOf(NAME, listOf(NAME)),
   logprobs: ranged('an integer of at least 0'),
   seed: ranged('a safe integer'),
   schema: OBJECT,
+  structure: OBJECT,
   cacheScope: NAME,
   signal: SIGNAL,
   temperature: ranged('a finite number of at least 0'),
@@ -47,6 +54,8 @@ export const GENERATE_OPTIONS: OptionTable = {
   topP: ranged('a number in (0, 1]'),
   minP: ranged('a number in [0, 1]'),
   repetitionPenalty: ranged('a finite number above 0'),
+  presencePenalty: ranged('a number in [-2, 2]'),
+  frequencyPenalty: ranged('a number in [-2, 2]'),
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
   tools: listOf(OBJECT),
@@ -67,10 +76,15 @@ export const STREAM_OPTIONS: OptionTable = {
   adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
   images: IMAGES,
   maxNewTokens: ranged('an integer of at least 1'),
+  minNewTokens: ranged('an integer of at least 0'),
+  ignoreEos: BOOLEAN,
+  stopTokenIds: TOKEN_IDS,
+  logitBias: LOGIT_BIAS,
   stop: anyOf(NAME, listOf(NAME)),
   logprobs: ranged('an integer of at least 0'),
   seed: ranged('a safe integer'),
   schema: OBJECT,
+  structure: OBJECT,
   cacheScope: NAME,
   signal: SIGNAL,
   temperature: ranged('a finite number of at least 0'),
@@ -78,6 +92,8 @@ export const STREAM_OPTIONS: OptionTable = {
   topP: ranged('a number in (0, 1]'),
   minP: ranged('a number in [0, 1]'),
   repetitionPenalty: ranged('a finite number above 0'),
+  presencePenalty: ranged('a number in [-2, 2]'),
+  frequencyPenalty: ranged('a number in [-2, 2]'),
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
   tools: listOf(OBJECT),

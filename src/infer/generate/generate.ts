@@ -41,7 +41,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
     for (;;) {
       const { value, done } = await texts.next()
       if (done) return (isOne ? value[0] : value) as never
-      onText?.(value.piece, value.row)
+      onText?.(value.piece, value.row, value.scores)
     }
   } finally {
     await texts.return([])
@@ -95,7 +95,7 @@ async function* writeTexts(
   images: readonly ImageSource[][],
   options: GenerateOptions,
   isSampled = false,
-): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
+): AsyncGenerator<{ row: number; piece: string; scores: TokenScore[] }, GenerateResult[], undefined> {
   const startedAt = performance.now()
   const { model, decodeImage } = session
   const { signal, batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.bounds.maxBatch) } = options
@@ -130,7 +130,8 @@ async function* writeTexts(
   const tokenizer = requireTokenizer(model)
   const texts = requests.map(({ limits, promptIds, seed }, i) => ({
     ...{ row: new TextRow(limits, tokenizer.stream(promptIds)), seed, promptTokens: encoded[i].ids.length },
-    ...{ cachedTokens: 0, scores: [] as TokenScore[], sampledIds: [] as number[], sampledLogprobs: [] as number[] },
+    ...{ cachedTokens: 0, scores: [] as TokenScore[], told: 0 },
+    ...{ sampledIds: [] as number[], sampledLogprobs: [] as number[] },
   }))
   signal?.throwIfAborted()
   const written = new WrittenTokens(session, { texts: requests, batchSize }, signal)
@@ -148,7 +149,10 @@ async function* writeTexts(
         text.sampledLogprobs.push(token.scores!.chosen.logprob)
       }
       if (row.finish !== 'eos' && token.scores !== undefined) scores.push(scoreOf(model, token))
-      if (piece !== '') yield { row: token.text, piece }
+      if (piece !== '') {
+        yield { row: token.text, piece, scores: scores.slice(text.told) }
+        text.told = scores.length
+      }
       signal?.throwIfAborted()
       if (row.finish === undefined) continue
       growing--
@@ -201,8 +205,9 @@ async function requestsOf(
   const { model, engine } = session
   // A seed of 32 bits is short enough to type again.
   const { seed = crypto.getRandomValues(new Uint32Array(1))[0] } = options
-  const schema = options.schema && (await prepareSchema(session, options.schema))
+  const schema = await prepareSchema(session, options)
   const sampling = resolveSampling(options, model.generationConfig)
+  const bias = Object.entries(options.logitBias ?? {}).map(([id, value]) => [Number(id), value] as const)
   const isActivated = mixes.some((mix) => session.invocationOf(mix) !== undefined)
   const activation = isActivated ? await import('../adapters/activation.js') : undefined
   const requests = prompts.map((prompt, i): TextRequest => {
@@ -212,7 +217,7 @@ async function requestsOf(
     const canSplit = takesPieces && switches.length === 0
     const active = activation?.activatedMix(mix, promptIds, session.invocationOf(mix), canSplit)
     return {
-      ...{ promptIds, sampling, schema, pictures: prompt.pictures },
+      ...{ promptIds, sampling, bias, schema, pictures: prompt.pictures },
       ...{ seed: seed + i, scores: isSampled ? 0 : options.logprobs, isSampled, scope: options.cacheScope ?? '' },
       ...(active ?? { mix, baseTokens: 0 }),
       limits: textLimits(model, { ...prompt, ids: promptIds }, options),
@@ -278,9 +283,14 @@ class WrittenTokens {
 
 let lastCall = 0
 
-async function prepareSchema(session: TextSession, schema: object): Promise<string> {
+async function prepareSchema(
+  session: TextSession,
+  { schema, structure }: GenerateOptions,
+): Promise<string | undefined> {
+  if (schema === undefined && structure === undefined) return undefined
   const { model, engine } = session
-  const text = (await import('./schemas.js')).checkedSchema(schema)
+  const { checkedSchema, tagText } = await import('./schemas.js')
+  const text = schema === undefined ? tagText(structure!) : checkedSchema(schema)
   await once(session, 'vocabulary', async () => {
     const vocabulary = model.vocabularySize && requireTokenizer(model).vocabulary(model.vocabularySize)
     if (vocabulary && model.eosTokenIds.length > 0) return engine.setVocabulary(vocabulary)
@@ -294,14 +304,13 @@ async function prepareSchema(session: TextSession, schema: object): Promise<stri
   return text
 }
 
-function textLimits(
-  model: Model,
-  { ids, endIds, stops }: EncodedPrompt,
-  { stop = [], maxNewTokens = GENERATE_DEFAULTS.maxNewTokens }: GenerateOptions,
-): TextLimits {
+function textLimits(model: Model, { ids, endIds, stops }: EncodedPrompt, options: GenerateOptions): TextLimits {
+  const { stop = [], maxNewTokens = GENERATE_DEFAULTS.maxNewTokens, minNewTokens = 0 } = options
+  const { ignoreEos = false, stopTokenIds = [] } = options
   const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - ids.length
   return {
-    endIds: new Set([...model.eosTokenIds, ...endIds]),
+    endIds: new Set([...(ignoreEos ? [] : [...model.eosTokenIds, ...endIds]), ...stopTokenIds]),
+    minTokens: minNewTokens,
     stops: [...stops, ...[stop].flat()],
     maxTokens: Math.min(maxNewTokens, room),
     atMost: maxNewTokens <= room ? 'max-new-tokens' : 'context',

@@ -2,7 +2,9 @@
 // library @mlc-ai/web-xgrammar, an optional peer, says which. It is loaded with the first schema.
 
 import { ConfigError, DataError, messageOf } from '../../base/errors.js'
+import { isObject } from '../../base/options.js'
 import type { Vocabulary } from '../../text/vocabulary.js'
+import { TAG_START } from './schemas.js'
 
 interface Matcher {
   getNextTokenBitmask(): Promise<Int32Array>
@@ -14,9 +16,13 @@ interface Compiled {
 }
 interface Compiler {
   compileJSONSchema(schema: string, anyWhitespace: boolean, ...layout: unknown[]): Promise<Compiled>
+  compileStructuralTag(tag: object): Promise<Compiled>
 }
 interface Library {
-  readonly Grammar: { builtinJSONGrammar(): Promise<unknown> }
+  readonly Grammar: {
+    builtinJSONGrammar(): Promise<unknown>
+    fromJSONSchema(schema: string, anyWhitespace: boolean, ...layout: unknown[]): Promise<{ toString(): string }>
+  }
   readonly TokenizerInfo: {
     createTokenizerInfo(tokens: readonly string[], type: string, addsSpace: boolean, size: number): Promise<unknown>
   }
@@ -96,7 +102,8 @@ export class Grammars {
   async #compileNow(schema: string): Promise<Compiled> {
     const compiler = await this.#open()
     try {
-      return await compiler.compileJSONSchema(schema, true, 2, undefined, schema !== ANY_OBJECT, MOST_SPACES)
+      if (schema.startsWith(TAG_START)) return await compiler.compileStructuralTag(await boundedTag(JSON.parse(schema)))
+      return await compiler.compileJSONSchema(schema, ...layoutOf(schema))
     } catch (cause) {
       this.#compiled.delete(schema)
       throw new DataError({ where: 'schema', what: `${PACKAGE} cannot use it`, cause })
@@ -107,6 +114,21 @@ export class Grammars {
     const compiled = await this.compile(schema)
     return new TextGrammar(await (await library!).GrammarMatcher.createGrammarMatcher(compiled, ends))
   }
+}
+
+const layoutOf = (schema: string) => [true, 2, undefined, schema !== ANY_OBJECT, MOST_SPACES] as const
+
+/** Makes grammars of the schemas in a structural tag: the library bounds no spaces in them. */
+async function boundedTag(part: unknown): Promise<object> {
+  if (Array.isArray(part)) return Promise.all(part.map(boundedTag))
+  if (!isObject(part)) return part as object
+  if (part.type === 'json_schema') {
+    const schema = JSON.stringify(part.json_schema)
+    const grammar = await (await library!).Grammar.fromJSONSchema(schema, ...layoutOf(schema))
+    return { type: 'grammar', grammar: grammar.toString() }
+  }
+  const parts = await Promise.all(Object.values(part).map(boundedTag))
+  return Object.fromEntries(Object.keys(part).map((key, i) => [key, parts[i]]))
 }
 
 export const ANY_OBJECT = '{"type":"object"}'

@@ -5,11 +5,32 @@
 import { NumericError } from '../../base/errors.js'
 import type { Sampling } from './sampling.js'
 
-/** Makes tokens of the prompt and the text so far (`tokenIds`) less likely, as in Keskar et al. 2019. */
-export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<number>, penalty: number): Float32Array {
-  if (penalty === 1) return logits
+/** What changes logits beside the model. */
+export interface LogitChanges {
+  readonly sampling: Pick<Sampling, 'repetitionPenalty' | 'presencePenalty' | 'frequencyPenalty'>
+  /** Tokens of the prompt and the text so far. */
+  readonly known: Iterable<number>
+  /** Tokens of the text, with how often it has them. */
+  readonly written: ReadonlyMap<number, number>
+  readonly bias: readonly (readonly [id: number, bias: number])[]
+  /** Tokens that must not come now. */
+  readonly banned: Iterable<number>
+}
+
+/** The penalty on repetition is that of Keskar et al. 2019, the other two are OpenAI's. */
+export function changedLogits(
+  logits: Float32Array,
+  { sampling, known, written, bias, banned }: LogitChanges,
+): Float32Array {
+  const { repetitionPenalty, presencePenalty, frequencyPenalty } = sampling
   const result = logits.slice()
-  for (const id of tokenIds) result[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty
+  if (repetitionPenalty !== 1) {
+    for (const id of known)
+      result[id] = logits[id] < 0 ? logits[id] * repetitionPenalty : logits[id] / repetitionPenalty
+  }
+  for (const [id, count] of written) result[id] -= presencePenalty + frequencyPenalty * count
+  for (const [id, value] of bias) if (id < result.length) result[id] += value
+  for (const id of banned) if (id < result.length) result[id] = Number.NEGATIVE_INFINITY
   return result
 }
 
@@ -52,11 +73,10 @@ export function argmax(logits: Float32Array): number {
   return best
 }
 
+type DrawOptions = Pick<Sampling, 'temperature' | 'topK' | 'topP' | 'minP'>
+
 /** Returns the tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
-export function tokenDistribution(
-  logits: Float32Array,
-  { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
-) {
+export function tokenDistribution(logits: Float32Array, { temperature, topK, topP, minP }: DrawOptions) {
   const max = logits[argmax(logits)]
   let ids = topK < logits.length ? largest(logits, topK) : atLeast(logits, Number.NEGATIVE_INFINITY)
   let probabilities = new Float64Array(ids.length)
@@ -76,11 +96,7 @@ export function tokenDistribution(
   return { ids, probabilities }
 }
 
-export function sampleToken(
-  logits: Float32Array,
-  sampling: Omit<Sampling, 'repetitionPenalty'>,
-  uniform: () => number,
-): number {
+export function sampleToken(logits: Float32Array, sampling: DrawOptions, uniform: () => number): number {
   if (sampling.temperature === 0) return argmax(logits)
   const { ids, probabilities } = tokenDistribution(logits, sampling)
   const target = uniform()

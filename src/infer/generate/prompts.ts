@@ -25,6 +25,9 @@ export const PROMPTS: Kind = kind(
   (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
 )
 
+/** The fault of a prompt that is too long. */
+export const NO_ROOM = 'it leaves no room in the context of'
+
 export async function encodePrompt(
   model: Model,
   prompt: Prompt,
@@ -50,7 +53,7 @@ export async function encodePrompt(
   if (contextLength !== undefined && length >= contextLength) {
     throw new DataError({
       where,
-      what: `it leaves no room in the context of ${name}`,
+      what: `${NO_ROOM} ${name}`,
       expected: `fewer than ${contextLength} tokens`,
       got: `${length}`,
     })

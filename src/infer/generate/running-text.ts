@@ -6,7 +6,7 @@ import type { TokenDecoder } from '../../text/decoder.js'
 import type { Mix } from '../adapters/choice.js'
 import type { RowFactors } from '../adapters/row-factors.js'
 import type { Grammars, TextGrammar } from './grammars.js'
-import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
+import { changedLogits, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
 import type { Sampling } from './sampling.js'
 import { type TextLimits, TextRow } from './text-row.js'
 
@@ -27,6 +27,8 @@ export interface TextRequest {
   readonly baseTokens: number
   readonly schema: string | undefined
   readonly limits: TextLimits
+  /** What is added to the logits of tokens. */
+  readonly bias: readonly (readonly [id: number, bias: number])[]
   /** Tokens that the encoder reads, if the model has one. */
   readonly sourceIds: readonly number[] | undefined
   readonly pictures: PictureVectors | undefined
@@ -65,6 +67,8 @@ export class RunningText {
   /** Why the text cannot go on, such as logits that are not finite. */
   failure: unknown
   readonly #known: Set<number>
+  readonly #written = new Map<number, number>()
+  readonly #isPlain: boolean
   readonly #random: Random
   readonly #row: TextRow
   #grammar: TextGrammar | undefined
@@ -84,6 +88,9 @@ export class RunningText {
     const { promptIds, seed, limits } = this.request
     this.tokens = [...promptIds]
     this.#known = new Set(promptIds)
+    const { repetitionPenalty, presencePenalty, frequencyPenalty } = this.request.sampling
+    const isUnpenalized = repetitionPenalty === 1 && presencePenalty === 0 && frequencyPenalty === 0
+    this.#isPlain = isUnpenalized && this.request.bias.length === 0 && limits.minTokens === 0
     this.#random = new Random(seed, 'sampling')
     this.#row = new TextRow(limits, limits.stops.length === 0 ? undefined : decoder!.stream(promptIds))
   }
@@ -115,13 +122,17 @@ export class RunningText {
   }
 
   #choose(logits: Float32Array, cachedTokens: number): WrittenToken {
-    const { sampling, scores, isSampled } = this.request
-    const penalized = penalizeRepetition(logits, this.#known, sampling.repetitionPenalty)
-    const allowed = this.#grammar?.masked(penalized) ?? penalized
+    const { sampling, scores, isSampled, bias, limits } = this.request
+    // A grammar knows when a text can end.
+    const isShort = this.#grammar === undefined && this.#row.tokenIds.length < limits.minTokens
+    const tokens = { known: this.#known, written: this.#written, banned: isShort ? limits.endIds : [] }
+    const changed = this.#isPlain ? logits : changedLogits(logits, { sampling, bias, ...tokens })
+    const allowed = this.#grammar?.masked(changed) ?? changed
     const id = sampleToken(allowed, sampling, () => this.#random.uniform())
     this.#grammar?.accept(id)
     this.tokens.push(id)
     this.#known.add(id)
+    this.#written.set(id, (this.#written.get(id) ?? 0) + 1)
     const temperature = isSampled ? sampling.temperature : 1
     const scored = scores === undefined ? undefined : scoreTokens(logits, id, scores, temperature)
     this.#row.push(id)

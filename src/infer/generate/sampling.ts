@@ -37,6 +37,16 @@ export interface SamplingOptions {
    * @range a finite number above 0
    */
   repetitionPenalty?: number | undefined
+  /**
+   * Is taken off the logits of tokens that the text holds. The prompt does not count. Default 0.
+   * @range a number in [-2, 2]
+   */
+  presencePenalty?: number | undefined
+  /**
+   * Is taken off the logits of tokens that the text holds, once for each time. The prompt does not count. Default 0.
+   * @range a number in [-2, 2]
+   */
+  frequencyPenalty?: number | undefined
 }
 
 export type Sampling = Readonly<Record<keyof SamplingOptions, number>>
@@ -62,5 +72,7 @@ export function resolveSampling(
     topP: given('topP', 'top_p') ?? 1,
     minP: given('minP', 'min_p') ?? 0,
     repetitionPenalty: given('repetitionPenalty', 'repetition_penalty') ?? 1,
+    presencePenalty: options.presencePenalty ?? 0,
+    frequencyPenalty: options.frequencyPenalty ?? 0,
   }
 }

@@ -28,7 +28,11 @@ const KNOWN = new Set([
 ])
 const TYPES = new Set(['object', 'array', 'string', 'integer', 'number', 'boolean', 'null'])
 
-export function checkedSchema(schema: object): string {
+/** A structural tag as text. No schema begins like it, because there is no such type. */
+export const TAG_START = '{"type":"structural_tag"'
+export const tagText = (format: object) => JSON.stringify({ type: 'structural_tag', format })
+
+export function checkedSchema(schema: object, name = 'schema'): string {
   const text = JSON.stringify(schema)
   const used = { parts: 0, counts: 0 }
   const known = new Map<unknown, boolean>()
@@ -84,10 +88,10 @@ export function checkedSchema(schema: object): string {
       }
     }
   }
-  limit('schema', 'too many bytes', text.length, MOST.bytes)
-  visit(schema, 'schema', 0)
-  limit('schema', 'too many parts', used.parts, MOST.parts)
-  limit('schema', 'its lengths and counts are too large together', used.counts, MOST.counts)
+  limit(name, 'too many bytes', text.length, MOST.bytes)
+  visit(schema, name, 0)
+  limit(name, 'too many parts', used.parts, MOST.parts)
+  limit(name, 'its lengths and counts are too large together', used.counts, MOST.counts)
   return text
 }
 

@@ -41,7 +41,7 @@ export class TextBatch {
   readonly #cachePadding: Padding
   #cache: GrowingCache | PlainCache
   #vectors: TokenVectors | undefined
-  #hasBegun = false
+  hasBegun = false
   /** True when all prompts are read, and each text has a new token. */
   isRead = false
   /** The number of tokens of each row in the cache, including padding. */
@@ -79,7 +79,7 @@ export class TextBatch {
    */
   async step(most?: number): Promise<readonly RunningText[]> {
     const { graph, grammars } = this.tools
-    if (!this.#hasBegun) await this.#begin()
+    if (!this.hasBegun) await this.#begin()
     const isAlone = this.texts.length === 1
     const isReading = this.#width === 0 || (isAlone && this.#width < this.texts[0].request.promptIds.length)
     for (const text of this.texts) await text.prepare(grammars)
@@ -106,7 +106,7 @@ export class TextBatch {
       const { TokenVectors } = await import('./token-vectors.js')
       this.#vectors = new TokenVectors(embedding, graphOf(embedding.role), this.texts, form.padding)
     }
-    this.#hasBegun = true
+    this.hasBegun = true
     const [text] = this.texts
     if (this.texts.length > 1) return
     const { found, shared } = prefixes.find(this.#readText(text, text.tokens))
@@ -323,7 +323,7 @@ export class TextBatch {
     this.#cache.become(moved, width)
     this.texts = held.map(({ text }) => text)
     this.#width = width
-    this.#hasBegun = held.every(({ from }) => from.#hasBegun)
+    this.hasBegun = held.every(({ from }) => from.hasBegun)
     this.isRead = held.every(({ from }) => from.isRead)
     const mixes = this.texts.map(({ mix }) => mix)
     this.#adapters = adapters ?? feedsOfRows(mixes, this.#adapters)

@@ -6,6 +6,8 @@ import type { TextStream } from '../../text/tokenizer.js'
 export interface TextLimits {
   readonly endIds: ReadonlySet<number>
   readonly stops: readonly string[]
+  /** No stop string ends a text that has fewer tokens. */
+  readonly minTokens: number
   /** The largest number of tokens. `atMost` is the reason to end there. */
   readonly maxTokens: number
   readonly atMost: 'max-new-tokens' | 'context'
@@ -44,7 +46,7 @@ export class TextRow {
 
   #give(piece: string): string {
     const text = this.#held + piece
-    const { stops } = this.limits
+    const stops = this.tokenIds.length < this.limits.minTokens ? [] : this.limits.stops
     const found = stops.map((stop) => text.indexOf(stop)).filter((at) => at >= 0)
     if (found.length > 0) this.finish = 'stop'
     const end = found.length > 0 ? Math.min(...found) : text.length - heldBack(text, stops)

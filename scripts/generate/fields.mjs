@@ -1,0 +1,36 @@
+// Makes the table of fields in docs/serving.md from the tables that the server checks bodies with, and the version that
+// the server tells from package.json. Build first.
+// Usage: node scripts/generate/fields.mjs [--check]
+
+import { readFileSync, writeFileSync } from 'node:fs'
+import { ROUTES } from '../../dist/serve/service.js'
+
+const at = (path) => new URL(`../../${path}`, import.meta.url)
+
+const fields = new Map()
+for (const [path, { fields: table = {} }] of Object.entries(ROUTES)) {
+  for (const [name, { about, expected, isRequired }] of Object.entries(table)) {
+    const key = `${name}\n${about}\n${expected}`
+    const known = fields.get(key) ?? { name, about, expected, routes: [] }
+    known.routes.push(`${path.replace('/v1/', '')}${isRequired ? '*' : ''}`)
+    fields.set(key, known)
+  }
+}
+const cell = (text) => text.replaceAll('|', '\\|').replaceAll(/([<>])/g, '\\$1')
+const rows = [...fields.values()].map(({ name, about, expected, routes }) => {
+  const values = about === 'refused' ? `only ${expected.replace(': nothing else is done here', '')}` : expected
+  return `| \`${name}\` | ${routes.join(', ')} | ${cell(values)} | ${cell(about)} |`
+})
+const table = ['| field | routes | values | what it does |', '| --- | --- | --- | --- |', ...rows].join('\n')
+
+const [START, END] = ['<!-- fields -->', '<!-- /fields -->']
+const docs = readFileSync(at('docs/serving.md'), 'utf8')
+const [before, rest] = docs.split(START)
+const made = {
+  'docs/serving.md': `${before}${START}\n\n${table}\n\n${END}${rest.split(END)[1]}`,
+  'src/serve/gen/version.ts': `export const VERSION = '${JSON.parse(readFileSync(at('package.json'), 'utf8')).version}'\n`,
+}
+const old = Object.entries(made).filter(([path, text]) => readFileSync(at(path), 'utf8') !== text)
+for (const [path, text] of old) if (!process.argv.includes('--check')) writeFileSync(at(path), text)
+console.log(old.length === 0 ? 'All is up to date' : old.map(([path]) => path).join(', '))
+if (old.length > 0 && process.argv.includes('--check')) process.exitCode = 1
