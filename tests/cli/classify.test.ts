@@ -6,6 +6,9 @@ import { describe, expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
 import { root, scratchFolder } from './lowrank.js'
 
+/** A path with spaces is written as a shell takes it. */
+const quoted = (path: string) => (path.includes(' ') ? `'${path}'` : path)
+
 const MODELS = join(root, 'tests/golden/text-classification')
 const scratch = scratchFolder()
 
@@ -22,7 +25,7 @@ describe('lowrank classify', () => {
       ...['--rank', '4', '--epochs', '30', '--learning-rate', '2e-2', '--batch-size', '4'],
     )
     expect(trained.stderr).toContain(
-      `Try it: npx lowrank classify --model ${model} --adapter ${out} --text "the king is happy"`,
+      `Try it: npx lowrank classify --model ${quoted(model)} --adapter ${out} --text "the king is happy"`,
     )
     const args = [
       'classify',
@@ -85,7 +88,7 @@ describe('lowrank classify', () => {
       ...['--rank', '4', '--epochs', '40', '--learning-rate', '2e-2', '--batch-size', '2'],
     )
     expect(trained.stderr).toContain(
-      `Try it: npx lowrank classify --model ${model} --adapter ${out} --text "the king Ahab saw the Red Sea"`,
+      `Try it: npx lowrank classify --model ${quoted(model)} --adapter ${out} --text "the king Ahab saw the Red Sea"`,
     )
     const texts = ['--text', 'the king Ahab saw the Red Sea', '--text', 'a good day']
     const args = ['classify', '--model', model, '--adapter', out, ...texts]

@@ -111,5 +111,5 @@ it('says what to write in place of what other formats have', async () => {
   expect(await data({ text: 'The sea was calm.' })).toMatch(/1 record\. It fits/)
   expect((await lowrankHere('inspect', 'some/chats.jsonl')).stderr).toMatch(/these are records: use lowrank data/)
   const { stderr } = await lowrankHere('classify', MODEL, '--text', 'a')
-  expect(stderr).toMatch(new RegExp(`^error: ${MODEL}: the model has no head`))
+  expect(stderr).toMatch(new RegExp(`^error: ${MODEL}: the model has no head`, 'm'))
 })
