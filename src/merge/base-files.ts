@@ -1,4 +1,5 @@
-// The files of a base's folder that go along with a result. A list, because a folder may hold private notes too.
+// Finds the files of a base's folder that are copied into a result. Only listed names are copied, because a folder may
+// also hold private notes.
 
 import { type Directory, readLeniently, withSource, writeFile, writeThrough } from '../base/bytes.js'
 
@@ -15,7 +16,7 @@ const FILES = [
   /^chat_template\.(jinja|json)$/,
   /^additional_chat_templates\/[^/]+\.jinja$/,
   /^((video_|image_)?(pre)?processor|audio_tokenizer|feature_extractor|processor)_config\.json$/,
-  // sentence-transformers: which modules follow the model, and those that follow, with their own small weights
+  // sentence-transformers: the list of modules after the model, and these modules with their small weights
   /^(modules|config_sentence_transformers|sentence_[a-z]+_config)\.json$/,
   /^\d+_[A-Z]\w*\/(config\.json|model\.safetensors|pytorch_model\.bin)$/,
   /^(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([._-][^/]*)?$/i,
@@ -23,10 +24,10 @@ const FILES = [
 
 const FOLDERS = /^(additional_chat_templates|\d+_[A-Z]\w*)$/
 
-/** In a folder that a merge wrote: says how. Only such a folder is ever replaced. */
+/** The file in a merged folder that says how it was made. Only folders with this file are ever replaced. */
 export const RECORD_FILE = 'lowrank-merge.json'
 
-/** Files that may name Python modules of the model's own, in `auto_map`. */
+/** Files whose `auto_map` may name Python modules in the model's folder. */
 const MODULE_HOLDERS = ['config.json', 'tokenizer_config.json', 'preprocessor_config.json', 'processor_config.json']
 
 const COPY_BYTES = 1 << 20
@@ -42,7 +43,7 @@ function isCompanion(path: string): boolean {
 export interface ResultFile {
   readonly path: string
   readonly byteLength: number
-  /** The folder that it is copied from. */
+  /** The folder from which the file is copied. */
   readonly from?: Directory
   /** Its path without links. */
   readonly realPath?: string | undefined
@@ -50,27 +51,27 @@ export interface ResultFile {
 }
 
 /**
- * Looks at the folder; nothing is copied. `own` are files and folders (`onnx/`) of which the result has its own
- * version. `leftOut` are the names of the other files, and of folders with a `/` at the end.
+ * Lists the files to copy; nothing is copied yet. `replaced` are files and folders (`onnx/`) for which the result has
+ * another version. `leftOut` are the names of all other files, and of folders with a `/` at the end.
  */
 export async function findBaseFiles(
   base: Directory,
-  own: readonly string[],
+  replaced: readonly string[],
   changed: readonly ResultFile[],
 ): Promise<{ files: ResultFile[]; leftOut: string[] }> {
   const names = await base.list()
   const takesPython = await hasModules(base)
   const copied: string[] = []
   const leftOut: string[] = []
-  // Files of two tokenizers must not mix.
+  // Files of two tokenizers must not be mixed.
   const isOtherTokenizer = changed.some(({ path }) => isTokenizerFile(path))
   for (const name of names) {
-    if (own.includes(name) || (isOtherTokenizer && isTokenizerFile(name))) continue
+    if (replaced.includes(name) || (isOtherTokenizer && isTokenizerFile(name))) continue
     if (isCompanion(name) || (takesPython && name.endsWith('.py'))) copied.push(name)
     else if (!name.startsWith('.') && name !== RECORD_FILE) leftOut.push(name)
   }
   for (const folder of (await base.folders?.()) ?? []) {
-    if (own.includes(`${folder}/`) || folder.startsWith('.')) continue
+    if (replaced.includes(`${folder}/`) || folder.startsWith('.')) continue
     const inner = FOLDERS.test(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
     const taken = inner.filter(isCompanion)
     copied.push(...taken)
@@ -105,7 +106,7 @@ async function copyFile(from: Directory, path: string, to: Pick<Directory, 'crea
   })
 }
 
-/** True for a model with Python code of its own: all Python files of its folder go along. */
+/** True if the model brings Python code. Then all Python files of its folder are copied. */
 async function hasModules(base: Directory): Promise<boolean> {
   for (const holder of MODULE_HOLDERS) if ((await readLeniently(base, holder))?.auto_map !== undefined) return true
   return false

@@ -1,4 +1,5 @@
-// Carries out a merge's plan: file after file, in this thread or with others. Memory does not depend on sizes.
+// Carries out the plan of a merge, file after file, in this thread or with several. The memory that it needs does not
+// grow with the model.
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -9,15 +10,20 @@ import type { OutputFile, Segment } from './plan/layout.js'
 import type { MergeSettings } from './settings.js'
 import { ChunkMerger, type ChunkSource } from './weight.js'
 
-/** Threads that read the sources and write to any place of a file, which is on this machine. */
+/** Threads that share the chunks of a merge. The sources and the output must be files of this machine. */
 export interface MergeThreads {
   open(sources: readonly ByteSource[], isReproducible: boolean): Promise<ChunkSource[]>
-  /** Runs the loop of this thread, and others that share its counter. Gives what the others have changed. */
+  /**
+   * Runs the loop of this thread and of the other threads, which share a counter. Returns the changes of the others.
+   */
   run(segments: readonly Segment[], sink: ByteSink, loop: (counter: Int32Array) => Promise<void>): Promise<ChangeSums>
   write(sink: ByteSink, bytes: Uint8Array, offset: number): Promise<void>
 }
 
-/** Writes all files of a plan, together where the folder can do that; else those that name others come last. */
+/**
+ * Writes all files of a plan. If the folder can, they appear together; else files that name other files are written
+ * last.
+ */
 export async function carryOut(
   merge: OpenMerge,
   out: Directory,

@@ -1,11 +1,11 @@
-// Which kind of model a merge reads and writes.
+// Chooses the kind of model that a merge reads and writes: a checkpoint or a graph.
 
 import type { Place } from '../base/bytes.js'
 import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
 import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import type { MergeFormat } from './merge-report.js'
 
-/** True for files that are no graph: pickles among them, which are refused. */
+/** True for files of checkpoints. Pickles are among them, to be refused later with a better message. */
 export const isCheckpointFile = (file: string) => /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
 
 export interface ChosenFormat {
@@ -14,7 +14,7 @@ export interface ChosenFormat {
   readonly checkpoint: string | undefined
 }
 
-/** Without a format: what the result's name ends in; else the graph of a folder that has one; else the checkpoint. */
+/** Without `format`, the extension of the result decides; else a folder's graph is taken, if it has one. */
 export async function chooseFormat(
   { directory, file }: Place,
   out: string | undefined,
@@ -30,7 +30,7 @@ export async function chooseFormat(
     return { format, graphs: format === 'onnx' ? [file] : [], checkpoint: format === 'onnx' ? undefined : file }
   }
   if (named !== undefined) requireSame(wish, named, `the result is a .${named} file`)
-  // A dtype asks for a graph.
+  // A `dtype` chooses between graphs, so a graph is wanted.
   const isGraphWanted = (wish ?? named ?? (dtype === undefined ? undefined : 'onnx')) !== 'safetensors'
   const isSure = dtype !== undefined && isGraphWanted
   const graphs = await defaultGraphs(directory, isSure ? dtype : undefined)

@@ -1,18 +1,18 @@
-// The one loop of a merge: it takes chunk after chunk of a file, computes it, and hands it on. Threads that share its
-// counter share the chunks.
+// The loop of a merge: it takes the next chunk of a file, computes it, and passes it on. Several threads can share a
+// counter, and so share the chunks.
 
 import { chunksOf, type Segment } from './plan/layout.js'
 import type { ChunkChange, ChunkMerger } from './weight.js'
 
-/** Far above the number of chunks of any file. */
+/** A chunk number that no file reaches. */
 const NO_CHUNK = 2 ** 30
 
-/** Ends the loops that share a counter, each after its chunk. */
+/** Ends all loops that share a counter, each after its current chunk. */
 export function stopChunks(counter: Int32Array): void {
   Atomics.store(counter, 0, NO_CHUNK)
 }
 
-/** @param take gets bytes that are valid until it returns, and their place in the file */
+/** @param take gets bytes, which are valid until it returns, and their place in the file */
 export async function mergeChunks(
   segments: readonly Segment[],
   merger: ChunkMerger,

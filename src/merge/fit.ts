@@ -1,41 +1,41 @@
-// How an adapter fits a base: a merge throws the plan's first problem, a look at the fit lists all.
+// Reports how an adapter fits a base. A merge throws the first problem of its plan; this report lists all of them.
 
 import type { Directory, Place } from '../base/bytes.js'
 import type { ChosenFormat } from './choose-format.js'
 import { openPlan } from './open.js'
 
-/** One layer, or a tensor that replaces the base's, and its place in the base. */
+/** A layer, or a tensor that replaces one of the base, and its place in the base. */
 export interface PartFit {
-  /** In the adapter. */
+  /** The name in the adapter. */
   name: string
-  /** The base's tensor; null when there is none. */
+  /** The tensor in the base, or null if the base has no such tensor. */
   tensor: string | null
-  /** As it is stored; null when there is none. */
+  /** The stored shape of the tensor, or null if the base has no such tensor. */
   shape: readonly number[] | null
   dtype: string | null
-  /** Why it cannot be merged; null when it fits. */
+  /** Why it cannot be merged, or null if it fits. */
   problem: string | null
 }
 
 /** How an adapter fits a base, part by part. */
 export interface FitReport {
-  /** The file or folder. */
+  /** The file or folder of the base. */
   base: string
   kind: 'checkpoint' | 'onnx'
   /** True if the adapter can be merged into the base. */
   fits: boolean
   parts: PartFit[]
-  /** Rows of the input embedding; null where none can be told by its name. */
+  /** The number of rows of the input embedding, or null if it is not found by its name. */
   vocabulary: number | null
-  /** True if input and output embedding are one weight; null where that cannot be told. */
+  /** True if input and output embedding share a weight, null if that is not known. */
   isTied: boolean | null
-  /** Problems of the whole: a quantized base, parts that exclude each other. */
+  /** Problems that concern no single part: a quantized base, or parts that exclude each other. */
   problems: string[]
   /** Options that a merge needs, and other hints. */
   notes: string[]
 }
 
-/** Plans the merge without weights. */
+/** Plans the merge without reading weights, and reports the fit. */
 export async function fitOf(base: Place, adapter: Directory, graphs: readonly string[] = []): Promise<FitReport> {
   const isOnnx = graphs.length > 0
   const format = isOnnx ? 'onnx' : 'safetensors'

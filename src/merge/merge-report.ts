@@ -9,22 +9,22 @@ export type MergeFormat = 'onnx' | 'safetensors'
 export interface LayerChange {
   name: string
   /**
-   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as
-   * null. Null for factors beside quantized weights.
+   * ‖s·B·A‖ / ‖W‖ in Frobenius norms. Infinity if W is zero, and NaN if it cannot be read; JSON writes both as null.
+   * Null if the factors were added beside a quantized weight.
    */
   relativeChange: number | null
 }
 
-/** Part of a plan and of a finished merge. */
+/** What the report of a plan and the report of a finished merge share. */
 export interface MergeSummary {
   /** The result: its folder, or its file. */
   out: string
   format: MergeFormat
   /** Number of tensors of the result. */
   tensors: number
-  /** How many of them hold other values than the base's. */
+  /** How many of the result's tensors differ from the base. */
   changed: number
-  /** How many layers with quantized weights got the adapters' factors beside them, or lost them. */
+  /** In how many layers with quantized weights the adapters' factors were added beside the weight, or removed. */
   branches?: number
   /** Tensors of a head that the base does not have. */
   added: string[]
@@ -38,11 +38,11 @@ export interface MergeSummary {
 
 /** Plan of a merge. */
 export interface MergePlanReport extends MergeSummary {
-  /** Bytes of all files of weights. */
+  /** The bytes of all weight files. */
   bytes: number
-  /** Files of weights, and graphs, by their names inside the result. */
+  /** The weight files and graphs, by their paths in the result. */
   files: { name: string; byteLength: number }[]
-  /** The layers that the adapters change. In safetensors also the modules that change them. */
+  /** The layers that the adapters change. For safetensors also the adapter modules that change them. */
   layers: { name: string; adapters?: { module: string; rank: number; scale: number }[] }[]
 }
 
@@ -56,7 +56,7 @@ export interface MergeReport extends MergeSummary {
   layers: LayerChange[]
 }
 
-/** How far a merge is. */
+/** The progress of a merge. */
 export interface MergeProgress {
   /** Bytes written so far. */
   writtenBytes: number
@@ -64,7 +64,7 @@ export interface MergeProgress {
   totalBytes: number
 }
 
-/** Σ w² and Σ δ² of each changed layer. */
+/** Collects Σ w² and Σ δ² of each changed layer. */
 export class ChangeSums {
   readonly byName = new Map<string, { base: number; delta: number }>()
 
@@ -81,7 +81,7 @@ export class ChangeSums {
     this.byName.set(name, { base: base + baseSquares, delta: delta + deltaSquares })
   }
 
-  /** A change of nothing is 0, for a weight of zeros too. Null for what was not computed. */
+  /** Returns ‖δ‖ / ‖w‖: 0 if nothing changed, even if the weight is zero; null if the layer was not computed. */
   relativeChange(name: string): number | null {
     const sums = this.byName.get(name)
     if (sums === undefined) return null

@@ -1,4 +1,4 @@
-// Merging and unmerging into folders of any kind; merge/node/job.ts does it for paths, with threads.
+// Merges and unmerges into a Directory of any kind. merge/node/job.ts does it for paths, with threads.
 
 import { closing, type Directory, type Place } from '../base/bytes.js'
 import { carryOut } from './carry-out.js'
@@ -22,7 +22,7 @@ export interface MergeJob {
   close(): Promise<void>
 }
 
-/** Opens what is read and plans the merge; nothing is written. `runs`: the merge is to follow. */
+/** Opens the base and the adapters and plans the merge; nothing is written. `runs`: the merge will be carried out. */
 export type OpenJob = (request: MergeRequest, runs: boolean) => Promise<MergeJob>
 
 export async function merge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {

@@ -19,7 +19,7 @@ export async function openCheckpointBase(input: PlanInput): Promise<OpenBase> {
     async plan(opened, config, fit) {
       Object.assign(fit, vocabularyOf(checkpoint.tensors, config?.values))
       const dtype = input.outDtype === 'keep' ? undefined : input.outDtype
-      // An adapter was merged into what is tied still.
+      // When unmerging: if the weights are still tied, the adapter was merged into the shared weight.
       const tied = input.sign === -1 ? 'keep' : input.tied
       const model = await knowBase(checkpoint, config?.values, opened)
       const options = { ...input, tied, dtype, path }
@@ -33,7 +33,7 @@ export async function openCheckpointBase(input: PlanInput): Promise<OpenBase> {
           indexPath === undefined
             ? undefined
             : await (newIndex === undefined ? copyOf(directory, indexPath) : textFile(indexPath, newIndex)),
-        own: [...checkpoint.shards.map((shard) => shard.path), checkpoint.indexPath ?? []].flat(),
+        replaced: [...checkpoint.shards.map((shard) => shard.path), checkpoint.indexPath ?? []].flat(),
         edit,
         vocabulary: edit.vocabulary ?? fit.vocabulary ?? undefined,
         warnings: changes.warnings,

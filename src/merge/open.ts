@@ -1,4 +1,4 @@
-// Opens what a merge reads, and plans it: nothing is written, and no weight is computed.
+// Opens the base and the adapters, and plans the merge. Nothing is written, and no weight is computed.
 
 import { closingOnError } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -14,7 +14,7 @@ import { weighted } from './weighted.js'
 
 type OpenPlan = Awaited<ReturnType<typeof openPlan>>
 
-/** Finds the places of all parts of the adapters. Graphs that are open already (`models`) stay open. */
+/** Finds the places of all parts of the adapters. Graphs that the caller opened (`models`) stay open. */
 export async function openPlan(
   input: MergeInput,
   chosen: ChosenFormat,
@@ -26,8 +26,8 @@ export async function openPlan(
   }
   return closingOnError({ close }, async () => {
     const adapters = [input.adapters].flat().map(weighted)
-    const own = { chosen, adapters, sign: input.sign ?? 1, sources: [], closers }
-    const planned: PlanInput = { ...input, ...own }
+    const state = { chosen, adapters, sign: input.sign ?? 1, sources: [], closers }
+    const planned: PlanInput = { ...input, ...state }
     const base =
       chosen.format === 'onnx'
         ? await (await import('./onnx/open.js')).openGraphs(planned, models)
@@ -55,10 +55,10 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
   const { files, index, edit } = plan
   await requireFiniteReplacements(opened)
   const hasConfig = config !== undefined && !weightsOnly
-  const own = hasConfig ? [] : withoutConfig(edit, weightsOnly, base.directory.name)
+  const configWarnings = hasConfig ? [] : withoutConfig(edit, weightsOnly, base.directory.name)
   const text = hasConfig ? editConfig(config, edit) : undefined
   const changed = text === config?.text ? undefined : text
-  const { files: others, leftOut, warnings } = await resultFiles(input, plan.own, changed, plan.vocabulary)
+  const { files: others, leftOut, warnings } = await resultFiles(input, plan.replaced, changed, plan.vocabulary)
   const copied = others.map(({ path }) => path)
   const summary = {
     ...plan.summary,
@@ -66,7 +66,7 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
     changed: files.reduce((sum, { changed }) => sum + changed.length, 0),
     copied,
     leftOut,
-    warnings: [...plan.warnings, ...own, ...warnings],
+    warnings: [...plan.warnings, ...configWarnings, ...warnings],
   }
   return {
     files,
@@ -78,7 +78,7 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
     base: base.directory,
     sources,
     isReproducible,
-    /** Reads what the computation needs of whole weights: the norms of DoRA layers. */
+    /** Computes the norms of DoRA layers, which need whole weights. */
     prepare: () => computeScales(files, sources, opened.magnitudes, isReproducible),
     close,
   }

@@ -14,11 +14,11 @@ import type { AdapterInput, WeightedAdapter } from './weighted.js'
 export interface MergeInput extends MergeSettings {
   base: Place
   adapters: AdapterInput | readonly AdapterInput[]
-  /** Name of the weights' file in the result, where it is one. Default: the base's. */
+  /** The name of the weight file, if the result has only one. Default: the name in the base. */
   outFile?: string | undefined
-  /** What the names of data files beside it begin with. Default: its name. */
+  /** The start of the names of its data files. Default: its own name. */
   dataName?: string | undefined
-  /** −1 to unmerge. */
+  /** −1: unmerge. */
   sign?: 1 | -1 | undefined
 }
 
@@ -26,32 +26,32 @@ export interface PlanInput extends Omit<MergeInput, 'adapters' | 'sign'> {
   readonly chosen: ChosenFormat
   readonly adapters: readonly Required<WeightedAdapter>[]
   readonly sign: 1 | -1
-  /** All that is read at offsets. */
+  /** All files and buffers that are read at offsets. */
   readonly sources: ByteSource[]
   readonly closers: (() => Promise<void>)[]
 }
 
-/** A checkpoint, or graphs, whose files are among the sources. */
+/** An open base: a checkpoint or graphs. Its files are among the sources. */
 export interface OpenBase {
-  /** Its name in reports. */
+  /** The name of the base in reports. */
   readonly where: string
-  /** Undefined if something does not fit, or only that was to be found out. */
+  /** Plans the merge. Returns undefined if something does not fit, or if only the fit was asked for. */
   plan(opened: OpenAdapters, config: Config | undefined, fit: FitProblems): Promise<BasePlan | undefined>
 }
 
 export interface BasePlan {
-  /** A file that names others comes after them. */
+  /** The weight files. A file that names other files comes after them. */
   readonly files: readonly OutputFile[]
-  /** The list of a checkpoint's files. */
+  /** The index of a checkpoint's files. */
   readonly index?: ResultFile | undefined
-  /** Files and folders (`onnx/`) of the base of which the result has its own version. */
-  readonly own: readonly string[]
+  /** Files and folders (`onnx/`) of the base for which the result has another version. */
+  readonly replaced: readonly string[]
   readonly edit: ConfigEdit
-  /** Rows of the embedding. */
+  /** The number of rows of the embedding. */
   readonly vocabulary: number | undefined
   readonly warnings: string[]
   readonly summary: Pick<MergeSummary, 'added' | 'branches'>
   readonly layers: MergePlanReport['layers']
-  /** To be asked for once all is written. */
+  /** Returns how much the layers changed. Call it after everything is written. */
   changes(sums: ChangeSums): LayerChange[]
 }

@@ -1,5 +1,5 @@
-// The files of a result beside its weights: the base's, a new config.json, and the adapters' chat template and
-// tokenizer.
+// Lists the files of a result other than weights: copies from the base, a new config.json, and the adapters' chat
+// template and tokenizer.
 
 import { type Directory, readLeniently } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
@@ -10,7 +10,7 @@ import type { PlanInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
 
-/** The tokens of a tokenizer by their text, and the token that ends a text. */
+/** The tokens of a tokenizer, by text, and the token that ends texts. */
 interface Tokens {
   readonly ids: ReadonlyMap<string, number>
   readonly eos: string | undefined
@@ -18,13 +18,13 @@ interface Tokens {
 
 const TOKENIZER_CONFIG = 'tokenizer_config.json'
 
-/** Markers of chats as templates write them: `<|im_start|>`, `<start_of_turn>`. */
+/** Special tokens in chat templates, such as `<|im_start|>` and `<start_of_turn>`. */
 const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
-/** `own` are files and folders (`onnx/`) of which the result has its own version. */
+/** @param replaced files and folders (`onnx/`) of the base for which the result has another version */
 export async function resultFiles(
   { base: { directory }, adapters, sign, weightsOnly }: PlanInput,
-  own: readonly string[],
+  replaced: readonly string[],
   config: string | undefined,
   vocabulary?: number,
 ) {
@@ -32,8 +32,8 @@ export async function resultFiles(
   const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
   const { files, warnings, template } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
-  const found = await findBaseFiles(directory, own, changed)
-  // transformers.js reads a template from this file alone.
+  const found = await findBaseFiles(directory, replaced, changed)
+  // transformers.js reads the template only from this file.
   const at = template === undefined ? -1 : found.files.findIndex(({ path }) => path === TOKENIZER_CONFIG)
   const settings = at < 0 ? undefined : await readLeniently(found.files[at].from ?? directory, TOKENIZER_CONFIG)
   if (settings !== undefined && settings.chat_template !== template) {
@@ -42,24 +42,26 @@ export async function resultFiles(
   return { ...found, warnings }
 }
 
-/** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */
+/**
+ * An adapter's tokenizer is taken if it has tokens that the base's tokenizer lacks, or ends texts with another token.
+ */
 async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], vocabulary: number | undefined) {
   const files: ResultFile[] = []
   const warnings: string[] = []
-  const own = await tokensOf(base)
+  const baseTokens = await tokensOf(base)
   const owners: { folder: Directory; tokens: Tokens }[] = []
   for (const folder of adapters) {
     if (folder instanceof LoraAdapter) continue
     const tokens = await tokensOf(folder)
-    if (tokens !== undefined && isOther(tokens, own)) owners.push({ folder, tokens })
+    if (tokens !== undefined && isOther(tokens, baseTokens)) owners.push({ folder, tokens })
   }
-  let tokens = own
+  let tokens = baseTokens
   const isOne = owners.every((owner) => !isOther(owner.tokens, owners[0].tokens))
   if (owners.length > 0 && isOne) {
     const [{ folder }] = owners
     tokens = owners[0].tokens
     for (const name of await folder.list()) if (isTokenizerFile(name)) files.push(await copyOf(folder, name))
-    if (own !== undefined) warnings.push("the tokenizer is the adapter's: it has other tokens than the base's")
+    if (baseTokens !== undefined) warnings.push("the tokenizer is the adapter's: it has other tokens than the base's")
     const largest = Math.max(...tokens.ids.values())
     if (vocabulary !== undefined && largest >= vocabulary) {
       warnings.push(
@@ -70,8 +72,8 @@ async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], 
     warnings.push('the adapters have different tokenizers: the result keeps that of the base')
   const templates = new Set<string>()
   for (const adapter of adapters) {
-    const own = adapter instanceof LoraAdapter ? adapter.chatTemplate : await readChatTemplate(adapter, '')
-    if (own !== undefined) templates.add(own)
+    const chatTemplate = adapter instanceof LoraAdapter ? adapter.chatTemplate : await readChatTemplate(adapter, '')
+    if (chatTemplate !== undefined) templates.add(chatTemplate)
   }
   const [template, ...others] = templates
   if (others.length > 0) warnings.push('the adapters have different chat templates: the result gets none of them')

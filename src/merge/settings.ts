@@ -1,4 +1,4 @@
-// The options of merging. What a kind of result cannot honor is refused by name, before anything is written.
+// The options of merging. Options that a format cannot honor are refused by name before anything is written.
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
@@ -27,13 +27,13 @@ export interface MergeSettings {
    */
   dtype?: DtypeChoice | undefined
   /**
-   * The weights of the result if the adapter changes only one of two embeddings that are tied. `untie`: two, which is
-   * what was trained. `keep`: one, changed for both uses. Default `untie`; an .onnx is always untied.
+   * What happens if the adapter changes only one of two tied embeddings. `untie`: the result has two weights, as in
+   * training. `keep`: it has one weight, which changes for both uses. Default `untie`; an .onnx is always untied.
    */
   tied?: TiedPolicy | undefined
   /**
-   * Leaves out layers that an .onnx export dropped, and goes on if a head needs tensors that neither the base nor the
-   * adapters have: loaders draw these anew. Default false.
+   * Leaves out layers that an .onnx export dropped, and continues if a head needs tensors that neither the base nor the
+   * adapters have: loaders fill them with random numbers. Default false.
    */
   allowMissing?: boolean | undefined
   /**
@@ -47,15 +47,15 @@ export interface MergeSettings {
    */
   maxShardBytes?: number | undefined
   /**
-   * Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file
-   * has none anyway.
+   * Writes only the weights, without the base's configuration and tokenizer. Default false. If `out` is a file, only
+   * weights are written anyway.
    */
   weightsOnly?: boolean | undefined
   /** Stops with an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
   /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
   reproducible?: boolean | undefined
-  /** Module name → name of the node or of its weight, where an .onnx file's own names do not tell. */
+  /** Module name → name of its node or its weight, if the names in the .onnx file do not tell. */
   modules?: ModuleMap | undefined
   /**
    * Replaces an output that a merge wrote. Default false.
@@ -72,8 +72,8 @@ export interface MergeSettings {
   threads?: number | undefined
 }
 
-/** Options of one format, with the value that both can honor. */
-const ONLY: readonly (readonly [keyof MergeSettings, MergeFormat, what: string, other?: string])[] = [
+/** Options that only one format has, with a value that both formats can honor. */
+const ONLY: readonly (readonly [keyof MergeSettings, MergeFormat, what: string, allowed?: string])[] = [
   ['modules', 'onnx', 'it names nodes of an .onnx file'],
   ['dtype', 'onnx', 'it chooses an .onnx file; the type that is written is `outDtype`'],
   ['tied', 'safetensors', 'in an .onnx file tied embeddings are always untied', 'untie'],
@@ -82,8 +82,8 @@ const ONLY: readonly (readonly [keyof MergeSettings, MergeFormat, what: string, 
 ]
 
 export function refuseForFormat(settings: MergeSettings, format: MergeFormat): void {
-  for (const [where, only, what, other] of ONLY) {
-    if (only === format || settings[where] === undefined || settings[where] === other) continue
+  for (const [where, only, what, allowed] of ONLY) {
+    if (only === format || settings[where] === undefined || settings[where] === allowed) continue
     const into = only === 'onnx' ? 'the .onnx' : 'safetensors'
     const hint = `Leave it out, or merge into ${into}: \`format: '${only}'\``
     throw new UnsupportedError({ where, what, got: `a result in the format '${format}'`, hint })

@@ -1,6 +1,7 @@
-// The one computation of a merge: W + Σ w·s·B·A, rounded once to the type that is written (Hu et al. 2021, arXiv
-// 2106.09685, section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It
-// reads and works on one chunk at a time, with a kernel. Writing stays with the caller.
+// The computation of a merge: W + Σ w·s·B·A, rounded once to the written type (Hu et al. 2021, arXiv 2106.09685,
+// section
+// 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It reads and computes a
+// chunk at a time; the caller writes.
 
 import type { ByteSource } from '../base/bytes.js'
 import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'
@@ -11,18 +12,18 @@ import { createMergeKernel } from '../kernels/wasm-merge.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
 import { CHUNK_BYTES, type Chunk, chunksOf, type OutputFile, type WeightPlan, windowsOf } from './plan/layout.js'
 
-/** The state of the weight that the last chunk belonged to. */
+/** The state for the weight of the last chunk. */
 interface Current {
   readonly weight: WeightPlan
-  /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
+  /** The sum of the ranks of all layers. Their factors are stacked, so that one pass adds all of them. */
   readonly rank: number
   readonly starts: readonly number[]
   isUnstacked: boolean
-  /** DoRA's, by output; such a weight has one layer. */
+  /** DoRA's factors by output. A weight with DoRA has a single layer. */
   scales: FloatArray | undefined
 }
 
-/** B (d, r·E) of a stack of experts. */
+/** Factor B (d, r·E) of stacked experts. */
 interface Stack {
   readonly factor: Factor
   readonly base: WeightDtype
@@ -36,13 +37,13 @@ export interface ChunkChange {
 }
 
 interface ChunkResult {
-  /** Valid until the next chunk. */
+  /** The merged bytes, valid until the next chunk. */
   readonly bytes: Uint8Array
-  /** One entry for each of the weight's windows. */
+  /** The changes, one for each window of the weight. */
   readonly changes: readonly ChunkChange[]
 }
 
-/** Has one of the two. In threads it answers at once. */
+/** A source of bytes with either `read` or `readInto`. In threads, `readInto` is synchronous. */
 export interface ChunkSource {
   read?(offset: number, byteLength: number): Uint8Array | Promise<Uint8Array>
   readInto?(offset: number, memory: Uint8Array): void | Promise<void>
@@ -50,17 +51,17 @@ export interface ChunkSource {
 
 export class ChunkMerger {
   readonly #kernel: MergeKernel
-  /** Mergers of a weight's windows, each with a kernel that keeps its right factor. */
+  /** A merger for each window of a weight. Each has a kernel that keeps its right factor. */
   readonly #inner: ChunkMerger[] = []
-  /** For base bytes that the kernel does not compute in place. */
+  /** Memory for base bytes that are not computed in the kernel's memory. */
   #outside = new Uint8Array()
-  /** Used again for the next part of a factor: fresh memory costs more than reading into it. */
+  /** Memory for a part of a factor. It is used again, because allocating memory costs more than reading. */
   #staging = new Uint8Array()
   #current: Current | undefined
-  /** The chunk's rows of the left factors (rows, Σ r), side by side. */
+  /** The rows of the left factors for the chunk, side by side: (rows, Σ r). */
   #left: FloatArray = new Float32Array()
   #row = 0
-  /** The B (d, r·E) of each layer. The next expert usually takes its columns of the same. */
+  /** Factor B (d, r·E) of each layer with experts. It is kept, because the next chunk usually needs the same. */
   readonly #stacks = new Map<number, Stack>()
 
   constructor(
@@ -71,7 +72,7 @@ export class ChunkMerger {
     this.#kernel = makeKernel()
   }
 
-  /** Reads right factors for the first chunk of a weight, and the chunk's rows of the left ones for all. */
+  /** Merges a chunk. Right factors are read with the first chunk of a weight, rows of left factors with each chunk. */
   async merge(chunk: Chunk): Promise<ChunkResult> {
     const { row, rows, segment, baseOffset, baseBytes } = chunk
     const { weight, source } = segment
@@ -96,11 +97,11 @@ export class ChunkMerger {
     return this.#outside.subarray(0, byteLength)
   }
 
-  /** Reads bytes into this memory, or elsewhere. */
+  /** Reads bytes into the given memory, or returns other memory, depending on the source. */
   async #read(source: number, offset: number, memory: Uint8Array): Promise<Uint8Array> {
-    const own = this.sources[source]
-    if (own.readInto === undefined) return own.read!(offset, memory.byteLength)
-    await own.readInto(offset, memory)
+    const opened = this.sources[source]
+    if (opened.readInto === undefined) return opened.read!(offset, memory.byteLength)
+    await opened.readInto(offset, memory)
     return memory
   }
 
@@ -111,7 +112,8 @@ export class ChunkMerger {
   }
 
   /**
-   * An expert's columns of B lie between those of the others: B is read whole, once for experts that follow each other.
+   * Reads the factors for some rows. The columns of B for the experts are interleaved, so B is read whole, once for
+   * consecutive experts.
    */
   async #readFactors(weight: WeightPlan, row: number, rows: number): Promise<void> {
     const isNew = weight !== this.#current?.weight
@@ -122,7 +124,7 @@ export class ChunkMerger {
     this.#row = row
     for (const [i, layer] of weight.layers.entries()) {
       const { b, scales } = layer
-      // B is the right factor if the weight is stored (k, d), else the left one.
+      // B is the right factor if the weight is stored as (k, d), else the left factor.
       const isStack = b.slice !== undefined
       if (isNew && !(isStack && layer.isInputMajor)) {
         for (const range of rightRanges(layer)) this.#putRight(current, i, range, await this.#readBlock(range, from))
@@ -170,20 +172,20 @@ export class ChunkMerger {
     const output = from === to ? input.slice() : encodeWeights(decodeWeights(input, from), to).slice()
     const [size, written] = [sizeOf(from), sizeOf(to)]
     const changes: ChunkChange[] = []
-    for (const [i, { column: first, weight: own }] of windows.entries()) {
+    for (const [i, { column: first, weight: window }] of windows.entries()) {
       this.#inner[i] ??= new ChunkMerger(this.sources, false, this.makeKernel)
       const inner = this.#inner[i]
-      await inner.#readFactors(own, chunk.row, rows)
-      // Only a single row can be larger than a kernel's memory.
-      const most = rows === 1 ? CHUNK_BYTES / 8 : own.columns
-      for (let column = 0; column < own.columns; column += most) {
-        const width = Math.min(most, own.columns - column)
-        const room = inner.#roomFor(own, rows * width * size)
+      await inner.#readFactors(window, chunk.row, rows)
+      // Only a chunk with a single row can be larger than the kernel's memory.
+      const most = rows === 1 ? CHUNK_BYTES / 8 : window.columns
+      for (let column = 0; column < window.columns; column += most) {
+        const width = Math.min(most, window.columns - column)
+        const room = inner.#roomFor(window, rows * width * size)
         for (let row = 0; row < rows; row++) {
           const start = (row * columns + first + column) * size
           room.set(input.subarray(start, start + width * size), row * width * size)
         }
-        const { bytes, changes: changed } = inner.#mergeWeight({ ...chunk, column, columns: width }, own, room)
+        const { bytes, changes: changed } = inner.#mergeWeight({ ...chunk, column, columns: width }, window, room)
         changes.push(...changed)
         for (let row = 0; row < rows; row++) {
           const start = row * width * written
@@ -206,8 +208,8 @@ export class ChunkMerger {
     for (const [i, range] of columnRanges(values, row, rows).entries()) {
       const index = indices[i]
       if (index < column || index >= column + columns) continue
-      const own = await this.#readBlock(range, 'fp64')
-      for (let j = 0; j < rows; j++) result[j * columns + index - column] = own[j]
+      const replaced = await this.#readBlock(range, 'fp64')
+      for (let j = 0; j < rows; j++) result[j * columns + index - column] = replaced[j]
     }
     return { bytes: narrowed(chunk, weight, result, base), changes: [] }
   }
@@ -230,7 +232,7 @@ export class ChunkMerger {
     this.#left = isDouble ? new Float64Array(length) : new Float32Array(length)
   }
 
-  /** Puts a block of A (r, k) into the kernel; or of B (d, r), whose rows are the right factor's columns. */
+  /** Puts a block of the right factor into the kernel: of A (r, k), or of B (d, r), whose rows become its columns. */
   #putRight({ weight, starts }: Current, layer: number, range: FactorRange, values: FloatArray): void {
     const { factor, row, rows, column, columns } = range
     const start = starts[layer]
@@ -240,7 +242,7 @@ export class ChunkMerger {
     if (!this.#kernel.putRight({ values, ...block })) throw nonFiniteError(factor, values)
   }
 
-  /** Puts a block of B (d, r) into the left factor; or of A (r, k), whose columns are the left factor's rows. */
+  /** Puts a block into the left factor: of B (d, r), or of A (r, k), whose columns become its rows. */
   #putLeft({ weight, rank, starts }: Current, layer: number, range: FactorRange, values: FloatArray): void {
     const { row, rows, column, columns } = range
     const left = this.#left
@@ -257,7 +259,7 @@ export class ChunkMerger {
     else for (let i = 0; i < rows; i++) left.set(values.subarray(i * columns, (i + 1) * columns), first + i * rank)
   }
 
-  /** Gives the kernel the B of experts: the chunk's rows of the left factor, or once all of the right one. */
+  /** Passes B of the experts to the kernel: as rows of the left factor, or once as the whole right factor. */
   #unstack(current: Current, rows: number): void {
     const { layers } = current.weight
     for (let i = 0; i < layers.length; i++) {
@@ -277,7 +279,7 @@ export class ChunkMerger {
   }
 }
 
-/** Throws NumericError for a value that was finite in the base only. */
+/** Converts values to the written type. Throws NumericError if a value is not finite that was finite in the base. */
 function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: FloatArray): Uint8Array {
   const output = encodeWeights(values, weight.to)
   const stored = decodeWeights(output, weight.to)
@@ -286,7 +288,7 @@ function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: Fl
   return output
 }
 
-/** Multiplies W + s·B·A by the outputs' scales, in place. Gives back Σ δ² against the base. */
+/** Multiplies W + s·B·A by the scales of the outputs, in place. Returns Σ δ² against the base. */
 function scaleChunk(
   { row, columns, column }: Chunk,
   { layers }: WeightPlan,
@@ -319,7 +321,7 @@ function isSame(stack: Stack | undefined, { source, offset }: Factor, base: Weig
   return stack !== undefined && stack.factor.source === source && stack.factor.offset === offset && stack.base === base
 }
 
-/** Rows [row, row + count) of a slice of values with so many columns: (count, r). */
+/** Returns rows [row, row + count) of a slice of a matrix with this number of columns: (count, r). */
 function columnsOf(
   { values, base }: Stack,
   columns: number,
@@ -327,16 +329,16 @@ function columnsOf(
   row: number,
   count: number,
 ): FloatArray {
-  const own = columns / step
-  const result = base === 'fp64' ? new Float64Array(count * own) : new Float32Array(count * own)
+  const perRow = columns / step
+  const result = base === 'fp64' ? new Float64Array(count * perRow) : new Float32Array(count * perRow)
   for (let i = 0, at = 0; i < count; i++) {
     const start = (firstRow + row + i) * columns + first
-    for (let j = 0; j < own; j++, at++) result[at] = values[start + j * step]
+    for (let j = 0; j < perRow; j++, at++) result[at] = values[start + j * step]
   }
   return result
 }
 
-/** A view of the bytes where they are in the right precision already. */
+/** Decodes the values of a factor. If the bytes already have the right precision, the result is a view of them. */
 function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): FloatArray {
   const isAligned = dtype === 'fp32' && bytes.byteOffset % 4 === 0
   const stored = isAligned
@@ -353,28 +355,28 @@ function nonFiniteError({ name }: Factor, values: FloatArray): NumericError {
   })
 }
 
-/** Names the layer's factor in which the left one (rows, Σ r) is not finite. */
+/** Makes the error for a left factor (rows, Σ r) that is not finite. It names the layer and the factor. */
 function leftError({ weight, rank, starts }: Current, left: FloatArray): NumericError {
   const column = left.findIndex((value) => !Number.isFinite(value)) % rank
   const { a, b, isInputMajor } = weight.layers[starts.findLastIndex((start) => start <= column)]
   return nonFiniteError(isInputMajor ? a : b, left)
 }
 
-/** f64 for a base in fp64, else f32. */
+/** Converts values to f64 if the base is fp64, else to f32. */
 function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
 }
 
-// Large factors, such as those of an embedding, are never held whole, but for the right one, which the kernel packs.
+// Large factors, such as those of an embedding, are read in blocks. Only the right factor is held whole, by the kernel.
 
-/** A block (rows, columns) of a factor as it is stored: whole rows, or a part of one. */
+/** A block (rows, columns) of a stored factor: whole rows, or a part of a row. */
 export interface FactorRange extends Pick<Chunk, 'row' | 'rows' | 'column' | 'columns' | 'offset'> {
   readonly factor: Factor
   readonly byteLength: number
 }
 
-/** A (r, k), or B (d, r) where the weight is stored (k, d). */
+/** Returns the blocks of the right factors: A (r, k), or B (d, r) if the weight is stored as (k, d). */
 export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[] {
   if (isInputMajor) return rowRanges(b, 0, b.rows, COLUMN_MULTIPLE)
   if (a.columns <= BLOCK_ELEMENTS) return rowRanges(a, 0, a.rows)
@@ -387,7 +389,7 @@ export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[]
   return ranges
 }
 
-/** For the rows [row, row + rows) of a weight: B (d, r), or A (r, k) where the weight is stored (k, d). */
+/** Returns the blocks of left factors for rows of a weight: of B (d, r), or of A (r, k) if it is stored as (k, d). */
 export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
   if (!isInputMajor) return rowRanges(b, row, rows)
   return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)
@@ -401,7 +403,7 @@ function wholeRange(factor: Factor): FactorRange {
   return rangeOf(factor, 0, factor.rows)
 }
 
-/** Blocks of whole rows, of a multiple of so many where more follow. */
+/** Cuts rows into blocks. Each block except the last has a multiple of `multiple` rows. */
 function rowRanges(factor: Factor, first: number, count: number, multiple = 1): FactorRange[] {
   const most = Math.max(multiple, Math.floor(BLOCK_ELEMENTS / factor.columns / multiple) * multiple)
   const ranges: FactorRange[] = []
@@ -420,8 +422,8 @@ function rangeOf(factor: Factor, row: number, rows: number, column = 0, columns 
 const SCALE_BYTES = 8
 
 /**
- * Fills in m / ‖W + s·B·A‖ by output. It takes one pass over each DoRA weight before the merge, because a norm needs
- * the whole row, and a weight that is stored (k, d) is read across its rows.
+ * Computes m / ‖W + s·B·A‖ for each output of DoRA layers. This needs a pass over the weight before the merge, because
+ * a norm needs all inputs of an output, and a weight that is stored as (k, d) has them in different rows.
  */
 export async function computeScales(
   files: readonly Pick<OutputFile, 'segments'>[],
@@ -453,8 +455,8 @@ export async function computeScales(
         }
       }
     }
-    for (const [j, { weight: own }] of scaled.entries()) {
-      const { scales: place, d } = own.layers[0]
+    for (const [j, { weight: window }] of scaled.entries()) {
+      const { scales: place, d } = window.layers[0]
       const { magnitude, scales } = bySource.get(place!.source)!
       const first = place!.offset / SCALE_BYTES
       const { dtype, offset, source } = magnitude
@@ -474,6 +476,6 @@ function withoutScales(weight: WeightPlan): WeightPlan {
     to,
     isWidened: weight.from !== to,
     layers: weight.layers.map((layer) => ({ ...layer, scales: undefined })),
-    windows: weight.windows?.map(({ column, weight: own }) => ({ column, weight: withoutScales(own) })),
+    windows: weight.windows?.map(({ column, weight: window }) => ({ column, weight: withoutScales(window) })),
   }
 }

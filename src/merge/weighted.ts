@@ -1,4 +1,4 @@
-// The adapters of a merge, each with a weight, and the rules for weights.
+// The adapters of a merge with their weights, and the rules for weights.
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
@@ -14,7 +14,7 @@ export interface WeightedAdapter {
 
 export type AdapterInput = MergeAdapter | WeightedAdapter
 
-/** The weight is 1 unless the input names another. Throws ConfigError when it is 0 or not finite. */
+/** Returns an adapter with its weight, by default 1. Throws ConfigError if the weight is 0 or not finite. */
 export function weighted(input: AdapterInput, index: number): Required<WeightedAdapter> {
   const { adapter, weight = 1 } = 'adapter' in input ? input : { adapter: input }
   if (Number.isFinite(weight) && weight !== 0) return { adapter, weight }
@@ -26,7 +26,9 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
   })
 }
 
-/** Only sums can be weighted, and unmerged without the base. */
+/**
+ * Refuses a weight, or unmerging, for parts that are not sums: only a sum can be weighted, or undone without the base.
+ */
 export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'tensors'>[], weight: number): void {
   if (weight === 1) return
   for (const { name, tensors } of parts) {

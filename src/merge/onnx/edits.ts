@@ -1,5 +1,5 @@
-// The changes of adapters in an ONNX graph, place by place. A place is one input of one node; the initializers behind
-// it may be shared.
+// Collects the changes that adapters make to an ONNX graph, place by place. A place is an input of a node. Several
+// places may read the same initializer.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { decodeWeights, encodeFloats, type WeightDtype } from '../../base/dtype.js'
@@ -47,14 +47,14 @@ export interface Edit extends Place {
   readonly base: OutputTensor
   readonly layers: LayerFactors[]
   placed: Placed | undefined
-  /** Names all that is done to it: places with the same list can keep sharing one tensor. */
+  /** Names everything that is done at this place. Places with equal lists can keep sharing a tensor. */
   readonly keys: string[]
 }
 
 /**
- * Finds the places of parts of adapters. Reads weights only to tell whether embeddings are tied, and whether values of
- * the adapter are what integers stand for: if not, the graph gets a product by floats. `fit` gets all problems.
- * `isElsewhere` tells whole tensors that need no place, because they are a new head's.
+ * Finds the places of the adapters' parts. Reads weights only to see whether embeddings are tied, and whether a tensor
+ * of the adapter is a copy of the dequantized base; if it is not, the weight is stored as floats. All problems go to
+ * `fit`. `isElsewhere` is true for tensors of a new head, which need no place in the graph.
  */
 export async function collectEdits(
   places: ModelPlaces,
@@ -75,8 +75,8 @@ export async function collectEdits(
     for (const part of parts) {
       if (part.kind === 'linear') continue
       await edits.note(fit, part, async () => {
-        const own = { config: share.adapter.config, parts: () => [part] }
-        requireHandled(own, GRAPH_PARTS, 'merging into ONNX models')
+        const singlePart = { config: share.adapter.config, parts: () => [part] }
+        requireHandled(singlePart, GRAPH_PARTS, 'merging into ONNX models')
         if (part.kind === 'embedding') edits.addEmbedding(share, part)
         else if (part.kind === 'convolution') edits.addConvolution(share, part)
         else if (part.kind === 'token-rows') await edits.addRows(share, part)
@@ -95,13 +95,13 @@ class Edits {
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
   readonly #stored = new Map<string, OutputTensor>()
   readonly quantized: QuantizedPart[] = []
-  /** Say which weights have become floats. */
+  /** Lines that say which quantized weights are now stored as floats. */
   readonly notes: string[] = []
-  /** The first tensor that a part changes. */
+  /** The first tensor that the current part changes, for the report. */
   #touched: PlacedPart['info']
 
   constructor(
-    /** As the graph is by now. */
+    /** The places of the graph in its current state. */
     public places: ModelPlaces,
     private readonly opened: OpenAdapters,
     private readonly modules: ModuleMap | undefined,
@@ -121,30 +121,30 @@ class Edits {
       problem = error
       fit.problems.push(error)
     }
-    const own = part.kind === 'replacement' ? { ...part.tensors.weight, name: part.name } : undefined
+    const replacement = part.kind === 'replacement' ? { ...part.tensors.weight, name: part.name } : undefined
     const name = part.kind === 'token-rows' ? part.module : part.name
-    fit.parts.push({ name, info: problem === undefined ? (this.#touched ?? own) : undefined, problem })
+    fit.parts.push({ name, info: problem === undefined ? (this.#touched ?? replacement) : undefined, problem })
   }
 
   async addLinears(share: GraphShare, fit: FitProblems): Promise<void> {
     const { graph, linears } = this.places
-    const own = share.parts.flatMap((part) => {
+    const wanted = share.parts.flatMap((part) => {
       if (part.kind !== 'linear') return []
       const { weightA, weightB } = part.tensors
       return { name: part.name, d: weightB.shape[0], k: weightA.shape[1], part }
     })
-    if (own.length === 0) return
-    const { value: placed, problems } = attempt(() => placeLayers(graph, linears, own))
+    if (wanted.length === 0) return
+    const { value: placed, problems } = attempt(() => placeLayers(graph, linears, wanted))
     fit.problems.push(...problems)
     if (placed === undefined && !fit.listsAll) return
-    for (const one of own) {
-      // If one does not fit, each is looked at alone.
-      const alone = placed === undefined ? attempt(() => placeLayers(graph, linears, [one])) : undefined
-      const mine = alone?.value ?? placed?.filter(({ part }) => part.layer === one) ?? []
+    for (const layer of wanted) {
+      // If some layer does not fit, place each layer alone to find out which.
+      const alone = placed === undefined ? attempt(() => placeLayers(graph, linears, [layer])) : undefined
+      const mine = alone?.value ?? placed?.filter(({ part }) => part.layer === layer) ?? []
       const add = () => {
-        for (const { part, linear } of mine) this.#addLinear(share, one.part, part, linear)
+        for (const { part, linear } of mine) this.#addLinear(share, layer.part, part, linear)
       }
-      await this.note(fit, one.part, add, alone?.problems[0])
+      await this.note(fit, layer.part, add, alone?.problems[0])
     }
   }
 
@@ -157,15 +157,15 @@ class Edits {
     const { index } = share
     const { graph } = this.places
     const { weight: whole, bias: wholeBias } = this.#layersOf(share, name)
-    const own = part.d === whole.d ? whole : layerOfRows(whole, part.start, part.d)
+    const ofPart = part.d === whole.d ? whole : layerOfRows(whole, part.start, part.d)
     const { isQuantized } = linear.form
     const start = linear.fused?.start ?? 0
     if (isQuantized) {
-      // Branches add the bias themselves.
+      // Branches also add the bias, so there is nothing more to do.
       this.#addQuantized({ share, name, part, linear })
       return
     }
-    const layer = { ...own, name: part.name, isInputMajor: !linear.transposed }
+    const layer = { ...ofPart, name: part.name, isInputMajor: !linear.transposed }
     addLayer(this.#weightOf(linear, name), layer, start, `${index}:${linear.name}`)
     if (wholeBias === undefined) return
     const bias = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
@@ -184,8 +184,8 @@ class Edits {
       const { form, transposed } = linear
       if (form.isQuantized) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
       else {
-        const own = { ...layer, isInputMajor: !transposed }
-        addLayer(this.#weightOf(linear, linear.name), own, 0, `${share.index}:${name}`)
+        const stored = { ...layer, isInputMajor: !transposed }
+        addLayer(this.#weightOf(linear, linear.name), stored, 0, `${share.index}:${name}`)
       }
     }
   }
@@ -195,11 +195,11 @@ class Edits {
     const places = ofModule(findConvolutions(this.places.graph), name)
     if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
     for (const place of places) {
-      // A convolution of several groups is refused before.
+      // Convolutions with several groups were refused earlier.
       if (place.groups !== 1 || place.shape.join() !== layer.shape.join()) {
         throw shapeError(name, place.shape, layer.shape)
       }
-      // PEFT's A moves without the base's dilation, so that no change of the weight is what it does.
+      // PEFT applies A without the base's dilation, which no change of the weight can express.
       if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
       addLayer(this.#at(place, `${name}.weight`), layer, 0, `${share.index}:${name}`)
       if (bias === undefined) continue
@@ -223,7 +223,7 @@ class Edits {
     const values = this.#replacement(index, name, false)
     const { sources } = this.opened
     const view = { ...part.tensors.weight, ...part, shape: this.#shapeBefore(part) }
-    const isReplaced = (other: string) => adapter.parts().some(({ name: own }) => own === other)
+    const isReplaced = (tensor: string) => adapter.parts().some(({ name: replacedName }) => replacedName === tensor)
     for (const place of await placeReplacement(this.places, view, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
         const { module, isInputMajor } = place
@@ -244,7 +244,7 @@ class Edits {
     }
   }
 
-  /** The shape that a replaced tensor has, but for the rows that a vocabulary has grown by. */
+  /** Returns the shape of a replaced tensor, with as many rows as the base has if its vocabulary has grown. */
   #shapeBefore({ name, module, tensors }: ReplacementView<AdapterTensor>): readonly number[] {
     const { shape } = tensors.weight
     if (shape.length !== 2 || !name.endsWith('.weight') || !isVocabularyModule(module)) return shape
@@ -254,14 +254,14 @@ class Edits {
     return embedding?.d === shape[1] ? [embedding.k, shape[1]] : [rows, shape[1]]
   }
 
-  /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
+  /** Replaces rows of an embedding or of the output layer. In tied embeddings, the same tokens of both are replaced. */
   async addRows({ index, adapter }: GraphShare, part: TokenRowsView<AdapterTensor>): Promise<void> {
     const { module, tensors } = part
     const key = `${index}#${module}`
     const rows = this.#replacement(index, `${module}.weight`, true)
     const view = { ...tensors.weight, ...part }
-    const isReplaced = (other: string) => {
-      return adapter.parts().some((own) => own.kind === 'token-rows' && own.module === other)
+    const isReplaced = (tied: string) => {
+      return adapter.parts().some((view) => view.kind === 'token-rows' && view.module === tied)
     }
     for (const place of await placeTokenRows(this.places, view, isReplaced)) {
       const linear = await this.#inFloats(place)
@@ -272,17 +272,19 @@ class Edits {
 
   #layersOf({ index }: GraphShare, module: string): { weight: LayerFactors; bias: LayerFactors | undefined } {
     const { layers, problems } = this.opened
-    const own = layers.filter(({ name, adapter }) => name === module && adapter === index)
-    const weight = own.find(({ tensor }) => tensor === 'weight')
-    // Its factors are of a kind that cannot be merged.
+    const ofModule = layers.filter(({ name, adapter }) => name === module && adapter === index)
+    const weight = ofModule.find(({ tensor }) => tensor === 'weight')
+    // If the layer is missing, its factors could not be merged. Throw that problem.
     if (weight === undefined) throw problems.find(({ where }) => where === module) ?? problems[0]
-    return { weight, bias: own.find(({ tensor }) => tensor === 'bias') }
+    return { weight, bias: ofModule.find(({ tensor }) => tensor === 'bias') }
   }
 
   #replacement(index: number, tensor: string, isRows: boolean): BaseReplacement {
     const { replacements } = this.opened
-    return replacements.find((own) => {
-      return own.adapter === index && own.tensor === tensor && (own.rows !== undefined) === isRows
+    return replacements.find((replacement) => {
+      return (
+        replacement.adapter === index && replacement.tensor === tensor && (replacement.rows !== undefined) === isRows
+      )
     })!
   }
 
@@ -297,7 +299,7 @@ class Edits {
     })
   }
 
-  /** The layer as one of floats, which can hold any values. */
+  /** Turns a quantized layer into a layer of floats, which can hold any values. */
   async #inFloats(linear: Linear): Promise<Linear> {
     if (!linear.form.isQuantized) return linear
     const { model, graph } = this.places
@@ -312,18 +314,18 @@ class Edits {
     const weight = toFloats(graph, linear, { location: `${name}/floats`, byteLength })
     this.opened.sources.push(source)
     const files = new Map(model.files).set(`${name}/floats`, source)
-    const own = new OnnxModel(model.name, model.fileName, model.proto, files)
+    const withFloats = new OnnxModel(model.name, model.fileName, model.proto, files)
     const [was, is] = [before, byteLength].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`)
     this.notes.push(
       `${name}: ${layout} cannot hold the adapter's values, so they are stored as floats (${is} instead of ${was})`,
     )
     this.places = {
       ...this.places,
-      model: own,
+      model: withFloats,
       linears: findLinears(graph, this.modules),
       embeddings: findEmbeddings(graph),
     }
-    return [...this.places.linears, ...this.places.embeddings].find((other) => other.weight === weight)!
+    return [...this.places.linears, ...this.places.embeddings].find((linear) => linear.weight === weight)!
   }
 
   #shifted(values: BaseReplacement, offset: number): BaseReplacement {
@@ -336,8 +338,8 @@ class Edits {
       const numbers = Float32Array.from(decodeWeights(bytes, info.dtype as WeightDtype), (value) => value + offset)
       return new Uint8Array(numbers.buffer)
     })
-    const own = { name, dtype: 'fp32', shape, offset: 0, byteLength } as const
-    return { ...values, info: own, source: this.opened.sources.push(made) - 1 }
+    const floatInfo = { name, dtype: 'fp32', shape, offset: 0, byteLength } as const
+    return { ...values, info: floatInfo, source: this.opened.sources.push(made) - 1 }
   }
 
   #weightOf(linear: Linear, module: string): Edit {
@@ -401,8 +403,8 @@ export function replaceTensor(
 ): void {
   const { name, shape: stored } = edit.base.base
   const { dtype, offset, byteLength } = info
-  const own = isTransposed ? info.shape.toReversed() : info.shape
-  const shape = elementCount(own) === elementCount(stored) ? stored : own
+  const placedShape = isTransposed ? info.shape.toReversed() : info.shape
+  const shape = elementCount(placedShape) === elementCount(stored) ? stored : placedShape
   const base = { name, dtype, shape, offset, byteLength }
   const turn = async () => {
     return transposed(await sources[source].read(offset, byteLength), shape, byteLength / elementCount(shape))
@@ -426,16 +428,16 @@ export function replaceRows(
 }
 
 function put(edit: Edit, placed: Placed, key: string): void {
-  // Of a vocabulary that has grown, PEFT saves the whole beside the rows that it trains.
+  // If the vocabulary has grown, PEFT saves the whole embedding and also the rows that it trained.
   const isOver =
     edit.placed?.base !== undefined &&
     placed.base === undefined &&
-    edit.keys.some((own) => own.startsWith(`${Number.parseInt(key, 10)}=`))
+    edit.keys.some((earlier) => earlier.startsWith(`${Number.parseInt(key, 10)}=`))
   edit.placed = isOver ? { ...edit.placed, ...placed } : joinPlaced(edit.name, edit.placed, placed)
   edit.keys.push(key)
 }
 
-/** Bytes that are made when they are first read. */
+/** Makes a source whose bytes are computed when they are first read. */
 function madeSource(name: string, byteLength: number, make: () => Promise<Uint8Array>): ByteSource {
   let made: Promise<ByteSource> | undefined
   const read = async (offset: number, length: number) => {
@@ -445,7 +447,7 @@ function madeSource(name: string, byteLength: number, make: () => Promise<Uint8A
   return { name, byteLength, read, close: async () => {} }
 }
 
-/** A matrix (rows, columns) of values that are given as (columns, rows), of `size` bytes each. */
+/** Transposes a matrix (columns, rows) to (rows, columns). Each value has `size` bytes. */
 function transposed(bytes: Uint8Array, [rows, columns]: readonly number[], size: number): Uint8Array {
   const result = new Uint8Array(bytes.byteLength)
   for (let row = 0, at = 0; row < rows; row++) {

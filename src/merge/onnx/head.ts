@@ -1,4 +1,4 @@
-// The head that an adapter brings, in an ONNX graph: the graph's own head gets new values, or layers are appended.
+// Merges the head that an adapter brings into an ONNX graph: the graph's head gets new values, or layers are appended.
 
 import { encodeFloats } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
@@ -22,11 +22,11 @@ const LOGITS = 'logits'
 export interface MergedHead {
   readonly adapter: OpenAdapter
   readonly placed: PlacedHead
-  /** The graph has layers of these shapes, which get new values; else new layers are appended. */
+  /** True if the graph has layers of these shapes, which get new values; else new layers are appended. */
   readonly isReplaced: boolean
 }
 
-/** Finds the place of the one head of the adapters; undefined where they bring none that is known. */
+/** Finds the place of the adapters' head. Returns undefined if they bring no head that is known. */
 export async function findMergedHead(
   graph: Graph,
   linears: readonly Linear[],
@@ -35,9 +35,9 @@ export async function findMergedHead(
 ): Promise<MergedHead | undefined> {
   const heads: MergedHead[] = []
   for (const { adapter, parts } of adapters) {
-    const own = parts.flatMap((part) => (part.kind === 'replacement' ? part : []))
-    if (own.length === 0) continue
-    const shapes = new Map(own.map(({ name, tensors }) => [name, tensors.weight.shape]))
+    const replacements = parts.flatMap((part) => (part.kind === 'replacement' ? part : []))
+    if (replacements.length === 0) continue
+    const shapes = new Map(replacements.map(({ name, tensors }) => [name, tensors.weight.shape]))
     const base = { config, graph, linears }
     const form = (await loadTaskOf(adapter.config, base))?.headForm?.(base)
     const placed = form && placeHead(form, base, (name) => shapes.get(name))
@@ -58,7 +58,10 @@ export async function findMergedHead(
   })
 }
 
-/** Appends the head, and makes its logits the only output; a decoder takes no cache then. Returns new initializers. */
+/**
+ * Appends the head and makes its logits the only output. A decoder loses its cache inputs. Returns the new
+ * initializers.
+ */
 export async function writeHead(
   graph: Graph,
   linears: readonly Linear[],
@@ -79,12 +82,12 @@ export async function writeHead(
     if (part === undefined) return undefined
     const rawData = encodeFloats(Float32Array.from(part.weight.data), 'fp32')
     const dims = part.shape.map(BigInt)
-    const own = graph.initializers.has(name) ? graph.freshName(name) : name
-    added.push(own)
-    return graph.addInitializer(create(TensorProtoSchema, { name: own, dataType: DataType.FLOAT, dims, rawData }))
+    const freshName = graph.initializers.has(name) ? graph.freshName(name) : name
+    added.push(freshName)
+    return graph.addInitializer(create(TensorProtoSchema, { name: freshName, dataType: DataType.FLOAT, dims, rawData }))
   }
-  // A head is small: in float32 it costs nothing, and fits hidden states of both types, which exporters write for the
-  // same half weights.
+  // The head is written in float32. It is small, and exporters give models in half precision hidden states of either
+  // type.
   const { value } = placed.input
   const input = isHalf ? { ...placed.input, value: g.cast(value, DataType.FLOAT) } : placed.input
   const logits = appendHead(g, input, placed.layers, tensorOf)

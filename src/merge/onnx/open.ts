@@ -1,4 +1,4 @@
-// Plans a merge into the graphs of a model, a decoder alone or encoder and decoder, which an adapter spreads over.
+// Plans a merge into the graphs of a model: a single graph, or an encoder and a decoder that share an adapter's layers.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { MismatchError } from '../../base/errors.js'
@@ -38,8 +38,8 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
     const files: OutputFile[] = []
     const plans: OnnxMergePlan[] = []
     const written: WrittenGraph[] = []
-    for (const [i, { model, path: own }] of graphs.entries()) {
-      const path = (graphs.length === 1 ? outFile : undefined) ?? own
+    for (const [i, { model, path: basePath }] of graphs.entries()) {
+      const path = (graphs.length === 1 ? outFile : undefined) ?? basePath
       const plan = await planOnnxMerge(model, shares[i], opened, fit, { ...input, config: config?.values })
       if (plan === undefined) continue
       plans.push(plan)
@@ -57,7 +57,7 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
     const names = [...new Set([...plans.flatMap((plan) => plan.reports), ...branches])]
     return {
       files,
-      own: [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')),
+      replaced: [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')),
       edit: { untied: [], dtype: undefined, vocabulary, head, graphs: written },
       vocabulary,
       warnings: [...warnings, ...plans.flatMap(({ notes }) => notes)],
@@ -102,7 +102,9 @@ async function spreadAll(
   config: Config | undefined,
   fit: FitProblems,
 ): Promise<{ shares: GraphShare[][]; warnings: string[] }> {
-  const all = opened.adapters.map((one, index): GraphShare => ({ ...one, index, parts: one.adapter.parts() }))
+  const all = opened.adapters.map(
+    (adapter, index): GraphShare => ({ ...adapter, index, parts: adapter.adapter.parts() }),
+  )
   const graphs = bases.map(({ model, path }) => {
     const graph = new Graph(model.proto)
     const linears = findLinears(graph, modules)
@@ -136,22 +138,22 @@ async function spreadAll(
       await collectEdits(graphs[i], [{ ...share, parts }], opened, scratch)
       return scratch.problems.length === 0
     }
-    const { parts: own, missing } = await spreadAdapter(graphs, share.parts, hasPlace)
+    const { parts: partsOfGraphs, missing } = await spreadAdapter(graphs, share.parts, hasPlace)
     if (missing.length > 0) {
       const linears = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
       const paths = bases.map(({ path }) => path)
       if (!allowMissing) {
-        const own = share.parts.map(({ name }) => name)
-        fit.problems.push(missingError(missing, linears, own, paths))
+        const names = share.parts.map(({ name }) => name)
+        fit.problems.push(missingError(missing, linears, names, paths))
         for (const name of missing) {
-          fit.parts.push({ name, info: undefined, problem: missingError([name], linears, own, paths) })
+          fit.parts.push({ name, info: undefined, problem: missingError([name], linears, names, paths) })
         }
       } else if (missing.length === share.parts.length) {
         fit.add(new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' }))
       }
       warnings.push(`left out, because the model has no module for it: ${missing.join(', ')}`)
     }
-    own.forEach((names, i) => {
+    partsOfGraphs.forEach((names, i) => {
       if (names.size > 0) shares[i].push({ ...share, parts: share.parts.filter(({ name }) => names.has(name)) })
     })
   }

@@ -1,4 +1,4 @@
-// Plans a merge into an ONNX graph: which initializers change, and which places need one of their own.
+// Plans a merge into an ONNX graph: which initializers change, and which places get a copy because only they change.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
@@ -35,7 +35,7 @@ interface OnnxPlanOptions extends Pick<PlanInput, 'modules' | 'sign'> {
   readonly config: ModelConfig | undefined
 }
 
-/** Returns undefined if something does not fit, or only that was to be found out. */
+/** Plans the merge. Returns undefined if something does not fit, or if only the fit was asked for. */
 export async function planOnnxMerge(
   base: OnnxModel,
   shares: readonly GraphShare[],
@@ -48,7 +48,7 @@ export async function planOnnxMerge(
   const findHead = () => findMergedHead(graph, linears, config, shares).catch((error) => fit.refused(error))
   let head = await findHead()
   if (head?.isReplaced === false && head.placed.input.rows === 'last' && cacheBranches(graph).length > 0) {
-    // A head reads whole texts: what reads a cache has no use any more, and the head's input may lie in it.
+    // A head reads whole texts, so the branch that reads a cache is dropped. The head's input may lie inside the If.
     takeBranchWithoutCache(graph)
     graph.prune()
     linears = findLinears(graph, modules)
@@ -70,7 +70,7 @@ export async function planOnnxMerge(
   if (sign === -1 && parts.length > 0) throw noUnmerge(parts[0].name)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, OutputTensor>()
-  // Places whose tensor becomes the same: one tensor, the same changes.
+  // Places that read the same tensor and change it in the same way share the result.
   const keyOf = ({ weight, layers, keys }: Edit) => JSON.stringify([weight, layers[0]?.isInputMajor ?? false, keys])
   for (const group of groupBy(edits, keyOf).values()) {
     const [{ weight, layers, placed, base }] = group
@@ -93,7 +93,7 @@ export async function planOnnxMerge(
     ...{ model, proto: graph.toModel(), targets, vocabulary, added, notes },
     head: head && (await headEdit(config, head)),
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
-    /** Layers with quantized weights that got the adapters' factors beside them. */
+    /** The layers with quantized weights beside which the adapters' factors were added. */
     branches: quantized.map(({ name }) => name),
   }
 }
@@ -119,10 +119,10 @@ function hasOtherReaders(
   })
 }
 
-/** A copy of the weight under a new name, with copies of the nodes that hand it on, for the group's places alone. */
+/** Copies the weight under a new name for these places only, with copies of the nodes that pass it on. */
 function giveOwnWeight(graph: Graph, edits: readonly Edit[]): string {
-  const [{ weight, name: own }] = edits
-  const name = graph.freshName(own)
+  const [{ weight, name: moduleName }] = edits
+  const name = graph.freshName(moduleName)
   graph.addInitializer(copyMessage(graph.constant(weight) as TensorProto, { name }))
   for (const { node, input } of edits) node.input[input] = ownPath(graph, node.input[input], weight, name)
   graph.invalidate()
@@ -148,7 +148,7 @@ function isNeeded(graph: Graph, value: string): boolean {
   )
 }
 
-/** Returns the rows of the new vocabulary; undefined where it stays. */
+/** Gives the graph the size of a grown vocabulary, and returns this size, or undefined if the vocabulary stays. */
 function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: readonly Edit[]) {
   const grown = edits.filter(
     ({ base, placed }) => placed?.base && formatShape(placed.base.shape) !== formatShape(base.base.shape),
@@ -164,7 +164,9 @@ function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: re
     ...heads
       .filter((head) => !isGrown(head.node) || biasOf(graph, head) !== undefined)
       .map(({ name, k }) => ({ name, width: k })),
-    ...embeddings.filter((own) => own.k === rows && !isGrown(own.node)).map(({ name, d }) => ({ name, width: d })),
+    ...embeddings
+      .filter((embedding) => embedding.k === rows && !isGrown(embedding.node))
+      .map(({ name, d }) => ({ name, width: d })),
   ]
   for (const { name, width } of left) {
     throw new MismatchError({
@@ -183,9 +185,9 @@ function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: re
   graph.valueInfo = graph.valueInfo.filter((info) => !isOld(info))
   graph.outputs = graph.outputs.map((output) => {
     if (!isOld(output)) return output
-    const own = fromBinary(ValueInfoProtoSchema, toBinary(ValueInfoProtoSchema, output))
-    lastOf(own)!.value = { case: 'dimValue', value: BigInt(vocabulary) }
-    return own
+    const resized = fromBinary(ValueInfoProtoSchema, toBinary(ValueInfoProtoSchema, output))
+    lastOf(resized)!.value = { case: 'dimValue', value: BigInt(vocabulary) }
+    return resized
   })
   return vocabulary
 }

@@ -1,4 +1,5 @@
-// Merging into layers whose weights are integers: by default they stay, and the factors stand beside them as constants.
+// Merges into layers with quantized weights: the integers stay, and the factors become constants of a branch beside
+// them.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
@@ -25,17 +26,18 @@ export type QuantizedLayer = Awaited<ReturnType<typeof readQuantized>>
 
 export async function readQuantized({ share, name, part, linear }: QuantizedPart) {
   const { adapter, index, weight } = share
-  const own = await adapter.read(name)
-  const layer = own.kind === 'embedding' ? own.product : layerOfPart({ ...part, k: linear.k, layer: own as LoraLayer })
+  const read = await adapter.read(name)
+  const layer =
+    read.kind === 'embedding' ? read.product : layerOfPart({ ...part, k: linear.k, layer: read as LoraLayer })
   return { adapter: index, name, layer, linear, weight }
 }
 
-/** Each adapter's branches have one number. */
+/** Adds branches to the graph. All branches of an adapter get the same number. */
 export async function mergeBranches(model: OnnxModel, graph: Graph, layers: readonly QuantizedLayer[]): Promise<void> {
   const first = findBranches(graph).reduce((next, { number }) => Math.max(next, number + 1), 0)
-  for (const [i, own] of [...groupBy(layers, ({ adapter }) => adapter).values()].entries()) {
+  for (const [i, ofAdapter] of [...groupBy(layers, ({ adapter }) => adapter).values()].entries()) {
     const values: { linear: Linear; values: BranchValues }[] = []
-    for (const { linear, layer, weight } of own) {
+    for (const { linear, layer, weight } of ofAdapter) {
       values.push({ linear, values: await branchValues(model, graph, linear, layer, weight) })
     }
     addBranches(graph, values, first + i)
@@ -62,12 +64,12 @@ async function branchValues(
   }
 }
 
-/** DoRA's norm is that of one sum; with another change of the same outputs it would be another. */
+/** Refuses DoRA together with another change of the same outputs: DoRA's norm is of W + s·B·A of one adapter. */
 export function refuseDoraSums(graph: Graph, layers: readonly QuantizedLayer[]): void {
   const taken = new Set(findBranches(graph).flatMap(({ factors }) => factors.map(({ module }) => module)))
   const byName = groupBy(layers, ({ linear }) => linear.name)
-  for (const { name, layer, linear, adapter: own } of layers) {
-    const isAlone = !taken.has(linear.name) && byName.get(linear.name)!.every(({ adapter }) => adapter === own)
+  for (const { name, layer, linear, adapter: index } of layers) {
+    const isAlone = !taken.has(linear.name) && byName.get(linear.name)!.every(({ adapter }) => adapter === index)
     if (layer.magnitude === undefined || isAlone) continue
     const what = 'a DoRA layer and another adapter’s layer beside one weight cannot be merged together'
     throw new UnsupportedError({ where: name, what, hint: 'Merge it alone, into a graph without other adapters' })

@@ -1,4 +1,5 @@
-// The adapters of a merge behind one form: layers whose factors are ranges of a source, read when their turn comes.
+// Turns the adapters of a merge into layers of one form. Their factors are ranges of a source, which are read when they
+// are needed.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { encodeWeights, isFiniteStored, requireWeightDtype, type WeightDtype } from '../../base/dtype.js'
@@ -18,7 +19,10 @@ import { refuseWeighted, type WeightedAdapter } from '../weighted.js'
 
 const READ_BYTES = 1 << 20
 
-/** A matrix, or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to threads. */
+/**
+ * Describes where a matrix lies in its source, or a tensor that is read as a matrix. It is plain data, so that plans
+ * can be sent to threads.
+ */
 export interface Factor {
   readonly name: string
   readonly source: number
@@ -29,7 +33,7 @@ export interface Factor {
   readonly slice?: FactorSlice
 }
 
-/** Rows from `firstRow` on, and of their columns first, first + step, … */
+/** A part of a matrix: the rows from `firstRow` on, and their columns first, first + step, … */
 export interface FactorSlice {
   readonly firstRow: number
   readonly first: number
@@ -44,27 +48,35 @@ export interface LayerFactors {
   readonly rank: number
   /** weight · s */
   readonly scale: number
-  /** True for a linear layer: its base may store the weight either way round. */
+  /** True for a linear layer, whose weight the base may store as (d, k) or (k, d). */
   readonly isLinear: boolean
-  /** The base stores this weight as (k, d); of a linear layer what its config says, until its tensor is known. */
+  /**
+   * True if the base stores this weight as (k, d). For a linear layer, it is the config's claim until the tensor is
+   * found.
+   */
   readonly isInputMajor: boolean
   /**
-   * As stored: (d, k), (k, d), a convolution's (d, in, *kernel) read as (d, in·K), a bias's (d), or experts' (E, d, k).
+   * The stored shape: (d, k) or (k, d); for a convolution (d, in, *kernel), which is read as (d, in·K); for a bias (d);
+   * for experts (E, d, k).
    */
   readonly shape: readonly number[]
   /** (r, k) */
   readonly a: Factor
   /** (d, r) */
   readonly b: Factor
-  /** `weight`, `bias`, which is a weight of one row, or a parameter's own name. */
+  /** The tensor that changes: `weight`, `bias` (a weight with a single row), or the name of a parameter. */
   readonly tensor: string
-  /** E of stacked experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
+  /** The number E of stacked experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
   readonly experts: number | undefined
-  /** Input and output embeddings change alike (ensure_weight_tying). DoRA never does: its magnitudes differ. */
+  /**
+   * True if input and output embedding change together (ensure_weight_tying). False for DoRA: its magnitudes differ.
+   */
   readonly isTied: boolean
-  /** Outputs of the stored tensor that are the layer's: rows, or columns if it is input-major. Undefined: all. */
+  /**
+   * The outputs of the stored tensor that belong to the layer: rows, or columns if it is input-major. Undefined: all.
+   */
   readonly region?: { readonly first: number; readonly count: number } | undefined
-  /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
+  /** DoRA's m / ‖W + s·B·A‖ (1, d), with which the sum is multiplied. Computed after the plan is made. */
   readonly scales: Factor | undefined
   readonly report?: string | undefined
 }
@@ -76,14 +88,14 @@ export interface LayerMagnitude {
   readonly scales: Float64Array
 }
 
-/** Values in the place of a tensor of the base, or of some of its rows. */
+/** Values that replace a tensor of the base, or some of its rows. */
 export interface BaseReplacement {
   readonly adapter: number
   readonly tensor: string
   readonly source: number
   readonly info: TensorInfo
   readonly rows: readonly number[] | undefined
-  /** As {@link LayerFactors.isTied}; rows of an input embedding are for both uses without ensure_weight_tying too. */
+  /** See {@link LayerFactors.isTied}. Rows of an input embedding replace both uses even without ensure_weight_tying. */
   readonly isTied: boolean
 }
 
@@ -99,7 +111,7 @@ export interface GraphShare extends WeightedPart {
 
 export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
-/** Opens all adapters of a merge. With `isTolerant`, what is wrong with an adapter is passed over. */
+/** Opens all adapters of a merge. With `isTolerant`, problems of an adapter are collected instead of thrown. */
 export async function openAdapters(
   inputs: readonly Required<WeightedAdapter>[],
   sign: 1 | -1 = 1,
@@ -124,7 +136,7 @@ export async function openAdapters(
   }
 }
 
-/** Factors are looked at when they are read. */
+/** Throws if a replaced value is not finite. Factors are checked later, when they are read. */
 export async function requireFiniteReplacements({ replacements, sources }: OpenAdapters): Promise<void> {
   for (const { source: index, info } of replacements) {
     const { name, dtype, offset, byteLength } = info
@@ -143,9 +155,9 @@ export class OpenAdapters {
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
   readonly replacements: BaseReplacement[] = []
-  /** task_type of the configs. */
+  /** The task types that the configs name. */
   readonly tasks = new Set<string>()
-  /** Classes of the models that they were made for, where the configs name them. */
+  /** The model classes for which the adapters were made, if the configs name them. */
   readonly classes = new Set<string>()
   readonly #numbers = new Map<ByteSource, number>()
 
@@ -156,24 +168,25 @@ export class OpenAdapters {
     const { ensureWeightTying, taskType, peftFields } = adapter.config
     this.#note(() => requireUnchangedBase(adapter, 'merging'))
     this.#note(() => requireAlwaysOn(adapter, 'merging'))
-    const own = { adapter: this.adapters.length - 1 }
+    const owner = { adapter: this.adapters.length - 1 }
     if (taskType !== undefined) this.tasks.add(taskType)
     const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
     if (typeof mapping?.base_model_class === 'string') this.classes.add(mapping.base_model_class)
     const rowModules = parts.flatMap(({ kind, module }) => (kind === 'token-rows' ? [module] : []))
-    // PEFT gives both uses of tied embeddings the rows of one, but where the output embedding has rows of its own.
+    // PEFT applies the rows of an input embedding to both uses, unless the output embedding has trained rows too.
     const isShared = ensureWeightTying || !rowModules.some(isHeadModule)
     for (const part of parts) {
       if (part.kind === 'replacement') {
         const { name, tensors } = part
         const placed = this.#place(tensors.weight)
-        // PEFT saves some tensors along, such as resized embeddings. They belong to the base, which ties them.
+        // PEFT also saves tensors that it did not train, such as resized embeddings. The base ties them, so both
+        // change.
         const isTied = ensureWeightTying || !part.isTrained
-        this.replacements.push({ ...own, tensor: name, rows: undefined, isTied, ...placed })
+        this.replacements.push({ ...owner, tensor: name, rows: undefined, isTied, ...placed })
       } else if (part.kind === 'token-rows') {
         const tensor = `${part.module}.weight`
         const placed = this.#place(part.tensors.weight)
-        this.replacements.push({ ...own, tensor, rows: part.indices, isTied: isShared, ...placed })
+        this.replacements.push({ ...owner, tensor, rows: part.indices, isTied: isShared, ...placed })
       } else if (part.kind === 'parameter') this.#note(() => this.#addExperts(part, weight))
       else this.#note(() => this.#addLayer(part, weight))
     }
@@ -213,35 +226,38 @@ export class OpenAdapters {
 
   #addLayer(part: FactorView<AdapterTensor>, weight: number): void {
     const { name, kind, config, tensors } = part
-    const own = this.#factors(part, weight)
-    const { d, k } = own
+    const factors = this.#factors(part, weight)
+    const { d, k } = factors
     const magnitude = tensors.magnitude && this.#factor(tensors.magnitude)
-    // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
+    // An embedding (V, D) is the weight of a layer with V inputs and D outputs, stored as (k, d).
     const isInputMajor = kind === 'embedding' || (kind === 'linear' && config.fanInFanOut)
     const shape = kind === 'convolution' ? convolutionWeight(tensors, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
-    const isTied = own.isTied && magnitude === undefined
+    const isTied = factors.isTied && magnitude === undefined
     const stored = { isLinear: kind === 'linear', isInputMajor, shape, tensor: 'weight', experts: undefined }
-    const layer = { ...own, name, ...stored, isTied, scales }
+    const layer = { ...factors, name, ...stored, isTied, scales }
     this.layers.push(layer)
     if (magnitude !== undefined) this.magnitudes.push({ layer, magnitude, scales: values })
     if (tensors.biasB === undefined) return
-    // s·biasB is the product of 1 (1, 1) and biasB (1, d).
-    const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
+    // s·biasB is the product of the matrices 1 (1, 1) and biasB (1, d).
+    const unit = matrixFactor(`${name}: 1`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
     const row = { d: 1, k: d, rank: 1, isLinear: false, isInputMajor: false, shape: [d], tensor: 'bias' }
-    this.layers.push({ ...layer, ...row, a: this.#factor(tensors.biasB), b: one, scales: undefined })
+    this.layers.push({ ...layer, ...row, a: this.#factor(tensors.biasB), b: unit, scales: undefined })
   }
 
   #addExperts(part: ParameterView<AdapterTensor>, weight: number): void {
     const { name, module, experts } = part
-    const own = this.#factors(part, weight)
-    const stored = { isLinear: false, isInputMajor: false, shape: [experts, own.d, own.k] }
-    this.layers.push({ ...own, name: module, tensor: name.slice(module.length + 1), ...stored, experts })
+    const factors = this.#factors(part, weight)
+    const stored = { isLinear: false, isInputMajor: false, shape: [experts, factors.d, factors.k] }
+    this.layers.push({ ...factors, name: module, tensor: name.slice(module.length + 1), ...stored, experts })
   }
 }
 
-/** One that is dilated (a checkpoint does not say) gets what PEFT's merge gives it. Throws where there are groups. */
+/**
+ * Returns the shape of a convolution's weight. Throws if it has groups. A checkpoint does not tell whether it is
+ * dilated; if it is, it gets the same values as PEFT's merge would give it.
+ */
 function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], name: string): number[] {
   const { d, channels, kernel, groups } = convolutionShape(weightA.shape, weightB.shape, name)
   if (groups > 1) throw new UnsupportedError({ where: name, what: groupsRefusal(groups) })

@@ -1,4 +1,5 @@
-// A base before a merge into it is planned: its names for the adapters' tensors, its tied weights, its head.
+// What a merge has to know about a base before it is planned: its names for the adapters' tensors, its tied weights,
+// and its head.
 
 import { type ByteSource, sameBytes } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
@@ -15,16 +16,18 @@ export interface BaseModel {
   readonly config: ModelConfig | undefined
   readonly names: CheckpointNames
   readonly ties: Ties
-  /** Replacements of tied weights by the values that they have: PEFT saves embeddings along with what adapts them. */
+  /** Replacements that do not change a tied weight: PEFT saves embeddings together with the layers that adapt them. */
   readonly unchanged: ReadonlySet<BaseReplacement>
-  /** The head of the adapters' task. Undefined without one task, or for an unknown model. */
+  /** The head for the adapters' task. Undefined if they have no common task, or if the model is unknown. */
   readonly head: ModelHead | undefined
   readonly adapters: OpenAdapters['adapters']
 }
 
 const COMPARED_BYTES = 1 << 20
 
-/** Compares those tied tensors that the adapters touch and the base stores more than once. */
+/**
+ * Finds names, ties and head of a base. Tied tensors that the base stores twice are compared, if adapters touch them.
+ */
 export async function knowBase(
   checkpoint: Checkpoint,
   config: ModelConfig | undefined,
@@ -46,15 +49,15 @@ export async function knowBase(
     const stored = replacement.rows === undefined ? groupOf(ties, names.locate(replacement.tensor))?.stored : undefined
     if (stored === undefined) continue
     const { info, source } = replacement
-    const own = { info, source: sources[source] }
-    if (await areSame(own, placeOf(stored, checkpoint))) unchanged.add(replacement)
+    const replaced = { info, source: sources[source] }
+    if (await areSame(replaced, placeOf(stored, checkpoint))) unchanged.add(replacement)
   }
   const [task] = tasks
   const head = tasks.size === 1 ? tables.head(String(config?.model_type), task) : undefined
   return { checkpoint, config, names, ties, unchanged, head, adapters }
 }
 
-/** transformers does not tie stored tensors of different values. */
+/** Returns the members of a tie that have equal values: transformers does not tie stored tensors that differ. */
 async function equalMembers({ members, stored }: TieGroup, checkpoint: Checkpoint): Promise<readonly string[]> {
   const result: string[] = []
   for (const name of members) {
@@ -78,7 +81,7 @@ async function areSame(a: Place, b: Place): Promise<boolean> {
   if (a.info.dtype !== b.info.dtype || a.info.byteLength !== b.info.byteLength) return false
   for (let at = 0; at < a.info.byteLength; at += COMPARED_BYTES) {
     const length = Math.min(COMPARED_BYTES, a.info.byteLength - at)
-    // A source may hand out the same memory again.
+    // Copy, because a source may return the same memory for the next read.
     const x = new Uint8Array(await a.source.read(a.info.offset + at, length))
     const y = await b.source.read(b.info.offset + at, length)
     if (!sameBytes(x, y)) return false

@@ -1,4 +1,4 @@
-// The changes of a base's config.json. All else keeps its spelling.
+// Edits config.json of the base. Everything else in the file keeps its spelling.
 
 import { type Directory, parsePythonJson, withText } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
@@ -19,29 +19,29 @@ export interface Config {
 }
 
 export interface ConfigEdit {
-  /** The ways to the parts that say that weights are tied, and must not any more. */
+  /** The paths of the parts of the config that say that weights are tied, and must not say so any more. */
   readonly untied: readonly (readonly string[])[]
   readonly dtype: FloatDtype | undefined
   readonly vocabulary: number | undefined
   readonly head: HeadEdit | undefined
-  /** The graphs of the result; transformers.js reads of them there. */
+  /** The graphs of the result, which the config describes for transformers.js. */
   readonly graphs?: readonly WrittenGraph[]
 }
 
 export interface HeadEdit extends Meaning {
-  /** The model's class with this head; undefined where it is not known. */
+  /** The model class with this head, if it is known. */
   readonly architecture: string | undefined
   readonly count: number | undefined
 }
 
 const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' }
 
-/** The part of config.json that transformers.js reads: the type of the graph, and how many data files it has. */
+/** The part of config.json for transformers.js: the type of the graph, and the number of its data files. */
 const HUB_MEMBER = 'transformers.js_config'
 
 const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
 
-/** The model's and, where that is a part of it, the language model's, with the way to each. */
+/** Returns the config of the model and, if the language model is a part of it, its config too, each with its path. */
 function partsOf(config: ModelConfig): { part: ModelConfig; path: string[] }[] {
   const { text_config: text } = config
   return [{ part: config, path: [] }, ...(isObject(text) ? [{ part: text, path: ['text_config'] }] : [])]
@@ -57,7 +57,7 @@ export function editConfig(
   }
   for (const way of untied) {
     text = setMember(text, [...way, 'tie_word_embeddings'], false)
-    // Other versions of transformers ask the other one of the two.
+    // Change both: some versions of transformers read the one, some the other.
     replace('tie_word_embeddings', false, (part) => part.tie_word_embeddings === true)
   }
   if (dtype !== undefined) {
@@ -81,7 +81,7 @@ function withHead(text: string, config: ModelConfig, head: HeadEdit): string {
   return 'num_labels' in config ? setMember(edited, ['num_labels'], names.length) : edited
 }
 
-/** transformers takes two where config.json has none. */
+/** Returns the number of labels. Without a number in config.json, transformers takes 2. */
 function labelCount({ id2label, num_labels }: ModelConfig): number {
   if (typeof id2label === 'object' && id2label !== null) return Object.keys(id2label).length
   return typeof num_labels === 'number' ? num_labels : 2
@@ -95,22 +95,22 @@ export interface WrittenGraph {
 
 function editForHub(text: string, values: ModelConfig, graphs: readonly WrittenGraph[]): string {
   const before = objectOf(values[HUB_MEMBER])
-  const own: Record<string, unknown> = { ...before }
+  const edited: Record<string, unknown> = { ...before }
   const withData = graphs.filter(({ dataFiles }) => dataFiles > 0)
   if (withData.length > 0) {
     const entries = withData.map(({ path, dataFiles }) => [path.slice(path.lastIndexOf('/') + 1), dataFiles])
-    own.use_external_data_format = Object.fromEntries(entries)
-  } else delete own.use_external_data_format
+    edited.use_external_data_format = Object.fromEntries(entries)
+  } else delete edited.use_external_data_format
   const dtypes = graphs.map(({ path }) => graphFile(path).dtype)
   const [first] = dtypes
-  // Without a word transformers.js takes fp32, and q8 in browsers without a GPU.
+  // If nothing is said, transformers.js takes fp32, or q8 in browsers without a GPU.
   const isTold = before.dtype !== undefined || dtypes.some((dtype) => dtype !== 'fp32')
-  if (isTold && first !== undefined && dtypes.every((dtype) => dtype === first)) own.dtype = first
-  if (JSON.stringify(own) === JSON.stringify(before)) return text
-  return setMember(text, [HUB_MEMBER], own)
+  if (isTold && first !== undefined && dtypes.every((dtype) => dtype === first)) edited.dtype = first
+  if (JSON.stringify(edited) === JSON.stringify(before)) return text
+  return setMember(text, [HUB_MEMBER], edited)
 }
 
-/** Warnings about changes of config.json where the result gets none. */
+/** Returns warnings about edits of config.json that the user has to make, if the result gets no config.json. */
 export function withoutConfig({ untied, head }: ConfigEdit, weightsOnly: boolean, where: string): string[] {
   if (untied.length > 0) {
     throw new MismatchError({

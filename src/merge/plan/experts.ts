@@ -1,4 +1,5 @@
-// Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), or the experts' matrices one by one.
+// Adapted parameters of experts (target_parameters) in a checkpoint, which stores them as a tensor (E, ·, ·) or as a
+// matrix for each expert.
 
 import { sizeOf } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
@@ -24,7 +25,7 @@ export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, r
   }
 }
 
-/** The layer of some rows of its weight, or of so many of a bias's values. */
+/** Returns the part of a layer that changes some rows of its weight, or some values of a bias. */
 export function layerOfRows(layer: LayerFactors, first: number, rows: number): LayerFactors {
   if (layer.tensor === 'bias') return { ...layer, k: rows, shape: [rows], a: columnsOf(layer.a, first, rows) }
   const { b, k, isInputMajor, scales } = layer
@@ -42,7 +43,7 @@ function columnsOf(factor: Factor, first: number, columns: number): Factor {
   return { ...factor, offset: factor.offset + first * sizeOf(factor.dtype), columns }
 }
 
-/** The layer as its tensor has it: input-major or not. */
+/** Returns the layer with the orientation of its stored tensor: input-major or not. */
 export function stackedLayer(layer: LayerFactors, info: TensorInfo, search: WeightSearch): LayerFactors {
   const { d, k, experts = 1 } = layer
   const layout = parameterLayout(info.shape, { experts, d, k }, d === k && isInputMajor(layer, search))
@@ -58,7 +59,10 @@ export function stackedLayer(layer: LayerFactors, info: TensorInfo, search: Weig
   return { ...layer, ...layout, shape: info.shape, experts: info.shape.length === 3 ? experts : undefined }
 }
 
-/** A square parameter's shape does not tell; other parameters of the module, or the model's type, do. */
+/**
+ * True if the parameter is stored input-major. If it is square, other parameters of the module or the model's type
+ * tell.
+ */
 function isInputMajor({ name }: LayerFactors, { layers, names, checkpoint, config }: WeightSearch): boolean {
   for (const { name: module, tensor, experts, d, k } of layers) {
     if (module !== name || experts === undefined || d === k) continue

@@ -1,5 +1,5 @@
-// The tensors of a checkpoint that a layer changes: found by its name or by what transformers calls it, in the right
-// shape and type.
+// Finds the tensors of a checkpoint that a layer changes, by its name or by its name in transformers, and checks their
+// shapes and types.
 
 import { isWeightDtype, requireWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses } from '../../base/errors.js'
@@ -27,29 +27,30 @@ export interface FoundWeight {
 }
 
 /**
- * The embedding's tensor where a tied output embedding is not stored; several where stacked experts are stored apart.
+ * Returns the tensors that a layer changes. If a tied output embedding is not stored, it is the input embedding. If
+ * stacked experts are stored one by one, there are several.
  */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
   const { names, ties } = search
   const { tensors } = search.checkpoint
-  const own = `${layer.name}.${layer.tensor}`
-  const form = names.form(own)
-  if (form === undefined) throw unknownForm(own)
+  const wanted = `${layer.name}.${layer.tensor}`
+  const form = names.form(wanted)
+  if (form === undefined) throw unknownForm(wanted)
   if (!isPlain(form)) return inAnotherForm(layer, form, search)
   const [name] = form.tensors
   const module = name.endsWith(`.${layer.tensor}`) ? name.slice(0, -layer.tensor.length - 1) : names.locate(layer.name)
   const group = groupOf(ties, name)
   const tensor = tensors.get(name) ?? (group && tensors.get(group.stored))
   const refuseQuantized = () =>
-    refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
+    refuseQuantizedModule(layer.experts === undefined ? module : name, (name) => tensors.has(name))
   if (tensor !== undefined) {
     if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
-    const own =
+    const placed =
       layer.experts === undefined
         ? storedLayer(layer, module, tensor.info, search)
         : stackedLayer(layer, tensor.info, search)
-    checkWeight(own, tensor.info)
-    return [{ name, tensor, layer: own, group }]
+    checkWeight(placed, tensor.info)
+    return [{ name, tensor, layer: placed, group }]
   }
   refuseQuantized()
   if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
@@ -65,16 +66,16 @@ function inAnotherForm(layer: LayerFactors, form: StoredForm, search: WeightSear
   const { tensors } = search.checkpoint
   for (const stored of form.tensors) {
     const module = stored.replace('*', '0').replace(/\.weight$/, '')
-    refuseQuantizedModule(module, (other) => tensors.has(other))
+    refuseQuantizedModule(module, (name) => tensors.has(name))
   }
-  return layersOfForm(layer, form, search).map(({ tensor: name, layer: own }) => {
+  return layersOfForm(layer, form, search).map(({ tensor: name, layer: placed }) => {
     const tensor = tensors.get(name)!
-    checkWeight(own, tensor.info)
-    return { name, tensor, layer: own, group: undefined }
+    checkWeight(placed, tensor.info)
+    return { name, tensor, layer: placed, group: undefined }
   })
 }
 
-/** Told by the layers or, if there are none, by the replaced tensors. */
+/** Finds the checkpoint's names, from the layers of the adapters or, if they have none, from the replaced tensors. */
 export function namesIn(
   { tensors }: Checkpoint,
   { layers, replacements, classes }: Pick<OpenAdapters, 'layers' | 'replacements' | 'classes'>,
@@ -82,7 +83,7 @@ export function namesIn(
   tables: ModelTables,
 ): CheckpointNames {
   const wanted = layers.map(({ name, tensor }) => {
-    // A bias has its weight beside it, where the base has none.
+    // If the base has no such bias, it may still have the weight of the same module.
     const isThere = (stored: string) => tensor === 'bias' && tensors.has(`${stored.slice(0, -'.bias'.length)}.weight`)
     return { name: `${name}.${tensor}`, isThere }
   })
@@ -90,7 +91,7 @@ export function namesIn(
   return chooseNames(layers.length > 0 ? wanted : replacements.map(({ tensor: name }) => ({ name })), tensors, entries)
 }
 
-/** The model's type, after those of its parts that the adapters were made for alone: the vision model of CLIP. */
+/** Returns model types to try: first of parts for which the adapters were made, such as CLIP's vision model. */
 function typesOf(config: ModelConfig | undefined, classes: ReadonlySet<string>, tables: ModelTables): string[] {
   const parts = Object.values(config ?? {})
     .map((part) => objectOf(part).model_type)

@@ -1,16 +1,16 @@
-// Problems of a plan: collected instead of thrown, so that a look at an adapter's fit sees all.
+// Collects the problems of a plan instead of throwing them, so that a report of an adapter's fit has all of them.
 
 import { attempt, LowrankError } from '../../base/errors.js'
 
 export interface PlacedPart {
   readonly name: string
-  /** The base's tensor; undefined where there is none. */
+  /** The base's tensor, if it has one. */
   readonly info: { readonly name: string; readonly shape: readonly number[]; readonly dtype: string } | undefined
   readonly problem?: LowrankError | undefined
 }
 
 export class FitProblems {
-  /** In the order in which they are found. A merge throws the first. */
+  /** The problems in the order in which they were found. A merge throws the first. */
   readonly problems: LowrankError[] = []
   readonly whole: LowrankError[] = []
   readonly parts: PlacedPart[] = []

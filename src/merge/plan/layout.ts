@@ -1,4 +1,4 @@
-// The source of every byte of the output: files, their segments, and the chunks in which segments are worked on.
+// Plans where each byte of the output comes from: files, their segments, and the chunks in which segments are computed.
 
 import { isWeightDtype, sizeOf, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
@@ -6,23 +6,23 @@ import { planSafetensors, type TensorInfo } from '../../formats/safetensors.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
 
-/** Measured: 0.5–1 MB is fastest; more falls out of the second-level cache between read, kernel and write. */
+/** Measured: 0.5–1 MB is fastest. Larger chunks leave the second-level cache between reading, computing and writing. */
 export const CHUNK_BYTES = 1 << 20
-/** Multiples of the kernel's tile. */
+/** Chunks have a multiple of these rows and columns, the tile of the kernel. */
 const TILE_ROWS = 12
 const TILE_COLUMNS = 8
 
 export interface OutputTensor {
   readonly name: string
   readonly dtype: TensorDtype
-  /** The base's tensor, or an adapter's that takes its place. */
+  /** The base's tensor, or the adapter's tensor that replaces it. */
   readonly base: TensorInfo
   readonly source: number
   readonly layers: readonly LayerFactors[]
   readonly isReplaced: boolean
-  /** Rows whose values come from elsewhere. Nothing is merged into these. */
+  /** Rows that an adapter replaces. Nothing is merged into them. */
   readonly rows: readonly OutputRow[]
-  /** Then nothing is merged into the tensor. */
+  /** Columns that an adapter replaces. If there are any, nothing is merged into the tensor. */
   readonly columns?: ReplacedColumns | undefined
 }
 
@@ -40,19 +40,19 @@ interface ReplacedColumns {
   readonly values: Factor
 }
 
-/** A weight that is computed, not copied: seen as (rows, columns), as it is stored. */
+/** A weight that is computed and not copied, as a matrix (rows, columns) in its stored order. */
 export interface WeightPlan {
   readonly name: string
   readonly from: WeightDtype
   readonly to: WeightDtype
   readonly rows: number
   readonly columns: number
-  /** Empty if it is only converted, or has windows. */
+  /** The layers that change the weight. Empty if it is only converted, or if it has windows. */
   readonly layers: readonly LayerFactors[]
   readonly reports: readonly string[]
-  /** Held as f32 (f64 if stored so) while it is computed: its type changes, or there is more to do than to add. */
+  /** True if it is held as f32 (f64 if stored as f64): its type changes, or more is done than adding. */
   readonly isWidened: boolean
-  /** Ranges of columns that have layers of their own. All other columns keep their values. */
+  /** Ranges of columns, each with its layers. All other columns keep their values. */
   readonly windows?: readonly Window[] | undefined
   readonly columnValues?: ReplacedColumns | undefined
 }
@@ -62,7 +62,7 @@ export interface Window {
   readonly weight: WeightPlan
 }
 
-/** Consecutive bytes of an output file, made from consecutive bytes of one source. */
+/** Consecutive bytes of an output file that are made from consecutive bytes of a source. */
 export interface Segment {
   readonly offset: number
   readonly byteLength: number
@@ -78,24 +78,24 @@ export interface Literal {
   readonly bytes: Uint8Array
 }
 
-/** A file of the output: each byte is in one literal or one segment. */
+/** A file of the output. Each byte is in a literal or in a segment. */
 export interface OutputFile {
   readonly path: string
   readonly byteLength: number
   readonly literals: readonly Literal[]
   readonly segments: readonly Segment[]
   readonly tensors: readonly string[]
-  /** Names of those that adapters change, replace or bring. */
+  /** The names of tensors that adapters change, replace or add. */
   readonly changed: readonly string[]
 }
 
 interface LayoutOptions {
-  /** Undefined: the base's shards stay. A tensor above it gets a shard of its own. */
+  /** The largest size of a shard. Undefined: the same shards as the base. A larger tensor gets a shard for itself. */
   maxShardBytes?: number | undefined
   path?: string | undefined
 }
 
-/** `tensors` by the base's shard, in the order of their bytes. */
+/** @param tensors for each shard of the base, its tensors in the order of their bytes */
 export function layOut(
   checkpoint: Checkpoint,
   tensors: readonly (readonly OutputTensor[])[],
@@ -105,26 +105,26 @@ export function layOut(
     const groups = groupBySize(tensors.flat(), maxShardBytes)
     const { metadata } = checkpoint.shards[0].file
     return groups.map((group, i) => {
-      const [own, all] = [i + 1, groups.length].map((value) => String(value).padStart(5, '0'))
-      const name = groups.length === 1 ? (path ?? 'model.safetensors') : `model-${own}-of-${all}.safetensors`
+      const [number, all] = [i + 1, groups.length].map((value) => String(value).padStart(5, '0'))
+      const name = groups.length === 1 ? (path ?? 'model.safetensors') : `model-${number}-of-${all}.safetensors`
       return newShard(name, group, metadata)
     })
   }
   return checkpoint.shards.map(({ path: basePath, file, dataStart }, shard) => {
     const name = checkpoint.shards.length === 1 ? (path ?? basePath) : basePath
-    const own = tensors[shard]
+    const ofShard = tensors[shard]
     const isSame =
-      own.length === file.tensors.size &&
-      own.every((tensor) => tensor.dtype === tensor.base.dtype && tensor.source === shard)
-    if (!isSame) return newShard(name, own, file.metadata)
+      ofShard.length === file.tensors.size &&
+      ofShard.every((tensor) => tensor.dtype === tensor.base.dtype && tensor.source === shard)
+    if (!isSame) return newShard(name, ofShard, file.metadata)
     const header: Segment = { offset: 0, byteLength: dataStart, source: shard, baseOffset: 0, weight: undefined }
-    const segments = own.flatMap((tensor) => segmentsOf(tensor, tensor.base.offset))
+    const segments = ofShard.flatMap((tensor) => segmentsOf(tensor, tensor.base.offset))
     return {
       path: name,
       byteLength: file.source.byteLength,
       literals: [],
       segments: coalesce([header, ...segments]),
-      ...namesOf(own),
+      ...namesOf(ofShard),
     }
   })
 }
@@ -160,8 +160,8 @@ export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
     const byteLength = base.byteLength / experts
     const mergedBytes = outputBytes(tensor) / experts
     return Array.from({ length: experts }, (_, e) => {
-      const own = { ...base, shape, offset: base.offset + e * byteLength, byteLength }
-      const expert = { ...tensor, base: own, layers: layers.map((layer) => expertLayer(layer, e)) }
+      const expertInfo = { ...base, shape, offset: base.offset + e * byteLength, byteLength }
+      const expert = { ...tensor, base: expertInfo, layers: layers.map((layer) => expertLayer(layer, e)) }
       return segmentOf(expert, offset + e * mergedBytes)
     })
   }
@@ -172,23 +172,23 @@ export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   const [rowBytes, mergedRowBytes] = [base.byteLength / height, outputBytes(tensor) / height]
   const runs = runsOf(rows)
   const ends = runs.flatMap(({ index, count }) => [index, index + count])
-  return cutsOf(layers, height, ends).map(({ first, end, layers: own }) => {
+  return cutsOf(layers, height, ends).map(({ first, end, layers: inRange }) => {
     const shape = [end - first, ...base.shape.slice(1)]
     const place = offset + first * mergedRowBytes
     const run = runs.find(({ index, count }) => index <= first && first < index + count)
     if (run === undefined) {
       const piece = { ...base, shape, offset: base.offset + first * rowBytes, byteLength: (end - first) * rowBytes }
-      return segmentOf({ ...tensor, base: piece, layers: own }, place)
+      return segmentOf({ ...tensor, base: piece, layers: inRange }, place)
     }
     const { dtype, source, index, count } = run
     const bytes = run.byteLength / count
     const from = run.offset + (first - index) * bytes
     const values = { ...base, shape, dtype, offset: from, byteLength: (end - first) * bytes }
-    return segmentOf({ ...tensor, source, base: values, layers: own }, place)
+    return segmentOf({ ...tensor, source, base: values, layers: inRange }, place)
   })
 }
 
-/** Rows in order; those that follow one another in the tensor and in their source are one. */
+/** Joins rows that are consecutive both in the tensor and in their source. */
 function runsOf(rows: readonly OutputRow[]): (OutputRow & { count: number })[] {
   const result: (OutputRow & { count: number })[] = []
   for (const row of [...rows].sort((a, b) => a.index - b.index)) {
@@ -205,7 +205,7 @@ function runsOf(rows: readonly OutputRow[]): (OutputRow & { count: number })[] {
   return result
 }
 
-/** Cuts where a layer's region begins or ends, and at other places. */
+/** Cuts a tensor at the begin and end of each layer's region, and at the places `others`. */
 function cutsOf(layers: readonly LayerFactors[], length: number, others: readonly number[] = []) {
   const ranges = layers.map((layer) => {
     const { first, count } = layer.region ?? { first: 0, count: length }
@@ -215,17 +215,17 @@ function cutsOf(layers: readonly LayerFactors[], length: number, others: readonl
   const cuts = [...new Set([0, length, ...ends, ...others])].sort((a, b) => a - b)
   return cuts.slice(1).map((end, i) => {
     const first = cuts[i]
-    const own = ranges
+    const inRange = ranges
       .filter((range) => range.first <= first && end <= range.end)
       .map((range) => {
         const isWhole = range.first === first && range.end === end
         return isWhole ? range.layer : layerOfRows(range.layer, first - range.first, end - first)
       })
-    return { first, end, layers: own }
+    return { first, end, layers: inRange }
   })
 }
 
-/** A tensor (k, d) whose columns belong to several weights of the model. */
+/** Makes the segment of a tensor (k, d) whose columns belong to several weights of the model. */
 function windowSegment(tensor: OutputTensor, offset: number): Segment {
   const segment = segmentOf(tensor, offset)
   const { rows, columns: width } = segment.weight!
@@ -244,7 +244,7 @@ function segmentOf(tensor: OutputTensor, offset: number): Segment {
     return { ...place, byteLength: base.byteLength, weight: undefined }
   }
   const elements = base.byteLength / sizeOf(base.dtype)
-  // A convolution's weight (d, in, *kernel) is a matrix too, with a row for each output.
+  // The weight of a convolution (d, in, *kernel) is treated as a matrix with a row for each output.
   const hasRows = (layers.length > 0 || columnValues !== undefined) && base.shape.length > 1
   const rows = hasRows ? base.shape[0] : 1
   const weight = { ...weightOf(tensor, { rows, columns: elements / rows, layers }), columnValues }
@@ -261,7 +261,9 @@ function weightOf(
   return { name, ...types, rows, columns, layers, reports: [...new Set(reports)], isWidened }
 }
 
-/** Joins copies that follow one another on both sides, so that small tensors do not make small chunks. */
+/**
+ * Joins copies that are consecutive in the source and in the output, so that small tensors do not make small chunks.
+ */
 export function coalesce(segments: readonly Segment[]): Segment[] {
   const result: Segment[] = []
   for (const segment of segments) {
@@ -299,7 +301,7 @@ export function outputBytes({ dtype, base }: OutputTensor): number {
   return (base.byteLength / sizeOf(base.dtype)) * sizeOf(dtype)
 }
 
-/** Whole rows of a weight, or a part of one row. */
+/** The unit of work: whole rows of a weight, or a part of a row. */
 export interface Chunk {
   readonly segment: Segment
   readonly row: number
@@ -315,27 +317,27 @@ export function windowsOf(weight: WeightPlan): readonly Window[] {
   return weight.windows ?? [{ column: 0, weight }]
 }
 
-/** The chunks of a segment, which are made when their turn comes. */
+/** Returns the chunks of a segment. Each is made when it is asked for. */
 export function chunksOf(segment: Segment): { readonly count: number; at(index: number): Chunk } {
   const { weight, byteLength, baseOffset, offset } = segment
   const { rows, columns, windows } = weight ?? { rows: 1, columns: byteLength, windows: undefined }
   const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
   const elements = CHUNK_BYTES / Math.max(weight === undefined ? 1 : weight.isWidened ? 4 : 2, from, to)
-  // Windows are cut out of whole rows.
+  // Windows are cut out of whole rows, so with windows a chunk has whole rows.
   const width = columns > elements && windows === undefined ? elements - (elements % TILE_COLUMNS) : columns
   const fitting = Math.max(1, Math.floor(elements / columns))
   const height = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
-  /** Chunks side by side: above 1 only where a row is larger than a chunk. */
+  /** The number of chunks for a row: above 1 only if a row is larger than a chunk. */
   const across = Math.ceil(columns / width)
   return {
     count: across * Math.ceil(rows / height),
     at(index) {
       const row = Math.floor(index / across) * height
       const column = (index % across) * width
-      const own = { row, rows: Math.min(height, rows - row), column, columns: Math.min(width, columns - column) }
+      const place = { row, rows: Math.min(height, rows - row), column, columns: Math.min(width, columns - column) }
       const start = row * columns + column
-      const base = { baseOffset: baseOffset + start * from, baseBytes: own.rows * own.columns * from }
-      return { segment, ...own, ...base, offset: offset + start * to }
+      const base = { baseOffset: baseOffset + start * from, baseBytes: place.rows * place.columns * from }
+      return { segment, ...place, ...base, offset: offset + start * to }
     },
   }
 }

@@ -1,5 +1,5 @@
-// Which way round a base stores a linear layer's weight: (d, k), or (k, d) as transformers' Conv1D does. PEFT asks the
-// module's class; its saved fan_in_fan_out is wrong for GPT-2 when the output layer is adapted too (peft#324).
+// Finds whether a base stores a linear layer's weight as (d, k), or as (k, d) like transformers' Conv1D. PEFT asks the
+// class of the module; its saved fan_in_fan_out is wrong for GPT-2 if the output layer is adapted too (peft#324).
 
 import { isConv1d } from '../../families/families.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
@@ -9,14 +9,14 @@ import type { ModelConfig } from './config-edit.js'
 import type { CheckpointNames } from './names/choose.js'
 import type { Ties } from './names/ties.js'
 
-/** Modules of Conv1D that have more outputs than inputs. */
+/** Conv1D modules with more outputs than inputs. */
 const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
 export function isConv1dModule(module: string, tensors: ReadonlyMap<string, CheckpointTensor>): boolean {
   return isConv1d(module) && storesInputMajor(tensors) === true
 }
 
-/** Undefined where no such layer is other than square. */
+/** True if these Conv1D modules are stored as (k, d), undefined if all of them are square or missing. */
 function storesInputMajor(tensors: ReadonlyMap<string, CheckpointTensor>): boolean | undefined {
   for (const [name, { info }] of tensors) {
     const [rows, columns] = info.shape
@@ -40,7 +40,7 @@ export function storedLayer(layer: LayerFactors, module: string, { shape }: Tens
   return isInputMajor === layer.isInputMajor ? layer : { ...layer, isInputMajor, shape: isInputMajor ? [k, d] : [d, k] }
 }
 
-/** A square shape says nothing: the module's name does beside layers of Conv1D, then the adapter's other layers. */
+/** Decides for a square weight: by its name if the model has Conv1D layers, else like the adapter's other layers. */
 function squareIsInputMajor(module: string, { isInputMajor }: LayerFactors, search: WeightSearch): boolean {
   const { layers, names, checkpoint } = search
   const stored = storesInputMajor(checkpoint.tensors)

@@ -1,4 +1,4 @@
-// The places of replaced tensors and rows in a checkpoint.
+// Finds the places of replaced tensors and rows in a checkpoint.
 
 import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
 import { attempt, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -18,13 +18,13 @@ export type Placed = Partial<Pick<OutputTensor, 'base' | 'source' | 'isReplaced'
 export interface AddedTensor {
   readonly info: TensorInfo
   readonly source: number
-  /** The type of most of the base's weights. */
+  /** The type in which it is written: the type of most of the base's weights. */
   readonly dtype: TensorDtype
 }
 
 /**
- * Returns by tensor of the output what it has in place of the base's own, and what the base has not. `untied` are tied
- * weights that are all tensors of their own in the output.
+ * Returns, for each tensor of the output, the values that replace the base's, and the tensors that the base does not
+ * have. The members of `untied` become separate tensors in the output.
  */
 export function placeReplacements(
   replacements: readonly BaseReplacement[],
@@ -42,19 +42,19 @@ export function placeReplacements(
     const form = names.form(tensor)
     if (form === undefined) throw unknownForm(tensor)
     if (!isPlain(form)) {
-      for (const [own, one] of placeForm(replacement, form, checkpoint)) addTo(placed, own, one)
+      for (const [name, placedPart] of placeForm(replacement, form, checkpoint)) addTo(placed, name, placedPart)
       return
     }
-    for (const own of targetsOf(replacement, replacements, base, untied)) {
-      const stored = tensors.get(own) ?? tensors.get(groupOf(ties, own)?.stored ?? own)
+    for (const name of targetsOf(replacement, replacements, base, untied)) {
+      const stored = tensors.get(name) ?? tensors.get(groupOf(ties, name)?.stored ?? name)
       if (stored !== undefined) {
-        checkFit(own, stored.info, info, rows)
-        addTo(placed, own, placedAt(source, info, rows))
+        checkFit(name, stored.info, info, rows)
+        addTo(placed, name, placedAt(source, info, rows))
         continue
       }
-      if (rows !== undefined || head?.tensors.includes(tensor) !== true) throw missingError(own, tensors.keys())
-      if (added.has(own)) throw twiceError(own)
-      added.set(own, { info, source, dtype: addedDtype(info, checkpoint) })
+      if (rows !== undefined || head?.tensors.includes(tensor) !== true) throw missingError(name, tensors.keys())
+      if (added.has(name)) throw twiceError(name)
+      added.set(name, { info, source, dtype: addedDtype(info, checkpoint) })
     }
   }
   for (const replacement of replacements) {
@@ -75,7 +75,7 @@ export function storedOf(tensor: string, { checkpoint: { tensors }, names, ties 
   return (tensors.get(name) ?? tensors.get(groupOf(ties, name)?.stored ?? name))?.info
 }
 
-/** Numbers that follow from the config and that some versions of transformers save. */
+/** True for tensors that follow from the config, which some versions of transformers save. */
 function isBuffer(tensor: string): boolean {
   return /(^|\.)(rotary_emb\.(original_)?inv_freq|position_ids)$/.test(tensor)
 }
@@ -90,7 +90,7 @@ function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): TensorDtype
   return [...counts].find(([, count]) => count === most)?.[0] ?? dtype
 }
 
-/** All of tied tensors, but for those that another part is for. */
+/** Returns the tensors that a replacement changes: all of a tied group, except those that another part replaces. */
 function targetsOf(
   { tensor, rows, isTied }: BaseReplacement,
   replacements: readonly BaseReplacement[],
@@ -101,19 +101,21 @@ function targetsOf(
   const group = groupOf(ties, name)
   if (group === undefined) return [name]
   const isUntied = untied.includes(group)
-  const others = new Set(replacements.map((other) => names.locate(other.tensor)))
+  const others = new Set(replacements.map((replacement) => names.locate(replacement.tensor)))
   others.delete(name)
-  const inOutput = group.members.filter((own) => isUntied || checkpoint.tensors.has(own))
+  const inOutput = group.members.filter((member) => isUntied || checkpoint.tensors.has(member))
   if (group.isBias) {
-    // A bias is used where its module has a tied weight: at the head.
-    const used = group.members.find((own) => isHeadBias(own, ties)) ?? group.stored
+    // Of tied biases, only the head's is used.
+    const used = group.members.find((member) => isHeadBias(member, ties)) ?? group.stored
     if (isUntied)
-      return name === used || others.has(used) ? [name] : inOutput.filter((own) => own === name || !others.has(own))
+      return name === used || others.has(used)
+        ? [name]
+        : inOutput.filter((member) => member === name || !others.has(member))
     return others.has(used) ? [] : inOutput
   }
   const earlier = group.members.slice(0, group.members.indexOf(name))
-  if (isTied && !isUntied && earlier.some((own) => others.has(own))) return []
-  // A whole module is a copy of its own in PEFT, as rows are that are not for both uses.
+  if (isTied && !isUntied && earlier.some((member) => others.has(member))) return []
+  // In PEFT a whole module is a separate copy, and so are rows that are not for both uses.
   return isUntied && (rows === undefined || !isTied) ? [name] : inOutput
 }
 
@@ -126,7 +128,7 @@ function addTo(result: Map<string, Placed>, tensor: string, placed: Placed): voi
   result.set(tensor, joinPlaced(tensor, result.get(tensor), placed))
 }
 
-/** Rows that belong to several of the model's come together. */
+/** Joins rows for the same stored tensor that belong to several tensors of the model. */
 export function joinPlaced(tensor: string, before: Placed | undefined, placed: Placed): Placed {
   if (before === undefined) return placed
   const taken = new Set(before.rows?.map(({ index }) => index))
@@ -161,12 +163,12 @@ function placeForm(
   const placed = all.map((name): [string, Placed] => {
     const stored = tensors.get(name)?.info
     if (stored === undefined) throw missingError(name, tensors.keys())
-    // The same values in the adapter's type, in the order of the parts.
+    // The parts lie one after the other in the replaced tensor, in the adapter's type.
     const byteLength = (info.byteLength / elementCount(info.shape)) * elementCount(stored.shape)
-    const own = { ...info, shape: stored.shape, offset, byteLength }
-    checkFit(name, stored, own, undefined)
+    const grown = { ...info, shape: stored.shape, offset, byteLength }
+    checkFit(name, stored, grown, undefined)
     offset += byteLength
-    return [name, placedAt(source, own, undefined)]
+    return [name, placedAt(source, grown, undefined)]
   })
   if (offset !== info.offset + info.byteLength) checkFit(tensor, { ...info, shape: [all.length] }, info, undefined)
   return placed

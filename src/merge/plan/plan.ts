@@ -1,4 +1,4 @@
-// Plans a merge into a checkpoint, from names, types and shapes. Every layer of every adapter finds its weight.
+// Plans a merge into a checkpoint from names, types and shapes: finds the weight of each layer of each adapter.
 
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
 import { attempt, MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -20,7 +20,7 @@ import { refuseQuantizedConfig } from './refusals.js'
 import { partedTies, refuseUnknownTies, tensorOf } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
-/** Each costs a comparison with every name of the base. */
+/** The most suggestions of similar names. Each needs a comparison with all names of the base. */
 const MAX_SUGGESTIONS = 20
 
 export interface PlanOptions extends Pick<MergeSettings, 'tied' | 'allowMissing' | 'maxShardBytes'> {
@@ -40,7 +40,7 @@ export function placeParts(original: BaseModel, parts: MergeParts, options: Plan
   fit.note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
   const changed = { layers, replacements }
   fit.note(() => refuseUnknownTies(changed, base, tied))
-  /** Tied weights that all become tensors of their own. */
+  /** The tied weights that become separate tensors. */
   const untied = tied === 'untie' ? partedTies(changed, base) : []
   const warnings = untied.map(({ members }) => `${members.join(' and ')} were one weight, and are not any more`)
   fit.notes.push(...warnings)
@@ -53,7 +53,7 @@ export function placeParts(original: BaseModel, parts: MergeParts, options: Plan
     const list = [...added.keys()].join(', ')
     fit.notes.push(`it brings the head of a ${base.head?.architecture}, which the base has not: ${list}`)
   }
-  for (const [name, own] of byTensor) fit.note(() => refuseCombination(name, own, placed.get(name)))
+  for (const [name, layers] of byTensor) fit.note(() => refuseCombination(name, layers, placed.get(name)))
   return { checkpoint, byTensor, placed, added, untied, head, vocabulary, warnings }
 }
 
@@ -76,29 +76,29 @@ export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: Pla
   return {
     files,
     weights: all.filter(({ layers }) => layers.length > 0),
-    /** A single file has none. */
+    /** Undefined if the base is a single file. */
     indexPath,
     newIndex: isRelaid ? newIndex(files, all, metadata) : undefined,
     edit: { untied: untied.map(({ path: way }) => way), dtype, vocabulary, head },
   }
 }
 
-/** Sorted by the base's shard, in the order of their bytes; new ones come in the last. */
+/** Returns the tensors of each shard of the base, in the order of their bytes. New tensors go into the last shard. */
 function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes, dtype: FloatDtype | undefined) {
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
-    const add = (own: string) => {
+    const add = (tensorName: string) => {
       outputs[tensor.shard].push({
-        ...outputTensor(own, { info: tensor.info, source: tensor.shard }, byTensor.get(own) ?? [], dtype),
-        ...placed.get(own),
+        ...outputTensor(tensorName, { info: tensor.info, source: tensor.shard }, byTensor.get(tensorName) ?? [], dtype),
+        ...placed.get(tensorName),
       })
     }
     add(name)
     for (const { members, stored } of untied) {
-      if (stored === name) for (const own of members) if (!checkpoint.tensors.has(own)) add(own)
+      if (stored === name) for (const member of members) if (!checkpoint.tensors.has(member)) add(member)
     }
   }
-  for (const own of outputs) own.sort((a, b) => a.base.offset - b.base.offset)
+  for (const tensors of outputs) tensors.sort((a, b) => a.base.offset - b.base.offset)
   for (const [name, tensor] of added) {
     outputs[outputs.length - 1].push({
       ...outputTensor(name, tensor, [], dtype ?? (tensor.dtype as FloatDtype)),
@@ -126,13 +126,13 @@ function assignLayers(
       const isSuggested = missing.push(layer) <= MAX_SUGGESTIONS
       problem = missingError([layer], layers, isSuggested ? checkpoint : { ...checkpoint, tensors: new Map() })
     }
-    for (const { name, layer: own, group, tensor } of found ?? []) {
-      // Experts of a parameter that are stored one by one have a line each.
+    for (const { name, layer: placedLayer, group, tensor } of found ?? []) {
+      // If the experts of a parameter are stored one by one, each gets a line in the report.
       const label = found!.length > 1 ? name : labelOf(layer)
       fit.parts.push({ name: label, info: tensor.info })
-      if (group === undefined || untied.includes(group)) add(name, own)
-      else if (!isRepeated(own, name, group, search)) {
-        for (const member of group.members) if (tensors.has(member)) add(member, own)
+      if (group === undefined || untied.includes(group)) add(name, placedLayer)
+      else if (!isRepeated(placedLayer, name, group, search)) {
+        for (const member of group.members) if (tensors.has(member)) add(member, placedLayer)
       }
     }
     if (problem === undefined) continue
@@ -143,7 +143,9 @@ function assignLayers(
   return result
 }
 
-/** True if an adapter has the layer for an earlier one of tied weights too: one weight gets one change. */
+/**
+ * True if an adapter also has this layer for an earlier member of a tied group: a shared weight is changed only once.
+ */
 function isRepeated(
   layer: LayerFactors,
   tensor: string,
@@ -152,8 +154,8 @@ function isRepeated(
 ): boolean {
   if (!layer.isTied) return false
   const place = members.indexOf(tensor)
-  return layers.some((other) => {
-    const at = other.isTied ? members.indexOf(tensorOf(other, { names })) : -1
+  return layers.some((candidate) => {
+    const at = candidate.isTied ? members.indexOf(tensorOf(candidate, { names })) : -1
     return at >= 0 && at < place
   })
 }
@@ -166,10 +168,10 @@ function isInside(row: number, { region, isInputMajor }: LayerFactors): boolean 
   return region === undefined || isInputMajor || (region.first <= row && row < region.first + region.count)
 }
 
-/** Refuses changes that are no sum, combined with other changes of the same tensor. */
+/** Refuses changes that cannot be added to other changes of the same tensor: DoRA, and replaced values. */
 export function refuseCombination(where: string, layers: readonly LayerFactors[], placed: Placed | undefined): void {
   const isMixed = layers.some((layer) => {
-    return layer.scales !== undefined && layers.some((other) => other !== layer && overlap(layer, other))
+    return layer.scales !== undefined && layers.some((second) => second !== layer && overlap(layer, second))
   })
   const hasRows =
     placed?.rows?.some(({ index }) => layers.some((layer) => isInside(index, layer))) === true ||
@@ -200,7 +202,9 @@ function outputTensor(
   }
 }
 
-/** transformers counts tied weights once in total_parameters, and takes dtype for that of the weights. */
+/**
+ * Makes the metadata. total_parameters counts tied weights once, as in transformers, and dtype is the weights' type.
+ */
 function outputMetadata(
   metadata: JsonObject,
   { isUntied, dtype }: { isUntied: boolean; dtype: FloatDtype | undefined },
@@ -216,7 +220,7 @@ function newIndex(files: readonly OutputFile[], tensors: readonly OutputTensor[]
   return `${JSON.stringify({ metadata, weight_map }, null, 2)}\n`
 }
 
-/** Returns undefined when the adapters bring no head. */
+/** Plans the head that the adapters bring. Returns undefined if they bring none. */
 function planHead(
   { checkpoint, names, head, adapters }: BaseModel,
   added: ReadonlyMap<string, AddedTensor>,
@@ -224,8 +228,8 @@ function planHead(
 ): ConfigEdit['head'] {
   if (head === undefined || added.size === 0) return undefined
   const missing = head.tensors.find((name) => {
-    const own = names.locate(name)
-    return !added.has(own) && !checkpoint.tensors.has(own)
+    const located = names.locate(name)
+    return !added.has(located) && !checkpoint.tensors.has(located)
   })
   if (missing !== undefined && !allowMissing) {
     throw new MismatchError({
@@ -240,8 +244,8 @@ function planHead(
 }
 
 /**
- * Gives a base the vocabulary of grown embeddings, which PEFT saves whole after resize_token_embeddings; undefined
- * where the base's stays.
+ * Returns the base with the size of a grown vocabulary: PEFT saves embeddings whole after resize_token_embeddings.
+ * Returns undefined if the vocabulary keeps its size.
  */
 function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) {
   const { checkpoint, names, ties } = base
@@ -251,8 +255,8 @@ function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) 
     const name = names.locate(tensor)
     const stored = tensors.get(name) ?? tensors.get(groupOf(ties, name)?.stored ?? name)
     if (rows !== undefined || stored === undefined || !isVocabulary(tensor)) continue
-    const [[count, ...rest], [own, ...others]] = [info.shape, stored.info.shape]
-    if (count === own || rest.join() !== others.join()) continue
+    const [[count, ...rest], [rowsBefore, ...others]] = [info.shape, stored.info.shape]
+    if (count === rowsBefore || rest.join() !== others.join()) continue
     for (const member of groupOf(ties, name)?.members ?? [name]) if (tensors.has(member)) sizes.set(member, info.shape)
   }
   if (sizes.size === 0) return undefined
@@ -264,7 +268,7 @@ function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) 
   const before = checkpoint.tensors.get(first)!.info.shape[0]
   for (const [name, { info }] of tensors) {
     if (!isVocabulary(name) || info.shape[0] === vocabulary) continue
-    // Tables of another size before, such as those of positions, are none of the vocabulary.
+    // A table that had another size before, such as a table of positions, does not belong to the vocabulary.
     if (!sizes.has(name) && info.shape[0] !== before) continue
     throw new MismatchError({
       where: name,

@@ -1,4 +1,4 @@
-// Quantized bases, which a merge must not touch: their values are codes, not numbers to add to.
+// Refuses quantized bases: their tensors hold codes, to which nothing can be added.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { objectOf } from '../../base/options.js'

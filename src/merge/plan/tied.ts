@@ -1,4 +1,4 @@
-// Tied embeddings: one weight read as input and as output embedding.
+// Tied embeddings: a weight that is both input and output embedding.
 
 import { MismatchError } from '../../base/errors.js'
 import { isEmbeddingModule, isHeadModule } from '../../peft/tied.js'
@@ -7,8 +7,8 @@ import type { BaseModel } from './base-model.js'
 import { groupOf, type TieGroup } from './names/ties.js'
 
 /**
- * The treatment of tied embeddings of which an adapter changes one. `untie`: the output embedding gets a weight of its
- * own and config.json says so. `keep`: the one weight changes for both uses.
+ * What happens if an adapter changes only one of two tied embeddings. `untie`: the output embedding becomes a separate
+ * weight, and config.json says so. `keep`: the shared weight changes for both uses.
  */
 export type TiedPolicy = 'untie' | 'keep'
 
@@ -16,7 +16,7 @@ export function tensorOf({ name, tensor }: LayerFactors, { names }: Pick<BaseMod
   return names.locate(`${name}.${tensor}`)
 }
 
-/** Ties of which the adapters change one use alone: rows and layers for both uses are none. */
+/** Returns the tied weights that the adapters would separate because they change only one of the two uses. */
 export function partedTies({ layers, replacements }: MergeParts, base: BaseModel): TieGroup[] {
   const changed = [
     ...layers.filter(({ isTied }) => !isTied).map((layer) => tensorOf(layer, base)),
@@ -24,11 +24,11 @@ export function partedTies({ layers, replacements }: MergeParts, base: BaseModel
   ]
   const parted = changed.flatMap((tensor) => groupOf(base.ties, tensor) ?? []).filter(({ isBias }) => !isBias)
   const paths = new Set(parted.map(({ path }) => path.join('.')))
-  // config.json ties all of a part or none.
+  // config.json can only tie all weights of a part, or none.
   return base.ties.groups.filter(({ path }) => paths.has(path.join('.')))
 }
 
-/** Refuses to guess where the model's type is not known: embeddings whose partner may be tied to them. */
+/** Refuses to guess: if the model's type is not known, an adapted embedding may be tied to another tensor. */
 export function refuseUnknownTies(parts: MergeParts, base: BaseModel, tied: TiedPolicy): void {
   if (base.ties.isKnown || tied === 'keep') return
   const { tensors } = base.checkpoint

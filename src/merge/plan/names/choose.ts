@@ -1,4 +1,5 @@
-// Which names a checkpoint has for the tensors that adapters name: the adapters' own, or those of transformers' table.
+// Chooses the names of a checkpoint for the tensors that adapters name: the same names, or names by a rule of
+// transformers.
 
 import type { Checkpoint } from '../../../formats/checkpoint.js'
 import { withoutWrapper } from '../../../graph/match/module-names.js'
@@ -10,7 +11,7 @@ type Tensors = Checkpoint['tensors']
 type Naming = (name: string) => StoredForm | undefined
 
 export interface CheckpointNames {
-  /** Undefined where the checkpoint stores it in a form that is not implemented. */
+  /** Returns how a tensor is stored, or undefined if its form is not implemented. */
   form(name: string): StoredForm | undefined
   locate(name: string): string
 }
@@ -27,8 +28,9 @@ function asItIs(name: string): StoredForm {
 }
 
 /**
- * Names as they are where all are found so; else by the rules under which most are. The model's first part is added or
- * left out (`transformer.h.0` or `h.0`) where all are found then and there is one way.
+ * Takes the names as they are, if all are found. Else it takes the rules by which most names are found. If all are
+ * found by adding or removing the first part of the name (`transformer.h.0` or `h.0`), and only in one way, it does
+ * that.
  */
 export function chooseNames(
   wanted: readonly WantedTensor[],
@@ -36,23 +38,23 @@ export function chooseNames(
   entries: readonly NameEntry[],
 ): CheckpointNames {
   if (wanted.some(({ name }) => withoutWrapper(name) !== name && !tensors.has(name))) {
-    const bare = wanted.map((one) => ({ ...one, name: withoutWrapper(one.name) }))
+    const bare = wanted.map((tensor) => ({ ...tensor, name: withoutWrapper(tensor.name) }))
     const { form, locate } = chooseNames(bare, tensors, entries)
     return { form: (name) => form(withoutWrapper(name)), locate: (name) => locate(withoutWrapper(name)) }
   }
-  const count = (naming: Naming, own: readonly WantedTensor[] = wanted) =>
-    own.reduce((sum, one) => sum + (isFound(one, naming(one.name), tensors) ? 1 : 0), 0)
-  const own = count(asItIs)
+  const count = (naming: Naming, counted: readonly WantedTensor[] = wanted) =>
+    counted.reduce((sum, tensor) => sum + (isFound(tensor, naming(tensor.name), tensors) ? 1 : 0), 0)
+  const unchanged = count(asItIs)
   const sample = wanted.filter((_, i) => i % Math.ceil(wanted.length / SAMPLE) === 0)
   const namings = entries.flatMap(namingsOf)
   const sorted = namings.map((naming) => ({ naming, found: count(naming, sample) })).sort((a, b) => b.found - a.found)
-  // Tensors that are not stored get the names under which transformers would store them.
+  // Tensors that are not stored get the names by which transformers would store them.
   const usual = sorted[0]?.naming ?? asItIs
-  if (wanted.length === 0 || own === wanted.length) return namesOf([asItIs], usual, tensors)
+  if (wanted.length === 0 || unchanged === wanted.length) return namesOf([asItIs], usual, tensors)
   const ranked = sorted.slice(0, 3).map(({ naming }) => ({ naming, found: count(naming) }))
-  const best = ranked.reduce((one, other) => (other.found > one.found ? other : one), {
+  const best = ranked.reduce((best, candidate) => (candidate.found > best.found ? candidate : best), {
     naming: asItIs as Naming,
-    found: own,
+    found: unchanged,
   })
   if (best.found === wanted.length || (best.found > 0 && best.naming === asItIs))
     return namesOf([best.naming, asItIs], best.naming === asItIs ? usual : best.naming, tensors)
@@ -67,28 +69,29 @@ export function chooseNames(
 function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): CheckpointNames {
   const form = (name: string) => {
     for (const naming of namings) {
-      const own = naming(name)
-      if (own !== undefined && (isStored(own, tensors) || tensors.has(`${own.tensors[0]}.weight`))) return own
+      const stored = naming(name)
+      if (stored !== undefined && (isStored(stored, tensors) || tensors.has(`${stored.tensors[0]}.weight`)))
+        return stored
     }
     return usual(name)
   }
   const locate = (name: string) => {
-    const own = form(name)
-    return own?.tensors.length === 1 && !own.tensors[0].includes('*') ? own.tensors[0] : name
+    const stored = form(name)
+    return stored?.tensors.length === 1 && !stored.tensors[0].includes('*') ? stored.tensors[0] : name
   }
   return { form, locate }
 }
 
-/** An entry of the table can be meant of the model with its head or without, and the other way round. */
+/** Returns the namings of a table entry: for the model with or without its head, and in both directions. */
 function namingsOf({ rules, prefix, isInside }: NameEntry): Naming[] {
-  const both = (own: NameRules): Naming[] => {
-    const bare: Naming = (name) => own.form(name)
+  const both = (directed: NameRules): Naming[] => {
+    const bare: Naming = (name) => directed.form(name)
     if (prefix === '') return [bare]
     const start = `${prefix}.`
-    if (!isInside) return [bare, (name) => own.form(start + name)]
+    if (!isInside) return [bare, (name) => directed.form(start + name)]
     const within: Naming = (name) => {
       if (!name.startsWith(start)) return asItIs(name)
-      return mapped(own.form(name.slice(start.length)), (stored) => start + stored)
+      return mapped(directed.form(name.slice(start.length)), (stored) => start + stored)
     }
     return [within, bare]
   }

@@ -1,4 +1,5 @@
-// Layers of a tensor that the checkpoint has as rows of a larger tensor, in several, or turned.
+// Layers of tensors that the checkpoint stores in another form: as rows of a larger tensor, in several tensors, or
+// transposed.
 
 import { MismatchError, UnsupportedError } from '../../../base/errors.js'
 import type { Checkpoint } from '../../../formats/checkpoint.js'
@@ -26,7 +27,7 @@ export function unknownForm(tensor: string): UnsupportedError {
   })
 }
 
-/** Throws MismatchError where the tensors' shapes are others; UnsupportedError for turned rows. */
+/** Throws MismatchError if shapes of the tensors do not fit, and UnsupportedError for rows of a transposed tensor. */
 export function layersOfForm(layer: LayerFactors, form: StoredForm, search: WeightSearch): readonly LayerPart[] {
   const { tensors: names, isTurned, share } = form
   const { tensors } = search.checkpoint
@@ -47,13 +48,13 @@ function sharedLayer(
 ): LayerFactors {
   const { shape } = tensors.get(tensor)!.info
   const [firstRow, count] = [(shape[0] * first) / total, (shape[0] * rows) / total]
-  const own = layer.tensor === 'bias' ? layer.k : layer.d
-  const isFitting = Number.isSafeInteger(firstRow) && count === own && (shape.length === 1 || shape[1] === layer.k)
+  const wanted = layer.tensor === 'bias' ? layer.k : layer.d
+  const isFitting = Number.isSafeInteger(firstRow) && count === wanted && (shape.length === 1 || shape[1] === layer.k)
   if (!isFitting || layer.isInputMajor || layer.experts !== undefined) throw partsError(layer, [tensor], count)
   return { ...layer, shape, region: { first: firstRow, count } }
 }
 
-/** The layers of tensors whose rows, one after the other, are the model's weight. */
+/** Splits a layer over tensors whose rows together are the model's weight. */
 function joinedLayers(layer: LayerFactors, names: readonly string[], tensors: Tensors): LayerPart[] {
   let row = 0
   const parts = names.map((tensor) => {
@@ -78,9 +79,9 @@ function expertLayers(
   const isOutputMajor = shapes.every((shape) => shape[1] === k) && sum(shapes, 0) === d
   const isInputMajor = shapes.every((shape) => shape[0] === k) && sum(shapes, 1) === d
   if (!isOutputMajor && !isInputMajor) throw partsError(layer, namesOf(0), sum(shapes, 0))
-  // Square ones look alike both ways.
+  // The shape of a square matrix does not tell, so ask the model's type.
   const isTurnedHere = isOutputMajor && isInputMajor ? isInputMajorModel(config) !== isTurned : isInputMajor
-  const own = { ...layer, isInputMajor: isTurnedHere }
+  const turned = { ...layer, isInputMajor: isTurnedHere }
   const refuseCount = (isWrong: boolean, where: string) => {
     if (!isWrong) return
     const what = 'the base has another number of experts than the adapter'
@@ -91,8 +92,8 @@ function expertLayers(
     let row = 0
     return namesOf(expert).map((tensor, i) => {
       refuseCount(!tensors.has(tensor), tensor)
-      const rows = shapes[i][own.isInputMajor ? 1 : 0]
-      const part = expertLayer(own, expert, row, rows)
+      const rows = shapes[i][turned.isInputMajor ? 1 : 0]
+      const part = expertLayer(turned, expert, row, rows)
       row += rows
       return { tensor, layer: part }
     })

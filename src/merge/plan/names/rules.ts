@@ -1,11 +1,12 @@
-// The names of a model's tensors in a checkpoint, by rules for beginnings of names (transformers' conversion_mapping).
+// Finds the names of a model's tensors in a checkpoint by rules for the beginnings of names (transformers'
+// conversion_mapping).
 
 export interface StoredForm {
-  /** The rows of the first, then those of the next. `*` is the number of an expert, which has a tensor of its own. */
+  /** The tensors whose rows together are the weight, in order. `*` stands for the number of an expert. */
   readonly tensors: readonly string[]
-  /** Each matrix is stored the other way round than the model holds it. */
+  /** True if each matrix is stored transposed. */
   readonly isTurned: boolean
-  /** The tensor has more than this: its rows from first/total on, rows/total of them. */
+  /** If the weight is a part of a larger tensor: the rows from first/total on, rows/total of them. */
   readonly share: { readonly first: number; readonly rows: number; readonly total: number } | undefined
 }
 
@@ -13,7 +14,7 @@ const UNKNOWN_FORM = '!'
 
 type Renaming = readonly [name: string, stored: string]
 
-/** Rules `name>stored`: of the beginnings of a name, in whole parts, the longest counts; `#` is any number. */
+/** Rules `name>stored`. The rule with the longest beginning of a name counts, in whole parts; `#` is any number. */
 export class NameRules {
   readonly #rules: readonly { readonly start: RegExp; readonly depth: number; readonly stored: string }[]
 
@@ -25,17 +26,17 @@ export class NameRules {
       .map(({ name, ...rule }) => ({ ...rule, start: startOf(name) }))
   }
 
-  /** Undefined for a form that cannot be told in these terms. */
+  /** Returns how a tensor is stored, or undefined if the rules cannot express its form. */
   form(name: string): StoredForm | undefined {
     const { start, depth, stored } = this.#rules.find((rule) => rule.start.test(name))!
     if (stored === UNKNOWN_FORM) return undefined
     const numbers = start.exec(name)!.slice(1)
     const rest = name.split('.').slice(depth)
     const [, names, first, rows, total] = /^(.*?)\^?(?:\[(\d+):(\d+):(\d+)\])?$/.exec(stored)!
-    const tensors = names.split('|').map((one) => {
+    const tensors = names.split('|').map((name) => {
       let i = 0
-      const own = one.replaceAll(/(?<![^.])#(?![^.])/g, () => numbers[i++] ?? '#')
-      return [...(own === '' ? [] : [own]), ...rest].join('.')
+      const numbered = name.replaceAll(/(?<![^.])#(?![^.])/g, () => numbers[i++] ?? '#')
+      return [...(numbered === '' ? [] : [numbered]), ...rest].join('.')
     })
     const share = first === undefined ? undefined : { first: Number(first), rows: Number(rows), total: Number(total) }
     return { tensors, isTurned: stored.includes('^'), share }
@@ -52,7 +53,10 @@ function startOf(name: string): RegExp {
   return new RegExp(name === '' ? '' : `^${parts.join('\\.')}(?![^.])`)
 }
 
-/** As the generated tables have it: each side of a line shares so many characters (base 36) with the line before. */
+/**
+ * Parses rules of the generated tables. Each side of a line begins with the number of characters (base 36) that it
+ * shares with the line before.
+ */
 export function parseRules(text: string): NameRules {
   let before: readonly string[] = ['', '']
   const rules = text.split('\n').map((line) => {

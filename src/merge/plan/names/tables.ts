@@ -1,25 +1,25 @@
-// The generated tables of transformers' models by their type: names in checkpoints, tied weights, heads.
+// Reads the generated tables of transformers' models: names in checkpoints, tied weights, and heads, by model type.
 
 import { type NameRules, parseRules } from './rules.js'
 
 export interface NameEntry {
   readonly rules: NameRules
-  /** The part of names that holds the model without its head; empty where there is none. */
+  /** The part of names for the model without its head; empty if there is no such part. */
   readonly prefix: string
   readonly isInside: boolean
 }
 
-/** Two tensors that transformers makes one: names as the model has them. */
+/** Two tensors that transformers ties, by their names in the model. */
 export interface ModelTie {
   readonly target: string
   readonly source: string
-  /** The way in config.json to the part whose tie_word_embeddings says so. */
+  /** The path in config.json to the part whose tie_word_embeddings decides. */
   readonly path: readonly string[]
-  /** The setting if config.json has none. */
+  /** The default if config.json does not say. */
   readonly isDefault: boolean
 }
 
-/** Tensors that a model with a head for a task has, and a pretrained one need not have. */
+/** The tensors of the head for a task, which a pretrained model may lack. */
 export interface ModelHead {
   readonly architecture: string
   readonly tensors: readonly string[]
@@ -28,7 +28,7 @@ export interface ModelHead {
 
 export type ModelTables = ReturnType<typeof readTables>
 
-/** The script that makes the generated file says how to read it. */
+/** The generated file. The script that makes it describes its format. */
 interface GeneratedTables {
   readonly rules: readonly string[]
   readonly names: Readonly<Record<string, string>>
@@ -60,14 +60,14 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
   const known = new Map(types.split(' ').map(parseType))
   const parsed = new Map<number, NameRules>()
   const rulesAt = (index: number) => {
-    const own = parsed.get(index) ?? parseRules(rules[index])
-    parsed.set(index, own)
-    return own
+    const entry = parsed.get(index) ?? parseRules(rules[index])
+    parsed.set(index, entry)
+    return entry
   }
   return {
     isKnown: (type: string) => known.has(type),
     names: (type: string): readonly NameEntry[] =>
-      Object.hasOwn(names, type) ? names[type].split(' ').map((one) => nameEntry(one, rulesAt)) : [],
+      Object.hasOwn(names, type) ? names[type].split(' ').map((text) => nameEntry(text, rulesAt)) : [],
     isClassOf: (name: string, type: string) => name.startsWith(known.get(type)?.stem ?? `${name}.`),
     ties: (type: string): ReadonlyMap<string, readonly ModelTie[]> => {
       const result = new Map<string, readonly ModelTie[]>()
@@ -75,11 +75,11 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
       if (entry === undefined) return result
       for (const [text, owners] of Object.entries(ties)) {
         for (const owner of owners.split(' ')) {
-          const [own, rest = 'ForCausalLM'] = owner.split(':')
-          if (own === type)
+          const [ownerType, rest = 'ForCausalLM'] = owner.split(':')
+          if (ownerType === type)
             result.set(
               entry.stem + rest,
-              text.split('\n').map((one) => parseTie(one, entry)),
+              text.split('\n').map((line) => parseTie(line, entry)),
             )
         }
       }
@@ -100,7 +100,9 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
   }
 }
 
-/** `bert::bert`: no stem is the type itself in capitals, no prefix is `model`, and `-` is none. */
+/**
+ * Parses `type:stem:prefix`. An empty stem means the type in camel case, an empty prefix `model`, and `-` no prefix.
+ */
 function parseType(text: string): [type: string, entry: TypeEntry] {
   const [type, stem = '', prefix = ''] = text.split(':')
   const usual = type.split(/[-_]/).map((part) => part.slice(0, 1).toUpperCase() + part.slice(1))
@@ -111,13 +113,15 @@ function whole(name: string, { prefix }: TypeEntry): string {
   return name.startsWith('$.') ? prefix + name.slice(1) : name
 }
 
-/** `3`, `3=vit` for rules of what follows `vit.`, `3~model` for whole names beside which the prefix is known. */
+/**
+ * Parses `3`; `3=vit`, whose rules are for the names after `vit.`; or `3~model`, for whole names and a known prefix.
+ */
 function nameEntry(text: string, rulesAt: (index: number) => NameRules): NameEntry {
   const [, index, kind, prefix = ''] = /^(\d+)([=~])?(.*)$/.exec(text)!
   return { rules: rulesAt(Number(index)), prefix, isInside: kind === '=' }
 }
 
-/** `target=source@text_config+!`; the `!` stands for models that tie whatever config.json says. */
+/** Parses `target=source@text_config+!`. The `!` marks models that tie weights whatever config.json says. */
 function parseTie(text: string, entry: TypeEntry): ModelTie {
   const [, target, source, path = '', isDefault] = /^([^=]+)=([^@+!]+)(?:@([^+!]+))?(\+)?/.exec(text)!
   const both = { target: whole(target, entry), source: whole(source, entry) }

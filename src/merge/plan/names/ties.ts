@@ -1,4 +1,4 @@
-// Which tensors of a checkpoint transformers makes one, by its own table of tied weights for the model's class.
+// Finds which tensors of a checkpoint transformers ties, from its table of tied weights for the model's class.
 
 import { objectOf } from '../../../base/options.js'
 import type { Checkpoint } from '../../../formats/checkpoint.js'
@@ -9,20 +9,20 @@ import type { ModelTables, ModelTie } from './tables.js'
 export interface TieGroup {
   readonly members: readonly string[]
   readonly stored: string
-  /** A bias is used where the head of the model is. */
+  /** True if the tensors are biases. The bias that is used is the head's. */
   readonly isBias: boolean
   readonly path: readonly string[]
 }
 
 export interface Ties {
   readonly groups: readonly TieGroup[]
-  /** False for models that the tables do not have: then nothing but names tells. */
+  /** False if the tables do not have the model: then only names give a hint. */
   readonly isKnown: boolean
 }
 
 type Config = ModelConfig | undefined
 
-/** The groups of which at least one tensor is stored and that config.json, or the model's default, ties. */
+/** Returns the groups of tensors that config.json or the model's default ties, if at least one tensor is stored. */
 export function findTies(
   { tensors }: Pick<Checkpoint, 'tensors'>,
   config: Config,
@@ -34,10 +34,10 @@ export function findTies(
   const groups = new Map<string, { members: Set<string>; path: readonly string[] }>()
   for (const { target, source, path, isDefault } of tiesOf(tables.ties(type), config, names, tensors)) {
     if (!(tieSettingAt(config, path) ?? isDefault)) continue
-    const [one, other] = [names.locate(source), names.locate(target)]
-    const group = groups.get(one) ?? groups.get(other) ?? { members: new Set(), path }
-    for (const name of [one, other]) groups.set(name, group)
-    group.members.add(one).add(other)
+    const [from, to] = [names.locate(source), names.locate(target)]
+    const group = groups.get(from) ?? groups.get(to) ?? { members: new Set(), path }
+    for (const name of [from, to]) groups.set(name, group)
+    group.members.add(from).add(to)
   }
   const found = [...new Set(groups.values())].flatMap(({ members, path }): TieGroup[] => {
     const stored = [...members].find((name) => tensors.has(name))
@@ -51,7 +51,9 @@ export function groupOf({ groups }: Ties, tensor: string): TieGroup | undefined 
   return groups.find(({ members }) => members.includes(tensor))
 }
 
-/** The ties of the class that config.json names; if the table has no such class, of the one that fits best. */
+/**
+ * Returns the ties of the class that config.json names or, if the table does not have it, of the best fitting class.
+ */
 function tiesOf(
   byClass: ReadonlyMap<string, readonly ModelTie[]>,
   config: Config,
@@ -59,8 +61,8 @@ function tiesOf(
   tensors: Checkpoint['tensors'],
 ): readonly ModelTie[] {
   const [architecture] = Array.isArray(config?.architectures) ? config.architectures : []
-  const own = byClass.get(String(architecture))
-  if (own !== undefined) return own
+  const ofClass = byClass.get(String(architecture))
+  if (ofClass !== undefined) return ofClass
   if (architecture !== undefined && isHeadless(String(architecture))) return []
   const fits = (ties: readonly ModelTie[]) =>
     ties.filter(({ target, source }) => [target, source].some((name) => tensors.has(names.locate(name)))).length
@@ -70,7 +72,7 @@ function tiesOf(
 const HEADLESS =
   /(Model|Encoder|Backbone|For(Sequence|Token|Image|Audio|Video)Classification|For(QuestionAnswering|MultipleChoice|Retrieval|CTC|ObjectDetection|SemanticSegmentation))$/
 
-/** Classes with an output embedding are in the table, unless their code is custom. */
+/** True for classes without output embedding. Other classes are in the table, unless their code is custom. */
 function isHeadless(architecture: string): boolean {
   return HEADLESS.test(architecture) && !/LMHead|DoubleHeads|EncoderDecoder/.test(architecture)
 }
