@@ -1,4 +1,4 @@
-"""Gradients and steps of PEFT's trainable_token_indices: over the decoders of exporters.py, tied and untied, and the tiny BERT of
+"""Gradients and steps of PEFT's trainable_token_indices, and of LoRA of embeddings: over the decoders of exporters.py, tied and untied, and the tiny BERT of
 text_classification.py.
 
     trained_tokens.py [--out tests/golden/trained-tokens]
@@ -18,6 +18,11 @@ from exporters import BASES, build
 SEED, STEPS, RATE, RATIO = 23, 6, 5e-3, 16.0
 # 86 and 14 are in all batches, 4 in none: only an output layer gives it a gradient. The order is not that of the ids.
 TOKENS, OTHERS, BERT_TOKENS = [86, 4, 14], [9, 14], [67, 9, 61]
+EMBEDDINGS = {  # name: (model, targets)
+    "llama-embedding": ("llama", ["embed_tokens", "q_proj"]),
+    "qwen2-embedding": ("qwen2", ["embed_tokens"]),
+    "gpt2-embedding": ("gpt2", ["wte", "wpe"]),
+}
 CASES = {  # name: (model, trainable_token_indices)
     "llama": ("llama", TOKENS),
     "llama-apart": ("llama", {"embed_tokens": TOKENS, "lm_head": OTHERS}),
@@ -40,6 +45,15 @@ def decoder(base, tokens, dtype):
     return model.to(dtype), rows
 
 
+def embedding(base, targets, dtype):
+    model = adapt(build(base), SEED, 0.1, name=f"tiny-{base}", **{**BASES[base][1], "r": 2, "lora_alpha": 6, "target_modules": targets})
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for _, p in sorted(trainable(model).items()):
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    return model.to(dtype), {}
+
+
 def loraplus(model, loss_at):
     from peft.optimizers import create_loraplus_optimizer
     optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=RATE, loraplus_lr_ratio=RATIO, loraplus_weight_decay=0.0, weight_decay=0.0)
@@ -56,8 +70,9 @@ def loraplus(model, loss_at):
 def numbers(out, make, gradients_of, loss_at):
     """Writes the adapter, its gradients, what it becomes, and the rows of the base. Returns the losses."""
     narrow, rows = make(torch.float32)
-    save_adapter(narrow, out / "adapter-init")
-    save_tensors(out / "base-rows.safetensors", rows)
+    save_adapter(narrow, out / "adapter-init", save_embedding_layers=False)
+    if rows:
+        save_tensors(out / "base-rows.safetensors", rows)
     wide, _ = make(torch.float64)
     save_tensors(out / "gradients.safetensors", gradients_of(wide))
     losses, norms = adamw_steps(trainable(wide).values(), lambda step: loss_at(wide, step), STEPS, lr=RATE)
@@ -76,6 +91,9 @@ def main():
     for name, (base, tokens) in CASES.items():
         cases[name] = numbers(out / name, lambda dtype: decoder(base, tokens, dtype), lambda model: gradients(model, batches[0]), at)
         cases[name] |= {"model": f"{base}-optimum", "tokens": tokens}
+    for name, (base, targets) in EMBEDDINGS.items():
+        cases[name] = numbers(out / name, lambda dtype: embedding(base, targets, dtype), lambda model: gradients(model, batches[0]), at)
+        cases[name]["model"] = f"{base}-optimum"
     wide, _ = decoder("llama", TOKENS, torch.float64)
     cases["llama"]["loraPlusLosses"] = loraplus(wide, lambda step: at(wide, step))
 

@@ -20,6 +20,9 @@ import { type LoraConfig, scalingOf } from './config.js'
  */
 export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'replacement' | 'token-rows'
 
+/** The kind by name, for code that may not name the task of the same name. */
+export const EMBEDDING = 'embedding' satisfies PartKind
+
 /** The role of a tensor in its part: a factor, a vector beside the factors, or values that replace the base's. */
 export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
 

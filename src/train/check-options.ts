@@ -1,11 +1,12 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
-import { ConfigError, DataError, MismatchError, StateError } from '../base/errors.js'
+import { ConfigError, DataError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { peftStart } from '../base/synonyms.js'
 import { invocationStart } from '../graph/training/activation.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
+import { EMBEDDING } from '../lora/part.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { baseNameOf } from './about-run.js'
@@ -53,12 +54,22 @@ function checkAdapter(adapter: LoraAdapter): void {
   const isActivated = adapter.config.aloraInvocationTokens !== undefined
   const parts = isActivated
     ? (['linear', 'invocation'] as const)
-    : (['linear', 'replacement', 'magnitude', 'token-rows'] as const)
+    : (['linear', EMBEDDING, 'replacement', 'magnitude', 'token-rows'] as const)
   requireHandled(adapter, parts, 'training')
+  for (const { name, magnitude } of adapter.parts(EMBEDDING)) if (magnitude !== undefined) throw doraOfEmbedding(name)
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const { name, merged } of adapter.parts('linear')) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmerge() first' })
   }
+}
+
+export function doraOfEmbedding(name: string): UnsupportedError {
+  return new UnsupportedError({
+    where: name,
+    what: 'DoRA of an embedding cannot be trained here',
+    expected: 'DoRA of linear layers, or LoRA of the embedding',
+    hint: 'Leave the embedding out of `targetModules`, or `useDora`',
+  })
 }
 
 /** Refuses what an activated LoRA, which trains no token before its invocation, cannot be trained with. */

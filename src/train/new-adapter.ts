@@ -3,6 +3,7 @@
 
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
+import { zeros } from '../base/tensor.js'
 import { modelType } from '../families/families.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
@@ -12,10 +13,11 @@ import { modulesInPyTorch } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { type LoraConfig, resolveConfig } from '../lora/config.js'
+import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
 import { LoraLayer } from '../lora/layer.js'
 import { isAllLinear, layerIndex, stepsOf, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
+import { doraOfEmbedding } from './check-options.js'
 import { squaresOfRows } from './dora.js'
 import type { TrainInput } from './options.js'
 import { addTokenRows, withTokens } from './rows/token-rows.js'
@@ -27,12 +29,13 @@ export interface Targets {
   readonly config: LoraConfig
   readonly linears: readonly Linear[]
   readonly targets: readonly Linear[]
+  readonly embeddings: readonly Linear[]
   readonly isOfPictures: boolean
 }
 
 /**
- * @throws ConfigError and MismatchError when the config means no layer; UnsupportedError for embeddings, and for layers
- *   of the vision encoder alone
+ * @throws ConfigError and MismatchError when the config means no layer; UnsupportedError for embeddings with DoRA or an
+ *   activated LoRA, and for layers of the vision encoder alone
  */
 export async function findTargets(
   model: Model,
@@ -44,12 +47,13 @@ export async function findTargets(
   const config = numLayers === undefined ? given : inLastLayers(given, linears, numLayers)
   const pointwise = otherPointwise(graph, linears)
   const isAll = isAllLinear(config.targetModules)
-  if (!isAll) refuseEmbeddings(graph, config)
+  const embeddings = isAll ? [] : targetEmbeddings(model, graph, config)
   const isOfPictures = model.graphs.vision_encoder !== undefined
   if (isOfPictures) await leaveVision(model, linears, config, on)
-  const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
+  const found = matchTargets(isAll ? linears : [...linears, ...pointwise, ...embeddings], config)
+  const targets = found.filter(({ form }) => !form.isLookup)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
-  return { config, linears, targets, isOfPictures }
+  return { config, linears, targets, embeddings, isOfPictures }
 }
 
 /** The config with the last layers alone. PEFT takes names of modules beside layers_to_transform, not `all-linear`. */
@@ -87,7 +91,7 @@ function inLastLayers(config: LoraConfig, linears: readonly Linear[], numLayers:
 
 export async function newAdapter(
   model: Model,
-  { config: plain, linears, targets, isOfPictures }: Targets,
+  { config: plain, linears, targets, embeddings, isOfPictures }: Targets,
   options: Pick<TrainInput, 'modules' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
 ): Promise<LoraAdapter> {
   const { task, open, modules, trainedTokens } = options
@@ -120,6 +124,21 @@ export async function newAdapter(
       const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
       adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(own, Math.sqrt) })
     }
+  }
+  for (const { name: graphName, d, k } of new Map(embeddings.map((table) => [table.name, table])).values()) {
+    const name = head?.moduleName(graphName) ?? graphName
+    if (whole.has(`${name}.weight`)) continue
+    const { rank, init } = configForLayer(adapter.config, name)
+    const random = new Random(config.seed, `init/${name}`)
+    const normals = (rows: number, columns: number) => {
+      return {
+        data: Float32Array.from({ length: rows * columns }, () => random.normal()),
+        shape: [rows, columns] as const,
+      }
+    }
+    // As in PEFT, where B is the random factor.
+    const weightA = init === 'random' ? normals(rank, k) : zeros(rank, k, new Float32Array())
+    adapter.addEmbedding(name, weightA, normals(d, rank))
   }
   for (const { name, shape, start } of head?.tensors ?? []) {
     adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
@@ -157,17 +176,22 @@ async function leaveVision(model: Model, linears: readonly Linear[], config: Lor
   }
 }
 
-function refuseEmbeddings(graph: Graph, config: LoraConfig): void {
+function targetEmbeddings(model: Model, graph: Graph, config: LoraConfig): Linear[] {
   const isTarget = targetMatcher(config)
   const meant = findEmbeddings(graph).filter(({ name }) => isTarget(name))
-  if (meant.length === 0) return
+  if (meant.length === 0) return []
   const [{ name }] = meant
+  if (config.useDora) throw doraOfEmbedding(name)
+  const isOfTwo = model.graphs.encoder !== undefined
+  if (config.aloraInvocationTokens === undefined && !isOfTwo) return meant
   const exclude = JSON.stringify(meant.map((embedding) => embedding.name))
   throw new UnsupportedError({
     where: 'targetModules',
-    what: `${name} is an embedding, and LoRA of an embedding cannot be trained here`,
+    what: isOfTwo
+      ? `${name} is an embedding, and PEFT's one shared embedding is several in graphs of an encoder and a decoder`
+      : `${name} is an embedding, which an activated LoRA cannot adapt`,
     expected: 'linear layers',
-    hint: `Leave it out with \`excludeModules: ${exclude}\`. \`trainedTokens\` trains some of its rows, \`modulesToSave\` all of them`,
+    hint: `Leave it out with \`excludeModules: ${exclude}\``,
   })
 }
 

@@ -4,6 +4,7 @@
 import { MismatchError } from '../base/errors.js'
 import { transpose } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { EMBEDDING } from '../lora/part.js'
 import type { EngineState } from './weights/held.js'
 
 interface Slot {
@@ -30,7 +31,8 @@ export function writeParameters(adapter: LoraAdapter, names: readonly string[], 
 
 function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
   const slots = new Map<string, Slot>()
-  for (const layer of adapter.parts('linear')) {
+  for (const part of adapter.parts('linear', EMBEDDING)) {
+    const layer = part.kind === EMBEDDING ? part.product : part
     const { name } = layer
     slots.set(`${name}.A`, {
       read: () => Float32Array.from(layer.weightA.data),

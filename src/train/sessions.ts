@@ -14,6 +14,7 @@ import {
   type TrainingGraph,
 } from '../graph/training/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { EMBEDDING } from '../lora/part.js'
 import type { Remote } from '../runtime/rpc.js'
 import { type Feeds, keepsOnGpu, type SessionOptions } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
@@ -81,6 +82,9 @@ export class TrainingSessions {
     const layers = linears.map(({ name, d, k, rank, scaling }) => {
       return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
     })
+    const lookups = adapter.parts(EMBEDDING).map(({ name, features: d, vocabulary: k, product }) => {
+      return { name, d, k, rank: product.rank, scaling: product.scaling }
+    })
     const { dropout, aloraInvocationTokens: invocation } = adapter.config
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0
     const base = changesBase ? await baseOf(adapter, parts, model) : undefined
@@ -90,7 +94,7 @@ export class TrainingSessions {
     // WebGPU has no Scan.
     const isOnGpu = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() })
     const optionsFor = (tokens: number) => {
-      return { layers, base, modules, invocation, ...(isOnGpu ? {} : blocksFor(tokens)) }
+      return { layers, lookups, base, modules, invocation, ...(isOnGpu ? {} : blocksFor(tokens)) }
     }
     // Pictures all have one size, which no length tells.
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')

@@ -18,7 +18,7 @@ import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { rowsName } from '../../src/lora/part.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
@@ -126,6 +126,46 @@ function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
   expect(a.length).toBe(b.length)
   return Array.from(a).reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0)
 }
+
+/** Tensors of PEFT's file by the names that trained tensors have here. */
+function peftKey(name: string): string {
+  const half = /(wte|wpe|embed_tokens)\.([AB])$/.test(name) ? 'lora_embedding_$1' : 'lora_$1.weight'
+  return `base_model.model.${name.replace(/([AB])$/, half)}`
+}
+
+describe.each(cases(['llama-embedding', 'gpt2-embedding'], ['qwen2-embedding']))('LoRA of embeddings: %s', (name) => {
+  const { model, losses } = numbers[name]
+
+  it("has PEFT's gradients", async () => {
+    const { gradients } = await steps(await modelOf(model), await startOf(name), 1, { maxGradNorm: 0 })
+    const wanted = await goldenOf(name, 'gradients')
+    expect(gradients.size).toBe(wanted.size)
+    for (const [parameter, values] of gradients) {
+      const key = [...wanted.keys()].find((key) => key.replace('.default', '') === peftKey(parameter))!
+      const { data, shape } = wanted.get(key)!
+      const [rows, columns] = shape
+      // B is trained as its transpose.
+      const place = (i: number) => (parameter.endsWith('.B') ? (i % columns) * rows + Math.floor(i / columns) : i)
+      const ordered = Float32Array.from(data.keys(), (i) => values[place(i)])
+      expect(Math.max(...data), key).toBeGreaterThan(0.001)
+      expect(largestDifference(ordered, data), key).toBeLessThan(1e-6)
+    }
+  })
+
+  it('takes the steps of PEFT, and what is saved is what PEFT has then', async () => {
+    const adapter = await startOf(name)
+    const own = await steps(await modelOf(model), adapter, losses.length, { maxGradNorm: 1 })
+    expect(largestDifference(own.losses, losses)).toBeLessThan(1e-4)
+    const out = new MemoryDirectory()
+    await saveAdapter(adapter, out)
+    const [saved, wanted] = [await tensorsOf(out, WEIGHTS), await goldenOf(name, 'after')]
+    expect(saved.size).toBe(wanted.size)
+    for (const [key, { data }] of wanted) {
+      const name = [...saved.keys()].find((saved) => key.endsWith(saved.replace(/^base_model\.model\./, '')))!
+      expect(largestDifference(saved.get(name)!.data, data), key).toBeLessThan(1e-4)
+    }
+  })
+})
 
 describe.each(cases(['llama', 'qwen2-head'], ['llama-apart', 'qwen2']))('%s', (name) => {
   const { model, losses, tokens } = numbers[name]

@@ -2,12 +2,15 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
+import { ConfigError } from '../../src/base/errors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { HubDirectory } from '../../src/io/hub/directory.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { Init } from '../../src/lora/init/inits.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { baseNameOf } from '../../src/train/about-run.js'
+import { feedsOf, maxDifference } from '../infer/models.js'
 import { data, folder, module, path, trainTiny } from './tiny.js'
 
 let model: Model
@@ -65,14 +68,40 @@ it.each(['eva', 'lora-ga', 'corda', 'pissa', 'pissa-niter-4', 'olora', 'mica'] a
 )
 
 it.each([[['embed_tokens']], [['q_proj', 'embed_tokens']], ['.*(q_proj|embed_tokens)']])(
-  'embeddings among the targets are refused: %s',
+  'embeddings among the targets are trained, run in a session and are trained further: %s',
   async (targetModules) => {
-    const error = await trainTiny({ model, data, config: { targetModules } }).catch((error: unknown) => error)
-    expect(error).toBeInstanceOf(UnsupportedError)
-    expect((error as Error).message).toMatch(/embed_tokens is an embedding, and LoRA of an embedding cannot be trained/)
-    expect((error as Error).message).toContain('excludeModules')
+    const out = new MemoryDirectory()
+    const { adapter } = await trainTiny({ model, data, out, config: { targetModules } })
+    const name = 'model.embed_tokens'
+    const [embedding] = adapter.parts('embedding')
+    expect(embedding.name).toBe(name)
+    expect(adapter.size).toBe(targetModules.includes('q_proj') ? 3 : 1)
+    // A begins at 0, as in PEFT, and only rows of tokens in the data are learned.
+    const isLearned = Array.from(embedding.weightA.data).filter((value) => value !== 0).length
+    expect(isLearned).toBeGreaterThan(50)
+    expect(isLearned).toBeLessThan(embedding.weightA.data.length)
+    const saved = await loadAdapter(out)
+    expect([...saved.parts('embedding')[0].weightB.data]).toEqual([...embedding.weightB.data])
+    const session = await ModelSession.open(model, { adapters: { saved } })
+    const feeds = feedsOf(model, [[5, 17, 40]])
+    const [base, adapted] = [
+      await session.run(feeds, { adapter: null }),
+      await session.run(feeds, { adapter: 'saved' }),
+    ]
+    expect(maxDifference(base.logits, adapted.logits)).toBeGreaterThan(1e-3)
+    await session.dispose()
+    const again = await trainTiny({ model, data, adapter: saved, maxSteps: 1 })
+    expect(again.adapter.names().sort()).toEqual(adapter.names().sort())
   },
 )
+
+it.each([
+  [{ useDora: true }, /DoRA of an embedding cannot be trained/],
+  [{ aloraInvocationTokens: [5] }, /embed_tokens is an embedding, which an activated LoRA cannot adapt/],
+])('embeddings are refused with %o', async (settings, message) => {
+  const config = { targetModules: ['q_proj', 'embed_tokens'], ...settings }
+  await expect(trainTiny({ model, data, config })).rejects.toThrow(message)
+})
 
 it('embeddings that are excluded are no targets', async () => {
   const config = { targetModules: '.*(q_proj|embed_tokens)', excludeModules: ['embed_tokens'] }

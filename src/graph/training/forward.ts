@@ -7,6 +7,7 @@ import { valueInfo } from '../inject/inject.js'
 import type { BaseOpener } from '../inject/open-base.js'
 import { siteInput } from '../inject/sites.js'
 import { type Branch, magnitudeInput, TrainableLinears } from '../inject/trainable.js'
+import { adaptLookups, type TrainedLookup } from '../inject/trainable-lookups.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import type { NamedLayer } from '../match/forms/form.js'
 import { findProduct } from '../match/forms/forms.js'
@@ -25,6 +26,8 @@ export type TrainedLayer = NamedLayer & Pick<Branch, 'rank' | 'scaling' | 'baseS
 
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
+  /** Adapted embeddings. */
+  readonly lookups?: readonly TrainedLookup[] | undefined
   /** Lets weights of the base be trained. */
   readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
@@ -50,7 +53,7 @@ export interface Forward {
   readonly sum: Value
   readonly objective: ObjectiveGraph
   /**
-   * For each layer A (r, k) if it is trained, Bᵀ (r, d), and m (d) of DoRA; then weights of the base; then the
+   * For each layer and embedding A (r, k), Bᵀ (r, d), and m (d) of DoRA; then weights of the base; then the
    * objective's parameters.
    */
   readonly parameters: readonly TrainedTensor[]
@@ -84,6 +87,8 @@ export function buildForward(
   const found = withPointwise(graph, findLinears(graph, options.modules), names)
   const base = options.base?.open(graph, found)
   for (const { input, shape } of base?.trained ?? []) graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
+  const { lookups = [] } = options
+  adaptLookups(graph, lookups, objectiveGraph.customGradients)
   const linears = exposeProducts(graph, found)
   const placed = matchLayers(linears, partsForGraph(linears, options.layers, false))
   const ofBase = base?.layersOf(linears) ?? []
@@ -91,7 +96,8 @@ export function buildForward(
   const others = [...(base?.trained ?? []), ...objectiveGraph.parameters]
   // Look for the path to weights, not to outputs, at which it would end: layers between adapted layers count too.
   const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
-  const wrt = [...weights, ...others.map(({ input }) => input)]
+  const ofLookups = declareFactors(graph, lookups)
+  const wrt = [...weights, ...[...ofLookups, ...others].map(({ input }) => input)]
   const between = new Set(gradientPath(graph, wrt, [sum], objectiveGraph.customGradients).nodes)
   const trained = linears.filter(({ node }) => adapted.has(node) || between.has(node))
 
@@ -131,7 +137,7 @@ export function buildForward(
   graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
   graph.rename(objectiveGraph.g.mul(sum, LOSS_SCALE), LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]
-  const parameters = [...factors, ...others]
+  const parameters = [...factors, ...ofLookups, ...others]
   return { sum, objective: objectiveGraph, parameters, masks: trainable.masks, predictions }
 }
 
@@ -149,8 +155,9 @@ function choiceBehind(
 }
 
 /** Declares A (r, k) and Bᵀ (r, d), because products that make gradients with few columns are slow. */
-function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
-  return layers.flatMap(({ name, d, k, rank, baseSquares }) => {
+function declareFactors(graph: Graph, layers: readonly (TrainedLayer | TrainedLookup)[]): TrainedTensor[] {
+  return layers.flatMap(({ name, d, k, rank, ...layer }) => {
+    const baseSquares = 'baseSquares' in layer ? layer.baseSquares : undefined
     const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
     const tensors = [
       { name: `${name}.A`, input: weightA, shape: [rank, k] },

@@ -6,6 +6,7 @@ import { isObject } from '../../base/options.js'
 import { serializeModel } from '../../formats/onnx/model.js'
 import { bytesOf } from '../../formats/onnx/tensors.js'
 import { Hash, weightsDigest } from '../../graph/base-record.js'
+import { EMBEDDING } from '../../lora/part.js'
 import type { Examples } from '../../tasks/task.js'
 import type { SessionParts } from '../sessions.js'
 import { type TrainSettings, usesBest } from '../settings.js'
@@ -39,7 +40,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
   // Reading comes first: meanwhile the session of the steps begins to open.
   const base = await weightsDigest(model.onnx.files.values())
   const weights = new Hash()
-  for (const { name, weightA, weightB, magnitude } of adapter.parts('linear')) {
+  for (const { name, weightA, weightB, magnitude } of adapter.parts('linear', EMBEDDING)) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
     if (magnitude !== undefined) weights.add(bytesOf(magnitude))
   }

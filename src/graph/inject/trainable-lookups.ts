@@ -1,0 +1,41 @@
+// Embeddings with branches whose factors are graph inputs: y' = y + s·(A[:, ids])ᵀ·Bᵀ with A (r, V) and Bᵀ (r, D). As
+// in PEFT, no dropout comes before them.
+
+import { MismatchError } from '../../base/errors.js'
+import { DataType } from '../../formats/onnx/tensors.js'
+import type { CustomGradients } from '../gradients/backward.js'
+import type { NamedLayer } from '../match/forms/form.js'
+import { findEmbeddings } from '../match/forms/lookup.js'
+import { matchLayers } from '../match/match.js'
+import { Builder } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { siteInput } from './sites.js'
+
+export type TrainedLookup = NamedLayer & { readonly rank: number; readonly scaling: number }
+
+/** Embeddings that read tokens or positions of the run. Throws MismatchError if there is no such embedding. */
+export function adaptLookups(graph: Graph, lookups: readonly TrainedLookup[], custom: CustomGradients): void {
+  if (lookups.length === 0) return
+  const g = new Builder(graph, 'lora')
+  for (const { linear, layer } of matchLayers(findEmbeddings(graph), lookups)) {
+    if (!linear.form.isLookup) throw new MismatchError({ where: layer.name, what: 'not an embedding in this graph' })
+    const [weightA, weightB] = [siteInput(layer.name, 'A'), siteInput(layer.name, 'B')]
+    const ids = g.reshape(g.cast(linear.input, DataType.INT64), g.int([-1]))
+    const low = g.op('Gather', [weightA, ids], { axis: 1 })
+    // The general rule multiplies by a matrix of all rows and all tokens.
+    custom.set(low, {
+      inputs: [weightA],
+      rule: ({ g: back, dy }) => [
+        () => {
+          const zeros = back.expand(back.float(0), back.shape(back.transpose(weightA, [1, 0])))
+          const rows = [zeros, back.unsqueeze(ids, [1]), back.transpose(dy, [1, 0])]
+          return back.transpose(back.op('ScatterND', rows, { reduction: 'add' }), [1, 0])
+        },
+      ],
+    })
+    graph.putBehind(linear.last.output[0], (base) => {
+      const product = g.op('Gemm', [low, weightB], { transA: 1, alpha: { float: layer.scaling } })
+      return g.add(base, g.reshape(product, g.shape(base)))
+    })
+  }
+}
