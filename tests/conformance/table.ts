@@ -28,7 +28,7 @@ export function formatTable(matrix: Matrix, results: ReadonlyMap<Cell, CellResul
 
 <!-- Written by \`npm run conformance\`; a test fails when it differs from the result of the suite. -->
 
-This table compares lowrank with PEFT ${peft} (transformers ${transformers}, torch ${torch}). Each cell is one option on one architecture. PEFT saved an adapter folder for each cell. In each folder, the layers have different ranks, and B is not zero. PEFT and lowrank both load the folder. The tests compare the numbers of parameters, the outputs and the merged weights of both. The bases are a few kB large and have random weights. [tests/conformance](../tests/conformance) runs without Python. [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes the data.
+This table compares lowrank with PEFT ${peft} (transformers ${transformers}, torch ${torch}). Each cell is one option on one architecture, with an adapter folder that PEFT saved: its layers have different ranks, and B is not zero. Both load the folder, and tests compare the numbers of parameters, the outputs and the merged weights. The bases have random weights of a few kB. [tests/conformance](../tests/conformance) runs without Python, on data that [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes.
 
 ${results.size} cells: ${count('pass')} conform (✓), ${count('peft-refuses')} are refused by PEFT (P), ${count('lowrank-refuses')} by lowrank (L), ${count('fail')} fail (✗).
 
@@ -93,7 +93,7 @@ And these are vectors, beside sentence-transformers with PEFT: the subject of a 
 | bf16, f16 | the same, written in 16 bits | one rounding of a value within ${exponent(TOLERANCES.merge)} |
 | file | the folder saved again | the same bytes; the config’s content |
 
-These checks run in every cell. The merge is left out only where a note says that PEFT cannot merge, or merges wrongly. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s error message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
+These checks run in every cell, except for merges that PEFT cannot do or does wrongly, as a note says. lowrank refuses to merge adapters that PEFT can run but not merge; a note quotes PEFT’s message. If base and adapter have 16 bits, the merge is compared in that type. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
 
 ## Where PEFT does something else
 
