@@ -1,32 +1,32 @@
-// Matrix products over operands that lie in this module's memory. The left operand is packed once for many blocks of
-// columns; each block packs its own share of the right one, so that blocks can be computed by different threads.
+// Multiplies matrices in this module's memory. The left operand is packed once. The columns are split into blocks, and
+// each block packs its share of the right operand, so that several threads can compute blocks.
 
 import { pack } from './pack'
 import { columnsOf, multiplyTiles, ROWS, Tiles } from './tile'
 
-/** Steps of depth per pass: a panel of the right operand, 32 bytes a step, stays in the first-level cache. */
+/** Steps of depth in a pass: a panel of the right operand, with 32 bytes a step, stays in the first-level cache. */
 const DEPTH: i32 = 256
-/** Rows per pass, a multiple of 4, 5 and 6: 120 · 256 elements of the left operand stay in the second-level cache. */
+/** Rows in a pass, a multiple of 4, 5 and 6: 120 · 256 elements of the left operand stay in the second-level cache. */
 const BLOCK: i32 = 120
 
-/** A block of C and where its operands are, with room for a `Tiles` behind it. Mirrored by src/kernels/workspace.ts. */
+/** A block of C and the addresses of its operands; a `Tiles` follows in memory. src/kernels/workspace.ts has a copy. */
 @unmanaged
 class Job {
-  /** Packed by packLeft, for all rows and the whole depth. */
+  /** The left operand, packed by packLeft for all rows and the whole depth. */
   left: usize
-  /** Raw, compact: [columns][depth] where rightContiguous, else [depth][columns]. */
+  /** The right operand, not packed: [columns][depth] if rightContiguous, else [depth][columns]. */
   right: usize
-  /** Room for DEPTH · columns elements, columns rounded up to whole tiles. */
+  /** Room for packing DEPTH · columns elements; the number of columns is rounded up to whole tiles. */
   packed: usize
-  /** [rows][columns], both rounded up to whole tiles. */
+  /** The result [rows][columns], both rounded up to whole tiles. */
   c: usize
   rows: i32
   columns: i32
   depth: i32
   rightContiguous: i32
-  /** 8 or 4 bytes an element. */
+  /** Bytes of an element: 8 or 4. */
   size: i32
-  /** C holds something to which the product is added. */
+  /** True if the product is added to C. */
   accumulate: i32
   alpha: f64
 }

@@ -1,5 +1,5 @@
-// Storage types as vectors: how eight (f64: four) elements are widened, and rounded back once, to nearest even. The
-// kinds are numbered as `KINDS` in src/kernels/wasm-merge.ts has them.
+// Converts stored types in vectors: eight elements (f64: four) are widened, and rounded back once, to nearest even. The
+// numbers of the kinds are those of `KINDS` in src/kernels/wasm-merge.ts.
 
 export const BF16: i32 = 0
 export const F16: i32 = 1
@@ -20,14 +20,14 @@ export function limitOf(kind: i32): f32 {
   return f32.POSITIVE_INFINITY
 }
 
-/** A literal vector is built anew at every use by V8 from version 13. `zero` is 0, but only at run time. */
+/** V8 from version 13 on builds a constant vector again at each use. Adding `zero`, 0 at run time, prevents this. */
 // @ts-ignore: decorator
 @inline
 export function vectorOf(value: i32, zero: i32): v128 {
   return i32x4.splat(value + zero)
 }
 
-/** The four low or high bf16 of a vector, as f32. `zeros`: a vector of zeros. */
+/** Widens the four low or high bf16 of a vector to f32. `zeros` is a vector of zeros. */
 // @ts-ignore: decorator
 @inline
 export function widenBf16(raw: v128, high: bool, zeros: v128): v128 {
@@ -35,17 +35,17 @@ export function widenBf16(raw: v128, high: bool, zeros: v128): v128 {
   return i16x8.shuffle(zeros, raw, 0, 8, 1, 9, 2, 10, 3, 11)
 }
 
-/** Rounded bf16 in the low halves of four i32; not for NaN. `one` and `half`: vectors of 1 and 0x7fff. */
+/** Rounds to bf16, in the low halves of four i32. Not for NaN. `ones` and `half` are vectors of 1 and 0x7fff. */
 // @ts-ignore: decorator
 @inline
-export function narrowBf16(value: v128, one: v128, half: v128): v128 {
-  const odd = v128.and(i32x4.shr_u(value, 16), one)
+export function narrowBf16(value: v128, ones: v128, half: v128): v128 {
+  const odd = v128.and(i32x4.shr_u(value, 16), ones)
   return i32x4.shr_u(i32x4.add(i32x4.add(value, half), odd), 16)
 }
 
 /**
- * The four low or high f16 of a vector, as f32; infinity and NaN come out as 65536 and more. Multiplying by 2¹¹² is
- * exact and covers subnormals too. `sign` and `rebias`: vectors of the sign bit and of 2¹¹².
+ * Widens the four low or high f16 of a vector to f32. Infinity and NaN become 65536 or more. Multiplying by 2¹¹² is
+ * exact, also for subnormals. `sign` and `rebias` are vectors of the sign bit and of 2¹¹².
  */
 // @ts-ignore: decorator
 @inline
@@ -55,26 +55,26 @@ export function widenF16(raw: v128, high: bool, sign: v128, rebias: v128): v128 
   return v128.or(f32x4.mul(magnitude, rebias), v128.and(h, sign))
 }
 
-/** What narrowF16 subtracts from the exponent, with the rounding's half less one. */
+/** The number that narrowF16 adds: it corrects the exponent, and adds half a step minus 1 for rounding. */
 export const F16_BIAS: i32 = 0xfff - (112 << 23)
-/** ½ as f32: the steps of f32 from ½ to 1 are those of subnormal f16, so that adding it rounds. */
+/** ½ as f32: between ½ and 1, f32 has the same steps as subnormal f16, so adding ½ rounds to them. */
 export const F16_HALF: i32 = 0x3f000000
 /** The smallest normal f16 as f32. */
 export const F16_NORMAL: i32 = 113 << 23
 
-/** Rounded f16 in the low halves of four i32; not from 65520 on, and not for NaN. */
+/** Rounds to f16, in the low halves of four i32. Not for magnitudes from 65520 on, and not for NaN. */
 // @ts-ignore: decorator
 @inline
-export function narrowF16(value: v128, sign: v128, one: v128, bias: v128, half: v128, normal: v128): v128 {
+export function narrowF16(value: v128, sign: v128, ones: v128, bias: v128, half: v128, normal: v128): v128 {
   const magnitude = v128.andnot(value, sign)
-  const odd = v128.and(i32x4.shr_u(magnitude, 13), one)
+  const odd = v128.and(i32x4.shr_u(magnitude, 13), ones)
   const large = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, bias), odd), 13)
   const small = i32x4.sub(f32x4.add(magnitude, half), half)
   const isSmall = i32x4.lt_s(magnitude, normal)
   return v128.or(v128.bitselect(small, large, isSmall), i32x4.shr_u(v128.and(value, sign), 16))
 }
 
-/** One stored element as f64, which holds every kind. */
+/** Reads a stored element as f64, which can hold the values of all kinds. */
 export function widen(kind: i32, at: usize): f64 {
   if (kind == F64) return load<f64>(at)
   if (kind == F32) return <f64>load<f32>(at)
@@ -88,7 +88,7 @@ export function widen(kind: i32, at: usize): f64 {
   return <f64>((bits & 0x8000) != 0 ? -value : value)
 }
 
-/** Rounds once; NaN becomes the quiet NaN without a sign. Returns whether the stored value is finite. */
+/** Rounds a value once and stores it. NaN becomes the quiet NaN without sign. Returns whether the value is finite. */
 export function narrow(kind: i32, at: usize, value: f64): bool {
   if (kind == F64) {
     store<f64>(at, value != value ? NaN : value)
@@ -103,14 +103,14 @@ export function narrow(kind: i32, at: usize, value: f64): bool {
   }
   const isLarge = !(abs(single) < limitOf(kind))
   const vector = f32x4.splat(single)
-  const one = i32x4.splat(1)
+  const ones = i32x4.splat(1)
   if (kind == BF16) {
-    const rounded = i32x4.extract_lane(narrowBf16(vector, one, i32x4.splat(0x7fff)), 0)
+    const rounded = i32x4.extract_lane(narrowBf16(vector, ones, i32x4.splat(0x7fff)), 0)
     store<u16>(at, <u16>(isNaN ? 0x7fc0 : isLarge ? ((bits >>> 16) & 0x8000) | 0x7f80 : rounded))
   } else {
     const sign = i32x4.splat(SIGN)
     const half = i32x4.splat(F16_HALF)
-    const result = narrowF16(vector, sign, one, i32x4.splat(F16_BIAS), half, i32x4.splat(F16_NORMAL))
+    const result = narrowF16(vector, sign, ones, i32x4.splat(F16_BIAS), half, i32x4.splat(F16_NORMAL))
     const rounded = i32x4.extract_lane(result, 0)
     store<u16>(at, <u16>(isNaN ? 0x7e00 : isLarge ? ((bits >>> 16) & 0x8000) | 0x7c00 : rounded))
   }

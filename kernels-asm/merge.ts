@@ -1,6 +1,6 @@
-// W += Σ sᵢ·Bᵢ·Aᵢ over a chunk of W in its storage type, in place: sums in f32 (f64 for F64) in the order of the ranks,
-// each scaled after its product, one rounding. Tiles of the delta are put into a strip and added from there: with the
-// addition in the micro-kernel V8 spills its sums.
+// Computes W += Σ sᵢ·Bᵢ·Aᵢ in place for a chunk of W in its stored type. Sums are in f32 (f64 for F64), in the order of
+// the ranks; each product is scaled after it is summed, and the result is rounded once. Tiles of the delta go into a
+// strip and are added from there: if the micro-kernel added them, V8 would spill registers.
 
 import {
   BF16,
@@ -24,33 +24,33 @@ import {
 import { pack } from './pack'
 import { columnsOf, madd, multiplyTiles, ROWS, Tiles } from './tile'
 
-/** Columns of a strip of the delta: ROWS · 512 f32 stay in the first-level cache. */
+/** The columns of a strip of the delta: ROWS · 512 f32 stay in the first-level cache. */
 const STRIP: i32 = 512
-/** A part of the packed right factor that is used for all rows before the next: it stays in the second-level cache. */
+/** The bytes of a part of the packed right factor. It is used for all rows, and stays in the second-level cache. */
 const BLOCK_BYTES: i32 = 262144
 
-/** A chunk and its factors, with room for a `Tiles` behind them. Mirrored by src/kernels/wasm-merge.ts. */
+/** A chunk and its factors; a `Tiles` follows in memory. src/kernels/wasm-merge.ts has a copy. */
 @unmanaged
 class Job {
   kind: i32
   rows: i32
-  /** Columns of the chunk; the packed right factor begins with the chunk's first. */
+  /** The columns of the chunk. The packed right factor begins with the first of them. */
   columns: i32
   rank: i32
-  /** [rows][columns], in the storage type. */
+  /** The weight [rows][columns], in its stored type. */
   weight: usize
-  /** [rows][rank]. */
+  /** The left factor [rows][rank]. */
   left: usize
-  /** Packed by packRight, from the chunk's first column. */
+  /** The right factor, packed by packRight, from the chunk's first column on. */
   right: usize
   /** Room for rank · ROWS elements. */
   panel: usize
   /** Room for ROWS · STRIP elements. */
   strip: usize
-  /** [rank: i32, unused: i32, scale: f64] each. */
+  /** The terms of the sum, each [rank: i32, unused: i32, scale: f64]. */
   terms: usize
   termCount: i32
-  /** Results that are not finite where the base was, and where the first is in the chunk. */
+  /** The number of results that are not finite although the base was. `firstOverflow` is the index of the first. */
   overflows: i32
   firstOverflow: i32
   /** Always 0: see vectorOf. */
@@ -60,7 +60,7 @@ class Job {
   deltaSquares: f64
 }
 
-/** Bytes that `panel` and `strip` need, for factors of this rank. */
+/** Returns the bytes that `panel` needs for factors of this rank. */
 export function panelBytes(rank: i32): i32 {
   return rank * ROWS * 8
 }
@@ -70,8 +70,9 @@ export function stripBytes(): i32 {
 }
 
 /**
- * A block (rows, columns) of the right factor → its place in the panels, each of the factor's whole rank. Where it is
- * transposed it lies as (columns, rows). `to` is where its first element comes, in the first column of a panel.
+ * Packs a block (rows, columns) of the right factor into panels, each of which has the factor's whole rank. A
+ * transposed block is stored as (columns, rows). `to` is the address of its first element, in the first column of a
+ * panel.
  */
 export function packRight(
   size: i32,
@@ -88,7 +89,7 @@ export function packRight(
   else pack<f32>(from, stride, transposed, columns, rows, columnsOf<f32>(), to, panelBytes)
 }
 
-/** Whether no value is NaN or infinite: whose product with 0 is not 0. `at` is at a multiple of 16. */
+/** Returns whether all values are finite: the product of NaN or infinity with 0 is not 0. `at` is a multiple of 16. */
 export function isAllFinite(size: i32, at: usize, count: i32): bool {
   return size == 8 ? isAllFiniteOf<f64>(at, count) : isAllFiniteOf<f32>(at, count)
 }
@@ -144,7 +145,7 @@ function mergeOf<T>(job: Job): void {
   }
 }
 
-/** The strip of the delta over `count` tiles, whose right factor begins at `b`. */
+/** Computes a strip of the delta with `count` tiles. The right factor begins at `b`. */
 function multiplyTerms<T>(job: Job, b: usize, count: i32): void {
   const tiles = changetype<Tiles>(changetype<usize>(job) + offsetof<Job>())
   tiles.aStep = 0
@@ -169,7 +170,7 @@ function multiplyTerms<T>(job: Job, b: usize, count: i32): void {
   }
 }
 
-/** w += delta for `count` elements of one row; `first` is the first one's place in the chunk. */
+/** Adds the delta to `count` elements of a row. `first` is the index of the first element in the chunk. */
 function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void {
   const size = sizeOfKind(job.kind)
   while (count > 0) {
@@ -188,7 +189,7 @@ function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void 
   }
 }
 
-/** Stops before a vector that holds something infinite or NaN. Returns how many elements were done. */
+/** Adds whole vectors, and stops before a vector with infinity or NaN. Returns how many elements are done. */
 // @ts-ignore: decorator
 @inline
 function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i32 {
@@ -196,7 +197,7 @@ function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i3
   const zeros = vectorOf(0, zero)
   const sign = vectorOf(SIGN, zero)
   const limit = vectorOf(reinterpret<i32>(limitOf(kind)) - 1, zero)
-  const one = vectorOf(1, zero)
+  const ones = vectorOf(1, zero)
   const halfBf16 = vectorOf(0x7fff, zero)
   const exponent = vectorOf(0x7f807f80, zero)
   const rebias = vectorOf(reinterpret<i32>(REBIAS), zero)
@@ -216,8 +217,8 @@ function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i3
     const p = f32x4.add(a, x)
     const q = f32x4.add(b, y)
     if (kind == BF16) {
-      // No NaN that an addition to a bf16 gives is rounded to a finite value: its low half is 0.
-      const r = i16x8.narrow_i32x4_u(narrowBf16(p, one, halfBf16), narrowBf16(q, one, halfBf16))
+      // A NaN cannot be rounded to a finite value here: the low half of a NaN from an addition is 0.
+      const r = i16x8.narrow_i32x4_u(narrowBf16(p, ones, halfBf16), narrowBf16(q, ones, halfBf16))
       if (v128.any_true(i16x8.eq(v128.and(r, exponent), exponent))) break
       v128.store(w, r)
     } else {
@@ -228,8 +229,8 @@ function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i3
         v128.store(w, p)
         v128.store(w, q, 16)
       } else {
-        const r = narrowF16(p, sign, one, bias, half, normal)
-        const s = narrowF16(q, sign, one, bias, half, normal)
+        const r = narrowF16(p, sign, ones, bias, half, normal)
+        const s = narrowF16(q, sign, ones, bias, half, normal)
         v128.store(w, i16x8.narrow_i32x4_u(r, s))
       }
     }

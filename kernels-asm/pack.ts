@@ -1,10 +1,10 @@
-// Packing: lines of a matrix are put side by side in panels [depth][width], the order in which the micro-kernel reads
-// them. A line is a row of the left operand or a column of the right one. The last panel is filled up with zeros.
+// Packs lines of a matrix side by side into panels [depth][width], in the order in which the micro-kernel reads them. A
+// line is a row of the left operand or a column of the right operand. The last panel is padded with zeros.
 
 /**
- * `lines` lines of `depth` elements → ⌈lines / width⌉ panels of depth · width elements at `to`, `panelBytes` apart.
- * Element p of line i is at from + i·stride + p·size where lines are contiguous, else at from + p·stride + i·size;
- * stride is in bytes.
+ * Packs `lines` lines of `depth` elements into ⌈lines / width⌉ panels of depth · width elements at `to`, `panelBytes`
+ * apart. Element p of line i is at from + i·stride + p·size if lines are contiguous, else at from + p·stride + i·size.
+ * The stride is in bytes.
  */
 export function pack<T>(
   from: usize,

@@ -1,28 +1,28 @@
-// The micro-kernel: a tile of ROWS × 2 vectors of C stays in registers over the whole depth. Goto and van de Geijn
-// 2008, "Anatomy of High-Performance Matrix Multiplication".
+// The micro-kernel: computes a tile of C, ROWS × 2 vectors, which stays in registers over the whole depth. Goto and van
+// de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 /**
- * For V8 up to version 12, which moves all loads of a basic block before all sums: a step with six rows then needs more
- * registers than there are, and spills, at half the speed. A break that is never taken cuts each step into two blocks
- * that fit.
+ * True for V8 up to version 12, which moves all loads of a basic block before all sums. A step with six rows then needs
+ * too many registers, spills, and runs at half the speed. A break that is never taken cuts each step into two smaller
+ * blocks.
  */
 export const IS_CUT: bool = <bool>BUILD_IS_CUT
 
 /**
- * Rows of a tile of C: what the 16 vector registers of x86 hold, one being V8's own. With fused multiply-adds 6 · 2
- * sums, 2 of b and 1 of a; where a step is cut 5 · 2 sums, 2 of b and 3 of a; without, the products need registers too,
- * which leaves 4 rows.
+ * The rows of a tile of C: as many as fit into 15 of the 16 vector registers of x86 (V8 uses one). With fused
+ * multiply-adds: 6 · 2 sums, 2 for b and 1 for a. If steps are cut: 5 · 2 sums, 2 for b and 3 for a. Without fused
+ * multiply-adds, products need registers too, which leaves 4 rows.
  */
 export const ROWS: i32 = !ASC_FEATURE_RELAXED_SIMD ? 4 : IS_CUT ? 5 : 6
 
-/** Columns of a tile of C: two vectors. */
+/** The columns of a tile of C: two vectors. */
 // @ts-ignore: decorator
 @inline
 export function columnsOf<T>(): i32 {
   return 32 / sizeof<T>()
 }
 
-/** a · b + c: fused where the module is built with relaxed SIMD, else rounded twice. */
+/** Computes a · b + c: fused if the module is built with relaxed SIMD, else rounded twice. */
 // @ts-ignore: decorator
 @inline
 export function madd<T>(a: v128, b: v128, c: v128): v128 {
@@ -39,10 +39,10 @@ function put<T>(c: usize, accumulate: bool, alpha: v128, low: v128, high: v128):
   v128.store(c, accumulate ? v128.add<T>(v128.load(c, 16), y) : y, 16)
 }
 
-/** A line of tiles, and where the next one is. */
+/** A line of tiles, and the distance from one tile to the next. */
 @unmanaged
 export class Tiles {
-  /** How many, at least 1. */
+  /** The number of tiles, at least 1. */
   count: i32
   /** [depth][ROWS] */
   a: usize
@@ -50,25 +50,24 @@ export class Tiles {
   b: usize
   /** (ROWS, columns), `stride` bytes from row to row. */
   c: usize
-  /** From one tile to the next, in bytes. */
+  /** The distance from one tile of a to the next, in bytes. */
   aStep: usize
   bStep: usize
   cStep: usize
   stride: usize
   depth: i32
-  /** C holds something to which the product is added. */
+  /** True if the product is added to C. */
   accumulate: i32
   alpha: f64
 }
 
 /**
- * C = alpha · a·b, or + that when accumulating, of each tile; the sum over the depth is in order, alpha comes after it.
- * Changes `at`.
+ * Computes C = alpha · a·b for each tile, or C += alpha · a·b if accumulating. The sum over the depth is in order, and
+ * alpha comes after it. Changes `at`.
  *
- * What is not needed inside of a tile stays in memory, for registers are scarce there. Four steps a turn hide the
- * loop's own cost. The loads ahead of all tiles have no other use than that V8 then keeps the sums of its memory's
- * address and each row's offset in registers, instead of adding them up before every load. The breaks that no depth can
- * take: see IS_CUT.
+ * Values that are not needed inside a tile stay in memory, because registers are scarce. Four steps in a turn of the
+ * loop hide its cost. The loads before all tiles have a single purpose: V8 then keeps the address of each row in a
+ * register, instead of adding it up before every load. For the breaks that are never taken see IS_CUT.
  */
 export function multiplyTiles<T>(at: Tiles): void {
   const w = sizeof<T>()

@@ -1,4 +1,4 @@
-// Adapters in and out of the page: PEFT folders as zip archives, and the list of those that this browser keeps.
+// Imports and exports adapters as zip archives of PEFT folders, and lists the adapters that this browser keeps.
 
 import { unzipSync, zipSync } from 'fflate'
 import { type LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter } from 'lowrank'
@@ -67,7 +67,7 @@ export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => P
   return list
 }
 
-/** Reads the adapters of an archive, each from its folder. The name of one without a folder is the archive's. */
+/** Reads the adapters of an archive. Each has the name of its folder, or, without a folder, the name of the archive. */
 export async function readArchive(file: File): Promise<{ name: string; adapter: LoraAdapter }[]> {
   let entries: [path: string, bytes: Uint8Array][]
   try {

@@ -1,4 +1,4 @@
-// Answers as the page shows them: texts with their differences, labels, names in a text, and texts found by meaning.
+// Shows answers on the page: texts with their differences, labels, names in a text, and texts found by meaning.
 
 import type { AdapterSession } from 'lowrank'
 import { make } from './dom.js'
@@ -6,7 +6,7 @@ import { make } from './dom.js'
 /** A kind of answers. */
 export type AnswerKind = 'text' | 'labels' | 'names' | 'finds'
 
-/** Kinds of the adapters that do not write, by PEFT's and by lowrank's name of their task. */
+/** The kinds of answers of adapters that do not write, by PEFT's and lowrank's names for their tasks. */
 export const KINDS: Readonly<Record<string, AnswerKind>> = {
   SEQ_CLS: 'labels',
   'text-classification': 'labels',
@@ -20,16 +20,16 @@ export const KINDS: Readonly<Record<string, AnswerKind>> = {
 const SHOWN_LABELS = 5
 const SHOWN_TEXTS = 3
 
-/** An answer, and the same in a few words. */
+/** An answer, and a short form of it. */
 export interface Answer {
   readonly shown: HTMLElement
   readonly inWords: string
 }
 
 /**
- * Asks a session for what is no text.
+ * Asks a session for an answer that is not a text: labels, names, or found texts.
  *
- * @param texts what can be found
+ * @param texts the texts that can be found
  */
 export async function answerOf(
   session: AdapterSession,
@@ -42,7 +42,7 @@ export async function answerOf(
     if (texts.length === 0) throw new Error('There is nothing to search in: teach it pairs of texts in part 2.')
     const found = await rank(session, String(input), texts, adapter)
     const before = adapter === null ? [] : (await rank(session, String(input), texts, null)).map(({ text }) => text)
-    const places = found.map((one) => ({ ...one, before: before.indexOf(one.text) + 1 }))
+    const places = found.map((item) => ({ ...item, before: before.indexOf(item.text) + 1 }))
     return { shown: ranking(places.slice(0, SHOWN_TEXTS)), inWords: found[0].text }
   }
   if (kind === 'names') {
@@ -79,7 +79,7 @@ export function scores(lines: readonly { label: string; score: number; note?: st
   return make('ol', { class: 'scores' }, ...list)
 }
 
-/** Found texts, the best first, each with the place that the model alone gives it. */
+/** Shows found texts, the best first, each with its place in the ranking of the model alone. */
 export function ranking(found: readonly { text: string; score: number; before?: number }[]): HTMLElement {
   const notes = found.map(({ before }, i) => (!before ? '' : before === i + 1 ? 'as before' : `from place ${before}`))
   return scores(found.map(({ text, score }, i) => ({ label: text, score, note: notes[i] })))
@@ -96,10 +96,10 @@ export function withNames(text: string, names: readonly { start: number; end: nu
   return shown
 }
 
-/** The parts of a text, each with true if its words are not in the other text. */
-export function differences(text: string, other: string): [part: string, isNew: boolean][] {
-  const words = (one: string) => one.match(/\s*\S+|\s+$/g) ?? []
-  const known = new Set(words(other).map((word) => word.trim()))
+/** Splits a text into parts. `isNew` is true for a part whose words are not in the base's text. */
+export function differences(text: string, base: string): [part: string, isNew: boolean][] {
+  const words = (string: string) => string.match(/\s*\S+|\s+$/g) ?? []
+  const known = new Set(words(base).map((word) => word.trim()))
   const parts: [string, boolean][] = []
   for (const word of words(text)) {
     const isNew = !known.has(word.trim()) && word.trim() !== ''

@@ -1,11 +1,11 @@
-// The curve of the loss: each step, and their mean, which is easier to follow.
+// Draws the curve of the loss: each step, and the running mean, which is easier to follow.
 
 import { byId } from './dom.js'
 
 const WIDTH = 560
 const HEIGHT = 260
 const MARGIN = { left: 60, right: 14, top: 16, bottom: 30 }
-/** Share of the newest step in the running mean. */
+/** The share of the newest step in the running mean. */
 const NEWEST = 0.15
 
 export function drawCurve(losses: readonly number[], totalSteps: number, caption: string): void {

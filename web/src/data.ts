@@ -1,4 +1,4 @@
-// Data of a run: a text, rows with labels, or folders of pictures; and whatever folder is dropped on the page.
+// The data of a run: a text, rows with labels, or folders of pictures. Also opens folders that are dropped on the page.
 
 import type { TaskFacts } from 'lowrank'
 import { byId, guarded, make, onFiles } from './dom.js'
@@ -10,24 +10,24 @@ export interface Picture {
 }
 
 export interface LearningData {
-  /** Name of the file; the ending tells the form. */
+  /** The name of the file. Its extension tells the format. */
   readonly name: string
-  /** The first part, which tells what it is; all of it unless it is a large file. */
+  /** The text, or the beginning of a large file. */
   readonly text: string
   readonly blob: Blob
-  /** Not empty where pictures are learned, and no text. */
+  /** The pictures to learn from. Empty if the adapter learns from text. */
   readonly pictures: readonly Picture[]
 }
 
 export type PageTask = TaskFacts & Required<Pick<TaskFacts, 'page'>>
 
 const PICTURE = /\.(png|jpe?g|webp|gif|bmp|avif)$/i
-/** Pictures shown of each label. */
+/** How many pictures of each label are shown. */
 const SHOWN = 6
-/** A text field with more makes browsers slow: such a file is used as it is. */
+/** A larger text would make the text field slow. Such a file is used without showing all of it. */
 const MOST_SHOWN = 20 << 20
 const HEAD_BYTES = 1 << 16
-/** First bytes of files that are no text. */
+/** The first bytes of files that are not texts. */
 const NO_TEXT: readonly (readonly [RegExp, string])[] = [
   [/^(\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0|RIFF.{4}WEBP)/s, 'a picture'],
   [/^PK[^ -~]{2}/, 'a zip archive'],
@@ -50,11 +50,13 @@ function entriesOf(line: string): [name: string, value: unknown][] {
   }
 }
 
-/** Names of the second text of a pair. */
+/** Field names for the second text of a pair. */
 const PARTNERS = ['textPair', 'positive', 'answer', 'sentence2']
 const MOST_PARTNERS = 500
 
-/** The second texts of pairs in JSON lines or a table, each once: what a search can find. */
+/**
+ * Returns the second texts of all pairs in JSON lines or a table, without duplicates. A search can find these texts.
+ */
 export function partnersIn(text: string): string[] {
   const lines = text.match(/^\{.*\}$/gm)?.map(entriesOf)
   const [names = [], ...rows] = lines === undefined ? tableOf(text) : []
@@ -63,7 +65,7 @@ export function partnersIn(text: string): string[] {
   return [...new Set(partners)].slice(0, MOST_PARTNERS)
 }
 
-/** The rows of a table. A cell in quotes may hold what parts cells and rows. */
+/** Splits a table into rows and cells. A cell in quotes may contain separators and line breaks. */
 function tableOf(text: string): string[][] {
   const rows: string[][] = [[]]
   for (const [, quoted, plain, end] of text.matchAll(/(?:"((?:[^"]|"")*)"|([^,\t\r\n]*))([,\t]|\r?\n|$)/g)) {
@@ -73,13 +75,13 @@ function tableOf(text: string): string[][] {
   return rows
 }
 
-/** The task one of whose records has the most of these fields, and no other ones. */
+/** Returns the task whose example record uses the most of these fields and no other fields. */
 function bestTask(fields: readonly string[], tasks: readonly PageTask[]): PageTask | undefined {
   const fitting = tasks.flatMap((task) =>
     task.records
       .map((record) => ({ task, fields: Object.keys(record) }))
-      .filter(({ fields: own }) => {
-        return own.every((name) => fields.includes(name))
+      .filter(({ fields: needed }) => {
+        return needed.every((name) => fields.includes(name))
       }),
   )
   return fitting.sort((a, b) => b.fields.length - a.fields.length)[0]?.task
@@ -143,7 +145,7 @@ export class DataField {
     area.addEventListener('drop', (event) => {
       area.classList.remove('over')
       const file = event.dataTransfer?.files[0]
-      // A folder has no bytes; the page opens it.
+      // A folder has no bytes. The page's own handler opens it.
       if (file === undefined || event.dataTransfer?.items[0]?.webkitGetAsEntry()?.isDirectory) return
       event.preventDefault()
       void guarded('train', 'The file cannot be read', () => this.read(file))
@@ -165,7 +167,7 @@ export class DataField {
     return { name: dataset.name ?? `pasted.${ending}`, text, blob, pictures: this.#pictures }
   }
 
-  /** Shows pictures in place of the text; the text again where there are none. */
+  /** Shows pictures instead of the text, or the text again if there are no pictures. */
   show(pictures: readonly Picture[]): void {
     for (const url of this.#urls.splice(0)) URL.revokeObjectURL(url)
     this.#pictures = pictures
@@ -232,7 +234,7 @@ interface Takers {
   pictures(pictures: readonly Picture[]): void
 }
 
-/** Opens folders that are dropped anywhere; single files are left to whatever they are dropped on. */
+/** Opens folders that are dropped anywhere on the page. Single files are left to the element under them. */
 export function setUpDrop(takers: Takers): void {
   document.addEventListener('dragover', (event) => event.preventDefault())
   document.addEventListener('drop', (event) => {
@@ -256,20 +258,20 @@ function isFolder(entry: FileSystemEntry | null): entry is FileSystemDirectoryEn
   return entry?.isDirectory === true
 }
 
-/** The files of a folder, each with its path as files of a picked folder have it. */
+/** Lists the files of a dropped folder. Each gets its path, like the files of a picked folder. */
 async function filesOf(folder: FileSystemDirectoryEntry): Promise<File[]> {
   const reader = folder.createReader()
   const files: File[] = []
-  // A reader gives some entries at a time, and none at the end.
+  // A reader returns some entries at a time, and an empty list at the end.
   for (;;) {
     const entries = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject))
     if (entries.length === 0) return files
     for (const entry of entries) {
       if (isFolder(entry)) files.push(...(await filesOf(entry)))
       else {
-        const own = entry as FileSystemFileEntry
-        const file = await new Promise<File>((resolve, reject) => own.file(resolve, reject))
-        files.push(Object.defineProperty(file, 'webkitRelativePath', { value: own.fullPath.slice(1) }))
+        const fileEntry = entry as FileSystemFileEntry
+        const file = await new Promise<File>((resolve, reject) => fileEntry.file(resolve, reject))
+        files.push(Object.defineProperty(file, 'webkitRelativePath', { value: fileEntry.fullPath.slice(1) }))
       }
     }
   }

@@ -1,4 +1,4 @@
-// Elements by id, new elements, and the banner that shows errors in the page's words.
+// Finds and makes elements, and shows errors in a banner, worded for the page.
 
 import { LowrankError } from 'lowrank'
 
@@ -9,7 +9,7 @@ export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
 export const inputOf = (id: string) => byId<HTMLInputElement>(id)
 export const buttonOf = (id: string) => byId<HTMLButtonElement>(id)
 
-/** Hears of picked files. The field is empty again, so that the same files can be picked once more. */
+/** Calls `use` with picked files. Then it empties the field, so that the same files can be picked again. */
 export function onFiles(id: string, use: (files: readonly File[]) => void): void {
   const field = inputOf(id)
   field.addEventListener('change', () => {
@@ -40,7 +40,7 @@ export function button(
   return element
 }
 
-/** An error with a way out of it, which its banner offers as a button. */
+/** An error that the user can fix with a button in the banner. */
 export class MendableError extends Error {
   constructor(
     cause: unknown,
@@ -51,7 +51,7 @@ export class MendableError extends Error {
   }
 }
 
-/** The message of an error without advice for callers of the library: options, flags, variables of the environment. */
+/** Returns the message of an error without advice on options, flags and environment variables, which a page lacks. */
 function wordsOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   if (!(error instanceof LowrankError)) return error.message

@@ -1,4 +1,4 @@
-// Changes of an adapter, layer by layer.
+// Shows how much an adapter changes each layer.
 
 import { inspect, type LoraAdapter, type Spectrum } from 'lowrank'
 import { byId, make } from './dom.js'
@@ -42,7 +42,7 @@ function inWords(name: string, parameters: number, layers: readonly Layer[]): st
   return `${name}: ${parameters.toLocaleString()} trained parameters in ${layers.length} layers. Half of the change is in ${count} of them, most in ${most.name}.${used}`
 }
 
-/** A bar for each singular value, from the largest on; a screen reader reads the values. */
+/** Draws a bar for each singular value, the largest first. A screen reader reads the values. */
 function spectrum({ singularValues }: Spectrum): Element | string {
   const [largest] = singularValues
   if (largest === undefined || largest === 0) return '–'

@@ -1,9 +1,10 @@
-// "This run in a few lines": the same run in Node, in a page, on the command line, and its adapter in Python.
+// "This run in a few lines": code for the same run in Node, in a page and on the command line, and for its adapter in
+// Python.
 
 import { button, byId, make } from './dom.js'
 import type { Job } from './runs.js'
 
-/** Classes of transformers, and what they need beside the model. */
+/** Classes of transformers, with the extra arguments that they need. */
 const CLASSES: Readonly<Record<string, readonly [kind: string, extra?: string]>> = {
   'causal-lm': ['AutoModelForCausalLM'],
   embedding: ['AutoModel'],

@@ -1,4 +1,4 @@
-// An adapter by link: #adapter=…&model=… with ids of the Hub or URLs. Nothing is fetched before the visitor agrees.
+// Opens an adapter from a link: #adapter=…&model=… with Hub ids or URLs. Nothing is fetched before the visitor agrees.
 
 import { type LoraAdapter, loadAdapter } from 'lowrank'
 import { button, byId, guarded, make } from './dom.js'

@@ -1,10 +1,10 @@
-// Features of this browser: threads, and WebGPU.
+// Finds out what this browser can do: threads and WebGPU.
 
 import { byId, inputOf, make } from './dom.js'
 
 const PHONE = matchMedia('(max-width: 40rem)')
 
-/** A phone shows parts that are large folded, those that come later too. */
+/** Folds large parts of the page on phones. It is also called for parts that are added later. */
 export function foldOnPhones(within: ParentNode = document): void {
   for (const part of within.querySelectorAll<HTMLDetailsElement>('details.fold')) part.open = !PHONE.matches
 }
@@ -27,7 +27,7 @@ export async function isolate(): Promise<void> {
   location.reload()
 }
 
-/** ONNX Runtime itself takes half, at most 4: of 2 processors one. Half are enough where two of them are one core. */
+/** Returns the number of threads. ONNX Runtime would take half of the processors and at most 4, so only 1 of 2. */
 export function threadCount(): number {
   if (!globalThis.crossOriginIsolated) return 1
   const { hardwareConcurrency } = navigator

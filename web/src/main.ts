@@ -1,4 +1,4 @@
-// The page: choose what it shall learn, teach it, compare, keep.
+// The page: choose data and a model, train, compare the answers, and keep the adapter.
 
 import type { LoraAdapter } from 'lowrank'
 import { setUpKept } from './adapters.js'
@@ -15,7 +15,7 @@ import { isFull, keepAdapter, keptAdapters, openKept } from './store.js'
 import { readJob, setFromRecipe, Trainer } from './train.js'
 import { nextFree, Writer } from './write.js'
 
-/** Pictures of each label that the recipe draws. */
+/** How many pictures of each label the recipe draws. */
 const DRAWN = 16
 
 await isolate()
@@ -51,11 +51,11 @@ const listKept = setUpKept(async ({ name, job }) => {
   if (job !== undefined) showLines({ ...job, name })
 })
 
-/** Keeps an adapter in "My adapters", unless it came from a link and is there already. */
+/** Keeps an adapter in "My adapters", unless it came from a link and is already there. */
 async function keep(wanted: string, adapter: LoraAdapter, from: { job?: Job; link?: string } = {}): Promise<void> {
   const kept = await keptAdapters()
   if (from.link !== undefined && kept.some(({ link }) => link === from.link)) return
-  const name = nextFree(wanted, (taken) => kept.some((other) => other.name === taken))
+  const name = nextFree(wanted, (taken) => kept.some((adapter) => adapter.name === taken))
   try {
     await keepAdapter(name, adapter, { ...from, modelName: from.job?.modelName ?? opened?.name ?? 'a model' })
   } catch (error) {
@@ -66,7 +66,7 @@ async function keep(wanted: string, adapter: LoraAdapter, from: { job?: Job; lin
   await listKept()
 }
 
-/** Opens an adapter beside its model. */
+/** Opens an adapter, and its model if another model is open. */
 async function openBeside(
   choice: ModelChoice | undefined,
   name: string,

@@ -1,4 +1,4 @@
-// Opens a model: the small one beside the page, one of the Hub, or a folder of this machine.
+// Opens a model: the small model that comes with the page, a model on the Hub, or a folder on this machine.
 
 import { configureHub, loadModel, type Model, trainingTasks, webRuntime } from 'lowrank'
 import gpuWasm from 'onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url'
@@ -10,7 +10,7 @@ import { button, byId, guarded, inputOf, make, onFiles } from './dom.js'
 import offered from './models.json'
 import { textIn } from './store.js'
 
-/** How a model can be opened again after a reload. */
+/** Says how to open a model again after a reload. */
 export type ModelChoice =
   | { readonly kind: 'bundled'; readonly name?: string }
   | { readonly kind: 'hub'; readonly id: string; readonly dtype?: GraphDtype }
@@ -18,21 +18,21 @@ export type ModelChoice =
 
 type GraphDtype = 'q4' | 'q8'
 
-/** Models that the page offers: what people read of them, and the GB that training takes at most. */
+/** Models that the page offers, with their description and the most memory that training takes, in GB. */
 export const MODELS = offered as readonly (Omit<(typeof offered)[number], 'choice'> & {
   readonly choice: ModelChoice
 })[]
 
 export interface OpenModel {
   readonly model: Model
-  /** The same for the same model. */
+  /** The source of the model. It is the same object for the same model. */
   readonly source: unknown
-  /** For people. */
+  /** The name to show. */
   readonly name: string
   readonly choice: ModelChoice
   readonly device: Device
   readonly reads: 'text' | 'pictures'
-  /** True if it writes text. Others give vectors, from which an adapter learns labels. */
+  /** True if the model writes text. Other models give vectors, from which an adapter learns labels. */
   readonly writes: boolean
   readonly tasks: readonly PageTask[]
   readonly takesChats: boolean
@@ -40,7 +40,7 @@ export interface OpenModel {
 
 export type Device = 'wasm' | 'webgpu'
 
-/** The build with WebGPU is much larger, so that it is fetched only when it is chosen. */
+/** The runtimes. The build with WebGPU is much larger, so it is only fetched if it is chosen. */
 const RUNTIMES = { wasm: webRuntime(ort, wasm), webgpu: webRuntime(gpuOrt, gpuWasm) }
 
 export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
@@ -53,7 +53,7 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     const before = state.textContent
     state.textContent = 'Opening…'
     meter.hidden = false
-    for (const one of buttons()) one.disabled = true
+    for (const button of buttons()) button.disabled = true
     try {
       const device = inputOf('device').value as Device
       configureHub({ token: inputOf('token').value.trim() || undefined })
@@ -71,15 +71,15 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
       ]
       state.textContent = `Open: ${name} (${parts.filter(Boolean).join(', ')})`
     } catch (error) {
-      // The model that was open before still is.
+      // The earlier model is still open.
       state.textContent = before
       if (!(error instanceof Error) || !error.message.includes('HF_TOKEN')) throw error
-      // The Hub's refusals name an environment variable, which a page has not.
+      // The Hub's error names an environment variable, which a page does not have.
       const words = error.message.replace(/,? and set HF_TOKEN to it/, '')
       throw new Error(`${words} In this page, paste it into "Access token of the Hub".`, { cause: error })
     } finally {
       meter.hidden = true
-      for (const one of buttons()) one.disabled = false
+      for (const button of buttons()) button.disabled = false
     }
   }
   const shown = (work: () => Promise<void>) => guarded('model', 'The model cannot be opened', work)
@@ -132,7 +132,7 @@ export const isSame = (a: ModelChoice, b: ModelChoice): boolean => JSON.stringif
 
 const placeOf = (name?: string) => new URL(name === undefined ? 'model/' : `model-${name}/`, document.baseURI).href
 
-/** Says what to load in place of a model that does not lie beside this page; undefined where it does. */
+/** If a model is not published with this page, returns a message that says what to load instead. */
 export async function missing(choice: ModelChoice): Promise<string | undefined> {
   if (choice.kind !== 'bundled' || choice.name !== 'minilm') return undefined
   const { ok } = await fetch(`${placeOf(choice.name)}config.json`, { method: 'HEAD' })

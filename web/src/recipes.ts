@@ -1,4 +1,4 @@
-// Recipes: data, a model and settings that fit, and what they gave when scripts/record-page.mjs ran them.
+// Recipes: data with a fitting model and settings, and the results that scripts/record-page.mjs recorded.
 
 import { ranking, scores, withNames } from './answers.js'
 import type { Picture } from './data.js'
@@ -21,7 +21,7 @@ interface Recording {
   readonly answers: readonly ({ readonly prompt: string } & Partial<Shown>)[]
 }
 
-/** The answers: of the model alone, where it gives any, and of the adapter. */
+/** Recorded answers: of the model alone, if it gives any, and of the adapter. */
 interface Shown {
   readonly labels: Parameters<typeof scores>[0]
   readonly names: Parameters<typeof withNames>[1]
@@ -87,10 +87,10 @@ async function showRecording({ id, title, recording, model }: Recipe): Promise<v
 }
 
 const SIZE = 48
-/** Colors of each label: hues in degrees of the ground and of what lies on it. */
+/** The colors for each label: the hues in degrees of the background and of the shapes on it. */
 const SCENES = { sunset: [15, 48], sea: [205, 190] }
 
-/** Pictures to learn from, drawn on the spot: sunsets and seas. */
+/** Draws pictures to learn from: sunsets and seas. */
 export async function drawnPictures(count: number): Promise<Picture[]> {
   const canvas = new OffscreenCanvas(SIZE, SIZE)
   const pen = canvas.getContext('2d')!

@@ -1,4 +1,4 @@
-// The run that goes on in this page, kept in the browser's own file system so that a reload does not lose it.
+// Keeps the current run of the page in the browser's file system, so that a reload does not lose it.
 
 import { type Directory, HandleDirectory, MemoryDirectory, type StepEvent, type TrainOptions } from 'lowrank'
 import type { Picture } from './data.js'
@@ -9,10 +9,10 @@ export interface Job {
   readonly name: string
   readonly choice: ModelChoice
   readonly modelName: string
-  /** Name of the file; the ending tells the form. */
+  /** The name of the data file. Its extension tells the format. */
   readonly dataName: string
   readonly task: TrainOptions['task']
-  /** Texts that the adapter of a search can find; empty for others. */
+  /** The texts that an adapter for search can find; empty for other adapters. */
   readonly texts: readonly string[]
   readonly settings: {
     readonly maxSteps: number
@@ -34,10 +34,12 @@ const FOLDER = 'lowrank-run'
 const JOB = 'job.json'
 const DATA = 'data'
 const PICTURES = 'pictures'
-/** Labels of the pictures, whose files are numbered. */
+/** The file with the labels of the pictures. The picture files only have numbers. */
 const LABELS = 'labels.json'
 
-/** Starts a new run: what an earlier one left is removed. The folder is in memory if the browser keeps no files. */
+/**
+ * Starts a new run, and removes the files of an earlier run. If the browser keeps no files, the folder is in memory.
+ */
 export async function beginRun(job: Job, data: Blob, pictures: readonly Picture[]): Promise<Directory> {
   await endRun()
   const folder = await folderAt(FOLDER)
@@ -75,9 +77,9 @@ export const endRun = (): Promise<void> => removeFolder(FOLDER)
 
 let release: (() => void) | undefined
 
-/** Takes the run until it is left or the tab ends. Returns false if another tab has it. */
+/** Takes the run, and keeps it until it is released or the tab closes. Returns false if another tab has it. */
 export function takeRun(): Promise<boolean> {
-  // Pages without https have no locks.
+  // Only pages with https have locks.
   if (release !== undefined || !('locks' in navigator)) return Promise.resolve(true)
   return new Promise((resolve) => {
     void navigator.locks.request(FOLDER, { ifAvailable: true }, (lock) => {

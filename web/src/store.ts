@@ -1,4 +1,4 @@
-// The browser's own file system (OPFS): folders of this page, and "My adapters" in one of them.
+// The browser's file system for this page (OPFS): opens folders, and keeps "My adapters" in one of them.
 
 import { type Directory, HandleDirectory, type LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter } from 'lowrank'
 import type { Job } from './runs.js'
@@ -8,15 +8,15 @@ const ABOUT = 'about.json'
 
 export interface KeptAdapter {
   readonly name: string
-  /** The run that made it; undefined for an adapter that was opened. */
+  /** The run that made the adapter; undefined if the adapter was opened. */
   readonly job?: Job | undefined
-  /** The address of an adapter that was opened by link. */
+  /** The address of the adapter, if it was opened from a link. */
   readonly link?: string | undefined
   readonly bytes: number
   readonly modelName: string
 }
 
-/** A folder of this page; undefined where the browser keeps no files, as private windows of some do. */
+/** Opens a folder of this page. Returns undefined if the browser keeps no files, as in some private windows. */
 export async function folderAt(name: string, create = true): Promise<FileSystemDirectoryHandle | undefined> {
   const root = await navigator.storage?.getDirectory().catch(() => undefined)
   const folder = root?.getDirectoryHandle(name, { create })
@@ -53,13 +53,14 @@ export async function filesOf(folder: Directory): Promise<MemoryDirectory> {
   return copy
 }
 
-/** True if the browser refused to keep more, or lowrank's error has that as its cause. */
+/** True if the error, or its cause, says that the browser's storage is full. */
 export function isFull(error: unknown): boolean {
-  for (let one = error; one instanceof Error; one = one.cause) if (one.name === 'QuotaExceededError') return true
+  for (let cause = error; cause instanceof Error; cause = cause.cause)
+    if (cause.name === 'QuotaExceededError') return true
   return false
 }
 
-/** Keeps an adapter under a name that no other has, with the run that made it. */
+/** Keeps an adapter under an unused name, together with the run that made it. */
 export async function keepAdapter(
   name: string,
   adapter: LoraAdapter,
@@ -67,17 +68,17 @@ export async function keepAdapter(
 ): Promise<void> {
   const folder = await folderAt(ADAPTERS)
   if (folder === undefined) return
-  const own = await folder.getDirectoryHandle(name, { create: true })
+  const adapterFolder = await folder.getDirectoryHandle(name, { create: true })
   try {
-    await saveAdapter(adapter, new HandleDirectory(own))
-    await write(own, ABOUT, JSON.stringify(about))
+    await saveAdapter(adapter, new HandleDirectory(adapterFolder))
+    await write(adapterFolder, ABOUT, JSON.stringify(about))
   } catch (error) {
     await folder.removeEntry(name, { recursive: true }).catch(() => {})
     throw error
   }
 }
 
-/** All that are kept. A folder without its last file is of a tab that ended: it is passed over. */
+/** Lists the kept adapters. A folder without its last file is left from a tab that closed, and is skipped. */
 export async function keptAdapters(): Promise<KeptAdapter[]> {
   const folder = await folderAt(ADAPTERS, false)
   const kept: KeptAdapter[] = []
@@ -107,11 +108,11 @@ export async function removeKept(name: string): Promise<void> {
 
 export async function renameKept(from: string, to: string): Promise<void> {
   const { files } = await filesOf(await folderOf(from))
-  const own = await (await folderAt(ADAPTERS))!.getDirectoryHandle(to, { create: true })
+  const renamed = await (await folderAt(ADAPTERS))!.getDirectoryHandle(to, { create: true })
   const about = files.get(ABOUT)!
-  for (const [name, bytes] of files) if (name !== ABOUT) await write(own, name, new Blob([bytes as BlobPart]))
-  // The last file: it says that the folder is whole.
-  await write(own, ABOUT, new Blob([about as BlobPart]))
+  for (const [name, bytes] of files) if (name !== ABOUT) await write(renamed, name, new Blob([bytes as BlobPart]))
+  // This file is written last, to mark the folder as complete.
+  await write(renamed, ABOUT, new Blob([about as BlobPart]))
   await removeKept(from)
 }
 

@@ -1,4 +1,4 @@
-// Training in the page: start, pause, continue after a reload, stop. One tab at a time has the run.
+// Training in the page: start, pause, continue after a reload, stop. Only one tab at a time has the run.
 
 import {
   DataError,
@@ -34,9 +34,9 @@ const STAGES = {
 export interface Surroundings {
   choose(choice: ModelChoice): Promise<void>
   reopen(device: Device): Promise<void>
-  /** Resolves with the answer of an unfinished adapter to the input of the page; undefined while the page is busy. */
+  /** Returns an unfinished adapter's answer to the page's input, or undefined while the page is busy. */
   sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined>
-  /** Does work that opens the model once more. */
+  /** Does work that opens the model a second time, and frees memory for it. */
   makeRoom<T>(work: () => Promise<T>): Promise<T>
   trained(adapter: LoraAdapter, job: Job): Promise<void>
 }
@@ -109,11 +109,11 @@ export class Trainer {
 
   async #start(): Promise<void> {
     await takeRunHere()
-    // Another tab may have ended it meanwhile.
+    // Another tab may have ended the paused run meanwhile.
     if (this.#paused !== undefined && !(this.#paused.folder instanceof MemoryDirectory)) {
       this.#paused = await unfinishedRun()
     }
-    // A paused run goes on with its own model.
+    // A paused run continues with the model that it began with.
     const choice = this.#paused?.job.choice ?? this.#wanted
     try {
       buttonOf('start').disabled = true
@@ -155,7 +155,7 @@ export class Trainer {
         config: { rank, alpha: 2 * rank },
         saveEvery: SAVE_EVERY,
         out: folder,
-        // A page that closed before its first save left nothing to continue.
+        // If the page closed before the first save, there is nothing to continue, and the run starts again.
         ...(isResumed && (await folder.has('adapter_config.json')) ? { resume: true } : { overwrite: true }),
         signal: abort.signal,
         on: {
@@ -188,13 +188,13 @@ export class Trainer {
     } catch (error) {
       if (error instanceof DataError) this.#clear(true)
       if (isFull(error) && !(folder instanceof MemoryDirectory)) {
-        // The browser has no more space: the run goes on from what it saved, in memory.
+        // The browser's storage is full: the run continues in memory, from its last save.
         this.#leaveDisk()
         const kept = await filesOf(folder)
         await endRun()
         return this.#run(open, { ...run, folder: kept }, true)
       }
-      // A GPU or a worker that is gone: what was saved before is still there.
+      // The GPU or the worker is lost, but the last save is still there.
       if (error instanceof RuntimeError && (await folder.has('adapter_config.json'))) {
         this.#paused = run
         this.#say('The last saved step is kept. Press Continue, or first choose another way to compute in part 1.')
@@ -249,7 +249,7 @@ export class Trainer {
     this.#buttons()
   }
 
-  /** Lists what the adapter that was saved last answers. One that is late or fails is passed over. */
+  /** Shows the answer of the adapter that was saved last. If it comes late or fails, it is skipped. */
   async #sample(step: number, { folder, job }: UnfinishedRun): Promise<void> {
     if (this.#isSampling) return
     this.#isSampling = true
@@ -286,7 +286,7 @@ export class Trainer {
       secondsLeft > 90 ? `${Math.round(secondsLeft / 60)} min` : `${Math.ceil(secondsLeft)} s`
   }
 
-  /** Clears what the last run showed. Nothing is shown of a run where none begins. */
+  /** Clears the display of the last run. `isHidden`: no new run begins, so hide the display. */
   #clear(isHidden = false): void {
     this.#losses = []
     drawCurve([], 0, 'The loss of each step appears here.')
@@ -316,14 +316,14 @@ async function takeRunHere(): Promise<void> {
 
 let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
 
-/** Puts a recipe's value into a field. A task's suggestions leave it alone from then on. */
+/** Sets a field to the value of a recipe. Suggestions for a task do not change the field from then on. */
 export function setFromRecipe(id: string, value: string): void {
   inputOf(id).value = value
   inputOf(id).dataset.fromRecipe = ''
 }
 
 function suggest({ page: { unit, settings } }: PageTask): void {
-  // All pictures have the size that the model takes.
+  // Pictures are scaled to the size that the model takes, so there is no length to choose.
   byId('length').hidden = unit === 'pictures'
   const values: Record<string, string> = {
     steps: String(settings.maxSteps),

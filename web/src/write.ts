@@ -1,4 +1,4 @@
-// Answers of the base and of each adapter to an input, side by side, on one model.
+// Shows the answers of the base and of each adapter to an input, side by side.
 
 import {
   type AdapterSession,
@@ -15,7 +15,7 @@ import { showLayers } from './layers.js'
 import { foldOnPhones, threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
-/** The words of the form by what is given: its button, its heading, and its input. */
+/** The labels of the form for each kind of answer: its button, its heading, and its input. */
 const WORDS: Readonly<Record<AnswerKind, readonly [button: string, heading: string, input: string]>> = {
   text: ['Write', 'Compare what it writes', 'The text to continue, or the question to answer'],
   labels: ['Give labels', 'Compare its labels', 'The text that gets labels'],
@@ -24,7 +24,7 @@ const WORDS: Readonly<Record<AnswerKind, readonly [button: string, heading: stri
 }
 
 const MIX = 'All of them mixed'
-/** Weights from this size on are in memory once: neither repacked, nor in a second session. */
+/** Weights from this size on must be in memory only once: they are not repacked, and no second session is opened. */
 const LARGE = 2 ** 28
 const SAMPLE_TOKENS = 24
 const SAMPLE = 'a sample'
@@ -33,7 +33,7 @@ interface Card {
   readonly element: HTMLElement
   readonly text: HTMLElement
   readonly speed: HTMLElement
-  /** How strong the adapter is: 1 as it was trained. */
+  /** The slider for the adapter's weight. 1 is the adapter as it was trained. */
   readonly strength: HTMLInputElement
 }
 
@@ -43,12 +43,12 @@ export class Writer {
   readonly #adapters = new Map<string, LoraAdapter>()
   readonly #cards = new Map<string | null, Card>()
   #stop: AbortController | undefined
-  /** For models that read pictures. */
+  /** The input, for models that read pictures. */
   #picture: File | undefined
-  /** Texts that a search can find. */
+  /** The texts that a search can find. */
   #texts: readonly string[] = []
 
-  /** @param keep keeps an adapter that the user opens */
+  /** @param keep is called to keep an adapter that the user opens */
   constructor(
     reopen: (device: Device) => Promise<void>,
     private readonly keep: (name: string, adapter: LoraAdapter) => Promise<void>,
@@ -75,7 +75,7 @@ export class Writer {
     })
   }
 
-  /** Another model: its session takes the place of the one before. The same model keeps its adapters. */
+  /** Opens a session for a model. If the model is already open, its adapters are kept. */
   async use(open: OpenModel): Promise<void> {
     const { model, device, takesChats, reads, writes } = open
     const adapters = this.#open?.source === open.source ? [...this.#adapters] : []
@@ -86,7 +86,7 @@ export class Writer {
       memory: isLarge(open) ? 'low' : 'fast',
     })
     this.#stop?.abort()
-    // One whose GPU is gone may not end. The new one has its own worker.
+    // If the GPU is lost, the old session may not close. That does not matter: the new session has a new worker.
     await this.#session?.dispose().catch(() => {})
     this.#session = session
     this.#open = open
@@ -112,7 +112,7 @@ export class Writer {
     this.tell(this.#kindOf(null))
   }
 
-  /** Does work that opens the model too. The session of a large one ends before, and opens again afterwards. */
+  /** Does work that also opens the model. If the model is large, its session is closed first and opened again after. */
   async makeRoom<T>(work: () => Promise<T>): Promise<T> {
     const open = this.#open
     if (open === undefined || !isLarge(open)) return work()
@@ -128,7 +128,7 @@ export class Writer {
     }
   }
 
-  /** Sets the words of the form. */
+  /** Sets the labels of the form. */
   tell(kind: AnswerKind): void {
     const [label, heading, input] = WORDS[kind]
     buttonOf('generate').textContent = label
@@ -140,12 +140,12 @@ export class Writer {
     return this.#adapters.has(name)
   }
 
-  /** True unless there is no picture to give labels for. */
+  /** True if the form has an input. Only a picture can be missing. */
   get hasInput(): boolean {
     return this.#open?.reads === 'text' || this.#picture !== undefined
   }
 
-  /** Resolves with the answer of an unfinished adapter; undefined while the session is busy, and for pictures. */
+  /** Returns the answer of an unfinished adapter, or undefined while the session is busy, and for pictures. */
   async sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined> {
     const session = this.#session
     const prompt = inputOf('prompt').value
@@ -161,13 +161,13 @@ export class Writer {
     }
   }
 
-  /** @param texts what the adapter of a search finds */
+  /** @param texts the texts that an adapter for search can find */
   async add(wanted: string, adapter: LoraAdapter, texts: readonly string[] = []): Promise<void> {
     if (this.#session === undefined)
       throw new Error(
         this.#open === undefined ? 'No model is open. Open one in part 1 first.' : 'Wait until the model has learned.',
       )
-    const name = nextFree(wanted, (one) => this.has(one))
+    const name = nextFree(wanted, (taken) => this.has(taken))
     await this.#session.add(name, adapter)
     this.#adapters.set(name, adapter)
     if (texts.length > 0) this.#texts = texts
@@ -203,7 +203,7 @@ export class Writer {
       const act = (label: string, title: string, work: () => Promise<void>) =>
         button(label, () => void guarded('write', title, work))
       row.append(
-        // A head gives its labels whole.
+        // A head cannot be applied in part, so it has no strength.
         ...(this.#hasHead(name) ? [] : [make('label', { class: 'strength' }, 'Strength', strength, tell)]),
         act('Download', 'The adapter cannot be saved', async () => download(name, await filesOfAdapter(name, adapter))),
         act('Show layers', 'The layers cannot be shown', () => showLayers(name, adapter)),
@@ -220,12 +220,12 @@ export class Writer {
     foldOnPhones(element)
     byId('answers').append(element)
     this.#cards.set(name, { element, text, speed, strength })
-    // Heads of labels cannot be added up.
-    const mixable = [...this.#adapters].filter(([one]) => !this.#hasHead(one))
+    // Heads cannot be mixed.
+    const mixable = [...this.#adapters].filter(([adapterName]) => !this.#hasHead(adapterName))
     if (adapter !== undefined && mixable.length === 2 && !this.#cards.has(MIX)) this.#addCard(MIX)
   }
 
-  /** Shows the picture that gets labels, where the model reads pictures. */
+  /** Shows the picture that gets labels, if the model reads pictures. */
   show(picture: File | undefined): void {
     const preview = byId<HTMLImageElement>('preview')
     URL.revokeObjectURL(preview.src)
@@ -237,16 +237,19 @@ export class Writer {
   async #remove(name: string): Promise<void> {
     await this.#session?.remove(name)
     this.#adapters.delete(name)
-    for (const one of this.#adapters.size < 2 ? [name, MIX] : [name]) {
-      this.#cards.get(one)?.element.remove()
-      this.#cards.delete(one)
+    for (const card of this.#adapters.size < 2 ? [name, MIX] : [name]) {
+      this.#cards.get(card)?.element.remove()
+      this.#cards.delete(card)
     }
   }
 
   #choiceOf(name: string | null): Record<string, number> | string | null {
     if (name === null || this.#hasHead(name)) return name
-    const names = name === MIX ? [...this.#adapters.keys()].filter((one) => !this.#hasHead(one)) : [name]
-    return Object.fromEntries(names.map((one) => [one, Number(this.#cards.get(one)?.strength.value ?? 1)]))
+    const names =
+      name === MIX ? [...this.#adapters.keys()].filter((adapterName) => !this.#hasHead(adapterName)) : [name]
+    return Object.fromEntries(
+      names.map((adapterName) => [adapterName, Number(this.#cards.get(adapterName)?.strength.value ?? 1)]),
+    )
   }
 
   async write(): Promise<void> {
@@ -257,7 +260,7 @@ export class Writer {
     buttonOf('generate').disabled = true
     buttonOf('quiet').disabled = false
     try {
-      // The session runs the tokens of all texts in turn, so that they grow side by side.
+      // The session writes all texts at the same time, so that they grow side by side.
       await Promise.all(
         [...this.#cards].map(async ([adapter, card]) => {
           card.element.classList.add('writing')
@@ -278,27 +281,27 @@ export class Writer {
     this.#mark()
   }
 
-  /** Marks the words of each adapter that the model alone does not write. */
+  /** Marks the words of each adapter that the model alone did not write. */
   #mark(): void {
     const [alone, ...others] = [...this.#cards.values()].map(({ text }) => text)
     const written = (text: HTMLElement) => text.querySelector('.written')
     const base = written(alone)?.textContent
     for (const text of others) {
-      const own = written(text)
-      if (base == null || own === null) continue
-      const parts = differences(own.textContent ?? '', base)
-      own.replaceChildren(...parts.map(([part, isNew]) => (isNew ? make('mark', {}, part) : part)))
+      const passage = written(text)
+      if (base == null || passage === null) continue
+      const parts = differences(passage.textContent ?? '', base)
+      passage.replaceChildren(...parts.map(([part, isNew]) => (isNew ? make('mark', {}, part) : part)))
     }
   }
 
-  /** The kind of an adapter. That of the model alone is the kind of the newest adapter, unless the model writes. */
+  /** Returns the kind of an adapter. The model alone has the kind of the newest adapter, unless it writes text. */
   #kindOf(name: string | null, adapter = this.#adapters.get(name ?? '')): AnswerKind {
-    const own = this.#open?.writes ? 'text' : 'labels'
-    const asked = adapter ?? (own === 'text' ? undefined : [...this.#adapters.values()].at(-1))
-    return KINDS[asked?.config.taskType ?? ''] ?? own
+    const usual = this.#open?.writes ? 'text' : 'labels'
+    const asked = adapter ?? (usual === 'text' ? undefined : [...this.#adapters.values()].at(-1))
+    return KINDS[asked?.config.taskType ?? ''] ?? usual
   }
 
-  /** Heads give their labels whole, and cannot be added up. */
+  /** True if an adapter has a head, which can neither be applied in part nor mixed. */
   #hasHead(name: string): boolean {
     return /labels|names/.test(this.#kindOf(name))
   }
@@ -335,7 +338,7 @@ export class Writer {
       text.replaceChildren((await answerOf(session, kind, input, this.#choiceOf(name), this.#texts)).shown)
       speed.textContent = secondsSince(from)
     } catch (error) {
-      // A model without a head has labels by its adapters alone.
+      // A model without a head gives labels only with an adapter.
       if (name !== null || !(error instanceof UnsupportedError)) throw error
       text.textContent = `The model alone gives no ${kind}.`
     }
