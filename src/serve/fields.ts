@@ -219,6 +219,63 @@ export const COMPLETION_FIELDS: FieldTable = {
   suffix: only('an empty text', ''),
 }
 
+const NAMED_TOOLS = kind('{ name, input_schema }', (value) => isObject(value) && typeof value.name === 'string')
+
+/** Fields of a message that is counted; those of an answer are more. */
+export const COUNT_FIELDS: FieldTable = {
+  ...CHOICE,
+  messages: CHAT_FIELDS.messages,
+  system: field(anyOf(STRING, listOf(OBJECT)), 'the system message'),
+  tools: field(atMost(TOOLS, listOf(NAMED_TOOLS)), CHAT_FIELDS.tools.about),
+  tool_choice: field(
+    kind('{ type: "auto", "any", "none" or "tool", … }', (value) => {
+      return isObject(value) && ['auto', 'any', 'none', 'tool'].includes(value.type as string)
+    }),
+    CHAT_FIELDS.tool_choice.about,
+  ),
+  thinking: field(
+    kind('{ type: "disabled" }: nothing else is done here', (value) => isObject(value) && value.type === 'disabled'),
+    'refused',
+  ),
+}
+
+export const MESSAGE_FIELDS: FieldTable = {
+  ...COUNT_FIELDS,
+  max_tokens: field(needed(COUNT), CHAT_FIELDS.max_tokens.about),
+  stop_sequences: field(atMost(32, listOf(SHORT)), WRITING.stop.about),
+  stream: SAMPLING.stream,
+  temperature: SAMPLING.temperature,
+  top_p: SAMPLING.top_p,
+  top_k: SAMPLING.top_k,
+  metadata: IGNORED.metadata,
+  service_tier: field(oneOf('auto', 'standard_only'), 'accepted, and not used'),
+}
+
+export const TOKENIZE_FIELDS: FieldTable = {
+  ...CHOICE,
+  prompt: field(STRING, 'a text'),
+  messages: { ...CHAT_FIELDS.messages, isRequired: false },
+  tools: CHAT_FIELDS.tools,
+  add_special_tokens: field(BOOLEAN, 'whether a text gets the tokens that begin and end texts. Default true'),
+  return_token_strs: field(BOOLEAN, 'tells the text of each token too'),
+}
+export const DETOKENIZE_FIELDS: FieldTable = { model: CHOICE.model, tokens: field(needed(IDS), 'token ids') }
+
+export const RERANK_FIELDS: FieldTable = {
+  model: CHOICE.model,
+  query: field(needed(STRING), 'what documents are compared with'),
+  documents: field(needed(atMost(2048, listOf(STRING))), 'texts'),
+  top_n: field(COUNT, 'how many of the best documents come back. Default: all'),
+  return_documents: field(BOOLEAN, 'false leaves the texts out'),
+  ...IGNORED,
+}
+export const SCORE_FIELDS: FieldTable = {
+  model: CHOICE.model,
+  text_1: field(needed(TEXTS), 'a text, or as many as in `text_2`'),
+  text_2: field(needed(TEXTS), 'texts that are compared with `text_1`'),
+  ...IGNORED,
+}
+
 export const EMBEDDING_FIELDS: FieldTable = {
   ...CHOICE,
   input: field(needed(TEXTS), 'texts'),

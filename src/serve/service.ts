@@ -1,22 +1,30 @@
 // Answers requests: finds the route and the caller, and keeps count of what runs.
 
 import { attempt } from '../base/errors.js'
-import type { Model } from '../graph/model-folder.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { AdapterSession } from '../index/session.js'
-import { mixesOf } from '../infer/adapters/choice.js'
+import { type AdapterChoice, mixesOf } from '../infer/adapters/choice.js'
+import { encodePrompt } from '../infer/generate/prompts.js'
 import { textFormOf } from '../infer/generate/text-graph.js'
 import type { ModelSession } from '../infer/model-session.js'
 import { AdapterRegistry } from './adapters.js'
+import { ANTHROPIC, anthropicModels, messageRequest, respondMessage } from './anthropic.js'
 import {
   CHAT_FIELDS,
   CLASSIFY_FIELDS,
   COMPLETION_FIELDS,
+  COUNT_FIELDS,
   checkFields,
+  DETOKENIZE_FIELDS,
   EMBEDDING_FIELDS,
   type Fields,
   type FieldTable,
   LOAD_FIELDS,
+  MESSAGE_FIELDS,
+  RERANK_FIELDS,
   RESPONSE_FIELDS,
+  SCORE_FIELDS,
+  TOKENIZE_FIELDS,
   UNLOAD_FIELDS,
 } from './fields.js'
 import { Gate } from './gate.js'
@@ -30,6 +38,7 @@ import {
   httpError,
   OPENAI,
   readJson,
+  type WireForm,
   withoutPaths,
 } from './http.js'
 import { type Caller, callerOf, type Right, requireRight } from './keys.js'
@@ -40,7 +49,7 @@ import { respond, responseRequest } from './responses.js'
 import type { OnSpan } from './spans.js'
 import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
 import { withTools } from './tool-prompt.js'
-import { classification, embeddings, type Read } from './vectors.js'
+import { classification, embeddings, type Read, reranking, scoring } from './vectors.js'
 
 /** A body whose end is sent already when the server stops is here by then. */
 const BODY_MS = 1000
@@ -70,7 +79,7 @@ const probe = (run: Route['run']): Route => ({ method: 'GET', right: 'anyone', r
 const models: Route = {
   method: 'GET',
   right: 'key',
-  run: (service, { request }) => service.models(new URL(request.url).pathname.slice('/v1/models/'.length)),
+  run: (service, { request }) => service.models(request),
 }
 const post = (fields: FieldTable, run: Route['run'], right: Right = 'key'): Route => {
   return { method: 'POST', right, fields, run }
@@ -94,6 +103,15 @@ export const ROUTES: Readonly<Record<string, Route>> = {
   '/v1/chat/completions': post(CHAT_FIELDS, (service, call) => service.texts(call, chatRequest)),
   '/v1/completions': post(COMPLETION_FIELDS, (service, call) => service.texts(call, completionRequest)),
   '/v1/responses': post(RESPONSE_FIELDS, (service, call) => service.texts(call, responseRequest, respond)),
+  '/v1/messages': post(MESSAGE_FIELDS, (service, call) => service.texts(call, messageRequest, respondMessage)),
+  '/v1/messages/count_tokens': post(COUNT_FIELDS, async (service, call) => {
+    const { ids } = await service.encode(call, messageRequest)
+    return Response.json({ input_tokens: ids.length })
+  }),
+  '/tokenize': post(TOKENIZE_FIELDS, (service, call) => service.tokenize(call)),
+  '/detokenize': post(DETOKENIZE_FIELDS, (service, call) => service.detokenize(call)),
+  '/v1/rerank': post(RERANK_FIELDS, (service, call) => service.readings(call, reranking)),
+  '/v1/score': post(SCORE_FIELDS, (service, call) => service.readings(call, scoring)),
   '/v1/embeddings': post(EMBEDDING_FIELDS, (service, call) => service.readings(call, embeddings)),
   '/v1/classify': labels,
   '/classify': labels,
@@ -159,7 +177,7 @@ export class Service {
     }
     const answering = this.#answer(call, pathname, route)
     this.#answering.add(answering)
-    const response = await answering.catch((error) => errorResponse(this.#told(error, request.signal), OPENAI))
+    const response = await answering.catch((error) => errorResponse(this.#told(error, request.signal), formOf(request)))
     this.#answering.delete(answering)
     entry.status ||= response.status
     this.#metrics.answered(entry.route, response.status)
@@ -221,8 +239,9 @@ export class Service {
     return pageFile(pathname)
   }
 
-  models(named: string): Response {
-    return Response.json(this.#registry.list(named))
+  models(request: Request): Response {
+    const listed = this.#registry.list(new URL(request.url).pathname.slice('/v1/models/'.length))
+    return Response.json(formOf(request) === ANTHROPIC ? anthropicModels(listed as never) : listed)
   }
 
   async metrics(): Promise<Response> {
@@ -261,7 +280,9 @@ export class Service {
   }
 
   async readings(call: Call, read: Read): Promise<Response> {
-    checkTexts([call.fields.input as string | string[]].flat(), 'input')
+    const { input, query, documents, text_1, text_2 } = call.fields
+    const param = ['input', 'documents', 'text_2'].find((name) => call.fields[name] !== undefined)!
+    checkTexts([input, query, documents, text_1, text_2].flat().filter((text) => text !== undefined) as string[], param)
     const { adapter, signal, leave } = await this.#enter(call, call.request.signal)
     try {
       return Response.json(await read(this.session, call.fields, { adapter, model: this.#modelOf(call), signal }))
@@ -290,10 +311,7 @@ export class Service {
         lastAt = now
       }
       try {
-        const recorded = (this.session as ModelSession<Model>).chatTemplateOf(mixesOf(adapter, undefined)[0])
-        const { chatTemplate = recorded } = this.options
-        const prompted = await withTools(this.session.model, chatTemplate, asked)
-        const given = { ...prompted, options: { ...prompted.options, chatTemplate } }
+        const given = await this.#prompted(asked, adapter)
         const shared = { fields, adapter, model: this.#modelOf(call), cacheScope: call.caller.key, signal }
         const done = await write(this.session, given, { ...shared, events, onPiece })
         const { promptTokens, cachedTokens, newTokens } = done
@@ -310,7 +328,7 @@ export class Service {
         call.done = run(ended, events)
         await call.done
       },
-      OPENAI,
+      formOf(call.request),
       (error, left) => {
         const told = this.#told(error, AbortSignal.any([call.request.signal, left]))
         entry.status = told.status
@@ -318,6 +336,51 @@ export class Service {
       },
       call.request.signal,
     )
+  }
+
+  /** The request with the tools and the template that the model gets. */
+  async #prompted(asked: TextRequest, adapter: AdapterChoice): Promise<TextRequest> {
+    const recorded = (this.session as ModelSession<Model>).chatTemplateOf(mixesOf(adapter, undefined)[0])
+    const { chatTemplate = recorded } = this.options
+    const { options, ...prompted } = await withTools(this.session.model, chatTemplate, asked)
+    return { ...prompted, options: { ...options, chatTemplate } }
+  }
+
+  /** The tokens of a chat. */
+  async encode({ fields, caller }: Call, read: (fields: Fields, maxTokens: number) => TextRequest) {
+    const asked = read(fields, this.#maxTokens)
+    const { model } = this.session
+    await checkPrompts(model, asked)
+    const { adapter, end } = await this.#registry.choose(fields, caller.isAdmin)
+    try {
+      const { prompts, options } = await this.#prompted(asked, adapter)
+      const context = { recorded: undefined, pictures: undefined, where: 'messages' }
+      return await encodePrompt(model, prompts[0], options, context)
+    } finally {
+      end()
+    }
+  }
+
+  async tokenize(call: Call): Promise<Response> {
+    const { prompt, messages, add_special_tokens: specialTokens = true, return_token_strs: hasTexts } = call.fields
+    const { model } = this.session
+    const tokenizer = requireTokenizer(model)
+    if ((prompt === undefined) === (messages === undefined)) {
+      throw new HttpError(400, 'prompt: give either prompt or messages', { param: 'prompt' })
+    }
+    if (prompt !== undefined) checkTexts([prompt as string], 'prompt')
+    const tokens = messages
+      ? (await this.encode(call, chatRequest)).ids
+      : tokenizer.encode(prompt as string, { specialTokens: specialTokens as boolean })
+    const texts = hasTexts ? tokens.map((id) => tokenizer.decode([id], { specialTokens: true })) : null
+    const max_model_len = model.contextLength ?? null
+    return Response.json({ count: tokens.length, max_model_len, tokens, token_strs: texts })
+  }
+
+  detokenize({ fields }: Call): Response {
+    const tokens = fields.tokens as number[]
+    const prompt = requireTokenizer(this.session.model).decode(tokens, { specialTokens: true })
+    return Response.json({ prompt })
   }
 
   /** Waits for a place. */
@@ -364,6 +427,10 @@ export class Service {
     if (URL.canParse(origin) && new URL(origin).host === host) return
     throw new HttpError(403, `Pages of ${origin} may not call this server`, { type: 'permission_error' })
   }
+}
+
+function formOf({ url, headers }: Request): WireForm {
+  return headers.has('anthropic-version') || new URL(url).pathname.startsWith('/v1/messages') ? ANTHROPIC : OPENAI
 }
 
 function stopping(): HttpError {

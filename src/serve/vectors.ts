@@ -1,5 +1,6 @@
 // Answers /v1/embeddings, and /classify in vLLM's form.
 
+import { UnsupportedError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
 import { seconds } from './adapters.js'
@@ -37,6 +38,60 @@ function base64Of(vector: Float32Array): string {
   let text = ''
   for (const byte of new Uint8Array(bytes.buffer)) text += String.fromCharCode(byte)
   return btoa(text)
+}
+
+/** Scores of pairs of texts: of a model with one label, or else the cosine of their vectors. */
+async function scorePairs(
+  session: AdapterSession,
+  pairs: readonly { text: string; textPair: string }[],
+  { adapter, signal }: { adapter: AdapterChoice; signal: AbortSignal },
+): Promise<number[]> {
+  try {
+    const results = await session.classify(pairs, { adapter: adapter as string | null, signal })
+    if (results.some(({ logits }) => logits.length > 1)) {
+      throw new HttpError(400, 'model: it has several labels, and no score for a pair', { param: 'model' })
+    }
+    return results.map(({ logits: [logit] }) => 1 / (1 + Math.exp(-logit)))
+  } catch (error) {
+    if (!(error instanceof UnsupportedError)) throw error
+  }
+  const texts = [...new Set(pairs.flatMap(({ text, textPair }) => [text, textPair]))]
+  const vectors = await session.embed(texts, { adapter, signal })
+  const vectorOf = new Map(texts.map((text, i) => [text, vectors[i]]))
+  return pairs.map(({ text, textPair }) => {
+    const other = vectorOf.get(textPair)!
+    return vectorOf.get(text)!.reduce((sum, value, i) => sum + value * other[i], 0)
+  })
+}
+
+export const scoring: Read = async (session, { text_1, text_2 }, asked) => {
+  const [firsts, others] = [text_1, text_2].map((given) => [given as string | string[]].flat())
+  if (firsts.length !== 1 && firsts.length !== others.length) {
+    throw new HttpError(400, 'text_1: one text, or as many as in text_2', { param: 'text_1' })
+  }
+  const pairs = others.map((textPair, i) => ({ text: firsts[firsts.length === 1 ? 0 : i], textPair }))
+  const scores = await scorePairs(session, pairs, asked)
+  const data = scores.map((score, index) => ({ index, object: 'score', score }))
+  const usage = usageOf(session, [...firsts, ...others])
+  return { id: `score-${crypto.randomUUID()}`, object: 'list', created: seconds(), model: asked.model, data, usage }
+}
+
+/** In the form of Cohere and Jina, as vLLM has it. */
+export const reranking: Read = async (session, { query, documents, top_n, return_documents }, asked) => {
+  const texts = documents as readonly string[]
+  const scores = await scorePairs(
+    session,
+    texts.map((textPair) => ({ text: query as string, textPair })),
+    asked,
+  )
+  const results = scores
+    .map((relevance_score, index) => {
+      return { index, ...(return_documents !== false && { document: { text: texts[index] } }), relevance_score }
+    })
+    .sort((a, b) => b.relevance_score - a.relevance_score)
+    .slice(0, top_n as number | undefined)
+  const usage = usageOf(session, [query as string, ...texts])
+  return { id: `rerank-${crypto.randomUUID()}`, model: asked.model, results, usage }
 }
 
 export const classification: Read = async (session, fields, { adapter, model, signal }) => {

@@ -1,0 +1,180 @@
+// Anthropic's messages, tokens, and scores of pairs, as routes.
+
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { loadModel, type Model } from 'lowrank'
+import { createHandler, type Handler } from 'lowrank/server'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { enginesHere } from '../engines-here.js'
+import { goldenPath } from '../golden.js'
+
+const isInstalled = (name: string) => {
+  try {
+    createRequire(import.meta.url).resolve(name)
+    return true
+  } catch {
+    return false
+  }
+}
+
+const scratch = mkdtempSync(join(tmpdir(), 'lowrank-messages-'))
+const TEMPLATE =
+  '{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
+let model: Model
+let handler: Handler
+
+beforeAll(enginesHere)
+beforeAll(async () => {
+  cpSync('models/union-3m', scratch, { recursive: true })
+  writeFileSync(join(scratch, 'chat_template.jinja'), TEMPLATE)
+  model = await loadModel(scratch)
+  handler = await createHandler({ model, servedModelName: 'base', onError: () => {}, apiKeys: ['secret'] })
+})
+afterAll(async () => {
+  await handler.close()
+  await model.close()
+  rmSync(scratch, { recursive: true })
+})
+
+type Sent = { status: number; body: any }
+
+async function send(
+  path: string,
+  body?: object,
+  headers: Record<string, string> = { 'x-api-key': 'secret' },
+): Promise<Sent> {
+  const all = { 'content-type': 'application/json', 'anthropic-version': '2023-06-01', ...headers }
+  const init = body === undefined ? {} : { method: 'POST', body: JSON.stringify(body) }
+  const response = await handler(new Request(`http://localhost${path}`, { headers: all, ...init }))
+  const text = await response.text()
+  if (response.headers.get('content-type') !== 'text/event-stream')
+    return { status: response.status, body: JSON.parse(text) }
+  const events = text.split('\n\n').filter((event) => event.startsWith('event: '))
+  return {
+    status: response.status,
+    body: events.map((event) => {
+      const [, name, data] = /^event: (.*)\ndata: (.*)$/.exec(event)!
+      const parsed = JSON.parse(data)
+      expect(parsed.type).toBe(name)
+      return parsed
+    }),
+  }
+}
+
+const ASKED = { model: 'base', max_tokens: 12, temperature: 0, messages: [{ role: 'user', content: 'Who?' }] }
+
+describe('messages', () => {
+  it('are those of OpenAI’s route, whole and as events', async () => {
+    const { status, body } = await send('/v1/messages', { ...ASKED, system: [{ type: 'text', text: 'Be brief.' }] })
+    expect([status, body.type, body.role, body.stop_reason]).toEqual([200, 'message', 'assistant', 'max_tokens'])
+    const messages = [{ role: 'system', content: 'Be brief.' }, ...ASKED.messages]
+    const chat = await send('/v1/chat/completions', { model: 'base', max_tokens: 12, temperature: 0, messages })
+    expect(body.content).toEqual([{ type: 'text', text: chat.body.choices[0].message.content }])
+    const { usage } = chat.body
+    expect(body.usage.input_tokens + body.usage.cache_read_input_tokens).toBe(usage.prompt_tokens)
+    const events = (await send('/v1/messages', { ...ASKED, stream: true })).body
+    const types = events.map(({ type }: any) => type)
+    expect([types[0], types[1], ...types.slice(-3)]).toEqual([
+      ...['message_start', 'content_block_start', 'content_block_stop', 'message_delta', 'message_stop'],
+    ])
+    const whole = (await send('/v1/messages', ASKED)).body
+    expect(events.map(({ delta }: any) => delta?.text ?? '').join('')).toBe(whole.content[0].text)
+  })
+
+  it('end at a sequence, which is named', async () => {
+    const { content } = (await send('/v1/messages', ASKED)).body
+    const stop = content[0].text.slice(3, 6)
+    const { body } = await send('/v1/messages', { ...ASKED, stop_sequences: ['zzz', stop] })
+    expect([body.stop_reason, body.stop_sequence]).toEqual(['stop_sequence', stop])
+    expect(body.content[0]?.text ?? '').toBe(content[0].text.slice(0, content[0].text.indexOf(stop)))
+  })
+
+  it('count tokens, and have Anthropic’s errors and models', async () => {
+    const { messages, model: named } = ASKED
+    const counted = await send('/v1/messages/count_tokens', { model: named, messages })
+    const { usage } = (await send('/v1/messages', ASKED)).body
+    expect(counted.body).toEqual({ input_tokens: usage.input_tokens + usage.cache_read_input_tokens })
+    const errors: [object, Record<string, string>, number, string][] = [
+      [ASKED, {}, 401, 'authentication_error'],
+      [{ ...ASKED, model: 'none' }, { 'x-api-key': 'secret' }, 404, 'not_found_error'],
+      [{ messages }, { 'x-api-key': 'secret' }, 400, 'invalid_request_error'],
+      [
+        { ...ASKED, messages: [{ role: 'user', content: [{ type: 'document' }] }] },
+        { 'x-api-key': 'secret' },
+        400,
+        'invalid_request_error',
+      ],
+    ]
+    for (const [body, headers, status, type] of errors) {
+      const sent = await send('/v1/messages', body, headers)
+      expect([sent.status, sent.body]).toEqual([
+        status,
+        { type: 'error', error: { type, message: expect.any(String) } },
+      ])
+    }
+    const models = (await send('/v1/models')).body
+    expect(models).toMatchObject({ data: [{ type: 'model', id: 'base', display_name: 'base' }], has_more: false })
+    expect((await send('/v1/models/base')).body).toMatchObject({ type: 'model', id: 'base' })
+  })
+
+  it.skipIf(!isInstalled('@mlc-ai/web-xgrammar'))('call tools, and read their results', async () => {
+    const at = { type: 'object', properties: { at: { enum: ['noon', 'night'] } }, required: ['at'] }
+    const tools = [{ name: 'tide', description: 'How high the sea is.', input_schema: at }]
+    const asked = { ...ASKED, max_tokens: 120, tools, tool_choice: { type: 'any' } }
+    const { body } = await send('/v1/messages', { ...asked, tool_choice: { type: 'tool', name: 'tide' } })
+    expect(body).toMatchObject({ stop_reason: 'tool_use', content: [{ type: 'tool_use', name: 'tide' }] })
+    expect(['noon', 'night']).toContain(body.content[0].input.at)
+    const events = (await send('/v1/messages', { ...asked, tool_choice: { type: 'tool', name: 'tide' }, stream: true }))
+      .body
+    const json = events.map(({ delta }: any) => delta?.partial_json ?? '').join('')
+    expect(JSON.parse(json)).toEqual(body.content[0].input)
+    const result = { type: 'tool_result', tool_use_id: body.content[0].id, content: [{ type: 'text', text: '3 m' }] }
+    const messages = [
+      ...asked.messages,
+      { role: 'assistant', content: body.content },
+      { role: 'user', content: [result] },
+    ]
+    expect((await send('/v1/messages', { ...ASKED, tools, messages })).status).toBe(200)
+  })
+})
+
+it('tokens and texts are those of the tokenizer', async () => {
+  const prompt = 'And the people'
+  const { body } = await send('/tokenize', { prompt, return_token_strs: true })
+  const tokens = model.tokenizer!.encode(prompt)
+  expect(body).toMatchObject({ count: tokens.length, tokens, max_model_len: 256 })
+  expect(body.token_strs.join('')).toContain('people')
+  expect(
+    (await send('/detokenize', { tokens: model.tokenizer!.encode(prompt, { specialTokens: false }) })).body,
+  ).toEqual({ prompt })
+  const chat = await send('/tokenize', { messages: ASKED.messages })
+  const counted = await send('/v1/messages/count_tokens', { messages: ASKED.messages })
+  expect(chat.body.count).toBe(counted.body.input_tokens)
+  expect((await send('/tokenize', {})).status).toBe(400)
+})
+
+it('documents are ranked, and pairs scored, by vectors', async () => {
+  const encoder = await loadModel(goldenPath('text-classification', 'encoder'))
+  const ranked = await createHandler({ model: encoder, onError: () => {} })
+  const ask = async (path: string, body: object) => {
+    const headers = { 'content-type': 'application/json' }
+    const sent = await ranked(
+      new Request(`http://localhost${path}`, { method: 'POST', headers, body: JSON.stringify(body) }),
+    )
+    return sent.json()
+  }
+  const documents = ['a grim night', 'a good day', 'the sea']
+  const { results } = await ask('/v1/rerank', { query: 'a good day', documents, top_n: 2 })
+  expect(results).toHaveLength(2)
+  expect(results[0]).toMatchObject({ index: 1, document: { text: 'a good day' } })
+  expect(results[0].relevance_score).toBeCloseTo(1, 4)
+  const [query, ...vectors] = await ranked.session.embed(['a good day', ...documents])
+  const { data } = await ask('/v1/score', { text_1: 'a good day', text_2: documents })
+  const cosines = vectors.map((vector) => vector.reduce((sum, value, i) => sum + value * query[i], 0))
+  data.forEach(({ score }: { score: number }, i: number) => void expect(score).toBeCloseTo(cosines[i], 4))
+  expect((await ask('/v1/score', { text_1: ['a', 'b'], text_2: documents })).error.param).toBe('text_1')
+  await ranked.close()
+  await encoder.close()
+})
