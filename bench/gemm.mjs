@@ -1,4 +1,4 @@
-// GFLOP/s of matrix products: the kernels on one thread and on several, beside plain loops and (if found) tfjs-wasm, as
+// GFLOP/s of matrix products: the kernels, beside plain loops and (if found) tfjs-wasm, as
 // a share of what a register-only multiply-add loop reaches in the same run. Usage: npm run build && node
 // bench/gemm.mjs [--tfjs FOLDER] with FOLDER/node_modules/@tensorflow/{tfjs-core,tfjs-backend-wasm}. Contestants take
 // turns, of several calls where one takes a few milliseconds only; each one's best turn counts.
@@ -109,7 +109,7 @@ async function race(contestants, turns) {
       for (let call = 0; call < calls; call++) run()
       const rate = (calls * flops) / (performance.now() - start) / 1e6
       if (turn >= 2 || slow) best.set(name, Math.max(best.get(name) ?? 0, rate))
-      // Lets the engine put optimized code, and new worker threads, in place.
+      // Lets the engine put optimized code in place.
       await new Promise((done) => setTimeout(done, turn < 2 ? 50 : 0))
     }
   }
@@ -120,12 +120,11 @@ const cores = cpus()
 console.log(`${cores[0].model}, ${cores.length} cores, Node ${process.version}`)
 const tfjs = await tfjsProduct(options.tfjs)
 for (const build of [fusedBuild(), 'plain']) {
-  const one = createWasmKernels({ build, threads: 1 })
+  const one = createWasmKernels(build)
   if (one === undefined) {
     console.log(`\n${build}: not on this host`)
     continue
   }
-  const all = createWasmKernels({ build })
   const loops = await peakLoops(build)
   const peaks = Object.entries(loops).flatMap(([name, loop]) => {
     if (typeof loop !== 'function') return []
@@ -143,7 +142,6 @@ for (const build of [fusedBuild(), 'plain']) {
     const contestants = [
       ...peaks.filter(({ name }) => name.startsWith(`f${bits}`)),
       { name: 'one', flops, run: () => one.gemm(product) },
-      { name: 'all', flops, run: () => all.gemm(product) },
       { name: 'loops', flops, run: () => referenceKernels.gemm(product), slow: true },
     ]
     if (tfjs !== undefined && bits === 32) contestants.push({ name: 'tfjs', flops, run: tfjs(product) })
@@ -160,10 +158,9 @@ for (const build of [fusedBuild(), 'plain']) {
       (name) => `${name} ${best.get(name).toFixed(1)} (${(best.get('one') / best.get(name)).toFixed(1)} ×)`,
     )
     console.log(
-      `f${bits} ${m}×${n}×${k} x·W${transposeB ? 'ᵀ' : ' '}: loop ${peak.toFixed(1)}, 1 thread ${share('one')}, ` +
-        `${all.threads} threads ${share('all')}${beside.length > 0 ? `, ${beside.join(', ')}` : ''}`,
+      `f${bits} ${m}×${n}×${k} x·W${transposeB ? 'ᵀ' : ' '}: loop ${peak.toFixed(1)}, kernel ${share('one')}` +
+        `${beside.length > 0 ? `, ${beside.join(', ')}` : ''}`,
     )
   }
   one.dispose()
-  all.dispose()
 }

@@ -1,13 +1,13 @@
-// GFLOP/s of a LoraLayer's forward and backward beside those of the plain product of the same size, on the same
-// threads: n = 512, k = d = 2048, r = 16, f32. Usage: npm run build && node bench/layer.mjs [--threads 2] [--turns 15].
+// GFLOP/s of a LoraLayer's forward and backward beside those of the plain product of the same size: n = 512, k = d =
+// 2048, r = 16, f32. Usage: npm run build && node bench/layer.mjs [--turns 15].
 // Contestants take turns; each one's median counts.
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
 import { LoraLayer } from '../dist/index.js'
-import { configureKernels, defaultKernels, disposeKernels } from '../dist/kernels/index.js'
+import { defaultKernels, disposeKernels } from '../dist/kernels/index.js'
 
 const { values } = parseArgs({
-  options: { threads: { type: 'string', default: '2' }, turns: { type: 'string', default: '15' } },
+  options: { turns: { type: 'string', default: '15' } },
 })
 const [n, d, k, r] = [512, 2048, 2048, 16]
 const random = (rows, columns) => ({
@@ -15,7 +15,6 @@ const random = (rows, columns) => ({
   shape: [rows, columns],
 })
 
-configureKernels({ threads: Number(values.threads) })
 const layer = new LoraLayer(random(d, k), { rank: r })
 layer.weightB = random(d, r)
 const [input, gradOutput] = [random(n, k), random(n, d)]
@@ -47,9 +46,7 @@ const rates = Object.fromEntries(
     return [name, operations / sorted[Math.floor(sorted.length / 2)] / 1e6]
   }),
 )
-console.log(
-  `${cpus().length} × ${cpus()[0].model}, Node ${process.version}, ${defaultKernels().name}, ${values.threads} threads`,
-)
+console.log(`${cpus().length} × ${cpus()[0].model}, Node ${process.version}, ${defaultKernels().name}`)
 for (const [name, rate] of Object.entries(rates)) {
   const peer = name === 'backward' ? rates['product, W as it lies'] : rates.product
   console.log(`${name.padEnd(22)} ${rate.toFixed(1)} GFLOP/s (${((100 * rate) / peer).toFixed(0)} % of the product's)`)

@@ -19,7 +19,6 @@ async function compile(entry, options) {
     [
       `${entry}.ts`,
       ...['-O3', '--noAssert', '--runtime', 'stub', ...options],
-      // A declared maximum makes the import of a shared memory differ in one byte only: see src/kernels/module.ts.
       ...['--importMemory', '--noExportMemory', '--initialMemory', '1', '--maximumMemory', '65536'],
       ...['--outFile', 'out.wasm'],
     ],
@@ -41,16 +40,6 @@ async function compile(entry, options) {
   return bytes
 }
 
-/**
- * Where the limits of the imported memory begin: their first byte says whether there is a maximum (1) and sharing (2).
- */
-function memoryFlags(bytes) {
-  const name = Buffer.from('\x03env\x06memory\x02')
-  const offset = Buffer.from(bytes).indexOf(name) + name.length
-  if (offset < name.length || bytes[offset] !== 1) throw new Error('the import of the memory is not where it should be')
-  return offset
-}
-
 const isCheck = process.argv.includes('--check')
 let stale = 0
 for (const entry of MODULES) {
@@ -62,9 +51,7 @@ for (const entry of MODULES) {
     const bytes = await compile(entry, options)
     // Hexadecimal keeps the bytes that repeat alike: gzipped, a bundle needs half of what base64 would take.
     const hex = Buffer.from(bytes).toString('hex')
-    lines.push(
-      `  ${build.includes(' ') ? `'${build}'` : build}: {\n    memoryFlags: ${memoryFlags(bytes)},\n    hex: '${hex}',\n  },`,
-    )
+    lines.push(`  ${build.includes(' ') ? `'${build}'` : build}: '${hex}',`)
     console.log(`${entry}, ${build}: ${bytes.length} bytes`)
   }
   const path = join(root, 'src', 'kernels', 'gen', `${entry}.ts`)

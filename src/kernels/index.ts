@@ -8,11 +8,6 @@ import { createWasmKernels, type WasmKernels } from './wasm.js'
 /** How the kernels compute. */
 export interface KernelOptions {
   /**
-   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one
-   * for each core, at most 8. Default in browsers: 1.
-   */
-  threads?: number
-  /**
    * `relaxed` uses fused multiply-adds if the host has them, `plain` rounds the same way on every machine, `none` uses
    * the reference loops. Default: the fastest that the host has.
    */
@@ -48,7 +43,7 @@ export function configureKernels(settings: KernelOptions = {}): void {
 }
 
 /**
- * Stops the threads and frees their memory. The next large matrix product starts them again.
+ * Frees the memory of matrix products. The next large product takes it again.
  *
  * @example
  * disposeKernels()
@@ -59,10 +54,10 @@ export function disposeKernels(): void {
 }
 
 function wasmKernels(): WasmKernels | null {
-  const { simd, threads } = options
+  const { simd } = options
   if (wasm === undefined) {
     const build = simd === 'relaxed' ? fusedBuild() : simd
-    wasm = build === 'none' ? null : (createWasmKernels({ build, threads }) ?? null)
+    wasm = build === 'none' ? null : (createWasmKernels(build) ?? null)
   }
   return wasm
 }

@@ -6,9 +6,6 @@ export type SimdBuild = 'relaxed' | 'plain'
 /** `relaxed cut` is for compilers that need shorter basic blocks: IS_CUT in kernels-asm/tile.ts. */
 export type BuildName = SimdBuild | 'relaxed cut'
 
-/** Limits of a memory with a maximum that is shared between threads. */
-const SHARED_WITH_MAXIMUM = 3
-
 /** (module (func (result v128) i32.const 0 i8x16.splat)): the fixed-width SIMD of 2021. */
 const PLAIN_PROBE = [
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11,
@@ -40,24 +37,19 @@ function isValid(probe: readonly number[]): boolean {
 
 const compiled = new Map<string, WebAssembly.Module>()
 
-/**
- * `memoryFlags`: the place of the imported memory's limits in the bytes. The types need the DOM library, which projects
- * for Node alone lack. @internal
- */
-export function compile({ hex, memoryFlags }: { hex: string; memoryFlags: number }, isShared: boolean) {
-  const key = `${isShared}/${hex}`
-  let module = compiled.get(key)
+/** The types need the DOM library, which projects for Node alone lack. @internal */
+export function compile(hex: string) {
+  let module = compiled.get(hex)
   if (module === undefined) {
     const bytes = Uint8Array.from({ length: hex.length / 2 }, (_, i) =>
       Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16),
     )
-    if (isShared) bytes[memoryFlags] = SHARED_WITH_MAXIMUM
     try {
       module = new WebAssembly.Module(bytes)
     } catch {
       return undefined
     }
-    compiled.set(key, module)
+    compiled.set(hex, module)
   }
   return module
 }

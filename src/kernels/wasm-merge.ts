@@ -51,7 +51,7 @@ const MAX_PAGES = 65536
 const PANEL_ROW_BYTES = 32
 
 export function createWasmMergeKernel(byteLength: number, build: BuildName): MergeKernel | undefined {
-  const module = supports(build) ? compile(mergeBuilds[build], false) : undefined
+  const module = supports(build) ? compile(mergeBuilds[build]) : undefined
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
 

@@ -1,12 +1,21 @@
-// Matrix products on WebAssembly SIMD, in as many threads as the host has. Every sum is taken in the same order, so the
-// values do not depend on the number of threads or on which thread computed a block.
+// Matrix products on WebAssembly SIMD, block by block.
 
 import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
-import { availableThreads, type BlockTask, KernelThreads, slotsFor } from './threads.js'
-import { DEPTH, MAX_DEPTH, planBlocks, type Way, Workspace } from './workspace.js'
+import {
+  C_START,
+  DEPTH,
+  JOB_START,
+  LEFT_START,
+  MAX_DEPTH,
+  planBlocks,
+  RIGHT_START,
+  STAGING_START,
+  type Way,
+  Workspace,
+} from './workspace.js'
 
 /** The exports of kernels-asm/gemm.ts; addresses and strides in bytes. */
 interface GemmExports {
@@ -26,17 +35,11 @@ interface GemmExports {
   scale(size: number, at: number, count: number, factor: number): void
 }
 
-/** Below this many multiplications, handing work to threads costs more time than it saves. */
-const MIN_THREADED_PRODUCT = 2 ** 22
-/** Each thread gets at least this many blocks if there are enough columns, so that a slow thread holds up less. */
-const BLOCKS_PER_THREAD = 4
-
-/** `threads` counts the calling thread. Default: one for each core, at most 8; 1 if threads cannot be used. */
-export function createWasmKernels(options: { build?: BuildName; threads?: number } = {}): WasmKernels | undefined {
-  const threads = Math.max(1, Math.min(options.threads ?? Number.POSITIVE_INFINITY, availableThreads()))
-  for (const build of options.build === undefined ? fastestBuilds() : [options.build]) {
-    const module = supports(build) ? compile(gemmBuilds[build], threads > 1) : undefined
-    if (module !== undefined) return new WasmKernels(build, module, threads)
+/** Takes the fastest build that the host has, unless one is named. */
+export function createWasmKernels(build?: BuildName): WasmKernels | undefined {
+  for (const name of build === undefined ? fastestBuilds() : [build]) {
+    const module = supports(name) ? compile(gemmBuilds[name]) : undefined
+    if (module !== undefined) return new WasmKernels(name, module)
   }
   return undefined
 }
@@ -44,9 +47,7 @@ export function createWasmKernels(options: { build?: BuildName; threads?: number
 /** Bytes of the left operand that are copied and packed at a time: few enough to stay in the processor's cache. */
 const SLAB_BYTES = 2 ** 17
 
-/**
- * Products with few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ, so that each thread packs its own blocks of A.
- */
+/** Products with few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ. */
 const MAX_SWAPPED_COLUMNS = 64
 const SWAPPED_BLOCK_BYTES = 2 ** 19
 
@@ -60,28 +61,22 @@ interface Part extends Required<GemmOptions> {
 }
 
 interface Block {
-  slot: number
   row: number
   rows: number
   column: number
   columns: number
 }
 
-/**
- * From the first product until `dispose` it holds up to 25 MB of memory, and 15 MB more for each worker thread.
- * Idle threads sleep and do not keep the process alive.
- */
+/** From the first product until `dispose` it holds up to 25 MB of memory. */
 export class WasmKernels implements Kernels {
   readonly name: string
-  readonly threads: number
   readonly #module: WebAssembly.Module
-  #state: { workspace: Workspace; wasm: GemmExports; team?: KernelThreads } | undefined
+  #state: { workspace: Workspace; wasm: GemmExports } | undefined
   #isDisposed = false
 
   /** @internal Use {@link createWasmKernels}. */
-  constructor(build: BuildName, module: WebAssembly.Module, threads: number) {
+  constructor(build: BuildName, module: WebAssembly.Module) {
     this.name = `wasm ${build}`
-    this.threads = threads
     this.#module = module
   }
 
@@ -101,49 +96,30 @@ export class WasmKernels implements Kernels {
   }
 
   dispose(): void {
-    this.#state?.team?.dispose()
     this.#state = undefined
     this.#isDisposed = true
   }
 
   #part(part: Part): void {
     const { m, n, depth, isSwapped } = part
-    const { workspace, wasm } = this.#open()
+    const { wasm } = this.#open()
     const size = part.out.BYTES_PER_ELEMENT
-    const isThreaded = this.threads > 1 && m * n * depth >= MIN_THREADED_PRODUCT
-    const blocks = isThreaded ? BLOCKS_PER_THREAD * this.threads : 1
     const fittingBlocks = isSwapped ? (n * depth * size) / SWAPPED_BLOCK_BYTES : 1
-    const cut = planBlocks(m, n, depth, size, Math.max(blocks, Math.ceil(fittingBlocks)))
-    const compute = (slot: number): void => wasm.multiply(workspace.jobOf(slot))
+    const cut = planBlocks(m, n, depth, size, Math.max(1, Math.ceil(fittingBlocks)))
     for (let row = 0; row < m; row += cut.rows) {
       const rows = Math.min(cut.rows, m - row)
       this.#packLeft(part, row, rows)
-      const blockOf = (slot: number, index: number): Block => {
-        const column = index * cut.columns
-        return { slot, row, rows, column, columns: Math.min(cut.columns, n - column) }
-      }
-      const task: BlockTask = {
-        count: Math.ceil(n / cut.columns),
-        prepare: (slot, index) => this.#prepare(part, blockOf(slot, index)),
-        finish: (slot, index) => void this.#moveC(part, blockOf(slot, index), 'out'),
-      }
-      const state = this.#open()
-      if (isThreaded) {
-        state.team ??= new KernelThreads(this.#module, workspace, this.threads)
-        state.team.run(task, compute)
-      } else {
-        for (let block = 0; block < task.count; block++) {
-          task.prepare(0, block)
-          compute(0)
-          task.finish(0, block)
-        }
+      for (let column = 0; column < n; column += cut.columns) {
+        const block = { row, rows, column, columns: Math.min(cut.columns, n - column) }
+        this.#prepare(part, block)
+        wasm.multiply(JOB_START)
+        this.#moveC(part, block, 'out')
       }
     }
   }
 
   #packLeft({ m, k, a, transposeA, start, depth }: Part, row: number, rows: number): void {
     const { workspace, wasm } = this.#open()
-    const { left, staging } = workspace
     const size = a.BYTES_PER_ELEMENT
     const multiple = wasm.rowsOfTile()
     const steps = transposeA ? Math.min(DEPTH, depth) : depth
@@ -151,45 +127,54 @@ export class WasmKernels implements Kernels {
     for (let first = 0; first < rows; first += lines) {
       const count = Math.min(lines, rows - first)
       if (!transposeA) {
-        workspace.copyIn(a, (row + first) * k + start, k, count, depth, staging)
-        wasm.packLeft(size, staging, depth * size, true, first, count, rows, depth, left)
+        workspace.copyIn(a, (row + first) * k + start, k, count, depth, STAGING_START)
+        wasm.packLeft(size, STAGING_START, depth * size, true, first, count, rows, depth, LEFT_START)
         continue
       }
       const padded = Math.ceil(rows / multiple) * multiple
       for (let p = 0; p < depth; p += DEPTH) {
         const slab = Math.min(DEPTH, depth - p)
-        workspace.copyIn(a, (start + p) * m + row + first, m, slab, count, staging)
-        wasm.packLeft(size, staging, count * size, false, first, count, rows, slab, left + p * padded * size)
+        workspace.copyIn(a, (start + p) * m + row + first, m, slab, count, STAGING_START)
+        wasm.packLeft(
+          size,
+          STAGING_START,
+          count * size,
+          false,
+          first,
+          count,
+          rows,
+          slab,
+          LEFT_START + p * padded * size,
+        )
       }
     }
   }
 
   #prepare(part: Part, block: Block): void {
     const { workspace, wasm } = this.#open()
-    const { slot, rows, column, columns } = block
+    const { rows, column, columns } = block
     const { n, k, b, transposeB, out, alpha, beta, start, depth } = part
-    const right = workspace.rightOf(slot)
-    if (transposeB) workspace.copyIn(b, column * k + start, k, columns, depth, right)
-    else workspace.copyIn(b, start * n + column, n, depth, columns, right)
+    if (transposeB) workspace.copyIn(b, column * k + start, k, columns, depth, RIGHT_START)
+    else workspace.copyIn(b, start * n + column, n, depth, columns, RIGHT_START)
     if (beta !== 0) {
       const count = this.#moveC(part, block, 'in')
-      if (beta !== 1) wasm.scale(out.BYTES_PER_ELEMENT, workspace.cOf(slot), count, beta)
+      if (beta !== 1) wasm.scale(out.BYTES_PER_ELEMENT, C_START, count, beta)
     }
     const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates: beta !== 0, alpha }
-    workspace.writeJob(slot, out.BYTES_PER_ELEMENT, job)
+    workspace.writeJob(out.BYTES_PER_ELEMENT, job)
   }
 
-  /** Copies a block of C into its slot or back. Returns how many elements of the slot it takes. */
-  #moveC({ m, n, out, isSwapped }: Part, { slot, row, rows, column, columns }: Block, way: Way): number {
+  /** Copies a block of C into the memory or back. Returns how many elements it takes there. */
+  #moveC({ m, n, out, isSwapped }: Part, { row, rows, column, columns }: Block, way: Way): number {
     const start = isSwapped ? column * m + row : row * n + column
     const place = { matrix: out, start, stride: isSwapped ? m : n, isTransposed: isSwapped }
-    return this.#open().workspace.moveC(slot, rows, columns, place, way)
+    return this.#open().workspace.moveC(rows, columns, place, way)
   }
 
-  #open(): { workspace: Workspace; wasm: GemmExports; team?: KernelThreads } {
+  #open(): { workspace: Workspace; wasm: GemmExports } {
     if (this.#isDisposed) throw new StateError({ where: 'WasmKernels', what: 'used after dispose' })
     if (this.#state === undefined) {
-      const workspace = new Workspace(slotsFor(this.threads), this.threads > 1)
+      const workspace = new Workspace()
       const { exports } = new WebAssembly.Instance(this.#module, { env: { memory: workspace.memory } })
       this.#state = { workspace, wasm: exports as unknown as GemmExports }
     }

@@ -1,6 +1,6 @@
-// The memory in which the kernels compute. Its size is fixed: room for the packed left operand, and a few slots for
-// blocks of C. Operands are ordinary arrays and are copied in block by block. The copies cost 1 to 3 % of a large
-// product, and callers never get an array that lies in WebAssembly's memory.
+// The memory in which the kernels compute. Its size is fixed: room for the packed left operand, and for one block of
+// the right one and of C. Operands are ordinary arrays and are copied in block by block. The copies cost 1 to 3 % of a
+// large product, and callers never get an array that lies in WebAssembly's memory.
 
 import type { FloatArray } from '../base/tensor.js'
 
@@ -23,15 +23,14 @@ const STAGING_BYTES = 6 * MAX_DEPTH * 8
 const RIGHT_BYTES = 4 * MiB
 const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
 const C_BYTES = 2.25 * MiB
-const SLOT_BYTES = RIGHT_BYTES + PACKED_BYTES + C_BYTES
 
-/** The states of the slots come first, one i32 each: see team.ts. */
-const CONTROL_BYTES = 1024
-const JOBS_START = CONTROL_BYTES
-const JOB_BYTES = 128
-const LEFT_START = 4096
-const STAGING_START = LEFT_START + LEFT_BYTES
-const SLOTS_START = STAGING_START + STAGING_BYTES
+/** Class Job in kernels-asm/gemm.ts. */
+export const JOB_START = 1024
+export const LEFT_START = 4096
+export const STAGING_START = LEFT_START + LEFT_BYTES
+export const RIGHT_START = STAGING_START + STAGING_BYTES
+const PACKED_START = RIGHT_START + RIGHT_BYTES
+export const C_START = PACKED_START + PACKED_BYTES
 const PAGE_BYTES = 65536
 
 export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number) {
@@ -70,43 +69,27 @@ export interface Job {
 export class Workspace {
   /** @internal */
   readonly memory: WebAssembly.Memory
-  readonly left = LEFT_START
-  readonly staging = STAGING_START
   readonly #f32: Float32Array
   readonly #f64: Float64Array
   readonly #i32: Int32Array
 
-  constructor(slots: number, shared: boolean) {
-    const pages = Math.ceil((SLOTS_START + slots * SLOT_BYTES) / PAGE_BYTES)
-    this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared })
+  constructor() {
+    const pages = Math.ceil((C_START + C_BYTES) / PAGE_BYTES)
+    this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages })
     this.#f32 = new Float32Array(this.memory.buffer)
     this.#f64 = new Float64Array(this.memory.buffer)
     this.#i32 = new Int32Array(this.memory.buffer)
-  }
-
-  jobOf(slot: number): number {
-    return JOBS_START + slot * JOB_BYTES
-  }
-
-  rightOf(slot: number): number {
-    return SLOTS_START + slot * SLOT_BYTES
-  }
-
-  cOf(slot: number): number {
-    return this.rightOf(slot) + RIGHT_BYTES + PACKED_BYTES
   }
 
   elements(like: FloatArray): FloatArray {
     return like instanceof Float64Array ? this.#f64 : this.#f32
   }
 
-  /** Writes a job where the module's `multiply` reads it: class Job in kernels-asm/gemm.ts. */
-  writeJob(slot: number, size: number, { rows, columns, depth, isRightContiguous, accumulates, alpha }: Job): void {
-    const at = this.jobOf(slot)
-    const right = this.rightOf(slot)
-    const fields = [LEFT_START, right, right + RIGHT_BYTES, this.cOf(slot), rows, columns, depth]
-    this.#i32.set([...fields, Number(isRightContiguous), size, Number(accumulates)], at / 4)
-    this.#f64[at / 8 + 5] = alpha
+  /** Writes a job where the module's `multiply` reads it. */
+  writeJob(size: number, { rows, columns, depth, isRightContiguous, accumulates, alpha }: Job): void {
+    const fields = [LEFT_START, RIGHT_START, PACKED_START, C_START, rows, columns, depth]
+    this.#i32.set([...fields, Number(isRightContiguous), size, Number(accumulates)], JOB_START / 4)
+    this.#f64[JOB_START / 8 + 5] = alpha
   }
 
   copyIn(from: FloatArray, start: number, stride: number, rows: number, columns: number, address: number): void {
@@ -120,12 +103,12 @@ export class Workspace {
   }
 
   /**
-   * Copies a block of C into its slot or back; its rows are padded to whole tiles. Returns how many elements it takes.
+   * Copies a block of C in or out; its rows are padded to whole tiles. Returns how many elements it takes.
    */
-  moveC(slot: number, rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
+  moveC(rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
     const c = this.elements(matrix)
     const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)
-    const first = this.cOf(slot) / matrix.BYTES_PER_ELEMENT
+    const first = C_START / matrix.BYTES_PER_ELEMENT
     if (isTransposed) {
       for (let j = 0; j < columns; j++) {
         for (let i = 0, at = first + j, to = start + j * stride; i < rows; i++, at += padded, to++) {

@@ -53,7 +53,6 @@ function mergedBytes(kernel: MergeKernel): Uint8Array {
 }
 
 function run(): PageResult {
-  // Large enough for threads, where there are any.
   const [m, n, k] = [170, 130, 300]
   const product = { m, n, k, a: wave(m * k), b: wave(n * k), transposeB: true }
   const [out, expected] = [new Float32Array(m * n), new Float32Array(m * n)]
