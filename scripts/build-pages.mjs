@@ -59,7 +59,7 @@ if (/<\/script|@@(title|generator|data)@@/.test(script)) throw new Error('the sc
 keep('src/report/gen/template.ts', 'report', { template: page })
 
 const [chatScript, chatStyle] = await built('chat')
-const [chatPage, mark] = ['index.html', 'mark.svg'].map((name) => readFileSync(join(root, 'web', 'chat', name), 'utf8'))
+const [chatPage, mark] = ['chat/index.html', 'mark.svg'].map((name) => readFileSync(join(root, 'web', name), 'utf8'))
 const files = {
   '/': ['text/html; charset=utf-8', chatPage],
   '/chat.js': ['text/javascript; charset=utf-8', chatScript],

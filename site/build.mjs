@@ -34,6 +34,9 @@ for (const name of readdirSync(path.join(root, 'docs'))) {
   else if (/\.(png|svg)$/.test(name)) cpSync(path.join(root, 'docs', name), path.join(pages, name))
 }
 
+mkdirSync(path.join(pages, 'public'))
+cpSync(path.join(root, 'web/mark.svg'), path.join(pages, 'public/mark.svg'))
+
 /** The comparison that the page of web/ begins with. */
 function comparison() {
   const { mails, whales } = JSON.parse(read(root, 'web/src/recorded.json'))

@@ -15,8 +15,11 @@ export default {
   // ../build.mjs puts it there.
   ignoreDeadLinks: ['/playground/'],
   lastUpdated: false,
+  head: [['link', { rel: 'icon', type: 'image/svg+xml', href: `${process.env.SITE_BASE ?? '/'}mark.svg` }]],
   markdown: { html: false },
   themeConfig: {
+    logo: '/mark.svg',
+    editLink: { pattern: 'https://github.com/lowrank/lowrank/edit/main/docs/:path' },
     search: { provider: 'local' },
     nav: [
       { text: 'Guide', link: '/first-adapter' },
