@@ -36,6 +36,9 @@ export interface Caller {
 /**
  * Reads a key as the command line and key files write it: `KEY`, `NAME=KEY`, and after it `priority=N` or `admin`.
  * Equals signs at the end of a key belong to it. Returns undefined for any other text.
+ *
+ * @example
+ * parseApiKey('alice=SECRET priority=1') // { key: 'SECRET', name: 'alice', isAdmin: false, priority: 1 }
  */
 export function parseApiKey(text: string, isAdmin = false): ApiKey | undefined {
   const [written, ...more] = text.trim().split(/\s+/)
