@@ -370,7 +370,10 @@ export async function writeTogether<T>(
   return directory.together === undefined ? write(directory) : directory.together(write, isNew)
 }
 
-/** The largest known tokenizer.json has 35 MB. Parsed, a text takes about ten times as much memory. */
+/**
+ * The largest JSON file that is read. The largest known tokenizer.json has 35 MB, and parsing takes about ten times as
+ * much memory.
+ */
 const MAX_JSON_BYTES = 1 << 28
 
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {

@@ -15,7 +15,10 @@ export interface Kind {
   accepts(value: unknown): boolean
 }
 
-/** Option → the values that it may have. Tables do not import types, because files of types import the tables. */
+/**
+ * Maps each option to the values that it accepts. Tables import no types, because the files of the types import the
+ * tables.
+ */
 export type OptionTable = Readonly<Record<string, Kind>>
 
 export function kind(expected: string, accepts: (value: unknown) => boolean): Kind {

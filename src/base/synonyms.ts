@@ -141,7 +141,7 @@ export const COMMAND_SYNONYMS: Readonly<Record<string, string>> = {
 /** Removes separators and case, so that num_train_epochs, numTrainEpochs and num-train-epochs are equal. */
 export const plainWord = (word: string) => word.replaceAll(/[-_ ]/g, '').toLowerCase()
 
-/** Nobody types longer words. */
+/** Longer words are not compared with option names: nobody types them. */
 const MAX_LENGTH = 100
 
 /** The share of letters that may be wrong. A single letter always may. */

@@ -65,7 +65,7 @@ export async function* readParquet(
     for (const group of groups) {
       const rows = await reader.rows({ ...metadata, row_groups: [group] })
       const last = rows.at(-1)
-      // A null in a nested column reads as undefined too, so only flat columns can show that one is missing.
+      // A null in a nested column is also read as undefined, so only flat columns can show that values are missing.
       const flat = group.columns.flatMap(({ meta_data }) =>
         meta_data!.path_in_schema[1] ? [] : meta_data!.path_in_schema,
       )
@@ -161,7 +161,7 @@ function startThread(source: ByteSource, limits: ParquetLimits): Reader | undefi
   const call = <T>(request: object) =>
     new Promise<T>((resolve, reject) => {
       const startRss = process.memoryUsage.rss()
-      // Counts what is awaited: that hyparquet loads, and then the bytes that it asked for.
+      // Counts open waits: first for hyparquet to load, then for the bytes that it asked for.
       let waits = 1
       let last = performance.now()
       const timer = setInterval(() => {
@@ -253,7 +253,7 @@ async function load(needsCodecs: boolean) {
 
 async function slice(source: ByteSource, start: number, end: number): Promise<ArrayBuffer> {
   const bytes = await source.read(start, Math.min(end, source.byteLength) - start)
-  // A constructor copies; `slice` of Node's Buffer would not.
+  // The constructor makes a copy. `slice` of Node's Buffer would not.
   return new Uint8Array(bytes).buffer
 }
 

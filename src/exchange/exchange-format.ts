@@ -31,7 +31,7 @@ export function floatDtype(wanted: ConvertedDtype, stored: FloatDtype): FloatDty
 export interface Written {
   /** Layers, or tensors of the base, that the result changes. */
   readonly layers: number
-  /** How the format's rules changed what is stored, but not what it means. */
+  /** Notes on how tensors or settings had to be changed for the format, without changing the adapter's effect. */
   readonly notes?: string[]
 }
 

@@ -77,7 +77,7 @@ async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: Wr
   const config = {
     ...(adapter.config.baseModel !== undefined && { model: adapter.config.baseModel }),
     fine_tune_type: hasDora ? 'dora' : 'lora',
-    // −1 means all layers.
+    // In mlx-lm, −1 means all layers.
     num_layers: -1,
     lora_parameters: {
       rank,

@@ -48,14 +48,14 @@ export type Config = Readonly<Record<string, unknown>>
 /** A layer of a head: y = activation(x·Wᵀ + b), or a norm of x. The last layer makes the logits. */
 export interface HeadLayer {
   readonly module: string
-  /** Default `linear`. */
+  /** The kind of layer. Default `linear`. */
   readonly kind?: 'linear' | 'norm'
-  /** Default true. */
+  /** Whether the layer has a bias. Default true. */
   readonly hasBias?: boolean
   /** The number that a norm adds to the variance. */
   readonly epsilon?: number
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
-  /** Number of outputs. Default: as many as inputs, or as labels in the last layer. */
+  /** The number of outputs. Default: as many as inputs; for the last layer, as many as labels. */
   readonly width?: number
   /**
    * Whether transformers computes it before the mean over the rows. Without activation, it may also follow the mean.
@@ -76,9 +76,9 @@ export interface HeadForm {
   readonly rows: HeadRows
   /** The padding token of config.json, for finding the last token. */
   readonly padTokenId?: number | undefined
-  /** From the hidden states to the logits. */
+  /** The layers of the head, from the hidden states to the logits. */
   readonly layers: readonly HeadLayer[]
-  /** PEFT's modules_to_save. */
+  /** The modules that PEFT saves whole for this head (modules_to_save). */
   readonly modulesToSave: readonly string[]
   /** transformers' class of the model with this head, if PEFT's task_type does not imply it. */
   readonly architecture?: string

@@ -2,7 +2,7 @@
 
 import type { HeadForm, HeadLayer } from './family.js'
 
-/** A layer over the last token. */
+/** Makes a head that is a single layer over the last token. */
 export function score(encoder: string): HeadForm {
   return { encoder, rows: 'last', layers: [{ module: 'score', hasBias: false }], modulesToSave: ['score'] }
 }

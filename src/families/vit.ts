@@ -16,7 +16,7 @@ const spellings: readonly Spelling[] = [
   [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
   [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
   [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
-  // Swin and BEiT inside other models.
+  // Names of Swin and BEiT if they are a part of another model.
   [/\.(encoder|model)\.(?=encoder\.layers\.\d+\.(blocks|downsample)\.)/, '.$1.swin.'],
   [/\bbackbone\.(?=layers\.)/, 'backbone.beit.'],
 ]

@@ -27,10 +27,10 @@ export interface CheckpointTensor {
 
 export interface Checkpoint {
   readonly directory: Directory
-  /** Sorted by name. */
+  /** The weight files, sorted by name. */
   readonly shards: readonly CheckpointShard[]
   readonly tensors: ReadonlyMap<string, CheckpointTensor>
-  /** Undefined for a single file. */
+  /** The index file; undefined if the checkpoint is a single file. */
   readonly indexPath: string | undefined
   /** The index's own metadata, such as total_size, unchecked. Empty without an index. */
   readonly indexMetadata: JsonObject

@@ -4,7 +4,7 @@
 import { parsePythonJson } from '../base/bytes.js'
 import { FormatError, messageOf } from '../base/errors.js'
 
-/** Maps keep the order of the text. */
+/** A value of JSON. Objects become Maps, which keep the order of the text. */
 export type JsonValue = string | number | boolean | null | JsonValue[] | JsonObject
 export type JsonObject = Map<string, JsonValue>
 

@@ -8,7 +8,7 @@ import { FormatError, UnsupportedError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { TensorInfo } from './safetensors.js'
 
-/** ONNX's numbers for the types. */
+/** The numbers that ONNX has for the types. */
 const NUMBERS: Readonly<Record<FloatDtype, number>> = { fp32: 1, fp16: 10, bf16: 16 }
 
 const MAX_PARAMETERS = 1 << 17

@@ -30,13 +30,13 @@ export interface TensorSpec {
 
 /** A tensor in a file: its type and shape, and where its bytes are. */
 export interface TensorInfo extends TensorSpec {
-  /** In bytes from the beginning of the file. */
+  /** Where the tensor begins, in bytes from the beginning of the file. */
   readonly offset: number
   readonly byteLength: number
 }
 
 export interface SafetensorsFile {
-  /** The caller closes it. */
+  /** The file. The caller closes it. */
   readonly source: ByteSource
   readonly tensors: ReadonlyMap<string, TensorInfo>
   readonly metadata: Readonly<Record<string, string>>
@@ -285,7 +285,7 @@ export async function writeSafetensors(
   for (const { name } of plan.tensors) await sink.write(data.get(name)!)
 }
 
-/** The file appears complete or not at all. */
+/** Writes a safetensors file, which appears complete or not at all. */
 export async function saveSafetensors(
   directory: Directory,
   path: string,

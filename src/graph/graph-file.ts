@@ -31,7 +31,7 @@ const DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
  */
 export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDtype | 'auto'>>
 
-/** Folders of graphs; the first match counts. */
+/** Folders in which graphs are searched, in this order. */
 const FOLDERS = ['onnx/', '']
 
 interface Wanted {

@@ -14,7 +14,7 @@ export interface MemoryNeed {
   readonly total: number
 }
 
-/** Counts bytes of weights; shared weights once. */
+/** Counts the bytes of all weights. Shared weights count once. */
 export function weightBytes(onnx: OnnxModel): number {
   const ranges = new Map<string, number>()
   let inline = 0
@@ -45,7 +45,9 @@ export function chooseCopies({ weights, total }: MemoryNeed, limits: readonly Me
   return isLarge ? SOME_COPIES : Number.POSITIVE_INFINITY
 }
 
-/** Bytes of logits up to which a usual run computes them whole, and the most that a block of them takes. */
+/**
+ * Logits are computed whole if they take at most `whole` bytes in a usual run, else in blocks of at most `block` bytes.
+ */
 export const LOGIT_BYTES = { whole: 2 ** 26, block: 2 ** 26 }
 const USUAL_ROWS = 256
 
@@ -53,7 +55,7 @@ export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): b
   return 4 * USUAL_ROWS * vocabulary > whole
 }
 
-/** Tokens of the longest text whose attention is computed whole, and queries in a block for longer texts. */
+/** Up to `whole` tokens, attention is computed at once. For longer texts, `rows` queries are computed at a time. */
 const ATTENTION = { whole: 1024, rows: 128 }
 
 /** Options of training graphs for texts of up to so many tokens. */
@@ -96,7 +98,7 @@ export interface MemoryLimit {
   readonly of: string
 }
 
-/** Returns undefined if there is enough memory. `help`: what would need less, best first. */
+/** Returns a warning if there is not enough memory. `help` lists what would need less memory, best first. */
 export function memoryWarning(
   need: MemoryNeed,
   limits: readonly MemoryLimit[],

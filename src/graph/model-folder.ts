@@ -21,7 +21,7 @@ export interface Model {
   readonly graphs: Readonly<Partial<Record<GraphRole, string>>>
   /** Path of the graph of `onnx`, relative to `directory`. */
   readonly onnxPath: string
-  /** config.json */
+  /** The contents of config.json. */
   readonly config: Readonly<Record<string, unknown>>
   /** generation_config.json; empty if the folder has none. */
   readonly generationConfig: Readonly<Record<string, unknown>>
@@ -52,7 +52,7 @@ export interface Model {
 /** Throws if a model cannot be used for what it is opened for. Of its files, those of weights are not open yet. */
 export type ModelCheck = (model: Model) => Promise<void>
 
-/** Most common first. */
+/** Keys of config.json for the context length, the most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
 export async function loadModel(

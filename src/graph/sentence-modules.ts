@@ -20,11 +20,11 @@ export interface SentenceModules {
   readonly includesPrompt: boolean
   /** Whether vectors are scaled to length 1. */
   readonly normalize: boolean
-  /** What follows the pooling, in order. */
+  /** The modules after the pooling, in order. */
   readonly layers: readonly SentenceLayer[]
-  /** Types of modules that are not known here. */
+  /** The types of modules that lowrank does not know. */
   readonly others: readonly string[]
-  /** Longer texts are cut to so many tokens. Default: as many as the model takes. */
+  /** Longer texts are cut to this number of tokens. Undefined: the model's maximum. */
   readonly maxLength: number | undefined
   /** The default prompt, which every text begins with; may be ''. */
   readonly prompt: string
@@ -39,7 +39,7 @@ export interface DenseLayer {
   readonly weight: Tensor
   readonly bias: Tensor | undefined
   readonly activation: (value: number) => number
-  /** `true` adds x itself. */
+  /** The weight of a residual connection; `true` adds the input itself. */
   readonly residual: Tensor | boolean
 }
 

@@ -47,7 +47,7 @@ function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNu
   )
 }
 
-/** Copies of smaller weights do not matter. */
+/** Copies of smaller weights take little memory, so they are ignored. */
 const LEAST_BYTES = 2 ** 16
 
 /**

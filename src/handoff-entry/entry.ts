@@ -1,4 +1,4 @@
-// lowrank/handoff: a run goes on elsewhere.
+// lowrank/handoff: hands a run off to another program.
 
 export type { HandoffReport } from '../handoff/handoff.js'
 export { type HandoffOptions, handoff } from '../index/export/handoff.js'

@@ -44,11 +44,11 @@ export interface HandoffReport {
   out: string
   /** The settings file for `trl` and for train.py. */
   settings: string
-  /** Rows to train on. */
+  /** The number of rows to train on. */
   rows: number
-  /** Rows for evaluation. */
+  /** The number of rows for evaluation. */
   evalRows: number
-  /** Steps that are left. */
+  /** The number of steps that are left. */
   steps: number
   /** Parts of the run that need train.py, because `trl` with the settings file cannot do them. */
   scriptOnly: string[]

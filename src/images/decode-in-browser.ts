@@ -1,4 +1,4 @@
-// Files of pictures in browsers.
+// Decodes picture files in browsers.
 
 import type { RgbImage } from './image.js'
 

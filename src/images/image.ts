@@ -7,9 +7,9 @@ import { isObject } from '../base/options.js'
 export interface RgbImage {
   /** `width * height * 3` numbers; `* 4` with an alpha value after each pixel's colors, `* 1` for gray alone. */
   readonly data: ArrayLike<number>
-  /** Pixels in a row. */
+  /** The number of pixels in a row. */
   readonly width: number
-  /** Rows. */
+  /** The number of rows of pixels. */
   readonly height: number
 }
 

@@ -7,7 +7,7 @@ import type { Pixels } from './image.js'
 import { isCount, type PreprocessorConfig, refuse, type Size, scalingOf, writePlanes } from './preprocessor-config.js'
 import { filterOf, resize } from './resample.js'
 
-/** Pillow's bicubic, and the sizes of Qwen2-VL. */
+/** Defaults: Pillow's bicubic filter, and the sizes of Qwen2-VL. */
 const DEFAULTS = {
   resample: 3,
   patch_size: 14,

@@ -15,7 +15,7 @@ import { cropped, filterOf, resize } from './resample.js'
 
 /** The longest edge that a picture may have before it is cut into tiles. */
 const LONGEST = 4096
-/** Pillow's Lanczos. */
+/** Pillow's number of the Lanczos filter. */
 const RESAMPLE = 1
 
 /**

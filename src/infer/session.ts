@@ -38,14 +38,13 @@ export interface AdapterSessionOptions
    * The parts that adapters of later `add` calls may have. The graph is opened with inputs for them at all layers, so
    * that `add` never opens it again, and an adapter with other parts is an error. `lora`: linear layers. `dora`: their
    * magnitudes. `biases`: their biases. `embeddings`: embeddings, trained tokens, and the output layer. `heads`: heads
-   * of classifiers. Default: any, and the graph is opened again for what is new.
+   * of classifiers. Default: any part, and the graph is opened again if an adapter has a new kind of part.
    */
   allow?: readonly AllowedKind[] | undefined
   /**
-   * How exact the products by quantized weights (MatMulNBits) are, as ONNX Runtime counts. With 4, their inputs are
-   * rounded to 8 bits. This is faster on the CPU, most of all for several texts, and less exact. With 0 they stay
-   * floats. 4 is an error if the model has no such products. Default: what the model's file says, which is 0 if it says
-   * nothing.
+   * How exact products with quantized weights (MatMulNBits) are. With 4, their inputs are rounded to 8 bits: this is
+   * less exact, but faster on the CPU, most of all for several texts. With 0, the inputs stay floats. 4 is an error if
+   * the model has no such products. Default: the value in the model's file, or 0 if it has none.
    */
   accuracyLevel?: 0 | 4 | undefined
   /**

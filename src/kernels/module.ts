@@ -1,7 +1,7 @@
 // The kernels' WebAssembly: finds the build that the host can run, and compiles it once in a process. There is none if
 // a content security policy forbids WebAssembly, or if a browser compiles only smaller modules synchronously.
 
-/** Fused multiply-add or two roundings. */
+/** The builds of the module: with fused multiply-add, or with two roundings. */
 export type SimdBuild = 'relaxed' | 'plain'
 /** `relaxed cut` is for compilers that need shorter basic blocks: IS_CUT in kernels-asm/tile.ts. */
 export type BuildName = SimdBuild | 'relaxed cut'
@@ -10,7 +10,7 @@ export type BuildName = SimdBuild | 'relaxed cut'
 const PLAIN_PROBE = [
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11,
 ]
-/** The same with f32x4.relaxed_madd over three splats: relaxed SIMD, which Node has from version 22 on. */
+/** A module that uses f32x4.relaxed_madd, to test for relaxed SIMD, which Node has from version 22 on. */
 const RELAXED_PROBE = [
   ...[0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 19, 1, 17, 0],
   ...[65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253, 15, 253, 133, 2, 11],

@@ -14,15 +14,15 @@ export interface GemmOptions {
   n: number
   k: number
   a: FloatArray
-  /** a is stored (k, m). Default false. */
+  /** Whether a is stored transposed, as (k, m). Default false. */
   transposeA?: boolean
   b: FloatArray
-  /** b is stored (n, k). Default false. */
+  /** Whether b is stored transposed, as (n, k). Default false. */
   transposeB?: boolean
   out: FloatArray
-  /** Default 1. */
+  /** The factor of the product. Default 1. */
   alpha?: number
-  /** Default 0. */
+  /** The factor of the earlier content of `out`. Default 0. */
   beta?: number
 }
 

@@ -53,7 +53,7 @@ const SWAPPED_BLOCK_BYTES = 2 ** 19
 
 /** A product C (m, n) = alpha · A·B + beta · C, or a slice of it with a depth of at most MAX_DEPTH. */
 interface Part extends Required<GemmOptions> {
-  /** `out` is (n, m). */
+  /** Whether the operands are swapped, so that `out` is (n, m). */
   isSwapped: boolean
   /** Where the slice begins in the operands' depth, and that whole depth. */
   start: number

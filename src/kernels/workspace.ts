@@ -7,7 +7,7 @@ import type { FloatArray } from '../base/tensor.js'
 /** Blocks consist of whole tiles, whose height is 4, 5 or 6 rows and whose width is 8 f32 or 4 f64 columns. */
 const ROW_MULTIPLE = 60
 const COLUMN_MULTIPLE = 8
-/** The most columns of a block. Wider blocks are no faster: the left operand already comes from the cache. */
+/** The most columns of a block. Wider blocks would not be faster: the left operand already comes from the cache. */
 const MAX_COLUMNS = 512
 /** How many steps of depth are packed together. Equal to DEPTH in kernels-asm/gemm.ts. */
 export const DEPTH = 256
@@ -15,7 +15,7 @@ export const DEPTH = 256
 export const MAX_DEPTH = 8192
 
 const MiB = 2 ** 20
-/** Room for 1,080 rows of 4,096 f32. The right operand is packed again for each pass, so there should be few passes. */
+/** Memory for the left operand: 1,080 rows of 4,096 f32. Each pass over more rows packs the right operand again. */
 const LEFT_BYTES = 17 * MiB
 /** The largest line of tiles: 6 rows of f64 at the greatest depth. */
 const STAGING_BYTES = 6 * MAX_DEPTH * 8
@@ -61,7 +61,7 @@ export interface Job {
   depth: number
   /** Each column of the right operand is contiguous. */
   isRightContiguous: boolean
-  /** The product is added to what C holds. */
+  /** Whether the product is added to C, or replaces it. */
   accumulates: boolean
   alpha: number
 }

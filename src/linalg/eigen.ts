@@ -23,7 +23,7 @@ export function symmetricEigen(matrix: Matrix): { values: Float64Array; vectors:
   return { values: Float64Array.from(order, (i) => diagonal[i]), vectors: { data, shape: [n, n] } }
 }
 
-/** Largest first. */
+/** Returns the eigenvalues of a symmetric matrix, the largest first. */
 export function symmetricEigenvalues(matrix: Matrix): Float64Array {
   const { diagonal, below } = tridiagonal(Float64Array.from(matrix.data), matrix.shape[0])
   implicitQl(diagonal, below, undefined)
@@ -148,7 +148,7 @@ function qlPass(
   e[last] = 0
 }
 
-/** Rows x, y ← c·x − s·y, s·x + c·y. */
+/** Rotates two rows: x, y ← c·x − s·y, s·x + c·y. */
 export function rotate(rows: Float64Array, x: number, y: number, length: number, c: number, s: number): void {
   for (let k = 0; k < length; k++) {
     const [f, g] = [rows[x + k], rows[y + k]]

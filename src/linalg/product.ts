@@ -73,7 +73,7 @@ export function beside(matrices: readonly Matrix[]): Matrix {
   return transpose(stacked(matrices.map(transpose)))
 }
 
-/** A copy of `count` columns. */
+/** Returns a copy of `count` columns. */
 export function columnsOf({ data, shape: [rows, columns] }: Matrix, first: number, count: number): Matrix {
   const result = zeros(rows, count, data)
   for (let i = 0; i < rows; i++) {
@@ -88,7 +88,7 @@ export function identity(n: number): Matrix {
   return result
 }
 
-/** N(0, 1) */
+/** Draws a matrix of numbers from the normal distribution N(0, 1). */
 export function normals(random: Random, rows: number, columns: number): Matrix {
   const result = zeros(rows, columns, F64)
   for (let i = 0; i < result.data.length; i++) result.data[i] = random.normal()

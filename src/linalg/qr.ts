@@ -12,9 +12,9 @@ const PANEL = 32
 interface Panel {
   start: number
   count: number
-  /** Vᵀ (count, m − start) */
+  /** The reflectors Vᵀ of the panel, (count, m − start). */
   vectors: Float64Array
-  /** T (count, count), upper triangular */
+  /** The factor T of the block reflector I − V·T·Vᵀ, (count, count), upper triangular. */
   factor: Float64Array
 }
 
@@ -131,7 +131,7 @@ function reflectColumns(
   }
 }
 
-/** Qᵀ (p, m): the reflectors applied to the first p unit vectors, the last panel first. */
+/** Computes Qᵀ (p, m): applies the reflectors to the first p unit vectors, the last panel first. */
 function thinQ(panels: readonly Panel[], p: number, m: number): Float64Array {
   const columns = new Float64Array(p * m)
   for (let i = 0; i < p; i++) columns[i * m + i] = 1

@@ -11,7 +11,7 @@ import { type Svd, svd, truncated } from './svd.js'
 /** A matrix (d, k) that need not be in memory: each call reads its rows once. */
 export interface StreamedMatrix {
   readonly shape: readonly [d: number, k: number]
-  /** Σ of all squares. */
+  /** The sum of the squares of all elements. */
   readonly energy: number
   /** Calls `use` for one block of rows after the other, in f32. `first` is the number of a block's first row. */
   forEachBlock(use: (block: Matrix, first: number) => void): Promise<void>

@@ -234,7 +234,7 @@ function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig
 
 const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable }>()
 
-/** Compiles a config's patterns, once, because every layer asks for them. */
+/** Compiles a config's patterns only once, because each layer asks for them. */
 function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
   let result = tables.get(config)
   if (result === undefined) {

@@ -29,7 +29,7 @@ export interface Tape {
   readonly isShared: boolean
   /** Whether there was dropout as well as a magnitude. */
   readonly hasDropped: boolean
-  /** x'·Aᵀ (n, r) */
+  /** The product x'·Aᵀ (n, r), where x' is the input after dropout. */
   readonly hidden: Matrix
   /** If there is a magnitude: the outputs (n, d) that c multiplies, c, and the norms. */
   readonly dora: { readonly adapted: Matrix; readonly scales: Float64Array; readonly norms: Float64Array } | undefined

@@ -32,7 +32,7 @@ const MAX_CONFIG_BYTES = 16_000_000
 
 interface AdapterFolder {
   readonly directory: Directory
-  /** '' or `NAME/` */
+  /** The path of the adapter in its folder: '' or `NAME/`. */
   readonly path: string
 }
 
@@ -117,7 +117,10 @@ export async function writeAdapterFiles(
     sinks.push(sink)
     return sink
   }
-  /** The old config, as long as it is removed and the old weights are still there. */
+  /**
+   * The bytes of the old config. They are set while it is removed and the old weights are still there, to restore it
+   * after an error.
+   */
   let removed: Uint8Array | undefined
   try {
     const weightsSink = await create(WEIGHTS_FILE)

@@ -65,7 +65,7 @@ export interface ReplacementReport {
   dtype: TensorDtype
   /** The shape of the tensor in the adapter. For rows of an embedding, (rows, D). */
   shape: readonly number[]
-  /** How many rows of the base's tensor it replaces. Absent for a whole tensor. */
+  /** The number of rows that are replaced. Undefined if the whole tensor is replaced. */
   rows?: number
 }
 
@@ -84,7 +84,7 @@ export interface AdapterReport {
   trainableParams: number
   /** Layers of every kind. */
   layers: LayerReport[]
-  /** Whole tensors, then rows. */
+  /** The replaced tensors: whole tensors first, then rows. */
   replacements: ReplacementReport[]
   /** All errors that loading or merging the adapter would throw. Empty for a sound adapter. */
   problems: ProblemReport[]

@@ -19,7 +19,7 @@ export interface Series {
 /** A layer, with a value for each column and measure of its section. Other members are not written into the page. */
 export interface ReportLayer {
   readonly name: string
-  /** Largest first. */
+  /** The singular values, the largest first. */
   readonly singularValues: readonly number[]
   readonly [key: string]: unknown
 }

@@ -206,7 +206,7 @@ class WrappedSession implements RuntimeSession {
       if (GPU_LOST.test(messageOf(cause))) this.#lost = error
       throw error
     } finally {
-      // A tensor that is left here would keep a whole cache alive.
+      // Remove the tensors: if they stayed here, they would keep a whole cache in memory.
       if (held !== undefined) for (const name of names) delete tensors[name]
     }
     if (this.keepsTensors) return results as Record<string, RuntimeTensor>

@@ -45,7 +45,7 @@ interface Call {
   id: number
   method: string
   args: unknown[]
-  /** A function follows the arguments. */
+  /** Whether the last argument was a function, which receives reports. */
   reports: boolean
 }
 

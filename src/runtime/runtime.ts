@@ -37,7 +37,7 @@ export function withoutFloat16Array(data: unknown): TensorData {
 
 /** A tensor that a run takes or returns. */
 export interface RuntimeTensor {
-  /** Element type. */
+  /** The type of the elements. */
   type: TensorType
   /** As many elements as the product of `dims`, row-major. */
   data: TensorData

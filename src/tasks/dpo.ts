@@ -107,7 +107,7 @@ export function countedAfter(
   if (record.kind !== 'pair') return sides
   const prompt = requireTokenizer(model).encode(record.prompt)
   const start = Math.min(...sides.map(({ inputIds }) => commonLength(prompt, inputIds)))
-  // Nothing predicts the first token.
+  // The first token has no target, because nothing predicts it.
   return sides.map(({ inputIds }) => ({ inputIds, labels: inputIds.slice().fill(IGNORED, 0, Math.max(1, start)) }))
 }
 

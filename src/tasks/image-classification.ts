@@ -28,7 +28,10 @@ export interface ImageExample extends Labeled {
   readonly pixels: Uint8Array
 }
 
-/** PEFT has no task_type for pictures; its model without a type takes any inputs. */
+/**
+ * Trains adapters for image classification. PEFT has no task_type for pictures, but its model without a type accepts
+ * any inputs.
+ */
 export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions> = {
   name: 'image-classification',
   peftType: undefined,

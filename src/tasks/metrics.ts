@@ -85,7 +85,10 @@ export function severalMetrics(
   return { accuracy: right / truth.length, f1: known.reduce((sum, score) => sum + score, 0) / known.length, scores }
 }
 
-/** The chance that a record with the label outscores a record without it; ties count half (scikit-learn). */
+/**
+ * Computes ROC AUC: the chance that a record with the label has a higher score than a record without it. Ties count
+ * half, as in scikit-learn.
+ */
 export function areaUnderCurve(truth: readonly boolean[], scores: readonly number[]): number {
   const order = [...scores.keys()].sort((a, b) => scores[a] - scores[b])
   let [sum, below] = [0, 0]

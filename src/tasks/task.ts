@@ -43,7 +43,7 @@ export interface Examples<Example> extends Iterable<Example> {
 
 /** The examples of one row. */
 export interface Encoded<Example> {
-  /** Usually one; empty if no target is left. */
+  /** The examples, usually one. Empty if no target is left. */
   readonly examples: readonly Example[]
   readonly isTruncated: boolean
   /** Parts of the row that are not learned, each as the end of a sentence: "3 of 10 records …". */
@@ -72,9 +72,9 @@ export interface TaskUse {
 
 /** Facts about a task for help texts, model cards and the page. */
 export interface TaskFacts {
-  /** As users name it: causal-lm */
+  /** The task's name for users, such as causal-lm. */
   readonly name: string
-  /** Words that follow "learns": to continue texts */
+  /** What adapters of the task learn, such as "to continue texts". */
   readonly learns: string
   /** A sample record of each form. Data with these fields is taken for this task. */
   readonly records: readonly Readonly<Record<string, unknown>>[]
@@ -154,7 +154,7 @@ export interface Head {
     readonly shape: readonly number[]
     start(random: Random): Promise<Float32Array>
   }[]
-  /** Whether it starts from random values, as in transformers, and not from the model's head. */
+  /** Whether the head starts from random values, as in transformers, and not from the model's head. */
   readonly isNew: boolean
   /** Returns the name of a module of the graph in the PyTorch model with this head. */
   moduleName(name: string): string

@@ -64,7 +64,7 @@ export class ScoredTokens implements OpenTask<Example> {
     return this.#causal.collate(examples, length)
   }
 
-  /** The caller divides. */
+  /** The factor is 1, because the caller divides the loss. */
   normalizer(): number {
     return 1
   }

@@ -76,7 +76,7 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     return losses
   }
 
-  /** `sides`: all first answers, then all second answers. */
+  /** Makes the feeds. `sides` holds all first answers, and then all second answers. */
   protected sideFeeds(sides: readonly Answer[], length: number): Feeds {
     const labels = sides.map((side) => side.labels)
     const rows = labels.flatMap((list, row) => Array<number>(countTargets(list)).fill(row))
@@ -88,7 +88,7 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     }
   }
 
-  /** NaN in the run that computes these numbers. */
+  /** Returns the numbers from before training; NaN in the run that computes them. */
   protected before({ before = [Number.NaN, Number.NaN] }: Example): Two {
     return before
   }

@@ -127,7 +127,7 @@ const [SEEN_PER_STEP, SLICED_PER_STEP] = [1024, 16]
 
 const MAKERS = new Set<string | undefined>(['FilterExpression', 'CallExpression'])
 
-/** Expressions whose resulting list can be larger than their operands. */
+/** Kinds of expressions whose result can be larger than their operands. */
 const HOLDERS = new Set([...MAKERS, 'ArrayLiteral', 'TupleLiteral', 'ObjectLiteral', 'BinaryExpression'])
 
 interface Node {
@@ -258,7 +258,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
         this.#spend(1)
         size += this.#sizeOf(item, depth + 1)
       }
-      // Only namespaces can change later.
+      // Only namespaces can change later, so other sizes can be kept.
       if (type !== 'NamespaceValue') this.#sizes.set(value, size)
       return size
     }

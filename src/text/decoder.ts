@@ -12,7 +12,7 @@ type Files = Readonly<Record<string, unknown>>
 export interface DecoderFiles {
   readonly definition: Files
   readonly config: Files
-  /** For messages: the folder it came from. */
+  /** The folder of the tokenizer, for messages. */
   readonly name: string
 }
 

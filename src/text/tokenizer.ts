@@ -36,7 +36,7 @@ export interface Tokenizer {
   readonly eosTokenId: number | undefined
   /** The token that begins a text. */
   readonly bosTokenId: number | undefined
-  /** The token that fills up batches. */
+  /** The token that pads batches. */
   readonly padTokenId: number | undefined
   /** Returns the id of a token, spelled as in the vocabulary, or undefined if there is no such token. */
   tokenId(token: string): number | undefined
@@ -82,7 +82,7 @@ export interface EncodedTexts {
   /** In most models 0 for tokens of the first text, 1 for tokens of the second. */
   typeIds: number[]
   isTruncated: boolean
-  /** The index of the first text's first token (special tokens come before it), and how many of its tokens are kept. */
+  /** The index of the first text's first token, after special tokens. `kept` is how many of its tokens are kept. */
   start: number
   kept: number
 }

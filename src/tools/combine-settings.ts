@@ -14,7 +14,7 @@ import type { SparseSum } from './sparse.js'
  */
 const COMBINATION_TYPES = ['exact', 'linear', 'ties', 'dare_linear', 'dare_ties'] as const
 
-/** One of {@link COMBINATION_TYPES}. */
+/** A way to combine adapters: one of {@link COMBINATION_TYPES}. */
 export type CombinationType = (typeof COMBINATION_TYPES)[number]
 
 /** How {@link combineAdapters} combines. */

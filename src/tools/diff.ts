@@ -171,9 +171,9 @@ function relative(difference: number, norm: number): number {
 
 /** Two changes of one weight, ΔA and ΔB, in numbers. */
 export interface AdapterDifference {
-  /** ‖ΔA‖, the Frobenius norm. */
+  /** ‖ΔA‖, the Frobenius norm of the change that the first adapter makes. */
   normA: number
-  /** ‖ΔB‖ */
+  /** ‖ΔB‖, the Frobenius norm of the change that the second adapter makes. */
   normB: number
   /** ‖ΔB − ΔA‖ */
   normDifference: number

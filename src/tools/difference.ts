@@ -38,7 +38,9 @@ const PIECE_BYTES = 1 << 20
 /** A difference of up to this many values stays in memory, so that its files are read only once. */
 export const KEPT_VALUES = 1 << 24
 
-/** Memory that one pair of tensors uses after the other. Fresh arrays would wait long for the garbage collector. */
+/**
+ * Memory that is used for one pair of tensors after the other. New arrays would stay until the garbage collector runs.
+ */
 export class DifferenceMemory {
   #sides: readonly Side[] = []
   #kept = new Float32Array()

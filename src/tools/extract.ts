@@ -189,7 +189,7 @@ function kindOf(
   if (name.endsWith('.bias') && shape.length === 1) return 'bias'
   if (isWeight && shape.length === 2) {
     if (isEmbeddingModule(module)) return 'embedding'
-    // Other embeddings, such as positions and token types, have tables too.
+    // Tables of positions and token types are embeddings too.
     if (/embed|^wpe$/i.test(module.slice(module.lastIndexOf('.') + 1))) return 'embedding'
     return isConv1dModule(module, base.tensors) ? 'conv1d' : 'linear'
   }

@@ -89,7 +89,7 @@ export function energyOf(s: ArrayLike<number>, first: number): number {
 
 export interface Decomposable {
   readonly shape: readonly [number, number]
-  /** Σ of all squares. */
+  /** The sum of the squares of all elements. */
   readonly energy: number
   /** Computes the first `rank` singular values and vectors; `rank` is at most the smaller side. */
   decompose(rank: number): Svd | Promise<Svd>

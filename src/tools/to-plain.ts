@@ -30,7 +30,10 @@ interface SearchedLayer {
   readonly shape: readonly [number, number]
 }
 
-/** Finds the weights of linear layers, and reads one when it is asked for. Throws MismatchError for a missing one. */
+/**
+ * Finds the weights of linear layers in a checkpoint, and returns a function that reads a weight. Throws MismatchError
+ * if a weight is missing.
+ */
 export async function openBaseWeights(
   { directory, file }: Place,
   layers: readonly SearchedLayer[],

@@ -183,7 +183,7 @@ interface Factor {
 }
 
 interface GgufPair {
-  /** The tensor's name, with `.weight`. */
+  /** The name of the tensor in the GGUF file, with `.weight`. */
   readonly tensor: string
   readonly a: Factor
   readonly b: Factor
@@ -332,7 +332,7 @@ function parameterPairs(
       return each.map((e) => expertColumns(whole, e, experts))
     },
   }
-  // Some models store (E, k, d). Then A and B change places.
+  // Some models store experts as (E, k, d). Then A and B are swapped and transposed.
   const isTurned = hidden !== undefined && d !== k && (isDown ? k === hidden : d === hidden)
   const [right, left] = isTurned ? [turned(b), turned(a)] : [a, b]
   if (!name.endsWith('.gate_up_proj')) return [[name, right, left]]
@@ -419,7 +419,7 @@ function checkFits({ tensor, a, b, count, isStacked, where }: GgufPair, { shapes
 function commonAlpha(pairs: readonly GgufPair[]): number | undefined {
   const alphas = pairs.map(({ scaling, a }) => scaling * a.shape[0])
   const [first] = alphas
-  // llama.cpp takes 0 for a scaling of 1.
+  // llama.cpp reads an alpha of 0 as a scaling of 1, so 0 cannot be written.
   return first !== 0 && alphas.every((alpha) => Math.abs(alpha - first) <= 1e-12 * Math.abs(first)) ? first : undefined
 }
 

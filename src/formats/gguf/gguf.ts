@@ -37,7 +37,7 @@ export interface GgufTensor extends Omit<TensorInfo, 'dtype'> {
 }
 
 export interface GgufFile {
-  /** The caller closes it. */
+  /** The file. The caller closes it. */
   readonly source: ByteSource
   readonly metadata: ReadonlyMap<string, GgufValue>
   readonly tensors: ReadonlyMap<string, GgufTensor>

@@ -6,7 +6,7 @@ export type GgufFloat = FloatDtype | 'q8_0'
 
 /** A type whose blocks have a fixed number of elements and of bytes. */
 export interface GgufType {
-  /** As ggml spells it. */
+  /** The type's name in ggml. */
   readonly name: string
   readonly blockSize: number
   readonly blockBytes: number

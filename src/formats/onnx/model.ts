@@ -21,7 +21,7 @@ export class OnnxModel {
     readonly files: ReadonlyMap<string, ByteSource>,
   ) {}
 
-  /** What `once` keeps. */
+  /** Results that `once` computed for this model. */
   readonly facts = new Map<unknown, unknown>()
 
   /**

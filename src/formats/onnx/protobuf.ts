@@ -31,7 +31,7 @@ interface Field {
 type Scalar = keyof typeof ZEROS
 type AnySchema = Schema<Message>
 type Values = Record<string, unknown> & { $unknown?: unknown[] }
-/** The value of a union. */
+/** The chosen field of a union (oneof), and its value. */
 interface Chosen {
   readonly case: string | undefined
   readonly value?: unknown
@@ -143,7 +143,7 @@ function readValue({ schema, scalar }: Field, reader: BinaryReader, depth: numbe
   return read(schemaOf, (before as Message | undefined) ?? create(schemaOf), reader, reader.pos + length, depth + 1)
 }
 
-/** The bytes of a message. */
+/** Encodes a message. */
 export function toBinary<T extends Message>(schema: Schema<T>, message: T): Uint8Array {
   return write(schema, message, new BinaryWriter()).finish()
 }

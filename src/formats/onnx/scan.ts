@@ -135,7 +135,7 @@ class Scanner {
     return writer.tag(TENSOR.dataLocation, WireType.Varint).uint32(1).finish()
   }
 
-  /** Reads a base-128 number, seven bits in each byte, which is exact below 2⁵³. */
+  /** Reads a protobuf varint: seven bits in each byte. Numbers below 2⁵³ are exact. */
   async #varint(at: number, end: number): Promise<{ value: number; end: number }> {
     if (at < this.#windowStart || at + 10 > this.#windowStart + this.#window.byteLength) {
       this.#windowStart = at

@@ -44,7 +44,7 @@ const BITS: Partial<Record<DataType, number>> = {
   [DataType.INT2]: 2,
 }
 
-/** 'FLOAT16', for messages. */
+/** Returns the name of a type for messages, such as 'FLOAT16'. */
 export function dataTypeName(dataType: number): string {
   const [name] = Object.entries(DataType).find(([, type]) => type === dataType) ?? []
   return name ?? `type ${dataType}`

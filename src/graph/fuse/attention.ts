@@ -175,7 +175,7 @@ function linearBehind(graph: Graph, node: NodeProto, linears: ReadonlyMap<Value,
   return [whole, ...sum].map((value) => linears.get(value)).find((linear) => linear !== undefined)
 }
 
-/** A rotation and a norm between a query and its linear layer have fewer nodes. */
+/** How many nodes are searched between a query and its linear layer: a rotation and a norm have fewer. */
 const MOST_NODES = 60
 
 function replace(
@@ -213,7 +213,7 @@ function flatHeads(g: Builder, heads4: Value, linears: ReadonlyMap<Value, Linear
   const split = transposed(graph, heads4, SPLIT_HEADS) ?? g.transpose(heads4, SPLIT_HEADS)
   const source = makerOf(graph, split, 'Reshape')?.input[0] ?? ''
   const linear = linears.get(source)
-  // A Gemm gives all rows as one matrix.
+  // A Gemm returns all rows as a matrix with two axes.
   const isFlat = linear !== undefined && linear.form.name !== 'Gemm' && linear.fused === undefined
   return isFlat ? source : g.reshape(split, g.int([0, 0, -1]))
 }

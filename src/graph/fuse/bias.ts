@@ -7,7 +7,10 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { dimensionOf, makerOf, scalarOf } from './patterns.js'
 
-/** Far below every score, but finite, so that a row without keys does not become NaN. */
+/**
+ * The number that is added to the score of a hidden key. It is far below all scores, but finite, so that a row without
+ * keys does not become NaN.
+ */
 const HIDDEN = -1e9
 
 const PLACING = new Set(['Trilu', 'Div', 'Mod', 'BitShift'])

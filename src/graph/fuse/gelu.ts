@@ -6,7 +6,7 @@ import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { bothWays, makerOf, onlyReader, scalarOf } from './patterns.js'
 
-/** Constants in graphs are rounded to float32. */
+/** How far a constant may be off: constants in graphs are rounded to float32. */
 const TOLERANCE = 1e-6
 
 export function fuseGelu(graph: Graph): void {
@@ -40,14 +40,14 @@ function geluAround(graph: Graph, node: NodeProto, x: Value): NodeProto | undefi
   return isWhole ? last : undefined
 }
 
-/** Returns the x of x/√2. */
+/** If a value is x/√2, returns x. */
 function scaledInput(graph: Graph, value: Value): Value | undefined {
   const quotient = makerOf(graph, value, 'Div')
   if (quotient !== undefined) return isAbout(graph, quotient.input[1], Math.SQRT2) ? quotient.input[0] : undefined
   return bothWays(makerOf(graph, value, 'Mul')).find(([, scale]) => isAbout(graph, scale, Math.SQRT1_2))?.[0]
 }
 
-/** Returns the x of √(2/π)·(x + 0.044715·x³). */
+/** If a value is √(2/π)·(x + 0.044715·x³), returns x. */
 function cubicInput(graph: Graph, value: Value): Value | undefined {
   const sum = bothWays(makerOf(graph, value, 'Mul')).find(([, scale]) => isAbout(graph, scale, Math.sqrt(2 / Math.PI)))
   for (const [x, term] of bothWays(makerOf(graph, sum?.[0] ?? '', 'Add'))) {

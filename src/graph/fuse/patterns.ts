@@ -40,7 +40,7 @@ export function concatenated(graph: Graph, value: Value, axes: readonly number[]
   return node !== undefined && axes.includes(intAttribute(node, 'axis', 0)) ? node.input : undefined
 }
 
-/** Both orders of a commutative operator's two inputs. */
+/** Returns the two inputs of a commutative operator in both orders. */
 export function bothWays(node: NodeProto | undefined): (readonly [Value, Value])[] {
   if (node?.input.length !== 2) return []
   const [a, b] = node.input

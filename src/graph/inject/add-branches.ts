@@ -74,7 +74,7 @@ function declare(
     const rawData = encodeFloats(values, stored)
     if (!isFiniteStored(rawData, stored))
       throw new NumericError({ where: name, what: `the adapter holds values that are not finite in ${stored}` })
-    // Two calls of a module share one tensor.
+    // If a module is called twice, both calls share the tensor.
     if (graph.initializers.has(tensor)) return
     graph.addInitializer(create(TensorProtoSchema, { name: tensor, dataType, dims: dims.map(BigInt), rawData }))
   }

@@ -13,10 +13,10 @@ import { biasOf, ownBiasInput } from '../match/parameters.js'
 import { readVector } from '../match/read-base-tensor.js'
 import type { Graph } from '../view/graph.js'
 
-/** 4 MiB in f32. */
+/** How many elements of a weight are read at a time: 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** c (d) and t (d). */
+/** The scale c (d) and the shift t (d) of a layer's outputs. */
 export interface Affine {
   scale: Float32Array
   shift: Float32Array

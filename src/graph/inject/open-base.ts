@@ -36,7 +36,7 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
       const whole = openTensors(graph, linears, tensors)
       const g = new Builder(graph, 'trained')
       const ofTokens = openTokenRows(g, rows)
-      /** Empty if the loss needs no logits. */
+      /** The output layers; empty if the loss needs no logits. */
       let heads: readonly Linear[] = []
       return {
         trained: [...whole.trained, ...ofTokens],
@@ -66,7 +66,7 @@ function inputOf(name: string): Value {
 }
 
 export interface WholeTensor {
-  /** The adapter's name, such as model.norm.weight */
+  /** The tensor's name in the adapter, such as model.norm.weight. */
   readonly name: string
   readonly shape: readonly number[]
   readonly isOptional: boolean
@@ -124,7 +124,7 @@ function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly
       const value = joined(graph, g, node.input[at], pieces)
       if (norm !== undefined) graph.setInput(norm, at - GAMMA + 1, value)
       else if (node === linear?.node && linear.form.isQuantized) {
-        // The gradient of an integer product ignores its bias, so that a separate Add has to add it.
+        // The gradient of a quantized product ignores its bias, so the bias is added by a separate Add.
         graph.setInput(node, at, '')
         graph.putBehind(node.output[0], (product) => g.add(product, value), 'product')
       } else graph.setInput(node, at, value)

@@ -15,7 +15,7 @@ import { valueInfo } from './inject.js'
 import { type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
 
 export interface VectorPlaces {
-  /** As in adapters, such as model.norm.weight */
+  /** The tensor's name in adapters, such as model.norm.weight. */
   readonly name: string
   readonly places: readonly Place[]
 }
@@ -76,7 +76,7 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
 }
 
 const CONVOLUTION_BIAS = 2
-/** More than the axes of any tensor. */
+/** A number of axes that no tensor has. */
 const MANY = 99
 
 function isConvolutionBias({ node, input }: Place): boolean {

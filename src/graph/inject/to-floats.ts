@@ -32,7 +32,7 @@ export function toFloats(graph: Graph, linear: Linear, contents: Uint8Array | Wh
   graph.putBehind(last.output[0], () => {
     const values = transposed ? g.op('Transpose', [weight], { perm: [1, 0] }) : weight
     const made = form.isLookup ? g.node('Gather', [values, linear.input]) : g.node('MatMul', [linear.input, values])
-    // These name the module.
+    // The module is found by these names.
     made.name = node.name
     made.metadataProps = node.metadataProps
     return bias === undefined ? made.output[0] : g.add(made.output[0], node.input[bias])

@@ -126,7 +126,7 @@ export class TrainableLinears {
         const [weightA, weightB] = this.#factors(branch)
         const x = dropout > 0 ? this.#drop(branch) : linear.input
         if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
-        // With dropout 1 nothing is kept, and 1 / keep would be infinite.
+        // With a dropout of 1, all inputs are dropped, and 1 / keep would be infinite.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
         const whole = lows.get(linear) ?? this.#low(x, weightA)
         const low = isActivated ? g.mul(whole, this.#activeRows(linear)) : whole
@@ -217,7 +217,7 @@ export class TrainableLinears {
     return [weightA, sharedValue(this.#shared, `columns/${weightB}/${part.start}`, columns)]
   }
 
-  /** Rows (r, k) times the layer's weight: (r, d). */
+  /** Multiplies rows (r, k) by the layer's weight: (r, d). */
   #ofWeight(linear: Linear, rows: Value): Value {
     const g = this.g
     const { node, form, fused, d } = linear
@@ -248,7 +248,7 @@ export class TrainableLinears {
     return part === undefined ? dropped() : sharedValue(this.#shared, `dropped/${name} ${input}`, dropped)
   }
 
-  /** x (…, k) as (rows, k). */
+  /** Reshapes x (…, k) to (rows, k). */
   #rowsOf(x: Value, k: number): Value {
     return sharedValue(this.#shared, `rows/${x}`, () => this.g.reshape(x, this.g.int([-1, k])))
   }

@@ -13,9 +13,9 @@ export interface CacheEntry {
   readonly type: TensorType
   /** Axis of past tokens; undefined for a state of fixed size, as of convolutions and linear attention. */
   readonly axis: number | undefined
-  /** Batch and past length are undefined. */
+  /** The shape of the cache. The batch and the number of past tokens are undefined. */
   readonly dims: readonly (number | undefined)[]
-  /** Whether it holds keys or values of the encoder's states, which only the first run gives. */
+  /** Whether it holds keys or values of the encoder's states, which only the first run computes. */
   readonly isOfEncoder: boolean
 }
 

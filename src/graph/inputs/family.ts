@@ -26,7 +26,7 @@ export interface InputFamily {
   readonly encoderGraph?: 'separate' | 'joined'
 }
 
-/** The first match counts. */
+/** Families of inputs. The first family that matches is taken. */
 const FAMILIES: readonly InputFamily[] = [
   { name: 'encoder-decoder', has: (inputs) => inputs.has(HIDDEN_STATES), reads: 'tokens', encoderGraph: 'separate' },
   { name: 'joined', has: (inputs) => inputs.has(`${OF_DECODER}input_ids`), reads: 'tokens', encoderGraph: 'joined' },

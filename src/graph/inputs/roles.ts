@@ -159,7 +159,7 @@ export function typeOf(input: ValueInfoProto): TensorType | undefined {
   return TYPES[declaredOf(input)?.elemType as DataType]?.[0]
 }
 
-/** Symbolic dimensions are undefined. */
+/** Returns the shape of an input. Symbolic dimensions are undefined. */
 export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
   return declaredOf(input)?.dims ?? []
 }

@@ -13,7 +13,7 @@ const LAST: Readonly<Record<string, (constant: number) => number>> = {
   LessOrEqual: (constant) => constant,
 }
 
-/** The same for constants that come first. */
+/** Comparisons with swapped sides, for constants that come first. */
 const MIRRORED: Readonly<Record<string, string>> = {
   Greater: 'Less',
   GreaterOrEqual: 'LessOrEqual',

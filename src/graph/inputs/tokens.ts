@@ -11,7 +11,7 @@ export const VECTORS = 'inputs_embeds'
 
 export interface TokenInputs {
   readonly roles: readonly RoleInput[]
-  /** Empty if the model has no cache. */
+  /** The inputs and outputs of the cache; empty if the model has no cache. */
   readonly cache: readonly CacheEntry[]
   /** The input that takes vectors instead of tokens, if there is one. */
   readonly vectors: readonly string[]
@@ -71,7 +71,7 @@ export interface TokenColumns {
    * Inputs (batch, sequence), and vectors (batch, sequence, features) if the graph reads these instead of input_ids.
    */
   readonly tokens: readonly string[]
-  /** Inputs (batch, past + sequence). */
+  /** Names of inputs with the shape (batch, past + sequence). */
   readonly masks: readonly string[]
   readonly cache: readonly { readonly past: string; readonly present: string }[]
 }

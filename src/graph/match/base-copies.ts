@@ -5,10 +5,13 @@ import type { FloatArray } from '../../base/tensor.js'
 import type { ReadLines } from './forms/form.js'
 import type { ModelPlaces, StoredPlace } from './stored-places.js'
 
-/** 4 MiB in f32. */
+/** How many elements are compared at a time: 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** Scales in 16 bits and rounded sums can move a value slightly more than one step. */
+/**
+ * How many steps of the quantization a copy may be off: 16-bit scales and rounded sums can move a value a bit more than
+ * a step.
+ */
 const STEPS = 1.01
 
 /**

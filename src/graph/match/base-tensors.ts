@@ -17,10 +17,10 @@ export type TensorPlace =
   | { readonly kind: 'vector'; readonly place: Place; readonly part: BiasPlace | undefined; readonly linear?: Linear }
 
 export interface BaseTensor {
-  /** For example model.norm.weight */
+  /** The tensor's name, for example model.norm.weight. */
   readonly name: string
   readonly module: string
-  /** As in PyTorch: (d, k), (V, D) of an embedding, (d) of a vector. */
+  /** The shape in PyTorch: (d, k), for an embedding (V, D), for a vector (d). */
   readonly shape: readonly number[]
   readonly places: readonly TensorPlace[]
   /** Why it cannot be trained; undefined if it can. */

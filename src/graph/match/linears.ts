@@ -143,7 +143,10 @@ function moduleName(graph: Graph, product: Product): string {
   return withAliases(name === '' ? output : name)
 }
 
-/** Reads the list of torch.onnx's dynamo exporter: `['', 'model', …, 'model.layers.0.self_attn.q_proj', 'linear']`. */
+/**
+ * Finds the module of a node in the list that torch.onnx's dynamo exporter writes: `['', …,
+ * 'model.layers.0.self_attn.q_proj', 'linear']`.
+ */
 function scopeName(node: NodeProto): string | undefined {
   const scopes = node.metadataProps.find(({ key }) => key === SCOPES)?.value
   return (scopes && scopesIn(scopes).at(-2)) || undefined
@@ -159,7 +162,7 @@ export function nodeScope(node: NodeProto): string | undefined {
   return scopeName(node) ?? pathScope(node.name)
 }
 
-/** /model/layers.0/self_attn/Reshape_1 → model.layers.0.self_attn */
+/** Turns a node's name into a module: /model/layers.0/self_attn/Reshape_1 → model.layers.0.self_attn */
 function pathScope(name: string): string | undefined {
   const segments = name.replace(/^\//, '').split('/').slice(0, -1)
   return segments.length === 0 ? undefined : withAliases(segments.join('.'))
@@ -173,7 +176,10 @@ function nodeModule(name: string): string | undefined {
   return segments.length === 0 ? undefined : segments.join('.')
 }
 
-/** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; undefined for onnx::MatMul_203 */
+/**
+ * Turns a weight's name into a module: model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj.
+ * Returns undefined for a name such as onnx::MatMul_203.
+ */
 export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
   return /^(.+?)(?:\.MatMul)?\.(?:q?weight|bias)(?:_\w+)?$/.exec(name)?.[1]

@@ -37,7 +37,7 @@ export async function readVector(model: OnnxModel, graph: Graph, value: string):
   return dtype && decodeFloats(await model.readTensor(tensor), dtype)
 }
 
-/** 4 MiB in f32. */
+/** How many elements are read at a time: 4 MiB in f32. */
 const PIECE_ELEMENTS = 1 << 20
 
 /** Reads the tokens' rows, (m, D) in f32. Reads only these rows; a weight stored as (D, V) it reads piece by piece. */

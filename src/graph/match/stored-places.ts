@@ -18,7 +18,7 @@ export interface ModelPlaces {
   readonly graph: Graph
   readonly linears: readonly Linear[]
   readonly embeddings: readonly Linear[]
-  /** config.json; may be empty. */
+  /** The contents of config.json; may be empty. */
   readonly config: Readonly<Record<string, unknown>>
 }
 

@@ -16,7 +16,7 @@ import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
  * values are small compared with the weights.
  */
 const COST_OF_KEEPING = { few: 4, many: 10 }
-/** Up to so many tokens, a batch has few. */
+/** A batch with at most this many tokens counts as small. */
 const FEW = 512
 /** In long texts, the price per output of a layer that is wider than its input, such as the first layers of an MLP. */
 const COST_OF_WIDENING = 4
@@ -32,7 +32,7 @@ const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
 
 interface Sizes {
-  /** Number of elements in a typical run. */
+  /** Estimates the number of elements of a shape in a typical run. */
   readonly elements: (shape: ProbedShape) => number
   readonly tokens: number
   /** Whether texts are so long that memory matters more than some products. */

@@ -232,7 +232,7 @@ async function run(
     const isContent = ['Shape', 'Size'].includes(node.opType) || [...inputs.values()].every(hasContent)
     return node.output.map((name) => (name === '' ? undefined : ofTensors([first[name], second[name]], isContent)))
   } finally {
-    // Not awaited: there are hundreds of operators.
+    // Do not await this: there are hundreds of operators.
     session.dispose().catch(() => {})
   }
 }

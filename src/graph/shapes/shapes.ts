@@ -7,7 +7,7 @@ import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { isFloatType, type OpenModel, shapesByOperator, shapesByRunning } from './by-operator.js'
 
-/** Dimensions at the first and at the second point. */
+/** The shape of a value in two runs with inputs of different lengths. */
 export interface ProbedShape {
   readonly dims: readonly number[]
   readonly second: readonly number[]
@@ -28,7 +28,7 @@ export class ShapeMap extends Map<Value, ProbedShape> {
   readonly contents = new Map<Value, ProbedContent>()
 }
 
-/** Changes a shape alike at both points. */
+/** Changes the dimensions of both runs in the same way. */
 export function mapShape({ dims, second }: ProbedShape, change: (dims: readonly number[]) => number[]): ProbedShape {
   return { dims: change(dims), second: change(second) }
 }

@@ -34,7 +34,7 @@ interface Attention {
 interface Parts {
   readonly graph: Graph
   readonly shapes: ShapeMap
-  /** Most queries of a block. */
+  /** The largest number of queries in a block. */
   readonly rows: number
   readonly customGradients: CustomGradients
   /** The values through which gradients flow. */
@@ -208,7 +208,7 @@ function overHeads(
   return scan.output.map((value, i) => reshaped(value, likes[i], (heads) => [heads]))
 }
 
-/** Declares a value with so many axes. */
+/** Declares a value with this number of axes. */
 function declared(name: Value, rank: number) {
   const dims = range(rank).map((axis) => `${name} ${axis}`)
   return valueInfo(name, DataType.FLOAT, dims)

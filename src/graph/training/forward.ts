@@ -26,7 +26,7 @@ export type TrainedLayer = NamedLayer & Pick<Branch, 'rank' | 'scaling' | 'baseS
 
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
-  /** Adapted embeddings. */
+  /** The adapted embeddings. */
   readonly lookups?: readonly TrainedLookup[] | undefined
   /** Lets weights of the base be trained. */
   readonly base?: BaseOpener | undefined

@@ -132,7 +132,7 @@ export interface Length {
   of(feeds: Feeds): number
   /** The axis of a graph input with this length; undefined for products of lengths. */
   readonly source?: RunLength | undefined
-  /** Tokens per unit, if the length is not an axis of an input. */
+  /** How many tokens a unit of the length stands for, if the length is not an axis of an input. */
   readonly tokens?: number | undefined
 }
 

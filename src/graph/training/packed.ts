@@ -21,7 +21,7 @@ export function packTrained(model: ModelProto, tensors: readonly TrainedParamete
   let total = 0
   for (const { input, shape } of tensors) {
     const values = g.slice(PACKED, total, total + elementCount(shape), 0)
-    // Bodies of Scan read the tensor by this name.
+    // Keep this name: bodies of Scan read the tensor by it.
     graph.setOutput(g.node('Reshape', [values, g.int(shape)]), 0, input)
     total += elementCount(shape)
   }

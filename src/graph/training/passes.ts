@@ -34,7 +34,7 @@ export interface TrainedParameter extends TrainedTensor {
 /** A graph on its way to a training graph, and the results of passes. */
 export class Work {
   readonly graph: Graph
-  /** Appends the backward part. */
+  /** Appends the nodes of the backward part. */
   readonly g: Builder
   forward!: Forward
   parameters!: readonly TrainedTensor[]
@@ -86,7 +86,7 @@ type Fact =
 
 export interface Pass {
   readonly name: string
-  /** Default: none. */
+  /** Facts about the examples that the pass needs. Default: none. */
   readonly needs?: readonly Fact[]
   readonly gives?: readonly Fact[]
   run(work: Work): void | Promise<void>

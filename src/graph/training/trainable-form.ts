@@ -9,7 +9,7 @@ import { type Graph, subgraphs } from '../view/graph.js'
 import { listByOperator } from '../view/operators.js'
 
 const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
-/** For graphs that sessions cannot adapt either. */
+/** The advice for graphs that sessions cannot adapt either. */
 const FLOAT_EXPORT_ONLY = "Train on the model's float32 export: the adapter runs there, but not on this one"
 const NOT_COMPILED = 'Take the export that the graph was compiled from'
 const NOT_NESTED = 'Export the model in another way, so that its layers are not in the body of a Loop or Scan'

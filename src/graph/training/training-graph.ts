@@ -49,7 +49,7 @@ export interface LossGraph extends RunnableGraph {
 }
 
 export interface TrainingGraph extends LossGraph {
-  /** `tensors` with their gradients. */
+  /** The trained tensors with their gradients. */
   readonly parameters: readonly TrainedParameter[]
   /** With `twoPasses`: the graph that predicts, with the same dropout. */
   readonly firstPass: RunnableGraph | undefined

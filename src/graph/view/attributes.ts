@@ -1,4 +1,4 @@
-// Reading and making NodeProto attributes.
+// Reads and makes the attributes of NodeProto.
 
 import { create } from '../../formats/onnx/protobuf.js'
 import {

@@ -9,9 +9,9 @@ interface Branch {
   /** The If, whose inputs are the condition and the branches' outputs. */
   readonly node: NodeProto
   readonly attribute: AttributeProto
-  /** The branch that contains the If. */
+  /** The branch that contains this If; undefined at the top of the graph. */
   readonly parent: Branch | undefined
-  /** Number of branches around the If, plus 1. */
+  /** How deep the branch is nested, from 1. */
   readonly depth: number
   /** New name → name in the file, for values that were renamed because another branch has the same name. */
   readonly fileNames: Map<string, string>

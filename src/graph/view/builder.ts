@@ -97,7 +97,7 @@ export class Builder {
   where = (condition: Value, a: Value, b: Value): Value => this.op('Where', [condition, a, b])
   /** The length of an axis, (1). */
   length = (a: Value, axis: number): Value => this.op('Gather', [this.shape(a), this.int([axis])])
-  /** [from, to) along one axis. */
+  /** Takes the part [from, to) along an axis. */
   slice = (a: Value, from: number, to: number, axis: number): Value =>
     this.op('Slice', [a, this.int([from]), this.int([to]), this.int([axis])])
   unsqueeze = (a: Value, axes: readonly number[]): Value => this.op('Unsqueeze', [a, this.int(axes)])

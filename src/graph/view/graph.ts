@@ -23,7 +23,7 @@ import { labelOf } from './operators.js'
 export class Graph {
   readonly #model: ModelProto
   readonly #proto: GraphProto
-  /** In any order; `toModel` sorts. */
+  /** The nodes, in any order; `toModel` sorts them. */
   nodes: NodeProto[]
   readonly initializers: Map<string, TensorProto>
   inputs: ValueInfoProto[]
@@ -318,7 +318,7 @@ function sameDomain(a: string, b: string): boolean {
   return a === b || ((a === '' || a === 'ai.onnx') && (b === '' || b === 'ai.onnx'))
 }
 
-/** Symbolic dimensions are undefined. */
+/** Returns the declared shape and type of a value. Symbolic dimensions are undefined. */
 export function declaredOf(info: ValueInfoProto | undefined) {
   const type = info?.type?.value
   if (type?.case !== 'tensorType') return undefined
@@ -351,7 +351,7 @@ export function implicitInputs(node: NodeProto): readonly string[] {
   return result
 }
 
-/** Branches of If, bodies of Loop and Scan. */
+/** Returns the graphs inside a node: branches of If, bodies of Loop and Scan. */
 export function subgraphs(node: NodeProto): GraphProto[] {
   return node.attribute.flatMap(({ g, graphs }) => g ?? graphs)
 }

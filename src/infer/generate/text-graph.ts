@@ -29,7 +29,8 @@ export async function textFormOf(model: Model): Promise<TextForm> {
   // With an encoder, prompts are padded for the encoder, and its mask hides the padding.
   const fillable =
     encoder === undefined ? paddingOf(graph, inputs) : encoder.states.includes(STATES_MASK) ? 'right' : 'none'
-  // A state would read the padding, too. Steps of one token have none.
+  // Prompts for models with a recurrent state get no padding, which would change the state. Later steps read a single
+  // token, so they need no padding.
   const hasStates = cache.some(({ axis }) => axis === undefined)
   // Products in 8-bit integers take one scale for all rows, so rows would change each other's results.
   const mixesRows = graph.nodes.some(({ opType }) => opType === 'DynamicQuantizeLinear')

@@ -49,7 +49,7 @@ export function rangeSource(
         const loading = load(offset, Math.min(BLOCK_BYTES, source.byteLength - offset)).then(
           (bytes): Block => ({ offset, bytes }),
         )
-        // After a failure the block is requested again.
+        // If loading fails, the next read requests the block again.
         lastBlock = loading.catch(() => undefined)
         block = await loading
       }

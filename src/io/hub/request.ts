@@ -8,7 +8,7 @@ export interface HubConnection {
   readonly endpoint: string
   /** An access token for private and gated repositories. Only the Hub gets it. */
   readonly token?: string | undefined
-  /** Default: the global fetch. */
+  /** The function that sends requests. Default: the global fetch. */
   readonly fetch?: FetchLike | undefined
   /** Aborts the running request and all later ones. */
   readonly signal?: SignalLike | undefined
@@ -132,7 +132,7 @@ async function* chunksOf(
       watch.wait()
       const before = performance.now()
       const part = await reader?.read()
-      // The reader of the bytes may take its time: only the server's pauses count.
+      // Stop the timeout while the caller handles the bytes: only pauses of the server count.
       watch.rest()
       if (part === undefined || part.done) return
       waitedMs += performance.now() - before

@@ -1,4 +1,4 @@
-// Errors of node:fs as errors of lowrank.
+// Turns errors of node:fs into errors of lowrank.
 
 import { isAbsolute } from 'node:path'
 import { FileError, messageOf } from '../../base/errors.js'

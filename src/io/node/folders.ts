@@ -69,7 +69,7 @@ export async function removeEmptyFolders(folder: string, outermost: string | und
   try {
     for (let current = path.resolve(folder); current !== stop; current = path.dirname(current)) await rmdir(current)
   } catch {
-    // Something else lives there by now.
+    // Ignore it: something else is at this path by now.
   }
 }
 

@@ -11,7 +11,7 @@ import { localPath, locate, NodeDirectory } from './files.js'
 
 export async function openText(given: string, where: string, options: OpenHubOptions = {}): Promise<Place> {
   const text = /^file:/i.test(given) ? localPath(given, where) : given
-  // Settings of the Hub that cannot be used are no reason to refuse a path.
+  // A path can be opened even if the settings for the Hub are not valid.
   const isAddress = /^https?:/i.test(text)
   const endpoint = isAddress ? (options.endpoint ?? hubEnvironment(options.variables).endpoint) : undefined
   const source = parseSource(text, { where, exists: existsSync, endpoint })

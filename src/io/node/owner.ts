@@ -27,7 +27,7 @@ function hostDigest(): string {
   try {
     place += ` ${readFileSync('/proc/sys/kernel/random/boot_id')} ${readlinkSync('/proc/self/ns/pid')}`
   } catch {
-    // Only Linux tells them.
+    // Only Linux has these files.
   }
   return createHash('sha256').update(place).digest('hex').slice(0, 8)
 }

@@ -42,7 +42,7 @@ export class FilesDirectory extends ReadOnlyDirectory implements Directory {
     checkArgument(files, FILES, 'files')
     let folder: string | undefined
     for (const file of files) {
-      // folder/name or folder/inner/name
+      // The path is folder/name or folder/inner/name.
       const [first, ...rest] = (file.webkitRelativePath || `/${file.name}`).split('/')
       folder ??= first
       this.#files.set(rest.join('/'), file)

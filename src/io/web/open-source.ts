@@ -25,7 +25,8 @@ import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../url-di
 import { BlobSource } from './files.js'
 
 /**
- * An interruption costs at most one part: a second or two on a usual connection. A model takes a few dozen requests.
+ * Files are requested in parts of this size. An interruption costs at most a part, which takes a second or two on a
+ * usual connection, and a model takes a few dozen requests.
  */
 const PART_BYTES = 8 << 20
 /** Browsers can only hash bytes that are all in memory. For larger files only the length is checked. */

@@ -56,7 +56,7 @@ abstract class StoredPart extends Part {
   /** The values as the bytes that were read from a file, or that are saved to one. */
   get data(): Uint8Array {
     if (this.#weight === undefined) return this.#bytes!
-    // A copy: training may go on while the bytes wait to be written.
+    // Return a copy, because training may go on while the bytes wait to be written.
     return encodeWeights(this.#weight.data, this.dtype as WeightDtype).slice()
   }
 

@@ -153,7 +153,7 @@ class Run {
     if (++this.total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
   }
 
-  /** Takes the first way and leaves the second for later. */
+  /** Follows the first alternative of an expression, and keeps the second for later. */
   #split({ id, first, second }: Split, thread: Thread, left: Thread[], seen: Set<number>): boolean {
     const { at } = thread
     // Everything that follows from here was tried already. This also ends a loop whose round consumed nothing.

@@ -4,7 +4,7 @@ import { ConfigError } from '../../base/errors.js'
 import { Matcher, type StepCount } from './expression.js'
 import { type Expression, ExpressionError, parseExpression } from './parse-expression.js'
 
-/** Nobody writes longer expressions, and they take long to compile. */
+/** The longest expression. Nobody writes longer ones, and they would take long to compile. */
 const MAX_PATTERN_LENGTH = 65536
 
 const TAIL_PREFIX = parseExpression('(?:.*\\.)?')

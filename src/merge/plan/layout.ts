@@ -34,7 +34,7 @@ interface OutputRow {
   readonly byteLength: number
 }
 
-/** Row i of `values` (n, rows) is column `indices[i]`. */
+/** Columns of a weight that are replaced: row i of `values` (n, rows) becomes column `indices[i]`. */
 interface ReplacedColumns {
   readonly indices: readonly number[]
   readonly values: Factor

@@ -17,7 +17,7 @@ export function resolveNodeRuntime(): string {
   })
 }
 
-/** Loads onnxruntime-node in this thread, which each run blocks. */
+/** Loads onnxruntime-node in this thread. Each run then blocks the thread. */
 export function loadNodeRuntime(): Promise<Runtime> {
   return loadRuntime(resolveNodeRuntime())
 }

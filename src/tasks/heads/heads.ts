@@ -69,7 +69,8 @@ export function headInput(
 }
 
 function inputInGraph({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): HeadInput {
-  // Exported decoders choose among the logits of all tokens; heads appended by a merge choose hidden states first.
+  // A head takes the last token. Exported decoders compute the logits of all tokens before that; heads that a merge
+  // appended choose the token first.
   if (rows === 'last' && !rowsAreChosen(graph, value)) return { value, rows, padTokenId }
   if (rows !== 'all') return { value, rows: 'given' }
   // Heads appended by a merge read a Flatten.
@@ -87,7 +88,10 @@ export interface PlacedHead {
   readonly architecture: string | undefined
 }
 
-/** Returns the form's layers from the first that the adapter replaces, or undefined if it replaces none. */
+/**
+ * Places an adapter's head in a graph: finds its layers from the first that the adapter replaces. Returns undefined if
+ * the adapter replaces none of them.
+ */
 export function placeHead(
   form: HeadForm,
   base: HeadBase,

@@ -35,7 +35,7 @@ import {
 /** Graph inputs: vectors of pictures, float32 (m, width), and the row and column of their tokens, int64 (m, 2). */
 const [PICTURES, PLACES] = ['pictures/vectors', 'pictures/places']
 
-/** Numbers of vectors in the two runs that measure shapes. */
+/** How many vectors of a picture are assumed in the two runs that measure shapes. */
 const PROBED = [9, 13] as const
 
 /** Bytes of vectors to keep. Pictures beyond this go through the vision encoder in every step that needs them. */

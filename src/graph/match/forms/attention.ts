@@ -13,7 +13,7 @@ export const PACKED_ATTENTION = 'com.microsoft:Attention'
 
 const [X, WEIGHT, BIAS, MASK, PAST, SCORE_BIAS] = [0, 1, 2, 3, 4, 5]
 
-/** Attributes that MultiHeadAttention has too. */
+/** Attributes that MultiHeadAttention also has. */
 const SHARED = ['num_heads', 'unidirectional', 'mask_filter_value', 'scale']
 
 export const ATTENTION: Form = {
@@ -55,7 +55,7 @@ export function inseparable(graph: Graph, node: NodeProto): string | undefined {
   return mask?.length === 4 ? 'a mask of 4 axes' : undefined
 }
 
-/** Numbers of columns of query, key and value. */
+/** Returns the number of columns of query, key and value. */
 export function attentionWidths(node: NodeProto, d: number): number[] {
   return intsAttribute(node, 'qkv_hidden_sizes') ?? [d / 3, d / 3, d / 3]
 }

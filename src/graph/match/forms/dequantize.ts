@@ -36,7 +36,7 @@ function hasRowsOfZeroPoints(graph: Graph, node: NodeProto): boolean {
   return isNone || (!hasFloatZeroPoints(graph, node) && (bits === 8 || blocks % 2 === 0))
 }
 
-/** Appends (count, k). */
+/** Appends a block of dequantized rows, (count, k). */
 function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
   const { graph } = g
   const { bits, blockSize, blocks, k } = blockLayout(node)
@@ -97,7 +97,7 @@ function middles(graph: Graph, dataType: DataType, dims: readonly number[], valu
   return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: dims.map(BigInt), rawData: bytes }))
 }
 
-/** (d · blocks, 1) */
+/** Appends the zero points as floats (d · blocks, 1). */
 function floatZeroPoints(g: Builder, node: NodeProto): Value {
   const { blocks, d } = blockLayout(node)
   const zeroPoints = node.input[ZERO_POINTS]

@@ -28,7 +28,7 @@ export interface Product {
   readonly last: NodeProto
   /** The initializer with the weight or its integers. */
   readonly weight: Value
-  /** Float type of the input and the output. */
+  /** The float type of the input and the output. */
   readonly dataType: DataType
   /** Whether the weight is stored as (d, k), not (k, d). */
   readonly transposed: boolean

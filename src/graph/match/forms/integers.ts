@@ -173,7 +173,7 @@ export function countOf(graph: Graph, value: Value | undefined): number | undefi
   return tensor?.dims.reduce((product, dim) => product * Number(dim), 1)
 }
 
-/** Rows [first, first + count) of `of`. */
+/** The rows [first, first + count) of a matrix with `of` rows. */
 export interface RowRange {
   readonly first: number
   readonly count: number

@@ -13,7 +13,7 @@ export interface IntegerWeight {
   readonly weight: Value
   /** One scale, or a scale for each output. */
   readonly scale: Value
-  /** '' if it is 0. */
+  /** The zero point of the weight; '' if it is 0. */
   readonly zeroPoint: Value
 }
 

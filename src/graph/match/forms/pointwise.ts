@@ -14,7 +14,7 @@ import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
 import { type Form, type Linear, productOf } from './form.js'
 import { viewOf } from './integers.js'
 
-/** More than the axes of any tensor. */
+/** A number of axes that no tensor has. */
 const MANY = 99
 
 export const POINTWISE: Form = {

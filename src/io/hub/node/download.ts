@@ -262,7 +262,7 @@ class Partial {
     this.#free = `${target}.lowrank.incomplete`
   }
 
-  /** Leaves the bytes to the next download. Never throws: at worst the next download starts again. */
+  /** Keeps the downloaded bytes for the next attempt. Never throws: at worst the next download starts again. */
   async release(): Promise<void> {
     await rename(this.file, this.#free).catch(() => {})
   }

@@ -102,7 +102,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     const local = cache.snapshot(commit, path)
     const status = await stat(local).catch(() => undefined)
     if (status?.isFile() && (file === undefined || status.size === file.byteLength)) {
-      // Not being able to write to the cache is no reason to fail.
+      // If the cache cannot be written, go on without it.
       if (closed === undefined) await cache.writeRef(revision, commit).catch(() => {})
       return openFile(local)
     }
