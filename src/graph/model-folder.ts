@@ -81,8 +81,9 @@ export async function loadModel(
   }
   const generationConfig = (await readObject(directory, 'generation_config.json')) ?? {}
   const preprocessorConfig = await readObject(directory, 'preprocessor_config.json')
-  const tokenizer = (await directory.has('tokenizer.json')) ? await loadTokenizer(directory) : undefined
   const sentence = await readSentenceModules(directory)
+  const hasTokenizer = await directory.has('tokenizer.json')
+  const tokenizer = hasTokenizer ? await loadTokenizer(directory, sentence.lowersCase) : undefined
   const opened = new Map<string, OnnxModel>()
   const ends = [tokenizer?.eosTokenId, generationConfig.eos_token_id, config.eos_token_id]
   const eosTokenIds = [...new Set(ends.flatMap(tokenIds))]

@@ -26,6 +26,8 @@ export interface SentenceModules {
   readonly others: readonly string[]
   /** Longer texts are cut to this number of tokens. Undefined: the model's maximum. */
   readonly maxLength: number | undefined
+  /** Whether texts are read in lower case. sentence-transformers 6 writes this into tokenizer.json. */
+  readonly lowersCase: boolean
   /** The default prompt, which every text begins with; may be ''. */
   readonly prompt: string
 }
@@ -79,6 +81,7 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
     pooling: modeOf(config),
     includesPrompt: config.include_prompt !== false,
     prompt,
+    lowersCase: bertConfig.do_lower_case === true,
     normalize: modules.some((module) => typeOf(module) === 'Normalize'),
     layers: later.map((module) => (typeOf(module) === 'Dense' ? opener(directory, String(module.path)) : undefined)),
     others: later.map(typeOf).filter((type) => !/^(Normalize|Dense)$/.test(type)),

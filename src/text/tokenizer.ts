@@ -95,11 +95,18 @@ interface TextTemplate {
 
 export type { TextStream }
 
-export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
+/** @param lowersCase takes texts in lower case, whatever tokenizer.json says */
+export async function loadTokenizer(directory: Directory, lowersCase = false): Promise<Tokenizer> {
   if (!(await directory.has('tokenizer.json'))) throw noTokenizer(directory)
   const definition = await readJson(directory, 'tokenizer.json')
   const config = await readJsonIfThere(directory, 'tokenizer_config.json')
-  return makeTokenizer(definition, config === undefined ? {} : config, directory.name)
+  const changed = lowersCase && isObject(definition) ? inLowerCase(definition) : definition
+  return makeTokenizer(changed, config === undefined ? {} : config, directory.name)
+}
+
+function inLowerCase({ normalizer, ...definition }: Record<string, unknown>): Record<string, unknown> {
+  const normalizers = [{ type: 'Lowercase' }, ...(normalizer ? [normalizer] : [])]
+  return { ...definition, normalizer: { type: 'Sequence', normalizers } }
 }
 
 export function noTokenizer({ name: where }: Directory): FileError {

@@ -264,7 +264,7 @@ describe('session.embed', () => {
       'sentence_bert_config.json': json({ max_seq_length: 128 }),
     }
     const read = await readSentenceModules(new MemoryDirectory(files))
-    const rest = { others: [], includesPrompt: true, prompt: '' }
+    const rest = { others: [], includesPrompt: true, prompt: '', lowersCase: false }
     expect(read).toEqual({ pooling: 'cls', normalize: true, layers: [undefined], maxLength: 128, ...rest })
     const newer = new MemoryDirectory({ '1_Pooling/config.json': json({ pooling_mode: 'mean' }) })
     expect((await readSentenceModules(newer)).pooling).toBe('mean')
