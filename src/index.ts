@@ -116,6 +116,7 @@ export {
 } from './io/web/directories.js'
 export { disposeKernels } from './kernels/index.js'
 export type { TokenExample, TrainerExample } from './loop/examples.js'
+export type { GrpoOptions } from './loop/grpo-loss.js'
 export type { LossFunction, LossName, LossOptions, LossResult, LossRow } from './loop/losses.js'
 export type { Trainer } from './loop/trainer.js'
 export type {
@@ -177,6 +178,7 @@ export type { AdapterDifference, AdapterLayerDiff, DiffReport, TensorDiff } from
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from './train/options.js'
+export type { Reward, RewardInput } from './train/rewards.js'
 export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
 export type { LengthReport } from './train/rows/facts.js'
 export type { Keep, Preset, Schedule, TrainSettings } from './train/settings.js'
@@ -184,6 +186,7 @@ export type {
   EvaluationEvent,
   MemoryUse,
   ProgressEvent,
+  RewardMetrics,
   SampleEvent,
   StepEvent,
   StepMetrics,

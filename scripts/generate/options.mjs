@@ -56,6 +56,7 @@ const TABLES = {
     ],
   },
   'src/loop/gen/options.ts': {
+    'src/loop/grpo-loss.ts': ['GrpoOptions'],
     'src/loop/trainer-options.ts': ['ForwardBackwardOptions', 'SampleOptions', 'StepOptions', 'TrainerOptions'],
   },
   'src/serve/gen/options.ts': {
@@ -142,6 +143,7 @@ const KINDS = {
   Source: ['SOURCE', 'src/index/source-values.ts', 'source'],
   Target: ['TARGET', 'src/index/source-values.ts', 'target'],
   TokenChoice: ['TOKEN', 'src/index/source-values.ts', 'token'],
+  LoopName: ['NAME', BASE, 'text'],
   TaskName: ['NAME', BASE, 'text'],
 }
 

@@ -13,9 +13,10 @@ import { LORA_CONFIG } from '../lora/gen/options.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
-import { checkTaskName, tasksFor } from '../tasks/tasks.js'
+import { checkTaskName, LOOP_NAMES, tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import type { TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
+import type { Reward } from '../train/rewards.js'
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { checkModel, type RunContext, train as trainOpened } from '../train/train.js'
@@ -53,7 +54,10 @@ export interface CheckDataOptions
 }
 
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
-  return withTraining(options, (opened, context) => trainOpened(opened, { ...context, wait }))
+  return withTraining(options, async (opened, context) => {
+    if (opened.task !== 'grpo') return trainOpened(opened, { ...context, wait })
+    return (await import('../loop/grpo.js')).trainOnRewards(opened, { ...context, wait })
+  })
 }
 
 export async function withTraining<T>(
@@ -70,7 +74,8 @@ export async function withTraining<T>(
   const inputOf = async (model: Model, data: TrainingData) => {
     const { dtype: _, ...rest } = options
     if (options.adapter !== undefined) adapter ??= openAdapter(options.adapter, 'adapter')
-    return { ...rest, config: withDefaultTargets(options, model), adapter: await adapter, model, data }
+    const config = withDefaultTargets(options, model)
+    return { ...rest, config, adapter: await adapter, rewards: undefined, model, data }
   }
   // The data are not read for it.
   const check = async (model: Model) =>
@@ -79,6 +84,7 @@ export async function withTraining<T>(
     return await work(
       {
         ...(await inputOf(model, data)),
+        rewards: await openRewards(options),
         ...(options.on === undefined && { on: platform().watch?.() }),
         evalData,
         decodeImage: options.decodeImage ?? platform().decodeImage,
@@ -93,6 +99,16 @@ export async function withTraining<T>(
       },
     )
   }).finally(() => file?.close())
+}
+
+async function openRewards({ rewards, task }: TrainOptions): Promise<readonly Reward[] | undefined> {
+  if (rewards === undefined) return undefined
+  if (task !== 'grpo')
+    throw new ConfigError({ where: 'rewards', what: 'only with the task grpo', got: task ?? 'no task' })
+  if (typeof rewards !== 'string') return rewards
+  const { loadRewards } = platform()
+  if (loadRewards !== undefined) return loadRewards(rewards)
+  throw new ConfigError({ where: 'rewards', what: 'a path, and browsers open none', expected: 'a list of functions' })
 }
 
 export async function checkData(options: CheckDataOptions): Promise<DataReport> {
@@ -143,7 +159,7 @@ export async function withOpened<T, M extends Model | Source | undefined>(
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal, task } = options
-  if (task !== undefined) checkTaskName(task)
+  if (task !== undefined && !(LOOP_NAMES as readonly string[]).includes(task)) checkTaskName(task)
   const isOpen = model === undefined || MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })

@@ -28,7 +28,7 @@ import type { TrainInput } from '../train/options.js'
 import { readParameters, startOf, writeParameters } from '../train/parameters.js'
 import { type MicroBatch, planEvaluation } from '../train/rows/batches.js'
 import { encodeContext } from '../train/rows/examples.js'
-import { checkFingerprint, fingerprintOf } from '../train/saved/fingerprint.js'
+import { checkFingerprint, type FingerprintParts, fingerprintOf } from '../train/saved/fingerprint.js'
 import { type RunState, readState, writeState } from '../train/saved/run-folder.js'
 import { copiesOf, TrainingSessions } from '../train/sessions.js'
 import { resolveSettings, type TrainSettings } from '../train/settings.js'
@@ -64,6 +64,8 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
+  /** What a run consists of besides the trainer, so that only the same run can be resumed. */
+  readonly about?: Pick<FingerprintParts, 'task' | 'taskOptions' | 'examples' | 'totalSteps'>
   /** Opens the folders of `save` and `saveState`. */
   readonly openTarget?: (target: Target, where: string) => Directory
 }
@@ -135,8 +137,8 @@ export class Trainer {
       const parts = { model, open, adapter, modules, settings, copiedBytes, longest }
       const sessions = await TrainingSessions.create(parts, engine.remote)
       const names = sessions.parameters.map(({ name }) => name)
-      const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }
-      const fingerprint = await fingerprintOf({ ...parts, ...about })
+      const { about = { task: 'trainer', taskOptions: undefined, examples: [], totalSteps: 0 } } = around
+      const fingerprint = await fingerprintOf({ ...parts, ...about, evalExamples: undefined })
       const { resume } = options
       const check = (run: RunState) => checkFingerprint(run.fingerprint, fingerprint, resume!.name, false)
       const state = resume ? (await readState(resume, names, check)).engine : startOf(adapter, names)
@@ -153,6 +155,16 @@ export class Trainer {
   /** Steps of the optimizer so far. */
   get steps(): number {
     return this.#steps
+  }
+
+  /** The adapter that learns. Its factors are those of the last `save` or `sample`. */
+  get adapter(): LoraAdapter {
+    return this.parts.adapter
+  }
+
+  /** @internal */
+  get runtimeName(): string {
+    return this.parts.sessions.runtimeName
   }
 
   /** The model that learns. Do not close it before the trainer. */
@@ -295,17 +307,17 @@ export class Trainer {
   saveState(out: Target): Promise<void> {
     return this.#take(async () => {
       const folder = this.parts.openTarget(out, 'out')
-      await writeState(folder, this.#names, await this.engineState(), {
-        ...{ step: this.#steps, fingerprint: this.parts.fingerprint, evaluations: [], samples: [] },
-      })
+      const { names, engine, run } = await this.stateParts()
+      await writeState(folder, names, engine, run)
       await this.#takeFactors()
       await saveAdapter(this.parts.adapter, folder)
     })
   }
 
-  /** @internal */
-  engineState(): Promise<EngineState> {
-    return this.parts.engine.remote.state()
+  /** @internal What `resume` needs. */
+  async stateParts(): Promise<{ names: readonly string[]; engine: EngineState; run: RunState }> {
+    const run = { step: this.#steps, fingerprint: this.parts.fingerprint, evaluations: [], samples: [] }
+    return { names: this.#names, engine: await this.parts.engine.remote.state(), run }
   }
 
   /** Closes the trainer, its sampler, and the model if the trainer opened it. */

@@ -59,6 +59,7 @@ export const nodePlatform: Platform = {
   // availableMemory respects the limit of a container. It came with Node 20.13.
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   memoryUse,
+  loadRewards: async (file) => (await import('./rewards.js')).loadRewards(localPath(file, 'rewards')),
   openTokenFile,
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),

@@ -19,6 +19,12 @@ const LOADERS = {
 /** The name of a task. */
 export type TaskName = keyof typeof LOADERS
 
+/** Training in which the model writes the texts that it learns from. */
+export const LOOP_NAMES = ['grpo'] as const
+
+/** One of {@link LOOP_NAMES}. */
+export type LoopName = (typeof LOOP_NAMES)[number]
+
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
 export async function loadTask(name: string): Promise<Task> {

@@ -9,8 +9,9 @@ import type { Model } from '../graph/model-folder.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
-import type { TaskName } from '../tasks/tasks.js'
+import type { LoopName, TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
+import type { Reward } from './rewards.js'
 import type { Preset, TrainSettings } from './settings.js'
 import type { TrainEvents, TrainReport } from './train-report.js'
 
@@ -83,7 +84,15 @@ export interface TrainOptions extends Optional<TrainSettings> {
    * The task. Default: the one that the fields of the first record fit, such as `dpo` for `chosen` and `rejected`, if
    * the model can be trained for it; else `causal-lm`, or `seq2seq` for a model with an encoder and a decoder.
    */
-  readonly task?: TaskName | undefined
+  readonly task?: TaskName | LoopName | undefined
+  /**
+   * For the task `grpo`: functions that judge a text by a number, or the path of a module that exports them, perhaps
+   * with `weights` by their names. Such a module is code that runs: only name one that you trust.
+   * @flag FILE
+   * @help for the task grpo: a module (.js, .mjs, or .ts with Node 22.18) whose exported functions judge texts by a
+   * number, and whose `weights` may weigh them. It is code that runs
+   */
+  readonly rewards?: readonly Reward[] | string | undefined
   /**
    * Settings that only this task has, such as the temperature of its loss.
    * @help settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo
@@ -178,6 +187,7 @@ export interface TrainOptions extends Optional<TrainSettings> {
 }
 
 interface OpenParts {
+  readonly rewards?: readonly Reward[] | undefined
   readonly model: Model
   readonly data: TrainingData
   readonly evalData?: TrainingData | undefined

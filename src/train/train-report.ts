@@ -18,6 +18,32 @@ export interface StepMetrics {
   elapsedMs: number
   /** Loss of the evaluation after this step, if there was one. */
   evalLoss?: number
+  /** What the texts of the step were worth, if the run learns from rewards. */
+  rewards?: RewardMetrics
+}
+
+/** The texts of a step that learns from rewards. Shares are between 0 and 1. */
+export interface RewardMetrics {
+  /** Mean of the weighted sums of all rewards. */
+  readonly reward: number
+  /** Mean of the groups' deviations. */
+  readonly deviation: number
+  /** Mean of each reward, by the name of its function. */
+  readonly byFunction: Readonly<Record<string, number>>
+  /** Mean number of tokens. */
+  readonly length: number
+  /** Share of texts that reached the largest length. */
+  readonly cut: number
+  /** Share of groups whose texts all have one reward, so that nothing is learned from them. */
+  readonly withoutSignal: number
+  /** Share of texts that differ from each other. */
+  readonly distinct: number
+  /** The first prompt of the step. */
+  readonly prompts: readonly string[]
+  /** Share of tokens whose ratio is clipped. */
+  readonly clipped?: number
+  /** Mean divergence from the model before training, with a beta. */
+  readonly kl?: number
 }
 
 /** One optimizer step that was made. */
@@ -101,6 +127,8 @@ export interface TrainReport {
   tokens: number
   /** Loss of each step before the update, in nats per target token. */
   trainLoss: number[]
+  /** Mean reward of each step's texts, if the run learned from rewards. */
+  rewards?: number[]
   /** The step whose weights the adapter has: the last, or with `keep: 'best'` that of the best evaluation. */
   keptStep: number
   /** True if `earlyStopping` ended the run before its last step. */

@@ -65,7 +65,7 @@ const LAYERS: Record<string, readonly string[]> = {
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'families', 'formats', 'text', 'images', 'data', 'runtime', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'families', 'formats', 'text', 'images', 'runtime', 'lora', 'graph', 'tasks'],
-  loop: ['base', 'runtime', 'lora', 'peft', 'graph', 'text', 'tasks', 'train', 'infer'],
+  loop: ['base', 'data', 'runtime', 'lora', 'peft', 'graph', 'text', 'tasks', 'train', 'infer'],
   evaluate: ['base', 'data', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
   index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'),

@@ -180,6 +180,7 @@ export const TRAIN_OPTIONS: OptionTable = {
   adapter: anyOf(ADAPTER, SOURCE),
   out: TARGET,
   task: NAME,
+  rewards: anyOf(listOf(FUNCTION), NAME),
   taskOptions: OBJECT,
   skipInvalid: ranged('an integer of at least 0'),
   evalSplit: ranged('a number in (0, 1)'),

@@ -1,0 +1,63 @@
+// Rewards from a module: its functions run in a worker, so that one which never returns can be ended.
+
+import { existsSync } from 'node:fs'
+import { resolve } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { Worker } from 'node:worker_threads'
+import { ConfigError, deserializeError, FileError, type SerializedError } from '../base/errors.js'
+import type { Reward, RewardInput } from '../train/rewards.js'
+
+/** What the worker answers: the names of the functions at first, then values. */
+export interface RewardAnswer {
+  readonly id: number
+  readonly value?: unknown
+  readonly error?: SerializedError
+}
+
+export interface RewardCall {
+  readonly id: number
+  readonly name: string
+  readonly input: RewardInput
+}
+
+export async function loadRewards(file: string): Promise<Reward[]> {
+  if (!existsSync(file)) throw new FileError({ where: file, what: 'the module of rewards does not exist' })
+  if (/\.[cm]?ts$/.test(file) && !(process.features as { typescript?: unknown }).typescript) {
+    throw new ConfigError({
+      where: file,
+      what: 'this version of Node runs no TypeScript',
+      expected: 'Node 22.18 or newer',
+      got: process.version,
+      hint: 'Give a .mjs file',
+    })
+  }
+  const workerData = pathToFileURL(resolve(file)).href
+  const worker = new Worker(new URL('./reward-worker.js', import.meta.url), { workerData })
+  // Only calls keep the process alive, by their deadline.
+  worker.unref()
+  const open = new Map<number, (answer: Promise<unknown>) => void>()
+  const fail = (error: unknown) => {
+    for (const settle of open.values()) settle(Promise.reject(error))
+    open.clear()
+  }
+  worker.on('message', ({ id, value, error }: RewardAnswer) => {
+    open.get(id)?.(error === undefined ? Promise.resolve(value) : Promise.reject(deserializeError(error)))
+    open.delete(id)
+  })
+  worker.on('error', fail)
+  worker.on('exit', () => fail(new ConfigError({ where: file, what: 'the worker of the rewards has ended' })))
+  const answerOf = (id: number) => new Promise((settle) => void open.set(id, settle as (answer: unknown) => void))
+  const waits = setInterval(() => {}, 1000)
+  const names = (await answerOf(0).finally(() => clearInterval(waits))) as string[]
+  if (names.length === 0) throw new ConfigError({ where: file, what: 'it exports no function that judges texts' })
+  let last = 0
+  return names.map((name) => {
+    const reward = (input: RewardInput) => {
+      const id = ++last
+      const answer = answerOf(id)
+      worker.postMessage({ id, name, input } satisfies RewardCall)
+      return answer as Promise<number | null>
+    }
+    return Object.defineProperty(Object.assign(reward, { end: () => void worker.terminate() }), 'name', { value: name })
+  })
+}

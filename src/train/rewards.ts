@@ -1,0 +1,72 @@
+// Rewards: functions that judge texts. Whatever they do, the run ends with an error that names the prompt and the text.
+
+import { messageOf, NumericError, RuntimeError } from '../base/errors.js'
+import type { MessageOfParts } from '../text/chat.js'
+
+/** A text that is to be judged. */
+export interface RewardInput {
+  /** The prompt as text: of a chat, the content of its last message. */
+  readonly prompt: string
+  /** The messages of a chat, without the text. Undefined for a prompt that is no chat. */
+  readonly messages: readonly MessageOfParts[] | undefined
+  /** The answer that the record holds, if it holds one: `answer`, `completion` or `solution`. */
+  readonly answer: string | undefined
+  /** The text that the model wrote. */
+  readonly text: string
+  /** Number of its tokens. */
+  readonly tokens: number
+  /** The record. */
+  readonly row: Readonly<Record<string, unknown>>
+}
+
+/** Judges a text: a higher number is better. null: it cannot judge this one. */
+export type Reward = (input: RewardInput) => number | null | Promise<number | null>
+
+const SHOWN = 200
+
+/** The value of each reward for a text; NaN for null. */
+export async function judgeText(rewards: readonly Reward[], input: RewardInput, seconds: number): Promise<number[]> {
+  const values: number[] = []
+  for (const [i, reward] of rewards.entries()) {
+    const where = `reward ${reward.name || i + 1}`
+    const about = { where, hint: `The prompt: ${shown(input.prompt)}. The text: ${shown(input.text)}` }
+    const value = await inTime(() => reward(input), seconds, about).catch((error) => {
+      endReward(reward)
+      throw error
+    })
+    if (value !== null && !Number.isFinite(value)) {
+      throw new NumericError({ ...about, what: 'not a finite number', got: String(value) })
+    }
+    values.push(value ?? Number.NaN)
+  }
+  return values
+}
+
+/** Ends what a reward runs in, if it is a worker. */
+export function endReward(reward: Reward & { readonly end?: () => void }): void {
+  reward.end?.()
+}
+
+async function inTime<T>(
+  work: () => T | Promise<T>,
+  seconds: number,
+  about: { where: string; hint: string },
+): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const late = new Promise<never>((_, reject) => {
+    const error = new RuntimeError({ ...about, what: `it gave nothing within ${seconds} seconds` })
+    timer = setTimeout(() => reject(error), 1000 * seconds)
+  })
+  try {
+    return await Promise.race([(async () => work())(), late])
+  } catch (cause) {
+    if (cause instanceof RuntimeError) throw cause
+    throw new RuntimeError({ ...about, what: `it threw: ${messageOf(cause)}`, cause })
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+function shown(text: string): string {
+  return JSON.stringify(text.length > SHOWN ? `${text.slice(0, SHOWN)}…` : text)
+}
