@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { Worker } from 'node:worker_threads'
-import { ConfigError, deserializeError, FileError, type SerializedError } from '../base/errors.js'
+import { ConfigError, deserializeError, FileError, messageOf, type SerializedError } from '../base/errors.js'
 import type { Reward, RewardInput } from '../train/rewards.js'
 
 /** What the worker answers: the names of the functions at first, then values. */
@@ -33,8 +33,6 @@ export async function loadRewards(file: string): Promise<Reward[]> {
   }
   const workerData = pathToFileURL(resolve(file)).href
   const worker = new Worker(new URL('./reward-worker.js', import.meta.url), { workerData })
-  // Only calls keep the process alive, by their deadline.
-  worker.unref()
   const open = new Map<number, (answer: Promise<unknown>) => void>()
   const fail = (error: unknown) => {
     for (const settle of open.values()) settle(Promise.reject(error))
@@ -46,10 +44,19 @@ export async function loadRewards(file: string): Promise<Reward[]> {
   })
   worker.on('error', fail)
   worker.on('exit', () => fail(new ConfigError({ where: file, what: 'the worker of the rewards has ended' })))
+  // After the listeners, which would keep the process alive. Calls do so by their deadline.
+  worker.unref()
   const answerOf = (id: number) => new Promise((settle) => void open.set(id, settle as (answer: unknown) => void))
   const waits = setInterval(() => {}, 1000)
-  const names = (await answerOf(0).finally(() => clearInterval(waits))) as string[]
-  if (names.length === 0) throw new ConfigError({ where: file, what: 'it exports no function that judges texts' })
+  const found = await answerOf(0)
+    .catch((cause: unknown) => {
+      throw new ConfigError({ where: file, what: `the module cannot be loaded: ${messageOf(cause)}`, cause })
+    })
+    .finally(() => clearInterval(waits))
+  const names = found as string[]
+  if (names.length === 0) {
+    throw new ConfigError({ where: file, what: 'it exports no function that judges texts' })
+  }
   let last = 0
   return names.map((name) => {
     const reward = (input: RewardInput) => {

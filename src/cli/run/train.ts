@@ -50,7 +50,7 @@ export const train = defineCommand({
     ],
     Optimizer: [
       ...(['maxSteps', 'gradientAccumulation', 'schedule', 'warmupRatio', 'warmupSteps', 'loraPlusRatio'] as const),
-      ...(['weightDecay', 'maxGradNorm', 'taskOptions', 'preset', 'seed'] as const),
+      ...(['weightDecay', 'maxGradNorm', 'taskOptions', 'rewards', 'preset', 'seed'] as const),
     ],
     Evaluation: ['evalData', 'evalEvery', 'keep', 'bestMetric', 'earlyStopping', 'sample'],
     'Stop, continue and repeat': ['resume', 'keepState', 'saveEvery', 'overwrite', 'config', 'adapter', 'gate'],
@@ -85,7 +85,10 @@ export const train = defineCommand({
     sample: repeated('TEXT', 'prompt that the model answers before training, at each evaluation and at the end'),
     model: unlessInFile(text(MODEL, RUNS)),
     data: unlessInFile(flags('TrainOptions', 'data').data),
-    task: text('NAME', 'what the model learns: see Tasks below; default: the task that the first record fits'),
+    task: text(
+      'NAME',
+      'what the model learns: see Tasks below, or grpo to learn from --rewards; default: the task that the first record fits',
+    ),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values, { occurrences }) {
@@ -233,9 +236,10 @@ function narrate(progress: Progress, onStep: (elapsedMs: number) => void): Train
         say(`${colors.dim(`step ${step}, ${printable(prompt)}:`)} ${printable(text)}`)
       }
     },
-    step({ step, totalSteps, loss, tokensPerSecond, elapsedMs }) {
+    step({ step, totalSteps, loss, rewards, tokensPerSecond, elapsedMs }) {
       onStep(elapsedMs)
-      progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
+      const measure = rewards === undefined ? `loss ${loss.toFixed(3)}` : `reward ${rewards.reward.toFixed(3)}`
+      progress.update(step, totalSteps, `  ${measure}  ${thousands(tokensPerSecond)} tokens/s`)
     },
     note(message) {
       clear()
