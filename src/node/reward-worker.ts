@@ -1,9 +1,21 @@
 // The worker that runs the functions of a module of rewards, one call after the other.
 
 import { parentPort, workerData } from 'node:worker_threads'
-import { serializeError } from '../base/errors.js'
-import type { Reward } from '../train/rewards.js'
-import type { RewardAnswer, RewardCall } from './rewards.js'
+import { type SerializedError, serializeError } from '../base/errors.js'
+import type { Reward, RewardInput } from '../train/rewards.js'
+
+/** What the worker answers: the names of the functions at first, then values. */
+export interface RewardAnswer {
+  readonly id: number
+  readonly value?: unknown
+  readonly error?: SerializedError
+}
+
+export interface RewardCall {
+  readonly id: number
+  readonly name: string
+  readonly input: RewardInput
+}
 
 const port = parentPort!
 const module = import(workerData) as Promise<Record<string, unknown>>

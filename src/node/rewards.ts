@@ -4,21 +4,9 @@ import { existsSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { Worker } from 'node:worker_threads'
-import { ConfigError, deserializeError, FileError, messageOf, type SerializedError } from '../base/errors.js'
+import { ConfigError, deserializeError, FileError, messageOf } from '../base/errors.js'
 import type { Reward, RewardInput } from '../train/rewards.js'
-
-/** What the worker answers: the names of the functions at first, then values. */
-export interface RewardAnswer {
-  readonly id: number
-  readonly value?: unknown
-  readonly error?: SerializedError
-}
-
-export interface RewardCall {
-  readonly id: number
-  readonly name: string
-  readonly input: RewardInput
-}
+import type { RewardAnswer, RewardCall } from './reward-worker.js'
 
 export async function loadRewards(file: string): Promise<Reward[]> {
   if (!existsSync(file)) throw new FileError({ where: file, what: 'the module of rewards does not exist' })

@@ -269,7 +269,7 @@ const LOADING = {
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [
     ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],
-    ...['src/train/run.ts', 'src/train/sessions.ts'],
+    ...['src/train/run.ts', 'src/train/sessions.ts', 'src/node/reward-worker.ts'],
   ],
   peers: [
     ...['src/transformers/module.ts', 'src/data/parquet.ts', 'src/images/node/decode.ts'],
