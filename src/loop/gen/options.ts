@@ -1,6 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, ranged, oneOf, BOOLEAN, OBJECT, anyOf, FUNCTION, NAME, SIGNAL, listOf, needed } from '../../base/options.js'
+import { TOKEN_IDS, LOGIT_BIAS } from '../../infer/media-values.js'
 import { SOURCE, ADAPTER, TOKEN } from '../../index/source-values.js'
 
 export const GRPO_OPTIONS: OptionTable = {
@@ -36,14 +37,21 @@ export const SAMPLE_OPTIONS: OptionTable = {
   batchSize: ranged('an integer of at least 1'),
   signal: SIGNAL,
   maxNewTokens: ranged('an integer of at least 1'),
+  minNewTokens: ranged('an integer of at least 0'),
+  ignoreEos: BOOLEAN,
+  stopTokenIds: TOKEN_IDS,
+  logitBias: LOGIT_BIAS,
   stop: anyOf(NAME, listOf(NAME)),
   seed: ranged('a safe integer'),
   schema: OBJECT,
+  structure: OBJECT,
   temperature: ranged('a finite number of at least 0'),
   topK: ranged('an integer of at least 1, or Infinity'),
   topP: ranged('a number in (0, 1]'),
   minP: ranged('a number in [0, 1]'),
   repetitionPenalty: ranged('a finite number above 0'),
+  presencePenalty: ranged('a number in [-2, 2]'),
+  frequencyPenalty: ranged('a number in [-2, 2]'),
   tools: listOf(OBJECT),
 }
 
