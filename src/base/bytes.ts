@@ -282,7 +282,7 @@ export async function closing<Opened extends { close(): Promise<void> }, T>(
   }
 }
 
-/** Returns the result of `use`. What was opened stays open, unless `use` fails. */
+/** Returns the result of `use`. If `use` fails, closes `opened`. */
 export async function closingOnError<Opened extends { close(): Promise<void> }, T>(
   opened: Opened,
   use: (opened: Opened) => T | Promise<T>,

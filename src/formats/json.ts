@@ -1,5 +1,5 @@
-// A strict reader of JSON (RFC 8259) for files from strangers. The platform parses; what it lets through is refused
-// here: a key that occurs twice, of which it would keep only the last, and numbers such as `1.0` for `1`.
+// A strict reader of JSON (RFC 8259) for files from strangers. JSON.parse does the work. It is also an error here if a
+// key occurs twice, because JSON.parse would silently keep the last, and if a number such as `1.0` stands for `1`.
 
 import { parsePythonJson } from '../base/bytes.js'
 import { FormatError, messageOf } from '../base/errors.js'

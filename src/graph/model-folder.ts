@@ -49,7 +49,7 @@ export interface Model {
   close(): Promise<void>
 }
 
-/** Throws if a model cannot be used for what it is opened for. Of its files, those of weights are not open yet. */
+/** Throws if a model cannot be used for its purpose. Its weight files are not open yet. */
 export type ModelCheck = (model: Model) => Promise<void>
 
 /** Keys of config.json for the context length, the most common first. */

@@ -80,7 +80,7 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
-  // More than one graph, and parts that are no layers, are checked when the session opens.
+  // This checks the layers of a single graph. Other graphs and other parts are checked when the session opens.
   const check = async ({ onnx }: Model) => {
     const { checkPlaces } = await import('../graph/match/place-adapter.js')
     if (options.allowMissing) return

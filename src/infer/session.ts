@@ -142,7 +142,7 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
   minNewTokens?: number | undefined
   /** Goes on after the model's end tokens. Default false. */
   ignoreEos?: boolean | undefined
-  /** Tokens that end the text, besides the model's own. */
+  /** Tokens that end the text, in addition to the model's end tokens. */
   stopTokenIds?: readonly number[] | undefined
   /** Numbers that are added to the logits of tokens, by id. */
   logitBias?: Readonly<Record<number, number>> | undefined

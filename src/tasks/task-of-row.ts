@@ -12,7 +12,7 @@ export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): T
   return hasEncoder ? 'seq2seq' : 'causal-lm'
 }
 
-/** Tasks that fit the row: those that match most fields first, the default first among equals. */
+/** Returns the tasks that fit the row. Tasks that match the most fields come first; among equals, the default. */
 async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
   if (!isObject(row)) return []
   const has = ([field, value]: [string, unknown]) =>

@@ -91,7 +91,7 @@ export class ScoredTokens implements OpenTask<Example> {
     })
   }
 
-  /** What the second pass is fed: the derivatives of the loss by the scores of each example, (t) each. */
+  /** The feeds of the second pass: the derivatives of the loss by the scores of each example, (t) each. */
   gradientFeed(scores: readonly { logprobs: Float32Array; entropies?: Float32Array | undefined }[]): Feeds {
     const width = this.hasEntropies ? 2 : 1
     const count = scores.reduce((sum, { logprobs }) => sum + logprobs.length, 0)

@@ -55,8 +55,8 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
         }
       }
       const withObjects = messages.map(withArgumentObjects)
-      // Some templates join the arguments of a call to a text, as DeepSeek's do, and some the content of a message with
-      // calls, or they ask whether it is none.
+      // Some templates append the arguments of a call to a text (DeepSeek's), or the content of a message with calls,
+      // or they test whether the content is missing. So several forms of the messages are tried.
       const forms = [withObjects, messages].flatMap((form) => [form, withContent(form, null), withContent(form, '')])
       const different = forms.filter((form, i) => forms.findIndex((known) => isSame(known, form)) === i)
       const { value, problems } = firstOf(different.map((form) => () => write(form)))
@@ -116,7 +116,7 @@ const LONG_SPACE = /\s{301}/
  * The most work of one rendering, in evaluated expressions: a few seconds. A chat of 1500 turns needs a tenth of it.
  */
 const MAX_WORK = 1 << 21
-/** What a round of a loop costs: the library makes two scopes and nine variables for it. */
+/** The cost of a round of a loop, for which the library makes two scopes and nine variables. */
 const STEPS_PER_ROUND = 8
 /** The most characters of a text, or elements of a list including everything nested in it. */
 const MAX_SIZE = 1 << 24

@@ -74,7 +74,7 @@ export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: numb
 
 export const HANDS_ON: readonly string[] = ['Transpose', 'Cast', 'Identity']
 
-/** The value that another one is made of by Transpose, Cast and Identity. */
+/** Follows a value back through Transpose, Cast and Identity. */
 export interface Source {
   readonly value: Value
   /** Whether the axes of a matrix are swapped on the way. */

@@ -46,7 +46,7 @@ export function growWindows(graph: Graph): void {
   }
 }
 
-/** The input of a merged decoder that chooses the branch with a cache, or the one for the first tokens. */
+/** The input of a merged decoder that chooses between the branch with a cache and the branch for the first tokens. */
 const BRANCH = 'use_cache_branch'
 
 export function cacheBranches(graph: Graph): NodeProto[] {

@@ -1,4 +1,4 @@
-// What inputs over tokens mean, whichever exporter named them, and their feeds.
+// Finds out what the inputs of a graph mean, whichever exporter named them, and makes their feeds.
 
 import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'

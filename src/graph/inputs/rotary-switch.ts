@@ -5,7 +5,7 @@ import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'
 import type { Graph } from '../view/graph.js'
 
-/** What the longest length on the near side is, where the second input is a constant: length > c, length < c, … */
+/** For a comparison of the length with a constant (length > c, length < c, …): the largest length before the switch. */
 const LAST: Readonly<Record<string, (constant: number) => number>> = {
   Greater: (constant) => constant,
   GreaterOrEqual: (constant) => constant - 1,

@@ -99,7 +99,7 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
 }
 
 /**
- * Turns names of onnxruntime-genai into those of transformers: model.layers.0.attn.q_proj →
+ * Turns names of onnxruntime-genai into names of transformers: model.layers.0.attn.q_proj →
  * model.layers.0.self_attn.q_proj, model.layers.2.final_norm_layernorm → model.norm.
  */
 function withAliases(name: string): string {

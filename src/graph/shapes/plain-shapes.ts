@@ -14,7 +14,10 @@ export interface RunLength {
   readonly axis: number
 }
 
-/** No other dimension may equal one of `lengths` at both probe points. */
+/**
+ * Replaces shapes that are computed at run time by plain expressions of the input lengths. The probed lengths must be
+ * chosen so that no other dimension equals one of them in both runs.
+ */
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
   const sources = new Map(
     lengths.map((length) => {

@@ -42,7 +42,10 @@ interface Head {
   readonly d: number
 }
 
-/** The same for logits that are multiplied by one number, such as 1 ÷ temperature: x is multiplied instead. */
+/**
+ * Finds the output layer if its logits are multiplied by a number, such as 1 ÷ temperature. Its input x is then
+ * multiplied instead.
+ */
 function scaledHeadOf({ graph, g }: ObjectiveGraph, logits: Value): Head | undefined {
   const scaling = graph.producer(logits)
   if (scaling?.opType !== 'Mul' || !graph.inputs.some(({ name }) => name === scaling.input[1])) return undefined
@@ -119,7 +122,8 @@ function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[])
   const g = new Builder(body, outer.freshName('loss/block'))
   const before = (name: string) => `${g.scope}/${name}`
   const start = before('start')
-  // Not a name of the outer graph: ONNX Runtime takes dimensions of one name for equal, and shares memory accordingly.
+  // The name of this dimension must not occur in the outer graph: ONNX Runtime takes dimensions with the same name as
+  // equal, and shares memory accordingly.
   const rows = before('rows')
   const info = (name: string, value: Value): ValueInfoProto =>
     valueInfo(value, name === 'largest' ? DataType.INT64 : DataType.FLOAT, name === 'mean' ? [rows, k] : [rows])

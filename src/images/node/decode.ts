@@ -18,7 +18,7 @@ let loading: Promise<SharpModule> | undefined
 
 /** Reads a picture and rotates it as its camera was held. */
 export async function decodeWithSharp(file: string | Uint8Array): Promise<RgbImage> {
-  // A wrong path is an error of its own: installing sharp would not help.
+  // Check the path first: for a wrong path, the advice to install sharp would not help.
   if (typeof file === 'string') await access(file)
   loading ??= loadSharp()
   const sharp = await loading

@@ -29,7 +29,7 @@ export interface AdapterHead {
   readonly count: number
   readonly labels: readonly string[] | undefined
   readonly problemType: LoraAdapter['problemType']
-  /** The output that holds the head's logits, whether or not the graph has one of this name. */
+  /** The output that holds the head's logits. The graph may have an output of this name or not. */
   readonly output: string
   readonly tensors: ReadonlySet<string>
   readonly run: typeof runWithHeads

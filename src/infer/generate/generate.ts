@@ -48,7 +48,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
   }
 }
 
-/** The tokens that a text was sampled as, with the one that ended it, and ln(probability) of each: (t) both. */
+/** A written text with its sampled tokens, including the token that ended it, and ln(probability) of each token. */
 export interface SampledText extends GenerateResult {
   readonly promptIds: readonly number[]
   readonly sampledIds: number[]

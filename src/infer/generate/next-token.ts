@@ -5,7 +5,7 @@
 import { NumericError } from '../../base/errors.js'
 import type { Sampling } from './sampling.js'
 
-/** What changes logits beside the model. */
+/** Changes of the model's logits before a token is chosen: penalties and biases. */
 export interface LogitChanges {
   readonly sampling: Pick<Sampling, 'repetitionPenalty' | 'presencePenalty' | 'frequencyPenalty'>
   /** Tokens of the prompt and the text so far. */

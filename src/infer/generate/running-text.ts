@@ -27,7 +27,7 @@ export interface TextRequest {
   readonly baseTokens: number
   readonly schema: string | undefined
   readonly limits: TextLimits
-  /** What is added to the logits of tokens. */
+  /** Numbers that are added to the logits of tokens. */
   readonly bias: readonly (readonly [id: number, bias: number])[]
   /** Tokens that the encoder reads, if the model has one. */
   readonly sourceIds: readonly number[] | undefined

@@ -145,7 +145,7 @@ export class RunningTexts {
     return requests.length <= Math.max(maxBatch, batchSize) && bytes <= cacheBytes
   }
 
-  /** True if another text is reading the same prompt: this one begins with what was read. */
+  /** True if another text is reading the same prompt. Waiting for it saves reading the prompt twice. */
   #waits({ promptIds }: TextRequest, running: readonly RunningText[]): boolean {
     if (promptIds.length <= SHORT || this.tools.prefixes.mostBytes === 0) return false
     return running.some(({ request, newest }) => request.promptIds === promptIds && newest === undefined)

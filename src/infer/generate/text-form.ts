@@ -14,7 +14,7 @@ export interface TextForm {
   readonly logits: string
   /** The side on which prompts are padded. */
   readonly padding: Padding
-  /** The side on which the caches of texts are padded that share steps of one token. */
+  /** The side on which caches are padded if texts share steps of one token. */
   readonly cachePadding: Padding
   /** True if it has states, as of convolutions and linear attention, which cannot be cut to fewer tokens. */
   readonly hasStates: boolean

@@ -51,7 +51,7 @@ export async function textFormOf(model: Model): Promise<TextForm> {
   }
 }
 
-/** Of one token, or of the states of one text. */
+/** Returns the bytes of cache entries for a token, or of the states of a text. */
 function bytesOf(cache: readonly CacheEntry[]): number {
   return cache.reduce((sum, { dims, axis, type }) => {
     const size = { float16: 2, float64: 8 }[type as string] ?? 4

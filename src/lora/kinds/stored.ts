@@ -53,7 +53,7 @@ abstract class StoredPart extends Part {
     this.#weight = { data: numbers.data.slice() as FloatArray, shape: this.shape }
   }
 
-  /** The values as the bytes that were read from a file, or that are saved to one. */
+  /** The values as bytes, as they were read from a file or will be saved. */
   get data(): Uint8Array {
     if (this.#weight === undefined) return this.#bytes!
     // Return a copy, because training may go on while the bytes wait to be written.

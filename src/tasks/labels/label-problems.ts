@@ -95,7 +95,7 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
     if (!firsts.has(kind)) firsts.set(kind, index)
     index++
   }
-  // targetOf took integers for names; they are numbers if others have fractions.
+  // targetOf took integers for names. If other labels have fractions, all of them are numbers.
   if (firsts.has('regression')) firsts.delete('single_label_classification')
   const [first, second] = firsts.entries()
   if (second === undefined) return first[0]
