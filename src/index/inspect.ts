@@ -36,8 +36,6 @@ export type InspectReport =
 export interface InspectOptions {
   /** A model that the adapter in a folder should fit: a checkpoint or an .onnx file. */
   base?: Source | undefined
-  /** Reports targets and patterns of the config that match nothing as problems. Default false: as warnings. */
-  strict?: boolean | undefined
   /**
    * Which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that
    * config.json names.
@@ -102,9 +100,9 @@ export async function findOnnx(base: Place): Promise<string[]> {
   return defaultGraphs(base.directory)
 }
 
-async function inspectWithBase(directory: Directory, { base, strict }: InspectOptions): Promise<InspectReport> {
+async function inspectWithBase(directory: Directory, { base }: InspectOptions): Promise<InspectReport> {
   const { inspectAdapter } = await import('../peft/inspect.js')
-  const report = await inspectAdapter(directory, { strict })
+  const report = await inspectAdapter(directory)
   if (base === undefined) return { kind: 'adapter', ...report }
   const opened = await openSource(base, 'base', { readsRanges: true })
   const { fitOf } = await import('../merge/fit.js')

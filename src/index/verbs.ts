@@ -30,9 +30,9 @@ export const loadModel: typeof import('./model.js').loadModel = async (...given)
  * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when a
  *   file is corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config
  *   is out of range or missing, or an argument is not valid; UnsupportedError when the config or a tensor means
- *   something that is not implemented; MismatchError when the config's target_modules leave a tensor out, the file has
- *   no adapter of that name, or with `strict` a setting matches nothing; ShapeError when a shape disagrees with the
- *   config's rank; NumericError when a value is not finite. Each names the file, and the field or tensor.
+ *   something that is not implemented; MismatchError when the config's target_modules leave a tensor out, or the file
+ *   has no adapter of that name; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
+ *   not finite. Each names the file, and the field or tensor.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')

@@ -32,8 +32,8 @@ export async function openPlan(
       chosen.format === 'onnx'
         ? await (await import('./onnx/open.js')).openGraphs(planned, models)
         : await (await import('./open-checkpoint.js')).openCheckpointBase(planned)
-    const { sign, strict, sources } = planned
-    const opened = await openAdapters(adapters, sign, { strict, isTolerant: onlyFits }, sources)
+    const { sign, sources } = planned
+    const opened = await openAdapters(adapters, sign, { isTolerant: onlyFits }, sources)
     closers.push(() => opened.close())
     const config = await loadConfig(input.base.directory)
     const fit = new FitProblems(onlyFits)

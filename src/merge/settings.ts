@@ -51,8 +51,6 @@ export interface MergeSettings {
    * weights are written anyway.
    */
   weightsOnly?: boolean | undefined
-  /** Stops with an error if a target or pattern of the config matches no layer of the adapter. Default false. */
-  strict?: boolean | undefined
   /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
   reproducible?: boolean | undefined
   /** Module name → name of its node or its weight, if the names in the .onnx file do not tell. */

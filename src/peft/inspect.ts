@@ -18,7 +18,7 @@ import { changesBase } from '../lora/init/inits.js'
 import { notFinite, trainableParams } from '../lora/part.js'
 import { factorPairs, meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
 import type { AdapterTensor } from './keys.js'
-import { type LoadOptions, openAdapter, tensorPlace } from './open.js'
+import { openAdapter, tensorPlace } from './open.js'
 import type { OpenPart } from './tensors.js'
 import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
@@ -101,11 +101,8 @@ const ROUNDING = 2 ** -20
 const PIECE_BYTES = 1 << 22
 
 /** Inspects an adapter, and reports everything that loading would refuse. Only a layer at a time is in memory. */
-export async function inspectAdapter(
-  source: LoraAdapter | Directory,
-  options: LoadOptions = {},
-): Promise<AdapterReport> {
-  return closing(await openAdapter(source, { ...options, isTolerant: true }), async (adapter) => {
+export async function inspectAdapter(source: LoraAdapter | Directory): Promise<AdapterReport> {
+  return closing(await openAdapter(source, { isTolerant: true }), async (adapter) => {
     const { config, notes } = adapter
     const problems: LowrankError[] = [...adapter.problems]
     const layers: LayerReport[] = []

@@ -51,8 +51,6 @@ export interface OpenAdapter {
 export interface LoadOptions {
   /** Name of the adapter: a subfolder, or a name in the tensor names. Needed only if there are several adapters. */
   name?: string | undefined
-  /** Refuses a config with targets or patterns that match nothing in the adapter. Default false. */
-  strict?: boolean | undefined
 }
 
 export interface OpenOptions extends LoadOptions {
@@ -62,7 +60,7 @@ export interface OpenOptions extends LoadOptions {
 
 /** Opens an adapter, and checks everything except the values, which are read later. */
 export async function openAdapter(source: LoraAdapter | Directory, options: OpenOptions = {}): Promise<OpenAdapter> {
-  return isAdapter(source) ? openInMemory(source, options) : openFolder(source, options)
+  return isAdapter(source) ? openInMemory(source) : openFolder(source, options)
 }
 
 /** Opens an adapter, and refuses it if its init changed the base. `use` names the intended use in the error. */
@@ -73,14 +71,9 @@ export async function openForUse(source: LoraAdapter | Directory, use: string): 
   })
 }
 
-async function openInMemory(
-  adapter: LoraAdapter,
-  { strict = false, isTolerant = false }: OpenOptions,
-): Promise<OpenAdapter> {
+function openInMemory(adapter: LoraAdapter): OpenAdapter {
   const parts = adapter.parts().map(viewOf)
   const { config, notes, chatTemplate, trainedOn } = adapter
-  const problems = strict ? await unmatched(config, parts, 'adapter') : []
-  if (!isTolerant) throwFirst(problems)
   return {
     name: 'adapter',
     config,
@@ -89,7 +82,7 @@ async function openInMemory(
     chatTemplate,
     trainedOn,
     unclaimed: [],
-    problems,
+    problems: [],
     parts: () => parts,
     dtypeOf: ({ name }) => adapter.get(name)!.dtype as FloatDtype,
     load: async () => adapter,
@@ -129,15 +122,12 @@ function tensorInMemory(name: string, { data, shape, ...stored }: Tensor | Store
   return { name, dtype, shape, offset: 0, byteLength: bytes.byteLength, source: new MemorySource(bytes, name) }
 }
 
-async function openFolder(
-  directory: Directory,
-  { name, strict = false, isTolerant = false }: OpenOptions,
-): Promise<OpenAdapter> {
+async function openFolder(directory: Directory, { name, isTolerant = false }: OpenOptions): Promise<OpenAdapter> {
   const folder = await findAdapter(directory, name)
   const { bytes, file: configFile } = await readConfig(folder)
   const { config, problems, unknown } = parsePeftConfig(bytes, configFile)
-  const asides = strict ? [] : unknown.map(({ message }) => message)
-  if (!isTolerant) throwFirst([...problems, ...(strict ? unknown : [])])
+  const asides = unknown.map(({ message }) => message)
+  if (!isTolerant) throwFirst(problems)
   const opened = await openWeights(folder)
   const close = () => opened.source.close()
   return closingOnError({ close }, async () => {
@@ -149,8 +139,7 @@ async function openFolder(
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
     const claimed = await claimTensors(tensors, config, opened.source.name)
     const { parts, unclaimed } = claimed
-    const idle = strict ? await unmatched(config, parts, configFile) : []
-    const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...idle]
+    const all = [...problems, ...claimed.problems]
     if (!isTolerant) throwFirst(all)
     const notes = [...inside, ...asides, ...keyNotes, ...claimed.notes, ...meaningNotes]
     const byName = new Map(parts.map((part) => [part.name, part]))
@@ -194,10 +183,6 @@ async function openFolder(
 
 async function emptyAdapter(config: LoraConfig): Promise<LoraAdapter> {
   return new (await import('../lora/adapter.js')).LoraAdapter(config)
-}
-
-async function unmatched(config: LoraConfig, parts: readonly OpenPart[], where: string): Promise<LowrankError[]> {
-  return (await import('./unmatched.js')).unmatchedProblems(config, parts, where)
 }
 
 function throwFirst([first]: readonly LowrankError[]): void {

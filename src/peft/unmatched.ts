@@ -1,7 +1,6 @@
 // Finds targets, patterns and modules to save in a config that match nothing in its adapter. PEFT ignores most of them,
 // some with a warning when the adapter is made. Usually they are misspelled.
 
-import { type LowrankError, MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { PartKind } from '../lora/part.js'
 import {
@@ -15,9 +14,6 @@ import {
 } from '../lora/patterns/patterns.js'
 import { isHeadModule } from './tied.js'
 
-/** The most entries in a message. For each of them, similar names are searched among all names. */
-const MAX_SHOWN = 10
-
 export interface NamedPart {
   readonly kind: PartKind
   readonly name: string
@@ -27,8 +23,6 @@ export interface NamedPart {
 interface UnmatchedEntry {
   readonly setting: keyof LoraConfig
   readonly entry: string
-  /** Searches for the nearest names in the adapter. */
-  near(): string[]
 }
 
 function unmatchedOf(
@@ -37,11 +31,7 @@ function unmatchedOf(
   names: readonly string[],
   matcherOf: (entry: string) => (name: string) => boolean,
 ): UnmatchedEntry[] {
-  return described(
-    setting,
-    entries.filter((entry) => !names.some(matcherOf(entry))),
-    names,
-  )
+  return entries.filter((entry) => !names.some(matcherOf(entry))).map((entry) => ({ setting, entry }))
 }
 
 /**
@@ -54,11 +44,7 @@ function unmatchedEnds(
 ): UnmatchedEntry[] {
   const left = new Set(entries)
   for (const name of names) for (const end of endsOf(name)) left.delete(end)
-  return described(setting, [...left], names)
-}
-
-function described(setting: keyof LoraConfig, entries: readonly string[], names: readonly string[]): UnmatchedEntry[] {
-  return entries.map((entry) => ({ setting, entry, near: () => nearestTo(entry, names) }))
+  return [...left].map((entry) => ({ setting, entry }))
 }
 
 export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]): UnmatchedEntry[] {
@@ -93,7 +79,7 @@ function unmatchedTargets({ targetModules }: LoraConfig, layers: readonly string
   if (typeof targetModules !== 'string') return unmatchedEnds('targetModules', targetModules, layers)
   // An expression counts as one entry. Every layer matches it, so it is idle only if there are no layers.
   const isIdle = !isAllLinear(targetModules) && layers.length === 0
-  return isIdle ? [{ setting: 'targetModules', entry: targetModules, near: () => [] }] : []
+  return isIdle ? [{ setting: 'targetModules', entry: targetModules }] : []
 }
 
 /** Finds layer indices without a layer. Targets that are named in full are adapted whatever their layer index is. */
@@ -104,11 +90,11 @@ function unmatchedIndexes(config: LoraConfig, layers: readonly string[]): Unmatc
   const isTarget = targetMatcher(config)
   const targets = layers.filter(isTarget)
   if (typeof targetModules === 'string' || targets.some((name) => targetModules.includes(name))) {
-    return targets.length > 0 ? [] : described('layersToTransform', indexes.map(String), layers)
+    return targets.length > 0 ? [] : indexes.map((index) => ({ setting: 'layersToTransform', entry: String(index) }))
   }
   const found = new Set(targets.map(layerIndex(config, stepsOf(config))))
   const left = indexes.filter((index) => !found.has(index))
-  return described('layersToTransform', left.map(String), layers)
+  return left.map((index) => ({ setting: 'layersToTransform', entry: String(index) }))
 }
 
 function unmatchedTokenModules(
@@ -121,29 +107,6 @@ function unmatchedTokenModules(
   return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
 }
 
-export function unmatchedProblems(config: LoraConfig, parts: readonly NamedPart[], where: string): LowrankError[] {
-  const unmatched = unmatchedEntries(config, parts)
-  if (unmatched.length === 0) return []
-  const shown = unmatched.slice(0, MAX_SHOWN)
-  const hints = shown.flatMap(({ entry, near }) => {
-    const names = near()
-    return names.length > 0 ? [`nearest to ${entry}: ${names.join(', ')}`] : []
-  })
-  const others = unmatched.length > MAX_SHOWN ? `; and ${unmatched.length - MAX_SHOWN} more` : ''
-  const error = new MismatchError({
-    where,
-    what: shown.map(describeUnmatched).join('; ') + others,
-    expected: 'that each setting matches something, because strict is set',
-    ...(hints.length > 0 && { hint: hints.join('; ') }),
-  })
-  return [error]
-}
-
 export function describeUnmatched({ setting, entry }: UnmatchedEntry): string {
   return `${setting} ${entry} matches ${setting === 'modulesToSave' ? 'no tensor' : 'no layer'}`
-}
-
-function nearestTo(entry: string, names: readonly string[]): string[] {
-  const count = entry.split('.').length
-  return nearMisses(entry, new Set(names.map((name) => name.split('.').slice(-count).join('.'))))
 }

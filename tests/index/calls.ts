@@ -104,9 +104,9 @@ export const FUNCTIONS: Record<string, Call> = {
   },
   loadAdapter: {
     call: lowrank.loadAdapter,
-    args: () => [PISSA, { name: 'default', strict: true }],
+    args: () => [PISSA, { name: 'default' }],
     options: 1,
-    misspelled: { strickt: /strict/ },
+    misspelled: { nam: /name/ },
   },
   saveAdapter: {
     call: lowrank.saveAdapter,
@@ -123,9 +123,9 @@ export const FUNCTIONS: Record<string, Call> = {
   ...TOOL_FUNCTIONS,
   inspect: {
     call: lowrank.inspect,
-    args: () => [PISSA, { base: BASE, strict: true }],
+    args: () => [PISSA, { base: BASE }],
     options: 1,
-    misspelled: { strikt: /strict/ },
+    misspelled: { dtyp: /dtype/ },
   },
   train: {
     call: lowrank.train,

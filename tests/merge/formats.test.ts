@@ -119,7 +119,7 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
   })
 
   it('and what each honors is done', async () => {
-    const done = { tied: 'untie', outDtype: 'keep', strict: true, reproducible: true } as const
+    const done = { tied: 'untie', outDtype: 'keep', reproducible: true } as const
     const report = await merge({ base: MODEL, out: place('done.onnx'), ...here, ...done })
     expect(report).toMatchObject({ format: 'onnx', changed: 12 })
     // W + s·B·A in f64, rounded once: what plain loops give.

@@ -37,7 +37,6 @@ export const FLAGS = {
   },
   InspectOptions: {
     base: { form: 'source', about: 'a model that the adapter in a folder should fit: a checkpoint or an .onnx file' },
-    strict: { form: 'switch', about: 'reports targets and patterns of the config that match nothing as problems. Default false: as warnings' },
     dtype: { form: 'word', about: 'which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that config.json names', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },
   },
   AddLoraInputsOptions: {
@@ -56,7 +55,6 @@ export const FLAGS = {
     outDtype: { form: 'word', about: 'type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. Not for .onnx', words: ['keep', 'fp32', 'fp16', 'bf16'] },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },
     weightsOnly: { form: 'switch', about: 'writes only the weights, without the base’s configuration and tokenizer. Default false. If --out is a file, only weights are written anyway' },
-    strict: { form: 'switch', about: 'stops with an error if a target or pattern of the config matches no layer of the adapter' },
     reproducible: { form: 'switch', about: 'the same bytes on every machine. Default false: a little faster, but the last bits depend on the machine' },
     modules: { form: 'pairs', about: 'module name → name of its node or its weight, if the names in the .onnx file do not tell' },
     overwrite: { form: 'switch', about: 'replaces an output that a merge wrote' },
@@ -73,7 +71,6 @@ export const FLAGS = {
     allowMissing: { form: 'switch', about: 'leaves out layers that an .onnx export dropped, and continues if a head needs tensors that neither the base nor the adapters have: loaders fill them with random numbers' },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },
     weightsOnly: { form: 'switch', about: 'writes only the weights, without the base’s configuration and tokenizer. Default false. If --out is a file, only weights are written anyway' },
-    strict: { form: 'switch', about: 'stops with an error if a target or pattern of the config matches no layer of the adapter' },
     reproducible: { form: 'switch', about: 'the same bytes on every machine. Default false: a little faster, but the last bits depend on the machine' },
   },
   PushOptions: {

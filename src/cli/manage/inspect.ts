@@ -32,10 +32,10 @@ export const inspect = defineCommand({
     overwrite: toggle('replace the file of --html if it exists'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ source, base, dtype, html, overwrite, strict, json }) {
+  async run({ source, base, dtype, html, overwrite, json }) {
     const node = await import('../../node.js')
     if (html !== undefined) await refusePage(html, overwrite)
-    const report = await node.inspect(source, { base, dtype, strict })
+    const report = await node.inspect(source, { base, dtype })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
       await writePage(html, inspectionReport(report, source), overwrite)

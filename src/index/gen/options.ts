@@ -48,7 +48,6 @@ export const HANDOFF_OPTIONS: OptionTable = {
 
 export const INSPECT_OPTIONS: OptionTable = {
   base: SOURCE,
-  strict: BOOLEAN,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
 }
 
@@ -72,7 +71,6 @@ export const MERGE_OPTIONS: OptionTable = {
   outDtype: anyOf(oneOf('keep'), oneOf('fp32', 'fp16', 'bf16')),
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
-  strict: BOOLEAN,
   reproducible: BOOLEAN,
   modules: OBJECT,
   overwrite: BOOLEAN,
@@ -93,7 +91,6 @@ export const UNMERGE_OPTIONS: OptionTable = {
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
-  strict: BOOLEAN,
   reproducible: BOOLEAN,
 }
 

@@ -37,6 +37,5 @@ export const OPEN_SESSION_OPTIONS: OptionTable = {
 
 export const LOAD_OPTIONS: OptionTable = {
   name: NAME,
-  strict: BOOLEAN,
 }
 

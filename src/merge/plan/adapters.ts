@@ -115,13 +115,13 @@ export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
 export async function openAdapters(
   inputs: readonly Required<WeightedAdapter>[],
   sign: 1 | -1 = 1,
-  { strict = false, isTolerant = false }: Pick<OpenOptions, 'strict' | 'isTolerant'> = {},
+  { isTolerant = false }: Pick<OpenOptions, 'isTolerant'> = {},
   sources: ByteSource[] = [],
 ): Promise<OpenAdapters> {
   const found = new OpenAdapters(sources)
   try {
     for (const { adapter, weight } of inputs) {
-      const opened = await openAdapter(adapter, { strict, isTolerant })
+      const opened = await openAdapter(adapter, { isTolerant })
       found.adapters.push({ adapter: opened, weight: sign * weight })
       refuseWeighted(opened.parts(), sign * weight)
       found.add(opened, sign * weight)
