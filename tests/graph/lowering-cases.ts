@@ -299,6 +299,26 @@ export const CASES: readonly LoweringCase[] = [
   { op: 'com.microsoft:SkipLayerNormalization', note: 'bare', inputs: [x(2, 3, 16), x(2, 3, 16), gamma(16)] },
   { op: 'com.microsoft:BiasGelu', note: 'plain', inputs: [x(2, 3, 16), x(16)] },
 
+  // 4 experts of 16 → 6 (or two times 6) → 16
+  ...(['relu', 'silu', 'gelu', 'identity', 'swiglu'] as const).map((kind): LoweringCase => {
+    const isGated = kind === 'swiglu'
+    const wide = isGated ? 12 : 6
+    const gated = {
+      swiglu_fusion: 1,
+      activation_alpha: float(1.7),
+      activation_beta: float(1),
+      swiglu_limit: float(0.8),
+    }
+    return {
+      ...{
+        op: 'com.microsoft:MoE',
+        note: kind,
+        inputs: [x(2, 3, 16), x(6, 4), x(4, wide, 16), x(4, wide), x(4, 16, 6)],
+      },
+      attributes: { k: 2, activation_type: kind, normalize_routing_weights: isGated ? 1 : 0, ...(isGated && gated) },
+    }
+  }),
+
   // Two chunks, and one that is not full.
   ...(['linear', 'gated', 'delta', 'gated_delta'] as const).flatMap((rule): LoweringCase[] => {
     const [decay, beta] = [within(-4, 0, 2, 70, 4), within(0, 2, 2, 70, 4)]

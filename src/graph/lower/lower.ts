@@ -11,6 +11,7 @@ import type { Graph } from '../view/graph.js'
 import { entryOf, labelOf, operatorOf } from '../view/operators.js'
 import { ATTENTION } from './attention.js'
 import { dimsIn, type Lowering, type LoweringContext, refuse } from './context.js'
+import { EXPERTS } from './experts.js'
 import { LINEAR_ATTENTION } from './linear-attention.js'
 
 export const FUSED: Readonly<Record<string, Lowering>> = {
@@ -90,7 +91,7 @@ function axesOfColumns(sections: readonly number[], layout: number): number[] {
   return range(size).map((column) => (column < 3 * (sections[column % 3] ?? 0) ? column % 3 : 0))
 }
 
-export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...LINEAR_ATTENTION, ...FUSED }
+export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...LINEAR_ATTENTION, ...EXPERTS, ...FUSED }
 
 /**
  * Replaces all fused operators. The names of outputs stay. Gradient rules for values that several new nodes compute are
