@@ -362,7 +362,7 @@ def export(family, exporter, dtype, family_folder):
     exported = family_folder / "exported"
     shutil.rmtree(exported, ignore_errors=True)
     try:
-        source = family_folder / ("source-q4" if dtype.startswith("q4") else "source")
+        source = family_folder / (f"source-{dtype}" if dtype.startswith("q4") else "source")
         if not source.exists():
             save_source(stored(family, dtype), source)
         EXPORTERS[exporter](family, source, exported, dtype)
@@ -462,6 +462,8 @@ def make(family, folder, exporters, dtypes):
         save_source(build(family), folder / "source")
         save_adapter(adapted(family), fresh(folder / "adapter"))
         numbers(family, folder)
+    if not SMALL and not (folder / "merged").exists():
+        adapted(family).merge_and_unload().save_pretrained(fresh(folder / "merged"))
     for exporter in exporters:
         for dtype in dtypes:
             export(family, exporter, dtype, folder)

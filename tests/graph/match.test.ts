@@ -159,3 +159,14 @@ describe("an adapter's layers", () => {
     expect(() => placed(layer('lm_head', 6, 5))).toThrow(/lm_head: .*expected a weight of \(6, 4\).*got \(6, 5\)/)
   })
 })
+
+it('says why the last layers of Gemma 3n and 4 have no key and value', () => {
+  const names = ['q_proj', 'k_proj', 'v_proj'].map((name) => `model.layers.0.self_attn.${name}`)
+  const linears = [...names, 'model.layers.1.self_attn.q_proj'].map((name) => linear(name))
+  const layersOf = (...names: string[]) => names.map((name) => ({ name, d: 6, k: 4 }))
+  const borrowed = ['model.layers.1.self_attn.v_proj', 'model.layers.1.self_attn.k_proj']
+  const message = messageOf(() => matchLayers(linears, layersOf(...names, ...borrowed)))
+  expect(message).toMatch(/layers.1.self_attn.v_proj, .*k_proj: these layers read the keys and values of an earlier/)
+  const other = messageOf(() => matchLayers(linears.slice(0, 2), layersOf('model.layers.0.self_attn.v_proj')))
+  expect(other).not.toContain('earlier layer')
+})

@@ -10,6 +10,7 @@ import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { openEngine } from '../../src/runtime/host.js'
+import { floatsOf } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import { readParameters } from '../../src/train/parameters.js'
@@ -80,7 +81,7 @@ async function worstOf(cell: Cell, session: ModelSession<Model>, adapters: reado
         cell.tensors,
         `${key}/${adapter === null && name === '' ? 'base' : 'adapted'}`,
       )
-      worst = Math.max(worst, difference(logits.data as Float32Array, data, batch))
+      worst = Math.max(worst, difference(floatsOf(logits), data, batch))
     }
   }
   return worst
@@ -104,6 +105,28 @@ export async function mergeDifference(cell: Cell): Promise<number> {
   } finally {
     await merged.dispose()
   }
+}
+
+/** Of a tensor of the merged checkpoint: the largest difference from PEFT's, over the largest value. */
+export async function checkpointDifference(folder: string): Promise<number> {
+  const out = new MemoryDirectory({}, 'out')
+  await merge({
+    base: { directory: new NodeDirectory(`${folder}/source`) },
+    adapters: await loadAdapter(new NodeDirectory(`${folder}/adapter`)),
+    out,
+  })
+  const wanted = await parseSafetensorsHeader(await new NodeDirectory(`${folder}/merged`).open('model.safetensors'))
+  const got = await parseSafetensorsHeader(await out.open('model.safetensors'))
+  let worst = [...got.tensors.keys()].sort().join() === [...wanted.tensors.keys()].sort().join() ? 0 : Infinity
+  for (const name of wanted.tensors.keys()) {
+    const [a, b] = [await readTensorF32(got, name), await readTensorF32(wanted, name)]
+    const largest = b.data.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
+    b.data.forEach((value, i) => {
+      worst = Math.max(worst, Math.abs(a.data[i] - value) / largest)
+    })
+  }
+  await wanted.source.close()
+  return worst
 }
 
 export interface TrainDifferences {

@@ -3,7 +3,7 @@
 
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
-import { mergeDifference, openCell, sessionDifference, trainDifferences } from './cell.js'
+import { checkpointDifference, mergeDifference, openCell, sessionDifference, trainDifferences } from './cell.js'
 
 const { HYBRIDS } = process.env
 const WORK = HYBRIDS ?? 'tests/golden/hybrids'
@@ -33,6 +33,8 @@ it.each(cells)('%s by %s', async (family, exporter) => {
     }),
   ]
   await cell.close()
+  const hasCheckpoint = existsSync(`${WORK}/${family}/merged`)
+  if (hasCheckpoint) expect(await checkpointDifference(`${WORK}/${family}`)).toBeLessThan(1e-6)
   rows.set(`${family} | ${exporter}`, `| ${[family, exporter, ...columns].join(' | ')} |`)
 })
 

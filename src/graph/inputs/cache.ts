@@ -65,9 +65,11 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const dims = dimsOfInput(input)
   // The last inputs of a convolution, (batch, channels, width), or the state of linear attention, (batch, heads, key
   // size, value size). Both have a fixed size and begin as zeros.
-  const isState = graph
-    .consumers(past)
-    .some(({ opType }) => /^(CausalConvWithState|LinearAttention|GatedDeltaNet)$/.test(opType))
+  const readers = (value: string): NodeProto[] =>
+    graph.consumers(value).flatMap((node) => (node.opType === 'Cast' ? readers(node.output[0]) : [node]))
+  const isState = readers(past).some(({ opType }) =>
+    /^(CausalConvWithState|LinearAttention|GatedDeltaNet)$/.test(opType),
+  )
   const [, ...size] = dims
   if (isState && size.every((dim) => dim !== undefined))
     return { past, type, axis: undefined, dims: [undefined, ...size] }

@@ -1,6 +1,6 @@
 // Finds the linear layers that a configuration or an adapter names.
 
-import { ConfigError, didYouMean, MismatchError, nearMisses } from '../../base/errors.js'
+import { ConfigError, didYouMean, listed, MismatchError, nearMisses } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
 import { ATTENTION } from './forms/attention.js'
@@ -111,7 +111,16 @@ export function missingError(
   names: readonly string[],
   graphs: readonly string[] = [],
 ): MismatchError {
-  const near = nearMisses(missing[0], modules)
+  const known = [...modules]
+  const borrowed = missing.filter((name) => readsOthersKeys(name, known))
+  if (borrowed.length > 0) {
+    return new MismatchError({
+      where: 'adapter',
+      what: `the model has no module for ${listed(borrowed, 'layers')}: these layers read the keys and values of an earlier layer`,
+      hint: 'Train the adapter on the model itself, which has no such modules there either, or leave them out with `allowMissing`',
+    })
+  }
+  const near = nearMisses(missing[0], known)
   const lack = graphs.length > 1 ? `none of the model's graphs (${graphs.join(', ')}) has a` : 'the model has no'
   const hints = near.length > 0 ? [`Nearest to the first: ${near.join(', ')}`] : []
   const rest = withoutMissing(missing, names)
@@ -125,6 +134,13 @@ export function missingError(
     what: `${lack} module for ${kindsOf(missing)}`,
     ...(hints.length > 0 ? { hint: hints.join('. ') } : {}),
   })
+}
+
+/** True if the model has the query of a layer and neither its key nor its value, as in the last layers of Gemma 3n and 4. */
+function readsOthersKeys(name: string, modules: readonly string[]): boolean {
+  const [, attention] = /^(.*\.)[kv]_proj$/.exec(name) ?? []
+  const has = (projection: string) => nameOfModule(new Set(modules), `${attention}${projection}`) !== undefined
+  return attention !== undefined && has('q_proj') && !has('k_proj') && !has('v_proj')
 }
 
 /** Hints at using the other layers; undefined if some are of the same kinds, as if the model had too few layers. */

@@ -1,6 +1,7 @@
 // Makes graphs in half precision compute in float32 for training: gradients would leave the range of float16.
 
 import { DataType, type TensorProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
+import { type Feeds, floatsOf } from '../../runtime/runtime.js'
 import type { CustomGradients, GradientPath } from '../gradients/backward.js'
 import { isMadeWhole } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
@@ -49,6 +50,17 @@ function inFloat32(info: ValueInfoProto): ValueInfoProto {
   if (!isHalfValue(info)) return info
   const dims = dimsOfInput(info).map((dim, i) => dim ?? `${info.name} ${i}`)
   return valueInfo(info.name, DataType.FLOAT, dims)
+}
+
+/** The feeds that a graph takes. A model declares its cache in half precision, which its training takes in float32. */
+export function feedsFor(graph: Pick<Graph, 'inputs'>, feeds: Feeds): Feeds {
+  const given = graph.inputs.flatMap((input) => {
+    const tensor = feeds[input.name]
+    if (tensor === undefined) return []
+    const isHalf = tensor.type === 'float16' && declaredOf(input)?.elemType === DataType.FLOAT
+    return [[input.name, isHalf ? { ...tensor, type: 'float32' as const, data: floatsOf(tensor) } : tensor] as const]
+  })
+  return Object.fromEntries(given)
 }
 
 /** Removes casts to float32 on the path of gradients, where all is float32: they would hide patterns of nodes. */

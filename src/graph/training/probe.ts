@@ -8,6 +8,7 @@ import { type ProbedShape, probeShapes, type ShapeMap } from '../shapes/shapes.j
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type DropoutMask, openMasks } from './dropout.js'
+import { feedsFor } from './float32.js'
 import type { Length, Probe } from './objective-graph.js'
 
 /** For runs of a few tokens: opens quickly, without copies of weights. */
@@ -37,11 +38,8 @@ export async function measureShapes(
     runtime.createSession(await sessionModel(model, proto), SESSION)
   const scalar = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
   const ones: Feeds = Object.fromEntries(fixed.fedGradients.map(({ input }) => [input, scalar]))
-  const names = new Set(graph.inputs.map(({ name }) => name))
-  const all = (pointFeeds: Feeds): Feeds => {
-    const given = Object.entries({ ...pointFeeds, ...fixed.feeds, ...openMasks(fixed.masks), ...ones })
-    return Object.fromEntries(given.filter(([name]) => names.has(name)))
-  }
+  const all = (pointFeeds: Feeds) =>
+    feedsFor(graph, { ...pointFeeds, ...fixed.feeds, ...openMasks(fixed.masks), ...ones })
   const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted)
   for (const { input, like } of fedLike) {
     const shape = shapes.get(like)

@@ -9,6 +9,7 @@ import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
 import { activeFeeds } from './activation.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
+import { feedsFor } from './float32.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer, type TrainingGraphOptions } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
 import { packTrained } from './packed.js'
@@ -131,7 +132,6 @@ function finish(
 ): LossGraph {
   graph.prune()
   const proto = graph.toModel()
-  const names = new Set(graph.inputs.map(({ name }) => name))
   return {
     loss: LOSS,
     predictions,
@@ -155,7 +155,7 @@ function finish(
         ...(draw === undefined ? {} : maskFeeds([...rows.keys()], lengthIn, dropout, draw)),
       }
       // ONNX Runtime in browsers refuses unknown inputs, such as the loss scale of a first pass.
-      return Object.fromEntries(Object.entries(all).filter(([name]) => names.has(name)))
+      return feedsFor(graph, all)
     },
   }
 }
