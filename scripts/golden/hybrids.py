@@ -182,12 +182,16 @@ FAMILIES = {  # name: (config, modules that the adapter changes); PEFT takes nam
     "exaone4": (llama_like("Exaone4Config", num_hidden_layers=4, sliding_window=32, sliding_window_pattern="LLLG",
                            layer_types=["sliding_attention"] * 3 + ["full_attention"]), [*ATTENTION, *MLP]),
     "qwen3_moe": (llama_like("Qwen3MoeConfig", **EXPERTS), ATTENTION),
+    "qwen3_moe_experts": (llama_like("Qwen3MoeConfig", **EXPERTS), ["q_proj"]),
     "gpt_oss": (gpt_oss, ATTENTION),
     "lfm2_moe": (lfm2_moe, ["in_proj", "out_proj", "q_proj", "k_proj", "v_proj"]),
     "granite_moe": (granite_moe, ATTENTION),
     "olmo3": (llama_like("Olmo3Config", num_hidden_layers=4, sliding_window=32), [*ATTENTION, *MLP]),
 }
 
+
+# Adapted parameters, beside the modules.
+PARAMETERS = {"qwen3_moe_experts": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
 SMALL = False  # --golden: one layer of each kind, and one batch
 
@@ -197,7 +201,7 @@ def build(family, dtype=torch.float32):
     from transformers import AutoModelForCausalLM
     config = FAMILIES[family][0]()
     if SMALL:
-        kinds = list(dict.fromkeys(config.layer_types))
+        kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ["full_attention"]))
         config.layer_types, config.num_hidden_layers = kinds, len(kinds)
     # Norms of small values would make more of the rounding of float32 than of the model.
     config.rms_norm_eps = 1e-2
@@ -235,7 +239,7 @@ def stored(family, dtype):
         for name, p in model.named_parameters():
             if dtype.startswith("q4") and p.dim() >= 2 and "conv" not in name:
                 p.copy_(on_grid(p, torch.float16 if dtype == "q4f16" else torch.float32))
-            elif dtype.endswith("16"):
+            if dtype == "fp16" or (dtype == "q4f16" and (p.dim() < 2 or "conv" in name or "embed" in name)):
                 p.copy_(p.half().float())
     return model
 
@@ -306,7 +310,9 @@ def genai(family, source, out, dtype, provider="cpu", *options):
     if family == "qwen3_5":
         save_qwen3_5(stored(family, dtype), source.parent / "whole")
         source = source.parent / "whole"
-    run(GENAI, source, out, {"fp32": "fp32", "fp16": "fp16", "q4": "int4"}[dtype], source.parent / "cache", provider, *options)
+    run(GENAI, source, out, "fp16" if dtype.endswith("16") else "fp32", source.parent / "cache", provider, *options)
+    if dtype.startswith("q4"):
+        quantize(out)
 
 
 def genai_cuda(family, source, out, dtype):
@@ -324,7 +330,7 @@ def dynamo(family, source, out, dtype):
     """torch.onnx.export's newer exporter, without a cache."""
     from transformers import AutoModelForCausalLM
     import onnx
-    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", experts_implementation="batched_mm", dtype=torch.float32).eval()
 
     class NoCache(torch.nn.Module):
         def __init__(self):
@@ -392,7 +398,8 @@ def batches():
 
 
 def adapted(family, dtype=torch.float32, form="fp32"):
-    model = adapt(stored(family, form), SEED, 0.1, name=f"tiny-{family}", r=RANK, lora_alpha=2 * RANK, target_modules=FAMILIES[family][1])
+    model = adapt(stored(family, form), SEED, 0.1, name=f"tiny-{family}", r=RANK, lora_alpha=2 * RANK, target_modules=FAMILIES[family][1],
+                  target_parameters=PARAMETERS.get(family))
     return model.to(dtype)
 
 
@@ -451,7 +458,7 @@ def main():
         global SMALL
         SMALL, args.work, args.families, args.exporters = True, GOLDEN / "hybrids", ["qwen3_5", "granite_h"], ["mobius"]
     for family in args.families or list(FAMILIES):
-        make(family, args.work / family, args.exporters, args.dtypes)
+        make(family, args.work / family, args.exporters, ["fp32", "q4f16"] if args.golden and family == "qwen3_5" else args.dtypes)
     if args.golden:
         packed.pack(GOLDEN / "hybrids", "hybrids")
 
@@ -473,7 +480,8 @@ def make(family, folder, exporters, dtypes):
                 with no_epsilon(family) if is_other else contextlib.nullcontext():
                     numbers(family, folder / named(exporter, dtype), dtype)
     if SMALL:  # what nothing reads
-        shutil.rmtree(folder / "source")
+        for source in folder.glob("source*"):
+            shutil.rmtree(source)
         if all((family, exporter) in WITHOUT_EPSILON for exporter in exporters):
             for file in folder.glob("numbers.*"):
                 file.unlink()

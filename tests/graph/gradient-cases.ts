@@ -397,6 +397,13 @@ const cases: readonly GradientCase[] = [
     { note: 'repeated', inputs: [x([2, 4]), { ...ints(0, 3, 3, -1, 1), shape: [1, 5] }], attributes: { axis: 1 } },
     { note: 'some rows, at run time', inputs: [x([4, 3]), { ...fed([0, 3, 1, 1], [3, 3, 0, 1]), shape: [2, 2] }] },
   ].map((spec): GradientCase => ({ op: 'GatherElements', opsets: [16, 18, 23], ...spec })),
+  {
+    op: 'ScatterElements',
+    note: 'two places of each row',
+    inputs: [x([3, 5]), { ...ints(0, 3, 1, 4, 2, 0), shape: [3, 2] }, x([3, 2])],
+    attributes: { axis: 1 },
+    opsets: [16, 18, 23],
+  },
 
   {
     op: 'com.microsoft:RotaryEmbedding',

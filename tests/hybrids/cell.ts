@@ -120,7 +120,7 @@ export async function checkpointDifference(folder: string): Promise<number> {
   let worst = [...got.tensors.keys()].sort().join() === [...wanted.tensors.keys()].sort().join() ? 0 : Infinity
   for (const name of wanted.tensors.keys()) {
     const [a, b] = [await readTensorF32(got, name), await readTensorF32(wanted, name)]
-    const largest = b.data.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
+    const largest = b.data.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9)
     b.data.forEach((value, i) => {
       worst = Math.max(worst, Math.abs(a.data[i] - value) / largest)
     })

@@ -5,6 +5,7 @@ import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { inspectGraphs } from '../../src/index/inspect-onnx.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
+import { floatsOf } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { PackedExamples } from '../../src/text/packed-examples.js'
 import { layersOf, relativeError } from '../graph/golden.js'
@@ -19,10 +20,12 @@ import {
   trainDifferences,
 } from './cell.js'
 
+// In half precision, PyTorch's own logits differ by as much.
 describe.each([
-  ['qwen3_5', 'mobius'],
-  ['granite_h', 'mobius'],
-])('%s by %s', (family, exporter) => {
+  ['qwen3_5', 'mobius', 1e-4],
+  ['qwen3_5', 'mobius-q4f16', 2e-2],
+  ['granite_h', 'mobius', 1e-4],
+])('%s by %s', (family, exporter, tolerance) => {
   let cell: Cell
   beforeAll(async () => {
     cell = await openCell(`tests/golden/hybrids/${family}`, exporter)
@@ -30,8 +33,8 @@ describe.each([
   afterAll(() => cell.close())
 
   it('gives PEFT’s logits in sessions and merged', async () => {
-    expect(await sessionDifference(cell)).toBeLessThan(1e-4)
-    expect(await mergeDifference(cell)).toBeLessThan(1e-4)
+    expect(await sessionDifference(cell)).toBeLessThan(tolerance)
+    expect(await mergeDifference(cell)).toBeLessThan(tolerance)
   })
 
   it('gives each row of a batch its own adapter', async () => {
@@ -41,11 +44,11 @@ describe.each([
     const rows = inputIds.map((ids) => ids.slice(0, 9))
     const logits = async (ids: number[][], adapter: (string | null)[]) => {
       const feeds = { input_ids: int64(ids.flat(), [ids.length, 9]) }
-      return Array.from((await session.run(feeds, { adapter })).logits.data as Float32Array)
+      return Array.from(floatsOf((await session.run(feeds, { adapter })).logits))
     }
     const together = await logits(rows, ['own', null])
     const alone = [...(await logits([rows[0]], ['own'])), ...(await logits([rows[1]], [null]))]
-    expect(relativeError(together, alone)).toBeLessThan(1e-5)
+    expect(relativeError(together, alone)).toBeLessThan(tolerance / 10)
     await session.dispose()
   })
 

@@ -44,7 +44,9 @@ export function gradientPath(
     const customGradient = custom.get(node.output[0])
     const read = customGradient?.inputs ?? readBy(node)
     if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !read.some((input) => depends.has(input))) continue
-    const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
+    // The places that TopK gives are integers.
+    const floats = node.opType === 'TopK' ? node.output.slice(0, 1) : node.output
+    const outputs = floats.filter((output) => output !== '' && !ends.has(output))
     if (outputs.length === 0) continue
     dependent.push(node)
     for (const output of outputs) depends.add(output)

@@ -130,6 +130,21 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
     ]
   },
 
+  // y = x, with updates at the indices      dx = dy with zeros there   dupdates = dy there
+  ScatterElements: (context) => {
+    const { g, node, inputs, dy } = context
+    const [, indices, updates] = inputs
+    const axis = axisOf(context, 0)
+    if (stringAttribute(node, 'reduction', 'none') !== 'none')
+      refuse(context, 'the gradient with a reduction is not implemented')
+    const zeros = () => g.expand(g.float(0), g.shape(updates))
+    return [
+      () => g.op('ScatterElements', [dy, indices, zeros()], { axis }),
+      undefined,
+      () => g.op('GatherElements', [dy, indices], { axis }),
+    ]
+  },
+
   // y[…, i, …] = x[…, indices[…, i, …], …]      dx = zeros + dy added at the indices
   GatherElements: (context) => {
     const { g, inputs, dy } = context

@@ -125,6 +125,7 @@ export function declareShapes(
 export function isFloat(graph: Graph, value: Value): boolean {
   const maker = graph.producer(value)
   if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT) === DataType.FLOAT
+  if (maker?.opType === 'TopK' && value === maker.output[1]) return false
   if (maker !== undefined) return !MOVES.has(maker.opType) || isFloat(graph, maker.input[0])
   return (graph.declared(value)?.elemType ?? DataType.FLOAT) === DataType.FLOAT
 }

@@ -39,7 +39,7 @@ export function computeInFloat32(graph: Graph): void {
   }
   graph.inputs = graph.inputs.map(inFloat32)
   graph.outputs = graph.outputs.map(inFloat32)
-  graph.valueInfo = graph.valueInfo.filter((info) => !isHalfValue(info))
+  graph.valueInfo = graph.valueInfo.map(inFloat32)
 }
 
 function isHalfValue(info: ValueInfoProto): boolean {
