@@ -1,5 +1,5 @@
-// Experts as products of all of them, whose outputs are weighted: experts that a token did not choose have the weight 0.
-// That is E/k times the products of ONNX Runtime's operator, which leaves no place for a gradient.
+// Experts as products of all of them, whose outputs are weighted: those that a token did not choose have the weight 0.
+// That is E/k times the products of ONNX Runtime's operator, which has no gradient.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { range } from '../gradients/context.js'

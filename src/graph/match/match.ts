@@ -136,7 +136,7 @@ export function missingError(
   })
 }
 
-/** True if the model has the query of a layer and neither its key nor its value, as in the last layers of Gemma 3n and 4. */
+/** True if a layer of the model has a query, but neither key nor value: the last layers of Gemma 3n and 4. */
 function readsOthersKeys(name: string, modules: readonly string[]): boolean {
   const [, attention] = /^(.*\.)[kv]_proj$/.exec(name) ?? []
   const has = (projection: string) => nameOfModule(new Set(modules), `${attention}${projection}`) !== undefined
