@@ -69,8 +69,8 @@ const FORMS = {
   pairs: { record: () => ({ text: text(3, 5), textPair: text(3, 5) }), isEncoder: true },
 }
 
-function taggedWords(own) {
-  return { words: own, tags: own.map((word) => (/^[A-Z]/.test(word) ? 'B-NAME' : 'O')) }
+function taggedWords(words) {
+  return { words, tags: words.map((word) => (/^[A-Z]/.test(word) ? 'B-NAME' : 'O')) }
 }
 
 const folder = await mkdtemp(join(tmpdir(), 'lowrank-data-'))
@@ -182,9 +182,9 @@ async function readChats(records) {
   )
   const peer = new Tokenizer(definition, config)
   const peerStart = performance.now()
-  for (const one of texts) peer.encode(one, { add_special_tokens: false })
+  for (const text of texts) peer.encode(text, { add_special_tokens: false })
   const peerSeconds = (performance.now() - peerStart) / 1000
-  const peerBytes = texts.reduce((sum, one) => sum + Buffer.byteLength(one), 0)
+  const peerBytes = texts.reduce((sum, text) => sum + Buffer.byteLength(text), 0)
 
   const rate = (bytes, time) => `${(bytes / 1e6 / time).toFixed(1)} MB/s`
   console.log(`${records} chats, ${(size / 1e6).toFixed(0)} MB, ${kept.examples.length} examples, ${tokens} tokens`)

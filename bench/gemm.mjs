@@ -120,8 +120,8 @@ const cores = cpus()
 console.log(`${cores[0].model}, ${cores.length} cores, Node ${process.version}`)
 const tfjs = await tfjsProduct(options.tfjs)
 for (const build of [fusedBuild(), 'plain']) {
-  const one = createWasmKernels(build)
-  if (one === undefined) {
+  const kernels = createWasmKernels(build)
+  if (kernels === undefined) {
     console.log(`\n${build}: not on this host`)
     continue
   }
@@ -141,7 +141,7 @@ for (const build of [fusedBuild(), 'plain']) {
     const flops = 2 * m * n * k
     const contestants = [
       ...peaks.filter(({ name }) => name.startsWith(`f${bits}`)),
-      { name: 'one', flops, run: () => one.gemm(product) },
+      { name: 'one', flops, run: () => kernels.gemm(product) },
       { name: 'loops', flops, run: () => referenceKernels.gemm(product), slow: true },
     ]
     if (tfjs !== undefined && bits === 32) contestants.push({ name: 'tfjs', flops, run: tfjs(product) })
@@ -162,5 +162,5 @@ for (const build of [fusedBuild(), 'plain']) {
         `${beside.length > 0 ? `, ${beside.join(', ')}` : ''}`,
     )
   }
-  one.dispose()
+  kernels.dispose()
 }

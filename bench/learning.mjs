@@ -252,8 +252,8 @@ async function sweep(name) {
   )
   const rateOf = (cell) => cell.share * results[keyOf({ ...cell, share: 1 })].rate
   await runCells(set, cells, (model, rows, cell) => {
-    const other = cell.share === 1 ? {} : { learningRate: rateOf(cell), ...(hasOwnRate && { loraPlusRatio: 16 }) }
-    return trainOnce(model, set, rows, { ...cell, config: {}, ...other })
+    const rates = cell.share === 1 ? {} : { learningRate: rateOf(cell), ...(hasOwnRate && { loraPlusRatio: 16 }) }
+    return trainOnce(model, set, rows, { ...cell, config: {}, ...rates })
   })
 }
 
@@ -272,10 +272,10 @@ async function runAll(name) {
     }
   }
   await runCells(set, cells, (model, rows, { steps, method, rate, seed }) => {
-    const { config: ofMethod, ...own } = METHODS[method]
+    const { config: ofMethod, ...runOptions } = METHODS[method]
     const isDefault = ofMethod.targetModules === 'default' && set.peftTargets !== undefined
     const config = { ...ofMethod, ...(isDefault && { targetModules: set.peftTargets }) }
-    return trainOnce(model, set, rows, { ...own, steps, seed, config, learningRate: rate })
+    return trainOnce(model, set, rows, { ...runOptions, steps, seed, config, learningRate: rate })
   })
 }
 
@@ -375,11 +375,11 @@ function pageOf(all, page) {
   const every = Object.values(all).filter(({ share }) => share === undefined)
   const sweeps = Object.values(all).filter(({ share }) => share !== undefined)
   const [cells, fresh] = [every.filter((cell) => !cell.fresh), every.filter((cell) => cell.fresh)]
-  const own = new Map(
+  const partsByHeading = new Map(
     page.split(/^(?=#{1,3} )/m).map((part) => [part.slice(0, part.indexOf('\n')), part.trim().split('\n')]),
   )
   const part = (heading, rows, ...text) => {
-    const old = own.get(heading) ?? []
+    const old = partsByHeading.get(heading) ?? []
     const kept = old.slice(text.length === 0 ? 2 : old.findIndex((line) => line.startsWith('| --- ')) + 1)
     const shown = rows.length === 0 ? kept : rows
     return shown.length === 0 ? '' : `${[heading, '', ...text, ...shown].join('\n')}\n\n`
@@ -390,7 +390,7 @@ function pageOf(all, page) {
     part('## One rate for all widths', []),
     part(
       SWEPT,
-      sweeps.length === 0 ? [] : merged(own.get(SWEPT) ?? [], sweptRows(sweeps)),
+      sweeps.length === 0 ? [] : merged(partsByHeading.get(SWEPT) ?? [], sweptRows(sweeps)),
       'Each row is one command, such as `node bench/learning.mjs --sweep text --results out/learning.json`, with three seeds: 1, 2 and 3. All settings are the defaults; only the rate differs. The loss is that on evaluation data after training, the mean over the seeds with the standard deviation. The last column compares the default with the best of its row. On labels and vectors, the default has LoRA+ 16, and so have the other rates. On spam, twice the default has the lowest mean, but the seeds differ by more than that.',
       '',
       `| model and data | steps | before | default rate | ${SHARE_COLUMNS.map(([, title]) => title).join(' | ')} | default above the best |`,
@@ -434,11 +434,11 @@ function pageOf(all, page) {
 function sweptRows(cells) {
   const keyOfRow = ({ name, steps, fresh = false }) => JSON.stringify([name, steps, fresh])
   return [...new Set(cells.map(keyOfRow))].sort().map((key) => {
-    const own = cells.filter((cell) => keyOfRow(cell) === key)
+    const ofRow = cells.filter((cell) => keyOfRow(cell) === key)
     const [name, steps, isFresh] = JSON.parse(key)
     const { title, freshTitle = `${title}, fresh rows` } = DATA[name]
     const sums = SHARE_COLUMNS.map(([share]) => {
-      const ofShare = own.filter((cell) => cell.share === share)
+      const ofShare = ofRow.filter((cell) => cell.share === share)
       const isWhole = ofShare.length > 0 && ofShare.every(({ loss }) => Number.isFinite(loss))
       return isWhole ? { ...summary(ofShare, 'loss'), count: ofShare.length } : undefined
     })
@@ -448,9 +448,9 @@ function sweptRows(cells) {
       const text = `${sum.mean.toFixed(3)}${sum.count > 1 ? ` ± ${sum.deviation.toFixed(3)}` : ''}`
       return sum.mean === lowest ? `**${text}**` : text
     })
-    const ofDefault = own.filter(({ share }) => share === 1)
+    const ofDefault = ofRow.filter(({ share }) => share === 1)
     const above = 100 * (summary(ofDefault, 'loss').mean / lowest - 1)
-    const columns = [summary(own, 'before').mean.toFixed(3), ofDefault[0].rate, ...losses, `${above.toFixed(1)} %`]
+    const columns = [summary(ofRow, 'before').mean.toFixed(3), ofDefault[0].rate, ...losses, `${above.toFixed(1)} %`]
     return `| ${isFresh ? freshTitle : title} | ${steps} | ${columns.join(' | ')} |`
   })
 }
@@ -467,9 +467,9 @@ function merged(old, rows) {
 /** Runs of LoRA+ 16 on the data that check the rates. */
 function ratesByTask(cells) {
   return Object.entries(DATA).flatMap(([name, { title, better, isCheck }]) => {
-    const own = isCheck ? cells.filter((cell) => cell.name === name) : []
-    return [...new Set(own.map(({ steps }) => steps))].map((steps) => {
-      const groups = CHECKED_RATES.map((rate) => groupOf(own, steps, 'LoRA+ 16', rate))
+    const ofData = isCheck ? cells.filter((cell) => cell.name === name) : []
+    return [...new Set(ofData.map(({ steps }) => steps))].map((steps) => {
+      const groups = CHECKED_RATES.map((rate) => groupOf(ofData, steps, 'LoRA+ 16', rate))
       const lowest = Math.min(...groups.map((group) => group?.loss.mean ?? Infinity))
       return `| ${title} | ${steps} | ${better} | ${groups.map((group) => cellOf(group, lowest)).join(' | ')} |`
     })
@@ -479,13 +479,13 @@ function ratesByTask(cells) {
 /** A row for each data set that has all columns; on fresh rows, for each that was run. */
 function comparison(cells, columns, isFresh = false) {
   return Object.entries(DATA).flatMap(([name, { title, freshTitle = title, better }]) => {
-    const own = cells.filter((cell) => cell.name === name)
-    const steps = Math.max(...own.map((cell) => cell.steps))
-    const groups = columns.map(([share, method, rate]) => groupOf(own, steps * share, method, rate))
-    const isShown = isFresh ? own.length > 0 : !groups.includes(undefined)
+    const ofData = cells.filter((cell) => cell.name === name)
+    const steps = Math.max(...ofData.map((cell) => cell.steps))
+    const groups = columns.map(([share, method, rate]) => groupOf(ofData, steps * share, method, rate))
+    const isShown = isFresh ? ofData.length > 0 : !groups.includes(undefined)
     if (!isShown) return []
     const shown = groups.map((group) => group && `${group.loss.mean.toFixed(3)}; ${group.metric.mean.toFixed(3)}`)
-    const before = isFresh ? [summary(own, 'before').mean.toFixed(3)] : []
+    const before = isFresh ? [summary(ofData, 'before').mean.toFixed(3)] : []
     return [`| ${isFresh ? freshTitle : title} (${steps} steps) | ${[better, ...before, ...shown].join(' | ')} |`]
   })
 }
@@ -496,14 +496,14 @@ function tableOf(name, cells) {
   const ofName = cells.filter((cell) => cell.name === name)
   if (ofName.length === 0) return []
   const steps = Math.max(...distinct(ofName, 'steps'))
-  const own = ofName.filter((cell) => cell.steps === steps)
-  const rates = distinct(own, 'rate').sort((a, b) => a - b)
-  const methods = Object.keys(METHODS).filter((method) => own.some((cell) => cell.method === method))
-  const before = own.find((cell) => cell.before !== undefined)?.before
+  const ofSteps = ofName.filter((cell) => cell.steps === steps)
+  const rates = distinct(ofSteps, 'rate').sort((a, b) => a - b)
+  const methods = Object.keys(METHODS).filter((method) => ofSteps.some((cell) => cell.method === method))
+  const before = ofSteps.find((cell) => cell.before !== undefined)?.before
   const losses = methods.flatMap((method) =>
-    rates.map((rate) => groupOf(own, steps, method, rate)?.loss.mean ?? Infinity),
+    rates.map((rate) => groupOf(ofSteps, steps, method, rate)?.loss.mean ?? Infinity),
   )
-  const shown = (method, rate) => cellOf(groupOf(own, steps, method, rate), Math.min(...losses))
+  const shown = (method, rate) => cellOf(groupOf(ofSteps, steps, method, rate), Math.min(...losses))
   return [
     `${steps} steps. Loss before training: ${before.toFixed(3)}. Metric: ${DATA[name].better}.`,
     '',
@@ -515,11 +515,11 @@ function tableOf(name, cells) {
 
 /** Undefined where nothing was run. */
 function groupOf(cells, steps, method, rate) {
-  const own = cells.filter((cell) => cell.steps === steps && cell.method === method && cell.rate === rate)
-  if (own.length === 0) return undefined
-  const failed = own.find((cell) => cell.error !== undefined)
+  const ofRate = cells.filter((cell) => cell.steps === steps && cell.method === method && cell.rate === rate)
+  if (ofRate.length === 0) return undefined
+  const failed = ofRate.find((cell) => cell.error !== undefined)
   if (failed !== undefined) throw new Error(`${keyOf(failed)}: ${failed.error}`)
-  return { loss: summary(own, 'loss'), metric: summary(own, 'metric'), count: own.length }
+  return { loss: summary(ofRate, 'loss'), metric: summary(ofRate, 'metric'), count: ofRate.length }
 }
 
 function cellOf(group, lowest) {

@@ -74,9 +74,9 @@ const MARKS = {
 function entitiesIn(text) {
   const found = []
   for (const [label, pattern] of Object.entries(MARKS)) {
-    for (const { 0: own, index: start } of text.matchAll(pattern)) {
-      const end = start + own.length
-      if (!found.some((other) => start < other.end && other.start < end)) found.push({ start, end, label })
+    for (const { 0: match, index: start } of text.matchAll(pattern)) {
+      const end = start + match.length
+      if (!found.some((earlier) => start < earlier.end && earlier.start < end)) found.push({ start, end, label })
     }
   }
   return found.sort((a, b) => a.start - b.start)

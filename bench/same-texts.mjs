@@ -21,10 +21,10 @@ const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: { runtime: { type: 'string', default: 'worker' }, seed: { type: 'string', default: '1' } },
 })
-const [other, ...folders] = positionals
-if (other === undefined) throw new Error('usage: node bench/same-texts.mjs OTHER/dist [MODEL …]')
+const [otherFolder, ...folders] = positionals
+if (otherFolder === undefined) throw new Error('usage: node bench/same-texts.mjs OTHER/dist [MODEL …]')
 const load = (dist) => import(pathToFileURL(join(resolve(dist), 'node.js')).href)
-const builds = { old: await load(other), new: await load(join(root, 'dist')) }
+const builds = { old: await load(otherFolder), new: await load(join(root, 'dist')) }
 const golden = (kind, names) => names.map((name) => join(root, 'tests/golden', kind, name))
 const LLAMAS = ['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-fp16', 'llama-q4', 'llama-genai-int4']
 const OTHERS = ['gpt2-optimum', 'qwen2-optimum', 'merged-if', 'llama-dynamo', 'llama-q8', 'qwen3-genai', 'phi3-genai']
@@ -266,7 +266,7 @@ async function compareTexts(folder) {
       }
       const plain = cases.filter(({ prompt }) => prompt !== undefined)
       const prompts = plain.map(({ prompt }) => prompt)
-      const images = plain.map((one) => one.images.map(picture))
+      const images = plain.map((plainText) => plainText.images.map(picture))
       outcomes.push(await call(session, prompts, { images, maxNewTokens: 8, seed: 1, logprobs: 1 }))
       return outcomes
     })

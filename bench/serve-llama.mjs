@@ -116,7 +116,7 @@ for (let round = 0; round <= rounds; round++) {
 }
 console.log(`${threads} threads, load ${loadavg()[0].toFixed(1)}`)
 for (const [name, all] of Object.entries(results)) {
-  const [rate, processor] = ['rate', 'processor'].map((key) => median(all.map((one) => one[key])))
+  const [rate, processor] = ['rate', 'processor'].map((key) => median(all.map((sample) => sample[key])))
   console.log(`  ${name}: ${rate.toFixed(1)} tokens/s, ${processor.toFixed(2)} ms of processor time a token`)
 }
 const firsts = PROMPTS.map((_, i) => texts.lowrank[i].findIndex((id, at) => id !== texts['llama.cpp'][i][at]))

@@ -71,7 +71,7 @@ const timeOf = async (action) => {
 }
 
 /** The same calls at once and one after the other, in turns. */
-async function compare(name, count, together, one) {
+async function compare(name, count, together, callOne) {
   const rates = { together: [], apart: [] }
   const processor = { together: [], apart: [] }
   let differ = 0
@@ -79,7 +79,7 @@ async function compare(name, count, together, one) {
     const all = await timed(together)
     const apart = await timed(async () => {
       const results = []
-      for (let i = 0; i < count; i++) results.push(await one(i))
+      for (let i = 0; i < count; i++) results.push(await callOne(i))
       return results
     })
     rates.together.push(all.rate)
@@ -135,9 +135,9 @@ async function measure(folder) {
     const together = () => Promise.all(lengths.map((_, i) => pause(i * 50).then(() => write(i, true))))
     await compare('spread', lengths.length, together, write)
     const read = (i) => session.generate(promptOf(lengths[i], i), { adapter: `a${i % ADAPTERS}`, maxNewTokens: 1 })
-    const processorTime = async (one) => {
+    const processorTime = async (call) => {
       const before = process.cpuUsage()
-      for (const i of lengths.keys()) await one(i)
+      for (const i of lengths.keys()) await call(i)
       const { user, system } = process.cpuUsage(before)
       return user + system
     }
@@ -168,12 +168,12 @@ async function measure(folder) {
     await chats.dispose()
   }
   if (only.includes('sampled')) {
-    const one = await openSession(model, { ...opening, prefixCache: 0 })
+    const sampling = await openSession(model, { ...opening, prefixCache: 0 })
     const [greedy, drawn] = [[], []]
     for (let round = 0; round <= rounds; round++) {
       const settings = { temperature: 1, topK: 64, topP: 0.95, seed: round }
-      const likeliest = await timed(() => one.generate([PROMPTS[0]], { maxNewTokens, temperature: 0 }))
-      const sampled = await timed(() => one.generate([PROMPTS[0]], { maxNewTokens, ...settings }))
+      const likeliest = await timed(() => sampling.generate([PROMPTS[0]], { maxNewTokens, temperature: 0 }))
+      const sampled = await timed(() => sampling.generate([PROMPTS[0]], { maxNewTokens, ...settings }))
       if (round === 0) continue
       greedy.push(1 / likeliest.rate)
       drawn.push(1 / sampled.rate)
@@ -182,7 +182,7 @@ async function measure(folder) {
     console.log(
       `  sampled: ${ms(most)} a token, ${ms(least)} where the likeliest is taken: ${(most / least).toFixed(2)} x`,
     )
-    await one.dispose()
+    await sampling.dispose()
   }
   if (only.includes('idle')) {
     const kinds = { plain: undefined, lora: ['lora'], 'lora and dora': ['lora', 'dora'] }
@@ -190,15 +190,15 @@ async function measure(folder) {
     const sessions = {}
     for (const [name, allow] of Object.entries(kinds)) sessions[name] = await openSession(model, { ...opening, allow })
     for (let round = 0; round <= rounds; round++) {
-      for (const [name, one] of Object.entries(sessions)) {
-        const seconds = await timeOf(() => one.generate(PROMPTS[0], { maxNewTokens, temperature: 0 }))
+      for (const [name, opened] of Object.entries(sessions)) {
+        const seconds = await timeOf(() => opened.generate(PROMPTS[0], { maxNewTokens, temperature: 0 }))
         if (round > 0) times[name].push(seconds / maxNewTokens)
       }
     }
     const [plain, ...others] = Object.keys(kinds).map((name) => median(times[name]))
     const shown = others.map((time, i) => `${(time / plain).toFixed(2)} x with ${Object.keys(kinds)[i + 1]}`)
     console.log(`  idle: ${(1000 * plain).toFixed(1)} ms a token without inputs, ${shown.join(', ')}`)
-    for (const one of Object.values(sessions)) await one.dispose()
+    for (const opened of Object.values(sessions)) await opened.dispose()
   }
   if (only.includes('operators')) await showOperators(model, adapters)
   await model.close()
@@ -241,7 +241,7 @@ async function compareBeside(folder) {
     }
   }
   for (const [build, cases] of Object.entries(measured)) {
-    const of = (name, key) => median(cases[name].map((one) => one[key]))
+    const of = (name, key) => median(cases[name].map((sample) => sample[key]))
     console.log(`  beside, ${build} build`)
     for (const name of Object.keys(CASES)) {
       console.log(
@@ -306,8 +306,8 @@ async function showOperators(model, adapters) {
   const timeOfAll = (kind) => [...sums].reduce((sum, [name, { time }]) => (kind(name) ? sum + time : sum), 0)
   const linears = findLinears(new Graph(model.onnx.proto))
   const products = PROMPTS.length * linears.reduce((sum, { d, k }) => sum + d * k, 0)
-  const own = linears.filter(({ name }) => name.includes('layers.'))
-  const bytes = 4 * ADAPTERS * RANK * own.reduce((sum, { d, k }) => sum + d + k, 0)
+  const inLayers = linears.filter(({ name }) => name.includes('layers.'))
+  const bytes = 4 * ADAPTERS * RANK * inLayers.reduce((sum, { d, k }) => sum + d + k, 0)
   const [rate, read] = [
     products / timeOfAll((name) => name.startsWith('MatMul')),
     bytes / timeOfAll((name) => name === 'FusedMatMul of adapters'),

@@ -1,5 +1,5 @@
 // Compiles kernels-asm/ to WebAssembly, in the builds of src/kernels/module.ts, and embeds the bytes in
-// src/kernels/gen/. With --check it writes nothing and fails when what is embedded is not what the sources give.
+// src/kernels/gen/. With --check it writes nothing, and fails if the embedded bytes differ from those of the sources.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -49,7 +49,7 @@ for (const entry of MODULES) {
   ]
   for (const [build, options] of Object.entries(BUILDS)) {
     const bytes = await compile(entry, options)
-    // Hexadecimal keeps the bytes that repeat alike: gzipped, a bundle needs half of what base64 would take.
+    // Repeated bytes stay repeated in hexadecimal: gzipped, a bundle takes half as much as with base64.
     const hex = Buffer.from(bytes).toString('hex')
     lines.push(`  ${build.includes(' ') ? `'${build}'` : build}: '${hex}',`)
     console.log(`${entry}, ${build}: ${bytes.length} bytes`)

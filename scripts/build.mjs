@@ -1,8 +1,7 @@
-// Compiles src/ to dist/. Beside it comes dist/browser.js: all of the entry for browsers in one module, for pages
-// without a bundler; and dist/cli/bundle.js: all of the command line in one, because hundreds of modules take longer to
-// load. Nothing is done if neither the sources nor dist/ have changed since the last build. If sources have changed,
-// only their modules are written, and a module whose source is gone is removed, so that it cannot survive in the
-// package. Otherwise dist/ is made anew.
+// Compiles src/ to dist/. Also makes dist/browser.js, the whole entry for browsers in a single module for pages without
+// a bundler, and dist/cli/bundle.js, the whole command line in a single module, which loads faster than hundreds. If
+// neither the sources nor dist/ have changed since the last build, nothing is done. If only sources have changed, only
+// their modules are written, and modules without a source are removed. Otherwise dist/ is made again from nothing.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -18,14 +17,14 @@ const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
 
 const { peerDependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 
-/** Digests of what the last build read and what it wrote, and what the compiler knows of it. */
+/** Digests of the files that the last build read and wrote. */
 const STATE = join(root, 'out', 'build.sha256')
 const COMPILED = join(root, 'out', 'build.tsbuildinfo')
 const SETTINGS = ['scripts/build.mjs', 'tsconfig.json', 'tsconfig.build.json', 'package.json', 'package-lock.json']
 
 joinFamilies()
 
-/** Files below a folder, as paths with slashes. */
+/** Lists all files below a folder, as paths with slashes. */
 const filesIn = (folder) =>
   existsSync(folder)
     ? readdirSync(folder, { recursive: true, withFileTypes: true })
@@ -49,7 +48,7 @@ const [lastSources, lastOutputs] = existsSync(STATE) ? readFileSync(STATE, 'utf8
 const isUntouched = lastOutputs === outputs()
 const from = sources()
 if (isUntouched && lastSources === from) process.exit()
-// Without it, a build that is stopped on the way counts as none.
+// Removed first, so that a build that is stopped on the way does not count.
 rmSync(STATE, { force: true })
 
 if (isUntouched) {
@@ -63,7 +62,7 @@ const args = ['--incremental', '--tsBuildInfoFile', COMPILED]
 execFileSync(process.execPath, [tsc, '-p', join(root, 'tsconfig.build.json'), ...args], { stdio: 'inherit' })
 chmodSync(join(dist, 'cli', 'main.js'), 0o755)
 
-/** One module with all that the entry imports, now or later; peers stay imports. */
+/** Makes a single module of everything that the entry imports, statically or later. Imports of peers stay. */
 async function bundle(entry, { write = false, plugins = [] } = {}) {
   const result = await build({
     configFile: false,
@@ -83,7 +82,7 @@ async function bundle(entry, { write = false, plugins = [] } = {}) {
   return [result].flat()[0].output[0].code
 }
 
-// A worker's script may not come from another server than the page, but a copy that the page itself holds may.
+// A worker's script must come from the page's server. A copy that the page holds in a blob is allowed too.
 const WORKER = /new Worker\(new URL\('(?:\.\.\/)+(\w+)\/worker\.js', import\.meta\.url\), \{ type: 'module' \}\)/g
 const inlineWorkers = {
   name: 'inline-workers',
@@ -102,7 +101,7 @@ const inlineWorkers = {
 }
 await bundle('index.js', { write: true, plugins: [inlineWorkers] })
 
-/** Files that a module finds beside itself are found from the bundle. */
+/** Rewrites the places of files that modules find relative to themselves, so that the bundle finds them. */
 const keepPlaces = {
   name: 'keep-places',
   enforce: 'pre',
@@ -122,7 +121,7 @@ await build({
     ssr: join(dist, 'cli', 'entry.js'),
     outDir: join(dist, 'cli'),
     emptyOutDir: false,
-    // Names stay, for what reports of errors show.
+    // Names are kept, because reports of errors show them.
     minify: false,
     target: 'node20',
     rolldownOptions: {

@@ -19,7 +19,7 @@ export default class ClosingLine {
     }
     const skipped = count.skipped > 0 ? `, ${count.skipped} skipped` : ''
     lines.push(`${count.passed} passed, ${count.failed} failed${skipped}`)
-    // After the reporter before this one has printed its own summary.
+    // Print at the very end, after the summary of the reporter before this one.
     process.on('exit', () => process.stdout.write(`${lines.join('\n')}\n`))
   }
 }

@@ -61,7 +61,7 @@ function tensorOf(file, name) {
   )
 }
 
-/** The outputs without and with the adapter; without one the first alone. */
+/** Returns the outputs without and with the adapter. If there is no adapter, only the first. */
 async function outputsOf(lowrank, folder, adapter, ids) {
   const session = await lowrank.openSession(folder, {
     adapters: adapter === undefined ? {} : { own: adapter },
@@ -131,9 +131,9 @@ async function measure(work, name, cell) {
   try {
     const [plain, adapted] = [truth('base'), truth('adapted')]
     if (cell === 'session') {
-      const [without, own] = await outputsOf(lowrank, folder, adapter, inputIds)
-      const effect = cosine(minus(own, without), minus(adapted, plain))
-      return { base: distance(without, plain), value: distance(own, adapted), effect }
+      const [without, withAdapter] = await outputsOf(lowrank, folder, adapter, inputIds)
+      const effect = cosine(minus(withAdapter, without), minus(adapted, plain))
+      return { base: distance(without, plain), value: distance(withAdapter, adapted), effect }
     }
     if (cell === 'train') return { value: await trained(lowrank, folder, base) }
     const out = path.join(mkdtempSync(path.join(tmpdir(), 'lowrank-table-')), 'merged')
@@ -153,7 +153,7 @@ async function measure(work, name, cell) {
 const figure = (value) =>
   value < 1e-4 ? value.toExponential(0).replace('e-', 'e−') : `${(100 * value).toPrecision(2)} %`
 
-/** Long texts of refusals stand below the table, each once. */
+/** Returns the text of a cell. Long refusals become notes below the table, each only once. */
 function cellText(result, notes) {
   if (result === undefined) return 'not measured'
   if (result.refused !== undefined) {
@@ -194,7 +194,7 @@ if (rest[0] === '--cell') {
   const only = rest[0] === '--only' ? rest.slice(1) : Object.keys(ROWS)
   const kept = path.join(work, 'results.json')
   const results = existsSync(kept) ? JSON.parse(readFileSync(kept, 'utf8')) : {}
-  for (const name of only.filter((one) => existsSync(path.join(work, one, 'tokenizer.json')))) {
+  for (const name of only.filter((model) => existsSync(path.join(work, model, 'tokenizer.json')))) {
     results[name] = {}
     for (const cell of CELLS) {
       const { stdout, stderr, status } = spawnSync(process.execPath, [script, work, '--cell', name, cell], {

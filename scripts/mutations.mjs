@@ -1,5 +1,5 @@
-// Whether the tests would notice: makes each small mistake of scripts/mutations.json in a copy of the project, and
-// expects `npm test` to fail. Each names the test that finds it, so that a mistake that is found takes seconds.
+// Checks that the tests notice mistakes: makes each mistake of scripts/mutations.json in a copy of the project, and
+// expects `npm test` to fail. Each entry names the test that finds it, so that most take only seconds.
 //   npm run mutations [-- --only PATTERN]
 import { execFileSync, spawnSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -17,7 +17,7 @@ const copy = mkdtempSync(join(tmpdir(), 'lowrank-mutations-'))
 const run = (command, ...words) =>
   spawnSync(command, words, { cwd: copy, encoding: 'utf8', env: { ...process.env, CI: 'true' } })
 
-/** The test that is named for the mistake comes first, then all. A test that fails only once finds nothing. */
+/** Runs the test that is named for the mistake, and then all tests. A test that fails only once does not count. */
 function firstFailure(test) {
   const named = run('npx', 'vitest', 'run', test, '--bail=1')
   if (named.status !== 0) return failedTest(named)
@@ -28,7 +28,7 @@ function firstFailure(test) {
 
 const testFile = (failure) => failure?.match(/tests\S*\.test\.ts/)?.[0]
 
-/** A test that fails without a mistake finds none. */
+/** Throws if a test fails without the mistake: then it found nothing. */
 function expectPass(outcome) {
   if (outcome.status !== 0) throw new Error(`tests fail without a mistake: ${failedTest(outcome)}`)
 }
@@ -60,8 +60,8 @@ try {
     )
     const failure = firstFailure(test)
     writeFileSync(path, text)
-    const other = testFile(failure)
-    if (other !== undefined && other !== test) expectPass(run('npm', 'test', '--', other))
+    const finder = testFile(failure)
+    if (finder !== undefined && finder !== test) expectPass(run('npm', 'test', '--', finder))
     if (failure === undefined) missed++
     console.log(
       `${failure === undefined ? 'MISSED' : 'caught'}  ${file}: ${mistake}${failure === undefined ? '' : `\n        by ${failure}`}`,

@@ -1,5 +1,5 @@
-// Records the answers that the page shows before anything is loaded: web/src/recorded.json. It trains each recipe of
-// a model that lies beside the page as the page does, with threads for two processors.
+// Records the answers that the page shows before anything is loaded: web/src/recorded.json. It trains the recipes for
+// models that come with the page in the same way as the page, with threads for two processors.
 //   npm run build && node scripts/record-page.mjs [ID …]
 // The recipes of MiniLM need its folder: web/README.md.
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -27,8 +27,10 @@ async function answer(session, task, prompt, texts) {
   if (task === 'token-classification') return { names: (await session.tag(prompt, { adapter })).entities }
   if (task === 'embedding') {
     const [alone, taught] = [await find(session, prompt, texts, null), await find(session, prompt, texts, adapter)]
-    const before = taught.map(({ text }) => alone.findIndex((one) => one.text === text) + 1)
-    return { found: [alone, taught.map((one, i) => ({ ...one, before: before[i] }))].map((all) => all.slice(0, SHOWN)) }
+    const before = taught.map(({ text }) => alone.findIndex((candidate) => candidate.text === text) + 1)
+    return {
+      found: [alone, taught.map((item, i) => ({ ...item, before: before[i] }))].map((all) => all.slice(0, SHOWN)),
+    }
   }
   const options = { temperature: 0.7, seed: 1, maxNewTokens: 40 }
   const write = async (name) => (await session.generate(prompt, { ...options, adapter: name })).text

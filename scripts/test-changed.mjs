@@ -21,7 +21,7 @@ const tests = readdirSync(join(root, 'tests'), { recursive: true })
   .map((name) => `tests/${name.replaceAll('\\', '/')}`)
   .filter((path) => path.endsWith('.test.ts') && !path.endsWith('.slow.test.ts'))
 
-/** Tests beside those that import a changed file. */
+/** Finds tests that do not import a changed file, but depend on it. */
 function others() {
   const has = (pattern) => changed.some((path) => pattern.test(path))
   const folders = ['tests/structure/']

@@ -164,10 +164,11 @@ async function openClassifier({ AutoModel, AutoTokenizer, TextClassificationPipe
 async function changed(adapter) {
   const copy = new MemoryDirectory()
   if (typeof adapter !== 'string') await saveAdapter(adapter, copy)
-  const other = await loadAdapter(typeof adapter === 'string' ? adapter : copy)
-  for (const { weightB } of other.parts('linear')) for (const i of weightB.data.keys()) weightB.data[i] *= -1.5
-  for (const { weight } of other.parts('replacement')) for (const i of weight.data.keys()) weight.data[i] *= -0.8
-  return other
+  const changedAdapter = await loadAdapter(typeof adapter === 'string' ? adapter : copy)
+  for (const { weightB } of changedAdapter.parts('linear')) for (const i of weightB.data.keys()) weightB.data[i] *= -1.5
+  for (const { weight } of changedAdapter.parts('replacement'))
+    for (const i of weight.data.keys()) weight.data[i] *= -0.8
+  return changedAdapter
 }
 
 /** An adapter with other values in each layer. `layers`: names with [d, k]. */

@@ -1,5 +1,5 @@
-// transformers.js for scripts that hold lowrank against it. It is installed into a folder outside the project: few who
-// develop need it.
+// Installs and loads transformers.js for scripts that compare lowrank with it. It goes into a folder outside the
+// project, because few developers need it.
 
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync } from 'node:fs'

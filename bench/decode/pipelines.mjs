@@ -77,8 +77,15 @@ try {
     [READING]: ['reading.mjs'],
   }
   for (const [name, [file, ...more]] of Object.entries(contestants)) {
-    const own = [resolve(options.model), options.dtype, String(lengths[0]), threads, '1', resolve(options.transformers)]
-    const child = fork(join(here, file), [...own, ...more])
+    const modelArguments = [
+      resolve(options.model),
+      options.dtype,
+      String(lengths[0]),
+      threads,
+      '1',
+      resolve(options.transformers),
+    ]
+    const child = fork(join(here, file), [...modelArguments, ...more])
     children.set(name, child)
     await once(child) // ready
   }

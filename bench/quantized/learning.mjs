@@ -34,18 +34,18 @@ const texts = (file, count) => readFileSync(join(data, file), 'utf8').split('\n'
 const training = texts('scripture.jsonl', settings.batchSize * maxSteps).map((line) => JSON.parse(line))
 const evaluation = texts('scripture.eval.jsonl', 60).map((line) => JSON.parse(line))
 
-const mean = (numbers) => numbers.reduce((sum, one) => sum + one, 0) / numbers.length
+const mean = (numbers) => numbers.reduce((sum, number) => sum + number, 0) / numbers.length
 const describe = (losses) => {
   const range = Math.max(...losses) - Math.min(...losses)
   return `mean ${mean(losses).toFixed(4)}, largest less smallest ${range.toFixed(4)}`
 }
 
-const { rank, alpha, ...own } = settings
+const { rank, alpha, ...runOptions } = settings
 const ours = []
 const model = await loadModel(folder)
 for (const seed of seeds) {
   const { report } = await train({
-    ...{ model, task: 'causal-lm', data: training, evalData: evaluation, maxSteps, threads, ...own },
+    ...{ model, task: 'causal-lm', data: training, evalData: evaluation, maxSteps, threads, ...runOptions },
     config: { rank, alpha, seed },
     on: { warning: () => {} },
   })

@@ -112,8 +112,8 @@ const SUFFIXES = { fp32: '', fp16: '_fp16', q8: '_quantized', q4: '_q4' }
 /** Bytes of a graph and its data files. */
 function sizeOf(dtype) {
   const onnx = join(folder, 'onnx')
-  const own = readdirSync(onnx).filter((name) => name.startsWith(`model${SUFFIXES[dtype] ?? `_${dtype}`}.onnx`))
-  return own.reduce((sum, name) => sum + statSync(join(onnx, name)).size, 0)
+  const graphFiles = readdirSync(onnx).filter((name) => name.startsWith(`model${SUFFIXES[dtype] ?? `_${dtype}`}.onnx`))
+  return graphFiles.reduce((sum, name) => sum + statSync(join(onnx, name)).size, 0)
 }
 
 async function benchDtype(dtype) {
@@ -163,7 +163,7 @@ async function benchDtype(dtype) {
   await compare(`${BATCH} × 16 tokens`, batchOf({ input_ids: ids(BATCH, 16) }, 2))
   await compare(`${BATCH} × 1 token behind 64`, batchOf(await growing(base, BATCH), Math.ceil(steps / 2)))
   for (const session of [base, onSome, onAll, branches]) await session?.dispose()
-  for (const one of [model, merged]) await one?.close()
+  for (const opened of [model, merged]) await opened?.close()
   rmSync(out, { recursive: true, force: true })
 }
 

@@ -73,7 +73,7 @@ console.log(
 )
 for (const [i, { folder, close }] of both.entries()) {
   const [ms, megabytes] = [median(times[i]).toFixed(0).padStart(6), (peaks[i] / 1e6).toFixed(0).padStart(6)]
-  const ratio = median(times[i].map((own, step) => own / times[0][step]))
+  const ratio = median(times[i].map((time, step) => time / times[0][step]))
   const memory = peaks[i] / peaks[0]
   console.log(`  ${folder}  ${ms} ms, ${ratio.toFixed(2)} × time  ${megabytes} MB, ${memory.toFixed(2)} × memory`)
   close()

@@ -97,13 +97,13 @@ export function writePair(folder, layers) {
   const shards = [[]]
   let bytes = 0
   for (const tensor of tensors) {
-    const own = sizeOf(tensor)
-    if (bytes + own > SHARD_BYTES) {
+    const size = sizeOf(tensor)
+    if (bytes + size > SHARD_BYTES) {
       shards.push([])
       bytes = 0
     }
     shards.at(-1).push(tensor)
-    bytes += own
+    bytes += size
   }
   const names = ['base', 'tuned'].map((name) => writeModel(join(folder, name), layers))
   const weightMap = {}
@@ -163,10 +163,10 @@ function valuesOf(name, shape) {
   for (let i = 0, at = 0; i < d; i++) {
     const [x, y, z, w] = [a0[i], a1[i], a2[i], a3[i]]
     for (let j = 0; j < k; j++, at++) {
-      const own = POOL[(start + at) & (POOL.length - 1)]
-      value[0] = own
+      const drawn = POOL[(start + at) & (POOL.length - 1)]
+      value[0] = drawn
       before[at] = (bits[0] + 0x8000) >>> 16
-      if (isChanged) value[0] = own + FLOOR[at & (FLOOR.length - 1)] + x * b0[j] + y * b1[j] + z * b2[j] + w * b3[j]
+      if (isChanged) value[0] = drawn + FLOOR[at & (FLOOR.length - 1)] + x * b0[j] + y * b1[j] + z * b2[j] + w * b3[j]
       after[at] = (bits[0] + 0x8000) >>> 16
     }
   }

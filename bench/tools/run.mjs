@@ -122,10 +122,10 @@ async function benchSvd() {
     { data: noise(128 * size), shape: [128, size] },
     { data: noise(128 * size), shape: [size, 128] },
   )
-  const [own, resized, peers] = [[], [], new Map()]
+  const [ours, resized, peers] = [[], [], new Map()]
   let error = 0
   for (let round = 0; round < rounds; round++) {
-    own.push(
+    ours.push(
       await seconds(async () => {
         const { s } = await streamedSvd(matrix, 64)
         error = Math.sqrt(1 - s.reduce((sum, value) => sum + value ** 2, 0) / matrix.energy)
@@ -137,14 +137,14 @@ async function benchSvd() {
       peers.set(name, [...(peers.get(name) ?? []), time])
     }
   }
-  console.log(`svd ${size}², rank 64: ${shown(own)}, error ${error.toFixed(5)}`)
+  console.log(`svd ${size}², rank 64: ${shown(ours)}, error ${error.toFixed(5)}`)
   console.log(`resize ${size}², rank 128 to 64: ${shown(resized)}`)
   for (const [name, times] of peers)
-    console.log(`  ${name}: ${shown(times)}; lowrank ${(median(own) / median(times)).toFixed(2)} x`)
+    console.log(`  ${name}: ${shown(times)}; lowrank ${(median(ours) / median(times)).toFixed(2)} x`)
   const whole = values.full ? peer('full', file, size) : undefined
   if (whole === undefined) return
   console.log(
-    `  torch.linalg.svd: ${whole.seconds.toFixed(1)} s, ${(whole.seconds / median(own)).toFixed(0)} x the extract and ` +
+    `  torch.linalg.svd: ${whole.seconds.toFixed(1)} s, ${(whole.seconds / median(ours)).toFixed(0)} x the extract and ` +
       `${(whole.seconds / median(resized)).toFixed(0)} x the resize; smallest error ${whole.error.toFixed(5)}: ` +
       `${(100 * (error / whole.error - 1)).toFixed(2)} % above it`,
   )
@@ -155,27 +155,27 @@ async function benchCombine() {
     Array.from({ length: 10 }, (_, i) => write('adapter', join(folder, `adapter-${count}-${i}`), count, 16, 'fp16'))
   const all = paths(layers)
   const few = values.python === undefined ? [] : paths(peerLayers)
-  const [own, peers] = [[], []]
+  const [ours, peers] = [[], []]
   let rss = 0
   for (let round = 0; round < rounds; round++) {
     const out = join(folder, `combined-${round}`)
     const run = lowrank('combine', ...all.flatMap((path) => ['--adapter', path]), '--rank', '16', '--out', out)
-    own.push(run.seconds)
+    ours.push(run.seconds)
     rss = Math.max(rss, run.rss)
     // Minutes: once is enough for a ratio of this size.
     const found = round === 0 ? peer('peft', ...few) : undefined
     if (found !== undefined) peers.push((found.seconds * layers) / peerLayers)
   }
-  console.log(`combine ten adapters of rank 16, ${layers} layers of TinyLlama: ${shown(own)}, ${rss} MB`)
+  console.log(`combine ten adapters of rank 16, ${layers} layers of TinyLlama: ${shown(ours)}, ${rss} MB`)
   if (peers.length > 0) {
-    const ratio = (median(peers) / median(own)).toFixed(1)
+    const ratio = (median(peers) / median(ours)).toFixed(1)
     console.log(`  PEFT's svd, from ${peerLayers} of ${layers} layers: ${shown(peers)}, ${ratio} x as long`)
   }
 }
 
 async function benchExtract() {
   const bytes = Number(write('pair', folder, layers))
-  const [own, memory] = [[], []]
+  const [ours, memory] = [[], []]
   let last
   const extract = (from, out) => {
     const places = ['--base', join(from, 'base'), '--fine-tuned', join(from, 'tuned')]
@@ -183,12 +183,12 @@ async function benchExtract() {
   }
   for (let round = 0; round < rounds; round++) {
     last = extract(folder, join(folder, `extracted-${round}`))
-    own.push(last.seconds)
+    ours.push(last.seconds)
     memory.push(last.rss)
   }
   const gigabytes = (bytes / 1e9).toFixed(2)
   console.log(
-    `extract, rank 16, two checkpoints of ${gigabytes} GB: ${shown(own)}, ${Math.max(...memory)} MB, error ${last.error.toFixed(5)}`,
+    `extract, rank 16, two checkpoints of ${gigabytes} GB: ${shown(ours)}, ${Math.max(...memory)} MB, error ${last.error.toFixed(5)}`,
   )
   for (const name of ['base', 'tuned']) rmSync(join(folder, name), { recursive: true })
   if (values.mergekit === undefined || values.python === undefined) return
@@ -215,10 +215,10 @@ async function benchExtract() {
     })
     if (status !== 0) throw new Error(stderr)
   })
-  const [error, other] = peer('error', base, tuned, few, theirs)
+  const [error, peerError] = peer('error', base, tuned, few, theirs)
   console.log(
     `  ${peerLayers} layers: lowrank ${short.seconds.toFixed(1)} s, error ${error.toFixed(5)}; mergekit ${time.toFixed(1)} s, ` +
-      `error ${other.toFixed(5)}; ${(time / short.seconds).toFixed(1)} x as long`,
+      `error ${peerError.toFixed(5)}; ${(time / short.seconds).toFixed(1)} x as long`,
   )
 }
 
@@ -227,7 +227,7 @@ async function benchGguf() {
   const model = writeModel(join(folder, 'model'), 22)
   const weights = join(source, 'adapter_model.safetensors')
   const [copy, out] = [join(folder, 'copy'), join(folder, 'hundred.gguf')]
-  const [own, copies, synced, commands] = [[], [], [], []]
+  const [ours, copies, synced, commands] = [[], [], [], []]
   let rss = 0
   for (let round = 0; round < rounds; round++) {
     const run = lowrank('convert', source, '--to', 'gguf', '--base', model, '--out', out)
@@ -240,15 +240,15 @@ async function benchGguf() {
     rmSync(copy)
     synced.push(await seconds(() => copyToDisk(weights, copy)))
     rmSync(copy)
-    own.push(await seconds(() => convertAdapter(source, { to: 'gguf', base: model, out })))
+    ours.push(await seconds(() => convertAdapter(source, { to: 'gguf', base: model, out })))
     if (readFileSync(out).subarray(0, 4).toString() !== 'GGUF') throw new Error('no GGUF file')
     rmSync(out)
   }
   const megabytes = (statSync(weights).size / 1e6).toFixed(0)
   console.log(
-    `PEFT to GGUF, ${megabytes} MB: ${shown(own)} in a running program; as a command ${shown(commands)}, ${rss} MB`,
+    `PEFT to GGUF, ${megabytes} MB: ${shown(ours)} in a running program; as a command ${shown(commands)}, ${rss} MB`,
   )
-  const ratio = (others) => `lowrank ${(median(own) / median(others)).toFixed(2)} x`
+  const ratio = (others) => `lowrank ${(median(ours) / median(others)).toFixed(2)} x`
   // lowrank's file is on the disk when it gets its name, as that of cp and fsync.
   console.log(`  cp: ${shown(copies)}; ${ratio(copies)}\n  cp and fsync: ${shown(synced)}; ${ratio(synced)}`)
 }

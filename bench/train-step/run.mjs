@@ -150,54 +150,55 @@ for (const name of options.only.split(',')) {
   let ofTorch
   for (const group of isLarge && !options.pair ? starts.map((start) => [start]) : [starts]) {
     const running = group.map((start) => start())
-    for (const one of running) {
-      millis.set(one, [])
-      if (one.name === 'torch sdpa') {
-        const { gflops, version } = await one.ask({ do: 'sgemm' })
+    for (const contestant of running) {
+      millis.set(contestant, [])
+      if (contestant.name === 'torch sdpa') {
+        const { gflops, version } = await contestant.ask({ do: 'sgemm' })
         console.log(`  sgemm of torch ${version}: ${Math.round(gflops)} GFLOP/s`)
       }
-      last.set(one, await one.ask({ do: 'batch', inputIds }))
-      await one.ask({ do: 'step', steps: warmUpSteps(sequence) })
+      last.set(contestant, await contestant.ask({ do: 'batch', inputIds }))
+      await contestant.ask({ do: 'step', steps: warmUpSteps(sequence) })
     }
     for (let step = 0; step < Number(options.steps); step++) {
-      for (const one of running) {
+      for (const contestant of running) {
         await pause(PAUSE_MS)
-        const answer = await one.ask({ do: 'step' })
-        millis.get(one).push(answer.millis)
-        last.set(one, { ...last.get(one), ...answer })
+        const answer = await contestant.ask({ do: 'step' })
+        millis.get(contestant).push(answer.millis)
+        last.set(contestant, { ...last.get(contestant), ...answer })
       }
     }
-    for (const one of running) {
-      if (one.name === 'torch sdpa' && kind === 'causal-lm') ofTorch = (await one.ask({ do: 'products' })).millis
-      await one.close()
+    for (const contestant of running) {
+      if (contestant.name === 'torch sdpa' && kind === 'causal-lm')
+        ofTorch = (await contestant.ask({ do: 'products' })).millis
+      await contestant.close()
     }
     contestants.push(...running)
   }
-  const medians = new Map(contestants.map((one) => [one, median(millis.get(one))]))
+  const medians = new Map(contestants.map((contestant) => [contestant, median(millis.get(contestant))]))
   const peers = contestants.slice(count)
-  const best = Math.min(...peers.map((one) => medians.get(one)))
-  const leanest = Math.min(...peers.map((one) => last.get(one).peakRssBytes))
-  for (const one of contestants) {
-    const { peakRssBytes, anonymous, mapped, loss } = last.get(one)
-    const isStep = !PRODUCTS.includes(one.name)
+  const best = Math.min(...peers.map((contestant) => medians.get(contestant)))
+  const leanest = Math.min(...peers.map((contestant) => last.get(contestant).peakRssBytes))
+  for (const contestant of contestants) {
+    const { peakRssBytes, anonymous, mapped, loss } = last.get(contestant)
+    const isStep = !PRODUCTS.includes(contestant.name)
     const ratios = [
-      ...(peers.length === 0 ? [] : [`${(medians.get(one) / best).toFixed(2)} × time`]),
+      ...(peers.length === 0 ? [] : [`${(medians.get(contestant) / best).toFixed(2)} × time`]),
       ...(peers.length === 0 || !isStep ? [] : [`${(peakRssBytes / leanest).toFixed(2)} × memory`]),
     ]
     console.log(
-      `  ${one.name.padEnd(24)} ${medians.get(one).toFixed(1).padStart(8)} ms/step (± ${(spread(millis.get(one)) / 2).toFixed(1)})  ${megabytes(peakRssBytes).padStart(8)} peak (${megabytes(anonymous)} own, ${megabytes(mapped)} mapped)  ${isStep ? `loss ${loss.toFixed(4)}  ` : ''}${ratios.join(', ')}${peers.length > 0 ? ' of torch’s better' : ''}`,
+      `  ${contestant.name.padEnd(24)} ${medians.get(contestant).toFixed(1).padStart(8)} ms/step (± ${(spread(millis.get(contestant)) / 2).toFixed(1)})  ${megabytes(peakRssBytes).padStart(8)} peak (${megabytes(anonymous)} own, ${megabytes(mapped)} mapped)  ${isStep ? `loss ${loss.toFixed(4)}  ` : ''}${ratios.join(', ')}${peers.length > 0 ? ' of torch’s better' : ''}`,
     )
   }
   if (options.pair) continue
-  const [fast, lean, plain] = contestants.map((one) => medians.get(one))
+  const [fast, lean, plain] = contestants.map((contestant) => medians.get(contestant))
   console.log(
     `  --memory low takes ${(lean / fast).toFixed(2)} ×, the default ${(plain / fast).toFixed(2)} × the time of --memory fast`,
   )
-  const [packed, mapped] = PRODUCTS.map((label) => contestants.find((one) => one.name === label))
+  const [packed, mapped] = PRODUCTS.map((label) => contestants.find((contestant) => contestant.name === label))
   if (packed !== undefined) {
     const { gigaflops } = last.get(packed)
     const rate = (ms) => `${ms.toFixed(0)} ms, ${((1000 * gigaflops) / ms).toFixed(0)} GFLOP/s`
-    const [copied, inPlace] = [packed, mapped].map((one) => medians.get(one))
+    const [copied, inPlace] = [packed, mapped].map((contestant) => medians.get(contestant))
     console.log(
       `  products alone, ${gigaflops.toFixed(0)} GFLOP: ONNX Runtime ${rate(copied)} with copied weights, ${rate(inPlace)} without${ofTorch === undefined ? '' : `; torch ${rate(ofTorch)}`}\n  --memory fast takes ${(fast / copied).toFixed(2)} ×, --memory low ${(lean / inPlace).toFixed(2)} × the time of its products${peers.length === 0 ? '' : `; they are ${(copied / best).toFixed(2)} and ${(inPlace / best).toFixed(2)} of torch’s step`}`,
     )
@@ -218,7 +219,7 @@ function printProfile(prefix, steps) {
   const add = (kind, dur) => millis.set(kind, (millis.get(kind) ?? 0) + dur / 1000 / steps)
   let scan = { end: 0 }
   const isFactor = (shapes = []) =>
-    shapes.some((own) => Object.values(own).some((dims) => dims.includes(Number(options.rank))))
+    shapes.some((shape) => Object.values(shape).some((dims) => dims.includes(Number(options.rank))))
   for (const { ts, dur, args } of events) {
     add(args.op_name === 'Gemm' && isFactor(args.input_type_shape) ? 'Gemm of factors' : args.op_name, dur)
     if (ts + dur <= scan.end) add('Scan', -dur)

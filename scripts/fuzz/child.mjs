@@ -1,5 +1,5 @@
-// Runs one input after another for the runner, in a process of its own: a hang or a lack of memory ends this process
-// alone.
+// Runs one input after another for the runner, in a separate process: if an input hangs or takes all memory, only this
+// process ends.
 
 import { LowrankError } from '../../dist/base/errors.js'
 import { randomFrom } from './random.mjs'

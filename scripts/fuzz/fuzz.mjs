@@ -19,7 +19,7 @@ const { values } = parseArgs({
   options: { seconds: { type: 'string' }, target: { type: 'string' }, seed: { type: 'string' } },
 })
 const seconds = Number(values.seconds ?? 60)
-/** With a target and a seed alone, one input is made again. */
+/** If only a target and a seed are given, a single input is made again. */
 const isOneInput = values.seconds === undefined && values.target !== undefined && values.seed !== undefined
 const names = values.target === undefined ? [...targets.keys()] : [values.target]
 if (!(seconds > 0) || names.some((name) => !targets.has(name))) {
@@ -37,7 +37,7 @@ function start() {
   child.stderr.resume()
 }
 
-/** One input, made from the seed or given. */
+/** Runs an input, which is made from the seed or given as bytes. */
 function run(target, seed, bytes) {
   if (child === undefined) start()
   const running = child
@@ -67,7 +67,7 @@ function run(target, seed, bytes) {
   })
 }
 
-/** What stays the same of a failure while its input shrinks: the message without names and numbers. */
+/** The part of a failure that stays the same while its input shrinks: the message without names and numbers. */
 const kindOf = (failure) =>
   failure
     ?.split('\n')[0]
@@ -117,7 +117,7 @@ for (; elapsed() < seconds; seed++) {
     if (count.ms > least + 500) continue
     const before = performance.now()
     let result = await run(name, seed)
-    // Memory adds up over inputs and a machine may be busy: only what fails in a new process too is a failure.
+    // Memory adds up over inputs, and the machine may be busy. It is only a failure if a new process fails too.
     if (result.isOver) result = await run(name, seed)
     count.ms += performance.now() - before
     count.inputs++

@@ -1,4 +1,4 @@
-// The valid files that inputs are made of, found in tests/golden and models/.
+// Finds the valid files from which inputs are made, in tests/golden and models/.
 
 import { readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'

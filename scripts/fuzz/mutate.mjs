@@ -1,5 +1,4 @@
-// Changes of valid files: single bytes, lines and words, and values in a tree (JSON, protobuf), whose syntax stays
-// whole.
+// Changes valid files: bytes, lines and words, or values in a tree (JSON, protobuf), whose syntax stays valid.
 
 import { EDGE_NUMBERS } from './random.mjs'
 
@@ -20,7 +19,7 @@ const WORDS = [
   'é',
 ]
 
-/** @param others values of the same tree, so that names meet each other */
+/** @param others other values of the same tree, so that names from it are used in other places */
 function otherValue(random, value, others) {
   if (random.below(5) === 0) return random.pick([null, true, '', 0, -1, [], {}, [[]], 1e300, 'a'.repeat(5000)])
   if (random.below(3) === 0) return random.pick(others)
@@ -34,7 +33,7 @@ function otherValue(random, value, others) {
   return random.pick(others)
 }
 
-/** All places of a tree; of long lists only some entries. */
+/** Lists the places of a tree. Of long lists, only some entries are taken. */
 function placesOf(tree, random, places = []) {
   if (tree === null || typeof tree !== 'object' || ArrayBuffer.isView(tree)) return places
   const keys = Object.keys(tree)
@@ -61,10 +60,12 @@ export function mutateTree(random, tree, { isTyped = false } = {}) {
       if (random.below(2) === 0) value.splice(random.below(value.length), 1 + random.below(value.length))
       else value.push(random.pick(value))
     } else if (isTyped) {
-      const alike = places.map((place) => place.holder[place.key]).filter((other) => typeof other === typeof value)
+      const alike = places
+        .map((place) => place.holder[place.key])
+        .filter((candidate) => typeof candidate === typeof value)
       if (typeof value === 'object') continue
-      const other = otherValue(random, value, alike)
-      if (typeof other === typeof value) holder[key] = other
+      const changed = otherValue(random, value, alike)
+      if (typeof changed === typeof value) holder[key] = changed
     } else if (random.below(4) === 0) delete holder[key]
     else {
       const { holder: from, key: name } = random.pick(places)
@@ -74,7 +75,7 @@ export function mutateTree(random, tree, { isTyped = false } = {}) {
   return tree
 }
 
-/** @param isHead most changes at the beginning, where binary files have their structure */
+/** @param isHead make most changes at the beginning, where binary files have their structure */
 export function mutateBytes(random, bytes, { isHead = false } = {}) {
   let result = Buffer.from(bytes)
   for (let change = 1 + random.below(4); change > 0; change--) {

@@ -1,5 +1,5 @@
-// Writes src/families/gen/types.ts, which joins the files of src/families. Git ignores it, so that a new family is one
-// file: the build makes it, and vitest before the tests.
+// Writes src/families/gen/types.ts, which joins the files of src/families. Git ignores it, so that adding a family
+// means adding a file. The build makes it, and vitest before the tests.
 //
 //   node scripts/generate/families.mjs
 
@@ -29,7 +29,7 @@ export default function joinFamilies() {
   ].join('\n')
   if (existsSync(OUT) && readFileSync(OUT, 'utf8') === text) return
   mkdirSync(dirname(OUT), { recursive: true })
-  // Others may read the file in this moment.
+  // Another process may be reading the file at this moment, so it is replaced by a rename.
   writeFileSync(`${OUT}.${process.pid}`, text)
   renameSync(`${OUT}.${process.pid}`, OUT)
 }

@@ -3,8 +3,8 @@
 // its help. Tags:
 //   @range an integer of at least 1 | a number in (0, 1]    what a number may be
 //   @default 8                                              what lowrank takes if the option is left out
-//   @train 16                                               what `train` takes then
-//   @flag DIR|FILE                                          what stands for the value in help
+//   @train 16                                               the default of `train`, if it differs
+//   @flag DIR|FILE                                          the word for the value in the help
 //   @help a text                                            help that differs from the docstring, as of files
 // Usage: node scripts/generate/options.mjs [--check]
 
@@ -92,7 +92,7 @@ const FLAGS = [
   ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainOptions', 'UnmergeOptions'],
 ]
 
-/** Interfaces whose defaults the code takes from a table, and which of their members that has. */
+/** Interfaces whose defaults the code reads from a table, and the members that the table has. */
 const DEFAULTS = {
   GenerateOptions: ({ tags }) => tags.default !== undefined,
   LoraConfig: () => true,
@@ -100,7 +100,7 @@ const DEFAULTS = {
 }
 
 /**
- * Kinds that are written by hand: name of a type, or of one option → the constant, its file, and how a flag writes it.
+ * Kinds that are written by hand: the name of a type or an option → the constant, its file, and how a flag writes it.
  */
 const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
@@ -147,7 +147,7 @@ const KINDS = {
   TaskName: ['NAME', BASE, 'text'],
 }
 
-/** How a flag writes an option, where its type does not say. */
+/** How a flag writes an option, if its type does not say. */
 const FORMS = { 'LoraConfig.targetModules': 'modules' }
 
 /** The words of a flag that takes fewer than the option: the constant that lists them, and its file. */
@@ -156,7 +156,7 @@ const WORDS = { 'LoraConfig.init': ['DRAWN_INITS', 'src/lora/init/inits.ts'] }
 /** Interfaces that are complete, as the code has them: all their members can be left out of a call. */
 const COMPLETE = ['LoraConfig', 'TrainSettings']
 
-/** Interfaces of which the code needs the defaults alone: their values are checked by the table of another. */
+/** Interfaces of which the code only needs the defaults. Their values are checked by another table. */
 const UNCHECKED = ['TrainSettings']
 
 const program = ts.createProgram(
@@ -259,14 +259,14 @@ function kindOfReference(node, member) {
 }
 
 function kindOfUnion(node, member) {
-  const isKeyword = (one, kind) => one.kind === kind || (ts.isLiteralTypeNode(one) && one.literal.kind === kind)
-  const isNull = node.types.some((one) => isKeyword(one, ts.SyntaxKind.NullKeyword))
+  const isKeyword = (part, kind) => part.kind === kind || (ts.isLiteralTypeNode(part) && part.literal.kind === kind)
+  const isNull = node.types.some((part) => isKeyword(part, ts.SyntaxKind.NullKeyword))
   const types = node.types.filter(
-    (one) => !isKeyword(one, ts.SyntaxKind.NullKeyword) && !isKeyword(one, ts.SyntaxKind.UndefinedKeyword),
+    (part) => !isKeyword(part, ts.SyntaxKind.NullKeyword) && !isKeyword(part, ts.SyntaxKind.UndefinedKeyword),
   )
-  const literals = types.filter((one) => ts.isLiteralTypeNode(one))
-  const kinds = types.filter((one) => !ts.isLiteralTypeNode(one)).map((one) => kindOfNode(one, member))
-  if (literals.length > 0) kinds.unshift(oneOf(literals.map((one) => one.getText())))
+  const literals = types.filter((part) => ts.isLiteralTypeNode(part))
+  const kinds = types.filter((part) => !ts.isLiteralTypeNode(part)).map((part) => kindOfNode(part, member))
+  if (literals.length > 0) kinds.unshift(oneOf(literals.map((literal) => literal.getText())))
   const distinct = [...new Map(kinds.map((kind) => [kind.code, kind])).values()]
   const [first] = distinct
   const uses = distinct.flatMap((kind) => kind.uses)
@@ -285,8 +285,8 @@ function wordsOf(type, node) {
   const list = node !== undefined && ts.isIndexedAccessTypeNode(node) && checker.getTypeFromTypeNode(node.objectType)
   const members =
     list && checker.isTupleType(list) ? checker.getTypeArguments(list) : type.isUnion() ? type.types : [type]
-  const words = members.filter((one) => !(one.flags & ts.TypeFlags.Undefined))
-  if (words.length === 0 || !words.every((one) => one.isStringLiteral())) return undefined
+  const words = members.filter((item) => !(item.flags & ts.TypeFlags.Undefined))
+  if (words.length === 0 || !words.every((word) => word.isStringLiteral())) return undefined
   return oneOf(words.map(({ value }) => quoted(value)))
 }
 
@@ -294,7 +294,9 @@ function wordsOf(type, node) {
 function wordsIn([name, file] = []) {
   if (name === undefined) return undefined
   const source = program.getSourceFile(path.join(root, file))
-  const symbol = checker.getExportsOfModule(checker.getSymbolAtLocation(source)).find((one) => one.name === name)
+  const symbol = checker
+    .getExportsOfModule(checker.getSymbolAtLocation(source))
+    .find((exported) => exported.name === name)
   const words = checker.getTypeArguments(checker.getTypeOfSymbol(symbol))
   return words.map(({ value }) => value)
 }
@@ -355,8 +357,8 @@ function tableFile(out, files) {
   }
   const imports = [...uses].map(([file, names]) => {
     const list = [...names]
-    const types = list.every((one) => one.startsWith('type '))
-    const text = (types ? list.map((one) => one.slice(5)) : list).join(', ')
+    const types = list.every((item) => item.startsWith('type '))
+    const text = (types ? list.map((item) => item.slice(5)) : list).join(', ')
     return `import ${types ? 'type ' : ''}{ ${text} } from '${relative(out, file)}'\n`
   })
   return `${HEAD}${imports.join('')}\n${body}`
@@ -370,7 +372,7 @@ function sourceOfDefault(tags) {
   return isText ? quoted(text) : text
 }
 
-/** `evalSplit` → --eval-split where it is an option of the same table; the first paragraph, without marks. */
+/** Makes the help of an option from its first paragraph. Names of options in the same table become flags. */
 function helpOf({ about, tags }, names) {
   const flag = (name) => `--${name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
   return (tags.help ?? about)
@@ -394,7 +396,7 @@ function flagFile() {
   const parts = []
   for (const files of Object.values(TABLES)) {
     for (const [file, interfaces] of Object.entries(files)) {
-      for (const name of interfaces.filter((one) => FLAGS.includes(one))) {
+      for (const name of interfaces.filter((candidate) => FLAGS.includes(candidate))) {
         const members = membersOf(file, name)
         const names = members.map((member) => member.name)
         const entries = members.flatMap((member) => {

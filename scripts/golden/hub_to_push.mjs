@@ -1,4 +1,4 @@
-// A server with the routes of the Hub by which files are sent, as far as lowrank uses them. It keeps what comes.
+// A server with the Hub's routes for uploads that lowrank uses. It keeps the files that it gets.
 
 import { createHash } from 'node:crypto'
 import { createServer } from 'node:http'

@@ -1,5 +1,5 @@
-// Makes tests/golden/ollama.json: chat templates in Go's language, and chats as Go renders them. Needs Go and the build.
-// Usage: node scripts/golden/ollama.mjs
+// Makes tests/golden/ollama.json: chat templates in Go's language, and chats as Go renders them. Needs Go and the
+// build. Usage: node scripts/golden/ollama.mjs
 
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -51,5 +51,5 @@ for (const [name, { jinja, bos, eos }] of Object.entries(TEMPLATES)) {
 }
 const input = JSON.stringify(cases.map(({ template, chats }) => ({ template, chats })))
 const texts = JSON.parse(execFileSync('go', ['run', 'scripts/golden/ollama.go'], { input, encoding: 'utf8' }))
-const golden = cases.map((one, i) => ({ ...one, texts: texts[i] }))
+const golden = cases.map((entry, i) => ({ ...entry, texts: texts[i] }))
 writeFileSync('tests/golden/ollama.json', `${JSON.stringify(golden, null, 1)}\n`)

@@ -75,10 +75,10 @@ function familyOf(name) {
 
 /** A model of pictures in other forms than its own. */
 function imagesOf(name) {
-  const [task, own] = ['image-classification', `image-classification/${name}`]
+  const [task, data] = ['image-classification', `image-classification/${name}`]
   return [
-    [`${name}-bias`, [task, own, own, { bias: 'all' }]],
-    [`${name}-norms`, [task, `fused/${name}-norms`, own, { modulesToSave: SAVED[name], targetModules: 'all-linear' }]],
+    [`${name}-bias`, [task, data, data, { bias: 'all' }]],
+    [`${name}-norms`, [task, `fused/${name}-norms`, data, { modulesToSave: SAVED[name], targetModules: 'all-linear' }]],
   ]
 }
 

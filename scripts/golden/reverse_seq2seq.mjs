@@ -47,7 +47,7 @@ for (const name of ['t5', 'bart', 'whisper']) {
   })
   const session = await openSession(model, { adapters: { trained: adapter } })
   const logits = []
-  for (const [i, own] of labels.entries()) {
+  for (const [i, target] of labels.entries()) {
     const ids = inputIds?.[i]
     const mask = ids && int64([ids.map(() => 1)])
     const given = isSound
@@ -55,7 +55,7 @@ for (const name of ['t5', 'bart', 'whisper']) {
       : { input_ids: int64([ids]), attention_mask: mask }
     const states = await session.run(given, { graph: 'encoder', adapter: 'trained' })
     const read = { encoder_hidden_states: states.last_hidden_state, ...(mask && { encoder_attention_mask: mask }) }
-    const written = { ...read, input_ids: int64([[2, ...own.slice(0, -1)]]) }
+    const written = { ...read, input_ids: int64([[2, ...target.slice(0, -1)]]) }
     logits.push([...(await session.run(written, { adapter: 'trained' })).logits.data])
   }
   const [{ text }] = rows

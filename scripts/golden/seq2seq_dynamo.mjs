@@ -15,17 +15,17 @@ for (const [name, targetModules] of [
 ]) {
   const config = { rank: 2, alpha: 8, init: 'random', seed: 3, targetModules }
   const run = (model) => train({ model, data, config, task: 'seq2seq', maxSteps: 5, batchSize: 2, learningRate: 1e-3 })
-  const [own, usual] = [await run(`${out}/${name}`), await run(`tests/golden/graphs/${name}`)]
+  const [dynamo, usual] = [await run(`${out}/${name}`), await run(`tests/golden/graphs/${name}`)]
   assert.deepEqual(
-    own.adapter.parts('linear').map((part) => part.name),
+    dynamo.adapter.parts('linear').map((part) => part.name),
     usual.adapter.parts('linear').map((part) => part.name),
   )
-  const losses = own.report.trainLoss.map((loss, i) => Math.abs(loss - usual.report.trainLoss[i]))
-  const weights = own.adapter.parts('linear').flatMap(({ name, weightA, weightB }) => {
-    const other = usual.adapter.get(name)
+  const losses = dynamo.report.trainLoss.map((loss, i) => Math.abs(loss - usual.report.trainLoss[i]))
+  const weights = dynamo.adapter.parts('linear').flatMap(({ name, weightA, weightB }) => {
+    const expected = usual.adapter.get(name)
     return [
-      [weightA, other.weightA],
-      [weightB, other.weightB],
+      [weightA, expected.weightA],
+      [weightB, expected.weightB],
     ].map(([a, b]) => Math.max(...a.data.map((value, i) => Math.abs(value - b.data[i]))))
   })
   const [loss, weight] = [Math.max(...losses), Math.max(...weights)]

@@ -38,8 +38,8 @@ for (const name of names.length > 0 ? names : Object.keys(FAMILIES)) {
     ...(name === 'qwen2-vl' ? [] : [{ prompt: 'And the people said unto him', images: [] }]),
   ]
   const base = await texts(golden, prompts, settings, picture)
-  const own = await texts(join(merged, name), prompts, settings, picture)
-  const cases = prompts.map((prompt, i) => ({ ...prompt, base: base[i], merged: own[i] }))
+  const mergedTexts = await texts(join(merged, name), prompts, settings, picture)
+  const cases = prompts.map((prompt, i) => ({ ...prompt, base: base[i], merged: mergedTexts[i] }))
   const content = { versions, settings, maxNewTokens: MAX_NEW_TOKENS, cases }
   writeFileSync(join(golden, 'golden/transformers-js.json'), `${JSON.stringify(content)}\n`)
   console.log(name, JSON.stringify(cases))

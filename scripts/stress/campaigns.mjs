@@ -1,4 +1,4 @@
-// The campaigns: each runs once in an empty folder with random choices of its own, and throws when a promise is broken.
+// The campaigns. Each runs in an empty folder with its random choices, and throws if lowrank breaks a promise.
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -18,7 +18,7 @@ import { makeHangingModel } from './hanging-model.mjs'
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
-/** What undisturbed commands make, and how long they take: run once. */
+/** The results of undisturbed commands, and how long they take. Each command runs once. */
 const undisturbed = new Map()
 async function expectedOf(name, command, folder, options) {
   if (!undisturbed.has(name)) {
@@ -30,7 +30,7 @@ async function expectedOf(name, command, folder, options) {
   return undisturbed.get(name)
 }
 
-/** Only the result may be there. */
+/** Throws if anything but the result is in the folder. */
 function expectOnly(folder, name) {
   const found = readdirSync(folder).filter((entry) => entry !== 'undisturbed')
   if (found.join() !== name) throw new Error(`left behind: ${found.join(', ')}; expected ${name}`)
@@ -46,13 +46,13 @@ function isWhole(name, out) {
   return existsSync(marker) && JSON.parse(readFileSync(marker, 'utf8')).status === 'finished' && !isContinuable(out)
 }
 
-/** What makes the command go on: a training that was stopped before its first save begins anew. */
+/** Returns the flags with which a command continues. A training that was stopped before its first save begins again. */
 const onwards = (name, out) => {
   if (name === 'merge') return []
   return [isContinuable(out) ? '--resume' : '--overwrite']
 }
 
-/** SIGKILL at random moments, up to three times; then the same command, to the end. */
+/** Kills a command at random moments, up to three times, and then runs it to the end. */
 async function killed({ folder, random }, name, command) {
   const { files, ms } = await expectedOf(name, command, folder, { slowly: true })
   const out = join(folder, 'out')
@@ -66,7 +66,7 @@ async function killed({ folder, random }, name, command) {
     const result = await ended
     if (result.signal !== 'SIGKILL') expectSuccess(result)
   }
-  // Also where it was killed after the result got its name: it is whole, or what it lacks is done now.
+  // It may have been killed after the result got its name. Then the result is complete, or the next run completes it.
   const wasWhole = isWhole(name, out)
   const last = await run(next())
   if (!(wasWhole && last.code !== 0)) expectSuccess(last)
@@ -78,7 +78,7 @@ async function killed({ folder, random }, name, command) {
 
 const CODES = ['ENOSPC', 'EMFILE', 'EIO']
 
-/** A call of the file system fails; then the command runs again. */
+/** Lets a call of the file system fail, and then runs the command again. */
 async function faulty({ folder, random }, name, command, calls) {
   const { files } = await expectedOf(name, command, folder)
   const out = join(folder, 'out')
@@ -96,7 +96,7 @@ async function faulty({ folder, random }, name, command, calls) {
   }
 }
 
-/** Two processes, one output: one of them makes it, and the other says that it did not. */
+/** Starts two processes with the same output: one of them makes it, and the other says that it did not. */
 async function rivals({ folder, random }, name, command) {
   const { files, ms } = await expectedOf(name, command, folder)
   const out = join(folder, 'out')
@@ -116,7 +116,7 @@ async function rivals({ folder, random }, name, command) {
   if (name === 'train') expectSteps(out)
 }
 
-/** A step that never ends: the first signal waits for it, the second ends the command at once. */
+/** Sends signals during a step that never ends: the first waits for the step, the second ends the command at once. */
 async function hung({ folder, random }) {
   const model = await makeHangingModel(join(folder, 'model'))
   const out = join(folder, 'out')

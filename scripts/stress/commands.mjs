@@ -56,21 +56,21 @@ export const run = (args, options) => start(args, options).ended
 /** Files that record when and how long something ran. */
 const RECORDS = new Set(['lowrank-merge.json', 'metrics.jsonl', 'lowrank-train.json', 'README.md'])
 
-/** Contents of a folder but for the records, by path. */
+/** Returns the contents of a folder by path, without the records. */
 export function contents(folder) {
   const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
   const kept = entries.filter(({ name }) => !RECORDS.has(name)).map(({ parentPath, name }) => join(parentPath, name))
   return new Map(kept.map((path) => [path.slice(folder.length + 1), contentOf(path, basename(folder))]).sort())
 }
 
-/** A report has the name of its folder in its title and in its tables. */
+/** Reads a file. In a report, the name of its folder is replaced, which stands in the title and in the tables. */
 function contentOf(path, folder) {
   const bytes = readFileSync(path)
   if (basename(path) !== 'report.html') return bytes
   return Buffer.from(bytes.toString().replace(`<title>${folder} `, '<title>').replaceAll(`"${folder}"`, '""'))
 }
 
-/** Throws where a folder differs from what an undisturbed run made. */
+/** Throws if a folder differs from the result of an undisturbed run. */
 export function expectSame(folder, expected) {
   const found = contents(folder)
   const [names, wanted] = [[...found.keys()].join(), [...expected.keys()].join()]
@@ -78,7 +78,7 @@ export function expectSame(folder, expected) {
   for (const [name, bytes] of expected) if (!found.get(name).equals(bytes)) throw new Error(`${name} has other bytes`)
 }
 
-/** Throws where a command failed in another way than with a message of its own. */
+/** Throws if a command failed in another way than with a message of lowrank. */
 export function expectRefusal({ code, signal, stderr }) {
   if (signal !== null || code === 0 || code === null) throw new Error(`ended with ${signal ?? code}: ${stderr}`)
   if (!/^error: /m.test(stderr) || /^ {4}at /m.test(stderr)) throw new Error(`not an error of lowrank: ${stderr}`)
@@ -88,7 +88,7 @@ export function expectSuccess({ code, signal, stderr }) {
   if (code !== 0) throw new Error(`ended with ${signal ?? code}: ${stderr}`)
 }
 
-/** Throws where metrics.jsonl has other lines than one for each step. */
+/** Throws if metrics.jsonl does not have exactly one line for each step. */
 export function expectSteps(folder) {
   const lines = readFileSync(join(folder, 'metrics.jsonl'), 'utf8').trim().split('\n')
   const steps = lines.map((line) => JSON.parse(line).step).join()

@@ -52,8 +52,8 @@ export async function makeHangingModel(folder) {
   const file = join(folder, 'onnx/model.onnx')
   const model = fromBinary(ModelProtoSchema, await readFile(file))
   const graph = model.graph
-  for (const one of graph.node)
-    one.input = one.input.map((name) => (name === 'attention_mask' ? 'attention_mask_late' : name))
+  for (const reader of graph.node)
+    reader.input = reader.input.map((name) => (name === 'attention_mask' ? 'attention_mask_late' : name))
   graph.initializer.push(scalar('hang_free', 40n), scalar('hang_zero', 0n), scalar('hang_rounds', ROUNDS_A_TOKEN))
   graph.node.unshift(
     node('Size', ['input_ids'], ['hang_size']),

@@ -10,7 +10,7 @@ import { root } from './commands.mjs'
 const LIMIT_BYTES = 200 * 2 ** 20
 const WARM_RUNS = 200
 
-/** What is left when the garbage is gone. */
+/** Returns the memory in use after garbage collection. */
 function heldBytes() {
   globalThis.gc()
   return process.memoryUsage().rss

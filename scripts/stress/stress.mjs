@@ -24,7 +24,7 @@ if (!(seconds > 0)) throw new Error('--seconds is a number')
 const began = performance.now()
 const elapsed = () => (performance.now() - began) / 1000
 const counts = new Map(chosen.map(([name]) => [name, 0]))
-/** A campaign that fails again and again says nothing new. */
+/** A campaign that has failed this often is not run again. */
 const MAX_FAILURES = 5
 const failed = new Map(chosen.map(([name]) => [name, 0]))
 let failures = 0

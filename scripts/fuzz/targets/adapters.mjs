@@ -1,5 +1,5 @@
-// Adapter folders: what loads has no problems for inspect, and the other way round; what was saved loads and saves as
-// the same bytes.
+// Adapter folders: an adapter loads if and only if `inspect` reports no problems, and a saved adapter can be loaded and
+// saved again as the same bytes.
 
 import { MemoryDirectory } from '../../../dist/base/bytes.js'
 import { LowrankError } from '../../../dist/base/errors.js'
@@ -12,7 +12,7 @@ import { mutateJson, mutateSafetensors, mutateText } from '../mutate.mjs'
 
 const CONFIG = 'adapter_config.json'
 
-/** The value, or the LowrankError. */
+/** Returns the value of a promise, or the LowrankError with which it rejects. */
 const settled = (promise) =>
   promise.then(
     (value) => ({ value }),
@@ -22,9 +22,9 @@ const settled = (promise) =>
     },
   )
 
-function isSame(one, other) {
-  if (one.files.size !== other.files.size) return false
-  return [...one.files].every(([name, bytes]) => Buffer.compare(bytes, other.files.get(name) ?? Buffer.of()) === 0)
+function isSame(first, second) {
+  if (first.files.size !== second.files.size) return false
+  return [...first.files].every(([name, bytes]) => Buffer.compare(bytes, second.files.get(name) ?? Buffer.of()) === 0)
 }
 
 async function checkFolder(files) {

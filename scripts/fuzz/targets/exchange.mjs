@@ -1,4 +1,4 @@
-// Adapters in foreign formats: GGUF, .onnx_adapter, mlx-lm. What is read is written again in another format.
+// Adapters in other formats: GGUF, .onnx_adapter, mlx-lm. If one can be read, it is written again in another format.
 
 import { MemoryDirectory } from '../../../dist/base/bytes.js'
 import { convert } from '../../../dist/exchange/convert.js'

@@ -117,7 +117,7 @@ async function check(bytes, source) {
   handler ??= open()
   const answer = await handler
   const { path } = JSON.parse(source)
-  // The body alone changes: a path that there is not is one answer, always the same.
+  // Only the body is changed: a wrong path always gets the same answer.
   let body = bytes
   try {
     body = JSON.stringify(JSON.parse(Buffer.from(bytes).toString()).body) ?? ''

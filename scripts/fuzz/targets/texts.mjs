@@ -1,4 +1,4 @@
-// What texts go through: tokenizer.json, chat templates, and the files of data.
+// Files that texts pass through: tokenizer.json, chat templates, and data files.
 
 import { MemorySource } from '../../../dist/base/bytes.js'
 import { readRows } from '../../../dist/data/read-rows.js'
