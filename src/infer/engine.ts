@@ -69,7 +69,7 @@ export class InferEngine {
 
   /** Call this before the first text with a schema. */
   async setVocabulary(vocabulary: Vocabulary): Promise<void> {
-    const { Grammars } = await import('./generate/grammars.js')
+    const { Grammars } = await import('./schemas/grammars.js')
     this.#texts!.tools.grammars = new Grammars(vocabulary)
   }
 

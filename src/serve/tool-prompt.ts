@@ -4,7 +4,7 @@
 
 import { attempt } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
-import { checkedSchema } from '../infer/generate/schemas.js'
+import { checkedSchema } from '../infer/schemas/schemas.js'
 import { type MessageOfParts, withArgumentObjects } from '../text/chat.js'
 import { loadChatTemplate } from '../text/chat-template.js'
 import { HttpError } from './http.js'

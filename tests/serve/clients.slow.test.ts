@@ -1,10 +1,12 @@
-// Clients that others wrote, against `lowrank serve`: OpenAI's own, Vercel's AI SDK, and LangChain. Each is skipped
-// where it is not installed.
+// Clients that others wrote, against `lowrank serve`: OpenAI's and Anthropic's own, Vercel's AI SDK, LangChain, and in
+// Python instructor, litellm and OpenAI's agents. Each is skipped where it is not installed.
 
+import { execFile, execFileSync } from 'node:child_process'
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, type Handler, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -133,5 +135,108 @@ describe.skipIf(!isInstalled('@langchain/openai'))('LangChain', () => {
       configuration: { baseURL },
     })
     expect(await client.invoke(PROMPT)).toBe((await expected('peft')).text)
+  })
+})
+
+/** A chat whose template takes few tokens for tools, because the model reads 256. */
+const TEMPLATE =
+  '{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.content }}\n{% endfor %}'
+
+describe.skipIf(!isInstalled('@mlc-ai/web-xgrammar'))('calls of tools reach', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-tools-'))
+  let chat: Handler
+  let stop = () => {}
+  let address = ''
+
+  beforeAll(async () => {
+    cpSync('models/union-3m', folder, { recursive: true })
+    writeFileSync(join(folder, 'chat_template.jinja'), TEMPLATE)
+    chat = await createHandler({ model: folder, servedModelName: 'base', apiKeys: ['key'] })
+    const { server, url } = await listen(chat, { port: 0 })
+    stop = () => server.close()
+    address = url
+  })
+  afterAll(async () => {
+    await chat.close()
+    stop()
+    rmSync(folder, { recursive: true })
+  })
+
+  const at = ['noon', 'night']
+
+  it.skipIf(!isInstalled('@anthropic-ai/sdk') || !isInstalled('zod'))('Anthropic’s client', async () => {
+    const { Anthropic } = await load('@anthropic-ai/sdk')
+    const client = new Anthropic({ baseURL: address, apiKey: 'key', maxRetries: 0 })
+    const messages = [{ role: 'user', content: 'Who?' }]
+    const asked = { model: 'base', max_tokens: 12, temperature: 0, messages }
+    const { content, usage } = await client.messages.create(asked)
+    expect(content[0].text).toBe((await chat.session.generate(messages, { maxNewTokens: 12, temperature: 0 })).text)
+    let streamed = ''
+    const stream = client.messages.stream(asked).on('text', (piece: string) => {
+      streamed += piece
+    })
+    expect([await stream.finalText(), streamed]).toEqual([content[0].text, content[0].text])
+    const { input_tokens: counted } = await client.messages.countTokens({ model: 'base', messages })
+    expect(counted).toBe(usage.input_tokens + usage.cache_read_input_tokens)
+    const { data } = await client.models.list()
+    expect(data.map(({ id }: { id: string }) => id)).toEqual(['base'])
+    const input_schema = { type: 'object', properties: { at: { enum: at } }, required: ['at'] }
+    const tools = [{ name: 'tide', input_schema }]
+    const called = client.messages.stream({
+      ...asked,
+      max_tokens: 120,
+      tools,
+      tool_choice: { type: 'any', disable_parallel_tool_use: true },
+    })
+    const [block] = (await called.finalMessage()).content
+    expect([block.type, block.name, at.includes(block.input.at)]).toEqual(['tool_use', 'tide', true])
+    const stranger = new Anthropic({ baseURL: address, apiKey: 'other', maxRetries: 0 })
+    await expect(stranger.messages.create(asked)).rejects.toMatchObject({ status: 401 })
+    await expect(client.messages.create({ ...asked, model: 'none' })).rejects.toMatchObject({
+      error: { error: { type: 'not_found_error' } },
+    })
+  })
+
+  it.skipIf(!isInstalled('ai') || !isInstalled('zod') || !isInstalled('@ai-sdk/openai-compatible'))(
+    'the AI SDK',
+    async () => {
+      const { generateText, tool } = await load('ai')
+      const { createOpenAICompatible } = await load('@ai-sdk/openai-compatible')
+      const { z } = await load('zod')
+      const provider = createOpenAICompatible({ name: 'lowrank', baseURL: `${address}/v1`, apiKey: 'key' })
+      const tide = tool({ description: 'How high?', inputSchema: z.object({ at: z.enum(at) }) })
+      const { toolCalls } = await generateText({
+        ...{ model: provider('base'), prompt: 'Who?', tools: { tide }, toolChoice: 'required', maxOutputTokens: 120 },
+      })
+      expect([toolCalls[0].toolName, at.includes(toolCalls[0].input.at)]).toEqual(['tide', true])
+    },
+  )
+
+  it.skipIf(!isInstalled('@langchain/openai') || !isInstalled('zod'))('LangChain, by both methods', async () => {
+    const { ChatOpenAI } = await load('@langchain/openai')
+    const { z } = await load('zod')
+    const client = new ChatOpenAI({
+      ...{ model: 'base', apiKey: 'key', maxTokens: 120, configuration: { baseURL: `${address}/v1` } },
+    })
+    for (const method of ['functionCalling', 'jsonSchema']) {
+      const structured = client.withStructuredOutput(z.object({ at: z.enum(at) }), { name: 'tide', method })
+      expect([method, at.includes((await structured.invoke('Who?')).at)]).toEqual([method, true])
+    }
+  })
+
+  const python = process.env.CLIENTS_PYTHON ?? 'python3'
+  const hasModule = (name: string) => {
+    try {
+      execFileSync(python, ['-c', `import ${name}`], { stdio: 'ignore' })
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  it.each(['instructor', 'litellm', 'agents'])('%s, in Python', { timeout: 240_000 }, async (name) => {
+    if (!hasModule(name)) return console.warn(`skipped: ${python} has no ${name}`)
+    const { stdout } = await promisify(execFile)(python, ['tests/serve/clients.py', name, `${address}/v1`])
+    expect(at).toContain(JSON.parse(stdout.trim().split('\n').at(-1)!).at)
   })
 })

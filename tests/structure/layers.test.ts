@@ -273,7 +273,7 @@ const LOADING = {
   ],
   peers: [
     ...['src/transformers/module.ts', 'src/data/parquet.ts', 'src/images/node/decode.ts'],
-    ...['src/text/compiled-template.ts', 'src/text/chat-template.ts', 'src/infer/generate/grammars.ts'],
+    ...['src/text/compiled-template.ts', 'src/text/chat-template.ts', 'src/infer/schemas/grammars.ts'],
     'src/serve/spans.ts',
   ],
 }

@@ -289,7 +289,7 @@ async function prepareSchema(
 ): Promise<string | undefined> {
   if (schema === undefined && structure === undefined) return undefined
   const { model, engine } = session
-  const { checkedSchema, tagText } = await import('./schemas.js')
+  const { checkedSchema, tagText } = await import('../schemas/schemas.js')
   const text = schema === undefined ? tagText(structure!) : checkedSchema(schema)
   await once(session, 'vocabulary', async () => {
     const vocabulary = model.vocabularySize && requireTokenizer(model).vocabulary(model.vocabularySize)

@@ -12,7 +12,7 @@ import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.
 import type { TokenDecoder } from '../../text/decoder.js'
 import { AdapterFeeds, feedsOfRows } from '../adapters/row-factors.js'
 import type { GraphEngine } from '../graph-engine.js'
-import type { Grammars } from './grammars.js'
+import type { Grammars } from '../schemas/grammars.js'
 import { GrowingCache } from './growing-cache.js'
 import type { PrefixStore, ReadText } from './prefix-store.js'
 import { PlainCache } from './row-cache.js'

@@ -43,7 +43,7 @@ const STEP_MS = 2000
 let library: Promise<Library> | undefined
 
 /** Loads the package, which expects a browser: it reads `location`, and puts its exports on the global object. */
-async function loadLibrary(): Promise<Library> {
+export async function loadLibrary(): Promise<Library> {
   const scope = globalThis as { location?: unknown; xgrammar?: Library }
   const isNode = scope.location === undefined
   if (isNode) scope.location = { href: import.meta.url }

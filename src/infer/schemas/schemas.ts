@@ -1,8 +1,9 @@
 // Checks a JSON schema before a text has to fit it: it may have only keywords that generation can enforce, and must not
 // cost too much.
 
-import { ConfigError } from '../../base/errors.js'
-import { isObject } from '../../base/options.js'
+import { attempt, ConfigError } from '../../base/errors.js'
+import { excessOf, isObject } from '../../base/options.js'
+import { FORMAT_PATTERNS, rewritten } from './schema-forms.js'
 
 const MOST = { bytes: 32_768, depth: 32, parts: 512, counts: 1000, pattern: 128 }
 
@@ -32,7 +33,11 @@ const TYPES = new Set(['object', 'array', 'string', 'integer', 'number', 'boolea
 export const TAG_START = '{"type":"structural_tag"'
 export const tagText = (format: object) => JSON.stringify({ type: 'structural_tag', format })
 
-export function checkedSchema(schema: object, name = 'schema'): string {
+export function checkedSchema(given: object, name = 'schema'): string {
+  // Before it is walked through: it may be deep, or large.
+  const bytes = JSON.stringify(given).length
+  const isSmall = bytes <= MOST.bytes && excessOf(given, { depth: 4 * MOST.depth }) === undefined
+  const schema = isSmall ? rewritten(given, isUsable) : given
   const text = JSON.stringify(schema)
   const used = { parts: 0, counts: 0 }
   const known = new Map<unknown, boolean>()
@@ -88,7 +93,7 @@ export function checkedSchema(schema: object, name = 'schema'): string {
       }
     }
   }
-  limit(name, 'too many bytes', text.length, MOST.bytes)
+  limit(name, 'too many bytes', bytes, MOST.bytes)
   visit(schema, name, 0)
   limit(name, 'too many parts', used.parts, MOST.parts)
   limit(name, 'its lengths and counts are too large together', used.counts, MOST.counts)
@@ -123,7 +128,15 @@ function hasEnd(schema: object, part: unknown, known: Map<unknown, boolean>): bo
   return ends
 }
 
+/** Of an expression for a format. */
+const FORMAT_COST = 30
+
+function isUsable(pattern: string): boolean {
+  return attempt(() => patternCost(pattern, 'pattern')).problems.length === 0
+}
+
 function patternCost(pattern: unknown, where: string): number {
+  if (FORMAT_PATTERNS.has(pattern)) return FORMAT_COST
   let isValid = typeof pattern === 'string' && pattern.length <= MOST.pattern
   try {
     new RegExp(pattern as string, 'u')
