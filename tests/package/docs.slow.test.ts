@@ -9,6 +9,8 @@ const PAGES = [
   'training',
   'training-records',
   'training-in-code',
+  'trainer',
+  'rewards',
   'data',
   'tasks',
   'models',
