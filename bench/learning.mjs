@@ -513,7 +513,7 @@ function tableOf(name, cells) {
   ]
 }
 
-/** Undefined where nothing was run. */
+/** Returns undefined if nothing was run. */
 function groupOf(cells, steps, method, rate) {
   const ofRate = cells.filter((cell) => cell.steps === steps && cell.method === method && cell.rate === rate)
   if (ofRate.length === 0) return undefined

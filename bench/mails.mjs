@@ -85,7 +85,7 @@ function entitiesIn(text) {
 /** Folders of the package. */
 const KINDS = { ham: ['easy-ham-1'], spam: ['spam-1', 'spam-2'] }
 
-/** Subject and first words of a mail; undefined where it has none. */
+/** Returns the subject and the first words of a mail, or undefined if it has none. */
 function parseMail(text) {
   const end = text.search(/\r?\n\r?\n/)
   const subject = /^subject:[ \t]*(.+)$/im

@@ -70,7 +70,7 @@ export function stripBytes(): i32 {
 }
 
 /**
- * Packs a block (rows, columns) of the right factor into panels, each of which has the factor's whole rank. A
+ * Packs a block (rows, columns) of the right factor into panels. Each panel has the factor's whole rank. A
  * transposed block is stored as (columns, rows). `to` is the address of its first element, in the first column of a
  * panel.
  */

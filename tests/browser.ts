@@ -21,7 +21,7 @@ export const ISOLATED = {
 /** Forbids WebAssembly too: that would need wasm-unsafe-eval. */
 export const STRICT = { 'content-security-policy': "default-src 'self'" }
 
-/** The folder of onnxruntime-web's files; undefined where it is not installed. */
+/** The folder of onnxruntime-web's files, or undefined if it is not installed. */
 export function webRuntimeFolder(): string | undefined {
   try {
     return dirname(createRequire(import.meta.url).resolve('onnxruntime-web/wasm'))

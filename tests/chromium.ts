@@ -35,7 +35,7 @@ const RUN_THEN_REMOVE = '"$@"; rm -rf "$0" || { sleep 1; rm -rf "$0"; }'
 
 /**
  * @param args flags, and addresses to open
- * @param heard gets each message that is no answer
+ * @param heard gets each message that is not an answer
  */
 export function startChromium(args: readonly string[], heard: (message: Message) => void = () => {}): Chromium {
   const profile = mkdtempSync(join(tmpdir(), 'lowrank-chromium-'))

@@ -123,7 +123,7 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
       await send('Browser.setDownloadBehavior', { behavior: 'allow', downloadPath })
     }
     const screenshot = async () => {
-      // A tab behind another one is drawn after a minute or more.
+      // Chromium draws a hidden tab only after a minute or more.
       await send('Page.bringToFront', {}, sessionId)
       const options = { format: 'png', captureBeyondViewport: true }
       const { data } = await send('Page.captureScreenshot', options, sessionId)

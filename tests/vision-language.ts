@@ -28,7 +28,7 @@ export async function pictureFeeds(): Promise<Feeds> {
   return { pixel_values: { type: 'float32', data, dims: [1, 3, 16, 16] } }
 }
 
-/** The logits of the last two tokens behind a picture, and those of the last one from a cache. */
+/** The logits of the last two tokens after a picture, and the logits of the last token from a cache. */
 export async function pictureLogits(run: RunGraph): Promise<{ whole: Float32Array; cached: Float32Array }> {
   const { inputIds, imageToken } = expectedPicture()
   const { image_features: features } = await run('vision_encoder', await pictureFeeds())

@@ -62,7 +62,7 @@ const ids = (batch, length) => ({
   dims: [batch, length],
 })
 
-/** Feeds of one more token behind `PAST` others. */
+/** Makes feeds of one more token after `PAST` tokens. */
 async function growing(session, batch) {
   const outputs = await session.run({ input_ids: ids(batch, PAST) })
   const past = Object.entries(outputs).filter(([name]) => name.startsWith('present'))

@@ -156,7 +156,7 @@ const WORDS = { 'LoraConfig.init': ['DRAWN_INITS', 'src/lora/init/inits.ts'] }
 /** Interfaces that are complete, as the code has them: all their members can be left out of a call. */
 const COMPLETE = ['LoraConfig', 'TrainSettings']
 
-/** Interfaces of which the code only needs the defaults. Their values are checked by another table. */
+/** Interfaces whose defaults are all that the code needs. Their values are checked by another table. */
 const UNCHECKED = ['TrainSettings']
 
 const program = ts.createProgram(

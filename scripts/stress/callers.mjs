@@ -91,7 +91,7 @@ const { server, url } = await listen(handler, { port: 0 })
 /** A session in which each text runs alone. */
 const alone = await openSession(model, { threads: 2, maxBatch: 1 })
 const texts = new Map()
-/** A text with its scores, of which a shorter answer is the beginning. */
+/** A text with its scores. A shorter answer must be its beginning. */
 function expected(name, prompt, sampling) {
   const key = JSON.stringify([name, prompt, sampling])
   const make = async () => {

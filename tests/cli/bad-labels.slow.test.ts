@@ -18,7 +18,7 @@ const VIT = 'tests/golden/image-classification/vit'
 interface Case {
   readonly rows: readonly object[]
   readonly evalRows?: readonly object[]
-  /** Number of the row that the message names; undefined where it is about all. */
+  /** The number of the row that the message names; undefined if it is about all rows. */
   readonly row?: number
   readonly message: RegExp
   readonly task?: 'text-classification' | 'embedding' | 'image-classification' | 'causal-lm' | 'seq2seq'

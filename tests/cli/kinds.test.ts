@@ -10,7 +10,7 @@ const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden')
 
 it('inspect warns of a pattern that matches no layer', async () => {
-  // Its rank_pattern has k_proj, which is no target.
+  // Its rank_pattern has k_proj, which is not a target.
   const { code, stderr } = await lowrankHere('inspect', join(golden, 'kinds', 'bias-all'))
   expect(code).toBe(0)
   expect(stderr).toContain('rankPattern k_proj matches no layer')

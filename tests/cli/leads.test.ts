@@ -16,7 +16,7 @@ async function messageFor(words: string): Promise<string> {
   return 'accepted'
 }
 
-/** Guesses of people who came from other tools, all of which led nowhere. */
+/** Options that users of other tools tried, and that lowrank does not have. */
 const KNOWN: readonly [words: string, leads: RegExp][] = [
   ['eval', /mean evaluate\?/],
   ['upload', /mean push\?/],

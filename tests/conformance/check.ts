@@ -212,7 +212,7 @@ class CellRun {
   #tiedPolicy(): TiedPolicy {
     const { architecture, option } = this.#cell
     if (this.#expected.base !== 'tied') return 'untie'
-    // T5's `shared` is no use of the weight, but its owner.
+    // T5's `shared` does not use the weight: it owns it.
     return option === 'tied-saved' && architecture !== 't5' ? 'untie' : 'keep'
   }
 
@@ -255,7 +255,7 @@ class CellRun {
     this.done.push('file')
   }
 
-  /** What was no safetensors file is one now, and the same adapter. */
+  /** A file in another format has become a safetensors file with the same adapter. */
   async #sameTensors(adapter: LoraAdapter, saved: MemoryDirectory): Promise<void> {
     const [before, after] = [
       JSON.stringify(await inspectAdapter(adapter)),

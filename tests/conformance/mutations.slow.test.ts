@@ -67,7 +67,7 @@ interface Mutation {
   tamper: Tamper
   /** Cells that it concerns. */
   concerns(cell: Cell, expected: Expected): boolean
-  /** Checks of which each must report it; `stopped` where the file no longer makes sense. */
+  /** Each of these checks must report the mutation; `stopped` if the file no longer makes sense. */
   noticed: readonly (Check | 'stopped')[]
 }
 

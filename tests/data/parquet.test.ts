@@ -179,7 +179,7 @@ describe('a footer', () => {
 })
 
 const BLOCKS = [...varint(128), 4]
-/** Texts of 65,536 bytes, all equal, of which the file holds one. */
+/** Equal texts of 65,536 bytes. The file holds the text only once. */
 const COUNT = 100_000
 const ALL_BLOCKS = Array(Math.ceil((COUNT - 1) / 128) - 1).fill([0, 0, 0, 0, 0])
 const PREFIXES = [

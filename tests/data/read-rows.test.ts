@@ -349,7 +349,7 @@ describe('sources', () => {
       close: async () => {},
     }
     expect(await all(counting)).toHaveLength(200_000)
-    // The first reads tell the format, and the kind of a file that is none.
+    // The first reads show the format, or what the file is if it is not data.
     const [head, , ...rest] = reads
     expect(head).toBeLessThan(10_000)
     expect(rest.reduce((sum, n) => sum + n)).toBe(bytes.length)

@@ -244,7 +244,7 @@ interface Mask {
   /** How many heads have a mask of their own, which also says how far they look. */
   masks?: number
   squash?: boolean
-  /** Zero in place of a number that is none, as exporters do. */
+  /** Replaces NaN by zero, as exporters do. */
   guard?: boolean
 }
 

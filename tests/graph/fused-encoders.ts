@@ -65,7 +65,7 @@ export function fusedFeeds(numbers: Values, inputs: readonly string[]): Feeds {
   )
 }
 
-/** Largest error over the largest value, at tokens that are no padding. */
+/** The largest error as a share of the largest value, over all tokens except padding. */
 export function errorAtTokens({ data, dims }: RuntimeTensor, numbers: Values, wanted: string): number {
   const mask = numbers.get('attention_mask')?.data
   const width = dims[2]

@@ -89,7 +89,7 @@ describe.each([
       factors(other, () => 4, 0.1),
     )
     expect(relativeError(same, changed)).toBeLessThan(1e-5)
-    for (const one of [plain, session, other.session]) await one.dispose()
+    for (const opened of [plain, session, other.session]) await opened.dispose()
     await model.close()
   })
 })

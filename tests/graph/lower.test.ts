@@ -51,7 +51,7 @@ async function runGraph(graph: Graph, spec: LoweringCase): Promise<Record<string
   }
 }
 
-/** The values at tokens: those behind a row's length are left out. */
+/** The values at tokens, without the padding after a row's length. */
 function atTokens({ data, dims }: RuntimeTensor, lengths?: readonly number[]): number[] {
   const width = dims.slice(2).reduce((product, dim) => product * dim, 1)
   return Array.from(data as Float32Array).filter((_, i) => {

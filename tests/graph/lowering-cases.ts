@@ -16,7 +16,7 @@ export interface LoweringCase {
   /** Which outputs to compare; the first by default. */
   outputs?: readonly number[]
   opset?: number
-  /** Tokens of each row that are not padding: rows of (B, S, …) behind them may differ. */
+  /** The number of tokens of each row. Values of (B, S, …) after them are padding and may differ. */
   lengths?: readonly number[]
 }
 

@@ -22,7 +22,10 @@ const runtime = { module: ort as unknown as OrtModule }
 const names = ['llama-optimum', 'gpt2-optimum'] as const
 const models = new Map<string, { cast: Model; plain: Model }>()
 
-/** The model with its weights rounded to float16: in float16 behind a Cast, or as the same numbers in float32. */
+/**
+ * The model with its weights rounded to float16: stored in float16 and read through a Cast, or as the same numbers in
+ * float32.
+ */
 async function rounded(name: string, isCast: boolean): Promise<Model> {
   const directory = new NodeDirectory(`tests/golden/models/${name}`)
   const { onnx } = await loadModel(directory, { runtime })

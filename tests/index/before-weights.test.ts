@@ -19,7 +19,7 @@ class Watched extends MemoryDirectory {
   }
 }
 
-/** The golden model; behind the module `stop`, an operator that nobody knows. */
+/** The golden model, with an unknown operator after the module `stop`. */
 async function modelWith(stop?: string): Promise<Watched> {
   const onnx = readdirSync(`${FOLDER}/onnx`).map((name) => `onnx/${name}`)
   const files = ['config.json', ...onnx].map((path) => [path, readFileSync(`${FOLDER}/${path}`)] as const)

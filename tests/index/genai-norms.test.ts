@@ -66,8 +66,8 @@ describe.each(Object.entries(CASES))('replaced norms of %s', (name, folder) => {
     const merged = await loadOnnx(out, 'model.onnx')
     const alone = await ModelSession.open({ onnx: merged, runtime: inThread })
     expect(maxDifference(lastOf((await alone.run(feeds)).logits), adapted)).toBeLessThan(2e-5)
-    for (const one of [session, alone]) await one.dispose()
-    for (const one of [merged, model]) await one.close()
+    for (const opened of [session, alone]) await opened.dispose()
+    for (const opened of [merged, model]) await opened.close()
   })
 
   it('have PEFT’s gradients and steps, and a new adapter starts with the base’s own', async () => {
@@ -105,8 +105,8 @@ describe('replaced norms of a graph in 4 bits', () => {
     const data = [{ text: 'the king of the sea' }, { text: 'call me' }]
     const { report } = await train({ model, adapter, data, maxSteps: 3, learningRate: 1e-3, threads: 1 })
     expect(report.trainLoss[2]).toBeLessThan(report.trainLoss[0])
-    for (const one of [session, alone]) await one.dispose()
-    for (const one of [merged, model]) await one.close()
+    for (const opened of [session, alone]) await opened.dispose()
+    for (const opened of [merged, model]) await opened.close()
   })
 })
 

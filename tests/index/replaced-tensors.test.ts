@@ -60,8 +60,8 @@ async function check(model: Model, name: string, branches: readonly boolean[]): 
     expect(maxDifference(await lastLogits(session, feeds, ['own', null]), mixed)).toBeLessThan(1e-5)
     expect(maxDifference(await lastLogits(alone, feeds), adapted)).toBeLessThan(1e-5)
   }
-  for (const one of [session, alone]) await one.dispose()
-  for (const one of [merged, model.onnx]) await one.close()
+  for (const opened of [session, alone]) await opened.dispose()
+  for (const opened of [merged, model.onnx]) await opened.close()
 }
 
 async function mergedOf(onnx: OnnxModel, adapter: LoraAdapter): Promise<OnnxModel> {

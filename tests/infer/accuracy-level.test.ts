@@ -36,8 +36,8 @@ it('computes what ONNX Runtime computes of a file with this level, near to the e
   expect(rounded).toBeGreaterThan(1e-4)
   expect(rounded).toBeLessThan(0.05)
   expect(maxDifference((await unset.run(feeds)).logits, (await exact.run(feeds)).logits)).toBe(0)
-  for (const one of [plain, session, exact, unset]) await one.dispose()
-  for (const one of [model, rewritten]) await one.close()
+  for (const opened of [plain, session, exact, unset]) await opened.dispose()
+  for (const opened of [model, rewritten]) await opened.close()
 })
 
 it('gives each row of a batch what it has alone, with an adapter for each', async () => {

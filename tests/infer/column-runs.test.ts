@@ -5,7 +5,7 @@ import { ModelSession } from '../../src/infer/model-session.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { makeAdapter, maxDifference, openModel } from './models.js'
 
-/** Two texts, one filled up on the left: three tokens, and three more behind them at once. */
+/** Two texts, one padded on the left: three tokens, and then three more tokens in one run. */
 const FIRST = { batch: 2, sequence: 3, inputIds: [5, 6, 7, 0, 8, 9], attentionMask: [1, 1, 1, 0, 1, 1] }
 const MORE = { ...FIRST, past: 3, inputIds: [1, 2, 3, 4, 5, 6], attentionMask: [1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1] }
 

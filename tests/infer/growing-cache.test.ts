@@ -20,7 +20,7 @@ afterAll(async () => {
   await model.close()
 })
 
-/** The likeliest token behind each of the text's, by one run. */
+/** The likeliest next token after each token of the text, from a single run. */
 async function likeliest(ids: readonly number[], name: string | null, of = session): Promise<number[]> {
   const input_ids = { type: 'int64' as const, data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] }
   const { logits } = await of.run({ input_ids }, { adapter: name, outputNames: ['logits'] })
@@ -75,7 +75,7 @@ it('the rows are given out beside the caches, and runs give what the model gives
 
 it.each([
   ['models/union-3m', Math.max],
-  // The shortest prompt ends first: rows are filled up behind them.
+  // The shortest prompt ends first. Its row is padded on the right.
   ['tests/golden/models/llama-genai', Math.min],
 ])('%s: while texts are written, no logits but those of the last tokens are computed', async (path, of) => {
   const { module, fed } = recordingRuntime()

@@ -1,5 +1,5 @@
 // A run that never ends in a real Web Worker, in Chromium: the worker is ended, and the page works on.
-// The runtime for browsers is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
+// The runtime for browsers is large, so it is not a dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'

@@ -59,7 +59,7 @@ describe('long RoPE', () => {
       const bound = g.int([16])
       graph.setInput(node, 0, g.op(opType, isFirst ? [bound, length] : [length, bound]))
       expect([opType, isFirst, rotarySwitches(graph)]).toEqual([opType, isFirst, [last]])
-      // What is computed from a text's values is no length.
+      // A value that is computed from the tokens is not a length.
       const value = g.cast(graph.nodes.find((one) => one.opType === 'GroupQueryAttention')!.output[0], DataType.FLOAT)
       graph.setInput(node, 0, g.op(opType, [value, g.float(16)]))
       expect(rotarySwitches(graph)).toEqual([])

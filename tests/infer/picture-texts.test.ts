@@ -101,7 +101,7 @@ describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
 describe('what cannot be done is refused by name', () => {
   const square = pictureGolden('llava').picture('square')
 
-  /** A folder of which some files are not there. */
+  /** A folder in which some files are missing. */
   class Without extends NodeDirectory {
     constructor(
       folder: string,

@@ -23,7 +23,10 @@ const open = (name: string): Promise<Model> =>
 const adapterOf = (name: string): Promise<LoraAdapter> =>
   loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
 
-/** The logits of the last two tokens of the decoder, behind the encoder, and those of the last one from a cache. */
+/**
+ * The logits of the decoder's last two tokens, with the encoder's states, and the logits of the last token from a
+ * cache.
+ */
 async function decoded(session: ModelSession<Model>, name: string, adapter: string | null) {
   const ids = expectedGraphs(name).decoderIds!
   const { last_hidden_state } = await session.run(await firstFeeds(name), { graph: 'encoder', adapter })
@@ -79,8 +82,8 @@ describe('encoder and decoder', () => {
     expect(worst(own.whole, expected.whole)).toBeLessThan(1e-5)
     expect(worst(own.cached, expected.cached)).toBeLessThan(1e-5)
     expect(worst(own.whole, (await graphsNumbers('t5')).get('adapted')!)).toBeGreaterThan(0.1)
-    for (const one of [session, merged]) await one.dispose()
-    for (const one of [model, mergedModel]) await one.close()
+    for (const opened of [session, merged]) await opened.dispose()
+    for (const opened of [model, mergedModel]) await opened.close()
     rmSync(out, { recursive: true })
   })
 

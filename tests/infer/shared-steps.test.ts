@@ -263,7 +263,7 @@ it('in a worker, calls that end early leave at any step, and the others have the
         } else expectSame(await session.generate(prompt, options), expected[i], prompt)
       })
       await Promise.all(texts)
-      // Nothing is left behind: a text has all steps for itself.
+      // Nothing stays from earlier texts: this text has all steps for itself.
       expect(await countOf(() => session.generate('The', { temperature: 0, maxNewTokens: 5 }))).toBe(5)
     },
     messageHost().host,

@@ -19,7 +19,7 @@ export function tensor(name: string, shape: number[], dtype: TensorDtype = 'fp32
 
 export const PAIR = [tensor(A, [2, 3]), tensor(B, [4, 2])]
 
-/** @param config as text where it is no JSON */
+/** @param config the config; a text if it should not be valid JSON */
 export async function adapterFolder(config: unknown = CONFIG, tensors: TensorBytes[] = PAIR): Promise<MemoryDirectory> {
   const text = typeof config === 'string' ? config : JSON.stringify(config)
   const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')

@@ -126,7 +126,7 @@ describe.each(GOLDEN.forms)('an embedding as %s', (name) => {
       expect(deviation((await outputOf(both, feedsOf(numbers))).base, sum)).toBeLessThan(1e-5)
       await both.close()
     }
-    for (const one of [merged, onnx]) await one.close()
+    for (const opened of [merged, onnx]) await opened.close()
   })
 
   it('becomes a table of floats in a merge of trained rows, with a warning', async () => {

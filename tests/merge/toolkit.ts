@@ -27,7 +27,7 @@ export function normals(random: Random, count: number, std = 1): Float32Array {
   return Float32Array.from({ length: count }, () => std * random.normal())
 }
 
-/** Tensors with normal values, or bytes that count up where the type is no float. */
+/** Tensors with normally distributed values, or bytes that count up if the type is not a float. */
 export function tensors(sketches: readonly TensorSketch[], seed = 1): TensorBytes[] {
   const random = new Random(seed, 'tensors')
   return sketches.map(([name, dtype, shape]) => {

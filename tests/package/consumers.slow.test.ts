@@ -1,5 +1,5 @@
 // The package in the hands of other tools: bundlers, a page without one, Bun, Deno, and the oldest TypeScript that
-// reads the declarations. Those that are no development dependencies are installed by .ci/run; without them a test is
+// reads the declarations. Tools that are not development dependencies are installed by .ci/run; without them a test is
 // skipped, and says so.
 
 import { execFileSync, spawnSync } from 'node:child_process'

@@ -18,7 +18,7 @@ const MODEL_FILES = ['config.json', 'generation_config.json', 'tokenizer.json', 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors']
 const RUNTIME_FILES = ['ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm']
 
-/** The folder of onnxruntime-web's files; undefined where it is not installed. */
+/** The folder of onnxruntime-web's files, or undefined if it is not installed. */
 function webRuntimeFolder(): string | undefined {
   try {
     return dirname(createRequire(import.meta.url).resolve('onnxruntime-web/wasm'))

@@ -1,5 +1,5 @@
 // Pages whose server lacks the scripts of the workers, in Chromium: the error names the address that was asked for,
-// which bundlers make up, and says what to do. Those that are no development dependencies are installed by .ci/run.
+// which bundlers make up, and says what to do. Tools that are not development dependencies are installed by .ci/run.
 
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -1,4 +1,4 @@
-// Callers that want a server to stop, to answer for ever, or to tell what is none of their business.
+// Callers that want a server to stop, to answer for ever, or to tell secrets.
 
 import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { request as httpRequest, type IncomingMessage } from 'node:http'

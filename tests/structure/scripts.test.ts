@@ -8,7 +8,7 @@ import { filesIn, root, textOf } from './project.js'
 
 const parse = (path: string) => ts.createSourceFile(path, textOf(path), ts.ScriptTarget.Latest, true)
 
-/** The source of a built file; undefined where there is none. */
+/** The source of a built file, or undefined if it has none. */
 function sourceOf(from: string, specifier: string): string | undefined {
   const built = join(from, '..', specifier)
   const source = built.replace(/^dist/, 'src').replace(/\.js$/, '.ts')

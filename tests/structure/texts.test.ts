@@ -56,7 +56,7 @@ describe('project texts', () => {
       .filter((path) => path.endsWith('.md'))
       .flatMap((path) => {
         let isCode = false
-        // Fields at the head of a page are no prose.
+        // Fields at the head of a page are not prose.
         const lines = textOf(path)
           .replace(/^---\n.*?\n---\n/s, (head) => head.replaceAll(/.+/g, ''))
           .split('\n')

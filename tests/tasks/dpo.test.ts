@@ -177,7 +177,7 @@ describe('rows', () => {
   })
 })
 
-/** The adapter with B in an engine, behind a reference without it. */
+/** The adapter with B in an engine, after a reference without B. */
 async function openPolicy(options: DpoOptions, base: Model = model) {
   const { examples } = await encode(rows)
   const adapter = await load('adapter-init')

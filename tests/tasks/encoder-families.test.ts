@@ -116,7 +116,7 @@ describe.each(some(Object.entries(FAMILIES), 2))('%s', (name, [query, prefix]) =
         found.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-5))
       }
       for (const session of sessions) await session.dispose()
-      for (const one of [own, merged]) await one.close()
+      for (const opened of [own, merged]) await opened.close()
     })
 
     it('are learned by a head of the graph, with the modules that PEFT adapts by default', async () => {

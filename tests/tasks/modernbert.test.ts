@@ -60,7 +60,7 @@ it('gives the same logits in a session, and merged', async () => {
     found.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-5))
   }
   for (const session of [own, alone]) await session.dispose()
-  for (const one of [model, merged]) await one.close()
+  for (const opened of [model, merged]) await opened.close()
 })
 
 it.each(['fp16', 'fp16_io'])('merges the head into %s, with logits near those of float32', async (form) => {

@@ -35,7 +35,7 @@ async function templateOf(name: string, tokens: Record<string, string>): Promise
   return (await loadChatTemplate(directory)) as ChatTemplate
 }
 
-/** A definition with the templates' special tokens added behind its own. */
+/** A tokenizer definition to which the templates' special tokens are added. */
 function withSpecial(definition: { model: { vocab: object }; added_tokens: object[] }, name: string): Tokenizer {
   const first = Object.keys(definition.model.vocab).length
   const added = expected.special.map((content, i) => ({ id: first + i, content, special: true, normalized: false }))

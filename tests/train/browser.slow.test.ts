@@ -1,5 +1,5 @@
 // Training and generating in Chromium, in Web Workers on onnxruntime-web, where both are there: losses and texts are
-// Node's. The runtime for browsers is large, so that it is no dependency: npm install --no-save -D
+// Node's. The runtime for browsers is large, so it is not a dependency: npm install --no-save -D
 // onnxruntime-web@1.30.0
 
 import { readFileSync } from 'node:fs'

@@ -1,5 +1,5 @@
 // The GPU of a page goes away in the middle of a run, in Chromium: an error says so, the saved steps are there, and the
-// work goes on. The runtime for browsers is large, so that it is no dependency: npm install --no-save -D
+// work goes on. The runtime for browsers is large, so it is not a dependency: npm install --no-save -D
 // onnxruntime-web@1.30.0
 
 import { readFileSync } from 'node:fs'

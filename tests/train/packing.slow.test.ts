@@ -22,7 +22,7 @@ import { cases } from '../thorough.js'
 
 const runtime = await loadNodeRuntime()
 
-/** Records of different lengths, some tokens of which count. */
+/** Records of different lengths. Only some of their tokens count. */
 function examplesOf(vocabulary: number): Example[] {
   return [5, 9, 3, 12, 7].map((length, record) => {
     const inputIds = Int32Array.from({ length }, (_, i) => 3 + ((37 * record + 11 * i * i) % (vocabulary - 3)))

@@ -57,7 +57,7 @@ describe.skipIf(!canOpenSite)('a page whose GPU is lost', { timeout: 300_000 }, 
     await site.watchSteps()
     await press('Go on with WebAssembly')
     await site.answered()
-    // The first that is shown follows a saved one, of which each tenth is.
+    // Every tenth step is saved. The first step that is shown follows a saved step.
     const steps = await site.page.evaluate('[...globalThis.steps]')
     expect(steps[0]).toMatch(/^[1-3]1\/40$/)
     expect(steps.at(-1)).toBe('40/40')

@@ -1,5 +1,5 @@
 // The page of web/ as a user sees it, in Chromium: open the small model, train, pause, reload, continue, compare, look
-// at the layers. onnxruntime-web is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
+// at the layers. onnxruntime-web is large, so it is not a dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -141,7 +141,7 @@ describe('fp64', () => {
   })
 
   it('is converted with one rounding', async () => {
-    // In f32 this is a tie between two bf16 values, of which the even one is the further.
+    // In f32 this is a tie between two bf16 values, and the even value is farther away.
     const value = 1 + 2 ** -8 + 2 ** -40
     const data = encodeWeights(Float64Array.of(value, -value, 1e-310, 2, 0.1), 'fp64')
     const from = new MemoryDirectory({
