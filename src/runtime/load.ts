@@ -40,12 +40,3 @@ async function importOrt(specifier: string): Promise<OrtModule> {
   }
   return ort as OrtModule
 }
-
-/** Imports onnxruntime-web as the page's bundler or import map resolves it. Returns undefined if that fails. */
-export async function importWebRuntime(): Promise<unknown> {
-  try {
-    return await import('onnxruntime-web/webgpu')
-  } catch {
-    return undefined
-  }
-}

@@ -3,9 +3,9 @@
 
 import { ConfigError, MismatchError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
-import { importWebRuntime } from '../runtime/load.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import type { Feeds } from '../runtime/runtime.js'
+import { importWebRuntime } from '../runtime/web-package.js'
 
 /** The oldest version that works: older models, pipelines or sessions differ. */
 const OLDEST = [4, 3]

@@ -164,6 +164,28 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
   })
 })
 
+// Bundlers copy the 27 MB of onnxruntime-web's WebAssembly when they read an import of it, used or not.
+it('Vite copies no runtime for a page that names a URL', async () => {
+  const web = { name: 'onnxruntime-web', type: 'module', exports: { './webgpu': './webgpu.js' } }
+  consumer.write('node_modules/onnxruntime-web/package.json', JSON.stringify(web))
+  consumer.write('node_modules/onnxruntime-web/webgpu.js', "export default new URL('ort.wasm', import.meta.url).href")
+  consumer.write('node_modules/onnxruntime-web/ort.wasm', ' '.repeat(10_000))
+  const built = async (name: string) => {
+    const folder = output(name)
+    await viteBuild({
+      root: consumer.folder,
+      configFile: false,
+      logLevel: 'silent',
+      build: { outDir: folder, target: 'es2022', rolldownOptions: { input: join(consumer.folder, `${name}.mjs`) } },
+      worker: { format: 'es' },
+    })
+    return filesBelow(folder).filter((file) => file.endsWith('.wasm')).length
+  }
+  copyFileSync(join(repository, 'tests/package/page.mjs'), join(consumer.folder, 'by-url.mjs'))
+  consumer.write('by-name.mjs', "import('onnxruntime-web/webgpu').then(console.log)")
+  expect([await built('by-url'), await built('by-name')]).toEqual([0, 1])
+})
+
 describe('in Node', () => {
   const SCRIPT = `
     import { loadAdapter } from 'lowrank'
