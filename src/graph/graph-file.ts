@@ -36,7 +36,7 @@ const FOLDERS = ['onnx/', '']
 
 interface Wanted {
   readonly dtype?: DtypeChoice | undefined
-  /** config.json, whose `transformers.js_config` may choose. */
+  /** The contents of config.json. Its `transformers.js_config` may choose the type. */
   readonly config?: Readonly<Record<string, unknown>> | undefined
 }
 
@@ -107,7 +107,7 @@ export function roleOf(path: string): GraphRole {
 export function graphFile(path: string): { name: string; dtype: GraphDtype | undefined } {
   const file = path.slice(path.lastIndexOf('/') + 1)
   const endings = DTYPES.map((dtype) => ({ dtype, ending: `${SUFFIXES[dtype]}.onnx` }))
-  // The longest match: every name ends in the empty suffix of fp32.
+  // Takes the longest suffix that matches, because the empty suffix of fp32 matches every name.
   const [found] = endings
     .filter(({ ending }) => file.endsWith(ending))
     .sort((a, b) => b.ending.length - a.ending.length)

@@ -177,7 +177,7 @@ export class LoraLayer extends FactorPart {
     this.#weightA = this.#assigned('weightA', value, this.rank, this.k, this.#weightA.data)
   }
 
-  /** B (d, r). Everything said of weightA holds. */
+  /** B (d, r). The same holds as for `weightA`. */
   get weightB(): Matrix {
     return this.#weightB
   }

@@ -68,7 +68,7 @@ export async function openEngine<T extends Disposable>(
   return {
     remote: connection.remote as unknown as Remote<T>,
     async close(limitMs = STOP_MS) {
-      // A worker that has failed rejects this call, which is fine: then it only remains to close it.
+      // If the worker has failed, this call rejects. That is fine: the worker is closed next anyway.
       const disposal = (connection.remote as Remote<Disposable>).dispose()
       if (await settlesWithin(disposal, limitMs)) return connection.close()
       const error = new RuntimeError({

@@ -172,7 +172,7 @@ export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): Trained
   for (const { name, tokens, embedding } of rows) {
     for (const { node, last } of embeddings.filter((lookup) => lookup.name === embedding)) {
       const token = g.unsqueeze(g.cast(node.input[1], DataType.INT64), [-1])
-      // A one-hot (…, m): the product with the rows has a simple gradient.
+      // Looks rows up by a product with a one-hot matrix (…, m), because its gradient is simple.
       const places = g.cast(g.op('Equal', [token, g.int(tokens)]), DataType.FLOAT)
       const isTrained = g.cast(g.reduceSum(places, [-1]), DataType.BOOL)
       graph.putBehind(last.output[0], (base) => g.where(isTrained, g.matmul(places, inputOf(name)), base))

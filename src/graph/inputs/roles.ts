@@ -135,7 +135,10 @@ export function ones(type: 'bool' | 'int64', dims: readonly number[]): RuntimeTe
   return { type, data: type === 'bool' ? new Uint8Array(count).fill(1) : new BigInt64Array(count).fill(1n), dims }
 }
 
-/** (batch, sequence) as (3, batch, sequence): time, height and width, which are equal for text. */
+/**
+ * Repeats positions (batch, sequence) for three axes, (3, batch, sequence): time, height and width, which are equal for
+ * text.
+ */
 function onThreeAxes({ type, data, dims }: RuntimeTensor): RuntimeTensor {
   const all = new (data.constructor as BigInt64ArrayConstructor)(3 * data.length)
   for (let axis = 0; axis < 3; axis++) all.set(data as BigInt64Array, axis * data.length)

@@ -27,7 +27,10 @@ const OF_LENGTHS: ReadonlySet<string> = new Set([
   ...['Add', 'Sub', 'Max', 'ReduceMax', 'ReduceSum'],
 ])
 
-/** The longest lengths, in tokens, before other values are computed with. Ascending; none for most graphs. */
+/**
+ * Finds the lengths, in tokens, after which a graph computes with other rotary values. Ascending; empty for most
+ * graphs.
+ */
 export function rotarySwitches(graph: Graph): number[] {
   const found = graph.nodes.flatMap((node) => {
     if (node.opType !== 'If' && node.opType !== 'Where') return []

@@ -104,7 +104,7 @@ export async function shapesByOperator(
   return known
 }
 
-/** Returns the value of the branch that an If takes; undefined if the points differ or it is not known. */
+/** Returns the value of the branch that an If takes. Undefined if it is not known, or differs between the two runs. */
 function takenBy(graph: Graph, node: NodeProto, output: Value, known: ReadonlyMap<Value, Known>): Value | undefined {
   const [first, second] = known.get(node.input[0])?.points.map(({ data }) => data?.[0]) ?? []
   if (first === undefined || first !== second) return undefined

@@ -3,7 +3,7 @@
 import { Random } from '../../base/random.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 
-/** Equal draws drop the same elements. */
+/** The random choice of a dropout mask. Equal draws drop the same elements. */
 export interface DropoutDraw {
   readonly seed: number
   readonly step: number

@@ -108,7 +108,7 @@ async function* writeTexts(
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
     signal?.throwIfAborted()
-    // The engine tells by the array that two texts have one prompt.
+    // Texts with the same prompt share this array, by which the engine sees that the prompts are equal.
     const before = isSampled ? prompts.indexOf(prompt) : i
     if (before < i) {
       encoded.push(encoded[before])

@@ -89,7 +89,7 @@ function pool(tokens: Float32Array, width: number, pooling: Pooling, skipped: nu
 
 const LEAST_DIVISOR = 1e-9
 
-/** x: (k) → (d) */
+/** Applies a Dense module to a vector: (k) → (d). */
 function dense(x: Float32Array, { weight, bias, activation, residual }: DenseLayer): Float32Array {
   const added = typeof residual === 'object' ? product(residual, x) : residual ? x : undefined
   const result = product(weight, x)

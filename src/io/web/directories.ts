@@ -201,7 +201,7 @@ export class StreamDirectory implements Directory {
     const writer = (await this.#open(path))?.getWriter()
     return streamSink(
       {
-        // Copied, because callers reuse their memory while a stream may still hold the array.
+        // Copy the bytes, because callers use their memory again while a stream may still hold the array.
         write: async (bytes) => writer?.write(new Uint8Array(bytes)),
         close: async () => writer?.close(),
         abort: async () => writer?.abort(),

@@ -67,7 +67,7 @@ export class EmbeddingLora extends LinearBacked {
     return this.linear.weightA
   }
 
-  /** B (D, r). This is not a copy either. */
+  /** B (D, r). Like `weightA`, it is not a copy. */
   get weightB(): Matrix {
     return this.linear.weightB
   }

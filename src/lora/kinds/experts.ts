@@ -49,7 +49,7 @@ export class ExpertLora extends FactorPart {
   readonly config: LoraConfig
   /** A (E·r, k). This is not a copy: if you edit its data, the part changes. */
   readonly weightA: Matrix
-  /** B (d, r·E). This is not a copy either. */
+  /** B (d, r·E). Like `weightA`, it is not a copy. */
   readonly weightB: Matrix
 
   /**

@@ -37,7 +37,7 @@ const QUANTIFIER = /^(?:([*+?])|\{(\d*)(?:(,)(\d*))?\})/
 const HEX_ESCAPE = /^(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})/
 const CONTROLS: Readonly<Record<string, number>> = { a: 7, b: 8, t: 9, n: 10, v: 11, f: 12, r: 13 }
 
-/** Nearly all module names are ASCII, so it is tested first. */
+/** Test for ASCII first: nearly all module names are. */
 const ASCII_WORD = /[0-9A-Za-z_]/
 const isDigit: CharacterTest = (code) => {
   return code < 128 ? code >= 48 && code <= 57 : /\p{Nd}/u.test(String.fromCodePoint(code))
@@ -320,7 +320,7 @@ function caseless(test: CharacterTest): CharacterTest {
   return (code) => {
     const character = String.fromCodePoint(code)
     const cases = [character, character.toLowerCase(), character.toUpperCase()]
-    // In upper case, ß becomes two characters, and Python matches neither.
+    // Skip ß, which becomes two characters in upper case: Python does not match them.
     return cases.some((variant) => [...variant].length === 1 && test(variant.codePointAt(0)!))
   }
 }

@@ -51,7 +51,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
   const { stallMs = STALL_MS } = connection
   const { id, revision } = source
   const cache = new ModelCache(cacheFolder, id, environment.avoidsLinks)
-  /** Why no more requests are sent to the Hub; undefined while they are. */
+  /** The reason why no more requests are sent to the Hub; undefined if requests are sent. */
   let closed = environment.isOffline ? 'HF_HUB_OFFLINE is set' : undefined
 
   const commit = await commitOf()
