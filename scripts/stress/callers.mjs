@@ -80,7 +80,7 @@ for (const [i, name] of names.entries()) {
 
 const handler = await createHandler({
   model,
-  name: 'base',
+  servedModelName: 'base',
   resolveAdapter: folderOfAdapters(scratch),
   maxAdapters: SERVED,
   session: { allow: ['lora', 'dora', 'biases', 'embeddings'], threads: 2 },
@@ -140,7 +140,7 @@ async function streamed(response, leaveAfter, left) {
       const lines = (rest + value).split('\n\n')
       rest = lines.pop()
       for (const line of lines) {
-        if (line === 'data: [DONE]') continue
+        if (line === 'data: [DONE]' || line.startsWith(':')) continue
         const { choices, error } = JSON.parse(line.slice(6))
         if (error !== undefined) throw new Error(error.message)
         text += choices[0]?.text ?? ''

@@ -10,12 +10,12 @@ export function readMessages(
   name: string,
 ): { messages: MessageOfParts[]; images: Uint8Array[] } {
   const images: Uint8Array[] = []
-  const read = messages.map(({ content, ...rest }, i): MessageOfParts => {
+  const all = messages.map(({ content, ...rest }, i): MessageOfParts => {
     const param = `${name}[${i}]`
-    const own = content === null || content === undefined ? {} : { content: contentOf(content, param, images) }
-    return { ...rest, ...own } as MessageOfParts
+    const read = content === null || content === undefined ? {} : { content: contentOf(content, param, images) }
+    return { ...rest, ...read } as MessageOfParts
   })
-  return { messages: read, images }
+  return { messages: all, images }
 }
 
 function contentOf(content: unknown, param: string, images: Uint8Array[]): string | MessagePart[] {

@@ -59,8 +59,8 @@ async function scorePairs(
   const vectors = await session.embed(texts, { adapter, signal })
   const vectorOf = new Map(texts.map((text, i) => [text, vectors[i]]))
   return pairs.map(({ text, textPair }) => {
-    const other = vectorOf.get(textPair)!
-    return vectorOf.get(text)!.reduce((sum, value, i) => sum + value * other[i], 0)
+    const second = vectorOf.get(textPair)!
+    return vectorOf.get(text)!.reduce((sum, value, i) => sum + value * second[i], 0)
   })
 }
 

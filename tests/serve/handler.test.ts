@@ -66,7 +66,7 @@ async function post(path: string, body: object, own: Handler = handler): Promise
 async function events(path: string, body: object): Promise<any[]> {
   const response = await handler(request(path, { ...body, stream: true }))
   expect([response.status, response.headers.get('content-type')]).toEqual([200, 'text/event-stream'])
-  const lines = (await response.text()).split('\n\n').filter((line) => line !== '')
+  const lines = (await response.text()).split('\n\n').filter((line) => line !== '' && !line.startsWith(':'))
   expect(lines.at(-1)).toBe('data: [DONE]')
   return lines.slice(0, -1).map((line) => JSON.parse(line.replace(/^(event: .*\n)?data: /, '')))
 }

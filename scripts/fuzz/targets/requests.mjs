@@ -95,7 +95,7 @@ async function open() {
   writeFileSync(join(folder, 'chat_template.jinja'), CHAT_TEMPLATE)
   return createHandler({
     model: folder,
-    name: 'base',
+    servedModelName: 'base',
     adapters: { peft: join(ADAPTERS, 'f32') },
     resolveAdapter: folderOfAdapters(ADAPTERS),
     maxTokens: 6,
@@ -127,7 +127,7 @@ async function check(bytes, source) {
   const text = await response.text()
   if (response.status !== 200) checkError(response.status, text)
   else if (response.headers.get('content-type') === 'text/event-stream') {
-    const events = text.split('\n\n').filter((line) => line !== '')
+    const events = text.split('\n\n').filter((line) => line !== '' && !line.startsWith(':'))
     if (events.at(-1) !== 'data: [DONE]') throw new Error(`a stream without its end: ${text.slice(-300)}`)
     for (const event of events.slice(0, -1)) {
       const data = event.replace(/^(event: .*\n)?data: /, '')
