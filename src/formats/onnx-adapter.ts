@@ -4,7 +4,7 @@
 
 import type { ByteSink, ByteSource } from '../base/bytes.js'
 import { type FloatDtype, sizeOf } from '../base/dtype.js'
-import { FormatError, UnsupportedError } from '../base/errors.js'
+import { counted, FormatError, UnsupportedError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { TensorInfo } from './safetensors.js'
 
@@ -72,7 +72,7 @@ async function readParameter(reader: Reader, at: number, source: ByteSource): Pr
       where,
       what: 'data that do not fill the shape',
       expected: `${formatShape(shape)} of ${dtype}`,
-      got: `${data.length} bytes`,
+      got: counted(data.length, 'byte'),
     })
   }
   return { name, shape, dtype, offset: data.start, byteLength: data.length }
@@ -178,7 +178,7 @@ export async function writeOnnxAdapter(
       where: sink.name,
       what: 'too large for an .onnx_adapter',
       expected: 'less than 2 GiB',
-      got: `${end} bytes`,
+      got: counted(end, 'byte'),
       hint: 'Write f16, or lower the rank with resize',
     })
   }

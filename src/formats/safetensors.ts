@@ -3,7 +3,7 @@
 
 import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../base/bytes.js'
 import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
-import { didYouMean, FormatError, ShapeError } from '../base/errors.js'
+import { counted, didYouMean, FormatError, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonObject, type JsonValue, parseJson } from './json.js'
 
@@ -145,7 +145,7 @@ function parseTensor(name: string, value: JsonValue, dataStart: number, file: st
     throw new FormatError({
       where,
       what: `data_offsets do not fit ${written} ${formatShape(shape)}`,
-      expected: expected === undefined ? 'a size that is a whole number of bytes below 2⁵³' : `${expected} bytes`,
+      expected: expected === undefined ? 'a size that is a whole number of bytes below 2⁵³' : counted(expected, 'byte'),
       got: `${byteLength}`,
     })
   }
@@ -180,7 +180,7 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
     throw new FormatError({
       where: source.name,
       what: 'bytes after the last tensor',
-      expected: `${end} bytes`,
+      expected: counted(end, 'byte'),
       got: `${source.byteLength}`,
     })
   }
@@ -276,7 +276,7 @@ export async function writeSafetensors(
       throw new ShapeError({
         where: name,
         what: `data do not fill ${dtype} ${formatShape(shape)}`,
-        expected: `${byteLength} bytes`,
+        expected: counted(byteLength, 'byte'),
         got: `${data.get(name)!.byteLength}`,
       })
     }

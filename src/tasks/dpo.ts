@@ -2,7 +2,7 @@
 // answers to a prompt more probable than before training, and the worse less. The loss is −ln σ(β·margin), averaged
 // over the pairs.
 
-import { DataError } from '../base/errors.js'
+import { counted, DataError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -93,7 +93,7 @@ export function encodeAnswer(record: ParsedRecord, context: EncodeContext, where
     where,
     what: 'the chat template shows the messages of an answer differently once others follow',
     expected: 'answers of one message each',
-    got: `${examples.length} messages of the assistant`,
+    got: `${counted(examples.length, 'message')} of the assistant`,
     hint: 'Put all messages but the last one into "prompt"',
   })
 }

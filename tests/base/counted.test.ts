@@ -23,6 +23,17 @@ it('the command line counts by it alone', () => {
   expect(lines).toEqual([])
 })
 
+it('what an error got is counted, wherever it is thrown', () => {
+  const byHand =
+    /got: (.* : )?`\$\{(?!counted)[^{}]*\} (bytes|characters|tokens|records|pictures|layers|tensors|files)`/
+  const lines = filesIn('src', ['.ts']).flatMap((file) =>
+    textOf(file)
+      .split('\n')
+      .filter((line) => byHand.test(line)),
+  )
+  expect(lines).toEqual([])
+})
+
 it('an error about open files says how to raise the limit', () => {
   for (const message of [
     'open file "x" fail, errcode = 24 - Too many open files',

@@ -183,7 +183,7 @@ describe('external data', () => {
       'has a length that is not its shape',
       { ...good, length: '12' },
       FormatError,
-      /expected 16384 bytes, got 12 bytes/,
+      /expected 16,384 bytes, got 12 bytes/,
     ],
     ['ends behind its file', { ...good, offset: '30000' }, FileError, /read past the end/],
   ])('that %s is refused', async (_, entries, type, message) => {
@@ -240,7 +240,7 @@ describe('what is no ONNX model', () => {
 
   it('a weight whose content is not its shape', async () => {
     const wrong = linearModel(rawTensor('w', W, [16, 255]), rawTensor('v', V, [256, 16]))
-    await expect(load(serializeModel(wrong))).rejects.toThrow(/tensor "w".*expected 16320 bytes, got 16384 bytes/)
+    await expect(load(serializeModel(wrong))).rejects.toThrow(/tensor "w".*expected 16,320 bytes, got 16,384 bytes/)
   })
 
   it('a shape whose negative dimensions make up for each other', async () => {

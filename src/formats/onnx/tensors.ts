@@ -1,7 +1,7 @@
 // TensorProto: sizes, content, external ranges. Everything multi-byte is little-endian.
 // Format: https://onnx.ai/onnx/repo-docs/IR.html, https://onnx.ai/onnx/repo-docs/ExternalData.html
 
-import { FormatError } from '../../base/errors.js'
+import { counted, FormatError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import {
   TensorProto_DataLocation as DataLocation,
@@ -106,8 +106,8 @@ export function weightRange(tensor: TensorProto, where: string): WeightRange {
     throw new FormatError({
       where,
       what: `external ${what} of type ${dataTypeName(tensor.dataType)}, shape ${formatShape(dims)} has another length`,
-      expected: expected === undefined ? 'a type with a fixed size' : `${expected} bytes`,
-      got: `${byteLength} bytes`,
+      expected: expected === undefined ? 'a type with a fixed size' : counted(expected, 'byte'),
+      got: counted(byteLength ?? 0, 'byte'),
     })
   }
   return { name: tensor.name, location, offset: integer('offset') ?? 0, byteLength, dataType: tensor.dataType, dims }
@@ -150,7 +150,7 @@ export function inlineBytes(tensor: TensorProto, where: string): Uint8Array {
       where,
       what: `tensor ${JSON.stringify(tensor.name)} of type ${dataTypeName(tensor.dataType)} has other content than its shape says`,
       expected: `${expected ?? 'a fixed number of'} bytes for ${formatShape(dims)}`,
-      got: `${bytes?.byteLength ?? 'no'} bytes`,
+      got: bytes === undefined ? 'no bytes' : counted(bytes.byteLength, 'byte'),
     })
   }
   return bytes

@@ -1,7 +1,7 @@
 // A file on a server, read in ranges (RFC 9110, section 14), for readers that need a small part of a large file.
 
 import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
-import { FileError } from '../../base/errors.js'
+import { counted, FileError } from '../../base/errors.js'
 import { type HubConnection, isWorthATry, pause, request } from './request.js'
 
 /** Smaller files are read whole, because several ranges would take several requests. */
@@ -99,7 +99,7 @@ export function rangeSource(
     }
     const bytes = concatBytes(parts) as Uint8Array<ArrayBuffer>
     if (bytes.byteLength === byteLength) return bytes
-    throw changed(`${byteLength} bytes`, `${bytes.byteLength}`)
+    throw changed(counted(byteLength, 'byte'), `${bytes.byteLength}`)
   }
 
   function changed(expected: string, got: string): FileError {

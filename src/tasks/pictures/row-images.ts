@@ -1,7 +1,7 @@
 // The pictures of a row of data, in the form of TRL's vision data sets: a list `images` in the order of their places in
 // the messages, or each picture in its place.
 
-import { DataError } from '../../base/errors.js'
+import { counted, DataError } from '../../base/errors.js'
 import type { ImageSource } from '../../images/image.js'
 import { isImageSource } from '../../images/image-source.js'
 import { type Chat, chatOf, type MessagePart, messageOfParts } from '../../text/chat.js'
@@ -21,7 +21,7 @@ export function parsePictured(row: unknown, where: string): PicturedRecord {
       where,
       what: 'pictures beside a text',
       expected: '"messages", or "question" and "answer", with "images"',
-      got: `${given.length} pictures`,
+      got: counted(given.length, 'picture'),
     })
   }
   if (!isChat) return record
