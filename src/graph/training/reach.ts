@@ -68,14 +68,14 @@ export function checkReach(model: OnnxModel, layers: readonly Pick<Linear, 'name
   const nodes = new Set(missed.flatMap(({ output }) => stopped.get(output) ?? []))
   const refused = Array.from(nodes, (node) => [operatorOf(node), node] as const)
   const others = layers.filter((layer) => !missed.includes(layer))
-  const other = 'Export the model in another way'
+  const advice = 'Export the model in another way'
   throw new UnsupportedError({
     where: 'training',
     what: [
       `no gradient through ${listByOperator(refused)} reaches ${namesOf(missed)}`,
       ...refusals.map(({ message }) => message),
     ].join('; '),
-    hint: others.length === 0 ? other : `${other}, or adapt only layers that it reaches: ${namesOf(others)}`,
+    hint: others.length === 0 ? advice : `${advice}, or adapt only layers that it reaches: ${namesOf(others)}`,
   })
 }
 

@@ -88,8 +88,13 @@ function differ(a: Part, b: Part): boolean {
   if (areApart(values(a), values(b))) return true
   const [first, second] = [a, b].map(({ properties }) => (isObject(properties) ? properties : {}))
   return [a.required ?? []].flat().some((name) => {
-    const [one, two] = [first[name as string], second[name as string]]
-    return [b.required ?? []].flat().includes(name) && isObject(one) && isObject(two) && differ(one, two)
+    const [firstValue, secondValue] = [first[name as string], second[name as string]]
+    return (
+      [b.required ?? []].flat().includes(name) &&
+      isObject(firstValue) &&
+      isObject(secondValue) &&
+      differ(firstValue, secondValue)
+    )
   })
 }
 
