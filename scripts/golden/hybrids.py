@@ -237,9 +237,10 @@ def stored(family, dtype):
     model = build(family)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if dtype.startswith("q4") and p.dim() >= 2 and "conv" not in name:
+            is_convolution = p.dim() == 3 and "conv" in name
+            if dtype.startswith("q4") and p.dim() >= 2 and not is_convolution:
                 p.copy_(on_grid(p, torch.float16 if dtype == "q4f16" else torch.float32))
-            if dtype == "fp16" or (dtype == "q4f16" and (p.dim() < 2 or "conv" in name or "embed" in name)):
+            if dtype == "fp16" or (dtype == "q4f16" and (p.dim() < 2 or is_convolution or "embed" in name)):
                 p.copy_(p.half().float())
     return model
 

@@ -3,6 +3,8 @@
 
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
+import { UnsupportedError } from '../../src/base/errors.js'
+import { requireHandled } from '../../src/lora/requirements.js'
 import { checkpointDifference, mergeDifference, openCell, sessionDifference, trainDifferences } from './cell.js'
 
 const { HYBRIDS } = process.env
@@ -20,7 +22,8 @@ const cells = readdirSync(WORK).flatMap((family) =>
 const rows = new Map<string, string>()
 
 const shown = (number: number) => number.toExponential(0).replace('e-', 'e−')
-const attempt = async (measure: () => Promise<string>) => measure().catch((error: Error) => error.message)
+const attempt = async (measure: () => Promise<string>) =>
+  measure().catch((error: Error) => (error instanceof UnsupportedError ? 'refused' : error.message))
 
 it.each(cells)('%s by %s', async (family, exporter) => {
   const cell = await openCell(`${WORK}/${family}`, exporter)
@@ -28,6 +31,7 @@ it.each(cells)('%s by %s', async (family, exporter) => {
     await attempt(async () => shown(await sessionDifference(cell))),
     await attempt(async () => shown(await mergeDifference(cell))),
     await attempt(async () => {
+      requireHandled(cell.adapter, ['linear'], 'training')
       const { loss, gradient } = await trainDifferences(cell)
       return `${shown(loss)}, ${shown(gradient)}`
     }),
