@@ -1,11 +1,10 @@
-// Adapted parameters (target_parameters) in graphs that compute each expert by layers of its own, as mobius writes them.
+// Adapted parameters (target_parameters) in graphs that compute each expert by layers of its own, as those of mobius.
 
 import type { Matrix } from '../../base/tensor.js'
 import { modelType } from '../../families/families.js'
 import { nameOfModule } from '../../graph/match/module-names.js'
-import { rowsOf } from '../../linalg/product.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import { type ExpertLora, expertColumns } from '../../lora/kinds/experts.js'
+import { type ExpertLora, expertFactors } from '../../lora/kinds/experts.js'
 import { isPlain, type LinearValues, linearValues, plainAdapter, type RunAdapter } from '../../lora/run-adapter.js'
 
 const PARTS: Readonly<Record<string, readonly string[]>> = { gate_up_proj: ['gate_proj', 'up_proj'] }
@@ -30,7 +29,7 @@ function layersOf(
   names: ReadonlySet<string>,
   { model_type: type }: Readonly<Record<string, unknown>>,
 ): LinearValues[] | undefined {
-  const { module, experts, weightA, weightB } = part
+  const { module, experts, d } = part
   const parameter = part.name.slice(module.length + 1)
   const has = (projection: string) => nameOfModule(names, `${module}.0.${projection}`) !== undefined
   const projections = has(parameter) ? [parameter] : (PARTS[parameter] ?? [])
@@ -38,16 +37,16 @@ function layersOf(
   // OpenAI's models store gate and up in turn, others one after the other.
   const inTurn = modelType(type).hasInputMajorExperts === true
   return Array.from({ length: experts }, (_, expert) => {
-    const [a, b] = [rowsOf(weightA, expert, experts), expertColumns(weightB, expert, experts)]
+    const [a, b] = expertFactors(part, expert)
+    const count = projections.length
     return projections.map((projection, i) => {
-      const rows = inTurn ? everyOther(b, i, projections.length) : rowsOf(b, i, projections.length)
-      return linearValues(`${module}.${expert}.${projection}`, part.config, a, rows)
+      const isOwn = (row: number) => (inTurn ? row % count : Math.floor((row * count) / d)) === i
+      return linearValues(`${module}.${expert}.${projection}`, part.config, a, chosenRows(b, isOwn))
     })
   }).flat()
 }
 
-/** The rows `first`, `first` + `step`, … */
-function everyOther({ data, shape: [rows, columns] }: Matrix, first: number, step: number): Matrix {
-  const chosen = data.filter((_, i) => Math.floor(i / columns) % step === first) as Matrix['data']
-  return { data: chosen, shape: [rows / step, columns] }
+function chosenRows({ data, shape: [, columns] }: Matrix, isChosen: (row: number) => boolean): Matrix {
+  const chosen = data.filter((_, i) => isChosen(Math.floor(i / columns))) as Matrix['data']
+  return { data: chosen, shape: [chosen.length / columns, columns] }
 }

@@ -131,7 +131,7 @@ export class ExpertLora extends FactorPart {
     const turn = (matrix: Matrix) => (layout.isInputMajor ? transpose(matrix) : matrix)
     const all: Matrix = { data, shape: layout.isInputMajor ? [experts * k, d] : [experts * d, k] }
     const adapted = Array.from({ length: experts }, (_, e) => {
-      const [a, b] = [rowsOf(this.weightA, e, experts), expertColumns(this.weightB, e, experts)]
+      const [a, b] = expertFactors(this, e)
       return turn(LoraLayer.fromFactors(a, b, this.config).adapted(turn(rowsOf(all, e, experts))))
     })
     return { data: stacked(adapted).data, shape: [...shape] }
@@ -140,6 +140,11 @@ export class ExpertLora extends FactorPart {
   #where(member: string): string {
     return where(this.name, member, 'ExpertLora')
   }
+}
+
+/** Returns A_e (r, k) and B_e (d, r). */
+export function expertFactors({ weightA, weightB, experts }: ExpertLora, expert: number): [a: Matrix, b: Matrix] {
+  return [rowsOf(weightA, expert, experts), expertColumns(weightB, expert, experts)]
 }
 
 /**
