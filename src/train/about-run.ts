@@ -45,10 +45,10 @@ export function runRecord(
   { settings, config }: { settings: TrainSettings; config: LoraConfig },
 ): string | undefined {
   if (options.adapter !== undefined) return undefined
-  const own = Object.fromEntries(RECORDED.map((name) => [name, options[name]]))
+  const recorded = Object.fromEntries(RECORDED.map((name) => [name, options[name]]))
   const { warmupRatio, ...others } = settings
   const warmup = settings.warmupSteps === undefined ? { warmupRatio } : {}
-  const record = { ...sources, ...own, config: configOf(config), ...others, ...warmup }
+  const record = { ...sources, ...recorded, config: configOf(config), ...others, ...warmup }
   return `${JSON.stringify(record, null, 2)}\n`
 }
 

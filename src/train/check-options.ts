@@ -128,7 +128,7 @@ function checkTogether(options: TrainInput, settings: TrainSettings): void {
   const lacksRecords = evaluates !== undefined && evalData === undefined && evalSplit === undefined
   const isUnused = settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)
   const hasLayers = options.config?.layersToTransform !== undefined
-  const notWith = (other: string) => `not together with ${other}: use one of the two`
+  const notWith = (option: string) => `not together with ${option}: use one of the two`
   const problems: [isWrong: boolean | undefined, where: string, what: string, hint?: string][] = [
     [isFurther && options.config !== undefined, 'config', hasOwn('config')],
     [isFurther && options.trainedTokens !== undefined, 'trainedTokens', hasOwn('trained tokens')],
@@ -150,21 +150,24 @@ function checkTogether(options: TrainInput, settings: TrainSettings): void {
 
 export async function checkParts(adapter: LoraAdapter, context: Context): Promise<void> {
   const { open } = context
-  const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
+  const replaced = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
   const wanted = new Map((open.head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
-  const other = [...wanted.keys()].find((name) => own.get(name) !== wanted.get(name))
-  const unknown = adapter.config.modulesToSave.find((module) => !isSaved(module, [...own.keys(), ...wanted.keys()]))
-  if (other === undefined && unknown === undefined) {
-    if (own.size === 0) return
+  const differing = [...wanted.keys()].find((name) => replaced.get(name) !== wanted.get(name))
+  const unknown = adapter.config.modulesToSave.find(
+    (module) => !isSaved(module, [...replaced.keys(), ...wanted.keys()]),
+  )
+  if (differing === undefined && unknown === undefined) {
+    if (replaced.size === 0) return
     const model = await withSavedTensors(context.model, adapter, context.modules)
     wholeTensors(adapter, { ...context, model })
     return
   }
   throw new MismatchError({
-    where: other ?? 'modulesToSave',
+    where: differing ?? 'modulesToSave',
     what: 'the adapter replaces other tensors than this task trains',
     expected: [...wanted].map(([name, shape]) => `${name} (${shape})`).join(', ') || 'layers of LoRA alone',
-    got: [...own].map(([name, shape]) => `${name} (${shape})`).join(', ') || adapter.config.modulesToSave.join(', '),
+    got:
+      [...replaced].map(([name, shape]) => `${name} (${shape})`).join(', ') || adapter.config.modulesToSave.join(', '),
   })
 }
 

@@ -21,9 +21,9 @@ export async function squaresOfRows(model: Model, layers: readonly NamedLayer[],
     if (read.has(part.name)) continue
     read.add(part.name)
     const { name, d } = part.layer
-    const own = squares.get(name) ?? new Float64Array(d)
-    own.set((await outputNorms(model.onnx, graph, linear)).squares, part.start)
-    squares.set(name, own)
+    const sums = squares.get(name) ?? new Float64Array(d)
+    sums.set((await outputNorms(model.onnx, graph, linear)).squares, part.start)
+    squares.set(name, sums)
   }
   return squares
 }

@@ -118,11 +118,11 @@ export async function newAdapter(
   const adapter = new LoraAdapter({ ...config, targetModules, ...without(config, skipped), taskType, modulesToSave })
   const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
   for (const { name, d, k } of layers.values()) {
-    const own = squares.get(name)
-    if (own === undefined) adapter.addLayerOfShape(name, [d, k])
+    const sums = squares.get(name)
+    if (sums === undefined) adapter.addLayerOfShape(name, [d, k])
     else {
       const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
-      adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(own, Math.sqrt) })
+      adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(sums, Math.sqrt) })
     }
   }
   for (const { name: graphName, d, k } of new Map(embeddings.map((table) => [table.name, table])).values()) {
@@ -156,7 +156,7 @@ async function leaveVision(model: Model, linears: readonly Linear[], config: Lor
   const frozen = findLinears(readGraph(await model.openGraph('vision_encoder')))
   const { targetModules } = config
   // A text is one expression; in a list, each entry names modules of its own.
-  for (const target of typeof targetModules === 'string' ? [targetModules] : targetModules.map((one) => [one])) {
+  for (const target of typeof targetModules === 'string' ? [targetModules] : targetModules.map((name) => [name])) {
     const isMeant = isAllLinear(target) ? () => true : targetMatcher({ ...config, targetModules: target })
     // Exports leave modules around the encoder out.
     const left = frozen.filter(({ name }) => AROUND_VISION.some((module) => isMeant(`model.${module}${name}`)))

@@ -255,7 +255,10 @@ class Run {
   async #step(step: number): Promise<StepMetrics> {
     const startedAt = performance.now()
     const { epoch, plan } = this.#planOf(step)
-    const batches = plan.map((one) => ({ examples: examplesOf(this.input.examples, [one]), length: one.sequence }))
+    const batches = plan.map((batch) => ({
+      examples: examplesOf(this.input.examples, [batch]),
+      length: batch.sequence,
+    }))
     const learningRate = this.#rateOf(step)
     const { loss, gradientNorm } = await this.sessions.step(batches, step, learningRate)
     if (!Number.isFinite(loss)) return this.#fail(`step ${step + 1}`, `the loss is ${loss}`)
@@ -269,7 +272,7 @@ class Run {
       loss,
       learningRate,
       gradientNorm,
-      tokens: plan.flatMap((one) => one.examples).reduce((sum, index) => sum + this.input.costs[index], 0),
+      tokens: plan.flatMap((batch) => batch.examples).reduce((sum, index) => sum + this.input.costs[index], 0),
       elapsedMs: Math.round(elapsedMs * 100) / 100,
     }
   }
@@ -315,7 +318,7 @@ class Run {
     const samples = await sampler?.(this.sessions, this.#planOptions.limit, signal)
     if (samples === undefined) return
     this.#samples.push({ step, samples })
-    on.sample?.({ step, samples: samples.map((one) => ({ ...one })) })
+    on.sample?.({ step, samples: samples.map((sample) => ({ ...sample })) })
   }
 
   async #save(withState = true): Promise<void> {
@@ -378,7 +381,7 @@ class Run {
   #tell(metrics: StepMetrics): void {
     const { on } = this.input
     if (on.step === undefined) return
-    const examples = this.#planOf(metrics.step - 1).plan.reduce((sum, one) => sum + one.examples.length, 0)
+    const examples = this.#planOf(metrics.step - 1).plan.reduce((sum, batch) => sum + batch.examples.length, 0)
     // The last ones alone: sorting all of them at each step would take longer and longer.
     const stepMillis = steadyMedian(this.#times.slice(-RECENT_STEPS)) ?? metrics.elapsedMs
     on.step({

@@ -176,10 +176,11 @@ export class TrainingSessions {
       }
       const { loss, feeds: fed } = open.stepLoss(runs)
       stepLoss = loss
-      feeds = feeds.map((own, run) => ({ ...own, ...fed[run] }))
+      feeds = feeds.map((batchFeeds, run) => ({ ...batchFeeds, ...fed[run] }))
     }
     const passes: Pass[] = []
-    for (const [run, own] of feeds.entries()) passes.push(await this.trainingPass(own, { normalizer, step, run }))
+    for (const [run, batchFeeds] of feeds.entries())
+      passes.push(await this.trainingPass(batchFeeds, { normalizer, step, run }))
     return this.engine.step(passes, rate, stepLoss)
   }
 
@@ -237,9 +238,9 @@ export class TrainingSessions {
 
   async #closeOthers(graph: RunnableGraph): Promise<void> {
     const isEvaluation = graph === this.#evaluation
-    for (const [other, id] of this.#sessions) {
-      if ((other === this.#evaluation) === isEvaluation) continue
-      this.#sessions.delete(other)
+    for (const [opened, id] of this.#sessions) {
+      if ((opened === this.#evaluation) === isEvaluation) continue
+      this.#sessions.delete(opened)
       await this.engine.closeSession(await id)
     }
   }

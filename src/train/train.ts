@@ -183,8 +183,8 @@ async function openExamples({ options, settings, config, task }: Job, { encoded,
 async function startAdapter({ options, settings, targets, task }: Job, { encoded }: Records, { open }: Learned) {
   const { model, modules, on } = options
   const adapter = options.adapter ?? (await newAdapter(model, targets!, { ...options, task, open }))
-  const other = await otherWeights(adapter.trainedOn, model)
-  if (other !== undefined) on?.warning?.(other)
+  const difference = await otherWeights(adapter.trainedOn, model)
+  if (difference !== undefined) on?.warning?.(difference)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   await checkParts(adapter, { model, open, modules })
   if (open.labels !== undefined) adapter.labels = open.labels

@@ -42,9 +42,9 @@ function tensorsOf({ model, open, modules }: Context): Named[] {
       const { name, module, places } = base
       const isOther = places.some((place) => place.kind === 'vector' && place.linear === undefined)
       const offset = isOther ? normOffset(graph, model.config, name) : 0
-      const own = offset === undefined ? { ...base, problem: UNKNOWN_OFFSET } : base
+      const tensor = offset === undefined ? { ...base, problem: UNKNOWN_OFFSET } : base
       const named = (open.head?.moduleName(module) ?? module) + name.slice(module.length)
-      return { name: named, base: own, offset: offset ?? 0 }
+      return { name: named, base: tensor, offset: offset ?? 0 }
     })
     .filter(({ name }) => !ofHead.has(name))
 }
@@ -108,10 +108,10 @@ export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors
 export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTensor[] {
   const { config } = adapter
   const ofHead = headNames(context)
-  const own = adapter.parts('replacement').filter(({ name, isTrained }) => isTrained && !ofHead.has(name))
-  if (own.length === 0) return []
+  const replaced = adapter.parts('replacement').filter(({ name, isTrained }) => isTrained && !ofHead.has(name))
+  if (replaced.length === 0) return []
   const all = tensorsOf(context).map(({ name, base, offset }) => ({ ...base, name, offset }))
-  return own.map(({ name, module, shape }) => {
+  return replaced.map(({ name, module, shape }) => {
     const { offset } = trainableTensor(all, name, shape)
     if (adapter.get(module, 'linear') !== undefined && name === `${module}.weight`) {
       throw new UnsupportedError({
@@ -136,9 +136,10 @@ export async function withSavedTensors(model: Model, adapter: LoraAdapter, modul
   const changes: { readonly linear: Linear; readonly isTurned: boolean; readonly tensor: Replacement }[] = []
   for (const tensor of adapter.parts('replacement')) {
     const { name, weight, isTrained, module } = tensor
-    if (isTrained && (weight.shape.length !== 2 || !integers.some((one) => endAlike(one.name, module)))) continue
+    if (isTrained && (weight.shape.length !== 2 || !integers.some((integer) => endAlike(integer.name, module))))
+      continue
     const { data, shape } = weight
-    const isReplaced = (other: string) => adapter.has(other)
+    const isReplaced = (tensor: string) => adapter.has(tensor)
     for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind !== 'weight') {
         const what = 'a vector that is saved with an adapter, but not trained, has no place in training'

@@ -53,13 +53,13 @@ export interface EncodeOptions extends ReadingOptions {
 
 export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<EncodedSource> {
   const { task, name, isHeldOut = () => false } = options
-  const own = await encodeContext(options)
-  const { maxLength } = own
+  const reading = await encodeContext(options)
+  const { maxLength } = reading
   let used: ChatTemplate | undefined
   const context: EncodeContext = {
-    ...own,
+    ...reading,
     chatTemplate() {
-      const template = own.chatTemplate()
+      const template = reading.chatTemplate()
       used ??= template
       return template
     },

@@ -44,9 +44,9 @@ export function tokenLengths({ tokens }: Task, examples: Examples<unknown>): Len
 function promptOf(record: Readonly<Record<string, unknown>>): string | undefined {
   const { messages } = record
   const asked = Array.isArray(messages)
-    ? messages.flatMap((one) => (isObject(one) && one.role === 'user' ? [one.content] : []))
+    ? messages.flatMap((message) => (isObject(message) && message.role === 'user' ? [message.content] : []))
     : ASKED.map((field) => record[field])
-  const text = asked.find((one) => typeof one === 'string' && one.trim() !== '') as string | undefined
+  const text = asked.find((value) => typeof value === 'string' && value.trim() !== '') as string | undefined
   const line = text
     ?.replaceAll(/[\s\p{Cc}]+/gu, ' ')
     .replaceAll(/\p{Cf}/gu, '')
@@ -74,8 +74,8 @@ export interface LengthReport {
 }
 
 export function countOne<K extends string | number>(counts: Map<K, number>, key: K, most?: number): void {
-  const own = most === undefined || counts.size < most || counts.has(key) ? key : ('others' as K)
-  counts.set(own, (counts.get(own) ?? 0) + 1)
+  const counted = most === undefined || counts.size < most || counts.has(key) ? key : ('others' as K)
+  counts.set(counted, (counts.get(counted) ?? 0) + 1)
 }
 
 export function mostFrequent(counts: ReadonlyMap<string, number>): Record<string, number> {
@@ -84,7 +84,9 @@ export function mostFrequent(counts: ReadonlyMap<string, number>): Record<string
 
 export function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
   if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
-  const ofEntities = Array.isArray(entities) ? entities.map((one) => (isObject(one) ? one.label : undefined)) : []
+  const ofEntities = Array.isArray(entities)
+    ? entities.map((entity) => (isObject(entity) ? entity.label : undefined))
+    : []
   return [label ?? labels, tags, ofEntities]
     .flat()
     .flatMap((value) => (['string', 'boolean'].includes(typeof value) || Number.isInteger(value) ? String(value) : []))

@@ -50,8 +50,8 @@ export function withTokens(config: LoraConfig, model: Model, given: TrainedToken
   checkArgument(given, TRAINED_TOKENS, OPTION)
   const ids = ([module, tokens]: [string, readonly TokenChoice[]]) =>
     [module, idsOf(model, tokens, `${OPTION}.${module}`)] as const
-  const own = isList(given) ? idsOf(model, given, OPTION) : Object.fromEntries(Object.entries(given).map(ids))
-  return resolveConfig({ ...config, trainableTokenIndices: own })
+  const indices = isList(given) ? idsOf(model, given, OPTION) : Object.fromEntries(Object.entries(given).map(ids))
+  return resolveConfig({ ...config, trainableTokenIndices: indices })
 }
 
 function isList(given: TrainedTokens): given is readonly TokenChoice[] {
@@ -142,10 +142,12 @@ export async function trainedRows(adapter: LoraAdapter, context: Context): Promi
       })
     }
     const tied = isEmbedding(table) ? await headsTiedTo(table, context) : [table.place.name]
-    const ofOthers = tables.filter((one) => one !== table && parts.some((other) => other.module === one.name))
+    const ofOthers = tables.filter(
+      (candidate) => candidate !== table && parts.some((part) => part.module === candidate.name),
+    )
     const heads = tied.filter((head) => !ofOthers.some(({ place }) => place.name === head))
     const changed = [table, ...tables.filter(({ place }) => heads.includes(place.name))]
-    for (const one of changed) checkAlone(adapter, one, name)
+    for (const place of changed) checkAlone(adapter, place, name)
     rows.push({
       name,
       tokens: indices,
@@ -249,13 +251,13 @@ async function headsTiedTo({ place }: Table, { model, modules }: Context): Promi
 /** Throws UnsupportedError where a layer or a whole tensor of the adapter changes the weight whose rows are trained. */
 function checkAlone(adapter: LoraAdapter, { name }: Table, rows: string): void {
   const whole = adapter.get(`${name}.weight`, 'replacement')
-  const other = adapter.get(name, 'linear') ?? (whole?.isTrained ? whole : undefined)
-  if (other === undefined) return
+  const trained = adapter.get(name, 'linear') ?? (whole?.isTrained ? whole : undefined)
+  if (trained === undefined) return
   throw new UnsupportedError({
     where: rows,
-    what: `rows of ${name} cannot be trained together with ${other.kind === 'linear' ? 'a layer of LoRA there' : 'its whole weight'}`,
+    what: `rows of ${name} cannot be trained together with ${trained.kind === 'linear' ? 'a layer of LoRA there' : 'its whole weight'}`,
     hint:
-      other.kind === 'linear'
+      trained.kind === 'linear'
         ? 'Leave this module out of `targetModules`, or use `excludeModules`'
         : 'Leave this module out of `modulesToSave`, or train its rows alone',
   })

@@ -74,10 +74,10 @@ function digestOf(examples: Examples<unknown>): string {
 /** All that training sees of an example: not where it comes from. */
 function* partsOf(value: unknown): Generator<Uint8Array> {
   if (ArrayBuffer.isView(value)) yield new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
-  else if (Array.isArray(value)) for (const one of value) yield* partsOf(one)
+  else if (Array.isArray(value)) for (const item of value) yield* partsOf(item)
   else if (!isObject(value)) yield new TextEncoder().encode(JSON.stringify(value))
   else if (Object.getPrototypeOf(value) === Object.prototype) {
-    for (const [name, own] of Object.entries(value)) if (name !== 'where') yield* partsOf(own)
+    for (const [name, member] of Object.entries(value)) if (name !== 'where') yield* partsOf(member)
   }
 }
 

@@ -254,7 +254,7 @@ function usage(parts: CardParts): string[] {
 }
 
 function namesOf(data: readonly string[]): string {
-  return data.length === 0 ? 'records in memory' : data.map((one) => `\`${lastOf(one)}\``).join(', ')
+  return data.length === 0 ? 'records in memory' : data.map((file) => `\`${lastOf(file)}\``).join(', ')
 }
 
 function lastOf(path: string): string {

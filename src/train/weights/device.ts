@@ -57,13 +57,13 @@ export class DeviceWeights implements Trained {
   }
 
   async add(outputs: Readonly<Record<string, RuntimeTensor>>, isFirst: boolean): Promise<void> {
-    const own = outputs[this.device.gradient]
+    const gradient = outputs[this.device.gradient]
     const before = this.#gradient
-    this.#gradient = own
+    this.#gradient = gradient
     if (before === undefined || isFirst) return
     this.#adder ??= await this.device.open(this.device.add, ['sum'])
-    this.#gradient = (await this.#adder.run({ a: before, b: own })).sum
-    freeOnGpu(before, own)
+    this.#gradient = (await this.#adder.run({ a: before, b: gradient })).sum
+    freeOnGpu(before, gradient)
   }
 
   async step(loss: number, learningRate: number): Promise<number> {

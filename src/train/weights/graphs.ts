@@ -34,8 +34,8 @@ export function deviceSetup(
     const most = g.div(g.float(maxGradNorm), g.add(norm, g.float(NORM_EPSILON)))
     const gradient = maxGradNorm === 0 ? 'gradient' : g.mul('gradient', g.op('Clip', [most, '', g.float(1)]))
     const rated = (rate: Value) => {
-      if (rates === undefined || rates.every((one) => one === 1)) return rate
-      const pieces = rates.map((one, i) => g.expand(g.float(one), g.int([lengths[i]])))
+      if (rates === undefined || rates.every((factor) => factor === 1)) return rate
+      const pieces = rates.map((factor, i) => g.expand(g.float(factor), g.int([lengths[i]])))
       return g.mul(rate, g.concat(pieces, 0))
     }
     const newFirst = g.add('first', g.mul(g.sub(gradient, 'first'), g.float(1 - beta1)))

@@ -67,9 +67,9 @@ export class HeldWeights implements Trained {
   }
 
   add(outputs: Readonly<Record<string, RuntimeTensor>>, isFirst: boolean): void {
-    const own = this.gradients.map((name) => outputs[name].data as Float32Array)
-    if (isFirst) this.#sums = own
-    else for (const [p, sum] of this.#sums.entries()) for (let i = 0; i < sum.length; i++) sum[i] += own[p][i]
+    const gradients = this.gradients.map((name) => outputs[name].data as Float32Array)
+    if (isFirst) this.#sums = gradients
+    else for (const [p, sum] of this.#sums.entries()) for (let i = 0; i < sum.length; i++) sum[i] += gradients[p][i]
   }
 
   step(loss: number, learningRate: number): number {
