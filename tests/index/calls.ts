@@ -195,6 +195,15 @@ export const FUNCTIONS: Record<string, Call> = {
     options: 1,
     misspelled: { adapter: /adapters/, devise: /device/, optimisation: /optimization/ },
   },
+  openTrainer: {
+    call: lowrank.openTrainer,
+    args: () => [
+      { ...opened.model, runtime: noRuntime },
+      { config: {}, modules: {}, device: 'cpu', threads: 1, memory: 'low', batchSize: 1, maxLength: 8, entropy: true },
+    ],
+    options: 1,
+    misspelled: { confg: /config/, batch_size: /batchSize/, devise: /device/ },
+  },
   merge: {
     call: lowrank.merge,
     args: () => [{ base: BASE, adapters: [adapter()], out: place(), tied: 'keep', dtype: 'fp32' }],
