@@ -77,9 +77,10 @@ export async function withTraining<T>(
     const config = withDefaultTargets(options, model)
     return { ...rest, config, adapter: await adapter, rewards: undefined, model, data }
   }
+  const openOut = () => (options.out === undefined ? undefined : openTarget(options.out, 'out'))
   // The data are not read for it.
   const check = async (model: Model) =>
-    checkModel({ ...(await inputOf(model, [])), evalData: undefined, out: undefined })
+    checkModel({ ...(await inputOf(model, [])), evalData: options.evalData && [], out: openOut() })
   return withOpened({ ...options, check }, async (model, data, evalData) => {
     return await work(
       {
@@ -88,7 +89,7 @@ export async function withTraining<T>(
         ...(options.on === undefined && { on: platform().watch?.() }),
         evalData,
         decodeImage: options.decodeImage ?? platform().decodeImage,
-        out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
+        out: openOut(),
       },
       {
         limits: memoryLimits(model),

@@ -244,7 +244,7 @@ function refuse(given: TrainInput, rewards: readonly Reward[]): void {
   throw new ConfigError({
     where: 'rewards',
     what: 'missing: the task grpo learns from functions that judge texts',
-    hint: '`rewards: [({ text }) => …]`, or --rewards with a module on the command line',
+    hint: 'Give functions, or the path of a module that exports them, as `rewards`',
   })
 }
 
