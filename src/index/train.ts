@@ -80,7 +80,11 @@ export async function withTraining<T>(
   const openOut = () => (options.out === undefined ? undefined : openTarget(options.out, 'out'))
   // The data are not read for it.
   const check = async (model: Model) =>
-    checkModel({ ...(await inputOf(model, [])), evalData: options.evalData && [], out: openOut() })
+    checkModel({
+      ...(await inputOf(model, [])),
+      evalData: options.evalData === undefined ? undefined : [],
+      out: openOut(),
+    })
   return withOpened({ ...options, check }, async (model, data, evalData) => {
     return await work(
       {
