@@ -16,11 +16,11 @@ type Numbers = Readonly<ArrayLike<number>>
 
 /** Tokens to learn from. All lists have one value for each of the n tokens of `ids`. */
 export interface TokenExample {
-  /** The tokens that the model reads. The first is no target, because nothing predicts it. */
+  /** The tokens that the model reads. The first is never a target, because nothing predicts it. */
   readonly ids: Numbers
   /** What each position should have been. Default: `ids`. */
   readonly targets?: Numbers | undefined
-  /** Factors of the tokens' losses; a token with 0 is no target. Default: 1. */
+  /** Factors of the tokens' losses; a token with 0 is not a target. Default: 1. */
   readonly weights?: Numbers | undefined
   /** ln(probability) of each token when it was sampled. */
   readonly logprobs?: Numbers | undefined

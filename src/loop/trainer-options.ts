@@ -51,7 +51,7 @@ export interface ForwardBackwardOptions extends LossOptions {
 export interface ForwardBackwardResult {
   /** Before the step. */
   readonly loss: number
-  /** For each example ln(probability) of each token, (n); 0 for tokens that are no target. */
+  /** For each example ln(probability) of each token, (n); 0 for tokens that are not targets. */
   readonly logprobs: Float32Array[]
   readonly metrics: Readonly<Record<string, number>>
 }

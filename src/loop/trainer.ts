@@ -215,7 +215,7 @@ export class Trainer {
   }
 
   /**
-   * Gives ln(probability) of the tokens of examples, (n) each, and 0 for tokens that are no target. Nothing is learned.
+   * Gives ln(probability) of the tokens of examples, (n) each, and 0 for tokens that are not targets. Nothing is learned.
    *
    * @param options `reference`: of the model as it was when the trainer was opened
    */

@@ -24,7 +24,7 @@ export interface HandlerOptions {
   servedModelName?: string | readonly string[] | undefined
   /** Text of a chat template (Jinja). Default: the adapter's, else the one in the model's folder. */
   chatTemplate?: string | undefined
-  /** Keys, of which callers must send one. Texts are keys without a name. Default: none is needed. */
+  /** The keys: callers must send one of them. Texts are keys without a name. Default: none is needed. */
   apiKeys?: readonly (string | ApiKey)[] | undefined
   /**
    * Values of the header Host that are answered, without ports. Default: all. A server on localhost should name its

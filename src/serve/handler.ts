@@ -11,7 +11,7 @@ import { openSpans } from './spans.js'
 /** A server: call it with a Request. */
 export interface Handler {
   (request: Request): Promise<Response>
-  /** The session behind it. */
+  /** The session that answers. */
   readonly session: AdapterSession
   /** The first name under which the base is served. */
   readonly base: string

@@ -65,7 +65,7 @@ export function errorResponse(error: HttpError, form: WireForm): Response {
   return Response.json(form.error(error), { status: error.status, headers })
 }
 
-/** Deeper JSON is none of a client: schemas have at most 32 levels. */
+/** No client sends deeper JSON: schemas have at most 32 levels. */
 const MAX_DEPTH = 100
 /** Values in a body: token ids of the longest context, or thousands of messages. */
 const MAX_VALUES = 1 << 18
@@ -116,7 +116,7 @@ export async function readJson(
   return value
 }
 
-/** Bytes of events that a caller may be behind. Whoever is further behind while a text grows loses the stream. */
+/** Bytes of events that a caller may leave unread. Whoever leaves more while a text grows loses the stream. */
 const MAX_BEHIND = 4 << 20
 
 /** Sends events to one caller. */

@@ -1,4 +1,4 @@
-// The best evaluation so far, and how many in a row were no better: they decide what is kept, and when a run ends.
+// The best evaluation so far, and how many after it were not better. They decide what is kept, and when a run ends.
 
 import { ConfigError, didYouMean } from '../base/errors.js'
 import type { Evaluation } from './train-report.js'

@@ -7,7 +7,7 @@ import type { MessageOfParts } from '../text/chat.js'
 export interface RewardInput {
   /** The prompt as text: of a chat, the content of its last message. */
   readonly prompt: string
-  /** The messages of a chat, without the text. Undefined for a prompt that is no chat. */
+  /** The messages of a chat, without the text. Undefined if the prompt is not a chat. */
   readonly messages: readonly MessageOfParts[] | undefined
   /** The answer that the record holds, if it holds one: `answer`, `completion` or `solution`. */
   readonly answer: string | undefined

@@ -169,7 +169,7 @@ export interface TrainReport {
   peakRssBytes: number | null
   /**
    * Most memory after a step, in bytes: what the process made itself, and what it mapped from files, such as weights,
-   * which the system can take back. Null where the system does not tell.
+   * which the system can take back. Null if the system does not tell.
    */
   memory: MemoryUse | null
   /** True if the signal ended the run before its last step, or before the evaluation that follows it. */

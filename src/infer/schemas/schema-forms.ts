@@ -52,7 +52,7 @@ export function rewritten(root: object, isUsable: (pattern: string) => boolean):
     return Object.fromEntries(Object.entries(joined(plain, resolve)).map(([key, value]) => [key, child(key, value)]))
   }
   const child = (key: string, value: unknown): unknown => {
-    // Values of these are no schemas.
+    // Keywords whose values are not schemas.
     if (['enum', 'const', 'required', 'default', 'examples'].includes(key)) return value
     if (!isObject(value) || !['properties', '$defs', 'definitions'].includes(key)) return write(value)
     return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, write(part)]))

@@ -162,7 +162,7 @@ async function answer(
       await outbox.write(outgoing, chunk)
     }
   } catch {
-    // Only a request that is no HTTP of ours, or a caller that left, gets here.
+    // Only a request that cannot be read as HTTP, or a caller that left, gets here.
     if (!outgoing.headersSent) outgoing.writeHead(400)
   }
   await new Promise<void>((resolve) => {

@@ -13,7 +13,7 @@ export interface OutboxLimits {
 }
 
 export class Outbox {
-  /** Callers who are behind, with their bytes; who stands still longest comes first. */
+  /** Callers with unread bytes, and how many. Whoever has read nothing for the longest time comes first. */
   readonly #behind = new Map<ServerResponse, number>()
   #unread = 0
   readonly #maxUnread: number

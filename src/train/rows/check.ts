@@ -151,7 +151,7 @@ class Records {
         }
       }
     } catch (error) {
-      // Records behind a broken quote cannot be told apart: reading ends there.
+      // Records after a broken quote cannot be told apart, so reading ends there.
       if (!(error instanceof DataError)) throw error
       onInvalid(error)
     }
