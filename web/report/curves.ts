@@ -22,7 +22,7 @@ export interface ChartOptions {
 export function chart(series: readonly Series[], { x, isLogarithmic = false, colors }: ChartOptions): HTMLElement {
   const frame = make('div', 'chart')
   const usable = (value: number | null) => value !== null && Number.isFinite(value) && (!isLogarithmic || value > 0)
-  const known = series.map((one) => ({ ...one, y: one.y.map((value) => (usable(value) ? value : null)) }))
+  const known = series.map((line) => ({ ...line, y: line.y.map((value) => (usable(value) ? value : null)) }))
   if (!known.some(({ y }) => y.some((value) => value !== null))) return frame
   const color = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name)
   const axis = {

@@ -24,7 +24,7 @@ export function stacksOf(names: readonly string[]): Stack[] {
   })
   const stacks = [...found].map(([name, rows]): Stack => {
     const columns = [...new Set([...rows.values()].flatMap((cells) => [...cells.keys()]))].sort((a, b) => a - b)
-    const cells = [...rows.values()].map((own) => columns.map((column) => own.get(column) ?? null))
+    const cells = [...rows.values()].map((columnsOfRow) => columns.map((column) => columnsOfRow.get(column) ?? null))
     return { name, columns, rows: [...rows.keys()], cells }
   })
   return [...stacks.filter(({ name }) => name !== ''), ...stacks.filter(({ name }) => name === '')]

@@ -44,7 +44,7 @@ export function table(
       // Numbers are most often read from the largest down.
       direction = sortedBy === i ? -direction : isText[i] ? 1 : -1
       sortedBy = i
-      for (const other of head.children) other.removeAttribute('aria-sort')
+      for (const sibling of head.children) sibling.removeAttribute('aria-sort')
       cell.setAttribute('aria-sort', direction < 0 ? 'descending' : 'ascending')
       place()
     })

@@ -92,29 +92,31 @@ async function writeRecord(folder: string, { base }: MergeRequest, { layers }: M
 
 /** A start for names of data files that no file beside the output has: a graph that is replaced needs its own. */
 async function freeDataName(out: string): Promise<string> {
-  const own = path.basename(out)
+  const outName = path.basename(out)
   const names = await readdir(path.dirname(out)).catch((): string[] => [])
   const isFree = (start: string) => {
-    return !names.some((name) => name !== own && name.startsWith(start) && !/^\.\d/.test(name.slice(start.length)))
+    return !names.some((name) => name !== outName && name.startsWith(start) && !/^\.\d/.test(name.slice(start.length)))
   }
-  let start = own
-  for (let i = 1; !isFree(start); i++) start = `${own}.${i}`
+  let start = outName
+  for (let i = 1; !isFree(start); i++) start = `${outName}.${i}`
   return start
 }
 
 /** The data files of the graph that is there, as far as they are named after it and nobody reads them. */
 async function dataFilesOf(out: string, inputs: readonly string[]): Promise<string[]> {
-  const [folder, own] = [path.dirname(out), path.basename(out)]
-  if (!own.endsWith('.onnx')) return []
-  const model = await loadOnnx(new NodeDirectory(folder), own).catch(() => undefined)
+  const [folder, outName] = [path.dirname(out), path.basename(out)]
+  if (!outName.endsWith('.onnx')) return []
+  const model = await loadOnnx(new NodeDirectory(folder), outName).catch(() => undefined)
   await model?.close()
   const names = [...(model?.files.keys() ?? [])]
-  return names.filter((name) => name !== own && name.startsWith(own) && !inputs.includes(path.join(folder, name)))
+  return names.filter(
+    (name) => name !== outName && name.startsWith(outName) && !inputs.includes(path.join(folder, name)),
+  )
 }
 
 /** Files and folders that are read. */
 function inputsOf({ base, adapters }: MergeRequest, { sources }: OpenMerge): string[] {
-  const folders = [adapters].flat().map((one) => ('adapter' in one ? one.adapter : one))
+  const folders = [adapters].flat().map((given) => ('adapter' in given ? given.adapter : given))
   const read = base.file === undefined ? [base.directory, ...folders] : folders
   return [
     ...read.flatMap((folder) => (folder instanceof NodeDirectory ? [folder.name] : [])),

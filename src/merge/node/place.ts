@@ -75,8 +75,8 @@ export async function refuseForeignFiles(folder: string, given: string): Promise
 /** Files that the record of a merge does not name. */
 async function foreignFiles(folder: string): Promise<string[]> {
   const files = (await readLeniently(new NodeDirectory(folder), RECORD_FILE))?.files
-  const own = new Set<unknown>([RECORD_FILE, ...(Array.isArray(files) ? files : [])])
-  return (await filesIn(folder)).filter((name) => !own.has(name))
+  const written = new Set<unknown>([RECORD_FILE, ...(Array.isArray(files) ? files : [])])
+  return (await filesIn(folder)).filter((name) => !written.has(name))
 }
 
 export async function filesIn(folder: string): Promise<string[]> {

@@ -41,7 +41,7 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
   const { baseModel: baseName } = baseNameOf(model)
   const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, weightDecay } = settings
   const { rank, alpha, dropout, useRslora, useDora, seed } = config
-  const own = dataNames(sources?.data, data)
+  const names = dataNames(sources?.data, data)
   const opened = sources?.model ?? (hubId && hubRevision ? `${hubId}@${hubRevision}` : baseName)
   const { dtype, isDefault } = dtypeOf(Object.values(model.graphs), model.config)
   const isFile = opened.endsWith('.onnx')
@@ -78,8 +78,8 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     /** A line of the data that the calls are shown with; undefined takes that of `use`. */
     input: run.facts.prompt,
     isChat: adapter.chatTemplate !== undefined,
-    data: own,
-    evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
+    data: names,
+    evalData: evalData === undefined ? names : dataNames(sources?.evalData, evalData),
     /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
     evalShare: evalData === undefined ? evalSplit : undefined,
     metrics,
