@@ -22,7 +22,7 @@ export type TaskName = keyof typeof LOADERS
 /** Training in which the model writes the texts that it learns from. */
 export const LOOP_NAMES = ['grpo'] as const
 
-/** One of {@link LOOP_NAMES}. */
+/** A task in which the model writes the texts that it learns from. */
 export type LoopName = (typeof LOOP_NAMES)[number]
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]

@@ -158,7 +158,7 @@ async function leaveVision(model: Model, linears: readonly Linear[], config: Lor
   // A text is one expression; in a list, each entry names modules of its own.
   for (const target of typeof targetModules === 'string' ? [targetModules] : targetModules.map((name) => [name])) {
     const isMeant = isAllLinear(target) ? () => true : targetMatcher({ ...config, targetModules: target })
-    // Exports leave modules around the encoder out.
+    // Names in an exported graph lack the modules that enclose the encoder, such as vision_tower. Try each of them.
     const left = frozen.filter(({ name }) => AROUND_VISION.some((module) => isMeant(`model.${module}${name}`)))
     if (left.length === 0) continue
     const [what, { name }] = [[target].flat()[0], left[0]]

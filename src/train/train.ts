@@ -235,7 +235,7 @@ function planMemory(
   { open, longest: sequence }: Learned,
 ): number {
   const { rowsOfExample: rows = 1 } = open
-  // Pictures all have one size.
+  // All pictures have the same size, so none is cut.
   const isCut = open.probe.lengths.some(({ name }) => name !== 'batch')
   const needOf = (lowMemory: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory })
   const copiedBytes = memory === 'auto' ? chooseCopies(needOf(false), limits) : copiesOf(memory)

@@ -98,7 +98,7 @@ function linearProduct(context: GradientContext): ReturnType<GradientRule> {
   ]
 }
 
-/** a (…, n, k) @ b (…, k, d), leading axes broadcast. */
+/** The gradients of a (…, n, k) @ b (…, k, d), whose leading axes broadcast. */
 function batchedProduct(context: GradientContext): ReturnType<GradientRule> {
   const { g, inputs, dy } = context
   const [a, b] = inputs

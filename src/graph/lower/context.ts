@@ -62,7 +62,8 @@ export function dimsIn(graph: Graph, value: Value): readonly (number | undefined
         : undefined
     }
     case 'EmbedLayerNormalization':
-      // The outputs are hidden states, the number of tokens of each row, and the sum of the embeddings.
+      // The operator's outputs are hidden states, the number of tokens of each row, and the sum of the embeddings. Only
+      // the second has a size that is known here: the batch.
       return maker.output.indexOf(value) === 1 ? before()?.slice(0, 1) : undefined
     default:
       return undefined

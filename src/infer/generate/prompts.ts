@@ -25,7 +25,7 @@ export const PROMPTS: Kind = kind(
   (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
 )
 
-/** The fault of a prompt that is too long. */
+/** How the message begins for a prompt that is too long. The server recognizes the error by it. */
 export const NO_ROOM = 'it leaves no room in the context of'
 
 export async function encodePrompt(

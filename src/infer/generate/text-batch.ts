@@ -47,7 +47,10 @@ export class TextBatch {
   /** The number of tokens of each row in the cache, including padding. */
   #width = 0
   #cachedTokens = 0
-  /** Tokens that a text read before began with too, but then went on in another way: their states are kept. */
+  /**
+   * How many first tokens the text shares with a stored cache that cannot be cut to them, else 0. Reading stops there
+   * once to store the states, so that later texts with this start can use them.
+   */
   #shared = 0
 
   constructor(

@@ -9,7 +9,7 @@ import { codeOf, fileError } from './errors.js'
 export function freeBytes(folder: string): number {
   try {
     const { bavail, bsize, blocks } = statfsSync(folder)
-    // Some file systems of networks say 0 for everything.
+    // Some network file systems report 0 for all sizes.
     return blocks > 0 ? bavail * bsize : Number.POSITIVE_INFINITY
   } catch {
     const around = path.dirname(folder)

@@ -51,7 +51,8 @@ export class ConvolutionLora extends LinearBacked {
     const a: Matrix = { data: weightA.data, shape: [rank, channels * elementCount(kernel)] }
     const b: Matrix = { data: weightB.data, shape: [d / groups, rank] }
     const isGrouped = groups > 1
-    // With groups, the weight (d, in/groups·K) is held as (d/groups, in·K), which has too few rows for these vectors.
+    // With groups, the weight (d, in/groups·K) is held as (d/groups, in·K). Magnitude and bias have d values, more than
+    // its rows, so this class keeps them itself.
     const held = isGrouped ? { ...layerConfig, useDora: false, loraBias: false } : layerConfig
     super(LoraLayer.fromFactors(a, b, held, name, isGrouped ? {} : vectors), layerConfig)
     if (isGrouped)

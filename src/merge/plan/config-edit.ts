@@ -89,7 +89,7 @@ function labelCount({ id2label, num_labels }: ModelConfig): number {
 
 export interface WrittenGraph {
   readonly path: string
-  /** NAME_data, NAME_data_1, … */
+  /** How many files hold the graph's weights: NAME_data, NAME_data_1, … */
   readonly dataFiles: number
 }
 

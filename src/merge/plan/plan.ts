@@ -76,7 +76,7 @@ export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: Pla
   return {
     files,
     weights: all.filter(({ layers }) => layers.length > 0),
-    /** Undefined if the base is a single file. */
+    /** The path of the result's index, or undefined if the result has no index. */
     indexPath,
     newIndex: isRelaid ? newIndex(files, all, metadata) : undefined,
     edit: { untied: untied.map(({ path: way }) => way), dtype, vocabulary, head },

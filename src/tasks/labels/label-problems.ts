@@ -95,7 +95,8 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
     if (!firsts.has(kind)) firsts.set(kind, index)
     index++
   }
-  // targetOf took integers for names. If other labels have fractions, all of them are numbers.
+  // targetOf makes names of integers. If other labels have fractions, these names are numbers too, and the task is a
+  // regression.
   if (firsts.has('regression')) firsts.delete('single_label_classification')
   const [first, second] = firsts.entries()
   if (second === undefined) return first[0]

@@ -16,7 +16,7 @@ export interface TieGroup {
 
 export interface Ties {
   readonly groups: readonly TieGroup[]
-  /** False if the tables do not have the model: then only names give a hint. */
+  /** False if neither the tables nor config.json tell which tensors are tied: then only names give a hint. */
   readonly isKnown: boolean
 }
 
