@@ -14,7 +14,7 @@ export interface EngineSetup {
   optimizer: Partial<AdamWOptions>
   /** 0: no clipping. */
   maxGradNorm: number
-  /** What a GPU that keeps the trained values needs to update them. Undefined: they are updated in the worker's memory. */
+  /** What a GPU that keeps the trained values needs to update them. Undefined: the worker updates them. */
   device?: DeviceSetup | undefined
 }
 
