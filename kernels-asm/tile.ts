@@ -15,7 +15,7 @@ export const IS_CUT: bool = <bool>BUILD_IS_CUT
  */
 export const ROWS: i32 = !ASC_FEATURE_RELAXED_SIMD ? 4 : IS_CUT ? 5 : 6
 
-/** The columns of a tile of C: two vectors. */
+/** The number of columns of a tile of C: as many as two vectors hold. */
 // @ts-ignore: decorator
 @inline
 export function columnsOf<T>(): i32 {

@@ -105,7 +105,7 @@ function orthogonalize(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matri
   const order = Array.from(norms.keys()).sort((i, j) => norms[j] - norms[i])
   const sorted = { turns: zeros(n, n, F64), rows: zeros(n, n, F64) }
   const s = Float64Array.from(order, (i) => norms[i])
-  // A shorter row is rounding error, so its direction means nothing.
+  // A row that is not longer than this limit is rounding error, so its direction means nothing.
   const rank = s.findIndex((value) => value <= s[0] * Number.EPSILON * n * 1e-3)
   order.forEach((from, to) => {
     sorted.turns.data.set(turns.data.subarray(from * n, (from + 1) * n), to * n)

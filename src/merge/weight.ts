@@ -39,7 +39,7 @@ export interface ChunkChange {
 interface ChunkResult {
   /** The merged bytes, valid until the next chunk. */
   readonly bytes: Uint8Array
-  /** The changes, one for each window of the weight. */
+  /** For each window of the weight, the sums of squares of the base and of the change. */
   readonly changes: readonly ChunkChange[]
 }
 

@@ -12,7 +12,7 @@ const MAX_WORD = 1 << 16
 const MAX_CHARACTERS = 1 << 20
 /** Characters that become tokens before other requests get a turn. */
 const TURN = 1 << 14
-/** Tokens that a cut between two turns may add. */
+/** Long texts are encoded in pieces of {@link TURN} characters. Each cut may add this many tokens. */
 const PER_CUT = 16
 
 /** @throws HttpError for words that are too long, and for texts that are too long together */

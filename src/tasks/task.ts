@@ -65,7 +65,7 @@ export interface TaskUse {
   readonly pipeline: string
   /** The class of transformers that loads the base. */
   readonly autoClass: string
-  /** Whether transformers.js runs them only after merging. */
+  /** Whether transformers.js can run these adapters only after they are merged. */
   readonly onlyMerged?: boolean
   readonly tags?: readonly string[]
 }

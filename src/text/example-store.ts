@@ -21,7 +21,10 @@ class Labeled extends Int32Array {}
 
 /** How values are stored. A Float64Array is a number, a Uint16Array a text. */
 const VIEWS = [Int32Array, Uint8Array, Float32Array, Float64Array, Uint16Array, Labeled]
-/** The kinds of all other values. The low bits of a value's first number are its kind, the rest its length or place. */
+/**
+ * The kinds of values that {@link VIEWS} does not list. The low bits of a value's first number are its kind, the rest
+ * its length or place.
+ */
 const [AS_IS, LIST, OBJECT] = [8, 9, 10]
 const KIND_BITS = 4
 

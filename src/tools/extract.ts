@@ -50,7 +50,7 @@ export interface ExtractSettings extends RankChoice, ToolRun {
 
 /** A layer that was extracted. */
 export interface ExtractedLayer {
-  /** The tensor of the checkpoints. */
+  /** The name of the tensor in the checkpoints. */
   name: string
   rank: number
   /** ‖ΔW‖, the Frobenius norm. */

@@ -25,7 +25,7 @@ export const MODELS = offered as readonly (Omit<(typeof offered)[number], 'choic
 
 export interface OpenModel {
   readonly model: Model
-  /** The source of the model. It is the same object for the same model. */
+  /** What `loadModel` was given. If the same model is opened again, it is the same value. */
   readonly source: unknown
   /** The name to show. */
   readonly name: string

@@ -115,7 +115,7 @@ function sumBatch(context: GradientContext, gradient: Value, input: Value): Valu
   return sumTo(context.g, gradient, { dims: stretch(y.dims, to.dims), second: stretch(y.second, to.second) }, to)
 }
 
-/** a (…, n, k) @ b (k), or a (k) @ b (…, k, d): products with a vector, summed out. */
+/** The gradients of products with a vector, a (…, n, k) @ b (k) or a (k) @ b (…, k, d), by Mul and sums, not MatMul. */
 function vectorProduct(context: GradientContext): ReturnType<GradientRule> {
   const { g, inputs, dy } = context
   const [a, b] = inputs

@@ -73,7 +73,7 @@ export class TrainableLinears {
     return { ...linear, last: this.graph.producer(output) as NodeProto, input: this.#rowsOf(input, k), output }
   }
 
-  /** Appends the shape (…, d) of a product with x (…, k). */
+  /** Appends nodes that compute the shape (…, d) of a product with x (…, k). */
   #outputShape({ d, fused }: Linear, x: Value): Value {
     const g = this.g
     const leading = sharedValue(this.#shared, `leading/${x}`, () =>

@@ -22,7 +22,7 @@ export interface TokenBatch {
   readonly logitsToKeep?: number | undefined
 }
 
-/** Names of optimum, transformers.js and onnxruntime-genai. */
+/** The names that optimum, transformers.js and onnxruntime-genai give to inputs, and the role of each. */
 const ROLES = {
   input_ids: 'inputIds',
   attention_mask: 'attentionMask',

@@ -42,7 +42,7 @@ export interface TrainingGraphOptions {
   readonly tokens?: number | undefined
   /** Optimize the graph here, and open it without the runtime's optimizers. */
   readonly isOptimized?: boolean | undefined
-  /** Sizes of logits for computing the loss in blocks. Default: {@link LOGIT_BYTES}. */
+  /** Above how many bytes logits are computed in blocks, and the bytes of a block. Default: {@link LOGIT_BYTES}. */
   readonly logitBytes?: typeof LOGIT_BYTES | undefined
   /** Most queries in a block of attention. Default: all. */
   readonly attentionRows?: number | undefined

@@ -304,7 +304,7 @@ export class Graph {
       output: this.outputs,
       valueInfo: this.valueInfo,
     })
-    // Before version 4 of the format, initializers also had to be inputs.
+    // An older version is raised: before version 4, initializers also had to be inputs, and here they are not.
     const irVersion = this.#model.irVersion < MIN_IR_VERSION ? MIN_IR_VERSION : this.#model.irVersion
     return copyMessage(this.#model, { irVersion, opsetImport, graph })
   }

@@ -111,7 +111,7 @@ export function sampleToken(logits: Float32Array, sampling: DrawOptions, uniform
   return ids[last]
 }
 
-/** Returns the indices of the `count` largest values in ascending order. Of equal values, the first are taken. */
+/** Returns the indices of the `count` largest values, the lowest index first. Of equal values, the first are taken. */
 function largest(values: Float32Array | Float64Array, count: number): Uint32Array {
   const heap = heapOfLargest(values, count)
   const [smallest] = heap

@@ -17,7 +17,7 @@ import type { MergeThread } from './worker.js'
 const MAX_THREADS = 4
 /** This thread's event loop gets a turn after so long. */
 const TURN_MS = 20
-/** Why a worker does not start if files, memory or threads are short. */
+/** Codes of the errors with which a worker fails to start if open files, memory or threads run short. */
 const SCARCE = ['EMFILE', 'ENFILE', 'EAGAIN', 'ENOMEM', 'ERR_WORKER_INIT_FAILED']
 
 /** Deno's threads do not share the numbers of open files, so it gets a single one. */

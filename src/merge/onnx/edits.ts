@@ -428,7 +428,8 @@ export function replaceRows(
 }
 
 function put(edit: Edit, placed: Placed, key: string): void {
-  // If the vocabulary has grown, PEFT saves the whole embedding and also the rows that it trained.
+  // If the vocabulary has grown, PEFT saves the whole embedding and also the rows that it trained. The rows then
+  // replace those of the saved embedding.
   const isOver =
     edit.placed?.base !== undefined &&
     placed.base === undefined &&

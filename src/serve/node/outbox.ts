@@ -8,7 +8,7 @@ const PIECE = 1 << 16
 export interface OutboxLimits {
   /** Bytes of answers that callers have not taken, of all together. Beyond, who stands still longest is cut off. */
   readonly maxUnread?: number
-  /** A caller that takes nothing for so long is cut off. */
+  /** A caller that takes nothing for this many milliseconds is cut off. */
   readonly stallMs?: number
 }
 

@@ -73,7 +73,7 @@ function inputInGraph({ rows, padTokenId }: HeadForm, graph: Graph, value: Value
   // appended choose the token first.
   if (rows === 'last' && !rowsAreChosen(graph, value)) return { value, rows, padTokenId }
   if (rows !== 'all') return { value, rows: 'given' }
-  // Heads appended by a merge read a Flatten.
+  // A head that a merge appended reads a Flatten. Return the value before it.
   const node = graph.producer(value)
   return { value: node?.opType === 'Flatten' ? node.input[0] : value, rows }
 }

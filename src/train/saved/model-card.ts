@@ -71,7 +71,7 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     base: hubId === undefined && !isFile ? baseName : opened.replace(/^hf:(?=[^/]+\/[^/]+$)/, ''),
     baseName,
     dtype: dtype as DtypeChoice,
-    /** If `base` alone opens other graphs than those that were trained on. */
+    /** True if `base` without a dtype opens other graphs than those that were trained on. */
     namesDtype: !isDefault && !isFile,
     config,
     use,

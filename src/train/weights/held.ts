@@ -44,7 +44,7 @@ export interface Trained {
   dispose?(): void
 }
 
-/** AdamW changes the arrays that are fed. */
+/** Trained weights in this thread's memory. AdamW changes the same arrays that are fed to the graph. */
 export class HeldWeights implements Trained {
   readonly feeds: Feeds
   readonly gradients: readonly string[]

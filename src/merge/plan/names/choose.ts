@@ -11,7 +11,10 @@ type Tensors = Checkpoint['tensors']
 type Naming = (name: string) => StoredForm | undefined
 
 export interface CheckpointNames {
-  /** Returns how a tensor is stored, or undefined if its form is not implemented. */
+  /**
+   * Returns which tensors of the checkpoint store a tensor of the model, and whether as a part of a larger one or
+   * transposed. Undefined if the form is not implemented.
+   */
   form(name: string): StoredForm | undefined
   locate(name: string): string
 }
