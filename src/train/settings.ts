@@ -116,8 +116,8 @@ export interface TrainSettings {
    */
   packing: boolean
   /**
-   * Number of steps between two evaluations. Needs `evalData` or `evalSplit`. Default: only before and after training.
-   * With `keep: 'best'` or `earlyStopping`: after each pass over the data too.
+   * Number of steps between two evaluations. Needs `evalData` or `evalSplit`. Default: only before and after training,
+   * and with `keep: 'best'` or `earlyStopping` also after each pass over the data.
    * @range an integer of at least 1
    */
   evalEvery: number | undefined

@@ -163,7 +163,7 @@ export const FLAGS = {
     newHead: { form: 'switch', about: 'starts with a new head, also where the model has one that fits, and takes the labels of the data alone. Otherwise a head of the model is trained further if it gives the labels of the data' },
     saveEvery: { form: 'number', about: 'number of steps between two saves of adapter and state. Default: saves only at the end and when interrupted', range: 'an integer of at least 1' },
     packing: { form: 'switch', about: 'puts short records together into rows of --max-length tokens (512 without it). No record sees another' },
-    evalEvery: { form: 'number', about: 'number of steps between two evaluations. Needs --eval-data or --eval-split. Default: only before and after training. With --keep best or --early-stopping: after each pass over the data too', range: 'an integer of at least 1' },
+    evalEvery: { form: 'number', about: 'number of steps between two evaluations. Needs --eval-data or --eval-split. Default: only before and after training, and with --keep best or --early-stopping also after each pass over the data', range: 'an integer of at least 1' },
     keep: { form: 'word', about: 'whose weights the run ends with: those of the last step, or those of the best evaluation after a step', words: ['last', 'best'], fallback: 'last' },
     bestMetric: { form: 'text', about: 'the measure that tells the best evaluation: loss, or a metric of the task, such as accuracy or mrr. Lower is better for loss and perplexity, higher for all others', fallback: 'loss', placeholder: 'NAME' },
     earlyStopping: { form: 'number', about: 'ends the run after this many evaluations in a row without a better one. Default: never', range: 'an integer of at least 1' },
