@@ -27,7 +27,7 @@ const LLAMA = golden('merge/llama')
 const GRAPH = golden('models/llama-genai')
 const PEFT = golden('peft/f32')
 
-const rounds = Number(process.env.WHOLE_ROUNDS ?? 2)
+const rounds = Number(process.env.WHOLE_ROUNDS ?? 1)
 const seed = Number(process.env.WHOLE_SEED ?? 1)
 
 interface Kind {
