@@ -127,7 +127,7 @@ it('refuses answers of tasks that write none', async () => {
   await expect(run).rejects.toThrow(/sample: the task text-classification writes no texts while it trains.*`evalData`/)
 })
 
-it('makes a page of 10,000 steps that is below 402 kB, with texts that stay texts', () => {
+it('makes a page of 10,000 steps that is below 400 kB, with texts that stay texts', () => {
   const steps = Array.from({ length: 10_000 }, (_, i) => {
     return { step: i + 1, loss: 3 + Math.sin(i) / 7, learningRate: i / 3e7, gradientNorm: 1 / (i + 1.3) }
   })
@@ -140,11 +140,11 @@ it('makes a page of 10,000 steps that is below 402 kB, with texts that stay text
   const samples = [{ step: 0, samples: [{ prompt: hostile, text: hostile }] }]
   const run = { name: hostile, steps, evaluations, samples, settings: { a: hostile } }
   const page = reportPage(runReport([run], hostile))
-  expect(page.length).toBeLessThan(402_000)
+  expect(page.length).toBeLessThan(400_000)
   expect(page).not.toContain(hostile)
   const two = runReport([run, { ...run, name: 'b', settings: { a: 'b' } }], 'both')
   expect(JSON.stringify(two.sections)).toContain('Settings that differ')
-  expect(readFileSync(join(root, 'web/report/style.css'), 'utf8')).toContain('color-scheme: light dark')
+  expect(page).toContain('color-scheme:light dark')
 })
 
 it('makes a finished run longer: with a constant schedule, to the bytes of one long run', async () => {

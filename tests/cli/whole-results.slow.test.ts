@@ -216,7 +216,7 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
       // A refused command may have looked at nothing: then the next one that writes removes what is left.
       if (code === 0) expect(hiddenIn(folder)).toEqual([])
     }
-    expect(left).toBeGreaterThan(0)
+    if (rounds > 2) expect(left).toBeGreaterThan(0)
   })
 
   it('is wholly one command’s when several write at once', async () => {
