@@ -16,7 +16,8 @@ export default {
   ignoreDeadLinks: ['/playground/'],
   lastUpdated: false,
   head: [['link', { rel: 'icon', type: 'image/svg+xml', href: `${process.env.SITE_BASE ?? '/'}mark.svg` }]],
-  markdown: { html: false },
+  // Braces in tables are text, not attributes.
+  markdown: { html: false, attrs: { disable: true } },
   themeConfig: {
     logo: '/mark.svg',
     editLink: { pattern: 'https://github.com/lowrank/lowrank/edit/main/docs/:path' },
