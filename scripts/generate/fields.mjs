@@ -16,7 +16,12 @@ for (const [path, { fields: table = {} }] of Object.entries(ROUTES)) {
     fields.set(key, known)
   }
 }
-const cell = (text) => text.replaceAll('|', '\\|').replaceAll(/([<>])/g, '\\$1')
+/** Braces are code: VitePress takes them for attributes of what stands before them. */
+const cell = (text) =>
+  text
+    .replaceAll('|', '\\|')
+    .replaceAll(/([<>])/g, '\\$1')
+    .replaceAll(/\{(?:[^{}]|\{[^{}]*\})*\}/g, '`$&`')
 const rows = [...fields.values()].map(({ name, about, expected, routes }) => {
   const values = about === 'refused' ? `only ${expected.replace(': nothing else is done here', '')}` : expected
   return `| \`${name}\` | ${routes.join(', ')} | ${cell(values)} | ${cell(about)} |`

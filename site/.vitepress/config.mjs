@@ -16,8 +16,7 @@ export default {
   ignoreDeadLinks: ['/playground/'],
   lastUpdated: false,
   head: [['link', { rel: 'icon', type: 'image/svg+xml', href: `${process.env.SITE_BASE ?? '/'}mark.svg` }]],
-  // Braces in tables are text, not attributes.
-  markdown: { html: false, attrs: { disable: true } },
+  markdown: { html: false },
   themeConfig: {
     logo: '/mark.svg',
     editLink: { pattern: 'https://github.com/lowrank/lowrank/edit/main/docs/:path' },
