@@ -21,7 +21,7 @@ const cell = (text) =>
   text
     .replaceAll('|', '\\|')
     .replaceAll(/([<>])/g, '\\$1')
-    .replaceAll(/\{(?:[^{}]|\{[^{}]*\})*\}/g, '`$&`')
+    .replaceAll(/\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}/g, '`$&`')
 const rows = [...fields.values()].map(({ name, about, expected, routes }) => {
   const values = about === 'refused' ? `only ${expected.replace(': nothing else is done here', '')}` : expected
   return `| \`${name}\` | ${routes.join(', ')} | ${cell(values)} | ${cell(about)} |`
