@@ -215,7 +215,8 @@ export class Trainer {
   }
 
   /**
-   * Gives ln(probability) of the tokens of examples, (n) each, and 0 for tokens that are not targets. Nothing is learned.
+   * Gives ln(probability) of the tokens of examples, (n) each, and 0 for tokens that are not targets. Nothing is
+   * learned.
    *
    * @param options `reference`: of the model as it was when the trainer was opened
    */
