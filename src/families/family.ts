@@ -4,7 +4,10 @@
 /** Types of models by the `model_type` of their config.json. */
 export type ModelTypes = Readonly<Record<string, ModelType>>
 
-/** What differs from most models. Names of modules are endings of whole names, such as `mlp.down_proj`. */
+/**
+ * The ways in which a family differs from most models. Names of modules are endings of whole names, such as
+ * `mlp.down_proj`.
+ */
 export interface ModelType {
   /** Rules from names of older versions of transformers to today's, applied one after the other. */
   readonly spellings?: readonly Spelling[]
@@ -50,7 +53,7 @@ export interface HeadLayer {
   readonly module: string
   /** The kind of layer. Default `linear`. */
   readonly kind?: 'linear' | 'norm'
-  /** Whether the layer has a bias. Default true. */
+  /** False if the layer has no bias. Default true. */
   readonly hasBias?: boolean
   /** The number that a norm adds to the variance. */
   readonly epsilon?: number

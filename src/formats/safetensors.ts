@@ -30,7 +30,7 @@ export interface TensorSpec {
 
 /** A tensor in a file: its type and shape, and where its bytes are. */
 export interface TensorInfo extends TensorSpec {
-  /** Where the tensor begins, in bytes from the beginning of the file. */
+  /** The tensor's offset in the file, in bytes. */
   readonly offset: number
   readonly byteLength: number
 }

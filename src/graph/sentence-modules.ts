@@ -26,7 +26,7 @@ export interface SentenceModules {
   readonly others: readonly string[]
   /** Longer texts are cut to this number of tokens. Undefined: the model's maximum. */
   readonly maxLength: number | undefined
-  /** Whether texts are read in lower case. sentence-transformers 6 writes this into tokenizer.json. */
+  /** True if texts are lowercased first. sentence-transformers 6 has tokenizer.json do this. */
   readonly lowersCase: boolean
   /** The default prompt, which every text begins with; may be ''. */
   readonly prompt: string

@@ -52,7 +52,7 @@ export interface HandoffReport {
   steps: number
   /** Parts of the run that need train.py, because `trl` with the settings file cannot do them. */
   scriptOnly: string[]
-  /** What TRL will do differently, each as a sentence. */
+  /** The differences of the run in TRL, each as a sentence. */
   differences: string[]
 }
 

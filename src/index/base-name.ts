@@ -1,5 +1,6 @@
-// Warns if an adapter is run or merged on another base than its config names. Names are compared by the part that stays
-// when a model is exported, quantized or copied into a folder. If the base's name is not known, there is no warning.
+// Warns if an adapter is run or merged on a base that is not the one its config names. Exporting, quantizing or copying
+// a model changes its name, so these changes are taken out before names are compared. A base without a known name
+// causes no warning.
 
 import { closing, type Directory, readLeniently } from '../base/bytes.js'
 import type { Model } from '../graph/model-folder.js'

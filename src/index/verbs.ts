@@ -46,9 +46,9 @@ export const loadAdapter: typeof import('./adapters.js').loadAdapter = async (..
  * whole adapter or a folder without a config, never a mixture of two adapters. If `targetModules` does not match the
  * adapter's layers, the saved config lists the names of the layers instead.
  *
- * @throws StateError when there is no layer; ConfigError when `dtype` is not fp32, fp16 or bf16, or an argument is not
- *   valid; NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError
- *   when the config excludes a layer; FileError when the folder cannot be written.
+ * @throws StateError when the adapter has no layers; ConfigError when `dtype` is not fp32, fp16 or bf16, or an argument
+ *   is not valid; NumericError when a value is not finite, or would not be finite in the type of the file;
+ *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')

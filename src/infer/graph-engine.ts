@@ -38,7 +38,7 @@ export interface OpenRequest {
   options: SessionOptions & OutputOptions
 }
 
-/** Where activated adapters begin. */
+/** The places in the rows from which activated adapters apply. */
 export interface Activation {
   /** The first token of each row that its adapter reads; infinite if the base reads the whole row. */
   readonly starts: readonly number[]

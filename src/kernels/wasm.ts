@@ -55,7 +55,7 @@ const SWAPPED_BLOCK_BYTES = 2 ** 19
 interface Part extends Required<GemmOptions> {
   /** Whether the operands are swapped, so that `out` is (n, m). */
   isSwapped: boolean
-  /** Where the slice begins in the operands' depth, and that whole depth. */
+  /** The first row of the slice along the operands' depth, and the whole depth. */
   start: number
   depth: number
 }

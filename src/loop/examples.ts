@@ -1,4 +1,4 @@
-// What a trainer learns from: records as train() takes them, or token ids with a weight, an advantage and
+// The examples of a trainer: records as train() takes them, or token ids with a weight, an advantage and
 // log-probabilities for each token.
 
 import { DataError } from '../base/errors.js'
@@ -18,7 +18,7 @@ type Numbers = Readonly<ArrayLike<number>>
 export interface TokenExample {
   /** The tokens that the model reads. The first is never a target, because nothing predicts it. */
   readonly ids: Numbers
-  /** What each position should have been. Default: `ids`. */
+  /** The token that should stand at each position. Default: `ids`. */
   readonly targets?: Numbers | undefined
   /** Factors of the tokens' losses; a token with 0 is not a target. Default: 1. */
   readonly weights?: Numbers | undefined

@@ -99,7 +99,7 @@ export function meanOf(values: readonly number[]): number {
   return known.reduce((sum, value) => sum + value, 0) / known.length
 }
 
-/** Of a sample: the sum of squares divided by n − 1. */
+/** The standard deviation of a sample, with n − 1 in the divisor. */
 export function deviationOf(values: readonly number[]): number {
   const known = values.filter((value) => !Number.isNaN(value))
   const mean = meanOf(known)

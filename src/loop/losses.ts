@@ -19,7 +19,7 @@ export interface LossRow {
   readonly label: boolean | undefined
 }
 
-/** What a loss gives back for its rows. */
+/** The result of a loss function for its rows. */
 export interface LossResult {
   readonly loss: number
   /** Derivatives of the loss by each row's `logprobs`, (t) each. */

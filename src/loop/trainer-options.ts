@@ -69,7 +69,7 @@ export interface StepOptions {
 export interface StepReport {
   /** Counts from 1. */
   readonly step: number
-  /** Of all gradients since the last step, before clipping. */
+  /** The norm of all gradients since the last step, before clipping. */
   readonly gradientNorm: number
 }
 

@@ -60,11 +60,11 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
   readonly resume?: Directory | undefined
 }
 
-/** What the place knows that the trainer runs in. */
+/** Facts from the place where the trainer runs, such as Node, and from the loop that uses it. */
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
-  /** What a run consists of besides the trainer, so that only the same run can be resumed. */
+  /** Everything else that defines the run, so that only the same run can be resumed. */
   readonly about?: Pick<FingerprintParts, 'task' | 'taskOptions' | 'examples' | 'totalSteps'>
   /** Opens the folders of `save` and `saveState`. */
   readonly openTarget?: (target: Target, where: string) => Directory

@@ -21,7 +21,7 @@ export interface PassWeights {
   readonly biasB: FloatArray | undefined
 }
 
-/** What the backward pass needs from the forward pass. */
+/** The values of a forward pass that its backward pass needs. */
 export interface Tape {
   /** The input of A (n, k). */
   readonly branch: Matrix

@@ -15,7 +15,7 @@ export interface LayerChange {
   relativeChange: number | null
 }
 
-/** What the report of a plan and the report of a finished merge share. */
+/** The fields of both reports: that of a plan, and that of a finished merge. */
 export interface MergeSummary {
   /** The result: its folder, or its file. */
   out: string

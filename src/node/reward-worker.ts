@@ -4,7 +4,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { type SerializedError, serializeError } from '../base/errors.js'
 import type { Reward, RewardInput } from '../train/rewards.js'
 
-/** What the worker answers: the names of the functions at first, then values. */
+/** The worker's answers: first the names of the functions, then values. */
 export interface RewardAnswer {
   readonly id: number
   readonly value?: unknown

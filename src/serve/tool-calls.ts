@@ -11,7 +11,7 @@ export interface ToolCall {
   readonly function: { readonly name: string; readonly arguments: string }
 }
 
-/** What is new in a growing answer. A call comes first with its name, and then with parts of its arguments. */
+/** The new part of a growing answer. A call comes first with its name, and then with parts of its arguments. */
 export type AnswerPart =
   | { readonly type: 'text'; readonly text: string }
   | { readonly type: 'call'; readonly index: number; readonly id: string; readonly name: string }

@@ -1,4 +1,4 @@
-// What tasks that predict tokens share: choosing the logits that have a target, and the loss over them.
+// Shared by the tasks that predict tokens: choosing the logits that have a target, and the loss over them.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { checkWidth } from '../graph/match/continues.js'

@@ -1,4 +1,4 @@
-// What DPO and KTO share: examples of two answers, whose probabilities are compared with those before training.
+// Shared by DPO and KTO: examples of two answers, whose probabilities are compared with those before training.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'

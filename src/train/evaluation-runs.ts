@@ -14,7 +14,9 @@ export interface EvaluateParts {
   readonly on: TrainEvents
 }
 
-/** Undefined without records, or when the signal ends it. Without a finite loss there are no metrics. */
+/**
+ * Returns undefined if there are no records, or the signal ends it. A loss that is not finite comes without metrics.
+ */
 export async function evaluate(parts: EvaluateParts): Promise<Omit<EvaluationEvent, 'step'> | undefined> {
   const { open, evalExamples, planOptions } = parts
   if (evalExamples === undefined) return undefined

@@ -195,7 +195,7 @@ interface OpenParts {
   readonly out?: Directory | undefined
 }
 
-/** What a run gets: checked options, with an open model and open files. */
+/** The input of a run: checked options, with the model and the files open. */
 export interface TrainInput extends Omit<TrainOptions, keyof OpenParts | 'dtype'>, OpenParts {}
 
 /** Result of a run. */

@@ -294,7 +294,7 @@ class Run {
     if (evaluation !== undefined) metrics.evalLoss = evaluation.loss
   }
 
-  /** Undefined without records, or when the run is interrupted meanwhile. */
+  /** Returns undefined if there are no records, or the run is interrupted meanwhile. */
   async #evaluate(step: number): Promise<Evaluation | undefined> {
     const { on, evalExamples } = this.input
     if (evalExamples === undefined) return undefined

@@ -135,7 +135,7 @@ export class TrainingSessions {
     return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
   }
 
-  /** What the engine starts with, besides the values of the parameters. */
+  /** Everything that the engine needs to start, except the values of the parameters. */
   async setup(): Promise<EngineSetup> {
     const { weightDecay, loraPlusRatio, maxGradNorm } = this.parts.settings
     const { parameters, options } = this

@@ -18,7 +18,7 @@ export interface StepMetrics {
   elapsedMs: number
   /** Loss of the evaluation after this step, if there was one. */
   evalLoss?: number
-  /** What the texts of the step were worth, if the run learns from rewards. */
+  /** The rewards of the step's texts, in runs that learn from rewards. */
   rewards?: RewardMetrics
 }
 

@@ -2,7 +2,7 @@
 // Names, answers and errors only ever become text, never HTML.
 
 import './style.css'
-import { type Event, events, post } from './requests.js'
+import { type Event, events, request } from './requests.js'
 
 interface Message {
   readonly role: 'system' | 'user' | 'assistant'
@@ -25,7 +25,7 @@ function make<K extends keyof HTMLElementTagNameMap>(
   return element
 }
 
-/** What each side has said so far, by the side's name. */
+/** The conversation of each side so far, by the name of its model. */
 const histories = new Map<string, Message[]>()
 /** False for models without a chat template, which continue a text. */
 let chats = true
@@ -34,7 +34,7 @@ let running: AbortController | undefined
 let last: { readonly path: string; readonly body: object } | undefined
 
 async function loadModels(): Promise<void> {
-  const response = await post('/v1/models')
+  const response = await request('/v1/models')
   byId('key').hidden = response.status !== 401
   if (!response.ok) {
     byId('about').textContent = response.status === 401 ? 'A key is needed.' : (await response.json()).error.message
@@ -97,7 +97,7 @@ async function answer(model: string, asked: string, place: HTMLElement, signal: 
   }
   try {
     last = requestFor(model, asked)
-    const response = await post(last.path, last.body, signal)
+    const response = await request(last.path, last.body, signal)
     if (!response.ok) throw new Error((await response.json()).error.message)
     for await (const event of events(response)) read(event)
   } catch (error) {

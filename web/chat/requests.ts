@@ -11,8 +11,8 @@ export interface Event {
   readonly error?: { readonly message: string }
 }
 
-/** Sends the key of this tab if one was typed. Without a body the request is a GET. */
-export function post(path: string, body?: object, signal?: AbortSignal): Promise<Response> {
+/** Sends a request, with the key of this tab if one was typed. Without a body it is a GET. */
+export function request(path: string, body?: object, signal?: AbortSignal): Promise<Response> {
   const key = sessionStorage.getItem('key')
   const headers: Record<string, string> = key === null ? {} : { authorization: `Bearer ${key}` }
   if (body === undefined) return fetch(path, { headers })

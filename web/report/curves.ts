@@ -12,7 +12,7 @@ const WHOLE_STEPS = [1, 2, 5]
 export const COLORS = 8
 
 export interface ChartOptions {
-  /** What the axis x counts. */
+  /** The unit of the x axis. */
   readonly x: string
   readonly isLogarithmic?: boolean | undefined
   /** The color of each series. Default: in order. */

@@ -25,7 +25,7 @@ export const MODELS = offered as readonly (Omit<(typeof offered)[number], 'choic
 
 export interface OpenModel {
   readonly model: Model
-  /** What `loadModel` was given. If the same model is opened again, it is the same value. */
+  /** The argument of `loadModel`. It is the same value if the same model is opened again. */
   readonly source: unknown
   /** The name to show. */
   readonly name: string

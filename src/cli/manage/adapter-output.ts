@@ -1,4 +1,4 @@
-// What the commands that write an adapter share.
+// Options and steps of all commands that write an adapter.
 
 import { counted } from '../../base/errors.js'
 import type { ResizeResult, ToolProgress } from '../../index.js'

@@ -1,4 +1,4 @@
-// What `merge` and `unmerge` share.
+// Options and steps of both `merge` and `unmerge`.
 
 import { counted } from '../../base/errors.js'
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'

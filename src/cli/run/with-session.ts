@@ -1,4 +1,4 @@
-// What the commands that run a model with adapters share.
+// Options and steps of all commands that run a model with adapters.
 
 import { existsSync } from 'node:fs'
 import path from 'node:path'

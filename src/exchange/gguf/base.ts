@@ -1,4 +1,4 @@
-// What a GGUF adapter needs to know about the base, from its config.json or from a GGUF file of the model.
+// Reads the facts about a base that a GGUF adapter needs, from its config.json or from a GGUF file of the model.
 
 import { type Directory, readJson, withSource } from '../../base/bytes.js'
 import { ConfigError, FormatError, ShapeError, UnsupportedError } from '../../base/errors.js'

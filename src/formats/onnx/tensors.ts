@@ -64,7 +64,7 @@ export function isExternal(tensor: TensorProto): boolean {
   return tensor.dataLocation === DataLocation.EXTERNAL
 }
 
-/** Where the bytes of an external tensor are. */
+/** The file, offset and length of an external tensor's bytes. */
 export interface WeightRange {
   readonly name: string
   /** The file, relative to the model's folder. */
@@ -203,12 +203,12 @@ const FLOATS: Partial<Record<DataType, NumberArray>> = {
   [DataType.DOUBLE]: Float64Array,
 }
 
-/** Undefined for other types and for external tensors. */
+/** Returns undefined for tensors of another type, and for external tensors. */
 export function integersOf(tensor: TensorProto): number[] | undefined {
   return numbersOf(tensor, INTEGERS)
 }
 
-/** Undefined for other types and for external tensors. */
+/** Returns undefined for tensors of another type, and for external tensors. */
 export function floatsOf(tensor: TensorProto): number[] | undefined {
   return numbersOf(tensor, FLOATS)
 }

@@ -13,7 +13,7 @@ import { siteInput } from './sites.js'
 
 export type TrainedLookup = NamedLayer & { readonly rank: number; readonly scaling: number }
 
-/** Embeddings that read tokens or positions of the run. Throws MismatchError if there is no such embedding. */
+/** Finds the embedding layers that look up the run's tokens or positions. Throws MismatchError if there are none. */
 export function adaptLookups(graph: Graph, lookups: readonly TrainedLookup[], custom: CustomGradients): void {
   if (lookups.length === 0) return
   const g = new Builder(graph, 'lora')

@@ -15,7 +15,7 @@ export interface CacheEntry {
   readonly axis: number | undefined
   /** The shape of the cache. The batch and the number of past tokens are undefined. */
   readonly dims: readonly (number | undefined)[]
-  /** Whether it holds keys or values of the encoder's states, which only the first run computes. */
+  /** True if the cache holds keys or values of the encoder's states: only the first run computes them. */
   readonly isOfEncoder: boolean
 }
 

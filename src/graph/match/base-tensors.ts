@@ -11,7 +11,7 @@ import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike } from './module-names.js'
 import { type BiasPlace, certainBias, NORMS, type Place, placesOf, shapeError, storedValue } from './parameters.js'
 
-/** Where the graph reads a tensor. A vector may be `part` of a longer stored one. */
+/** The initializer that stores a tensor of the model. A vector may be `part` of a longer one. */
 export type TensorPlace =
   | { readonly kind: 'weight'; readonly linear: Linear }
   | { readonly kind: 'vector'; readonly place: Place; readonly part: BiasPlace | undefined; readonly linear?: Linear }

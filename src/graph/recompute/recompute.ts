@@ -96,7 +96,7 @@ function chooseRecomputed(
   /** A value is kept if the cut separates its two vertices. */
   const vertices = new Map<Value, { computed: number; kept: number }>()
   const open: Value[] = []
-  /** Undefined for a value that is in memory anyway, or small. */
+  /** Returns undefined if the value is small, or in memory anyway. */
   const vertexOf = (value: Value) => {
     const source = storage(graph, value)
     const shape = shapes.get(source)

@@ -1,4 +1,4 @@
-// What differs between Node and browsers. Without src/node.ts, which sets Node's platform, a browser is assumed.
+// The parts of the API that Node and browsers do differently. It assumes a browser until src/node.ts sets Node's parts.
 
 import type { ByteSource, Directory, Place } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'

@@ -52,7 +52,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
 export interface SampledText extends GenerateResult {
   readonly promptIds: readonly number[]
   readonly sampledIds: number[]
-  /** Of logits ÷ temperature, before top-p, top-k and penalties. */
+  /** ln(probability) of each sampled token, from logits ÷ temperature, before top-p, top-k and penalties. */
   readonly sampledLogprobs: number[]
 }
 

@@ -22,7 +22,7 @@ import type { TokenVectors } from './token-vectors.js'
 
 const BASE = new AdapterFeeds([])
 
-/** What all texts of a session share. */
+/** The parts of a session that all of its texts use. */
 export interface TextTools {
   readonly form: TextForm
   readonly graph: GraphEngine

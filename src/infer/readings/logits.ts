@@ -1,4 +1,4 @@
-// Where the logits of labels come from: the head that an adapter brings, or the model's head.
+// Finds the logits of labels: those of the head that an adapter brings, or of the model's own head.
 
 import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
 import { logitsDims, logitsName } from '../../graph/match/linears.js'
@@ -12,7 +12,7 @@ import type { WholeSession } from '../graphs.js'
 
 export type Labelled = 'texts' | 'words'
 
-/** What the logits of texts and of words look like, and which method reads models of the other kind. */
+/** The shapes of logits for texts and for words, and the method that reads models of the other kind. */
 const KINDS = {
   texts: { axes: 2, shape: '(batch, labels)', task: 'text-classification', otherMethod: 'tag' },
   words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', otherMethod: 'classify' },

@@ -35,7 +35,7 @@ export class WholeOutput {
     return new WholeOutput(out, work, firstMade)
   }
 
-  /** Where the result is made. */
+  /** The hidden folder beside the output in which the result is made. */
   get made(): string {
     return path.join(this.work, path.basename(this.out))
   }

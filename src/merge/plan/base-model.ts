@@ -1,4 +1,4 @@
-// What a merge has to know about a base before it is planned: its names for the adapters' tensors, its tied weights,
+// The facts about a base that a merge is planned from: its names for the adapters' tensors, its tied weights,
 // and its head.
 
 import { type ByteSource, sameBytes } from '../../base/bytes.js'

@@ -1,4 +1,4 @@
-// What tasks with a head for labels share: head, loss and metrics.
+// Shared by the tasks with a head for labels: head, loss and metrics.
 
 import { describe } from '../../base/options.js'
 import type { HeadKind } from '../../families/family.js'

@@ -40,7 +40,7 @@ export interface Product {
   readonly bias?: Value | undefined
   /** How the weight is stored, for people: '4 bits, blocks of 32'. */
   readonly layout: string
-  /** What lowrank does not understand about the layout. The layer runs, but its weight cannot be read. */
+  /** Why lowrank cannot read the weight, though the layer runs: the part of its layout that is unknown. */
   readonly problem: string | undefined
 }
 
