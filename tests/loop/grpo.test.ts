@@ -56,6 +56,12 @@ describe('as TRL', () => {
     for (const [i, value] of golden.advantages[scale].entries()) expect(found[i]).toBeCloseTo(value, 4)
   })
 
+  it.each(REWARD_SCALES)('a group in which one text alone is judged learns nothing: rewards scaled by %s', (scale) => {
+    const unjudged = Number.NaN
+    expect(advantagesOf([[unjudged, 3, unjudged]], scale)).toEqual([[0, 0, 0]])
+    expect(advantagesOf([[unjudged, unjudged]], scale)).toEqual([[0, 0]])
+  })
+
   it.each(golden.cells)('losses and gradients of $lossType with beta $beta', async (cell) => {
     expect(cell.outside).toBeGreaterThan(0.1)
     const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/adapter-init`))
