@@ -99,7 +99,7 @@ export function meanOf(values: readonly number[]): number {
   return known.reduce((sum, value) => sum + value, 0) / known.length
 }
 
-/** The standard deviation of a sample, with n − 1 in the divisor. A single value has none to differ from: 0. */
+/** The standard deviation of a sample, with n − 1 in the divisor. Returns 0 for a single value. */
 export function deviationOf(values: readonly number[]): number {
   const known = values.filter((value) => !Number.isNaN(value))
   if (known.length < 2) return 0
