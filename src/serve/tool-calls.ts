@@ -101,10 +101,10 @@ function scan(text: string, hasEnded: boolean): { content: string; calls: FoundC
     }
     const found = call ?? whole
     if (found !== undefined) calls.push(found)
-    const behind = call?.end === undefined ? closed : text.indexOf(CLOSE, call.end)
+    const closing = call?.end === undefined ? closed : text.indexOf(CLOSE, call.end)
     if (found === undefined) content += text.slice(opened, closed + CLOSE.length)
-    if (behind < 0) break
-    at = behind + CLOSE.length
+    if (closing < 0) break
+    at = closing + CLOSE.length
   }
   if (!hasEnded) return { content: certain(content), calls }
   return { content: calls.length > 0 ? content.trimEnd() : text, calls }
