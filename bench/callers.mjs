@@ -1,10 +1,10 @@
-// What benches of several callers share: prompts, and adapters that change all layers. As a program, it is the process
-// of one measurement of `bench/serve.mjs --only beside`: eight callers write at once, with the build that is named, and
-// one line of JSON says how many tokens came in a second, and how much of the processors they took.
+// Prompts and adapters for the benchmarks with several callers. Run as a program, it takes one measurement for
+// `bench/serve.mjs --only beside`: eight callers write at once with the given build, and one line of JSON tells the
+// tokens per second and the share of the processors.
 //
 //     node bench/callers.mjs DIST MODEL --threads 2 --tokens 64 [--parses]
 //
-// --parses: this thread, which is that of the callers, parses 5 MB of JSON every 50 ms.
+// --parses: the callers' thread also parses 5 MB of JSON every 50 ms.
 import { join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -32,7 +32,7 @@ function noise(length) {
   })
 }
 
-/** Adapters a0, a1, … of a model's layers. */
+/** Makes adapters a0, a1, … for all layers of a model. */
 export function makeAdapters(LoraAdapter, model) {
   const linears = findLinears(new Graph(model.onnx.proto)).filter(({ name }) => name.includes('layers.'))
   const make = () => {
@@ -52,7 +52,7 @@ export const PARSE_MS = 50
 
 async function measure([dist, folder], { threads, tokens, parses }) {
   const { LoraAdapter, loadModel, openSession } = await import(pathToFileURL(join(resolve(dist), 'node.js')).href)
-  // No text ends before its last token.
+  // Without end tokens, every text has its full length.
   const model = { ...(await loadModel(folder)), eosTokenIds: [], generationConfig: {} }
   const adapters = makeAdapters(LoraAdapter, model)
   const session = await openSession(model, { threads: Number(threads), adapters, prefixCache: 0 })

@@ -1,5 +1,5 @@
 // From a CSV file of 2,000 mails to a classifier that answers in transformers.js: one command trains, five lines of
-// code run it. Prints the seconds of each, and how many of the mails that it has not seen get the right label.
+// code run it. Prints the seconds of each step, and how many unseen mails get the right label.
 //
 //     npm run build && node bench/csv-to-classifier.mjs --mail DIR --model DIR --transformers DIR [--rows 2000]
 //
@@ -25,7 +25,7 @@ const { values: options } = parseArgs({
 })
 if (options.mail === undefined || options.model === undefined)
   throw new Error('usage: csv-to-classifier.mjs --mail DIR --model DIR')
-/** In this package, where `lowrank` is found. */
+/** The folder is inside this package, so that `import 'lowrank'` finds it. */
 const out = join(root, 'out', 'csv-to-classifier')
 const rows = labeled(mails(options.mail))
 const count = Number(options.rows)

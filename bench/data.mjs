@@ -1,11 +1,15 @@
-// Chats to tokens as training does it: records streamed from a file, rendered by a chat template, tokenized, kept
-// packed. MB/s of the file, and memory above that of the process with the tokenizer. Its peer is the tokenizer's
-// library alone, on the first rendered texts. Usage: npm run build && node bench/data.mjs [--records 1000000] [--model
-// models/union-3m] [--template models/data/chat.jinja]
+// Turns chats into tokens as training does: streams records from a file, renders them with a chat template, tokenizes
+// them, and keeps them packed. Prints MB/s of the file, and the memory beyond a process that only has the tokenizer.
+// The peer is the tokenizer's library alone on the first rendered texts.
 //
-// With --train: whole trainings of two steps, each in a process of its own. Time, the most memory, and what each record
-// adds to it: node bench/data.mjs --train texts,packed,labels --records 100000,1000000,10000000 [--heap 64] [--json].
-// --heap is the limit of JavaScript's heap in MB. --encoder is the model of labels, tags and pairs.
+//     npm run build && node bench/data.mjs [--records 1000000] [--model models/union-3m] [--template models/data/chat.jinja]
+//
+// With --train, it runs whole trainings of two steps, each in a separate process, and prints the time, the peak memory,
+// and the memory that each record adds.
+//
+//     node bench/data.mjs --train texts,packed,labels --records 100000,1000000,10000000 [--heap 64] [--json]
+//
+// --heap limits JavaScript's heap, in MB. --encoder is the model for labels, tags and pairs.
 import { execFile } from 'node:child_process'
 import { createWriteStream } from 'node:fs'
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
@@ -27,10 +31,10 @@ const { values } = parseArgs({
     data: { type: 'string' },
   },
 })
-/** Texts that the peer encodes. */
+/** The number of texts that the peer encodes. */
 const PEER_TEXTS = 2000
 
-/** The same numbers every time: xorshift32. */
+/** Random numbers that are the same in each run: xorshift32. */
 let state = 42
 function below(bound) {
   state ^= state << 13
@@ -47,7 +51,7 @@ const some = (least, most) => {
   return words.slice(first, first + count)
 }
 const text = (least, most) => some(least, most).join(' ')
-/** One turn in two of three chats, else two: about 600 bytes. */
+/** A chat of about 600 bytes. Two of three chats have one turn, the others two. */
 function chat(i) {
   const turnOf = () => [
     { role: 'user', content: text(8, 30) },
@@ -58,7 +62,7 @@ function chat(i) {
 }
 
 const label = () => ['calm', 'rough', 'unknown'][below(3)]
-/** Records of trainings, of about 60 bytes. */
+/** Records for whole trainings, about 60 bytes each. */
 const FORMS = {
   texts: { record: () => ({ text: text(6, 12) }) },
   packed: { record: () => ({ text: text(6, 12) }), packing: true },

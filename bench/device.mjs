@@ -1,11 +1,11 @@
-// What a device makes of training and writing: a Markdown table with a row for each model and device, and one for PEFT
-// on PyTorch, on CUDA where it is there. Each row is a process of its own.
+// Measures training and writing on devices. Prints a Markdown table with a row for each model and device, and a row for
+// PEFT on PyTorch, with CUDA if it is there. Each row is measured in a separate process.
 //
 //     npm run build && node bench/device.mjs --models FOLDER,… --devices cpu,webgpu [--length 256] [--batch 1]
 //         [--rank 8] [--steps 8] [--tokens 64] [--python python3]
 //
-// A folder has a model as lowrank opens it. PyTorch makes one of the same shapes from its config.json, with random
-// weights in float32; its Python needs the requirements of train-step. Without --python there is no such row.
+// FOLDER: a model that lowrank can open. From its config.json PyTorch makes a model of the same shapes with random
+// float32 weights; this Python needs the requirements of train-step. Without --python, PyTorch is not measured.
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'

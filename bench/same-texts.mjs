@@ -1,8 +1,8 @@
-// Whether two builds write the same texts, byte for byte: the same calls in both, with everything that a call can have.
-// Calls one after the other and calls with several prompts must agree in all they return: pieces, tokens, ends, scores
-// to the last bit, and what was read from caches. Calls at the same time share steps as they happen to come, which
-// changes the last bits of logits: their texts must be those that each call has alone, up to a step at which the two
-// likeliest tokens differ by less than 0.0001.
+// Checks that two builds write the same texts, byte for byte, for the same calls with all kinds of options. Calls one
+// after the other and calls with several prompts must agree in all that they return: pieces, tokens, ends, scores to
+// the last bit, and the tokens read from caches. Calls at the same time share steps by chance, which changes the last
+// bits of logits: each of their texts must equal the text of the call alone, up to a step at which the two likeliest
+// tokens differ by less than 0.0001.
 //
 //     npm run build && node bench/same-texts.mjs OTHER/dist [MODEL …] [--runtime worker|here] [--seed 1]
 //
@@ -61,7 +61,7 @@ const SCHEMAS = [
   { enum: ['yes', 'no', 3, null] },
 ]
 
-/** One call's options, drawn. */
+/** Draws the options of a call. */
 function draw(adapters, more = {}) {
   const kinds = [
     { temperature: 0 },
@@ -121,7 +121,7 @@ async function open(name, folder, plan) {
     for (const key of Object.keys(adapters)) if (adapters[key].size === 0) delete adapters[key]
   }
   const session = await lowrank.openSession(model, { adapters, threads: 1, onWarning: () => {}, ...plan.session })
-  // A model without a tokenizer gets tokens that it has.
+  // A model without a tokenizer gets token ids.
   const promptOf = (prompt) => {
     if (hasTokenizer || typeof prompt !== 'string') return prompt
     return { ids: model.tokenizer.encode(prompt).map((id) => id % model.vocabularySize) }
@@ -163,7 +163,7 @@ function expectEqual(where, given, old) {
   console.log(`DIFFERENT ${where}\n  old ${b.slice(0, 600)}\n  new ${a.slice(0, 600)}`)
 }
 
-/** Calls that ran beside others, against the same calls alone. */
+/** Compares calls that ran at the same time with the same calls alone. */
 function expectSimilar(where, { results: [text] = [], pieces, error }, alone, abortAt) {
   compared++
   const [expected] = alone.results ?? [{ text: '', tokenIds: [] }]
@@ -272,7 +272,7 @@ async function compareTexts(folder) {
     })
   }
 
-  // Beside one another: alone in the old build, at once in both.
+  // Calls at the same time: alone in the old build, and all at once in both builds.
   const requests = Array.from({ length: 24 }, () => ({
     prompt: pick(PROMPTS).repeat(pick([1, 1, 1, 3, plan.contextLength === undefined ? 4 : 30])),
     adapter: Math.floor(random() * 4),

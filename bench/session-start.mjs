@@ -1,5 +1,5 @@
-// How long a model takes until it can be used: to open it, to open a session that runs it, and to begin a training.
-// Each run is a process of its own, so nothing is warm but the files.
+// Measures how long it takes to open a model, to open a session, and to begin a training. Each run is a separate
+// process, so only the files are in the system's cache.
 //
 //     npm run build && node bench/session-start.mjs MODEL [--rounds 5] [--threads 2]
 //
@@ -23,7 +23,7 @@ if (folder === undefined) throw new Error('usage: node bench/session-start.mjs M
 if (options.once) await once()
 else rounds()
 
-/** Prints the times of one process. */
+/** Prints the times of this process. */
 async function once() {
   const { loadModel, openSession, train } = await import('lowrank')
   const threads = Number(options.threads)

@@ -1,10 +1,9 @@
-// Measures what lowrank does on real models in the forms that people run, and writes the table of docs/graphs.md. The
-// models are those that scripts/golden/graph_table.py makes in the folder WORK. It uses the build: run `npm run build`
-// first.
+// Compares lowrank with PEFT on real models in the forms that people run, and writes the table of docs/graphs.md.
+// scripts/golden/graph_table.py makes the models in the folder WORK. Run `npm run build` first.
 //
 //     node scripts/graph-table.mjs WORK [--only NAME …]
 //
-// Each cell runs in a process of its own. A cell is a number, or the text of the refusal.
+// Each cell runs in a separate process. A cell is a number, or the text of an error.
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -51,7 +50,7 @@ function distance(values, truth) {
   return Math.sqrt(difference / whole)
 }
 
-/** One f32 tensor of a safetensors file. */
+/** Reads an f32 tensor of a safetensors file. */
 function tensorOf(file, name) {
   const bytes = readFileSync(file)
   const length = Number(bytes.readBigUInt64LE(0))
@@ -61,7 +60,7 @@ function tensorOf(file, name) {
   )
 }
 
-/** Returns the outputs without and with the adapter. If there is no adapter, only the first. */
+/** Returns the outputs without the adapter and, if one is given, with it. */
 async function outputsOf(lowrank, folder, adapter, ids) {
   const session = await lowrank.openSession(folder, {
     adapters: adapter === undefined ? {} : { own: adapter },
@@ -100,7 +99,7 @@ const TEXTS = [
   'Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, I thought I would sail.',
 ]
 
-/** The mean loss of the first and of the last two steps. */
+/** Trains, and returns the mean loss of the first two and of the last two steps. */
 async function trained(lowrank, folder, base) {
   const isCausal = base !== 'minilm'
   const data = isCausal
@@ -120,7 +119,7 @@ async function trained(lowrank, folder, base) {
   return [report.trainLoss[0], report.trainLoss.at(-1)]
 }
 
-/** One cell: { value } or { refused }. */
+/** Measures a cell: { value } or { refused }. */
 async function measure(work, name, cell) {
   const lowrank = await import(path.join(repository, 'dist', 'node.js'))
   const base = name.split('-')[0]
@@ -202,7 +201,7 @@ if (rest[0] === '--cell') {
         maxBuffer: 1 << 26,
       })
       if (status !== 0) throw new Error(`${name}, ${cell}: ${stderr}`)
-      // Texts of refusals name the folder of the models, which is another one on each machine.
+      // Errors name the folder of the models, which differs from machine to machine.
       results[name][cell] = JSON.parse(stdout.replaceAll(`${path.resolve(work)}/`, ''))
       console.error(name, cell, JSON.stringify(results[name][cell]).slice(0, 150))
     }

@@ -1,5 +1,5 @@
-// Records the answers that the page shows before anything is loaded: web/src/recorded.json. It trains the recipes for
-// models that come with the page in the same way as the page, with threads for two processors.
+// Records the answers that the page shows before it has loaded a model, in web/src/recorded.json. It trains each recipe
+// for the models that come with the page just as the page would, with two threads.
 //   npm run build && node scripts/record-page.mjs [ID …]
 // The recipes of MiniLM need its folder: web/README.md.
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -14,7 +14,7 @@ const recipes = JSON.parse(readFileSync(join(root, 'web', 'src', 'recipes.json')
 const recorded = JSON.parse(readFileSync(file, 'utf8'))
 const SHOWN = 1
 
-/** The best of the texts for a question. */
+/** Finds the best of the texts for a question. */
 async function find(session, prompt, texts, adapter) {
   const [asked, ...vectors] = await session.embed([prompt, ...texts], { adapter })
   const scores = vectors.map((vector) => vector.reduce((sum, value, i) => sum + value * asked[i], 0))

@@ -1,9 +1,9 @@
-// Runs the tests that a change touches: what differs from main, in commits and in the working tree.
+// Runs the tests for a change: everything that differs from main, in commits and in the working tree.
 //
 //     node scripts/test-changed.mjs [BRANCH]
 //
-// Vitest knows which tests import a changed file. Tests of commands start programs, and others read golden data or
-// documents: they are found here.
+// Vitest knows which tests import a changed file. This script adds the tests that depend on it in another way: tests of
+// commands start programs, and other tests read golden data or documents.
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'

@@ -1,5 +1,5 @@
-// transformers.js runs the bundled model and what lowrank makes of it, and must give what lowrank gives. A step of
-// `.ci/run`.
+// Runs the bundled model and results of lowrank in transformers.js, which must give the same outputs as lowrank. A step
+// of `.ci/run`.
 //
 //     node scripts/transformers-js-check.mjs SCRATCH
 //
@@ -33,9 +33,9 @@ const SENTENCES = [
 ]
 
 /**
- * What is checked, for each task. `folder` makes the model that transformers.js opens; `check` compares its pipeline
- * with lowrank over `base` and `adapter`, and returns what it compared in words. `open` opens the pipeline where
- * transformers.js does not do so by its task; no pipeline over lowrank's session has rows that are `isMergedOnly`.
+ * The checks for each task. `folder` makes the model for transformers.js. `check` compares its pipeline with lowrank
+ * over `base` and `adapter`, and returns a sentence about the comparison. `open` opens the pipeline if transformers.js
+ * cannot open it by the task's name. Rows with `isMergedOnly` cannot run in a pipeline over lowrank's session.
  */
 const CASES = [
   {
@@ -136,7 +136,7 @@ for (const entry of CASES) {
     await pipeline.dispose()
   }
   if (entry.isMergedOnly) continue
-  // The same without merging: two adapters, and calls with both at the same time.
+  // The same check without merging: two adapters, and calls with both at the same time.
   const { adapter } = entry
   const adapters = adapter === undefined ? {} : { adapter, other: await changed(adapter) }
   const adapted = await pipelineWithAdapters(entry.task, entry.base, { adapters, transformers })
@@ -149,10 +149,7 @@ for (const entry of CASES) {
   await adapted.dispose()
 }
 
-/**
- * The pipeline in two steps: `pipeline('text-classification')` looks for a class of the model's type, and has none for
- * decoders.
- */
+/** Opens the pipeline by its parts, because `pipeline('text-classification')` does not know decoders. */
 async function openClassifier({ AutoModel, AutoTokenizer, TextClassificationPipeline, env }, task, folder) {
   env.localModelPath = scratch
   const name = basename(folder)
@@ -160,7 +157,7 @@ async function openClassifier({ AutoModel, AutoTokenizer, TextClassificationPipe
   return new TextClassificationPipeline({ task, model, tokenizer: await AutoTokenizer.from_pretrained(name) })
 }
 
-/** Another adapter of the same layers, and with a head of its own where the first has one. */
+/** Makes another adapter for the same layers. It gets its own head if the first adapter has a head. */
 async function changed(adapter) {
   const copy = new MemoryDirectory()
   if (typeof adapter !== 'string') await saveAdapter(adapter, copy)
@@ -171,7 +168,7 @@ async function changed(adapter) {
   return changedAdapter
 }
 
-/** An adapter with other values in each layer. `layers`: names with [d, k]. */
+/** Makes an adapter with different values in each layer. `layers`: names with [d, k]. */
 function waveAdapter(prefix, layers) {
   const adapter = new LoraAdapter({ rank: 4, alpha: 8 })
   const wave = (rows, columns, phase) =>
@@ -184,7 +181,7 @@ function waveAdapter(prefix, layers) {
   return adapter
 }
 
-/** Vectors of sentences, one by one: lowrank's are those of transformers.js. */
+/** Compares vectors of single sentences. */
 async function compareVectors(pipeline, { base, adapter }) {
   const expected = await withSession(base, adapter, (session) => {
     return session.embed(SENTENCES, { adapter: 'adapter', pooling: 'mean' })
@@ -197,7 +194,7 @@ async function compareVectors(pipeline, { base, adapter }) {
   return `the vectors of ${SENTENCES.length} texts are the same`
 }
 
-/** Both continue prompts greedily: transformers.js one by one, then all in a batch, which pads them on the left. */
+/** Compares greedy texts: transformers.js writes them one by one, and then in a batch that it pads on the left. */
 async function compareTexts(pipeline, { base, adapter }) {
   const expected = await lowrankTexts(base, adapter)
   const options = { max_new_tokens: MAX_NEW_TOKENS, do_sample: false, return_full_text: false }
@@ -213,7 +210,7 @@ async function compareTexts(pipeline, { base, adapter }) {
   return `${PROMPTS.length} texts of ${MAX_NEW_TOKENS} tokens are the same, one by one and in a batch`
 }
 
-/** Both write a text for each prompt, greedily, one by one. */
+/** Compares greedy texts, one by one. */
 async function compareWritten(pipeline, { base, adapter }) {
   const expected = await lowrankTexts(base, adapter)
   for (const [i, prompt] of PROMPTS.entries()) {
@@ -239,7 +236,7 @@ function lowrankTexts(base, adapter) {
   })
 }
 
-/** The pipeline gives all labels of sentences, one by one and in a batch, with the scores of lowrank's session. */
+/** Compares the scores of all labels for sentences, one by one and in a batch. */
 async function compareLabels(pipeline, { base, adapter }) {
   const expected = await withSession(base, adapter, (session) => {
     return session.classify(SENTENCES, { adapter: 'adapter', topK: 99 })
@@ -256,14 +253,14 @@ async function compareLabels(pipeline, { base, adapter }) {
   return `all labels of ${SENTENCES.length} texts have the same scores, one by one and in a batch`
 }
 
-/** The pipeline gives all tokens of sentences, special ones aside, the labels and scores of lowrank's session. */
+/** Compares the labels and scores of all tokens but special ones. */
 async function compareTags(pipeline, { base, adapter }) {
   const tagged = await withSession(base, adapter, (session) => session.tag(SENTENCES, { adapter: 'adapter' }))
   const batch = await pipeline(SENTENCES, { ignore_labels: [] })
   let words = 0
   for (const [i, sentence] of SENTENCES.entries()) {
     for (const found of [batch[i], await pipeline(sentence, { ignore_labels: [] })]) {
-      // The pipeline numbers tokens; a word is that of its first token.
+      // The pipeline gives a label to each token; a word has the label of its first token.
       const firsts = found.filter(({ word }) => word !== '' && !word.startsWith('##'))
       assert.deepEqual(
         firsts.map(({ entity }) => entity),
@@ -280,7 +277,7 @@ async function compareTags(pipeline, { base, adapter }) {
   return `the tags of ${words / 2} words have the same scores, one by one and in a batch`
 }
 
-/** The same of pictures that need no resizing: transformers.js resizes otherwise than Pillow. */
+/** Compares the labels of pictures that need no resizing, because transformers.js and Pillow resize differently. */
 async function comparePictures(pipeline, { base, adapter }) {
   const { rows } = JSON.parse(readFileSync(join(base, 'golden/golden.json'), 'utf8'))
   const { size } = JSON.parse(readFileSync(join(base, 'preprocessor_config.json'), 'utf8'))
@@ -305,7 +302,7 @@ function labelOf({ label }) {
   return label
 }
 
-/** What lowrank's own session over `base` gives, with `adapter` in it by that name. */
+/** Calls `use` with a session of lowrank over `base` that has `adapter` under the name "adapter". */
 async function withSession(base, adapter, use) {
   const model = await loadModel(base, { runtime: { module: ort } })
   const adapters =
@@ -319,7 +316,7 @@ async function withSession(base, adapter, use) {
   }
 }
 
-/** The .onnx files of `base` with `adapter` inside, in a folder that runs. */
+/** Merges `adapter` into the .onnx files of `base`, in a complete model folder. */
 async function mergedOnnx({ name, base, adapter }) {
   const out = join(scratch, name.replaceAll(' ', '-')) // transformers.js takes no names with spaces
   const hasOne = existsSync(join(base, 'onnx/model.onnx'))

@@ -14,10 +14,7 @@ const RUNTIME = 'onnxruntime-node'
 /** The project's folder. */
 export const ROOT = fileURLToPath(new URL('..', import.meta.url))
 
-/**
- * Installs transformers.js into `folder` where it is not there yet. Throws what npm says when the package cannot be
- * had.
- */
+/** Installs transformers.js into `folder` unless it is there. Throws npm's message if it cannot be installed. */
 export function installTransformers(folder) {
   if (existsSync(join(folder, 'node_modules', PACKAGE))) return
   mkdirSync(folder, { recursive: true })
@@ -32,7 +29,7 @@ export function installTransformers(folder) {
 }
 
 /**
- * transformers.js as installed in `folder`; it opens folders of this machine alone.
+ * Loads transformers.js from `folder`, and lets it open only local folders.
  *
  * @returns the module, the ONNX Runtime that it uses (two copies in one process disturb each other), and the versions
  *   of both
@@ -46,7 +43,7 @@ export function loadTransformers(folder) {
   return { transformers, ort, versions }
 }
 
-/** The pipeline of a task over a model folder, in float32. */
+/** Opens the pipeline of a task for a model folder, in float32. */
 export function openPipeline(transformers, task, folder) {
   transformers.env.localModelPath = dirname(resolve(folder))
   return transformers.pipeline(task, basename(folder), { dtype: 'fp32' })

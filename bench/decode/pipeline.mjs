@@ -1,5 +1,5 @@
-// A contestant: see pipelines.mjs. A pipeline of transformers.js, the model alone or with one adapter in lowrank's
-// session.
+// One side of pipelines.mjs: a pipeline of transformers.js, either with the plain model or with an adapter through
+// lowrank's session.
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
 import { pipelineWithAdapters } from '../../dist/transformers/node/entry.js'

@@ -1,13 +1,13 @@
-// Pipelines of transformers.js that write with an adapter, against its plain pipeline: the same graph file, prompt and
-// threads, the likeliest token each time. Adapters of random values are on q and v, or on all linear layers. Each
-// contestant is a process of its own, and they take turns, text by text. Ratios are within a round. One more only reads
-// as many bytes as the weights have: nothing on the CPU is faster.
+// Compares pipelines of transformers.js with an adapter to its plain pipeline. All use the same graph file, prompt and
+// threads, and write the likeliest token. Adapters with random values are on q and v, or on all linear layers. Each
+// contestant is a separate process, and they take turns, text by text. Ratios are within a round. One more contestant
+// only reads as many bytes as the weights have: nothing on the CPU can be faster.
 //
 //   npm run build && node bench/decode/pipelines.mjs --transformers DIR [--model models/union-3m] [--dtype fp32] [--tokens 60,200]
 //     [--rounds 7] [--threads 2] [--rank 16] [--cpu]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run. --cpu counts the time that the
-// processor worked, with one thread: for a machine that others use as well.
+// processor worked, with one thread. Use it on a busy machine.
 import { fork } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
@@ -34,7 +34,7 @@ const { values: options } = parseArgs({
 if (options.transformers === undefined) throw new Error('usage: node bench/decode/pipelines.mjs --transformers DIR …')
 const [rounds, rank] = [Number(options.rounds), Number(options.rank)]
 const lengths = options.tokens.split(',').map(Number)
-// Threads that wait would count as working.
+// ONNX Runtime's threads spin while they wait, which would count as work.
 const threads = options.cpu ? '1' : options.threads
 
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
@@ -42,7 +42,7 @@ const PAUSE_MS = 60
 const [PLAIN, READING] = ['plain pipeline', 'its weights, read once']
 
 let state = 1
-/** Small noise, so that texts stay sensible. */
+/** Makes noise that is small enough to keep the texts sensible. */
 function noise(length) {
   const result = new Float32Array(length)
   for (let i = 0; i < length; i++) {

@@ -1,6 +1,6 @@
-// A contestant: see run.mjs. The least that a token takes: one row times a weight of as many bytes as the model's
-// weights have, as one product in ONNX Runtime, which reads each byte once. Embeddings do not count: a token reads one
-// row of them.
+// The lower bound in run.mjs: the least time that a token can take. One product in ONNX Runtime multiplies a row by a
+// weight with as many bytes as all weights of the model, and so reads each byte once. Embeddings do not count, because
+// a token reads a single row of them.
 
 import * as ort from 'onnxruntime-node'
 import { ModelProtoSchema, TensorProto_DataType } from '../../dist/formats/onnx/gen/onnx_pb.js'
@@ -20,7 +20,7 @@ for (const [name, { dims, dataType }] of parts.initializers) {
 }
 await model.close?.()
 
-/** Columns of the product: enough for every thread. */
+/** The number of columns of the product, enough to keep every thread busy. */
 const COLUMNS = 4096
 const rows = Math.max(1, Math.round(total / 4 / COLUMNS))
 const tensor = (name, dims) => ({

@@ -1,11 +1,12 @@
-// Writing text here against transformers.js: the same graph file, prompt and threads, the likeliest token each time.
-// Each contestant is a process of its own, and they take turns, text by text, so that drift of the machine hits all
-// alike. One only reads as many bytes as the weights have: nothing on the CPU can be faster than that.
+// Compares writing text here and in transformers.js. Both use the same graph file, prompt and threads, and write the
+// likeliest token. Each contestant is a separate process, and they take turns, text by text, so that changes of the
+// machine's speed affect all of them. One contestant only reads as many bytes as the weights have: nothing on the CPU
+// can be faster.
 //
 //   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2] [--accuracy-level 4]
 //
-// DIR is a folder in which `npm install @huggingface/transformers@4.3` was run; without one only our own figures are
-// printed. Build first. --accuracy-level: lowrank's products with MatMulNBits; the file's own level if it is left out.
+// DIR is a folder in which `npm install @huggingface/transformers@4.3` was run. Without it, only lowrank is measured.
+// Build first. --accuracy-level applies to lowrank's products with MatMulNBits; the default is the level in the file.
 import { fork } from 'node:child_process'
 import { cpus } from 'node:os'
 import { dirname, join, resolve } from 'node:path'

@@ -1,8 +1,8 @@
-// What contestants share.
+// Timing and memory for all contestants.
 
 export const PROMPT = 'The Constitution of the United States'
 
-/** ONNX Runtime that knows how many milliseconds its runs took. */
+/** Wraps ONNX Runtime so that it adds up the milliseconds of its runs. */
 export function timed(ort) {
   let inside = 0
   const module = {
@@ -30,7 +30,7 @@ export function timed(ort) {
   return { module, inside: () => inside }
 }
 
-/** The same for transformers.js, which imports the module itself: its sessions are timed where they run. */
+/** Times runs inside the module itself, because transformers.js imports ONNX Runtime without us. */
 export function timeInPlace(ort) {
   let inside = 0
   const { create } = ort.InferenceSession
@@ -51,8 +51,8 @@ export function timeInPlace(ort) {
 }
 
 /**
- * What a piece of work takes: seconds on the clock, and of the processor's time in all threads, which a busy machine
- * changes less.
+ * Measures the seconds of a piece of work, on the clock and as processor time of all threads. A busy machine changes
+ * the latter less.
  */
 export async function measured(work) {
   const [startedAt, cpu] = [performance.now(), process.cpuUsage()]

@@ -1,4 +1,4 @@
-// A contestant: see run.mjs.
+// The side of transformers.js in run.mjs.
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
 import { pathToFileURL } from 'node:url'

@@ -1,11 +1,11 @@
-// Makes the benchmark's inputs: a checkpoint of random bf16 values in one file, in a real model's shapes, and adapters
-// on all its linears.
+// Makes the benchmark's inputs: a checkpoint of random bf16 values in one file with the shapes of a real model, and
+// adapters for all its linear layers.
 
 import { randomFillSync } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, openSync, renameSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 
-/** Their config.json: TinyLlama 1.1B, 2.2 GB; and Qwen3 4B, 8.0 GB, which the configs here call a Llama. */
+/** The config.json of each model: TinyLlama 1.1B (2.2 GB), and the sizes of Qwen3 4B (8.0 GB) as a Llama. */
 export const MODELS = {
   tinyllama: {
     num_hidden_layers: 22,

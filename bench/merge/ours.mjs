@@ -1,4 +1,6 @@
-// One merge in a process of its own: ours.mjs DIST BASE ADAPTER OUT THREADS. Prints its processor time and peak memory.
+// Runs one merge in this process, and prints its processor time and peak memory.
+//
+//     node ours.mjs DIST BASE ADAPTER OUT THREADS
 
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'

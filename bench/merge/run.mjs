@@ -5,8 +5,8 @@
 //     [--python PATH] [--peer-runs 1] [--build NAME=FOLDER] [--keep]
 //
 // --model: tinyllama (2.2 GB) or qwen3-4b (8 GB); --layers: another number of them. --python: an interpreter with
-// requirements.txt; without it the scripts are left out. --build: the dist folder of another build to compare with; may
-// be repeated. An older commit is built so:
+// requirements.txt; without it the scripts are left out. --build: the dist folder of another build to compare with,
+// also several times. To build an older commit:
 //
 //   git worktree add ../old COMMIT && cp -al node_modules ../old/node_modules && (cd ../old && node scripts/build.mjs)
 //   node bench/merge/run.mjs --ranks 16 --runs 9 --build old=../old/dist
@@ -86,7 +86,7 @@ if (values.python !== undefined) {
 spawnSync('cat', [source], { stdio: ['ignore', 'ignore', 'inherit'] })
 for (const contestant of contestants) Object.assign(contestant, { seconds: [], processor: [] })
 for (let run = 0; run < Number(values.runs); run++) {
-  // Every second turn goes the other way, so that none always follows the same.
+  // Every second turn goes the other way, so that no contestant always follows the same one.
   const turn = run % 2 === 0 ? contestants : contestants.toReversed()
   for (const contestant of turn) if (run < contestant.runs) measure(contestant)
 }

@@ -1,11 +1,11 @@
-// The evaluation loss after a short training on 4-bit weights, for several seeds, beside PEFT on the same weights as
-// floats.
+// Compares the evaluation loss after a short training on 4-bit weights, for several seeds, with PEFT on the same
+// weights as floats.
 //
 //     npm run build && node bench/quantized/learning.mjs MODEL SOURCE [--python python3] [--seeds 1,2,3] [--steps 40] [--threads 2]
 //
 // MODEL: a folder with the quantized graph, such as smollm2-q4-32 of scripts/golden/graph_table.py. SOURCE: the model
-// for PyTorch that it was made of, smollm2-source. The Python has scripts/golden/requirements.txt. Both sides train on
-// the same records, in orders that the seed draws.
+// for PyTorch from which the graph was made, smollm2-source. The Python has scripts/golden/requirements.txt. Both sides
+// train on the same records, in an order that depends on the seed.
 import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'

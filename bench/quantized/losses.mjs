@@ -1,9 +1,10 @@
-// Evaluation losses of one adapter on a model's graphs: on float32, beside quantized weights, and in them.
+// Evaluation losses of one adapter on different graphs of a model: float32, quantized with the adapter as a branch, and
+// quantized with the adapter merged.
 //
 //     node bench/quantized/losses.mjs RECORDS.jsonl NAME=MODEL[@DTYPE][+ADAPTER] …
 //
-// RECORDS: one {"text": …} a line. MODEL: a folder with onnx/model*.onnx. Prints nats per token for each entry, over
-// the same records of at most 128 tokens, with the file's size.
+// RECORDS: one {"text": …} per line. MODEL: a folder with onnx/model*.onnx. Prints nats per token and the file's size
+// for each entry, on the same records, cut after 128 tokens.
 
 import { readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'

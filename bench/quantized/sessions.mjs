@@ -1,14 +1,14 @@
-// What adapters cost in a session: one adapter of rank 16 on q and v, or on all linear layers, against the base, while
-// a text grows by one token and over 256 tokens at once; eight adapters in one batch against one; and the same adapter
-// merged as branches beside quantized weights.
+// Measures what adapters cost in a session: an adapter of rank 16 on q and v, or on all linear layers, compared with
+// the base, for one more token and for 256 tokens at once; eight adapters in a batch compared with one; and the same
+// adapter merged as branches beside quantized weights.
 //
 //     npm run build && node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] [--rounds 5] [--steps 8] [--threads 2] [--rank 16] [--accuracy-level 4] [--cpu]
 //
-// MODEL: a folder for transformers.js with a cache, such as SmolLM2-135M. Adapters are made here, with random values.
-// Entries take turns, so that drift of the machine hits all alike. A round times several steps of each entry; ratios
-// are within a round. The first round is left out. --cpu counts the time that the processor worked, with one thread:
-// for a machine that others use as well. Where the memory of a session lies changes its times by some percent: run it
-// several times.
+// MODEL: a folder for transformers.js whose graph has a cache, such as SmolLM2-135M. The adapters have random values.
+// Entries take turns, so that changes of the machine's speed affect all of them. A round times several steps of each
+// entry; ratios are within a round, and the first round does not count. --cpu counts the time that the processor
+// worked, with one thread; use it on a busy machine. The place of a session's memory changes its times by a few
+// percent, so run it several times.
 import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -32,13 +32,13 @@ const { values, positionals } = parseArgs({
 const [folder] = positionals
 if (folder === undefined) throw new Error('usage: node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] …')
 const [rounds, steps, rank] = ['rounds', 'steps', 'rank'].map((name) => Number(values[name]))
-// Threads that wait would count as working.
+// ONNX Runtime's threads spin while they wait, which would count as work.
 const threads = values.cpu ? 1 : Number(values.threads)
 const PAST = 64
 const BATCH = 8
 
 let state = 1
-/** Small noise, so that products stay finite. */
+/** Makes noise that is small enough to keep products finite. */
 function noise(length) {
   const result = new Float32Array(length)
   for (let i = 0; i < length; i++) {
@@ -82,7 +82,7 @@ function now() {
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
 const spread = (numbers) => `${Math.min(...numbers).toFixed(2)}–${Math.max(...numbers).toFixed(2)}`
 
-/** Milliseconds of each entry, round by round. */
+/** Returns the milliseconds of each entry, round by round. */
 async function measure(entries) {
   const times = entries.map(() => [])
   for (let round = 0; round <= rounds; round++) {
@@ -109,7 +109,7 @@ async function compare(title, entries) {
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`
 const SUFFIXES = { fp32: '', fp16: '_fp16', q8: '_quantized', q4: '_q4' }
 
-/** Bytes of a graph and its data files. */
+/** Returns the bytes of a graph and its data files. */
 function sizeOf(dtype) {
   const onnx = join(folder, 'onnx')
   const graphFiles = readdirSync(onnx).filter((name) => name.startsWith(`model${SUFFIXES[dtype] ?? `_${dtype}`}.onnx`))

@@ -1,11 +1,11 @@
-// A training step on quantized weights against one on float32: time, and the highest memory of each process. They take
-// turns, step by step.
+// Compares a training step on quantized weights with one on float32: the time, and the peak memory of each process.
+// They take turns, step by step.
 //
 //     npm run build && node bench/quantized/train-step.mjs FLOAT QUANTIZED [--batch 1] [--sequence 256] [--steps 10] [--threads 2] [--fast] [--cpu]
 //
-// Folders with onnx/model.onnx of one model, such as smollm2-fp32 and smollm2-q4-32 or smollm2-fp16 of
-// scripts/golden/graph_table.py. --fast: all weights are repacked, as in `train --memory fast`; else as a run does it.
-// --cpu counts the time that the processor worked, with one thread: for a machine that others use as well.
+// FLOAT and QUANTIZED: folders with onnx/model.onnx of the same model, such as smollm2-fp32 and smollm2-q4-32 or
+// smollm2-fp16 of scripts/golden/graph_table.py. --fast repacks all weights, as `train --memory fast` does. --cpu
+// counts the time that the processor worked, with one thread; use it on a busy machine.
 import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { cpus, loadavg } from 'node:os'

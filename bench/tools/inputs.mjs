@@ -1,5 +1,5 @@
-// What the tools are measured on: a change with a falling spectrum, adapters and checkpoints of TinyLlama's shapes,
-// from a fixed seed.
+// Makes the inputs for run.mjs from a fixed seed: a change with a falling spectrum, and adapters and checkpoints with
+// TinyLlama's shapes.
 
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs'
 import { basename, join } from 'node:path'
@@ -33,7 +33,7 @@ const config = (layers) => ({
 
 let state = 1
 
-/** Other values than those of another seed. */
+/** Starts the random numbers again from a text. */
 function reseed(text) {
   for (const letter of text) state = (Math.imul(state, 31) + letter.charCodeAt(0)) | 0
 }
@@ -48,7 +48,7 @@ export function noise(length, scale = 1) {
   return result
 }
 
-/** n × n: falling singular values over a floor of noise, as fine-tuning leaves them. */
+/** Makes an n × n change like that of fine-tuning: falling singular values over a floor of noise. */
 export function change(n) {
   const data = noise(n * n, 0.5)
   for (let r = 0; r < 100; r++) {
@@ -58,7 +58,7 @@ export function change(n) {
   return data
 }
 
-/** An adapter on all linears. */
+/** Writes an adapter for all linear layers. */
 export async function writeAdapter(path, { rank, layers, dtype }) {
   const targetModules = Object.keys(SHAPES).map((name) => name.split('.')[1])
   const adapter = new LoraAdapter({ rank, alpha: 2 * rank, targetModules })
@@ -72,7 +72,7 @@ export async function writeAdapter(path, { rank, layers, dtype }) {
   return path
 }
 
-/** A folder whose config.json says which model an adapter belongs to. */
+/** Writes a folder whose config.json describes the model of the adapters. */
 export function writeModel(path, layers) {
   mkdirSync(path, { recursive: true })
   writeFileSync(join(path, 'config.json'), JSON.stringify(config(layers)))
@@ -82,8 +82,8 @@ export function writeModel(path, layers) {
 const SHARD_BYTES = 800e6
 
 /**
- * A base and its fine-tuned form in bf16, in shards of at most 0.8 GB: all linears change by rank 4 over a little
- * noise, embeddings and norms stay. Returns the bytes of one.
+ * Writes a base and its fine-tuned form in bf16, in shards of at most 0.8 GB. All linear layers change by rank 4 plus a
+ * little noise; embeddings and norms stay. Returns the bytes of one checkpoint.
  */
 export function writePair(folder, layers) {
   const tensors = [['model.embed_tokens.weight', [32000, 2048]]]
@@ -150,7 +150,7 @@ function openShard(path, tensors) {
 const POOL = noise(1 << 22, 0.05)
 const FLOOR = noise(1 << 16, 0.0005)
 
-/** The bytes of a tensor in both checkpoints. */
+/** Makes the bytes of a tensor for both checkpoints. */
 function valuesOf(name, shape) {
   const count = shape.reduce((product, size) => product * size, 1)
   const start = Math.abs(state) % POOL.length
@@ -178,7 +178,7 @@ function bitsOfOne() {
   return [value, new Uint32Array(value.buffer)]
 }
 
-// In a process of its own: a process that starts another one counts as memory of that one too.
+// Runs in a separate process: the memory of a process that starts another counts for that one too.
 const [, script, kind, path, layers, rank, dtype] = process.argv
 if (script === fileURLToPath(import.meta.url)) {
   reseed(basename(path))

@@ -71,7 +71,7 @@ async function seconds(work) {
   return (performance.now() - start) / 1000
 }
 
-/** A command of lowrank in a process of its own. */
+/** Runs a command of lowrank in a separate process. */
 function lowrank(...args) {
   const start = performance.now()
   const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args, '--json'], {
@@ -83,9 +83,7 @@ function lowrank(...args) {
   return { seconds: (performance.now() - start) / 1000, rss: Math.round(peakRssBytes / 1e6), error }
 }
 
-/**
- * What inputs.mjs writes in a process of its own: a large process would count as memory of the commands that it starts.
- */
+/** Runs inputs.mjs in a separate process: the memory of a large process would count for the commands that it starts. */
 function write(...args) {
   const { status, stdout, stderr } = spawnSync(process.execPath, [join(here, 'inputs.mjs'), ...args.map(String)], {
     encoding: 'utf8',
@@ -94,7 +92,7 @@ function write(...args) {
   return stdout.trim()
 }
 
-/** A command of peers.py; undefined without an interpreter. */
+/** Runs a command of peers.py. Returns undefined without an interpreter. */
 function peer(...args) {
   if (values.python === undefined) return undefined
   const { status, stdout, stderr } = spawnSync(values.python, [join(here, 'peers.py'), ...args.map(String)], {
@@ -104,7 +102,7 @@ function peer(...args) {
   return JSON.parse(stdout.trim().split('\n').at(-1))
 }
 
-/** A matrix in memory, as one block. */
+/** A matrix in memory, read as one block. */
 function inMemory({ data, shape }) {
   const energy = data.reduce((sum, value) => sum + value * value, 0)
   return { shape, energy, forEachBlock: async (use) => use({ data, shape }, 0) }
@@ -162,7 +160,7 @@ async function benchCombine() {
     const run = lowrank('combine', ...all.flatMap((path) => ['--adapter', path]), '--rank', '16', '--out', out)
     ours.push(run.seconds)
     rss = Math.max(rss, run.rss)
-    // Minutes: once is enough for a ratio of this size.
+    // PEFT takes minutes. One run is enough for such a large ratio.
     const found = round === 0 ? peer('peft', ...few) : undefined
     if (found !== undefined) peers.push((found.seconds * layers) / peerLayers)
   }
@@ -208,7 +206,7 @@ async function benchExtract() {
       '16',
       '--no-copy-tokenizer',
     ]
-    // Embeddings did not change, and mergekit would store them whole.
+    // mergekit would store the unchanged embeddings whole.
     const { status, stderr } = spawnSync(values.mergekit, [...args, '-e', 'embed_tokens|lm_head|norm'], {
       encoding: 'utf8',
       env: { ...process.env, HF_HUB_OFFLINE: '1' },
@@ -249,7 +247,7 @@ async function benchGguf() {
     `PEFT to GGUF, ${megabytes} MB: ${shown(ours)} in a running program; as a command ${shown(commands)}, ${rss} MB`,
   )
   const ratio = (others) => `lowrank ${(median(ours) / median(others)).toFixed(2)} x`
-  // lowrank's file is on the disk when it gets its name, as that of cp and fsync.
+  // lowrank writes its file to the disk before it renames it, as cp with fsync does.
   console.log(`  cp: ${shown(copies)}; ${ratio(copies)}\n  cp and fsync: ${shown(synced)}; ${ratio(synced)}`)
 }
 

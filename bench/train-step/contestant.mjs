@@ -1,7 +1,7 @@
-// Our side of the training benchmark: the trainer's own graph and engine in this thread, one step per request. JSON
-// lines, as peer.py. --kind says what is trained: text, labels of texts, or labels of pictures. Internal modules are
-// used because the public trainer cannot be made to wait between two steps. --products: no step, but its products by
-// the weights of the model alone, forward and backward, all of them with all rows.
+// lowrank's side of the training benchmark: the graph and the engine of training in this thread, one step per request.
+// It speaks JSON lines like peer.py. --kind says what is trained: text, labels of texts, or labels of pictures. It uses
+// internal modules because `train` cannot wait between two steps. --products measures only the products by the model's
+// weights in a step, forward and backward, each with all rows.
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
@@ -33,7 +33,7 @@ const {
     threads: { type: 'string', default: '2' },
     rank: { type: 'string', default: '8' },
     kind: { type: 'string', default: 'causal-lm' },
-    // Without either, the size of the model decides, as in a run.
+    // The size of the model decides, as in a run.
     memory: { type: 'string', default: 'auto' },
     products: { type: 'boolean', default: false },
     profile: { type: 'string' },
@@ -42,13 +42,13 @@ const {
 })
 const [batch, sequence, threads, rank] = [options.batch, options.sequence, options.threads, options.rank].map(Number)
 
-// As in a worker.
+// The last argument loads the runtime as a worker does.
 const runtime = await loadRuntime(resolveNodeRuntime(), undefined, undefined, true)
 const model = await loadModel(new NodeDirectory(folder), { runtime })
 const byDefault = chooseCopies(sessionMemory(model.onnx, false), [])
 const copiedBytes = { auto: byDefault, low: 0, fast: Number.POSITIVE_INFINITY }[options.memory]
 const labels = Array.from({ length: batch }, (_, i) => `label ${i % 2}`)
-/** What a batch is made of, from the ids that all contestants get. */
+/** Makes a batch of each kind from the ids, which are the same for all contestants. */
 const KINDS = {
   'causal-lm': (inputIds) => ({ inputIds, labels: inputIds }),
   'text-classification': (inputIds, i) => ({
@@ -80,7 +80,7 @@ function startOfA(name, length, k) {
   return Float32Array.from({ length }, () => (2 * random.uniform() - 1) * bound)
 }
 
-/** A graph that multiplies rows by each weight, and what comes of it by the same weight turned, and what it is fed. */
+/** Makes a graph that multiplies rows by each weight, and the result by the transposed weight, with its feeds. */
 async function openProducts() {
   const graph = new Graph(model.onnx.proto)
   const isFloat = ({ form, weight }) =>
@@ -145,10 +145,7 @@ async function openStep() {
   }
 }
 
-/**
- * Milliseconds since some moment; with --cpu those in which the processor worked, which one thread makes comparable on
- * a busy machine.
- */
+/** Milliseconds on the clock, or with --cpu of processor time, which a busy machine changes less. */
 function now() {
   if (!options.cpu) return performance.now()
   const { user, system } = process.cpuUsage()

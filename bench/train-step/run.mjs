@@ -1,20 +1,20 @@
-// A LoRA training step here against PEFT + PyTorch: same model, batch, rank and threads; each contestant is a process
-// of its own, and they take turns, step by step, so that drift of the machine hits all alike.
+// Compares a LoRA training step here with PEFT on PyTorch: the same model, batch, rank and threads. Each contestant is
+// a separate process, and they take turns, step by step, so that changes of the machine's speed affect all of them.
 //
 //   node bench/train-step/run.mjs [--python python3] [--models out/bench-models] [--only union-3m,llama-6x384,llama-135m] [--steps 20]
 //   node bench/train-step/run.mjs --only gemma3-270m,llama-600m,llama-1100m --models /tmp/bench-models --steps 5
 //   node bench/train-step/run.mjs --only minilm-8x128,minilm-32x64,vit-small --graphs DIR
 //
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
-// requirements.txt; without one only our own figures are printed. Peak memory is each process's high-water mark, and
-// beside it what it holds after the last step: its own memory, and what is mapped from files. Large models and
-// long texts run one contestant after the other, so that one at a time is in memory. With --pair, the default and
-// PyTorch alone take turns, whatever their size: the machine may change while others run. --cpu counts the time that
-// the processor worked, with one thread: for a machine that others use as well.
+// requirements.txt; without it only lowrank is measured. Peak memory is the high-water mark of each process; beside it
+// stands what the process holds after the last step, anonymous and mapped from files. Large models and long texts run
+// one contestant after the other, so that only one is in memory. With --pair, only the default and PyTorch run, always
+// in turns, since the machine may change while others run. --cpu counts the time that the processor worked, with one
+// thread; use it on a busy machine.
 //
-// "products": the products by the weights of a text model in a step, forward and backward, and nothing else: a graph in
-// ONNX Runtime, with weights copied in its order or as they are, and the same in PyTorch. No step is faster.
-// --profile prints the ten kinds of operators that take most of a step with --memory low, which is slower for it.
+// "products" are only the products by a text model's weights in a step, forward and backward: a graph in ONNX Runtime,
+// with weights repacked or as they are, and the same in PyTorch. No step can be faster. --profile prints the ten kinds
+// of operators that take most of a step with --memory low, and slows the step down.
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
@@ -61,14 +61,14 @@ function minilm() {
 
 const PRODUCTS = ['products, copied weights', 'products']
 
-/** A long text takes minutes. */
+/** A step on a long text takes minutes, so it gets a single warm-up. */
 const warmUpSteps = (sequence) => (sequence > 1024 ? 1 : 3)
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms))
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
-/** Of the middle half. */
+/** The spread of the middle half of the numbers. */
 const spread = (numbers) => {
   const sorted = numbers.toSorted((a, b) => a - b)
   return sorted[Math.floor(0.75 * (sorted.length - 1))] - sorted[Math.floor(0.25 * (sorted.length - 1))]
@@ -91,7 +91,7 @@ function contestant(name, command, args) {
       if (done) throw new Error(`${name} gave no answer`)
       return JSON.parse(value)
     },
-    /** Waits for its end: its memory is free then. */
+    /** Waits for the process to end, so that its memory is free. */
     async close() {
       const ended = once(child, 'exit')
       child.stdin.end()
@@ -138,7 +138,7 @@ for (const name of options.only.split(',')) {
   if (hasPeer) starts.push(...(isLarge || options.pair ? [] : [() => peer('eager')]), () => peer('sdpa'))
 
   console.log(`\n${name}, batch ${batch} × ${sequence}`)
-  // A plain multiplicative generator: the same ids for all, whatever their language.
+  // A multiplicative generator, simple enough to give the same ids in each language.
   let state = 12345
   const inputIds = Array.from({ length: batch * sequence }, () => {
     state = (state * 16807) % 2147483647
@@ -206,7 +206,7 @@ for (const name of options.only.split(',')) {
   if (options.profile) printProfile(profile, Number(options.steps))
 }
 
-/** Prints means of the last steps. Operators in the body of a Scan count for themselves, and not for the Scan. */
+/** Prints means of the last steps. Operators in the body of a Scan count by themselves, and not for the Scan. */
 function printProfile(prefix, steps) {
   const file = readdirSync(dirname(prefix)).find((entry) => entry.startsWith(basename(prefix)))
   const all = JSON.parse(readFileSync(join(dirname(prefix), file), 'utf8'))

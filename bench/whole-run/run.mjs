@@ -1,5 +1,5 @@
-// A whole training beside PEFT + PyTorch: from the start of the process to the saved adapter, with the peak of its
-// memory. Contestants take turns, round by round; each runs alone.
+// Compares a whole training with PEFT on PyTorch: the time from the start of the process to the saved adapter, and the
+// peak memory. Contestants take turns, round by round, and each runs alone.
 //
 //     npm run build && node bench/whole-run/run.mjs --graphs DIR --mail DIR [--python python3] [--only minilm,smollm2] [--steps 200] [--rounds 3]
 //
@@ -45,7 +45,7 @@ const CASES = {
     rows: () => readLines(join(root, 'models', 'data', 'scripture.jsonl')),
   },
 }
-/** How often a process is asked for its memory. */
+/** The time between two measurements of a process's memory. */
 const WATCH_MS = 20
 
 function readLines(file) {
@@ -55,7 +55,7 @@ function readLines(file) {
 
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
 
-/** Seconds of wall time, and the peak of the memory that was resident. */
+/** Runs a command, and returns its seconds and its peak of resident memory. */
 function timed(command, args) {
   const startedAt = performance.now()
   const child = spawn(command, args, {
@@ -70,7 +70,7 @@ function timed(command, args) {
     try {
       peak = Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))?.[1] ?? peak / 1024) * 1024
     } catch {
-      // It has just ended.
+      // The process has just ended.
     }
   }, WATCH_MS)
   return new Promise((done, reject) => {

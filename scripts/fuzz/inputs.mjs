@@ -15,18 +15,18 @@ export function read(path) {
   return readFileSync(join(root, path))
 }
 
-/** Paths of files of at most 1 MB below tests/golden. */
+/** Lists the files of at most 1 MB below tests/golden whose path matches. */
 export function filesLike(pattern) {
   const paths = all.filter((name) => pattern.test(name)).map((name) => `tests/golden/${name}`)
   return paths.filter((path) => statSync(join(root, path)).size <= 2 ** 20)
 }
 
-/** Folders below tests/golden that have a file of that name. */
+/** Lists the folders below tests/golden that contain a file of this name. */
 export function foldersWith(file) {
   return filesLike(new RegExp(`(^|/)${file.replaceAll('.', '\\.')}$`)).map((path) => path.slice(0, -file.length - 1))
 }
 
-/** Files directly in a folder, by name. */
+/** Reads the files directly in a folder, by name. */
 export function folder(path) {
   const names = readdirSync(join(root, path), { withFileTypes: true }).filter((entry) => entry.isFile())
   return Object.fromEntries(names.map(({ name }) => [name, read(`${path}/${name}`)]))

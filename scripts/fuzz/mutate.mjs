@@ -19,7 +19,7 @@ const WORDS = [
   'é',
 ]
 
-/** @param others other values of the same tree, so that names from it are used in other places */
+/** @param others values from the same tree, so that its names also appear in wrong places */
 function otherValue(random, value, others) {
   if (random.below(5) === 0) return random.pick([null, true, '', 0, -1, [], {}, [[]], 1e300, 'a'.repeat(5000)])
   if (random.below(3) === 0) return random.pick(others)
@@ -33,7 +33,7 @@ function otherValue(random, value, others) {
   return random.pick(others)
 }
 
-/** Lists the places of a tree. Of long lists, only some entries are taken. */
+/** Lists the places of a tree. Takes only some entries of long lists. */
 function placesOf(tree, random, places = []) {
   if (tree === null || typeof tree !== 'object' || ArrayBuffer.isView(tree)) return places
   const keys = Object.keys(tree)
@@ -131,7 +131,7 @@ export function mutateJson(random, bytes) {
   return Buffer.from(JSON.stringify(mutateTree(random, tree).root) ?? '')
 }
 
-/** The header of a safetensors file as a tree, or its bytes. */
+/** Changes either the header of a safetensors file as a tree, or its bytes. */
 export function mutateSafetensors(random, bytes) {
   if (random.below(3) === 0) return mutateBytes(random, bytes, { isHead: true })
   const end = 8 + Number(Buffer.from(bytes).readBigUInt64LE(0))

@@ -1,6 +1,6 @@
 // Random choices that depend only on a seed, so that an input can be made again.
 
-/** Numbers with which code is often wrong: ends of ranges, and sizes that fit into no memory. */
+/** Numbers that often reveal mistakes: ends of ranges, and sizes that do not fit in memory. */
 export const EDGE_NUMBERS = [0, 1, -1, 2, 127, 255, 256, 65535, 2 ** 31 - 1, 2 ** 31, 2 ** 32, 2 ** 53, -(2 ** 31), 0.5]
 
 export function randomFrom(text) {

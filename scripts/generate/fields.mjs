@@ -1,5 +1,5 @@
-// Makes the table of fields in docs/serving.md from the tables that the server checks bodies with, and the version that
-// the server tells from package.json. Build first.
+// Writes the table of fields in docs/serving.md from the tables by which the server checks bodies, and copies the
+// version from package.json into the server. Build first.
 // Usage: node scripts/generate/fields.mjs [--check]
 
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -16,7 +16,7 @@ for (const [path, { fields: table = {} }] of Object.entries(ROUTES)) {
     fields.set(key, known)
   }
 }
-/** Braces are code: VitePress takes them for attributes of what stands before them. */
+/** Formats braces as code, because VitePress would read them as HTML attributes of the text before them. */
 const cell = (text) =>
   text
     .replaceAll('|', '\\|')

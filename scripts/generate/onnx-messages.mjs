@@ -1,7 +1,7 @@
-// Makes of protoc-gen-es's file what src/formats/onnx/protobuf.ts reads: the types stay, the descriptors become a table
-// of fields, and enums become objects that bundlers can leave out. The library that reads descriptors is larger than
-// all other code for ONNX's files. The tests compare with it, so that they have its file as it was. Called by
-// npm run generate, after buf.
+// Turns protoc-gen-es's file into the file that src/formats/onnx/protobuf.ts reads: types stay, descriptors become a
+// table of fields, and enums become objects that bundlers can leave out. The library that reads descriptors is larger
+// than all other code for ONNX's files. The tests compare with this library, so they keep the original file.
+// `npm run generate` calls this script after buf.
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -19,7 +19,9 @@ writeFileSync(
 
 const shortName = ({ typeName }) => typeName.replace(/^onnx\./, '').replaceAll('.', '_')
 
-/** `opType:4 string`; * after the type of a list, ** of a packed one; the name of a oneof before a dot. */
+/**
+ * Writes a field as `opType:4 string`, with * after a list's type, ** after a packed list's, and `oneof.` before it.
+ */
 function entryOf(field) {
   if (field.fieldKind === 'map' || field.delimitedEncoding || field.getDefaultValue?.() !== undefined) {
     throw new Error(`${field}: not supported`)

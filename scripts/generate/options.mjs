@@ -5,7 +5,7 @@
 //   @default 8                                              what lowrank takes if the option is left out
 //   @train 16                                               the default of `train`, if it differs
 //   @flag DIR|FILE                                          the word for the value in the help
-//   @help a text                                            help that differs from the docstring, as of files
+//   @help a text                                            help that differs from the docstring, such as for files
 // Usage: node scripts/generate/options.mjs [--check]
 
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -33,7 +33,7 @@ const TABLES = {
     'src/train/options.ts': ['TrainOptions'],
     'src/train/train-report.ts': ['TrainEvents'],
   },
-  // What a page that runs adapters reads.
+  // A smaller table, for pages that only run adapters.
   'src/index/gen/run-options.ts': {
     'src/index/hub.ts': ['HubOptions'],
     'src/index/model.ts': ['LoadModelOptions'],
@@ -92,7 +92,7 @@ const FLAGS = [
   ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainOptions', 'UnmergeOptions'],
 ]
 
-/** Interfaces whose defaults the code reads from a table, and the members that the table has. */
+/** Interfaces whose defaults the code reads from a table, with the members in that table. */
 const DEFAULTS = {
   GenerateOptions: ({ tags }) => tags.default !== undefined,
   LoraConfig: () => true,
@@ -150,10 +150,10 @@ const KINDS = {
 /** How a flag writes an option, if its type does not say. */
 const FORMS = { 'LoraConfig.targetModules': 'modules' }
 
-/** The words of a flag that takes fewer than the option: the constant that lists them, and its file. */
+/** The words of a flag that accepts fewer words than its option: the constant that lists them, and its file. */
 const WORDS = { 'LoraConfig.init': ['DRAWN_INITS', 'src/lora/init/inits.ts'] }
 
-/** Interfaces that are complete, as the code has them: all their members can be left out of a call. */
+/** Interfaces whose members are all required in the code, but optional in a call. */
 const COMPLETE = ['LoraConfig', 'TrainSettings']
 
 /** Interfaces whose defaults are all that the code needs. Their values are checked by another table. */

@@ -1,5 +1,5 @@
-// What check_decoder.py left, in other programs: transformers.js on the merged graph, llama.cpp on the GGUF file with
-// the adapter.
+// Runs the results of check_decoder.py in other programs: transformers.js on the merged graph, and llama.cpp on the
+// GGUF file with the adapter.
 //
 //     check_decoder.mjs CHECK TRANSFORMERS [NODE_LLAMA_CPP GGUF]
 //
@@ -42,7 +42,7 @@ if (packages !== undefined) {
 }
 process.exit(0)
 
-/** Log-probabilities of the next token, by token id. */
+/** Returns the log-probabilities of the next token, by token id. */
 async function logProbabilities(model, adapter) {
   const lora = adapter === undefined ? undefined : { adapters: [{ filePath: adapter, scale: 1 }] }
   const context = await model.createContext({ contextSize: 256, flashAttention: false, lora })
@@ -58,7 +58,7 @@ function logSoftmax(logits) {
   return logits.map((value) => value - total)
 }
 
-/** Probabilities that are 0 in float32 tell nothing. */
+/** Subtracts log-probabilities. Where a probability is 0 in float32, the difference counts as 0. */
 function minus(a, b) {
   return a.map((value, i) => (Number.isFinite(value - b[i]) ? value - b[i] : 0))
 }

@@ -4,8 +4,8 @@
 //
 // NODE_LLAMA_CPP is a folder in which `npm install node-llama-cpp@3.22.1` ran; BASES is what `gguf_adapters.py --bases`
 // wrote. Run `npm run build` first. For each model: converts the adapter with the folder's config.json and with the
-// GGUF file as the base, in each type, loads it in llama.cpp, and compares log-probabilities. Exits with 1 when one is
-// off.
+// GGUF file as the base, in each type, loads it in llama.cpp, and compares log-probabilities. Exits with 1 if one is
+// too far off.
 
 import { mkdtempSync, readdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -20,8 +20,8 @@ const { getLlama, LlamaLogLevel } = await import(pathToFileURL(module).href)
 const golden = fileURLToPath(new URL('../../tests/golden/gguf', import.meta.url))
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-gguf-'))
 /**
- * Of F32 absolute; of the others as a share of what the adapter changes. llama.cpp rounds activations to 8 bits before
- * a q8_0 product.
+ * Largest differences by type: absolute for F32, else as a share of the adapter's change. llama.cpp rounds activations
+ * to 8 bits before a q8_0 product.
  */
 const TOLERANCE = { F32: 1e-3, F16: 1e-2, BF16: 5e-2, Q8_0: 0.3 }
 

@@ -11,7 +11,7 @@ mkdirSync(out, { recursive: true })
 for (const [name, options] of Object.entries(cases)) {
   await handoff(options, { to: 'trl', out: `${out}/${name}` })
   if (options.task === undefined) await handoff(options, { to: 'trl', out: `${out}/${name}-records`, rows: 'records' })
-  // Of other models, handoff.py makes the torch weights: there is nothing to compare.
+  // handoff.py makes random weights for the other models, so their results cannot be compared.
   if (options.model !== 'models/union-3m') continue
   const { adapter, report } = await train(options)
   await saveAdapter(adapter, `${out}/${name}-here`)

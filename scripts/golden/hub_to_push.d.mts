@@ -1,12 +1,12 @@
-/** A server that takes what is sent to the Hub. */
+/** Starts a server that takes uploads as the Hub does. */
 export function startHub(): Promise<{
   readonly endpoint: string
   readonly repositories: Map<string, { visibility: string; files: Map<string, Uint8Array> }>
-  /** Large files that came. */
+  /** The number of large files that were uploaded. */
   uploads: number
-  /** Commits that are refused before one is taken. */
+  /** The number of commits to refuse before one is accepted. */
   failCommits: number
-  /** Everything is refused. */
+  /** True to refuse everything. */
   refuses: boolean
   reset(): void
   close(): Promise<void>

@@ -1,5 +1,5 @@
 // Writes models with inputs for adapters, adapters for them, and the logits of lowrank's own sessions, for
-// lora_inputs.py. Phi-3 and LFM2 by onnxruntime-genai have other modules than the adapters.
+// lora_inputs.py. Phi-3 and LFM2 as onnxruntime-genai exports them have packed modules, unlike their adapters.
 // Usage: node scripts/golden/lora_inputs.mjs OUT
 
 import { mkdirSync, writeFileSync } from 'node:fs'

@@ -12,14 +12,14 @@ const TEMPLATES = {
   'qwen2.5': { jinja: published('qwen2_5'), bos: '', eos: '<|im_end|>' },
   qwen3: { jinja: published('qwen3'), bos: '', eos: '<|im_end|>' },
   gemma3: { jinja: published('gemma3'), bos: '<bos>', eos: '<eos>' },
-  // Mistral-7B-Instruct-v0.1 and v0.2 before they took system messages.
+  // Mistral-7B-Instruct-v0.1 and v0.2, from the time before they accepted system messages.
   'mistral-v0.1': {
     jinja:
       "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}",
     bos: '<s>',
     eos: '</s>',
   },
-  // Mistral-7B-Instruct-v0.3 without its tools: the last question takes the system message.
+  // Mistral-7B-Instruct-v0.3 without its tools: the system message is put before the last question.
   'mistral-v0.3': {
     jinja:
       '{%- if messages[0]["role"] == "system" %}\n    {%- set system_message = messages[0]["content"] %}\n    {%- set loop_messages = messages[1:] %}\n{%- else %}\n    {%- set loop_messages = messages %}\n{%- endif %}\n{{- bos_token }}\n{%- for message in loop_messages %}\n    {%- if message["role"] == "user" %}\n        {%- if loop.last and system_message is defined %}\n            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}\n        {%- else %}\n            {{- "[INST] " + message["content"] + "[/INST]" }}\n        {%- endif %}\n    {%- elif message["role"] == "assistant" %}\n        {{- " " + message["content"]|trim + eos_token}}\n    {%- else %}\n        {{- raise_exception("Only user and assistant roles are supported") }}\n    {%- endif %}\n{%- endfor %}\n',

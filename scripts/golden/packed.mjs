@@ -1,5 +1,5 @@
-// Writes the single files of golden suites that git keeps in two tables (packed.py has the format). Tests do this
-// before they start.
+// Unpacks golden suites into single files. Git keeps each suite in two tables; packed.py documents the format. Tests do
+// this before they start.
 //
 //     node scripts/golden/packed.mjs
 
@@ -29,13 +29,13 @@ function unpack(folder) {
     const { file, same, sha256: expected, metadata } = JSON.parse(line)
     if (same !== undefined) written.set(file, written.get(same))
     else if (expected === undefined) {
-      // Numbers stay as they are spelled.
+      // Copies the text instead of parsing it, so that numbers keep their spelling.
       written.set(file, Buffer.from(line.slice(`{"file":${JSON.stringify(file)},"json":`.length, -1)))
     } else {
       written.set(file, safetensors(tensors.get(file) ?? [], metadata))
       if (sha256(written.get(file)) !== expected) throw new Error(`${join(folder, file)} has other bytes than PEFT's`)
     }
-    // Others may read the file in this moment.
+    // Another process may be reading the file, so it is replaced by a rename.
     const path = join(folder, file)
     mkdirSync(dirname(path), { recursive: true })
     writeFileSync(`${path}.${process.pid}`, written.get(file))
@@ -47,7 +47,9 @@ function unpack(folder) {
   writeFileSync(stamp, JSON.stringify({ sum, files: [...written.keys()] }))
 }
 
-/** The tensors of each file, in its order: `path/name` of the joint file is `name` of the file `path`. */
+/**
+ * Returns the tensors of each file, in order. The joint file has the tensor `name` of the file `path` as `path/name`.
+ */
 function tensorsByFile(content) {
   const length = Number(content.readBigUInt64LE())
   const { __metadata__: _, ...table } = JSON.parse(content.subarray(8, 8 + length))
@@ -62,7 +64,7 @@ function tensorsByFile(content) {
   return files
 }
 
-/** A file as the safetensors library writes it. */
+/** Makes the same bytes as the safetensors library. */
 function safetensors(tensors, metadata) {
   const entries = metadata === null ? [] : [['__metadata__', metadata]]
   let at = 0

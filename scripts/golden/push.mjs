@@ -1,4 +1,4 @@
-// Sends an adapter to a local server, and writes what came there into a folder, for check_push.py.
+// Pushes an adapter to a local server, and writes the files that the server received into a folder, for check_push.py.
 // Usage: node scripts/golden/push.mjs ADAPTER OUT, after a build
 
 import { mkdirSync, writeFileSync } from 'node:fs'

@@ -1,5 +1,5 @@
-// Trains adapters with lowrank for check_reverse.py: OUT/BASE/{adapter,logits.json,merged}, for two bases. And writes
-// one with a new head, OUT/head, for check_head.py.
+// Trains adapters on two bases with lowrank for check_reverse.py: OUT/BASE/{adapter,logits.json,merged}. Also writes an
+// adapter with a new head, OUT/head, for check_head.py.
 //
 //     node scripts/golden/reverse.mjs OUT
 
@@ -14,7 +14,7 @@ if (out === undefined) throw new Error('usage: node scripts/golden/reverse.mjs O
 
 const PROMPTS = ['And the people of the United States', 'In the beginning', 'Call me Ishmael.']
 
-/** check_reverse.py's name of the base → its ONNX model, and its checkpoint where there is one. */
+/** check_reverse.py's name of the base → its ONNX model, and its checkpoint if there is one. */
 const BASES = {
   'union-3m': { model: 'models/union-3m', checkpoint: 'models/union-3m' },
   llama: { model: 'tests/golden/models/llama-optimum' },
@@ -50,7 +50,7 @@ for (const [base, paths] of Object.entries(BASES)) {
 await saveAdapter(withHead(), join(out, 'head'))
 console.log('head: an adapter with a head that its base does not have')
 
-/** Of a tiny BERT: its attention, and a classifier of three classes. */
+/** Makes an adapter for a tiny BERT: its attention, and a classifier with three classes. */
 function withHead() {
   const values = (seed, ...shape) => {
     const data = new Float32Array(shape.reduce((product, dim) => product * dim, 1))
@@ -65,14 +65,14 @@ function withHead() {
   }
   const weight = adapter.addReplacement('classifier.weight', values(7, 3, 16))
   adapter.addReplacement('classifier.bias', values(8, 3))
-  // As training does: the part's own values are edited in place.
+  // Training changes the values of a part in place, too.
   weight.weight.data.forEach((value, at, data) => {
     data[at] = value / 2
   })
   return adapter
 }
 
-/** The logits of the prompt's last position. */
+/** Returns the logits at the last token of the prompt. */
 async function lastLogits(session, model, prompt) {
   const inputIds = model.tokenizer.encode(prompt)
   const dims = [1, inputIds.length]

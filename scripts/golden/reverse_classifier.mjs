@@ -22,7 +22,7 @@ if (out === undefined) throw new Error('usage: node scripts/golden/reverse_class
 
 const ENCODER = ['text-classification', 'text-classification/encoder', 'text-classification/encoder']
 
-/** Texts of letters alone, for a model whose vocabulary has little else. */
+/** Texts that only have letters, for a model with a tiny vocabulary. */
 const LETTERS = ['a b c d e', 'f g h', 'i j k l', 'a f i', 'm n o p', 'b g j'].map((text, i) => {
   return { text, label: ['calm', 'glad', 'sad'][i % 3] }
 })
@@ -32,10 +32,7 @@ const SAVED = {
   modernbert: ['attn_norm', 'mlp_norm', 'final_norm'],
 }
 
-/**
- * What is trained: the task, the model, the folder of its golden data, or the rows, settings of the adapter, and
- * options of the run.
- */
+/** The runs: the task, the model, the folder of its golden data or its rows, and options of the adapter and the run. */
 const RUNS = {
   encoder: ENCODER,
   classifier: ['text-classification', 'text-classification/classifier', 'text-classification/classifier'],
@@ -61,7 +58,7 @@ const RUNS = {
   'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
 }
 
-/** An encoder for both tasks of texts, where PEFT has defaults with them, and else in all linear layers. */
+/** Makes runs of an encoder for both text tasks, with PEFT's default modules if it has some, else all linear layers. */
 function familyOf(name) {
   const base = `encoder-families/${name}/encoder`
   const rowsOf = (part) =>
@@ -73,7 +70,7 @@ function familyOf(name) {
   ]
 }
 
-/** A model of pictures in other forms than its own. */
+/** Makes further runs of a picture model. */
 function imagesOf(name) {
   const [task, data] = ['image-classification', `image-classification/${name}`]
   return [
@@ -107,7 +104,7 @@ for (const [name, [taskName, base, data, settings = {}, others = {}]] of Object.
   await model.close()
   console.log(`${name}: trained, saved and run with ${adapter.size} parts`)
 
-  /** The logits of all records or words, as evaluation computes them. */
+  /** Computes the logits of all records or words in the same way as evaluation. */
   async function logitsOf() {
     const examples = []
     for (const row of rows) {

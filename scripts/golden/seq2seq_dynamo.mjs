@@ -1,4 +1,4 @@
-// Trains what seq2seq_dynamo.py exports, and compares it with optimum's exports of the same models.
+// Trains the exports of seq2seq_dynamo.py, and compares them with optimum's exports of the same models.
 // Usage: node scripts/golden/seq2seq_dynamo.mjs OUT
 
 import assert from 'node:assert/strict'

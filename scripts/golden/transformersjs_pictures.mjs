@@ -1,11 +1,11 @@
-// Texts that transformers.js writes about a picture with the tiny models of tests/golden/graphs, alone and with PEFT's
-// adapters merged.
+// Lets transformers.js write texts about a picture, with the tiny models of tests/golden/graphs and with PEFT's
+// adapters merged into them.
 //
 //     node scripts/golden/transformersjs_pictures.mjs SCRATCH MERGED [NAME …]
 //
 // SCRATCH: a folder for transformers.js 4.3.1, which scripts/transformers-js.mjs installs there. MERGED: what
-// picture_texts.py --merged wrote. The picture has the size that the models take, since transformers.js resizes in
-// another way than transformers does.
+// picture_texts.py --merged wrote. The picture already has the models' size, because transformers.js and transformers
+// resize differently.
 
 import { cpSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
@@ -17,7 +17,7 @@ if (merged === undefined) {
 }
 
 const MAX_NEW_TOKENS = 16
-/** What stands for a picture, and settings with which nothing is resized. */
+/** The placeholder of a picture in each family, and settings that keep its size. */
 const FAMILIES = {
   llava: { place: '<image>', settings: {} },
   idefics3: { place: '<image>', settings: { size: { longest_edge: 16 }, do_image_splitting: false } },
@@ -34,7 +34,7 @@ for (const name of names.length > 0 ? names : Object.keys(FAMILIES)) {
   const prompts = [
     { prompt: `${place} And the people said`, images: ['square'] },
     { prompt: `Of old ${place} the sea was`, images: ['square'] },
-    // Of a text alone, transformers.js 4.3.1 gives Qwen2-VL other positions than transformers does.
+    // For a text without pictures, transformers.js 4.3.1 gives Qwen2-VL other positions than transformers.
     ...(name === 'qwen2-vl' ? [] : [{ prompt: 'And the people said unto him', images: [] }]),
   ]
   const base = await texts(golden, prompts, settings, picture)
@@ -45,7 +45,7 @@ for (const name of names.length > 0 ? names : Object.keys(FAMILIES)) {
   console.log(name, JSON.stringify(cases))
 }
 
-/** The tokens that follow each prompt. */
+/** Returns the tokens that follow each prompt. */
 async function texts(source, prompts, settings, picture) {
   const folder = join(resolve(scratch), 'pictures', basename(source))
   rmSync(folder, { recursive: true, force: true })
@@ -54,7 +54,7 @@ async function texts(source, prompts, settings, picture) {
   writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file)), ...settings }))
   const about = join(folder, 'config.json')
   const config = JSON.parse(readFileSync(about))
-  // Published folders of this family have the config of transformers 4, in one piece.
+  // Published folders of this family have the flat config of transformers 4.
   if (config.model_type === 'qwen2_vl') writeFileSync(about, JSON.stringify({ ...config.text_config, ...config }))
   const { AutoProcessor, AutoModelForImageTextToText, env } = transformers
   env.localModelPath = dirname(folder)

@@ -1,4 +1,4 @@
-// Texts that transformers.js writes with models/union-3m and with merges into it, for tests of `generate`.
+// Lets transformers.js write texts with models/union-3m and with models merged from it, for tests of `generate`.
 //
 //     node scripts/golden/transformersjs_texts.mjs SCRATCH [OUT]
 //
@@ -15,7 +15,7 @@ if (scratch === undefined) throw new Error('usage: node scripts/golden/transform
 
 const MODEL = 'models/union-3m'
 const MAX_NEW_TOKENS = 48
-/** Two tokens whose logits are nearer may change places by rounding. */
+/** If the logits of two tokens are nearer than this, rounding may swap them. */
 const LEAST_LEAD = 1e-3
 const PROMPTS = [
   'And the people',
@@ -54,7 +54,7 @@ async function folderOf(adapter) {
   return folder
 }
 
-/** By how much the logit of a chosen token is above the next one's, at least. */
+/** Returns the smallest lead of a chosen token's logit over the second best. */
 async function smallestLead({ tokenizer, model }, prompt) {
   const inputs = tokenizer(prompt)
   const tokens = await model.generate({ ...inputs, max_new_tokens: MAX_NEW_TOKENS, do_sample: false })

@@ -26,7 +26,7 @@ const CALLERS = 24
 const SERVED = Math.ceil(adapterCount / 2)
 const TIE = 1e-4
 const TOKENS = 24
-/** Pools of the runtime, the engine and sockets. */
+/** The memory that pools of the runtime, the engine and sockets may take. */
 const LIMIT_BYTES = 150 * 2 ** 20
 const RANKS = [4, 8, 16, 32, 64]
 const KINDS = [{}, { useRslora: true }, { useDora: true }, { loraBias: true }, { isEmbedding: true }]
@@ -91,7 +91,7 @@ const { server, url } = await listen(handler, { port: 0 })
 /** A session in which each text runs alone. */
 const alone = await openSession(model, { threads: 2, maxBatch: 1 })
 const texts = new Map()
-/** A text with its scores. A shorter answer must be its beginning. */
+/** Writes the text that a caller should get, with its scores. A shorter answer must be its beginning. */
 function expected(name, prompt, sampling) {
   const key = JSON.stringify([name, prompt, sampling])
   const make = async () => {
@@ -107,7 +107,7 @@ function expected(name, prompt, sampling) {
 }
 let last = Promise.resolve()
 
-/** Undefined for the same text, true for a tie, false for another text. */
+/** Returns undefined if the texts are equal, true if they first differ at a tie, else false. */
 function tieOf(text, { text: whole, logprobs }) {
   if (whole.startsWith(text)) return undefined
   let sum = ''
@@ -128,7 +128,7 @@ const post = (path, body, signal) =>
 
 const counts = { requests: 0, whole: 0, left: 0, waited: 0, tokens: 0, ties: 0, loads: 0, unloads: 0 }
 
-/** The text of a stream, or the part that came before the caller left. */
+/** Reads the text of a stream, or the part that comes before the caller leaves. */
 async function streamed(response, leaveAfter, left) {
   let text = ''
   let [rest, pieces] = ['', 0]
@@ -145,7 +145,7 @@ async function streamed(response, leaveAfter, left) {
         if (error !== undefined) throw new Error(error.message)
         text += choices[0]?.text ?? ''
         if (++pieces < leaveAfter || leaveAfter === undefined) continue
-        // Nothing is read after this: the fetch of Node 20 waits for ever where the answer has ended just now.
+        // Stop reading here: the fetch of Node 20 would wait for ever if the answer has just ended.
         left.abort()
         return text
       }
@@ -207,7 +207,7 @@ function choose() {
   }
 }
 
-/** Loads and unloads by the routes, beside what requests load by their names. */
+/** Loads and unloads adapters by the server's routes. Requests also load adapters by naming them. */
 async function change() {
   const name = random.pick(names)
   const isLoad = random.below(2) === 0
@@ -215,7 +215,7 @@ async function change() {
     ? await post('/v1/load_lora_adapter', { lora_name: name, lora_path: name })
     : await post('/v1/unload_lora_adapter', { lora_name: name })
   const text = await response.text()
-  // 400: it is loaded already. 404: it is not loaded.
+  // 400 means that it is loaded already, and 404 that it is not loaded.
   if (response.status !== 200 && response.status !== (isLoad ? 400 : 404)) note(`${response.status}: ${text}`)
   if (response.status === 200) counts[isLoad ? 'loads' : 'unloads']++
 }

@@ -18,7 +18,7 @@ import { makeHangingModel } from './hanging-model.mjs'
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
-/** The results of undisturbed commands, and how long they take. Each command runs once. */
+/** The results and times of undisturbed commands. Each command runs only once. */
 const undisturbed = new Map()
 async function expectedOf(name, command, folder, options) {
   if (!undisturbed.has(name)) {
@@ -36,10 +36,10 @@ function expectOnly(folder, name) {
   if (found.join() !== name) throw new Error(`left behind: ${found.join(', ')}; expected ${name}`)
 }
 
-/** Whether the folder has what a training is continued from. */
+/** Returns whether a training in the folder can be continued. */
 const isContinuable = (out) => existsSync(join(out, 'training-state.safetensors'))
 
-/** Whether the result is complete, so that the same command refuses to replace it. */
+/** Returns whether the result is complete, so that the same command refuses to replace it. */
 function isWhole(name, out) {
   if (name === 'merge') return existsSync(join(out, 'lowrank-merge.json'))
   const marker = join(out, 'lowrank.json')

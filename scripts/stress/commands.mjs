@@ -1,4 +1,4 @@
-// The commands that campaigns run, and what they compare.
+// The commands that campaigns run, and the comparison of their results.
 
 import { spawn } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
@@ -26,13 +26,13 @@ const trainOn = (model, maxLength, out, more) => [
 
 export const trainTo = (out, ...more) => trainOn(golden('models/llama-optimum'), '24', out, more)
 
-/** @param model one that never ends with more than 40 tokens */
+/** @param model a model that runs for hours on more than 40 tokens */
 export const hangTo = (model, out) => trainOn(model, '64', out, [])
 
 /**
  * Starts lowrank.
  *
- * @param slowly whether writes, renames and removals take their time
+ * @param slowly true to slow down writes, renames and removals
  * @param fault `code n folder`: the n-th call fails
  */
 export function start(args, { slowly = false, fault } = {}) {
@@ -63,7 +63,7 @@ export function contents(folder) {
   return new Map(kept.map((path) => [path.slice(folder.length + 1), contentOf(path, basename(folder))]).sort())
 }
 
-/** Reads a file. In a report, the name of its folder is replaced, which stands in the title and in the tables. */
+/** Reads a file. Replaces the folder's name in a report, whose title and tables contain it. */
 function contentOf(path, folder) {
   const bytes = readFileSync(path)
   if (basename(path) !== 'report.html') return bytes

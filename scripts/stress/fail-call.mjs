@@ -1,5 +1,5 @@
-// With --import: the n-th call of the file system that concerns a folder fails with a code. FAIL_CALL is `code n
-// folder`. Each thread counts for itself. Calls by a descriptor count too; what Node loads modules with does not.
+// With --import, lets the n-th call of the file system in a folder fail with a code. FAIL_CALL is `code n folder`. Each
+// thread counts its own calls. Calls with a descriptor count, but not the calls by which Node loads modules.
 
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
@@ -8,7 +8,7 @@ const [, code, turn, folder] = /^(\w+) (\d+) (.*)$/s.exec(process.env.FAIL_CALL)
 let calls = 0
 
 function isTurn(subject) {
-  // Modules are loaded by URL.
+  // Node loads modules by URL, so only strings and descriptors count.
   const isOurs = typeof subject === 'string' ? subject.startsWith(folder) : typeof subject === 'number' && subject > 2
   if (!isOurs) return false
   return ++calls === Number(turn)

@@ -1,5 +1,5 @@
-// With --import: the process is killed before the n-th change that it makes in a folder. KILL_CALL is `n folder`. A
-// process that ends says how many changes it made. Changes of worker threads do not count.
+// With --import, kills the process before its n-th change in a folder. KILL_CALL is `n folder`. A process that reaches
+// its end prints how many changes it made. Changes by worker threads do not count.
 
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'

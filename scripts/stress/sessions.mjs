@@ -1,12 +1,12 @@
-// One session, whose adapters come and go while it runs: memory stays bounded, and each run gives what the first one
-// gave.
+// Adds and removes adapters of a session while it runs. Memory must stay bounded, and each run must give the result of
+// the first run.
 //   node --expose-gc sessions.mjs SECONDS RUNS
 
 import { join } from 'node:path'
 import { loadAdapter, openSession } from '../../dist/node.js'
 import { root } from './commands.mjs'
 
-/** Pools of the runtime and the engine take up to 70 MiB, however many runs there are. */
+/** Pools of the runtime and the engine take up to 70 MiB, regardless of the number of runs. */
 const LIMIT_BYTES = 200 * 2 ** 20
 const WARM_RUNS = 200
 

@@ -1,4 +1,4 @@
-// With --import: writes, renames and removals take their time, so that processes meet in the middle of them.
+// With --import, slows down writes, renames and removals, so that processes interfere in the middle of them.
 
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'

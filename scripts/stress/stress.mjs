@@ -1,6 +1,6 @@
-// Disturbs merges, trainings and sessions: kills, rivals, failing calls of the file system, adapters that come and go.
+// Disturbs merges, trainings and sessions: with kills, rivals, failing calls of the file system, and changing adapters.
 //   npm run stress [-- --seconds N] [--only TEXT] [--seed S]
-// Each campaign gets its turn until the time is over; what it leaves of a failure is kept in out/stress/.
+// Campaigns take turns until the time is over. The files of a failure are kept in out/stress/.
 
 import { execFileSync } from 'node:child_process'
 import { cpSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'

@@ -1,5 +1,5 @@
-// The site's settings. Pages are made by ../build.mjs from docs/, the API and the code of errors. A dead link ends the
-// build.
+// The site's settings. ../build.mjs makes its pages from docs/, the docstrings and the error classes. A dead link stops
+// the build.
 
 import { readFileSync } from 'node:fs'
 
@@ -12,7 +12,7 @@ export default {
   outDir: 'out/site',
   base: process.env.SITE_BASE ?? '/',
   cleanUrls: true,
-  // ../build.mjs puts it there.
+  // ../build.mjs copies the page of web/ there.
   ignoreDeadLinks: ['/playground/'],
   lastUpdated: false,
   head: [['link', { rel: 'icon', type: 'image/svg+xml', href: `${process.env.SITE_BASE ?? '/'}mark.svg` }]],

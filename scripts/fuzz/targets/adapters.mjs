@@ -45,7 +45,7 @@ async function checkFolder(files) {
 
 const folders = () => foldersWith(CONFIG).filter((_, i) => i % 5 === 0)
 
-/** A folder with one of its files changed. */
+/** Changes one file of a folder. */
 const inFolder = (name, file, mutate) => ({
   name,
   seeds: () => folders().filter((path) => file in folder(path)),

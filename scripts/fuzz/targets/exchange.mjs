@@ -16,7 +16,7 @@ async function toPeft(source, base, isLast = false) {
 }
 
 let mlx
-/** A folder as lowrank writes it for mlx-lm. */
+/** Makes a folder as lowrank writes it for mlx-lm. */
 async function mlxFiles() {
   if (mlx === undefined) {
     const out = place({}, undefined)
@@ -28,7 +28,7 @@ async function mlxFiles() {
 }
 const files = await mlxFiles()
 
-/** A model of mistral's sizes, as far as adapters look at it. */
+/** Makes the part of a GGUF model with mistral's sizes that converting an adapter reads. */
 async function modelFile() {
   const sizes = { attn_q: [32, 32], attn_k: [16, 32], attn_v: [16, 32], attn_output: [32, 32] }
   Object.assign(sizes, { ffn_gate: [48, 32], ffn_up: [48, 32], ffn_down: [32, 48] })

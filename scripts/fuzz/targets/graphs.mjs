@@ -1,5 +1,5 @@
-// ONNX graphs: changed bytes for the reader, changed trees for lowering, the graph of the loss and the plan of a merge;
-// config.json.
+// ONNX graphs and config.json. The reader gets changed bytes; lowering, the graph of the loss, and the plan of a merge
+// get changed trees.
 
 import { MemoryDirectory } from '../../../dist/base/bytes.js'
 import { LowrankError } from '../../../dist/base/errors.js'
@@ -19,7 +19,7 @@ import { mutateBytes, mutateJson, mutateTree } from '../mutate.mjs'
 const MODELS = 'tests/golden/models'
 const TRAINED = ['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum']
 
-/** Protobuf with changed values; a value that the format cannot hold is another draw. */
+/** Changes values of a protobuf message. If the format cannot hold a value, it draws again. */
 function mutateModel(random, bytes) {
   for (;;) {
     const model = fromBinary(ModelProtoSchema, bytes)
