@@ -7,12 +7,11 @@ import ts from 'typescript'
 import { describe, expect, it } from 'vitest'
 import { filesIn, root } from '../structure/project.js'
 
-/**
- * Beside what the readers have installed: that package is not part of this project, and bundlers make an URL of such an
- * import.
- */
+/** Packages that readers have and this project does not, and imports that bundlers turn into URLs. */
 const SURROUNDINGS = `
 declare module '@huggingface/transformers'
+declare module 'ai'
+declare module '@ai-sdk/openai-compatible'
 declare module '*?url' { const url: string; export default url }
 `
 
@@ -30,7 +29,7 @@ const blocks = new Map(
   }),
 )
 
-const entries = ['index', 'handoff-entry/entry', 'transformers', 'serve/node/entry'].map((name) =>
+const entries = ['index', 'handoff-entry/entry', 'transformers', 'serve/node/entry', 'serve/node/ai-sdk'].map((name) =>
   join(root, 'dist', `${name}.d.ts`),
 )
 const surroundings = join(root, 'docs', 'surroundings.d.ts')

@@ -38,6 +38,7 @@ const ALL = [
   'transformers',
   'serve',
   'server',
+  'ai-sdk',
   'cli',
 ]
 /** All layers but these. */
@@ -68,18 +69,30 @@ const LAYERS: Record<string, readonly string[]> = {
   loop: ['base', 'data', 'runtime', 'lora', 'peft', 'graph', 'text', 'tasks', 'train', 'infer'],
   evaluate: ['base', 'data', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
-  index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'),
-  node: below('node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'),
+  index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
+  node: below('node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
   'handoff-entry': ['handoff', 'index', 'node'],
   transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
   // Commands use the public API, and `base` and `report` besides: guesses for misspelled words, and pages.
-  serve: ['base', 'graph', 'text', 'infer', 'index', 'node', 'server'],
+  serve: ['base', 'graph', 'text', 'infer', 'index', 'node', 'server', 'ai-sdk'],
   server: ['serve'],
+  'ai-sdk': ['serve'],
   cli: ['base', 'report', 'index', 'node', 'handoff-entry', 'serve'],
 }
 
 /** Layers that may import more than they do. */
-const WIDER = new Set(['tools', 'exchange', 'index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'cli'])
+const WIDER = new Set([
+  'tools',
+  'exchange',
+  'index',
+  'node',
+  'handoff-entry',
+  'transformers',
+  'serve',
+  'server',
+  'ai-sdk',
+  'cli',
+])
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
 const NODE_ONLY = /^src\/(cli\/|node\.ts$|(.*\/)?node\/)/

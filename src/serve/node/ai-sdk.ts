@@ -1,0 +1,5 @@
+// `lowrank/ai-sdk` in Node, Bun and Deno: the same, but sources can be paths.
+
+import '../../node.js'
+
+export * from '../../ai-sdk.js'
