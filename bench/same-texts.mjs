@@ -79,14 +79,14 @@ function draw(adapters, more = {}) {
   }
 }
 
-function adapterOf(lowrank, model, pattern, rank, seed, config = {}) {
+function adapterOf(lowrank, model, pattern, rank, seed) {
   let at = seed
   const noise = (length, size) =>
     Float32Array.from({ length }, () => {
       at = (Math.imul(at, 1664525) + 1013904223) | 0
       return (size * at) / 2 ** 31
     })
-  const adapter = new lowrank.LoraAdapter({ rank, alpha: 2 * rank, ...config })
+  const adapter = new lowrank.LoraAdapter({ rank, alpha: 2 * rank })
   const seen = new Set()
   for (const { name, d, k } of findLinears(new Graph(model.onnx.proto))) {
     if (!pattern.test(name) || seen.has(name)) continue
@@ -115,9 +115,7 @@ async function open(name, folder, plan) {
   if (plan.hasAdapters) {
     adapters.a = adapterOf(lowrank, model, /(q_proj|v_proj|c_attn|up_proj|qkv_proj|\.q|\.v|query)$/, 2, 11)
     adapters.b = adapterOf(lowrank, model, /(v_proj|down_proj|c_proj|o_proj|\.o|wo|fc2)$/, 5, 12)
-    const [invocation] = model.tokenizer.encode(' of', { specialTokens: false })
-    const activated = { aloraInvocationTokens: [invocation % (model.vocabularySize ?? invocation + 1)] }
-    adapters.c = adapterOf(lowrank, model, /(q_proj|c_attn)$/, 3, 13, activated)
+    adapters.c = adapterOf(lowrank, model, /(q_proj|c_attn)$/, 3, 13)
     for (const key of Object.keys(adapters)) if (adapters[key].size === 0) delete adapters[key]
   }
   const session = await lowrank.openSession(model, { adapters, threads: 1, onWarning: () => {}, ...plan.session })

@@ -123,7 +123,6 @@ const KINDS = {
   'LoraConfig.modulesToSave': ['SHORT_LIST', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.targetParameters': ['SHORT_LIST', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.trainableTokenIndices': ['TOKEN_INDICES', 'src/lora/config-kinds.ts'],
-  'LoraConfig.aloraInvocationTokens': ['INVOCATION', 'src/lora/config-kinds.ts'],
   'LoraConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
   'LoraConfig.baseModel': ['STRING', BASE],
   'LoraConfig.taskType': ['STRING', BASE],

@@ -61,8 +61,6 @@ export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], form
     where: unhandled.name,
     what: `${format} cannot hold ${unhandled.meaning}`,
     expected: unhandled.expected,
-    ...(adapter.config.aloraInvocationTokens === undefined && {
-      hint: 'Merge the adapter into its base, and convert the merged model',
-    }),
+    hint: 'Merge the adapter into its base, and convert the merged model',
   })
 }

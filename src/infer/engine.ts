@@ -11,7 +11,7 @@ import type { AdapterFactors } from './adapters/site-factors.js'
 import type { TextCall, WrittenToken } from './generate/running-text.js'
 import { RunningTexts, type TextBounds } from './generate/running-texts.js'
 import type { TextForm } from './generate/text-form.js'
-import { type Activation, GraphEngine, type OpenRequest } from './graph-engine.js'
+import { GraphEngine, type OpenRequest } from './graph-engine.js'
 
 export class InferEngine {
   /** The graphs by role. */
@@ -38,16 +38,9 @@ export class InferEngine {
     }
   }
 
-  /** @param activation where activated adapters begin in each row */
-  async run(
-    role: string,
-    feeds: Feeds,
-    mixes: readonly Mix[],
-    outputNames: readonly string[] | undefined,
-    activation?: Activation,
-  ) {
+  async run(role: string, feeds: Feeds, mixes: readonly Mix[], outputNames: readonly string[] | undefined) {
     const graph = this.#graph(role)
-    const outputs = await graph.runMixes(feeds, mixes, outputNames, activation)
+    const outputs = await graph.runMixes(feeds, mixes, outputNames)
     if (graph.keepsTensors) return outputs
     for (const [name, tensor] of Object.entries(outputs)) {
       if (!isOnGpu(tensor)) continue

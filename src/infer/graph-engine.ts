@@ -6,7 +6,6 @@ import type { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
 import { FIRST_INPUT, MISSING_INPUT, type SiteGroup, SLOTS_INPUT } from '../graph/inject/sites.js'
-import type { TokenColumns } from '../graph/inputs/tokens.js'
 import type {
   Feeds,
   OutputOptions,
@@ -20,7 +19,6 @@ import { closedSession, distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds, inputMajor } from './adapters/site-feeds.js'
-import { needsTokenByToken, runPiecewise } from './piecewise-runs.js'
 
 export interface OpenRequest {
   model: SessionModel
@@ -31,18 +29,9 @@ export interface OpenRequest {
   isInputMajor: boolean
   /** The rank of the zeros that are fed if nothing is added: 0, or 1 if the runtime takes no empty tensors. */
   idleRank: 0 | 1
-  /** The token inputs, if the graph's attention can continue several texts only by one token at a time. */
-  columns: TokenColumns | undefined
   /** The output with the rows that a step adds to the cache, if the graph has such an output. */
   newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
-}
-
-/** The places in the rows from which activated adapters apply. */
-export interface Activation {
-  /** The first token of each row that its adapter reads; infinite if the base reads the whole row. */
-  readonly starts: readonly number[]
-  readonly columns: TokenColumns
 }
 
 interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
@@ -126,15 +115,8 @@ export class GraphEngine {
     adapters.for(this.#open?.groups ?? [])
   }
 
-  /** @param activation where activated adapters begin in each row */
-  async runMixes(
-    feeds: Feeds,
-    mixes: readonly Mix[],
-    outputNames: readonly string[] | undefined,
-    activation: Activation | undefined,
-  ): Promise<Record<string, RuntimeTensor>> {
-    if (activation === undefined) return this.run(feeds, this.#feedsOf(mixes), outputNames)
-    return this.#runActivated(feeds, mixes, outputNames ?? this.#open?.session.outputNames ?? [], activation)
+  runMixes(feeds: Feeds, mixes: readonly Mix[], outputNames: readonly string[] | undefined) {
+    return this.run(feeds, this.#feedsOf(mixes), outputNames)
   }
 
   async run(
@@ -154,10 +136,9 @@ export class GraphEngine {
 
   async #run(given: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     if (this.#open === undefined) throw closedSession()
-    const { session, groups, inputNames, takesRows, isInputMajor, idle, columns, kept } = this.#open
+    const { session, groups, inputNames, takesRows, isInputMajor, idle, kept } = this.#open
     const feeds = { ...ADDED, ...given }
     for (const name of Object.keys(ADDED)) if (!session.inputNames.includes(name)) delete feeds[name]
-    const outputNames = wanted ?? this.#open.outputNames
     let held = kept.get(adapters)
     if (held === undefined) {
       const { rows } = adapters
@@ -169,9 +150,7 @@ export class GraphEngine {
       held = Object.fromEntries(fed.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
       kept.set(adapters, held)
     }
-    if (columns === undefined || !needsTokenByToken(columns, feeds)) return session.run(feeds, outputNames, held)
-    const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
-    return runPiecewise(run, columns, feeds, outputNames ?? session.outputNames)
+    return session.run(feeds, wanted ?? this.#open.outputNames, held)
   }
 
   readonly toHost = (tensor: RuntimeTensor): Promise<RuntimeTensor> => {
@@ -199,17 +178,6 @@ export class GraphEngine {
     this.#feeds.set(key, feeds)
     for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
     return feeds
-  }
-
-  /** Runs the first tokens of the rows with the base, and the rest with their mixes. */
-  #runActivated(feeds: Feeds, mixes: readonly Mix[], names: readonly string[], { starts, columns }: Activation) {
-    const run = (inputs: Feeds, wanted: readonly string[], first: number) => {
-      const active = starts.map((start, row) => (start <= first ? (mixes[row] ?? mixes[0]) : []))
-      return this.run(inputs, this.#feedsOf(active), wanted)
-    }
-    const [, sequence] = feeds[columns.tokens[0]].dims
-    const pieces = [...new Set([0, ...starts.filter((start) => start < sequence)])].sort((a, b) => a - b)
-    return runPiecewise(run, columns, feeds, names, pieces)
   }
 }
 

@@ -24,7 +24,6 @@ import type { AdapterHead } from './adapters/heads.js'
 import type { NamedParts, SessionAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
-import type { Activation } from './graph-engine.js'
 import type { SessionBase } from './graphs.js'
 import { type GraphNeeds, sessionGraph } from './session-graph.js'
 
@@ -118,9 +117,8 @@ export class GraphSession {
     mixes: readonly Mix[],
     heads: readonly (AdapterHead | undefined)[] = [],
     outputNames?: readonly string[],
-    activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    const run = (given: Feeds, names: readonly string[]) => this.runPlainly(given, mixes, names, activation)
+    const run = (given: Feeds, names: readonly string[]) => this.runPlainly(given, mixes, names)
     const [head] = heads.flatMap((found) => found ?? [])
     if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
     const all = outputNames ?? [...new Set([...this.outputNames, head.output])]
@@ -132,9 +130,8 @@ export class GraphSession {
     feeds: Feeds,
     mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
-    activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    return this.engine.remote.run(this.role, feeds, mixes, outputNames, activation)
+    return this.engine.remote.run(this.role, feeds, mixes, outputNames)
   }
 
   get isPlain(): boolean {

@@ -26,10 +26,7 @@ export interface WholeSession {
   ): Promise<Record<string, RuntimeTensor>>
   readonly graphs: readonly string[]
   tried<T>(action: () => Promise<T>): Promise<T>
-  /** @param readsAll the adapters must read every token, which an activated LoRA does not */
-  checkMixes(mixes: readonly Mix[], readsAll?: boolean): void
-  /** Returns the invocation tokens of an activated LoRA, or undefined if the mix is active from the first token on. */
-  invocationOf(mix: Mix): readonly number[] | undefined
+  checkMixes(mixes: readonly Mix[]): void
   headOf(name: string): AdapterHead | undefined
   chatTemplateOf(mix: Mix): string | undefined
 }

@@ -13,15 +13,7 @@ import { isAdapter, isPlain, type LinearValues, type RunAdapter } from '../lora/
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import {
-  closedSession,
-  type Mix,
-  mixableOf,
-  mixesOf,
-  notWhole,
-  refuseAdapter,
-  requireMixable,
-} from './adapters/choice.js'
+import { closedSession, type Mix, mixableOf, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import type { AdapterParts, NamedParts } from './adapters/parts.js'
 import { plainSites } from './adapters/site-factors.js'
@@ -181,18 +173,14 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const heads = headsFor(mixes, (name) => session.adapter(name).head)
     const names = [...session.outputNames, ...heads.flatMap((head) => head?.output ?? [])]
     for (const name of outputNames ?? []) checkName('output', name, [...new Set(names)])
-    const invocations = mixes.map((mix) => this.invocationOf(mix))
-    const activation = invocations.some((tokens) => tokens !== undefined)
-      ? (await this.#load(import('./adapters/activation.js'))).activationOf(session.graph, allFeeds, invocations)
-      : undefined
-    const outputs = await this.tried(() => session.run(allFeeds, mixes, heads, outputNames, activation))
+    const outputs = await this.tried(() => session.run(allFeeds, mixes, heads, outputNames))
     if (mixes.length > 1) checkRanks(session.graph, outputs)
     return outputs
   }
 
   async runGraph(role: string | undefined, feeds: Feeds, mixes: readonly Mix[], outputs?: readonly string[]) {
     this.checkOpen()
-    this.checkMixes(mixes, true)
+    this.checkMixes(mixes)
     return this.tried(() => this.graphNamed(role).run(feeds, mixes, [], outputs))
   }
 
@@ -279,14 +267,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     if (this.#disposal !== undefined) throw closedSession()
   }
 
-  checkMixes(mixes: readonly Mix[], readsAll = false): void {
+  checkMixes(mixes: readonly Mix[]): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
-    if (readsAll && mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
-  }
-
-  /** @internal Returns the invocation tokens of an activated LoRA, or undefined if the mix is always active. */
-  invocationOf(mix: Mix): readonly number[] | undefined {
-    return mix.map(({ name }) => this.#main.adapter(name).invocation).find((tokens) => tokens !== undefined)
   }
 
   headOf(name: string): AdapterHead | undefined {
@@ -386,9 +368,9 @@ async function readParts(session: GraphSession, adapter: RunAdapter, mayBeEmpty:
     return readOtherParts(session, adapter as LoraAdapter)
   }
   if (adapter.size === 0 && !mayBeEmpty) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-  const { chatTemplate, config } = adapter
+  const { chatTemplate } = adapter
   const sites = plainSites(session.graph, session.linears, adapter.parts() as readonly LinearValues[])
-  const mixable = mixableOf(sites.factors, false, config.aloraInvocationTokens)
+  const mixable = mixableOf(sites.factors, false)
   return { ...sites, about: { head: undefined, chatTemplate, ...mixable } }
 }
 

@@ -11,12 +11,11 @@ import type { Vector } from '../graph/inject/other-sites.js'
 import { FIRST_INPUT, type Site, type SiteGroup, type SiteNeeds } from '../graph/inject/sites.js'
 import { growWindows, isCacheInput } from '../graph/inputs/cache.js'
 import { dimsOfInput, splitInputs } from '../graph/inputs/roles.js'
-import { tokenColumns, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { toLinearAttention } from '../graph/lower/gated-delta-net.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { Builder, type Value } from '../graph/view/builder.js'
-import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
+import { Graph, subgraphs } from '../graph/view/graph.js'
 import type { OpenRequest } from './graph-engine.js'
 
 /** Providers that take empty tensors. With others, an idle site gets zeros of rank 1, and operators are not fused. */
@@ -65,7 +64,6 @@ export function sessionGraph(
     inputNames,
     graph: graph.toModel(),
     idleRank: isOnProcessor ? 0 : 1,
-    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx), new Set([VECTORS]))) : undefined,
     newRows,
     isFused: isFused || newRows !== undefined || choosesLogits || (mayFuse && adapted.groups.length > 0),
   }

@@ -30,11 +30,6 @@ export const SHORT_LIST: Kind = kind(
   (value) => NAMES.accepts(value) && (value as unknown[]).length <= MAX_ENTRIES,
 )
 
-export const INVOCATION: Kind = kind(
-  'token ids, at least one',
-  (value) => listOf(INDEX).accepts(value) && (value as unknown[]).length > 0,
-)
-
 const TOKENS = kind(
   'tokens',
   (value) => listOf(INDEX).accepts(value) && new Set(value as []).size === (value as []).length,

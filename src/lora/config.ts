@@ -136,12 +136,6 @@ export interface LoraConfig {
    */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /**
-   * Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397): tokens that turn the adapter on. It changes a text from
-   * the first token of their last occurrence in the prompt on. A text without them does not change. The text before the
-   * tokens is read as the base reads it, so all such adapters can share that work.
-   */
-  readonly aloraInvocationTokens: readonly number[] | undefined
-  /**
    * Other fields of PEFT's file, unchanged and in PEFT's spelling. They do not change the result.
    * @default {}
    */
@@ -199,10 +193,6 @@ function checkTogether(config: LoraConfig): void {
   const excluded = (['dropout', 'fanInFanOut', 'loraBias', 'useDora'] as const).find((field) => config[field])
   if (config.targetParameters.length > 0 && excluded !== undefined) {
     throw new ConfigError({ where: excluded, what: 'cannot be used together with targetParameters, as in PEFT' })
-  }
-  if (config.aloraInvocationTokens !== undefined && (config.useDora || config.targetParameters.length > 0)) {
-    const where = config.useDora ? 'useDora' : 'targetParameters'
-    throw new ConfigError({ where, what: 'cannot be used together with aloraInvocationTokens, as in PEFT' })
   }
   checkInit(config)
   if (typeof targetModules === 'string' && layersToTransform !== undefined) {

@@ -38,7 +38,6 @@ import {
 } from './factors.js'
 import { FactorPart, type FactorTensors, factorTensors } from './part.js'
 import { addBias, backwardPass, forwardPass, type LayerGradients, type PassWeights, type Tape } from './passes.js'
-import { requireAlwaysOn } from './requirements.js'
 
 /**
  * An adapted linear layer: y = x·(W + s·B·A)ᵀ, with W (d, k), A (r, k), B (d, r) and x (n, k).
@@ -316,11 +315,9 @@ export class LoraLayer extends FactorPart {
   /**
    * Adds s·B·A to the base weight.
    *
-   * @throws StateError if it is merged already or has no base weight, NumericError if the result is not finite,
-   *   UnsupportedError for an activated LoRA.
+   * @throws StateError if it is merged already or has no base weight, NumericError if the result is not finite.
    */
   merge(): void {
-    requireAlwaysOn(this, 'merging')
     const base = this.#needBase('merge')
     if (this.merged) throw new StateError({ where: this.#where('merge'), what: 'it is merged already' })
     const result = this.effectiveWeight()

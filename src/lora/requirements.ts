@@ -5,7 +5,7 @@ import type { LoraConfig } from './config.js'
 import { changesBase, isComputedFromBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
-export type Handled = PartKind | 'magnitude' | 'biasB' | 'invocation'
+export type Handled = PartKind | 'magnitude' | 'biasB'
 
 /** Parts that sessions and merges of graphs can handle. */
 export const GRAPH_PARTS: readonly Handled[] = [
@@ -18,9 +18,6 @@ export const GRAPH_PARTS: readonly Handled[] = [
   'token-rows',
 ]
 
-/** Parts that an activated LoRA can have: as in PEFT, only linear layers. */
-export const ACTIVATED_PARTS: readonly Handled[] = ['linear', 'biasB', 'invocation']
-
 const MEANINGS: Readonly<Record<Handled, string>> = {
   linear: 'linear layers',
   magnitude: 'magnitudes of DoRA (use_dora)',
@@ -30,7 +27,6 @@ const MEANINGS: Readonly<Record<Handled, string>> = {
   parameter: 'adapted parameters (target_parameters)',
   replacement: 'whole tensors (modules_to_save, bias)',
   'token-rows': 'rows of tokens (trainable_token_indices)',
-  invocation: 'tokens that turn the adapter on (alora_invocation_tokens)',
 }
 
 interface AnyAdapter {
@@ -64,9 +60,6 @@ export function unhandledPart(
   handled: readonly Handled[],
 ): { name: string; meaning: string; expected: string } | undefined {
   const expected = handled.map((need) => MEANINGS[need]).join(', ')
-  if (adapter.config.aloraInvocationTokens !== undefined && !handled.includes('invocation')) {
-    return { name: 'alora_invocation_tokens', meaning: MEANINGS.invocation, expected }
-  }
   for (const part of adapter.parts()) {
     const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
     const unhandled = [part.kind, ...vectors].find((need) => !handled.includes(need))
@@ -80,16 +73,6 @@ export function requireLabelCount(labels: readonly string[] | undefined, count: 
   if (labels === undefined || count === undefined || labels.length === count) return
   const what = 'the adapter does not have as many labels as its head has outputs'
   throw new MismatchError({ where: 'labels', what, expected: String(count), got: labels.join(', ') })
-}
-
-/** Throws UnsupportedError for an activated LoRA, which changes a text only after its invocation tokens. */
-export function requireAlwaysOn({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
-  if (config.aloraInvocationTokens === undefined) return
-  throw new UnsupportedError({
-    where: 'alora_invocation_tokens',
-    what: `an activated LoRA, which changes a text from these tokens on alone, cannot be used for ${use}`,
-    got: JSON.stringify(config.aloraInvocationTokens).slice(0, 200),
-  })
 }
 
 /**

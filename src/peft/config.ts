@@ -26,7 +26,6 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['ensure_weight_tying', 'ensureWeightTying'],
   ['target_parameters', 'targetParameters'],
   ['trainable_token_indices', 'trainableTokenIndices'],
-  ['alora_invocation_tokens', 'aloraInvocationTokens'],
   ['base_model_name_or_path', 'baseModel'],
   ['task_type', 'taskType'],
 ])
@@ -53,6 +52,7 @@ const UNSUPPORTED: ReadonlySet<string> = new Set([
   'arrow_config',
   'enable_lora',
   'kasa_config',
+  'alora_invocation_tokens',
   'layer_replication',
   'monteclora_config',
   'peft_type',
@@ -160,11 +160,7 @@ function plainField(key: string, value: JsonValue): unknown {
 }
 
 /** Settings that PEFT treats as missing if they are empty. */
-const UNSET_WHEN_EMPTY: ReadonlySet<string> = new Set([
-  'alora_invocation_tokens',
-  'layers_pattern',
-  'trainable_token_indices',
-])
+const UNSET_WHEN_EMPTY: ReadonlySet<string> = new Set(['layers_pattern', 'trainable_token_indices'])
 
 function isEmpty(key: string, value: unknown): boolean {
   if (!UNSET_WHEN_EMPTY.has(key)) return false
@@ -236,6 +232,7 @@ export function formatPeftConfig(
     ...config.peftFields,
     [INIT_FIELD]: peftInit(config.init),
     inference_mode: true,
+    alora_invocation_tokens: null,
     layer_replication: null,
     peft_type: 'LORA',
   }

@@ -28,7 +28,6 @@ import { padded, predictedRows, type TokenProbe, tokenBatch, tokenProbe } from '
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
-  takesInvocation: true,
   learns: 'to continue texts, and to answer',
   records: [
     { text: 'The sea was calm.' },

@@ -46,7 +46,6 @@ const REFERENCE = 'loss/reference'
 export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   name: 'dpo',
   peftType: 'CAUSAL_LM',
-  takesInvocation: true,
   rateShare: 0.5,
   learns: 'to prefer one answer to another',
   records: [

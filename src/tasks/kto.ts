@@ -68,7 +68,6 @@ interface Judgement {
 export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
   name: 'kto',
   peftType: 'CAUSAL_LM',
-  takesInvocation: true,
   rateShare: 0.5,
   learns: 'to give answers that are wanted',
   records: [{ prompt: 'How was the sea?', completion: 'Calm.', label: true }],

@@ -98,8 +98,6 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined if PEFT has none for this task. */
   readonly peftType: string | undefined
-  /** Whether tokens of the prompt can activate its adapters (`aloraInvocationTokens`). Default false. */
-  readonly takesInvocation?: boolean
   /** Factor on the learning rate that follows from the model's width. Default 1. */
   readonly rateShare?: number
   /** Metrics that, like the loss, should be low. */

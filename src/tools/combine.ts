@@ -55,7 +55,6 @@ export async function combineAdapters(
       opened.push({ adapter: parts, weight, parts: byName, label })
     }
     for (const adapter of opened) checkParts(adapter, way)
-    checkActivation(opened)
     const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
     const steps = new Steps(names.length, { onProgress, signal })
     const layers: NewLayer[] = []
@@ -155,19 +154,6 @@ function checkAlike(name: string, owners: readonly Opened[]): void {
       got,
     })
   }
-}
-
-function checkActivation(opened: readonly Opened[]): void {
-  const tokensOf = ({ adapter }: Opened) => JSON.stringify(adapter.config.aloraInvocationTokens ?? [])
-  const expected = tokensOf(opened[0])
-  const differing = opened.find((candidate) => tokensOf(candidate) !== expected)
-  if (differing === undefined) return
-  throw new MismatchError({
-    where: `${differing.label}: alora_invocation_tokens`,
-    what: 'different tokens turn the adapters on',
-    expected,
-    got: tokensOf(differing),
-  })
 }
 
 async function ownValues(name: string, owners: readonly Opened[]): Promise<PartValues> {

@@ -1,14 +1,12 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
-import { ConfigError, DataError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { peftStart } from '../base/synonyms.js'
-import { invocationStart } from '../graph/training/activation.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { EMBEDDING } from '../lora/part.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
-import type { OpenTask, Task } from '../tasks/task.js'
 import { baseNameOf } from './about-run.js'
 import type { TrainInput } from './options.js'
 import type { Context } from './rows/token-rows.js'
@@ -51,11 +49,7 @@ function checkInit(init: Init): void {
 }
 
 function checkAdapter(adapter: LoraAdapter): void {
-  const isActivated = adapter.config.aloraInvocationTokens !== undefined
-  const parts = isActivated
-    ? (['linear', 'invocation'] as const)
-    : (['linear', EMBEDDING, 'replacement', 'magnitude', 'token-rows'] as const)
-  requireHandled(adapter, parts, 'training')
+  requireHandled(adapter, ['linear', EMBEDDING, 'replacement', 'magnitude', 'token-rows'], 'training')
   for (const { name, magnitude } of adapter.parts(EMBEDDING)) if (magnitude !== undefined) throw doraOfEmbedding(name)
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const { name, merged } of adapter.parts('linear')) {
@@ -69,49 +63,6 @@ export function doraOfEmbedding(name: string): UnsupportedError {
     what: 'DoRA of an embedding cannot be trained here',
     expected: 'DoRA of linear layers, or LoRA of the embedding',
     hint: 'Leave the embedding out of `targetModules`, or `useDora`',
-  })
-}
-
-/** Refuses what an activated LoRA, which trains no token before its invocation, cannot be trained with. */
-export function checkActivation(
-  { aloraInvocationTokens, modulesToSave, bias }: LoraConfig,
-  { trainedTokens }: Pick<TrainInput, 'trainedTokens'>,
-  { packing }: TrainSettings,
-  { takesInvocation = false }: Task,
-): void {
-  if (aloraInvocationTokens === undefined) return
-  const others: [where: string, isOn: boolean][] = [
-    ['task', !takesInvocation],
-    ['packing', packing],
-    ['modulesToSave', modulesToSave.length > 0],
-    ['bias', bias !== 'none'],
-    ['trainedTokens', trainedTokens !== undefined],
-  ]
-  const where = others.find(([, isOn]) => isOn)?.[0]
-  if (where === undefined) return
-  throw new ConfigError({
-    where,
-    what: 'not together with aloraInvocationTokens',
-    expected: 'layers of LoRA alone, a task of causal language models, and records in rows of their own',
-  })
-}
-
-/** Refuses data in which the tokens that turn an activated LoRA on never occur: nothing would be learned. */
-export async function checkInvocation(
-  tokens: readonly number[],
-  examples: Iterable<unknown>,
-  open: OpenTask<unknown>,
-): Promise<void> {
-  for (const example of examples) {
-    await open.prepare?.([example])
-    const { data } = open.collate([example], open.cost(example)).input_ids
-    if (invocationStart(data as BigInt64Array, tokens) !== undefined) return
-  }
-  throw new DataError({
-    where: 'aloraInvocationTokens',
-    what: 'no record holds these tokens, so nothing would be learned',
-    got: JSON.stringify(tokens).slice(0, 200),
-    hint: 'Give the ids of tokens that the chat template or each prompt writes, in this order',
   })
 }
 

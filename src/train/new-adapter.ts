@@ -34,8 +34,8 @@ export interface Targets {
 }
 
 /**
- * @throws ConfigError and MismatchError when the config means no layer; UnsupportedError for embeddings with DoRA or an
- *   activated LoRA, and for layers of the vision encoder alone
+ * @throws ConfigError and MismatchError when the config means no layer; UnsupportedError for embeddings with DoRA, and
+ *   for layers of the vision encoder alone
  */
 export async function findTargets(
   model: Model,
@@ -182,14 +182,11 @@ function targetEmbeddings(model: Model, graph: Graph, config: LoraConfig): Linea
   if (meant.length === 0) return []
   const [{ name }] = meant
   if (config.useDora) throw doraOfEmbedding(name)
-  const isOfTwo = model.graphs.encoder !== undefined
-  if (config.aloraInvocationTokens === undefined && !isOfTwo) return meant
+  if (model.graphs.encoder === undefined) return meant
   const exclude = JSON.stringify(meant.map((embedding) => embedding.name))
   throw new UnsupportedError({
     where: 'targetModules',
-    what: isOfTwo
-      ? `${name} is an embedding, and PEFT's one shared embedding is several in graphs of an encoder and a decoder`
-      : `${name} is an embedding, which an activated LoRA cannot adapt`,
+    what: `${name} is an embedding, and PEFT's one shared embedding is several in graphs of an encoder and a decoder`,
     expected: 'linear layers',
     hint: `Leave it out with \`excludeModules: ${exclude}\``,
   })

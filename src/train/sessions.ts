@@ -85,7 +85,7 @@ export class TrainingSessions {
     const lookups = adapter.parts(EMBEDDING).map(({ name, features: d, vocabulary: k, product }) => {
       return { name, d, k, rank: product.rank, scaling: product.scaling }
     })
-    const { dropout, aloraInvocationTokens: invocation } = adapter.config
+    const { dropout } = adapter.config
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0
     const base = changesBase ? await baseOf(adapter, parts, model) : undefined
     const twoPasses = open.stepLoss !== undefined
@@ -94,7 +94,7 @@ export class TrainingSessions {
     // WebGPU has no Scan.
     const isOnGpu = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() })
     const optionsFor = (tokens: number) => {
-      return { layers, lookups, base, modules, invocation, ...(isOnGpu ? {} : blocksFor(tokens)) }
+      return { layers, lookups, base, modules, ...(isOnGpu ? {} : blocksFor(tokens)) }
     }
     // Pictures all have one size, which no length tells.
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')

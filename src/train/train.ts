@@ -20,7 +20,7 @@ import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
-import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
+import { checkOptions, checkParts } from './check-options.js'
 import { costsOf, longestOf } from './evaluation-runs.js'
 import { findTargets, newAdapter, type Targets } from './new-adapter.js'
 import type { TrainInput, TrainingData, TrainResult } from './options.js'
@@ -103,7 +103,6 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   const targets = await checkLayers(options, config)
-  checkActivation(config, given, settings, task)
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
@@ -149,7 +148,7 @@ async function encodeAll(job: Job, { onRow, tokenFile: file }: RunContext) {
 type Learned = Awaited<ReturnType<typeof openExamples>>
 
 /** The task, opened for the examples, which are packed if the settings say so. */
-async function openExamples({ options, settings, config, task }: Job, { encoded, evaluation }: Records) {
+async function openExamples({ options, settings, task }: Job, { encoded, evaluation }: Records) {
   const { model, taskOptions, on } = options
   const { newHead } = settings
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
@@ -168,8 +167,6 @@ async function openExamples({ options, settings, config, task }: Job, { encoded,
   if (open.checkEvaluation !== undefined) {
     for (const example of evaluation.examples) open.checkEvaluation(example)
   }
-  const { aloraInvocationTokens } = config
-  if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
   const costs = costsOf(open, examples)
   const longest = longestOf(costs)
   return {

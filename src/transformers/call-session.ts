@@ -8,8 +8,7 @@ import { type AdapterChoice, type Mix, mixesOf } from '../infer/adapters/choice.
 import { type AdapterHead, headLogits } from '../infer/adapters/heads.js'
 import { batchOf, checkRanks } from '../infer/feeds.js'
 import type { ModelSession } from '../infer/model-session.js'
-import { like } from '../infer/piecewise-runs.js'
-import type { Feeds } from '../runtime/runtime.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { InputMetadata, PipelineSession } from './module.js'
 import type { PipelineCache } from './pipeline-cache.js'
 
@@ -125,7 +124,7 @@ export class CallSession implements PipelineSession {
     const known = this.#plan
     if (known !== undefined && known.rows === rows && known.changes === changes) return known
     const mixes = mixesOf(this.choice, rows)
-    session.checkMixes(mixes, true)
+    session.checkMixes(mixes)
     const head = session.headFor(mixes)
     const kept = this.outputNames.filter((name) => name !== head?.output)
     const isWhole = session.adapters.every((name) => session.headOf(name) === undefined)
@@ -156,4 +155,11 @@ export function metadataOf(graph: Graph): InputMetadata[] {
 function cacheShape(graph: Graph, input: Graph['inputs'][number]): (number | string)[] {
   const { dims, axis } = cacheEntry(graph, input)
   return dims.map((dim, i) => dim ?? (i === axis ? 'past_sequence_length' : 'batch_size'))
+}
+
+/** Makes `made` a tensor of the same class as `tensor`: ONNX Runtime's class if tensors stay in its memory. */
+function like(tensor: RuntimeTensor, made: RuntimeTensor): RuntimeTensor {
+  if (tensor.constructor === Object) return made
+  const Tensor = tensor.constructor as new (type: string, data: unknown, dims: readonly number[]) => RuntimeTensor
+  return new Tensor(made.type, made.data, made.dims)
 }

@@ -200,7 +200,7 @@ function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallC
 /** Returns the config with the labels of the adapter's head. */
 function labeledConfig(config: Record<string, unknown>, { session }: SharedSession, choice: CallChoice) {
   const mixes = mixesOf(choice, undefined)
-  session.checkMixes(mixes, true)
+  session.checkMixes(mixes)
   const head = session.headFor(mixes)
   if (head === undefined) return config
   const { count, labels } = head

@@ -234,6 +234,20 @@ describe('damaged GGUF files', () => {
   ])('are refused: %s', async (_, edit, message) => {
     await expect(edited(edit)).rejects.toThrow(message)
   })
+  it('are refused by name if tokens turn the adapter on', async () => {
+    const key = 'adapter.alora.invocation_tokens'
+    // Its length (u64), the name, a type (u32), and a text of 13 bytes: 64 bytes, so that tensors stay aligned.
+    const entry = Buffer.alloc(64)
+    entry.writeBigUint64LE(BigInt(key.length))
+    entry.write(key, 8)
+    entry.writeUint32LE(8, 8 + key.length)
+    entry.writeBigUint64LE(13n, 12 + key.length)
+    const bytes = Buffer.concat([good.slice(0, 24), entry, good.slice(24)])
+    bytes.writeBigUint64LE(bytes.readBigUint64LE(16) + 1n, 16)
+    const folder = new MemoryDirectory({ 'adapter.gguf': bytes })
+    const read = convertAdapter(folder, { to: 'peft', base: goldenPath('gguf', 'mistral'), out: new MemoryDirectory() })
+    await expect(read).rejects.toThrow(/adapter.alora.invocation_tokens: activated LoRA is not implemented/)
+  })
   it('are refused when ranges overlap, or a tensor has an absurd size', async () => {
     const at = (text: string) => Buffer.from(good).indexOf(text) + text.length
     const field = at('blk.0.attn_k.weight.lora_b')

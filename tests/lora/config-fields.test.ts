@@ -16,7 +16,7 @@ const defaults: Record<string, unknown> = JSON.parse(readFileSync(golden, 'utf8'
  */
 const FIELDS: Record<string, { is: 'supported' | 'kept' | 'refused'; value: unknown; with?: Record<string, unknown> }> =
   {
-    alora_invocation_tokens: { is: 'supported', value: [5, 7] },
+    alora_invocation_tokens: { is: 'refused', value: [5, 7] },
     alpha_pattern: { is: 'supported', value: { q_proj: 3 } },
     arrow_config: { is: 'refused', value: { arrow_top_k: 3 } },
     auto_mapping: { is: 'kept', value: { base_model_class: 'LlamaModel', parent_library: 'transformers' } },

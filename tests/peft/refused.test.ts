@@ -28,6 +28,7 @@ describe('settings that change what the weights mean', () => {
   test.each<[string, unknown]>([
     ['peft_type', 'ADALORA'],
     ['peft_type', null],
+    ['alora_invocation_tokens', [5, 7]],
     ['arrow_config', { top_k: 3 }],
     ['arrow_config', {}],
     ['use_bdlora', {}],

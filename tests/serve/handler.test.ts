@@ -398,18 +398,6 @@ describe('bad requests', () => {
     expect([status, answer.error.param]).toEqual([400, 'model'])
   })
 
-  it('an activated LoRA is refused by name where a text is read as a whole', async () => {
-    const activated = new LoraAdapter({ rank: 1, alpha: 1, aloraInvocationTokens: [5] })
-    const factors = [192, 192].map((size, i) => ({ data: new Float32Array(size), shape: i ? [size, 1] : [1, size] }))
-    activated.addFactors('model.layers.0.self_attn.q_proj', factors[0] as never, factors[1] as never)
-    const own = await create({ adapters: { activated } })
-    for (const route of ['/v1/embeddings', '/classify']) {
-      const { status, body: answer } = await post(route, { model: 'activated', input: 'a' }, own)
-      expect([status, answer.error.message], route).toEqual([400, expect.stringMatching(/^alora_invocation_tokens: /)])
-    }
-    await own.close()
-  })
-
   it('have statuses of their own: route, method, type, JSON, size', async () => {
     const status = async (path: string, init: RequestInit) =>
       (await handler(new Request(`http://localhost${path}`, init))).status

@@ -6,7 +6,6 @@ import { describe, expect, it } from 'vitest'
 import { UnsupportedError as SourceError } from '../../src/base/errors.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { PipelineInstance, PreTrainedModel } from '../../src/transformers/module.js'
 import { adapterPipeline, paddingPlan, shareSession } from '../../src/transformers/pipelines.js'
 import { feedsOf, makeAdapter, maxDifference, openModel } from '../infer/models.js'
@@ -78,10 +77,7 @@ class FakePipeline extends Callable {
 describe('calls that choose an adapter', async () => {
   const model = await openModel('tests/golden/models/llama-optimum')
   const a = makeAdapter(model, /q_proj$/, { std: 0.5 })
-  const activated = new LoraAdapter({ ...a.config, aloraInvocationTokens: [5] })
-  for (const { name, weightA, weightB } of a.parts('linear')) activated.addFactors(name, weightA, weightB)
-  const adapters = { a, activated }
-  const session = await ModelSession.open(model, { adapters }, true, { keepsTensors: true })
+  const session = await ModelSession.open(model, { adapters: { a } }, true, { keepsTensors: true })
   const inner = new FakeModel({ model_type: 'llama' }, {}, {})
   const base = new FakePipeline({ task: 'text-generation', model: inner }) as unknown as PipelineInstance
   const pipe = adapterPipeline(base, shareSession(session, { dtype: 'fp32', device: 'cpu' }))
@@ -141,8 +137,6 @@ describe('calls that choose an adapter', async () => {
       )
     }
     await expect((async () => call({ adapter: 'b' }))()).rejects.toThrow(/no adapter "b"/)
-    // The library feeds a text in pieces of its own, in which nothing tells where the invocation begins.
-    await expect((async () => call({ adapter: 'activated' }))()).rejects.toThrow(/^alora_invocation_tokens: /)
     for (const name of ['max_new_tokens', 'streamer', 'past_key_values', 'a', 'temperature']) {
       await expect((async () => call({ [name]: undefined }))(), name).resolves.toBeDefined()
     }

@@ -63,21 +63,10 @@ async function openBase(base: Place | undefined): Promise<GgufBase> {
 async function readGgufAdapter(source: ByteSource, base: GgufBase): Promise<LoraAdapter> {
   const file = await parseGguf(source)
   const alpha = checkAdapter(file, base)
-  const tokens = invocationOf(file)
   const pairs = findPairs(file)
   const layers: ReadLayer[] = []
   for (const [tensor, { a, b }] of pairs) layers.push(...(await readPair(file, tensor, a, b, alpha, base)))
-  return adapterOf(layers, tokens === undefined ? {} : { aloraInvocationTokens: tokens, taskType: 'CAUSAL_LM' })
-}
-
-/** The tokens that turn an activated LoRA on; undefined for any other adapter. */
-function invocationOf({ source, metadata }: GgufFile): number[] | undefined {
-  const key = 'adapter.alora.invocation_tokens'
-  const value = metadata.get(key)
-  if (value === undefined) return undefined
-  const tokens = Array.isArray(value) ? value.map(Number) : []
-  if (tokens.length > 0 && tokens.every((token) => Number.isSafeInteger(token) && token >= 0)) return tokens
-  throw new FormatError({ where: `${source.name}: ${key}`, what: 'no list of token ids' })
+  return adapterOf(layers, {})
 }
 
 /** Checks the metadata and returns alpha. 0 means a scaling of 1. */
@@ -91,6 +80,10 @@ function checkAdapter({ source, metadata }: GgufFile, { names }: GgufBase): numb
   expect('general.type', 'adapter', 'not a LoRA adapter', FormatError)
   expect('adapter.type', 'lora', 'not a LoRA adapter', FormatError)
   expect('general.architecture', names.architecture, 'the adapter belongs to another base', MismatchError)
+  const activation = 'adapter.alora.invocation_tokens'
+  if (metadata.has(activation)) {
+    throw new UnsupportedError({ where: `${where}: ${activation}`, what: 'activated LoRA is not implemented' })
+  }
   const alpha = metadata.get('adapter.lora.alpha') ?? 0
   if (typeof alpha === 'number' && Number.isFinite(alpha)) return alpha
   throw new FormatError({ where: `${where}: adapter.lora.alpha`, what: 'not a finite number', got: String(alpha) })
@@ -214,7 +207,7 @@ async function writeGgufAdapter(
   dtype: GgufDtype,
   run: ToolRun = {},
 ): Promise<Written> {
-  requireHeld(adapter, ['linear', 'embedding', 'parameter', 'invocation'], 'a GGUF adapter')
+  requireHeld(adapter, ['linear', 'embedding', 'parameter'], 'a GGUF adapter')
   const parts = adapter.parts() as readonly FactorPart[]
   const pairs = stackExperts(parts.flatMap((part) => pairsOf(part, adapter.dtypeOf(part), base)))
   for (const pair of pairs) checkFits(pair, base)
@@ -229,8 +222,6 @@ async function writeGgufAdapter(
     ['adapter.type', 'lora'],
     ['adapter.lora.alpha', { f32: alpha ?? 0 }],
   ])
-  const tokens = adapter.config.aloraInvocationTokens
-  if (tokens !== undefined) metadata.set('adapter.alora.invocation_tokens', { u32s: tokens })
   const halves = new Set<string>()
   const tensors = pairs.flatMap((pair) => writtenTensors(pair, dtype === 'keep' ? pair.dtype : dtype, alpha, halves))
   const steps = new Steps(tensors.length, run)

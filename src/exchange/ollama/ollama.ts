@@ -5,7 +5,6 @@
 import { type Place, readLeniently, writeFile } from '../../base/bytes.js'
 import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
-import { requireAlwaysOn } from '../../lora/requirements.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { ExchangeFormat } from '../exchange-format.js'
@@ -27,7 +26,6 @@ export const OLLAMA: ExchangeFormat = {
         expected,
       })
     }
-    requireAlwaysOn(adapter, 'Ollama')
     const template = await loadChatTemplate(base.directory, adapter.chatTemplate)
     const shape = template && turnShape(template, await beginning(base))
     const written = await GGUF.write(adapter, { directory, file: ADAPTER_FILE }, settings)

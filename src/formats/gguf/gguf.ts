@@ -16,7 +16,7 @@ const MAX_TENSORS = 1 << 17
 const MAX_NAME_BYTES = 1000
 /** A chat template can take a few hundred kB. */
 const MAX_TEXT_BYTES = 1 << 24
-/** Lists of up to this length are kept, such as heads by layer and invocation tokens. */
+/** Lists of up to this length are kept, such as heads by layer. */
 const MAX_KEPT = 4096
 /** A vocabulary has a few hundred thousand entries. */
 const MAX_LIST = 1 << 25
@@ -285,11 +285,7 @@ class Cursor {
 
 const ALIGNMENT = 32
 
-export type WrittenValue =
-  | string
-  | { readonly f32: number }
-  | { readonly u32: number }
-  | { readonly u32s: readonly number[] }
+export type WrittenValue = string | { readonly f32: number } | { readonly u32: number }
 
 export interface WrittenTensor {
   readonly name: string
@@ -397,8 +393,7 @@ function byteLength({ dtype, shape }: WrittenTensor): number {
 function valueBytes(value: WrittenValue): Uint8Array[] {
   if (typeof value === 'string') return [bytesOf([8]), text(value)]
   if ('f32' in value) return [bytesOf([6]), new Uint8Array(Float32Array.of(value.f32).buffer)]
-  if ('u32' in value) return [bytesOf([4, value.u32])]
-  return [bytesOf([9, 4]), size(value.u32s.length), bytesOf(value.u32s)]
+  return [bytesOf([4, value.u32])]
 }
 
 function text(value: string): Uint8Array {

@@ -9,7 +9,6 @@ import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Form } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
-import { ACTIVE } from '../training/activation.js'
 import { type DropoutMask, keepProbability } from '../training/dropout.js'
 import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
@@ -110,9 +109,8 @@ export class TrainableLinears {
   }
 
   /** Adds the branches, each with a separate dropout mask, as in PEFT. */
-  adapt(branches: readonly Branch[], dropout: number, isActivated: boolean): void {
+  adapt(branches: readonly Branch[], dropout: number): void {
     const g = this.g
-    if (isActivated) this.graph.inputs.push(valueInfo(ACTIVE, DataType.FLOAT, ['active rows', 1]))
     const byLinear = new Map(branches.map((branch) => [branch.linear, branch]))
     const keep = keepProbability(dropout)
     const lows = dropout > 0 ? new Map<Linear, Value>() : this.#joinedLows(branches)
@@ -128,19 +126,12 @@ export class TrainableLinears {
         if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
         // With a dropout of 1, all inputs are dropped, and 1 / keep would be infinite.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
-        const whole = lows.get(linear) ?? this.#low(x, weightA)
-        const low = isActivated ? g.mul(whole, this.#activeRows(linear)) : whole
+        const low = lows.get(linear) ?? this.#low(x, weightA)
         const sum = g.op('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
         return baseSquares === undefined ? sum : this.#scaled(branch, sum)
       },
       (linear) => byLinear.get(linear)?.baseSquares !== undefined,
     )
-  }
-
-  /** {@link ACTIVE} for the rows that a layer computes. */
-  #activeRows({ input }: Linear): Value {
-    const choice = this.graph.producer(input)
-    return choice?.opType === 'Gather' ? this.g.op('Gather', [ACTIVE, choice.input[1]], { axis: 0 }) : ACTIVE
   }
 
   /** (rows, k) @ (k, r) */

@@ -64,23 +64,3 @@ export function encoderInputs(graph: Graph): Pick<TokenInputs, 'roles' | 'feeds'
   const { roles, feeds, emptyCache } = inputsOf(graph, new Set(), ENCODER)
   return { roles, feeds: (tokens) => ({ ...feeds(tokens), ...emptyCache(tokens.batch) }) }
 }
-
-/** Inputs and outputs of a run in pieces. */
-export interface TokenColumns {
-  /**
-   * Inputs (batch, sequence), and vectors (batch, sequence, features) if the graph reads these instead of input_ids.
-   */
-  readonly tokens: readonly string[]
-  /** Names of inputs with the shape (batch, past + sequence). */
-  readonly masks: readonly string[]
-  readonly cache: readonly { readonly past: string; readonly present: string }[]
-}
-
-export function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
-  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
-  return {
-    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
-    masks: named('attentionMask'),
-    cache: cache.map(({ past, present }) => ({ past, present })),
-  }
-}

@@ -32,8 +32,6 @@ export interface TrainingGraphOptions {
   readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
-  /** The tokens that activate an activated LoRA. */
-  readonly invocation?: readonly number[] | undefined
   /** Module name → node or initializer, if the graph's names do not tell. */
   readonly modules?: ModuleMap | undefined
   /** Also build the graph of the first pass, which gives the predictions for the loss of a step. Default false. */
@@ -126,7 +124,7 @@ export function buildForward(
     const part = d === layer.d ? undefined : { start, end: start + d }
     return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
   })
-  trainable.adapt(branches, options.dropout ?? 0, options.invocation !== undefined)
+  trainable.adapt(branches, options.dropout ?? 0)
   for (const value of trainable.constants) objectiveGraph.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {
     const product = form.isQuantized ? findProduct(graph, node) : undefined

@@ -20,7 +20,6 @@ import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
-import { activeFeeds } from './activation.js'
 import { computeInFloat32, dropCasts, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
@@ -167,17 +166,12 @@ export const ATTENTION_PASSES: readonly Pass[] = [
     needs: ['path'],
     gives: ['shapes'],
     async run(work) {
-      const { graph, model, runtime, path, objective, forward, parameters, options } = work
+      const { graph, model, runtime, path, objective, forward, parameters } = work
       const { checks, fedGradients } = forward.objective
       const scale = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
       const feeds = { [LOSS_SCALE]: scale, ...zeros(parameters) }
       const fixed = { feeds, masks: forward.masks, fedGradients }
-      const [first, second] = objective.probe.feeds.map((given) => ({
-        ...given,
-        ...activeFeeds(given, options.invocation),
-      }))
-      const probe = { ...objective.probe, feeds: [first, second] as const }
-      work.shapes = await measureShapes(graph, model, runtime!, path, probe, fixed)
+      work.shapes = await measureShapes(graph, model, runtime!, path, objective.probe, fixed)
       for (const check of checks) check((value) => work.shapes.get(value))
     },
   },

@@ -7,7 +7,6 @@ import type { Feeds, SessionModel, SessionOpener } from '../../runtime/runtime.j
 import { keepMapped, sessionModel } from '../session-model.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
-import { activeFeeds } from './activation.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
 import { feedsFor } from './float32.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer, type TrainingGraphOptions } from './forward.js'
@@ -80,7 +79,7 @@ export async function buildLossGraph(
     graph.outputs = graph.outputs.slice(1)
     graph.prune({ inputs: true })
   }
-  return finish(model, graph, forward, { dropout: 0, rows: new Map(), invocation: options.invocation })
+  return finish(model, graph, forward, { dropout: 0, rows: new Map() })
 }
 
 /** Builds a graph of loss and gradients. Measures shapes of the forward part on a few tokens. */
@@ -90,12 +89,12 @@ export async function buildTrainingGraph(
   objective: Objective,
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
-  const { dropout = 0, twoPasses = false, invocation } = options
+  const { dropout = 0, twoPasses = false } = options
   const work = new Work(model, objective, options, twoPasses, runtime)
   await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
   const { graph, forward, trained, predictionGraph } = work
   const rows = rowsOf(forward.masks, work.shapes, objective.probe.lengths)
-  const fed = { dropout, rows, invocation }
+  const fed = { dropout, rows }
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
   const predictions = objective.keepsPredictions ? forward.predictions : []
   const whole = finish(model, graph, { ...forward, predictions }, fed)
@@ -128,7 +127,7 @@ function finish(
   model: OnnxModel,
   graph: Graph,
   { parameters, predictions }: Forward,
-  { dropout, rows, invocation }: { dropout: number; rows: MaskRows; invocation: readonly number[] | undefined },
+  { dropout, rows }: { dropout: number; rows: MaskRows },
 ): LossGraph {
   graph.prune()
   const proto = graph.toModel()
@@ -151,7 +150,6 @@ function finish(
       const all: Feeds = {
         ...feeds,
         [LOSS_SCALE]: { type: 'float32', data: Float32Array.of(1 / normalizer), dims: [] },
-        ...activeFeeds(feeds, invocation),
         ...(draw === undefined ? {} : maskFeeds([...rows.keys()], lengthIn, dropout, draw)),
       }
       // ONNX Runtime in browsers refuses unknown inputs, such as the loss scale of a first pass.

@@ -70,8 +70,6 @@ export interface Mixable {
   /** The base tensors that the adapter replaces, as a whole or in some rows. */
   readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
   readonly added: ReadonlySet<string>
-  /** The tokens that switch an activated LoRA on. */
-  readonly invocation: readonly number[] | undefined
 }
 
 /** Refuses mixes that cannot be computed as a sum: adapters that scale outputs, or two that replace the same values. */
@@ -84,13 +82,6 @@ export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixa
     }
     const replacing = new Map<string, string>()
     for (const { name, weight, does } of all) {
-      if (does.invocation !== undefined && mix.length > 1) {
-        fail(
-          name,
-          'an activated LoRA is active only after its invocation tokens, so it cannot be mixed',
-          'Run it alone',
-        )
-      }
       if (does.scales && !(mix.length === 1 && weight === 1)) {
         const what = 'an adapter with DoRA scales the outputs of the base, so it must run alone and with weight 1'
         fail(name, what, 'Merge it, and mix the others on the merged model')
@@ -113,11 +104,7 @@ export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixa
   }
 }
 
-export function mixableOf(
-  factors: AdapterFactors,
-  scales: boolean,
-  invocation: readonly number[] | undefined,
-): Mixable {
+export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
   const replaced = new Map<string, 'whole' | 'rows'>()
   const added = new Set<string>()
   for (const [module, { rank, replaced: values, replacesBias }] of factors) {
@@ -125,17 +112,7 @@ export function mixableOf(
     if (values !== undefined) replaced.set(module, values.lines === undefined ? 'whole' : 'rows')
     if (replacesBias) replaced.set(`${module}.bias`, 'whole')
   }
-  return { scales, replaced, added, invocation }
-}
-
-/** The error for an activated LoRA if the base model cannot read the first part of the text by itself. */
-export function notWhole(): UnsupportedError {
-  return new UnsupportedError({
-    where: 'alora_invocation_tokens',
-    what: 'an activated LoRA starts at these tokens, so the base has to read the text before them',
-    expected: 'texts of a causal language model with a key-value cache, from their first token on',
-    hint: 'Call generate or stream, or run with the whole text and no cache',
-  })
+  return { scales, replaced, added }
 }
 
 /** The error for a call to a session that is disposed, perhaps while the call was running. */

@@ -19,7 +19,7 @@ import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
 import type { EmbeddingLora } from '../../lora/kinds/embedding.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import { rowsName } from '../../lora/part.js'
-import { ACTIVATED_PARTS, GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
+import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { LinearValues } from '../../lora/run-adapter.js'
 import { mixableOf } from './choice.js'
 import { readHead } from './heads.js'
@@ -38,18 +38,16 @@ export async function readOtherParts(
   { base: { onnx, config = {} }, graph, linears }: SessionGraph,
   adapter: LoraAdapter,
 ): Promise<AdapterParts> {
-  const invocation = adapter.config.aloraInvocationTokens
-  if (invocation !== undefined) requireHandled(adapter, ACTIVATED_PARTS, 'activated LoRA')
   const hasHead = adapter.parts('replacement').length > 0
   const head = hasHead ? await readHead({ config, graph, linears }, adapter) : undefined
   const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
   const parts = adapter.only(new Set(names))
-  requireHandled(parts, [...GRAPH_PARTS, 'invocation'], 'adapters of sessions')
+  requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
   const places = { model: onnx, graph, linears, embeddings: findEmbeddings(graph), config }
   const sites = await adapterSites(places, parts)
   const scaled = [...parts.parts('linear'), ...parts.parts('embedding')]
   const scales = scaled.some(({ magnitude }) => magnitude !== undefined)
-  const mixable = mixableOf(sites.factors, scales, invocation)
+  const mixable = mixableOf(sites.factors, scales)
   return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixable } }
 }
 

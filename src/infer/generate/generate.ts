@@ -196,7 +196,7 @@ function once<T>({ told }: TextSession, name: string, tell: () => Promise<T>): P
 
 async function requestsOf(
   session: TextSession,
-  { encoder, takesPieces, switches }: TextForm,
+  { encoder }: TextForm,
   prompts: readonly EncodedPrompt[],
   mixes: readonly Mix[],
   options: GenerateOptions,
@@ -208,18 +208,11 @@ async function requestsOf(
   const schema = await prepareSchema(session, options)
   const sampling = resolveSampling(options, model.generationConfig)
   const bias = Object.entries(options.logitBias ?? {}).map(([id, value]) => [Number(id), value] as const)
-  const isActivated = mixes.some((mix) => session.invocationOf(mix) !== undefined)
-  const activation = isActivated ? await import('../adapters/activation.js') : undefined
   const requests = prompts.map((prompt, i): TextRequest => {
     const promptIds = encoder?.startIds ?? prompt.ids
-    const mix = mixes[i] ?? mixes[0]
-    // With long RoPE, the tokens before the invocation would get the factors of a shorter text.
-    const canSplit = takesPieces && switches.length === 0
-    const active = activation?.activatedMix(mix, promptIds, session.invocationOf(mix), canSplit)
     return {
-      ...{ promptIds, sampling, bias, schema, pictures: prompt.pictures },
+      ...{ promptIds, mix: mixes[i] ?? mixes[0], sampling, bias, schema, pictures: prompt.pictures },
       ...{ seed: seed + i, scores: isSampled ? 0 : options.logprobs, isSampled, scope: options.cacheScope ?? '' },
-      ...(active ?? { mix, baseTokens: 0 }),
       limits: textLimits(model, { ...prompt, ids: promptIds }, options),
       sourceIds: encoder && prompt.ids,
     }

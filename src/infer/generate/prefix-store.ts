@@ -9,8 +9,6 @@ import type { AdapterFactors } from '../adapters/site-factors.js'
 export interface ReadText {
   readonly tokens: readonly number[]
   readonly mix: RowFactors[number]
-  /** The number of first tokens that the base read without adapters: 0, all, or those before an activated adapter. */
-  readonly baseTokens: number
   /** Only callers of the same scope share this cache. */
   readonly scope: string
   /** The form of the cache: the name of the output with new rows, if the graph has one. */
@@ -94,9 +92,8 @@ export class PrefixStore {
 }
 
 function sharedTokens(a: ReadText, b: ReadText): number {
-  if (a.scope !== b.scope || a.form !== b.form || a.side !== b.side) return 0
-  const isSame = a.baseTokens === b.baseTokens && isSameMix(a.mix, b.mix)
-  return Math.min(commonLength(a.tokens, b.tokens), isSame ? Infinity : Math.min(a.baseTokens, b.baseTokens))
+  const isSame = a.scope === b.scope && a.form === b.form && a.side === b.side && isSameMix(a.mix, b.mix)
+  return isSame ? commonLength(a.tokens, b.tokens) : 0
 }
 
 function bytesOf({ cache }: ReadPrefix): number {

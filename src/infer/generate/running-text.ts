@@ -21,10 +21,6 @@ export interface TextRequest {
   readonly isSampled: boolean
   /** Only texts of the same scope share cached prompts. */
   readonly scope: string
-  /**
-   * The number of first tokens that the base reads, before the adapter is active. If above 0, the text is read alone.
-   */
-  readonly baseTokens: number
   readonly schema: string | undefined
   readonly limits: TextLimits
   /** Numbers that are added to the logits of tokens. */

@@ -153,11 +153,10 @@ export class RunningTexts {
 
   /** True if two prompts may be read together. */
   #mayStart(shorter: RunningText, longer: RunningText): boolean {
-    const isAlone = shorter.request.baseTokens > 0 || longer.request.baseTokens > 0
     const isFilled = this.form.padding !== 'none' || lengthOf(shorter) === lengthOf(longer)
     const isShort = isFilled && lengthOf(longer) <= SHORT && isSimilar(lengthOf(shorter), lengthOf(longer))
     const isOfSide = this.#side(lengthOf(shorter)) === this.#side(lengthOf(longer))
-    return !isAlone && isShort && isOfSide && (this.#mixesShare || isSameMix(shorter.mix, longer.mix))
+    return isShort && isOfSide && (this.#mixesShare || isSameMix(shorter.mix, longer.mix))
   }
 
   /** A long prompt of several texts of a call is read once: the others begin when the first has read it. */

@@ -10,7 +10,7 @@ import { roleFeeds } from '../../graph/inputs/roles.js'
 import { sideOf } from '../../graph/inputs/rotary-switch.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
 import type { TokenDecoder } from '../../text/decoder.js'
-import { AdapterFeeds, feedsOfRows } from '../adapters/row-factors.js'
+import { type AdapterFeeds, feedsOfRows } from '../adapters/row-factors.js'
 import type { GraphEngine } from '../graph-engine.js'
 import type { Grammars } from '../schemas/grammars.js'
 import { GrowingCache } from './growing-cache.js'
@@ -19,8 +19,6 @@ import { PlainCache } from './row-cache.js'
 import type { RunningText } from './running-text.js'
 import type { Padding, TextForm } from './text-form.js'
 import type { TokenVectors } from './token-vectors.js'
-
-const BASE = new AdapterFeeds([])
 
 /** The parts of a session that all of its texts use. */
 export interface TextTools {
@@ -87,8 +85,7 @@ export class TextBatch {
     const isReading = this.#width === 0 || (isAlone && this.#width < this.texts[0].request.promptIds.length)
     for (const text of this.texts) await text.prepare(grammars)
     const vectors = await this.#vectors?.feeds()
-    const adapters = this.#isReadByBase ? BASE : this.#adapters
-    const outputs = await graph.run(this.#feeds(vectors, most), adapters, this.#outputNames)
+    const outputs = await graph.run(this.#feeds(vectors, most), this.#adapters, this.#outputNames)
     const hasTaken = this.#take(outputs, most)
     if (this.#width === this.#shared) await this.keep(this.texts)
     if (!hasTaken) return []
@@ -141,19 +138,14 @@ export class TextBatch {
     return Math.min(this.#width, tokens.length - 1)
   }
 
-  #readText({ mix, request: { scope, baseTokens } }: RunningText, tokens: readonly number[]): ReadText {
-    const ofBase = mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens
+  #readText({ mix, request: { scope } }: RunningText, tokens: readonly number[]): ReadText {
     const side = sideOf(this.tools.form.switches, tokens.length)
-    return { tokens, mix, scope, side, form: this.#newRows?.output, baseTokens: ofBase }
+    return { tokens, mix, scope, side, form: this.#newRows?.output }
   }
 
   get #outputNames(): readonly string[] {
     const { logits, cache } = this.tools.form
     return [logits, ...(this.#newRows === undefined ? cache.map(({ present }) => present) : [this.#newRows.output])]
-  }
-
-  get #isReadByBase(): boolean {
-    return this.texts.length === 1 && this.#width < this.texts[0].request.baseTokens
   }
 
   /**
@@ -191,12 +183,11 @@ export class TextBatch {
   #reach(most: number): number {
     const longest = Math.max(...this.lengths)
     if (this.texts.length > 1) return this.#width === 0 ? longest : this.#width + 1
-    const { baseTokens } = this.texts[0].request
     const { switches } = this.tools.form
     const side = sideOf(switches, longest)
     const least = side === 0 ? 0 : switches[side - 1] + 1
-    const stops = [this.#shared, this.#isReadByBase ? baseTokens : longest].filter((stop) => stop > this.#width)
-    return Math.max(least, Math.min(longest, this.#width + most, ...stops))
+    const stop = this.#shared > this.#width ? this.#shared : longest
+    return Math.max(least, Math.min(stop, this.#width + most))
   }
 
   /** Takes the outputs of a run. Returns false if a prompt is not read to its end yet. */

@@ -23,7 +23,7 @@ export async function classify(
   const { onnx } = session.model
   const kind = inputFamily(readGraph(onnx))?.reads === 'pictures' ? IMAGE : TEXT_OR_PAIR
   const list = listOfTexts<ClassifyInput>(inputs, kind)
-  session.checkMixes(mixesOf(adapter, undefined), true)
+  session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined, 'texts')
   const isText = kind === TEXT_OR_PAIR
   const encoded = isText ? encodeAll(session.model, list as readonly TextOrPair[], options.maxLength) : undefined

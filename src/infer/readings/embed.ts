@@ -23,7 +23,7 @@ export async function embed(
   const list = listOfTexts(texts, STRING)
   const { adapter, dimensions, normalize = true } = options
   const mixes = mixesOf(adapter, undefined)
-  session.checkMixes(mixes, true)
+  session.checkMixes(mixes)
   const { model } = session
   const { sentence } = model
   const graph = readGraph(model.onnx)

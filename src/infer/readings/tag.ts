@@ -34,7 +34,7 @@ export async function tag(
   checkOptions(options, 'tag', TAG_OPTIONS)
   const list = listOfTexts(texts, TEXT_OR_WORDS)
   const { adapter, maxLength } = options
-  session.checkMixes(mixesOf(adapter, undefined), true)
+  session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined, 'words')
   const inputs = list.map((text) => inputOf(session, text, maxLength))
   const results: Tagging[] = Array(list.length)

@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, ranged, BOOLEAN, STRING, oneOf, OBJECT, NAME } from '../../base/options.js'
-import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, TOKEN_INDICES, INVOCATION } from '../config-kinds.js'
+import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, TOKEN_INDICES } from '../config-kinds.js'
 
 export const LORA_CONFIG: OptionTable = {
   rank: ranged('an integer of at least 1'),
@@ -26,7 +26,6 @@ export const LORA_CONFIG: OptionTable = {
   targetParameters: SHORT_LIST,
   ensureWeightTying: BOOLEAN,
   trainableTokenIndices: TOKEN_INDICES,
-  aloraInvocationTokens: INVOCATION,
   peftFields: OBJECT,
 }
 
@@ -53,7 +52,6 @@ export const LORA_CONFIG_DEFAULTS = {
   targetParameters: [],
   ensureWeightTying: false,
   trainableTokenIndices: undefined,
-  aloraInvocationTokens: undefined,
   peftFields: {},
 } as const
 

@@ -10,7 +10,7 @@ import { scalingOf } from '../../lora/config.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
 import { notFinite } from '../../lora/part.js'
-import { requireAlwaysOn, requireUnchangedBase } from '../../lora/requirements.js'
+import { requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
@@ -167,7 +167,6 @@ export class OpenAdapters {
     const parts = adapter.parts()
     const { ensureWeightTying, taskType, peftFields } = adapter.config
     this.#note(() => requireUnchangedBase(adapter, 'merging'))
-    this.#note(() => requireAlwaysOn(adapter, 'merging'))
     const owner = { adapter: this.adapters.length - 1 }
     if (taskType !== undefined) this.tasks.add(taskType)
     const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
