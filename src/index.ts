@@ -177,6 +177,23 @@ export type { CombinationType } from './tools/combine-settings.js'
 export type { AdapterDifference, AdapterLayerDiff, DiffReport, TensorDiff } from './tools/diff.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
+export type {
+  Grader,
+  GraderContent,
+  GraderMessage,
+  GraderModel,
+  GraderServer,
+  GraderSession,
+  Judge,
+  JudgeMessage,
+  JudgeOptions,
+  LabelModelGrader,
+  MultiGrader,
+  SamplingParams,
+  ScoreModelGrader,
+  StringCheckGrader,
+  TextSimilarityGrader,
+} from './train/graders.js'
 export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from './train/options.js'
 export type { Reward, RewardInput } from './train/rewards.js'
 export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'

@@ -57,6 +57,14 @@ const TABLES = {
   },
   'src/loop/gen/options.ts': {
     'src/loop/grpo-loss.ts': ['GrpoOptions'],
+    'src/train/graders.ts': [
+      'LabelModelGrader',
+      'MultiGrader',
+      'SamplingParams',
+      'ScoreModelGrader',
+      'StringCheckGrader',
+      'TextSimilarityGrader',
+    ],
     'src/loop/trainer-options.ts': ['ForwardBackwardOptions', 'SampleOptions', 'StepOptions', 'TrainerOptions'],
   },
   'src/serve/gen/options.ts': {
@@ -129,8 +137,10 @@ const KINDS = {
   'MergeOptions.adapters': ['ADAPTERS', 'src/index/source-values.ts'],
   'OpenSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
   'PipelineOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
+  'ScoreModelGrader.range': ['NUMBERS', BASE],
   'StreamOptions.images': ['IMAGES', 'src/infer/media-values.ts'],
   'TagOptions.tagNames': ['TAG_NAMES', 'src/tasks/task-values.ts'],
+  'TrainOptions.graderModels': ['OBJECT', BASE, 'pairs'],
   'UnmergeOptions.adapters': ['ADAPTERS', 'src/index/source-values.ts'],
   AdapterChoice: ['ONE_CHOICE', 'src/infer/adapters/choice.ts'],
   Data: ['DATA', 'src/index/source-values.ts', 'files'],

@@ -99,6 +99,7 @@ export const FUNCTION = kind('a function', (value) => typeof value === 'function
 export const OBJECT = kind('an object', isObject)
 export const INTEGER = ranged('a safe integer')
 export const COUNT = ranged('an integer of at least 1')
+export const NUMBERS = listOf(ranged('a finite number'))
 export const SIGNAL = kind('an AbortSignal', (value) => isObject(value) && typeof value.aborted === 'boolean')
 
 export function oneOf(...values: readonly (string | number)[]): Kind {

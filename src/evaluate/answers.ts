@@ -4,12 +4,11 @@
 // disagree, it is a tie.
 
 import { ConfigError, RuntimeError } from '../base/errors.js'
+import { checkAddress, messageIn, postJson } from '../base/post-json.js'
+import { isSpace, rouge, sharedNgrams } from '../text/similarity.js'
 
 const CHRF_ORDERS = 6
 const CHRF_BETA_SQUARED = 4
-/** Matches what Python's split() counts as a space: also U+001C to U+001F, but not U+FEFF. */
-const isSpace = (character: string) =>
-  /\p{White_Space}/u.test(character) || (character >= '\x1c' && character <= '\x1f')
 
 export interface TextCounts {
   readonly exact: number
@@ -19,7 +18,11 @@ export interface TextCounts {
 }
 
 export function countTexts(text: string, wanted: string): TextCounts {
-  return { exact: text.trim() === wanted.trim() ? 1 : 0, rougeL: rougeL(text, wanted), chrf: chrfCounts(text, wanted) }
+  return {
+    exact: text.trim() === wanted.trim() ? 1 : 0,
+    rougeL: rouge(text, wanted, 'l'),
+    chrf: chrfCounts(text, wanted),
+  }
 }
 
 export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number; rougeL: number; chrF: number } {
@@ -35,47 +38,19 @@ export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number;
   return { exactMatch: exact / texts.length, rougeL: rouge / texts.length, chrF: chrfOf(sums) }
 }
 
-/** Computes the F1 score of the longest common subsequence of words. A word is a run of a–z and 0–9, in lower case. */
-function rougeL(text: string, wanted: string): number {
-  const [words, wantedWords] = [text, wanted].map((text) => text.toLowerCase().match(/[a-z0-9]+/g) ?? [])
-  const common = commonLength(words, wantedWords)
-  return common === 0 ? 0 : (2 * common) / (words.length + wantedWords.length)
-}
-
-function commonLength(a: readonly string[], b: readonly string[]): number {
-  let before = new Uint32Array(b.length + 1)
-  for (const word of a) {
-    const now = new Uint32Array(b.length + 1)
-    for (let j = 0; j < b.length; j++) now[j + 1] = word === b[j] ? before[j] + 1 : Math.max(before[j + 1], now[j])
-    before = now
-  }
-  return before[b.length]
-}
-
 function chrfCounts(text: string, wanted: string): Float64Array {
   const [characters, wantedCharacters] = [text, wanted].map((text) =>
     [...text].filter((character) => !isSpace(character)),
   )
   const counts = new Float64Array(3 * CHRF_ORDERS)
   for (let order = 1; order <= CHRF_ORDERS; order++) {
-    const [ours, theirs] = [characters, wantedCharacters].map((characters) => ngrams(characters, order))
-    let both = 0
-    for (const [gram, count] of ours) both += Math.min(count, theirs.get(gram) ?? 0)
+    const both = sharedNgrams(characters, wantedCharacters, order)
     const total = (length: number) => Math.max(0, length - order + 1)
     // If the wanted text is too short for n-grams of this length, they do not count.
     counts.set(
-      [theirs.size === 0 ? 0 : total(characters.length), total(wantedCharacters.length), both],
+      [total(wantedCharacters.length) === 0 ? 0 : total(characters.length), total(wantedCharacters.length), both],
       3 * (order - 1),
     )
-  }
-  return counts
-}
-
-function ngrams(characters: readonly string[], order: number): Map<string, number> {
-  const counts = new Map<string, number>()
-  for (let i = 0; i + order <= characters.length; i++) {
-    const gram = characters.slice(i, i + order).join('')
-    counts.set(gram, (counts.get(gram) ?? 0) + 1)
   }
   return counts
 }
@@ -108,8 +83,6 @@ export interface JudgedPair {
   readonly second: string
 }
 
-const TRIES = 4
-const WAIT_MS = 500
 const MAX_TEXT = 8000
 
 export function checkJudge(
@@ -122,13 +95,7 @@ export function checkJudge(
     throw new ConfigError({ where: 'judge', what: 'missing: `judgeModel` needs the server that runs it' })
   if (model === undefined)
     throw new ConfigError({ where: 'judgeModel', what: 'missing: the name of the model that judges' })
-  if (URL.canParse(url) && /^https?:$/.test(new URL(url).protocol)) return { url: url.replace(/\/+$/, ''), model, key }
-  throw new ConfigError({
-    where: 'judge',
-    what: 'not an address',
-    expected: 'a URL such as http://localhost:8080/v1',
-    got: url,
-  })
+  return { url: checkAddress(url, 'judge'), model, key }
 }
 
 /** Asks the judge whether the second answer is better than the first: 1 better, 0.5 a tie, 0 worse. */
@@ -150,42 +117,15 @@ async function ask(
     ...[`[Question]\n${cut(prompt)}`, `[Reference]\n${cut(wanted)}`, `[A]\n${cut(first)}`, `[B]\n${cut(second)}`],
     'The better answer (A, B or TIE):',
   ].join('\n\n')
-  const body = JSON.stringify({ model, messages: [{ role: 'user', content }], temperature: 0, max_tokens: 16 })
-  const headers = { 'content-type': 'application/json', ...(key && { authorization: `Bearer ${key}` }) }
-  for (let tries = 1; ; tries++) {
-    const answer = await fetch(`${url}/chat/completions`, {
-      method: 'POST',
-      headers,
-      body,
-      signal: signal ?? null,
-    }).catch((cause: Error) => {
-      if (signal?.aborted) throw cause
-      return cause
-    })
-    if (!(answer instanceof Error) && answer.ok) {
-      const { choices } = (await answer.json().catch(() => ({}))) as { choices?: { message?: { content?: unknown } }[] }
-      const text = choices?.[0]?.message?.content
-      if (typeof text === 'string') return /\b([AB]|TIE)\b/.exec(text.replace(/<think>.*<\/think>/s, ''))?.[1]
-      throw new RuntimeError({
-        where: url,
-        what: 'the judge sent no message',
-        expected: 'an answer in the form of OpenAI',
-      })
-    }
-    const isBusy = answer instanceof Error || answer.status === 429 || answer.status >= 500
-    if (isBusy && tries < TRIES) {
-      await new Promise((resolve) => setTimeout(resolve, WAIT_MS * 2 ** (tries - 1)))
-      continue
-    }
-    const got =
-      answer instanceof Error ? answer.message : `status ${answer.status}: ${(await answer.text()).slice(0, 200)}`
-    throw new RuntimeError({
-      where: url,
-      what: 'the judge does not answer',
-      got,
-      hint: 'Check `judge` and `judgeModel`',
-    })
-  }
+  const body = { model, messages: [{ role: 'user', content }], temperature: 0, max_tokens: 16 }
+  const about = { key, signal, what: 'the judge does not answer', hint: 'Check `judge` and `judgeModel`' }
+  const text = messageIn(await postJson(`${url}/chat/completions`, body, about))
+  if (text !== undefined) return /\b([AB]|TIE)\b/.exec(text)?.[1]
+  throw new RuntimeError({
+    where: url,
+    what: 'the judge sent no message',
+    expected: 'an answer in the form of OpenAI',
+  })
 }
 
 function cut(text: string): string {

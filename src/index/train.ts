@@ -106,14 +106,17 @@ export async function withTraining<T>(
   }).finally(() => file?.close())
 }
 
-async function openRewards({ rewards, task }: TrainOptions): Promise<readonly Reward[] | undefined> {
+async function openRewards({ rewards, graderModels, task }: TrainOptions): Promise<readonly Reward[] | undefined> {
   if (rewards === undefined) return undefined
   if (task !== 'grpo')
     throw new ConfigError({ where: 'rewards', what: 'only with the task grpo', got: task ?? 'no task' })
-  if (typeof rewards !== 'string') return rewards
   const { loadRewards } = platform()
-  if (loadRewards !== undefined) return loadRewards(rewards)
-  throw new ConfigError({ where: 'rewards', what: 'a path, and browsers open none', expected: 'a list of functions' })
+  if (typeof rewards === 'string' && loadRewards === undefined) {
+    throw new ConfigError({ where: 'rewards', what: 'a path, and browsers open none', expected: 'a list of functions' })
+  }
+  const { rewardOf } = await import('../loop/graders/grader.js')
+  const list = typeof rewards === 'string' ? await loadRewards!(rewards) : rewards
+  return list.map((reward) => (typeof reward === 'function' ? reward : rewardOf(reward, graderModels)))
 }
 
 export async function checkData(options: CheckDataOptions): Promise<DataReport> {

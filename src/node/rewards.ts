@@ -1,15 +1,23 @@
-// Rewards from a module: its functions run in a worker, so that one which never returns can be ended.
+// Rewards from a file: graders, or a module whose functions run in a worker, so that one which never returns can be
+// ended.
 
 import { existsSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { ConfigError, deserializeError, FileError, messageOf } from '../base/errors.js'
+import { parseJson, toPlain } from '../formats/json.js'
+import type { Grader } from '../train/graders.js'
 import type { Reward, RewardInput } from '../train/rewards.js'
 import type { RewardAnswer, RewardCall } from './reward-worker.js'
 
-export async function loadRewards(file: string): Promise<Reward[]> {
-  if (!existsSync(file)) throw new FileError({ where: file, what: 'the module of rewards does not exist' })
+export async function loadRewards(file: string): Promise<readonly (Reward | Grader)[]> {
+  if (!existsSync(file)) throw new FileError({ where: file, what: 'the file of rewards does not exist' })
+  if (file.endsWith('.json')) {
+    const graders = toPlain(parseJson(await readFile(file), file))
+    return (Array.isArray(graders) ? graders : [graders]) as Grader[]
+  }
   if (/\.[cm]?ts$/.test(file) && !(process.features as { typescript?: unknown }).typescript) {
     throw new ConfigError({
       where: file,

@@ -11,6 +11,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import type { LoopName, TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
+import type { Grader, GraderModel } from './graders.js'
 import type { Reward } from './rewards.js'
 import type { Preset, TrainSettings } from './settings.js'
 import type { TrainEvents, TrainReport } from './train-report.js'
@@ -86,13 +87,22 @@ export interface TrainOptions extends Optional<TrainSettings> {
    */
   readonly task?: TaskName | LoopName | undefined
   /**
-   * For the task `grpo`: functions that judge a text by a number, or the path of a module that exports them, perhaps
-   * with `weights` by their names. Such a module is code that runs: only name one that you trust.
+   * For the task `grpo`: what judges a text by a number. Functions, graders in the form of OpenAI, or the path of a
+   * JSON file with graders, or of a module that exports functions, perhaps with `weights` by their names. Such a module
+   * is code that runs: only name one that you trust.
    * @flag FILE
-   * @help for the task grpo: a module (.js, .mjs, or .ts with Node 22.18) whose exported functions judge texts by a
-   * number, and whose `weights` may weigh them. It is code that runs
+   * @help for the task grpo: graders of OpenAI (.json), or a module (.js, .mjs, or .ts with Node 22.18) whose exported
+   * functions judge texts by a number, and whose `weights` may weigh them. A module is code that runs
    */
-  readonly rewards?: readonly Reward[] | string | undefined
+  readonly rewards?: readonly (Reward | Grader)[] | string | undefined
+  /**
+   * What answers for the models that graders name: the address of a server with OpenAI's API, up to /v1; `{ url, key,
+   * model }`; a session; or a function. The session under the name `cosine` compares texts by its encoder.
+   * @flag NAME=URL,…
+   * @help the models that graders name, with the address of a server for each, up to /v1. LOWRANK_GRADER_KEY is their
+   * key
+   */
+  readonly graderModels?: Readonly<Record<string, GraderModel>> | undefined
   /**
    * Settings that only this task has, such as the temperature of its loss.
    * @help settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo

@@ -47,24 +47,16 @@ export function endReward(reward: Reward & { readonly end?: () => void }): void 
   reward.end?.()
 }
 
-async function inTime<T>(
-  work: () => T | Promise<T>,
-  seconds: number,
-  about: { where: string; hint: string },
-): Promise<T> {
+function inTime<T>(work: () => T | Promise<T>, seconds: number, about: { where: string; hint: string }): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<never>((_, reject) => {
     const error = new RuntimeError({ ...about, what: `it gave nothing within ${seconds} seconds` })
     timer = setTimeout(() => reject(error), 1000 * seconds)
   })
-  try {
-    return await Promise.race([(async () => work())(), late])
-  } catch (cause) {
-    if (cause instanceof RuntimeError) throw cause
+  const value = (async () => work())().catch((cause) => {
     throw new RuntimeError({ ...about, what: `it threw: ${messageOf(cause)}`, cause })
-  } finally {
-    clearTimeout(timer)
-  }
+  })
+  return Promise.race([value, late]).finally(() => clearTimeout(timer))
 }
 
 function shown(text: string): string {

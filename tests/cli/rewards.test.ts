@@ -1,8 +1,10 @@
-// lowrank train --task grpo: rewards from a module, which runs in a worker that a deadline ends.
+// lowrank train --task grpo: rewards from a module, which runs in a worker that a deadline ends, and from graders.
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
-import { expect, it } from 'vitest'
+import { expect, it, onTestFinished, vi } from 'vitest'
 import { lowrank, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
@@ -10,12 +12,24 @@ const model = join(root, 'tests/golden/models/llama-optimum')
 const data = join(scratch, 'prompts.jsonl')
 writeFileSync(data, '{"prompt":"And the people"}\n{"prompt":"The sea"}\n')
 
-function train(name: string, module: string, file = `${name}.mjs`) {
+function train(name: string, module: string, file = `${name}.mjs`, more: string[] = []) {
   writeFileSync(join(scratch, file), module)
   const options = 'numGenerations=4,maxCompletionLength=6,rewardSeconds=3'
   return lowrank(
     ...['train', '--task', 'grpo', '--model', model, '--data', data, '--rewards', join(scratch, file)],
-    ...['--task-options', options, '--max-steps', '2', '--rank', '2', '--threads', '1', '--out', join(scratch, name)],
+    ...[
+      '--task-options',
+      options,
+      '--max-steps',
+      '2',
+      '--rank',
+      '2',
+      '--threads',
+      '1',
+      '--out',
+      join(scratch, name),
+      ...more,
+    ],
   )
 }
 
@@ -30,6 +44,30 @@ it('learns from a module, whose weights count', async () => {
   expect(rewards.byFunction.asked).toBe(1)
   expect(rewards.byFunction.short).toBeGreaterThan(-1)
   expect(rewards.reward).toBeCloseTo(1 + rewards.byFunction.short, 5)
+})
+
+it('learns from graders, of which one asks a server', async () => {
+  const keys: (string | undefined)[] = []
+  const server = createServer((request, response) => {
+    keys.push(request.headers.authorization)
+    response.end('{"choices":[{"message":{"content":"{\\"steps\\":[],\\"result\\":0.5}"}}]}')
+  })
+  await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))
+  onTestFinished(() => {
+    server.close()
+    vi.unstubAllEnvs()
+  })
+  const graders = [
+    { type: 'string_check', name: 'sea', operation: 'like', input: '{{item.prompt}}', reference: 'sea' },
+    { type: 'score_model', name: 'rated', model: 'm', input: [{ role: 'user', content: '{{sample.output_text}}' }] },
+  ]
+  vi.stubEnv('LOWRANK_GRADER_KEY', 'sesame')
+  const models = `m=http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`
+  const { code, stderr } = await train('graded', JSON.stringify(graders), 'graders.json', ['--grader-models', models])
+  expect([code, stderr]).toEqual([0, expect.stringContaining('reward ')])
+  const [line] = readFileSync(join(scratch, 'graded/metrics.jsonl'), 'utf8').split('\n')
+  expect(JSON.parse(line).rewards.byFunction).toEqual({ sea: 0.5, rated: 0.5 })
+  expect(new Set(keys)).toEqual(new Set(['Bearer sesame']))
 })
 
 it.each([

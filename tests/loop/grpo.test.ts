@@ -203,11 +203,21 @@ describe('runs', () => {
     ['hangs', () => new Promise<number>(() => {}), RuntimeError, /within 0.05 seconds/],
     ['gives NaN', () => Number.NaN, NumericError, /not a finite number.*NaN/s],
     ['gives a text', () => 'good' as unknown as number, NumericError, /good/],
-  ])('end with a reward that %s', async (_, reward, error, message) => {
-    const caught = await run({ rewards: [reward] }, { rewardSeconds: 0.05 }).catch((found) => found)
+    [
+      'throws',
+      () => {
+        throw new RuntimeError({ what: 'the judge is gone' })
+      },
+      RuntimeError,
+      /it threw: the judge is gone/,
+    ],
+  ])('end with a reward that %s, and keep the state', async (_, reward, error, message) => {
+    const out = new MemoryDirectory()
+    const caught = await run({ out, rewards: [reward] }, { rewardSeconds: 0.05 }).catch((found) => found)
     expect(caught).toBeInstanceOf(error)
     expect(caught.message).toMatch(message)
-    expect(caught.message).toMatch(/The prompt: "/)
+    expect(caught.message).toMatch(/The prompt: ".*The text: "/)
+    expect(await out.list()).toEqual(expect.arrayContaining([WEIGHTS, 'training-state.safetensors']))
   })
 
   it.each([

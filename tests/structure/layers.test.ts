@@ -67,7 +67,7 @@ const LAYERS: Record<string, readonly string[]> = {
   train: ['base', 'families', 'formats', 'text', 'images', 'data', 'runtime', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'families', 'formats', 'text', 'images', 'runtime', 'lora', 'graph', 'tasks'],
   loop: ['base', 'data', 'runtime', 'lora', 'peft', 'graph', 'text', 'tasks', 'train', 'infer'],
-  evaluate: ['base', 'data', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
+  evaluate: ['base', 'data', 'text', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
   index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
   node: below('node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),

@@ -50,8 +50,9 @@ export const train = defineCommand({
     ],
     Optimizer: [
       ...(['maxSteps', 'gradientAccumulation', 'schedule', 'warmupRatio', 'warmupSteps', 'loraPlusRatio'] as const),
-      ...(['weightDecay', 'maxGradNorm', 'taskOptions', 'rewards', 'preset', 'seed'] as const),
+      ...(['weightDecay', 'maxGradNorm', 'taskOptions', 'preset', 'seed'] as const),
     ],
+    'Learning from rewards': ['rewards', 'graderModels'],
     Evaluation: ['evalData', 'evalEvery', 'keep', 'bestMetric', 'earlyStopping', 'sample'],
     'Stop, continue and repeat': ['resume', 'keepState', 'saveEvery', 'overwrite', 'config', 'adapter', 'gate'],
     'Device and output': ['device', 'threads', 'memory', 'json'],
@@ -121,7 +122,8 @@ export const train = defineCommand({
       // A step cannot be interrupted, so say how long it takes.
       () =>
         `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`,
-      (signal) => node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on }),
+      (signal) =>
+        node.train({ ...options, ...withGraderKey(options), ...(adapter && { adapter }), model, data, signal, on }),
     )
       .catch(inFile)
       .finally(() => progress.end())
@@ -156,6 +158,17 @@ export const train = defineCommand({
     return interrupted ? EXIT_INTERRUPTED : 0
   },
 })
+
+/** The key of the models that graders name is in the environment alone, so that no file has it. */
+function withGraderKey({ graderModels }: Partial<TrainOptions>): Pick<TrainOptions, 'graderModels'> {
+  const key = process.env.LOWRANK_GRADER_KEY
+  if (graderModels === undefined || key === undefined) return {}
+  const servers = Object.entries(graderModels).map(([name, url]) => [
+    name,
+    typeof url === 'string' ? { url, key } : url,
+  ])
+  return { graderModels: Object.fromEntries(servers) }
+}
 
 async function withFile(
   file: Partial<TrainOptions>,

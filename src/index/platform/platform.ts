@@ -8,6 +8,7 @@ import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
 import type { TokenFile } from '../../text/example-store.js'
+import type { Grader } from '../../train/graders.js'
 import type { Reward } from '../../train/rewards.js'
 import type { MemoryUse, TrainEvents } from '../../train/train-report.js'
 import { hubOptions } from '../hub.js'
@@ -25,8 +26,8 @@ export interface Platform {
   freeMemory?(): number | undefined
   /** Opens a temporary file for tokens that do not fit into memory. */
   readonly openTokenFile?: () => TokenFile & { close(): void }
-  /** Opens a module of rewards. */
-  readonly loadRewards?: (file: string) => Promise<Reward[]>
+  /** Opens a module of rewards, or a JSON file of graders. */
+  readonly loadRewards?: (file: string) => Promise<readonly (Reward | Grader)[]>
   /** Returns the memory that this process uses, or undefined if the system does not tell. */
   readonly memoryUse?: () => MemoryUse | undefined
   nodeRuntime(specifier: string | undefined): RuntimeHost

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, oneOf, BOOLEAN, OBJECT, anyOf, FUNCTION, NAME, SIGNAL, listOf, needed } from '../../base/options.js'
+import { type OptionTable, ranged, oneOf, BOOLEAN, OBJECT, needed, NAME, listOf, NUMBERS, anyOf, FUNCTION, SIGNAL } from '../../base/options.js'
 import { TOKEN_IDS, LOGIT_BIAS } from '../../infer/media-values.js'
 import { SOURCE, ADAPTER, TOKEN } from '../../index/source-values.js'
 
@@ -18,6 +18,57 @@ export const GRPO_OPTIONS: OptionTable = {
   topP: ranged('a number in (0, 1]'),
   rewardWeights: OBJECT,
   rewardSeconds: ranged('a finite number above 0'),
+}
+
+export const LABEL_MODEL_GRADER: OptionTable = {
+  type: needed(oneOf('label_model')),
+  name: needed(NAME),
+  model: needed(NAME),
+  input: needed(listOf(OBJECT)),
+  labels: needed(listOf(NAME)),
+  passing_labels: needed(listOf(NAME)),
+}
+
+export const MULTI_GRADER: OptionTable = {
+  type: needed(oneOf('multi')),
+  name: needed(NAME),
+  graders: needed(OBJECT),
+  calculate_output: needed(NAME),
+}
+
+export const SAMPLING_PARAMS: OptionTable = {
+  temperature: ranged('a finite number of at least 0'),
+  top_p: ranged('a number in (0, 1]'),
+  seed: ranged('a safe integer'),
+  max_completions_tokens: ranged('an integer of at least 1'),
+  reasoning_effort: NAME,
+}
+
+export const SCORE_MODEL_GRADER: OptionTable = {
+  type: needed(oneOf('score_model')),
+  name: needed(NAME),
+  model: needed(NAME),
+  input: needed(listOf(OBJECT)),
+  range: NUMBERS,
+  sampling_params: OBJECT,
+  pass_threshold: ranged('a finite number'),
+}
+
+export const STRING_CHECK_GRADER: OptionTable = {
+  type: needed(oneOf('string_check')),
+  name: needed(NAME),
+  input: needed(NAME),
+  reference: needed(NAME),
+  operation: needed(oneOf('eq', 'ne', 'like', 'ilike')),
+}
+
+export const TEXT_SIMILARITY_GRADER: OptionTable = {
+  type: needed(oneOf('text_similarity')),
+  name: needed(NAME),
+  input: needed(NAME),
+  reference: needed(NAME),
+  evaluation_metric: needed(oneOf('cosine', 'fuzzy_match', 'bleu', 'gleu', 'rouge_1', 'rouge_2', 'rouge_3', 'rouge_4', 'rouge_5', 'rouge_l')),
+  pass_threshold: ranged('a finite number'),
 }
 
 export const FORWARD_BACKWARD_OPTIONS: OptionTable = {
