@@ -120,18 +120,20 @@ export const respondMessage: typeof answer = async (session, request, asked) => 
       else event('content_block_delta', { index, delta: { type: 'input_json_delta', partial_json: part.text } })
     }
   }
-  let text = ''
-  const start = () => event('message_start', { message: message([], { input_tokens: 0, output_tokens: 0 }, none) })
+  let hasBegun = false
+  const start = () => {
+    if (!hasBegun) event('message_start', { message: message([], { input_tokens: 0, output_tokens: 0 }, none) })
+    hasBegun = true
+  }
   const onText = (piece: string) => {
     onPiece()
-    if (text === '') start()
-    text += piece
-    send(reader.read(text, false))
+    start()
+    send(reader.read(piece))
   }
   const images = options.images === undefined ? {} : { images: [options.images] as never }
   const [result] = await session.generate(prompts, { ...options, ...images, adapter, cacheScope, signal, onText })
-  if (text === '') start()
-  send(reader.read(result.text, true))
+  start()
+  send(reader.end(result.text))
   close()
   const { promptTokens, cachedTokens, tokenIds } = result
   const usage = {

@@ -143,15 +143,13 @@ export const respond: typeof answer = async (session, request, asked) => {
       }
     }
   }
-  let text = ''
   const onText = (piece: string) => {
     onPiece()
-    text += piece
-    send(reader.read(text, false))
+    send(reader.read(piece))
   }
   const images = options.images === undefined ? {} : { images: [options.images] as never }
   const [result] = await session.generate(prompts, { ...options, ...images, adapter, cacheScope, signal, onText })
-  send(reader.read(result.text, true))
+  send(reader.end(result.text))
   const status = finishReason(result) === 'length' ? 'incomplete' : 'completed'
   close(status)
   const { promptTokens, cachedTokens, tokenIds } = result

@@ -301,12 +301,10 @@ export async function answer(
     })
   const all = prompts.flatMap((prompt) => Array.from({ length: n }, () => prompt))
   const images = options.images === undefined ? {} : { images: all.map(() => options.images) as never }
-  const rows = all.map(() => ({ text: '', reader: readerOf(request), scored: 0, hasBegun: false }))
-  const send = (index: number, text: string, scores: readonly TokenScore[], hasEnded: boolean) => {
+  const rows = all.map(() => ({ reader: readerOf(request), scored: 0, hasBegun: false }))
+  const send = (index: number, parts: readonly AnswerPart[], scores: readonly TokenScore[]) => {
     const row = rows[index]
-    row.text = text
     row.scored += scores.length
-    const parts = row.reader.read(text, hasEnded)
     if (events === undefined) return
     if (!row.hasBegun && form.start !== undefined) event([form.start(index)])
     row.hasBegun = true
@@ -314,13 +312,13 @@ export async function answer(
   }
   const onText = (piece: string, index: number, scores: readonly TokenScore[]) => {
     onPiece()
-    send(index, rows[index].text + piece, scores, false)
+    send(index, rows[index].reader.read(piece), scores)
   }
   const results = await session.generate(all, { ...options, ...images, adapter, cacheScope, signal, onText })
   for (const [i, result] of results.entries()) {
     // The last piece may be large.
     await events?.room()
-    send(i, result.text, result.logprobs?.slice(rows[i].scored) ?? [], true)
+    send(i, rows[i].reader.end(result.text), result.logprobs?.slice(rows[i].scored) ?? [])
     if (events !== undefined) event([form.end(i, result, rows[i].reader)])
   }
   const echoed =

@@ -17,139 +17,205 @@ export type AnswerPart =
   | { readonly type: 'call'; readonly index: number; readonly id: string; readonly name: string }
   | { readonly type: 'arguments'; readonly index: number; readonly text: string }
 
-interface FoundCall {
-  readonly name: string
-  readonly arguments: string
-}
-
 const OPEN = '<tool_call>'
 const CLOSE = '</tool_call>'
 const PYTHON_TAG = '<|python_tag|>'
 const NAME = /"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*/.source
-const HERMES_HEAD = new RegExp(`${OPEN}\\s*\\{\\s*${NAME}"arguments"\\s*:\\s*(?=\\{)`, 'y')
-const LLAMA_HEAD = new RegExp(`\\s*(?:<\\|python_tag\\|>)?\\s*\\{\\s*${NAME}"parameters"\\s*:\\s*(?=\\{)`, 'y')
+const HERMES_HEAD = new RegExp(`^${OPEN}\\s*\\{\\s*${NAME}"arguments"\\s*:\\s*(?=\\{)`)
+const LLAMA_HEAD = new RegExp(`^\\s*(?:<\\|python_tag\\|>)?\\s*\\{\\s*${NAME}"parameters"\\s*:\\s*(?=\\{)`)
 
+/** Characters in which the name of a call is looked for while the call grows. Later names are read with the whole call. */
+const HEAD_LENGTH = 1024
+
+type State = 'plain' | 'start' | 'words' | 'opened' | 'arguments' | 'closing' | 'over'
+
+/** Reads an answer while it grows, each character once. */
 export class AnswerReader {
-  readonly #ids: string[] = []
-  #sentText = 0
-  /** Characters of the arguments of each call that were sent. */
-  readonly #sentArguments: number[] = []
-  #text = ''
-  #calls: readonly FoundCall[] = []
+  /** The words of the answer. */
+  content = ''
+  /** The calls of the answer. The arguments of the last one may still grow. */
+  readonly calls: { id: string; type: 'function'; function: { name: string; arguments: string } }[] = []
+  #length = 0
+  #state: State
+  /** Text that means one thing or another, depending on what follows. */
+  #held = ''
+  /** How much of the held text was searched. */
+  #searched = 0
+  /** Spaces after the words. They are left out before a call, and at the end of an answer with calls. */
+  #spaces = ''
+  /** How many calls were found, even those above `most`. */
+  #found = 0
+  #isLlama = false
+  #depth = 0
+  #isString = false
+  /** The first </tool_call> in arguments whose braces are not closed yet. It ends them if they never are. */
+  #closed: number | undefined
+  #parts: AnswerPart[] = []
 
   /** @param most calls; those after it are left out */
   constructor(
-    private readonly usesTools: boolean,
+    usesTools: boolean,
     private readonly most = Number.POSITIVE_INFINITY,
-  ) {}
-
-  /** The words of the answer. */
-  get content(): string {
-    return this.#text
+  ) {
+    this.#state = usesTools ? 'start' : 'plain'
   }
 
-  get calls(): ToolCall[] {
-    return this.#calls.map((call, i) => ({ id: this.#ids[i], type: 'function', function: { ...call } }))
+  /** Returns what is new and certain with the next piece. */
+  read(piece: string, hasEnded = false): AnswerPart[] {
+    this.#length += piece.length
+    this.#held += piece
+    this.#parts = []
+    while (this.#step(hasEnded)) {}
+    if (hasEnded && this.calls.length === 0) this.#say(this.#spaces)
+    return this.#parts
   }
 
   /**
-   * Returns what is new and certain.
+   * Returns the rest of the answer.
    *
-   * @param text the whole text so far
+   * @param text the whole answer
    */
-  read(text: string, hasEnded: boolean): AnswerPart[] {
-    const found = this.usesTools ? scan(text, hasEnded) : { content: text, calls: [] }
-    this.#text = found.content
-    this.#calls = found.calls.slice(0, this.most)
-    const parts: AnswerPart[] = []
-    if (this.#text.length > this.#sentText) parts.push({ type: 'text', text: this.#text.slice(this.#sentText) })
-    this.#sentText = Math.max(this.#sentText, this.#text.length)
-    for (const [index, { name, arguments: written }] of this.#calls.entries()) {
-      if (index === this.#ids.length) {
-        this.#ids.push(`call_${crypto.randomUUID()}`)
-        this.#sentArguments.push(0)
-        parts.push({ type: 'call', index, id: this.#ids[index], name })
+  end(text: string): AnswerPart[] {
+    return this.read(text.slice(this.#length), true)
+  }
+
+  /** Returns true if the rest of the held text can be read now. */
+  #step(hasEnded: boolean): boolean {
+    if (this.#state === 'start') return this.#readStart(hasEnded)
+    if (this.#state === 'words') return this.#readWords(hasEnded)
+    if (this.#state === 'opened') return this.#readOpened(hasEnded)
+    if (this.#state === 'arguments') return this.#readArguments(hasEnded)
+    if (this.#state === 'closing') {
+      const closed = this.#held.indexOf(CLOSE)
+      if (closed >= 0) return this.#go('words', closed + CLOSE.length)
+      this.#held = this.#held.slice(1 - CLOSE.length)
+      return false
+    }
+    if (this.#state === 'plain') this.#say(this.#held)
+    this.#held = ''
+    return false
+  }
+
+  /** Moves on in the held text. */
+  #go(state: State, length: number): true {
+    this.#held = this.#held.slice(length)
+    this.#searched = 0
+    this.#state = state
+    return true
+  }
+
+  /** A call in Llama's form is the whole answer. */
+  #readStart(hasEnded: boolean): boolean {
+    if (!hasEnded && this.#searched > HEAD_LENGTH) return false
+    this.#isLlama = this.#readHead(LLAMA_HEAD)
+    if (this.#isLlama) return true
+    const begin = this.#held.trimStart().slice(0, PYTHON_TAG.length)
+    if (!hasEnded && (begin.startsWith('{') || PYTHON_TAG.startsWith(begin))) {
+      this.#searched = this.#held.length
+      return false
+    }
+    const isCall = hasEnded && this.#readWhole(this.#held.replace(PYTHON_TAG, ''), 'parameters')
+    return this.#go(isCall ? 'over' : 'words', 0)
+  }
+
+  #readWords(hasEnded: boolean): boolean {
+    const opened = this.#held.indexOf(OPEN)
+    const all = opened < 0 ? this.#held.length : opened
+    let waiting = opened < 0 && !hasEnded ? OPEN.length - 1 : 0
+    while (waiting > 0 && !this.#held.endsWith(OPEN.slice(0, waiting))) waiting--
+    const text = this.#held.slice(0, all - waiting)
+    this.#sayWords(text)
+    this.#go(opened < 0 ? 'words' : 'opened', text.length)
+    return opened >= 0
+  }
+
+  #readOpened(hasEnded: boolean): boolean {
+    if (this.#searched < HEAD_LENGTH && this.#readHead(HERMES_HEAD)) return true
+    const closed = this.#held.indexOf(CLOSE, this.#searched)
+    if (closed < 0 && !hasEnded) {
+      this.#searched = Math.max(0, this.#held.length - CLOSE.length)
+      return false
+    }
+    const length = closed < 0 ? this.#held.length : closed + CLOSE.length
+    const isCall = closed >= 0 && this.#readWhole(this.#held.slice(OPEN.length, closed), 'arguments')
+    if (!isCall) this.#sayWords(this.#held.slice(0, length))
+    return this.#go('words', length)
+  }
+
+  #readArguments(hasEnded: boolean): boolean {
+    let at = this.#searched
+    for (; at < this.#held.length; at++) {
+      const letter = this.#held[at]
+      if (letter === '<' && this.#closed === undefined) {
+        const tag = this.#held.slice(at, at + CLOSE.length)
+        if (tag === CLOSE) this.#closed = at
+        else if (!hasEnded && CLOSE.startsWith(tag)) break
       }
-      const rest = written.slice(this.#sentArguments[index])
-      if (rest !== '') parts.push({ type: 'arguments', index, text: rest })
-      this.#sentArguments[index] += rest.length
+      if (this.#isString && letter === '\\') at++
+      else if (letter === '"') this.#isString = !this.#isString
+      else if (!this.#isString && letter === '{') this.#depth++
+      else if (!this.#isString && letter === '}' && --this.#depth === 0) {
+        this.#argue(this.#held.slice(0, at + 1))
+        return this.#go(this.#isLlama ? 'over' : 'closing', at + 1)
+      }
     }
-    return parts
+    const certain = this.#closed ?? Math.min(at, this.#held.length)
+    this.#argue(this.#held.slice(0, certain))
+    this.#held = this.#held.slice(certain)
+    this.#searched = at - certain
+    if (this.#closed === undefined) return false
+    this.#closed = 0
+    return hasEnded && this.#go(this.#isLlama ? 'over' : 'closing', 0)
   }
-}
 
-/** Finds the words and the calls of a text. Until it has ended, what may become a call is in neither. */
-function scan(text: string, hasEnded: boolean): { content: string; calls: FoundCall[] } {
-  const llama =
-    callAt(text, 0, LLAMA_HEAD) ?? (hasEnded ? wholeCall(text.replace(PYTHON_TAG, ''), 'parameters') : undefined)
-  if (llama !== undefined) return { content: '', calls: [llama] }
-  const start = text.trimStart()
-  const mayBeLlama = start.startsWith('{') || PYTHON_TAG.startsWith(start.slice(0, PYTHON_TAG.length))
-  if (!hasEnded && mayBeLlama) return { content: '', calls: [] }
-  const calls: FoundCall[] = []
-  let content = ''
-  for (let at = 0; ; ) {
-    const opened = text.indexOf(OPEN, at)
-    content += text.slice(at, opened < 0 ? undefined : opened)
-    if (opened < 0) break
-    const closed = text.indexOf(CLOSE, opened)
-    const call = callAt(text, opened, HERMES_HEAD)
-    const whole = closed < 0 ? undefined : wholeCall(text.slice(opened + OPEN.length, closed), 'arguments')
-    if (call === undefined && closed < 0) {
-      if (hasEnded) content += text.slice(opened)
-      break
+  /** Reads the name of a call whose arguments may still grow. */
+  #readHead(head: RegExp): boolean {
+    const [text, quoted] = head.exec(this.#held) ?? []
+    const name = jsonIn(quoted)
+    if (text === undefined || typeof name !== 'string') return false
+    this.#call(name)
+    this.#depth = 0
+    this.#isString = false
+    this.#closed = undefined
+    return this.#go('arguments', text.length)
+  }
+
+  /** Reads a call that is one JSON object, in any order. */
+  #readWhole(json: string, key: 'arguments' | 'parameters'): boolean {
+    const { name, [key]: args = {} } = objectOf(jsonIn(json.trim()))
+    if (typeof name !== 'string' || typeof args !== 'object' || args === null) return false
+    this.#call(name)
+    this.#argue(JSON.stringify(args))
+    return true
+  }
+
+  #sayWords(text: string): void {
+    const words = text.trimEnd()
+    if (words !== '') {
+      this.#say(this.#spaces + words)
+      this.#spaces = ''
     }
-    const found = call ?? whole
-    if (found !== undefined) calls.push(found)
-    const closing = call?.end === undefined ? closed : text.indexOf(CLOSE, call.end)
-    if (found === undefined) content += text.slice(opened, closed + CLOSE.length)
-    if (closing < 0) break
-    at = closing + CLOSE.length
+    this.#spaces += text.slice(words.length)
   }
-  if (!hasEnded) return { content: certain(content), calls }
-  return { content: calls.length > 0 ? content.trimEnd() : text, calls }
-}
 
-/** A call whose name is there, and whose arguments may still grow. */
-function callAt(
-  text: string,
-  at: number,
-  head: RegExp,
-): (FoundCall & { readonly end: number | undefined }) | undefined {
-  head.lastIndex = at
-  const name = jsonIn(head.exec(text)?.[1])
-  if (typeof name !== 'string') return undefined
-  const start = head.lastIndex
-  const end = endOfObject(text, start)
-  const closed = text.indexOf(CLOSE, start)
-  return { name, arguments: text.slice(start, end ?? (closed < 0 ? undefined : closed)), end }
-}
-
-/** A call that is one JSON object, in any order. */
-function wholeCall(json: string, key: 'arguments' | 'parameters'): FoundCall | undefined {
-  const { name, [key]: args = {} } = objectOf(jsonIn(json.trim()))
-  if (typeof name !== 'string' || typeof args !== 'object' || args === null) return undefined
-  return { name, arguments: JSON.stringify(args) }
-}
-
-/** The place after the JSON object that begins at `start`, or undefined if it is not closed. */
-function endOfObject(text: string, start: number): number | undefined {
-  let depth = 0
-  let isString = false
-  for (let i = start; i < text.length; i++) {
-    const letter = text[i]
-    if (isString && letter === '\\') i++
-    else if (letter === '"') isString = !isString
-    else if (!isString && letter === '{') depth++
-    else if (!isString && letter === '}' && --depth === 0) return i + 1
+  #say(text: string): void {
+    if (text === '') return
+    this.content += text
+    this.#parts.push({ type: 'text', text })
   }
-  return undefined
-}
 
-/** The part of words that cannot become a call. Spaces at its end wait, because none stand before a call. */
-function certain(text: string): string {
-  for (let length = Math.min(OPEN.length - 1, text.length); length > 0; length--) {
-    if (text.endsWith(OPEN.slice(0, length))) return text.slice(0, -length).trimEnd()
+  #call(name: string): void {
+    this.#found++
+    if (this.#found > this.most) return
+    const id = `call_${crypto.randomUUID()}`
+    this.#parts.push({ type: 'call', index: this.calls.length, id, name })
+    this.calls.push({ id, type: 'function', function: { name, arguments: '' } })
   }
-  return text.trimEnd()
+
+  #argue(text: string): void {
+    const index = this.#found - 1
+    if (text === '' || index >= this.most) return
+    this.calls[index].function.arguments += text
+    this.#parts.push({ type: 'arguments', index, text })
+  }
 }

@@ -7,7 +7,7 @@ const call = (name: string, args: string) => ({ type: 'function', function: { na
 
 function readWhole(text: string) {
   const reader = new AnswerReader(true)
-  reader.read(text, true)
+  reader.end(text)
   return { content: reader.content, calls: reader.calls }
 }
 
@@ -39,11 +39,14 @@ it.each([
   'a <tool_call> b',
   '  words \n\n of <some',
   '<tool_call>{"name": "a", "arguments": {"cut": tr',
+  '<tool_call>{"name": "a", "arguments": {"tag": "</tool_call>"}}</tool_call> after <tool_call>{"name": "b"}</tool_call>',
+  '<tool_call>{"name": "a", "arguments": {"quote": "open}}</tool_call> after <tool_call>no</tool_call> ',
+  '<|python_tag|>{"name": "c", "parameters": {"z": 1}} dropped',
 ])('gives parts of %j that together are the whole', (text) => {
   const reader = new AnswerReader(true)
   const parts: AnswerPart[] = []
-  for (let length = 1; length <= text.length; length++) parts.push(...reader.read(text.slice(0, length), false))
-  parts.push(...reader.read(text, true))
+  for (const letter of text) parts.push(...reader.read(letter))
+  parts.push(...reader.end(text))
   const { content, calls } = readWhole(text)
   expect(parts.map((part) => (part.type === 'text' ? part.text : '')).join('')).toBe(content)
   for (const [i, { function: called }] of calls.entries()) {
@@ -56,10 +59,10 @@ it.each([
 
 it('streams arguments while they are written, and keeps to one call if asked', () => {
   const reader = new AnswerReader(true, 1)
-  expect(reader.read('<tool_call>{"name": "a", "arguments": {"x": 1', false)).toMatchObject([
+  expect(reader.read('<tool_call>{"name": "a", "arguments": {"x": 1')).toMatchObject([
     { type: 'call', name: 'a' },
     { type: 'arguments', text: '{"x": 1' },
   ])
-  reader.read(`${HERMES.slice(13)}`, true)
+  reader.end(HERMES.slice(13))
   expect(reader.calls).toHaveLength(1)
 })
