@@ -24,7 +24,7 @@ const NAME = /"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*/.source
 const HERMES_HEAD = new RegExp(`^${OPEN}\\s*\\{\\s*${NAME}"arguments"\\s*:\\s*(?=\\{)`)
 const LLAMA_HEAD = new RegExp(`^\\s*(?:<\\|python_tag\\|>)?\\s*\\{\\s*${NAME}"parameters"\\s*:\\s*(?=\\{)`)
 
-/** Characters in which the name of a call is looked for while the call grows. Later names are read with the whole call. */
+/** Characters of a growing call in which its name is looked for. A later name is read when the call is whole. */
 const HEAD_LENGTH = 1024
 
 type State = 'plain' | 'start' | 'words' | 'opened' | 'arguments' | 'closing' | 'over'
