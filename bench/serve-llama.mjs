@@ -74,7 +74,8 @@ async function start(program, args, path) {
   for (;;) {
     const response = await fetch(`http://127.0.0.1:${port}${path}`).catch(() => undefined)
     if (response?.ok) return `http://127.0.0.1:${port}`
-    if (child.exitCode !== null) throw new Error(`${program} ${args.join(' ')}: exit code ${child.exitCode}`)
+    const ended = child.exitCode ?? child.signalCode
+    if (ended !== null) throw new Error(`${program} ${args.join(' ')}: ${ended}`)
     await new Promise((done) => setTimeout(done, 100))
   }
 }
