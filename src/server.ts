@@ -2,5 +2,7 @@
 
 export type { ResolveAdapter } from './serve/adapters.js'
 export { createHandler, type Handler } from './serve/handler.js'
-export type { HandlerOptions, RequestEntry } from './serve/handler-options.js'
+export type { HandlerOptions } from './serve/handler-options.js'
+export type { Training } from './serve/jobs/training.js'
 export { type ApiKey, parseApiKey } from './serve/keys.js'
+export type { RequestEntry } from './serve/route.js'

@@ -8,7 +8,8 @@ import { ROUTES } from '../../dist/serve/service.js'
 const at = (path) => new URL(`../../${path}`, import.meta.url)
 
 const fields = new Map()
-for (const [path, { fields: table = {} }] of Object.entries(ROUTES)) {
+const routes = Object.entries(ROUTES).flatMap(([path, methods]) => Object.values(methods).map((route) => [path, route]))
+for (const [path, { fields: table = {} }] of routes) {
   for (const [name, { about, expected, isRequired }] of Object.entries(table)) {
     const key = `${name}\n${about}\n${expected}`
     const known = fields.get(key) ?? { name, about, expected, routes: [] }

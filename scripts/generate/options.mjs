@@ -69,6 +69,7 @@ const TABLES = {
   },
   'src/serve/gen/options.ts': {
     'src/serve/handler-options.ts': ['HandlerOptions'],
+    'src/serve/jobs/node/training-in.ts': ['TrainingOptions'],
     'src/serve/node/listen.ts': ['ListenOptions'],
   },
   'src/tasks/gen/options.ts': {
@@ -119,6 +120,7 @@ const KINDS = {
   'HandlerOptions.apiKeys': ['API_KEYS', 'src/serve/keys.ts'],
   'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
   'HandlerOptions.session': ['OBJECT', BASE],
+  'HandlerOptions.training': ['OBJECT', BASE],
   'HubOptions.endpoint': ['ENDPOINT', 'src/index/source-values.ts'],
   'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/task-values.ts'],
   'AddLoraInputsOptions.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],

@@ -5,12 +5,25 @@ import { LowrankError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { Fields } from './fields.js'
 import { HttpError, withoutPaths } from './http.js'
+import type { Caller } from './keys.js'
 
 /**
  * Finds an adapter by the name or the path that a caller gave, in a place that the server allows. `mayDownload` is true
  * for `/v1/load_lora_adapter` alone.
  */
 export type ResolveAdapter = (name: string, asked: { readonly mayDownload: boolean }) => Promise<Source | undefined>
+
+/** Models that this server's jobs made, and aliases. Each caller knows of some of them. */
+export interface TunedModels {
+  /** The model that an alias stands for; any other name as it is. */
+  target(name: string): string
+  /** True for names of models that jobs made, also after they were deleted, and for aliases. */
+  has(name: string): boolean
+  /** Where a model is; undefined if the caller may not know of it. */
+  source(name: string, caller: Caller): Source | undefined
+  /** Name, and seconds since 1970, of those that a caller may use. */
+  list(caller: Caller): readonly { readonly name: string; readonly created: number }[]
+}
 
 interface Served {
   readonly name: string
@@ -28,12 +41,16 @@ interface Served {
   isGone: boolean
 }
 
+/** What is done for everybody, such as answering by an alias. */
+export const SERVER: Caller = { name: '', key: undefined, isAdmin: true, priority: 0 }
+
 export interface RegistryOptions {
   /** Names of the base; the first one is shown. */
   readonly names: readonly string[]
   readonly resolve: ResolveAdapter | undefined
   readonly maxAdapters: number
   readonly onError: (error: unknown) => void
+  readonly tuned?: TunedModels | undefined
 }
 
 export class AdapterRegistry {
@@ -50,33 +67,43 @@ export class AdapterRegistry {
   }
 
   /** All models, or the one of a path. */
-  list(named: string): object {
-    const { names } = this.options
+  list(named: string, caller: Caller): object {
+    const { names, tuned } = this.options
     const card = (id: string, root: string, parent: string | null, created: number) => {
       return { id, object: 'model', created, owned_by: 'lowrank', root, parent }
     }
-    const adapters = [...this.#served.values()].map(({ name, root, created }) => card(name, root, names[0], created))
-    const data = [...names.map((name) => card(name, names[0], null, this.#createdAt)), ...adapters]
+    const adapters = [...this.#served.values()].filter(({ name }) => !tuned?.has(name))
+    const data = [
+      ...names.map((name) => card(name, names[0], null, this.#createdAt)),
+      ...adapters.map(({ name, root, created }) => card(name, root, names[0], created)),
+      ...(tuned?.list(caller) ?? []).map(({ name, created }) => card(name, name, names[0], created)),
+    ]
     if (named === '') return { object: 'list', data }
-    const found = data.find(({ id }) => id === named || encodeURIComponent(id) === named)
+    const found = data.find(({ id }) => id === named)
     if (found !== undefined) return found
-    throw this.#unknown(named, 'model')
+    throw this.#unknown(named, 'model', caller)
   }
 
   get loaded(): readonly string[] {
     return [...this.#served.keys()]
   }
 
-  #unknown(name: string, param: string): HttpError {
-    return unknownModel(name, param, [...this.options.names, ...this.#served.keys()])
+  /** False for models that jobs of others made. */
+  isKnownTo(caller: Caller, name: string): boolean {
+    const { tuned } = this.options
+    return !tuned?.has(name) || tuned.target(name) !== name || tuned.source(name, caller) !== undefined
+  }
+
+  #unknown(name: string, param: string, caller: Caller): HttpError {
+    const known = this.loaded.filter((served) => this.isKnownTo(caller, served))
+    return unknownModel(name, param, [...this.options.names, ...known])
   }
 
   /**
-   * `model` is a name, or `base:name`; `adapter` is a mix.
-   *
-   * @param mayLoad whether a name that is not loaded is looked for
+   * `model` is a name, or `base:name`; `adapter` is a mix. Names that are not loaded are looked for if the caller is an
+   * admin.
    */
-  async choose({ model, adapter }: Fields, mayLoad: boolean) {
+  async choose({ model, adapter }: Fields, caller: Caller) {
     const { names } = this.options
     const taken: Served[] = []
     const end = () => {
@@ -86,7 +113,7 @@ export class AdapterRegistry {
       }
     }
     const take = async (name: string, param: string) => {
-      const served = await this.#find(name, param, mayLoad)
+      const served = await this.#find(name, param, caller)
       served.usedAt = performance.now()
       served.uses++
       taken.push(served)
@@ -105,8 +132,8 @@ export class AdapterRegistry {
       }
       return { adapter: mix, names: taken.map((served) => served.name), end }
     }
-    if (model === undefined || names.includes(model as string)) return { adapter: null, names: [], end }
-    const asked = model as string
+    const asked = (model as string | undefined) ?? names[0]
+    if (names.includes(this.options.tuned?.target(asked) ?? asked)) return { adapter: null, names: [], end }
     const prefix = names.map((base) => `${base}:`).find((start) => asked.startsWith(start)) ?? ''
     const name = this.#served.has(asked) ? asked : asked.slice(prefix.length)
     const served = await take(name, 'model')
@@ -125,8 +152,14 @@ export class AdapterRegistry {
     await this.#load(name, source, commit === undefined ? path : `${hubId}@${commit}`)
   }
 
+  /** True if nothing has the name. */
+  isFree(name: string): boolean {
+    const { names, tuned } = this.options
+    return !names.includes(name) && !this.#served.has(name) && !this.#loading.has(name) && !tuned?.has(name)
+  }
+
   #requireFree(name: string): void {
-    if (!this.options.names.includes(name) && !this.#served.has(name) && !this.#loading.has(name)) return
+    if (this.isFree(name)) return
     throw new HttpError(400, `The adapter ${JSON.stringify(name)} is loaded already`, { param: 'lora_name' })
   }
 
@@ -135,6 +168,12 @@ export class AdapterRegistry {
     const served = this.#served.get(name)
     if (served === undefined) throw unknownModel(name, 'lora_name', [...this.#served.keys()])
     this.#retire(served)
+  }
+
+  /** Gives a model that was deleted to no new request. */
+  forget(name: string): void {
+    const served = this.#served.get(name)
+    if (served !== undefined) this.#retire(served)
   }
 
   #retire(served: Served): void {
@@ -147,12 +186,16 @@ export class AdapterRegistry {
     if (isGone && uses === 0) this.session.remove(key).catch(this.options.onError)
   }
 
-  async #find(name: string, param: string, mayLoad: boolean): Promise<Served> {
+  async #find(asked: string, param: string, caller: Caller): Promise<Served> {
+    const { tuned } = this.options
+    const name = tuned?.target(asked) ?? asked
+    const made = tuned?.has(name) ? tuned.source(name, asked === name ? caller : SERVER) : undefined
+    if (made === undefined && tuned?.has(name)) throw this.#unknown(asked, param, caller)
     const served = (await this.#loading.get(name)?.served) ?? this.#served.get(name)
     if (served !== undefined) return served
-    const isSought = mayLoad && !name.includes(',')
-    const source = isSought ? await this.options.resolve?.(name, { mayDownload: false }) : undefined
-    if (source === undefined) throw this.#unknown(name, param)
+    const isSought = caller.isAdmin && !name.includes(',')
+    const source = made ?? (isSought ? await this.options.resolve?.(name, { mayDownload: false }) : undefined)
+    if (source === undefined) throw this.#unknown(asked, param, caller)
     // Another request may have loaded it while the source was looked for, under this name or by another way to it.
     const place = placeOf(source)
     const isIt = (known: { readonly place: string | undefined }) => place !== undefined && known.place === place

@@ -28,10 +28,10 @@ export interface Field extends Kind {
 
 export type FieldTable = Readonly<Record<string, Field>>
 
-const field = (of: Kind, about: string): Field => ({ ...of, about })
+export const field = (of: Kind, about: string): Field => ({ ...of, about })
 
 /** Accepts only the values that change nothing. */
-const only = (expected: string, ...values: readonly unknown[]): Field =>
+export const only = (expected: string, ...values: readonly unknown[]): Field =>
   field(
     kind(`${expected}: nothing else is done here`, (value) => values.some((known) => known === value)),
     'refused',
@@ -45,8 +45,11 @@ const atMost = (most: number, { expected, accepts }: Kind): Kind =>
   kind(`${expected}, at most ${most}`, (value) => (value as { length?: number }).length! <= most && accepts(value))
 
 /** A name or a path: it stands in answers, metrics and the log. */
-const SHORT = kind('a text of at most 1024 characters', (value) => typeof value === 'string' && value.length <= 1024)
-const NAMED = kind(
+export const SHORT = kind(
+  'a text of at most 1024 characters',
+  (value) => typeof value === 'string' && value.length <= 1024,
+)
+export const NAMED = kind(
   'a name of 1 to 256 characters, without commas',
   (value) => SHORT.accepts(value) && /^[^,]{1,256}$/s.test(value as string),
 )

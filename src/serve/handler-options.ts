@@ -1,10 +1,12 @@
-// Options of a server, and what it tells of each request.
+// Options of a server.
 
 import type { Source } from '../base/bytes.js'
 import type { Model } from '../graph/model-folder.js'
 import type { OpenSessionOptions } from '../index/session.js'
 import type { ResolveAdapter } from './adapters.js'
+import type { Training } from './jobs/training.js'
 import type { ApiKey } from './keys.js'
+import type { RequestEntry } from './route.js'
 
 /** Options of `createHandler`. */
 export interface HandlerOptions {
@@ -40,6 +42,11 @@ export interface HandlerOptions {
    * for the Hub. If there are keys, only callers with an admin key load adapters. Default: nothing is loaded.
    */
   resolveAdapter?: ResolveAdapter | undefined
+  /**
+   * Answers OpenAI's routes for files and fine-tuning: what `trainingIn` makes for a folder. It needs an admin key and
+   * `hosts`. Default: nothing is trained.
+   */
+  training?: Training | undefined
   /**
    * The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves.
    * @range an integer of at least 1
@@ -84,26 +91,4 @@ export interface HandlerOptions {
   onRequest?: ((entry: RequestEntry) => void) | undefined
   /** Hears of errors that are answered with status 500. Default: console.error. */
   onError?: ((error: unknown) => void) | undefined
-}
-
-/** A request that was answered, for logs. It holds nothing of what was asked or answered. */
-export interface RequestEntry {
-  /** The answer's `x-request-id`: what the caller sent, or a new one. */
-  readonly id: string
-  readonly method: string
-  /** The path of the route, or `other`. */
-  readonly route: string
-  /** Name of the caller's key. */
-  key?: string
-  /** Name of the base or the adapters that answered. */
-  model?: string
-  status: number
-  promptTokens?: number
-  /** Tokens of the prompt that were not read again. */
-  cachedTokens?: number
-  newTokens?: number
-  /** Milliseconds from the request to the first token. */
-  firstTokenMs?: number
-  /** Milliseconds from the request to the end of the answer. */
-  ms: number
 }

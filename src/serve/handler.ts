@@ -56,15 +56,29 @@ export async function createHandler(options: HandlerOptions): Promise<Handler> {
       got: comma,
     })
   }
-  const { allow = options.resolveAdapter && (['lora'] as const) } = opening ?? {}
+  const isOpenForMore = options.resolveAdapter !== undefined || options.training !== undefined
+  const { allow = isOpenForMore ? (['lora'] as const) : undefined } = opening ?? {}
+  if (options.training !== undefined) requireRights(options)
   const [session, spans] = await Promise.all([openSession(model, { ...opening, allow, adapters }), openSpans()])
   const names = [servedModelName ?? (session.model.name.replace(/\/+$/, '').split('/').at(-1) || 'base')].flat()
-  const service = new Service(session, names, options, spans)
+  const { training, chatTemplate, onError = console.error } = options
+  const jobs = await training?.open({ names, model: session.model, chatTemplate, onError })
+  const service = new Service(session, names, options, spans, jobs)
   const handler = (request: Request) => service.handle(request)
   const close = async () => {
-    await service.drain()
+    await Promise.all([service.drain(), jobs?.close()])
     await session.dispose()
   }
   const metrics = () => service.metricsText()
   return Object.assign(handler, { session, base: names[0], metrics, drain: () => service.drain(), close })
+}
+
+/** Whoever trains leaves files here: each caller has a key, and no page reaches the server by another name. */
+function requireRights({ apiKeys = [], hosts }: HandlerOptions): void {
+  const hasAdmin = apiKeys.some((key) => typeof key !== 'string' && key.isAdmin === true)
+  if (hasAdmin && hosts !== undefined) return
+  throw new ConfigError({
+    where: 'training',
+    what: hasAdmin ? 'needs `hosts`: the names by which callers reach the server' : 'needs an admin key in `apiKeys`',
+  })
 }

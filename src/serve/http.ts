@@ -70,19 +70,18 @@ const MAX_DEPTH = 100
 /** Values in a body: token ids of the longest context, or thousands of messages. */
 const MAX_VALUES = 1 << 18
 
-/** @param stopped aborts when the server takes no new requests: a body that is not here by then is not waited for */
-export async function readJson(
+/**
+ * The pieces of a body.
+ *
+ * @param stopped aborts when the server takes no new requests: a body that is not here by then is not waited for
+ */
+export async function* piecesOf(
   request: Request,
   maxBytes: number,
   stopped: AbortSignal,
-): Promise<Record<string, unknown>> {
-  const type = request.headers.get('content-type') ?? ''
-  if (!/^application\/json\s*(;|$)/i.test(type)) {
-    throw new HttpError(415, `The body must have the type application/json, not ${type.slice(0, 100) || 'none'}`)
-  }
+): AsyncGenerator<Uint8Array, void> {
   const tooLarge = () => new HttpError(413, `The body is larger than ${maxBytes} bytes`, { code: 'body_too_large' })
   if (Number(request.headers.get('content-length') ?? 0) > maxBytes) throw tooLarge()
-  const chunks: Uint8Array[] = []
   let length = 0
   const reader = request.body?.getReader()
   let refuse = () => {}
@@ -95,14 +94,27 @@ export async function readJson(
   try {
     for (;;) {
       const next = await (reader && Promise.race([reader.read(), stop]))
-      if (next === undefined || next.done) break
+      if (next === undefined || next.done) return
       length += next.value.byteLength
       if (length > maxBytes) throw tooLarge()
-      chunks.push(next.value)
+      yield next.value
     }
   } finally {
     isStopped.removeEventListener('abort', refuse)
   }
+}
+
+export async function readJson(
+  request: Request,
+  maxBytes: number,
+  stopped: AbortSignal,
+): Promise<Record<string, unknown>> {
+  const type = request.headers.get('content-type') ?? ''
+  if (!/^application\/json\s*(;|$)/i.test(type)) {
+    throw new HttpError(415, `The body must have the type application/json, not ${type.slice(0, 100) || 'none'}`)
+  }
+  const chunks: Uint8Array[] = []
+  for await (const piece of piecesOf(request, maxBytes, stopped)) chunks.push(piece)
   let value: unknown
   try {
     value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(concatBytes(chunks)))

@@ -35,6 +35,8 @@ export interface ServerState {
   /** Adapters that are loaded. */
   readonly adapters: readonly string[]
   readonly maxAdapters: number
+  /** Whether the reader may know of an adapter. */
+  shows(name: string): boolean
 }
 
 export class Metrics {
@@ -65,8 +67,12 @@ export class Metrics {
     this.#changedAt = Date.now() / 1000
   }
 
-  text({ running, waiting, tokens, mostTokens, adapters, maxAdapters }: ServerState): string {
-    const list = (names: Iterable<string>) => [...names].join(',').replace(/["\\\n]/g, '_')
+  text({ running, waiting, tokens, mostTokens, adapters, maxAdapters, shows }: ServerState): string {
+    const list = (names: Iterable<string>) =>
+      [...names]
+        .filter(shows)
+        .join(',')
+        .replace(/["\\\n]/g, '_')
     const ofAdapters = `max_lora="${maxAdapters}",running_lora_adapters="${list(adapters)}",waiting_lora_adapters="${list(this.#waiting.keys())}"`
     const metric = (type: 'gauge' | 'counter', name: string, value: number, labels = '') => {
       return [`# TYPE ${name} ${type}`, `${name}${labels && `{${labels}}`} ${value}`]

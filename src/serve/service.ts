@@ -29,7 +29,7 @@ import {
 } from './fields.js'
 import { Gate } from './gate.js'
 import { VERSION } from './gen/version.js'
-import type { HandlerOptions, RequestEntry } from './handler-options.js'
+import type { HandlerOptions } from './handler-options.js'
 import {
   type Events,
   errorResponse,
@@ -41,11 +41,14 @@ import {
   type WireForm,
   withoutPaths,
 } from './http.js'
+import { JOB_ROUTES, type JobRoute } from './jobs/routes.js'
+import type { Jobs } from './jobs/training.js'
 import { type Caller, callerOf, type Right, requireRight } from './keys.js'
 import { checkPrompts, checkTexts } from './lengths.js'
 import { Metrics } from './metrics.js'
 import { pageFile } from './page.js'
 import { respond, responseRequest } from './responses.js'
+import { type Call, findPath, type Method, type RequestEntry, type Route, type Routes } from './route.js'
 import type { OnSpan } from './spans.js'
 import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
 import { withTools } from './tool-prompt.js'
@@ -57,39 +60,30 @@ const BODY_MS = 1000
 /** New tokens of an answer where neither the model nor the server has a limit. */
 const TOKENS_WITHOUT_CONTEXT = 4096
 
-interface Call {
-  readonly request: Request
-  readonly fields: Fields
-  readonly caller: Caller
-  readonly entry: RequestEntry
-  readonly startedAt: number
-  /** Settles at the end of a stream. */
-  done?: Promise<unknown>
-}
+type Run = Route<Service>['run']
 
-interface Route {
-  readonly method: 'GET' | 'POST'
-  readonly right: Right
-  /** The fields of its body. */
-  readonly fields?: FieldTable
-  run(service: Service, call: Call): Promise<Response> | Response
-}
-
-const probe = (run: Route['run']): Route => ({ method: 'GET', right: 'anyone', run })
-const models: Route = {
-  method: 'GET',
-  right: 'key',
-  run: (service, { request }) => service.models(request),
-}
-const post = (fields: FieldTable, run: Route['run'], right: Right = 'key'): Route => {
-  return { method: 'POST', right, fields, run }
-}
+const get = (run: Run, right: Right = 'key') => ({ GET: { right, run } })
+const probe = (run: Run) => get(run, 'anyone')
+const post = (fields: FieldTable, run: Run, right: Right = 'key') => ({ POST: { right, fields, run } })
+const models = get((service, call) => service.models(call))
 const labels = post(CLASSIFY_FIELDS, (service, call) => service.readings(call, classification))
-
 const page = probe((service, { request }) => service.page(new URL(request.url).pathname))
 
-/** Path → route. A path that ends with `/*` stands for all below it. */
-export const ROUTES: Readonly<Record<string, Route>> = {
+/** What `training` answers. */
+const jobs: Routes<Service> = Object.fromEntries(
+  Object.entries(JOB_ROUTES).map(([path, methods]) => {
+    const routeOf = ([method, { right = 'key', fields }]: [string, JobRoute]) => {
+      return [
+        method,
+        { right, fields, run: (service: Service, call: Call) => service.train(`${method} ${path}`, call) },
+      ]
+    }
+    return [path, Object.fromEntries(Object.entries(methods).map(routeOf))]
+  }),
+)
+
+export const ROUTES: Routes<Service> = {
+  ...jobs,
   '/': page,
   '/chat.js': page,
   '/chat.css': page,
@@ -97,9 +91,9 @@ export const ROUTES: Readonly<Record<string, Route>> = {
   '/health': probe(() => new Response('ok')),
   '/ready': probe((service) => service.ready()),
   '/version': probe(() => Response.json({ version: VERSION })),
-  '/metrics': { ...probe((service) => service.metrics()), right: 'key' },
+  '/metrics': get((service, { caller }) => service.metrics(caller)),
   '/v1/models': models,
-  '/v1/models/*': models,
+  '/v1/models/*': { ...models, ...jobs['/v1/models/*'] },
   '/v1/chat/completions': post(CHAT_FIELDS, (service, call) => service.texts(call, chatRequest)),
   '/v1/completions': post(COMPLETION_FIELDS, (service, call) => service.texts(call, completionRequest)),
   '/v1/responses': post(RESPONSE_FIELDS, (service, call) => service.texts(call, responseRequest, respond)),
@@ -136,6 +130,7 @@ export class Service {
     private readonly names: readonly string[],
     private readonly options: HandlerOptions,
     private readonly onSpan: OnSpan | undefined,
+    private readonly jobs: Jobs | undefined,
   ) {
     const {
       resolveAdapter: resolve,
@@ -146,7 +141,8 @@ export class Service {
     } = options
     const onError = (error: unknown) => void this.#told(error)
     this.#maxAdapters = maxAdapters
-    this.#registry = new AdapterRegistry(session, { names, resolve, maxAdapters, onError })
+    this.#registry = new AdapterRegistry(session, { names, resolve, maxAdapters, onError, tuned: jobs })
+    jobs?.attach(this.#registry)
     this.#gate = new Gate(maxRunning, maxQueue)
     this.#maxTokens = maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT
   }
@@ -162,20 +158,19 @@ export class Service {
   async handle(request: Request): Promise<Response> {
     const startedAt = performance.now()
     const { pathname } = new URL(request.url)
-    const path = pathname.startsWith('/v1/models/') ? '/v1/models/*' : pathname
-    const route = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined
+    const [path, callId] = findPath(ROUTES, pathname) ?? ['other', '']
     const { method, headers } = request
     const sentId = headers.get('x-request-id') ?? ''
     const id = /^[\w.:-]{1,128}$/.test(sentId) ? sentId : crypto.randomUUID()
-    const entry: RequestEntry = { id, method, route: route === undefined ? 'other' : path, status: 0, ms: 0 }
+    const entry: RequestEntry = { id, method, route: path, status: 0, ms: 0 }
     // The body and the caller are known later.
-    const call = { request, entry, startedAt } as Call
+    const call = { request, entry, startedAt, id: callId, stopped: this.#stopped.signal } as Call
     const end = () => {
       entry.ms = performance.now() - startedAt
       this.options.onRequest?.(entry)
       this.onSpan?.(entry, headers)
     }
-    const answering = this.#answer(call, pathname, route)
+    const answering = this.#answer(call, pathname, path)
     this.#answering.add(answering)
     const response = await answering.catch((error) => errorResponse(this.#told(error, request.signal), formOf(request)))
     this.#answering.delete(answering)
@@ -202,7 +197,7 @@ export class Service {
     return told
   }
 
-  async #answer(call: Call, pathname: string, route: Route | undefined): Promise<Response> {
+  async #answer(call: Call, pathname: string, path: string): Promise<Response> {
     const { request, entry } = call
     const origin = request.headers.get('origin')
     this.#refuseStrangers(request, origin)
@@ -217,16 +212,20 @@ export class Service {
     }
     const caller = callerOf(request, this.options.apiKeys)
     if (caller?.name) entry.key = caller.name
+    const methods = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined
+    const asked = request.method as Method
+    const route = methods !== undefined && Object.hasOwn(methods, asked) ? methods[asked] : undefined
     // Whoever has no key learns nothing of routes.
-    requireRight(caller, route?.right ?? 'key')
-    if (route === undefined)
-      throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
-    if (request.method !== route.method) throw new HttpError(405, `${pathname} takes ${route.method}`)
-    if (route.fields === undefined) return route.run(this, call)
+    const [anyRoute] = Object.values(methods ?? {})
+    requireRight(caller, (route ?? anyRoute)?.right ?? 'key')
+    if (methods === undefined) throw new HttpError(404, `There is no ${asked} ${pathname} here`, { code: 'not_found' })
+    if (route === undefined) throw new HttpError(405, `${pathname} takes ${Object.keys(methods).join(' or ')}`)
+    Object.assign(call, { caller })
+    if (asked === 'GET') return route.run(this, call)
     if (this.#isStopping) throw stopping()
+    if (route.fields === undefined) return route.run(this, call)
     const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20, this.#stopped.signal)
-    const fields = checkFields(body, route.fields)
-    return route.run(this, Object.assign(call, { fields, caller: caller! }))
+    return route.run(this, Object.assign(call, { fields: checkFields(body, route.fields) }))
   }
 
   ready(): Response {
@@ -239,16 +238,23 @@ export class Service {
     return pageFile(pathname)
   }
 
-  models(request: Request): Response {
-    const listed = this.#registry.list(new URL(request.url).pathname.slice('/v1/models/'.length))
+  models({ request, id, caller }: Call): Response {
+    const listed = this.#registry.list(id, caller)
     return Response.json(formOf(request) === ANTHROPIC ? anthropicModels(listed as never) : listed)
   }
 
-  async metrics(): Promise<Response> {
-    return new Response(await this.metricsText(), { headers: { 'content-type': 'text/plain; version=0.0.4' } })
+  /** Answers a request for files, jobs and what they make. */
+  train(route: string, call: Call): Promise<Response> {
+    if (this.jobs !== undefined) return this.jobs.answer(route, call)
+    throw new HttpError(404, 'Training is off here. Start the server with --train FOLDER', { code: 'not_found' })
   }
 
-  async metricsText(): Promise<string> {
+  async metrics(caller: Caller): Promise<Response> {
+    return new Response(await this.metricsText(caller), { headers: { 'content-type': 'text/plain; version=0.0.4' } })
+  }
+
+  /** @param caller whose models are named; without one, all are */
+  async metricsText(caller?: Caller): Promise<string> {
     const { model, bounds } = this.session as ModelSession<Model>
     this.#tokenBytes ??= textFormOf(model).then(
       (form) => form.tokenBytes,
@@ -261,7 +267,9 @@ export class Service {
       running: this.#gate.running,
       waiting: this.#gate.waiting.length,
       ...{ tokens, mostTokens: tokenBytes === 0 ? 0 : Math.floor(bounds.cacheBytes / tokenBytes) },
-      ...{ adapters: this.#registry.loaded, maxAdapters: this.#maxAdapters },
+      maxAdapters: this.#maxAdapters,
+      adapters: this.#registry.loaded,
+      shows: (name) => caller === undefined || this.#registry.isKnownTo(caller, name),
     })
   }
 
@@ -351,7 +359,7 @@ export class Service {
     const asked = read(fields, this.#maxTokens)
     const { model } = this.session
     await checkPrompts(model, asked)
-    const { adapter, end } = await this.#registry.choose(fields, caller.isAdmin)
+    const { adapter, end } = await this.#registry.choose(fields, caller)
     try {
       const { prompts, options } = await this.#prompted(asked, adapter)
       const context = { recorded: undefined, pictures: undefined, where: 'messages' }
@@ -385,7 +393,7 @@ export class Service {
 
   /** Waits for a place. */
   async #enter({ fields, caller, entry, request: { headers } }: Call, left: AbortSignal) {
-    const { adapter, names, end: release } = await this.#registry.choose(fields, caller.isAdmin)
+    const { adapter, names, end: release } = await this.#registry.choose(fields, caller)
     entry.model = names.join('+') || this.names[0]
     const { timeoutSeconds = 600 } = this.options
     const asked = Number(headers.get('x-request-timeout') ?? timeoutSeconds)

@@ -1,6 +1,6 @@
 // OpenTelemetry's spans: one for each request, if a program has @opentelemetry/api and a tracer.
 
-import type { RequestEntry } from './handler-options.js'
+import type { RequestEntry } from './route.js'
 
 export type OnSpan = (entry: RequestEntry, headers: Headers) => void
 

@@ -73,10 +73,12 @@ describe('keys', () => {
   ]
 
   it.each(
-    Object.entries(ROUTES).flatMap(([path, route]) => callers.map(([who, headers]) => ({ path, route, who, headers }))),
-  )('$path for $who', async ({ path, route: { method, right }, who, headers }) => {
+    Object.entries(ROUTES)
+      .flatMap(([path, methods]) => Object.entries(methods).map(([method, { right }]) => ({ path, method, right })))
+      .flatMap((route) => callers.map(([who, headers]) => ({ ...route, who, headers }))),
+  )('$method $path for $who', async ({ path, method, right, who, headers }) => {
     const body = method === 'POST' ? {} : undefined
-    const { status } = await handler(request(path.replace('*', 'base'), body, headers))
+    const { status } = await handler(request(path.replace('*', 'base'), body, headers, method))
     const isKnown = !/no|wrong/.test(who)
     const expected =
       right === 'anyone' ? 'open' : !isKnown ? 401 : right === 'admin' && !who.includes('admin') ? 403 : 'open'

@@ -41,6 +41,7 @@ const OPTIONS = {
     'FOLDER|hub:ORG/*',
     'load adapters of this folder by their names, or of these repositories on /v1/load_lora_adapter alone',
   ),
+  train: text('FOLDER', 'answer OpenAI’s routes for files and fine-tuning; needs --admin-key'),
   maxDownload: single('BYTES', 'the most bytes of an adapter from the Hub. Default: 1 GiB', readNumber),
   allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
   servedModelName: repeated('NAME', 'a name of the base, such as gpt-4o-mini. Default: the model’s name'),
@@ -88,7 +89,7 @@ export const serve: Command = defineCommand({
     } = values
     const { host, port, metricsPort, drainSeconds, device, threads, accuracyLevel: level, prefixCache } = values
     const { maxAdapters, maxRunning, maxQueue, maxTokens, timeoutSeconds, chatTemplate, servedModelName } = values
-    const { createHandler, listen } = await import('../../serve/node/entry.js')
+    const { createHandler, listen, trainingIn } = await import('../../serve/node/entry.js')
     const { loadAdapter, loadModel } = await import('../../node.js')
     const sources = adapter.map(adapterOf)
     const twice = sources.find(([name], i) => sources.findIndex(([known]) => known === name) < i)
@@ -99,6 +100,12 @@ export const serve: Command = defineCommand({
     const isLocal = ['127.0.0.1', 'localhost', '::1', undefined].includes(host)
     const local = isLocal ? ['127.0.0.1', 'localhost', '[::1]'] : []
     const hosts = isLocal || allowedHost.length > 0 ? [...local, ...allowedHost] : undefined
+    const { train } = values
+    if (train !== undefined && !apiKeys.some(({ isAdmin }) => isAdmin))
+      throw new UsageError('--train needs --admin-key KEY')
+    if (train !== undefined && hosts === undefined)
+      throw new UsageError('--train needs --allowed-host NAME with this --host')
+    const training = train === undefined ? undefined : trainingIn(train, { dtype })
     const log = values.log ?? (process.stdout.isTTY ? 'off' : 'text')
     if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     const resolveAdapter = await resolverOf(values.allowLoading, values.maxDownload)
@@ -117,7 +124,18 @@ export const serve: Command = defineCommand({
     const loading = isListening.then(load)
     const opening = loading.then((model) =>
       createHandler({
-        ...{ model, adapters, maxAdapters, maxRunning, maxQueue, maxTokens, timeoutSeconds, resolveAdapter, hosts },
+        ...{
+          model,
+          adapters,
+          maxAdapters,
+          maxRunning,
+          maxQueue,
+          maxTokens,
+          timeoutSeconds,
+          resolveAdapter,
+          hosts,
+          training,
+        },
         session: {
           ...{
             device,
@@ -127,7 +145,7 @@ export const serve: Command = defineCommand({
             maxBatch: maxRunning,
             onWarning: warn,
           },
-          allow: resolveAdapter && kinds,
+          allow: (resolveAdapter ?? training) && kinds,
         },
         ...(servedModelName.length > 0 && { servedModelName }),
         chatTemplate: template,

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged, BOOLEAN } from '../../base/options.js'
+import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged, BOOLEAN, oneOf } from '../../base/options.js'
 import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../index/source-values.js'
 import { API_KEYS } from '../keys.js'
 
@@ -14,6 +14,7 @@ export const HANDLER_OPTIONS: OptionTable = {
   hosts: listOf(NAME),
   origins: listOf(NAME),
   resolveAdapter: FUNCTION,
+  training: OBJECT,
   maxAdapters: ranged('an integer of at least 1'),
   maxRunning: ranged('an integer of at least 1'),
   maxQueue: ranged('an integer of at least 0'),
@@ -23,6 +24,14 @@ export const HANDLER_OPTIONS: OptionTable = {
   page: BOOLEAN,
   onRequest: FUNCTION,
   onError: FUNCTION,
+}
+
+export const TRAINING_OPTIONS: OptionTable = {
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  threads: ranged('an integer of at least 1'),
+  maxFileBytes: ranged('an integer of at least 1'),
+  maxOwnerBytes: ranged('an integer of at least 1'),
+  maxJobs: ranged('an integer of at least 1'),
 }
 
 export const LISTEN_OPTIONS: OptionTable = {

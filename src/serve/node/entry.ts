@@ -3,6 +3,7 @@
 import '../../node.js'
 
 export * from '../../server.js'
+export { type TrainingOptions, trainingIn } from '../jobs/node/training-in.js'
 export { folderOfAdapters } from './adapter-folder.js'
 export { hubAdapters } from './hub-adapters.js'
 export { type Listening, type ListenOptions, listen } from './listen.js'

@@ -61,11 +61,10 @@ export class RunWriter {
   async save(adapter: LoraAdapter, state?: { names: readonly string[]; engine: EngineState; run: RunState }) {
     if (this.place.use === 'overwrite' && this.metrics.length === 0) return
     await this.#writeMetrics()
-    if (state !== undefined) {
-      await this.#writeEvaluations(state.run)
-      await writeState(this.place.directory, state.names, state.engine, state.run)
-    }
+    if (state !== undefined) await this.#writeEvaluations(state.run)
+    // In this order, so that a run which goes on from the state finds no adapter of an earlier step.
     await saveAdapter(adapter, this.place.directory)
+    if (state !== undefined) await writeState(this.place.directory, state.names, state.engine, state.run)
     this.#hasSaved = true
   }
 

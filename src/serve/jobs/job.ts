@@ -1,0 +1,117 @@
+// A job as it is kept, as callers see it, and what its hyperparameters come to.
+
+import type { Caller } from '../keys.js'
+
+export type JobStatus = 'validating_files' | 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled'
+
+export interface Checkpoint {
+  readonly step: number
+  readonly created_at: number
+  readonly metrics: Readonly<Record<string, number>>
+  /** The last step's: the model of the job itself. */
+  readonly isResult?: boolean
+}
+
+export type Hyperparameters = Readonly<Record<string, 'auto' | number>>
+
+export interface Job {
+  readonly id: string
+  readonly owner: string
+  readonly created_at: number
+  readonly model: string
+  /** The name of the base under which the result is known. */
+  readonly base: string
+  /** The folder of the adapter that is trained further. */
+  readonly start?: string | undefined
+  readonly training_file: string
+  readonly validation_file: string | null
+  readonly method: 'supervised' | 'dpo'
+  readonly suffix: string
+  readonly seed: number
+  readonly metadata: Readonly<Record<string, string>> | null
+  /** What OpenAI has not. */
+  readonly lowrank: Readonly<Record<string, unknown>>
+  /** As they were asked for, and with numbers once the files are checked. */
+  hyperparameters: Hyperparameters
+  status: JobStatus
+  isPaused: boolean
+  /** Steps between two checkpoints; known once the files are checked. */
+  checkpointEvery: number
+  /** How often it was paused or resumed. */
+  turns: number
+  error: { readonly code: string; readonly message: string; readonly param: string | null } | null
+  finished_at: number | null
+  estimated_finish: number | null
+  trained_tokens: number | null
+  result_files: readonly string[]
+  checkpoints: readonly Checkpoint[]
+  /** Names of its models that were deleted. */
+  deleted: readonly string[]
+}
+
+export const ENDED: readonly JobStatus[] = ['succeeded', 'failed', 'cancelled']
+
+/** The name of the model that a job makes, or of its checkpoint after a step. */
+export function modelName({ id, base, suffix }: Pick<Job, 'id' | 'base' | 'suffix'>, step?: number): string {
+  const name = `ft:${base}:lowrank:${suffix}:${id.replace('ftjob-', '').slice(0, 10)}`
+  return step === undefined ? name : `${name}:ckpt-step-${step}`
+}
+
+/** @param folder where the job is; only admins see it */
+export function wireJob(job: Job, caller: Caller, folder: string) {
+  const { id, created_at, finished_at, estimated_finish, model, base: _, seed, status, error, metadata } = job
+  const { trained_tokens, training_file, validation_file, result_files, suffix, method, lowrank } = job
+  const { beta, ...shared } = job.hyperparameters
+  const hyperparameters = method === 'dpo' ? { ...shared, beta: beta ?? 'auto' } : shared
+  return {
+    ...{ id, object: 'fine_tuning.job', created_at, finished_at, estimated_finish, model, organization_id: 'lowrank' },
+    fine_tuned_model: status === 'succeeded' ? modelName(job) : null,
+    ...{ status, error, seed, metadata, trained_tokens, training_file, validation_file, result_files },
+    ...{ integrations: null, user_provided_suffix: suffix || null },
+    hyperparameters: shared,
+    method: { type: method, [method]: { hyperparameters } },
+    lowrank: {
+      ...lowrank,
+      ...(caller.isAdmin && { command: `lowrank train --config ${folder}/settings.json --out DIR` }),
+    },
+  }
+}
+
+/** OpenAI's rule: three passes, more over few records and fewer over very many. */
+export function epochsFor(records: number): number {
+  if (records * 3 < 100) return Math.min(25, Math.ceil(100 / records))
+  return records * 3 > 25_000 ? Math.max(1, Math.floor(25_000 / records)) : 3
+}
+
+/** Few records are learned in more than a handful of steps. */
+export function batchFor(records: number): number {
+  return Math.max(1, Math.min(8, Math.floor(records / 8)))
+}
+
+/** What is found out about a job's files. */
+export interface Checked {
+  readonly records: number
+  /** The learning rate of `lowrank train`. */
+  readonly learningRate: number
+}
+
+export function resolveHyperparameters(given: Hyperparameters, { records }: Checked): Readonly<Record<string, number>> {
+  const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto', beta } = given
+  return {
+    n_epochs: n_epochs === 'auto' ? epochsFor(records) : n_epochs,
+    batch_size: batch_size === 'auto' ? batchFor(records) : batch_size,
+    learning_rate_multiplier: learning_rate_multiplier === 'auto' ? 1 : learning_rate_multiplier,
+    ...(beta !== undefined && { beta: beta === 'auto' ? 0.1 : beta }),
+  }
+}
+
+/** Steps between two saves of the state, so that little is done twice; a checkpoint is one of them. */
+const MOST_STEPS_BETWEEN_SAVES = 200
+
+/** When a run saves its state, and when a checkpoint is kept: about once for each pass over the records. */
+export function savesOf(records: number, stepRecords: number): { saveEvery: number; checkpointEvery: number } {
+  const stepsPerEpoch = Math.ceil(records / stepRecords)
+  const saves = Math.ceil(stepsPerEpoch / MOST_STEPS_BETWEEN_SAVES)
+  const saveEvery = Math.ceil(stepsPerEpoch / saves)
+  return { saveEvery, checkpointEvery: saveEvery * saves }
+}

@@ -1,0 +1,76 @@
+// The events of a job: lines of a file, each with a key, so that none is told twice.
+
+import { existsSync } from 'node:fs'
+import { appendFile, readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { jsonIn } from '../../../base/options.js'
+import { seconds } from '../../adapters.js'
+import { PRIVATE } from './store.js'
+
+export interface JobEvent {
+  readonly id: string
+  readonly object: 'fine_tuning.job.event'
+  readonly created_at: number
+  readonly level: 'info' | 'warn' | 'error'
+  readonly message: string
+  readonly type: 'message' | 'metrics'
+  readonly data: Readonly<Record<string, unknown>> | null
+}
+
+export type Told = Pick<JobEvent, 'message'> & Partial<Pick<JobEvent, 'level' | 'data'>>
+
+export class Events {
+  readonly #file: string
+  #known: Promise<Set<string>> | undefined
+  #written: Promise<void> = Promise.resolve()
+
+  constructor(
+    private readonly id: string,
+    folder: string,
+  ) {
+    this.#file = path.join(folder, 'events.jsonl')
+  }
+
+  /** The oldest first. */
+  async list(): Promise<JobEvent[]> {
+    await this.#written
+    if (!existsSync(this.#file)) return []
+    const lines = (await readFile(this.#file, 'utf8')).split('\n')
+    return lines.flatMap((line) => (jsonIn(line) as JobEvent | undefined) ?? [])
+  }
+
+  /** Tells of events that were not told before. */
+  tell(events: readonly (readonly [key: string, told: Told])[]): Promise<void> {
+    this.#known ??= this.#open()
+    this.#written = this.#written.then(async () => {
+      const known = await this.#known!
+      const lines = events.flatMap(([key, { message, level = 'info', data = null }]) => {
+        const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
+        if (known.has(id)) return []
+        known.add(id)
+        const type = data === null ? 'message' : 'metrics'
+        const event: JobEvent = {
+          id,
+          object: 'fine_tuning.job.event',
+          created_at: seconds(),
+          level,
+          message,
+          type,
+          data,
+        }
+        return [`${JSON.stringify(event)}\n`]
+      })
+      if (lines.length > 0) await appendFile(this.#file, lines.join(''), PRIVATE)
+    })
+    return this.#written
+  }
+
+  async #open(): Promise<Set<string>> {
+    const events = await this.list()
+    // A server that was killed may have written half a line.
+    if (existsSync(this.#file) && !(await readFile(this.#file, 'utf8')).endsWith('\n')) {
+      await appendFile(this.#file, '\n', PRIVATE)
+    }
+    return new Set(events.map(({ id }) => id))
+  }
+}

@@ -1,0 +1,141 @@
+// The models that jobs made: their names are those of a server from then on. Aliases are further names of models.
+
+import { existsSync } from 'node:fs'
+import { readFile, rm } from 'node:fs/promises'
+import path from 'node:path'
+import type { AdapterRegistry, TunedModels } from '../../adapters.js'
+import { SERVER, seconds } from '../../adapters.js'
+import { HttpError } from '../../http.js'
+import type { Caller } from '../../keys.js'
+import type { Call } from '../../route.js'
+import { ENDED, type Job, modelName } from '../job.js'
+import { mayUse, type Store, writePrivate } from './store.js'
+
+interface Made {
+  readonly job: Job
+  readonly folder: string
+  readonly created: number
+}
+
+interface Alias {
+  readonly name: string
+  readonly model: string
+  readonly created: number
+}
+
+export class Models implements TunedModels {
+  readonly #made = new Map<string, Made>()
+  #aliases = new Map<string, Alias>()
+  #registry: AdapterRegistry | undefined
+  #written: Promise<void> = Promise.resolve()
+
+  private constructor(
+    private readonly jobs: Store<Job>,
+    private readonly aliasFile: string,
+  ) {}
+
+  static async open(folder: string, jobs: Store<Job>): Promise<Models> {
+    const models = new Models(jobs, path.join(folder, 'aliases.json'))
+    for (const job of jobs.all()) models.add(job)
+    const { aliasFile } = models
+    const aliases: Alias[] = existsSync(aliasFile) ? JSON.parse(await readFile(aliasFile, 'utf8')) : []
+    models.#aliases = new Map(aliases.map((alias) => [alias.name, alias]))
+    return models
+  }
+
+  attach(registry: AdapterRegistry): void {
+    this.#registry = registry
+  }
+
+  /** Serves what a job has made so far. */
+  add(job: Job): void {
+    const folder = this.jobs.folderOf(job)
+    for (const { step, created_at: created, isResult } of job.checkpoints) {
+      if (isResult) continue
+      this.#made.set(modelName(job, step), { job, folder: path.join(folder, 'checkpoints', `step-${step}`), created })
+    }
+    if (job.status === 'succeeded') {
+      this.#made.set(modelName(job), { job, folder: path.join(folder, 'run'), created: job.finished_at! })
+    }
+  }
+
+  target(name: string): string {
+    return this.#aliases.get(name)?.model ?? name
+  }
+
+  has(name: string): boolean {
+    return this.#made.has(name) || this.#aliases.has(name)
+  }
+
+  source(name: string, caller: Caller): string | undefined {
+    const made = this.#made.get(name)
+    if (made === undefined || made.job.deleted.includes(name) || !mayUse(made.job, caller)) return undefined
+    return made.folder
+  }
+
+  list(caller: Caller) {
+    const made = [...this.#made].filter(([name]) => this.source(name, caller) !== undefined)
+    return [...made.map(([name, { created }]) => ({ name, created })), ...this.#aliases.values()]
+  }
+
+  async remove({ id: name, caller }: Call): Promise<object> {
+    const folder = this.source(name, caller)
+    if (folder === undefined) {
+      throw new HttpError(404, `There is no model ${name.slice(0, 300)} that a job of yours made`, {
+        param: 'model',
+        code: 'model_not_found',
+      })
+    }
+    const alias = [...this.#aliases.values()].find(({ model }) => model === name)
+    // Whoever may not make aliases learns only that there is one.
+    if (alias !== undefined) throw conflict(`An alias${caller.isAdmin ? ` (${alias.name})` : ''} names this model`)
+    const needing = this.jobs.all().find(({ start, status }) => start === folder && !ENDED.includes(status))
+    if (needing !== undefined) throw conflict('A job trains this model further')
+    const { job } = this.#made.get(name)!
+    job.deleted = [...job.deleted, name]
+    await this.jobs.put(job)
+    this.#registry?.forget(name)
+    await rm(folder, { recursive: true, force: true })
+    return { id: name, object: 'model', deleted: true }
+  }
+
+  listAliases(): object {
+    const data = [...this.#aliases.values()].map(wireAlias)
+    return { object: 'list', data, has_more: false }
+  }
+
+  /** From now on requests for the alias get this model; those that have begun keep theirs. */
+  async setAlias({ fields }: Call): Promise<object> {
+    const { name, model: asked } = fields as { name: string; model: string }
+    const registry = this.#registry!
+    if (!this.#aliases.has(name) && !registry.isFree(name)) throw conflict(`${name} is the name of a model`)
+    const model = this.target(asked)
+    // It is loaded before requests ask for it.
+    const { end } = await registry.choose({ model }, SERVER)
+    end()
+    if (!this.#aliases.has(name) && !registry.isFree(name)) throw conflict(`${name} is the name of a model`)
+    const alias = { name, model, created: seconds() }
+    this.#aliases.set(name, alias)
+    await this.#write()
+    return wireAlias(alias)
+  }
+
+  async removeAlias({ id: name }: Call): Promise<object> {
+    if (!this.#aliases.delete(name)) throw new HttpError(404, `There is no alias ${name.slice(0, 300)}`)
+    await this.#write()
+    return { id: name, object: 'alias', deleted: true }
+  }
+
+  #write(): Promise<void> {
+    this.#written = this.#written
+      .catch(() => {})
+      .then(() => writePrivate(this.aliasFile, JSON.stringify([...this.#aliases.values()])))
+    return this.#written
+  }
+}
+
+const wireAlias = ({ name, model, created }: Alias) => ({ id: name, object: 'alias', name, model, created_at: created })
+
+function conflict(message: string): HttpError {
+  return new HttpError(409, message, { code: 'conflict' })
+}

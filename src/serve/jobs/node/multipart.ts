@@ -1,0 +1,82 @@
+// Bodies of multipart/form-data (RFC 7578): files go on piece by piece, and are never in memory as a whole.
+
+import { HttpError, piecesOf } from '../../http.js'
+import type { Call } from '../../route.js'
+
+/** Takes the pieces of a file. */
+export interface Sink {
+  write(piece: Uint8Array): Promise<void> | void
+}
+
+const HEADERS_END = Buffer.from('\r\n\r\n')
+const MAX_HEADERS = 16 << 10
+const MAX_FIELD = 64 << 10
+/** Everything of a body that is not the file. */
+const MAX_AROUND = 256 << 10
+
+/**
+ * Reads a form with one file. Its other fields come back by their names.
+ *
+ * @param onFile gives the place of the file with this field name
+ */
+export async function readForm(
+  { request, stopped }: Call,
+  maxFileBytes: number,
+  onFile: (field: string, filename: string) => Promise<Sink>,
+): Promise<Record<string, string>> {
+  const type = request.headers.get('content-type') ?? ''
+  const [, quoted, plain] = /^multipart\/form-data\s*;.*\bboundary=(?:"([^"]{1,200})"|([^\s;]{1,70}))/i.exec(type) ?? []
+  const boundary = quoted ?? plain
+  if (boundary === undefined) throw new HttpError(415, 'The body must be multipart/form-data with a boundary')
+  const pieces = piecesOf(request, maxFileBytes + MAX_AROUND, stopped)
+  const broken = () => new HttpError(400, 'The body is not valid multipart/form-data')
+  const mark = Buffer.from(`\r\n--${boundary}`)
+  // The first boundary may stand at the very beginning.
+  let held = Buffer.from('\r\n')
+  const more = async () => {
+    const { value, done } = await pieces.next()
+    if (done) throw broken()
+    held = Buffer.concat([held, value])
+  }
+  /** Hands out what comes before the next boundary. */
+  const until = async (take: (piece: Buffer) => Promise<void> | void) => {
+    for (;;) {
+      const at = held.indexOf(mark)
+      const end = at < 0 ? Math.max(0, held.length - mark.length) : at
+      if (end > 0) await take(held.subarray(0, end))
+      held = held.subarray(end)
+      if (at >= 0) break
+      await more()
+    }
+    held = held.subarray(mark.length)
+    while (held.length < 2) await more()
+    return held.subarray(0, 2).toString() !== '--'
+  }
+  const fields: Record<string, string> = {}
+  let hasFile = false
+  for (let hasNext = await until(() => {}); hasNext; ) {
+    for (; held.indexOf(HEADERS_END) < 0; await more()) if (held.length > MAX_HEADERS) throw broken()
+    const end = held.indexOf(HEADERS_END)
+    const headers = held.subarray(0, end).toString()
+    held = held.subarray(end + HEADERS_END.length)
+    const [, name = ''] = /^content-disposition:.*?\bname="([^"\r\n]{1,200})"/im.exec(headers) ?? []
+    const [, filename] = /^content-disposition:.*?\bfilename="([^"\r\n]*)"/im.exec(headers) ?? []
+    if (name === '' || (filename !== undefined && hasFile)) throw broken()
+    if (filename !== undefined) {
+      hasFile = true
+      const sink = await onFile(name, filename)
+      hasNext = await until((piece) => sink.write(piece))
+      continue
+    }
+    const text: Buffer[] = []
+    let length = 0
+    hasNext = await until((piece) => {
+      length += piece.length
+      if (length > MAX_FIELD) throw new HttpError(413, `${name}: longer than ${MAX_FIELD} bytes`, { param: name })
+      text.push(Buffer.from(piece))
+    })
+    fields[name] = Buffer.concat(text).toString()
+  }
+  if (!hasFile) throw new HttpError(400, 'The form has no file', { param: 'file' })
+  return fields
+}

@@ -1,0 +1,50 @@
+// Runs the process of a job, and hands on what it tells.
+
+import { type ChildProcess, fork } from 'node:child_process'
+import { once } from 'node:events'
+import { createWriteStream } from 'node:fs'
+import path from 'node:path'
+import { PRIVATE } from './store.js'
+import type { Message } from './trainer.js'
+
+const PROGRAM = new URL('./trainer.js', import.meta.url)
+/** A step of a large model, and saving it. */
+const STOP_MS = 120_000
+
+export class JobProcess {
+  readonly #child: ChildProcess
+  /** Resolves after the process has ended and all that it told was heard: true if it ended by itself. */
+  readonly ended: Promise<boolean>
+
+  constructor(
+    readonly id: string,
+    args: readonly ['check' | 'train', folder: string, ...string[]],
+    hear: (message: Message) => Promise<void>,
+  ) {
+    // Options of the server's own process, such as a port for debugging, are not for this one.
+    this.#child = fork(PROGRAM, args, { stdio: ['ignore', 'pipe', 'pipe', 'ipc'], execArgv: [] })
+    const log = createWriteStream(path.join(args[1], 'log.txt'), { flags: 'a', ...PRIVATE })
+    log.on('error', () => {})
+    for (const output of [this.#child.stdout!, this.#child.stderr!]) output.pipe(log, { end: false })
+    let heard: Promise<void> = Promise.resolve()
+    this.#child.on('message', (message) => {
+      heard = heard.then(() => hear(message as Message))
+    })
+    this.ended = this.#end(() => heard).finally(() => log.end())
+  }
+
+  /** Asks the process to save and to end. */
+  stop(): void {
+    if (this.#child.connected) this.#child.send('stop')
+    const timer = setTimeout(() => this.#child.kill('SIGKILL'), STOP_MS)
+    timer.unref()
+    void this.ended.finally(() => clearTimeout(timer))
+  }
+
+  async #end(heard: () => Promise<void>): Promise<boolean> {
+    // An error is told instead of an exit if the process does not start.
+    const [code] = await Promise.race([once(this.#child, 'close'), once(this.#child, 'error').then(() => [1])])
+    await heard()
+    return code === 0
+  }
+}

@@ -1,0 +1,129 @@
+// Records with an owner, each a JSON file in a folder of its own, which may hold other files: FOLDER/ID/record.json.
+// They are in memory too; one process at a time has the folder.
+
+import { randomBytes } from 'node:crypto'
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { WholeOutput } from '../../../io/node/whole-output.js'
+import { seconds } from '../../adapters.js'
+import { HttpError } from '../../http.js'
+import type { Caller } from '../../keys.js'
+
+/** Nobody but the server's user reads what callers leave here. */
+export const PRIVATE = { mode: 0o600 } as const
+const PRIVATE_FOLDER = { mode: 0o700, recursive: true } as const
+
+export interface Stored {
+  readonly id: string
+  /** Name of a key. */
+  readonly owner: string
+  readonly created_at: number
+}
+
+const RECORD = 'record.json'
+
+/** Writes a file that is whole or not there, and that nobody else may read. */
+export async function writePrivate(file: string, content: string): Promise<void> {
+  const output = await WholeOutput.begin(file)
+  try {
+    await writeFile(output.made, content, PRIVATE)
+    await output.publish(async () => {})
+  } finally {
+    await output.close()
+  }
+}
+
+export function newId(prefix: string): string {
+  return prefix + randomBytes(12).toString('hex')
+}
+
+export class Store<Entry extends Stored> {
+  readonly #entries = new Map<string, Entry>()
+  /** Changes of one record are written in their order. */
+  #written: Promise<unknown> = Promise.resolve()
+
+  private constructor(
+    private readonly folder: string,
+    /** What messages call an entry. */
+    private readonly noun: string,
+  ) {}
+
+  /** Reads all records, and removes folders that were never finished. */
+  static async open<Entry extends Stored>(folder: string, noun: string): Promise<Store<Entry>> {
+    const store = new Store<Entry>(folder, noun)
+    await mkdir(folder, PRIVATE_FOLDER)
+    const entries: Entry[] = []
+    for (const id of await readdir(folder)) {
+      const text = await readFile(path.join(folder, id, RECORD), 'utf8').catch(() => undefined)
+      if (text !== undefined) entries.push(JSON.parse(text))
+      else await rm(path.join(folder, id), { recursive: true, force: true })
+    }
+    entries.sort((a, b) => a.created_at - b.created_at || (a.id < b.id ? -1 : 1))
+    for (const entry of entries) store.#entries.set(entry.id, entry)
+    return store
+  }
+
+  /** The oldest first. */
+  all(): Entry[] {
+    return [...this.#entries.values()]
+  }
+
+  of(caller: Caller): Entry[] {
+    return this.all().filter((entry) => mayUse(entry, caller))
+  }
+
+  find(id: string): Entry | undefined {
+    return this.#entries.get(id)
+  }
+
+  /** @throws HttpError if the caller has no such entry */
+  get(id: string, caller: Caller, param = 'id', status = 404): Entry {
+    const entry = this.#entries.get(id)
+    if (entry !== undefined && mayUse(entry, caller)) return entry
+    throw new HttpError(status, `There is no ${this.noun} ${id.slice(0, 100)}`, { param, code: 'not_found' })
+  }
+
+  folderOf({ id }: { readonly id: string }): string {
+    return path.join(this.folder, id)
+  }
+
+  async makeFolder(id: string): Promise<string> {
+    const folder = path.join(this.folder, id)
+    await mkdir(folder, PRIVATE_FOLDER)
+    return folder
+  }
+
+  /** Writes an entry, or its changes. */
+  put(entry: Entry): Promise<void> {
+    this.#entries.set(entry.id, entry)
+    return this.#next(async () => {
+      // It may have been removed while this waited.
+      if (this.#entries.get(entry.id) !== entry) return
+      const folder = await this.makeFolder(entry.id)
+      await writePrivate(path.join(folder, RECORD), JSON.stringify(entry))
+    })
+  }
+
+  remove({ id }: { readonly id: string }): Promise<void> {
+    this.#entries.delete(id)
+    return this.#next(async () => {
+      // Without its record, the rest goes at the next start at the latest.
+      await rm(path.join(this.folder, id, RECORD), { force: true })
+      await rm(path.join(this.folder, id), { recursive: true, force: true })
+    })
+  }
+
+  #next(work: () => Promise<void>): Promise<void> {
+    const done = this.#written.then(work)
+    this.#written = done.catch(() => {})
+    return done
+  }
+}
+
+export function mayUse({ owner }: { readonly owner: string }, { name, isAdmin }: Caller): boolean {
+  return isAdmin || owner === name
+}
+
+export function birth(id: string, { name }: Caller): Stored {
+  return { id, owner: name, created_at: seconds() }
+}

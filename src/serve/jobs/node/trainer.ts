@@ -1,0 +1,160 @@
+// The process of a job: it checks the files, or trains. It begins where the run's folder says that it stopped, and ends
+// when the server ends.
+// Arguments: `check` or `train`, and the job's folder.
+
+import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { setPriority } from 'node:os'
+import path from 'node:path'
+import { closing } from '../../../base/bytes.js'
+import { FileError, LowrankError, messageOf } from '../../../base/errors.js'
+import { jsonIn } from '../../../base/options.js'
+import { findLinears } from '../../../graph/match/linears.js'
+import { readGraph } from '../../../graph/view/graph.js'
+import { checkData, loadModel, type TrainOptions, train } from '../../../node.js'
+import { loadTask } from '../../../tasks/tasks.js'
+import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
+import { withPairs } from '../rows.js'
+
+/** What the process tells the server. */
+export type Message =
+  | { kind: 'checked'; records: number; learningRate: number; notes: readonly string[] }
+  | { kind: 'invalid'; problems: readonly { readonly file: string; readonly message: string }[] }
+  | { kind: 'step'; step: number; totalSteps: number; loss: number; evalLoss?: number | undefined; secondsLeft: number }
+  | { kind: 'checkpoint'; step: number }
+  | { kind: 'warning'; message: string }
+  | { kind: 'failed'; code: string; message: string }
+  | { kind: 'done' }
+
+/** What a job's process reads: options of `train`, and how often a checkpoint is kept. */
+export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'evalData' | 'adapter'> {
+  readonly model: string
+  readonly data: string
+  readonly evalData?: string | undefined
+  readonly adapter?: string | undefined
+}
+
+const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja']
+const RETRY_MS = 500
+
+const [mode, folder, every] = process.argv.slice(2)
+const settings = JSON.parse(readFileSync(path.join(folder, 'settings.json'), 'utf8')) as JobSettings
+const run = path.join(folder, 'run')
+const stopped = new AbortController()
+
+const tell = (message: Message) =>
+  new Promise<void>((resolve) => {
+    if (process.connected) process.send!(message, () => resolve())
+    else resolve()
+  })
+
+process.umask(0o077)
+process.on('message', () => stopped.abort())
+process.on('disconnect', () => stopped.abort())
+try {
+  setPriority(10)
+} catch {
+  // It trains at the usual priority.
+}
+try {
+  await (mode === 'check' ? check() : work())
+} catch (error) {
+  // What is not the records' fault is in the log of the job.
+  console.error(error)
+  const { code, message } = error instanceof LowrankError ? error : { code: 'INTERNAL', message: messageOf(error) }
+  await tell({ kind: 'failed', code, message })
+}
+process.disconnect?.()
+process.exit(0)
+
+async function check(): Promise<void> {
+  const { data, evalData, task, maxLength, chatTemplate } = settings
+  for (const file of [data, evalData ?? []].flat()) if (task === 'dpo') toPairs(file)
+  const facts = await closing(await loadModel(settings.model, { dtype: settings.dtype }), async (model) => {
+    const options = { model, data, evalData, task, maxLength, chatTemplate, signal: stopped.signal }
+    const widths = findLinears(readGraph(model.onnx)).flatMap(({ isHead, k }) => (isHead ? [] : [k]))
+    const about = await loadTask(task!)
+    const { learningRate } = withDefaultRate(resolveSettings({}), {}, about, { widths, trainsBase: false })
+    return { learningRate, report: await checkData(options) }
+  })
+  const { learnable, invalid, notes } = facts.report
+  const problems = invalid.map(({ where, message }) => ({
+    file: evalData !== undefined && where.startsWith(evalData) ? 'validation_file' : 'training_file',
+    message: message.replaceAll(`${folder}${path.sep}`, ''),
+  }))
+  if (problems.length > 0) return tell({ kind: 'invalid', problems })
+  if (learnable === 0) {
+    return tell({ kind: 'invalid', problems: [{ file: 'training_file', message: 'no record has a text to learn' }] })
+  }
+  const told = Object.entries(notes).map(([note, count]) => `${count} records ${note}`)
+  await tell({ kind: 'checked', records: learnable, learningRate: facts.learningRate, notes: told })
+}
+
+/** Writes OpenAI's pairs of answers as those of lowrank, in the place of the file that was uploaded. */
+function toPairs(file: string): void {
+  const lines = readFileSync(file, 'utf8').split('\n')
+  writeFileSync(`${file}.tmp`, lines.map(withPairs).join('\n'))
+  renameSync(`${file}.tmp`, file)
+}
+
+async function work(): Promise<void> {
+  const has = (file: string) => existsSync(path.join(run, file))
+  const marker = has('lowrank.json') ? jsonIn(readFileSync(path.join(run, 'lowrank.json'), 'utf8')) : undefined
+  const isFinished = (marker as { status?: string } | undefined)?.status === 'finished'
+  await tellMade()
+  if (!isFinished) {
+    const resume = has('training-state.safetensors')
+    if (!resume) await rm(run, { recursive: true, force: true })
+    const saveEvery = settings.saveEvery!
+    const on: TrainOptions['on'] = {
+      step({ step, totalSteps, loss, evalLoss, secondsLeft }) {
+        // The adapter of the folder is that of the last save until the next one.
+        if ((step - 1) % saveEvery === 0) keep(step - 1)
+        void tell({ kind: 'step', step, totalSteps, loss, evalLoss, secondsLeft })
+      },
+      warning: (message) => void tell({ kind: 'warning', message }),
+    }
+    const result = await taking(() => train({ ...settings, out: run, resume, signal: stopped.signal, on }))
+    if (result.report.interrupted) return
+  }
+  await tellMade()
+  await tell({ kind: 'done' })
+}
+
+/** Keeps the run's adapter as that of a step. Its files are replaced and never changed, so further names are enough. */
+function keep(step: number): void {
+  const place = path.join(folder, 'checkpoints', `step-${step}`)
+  if (step === 0 || step % Number(every) !== 0 || existsSync(place)) return
+  const made = `${place}.tmp`
+  rmSync(made, { recursive: true, force: true })
+  mkdirSync(made, { recursive: true })
+  for (const file of ADAPTER_FILES) {
+    if (existsSync(path.join(run, file))) linkSync(path.join(run, file), path.join(made, file))
+  }
+  renameSync(made, place)
+  void tell({ kind: 'checkpoint', step })
+}
+
+/** Tells what the folder holds already, of which the server may not know. */
+async function tellMade(): Promise<void> {
+  const file = path.join(run, 'metrics.jsonl')
+  const lines = existsSync(file) ? readFileSync(file, 'utf8').split('\n') : []
+  const steps = lines.flatMap((line) => (jsonIn(line) as { step: number; loss: number; evalLoss?: number }) ?? [])
+  for (const { step, loss, evalLoss } of steps) {
+    await tell({ kind: 'step', step, totalSteps: 0, loss, evalLoss, secondsLeft: 0 })
+    if (existsSync(path.join(folder, 'checkpoints', `step-${step}`))) await tell({ kind: 'checkpoint', step })
+  }
+}
+
+/** Waits while the process of a server that was killed still saves in the folder. */
+async function taking<T>(work: () => Promise<T>): Promise<T> {
+  for (;;) {
+    try {
+      return await work()
+    } catch (error) {
+      const isTaken = error instanceof FileError && error.what.startsWith('another training is writing')
+      if (!isTaken || stopped.signal.aborted) throw error
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS))
+    }
+  }
+}

@@ -1,0 +1,117 @@
+// The folder in which a server trains: files/, uploads/, jobs/, each with a folder for each entry, and aliases.json.
+
+import { mkdir } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
+import path from 'node:path'
+import { checkArgument, checkOptions, NAME } from '../../../base/options.js'
+import type { DtypeChoice } from '../../../index.js'
+import { reserveFolder } from '../../../io/node/reserve.js'
+import { TRAINING_OPTIONS } from '../../gen/options.js'
+import type { Call } from '../../route.js'
+import type { Job } from '../job.js'
+import type { ServerFacts, Training } from '../training.js'
+import { Files } from './files.js'
+import { JobQueue } from './jobs.js'
+import { Models } from './models.js'
+import { Store } from './store.js'
+
+/** Options of `trainingIn`. */
+export interface TrainingOptions {
+  /** The dtype of the model that is trained. Default: as `loadModel` chooses. */
+  readonly dtype?: DtypeChoice | undefined
+  /**
+   * Threads of a job. Default: half of the processors.
+   * @range an integer of at least 1
+   */
+  readonly threads?: number | undefined
+  /**
+   * The most bytes of a file. Default: 512 MiB.
+   * @range an integer of at least 1
+   */
+  readonly maxFileBytes?: number | undefined
+  /**
+   * The most bytes of all files of one owner. Default: 8 GiB.
+   * @range an integer of at least 1
+   */
+  readonly maxOwnerBytes?: number | undefined
+  /**
+   * The most jobs of one owner that have not ended.
+   * @range an integer of at least 1
+   * @default 32
+   */
+  readonly maxJobs?: number | undefined
+}
+
+/**
+ * Lets a server answer OpenAI's routes for files and fine-tuning. Files, jobs and models are in one folder, which one
+ * server has at a time. Jobs train one after the other, in a process of their own at low priority; a server that starts
+ * again goes on with them.
+ *
+ * @param folder a new or an empty folder, or one from before
+ * @throws ConfigError for options that are unknown or not valid
+ *
+ * @example
+ * import { createHandler, trainingIn } from 'lowrank/server'
+ *
+ * const handler = await createHandler({
+ *   model: 'models/union-3m',
+ *   training: trainingIn('out/training'),
+ *   apiKeys: [{ key: 'SECRET', isAdmin: true }],
+ *   hosts: ['localhost'],
+ * })
+ * const headers = { authorization: 'Bearer SECRET' }
+ * console.log(await (await handler(new Request('http://localhost/v1/fine_tuning/jobs', { headers }))).json())
+ * await handler.close()
+ */
+export function trainingIn(folder: string, options: TrainingOptions = {}): Training {
+  checkArgument(folder, NAME, 'folder')
+  checkOptions(options, 'trainingIn', TRAINING_OPTIONS)
+  return { open: (server) => open(path.resolve(folder), options, server) }
+}
+
+async function open(folder: string, options: TrainingOptions, server: ServerFacts) {
+  const { dtype, threads = Math.max(1, availableParallelism() >> 1) } = options
+  const { maxFileBytes = 512 << 20, maxOwnerBytes = 8 * 2 ** 30, maxJobs = 32 } = options
+  await mkdir(folder, { recursive: true, mode: 0o700 })
+  const reservation = await reserveFolder(folder, 'server')
+  const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes })
+  const store = await Store.open<Job>(path.join(folder, 'jobs'), 'job')
+  const models = await Models.open(folder, store)
+  const { hubId, hubRevision, name } = server.model.directory
+  const model = hubId === undefined ? path.resolve(name) : `hf:${hubId}${hubRevision ? `@${hubRevision}` : ''}`
+  const { chatTemplate } = server
+  const queue = new JobQueue(store, files, models, server, { model, dtype, threads, chatTemplate }, { maxJobs })
+  const answers: Readonly<Record<string, (call: Call) => object | Promise<object>>> = {
+    'GET /v1/files': (call) => files.list(call),
+    'POST /v1/files': (call) => files.create(call),
+    'GET /v1/files/*/content': (call) => files.content(call),
+    'GET /v1/files/*': (call) => files.retrieve(call),
+    'DELETE /v1/files/*': (call) => files.remove(call),
+    'POST /v1/uploads': (call) => files.createUpload(call),
+    'POST /v1/uploads/*/parts': (call) => files.addPart(call),
+    'POST /v1/uploads/*/complete': (call) => files.complete(call),
+    'POST /v1/uploads/*/cancel': (call) => files.cancelUpload(call),
+    'GET /v1/fine_tuning/jobs': (call) => queue.list(call),
+    'POST /v1/fine_tuning/jobs': (call) => queue.create(call),
+    'GET /v1/fine_tuning/jobs/*': (call) => queue.get(call),
+    'POST /v1/fine_tuning/jobs/*/cancel': (call) => queue.cancel(call),
+    'POST /v1/fine_tuning/jobs/*/pause': (call) => queue.pause(call),
+    'POST /v1/fine_tuning/jobs/*/resume': (call) => queue.resume(call),
+    'GET /v1/fine_tuning/jobs/*/events': (call) => queue.listEvents(call),
+    'GET /v1/fine_tuning/jobs/*/checkpoints': (call) => queue.listCheckpoints(call),
+    'DELETE /v1/models/*': (call) => models.remove(call),
+    'GET /v1/aliases': () => models.listAliases(),
+    'POST /v1/aliases': (call) => models.setAlias(call),
+    'DELETE /v1/aliases/*': (call) => models.removeAlias(call),
+  }
+  return Object.assign(models, {
+    async answer(route: string, call: Call) {
+      const answer = await answers[route](call)
+      return answer instanceof Response ? answer : Response.json(answer)
+    },
+    async close() {
+      await queue.close()
+      await reservation.release()
+    },
+  })
+}

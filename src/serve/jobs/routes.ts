@@ -1,0 +1,150 @@
+// The routes of files, fine-tuning and aliases, as OpenAI has them, and the fields of their bodies.
+
+import {
+  anyOf,
+  BOOLEAN,
+  COUNT,
+  INTEGER,
+  isObject,
+  type Kind,
+  kind,
+  listOf,
+  NAME,
+  needed,
+  oneOf,
+  ranged,
+} from '../../base/options.js'
+import { type FieldTable, field, NAMED, only, SHORT } from '../fields.js'
+import type { Right } from '../keys.js'
+import type { Method } from '../route.js'
+
+export interface JobRoute {
+  readonly right?: Right
+  readonly fields?: FieldTable
+}
+
+const AUTO = oneOf('auto')
+const POSITIVE = ranged('a finite number above 0')
+
+/** Names of OpenAI's hyperparameters. */
+export const HYPERPARAMETERS: Readonly<Record<string, Kind>> = {
+  n_epochs: anyOf(AUTO, ranged('an integer in [1, 1000]')),
+  batch_size: anyOf(AUTO, ranged('an integer in [1, 4096]')),
+  learning_rate_multiplier: anyOf(AUTO, POSITIVE),
+  beta: anyOf(AUTO, POSITIVE),
+}
+
+/** What OpenAI has not: options of `lowrank train`, and a method. */
+export const LOWRANK: Readonly<Record<string, Kind>> = {
+  method: oneOf('kto'),
+  rank: ranged('an integer in [1, 256]'),
+  alpha: POSITIVE,
+  dropout: ranged('a number in [0, 1]'),
+  useRslora: BOOLEAN,
+  learningRate: ranged('a number in (0, 10]'),
+  schedule: oneOf('cosine', 'linear', 'constant'),
+  warmupRatio: ranged('a number in [0, 1]'),
+  weightDecay: ranged('a number in [0, 1]'),
+  gradientAccumulation: COUNT,
+  maxLength: ranged('an integer of at least 2'),
+  packing: BOOLEAN,
+  maxSteps: COUNT,
+}
+
+/** An object whose members are those of a table. */
+const members = (table: Readonly<Record<string, Kind>>): Kind =>
+  kind(`an object with any of ${Object.keys(table).join(', ')}`, (value) => {
+    if (!isObject(value)) return false
+    return Object.entries(value).every(([name, set]) => Object.hasOwn(table, name) && table[name].accepts(set))
+  })
+
+const hyperparameters = members(HYPERPARAMETERS)
+const METHODS = ['supervised', 'dpo'] as const
+
+const METHOD = kind(
+  `{ "type": "supervised", "supervised": { "hyperparameters": {…} } }, or the same with "dpo"; the members of hyperparameters are ${Object.keys(HYPERPARAMETERS).join(', ')}`,
+  (value) => {
+    if (!isObject(value) || !METHODS.some((name) => name === value.type)) return false
+    const { type, ...others } = value
+    return Object.entries(others).every(([name, set]) => {
+      if (name !== type || !isObject(set)) return set === undefined || set === null
+      const { hyperparameters: given, ...rest } = set
+      return Object.keys(rest).length === 0 && (given === undefined || hyperparameters.accepts(given))
+    })
+  },
+)
+
+/** As OpenAI has it: at most 16 texts by name. */
+export const METADATA = kind(
+  'an object of at most 16 texts of at most 512 characters, by names of at most 64',
+  (value) => {
+    if (!isObject(value) || Object.keys(value).length > 16) return false
+    return Object.entries(value).every(([key, set]) => key.length <= 64 && typeof set === 'string' && set.length <= 512)
+  },
+)
+
+const FILE = kind('the id of a file', (value) => typeof value === 'string' && /^file-\w{1,64}$/.test(value))
+const EXPIRY = kind('{ "anchor": "created_at", "seconds": N }, with N from 3600 to 2592000', (value) => {
+  const { anchor, seconds } = value as { anchor?: unknown; seconds?: number }
+  return (
+    isObject(value) &&
+    anchor === 'created_at' &&
+    Number.isSafeInteger(seconds) &&
+    seconds! >= 3600 &&
+    seconds! <= 2592000
+  )
+})
+
+const JOB_FIELDS: FieldTable = {
+  model: field(needed(SHORT), 'the base, or a model that a job made, which is trained further'),
+  training_file: field(needed(FILE), 'the records: chats, prompts with completions, or pairs of answers'),
+  validation_file: field(FILE, 'records on which the loss is measured'),
+  method: field(METHOD, 'how it learns. Default: supervised'),
+  hyperparameters: field(hyperparameters, 'the same as those of `method`; each may be "auto"'),
+  suffix: field(
+    kind('1 to 64 letters, digits, - or _', (value) => typeof value === 'string' && /^[\w-]{1,64}$/.test(value)),
+    'a part of the name of the new model',
+  ),
+  seed: field(INTEGER, 'the same seed gives the same model'),
+  metadata: field(METADATA, 'comes back in the job, and lists can be filtered by it'),
+  lowrank: field(members(LOWRANK), 'what OpenAI has not: `method: "kto"`, and options of `lowrank train`'),
+  integrations: only('nothing'),
+}
+
+const UPLOAD_FIELDS: FieldTable = {
+  filename: field(needed(SHORT), 'the name of the file'),
+  purpose: field(needed(oneOf('fine-tune')), 'what the file is for'),
+  bytes: field(needed(COUNT), 'its size'),
+  mime_type: field(needed(SHORT), 'accepted, and not used'),
+  expires_after: field(EXPIRY, 'when the file goes by itself'),
+}
+const COMPLETE_FIELDS: FieldTable = {
+  part_ids: field(needed(listOf(NAME)), 'the parts, in their order'),
+  md5: field(SHORT, 'the digest of the whole file'),
+}
+
+const ALIAS_FIELDS: FieldTable = {
+  name: field(needed(NAMED), 'the new name'),
+  model: field(needed(SHORT), 'the model that answers under this name from now on'),
+}
+
+/** Path → method → route. A path with `*` in its middle comes before one that ends with it. */
+export const JOB_ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, JobRoute>>>>> = {
+  '/v1/files': { GET: {}, POST: {} },
+  '/v1/files/*/content': { GET: {} },
+  '/v1/files/*': { GET: {}, DELETE: {} },
+  '/v1/uploads': { POST: { fields: UPLOAD_FIELDS } },
+  '/v1/uploads/*/parts': { POST: {} },
+  '/v1/uploads/*/complete': { POST: { fields: COMPLETE_FIELDS } },
+  '/v1/uploads/*/cancel': { POST: {} },
+  '/v1/fine_tuning/jobs': { GET: {}, POST: { fields: JOB_FIELDS } },
+  '/v1/fine_tuning/jobs/*/cancel': { POST: {} },
+  '/v1/fine_tuning/jobs/*/pause': { POST: {} },
+  '/v1/fine_tuning/jobs/*/resume': { POST: {} },
+  '/v1/fine_tuning/jobs/*/events': { GET: {} },
+  '/v1/fine_tuning/jobs/*/checkpoints': { GET: {} },
+  '/v1/fine_tuning/jobs/*': { GET: {} },
+  '/v1/models/*': { DELETE: {} },
+  '/v1/aliases': { GET: {}, POST: { right: 'admin', fields: ALIAS_FIELDS } },
+  '/v1/aliases/*': { DELETE: { right: 'admin' } },
+}

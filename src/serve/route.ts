@@ -1,0 +1,74 @@
+// What a route is: who may call it, the fields of its body, and what answers. And what is told of each request.
+
+import type { Fields, FieldTable } from './fields.js'
+import type { Caller, Right } from './keys.js'
+
+/** A request that was answered, for logs. It holds nothing of what was asked or answered. */
+export interface RequestEntry {
+  /** The answer's `x-request-id`: what the caller sent, or a new one. */
+  readonly id: string
+  readonly method: string
+  /** The path of the route, or `other`. */
+  readonly route: string
+  /** Name of the caller's key. */
+  key?: string
+  /** Name of the base or the adapters that answered. */
+  model?: string
+  status: number
+  promptTokens?: number
+  /** Tokens of the prompt that were not read again. */
+  cachedTokens?: number
+  newTokens?: number
+  /** Milliseconds from the request to the first token. */
+  firstTokenMs?: number
+  /** Milliseconds from the request to the end of the answer. */
+  ms: number
+}
+
+/** A request on its way to the answer. */
+export interface Call {
+  readonly request: Request
+  /** The body, if the route has fields. */
+  readonly fields: Fields
+  readonly caller: Caller
+  readonly entry: RequestEntry
+  readonly startedAt: number
+  /** The part of the path that `*` stands for. */
+  readonly id: string
+  /** Aborts when bodies that are still on their way are not waited for any more. */
+  readonly stopped: AbortSignal
+  /** Settles at the end of a stream. */
+  done?: Promise<unknown>
+}
+
+export interface Route<Server> {
+  readonly right: Right
+  /** The fields of its body. */
+  readonly fields?: FieldTable | undefined
+  run(server: Server, call: Call): Promise<Response> | Response
+}
+
+export type Method = 'GET' | 'POST' | 'DELETE'
+
+/** Path → method → route. `*` stands for any text. */
+export type Routes<Server> = Readonly<Record<string, Readonly<Partial<Record<Method, Route<Server>>>>>>
+
+/** Finds the path of the table that a request's path fits, and what `*` stands for. */
+export function findPath(table: object, pathname: string): readonly [path: string, id: string] | undefined {
+  if (Object.hasOwn(table, pathname)) return [pathname, '']
+  for (const path of Object.keys(table)) {
+    const [start, end] = path.split('*')
+    if (end === undefined || !pathname.startsWith(start) || !pathname.endsWith(end)) continue
+    const id = pathname.slice(start.length, pathname.length - end.length)
+    if (id !== '') return [path, decoded(id)]
+  }
+  return undefined
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    return text
+  }
+}

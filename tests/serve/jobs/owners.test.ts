@@ -1,0 +1,268 @@
+// Who may: files, uploads, jobs and models belong to the name of a key. State is files, so the jobs of these tests are
+// written by hand, and no process begins.
+
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { loadModel, type Model } from 'lowrank'
+import { createHandler, type Handler, trainingIn } from 'lowrank/server'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { ROUTES } from '../../../src/serve/service.js'
+import { enginesHere } from '../../engines-here.js'
+import { goldenPath } from '../../golden.js'
+
+const KEYS = { root: 'root-secret', alice: 'alice-secret', bob: 'bob-secret', carol: 'carol-secret' }
+type Name = keyof typeof KEYS
+const folder = mkdtempSync(join(tmpdir(), 'lowrank-owners-'))
+let model: Model
+let handler: Handler
+
+/** What each of two owners has, and what nobody has. */
+const thingsOf = (digit: string) => ({
+  file: `file-${digit.repeat(24)}`,
+  upload: `upload_${digit.repeat(24)}`,
+  job: `ftjob-${digit.repeat(24)}`,
+  model: `ft:union-3m:lowrank:boat:${digit.repeat(10)}`,
+  checkpoint: `ft:union-3m:lowrank:boat:${digit.repeat(10)}:ckpt-step-3`,
+})
+const THINGS = { alice: thingsOf('a'), bob: thingsOf('b') }
+const NOTHING = thingsOf('0')
+
+function put(kind: string, record: { id: string }): string {
+  const place = join(folder, kind, record.id)
+  mkdirSync(place, { recursive: true })
+  writeFileSync(join(place, 'record.json'), JSON.stringify({ created_at: 1_700_000_000, ...record }))
+  return place
+}
+
+beforeAll(enginesHere)
+beforeAll(async () => {
+  for (const owner of ['alice', 'bob'] as const) {
+    const { file, upload, job } = THINGS[owner]
+    const content = put('files', { id: file, owner, bytes: 3, filename: 'x.jsonl', purpose: 'fine-tune' } as never)
+    writeFileSync(join(content, 'content.jsonl'), '{}\n')
+    const expires_at = 4_000_000_000
+    put('uploads', { id: upload, owner, bytes: 9, filename: 'x', expires_at, status: 'pending', parts: [] } as never)
+    const place = put('jobs', {
+      ...{ id: job, owner, model: 'union-3m', base: 'union-3m', training_file: file, validation_file: null },
+      ...{ method: 'supervised', suffix: 'boat', seed: 1, metadata: { of: owner }, lowrank: {}, hyperparameters: {} },
+      ...{
+        status: 'succeeded',
+        isPaused: false,
+        checkpointEvery: 3,
+        turns: 0,
+        error: null,
+        finished_at: 1_700_000_001,
+      },
+      ...{ estimated_finish: null, trained_tokens: 1, result_files: [], deleted: [] },
+      checkpoints: [{ step: 3, created_at: 1_700_000_001, metrics: {} }],
+    } as never)
+    for (const part of ['run', 'checkpoints/step-3']) {
+      cpSync(goldenPath('peft', 'f32'), join(place, part), { recursive: true })
+    }
+  }
+  model = await loadModel('models/union-3m')
+  handler = await createHandler({
+    ...{ model, training: trainingIn(folder), hosts: ['localhost'], maxAdapters: 2 },
+    apiKeys: Object.entries(KEYS).map(([name, key]) => ({ key, name, isAdmin: name === 'root' })),
+  })
+})
+afterAll(async () => {
+  await handler.close()
+  await model.close()
+  rmSync(folder, { recursive: true, force: true })
+})
+
+function call(name: Name, method: string, path: string, body?: object): Promise<Response> {
+  const isForm = body instanceof FormData
+  return handler(
+    new Request(`http://localhost${path}`, {
+      method,
+      headers: { authorization: `Bearer ${KEYS[name]}`, ...(!isForm && { 'content-type': 'application/json' }) },
+      ...(body !== undefined && { body: isForm ? body : JSON.stringify(body) }),
+    }),
+  )
+}
+
+/** Requests that name a thing in every place that a route has for one. */
+function requestsAbout(things: typeof NOTHING): [method: string, path: string, body?: object][] {
+  const all = Object.values(things)
+  const kinds = { files: things.file, uploads: things.upload, jobs: things.job }
+  return Object.entries(ROUTES).flatMap(([path, methods]) =>
+    Object.entries(methods).flatMap(([method, { fields = {} }]): [string, string, object?][] => {
+      const [kind] = Object.keys(kinds).filter((name) => path.includes(`/${name}/*`)) as (keyof typeof kinds)[]
+      const ids = kind === undefined ? all : [kinds[kind]]
+      const paths = path.includes('*') ? ids.map((id) => path.replace('*', encodeURIComponent(id))) : [path]
+      const bodies = bodiesAbout(things, Object.keys(fields))
+      return paths.flatMap((target): [string, string, object?][] =>
+        method === 'GET'
+          ? [
+              [method, target],
+              [method, `${target}?after=${all[2]}`],
+            ]
+          : bodies.map((body) => [method, target, body]),
+      )
+    }),
+  )
+}
+
+function bodiesAbout(things: typeof NOTHING, fields: readonly string[]): object[] {
+  const has = (name: string) => fields.includes(name)
+  if (has('training_file')) {
+    return [
+      { model: 'union-3m', training_file: things.file },
+      { model: things.model, training_file: things.file },
+      { model: things.checkpoint, training_file: things.file },
+    ]
+  }
+  const texts = {
+    ...(has('prompt') && { prompt: 'And', max_tokens: 1 }),
+    ...(has('messages') && { messages: [{ role: 'user', content: 'x' }], max_tokens: 1 }),
+    ...(has('input') && { input: 'x' }),
+    ...(has('query') && { query: 'x', documents: ['x'] }),
+    ...(has('text_1') && { text_1: 'x', text_2: 'x' }),
+    ...(has('tokens') && { tokens: [1] }),
+    ...(has('part_ids') && { part_ids: ['part_1'] }),
+  }
+  const named = [things.model, things.checkpoint]
+  return [
+    ...(has('model') && !has('name') ? named.map((name) => ({ ...texts, model: name })) : []),
+    ...(has('adapter') ? named.map((name) => ({ ...texts, adapter: { [name]: 1 } })) : []),
+    ...(has('part_ids') || fields.length === 0 ? [texts] : []),
+  ]
+}
+
+const ASKED = Object.keys(ROUTES).length
+
+describe('an owner', () => {
+  it('learns of a thing of another key exactly what there is to learn of a thing that is not there', async () => {
+    const name = (text: string, things: typeof NOTHING) =>
+      Object.entries(things).reduceRight((told, [kind, id]) => told.replaceAll(id, kind), text)
+    const told = async (who: Name, [method, path, body]: [string, string, object?], things: typeof NOTHING) => {
+      const answer = await call(who, method, path, body)
+      return `${answer.status} ${name(await answer.text(), things)}`
+    }
+    const [absent, others] = [requestsAbout(NOTHING), requestsAbout(THINGS.alice)]
+    expect(others.length).toBeGreaterThan(ASKED)
+    for (const who of ['bob', 'carol'] as const) {
+      for (const [i, request] of others.entries()) {
+        // Numbers that change by themselves, such as times, are not what is compared.
+        if (/^\/(metrics|ready|health)/.test(request[1])) continue
+        const shown = (text: string) => text.replaceAll(/"(id|created)":("[^"]*-[^"]*"|\d+)/g, '')
+        const about = `${who}: ${request.slice(0, 2).join(' ')} ${JSON.stringify(request[2] ?? '')}`
+        expect(shown(await told(who, request, THINGS.alice)), about).toBe(shown(await told(who, absent[i], NOTHING)))
+      }
+    }
+  })
+
+  it('finds its own things, and an admin those of all, in lists and by name', async () => {
+    const idsIn = async (who: Name, path: string) =>
+      ((await (await call(who, 'GET', path)).json()) as { data: { id: string }[] }).data.map(({ id }) => id)
+    const { alice, bob } = THINGS
+    expect(await idsIn('alice', '/v1/files')).toEqual([alice.file])
+    expect(await idsIn('carol', '/v1/files')).toEqual([])
+    expect((await idsIn('root', '/v1/files')).sort()).toEqual([alice.file, bob.file])
+    expect(await idsIn('bob', '/v1/fine_tuning/jobs')).toEqual([bob.job])
+    expect((await idsIn('root', '/v1/fine_tuning/jobs?metadata[of]=alice')).sort()).toEqual([alice.job])
+    expect(await idsIn('bob', '/v1/models')).toEqual(['union-3m', bob.checkpoint, bob.model])
+    const ask = { model: alice.model, prompt: 'And', max_tokens: 1 }
+    expect((await call('alice', 'POST', '/v1/completions', ask)).status).toBe(200)
+    // It is loaded now, and stays a secret.
+    expect((await call('bob', 'POST', '/v1/completions', ask)).status).toBe(404)
+    expect(await (await call('bob', 'GET', '/metrics')).text()).not.toContain(alice.model)
+    expect(await (await call('alice', 'GET', '/metrics')).text()).toContain(alice.model)
+    for (const more of [alice.checkpoint, bob.model, bob.checkpoint, alice.model]) {
+      expect((await call('root', 'POST', '/v1/completions', { ...ask, model: more })).status, more).toBe(200)
+    }
+    const job = (who: Name) => call(who, 'GET', `/v1/fine_tuning/jobs/${alice.job}`).then((answer) => answer.text())
+    expect(await job('alice')).not.toContain(folder)
+    expect(await job('root')).toContain(join(folder, 'jobs', alice.job))
+  })
+
+  it('gives a model a further name only as an admin, which all may use until it is removed', async () => {
+    const alias = { name: 'best', model: THINGS.alice.model }
+    expect((await call('alice', 'POST', '/v1/aliases', alias)).status).toBe(403)
+    expect((await call('root', 'POST', '/v1/aliases', { ...alias, name: 'union-3m' })).status).toBe(409)
+    expect((await call('root', 'POST', '/v1/aliases', { ...alias, name: THINGS.bob.model })).status).toBe(409)
+    expect((await call('root', 'POST', '/v1/aliases', { ...alias, model: 'none' })).status).toBe(404)
+    expect((await call('root', 'POST', '/v1/aliases', alias)).status).toBe(200)
+    const ask = { model: 'best', prompt: 'And', max_tokens: 1 }
+    expect((await call('carol', 'POST', '/v1/completions', ask)).status).toBe(200)
+    expect(await (await call('carol', 'GET', '/v1/models')).text()).not.toContain(THINGS.alice.model)
+    const remove = (who: Name) => call(who, 'DELETE', `/v1/models/${encodeURIComponent(THINGS.alice.model)}`)
+    expect((await remove('alice')).status).toBe(409)
+    // While callers ask, the name goes to another model and back.
+    const asked = Array.from({ length: 6 }, () => call('carol', 'POST', '/v1/completions', ask))
+    for (const target of ['union-3m', THINGS.bob.model]) {
+      expect((await call('root', 'POST', '/v1/aliases', { name: 'best', model: target })).status).toBe(200)
+      asked.push(call('carol', 'POST', '/v1/completions', ask))
+    }
+    expect((await Promise.all(asked)).map(({ status }) => status)).toEqual(asked.map(() => 200))
+    expect((await remove('bob')).status).toBe(404)
+    expect(await (await remove('alice')).json()).toMatchObject({ deleted: true })
+    expect((await remove('alice')).status).toBe(404)
+    expect((await call('root', 'POST', '/v1/completions', { ...ask, model: THINGS.alice.model })).status).toBe(404)
+    expect((await call('root', 'DELETE', '/v1/aliases/best')).status).toBe(200)
+    expect((await call('carol', 'POST', '/v1/completions', ask)).status).toBe(404)
+  })
+})
+
+describe('files', () => {
+  const form = (content: string, more: Record<string, string> = { purpose: 'fine-tune' }) => {
+    const made = new FormData()
+    made.set('file', new File([content], 'rows.jsonl'))
+    for (const [name, value] of Object.entries(more)) made.set(name, value)
+    return made
+  }
+  const upload = (content: string, more?: Record<string, string>) =>
+    call('carol', 'POST', '/v1/files', form(content, more))
+
+  it('come back byte for byte, and nobody else on the machine reads them', async () => {
+    const content = `{"text":"é\\r\\n--"}\r\n\n{"text":"${'x'.repeat(200_000)}"}`
+    const { id, bytes, status } = await (await upload(content)).json()
+    expect([bytes, status]).toEqual([Buffer.byteLength(content), 'processed'])
+    expect(await (await call('carol', 'GET', `/v1/files/${id}/content`)).text()).toBe(content)
+    const modes = readdirSync(join(folder, 'files', id)).map(
+      (name) => statSync(join(folder, 'files', id, name)).mode & 0o777,
+    )
+    expect(modes).toEqual([0o600, 0o600])
+    expect((await call('carol', 'DELETE', `/v1/files/${id}`)).status).toBe(200)
+    expect(readdirSync(join(folder, 'files'))).not.toContain(id)
+  })
+
+  it.each([
+    ['no JSON', '{"text":1}\n{', {}, /line 2 is not a JSON object/],
+    ['a list', '[1]\n', {}, /line 1 is not a JSON object/],
+    ['nothing', '\n', {}, /the file is empty/],
+    ['another purpose', '{}', { purpose: 'vision' }, /purpose/],
+    ['an unknown field', '{}', { colour: 'red' }, /colour/],
+  ])('with %s are refused, and leave nothing', async (_, content, more, message) => {
+    const before = readdirSync(join(folder, 'files'))
+    const answer = await upload(content, { purpose: 'fine-tune', ...more })
+    expect([answer.status, (await answer.json()).error.message]).toEqual([400, expect.stringMatching(message)])
+    expect(readdirSync(join(folder, 'files'))).toEqual(before)
+  })
+
+  it('are made of parts, in the order that is asked for', async () => {
+    const json = async (path: string, body?: object) => (await call('carol', 'POST', path, body)).json()
+    const asked = { filename: 'x.jsonl', purpose: 'fine-tune', bytes: 14, mime_type: 'text/jsonl' }
+    const { id, status } = await json('/v1/uploads', asked)
+    expect(status).toBe('pending')
+    const part = (text: string) => {
+      const made = new FormData()
+      made.set('data', new File([text], 'blob'))
+      return json(`/v1/uploads/${id}/parts`, made)
+    }
+    const [second, first] = [await part('"b":2}\n'), await part('{"a":1,')]
+    const done = await json(`/v1/uploads/${id}/complete`, { part_ids: [first.id, second.id] })
+    expect(done).toMatchObject({ status: 'completed', file: { bytes: 14, status: 'processed' } })
+    expect(await (await call('carol', 'GET', `/v1/files/${done.file.id}/content`)).text()).toBe('{"a":1,"b":2}\n')
+  })
+})
+
+it('needs an admin key and the names of the server', async () => {
+  const options = { model, training: trainingIn(`${folder}-other`) }
+  await expect(createHandler({ ...options, apiKeys: ['x'], hosts: ['localhost'] })).rejects.toThrow(/an admin key/)
+  const apiKeys = [{ key: 'x', isAdmin: true }]
+  await expect(createHandler({ ...options, apiKeys })).rejects.toThrow(/`hosts`/)
+})
