@@ -28,6 +28,7 @@ import {
   UNLOAD_FIELDS,
 } from './fields.js'
 import { Gate } from './gate.js'
+import { files } from './gen/chat-page.js'
 import { VERSION } from './gen/version.js'
 import type { HandlerOptions } from './handler-options.js'
 import {
@@ -46,7 +47,6 @@ import type { Jobs } from './jobs/training.js'
 import { type Caller, callerOf, type Right, requireRight } from './keys.js'
 import { checkPrompts, checkTexts } from './lengths.js'
 import { Metrics } from './metrics.js'
-import { pageFile } from './page.js'
 import { respond, responseRequest } from './responses.js'
 import { type Call, findPath, type Method, type RequestEntry, type Route, type Routes } from './route.js'
 import type { OnSpan } from './spans.js'
@@ -233,9 +233,18 @@ export class Service {
     return new Response('ok')
   }
 
+  /** A file of the page. The page loads nothing from elsewhere, and no other page may show it in a frame. */
   page(pathname: string): Response {
     if (this.options.page !== true) throw new HttpError(404, 'The page is off here', { code: 'not_found' })
-    return pageFile(pathname)
+    const [type, text] = files[pathname as keyof typeof files]
+    const headers = {
+      'content-type': type,
+      'content-security-policy': "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+      'x-content-type-options': 'nosniff',
+      'referrer-policy': 'no-referrer',
+      'cache-control': 'no-cache',
+    }
+    return new Response(text, { headers })
   }
 
   models({ request, id, caller }: Call): Response {
