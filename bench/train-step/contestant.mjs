@@ -140,7 +140,10 @@ async function openStep() {
       const examples = examplesOf(inputIds)
       feeds = graph.feeds(task.collate(examples, sequence), { normalizer: task.normalizer(examples) })
     },
-    run: () => engine.step([{ session, feeds, loss: graph.loss }], 1e-3),
+    run: async () => {
+      const { loss } = await engine.accumulate({ session, feeds, loss: graph.loss })
+      return { loss, gradientNorm: await engine.update(loss, 1e-3) }
+    },
     close: () => engine.dispose(),
   }
 }

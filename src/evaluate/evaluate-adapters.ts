@@ -10,21 +10,19 @@ import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { ModelSession } from '../infer/model-session.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { openEngine } from '../runtime/host.js'
 import { namedLabels } from '../tasks/heads/heads.js'
 import { headBase } from '../tasks/heads/trained-head.js'
 import type { EncodeContext, OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
-import { TrainEngine } from '../train/engine.js'
-import { longestOf } from '../train/evaluation-runs.js'
 import type { TrainInput } from '../train/options.js'
-import { startOf } from '../train/parameters.js'
+import { longestOf } from '../train/record-lessons.js'
 import { planEvaluation } from '../train/rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
-import { type SessionParts, TrainingSessions } from '../train/sessions.js'
+import type { SessionParts } from '../train/sessions.js'
 import { resolveSettings } from '../train/settings.js'
+import { TaskTrainer } from '../train/task-trainer.js'
 import { checkJudge, countTexts, type JudgeSettings, judge, type TextCounts, textMetrics } from './answers.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
 
@@ -510,15 +508,11 @@ async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undefined> {
 }
 
 async function measure(input: MeasureInput, takeReference = false): Promise<Measured> {
-  const { model, open, adapter, examples, settings, next } = input
-  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine, settings.threads)
+  const { model, open, examples, settings, next } = input
+  const costs = examples.map((example) => open.cost(example))
+  const trainer = await TaskTrainer.open({ ...input, longest: longestOf(costs), modules: undefined }, false)
   try {
-    const costs = examples.map((example) => open.cost(example))
-    const shared = { ...input, longest: longestOf(costs), modules: undefined }
-    const sessions = await TrainingSessions.create(shared, engine.remote, false)
-    const { parameters } = sessions
-    const names = parameters.map(({ name }) => name)
-    await engine.remote.start({ parameters, optimizer: {}, maxGradNorm: 0 }, startOf(adapter, names))
+    await trainer.start()
     const startedAt = performance.now()
     // A loss that compares examples belongs to a batch. All other losses are computed for each record.
     const isOfBatch = open.stepLoss !== undefined || open.needsNeighbors === true
@@ -533,15 +527,15 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
     const predictions: unknown[] = Array(examples.length)
     let [sum, total] = [0, 0]
     for (const { examples: places, sequence } of plans) {
-      const batch = places.map((place) => examples[place])
+      const batch = { examples: places.map((place) => examples[place]), length: sequence }
       if (takeReference && open.reference !== undefined) {
-        const before = open.reference((await sessions.forward(batch, sequence)).outputs)
-        for (const [i, example] of batch.entries()) Object.assign(example as object, { before: before[i] })
+        const before = open.reference((await trainer.forward(batch)).outputs)
+        for (const [i, example] of batch.examples.entries()) Object.assign(example as object, { before: before[i] })
       }
-      const { loss, normalizer, outputs } = await sessions.forward(batch, sequence)
+      const { loss, normalizer, outputs } = await trainer.forward(batch)
       sum += loss * normalizer
       total += normalizer
-      const predicted = open.predict?.(outputs, batch) ?? []
+      const predicted = open.predict?.(outputs, batch.examples) ?? []
       const perExample = open.exampleLosses?.(predicted)
       for (const [i, place] of places.entries()) {
         losses[place] = perExample?.[i] ?? loss
@@ -558,6 +552,6 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
       seconds: (performance.now() - startedAt) / 1000,
     }
   } finally {
-    await engine.close().catch(() => {})
+    await trainer.close()
   }
 }

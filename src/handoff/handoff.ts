@@ -76,8 +76,8 @@ export async function handOff(
     if (isTruncated && examples.length > 0 && (row as Partial<ParsedRecord>).kind === 'chat') cutChats++
   }
   const plain = { ...options, packing: false, out: undefined }
-  const { input, encoded } = await prepare(plain, { ...context, onRow })
-  const task = input.task as TaskName
+  const { parts, run: planned, encoded } = await prepare(plain, { ...context, onRow })
+  const task = planned.task as TaskName
   const handed = handedTask(task, options.taskOptions)
   if (rows === 'records' && cutChats > 0) {
     throw new ConfigError({
@@ -86,8 +86,8 @@ export async function handOff(
       hint: 'Use rows: tokens, or a greater maxLength',
     })
   }
-  const settings = { ...input.settings, packing: options.packing ?? false }
-  const { examples, costs, evalExamples, adapter } = input
+  const settings = { ...parts.settings, packing: options.packing ?? false }
+  const { examples, costs, evalExamples, adapter } = parts
   const isReadable = rows === 'records' || handed.row === undefined
   const template =
     encoded.chatTemplate && (handed.marksAnswers ? markedTemplate(encoded.chatTemplate) : encoded.chatTemplate)
@@ -112,7 +112,7 @@ export async function handOff(
     base: base ?? baseNameOf(options.model).baseModel,
     stepsDone,
     totalSteps,
-    isInOrder: totalSteps <= stepsOfPass || input.open.needsNeighbors === true,
+    isInOrder: totalSteps <= stepsOfPass || parts.open.needsNeighbors === true,
     maxLength: encoded.maxLength,
     hasEvaluation: evalExamples !== undefined,
     hasTemplate: template !== undefined,
@@ -122,8 +122,8 @@ export async function handOff(
   const yaml = handed.command === undefined ? { ...trainingArguments(run), ...modelSettings(run) } : trlSettings(run)
   const only = scriptOnly(run, handed.command)
   const differences = differencesOf(run, options)
-  const order = orderOf(run, costs, { ...plan, inOrder: input.open.needsNeighbors ?? false })
-  const lines = (rows: Rows, indices: readonly number[]) => linesOf(rows, indices, { handed, open: input.open, run })
+  const order = orderOf(run, costs, { ...plan, inOrder: parts.open.needsNeighbors ?? false })
+  const lines = (rows: Rows, indices: readonly number[]) => linesOf(rows, indices, { handed, open: parts.open, run })
 
   await writeTogether(
     out,
@@ -142,7 +142,7 @@ export async function handOff(
       }
       if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
       for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
-      await writeFile(target, 'train.py', trainScript(scriptValues(run, input.open, file)))
+      await writeFile(target, 'train.py', trainScript(scriptValues(run, parts.open, file)))
       await writeFile(target, 'README.md', readmeOf(run, file, handed.command, only, differences))
     },
     true,

@@ -15,24 +15,21 @@ import { ModelSession } from '../infer/model-session.js'
 import type { Prompt } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
-import { type Engine, openEngine } from '../runtime/host.js'
-import type { Feeds } from '../runtime/runtime.js'
 import { causalLm } from '../tasks/causal-lm.js'
 import type { EncodeContext } from '../tasks/task.js'
 import { ScoredTokens, type TokenScores, temperatureFeed } from '../tasks/token-scores.js'
 import { IGNORED } from '../text/records.js'
 import { checkParts, checkOptions as checkTrainOptions } from '../train/check-options.js'
-import { TrainEngine } from '../train/engine.js'
 import { findTargets, newAdapter } from '../train/new-adapter.js'
 import type { TrainInput } from '../train/options.js'
-import { readParameters, startOf, writeParameters } from '../train/parameters.js'
+import { readParameters } from '../train/parameters.js'
 import { type MicroBatch, planEvaluation } from '../train/rows/batches.js'
 import { encodeContext } from '../train/rows/examples.js'
-import { checkFingerprint, type FingerprintParts, fingerprintOf } from '../train/saved/fingerprint.js'
+import { checkFingerprint, fingerprintOf } from '../train/saved/fingerprint.js'
 import { type RunState, readState, writeState } from '../train/saved/run-folder.js'
-import { copiesOf, TrainingSessions } from '../train/sessions.js'
-import { resolveSettings, type TrainSettings } from '../train/settings.js'
-import type { EngineState } from '../train/weights/held.js'
+import { copiesOf } from '../train/sessions.js'
+import { resolveSettings } from '../train/settings.js'
+import { TaskTrainer } from '../train/task-trainer.js'
 import { type EncodedExample, encodeExamples, type TrainerExample } from './examples.js'
 import { FORWARD_BACKWARD_OPTIONS, SAMPLE_OPTIONS, STEP_OPTIONS } from './gen/options.js'
 import {
@@ -60,12 +57,10 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
   readonly resume?: Directory | undefined
 }
 
-/** Facts from the place where the trainer runs, such as Node, and from the loop that uses it. */
+/** Facts from the place where the trainer runs, such as Node. */
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
-  /** Everything else that defines the run, so that only the same run can be resumed. */
-  readonly about?: Pick<FingerprintParts, 'task' | 'taskOptions' | 'examples' | 'totalSteps'>
   /** Opens the folders of `save` and `saveState`. */
   readonly openTarget?: (target: Target, where: string) => Directory
 }
@@ -80,14 +75,8 @@ const USUAL_LENGTH = 1024
 const REFERENCED: ReadonlySet<unknown> = new Set<LossName>(['dpo', 'kto', 'kl'])
 
 interface Parts extends Pick<TrainerInput, 'chatTemplate' | 'chatTemplateArgs'> {
-  readonly model: Model
-  readonly adapter: LoraAdapter
-  readonly settings: TrainSettings
   readonly open: ScoredTokens
   readonly context: EncodeContext
-  readonly engine: Engine<TrainEngine>
-  readonly sessions: TrainingSessions
-  readonly state: EngineState
   readonly fingerprint: Record<string, string>
   readonly closesModel: boolean
   readonly openTarget: NonNullable<Surroundings['openTarget']>
@@ -96,20 +85,21 @@ interface Parts extends Pick<TrainerInput, 'chatTemplate' | 'chatTemplateArgs'> 
 /** A model with an adapter that learns. {@link openTrainer} opens it. Calls run one after the other. */
 export class Trainer {
   readonly #turns = new Turns()
-  readonly #names: readonly string[]
-  /** The factors that training began with: feeds of the reference. */
+  /** The factors that training began with: those of the reference. */
   readonly #start: readonly Float32Array[]
-  #steps: number
-  /** Runs since the last step, which choose the dropout masks. */
-  #runs = 0
   #loss: number | undefined
   #sampler: { readonly session: ModelSession<Model>; steps: number } | undefined
   #disposal: Promise<void> | undefined
 
-  private constructor(private readonly parts: Parts) {
-    this.#names = parts.sessions.parameters.map(({ name }) => name)
-    this.#start = readParameters(parts.adapter, this.#names)
-    this.#steps = parts.state.updates
+  /** @internal */
+  readonly inner: TaskTrainer
+
+  private constructor(
+    inner: TaskTrainer,
+    private readonly parts: Parts,
+  ) {
+    this.inner = inner
+    this.#start = readParameters(inner.parts.adapter, inner.names)
   }
 
   /** @internal */
@@ -131,45 +121,35 @@ export class Trainer {
     const longest = Math.min(context.maxLength, options.maxLength ?? USUAL_LENGTH)
     const need = trainingMemory(model, { batch: settings.batchSize, sequence: longest, lowMemory: false })
     const copiedBytes = settings.memory === 'auto' ? chooseCopies(need, limits) : copiesOf(settings.memory)
-    const load = async () => TrainEngine
-    const engine = await openEngine(model.runtime, 'train', load, settings.threads)
+    const parts = { model, open, adapter, modules, settings, copiedBytes, longest }
+    const inner = await TaskTrainer.open(parts)
     try {
-      const parts = { model, open, adapter, modules, settings, copiedBytes, longest }
-      const sessions = await TrainingSessions.create(parts, engine.remote)
-      const names = sessions.parameters.map(({ name }) => name)
-      const { about = { task: 'trainer', taskOptions: undefined, examples: [], totalSteps: 0 } } = around
-      const fingerprint = await fingerprintOf({ ...parts, ...about, evalExamples: undefined })
-      const { resume } = options
+      const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }
+      const fingerprint = await fingerprintOf({ ...parts, ...about })
+      const { resume, chatTemplate, chatTemplateArgs } = options
       const check = (run: RunState) => checkFingerprint(run.fingerprint, fingerprint, resume!.name, false)
-      const state = resume ? (await readState(resume, names, check)).engine : startOf(adapter, names)
-      await engine.remote.start(await sessions.setup(), state)
-      const { chatTemplate, chatTemplateArgs } = options
-      const opened = { engine, sessions, state, fingerprint, closesModel, openTarget }
-      return new Trainer({ ...parts, ...opened, chatTemplate, chatTemplateArgs, context })
+      await inner.start(resume && (await readState(resume, inner.names, check)).engine)
+      const opened = { open, context, fingerprint, closesModel, openTarget }
+      return new Trainer(inner, { ...opened, chatTemplate, chatTemplateArgs })
     } catch (error) {
-      await engine.close().catch(() => {})
+      await inner.close()
       throw error
     }
   }
 
   /** Steps of the optimizer so far. */
   get steps(): number {
-    return this.#steps
+    return this.inner.steps
   }
 
   /** The adapter that learns. Its factors are those of the last `save` or `sample`. */
   get adapter(): LoraAdapter {
-    return this.parts.adapter
-  }
-
-  /** @internal */
-  get runtimeName(): string {
-    return this.parts.sessions.runtimeName
+    return this.inner.parts.adapter
   }
 
   /** The model that learns. Do not close it before the trainer. */
   get model(): Model {
-    return this.parts.model
+    return this.inner.parts.model
   }
 
   /**
@@ -246,17 +226,15 @@ export class Trainer {
         throw new StateError({ where: 'step', what: 'there are no gradients', hint: 'Call forwardBackward first' })
       }
       this.#loss = undefined
-      this.#runs = 0
-      const gradientNorm = await this.parts.engine.remote.update(loss, learningRate)
+      const gradientNorm = await this.inner.step(loss, learningRate)
       if (!Number.isFinite(loss) || !Number.isFinite(gradientNorm)) {
         throw new NumericError({
-          where: `step ${this.#steps + 1}`,
+          where: `step ${this.steps + 1}`,
           what: `the loss is ${loss}, and the gradient's norm ${gradientNorm}`,
           hint: 'Lower the learning rate, or clip gradients harder',
         })
       }
-      this.#steps++
-      return { step: this.#steps, gradientNorm }
+      return { step: this.steps, gradientNorm }
     })
   }
 
@@ -295,9 +273,9 @@ export class Trainer {
   /** The adapter with the factors as they are: the same object at each call. With `out`, a folder of PEFT. */
   save(out?: Target): Promise<LoraAdapter> {
     return this.#take(async () => {
-      const { adapter, model, openTarget } = this.parts
-      const folder = out === undefined ? undefined : openTarget(out, 'out')
-      await this.#takeFactors()
+      const { adapter, model } = this
+      const folder = out === undefined ? undefined : this.parts.openTarget(out, 'out')
+      await this.inner.writeFactors()
       adapter.trainedOn = await recordOfBase(model)
       if (folder !== undefined) await saveAdapter(adapter, folder)
       return adapter
@@ -307,18 +285,13 @@ export class Trainer {
   /** Writes what `resume` needs, and the adapter. Gradients since the last step are not in it. */
   saveState(out: Target): Promise<void> {
     return this.#take(async () => {
-      const folder = this.parts.openTarget(out, 'out')
-      const { names, engine, run } = await this.stateParts()
-      await writeState(folder, names, engine, run)
-      await this.#takeFactors()
-      await saveAdapter(this.parts.adapter, folder)
+      const { inner, parts, steps: step } = this
+      const folder = parts.openTarget(out, 'out')
+      const run = { step, fingerprint: parts.fingerprint, evaluations: [], samples: [] }
+      await writeState(folder, inner.names, await inner.engine.state(), run)
+      await inner.writeFactors()
+      await saveAdapter(this.adapter, folder)
     })
-  }
-
-  /** @internal What `resume` needs. */
-  async stateParts(): Promise<{ names: readonly string[]; engine: EngineState; run: RunState }> {
-    const run = { step: this.#steps, fingerprint: this.parts.fingerprint, evaluations: [], samples: [] }
-    return { names: this.#names, engine: await this.parts.engine.remote.state(), run }
   }
 
   /** Closes the trainer, its sampler, and the model if the trainer opened it. */
@@ -335,7 +308,7 @@ export class Trainer {
     await this.#turns.idle
     try {
       await this.#sampler?.session.dispose()
-      await this.parts.engine.close()
+      await this.inner.close()
     } finally {
       if (this.parts.closesModel) await this.model.close()
     }
@@ -387,16 +360,13 @@ export class Trainer {
 
   /** `isStep`: with the dropout of the step. */
   async #scores(encoded: readonly EncodedExample[], temperature: number, isReference: boolean, isStep: boolean) {
-    const { sessions, engine, open, adapter } = this.parts
+    const { open } = this.parts
     const found = encoded.map((): TokenScores => ({ logprobs: new Float32Array(), entropies: undefined }))
-    const replaced: Feeds = isReference ? sessions.feedsOf(this.#start) : {}
+    const factors = isReference ? this.#start : undefined
     for (const [i, plan] of this.#plansOf(encoded).entries()) {
       const batch = plan.examples.map((index) => encoded[index])
       const feeds = { ...open.collate(batch, plan.sequence), ...temperatureFeed(temperature) }
-      const isPlain = !isStep && adapter.config.dropout > 0
-      const draw = { step: this.#steps, run: this.#runs + i }
-      const pass = isPlain ? await sessions.evaluationPass(feeds, 1) : await sessions.firstPass(feeds, draw)
-      const outputs = await engine.remote.forward({ ...pass, feeds: { ...pass.feeds, ...replaced } }, pass.predictions)
+      const outputs = await this.inner.predict(feeds, { ...(isStep && { ahead: i }), factors })
       const scores = open.scoresOf(outputs, batch.map(countOf))
       for (const [j, index] of plan.examples.entries()) found[index] = scores[j]
     }
@@ -408,13 +378,13 @@ export class Trainer {
     { gradients, entropyGradients }: LossResult,
     temperature: number,
   ) {
-    const { sessions, engine, open, adapter } = this.parts
+    const { open } = this.parts
     const isMoved = (i: number) =>
       [gradients, entropyGradients].some((lists) => lists?.[i].some((value) => value !== 0))
     const counted = [...encoded.keys()].filter((i) => countOf(encoded[i]) > 0)
     const moved = counted.filter(isMoved)
     // Batches with dropout stay as they were in the first pass. One example without a gradient stands for all.
-    const chosen = adapter.config.dropout > 0 ? counted : moved.length > 0 ? moved : counted.slice(0, 1)
+    const chosen = this.adapter.config.dropout > 0 ? counted : moved.length > 0 ? moved : counted.slice(0, 1)
     const scores = new Map<number, TokenScores>()
     for (const plan of this.#plansOf(encoded, chosen)) {
       const batch = plan.examples.map((index) => encoded[index])
@@ -422,44 +392,40 @@ export class Trainer {
         plan.examples.map((i) => ({ logprobs: gradients[i], entropies: entropyGradients?.[i] })),
       )
       const feeds = { ...open.collate(batch, plan.sequence), ...temperatureFeed(temperature), ...gradient }
-      const pass = await sessions.trainingPass(feeds, { normalizer: 1, step: this.#steps, run: this.#runs++ })
-      const { outputs } = await engine.remote.accumulate([pass])
-      const found = open.scoresOf(outputs[0], batch.map(countOf))
+      const { outputs } = await this.inner.backward(feeds)
+      const found = open.scoresOf(outputs, batch.map(countOf))
       for (const [j, index] of plan.examples.entries()) scores.set(index, found[j])
     }
     return scores
   }
 
   #plansOf(encoded: readonly EncodedExample[], indices: readonly number[] = [...encoded.keys()]): MicroBatch[] {
-    const { settings, context } = this.parts
+    const { batchSize } = this.inner.parts.settings
+    const limit = this.parts.context.maxLength
     const counted = indices.filter((i) => countOf(encoded[i]) > 0)
     if (counted.length === 0) throw new ConfigError({ where: 'examples', what: 'none has a token to learn from' })
     const lengths = counted.map((i) => encoded[i].inputIds.length)
-    const plans = planEvaluation(lengths, { batchSize: settings.batchSize, limit: context.maxLength })
+    const plans = planEvaluation(lengths, { batchSize, limit })
     return plans.map(({ examples, sequence }) => ({ examples: examples.map((i) => counted[i]), sequence }))
   }
 
-  async #takeFactors(): Promise<void> {
-    writeParameters(this.parts.adapter, this.#names, await this.parts.engine.remote.parameters())
-  }
-
   async #liveSession(): Promise<ModelSession<Model>> {
-    const { model, adapter, settings } = this.parts
-    if (this.#sampler?.steps === this.#steps) return this.#sampler.session
-    await this.#takeFactors()
+    const { inner, adapter, steps } = this
+    if (this.#sampler?.steps === steps) return this.#sampler.session
+    await inner.writeFactors()
     if (this.#sampler === undefined) {
-      const { device, threads, memory } = settings
-      const session = await ModelSession.open(model, {
+      const { device, threads, memory } = inner.parts.settings
+      const session = await ModelSession.open(this.model, {
         ...{ device, threads, maxBatch: SAMPLED, memory: memory === 'fast' ? 'fast' : 'low' },
         adapters: { [LIVE]: adapter },
       })
-      this.#sampler = { session, steps: this.#steps }
+      this.#sampler = { session, steps }
       return session
     }
     const { session } = this.#sampler
     await session.remove(LIVE)
     await session.add(LIVE, adapter)
-    this.#sampler.steps = this.#steps
+    this.#sampler.steps = steps
     return session
   }
 }

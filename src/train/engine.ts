@@ -15,12 +15,6 @@ export interface Pass {
   predictions?: readonly string[]
 }
 
-export interface StepResult {
-  /** Sum of the passes' losses. If it or the norm is not finite, no parameter was changed. */
-  loss: number
-  gradientNorm: number
-}
-
 export class TrainEngine extends SessionTable {
   #trained: Trained | undefined
   #best: Float32Array[] | undefined
@@ -47,31 +41,21 @@ export class TrainEngine extends SessionTable {
     })
   }
 
-  /** `stepLoss`: the loss, where those of the passes are only a way to its gradients. */
-  async step(passes: readonly Pass[], learningRate: number, stepLoss?: number): Promise<StepResult> {
-    const { sum } = await this.accumulate(passes)
-    const loss = stepLoss ?? sum
-    return { loss, gradientNorm: await this.update(loss, learningRate) }
-  }
-
-  /** Adds the gradients of these passes to those since the last update. `sum`: of their losses. */
-  async accumulate(passes: readonly Pass[]) {
+  /** Adds the gradients of a pass to those since the last update. */
+  async accumulate({ session, feeds, loss, predictions = [] }: Pass) {
     const trained = this.#started()
-    let sum = 0
-    const outputs: Record<string, RuntimeTensor>[] = []
-    for (const pass of passes) {
-      const { predictions = [] } = pass
-      const wanted = [pass.loss, ...predictions, ...trained.gradients]
-      const results = await this.session(pass.session).run({ ...trained.feeds, ...pass.feeds }, wanted)
-      outputs.push(Object.fromEntries(predictions.map((name) => [name, results[name]])))
-      sum += Number(results[pass.loss].data[0])
-      await trained.add(results, !this.#hasGradients)
-      this.#hasGradients = true
-    }
-    return { sum, outputs }
+    const wanted = [loss, ...predictions, ...trained.gradients]
+    const results = await this.session(session).run({ ...trained.feeds, ...feeds }, wanted)
+    await trained.add(results, !this.#hasGradients)
+    this.#hasGradients = true
+    const outputs = Object.fromEntries(predictions.map((name) => [name, results[name]]))
+    return { loss: Number(results[loss].data[0]), outputs }
   }
 
-  /** Takes a step of the optimizer with the gradients since the last one, and returns their norm. */
+  /**
+   * Takes a step of the optimizer with the gradients since the last one, and returns their norm. If that or the loss is
+   * not finite, no parameter changes.
+   */
   async update(loss: number, learningRate: number): Promise<number> {
     this.#hasGradients = false
     return this.#started().step(loss, learningRate)

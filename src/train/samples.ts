@@ -4,7 +4,7 @@ import { ConfigError } from '../base/errors.js'
 import { requireTokenizer } from '../graph/model-folder.js'
 import type { EncodeContext, Task } from '../tasks/task.js'
 import { roundUp } from '../tasks/token-batch.js'
-import type { TrainingSessions } from './sessions.js'
+import type { TaskTrainer } from './task-trainer.js'
 
 const LENGTH = 40
 
@@ -26,13 +26,13 @@ export function samplerOf(
   }
   const { model } = context
   const starts = prompts.map((prompt) => writing.prompt(prompt, context, isChat))
-  return async (sessions: TrainingSessions, limit: number, signal?: { readonly aborted: boolean }) => {
+  return async (trainer: TaskTrainer, limit: number, signal?: { readonly aborted: boolean }) => {
     const texts = starts.map((ids) => [...ids])
     let open = texts.filter(({ length }) => length < limit)
     for (let count = 0; count < LENGTH && open.length > 0; count++) {
       if (signal?.aborted) return undefined
       const length = Math.min(limit, roundUp(Math.max(...open.map((ids) => ids.length + 1))))
-      const { outputs } = await sessions.forward(open.map(writing.next), length)
+      const { outputs } = await trainer.forward({ examples: open.map(writing.next), length })
       const tokens = writing.chosen(outputs)
       const going = open.filter((_, i) => !model.eosTokenIds.includes(tokens[i]))
       for (const [i, ids] of open.entries()) if (going.includes(ids)) ids.push(tokens[i])

@@ -20,7 +20,7 @@ import { type Feeds, keepsOnGpu, type SessionOptions } from '../runtime/runtime.
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
-import type { Pass, StepResult, TrainEngine } from './engine.js'
+import type { TrainEngine } from './engine.js'
 import { loraPlusRates } from './parameters.js'
 import { type TrainSettings, usesBest } from './settings.js'
 import type { TrainEvents } from './train-report.js'
@@ -45,11 +45,6 @@ export interface SessionParts {
 /** The most bytes that copies of weights take; `auto` has no bound of its own. */
 export function copiesOf(memory: TrainSettings['memory']): number {
   return memory === 'low' ? 0 : Number.POSITIVE_INFINITY
-}
-
-export interface Batch {
-  readonly examples: readonly unknown[]
-  readonly length: number
 }
 
 interface Draw {
@@ -141,7 +136,7 @@ export class TrainingSessions {
     const { parameters, options } = this
     const optimizer = { weightDecay, rates: loraPlusRates(parameters, loraPlusRatio) }
     const setup = { parameters, optimizer, maxGradNorm }
-    const graphs = keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
+    const graphs = this.training && keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
     return { ...setup, device: graphs?.deviceSetup(setup, options) }
   }
 
@@ -155,45 +150,6 @@ export class TrainingSessions {
       return [input, { type: 'float32', data: values[i], dims: shape }] as const
     })
     return Object.fromEntries(feeds)
-  }
-
-  /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
-  async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
-    const { open } = this.parts
-    let feeds: Feeds[] = []
-    for (const { examples, length } of batches) {
-      await open.prepare?.(examples)
-      feeds.push(open.collate(examples, length))
-    }
-    let normalizer = 1
-    let stepLoss: number | undefined
-    if (open.stepLoss === undefined) normalizer = open.normalizer(batches.flatMap(({ examples }) => examples))
-    else {
-      const runs = []
-      for (const [run, { examples }] of batches.entries()) {
-        const pass = await this.firstPass(feeds[run], { step, run })
-        runs.push({ outputs: await this.engine.forward(pass, pass.predictions), examples })
-      }
-      const { loss, feeds: fed } = open.stepLoss(runs)
-      stepLoss = loss
-      feeds = feeds.map((batchFeeds, run) => ({ ...batchFeeds, ...fed[run] }))
-    }
-    const passes: Pass[] = []
-    for (const [run, batchFeeds] of feeds.entries())
-      passes.push(await this.trainingPass(batchFeeds, { normalizer, step, run }))
-    return this.engine.step(passes, rate, stepLoss)
-  }
-
-  /** One run without gradients: the mean loss of some examples, what it is a mean over, and the predictions by name. */
-  async forward(examples: readonly unknown[], length: number) {
-    const { open } = this.parts
-    const normalizer = open.normalizer(examples)
-    await open.prepare?.(examples)
-    const pass = await this.evaluationPass(open.collate(examples, length), normalizer)
-    const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
-    const outputs = await this.engine.forward(pass, [...lossOutput, ...pass.predictions])
-    const loss = open.stepLoss?.([{ outputs, examples }]).loss ?? Number(outputs[pass.loss].data[0])
-    return { loss, normalizer, outputs }
   }
 
   /** One pass of a step. `step` and `run` choose the dropout masks. */

@@ -177,31 +177,3 @@ export interface TrainReport {
   /** Name and version of ONNX Runtime. */
   runtime: string
 }
-
-export class Pace {
-  #tokens = 0
-  #examples = 0
-  #elapsedMs = 0
-
-  after({ tokens, elapsedMs }: StepMetrics, examples: number) {
-    this.#tokens += tokens
-    this.#examples += examples
-    this.#elapsedMs += elapsedMs
-    const seconds = this.#elapsedMs / 1000
-    return { tokensPerSecond: this.#tokens / seconds, examplesPerSecond: this.#examples / seconds }
-  }
-}
-
-/** Median of the values after the first two; null if there is none. */
-export function steadyMedian(values: readonly number[]): number | null {
-  const sorted = values.slice(2).sort((a, b) => a - b)
-  if (sorted.length === 0) return null
-  const middle = sorted.length >> 1
-  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
-}
-
-export function peakRssBytes(): number | null {
-  const { process } = globalThis as { process?: { resourceUsage?(): { maxRSS: number } } }
-  const usage = process?.resourceUsage?.()
-  return usage === undefined ? null : usage.maxRSS * 1024
-}

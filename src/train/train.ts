@@ -21,17 +21,21 @@ import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
-import { costsOf, longestOf } from './evaluation-runs.js'
+import type { RunReport } from './history.js'
 import { findTargets, newAdapter, type Targets } from './new-adapter.js'
 import type { TrainInput, TrainingData, TrainResult } from './options.js'
+import { costsOf, longestOf, recordLessons } from './record-lessons.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
-import { type RunInput, type RunReport, trainAdapter } from './run.js'
+import { runLessons } from './run.js'
 import { samplerOf } from './samples.js'
+import { fingerprintOf } from './saved/fingerprint.js'
 import type { CardSources } from './saved/model-card.js'
 import { checkRunFolder, type FolderUse } from './saved/run-folder.js'
+import { withRunPlace } from './saved/run-place.js'
 import { copiesOf } from './sessions.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
+import { TaskTrainer } from './task-trainer.js'
 import type { MemoryUse, StepMetrics } from './train-report.js'
 
 export interface RunContext {
@@ -52,11 +56,23 @@ export interface RunContext {
 export async function train(given: TrainInput, context: RunContext = {}): Promise<TrainResult> {
   return withPictures(given, async (pictures) => {
     const startedAt = performance.now()
-    const { input, encoded } = await prepare(given, { ...context, pictures })
-    const result = await trainAdapter(input)
-    const isNew = given.adapter === undefined
+    const prepared = await prepare(given, { ...context, pictures })
+    const { parts, run } = prepared
+    const result = await withRunPlace(run.out, async (out) => {
+      const trainer = await TaskTrainer.open(parts)
+      try {
+        const lessons = recordLessons(trainer, parts)
+        const fingerprint = () => fingerprintOf({ ...run, ...parts, totalSteps: lessons.totalSteps })
+        return await runLessons(trainer, lessons, { ...run, out, fingerprint })
+      } finally {
+        await trainer.close()
+      }
+    })
     const seconds = (performance.now() - startedAt) / 1000
-    return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+    return {
+      adapter: parts.adapter,
+      report: { ...result, ...reportOf(prepared, given.adapter === undefined), seconds },
+    }
   })
 }
 
@@ -76,19 +92,20 @@ export async function prepare(given: TrainInput, context: RunContext) {
     ...{ options: { ...options, task: job.task.name as TaskName }, sources, task: job.task, open: learned.open },
     ...{ adapter, settings, facts: records.facts, examples: records.encoded.kept.examples },
   }
-  const input: RunInput = {
-    ...{ model, task: job.task.name, taskOptions, lowerIsBetter: job.task.lowerIsBetter, adapter, modules, settings },
+  const parts = {
+    ...{ model, adapter, modules, settings, copiedBytes, signal, on },
     ...learned,
-    copiedBytes,
+    sampler: await samplerFor(job, records.encoded),
+  }
+  const run = {
+    ...{ task: job.task.name, taskOptions, lowerIsBetter: job.task.lowerIsBetter, settings, card },
     out: options.out === undefined ? undefined : { directory: options.out, use: job.use },
     record: sources && runRecord(card.options, sources, { settings, config }),
-    card,
-    page: page && ((report, steps) => page(card, report, steps)),
-    sampler: await samplerFor(job, records.encoded),
+    page: page && ((report: RunReport, steps: readonly StepMetrics[]) => page(card, report, steps)),
     keepState: options.keepState ?? false,
     ...{ signal, wait: context.wait, memoryUse: context.memoryUse, on },
   }
-  return { input, encoded: records.encoded, config }
+  return { parts, run, encoded: records.encoded, config }
 }
 
 type Job = Awaited<ReturnType<typeof checkJob>>
@@ -201,9 +218,10 @@ async function samplerFor({ options, task }: Job, { chatTemplate }: EncodedSourc
   return samplerOf(sample, task, await encodeContext(options), chatTemplate !== undefined)
 }
 
-function reportOf({ task, adapter, open }: RunInput, { kept }: EncodedSource, isNew: boolean) {
+function reportOf({ run, parts, encoded: { kept } }: Awaited<ReturnType<typeof prepare>>, isNew: boolean) {
+  const { adapter, open } = parts
   return {
-    task,
+    task: run.task,
     truncatedRecords: kept.truncatedRecords,
     skippedRecords: kept.skippedRecords,
     trainableParams: adapter.totalTrainableParams(),

@@ -19,6 +19,7 @@ import { resolveSettings } from '../../src/train/settings.js'
 import { type GoldenBatch, transposed } from '../graph/golden.js'
 import { inThread } from '../infer/models.js'
 import { int64 } from '../several-graphs.js'
+import { takeStep } from '../train/take-step.js'
 
 export interface Numbers {
   readonly batches: Readonly<Record<string, GoldenBatch>>
@@ -188,7 +189,7 @@ export async function trainDifferences(cell: Cell): Promise<TrainDifferences> {
     for (const [step, wanted] of numbers.adamwLosses.entries()) {
       const { feeds, normalizer } = batches[step % batches.length]
       const pass = await sessions.trainingPass(feeds, { normalizer, step, run: 0 })
-      const result = await engine.remote.step([pass], numbers.adamw.lr)
+      const result = await takeStep(engine.remote, [pass], numbers.adamw.lr)
       loss = Math.max(loss, Math.abs(result.loss - wanted))
     }
     return { loss, gradient, worst }

@@ -12,6 +12,7 @@ import { readParameters } from '../../src/train/parameters.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { relativeError, transposed } from '../graph/golden.js'
+import { takeStep } from '../train/take-step.js'
 
 /** What golden.json says. */
 export interface GoldenEmbedding {
@@ -94,7 +95,7 @@ export async function checkEmbeddingRun(
         expect(relativeError(gradients[gradient].data as Float32Array, own), parameter).toBeLessThan(2e-4)
       }
     }
-    await engine.remote.step(passes, lr, loss)
+    await takeStep(engine.remote, passes, lr, loss)
   }
   await source.close()
   await engine.remote.dispose()

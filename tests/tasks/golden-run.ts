@@ -13,6 +13,7 @@ import { readParameters } from '../../src/train/parameters.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { relativeError, transposed } from '../graph/golden.js'
+import { takeStep } from '../train/take-step.js'
 
 /** What golden.json says of a run. */
 export interface GoldenRun {
@@ -71,7 +72,7 @@ export async function checkGoldenRun<Example>(
   await source.close()
   for (const [step, loss] of golden.adamwLosses.entries()) {
     const next = await sessions.trainingPass(feeds, { normalizer, step, run: 0 })
-    const result = await engine.remote.step([next], lr)
+    const result = await takeStep(engine.remote, [next], lr)
     expect(result.loss).toBeCloseTo(loss, 4)
     expect(result.gradientNorm / golden.gradNorms[step]).toBeCloseTo(1, 3)
   }

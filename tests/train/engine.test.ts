@@ -5,6 +5,7 @@ import type { Runtime } from '../../src/runtime/runtime.js'
 import { type Pass, TrainEngine } from '../../src/train/engine.js'
 import { ADAMW_DEFAULTS, AdamW, clipFactor } from '../../src/train/optimizer.js'
 import type { EngineSetup, EngineState } from '../../src/train/weights/held.js'
+import { takeStep } from './take-step.js'
 
 /** A runtime whose every session computes loss = weight·Σ (p − target)², over two parameters. */
 const quadratic: Runtime = {
@@ -60,7 +61,7 @@ const stateOf = async (engine: TrainEngine) => untransferred(await engine.state(
 describe('TrainEngine', () => {
   it('updates with the clipped gradient, and says loss and norm', async () => {
     const { engine, run } = await started()
-    const result = await engine.step([run(0)], 0.1)
+    const result = await takeStep(engine, [run(0)], 0.1)
     expect(result.loss).toBe(14)
     expect(result.gradientNorm).toBeCloseTo(2 * Math.sqrt(14), 6)
     const { parameters } = initial()
@@ -76,8 +77,8 @@ describe('TrainEngine', () => {
     const whole = await started()
     const parts = await started()
     for (let step = 0; step < 3; step++) {
-      const a = await whole.engine.step([whole.run(0.5, 1)], 0.1)
-      const b = await parts.engine.step([parts.run(0.5, 0.25), parts.run(0.5, 0.5), parts.run(0.5, 0.25)], 0.1)
+      const a = await takeStep(whole.engine, [whole.run(0.5, 1)], 0.1)
+      const b = await takeStep(parts.engine, [parts.run(0.5, 0.25), parts.run(0.5, 0.5), parts.run(0.5, 0.25)], 0.1)
       expect(b.loss).toBeCloseTo(a.loss, 5)
       expect(b.gradientNorm).toBeCloseTo(a.gradientNorm, 5)
     }
@@ -96,22 +97,22 @@ describe('TrainEngine', () => {
 
   it('goes on from a state as if it had never stopped', async () => {
     const { engine, run } = await started()
-    await engine.step([run(0)], 0.1)
+    await takeStep(engine, [run(0)], 0.1)
     const saved = await stateOf(engine)
-    await engine.step([run(1)], 0.1)
+    await takeStep(engine, [run(1)], 0.1)
     const resumed = await started()
     await resumed.engine.start(setup, saved)
-    await resumed.engine.step([resumed.run(1)], 0.1)
+    await takeStep(resumed.engine, [resumed.run(1)], 0.1)
     expect(await stateOf(resumed.engine)).toEqual(await stateOf(engine))
   })
 
   it('does not update on a loss that is not finite, and keeps what belongs to the last one that was', async () => {
     const { engine, run } = await started()
-    await engine.step([run(0)], 0.1)
+    await takeStep(engine, [run(0)], 0.1)
     const good = (await stateOf(engine)).parameters
-    await engine.step([run(0)], 0.1)
+    await takeStep(engine, [run(0)], 0.1)
     const after = await stateOf(engine)
-    const result = await engine.step([run(Number.NaN)], 0.1)
+    const result = await takeStep(engine, [run(Number.NaN)], 0.1)
     expect(result.loss).toBeNaN()
     expect(await stateOf(engine)).toEqual(after)
     expect(untransferred(await engine.lastGood())).toEqual(good)
@@ -119,9 +120,9 @@ describe('TrainEngine', () => {
 
   it('refuses a step before the start, and a session that is closed', async () => {
     const engine = new TrainEngine(quadratic)
-    await expect(engine.step([], 0.1)).rejects.toThrow(StateError)
+    await expect(takeStep(engine, [], 0.1)).rejects.toThrow(StateError)
     const { engine: other, run } = await started()
     await other.dispose()
-    await expect(other.step([run(0)], 0.1)).rejects.toThrow(StateError)
+    await expect(takeStep(other, [run(0)], 0.1)).rejects.toThrow(StateError)
   })
 })

@@ -14,6 +14,7 @@ import { TrainEngine } from '../../src/train/engine.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
+import { takeStep } from './take-step.js'
 
 const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url))
 const golden = JSON.parse(readFileSync(path('tests/golden/train-union/golden.json'), 'utf8'))
@@ -65,7 +66,7 @@ async function tenSteps(folder: string) {
     const { examples, length } = batches[step % batches.length]
     const normalizer = open.normalizer(examples)
     const pass = await sessions.trainingPass(open.collate(examples, length), { normalizer, step, run: 0 })
-    const { loss, gradientNorm } = await engine.remote.step([pass], rate)
+    const { loss, gradientNorm } = await takeStep(engine.remote, [pass], rate)
     losses.push(loss)
     norms.push(gradientNorm)
   }

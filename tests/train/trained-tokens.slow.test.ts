@@ -35,6 +35,7 @@ import { DataType } from '../graph/toolkit.js'
 import { directoryOf, feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
 import { mergeOnnx } from '../merge/toolkit.js'
 import { cases } from '../thorough.js'
+import { takeStep } from './take-step.js'
 import { abortAt, data, trainTiny, WEIGHTS } from './tiny.js'
 
 const golden = 'tests/golden/trained-tokens'
@@ -110,7 +111,7 @@ async function steps(
     const { examples, length } = batches[step % batches.length]
     const normalizer = open.normalizer(examples)
     const pass = await sessions.trainingPass(open.collate(examples, length), { normalizer, step, run: 0 })
-    losses.push((await engine.remote.step([pass], learningRate)).loss)
+    losses.push((await takeStep(engine.remote, [pass], learningRate)).loss)
   }
   const state = await engine.remote.state()
   writeParameters(adapter, names, state.parameters)

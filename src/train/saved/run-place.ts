@@ -8,9 +8,13 @@ export interface RunPlace {
   use: FolderUse
 }
 
-export async function withRunPlace<T>(place: RunPlace, work: (place: RunPlace) => Promise<T>): Promise<T> {
-  const reservation = await place.directory.reserve?.('training')
-  if (reservation === undefined) return work(place)
+/** Without a place there is nothing to keep others from. */
+export async function withRunPlace<T>(
+  place: RunPlace | undefined,
+  work: (place: RunPlace | undefined) => Promise<T>,
+): Promise<T> {
+  const reservation = await place?.directory.reserve?.('training')
+  if (place === undefined || reservation === undefined) return work(place)
   try {
     // Another one may have ended here meanwhile.
     await checkRunFolder(place.directory, place.use)

@@ -1,0 +1,158 @@
+// Runs in which the model writes texts for prompts and learns from them.
+
+import { ConfigError, DataError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+import { Random } from '../base/random.js'
+import { readRows } from '../data/read-rows.js'
+import type { Prompt } from '../infer/session.js'
+import type { LoopName } from '../tasks/tasks.js'
+import type { MessageOfParts } from '../text/chat.js'
+import { fieldsOf } from '../text/records.js'
+import type { TrainInput, TrainResult } from '../train/options.js'
+import type { RewardInput } from '../train/rewards.js'
+import { EpochPlan } from '../train/rows/batches.js'
+import { type Lessons, runLessons } from '../train/run.js'
+import { fingerprintOf } from '../train/saved/fingerprint.js'
+import { checkRunFolder, type FolderUse } from '../train/saved/run-folder.js'
+import { withRunPlace } from '../train/saved/run-place.js'
+import { resolveSettings, withDefaultRate } from '../train/settings.js'
+import type { RunContext } from '../train/train.js'
+import type { RewardMetrics } from '../train/train-report.js'
+import { Trainer } from './trainer.js'
+import type { Sample } from './trainer-options.js'
+
+/** Options of `train` that a run from prompts does not have. */
+const REFUSED = ['evalData', 'evalSplit', 'evalEvery', 'earlyStopping', 'packing', 'sample', 'newHead'] as const
+
+export interface PromptRow extends Pick<RewardInput, 'messages' | 'answer' | 'row'> {
+  readonly prompt: Prompt
+  readonly text: string
+}
+
+/** Texts for the prompts of a step. */
+export interface Written {
+  readonly samples: readonly Sample[]
+  readonly rewards?: RewardMetrics
+}
+
+/** What is special about a kind of training from prompts. */
+export interface PromptTask<T extends Written> {
+  readonly name: LoopName
+  readonly taskOptions: Readonly<Record<string, unknown>>
+  /** Factor on the learning rate that follows from the model's width. */
+  readonly rateShare: number
+  readonly textsPerPrompt: number
+  /** Steps with the same texts. */
+  readonly iterations: number
+  write(trainer: Trainer, rows: readonly PromptRow[], seed: number): Promise<T>
+  /** Adds the gradients of a step. `isFirst`: the factors are those that wrote the texts. */
+  learn(
+    trainer: Trainer,
+    written: T,
+    isFirst: boolean,
+  ): Promise<{ readonly loss: number; readonly metrics?: Readonly<Record<string, number>> }>
+}
+
+export async function trainOnPrompts<T extends Written>(
+  given: TrainInput,
+  { limits, wait, memoryUse }: RunContext,
+  { name: task, rateShare, textsPerPrompt, iterations, ...promptTask }: PromptTask<T>,
+): Promise<TrainResult> {
+  const startedAt = performance.now()
+  const { on = {}, signal, out, model, keepState = false } = given
+  refuse(given, task)
+  on.task?.(task)
+  on.stage?.('encode')
+  const rows = await promptsOf(given)
+  const resolved = resolveSettings(given)
+  const promptsPerStep = resolved.batchSize * resolved.gradientAccumulation
+  const stepsPerEpoch = Math.ceil(rows.length / promptsPerStep) * iterations
+  const totalSteps = resolved.maxSteps ?? resolved.epochs * stepsPerEpoch
+  on.stage?.('prepare')
+  const use: FolderUse = given.resume ? 'resume' : given.overwrite ? 'overwrite' : 'new'
+  if (out !== undefined) await checkRunFolder(out, use)
+  return withRunPlace(out && { directory: out, use }, async (place) => {
+    const trainer = await Trainer.open(model, { ...given, batchSize: textsPerPrompt, resume: undefined }, { limits })
+    try {
+      const { adapter, inner } = trainer
+      const { seed } = adapter.config
+      const layers = { widths: adapter.parts('linear').map(({ k }) => k), trainsBase: false }
+      const settings = withDefaultRate(resolved, given, { rateShare }, layers)
+      let written: T | undefined
+      let prompt = ''
+      const lessons: Lessons = {
+        stepsPerEpoch,
+        totalSteps,
+        savesOnError: true,
+        isWhole: (steps) => steps % iterations === 0,
+        async forwardBackward(step) {
+          const iteration = step % iterations
+          if (iteration === 0 || written === undefined) {
+            const options = { batchSize: promptsPerStep, accumulation: 1, limit: 0 }
+            const plan = new EpochPlan(new Int32Array(rows.length), seed, Math.floor(step / stepsPerEpoch), options)
+            const [{ examples }] = plan.at(Math.floor((step % stepsPerEpoch) / iterations))
+            const asked = examples.map((index) => rows[index])
+            prompt = asked[0].text
+            written = await promptTask.write(trainer, asked, new Random(seed, `texts/${step - iteration}`).uint32())
+          }
+          const { samples, rewards } = written
+          const { loss, metrics } = await promptTask.learn(trainer, written, iteration === 0)
+          const tokens = samples.reduce((sum, { ids }) => sum + ids.length, 0)
+          return { loss, tokens, examples: samples.length, rewards: rewards && { ...rewards, ...metrics } }
+        },
+        sample: async () => written?.samples.slice(0, textsPerPrompt).map(({ text }) => ({ prompt, text })),
+      }
+      const taskOptions = { ...promptTask.taskOptions, promptsPerStep }
+      const about = { task, taskOptions, examples: rows, evalExamples: undefined, totalSteps }
+      const report = await runLessons(inner, lessons, {
+        ...{ task, settings, out: place, keepState, signal, memoryUse, wait, on },
+        fingerprint: () => fingerprintOf({ ...inner.parts, ...about }),
+      })
+      const counts = { truncatedRecords: 0, skippedRecords: 0, newHead: null, labels: null }
+      const params = { trainableParams: adapter.totalTrainableParams(), totalParams: adapter.totalParams() }
+      const seconds = (performance.now() - startedAt) / 1000
+      return { adapter, report: { ...report, ...counts, ...params, task, seconds } }
+    } finally {
+      await trainer.dispose()
+    }
+  })
+}
+
+function refuse(given: TrainInput, task: string): void {
+  const refused = REFUSED.find((name) => given[name] !== undefined && given[name] !== false)
+  if (refused !== undefined) throw new ConfigError({ where: refused, what: `not with the task ${task}` })
+  if (given.keep !== 'best') return
+  throw new ConfigError({ where: 'keep', what: `not with the task ${task}`, expected: 'last' })
+}
+
+async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
+  const rows: PromptRow[] = []
+  for await (const { row, where } of readRows(data, { name: 'data', columns })) rows.push(promptOf(row, where))
+  if (rows.length === 0) throw new DataError({ where: 'data', what: 'it holds no records' })
+  return rows
+}
+
+/** A record with `prompt`, `question` or `messages`; an answer at the end of the messages is what is wanted. */
+function promptOf(row: unknown, where: string): PromptRow {
+  const record = isObject(row) ? row : {}
+  const { messages, prompt = messages ?? record.question } = record
+  const wanted = [record.answer, record.completion, record.solution].find((value) => typeof value === 'string')
+  if (typeof prompt === 'string' && prompt !== '') {
+    return { prompt, text: prompt, messages: undefined, answer: wanted as string | undefined, row: record }
+  }
+  const isChat = Array.isArray(prompt) && prompt.length > 0 && prompt.every(isObject)
+  if (!isChat) {
+    throw new DataError({
+      where,
+      what: 'no prompt to answer',
+      expected: '"prompt" as a text or a list of messages, "question", or "messages"',
+      got: fieldsOf(row),
+    })
+  }
+  const all = prompt as unknown as MessageOfParts[]
+  const isAnswered = all[all.length - 1].role === 'assistant'
+  const asked = isAnswered ? all.slice(0, -1) : all
+  const answer = wanted ?? (isAnswered ? all[all.length - 1].content : undefined)
+  const text = String(asked[asked.length - 1]?.content ?? '')
+  return { prompt: asked, text, messages: asked, answer: answer as string | undefined, row: record }
+}

@@ -1,0 +1,134 @@
+// What a run learns from records: the batches of each step, evaluations, and what a task wants to know of the model
+// before the first step.
+
+import type { Examples, OpenTask } from '../tasks/task.js'
+import { EpochPlan, examplesOf, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'
+import type { Lessons } from './run.js'
+import type { Sampler } from './samples.js'
+import type { TrainSettings } from './settings.js'
+import type { Batch, TaskTrainer } from './task-trainer.js'
+import type { TrainEvents } from './train-report.js'
+
+export interface RecordParts {
+  readonly settings: TrainSettings
+  readonly examples: Examples<unknown>
+  /** {@link OpenTask.cost} of each. */
+  readonly costs: Int32Array
+  readonly evalExamples: Examples<unknown> | undefined
+  readonly sampler: Sampler | undefined
+  readonly signal: AbortSignal | undefined
+  readonly on: TrainEvents
+}
+
+export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons {
+  const { settings, examples, costs, evalExamples, sampler, signal, on } = parts
+  const { open, model, adapter } = trainer.parts
+  const { seed } = adapter.config
+  const options = {
+    batchSize: settings.batchSize,
+    accumulation: settings.gradientAccumulation,
+    limit: model.contextLength ?? Number.POSITIVE_INFINITY,
+    inOrder: open.needsNeighbors ?? false,
+  }
+  const perEpoch = stepsPerEpoch(examples.length, options)
+  const totalSteps = settings.maxSteps ?? settings.epochs * perEpoch
+  let pass = { epoch: -1, steps: undefined as unknown as EpochPlan }
+  const planOf = (step: number) => {
+    const epoch = Math.floor(step / perEpoch)
+    if (pass.epoch !== epoch) pass = { epoch, steps: new EpochPlan(costs, seed, epoch, options) }
+    return pass.steps.at(step % perEpoch)
+  }
+  /** Without gradients. Returns false when the signal ends it. */
+  const runAll = async <Plan extends MicroBatch>(
+    plans: readonly Plan[],
+    from: (plan: Plan) => Examples<unknown>,
+    take: (found: Awaited<ReturnType<TaskTrainer['forward']>>, batch: Batch, plan: Plan) => void,
+  ) => {
+    const tell = (done: number) => on.progress?.({ stage: 'evaluate', done, total: plans.length })
+    for (const [done, plan] of plans.entries()) {
+      if (signal?.aborted) return false
+      tell(done)
+      const batch = { examples: examplesOf(from(plan), [plan]), length: plan.sequence }
+      take(await trainer.forward(batch), batch, plan)
+    }
+    tell(plans.length)
+    return true
+  }
+
+  return {
+    stepsPerEpoch: perEpoch,
+    totalSteps,
+
+    async forwardBackward(step) {
+      const plans = planOf(step)
+      const batches = plans.map((plan) => ({ examples: examplesOf(examples, [plan]), length: plan.sequence }))
+      const indices = plans.flatMap((plan) => plan.examples)
+      const tokens = indices.reduce((sum, index) => sum + costs[index], 0)
+      return { loss: await trainer.forwardBackward(batches), tokens, examples: indices.length }
+    },
+
+    // A resumed run computes the same numbers again, in the same batches.
+    ...(open.reference && {
+      async before() {
+        on.stage?.('evaluate')
+        // The first pass over the data has each example once, unless the run is over before.
+        const steps = Array.from({ length: Math.min(perEpoch, totalSteps) }, (_, step) => planOf(step))
+        const evaluated = evalExamples ?? []
+        const batches = [
+          ...steps.flat().map((plan) => ({ ...plan, of: examples })),
+          ...planEvaluation(costsOf(open, evaluated), options).map((plan) => ({ ...plan, of: evaluated })),
+        ]
+        const from = ({ of }: { of: Examples<unknown> }) => of
+        await runAll(batches, from, ({ outputs }, _, { of, examples }) => {
+          open.reference!(outputs).forEach((two, i) => void of.mark?.(examples[i], two))
+        })
+      },
+    }),
+
+    ...(evalExamples && {
+      async evaluate() {
+        let [sum, total] = [0, 0]
+        const predictions: unknown[] = []
+        const plans = planEvaluation(costsOf(open, evalExamples), options)
+        const isDone = await runAll(
+          plans,
+          () => evalExamples,
+          ({ loss, normalizer, outputs }, batch) => {
+            sum += loss * normalizer
+            total += normalizer
+            for (const prediction of open.predict?.(outputs, batch.examples) ?? []) predictions.push(prediction)
+          },
+        )
+        if (!isDone) return undefined
+        const loss = sum / total
+        // Metrics of a loss that is not finite say nothing.
+        if (!Number.isFinite(loss)) return { loss, metrics: {} }
+        const result = {
+          loss,
+          predictions,
+          // Read again only where they are needed: stored examples are small, and read ones are not.
+          get examples() {
+            return examplesOf(evalExamples, plans)
+          },
+        }
+        return { loss, metrics: open.metrics(result) }
+      },
+    }),
+
+    ...(sampler && { sample: () => sampler(trainer, options.limit, signal) }),
+  }
+}
+
+export function costsOf(open: OpenTask, examples: Examples<unknown>): Int32Array {
+  if (examples.costs !== undefined) return examples.costs
+  const costs = new Int32Array(examples.length)
+  let i = 0
+  for (const example of examples) costs[i++] = open.cost(example)
+  return costs
+}
+
+export function longestOf(costs: Iterable<number>): number {
+  let longest = 0
+  for (const cost of costs) longest = Math.max(longest, cost)
+  return longest
+}

@@ -1,0 +1,133 @@
+// A model whose adapter learns a task: what `train`, the trainer of your own loop and evaluations stand on. Gradients
+// add up until a step.
+
+import { type Engine, openEngine } from '../runtime/host.js'
+import type { Remote } from '../runtime/rpc.js'
+import type { Feeds } from '../runtime/runtime.js'
+import type { StepRun } from '../tasks/task.js'
+import type { TrainEngine } from './engine.js'
+import { startOf, writeParameters } from './parameters.js'
+import { type SessionParts, TrainingSessions } from './sessions.js'
+import type { EngineState } from './weights/held.js'
+
+export interface Batch {
+  readonly examples: readonly unknown[]
+  /** What the examples are padded to. */
+  readonly length: number
+}
+
+export class TaskTrainer {
+  /** Names of the tensors that learn. */
+  readonly names: readonly string[]
+  readonly engine: Remote<TrainEngine>
+  /** Steps of the optimizer so far. */
+  steps = 0
+  /** Runs of the training graph since the last step. They choose the dropout masks, together with the step. */
+  #runs = 0
+  #closing: Promise<void> | undefined
+
+  private constructor(
+    readonly parts: SessionParts,
+    readonly sessions: TrainingSessions,
+    private readonly opened: Engine<TrainEngine>,
+  ) {
+    this.names = sessions.parameters.map(({ name }) => name)
+    this.engine = opened.remote
+  }
+
+  /** `isTraining` false opens what evaluates, and nothing else. */
+  static async open(parts: SessionParts, isTraining = true): Promise<TaskTrainer> {
+    // If a worker has the engine, this thread does not load its code.
+    const load = async () => (await import('./engine.js')).TrainEngine
+    const engine = await openEngine(parts.model.runtime, 'train', load, parts.settings.threads)
+    try {
+      return new TaskTrainer(parts, await TrainingSessions.create(parts, engine.remote, isTraining), engine)
+    } catch (error) {
+      await engine.close().catch(() => {})
+      throw error
+    }
+  }
+
+  /** Begins with a state, or with the adapter and no steps. */
+  async start(state: EngineState = startOf(this.parts.adapter, this.names)): Promise<void> {
+    this.steps = state.updates
+    await this.engine.start(await this.sessions.setup(), state)
+  }
+
+  /** Returns the mean loss of the batches. If it needs all of them at once, it comes from a first pass over them. */
+  async forwardBackward(batches: readonly Batch[]): Promise<number> {
+    const { open } = this.parts
+    const feeds: Feeds[] = []
+    for (const { examples, length } of batches) {
+      await open.prepare?.(examples)
+      feeds.push(open.collate(examples, length))
+    }
+    if (open.stepLoss === undefined) {
+      const normalizer = open.normalizer(batches.flatMap(({ examples }) => examples))
+      let loss = 0
+      for (const batch of feeds) loss += (await this.backward(batch, normalizer)).loss
+      return loss
+    }
+    const runs: StepRun<unknown>[] = []
+    for (const [i, { examples }] of batches.entries()) {
+      runs.push({ outputs: await this.predict(feeds[i], { ahead: i }), examples })
+    }
+    const { loss, feeds: gradients } = open.stepLoss(runs)
+    for (const [i, batch] of feeds.entries()) await this.backward({ ...batch, ...gradients[i] })
+    return loss
+  }
+
+  /**
+   * What the graph predicts, without a loss. `ahead`: with the dropout of the training run after so many others.
+   * `factors`: values that take the place of those of now.
+   */
+  async predict(feeds: Feeds, { ahead, factors }: { ahead?: number; factors?: readonly Float32Array[] | undefined }) {
+    const { sessions, parts, steps: step } = this
+    const isPlain = ahead === undefined && parts.adapter.config.dropout > 0
+    const pass = isPlain
+      ? await sessions.evaluationPass(feeds, 1)
+      : await sessions.firstPass(feeds, { step, run: this.#runs + (ahead ?? 0) })
+    const replaced = factors && sessions.feedsOf(factors)
+    return this.engine.forward({ ...pass, feeds: { ...pass.feeds, ...replaced } }, pass.predictions)
+  }
+
+  /** One run of the training graph, whose gradients are added to those since the last step. */
+  async backward(feeds: Feeds, normalizer = 1) {
+    const pass = await this.sessions.trainingPass(feeds, { normalizer, step: this.steps, run: this.#runs++ })
+    return this.engine.accumulate(pass)
+  }
+
+  /**
+   * Takes a step of the optimizer and returns the norm of the gradients. Nothing changes if that or the loss is not
+   * finite.
+   */
+  async step(loss: number, learningRate: number): Promise<number> {
+    this.#runs = 0
+    const norm = await this.engine.update(loss, learningRate)
+    if (Number.isFinite(loss) && Number.isFinite(norm)) this.steps++
+    return norm
+  }
+
+  /** The mean loss of some examples without dropout, what it is a mean over, and the predictions by name. */
+  async forward({ examples, length }: Batch) {
+    const { open } = this.parts
+    const normalizer = open.normalizer(examples)
+    await open.prepare?.(examples)
+    const pass = await this.sessions.evaluationPass(open.collate(examples, length), normalizer)
+    const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
+    const outputs = await this.engine.forward(pass, [...lossOutput, ...pass.predictions])
+    const loss = open.stepLoss?.([{ outputs, examples }]).loss ?? Number(outputs[pass.loss].data[0])
+    return { loss, normalizer, outputs }
+  }
+
+  /** Puts values, by default those of now, into the adapter. */
+  async writeFactors(values?: readonly Float32Array[]): Promise<void> {
+    writeParameters(this.parts.adapter, this.names, values ?? (await this.engine.parameters()))
+  }
+
+  /** A worker that cannot be closed is no reason to fail. */
+  close(): Promise<void> {
+    this.#closing ??= this.opened.close().catch(() => {})
+    return this.#closing
+  }
+}
