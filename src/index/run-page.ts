@@ -5,7 +5,7 @@ import type { Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
 import { tokenLengths } from '../train/rows/facts.js'
-import type { RunReport } from '../train/history.js'
+import type { RunReport } from '../train/saved/history.js'
 import type { CardSources } from '../train/saved/model-card.js'
 import type { StepMetrics } from '../train/train-report.js'
 

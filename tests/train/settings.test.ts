@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
 import { train } from '../../src/index/verbs.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { steadyMedian } from '../../src/train/history.js'
+import { steadyMedian } from '../../src/train/saved/history.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { resolveSettings, TRAIN_DEFAULTS, withDefaultRate } from '../../src/train/settings.js'
 

@@ -13,9 +13,9 @@ import {
 } from '../../formats/safetensors.js'
 import type { BaseRecord } from '../../lora/adapter.js'
 import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
-import type { BestState } from '../best.js'
 import type { Evaluation, SampleEvent, StepMetrics } from '../train-report.js'
 import type { EngineState } from '../weights/held.js'
+import type { BestState } from './best.js'
 
 export const METRICS_FILE = 'metrics.jsonl'
 export const STATE_FILE = 'training-state.safetensors'

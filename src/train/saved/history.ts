@@ -1,10 +1,10 @@
 // What a run has done so far: its steps, evaluations and answers, and the events and the report that tell of them.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory } from '../../base/bytes.js'
+import type { TrainSettings } from '../settings.js'
+import type { Evaluation, MemoryUse, SampleEvent, StepEvent, StepMetrics, TrainReport } from '../train-report.js'
 import { BestEvaluation } from './best.js'
-import { type RunState, readMetrics } from './saved/run-folder.js'
-import type { TrainSettings } from './settings.js'
-import type { Evaluation, MemoryUse, SampleEvent, StepEvent, StepMetrics, TrainReport } from './train-report.js'
+import { type RunState, readMetrics } from './run-folder.js'
 
 const RECENT_STEPS = 100
 
