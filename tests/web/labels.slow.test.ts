@@ -130,7 +130,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
         return [...card.querySelectorAll('mark, li:first-child span:first-child')].map((one) => one.textContent).join('')
       })()`)
       expect(shown).toBe(found)
-      expect(await site.text('samples')).toContain(`“${prompt}”: `)
+      expect(await site.text('recorded')).toContain(`“${prompt}”`)
     }
     await site.picture('search-and-names')
   })

@@ -20,12 +20,6 @@ export const KINDS: Readonly<Record<string, AnswerKind>> = {
 const SHOWN_LABELS = 5
 const SHOWN_TEXTS = 3
 
-/** An answer, and a short form of it. */
-export interface Answer {
-  readonly shown: HTMLElement
-  readonly inWords: string
-}
-
 /**
  * Asks a session for an answer that is not a text: labels, names, or found texts.
  *
@@ -37,21 +31,20 @@ export async function answerOf(
   input: string | Uint8Array,
   adapter: string | Record<string, number> | null,
   texts: readonly string[],
-): Promise<Answer> {
+): Promise<HTMLElement> {
   if (kind === 'finds') {
     if (texts.length === 0) throw new Error('There is nothing to search in: teach it pairs of texts in part 2.')
     const found = await rank(session, String(input), texts, adapter)
     const before = adapter === null ? [] : (await rank(session, String(input), texts, null)).map(({ text }) => text)
     const places = found.map((item) => ({ ...item, before: before.indexOf(item.text) + 1 }))
-    return { shown: ranking(places.slice(0, SHOWN_TEXTS)), inWords: found[0].text }
+    return ranking(places.slice(0, SHOWN_TEXTS))
   }
   if (kind === 'names') {
     const { entities } = await session.tag(String(input), { adapter: adapter as string | null })
-    const inWords = entities.map(({ text, label }) => `${text} (${label})`).join(', ')
-    return { shown: withNames(String(input), entities), inWords: inWords || 'no names' }
+    return withNames(String(input), entities)
   }
   const { labels } = await session.classify(input, { adapter: adapter as string | null, topK: SHOWN_LABELS })
-  return { shown: scores(labels), inWords: `${labels[0].label} (${percent(labels[0].score)})` }
+  return scores(labels)
 }
 
 async function rank(

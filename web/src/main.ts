@@ -5,11 +5,12 @@ import { setUpKept } from './adapters.js'
 import { KINDS } from './answers.js'
 import { setUpDrop } from './data.js'
 import { byId, guarded, inputOf } from './dom.js'
+import { showLesson } from './lesson.js'
 import { showLines } from './lines.js'
 import { askAboutLink } from './link.js'
 import { foldOnPhones, isolate, showMachine } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
-import { drawnPictures, type Recipe, setUpRecipes } from './recipes.js'
+import { drawnPictures, questionsFor, type Recipe, setUpRecipes, showRecording } from './recipes.js'
 import type { Job } from './runs.js'
 import { isFull, keepAdapter, keptAdapters, openKept } from './store.js'
 import { readJob, setFromRecipe, Trainer } from './train.js'
@@ -23,22 +24,32 @@ foldOnPhones()
 void showMachine()
 
 let opened: OpenModel | undefined
+let recipe: Recipe | undefined
 const choose = (choice: ModelChoice) => models.choose(choice)
 const reopen = (device: Device) => models.reopen(device)
 const writer = new Writer(reopen, (name, adapter) => keep(name, adapter))
 const trainer = new Trainer({
   choose,
   reopen,
-  sample: (adapter, texts) => writer.sample(adapter, texts),
+  begin(job) {
+    showLesson(
+      questionsOf(job).map((question) => ({ question, taught: ['…'] })),
+      'While it learns',
+    )
+    byId('recorded-note').textContent = ''
+  },
+  answer: showAnswers,
+  reset: () => recipe && void showRecording(recipe),
   makeRoom: (work) => writer.makeRoom(work),
   async trained(adapter, job) {
     const kept = new Set((await keptAdapters()).map(({ name }) => name))
     const name = nextFree(job.name, (taken) => kept.has(taken) || writer.has(taken))
     await writer.add(name, adapter, job.texts)
     showLines({ ...job, name })
-    byId('write').scrollIntoView({ block: 'nearest' })
     await keep(name, adapter, { job })
-    if (writer.hasInput) void guarded('write', 'The model cannot answer', () => writer.write())
+    await showAnswers(adapter, job, 'After the lesson')
+    byId('next').hidden = false
+    if (writer.hasInput) await guarded('write', 'The model cannot answer', () => writer.write())
   },
 })
 const models = setUpModels(async (open) => {
@@ -78,8 +89,16 @@ async function openBeside(
   byId('write').scrollIntoView()
 }
 
-async function useRecipe({ id, file, model, task, prompts, settings, recording }: Recipe): Promise<void> {
-  trainer.want(model, recording?.losses)
+/** The questions of the lesson: those of the recipe, or the input of the page for other data. */
+const questionsOf = ({ dataName }: Job): readonly string[] => questionsFor(dataName) ?? [inputOf('prompt').value]
+
+async function showAnswers(adapter: LoraAdapter, job: Job, when: string): Promise<void> {
+  const cards = await writer.answersOf(adapter, questionsOf(job), job.texts)
+  if (cards !== undefined) showLesson(cards, when)
+}
+
+async function useRecipe({ id, file, model, task, prompts, settings }: Recipe): Promise<void> {
+  trainer.want(model)
   for (const [field, value] of Object.entries({ ...settings, name: id })) setFromRecipe(field, String(value))
   if (opened === undefined) writer.tell(KINDS[task ?? ''] ?? 'text')
   const [prompt] = prompts
@@ -103,8 +122,14 @@ setUpDrop({
   pictures: (pictures) => trainer.data.show(pictures),
 })
 
-const chooseRecipe = setUpRecipes((recipe) => {
-  void guarded('hello', 'The recipe cannot be loaded', () => useRecipe(recipe))
+byId('next').addEventListener('click', () => {
+  byId('write').scrollIntoView()
+  inputOf('prompt').select()
+})
+const chooseRecipe = setUpRecipes((chosen) => {
+  recipe = chosen
+  if (!trainer.hasRun) void showRecording(chosen)
+  void guarded('hello', 'The recipe cannot be loaded', () => useRecipe(chosen))
 })
 await guarded('train', 'The last run cannot be read', async () => {
   if (!(await trainer.restore())) chooseRecipe('mails')

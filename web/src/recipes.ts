@@ -3,6 +3,7 @@
 import { ranking, scores, withNames } from './answers.js'
 import type { Picture } from './data.js'
 import { button, byId, make } from './dom.js'
+import { showLesson } from './lesson.js'
 import { type ModelChoice, missing } from './models.js'
 import recipes from './recipes.json'
 import recordings from './recorded.json'
@@ -36,16 +37,20 @@ const CHOICES: Readonly<Record<string, ModelChoice>> = {
   chat: { kind: 'hub', id: 'HuggingFaceTB/SmolLM2-135M-Instruct', dtype: 'q4' },
 }
 
+const recorded = recordings as unknown as Readonly<Record<string, Recording>>
+const all = recipes.map(
+  (recipe) => ({ ...recipe, model: CHOICES[recipe.model], recording: recorded[recipe.id] }) as unknown as Recipe,
+)
+
+/** Returns the questions of the recipe with this data file, or undefined for the visitor's own data. */
+export const questionsFor = (dataName: string): readonly string[] | undefined =>
+  all.find(({ file }) => file === dataName)?.prompts
+
 export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => void {
-  const recorded = recordings as unknown as Readonly<Record<string, Recording>>
-  const all = recipes.map(
-    (recipe) => ({ ...recipe, model: CHOICES[recipe.model], recording: recorded[recipe.id] }) as unknown as Recipe,
-  )
   const choose = (recipe: Recipe) => {
     for (const card of byId('recipes').children) {
       card.setAttribute('aria-pressed', String((card as HTMLElement).dataset.recipe === recipe.id))
     }
-    void showRecording(recipe)
     chosen(recipe)
   }
   const cards = all.map((recipe) => {
@@ -57,22 +62,14 @@ export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => 
   return (id) => choose(all.find((recipe) => recipe.id === id) ?? all[0])
 }
 
-async function showRecording({ id, title, recording, model }: Recipe): Promise<void> {
-  const both = (...parts: readonly (HTMLElement | string)[]) =>
-    parts.flatMap((part, i) => [
-      make('h4', {}, i === 0 ? 'The model alone' : 'After the lesson'),
-      make('div', {}, part),
-    ])
-  const cards = (recording?.answers ?? []).map(({ prompt, labels, names, found, texts }) =>
-    make(
-      'article',
-      { class: 'answer recorded' },
-      ...(names === undefined ? [make('h3', {}, `“${prompt}”`)] : [withNames(prompt, names)]),
-      ...(labels === undefined ? [] : [scores(labels)]),
-      ...both(...(found?.map(ranking) ?? texts ?? [])),
-    ),
-  )
-  byId('recorded').replaceChildren(...cards)
+/** Shows the recorded lesson of a recipe. */
+export async function showRecording({ id, title, recording, model }: Recipe): Promise<void> {
+  const answers = (recording?.answers ?? []).map(({ prompt: question, labels, names, found, texts }) => {
+    const [alone, taught] = found?.map(ranking) ?? texts ?? []
+    if (taught !== undefined) return { question, alone: [alone], taught: [taught] }
+    return { question, taught: [labels === undefined ? withNames(question, names ?? []) : scores(labels)] }
+  })
+  showLesson(answers)
   const note = byId('recorded-note')
   note.textContent = ''
   const next = await missing(model)
@@ -81,8 +78,10 @@ async function showRecording({ id, title, recording, model }: Recipe): Promise<v
     note.textContent = next ?? `There is no recording of “${title}”: press “Teach it” to see it.`
     return
   }
-  const { seconds, losses, answers } = recording
-  const knows = (answers[0].labels ?? answers[0].names) ? ', and the model alone knows none of these labels' : ''
+  const { seconds, losses } = recording
+  const knows = answers.every(({ alone }) => alone === undefined)
+    ? ', and the model alone knows none of these labels'
+    : ''
   note.textContent = `Recorded: ${losses.length} steps in ${seconds} s on two processors. These inputs were not in the data${knows}. ${next ?? 'Press “Teach it” to do the same here.'}`
 }
 

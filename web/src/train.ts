@@ -12,14 +12,14 @@ import {
 } from 'lowrank'
 import { drawCurve } from './curve.js'
 import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './data.js'
-import { buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
+import { buttonOf, byId, guarded, inputOf, MendableError } from './dom.js'
 import { threadCount } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
 import { beginRun, endRun, type Job, leaveRun, savedSteps, takeRun, type UnfinishedRun, unfinishedRun } from './runs.js'
 import { filesOf, isFull } from './store.js'
 
 /** A closed page loses at most this many steps. */
-const SAVE_EVERY = 10
+const SAVE_EVERY = 5
 
 const CAPTION = 'Lower is better. The thick line is a mean of the last steps.'
 
@@ -34,8 +34,12 @@ const STAGES = {
 export interface Surroundings {
   choose(choice: ModelChoice): Promise<void>
   reopen(device: Device): Promise<void>
-  /** Returns an unfinished adapter's answer to the page's input, or undefined while the page is busy. */
-  sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined>
+  /** Puts the questions of the lesson on the page, without answers yet. */
+  begin(job: Job): void
+  /** Shows the answers of an unfinished adapter, unless the page is busy. */
+  answer(adapter: LoraAdapter, job: Job, when: string): Promise<void>
+  /** Shows the recorded lesson again. */
+  reset(): void
   /** Does work that opens the model a second time, and frees memory for it. */
   makeRoom<T>(work: () => Promise<T>): Promise<T>
   trained(adapter: LoraAdapter, job: Job): Promise<void>
@@ -49,7 +53,7 @@ export class Trainer {
   #paused: UnfinishedRun | undefined
   #losses: number[] = []
   #isInMemory = false
-  #isSampling = false
+  #isAnswering = false
   #stage: keyof typeof STAGES = 'encode'
 
   constructor(private readonly page: Surroundings) {
@@ -73,14 +77,15 @@ export class Trainer {
     if (Number(length.value) > Number(length.max)) length.value = length.max
   }
 
-  /** Prepares for a recipe: its model, and the losses of its recorded run, if there is one. */
-  want(choice: ModelChoice, recorded: readonly number[] = []): void {
+  /** Prepares for a recipe: its model, and a page without an earlier run. */
+  want(choice: ModelChoice): void {
     this.#wanted = choice
-    if (this.#running !== undefined || this.#paused !== undefined) return
-    this.#clear(true)
-    if (recorded.length === 0) return
-    byId('run').hidden = false
-    drawCurve(recorded, recorded.length, 'Recorded: the loss of this recipe. Yours takes its place.')
+    if (this.#running === undefined && this.#paused === undefined) this.#clear(true)
+  }
+
+  /** True while a run learns or waits to be continued. */
+  get hasRun(): boolean {
+    return this.#running !== undefined || this.#paused !== undefined
   }
 
   /** Offers to continue the run that an earlier visit left. */
@@ -100,6 +105,7 @@ export class Trainer {
       byId('number-loss').textContent = last.loss.toFixed(2)
     }
     this.#paused = run
+    this.page.begin(job)
     this.#say(
       `A run of ${job.modelName} is not finished: ${events.length} of ${job.settings.maxSteps} steps are saved.`,
     )
@@ -141,6 +147,8 @@ export class Trainer {
     this.#running = { abort, keeps: false }
     this.#paused = undefined
     this.#buttons()
+    this.page.begin(run.job)
+    byId('run').scrollIntoView()
     const { settings, task } = job
     const { rank, ...rest } = settings
     const unit = run.pictures.length > 0 ? 'Pictures/second' : 'Tokens/second'
@@ -168,7 +176,7 @@ export class Trainer {
           },
           step: (event) => {
             this.#showStep(event, unit)
-            if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#sample(event.step - 1, run)
+            if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#answer(event.step - 1, run)
           },
           warning: (message) => this.#say(message),
         },
@@ -182,11 +190,16 @@ export class Trainer {
         return
       }
       const seconds = Math.max(1, Math.round(report.seconds))
-      this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s. Try it below.`)
+      this.#say('Answering…')
+      byId('stage').hidden = buttonOf('pause').hidden = buttonOf('stop').hidden = true
       await this.page.trained(adapter, job)
       await endRun()
+      this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s.`)
     } catch (error) {
-      if (error instanceof DataError) this.#clear(true)
+      if (error instanceof DataError) {
+        this.#clear(true)
+        this.page.reset()
+      }
       if (isFull(error) && !(folder instanceof MemoryDirectory)) {
         // The browser's storage is full: the run continues in memory, from its last save.
         this.#leaveDisk()
@@ -249,16 +262,15 @@ export class Trainer {
     this.#buttons()
   }
 
-  /** Shows the answer of the adapter that was saved last. If it comes late or fails, it is skipped. */
-  async #sample(step: number, { folder, job }: UnfinishedRun): Promise<void> {
-    if (this.#isSampling) return
-    this.#isSampling = true
+  /** Shows the answers of the adapter that was saved last. If they come late or fail, they are skipped. */
+  async #answer(step: number, { folder, job }: UnfinishedRun): Promise<void> {
+    if (this.#isAnswering) return
+    this.#isAnswering = true
     try {
-      const text = await this.page.sample(await loadAdapter(folder), job.texts)
-      if (text !== undefined) byId('samples').append(make('li', {}, make('strong', {}, `Step ${step}: `), text))
+      await this.page.answer(await loadAdapter(folder), job, `After step ${step} of ${job.settings.maxSteps}`)
     } catch {
     } finally {
-      this.#isSampling = false
+      this.#isAnswering = false
     }
   }
 
@@ -290,7 +302,7 @@ export class Trainer {
   #clear(isHidden = false): void {
     this.#losses = []
     drawCurve([], 0, 'The loss of each step appears here.')
-    byId('samples').replaceChildren()
+    byId('next').hidden = true
     for (const id of ['step', 'loss', 'speed', 'left']) byId(`number-${id}`).textContent = '–'
     byId('run').hidden = byId('numbers').hidden = isHidden
     if (isHidden && this.#paused === undefined) this.#say('')

@@ -12,6 +12,7 @@ import { download, filesOfAdapter, readArchive } from './adapters.js'
 import { type AnswerKind, answerOf, differences, KINDS } from './answers.js'
 import { button, buttonOf, byId, guarded, inputOf, MendableError, make, onFiles } from './dom.js'
 import { showLayers } from './layers.js'
+import type { LessonCard } from './lesson.js'
 import { foldOnPhones, threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
@@ -26,8 +27,8 @@ const WORDS: Readonly<Record<AnswerKind, readonly [button: string, heading: stri
 const MIX = 'All of them mixed'
 /** Weights from this size on must be in memory only once: they are not repacked, and no second session is opened. */
 const LARGE = 2 ** 28
-const SAMPLE_TOKENS = 24
-const SAMPLE = 'a sample'
+const LESSON_TOKENS = 24
+const LEARNER = 'the learner'
 
 interface Card {
   readonly element: HTMLElement
@@ -47,6 +48,8 @@ export class Writer {
   #picture: File | undefined
   /** The texts that a search can find. */
   #texts: readonly string[] = []
+  /** Texts that the model alone wrote in the lesson, by question. */
+  readonly #alone = new Map<string, string>()
 
   /** @param keep is called to keep an adapter that the user opens */
   constructor(
@@ -92,6 +95,7 @@ export class Writer {
     this.#open = open
     this.#adapters.clear()
     this.#cards.clear()
+    this.#alone.clear()
     byId('answers').replaceChildren()
     if (adapters.length === 0) byId('layers').hidden = true
     this.#addCard(null)
@@ -145,20 +149,45 @@ export class Writer {
     return this.#open?.reads === 'text' || this.#picture !== undefined
   }
 
-  /** Returns the answer of an unfinished adapter, or undefined while the session is busy, and for pictures. */
-  async sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined> {
+  /**
+   * Answers the questions of a lesson with the model alone and with an adapter, which may be unfinished. Returns
+   * undefined while the session is busy, and if the model reads pictures.
+   *
+   * @param texts the texts that an adapter for search can find
+   */
+  async answersOf(
+    adapter: LoraAdapter,
+    questions: readonly string[],
+    texts: readonly string[],
+  ): Promise<LessonCard[] | undefined> {
     const session = this.#session
-    const prompt = inputOf('prompt').value
     if (session === undefined || this.#stop !== undefined || this.#open?.reads !== 'text') return undefined
-    await session.add(SAMPLE, adapter)
+    await session.add(LEARNER, adapter)
     try {
-      const kind = this.#kindOf(SAMPLE, adapter)
-      if (kind !== 'text') return `“${prompt}”: ${(await answerOf(session, kind, prompt, SAMPLE, texts)).inWords}`
-      const options = { adapter: SAMPLE, temperature: 0, maxNewTokens: SAMPLE_TOKENS }
-      return prompt + (await session.generate(prompt, options)).text
+      const kind = this.#kindOf(LEARNER, adapter)
+      const answer = async (question: string, name: string | null) =>
+        kind === 'text' ? this.#text(session, question, name) : [await answerOf(session, kind, question, name, texts)]
+      return await Promise.all(
+        questions.map(async (question) => {
+          const taught = await answer(question, LEARNER)
+          // Labels and names come from the adapter's head, which the model alone does not have.
+          const alone = /labels|names/.test(kind) ? undefined : await answer(question, null)
+          return { question, alone, taught }
+        }),
+      )
     } finally {
-      await session.remove(SAMPLE)
+      await session.remove(LEARNER)
     }
+  }
+
+  /** Returns a text; in the text of an adapter, words that the model alone did not write are marked. */
+  async #text(session: AdapterSession, question: string, adapter: string | null): Promise<(Node | string)[]> {
+    const prompt = inputOf('as-chat').checked ? [{ role: 'user', content: question }] : question
+    const write = async (name: string | null) =>
+      (await session.generate(prompt, { adapter: name, temperature: 0, maxNewTokens: LESSON_TOKENS })).text
+    const alone = this.#alone.get(question) ?? (await write(null))
+    this.#alone.set(question, alone)
+    return adapter === null ? [alone] : marked(await write(adapter), alone)
   }
 
   /** @param texts the texts that an adapter for search can find */
@@ -289,8 +318,7 @@ export class Writer {
     for (const text of others) {
       const passage = written(text)
       if (base == null || passage === null) continue
-      const parts = differences(passage.textContent ?? '', base)
-      passage.replaceChildren(...parts.map(([part, isNew]) => (isNew ? make('mark', {}, part) : part)))
+      passage.replaceChildren(...marked(passage.textContent ?? '', base))
     }
   }
 
@@ -328,19 +356,26 @@ export class Writer {
     }
   }
 
-  async #answer(session: AdapterSession, name: string | null, kind: AnswerKind, { text, speed }: Card): Promise<void> {
+  async #answer(
+    session: AdapterSession,
+    name: string | null,
+    kind: AnswerKind,
+    { element, text, speed }: Card,
+  ): Promise<void> {
     const { reads } = this.#open as OpenModel
     const picture = reads === 'pictures' ? this.#picture : undefined
     if (reads === 'pictures' && picture === undefined) throw new Error('Choose a picture first.')
     const input = picture === undefined ? inputOf('prompt').value : new Uint8Array(await picture.arrayBuffer())
     const from = performance.now()
     try {
-      text.replaceChildren((await answerOf(session, kind, input, this.#choiceOf(name), this.#texts)).shown)
+      text.replaceChildren(await answerOf(session, kind, input, this.#choiceOf(name), this.#texts))
+      element.hidden = false
       speed.textContent = secondsSince(from)
     } catch (error) {
       // A model without a head gives labels only with an adapter.
       if (name !== null || !(error instanceof UnsupportedError)) throw error
       text.textContent = `The model alone gives no ${kind}.`
+      element.hidden = true
     }
   }
 }
@@ -354,5 +389,9 @@ export function nextFree(wanted: string, isTaken: (name: string) => boolean): st
 function isLarge({ model }: OpenModel): boolean {
   return [...model.onnx.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0) >= LARGE
 }
+
+/** Marks the words of a text that are not in the text of the model alone. */
+const marked = (text: string, alone: string): (Node | string)[] =>
+  differences(text, alone).map(([part, isNew]) => (isNew ? make('mark', {}, part) : part))
 
 const secondsSince = (from: number) => `${((performance.now() - from) / 1000).toFixed(2)} s`

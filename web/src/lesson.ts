@@ -1,0 +1,28 @@
+// The lesson: questions with the answers that were recorded, and then with the answers of the adapter while it learns.
+
+import { byId, make } from './dom.js'
+
+type Shown = readonly (Node | string)[]
+
+/** A question with the answer of the model alone, if it gives one, and the answer of the adapter. */
+export interface LessonCard {
+  readonly question: string
+  readonly alone?: Shown | undefined
+  readonly taught: Shown
+}
+
+/** Shows the cards in place of earlier ones. `when` says which state of the adapter answers. */
+export function showLesson(cards: readonly LessonCard[], when = 'After the lesson'): void {
+  const part = (title: string, shown: Shown | undefined) =>
+    shown === undefined ? [] : [make('h4', {}, title), make('div', {}, ...shown)]
+  const articles = cards.map(({ question, alone, taught }) =>
+    make(
+      'article',
+      { class: 'answer recorded' },
+      make('h3', {}, `“${question}”`),
+      ...part('The model alone', alone),
+      ...part(when, taught),
+    ),
+  )
+  byId('recorded').replaceChildren(...articles)
+}
