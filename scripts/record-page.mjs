@@ -1,14 +1,21 @@
 // Records the answers that the page shows before it has loaded a model, in web/src/recorded.json. It trains each recipe
 // for the models that come with the page just as the page would, with two threads.
-//   npm run build && node scripts/record-page.mjs [ID …]
-// The recipes of MiniLM need its folder: web/README.md.
+//   npm run build && node scripts/record-page.mjs [ID …] [--chat FOLDER]
+// The recipes of MiniLM need its folder: web/README.md. --chat: SmolLM2-135M-Instruct in 4 bits, such as smollm2-q4-32
+// of scripts/golden/graph_table.py.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
 import { loadModel, openSession, train } from '../dist/node.js'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
-const models = { bundled: join(root, 'models', 'union-3m'), minilm: join(root, 'out', 'graphs', 'minilm-int8') }
+const { values, positionals: asked } = parseArgs({ allowPositionals: true, options: { chat: { type: 'string' } } })
+const models = {
+  bundled: join(root, 'models', 'union-3m'),
+  minilm: join(root, 'out', 'graphs', 'minilm-int8'),
+  chat: values.chat,
+}
 const file = join(root, 'web', 'src', 'recorded.json')
 const recipes = JSON.parse(readFileSync(join(root, 'web', 'src', 'recipes.json'), 'utf8'))
 const recorded = JSON.parse(readFileSync(file, 'utf8'))
@@ -32,12 +39,12 @@ async function answer(session, task, prompt, texts) {
       found: [alone, taught.map((item, i) => ({ ...item, before: before[i] }))].map((all) => all.slice(0, SHOWN)),
     }
   }
-  const options = { temperature: 0.7, seed: 1, maxNewTokens: 40 }
-  const write = async (name) => (await session.generate(prompt, { ...options, adapter: name })).text
+  const messages = [{ role: 'user', content: prompt }]
+  const write = async (name) =>
+    (await session.generate(messages, { temperature: 0, maxNewTokens: 24, adapter: name })).text
   return { texts: [await write(null), await write(adapter)] }
 }
 
-const asked = process.argv.slice(2)
 for (const { id, file: data, model: name, task, prompts, settings } of recipes) {
   if (models[name] === undefined || (asked.length > 0 && !asked.includes(id))) continue
   const model = await loadModel(models[name])

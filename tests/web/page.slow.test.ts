@@ -38,7 +38,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await text('recorded-note')).toMatch(/^Recorded: 30 steps in [0-9]+ s/)
     expect(await page.evaluate("document.getElementById('run').hidden")).toBe(true)
     // A recipe that was not recorded has no answers.
-    await recipe('docs')
+    await recipe('pictures')
     await until("document.querySelectorAll('.recorded').length === 0")
     await recipe('mails')
     await until("document.getElementById('data').value.startsWith('text,label')")
@@ -79,14 +79,13 @@ describe.skipIf(!canOpenSite)('the page', () => {
   })
 
   it('trains, pauses, and continues after a reload', async () => {
-    await recipe('whales')
-    await until("document.getElementById('data').value.length > 10000")
+    await fill({ data: readFileSync(join(root, 'models/data/whaling.jsonl'), 'utf8'), name: 'whales' })
+    await fill({ prompt: 'The captain of the ship' })
     await fill({ steps: 14, 'batch-size': 2, 'max-length': 32 })
     await click('start')
-    // The same questions, without answers yet, take the place of the recorded lesson, below the curve.
-    expect(
-      await page.evaluate("[...document.querySelectorAll('.recorded h3')].map((title) => title.textContent)"),
-    ).toEqual(['“The captain of the ship”', '“In the beginning”'])
+    // The visitor's own question, without an answer yet, takes the place of the recorded lesson, below the curve.
+    await until("document.querySelector('.recorded h3')?.textContent === '“The captain of the ship”'")
+    expect(await page.evaluate("document.querySelectorAll('.recorded').length")).toBe(1)
     await until("/^[3-9]\\//.test(document.getElementById('number-step').textContent)")
     await picture('training')
     // It asks before it is left.
@@ -116,7 +115,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     const lesson = await page.evaluate(
       "[...document.querySelectorAll('.recorded')].map((card) => [...card.querySelectorAll('h4, div')].map((part) => part.textContent))",
     )
-    expect(lesson).toHaveLength(2)
+    expect(lesson).toHaveLength(1)
     for (const [first, alone, second, taught] of lesson) {
       expect([first, second]).toEqual(['The model alone', 'After the lesson'])
       expect(taught).not.toBe(alone)
