@@ -22,6 +22,8 @@ export interface OpenPage {
   evaluate(expression: string): Promise<Message>
   /** Loads another address, or the same again. */
   navigate(address: string): Promise<void>
+  /** Reloads the page as a browser's button does. */
+  reload(): Promise<void>
   /** Sets the size of the window and the color scheme. */
   show(view: { width: number; height: number; scheme?: 'light' | 'dark' }): Promise<void>
   /** Opens a further tab of the same browser; resolves with its own {@link evaluate}. */
@@ -64,13 +66,14 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
     const { targetId } = await send('Target.createTarget', { url: 'about:blank' })
     const { sessionId } = await send('Target.attachToTarget', { targetId, flatten: true })
     for (const domain of ['Page', 'Network', 'Runtime', 'Log']) await send(`${domain}.enable`, {}, sessionId)
-    const navigate = async (to: string) => {
+    const load = async (method: string, params: object) => {
       const loaded = new Promise<void>((resolve) => {
         isLoaded = resolve
       })
-      await send('Page.navigate', { url: /^https?:/.test(to) ? to : pathToFileURL(to).href }, sessionId)
+      await send(method, params, sessionId)
       await loaded
     }
+    const navigate = (to: string) => load('Page.navigate', { url: /^https?:/.test(to) ? to : pathToFileURL(to).href })
     await navigate(address)
     const evaluateIn = (session: string) => async (expression: string) => {
       const { result, exceptionDetails } = await send(
@@ -134,6 +137,7 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
       evaluate,
       openTab,
       navigate,
+      reload: () => load('Page.reload', {}),
       show,
       crash,
       drop,

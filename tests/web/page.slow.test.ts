@@ -441,4 +441,16 @@ describe.skipIf(!canOpenSite)('the page', () => {
   it('has no errors on the console', () => {
     expect(page.errors.filter((line) => !/favicon|404|No available adapters|beforeunload/.test(line))).toEqual([])
   })
+
+  it('keeps its threads when the browser reloads it, and opens offline after a visit', async () => {
+    await page.navigate(address)
+    await ready()
+    await page.reload()
+    await until("document.body.dataset.ready === '' && crossOriginIsolated")
+    await site.goOffline()
+    await page.reload()
+    await ready()
+    expect(await text('model-state')).toMatch(/^Open: union-3m/)
+    expect(await page.evaluate('crossOriginIsolated')).toBe(true)
+  })
 })

@@ -47,6 +47,8 @@ export interface Site {
   /** Notes the steps that are shown from now on in `globalThis.steps`. */
   watchSteps(): Promise<void>
   picture(name: string): Promise<void>
+  /** Stops the server, as if the machine were offline. */
+  goOffline(): Promise<void>
   close(): Promise<void>
 }
 
@@ -120,9 +122,10 @@ export async function openSite(
         globalThis.steps.add(document.getElementById('number-step').textContent)
       ).observe(document.getElementById('number-step'), { childList: true })`),
     picture: async (name) => writeFileSync(join(PICTURES, `${name}.png`), await page.screenshot()),
+    goOffline: () => server.close(),
     async close() {
       await page.close()
-      await server.close()
+      await server.close().catch(() => {})
       rmSync(folder, { recursive: true, force: true, maxRetries: 20 })
     },
   }

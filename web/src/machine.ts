@@ -12,8 +12,10 @@ export function foldOnPhones(within: ParentNode = document): void {
 PHONE.addEventListener('change', () => foldOnPhones())
 
 const ASKED = 'lowrank-isolation-asked'
+/** If the page is still not isolated so soon after a reload, another reload would not help. */
+const SOON_MS = 10_000
 
-/** Asks a service worker to isolate the page, which gives WebAssembly threads. It reloads the page once. */
+/** Asks a service worker to isolate the page, which gives WebAssembly threads. It reloads the page. */
 export async function isolate(): Promise<void> {
   if (globalThis.crossOriginIsolated || !('serviceWorker' in navigator)) return
   try {
@@ -22,8 +24,8 @@ export async function isolate(): Promise<void> {
   } catch {
     return
   }
-  if (sessionStorage.getItem(ASKED) !== null) return
-  sessionStorage.setItem(ASKED, 'yes')
+  if (Date.now() - Number(sessionStorage.getItem(ASKED)) < SOON_MS) return
+  sessionStorage.setItem(ASKED, String(Date.now()))
   location.reload()
 }
 

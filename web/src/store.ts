@@ -72,6 +72,8 @@ export async function keepAdapter(
   try {
     await saveAdapter(adapter, new HandleDirectory(adapterFolder))
     await write(adapterFolder, ABOUT, JSON.stringify(about))
+    // The browser may then not clear the adapters by itself when the disk is full.
+    void navigator.storage.persist?.()
   } catch (error) {
     await folder.removeEntry(name, { recursive: true }).catch(() => {})
     throw error
