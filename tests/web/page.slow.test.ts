@@ -447,6 +447,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await ready()
     await page.reload()
     await until("document.body.dataset.ready === '' && crossOriginIsolated")
+    await until("caches.match(new URL('model/onnx/model.onnx', location)).then((kept) => kept?.status === 200)")
     await site.goOffline()
     await page.reload()
     await ready()

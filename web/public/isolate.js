@@ -22,21 +22,41 @@ async function answer(event) {
   const isOurs = request.method === 'GET' && new URL(request.url).origin === self.location.origin
   try {
     const response = isolated(await fetch(request))
-    if (isOurs && response.status === 200) {
-      const copy = response.clone()
-      event.waitUntil(
-        caches
-          .open(CACHE)
-          .then((cache) => cache.put(request.url, copy))
-          .catch(() => {}),
-      )
-    }
+    if (isOurs && response.ok) event.waitUntil(keep(request.url, response.clone()).catch(() => {}))
     return response
   } catch (error) {
     const kept = isOurs ? await caches.match(request.url, { ignoreSearch: true }) : undefined
     if (kept === undefined) throw error
-    return kept
+    return part(kept, /^bytes=(\d+)-(\d+)$/.exec(request.headers.get('range') ?? ''))
   }
+}
+
+/** Files that are being kept. */
+const keeping = new Set()
+
+/** Keeps an answer. If it is a part of a file, as of a model, the whole file is fetched once more and kept. */
+async function keep(url, response) {
+  const cache = await caches.open(CACHE)
+  if (response.status === 200) return cache.put(url, response)
+  const kept = await cache.match(url)
+  if (keeping.has(url) || kept?.headers.get('etag') === response.headers.get('etag')) return
+  keeping.add(url)
+  try {
+    await cache.put(url, isolated(await fetch(url)))
+  } finally {
+    keeping.delete(url)
+  }
+}
+
+/** The part of a kept file that a request asks for: RFC 9110, section 14. */
+async function part(kept, range) {
+  if (range === null) return kept
+  const whole = await kept.blob()
+  const [from, to] = [Number(range[1]), Math.min(Number(range[2]), whole.size - 1)]
+  const headers = new Headers(kept.headers)
+  headers.set('Content-Range', `bytes ${from}-${to}/${whole.size}`)
+  headers.set('Content-Length', String(to - from + 1))
+  return new Response(whole.slice(from, to + 1), { status: 206, headers })
 }
 
 function isolated(response) {
