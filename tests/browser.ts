@@ -1,5 +1,5 @@
-// Pages in Chromium, where there is one: built from a TypeScript entry, served from this process, told to report by a
-// POST.
+// Pages in Chromium, if it is installed. They are built from a TypeScript entry and served by this process, and they
+// report their result with a POST request.
 
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:http'
@@ -31,12 +31,12 @@ export function webRuntimeFolder(): string | undefined {
 }
 
 export interface Page<T> {
-  /** Opens the page under these headers and waits for what it reports. */
+  /** Opens the page with these headers, and returns its report. */
   open(headers: Record<string, string>, flags?: readonly string[]): Promise<T>
 }
 
 /**
- * To be called inside `describe`.
+ * Builds a page. Call it inside `describe`.
  *
  * @param entry a module that posts JSON to /result
  * @param files what the page can fetch, by path
@@ -59,7 +59,7 @@ const TYPES: Readonly<Record<string, string>> = {
   '.wasm': 'application/wasm',
 }
 
-/** Serves a folder whose page.js posts JSON to /result, opens it, and waits for that. */
+/** Serves and opens a folder whose page.js posts JSON to /result, and returns the JSON. */
 export async function openPage(
   folder: string,
   files: ReadonlyMap<string, Uint8Array> = new Map(),
@@ -100,7 +100,7 @@ export async function openPage(
     server.closeAllConnections()
     server.close()
   }
-  // A test that takes too long never comes to the last lines.
+  // If a test takes too long, its last lines never run.
   onTestFinished(end)
   try {
     return JSON.parse(await result)

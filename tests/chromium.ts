@@ -1,7 +1,6 @@
-// A Chromium of its own, where there is one, spoken to over the DevTools protocol. It ends with the process that
-// started it, however that ends: Chromium does so when its pipe is closed. Its profile is then removed by the shell
-// that runs it, which outlives both. A worker of Vitest ends with Vitest, which does not see to that when it is
-// stopped.
+// Starts Chromium, if it is installed, and speaks to it over the DevTools protocol. Chromium exits when its pipe
+// closes, so it ends with the process that started it, even if that process is killed. The shell that runs Chromium
+// then removes the profile. Vitest does not clean up after workers that it stops.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -15,7 +14,7 @@ export const chromium = names.find((name) => name && spawnSync(name, ['--version
 
 /** Chromium's flags. */
 export const WITHOUT_GPU = ['--disable-gpu']
-/** WebGPU without a GPU: SwiftShader computes. */
+/** WebGPU without a GPU: SwiftShader computes in software. */
 export const WEBGPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-features=Vulkan']
 
 // biome-ignore lint/suspicious/noExplicitAny: the protocol has a type for each message
@@ -24,13 +23,15 @@ export type Message = any
 export interface Chromium {
   /** The result of a command; rejects with the error that Chromium answers. */
   send(method: string, params?: object, sessionId?: string): Promise<Message>
-  /** Ends all of its processes, and removes its profile. A second call waits for the first. */
+  /** Ends all processes of Chromium, and removes its profile. A second call waits for the first. */
   close(): Promise<void>
 }
 
 process.once('disconnect', () => process.kill(process.pid))
 
-/** Its arguments are a profile, and a command. A process that ends late may still write into the profile. */
+/**
+ * A script for sh whose arguments are a profile and a command. A process that ends late may still write a profile file.
+ */
 const RUN_THEN_REMOVE = '"$@"; rm -rf "$0" || { sleep 1; rm -rf "$0"; }'
 
 /**
@@ -41,14 +42,14 @@ export function startChromium(args: readonly string[], heard: (message: Message)
   const profile = mkdtempSync(join(tmpdir(), 'lowrank-chromium-'))
   const flags = ['--headless=new', '--no-sandbox', '--no-first-run', '--remote-debugging-pipe']
   const command = [chromium!, ...flags, `--user-data-dir=${profile}`, ...args]
-  // In a group of its own, it hears no Ctrl-C.
+  // A separate process group keeps Ctrl-C from Chromium.
   const child = spawn('sh', ['-c', RUN_THEN_REMOVE, profile, ...command], {
     stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'],
     detached: true,
   })
   const ended = new Promise((resolve) => child.once('exit', resolve))
   const [toBrowser, fromBrowser] = [child.stdio[3] as Writable, child.stdio[4] as Readable]
-  // What is written to a browser that is gone has no answer.
+  // Writing to a browser that is gone fails. Its answers are missed elsewhere.
   toBrowser.on('error', () => {})
   const waiting = new Map<number, (message: Message) => void>()
   let rest = ''

@@ -1,4 +1,4 @@
-// A convolution in two dimensions by its definition.
+// A two-dimensional convolution, straight from its definition.
 
 import { elementCount, type FloatArray, type Tensor } from '../src/base/tensor.js'
 

@@ -1,5 +1,5 @@
-// Engines of the built package in the tests' own thread, which saves the start of a thread and of ONNX Runtime for each
-// model. They get every message as a structured clone, as in a thread of their own.
+// Runs the built package's engines in the tests' thread, which saves starting a thread and ONNX Runtime for each model.
+// Messages are still structured clones, as between threads.
 
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
 import type { EngineKind } from '../src/runtime/host.js'
@@ -31,7 +31,7 @@ function spawn(kind: EngineKind): Port {
   return portOf(port2)
 }
 
-/** Engines of the package start here from now on, until the returned function is called. */
+/** Lets engines start in this thread until the returned function is called. */
 export function enginesHere(): () => void {
   const here = (host: object) => ({ ...host, spawn }) as ReturnType<typeof nodePlatform.defaultRuntime>
   usePlatform({

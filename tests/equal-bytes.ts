@@ -1,8 +1,9 @@
-// `toEqual` compares arrays of numbers by their bytes first: value by value, a weight takes longer than its merge.
+// Makes `toEqual` compare the bytes of number arrays first. Comparing a weight value by value takes longer than
+// merging.
 
 import { expect } from 'vitest'
 
-/** Files that share a worker share its testers. */
+/** Test files in the same worker share its equality testers, so they are added once. */
 const ADDED = Symbol.for('lowrank.equal-bytes')
 
 const bytesOf = ({ buffer, byteOffset, byteLength }: ArrayBufferView) => new Uint8Array(buffer, byteOffset, byteLength)
@@ -12,7 +13,7 @@ if (!(ADDED in globalThis)) {
   expect.addEqualityTesters([
     (a: unknown, b: unknown) => {
       if (!ArrayBuffer.isView(a) || !ArrayBuffer.isView(b) || a.constructor !== b.constructor) return undefined
-      // Numbers of other bytes may be equal still, as those that are not numbers are.
+      // Different bytes may still be equal numbers, such as different NaNs.
       return Buffer.compare(bytesOf(a), bytesOf(b)) === 0 ? true : undefined
     },
   ])

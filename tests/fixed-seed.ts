@@ -1,5 +1,5 @@
-// Random inputs of tests are the same in each run, so that a change is judged by the same inputs as the one before it.
-// `SEED=2 npm test` takes others.
+// Gives tests the same random inputs in each run, so that a failure comes from a change in the code.
+// `SEED=2 npm test` takes other inputs.
 
 import fc from 'fast-check'
 

@@ -1,4 +1,4 @@
-// Golden folders that PEFT wrote (tests/golden), what is in them, and how numbers are compared with PEFT's.
+// Reads golden folders that PEFT wrote (tests/golden), and compares numbers with PEFT's.
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -12,7 +12,7 @@ import { NodeDirectory } from '../src/io/node/files.js'
 import { loadAdapter, saveAdapter } from '../src/peft/adapter-folder.js'
 import type { LayerReport } from '../src/peft/inspect.js'
 
-/** A path in tests/golden. */
+/** Returns a path in tests/golden. */
 export function goldenPath(...parts: string[]): string {
   return path.join(fileURLToPath(new URL('golden', import.meta.url)), ...parts)
 }
@@ -20,17 +20,17 @@ export function goldenPath(...parts: string[]): string {
 export interface GoldenCase<Expected> {
   name: string
   folder: string
-  /** What PEFT counts and computes. */
+  /** PEFT's counts and results. */
   expected: Expected
 }
 
-/** The names of a suite's folders. */
+/** Lists the names of a suite's folders. */
 export function goldenNames(suite: string): string[] {
   const entries = readdirSync(goldenPath(suite), { withFileTypes: true })
   return entries.flatMap((entry) => (entry.isDirectory() ? [entry.name] : []))
 }
 
-/** The folders of one kind that come with what PEFT says of them. */
+/** Lists the folders of one kind that have expected results from PEFT. */
 export function goldenCases<Expected>(kind: string): GoldenCase<Expected>[] {
   return goldenNames(kind).flatMap((name) => {
     const file = goldenPath(kind, name, 'expected.json')
@@ -38,7 +38,7 @@ export function goldenCases<Expected>(kind: string): GoldenCase<Expected>[] {
   })
 }
 
-/** A layer as PEFT counts it. */
+/** PEFT's facts about a layer. */
 export interface ExpectedLayer {
   name: string
   d: number
@@ -49,7 +49,7 @@ export interface ExpectedLayer {
   normDelta: number
 }
 
-/** That reports are of PEFT's layers, with PEFT's numbers. */
+/** Expects reports of the same layers as PEFT, with the same numbers. */
 export function expectLayers(
   reports: readonly LayerReport[],
   expected: readonly (ExpectedLayer & { kind: string })[],
@@ -84,7 +84,7 @@ export function tensorsOf(file: string): Promise<Values> {
   return tensorsIn(new NodeDirectory(path.dirname(file)), path.basename(file))
 }
 
-/** Those of two dimensions. */
+/** Reads the tensors with two dimensions. */
 export async function matricesIn(directory: Directory, file?: string): Promise<Map<string, Matrix>> {
   const tensors = [...(await tensorsIn(directory, file))].filter(([, { shape }]) => shape.length === 2)
   return new Map(tensors.map(([name, tensor]) => [name, asMatrix(tensor)]))
@@ -98,7 +98,7 @@ export function inF64({ data, shape }: Tensor<FloatArray>): Tensor<FloatArray> {
   return { data: Float64Array.from(data), shape }
 }
 
-/** A checkpoint's folder, its values in a type of their own. */
+/** Makes a checkpoint's folder with values in a given type. */
 export async function checkpointOf(
   values: ReadonlyMap<string, Tensor>,
   config: string,
@@ -112,7 +112,7 @@ export async function checkpointOf(
   return directory
 }
 
-/** Largest error over the largest value. */
+/** Returns the largest error relative to the largest value. */
 export function deviation(got: ArrayLike<number>, expected: ArrayLike<number>): number {
   expect(got.length).toBe(expected.length)
   let [error, size] = [0, 0]
@@ -123,7 +123,7 @@ export function deviation(got: ArrayLike<number>, expected: ArrayLike<number>): 
   return error / size
 }
 
-/** The same tensors, each within `tolerance` of its largest value. */
+/** Expects the same tensors, each with errors of at most `tolerance` of its largest value. */
 export function expectClose(got: Values, expected: Values, tolerance: number): void {
   expect([...got.keys()].sort()).toEqual([...expected.keys()].sort())
   for (const [name, { data, shape }] of expected) {
@@ -133,10 +133,7 @@ export function expectClose(got: Values, expected: Values, tolerance: number): v
   }
 }
 
-/**
- * That a folder, loaded and saved, has the bytes and the config that PEFT gave it, but for how a config spells its
- * numbers.
- */
+/** Loads and saves a folder, and expects PEFT's bytes and config, except for the spelling of numbers in the config. */
 export async function expectSavedAlike(folder: string): Promise<void> {
   const saved = new MemoryDirectory()
   await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)

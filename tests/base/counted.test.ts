@@ -1,4 +1,4 @@
-// Counts in messages: "1 records" is said nowhere.
+// Counts in messages: no message says "1 records".
 
 import { expect, it } from 'vitest'
 import { counted, openFilesHint } from '../../src/base/errors.js'

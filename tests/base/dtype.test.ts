@@ -15,7 +15,7 @@ import { runs } from '../thorough.js'
 
 const ALL_HALVES = Uint16Array.from({ length: 65536 }, (_, i) => i)
 
-/** binary16 by its definition: (−1)^sign · 2^(exponent − 15) · 1.mantissa. */
+/** The value of a binary16 number by definition: (−1)^sign · 2^(exponent − 15) · 1.mantissa. */
 function halfValue(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1
   const exponent = (bits >> 10) & 31
@@ -24,7 +24,7 @@ function halfValue(bits: number): number {
   return exponent === 0 ? sign * mantissa * 2 ** -24 : sign * (1 + mantissa / 1024) * 2 ** (exponent - 15)
 }
 
-/** The nearest of all values of a 16-bit type, ties to the even pattern: slow, and plainly right. */
+/** Rounds by searching all values of a 16-bit type, ties to even: slow, but clearly right. */
 function nearest(value: number, finite: { bits: number; value: number }[], limit: number): number {
   const sign = Object.is(Math.sign(value), -0) || value < 0 ? 0x8000 : 0
   const magnitude = Math.abs(value)
@@ -126,7 +126,7 @@ describe('bf16', () => {
 })
 
 describe('f64', () => {
-  // Beside ties of the half types, where a stop at f32 would round to the tie.
+  // Numbers next to a tie of the half types. Rounding to f32 first would turn them into the tie.
   const nearTies = fc
     .tuple(fc.integer({ min: 0, max: 0x7bff }), fc.integer({ min: -60, max: -25 }), fc.boolean(), fc.boolean())
     .map(([bits, small, isUp, isBf16]) => {

@@ -1,4 +1,4 @@
-// What people mean by names that lowrank does not have.
+// Guesses for names that lowrank does not have.
 
 import { expect, it } from 'vitest'
 import { COMMAND_SYNONYMS, meantBy } from '../../src/base/synonyms.js'

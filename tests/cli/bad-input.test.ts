@@ -1,5 +1,5 @@
-// What cannot work: one message that says what is wrong, exit code 1, or 2 for a wrong command line, and nothing left
-// behind.
+// Commands that cannot work. Each prints one message that says what is wrong, exits with code 1, or with 2 for a wrong
+// command line, and leaves no files behind.
 
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -45,9 +45,7 @@ function damagedAdapter(): string {
   return folder
 }
 
-/**
- * Each case: what follows `lowrank train --out …`, what the message has to name, and the exit code where it is not 1.
- */
+/** Cases: the arguments after `lowrank train --out …`, what the message must say, and the exit code if it is not 1. */
 const TRAIN: [what: string, args: () => string[], message: RegExp, code?: number][] = [
   ['a missing model', () => ['--model', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
   ['an empty model folder', () => ['--model', golden], /no ONNX model/],
@@ -191,7 +189,7 @@ function pairs(args: readonly string[]): string[][] {
   return args.flatMap((flag, i) => (flag.startsWith('--') ? [[flag, args[i + 1]]] : []))
 }
 
-/** An adapter of a model with other sizes. */
+/** An adapter for a model with other sizes. */
 const FOREIGN = join(golden, 'models', 'llama-dynamo', 'golden', 'adapter-init')
 
 const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, code?: number][] = [

@@ -1,5 +1,4 @@
-// Records of tasks that cannot be learned from: one message that names the record, before training, on the command line
-// and in code.
+// Records that a task cannot learn from. On the command line and in code, one message names the record before training.
 
 import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -18,7 +17,7 @@ const VIT = 'tests/golden/image-classification/vit'
 interface Case {
   readonly rows: readonly object[]
   readonly evalRows?: readonly object[]
-  /** The number of the row that the message names; undefined if it is about all rows. */
+  /** The number of the row in the message, or undefined if the message is about all rows. */
   readonly row?: number
   readonly message: RegExp
   readonly task?: 'text-classification' | 'embedding' | 'image-classification' | 'causal-lm' | 'seq2seq'

@@ -1,4 +1,4 @@
-// The base that a command opens where only an adapter is named: the one that the adapter was trained on.
+// If a command names only an adapter, it opens the base that the adapter was trained on.
 
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,4 +1,4 @@
-// lowrank chat, init, and the commands that read records: what they print and write.
+// The outputs of lowrank chat, init, and the commands that read records.
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
@@ -15,7 +15,7 @@ const classifier = join(root, 'tests/golden/text-classification/classifier')
 const encoder = join(root, 'tests/golden/text-classification/encoder')
 const tagger = join(root, 'tests/golden/token-classification/distilbert')
 
-/** A program whose standard input is a text. */
+/** Runs a command with a text as its standard input. */
 function piped(args: readonly string[], text: string) {
   const {
     status: code,
@@ -25,7 +25,7 @@ function piped(args: readonly string[], text: string) {
   return { code, stdout, stderr }
 }
 
-/** A session that answers with what it was asked, word by word, and waits before each word. */
+/** A session that repeats the question, word by word, and waits before each word. */
 function echoing() {
   const asked: { messages: unknown; adapter: unknown }[] = []
   const adapters: string[] = []

@@ -1,4 +1,4 @@
-// lowrank classify and lowrank embed: the labels of a run and of a model, vectors, and what is refused.
+// lowrank classify and lowrank embed: labels of a run and of a model, vectors, and errors.
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
 import { root, scratchFolder } from './lowrank.js'
 
-/** A path with spaces is written as a shell takes it. */
+/** Quotes a path with spaces for a shell. */
 const quoted = (path: string) => (path.includes(' ') ? `'${path}'` : path)
 
 const MODELS = join(root, 'tests/golden/text-classification')

@@ -1,4 +1,4 @@
-// The commands at work: what they print where, their JSON documents, and how they stop and go on.
+// What commands print to stdout and stderr, their JSON documents, and how they stop and continue.
 
 import { spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs'
@@ -10,7 +10,7 @@ import { binary, DATA, MODEL, ONNX, type Outcome, QUICK, root, scratchFolder, st
 const scratch = scratchFolder()
 const adapter = join(scratch, 'adapter')
 
-/** The one JSON document on stdout. */
+/** Parses the JSON document on stdout. */
 function documentOf({ code, stdout, stderr }: Outcome) {
   expect(code, stderr).toBe(0)
   const document = JSON.parse(stdout)
@@ -19,11 +19,11 @@ function documentOf({ code, stdout, stderr }: Outcome) {
   return document
 }
 
-/** Two layers of width 32: a run takes a fraction of one on the bundled model. */
+/** A model with two layers of width 32. A run is much faster than on the bundled model. */
 const SMALL = join(root, 'tests', 'golden', 'models', 'llama-optimum')
 const SMALL_RUN = ['--model', SMALL, '--data', DATA, '--max-steps', '2', '--batch-size', '2', '--max-length', '32']
 
-/** As large, with biases of queries, keys and values. */
+/** A model of the same size with biases for queries, keys and values. */
 const BIASED = join(root, 'tests', 'golden', 'models', 'qwen2-optimum')
 
 let trained: Outcome
@@ -103,7 +103,7 @@ describe('lowrank train', () => {
 
   it('trains biases and whole modules, and saves them under the names of PEFT', async () => {
     const out = join(scratch, 'whole')
-    // As in PEFT, norm is also the end of input_layernorm.
+    // In PEFT, `norm` also matches input_layernorm, because names match by their end.
     const own = ['--bias', 'lora_only', '--modules-to-save', 'norm', '--target-modules', 'q_proj,v_proj']
     const args = ['--model', BIASED, ...SMALL_RUN.slice(2), ...own, '--rank', '2', '--out', out, '--json']
     const { trainableParams } = documentOf(await lowrankHere('train', ...args))

@@ -71,7 +71,7 @@ describe('lowrank data --preview', () => {
     const args = ['--chat-template', own, '--chat-template-args', '{"tone": "kind"}', '--json']
     const { stdout } = await preview('--data', chats, ...args)
     const [{ tokens }] = JSON.parse(stdout).examples
-    // The space belongs to the token of the first word.
+    // The space is a part of the first word's token.
     expect([textOf(tokens, false), textOf(tokens, true)]).toEqual(['kind:', ' Ahab is the captain.'])
   })
 

@@ -1,4 +1,4 @@
-// lowrank data: what it says of files of records, its document and its exit codes; and runs that leave out bad records.
+// lowrank data: its report about files of records, its JSON document and exit codes; and runs that skip bad records.
 
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'

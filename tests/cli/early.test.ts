@@ -1,5 +1,4 @@
-// What is wrong with a command and costs nothing to find is said before anything is loaded: here nothing that could be
-// loaded is right.
+// Mistakes that are cheap to find are reported before anything is loaded. In these tests, nothing could be loaded.
 
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'

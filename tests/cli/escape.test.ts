@@ -1,4 +1,4 @@
-// Names from files reach the terminal as text: controls are written out, in tables, messages and documents alike.
+// Names from files reach the terminal as text: control characters are escaped in tables, messages and documents.
 
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -10,7 +10,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { lowrankHere } from './in-process.js'
 import { scratchFolder } from './lowrank.js'
 
-/** Clears the screen, forges a line, sets a title by a C1 control, and turns the direction of writing. */
+/** A name that clears the screen, forges a line, sets a title with a C1 control, and reverses the writing direction. */
 const HOSTILE = 'q\x1b[2J\nerror: forged\r\x9d0;title\x07\u202e\u2066\x7f'
 const ESCAPED = 'q\\x1b[2J\\nerror: forged\\r\\x9d0;title\\x07\\u202e\\u2066\\x7f'
 // biome-ignore lint/suspicious/noControlCharactersInRegex: what must not be there

@@ -1,4 +1,4 @@
-// lowrank evaluate: what is printed, the document, and the page.
+// lowrank evaluate: its output, its JSON document, and its page.
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
@@ -47,7 +47,7 @@ it.each<[args: string[], code: number, message: RegExp]>([
 })
 
 describe('--judge', () => {
-  /** Chooses the longer answer, whatever its place is, and TIE for answers of one length. */
+  /** A judge that prefers the longer answer in either place, and says TIE for answers of the same length. */
   const server = createServer((request, response) => {
     let body = ''
     request.on('data', (piece) => {
@@ -104,7 +104,7 @@ describe('--judge', () => {
     expect(new Set(asked.map((one) => one.url))).toEqual(new Set(['/v1/chat/completions']))
     const orders = asked.map(({ messages }) => /\[A\].*/s.exec(messages[0].content)![0])
     expect(new Set(orders).size).toBeGreaterThan(asked.length > 0 ? 1 : -1)
-    // A judge that always takes the first answer prefers none.
+    // A judge that always takes the first answer contradicts itself, so neither answer wins.
     const biased = JSON.parse((await run('first-only')).stdout).models[1]
     expect([biased.judged.tied, biased.metrics.judged.value]).toEqual([2, 0.5])
   })

@@ -134,7 +134,7 @@ describe('sources on the command line', () => {
   })
 
   it.skipIf(process.platform !== 'linux')('a disk that is full while a model comes keeps what has come', async () => {
-    // A limit on a file's size fails the write as a full disk does; blocks are of 1 kB.
+    // A limit on the file size makes writes fail like a full disk. ulimit counts blocks of 1 kB.
     const quoted = [process.execPath, binary, 'generate', '--model', 'org/union', ...PROMPT].map((word) => `'${word}'`)
     const child = spawn('bash', ['-c', `ulimit -f 4000; exec ${quoted.join(' ')}`], {
       stdio: ['ignore', 'ignore', 'pipe'],

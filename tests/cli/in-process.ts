@@ -1,21 +1,21 @@
-// Runs a command of the built package in this process, which saves the start of a program.
+// Runs a command of the built package in this process, which is faster than starting a program.
 
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { enginesHere } from '../engines-here.js'
 import { type Outcome, root } from './lowrank.js'
 
-// From dist, because what starts worker threads finds no compiled ones in src.
+// Imported from dist, because src has no compiled scripts for worker threads.
 const program: typeof import('../../src/cli/program.js') = await import(
   pathToFileURL(join(root, 'dist', 'cli', 'program.js')).href
 )
 
-/** Only one command at a time may own stdout and stderr. */
+/** Commands run one at a time, because they share stdout and stderr. */
 let last: Promise<unknown> = Promise.resolve()
 
 /**
- * What `lowrank ...args` does, its exit code and its outputs. What needs a process of its own (signals, pipes, memory)
- * takes `lowrank`.
+ * Runs `lowrank ...args`, and returns its exit code and outputs. Tests of signals, pipes and memory need a separate
+ * process and use `lowrank`.
  */
 export function lowrankHere(...args: readonly string[]): Promise<Outcome> {
   const outcome = last.then(() => capture(args))

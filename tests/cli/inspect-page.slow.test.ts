@@ -16,7 +16,7 @@ const scratch = scratchFolder()
 const KINDS = join(root, 'tests', 'golden', 'kinds')
 const BASE = join(KINDS, 'qwen2.safetensors')
 
-/** What a name would do in a page that does not treat it as text. */
+/** Names that would run as markup or script if the page did not show them as text. */
 const HOSTILE = [
   'model.layers.0.</script><img src=x onerror=document.title="HACKED">',
   'model.layers.1."><svg onload=alert(1)>',
@@ -139,7 +139,7 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
       expect((await texts('dd')).join(' ')).toContain('6 of 6 parts fit')
       const fits = (await texts('.table th')).indexOf('fits')
       expect(await texts(`.table tbody td:nth-child(${fits + 1})`)).toEqual(Array(6).fill('yes'))
-      // The largest has the darkest end of the scale.
+      // The largest value gets the darkest color.
       const shares = await page.evaluate(
         `[...document.querySelectorAll('.cell')].map((cell) => cell.style.getPropertyValue('--share'))`,
       )

@@ -18,7 +18,7 @@ function documentOf({ code, stdout, stderr }: Outcome) {
   return document
 }
 
-/** The config is the last file of an adapter to get its name. */
+/** Waits for an adapter's config, the last of its files to get its name. */
 async function appears(path: string): Promise<void> {
   for (let i = 0; i < 3000 && !existsSync(path); i++) await new Promise((resolve) => setTimeout(resolve, 20))
 }
@@ -55,7 +55,7 @@ describe('lowrank train', () => {
 
   it('stops at once at the second Ctrl-C, and keeps the last complete adapter', async () => {
     const out = join(scratch, 'twice')
-    // Steps long enough that the second Ctrl-C comes within one.
+    // Steps are long, so that the second Ctrl-C comes during a step.
     const size = ['--batch-size', '30', '--epochs', '99', '--save-every', '1']
     const { child, done } = start(['train', '--model', MODEL, '--data', DATA, '--out', out, ...size])
     await appears(join(out, 'adapter_config.json'))

@@ -1,4 +1,4 @@
-// What commands do with the less usual adapters: idle patterns, stacks of experts, PEFT's default targets.
+// Commands with rare kinds of adapters: patterns that match nothing, stacked experts, and PEFT's default targets.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,4 +1,4 @@
-// A merge that takes long enough to be looked at and stopped.
+// A merge that takes long enough to be watched and stopped.
 
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -9,13 +9,13 @@ import { saveAdapter } from '../../src/node.js'
 export const LAYERS = 16
 export const [d, k] = [2048, 2048]
 
-/** What is hidden beside an output. */
+/** Lists the hidden files beside an output. */
 export function hiddenBeside(out: string): string[] {
   const names = existsSync(dirname(out)) ? readdirSync(dirname(out)) : []
   return names.filter((name) => name.startsWith(`.${basename(out)}.`)).map((name) => join(dirname(out), name))
 }
 
-/** A checkpoint of 16 files of 8 MB of zeros, and an adapter for it. */
+/** Makes a checkpoint of 16 files of 8 MB of zeros, and an adapter for it. */
 export async function large(scratch: string): Promise<{ base: string; adapter: string }> {
   const [base, folder] = [join(scratch, 'large'), join(scratch, 'large-adapter')]
   if (existsSync(base)) return { base, adapter: folder }
@@ -42,7 +42,7 @@ export async function large(scratch: string): Promise<{ base: string; adapter: s
   return { base, adapter: folder }
 }
 
-/** Of all files of a folder. */
+/** The digest of all files in a folder. */
 export function digest(folder: string): string {
   const hash = createHash('sha256')
   for (const name of readdirSync(folder).sort()) hash.update(name).update(readFileSync(join(folder, name)))

@@ -1,10 +1,10 @@
-// Words of other tools on the command line: each leads to what does the same here, and none to something else.
+// Words from other tools on the command line: each error leads to the right word here, and none leads to a wrong one.
 
 import { describe, expect, it } from 'vitest'
 import { parseCommand } from '../../src/cli/options.js'
 import { COMMANDS, run } from '../../src/cli/program.js'
 
-/** The message for a command, or for an option of a command. */
+/** Returns the error message for a command, or for an option of a command. */
 async function messageFor(words: string): Promise<string> {
   const [name, flag] = words.split(' ')
   try {
@@ -135,7 +135,7 @@ describe('words of other tools', () => {
     const missed = answers.filter(({ says, leads }) => !leads.test(says))
     expect(BLIND.length).toBeGreaterThanOrEqual(60)
     expect(BLIND.length - missed.length).toBeGreaterThanOrEqual(53)
-    // A miss may list what there is, but names no other thing.
+    // Messages without a guess may list all names, but must not suggest a wrong one.
     expect(missed.filter(({ says }) => !/^there is no (option \S+|command '\S+'; there are .*)$/.test(says))).toEqual(
       [],
     )

@@ -15,7 +15,7 @@ afterEach(() => {
   Object.assign(process.stderr, { isTTY, write })
 })
 
-/** Metrics as the server writes them, after a number of tokens. */
+/** The server's metrics after a number of tokens. */
 const metricsAfter = (tokens: number) =>
   [
     'vllm:num_requests_running 3',

@@ -21,7 +21,7 @@ export interface Outcome {
 }
 
 /** Starts `lowrank`; `done` waits for its end. */
-/** @param isSlow its writes to files take their time */
+/** @param isSlow true to slow down its writes to files */
 export function start(args: readonly string[], isSlow = false): { child: ChildProcess; done: Promise<Outcome> } {
   if (!existsSync(binary)) throw new Error('dist/ is missing: run `npm run build` first')
   const own = isSlow ? ['--import', new URL('../slow-writes.mjs', import.meta.url).href] : []
@@ -36,7 +36,7 @@ export function start(args: readonly string[], isSlow = false): { child: ChildPr
   })
   const done = new Promise<Outcome>((resolve, reject) => {
     child.on('error', reject)
-    // As shells report it: 128 and the signal's number.
+    // Shells report a signal as 128 plus its number.
     child.on('close', (code, signal) => resolve({ code: code ?? 128 + constants.signals[signal!], stdout, stderr }))
   })
   return { child, done }

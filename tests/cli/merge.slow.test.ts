@@ -1,4 +1,4 @@
-// What surrounds `lowrank merge`: signals, closed and full outputs, and what it says beside the result.
+// `lowrank merge` with signals, closed and full outputs, and its messages and reports.
 
 import { spawnSync } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
@@ -14,7 +14,7 @@ const scratch = scratchFolder()
 const PEFT = join(root, 'tests', 'golden', 'peft', 'f32')
 const CHECKPOINT = ['--format', 'safetensors']
 
-/** The F32 tensors of a file. */
+/** Reads the F32 tensors of a file. */
 function readWeights(file: string): Map<string, Float32Array> {
   const bytes = readFileSync(file)
   const start = 8 + Number(bytes.readBigUInt64LE())
@@ -144,13 +144,13 @@ it.skipIf(process.platform === 'win32')('few file descriptors are an error that 
   const outcomes = [52, 60, 72].map((limit) => {
     const script = `ulimit -n ${limit} && exec "$@"`
     const { status, stderr } = spawnSync('sh', ['-c', script, 'sh', ...command, ...args], { encoding: 'utf8' })
-    // Below some limit Node itself cannot load the program.
+    // Below some limit, Node itself cannot load the program.
     if (/node:internal\/modules/.test(stderr) && !stderr.includes('bug')) return 'not started'
     expect(stderr).not.toContain('bug')
     if (status !== 0) expect(stderr).toMatch(/error: .*: too many open files/)
     return status
   })
-  // Which of the limits are enough depends on the machine.
+  // The limit that is enough depends on the machine.
   expect(outcomes.every((outcome) => outcome === 'not started' || outcome === 0 || outcome === 1)).toBe(true)
 })
 
@@ -183,7 +183,7 @@ describe('what it says', () => {
     const out = join(scratch, 'from nothing')
     const { stdout, stderr } = await lowrankHere('merge', '--base', base, '--adapter', adapter, '--out', out, '--json')
     const report = JSON.parse(stdout)
-    // The base is zero.
+    // The base is zero, so a relative change is not defined.
     expect(report.layers[0]).toEqual({ name: 'model.layers.0.q_proj', relativeChange: null })
     expect(report.bytes).toBeGreaterThan(2 * d * k * LAYERS)
     expect(report).toMatchObject({ version: 1, seconds: expect.any(Number), peakRssBytes: expect.any(Number) })
@@ -212,7 +212,7 @@ describe('what it says', () => {
     expect(names(report.layers)).toEqual(names(plan.layers))
     const written = Object.fromEntries(readdirSync(out).map((name) => [name, readFileSync(join(out, name)).length]))
     for (const { name, byteLength } of plan.files) expect(written[name]).toBe(byteLength)
-    // The sizes of the changes are those of the adapter's deltas over the norms of the base.
+    // A relative change is the norm of the adapter's delta divided by the norm of the base.
     const base = readWeights(join(MODEL, 'model.safetensors'))
     for (const layer of (await loadAdapter(PEFT)).parts('linear')) {
       const { name } = layer

@@ -1,5 +1,5 @@
-// Limits of open files that are too low for the modules of lowrank, or for the files of a command: a message, and no
-// stack.
+// A limit on open files that is too low for lowrank's modules or for the files of a command gives a message without a
+// stack trace.
 
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -25,7 +25,7 @@ it.skipIf(process.platform !== 'linux').each(limits)('ulimit -n %i', (limit) => 
   const options = { base: `${MERGE}/base`, adapter: `${MERGE}/adapter`, out: join(scratch, `${limit}`), threads: '2' }
   const args = ['merge', ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, value])]
   const command = [process.execPath, join(root, 'dist/cli/main.js'), ...args].map((word) => `'${word}'`).join(' ')
-  // Without NODE_OPTIONS, which would load the tests' preloaded module. It opens files too.
+  // NODE_OPTIONS would load the tests' preloaded module, which opens files too.
   const env = { ...process.env, NODE_OPTIONS: '' }
   const { status, stderr } = spawnSync('sh', ['-c', `ulimit -n ${limit}; ${command}`], { encoding: 'utf8', env })
   expect(stderr).not.toMatch(/^ {4}at |a bug in lowrank/m)

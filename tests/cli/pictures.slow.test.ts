@@ -11,7 +11,7 @@ import { root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 
-/** sharp, as far as it is used here. */
+/** The part of sharp that this test uses. */
 type Sharp = (data: Buffer, options: object) => { png(): { toFile(path: string): Promise<unknown> } }
 
 function installed(): Sharp | undefined {

@@ -1,4 +1,4 @@
-// lowrank train --task grpo: rewards from a module, which runs in a worker that a deadline ends, and from graders.
+// lowrank train --task grpo: rewards from graders, and from a module, which runs in a worker with a deadline.
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'

@@ -1,4 +1,4 @@
-// lowrank serve, as a process: it answers over HTTP, and a signal lets it finish what has begun; and what it refuses.
+// lowrank serve as a process: it answers over HTTP, finishes running answers after a signal, and refuses wrong options.
 
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -9,7 +9,7 @@ import { expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
 import { lowrank, MODEL, scratchFolder, start } from './lowrank.js'
 
-/** Resolves in the moment in which the address is printed. */
+/** Waits until the address is printed. */
 function addressOf(child: ChildProcess): Promise<string> {
   return new Promise<string>((resolve, reject) => {
     let text = ''
@@ -122,7 +122,7 @@ it('refuses a port that another program uses', async () => {
   const other = createServer().listen(0, '127.0.0.1')
   await once(other, 'listening')
   const { port } = other.address() as AddressInfo
-  // Before a model is loaded: this one is not there.
+  // The port is checked before the model is loaded: this model does not exist.
   const { code, stderr } = await lowrankHere('serve', './nowhere', '--port', `${port}`)
   other.close()
   expect([code, stderr]).toEqual([2, expect.stringMatching(/--port: used by another program.*0 takes a free one/)])

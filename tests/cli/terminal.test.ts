@@ -1,4 +1,4 @@
-// What people see while a command works.
+// What a terminal shows while a command works.
 
 import { stripVTControlCharacters } from 'node:util'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
@@ -25,7 +25,7 @@ describe('Progress', () => {
   it('tells how much time is left, from what was done since it began', () => {
     process.stderr.isTTY = true
     const progress = new Progress()
-    // What was there before says nothing of its speed.
+    // Bytes that were there before do not count for the speed.
     progress.update(20, 100, ' MB')
     expect(written).not.toContain('left')
     vi.advanceTimersByTime(5000)

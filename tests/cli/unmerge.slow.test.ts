@@ -23,7 +23,7 @@ const unmerge = (merged: string, out: string, ...rest: string[]) =>
   lowrankHere('unmerge', '--merged', merged, '--out', out, ...rest)
 
 beforeAll(async () => {
-  // An adapter that is added and taken away at once leaves the rounded base.
+  // An adapter that is added and subtracted at the same time leaves the rounded base.
   const nothing = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
   for (const [base, out, ...rest] of [
     [MODEL, 'bf16', ...nothing, '--out-dtype', 'bf16'],
@@ -53,7 +53,7 @@ describe('lowrank unmerge', () => {
 
   it('gives back an .onnx up to the last digits', async () => {
     const [same, merged, back] = ['onnx-same.onnx', 'onnx-merged.onnx', 'onnx-back.onnx'].map(place)
-    // An adapter that is added and taken away at once leaves the base, as it is written here.
+    // An adapter that is added and subtracted at the same time leaves the base, in the form in which lowrank writes it.
     const nothing = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
     expect((await lowrankHere('merge', '--base', ONNX, ...nothing, '--out', same)).code).toBe(0)
     expect((await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', merged)).code).toBe(0)

@@ -1,4 +1,4 @@
-// What a run shows while it goes on: answers to prompts, evaluations, and the page of its folder.
+// The outputs of a run while it trains: answers to prompts, evaluations, and the page in its folder.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -36,7 +36,7 @@ it('answers prompts before, at each evaluation and at the end, and saves the sam
   expect(report.evaluations.map(({ step }: EvaluationEvent) => step)).toEqual([0, 2, 4, 5])
   const lines = read(sampled, 'evaluations.jsonl').trim().split('\n')
   expect(lines.map((line) => JSON.parse(line).step)).toEqual([0, 0, 2, 2, 4, 4, 5, 5])
-  // A session with a cache writes the same.
+  // A session with a cache writes the same text.
   const model = await loadModel(MODEL)
   const session = await openSession(model, { adapters: { own: adapter }, threads: 1 })
   for (const [at, choice] of [

@@ -1,7 +1,7 @@
-// Results of every kind, disturbed: processes that are killed at random changes to the file system, several that write
-// to one place at once, with slow renames, results that are there, a full disk, devices. Each result is wholly one
-// command's, and nothing is left beside it.
-// WHOLE_ROUNDS=20 makes more rounds; WHOLE_SEED=n others.
+// Disturbs commands that write results of every kind: kills them at random changes to the file system, lets several
+// write to the same place with slow renames, and tries existing results, a full disk, and devices. Each result must
+// come whole from one command, with no files left beside it. WHOLE_ROUNDS=20 makes more rounds, and WHOLE_SEED=n
+// different ones.
 
 import { execFileSync, spawn } from 'node:child_process'
 import {
@@ -31,9 +31,9 @@ const rounds = Number(process.env.WHOLE_ROUNDS ?? 1)
 const seed = Number(process.env.WHOLE_SEED ?? 1)
 
 interface Kind {
-  /** Name of the result. */
+  /** The name of the result. */
   readonly out: string
-  /** A command for each of two variants, which give different bytes. */
+  /** The command for each of two variants, which give different bytes. */
   readonly args: (variant: 0 | 1) => string[]
   /** True if the command has --overwrite. */
   readonly replaces?: boolean
@@ -129,12 +129,12 @@ interface Ended {
 
 interface Disturbance {
   readonly folder: string
-  /** Before which change in the folder the process is killed; 0 to count them. */
+  /** The process is killed before this change in the folder. 0 counts the changes. */
   readonly kill?: number
   readonly isSlow?: boolean
-  /** A result that gets this name right before the process's own. */
+  /** Another result that gets the name right before the result of the process. */
   readonly rival?: readonly [result: string, name: string]
-  /** From which call in the folder on the disk is full. */
+  /** The disk is full from this call in the folder on. */
   readonly full?: number
 }
 
@@ -158,7 +158,7 @@ function run(args: string[], { folder, kill, isSlow = false, rival, full }: Dist
   })
 }
 
-/** All files of a result by name. */
+/** Reads all files of a result, by name. */
 function contentOf(folder: string, out: string): Map<string, string> {
   const isFolder = !out.includes('.')
   const from = isFolder ? join(folder, out) : folder
@@ -170,7 +170,7 @@ function contentOf(folder: string, out: string): Map<string, string> {
 
 const hiddenIn = (folder: string) => readdirSync(folder).filter((name) => name.startsWith('.'))
 
-/** Numbers that look random: the same for the same seed. */
+/** Random numbers that depend only on the seed. */
 function randomFrom(start: number) {
   let state = start * 2654435761 + 12345
   return (below: number) => {
@@ -204,7 +204,7 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
       const folder = mkdtempSync(join(scratch, 'kill-'))
       for (let kills = 1 + random(2); kills > 0 && !existsSync(join(folder, out)); kills--) {
         const ended = await run(commandIn(folder, 0), { folder, kill: 1 + random(changes) })
-        // Threads share their work by chance, and a second command may have less to do.
+        // Threads divide the work by chance, so a second command may make fewer changes and reach its end.
         expect(ended.signal ?? ended.code, ended.stderr).toBeOneOf(['SIGKILL', 0])
         left += hiddenIn(folder).length
       }
@@ -213,7 +213,7 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
       const { code, stderr } = await run(commandIn(folder, 0), { folder })
       if (code !== 0) expect([wasThere, stderr]).toEqual([true, expect.stringContaining('exists already')])
       expect(contentOf(folder, out)).toEqual(expected[0])
-      // A refused command may have looked at nothing: then the next one that writes removes what is left.
+      // A command that is refused early removes no leftovers. The next command that writes does.
       if (code === 0) expect(hiddenIn(folder)).toEqual([])
     }
     if (rounds > 2) expect(left).toBeGreaterThan(0)
@@ -264,7 +264,7 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
       const command = [...commandIn(folder, 0), '--overwrite']
       expect((await run(command, { folder, ...(!isThere && { rival }) })).code).toBe(0)
       if (isThere && name.includes('graph with its data')) {
-        // The old graph had its data till the end, so that of the new one has another name.
+        // The old graph needed its data until the end, so the data of the new graph has another name.
         const data = contentOf(folder, out)
         expect([...data.keys()]).toEqual([out, `${out}.1.data`])
         expect(data.get(`${out}.1.data`)).toBe(expected[0].get(`${out}.data`))

@@ -1,5 +1,5 @@
-// Runs one cell of the matrix through the public paths, and says what conforms: counts, forward, merged weights, the
-// file again.
+// Runs one cell of the matrix with public functions and compares with PEFT: counts, outputs, merged weights, and the
+// file after it is saved again.
 
 import path from 'node:path'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
@@ -28,7 +28,7 @@ import {
 } from './golden.js'
 import { LOWRANK_REFUSES } from './refused.js'
 
-/** Largest error of a tensor over that tensor's largest value. */
+/** The largest errors of a tensor, relative to its largest value. */
 export const TOLERANCES = { forward: 1e-5, merge: 1e-6 } as const
 
 export const CHECKS = ['counts', 'forward', 'merge', 'bf16', 'f16', 'file'] as const
@@ -36,11 +36,11 @@ export type Check = (typeof CHECKS)[number]
 
 export interface CellResult {
   status: 'pass' | 'peft-refuses' | 'lowrank-refuses' | 'fail' | 'blank'
-  /** Why it is refused, or PEFT’s message where it cannot merge what it can run. */
+  /** Why the cell is refused, or PEFT’s message if it can run an adapter but not merge it. */
   message?: string
-  /** Each begins with the check's name. */
+  /** Problems, each beginning with the name of the check. */
   problems: string[]
-  /** What was compared. */
+  /** The comparisons that were made. */
   done: Check[]
 }
 
@@ -48,8 +48,8 @@ export interface CellResult {
 export type Tamper = (files: MemoryDirectory) => void
 
 /**
- * @param tamper for tests of the suite itself: what the cell must notice
- * @param checks what to compare; all of it by default
+ * @param tamper a mistake that the cell must notice, for tests of the suite itself
+ * @param checks the comparisons to make. Default: all
  */
 export async function runCell(cell: Cell, tamper?: Tamper, checks: readonly Check[] = CHECKS): Promise<CellResult> {
   const expected = readExpected(cell)
@@ -99,7 +99,7 @@ class CellRun {
     if (this.#checks.includes('file')) await this.#file(adapter)
   }
 
-  /** The cell that lowrank refuses: it must say so. */
+  /** Checks a cell that lowrank refuses: the error must say why. */
   async refusal({ message, reason }: { message: RegExp; reason: string }): Promise<CellResult> {
     const result = { status: 'lowrank-refuses' as const, message: reason, problems: [] as string[], done: [] }
     try {
@@ -130,7 +130,7 @@ class CellRun {
     if (own !== theirs) this.#problem(check, `${what}: expected ${theirs}, got ${own}`)
   }
 
-  /** What inspect says, of the adapter in memory and of its folder. */
+  /** Compares the report of inspect, for the adapter in memory and for its folder. */
   #counts(report: AdapterReport): void {
     const { trainableParams, layers } = this.#expected
     this.#equal('counts', 'trained parameters', report.trainableParams, trainableParams)
@@ -148,7 +148,7 @@ class CellRun {
     }
   }
 
-  /** Each adapted module by itself, in f32: its output, before merging and after, and its weight. */
+  /** Compares each adapted module in f32: its output before and after merging, and its weight. */
   async #forward(adapter: LoraAdapter, golden: ReadonlyMap<string, Tensor>): Promise<void> {
     const base = await this.#baseTensors()
     for (const expected of this.#expected.layers) {
@@ -170,7 +170,7 @@ class CellRun {
     this.done.push('forward')
   }
 
-  /** The checkpoint, in the base's type and in 16 bits. */
+  /** Compares the merged checkpoint, in the base's type and in 16 bits. */
   async #merge(golden: ReadonlyMap<string, Tensor>): Promise<void> {
     const stored = this.#storedDtype()
     const types: [Exclude<Check, 'counts' | 'forward' | 'file'>, FloatDtype][] =
@@ -202,24 +202,21 @@ class CellRun {
     }
   }
 
-  /** The folder, or, where its start changed the base, the plain adapter of the original base. */
+  /** The adapter's folder, or the plain adapter for the original base if its initialization changed the base. */
   async #mergeable(base: MemoryDirectory): Promise<MergeAdapter> {
     const adapter = await loadAdapter(this.#folder())
     return changesBase(adapter.config.init) ? convertToPlain(adapter, base) : this.#folder()
   }
 
-  /** What PEFT does: a merge changes both uses of the one weight, but a saved copy of one use unties them. */
+  /** PEFT's rule: a merge changes both uses of a tied weight, but a saved copy of one use unties them. */
   #tiedPolicy(): TiedPolicy {
     const { architecture, option } = this.#cell
     if (this.#expected.base !== 'tied') return 'untie'
-    // T5's `shared` does not use the weight: it owns it.
+    // T5's `shared` is the weight itself, not a use of it.
     return option === 'tied-saved' && architecture !== 't5' ? 'untie' : 'keep'
   }
 
-  /**
-   * The base's tensors, and the output layer's where it was tied and is not any more: the original values of what it
-   * was tied to.
-   */
+  /** The base's tensors. If the output layer is no longer tied, it gets a copy of the original tied weight. */
   #untied(base: ReadonlyMap<string, Tensor>): ReadonlyMap<string, Tensor> {
     const embedding = [...base].find(([name]) => /(embed_tokens|wte|word_embeddings)\.weight$/.test(name))
     if (this.#expected.base !== 'tied' || this.#tiedPolicy() !== 'untie' || embedding === undefined) return base
@@ -239,7 +236,7 @@ class CellRun {
     this.#problem('merge', 'merged, although PEFT refuses to')
   }
 
-  /** The folder written again: the same bytes, and a config of the same content. */
+  /** Saves the folder again: the weights must have the same bytes, and the config the same content. */
   async #file(adapter: LoraAdapter): Promise<void> {
     const [own, saved] = [this.#folder(), new MemoryDirectory()]
     await saveAdapter(adapter, saved)
@@ -255,7 +252,7 @@ class CellRun {
     this.done.push('file')
   }
 
-  /** A file in another format has become a safetensors file with the same adapter. */
+  /** Compares the tensors of a file that was in another format and is now a safetensors file. */
   async #sameTensors(adapter: LoraAdapter, saved: MemoryDirectory): Promise<void> {
     const [before, after] = [
       JSON.stringify(await inspectAdapter(adapter)),
@@ -282,8 +279,8 @@ class CellRun {
   }
 
   /**
-   * Rounding keeps order: a value is within `slack` of the exact one, rounded once, if it lies between the rounded
-   * bounds.
+   * Checks values that are rounded once from numbers within `slack` of the exact ones. Rounding keeps the order, so
+   * they must lie between the rounded bounds.
    */
   #rounded(check: Check, name: string, got: Float32Array, exact: Float32Array, dtype: FloatDtype, slack: number): void {
     const round = (values: Float32Array) => decodeFloats(encodeFloats(values, dtype), dtype)
@@ -293,11 +290,11 @@ class CellRun {
   }
 }
 
-/** An adapted module with its base, whatever its kind. Values are as the base stores them. */
+/** An adapted module of any kind with its base. Values are in the layout in which the base stores them. */
 interface Module {
   forward(input: Tensor): FloatArray
   effectiveWeight(): FloatArray
-  /** Of linear layers, which alone hold their base in memory. */
+  /** Only linear layers have it, because only they hold their base in memory. */
   merge?(): void
 }
 
@@ -354,8 +351,8 @@ function largest(values: Float32Array): number {
 }
 
 /**
- * With bias "all" PEFT saves the biases of modules_to_save once more under keys that it never reads, and those of the
- * base's modules. The file without them, in the order in which PEFT's library writes tensors.
+ * With bias "all", PEFT saves the biases of modules_to_save and of the base's modules a second time, under keys that it
+ * never reads. Returns the file without them, in the order in which PEFT's library writes tensors.
  */
 async function withoutCopies(file: Uint8Array): Promise<Uint8Array> {
   const { source, tensors, metadata } = await parseSafetensorsHeader(new MemorySource(file))
@@ -367,7 +364,7 @@ async function withoutCopies(file: Uint8Array): Promise<Uint8Array> {
   return result.files.get('file')!
 }
 
-/** Objects with their keys in one order; what is empty is absent. */
+/** Sorts the keys of objects and removes empty values. */
 function sorted(value: unknown): unknown {
   if (Array.isArray(value) && value.length === 0) return null
   if (Array.isArray(value) || typeof value !== 'object' || value === null) return value

@@ -1,5 +1,5 @@
-// The conformance matrix: a test for each cell, and the table in docs/ that says what conforms (`npm run conformance`
-// writes it).
+// The conformance matrix: a test for each cell, and the table in docs/conformance.md, which `npm run conformance`
+// writes.
 
 import path from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'

@@ -1,4 +1,4 @@
-// Where PEFT does something else than what its adapter means: both results, side by side. docs/conformance.md lists
+// Cases in which PEFT's result is not what the adapter means, with both results side by side. docs/conformance.md lists
 // them.
 
 import path from 'node:path'
@@ -30,7 +30,7 @@ interface Golden {
   tensors: Map<string, Tensor>
 }
 
-/** The cells of an option that PEFT does not refuse. */
+/** Returns the cells of an option that PEFT does not refuse. */
 async function goldens(option: string): Promise<Golden[]> {
   const result: Golden[] = []
   for (const cell of cells) {
@@ -85,7 +85,7 @@ describe.each([
       }
     }
     expect(wrong.safe / total).toBeGreaterThan(0.02)
-    // An exact value may lie on the border of two, which sums in f32 pass over.
+    // An exact value may lie between two rounded values, and the f32 sum on the other side.
     expect(wrong.rounded / total).toBeLessThan(0.001)
     expect(wrong.ours / total).toBeLessThan(0.001)
   })
@@ -98,7 +98,7 @@ describe('tied embeddings (peft#2018, peft#2777)', () => {
       const base = await readTensors((await baseFolder(cell, expected, 'fp32')).files.get('model.safetensors')!, 'base')
       const { name, weight } = expected.layers.find(({ kind }) => kind === 'embedding')!
       const original = base.get(weight)!.data
-      // Not merged, PEFT adapts the embedding alone, in these rows; merged, the output layer has the change as well.
+      // Before a merge, PEFT changes these rows of the embedding alone. After it, the output layer has the change too.
       const heads = [...tensors.keys()].filter((key) =>
         /^merged\.(lm_head|cls\.predictions\.decoder)\.weight$/.test(key),
       )
@@ -120,7 +120,7 @@ describe('tied embeddings (peft#2018, peft#2777)', () => {
   })
 })
 
-/** The base's weight with `times` the change of each of these modules in it. */
+/** Returns the base's weight with the change of each module added, multiplied by `times`. */
 async function withChanges(
   { cell, expected, files }: Golden,
   names: readonly string[],
@@ -146,7 +146,7 @@ describe('ensure_weight_tying', () => {
       const { cell, expected, tensors } = golden
       const { name, weight } = expected.layers.find(({ kind }) => kind === 'embedding')!
       const wrong = tensors.get(`wrong.${weight}`)
-      // Elsewhere PEFT adapts one use alone.
+      // In other cells, PEFT adapts only one use.
       if (wrong === undefined) continue
       count++
       expect(difference(wrong.data, await withChanges(golden, [name], 2)), cell.name).toBeLessThan(1e-5)

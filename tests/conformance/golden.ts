@@ -1,5 +1,4 @@
-// The conformance matrix as scripts/golden/conformance.py made it: cells, their bases, and what PEFT counts and
-// computes.
+// The conformance matrix of scripts/golden/conformance.py: cells, their bases, and PEFT's counts and results.
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -24,9 +23,9 @@ export const matrix: Matrix = JSON.parse(readFileSync(path.join(root, 'matrix.js
 export interface ExpectedLayer {
   name: string
   kind: LayerReport['kind']
-  /** The base's tensor on disk, which tied modules share. */
+  /** The base's tensor on disk. Tied modules share it. */
   weight: string
-  /** Its base stores the weight as (k, d). */
+  /** True if the base stores the weight as (k, d). */
   fanInFanOut: boolean
   shapeA: number[]
   shapeB: number[]
@@ -36,22 +35,22 @@ export interface ExpectedLayer {
   normA: number
   normB: number
   normDelta: number
-  /** Of a convolution. */
+  /** The stride of a convolution. */
   stride?: number[]
   padding?: number[]
   dilation?: number[]
 }
 
-/** What PEFT counts after loading the adapter again. */
+/** PEFT's counts after it has loaded the adapter again. */
 export interface Expected {
   base: 'base' | 'tied'
   trainableParams: number
   layers: ExpectedLayer[]
-  /** Where PEFT trained with other alphas than it loads again. */
+  /** The alphas of training, if PEFT loads other ones. */
   trainedAlphas?: Record<string, number>
-  /** PEFT's message when it cannot merge what it can run. */
+  /** PEFT's message if it can run the adapter but not merge it. */
   mergeRefused?: string
-  /** PEFT merges something else than it runs: `wrong.NAME` among the tensors is that, `merged.NAME` what it runs. */
+  /** True if PEFT's merge differs from its outputs. `wrong.NAME` is its merged tensor, `merged.NAME` the right one. */
   isMergeWrong?: boolean
 }
 
@@ -65,20 +64,20 @@ export interface Cell {
 /** Tensors by name. */
 export type Values = ReadonlyMap<string, Tensor>
 
-/** The full product, whether the cell's folder is there or not. */
+/** All combinations, even if a cell's folder does not exist. */
 export const cells: Cell[] = Object.keys(matrix.architectures).flatMap((architecture) =>
   Object.keys(matrix.options).map((option) => {
     return { architecture, option, name: `${architecture} × ${option}`, folder: path.join(root, architecture, option) }
   }),
 )
 
-/** What PEFT says: it refuses, or these are its numbers. Undefined for a blank cell. */
+/** Reads PEFT's refusal or its numbers. Returns undefined for a blank cell. */
 export function readExpected({ folder }: Cell): { refused: string } | Expected | undefined {
   const file = path.join(folder, 'expected.json')
   return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : undefined
 }
 
-/** All files of a folder, sub-folders included, in memory, where a test may change them. */
+/** Reads a folder and its sub-folders into memory, where a test may change the files. */
 export function readFolder(folder: string): MemoryDirectory {
   const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
   const content = files.map(({ parentPath, name }) => {
@@ -97,10 +96,10 @@ export async function readTensors(bytes: Uint8Array, name: string): Promise<Map<
   return result
 }
 
-/** Stored tensor → the model's parameter, and where in it: the number of an expert and the first row. */
+/** Stored tensor → the model's parameter, and the place in it: the number of an expert and the first row. */
 type StoredNames = Record<string, [parameter: string, expert: number | null, row: number]>
 
-/** A checkpoint's tensors as the model has them: under its names, experts in stacks. */
+/** Reads a checkpoint's tensors under the model's names, with experts stacked. */
 export function modelTensors(folder: MemoryDirectory, stored: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
   const text = folder.files.get('names.json')
   const names: StoredNames = text === undefined ? {} : JSON.parse(new TextDecoder().decode(text))
@@ -128,7 +127,7 @@ export function cellTensors({ folder }: Cell): Promise<Map<string, Tensor>> {
   return readTensors(readFileSync(file), file)
 }
 
-/** The cell's base as a folder, in a float type of its own. */
+/** Makes the cell's base as a folder, in the given float type. */
 export async function baseFolder(
   { architecture }: Cell,
   { base }: Expected,

@@ -1,5 +1,5 @@
-// Whether the matrix would notice: adapters are changed before lowrank reads them as a wrong implementation would read
-// them, and the cells must turn red, in the checks that the mistake concerns.
+// Checks that the matrix notices mistakes. Each adapter is changed in the way in which a wrong implementation would
+// misread it, and the cells must then fail in the checks that the mistake concerns.
 
 import { describe, expect, test } from 'vitest'
 import type { MemoryDirectory } from '../../src/base/bytes.js'
@@ -26,7 +26,7 @@ function config(change: (fields: Fields) => void): Tamper {
   }
 }
 
-/** Changes the values of the tensors whose names match, in their own type; `width` is a value's bytes. */
+/** Changes the bytes of the tensors whose names match. `width` is the number of bytes of a value. */
 function tensors(
   pattern: RegExp,
   change: (bytes: Uint8Array, shape: readonly number[], width: number) => void,
@@ -45,7 +45,7 @@ function tensors(
   }
 }
 
-/** The values of a matrix as if it were stored column by column. */
+/** Rearranges the values of a matrix as if it were stored column by column. */
 function transposeValues(bytes: Uint8Array, shape: readonly number[], width: number): void {
   const before = bytes.slice()
   const rows = shape[0]
@@ -65,9 +65,9 @@ function reversed(pattern: Record<string, number>): Record<string, number> {
 interface Mutation {
   name: string
   tamper: Tamper
-  /** Cells that it concerns. */
+  /** Returns whether the mutation concerns a cell. */
   concerns(cell: Cell, expected: Expected): boolean
-  /** Each of these checks must report the mutation; `stopped` if the file no longer makes sense. */
+  /** The checks that must report the mutation. `stopped`: the file cannot be read any more. */
   noticed: readonly (Check | 'stopped')[]
 }
 
@@ -176,7 +176,7 @@ describe.each(MUTATIONS)('$name', ({ tamper, concerns, noticed }) => {
       )
       expect(status, cell.name).toBe('fail')
       const checks = new Set(problems.map((problem) => problem.split(':', 1)[0]))
-      // Parameters have no module whose output could differ.
+      // Parameters have no module with an output to compare.
       const hasOutputs = expected.layers.some(({ kind }) => kind !== 'parameter')
       for (const check of noticed.map((own) => (own === 'forward' && !hasOutputs ? 'counts' : own))) {
         if (['merge', 'bf16', 'f16'].includes(check) && !isMerged(expected)) continue

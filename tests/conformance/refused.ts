@@ -1,17 +1,17 @@
-// Cells that lowrank refuses and PEFT does not: the reason, and what the error must say. Each is in the table of
-// docs/conformance.md.
+// Cells that lowrank refuses and PEFT does not, with the reason and the text of the error. docs/conformance.md lists
+// them.
 
 import type { Cell } from './golden.js'
 
 export interface Refusal {
-  /** Which cells of the option. */
+  /** Returns whether lowrank refuses this cell of the option. */
   where(cell: Cell): boolean
   message: RegExp
   /** One sentence for the table. */
   reason: string
 }
 
-/** By option. */
+/** Refusals by option. */
 export const LOWRANK_REFUSES: Readonly<Record<string, Refusal>> = {
   bin: {
     where: () => true,

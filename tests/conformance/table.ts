@@ -1,4 +1,4 @@
-// docs/conformance.md, written from a run of the matrix.
+// Writes docs/conformance.md from a run of the matrix.
 
 import { type CellResult, TOLERANCES } from './check.js'
 import type { Cell, Matrix } from './golden.js'

@@ -1,5 +1,5 @@
-// Parquet files whose counts and lengths are lies. hyparquet follows many of them for minutes, or until there is no
-// memory: each must end as a DataError in bounded time.
+// Parquet files with false counts and lengths. hyparquet would work on many of them for minutes, or until memory runs
+// out. Each must give a DataError in bounded time.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it, vi } from 'vitest'
@@ -10,7 +10,7 @@ import { readRows } from '../../src/data/read-rows.js'
 import { goldenPath } from '../golden.js'
 import { THOROUGH } from '../thorough.js'
 
-/** Short times, so that a test of a file that never ends is short. */
+/** Small limits, so that a file without an end gives a short test. */
 const LIMITS = { ms: 1000, memoryBytes: 2 ** 28, values: 2 ** 22, pageBytes: 2 ** 26 }
 
 async function refusal(bytes: Uint8Array, limits = LIMITS): Promise<DataError> {
@@ -23,7 +23,7 @@ async function refusal(bytes: Uint8Array, limits = LIMITS): Promise<DataError> {
   return error as DataError
 }
 
-/** A file with this footer and nothing else. */
+/** Makes a file with this footer. */
 function fileWith(footer: readonly number[], content: readonly number[] = []): Uint8Array {
   const length = Buffer.alloc(4)
   length.writeUInt32LE(footer.length)
@@ -31,7 +31,7 @@ function fileWith(footer: readonly number[], content: readonly number[] = []): U
   return new Uint8Array(Buffer.concat(parts))
 }
 
-/** A valid file in which these bytes, found once, are others. */
+/** Reads a valid file and replaces a sequence of bytes that occurs once. */
 function changed(name: string, from: number[], to: number[]): Uint8Array {
   const bytes = Buffer.from(readFileSync(goldenPath('data', name)))
   const at = bytes.lastIndexOf(Buffer.from(from))
@@ -66,7 +66,7 @@ const OPTIONAL = 1
 interface Page {
   content: number[]
   encoding?: number
-  /** What the page's header says, where it is not the truth. */
+  /** A false count for the page's header. */
   count?: number
   packed?: number
   unpacked?: number
@@ -79,7 +79,7 @@ interface Columns {
   codec?: number
   repetition?: number
   rows?: number
-  /** What the footer says of the column's values. */
+  /** The number of values that the footer claims. */
   values?: number
   unpacked?: number
 }
@@ -92,7 +92,7 @@ function pageBytes({ content, encoding = PLAIN, count = 1, isDictionary = false,
   return [...i32(1, isDictionary ? 2 : 0), ...i32(1, unpacked), ...i32(1, packed), ...own, 0, ...content]
 }
 
-/** A file of one row group. */
+/** Makes a file with one row group. */
 function fileOf(columns: Columns[]): Uint8Array {
   let offset = 4
   const content: number[][] = []
@@ -130,7 +130,7 @@ function fileOf(columns: Columns[]): Uint8Array {
   )
 }
 
-/** A file with one column. */
+/** Makes a file with one column. */
 const column = (options: Omit<Columns, 'pages'>, ...pages: Page[]) => fileOf([{ ...options, pages }])
 
 it('gives integers that a number would round as text, which JSON can hold', async () => {
@@ -158,7 +158,7 @@ describe('a footer', () => {
   })
 
   it('has as many rows as its columns have values', async () => {
-    // The last row group has 30 rows: 60 as Thrift writes it. The bytes before and after belong to its size.
+    // The last row group has 30 rows, which Thrift writes as 60. The bytes around it make the match unique.
     const { message } = await refusal(changed('plain.parquet', [0x16, 0x3c, 0x26], [0x16, 0x7e, 0x26]))
     expect(message).toContain('30 values for 63 rows')
   })
@@ -273,7 +273,7 @@ describe('in browsers, which have no threads of Node', () => {
       expect(threads).toHaveBeenCalledWith('worker_threads')
       await refusal(column({ codec: SNAPPY }, { content: [4, 1, 9], unpacked: 4 }))
       await refusal(fileWith([0x15]))
-      // The time is looked at between pages.
+      // The time limit is checked between pages.
       const pages = Array(20_000).fill({ content: [0, 0, 0, 0] })
       const { message } = await refusal(column({ rows: 20_000 }, ...pages), { ...LIMITS, ms: 1 })
       expect(message).toContain('it takes more than')

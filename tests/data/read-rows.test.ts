@@ -26,7 +26,7 @@ async function refusal(data: DataSource, options?: ReadOptions): Promise<Lowrank
   return error as LowrankError
 }
 
-/** A source whose text is cut into reads of 1 MiB somewhere inside `content`. */
+/** A text in which a read of 1 MiB ends inside `content`. */
 const across = (content: string, before: number) => `${' '.repeat((1 << 20) - before)}${content}`
 
 it('refuses what is nested too deep, in files and in memory, and goes on with the next record if it is asked to', async () => {
@@ -349,7 +349,7 @@ describe('sources', () => {
       close: async () => {},
     }
     expect(await all(counting)).toHaveLength(200_000)
-    // The first reads show the format, or what the file is if it is not data.
+    // The first reads find out the format, or what the file is if it has no records.
     const [head, , ...rest] = reads
     expect(head).toBeLessThan(10_000)
     expect(rest.reduce((sum, n) => sum + n)).toBe(bytes.length)

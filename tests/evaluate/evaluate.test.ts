@@ -1,4 +1,4 @@
-// Evaluation of finished adapters: the numbers are those of an evaluation in training, for each kind of task.
+// Evaluating a finished adapter gives the same numbers as the evaluation during training, for each kind of task.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { evaluateAdapters } from '../../src/evaluate/evaluate-adapters.js'
@@ -21,7 +21,7 @@ afterAll(async () => {
 
 const silent = { onWarning: () => {}, threads: 1, resamples: 50 }
 
-/** Trains a little, and gives the adapter with what the run said of the evaluation data. */
+/** Trains for a few steps, and returns the adapter and the run's evaluation. */
 async function trained(options: Pick<TrainInput, 'model' | 'data' | 'evalData' | 'task' | 'chatTemplate'>) {
   const { adapter, report } = await train({
     ...{ maxLength: 24, batchSize: 4, maxSteps: 2, learningRate: 2e-2, threads: 1, config: { rank: 4 } },
@@ -85,7 +85,7 @@ describe('evaluation', () => {
       expect(report.models[0].metrics[name].value, name).toBeCloseTo(value, 5)
     }
     expect(report.models[1].differences!.accuracy).toEqual({ value: 0, low: 0, high: 0 })
-    // Labels keep the adapter's order if the data has some of them alone.
+    // Labels keep the adapter's order even if the data only has some of them.
     const some = rows.filter(({ label }) => label === 'up')
     const part = await evaluateAdapters(encoder, { own: run.adapter }, some, silent)
     expect(part.models[0].metrics.accuracy.value).toBeGreaterThanOrEqual(0)

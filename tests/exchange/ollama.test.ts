@@ -1,4 +1,4 @@
-// Adapters for Ollama: the template in Go's language renders to the text of the chat template. Go itself rendered the
+// Adapters for Ollama: the template in Go's language gives the same text as the chat template. Go itself made the
 // golden texts (scripts/golden/ollama.mjs).
 
 import { readFileSync } from 'node:fs'

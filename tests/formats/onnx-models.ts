@@ -1,4 +1,4 @@
-// Small ONNX models for tests, and a source that counts what is read of it.
+// Small ONNX models for tests, and a source that records which ranges are read.
 
 import type { ByteSource, Directory } from '../../src/base/bytes.js'
 import {
@@ -51,7 +51,7 @@ const float = (dims: readonly (number | string)[]) => ({
   },
 })
 
-/** y = (x @ w + c) @ v: w an initializer, v a Constant node's attribute, c small. */
+/** y = (x @ w + c) @ v, where w is an initializer, v is the attribute of a Constant node, and c is small. */
 export function linearModel(w: TensorProto, v: TensorProto): ModelProto {
   const c = create(TensorProtoSchema, { name: 'c', dataType: DataType.FLOAT, dims: [1n], floatData: [0.5] })
   return create(ModelProtoSchema, {
@@ -110,7 +110,7 @@ function initializerOf({ proto, name: where }: OnnxModel, name: string): TensorP
   return tensor
 }
 
-/** The place of an initializer's bytes; undefined if it is inside the graph. */
+/** Returns the place of an initializer's bytes, or undefined if they are inside the graph. */
 export function weightOf(onnx: OnnxModel, name: string): WeightRange | undefined {
   const tensor = initializerOf(onnx, name)
   return isExternal(tensor) ? weightRange(tensor, onnx.name) : undefined

@@ -87,7 +87,7 @@ describe('loading', () => {
     expect(await readWeight(onnx, 'w')).toEqual(bytesOf(W))
   })
 
-  // Where all are tried: as many as a stack has no room for.
+  // The thorough run nests more deeply than a call stack could.
   const COUNT = THOROUGH ? 50_000 : 10_000
   it('finds very many tensors', async () => {
     const raw = new Float32Array(256)
@@ -264,7 +264,7 @@ describe('what is no ONNX model', () => {
     await fc.assert(
       fc.asyncProperty(damage, fc.boolean(), async (changes, nearStart) => {
         const copy = bytes.slice()
-        // Most bytes are weights, where damage goes unnoticed: half of the runs aim at the structure around them.
+        // Most bytes are weights, where damage has no effect, so half of the runs aim at the structure around them.
         for (const [at, value] of changes) copy[nearStart ? at % 60 : copy.byteLength - 1 - (at % 700)] = value
         try {
           await load(copy)

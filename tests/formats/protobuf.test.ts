@@ -1,4 +1,4 @@
-// ONNX's messages as the library of protobuf reads and writes them, which knows them from their own description.
+// Compares reading and writing of ONNX's messages with the protobuf library, which uses the official descriptors.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -14,7 +14,7 @@ const described = file.messages.flatMap((one) => [one, ...one.nestedMessages])
 const model = described.find(({ name }) => name === 'ModelProto')!
 const golden = (path: string) => new Uint8Array(readFileSync(join(import.meta.dirname, '..', 'golden', path)))
 
-/** Bytes of a message with random fields, some of them of a later version. */
+/** Bytes of a message with random fields, including unknown fields as of a later version. */
 function randomBytes(message: DescMessage, depth: number): fc.Arbitrary<Uint8Array> {
   const known = message.fields.map((field) => {
     const { message: own } = field

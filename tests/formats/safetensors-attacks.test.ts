@@ -1,4 +1,4 @@
-// Threats to a reader of files from strangers, one test each, and a fuzzer. The list follows the attacks folder of
+// A test for each attack by a malicious file, and a fuzzer. The list follows the attacks folder of
 // huggingface/safetensors.
 
 import fc from 'fast-check'

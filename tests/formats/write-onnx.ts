@@ -1,4 +1,4 @@
-// Writes the files of a planned .onnx, with given bytes for what is replaced.
+// Writes the files of a planned .onnx model, with given bytes in place of some weights.
 
 import { type Directory, writeThrough } from '../../src/base/bytes.js'
 import type { ModelProto } from '../../src/formats/onnx/gen/onnx_pb.js'
