@@ -1,4 +1,4 @@
-// The golden models of tests/golden/graphs, and runs of their graphs in ONNX Runtime as it is.
+// The golden models of tests/golden/graphs, and runs of their graphs in plain ONNX Runtime.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -10,11 +10,11 @@ import { goldenPath } from './golden.js'
 
 export interface ExpectedGraphs {
   readonly text: string
-  /** What goes in; null for a model of sounds. */
+  /** The input tokens, or null for a model of sounds. */
   readonly inputIds: number[] | null
-  /** What the decoder of an encoder-decoder is given. */
+  /** The input tokens of the decoder, for an encoder-decoder. */
   readonly decoderIds: number[] | null
-  /** What follows, greedily. */
+  /** The tokens that follow greedily. */
   readonly baseIds: number[]
   readonly adaptedIds: number[]
 }
@@ -27,7 +27,7 @@ export function expectedGraphs(name: string): ExpectedGraphs {
   return JSON.parse(readFileSync(path.join(graphsFolder(name), 'golden', 'expected.json'), 'utf8'))
 }
 
-/** PEFT's logits of the last two tokens: `base` and `adapted`; and what went in where that is no text. */
+/** PEFT's logits of the last two tokens as `base` and `adapted`, and the input of models that do not read text. */
 export async function graphsNumbers(name: string): Promise<Map<string, Float32Array>> {
   const directory = new NodeDirectory(graphsFolder(name))
   const file = await parseSafetensorsHeader(await directory.open('golden/logits.safetensors'))
@@ -43,7 +43,7 @@ export const int64 = (values: readonly number[], dims: readonly number[] = [1, v
   dims,
 })
 
-/** What the first graph takes: the encoder, or a model of one graph. */
+/** The inputs of the first graph, which is the encoder or the only graph. */
 export async function firstFeeds(name: string): Promise<Feeds> {
   const { inputIds } = expectedGraphs(name)
   if (inputIds !== null) return { input_ids: int64(inputIds), attention_mask: int64(inputIds.map(() => 1)) }
@@ -94,7 +94,7 @@ export function lastRows({ data, dims }: { data: unknown; dims: readonly number[
   return (data as Float32Array).slice(-count * dims[dims.length - 1])
 }
 
-/** Largest difference, over the largest of the truth. */
+/** Returns the largest difference, relative to the largest true value. */
 export function worst(values: Float32Array, truth: Float32Array): number {
   if (values.length !== truth.length) return Number.POSITIVE_INFINITY
   let [difference, largest] = [0, 0]

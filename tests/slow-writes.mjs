@@ -1,4 +1,4 @@
-// With --import: each write of the process takes its time, so that a test can stop it on the way.
+// With --import, slows down each write of the process, so that a test can stop it on the way.
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
 

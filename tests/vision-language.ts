@@ -1,4 +1,4 @@
-// Runs of the golden model of texts and pictures, whose graphs are three.
+// Runs the golden model of texts and pictures, which has three graphs.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -58,7 +58,7 @@ export async function pictureLogits(run: RunGraph): Promise<{ whole: Float32Arra
   return { whole: lastRows(whole.logits, 2), cached: lastRows(cached.logits, 1) }
 }
 
-/** The same of a folder's graphs in stock ONNX Runtime. */
+/** Computes the same logits from a folder's graphs with plain ONNX Runtime. */
 export async function stockPictureLogits(folder: string): ReturnType<typeof pictureLogits> {
   const files = { vision_encoder: 'vision_encoder', embed_tokens: 'embed_tokens', decoder: 'decoder_model_merged' }
   return pictureLogits(async (graph, feeds) => {

@@ -41,10 +41,10 @@ const ALL = [
   'ai-sdk',
   'cli',
 ]
-/** All layers but these. */
+/** Returns all layers except these. */
 const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
 
-/** layer → the layers that it imports, beside its own folder: what ARCHITECTURE.md says, no more and no less. */
+/** layer → the layers that it imports, besides its own folder. It is the same list as in ARCHITECTURE.md. */
 const LAYERS: Record<string, readonly string[]> = {
   base: [],
   kernels: ['base'],
@@ -80,7 +80,7 @@ const LAYERS: Record<string, readonly string[]> = {
   cli: ['base', 'report', 'index', 'node', 'handoff-entry', 'serve'],
 }
 
-/** Layers that may import more than they do. */
+/** Layers that may import more layers than they do now. */
 const WIDER = new Set([
   'tools',
   'exchange',
@@ -169,7 +169,7 @@ describe('layers of src/', () => {
       .filter((name) => textOf('src/tasks/tasks.ts').includes(`./${name}.js')`))
     expect(named).toContain('causal-lm')
     const blind = files.filter((path) => /^src\/(graph|train)\//.test(path))
-    // As a value or a path: an embedding is a layer of models, too.
+    // Look for the task's name as a value or a path only, because "embedding" is also a layer of models.
     for (const name of named) {
       const naming = new RegExp(`['"/]${name}(\\.js)?['"]`)
       expect(blind.filter((path) => naming.test(textOf(path)))).toEqual([])
@@ -199,7 +199,7 @@ describe('layers of src/', () => {
   })
 
   it('opens without what graphs and texts need, and shows help without what takes paths', () => {
-    /** What loads with a file: paths of ours, and names of packages. */
+    /** Returns everything that loads with a file: paths of our modules, and names of packages. */
     const loadedWith = (path: string, loaded = new Set<string>()): Set<string> => {
       if (loaded.has(path)) return loaded
       loaded.add(path)
@@ -257,7 +257,7 @@ describe('layers of src/', () => {
   })
 })
 
-/** Files that load others with `import()` once they are needed, by what they are; a path that ends in / is a folder. */
+/** Files that load other modules later with `import()`, by reason. A path that ends in / is a folder. */
 const LOADING = {
   verbs: [
     'src/index/',
@@ -267,7 +267,7 @@ const LOADING = {
     'src/transformers.ts',
     'src/infer/model-session.ts',
   ],
-  // Chats, schemas, stop strings, encoders, and pictures: a page that continues texts has none of them.
+  // Chats, schemas, stop strings, encoders, and pictures. A page that only continues texts does not load them.
   prompts: [
     ...['src/infer/generate/generate.ts', 'src/infer/generate/prompts.ts', 'src/infer/generate/text-graph.ts'],
     ...['src/infer/generate/text-batch.ts', 'src/infer/engine.ts', 'src/train/rows/examples.ts'],

@@ -1,4 +1,4 @@
-// What the structural checks look at: the project's own text files and the imports of its sources.
+// Reads the project's text files and the imports of its sources for structural checks.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { dirname, join, relative, sep } from 'node:path'
@@ -9,9 +9,7 @@ export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 
 const NOT_OURS = new Set(['node_modules', 'dist', 'out', '.git', '.venv', 'golden', 'gen', 'models'])
 
-/**
- * Paths below `folder`, relative to the project with `/` between their parts, without what is installed or generated.
- */
+/** Lists paths below `folder`, relative to the project and with slashes, without installed or generated files. */
 export function filesIn(folder: string, extensions: readonly string[]): string[] {
   return readdirSync(join(root, folder), { withFileTypes: true }).flatMap((entry) => {
     const path = join(folder, entry.name)
@@ -33,7 +31,7 @@ export interface Import {
   to: string | undefined
 }
 
-/** Imports of a source file that load with it: neither dynamic ones nor those of types alone. */
+/** Lists the imports that load with a source file, without dynamic imports and imports of types. */
 export function staticImportsOf(from: string): Import[] {
   const { statements } = ts.createSourceFile(from, textOf(from), ts.ScriptTarget.Latest)
   const written = statements.flatMap((statement) => {
@@ -46,7 +44,7 @@ export function staticImportsOf(from: string): Import[] {
   return written.map((specifier) => importOf(from, specifier))
 }
 
-/** Every import, re-export, dynamic import and `new URL('./x.js', import.meta.url)` of a source file. */
+/** Lists every import, re-export, dynamic import and `new URL('./x.js', import.meta.url)` of a source file. */
 export function importsOf(from: string): Import[] {
   const text = textOf(from)
   const written = ts.preProcessFile(text, true, true).importedFiles.map(({ fileName }) => fileName)

@@ -1,4 +1,4 @@
-// SECURITY.md promises nothing without a test: each threat names tests that are there, and targets of fuzz and stress.
+// Every promise of SECURITY.md has a test: each threat names existing tests, fuzz targets or stress campaigns.
 
 import { existsSync } from 'node:fs'
 import { expect, it } from 'vitest'

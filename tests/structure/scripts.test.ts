@@ -15,7 +15,7 @@ function sourceOf(from: string, specifier: string): string | undefined {
   return built.startsWith('dist') && existsSync(join(root, source)) ? source : undefined
 }
 
-/** Names that a source exports as values or types, those of the files that it hands on included. */
+/** Lists the names that a source exports as values or types, including names that it re-exports. */
 function exportsOf(path: string): Set<string> {
   const names = new Set<string>()
   for (const statement of parse(path).statements) {

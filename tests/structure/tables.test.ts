@@ -1,4 +1,5 @@
-// The tables of options are made from the types, and the page of commands from them. Both are up to date.
+// The tables of options, which are made from the types, and the page of commands, which is made from the tables, are up
+// to date.
 
 import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'

@@ -1,4 +1,4 @@
-// Habits that a reader relies on: short files with a header, and texts that mean the same on every machine.
+// Habits that readers rely on: short files with a header, and texts that are right on every machine.
 
 import { dirname } from 'node:path'
 import { describe, expect, it } from 'vitest'
@@ -56,7 +56,7 @@ describe('project texts', () => {
       .filter((path) => path.endsWith('.md'))
       .flatMap((path) => {
         let isCode = false
-        // Fields at the head of a page are not prose.
+        // The fields at the top of a page are not prose.
         const lines = textOf(path)
           .replace(/^---\n.*?\n---\n/s, (head) => head.replaceAll(/.+/g, ''))
           .split('\n')

@@ -1,5 +1,5 @@
-// A task is one file, and one line in the table: a toy task that is added so is trained, and the command line, the
-// model card and the page have it.
+// Adding a task takes one file and one line in a table. A toy task that is added in this way trains, and it appears on
+// the command line, in the model card and on the page.
 
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -27,7 +27,7 @@ export const toy = {
 `
 const LINE = "  toy: async () => (await import('./toy.js')).toy as never,\n"
 
-/** The part of the page that chooses a task. It is compiled apart, with types of Vite. */
+/** The part of the page that chooses a task. The page is compiled separately, with Vite's types. */
 interface Page {
   taskOf(open: object, data: { text: string; pictures: readonly never[] }): TaskFacts
 }
@@ -39,7 +39,7 @@ beforeAll(async () => {
   mkdirSync(join(root, 'out'), { recursive: true })
   folder = mkdtempSync(join(root, 'out', 'toy-'))
   for (const part of ['src', 'web/src']) cpSync(join(root, part), join(folder, part), { recursive: true })
-  // The page imports the package by its name.
+  // The page imports the package by name, so its name must lead to the toy task.
   const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
   writeFileSync(join(folder, 'package.json'), JSON.stringify({ ...manifest, exports: './src/node.ts' }))
   writeFileSync(join(folder, 'src/tasks/toy.ts'), TOY)

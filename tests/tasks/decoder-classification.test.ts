@@ -1,5 +1,5 @@
-// Decoders that give labels to texts: the losses, gradients and logits of PEFT's *ForSequenceClassification on graphs
-// of several exporters, in training, in a session, and merged.
+// Decoders that label texts. Graphs from several exporters give the losses, gradients and logits of PEFT's
+// *ForSequenceClassification in training, in sessions, and after merging.
 
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
@@ -32,10 +32,7 @@ interface Golden extends GoldenRun {
   logits: number[][]
 }
 
-/**
- * Graph → the model whose numbers it must give; graphs whose inputs transformers.js and others feed a classifier,
- * without a cache.
- */
+/** Graph → the model whose numbers it must give. The graphs have the usual inputs of classifiers, and no cache. */
 const GRAPHS = {
   'llama-optimum': 'llama',
   'llama-genai': 'llama',

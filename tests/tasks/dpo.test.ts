@@ -1,5 +1,5 @@
-// Direct preference optimization: tokens, probabilities, losses, gradients, steps and rewards of TRL's DPOTrainer, and
-// what is refused.
+// Direct preference optimization: tokens, probabilities, losses, gradients, steps and rewards equal those of TRL's
+// DPOTrainer. Also errors.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -58,7 +58,7 @@ const rows = golden.rows.texts
 const load = (name: string) => loadAdapter(new NodeDirectory(`${folder}/${name}`))
 
 let model: Model
-/** Two layers of width 32 with random weights, for what does not depend on the numbers. */
+/** A model with two layers of width 32 and random weights, for tests that do not depend on the numbers. */
 let tiny: Model
 beforeAll(async () => {
   model = await openModel('models/union-3m')
@@ -75,7 +75,7 @@ async function encode(data: Row[], options: { maxLength?: number; chatTemplate?:
   return { ...kept, examples: [...kept.examples] as AnswerExample[] }
 }
 
-/** As TRL tells of an answer: its tokens, and where it begins. */
+/** TRL's form of an answer: its tokens, and where it begins. */
 const sideOf = ({ inputIds, labels }: AnswerExample['chosen']): Side => {
   const start = labels.findIndex((label) => label >= 0)
   expect([...labels.subarray(start)]).toEqual([...inputIds.subarray(start)])
@@ -177,7 +177,7 @@ describe('rows', () => {
   })
 })
 
-/** The adapter with B in an engine, after a reference without B. */
+/** Opens an engine for an adapter whose B is not zero. The reference was computed with B = 0. */
 async function openPolicy(options: DpoOptions, base: Model = model) {
   const { examples } = await encode(rows)
   const adapter = await load('adapter-init')
@@ -251,7 +251,7 @@ describe('the loss', () => {
   })
 })
 
-/** The steps of golden.json: all rows in each. */
+/** Settings of the steps in golden.json: each step has all rows. */
 const asTrl = {
   learningRate: adamw.lr,
   schedule: 'constant',

@@ -1,4 +1,4 @@
-// Embeddings: losses, gradients, steps and vectors of sentence-transformers, and what is refused.
+// Embeddings: losses, gradients, steps and vectors equal those of sentence-transformers. Also errors.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -24,7 +24,7 @@ const golden: GoldenEmbedding = JSON.parse(readFileSync(`${folder}/golden.json`,
 const { maxLength, temperature, margin } = golden
 const load = () => loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
 
-/** By name of a loss: the fields that it takes, and its options. */
+/** Name of a loss → the fields that it takes, and its options. */
 const CASES: Record<string, { fields: (keyof GoldenEmbedding['rows'][number])[]; options: EmbeddingOptions }> = {
   'in-batch': { fields: ['text', 'textPair'], options: { temperature } },
   'in-batch-negatives': { fields: ['text', 'textPair', 'negative'], options: { loss: 'in-batch', temperature } },
@@ -70,7 +70,7 @@ it('tells PEFT that the pooler, which the graph does not have, is not adapted', 
   const all = await run({ rank: 2 })
   expect(all.names().some((name) => name.endsWith('.dense') && !name.includes('pooler'))).toBe(true)
   expect(all.config.excludeModules).toEqual(['pooler.dense'])
-  // PEFT warns of what excludes nothing.
+  // PEFT warns if an exclusion matches nothing.
   expect((await run({ rank: 2, targetModules: ['query', 'value'] })).config.excludeModules).toBeUndefined()
   const own = await run({ rank: 2, targetModules: ['query', 'dense'], excludeModules: ['key'] })
   expect(own.config.excludeModules).toEqual(['key', 'pooler.dense'])

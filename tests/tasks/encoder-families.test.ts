@@ -1,5 +1,5 @@
-// MPNet, ELECTRA and DeBERTa-v2, with labels for texts and for words, and as vectors: PEFT's losses, gradients and
-// logits on optimum's exports.
+// MPNet, ELECTRA and DeBERTa-v2 with labels for texts, labels for words, and vectors. optimum's exports give PEFT's
+// losses, gradients and logits.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -42,7 +42,7 @@ interface Words extends Golden {
   logits: number[][][]
 }
 
-/** The first layer's query, and what transformers calls the encoder. */
+/** The name of the first layer's query, and the name of the encoder in transformers. */
 const FAMILIES = {
   mpnet: ['mpnet.encoder.layer.0.attention.attn.q', 'mpnet'],
   electra: ['electra.encoder.layer.0.attention.self.query', 'electra'],
@@ -54,7 +54,7 @@ describe.each(some(Object.entries(FAMILIES), 2))('%s', (name, [query, prefix]) =
   const read = <T>(part: string): T => JSON.parse(readFileSync(`${folder}/${part}/golden.json`, 'utf8'))
   const adapterOf = (part: string) => loadAdapter(directoryOf(`${folder}/${part}/adapter-init`))
 
-  /** A session with an adapter, and one of the model that the adapter is merged into. */
+  /** Opens a session with an adapter, and a session of the merged model. */
   async function openBoth(part: string) {
     const adapter = await adapterOf(part)
     const out = new MemoryDirectory({}, 'out')
@@ -138,7 +138,7 @@ describe.each(some(Object.entries(FAMILIES), 2))('%s', (name, [query, prefix]) =
   describe('labels of words', () => {
     const golden = read<Words>('words')
     const { rows, maxLength, labels: order } = golden
-    /** Labels sort otherwise here than in PyTorch's config. */
+    /** Sorts labels as lowrank does, which is not the order of PyTorch's config. */
     const named = () => {
       const config = { ...model.config, id2label: Object.fromEntries(order.entries()) }
       return Object.assign(Object.create(Object.getPrototypeOf(model)), model, { config }) as Model

@@ -1,4 +1,4 @@
-// The embedding losses, gradients and steps of sentence-transformers, as scripts/golden/embedding.py has written them.
+// The embedding losses, gradients and steps of sentence-transformers, from scripts/golden/embedding.py.
 
 import { expect } from 'vitest'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
@@ -14,7 +14,7 @@ import { resolveSettings } from '../../src/train/settings.js'
 import { relativeError, transposed } from '../graph/golden.js'
 import { takeStep } from '../train/take-step.js'
 
-/** What golden.json says. */
+/** The content of golden.json. */
 export interface GoldenEmbedding {
   rows: { text: string; textPair: string; negative: string; score: number }[]
   maxLength: number
@@ -31,15 +31,15 @@ export interface GoldenEmbedding {
 interface EmbeddingRun {
   readonly folder: string
   readonly golden: GoldenEmbedding
-  /** Of the loss, as golden.json has it. */
+  /** The name of the loss in golden.json. */
   readonly name: string
   readonly options: EmbeddingOptions
-  /** Which examples each run of a step takes. */
+  /** The examples of each run of a step. */
   readonly parts: readonly (readonly number[])[]
 }
 
 /**
- * Checks losses and steps from `adapter-init` in a folder of golden data, and the gradients where a step is one run.
+ * Checks losses and steps from `adapter-init` in a folder of golden data, and the gradients if a step has a single run.
  */
 export async function checkEmbeddingRun(
   model: Model,

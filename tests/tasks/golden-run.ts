@@ -1,4 +1,4 @@
-// A task's loss, outputs, gradients and steps against those that a golden script has written.
+// Compares a task's loss, outputs, gradients and steps with golden data.
 
 import { expect } from 'vitest'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
@@ -15,7 +15,7 @@ import { resolveSettings } from '../../src/train/settings.js'
 import { relativeError, transposed } from '../graph/golden.js'
 import { takeStep } from '../train/take-step.js'
 
-/** What golden.json says of a run. */
+/** A run in golden.json. */
 export interface GoldenRun {
   readonly loss: number
   readonly adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
@@ -26,8 +26,8 @@ export interface GoldenRun {
 /**
  * Checks the loss, the gradients and the steps from `adapter-init` in a folder of golden data.
  *
- * @param length what examples are filled up to
- * @returns what the task predicts from, before the first step
+ * @param length the length to which examples are padded
+ * @returns the outputs from which the task predicts, before the first step
  */
 export async function checkGoldenRun<Example>(
   model: Model,

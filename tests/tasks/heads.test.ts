@@ -1,5 +1,5 @@
-// Heads by type of model: the tensors that PEFT saves, and the logits of transformers, in a graph and computed by a
-// session.
+// Heads of each type of model: the tensors that PEFT saves, and the logits of transformers, computed in a graph and by
+// a session.
 
 import { readFileSync } from 'node:fs'
 import { beforeAll, describe, expect, it } from 'vitest'
@@ -33,7 +33,7 @@ beforeAll(async () => {
   file = await parseSafetensorsHeader(await new NodeDirectory(folder).open('heads.safetensors'))
 })
 
-/** An encoder that gives out what it is fed. */
+/** An encoder that returns its input. */
 function encoder() {
   const graph = emptyGraph(17)
   addInput(graph, 'hidden', DataType.FLOAT, ['batch', 'sequence', WIDTH])
@@ -42,7 +42,7 @@ function encoder() {
   return graph
 }
 
-/** The tokens of a case that has padding, and their mask. */
+/** Reads the tokens of a case with padding, and their mask. */
 async function tokensOf(name: string): Promise<Feeds> {
   const feeds: Feeds = {}
   for (const input of ['input_ids', 'attention_mask']) {

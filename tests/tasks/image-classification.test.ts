@@ -1,4 +1,4 @@
-// Image classification: PEFT's loss, logits and gradients; training, sessions and merges over ViT and DINOv2.
+// Image classification with ViT and DINOv2: PEFT's loss, logits and gradients, in training, sessions and merges.
 
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'

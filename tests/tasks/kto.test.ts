@@ -1,5 +1,5 @@
-// Kahneman-Tversky optimization: tokens, the KL term, the loss, gradients, steps and rewards of TRL's KTOTrainer, and
-// what is refused.
+// Kahneman-Tversky optimization: tokens, the KL term, losses, gradients, steps and rewards equal those of TRL's
+// KTOTrainer. Also errors.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -70,7 +70,7 @@ async function encode(data: Row[], options: { maxLength?: number } = {}) {
   return [...kept.examples] as JudgedExample[]
 }
 
-/** The tokens of all sequences of a batch, as the graph gets them, and the first target of each. */
+/** Returns the tokens of all sequences of a batch in the graph's order, with the first target of each. */
 function sequencesOf(examples: JudgedExample[]): Side[] {
   const feeds = kto.open(model, examples).collate(examples, 1)
   const ids = Object.entries(feeds).find(([name]) => name.includes('input_ids'))![1]

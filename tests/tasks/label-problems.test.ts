@@ -1,5 +1,5 @@
-// What heads are trained to give: losses and gradients of PyTorch, metrics of scikit-learn, and what sessions make of
-// it.
+// The kinds of label problems (one label, several, numbers): losses and gradients as in PyTorch, metrics as in
+// scikit-learn, and the results of sessions.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'

@@ -1,5 +1,5 @@
-// ModernBERT, whose head takes the mean of all tokens: PEFT's losses, gradients and logits on optimum's export of the
-// encoder.
+// ModernBERT, whose head takes the mean of all tokens. optimum's export of the encoder gives PEFT's losses, gradients
+// and logits.
 
 import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'

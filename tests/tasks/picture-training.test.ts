@@ -1,4 +1,4 @@
-// Models of texts and pictures learn from chats with pictures: PEFT's loss, gradients and steps.
+// Training models of texts and pictures on chats with pictures gives PEFT's loss, gradients and steps.
 
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
@@ -83,7 +83,7 @@ describe('a run', () => {
     expect(report.evalLoss!.after).toBeLessThan(report.evalLoss!.before - 0.5)
     const config = JSON.parse(new TextDecoder().decode(whole.files.get('adapter_config.json')!))
     expect(adapter.names()).toContain('model.text_model.layers.0.self_attn.q_proj')
-    // PEFT looks for the ends of names: others of the vision encoder must not have them.
+    // PEFT matches the ends of names, so the targets must not match layers of the vision encoder.
     expect(config.target_modules.every((one: string) => one.startsWith('model.text_model.layers.0.'))).toBe(true)
     expect(config.task_type).toBeNull()
 

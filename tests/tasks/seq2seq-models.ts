@@ -1,4 +1,4 @@
-// The tiny encoder-decoders of tests/golden/graphs in training, and PEFT's numbers of them.
+// Training of the tiny encoder-decoders in tests/golden/graphs, with PEFT's numbers.
 
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
@@ -28,7 +28,7 @@ interface Golden extends GoldenRun {
   accuracy: number
 }
 
-/** A golden model; that of sounds has no tokenizer of its own. */
+/** Opens a golden model. The model of sounds gets a tokenizer, because it has none. */
 export function openTiny(name: string): Promise<Model> {
   const folder = `tests/golden/graphs/${name}`
   if (name !== 'whisper') return loadModel(new NodeDirectory(folder), { runtime })
@@ -38,13 +38,13 @@ export function openTiny(name: string): Promise<Model> {
   return loadModel(new MemoryDirectory(Object.fromEntries(files)), { runtime })
 }
 
-/** The features that the golden script gives to a row. */
+/** Makes the same sound features for a row as the golden script. */
 function heard({ target }: Record<string, string>, row: number): Record<string, unknown> {
   const band = (b: number) => Array.from({ length: 3000 }, (_, time) => Math.sin(((row * 4 + b) * 3000 + time) * 0.37))
   return { input_features: [0, 1, 2, 3].map(band), target }
 }
 
-/** Rows as examples of a model whose graphs are joined. */
+/** Encodes rows as examples for a model with joined graphs. */
 export async function encode(
   model: Model,
   rows: Iterable<Record<string, unknown>>,
@@ -55,7 +55,7 @@ export async function encode(
   return [...kept.examples] as Seq2SeqExample[]
 }
 
-/** PEFT's tokens, loss, gradients and 20 steps, with the adapter of tests/golden/seq2seq/{name}{targets}. */
+/** Checks PEFT's tokens, loss, gradients and 20 steps with the adapter of tests/golden/seq2seq/{name}{targets}. */
 export async function checkGolden(name: string, targets: string): Promise<void> {
   const model = await openTiny(name)
   const joined = await joinGraphs(model)

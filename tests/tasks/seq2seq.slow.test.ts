@@ -1,4 +1,4 @@
-// Whole runs of encoder-decoders: trained, interrupted, resumed, and asked in a session.
+// Whole runs of encoder-decoders: training, an interruption, resuming, and answers of a session.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -34,7 +34,7 @@ describe.each(['t5', 'bart'])('%s', (name) => {
     expect(report.evalMetrics?.perplexity).toBeCloseTo(Math.exp(report.evalLoss!.after), 6)
     expect(report.evalMetrics?.accuracy).toBeGreaterThan(0.2)
     expect(adapter.config.taskType).toBe('SEQ_2_SEQ_LM')
-    // The names that PEFT has for them, in both halves.
+    // PEFT's names for the layers, in encoder and decoder.
     const layer = name === 't5' ? 'block.1.layer.0.SelfAttention.q' : 'layers.0.self_attn.q_proj'
     const prefix = name === 't5' ? '' : 'model.'
     for (const side of ['encoder', 'decoder']) expect(adapter.has(`${prefix}${side}.${layer}`)).toBe(true)

@@ -109,7 +109,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
   })
 })
 
-/** The values of the model's own head, as its file has them. */
+/** Reads the values of the model's own head from its file. */
 async function classifierOf({ onnx }: Model): Promise<Float32Array> {
   const stored = onnx.proto.graph?.initializer.find(({ name }) => name.endsWith('classifier.weight'))
   return decodeFloats(await onnx.readTensor(stored!), 'fp32').slice()

@@ -1,4 +1,4 @@
-// Token classification: PEFT's loss, logits and gradients, seqeval's scores, and rows of both forms.
+// Token classification: PEFT's loss, logits and gradients, seqeval's scores, and both forms of rows.
 
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
@@ -63,7 +63,7 @@ it('starts with the head of the graph, which multiplies by a weight as MatMul st
 describe.each(Object.entries(BASES))('%s', (name, base) => {
   const golden = goldenOf(name)
   const { rows, maxLength } = golden
-  /** Labels sort otherwise here than in PyTorch's config. */
+  /** lowrank sorts labels in another order than PyTorch's config. */
   const order = golden.labels
   let model: Model
   let examples: TaggedExample[]

@@ -14,7 +14,7 @@ it('measures shapes at one chunk and at two, so that the number of chunks is no 
   expect(sequencesOf((g) => g.neg('x'))).toEqual({ sequences: [3, 7], chunks: undefined })
   const fused = sequencesOf((g) => g.op('com.microsoft:LinearAttention', ['q', 'k', 'v']))
   expect(fused.sequences).toEqual([3, 70])
-  // PyTorch's exporter fills the last chunk up by the rest of a division.
+  // PyTorch's exporter pads the last chunk by the remainder of a division.
   const { sequences, chunks } = sequencesOf((g) => g.op('Mod', ['length', g.int(256)]))
   expect(sequences).toEqual([3, 262])
   const feeds = (length: number) => ({

@@ -35,7 +35,7 @@ async function templateOf(name: string, tokens: Record<string, string>): Promise
   return (await loadChatTemplate(directory)) as ChatTemplate
 }
 
-/** A tokenizer definition to which the templates' special tokens are added. */
+/** Adds the templates' special tokens to a tokenizer definition. */
 function withSpecial(definition: { model: { vocab: object }; added_tokens: object[] }, name: string): Tokenizer {
   const first = Object.keys(definition.model.vocab).length
   const added = expected.special.map((content, i) => ({ id: first + i, content, special: true, normalized: false }))
@@ -73,7 +73,7 @@ describe('token ids and counted tokens equal those of transformers', () => {
   const trimming = { ...union, post_processor: { type: 'ByteLevel', trim_offsets: true } }
   const composing = { ...union, normalizer: { type: 'NFC' } }
   const small = json('sentencepiece.json')
-  /** The same, by the way for tokenizers that are not cut into pieces. */
+  /** The same tokenizer, through the code for tokenizers that do not split texts into pieces. */
   const whole = { ...small, model: { ...small.model, ignore_merges: true } }
   const kinds: [string, string, Tokenizer, object][] = [
     ['byte-level', 'byte-level', withSpecial(union, 'union'), UNION_TOKENS],

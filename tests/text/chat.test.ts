@@ -312,7 +312,7 @@ describe('encodeChat', () => {
     '{{ m.content }}',
     '{% if m.role == "assistant" %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}',
   )
-  /** Written anew for each answer, because the last message is written otherwise. */
+  /** This template renders the last message differently, so each answer needs a new rendering. */
   const SLOW = PLAIN.replace('</{{ m.role }}>', '</{{ m.role }}>{% if loop.last and false %}!{% endif %}')
   const HIDING = PLAIN.replace(
     '{{ m.content }}',
@@ -454,7 +454,7 @@ describe('encodeChat', () => {
       expect(result).toMatchObject({ isShortened: true, lostAnswers: 0 })
       const lengths = result.examples.map(({ inputIds }) => inputIds.length)
       expect(Math.max(...lengths)).toBeLessThanOrEqual(300)
-      // Nothing more would fit.
+      // The pack is full: another example like the last would not fit.
       expect(lengths.at(-1)).toBeGreaterThan(300 - (lengths.at(-1) ?? 0) / 2)
     },
     60_000,

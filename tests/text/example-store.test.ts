@@ -13,7 +13,7 @@ const example = fc.array(token, { maxLength: 40 }).map((tokens): Example => {
   }
 })
 
-/** What examples of other tasks are made of. */
+/** Fields of examples of other tasks. */
 const field = fc.oneof(
   fc.string({ unit: 'binary' }),
   fc.double(),

@@ -36,7 +36,7 @@ const qwen =
 const sequence = (...pretokenizers: object[]) => ({ type: 'Sequence', pretokenizers })
 const bytes = (use_regex: boolean) => ({ type: 'ByteLevel', add_prefix_space: false, use_regex, trim_offsets: true })
 
-/** What real tokenizer.json files have: GPT-2 and Llama 3, SmolLM2, Qwen, Llama 2, Mistral, Gemma. */
+/** Definitions as in real tokenizer.json files: GPT-2 and Llama 3, SmolLM2, Qwen, Llama 2, Mistral, Gemma. */
 const DEFINITIONS: Record<string, object> = {
   'byte-level': union,
   'digits, then byte-level': {

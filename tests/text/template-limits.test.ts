@@ -1,4 +1,4 @@
-// Chat templates of strangers that would run for hours or fill all memory: each ends with an error in bounded time.
+// Chat templates from strangers that would run for hours or fill the memory. Each gives an error in bounded time.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

@@ -11,7 +11,7 @@ const definition = json('tokenizer.json')
 const config = json('tokenizer_config.json')
 const tokenizer = makeTokenizer(definition, config, 'union-3m')
 
-/** Bytes that each token stands for: a byte-level vocabulary spells every byte as one character. */
+/** The number of bytes of each token. A byte-level vocabulary spells every byte as one character. */
 const byteLengths: number[] = []
 for (const [token, id] of Object.entries(definition.model.vocab as Record<string, number>)) {
   byteLengths[id] = [...token].length

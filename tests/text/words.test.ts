@@ -1,4 +1,4 @@
-// Words of texts and the tokens that they begin with, for tokenizers of each kind.
+// Words of texts and their first tokens, for tokenizers of each kind.
 
 import { describe, expect, it } from 'vitest'
 import { NodeDirectory } from '../../src/io/node/files.js'
@@ -36,7 +36,7 @@ describe.each(['tests/golden/text-classification/encoder', 'models/union-3m'])('
     expect(kept).toBe(tokenizer.encode(text, { specialTokens: false }).length)
     expect(firsts[0]).toBe(start)
     firsts.forEach((first, i) => {
-      // What is encoded up to a word ends where the word begins, and what its tokens say begins with it.
+      // Each word has its first token after that of the word before.
       expect(first).toBeGreaterThan(i === 0 ? -1 : firsts[i - 1])
       const own = tokenizer
         .decode(ids.slice(first, firsts[i + 1]))

@@ -8,7 +8,7 @@ import { configForLayer, type LoraConfigInput } from '../../src/lora/config.js'
 
 export const ALL = ['linear', 'other', 'embedding', 'convolution', 'groups', 'block.experts']
 
-/** One layer of each kind, or of some. The convolution `groups` has 2 groups. */
+/** Makes an adapter with a layer of each kind, or of the named kinds. The convolution `groups` has 2 groups. */
 export function randomAdapter(config: LoraConfigInput, seed: number, names: readonly string[] = ALL): LoraAdapter {
   const made = new LoraAdapter({
     targetModules: ['linear', 'other', 'embedding', 'convolution', 'groups'],
@@ -32,7 +32,9 @@ export function randomAdapter(config: LoraConfigInput, seed: number, names: read
   return made
 }
 
-/** s·B·A of each layer: (d, k), of experts one after the other, of groups their own rows. */
+/**
+ * The change s·B·A of each layer (d, k). Experts follow one another, and each group of a convolution has its own rows.
+ */
 export function changes(adapter: LoraAdapter): Map<string, { data: Float64Array; shape: number[] }> {
   const result = new Map<string, { data: Float64Array; shape: number[] }>()
   for (const part of adapter.parts('linear', 'embedding', 'convolution', 'parameter')) {
@@ -58,7 +60,7 @@ export function changes(adapter: LoraAdapter): Map<string, { data: Float64Array;
         }
       }
     }
-    // PEFT's change of an embedding is that of its rows, (V, D).
+    // PEFT stores the change of an embedding by rows, as (V, D).
     const isEmbedding = part.kind === 'embedding'
     result.set(part.name, isEmbedding ? { data: turned(data, d, k), shape: [k, d] } : { data, shape: [experts * d, k] })
   }

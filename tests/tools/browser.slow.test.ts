@@ -1,4 +1,4 @@
-// The tools in Chromium, where there is one, on files in memory: what Node gives.
+// The tools give the same results in Chromium as in Node, on files in memory.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'

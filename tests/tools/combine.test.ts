@@ -1,4 +1,4 @@
-// combine: PEFT's numbers where PEFT is right, and the true sum, also where PEFT's result is another.
+// combine: PEFT's numbers if PEFT is right, and the true sum even if PEFT's result differs.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
@@ -46,7 +46,7 @@ it.each(Object.entries(cases))('gives what PEFT gives: %s', async (name, one) =>
     const layer = got.get(key.slice(name.length + 1))!.data.map((value) => factor * value)
     expect(distance(layer, data), key).toBeLessThan(2e-5)
   }
-  // PEFT loads what is saved.
+  // PEFT can load the saved adapter.
   const folder = new MemoryDirectory()
   await saveAdapter(adapter, folder)
   expect(folder.files.size).toBe(2)
@@ -105,7 +105,7 @@ describe('combine', () => {
     const [first, again, another] = [await factorOf(1, 0.5), await factorOf(1, 0.5), await factorOf(2, 0.5)]
     expect(again).toEqual(first)
     expect(distance(another, first)).toBeGreaterThan(0.1)
-    // The mean of many draws is the factor without dropping. Sums are linear in the values, elected means are not.
+    // The mean over many draws is the factor without dropping, because sums are linear. Elected means are not.
     if (type !== 'dare_linear') return
     const all = await factorOf(1, 1)
     const mean = new Float64Array(all.length)

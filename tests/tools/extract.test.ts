@@ -1,4 +1,5 @@
-// extract: what was merged comes back, the optimum of each rank, streamed as in memory, and what LoRA cannot carry.
+// extract: it finds merged adapters again, gives the best adapter of each rank, whether weights are in memory or
+// streamed, and names changes that LoRA cannot hold.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -39,7 +40,7 @@ const noise = (shape: number[], scale = 1) => ({
   shape,
   data: Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => scale * random.normal()),
 })
-/** A change whose singular values fall off. */
+/** Makes a change with falling singular values. */
 const falling = (d: number, k: number) => {
   const { u, vt } = svd({ data: noise([d, k]).data, shape: [d, k] })
   const data = new Float32Array(d * k)
@@ -117,11 +118,11 @@ describe('extract', () => {
     const folder = new MemoryDirectory()
     await saveAdapter(adapter, folder)
     expect((await loadAdapter(folder)).names().sort()).toEqual(adapter.names().sort())
-    // All of the change at full rank, merged into the base, is the fine-tuned model.
+    // The whole change at full rank, merged into the base, gives the fine-tuned model.
     const whole = await extract({ base: await checkpoint(base), fineTuned: await checkpoint(changed), rank: 99 })
     expect(whole.error).toBeLessThan(1e-5)
     const out = new MemoryDirectory()
-    // A merge needs a model that has a place for a new head.
+    // The base has no place for a new head, so a merge would refuse it.
     whole.adapter.remove('score.weight')
     await saveAdapter(whole.adapter, folder)
     await merge({
@@ -277,7 +278,7 @@ describe('streamedSvd', () => {
   })
 })
 
-/** A matrix in memory, as one that is streamed. */
+/** Turns a matrix in memory into a streamed matrix. */
 function inMemory({ data, shape }: Matrix): StreamedMatrix {
   const own: Matrix = { data: data instanceof Float32Array ? data : Float32Array.from(data), shape }
   let energy = 0

@@ -1,4 +1,4 @@
-// All tools on files in memory, once in Node and once in a page: what they tell and what they write.
+// Runs all tools on files in memory, in Node or in a page, and returns their reports and files.
 
 import {
   combine,
@@ -13,7 +13,7 @@ import {
   saveAdapter,
 } from '../../src/index.js'
 
-/** Of folder → file → bytes. */
+/** Folder → file → bytes. */
 export type JobFiles = Record<'first' | 'second' | 'dora' | 'llama' | 'model', Record<string, Uint8Array>>
 
 /** Numbers by name, and the files that conversions wrote. */

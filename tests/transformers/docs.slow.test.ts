@@ -1,4 +1,4 @@
-// docs/transformers-js.md as its readers use it: every block runs in a project that has both packages installed.
+// Runs every block of docs/transformers-js.md in a project with both packages installed.
 
 import { mkdirSync, readFileSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'

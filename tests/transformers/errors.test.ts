@@ -1,4 +1,4 @@
-// What pipelines with adapters refuse, without transformers.js.
+// Errors of pipelines with adapters, tested without transformers.js.
 
 import { ConfigError, RuntimeError, UnsupportedError } from 'lowrank'
 import { pipelineWithAdapters, withAdapters } from 'lowrank/transformers'
@@ -31,10 +31,7 @@ describe('pipelines with adapters', () => {
   })
 })
 
-/**
- * A model and a pipeline in the manner of transformers.js: functions whose classes have the methods, and which ignore
- * unknown options.
- */
+/** A base class like that of transformers.js: instances are functions with methods, and ignore unknown options. */
 class Callable {
   constructor(parts: object) {
     const closure = (...args: unknown[]): unknown =>

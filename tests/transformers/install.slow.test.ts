@@ -1,5 +1,4 @@
-// What a user does: `npm install` of lowrank and transformers.js in either order, a page built by Vite, opened in
-// Chromium.
+// Installs lowrank and transformers.js with npm in either order, builds a page with Vite, and opens it in Chromium.
 
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
@@ -15,7 +14,7 @@ import { transformers } from './installed.js'
 
 const MODEL = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
 const ADAPTER = ['adapter_config.json', 'adapter_model.safetensors']
-/** Cloudflare Pages takes no larger file. */
+/** The largest file that Cloudflare Pages accepts. */
 const LARGEST = 25 * 2 ** 20
 
 const PAGE = `
@@ -81,7 +80,7 @@ describe.skipIf(transformers === undefined)('lowrank beside transformers.js, ins
         root,
         configFile: false,
         logLevel: 'silent',
-        // As docs/transformers-js.md says.
+        // The setting that docs/transformers-js.md recommends.
         resolve: { conditions: ['onnxruntime-web-use-extern-wasm', ...defaultClientConditions] },
         build: {
           outDir,

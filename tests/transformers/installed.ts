@@ -1,14 +1,15 @@
-// transformers.js for tests, outside of the project's own packages; undefined, with a line, where it cannot be had.
+// transformers.js for tests, installed outside the project. If it cannot be installed, it is undefined, and a line says
+// why.
 
 import { join } from 'node:path'
 // @ts-expect-error A script without declarations.
 import { installTransformers, loadTransformers, ROOT } from '../../scripts/transformers-js.mjs'
 
-/** A pipeline of transformers.js, loosely. */
+/** Values of transformers.js, whose types are not installed. */
 // biome-ignore lint/suspicious/noExplicitAny: the package's types are not installed here
 type Loose = any
 
-/** The folder that it is installed in. */
+/** The folder with transformers.js. */
 export const installedIn: string = process.env.LOWRANK_TRANSFORMERS ?? join(ROOT, 'out/transformers-js')
 
 function install(): Loose {
@@ -23,5 +24,5 @@ function install(): Loose {
 
 const installed = install()
 export const transformers: Loose = installed?.transformers
-/** The ONNX Runtime that it uses. */
+/** The ONNX Runtime that transformers.js uses. */
 export const ort: Loose = installed?.ort

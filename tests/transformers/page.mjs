@@ -1,4 +1,4 @@
-// What page.slow.test.ts runs in a page: pipelines with adapters on WASM and on WebGPU.
+// The script of page.slow.test.ts in the page: pipelines with adapters on WASM and on WebGPU.
 
 import { env, pipeline } from '@huggingface/transformers'
 import { MemoryDirectory } from 'lowrank'

@@ -1,4 +1,5 @@
-// Pipelines with adapters in Chromium, on WASM and on WebGPU: their texts are Node's, and caches stay on the GPU.
+// Pipelines with adapters in Chromium, on WASM and WebGPU. They write the same texts as in Node, and caches stay on the
+// GPU.
 
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -27,7 +28,7 @@ const job = {
 
 interface Result {
   texts: Record<string, string[]>
-  /** Of transformers.js alone. */
+  /** The texts of transformers.js alone. */
   own: string[]
   locations: string[]
 }

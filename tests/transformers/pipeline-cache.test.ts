@@ -1,5 +1,4 @@
-// The caches that sessions of pipelines hand out, against ONNX Runtime on the model's own file, which gives out whole
-// caches.
+// Compares the caches that sessions of pipelines return with the whole caches of the model's own file in ONNX Runtime.
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -13,10 +12,7 @@ import { maxDifference, openModel, recordingRuntime } from '../infer/models.js'
 
 type Tensors = Record<string, ort.Tensor>
 
-/**
- * Attention that is written out, and GroupQueryAttention on rows that it rotates itself, and on such that are rotated
- * before.
- */
+/** Models with written-out attention, and with GroupQueryAttention that rotates rows itself or gets rotated rows. */
 const UNION = 'models/union-3m'
 const FUSED = ['tests/golden/models/llama-genai', 'tests/golden/models/llama-genai-rotary']
 const PAST = 'past_key_values.1.value'
@@ -40,9 +36,7 @@ async function open(path: string) {
 const int64 = (rows: readonly (readonly number[])[]) =>
   new ort.Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length])
 
-/**
- * Feeds of new tokens behind a cache; -1 fills rows up, and `hidden` says how many tokens of the cache do in each row.
- */
+/** Feeds of new tokens after a cache. -1 is padding, and `hidden` is the number of padded cache tokens in each row. */
 function feedsOf(rows: readonly (readonly number[])[], past: Tensors, hidden = rows.map(() => 0)): Tensors {
   const { dims } = past[PAST]
   const masks = rows.map((row, i) => [
@@ -59,7 +53,7 @@ function feedsOf(rows: readonly (readonly number[])[], past: Tensors, hidden = r
   return Object.fromEntries(Object.entries(feeds).filter(([name]) => theirs.inputNames.includes(name)))
 }
 
-/** As transformers.js does it. */
+/** Turns outputs into the next cache inputs in the same way as transformers.js. */
 const pastOf = (outputs: Tensors): Tensors =>
   Object.fromEntries(
     Object.entries(outputs).flatMap(([name, tensor]) =>
@@ -126,7 +120,7 @@ describe.each([UNION, ...FUSED])('caches of pipelines: %s', (path) => {
       if (step === 69) expectSame(result.ours, result.theirs)
     }
     expect(outputs[PRESENT].size).toBe((outputs[PRESENT].data as Float32Array).length)
-    // The first is empty, and the others have room for 64 tokens more each time.
+    // The first cache is empty, and each next array has room for 64 more tokens.
     const arrays = new Set(fed.map((feeds) => feeds[PAST].data))
     expect(arrays.size).toBe(3)
   })
@@ -160,11 +154,11 @@ describe.each([UNION, ...FUSED])('caches of pipelines: %s', (path) => {
     expect((changed[PAST].data as Float32Array)[3]).toBe(0.25)
     const after = await both(feedsOf([[8]], mine), feedsOf([[8]], changed))
     expectSame(after.ours, after.theirs)
-    // One part of the newest cache, and all others of an older one.
+    // One tensor comes from the newest cache, and all others from an older cache.
     const other = await both(feedsOf([[15, 16, 17]], empty()))
     const mixed = { ...pastOf(other.ours), [PAST]: mine[PAST] }
     await both(feedsOf([[8]], mixed), feedsOf([[8]], { ...pastOf(other.theirs), [PAST]: changed[PAST] }))
-    // Keys and values of one shape, exchanged.
+    // Keys and values have the same shape, and are swapped here.
     const key = PAST.replace('.value', '.key')
     const exchange = (past: Tensors) => ({ ...past, [PAST]: past[key], [key]: past[PAST] })
     await both(feedsOf([[8]], exchange(pastOf(other.ours))), feedsOf([[8]], exchange(pastOf(other.theirs))))
@@ -222,7 +216,7 @@ describe.each([UNION, ...FUSED])('caches of pipelines: %s', (path) => {
       return pastOf(outputs)
     }
     let past = await check(await runOurs(feedsOf([texts[0], [-1, -1, ...texts[1]]], empty(2))))
-    // Attention that is written out takes several tokens of several texts: they run one by one.
+    // With written-out attention, several tokens of several texts run one text after the other.
     const steps =
       path === UNION
         ? [

@@ -1,5 +1,4 @@
-// Pipelines of transformers.js with adapters, held against PEFT's tokens and against transformers.js itself on the
-// merged model.
+// Pipelines of transformers.js with adapters, compared with PEFT's tokens and with transformers.js on the merged model.
 
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -33,7 +32,7 @@ const GREEDY = { max_new_tokens: 16, do_sample: false, return_full_text: false }
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-tjs-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
-/** transformers.js's own pipeline over a folder. */
+/** Opens a plain pipeline of transformers.js for a folder. */
 function plain(task: string, folder: string) {
   transformers.env.localModelPath = dirname(resolve(folder))
   return transformers.pipeline(task, basename(folder), { dtype: 'fp32' })
@@ -100,7 +99,7 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     await expect(write('The', { adapter: 'a' })).rejects.toThrow(StateError)
   })
 
-  // Rows that are filled up on the left, where the graph counts keys from the left.
+  // Rows are padded on the left, and the graph counts keys from the left.
   it.each(['llama-genai', 'llama-genai-rotary', 'llama-optimum'])(
     '%s: gives PEFT’s tokens, in a batch too',
     async (name) => {
@@ -184,7 +183,7 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
   it('goes on from caches that calls fill, with each adapter, as transformers.js does on the merged model', async () => {
     const adapters = { a: ADAPTER, b: OTHER }
     const write = await pipelineWithAdapters('text-generation', UNION, { adapters, transformers })
-    /** A text that outgrows its first arrays, and two ways to go on from its cache at the same time. */
+    /** Writes a text that outgrows its first cache arrays, and continues its cache in two ways at the same time. */
     const texts = async (pipe: typeof write, choice: object) => {
       const options = { ...choice, do_sample: false, return_full_text: true }
       const cache = new transformers.DynamicCache()
@@ -231,7 +230,7 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     const before = await held()
     await some(50)
     const after = await held()
-    // A text's own cache has 12 tensors of 16 kB.
+    // The cache of a text has 12 tensors of 16 kB.
     expect(after.arrayBuffers - before.arrayBuffers).toBeLessThan(200_000)
     expect(after.heapUsed - before.heapUsed).toBeLessThan(4_000_000)
     await write.dispose()
@@ -311,12 +310,12 @@ describe.skipIf(transformers === undefined)('pipelines of further tasks', () => 
   it('image-to-text: writes what transformers.js writes with the adapter merged, from an encoder of pictures', async () => {
     const vit = 'tests/golden/image-classification/vit'
     const whisper = graphsFolder('whisper')
-    /** As the export of a VisionEncoderDecoderModel: a ViT, and a decoder of the same width that attends to it. */
+    /** Makes a folder like an exported VisionEncoderDecoderModel: a ViT, and a decoder that attends to it. */
     const compose = (name: string, encoder: string) => {
       const folder = join(scratch, name)
       cpSync(whisper, folder, { recursive: true })
       cpSync(encoder, join(folder, 'onnx', 'encoder_model.onnx'))
-      // As on the Hub: nothing reads it.
+      // Folders on the Hub have this file, but lowrank does not read it.
       writeFileSync(join(folder, 'onnx', 'decoder_with_past_model.onnx'), '')
       cpSync(join(vit, 'preprocessor_config.json'), join(folder, 'preprocessor_config.json'))
       for (const file of ['tokenizer.json', 'tokenizer_config.json'])

@@ -1,5 +1,5 @@
-// The page learns labels, in Chromium: for texts of a table, and for pictures in folders. Of both it gives the labels
-// that were taught.
+// In Chromium, the page learns labels for the texts of a table and for pictures in folders, and then gives these
+// labels.
 
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -29,7 +29,7 @@ function bitmap([red, green, blue]: readonly number[]): Buffer {
 }
 
 const COLORS = { warm: [250, 40, 20], cold: [20, 60, 250] }
-/** Colors near one of them; the 16 of each label differ. */
+/** Returns 16 different colors near the color of a label. */
 const near = (label: keyof typeof COLORS, i: number) => COLORS[label].map((value) => Math.abs(value - ((i * 7) % 20)))
 
 describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
@@ -142,7 +142,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await site.click('start')
     await site.until(error)
     expect(await site.text('error')).toMatch(/encoder reads text\. To learn from pictures, open a model such as ViT/)
-    // And pictures need a folder for each label.
+    // Pictures need a folder for each label.
     await site.page.drop([join(folder, 'warm')])
     await site.until("/folder of their own/.test(document.getElementById('error').textContent)")
   })
@@ -151,13 +151,13 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await open(VIT, 'vit')
     expect(await site.text('lesson')).toBe('The adapter will learn labels for pictures.')
     expect(await site.text('train-heading')).toBe('Teach it your pictures')
-    // Nothing is left of the run of the model before.
+    // The display of the earlier model's run is cleared.
     expect(await site.text('number-step')).toBe('–')
     expect(await site.page.evaluate("document.getElementById('layers').hidden")).toBe(true)
     expect(await site.page.evaluate("document.getElementById('length').hidden")).toBe(true)
     await site.fill({ steps: 250, 'learning-rate': 0.01, 'batch-size': 8 })
     await site.picture('labels-pictures')
-    // A step takes milliseconds: the page itself presses Pause.
+    // A step takes milliseconds, so the page itself presses Pause.
     await site.page.evaluate(`new MutationObserver(() => document.getElementById('pause').click())
       .observe(document.getElementById('number-step'), { childList: true })`)
     await site.click('start')

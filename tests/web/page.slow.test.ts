@@ -51,11 +51,11 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await ready()
     expect(await text('model-state')).toBe('Open: union-3m (llama, 6 blocks)')
     await until("/^[0-9]+ threads?/.test(document.getElementById('machine').textContent)")
-    // There is no GPU for this browser: the choice is shown, and cannot be made.
+    // Without a GPU, WebGPU is shown but cannot be chosen.
     expect(await text('machine')).toMatch(/No WebGPU here/)
     expect(await page.evaluate("document.querySelector('#device [value=webgpu]').disabled")).toBe(true)
     expect(await page.evaluate("document.getElementById('as-chat').disabled")).toBe(true)
-    // What the task suggests does not replace what the recipe says.
+    // The task's suggestions do not replace the recipe's settings.
     expect(await page.evaluate("document.getElementById('learning-rate').value")).toBe('0.005')
   })
 
@@ -88,7 +88,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.querySelectorAll('.recorded').length")).toBe(1)
     await until("/^[3-9]\\//.test(document.getElementById('number-step').textContent)")
     await picture('training')
-    // It asks before it is left.
+    // The page asks before the visitor leaves.
     const leave = "!dispatchEvent(new Event('beforeunload', { cancelable: true }))"
     expect(await page.evaluate(leave)).toBe(true)
     await click('pause')
@@ -97,7 +97,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     const paused = await text('number-step')
     await page.navigate(address)
     await until("document.getElementById('start').textContent === 'Continue'")
-    // The curve and the numbers are there before the model is.
+    // The curve and the numbers are shown before the model is open.
     expect(await text('number-step')).toBe(paused)
     expect(await page.evaluate("document.getElementById('curve').getAttribute('aria-label')")).toMatch(/of 14\.$/)
     await ready()
@@ -123,7 +123,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await click('next')
     expect(await page.evaluate('document.activeElement.id')).toBe('prompt')
     await until("document.querySelectorAll('#layers-table tbody tr').length === 42")
-    // Rank 8: eight singular values of each layer, which are drawn and can be read aloud.
+    // With rank 8, each layer has eight singular values, which are drawn and which a screen reader can read.
     const spectra: string[] = await page.evaluate(
       "[...document.querySelectorAll('#layers-table svg')].map((one) => one.getAttribute('aria-label'))",
     )
@@ -149,7 +149,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(texts[0]).not.toBe(texts[1])
     expect(await page.evaluate("document.querySelectorAll('#answers mark').length")).toBeGreaterThan(0)
     await picture('desktop-light')
-    // Without strength it is the model alone.
+    // With strength 0, the adapter gives the text of the model alone.
     await page.evaluate("document.querySelector('.strength input').value = 0")
     await click('generate')
     await until("document.getElementById('generate').disabled === false")
@@ -184,7 +184,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.querySelector('#answers .answer:last-child .written').textContent")).not.toBe(
       '',
     )
-    // An adapter that was opened is kept too, and an archive of several is read whole.
+    // Opened adapters are kept too, and all adapters of an archive are imported.
     await until(`${kept('rslora')} !== null`)
     await site.reload()
     await ready()
@@ -247,7 +247,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await choose('[Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 13, 10, 26, 10)]', 'notes.txt')
     await until("!document.getElementById('error').hidden")
     expect(await text('error')).toMatch(/notes.txt is a picture.*Open pictures/)
-    // It stands where it arose.
+    // The message stands in the section where the error happened.
     expect(await page.evaluate("document.getElementById('error').closest('.card').id")).toBe('train')
   })
 
@@ -267,7 +267,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await page.drop([join(root, 'tests/golden/tied-models/distilbert-biases/adapter')])
     await until("/distilbert/.test(document.getElementById('error').textContent)")
     expect(await page.evaluate("document.querySelectorAll('#answers .answer').length")).toBe(1)
-    // The model that was open still writes.
+    // The open model still writes.
     await fill({ tokens: 2 })
     await click('generate')
     await until("document.getElementById('generate').disabled === false")
@@ -358,7 +358,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await ready()
     const downloads = mkdtempSync(join(tmpdir(), 'lowrank-downloads-'))
     await page.download(downloads)
-    /** Goes on with Tab until something has the focus; it must be seen that it has. */
+    /** Presses Tab until an element has the focus, which must be visible. */
     const tabTo = async (selector: string) => {
       for (let i = 0; i < 100; i++) {
         await page.press('Tab')
@@ -431,7 +431,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(width).toBeLessThanOrEqual(PHONE.width)
     expect(height).toBeLessThan(4000)
     await picture('phone')
-    // Folded parts open, and are open again on a wider screen.
+    // Folded parts can be opened, and all are open on a wider screen.
     await page.evaluate("document.querySelector('#mine > summary').click()")
     expect(await page.evaluate("document.getElementById('mine').open")).toBe(true)
     await page.show(DESKTOP)

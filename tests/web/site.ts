@@ -1,4 +1,4 @@
-// The page of web/ in Chromium, built and served as on a static host, and what a user does on it.
+// Builds the page of web/, serves it as a static host would, opens it in Chromium, and acts as a user.
 
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -14,10 +14,10 @@ import { type OpenPage, openPage } from '../page.js'
 export const root = fileURLToPath(new URL('../../', import.meta.url))
 export const DESKTOP = { width: 1200, height: 900 }
 export const PHONE = { width: 390, height: 844 }
-/** Pictures to look at. */
+/** The folder for screenshots. */
 const PICTURES = join(root, 'out', 'page')
 
-/** Whether there are a browser and the ONNX Runtime that the page is built with. */
+/** True if Chromium and the page's ONNX Runtime are installed. */
 export const canOpenSite = (() => {
   try {
     createRequire(import.meta.url).resolve('onnxruntime-web/wasm')
@@ -30,21 +30,21 @@ export const canOpenSite = (() => {
 export interface Site {
   readonly page: OpenPage
   readonly address: string
-  /** What an element shows, by its id. */
+  /** Returns the text of the element with this id. */
   text(id: string): Promise<string>
   click(id: string): Promise<void>
   fill(fields: Readonly<Record<string, string | number>>): Promise<void>
   /** Chooses an option of a list. */
   choose(id: string, value: string): Promise<void>
-  /** Waits until an expression is true; fails with what the page says. */
+  /** Waits until an expression is true. The error shows the page's text. */
   until(expression: string): Promise<void>
   /** Opens the small model unless one is open. */
   ready(): Promise<void>
   /** Waits until all cards have an answer, and another can be asked for. */
   answered(): Promise<void>
-  /** Loads the page anew. */
+  /** Loads the page again. */
   reload(): Promise<void>
-  /** Notes the steps that are shown from now on in `globalThis.steps`. */
+  /** Collects the steps that the page shows from now on in `globalThis.steps`. */
   watchSteps(): Promise<void>
   picture(name: string): Promise<void>
   /** Stops the server, as if the machine were offline. */
@@ -64,7 +64,7 @@ export async function openSite(
   const folder = mkdtempSync(join(tmpdir(), 'lowrank-site-'))
   const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
   await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
-  // It lies there where somebody made it.
+  // MiniLM is not in the repository. Remove it if a developer has built it.
   rmSync(join(folder, 'model-minilm'), { recursive: true, force: true })
   cpSync(join(root, 'tests/golden/peft/rslora'), join(folder, 'linked'), { recursive: true })
   for (const name of readdirSync(join(folder, 'assets')).filter((file) => /\.m?js$/.test(file))) {
@@ -72,15 +72,15 @@ export async function openSite(
     const edited = edit(name, readFileSync(path, 'utf8'))
     if (edited !== undefined) writeFileSync(path, edited)
   }
-  // Without the headers that isolate a page, as on a static host.
+  // The server does not send the headers that isolate a page. Neither do static hosts.
   const server = await preview({ ...settings, build: { outDir: folder }, preview: { port: 0, host: '127.0.0.1' } })
   const address = `http://127.0.0.1:${(server.httpServer.address() as AddressInfo).port}/`
   const page = await openPage(address, flags)
 
   const until = async (expression: string) => {
-    // Often: a step of the page may take less than 50 ms.
+    // Ask often, because a step of the page may take less than 50 ms.
     for (let i = 0; i < 4000; i++) {
-      // Between two pages there is nothing to ask.
+      // While the browser changes from one page to the next, expressions fail.
       if (await page.evaluate(expression).catch(() => false)) return
       await setTimeout(25)
     }
