@@ -1,10 +1,16 @@
-// Many callers of one server: adapters of several ranks and kinds come and go, and a third of the callers leave early.
-// Each text must be the text alone, or differ first where the two best logits lie within 1e-4. Memory stays flat.
+// Many callers of one server, with four keys: adapters of several ranks and kinds come and go, a third of the callers
+// leave early, some read slowly, and some send half a body. Each text must be the text alone, or differ first where
+// the two best logits lie within 1e-4. Memory stays flat.
 //   npm run build && node --expose-gc scripts/stress/callers.mjs [--requests 10000] [--adapters 64] [--seed 1]
+//       [--most-pause 50]
+// --most-pause: on a quiet machine, the most milliseconds for which the thread of the server may be blocked. It is the
+// thread of all callers too.
 
 import { mkdtempSync, rmSync } from 'node:fs'
+import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
 import { findLinears } from '../../dist/graph/match/linears.js'
 import { Graph } from '../../dist/graph/view/graph.js'
@@ -18,10 +24,13 @@ const { values } = parseArgs({
     requests: { type: 'string', default: '10000' },
     adapters: { type: 'string', default: '64' },
     seed: { type: 'string', default: '1' },
+    'most-pause': { type: 'string', default: 'Infinity' },
   },
 })
 const [requests, adapterCount, seed] = [values.requests, values.adapters, values.seed].map(Number)
+const mostPause = Number(values['most-pause'])
 const CALLERS = 24
+const KEYS = ['alice', 'bob', 'carol', 'dave']
 /** Adapters that the server has at the same time. */
 const SERVED = Math.ceil(adapterCount / 2)
 const TIE = 1e-4
@@ -83,6 +92,7 @@ const handler = await createHandler({
   servedModelName: 'base',
   resolveAdapter: folderOfAdapters(scratch),
   maxAdapters: SERVED,
+  apiKeys: [...KEYS, { key: 'admin', isAdmin: true }],
   session: { allow: ['lora', 'dora', 'biases', 'embeddings'], threads: 2 },
   onError: (error) => note(`status 500: ${error?.stack ?? error}`),
 })
@@ -118,18 +128,31 @@ function tieOf(text, { text: whole, logprobs }) {
   return false
 }
 
-const post = (path, body, signal) =>
+const post = (path, body, key, signal) =>
   fetch(url + path, {
     method: 'POST',
-    headers: { 'content-type': 'application/json' },
+    headers: { 'content-type': 'application/json', authorization: `Bearer ${key}` },
     body: JSON.stringify(body),
     signal,
   })
 
-const counts = { requests: 0, whole: 0, left: 0, waited: 0, tokens: 0, ties: 0, loads: 0, unloads: 0 }
+const counts = {
+  requests: 0,
+  whole: 0,
+  left: 0,
+  slow: 0,
+  halves: 0,
+  waited: 0,
+  tokens: 0,
+  ties: 0,
+  loads: 0,
+  unloads: 0,
+}
+const pause = (ms) => new Promise((done) => setTimeout(done, ms))
 
 /** Reads the text of a stream, or the part that comes before the caller leaves. */
-async function streamed(response, leaveAfter, left) {
+async function streamed(response, { leaves, isSlow }, left) {
+  const leaveAfter = leaves?.pieces
   let text = ''
   let [rest, pieces] = ['', 0]
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
@@ -137,6 +160,7 @@ async function streamed(response, leaveAfter, left) {
     for (;;) {
       const { value, done } = await reader.read()
       if (done) return text
+      if (isSlow) await pause(20)
       const lines = (rest + value).split('\n\n')
       rest = lines.pop()
       for (const line of lines) {
@@ -157,21 +181,27 @@ async function streamed(response, leaveAfter, left) {
 }
 
 async function ask(choice) {
-  const { name, prompt, sampling, max_tokens, leaves, isStream } = choice
+  const { name, key, prompt, sampling, max_tokens, leaves, isStream, isSlow } = choice
   const left = new AbortController()
   if (leaves?.ms !== undefined) setTimeout(() => left.abort(), leaves.ms)
   const body = { model: name, prompt, max_tokens, ...sampling, stream: isStream }
   let text
   try {
-    const response = await post('/v1/completions', body, left.signal)
+    const response = await post('/v1/completions', body, key, left.signal)
     if (response.status === 429) {
       counts.waited++
       await response.text()
-      await new Promise((resolve) => setTimeout(resolve, 20))
+      await pause(20)
+      return ask(choice)
+    }
+    // Only an admin's request loads an adapter.
+    if (response.status === 404) {
+      await response.text()
+      await load(name)
       return ask(choice)
     }
     if (response.status !== 200) return note(`${response.status} for ${name}: ${await response.text()}`)
-    if (isStream) text = await streamed(response, leaves?.pieces, left)
+    if (isStream) text = await streamed(response, choice, left)
     else {
       const { choices, usage } = await response.json()
       text = choices[0].text
@@ -182,6 +212,7 @@ async function ask(choice) {
   }
   if (left.signal.aborted) counts.left++
   else counts.whole++
+  if (isSlow) counts.slow++
   if (text === undefined) return
   const wanted = await expected(name, prompt, sampling)
   const tie = tieOf(text, wanted)
@@ -199,6 +230,8 @@ function choose() {
   const prompt = random.pick(PROMPTS)
   return {
     name: random.below(10) === 0 ? 'base' : random.pick(names),
+    key: random.pick(KEYS),
+    isSlow: random.below(8) === 0,
     prompt,
     sampling: isSampled ? { temperature: 0.8, seed: prompt.length } : { temperature: 0 },
     max_tokens: 4 + random.below(TOKENS - 3),
@@ -207,17 +240,35 @@ function choose() {
   }
 }
 
-/** Loads and unloads adapters by the server's routes. Requests also load adapters by naming them. */
-async function change() {
-  const name = random.pick(names)
-  const isLoad = random.below(2) === 0
-  const response = isLoad
-    ? await post('/v1/load_lora_adapter', { lora_name: name, lora_path: name })
-    : await post('/v1/unload_lora_adapter', { lora_name: name })
+const load = (name) => change('load', { lora_name: name, lora_path: name }, 400)
+const unload = (name) => change('unload', { lora_name: name }, 404)
+
+/** @param known the status for an adapter that is loaded already, or not loaded */
+async function change(verb, body, known) {
+  const response = await post(`/v1/${verb}_lora_adapter`, body, 'admin')
   const text = await response.text()
-  // 400 means that it is loaded already, and 404 that it is not loaded.
-  if (response.status !== 200 && response.status !== (isLoad ? 400 : 404)) note(`${response.status}: ${text}`)
-  if (response.status === 200) counts[isLoad ? 'loads' : 'unloads']++
+  if (response.status !== 200 && response.status !== known) note(`${response.status}: ${text}`)
+  if (response.status === 200) counts[`${verb}s`]++
+}
+
+/** Sends half a body, and leaves after a while. */
+async function sendHalf() {
+  counts.halves++
+  const { hostname, port } = new URL(url)
+  const socket = connect(Number(port), hostname)
+  socket.on('error', () => {})
+  const head = ['POST /v1/completions HTTP/1.1', 'Host: localhost', 'Content-Type: application/json']
+  socket.write([...head, `Authorization: Bearer ${KEYS[0]}`, 'Content-Length: 200', '', '{"prompt": "And'].join('\r\n'))
+  await pause(random.below(200))
+  socket.destroy()
+}
+
+const pauses = monitorEventLoopDelay({ resolution: 10 })
+let longestPause = 0
+/** The collection that follows is ours: its pause does not count. */
+function keepPause() {
+  longestPause = Math.max(longestPause, pauses.max / 1e6)
+  pauses.reset()
 }
 
 const heldBytes = () => {
@@ -230,22 +281,34 @@ const startedAt = performance.now()
 async function caller() {
   while (counts.requests < requests && problems.length < 100) {
     const number = counts.requests++
-    if (number === Math.floor(requests / 2)) warmBytes = heldBytes()
-    if (number % 10 === 9) await change()
-    await ask(choose())
+    if (number === Math.floor(requests / 2)) {
+      keepPause()
+      warmBytes = heldBytes()
+      await pause(20)
+      pauses.reset()
+    }
+    if (number % 10 === 9) await (random.below(2) === 0 ? load : unload)(random.pick(names))
+    if (number % 20 === 5) await sendHalf()
+    else await ask(choose())
   }
 }
+pauses.enable()
 await Promise.all(Array.from({ length: CALLERS }, caller))
+keepPause()
+pauses.disable()
 const seconds = (performance.now() - startedAt) / 1000
 const grownBytes = heldBytes() - warmBytes
 if (grownBytes > LIMIT_BYTES) note(`memory grew by ${(grownBytes / 2 ** 20).toFixed(0)} MiB`)
-const metrics = await (await fetch(`${url}/metrics`)).text()
+if (longestPause > mostPause) note(`the server's thread was blocked for ${longestPause.toFixed(0)} ms`)
+const metrics = await handler.metrics()
 for (const name of ['running', 'waiting']) {
   if (!metrics.includes(`vllm:num_requests_${name} 0\n`)) note(`requests are ${name} still`)
 }
 if (handler.session.adapters.length > SERVED) note(`adapters are left: ${handler.session.adapters.length}`)
 if (counts.ties > Math.max(1, counts.tokens / 10_000)) note(`${counts.ties} ties in ${counts.tokens} tokens`)
-const closing = post('/v1/completions', { prompt: PROMPTS[0], max_tokens: 100 }).then((response) => response.status)
+const closing = post('/v1/completions', { prompt: PROMPTS[0], max_tokens: 100 }, KEYS[0]).then(
+  (response) => response.status,
+)
 await new Promise((resolve) => setTimeout(resolve, 50))
 await Promise.all([handler.close(), closing.then((status) => status !== 200 && note(`drained: ${status}`))])
 server.close()
@@ -254,5 +317,7 @@ await alone.dispose()
 await model.close()
 rmSync(scratch, { recursive: true })
 const grown = `${(grownBytes / 2 ** 20).toFixed(0)} MiB more memory than after half of them`
-console.log(`${seconds.toFixed(0)} s, ${grown}, ${JSON.stringify(counts)}, ${problems.length} problems`)
+console.log(
+  `${seconds.toFixed(0)} s, ${grown}, longest pause ${longestPause.toFixed(0)} ms, ${JSON.stringify(counts)}, ${problems.length} problems`,
+)
 process.exitCode = problems.length === 0 ? 0 : 1
