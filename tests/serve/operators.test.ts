@@ -16,6 +16,7 @@ import {
   type RequestEntry,
 } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { Random } from '../../src/base/random.js'
 import { Gate } from '../../src/serve/gate.js'
 import { VERSION } from '../../src/serve/gen/version.js'
 import { eventStream, HttpError, OPENAI } from '../../src/serve/http.js'
@@ -241,6 +242,45 @@ describe('turns', () => {
     leaveFew()
     for (const place of waiting.slice(0, 3)) (await place)()
     await gate.idle()
+  })
+
+  it('come to a key no later than twice as often as among two equal callers, though another key has 32', async () => {
+    /** The 95th percentile of the steps that requests of the key `few` wait and run, beside callers of `many`. */
+    async function stepsOfFew(many: number): Promise<number> {
+      const gate = new Gate(8, 64)
+      const random = new Random(1, 'turns')
+      const running = new Set<{ left: number; end: () => void }>()
+      const steps: number[] = []
+      let now = 0
+      let isOver = false
+      const caller = async (key: string) => {
+        while (!isOver) {
+          const asked = now
+          const leave = await gate.enter({ key, priority: 0, signal: new AbortController().signal })
+          const left = 8 + Math.floor(17 * random.uniform())
+          await new Promise<void>((end) => running.add({ left, end }))
+          leave()
+          if (key === 'few') steps.push(now - asked)
+        }
+      }
+      const callers = [...Array.from({ length: many }, () => caller('many')), caller('few')]
+      const settled = () => new Promise((resolve) => setImmediate(resolve))
+      while (steps.length < 100 || running.size > 0) {
+        isOver = steps.length >= 100
+        await settled()
+        now++
+        for (const text of running) {
+          if (--text.left > 0) continue
+          running.delete(text)
+          text.end()
+        }
+      }
+      await Promise.all(callers)
+      return steps.sort((a, b) => a - b)[94]
+    }
+    const equal = await stepsOfFew(1)
+    expect(equal).toBeGreaterThan(20)
+    expect(await stepsOfFew(32)).toBeLessThanOrEqual(2 * equal)
   })
 })
 
