@@ -1,16 +1,20 @@
-// Clients that others wrote, against `lowrank serve`: OpenAI's and Anthropic's own, Vercel's AI SDK, LangChain, and in
-// Python instructor, litellm and OpenAI's agents. Each is skipped where it is not installed.
+// Clients that others wrote, against `lowrank serve`: OpenAI's and Anthropic's own, Vercel's AI SDK, LangChain and
+// OpenTelemetry, and in Python instructor, litellm and OpenAI's agents. Each is skipped where it is not installed.
 
 import { execFile, execFileSync } from 'node:child_process'
-import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
+import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, type Handler, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { chromium } from '../chromium.js'
 import { goldenPath } from '../golden.js'
+import { openPage } from '../page.js'
 
 const isInstalled = (name: string) => {
   try {
@@ -141,6 +145,75 @@ describe.skipIf(!isInstalled('@langchain/openai'))('LangChain', () => {
 /** A chat whose template takes few tokens for tools, because the model reads 256. */
 const TEMPLATE =
   '{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.content }}\n{% endfor %}'
+
+describe.skipIf(!isInstalled('@opentelemetry/sdk-trace-node'))('OpenTelemetry', () => {
+  it('gets a span for each request, in the trace of its caller', async () => {
+    const { InMemorySpanExporter, NodeTracerProvider, SimpleSpanProcessor } = await load(
+      '@opentelemetry/sdk-trace-node',
+    )
+    const exporter = new InMemorySpanExporter()
+    const provider = new NodeTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] })
+    provider.register()
+    const [trace, parent] = ['0af7651916cd43dd8448eb211c80319c', 'b7ad6b7169203331']
+    const headers = { 'content-type': 'application/json', authorization: 'Bearer key', traceparent: '' }
+    const ask = (body: object) =>
+      fetch(`${baseURL}/completions`, { method: 'POST', headers, body: JSON.stringify(body) })
+    headers.traceparent = `00-${trace}-${parent}-01`
+    await (await ask({ model: 'peft', prompt: PROMPT, max_tokens: 4, temperature: 0 })).text()
+    await (await ask({ model: 'none', prompt: PROMPT })).text()
+    const [told, failed] = exporter.getFinishedSpans()
+    expect([told.name, told.spanContext().traceId, told.parentSpanContext.spanId]).toEqual([
+      ...['POST /v1/completions', trace, parent],
+    ])
+    expect(told.attributes).toMatchObject({
+      ...{ 'http.response.status_code': 200, 'gen_ai.request.model': 'peft', 'gen_ai.usage.output_tokens': 4 },
+    })
+    expect(JSON.stringify(told.attributes)).not.toContain(PROMPT)
+    expect(failed.attributes['http.response.status_code']).toBe(404)
+    await provider.shutdown()
+  })
+})
+
+const BROWSER_CLIENTS = ['openai', '@anthropic-ai/sdk', 'ai', '@ai-sdk/openai-compatible']
+
+describe.skipIf(chromium === undefined || !BROWSER_CLIENTS.every(isInstalled))('in a page of another origin', () => {
+  it('clients get through if the server names the origin, and only then', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'lowrank-page-'))
+    const { build } = await load('vite')
+    await build({
+      ...{ configFile: false, logLevel: 'error', define: { 'process.env.NODE_ENV': '"production"' } },
+      build: {
+        ...{ outDir: folder, minify: false, emptyOutDir: true },
+        lib: { entry: 'tests/serve/clients-in-page.mjs', formats: ['es'], fileName: () => 'clients.mjs' },
+      },
+    })
+    const pages = createServer(({ url = '/' }, response) => {
+      const isCode = /\.m?js$/.test(url)
+      response.setHeader('content-type', isCode ? 'text/javascript' : 'text/html')
+      response.end(isCode ? readFileSync(join(folder, url)) : '<!doctype html><title>clients</title>')
+    })
+    await new Promise<void>((resolve) => pages.listen(0, '127.0.0.1', resolve))
+    const { port } = pages.address() as AddressInfo
+    const origin = `http://127.0.0.1:${port}`
+    const own = await createHandler({
+      ...{ model, servedModelName: 'base', apiKeys: ['key'], chatTemplate: TEMPLATE, origins: [origin] },
+    })
+    const server = await listen(own, { port: 0 })
+    const page = await openPage(origin)
+    const code = `import('/clients.mjs').then(({ ask }) => ask('${server.url}', 'base', ${JSON.stringify(PROMPT)}))`
+    const { text } = await own.session.generate([{ role: 'user', content: PROMPT }], {
+      ...{ chatTemplate: TEMPLATE, maxNewTokens: 8, temperature: 0 },
+    })
+    expect(await page.evaluate(code)).toEqual({ openai: text, anthropic: text, sdk: text, status: 404 })
+    await page.navigate(`http://localhost:${port}`)
+    expect(await page.evaluate(code)).toEqual({ error: expect.stringContaining('Error') })
+    await page.close()
+    await server.close()
+    await own.close()
+    pages.close()
+    rmSync(folder, { recursive: true })
+  })
+})
 
 describe.skipIf(!isInstalled('@mlc-ai/web-xgrammar'))('calls of tools reach', () => {
   const folder = mkdtempSync(join(tmpdir(), 'lowrank-tools-'))
