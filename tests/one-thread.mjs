@@ -1,8 +1,8 @@
-// Loaded before every program and thread of the tests. Sessions take one thread unless they are told otherwise: several
-// test files run at a time, and threads of ONNX Runtime that wait for work in a loop take the time of the others.
+// Loaded before every program and thread of the tests. Sessions get a single thread by default: several test files run
+// at a time, and ONNX Runtime's threads spin while they wait for work.
 //
-// `npm test` opens equal graphs once: most runs of the tests differ in their data or their steps, and opening takes
-// longer than the run. `npm run test:slow` opens each.
+// `npm test` opens equal graphs only once, because opening often takes longer than a test's run. `npm run test:slow`
+// opens them each time.
 
 import { createHash } from 'node:crypto'
 import { createRequire } from 'node:module'
@@ -15,17 +15,17 @@ const { create } = InferenceSession
 /** Folders whose files no test changes. */
 const FIXED = ['golden/', '../models/'].map((folder) => fileURLToPath(new URL(folder, import.meta.url)))
 const MOST_KEPT = 16
-/** The programs that tests start are as their users have them. */
+/** Programs that tests start run as they do for users. */
 const IS_TEST = process.argv[1]?.includes('vitest')
 
-/** By key, the one used last at the end: a handler, and how many sessions use it. */
+/** Key → a handler, and the number of sessions that use it. The last used is at the end. */
 const known = new Map()
 
 // The module's only way to open a session: (model, options), (buffer, offset, length, options).
 InferenceSession.create = async (...args) => {
   const given = typeof args.at(-1) === 'object' && args.length > 1 ? args.pop() : {}
   const options = { intraOpNumThreads: 1, ...given }
-  // Engines of some tests share their thread with others, which count with the smallest numbers.
+  // Engines of some tests share a thread with tests that need denormal numbers.
   if (IS_TEST) delete options.extra?.session?.set_denormal_as_zero
   const key = process.env.THOROUGH === undefined && args.length === 1 ? keyOf(args[0], options) : undefined
   if (key === undefined) return create(...args, options)
@@ -42,7 +42,7 @@ InferenceSession.create = async (...args) => {
   return session
 }
 
-/** What makes two sessions equal, if that is known. */
+/** Returns the same key for equal sessions, or undefined if it is not known whether they are equal. */
 function keyOf(model, { externalData = [], ...options }) {
   const folder = options.extra?.session?.model_external_initializers_file_folder_path
   const isFixed = folder === undefined || FIXED.some((start) => `${folder}/`.startsWith(start))
@@ -56,7 +56,7 @@ function keyOf(model, { externalData = [], ...options }) {
   return hash.digest('base64')
 }
 
-/** A handler that ends for its session alone. */
+/** Makes a handler whose release only ends its session. */
 function borrowed(entry) {
   entry.users++
   let isOpen = true

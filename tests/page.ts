@@ -1,10 +1,10 @@
-// Opens a page in Chromium: what it asks for, reports and shows.
+// Opens a page in Chromium, and records its requests and errors.
 
 import { pathToFileURL } from 'node:url'
 import { type Message, startChromium, WITHOUT_GPU } from './chromium.js'
 
 /**
- * What the protocol calls them: https://chromedevtools.github.io/devtools-protocol/tot/Input/#method-dispatchKeyEvent
+ * Keys in the protocol's form: https://chromedevtools.github.io/devtools-protocol/tot/Input/#method-dispatchKeyEvent
  */
 const KEYS = {
   Tab: { key: 'Tab', code: 'Tab', windowsVirtualKeyCode: 9 },
@@ -16,29 +16,29 @@ const KEYS = {
 export interface OpenPage {
   /** Addresses of all requests. */
   requests: string[]
-  /** Errors on the console, exceptions, and what the page's policy refused. */
+  /** Errors on the console, exceptions, and violations of the page's policy. */
   errors: string[]
   /** The value of an expression, as JSON. */
   evaluate(expression: string): Promise<Message>
-  /** Loads another address, or the same again. */
+  /** Loads another address, or the same address again. */
   navigate(address: string): Promise<void>
   /** Reloads the page as a browser's button does. */
   reload(): Promise<void>
   /** Sets the size of the window and the color scheme. */
   show(view: { width: number; height: number; scheme?: 'light' | 'dark' }): Promise<void>
-  /** Opens a further tab of the same browser; resolves with its own {@link evaluate}. */
+  /** Opens another tab of the same browser, and returns its {@link evaluate}. */
   openTab(address: string): Promise<OpenPage['evaluate']>
   /** Kills the process of the tab. The next address opens in a new one. */
   crash(): Promise<void>
   /** Drops files or folders of this machine on the page's top left corner. */
   drop(paths: readonly string[]): Promise<void>
-  /** How many bytes the page may keep; as many as before without a number. */
+  /** Limits the bytes that the page may keep. Without a number, the limit is removed. */
   setQuota(bytes?: number): Promise<void>
   /** Presses keys, one after the other: Tab, Enter, Space, or Control+a. */
   press(...keys: (keyof typeof KEYS)[]): Promise<void>
-  /** Types a text into what has the focus. */
+  /** Types a text into the element with the focus. */
   type(text: string): Promise<void>
-  /** Downloads go to this folder, without a question. */
+  /** Saves downloads in this folder without asking. */
   download(folder: string): Promise<void>
   /** The page as PNG. */
   screenshot(): Promise<Uint8Array>
@@ -100,7 +100,7 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
         listen['Inspector.targetCrashed'] = () => resolve()
       })
       await send('Inspector.enable', {}, sessionId)
-      // It has no answer.
+      // A crashed page does not answer.
       void send('Page.crash', {}, sessionId).catch(() => {})
       await crashed
     }

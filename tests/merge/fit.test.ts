@@ -1,4 +1,4 @@
-// How adapters fit bases, told without merging: against what merges themselves do and refuse.
+// The report of how adapters fit a base, made without merging, agrees with what merges do and refuse.
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -155,7 +155,7 @@ describe('what does not fit is told part by part', () => {
 })
 
 describe('a merge throws the first problem of its plan, and a look at the fit lists all', () => {
-  /** The first problem, once it is what a merge throws, and the report that lists all. */
+  /** Returns the report of all problems, and expects that a merge throws the first. */
   async function problemsOf(base: Place, lora: Directory, graphs: string[] = []) {
     const format = graphs.length === 0 ? 'safetensors' : 'onnx'
     const tied = graphs.length === 0 ? 'untie' : undefined

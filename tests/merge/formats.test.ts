@@ -1,4 +1,4 @@
-// Which kind of model a merge writes, and which options each kind can honor, from path to path and from folder to
+// The kind of model that a merge writes, and the options that each kind supports, from path to path and from folder to
 // folder.
 
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -122,7 +122,7 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
     const done = { tied: 'untie', outDtype: 'keep', reproducible: true } as const
     const report = await merge({ base: MODEL, out: place('done.onnx'), ...here, ...done })
     expect(report).toMatchObject({ format: 'onnx', changed: 12 })
-    // W + s·B·A in f64, rounded once: what plain loops give.
+    // Plain loops compute W + s·B·A in f64, rounded once.
     const [from, to] = [
       await loadOnnx(new NodeDirectory(MODEL), 'onnx/model.onnx'),
       await loadOnnx(new NodeDirectory(scratch), 'done.onnx'),

@@ -1,4 +1,4 @@
-// Embeddings in integers: what sessions and merges make of adapters of them, against PyTorch (tests/golden/lookups).
+// Adapters of quantized embeddings in sessions and merges, compared with PyTorch (tests/golden/lookups).
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -57,7 +57,7 @@ async function outputOf(onnx: OnnxModel, feeds: Feeds, adapters: Record<string, 
   return result
 }
 
-/** y with the embedding scaled by DoRA, by the formula in float64. */
+/** Computes y with DoRA on the embedding, by the formula in float64. */
 function doraOf(numbers: Values, base: Float32Array): Float32Array {
   const [table, a, b, ids] = ['table', 'A', 'B', 'ids'].map((name) => dataOf(numbers, name))
   const [v, k] = numbers.get('table')!.shape

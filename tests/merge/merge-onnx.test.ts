@@ -50,7 +50,7 @@ async function logitsOf(model: Model, onnx: OnnxModel, adapter?: LoraAdapter) {
   return logits
 }
 
-/** The merged model's logits and the adapted session's. */
+/** Compares the logits of the merged model with those of a session with the adapter. */
 async function compare(model: Model, onnx: OnnxModel, adapter: LoraAdapter) {
   const out = new MemoryDirectory({}, 'out')
   const report = await mergeOnnx(onnx, adapter, out)
@@ -70,7 +70,7 @@ describe('the merged model', () => {
     ),
   )('%s: has the adapted session’s logits', async (name) => {
     const model = await openModel(`tests/golden/models/${name}`)
-    // The runtime rounds every product to f16.
+    // The runtime rounds each product to f16.
     const tolerance = name === 'llama-fp16' ? 0.02 : 1e-4
     const adapter = makeAdapter(model, everyLinear)
     const { report, error, change, out } = await compare(model, model.onnx, adapter)
@@ -153,7 +153,7 @@ describe('the merged model', () => {
 describe('weights that several nodes share', () => {
   const names = ['model.layers.0.mlp.gate_proj', 'model.layers.0.mlp.up_proj']
 
-  /** llama-optimum with gate_proj reading up_proj's weight, as exporters leave it when two weights are equal. */
+  /** Makes gate_proj of llama-optimum read up_proj's weight, as exporters do if two weights are equal. */
   function sharing(change: (graph: Graph, weight: string, gate: string) => void): OnnxModel {
     const graph = new Graph(optimum.onnx.proto)
     const [gate, up] = names.map((name) => findLinears(graph).find((linear) => linear.name === name))

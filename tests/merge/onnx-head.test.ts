@@ -1,5 +1,4 @@
-// A head that an adapter brings, merged into .onnx files: the logits of PEFT's merged model, and the config.json that
-// goes with them.
+// An adapter's head merged into .onnx files gives the logits of PEFT's merged model, and a matching config.json.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
@@ -26,7 +25,7 @@ const goldenOf = (name: string): Golden => JSON.parse(readFileSync(`${folder}/${
 const adapterOf = (name: string) => loadAdapter(directoryOf(`${folder}/${name}/golden/adapter-init`))
 const textsOf = ({ rows }: Golden) => rows.map(({ text, textPair }) => ({ text, textPair }))
 
-/** An adapter with a head of two labels instead of three. */
+/** Makes an adapter whose head has two labels instead of three. */
 async function withTwoLabels(name: string): Promise<LoraAdapter> {
   const adapter = await adapterOf(name)
   adapter.remove('classifier.weight')

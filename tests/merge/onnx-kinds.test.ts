@@ -84,7 +84,7 @@ describe.each(exports)('$file', ({ model, file }) => {
     await base.close()
   })
 
-  // Exporters spell the same graph in other ways.
+  // Exporters write the same model in different ways.
   it.each(isFirst ? names : some(names))('%s: gives PEFT’s logits', async (name) => {
     const { report, logits } = await mergedLogits(file, adapterOf(name))
     expect(maxDifference(logits, await expectedLogits(name))).toBeLessThan(TOLERANCE)
@@ -99,7 +99,7 @@ describe.each(exports)('$file', ({ model, file }) => {
   })
 })
 
-/** The golden model under another graph. */
+/** Opens the golden model with an edited graph. */
 async function edited(file: string, edit: (graph: Graph) => void): Promise<OnnxModel> {
   const base = await loadOnnx(folder, file)
   const graph = new Graph(base.proto)
@@ -111,7 +111,7 @@ const nodeOf = (graph: Graph, name: string) => graph.nodes.find((node) => node.n
 
 describe('tensors that two places share', () => {
   const embedding = '/model/embed_tokens/Gather'
-  /** A head that reads the embedding through a Transpose, as small exports have it. */
+  /** Makes the head read the embedding through a Transpose, as in small exports. */
   const share = (graph: Graph) => {
     const head = nodeOf(graph, '/lm_head/MatMul')
     const weight = nodeOf(graph, embedding).input[0]
@@ -337,7 +337,7 @@ function aConvolution(name: string, channels: number, d: number): LoraAdapter {
 }
 
 describe('a vocabulary that grows by copies of three tokens (add_tokens, resize_token_embeddings)', () => {
-  /** The embeddings as PEFT saves them, with three more rows. */
+  /** Makes an adapter with the embeddings as PEFT saves them, with three more rows. */
   async function grown(base: OnnxModel, hasHead: boolean) {
     const graph = new Graph(base.proto)
     const embedding = findEmbeddings(graph).find(({ name }) => name === 'model.embed_tokens')!

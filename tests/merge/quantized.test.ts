@@ -32,7 +32,7 @@ import {
 import { directoryOf, feedsOf, inThread, makeAdapter, openModel } from '../infer/models.js'
 import { mergeOnnx } from './toolkit.js'
 
-/** A merge in memory, opened. */
+/** Merges in memory, and opens the result. */
 async function merged(
   model: OnnxModel,
   adapters: Parameters<typeof mergeOnnx>[1],
@@ -64,7 +64,7 @@ describe.each(GOLDEN_FORMS)('branches beside %s', (name) => {
       expect(await readWeight(model, weight)).toEqual(await readWeight(base, weight))
     }
     expect(report.layers).toEqual(['model.fc1', 'model.fc2'].map((layer) => ({ name: layer, relativeChange: null })))
-    // The result is itself a base, whose layers have the names that they had.
+    // The result is a base again, with the same names of layers.
     const linears = findLinears(new Graph(model.proto))
     expect(linears.map((linear) => [linear.name, linear.isHead])).toEqual([
       ['model.fc1', false],
@@ -78,7 +78,7 @@ describe.each(GOLDEN_FORMS)('branches beside %s', (name) => {
 describe('a graph with branches', () => {
   const name = 'nbits-4-16-zeros'
 
-  /** The adapter's first layer alone, with other values. */
+  /** Makes an adapter with only the first layer and other values. */
   async function another(): Promise<LoraAdapter> {
     const numbers = await formNumbers(name)
     const adapter = new LoraAdapter({ rank: 4, alpha: 2 })
@@ -96,7 +96,7 @@ describe('a graph with branches', () => {
     const expected = await outputOf(together.model, name)
     expect(deviation(await outputOf(both.model, name), expected)).toBeLessThan(1e-6)
     expect(deviation(expected, await outputOf(one.model, name))).toBeGreaterThan(0.1)
-    // A session adds to what is merged.
+    // A session can add an adapter to the merged model.
     const scaled = new LoraAdapter({ rank: 4, alpha: 1 })
     scaled.addFactors('model.fc1', second.layer('model.fc1').weightA, second.layer('model.fc1').weightB)
     expect(deviation(await outputOf(one.model, name, scaled), expected)).toBeLessThan(1e-6)

@@ -1,4 +1,4 @@
-// Merges into models of several graphs, with branches: what is written gives PEFT's logits in stock ONNX Runtime.
+// Merges into models with several graphs and branches. The results give PEFT's logits in plain ONNX Runtime.
 
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

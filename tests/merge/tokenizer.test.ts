@@ -1,5 +1,5 @@
-// The tokenizer of a result: an adapter's, where it has tokens that the base's has not, as TRL, LLaMA-Factory and
-// axolotl save it.
+// The tokenizer of a merged model. It comes from the adapter if its tokenizer has further tokens, as TRL, LLaMA-Factory
+// and axolotl save it.
 
 import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -46,7 +46,7 @@ it('goes along with its chat template, and none of the base’s files stays besi
   const { out, text, warnings, copied } = await merged(files, { ...own, 'chat_template.jinja': TEMPLATE })
   expect(text('tokenizer.json')).toBe(own['tokenizer.json'])
   expect(text('chat_template.jinja')).toBe(TEMPLATE)
-  // transformers.js reads the template there alone.
+  // transformers.js only reads the template there.
   const config = { ...JSON.parse(own['tokenizer_config.json']), chat_template: TEMPLATE }
   expect(JSON.parse(text('tokenizer_config.json'))).toEqual(config)
   expect([...out.files.keys()]).not.toContain('vocab.json')

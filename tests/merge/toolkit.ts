@@ -1,4 +1,4 @@
-// Small checkpoints and adapters for the tests of merging.
+// Small checkpoints and adapters for tests of merging.
 
 import { type ByteSource, concatBytes, type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
 import {
@@ -66,13 +66,13 @@ export interface BaseOptions {
   seed?: number
   config?: Record<string, unknown>
   files?: Record<string, string>
-  /** Tensors with the values of another. */
+  /** Tensors with the same values as another tensor. */
   copies?: Record<string, string>
-  /** Distributes the tensors over so many shards, in turn. Default: a single file. */
+  /** The number of shards, which get the tensors in turn. Default: a single file. */
   shards?: number
 }
 
-/** A model folder in memory. */
+/** Makes a model folder in memory. */
 export async function base(sketches: readonly TensorSketch[], options: BaseOptions = {}): Promise<MemoryDirectory> {
   const {
     seed,
@@ -103,7 +103,7 @@ export async function base(sketches: readonly TensorSketch[], options: BaseOptio
   return directory
 }
 
-/** An adapter with normal factors. */
+/** Makes an adapter with normally distributed factors. */
 export function adapter(
   layers: Readonly<Record<string, readonly [d: number, k: number]>>,
   config: LoraConfigInput = {},
@@ -128,7 +128,7 @@ export interface ReadTensor {
   bytes: Uint8Array
 }
 
-/** All tensors of the safetensors files of a folder. */
+/** Reads all tensors in the safetensors files of a folder. */
 export async function readTensors(directory: MemoryDirectory): Promise<Map<string, ReadTensor>> {
   const result = new Map<string, ReadTensor>()
   for (const path of await directory.list()) {
@@ -171,7 +171,7 @@ export function expectedWeight(
   return encodeWeights(sum, dtype)
 }
 
-/** How many stored values differ, and the largest distance in steps of the type. */
+/** Returns how many stored values differ, and the largest distance in steps of the type. */
 export function compareStored(a: Uint8Array, b: Uint8Array, dtype: FloatDtype): { differing: number; ulps: number } {
   const view = (bytes: Uint8Array) => {
     const copy = bytes.slice().buffer
@@ -220,13 +220,13 @@ export async function unmergeCheckpoint(
 
 /** Options of {@link mergeOnnx}. */
 export type OnnxOptions = Omit<MergeInput, 'base' | 'adapters'> & {
-  /** Where the graph goes. */
+  /** The path of the merged graph. */
   path?: string
-  /** The folder whose configuration and tokenizer go along. */
+  /** The folder from which configuration and tokenizer are copied. */
   baseFiles?: Directory
 }
 
-/** Merges into an open graph, which need not be that of a file. */
+/** Merges into an open graph, which need not come from a file. */
 export async function mergeOnnx(
   model: OnnxModel,
   adapters: MergeRequest['adapters'],

@@ -25,7 +25,7 @@ function makeLayer(d: number, k: number, rank: number, seed: number): LoraLayer 
   return LoraLayer.fromFactors(randomMatrix(rank, k, seed), randomMatrix(d, rank, seed + 1), { rank, alpha: 3 })
 }
 
-/** A layer, the first of the weight's outputs that is its own, and how much of it is merged. */
+/** A layer, its first output in the weight, and the strength with which it is merged. */
 interface Part {
   readonly name: string
   readonly layer: LoraLayer
@@ -44,7 +44,7 @@ function adapterOf({ name, layer }: Part): LoraAdapter {
   return adapter
 }
 
-/** New values: all, turned or not, or some rows or columns. */
+/** New values for the whole weight, possibly transposed, or for some rows or columns. */
 interface Values {
   readonly tensor: { readonly dtype: FloatDtype; readonly shape: readonly number[]; readonly data: Uint8Array }
   readonly isTransposed?: boolean
@@ -55,7 +55,7 @@ function transposed(data: Float32Array, rows: number, columns: number): Float32A
   return data.map((_, i) => data[(i % rows) * columns + Math.floor(i / rows)])
 }
 
-/** A stored weight and what is merged into it. */
+/** A stored weight, and the layers and values to merge into it. */
 interface Target {
   readonly name: string
   readonly dtype: FloatDtype
@@ -66,7 +66,7 @@ interface Target {
   readonly parts: readonly Part[]
 }
 
-/** What a merge makes of a weight. */
+/** Merges into a weight. */
 async function merged({ name, dtype, shape, isInputMajor, parts, values }: Target, weight: Uint8Array) {
   const sources: ByteSource[] = [new MemorySource(weight, name)]
   const inputs = parts.map((part) => ({ adapter: adapterOf(part), weight: part.weight }))
@@ -119,7 +119,7 @@ async function merged({ name, dtype, shape, isInputMajor, parts, values }: Targe
   return { bytes: concatBytes(chunks), changes, reads }
 }
 
-/** W + s·B·A in plain loops of f32, rounded once to the type. */
+/** Computes W + s·B·A with plain f32 loops, rounded once to the type. */
 function expected({ weightA, weightB, scaling, rank, d, k }: LoraLayer, weight: Float32Array, dtype: FloatDtype) {
   const round = Math.fround
   const result = weight.map((value, at) => {

@@ -1,4 +1,4 @@
-// A project outside the repository that has lowrank installed from its tarball, as a user would.
+// A project outside the repository in which lowrank is installed from its tarball, as users do.
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
@@ -21,7 +21,7 @@ export const repository = join(dirname(fileURLToPath(import.meta.url)), '..', '.
 
 export interface Consumer {
   folder: string
-  /** What `npm pack` put into the tarball. */
+  /** The files that `npm pack` put into the tarball. */
   packed: string[]
   write(path: string, content: string): string
   /** Runs Node in the project. */
@@ -30,8 +30,8 @@ export interface Consumer {
 }
 
 /**
- * A project that has lowrank installed from `lowrank.tgz` in it, and what `npm pack` put there. The first call of a run
- * makes it, for all test files. Dependencies come from the repository's node_modules, so that no network is needed.
+ * Returns a project in which lowrank is installed from `lowrank.tgz`, and the files in the tarball. The first call of a
+ * run makes it for all test files. Dependencies come from the repository's node_modules, so that no network is needed.
  */
 export function installed(): { folder: string; packed: string[] } {
   // vitest.slow.config.ts names and removes it.
@@ -43,14 +43,14 @@ export function installed(): { folder: string; packed: string[] } {
       renameSync(made, shared)
     } catch (error) {
       rmSync(made, { recursive: true, force: true })
-      // Another test file was faster.
+      // Another test file has made the project at the same time.
       if (!existsSync(shared)) throw error
     }
   }
   return { folder: join(shared, PROJECT), packed: JSON.parse(readFileSync(join(shared, 'packed.json'), 'utf8')) }
 }
 
-/** Characters that URLs treat as special belong in here. */
+/** A folder name with characters that are special in URLs. */
 const PROJECT = 'a project #1 at 100%'
 
 function installIn(parent: string): void {
@@ -79,7 +79,7 @@ function installIn(parent: string): void {
   npm(['install', '--offline', '--install-links', '--no-audit', '--no-fund'], folder)
 }
 
-/** A copy of {@link installed} that tests write into. */
+/** Makes a copy of {@link installed} for tests to write into. */
 export function installConsumer(folderName: string): Consumer {
   const { folder: from, packed } = installed()
   const parent = mkdtempSync(join(tmpdir(), 'lowrank-'))
@@ -104,7 +104,7 @@ export function link(consumer: Consumer, name: string): void {
   symlinkSync(join(repository, 'node_modules', name), join(consumer.folder, 'node_modules', name), 'junction')
 }
 
-/** What `lowrank` needs at run time: its dependencies and theirs. */
+/** Lists a package's dependencies at run time, and their dependencies. */
 function dependencyClosure(name: string): string[] {
   const manifest =
     name === 'lowrank' ? join(repository, 'package.json') : join(repository, 'node_modules', name, 'package.json')
@@ -112,16 +112,13 @@ function dependencyClosure(name: string): string[] {
   return [...new Set(Object.keys(dependencies).flatMap((dependency) => [dependency, ...dependencyClosure(dependency)]))]
 }
 
-/**
- * The text of a document, whose trainings take few steps: what they print is not looked at. Other options stay as they
- * are.
- */
+/** Limits the trainings in a document's text to a few steps. Their output does not matter here. */
 export const briefly = (text: string): string =>
   text
     .replace(/(--max-steps |maxSteps: )(\d+)/g, (_, option, steps) => option + Math.min(steps, 3))
     .replace(/(--epochs |epochs: )(\d+)/g, (_, option, epochs) => option + Math.min(epochs, 1))
 
-/** Files below a folder, relative to it. */
+/** Lists the files below a folder, relative to it. */
 export function filesBelow(folder: string): string[] {
   return readdirSync(folder, { recursive: true, encoding: 'utf8' })
 }

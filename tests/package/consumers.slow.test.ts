@@ -1,6 +1,5 @@
-// The package in the hands of other tools: bundlers, a page without one, Bun, Deno, and the oldest TypeScript that
-// reads the declarations. Tools that are not development dependencies are installed by .ci/run; without them a test is
-// skipped, and says so.
+// The package in other tools: bundlers, a page without a bundler, Bun, Deno, and the oldest TypeScript that can read
+// the declarations. .ci/run installs tools that are not development dependencies. Without a tool, its test is skipped.
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -13,7 +12,7 @@ import { type Consumer, filesBelow, installConsumer, link, repository } from './
 
 const require = createRequire(import.meta.url)
 
-/** The folder of a package that may be installed; undefined and a line of its own where it is not. */
+/** Returns the folder of a package, or undefined if it is not installed. A line says so. */
 function folderOf(name: string): string | undefined {
   try {
     return dirname(require.resolve(`${name}/package.json`))
@@ -46,14 +45,14 @@ beforeAll(() => {
 })
 afterAll(() => consumer?.remove())
 
-/** An empty folder for what a tool builds. */
+/** Makes an empty folder for the output of a tool. */
 function output(name: string): string {
   const folder = join(consumer.folder, 'built', name)
   mkdirSync(folder, { recursive: true })
   return folder
 }
 
-/** No code for Node is in what a browser gets. */
+/** Expects that a browser gets no code for Node. */
 function expectForBrowsers(folder: string): void {
   const scripts = filesBelow(folder).filter((file) => /\.m?js$/.test(file))
   expect(scripts.length).toBeGreaterThan(0)
@@ -117,7 +116,7 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
     ) => void
     const options = {
       mode: 'production',
-      // To make it small takes a minute, and changes nothing that is tested.
+      // Minifying would take a minute and would not change what is tested.
       optimization: { minimize: false },
       context: consumer.folder,
       entry: './page.mjs',
@@ -157,7 +156,7 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
     const options = { bundle: true, format: 'esm', platform: 'browser', target: 'es2022', logLevel: 'error' }
     const entries = { page: join(consumer.folder, 'page.mjs') }
     await build({ ...options, splitting: true, outdir: folder, entryPoints: entries })
-    // It writes the URL as it is: ../train/worker.js, seen from the page.
+    // esbuild keeps the URL as it is: ../train/worker.js, relative to the page.
     const worker = join(consumer.folder, 'node_modules/lowrank/dist/train/worker.js')
     await build({ ...options, outfile: join(folder, 'train', 'worker.js'), entryPoints: [worker] })
     await expectRuns(folder)
@@ -206,7 +205,7 @@ describe('in Node', () => {
   })
 })
 
-/** How a script runs in them, where they are installed. */
+/** The command that runs a script in each runtime, if the runtime is installed. */
 const RUNTIMES: Record<string, string[] | undefined> = {
   Bun:
     bun === undefined
@@ -232,7 +231,7 @@ describe.each(Object.entries(RUNTIMES))('in %s', (_, command) => {
        process.exit(0)`,
     )
     const [program, ...args] = command!
-    // What Node loads first is not for them.
+    // NODE_OPTIONS preloads a module that is only for Node.
     const env = { ...process.env, NODE_OPTIONS: '' }
     const stdout = execFileSync(program, [...args, script], { cwd: consumer.folder, env, encoding: 'utf8' })
     expect(JSON.parse(stdout)).toEqual({ steps: 1, tokens: 2, isOneClass: true })

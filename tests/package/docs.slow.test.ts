@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { briefly, type Consumer, installConsumer, link, repository } from './consumer.js'
 
-/** Pages of docs/; later ones use what earlier ones made. */
+/** Pages of docs/ in the order in which they run. Later pages use files that earlier pages made. */
 const PAGES = [
   'first-adapter',
   'training',
@@ -24,13 +24,13 @@ const PAGES = [
   'handoff',
 ]
 
-/** Pages without a block that runs in Node. A server does not end, and transformers.js has tests of its own. */
+/** Pages without a block that runs in Node. A server does not end, and transformers.js has separate tests. */
 const UNRUN = [
   ...['commands', 'conformance', 'graphs', 'learning', 'migrating', 'reliability', 'serving', 'speed', 'stability'],
   ...['training-in-browsers', 'transformers-js', 'words'],
 ]
 
-/** What the pages open on the Hub is in the cache, by the bundled model. */
+/** The Hub models of the pages. The cache contains the bundled model under these names. */
 const HUB_MODELS = ['HuggingFaceTB/SmolLM2-135M-Instruct']
 const COMMIT = '0'.repeat(40)
 
@@ -43,16 +43,16 @@ const blocksOf = (page: string): [language: string, text: string][] =>
     text,
   ])
 
-/** Words of a shell's line: quotes group, # begins a comment. */
+/** Splits a shell line into words. Quotes group words, and # begins a comment. */
 function words(line: string): string[] {
   const found = [...line.matchAll(/"([^"]*)"|(\S+)/g)].map(([, quoted, bare]) => quoted ?? bare)
   const comment = found.findIndex((word) => word.startsWith('#'))
   return comment === -1 ? found : found.slice(0, comment)
 }
 
-/** Names that only a page has. */
+/** True for code with names that only exist in a page. */
 const isForBrowsers = (text: string) => /\b(document|input|navigator)\.|webRuntime/.test(text)
-/** Other packages than this one are not installed here. */
+/** True for code without this package, because other packages are not installed here. */
 const isOfOthers = (text: string) => !/from 'lowrank/.test(text)
 
 describe('README and the pages of docs/', () => {
@@ -67,7 +67,7 @@ describe('README and the pages of docs/', () => {
       consumer.write(`${cached}/refs/main`, COMMIT)
       const snapshot = join(consumer.folder, cached, 'snapshots', COMMIT)
       cpSync(join(repository, 'models', 'union-3m'), snapshot, { recursive: true })
-      // As models for chats have it; the bundled one has none.
+      // The bundled model has no chat template, so it gets one.
       cpSync(join(repository, 'models', 'data', 'chat.jinja'), join(snapshot, 'chat_template.jinja'))
     }
     // The reader's own data.
@@ -92,7 +92,7 @@ describe('README and the pages of docs/', () => {
         const lines = briefly(text).split('\n')
         for (const line of lines.filter((line) => line.startsWith('npx lowrank '))) {
           const [, , ...args] = words(line)
-          // It writes the reader's own data, where another page has them already.
+          // `init` writes chats.jsonl, which an earlier page may have made.
           if (args[0] === 'init') rmSync(join(consumer.folder, 'chats.jsonl'), { force: true })
           const { status, stderr } = consumer.node(BINARY, ...args)
           expect(status, `${line}\n${stderr}`).toBe(0)
@@ -169,7 +169,7 @@ describe('links', () => {
   })
 })
 
-/** Anchors of headings, as GitHub makes them. */
+/** Lists the anchors of headings that GitHub makes. */
 function anchorsOf(file: string): string[] {
   const headings = [...readFileSync(file, 'utf8').matchAll(/^#+ (.*)$/gm)].map(([, heading]) => heading)
   return headings.map((heading) =>

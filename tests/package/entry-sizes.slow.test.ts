@@ -1,4 +1,4 @@
-// The size of each part of the package as a bundler sees it: what a program that uses only this part takes, and all
+// The size of each part of the package in a bundler: the code that a program with only this part contains, and the code
 // that it may load later. docs/stability.md has the limits.
 
 import { readFileSync } from 'node:fs'
@@ -12,7 +12,7 @@ const page = readFileSync(join(repository, 'docs', 'stability.md'), 'utf8')
 /** | `import { LoraLayer } from 'lowrank'` | 40 kB | */
 const rows = [...page.matchAll(/^\| `(import \{ (\w+) \} from '(lowrank[^']*)')` \| ([\d.]+) kB \|/gm)]
 
-/** The build's file of an entry, in browsers. */
+/** Returns the built file of an entry for browsers. */
 function fileOf(entry: string): string {
   const { exports } = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8'))
   return join(repository, exports[entry.replace('lowrank', '.')].default)

@@ -1,4 +1,5 @@
-// The package as its users get it: packed, installed outside the repository in a folder whose name URLs would escape.
+// The package as users get it: packed, and installed outside the repository in a folder whose name needs escaping in
+// URLs.
 
 import { execFileSync } from 'node:child_process'
 import { accessSync, constants, readFileSync } from 'node:fs'
@@ -139,8 +140,8 @@ describe('the types', () => {
   })
 })
 
-// Without any host's types, with Node's, and as a bundler's template has them; declarations of packages are checked as
-// well.
+// Compiles without the types of a host, with Node's types, and with the settings of a bundler's template. Declarations
+// of packages are checked too.
 describe.each([
   { moduleResolution: 'nodenext', lib: ['ES2022'], types: [] },
   { moduleResolution: 'nodenext', lib: ['ES2022'], types: ['node'] },
@@ -200,14 +201,14 @@ describe('in the browser', () => {
     const plain = installConsumer('plain')
     try {
       plain.write('index.html', '<script type="module" src="/main.js"></script>')
-      // Everything that the entry exports: nothing is shaken off.
+      // A script with everything that the entry exports, so that nothing is removed as unused.
       plain.write('main.js', `import * as lowrank from 'lowrank'\nglobalThis.lowrank = lowrank`)
       const result = await build({ root: plain.folder, logLevel: 'silent', configFile: false, build: { write: false } })
       const { output } = result as Rolldown.RolldownOutput
       const chunks = output.filter((item) => item.type === 'chunk')
       const scripts = output.filter((item) => /\.m?js$/.test(item.fileName))
       for (const script of scripts) {
-        // The library of schemas, an optional peer that loads when it is used, has code for Node of its own.
+        // The library for schemas is an optional peer that loads when it is used, and it contains code for Node.
         if (script.type === 'chunk' && script.moduleIds.some((id) => id.includes('@mlc-ai'))) continue
         const code = script.type === 'chunk' ? script.code : String(script.source)
         expect(
@@ -216,7 +217,7 @@ describe('in the browser', () => {
         ).toBeUndefined()
       }
 
-      // The workers are scripts of their own, found by the bundler.
+      // The bundler finds the workers and writes a script for each.
       expect(output.filter(({ fileName }) => /worker-.*\.js$/.test(fileName))).toHaveLength(2)
 
       const entry = chunks.find(({ isEntry }) => isEntry)!
@@ -226,7 +227,7 @@ describe('in the browser', () => {
       const code = chunks.filter(({ fileName }) => core.has(fileName)).map((chunk) => chunk.code)
       expect(gzipSync(code.join('\n')).byteLength).toBeLessThanOrEqual(MAX_CORE_GZIP_BYTES)
 
-      // Names of classes are shortened, those of errors stay.
+      // Names of classes are shortened, but names of errors stay.
       const names = Object.keys(await import('../../src/index.js')).filter((name) => /^(?!Lowrank).*Error$/.test(name))
       expect(names.length).toBeGreaterThan(5)
       expect(names.filter((name) => !new RegExp(`name\\s*=\\s*.${name}`).test(code.join('\n')))).toEqual([])

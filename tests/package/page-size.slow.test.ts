@@ -1,6 +1,6 @@
-// What a page fetches of lowrank: to train a step and write an answer, to write with an adapter that it loads, and only
-// to write with one. Vite builds the page as it does by default, and Chromium opens it. Each script that the page and
-// its worker ask for counts, gzipped by itself; ONNX Runtime, the model and the adapter do not count.
+// How much code of lowrank a page fetches to train a step and write an answer, to write with an adapter that it loads,
+// and to write only. Vite builds the page with its defaults, and Chromium opens it. All scripts that the page and its
+// worker fetch count, each gzipped. ONNX Runtime, the model and the adapter do not count.
 
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -39,13 +39,13 @@ const openModel = async () =>
   loadModel(await folder('/model/', ${JSON.stringify(MODEL_FILES)}), {
     runtime: webRuntime('/ort/${RUNTIME_FILES[0]}', '/ort/${RUNTIME_FILES[1]}'),
   })
-// Without an await at the top, which would keep bundlers from joining chunks.
+// There is no top-level await, which would keep bundlers from joining chunks.
 run()
   .then(JSON.stringify, (error) => JSON.stringify({ failed: String(error?.stack ?? error) }))
   .then((body) => fetch('/result', { method: 'POST', body }))
 `
 
-/** Most bytes of code, gzipped; how many workers start; and the code of the page. */
+/** The limit of gzipped bytes, the number of workers, and the code of each page. */
 const PAGES = {
   'trains and writes': {
     limit: 252_000,
@@ -83,7 +83,7 @@ async function run() {
   },
 }
 
-/** Files of a server that remembers what it was asked for. */
+/** Files of a server, which remembers the requested ones. */
 class AskedFiles extends Map<string, Uint8Array> {
   readonly asked = new Set<string>()
 

@@ -1,4 +1,4 @@
-// What a page of any bundler does with the package: adapters in memory, errors of one class, and a worker that starts.
+// A page for each bundler: it uses adapters in memory, checks that errors have a single class, and starts a worker.
 
 import {
   ConfigError,
@@ -24,7 +24,7 @@ async function run() {
   const files = {}
   for (const file of ['config.json', 'tokenizer.json', 'onnx/model.onnx']) files[file] = await fetched(file)
   const model = await loadModel(new MemoryDirectory(files), { runtime: webRuntime('/no-runtime-here.mjs') })
-  // The worker starts, and it is there that the runtime is missed.
+  // The worker starts, and then it cannot find the runtime.
   const failed = await train({ model, data: [{ text: 'a b' }], maxSteps: 1 }).catch((error) => error)
   return {
     weightB: [...back.layer('q').weightB.data],

@@ -25,7 +25,7 @@ export interface JobResult {
   refused: string
 }
 
-/** Σ of all values of all factors, with signs: no two different adapters have the same by accident. */
+/** The sum of all values of all factors, with changing signs. Different adapters give different sums. */
 function sumOf(adapter: LoraAdapter): number {
   let sum = 0
   for (const part of adapter.parts('linear')) sum += part.normDelta()

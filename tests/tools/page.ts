@@ -1,4 +1,4 @@
-// What browser.slow.test.ts runs in a page.
+// The script of browser.slow.test.ts in the page.
 
 import { type JobFiles, runJob } from './job.js'
 

@@ -1,4 +1,4 @@
-// resize: the closest change of each rank, the rank that each rule gives, and what stays of an adapter.
+// resize: the closest change of each rank, the rank by each rule, and the parts of an adapter that stay.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -16,7 +16,7 @@ import { changes, distance, randomAdapter } from './adapters.js'
 
 usePlatform(nodePlatform)
 
-/** Singular values of each layer that is one matrix. */
+/** Returns the singular values of each layer with a single matrix. */
 function spectra(adapter: LoraAdapter): Map<string, Float64Array> {
   const single = [...changes(adapter)].filter(([name]) => !['groups', 'block.experts'].includes(name))
   return new Map(single.map(([name, { data, shape }]) => [name, svd({ data, shape: shape as [number, number] }).s]))

@@ -1,4 +1,5 @@
-// Adapters whose start changed their base, as PEFT loads them and as it makes them plain LoRA (tests/golden/inits).
+// Adapters whose initialization changed the base: loading them, and turning them into plain LoRA, as PEFT does
+// (tests/golden/inits).
 
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -19,7 +20,7 @@ import { mergeCheckpoint, mergeOnnx } from '../merge/toolkit.js'
 
 const cases = goldenCases('inits').map(({ name }) => name)
 
-/** A folder with a base of tests/golden/kinds as its checkpoint. */
+/** Makes a checkpoint folder with a base of tests/golden/kinds. */
 function baseFolder(name: string): MemoryDirectory {
   return new MemoryDirectory({ 'model.safetensors': readFileSync(goldenPath('kinds', `${name}.safetensors`)) }, name)
 }

@@ -16,7 +16,7 @@ beforeAll(async () => {
 })
 afterAll(() => model.close())
 
-/** The loss falls and rises again: the learning rate is far too high. */
+/** With this learning rate, which is far too high, the loss falls and rises again. */
 const TOO_FAST: Partial<TrainInput> = {
   data: data.slice(0, 4),
   evalData: [{ text: 'const q = [0x1f, 0x2e]; // zzz {}' }, { text: '@@@ 12345 %% ~~ 98765 == ||' }],
@@ -29,7 +29,7 @@ const TOO_FAST: Partial<TrainInput> = {
 
 const train = (options: Partial<TrainInput> = {}) => trainTiny({ model, ...TOO_FAST, ...options })
 
-/** The losses of the evaluations after a step. */
+/** Trains, and returns the losses of the evaluations. */
 async function evaluations(options: Partial<TrainInput> = {}) {
   const events: EvaluationEvent[] = []
   const result = await train({ ...options, on: { evaluation: (event) => void events.push(event) } })

@@ -1,6 +1,5 @@
-// Training and generating in Chromium, in Web Workers on onnxruntime-web, where both are there: losses and texts are
-// Node's. The runtime for browsers is large, so it is not a dependency: npm install --no-save -D
-// onnxruntime-web@1.30.0
+// Training and generating in Chromium, in Web Workers with onnxruntime-web, give the same losses and texts as in Node.
+// The runtime for browsers is large, so it is not a dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -22,8 +21,8 @@ const SHORT = { maxSteps: 3, batchSize: 1, gradientAccumulation: 2, maxLength: 1
 const SCRIPT = 'ort.wasm.bundle.min.mjs'
 
 /**
- * Before ONNX Runtime's script: counts what crosses to the GPU and back, and tells it. The sizes and shapes that each
- * kernel is told stand apart.
+ * Runs before ONNX Runtime's script, and counts the bytes that go to the GPU and back. Sizes and shapes for kernels are
+ * counted separately.
  */
 const COUNTING = `
 const bytes = { up: 0, down: 0, uniform: 0 }
@@ -96,10 +95,10 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     ])
   })
 
-  /** A shorter job on a smaller model: what stands in for a GPU here compiles each kernel, and is slow. */
+  /** A shorter job on a smaller model, because the software GPU is slow and compiles each kernel. */
   const short: PageJob = { ...job, isBrief: true, data: job.data.slice(0, 4), settings: { ...job.settings, ...SHORT } }
 
-  /** That job on WebGPU, with the build of ONNX Runtime that has it. */
+  /** Runs the short job on WebGPU, with the build of ONNX Runtime for it. */
   function openOnGpu(flags: readonly string[]): Promise<PageResult> {
     const [script, wasm] = ['ort.webgpu.bundle.min.mjs', 'ort-wasm-simd-threaded.asyncify.wasm']
     for (const file of job.model) files.set(`/model/${file}`, readFileSync(path.join(SMALL_MODEL, file)))
@@ -124,11 +123,11 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     const { factors } = onProcessor
     const differences = result.factors.map((value, i) => value - factors[i])
     expect(Math.hypot(...differences) / Math.hypot(...factors)).toBeLessThan(1e-3)
-    // A step of two runs: tokens and rates, losses and a norm. Four bytes for each trained value, one way, are more.
+    // A step with two runs sends tokens and rates, and reads losses and a norm. The trained values alone would be more.
     const { steps, texts } = result.gpu
     const step = crossed(steps[0], steps[1])
     expect(step.up + step.down).toBeLessThan(factors.length)
-    // Sixteen more tokens: logits, and once the cache, whose size for one token is LOGITS / 16.
+    // Sixteen more tokens take their logits, and the cache once, which has LOGITS / 16 bytes for each token.
     const [four, twenty] = [crossed(texts[0], texts[1]), crossed(texts[1], texts[2])]
     expect((twenty.up - four.up) / 16).toBeLessThan(LOGITS / 16)
     expect((twenty.down - four.down) / 16).toBeLessThan(LOGITS + LOGITS / 8)

@@ -7,7 +7,7 @@ import { ADAMW_DEFAULTS, AdamW, clipFactor } from '../../src/train/optimizer.js'
 import type { EngineSetup, EngineState } from '../../src/train/weights/held.js'
 import { takeStep } from './take-step.js'
 
-/** A runtime whose every session computes loss = weight·Σ (p − target)², over two parameters. */
+/** A runtime whose sessions all compute loss = weight·Σ (p − target)² for two parameters. */
 const quadratic: Runtime = {
   name: 'test',
   createSession: async () => ({

@@ -24,7 +24,7 @@ interface GoldenBatch {
   attentionMask: number[][]
   labels: number[][]
 }
-/** The rows of a batch without their padding, and its length. */
+/** The golden batches: rows without padding, and the padded length. */
 const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask, labels }) => {
   const lengths = attentionMask.map((row) => row.reduce((sum, entry) => sum + entry, 0))
   const cut = (row: number[], i: number) => Int32Array.from(row.slice(0, lengths[i]))
@@ -32,7 +32,7 @@ const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask
   return { examples, length: inputIds[0].length }
 })
 
-/** The model with a PEFT adapter, ready to train. */
+/** Opens the model with a PEFT adapter for training. */
 async function openTraining(folder: string) {
   const model = await loadModel(new NodeDirectory(path('models/union-3m')), {
     runtime: { module: ort as unknown as OrtModule },
@@ -57,7 +57,7 @@ async function openTraining(folder: string) {
   return { model, adapter, engine, open, sessions, names, rate: lr }
 }
 
-/** Ten steps from a PEFT adapter, as PyTorch did them. */
+/** Takes the same ten steps from a PEFT adapter as PyTorch. */
 async function tenSteps(folder: string) {
   const { model, adapter, engine, open, sessions, names, rate } = await openTraining(folder)
   const losses: number[] = []

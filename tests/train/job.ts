@@ -1,4 +1,4 @@
-// A short training run and what comes of it, the same in Node and in a page.
+// A short training run with texts of its adapter. It runs in the same way in Node and in a page.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import type { Model } from '../../src/graph/model-folder.js'
@@ -13,14 +13,14 @@ export interface Job {
   data: { text: string }[]
   prompt: string
   settings: Partial<TrainSettings>
-  /** No losses before and after, no texts, and no dropout, whose masks are large. */
+  /** True to leave out evaluations, texts, and dropout, whose masks are large. */
   isBrief?: boolean
 }
 
 export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | 'evalLoss'> {
-  /** The prompt, continued by the base and by what was trained. */
+  /** The prompt, continued by the base and by the adapter. */
   texts: string[]
-  /** What the run wrote. */
+  /** The files that the run wrote. */
   files: string[]
   /** All values of A and B. */
   factors: number[]

@@ -1,4 +1,4 @@
-// LoRA+: the steps of PEFT's optimizer.
+// LoRA+ takes the same steps as PEFT's optimizer.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, expect, it } from 'vitest'

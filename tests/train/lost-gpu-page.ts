@@ -1,5 +1,5 @@
-// What lost-gpu.slow.test.ts runs in a page: the GPU is lost in the middle of a training, and of a text, and what can
-// be done after it.
+// The script of lost-gpu.slow.test.ts in the page: loses the GPU in the middle of a training and of a text, and then
+// continues.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
@@ -13,18 +13,18 @@ export interface LostGpuResult {
   trained: string
   written: string
   later: string
-  /** Losses of the steps before the loss, and of the run that continued it on the processor. */
+  /** Training losses of the steps before the GPU was lost, and of the run that continued on the processor. */
   before: number[]
   losses: number[]
   /** Files of the run when the GPU was lost. */
   files: string[]
-  /** What a new session on WebGPU writes, and one on the processor. */
+  /** The texts of a new session on WebGPU, and of a session on the processor. */
   again: string
   expected: string
 }
 
 const MODEL = ['config.json', 'generation_config.json', 'tokenizer.json', 'onnx/model.onnx']
-/** The script of ONNX Runtime that the test serves destroys its device when it hears something here. */
+/** The test's version of ONNX Runtime's script destroys its device when a message comes here. */
 const loss = new BroadcastChannel('lose the gpu')
 
 async function run(): Promise<LostGpuResult> {

@@ -1,5 +1,5 @@
-// The GPU of a page goes away in the middle of a run, in Chromium: an error says so, the saved steps are there, and the
-// work goes on. The runtime for browsers is large, so it is not a dependency: npm install --no-save -D
+// In Chromium, a page loses its GPU in the middle of a run: an error says so, the saved steps are there, and the run
+// can continue. The runtime for browsers is large, so it is not a dependency: npm install --no-save -D
 // onnxruntime-web@1.30.0
 
 import { readFileSync } from 'node:fs'
@@ -13,8 +13,7 @@ import type { LostGpuResult } from './lost-gpu-page.js'
 const runtime = webRuntimeFolder()
 
 /**
- * Before ONNX Runtime's script: its device is destroyed when the page says so. `lost` then resolves as for a GPU that
- * failed.
+ * Runs before ONNX Runtime's script, and lets the page destroy the device. `lost` resolves as for a GPU that failed.
  */
 const LOSABLE = `
 const request = GPUAdapter.prototype.requestDevice
@@ -45,12 +44,12 @@ describe.skipIf(browser === undefined || runtime === undefined)('a page whose GP
     expect(trained).toMatch(/^RuntimeError: WebGPU: the GPU was lost.*resume: true/s)
     expect(written).toMatch(/^RuntimeError: WebGPU: the GPU was lost.*Open the session again/s)
     expect(later).toBe(written)
-    // The run continues from step 2, the last that was saved.
+    // The run continues from step 2, which was saved last.
     expect(files).toEqual(expect.arrayContaining(['adapter_config.json', 'adapter_model.safetensors', 'lowrank.json']))
     expect(losses).toHaveLength(6)
     expect(losses.slice(0, 2)).toEqual(before.slice(0, 2))
     expect(Math.abs(losses[2] / before[2] - 1)).toBeLessThan(1e-4)
-    // A new session has a GPU of its own.
+    // A new session opens a new GPU device.
     expect(again).toBe(expected)
   })
 })

@@ -1,11 +1,11 @@
-// Records of a training lie in a file: JavaScript's heap has no room for them here.
+// A training keeps its records in a file. Here JavaScript's heap has no room for them.
 
 import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
 import { root } from '../structure/project.js'
 
-/** An object for each record takes 150 bytes at least, and no run has 64 MB of them. */
+/** As objects of at least 150 bytes, so many records would take 37 MB of a heap of 64 MB. */
 const RECORDS = 250_000
 
 it.each(['packed', 'labels', 'judged'])(

@@ -52,7 +52,7 @@ const steps = (options: Partial<TrainInput>) =>
 
 const start = (name: string) => loadAdapter(new NodeDirectory(`${golden}/${name}/adapter-init`))
 
-/** By name: the values of a file. */
+/** Reads the values of a file by name. */
 async function tensorsOf(bytes: Uint8Array): Promise<Map<string, { data: Float32Array; shape: readonly number[] }>> {
   const file = await parseSafetensorsHeader(new MemorySource(bytes, 'file'))
   const tensors = new Map()
@@ -60,7 +60,7 @@ async function tensorsOf(bytes: Uint8Array): Promise<Map<string, { data: Float32
   return tensors
 }
 
-/** PEFT's name of a tensor in the state, and whether the state has it transposed. */
+/** Returns PEFT's name of a tensor in the state, and whether the state holds it transposed. */
 function inPeft(name: string): { key: string; isTransposed: boolean } {
   const [, module, role] = /^(.*)\.([^.]*)$/.exec(name)!
   const roles: Record<string, string> = {
@@ -114,7 +114,7 @@ describe.each(['dora', 'rslora', 'bias-all', 'bias-lora-only', 'saved'])('%s', (
     )
     for (const [key, { data }] of wanted) {
       const own = saved.get(key.replace('vector.weight', 'vector'))!
-      // Attention does not depend on a bias of the keys: AdamW makes steps of what rounding leaves of its gradient.
+      // Attention does not depend on a bias of the keys. Its gradient is rounding noise, which AdamW turns into steps.
       const isNoise = gradients.get(key)!.data.every((value) => Math.abs(value) < 1e-9)
       expect(largestDifference(own.data, data), key).toBeLessThan(isNoise ? 10 * learningRate : 1e-4)
     }
@@ -122,7 +122,7 @@ describe.each(['dora', 'rslora', 'bias-all', 'bias-lora-only', 'saved'])('%s', (
 })
 
 describe('DoRA with dropout', () => {
-  /** The loss and the gradients by PEFT's names, with PEFT's masks. */
+  /** Computes the loss and the gradients, by PEFT's names, with PEFT's dropout masks. */
   async function withMasks(): Promise<{ loss: number; gradients: Map<string, Float32Array> }> {
     const adapter = await start('dora-dropout')
     const task = await loadTask('text-classification')
@@ -226,7 +226,7 @@ describe('a new adapter', () => {
     await expect(fresh({ rankPattern: { query: 0 } })).rejects.toThrow(ConfigError)
   })
 
-  /** The weight (16, 16) of a query, as the model's file has it. */
+  /** Reads the weight (16, 16) of a query from the model's file. */
   function queryWeight() {
     const name = 'bert.encoder.layer.0.attention.self.query'
     const { name: node } = { name: 'encoder.layer.0.attention.self.query' }

@@ -1,4 +1,4 @@
-// Several trainings that name one folder on disk: one of them has it, and its files are its own.
+// Several trainings with the same folder on disk: one of them gets it, and all files in it belong to this training.
 
 import { existsSync, rmSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
@@ -99,7 +99,7 @@ describe('trainings into one folder', () => {
     await mkdir(path.join(out, WRITER), { recursive: true })
     const dead = newToken().replace(/-\d+-(\d*)-/, '-4194305-$1-')
     await writeFile(path.join(out, WRITER, dead), hostname())
-    // Killed before its lock had its name.
+    // A training was killed before its lock got its name.
     await mkdir(path.join(out, `.${WRITER}.${dead}.tmp`, WRITER), { recursive: true })
     await train(out)
     expect((await readdir(out)).sort()).toEqual([

@@ -1,5 +1,5 @@
-// One loaded model for training and sessions at the same time: its graph is opened once, both give what they give
-// alone, and the session takes what was trained without loading again.
+// A loaded model used for training and a session at the same time: its graph is opened once, both give the same results
+// as alone, and the session gets the trained adapter without loading again.
 
 import { expect, it } from 'vitest'
 import type { ByteSource } from '../../src/base/bytes.js'
@@ -9,7 +9,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { train } from '../../src/train/train.js'
 import { inThread } from '../infer/models.js'
 
-/** Counts what is opened of each file. */
+/** Counts how often each file is opened. */
 class CountingDirectory extends NodeDirectory {
   readonly opened: string[] = []
   override async open(path: string): Promise<ByteSource> {

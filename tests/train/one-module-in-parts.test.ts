@@ -36,7 +36,7 @@ beforeAll(async () => {
 })
 afterAll(() => model.close())
 
-/** Norms of the rows of W + s·B·A, by module: magnitudes with which DoRA is plain LoRA. */
+/** Norms of the rows of W + s·B·A, by module. With these magnitudes, DoRA equals plain LoRA. */
 async function adaptedNorms(): Promise<Map<string, Float32Array>> {
   const graph = readGraph(model.onnx)
   const parts = new Map<string, number[]>()
@@ -71,7 +71,7 @@ it.each([0, 0.25])('with DoRA it divides by the norms of all rows, dropout %s', 
     )
     const graph = await buildTrainingGraph(model.onnx, runtime, causalOf(model.onnx), { layers, dropout })
     const masks = graph.proto.graph!.input.filter(({ name }) => name.endsWith('/dropout'))
-    // One for each module, and not for each product.
+    // There is a mask for each module, and not for each product.
     expect(masks).toHaveLength(dropout === 0 ? 0 : adapter.parts('linear').length)
     const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
     const options = { normalizer: targetCount(batch), dropout: { seed: 1, step: 0, run: 0 } }

@@ -152,7 +152,7 @@ describe('AdamW as a graph', () => {
     expect(differenceOf(state.parameters, parameters)).toBeLessThan(1e-6)
     expect(differenceOf(firstMoments, adamw.state.firstMoments)).toBeLessThan(1e-6)
     expect(differenceOf(secondMoments, adamw.state.secondMoments)).toBeLessThan(1e-6)
-    // Nothing of a step without a finite loss or gradient stays.
+    // A step without a finite loss or gradient changes nothing.
     const broken = new Float32Array(start.reduce((sum, { length }) => sum + length, 0)).fill(Number.NaN)
     await weights.add({ [setup.gradient]: { type: 'float32', data: broken, dims: [broken.length] } }, true)
     expect(await weights.step(1, 0.01)).toBeNaN()
@@ -160,7 +160,7 @@ describe('AdamW as a graph', () => {
   })
 })
 
-/** The largest, relative to the largest value. */
+/** Returns the largest difference, relative to the largest value. */
 function differenceOf(a: readonly Float32Array[], b: readonly Float32Array[]): number {
   const largest = Math.max(...b.flatMap((values) => [...values]).map(Math.abs))
   return Math.max(...a.flatMap((values, p) => Array.from(values, (value, i) => Math.abs(value - b[p][i])))) / largest

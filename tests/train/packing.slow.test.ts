@@ -1,4 +1,4 @@
-// Records in one row: losses and gradients are those of the records in rows of their own.
+// Records packed into a row give the same losses and gradients as the records in separate rows.
 
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
@@ -70,7 +70,7 @@ describe('packing', () => {
         expect(off / largest).toBeLessThan(1e-4)
       }
     }
-    // What the records would give without a mask is something else.
+    // Without a mask, the records would give another loss.
     const open = openTask(model, rows, true)
     const feeds = open.collate(rows, 40)
     const leaked = await evaluate(model, rows, true, {
@@ -155,7 +155,7 @@ describe('packing', () => {
   })
 })
 
-/** The task over rows that are packed, or not. */
+/** Opens the task for packed or separate rows. */
 const openTask = (model: Model, rows: readonly Example[], packing: boolean) =>
   causalLm.open(model, packing ? packed([], 1) : rows)
 
@@ -166,7 +166,7 @@ interface Results {
 
 const isAdapted = /(q_proj|v_proj|up_proj|c_attn)$/
 
-/** What a graph is fed for an adapter that is not zero. */
+/** Makes the factors of an adapter that is not zero, as feeds of a graph. */
 function factorsOf(model: Model, tensors: readonly { readonly input: string }[]): Feeds {
   const factors: Feeds = {}
   makeAdapter(model, isAdapted, { std: 0.1 })
@@ -187,7 +187,7 @@ const layersOf = (model: Model) =>
     .parts('linear')
     .map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
 
-/** The loss by the graph that evaluates. */
+/** Computes the loss with the graph for evaluation. */
 async function evaluate(model: Model, rows: readonly Example[], packing: boolean, feeds?: Feeds): Promise<number> {
   const open = openTask(model, rows, packing)
   const graph = await buildLossGraph(model.onnx, runtime, open, { layers: layersOf(model) })

@@ -1,5 +1,5 @@
-// What browser.slow.test.ts runs in a page: training and generating in Web Workers, with a model and records that the
-// page fetches.
+// The script of browser.slow.test.ts in the page: trains and generates in Web Workers, with a model and records that
+// the page fetches.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
@@ -9,7 +9,7 @@ import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { type Job, type JobResult, runJob } from './job.js'
 
-/** What the page fetches to know what to do. */
+/** The job of the page, which it fetches first. */
 export interface PageJob extends Job {
   /** URLs of ONNX Runtime and its .wasm file. */
   runtime: string
@@ -18,13 +18,13 @@ export interface PageJob extends Job {
   model: string[]
 }
 
-/** Bytes that have crossed so far, as a script in front of ONNX Runtime's counts them. */
+/** The bytes to and from the GPU so far. A script that runs before ONNX Runtime's counts them. */
 export type GpuBytes = Record<'up' | 'down' | 'uniform', number>
 
 export interface PageResult extends JobResult {
-  /** Frames that the page drew or could have drawn while it trained: it stays responsive. */
+  /** The number of frames that the page could draw while it trained. It shows that the page stays responsive. */
   ticks: number
-  /** After each step; after texts of 4, 4 and 20 tokens. */
+  /** The bytes after each step, and after texts of 4, 4 and 20 tokens. */
   gpu: { steps: GpuBytes[]; texts: GpuBytes[] }
 }
 
@@ -52,7 +52,7 @@ async function run(): Promise<PageResult> {
     const session = await ModelSession.open(model, { adapters: { trained: adapter! }, device })
     for (const maxNewTokens of [4, 4, 20]) {
       await generate(session, job.prompt, { adapter: 'trained', maxNewTokens, temperature: 0 })
-      // The worker's count may come later than its answer.
+      // The worker's count may come after its answer.
       await new Promise((resolve) => setTimeout(resolve, 100))
       gpu.texts.push({ ...bytes })
     }

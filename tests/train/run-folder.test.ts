@@ -49,7 +49,7 @@ const adapter = () => {
   return result
 }
 
-/** A writer that is told of each step with its line, as a run does. */
+/** Opens a writer that gets the metrics of each step, as in a run. */
 function begin(directory: Directory, use: FolderUse, metrics: StepMetrics[] = []) {
   const writer = new RunWriter({ directory, use }, { task: 'causal-lm' }, metrics)
   const add = (one: StepMetrics) => {
@@ -59,7 +59,7 @@ function begin(directory: Directory, use: FolderUse, metrics: StepMetrics[] = []
   return Object.assign(writer, { add })
 }
 
-/** A directory's methods as own properties, so that one can be left out. */
+/** Returns a directory's methods as properties, so that a test can leave one out. */
 function methodsOf(
   directory: MemoryDirectory,
 ): Required<Omit<Directory, 'name' | 'hubId' | 'hubRevision' | 'isSame' | 'link' | 'reserve' | 'together'>> {

@@ -6,7 +6,7 @@ const rates = (schedule: Schedule, learningRate: number, warmupRatio: number, to
   learningRates({ schedule, learningRate, warmupRatio, warmupSteps }, total)
 
 describe('learningRates', () => {
-  // The rates of transformers' get_linear_schedule_with_warmup and its like.
+  // The rates are those of transformers' get_linear_schedule_with_warmup and similar functions.
   it('warms up from 0 to the peak, then falls to 0 at the step after the last', () => {
     const rate = rates('linear', 1, 10 / 150, 150)
     expect([0, 4, 9, 10, 80, 149].map(rate)).toEqual([0, 0.4, 0.9, 1, 0.5, 1 / 140].map((x) => expect.closeTo(x, 12)))
@@ -15,7 +15,7 @@ describe('learningRates', () => {
     expect([0, 25, 50, 100].map(cosine)).toEqual([2, 1 + Math.SQRT1_2, 1, 0].map((x) => expect.closeTo(x, 12)))
     expect([0, 1, 5, 9].map(rates('constant', 3, 0.2, 10))).toEqual([0, 1.5, 3, 3])
     expect([0, 1, 2, 3, 9].map(rates('constant', 3, 0.03, 10, 3))).toEqual([0, 1, 2, 3, 3])
-    // As in transformers, a warm-up that is longer than the run never reaches the peak.
+    // If the warm-up is longer than the run, the peak is never reached, as in transformers.
     expect([0, 1, 2].map(rates('linear', 1, 0.03, 3, 4))).toEqual([0, 0.25, 0.5])
   })
 

@@ -1,4 +1,4 @@
-// A run that is stopped at some moments of all kinds, and resumed. All moments are in stops.slow.test.ts.
+// A run that is stopped at a few moments of each kind, and resumed. stops.slow.test.ts tries all moments.
 
 import { afterAll, beforeAll, it } from 'vitest'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'

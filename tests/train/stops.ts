@@ -1,4 +1,5 @@
-// A run that is stopped at some moment and resumed, against an undisturbed one: adapter, metrics, kept weights, report.
+// Stops a run at some moment, resumes it, and compares it with an undisturbed run: adapter, metrics, kept weights and
+// report.
 
 import { expect } from 'vitest'
 import { type ByteSink, MemoryDirectory } from '../../src/base/bytes.js'
@@ -8,7 +9,7 @@ import { METRICS_FILE } from '../../src/train/saved/run-folder.js'
 import type { EvaluationEvent, TrainReport } from '../../src/train/train-report.js'
 import { data, trainTiny, WEIGHTS } from './tiny.js'
 
-/** The best evaluation is that after step 2. */
+/** With these options, the evaluation after step 2 is the best. */
 const OPTIONS: Partial<TrainInput> = {
   data: data.slice(0, 4),
   evalData: [{ text: 'const q = [0x1f, 0x2e]; // zzz {}' }, { text: '@@@ 12345 %% ~~ 98765 == ||' }],
@@ -22,7 +23,7 @@ const OPTIONS: Partial<TrainInput> = {
   config: { targetModules: ['v_proj', 'down_proj'] },
 }
 
-/** A folder that tells of each file that is written. */
+/** A folder that reports each file that is written. */
 class WatchedDirectory extends MemoryDirectory {
   readonly #writes: (file: string) => void
   constructor(writes: (file: string) => void) {
@@ -42,7 +43,7 @@ interface Outcome {
   readonly report: TrainReport
 }
 
-/** A run that tells of its moments, and is stopped at one of them. */
+/** Runs a training, counts its moments, and stops it at one of them. */
 export async function runUntil(stop: number, model: Model, out?: MemoryDirectory, options: Partial<TrainInput> = {}) {
   const controller = new AbortController()
   const moments: string[] = []
@@ -72,12 +73,12 @@ function metricsOf(directory: MemoryDirectory): unknown[] {
   return lines.map((line) => JSON.parse(line)).map(({ elapsedMs, ...rest }) => rest)
 }
 
-/** Without what depends on the clock. */
+/** The report without values that depend on the clock. */
 function lasting({ seconds, stepMillis, peakRssBytes, ...report }: TrainReport): Partial<TrainReport> {
   return report
 }
 
-/** Stops a run at each of the chosen moments, resumes it, and compares with one that nothing stopped. */
+/** Stops a run at each of the chosen moments, resumes it, and compares it with an undisturbed run. */
 export async function checkStops(
   model: Model,
   isChosen: (moment: string, index: number) => boolean = () => true,
@@ -106,7 +107,7 @@ export async function checkStops(
     expect(first.directory.files.get(WEIGHTS), moment).toEqual(whole.directory.files.get(WEIGHTS))
     expect(metricsOf(first.directory), moment).toEqual(metricsOf(whole.directory))
     expect([...first.directory.files.keys()].sort(), moment).toEqual([...whole.directory.files.keys()].sort())
-    // Each step and each evaluation is told once.
+    // Each step and each evaluation is reported once.
     expect(
       told.flatMap((one) => one.steps),
       moment,

@@ -1,4 +1,4 @@
-// Which layers a new adapter gets: `numLayers`, and targets that the model does not have, which are refused before any
+// The layers of a new adapter: `numLayers`, and targets that the model does not have, which are errors before any
 // record is read.
 
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
@@ -32,7 +32,7 @@ it.each([
     [count - 2, count - 1].flatMap((i) => Array(each).fill(i)),
   )
   expect(config.layersToTransform).toEqual([count - 2, count - 1])
-  // The config alone says the same to PEFT.
+  // The config alone gives PEFT the same layers.
   const isTarget = targetMatcher(config)
   expect(linears.filter(({ name }) => isTarget(name)).map(({ name }) => name)).toEqual(targets.map(({ name }) => name))
   const whole = await targetsOf(targetModules, count)

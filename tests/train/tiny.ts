@@ -1,4 +1,4 @@
-// A tiny model, a few records, and a run over them that takes a fraction of a second.
+// A tiny model, a few records, and a training run that takes a fraction of a second.
 
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'

@@ -23,7 +23,7 @@ afterAll(() => model.close())
 /** Six short steps, two of them in a second epoch. */
 const train = (options: Partial<TrainInput> = {}) => trainTiny({ model, ...options })
 
-/** What a run gives that nothing interrupts. */
+/** The result of a run without interruption. */
 let whole: { out: MemoryDirectory; report: TrainReport }
 beforeAll(async () => {
   const out = new MemoryDirectory()
@@ -249,7 +249,7 @@ function fail(error: Error): never {
   throw error
 }
 
-/** ONNX Runtime whose loss is NaN from the given training step on. */
+/** Makes an ONNX Runtime whose loss is NaN from the given training step on. */
 function poisoned(from: number): OrtModule {
   let steps = 0
   const create = async (...args: Parameters<OrtModule['InferenceSession']['create']>) => {
@@ -343,11 +343,11 @@ describe('what goes wrong', () => {
 })
 
 describe('sessions', () => {
-  /** ONNX Runtime that notes what is opened and closed; training sessions are those that give gradients. */
+  /** Makes an ONNX Runtime that logs which sessions open and close. Training sessions are those with gradients. */
   function noting(log: string[]): OrtModule {
     const create = async (...args: Parameters<OrtModule['InferenceSession']['create']>) => {
       const session = await module.InferenceSession.create(...args)
-      // Sessions of one operator, which tell shapes.
+      // Sessions with a single operator only find out shapes.
       if (!session.inputNames.includes('input_ids') || !session.outputNames.includes('loss')) return session
       const kind = session.outputNames.length > 2 ? 'training' : 'evaluation'
       log.push(`open ${kind}`)

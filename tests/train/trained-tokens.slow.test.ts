@@ -1,5 +1,5 @@
-// Single rows of embeddings that are trained: PEFT's gradients and steps, and that sessions, merges and resumed runs
-// take them.
+// Training of single rows of embeddings gives PEFT's gradients and steps. Sessions, merges and resumed runs accept the
+// adapters.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, describe, expect, it } from 'vitest'
@@ -57,7 +57,7 @@ afterAll(async () => {
 
 type Tensors = Map<string, { data: Float32Array; shape: readonly number[] }>
 
-/** By name: the values of a file. */
+/** Reads the values of a file by name. */
 async function tensorsOf(directory: MemoryDirectory | ReturnType<typeof directoryOf>, path: string): Promise<Tensors> {
   const source = await directory.open(path)
   const file = await parseSafetensorsHeader(source)
@@ -82,7 +82,7 @@ const batches = (numbers.batches as Batch[]).map(({ inputIds, attentionMask, lab
   return { examples, length: inputIds[0].length }
 })
 
-/** Steps on the golden batches. The adapter is changed in place. */
+/** Takes steps on the golden batches, which change the adapter in place. */
 async function steps(
   model: Model,
   adapter: LoraAdapter,
@@ -120,7 +120,7 @@ async function steps(
   return { losses, gradients: new Map(names.map((name, i) => [name, gradients[i]])) }
 }
 
-/** The rows of an adapter by their names in PEFT's file. */
+/** Returns the name of trained rows in PEFT's file. */
 const rowKey = (name: string) => `base_model.model.${name.replace('[tokens]', '.token_adapter.trainable_tokens_delta')}`
 
 function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
@@ -128,7 +128,7 @@ function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return Array.from(a).reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0)
 }
 
-/** Tensors of PEFT's file by the names that trained tensors have here. */
+/** Returns the name in PEFT's file for a tensor that is trained here. */
 function peftKey(name: string): string {
   const half = /(wte|wpe|embed_tokens)\.([AB])$/.test(name) ? 'lora_embedding_$1' : 'lora_$1.weight'
   return `base_model.model.${name.replace(/([AB])$/, half)}`
@@ -287,7 +287,7 @@ describe('a saved adapter', () => {
     const own = await lossOf(session, model, batches[0])
     await session.dispose()
     const { losses } = await steps(model, loaded, 1, { maxGradNorm: 0 })
-    // Sessions round the inputs of products in these graphs, and training does not.
+    // In these graphs, sessions round the inputs of products, and training does not.
     const isRounded = name === 'llama-q8' || name === 'llama-genai-int4'
     expect(Math.abs(own - losses[0])).toBeLessThan(isRounded ? 0.02 : 1e-4)
   })
@@ -338,7 +338,7 @@ it('finds the gradient of the rows of a quantized, tied embedding', async () => 
     rows.weight.data.set(start.map((value, i) => value + (length / Math.sqrt(square)) * gradient[i]))
     return (await steps(model, adapter, 1, { maxGradNorm: 0 })).losses[0]
   }
-  // The other parameters have taken the step, in both.
+  // The other parameters have taken the same step in both.
   const factors = readParameters(adapter, [...gradients.keys()])
   const restore = () => writeParameters(adapter, [...gradients.keys()], factors)
   restore()

@@ -16,7 +16,7 @@ const runtime = await loadNodeRuntime()
 const [K, D, RANK] = [3, 2, 2]
 const wave = (length: number, phase: number) => Array.from({ length }, (_, i) => Math.sin(phase + 1.7 * i))
 
-/** e = x·W, of any number of rows. */
+/** A model that computes e = x·W for any number of rows. */
 function model(): OnnxModel {
   const graph = emptyGraph(17)
   addInput(graph, 'x', DataType.FLOAT, ['batch', K])
@@ -34,7 +34,7 @@ const probe: Objective['probe'] = {
   lengths: [{ name: 'batch', probed: [4, 9], of: ({ x }) => x.dims[0], source: { input: 'x', axis: 0 } }],
 }
 
-/** Σ over all pairs of (eᵢ·eⱼ)²: every example's gradient depends on all others. */
+/** A loss over all pairs, Σ (eᵢ·eⱼ)². The gradient of each example depends on all others. */
 const whole: Objective = {
   probe,
   forward: ({ g }) => {
@@ -43,13 +43,13 @@ const whole: Objective = {
   },
 }
 
-/** The same loss, computed elsewhere. */
+/** The same loss, computed outside the graph. */
 const cached: Objective = {
   probe,
   forward: (graph) => graph.fedGradient(graph.predict('e'), 'gradient'),
 }
 
-/** The loss of all rows, and its gradient by each: 4·Σⱼ (eᵢ·eⱼ)·eⱼ */
+/** Returns the loss of all rows, and its gradient with respect to each: 4·Σⱼ (eᵢ·eⱼ)·eⱼ */
 function lossOf(rows: number[][]): { loss: number; gradients: number[][] } {
   const products = rows.map((a) => rows.map((b) => a.reduce((sum, value, i) => sum + value * b[i], 0)))
   return {

@@ -1,4 +1,4 @@
-// What a run says of its base, and starts and targets that it would not do as they say.
+// What a run records about its base, and errors for initializations and targets that it cannot follow.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

@@ -1,5 +1,5 @@
-// Biases and modules that are trained whole: which ones a new adapter has, what they start from, and that all else of
-// lowrank takes them.
+// Biases and modules that are trained whole: the ones in a new adapter, their first values, and that everything else in
+// lowrank accepts them.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -133,7 +133,7 @@ describe('training', () => {
   it('finds the same gradient of a bias that a product by integers adds itself, and of one that is added behind it', async () => {
     const base = await openModel('tests/golden/models/llama-q4')
     const module = 'model.layers.0.self_attn.q_proj'
-    /** The model with a bias of q_proj. */
+    /** Adds a bias to q_proj of the model. */
     const withBias = (add: (graph: Graph, node: NodeProto, bias: string) => void): Model => {
       const graph = new Graph(base.onnx.proto)
       const node = findLinears(graph).find(({ name }) => name === module)!.node

@@ -24,7 +24,7 @@ beforeAll(async () => {
 })
 afterAll(() => rm(folder, { recursive: true }))
 
-/** A module that is ONNX Runtime, and says in its version which thread imported it. */
+/** Writes a module that exports ONNX Runtime. Its version tells which thread imported it. */
 async function telltale(): Promise<string> {
   const file = join(folder, 'runtime.mjs')
   const ort = JSON.stringify(import.meta.resolve('onnxruntime-node'))

@@ -1,29 +1,29 @@
-// What browser.slow.test.ts runs in a page: merges from picked files into the origin's private file system and into
-// streams.
+// The script of browser.slow.test.ts in the page: merges from picked files into the origin's private file system and
+// into streams.
 
 import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/index.js'
 import { createMergeKernel } from '../../../src/kernels/wasm-merge.js'
 import { mergeCheckpoint, unmergeCheckpoint } from '../toolkit.js'
 
-/** SHA-256 by file. */
+/** File → SHA-256. */
 export type Digests = Record<string, string>
 
 export interface PageResult {
   kernel: string
   isIsolated: boolean
-  /** What was merged into OPFS. */
+  /** The files of the merge into OPFS. */
   folder: Digests
   changed: number
-  /** What was merged into one stream, and the largest piece that it got. */
+  /** The digest of the merge into a stream, and the largest piece that the stream got. */
   stream: string
   largestPiece: number
   progress: MergeProgress
-  /** Of the merged folder, read from OPFS again. */
+  /** The files after unmerging the folder in OPFS. */
   unmerged: Digests
-  /** What is left where a merge was stopped, and its error. */
+  /** The files that a stopped merge leaves, and its error. */
   stopped: string[]
   stoppedBy: string
-  /** Errors by what was tried. */
+  /** Errors, by attempt. */
   errors: Record<string, string>
 }
 
@@ -35,7 +35,7 @@ async function digest(bytes: BufferSource): Promise<string> {
 async function fetchFile(path: string): Promise<File> {
   const response = await fetch(`/${path}`)
   const file = new File([await response.arrayBuffer()], path.slice(path.lastIndexOf('/') + 1))
-  // As an input of folders gives it.
+  // An input for folders sets this path.
   Object.defineProperty(file, 'webkitRelativePath', { value: path })
   return file
 }
@@ -52,7 +52,7 @@ async function digestsOf(handle: FileSystemDirectoryHandle): Promise<Digests> {
 async function errorOf(work: Promise<unknown>): Promise<string> {
   return work.then(
     () => 'none',
-    // Class names are not kept in a bundle.
+    // Bundles do not keep class names.
     (error: Error & { code?: string }) => `${error instanceof DOMException ? error.name : error.code} ${error.message}`,
   )
 }

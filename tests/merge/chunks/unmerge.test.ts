@@ -1,4 +1,4 @@
-// Taking adapters out again.
+// Subtracting adapters from merged models.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -41,7 +41,7 @@ describe('unmergeCheckpoint', () => {
       return Buffer.compare(before.get(each)!.bytes, after.get(each)!.bytes) !== 0
     })
     expect(differing).toEqual([name])
-    // What the merge changes is far larger than what it cannot give back.
+    // The error that remains is far smaller than the change by the merge.
     expect(await distance(out, original)).toBeLessThan((await distance(merged, original)) / 50)
   })
 

@@ -1,5 +1,5 @@
-// A merge that is killed before each of its changes to the file system, one after the other: what has the output's name
-// is always whole, and the next merge needs no help.
+// Kills a merge before each of its changes to the file system. The output is always whole or absent, and the next merge
+// works without cleaning up.
 
 import { fork } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -63,7 +63,9 @@ function isKilledBefore(merge: string[], change: number): Promise<boolean> {
   })
 }
 
-/** Files by name, or the tensors of a graph by theirs: data files are named anew when a graph is replaced. */
+/**
+ * Reads files by name, or the tensors of a graph by name, because a replaced graph gets new names for its data files.
+ */
 async function contentOf(out: string): Promise<Map<string, string>> {
   const text = (bytes: Uint8Array) => Buffer.from(bytes).toString('base64')
   if (out.endsWith('.onnx')) {
@@ -114,7 +116,7 @@ describe.each<[string, string, MergeFilesOptions]>([
         expect(await contentOf(path.join(folder, work, `${name}.old`))).toEqual(allowed[1])
       }
       const error = await mergeFiles(base, [adapter], out, options).catch((reason) => reason)
-      // What has its name and lacks nothing is not made again.
+      // A complete result is not written again.
       if (error instanceof Error) expect(error.message, `before change ${change}`).toContain('exists already')
       expect(await contentOf(out), `before change ${change}`).toEqual(whole)
       const left = (await readdir(folder)).filter((file) => file !== 'other')

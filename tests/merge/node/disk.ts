@@ -1,4 +1,4 @@
-// Checkpoints and adapters of the tests on disk.
+// Writes checkpoints and adapters for tests to disk.
 
 import { createHash } from 'node:crypto'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
@@ -31,7 +31,7 @@ export async function fromDisk(folder: string): Promise<MemoryDirectory> {
   return directory
 }
 
-/** `base` and `adapter` below a folder; the adapter changes all weights named `*.proj.weight`. */
+/** Writes `base` and `adapter` below a folder. The adapter changes all weights named `*.proj.weight`. */
 export async function layOutFiles(folder: string, sketches: readonly TensorSketch[], options: BaseOptions = {}) {
   const from = await base(sketches, options)
   const layers = sketches.flatMap(([name, , [d, k]]) =>
@@ -49,21 +49,21 @@ export async function layOutFiles(folder: string, sketches: readonly TensorSketc
   }
 }
 
-/** What the portable code writes for `layOutFiles`, by digest. */
+/** Returns the digests of the files that the portable code writes for `layOutFiles`. */
 export async function expected(setup: Awaited<ReturnType<typeof layOutFiles>>): Promise<Map<string, string>> {
   const out = new MemoryDirectory({}, 'out')
   await mergeCheckpoint(setup.memory, setup.lora, out)
   return digests(out.files)
 }
 
-/** The files of a folder but for the record of the merge, by digest. */
+/** Returns the digests of a folder's files, except the record of the merge. */
 export async function weights(out: string): Promise<Map<string, string>> {
   const { files } = await fromDisk(out)
   files.delete('lowrank-merge.json')
   return digests(files)
 }
 
-/** Files are compared by digest: arrays of megabytes take a matcher minutes. */
+/** Tests compare digests, because a matcher needs minutes for arrays of megabytes. */
 function digests(files: ReadonlyMap<string, Uint8Array>): Map<string, string> {
   return new Map([...files].map(([name, bytes]): [string, string] => [name, digest(bytes)]).sort())
 }
@@ -96,7 +96,7 @@ export function unmergeFiles(
   return unmerge({ merged, adapters, out, ...options })
 }
 
-/** What is hidden beside an output: unfinished work. */
+/** Lists the hidden files of unfinished work beside an output. */
 export async function partialsOf(out: string): Promise<string[]> {
   const prefix = `.${path.basename(out)}.`
   const names = await readdir(path.dirname(out)).catch((): string[] => [])

@@ -1,5 +1,5 @@
-// What a merge asks of the disk: room before it writes, all of the result synced before it has its name, and a clear
-// word when the disk fills up on the way.
+// A merge and the disk: it checks the free space before it writes, syncs the whole result before it gets its name, and
+// gives a clear error if the disk fills up on the way.
 
 import { existsSync } from 'node:fs'
 import { mkdtemp, readdir, rm } from 'node:fs/promises'
@@ -14,11 +14,11 @@ const SKETCHES: TensorSketch[] = [
   ['b_proj.weight', 'bf16', [300, 256]],
 ]
 
-/** What was done, in order: `sync FILE` and `rename FILE to FILE`. */
+/** The calls in order: `sync FILE` and `rename FILE to FILE`. */
 let events: string[] = []
-/** Bytes that still find room. */
+/** Bytes that can still be written. */
 let room = Number.POSITIVE_INFINITY
-/** What the file system says that it has. */
+/** The free bytes that the file system reports. */
 let free: number | undefined
 
 vi.mock('node:fs', async (original) => {
@@ -89,7 +89,7 @@ describe('the result has its name', () => {
     await merge()
     const named = events.findIndex((event) => event.startsWith('rename') && event.endsWith(` to ${out}`))
     expect(named).toBeGreaterThan(0)
-    // What was synced, by the name that it has in the end.
+    // The synced files, by their final names.
     const synced = events.slice(0, named).flatMap((event, i) => {
       let file = /^sync (.*)/.exec(event)?.[1]
       if (file === undefined) return []
@@ -133,7 +133,7 @@ describe('a disk', () => {
   it('that has too little room is not written to', async () => {
     const { merge, out } = await layOut()
     const { bytes } = await merge({}, path.join(folder, 'first'))
-    // All but the header of one of the two weights.
+    // There is space for all but the header of one of the two weights.
     free = 6 * 300 * 256
     await expect(merge()).rejects.toMatchObject({
       code: 'FILE',

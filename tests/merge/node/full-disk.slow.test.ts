@@ -1,4 +1,4 @@
-// Merges in processes of their own: on a full disk, and from a program that is not in a file.
+// Merges in separate processes: on a full disk, and from a program that is not in a file.
 
 import { execFile, fork } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -29,7 +29,7 @@ describe('mergeFiles in threads', () => {
       `import fs from 'node:fs'
       import { syncBuiltinESMExports } from 'node:module'
       const [base, adapter, out, options, filler] = process.argv.slice(2)
-      // Another writer takes room right after the merge has looked whether there is enough.
+      // Another program takes space right after the merge has checked that there is enough.
       const { statfsSync } = fs
       fs.statfsSync = (...args) => {
         const result = statfsSync(...args)

@@ -1,4 +1,4 @@
-// What else happens to the folder of a merge: links and mounts, a base that changes.
+// Merges with links and mounts in their folder, and with a base that changes.
 
 import { execFileSync } from 'node:child_process'
 import { existsSync, writeFileSync } from 'node:fs'
@@ -151,7 +151,7 @@ describe('the base', () => {
     })
     expect(await partialsOf(out)).toEqual([])
     await rm(path.join(base, 'vocab.json'))
-    // Of other copies of the weights nothing is read.
+    // Other copies of the weights are not read.
     await symlink(path.join(folder, 'blobs', '1234'), path.join(base, 'pytorch_model.bin'))
     expect((await merge()).copied).toEqual(['config.json', 'tokenizer.json'])
   })

@@ -153,7 +153,7 @@ describe('mergeFiles', () => {
     await leak('vocab.txt', path.join(secret, '1_Pooling', 'config.json'))
     await leak('tokenizer.json', '../secret/1_Pooling/config.json')
     await leak('1_Pooling', '../secret/1_Pooling', 'config.json')
-    // What does not go along may lead anywhere.
+    // A link that is not copied may lead anywhere.
     await symlink(path.join(secret, '1_Pooling', 'config.json'), path.join(setup.base, 'notes.txt'))
     await symlink('config.json', path.join(setup.base, 'generation_config.json'))
     const { copied } = await mergeFiles(setup.base, [setup.adapter], setup.out, here)

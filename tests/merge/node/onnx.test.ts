@@ -1,4 +1,4 @@
-// Merges of .onnx models into paths: into the same bytes as from folder to folder, and in place of others.
+// Merges of .onnx models into paths give the same bytes as merges from folder to folder, and can replace other results.
 
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -23,7 +23,7 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-/** What the same merge writes from folder to folder, by digest. */
+/** Returns the digests of the files that the same merge writes from folder to folder. */
 async function expected(): Promise<Map<string, string>> {
   const into = new MemoryDirectory({}, 'out')
   const [directory, adapters] = [await fromDisk(BASE), await fromDisk(ADAPTER)]

@@ -1,4 +1,5 @@
-// Several merges for one output: a killed one is no obstacle, no result is half of two, and none is lost in silence.
+// Several merges with the same output: a killed merge is no obstacle, no result is a mixture, and none is lost without
+// an error.
 
 import { existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
@@ -10,7 +11,7 @@ import { THOROUGH } from '../../thorough.js'
 import { partialsOf } from './disk.js'
 import { interfering, layOutShards } from './two-shards.js'
 
-/** Chances to meet at another moment. */
+/** The number of rounds, in which the merges meet at different moments. */
 const ROUNDS = THOROUGH ? 4 : 2
 
 let folder: string
@@ -21,7 +22,7 @@ afterEach(() => rm(folder, { recursive: true, force: true }))
 
 const layOut = () => layOutShards(folder)
 
-/** A token of a process that has ended, or of one of another host. */
+/** Tokens of processes that have ended, on this host and on another. */
 const tokens = {
   dead: () => newToken().replace(/-\d+-\d*-/, '-4194305-1-'),
   foreign: () => `00000000${newToken().slice(8)}`,

@@ -1,5 +1,5 @@
-// Adapters of every kind, merged by several threads: the bytes are those of one, whatever the types and files of the
-// base.
+// Adapters of every kind, merged by several threads, give the same bytes as with a single thread, for all types and
+// files of the base.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
@@ -18,7 +18,7 @@ import { mergeCheckpoint, safetensors } from '../toolkit.js'
 import { digest, fromDisk, MERGE, toDisk } from './disk.js'
 
 const golden = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
-/** But convolutions of groups, which cannot be merged. */
+/** All cases except convolutions with groups, which cannot be merged. */
 const cases = readdirSync(golden, { withFileTypes: true }).flatMap((entry) =>
   entry.isDirectory() && !entry.name.includes('groups') ? entry.name : [],
 )
@@ -32,7 +32,7 @@ beforeAll(async () => {
 })
 afterAll(() => rm(scratch, { recursive: true, force: true }))
 
-/** The base of a case in a type, with every third tensor in one of three files. */
+/** Makes the base of a case in a type, with its tensors divided among three files. */
 async function sharded(name: string, dtype: WeightDtype): Promise<MemoryDirectory> {
   const { base } = JSON.parse(readFileSync(path.join(golden, name, 'expected.json'), 'utf8'))
   const directory = new MemoryDirectory({ 'config.json': '{"tie_word_embeddings": false}' }, 'base')
@@ -56,7 +56,7 @@ async function sharded(name: string, dtype: WeightDtype): Promise<MemoryDirector
   return directory
 }
 
-/** Each kind in one type: the types differ in how values are read and written, whatever the kind. */
+/** Each kind gets only one type, because reading and writing a type does not depend on the kind. */
 const typed = cases.map((name, i) => [name, i % 2 === 0 ? 'bf16' : 'fp64'] as const)
 
 describe('by threads', () => {
@@ -71,7 +71,7 @@ describe('by threads', () => {
     files.delete('lowrank-merge.json')
     expect([...files.keys()].sort()).toEqual([...expected.files.keys()].sort())
     for (const [file, bytes] of expected.files) expect(Buffer.compare(files.get(file)!, bytes), file).toBe(0)
-    // Sums over threads come in another order.
+    // Threads add up in a different order.
     expect(report.layers.map((layer) => layer.name)).toEqual(layers.map((layer) => layer.name))
     layers.forEach(({ relativeChange }, i) => {
       expect(report.layers[i].relativeChange).toBeCloseTo(relativeChange!, 9)

@@ -1,4 +1,4 @@
-// A base of two shards in a folder of its own, merged while something else happens to the folder.
+// Merges a base of two shards while something else changes its folder.
 
 import { expect } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -30,7 +30,7 @@ export async function layOutShards(folder: string) {
   }
 }
 
-/** A signal that does something once, when a merge looks at it: before its first write. */
+/** Makes a signal that acts once, when the merge checks it before its first write. */
 export function interfering(interfere: () => void): AbortSignal {
   const { signal } = new AbortController()
   let isDone = false

@@ -1,4 +1,4 @@
-// What files beside the weights say of them: config.json and the index after a merge that makes another model of them.
+// config.json and the index of a checkpoint after merges that change the type or the shapes of its weights.
 
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -25,7 +25,7 @@ describe('a result without config.json', () => {
   })
   afterEach(() => rm(folder, { recursive: true, force: true }))
 
-  /** Base and result, where that is a file, or a folder of weights alone. */
+  /** Makes a base, and a merge whose result is a file or a folder with weights only. */
   async function layOut(own: Record<string, unknown> = config) {
     const from = await toDisk(await base(SKETCHES, { config: own }), path.join(folder, 'base'))
     const file = path.join(from, 'model.safetensors')

@@ -23,7 +23,7 @@ const cases = golden.map(({ name }) => name)
 const folderOf = (name: string) => new NodeDirectory(goldenPath('experts', name))
 const baseOf = (name: string) => golden.find((each) => each.name === name)!.expected.base
 
-/** A golden base as a folder. */
+/** Makes a folder of a golden base. */
 async function base(model: string, file = 'fused', dtype: FloatDtype = 'fp32'): Promise<MemoryDirectory> {
   const own = folderOf(`${model}-base`)
   const config = readFileSync(goldenPath('experts', `${model}-base`, 'config.json'), 'utf8')
@@ -33,7 +33,7 @@ async function base(model: string, file = 'fused', dtype: FloatDtype = 'fp32'): 
 const scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-experts-'))
 afterAll(() => rm(scratch, { recursive: true }))
 
-/** Puts a folder on disk and gives its path. */
+/** Writes a folder to disk, and returns its path. */
 async function onDisk(name: string, { files }: MemoryDirectory): Promise<string> {
   const directory = new NodeDirectory(path.join(scratch, name))
   for (const [file, bytes] of files) {

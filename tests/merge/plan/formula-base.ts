@@ -1,4 +1,4 @@
-// Bases of the golden data whose values are a formula of name and place, so that only their shapes are stored.
+// Bases of golden data whose values follow from a formula of name and place, so that only the shapes are stored.
 
 import { readFileSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
@@ -8,17 +8,17 @@ import type { TensorBytes } from '../../../src/formats/safetensors.js'
 import { goldenPath } from '../../golden.js'
 import { safetensors } from '../toolkit.js'
 
-/** A base, and what is known of the result. */
+/** A base, and facts about the merged result. */
 export interface BaseSketch {
   config: Record<string, unknown>
   tensors: Record<string, number[]>
-  /** What is to become of tied weights. */
+  /** The option for tied weights. */
   tied?: string
-  /** Of the merged model's config.json. */
+  /** Fields of the merged model's config.json. */
   merged?: Record<string, unknown>
 }
 
-/** Of a base's tensor, as the golden script computes them. */
+/** Computes the values of a base's tensor with the formula of the golden script. */
 function values(name: string, shape: readonly number[]): Float32Array {
   const seed = BigInt(crc32(name))
   return Float32Array.from({ length: elementCount(shape) }, (_, i) => {
@@ -28,12 +28,12 @@ function values(name: string, shape: readonly number[]): Float32Array {
   })
 }
 
-/** What a case's base.json says. */
+/** Reads the base.json of a case. */
 export function sketchOf(...way: string[]): BaseSketch {
   return JSON.parse(readFileSync(goldenPath(...way, 'base.json'), 'utf8'))
 }
 
-/** The base's folder. */
+/** Makes the base's folder. */
 export async function baseOf({ config, tensors }: BaseSketch): Promise<MemoryDirectory> {
   const list = Object.entries(tensors).map(([name, shape]): TensorBytes => {
     return { name, dtype: 'fp32', shape, data: new Uint8Array(values(name, shape).buffer) }

@@ -30,7 +30,7 @@ async function run(from: MemoryDirectory, lora: LoraAdapter, options: object = {
   return { out, report, after: await readTensors(out), before: await readTensors(from) }
 }
 
-/** Nothing is written when a merge is refused. */
+/** Returns the error of a refused merge, and expects that nothing was written. */
 async function refusal(from: MemoryDirectory, lora: LoraAdapter, options: object = {}) {
   const out = new MemoryDirectory({}, 'out')
   const error = await mergeCheckpoint(from, lora, out, options).then(
@@ -137,7 +137,7 @@ describe('strictness', () => {
         hint: 'This type is too narrow for these values: bf16 and fp32 can store larger ones',
       })
     }
-    // The base's own value is what the type that was asked for cannot hold.
+    // The requested type cannot hold the base's own values.
     const data = encodeFloats(new Float32Array(64).fill(70_000), 'fp32')
     const wide = new MemoryDirectory({
       'model.safetensors': await safetensors([{ name: 'q_proj.weight', dtype: 'fp32', shape: [8, 8], data }]),
@@ -270,7 +270,7 @@ describe('streaming', () => {
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(from, lora, out)
     const total = from.files.get('model.safetensors')!.length
-    // The header is read to plan, and copied.
+    // The first two reads are of the header.
     const data = reads.slice(2).sort(([a], [b]) => a - b)
     let end = 0
     for (const [offset, byteLength] of data) {

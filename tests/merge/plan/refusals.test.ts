@@ -78,7 +78,7 @@ describe('quantized bases', () => {
   it.each(CODES)('%s, as its tensors betray: %s', async (method, _config, tensors) => {
     const error = await refusal(tensors, layer(module))
     expect(error).toMatchObject({ code: 'UNSUPPORTED', where: expect.stringContaining(module) })
-    // AWQ leaves nothing that GPTQ could not leave too.
+    // The tensors of an AWQ checkpoint could also come from GPTQ.
     expect(error.what).toContain(
       `a quantized base (${method === 'awq' ? 'gptq or awq' : method}) cannot be merged into: `,
     )

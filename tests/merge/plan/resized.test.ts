@@ -20,7 +20,7 @@ import {
 
 const [EMBED, HEAD, PROJ] = ['model.embed_tokens', 'lm_head', 'model.layers.0.self_attn.q_proj']
 
-/** A layer, and the embeddings as PEFT saves them, with so many rows. */
+/** Makes an adapter with a layer and whole embeddings of this many rows, as PEFT saves them. */
 function grown(rows: number, modules: readonly string[], layers: readonly string[] = [PROJ]): LoraAdapter {
   const shapes = Object.fromEntries(layers.map((name) => [name, name === PROJ ? [16, 16] : [rows, 16]] as const))
   const lora = adapter(shapes as Record<string, [number, number]>)

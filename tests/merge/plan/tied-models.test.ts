@@ -12,7 +12,7 @@ import { baseOf, sketchOf } from './formula-base.js'
 describe.each(goldenNames('tied-models'))('%s', (name) => {
   const sketch = sketchOf('tied-models', name)
   const adapter = new NodeDirectory(goldenPath('tied-models', name, 'adapter'))
-  // Of adapters that part no tied weights the golden says `refuse`: nothing is to be chosen.
+  // `refuse` in the golden file means that the adapter separates no tied weights, so there is nothing to choose.
   const isParted = sketch.tied !== 'refuse'
   const tied = isParted ? (sketch.tied as TiedPolicy) : undefined
 
@@ -67,6 +67,6 @@ test('the part of config.json decides that transformers asks, not the language m
   }
   const { warnings } = await mergeCheckpoint(await withTies(true, false), adapter, new MemoryDirectory())
   expect(warnings).toContainEqual(expect.stringContaining('were one weight'))
-  // Untied by the top level: then the head would have to be stored.
+  // The top level of the config says that the head is not tied, so the checkpoint would have to contain it.
   await expect(mergeCheckpoint(await withTies(false, true), adapter, new MemoryDirectory())).rejects.toThrow(/lm_head/)
 })

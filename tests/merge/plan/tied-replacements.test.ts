@@ -1,4 +1,4 @@
-// Tied embeddings of which an adapter replaces one, or some rows: what untie and keep make of them.
+// Adapters that replace one of two tied embeddings, or some of its rows, merged with `untie` and with `keep`.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -26,7 +26,7 @@ const stored = (values: Float32Array, shape: readonly number[]) => {
 }
 const VALUES_BYTES = stored(VALUES, [32, 16]).data
 
-/** An adapter on q_proj that brings a tensor of its own. */
+/** Makes an adapter for q_proj that also contains whole tensors. */
 function replacing(...names: string[]): LoraAdapter {
   const lora = adapter({ 'model.q_proj': [24, 16] })
   for (const name of names) {
@@ -35,10 +35,10 @@ function replacing(...names: string[]): LoraAdapter {
   return lora
 }
 
-/** Of the adapters below, so that their folders can be read again. */
+/** Written into the configs of the adapters below, so that their folders can be read again. */
 const trainableTokenIndices = { 'model.embed_tokens': [3, 30], lm_head: [30, 4] }
 
-/** And one that brings rows 3 and 30. */
+/** Makes an adapter that contains rows 3 and 30. */
 function withRows(lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenIndices })): LoraAdapter {
   lora.addTokenRows('model.embed_tokens', [3, 30], stored(VALUES.subarray(0, 32), [2, 16]))
   return lora
