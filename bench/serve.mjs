@@ -14,11 +14,12 @@
 // - beside (only if it is named): eight callers at once in a process of their own, with the build of --against and this
 //   one in turns: alone; while the callers' thread parses 5 MB of JSON every 50 ms, and while another process does; and
 //   while other programs keep all processors busy. The part of the throughput that is left, and the part of the
-//   processors that the process gets.
+//   processors that the process gets. The last tokens are counted when a parse has ended, so short texts seem slower
+//   than they are: take as many tokens as the model reads.
 //
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
 //         [--accuracy-level 4]
-//     npm run build && node bench/serve.mjs MODEL --only beside --against OTHER/dist --rounds 5
+//     npm run build && node bench/serve.mjs MODEL --only beside --against OTHER/dist --rounds 5 --tokens 240
 //
 // MODEL: a folder of a causal language model, such as smollm2-fp32 of scripts/golden/graph_table.py. Default:
 // models/union-3m. Lengths are smaller where a model's context is. Where other programs are busy, compare processor

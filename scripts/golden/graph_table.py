@@ -189,7 +189,7 @@ FORMS = {
     "smollm2-fp32": None, "smollm2-fp16": fp16, "smollm2-q4-32": nbits(), "smollm2-q4-128-asymmetric": nbits(4, 128, False),
     "smollm2-8bit-32": nbits(8, 32), "smollm2-int8": int8, "smollm2-bnb4": bnb4, "smollm2-qdq-32": nbits(qdq=True),
     "smollm2-genai-fp32": genai(), "smollm2-genai-int4": genai(precision="int4"),
-    "gemma3-fp32": None, "gemma3-q4-32": nbits(),
+    "gemma3-fp32": None, "gemma3-q4-32": nbits(), "union-q4-32": nbits(),
     "minilm-fp32": None, "minilm-fp16": fp16, "minilm-q4-32": nbits(), "minilm-int8": int8,
     "minilm-fused-mha": fused(True), "minilm-fused-attention": fused(False),
 }
@@ -197,6 +197,8 @@ FORMS = {
 
 def exported(base, source, work, args):
     """The graph in float32 by optimum, one file."""
+    if base == "union":
+        return source / "onnx" / "model.onnx"
     path = work / f"{base}-exported" / "model.onnx"
     if not path.exists():
         task = "feature-extraction" if base == "minilm" else "text-generation-with-past"
@@ -234,11 +236,12 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    sources = {"smollm2": smollm2, "gemma3": gemma3, "minilm": minilm}
+    bundled = pathlib.Path(__file__).parents[2] / "models" / "union-3m"
+    sources = {"smollm2": smollm2, "gemma3": gemma3, "minilm": minilm, "union": lambda _: bundled}
     names = args.names or list(FORMS)
     for base in dict.fromkeys(name.split("-")[0] for name in names):
         source = sources[base](args.work)
-        if not (args.work / f"{base}-adapter" / "numbers.json").exists():
+        if base != "union" and not (args.work / f"{base}-adapter" / "numbers.json").exists():
             numbers(base, source, args.work)
         for name in names:
             if name.startswith(base) and not (args.work / name / "tokenizer.json").exists():

@@ -3,6 +3,7 @@
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { cpSync, readFileSync, writeFileSync } from 'node:fs'
+import { get } from 'node:http'
 import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
@@ -51,7 +52,10 @@ it('takes options from a file, keys of several kinds, and logs requests', async 
     config,
     [...lines, 'servedModelName: [gpt-4o-mini]', 'allow-loading: tests/golden/peft', 'port: 1'].join('\n'),
   )
-  const { child, done } = start(['serve', '--config', config, '--port', '0'])
+  const template = join(folder, 'template.jinja')
+  writeFileSync(template, '{% for m in messages %}{{ m.content }}{% endfor %}')
+  const more = ['--chat-template', template, '--allowed-host', 'lowrank.example']
+  const { child, done } = start(['serve', '--config', config, '--port', '0', ...more])
   const url = await addressOf(child)
   const ask = (key: string, path: string, body?: object) => {
     const headers = { authorization: `Bearer ${key}`, 'content-type': 'application/json' }
@@ -65,6 +69,12 @@ it('takes options from a file, keys of several kinds, and logs requests', async 
   expect(
     (await ask('alice-secret', '/v1/completions', { model: 'gpt-4o-mini', prompt: 'a', max_tokens: 1 })).status,
   ).toBe(200)
+  const chat = { model: 'gpt-4o-mini', messages: [{ role: 'user', content: 'a' }], max_tokens: 1 }
+  expect((await ask('alice-secret', '/v1/chat/completions', chat)).status).toBe(200)
+  const statusAt = (host: string) =>
+    new Promise((resolve) => get(`${url}/health`, { headers: { host } }, ({ statusCode }) => resolve(statusCode)))
+  const statuses = ['lowrank.example', new URL(url).host, 'other.example'].map(statusAt)
+  expect(await Promise.all(statuses)).toEqual([200, 200, 403])
   child.kill('SIGTERM')
   const { code, stdout } = await done
   const entries = stdout
@@ -72,7 +82,8 @@ it('takes options from a file, keys of several kinds, and logs requests', async 
     .split('\n')
     .map((line) => JSON.parse(line))
   expect([code, entries.length]).toEqual([0, expect.any(Number)])
-  expect(entries.at(-1)).toMatchObject({ key: 'alice', route: '/v1/completions', model: 'gpt-4o-mini', status: 200 })
+  const completed = entries.findLast(({ route }) => route === '/v1/completions')
+  expect(completed).toMatchObject({ key: 'alice', model: 'gpt-4o-mini', status: 200 })
   expect(stdout).not.toMatch(/secret/)
   const wrong = await lowrankHere('serve', MODEL, '--api-key', 'a b')
   expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringMatching(/--api-key: not a key: write \[NAME=\]KEY/)])
