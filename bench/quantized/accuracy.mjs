@@ -1,6 +1,6 @@
 // What accuracy level 4 costs and gains for models in q4: how often the likeliest token after each token of a held-out
-// text is that of level 0 and of float32, the perplexity, and the tokens a second of 1 and 8 callers, in turns. The rows
-// of the table in docs/sessions.md.
+// text is that of level 0 and of float32, the perplexity, and the tokens a second of 1 and 8 callers, in turns. It
+// prints the rows of the table in docs/sessions.md.
 //
 //     npm run build && node bench/quantized/accuracy.mjs Q4=FP32 [Q4=FP32 …] [--places 512] [--rounds 5] [--tokens 64]
 //         [--threads 2] [--text FILE]
