@@ -1,7 +1,7 @@
 """Hybrid models as several exporters write them: what scripts/hybrid-table.mjs measures for the table of docs/graphs.md.
 
     hybrids.py WORK [FAMILY …] [--exporters genai mobius dynamo]
-    hybrids.py --golden     # tests/golden/hybrids: the smallest of two families
+    hybrids.py --golden     # tests/golden/hybrids: the smallest of some families
 
 WORK/FAMILY gets the tiny random base as `save_pretrained` writes it, an adapter on all its projections with random A and B, and PEFT's numbers in
 float64: logits, the gradients of four batches, and the losses of five steps of AdamW. WORK/FAMILY/EXPORTER is the model as an exporter writes it, or
@@ -79,8 +79,8 @@ def granite_h():
 def granite_dense():
     from transformers import GraniteMoeHybridConfig
     return GraniteMoeHybridConfig(
-        **SPECIAL, hidden_size=32, intermediate_size=48, shared_intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, layer_types=["attention"] * 3, num_local_experts=0, num_experts_per_tok=0, position_embedding_type="rope",
+        **SPECIAL, hidden_size=64, intermediate_size=48, shared_intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["attention"] * 3, num_local_experts=0, num_experts_per_tok=0, mamba_n_heads=8, position_embedding_type="rope",
         embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.25, tie_word_embeddings=True)
 
 
@@ -161,6 +161,13 @@ def granite_moe():
         tie_word_embeddings=True)
 
 
+def modernbert_decoder():
+    from transformers import ModernBertDecoderConfig
+    return ModernBertDecoderConfig(
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, local_attention=32,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"], tie_word_embeddings=True)
+
+
 MAMBA = ["in_proj", "out_proj"]
 SHARED_MLP = ["shared_mlp.input_linear", "shared_mlp.output_linear"]
 FAMILIES = {  # name: (config, modules that the adapter changes); PEFT takes names of an MLP for experts, too
@@ -184,15 +191,25 @@ FAMILIES = {  # name: (config, modules that the adapter changes); PEFT takes nam
     "qwen3_moe": (llama_like("Qwen3MoeConfig", **EXPERTS), ATTENTION),
     "qwen3_moe_experts": (llama_like("Qwen3MoeConfig", **EXPERTS), ["q_proj"]),
     "gpt_oss": (gpt_oss, ATTENTION),
+    "gpt_oss_experts": (gpt_oss, ["q_proj"]),
     "lfm2_moe": (lfm2_moe, ["in_proj", "out_proj", "q_proj", "k_proj", "v_proj"]),
+    "lfm2_moe_experts": (lfm2_moe, ["q_proj"]),
     "granite_moe": (granite_moe, ATTENTION),
+    "granite_moe_experts": (granite_moe, ["q_proj"]),
+    "modernbert_decoder": (modernbert_decoder, ["q_proj", "k_proj", "v_proj", "Wo", "Wi"]),
     "olmo3": (llama_like("Olmo3Config", num_hidden_layers=4, sliding_window=32), [*ATTENTION, *MLP]),
 }
 
 
 # Adapted parameters, beside the modules.
-PARAMETERS = {"qwen3_moe_experts": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+PARAMETERS = {
+    "qwen3_moe_experts": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    "gpt_oss_experts": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    "lfm2_moe_experts": ["experts.gate_up_proj", "experts.down_proj"],
+    "granite_moe_experts": ["experts.gate_up_proj", "experts.down_proj"],
+}
 
+GOLDEN_EXPORTERS = {"qwen3_5": "mobius", "granite_h": "mobius", "qwen3_moe_experts": "mobius", "lfm2_moe_experts": "genai", "gpt_oss_experts": "dynamo"}
 SMALL = False  # --golden: one layer of each kind, and one batch
 
 
@@ -457,9 +474,10 @@ def main():
     args = parser.parse_args()
     if args.golden:
         global SMALL
-        SMALL, args.work, args.families, args.exporters = True, GOLDEN / "hybrids", ["qwen3_5", "granite_h"], ["mobius"]
+        SMALL, args.work, args.families = True, GOLDEN / "hybrids", args.families or list(GOLDEN_EXPORTERS)
     for family in args.families or list(FAMILIES):
-        make(family, args.work / family, args.exporters, ["fp32", "q4f16"] if args.golden and family == "qwen3_5" else args.dtypes)
+        exporters = [GOLDEN_EXPORTERS[family]] if args.golden else args.exporters
+        make(family, args.work / family, exporters, ["fp32", "q4f16"] if args.golden and family == "qwen3_5" else args.dtypes)
     if args.golden:
         packed.pack(GOLDEN / "hybrids", "hybrids")
 

@@ -25,3 +25,13 @@ export function headOf(config: Readonly<Record<string, unknown>>, kind: HeadKind
 export function isConv1d(module: string): boolean {
   return ALL.some(({ conv1d }) => conv1d?.test(module))
 }
+
+/** Says whether stacked experts are stored as (E, k, d), and the rows of gate and up in turn. */
+export function expertForm(config: Readonly<Record<string, unknown>> | undefined): {
+  isInputMajor: boolean
+  hasTurns: boolean
+} {
+  const types = [config, config?.text_config].map((part) => modelType(Object(part).model_type))
+  const is = (fact: 'hasInputMajorExperts' | 'hasGateInTurn') => types.some((type) => type[fact] === true)
+  return { isInputMajor: is('hasInputMajorExperts'), hasTurns: is('hasGateInTurn') }
+}

@@ -21,6 +21,10 @@ export interface ModelType {
   readonly conv1d?: RegExp
   /** Whether stacked experts are stored as (E, k, d): `is_transposed` in transformers' conversion_mapping.py. */
   readonly hasInputMajorExperts?: boolean
+  /** Whether `gate_up_proj` of experts has the rows of gate and up in turn, and not one half after the other. */
+  readonly hasGateInTurn?: boolean
+  /** The two parameters of a layer's experts. Default `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. */
+  readonly experts?: readonly [gateUp: string, down: string]
   /**
    * The number that onnxruntime-genai's builder adds to weights of norms: 1 if norms multiply by 1 + w. Undefined if
    * not known. Source: `add_offset` of

@@ -13,4 +13,5 @@ export const TYPES: ModelTypes = {
       'self_attn.k_norm': 'self_attn.k_layernorm',
     },
   },
+  lfm2_moe: { experts: ['feed_forward.experts.gate_up_proj', 'feed_forward.experts.down_proj'] },
 }

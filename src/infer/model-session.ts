@@ -316,9 +316,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
       })
       const parts = graphs.map((): NamedParts[] => [])
-      for (const [name, given] of adapters) {
+      for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
-        checkArgument(given, ADAPTER, this.#adapters.length + adapters.length > 1 ? `adapter ${name}` : 'adapter')
+        checkArgument(adapter, ADAPTER, this.#adapters.length + adapters.length > 1 ? `adapter ${name}` : 'adapter')
         if (this.#adapters.includes(name)) {
           throw new StateError({
             where: 'adapter',
@@ -326,14 +326,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
             hint: 'Call remove first, or choose another name',
           })
         }
-        const modules = named.flatMap(({ linears }) => linears.map((linear) => linear.name))
-        const adapter = given.parts().some(({ kind }) => kind === 'parameter')
-          ? (await import('./adapters/experts.js')).expertsAsLayers(
-              given as LoraAdapter,
-              modules,
-              this.model.config ?? {},
-            )
-          : given
         const has = async (graph: number, part: string) => {
           const { hasPlace } = await import('./adapters/other-parts.js')
           return hasPlace(graphs[graph], adapter as LoraAdapter, part)

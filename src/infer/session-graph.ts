@@ -122,7 +122,7 @@ function adaptGraph(
   for (const { name, k, d } of linears) {
     add({ kind: 'linear', module: name, k, d, isForAllRows: forAll.has(name) })
   }
-  for (const site of otherSites?.inject() ?? []) add(site)
+  for (const site of otherSites?.inject(isInputMajor) ?? []) add(site)
   const groups = shared.map((group) => group.map((module) => sites.get(module)!))
   const isShared = new Set(shared.flat())
   const alone = [...sites.values()].filter(({ module }) => !isShared.has(module))

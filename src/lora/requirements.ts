@@ -14,6 +14,7 @@ export const GRAPH_PARTS: readonly Handled[] = [
   'biasB',
   'embedding',
   'convolution',
+  'parameter',
   'replacement',
   'token-rows',
 ]

@@ -31,9 +31,26 @@ export function checkOptions(options: TrainInput, settings: TrainSettings): Lora
       got: String(got),
     })
   }
-  const others = { modulesToSave: [], bias: 'none', useDora: false, trainableTokenIndices: undefined } as const
+  checkParameters(config)
+  const others = {
+    modulesToSave: [],
+    targetParameters: [],
+    bias: 'none',
+    useDora: false,
+    trainableTokenIndices: undefined,
+  } as const
   requirePlainConfig({ ...config, ...others }, 'training')
   return config
+}
+
+function checkParameters({ targetParameters, dropout, useDora }: LoraConfig): void {
+  if (targetParameters.length === 0 || (dropout === 0 && !useDora)) return
+  const where = useDora ? 'useDora' : 'dropout'
+  throw new ConfigError({
+    where,
+    what: 'not together with targetParameters, as in PEFT',
+    expected: String(useDora ? false : 0),
+  })
 }
 
 /** `train` would begin with other values than the config says. */
@@ -49,7 +66,7 @@ function checkInit(init: Init): void {
 }
 
 function checkAdapter(adapter: LoraAdapter): void {
-  requireHandled(adapter, ['linear', EMBEDDING, 'replacement', 'magnitude', 'token-rows'], 'training')
+  requireHandled(adapter, ['linear', EMBEDDING, 'parameter', 'replacement', 'magnitude', 'token-rows'], 'training')
   for (const { name, magnitude } of adapter.parts(EMBEDDING)) if (magnitude !== undefined) throw doraOfEmbedding(name)
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const { name, merged } of adapter.parts('linear')) {

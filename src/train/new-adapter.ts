@@ -1,19 +1,22 @@
 // The adapter that a training starts from: which modules it adapts, which tensors it trains whole, and what they begin
 // with.
 
-import { ConfigError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, listed, MismatchError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { zeros } from '../base/tensor.js'
 import { modelType } from '../families/families.js'
+import { findParameters, type Parameter } from '../graph/match/experts.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type Linear, type NamedLayer } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
+import { hasEnd } from '../graph/match/module-names.js'
 import { modulesInPyTorch } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
+import { newExpertFactors } from '../lora/kinds/experts.js'
 import { LoraLayer } from '../lora/layer.js'
 import { isAllLinear, layerIndex, stepsOf, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
@@ -30,6 +33,8 @@ export interface Targets {
   readonly linears: readonly Linear[]
   readonly targets: readonly Linear[]
   readonly embeddings: readonly Linear[]
+  /** The adapted parameters of experts. */
+  readonly parameters: readonly Parameter[]
   readonly isOfPictures: boolean
 }
 
@@ -50,10 +55,28 @@ export async function findTargets(
   const embeddings = isAll ? [] : targetEmbeddings(model, graph, config)
   const isOfPictures = model.graphs.vision_encoder !== undefined
   if (isOfPictures) await leaveVision(model, linears, config, on)
-  const found = matchTargets(isAll ? linears : [...linears, ...pointwise, ...embeddings], config)
+  const parameters = targetParameters(graph, linears, config, model)
+  const candidates = isAll ? linears : [...linears, ...pointwise, ...embeddings]
+  const isOfParameters = parameters.length > 0 && config.targetModules.length === 0
+  const found = isOfParameters ? [] : matchTargets(candidates, config)
   const targets = found.filter(({ form }) => !form.isLookup)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
-  return { config, linears, targets, embeddings, isOfPictures }
+  return { config, linears, targets, embeddings, parameters, isOfPictures }
+}
+
+function targetParameters(graph: Graph, linears: readonly Linear[], config: LoraConfig, model: Model): Parameter[] {
+  const entries = config.targetParameters
+  const all = entries.length === 0 ? [] : findParameters(graph, linears, model.config)
+  const means = (entry: string) => (parameter: Parameter) => hasEnd(parameter.name, entry)
+  const unknown = entries.find((entry) => !all.some(means(entry)))
+  if (unknown !== undefined) {
+    throw new MismatchError({
+      where: 'targetParameters',
+      what: `no parameter of the model's experts has the name ${JSON.stringify(unknown)}`,
+      expected: listed([...new Set(all.map(({ name }) => name))], 'parameters') || 'a model of experts',
+    })
+  }
+  return all.filter((parameter) => entries.some((entry) => means(entry)(parameter)))
 }
 
 /** The config with the last layers alone. PEFT takes names of modules beside layers_to_transform, not `all-linear`. */
@@ -91,7 +114,7 @@ function inLastLayers(config: LoraConfig, linears: readonly Linear[], numLayers:
 
 export async function newAdapter(
   model: Model,
-  { config: plain, linears, targets, embeddings, isOfPictures }: Targets,
+  { config: plain, linears, targets, embeddings, parameters, isOfPictures }: Targets,
   options: Pick<TrainInput, 'modules' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
 ): Promise<LoraAdapter> {
   const { task, open, modules, trainedTokens } = options
@@ -124,6 +147,10 @@ export async function newAdapter(
       const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
       adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(sums, Math.sqrt) })
     }
+  }
+  for (const { name, ...shape } of parameters) {
+    const { weightA, weightB } = newExpertFactors(shape, adapter.config, name)
+    adapter.addExperts(name, weightA, weightB)
   }
   for (const { name: graphName, d, k } of new Map(embeddings.map((table) => [table.name, table])).values()) {
     const name = head?.moduleName(graphName) ?? graphName

@@ -53,6 +53,17 @@ function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
       write: (values) => void layer.magnitude?.set(values),
     })
   }
+  for (const { name, weightA, weightB } of adapter.parts('parameter')) {
+    const [columns, d] = [weightB.shape[1], weightB.shape[0]]
+    slots.set(`${name}.A`, {
+      read: () => Float32Array.from(weightA.data),
+      write: (values) => weightA.data.set(values),
+    })
+    slots.set(`${name}.B`, {
+      read: () => Float32Array.from(transpose(weightB).data),
+      write: (values) => weightB.data.set(transpose({ data: values, shape: [columns, d] }).data),
+    })
+  }
   for (const part of adapter.parts('replacement', 'token-rows')) {
     slots.set(part.name, {
       read: () => Float32Array.from(part.weight.data),

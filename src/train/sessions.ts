@@ -80,6 +80,9 @@ export class TrainingSessions {
     const lookups = adapter.parts(EMBEDDING).map(({ name, features: d, vocabulary: k, product }) => {
       return { name, d, k, rank: product.rank, scaling: product.scaling }
     })
+    const experts = adapter.parts('parameter').map(({ name, experts, d, k, rank, scaling }) => {
+      return { name, experts, d, k, rank, scaling }
+    })
     const { dropout } = adapter.config
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0
     const base = changesBase ? await baseOf(adapter, parts, model) : undefined
@@ -88,8 +91,9 @@ export class TrainingSessions {
     tell(0)
     // WebGPU has no Scan.
     const isOnGpu = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() })
+    const { config } = model
     const optionsFor = (tokens: number) => {
-      return { layers, lookups, base, modules, ...(isOnGpu ? {} : blocksFor(tokens)) }
+      return { layers, lookups, experts, config, base, modules, ...(isOnGpu ? {} : blocksFor(tokens)) }
     }
     // Pictures all have one size, which no length tells.
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')

@@ -9,6 +9,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { parameterKeys } from '../../src/peft/parameters.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { floatsOf } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
@@ -169,6 +170,7 @@ async function openTraining({ model, numbers }: Cell, adapter: LoraAdapter) {
 export async function trainDifferences(cell: Cell): Promise<TrainDifferences> {
   const { numbers, tensors } = cell
   const { engine, sessions, start, batches, lossOf } = await openTraining(cell, cell.adapter)
+  const keys = parameterKeys(cell.adapter.parts('parameter').map(({ name }) => name))
   try {
     await start()
     let [loss, gradient, worst] = [0, 0, '']
@@ -180,7 +182,8 @@ export async function trainDifferences(cell: Cell): Promise<TrainDifferences> {
       const gradients = await engine.remote.forward(pass, outputs)
       for (const { name, gradient: output } of sessions.parameters) {
         const [, layer, factor] = /^(.*)\.([AB])$/.exec(name) as RegExpExecArray
-        const { data, shape } = await readTensorF32(tensors, `${key}/base_model.model.${layer}.lora_${factor}.weight`)
+        const file = keys.get(layer) ?? layer
+        const { data, shape } = await readTensorF32(tensors, `${key}/base_model.model.${file}.lora_${factor}.weight`)
         const wanted = factor === 'B' ? transposed(data, shape) : data
         const error = distance(gradients[output].data as Float32Array, wanted)
         if (!(error <= gradient)) [gradient, worst] = [error, `${key} ${name}`]

@@ -31,7 +31,7 @@ it.each(cells)('%s by %s', async (family, exporter) => {
     await attempt(async () => shown(await sessionDifference(cell))),
     await attempt(async () => shown(await mergeDifference(cell))),
     await attempt(async () => {
-      requireHandled(cell.adapter, ['linear'], 'training')
+      requireHandled(cell.adapter, ['linear', 'parameter'], 'training')
       const { loss, gradient } = await trainDifferences(cell)
       return `${shown(loss)}, ${shown(gradient)}`
     }),

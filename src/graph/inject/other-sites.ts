@@ -1,10 +1,11 @@
-// Places of adapters besides linear layers: embeddings, weights and biases of norms, and biases of convolutions. The
-// vectors of a norm or a convolution are applied after it, so that each row of a batch can have different ones.
+// Places of adapters besides linear layers: embeddings, stacked weights of experts, weights and biases of norms, and
+// biases of convolutions. The vectors of a norm or a convolution are applied after it, so that each row of a batch can have different ones.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { sourceOf } from '../fuse/patterns.js'
+import { stackOf } from '../match/experts.js'
 import { findEmbeddings } from '../match/forms/lookup.js'
 import type { Linear } from '../match/linears.js'
 import { NORMS, type Place, placesOf, storedValue } from '../match/parameters.js'
@@ -12,7 +13,7 @@ import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { valueInfo } from './inject.js'
-import { type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
+import { ownInput, type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
 
 export interface VectorPlaces {
   /** The tensor's name in adapters, such as model.norm.weight. */
@@ -27,16 +28,56 @@ export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array 
 export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vector>) {
   const embeddings = findEmbeddings(graph).filter(({ name }) => needs.has(name))
   const vectors = Array.from(wanted, ({ name, base }) => ({ name, base, places: placesOf(graph, name, [base.length]) }))
+  const stacks = [...needs.keys()].flatMap((name) => {
+    const stack = stackOf(graph, name)
+    return stack === undefined ? [] : [{ name, ...stack }]
+  })
   return {
-    inject(): Omit<Site, 'roles'>[] {
+    /** See {@link injectLora} for `isInputMajor`. */
+    inject(isInputMajor: boolean): Omit<Site, 'roles'>[] {
+      const g = new Builder(graph, 'lora')
+      const kept = new Set(stacks.map(({ name }) => ownInput([name])))
+      for (const input of kept) graph.inputs.push(valueInfo(input, DataType.FLOAT))
+      for (const { name, weight, shape } of stacks) {
+        for (const role of ['A', 'B'] as const) graph.inputs.push(valueInfo(siteInput(name, role), DataType.FLOAT))
+        const [experts, x, y] = shape
+        const turned = (value: Value, isTurned: boolean) => (isTurned ? g.transpose(value, [1, 0]) : value)
+        const scaled = g.mul(siteInput(name, 'B'), ownInput([name]))
+        const left = g.reshape(turned(scaled, !isInputMajor), g.int([0, experts, x]))
+        const right = g.reshape(turned(siteInput(name, 'A'), isInputMajor), g.int([0, experts, y]))
+        addToStack(graph, g, weight, g.matmul(g.transpose(left, [1, 2, 0]), g.transpose(right, [1, 0, 2])))
+      }
       injectEmbeddings(graph, embeddings, needs)
       injectVectors(graph, vectors)
       return [
+        ...stacks.map(({ name, shape: [experts, x, y] }) => {
+          return {
+            kind: 'linear' as const,
+            module: name,
+            k: experts * y,
+            d: experts * x,
+            isForAllRows: true,
+            isStack: true,
+          }
+        }),
         ...embeddings.map(({ name, k, d }) => ({ kind: 'lookup' as const, module: name, k, d })),
         ...vectors.map(({ name, base }) => ({ kind: 'vector' as const, module: name, k: 1, d: base.length, base })),
       ]
     },
   }
+}
+
+/** Adds a delta (E, x, y) to the stacked weights of experts, wherever they are read. */
+export function addToStack(graph: Graph, g: Builder, weight: Value, delta: Value): void {
+  const { dataType, dims } = graph.constant(weight)!
+  const readers = [...graph.consumers(weight)]
+  const sum = g.add(weight, dataType === DataType.FLOAT ? delta : g.cast(delta, dataType))
+  graph.valueInfo.push(valueInfo(sum, dataType, dims.map(Number)))
+  for (const node of readers)
+    graph.setInputs(
+      node,
+      node.input.map((input) => (input === weight ? sum : input)),
+    )
 }
 
 /** Operators that broadcast, so that an input may have any shape. */

@@ -4,6 +4,7 @@
 import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { sourceOf } from '../fuse/patterns.js'
+import type { RowOrder } from '../match/experts.js'
 import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Form } from '../match/forms/form.js'
@@ -15,6 +16,7 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { adaptNodes, valueInfo } from './inject.js'
 import { siteInput } from './sites.js'
+import { ofExperts, type TrainedExperts } from './trainable-experts.js'
 
 export interface Branch {
   readonly linear: Linear
@@ -24,6 +26,8 @@ export interface Branch {
   readonly baseSquares?: Float64Array | undefined
   /** The outputs of the module that the layer computes. Default: all. */
   readonly part?: { readonly start: number; readonly end: number } | undefined
+  /** For a layer of an expert: the parameter whose factors hold those of the layer. */
+  readonly expert?: { readonly of: TrainedExperts; readonly index: number; readonly order: RowOrder } | undefined
 }
 
 export function magnitudeInput(module: string): string {
@@ -36,6 +40,7 @@ const LEAST_SQUARE = 1e-24
 export class TrainableLinears {
   /** Values that several layers read. */
   readonly #shared = new Map<string, Value>()
+  readonly #experts = new Map<string, ReturnType<typeof ofExperts>>()
   readonly masks: DropoutMask[] = []
   /** DoRA's norms, which gradients do not pass, as in PEFT. */
   readonly constants: Value[] = []
@@ -146,14 +151,14 @@ export class TrainableLinears {
     for (const [x, readers] of groupBy(branches, ({ linear }) => linear.input)) {
       if (readers.length === 1) continue
       // Parts of one module have the same A.
-      const ranks = new Map(readers.map(({ linear, rank }) => [siteInput(linear.name, 'A'), rank]))
+      const ranks = new Map(readers.map((branch) => [this.#factors(branch)[0], branch.rank]))
       const weights = [...ranks.keys()]
       const low = this.#low(x, weights.length === 1 ? weights[0] : g.concat(weights, 0))
       const parts =
         weights.length === 1
           ? [low]
           : g.node('Split', [low, g.int([...ranks.values()])], { axis: 1 }, weights.length).output
-      for (const { linear } of readers) lows.set(linear, parts[weights.indexOf(siteInput(linear.name, 'A'))])
+      for (const branch of readers) lows.set(branch.linear, parts[weights.indexOf(this.#factors(branch)[0])])
     }
     return lows
   }
@@ -201,11 +206,17 @@ export class TrainableLinears {
   }
 
   /** A (r, k) and Bᵀ (r, d), or the columns of Bᵀ for a part of a module. */
-  #factors({ linear: { name }, part }: Branch): [weightA: Value, weightB: Value] {
-    const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
+  #factors({ linear: { name }, part, expert }: Branch): [weightA: Value, weightB: Value] {
+    const [weightA, weightB] = expert ? this.#ofExpert(expert) : [siteInput(name, 'A'), siteInput(name, 'B')]
     if (part === undefined) return [weightA, weightB]
     const columns = () => this.g.slice(weightB, part.start, part.end, 1)
     return [weightA, sharedValue(this.#shared, `columns/${weightB}/${part.start}`, columns)]
+  }
+
+  #ofExpert({ of, index, order }: NonNullable<Branch['expert']>): [weightA: Value, weightB: Value] {
+    const all = this.#experts.get(of.name) ?? ofExperts(this.g, of, order)
+    this.#experts.set(of.name, all)
+    return [all.weightA[index], all.weightB[index]]
   }
 
   /** Multiplies rows (r, k) by the layer's weight: (r, d). */

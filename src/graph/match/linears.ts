@@ -138,8 +138,9 @@ function moduleName(graph: Graph, product: Product): string {
   const { node, weight, output, form } = product
   // The optimizer renames these nodes, but not their outputs.
   if (form === ATTENTION) return nodeScope(node) ?? pathScope(output) ?? node.name
-  const name =
-    scopeName(node) ?? nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, product) ?? node.name
+  const scoped = scopeName(node)
+  if (scoped !== undefined) return scoped
+  const name = nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, product) ?? node.name
   return withAliases(name === '' ? output : name)
 }
 

@@ -7,6 +7,7 @@ import { valueInfo } from '../inject/inject.js'
 import type { BaseOpener } from '../inject/open-base.js'
 import { siteInput } from '../inject/sites.js'
 import { type Branch, magnitudeInput, TrainableLinears } from '../inject/trainable.js'
+import { adaptExperts, type TrainedExperts } from '../inject/trainable-experts.js'
 import { adaptLookups, type TrainedLookup } from '../inject/trainable-lookups.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import type { NamedLayer } from '../match/forms/form.js'
@@ -28,6 +29,9 @@ export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
   /** The adapted embeddings. */
   readonly lookups?: readonly TrainedLookup[] | undefined
+  /** The adapted parameters of experts, and config.json, which says how the model stores them. */
+  readonly experts?: readonly TrainedExperts[] | undefined
+  readonly config?: Readonly<Record<string, unknown>> | undefined
   /** Lets weights of the base be trained. */
   readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
@@ -85,21 +89,24 @@ export function buildForward(
   const found = withPointwise(graph, findLinears(graph, options.modules), names)
   const base = options.base?.open(graph, found)
   for (const { input, shape } of base?.trained ?? []) graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
-  const { lookups = [] } = options
+  const { lookups = [], experts = [], config = {} } = options
   adaptLookups(graph, lookups, objectiveGraph.customGradients)
   const linears = exposeProducts(graph, found)
   const placed = matchLayers(linears, partsForGraph(linears, options.layers, false))
   const ofBase = base?.layersOf(linears) ?? []
-  const adapted = new Set([...placed.map(({ linear }) => linear), ...ofBase].map(({ node }) => node))
+  const ofExperts = adaptExperts(graph, linears, experts, config)
+  const adapted = new Set([...placed, ...ofExperts.branches].map(({ linear }) => linear.node))
+  for (const { node } of ofBase) adapted.add(node)
   const others = [...(base?.trained ?? []), ...objectiveGraph.parameters]
   // Look for the path to weights, not to outputs, at which it would end: layers between adapted layers count too.
   const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
   const ofLookups = declareFactors(graph, lookups)
-  const wrt = [...weights, ...[...ofLookups, ...others].map(({ input }) => input)]
+  const wrt = [...weights, ...ofExperts.stacks, ...[...ofLookups, ...others].map(({ input }) => input)]
   const between = new Set(gradientPath(graph, wrt, [sum], objectiveGraph.customGradients).nodes)
   const trained = linears.filter(({ node }) => adapted.has(node) || between.has(node))
 
-  const factors = declareFactors(graph, options.layers)
+  const stacked = experts.map((part) => ({ ...part, rank: part.rank * part.experts }))
+  const factors = declareFactors(graph, [...options.layers, ...stacked])
   const trainable = new TrainableLinears(graph, new Builder(graph, 'lora'))
   const moves = objectiveGraph.choices.flatMap(
     (choice) => choiceBehind(graph, hasGradients ? trained : linears, choice) ?? [],
@@ -118,12 +125,18 @@ export function buildForward(
     inRows.set(linear.node, moved.linear)
   }
   base?.openLayers(inRows, objectiveGraph.customGradients)
-  const branches = placed.map(({ linear, layer: { layer, start, d } }) => {
+  const asRows = (linear: Linear, name: string): Linear => {
     const { form, last, input, output } = inRows.get(linear.node) as Linear
+    return { ...linear, form, last, input, output, name }
+  }
+  const branches = placed.map(({ linear, layer: { layer, start, d } }): Branch => {
     const { name, rank, scaling, baseSquares } = layer
     const part = d === layer.d ? undefined : { start, end: start + d }
-    return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
+    return { linear: asRows(linear, name), rank, scaling, baseSquares, part }
   })
+  for (const branch of ofExperts.branches) {
+    branches.push({ ...branch, linear: asRows(branch.linear, branch.linear.name) })
+  }
   trainable.adapt(branches, options.dropout ?? 0)
   for (const value of trainable.constants) objectiveGraph.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {

@@ -6,6 +6,7 @@ import { transpose } from '../../base/tensor.js'
 import { affineOf, ownBias } from '../../graph/inject/affine.js'
 import { checkVector, type VectorPlaces } from '../../graph/inject/other-sites.js'
 import { isBaseCopy } from '../../graph/match/base-copies.js'
+import { layerOfExpert, placeExperts, rowOfPeft } from '../../graph/match/experts.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findPointwise } from '../../graph/match/forms/pointwise.js'
 import type { Linear } from '../../graph/match/linears.js'
@@ -17,6 +18,7 @@ import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
 import type { EmbeddingLora } from '../../lora/kinds/embedding.js'
+import { joinedFactors } from '../../lora/kinds/experts.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import { rowsName } from '../../lora/part.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
@@ -103,6 +105,16 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
   for (const layer of adapter.parts('convolution')) {
     for (const linear of pointwiseOf(places, layer)) linearOf(linear).layer = layer.pointwise
   }
+  const stacks = new Map<string, SiteFactors>()
+  for (const part of adapter.parts('parameter')) {
+    const place = placeExperts(graph, places.linears, part, places.config)
+    for (const layer of place.layers) linearOf(layer.linear, part.name).layer = layerOfExpert(part, place, layer)
+    if (place.stack === undefined) continue
+    const { name, rank, scaling, d } = part
+    const rows = Array.from({ length: d }, (_, row) => rowOfPeft(place.order, row, d))
+    const joined = joinedFactors(part, rows, place.stack.isInputMajor)
+    stacks.set(name, { ...NOTHING, ...layerFactors(name, { rank, scaling, ...joined }), kind: 'linear' })
+  }
   for (const tensor of adapter.parts('replacement')) {
     const isReplaced = (name: string) => adapter.has(name)
     for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
@@ -135,7 +147,7 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
       else parts.replaced = place.form.isLookup ? rowsOf(rows, rows.indices) : columnsOf(rows, place.k)
     }
   }
-  const factors = new Map<string, SiteFactors>()
+  const factors = new Map<string, SiteFactors>(stacks)
   for (const [name, parts] of linears) factors.set(name, await linearFactors(places, parts))
   for (const [name, parts] of lookups) factors.set(name, await lookupFactors(places, parts))
   for (const [name, { values }] of vectors) {

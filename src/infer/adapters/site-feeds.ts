@@ -31,8 +31,9 @@ export function groupFeeds(
   const keptInput = ownInputOf(group)
   const isBeside = keptInput !== undefined && rowOf !== undefined
   const used = rowOf === undefined ? slots.map((all) => all.slice(0, 1)) : slots
-  // If sites share A, its product is split between them, and ONNX Runtime cannot split an empty tensor.
-  const least = rowOf === undefined && group.length === 1 ? idleRank : 1
+  // If sites share A, its product is split between them, and ONNX Runtime cannot split an empty tensor. Nor can it
+  // multiply empty stacks of matrices.
+  const least = rowOf === undefined && group.length === 1 && !group[0].isStack ? idleRank : 1
   const rank = Math.max(...used.flat().map((slot) => slot?.rank || least))
   const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank)))
   if (!roles.has('A') || isBeside) return feeds

@@ -142,6 +142,42 @@ export class ExpertLora extends FactorPart {
   }
 }
 
+/** Returns the factors A (E·r, k) and B (d, r·E) that a training starts from: each expert's are those of a new layer. */
+export function newExpertFactors(
+  { experts, d, k }: { experts: number; d: number; k: number },
+  config: LoraConfig,
+  name: string,
+): { weightA: Matrix; weightB: Matrix } {
+  const plain = { ...configForLayer(config, name), rankPattern: {}, alphaPattern: {} }
+  const layers = Array.from({ length: experts }, (_, e) => LoraLayer.ofShape([d, k], plain, `${name}.${e}`))
+  const weightB = zeros(d, plain.rank * experts, layers[0].weightB.data)
+  for (const [e, layer] of layers.entries()) {
+    for (const [i, value] of layer.weightB.data.entries()) weightB.data[i * experts + e] = value
+  }
+  return { weightA: stacked(layers.map((layer) => layer.weightA)), weightB }
+}
+
+/**
+ * Returns factors for all experts at once, as if they were one layer: A (r, E·y) and B (E·x, r) for a weight
+ * (E, x, y). If it is input-major, A and B change places. `rows`: B's rows in the order of the weight.
+ */
+export function joinedFactors(part: ExpertLora, rows: readonly number[], isInputMajor: boolean) {
+  const pairs = Array.from({ length: part.experts }, (_, expert) => {
+    const [a, b] = expertFactors(part, expert)
+    const ofInput = transpose(a)
+    const ofOutput = chosenRows(b, rows)
+    return isInputMajor ? [ofOutput, ofInput] : [ofInput, ofOutput]
+  })
+  const [right, weightB] = [0, 1].map((side) => stacked(pairs.map((pair) => pair[side])))
+  return { weightA: transpose(right), weightB }
+}
+
+export function chosenRows({ data, shape: [, columns] }: Matrix, rows: readonly number[]): Matrix {
+  const chosen = data.slice(0, rows.length * columns)
+  for (const [i, row] of rows.entries()) chosen.set(data.subarray(row * columns, (row + 1) * columns), i * columns)
+  return { data: chosen, shape: [rows.length, columns] }
+}
+
 /** Returns A_e (r, k) and B_e (d, r). */
 export function expertFactors({ weightA, weightB, experts }: ExpertLora, expert: number): [a: Matrix, b: Matrix] {
   return [rowsOf(weightA, expert, experts), expertColumns(weightB, expert, experts)]

@@ -1,8 +1,8 @@
 // Collects the changes that adapters make to an ONNX graph, place by place. A place is an input of a node. Several
 // places may read the same initializer.
 
-import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { decodeWeights, encodeFloats, type WeightDtype } from '../../base/dtype.js'
+import { type ByteSource, concatBytes, MemorySource } from '../../base/bytes.js'
+import { decodeWeights, encodeFloats, sizeOf, type WeightDtype } from '../../base/dtype.js'
 import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -10,6 +10,7 @@ import { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
 import { toFloats } from '../../graph/inject/to-floats.js'
 import { isBaseCopy } from '../../graph/match/base-copies.js'
+import { placeExperts, type RowOrder, rowOfPeft } from '../../graph/match/experts.js'
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
@@ -25,13 +26,13 @@ import {
   type StoredPlace,
 } from '../../graph/match/stored-places.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
-import type { FactorView, ReplacementView, TokenRowsView } from '../../lora/part.js'
+import type { FactorView, ParameterView, ReplacementView, TokenRowsView } from '../../lora/part.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import type { OpenPart } from '../../peft/tensors.js'
 import { isVocabularyModule } from '../../peft/tied.js'
-import type { BaseReplacement, GraphShare, LayerFactors, OpenAdapters } from '../plan/adapters.js'
-import { layerOfRows } from '../plan/experts.js'
+import type { BaseReplacement, Factor, GraphShare, LayerFactors, OpenAdapters } from '../plan/adapters.js'
+import { expertLayer, layerOfRows } from '../plan/experts.js'
 import type { FitProblems, PlacedPart } from '../plan/fit-problems.js'
 import type { OutputTensor } from '../plan/layout.js'
 import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js'
@@ -79,6 +80,7 @@ export async function collectEdits(
         requireHandled(singlePart, GRAPH_PARTS, 'merging into ONNX models')
         if (part.kind === 'embedding') edits.addEmbedding(share, part)
         else if (part.kind === 'convolution') edits.addConvolution(share, part)
+        else if (part.kind === 'parameter') edits.addExperts(share, part)
         else if (part.kind === 'token-rows') await edits.addRows(share, part)
         else if (part.kind === 'replacement' && !isElsewhere(share, part.name)) await edits.addReplacement(share, part)
       })
@@ -205,6 +207,45 @@ class Edits {
       if (bias === undefined) continue
       this.#addBias(share, name, bias, place.bias && { node: place.node, input: place.bias, start: 0 })
     }
+  }
+
+  addExperts(share: GraphShare, { name, module, experts }: ParameterView<AdapterTensor>): void {
+    const { graph, linears, config } = this.places
+    const { layers, problems } = this.opened
+    const isPart = (layer: LayerFactors) => layer.adapter === share.index && `${layer.name}.${layer.tensor}` === name
+    const whole = layers.find(isPart)
+    if (whole === undefined) throw problems.find(({ where }) => where?.includes(module)) ?? problems[0]
+    const place = placeExperts(graph, linears, { name, experts, d: whole.d, k: whole.k }, config)
+    const key = `${share.index}:${name}`
+    const layer = { ...whole, b: this.#inOrder(whole.b, place.order) }
+    if (place.stack !== undefined) {
+      const { isInputMajor, shape } = place.stack
+      const edit = this.#at(place.stack, name)
+      edit.layers.push({ ...layer, isInputMajor, shape, report: name })
+      edit.keys.push(key)
+    }
+    for (const ofExpert of place.layers) {
+      const { linear, expert, start } = ofExpert
+      if (linear.form.isQuantized) {
+        this.#addQuantized({ share, name, part: { name: linear.name, d: linear.d, start, ofExpert, ...place }, linear })
+        continue
+      }
+      const stored = { ...expertLayer(layer, expert, start, linear.d), isInputMajor: !linear.transposed }
+      addLayer(this.#weightOf(linear, linear.name), { ...stored, name: linear.name }, 0, `${key}/${expert}/${start}`)
+    }
+  }
+
+  /** B with its rows in the order that the graph has. */
+  #inOrder(b: Factor, order: RowOrder): Factor {
+    if (order === undefined) return b
+    const { sources } = this.opened
+    const rowBytes = b.columns * sizeOf(b.dtype)
+    const source = madeSource(b.name, b.rows * rowBytes, async () => {
+      const bytes = await sources[b.source].read(b.offset, b.rows * rowBytes)
+      const rows = Array.from({ length: b.rows }, (_, row) => rowOfPeft(order, row, b.rows) * rowBytes)
+      return concatBytes(rows.map((at) => bytes.subarray(at, at + rowBytes)))
+    })
+    return { ...b, offset: 0, source: sources.push(source) - 1 }
   }
 
   #addBias({ index }: GraphShare, name: string, bias: LayerFactors, place?: (Place & { start: number }) | 0): void {

@@ -7,10 +7,12 @@ import { transpose } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { addBranches, type BranchValues } from '../../graph/inject/add-branches.js'
 import { affineOf } from '../../graph/inject/affine.js'
+import { type ExpertPlace, layerOfExpert, type RowOrder } from '../../graph/match/experts.js'
 import type { Linear } from '../../graph/match/linears.js'
 import { findBranches } from '../../graph/match/merged-branches.js'
 import { layerOfPart } from '../../graph/match/packed.js'
 import type { Graph } from '../../graph/view/graph.js'
+import type { ExpertLora } from '../../lora/kinds/experts.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import type { LinearValues } from '../../lora/run-adapter.js'
 import type { GraphShare } from '../plan/adapters.js'
@@ -18,7 +20,14 @@ import type { GraphShare } from '../plan/adapters.js'
 export interface QuantizedPart {
   readonly share: GraphShare
   readonly name: string
-  readonly part: { readonly name: string; readonly d: number; readonly start: number }
+  readonly part: {
+    readonly name: string
+    readonly d: number
+    readonly start: number
+    /** The expert whose layer this is, and the order of its rows. */
+    readonly ofExpert?: ExpertPlace['layers'][number]
+    readonly order?: RowOrder
+  }
   readonly linear: Linear
 }
 
@@ -27,8 +36,13 @@ export type QuantizedLayer = Awaited<ReturnType<typeof readQuantized>>
 export async function readQuantized({ share, name, part, linear }: QuantizedPart) {
   const { adapter, index, weight } = share
   const read = await adapter.read(name)
+  const { ofExpert, order } = part
   const layer =
-    read.kind === 'embedding' ? read.product : layerOfPart({ ...part, k: linear.k, layer: read as LoraLayer })
+    ofExpert !== undefined
+      ? layerOfExpert(read as ExpertLora, { order }, ofExpert)
+      : read.kind === 'embedding'
+        ? read.product
+        : layerOfPart({ ...part, k: linear.k, layer: read as LoraLayer })
   return { adapter: index, name, layer, linear, weight }
 }
 

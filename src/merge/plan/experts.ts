@@ -3,13 +3,11 @@
 
 import { sizeOf } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
-import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
-import { modelType } from '../../families/families.js'
+import { expertForm } from '../../families/families.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
-import type { ModelConfig } from './config-edit.js'
 import type { WeightSearch } from './orientation.js'
 
 export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, rows = layer.d): LayerFactors {
@@ -69,9 +67,5 @@ function isInputMajor({ name }: LayerFactors, { layers, names, checkpoint, confi
     const shape = checkpoint.tensors.get(`${names.locate(module)}.${tensor}`)?.info.shape
     if (shape?.length === 3) return shape[1] === k && shape[2] === d
   }
-  return isInputMajorModel(config)
-}
-
-export function isInputMajorModel(config: ModelConfig | undefined): boolean {
-  return [config, config?.text_config].some((part) => modelType(objectOf(part).model_type).hasInputMajorExperts)
+  return expertForm(config).isInputMajor
 }

@@ -2,9 +2,10 @@
 // transposed.
 
 import { MismatchError, UnsupportedError } from '../../../base/errors.js'
+import { expertForm } from '../../../families/families.js'
 import type { Checkpoint } from '../../../formats/checkpoint.js'
 import type { LayerFactors } from '../adapters.js'
-import { expertLayer, isInputMajorModel, layerOfRows } from '../experts.js'
+import { expertLayer, layerOfRows } from '../experts.js'
 import type { WeightSearch } from '../orientation.js'
 import type { StoredForm } from './rules.js'
 
@@ -80,7 +81,7 @@ function expertLayers(
   const isInputMajor = shapes.every((shape) => shape[0] === k) && sum(shapes, 1) === d
   if (!isOutputMajor && !isInputMajor) throw partsError(layer, namesOf(0), sum(shapes, 0))
   // The shape of a square matrix does not tell, so ask the model's type.
-  const isTurnedHere = isOutputMajor && isInputMajor ? isInputMajorModel(config) !== isTurned : isInputMajor
+  const isTurnedHere = isOutputMajor && isInputMajor ? expertForm(config).isInputMajor !== isTurned : isInputMajor
   const turned = { ...layer, isInputMajor: isTurnedHere }
   const refuseCount = (isWrong: boolean, where: string) => {
     if (!isWrong) return
