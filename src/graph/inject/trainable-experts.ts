@@ -7,7 +7,6 @@ import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { addToStack } from './other-sites.js'
 import { siteInput } from './sites.js'
-import type { Branch } from './trainable.js'
 
 export type TrainedExperts = Parameter & { readonly rank: number; readonly scaling: number }
 
@@ -20,7 +19,7 @@ export function adaptExperts(
   linears: readonly Linear[],
   all: readonly TrainedExperts[],
   config: Readonly<Record<string, unknown>>,
-): { branches: Branch[]; stacks: Value[] } {
+) {
   const g = new Builder(graph, 'lora')
   const stacks: Value[] = []
   // Find all places before the first one changes.
@@ -37,7 +36,7 @@ export function adaptExperts(
       const delta = g.matmul(g.transpose(factors[0], [0, 2, 1]), factors[1])
       addToStack(graph, g, stack.weight, g.mul(delta, g.float(scaling)))
     }
-    return layers.map(({ linear, expert: index, start }): Branch => {
+    return layers.map(({ linear, expert: index, start }) => {
       const part = linear.d === d ? undefined : { start, end: start + linear.d }
       return { linear, rank, scaling, part, expert: { of, index, order } }
     })
