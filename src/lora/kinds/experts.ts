@@ -142,7 +142,7 @@ export class ExpertLora extends FactorPart {
   }
 }
 
-/** Returns the factors A (E·r, k) and B (d, r·E) that a training starts from: each expert's are those of a new layer. */
+/** Returns the A (E·r, k) and B (d, r·E) that a training starts from: each expert begins as a new layer does. */
 export function newExpertFactors(
   { experts, d, k }: { experts: number; d: number; k: number },
   config: LoraConfig,
