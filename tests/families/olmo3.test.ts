@@ -45,7 +45,7 @@ afterAll(async () => {
 
 const wanted = async (name: string) => (await readTensorF32(golden, name)).data as Float32Array
 
-/** The last token's logits of each row. */
+/** Returns the logits at the last token of each row. */
 async function lastLogits(session: ModelSession<Model>, adapter: string | null): Promise<Float32Array> {
   const { logits } = await session.run(FEEDS, { adapter })
   const [rows, tokens, width] = logits.dims

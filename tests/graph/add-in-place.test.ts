@@ -7,7 +7,7 @@ import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor, openGra
 const wave = (length: number) => Array.from({ length }, (_, i) => Math.sin(1.3 * i))
 const isFixed = (dims: number[]): ProbedShape => ({ dims, second: dims })
 
-/** y = low·B·2 + x·W of 3 rows; `d` columns, and `rows` of what is added to. */
+/** A graph of y = low·B·2 + x·W with 3 rows and `d` columns. `rows` are the rows of the product that is added to. */
 function product(d: number, rows: number) {
   const graph = emptyGraph(17)
   const inputs = { x: [rows, 4], low: [3, 2], b: [2, d] }

@@ -22,7 +22,7 @@ function start(...names: string[]): { graph: Graph; g: Builder } {
   return { graph, g: new Builder(graph, 'forward') }
 }
 
-/** Gradients of Σ y·seed by the inputs `wrt`. */
+/** Returns the gradients of Σ y·seed with respect to the inputs `wrt`. */
 async function gradients(graph: Graph, y: string, wrt: string[], feeds: Feeds) {
   const shapes = await shapesOf(graph, feeds)
   const before = graph.nodes.length
@@ -158,7 +158,7 @@ describe('patterns of two nodes', () => {
       dims,
     )
 
-  /** Largest difference between gradients and central differences of Σ y. */
+  /** Returns the largest difference between gradients and central differences of Σ y. */
   async function worst(graph: Graph, y: string, feeds: Feeds): Promise<{ error: number; added: string[] }> {
     addOutput(graph, y, FLOAT)
     const forward = await openGraph(graph)

@@ -1,6 +1,6 @@
-// What is computed in blocks against the same computed whole. The loss: values, gradients, predictions, and where it is
-// used. Attention: masks that hide keys before and behind a block's, squashed scores, shared key heads, more rows in a
-// block than there are queries.
+// Losses and attention computed in blocks, compared with the same computed at once. For the loss: values, gradients,
+// predictions, and when blocks are used. For attention: masks that hide keys before and after a block, soft-capped
+// scores, shared key heads, and blocks with more rows than there are queries.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
@@ -74,7 +74,7 @@ describe.each(CASES)('%s', (_, modelFolder, folder) => {
   let model: OnnxModel
   let adapter: LoraAdapter
   let layers: TrainedLayer[]
-  /** Room for the logits of three rows. */
+  /** The bytes for logits of three rows. */
   let logitBytes: number
 
   beforeAll(async () => {
@@ -144,7 +144,7 @@ describe.each(CASES)('%s', (_, modelFolder, folder) => {
       const [ours, others] = [actual[parted.predictions[0]], expected[whole.predictions[0]]].map(
         ({ data }) => data as Float32Array,
       )
-      // Pairs: a token, and its loss.
+      // The outputs are pairs of a token and its loss.
       expect(ours.filter((_, i) => i % 2 === 0)).toEqual(others.filter((_, i) => i % 2 === 0))
       expect(relativeError(ours, others)).toBeLessThan(1e-6)
     }
@@ -230,18 +230,18 @@ describe('on one small model', () => {
 const LOWEST = -3.4028234663852886e38
 
 interface Mask {
-  /** Whether a query sees a key; undefined: there is no mask. */
+  /** Returns whether a query sees a key. Without it, there is no mask. */
   sees?: (query: number, key: number) => boolean
-  /** What is added to the score of a key that is not seen. Default: the lowest float. */
+  /** The number that is added to the score of a hidden key. Default: the lowest float. */
   hidden?: number
   /** Axes before those of queries and keys. */
   leading?: readonly number[]
   keyLeading?: readonly number[]
-  /** How many heads of queries each of keys is repeated for, as exporters do. */
+  /** The number of query heads for which each key head is repeated, as exporters do. */
   repeats?: number
-  /** Keys are (…, d, T). */
+  /** True if keys are stored as (…, d, T). */
   areTurned?: boolean
-  /** How many heads have a mask of their own, which also says how far they look. */
+  /** The number of heads with a separate mask, which also limits how far they look. */
   masks?: number
   squash?: boolean
   /** Replaces NaN by zero, as exporters do. */

@@ -1,4 +1,4 @@
-// Graphs with If: their branches lie open while the graph is read and edited, and are back inside when it is written.
+// Graphs with If: their branches are opened for reading and editing, and closed again when the graph is written.
 
 import { InferenceSession, Tensor } from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'

@@ -23,7 +23,7 @@ import {
 
 const LAYERS = ['fc1', 'fc2']
 
-/** W (d, k) of a layer, from lines of the stored weight in two pieces. */
+/** Reads W (d, k) of a layer from the stored weight, in two pieces. */
 async function weightOf(model: Awaited<ReturnType<typeof openForm>>, name: string): Promise<Float32Array> {
   const graph = new Graph(model.proto)
   const linear = findLinears(graph).find((one) => one.name === name)!

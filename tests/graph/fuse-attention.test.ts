@@ -14,7 +14,7 @@ import { floatTensor } from './toolkit.js'
 
 const runtime = await loadNodeRuntime()
 
-/** Two texts, the second of which is filled up on the left; their first run, and two that continue them. */
+/** The first run of two texts, the second padded on the left, and two runs that continue them. */
 const RUNS = [
   { past: 0, inputIds: [3, 1, 4, 1, 5, 0, 0, 6, 5, 3], mask: [1, 1, 1, 1, 1, 0, 0, 1, 1, 1] },
   { past: 5, inputIds: [9, 2], mask: [1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1] },
@@ -27,7 +27,7 @@ async function open(model: OnnxModel, edit: (graph: Graph) => void): Promise<Run
   return runtime.createSession(await sessionModel(model, graph.toModel()), { threads: 1 })
 }
 
-/** The logits of real tokens, run by run. */
+/** Returns the logits of real tokens, run by run. */
 async function logits(session: RuntimeSession, model: OnnxModel): Promise<Float32Array[]> {
   const { feeds, emptyCache, cache } = tokenInputs(new Graph(model.proto))
   let pasts: Feeds = emptyCache(2)
@@ -49,7 +49,7 @@ async function logits(session: RuntimeSession, model: OnnxModel): Promise<Float3
   return rows
 }
 
-/** A model that is closed when the test is over. */
+/** Opens a model, which is closed after the test. */
 async function opened(folder: string): Promise<OnnxModel> {
   const model = await openModel(folder)
   onTestFinished(() => model.close())
@@ -61,7 +61,7 @@ describe.each([
   [`${MODELS}/llama-optimum`, 2, 1e-5],
   [`${MODELS}/qwen2-optimum`, 2, 1e-5],
   [`${MODELS}/llama-q4`, 1, 1e-5],
-  // Its products round to 8 bits by the largest number of the batch, which may be in what fills a text up.
+  // Its products round to 8 bits by the largest number of the batch, which may be in the padding.
   [`${MODELS}/llama-q8`, 1, 0.01],
 ])('%s', (folder, layers, tolerance) => {
   it('gives the same logits with one node for each attention', async () => {
@@ -78,7 +78,7 @@ describe.each([
   })
 })
 
-/** Query, key and value as one product and its parts: what Phi-3 (Slices) and GPT-BigCode (a Split) have. */
+/** Packs query, key and value into one product with Slices (as in Phi-3) or a Split (as in GPT-BigCode). */
 async function pack(
   graph: Graph,
   model: OnnxModel,
@@ -173,7 +173,7 @@ describe('attention stays as it is written', () => {
   })
 })
 
-/** Puts another operator in the place of those of a kind. */
+/** Replaces all operators of a kind by another operator. */
 function change(graph: Graph, from: string, to: string): void {
   graph.nodes = graph.nodes.map((node) => (node.opType === from ? { ...node, opType: to } : node))
   graph.invalidate()

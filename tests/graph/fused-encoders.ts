@@ -15,15 +15,15 @@ export const FUSED = ['bert', 'roberta', 'distilbert', 'xlm-roberta'].flatMap((m
   { model, name: `${model}-attention`, operator: 'Attention' },
 ])
 
-/** Those whose attention the optimizer leaves as it was: it fused norms and activations. */
+/** Models in which the optimizer only fused norms and activations, and left attention as it was. */
 export const FUSED_NORMS = ['vit', 'modernbert', 'dinov2'].map((model) => {
   return { model, name: `${model}-norms`, operator: 'SkipLayerNormalization' }
 })
 
-/** The same as optimum exports them. */
+/** The same models as optimum exports them. */
 export const PLAIN = FUSED_NORMS.map(({ model }) => ({ model, name: `${model}-plain`, operator: 'LayerNormalization' }))
 
-/** What PEFT's adapters train: those of `saved` all norms whole. */
+/** The parts that PEFT's adapters train. `saved`: all norms, whole. */
 export type FusedKind = 'lora' | 'dora' | 'bias' | 'saved'
 
 export function fusedKinds(model: string): FusedKind[] {
@@ -31,7 +31,7 @@ export function fusedKinds(model: string): FusedKind[] {
   return hasSaved ? ['lora', 'dora', 'bias', 'saved'] : ['lora', 'dora', 'bias']
 }
 
-/** The file of a graph's bytes. */
+/** Returns the path of a graph. */
 export const fusedFile = (name: string) => goldenPath('fused', name, 'onnx', 'model.onnx')
 
 export function openFused(name: string): Promise<OnnxModel> {
@@ -54,7 +54,7 @@ export function fusedOperators(model: string): Record<string, string[]> {
   return JSON.parse(readFileSync(goldenPath('fused', model, 'golden.json'), 'utf8')).operators
 }
 
-/** The inputs that a graph has, of those in the numbers. */
+/** Returns the golden inputs that a graph has. */
 export function fusedFeeds(numbers: Values, inputs: readonly string[]): Feeds {
   return Object.fromEntries(
     inputs.map((name) => {
@@ -65,7 +65,7 @@ export function fusedFeeds(numbers: Values, inputs: readonly string[]): Feeds {
   )
 }
 
-/** The largest error as a share of the largest value, over all tokens except padding. */
+/** Returns the largest error relative to the largest value, over all tokens except padding. */
 export function errorAtTokens({ data, dims }: RuntimeTensor, numbers: Values, wanted: string): number {
   const mask = numbers.get('attention_mask')?.data
   const width = dims[2]

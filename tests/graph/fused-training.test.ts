@@ -29,7 +29,7 @@ import { ints, sizeOf } from './toolkit.js'
 const runtime = await loadNodeRuntime()
 const WIDTH = 16
 
-/** Σ g · hidden states, for which goldens have gradients. */
+/** The loss Σ g · hidden states, for which golden gradients exist. */
 function weightedSum(inputs: readonly string[], numbers: Values): Objective {
   if (inputs.includes('pixel_values')) return weightedSumOfPictures(numbers)
   const feeds = [2, 3].map((batch, i) => {
@@ -55,7 +55,7 @@ function weightedSum(inputs: readonly string[], numbers: Values): Objective {
   }
 }
 
-/** The same of pictures of one size, whose hidden states have that many rows. */
+/** The same loss for pictures of one size, whose hidden states have a fixed number of rows. */
 function weightedSumOfPictures(numbers: Values): Objective {
   const [pixels, rows] = ['pixel_values', 'g'].map((name) => numbers.get(name)!.shape.slice(1))
   const zeros = (dims: readonly number[]): RuntimeTensor => {
@@ -150,7 +150,7 @@ describe.each(some([...FUSED, ...FUSED_NORMS, ...PLAIN]))('DoRA, biases and norm
       const { data, shape } = keys.map((one) => wanted.get(one)).find((one) => one !== undefined)!
       const mine = outputs[gradient].data as Float32Array
       const theirs = role === 'B' ? transposed(data, shape) : data
-      // A bias of the keys changes nothing: its gradient is what rounding leaves.
+      // A bias of the keys changes nothing, so its gradient is rounding noise.
       const error = Math.max(...Array.from(mine, (value, i) => Math.abs(value - theirs[i])))
       expect(Math.min(error / scale, relativeError(mine, theirs)), parameter).toBeLessThan(2e-6)
     }

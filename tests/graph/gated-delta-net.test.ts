@@ -1,4 +1,4 @@
-// GatedDeltaNet has no kernel on processors: its rewriting is compared with its recurrence, token by token.
+// GatedDeltaNet has no CPU kernel, so its rewritten form is compared with the recurrence, token by token.
 
 import { expect, it } from 'vitest'
 import { Random } from '../../src/base/random.js'

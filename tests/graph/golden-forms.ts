@@ -17,7 +17,7 @@ const GOLDEN = JSON.parse(readFileSync(goldenPath('forms', 'golden.json'), 'utf8
   quantizesInputs: Record<string, boolean>
 }
 
-/** Names of the folders. */
+/** The names of the folders. */
 export const GOLDEN_FORMS = Object.keys(GOLDEN.quantizesInputs)
 
 /** True if the graph turns its inputs into integers as it runs. */
@@ -45,8 +45,8 @@ async function clipsIntegerProducts(): Promise<boolean> {
 }
 
 /**
- * x (2, 5, 48), y (2, 5, 24) of the base, `adapted` as y, g as y; weights (d, k), factors and gradients: fc1.weight,
- * fc1.A, fc1.A.gradient.
+ * The numbers of a form: x (2, 5, 48), the base's y (2, 5, 24), `adapted` and g with the shape of y; weights (d, k),
+ * factors and gradients as fc1.weight, fc1.A, fc1.A.gradient.
  */
 export type FormNumbers = Values
 
@@ -64,7 +64,7 @@ export function dataOf(numbers: FormNumbers, tensor: string): Float32Array {
   return numbers.get(tensor)!.data as Float32Array
 }
 
-/** The adapter of both layers. */
+/** Makes the adapter of both layers. */
 export function formAdapter(numbers: FormNumbers): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 4, alpha: 4 * GOLDEN.scaling })
   for (const layer of ['fc1', 'fc2']) {
@@ -74,7 +74,7 @@ export function formAdapter(numbers: FormNumbers): LoraAdapter {
   return adapter
 }
 
-/** x in the type that the graph takes. */
+/** Returns x in the graph's input type. */
 export function feedsOfForm(name: string, numbers: FormNumbers): Feeds {
   const x = dataOf(numbers, 'x')
   return {
@@ -82,7 +82,7 @@ export function feedsOfForm(name: string, numbers: FormNumbers): Feeds {
   }
 }
 
-/** An output of either type as f32. */
+/** Converts an output of either type to f32. */
 export function floatsOfOutput({ data }: RuntimeTensor): Float32Array {
   return data instanceof Float32Array ? data : f16ToF32(data as Uint16Array)
 }

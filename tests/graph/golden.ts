@@ -45,12 +45,12 @@ export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
   return adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
 }
 
-/** Causal language modeling over a graph alone. */
+/** Opens causal language modeling for a graph without a model folder. */
 export function causalOf(onnx: OnnxModel): OpenTask<Example> {
   return causalLm.open({ onnx, padTokenId: 0, graphs: {} } as unknown as Model, [])
 }
 
-/** A run of a batch whose rows are padded on the right. */
+/** Makes the feeds of a batch whose rows are padded on the right. */
 export function collated(task: OpenTask<Example>, { inputIds, attentionMask, labels }: GoldenBatch): Feeds {
   const lengths = attentionMask.map((row) => row.reduce((sum, entry) => sum + entry, 0))
   const cut = (row: number[], i: number) => Int32Array.from(row.slice(0, lengths[i]))
@@ -69,12 +69,12 @@ export function transposed(data: ArrayLike<number>, [rows, columns]: readonly nu
   return result
 }
 
-/** model.layers.0.mlp.up_proj.A → its layer, and A or B */
+/** Splits a name such as model.layers.0.mlp.up_proj.A into the layer and the factor. */
 export function partOf(name: string): [layer: string, factor: 'A' | 'B'] {
   return [name.slice(0, -2), name.slice(-1) as 'A' | 'B']
 }
 
-/** A and Bᵀ of each parameter. */
+/** Makes feeds with A and Bᵀ of each layer. */
 export function factorFeeds(parameters: readonly TrainedTensor[], adapter: LoraAdapter): Feeds {
   return Object.fromEntries(
     parameters.map(({ name, input, shape }) => {
@@ -87,7 +87,7 @@ export function factorFeeds(parameters: readonly TrainedTensor[], adapter: LoraA
   )
 }
 
-/** Gradients of A (r, k) and of Bᵀ (r, d). */
+/** Reads the gradients of A (r, k) and of Bᵀ (r, d). */
 export async function goldenGradients(folder: string, batch: number) {
   const file = await parseSafetensorsHeader(await new NodeDirectory(folder).open(`gradients-${batch}.safetensors`))
   const gradients = new Map<string, Float32Array>()
@@ -99,7 +99,7 @@ export async function goldenGradients(folder: string, batch: number) {
   return (layer: string, factor: string) => gradients.get(`base_model.model.${layer}.lora_${factor}.weight`)!
 }
 
-/** Largest error over the largest value. */
+/** Returns the largest error relative to the largest value. */
 export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
   let error = actual.length === expected.length ? 0 : Number.POSITIVE_INFINITY
   let largest = 0

@@ -1,5 +1,5 @@
-// At least one case for every rule of the table: shapes, broadcasting, attributes, opsets, and where values are safe
-// from kinks and poles.
+// Cases for every rule of the table: shapes, broadcasting, attributes, opsets, and ranges of values away from kinks and
+// poles.
 
 import type { Builder, Value } from '../../src/graph/view/builder.js'
 import type { BoolInput, FloatInput, GradientCase, IntInput } from './gradient-check.js'
@@ -25,7 +25,7 @@ const constant = (...values: number[]): FloatInput => ({ kind: 'float', shape: [
 const frozen = (input: FloatInput): FloatInput => ({ ...input, frozen: true })
 const ints = (...values: number[]): IntInput => ({ kind: 'int', values, shape: [values.length] })
 const index = (value: number): IntInput => ({ kind: 'int', values: [value], shape: [] })
-/** Fed at run time: what it holds at the two points. */
+/** An input that is fed at run time, with its values at the two points. */
 const fed = (values: number[], other: number[]): IntInput => ({ kind: 'int', values, other, shape: [values.length] })
 const bools = (shape: Shape, other?: Shape): BoolInput => ({ kind: 'bool', shape, other })
 
@@ -436,7 +436,7 @@ export const GRADIENT_CASES = cases.map((spec) => ({ ...spec, opsets: spec.opset
 
 const perHead = x([1, 3, 4], [2, 66, 4])
 
-/** Graphs of several nodes: where rules look at the nodes around them, and where the walker sums. */
+/** Graphs of several nodes, for rules that look at neighboring nodes, and for sums of gradients. */
 export const GRAPH_CASES: readonly GradientCase[] = [
   ...(['linear', 'gated', 'delta', 'gated_delta'] as const).map(
     (rule): GradientCase => ({

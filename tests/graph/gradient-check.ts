@@ -38,9 +38,9 @@ export interface FloatInput {
    * of all inputs at least 0.1 apart, for what compares. Default: uniform in [−2, 2].
    */
   domain?: { low: number; high: number; away?: boolean } | 'grid'
-  /** An initializer with these values instead of a fed input; not differentiated. */
+  /** Makes the input an initializer with these values, without a gradient. */
   constant?: readonly number[]
-  /** Fed, but the rule is not differentiable in it. */
+  /** True for a fed input by which the rule is not differentiable. */
   frozen?: boolean
 }
 
@@ -48,7 +48,7 @@ export interface IntInput {
   kind: 'int'
   values: readonly number[]
   shape: readonly number[]
-  /** Values at the second point: the input is then fed at run time, not an initializer. */
+  /** Values at the second point. The input is then fed at run time instead of being an initializer. */
   other?: readonly number[]
 }
 
@@ -61,23 +61,23 @@ export interface BoolInput {
 export type CaseInput = FloatInput | IntInput | BoolInput
 
 export interface GradientCase {
-  /** Key of the table; of a graph of several nodes only a title. */
+  /** The key of the table, or for a graph of several nodes only a title. */
   op: string
   note: string
   /** undefined: an optional input left out. */
   inputs: readonly (CaseInput | undefined)[]
-  /** A graph of several nodes in place of one of type `op`. */
+  /** Builds a graph of several nodes instead of a single node of type `op`. */
   build?: (g: Builder, inputs: readonly Value[]) => Value
   attributes?: Attributes
   /** Number of outputs; 1 by default. */
   outputs?: number
-  /** Which outputs are int64. */
+  /** The outputs that are int64. */
   integers?: readonly number[]
-  /** Which outputs get a gradient; all by default. */
+  /** The outputs with a gradient. Default: all. */
   flows?: readonly number[]
-  /** Default: 13, 18 and 23: the oldest and newest that models have, and where axes became inputs. */
+  /** Default: 13 and 23, the oldest and newest in models, and 18, in which axes became inputs. */
   opsets?: readonly number[]
-  /** onnxruntime-node has no f64 kernel for the operator or for one that its rule uses. */
+  /** True if onnxruntime-node has no f64 kernel for the operator or for an operator of its rule. */
   f32?: boolean
 }
 
@@ -150,7 +150,7 @@ interface Built {
   custom: CustomGradients
 }
 
-/** Input place → its gradient: of one node by its rule, of several by the walker. */
+/** Returns the gradient for each input: by the rule of a single node, or by walking back through several nodes. */
 function gradientsOf(
   spec: GradientCase,
   g: Builder,

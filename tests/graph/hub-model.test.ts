@@ -1,4 +1,4 @@
-// The bundled model as a repository of the Hub: what loading it asks for, and what a session gets.
+// The bundled model as a repository of the Hub: the requests of loading it, and the outputs of a session.
 
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'

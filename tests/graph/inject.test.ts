@@ -21,7 +21,7 @@ async function adapted(model: OnnxModel, choose: (linear: Linear) => boolean, is
   return { session, linears, shared, isInputMajor }
 }
 
-/** A (r, k) and s·B (d, r) of each module, or these transposed: `size` times a wave, or zero. */
+/** Makes A (r, k) and s·B (d, r) of each module, or their transposes. The values are a wave times `size`, or zero. */
 function factors(
   { linears, shared, isInputMajor }: Omit<Awaited<ReturnType<typeof adapted>>, 'session'>,
   rank: (name: string) => number,

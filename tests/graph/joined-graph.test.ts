@@ -1,4 +1,4 @@
-// Encoder and decoder as one graph: also where both number their nodes and values in the same way, as
+// Encoder and decoder joined into one graph, even if both number their nodes and values in the same way, as
 // torch.onnx(dynamo=True) does.
 
 import * as ort from 'onnxruntime-node'
@@ -19,9 +19,7 @@ import { graphsFolder, int64, worst } from '../several-graphs.js'
 
 const KEY = 'pkg.torch.onnx.name_scopes'
 
-/**
- * A graph with names as torch.onnx's dynamo exporter gives them: numbers, and the modules of a node in its metadata.
- */
+/** Renames a graph as torch.onnx's dynamo exporter does: numbers as names, and a node's modules in its metadata. */
 function asByDynamo(onnx: OnnxModel): OnnxModel {
   const graph = new Graph(onnx.proto)
   takeBranchWithoutCache(graph)

@@ -49,7 +49,7 @@ describe('module names of real exports', () => {
 const weight = (dims: number[], dataType: number = DataType.FLOAT): Omit<TensorProto, '$typeName'> =>
   create(TensorProtoSchema, { dataType, dims: dims.map(BigInt) })
 
-/** A graph of one linear layer x → y with the weight `w` (4, 6) under some name. */
+/** Makes a graph with one linear layer x → y and the weight `w` (4, 6) under some name. */
 function single(options: {
   node?: string
   weight?: string

@@ -25,7 +25,7 @@ const TYPES: Partial<Record<RuntimeTensor['type'], DataType>> = {
   bool: DataType.BOOL,
 }
 
-/** A graph of the case's node alone; outputs are named y0, y1, … */
+/** Makes a graph with only the case's node. Its outputs are y0, y1, … */
 function graphOf({ op, inputs, attributes, outputs = [0], opset = 17 }: LoweringCase): Graph {
   const graph = emptyGraph(opset)
   for (const [i, input] of inputs.entries()) {
@@ -51,7 +51,7 @@ async function runGraph(graph: Graph, spec: LoweringCase): Promise<Record<string
   }
 }
 
-/** The values at tokens, without the padding after a row's length. */
+/** Returns the values at tokens, without the padding after each row. */
 function atTokens({ data, dims }: RuntimeTensor, lengths?: readonly number[]): number[] {
   const width = dims.slice(2).reduce((product, dim) => product * dim, 1)
   return Array.from(data as Float32Array).filter((_, i) => {

@@ -1,4 +1,4 @@
-// Fused operators with inputs, for tests that compare them with what they are lowered to.
+// Fused operators with inputs, for tests that compare them with their lowered form.
 
 import { Random } from '../../src/base/random.js'
 import type { Attributes } from '../../src/graph/view/attributes.js'
@@ -10,10 +10,10 @@ export interface LoweringCase {
   note: string
   /** undefined: an optional input left out. */
   inputs: readonly (RuntimeTensor | undefined)[]
-  /** What the fused operator gets where the runtime has no kernel for the form of `inputs`. */
+  /** Inputs for the fused operator, if the runtime has no kernel for the form of `inputs`. */
   fusedInputs?: readonly RuntimeTensor[]
   attributes?: Attributes
-  /** Which outputs to compare; the first by default. */
+  /** The outputs to compare. Default: the first. */
   outputs?: readonly number[]
   opset?: number
   /** The number of tokens of each row. Values of (B, S, …) after them are padding and may differ. */
@@ -22,7 +22,7 @@ export interface LoweringCase {
 
 const random = new Random(3, 'lowering')
 export const x = (...dims: number[]) => normals(random, dims)
-/** Weights of a norm. */
+/** The weights of a norm. */
 const gamma = (size: number) => ({
   ...x(size),
   data: Float32Array.from({ length: size }, () => 1 + 0.1 * random.normal()),
@@ -60,7 +60,8 @@ const bools = (values: number[], dims: number[]): RuntimeTensor => ({
 })
 
 /**
- * GroupQueryAttention's inputs: rows of `lengths` tokens in a batch of `sequence`, an empty cache of `width` channels.
+ * Inputs of GroupQueryAttention: rows of `lengths` tokens, padded to `sequence`, and an empty cache of `width`
+ * channels.
  */
 export const grouped = (
   [query, key, value]: readonly (RuntimeTensor | undefined)[],
@@ -158,7 +159,7 @@ export const CASES: readonly LoweringCase[] = [
       [4, 4],
       4,
       [2, 16],
-      // Both rows alike: the CPU's kernel reads the first position of the first row and counts on.
+      // Both rows have the same positions, because the CPU's kernel counts on from the first position of the first row.
       [...caches(9, 8), ints([2, 3, 4, 5, 2, 3, 4, 5], [2, 4]), x(2, 4, 4, 4)],
     ),
     attributes: { num_heads: 4, kv_num_heads: 2, do_rotary: 1 },
@@ -319,7 +320,7 @@ export const CASES: readonly LoweringCase[] = [
     }
   }),
 
-  // Two chunks, and one that is not full.
+  // Two full chunks, and a third that is not full.
   ...(['linear', 'gated', 'delta', 'gated_delta'] as const).flatMap((rule): LoweringCase[] => {
     const [decay, beta] = [within(-4, 0, 2, 70, 4), within(0, 2, 2, 70, 4)]
     const keys = unit(2, 70, 2, 8)

@@ -134,7 +134,7 @@ describe("an adapter's layers", () => {
     expect(() => placed(layer('up_proj'))).toThrow(MismatchError)
   })
 
-  // PEFT's all-linear adapts them where the model has them as nn.Linear.
+  // PEFT's all-linear adapts these layers if they are nn.Linear in the model.
   it.each([
     [['model.layers.0.mlp.experts.0.up_proj', 'model.layers.0.mlp.experts.1.up_proj', 'model.layers.0.mlp.gate']],
     [['esm.contact_head.regression']],

@@ -1,4 +1,4 @@
-// The estimate against what was measured: peak memory of training steps in bench/train-step, on a machine with 2 cores.
+// Compares the estimate with the peak memory of training steps, measured by bench/train-step on a machine with 2 cores.
 
 import { statSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
@@ -106,7 +106,7 @@ it('lets the largest weights be repacked for which there is room, but for shapes
     add(`${layer}.down`, 512, layer + 1)
   }
   const mapped = (bytes: number) => keepMapped(graph.toModel(), bytes).graph?.input.map(({ name }) => name)
-  // Copies of a weight with one product take the place of its pages.
+  // If a weight has only one product, its copy replaces its mapped pages.
   expect(mapped(0)).toHaveLength(7)
   expect(mapped(1)).toEqual(['head', '0.q', '0.up', '1.q', '1.up', '1.down'])
   expect(mapped(1.5 * 2 ** 20)).toEqual(['head', '0.q', '1.q', '1.up'])

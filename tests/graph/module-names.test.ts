@@ -1,14 +1,14 @@
-// Names that mean one module, as exporters and versions of transformers write them.
+// Different names of the same module, from exporters and versions of transformers.
 
 import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
 import { endAlike, nameOfModule } from '../../src/graph/match/module-names.js'
 
 it.each([
-  // The layers of a Sequential, which PyTorch's exporter names twice.
+  // PyTorch's exporter repeats the name of a Sequential in its layers.
   ['model.visual.merger.mlp.0', ['merger.mlp.mlp.0', 'merger.mlp.mlp.2'], 'merger.mlp.mlp.0'],
   ['merger.mlp.2', ['merger.mlp.mlp.0', 'merger.mlp.mlp.2'], 'merger.mlp.mlp.2'],
-  // A module whose own name is that, and one that two could be.
+  // A module that really has this name, and a name that two modules could have.
   ['a.mlp.mlp.0', ['a.mlp.mlp.0', 'a.mlp.0'], 'a.mlp.mlp.0'],
   ['x.mlp.0', ['a.x.mlp.mlp.0', 'b.x.mlp.mlp.0'], undefined],
   ['mlp.1', ['merger.mlp.mlp.0'], undefined],
@@ -16,7 +16,7 @@ it.each([
   expect(nameOfModule(new Set(names), module)).toBe(found)
 })
 
-/** Names of linear layers by transformers 4 and 5, in the same order. */
+/** Names of linear layers in transformers 4 and 5, in the same order. */
 const VERSIONS = {
   vit: [
     ['encoder.layer.0.attention.attention.query', 'layers.0.attention.q_proj'],

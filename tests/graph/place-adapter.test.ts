@@ -1,4 +1,4 @@
-// Layers of an adapter that a graph has in a form which takes none.
+// Layers of an adapter for which the graph has a form that cannot be adapted.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

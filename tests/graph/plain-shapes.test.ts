@@ -20,7 +20,7 @@ const feedsOf = (batch: number, sequence: number) => {
   }
 }
 
-/** As exporters write it: one length of x, as a vector. */
+/** Computes a dimension of x as a vector, in the way of exporters. */
 function lengthOf(g: Builder, axis: number): string {
   return g.unsqueeze(g.op('Gather', [g.shape('x'), g.int(axis)]), [0])
 }

@@ -9,7 +9,7 @@ import { ShapeMap } from '../../src/graph/shapes/shapes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor, normals, openGraph } from './toolkit.js'
 
-// As wide as no layer of the goldens is: an output layer of a vocabulary that takes two blocks, the second one smaller.
+// An output layer that is wider than all golden layers. Its vocabulary takes two blocks, the second of them smaller.
 const [n, k, d, BLOCK] = [2, 32, 150_000, 16]
 const BLOCKS = k / BLOCK
 

@@ -26,7 +26,7 @@ import {
 
 const runtime = await loadNodeRuntime()
 
-/** Σ g · y, for which goldens have gradients. */
+/** The loss Σ g · y, for which golden gradients exist. */
 const weightedSum: Objective = {
   probe: {
     feeds: [2, 3].map((n, i) => {

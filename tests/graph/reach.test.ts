@@ -11,7 +11,7 @@ import { causalLm } from '../../src/tasks/causal-lm.js'
 import { directoryOf, inThread } from '../infer/models.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
 
-/** Layers whose output no gradient reaches, where `between` stands in front of the last one. */
+/** Returns the layers that no gradient reaches, if the nodes of `between` stand in front of the last layer. */
 function unreached(between: (g: Builder, x: string) => string): string[] {
   const graph = emptyGraph(23)
   const g = new Builder(graph, 'test')
@@ -41,7 +41,7 @@ it('does not stop at operators with a gradient, with a lowering, or whose output
   expect(unreached((g, x) => g.cast(g.op('Greater', [g.op('Hardmax', [x]), g.float(0)]), DataType.FLOAT))).toEqual([])
 })
 
-/** Whether a training graph of one layer alone comes as far as the measurement of its shapes. */
+/** Returns whether a training graph with only this layer can be built, up to measuring its shapes. */
 async function isTrained(model: OnnxModel, open: ReturnType<typeof causalLm.open>, layer: object): Promise<boolean> {
   const measured = new Error('measured')
   const runtime = { createSession: () => Promise.reject(measured) }

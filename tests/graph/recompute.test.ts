@@ -1,4 +1,4 @@
-// The choice of what a training step keeps, and what its backward pass computes again.
+// The choice of values that a training step keeps, and values that its backward pass computes again.
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { NodeProto } from '../../src/formats/onnx/gen/onnx_pb.js'
@@ -62,7 +62,7 @@ describe('the graph of a step', async () => {
 
   afterAll(() => model.close())
 
-  /** The operators whose results wait for the backward pass. */
+  /** Lists the operators whose results are kept for the backward pass. */
   const kept = () => {
     const read = new Set(graph.nodes.filter((node) => !forward.has(node)).flatMap(({ input }) => input))
     return [...forward].filter(({ output }) => output.some((value) => read.has(value))).map(({ opType }) => opType)

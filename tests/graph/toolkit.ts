@@ -1,4 +1,4 @@
-// Small graphs for tests: made by hand, run by onnxruntime-node.
+// Makes small graphs for tests, and runs them with onnxruntime-node.
 
 import type { Random } from '../../src/base/random.js'
 import {
@@ -18,7 +18,7 @@ export { DataType }
 
 export type FloatType = typeof DataType.FLOAT | typeof DataType.DOUBLE
 
-/** A graph without nodes that imports these operator sets. */
+/** Makes a graph without nodes that imports these operator sets. */
 export function emptyGraph(opset: number): Graph {
   const opsetImport = [
     { domain: '', version: BigInt(opset) },
@@ -27,7 +27,7 @@ export function emptyGraph(opset: number): Graph {
   return new Graph(create(ModelProtoSchema, { irVersion: 8n, opsetImport, graph: { name: 'test' } }))
 }
 
-/** A graph input of any shape, or of the rank of `dims`, whose names are symbolic. */
+/** Adds a graph input of any shape, or with `dims`, in which names are symbolic. */
 export function addInput(graph: Graph, name: string, elemType: DataType, dims?: readonly (number | string)[]): string {
   const dim = dims?.map((entry) => ({
     value:
@@ -40,7 +40,7 @@ export function addInput(graph: Graph, name: string, elemType: DataType, dims?: 
   return graph.freshName(name)
 }
 
-/** A graph output of any shape; the runtime infers its type where `elemType` is left out. */
+/** Adds a graph output of any shape. The runtime infers its type if `elemType` is left out. */
 export function addOutput(graph: Graph, name: string, elemType: DataType): void {
   graph.outputs.push(
     create(ValueInfoProtoSchema, { name, type: { value: { case: 'tensorType', value: { elemType } } } }),

@@ -189,9 +189,9 @@ it('has norms and rotations as one operator each, and repeats no key', async () 
   const layers = model.proto.graph?.node.filter(({ opType }) => opType === 'Softmax').length ?? 0
   expect(layers).toBeGreaterThan(1)
   expect(count('RotaryEmbedding')).toBe(2 * layers)
-  // No gradient passes the first.
+  // No gradient passes the first layer's norm, so only later norms remain fused.
   expect(count('SimplifiedLayerNormalization')).toBe(2 * layers)
-  // Lengths alone are read of keys that are repeated.
+  // Only the lengths of repeated keys are read again.
   const again = training.proto.graph?.node.filter(({ name }) => name.startsWith('again/'))
   expect(again?.filter(({ opType }) => opType === 'MatMul')).not.toHaveLength(0)
   expect(again?.some(({ opType }) => opType === 'Expand')).toBe(false)

@@ -1,4 +1,4 @@
-// Norms whose weight and bias are inputs of the graph, against ONNX Runtime's own norms with these values.
+// Norms whose weight and bias are graph inputs, compared with ONNX Runtime's norms with the same values.
 
 import { describe, expect, it } from 'vitest'
 import { f32ToF16 } from '../../src/base/dtype.js'
@@ -28,7 +28,7 @@ const random = new Random(4, 'test')
 const normal = (count: number) => Float32Array.from({ length: count }, () => random.normal())
 const [X, SKIP] = [normal(ROWS * LENGTH * WIDTH), normal(ROWS * LENGTH * WIDTH)]
 
-/** One norm over x, and for a norm with a residual over x + skip. */
+/** Makes a graph with a norm of x, or of x + skip if the norm has a residual. */
 function normGraph(operator: string, isHalf: boolean, vectors: Record<string, Float32Array>): Graph {
   const opsetImport = [
     create(OperatorSetIdProtoSchema, { domain: '', version: operator === 'RMSNormalization' ? 23n : 17n }),
@@ -75,7 +75,9 @@ async function run(graph: Graph, vectors: Feeds): Promise<RuntimeTensor> {
   return y
 }
 
-/** EmbedLayerNormalization takes tokens: tests/infer/fused-attention.test.ts has it in whole models. */
+/**
+ * Norms of values. EmbedLayerNormalization takes tokens; tests/infer/fused-attention.test.ts tests it in whole models.
+ */
 const OF_VALUES = Object.keys(NORMS).filter((operator) => operator !== 'EmbedLayerNormalization')
 
 describe.each(OF_VALUES)('%s', (operator) => {

@@ -1,4 +1,4 @@
-// Weights in float16 that a Cast turns to float32 in front of what reads them, as converters of ONNX write them.
+// Weights in float16 that a Cast converts to float32 before they are used, as ONNX converters write them.
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -22,10 +22,7 @@ const runtime = { module: ort as unknown as OrtModule }
 const names = ['llama-optimum', 'gpt2-optimum'] as const
 const models = new Map<string, { cast: Model; plain: Model }>()
 
-/**
- * The model with its weights rounded to float16: stored in float16 and read through a Cast, or as the same numbers in
- * float32.
- */
+/** Rounds a model's weights to float16, and stores them as float16 with a Cast, or as the same numbers in float32. */
 async function rounded(name: string, isCast: boolean): Promise<Model> {
   const directory = new NodeDirectory(`tests/golden/models/${name}`)
   const { onnx } = await loadModel(directory, { runtime })

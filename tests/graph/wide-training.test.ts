@@ -1,5 +1,5 @@
-// Layers of 512 and more columns train through products that add in place, and a large vocabulary through blocks of it:
-// both at once, against the same training without either. Golden models are smaller than that.
+// Layers with at least 512 columns train with products that add in place, and large vocabularies train in blocks.
+// Golden models are too small for both, so this test compares training with both to training with neither.
 
 import { expect, it } from 'vitest'
 import { Random } from '../../src/base/random.js'

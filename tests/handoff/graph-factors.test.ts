@@ -1,5 +1,5 @@
-// .onnx_adapter files for a graph whose modules have other names than the adapter's, or are parts of them: what they
-// hold is fed as ONNX Runtime's LoraAdapter does (scripts/golden/lora_inputs.py runs it).
+// .onnx_adapter files for graphs that rename or split the adapter's modules. The test feeds their tensors in the same
+// way as ONNX Runtime's LoraAdapter, which scripts/golden/lora_inputs.py runs.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -21,7 +21,7 @@ usePlatform(nodePlatform)
 const IDS = [5, 17, 40, 3, 59, 33]
 const load = (path: string) => loadAdapter(new NodeDirectory(goldenPath(path)))
 
-/** An adapter whose B is not zero. */
+/** Opens an adapter, and fills in B. */
 async function withB(path: string) {
   const adapter = await load(path)
   for (const { weightB } of adapter.parts('linear')) {
@@ -61,7 +61,7 @@ describe.each([
       await convertAdapter(adapter, { to: 'onnx-adapter', base, out })
       const tensors = await tensorsOf(out)
       const open = await loadModel(graph, { runtime: inThread })
-      // ONNX Runtime for Node takes no values for inputs that have a default.
+      // ONNX Runtime for Node cannot override inputs with a default, so the defaults are removed.
       const proto = open.onnx.proto.graph!
       proto.initializer = proto.initializer.filter(({ name }) => tensors[name] === undefined)
       const run = await ModelSession.open(open)

@@ -1,5 +1,5 @@
-// Graphs with inputs for adapters: the bytes on which ONNX Runtime's own LoraAdapter was tested by
-// scripts/golden/lora_inputs.py, and its logits.
+// Graphs with inputs for adapters have the bytes with which scripts/golden/lora_inputs.py tested ONNX Runtime's
+// LoraAdapter, and give its logits.
 
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'

@@ -1,5 +1,5 @@
-// Sending an adapter to the Hub: against a local server with the Hub's routes, which keeps what comes. What it keeps is
-// read by huggingface_hub and PEFT in scripts/golden/check_push.py.
+// Pushes adapters to a local server with the Hub's routes, which keeps the files. scripts/golden/check_push.py reads
+// such files with huggingface_hub and PEFT.
 
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,4 +1,4 @@
-// One model by one exporter against PEFT's numbers: sessions, merges, losses, gradients and steps.
+// Compares a model from an exporter with PEFT's numbers: sessions, merges, losses, gradients and steps.
 
 import { existsSync, readFileSync } from 'node:fs'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -37,10 +37,10 @@ export interface Cell {
   close(): Promise<void>
 }
 
-/** `folder`: of the family; the exporter's model lies in it. */
+/** Opens a cell. `folder` is the folder of the family, which contains the exporter's model. */
 export async function openCell(folder: string, exporter: string): Promise<Cell> {
   const model = await loadModel(new NodeDirectory(`${folder}/${exporter}`), { runtime: inThread })
-  // The graph may be of other settings than PyTorch's.
+  // An exporter may need other settings of the model. Then its folder has its own numbers.
   const place = existsSync(`${folder}/${exporter}/numbers.json`) ? `${folder}/${exporter}` : folder
   const source = await new NodeDirectory(place).open('numbers.safetensors')
   return {
@@ -55,7 +55,7 @@ export async function openCell(folder: string, exporter: string): Promise<Cell> 
   }
 }
 
-/** Of logits at tokens: the largest difference over the largest value. */
+/** Returns the largest difference of logits at tokens, relative to the largest value. */
 function difference(got: ArrayLike<number>, wanted: ArrayLike<number>, { attentionMask }: GoldenBatch): number {
   const width = wanted.length / attentionMask.flat().length
   let [error, largest] = [got.length === wanted.length ? 0 : Number.POSITIVE_INFINITY, 0]
@@ -109,7 +109,9 @@ export async function mergeDifference(cell: Cell): Promise<number> {
   }
 }
 
-/** Of a tensor of the merged checkpoint: the largest difference from PEFT's, over the largest value. */
+/**
+ * Returns the largest difference of a merged checkpoint's tensors from PEFT's, relative to a tensor's largest value.
+ */
 export async function checkpointDifference(folder: string): Promise<number> {
   const out = new MemoryDirectory({}, 'out')
   await merge({
@@ -132,9 +134,9 @@ export async function checkpointDifference(folder: string): Promise<number> {
 }
 
 export interface TrainDifferences {
-  /** Of the batches' losses and of those of the steps, the largest absolute difference. */
+  /** The largest absolute difference of the losses of batches and steps. */
   readonly loss: number
-  /** Of a tensor's gradient: ‖a − b‖/‖b‖, the largest, and whose it is. */
+  /** The largest difference ‖a − b‖/‖b‖ of a gradient, and the name of its tensor. */
   readonly gradient: number
   readonly worst: string
 }
@@ -201,7 +203,7 @@ export async function trainDifferences(cell: Cell): Promise<TrainDifferences> {
   }
 }
 
-/** The loss of the last batch with B = 0 in one module after the other. */
+/** Returns the loss of the last batch for each module, with B = 0 in this module. */
 export async function lossesWithoutBranch(cell: Cell): Promise<Map<string, number>> {
   const { engine, names, start, batches, lossOf } = await openTraining(cell, cell.adapter)
   const losses = new Map<string, number>()

@@ -1,4 +1,4 @@
-// Models with linear attention and state-space layers: one layer of each kind, and texts of more than one chunk.
+// Models with linear attention and state-space layers: a layer of each kind, and texts longer than a chunk.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
@@ -20,7 +20,7 @@ import {
   trainDifferences,
 } from './cell.js'
 
-// In half precision, PyTorch's own logits differ by as much.
+// In half precision, PyTorch's logits differ by as much from its float32 logits.
 describe.each([
   ['qwen3_5', 'mobius', 1e-4],
   ['qwen3_5', 'mobius-q4f16', 2e-2],

@@ -1,5 +1,5 @@
-// Hybrid models by family and exporter against PEFT, for the table in docs/graphs.md. HYBRIDS is the folder that
-// scripts/golden/hybrids.py has filled. Without it, the golden ones are measured, and nothing is written.
+// Compares hybrid models of each family and exporter with PEFT, for the table in docs/graphs.md. HYBRIDS is the folder
+// that scripts/golden/hybrids.py makes. Without it, only the golden models are measured, and nothing is written.
 
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { expect, it } from 'vitest'

@@ -1,5 +1,5 @@
-// Texts of models with states, of convolutions and linear attention: they share steps, begin with what was read before,
-// and are what they are alone.
+// Texts of models with states of convolutions and linear attention share steps and reuse the states of earlier prompts.
+// Each is equal to the text alone.
 
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { Random } from '../../src/base/random.js'
@@ -11,7 +11,7 @@ import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, openModel } from '../infer/models.js'
 
 const FOLDERS = [
-  // The last number: tokens of a long prompt. The rotary tables of the last two have 128 rows.
+  // The last number is the length of a long prompt. The rotary tables of the last two models only have 128 rows.
   ['hybrids/granite_h/mobius', 'hybrids/granite_h/adapter', 300],
   ['hybrids/qwen3_5/mobius', 'hybrids/qwen3_5/adapter', 300],
   ['genai-decoders/qwen3_5', 'genai-decoders/qwen3_5/golden/adapter', 60],
@@ -30,7 +30,7 @@ const requests = (long: number) =>
     }),
   )
 
-/** Equal, up to a step at which the two best tokens are as likely as one another. */
+/** Expects equal texts, up to a step at which the two best tokens are equally likely. */
 function expectSame(got: GenerateResult, expected: GenerateResult): void {
   const at = expected.tokenIds.findIndex((id, i) => got.tokenIds[i] !== id)
   const [first, second] = expected.logprobs?.[at]?.top ?? []
@@ -93,7 +93,7 @@ describe.each(FOLDERS)('%s', (folder, adapter, long) => {
     const { tokenIds } = await turn(first, 0)
     const next = [...first, ...tokenIds, ...prompt(7)]
     await turn(next, first.length + tokenIds.length - 1)
-    // A state cannot be cut: the second text with this beginning is read anew and leaves its state to the third.
+    // A state cannot be cut, so the second text with this beginning is read again, and the third can use its state.
     await turn([...system, 4, ...prompt(long)], 0)
     await turn([...system, 5, ...prompt(4)], 40)
     await turn(first, 40)

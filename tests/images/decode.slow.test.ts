@@ -1,4 +1,4 @@
-// Files of pictures, read by sharp where it is installed.
+// Picture files, read by sharp if it is installed.
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -12,7 +12,7 @@ import { lowrank, scratchFolder } from '../cli/lowrank.js'
 const folder = 'tests/golden/image-classification'
 const scratch = scratchFolder()
 
-/** sharp, as far as it is used here. */
+/** The part of sharp that this test uses. */
 type Sharp = (file: string) => {
   withMetadata(options: object): { jpeg(options: object): { toFile(path: string): Promise<unknown> } }
 }

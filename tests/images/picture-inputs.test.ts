@@ -1,4 +1,4 @@
-// Pictures as vision-language models take them: pixels, tokens and positions of transformers' processors.
+// Inputs of vision-language models for pictures: pixels, tokens and positions equal those of transformers' processors.
 
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'

@@ -1,4 +1,4 @@
-// Pictures become what Pillow and transformers make of them.
+// Pictures are processed as by Pillow and transformers.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
@@ -51,7 +51,7 @@ describe('settings', () => {
   it('may leave out steps', () => {
     expect([...new Set(numbers({ size: 2, do_normalize: false, do_rescale: false }))]).toEqual([200])
     expect(numbers({ size: [2, 3] })).toHaveLength(3 * 2 * 3)
-    // Black around a picture that is too small.
+    // A picture that is too small gets a black border.
     const cut = numbers({
       do_resize: false,
       do_center_crop: true,

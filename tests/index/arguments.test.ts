@@ -1,5 +1,5 @@
-// Plain JavaScript is a first-class caller: whatever is handed to a public function, the only errors are ours, and a
-// misspelled option names the one that was meant.
+// Public functions called from plain JavaScript: wrong arguments of any kind only give lowrank's errors, and the error
+// of a misspelled option names the right one.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import * as lowrank from '../../src/node.js'

@@ -1,4 +1,4 @@
-// What a graph or an adapter cannot do is said before the files of weights are opened, which on the Hub downloads them.
+// Errors about a graph or an adapter come before files of weights are opened, because on the Hub that downloads them.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
@@ -19,7 +19,7 @@ class Watched extends MemoryDirectory {
   }
 }
 
-/** The golden model, with an unknown operator after the module `stop`. */
+/** Makes the golden model with an unknown operator after the module `stop`. */
 async function modelWith(stop?: string): Promise<Watched> {
   const onnx = readdirSync(`${FOLDER}/onnx`).map((name) => `onnx/${name}`)
   const files = ['config.json', ...onnx].map((path) => [path, readFileSync(`${FOLDER}/${path}`)] as const)

@@ -1,5 +1,5 @@
-// A right call of every public function, class and method, and what its misspelled options were meant for:
-// arguments.test.ts makes them wrong.
+// A right call of every public function, class and method, with misspelled options and the right names.
+// arguments.test.ts makes the calls wrong.
 
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -19,10 +19,10 @@ const BASE = join(root, 'tests/golden/kinds/qwen2.safetensors')
 const PISSA = join(root, 'tests/golden/inits/pissa-embedding-alone')
 
 let count = 0
-/** A place that nothing is at. */
+/** Returns a path where nothing exists. */
 const place = () => join(scratch, `${count++}`)
 
-/** Nothing that any argument takes, but for text, which may be a path. */
+/** Values that no argument accepts, except texts, which may be paths. */
 export const wrongValues = (): unknown[] => [
   undefined,
   null,
@@ -44,13 +44,13 @@ export const wrongValues = (): unknown[] => [
   Symbol('s'),
 ]
 
-/** A call that is right but for what a test replaces. It may fail with an error of ours. */
+/** A call in which a test replaces a part. It may fail with an error of lowrank. */
 export interface Call {
   call: (...args: never[]) => unknown
   args: () => unknown[]
-  /** Place of the options among the arguments. */
+  /** The index of the options among the arguments. */
   options?: number
-  /** Misspelled option → what its error names. */
+  /** Misspelled option → the text of its error. */
   misspelled?: Record<string, RegExp>
 }
 
@@ -69,7 +69,7 @@ const layer = (config: lowrank.LoraConfigInput = {}) =>
   )
 const tensor = (shape: number[]) => ({ data: new Float32Array(shape.reduce((a, b) => a * b, 1)), shape })
 
-/** What the calls of sessions use. */
+/** The model and the session for calls of sessions. */
 export const opened = {} as { model: lowrank.Model; session: lowrank.AdapterSession }
 
 export async function open(): Promise<void> {
@@ -83,7 +83,7 @@ export async function close(): Promise<void> {
   rmSync(scratch, { recursive: true, force: true })
 }
 
-/** Opens nothing: what follows the checks costs no time. */
+/** A runtime that opens nothing, so that calls with right arguments take no time. */
 const noRuntime = {
   module: { ...oneThread, InferenceSession: { create: () => Promise.reject(new Error('not here')) } },
 }
@@ -277,7 +277,7 @@ export const FUNCTIONS: Record<string, Call> = {
   },
 }
 
-/** Of sessions, layers and adapters. */
+/** Calls of methods of sessions, layers and adapters. */
 export const METHODS: Record<string, Call> = {
   ...sessionCalls(opened, adapter),
   'LoraLayer.fromFactors': {

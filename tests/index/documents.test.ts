@@ -47,7 +47,7 @@ function programOf(): ts.Program {
     module: ts.ModuleKind.NodeNext,
     types: ['node'],
     strict: true,
-    // Functions of JavaScript name no types.
+    // Functions in JavaScript have no types.
     noImplicitAny: false,
     skipLibCheck: true,
     noEmit: true,

@@ -1,5 +1,5 @@
-// Adapters that replace norms, on graphs of onnxruntime-genai's builder: in sessions, merged, and trained further.
-// Against PEFT (tests/golden/genai-norms).
+// Adapters that replace norms, on graphs of onnxruntime-genai's builder, in sessions, merges and further training,
+// compared with PEFT (tests/golden/genai-norms).
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
@@ -20,7 +20,7 @@ import { mergeOnnx } from '../merge/toolkit.js'
 import { checkGoldenRun, type GoldenRun } from '../tasks/golden-run.js'
 
 const FOLDER = 'tests/golden/genai-norms'
-/** Each with its graph. */
+/** Adapters and their graphs. */
 const CASES = {
   llama: 'tests/golden/models/llama-genai',
   gemma: `${FOLDER}/gemma`,
@@ -37,7 +37,7 @@ async function logitsOf(name: string, key: string): Promise<Float32Array> {
   return data
 }
 
-/** The last token's of each row. */
+/** Returns the logits at the last token of each row. */
 function lastOf({ data, dims: [rows, tokens, vocabulary] }: RuntimeTensor): Float32Array {
   return Float32Array.from({ length: rows * vocabulary }, (_, i) => {
     const row = Math.floor(i / vocabulary)

@@ -1,5 +1,5 @@
-// Every verb that takes a model, an adapter or a base takes one of the Hub: what it asks for, and that it does what it
-// does with a path.
+// Every verb that takes a model, an adapter or a base also takes one from the Hub. The tests check the requests, and
+// that the result is the same as with a path.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -28,7 +28,7 @@ useHub()
 const ADAPTER = golden('f32')
 const RUN = ['config.json', 'generation_config.json', 'onnx/model.onnx', 'tokenizer.json', 'tokenizer_config.json']
 
-/** Workers run what is built; in this thread the sources run. */
+/** Runs in this thread: workers would run the built files instead of the sources. */
 const runtime = { module: oneThread }
 
 const outer = { ...process.env }

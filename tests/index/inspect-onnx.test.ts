@@ -1,5 +1,5 @@
-// inspect of ONNX models: every linear layer with its form and what can be done with it, all graphs, and the types that
-// a folder has.
+// inspect of ONNX models: every linear layer with its form and what is possible with it, all graphs, and the types in a
+// folder.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, readAll } from '../../src/base/bytes.js'

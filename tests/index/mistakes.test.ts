@@ -20,7 +20,7 @@ afterAll(async () => {
   await model.close()
 })
 
-/** The message of what `action` throws. */
+/** Returns the message of the error that `action` throws. */
 async function messageOf(action: () => PromiseLike<unknown>): Promise<string> {
   try {
     await action()

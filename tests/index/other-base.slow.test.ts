@@ -1,5 +1,5 @@
-// An adapter on other weights than it was trained on, of which shapes and names tell nothing: each way of using it says
-// so, by the digest that its folder records.
+// An adapter on other weights than it was trained on, with the same shapes and names. Each use of the adapter says so,
+// because its folder records a digest of the weights.
 
 import { evaluate, loadAdapter, MemoryDirectory, merge, openSession, train } from 'lowrank'
 import { beforeAll, expect, it } from 'vitest'
@@ -20,7 +20,7 @@ beforeAll(async () => {
   await merge({ base: MODEL, adapters: folder, out: other })
 })
 
-/** What each use of the adapter on a base says. */
+/** The message of each use of the adapter on a base. */
 const uses = {
   async openSession(model, onWarning) {
     await (await openSession(model, { adapters: { folder }, onWarning })).dispose()

@@ -81,7 +81,7 @@ describe.each(['conv1d', 'conv2d'])('%s', (file) => {
   })
 })
 
-/** Σ g · y, for which the goldens have gradients. */
+/** The loss Σ g · y, for which golden gradients exist. */
 const weightedSum: Objective = {
   probe: {
     feeds: [
@@ -138,7 +138,7 @@ describe.each(['conv1d', 'conv2d'])('training on %s', (file) => {
 describe('training', () => {
   const name = 'model.layers.0.self_attn.k_proj'
 
-  /** A Llama with one of its linear layers as a convolution. */
+  /** Makes a Llama in which a linear layer is a convolution. */
   async function llama(isCast: boolean): Promise<Model> {
     const read = await openModel('tests/golden/models/llama-optimum')
     const graph = new Graph(read.onnx.proto)
@@ -171,7 +171,7 @@ describe('training', () => {
     expect(warnings).toEqual([expect.stringMatching(/k_proj as linear layers.*only if the model has nn\.Linear/)])
     expect(report.trainLoss[1]).toBeLessThan(report.trainLoss[0])
     expect(adapter.get(name, 'linear')!.weightB.data.some((value) => value !== 0)).toBe(true)
-    // As half precision comes to training.
+    // Models in half precision are trained in this form.
     const { report: cast } = await trained(['q_proj', 'k_proj'], true)
     expect(cast.trainLoss).toEqual(report.trainLoss)
   })

@@ -1,5 +1,5 @@
-// Adapters that replace whole tensors, on graphs where these are easy to miss: a head that computes the last token
-// alone, and norms in both branches of an `If`. Against PEFT's logits (tests/golden/replaced).
+// Adapters that replace whole tensors, on graphs in which these are easy to miss: a head that only computes the last
+// token, and norms in both branches of an `If`. Compared with PEFT's logits (tests/golden/replaced).
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
@@ -22,7 +22,7 @@ const golden = await parseSafetensorsHeader(
 )
 const logitsOf = async (name: string) => (await readTensorF32(golden, name)).data
 
-/** Whether an `If` takes the branch for a cache; this one computes the same in both. */
+/** The branches of the `If`: without a cache and with one. In this graph, both compute the same. */
 const BRANCHES = [false, true]
 
 function feedsFor(model: Model, takesCache: boolean): Feeds {
@@ -31,7 +31,7 @@ function feedsFor(model: Model, takesCache: boolean): Feeds {
   return { ...feeds, use_cache_branch: { type: 'bool', data: Uint8Array.of(takesCache ? 1 : 0), dims: [1] } }
 }
 
-/** The last token's of each row. */
+/** Returns the logits at the last token of each row. */
 async function lastLogits(
   session: ModelSession,
   feeds: Feeds,

@@ -1,9 +1,9 @@
-// A right call of every method of sessions: see calls.ts.
+// A right call of every method of sessions, for calls.ts.
 
 import type * as lowrank from '../../src/node.js'
 import type { Call } from './calls.js'
 
-/** @param opened has the session once the calls are made */
+/** @param opened contains the session by the time the calls are made */
 export function sessionCalls(
   opened: { readonly session: lowrank.AdapterSession },
   adapter: () => lowrank.LoraAdapter,

@@ -1,4 +1,4 @@
-// openSession as callers use it: over a real worker, with ONNX Runtime's own tensors, text piece by piece.
+// openSession as callers use it: with a real worker, ONNX Runtime's tensors, and text in pieces.
 
 import { fileURLToPath } from 'node:url'
 import { type AdapterSession, ConfigError, loadAdapter, MismatchError, openSession, StateError } from 'lowrank'

@@ -1,4 +1,4 @@
-// As calls.ts, for the tools: combine, resize, and what else makes adapters out of other files.
+// Right calls of the tools, for calls.ts: combine, resize, and other functions that make adapters from files.
 
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'

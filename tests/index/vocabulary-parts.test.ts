@@ -27,7 +27,7 @@ interface Golden {
 const { inputIds, cells }: Golden = JSON.parse(readFileSync(goldenPath(SUITE, 'golden.json'), 'utf8'))
 const file = await parseSafetensorsHeader(new MemorySource(readFileSync(goldenPath(SUITE, 'logits.safetensors'))))
 
-/** The last token's of each row, by PEFT. */
+/** Reads PEFT's logits at the last token of each row. */
 const logitsOf = async (base: string, cell: string, dtype: Dtype) => {
   return (await readTensorF32(file, `${base}/${cell}${dtype === 'q4' ? '/q4' : ''}`)).data
 }

@@ -1,4 +1,4 @@
-// Sessions on quantized weights whose inputs are rounded to 8 bits, as the caller chooses.
+// Sessions on quantized weights, in which the caller chooses whether the inputs of products are rounded to 8 bits.
 
 import { expect, it } from 'vitest'
 import { AttributeProto_AttributeType, AttributeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'

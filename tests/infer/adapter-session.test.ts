@@ -33,7 +33,7 @@ beforeAll(async () => {
 })
 afterAll(() => union.close())
 
-/** Outputs of the model as it is, in a session of its own. */
+/** Returns the outputs of the plain model in a separate session. */
 async function plainRun(model: Model, feeds: Feeds) {
   const session = await runtimeOf(oneThread).createSession(await sessionModel(model.onnx, model.onnx.proto))
   try {
@@ -375,7 +375,7 @@ describe('idle modules', () => {
     // Runs with `from` are copies to a GPU. Inputs of adapters have numbers as names: A and B of layer 0, then layer 1.
     const [, feeds] = fed.filter((one) => !('from' in one))
     const dims = (layer: number) => [2 * layer, 2 * layer + 1].map((input) => [...feeds[input].dims])
-    // As PEFT has them where ONNX Runtime reads them so, else transposed.
+    // Factors have PEFT's layout if ONNX Runtime reads them in this layout, else they are transposed.
     const layout = (r: number) =>
       rank === 0
         ? [

@@ -1,4 +1,4 @@
-// Several prompts in one batch, and adapters that differ between its rows: each row is what it is alone.
+// Several prompts in a batch, also with a different adapter for each row. Each row gives the same result as alone.
 
 import { describe, expect, it } from 'vitest'
 import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
@@ -19,10 +19,10 @@ const PROMPTS = [
   'We hold these truths to be',
 ]
 
-/** Each row equals its run alone to 1e-5 of the largest logit. */
+/** The largest difference of a row from its run alone, relative to the largest logit. */
 const TOLERANCE = 1e-5
 
-/** Logits (sequence, vocabulary) of one row of a batch. */
+/** Returns the logits (sequence, vocabulary) of a row of a batch. */
 function batchRow({ data, dims }: RuntimeTensor, row: number): Float32Array {
   const size = dims[1] * dims[2]
   return (data as Float32Array).slice(row * size, (row + 1) * size)
@@ -30,7 +30,7 @@ function batchRow({ data, dims }: RuntimeTensor, row: number): Float32Array {
 
 const largest = (values: Float32Array) => values.reduce((max, value) => Math.max(max, Math.abs(value)), 0)
 
-/** Two adapters of different ranks and modules. */
+/** Makes two adapters with different ranks and modules. */
 function adaptersOf(model: Model) {
   return {
     a: makeAdapter(model, /(q_proj|v_proj|c_attn|up_proj)$/, { seed: 1, rank: 2, std: 0.3 }),
@@ -66,7 +66,7 @@ describe.each([
 
   it('run: each row equals its run alone, and a mix the sum of what its adapters add', async () => {
     const model = await openModel(path)
-    // Products with its A overflow in float32, and B makes up for it.
+    // Products with A overflow in float32 although s·B·A is small.
     const wild = makeAdapter(model, /(q_proj|c_attn)$/, { seed: 3, rank: 3, std: 0.3 })
     for (const { weightA, weightB } of wild.parts('linear')) {
       for (const [i, value] of weightA.data.entries()) weightA.data[i] = Math.sign(value) * 2 ** 127

@@ -1,4 +1,4 @@
-// What calls of a session say that were not made as they are meant.
+// Errors of session calls with wrong arguments.
 
 import { loadModel, openSession } from 'lowrank'
 import { beforeAll, expect, it } from 'vitest'

@@ -1,4 +1,4 @@
-// Models that look as if they continued texts: an encoder wrote texts once, and none may.
+// Models that only look like causal language models, such as encoders, must not generate text.
 
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
@@ -16,8 +16,8 @@ import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph
 const runtime = { module: ort as unknown as OrtModule }
 
 /**
- * E[ids]·W (batch, sequence, width), of each token alone or with the mean of all tokens added, which sees those to
- * come.
+ * Makes a graph of E[ids]·W (batch, sequence, width). With `seesAll`, the mean over all tokens is added, so that a
+ * token sees later ones.
  */
 function logitsOf(width: number, seesAll: boolean): Uint8Array {
   const graph = emptyGraph(17)

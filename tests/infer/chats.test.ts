@@ -1,4 +1,4 @@
-// Answers to chats, and what ends a text: templates, ends of turns, stop strings, scores.
+// Answers to chats, and the ends of texts: templates, ends of turns, stop strings, and scores.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'

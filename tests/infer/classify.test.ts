@@ -1,4 +1,4 @@
-// Labels of texts: PEFT's logits, heads of several adapters in one session, and what is refused.
+// Labels of texts: PEFT's logits, heads of several adapters in a session, and errors.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -160,7 +160,7 @@ it('classifies with a head alone, and with the head that the graph has', async (
   const own = await session.classify(first, { adapter: 'head', topK: 2 })
   expect(own.logits).toHaveLength(2)
 
-  // A run gives the adapter's logits, too, and no values that the model does not have.
+  // `run` gives the adapter's logits too, and only outputs that the model has.
   const ids = model.tokenizer!.encodeTexts(first as string, undefined, 99).ids
   const input_ids = { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] } as const
   const outputs = await session.run({ input_ids }, { adapter: 'head' })
