@@ -195,7 +195,7 @@ export type {
   TextSimilarityGrader,
 } from './train/graders.js'
 export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from './train/options.js'
-export type { Reward, RewardInput } from './train/rewards.js'
+export type { OnTurn, Reward, RewardInput, Turn, TurnInput } from './train/rewards.js'
 export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
 export type { LengthReport } from './train/rows/facts.js'
 export type { Keep, Preset, Schedule, TrainSettings } from './train/settings.js'

@@ -4,7 +4,7 @@
 import { ConfigError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import type { TrainInput, TrainResult } from '../train/options.js'
-import { endReward, judgeText, type Reward } from '../train/rewards.js'
+import { endReward, judgeText } from '../train/rewards.js'
 import type { RunContext } from '../train/train.js'
 import type { RewardMetrics } from '../train/train-report.js'
 import { GRPO_OPTIONS } from './gen/options.js'
@@ -12,6 +12,7 @@ import { advantagesOf, deviationOf, type GrpoOptions, grpoLoss, meanOf } from '.
 import { type PromptRow, trainOnPrompts, type Written } from './prompts.js'
 import type { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
+import { takeTurns } from './turns.js'
 
 /** Rewards tell less than targets, so the learning rate is a part of the one for texts. */
 const RATE_SHARE = 0.5
@@ -40,7 +41,7 @@ export async function trainOnRewards(given: TrainInput, context: RunContext): Pr
       ...{ name: 'grpo', taskOptions: { ...options }, rateShare: RATE_SHARE },
       ...{ textsPerPrompt: numGenerations, iterations: numIterations },
       async write(trainer, rows, seed) {
-        const generation = await generate(trainer, rows, rewards, options, seed)
+        const generation = await generate(trainer, rows, given, options, seed)
         if (beta === 0) return generation
         const reference = await trainer.logprobs(generation.samples, { temperature, reference: true })
         const examples = generation.examples.map((example, i) => ({ ...example, reference: reference[i] }))
@@ -60,7 +61,7 @@ export async function trainOnRewards(given: TrainInput, context: RunContext): Pr
 async function generate(
   trainer: Trainer,
   rows: readonly PromptRow[],
-  rewards: readonly Reward[],
+  { rewards = [], onTurn, chatTemplate, chatTemplateArgs }: TrainInput,
   options: GrpoOptions,
   seed: number,
 ): Promise<Generation> {
@@ -69,24 +70,24 @@ async function generate(
   const weights = rewards.map(({ name }) => options.rewardWeights?.[name] ?? 1)
   const prompts = rows.map(({ prompt }) => prompt)
   const groups = await trainer.sample(prompts, { n, maxNewTokens: maxCompletionLength, temperature, topP, seed })
-  const judged = await Promise.all(
-    groups.map((group, i) => {
-      const { text: prompt, messages, answer, row } = rows[i]
-      return Promise.all(
-        group.map(({ text, ids, promptTokens }) => {
-          const about = { prompt, messages, answer, text, tokens: ids.length - promptTokens, row }
-          return judgeText(rewards, about, rewardSeconds)
-        }),
-      )
+  const about = rows.flatMap(({ text: prompt, messages, answer, row }) => {
+    return Array.from({ length: n }, () => ({ prompt, messages, answer, row }))
+  })
+  const turnOptions = { maxTokens: maxCompletionLength, temperature, topP, seed, seconds: rewardSeconds }
+  const all = await takeTurns(trainer, groups.flat(), about, onTurn, { ...turnOptions, chatTemplate, chatTemplateArgs })
+  const samples = all.map(({ sample }) => sample)
+  const values = await Promise.all(
+    all.map(({ sample, turns }, i) => {
+      return judgeText(rewards, { ...about[i], text: sample.text, tokens: lengthOf(sample), turns }, rewardSeconds)
     }),
   )
+  const judged = rows.map((_, i) => values.slice(i * n, (i + 1) * n))
   const sumOf = (values: readonly number[]) => {
     if (values.every(Number.isNaN)) return Number.NaN
     return values.reduce((sum, value, i) => sum + (Number.isNaN(value) ? 0 : weights[i] * value), 0)
   }
   const totals = judged.map((group) => group.map(sumOf))
   const advantages = advantagesOf(totals, scaleRewards).flat()
-  const samples = groups.flat()
   const isCut = samples.map(({ finish }) => finish === 'max-new-tokens' || finish === 'context')
   // If every text were masked there would be nothing to run; without an advantage they change nothing either.
   const masks = maskTruncatedCompletions && !isCut.every(Boolean)
@@ -106,11 +107,16 @@ async function generate(
       reward: meanOf(totals.flat()),
       deviation: meanOf(deviations),
       byFunction: Object.fromEntries(byFunction),
-      length: meanOf(samples.map(({ ids, promptTokens }) => ids.length - promptTokens)),
+      length: meanOf(samples.map(lengthOf)),
       cut: meanOf(isCut.map(Number)),
       withoutSignal: meanOf(deviations.map((deviation) => Number(!(deviation > 1e-8)))),
       distinct: new Set(samples.map(({ text }) => text)).size / samples.length,
       prompts: rows.map(({ text }) => text).slice(0, 1),
     },
   }
+}
+
+/** Tokens that the model wrote. */
+function lengthOf({ weights }: Sample): number {
+  return weights.reduce((sum, weight) => sum + weight, 0)
 }

@@ -12,7 +12,7 @@ import type { LoraConfigInput } from '../lora/config.js'
 import type { LoopName, TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { Grader, GraderModel } from './graders.js'
-import type { Reward } from './rewards.js'
+import type { OnTurn, Reward } from './rewards.js'
 import type { Preset, TrainSettings } from './settings.js'
 import type { TrainEvents, TrainReport } from './train-report.js'
 
@@ -103,6 +103,11 @@ export interface TrainOptions extends Optional<TrainSettings> {
    * key
    */
   readonly graderModels?: Readonly<Record<string, GraderModel>> | undefined
+  /**
+   * For the task `grpo`: answers texts of the model, such as calls of tools, after which it goes on. Nothing of an
+   * answer is learned.
+   */
+  readonly onTurn?: OnTurn | undefined
   /**
    * Settings that only this task has, such as the temperature of its loss.
    * @help settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo

@@ -1,7 +1,7 @@
 // Rewards: functions that judge texts. Whatever they do, the run ends with an error that names the prompt and the text.
 
 import { messageOf, NumericError, RuntimeError } from '../base/errors.js'
-import type { MessageOfParts } from '../text/chat.js'
+import type { ChatMessage, MessageOfParts } from '../text/chat.js'
 
 /** A text that is to be judged. */
 export interface RewardInput {
@@ -11,10 +11,12 @@ export interface RewardInput {
   readonly messages: readonly MessageOfParts[] | undefined
   /** The answer that the record holds, if it holds one: `answer`, `completion` or `solution`. */
   readonly answer: string | undefined
-  /** The text that the model wrote. */
+  /** The text that the model wrote; after turns, the last one. */
   readonly text: string
-  /** Number of its tokens. */
+  /** Number of tokens that the model wrote. */
   readonly tokens: number
+  /** Earlier texts of the model, each with the answer that `onTurn` gave. */
+  readonly turns?: readonly Turn[] | undefined
   /** The record. */
   readonly row: Readonly<Record<string, unknown>>
 }
@@ -22,14 +24,28 @@ export interface RewardInput {
 /** Judges a text: a higher number is better. null: it cannot judge this one. */
 export type Reward = (input: RewardInput) => number | null | Promise<number | null>
 
+/** A text of the model, and what answered it. */
+export interface Turn {
+  readonly text: string
+  readonly reply: string | readonly ChatMessage[]
+}
+
+/** A text that has ended and may be answered, such as a call of a tool. */
+export type TurnInput = Omit<RewardInput, 'tokens'>
+
+/**
+ * Answers a text of the model, which then goes on: messages if the prompt is a chat, such as `{ role: 'tool', content
+ * }`, or else a text. undefined ends the turns. Nothing of an answer is learned.
+ */
+export type OnTurn = (input: TurnInput) => Turn['reply'] | undefined | Promise<Turn['reply'] | undefined>
+
 const SHOWN = 200
 
 /** The value of each reward for a text; NaN for null. */
 export async function judgeText(rewards: readonly Reward[], input: RewardInput, seconds: number): Promise<number[]> {
   const values: number[] = []
   for (const [i, reward] of rewards.entries()) {
-    const where = `reward ${reward.name || i + 1}`
-    const about = { where, hint: `The prompt: ${shown(input.prompt)}. The text: ${shown(input.text)}` }
+    const about = aboutText(`reward ${reward.name || i + 1}`, input)
     const value = await inTime(() => reward(input), seconds, about).catch((error) => {
       endReward(reward)
       throw error
@@ -47,7 +63,16 @@ export function endReward(reward: Reward & { readonly end?: () => void }): void 
   reward.end?.()
 }
 
-function inTime<T>(work: () => T | Promise<T>, seconds: number, about: { where: string; hint: string }): Promise<T> {
+/** The part of an error that shows the text that a function failed for. */
+export function aboutText(where: string, { prompt, text }: Pick<RewardInput, 'prompt' | 'text'>) {
+  return { where, hint: `The prompt: ${shown(prompt)}. The text: ${shown(text)}` }
+}
+
+export function inTime<T>(
+  work: () => T | Promise<T>,
+  seconds: number,
+  about: { where: string; hint: string },
+): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<never>((_, reject) => {
     const error = new RuntimeError({ ...about, what: `it gave nothing within ${seconds} seconds` })

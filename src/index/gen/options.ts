@@ -179,6 +179,7 @@ export const TRAIN_OPTIONS: OptionTable = {
   task: NAME,
   rewards: anyOf(listOf(anyOf(FUNCTION, OBJECT)), NAME),
   graderModels: OBJECT,
+  onTurn: FUNCTION,
   taskOptions: OBJECT,
   skipInvalid: ranged('an integer of at least 0'),
   evalSplit: ranged('a number in (0, 1)'),

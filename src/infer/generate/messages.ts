@@ -72,6 +72,23 @@ function templateOf({ onnx, directory }: Model, text: string | undefined): Promi
 /** Message contents that no template changes and that are easy to find in the rendered text. */
 const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 
+/** The tokens between an answer and the next: what ends its turn, the messages after it, and the start of a turn. */
+export async function encodeReply(
+  model: Model,
+  reply: readonly MessageOfParts[],
+  { chatTemplate, chatTemplateArgs: args }: ChatOptions,
+): Promise<number[]> {
+  const template = await templateOf(model, chatTemplate)
+  if (template === undefined) throw noTemplate(model.directory.name)
+  const answered = [
+    { role: 'user', content: 'a' },
+    { role: 'assistant', content: PROBED_ANSWER },
+  ]
+  const { text } = template.render([...answered, ...reply], { args, addGenerationPrompt: true }, 'reply')
+  const after = text.slice(text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length)
+  return requireTokenizer(model).encode(after, { specialTokens: false })
+}
+
 /** Finds what ends a turn: the first special token between an answer and the next question, or else the text there. */
 export function endOfTurn(
   template: ChatTemplate,
