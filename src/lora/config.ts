@@ -6,7 +6,7 @@ import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from 
 import type { Shaped } from '../base/tensor.js'
 import { LORA_CONFIG, LORA_CONFIG_DEFAULTS } from './gen/options.js'
 import { changesBase, type Init, takesFromBase } from './init/inits.js'
-import { PatternTable, stepsOf, targetMatcher } from './patterns/patterns.js'
+import { matchTimeOf, PatternTable, targetMatcher } from './patterns/patterns.js'
 
 /** Which biases of the base an adapter can replace. */
 export const BIASES = ['none', 'all', 'lora_only'] as const
@@ -228,10 +228,10 @@ const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable
 function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
   let result = tables.get(config)
   if (result === undefined) {
-    const total = stepsOf(config)
+    const time = matchTimeOf(config)
     result = {
-      rank: new PatternTable(config.rankPattern, 'rankPattern', total),
-      alpha: new PatternTable(config.alphaPattern, 'alphaPattern', total),
+      rank: new PatternTable(config.rankPattern, 'rankPattern', time),
+      alpha: new PatternTable(config.alphaPattern, 'alphaPattern', time),
     }
     tables.set(config, result)
   }

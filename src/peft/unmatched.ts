@@ -8,8 +8,8 @@ import {
   isAllLinear,
   isInsideModule,
   layerIndex,
+  matchTimeOf,
   PatternTable,
-  stepsOf,
   targetMatcher,
 } from '../lora/patterns/patterns.js'
 import { isHeadModule } from './tied.js'
@@ -55,10 +55,10 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]
     found.map(({ module }) => module),
   )
   const { targetParameters } = config
-  const total = stepsOf(config)
+  const time = matchTimeOf(config)
   const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
     return unmatchedOf(setting, Object.keys(config[setting]), [...layers, ...parameters], (key) => {
-      const table = new PatternTable({ [key]: 1 }, setting, total)
+      const table = new PatternTable({ [key]: 1 }, setting, time)
       return (name) => table.find(name) !== undefined
     })
   }
@@ -92,7 +92,7 @@ function unmatchedIndexes(config: LoraConfig, layers: readonly string[]): Unmatc
   if (typeof targetModules === 'string' || targets.some((name) => targetModules.includes(name))) {
     return targets.length > 0 ? [] : indexes.map((index) => ({ setting: 'layersToTransform', entry: String(index) }))
   }
-  const found = new Set(targets.map(layerIndex(config, stepsOf(config))))
+  const found = new Set(targets.map(layerIndex(config, matchTimeOf(config))))
   const left = indexes.filter((index) => !found.has(index))
   return left.map((index) => ({ setting: 'layersToTransform', entry: String(index) }))
 }

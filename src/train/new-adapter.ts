@@ -18,7 +18,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
 import { newExpertFactors } from '../lora/kinds/experts.js'
 import { LoraLayer } from '../lora/layer.js'
-import { isAllLinear, layerIndex, stepsOf, targetMatcher } from '../lora/patterns/patterns.js'
+import { isAllLinear, layerIndex, matchTimeOf, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { doraOfEmbedding } from './check-options.js'
 import { squaresOfRows } from './dora.js'
@@ -90,7 +90,7 @@ function inLastLayers(config: LoraConfig, linears: readonly Linear[], numLayers:
       got: targetModules,
     })
   }
-  const indexOf = layerIndex(config, stepsOf(config))
+  const indexOf = layerIndex(config, matchTimeOf(config))
   const inLayers = linears.flatMap(({ name }) => {
     const index = indexOf(name)
     return index === undefined ? [] : [{ index, end: name.slice(name.lastIndexOf(`.${index}.`) + `.${index}.`.length) }]

@@ -1,193 +1,243 @@
-// Matches Python's regular expressions in time proportional to expression × text. It backtracks in Python's order, but
-// never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Back-references would need
-// real backtracking, and no config has them: they are refused.
+// Translates Python's regular expressions (the re module of 3.11) into JavaScript's. Adapter configs choose modules with
+// them and may come from strangers, so the translation also estimates how long a match can take: JavaScript's engine
+// backtracks and cannot be interrupted.
 
-import { type CharacterTest, type Expression, ExpressionError } from './parse-expression.js'
+export class ExpressionError extends Error {}
 
-/** Nobody writes larger expressions. `{1000}` inside `{1000}` would be one. */
-const MAX_NODES = 200_000
-/** The most steps for a text. A list of 1000 full names after `.*` needs less than half of them. */
-const MAX_STEPS = 1 << 20
-/**
- * The most steps for all texts and expressions of a config. Matching a list of 1000 full names with 1000 names needs a
- * tenth of them. They take at most two seconds.
- */
-export const MAX_TOTAL_STEPS = 1 << 23
+/** Nobody writes longer expressions, and they would take long to compile. */
+const MAX_LENGTH = 65536
+const MAX_DEPTH = 100
+/** The most ways that a match may have to try. JavaScript's engine takes seconds for them, a minute at worst. */
+const MAX_WAYS = 3e8
+/** Alternatives in an expression that count as one. */
+const FEW_OPTIONS = 32
 
-export interface StepCount {
-  steps: number
+const QUANTIFIER = /([*+?])|\{(\d*)(?:(,)(\d*))?\}(?<!\{\})/y
+const CONTROLS: Readonly<Record<string, number>> = { a: 7, b: 8, t: 9, n: 10, v: 11, f: 12, r: 13 }
+const CLASSES = {
+  d: '\\p{Nd}',
+  w: '\\p{L}\\p{N}_',
+  s: '\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000',
+}
+const ASCII_CLASSES = { d: '0-9', w: '0-9A-Za-z_', s: '\\t-\\r\\x1c-\\x20' }
+
+/** A translated part of an expression. On n characters there are at most `ways` · C(n + loops, loops) ways to match it. */
+interface Part {
+  readonly source: string
+  readonly ways: number
+  readonly loops: number
+  /** What the part matches, if that is a single text. */
+  readonly text?: string
+  /** Whether the part is a place such as `^`, which cannot be repeated. */
+  readonly isPlace?: boolean
 }
 
-/** A part of an expression, linked to the part that follows. */
-type Node =
-  | { readonly op: 'end' }
-  | { readonly op: 'character'; readonly test: CharacterTest; readonly next: Node }
-  | { readonly op: 'position'; readonly test: (text: readonly number[], at: number) => boolean; readonly next: Node }
-  | {
-      readonly op: 'look'
-      readonly inside: Node
-      readonly isBehind: boolean
-      readonly isNegative: boolean
-      readonly next: Node
+/** A Python expression, with JavaScript's source before and after it. */
+export class Expression {
+  readonly #regExp: RegExp
+  readonly #ways: number
+  readonly #loops: number
+
+  /** Throws ExpressionError if Python cannot compile the pattern, or if it is not supported here. */
+  constructor(pattern: string, before = '', after = '') {
+    if (pattern.length > MAX_LENGTH) throw new ExpressionError(`longer than ${MAX_LENGTH} characters`)
+    const translation = new Translation(pattern)
+    const { source, ways, loops } = translation.parse()
+    this.#ways = ways * Math.ceil(pattern.split('|').length / FEW_OPTIONS)
+    this.#loops = loops + (before === '' ? 0 : 1)
+    try {
+      this.#regExp = new RegExp(`^${before}(?:${source})${after}`, translation.isCaseless ? 'iu' : 'u')
+    } catch (cause) {
+      throw new ExpressionError('Python cannot read it, or it is too large', { cause })
     }
-  | Split
-
-/** Two ways to go on. The second is tried if the first fails. */
-interface Split {
-  readonly op: 'split'
-  readonly id: number
-  first: Node
-  second: Node
-}
-
-const END: Node = { op: 'end' }
-
-export class Matcher {
-  readonly #start: Node
-
-  constructor(
-    expression: Expression,
-    private readonly total: StepCount = { steps: 0 },
-  ) {
-    this.#start = new Compiler().compile(expression, END)
   }
 
-  /** Does the same as Python's `re.fullmatch`. Throws ExpressionError if it takes too long. */
-  test(text: string): boolean {
-    return this.matchEnd(text, (end, length) => end === length) !== undefined
-  }
-
-  /**
-   * Returns the end, in code points, of the first match in Python's order that begins at the start of the text and
-   * whose end is accepted.
-   */
-  matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
-    const codes = Array.from(text, (character) => character.codePointAt(0)!)
-    return new Run(codes, this.total).match(this.#start, 0, (end) => accepts(end, codes.length))
+  /** Matches from the start of the text. Throws ExpressionError if that could take longer than a minute. */
+  exec(text: string): RegExpExecArray | null {
+    let total = this.#ways
+    for (let i = 1; i <= this.#loops && total <= MAX_WAYS; i++) total *= (text.length + i) / i
+    if (total > MAX_WAYS) {
+      throw new ExpressionError('it could take hours to match, because of repeats inside repeats or too many of them')
+    }
+    return this.#regExp.exec(text)
   }
 }
 
-/** Turns an expression into linked nodes, from its end to its start. */
-class Compiler {
-  #count = 0
-  #splits = 0
+class Translation {
+  isCaseless = false
+  #isMultiline = false
+  #isDotAll = false
+  #classes: Readonly<Record<string, string>> = CLASSES
+  #at = 0
+  #depth = 0
+  readonly #names = new Set<string>()
 
-  compile(expression: Expression, next: Node): Node {
-    if (++this.#count > MAX_NODES) throw new ExpressionError('it is too large')
-    switch (expression.kind) {
-      case 'character':
-        return { op: 'character', test: expression.test, next }
-      case 'position':
-        return { op: 'position', test: expression.test, next }
-      case 'sequence':
-        return expression.items.reduceRight((node, item) => this.compile(item, node), next)
-      case 'choice': {
-        const [last, ...others] = [...expression.options].reverse()
-        return others.reduce((node, option) => this.#split(this.compile(option, next), node), this.compile(last, next))
+  constructor(private readonly pattern: string) {}
+
+  parse(): Part {
+    const flags = this.#take(/\(\?([aimsuxL]+)\)/y)
+    if (flags !== undefined) {
+      if (/[xL]/.test(flags[1])) throw new ExpressionError(`the flags ${flags[1]}`)
+      this.isCaseless = flags[1].includes('i')
+      this.#isMultiline = flags[1].includes('m')
+      this.#isDotAll = flags[1].includes('s')
+      if (flags[1].includes('a')) this.#classes = ASCII_CLASSES
+    }
+    const result = this.#choice()
+    if (this.#at < this.pattern.length) throw new ExpressionError('a closing parenthesis without an opening one')
+    return result
+  }
+
+  /** Consumes what a sticky expression matches here. */
+  #take(expected: RegExp): RegExpExecArray | undefined {
+    expected.lastIndex = this.#at
+    const match = expected.exec(this.pattern)
+    this.#at += match?.[0].length ?? 0
+    return match ?? undefined
+  }
+
+  #choice(): Part {
+    if (++this.#depth > MAX_DEPTH) throw new ExpressionError('groups nested too deep')
+    const options = [this.#sequence()]
+    while (this.#take(/\|/y)) options.push(this.#sequence())
+    this.#depth--
+    if (options.length === 1) return options[0]
+    const texts = options.flatMap(({ text }) => text ?? [])
+    return {
+      source: options.map(({ source }) => source).join('|'),
+      ways: texts.length === options.length ? mostPrefixes(texts) : options.reduce((sum, { ways }) => sum + ways, 0),
+      loops: Math.max(...options.map(({ loops }) => loops)),
+    }
+  }
+
+  #sequence(): Part {
+    const parts: Part[] = []
+    while (this.#at < this.pattern.length && !'|)'.includes(this.pattern[this.#at])) parts.push(this.#quantified())
+    const texts = parts.flatMap(({ text }) => text ?? [])
+    return {
+      source: parts.map(({ source }) => source).join(''),
+      ways: parts.reduce((product, { ways }) => product * ways, 1),
+      loops: parts.reduce((sum, { loops }) => sum + loops, 0),
+      ...(texts.length === parts.length ? { text: texts.join('') } : {}),
+    }
+  }
+
+  #quantified(): Part {
+    const item = this.#atom()
+    const quantifier = this.#take(QUANTIFIER)
+    if (quantifier === undefined) return item
+    const [, sign, low, comma, high] = quantifier
+    const min = sign === undefined ? Number(low) : sign === '+' ? 1 : 0
+    const last =
+      sign === undefined
+        ? comma === undefined
+          ? min
+          : Number(high || Number.POSITIVE_INFINITY)
+        : sign === '?'
+          ? 1
+          : Number.POSITIVE_INFINITY
+    if (item.isPlace === true || last < min) throw new ExpressionError(`a wrong quantifier ${quantifier[0]}`)
+    const isLazy = this.#take(/\?/y) !== undefined
+    if (this.#take(QUANTIFIER)) throw new ExpressionError('a quantifier after a quantifier, or a possessive one')
+    const source = `${item.source}{${min},${last === Number.POSITIVE_INFINITY ? '' : last}}${isLazy ? '?' : ''}`
+    if (item.ways === 1 && item.loops === 0) {
+      return {
+        source,
+        ways: last === Number.POSITIVE_INFINITY ? 1 : last - min + 1,
+        loops: last === Number.POSITIVE_INFINITY ? 1 : 0,
       }
-      case 'repeat':
-        return this.#repeat(expression, next)
-      case 'look': {
-        const { item, isBehind, isNegative } = expression
-        return { op: 'look', inside: this.compile(item, END), isBehind, isNegative, next }
-      }
+    }
+    return {
+      source,
+      ways: (item.ways + (min === last ? 0 : 1)) ** last,
+      loops: last === Number.POSITIVE_INFINITY ? 0 : item.loops * last,
     }
   }
 
-  #repeat({ item, min, max, isLazy }: Expression & { kind: 'repeat' }, next: Node): Node {
-    let node = next
-    if (max === Number.POSITIVE_INFINITY) {
-      const loop = this.#split(next, next)
-      loop[isLazy ? 'second' : 'first'] = this.compile(item, loop)
-      node = loop
-    } else {
-      for (let i = min; i < max; i++) {
-        const inside = this.compile(item, node)
-        node = isLazy ? this.#split(next, inside) : this.#split(inside, next)
-      }
+  #atom(): Part {
+    if (this.#take(QUANTIFIER)) throw new ExpressionError('nothing to repeat')
+    if (this.#take(/\(/y)) return this.#group()
+    if (this.#take(/\./y)) return character(this.#isDotAll ? '[^]' : '[^\\n]')
+    if (this.#take(/\^/y)) return place(this.#isMultiline ? '(?:^|(?<=\\n))' : '^')
+    if (this.#take(/\$/y)) return place(this.#isMultiline ? '(?=\\n|$)' : '(?=\\n?$)')
+    if (this.#take(/\[/y)) return character(this.#set())
+    const escaped = this.#take(/\\([AZbB])/y)
+    if (escaped !== undefined) {
+      const word = `[${this.#classes.w}]`
+      if (escaped[1] === 'A') return place('^')
+      if (escaped[1] === 'Z') return place('$')
+      if (escaped[1] === 'b') return place(`(?:(?<=${word})(?!${word})|(?<!${word})(?=${word}))`)
+      return place(`(?!^$)(?:(?<=${word})(?=${word})|(?<!${word})(?!${word}))`)
     }
-    for (let i = 0; i < min; i++) node = this.compile(item, node)
-    return node
+    const code = this.#code()
+    if (typeof code === 'string') return character(code)
+    const text = String.fromCodePoint(code)
+    return { ...character(literal(code)), text: this.isCaseless ? text.toLowerCase() : text }
   }
 
-  #split(first: Node, second: Node): Split {
-    return { op: 'split', id: this.#splits++, first, second }
+  #group(): Part {
+    if (this.#take(/\?#[^)]*\)/y)) return { source: '', ways: 1, loops: 0, text: '', isPlace: true }
+    if (this.#take(/\?P=/y)) throw new ExpressionError('a reference to a group')
+    const look = this.#take(/\?<?[=!]/y)
+    const name = look ?? this.#take(/\?P<([\p{L}_][\p{L}\p{N}_]*)>|\?:/uy)
+    if (name === undefined && this.pattern[this.#at] === '?') {
+      throw new ExpressionError(`a group that begins with (${this.pattern.slice(this.#at, this.#at + 3)}`)
+    }
+    if (name?.[1] !== undefined) {
+      if (this.#names.has(name[1])) throw new ExpressionError(`two groups named ${name[1]}`)
+      this.#names.add(name[1])
+    }
+    const { source, ...inside } = this.#choice()
+    if (!this.#take(/\)/y)) throw new ExpressionError('an opening parenthesis without a closing one')
+    if (look === undefined) return { source: `(?:${source})`, ...inside }
+    // Python can repeat what looks around. JavaScript can repeat it in a group only.
+    return { source: `(?:(${look[0]}${source}))`, ways: inside.ways, loops: inside.loops }
+  }
+
+  /** Reads a character or an escape: a code point, or the source of a class. */
+  #code(): number | string {
+    const hex = this.#take(/\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:0\d|10)[0-9a-f]{4}))/iy)
+    if (hex !== undefined) return Number.parseInt(hex[1] ?? hex[2] ?? hex[3], 16)
+    const octal = this.#take(/\\(0[0-7]{0,2}|[1-3][0-7]{2})/y)
+    if (octal !== undefined) return Number.parseInt(octal[1], 8)
+    const kind = this.#take(/\\([dDwWsS])/y)?.[1]
+    if (kind !== undefined) return `[${kind < 'a' ? '^' : ''}${this.#classes[kind.toLowerCase()]}]`
+    const [, plain, escaped = plain] = this.#take(/([^\\])|\\([\s\S])/uy) ?? []
+    if (escaped === undefined) throw new ExpressionError('it ends too early')
+    if (plain !== undefined || !/[a-z0-9]/i.test(escaped)) return escaped.codePointAt(0)!
+    if (/[1-9]/.test(escaped)) throw new ExpressionError('a reference to a group')
+    if (!Object.hasOwn(CONTROLS, escaped)) throw new ExpressionError(`the escape \\${escaped}`)
+    return CONTROLS[escaped]
+  }
+
+  #set(): string {
+    const isNegative = this.#take(/\^/y) !== undefined
+    let ranges = ''
+    const classes: string[] = []
+    for (let isFirst = true; isFirst || !this.#take(/\]/y); isFirst = false) {
+      const low = this.#code()
+      const high = this.#take(/-(?!\]|$)/y) ? this.#code() : low
+      if (typeof low === 'string' && low === high) classes.push(low)
+      else if (typeof low === 'string' || typeof high === 'string' || high < low)
+        throw new ExpressionError('a wrong range')
+      else ranges += low === high ? literal(low) : `${literal(low)}-${literal(high)}`
+    }
+    const all = [...(ranges === '' ? [] : [`[${ranges}]`]), ...classes].join('|')
+    return isNegative ? `(?:(?!${all})[^])` : `(?:${all})`
   }
 }
 
-/** A way through the expression that is being followed, or left to try. */
-interface Thread {
-  node: Node
-  at: number
-}
+const character = (source: string): Part => ({ source, ways: 1, loops: 0 })
+const place = (source: string): Part => ({ source, ways: 1, loops: 0, isPlace: true })
+const literal = (code: number) => `\\u{${code.toString(16)}}`
 
-class Run {
-  #steps = 0
-
-  constructor(
-    private readonly text: readonly number[],
-    private readonly total: StepCount,
-  ) {}
-
-  /** Returns the end of the first match that is accepted. */
-  match(node: Node, at: number, accepts: (end: number) => boolean): number | undefined {
-    /** Ways that are left to try. The last is tried first. */
-    const left: Thread[] = [{ node, at }]
-    /** Splits that were already taken, each with its place in the text. */
-    const seen = new Set<number>()
-    for (let thread = left.pop(); thread !== undefined; thread = left.pop()) {
-      while (thread.node.op !== 'end') {
-        this.#count()
-        const goesOn = thread.node.op === 'split' ? this.#split(thread.node, thread, left, seen) : this.#step(thread)
-        if (!goesOn) break
-      }
-      if (thread.node.op !== 'end') continue
-      this.#count()
-      if (accepts(thread.at)) return thread.at
-    }
-    return undefined
+/** The most texts of a list of which each begins with the one before it: as many can match at the same place. */
+function mostPrefixes(texts: readonly string[]): number {
+  const chain: string[] = []
+  let most = 0
+  for (const text of [...texts].sort()) {
+    while (chain.length > 0 && !text.startsWith(chain.at(-1)!)) chain.pop()
+    most = Math.max(most, chain.push(text))
   }
-
-  #count(): void {
-    if (++this.#steps > MAX_STEPS) throw new ExpressionError('it takes too long to match')
-    if (++this.total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
-  }
-
-  /** Follows the first alternative of an expression, and keeps the second for later. */
-  #split({ id, first, second }: Split, thread: Thread, left: Thread[], seen: Set<number>): boolean {
-    const { at } = thread
-    // Everything that follows from here was tried already. This also ends a loop whose round consumed nothing.
-    const { size } = seen
-    if (seen.add(id * (this.text.length + 1) + at).size === size) return false
-    // In a long list of options, most fail at their first character.
-    const ends = first.op === 'character' && (at === this.text.length || !first.test(this.text[at]))
-    if (!ends) left.push({ node: second, at })
-    thread.node = ends ? second : first
-    return true
-  }
-
-  #step(thread: Thread): boolean {
-    const node = thread.node as Exclude<Node, { op: 'end' | 'split' }>
-    switch (node.op) {
-      case 'character':
-        if (thread.at === this.text.length || !node.test(this.text[thread.at])) return false
-        thread.at++
-        break
-      case 'position':
-        if (!node.test(this.text, thread.at)) return false
-        break
-      case 'look':
-        if (this.#looks(node, thread.at) === node.isNegative) return false
-    }
-    thread.node = node.next
-    return true
-  }
-
-  /** Says whether a lookahead or lookbehind finds its text. */
-  #looks({ inside, isBehind }: Node & { op: 'look' }, at: number): boolean {
-    for (let start = at; start >= (isBehind ? 0 : at); start--) {
-      if (this.match(inside, start, (end) => !isBehind || end === at) !== undefined) return true
-    }
-    return false
-  }
+  return most
 }

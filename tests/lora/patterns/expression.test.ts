@@ -15,44 +15,47 @@ const golden: {
   layers: Record<string, (string | null)[]>
 } = JSON.parse(readFileSync(new URL('../../golden/expressions.json', import.meta.url), 'utf8'))
 
-/** Expressions with back-references are refused. */
-const HAS_REFERENCE = /\(\?P=|\\[1-9](?![0-7]{2})/
+/** What is refused by name: back-references, groups with flags, and what could run for hours. */
+const REFUSED = /a reference to a group|a group that begins with \(\?-?[is]|it could take hours/
 
-/** One character a name, as in the golden file; null when the expression is refused. */
+/** One character a name, as in the golden file; null or the reason when the expression is refused. */
 function answers(test: () => (name: string) => boolean): string | null {
   try {
     const matches = test()
     return golden.names.map((name) => (matches(name) ? '1' : '0')).join('')
   } catch (error) {
-    if (error instanceof ConfigError) return null
-    throw error
+    if (!(error instanceof ConfigError)) throw error
+    return REFUSED.exec(error.message)?.[0] ?? null
   }
 }
 
-test('fullmatch is Python’s', () => {
-  const wrong = Object.entries(golden.full).flatMap(([pattern, answer]) => {
-    const expected = HAS_REFERENCE.test(pattern) ? null : answer
-    const got = answers(() => {
-      const matcher = fullMatch(pattern, 'target_modules')
-      return (name) => matcher.test(name)
-    })
-    return got === expected ? [] : [{ pattern, expected, got }]
+/** Compares with Python's answers, and returns how many expressions were refused by name. */
+function compare(golden: Record<string, string | null>, matching: (pattern: string) => (name: string) => boolean) {
+  const results = Object.entries(golden).map(([pattern, expected]) => {
+    return { pattern, expected, got: answers(() => matching(pattern)) }
   })
-  expect(wrong).toEqual([])
+  const refused = results.filter(({ got }) => got !== null && /[a-z]/.test(got))
+  expect(results.filter((result) => !refused.includes(result) && result.got !== result.expected)).toEqual([])
+  return refused
+}
+
+test('fullmatch is Python’s', () => {
+  const refused = compare(golden.full, (pattern) => fullMatch(pattern, 'target_modules'))
+  expect(refused.map(({ pattern }) => pattern).filter((pattern) => /default|model/.test(pattern))).toEqual([
+    '(.*?(default).*|.*(q).*)*',
+  ])
+  expect(refused.length).toBeLessThan(250)
+  const long = Object.keys(golden.full).find((pattern) => pattern.includes('vision|image'))!
+  expect(fullMatch(long, 'target_modules')(`language_model.${'layers.'.repeat(14)}proj`)).toBe(false)
   expect(Object.keys(golden.full).length).toBeGreaterThan(1000)
   expect(Object.values(golden.full).filter((bits) => bits === null).length).toBeGreaterThan(15)
 })
 
 test('ranks go by the end of a name, as in PEFT', () => {
-  const wrong = Object.entries(golden.tail).flatMap(([pattern, answer]) => {
-    const expected = HAS_REFERENCE.test(pattern) ? null : answer
-    const got = answers(() => {
-      const table = new PatternTable({ [pattern]: 1 }, 'rank_pattern')
-      return (name) => table.find(name) === 1
-    })
-    return got === expected ? [] : [{ pattern, expected, got }]
+  compare(golden.tail, (pattern) => {
+    const table = new PatternTable({ [pattern]: 1 }, 'rank_pattern')
+    return (name) => table.find(name) === 1
   })
-  expect(wrong).toEqual([])
 })
 
 test.each(Object.entries(golden.layers))(
@@ -73,34 +76,40 @@ test.each(Object.entries(golden.layers))(
   },
 )
 
-describe('expressions that run exponentially elsewhere', () => {
+describe('expressions that could run for hours', () => {
   test.each([
     '(a+)+$',
-    '(a+)+b',
     '(a|a)*b',
     '(a|aa)+b',
+    '(?i)(A|aa)*b',
     '(.*)*b',
-    '(.*?(default).*|.*(x).*)*',
     '((a*)*)*b',
     '(a?){60}a{60}b',
+    `${'a?'.repeat(60)}b`,
+    `${'(?:a|[ab])'.repeat(60)}b`,
     '(?:a*a*)*b',
     '.*.*.*.*.*.*.*.*b',
     '(?=(a+)+b)a*',
-    '(?!(a|a)*b)(a|a)*b',
     '(?<=(a|a)*b)a*b',
-    '([a-z]+)*\\.([a-z]+)*b',
-  ])('%s', (pattern) => {
+    '((a{1000}){1,1000}){1,1000}',
+  ])('%s is refused', (pattern) => {
     const started = performance.now()
-    for (const length of [30, 200, 1000])
-      expect(fullMatch(pattern, 'target_modules').test(`${'a'.repeat(length)}!`)).toBe(false)
+    expect(() => fullMatch(pattern, 'target_modules')('a'.repeat(200))).toThrow(/^target_modules: .*could take hours/)
     expect(performance.now() - started).toBeLessThan(5000)
   })
+
+  test.each(['(a|b|ca)*c', '(a|bc)*\\d', '.*a.*a.*a.*b', 'a*a*a*b', '(?:a{3}){1000}b', '(?:aa?){3}.*b'])(
+    '%s is allowed, and does not take long',
+    (pattern) => {
+      const started = performance.now()
+      expect(fullMatch(pattern, 'target_modules')('a'.repeat(80))).toBe(false)
+      expect(performance.now() - started).toBeLessThan(5000)
+    },
+  )
 
   test.each([
     ['(.*)\\1b', 'a reference to a group'],
     ['(?P<x>a)(?P=x)', 'a reference to a group'],
-    ['((a{1000}){1000}){1000}', 'too large'],
-    ['a{99999999999}', 'too large'],
     [`${'('.repeat(1000)}a${')'.repeat(1000)}`, 'nested too deep'],
     ['a++', 'possessive'],
     ['(?>a)', 'a group that begins with (?>a'],
@@ -108,7 +117,7 @@ describe('expressions that run exponentially elsewhere', () => {
     ['(?x) a', 'the flags x'],
   ])('%s is refused: %s', (pattern, reason) => {
     const started = performance.now()
-    const attempt = () => fullMatch(pattern, 'target_modules').test('a'.repeat(300))
+    const attempt = () => fullMatch(pattern, 'target_modules')('a'.repeat(300))
     expect(attempt).toThrow(ConfigError)
     expect(attempt).toThrow(reason)
     expect(performance.now() - started).toBeLessThan(5000)
@@ -117,13 +126,10 @@ describe('expressions that run exponentially elsewhere', () => {
   test('long lists of full names are fine', () => {
     const names = Array.from({ length: 1000 }, (_, i) => `model.layers.${i}.self_attn.q_proj`)
     const started = performance.now()
-    const { test: matches } = fullMatch(
-      `(?:${names.map((name) => name.replaceAll('.', '\\.')).join('|')})`,
-      'target_modules',
-    )
+    const matches = fullMatch(`(?:${names.map((name) => name.replaceAll('.', '\\.')).join('|')})`, 'target_modules')
     expect(names.every(matches)).toBe(true)
     const anywhere = fullMatch(`.*(?:${names.map((name) => name.replaceAll('.', '\\.')).join('|')})`, 'target_modules')
-    expect(anywhere.test(`base.${names[999]}`)).toBe(true)
+    expect(anywhere(`base.${names[999]}`)).toBe(true)
     expect(performance.now() - started).toBeLessThan(5000)
   })
 })
@@ -137,7 +143,7 @@ test('any expression on any name gives an answer or our error', () => {
   fc.assert(
     fc.property(pattern, fc.string({ maxLength: 20 }), (text, name) => {
       try {
-        expect(typeof fullMatch(text, 'target_modules').test(name)).toBe('boolean')
+        expect(typeof fullMatch(text, 'target_modules')(name)).toBe('boolean')
       } catch (error) {
         if (!(error instanceof ConfigError)) throw error
       }
