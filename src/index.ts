@@ -174,7 +174,7 @@ export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { CombineResult } from './tools/combine.js'
 export type { CombinationType } from './tools/combine-settings.js'
-export type { AdapterDifference, AdapterLayerDiff, DiffReport, TensorDiff } from './tools/diff.js'
+export type { AdapterDifference, AdapterLayerDiff, DiffReport } from './tools/diff.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type {

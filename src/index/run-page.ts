@@ -36,15 +36,11 @@ export async function pageOfRun(
   const shown = labels.slice(0, SHOWN_LABELS).map(([label, count]) => `${label} (${count})`)
   if (labels.length > 0) facts.push(['labels', shown.join(', ') + others])
   const { layers } = await inspectAdapter(adapter)
-  const spectra: Section = {
-    kind: 'layers',
-    spectra: 's·B·A',
-    columns: [['rank', 'rank']],
-    measures: [
-      ['normDelta', '‖s·B·A‖'],
-      ['effectiveRank', 'effective rank'],
-    ],
-    layers: layers.map((layer) => ({ ...layer })),
+  const changes: Section = {
+    kind: 'table',
+    title: 'Layers',
+    columns: ['layer', 'rank', '‖s·B·A‖', 'effective rank'],
+    rows: layers.map((layer) => [layer.name, layer.rank, layer.normDelta, layer.effectiveRank]),
   }
   const run = {
     name,
@@ -53,6 +49,6 @@ export async function pageOfRun(
     samples: report.samples,
     settings: { rank, alpha, dropout, seed, ...settings },
   }
-  const page = runReport([run], name, [spectra])
+  const page = runReport([run], name, [changes])
   return reportPage({ ...page, sections: [{ kind: 'facts', facts }, ...page.sections] })
 }

@@ -1,7 +1,6 @@
 // The tools for adapters: checks the arguments, opens the sources, and loads the code that does the work.
 
-import type { Directory, Place, Source, Target } from '../base/bytes.js'
-import { ConfigError } from '../base/errors.js'
+import type { Place, Source, Target } from '../base/bytes.js'
 import { checkArgument, checkOptions } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
 import { isDirectory } from '../data/row.js'
@@ -79,33 +78,8 @@ export async function diff(
   options: DiffOptions = {},
 ): Promise<DiffReport> {
   checkOptions(options, 'diff', DIFF_OPTIONS)
-  const [first, second] = [await comparable(a, 'a'), await comparable(b, 'b')]
-  const { diffAdapters, diffCheckpoints } = await import('../tools/diff.js')
-  if (first.adapter !== undefined && second.adapter !== undefined)
-    return diffAdapters(first.adapter, second.adapter, options)
-  if (first.place !== undefined && second.place !== undefined)
-    return diffCheckpoints(first.place, second.place, options)
-  const [expected, got] = [first, second].map(({ adapter }) => (adapter === undefined ? 'a checkpoint' : 'an adapter'))
-  throw new ConfigError({
-    where: 'b',
-    what: 'not of the kind of a',
-    expected,
-    got,
-    hint: 'Merge the adapter into its base to compare it with a checkpoint',
-  })
-}
-
-async function comparable(
-  source: Source | LoraAdapter,
-  where: string,
-): Promise<{ adapter?: LoraAdapter | Directory; place?: Place }> {
-  if (source instanceof LoraAdapter) return { adapter: source }
-  checkArgument(source, ADAPTER_SOURCE, where)
-  const place = await openSource(source, where)
-  const { directory, file } = place
-  const isAdapter =
-    file === undefined ? await directory.has('adapter_config.json') : /(^|\/)adapter_(config|model)\./.test(file)
-  return isAdapter ? { adapter: directory } : { place }
+  const [first, second] = [await adapterOrFolder(a, 'a'), await adapterOrFolder(b, 'b')]
+  return (await import('../tools/diff.js')).diffAdapters(first, second, options)
 }
 
 /** Options of {@link convertAdapter}. */

@@ -340,15 +340,12 @@ export const evaluate: typeof import('./evaluation.js').evaluate = async (...giv
   (await import('./evaluation.js')).evaluate(...given)
 
 /**
- * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the
- * principal angles between the spaces that they write into and read from. For checkpoints: the relative change of each
- * tensor. Both reports list the layers or tensors that differ most.
+ * Shows how two adapters differ: norms, the cosine of both changes, and the layers that differ most.
  *
- * @throws MismatchError when a layer or tensor does not have the same shape in both; ConfigError when an adapter is
- *   compared with a checkpoint; what {@link loadAdapter} throws
+ * @throws MismatchError when a layer does not have the same shape in both; what {@link loadAdapter} throws
  *
  * @example
  * const report = await diff('tests/golden/peft/f32', 'tests/golden/peft/bf16')
- * if (report.kind === 'adapters') console.log(report.relativeChange, report.topMovers, report.layers[0].outputAngles)
+ * console.log(report.relativeChange, report.topMovers, report.layers[0].cosine)
  */
 export const diff: typeof import('./tools.js').diff = async (...given) => (await import('./tools.js')).diff(...given)

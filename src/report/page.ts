@@ -12,25 +12,11 @@ export interface Series {
   readonly x: readonly number[]
   /** A null leaves a gap in the line. */
   readonly y: readonly (number | null)[]
-  /** Draws only the points, without a line between them. */
-  readonly isPoints?: boolean
 }
-
-/** A layer, with a value for each column and measure of its section. Other members are not written into the page. */
-export interface ReportLayer {
-  readonly name: string
-  /** The singular values, the largest first. */
-  readonly singularValues: readonly number[]
-  readonly [key: string]: unknown
-}
-
-/** The key of a layer's value, and its title. */
-export type Shown = readonly [key: string, title: string]
 
 /** A part of a report. */
 export type Section =
   | { readonly kind: 'facts'; readonly title?: string; readonly facts: readonly (readonly [string, string])[] }
-  | { readonly kind: 'messages'; readonly level: 'problem' | 'warning' | 'note'; readonly texts: readonly string[] }
   | {
       readonly kind: 'curves'
       readonly title: string
@@ -45,22 +31,10 @@ export type Section =
       readonly rows: readonly (readonly Cell[])[]
     }
   | { readonly kind: 'samples'; readonly title: string; readonly samples: readonly Sample[] }
-  | LayersSection
 
 export interface Sample {
   readonly prompt: string
   readonly answers: readonly { readonly label: string; readonly text: string }[]
-}
-
-/** The heat map of layers × modules, the singular values of chosen layers, and a table. */
-export interface LayersSection {
-  readonly kind: 'layers'
-  readonly layers: readonly ReportLayer[]
-  readonly columns: readonly Shown[]
-  /** Numbers that the map can show. The first is shown at the start. */
-  readonly measures: readonly Shown[]
-  /** The matrix whose singular values are shown, such as `s·B·A`. */
-  readonly spectra: string
 }
 
 export interface Report {
@@ -70,7 +44,7 @@ export interface Report {
 }
 
 export function reportPage({ title, command, sections }: Report): string {
-  const report = { title, command, sections: sections.map(withoutUnseen) }
+  const report = { title, command, sections }
   const parts = {
     title: `${title} · lowrank ${command}`.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`),
     generator: generatorOf(command),
@@ -82,13 +56,6 @@ export function reportPage({ title, command, sections }: Report): string {
 /** Rounds a number for drawing: a few digits are enough. */
 function drawn(value: number): number {
   return Number.isInteger(value) ? value : Number(value.toPrecision(6))
-}
-
-function withoutUnseen(section: Section): Section {
-  if (section.kind !== 'layers') return section
-  const keys = ['name', 'singularValues', ...[...section.columns, ...section.measures].map(([key]) => key)]
-  const layers = section.layers.map((layer) => Object.fromEntries(keys.map((key) => [key, layer[key] ?? null])))
-  return { ...section, layers: layers as unknown as ReportLayer[] }
 }
 
 /** Escapes whatever could end the script element or begin a comment. */

@@ -1,17 +1,14 @@
-// Compares two adapters or two checkpoints: adapters without full matrices, checkpoints one tensor at a time.
+// Compares two adapters without full matrices.
 
-import type { Directory, Place } from '../base/bytes.js'
+import { closing, type Directory } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
-import { elementCount, F64, formatShape, type Matrix } from '../base/tensor.js'
-import { type Checkpoint, type CheckpointTensor, openCheckpoint } from '../formats/checkpoint.js'
+import { F64, formatShape, type Matrix } from '../base/tensor.js'
 import { inPrecisionOf, product } from '../linalg/product.js'
-import { singularValuesOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { PartView } from '../lora/part.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
-import { DifferenceMemory, differenceOf, hasSameBytes, requireFloat, requireSameShape, withOpen } from './difference.js'
 import { type Change, changeOf, differencePair, isFactorPart, normOf } from './factor-parts.js'
 
 /** A layer of two adapters. */
@@ -23,32 +20,17 @@ export interface AdapterLayerDiff extends AdapterDifference {
   shape: number[]
 }
 
-/** A tensor of two checkpoints. */
-export interface TensorDiff {
-  name: string
-  shape: number[]
-  /** ‖a‖, the Frobenius norm. */
-  normA: number
-  /** ‖b − a‖ */
-  normDifference: number
-  /** ‖b − a‖/‖a‖; 0 if nothing differs. */
-  relativeChange: number
-}
-
-interface Common {
-  /** Layers or tensors that only the first has. */
+/** Result of {@link diff}. */
+export interface DiffReport {
+  layers: AdapterLayerDiff[]
+  /** Layers that only the first adapter has. */
   onlyA: string[]
   onlyB: string[]
-  /** √Σ‖b − a‖² / √Σ‖a‖² over the layers or tensors of both. */
+  /** √Σ‖ΔB − ΔA‖² / √Σ‖ΔA‖² over the layers of both. */
   relativeChange: number
-  /** Names of the layers or tensors that differ most, largest ‖b − a‖ first. */
+  /** Names of the layers that differ most, largest ‖ΔB − ΔA‖ first. */
   topMovers: string[]
 }
-
-/** Result of {@link diff}: layers of adapters, or tensors of checkpoints. */
-export type DiffReport =
-  | (Common & { kind: 'adapters'; layers: AdapterLayerDiff[] })
-  | (Common & { kind: 'checkpoints'; tensors: TensorDiff[] })
 
 const TOP = 10
 
@@ -58,7 +40,7 @@ export async function diffAdapters(
   run: ToolRun,
 ): Promise<DiffReport> {
   const open = (adapter: LoraAdapter | Directory) => openForUse(adapter, 'a comparison')
-  return withOpen([a, b], open, async (opened) => {
+  const compare = async (...opened: readonly OpenAdapter[]): Promise<DiffReport> => {
     const [partsA, partsB] = opened.map((adapter) => new Map(adapter.parts().map((part) => [part.name, part])))
     const shared = [...partsA.keys()].filter((name) => partsB.has(name))
     const steps = new Steps(shared.length, run)
@@ -67,8 +49,9 @@ export async function diffAdapters(
       layers.push(await diffPart(name, opened))
       await steps.next(name)
     }
-    return { kind: 'adapters', layers, ...summary(layers, partsA, partsB) }
-  })
+    return { layers, ...summary(layers, partsA, partsB) }
+  }
+  return closing(await open(a), async (first) => closing(await open(b), (second) => compare(first, second)))
 }
 
 async function diffPart(name: string, [a, b]: readonly OpenAdapter[]): Promise<AdapterLayerDiff> {
@@ -103,53 +86,14 @@ function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDiffe
     ...norms,
     relativeChange: relative(norms.normDifference, norms.normA),
     cosine: normA * normB === 0 ? null : shared / Math.sqrt(normA * normB),
-    singularValues: [],
   }
-}
-
-export async function diffCheckpoints(a: Place, b: Place, run: ToolRun): Promise<DiffReport> {
-  const open = ({ directory, file }: Place) => openCheckpoint(directory, file)
-  return withOpen([a, b], open, async ([checkpointA, checkpointB]) => {
-    const shared = [...checkpointA.tensors.keys()].filter((name) => checkpointB.tensors.has(name))
-    if (shared.length === 0) {
-      const what = `has no tensor of the name of one in ${a.directory.name}`
-      throw new MismatchError({ where: b.directory.name, what })
-    }
-    const steps = new Steps(shared.length, run)
-    const tensors: TensorDiff[] = []
-    const memory = new DifferenceMemory()
-    for (const name of shared) {
-      tensors.push(await diffTensor(name, checkpointA, checkpointB, memory))
-      await steps.next(name)
-    }
-    return { kind: 'checkpoints', tensors, ...summary(tensors, checkpointA.tensors, checkpointB.tensors) }
-  })
-}
-
-async function diffTensor(name: string, a: Checkpoint, b: Checkpoint, memory: DifferenceMemory): Promise<TensorDiff> {
-  const [locatedA, locatedB] = [a, b].map((checkpoint) => ({
-    checkpoint,
-    tensor: checkpoint.tensors.get(name) as CheckpointTensor,
-  }))
-  const { shape } = locatedA.tensor.info
-  requireSameShape(name, shape, locatedB.tensor.info.shape)
-  const common = { name, shape: [...shape] }
-  const isSame = await hasSameBytes(locatedA, locatedB, memory)
-  // Packed values have no norm, but equal bytes are certainly equal.
-  if (isSame && !['fp64', 'fp32', 'fp16', 'bf16'].includes(locatedA.tensor.info.dtype)) {
-    return { ...common, normA: Number.NaN, normDifference: 0, relativeChange: 0 }
-  }
-  for (const { checkpoint, tensor } of [locatedA, locatedB]) requireFloat(tensor.info, checkpoint.directory.name)
-  if (elementCount(shape) === 0) return { ...common, normA: 0, normDifference: 0, relativeChange: 0 }
-  const { norm, baseNorm } = await differenceOf(locatedA, locatedB, memory, 0)
-  return { ...common, normA: baseNorm, normDifference: norm, relativeChange: relative(norm, baseNorm) }
 }
 
 function summary(
   all: readonly { readonly name: string; readonly normA: number; readonly normDifference: number }[],
   a: ReadonlyMap<string, unknown>,
   b: ReadonlyMap<string, unknown>,
-): Common {
+): Omit<DiffReport, 'layers'> {
   const total = (of: (layer: (typeof all)[number]) => number) => Math.hypot(...all.map(of).filter(Number.isFinite))
   const moved = all
     .filter(({ normDifference }) => normDifference > 0)
@@ -181,11 +125,9 @@ export interface AdapterDifference {
   relativeChange: number
   /** ⟨ΔA, ΔB⟩/(‖ΔA‖·‖ΔB‖): 1 for the same direction, −1 for opposite directions, null if a change is 0. */
   cosine: number | null
-  /** Singular values of ΔB − ΔA, largest first. */
-  singularValues: number[]
 }
 
-/** Several matrices (groups, experts) give norms over all of them, and the singular values of the first. */
+/** Several matrices (groups, experts) give norms over all of them. */
 function compareChanges(a: Change, b: Change): AdapterDifference {
   const pairs = a.pairs.map((pair, at) => [pair, b.pairs[at]] as const)
   const [normA, normB] = [normOf(a.pairs), normOf(b.pairs)]
@@ -194,14 +136,12 @@ function compareChanges(a: Change, b: Change): AdapterDifference {
   )
   const normDifference = isEqual ? 0 : normOf(pairs.map((pair) => differencePair(...pair)))
   const shared = pairs.reduce((sum, [pairA, pairB]) => sum + innerProduct(pairA, pairB), 0)
-  const between = differencePair(...pairs[0])
   return {
     normA,
     normB,
     normDifference,
     relativeChange: relative(normDifference, normA),
     cosine: normA * normB === 0 ? null : Math.max(-1, Math.min(1, shared / (normA * normB))),
-    singularValues: isEqual ? [] : Array.from(singularValuesOfProduct(between.weightB, between.weightA)),
   }
 }
 

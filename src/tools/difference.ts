@@ -1,6 +1,6 @@
 // The difference between a tensor in two checkpoints. It is read in blocks of rows, and kept in memory if it is small.
 
-import { closing, readThere, sameBytes } from '../base/bytes.js'
+import { readThere, sameBytes } from '../base/bytes.js'
 import { decodeFloatsThere, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { MismatchError } from '../base/errors.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
@@ -12,15 +12,6 @@ import { notFinite } from '../lora/part.js'
 export interface Located {
   readonly checkpoint: Checkpoint
   readonly tensor: CheckpointTensor
-}
-
-/** Opens two adapters or checkpoints for `work`, and closes them afterwards. */
-export async function withOpen<P, T extends { close(): Promise<void> }, R>(
-  [a, b]: readonly [P, P],
-  open: (place: P) => Promise<T>,
-  work: (opened: readonly [T, T]) => Promise<R>,
-): Promise<R> {
-  return closing(await open(a), async (first) => closing(await open(b), (second) => work([first, second])))
 }
 
 export function requireSameShape(where: string, shapeA: readonly number[], shapeB: readonly number[]): void {

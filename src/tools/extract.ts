@@ -1,6 +1,6 @@
 // Finds the low-rank adapter that is closest to a fine-tuned checkpoint. Large tensors are read in blocks of rows.
 
-import type { Place } from '../base/bytes.js'
+import { closing, type Place } from '../base/bytes.js'
 import { didYouMean, MismatchError, StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { transpose } from '../base/tensor.js'
@@ -21,7 +21,6 @@ import {
   type Located,
   requireFloat,
   requireSameShape,
-  withOpen,
 } from './difference.js'
 import { assemble, type NewLayer, type PartShell } from './factor-parts.js'
 import { checkRankChoice, leadingSvd, type RankChoice } from './rank.js'
@@ -82,14 +81,10 @@ export async function extractAdapter(
   keptValues = KEPT_VALUES,
 ): Promise<ExtractResult> {
   checkRankChoice(settings)
-  return withOpen([base, tuned], openPlace, async ([baseCheckpoint, tunedCheckpoint]) => {
-    const config = (await loadConfig(base.directory))?.values
-    return extractFrom(baseCheckpoint, tunedCheckpoint, {
-      ...settings,
-      config,
-      keptValues,
-      memory: new DifferenceMemory(),
-    })
+  const config = (await loadConfig(base.directory))?.values
+  const job = { ...settings, config, keptValues, memory: new DifferenceMemory() }
+  return closing(await openPlace(base), async (from) => {
+    return closing(await openPlace(tuned), (to) => extractFrom(from, to, job))
   })
 }
 

@@ -98,19 +98,7 @@ const KINDS: Record<string, Kind> = {
     out: 'out',
     args: (variant) => ['handoff', join(scratch, `run ${variant}.json`), '--to', 'trl', '--rows', 'records'],
   },
-  'a page of an adapter': {
-    out: 'out.html',
-    args: (variant) => ['inspect', variant === 0 ? PEFT : golden('peft/rslora')],
-    replaces: true,
-  },
-  'a page of two adapters': {
-    out: 'out.html',
-    args: (variant) => ['diff', PEFT, golden(variant === 0 ? 'peft/rslora' : 'peft/f16')],
-    replaces: true,
-  },
 }
-
-const outFlag = (name: string) => (name.startsWith('a page') ? '--html' : '--out')
 
 let scratch: string
 beforeAll(() => {
@@ -181,7 +169,7 @@ function randomFrom(start: number) {
 
 describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
   const random = randomFrom(seed + Object.keys(KINDS).indexOf(name) * 100)
-  const commandIn = (folder: string, variant: 0 | 1) => [...args(variant), outFlag(name), join(folder, out)]
+  const commandIn = (folder: string, variant: 0 | 1) => [...args(variant), '--out', join(folder, out)]
   const expected: Map<string, string>[] = []
   let changes = 0
   beforeAll(async () => {

@@ -1,8 +1,6 @@
-// diff: norms and cosines against plain matrices, principal angles against numpy's, and checkpoints tensor by tensor.
+// diff: norms and cosines against plain matrices.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { saveSafetensors } from '../../src/formats/safetensors.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { diff } from '../../src/index/tools.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
@@ -18,7 +16,6 @@ describe('diff of adapters', () => {
   it('has the norms, the cosine and the relative change of the full matrices', async () => {
     const [a, b] = [randomAdapter({ rank: 4, alpha: 3 }, 1), randomAdapter({ rank: 2, alpha: 5, useRslora: true }, 2)]
     const report = await diff(a, b)
-    if (report.kind !== 'adapters') throw new Error(report.kind)
     const [own, other] = [changes(a), changes(b)]
     let [off, all] = [0, 0]
     for (const layer of report.layers) {
@@ -37,8 +34,6 @@ describe('diff of adapters', () => {
     expect(report.layers.find(({ name }) => name === report.topMovers[0])!.normDifference).toBe(
       Math.max(...report.layers.map(({ normDifference }) => normDifference)),
     )
-    const { singularValues, normDifference } = report.layers.find(({ name }) => name === 'linear')!
-    expect(Math.hypot(...singularValues) / normDifference).toBeCloseTo(1, 6)
   })
 
   it('says nothing of equal ones, and −1 of opposite ones', async () => {
@@ -51,7 +46,6 @@ describe('diff of adapters', () => {
       return adapter
     }
     const report = await diff(made(1), made(-1))
-    if (report.kind !== 'adapters') throw new Error(report.kind)
     expect(report.layers[0]).toMatchObject({ normA: 15, normB: 15, normDifference: 30, relativeChange: 2, cosine: -1 })
   })
 
@@ -62,7 +56,6 @@ describe('diff of adapters', () => {
     b.addReplacement('head.weight', { data: Float32Array.of(3, 5), shape: [2] })
     const report = await diff(a, b)
     expect([report.onlyA, report.onlyB]).toEqual([['other'], ['embedding']])
-    if (report.kind !== 'adapters') throw new Error(report.kind)
     expect(report.layers.at(-1)).toMatchObject({
       name: 'head.weight',
       normA: 5,
@@ -72,53 +65,5 @@ describe('diff of adapters', () => {
     const small = new LoraAdapter({ rank: 1, targetModules: ['linear'] })
     small.addFactors('linear', [[1, 0]], [[1], [2]])
     await expect(diff(a, small)).rejects.toThrow(/linear: not the same layer.*different bases.*\(11, 14\).*\(2, 2\)/)
-    await expect(diff(a, goldenPath('kinds', 'qwen2.safetensors'))).rejects.toThrow(
-      /b: not of the kind of a; expected an adapter, got a checkpoint/,
-    )
-  })
-})
-
-describe('diff of checkpoints', () => {
-  const checkpoint = async (values: Record<string, { shape: number[]; data: Float32Array | Int8Array }>) => {
-    const folder = new MemoryDirectory()
-    const tensors = Object.entries(values).map(([name, { shape, data }]) => {
-      const dtype = data instanceof Int8Array ? ('I8' as const) : ('fp32' as const)
-      return { name, dtype, shape, data: new Uint8Array(data.buffer) }
-    })
-    await saveSafetensors(folder, 'model.safetensors', tensors)
-    return folder
-  }
-  const base = {
-    a: { shape: [2], data: Float32Array.of(3, 4) },
-    b: { shape: [1], data: Float32Array.of(2) },
-    q: { shape: [2], data: Int8Array.of(1, 2) },
-  }
-
-  it('has the relative change of each tensor', async () => {
-    const report = await diff(
-      await checkpoint(base),
-      await checkpoint({ ...base, a: { shape: [2], data: Float32Array.of(3, 6) }, c: base.b }),
-    )
-    expect(report).toMatchObject({ kind: 'checkpoints', onlyA: [], onlyB: ['c'], topMovers: ['a'] })
-    if (report.kind !== 'checkpoints') throw new Error(report.kind)
-    expect(report.tensors.map(({ name, normDifference }) => [name, normDifference])).toEqual(
-      expect.arrayContaining([
-        ['a', 2],
-        ['b', 0],
-        ['q', 0],
-      ]),
-    )
-    expect(report.tensors.find(({ name }) => name === 'a')).toMatchObject({ normA: 5, relativeChange: 0.4 })
-  })
-
-  it('refuses tensors of other shapes, packed values that differ, and models without a name in common', async () => {
-    const own = await checkpoint(base)
-    await expect(diff(own, await checkpoint({ ...base, a: { shape: [1], data: Float32Array.of(3) } }))).rejects.toThrow(
-      /a: not the same tensor.*\(2\).*\(1\)/,
-    )
-    await expect(diff(own, await checkpoint({ ...base, q: { shape: [2], data: Int8Array.of(1, 3) } }))).rejects.toThrow(
-      /q: a tensor of this type.*I8/,
-    )
-    await expect(diff(own, await checkpoint({ z: base.b }))).rejects.toThrow(/no tensor of the name/)
   })
 })

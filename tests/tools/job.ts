@@ -55,8 +55,6 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
   numbers.extract = sumOf(extracted.adapter)
   const compared = await diff(first, second, { onProgress })
   numbers.diff = compared.relativeChange
-  const checkpoints = await diff(model, tuned)
-  numbers['diff of checkpoints'] = checkpoints.relativeChange
   const written: Record<string, number[]> = {}
   for (const to of ['gguf', 'mlx', 'onnx-adapter'] as const) {
     const [out, back] = [new MemoryDirectory({}, to), new MemoryDirectory({}, 'peft')]

@@ -9,17 +9,15 @@ const WHOLE_STEPS = [1, 2, 5]
   .flatMap((digit) => Array.from({ length: 8 }, (_, power) => digit * 10 ** power))
   .sort((a, b) => a - b)
 
-export const COLORS = 8
+const COLORS = 8
 
 export interface ChartOptions {
   /** The unit of the x axis. */
   readonly x: string
   readonly isLogarithmic?: boolean | undefined
-  /** The color of each series. Default: in order. */
-  readonly colors?: readonly number[] | undefined
 }
 
-export function chart(series: readonly Series[], { x, isLogarithmic = false, colors }: ChartOptions): HTMLElement {
+export function chart(series: readonly Series[], { x, isLogarithmic = false }: ChartOptions): HTMLElement {
   const frame = make('div', 'chart')
   const usable = (value: number | null) => value !== null && Number.isFinite(value) && (!isLogarithmic || value > 0)
   const known = series.map((line) => ({ ...line, y: line.y.map((value) => (usable(value) ? value : null)) }))
@@ -41,12 +39,12 @@ export function chart(series: readonly Series[], { x, isLogarithmic = false, col
     ],
     series: [
       { label: x },
-      ...known.map(({ name, isPoints = false, x: places }, i) => ({
+      ...known.map(({ name, x: places }, i) => ({
         label: name,
-        stroke: () => color(`--c${(colors?.[i] ?? i) % COLORS}`),
-        width: isPoints ? 0 : 2,
+        stroke: () => color(`--c${i % COLORS}`),
+        width: 2,
         spanGaps: true,
-        points: { show: isPoints || places.length < 60, size: 6 },
+        points: { show: places.length < 60, size: 6 },
         value: (_: uPlot, value: number | null) => figure(value),
       })),
     ],

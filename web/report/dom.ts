@@ -25,20 +25,3 @@ export function figure(value: string | number | null | undefined): string {
   const size = Math.abs(value)
   return size >= 1e-3 && size < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(2)
 }
-
-export function choices(labels: readonly string[], choose: (index: number) => void): HTMLElement {
-  const group = make('span', 'choices')
-  const buttons = labels.map((label, i) => {
-    const button = make('button', '', label)
-    button.type = 'button'
-    button.addEventListener('click', () => press(i))
-    return button
-  })
-  const press = (index: number) => {
-    buttons.forEach((button, i) => void button.setAttribute('aria-pressed', String(i === index)))
-    choose(index)
-  }
-  buttons[0]?.setAttribute('aria-pressed', 'true')
-  group.append(...buttons)
-  return group
-}

@@ -5,7 +5,6 @@ import './style.css'
 import type { Report, Sample, Section } from '../../src/report/page.js'
 import { chart } from './curves.js'
 import { make, section } from './dom.js'
-import { layersSection } from './layers.js'
 import { table } from './table.js'
 
 function draw(part: Section): HTMLElement[] {
@@ -15,23 +14,12 @@ function draw(part: Section): HTMLElement[] {
       for (const [label, value] of part.facts) list.append(make('dt', '', label), make('dd', '', value))
       return [part.title === undefined ? list : section(part.title, list)]
     }
-    case 'messages': {
-      const list = make('ul', `messages ${part.level}`)
-      for (const text of part.texts) {
-        const item = make('li')
-        item.append(make('b', '', `${part.level}: `), text)
-        list.append(item)
-      }
-      return part.texts.length === 0 ? [] : [list]
-    }
     case 'curves':
       return [section(part.title, chart(part.series, part))]
     case 'table':
       return [section(part.title, table(part.columns, part.rows))]
     case 'samples':
       return [section(part.title, ...part.samples.map(sample))]
-    case 'layers':
-      return part.layers.length === 0 ? [] : layersSection(part)
   }
 }
 

@@ -6,20 +6,15 @@ import { figure, make } from './dom.js'
 /** A table needs a search field from this number of rows on. */
 const SEARCH_FROM = 12
 
-export function table(
-  columns: readonly string[],
-  rows: readonly (readonly Cell[])[],
-  onRow: (row: HTMLTableRowElement, index: number) => void = () => {},
-): HTMLElement {
+export function table(columns: readonly string[], rows: readonly (readonly Cell[])[]): HTMLElement {
   const isText = columns.map((_, i) => rows.some((row) => typeof row[i] === 'string'))
-  const lines = rows.map((cells, index) => {
+  const lines = rows.map((cells) => {
     const line = make('tr')
     cells.forEach((cell, i) => {
       const element = make('td', isText[i] ? 'text' : '', figure(cell))
       element.title = figure(cell)
       line.append(element)
     })
-    onRow(line, index)
     return { cells, line }
   })
   const search = make('input')

@@ -3,12 +3,10 @@
 import { counted } from '../../base/errors.js'
 import type { EmbeddingContents, FitReport, InspectReport } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, MODEL, required, text, toggle, UsageError } from '../options.js'
-import { refusePage, writePage } from '../show/outputs.js'
-import { inspectionReport, kindOf, problemsOf, settingsOf } from '../show/report-sections.js'
+import { defineCommand, MODEL, required, toggle } from '../options.js'
 import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 
-/** The most problems on a terminal. The JSON document and the page have all. */
+/** The most problems on a terminal. The JSON document has all. */
 const MAX_PROBLEMS = 20
 
 export const inspect = defineCommand({
@@ -21,25 +19,18 @@ export const inspect = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank inspect out/scripture',
-    'lowrank inspect out/scripture --base models/union-3m --html out/scripture.html',
+    'lowrank inspect out/scripture --base models/union-3m',
     'lowrank inspect models/union-3m/onnx/model.onnx',
   ],
   subject: ['source'],
   options: {
     source: required(MODEL, 'an adapter’s folder, a safetensors checkpoint, an .onnx file, or an id on the Hub'),
     ...flags('InspectOptions'),
-    html: text('FILE', 'write a web page in one file: a heat map of the layers and their singular values'),
-    overwrite: toggle('replace the file of --html if it exists'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ source, base, dtype, html, overwrite, json }) {
+  async run({ source, base, dtype, json }) {
     const node = await import('../../node.js')
-    if (html !== undefined) await refusePage(html, overwrite)
     const report = await node.inspect(source, { base, dtype })
-    if (html !== undefined) {
-      if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
-      await writePage(html, inspectionReport(report, source), overwrite)
-    }
     if (json) printDocument({ ...report })
     else print(lines(report).join('\n'))
     if (report.kind !== 'adapter') return 0
@@ -156,4 +147,26 @@ function replacementTable(replacements: Contents<'adapter'>['replacements']): st
 
 function heading(kind: string, facts: string): string {
   return `${colors.bold(kind)}: ${facts}`
+}
+
+/** Lists the problems of the adapter, and then the problems that it has with a base. */
+function problemsOf({ problems, fit }: Contents<'adapter'>): string[] {
+  const misfits = fit === undefined ? [] : [...fit.problems, ...fit.parts.flatMap(({ problem }) => problem ?? [])]
+  return [...problems.map(({ message }) => message), ...misfits]
+}
+
+function settingsOf(config: Contents<'adapter'>['config']): [string, string][] {
+  const { baseModel, rank, alpha, useRslora, targetModules, targetParameters } = config
+  return [
+    ['base model', baseModel ?? 'not named'],
+    ['rank, alpha', `${rank}, ${alpha}${useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
+    ['targets', [targetModules, targetParameters].flat().join(', ')],
+  ]
+}
+
+function kindOf({ kind, experts, hasMagnitude, hasBias }: Contents<'adapter'>['layers'][number]): string {
+  const parts = [experts === undefined || experts === 1 ? kind : `${kind}, ${experts} experts`]
+  if (hasMagnitude) parts.push('DoRA')
+  if (hasBias) parts.push('bias')
+  return parts.join(', ')
 }

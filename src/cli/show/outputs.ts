@@ -9,7 +9,7 @@ import { colors, say } from './terminal.js'
 const START_BYTES = 2000
 
 /** Throws FileError if a file exists and is not a page of this command, or may not be replaced. */
-export async function refusePage(file: string, mayReplace: boolean, command = 'inspect'): Promise<void> {
+export async function refusePage(file: string, mayReplace: boolean, command: string): Promise<void> {
   const start = await startOfFile(file, START_BYTES)
   if (start === undefined) return
   if (!mayReplace) {
