@@ -32,7 +32,7 @@ if (packages !== undefined) {
   const model = await llama.loadModel({ modelPath: gguf })
   const out = join(check, 'adapter.gguf')
   rmSync(out, { force: true })
-  await convertAdapter(join(check, 'adapter'), { to: 'gguf', base: gguf, out })
+  await convertAdapter(join(check, 'adapter'), { to: 'gguf', base: join(check, 'graph'), out })
   const plain = await logProbabilities(model)
   const theirs = minus(await logProbabilities(model, out), plain)
   const same = cosine(theirs, minus(logSoftmax(adapted), logSoftmax(base)))

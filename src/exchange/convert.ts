@@ -1,16 +1,17 @@
-// Converts an adapter from one format into another. The format of a source is found from its content, not its name.
+// Converts an adapter from one format into another.
 
-import { closing, type Place, requireEmpty, sniff, withSource, writeTogether } from '../base/bytes.js'
-import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
+import { closing, type Place, requireEmpty, writeTogether } from '../base/bytes.js'
+import { ConfigError, FileError, FormatError } from '../base/errors.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
 import type { WriteSettings } from './exchange-format.js'
 import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
+import { openMlx } from './mlx.js'
 
 /** Result of `convertAdapter`. */
 export interface ConvertReport {
   /** The format of the source; `memory` for an adapter in memory. */
-  from: AdapterFormat | 'memory'
+  from: 'peft' | 'mlx' | 'memory'
   to: AdapterFormat
   /** The folder or file that was written. */
   out: string
@@ -35,10 +36,8 @@ export async function convert(
     })
   }
   const target = await targetOf(out, to, ending)
-  const found = source instanceof LoraAdapter ? undefined : await find(source)
-  const opening =
-    found === undefined ? openAdapter(source as LoraAdapter) : found.format.open(found.place, settings.base)
-  return closing(await opening, async (adapter) => {
+  const { from, adapter: opened } = await open(source)
+  return closing(opened, async (adapter) => {
     if (adapter.parts().length === 0) throw new FormatError({ where: 'adapter', what: 'has no layers' })
     const { directory, file } = target
     const format = await load()
@@ -46,7 +45,7 @@ export async function convert(
       ? writeTogether(directory, (folder) => format.write(adapter, { directory: folder, file }, settings), true)
       : format.write(adapter, target, settings))
     const name = file === undefined ? directory.name : `${directory.name}/${file}`
-    return { from: found?.name ?? 'memory', to, out: name, layers, notes }
+    return { from, to, out: name, layers, notes }
   })
 }
 
@@ -61,30 +60,20 @@ async function targetOf(out: Place, to: AdapterFormat, ending: string | undefine
   throw new FileError({ where: `${directory.name}/${file}`, what: 'exists already', hint: 'Choose another place' })
 }
 
-async function find(source: Place) {
-  const { directory } = source
-  const named = source.file ?? (await onlyFile(directory))
-  const isFolder = ADAPTER_FORMATS.some((name) => formatOf(name).files?.includes(named?.split('/').at(-1) ?? ''))
-  const place = { directory, file: isFolder ? undefined : named }
-  // PEFT comes last in this order, because any folder may be PEFT's.
-  for (const name of [...ADAPTER_FORMATS].reverse()) {
-    const format = await formatOf(name).load()
-    if (await format.detect(place)) return { place, name, format }
-  }
-  return withSource(directory, place.file!, async (file) => {
-    const recognized = await sniff(file)
-    throw new FormatError({
-      where: file.name,
-      what: recognized === undefined ? 'no adapter of a known format' : `no adapter, but ${recognized.name}`,
-      expected: 'a GGUF or an .onnx_adapter file, or the folder of PEFT or mlx-lm',
-    })
-  })
-}
+/** The files of a folder of PEFT or mlx-lm, which may be given instead of the folder. */
+const FOLDER_FILES = /(^|\/)(adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors)$/
 
-async function onlyFile(directory: Place['directory']): Promise<string | undefined> {
-  if (await directory.has('adapter_config.json')) return undefined
-  const endings = ADAPTER_FORMATS.flatMap((name) => formatOf(name).ending ?? [])
-  const files = (await directory.list()).filter((name) => endings.some((ending) => name.endsWith(ending)))
-  if (files.length <= 1) return files[0]
-  throw new FileError({ where: directory.name, what: 'several adapters', got: listed(files), hint: 'Name the file' })
+async function open(source: LoraAdapter | Place) {
+  if (source instanceof LoraAdapter) return { from: 'memory' as const, adapter: await openAdapter(source) }
+  const { directory, file } = source
+  if (file !== undefined && !FOLDER_FILES.test(file)) {
+    throw new FormatError({
+      where: `${directory.name}/${file}`,
+      what: 'cannot be read as an adapter',
+      expected: 'the folder of an adapter of PEFT or mlx-lm',
+    })
+  }
+  const mlx = await openMlx(directory)
+  if (mlx !== undefined) return { from: 'mlx' as const, adapter: mlx }
+  return { from: 'peft' as const, adapter: await openAdapter(directory) }
 }

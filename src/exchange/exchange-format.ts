@@ -1,6 +1,6 @@
-// The interface of an adapter format: how it is recognized, opened and written. Each format is one such object.
+// The interface of a format in which adapters are written. Each format is one such object.
 
-import { type Place, withSource } from '../base/bytes.js'
+import type { Place } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
@@ -36,18 +36,8 @@ export interface Written {
 }
 
 export interface ExchangeFormat {
-  detect(place: Place): Promise<boolean>
-  open(place: Place, base: Place | undefined): Promise<OpenAdapter>
   /** Writes the adapter. If the format is a single file, `target` names that file. Throws UnsupportedError. */
   write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
-}
-
-export async function startsWith(
-  { directory, file }: Place,
-  accepts: (start: Uint8Array) => boolean,
-): Promise<boolean> {
-  if (file === undefined) return false
-  return withSource(directory, file, async (source) => accepts(await source.read(0, Math.min(8, source.byteLength))))
 }
 
 /**

@@ -5,21 +5,16 @@ import type { ConvertedDtype, ExchangeFormat } from './exchange-format.js'
 interface FormatEntry {
   /** The end of the file's name; absent if an adapter is a folder. */
   readonly ending?: string
-  /** Files of the folder that may be given instead of the folder. */
-  readonly files?: readonly string[]
   readonly dtypes?: readonly ConvertedDtype[]
   load(): Promise<ExchangeFormat>
 }
 
-/** All formats, in the order of the help. A folder that no other format recognizes counts as PEFT's. */
+/** All formats, in the order of the help. */
 export const FORMATS = {
-  peft: {
-    files: ['adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'],
-    load: async () => (await import('./peft.js')).PEFT,
-  },
+  peft: { load: async () => (await import('./peft.js')).PEFT },
   gguf: { ending: '.gguf', dtypes: ['q8_0'], load: async () => (await import('./gguf/gguf-adapters.js')).GGUF },
   ollama: { dtypes: ['q8_0'], load: async () => (await import('./ollama/ollama.js')).OLLAMA },
-  mlx: { files: ['adapter_config.json', 'adapters.safetensors'], load: async () => (await import('./mlx.js')).MLX },
+  mlx: { load: async () => (await import('./mlx.js')).MLX },
   'onnx-adapter': { ending: '.onnx_adapter', load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER },
 } as const satisfies Record<string, FormatEntry>
 

@@ -30,14 +30,14 @@ import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 const MLX_CONFIG = 'adapter_config.json'
 const MLX_WEIGHTS = 'adapters.safetensors'
 
-export const MLX: ExchangeFormat = {
-  async detect({ directory, file }) {
-    if (file !== undefined || !(await directory.has(MLX_CONFIG)) || !(await directory.has(MLX_WEIGHTS))) return false
-    const config = await readMlxConfig(directory)
-    return 'lora_parameters' in config || 'fine_tune_type' in config
-  },
-  open: async ({ directory }) => openAdapter(await readMlx(directory)),
-  write: writeMlx,
+export const MLX: ExchangeFormat = { write: writeMlx }
+
+/** Opens an adapter of mlx-lm. Returns undefined if the folder is not one. */
+export async function openMlx(directory: Directory): Promise<OpenAdapter | undefined> {
+  if (!(await directory.has(MLX_CONFIG)) || !(await directory.has(MLX_WEIGHTS))) return undefined
+  const config = await readMlxConfig(directory)
+  if (!('lora_parameters' in config || 'fine_tune_type' in config)) return undefined
+  return openAdapter(await readMlx(directory, config))
 }
 
 /** Writes the config last, so that an interrupted call leaves nothing that looks like an adapter. */
@@ -104,8 +104,7 @@ function matrixOf({ data, shape }: Tensor<FloatArray>): Matrix {
   return { data, shape: [shape[0], shape[1]] }
 }
 
-async function readMlx(directory: Directory): Promise<LoraAdapter> {
-  const config = await readMlxConfig(directory)
+async function readMlx(directory: Directory, config: Record<string, unknown>): Promise<LoraAdapter> {
   const where = `${directory.name}/${MLX_CONFIG}`
   const kind = config.fine_tune_type ?? 'lora'
   if (kind !== 'lora' && kind !== 'dora') {

@@ -2,12 +2,9 @@
 
 import { Steps } from '../base/progress.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
-import { openAdapter } from '../peft/open.js'
 import type { ExchangeFormat } from './exchange-format.js'
 
 export const PEFT: ExchangeFormat = {
-  detect: async ({ file }) => file === undefined,
-  open: ({ directory }) => openAdapter(directory),
   async write(adapter, { directory }, { dtype, signal, onProgress }) {
     const whole = await adapter.load()
     if (signal?.aborted) throw signal.reason

@@ -278,9 +278,9 @@ export const resize: typeof import('./tools.js').resize = async (...given) =>
 
 /**
  * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an
- * .onnx_adapter for ONNX Runtime. The format of the source is recognized by its content. The result changes the base in
- * the same way as the source: scalings of rsLoRA and patterns are written in the way that the format has for them, and
- * the rows of q and k get llama.cpp's order.
+ * .onnx_adapter for ONNX Runtime. The source is a folder of PEFT or mlx-lm. The result changes the base in the same way
+ * as the source: scalings of rsLoRA and patterns are written in the way that the format has for them, and the rows of q
+ * and k get llama.cpp's order.
  *
  * @throws UnsupportedError naming what the format cannot hold, such as DoRA in GGUF, and for models that llama.cpp does
  *   not have; MismatchError when the adapter does not fit the base; FormatError for a damaged source; FileError when

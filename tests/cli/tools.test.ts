@@ -37,9 +37,9 @@ it('resizes, with a table for people', async () => {
   expect(stderr).toMatch(/Wrote .*resized.*6 layers of (rank|ranks).*% lost/)
 })
 
-it('converts to a file for llama.cpp and back, by the content of the source', async () => {
+it('converts to a file for llama.cpp', async () => {
   const base = join(root, 'tests', 'golden', 'gguf', 'llama')
-  const [there, back] = [join(scratch, 'adapter.gguf'), join(scratch, 'back')]
+  const there = join(scratch, 'adapter.gguf')
   const first = await lowrankHere(
     'convert',
     base,
@@ -55,10 +55,8 @@ it('converts to a file for llama.cpp and back, by the content of the source', as
   )
   expect(first.code, first.stderr).toBe(0)
   expect(JSON.parse(first.stdout)).toMatchObject({ version: 1, from: 'peft', to: 'gguf', out: there, layers: 15 })
-  const second = await lowrankHere('convert', there, '--to', 'peft', '--base', base, '--out', back)
-  expect(second.code, second.stderr).toBe(0)
-  expect(second.stderr).toMatch(/15 layers, gguf → peft/)
-  expect(existsSync(join(back, 'adapter_model.safetensors'))).toBe(true)
+  const back = await lowrankHere('convert', there, '--to', 'peft', '--out', join(scratch, 'back'))
+  expect([back.code, back.stderr]).toEqual([1, expect.stringMatching(/adapter.gguf: cannot be read as an adapter/)])
   const again = await lowrankHere('convert', base, '--to', 'gguf', '--base', base, '--out', there)
   expect(again.stderr).toMatch(/exists already/)
   const unknown = await lowrankHere('convert', base, '--to', 'ggml', '--out', there)

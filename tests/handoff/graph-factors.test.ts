@@ -3,7 +3,6 @@
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { parseOnnxAdapter } from '../../src/formats/onnx-adapter.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { addLoraInputs } from '../../src/index/export/lora-inputs.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
@@ -13,6 +12,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { nodePlatform } from '../../src/node/platform.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
+import { readOnnxAdapter } from '../exchange/readers.js'
 import { goldenPath } from '../golden.js'
 import { feedsOf, inThread, makeAdapter, maxDifference, openModel } from '../infer/models.js'
 
@@ -30,15 +30,12 @@ async function withB(path: string) {
   return adapter
 }
 
-async function tensorsOf(out: MemoryDirectory) {
-  const source = await out.open('adapter.onnx_adapter')
-  const entries = await parseOnnxAdapter(source)
-  const tensors = entries.map(async ({ name, shape, dtype, offset, byteLength }) => {
-    const bytes = await source.read(offset, byteLength)
-    const data = dtype === 'fp32' ? new Float32Array(bytes.slice().buffer) : new Uint16Array(bytes.slice().buffer)
-    return [name, { type: dtype === 'fp32' ? 'float32' : 'float16', data, dims: shape }] as const
+function tensorsOf(out: MemoryDirectory) {
+  const tensors = [...readOnnxAdapter(out.files.get('adapter.onnx_adapter')!)].map(([name, { shape, type, bytes }]) => {
+    const data = type === 'fp32' ? new Float32Array(bytes.buffer) : new Uint16Array(bytes.buffer)
+    return [name, { type: type === 'fp32' ? 'float32' : 'float16', data, dims: shape }] as const
   })
-  return Object.fromEntries(await Promise.all(tensors))
+  return Object.fromEntries(tensors)
 }
 
 describe.each([
@@ -59,7 +56,7 @@ describe.each([
     for (const base of [graph, goldenPath(model)]) {
       const out = new MemoryDirectory()
       await convertAdapter(adapter, { to: 'onnx-adapter', base, out })
-      const tensors = await tensorsOf(out)
+      const tensors = tensorsOf(out)
       const open = await loadModel(graph, { runtime: inThread })
       // ONNX Runtime for Node cannot override inputs with a default, so the defaults are removed.
       const proto = open.onnx.proto.graph!

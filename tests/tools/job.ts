@@ -60,8 +60,10 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
     const [out, back] = [new MemoryDirectory({}, to), new MemoryDirectory({}, 'peft')]
     await convertAdapter(llama, { to, base: llama, out, outDtype: 'fp16', onProgress })
     for (const [name, bytes] of out.files) written[`${to}/${name}`] = [...bytes]
-    await convertAdapter(out, { to: 'peft', base: llama, out: back })
-    numbers[`back from ${to}`] = sumOf(await loadAdapter(back))
+    if (to !== 'mlx') continue
+    await convertAdapter(out, { to: 'peft', out: back })
+    numbers.llama = sumOf(await loadAdapter(llama))
+    numbers['back from mlx'] = sumOf(await loadAdapter(back))
   }
   const saved = new MemoryDirectory({}, 'saved')
   await saveAdapter(smaller.adapter, saved)

@@ -91,7 +91,7 @@ export const FLAGS = {
   ConvertAdapterOptions: {
     to: { form: 'word', about: 'the format of the result: peft, gguf, ollama, mlx or onnx-adapter', words: ['peft', 'gguf', 'ollama', 'mlx', 'onnx-adapter'], isRequired: true },
     out: { form: 'target', about: 'the place of the result: a folder. For gguf and onnx-adapter, it can also be a file', isRequired: true },
-    base: { form: 'source', about: 'the model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. For onnx-adapter: the model with the graph that will take the adapter, whose names and type the file then has' },
+    base: { form: 'source', about: 'the model of the adapter: a folder with config.json. GGUF needs it. For onnx-adapter: the model with the graph that will take the adapter, whose names and type the file then has' },
     outDtype: { form: 'word', about: 'the type of the factors in the result. Default keep: each layer keeps its type. Only GGUF can have q8_0', words: ['q8_0', 'keep', 'fp32', 'fp16', 'bf16'] },
   },
   ExtractOptions: {

@@ -1,45 +1,22 @@
-// Adapters as GGUF files. Names and the order of the rows of q and k depend on the model, so reading and writing both
-// need the base.
+// Writes adapters as GGUF files. Names and the order of the rows of q and k depend on the model, so the base is needed.
 
-import { type ByteSink, type ByteSource, type Place, withSource, writeThrough } from '../../base/bytes.js'
+import { type ByteSink, type Place, writeThrough } from '../../base/bytes.js'
 import { type FloatDtype, isFiniteStored } from '../../base/dtype.js'
-import {
-  ConfigError,
-  FormatError,
-  MismatchError,
-  NumericError,
-  ShapeError,
-  UnsupportedError,
-} from '../../base/errors.js'
+import { ConfigError, MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
 import { Steps, type ToolRun } from '../../base/progress.js'
-import { elementCount, type FloatArray, formatShape, isAllFinite, type Matrix, transpose } from '../../base/tensor.js'
-import {
-  type GgufFile,
-  type GgufTensor,
-  parseGguf,
-  readGgufTensor,
-  type WrittenTensor,
-  type WrittenValue,
-  writeGguf,
-} from '../../formats/gguf/gguf.js'
-import { encodeGguf, floatOf, type GgufFloat } from '../../formats/gguf/types.js'
+import { type FloatArray, type Matrix, transpose } from '../../base/tensor.js'
+import { encodeGguf, type GgufFloat, type WrittenTensor, type WrittenValue, writeGguf } from '../../formats/gguf.js'
 import { rowsOf } from '../../linalg/product.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
 import { scalingOf } from '../../lora/config.js'
 import { expertColumns } from '../../lora/kinds/experts.js'
-import { notFinite } from '../../lora/part.js'
 import type { AdapterTensor } from '../../peft/keys.js'
-import { type OpenAdapter, openAdapter, readFactor, readStored } from '../../peft/open.js'
+import { type OpenAdapter, readFactor, readStored } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
-import { type ExchangeFormat, requireHeld, startsWith, type Written } from '../exchange-format.js'
-import { adapterOf, type ReadLayer } from '../read-layers.js'
-import { fromGgufOrder, type GgufBase, readBase, toGgufOrder } from './base.js'
+import { type ExchangeFormat, requireHeld, type Written } from '../exchange-format.js'
+import { type GgufBase, readBase, toGgufOrder } from './base.js'
 import { noTensor } from './names.js'
 
 export const GGUF: ExchangeFormat = {
-  detect: (place) => startsWith(place, (start) => String.fromCharCode(...start.subarray(0, 4)) === 'GGUF'),
-  open: ({ directory, file }, base) =>
-    withSource(directory, file!, async (source) => openAdapter(await readGgufAdapter(source, await openBase(base)))),
   async write(adapter, { directory, file }, { base, dtype, ...run }) {
     const opened = await openBase(base)
     let report: Written = { layers: 0 }
@@ -52,116 +29,11 @@ export const GGUF: ExchangeFormat = {
 }
 
 async function openBase(base: Place | undefined): Promise<GgufBase> {
-  if (base !== undefined) return readBase(base.directory, base.file)
+  if (base !== undefined) return readBase(base.directory)
   throw new ConfigError({
     where: 'base',
     what: 'missing: names and the order of q and k in GGUF depend on the model',
-    expected: 'a folder with the model’s config.json, or its GGUF file',
-  })
-}
-
-async function readGgufAdapter(source: ByteSource, base: GgufBase): Promise<LoraAdapter> {
-  const file = await parseGguf(source)
-  const alpha = checkAdapter(file, base)
-  const pairs = findPairs(file)
-  const layers: ReadLayer[] = []
-  for (const [tensor, { a, b }] of pairs) layers.push(...(await readPair(file, tensor, a, b, alpha, base)))
-  return adapterOf(layers, {})
-}
-
-/** Checks the metadata and returns alpha. 0 means a scaling of 1. */
-function checkAdapter({ source, metadata }: GgufFile, { names }: GgufBase): number {
-  const where = source.name
-  const expect = (key: string, expected: string, what: string, Problem: typeof FormatError | typeof MismatchError) => {
-    const got = metadata.get(key)
-    if (got !== expected)
-      throw new Problem({ where: `${where}: ${key}`, what, expected, got: String(got ?? 'nothing') })
-  }
-  expect('general.type', 'adapter', 'not a LoRA adapter', FormatError)
-  expect('adapter.type', 'lora', 'not a LoRA adapter', FormatError)
-  expect('general.architecture', names.architecture, 'the adapter belongs to another base', MismatchError)
-  const activation = 'adapter.alora.invocation_tokens'
-  if (metadata.has(activation)) {
-    throw new UnsupportedError({ where: `${where}: ${activation}`, what: 'activated LoRA is not implemented' })
-  }
-  const alpha = metadata.get('adapter.lora.alpha') ?? 0
-  if (typeof alpha === 'number' && Number.isFinite(alpha)) return alpha
-  throw new FormatError({ where: `${where}: adapter.lora.alpha`, what: 'not a finite number', got: String(alpha) })
-}
-
-function findPairs({ source, tensors }: GgufFile): Map<string, { a: GgufTensor; b: GgufTensor }> {
-  const pairs = new Map<string, { a?: GgufTensor; b?: GgufTensor }>()
-  for (const tensor of tensors.values()) {
-    const [, name, half] = /^(.+)\.lora_([ab])$/.exec(tensor.name) ?? []
-    if (name === undefined) {
-      const what = 'neither lora_a nor lora_b: an adapter with other tensors is not read'
-      throw new UnsupportedError({ where: `${source.name}: ${tensor.name}`, what })
-    }
-    pairs.set(name, { ...pairs.get(name), [half]: tensor })
-  }
-  if (pairs.size === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
-  for (const [name, { a, b }] of pairs) {
-    if (a !== undefined && b !== undefined) continue
-    const what = `half a pair: no ${name}.lora_${a === undefined ? 'a' : 'b'}`
-    throw new FormatError({ where: `${source.name}: ${name}`, what })
-  }
-  return pairs as Map<string, { a: GgufTensor; b: GgufTensor }>
-}
-
-async function readPair(
-  file: GgufFile,
-  tensor: string,
-  a: GgufTensor,
-  b: GgufTensor,
-  alpha: number,
-  base: GgufBase,
-): Promise<ReadLayer[]> {
-  const { names } = base
-  const where = `${file.source.name}: ${tensor}`
-  const module = names.moduleOf(tensor.replace(/\.weight$/, ''))
-  if (module === undefined) {
-    throw new MismatchError({ where, what: `models of the architecture ${names.architecture} have no such tensor` })
-  }
-  const isEmbedding = tensor === 'token_embd.weight'
-  const read = async (half: GgufTensor): Promise<Matrix> => {
-    const data = await readGgufTensor(file, half)
-    if (!isAllFinite(data)) throw notFinite(`${file.source.name}: ${half.name}`)
-    return { data, shape: [elementCount(half.shape.slice(0, -1)), half.shape.at(-1) ?? 0] }
-  }
-  const all = [await read(a), await read(b)]
-  const rank = b.shape.at(-1)!
-  const rankA = a.shape.at(isEmbedding ? -1 : -2)
-  const isStacked = a.shape.length === 3
-  if (
-    a.shape.length !== b.shape.length ||
-    a.shape.length < 2 ||
-    rank !== rankA ||
-    (isStacked && (isEmbedding || a.shape[0] !== b.shape[0]))
-  ) {
-    throw new ShapeError({
-      where,
-      what: 'factors that do not fit each other',
-      got: `${formatShape(a.shape)}, ${formatShape(b.shape)}`,
-    })
-  }
-  const scaling = alpha === 0 ? 1 : alpha / rank
-  const stored = floatOf(b.type)
-  const dtype = stored === 'fp16' || stored === 'bf16' ? stored : 'fp32'
-  const experts = isStacked ? a.shape[0] : 1
-  const heads = headsOf(tensor, base)
-  return Array.from({ length: experts }, (_, e): ReadLayer => {
-    const [weightA, weightB] = all.map((factors) => rowsOf(factors, e, experts))
-    return {
-      name: isStacked ? module.replace(/\.experts\./, `.experts.${e}.`) : module,
-      kind: isEmbedding ? 'embedding' : 'linear',
-      weightA: isEmbedding ? transpose(weightA) : weightA,
-      weightB:
-        heads === undefined
-          ? weightB
-          : { ...weightB, data: fromGgufOrder(weightB.data, weightB.shape[0], heads, where) },
-      scaling,
-      dtype,
-    }
+    expected: 'a folder with the model’s config.json',
   })
 }
 
@@ -210,7 +82,7 @@ async function writeGgufAdapter(
   requireHeld(adapter, ['linear', 'embedding', 'parameter'], 'a GGUF adapter')
   const parts = adapter.parts() as readonly FactorPart[]
   const pairs = stackExperts(parts.flatMap((part) => pairsOf(part, adapter.dtypeOf(part), base)))
-  for (const pair of pairs) checkFits(pair, base)
+  for (const pair of pairs) checkExperts(pair, base)
   const alpha = commonAlpha(pairs)
   const metadata = new Map<string, WrittenValue>([
     ['general.architecture', base.names.architecture],
@@ -348,9 +220,9 @@ function turned({ shape: [rows, columns], read }: Factor): Factor {
 }
 
 function headsOf(tensor: string, { names, heads, keyHeads }: GgufBase): number | undefined {
-  const found = names.way === 'permuted' ? /^blk\.(\d+)\.attn_([qk])\.weight$/.exec(tensor) : null
+  const found = names.way === 'permuted' ? /^blk\.\d+\.attn_([qk])\.weight$/.exec(tensor) : null
   if (found === null) return undefined
-  return found[2] === 'q' ? heads(Number(found[1])) : keyHeads(Number(found[1]))
+  return found[1] === 'q' ? heads() : keyHeads()
 }
 
 /** Stacks separate experts into one tensor. All experts of a layer must be there and have the same rank. */
@@ -387,24 +259,10 @@ function stackExperts(all: readonly GgufPair[]): GgufPair[] {
   return [...single, ...stacked]
 }
 
-function checkFits({ tensor, a, b, count, isStacked, where }: GgufPair, { shapes, names, experts }: GgufBase): void {
-  if (isStacked && experts !== undefined && count !== experts) {
-    const got = `factors of ${count}`
-    throw new MismatchError({ where, what: 'not the experts of the base', expected: `${experts} experts`, got })
-  }
-  if (shapes === undefined) return
-  const shape = shapes.get(tensor)
-  if (shape === undefined) throw noTensor(where, names)
-  const [d, k] = [b.shape[0], a.shape[1]]
-  const matrix = tensor === 'token_embd.weight' ? [k, d] : [d, k]
-  const got = isStacked ? [count, ...matrix] : matrix
-  if (formatShape(got) === formatShape(shape)) return
-  throw new MismatchError({
-    where,
-    what: `does not fit ${tensor} of the base`,
-    expected: formatShape(shape),
-    got: formatShape(got),
-  })
+function checkExperts({ count, isStacked, where }: GgufPair, { experts }: GgufBase): void {
+  if (!isStacked || experts === undefined || count === experts) return
+  const got = `factors of ${count}`
+  throw new MismatchError({ where, what: 'not the experts of the base', expected: `${experts} experts`, got })
 }
 
 function commonAlpha(pairs: readonly GgufPair[]): number | undefined {

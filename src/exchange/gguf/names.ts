@@ -1,4 +1,4 @@
-// Translates names of modules to names of tensors in GGUF files and back, by llama.cpp's tables (gen/tables.ts).
+// Translates names of modules to names of tensors in GGUF files, by llama.cpp's tables (gen/tables.ts).
 
 import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { ARCHITECTURES, MODELS, TENSORS, type Way } from './gen/tables.js'
@@ -9,8 +9,6 @@ export interface GgufNames {
   readonly way: Way
   /** The tensor of a module, without `.weight`; undefined if llama.cpp has no tensor for it. */
   tensorOf(module: string): string | undefined
-  /** The transformers module of a tensor; undefined for an unknown tensor. */
-  moduleOf(tensor: string): string | undefined
 }
 
 export function namesOfModel(model: string, where: string): GgufNames {
@@ -32,36 +30,20 @@ export function namesOfModel(model: string, where: string): GgufNames {
   })
 }
 
-export function namesOfArchitecture(architecture: string, where: string): GgufNames {
-  const models = Object.entries(MODELS).filter(([, [name]]) => name === architecture)
-  const ways = new Set(models.flatMap(([, [, way]]) => way ?? []))
-  if (models.length > 0 && ways.size === 1) return namesOf(architecture, [...ways][0])
-  throw new UnsupportedError({
-    where: `${where}: general.architecture`,
-    what:
-      models.length === 0 ? 'llama.cpp has no such architecture' : 'adapters of this architecture are not implemented',
-    got: architecture,
-    ...(models.length > 0 && { hint: 'Give the folder of the model with its config.json as the base' }),
-  })
-}
-
 function namesOf(architecture: string, way: Way): GgufNames {
   const byModule = new Map<string, string>()
-  const byTensor = new Map<string, string>()
   const { tensors, own: ownNames = {} } = ARCHITECTURES[architecture]
-  const isGated = tensors.some((index) => TENSORS[index][0] === 'blk.{bid}.ffn_gate')
   for (const index of tensors) {
     const [tensor, ...modules] = TENSORS[index]
     // Names that only this architecture has come last, as in gguf-py.
-    const all = [...modules, ...(Object.hasOwn(ownNames, tensor) ? ownNames[tensor] : [])]
-    for (const module of all) byModule.set(module, tensor)
-    byTensor.set(tensor, preferred(tensor, all, isGated))
+    for (const module of [...modules, ...(Object.hasOwn(ownNames, tensor) ? ownNames[tensor] : [])]) {
+      byModule.set(module, tensor)
+    }
   }
   return {
     architecture,
     way,
     tensorOf: (module) => renamed(withoutPrefix(module), byModule),
-    moduleOf: (tensor) => renamed(tensor, byTensor),
   }
 }
 
@@ -79,28 +61,6 @@ function renamed(name: string, table: ReadonlyMap<string, string>): string | und
     if (found !== undefined) return found.replace('{bid}', digits)
   }
   return undefined
-}
-
-/** If several modules belong to a tensor, the first of these is chosen: names of today's transformers come first. */
-const PREFERENCES = [
-  /^model\.layers\.\{bid\}\.self_attn\.(q|k|v|o|qkv)_proj$/,
-  /^model\.layers\.\{bid\}\.mlp\.(gate|up|down|gate_up)_proj$/,
-  /^model\.layers\.\{bid\}\.mlp\.experts\.(gate|up|down)_proj$/,
-  /^model\.embed_tokens$/,
-  /^lm_head$/,
-  /^model\.layers\.\{bid\}\./,
-  /^(model|transformer)\./,
-]
-
-/** @param isGated true if the architecture has a separate tensor for the gate; if not, `ffn_up` holds both */
-function preferred(tensor: string, modules: readonly string[], isGated: boolean): string {
-  const fused = 'model.layers.{bid}.mlp.gate_up_proj'
-  if (tensor === 'blk.{bid}.ffn_up' && !isGated && modules.includes(fused)) return fused
-  for (const pattern of PREFERENCES) {
-    const found = modules.find((module) => pattern.test(module))
-    if (found !== undefined) return found
-  }
-  return modules[0]
 }
 
 export function noTensor(module: string, { architecture }: GgufNames): MismatchError {

@@ -13,13 +13,10 @@ import { GGUF } from '../gguf/gguf-adapters.js'
 const ADAPTER_FILE = 'adapter.gguf'
 
 export const OLLAMA: ExchangeFormat = {
-  // A folder with one GGUF file is read by the format gguf.
-  detect: async () => false,
-  open: GGUF.open,
   async write(adapter, { directory }, settings) {
     const { base } = settings
     if (base === undefined) {
-      const expected = 'the folder of the model, with its chat template, or its GGUF file beside these'
+      const expected = 'the folder of the model, with its chat template, or its GGUF file, beside config.json'
       throw new ConfigError({
         where: 'base',
         what: 'missing: Ollama’s Modelfile names the model, which the adapter does not',
