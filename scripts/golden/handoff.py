@@ -103,26 +103,10 @@ def rank_main(name):
         (OUT / "two.json").write_text(json.dumps(every.mean(dim=0).tolist()))
 
 
-def random_base(name, auto):
-    """A model with the config and tokenizer of a golden folder, and random weights."""
-    from transformers import AutoConfig
-
-    source, target = ROOT / name, OUT / f"base-{name.replace('/', '-')}"
-    model = auto.from_config(AutoConfig.from_pretrained(source))
-    model.save_pretrained(target)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / file, target / file)
-    return target
-
-
 def main():
     base = ROOT / "models/union-3m"
     goldens = {}
-    others = {}
-    for name, options in json.loads((GOLDEN / "cases.json").read_text()).items():
-        if options["model"] != "models/union-3m":
-            others[name] = options["model"]
-            continue
+    for name in json.loads((GOLDEN / "cases.json").read_text()):
         goldens[name], trainer = run(name, base)
         if name == "lora-plus":
             two_processes(name, base, goldens[name]["losses"])
@@ -135,15 +119,6 @@ def main():
             for own, other in zip(goldens[name]["records"]["labels"], goldens[name]["first"]["labels"], strict=True):
                 assert own[1:] == other[1:], (name, own, other)
             print(f"{name}: TRL makes the same tokens and labels of the records")
-    from transformers import AutoModel
-
-    for name, folder in others.items():
-        trainer = trainer_of(name, random_base(folder, AutoModel))
-        if name != "vectors":
-            goldens[name] = first_batch(trainer)
-        losses = losses_of(trainer)
-        assert all(torch.isfinite(torch.tensor(losses))), name
-        print(f"{name}: runs, loss {losses}")
     if WRITES:
         (GOLDEN / "golden.json").write_text(json.dumps(goldens) + "\n")
         for file in ("adapter_config.json", "adapter_model.safetensors"):

@@ -1,4 +1,4 @@
-// Writes GGUF files (ggml's docs/gguf.md, version 3): metadata, the list of tensors, and their bytes, each aligned to 32.
+// Writes GGUF files (ggml's docs/gguf.md, version 3): metadata, the list of tensors, and their bytes, aligned to 32.
 
 import { type ByteSink, concatBytes } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, f32ToF16, sizeOf } from '../base/dtype.js'

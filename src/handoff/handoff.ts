@@ -4,10 +4,8 @@ import { stringify } from 'yaml'
 import {
   type Directory,
   MemoryDirectory,
-  readAll,
   readJson,
   requireEmpty,
-  withSource,
   writeFile,
   writeThrough,
   writeTogether,
@@ -15,27 +13,23 @@ import {
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import type { AnswerPair } from '../tasks/dpo.js'
-import type { RelatedTexts } from '../tasks/embedding.js'
 import type { JudgedRow } from '../tasks/kto.js'
-import type { Examples, OpenTask } from '../tasks/task.js'
+import type { Examples } from '../tasks/task.js'
 import type { TaskName } from '../tasks/tasks.js'
-import type { LabeledExample } from '../tasks/text-classification.js'
-import type { TaggedExample } from '../tasks/token-classification.js'
 import { type Chat, chatOf, withArgumentObjects } from '../text/chat.js'
-import { type Example, IGNORED, type ParsedRecord } from '../text/records.js'
+import type { Example, ParsedRecord } from '../text/records.js'
 import { baseNameOf } from '../train/about-run.js'
 import type { TrainInput } from '../train/options.js'
 import { EpochPlan, type PlanOptions, stepsPerEpoch } from '../train/rows/batches.js'
 import { prepare, type RunContext } from '../train/train.js'
 import { readmeOf, trainScript } from './script.js'
-import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
+import { type HandedRun, scriptOnly, trlSettings } from './settings-file.js'
 
 export interface HandoffSettings {
   readonly out: Directory
   /** The base's name for transformers; undefined to take the name that the adapter records. */
   readonly base: string | undefined
   readonly rows: 'tokens' | 'records'
-  readonly unfinished: { readonly directory: Directory; readonly steps: number } | undefined
 }
 
 /** Result of `handoff`. */
@@ -48,15 +42,13 @@ export interface HandoffReport {
   rows: number
   /** The number of rows for evaluation. */
   evalRows: number
-  /** The number of steps that are left. */
+  /** The number of steps. */
   steps: number
   /** Parts of the run that need train.py, because `trl` with the settings file cannot do them. */
   scriptOnly: string[]
   /** The differences of the run in TRL, each as a sentence. */
   differences: string[]
 }
-
-const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors']
 
 interface Rows {
   readonly examples: Examples<unknown>
@@ -66,7 +58,7 @@ interface Rows {
 export async function handOff(
   options: TrainInput,
   context: RunContext,
-  { out, base, rows, unfinished }: HandoffSettings,
+  { out, base, rows }: HandoffSettings,
 ): Promise<HandoffReport> {
   await requireEmpty(out)
   const parsed: [unknown[], unknown[]] = [[], []]
@@ -93,16 +85,12 @@ export async function handOff(
     encoded.chatTemplate && (handed.marksAnswers ? markedTemplate(encoded.chatTemplate) : encoded.chatTemplate)
 
   const folder = new MemoryDirectory()
-  if (unfinished === undefined) await saveAdapter(adapter, folder)
-  else {
-    for (const name of ADAPTER_FILES) folder.files.set(name, await withSource(unfinished.directory, name, readAll))
-  }
+  await saveAdapter(adapter, folder)
   const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
   // Only the order of the records is needed, so batches may be of any length.
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation, limit: 0 }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
   const totalSteps = settings.maxSteps ?? settings.epochs * stepsOfPass
-  const stepsDone = unfinished?.steps ?? 0
   const run: HandedRun = {
     task,
     taskOptions: options.taskOptions ?? {},
@@ -110,7 +98,6 @@ export async function handOff(
     config: adapter.config,
     peft,
     base: base ?? baseNameOf(options.model).baseModel,
-    stepsDone,
     totalSteps,
     isInOrder: totalSteps <= stepsOfPass || parts.open.needsNeighbors === true,
     maxLength: encoded.maxLength,
@@ -118,18 +105,17 @@ export async function handOff(
     hasTemplate: template !== undefined,
     isReadable,
   }
-  const file = `${handed.command ?? 'args'}.yaml`
-  const yaml = handed.command === undefined ? { ...trainingArguments(run), ...modelSettings(run) } : trlSettings(run)
+  const file = `${handed.command}.yaml`
   const only = scriptOnly(run, handed.command)
   const differences = differencesOf(run, options)
   const order = orderOf(run, costs, { ...plan, inOrder: parts.open.needsNeighbors ?? false })
-  const lines = (rows: Rows, indices: readonly number[]) => linesOf(rows, indices, { handed, open: parts.open, run })
+  const lines = (rows: Rows, indices: readonly number[]) => linesOf(rows, indices, { handed, run })
 
   await writeTogether(
     out,
     async (target) => {
       // Python reads YAML 1.1, in which `no` is a boolean and 1e-8 is a text.
-      const text = stringify(yaml, { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
+      const text = stringify(trlSettings(run), { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
       await writeFile(target, file, text)
       await writeThrough(target, 'data/train.jsonl', async (sink) => {
         for (const line of lines({ examples, parsed: parsed[0] }, order)) await sink.write(line)
@@ -142,7 +128,7 @@ export async function handOff(
       }
       if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
       for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
-      await writeFile(target, 'train.py', trainScript(scriptValues(run, parts.open, file)))
+      await writeFile(target, 'train.py', trainScript(scriptValues(run, file)))
       await writeFile(target, 'README.md', readmeOf(run, file, handed.command, only, differences))
     },
     true,
@@ -152,30 +138,25 @@ export async function handOff(
     settings: file,
     rows: examples.length,
     evalRows: evalExamples?.length ?? 0,
-    steps: totalSteps - stepsDone,
+    steps: totalSteps,
     scriptOnly: only,
     differences,
   }
 }
 
-/**
- * Returns the records from the next step on. A step with fewer records goes last, because TRL just counts rows into
- * batches.
- */
-function orderOf({ config, stepsDone }: HandedRun, costs: ArrayLike<number>, plan: PlanOptions): number[] {
+/** Returns the order of the first pass. A step with fewer records goes last: TRL just counts rows into batches. */
+function orderOf({ config }: HandedRun, costs: ArrayLike<number>, plan: PlanOptions): number[] {
   const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>
     step.flatMap(({ examples }) => examples),
   )
   const size = plan.batchSize * plan.accumulation
-  const done = steps.length === 0 ? 0 : stepsDone % steps.length
-  const turned = [...steps.slice(done), ...steps.slice(0, done)]
-  return [...turned.filter(({ length }) => length === size), ...turned.filter(({ length }) => length < size)].flat()
+  return [...steps.filter(({ length }) => length === size), ...steps.filter(({ length }) => length < size)].flat()
 }
 
 function* linesOf(
   { examples, parsed }: Rows,
   indices: readonly number[],
-  { handed, open, run: { isReadable, hasTemplate } }: { handed: HandedTask; open: OpenTask; run: HandedRun },
+  { handed, run: { isReadable, hasTemplate } }: { handed: HandedTask; run: HandedRun },
 ): Generator<Uint8Array> {
   const encoder = new TextEncoder()
   const write = isReadable ? handed.record : undefined
@@ -185,38 +166,24 @@ function* linesOf(
     // A chat with several answers gives several examples, but it is a single record.
     if (write !== undefined && seen.has(record)) continue
     seen.add(record)
-    const row = write === undefined ? handed.row!(examples.at(index), open) : write(record, hasTemplate)
+    const row = write === undefined ? handed.row!(examples.at(index)) : write(record, hasTemplate)
     yield encoder.encode(`${JSON.stringify(row)}\n`)
   }
 }
 
-function scriptValues(
-  run: HandedRun,
-  { labels, problemType }: { labels?: readonly string[]; problemType?: string },
-  file: string,
-) {
-  const { task, taskOptions, settings, stepsDone, maxLength } = run
+function scriptValues({ task, settings }: HandedRun, file: string) {
   return {
     task,
-    task_options: taskOptions,
     settings: file,
-    labels: labels ?? null,
-    problem_type: problemType ?? null,
     lora_plus_ratio: settings.loraPlusRatio ?? 1,
     schedule: settings.schedule,
     warmup_ratio: settings.warmupRatio,
     warmup_steps: settings.warmupSteps ?? null,
-    steps_done: stepsDone,
     early_stopping: settings.earlyStopping ?? null,
-    batch_size: settings.batchSize,
-    max_length: Number.isFinite(maxLength) ? maxLength : null,
   }
 }
 
-function differencesOf(
-  { task, settings, config, peft, stepsDone, isInOrder }: HandedRun,
-  options: TrainInput,
-): string[] {
+function differencesOf({ task, settings, config, peft, isInOrder }: HandedRun, options: TrainInput): string[] {
   const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
   return [
     ...(quantized
@@ -229,23 +196,11 @@ function differencesOf(
     ...(settings.packing
       ? ['TRL packs in another way, and keeps records apart only with FlashAttention or a kernel like it.']
       : []),
-    ...(task === 'embedding' && options.model.sentence.prompt !== ''
-      ? [`Here each text began with ${JSON.stringify(options.model.sentence.prompt)}: set it as \`prompts\`.`]
-      : []),
-    ...(stepsDone > 0
-      ? [`The adapter of step ${stepsDone} goes along. The moments of its optimizer do not: AdamW starts anew.`]
-      : []),
     ...(isInOrder ? [] : ['Passes over the data are shuffled by other random numbers.']),
-    ...(stepsDone > 0 && (task === 'dpo' || task === 'kto')
-      ? ['TRL compares with the adapter that goes along, and not with the model before the first step.']
-      : []),
     ...(task === 'kto'
       ? [
           'The KL term pairs each prompt with the answer of the row before it in the batch. Batches of another size have other pairs, and several GPUs take the mean of their KL terms: divide gradient_accumulation_steps only, and the loss still differs a little.',
         ]
-      : []),
-    ...(settings.keep === 'best' && stepsDone > 0
-      ? ['The adapter that goes along is that of the best evaluation.']
       : []),
     ...(peft.trainable_token_indices ? ['Rows of trained tokens go along with the adapter, as PEFT keeps them.'] : []),
   ]
@@ -282,14 +237,14 @@ function markedTemplate(template: string): string {
 type Row = Readonly<Record<string, unknown>>
 
 interface HandedTask {
-  readonly command?: 'sft' | 'dpo' | 'kto'
+  readonly command: 'sft' | 'dpo' | 'kto'
   /** The task's settings that the script supports. */
   readonly options: readonly string[]
   /** True if the loss counts only the assistant's text, so that the template must mark it. */
   readonly marksAnswers?: boolean
   /** Writes an example as tokens; undefined for tasks whose records are handed over as they are. */
-  row?(example: unknown, open: OpenTask): Row
-  record?(parsed: unknown, hasTemplate: boolean): Row
+  row?(example: unknown): Row
+  record(parsed: unknown, hasTemplate: boolean): Row
 }
 
 const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
@@ -330,40 +285,6 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
       return { prompt, completion: answer, label: isWanted, ...more }
     },
   },
-  embedding: {
-    options: ['loss', 'temperature', 'margin'],
-    record(parsed) {
-      const { texts, score } = parsed as RelatedTexts
-      const [anchor, positive, negative] = texts
-      return { anchor, positive, ...(negative !== undefined && { negative }), ...(score !== undefined && { score }) }
-    },
-  },
-  'text-classification': {
-    options: ['problemType'],
-    row(example, { labels = [], problemType }) {
-      const { inputIds, tokenTypeIds, label } = example as LabeledExample
-      const labelNames = [label].flat().map(String)
-      const labeled =
-        problemType === 'regression'
-          ? Number(label)
-          : problemType === 'single_label_classification'
-            ? labels.indexOf(labelNames[0])
-            : labels.map((name) => (labelNames.includes(name) ? 1.5 : 0.5) - 0.5)
-      return { ...tokensOf(inputIds, tokenTypeIds), labels: labeled }
-    },
-  },
-  'token-classification': {
-    options: ['tagNames'],
-    row(example, { labels = [] }) {
-      const { inputIds, tokenTypeIds, firsts, tags } = example as TaggedExample
-      const tokenLabels = Array<number>(inputIds.length).fill(IGNORED)
-      tags.forEach((tag, word) => {
-        const index = labels.indexOf(String(tag))
-        tokenLabels[firsts[word]] = index >= 0 ? index : Number(tag)
-      })
-      return { ...tokensOf(inputIds, tokenTypeIds), labels: tokenLabels }
-    },
-  },
 }
 
 function handedTask(name: TaskName, taskOptions: Readonly<Record<string, unknown>> = {}): HandedTask {
@@ -371,16 +292,12 @@ function handedTask(name: TaskName, taskOptions: Readonly<Record<string, unknown
   const where = `task ${name}`
   if (handed === undefined) {
     const expected = Object.keys(HANDED).join(', ')
-    throw new UnsupportedError({ where, what: 'TRL has no trainer for it', expected, hint: 'Train it with lowrank' })
+    throw new UnsupportedError({ where, what: 'it cannot be handed off', expected, hint: 'Train it with lowrank' })
   }
   const unsupported = Object.keys(taskOptions).find((option) => !handed.options.includes(option))
   if (unsupported === undefined) return handed
   const expected = handed.options.join(', ') || 'no settings of the task'
   throw new UnsupportedError({ where: `taskOptions.${unsupported}`, what: 'cannot be handed off', expected })
-}
-
-function tokensOf(inputIds: Int32Array, tokenTypeIds: Int32Array): Row {
-  return { input_ids: [...inputIds], ...(tokenTypeIds.includes(1) && { token_type_ids: [...tokenTypeIds] }) }
 }
 
 function turnsOf(record: ParsedRecord): { prompt: unknown; answer: unknown; more: Row } {

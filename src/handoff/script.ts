@@ -1,4 +1,4 @@
-// Writes train.py of a handed-off run, one script for all tasks that does what TRL's settings files cannot express, and
+// Writes train.py of a handed-off run, which does what TRL's settings files cannot express, and
 // its README.md: what each file is, the commands for places with GPUs, and what will differ.
 
 import type { HandedRun } from './settings-file.js'
@@ -14,7 +14,6 @@ export const PINNED = {
   transformers: '5.24.0',
   accelerate: '1.15.0',
   datasets: '5.2.0',
-  'sentence-transformers': '6.2.0',
 }
 
 const SCRIPT = `# /// script
@@ -72,17 +71,14 @@ class LikeLowrank:
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.lr_scheduler is None:
-            done = RUN["steps_done"]
-            total = num_training_steps + done
             warmup = RUN["warmup_steps"]
             if warmup is None:
-                warmup = math.ceil(RUN["warmup_ratio"] * total - 1e-9)
+                warmup = math.ceil(RUN["warmup_ratio"] * num_training_steps - 1e-9)
 
             def factor(step):
-                step += done
                 if step < warmup:
                     return step / warmup
-                progress = (step - warmup) / max(1, total - warmup)
+                progress = (step - warmup) / max(1, num_training_steps - warmup)
                 if RUN["schedule"] == "cosine":
                     return 0.5 * (1 + math.cos(math.pi * progress))
                 return 1 - progress if RUN["schedule"] == "linear" else 1.0
@@ -127,7 +123,7 @@ def callbacks():
     return [EarlyStoppingCallback(early_stopping_patience=RUN["early_stopping"])]
 
 
-def language_model():
+def make():
     from transformers import AutoModelForCausalLM, AutoTokenizer
     import trl
     from trl import ModelConfig
@@ -152,71 +148,11 @@ def language_model():
     )
 
 
-def classifier():
-    from transformers import (
-        AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer,
-        DataCollatorForTokenClassification, DataCollatorWithPadding, Trainer, TrainingArguments,
-    )
-    from trl import ModelConfig
-
-    args, model_args = settings(TrainingArguments, ModelConfig)
-    is_tags = RUN["task"] == "token-classification"
-    auto = AutoModelForTokenClassification if is_tags else AutoModelForSequenceClassification
-    names = RUN["labels"] or ["LABEL_0"]
-    model = auto.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, dtype=model_args.dtype, num_labels=len(names),
-        id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
-        **({} if is_tags else {"problem_type": RUN["problem_type"]}), ignore_mismatched_sizes=True,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
-    collator = DataCollatorForTokenClassification if is_tags else DataCollatorWithPadding
-    train, test = rows()
-    return type("Trainer", (LikeLowrank, Trainer), {})(
-        model=with_adapter(model), args=args, train_dataset=train, eval_dataset=test, processing_class=tokenizer,
-        data_collator=collator(tokenizer), callbacks=callbacks(),
-    )
-
-
-def embedder():
-    from sentence_transformers import (
-        SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, losses,
-    )
-    from sentence_transformers.losses import TripletDistanceMetric
-    from trl import ModelConfig
-
-    args, model_args = settings(SentenceTransformerTrainingArguments, ModelConfig)
-    model = SentenceTransformer(model_args.model_name_or_path, revision=model_args.model_revision)
-    model.max_seq_length = RUN["max_length"] or model.max_seq_length
-    model[0].auto_model = with_adapter(model[0].auto_model)
-    options = RUN["task_options"]
-    train, test = rows()
-    name = options.get("loss") or ("cosine" if "score" in train.column_names else "in-batch")
-    if name == "cosine":
-        loss = losses.CosineSimilarityLoss(model)
-    elif name == "triplet":
-        loss = losses.TripletLoss(model, TripletDistanceMetric.COSINE, options.get("margin", 0.2))
-    else:
-        loss = losses.CachedMultipleNegativesRankingLoss(
-            model, scale=1 / options.get("temperature", 0.05), mini_batch_size=RUN["batch_size"]
-        )
-    return type("Trainer", (LikeLowrank, SentenceTransformerTrainer), {})(
-        model=model, args=args, train_dataset=train, eval_dataset=test, loss=loss, callbacks=callbacks(),
-    )
-
-
-def make():
-    makers = {"embedding": embedder, "text-classification": classifier, "token-classification": classifier}
-    return makers.get(RUN["task"], language_model)()
-
-
 def main():
     trainer = make()
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     out = trainer.args.output_dir
-    if RUN["task"] == "embedding":
-        trainer.model[0].auto_model.save_pretrained(out)
-    else:
-        trainer.save_model(out)
+    trainer.save_model(out)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     print("The adapter is in", out)
@@ -230,20 +166,20 @@ if __name__ == "__main__":
 export function readmeOf(
   run: HandedRun,
   file: string,
-  command: string | undefined,
+  command: string,
   only: readonly string[],
   differences: readonly string[],
 ): string {
-  const { base, stepsDone, totalSteps, isReadable, hasTemplate } = run
+  const { base, totalSteps, isReadable, hasTemplate } = run
   const isPath = /^[./\\]/.test(base)
   const code = (language: string, ...lines: string[]) => `\`\`\`${language}\n${lines.join('\n')}\n\`\`\`\n`
   const plain =
-    command === undefined || only.length > 0
+    only.length > 0
       ? `\`trl\` cannot do all of this run from its settings file: ${only.join(', ')}. train.py does.\n`
       : `Or with TRL's own command, which starts from other initial values:\n\n${code('sh', `trl ${command} --config ${file}`)}`
   return `# A run of lowrank, to go on with TRL
 
-${totalSteps - stepsDone} steps${stepsDone > 0 ? `, after ${stepsDone} that are made` : ''}, on the base \`${base}\`.
+${totalSteps} steps on the base \`${base}\`.
 
 | file | what it is |
 | --- | --- |
@@ -287,5 +223,5 @@ ${code('sh', 'lowrank generate --model MODEL --adapter out --prompt "The"', 'low
 
 ## What differs
 
-${[...differences, ...(only.length > 0 && command !== undefined ? [`\`trl ${command}\` alone leaves out: ${only.join(', ')}.`] : [])].map((line) => `- ${line}\n`).join('')}`
+${[...differences, ...(only.length > 0 ? [`\`trl ${command}\` alone leaves out: ${only.join(', ')}.`] : [])].map((line) => `- ${line}\n`).join('')}`
 }

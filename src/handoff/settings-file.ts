@@ -11,8 +11,6 @@ export interface HandedRun {
   readonly config: LoraConfig
   readonly peft: Readonly<Record<string, unknown>>
   readonly base: string
-  /** How many steps the run has done. */
-  readonly stepsDone: number
   readonly totalSteps: number
   /** True if the order of the records stays fixed: there is a single pass, or the task keeps the order of the data. */
   readonly isInOrder: boolean
@@ -23,15 +21,9 @@ export interface HandedRun {
   readonly isReadable: boolean
 }
 
-export function trainingArguments(run: HandedRun): Record<string, unknown> {
-  const { settings, config, stepsDone, totalSteps, isInOrder, hasEvaluation } = run
+function trainingArguments(run: HandedRun): Record<string, unknown> {
+  const { settings, config, totalSteps, isInOrder, hasEvaluation } = run
   const { evalEvery, saveEvery, bestMetric } = settings
-  const isEmbedding = run.task === 'embedding'
-  // All vectors of a step are compared with each other, so there a step must be one batch.
-  const [batch, accumulation] = isEmbedding
-    ? [settings.batchSize * settings.gradientAccumulation, 1]
-    : [settings.batchSize, settings.gradientAccumulation]
-  const isWhole = settings.maxSteps === undefined && stepsDone === 0
   const keepsBest = usesBest(settings) && settings.keep === 'best'
   const every = evalEvery === undefined ? { strategy: 'epoch' } : { strategy: 'steps', steps: evalEvery }
   const saves = keepsBest
@@ -41,10 +33,10 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
       : { strategy: 'steps', steps: saveEvery }
   return {
     output_dir: 'out',
-    ...(isWhole ? { num_train_epochs: settings.epochs } : { max_steps: totalSteps - stepsDone }),
-    per_device_train_batch_size: batch,
+    ...(settings.maxSteps === undefined ? { num_train_epochs: settings.epochs } : { max_steps: totalSteps }),
+    per_device_train_batch_size: settings.batchSize,
     per_device_eval_batch_size: settings.batchSize,
-    gradient_accumulation_steps: accumulation,
+    gradient_accumulation_steps: settings.gradientAccumulation,
     learning_rate: settings.learningRate,
     lr_scheduler_type: settings.schedule,
     warmup_steps: warmupStepsOf(settings, totalSteps),
@@ -124,15 +116,12 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
   }
 }
 
-export function modelSettings({ base, config }: HandedRun): Record<string, unknown> {
+function modelSettings({ base, config }: HandedRun): Record<string, unknown> {
   const { revision } = config.peftFields
   return { model_name_or_path: base, model_revision: revision ?? 'main', dtype: 'float32', load_in_4bit: false }
 }
 
-export function scriptOnly(
-  { task, settings, peft, stepsDone, hasTemplate }: HandedRun,
-  command: string | undefined,
-): string[] {
+export function scriptOnly({ settings, peft, hasTemplate }: HandedRun, command: string): string[] {
   const isOff = (value: unknown) =>
     value === null ||
     value === undefined ||
@@ -140,8 +129,6 @@ export function scriptOnly(
     (typeof value === 'object' && Object.keys(value).length === 0)
   const fields = ['rank_pattern', 'alpha_pattern', 'exclude_modules', 'layers_to_transform', 'trainable_token_indices']
   return [
-    ...(command === undefined ? [`the task ${task}`] : []),
-    ...(stepsDone > 0 ? ['the steps that are made'] : []),
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
     // SFT has a setting for the template.
     ...(hasTemplate && command !== 'sft' ? ['the chat template'] : []),

@@ -89,7 +89,8 @@ export interface ConvertAdapterOptions extends ToolRun {
   /** The place of the result: a folder. For `gguf` and `onnx-adapter`, it can also be a file. */
   out: Target
   /**
-   * The model of the adapter: a folder with config.json. GGUF needs it. For `onnx-adapter`: the model with the graph that will take the adapter, whose names and type the file then has.
+   * The model of the adapter: a folder with config.json. GGUF needs it. For `onnx-adapter`: the model with the graph
+   * that will take the adapter, whose names and type the file then has.
    */
   base?: Source | undefined
   /** The type of the factors in the result. Default `keep`: each layer keeps its type. Only GGUF can have `q8_0`. */

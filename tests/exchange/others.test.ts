@@ -1,5 +1,5 @@
-// mlx-lm, there and back, and .onnx_adapter, beside a file that ONNX Runtime wrote; what is refused. That mlx-lm and ONNX
-// Runtime open the results is checked by scripts/golden/check_exchange.py.
+// mlx-lm, there and back, and .onnx_adapter, beside a file that ONNX Runtime wrote; what is refused. That mlx-lm and
+// ONNX Runtime open the results is checked by scripts/golden/check_exchange.py.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'

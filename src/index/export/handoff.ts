@@ -7,7 +7,7 @@ import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options
 import { isDirectory } from '../../data/row.js'
 import type { HandoffReport } from '../../handoff/handoff.js'
 import type { TrainOptions } from '../../train/options.js'
-import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../../train/saved/run-folder.js'
+import { RECORD_FILE } from '../../train/saved/run-folder.js'
 import { HANDOFF_OPTIONS } from '../gen/options.js'
 import { openFolder, openTarget } from '../sources.js'
 import { withTraining } from '../train.js'
@@ -40,7 +40,7 @@ export interface HandoffOptions {
  * adapter that training starts from, a script, and a README with the commands. The records, their order, the start
  * values, the optimizer and the learning rates are the same as in lowrank; the report lists what differs.
  *
- * @param run the folder of a run, or the options of `train`. An unfinished run goes on from the step it had reached
+ * @param run the folder of a run, or the options of `train`. The run starts again, from its start values
  * @throws UnsupportedError for a task or a setting that cannot be handed off; FileError for a folder that has no run,
  *   and when `out` is not empty; what `train` throws before its first step
  *
@@ -52,17 +52,15 @@ export async function handoff(run: Source | TrainOptions, options: HandoffOption
   checkArgument(options.to, oneOf('trl'), 'to')
   const { handOff } = await import('../../handoff/handoff.js')
   const { out, base, rows = 'tokens' } = options
-  const found = isOptions(run) ? { options: run, unfinished: undefined } : await foundRun(await openFolder(run, 'run'))
-  return withTraining(found.options, (opened, context) =>
-    handOff(opened, context, { out: openTarget(out, 'out'), base, rows, unfinished: found.unfinished }),
-  )
+  const found = isOptions(run) ? run : await optionsOf(await openFolder(run, 'run'))
+  return withTraining(found, (opened, context) => handOff(opened, context, { out: openTarget(out, 'out'), base, rows }))
 }
 
 function isOptions(run: Source | TrainOptions): run is TrainOptions {
   return isObject(run) && !isDirectory(run) && 'model' in run
 }
 
-async function foundRun(directory: Directory) {
+async function optionsOf(directory: Directory): Promise<TrainOptions> {
   const where = directory.name
   if (!(await directory.has(RECORD_FILE))) {
     throw new FileError({
@@ -73,6 +71,5 @@ async function foundRun(directory: Directory) {
   }
   const options = (await readJson(directory, RECORD_FILE)) as TrainOptions
   if (!isObject(options)) throw new ConfigError({ where: `${where}/${RECORD_FILE}`, what: 'not the options of a run' })
-  const isOpen = (await readMarker(directory))?.status === 'unfinished' && (await directory.has(STATE_FILE))
-  return isOpen ? { options, unfinished: { directory, steps: await stepsOf(directory) } } : { options }
+  return options
 }

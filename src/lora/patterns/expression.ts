@@ -1,6 +1,6 @@
-// Translates Python's regular expressions (the re module of 3.11) into JavaScript's. Adapter configs choose modules with
-// them and may come from strangers, so the translation also estimates how long a match can take: JavaScript's engine
-// backtracks and cannot be interrupted.
+// Translates Python's regular expressions (the re module of 3.11) into JavaScript's. Adapter configs choose modules
+// with them and may come from strangers, so the translation also estimates how long a match can take: JavaScript's
+// engine backtracks and cannot be interrupted.
 
 export class ExpressionError extends Error {}
 
@@ -21,7 +21,7 @@ const CLASSES = {
 }
 const ASCII_CLASSES = { d: '0-9', w: '0-9A-Za-z_', s: '\\t-\\r\\x1c-\\x20' }
 
-/** A translated part of an expression. On n characters there are at most `ways` · C(n + loops, loops) ways to match it. */
+/** A part, translated. On n characters there are at most `ways` · C(n + loops, loops) ways to match it. */
 interface Part {
   readonly source: string
   readonly ways: number

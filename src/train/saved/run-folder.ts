@@ -176,10 +176,6 @@ export function readState(directory: Directory, names: readonly string[], check:
   })
 }
 
-export function stepsOf(directory: Directory): Promise<number> {
-  return withState(directory, async ({ step }) => step)
-}
-
 function withState<T>(directory: Directory, use: (run: RunState, file: SafetensorsFile) => Promise<T>): Promise<T> {
   return withSource(directory, STATE_FILE, async (source) => {
     const file = await parseSafetensorsHeader(source)
