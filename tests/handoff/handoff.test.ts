@@ -152,10 +152,7 @@ describe('the folder', () => {
   it.each([
     [{ task: 'seq2seq' }, 'encoder'],
     [{ taskOptions: { beta: 1 } }, 'beta'],
-    [
-      { task: 'embedding', data: [{ anchor: 'a', positive: 'b' }] },
-      'cannot be handed off; expected causal-lm, dpo, kto',
-    ],
+    [{ task: 'text-classification', data: ['x', 'y'].map((label) => ({ text: 'a', label })) }, 'cannot be handed off'],
   ] as const)('refuses %o', async (more, words) => {
     await expect(handed({ ...cases['lora-plus'], ...more } as TrainOptions)).rejects.toThrow(words)
   })

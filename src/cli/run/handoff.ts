@@ -11,7 +11,7 @@ export const handoff = defineCommand({
   summary: 'go on with a run elsewhere, on GPUs',
   about: [
     'Writes a folder for Hugging Face TRL: settings, rows, chat template, the adapter to start from, train.py, and a README with the commands.',
-    'RUN is the folder of a run, or a file with the options of one, as for lowrank train --config. An unfinished run goes on from its last save.',
+    'RUN is the folder of a run, or a file with the options of one, as for lowrank train --config.',
   ].join('\n'),
   examples: [
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/to-hand-off --max-steps 4',
