@@ -1,4 +1,4 @@
-// No Chromium outlives the test that opened it: neither one that took too long, nor a run of Vitest that is stopped.
+// No Chromium outlives the test that opened it, even if the test takes too long or Vitest is stopped.
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -13,7 +13,7 @@ const root = fileURLToPath(new URL('../', import.meta.url))
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-left-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true, maxRetries: 20 }))
 
-/** A suite whose first page never reports; the second test waits as long as the suite is to live. */
+/** Writes a suite whose first page never reports. Its second test waits until the suite is stopped. */
 const suite = (name: string, limitMs: number) => {
   const folder = mkdtempSync(join(scratch, `${name}-`))
   for (const one of ['tmp', 'site']) mkdirSync(join(folder, one), { recursive: true })
@@ -32,14 +32,14 @@ const suite = (name: string, limitMs: number) => {
   writeFileSync(join(folder, 'vitest.config.mjs'), config)
   const program = join(root, 'node_modules/vitest/vitest.mjs')
   const child = spawn(process.execPath, [program, 'run', '--config', join(folder, 'vitest.config.mjs')], {
-    // Profiles lie in the folder for temporary files, which tells these browsers from all others.
+    // Profiles are in this folder for temporary files, which identifies these browsers.
     env: { ...process.env, TMPDIR: join(folder, 'tmp') },
     stdio: 'ignore',
   })
   return { child, folder }
 }
 
-/** Processes of browsers name their profile. */
+/** Finds processes of browsers by the profile in their arguments. */
 const browsersOf = (folder: string) =>
   spawnSync('ps', ['-eo', 'args'], { encoding: 'utf8' })
     .stdout.split('\n')

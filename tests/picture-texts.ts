@@ -14,7 +14,7 @@ export interface Continued {
 export interface PictureCase {
   readonly prompt?: string
   readonly messages?: Prompt
-  /** Names of pictures. */
+  /** The names of the pictures. */
   readonly images: string[]
   readonly inputIds: number[]
   readonly base: Continued

@@ -1,5 +1,5 @@
-// With --import: right before this process gives its result its name, another result gets it. RIVAL is two paths with a
-// line break between them: the other result, and the name.
+// With --import, renames another result to the output's name right before this process does so. RIVAL is two paths with
+// a line break between them: the other result, and the name.
 
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'

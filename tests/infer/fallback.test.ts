@@ -1,4 +1,4 @@
-// Graphs in whose faster form ONNX Runtime fails: they run as they are given, with one warning.
+// If ONNX Runtime fails on the faster form of a graph, the given graph runs, with a single warning.
 
 import { afterAll, describe, expect, it } from 'vitest'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
@@ -13,7 +13,7 @@ const adapters = { own: makeAdapter(model, /q_proj|v_proj|o_proj/) }
 const expected = await ModelSession.open({ ...model, runtime: { module: oneThread } }, { adapters })
 afterAll(() => expected.dispose())
 
-/** ONNX Runtime that fails on graphs with fused attention, when it opens them or in each of their runs. */
+/** Makes an ONNX Runtime that fails on graphs with fused attention, when they open or when they run. */
 function refusing(at: 'create' | 'run'): { module: OrtModule; opened: boolean[] } {
   const opened: boolean[] = []
   const create: OrtModule['InferenceSession']['create'] = async (bytes, options) => {

@@ -1,4 +1,4 @@
-// What runs of a language model are fed besides its tokens: where the caller leaves it out, and by `generate`.
+// Feeds of a language model besides its tokens: defaults for feeds that the caller leaves out, and feeds of `generate`.
 
 import { describe, expect, it } from 'vitest'
 import { generate } from '../../src/infer/generate/generate.js'
@@ -34,7 +34,7 @@ describe('what a run leaves out', () => {
     await model.close()
   })
 
-  // GPT-2 learned its positions one by one; rotary ones count by their distance alone.
+  // GPT-2 has learned vectors of positions. For rotary positions, only distances matter.
   it.each([UNION, 'tests/golden/models/gpt2-optimum'])('%s: positions follow mask and cache', async (path) => {
     const model = await openModel(path)
     const session = await ModelSession.open(model)
@@ -66,7 +66,7 @@ it('a text feeds its newest token alone, behind the cache', async () => {
     [1, 1],
     [1, 1],
   ]) // the first token of all texts, and 4 of the prompt
-  // Behind the prompt there is room for tokens to come: the mask tells how many there are.
+  // The cache has space for later tokens after the prompt. The mask tells how many tokens are valid.
   expect(dims('past_key_values.5.value').map(([, , past]) => past)).toEqual([0, 64, 64, 64])
   expect(dims('attention_mask').map(([, total]) => total)).toEqual([5, 6, 7, 8])
   expect(fed.map((feeds) => Number(feeds.position_ids.data.at(-1)))).toEqual([4, 5, 6, 7])

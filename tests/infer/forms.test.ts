@@ -1,4 +1,4 @@
-// A text that runs while its session's graph is opened in another form goes on as it began.
+// A running text continues unchanged while its session opens the graph in another form.
 
 import { loadAdapter, loadModel, openSession } from 'lowrank'
 import { beforeAll, expect, it } from 'vitest'

@@ -22,7 +22,7 @@ let union: Model
 let session: ModelSession<Model>
 let references: Reference[]
 beforeAll(async () => {
-  // Its generation_config.json samples; most of these tests take the likeliest token.
+  // Its generation_config.json asks for sampling, but most of these tests take the likeliest token.
   union = { ...(await openModel(UNION)), generationConfig: {} }
   session = await ModelSession.open(union, { adapters: { v: makeAdapter(union, /v_proj$/, { std: 0.3 }) } })
   references = (await readJson(directoryOf(UNION), 'reference.json')) as Reference[]
@@ -234,7 +234,7 @@ describe('texts beside one another', () => {
       adapter: 'v',
       maxNewTokens: 10,
       onText: () => {
-        // The new adapter touches other modules, so that the session is opened anew under the text.
+        // The new adapter changes other modules, so the session opens the graph again while the text runs.
         removal ??= opened.remove('v').then(() => opened.add('q', makeAdapter(union, /q_proj$/)))
       },
     })

@@ -1,4 +1,4 @@
-// Texts whose caches grow in arrays with room to spare, against one run over the whole text, which has no cache.
+// Texts whose caches grow in arrays with spare space, compared with a run over the whole text without a cache.
 
 import { afterAll, expect, it } from 'vitest'
 import { fuseAttention } from '../../src/graph/fuse/attention.js'
@@ -20,7 +20,7 @@ afterAll(async () => {
   await model.close()
 })
 
-/** The likeliest next token after each token of the text, from a single run. */
+/** Returns the likeliest next token after each token of the text, from a single run. */
 async function likeliest(ids: readonly number[], name: string | null, of = session): Promise<number[]> {
   const input_ids = { type: 'int64' as const, data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] }
   const { logits } = await of.run({ input_ids }, { adapter: name, outputNames: ['logits'] })
@@ -100,7 +100,7 @@ it.each(['llama-genai', 'llama-genai-rotary'])('%s: texts whose attention makes 
   const starts = prompts.map((prompt) => [...fused.tokenizer!.encode(prompt)])
   expect(starts[0].length).not.toBe(starts[1].length)
   const options = { ...GREEDY, maxNewTokens: 80 }
-  // Alone, two of one length, and two of other lengths, which are filled up on the right.
+  // A single text, two texts of the same length, and two of different lengths, which are padded on the right.
   const texts = [
     await generate(own, prompts[0], options),
     ...(await generate(own, [prompts[0], prompts[0]], options)),

@@ -1,4 +1,4 @@
-// A run that never ends in a real Web Worker, in Chromium: the worker is ended, and the page works on.
+// In Chromium, a run in a Web Worker never ends. The worker is terminated, and the page continues to work.
 // The runtime for browsers is large, so it is not a dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
 import { execFileSync } from 'node:child_process'

@@ -1,4 +1,4 @@
-// What hung-page.slow.test.ts runs in a page: a run that never ends in a Web Worker, and what can be done after it.
+// The script of hung-page.slow.test.ts in the page: starts a run that never ends in a Web Worker, and then works on.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
@@ -6,13 +6,13 @@ import { webRuntime } from '../../src/index/platform/web-runtime.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 
 export interface HungPageResult {
-  /** Name and message of the error of each call. */
+  /** The name and message of the error of each call. */
   hung: string
   disposed: string
   later: string
-  /** Workers that were ended after the run of the session. */
+  /** The number of workers that were terminated after the session's run. */
   terminated: number
-  /** Logits of a new session on the same model. */
+  /** The number of logits from a new session on the same model. */
   logits: number
 }
 

@@ -1,4 +1,4 @@
-// Runs that never end: whoever waits for one is told so within seconds, and the command line ends.
+// Runs that never end: their callers get an error within seconds, and the command line exits.
 
 import { execFileSync, spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -17,13 +17,13 @@ beforeAll(async () => {
   model = join(folder, 'model')
   execFileSync(process.execPath, [join(root, 'scripts/stress/hanging-model.mjs'), model])
   data = join(folder, 'data.jsonl')
-  // Short texts first: a training has made a step before a run hangs.
+  // Short texts come first, so that a training makes a step before a run hangs.
   const texts = ['a b', 'a b', 'a b', 'a b', 'one two three '.repeat(40)]
   await writeFile(data, texts.map((text) => JSON.stringify({ text })).join('\n'))
 })
 afterAll(() => rm(folder, { recursive: true, force: true }))
 
-/** Runs a program that prints one line of JSON and then ends itself. */
+/** Runs a program that prints a line of JSON and then ends. */
 async function told(program: string): Promise<Record<string, unknown>> {
   const source = `
     const lowrank = await import(${JSON.stringify(pathToFileURL(join(root, 'dist/node.js')).href)})
@@ -76,7 +76,7 @@ describe('the command line', { concurrent: true }, () => {
       const { child, done } = start([...args, '--batch-size', '1', '--max-steps', '60', '--threads', '1'])
       while (!existsSync(join(out, 'adapter_config.json')) && child.exitCode === null)
         await new Promise((resolve) => setTimeout(resolve, 20))
-      // The next steps take milliseconds, until one hangs.
+      // The next steps take milliseconds, until a step hangs.
       await new Promise((resolve) => setTimeout(resolve, 2000))
       child.kill(signal)
       await new Promise((resolve) => setTimeout(resolve, 2000))

@@ -1,4 +1,4 @@
-// Adapters that are more than W + s·B·A in sessions: DoRA and biases of B, against PEFT's logits
+// Adapters in sessions with more than W + s·B·A: DoRA and biases of B, compared with PEFT's logits
 // (tests/golden/onnx-kinds).
 
 import { readFileSync } from 'node:fs'
@@ -80,7 +80,7 @@ const exported = [
 const casesOf = (model: string) =>
   Object.keys(cases).filter((name) => cases[name].model === model && !REFUSED.test(name))
 
-/** Row `row` of logits of two rows. */
+/** Returns a row of logits with two rows. */
 const rowOf = (logits: Float32Array, row: number) => {
   const size = logits.length / 2
   return logits.subarray(row * size, (row + 1) * size)
@@ -99,7 +99,7 @@ describe.each(exported)('%s', (file) => {
       expect(await error(session, name, name), name).toBeLessThan(TOLERANCE)
       expect(await error(session, undefined, `base.${model}`)).toBeLessThan(TOLERANCE)
     }
-    // Each pair in one batch.
+    // Each pair of adapters in a batch.
     for (const [i, first] of names.entries()) {
       for (const second of [names[(i + 1) % names.length], null]) {
         const { logits } = await session.run(feeds(session), { adapter: [first, second] })
@@ -206,7 +206,7 @@ describe('a head with quantized weights', () => {
 
 const values = (random: Random, count: number) => Float32Array.from({ length: count }, () => random.normal())
 
-/** DoRA layers on the modules whose names match, with magnitudes that are not the norms. */
+/** Makes DoRA layers for the modules whose names match, with magnitudes that differ from the norms. */
 function makeDora(onnx: OnnxModel, modules: RegExp): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 2, alpha: 4, useDora: true })
   const random = new Random(11, 'test')
@@ -226,7 +226,7 @@ describe('the merged model and the session agree', () => {
     ['llama-genai', /(q|k|v|o|down)_proj$/, 1e-4],
     ['llama-optimum', /_proj$|lm_head$/, 1e-4],
     ['gpt2-optimum', /c_attn$|c_proj$|c_fc$/, 1e-4],
-    // The runtime rounds every product to f16.
+    // The runtime rounds each product to f16.
     ['llama-fp16', /(q|down)_proj$/, 0.02],
   ] as const)('%s, DoRA on %s', async (name, modules, tolerance) => {
     const model = await openModel(`tests/golden/models/${name}`)
@@ -282,7 +282,7 @@ describe('the merged model and the session agree', () => {
   it.each(['ts', 'dynamo'])('a classifier by %s, with biases of B', async (exporter) => {
     const onnx = await loadOnnx(directoryOf(FOLDER), `bert-${exporter}.onnx`)
     const adapter = await adapterOf('bert-lora-bias')
-    // The classifier's head, which PEFT saves along, is refused in sessions.
+    // PEFT also saves the classifier's head, which sessions refuse here.
     for (const { name } of adapter.parts('replacement')) adapter.remove(name)
     const out = new MemoryDirectory()
     await mergeOnnx(onnx, adapter, out)

@@ -59,7 +59,7 @@ describe('long RoPE', () => {
       const bound = g.int([16])
       graph.setInput(node, 0, g.op(opType, isFirst ? [bound, length] : [length, bound]))
       expect([opType, isFirst, rotarySwitches(graph)]).toEqual([opType, isFirst, [last]])
-      // A value that is computed from the tokens is not a length.
+      // A value that depends on the tokens is not a length.
       const value = g.cast(graph.nodes.find((one) => one.opType === 'GroupQueryAttention')!.output[0], DataType.FLOAT)
       graph.setInput(node, 0, g.op(opType, [value, g.float(16)]))
       expect(rotarySwitches(graph)).toEqual([])
@@ -93,7 +93,7 @@ describe('long RoPE', () => {
     expect(await write(golden.texts)).toEqual(golden.texts.map(({ tokens }) => tokens))
     const sides = lengths.map((run) => new Set(run.map((length) => sideOf([golden.switch], length))).size)
     expect(Math.max(...sides)).toBe(1)
-    // Two texts are on either side.
+    // There are two texts on each side of the switch.
     for (const isLong of [false, true]) {
       expect(lengths.some((run) => run.length === 2 && run[0] > golden.switch === isLong)).toBe(true)
     }

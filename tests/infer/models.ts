@@ -1,4 +1,4 @@
-// What tests of inference and merging share: models on disk, adapters made here, runs, and a worker that is no thread.
+// Helpers for tests of inference and merging: models on disk, random adapters, runs, and a worker in the test's thread.
 
 import { fileURLToPath } from 'node:url'
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
@@ -22,7 +22,7 @@ const root = fileURLToPath(new URL('../../', import.meta.url))
 
 export const directoryOf = (path: string) => new NodeDirectory(root + path)
 
-/** ONNX Runtime with one thread a session: test files run beside one another, and idle threads of its pools spin. */
+/** ONNX Runtime with one thread for each session: several test files run at a time, and idle threads of pools spin. */
 export const oneThread: OrtModule = {
   Tensor: ort.Tensor as unknown as OrtModule['Tensor'],
   InferenceSession: {
@@ -34,10 +34,10 @@ export const oneThread: OrtModule = {
   env: ort.env as OrtModule['env'] & object,
 }
 
-/** Sessions in the test's own thread. */
+/** Runs sessions in the test's thread. */
 export const inThread: RuntimeHost = { module: oneThread }
 
-/** ONNX Runtime that keeps what runs are fed. It knows of all providers: sessions are opened on its own. */
+/** Makes an ONNX Runtime that records the feeds of runs. It claims to have all providers, but uses the usual one. */
 export function recordingRuntime(): { module: OrtModule; fed: Feeds[] } {
   const fed: Feeds[] = []
   const create: OrtModule['InferenceSession']['create'] = async (model, options = {}) => {
@@ -56,7 +56,9 @@ export function recordingRuntime(): { module: OrtModule; fed: Feeds[] } {
   return { module: { ...oneThread, InferenceSession: { create } }, fed }
 }
 
-/** A host whose workers share the test's thread but get every message as a structured clone, as real ones do. */
+/**
+ * Makes a host whose workers share the test's thread. They get every message as a structured clone, like real workers.
+ */
 export function messageHost(): { host: RuntimeHost; closed: () => number } {
   let closed = 0
   const portOf = (port: MessagePort): Port => ({
@@ -84,7 +86,7 @@ export function messageHost(): { host: RuntimeHost; closed: () => number } {
 export const openModel = (path: string, runtime: RuntimeHost = inThread): Promise<Model> =>
   loadModel(directoryOf(path), { runtime })
 
-/** An adapter for the modules whose names match, with A and B that are not zero. */
+/** Makes an adapter for the modules whose names match, with nonzero A and B. */
 export function makeAdapter(model: Model, modules: RegExp, { seed = 1, rank = 4, alpha = 8, std = 0.05 } = {}) {
   const adapter = new LoraAdapter({ rank, alpha })
   const random = new Random(seed, 'test')
@@ -101,7 +103,7 @@ export function makeAdapter(model: Model, modules: RegExp, { seed = 1, rank = 4,
   return adapter
 }
 
-/** Feeds of a model for rows of equal length, with an empty cache. */
+/** Makes feeds for rows of equal length, with an empty cache. */
 export function feedsOf(model: Model, rows: readonly (readonly number[])[]): Feeds {
   const inputs = tokenInputs(new Graph(model.onnx.proto))
   const [batch, sequence] = [rows.length, rows[0].length]
@@ -109,7 +111,7 @@ export function feedsOf(model: Model, rows: readonly (readonly number[])[]): Fee
   return { ...inputs.feeds({ batch, sequence, inputIds: rows.flat(), attentionMask }), ...inputs.emptyCache(batch) }
 }
 
-/** Largest difference of two outputs of one shape. */
+/** Returns the largest difference of two outputs with the same shape. */
 export function maxDifference(a: RuntimeTensor | ArrayLike<number>, b: RuntimeTensor | ArrayLike<number>): number {
   const [x, y] = [a, b].map((value) => ('data' in value ? value.data : value) as ArrayLike<number>)
   if (x.length !== y.length) return Number.POSITIVE_INFINITY
@@ -118,7 +120,7 @@ export function maxDifference(a: RuntimeTensor | ArrayLike<number>, b: RuntimeTe
   return max
 }
 
-/** Logits of one position: those of the last by default. */
+/** Returns the logits of a position, by default the last. */
 export function rowOf({ data, dims }: RuntimeTensor, position = dims[1] - 1): Float32Array {
   const vocabulary = dims[2]
   return (data as Float32Array).slice(position * vocabulary, (position + 1) * vocabulary)

@@ -1,4 +1,4 @@
-// Chats with places for pictures, in the forms that templates take, and the vectors of a step.
+// Chats with places for pictures in the different forms of templates, and the input vectors of a step.
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -39,7 +39,7 @@ describe('chats', () => {
   it('a template of texts gets the token of a picture, and a line of its own', async () => {
     const turn = "{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}"
     const chatTemplate = `{% for m in messages %}${turn}{% endfor %}{{ '<|im_start|>assistant\\n' }}`
-    // Written so, the chat is the golden one.
+    // In this form, the chat equals the golden chat.
     const { tokenIds } = await session.generate([{ role: 'user', content: 'What is this' }], {
       ...options,
       chatTemplate,
@@ -84,7 +84,7 @@ describe('vectors of a step', () => {
   }
   const textsOf = () => [textOf([1, 9, 3], pictures), textOf([4])]
 
-  /** An embedding whose vector of a token is the token and its half. */
+  /** An embedding in which the vector of a token is the token's id and half of it. */
   const embedding = {
     factorsOf: (mixes: readonly unknown[]) => mixes.map(() => []),
     async run({ input_ids: { data, dims } }: Record<string, RuntimeTensor>) {

@@ -1,4 +1,4 @@
-// Texts about pictures, with the graphs of published folders: those of transformers and PEFT, token by token.
+// Texts about pictures, with graphs like those of published folders, equal those of transformers and PEFT.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -25,7 +25,7 @@ async function openSession(name: string) {
   return ModelSession.open(model, { adapters: { own }, allowMissing: true }, true)
 }
 
-/** Largest difference of logarithms of probabilities. */
+/** Returns the largest difference of log-probabilities. */
 function worst({ logprobs = [] }: GenerateResult, truth: Continued): number {
   return Math.max(...truth.logprobs.map((logprob, i) => Math.abs(logprob - (logprobs[i]?.logprob ?? Number.NaN))))
 }
@@ -101,7 +101,7 @@ describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
 describe('what cannot be done is refused by name', () => {
   const square = pictureGolden('llava').picture('square')
 
-  /** A folder in which some files are missing. */
+  /** A folder without some of its files. */
   class Without extends NodeDirectory {
     constructor(
       folder: string,

@@ -1,5 +1,5 @@
-// Adapters of an encoder with its pooler (ViTModel, RobertaModel), on a classifier whose head does not read it:
-// transformers builds such a classifier without a pooler.
+// Adapters for an encoder with its pooler (ViTModel, RobertaModel), used on a classifier without a pooler, as
+// transformers builds it.
 
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
@@ -24,7 +24,7 @@ const feeds = {
   },
 } as const
 
-/** Layers as transformers 5 calls them. */
+/** Makes an adapter for layers with the names of transformers 5. */
 function adapterOf(...modules: string[]) {
   const adapter = new LoraAdapter({ rank: 2, alpha: 4 })
   for (const [n, module] of modules.entries()) {

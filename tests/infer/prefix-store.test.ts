@@ -1,4 +1,4 @@
-// What a session has read is not read again: the next turn of a chat, and what many prompts begin with.
+// A session does not read the same tokens twice: the earlier turns of a chat, and the common beginning of many prompts.
 
 import { describe, expect, it } from 'vitest'
 import { ModelSession } from '../../src/infer/model-session.js'
@@ -36,7 +36,7 @@ describe.each(['models/union-3m', ...FORMS])('%s', (path) => {
     }
     const answer = await turn(first, { ...QUICK, adapter: 'a' })
     expect(answer.cachedTokens).toBe(0)
-    // The last token that was written is not in the cache.
+    // The token that was written last is not in the cache.
     const next = { ids: [...first.ids, ...answer.tokenIds, ...first.ids.slice(0, 5)] }
     expect((await turn(next, { ...QUICK, adapter: 'a' })).cachedTokens).toBe(40 + answer.tokens - 1)
     const other = { ids: [...first.ids.slice(0, 36), ...first.ids.slice(0, 3)] }
@@ -67,7 +67,7 @@ it('shares nothing with other adapters, weights and scopes, nor with an adapter 
   await session.add('a', again)
   expect(await cached({ adapter: 'a' })).toBe(0)
   expect(await cached({ adapter: 'b' })).toBe(69)
-  // Eight callers at once share a prompt that one has read.
+  // Eight callers at the same time share a prompt that was read before.
   const all = await Promise.all(Array.from({ length: 8 }, () => cached({ adapter: 'b' })))
   expect(all).toEqual(Array(8).fill(69))
   await session.dispose()

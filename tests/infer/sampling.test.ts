@@ -13,7 +13,7 @@ import {
 } from '../../src/infer/generate/next-token.js'
 import { resolveSampling } from '../../src/infer/generate/sampling.js'
 
-// Steps of 1/64: logits that differ by less than the precision of exp are ties, whatever their order.
+// Logits are multiples of 1/64, because smaller differences could be ties within the precision of exp.
 const logit = fc.oneof(
   { weight: 8, arbitrary: fc.integer({ min: -2000, max: 2000 }).map((value) => value / 64) },
   fc.constant(Number.NEGATIVE_INFINITY),
@@ -61,10 +61,10 @@ describe('options', () => {
     expect(resolveSampling({ topK: 7, temperature: 0 }, config)).toEqual({ ...expected, topK: 7, temperature: 0 })
     expect(resolveSampling({}, { ...config, top_k: 20 }).topK).toBe(20)
     expect(resolveSampling({}, { ...config, top_k: 0 }).topK).toBe(Number.POSITIVE_INFINITY)
-    // A temperature counts where something is drawn alone.
+    // A temperature only matters if tokens are drawn.
     expect(resolveSampling({}, { temperature: 0.6 }).temperature).toBe(0)
     expect(resolveSampling({ minP: 0.1 }, { temperature: 0.6 }).temperature).toBe(0.6)
-    // What no option could be counts as missing.
+    // Values that no option accepts count as missing.
     expect(resolveSampling({}, { do_sample: true, temperature: null, top_k: -1, top_p: 'x' })).toMatchObject({
       temperature: 1,
       topK: 50,

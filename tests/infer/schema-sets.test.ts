@@ -1,5 +1,5 @@
-// Schemas as Pydantic and Zod make them: the grammar of each takes a text that the library takes, and refuses one that
-// it refuses. And which of the relatives of their keywords are rewritten, and which are refused.
+// Schemas from Pydantic and Zod: the grammar of each accepts a text that the library accepts, and refuses a text that
+// the library refuses. Also which related keywords are rewritten, and which are errors.
 
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -24,7 +24,7 @@ interface Case {
 const casesOf = (name: string): [string, Case][] =>
   Object.entries(JSON.parse(readFileSync(`tests/golden/schemas/${name}.json`, 'utf8')).cases)
 
-/** Bytes as tokens, with an end. */
+/** A vocabulary of single bytes and an end token. */
 const vocabulary = {
   tokens: [...Array.from({ length: 256 }, (_, i) => String.fromCharCode(i)), '</s>'],
   spelling: 'raw',

@@ -115,7 +115,7 @@ it.each([
   [{ type: 'array', maxItems: 5000 }, /too large together/],
   [{ enum: Array.from({ length: 600 }, (_, i) => i) }, /too many parts/],
   [{ enum: ['a'.repeat(40_000)] }, /too many bytes/],
-  // Bounds that the library takes roughly, or ends at.
+  // Bounds that the library would treat inexactly, or on which it would crash.
   ...[1e-301, 0.5, 1e30, '3'].map((minimum): [object, RegExp] => [
     { type: 'integer', minimum },
     /schema\.minimum: .*whole/,
@@ -128,7 +128,7 @@ it.each([
   [{ type: 'integer', minimum: 5, maximum: 1 }, /schema\.minimum: above maximum/],
   [{ type: 'string', minLength: 5, maxLength: 1 }, /schema\.minLength: above maxLength/],
   [{ type: 'array', minItems: 5, maxItems: 1 }, /schema\.minItems: above maxItems/],
-  // Parts that come back to themselves before a character.
+  // References that lead back to themselves without a character.
   [{ $ref: '#' }, /refers to itself/],
   [{ anyOf: [{ type: 'null' }, { $ref: '#' }] }, /refers to itself/],
   [

@@ -12,7 +12,7 @@ import { directoryOf, inThread } from './models.js'
 const FOLDER = 'tests/golden/sentence-decoders'
 const { texts, ...golden } = JSON.parse(readFileSync(goldenPath('sentence-decoders', 'golden.json'), 'utf8'))
 
-/** The folder of a case, with some files in the place of its own. */
+/** Makes the folder of a case, with some files replaced. */
 async function folderOf(name: string, changed: Record<string, string | Uint8Array> = {}) {
   const graph = name === 'lower' ? 'qwen3' : name
   const files: Record<string, string | Uint8Array> = {}
@@ -37,7 +37,7 @@ it.each([
   ['qwen3', 'qwen3', {}],
   ['gemma3', 'gemma3', {}],
   ['lower', 'lower', {}],
-  // Before version 6, sentence-transformers kept the switch apart, and the tokenizer as it was.
+  // Before version 6, sentence-transformers stored the lower-case setting separately and left the tokenizer unchanged.
   [
     'lower, as older versions wrote it',
     'lower',
@@ -49,7 +49,7 @@ it.each([
 ])('gives the vectors of encode: %s', async (_, name, changed) => {
   const model = await loadModel(await folderOf(name, changed), { runtime: inThread })
   const session = await ModelSession.open(model)
-  // Alone and together: texts of other lengths do not change a vector.
+  // Texts of other lengths in the same batch do not change a vector.
   const together: Float32Array[] = await session.embed(texts as string[])
   for (const [i, wanted] of (golden[name] as number[][]).entries()) {
     const alone: Float32Array = await session.embed(texts[i] as string)

@@ -1,4 +1,4 @@
-// Sessions over models of several graphs, with branches, and over packed layers: PEFT's logits and texts.
+// Sessions on models with several graphs, with branches, and with packed layers give PEFT's logits and texts.
 
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -23,10 +23,7 @@ const open = (name: string): Promise<Model> =>
 const adapterOf = (name: string): Promise<LoraAdapter> =>
   loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
 
-/**
- * The logits of the decoder's last two tokens, with the encoder's states, and the logits of the last token from a
- * cache.
- */
+/** Returns the decoder's logits of the last two tokens, and the logits of the last token with a cache. */
 async function decoded(session: ModelSession<Model>, name: string, adapter: string | null) {
   const ids = expectedGraphs(name).decoderIds!
   const { last_hidden_state } = await session.run(await firstFeeds(name), { graph: 'encoder', adapter })

@@ -1,4 +1,4 @@
-// Calls of one session that are under way at once share steps: each text is what it is alone, in far fewer runs.
+// Concurrent calls of a session share steps: each text is equal to the text alone, in far fewer runs.
 
 import fc from 'fast-check'
 import { afterEach, describe, expect, it, vi } from 'vitest'
@@ -22,7 +22,7 @@ interface Request extends GenerateOptions {
   readonly prompt: string
 }
 
-/** Calls that differ in everything: lengths, adapters, sampling, ends. */
+/** Calls with different lengths, adapters, sampling and ends. */
 const REQUESTS: readonly Request[] = [
   { prompt: 'The', adapter: 'a', maxNewTokens: 14 },
   { prompt: 'And the people of the United States', maxNewTokens: 9 },
@@ -60,13 +60,13 @@ const alone = async (session: ModelSession<Model>, requests: readonly Request[] 
   return results
 }
 
-/** Equal, up to a step at which the two best tokens are as likely as one another. */
+/** Expects equal texts, up to a step at which the two best tokens are equally likely. */
 function expectSame(got: GenerateResult, expected: GenerateResult, name: string): void {
   const at = expected.tokenIds.findIndex((id, i) => got.tokenIds[i] !== id)
   const [first, second] = expected.logprobs?.[at]?.top ?? []
   if (at >= 0 && second !== undefined && first.logprob - second.logprob < 1e-4) return
   const facts = ({ tokenIds, text, finish, seed }: GenerateResult) => ({ tokenIds, text, finish, seed })
-  // Without a seed each call draws its own, which nothing here depends on.
+  // Without a seed, each call draws a new one, which does not matter here.
   expect({ ...facts(got), seed: 0 }, name).toEqual({ ...facts(expected), seed: 0 })
 }
 
@@ -92,7 +92,7 @@ describe.each([UNION, ...MODELS.map((name) => `tests/golden/models/${name}`)])('
       })
       for (const [i, text] of texts.entries()) expectSame(text, expected[i], REQUESTS[i].prompt)
       expect(together).toBeLessThan(apart / 3)
-      // Others come while texts run.
+      // Further calls start while texts run.
       const staggered = await Promise.all(
         REQUESTS.map(async (request, i) => {
           await turns(7 * i)
@@ -104,7 +104,7 @@ describe.each([UNION, ...MODELS.map((name) => `tests/golden/models/${name}`)])('
   })
 })
 
-/** Lets so many turns of the event loop pass. */
+/** Waits for this many turns of the event loop. */
 async function turns(count: number): Promise<void> {
   for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve))
 }
@@ -263,7 +263,7 @@ it('in a worker, calls that end early leave at any step, and the others have the
         } else expectSame(await session.generate(prompt, options), expected[i], prompt)
       })
       await Promise.all(texts)
-      // Nothing stays from earlier texts: this text has all steps for itself.
+      // Earlier texts leave nothing in the batch, so this text has all steps for itself.
       expect(await countOf(() => session.generate('The', { temperature: 0, maxNewTokens: 5 }))).toBe(5)
     },
     messageHost().host,
@@ -385,7 +385,7 @@ it('texts of which the graph cannot tell the adapters apart go on by turns', asy
     let rows = 0
     let refused = 0
     runs.mockImplementation(async function (this: TextBatch, ...args) {
-      // Refuses the third run of several texts, and all later ones.
+      // The third run of several texts and all later ones fail.
       if (rows > 1 && runs.mock.calls.length > 2) {
         refused++
         rows = 0

@@ -1,4 +1,4 @@
-// Tags of words: PEFT's logits, merged heads, words and texts, and what is refused.
+// Tags of words: PEFT's logits, merged heads, words and texts, and errors.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -35,7 +35,7 @@ describe.each(Object.entries(BASES))('over %s', (name, base) => {
     adapter.labels = labels
     return adapter
   }
-  /** The likeliest tag of each word that is left, and its probability, from PyTorch's logits. */
+  /** The likeliest tag of each remaining word, with its probability, from PyTorch's logits. */
   const wanted = golden.logits.map((tokens, row) =>
     tokens.flatMap((logits, i) => {
       if (golden.batch.labels[row][i] < 0) return []

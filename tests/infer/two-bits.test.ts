@@ -1,4 +1,4 @@
-// Weights of 2 bits: their values are not read, and adapters run beside them.
+// Weights of 2 bits: lowrank cannot read their values, but adapters run beside them.
 
 import { expect, it } from 'vitest'
 import { TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'

@@ -1,4 +1,4 @@
-// Sessions over the three graphs of a model of texts and pictures: PEFT's logits.
+// Sessions on a model of texts and pictures with three graphs give PEFT's logits.
 
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
@@ -102,7 +102,7 @@ describe('pictures, embedding and decoder', () => {
   })
 })
 
-/** The same layers under other names. */
+/** Renames the layers of an adapter. */
 function renamedAdapter(adapter: LoraAdapter, from: string, to: string): LoraAdapter {
   const renamed = new LoraAdapter(adapter.config)
   for (const { name, weightA, weightB } of adapter.parts('linear')) {

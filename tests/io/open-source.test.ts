@@ -15,13 +15,13 @@ useHub()
 
 const LARGE = noise(9 << 20)
 
-/** A web server with a folder, which notes what is asked of it. */
+/** A web server for a folder, which records requests. */
 class Site {
   files: Record<string, Uint8Array> = {}
   hasRanges = true
-  /** As browsers do for servers of another origin that do not expose it. */
+  /** True to hide Content-Range, as browsers do if a server of another origin does not expose it. */
   hidesRange = false
-  /** Part of each file's ETag. */
+  /** A part of each file's ETag. */
   version: string | undefined = '1'
   readonly seen: { path: string; range: string | undefined; authorization: string | undefined }[] = []
   url = ''

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
 import { parseSource } from '../../src/io/source.js'
 
-/** The local files and folders. */
+/** Paths that exist on this machine. */
 const LOCAL = ['models', 'models/union-3m', 'org2/model', 'gpt2-local']
 const inNode = (text: string) => parseSource(text, { where: 'model', exists: (path) => LOCAL.includes(path) })
 const inBrowser = (text: string) => parseSource(text, { where: 'model' })

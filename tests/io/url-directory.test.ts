@@ -5,7 +5,7 @@ import { UrlDirectory } from '../../src/io/url-directory.js'
 
 const FILES = ['config.json', 'tokenizer.json']
 
-/** A browser's fetch of a host that sends CORS headers with its files, and none with its refusals. */
+/** A browser's fetch from a host that sends CORS headers with files, but not with errors. */
 const withoutCors: FetchLike = async (url) => {
   const name = new URL(String(url)).pathname.split('/').at(-1)!
   if (!FILES.includes(name)) throw new TypeError('Failed to fetch')

@@ -1,5 +1,4 @@
-// The kernels in Chromium, where there is one: with and without SharedArrayBuffer, and where a policy forbids
-// WebAssembly.
+// The kernels in Chromium: with and without SharedArrayBuffer, and with a policy that forbids WebAssembly.
 
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'

@@ -1,4 +1,4 @@
-// What the child processes of process.slow.test.ts use, bundled into one file.
+// The code for the child processes of process.slow.test.ts, which is bundled into one file.
 
 export { configureKernels, defaultKernels, disposeKernels } from '../../src/kernels/index.js'
 export { LoraLayer } from '../../src/lora/layer.js'

@@ -1,6 +1,6 @@
-// One suite for every implementation of MergeKernel, against the definition written out: each sum in order and in f32,
-// the scale after the product, one rounding by search among the values that the type has. Fused multiply-adds may leave
-// some of the roundings out.
+// Tests for every implementation of MergeKernel, compared with the definition: each sum in order and in f32, the scale
+// after the product, and a single rounding, found by searching the values of the type. Fused multiply-adds may skip
+// some roundings.
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
@@ -11,7 +11,7 @@ import type { MergeJob, MergeKernel, RightBlock } from '../../src/kernels/merge-
 const DTYPES: WeightDtype[] = ['bf16', 'fp16', 'fp32', 'fp64']
 const CHUNK = 1 << 16
 
-/** All positive values of a 16-bit float type in order, as f64; the last is infinity. */
+/** Lists all positive values of a 16-bit float type in order, as f64. The last is infinity. */
 function valuesOf(exponentBits: number): Float64Array {
   const mantissaBits = 15 - exponentBits
   const bias = 2 ** (exponentBits - 1) - 1
@@ -27,7 +27,7 @@ function valuesOf(exponentBits: number): Float64Array {
 
 const VALUES = { bf16: valuesOf(8), fp16: valuesOf(5) }
 
-/** Nearest stored value's bits, ties to even; what would be the next power of two is infinity's place. */
+/** Returns the bits of the nearest stored value, ties to even. Infinity counts as the next power of two. */
 function roundHalf(value: number, dtype: 'bf16' | 'fp16'): number {
   if (Number.isNaN(value)) return dtype === 'bf16' ? 0x7fc0 : 0x7e00
   const values = VALUES[dtype]
@@ -51,7 +51,7 @@ function decodeHalf(bits: number, dtype: 'bf16' | 'fp16'): number {
   return (bits & 0x8000) === 0 ? magnitude : -magnitude
 }
 
-/** The weights of a chunk as an array of their type's bits or values. */
+/** Returns the weights of a chunk as an array of bits or values of their type. */
 function arrayOf(dtype: WeightDtype, bytes: Uint8Array) {
   const copy = bytes.slice().buffer
   if (dtype === 'fp64') return new Float64Array(copy)
@@ -64,7 +64,7 @@ function define(bytes: Uint8Array, right: FloatArray, width: number, job: MergeJ
   const rank = terms.reduce((sum, term) => sum + term.rank, 0)
   const weights = arrayOf(dtype, bytes)
   const result = weights.slice()
-  /** For each element what fewer roundings may change before it is stored. */
+  /** For each element, the change that skipped roundings may cause before it is stored. */
   const slack = new Float64Array(weights.length)
   const [lowest, highest] = [weights.slice(), weights.slice()]
   const unit = dtype === 'fp64' ? 2 ** -52 : 2 ** -23
@@ -99,7 +99,7 @@ function define(bytes: Uint8Array, right: FloatArray, width: number, job: MergeJ
     deltaSquares += (delta ?? 0) ** 2
     if (!Number.isFinite(stored) && overflows++ === 0) firstOverflow = i
   }
-  /** Whether each stored value is one that fewer roundings can give. */
+  /** Returns whether each stored value can result if roundings are skipped. */
   const isNear = (merged: Uint8Array) => {
     const decode = (stored: number) => (dtype === 'bf16' || dtype === 'fp16' ? decodeHalf(stored, dtype) : stored)
     return arrayOf(dtype, merged).every((stored, i) => {
@@ -114,7 +114,7 @@ function define(bytes: Uint8Array, right: FloatArray, width: number, job: MergeJ
   return { bytes: new Uint8Array(result.buffer), isNear, overflows, firstOverflow, baseSquares, deltaSquares }
 }
 
-/** Numbers of many magnitudes, most of them near 0.02. */
+/** Fills an array with numbers of many magnitudes, most of them near 0.02. */
 function fill<T extends FloatArray>(array: T, seed: number): T {
   let state = seed * 2654435761 + 1
   const next = () => {
@@ -146,17 +146,17 @@ function randomBytes(dtype: WeightDtype, count: number, seed: number): Uint8Arra
   return new Uint8Array(Uint16Array.from(values, (value) => roundHalf(value, dtype)).buffer)
 }
 
-/** @param isFused results may differ by the roundings that fused multiply-adds leave out */
+/** @param isFused true if fused multiply-adds may skip roundings */
 export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, isFused = false): void {
   const kernel = create(CHUNK)
 
-  /** A view that begins beside what SIMD aligns to, with NaN around it. */
+  /** Makes a view that is not aligned for SIMD, with NaN around it. */
   function factor(dtype: WeightDtype, length: number, seed: number): FloatArray {
     const whole = dtype === 'fp64' ? new Float64Array(length + 2) : new Float32Array(length + 2)
     return fill(whole.fill(Number.NaN).subarray(1, length + 1), seed)
   }
 
-  /** In one block, in rows, or in columns that lie side by side, by `way`. Returns whether all blocks are finite. */
+  /** Packs a factor in one block, by rows, or by columns, as `way` says. Returns whether all blocks are finite. */
   function putRight(right: FloatArray, rank: number, width: number, way = 0): boolean {
     kernel.begin(rank, width, right instanceof Float64Array ? 'fp64' : 'fp32')
     const block = { row: 0, column: 0, rows: rank, columns: width, isTransposed: false }

@@ -1,5 +1,5 @@
-// What browser.slow.test.ts runs in a page: products and a merge on what the page's policies allow, against the
-// reference loops.
+// The script of browser.slow.test.ts in the page: products and a merge with the kernels that the page's policies allow,
+// compared with the reference loops.
 
 import { defaultKernels } from '../../src/kernels/index.js'
 import type { MergeKernel } from '../../src/kernels/merge-kernel.js'
@@ -12,14 +12,14 @@ export interface PageResult {
   kernels: string
   merge: string
   isIsolated: boolean
-  /** Memories that the kernels made, by whether threads can share them, and the workers that they started. */
+  /** The number of memories that the kernels made: shared with threads, and not shared. */
   memories: { shared: number; unshared: number }
   workers: number
-  /** Largest difference of a 170 × 130 × 300 product from the reference's, over the largest element. */
+  /** The largest error of a 170 × 130 × 300 product, relative to its largest element. */
   error: number
-  /** The merged bytes are the reference's. */
+  /** True if the merged bytes equal the reference's. */
   isSameMerge: boolean
-  /** merge and unmerge of a layer gave the base back. */
+  /** True if merging and unmerging a layer gave the base back. */
   isUnmergeExact: boolean
 }
 

@@ -1,5 +1,4 @@
-// What only a process of its own can show: that it ends, what it holds, and how layers compute where WebAssembly is
-// forbidden.
+// Tests that need a separate process: that it ends, how much memory it holds, and layers without WebAssembly.
 
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -20,7 +19,7 @@ beforeAll(async () => {
 })
 
 /**
- * Runs a script with the bundle's exports in scope, and `product(n)`, which gives an n × n × n product of fixed
+ * Runs a script with the bundle's exports in scope, and `product(n)`, which computes an n × n × n product of fixed
  * matrices.
  */
 function run(script: string): unknown {

@@ -1,4 +1,4 @@
-// One suite for every implementation of Kernels: shapes with odd tails, transposes, strides of views, alpha and beta,
+// Tests for every implementation of Kernels: shapes with odd tails, transposes, strides of views, alpha and beta, and
 // NaN.
 
 import fc from 'fast-check'
@@ -11,7 +11,7 @@ const PRECISIONS = [
   { name: 'f64', make: (length: number): FloatArray => new Float64Array(length), epsilon: 2 ** -52 },
 ]
 
-/** The product by its definition, in f64, with the magnitude of its terms as the scale of its error. */
+/** Computes the product by its definition in f64, and the magnitude of its terms as the scale for errors. */
 function define({ m, n, k, a, transposeA, b, transposeB, out, alpha = 1, beta = 0 }: GemmOptions) {
   const values = new Float64Array(m * n)
   const scales = new Float64Array(m * n)

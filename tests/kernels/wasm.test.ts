@@ -10,17 +10,14 @@ import { kernelSuite } from './suite.js'
 kernelSuite(referenceKernels)
 
 test('the reference sums in f64 and rounds once', () => {
-  // Added up in f32 the ones would be lost beside 2²⁴.
+  // In f32, the ones would be lost beside 2²⁴.
   const a = Float32Array.of(2 ** 24, 1, 1, -(2 ** 24))
   const out = new Float32Array(1)
   referenceKernels.gemm({ m: 1, n: 1, k: 4, a, b: new Float32Array(4).fill(1), out })
   expect(out[0]).toBe(2)
 })
 
-/**
- * Products that are cut (in depth, in rows, in columns, and into slabs of a left operand), and their results by the
- * reference.
- */
+/** Products that are split in depth, rows, columns, and slabs of the left operand, with the reference results. */
 const CUT = [
   [5, 9, 9000],
   [1300, 3, 4200],
@@ -102,7 +99,7 @@ test('arrays that callers hold stay as they are when the kernels’ memory grows
   disposeKernels()
   for (const [i, { data }] of held.entries()) {
     expect(data).toEqual(before[i])
-    // WebAssembly's memory cannot be handed over: the buffer would be as long as before, or there would be an error.
+    // WebAssembly's memory cannot be transferred. A transferred buffer has length 0.
     const buffer = data.buffer as ArrayBuffer
     structuredClone(buffer, { transfer: [buffer] })
     expect(buffer.byteLength).toBe(0)

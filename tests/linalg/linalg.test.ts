@@ -35,7 +35,7 @@ function composed({ u, s, vt }: Svd): Matrix {
   return product(scaled, vt)
 }
 
-/** Largest distance of singular values, over the largest of them. */
+/** Returns the largest difference of singular values, relative to the largest. */
 function distance(values: Float64Array, expected: readonly number[]): number {
   expect(values.length).toBe(expected.length)
   return Math.max(...expected.map((value, i) => Math.abs(values[i] - value))) / expected[0]
@@ -133,7 +133,7 @@ describe('truncatedSvd', () => {
         expectOrthonormal(result.u, result.vt)
         expect(energy(result.s) / best).toBeGreaterThan(1 - 1e-12)
         expect(energy(result.s) / best).toBeLessThan(1 + 1e-12)
-        // What it claims to have captured, the vectors have.
+        // The vectors capture as much as the result claims.
         const image = product(product(result.u, matrix, { transposeA: true }), result.vt, { transposeB: true })
         expect(maxDifference(image, diagonalOf(result.s))).toBeLessThan(1e-10)
       }

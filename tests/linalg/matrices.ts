@@ -1,11 +1,11 @@
-// The matrices that scripts/golden/linalg.py knows by shape and seed.
+// The same matrices as in scripts/golden/linalg.py, by shape and seed.
 
 import { readFileSync } from 'node:fs'
 import { MemorySource } from '../../src/base/bytes.js'
 import type { Matrix } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 
-/** Values of U(−0.5, 0.5) that depend on index and seed alone. */
+/** Makes values of U(−0.5, 0.5) that only depend on index and seed. */
 export function uniform(rows: number, columns: number, seed: number): Matrix {
   const data = Float64Array.from({ length: rows * columns }, (_, index) => {
     let h = (index + seed * 1000003) >>> 0
@@ -16,14 +16,14 @@ export function uniform(rows: number, columns: number, seed: number): Matrix {
   return { data, shape: [rows, columns] }
 }
 
-/** Columns that shrink by `ratio` each. */
+/** Makes a matrix in which each column is smaller by `ratio`. */
 export function falling(rows: number, columns: number, seed: number, ratio: number): Matrix {
   const matrix = uniform(rows, columns, seed)
   for (let i = 0; i < matrix.data.length; i++) matrix.data[i] *= ratio ** (i % columns)
   return matrix
 }
 
-/** A weight of models/union-3m. */
+/** Reads a weight of models/union-3m. */
 export async function unionWeight(name: string): Promise<Matrix> {
   const file = new URL('../../models/union-3m/model.safetensors', import.meta.url)
   const bytes = readFileSync(file)

@@ -1,5 +1,5 @@
-// GRPO against TRL's GRPOTrainer: advantages, losses, gradients and a second iteration. Then runs: resuming, and what
-// rewards can do wrong.
+// GRPO compared with TRL's GRPOTrainer: advantages, losses, gradients and a second iteration. Also runs: resuming, and
+// rewards that fail.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'

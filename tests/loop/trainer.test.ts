@@ -1,5 +1,5 @@
-// The trainer's verbs: log-probabilities of what it samples and of what it learns from are the same, its gradients are
-// those of train(), a loss function gives what the named loss gives, and a resumed trainer the same bytes.
+// The trainer's verbs: sampling and learning give the same log-probabilities, gradients equal those of train(), a loss
+// function can do the same as a named loss, and a resumed trainer gives the same bytes.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -29,7 +29,7 @@ const largest = (values: Iterable<number>) =>
   Array.from(values).reduce((most, value) => Math.max(most, Math.abs(value)), 0)
 const gap = (a: Float32Array, b: Float32Array) => largest(a.map((value, i) => value - b[i]))
 
-/** A trainer whose B is not zero any more. */
+/** Opens a trainer and takes a step, so that B is not zero. */
 async function moved(options?: TrainerInput, from?: Model): Promise<Trainer> {
   const trainer = await open(options, from)
   for (let i = 0; i < 3; i++) {
@@ -50,7 +50,7 @@ describe('log-probabilities of samples', () => {
   ])('are those of training: %s at temperature %s', async (dtype, temperature) => {
     const trainer = await moved({}, dtype === 'q4' ? quantized : model)
     const prompts = ['And the king', LONG, 'The sea']
-    // The second call begins with what the first has read.
+    // The second call begins with the prompt that the first has read.
     for (const seed of [1, 2]) {
       const samples = await trainer.sample(prompts, { n: 3, temperature, maxNewTokens: 12, seed })
       expect(samples.map(({ length }) => length)).toEqual([3, 3, 3])

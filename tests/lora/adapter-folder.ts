@@ -1,4 +1,4 @@
-// Adapter folders made for a test, right or wrong, and the error of loading one.
+// Makes right and wrong adapter folders for tests, and returns the error of loading one.
 
 import { expect } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -19,7 +19,7 @@ export function tensor(name: string, shape: number[], dtype: TensorDtype = 'fp32
 
 export const PAIR = [tensor(A, [2, 3]), tensor(B, [4, 2])]
 
-/** @param config the config; a text if it should not be valid JSON */
+/** @param config the config, or a text to write invalid JSON */
 export async function adapterFolder(config: unknown = CONFIG, tensors: TensorBytes[] = PAIR): Promise<MemoryDirectory> {
   const text = typeof config === 'string' ? config : JSON.stringify(config)
   const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')

@@ -11,8 +11,9 @@ const golden = new URL('../golden/config/fields.json', import.meta.url)
 const defaults: Record<string, unknown> = JSON.parse(readFileSync(golden, 'utf8')).fields
 
 /**
- * `supported`: a field of LoraConfig; `kept`: without effect on what the weights mean, written again as it was;
- * `refused`; each with a value other than the default. `with`: fields that PEFT asks for beside it.
+ * The fields, each with a value other than the default. `supported`: lowrank's LoraConfig has the field. `kept`: it
+ * does not change the meaning of the weights, and is written again unchanged. `with`: other fields that PEFT requires
+ * for it.
  */
 const FIELDS: Record<string, { is: 'supported' | 'kept' | 'refused'; value: unknown; with?: Record<string, unknown> }> =
   {
@@ -72,7 +73,7 @@ function parse(fields: Record<string, unknown>): LoraConfig {
   return config
 }
 
-/** A saved config with the dataclass's defaults, but for what PEFT fills in. */
+/** A saved config with the dataclass's defaults, and the fields that PEFT fills in. */
 const BASE = { ...defaults, peft_type: 'LORA', target_modules: ['q_proj'] }
 
 test('the table has the fields that PEFT has', () => {

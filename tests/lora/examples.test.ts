@@ -1,4 +1,4 @@
-// Every @example in the docstrings of layers, adapters, kernels and hosts runs as it stands.
+// Runs every @example in the docstrings of layers, adapters, kernels and hosts.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -8,7 +8,7 @@ import * as lowrank from '../../src/node.js'
 import { filesIn, root } from '../structure/project.js'
 import { random } from './matrices.js'
 
-/** What the examples take for granted. */
+/** The values that the examples use without defining them. */
 function scope() {
   const adapter = new lowrank.LoraAdapter({ rank: 2 })
   adapter.addLayer('model.layers.0.self_attn.q_proj', random(8, 6, 1))

@@ -1,5 +1,5 @@
-// Outputs and gradients of single layers against PyTorch's autograd through PEFT's (tests/golden/gradients): DoRA,
-// biases of B, dropout.
+// Outputs and gradients of single layers, compared with PyTorch's autograd through PEFT's layers
+// (tests/golden/gradients): DoRA, biases of B, and dropout.
 
 import { describe, expect, test, vi } from 'vitest'
 import type { FloatArray, Tensor } from '../../src/base/tensor.js'
@@ -8,7 +8,7 @@ import { dropFrom } from '../../src/lora/dropout.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf } from '../golden.js'
 
-// Dropout draws a mask of its own: here it is the one that PyTorch was given.
+// Dropout gets the mask that PyTorch used, instead of drawing one.
 vi.mock('../../src/lora/dropout.js', { spy: true })
 
 const { versions: _, ...cases } = readJson(goldenPath('gradients', 'cases.json')) as Record<
@@ -17,7 +17,7 @@ const { versions: _, ...cases } = readJson(goldenPath('gradients', 'cases.json')
 >
 const tensors = await tensorsOf(goldenPath('gradients', 'tensors.safetensors'))
 
-/** Rounded to the precision in question; golden values are f64 rounded to f32. */
+/** Reads a golden tensor in the given precision. Golden values are f64 rounded to f32. */
 function read(name: string, precision: 'f32' | 'f64'): Tensor<FloatArray> {
   const { data, shape } = tensors.get(name)!
   return { data: precision === 'f32' ? data.slice() : Float64Array.from(data), shape }

@@ -34,9 +34,9 @@ const cases = goldenCases<Expected>('kinds')
 
 interface Golden {
   adapter: LoraAdapter
-  /** The base's weight of a module as a linear layer has it, or an embedding. */
+  /** Returns the base's weight of a linear layer or an embedding. */
   weight(module: string): Matrix
-  /** The same of a convolution, (d, in/groups, *kernel). */
+  /** Returns the base's weight of a convolution (d, in/groups, *kernel). */
   kernels(module: string): Tensor<FloatArray>
   tensors: Map<string, Tensor>
 }
@@ -52,7 +52,7 @@ async function load(folder: string, { base }: Expected): Promise<Golden> {
   return { adapter, weight, kernels, tensors: await tensorsOf(path.join(folder, 'tensors.safetensors')) }
 }
 
-/** Rows of an embedding, one after the other. */
+/** Returns rows of an embedding, one after the other. */
 function rowsAt({ data, shape: [, width] }: Matrix, tokens: readonly number[]): Float64Array {
   return Float64Array.from(tokens.flatMap((token) => [...data.subarray(token * width, (token + 1) * width)]))
 }

@@ -31,7 +31,7 @@ describe('dropout', () => {
   })
 
   test('the share of dropped elements is the probability, and the base branch is whole', () => {
-    // W = 0 and B·A = identity show the branch alone; with W = identity and B = 0 nothing is dropped.
+    // With W = 0 and B·A = identity, the output is the LoRA branch. With W = identity and B = 0, nothing is dropped.
     const size = 40
     const identity = rows({ data: new Float64Array(size * size), shape: [size, size] }).map((row, i) =>
       row.map((_, j) => (i === j ? 1 : 0)),
@@ -81,7 +81,7 @@ describe('dropout', () => {
 })
 
 describe('backward', () => {
-  /** Σ g ∘ forward(x), the scalar whose gradients backward gives for gradOutput g. */
+  /** Σ g ∘ forward(x). With gradOutput g, backward gives its gradients. */
   function objective(layer: LoraLayer, x: Matrix, g: Matrix): number {
     return dot(layer.forward(x), g)
   }
@@ -133,7 +133,7 @@ describe('backward', () => {
         const norms = () => adapted(w, b, a, 2.5).map((row) => Math.hypot(...row))
         const first = norms()
         const make = () => {
-          // c = m / ‖W + s·B·A‖ is what it was, whatever A and B are now.
+          // c = m / ‖W + s·B·A‖ stays constant while A and B change.
           const held = norms().map((norm, i) => (own.data[i] * norm) / first[i])
           const vectors = useDora ? { magnitude: held } : { biasB: own.data }
           return LoraLayer.fromFactors(a, b, config, 'q', vectors).attachBase(w).train()
@@ -160,7 +160,7 @@ describe('backward', () => {
   })
 
   test('goes through the last forward’s dropout mask', () => {
-    // A layer of the same seed and name drops the same elements at each first forward.
+    // Layers with the same seed and name drop the same elements in their first forward pass.
     const x = random(3, 6, 7)
     const g = random(3, 4, 8)
     const a = random(2, 6, 3)

@@ -314,7 +314,7 @@ test('the norm of s·B·A is Frobenius, and taken without forming it', () => {
       expect(layer.normDelta()).toBeCloseTo(frobenius(layer.delta()), precision === 'f64' ? 10 : 5)
     }),
   )
-  // B·A = 0 with neither factor zero: what is left is rounding, never NaN.
+  // B·A = 0 although neither factor is zero. The result is rounding noise, never NaN.
   const orthogonal = LoraLayer.fromFactors(
     [
       [0.1, 0.2],

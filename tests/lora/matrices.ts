@@ -1,4 +1,4 @@
-// Matrices for tests, and the layer's formula by its definition.
+// Matrices for tests, and the formula of a layer by definition.
 
 import fc from 'fast-check'
 import { Random } from '../../src/base/random.js'
@@ -14,7 +14,7 @@ export function array(length: number, precision: Precision): FloatArray {
   return precision === 'f32' ? new Float32Array(length) : new Float64Array(length)
 }
 
-/** Values in (−1, 1) that depend on the seed alone. */
+/** Makes values in (−1, 1) that only depend on the seed. */
 export function random(rows: number, columns: number, seed: number, precision: Precision = 'f64'): Matrix {
   const source = new Random(seed, 'test')
   const data = array(rows * columns, precision)
@@ -34,7 +34,7 @@ export function transpose(a: number[][]): number[][] {
   return a[0].map((_, j) => a.map((row) => row[j]))
 }
 
-/** W + s·B·A as the paper writes it. */
+/** Computes W + s·B·A as the paper defines it. */
 export function adapted(w: Matrix, b: Matrix, a: Matrix, scaling: number): number[][] {
   const delta = multiply(rows(b), rows(a))
   return rows(w).map((row, i) => row.map((value, j) => value + scaling * delta[i][j]))
@@ -55,7 +55,7 @@ export function maxDifference(a: Matrix, b: Matrix | number[][]): number {
   return Number.isNaN(worst) ? Number.POSITIVE_INFINITY : worst
 }
 
-/** A layer (d, k) whose A and B are both at work. */
+/** Makes a layer (d, k) with nonzero A and B. */
 export function trained(
   d = 5,
   k = 7,

@@ -1,4 +1,4 @@
-// An adapter is one ordered map of parts of all kinds.
+// An adapter is an ordered map of parts of all kinds.
 
 import { expect, test } from 'vitest'
 import { ConfigError, MismatchError, ShapeError, UnsupportedError } from '../../src/base/errors.js'
@@ -13,7 +13,7 @@ const values = (...shape: number[]) => {
   return { data: Float32Array.from({ length: count }, (_, i) => Math.sin(i + 1)), shape }
 }
 
-/** A part of every kind, in an order that is not that of the kinds. */
+/** Makes an adapter with a part of every kind, in mixed order. */
 function everyKind(): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 2, alpha: 4 })
   adapter.addReplacement('classifier.weight', values(3, 5))

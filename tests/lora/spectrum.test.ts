@@ -1,4 +1,5 @@
-// Singular values of s·B·A without forming it, against an SVD of the formed product, and what follows from them.
+// Singular values of s·B·A, computed without the product, compared with an SVD of the product. Also numbers that follow
+// from them.
 
 import { describe, expect, test } from 'vitest'
 import type { Matrix } from '../../src/base/tensor.js'
@@ -8,7 +9,7 @@ import { svd } from '../../src/linalg/svd.js'
 import { meanSpectrum, normOfSpectrum, spectrumOf } from '../../src/lora/spectrum.js'
 import { random } from './matrices.js'
 
-/** Column j is multiplied by steps[j]. */
+/** Multiplies column j by steps[j]. */
 function scaled(matrix: Matrix, steps: readonly number[]): Matrix {
   const [, columns] = matrix.shape
   return { data: matrix.data.map((value, i) => value * steps[i % columns]), shape: matrix.shape }
@@ -40,7 +41,7 @@ describe.each<[string, Matrix, Matrix]>([
   })
 })
 
-/** B and A with the singular values on a diagonal. */
+/** Makes B and A such that B·A is a diagonal matrix of these singular values. */
 function diagonal(values: readonly number[]) {
   const n = values.length
   const matrix = (of: (i: number) => number): Matrix => {

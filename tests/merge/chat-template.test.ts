@@ -18,7 +18,7 @@ function trained(template: string | undefined) {
   return lora
 }
 
-/** What a merge writes as the template, its copied files and its warnings. */
+/** Merges, and returns the chat template, the copied files, and the warnings. */
 async function merged(own: string | undefined, templates: readonly (string | undefined)[]) {
   const files: Record<string, string> = own === undefined ? {} : { [FILE]: own }
   const from = await base([['layers.0.a_proj.weight', 'fp32', [40, 24]]], { files })

@@ -1,4 +1,4 @@
-// Folders that PEFT wrote (tests/golden/peft), with what PEFT itself reads from them, and back.
+// Folders that PEFT wrote (tests/golden/peft) are loaded as PEFT loads them, and saved again.
 
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

@@ -1,5 +1,4 @@
-// Configs as old PEFT versions wrote them, incomplete ones, and the order of patterns that JavaScript objects would
-// change.
+// Configs of old PEFT versions, incomplete configs, and patterns whose order JavaScript objects would change.
 
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -11,7 +10,7 @@ import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { parsePeftConfig } from '../../src/peft/config.js'
 import { adapterFolder, tensor } from '../lora/adapter-folder.js'
 
-/** As tloen/alpaca-lora-7b has it: PEFT 0.2. */
+/** The config of tloen/alpaca-lora-7b, written by PEFT 0.2. */
 const ALPACA = {
   base_model_name_or_path: 'decapoda-research/llama-7b-hf',
   bias: 'none',
@@ -77,7 +76,7 @@ describe('a config without', () => {
 })
 
 describe('the order of patterns', () => {
-  /** The first key that matches counts; as an object, JavaScript would put "1" and "0" first. */
+  /** The first matching key counts. In an object, JavaScript would move "1" and "0" to the front. */
   const text = (field: string) =>
     JSON.stringify({ peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: '.*' }).replace(
       '}',

@@ -1,4 +1,4 @@
-// Which files of a folder are read.
+// The files of a folder that are read.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -26,7 +26,7 @@ describe('two files', () => {
     const error = await loadAdapter(directory).catch((reason) => reason)
     expect(error).toBeInstanceOf(UnsupportedError)
     expect(error.message).toMatch(/^memory\/adapter_model\.bin: a pickle, .* is never read/)
-    // A line of Python, which is not cut.
+    // The line of Python in the message is not cut.
     expect(error.message).toMatch(/import torch, .*'adapter_model\.bin'.*'adapter_model\.safetensors'\)$/)
   })
 })

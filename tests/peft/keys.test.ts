@@ -1,4 +1,4 @@
-// Names of tensors that older PEFT versions and wrappers of models leave behind. Golden: tests/golden/keys.
+// Names of tensors from older PEFT versions and from wrappers of models (tests/golden/keys).
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -17,7 +17,7 @@ import { runs } from '../thorough.js'
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const folderOf = (...parts: string[]) => new NodeDirectory(path.join(golden, ...parts))
 
-/** The golden folder with its tensors renamed, and others of one number each. */
+/** Makes the golden folder with renamed tensors, and further tensors of one number each. */
 async function renamed(rename: (key: string) => string, others: string[] = []): Promise<MemoryDirectory> {
   const folder = path.join(golden, 'kinds', 'all-together')
   const source = new MemorySource(new Uint8Array(readFileSync(path.join(folder, 'adapter_model.safetensors'))))

@@ -1,4 +1,4 @@
-// Magnitudes, biases, replaced tensors and rows that do not go with their config must not load.
+// Magnitudes, biases, replaced tensors and rows that do not fit their config must not load.
 
 import { describe, expect, test } from 'vitest'
 import type { TensorBytes } from '../../src/formats/safetensors.js'

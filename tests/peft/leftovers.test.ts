@@ -1,4 +1,4 @@
-// What programs besides PEFT leave in an adapter's folder, and in the names of its modules: read as it is meant.
+// Extra files and odd module names that programs other than PEFT write into adapter folders are read as they are meant.
 
 import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -21,7 +21,7 @@ function tensor(name: string, shape: number[], value = 0.5): TensorBytes {
   return { name, dtype: 'fp32', shape, data: new Uint8Array(data.buffer) }
 }
 
-/** An adapter of one layer, and other tensors. */
+/** Makes a folder with an adapter of one layer, and other tensors. */
 async function folder(config: string, module = 'encoder.query', others: string[] = []): Promise<MemoryDirectory> {
   const directory = new MemoryDirectory({ 'adapter_config.json': config }, 'adapter')
   const start = `base_model.model.${module}`
@@ -61,7 +61,7 @@ it('tensors that the model computes itself are left out, with a note', async () 
   expect(adapter.names()).toEqual(['encoder.query'])
   expect(adapter.notes).toEqual(['tensors that the model computes itself (such as inv_freq), which are left out'])
   expect((await inspectAdapter(directory)).problems).toEqual([])
-  // Other tensors that nothing claims stay an error.
+  // Tensors that belong to nothing are still an error.
   await expect(loadAdapter(await folder(text(), 'encoder.query', ['rotary_emb.scale']))).rejects.toThrow(
     /no layer claims/,
   )
@@ -89,7 +89,7 @@ it('config.json of the base may name what the base was made from, and is no reas
 
 it('the wrapper of sentence-transformers is no part of a module’s name', async () => {
   const wrapped = await folder(text(), '0.auto_model.encoder.query')
-  // The folder stays what it was for PEFT.
+  // For PEFT, the folder is unchanged.
   expect((await loadAdapter(wrapped)).names()).toEqual(['0.auto_model.encoder.query'])
   for (const start of ['', 'bert.']) {
     const base = new MemoryDirectory({ 'config.json': '{"model_type":"bert"}' }, 'base')

@@ -1,4 +1,4 @@
-// Adapter folders with several things wrong: opened leniently, each problem is heard, and what is sound is there.
+// Adapter folders with several mistakes: a lenient reader reports each problem, and returns the parts that are right.
 
 import { readdirSync } from 'node:fs'
 import path from 'node:path'
@@ -110,7 +110,7 @@ test.each([
 ])('%s: inspecting the folder and the loaded adapter say the same', async (name) => {
   const directory = new NodeDirectory(path.join(golden, name))
   const loaded = await inspectAdapter(await loadAdapter(directory))
-  // In a file's order, embeddings are among the linear layers.
+  // In the order of the file, embeddings are among the linear layers.
   const order = new Intl.Collator('en', { numeric: true })
   loaded.layers.sort((a, b) => order.compare(a.name, b.name))
   expect(await inspectAdapter(directory)).toEqual(loaded)

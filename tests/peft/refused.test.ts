@@ -1,4 +1,4 @@
-// Adapter folders that must not load: one test per way of being wrong, and a fuzzer.
+// Adapter folders that must not load: a test for each mistake, and a fuzzer.
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'

@@ -1,4 +1,5 @@
-// Saving over another adapter, interrupted at every step: never the weights of one beside the config of the other.
+// Saving over another adapter, interrupted at every step, never leaves the weights of one adapter with the config of
+// the other.
 
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -8,7 +9,7 @@ import type { LoraConfigInput } from '../../src/lora/config.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 
-/** An adapter whose every part tells which one it is: alpha in the config, a value in the weights. */
+/** Makes an adapter that can be recognized by its config (alpha) and by its weights (a value). */
 function make(id: number, alpha = id): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 1, alpha, targetModules: ['q'] })
   adapter.addLayerOfShape('q', [2, 2]).weightB.data.fill(id)
@@ -17,9 +18,7 @@ function make(id: number, alpha = id): LoraAdapter {
 
 const CRASH = new Error('the power went')
 
-/**
- * Fails at the given operation, and then at every one: nothing cleans up after a crash. Returns how many there were.
- */
+/** Fails at the given operation and all later ones, like a crash. Returns a function that counts the operations. */
 function crashing(directory: MemoryDirectory, at: number, isPermanent = true): () => number {
   let count = 0
   const guard = <A extends unknown[], R>(operation: (...args: A) => Promise<R>) => {
@@ -52,7 +51,7 @@ async function stateAfter(old: LoraAdapter, next: LoraAdapter, at: number, isPer
   return { error, operations: operations(), loaded, files: [...left.files.keys()] }
 }
 
-/** alpha of the config, value of the weights. */
+/** Returns alpha from the config and the value from the weights. */
 const idsOf = (adapter: LoraAdapter) => [adapter.config.alpha, adapter.layer('q').weightB.data[0]]
 
 describe.each([true, false])('a failure (the last operation of all: %s)', (isPermanent) => {
@@ -77,7 +76,7 @@ describe.each([true, false])('a failure (the last operation of all: %s)', (isPer
         outcomes.add(ids[0] === 1 ? 'old' : 'new')
       }
     }
-    // A removal that fails once is tried again.
+    // If a removal fails once, it is tried again.
     expect(outcomes).toEqual(new Set(isPermanent ? ['old', 'none'] : ['old', 'none', 'new']))
   })
 

@@ -1,4 +1,4 @@
-// Entries of a config that match nothing of the adapter: warnings of inspect.
+// Warnings of inspect about entries of a config that match nothing in the adapter.
 
 import { readdirSync } from 'node:fs'
 import path from 'node:path'

@@ -1,4 +1,4 @@
-// Where graphs run: what the runtime has is asked for by name, and what it has not is refused with a list.
+// Devices for graphs: the runtime's devices can be chosen by name, and an error for others lists them.
 
 import { openSession, train, UnsupportedError } from 'lowrank'
 import * as ort from 'onnxruntime-node'
@@ -39,7 +39,7 @@ it.skipIf(!ort.listSupportedBackends().some(({ name }) => name === 'cuda'))(
 
 it('a GPU that is not there is told by its name', async () => {
   const { code, stderr } = await lowrank('generate', '--model', MODEL, '--prompt', 'The', '--device', 'webgpu')
-  // Dawn writes lines of its own before.
+  // Dawn prints other lines first.
   if (code !== 0) expect(stderr).toMatch(/^error: ONNX Runtime: .*The device webgpu does not start.*--device cpu$/m)
 })
 

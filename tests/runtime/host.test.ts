@@ -1,4 +1,4 @@
-// Engines whose worker is slow or does not answer, by the clock of the test.
+// Engines whose worker is slow or does not answer. The test moves the clock.
 
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { openEngine } from '../../src/runtime/host.js'
@@ -12,7 +12,7 @@ interface Steps {
   dispose(): Promise<void>
 }
 
-/** An engine whose worker takes as long for a step as the call says, and so long to end. */
+/** Opens an engine whose worker takes the time in the call for a step, and `disposeMs` to end. */
 async function slowEngine(disposeMs = 0) {
   const events: string[] = []
   let receive: (message: unknown) => void = () => {}

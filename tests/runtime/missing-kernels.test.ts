@@ -1,5 +1,5 @@
-// Graphs that only run on another execution provider: the operator, its node and the providers that have it, before
-// anything is written.
+// Graphs that only run on another execution provider: the error names the operator, its node and the providers that
+// have it, before anything is written.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -14,7 +14,7 @@ import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph
 import { inThread, openModel } from '../infer/models.js'
 import { mergeOnnx } from '../merge/toolkit.js'
 
-/** y = operator(x @ w): a linear layer named fc in front of what only some providers have. */
+/** Makes a model of y = operator(x @ w): a linear layer named fc, and an operator that only some providers have. */
 async function modelWith(operator: (g: Builder, x: string) => string): Promise<OnnxModel> {
   const graph = emptyGraph(17)
   const g = new Builder(graph, '/tail')

@@ -1,5 +1,5 @@
-// Pages whose server lacks the scripts of the workers, in Chromium: the error names the address that was asked for,
-// which bundlers make up, and says what to do. Tools that are not development dependencies are installed by .ci/run.
+// Pages in Chromium whose server lacks the worker's script: the error names the requested address, which the bundler
+// chose, and says what to do. .ci/run installs tools that are not development dependencies.
 
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -59,7 +59,7 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
     return folder
   }
 
-  /** Both errors name an address of the form, and end in the remedy. The server has no file there. */
+  /** Expects that both errors name an address of this form, where the server has no file, and end with the remedy. */
   async function expectNamed(folder: string, headers: Record<string, string>, address: RegExp, remedy: RegExp) {
     const result = (await openPage(folder, files, headers)) as Result
     const urls = [result.train, result.infer].map((message) => {

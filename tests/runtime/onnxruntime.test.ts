@@ -1,4 +1,4 @@
-// The wrapper around ONNX Runtime's sessions, on stand-ins for its module.
+// The wrapper around ONNX Runtime's sessions, with stand-ins for its module.
 
 import { expect, it } from 'vitest'
 import { RuntimeError } from '../../src/base/errors.js'
@@ -47,10 +47,10 @@ it('holds feeds that come again with each run, and lets go of those that do not'
   expect(made).toBe(4)
 })
 
-/** Names of tensors come from files, and may be those of members of objects. */
+/** Names of tensors come from files, and may equal names of members that all objects have. */
 const NAMES = ['__proto__', 'constructor', 'toString']
 
-/** Gives back what it is fed. */
+/** A session that returns its feeds. */
 const echo = {
   InferenceSession: {
     create: async () => ({
@@ -89,7 +89,7 @@ const LOST = [
   'Failed to create a WebGPU compute pipeline: A valid external Instance reference no longer exists.',
 ]
 
-/** A session whose first run fails; in later ones, and in its release, it would wait for ever. */
+/** Opens a session whose first run fails. Later runs and its release would wait for ever. */
 async function openFailing(message: string) {
   let runs = 0
   const never = new Promise<never>(() => {})

@@ -41,7 +41,7 @@ describe('where onnxruntime-node is loaded from', () => {
   })
 
   it('is never the working directory of a program that is a text, nor where its arguments lie', async () => {
-    // lowrank itself lies elsewhere, beside an onnxruntime-node of its own.
+    // lowrank itself is elsewhere, beside another onnxruntime-node.
     const build = new URL('../../dist/base/node/peers.js', import.meta.url).href
     const text = `import { resolvePeer } from ${JSON.stringify(build)}
       console.log(resolvePeer('onnxruntime-node', ${JSON.stringify(import.meta.url)}))`

@@ -1,4 +1,4 @@
-// The runtime of a page: its URLs, and its threads, which onnxruntime-web takes from its environment alone, before its
+// The runtime of a page: its URLs, and its threads, which onnxruntime-web only reads from its environment before its
 // first session.
 
 import { describe, expect, it } from 'vitest'

@@ -1,4 +1,4 @@
-// Callers that want a server to stop, to answer for ever, or to tell secrets.
+// Callers that try to stop a server, to keep it busy for ever, or to learn secrets.
 
 import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
@@ -52,7 +52,7 @@ async function post(path: string, body: object | string, own = handler): Promise
   return { status: response.status, text: await response.text() }
 }
 
-/** The longest time for which this thread answered nobody meanwhile. */
+/** Returns the longest time for which this thread was blocked during the work. */
 async function blockedWhile(work: () => Promise<unknown>): Promise<number> {
   let longest = 0
   let last = performance.now()
@@ -223,7 +223,7 @@ describe('adapters', () => {
       expect(text).not.toMatch(/SECRET|Unexpected token|secret\.json/)
       expect(text).not.toContain(scratch)
     }
-    // A folder inside the adapter's folder that leads out, with an adapter in it.
+    // A link inside the adapter's folder leads to an adapter outside.
     mkdirSync(join(allowed, 'deep'))
     symlinkSync(goldenPath('peft', 'f32'), join(allowed, 'deep', 'inner'))
     expect((await post('/v1/completions', { ...QUICK, model: 'deep' })).status).toBe(400)
@@ -280,7 +280,7 @@ describe('adapters', () => {
   })
 })
 
-/** A server of its own, and what it does when it is told to stop. */
+/** Starts a server, and returns a function that stops it with a signal. */
 async function served(handle: Parameters<typeof listen>[0], drainSeconds: number) {
   const { url, close } = await listen(handle, { port: 0, drainSeconds })
   const { port } = new URL(url)
@@ -319,7 +319,7 @@ describe('a server that stops', () => {
     await new Promise((resolve) => setTimeout(resolve, 100))
     const startedAt = performance.now()
     await close()
-    // Only the time of the body, and not the 20 seconds of an answer.
+    // The server waits the short time for bodies, and not the 20 seconds for answers.
     expect(performance.now() - startedAt).toBeLessThan(15_000)
     const [first, second] = await Promise.all([half.answer, whole.answer])
     expect([first.statusCode, second.statusCode]).toEqual([503, 200])
@@ -334,7 +334,7 @@ describe('a server that stops', () => {
     reading.pause()
     idle.on('error', () => {}).pause()
     const closed = close()
-    // Its reading begins after the server was told to stop.
+    // The body is read after the server was told to stop.
     await new Promise((resolve) => setTimeout(resolve, 200))
     expect(await lengthOf(reading)).toBe(large.length)
     const startedAt = performance.now()

@@ -1,4 +1,4 @@
-// The page of `lowrank serve`: its files and headers, and what people do with it in Chromium where there is one.
+// The page of `lowrank serve`: its files and headers, and its use in Chromium.
 
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -9,7 +9,7 @@ import { chromium } from '../chromium.js'
 import { goldenPath } from '../golden.js'
 import { type OpenPage, openPage } from '../page.js'
 
-/** A name that would run if the page took it for HTML. */
+/** A name that would run as a script if the page treated it as HTML. */
 const HOSTILE = '<img src=x onerror="document.title=1">'
 const MODEL = 'models/union-3m'
 const handlers: Handler[] = []
@@ -62,7 +62,7 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
     page = await openPage(url)
     pages.push(page)
   }
-  /** Waits until an expression holds. */
+  /** Waits until an expression is true. */
   async function until(expression: string): Promise<void> {
     while (!(await page.evaluate(expression))) await new Promise((resolve) => setTimeout(resolve, 20))
   }

@@ -1,4 +1,4 @@
-// Fields of bodies: each does what it says on the bundled model.
+// Fields of request bodies: each has its documented effect on the bundled model.
 
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -175,7 +175,7 @@ describe.skipIf(!isInstalled('@mlc-ai/web-xgrammar'))('calls', () => {
 
   it('have arguments that fit if the tool is strict', async () => {
     const strict = tools.map((tool) => ({ ...tool, function: { ...tool.function, strict: true } }))
-    // The first token of a call is what the model must write.
+    // The grammar forces the first token of a call.
     const prompt = '<tool_call>'
     const structure = { messages: [{ role: 'user', content: prompt }], tools: strict, seed: 1, max_tokens: 50 }
     const [open] = idsOf('<tool_call>')

@@ -25,7 +25,7 @@ const allowed = join(scratch, 'adapters')
 let model: Model
 let handler: Handler
 
-// It reads tools: the system message of those that do not is longer than this model's context.
+// This template reads tools. For templates that do not, the system message is longer than this model's context.
 const CHAT_TEMPLATE =
   '{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
 
@@ -62,7 +62,7 @@ async function post(path: string, body: object, own: Handler = handler): Promise
   return { status: response.status, body: await response.json() }
 }
 
-/** The events of a stream; the last must be [DONE]. */
+/** Returns the events of a stream, whose last must be [DONE]. */
 async function events(path: string, body: object): Promise<any[]> {
   const response = await handler(request(path, { ...body, stream: true }))
   expect([response.status, response.headers.get('content-type')]).toEqual([200, 'text/event-stream'])
@@ -129,7 +129,7 @@ describe('texts', () => {
     expect(scores[0]).toBeNull()
     expect(Object.keys(top[4])).toHaveLength(2)
     expect(offsets[1]).toBe(tokens[0].length)
-    // The same text scored once more, now as a prompt alone.
+    // The same text is scored again as a prompt.
     const text = body.choices[0].text
     const again = await post('/v1/completions', { prompt: text, max_tokens: 0, echo: true, logprobs: 2 })
     expect(again.body.choices[0].text).toBe(text)

@@ -1,4 +1,4 @@
-// Anthropic's messages, tokens, and scores of pairs, as routes.
+// The routes for Anthropic's messages, tokens, and scores of pairs.
 
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'

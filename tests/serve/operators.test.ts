@@ -1,5 +1,5 @@
-// What operators need: keys and rights, ids and logs of requests, probes, metrics, turns among callers, and adapters
-// from the Hub.
+// Features for operators: keys and rights, ids and logs of requests, probes, metrics, fair turns, and adapters from the
+// Hub.
 
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,4 +1,4 @@
-// Calls of functions in what models write, whole and while it grows.
+// Calls of functions in the texts of models, in whole and in growing texts.
 
 import { expect, it } from 'vitest'
 import { type AnswerPart, AnswerReader } from '../../src/serve/tool-calls.js'
@@ -23,7 +23,7 @@ it('reads Hermes’ and Llama’s forms, and leaves other texts alone', () => {
     content: '',
     calls: [call('c', '{"z": []}')],
   })
-  // In another order.
+  // The members of a call may come in another order.
   expect(readWhole('<tool_call>{"arguments": {"x": 1}, "name": "d"}</tool_call>').calls).toMatchObject([
     call('d', '{"x":1}'),
   ])

@@ -1,4 +1,4 @@
-// Tools for chat templates that do not read them: they stand in the system message, and calls are found in the answer.
+// Tools for chat templates that do not read them: the system message describes them, and calls are found in the answer.
 
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -54,7 +54,7 @@ describe('a template that does not read tools', () => {
       content: '<tool_call>\n{"name":"tide","arguments":{"at":"noon"}}\n</tool_call>',
     })
     expect(result).toEqual({ role: 'user', content: '<tool_response>\n3 m\n</tool_response>' })
-    // The template of an adapter goes before that of the model.
+    // The adapter's template is used before the model's.
     expect((await withTools(model, READING, asked)).prompts).toEqual(asked.prompts)
     expect((await withTools(model, undefined, chatRequest({ messages: ROUND }, 64))).prompts[0]).toHaveLength(4)
     await model.close()
@@ -80,7 +80,7 @@ describe('a template that does not read tools', () => {
     const without = await tokens('a', '{% for m in messages %}{{ m.content }}{% endfor %}', path, { messages })
     const read = await tokens('b', READING, path, { messages, tools: [short] })
     expect([typeof without, read > without, read - without < 60]).toEqual(['number', true, true])
-    // Its context has 256 tokens, and the message of Hermes is longer than that.
+    // Hermes' message is longer than the model's context of 256 tokens.
     expect(await tokens('c', PLAIN, path, { messages, tools: [short, TOOL, TOOL] })).toMatch(/fewer than 256 tokens/)
     const response = {
       input: 'a',

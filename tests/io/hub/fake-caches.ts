@@ -1,10 +1,10 @@
-// The part of a browser's CacheStorage that is used, in memory, with a limit.
+// A stand-in for a browser's CacheStorage in memory, with a size limit.
 
 import type { Caches } from '../../../src/io/web/open-source.js'
 
 export class FakeCaches implements Caches {
   readonly entries = new Map<string, Blob>()
-  /** What the browser grants. */
+  /** The bytes that the browser grants. */
   maxBytes = Number.POSITIVE_INFINITY
 
   get byteLength(): number {

@@ -1,4 +1,4 @@
-// A page that opens models of a Hub of another origin, and tells what it got.
+// A page that opens models from a Hub of another origin, and reports the results.
 
 import { readAll, readJson } from '../../../src/base/bytes.js'
 import { configureHub, loadAdapter } from '../../../src/index.js'

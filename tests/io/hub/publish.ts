@@ -10,7 +10,7 @@ export const golden = (name: string) => path.join(ROOT, 'tests', 'golden', 'peft
 
 const LFS = ['onnx/model.onnx', 'model.safetensors', 'adapter_model.safetensors']
 
-/** Publishes a folder, with other files in place of its own. */
+/** Publishes a folder, with some files replaced. */
 export function publish(hub: FakeHub, id: string, folder: string, changes: Record<string, Uint8Array> = {}): void {
   const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
   const files = Object.fromEntries(

@@ -1,4 +1,4 @@
-// How long a request waits before it is sent again.
+// The waiting time before a request is sent again.
 
 import { afterEach, expect, test, vi } from 'vitest'
 import { type HubAnswer, type HubConnection, pause } from '../../../src/io/hub/request.js'
@@ -10,7 +10,7 @@ function answer(retryAfter: string): HubAnswer {
   return { response: { headers: new Headers({ 'retry-after': retryAfter }) } } as unknown as HubAnswer
 }
 
-/** In milliseconds, by a clock that the test moves. */
+/** Returns the waiting time in milliseconds. The test moves the clock. */
 async function waited(retryAfter: string, attempt = 1): Promise<number> {
   vi.useFakeTimers({ now: NOW })
   const paused = pause(connection, attempt, answer(retryAfter))

@@ -1,11 +1,11 @@
-// A server with the Hub's routes over files in memory, and a second one, of another origin, where large files lie. It
-// notes what is asked of it, and fails on demand.
+// A server with the Hub's routes for files in memory, and a second server of another origin for large files. It records
+// requests, and fails on demand.
 
 import { createHash } from 'node:crypto'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 
-/** A request as it came. */
+/** A recorded request. */
 export interface Seen {
   origin: 'hub' | 'storage'
   path: string
@@ -13,7 +13,7 @@ export interface Seen {
   range: string | undefined
 }
 
-/** A repository: files by path; those in `lfs` lie in storage. */
+/** A repository: files by path. Files in `lfs` are on the server for large files. */
 export interface Repository {
   files: Record<string, Uint8Array>
   lfs?: readonly string[]
@@ -24,7 +24,7 @@ export interface Repository {
   commit?: string
 }
 
-/** What goes wrong with a file's bytes, as often as `times` says; default always. */
+/** A fault in the answer for a file. It happens `times` times, by default always. */
 export interface Fault {
   status?: number
   /** Bytes of the answer after which the connection breaks, or falls silent. */
@@ -32,9 +32,9 @@ export interface Fault {
   stallAfter?: number
   /** The Retry-After header of a status. Default 0. */
   retryAfter?: string
-  /** Sent in place of the content. */
+  /** Bytes to send instead of the content. */
   content?: Uint8Array
-  /** No ranges: always the whole. */
+  /** True to ignore ranges and send the whole file. */
   ignoresRange?: boolean
   /** Pause after each piece of 64 kB, or of `pieceBytes`. */
   pauseMs?: number
@@ -63,12 +63,12 @@ const pointer = (bytes: Uint8Array) =>
 
 export class FakeHub {
   readonly repositories = new Map<string, Repository>()
-  /** Faults of files, by path in any repository; of the API, by the beginning of its path. */
+  /** Faults of files, by path in any repository, and faults of the API, by the beginning of its path. */
   readonly faults = new Map<string, Fault>()
   readonly seen: Seen[] = []
   /** Entries on a page of a tree. */
   pageSize = 1000
-  /** The Link header of trees in place of the right one. */
+  /** A wrong Link header for trees. */
   link: string | undefined
   /** Entries that a hostile server adds to each tree. */
   extraEntries: unknown[] = []

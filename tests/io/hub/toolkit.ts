@@ -1,4 +1,4 @@
-// A Hub in this process and a cache of its own for each test, and what tests of both ask for.
+// A Hub in this process, a separate cache for each test, and helpers for tests of both.
 
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -12,7 +12,7 @@ import { type HubSource, parseSource } from '../../../src/io/source.js'
 import { FakeHub, sha256 } from './server.js'
 
 export const text = (content: string) => new TextEncoder().encode(content)
-/** Bytes that no compression and no shift hides. */
+/** Bytes in which missing or moved parts are noticed. */
 export const noise = (byteLength: number) => Uint8Array.from({ length: byteLength }, (_, i) => (i * 2654435761) >>> 13)
 
 export const WEIGHTS = noise(300_000)
@@ -25,10 +25,10 @@ export const FILES = {
 /** Far faster than comparing arrays element by element. */
 export const isWeights = (bytes: Uint8Array) => Buffer.compare(bytes, WEIGHTS) === 0
 
-/** Of the test that runs. */
+/** The Hub and the records of the current test. */
 export const current = { home: '', hub: new FakeHub(), progress: [] as DownloadProgress[], warnings: [] as string[] }
 
-/** Called once by each file of tests that uses `current`. */
+/** Sets `current` before each test. Test files that use it call this once. */
 export function useHub(): void {
   beforeEach(async () => {
     current.home = await mkdtemp(path.join(tmpdir(), 'lowrank-hub-'))

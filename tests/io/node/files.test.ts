@@ -188,7 +188,7 @@ describe('folders', () => {
     expect(await Promise.all(files.map((file) => readFile(at(file), 'utf8')))).toEqual(files)
   })
 
-  // There mkdir answers ENOENT, for which Node's recursive mkdir tries again for ever.
+  // On such a file system mkdir answers ENOENT, and Node's recursive mkdir would try again for ever.
   test.skipIf(process.platform !== 'linux')('gives up where the file system takes no folders', async () => {
     expect((await failure(createFile('/proc/lowrank/a/x'))).message).toMatch(/cannot be made/)
   })

@@ -1,5 +1,5 @@
-// The folders of browsers, in Node: picked files, streams, and a stand-in for the File System API whose writes can
-// fail. With the real one they are tested in Chromium, by tests/merge/chunks/browser.slow.test.ts.
+// Folders of browsers, tested in Node: picked files, streams, and a stand-in for the File System API whose writes can
+// fail. tests/merge/chunks/browser.slow.test.ts tests the real API in Chromium.
 
 import { describe, expect, test } from 'vitest'
 import { readAll, writeFile } from '../../../src/base/bytes.js'

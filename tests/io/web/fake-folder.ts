@@ -1,5 +1,5 @@
-// A stand-in for a folder of the File System API, in memory: what HandleDirectory uses of it. Writes of more than
-// `quota` bytes fail.
+// A stand-in in memory for a folder of the File System API, with the parts that HandleDirectory uses. Writes of more
+// than `quota` bytes fail.
 
 import { HandleDirectory } from '../../../src/io/web/directories.js'
 

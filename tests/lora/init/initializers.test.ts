@@ -59,7 +59,7 @@ describe.each([
   })
 })
 
-// What PEFT drew for these shapes, and what it promises for them.
+// Statistics of PEFT's draws for these shapes, and their theoretical values.
 const golden = JSON.parse(readFileSync(new URL('../../golden/peft/init.json', import.meta.url), 'utf8'))
 
 test.each([

@@ -33,7 +33,7 @@ function delta({ weightA, weightB }: { weightA: Matrix; weightB: Matrix }): Matr
   return product(weightB, weightA)
 }
 
-/** The largest difference when signs of the pairs of columns and rows are free. */
+/** Returns the largest difference, where each pair of a column and a row may have both signs swapped. */
 function distanceOfPairs(layer: { weightA: Matrix; weightB: Matrix }, peft: { weightA: Matrix; weightB: Matrix }) {
   const gram = (m: Matrix, columns: boolean) => product(m, m, columns ? { transposeB: true } : { transposeA: true })
   const abs = (m: Matrix): Matrix => ({ data: m.data.map(Math.abs), shape: m.shape })

@@ -1,4 +1,4 @@
-// Convolutions against their definition, and what they refuse; tests/lora/kinds.test.ts and gradients.test.ts compare
+// Convolutions compared with their definition, and errors. tests/lora/kinds.test.ts and gradients.test.ts compare them
 // with PEFT.
 
 import { describe, expect, test } from 'vitest'

@@ -1,4 +1,4 @@
-// Merging in Chromium, where there is one: the same bytes as in Node, under each policy.
+// Merging in Chromium gives the same bytes as in Node, under each policy.
 
 import { createHash } from 'node:crypto'
 import { fileURLToPath } from 'node:url'
@@ -10,7 +10,7 @@ import { browser, buildPage, ISOLATED, STRICT } from '../../browser.js'
 import { adapter, base, mergeCheckpoint, type TensorSketch, unmergeCheckpoint } from '../toolkit.js'
 import type { Digests, PageResult } from './page.js'
 
-// Weights of several chunks, in every type, and what is copied.
+// Weights of several chunks in every type, and tensors that are copied.
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'bf16', [1200, 700]],
   ['b_proj.weight', 'fp16', [33, 64]],

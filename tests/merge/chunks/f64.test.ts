@@ -1,5 +1,5 @@
-// Weights in F64, alone and beside others: what they get is computed in f64, and what the others get from F64 adapters
-// is not.
+// Weights in F64, alone and among other types. Their merges are computed in f64. Other types are not, even with F64
+// adapters.
 
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -29,7 +29,7 @@ const SKETCHES: TensorSketch[] = [
 ]
 const SHAPES = { a_proj: [40, 24], b_proj: [40, 24], c_proj: [24, 40] } as const
 
-/** An adapter whose factors are f64, with digits that f32 does not hold. */
+/** Makes an adapter with f64 factors that f32 cannot hold exactly. */
 function wide(seed: number, shapes: Partial<typeof SHAPES> = SHAPES): LoraAdapter {
   const rank = 3
   const random = new Random(seed, 'wide')
@@ -45,7 +45,7 @@ function wide(seed: number, shapes: Partial<typeof SHAPES> = SHAPES): LoraAdapte
   return result
 }
 
-/** The folder of an adapter as PEFT writes one that was trained in f64. */
+/** Makes a folder as PEFT writes it for an adapter that was trained in f64. */
 async function folderOf(adapter: LoraAdapter): Promise<MemoryDirectory> {
   const tensors = adapter.parts('linear').flatMap(({ name, weightA, weightB }) =>
     [['A', weightA] as const, ['B', weightB] as const].map(([factor, { data, shape }]) => ({
@@ -62,7 +62,7 @@ async function folderOf(adapter: LoraAdapter): Promise<MemoryDirectory> {
   })
 }
 
-/** Largest |x − y| over the largest |y|. */
+/** Returns the largest |x − y|, relative to the largest |y|. */
 function errorOf(x: ArrayLike<number>, y: ArrayLike<number>): number {
   let [error, largest] = [0, 0]
   for (let i = 0; i < y.length; i++) {

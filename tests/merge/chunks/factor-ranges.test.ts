@@ -24,7 +24,7 @@ function layer(rank: number, d: number, k: number, isInputMajor: boolean): Layer
   return { ...others, d, k, rank, isInputMajor, a: factor(rank, k), b: factor(d, rank), scales: undefined }
 }
 
-/** Each element of the factor that the ranges say they hold, once, where they are read from. */
+/** Lists the elements of the factor in the ranges, in the order in which they are read. */
 function elementsOf(ranges: readonly FactorRange[]): number[] {
   return ranges.flatMap(({ row, rows, column, columns, offset, byteLength, factor: { columns: all } }) => {
     expect(byteLength).toBe(2 * rows * columns)

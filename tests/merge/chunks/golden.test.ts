@@ -1,4 +1,4 @@
-// Against PEFT's own merge_and_unload: tests/golden/merge, made by scripts/golden/merge_models.py and merge_sums.py.
+// Merges equal PEFT's merge_and_unload (tests/golden/merge, made by scripts/golden/merge_models.py and merge_sums.py).
 
 import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
@@ -22,14 +22,15 @@ import {
 
 const root = fileURLToPath(new URL('../../../', import.meta.url))
 const golden = `${root}tests/golden`
-/** What scripts/golden/merge_sums.py says of a weight. */
+/** Results of scripts/golden/merge_sums.py for a weight. */
 interface Float32Sums {
   sha256: string
-  /** [place, bits] where it is not the float64 result. */
+  /** [place, bits] of each value that differs from the float64 result. */
   unlikeFloat64: [number, number][]
 }
 /**
- * In so many values of union-3m torch's float32 sum rounds to another bf16: its matrix product adds in another order.
+ * The number of values of union-3m for which torch's float32 sum rounds to another bf16, because its matrix product
+ * adds in another order.
  */
 const UNLIKE_TORCH: Record<string, { differing: number; values: number }> = {
   f32: { differing: 0, values: 294912 },
@@ -37,7 +38,7 @@ const UNLIKE_TORCH: Record<string, { differing: number; values: number }> = {
   patterns: { differing: 2, values: 184320 },
   regex: { differing: 0, values: 552960 },
 }
-/** Sums of a handful of terms around 1. */
+/** Tolerances for sums of a few terms around 1. */
 const TOLERANCES = { fp32: 1e-6, fp64: 1e-15 }
 
 async function merged(
@@ -65,7 +66,7 @@ function expectClose(actual: ReadTensor, expected: ReadTensor): void {
   )
 }
 
-/** The same checkpoint in bf16. */
+/** Converts a checkpoint to bf16. */
 async function inBf16(base: MemoryDirectory): Promise<MemoryDirectory> {
   const list = [...(await readTensors(base))].map(([name, tensor]) =>
     tensor.dtype === 'fp32' || tensor.dtype === 'fp64'
@@ -96,7 +97,7 @@ describe.each(['llama', 'bert', 'gpt2', 't5', 'phi3', 'gpt-neox', 'llama-f64'])(
       values += tensor.bytes.length / 2
     }
     expect(values).toBeGreaterThan(1000)
-    // One in some thousand values may lie where f32 sums tip a tie.
+    // A few values in ten thousand may be so close to a tie that f32 sums round differently.
     expect(differing).toBeLessThanOrEqual(Math.max(1, values * 1e-4))
   })
 })

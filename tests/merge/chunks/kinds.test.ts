@@ -1,4 +1,4 @@
-// Adapters of every kind, merged into checkpoints: against what PEFT's merge_and_unload gives (tests/golden/kinds).
+// Adapters of every kind, merged into checkpoints, give the results of PEFT's merge_and_unload (tests/golden/kinds).
 
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -25,7 +25,7 @@ const [grouped, names] = [true, false].map((is) =>
 const folderOf = (name: string) => new NodeDirectory(goldenPath('kinds', name))
 const baseOf = (name: string) => golden.find((each) => each.name === name)!.expected.base
 
-/** The base as a folder, in a type of its own. */
+/** Makes a folder of the base in a given type. */
 async function base(name: string, dtype: FloatDtype = 'fp32'): Promise<MemoryDirectory> {
   return checkpointOf(
     await tensorsOf(goldenPath('kinds', `${name}.safetensors`)),
@@ -34,7 +34,7 @@ async function base(name: string, dtype: FloatDtype = 'fp32'): Promise<MemoryDir
   )
 }
 
-/** PEFT's merged model: the base with what its merge changed. */
+/** Returns the values of PEFT's merged model: the base with the changed tensors. */
 async function expectedValues(name: string, original: Values): Promise<Values> {
   const result = new Map(original)
   for (const [key, values] of await tensorsIn(folderOf(name), 'tensors.safetensors')) {

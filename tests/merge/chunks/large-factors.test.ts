@@ -1,4 +1,4 @@
-// Factors of several blocks: what is put together from them is the whole product.
+// Factors of several blocks give the whole product.
 
 import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'

@@ -104,7 +104,7 @@ describe('mergeCheckpoint', () => {
   )
 })
 
-/** One rounding of the type, and what f32 sums lose where terms cancel. */
+/** Expects equal values within a rounding of the type and the error of f32 sums whose terms cancel. */
 function expectClose(actual: Uint8Array, expected: Uint8Array, dtype: FloatDtype): void {
   const [a, b] = [decodeFloats(actual, dtype), decodeFloats(expected, dtype)]
   const unit = dtype === 'fp32' ? 2 ** -23 : dtype === 'fp16' ? 2 ** -10 : 2 ** -7
