@@ -1,21 +1,18 @@
-// Encoder-decoders: the encoder reads a text or a sound, and the decoder learns to write the target. Every token of the
+// Encoder-decoders: the encoder reads a text, and the decoder learns to write the target. Every token of the
 // target counts, including the one that ends it. The loss is the cross-entropy in nats per token.
 
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
-import { joinedUp } from '../base/tensor.js'
 import { type JoinedInputs, joinedInputs } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily, OF_DECODER } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer, startToken } from '../graph/model-folder.js'
-import type { Length } from '../graph/training/objective-graph.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { checkVocabulary } from '../text/tokenizer.js'
 import { eosOf } from './causal-lm.js'
-import { checkSize, FEATURES_FIELD, featuresOf, HEAR } from './features.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
-import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
+import type { EncodeContext, OpenTask, Task } from './task.js'
 import {
   batchLength,
   encodeTexts,
@@ -29,8 +26,8 @@ import {
 
 /** A tokenized row. */
 export interface Seq2SeqExample {
-  /** Input of the encoder: tokens, or a sound (bands, times). */
-  readonly source: Int32Array | Float32Array
+  /** Input of the encoder. */
+  readonly source: Int32Array
   /** Output of the decoder, with the token that ends a text. */
   readonly target: Int32Array
 }
@@ -71,36 +68,16 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   parse: parseTextPair,
 
   encode(row, context) {
-    const read = encodeSource(row, context)
-    const written = encodeTarget(row, context)
-    const example = { source: read.source, target: Int32Array.from(written.ids) }
-    return { examples: [example], isTruncated: read.isCut || written.isCut }
+    const { inputIds: source, isTruncated } = encodeTexts(context.model, row.source, undefined, context.maxLength)
+    const { ids, isCut } = encodeTarget(row, context)
+    return { examples: [{ source, target: Int32Array.from(ids) }], isTruncated: isTruncated || isCut }
   },
 
-  question: ({ source, target }) => (source.kind === 'text' ? { prompt: source.text, answer: target } : undefined),
+  question: ({ source, target }) => ({ prompt: source, answer: target }),
 
-  tokens({ source, target }) {
-    const read = source instanceof Int32Array ? source : []
-    return { ids: Int32Array.from([...read, ...target]), counts: (i) => i >= read.length }
-  },
+  tokens: ({ source, target }) => ({ ids: Int32Array.from([...source, ...target]), counts: (i) => i >= source.length }),
 
   open: (model) => new Seq2Seq(model),
-}
-
-function encodeSource({ source, where }: TextPair, { model, maxLength }: EncodeContext) {
-  const { features: size } = joinedInputs(readGraph(model.onnx))
-  if ((size === undefined) !== (source.kind === 'text')) {
-    throw new DataError({
-      where,
-      what: size === undefined ? 'the model reads texts, not sounds' : 'the model reads sounds, not texts',
-      expected: size === undefined ? '"text" and "target"' : '"input_features": (bands, times), and "text"',
-    })
-  }
-  if (source.kind === 'text') {
-    const { inputIds, isTruncated } = encodeTexts(model, source.text, undefined, maxLength)
-    return { source: inputIds, isCut: isTruncated }
-  }
-  return { source: checkSize(source.values, size as readonly [number, number], where), isCut: false }
 }
 
 /** Encodes the target with one end token, and without the token that the decoder begins with. */
@@ -141,7 +118,6 @@ const DECODER_IDS = `${OF_DECODER}input_ids`
 
 class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExample> {
   readonly probe: OpenTask['probe']
-  readonly plainUse: TaskUse | undefined
   readonly #inputs: JoinedInputs
   readonly #start: number
 
@@ -149,25 +125,17 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
     super(model)
     this.#inputs = joinedInputs(readGraph(model.onnx))
     this.#start = startToken(model)
-    const { features } = this.#inputs
-    // PEFT's class passes input_ids even to a model of sounds: https://github.com/huggingface/peft/issues/1988
-    this.plainUse =
-      features === undefined
-        ? undefined
-        : { pipeline: 'automatic-speech-recognition', autoClass: 'AutoModelForSpeechSeq2Seq' }
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
-      const source = features === undefined ? new Int32Array(sequence) : new Float32Array(features[0] * features[1])
-      const examples = Array(batch).fill({ source, target: new Int32Array(PROBED_WIDTHS[i]) })
+      const examples = Array(batch).fill({ source: new Int32Array(sequence), target: new Int32Array(PROBED_WIDTHS[i]) })
       return { ...this.#feeds(examples, sequence, PROBED_WIDTHS[i]), ...probeTargets(PROBED_TARGETS[i]) }
     })
-    const read = features === undefined ? tokenLengths() : soundLengths(model, features[1])
     const written = ownLength('written', PROBED_WIDTHS, { input: DECODER_IDS, axis: 1 })
     const rows = productLength('written rows', batchLength(DECODER_IDS), written)
-    this.probe = { feeds: [first, second], lengths: [...read, written, rows, targetsLength()] }
+    this.probe = { feeds: [first, second], lengths: [...tokenLengths(), written, rows, targetsLength()] }
   }
 
   cost({ source, target }: Seq2SeqExample): number {
-    return (source instanceof Int32Array ? source.length : 0) + target.length
+    return source.length + target.length
   }
 
   /** Ignores `length`, which covers source and target together: each side is padded to its own length. */
@@ -190,39 +158,20 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
     // The decoder reads the target shifted by one token.
     const read = examples.map(({ target }) => Int32Array.from([this.#start, ...target.subarray(0, -1)]))
     const sources = examples.map(({ source }) => source)
-    return this.#inputs.feeds(
-      this.#inputs.features === undefined
-        ? tokenBatch(sources, sequence, this.model.padTokenId)
-        : { batch: examples.length, features: joinedUp(sources) },
-      tokenBatch(read, width, this.model.padTokenId),
-    )
+    const { padTokenId } = this.model
+    return this.#inputs.feeds(tokenBatch(sources, sequence, padTokenId), tokenBatch(read, width, padTokenId))
   }
-}
-
-/** Lengths of a run over sounds. The encoder halves the times, unless config.json says otherwise. */
-function soundLengths({ config }: Model, times: number): Length[] {
-  const { max_source_positions: positions } = config
-  const count = typeof positions === 'number' ? positions : Math.ceil(times / 2)
-  const batch = batchLength(DECODER_IDS)
-  return [batch, productLength('positions', batch, { name: 'times', probed: [count, count], of: () => count })]
 }
 
 /** A row of data. */
 export interface TextPair {
-  readonly source: Source
+  readonly source: string
   readonly target: string
   readonly where: string
 }
 
-/** The input: a text, or features of a sound (bands, times). */
-type Source =
-  | { readonly kind: 'text'; readonly text: string }
-  | { readonly kind: 'features'; readonly values: Float32Array }
-
 const TEXTS = ['text', 'input', 'source', 'question', 'prompt', 'document', 'article', 'dialogue']
 const TARGETS = ['target', 'output', 'label', 'summary', 'highlights', 'translation', 'answer', 'completion']
-
-const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcript']
 
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
 
@@ -230,9 +179,8 @@ function parseTextPair(row: unknown, where: string): TextPair {
   const record = isObject(row) ? row : {}
   const isThere = (name: string) => record[name] !== undefined && record[name] !== null
   const isInstruction = isThere('instruction')
-  const isSound = isThere(FEATURES_FIELD)
-  const sources = isSound ? [FEATURES_FIELD] : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
-  const targets = (isSound ? SPOKEN : TARGETS).filter(isThere)
+  const sources = isInstruction ? ['instruction'] : TEXTS.filter(isThere)
+  const targets = TARGETS.filter(isThere)
   const refuse = (what: string, hint: string) =>
     new DataError({
       where,
@@ -244,11 +192,7 @@ function parseTextPair(row: unknown, where: string): TextPair {
   if (sources.length > 1 || targets.length > 1) {
     throw refuse('more than one field could be the text or the target', RENAME)
   }
-  if (sources.length === 0) throw refuse('no text to read', isThere('audio') ? HEAR : RENAME)
-  const value = record[sources[0]]
-  const source = isSound
-    ? ({ kind: 'features', values: featuresOf(value, where) } as const)
-    : textOf(record, value, isInstruction)
+  const source = textOf(record, record[sources[0]], isInstruction)
   if (source === undefined) throw refuse('no text to read', RENAME)
   const target = record[targets[0]]
   if (typeof target !== 'string') {
@@ -256,7 +200,7 @@ function parseTextPair(row: unknown, where: string): TextPair {
     const hint = isPair ? 'Write both languages as fields of their own: { "text": …, "target": … }' : RENAME
     throw refuse('no target: a text that the model learns to write', hint)
   }
-  if (source.kind === 'text') refuseEmpty(source.text, `${where}, text`)
+  refuseEmpty(source, `${where}, text`)
   refuseEmpty(target, `${where}, target`)
   return { source, target, where }
 }
@@ -267,9 +211,9 @@ function refuseEmpty(text: string, where: string): void {
 }
 
 /** Joins an instruction and its input, as records of other tasks do. */
-function textOf(record: Readonly<Record<string, unknown>>, value: unknown, isInstruction: boolean): Source | undefined {
+function textOf(record: Readonly<Record<string, unknown>>, value: unknown, isInstruction: boolean): string | undefined {
   if (typeof value !== 'string') return undefined
   const { input } = record
   const isLonger = isInstruction && typeof input === 'string' && input !== ''
-  return { kind: 'text', text: isLonger ? `${value}\n\n${input}` : value }
+  return isLonger ? `${value}\n\n${input}` : value
 }

@@ -28,21 +28,11 @@ describe.each(['t5', 'bart'])('%s', (name) => {
   })
 })
 
-describe('a model of sounds', () => {
-  it.each([
-    [{ audio: 'a.wav', text: 'a', target: 'b' }, /the model reads sounds, not texts/],
-    [{ text: 'a', target: 'b' }, /data\[0\]: the model reads sounds, not texts/],
-    [{ input_features: [[0, Number.NaN]], text: 'a' }, /data\[0\], input_features: not numbers/],
-    [
-      { audio: 'a.wav', sentence: 'a' },
-      /data\[0\]: no text to read.*compute them with the processor of transformers.js/s,
-    ],
-    [{ input_features: [[1, 2]], text: 'a' }, /input_features: not as many numbers.*4 x 3000.*got 2/],
-  ])('refuses a row: %#', async (row, message) => {
-    const model = await openTiny('whisper')
-    await expect(train({ model, data: [row], maxSteps: 1 })).rejects.toThrow(message)
-    await model.close()
-  })
+it('a model of sounds is refused', async () => {
+  const model = await openTiny('whisper')
+  const run = train({ model, data: ROWS, task: 'seq2seq', maxSteps: 1 })
+  await expect(run).rejects.toThrow(/inputs of unknown meaning: input_features/)
+  await model.close()
 })
 
 describe('a model that is not whole', () => {
