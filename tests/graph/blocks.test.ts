@@ -10,7 +10,7 @@ import { create } from '../../src/formats/onnx/protobuf.js'
 import { type GraphProto, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { buildBackward, type CustomGradients, gradientPath } from '../../src/graph/gradients/backward.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { probeShapes } from '../../src/graph/shapes/shapes.js'
+import { probeShapes, ShapeMap } from '../../src/graph/shapes/shapes.js'
 import { attendInBlocks } from '../../src/graph/training/attention-blocks.js'
 import type { Objective } from '../../src/graph/training/objective-graph.js'
 import {
@@ -271,7 +271,7 @@ const MASKS: Record<string, Mask> = {
 
 const WIDTH = 4
 
-it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shapes }) => {
+it.each(some(Object.entries(MASKS), 2))('%s', async (_, { sees, hidden = LOWEST, ...shapes }) => {
   const { leading = [2, 3], keyLeading = leading, repeats = 1, masks = 1, areTurned, squash, guard } = shapes
   const build = () => {
     const graph = emptyGraph(18)
@@ -309,17 +309,23 @@ it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shape
       ...(sees && { mask: { type: 'float32', data: Float32Array.from(mask), dims: [1, masks, tokens, tokens] } }),
     }
   }
+  const probe = async () => {
+    const { graph, output } = build()
+    const points = [3, 7].map(feedsOf) as [Feeds, Feeds]
+    for (const point of points) delete point.weights
+    graph.inputs = graph.inputs.filter(({ name }) => name !== 'weights')
+    addOutput(graph, output, DataType.FLOAT)
+    return probeShapes(graph, (model) => runtime.createSession({ graph: serializeModel(model) }), points)
+  }
+  // The graph is the same in all runs, which add shapes of their own.
+  const probed = await probe()
   const run = async (rows: number | undefined, tokens: number) => {
     const { graph, g, output } = build()
     const wrt = ['q', 'k', 'v']
     const { values } = gradientPath(graph, wrt, [output])
-    const points = [3, 7].map(feedsOf) as [Feeds, Feeds]
-    for (const point of points) delete point.weights
-    const inputs = graph.inputs
-    graph.inputs = inputs.filter(({ name }) => name !== 'weights')
     addOutput(graph, output, DataType.FLOAT)
-    const shapes = await probeShapes(graph, (model) => runtime.createSession({ graph: serializeModel(model) }), points)
-    graph.inputs = inputs
+    const shapes = new ShapeMap(probed)
+    for (const [value, content] of probed.contents) shapes.contents.set(value, content)
     const custom: CustomGradients = new Map()
     if (rows !== undefined) attendInBlocks({ graph, shapes, rows, customGradients: custom, onPath: values })
     const gradients = buildBackward(g, shapes, new Map<Value, Value>([[output, 'weights']]), wrt, { custom })
@@ -333,13 +339,14 @@ it.each(Object.entries(MASKS))('%s', async (_, { sees, hidden = LOWEST, ...shape
       (name) => results[name].data as Float32Array,
     )
   }
+  const wholes = { 9: await run(undefined, 9), 11: await run(undefined, 11) }
   for (const [rows, tokens] of [
     [4, 11],
     [3, 9],
     [20, 11],
   ] as const) {
-    const [whole, parted] = [await run(undefined, tokens), await run(rows, tokens)]
-    whole.forEach((expected, i) => {
+    const parted = await run(rows, tokens)
+    wholes[tokens].forEach((expected, i) => {
       expect(relativeError(parted[i], expected), `${['output', 'q', 'k', 'v'][i]}, ${rows} rows`).toBeLessThan(1e-5)
     })
   }

@@ -282,7 +282,7 @@ describe('training', () => {
     ['a new adapter, against the base', 'adapter-zero', golden.started],
     ['an adapter, against what it was', 'adapter-init', golden.continued],
   ])('takes the steps of TRL with %s', async (_, name, all) => {
-    const steps = all.slice(0, THOROUGH ? undefined : 4)
+    const steps = all.slice(0, THOROUGH ? undefined : 2)
     const adapter = await load(name)
     const options = { adapter, maxSteps: steps.length, evalData: rows, evalEvery: 1, taskOptions: { beta } }
     const { report, evaluations, norms } = await train(options)

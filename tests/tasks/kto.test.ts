@@ -190,7 +190,7 @@ it.each([
   ['a new adapter, against the base', 'adapter-zero', golden.started],
   ['an adapter, against what it was', 'adapter-init', golden.continued],
 ])('takes the steps of TRL with %s', async (_, name, all) => {
-  const steps = all.slice(0, THOROUGH ? undefined : 4)
+  const steps = all.slice(0, THOROUGH ? undefined : 2)
   const adapter = await load(name)
   const { report, evaluations, norms } = await train({ adapter, maxSteps: steps.length, evalData: rows, evalEvery: 1 })
   for (const [i, step] of steps.entries()) {
