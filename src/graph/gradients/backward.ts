@@ -10,7 +10,6 @@ import { type Graph, readBy } from '../view/graph.js'
 import { entryOf, listByOperator, operatorOf } from '../view/operators.js'
 import { type GradientRule, sumTo } from './context.js'
 import { BROADCASTING, GRADIENTS, NON_DIFFERENTIABLE } from './gradients.js'
-import { type Contribution, joinSlices } from './join-slices.js'
 import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 
 /** A gradient rule for a value that several nodes compute together, if their single rules would take more passes. */
@@ -111,10 +110,10 @@ export function buildBackward(
   const path = gradientPath(g.graph, wrt, seeds.keys(), custom)
   checkDifferentiable(path, custom)
   const waist = scale === undefined ? undefined : narrowestWaist(path, [...seeds.keys()], shapes, custom)
-  const sums = new GradientSums(g, shapes, waist === undefined || scale === undefined ? undefined : { waist, scale })
+  const sums = new GradientSums(g, waist === undefined || scale === undefined ? undefined : { waist, scale })
   const onPath = new Set(path.nodes)
   for (const [value, gradient] of seeds) {
-    sums.add(value, { make: () => (scale === undefined || waist !== undefined ? gradient : g.mul(gradient, scale)) })
+    sums.add(value, () => (scale === undefined || waist !== undefined ? gradient : g.mul(gradient, scale)))
   }
   for (const node of path.nodes.toReversed()) {
     const dys = node.output.map((output) => (path.values.has(output) ? sums.total(output) : undefined))
@@ -135,8 +134,7 @@ export function buildBackward(
     thunks.forEach((thunk, i) => {
       const input = context.inputs[i]
       if (thunk === undefined || !path.values.has(input)) return
-      const slice = node.opType === 'Slice' ? { node, dy } : undefined
-      sums.add(input, { make: thunk, slice }, g.graph.initializers.has(node.input[1]))
+      sums.add(input, thunk, g.graph.initializers.has(node.input[1]))
     })
   }
   return new Map(
@@ -181,19 +179,18 @@ function narrowestWaist(
 }
 
 class GradientSums {
-  readonly #summands = new Map<Value, Contribution[]>()
+  readonly #summands = new Map<Value, (() => Value)[]>()
   readonly #totals = new Map<Value, Value>()
 
   constructor(
     private readonly g: Builder,
-    private readonly shapes: ShapeMap,
     private readonly scaling: { readonly waist: Value; readonly scale: Value } | undefined,
   ) {}
 
   /** @param isFirst puts the summand first, so that small products are added to large ones and not the reverse */
-  add(value: Value, contribution: Contribution, isFirst = false): void {
+  add(value: Value, summand: () => Value, isFirst = false): void {
     const others = this.#summands.get(value) ?? []
-    this.#summands.set(value, isFirst ? [contribution, ...others] : [...others, contribution])
+    this.#summands.set(value, isFirst ? [summand, ...others] : [...others, summand])
   }
 
   /** Returns the sum, which the first call builds, or undefined if the value has no gradient. */
@@ -201,10 +198,7 @@ class GradientSums {
     const summands = this.#summands.get(value)
     if (summands === undefined) return undefined
     return sharedValue(this.#totals, value, () => {
-      const sum = joinSlices(this.g, this.shapes, summands).reduce<Value | undefined>(
-        (sum, { make }) => this.#added(sum, make),
-        undefined,
-      ) as Value
+      const sum = summands.reduce<Value | undefined>((sum, make) => this.#added(sum, make), undefined) as Value
       return value === this.scaling?.waist ? this.g.mul(sum, this.scaling.scale) : sum
     })
   }
