@@ -2,7 +2,6 @@
 
 import { createColors } from 'picocolors'
 import type { DownloadProgress } from '../../index.js'
-import { freeForDownloads } from '../../node/free.js'
 
 /** C0, DEL and C1 controls, line separators, and marks that change the direction of writing. */
 const CONTROLS = /[\p{Cc}\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu
@@ -204,8 +203,6 @@ function figure(value: number): string {
 
 /** Smaller files are downloaded before a bar would be drawn. */
 const MIN_BAR_BYTES = 1_000_000
-/** For smaller downloads, the free space is not shown. */
-const LARGE_BYTES = 100_000_000
 
 export function showDownloads(): (progress: DownloadProgress) => void {
   const shown = new Map<string, { bar: Progress; before: number }>()
@@ -213,8 +210,7 @@ export function showDownloads(): (progress: DownloadProgress) => void {
     let download = shown.get(name)
     if (download === undefined) {
       const kept = receivedBytes > 0 ? `, ${bytes(receivedBytes)} of it already here` : ''
-      const room = byteLength > LARGE_BYTES ? roomLeft() : ''
-      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}${room}`)
+      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}`)
       download = { bar: new Progress(), before: receivedBytes }
       shown.set(name, download)
     }
@@ -224,10 +220,4 @@ export function showDownloads(): (progress: DownloadProgress) => void {
     bar.end()
     shown.delete(name)
   }
-}
-
-function roomLeft(): string {
-  const { memory, disk } = freeForDownloads()
-  const free = Object.entries({ memory, disk }).filter(([, size]) => Number.isFinite(size))
-  return free.length === 0 ? '' : ` (free: ${free.map(([of, size]) => `${bytes(size)} of ${of}`).join(', ')})`
 }
