@@ -40,6 +40,9 @@ export interface Known {
   readonly constant?: TensorProto
 }
 
+/** What operators gave on inputs of these shapes and contents, by a key for both. */
+export type Answers = Map<string, readonly (Known | undefined)[]>
+
 /** Longer float tensors do not steer shapes. Integers are all kept: for a few tokens they are small. */
 const MAX_FLOATS = 64
 /** Constants of up to so many elements are given to an operator unchanged. */
@@ -56,11 +59,12 @@ const STEERED_FROM: Readonly<Record<string, number>> = Object.fromEntries([
   ...'Sum Mean Max Min L1 L2 Prod SumSquare LogSum LogSumExp'.split(' ').map((name) => [`Reduce${name}`, 1]),
 ])
 
-/** Finds shapes, unless they depend on values computed from weights. */
+/** Finds shapes, unless they depend on values computed from weights. Adds what it learns to `answers`. */
 export async function shapesByOperator(
   graph: Graph,
   open: OpenModel,
   points: readonly [Feeds, Feeds],
+  answers: Answers,
 ): Promise<ReadonlyMap<Value, Known>> {
   const shell = graph.toModel()
   const known = new Map<Value, Known>()
@@ -69,7 +73,6 @@ export async function shapesByOperator(
     const [first, second] = points.map((feeds) => feeds[name])
     if (first !== undefined && second !== undefined) known.set(name, ofTensors([first, second], true))
   }
-  const answers = new Map<string, readonly (Known | undefined)[]>()
   for (const node of graph.nodes) {
     const constant = node.opType === 'Constant' ? constantTensor(node) : undefined
     if (constant !== undefined) {

@@ -5,7 +5,7 @@
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { isFloatType, type OpenModel, shapesByOperator, shapesByRunning } from './by-operator.js'
+import { type Answers, isFloatType, type OpenModel, shapesByOperator, shapesByRunning } from './by-operator.js'
 
 /** The shape of a value in two runs with inputs of different lengths. */
 export interface ProbedShape {
@@ -44,16 +44,22 @@ export function staticContent(shapes: ShapeMap, value: Value): readonly number[]
   return content.value.every((entry, i) => entry === content.second[i]) ? content.value : undefined
 }
 
-/** Measures shapes at two points that differ in all symbolic dimensions. `wanted`: outputs of nodes, by default all. */
+/**
+ * Measures shapes at two points that differ in all symbolic dimensions.
+ *
+ * @param wanted outputs of nodes, by default all
+ * @param answers what was measured for other graphs of the same operator sets
+ */
 export async function probeShapes(
   graph: Graph,
   open: OpenModel,
   points: readonly [Feeds, Feeds],
   wanted?: ReadonlySet<Value>,
+  answers: Answers = new Map(),
 ): Promise<ShapeMap> {
   const outputs = graph.nodes.flatMap((node) => node.output.filter((output) => output !== ''))
   const values = wanted === undefined ? outputs : outputs.filter((output) => wanted.has(output))
-  const known = new Map(await shapesByOperator(graph, open, points))
+  const known = new Map(await shapesByOperator(graph, open, points, answers))
   const missing = values.filter((value) => !known.has(value))
   if (missing.length > 0) {
     for (const [value, entry] of await shapesByRunning(graph, open, points, missing)) known.set(value, entry)

@@ -40,7 +40,9 @@ export async function measureShapes(
   const ones: Feeds = Object.fromEntries(fixed.fedGradients.map(({ input }) => [input, scalar]))
   const all = (pointFeeds: Feeds) =>
     feedsFor(graph, { ...pointFeeds, ...fixed.feeds, ...openMasks(fixed.masks), ...ones })
-  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted)
+  // Training, evaluation and later runs have graphs of the same operators.
+  const answers = model.once(measureShapes, () => new Map())
+  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted, answers)
   for (const { input, like } of fedLike) {
     const shape = shapes.get(like)
     if (shape === undefined) continue
