@@ -2,9 +2,10 @@
 // `bench/serve.mjs --only beside`: eight callers write at once with the given build, and one line of JSON tells the
 // tokens per second and the share of the processors.
 //
-//     node bench/callers.mjs DIST MODEL --threads 2 --tokens 64 [--parses]
+//     node bench/callers.mjs DIST MODEL --threads 2 --tokens 64 [--parses] [--yields]
 //
 // --parses: the callers' thread also parses 5 MB of JSON every 50 ms.
+// --yields: the option yieldProcessors.
 import { join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -50,12 +51,13 @@ export const PARSED = JSON.stringify(
 )
 export const PARSE_MS = 50
 
-async function measure([dist, folder], { threads, tokens, parses }) {
+async function measure([dist, folder], { threads, tokens, parses, yields }) {
   const { LoraAdapter, loadModel, openSession } = await import(pathToFileURL(join(resolve(dist), 'node.js')).href)
   // Without end tokens, every text has its full length.
   const model = { ...(await loadModel(folder)), eosTokenIds: [], generationConfig: {} }
   const adapters = makeAdapters(LoraAdapter, model)
-  const session = await openSession(model, { threads: Number(threads), adapters, prefixCache: 0 })
+  const settings = { threads: Number(threads), ...(yields && { yieldProcessors: true }) }
+  const session = await openSession(model, { ...settings, adapters, prefixCache: 0 })
   const write = (i, maxNewTokens) =>
     session.generate(PROMPTS[i], { adapter: `a${i % ADAPTERS}`, maxNewTokens, temperature: 0 })
   await Promise.all(PROMPTS.map((_, i) => write(i, 8)))
@@ -77,6 +79,7 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
     threads: { type: 'string' },
     tokens: { type: 'string' },
     parses: { type: 'boolean', default: false },
+    yields: { type: 'boolean', default: false },
   }
   const { values, positionals } = parseArgs({ allowPositionals: true, options })
   await measure(positionals, values)

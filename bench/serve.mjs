@@ -20,6 +20,7 @@
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
 //         [--accuracy-level 4]
 //     npm run build && node bench/serve.mjs MODEL --only beside --against OTHER/dist --rounds 5 --tokens 240
+//         [--yields]
 //
 // MODEL: a folder of a causal language model, such as smollm2-fp32 of scripts/golden/graph_table.py. Default:
 // models/union-3m. Lengths are smaller where a model's context is. Where other programs are busy, compare processor
@@ -44,6 +45,7 @@ const { values: options, positionals } = parseArgs({
     only: { type: 'string', default: 'short,spread,turn,idle,sampled,operators' },
     'accuracy-level': { type: 'string' },
     against: { type: 'string' },
+    yields: { type: 'boolean', default: false },
   },
 })
 const [rounds, threads, maxNewTokens] = [options.rounds, options.threads, options.tokens].map(Number)
@@ -232,6 +234,7 @@ async function compareBeside(folder) {
           '--tokens',
           String(maxNewTokens),
           ...(parses ? ['--parses'] : []),
+          ...(options.yields ? ['--yields'] : []),
         ]
         const output = await outputOf([CALLERS, dist, folder, ...settings])
         for (const child of running) child.kill()

@@ -291,6 +291,7 @@ function sessionOptions(
   if (options.lowMemory) entries.disable_prepacking = '1'
   // This affects the thread that opens the first session of the process, and the other threads of each session.
   if (ownsThread) entries.set_denormal_as_zero = '1'
+  if (options.yieldProcessors) entries['intra_op.allow_spinning'] = '0'
   if (options.exactProducts) entries.qdq_matmulnbits_accuracy_level = '0'
   return {
     graphOptimizationLevel: options.optimization ?? (model.isOptimized && isOnCpu ? 'disabled' : 'all'),

@@ -189,6 +189,7 @@ export const FUNCTIONS: Record<string, Call> = {
         threads: 1,
         memory: 'low',
         optimization: 'all',
+        yieldProcessors: false,
         profilePrefix: undefined,
       },
     ],

@@ -179,6 +179,7 @@ export const FLAGS = {
     memory: { form: 'word', about: 'memory or speed. fast: ONNX Runtime copies the weights in an order that makes products faster. low: it copies none, and runs are a few percent slower', words: ['low', 'fast'], fallback: 'fast' },
     modules: { form: 'pairs', about: 'module name → name of its node or weight. Needed only if the graph does not name its modules' },
     allowMissing: { form: 'switch', about: 'leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error' },
+    yieldProcessors: { form: 'switch', about: 'let waiting threads sleep: slower alone, faster beside other busy programs' },
     optimization: { form: 'word', about: "graph optimization level. Default 'all'", words: ['disabled', 'basic', 'extended', 'all'] },
     profilePrefix: { form: 'text', about: 'write a profile next to this prefix (Node)' },
     maxBatch: { form: 'number', about: 'the largest number of texts that generate and stream write at the same time, over all calls. More calls wait in order. A call with a larger batchSize may have more', range: 'an integer of at least 1', fallback: '8' },

@@ -53,7 +53,7 @@ const OPTIONS = {
   keyFile: text('FILE', 'keys, one on each line: [NAME=]KEY, then priority=N or admin'),
   origin: repeated('ORIGIN', 'a page that may call from a browser, such as https://example.com'),
   allowedHost: repeated('NAME', 'a name by which callers may reach the server. Default: any, and on localhost its own'),
-  ...flags('OpenSessionOptions', 'device', 'threads', 'prefixCache'),
+  ...flags('OpenSessionOptions', 'device', 'threads', 'yieldProcessors', 'prefixCache'),
   accuracyLevel: choice(['0', '4'], 'of products by quantized weights; 4 is faster and less exact'),
   log: choice(['json', 'text', 'off'], 'a line on stdout for each request. Default: text, and off at a terminal'),
   noPage: toggle('do not answer / with the page to talk to the model'),
@@ -87,7 +87,8 @@ export const serve: Command = defineCommand({
       noPage,
       quiet,
     } = values
-    const { host, port, metricsPort, drainSeconds, device, threads, accuracyLevel: level, prefixCache } = values
+    const { host, port, metricsPort, drainSeconds, device, threads, yieldProcessors } = values
+    const { accuracyLevel: level, prefixCache } = values
     const { maxAdapters, maxRunning, maxQueue, maxTokens, timeoutSeconds, chatTemplate, servedModelName } = values
     const { createHandler, listen, trainingIn } = await import('../../serve/node/entry.js')
     const { loadAdapter, loadModel } = await import('../../node.js')
@@ -140,6 +141,7 @@ export const serve: Command = defineCommand({
           ...{
             device,
             threads,
+            yieldProcessors,
             prefixCache,
             accuracyLevel: level === undefined ? undefined : (Number(level) as 0 | 4),
             maxBatch: maxRunning,

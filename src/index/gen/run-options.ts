@@ -26,6 +26,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable = {
   memory: oneOf('low', 'fast'),
   modules: OBJECT,
   allowMissing: BOOLEAN,
+  yieldProcessors: BOOLEAN,
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),
   profilePrefix: NAME,
   allow: listOf(oneOf('lora', 'dora', 'biases', 'embeddings', 'heads')),
