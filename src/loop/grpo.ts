@@ -15,7 +15,7 @@ import type { Sample } from './trainer-options.js'
 import { takeTurns } from './turns.js'
 
 /** Rewards tell less than targets, so the learning rate is a part of the one for texts. */
-const RATE_SHARE = 0.5
+export const RATE_SHARE = 0.5
 
 /** Texts of one step's prompts, judged. */
 interface Generation extends Written {

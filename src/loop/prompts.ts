@@ -133,7 +133,7 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
 }
 
 /** A record with `prompt`, `question` or `messages`; an answer at the end of the messages is what is wanted. */
-function promptOf(row: unknown, where: string): PromptRow {
+export function promptOf(row: unknown, where: string): PromptRow {
   const record = isObject(row) ? row : {}
   const { messages, prompt = messages ?? record.question } = record
   const wanted = [record.answer, record.completion, record.solution].find((value) => typeof value === 'string')

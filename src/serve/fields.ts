@@ -84,7 +84,7 @@ const toolChoice = (expected: string, isNamed: (value: Record<string, unknown>) 
 
 const IGNORED: FieldTable = {
   user: field(SHORT, 'accepted, and not used'),
-  metadata: field(OBJECT, 'accepted; /v1/responses gives it back'),
+  metadata: field(OBJECT, 'is stored with `store`; /v1/responses gives it back'),
   safety_identifier: field(SHORT, 'accepted, and not used'),
   prompt_cache_key: field(SHORT, 'accepted: requests of one API key share what was read in any case'),
 }
@@ -131,8 +131,7 @@ const TEMPLATE_ARGS: FieldTable = {
   chat_template_kwargs: field(OBJECT, 'variables of the chat template, such as enable_thinking'),
 }
 const PARALLEL: FieldTable = { parallel_tool_calls: field(BOOLEAN, 'false: at most one call') }
-const STORED: FieldTable = {
-  store: only('false', false),
+const TIER: FieldTable = {
   service_tier: field(oneOf('auto', 'default'), 'accepted, and not used'),
 }
 
@@ -166,7 +165,8 @@ export const CHAT_FIELDS: FieldTable = {
   ...PARALLEL,
   ...TEMPLATE_ARGS,
   reasoning_effort: field(SHORT, 'a variable of chat templates that read it'),
-  ...STORED,
+  store: field(BOOLEAN, 'keeps request and answer, with `--train`; `metadata` finds them again'),
+  ...TIER,
   modalities: field(
     kind('["text"]: nothing else is done here', (value) => JSON.stringify(value) === '["text"]'),
     'refused',
@@ -200,7 +200,8 @@ export const RESPONSE_FIELDS: FieldTable = {
   ...PARALLEL,
   ...TEMPLATE_ARGS,
   reasoning: field(OBJECT, 'its `effort` is a variable of chat templates that read it'),
-  ...STORED,
+  store: only('false', false),
+  ...TIER,
   background: only('false', false),
   truncation: only('disabled', 'disabled'),
   include: field(

@@ -94,7 +94,10 @@ export const ROUTES: Routes<Service> = {
   '/metrics': get((service, { caller }) => service.metrics(caller)),
   '/v1/models': models,
   '/v1/models/*': { ...models, ...jobs['/v1/models/*'] },
-  '/v1/chat/completions': post(CHAT_FIELDS, (service, call) => service.texts(call, chatRequest)),
+  '/v1/chat/completions': {
+    ...jobs['/v1/chat/completions'],
+    ...post(CHAT_FIELDS, (service, call) => service.texts(call, chatRequest)),
+  },
   '/v1/completions': post(COMPLETION_FIELDS, (service, call) => service.texts(call, completionRequest)),
   '/v1/responses': post(RESPONSE_FIELDS, (service, call) => service.texts(call, responseRequest, respond)),
   '/v1/messages': post(MESSAGE_FIELDS, (service, call) => service.texts(call, messageRequest, respondMessage)),
@@ -255,7 +258,7 @@ export class Service {
   /** Answers a request for files, jobs and what they make. */
   train(route: string, call: Call): Promise<Response> {
     if (this.jobs !== undefined) return this.jobs.answer(route, call)
-    throw new HttpError(404, 'Training is off here. Start the server with --train FOLDER', { code: 'not_found' })
+    throw notTraining()
   }
 
   async metrics(caller: Caller): Promise<Response> {
@@ -314,6 +317,7 @@ export class Service {
     write: typeof answer = answer,
   ): Promise<Response> {
     const { startedAt, entry, fields } = call
+    if (fields.store === true && this.jobs === undefined) throw notTraining('store: ')
     const asked = read(fields, this.#maxTokens)
     await checkPrompts(this.session.model, asked)
     const run = async (left: AbortSignal, events?: Events) => {
@@ -334,6 +338,7 @@ export class Service {
         const { promptTokens, cachedTokens, newTokens } = done
         this.#metrics.tokens(promptTokens, cachedTokens, newTokens)
         Object.assign(entry, { promptTokens, cachedTokens, newTokens })
+        if (fields.store === true) await this.jobs!.keep(call, done.body)
         return done.body
       } finally {
         leave()
@@ -448,6 +453,13 @@ export class Service {
 
 function formOf({ url, headers }: Request): WireForm {
   return headers.has('anthropic-version') || new URL(url).pathname.startsWith('/v1/messages') ? ANTHROPIC : OPENAI
+}
+
+function notTraining(field = ''): HttpError {
+  const message = `${field}Nothing is stored or trained here. Start the server with --train FOLDER`
+  return field === ''
+    ? new HttpError(404, message, { code: 'not_found' })
+    : new HttpError(400, message, { param: 'store' })
 }
 
 function stopping(): HttpError {

@@ -74,7 +74,7 @@ const LAYERS: Record<string, readonly string[]> = {
   'handoff-entry': ['handoff', 'index', 'node'],
   transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
   // Commands use the public API, and `base` and `report` besides: guesses for misspelled words, and pages.
-  serve: ['base', 'io', 'graph', 'text', 'tasks', 'train', 'infer', 'index', 'node', 'server', 'ai-sdk'],
+  serve: ['base', 'io', 'data', 'graph', 'text', 'tasks', 'train', 'infer', 'loop', 'index', 'node', 'server', 'ai-sdk'],
   server: ['serve'],
   'ai-sdk': ['serve'],
   cli: ['base', 'report', 'index', 'node', 'handoff-entry', 'serve'],

@@ -3,7 +3,7 @@
 import { counted } from '../../base/errors.js'
 import type { CheckDataOptions, DataReport, PreviewExample } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, MODEL, RUNS, text, toggle } from '../options.js'
+import { choice, defineCommand, MODEL, RUNS, repeated, text, toggle } from '../options.js'
 import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { readChatTemplate } from './text-files.js'
 
@@ -30,9 +30,18 @@ export const data = defineCommand({
     ...flags('LoadModelOptions', 'dtype'),
     task: text('NAME', 'what a model would learn; default: the task that the first record fits'),
     ...flags('CheckDataOptions', 'columns', 'maxLength', 'chatTemplate', 'chatTemplateArgs', 'preview'),
+    fromStore: toggle('print the chats that lowrank serve --train has stored in this folder, as records'),
+    where: repeated('NAME=VALUE', 'with --from-store, only chats with this metadata, such as rating=good'),
+    method: choice(['supervised', 'kto'], 'with --from-store, what the records are for; kto learns from ratings'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ json, chatTemplate, ...options }) {
+  async run({ json, chatTemplate, fromStore, where, method, ...options }) {
+    if (fromStore) {
+      const { storedRows } = await import('../../serve/node/entry.js')
+      const metadata = Object.fromEntries(where.map((pair) => pair.split(/=(.*)/s).slice(0, 2)))
+      process.stdout.write(await storedRows(String(options.data), { metadata, method }))
+      return 0
+    }
     const node = await import('../../node.js')
     const task = options.task as CheckDataOptions['task']
     const report = await node.checkData({ ...options, task, chatTemplate: await readChatTemplate(chatTemplate) })

@@ -42,6 +42,7 @@ const OPTIONS = {
     'load adapters of this folder by their names, or of these repositories on /v1/load_lora_adapter alone',
   ),
   train: text('FOLDER', 'answer OpenAI’s routes for files and fine-tuning; needs --admin-key'),
+  grader: repeated('NAME=URL', 'with --train, a server for a model that graders name; its key is LOWRANK_GRADER_KEY'),
   maxDownload: single('BYTES', 'the most bytes of an adapter from the Hub. Default: 1 GiB', readNumber),
   allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
   servedModelName: repeated('NAME', 'a name of the base, such as gpt-4o-mini. Default: the model’s name'),
@@ -106,7 +107,8 @@ export const serve: Command = defineCommand({
       throw new UsageError('--train needs --admin-key KEY')
     if (train !== undefined && hosts === undefined)
       throw new UsageError('--train needs --allowed-host NAME with this --host')
-    const training = train === undefined ? undefined : trainingIn(train, { dtype })
+    const training =
+      train === undefined ? undefined : trainingIn(train, { dtype, graderModels: graderModelsOf(values.grader) })
     const log = values.log ?? (process.stdout.isTTY ? 'off' : 'text')
     if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     const resolveAdapter = await resolverOf(values.allowLoading, values.maxDownload)
@@ -246,6 +248,12 @@ function lineOf(entry: RequestEntry): string {
   const first = entry.firstTokenMs === undefined ? '' : ` first ${Math.round(entry.firstTokenMs)} ms`
   const line = `${new Date().toISOString()} ${status} ${method} ${route} ${key} ${model}${tokens}${first} ${Math.round(ms)} ms ${id}`
   return printable(line)
+}
+
+function graderModelsOf(given: readonly string[]): Record<string, string> {
+  const pairs = given.map((text) => /^([^=]+)=(https?:.+)$/.exec(text) ?? [])
+  if (pairs.some(([pair]) => pair === undefined)) throw new UsageError('--grader: write NAME=URL')
+  return Object.fromEntries(pairs.map(([, name, url]) => [name, url]))
 }
 
 /** A source alone has the name of its last part. */

@@ -25,7 +25,9 @@ export interface Job {
   readonly start?: string | undefined
   readonly training_file: string
   readonly validation_file: string | null
-  readonly method: 'supervised' | 'dpo'
+  readonly method: 'supervised' | 'dpo' | 'reinforcement'
+  /** Judges the texts of `reinforcement`. */
+  readonly grader?: object | undefined
   readonly suffix: string
   readonly seed: number
   readonly metadata: Readonly<Record<string, string>> | null
@@ -60,16 +62,16 @@ export function modelName({ id, base, suffix }: Pick<Job, 'id' | 'base' | 'suffi
 /** @param folder where the job is; only admins see it */
 export function wireJob(job: Job, caller: Caller, folder: string) {
   const { id, created_at, finished_at, estimated_finish, model, base: _, seed, status, error, metadata } = job
-  const { trained_tokens, training_file, validation_file, result_files, suffix, method, lowrank } = job
-  const { beta, ...shared } = job.hyperparameters
-  const hyperparameters = method === 'dpo' ? { ...shared, beta: beta ?? 'auto' } : shared
+  const { trained_tokens, training_file, validation_file, result_files, suffix, method, grader, lowrank } = job
+  const { hyperparameters } = job
+  const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto' } = hyperparameters
   return {
     ...{ id, object: 'fine_tuning.job', created_at, finished_at, estimated_finish, model, organization_id: 'lowrank' },
     fine_tuned_model: status === 'succeeded' ? modelName(job) : null,
     ...{ status, error, seed, metadata, trained_tokens, training_file, validation_file, result_files },
     ...{ integrations: null, user_provided_suffix: suffix || null },
-    hyperparameters: shared,
-    method: { type: method, [method]: { hyperparameters } },
+    hyperparameters: { n_epochs, batch_size, learning_rate_multiplier },
+    method: { type: method, [method]: { ...(grader && { grader }), hyperparameters } },
     lowrank: {
       ...lowrank,
       ...(caller.isAdmin && { command: `lowrank train --config ${folder}/settings.json --out DIR` }),
@@ -88,6 +90,12 @@ export function batchFor(records: number): number {
   return Math.max(1, Math.min(8, Math.floor(records / 8)))
 }
 
+interface Resolved extends Readonly<Record<string, number>> {
+  readonly n_epochs: number
+  readonly batch_size: number
+  readonly learning_rate_multiplier: number
+}
+
 /** What is found out about a job's files. */
 export interface Checked {
   readonly records: number
@@ -95,13 +103,16 @@ export interface Checked {
   readonly learningRate: number
 }
 
-export function resolveHyperparameters(given: Hyperparameters, { records }: Checked): Readonly<Record<string, number>> {
-  const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto', beta } = given
+export function resolveHyperparameters(given: Hyperparameters, { records }: Checked): Resolved {
+  const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto', beta, compute_multiplier } = given
   return {
     n_epochs: n_epochs === 'auto' ? epochsFor(records) : n_epochs,
     batch_size: batch_size === 'auto' ? batchFor(records) : batch_size,
     learning_rate_multiplier: learning_rate_multiplier === 'auto' ? 1 : learning_rate_multiplier,
     ...(beta !== undefined && { beta: beta === 'auto' ? 0.1 : beta }),
+    ...(compute_multiplier !== undefined && {
+      compute_multiplier: compute_multiplier === 'auto' ? 1 : compute_multiplier,
+    }),
   }
 }
 

@@ -11,6 +11,7 @@ import {
   listOf,
   NAME,
   needed,
+  OBJECT,
   oneOf,
   ranged,
 } from '../../base/options.js'
@@ -32,6 +33,10 @@ export const HYPERPARAMETERS: Readonly<Record<string, Kind>> = {
   batch_size: anyOf(AUTO, ranged('an integer in [1, 4096]')),
   learning_rate_multiplier: anyOf(AUTO, POSITIVE),
   beta: anyOf(AUTO, POSITIVE),
+  compute_multiplier: anyOf(AUTO, POSITIVE),
+  eval_interval: AUTO,
+  eval_samples: AUTO,
+  reasoning_effort: oneOf('default'),
 }
 
 /** What OpenAI has not: options of `lowrank train`, and a method. */
@@ -49,6 +54,7 @@ export const LOWRANK: Readonly<Record<string, Kind>> = {
   maxLength: ranged('an integer of at least 2'),
   packing: BOOLEAN,
   maxSteps: COUNT,
+  taskOptions: OBJECT,
 }
 
 /** An object whose members are those of a table. */
@@ -59,29 +65,26 @@ const members = (table: Readonly<Record<string, Kind>>): Kind =>
   })
 
 const hyperparameters = members(HYPERPARAMETERS)
-const METHODS = ['supervised', 'dpo'] as const
+const METHODS = ['supervised', 'dpo', 'reinforcement']
 
 const METHOD = kind(
-  `{ "type": "supervised", "supervised": { "hyperparameters": {…} } }, or the same with "dpo"; the members of hyperparameters are ${Object.keys(HYPERPARAMETERS).join(', ')}`,
+  '{ "type": "supervised", "supervised": { "hyperparameters": {…} } }, the same with "dpo", or with "reinforcement" and a "grader"',
   (value) => {
-    if (!isObject(value) || !METHODS.some((name) => name === value.type)) return false
+    if (!isObject(value) || !METHODS.includes(value.type as string)) return false
     const { type, ...others } = value
-    return Object.entries(others).every(([name, set]) => {
-      if (name !== type || !isObject(set)) return set === undefined || set === null
-      const { hyperparameters: given, ...rest } = set
-      return Object.keys(rest).length === 0 && (given === undefined || hyperparameters.accepts(given))
-    })
+    const set = others[type as string] ?? {}
+    const isAlone = Object.entries(others).every(([name, other]) => name === type || other === null)
+    if (!isAlone || !isObject(set) || isObject(set.grader) !== (type === 'reinforcement')) return false
+    const { hyperparameters: given = {}, grader: _, ...rest } = set
+    return Object.keys(rest).length === 0 && hyperparameters.accepts(given)
   },
 )
 
 /** As OpenAI has it: at most 16 texts by name. */
-export const METADATA = kind(
-  'an object of at most 16 texts of at most 512 characters, by names of at most 64',
-  (value) => {
-    if (!isObject(value) || Object.keys(value).length > 16) return false
-    return Object.entries(value).every(([key, set]) => key.length <= 64 && typeof set === 'string' && set.length <= 512)
-  },
-)
+const METADATA = kind('an object of at most 16 texts of at most 512 characters, by names of at most 64', (value) => {
+  if (!isObject(value) || Object.keys(value).length > 16) return false
+  return Object.entries(value).every(([key, set]) => key.length <= 64 && typeof set === 'string' && set.length <= 512)
+})
 
 const FILE = kind('the id of a file', (value) => typeof value === 'string' && /^file-\w{1,64}$/.test(value))
 const EXPIRY = kind('{ "anchor": "created_at", "seconds": N }, with N from 3600 to 2592000', (value) => {
@@ -97,7 +100,10 @@ const EXPIRY = kind('{ "anchor": "created_at", "seconds": N }, with N from 3600 
 
 const JOB_FIELDS: FieldTable = {
   model: field(needed(SHORT), 'the base, or a model that a job made, which is trained further'),
-  training_file: field(needed(FILE), 'the records: chats, prompts with completions, or pairs of answers'),
+  training_file: field(
+    needed(FILE),
+    'the records: chats, prompts with completions, pairs of answers, or prompts alone',
+  ),
   validation_file: field(FILE, 'records on which the loss is measured'),
   method: field(METHOD, 'how it learns. Default: supervised'),
   hyperparameters: field(hyperparameters, 'the same as those of `method`; each may be "auto"'),
@@ -123,6 +129,10 @@ const COMPLETE_FIELDS: FieldTable = {
   md5: field(SHORT, 'the digest of the whole file'),
 }
 
+const COMPLETION_FIELDS: FieldTable = {
+  metadata: field(METADATA, 'takes the place of the metadata; `rating` is `good` or `bad`'),
+}
+
 const ALIAS_FIELDS: FieldTable = {
   name: field(needed(NAMED), 'the new name'),
   model: field(needed(SHORT), 'the model that answers under this name from now on'),
@@ -144,6 +154,9 @@ export const JOB_ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method,
   '/v1/fine_tuning/jobs/*/events': { GET: {} },
   '/v1/fine_tuning/jobs/*/checkpoints': { GET: {} },
   '/v1/fine_tuning/jobs/*': { GET: {} },
+  '/v1/chat/completions': { GET: {} },
+  '/v1/chat/completions/*/messages': { GET: {} },
+  '/v1/chat/completions/*': { GET: {}, POST: { fields: COMPLETION_FIELDS }, DELETE: {} },
   '/v1/models/*': { DELETE: {} },
   '/v1/aliases': { GET: {}, POST: { right: 'admin', fields: ALIAS_FIELDS } },
   '/v1/aliases/*': { DELETE: { right: 'admin' } },

@@ -3,6 +3,7 @@
 import '../../node.js'
 
 export * from '../../server.js'
+export { type StoredChoice, storedRows } from '../jobs/node/completions.js'
 export { type TrainingOptions, trainingIn } from '../jobs/node/training-in.js'
 export { folderOfAdapters } from './adapter-folder.js'
 export { hubAdapters } from './hub-adapters.js'

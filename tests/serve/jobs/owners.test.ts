@@ -5,7 +5,7 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFil
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
-import { createHandler, type Handler, trainingIn } from 'lowrank/server'
+import { createHandler, type Handler, storedRows, trainingIn } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ROUTES } from '../../../src/serve/service.js'
 import { enginesHere } from '../../engines-here.js'
@@ -23,10 +23,16 @@ const thingsOf = (digit: string) => ({
   upload: `upload_${digit.repeat(24)}`,
   job: `ftjob-${digit.repeat(24)}`,
   model: `ft:union-3m:lowrank:boat:${digit.repeat(10)}`,
+  completion: `chatcmpl-${digit.repeat(8)}`,
   checkpoint: `ft:union-3m:lowrank:boat:${digit.repeat(10)}:ckpt-step-3`,
 })
 const THINGS = { alice: thingsOf('a'), bob: thingsOf('b') }
 const NOTHING = thingsOf('0')
+
+const answerOf = (id: string) => ({
+  ...{ id, object: 'chat.completion', created: 1, model: 'union-3m' },
+  choices: [{ index: 0, message: { role: 'assistant', content: 'Hi', refusal: null }, finish_reason: 'stop' }],
+})
 
 function put(kind: string, record: { id: string }): string {
   const place = join(folder, kind, record.id)
@@ -56,6 +62,10 @@ beforeAll(async () => {
       },
       ...{ estimated_finish: null, trained_tokens: 1, result_files: [], deleted: [] },
       checkpoints: [{ step: 3, created_at: 1_700_000_001, metrics: {} }],
+    } as never)
+    put('completions', {
+      ...{ id: THINGS[owner].completion, owner, metadata: { rating: owner === 'alice' ? 'good' : 'bad' } },
+      ...{ messages: [{ role: 'user', content: 'Hello' }], answer: answerOf(THINGS[owner].completion) },
     } as never)
     for (const part of ['run', 'checkpoints/step-3']) {
       cpSync(goldenPath('peft', 'f32'), join(place, part), { recursive: true })
@@ -87,7 +97,7 @@ function call(name: Name, method: string, path: string, body?: object): Promise<
 /** Requests that name a thing in every place that a route has for one. */
 function requestsAbout(things: typeof NOTHING): [method: string, path: string, body?: object][] {
   const all = Object.values(things)
-  const kinds = { files: things.file, uploads: things.upload, jobs: things.job }
+  const kinds = { files: things.file, uploads: things.upload, jobs: things.job, completions: things.completion }
   return Object.entries(ROUTES).flatMap(([path, methods]) =>
     Object.entries(methods).flatMap(([method, { fields = {} }]): [string, string, object?][] => {
       const [kind] = Object.keys(kinds).filter((name) => path.includes(`/${name}/*`)) as (keyof typeof kinds)[]
@@ -129,6 +139,7 @@ function bodiesAbout(things: typeof NOTHING, fields: readonly string[]): object[
     ...(has('model') && !has('name') ? named.map((name) => ({ ...texts, model: name })) : []),
     ...(has('adapter') ? named.map((name) => ({ ...texts, adapter: { [name]: 1 } })) : []),
     ...(has('part_ids') || fields.length === 0 ? [texts] : []),
+    ...(fields.join() === 'metadata' ? [{ metadata: { rating: 'bad' } }] : []),
   ]
 }
 
@@ -204,6 +215,72 @@ describe('an owner', () => {
     expect((await call('root', 'POST', '/v1/completions', { ...ask, model: THINGS.alice.model })).status).toBe(404)
     expect((await call('root', 'DELETE', '/v1/aliases/best')).status).toBe(200)
     expect((await call('carol', 'POST', '/v1/completions', ask)).status).toBe(404)
+  })
+})
+
+describe('stored chats', () => {
+  const json = async (who: Name, method: string, path: string, body?: object) => {
+    return (await call(who, method, path, body)).json()
+  }
+
+  it('are found by metadata, rated, read and deleted', async () => {
+    const { completion } = THINGS.bob
+    const path = `/v1/chat/completions/${completion}`
+    expect((await json('bob', 'GET', '/v1/chat/completions?metadata[rating]=good')).data).toEqual([])
+    expect(await json('bob', 'POST', path, { metadata: { rating: 'good' } })).toMatchObject({
+      metadata: { rating: 'good' },
+    })
+    const { data } = await json('bob', 'GET', '/v1/chat/completions?metadata[rating]=good&model=union-3m')
+    expect(data).toEqual([{ ...answerOf(completion), metadata: { rating: 'good' } }])
+    expect((await json('bob', 'GET', `${path}/messages`)).data).toMatchObject([
+      { id: `${completion}-0`, content: 'Hello' },
+    ])
+  })
+
+  it('become files of records, of the caller alone, and of all for whoever has the folder', async () => {
+    const make = (who: Name, lowrank: object) => json(who, 'POST', '/v1/files', { purpose: 'fine-tune', lowrank })
+    const { id } = await make('alice', { from: 'stored', metadata: { rating: 'good' } })
+    const chat = {
+      messages: [
+        { role: 'user', content: 'Hello' },
+        { role: 'assistant', content: 'Hi' },
+      ],
+    }
+    expect(await json('alice', 'GET', `/v1/files/${id}/content`)).toEqual(chat)
+    const judged = await make('alice', { from: 'stored', method: 'kto' })
+    expect(await json('alice', 'GET', `/v1/files/${judged.id}/content`)).toMatchObject({ label: true })
+    expect((await make('carol', { from: 'stored' })).error.param).toBe('lowrank')
+    expect((await make('carol', { from: 'store' })).error.param).toBe('lowrank')
+    const rows = await storedRows(folder, { metadata: { rating: 'good' } })
+    expect(rows.split('\n')).toHaveLength(3)
+    for (const file of [id, judged.id]) await call('alice', 'DELETE', `/v1/files/${file}`)
+    const path = `/v1/chat/completions/${THINGS.bob.completion}`
+    expect(await json('bob', 'DELETE', path)).toMatchObject({ deleted: true })
+    expect((await call('bob', 'GET', path)).status).toBe(404)
+  })
+
+  it('are kept with `store`, whole and streamed, and the oldest goes if there are too many', async () => {
+    const place = `${folder}-chats`
+    const template = '{% for m in messages %}{{ m.content }}{% endfor %}'
+    const chats = await createHandler({
+      ...{ model, training: trainingIn(place, { maxStored: 2 }), hosts: ['localhost'], chatTemplate: template },
+      apiKeys: [{ key: 'x', isAdmin: true }],
+    })
+    const ask = async (body?: object) => {
+      const headers = { authorization: 'Bearer x', 'content-type': 'application/json' }
+      const sent = body && { method: 'POST', body: JSON.stringify(body) }
+      return (await chats(new Request('http://localhost/v1/chat/completions', { headers, ...sent }))).text()
+    }
+    const asked = { messages: [{ role: 'user', content: 'And the' }], max_tokens: 4, store: true }
+    await ask({ ...asked, metadata: { n: '1' } })
+    const { id, choices } = JSON.parse(await ask({ ...asked, metadata: { n: '2' } }))
+    await ask({ ...asked, stream: true, metadata: { n: '3' } })
+    await ask({ ...asked, store: false })
+    const { data } = JSON.parse(await ask())
+    expect(data.map(({ metadata }: { metadata: object }) => metadata)).toEqual([{ n: '2' }, { n: '3' }])
+    expect(data[0]).toMatchObject({ id, choices })
+    await chats.close()
+    rmSync(place, { recursive: true, force: true })
   })
 })
 

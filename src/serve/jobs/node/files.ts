@@ -63,7 +63,7 @@ export class Files {
     return this.files.get(id, caller, param, status)
   }
 
-  retrieve({ id, caller }: Call): object {
+  retrieve({ id, caller }: Pick<Call, 'id' | 'caller'>): object {
     return wireFile(this.get(id, caller))
   }
 
@@ -114,6 +114,15 @@ export class Files {
     const folder = await this.files.makeFolder(id)
     await writePrivate(path.join(folder, CONTENT), text)
     await this.files.put({ id, owner, created_at: seconds(), bytes: Buffer.byteLength(text), filename, purpose })
+  }
+
+  /** Makes a file of records that are here already. */
+  async createFrom({ caller }: Call, text: string): Promise<object> {
+    if (text === '') throw new HttpError(400, 'lowrank: no stored completion fits', { param: 'lowrank' })
+    this.#requireRoom(this.#owned(caller.name) + Buffer.byteLength(text))
+    const id = newId('file-')
+    await this.write(id, caller.name, 'stored.jsonl', 'fine-tune', text)
+    return this.retrieve({ id, caller })
   }
 
   content({ id, caller }: Call): Response {

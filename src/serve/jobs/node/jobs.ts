@@ -4,6 +4,7 @@ import { createHash } from 'node:crypto'
 import { readFile, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { jsonIn } from '../../../base/options.js'
+import { openGrader } from '../../../loop/graders/grader.js'
 import { seconds } from '../../adapters.js'
 import { HttpError } from '../../http.js'
 import type { Caller } from '../../keys.js'
@@ -24,9 +25,14 @@ export interface JobLimits {
 }
 
 /** How every job trains. */
-export interface Base extends Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate'> {}
+export interface Base extends Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate'> {
+  /** What answers for the models that graders name. */
+  readonly graderModels: Readonly<Record<string, string>>
+}
 
-const TASKS = { supervised: 'causal-lm', dpo: 'dpo' } as const
+const TASKS = { supervised: 'causal-lm', dpo: 'dpo', reinforcement: 'grpo' } as const
+/** Texts for each prompt of `reinforcement`, times `compute_multiplier`. */
+const TEXTS = 8
 /** Names of `lowrank` that belong to the new adapter. */
 const OF_CONFIG = ['rank', 'alpha', 'dropout', 'useRslora']
 /** A process that ends without a reason begins again this often without a new step. */
@@ -34,11 +40,16 @@ const MAX_ATTEMPTS = 3
 
 type Lane = 'check' | 'train'
 
+interface MethodFields {
+  readonly hyperparameters?: Hyperparameters
+  readonly grader?: object
+}
+
 interface CreateFields {
   readonly model: string
   readonly training_file: string
   readonly validation_file?: string
-  readonly method?: { readonly type: 'supervised' | 'dpo' } & Record<string, { hyperparameters?: Hyperparameters }>
+  readonly method?: { readonly type: Job['method'] } & Record<string, MethodFields | undefined>
   readonly hyperparameters?: Hyperparameters
   readonly suffix?: string
   readonly seed?: number
@@ -86,6 +97,8 @@ export class JobQueue {
     if (hyperparameters.beta !== undefined && method !== 'dpo' && lowrank.method !== 'kto') {
       throw new HttpError(400, 'beta: only with the method dpo', { param: 'hyperparameters.beta' })
     }
+    const { grader } = asked.method?.[method] ?? {}
+    if (grader !== undefined) openGrader(grader, this.base.graderModels, 'method.reinforcement.grader')
     const start = this.#startOf(asked.model, caller)
     const [training, validation] = [training_file, validation_file].map((id, i) => {
       const param = i === 0 ? 'training_file' : 'validation_file'
@@ -100,7 +113,7 @@ export class JobQueue {
     }
     const job: Job = {
       ...{ ...birth(newId('ftjob-'), caller), model: asked.model, base: this.server.names[0], start },
-      ...{ training_file, validation_file, method, suffix, seed, metadata, lowrank },
+      ...{ training_file, validation_file, method, grader, suffix, seed, metadata, lowrank },
       ...{
         hyperparameters,
         status: 'validating_files',
@@ -234,33 +247,40 @@ export class JobQueue {
     const config = Object.entries(others).filter(([name]) => OF_CONFIG.includes(name))
     const options = Object.entries(others).filter(([name]) => !OF_CONFIG.includes(name))
     const task = special ?? TASKS[job.method]
+    const { graderModels, ...base } = this.base
+    const rewards = path.join(folder, 'grader.json')
+    if (job.grader !== undefined) await writePrivate(rewards, JSON.stringify(job.grader))
+    // Learning from rewards has no loss that could be measured on other records.
+    const evalData = job.validation_file === null || task === 'grpo' ? undefined : path.join(folder, 'validation.jsonl')
     const settings: JobSettings = {
-      ...this.base,
-      data: path.join(folder, 'training.jsonl'),
-      ...(job.validation_file !== null && { evalData: path.join(folder, 'validation.jsonl') }),
-      task,
+      ...base,
+      ...{ data: path.join(folder, 'training.jsonl'), evalData, task },
+      ...(task === 'grpo' && { rewards, graderModels }),
       ...(job.start === undefined
         ? { config: { ...Object.fromEntries(config), seed: job.seed } }
         : { adapter: job.start }),
+      ...Object.fromEntries(options),
     }
-    const given = Object.fromEntries(options)
-    if (found === undefined)
-      return writePrivate(path.join(folder, 'settings.json'), JSON.stringify({ ...settings, ...given }))
+    const write = (all: object) => writePrivate(path.join(folder, 'settings.json'), JSON.stringify(all, null, 2))
+    if (found === undefined) return write(settings)
     const resolved = resolveHyperparameters(job.hyperparameters, found)
     job.hyperparameters = resolved
-    const { n_epochs, batch_size, learning_rate_multiplier, beta } = resolved
-    const { gradientAccumulation = 1 } = given as { gradientAccumulation?: number }
+    const { n_epochs, batch_size, learning_rate_multiplier, beta, compute_multiplier } = resolved
+    const { gradientAccumulation = 1, taskOptions } = settings
     const { saveEvery, checkpointEvery } = savesOf(found.records, batch_size * gradientAccumulation)
-    const whole = {
-      ...settings,
+    job.checkpointEvery = checkpointEvery
+    const ofTask = {
+      ...(beta !== undefined && { beta }),
+      ...(compute_multiplier !== undefined && { numGenerations: Math.max(2, Math.round(TEXTS * compute_multiplier)) }),
+      ...taskOptions,
+    }
+    await write({
       ...{ epochs: n_epochs, batchSize: batch_size, saveEvery },
       learningRate: found.learningRate * learning_rate_multiplier,
-      ...(beta !== undefined && { taskOptions: { beta } }),
-      ...(settings.evalData !== undefined && { evalEvery: checkpointEvery }),
-      ...given,
-    }
-    await writePrivate(path.join(folder, 'settings.json'), JSON.stringify(whole, null, 2))
-    job.checkpointEvery = checkpointEvery
+      ...(evalData !== undefined && { evalEvery: checkpointEvery }),
+      ...settings,
+      ...(Object.keys(ofTask).length > 0 && { taskOptions: ofTask }),
+    })
   }
 
   /** Begins what can be done next. */
@@ -315,7 +335,14 @@ export class JobQueue {
     }
     if (kind === 'checked') {
       await this.#writeSettings(job, message)
-      const notes = message.notes.map((note, i) => [`note-${i + 1}`, { level: 'warn', message: note }] as const)
+      const { validation_file, method } = job
+      const isUnused = validation_file !== null && method === 'reinforcement'
+      const unused = isUnused
+        ? ['validation_file is not used: reinforcement measures the rewards of its own texts']
+        : []
+      const notes = [...message.notes, ...unused].map(
+        (note, i) => [`note-${i + 1}`, { level: 'warn', message: note }] as const,
+      )
       await this.#eventsOf(job).tell(notes)
       await this.#tell(job, 'validated', { message: 'Files validated, moving job to queued state' })
       job.status = 'queued'
@@ -328,14 +355,18 @@ export class JobQueue {
   }
 
   async #heardStep(job: Job, message: Extract<Message, { kind: 'step' }>): Promise<void> {
-    const { step, totalSteps, loss, evalLoss, secondsLeft } = message
+    const { step, totalSteps, loss, evalLoss, reward, secondsLeft } = message
     if (step > this.#attempts.step) this.#attempts = { id: job.id, count: 0, step }
     if (secondsLeft > 0 && job.status === 'running') job.estimated_finish = seconds() + Math.ceil(secondsLeft)
     const of = totalSteps === 0 ? '' : `/${totalSteps}`
     const data = { step, ...(totalSteps > 0 && { total_steps: totalSteps }), train_loss: loss }
     await this.#tell(job, `step-${step}`, {
       message: `Step ${step}${of}: training loss=${loss.toFixed(2)}`,
-      data: { ...data, ...(evalLoss !== undefined && { valid_loss: evalLoss }) },
+      data: {
+        ...data,
+        ...(evalLoss !== undefined && { valid_loss: evalLoss }),
+        ...(reward !== undefined && { train_mean_reward: reward }),
+      },
     })
   }
 

@@ -4,6 +4,7 @@
 import { randomBytes } from 'node:crypto'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
+import { withFileErrors } from '../../../io/node/errors.js'
 import { WholeOutput } from '../../../io/node/whole-output.js'
 import { seconds } from '../../adapters.js'
 import { HttpError } from '../../http.js'
@@ -48,15 +49,19 @@ export class Store<Entry extends Stored> {
     private readonly noun: string,
   ) {}
 
-  /** Reads all records, and removes folders that were never finished. */
-  static async open<Entry extends Stored>(folder: string, noun: string): Promise<Store<Entry>> {
+  /**
+   * Reads all records, and removes folders that were never finished.
+   *
+   * @param isOurs false if a server may have the folder: then nothing is changed in it
+   */
+  static async open<Entry extends Stored>(folder: string, noun: string, isOurs = true): Promise<Store<Entry>> {
     const store = new Store<Entry>(folder, noun)
-    await mkdir(folder, PRIVATE_FOLDER)
+    if (isOurs) await mkdir(folder, PRIVATE_FOLDER)
     const entries: Entry[] = []
-    for (const id of await readdir(folder)) {
+    for (const id of await withFileErrors(folder, 'cannot be read', () => readdir(folder))) {
       const text = await readFile(path.join(folder, id, RECORD), 'utf8').catch(() => undefined)
       if (text !== undefined) entries.push(JSON.parse(text))
-      else await rm(path.join(folder, id), { recursive: true, force: true })
+      else if (isOurs) await rm(path.join(folder, id), { recursive: true, force: true })
     }
     entries.sort((a, b) => a.created_at - b.created_at || (a.id < b.id ? -1 : 1))
     for (const entry of entries) store.#entries.set(entry.id, entry)

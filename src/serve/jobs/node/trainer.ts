@@ -7,11 +7,15 @@ import { rm } from 'node:fs/promises'
 import { setPriority } from 'node:os'
 import path from 'node:path'
 import { closing } from '../../../base/bytes.js'
-import { FileError, LowrankError, messageOf } from '../../../base/errors.js'
+import { attempt, type DataError, FileError, LowrankError, messageOf } from '../../../base/errors.js'
 import { jsonIn } from '../../../base/options.js'
+import { readRows } from '../../../data/read-rows.js'
 import { findLinears } from '../../../graph/match/linears.js'
 import { readGraph } from '../../../graph/view/graph.js'
-import { checkData, loadModel, type TrainOptions, train } from '../../../node.js'
+import { openFile } from '../../../io/node/files.js'
+import { RATE_SHARE } from '../../../loop/grpo.js'
+import { promptOf } from '../../../loop/prompts.js'
+import { checkData, type DataReport, loadModel, type TrainOptions, train } from '../../../node.js'
 import { loadTask } from '../../../tasks/tasks.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
 import { withPairs } from '../rows.js'
@@ -20,18 +24,27 @@ import { withPairs } from '../rows.js'
 export type Message =
   | { kind: 'checked'; records: number; learningRate: number; notes: readonly string[] }
   | { kind: 'invalid'; problems: readonly { readonly file: string; readonly message: string }[] }
-  | { kind: 'step'; step: number; totalSteps: number; loss: number; evalLoss?: number | undefined; secondsLeft: number }
+  | {
+      kind: 'step'
+      step: number
+      totalSteps: number
+      loss: number
+      evalLoss?: number | undefined
+      reward?: number | undefined
+      secondsLeft: number
+    }
   | { kind: 'checkpoint'; step: number }
   | { kind: 'warning'; message: string }
   | { kind: 'failed'; code: string; message: string }
   | { kind: 'done' }
 
 /** What a job's process reads: options of `train`, and how often a checkpoint is kept. */
-export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'evalData' | 'adapter'> {
+export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'evalData' | 'adapter' | 'graderModels'> {
   readonly model: string
   readonly data: string
   readonly evalData?: string | undefined
   readonly adapter?: string | undefined
+  readonly graderModels?: Readonly<Record<string, string>> | undefined
 }
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja']
@@ -73,9 +86,9 @@ async function check(): Promise<void> {
   const facts = await closing(await loadModel(settings.model, { dtype: settings.dtype }), async (model) => {
     const options = { model, data, evalData, task, maxLength, chatTemplate, signal: stopped.signal }
     const widths = findLinears(readGraph(model.onnx)).flatMap(({ isHead, k }) => (isHead ? [] : [k]))
-    const about = await loadTask(task!)
+    const about = task === 'grpo' ? { rateShare: RATE_SHARE } : await loadTask(task!)
     const { learningRate } = withDefaultRate(resolveSettings({}), {}, about, { widths, trainsBase: false })
-    return { learningRate, report: await checkData(options) }
+    return { learningRate, report: await (task === 'grpo' ? checkPrompts(data) : checkData(options)) }
   })
   const { learnable, invalid, notes } = facts.report
   const problems = invalid.map(({ where, message }) => ({
@@ -88,6 +101,21 @@ async function check(): Promise<void> {
   }
   const told = Object.entries(notes).map(([note, count]) => `${count} records ${note}`)
   await tell({ kind: 'checked', records: learnable, learningRate: facts.learningRate, notes: told })
+}
+
+/** Checks the prompts of a run that learns from rewards. */
+async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' | 'invalid' | 'notes'>> {
+  const invalid: { where: string; message: string }[] = []
+  let learnable = 0
+  await closing(await openFile(file), async (source) => {
+    const onInvalid = ({ where = '', message }: DataError) => void invalid.push({ where, message })
+    for await (const { row, where } of readRows(source, { name: 'data', onInvalid })) {
+      const { problems } = attempt(() => promptOf(row, where))
+      for (const problem of problems) invalid.push({ where, message: problem.message })
+      if (problems.length === 0) learnable++
+    }
+  })
+  return { learnable, invalid, notes: {} }
 }
 
 /** Writes OpenAI's pairs of answers as those of lowrank, in the place of the file that was uploaded. */
@@ -106,15 +134,21 @@ async function work(): Promise<void> {
     const resume = has('training-state.safetensors')
     if (!resume) await rm(run, { recursive: true, force: true })
     const saveEvery = settings.saveEvery!
+    // No file has the key.
+    const key = process.env.LOWRANK_GRADER_KEY
+    const models = settings.graderModels && Object.entries(settings.graderModels)
+    const graderModels = models && Object.fromEntries(models.map(([name, url]) => [name, { url, key }]))
     const on: TrainOptions['on'] = {
-      step({ step, totalSteps, loss, evalLoss, secondsLeft }) {
+      step({ step, totalSteps, loss, evalLoss, rewards, secondsLeft }) {
         // The adapter of the folder is that of the last save until the next one.
         if ((step - 1) % saveEvery === 0) keep(step - 1)
-        void tell({ kind: 'step', step, totalSteps, loss, evalLoss, secondsLeft })
+        void tell({ kind: 'step', step, totalSteps, loss, evalLoss, reward: rewards?.reward, secondsLeft })
       },
       warning: (message) => void tell({ kind: 'warning', message }),
     }
-    const result = await taking(() => train({ ...settings, out: run, resume, signal: stopped.signal, on }))
+    const result = await taking(() =>
+      train({ ...settings, graderModels, out: run, resume, signal: stopped.signal, on }),
+    )
     if (result.report.interrupted) return
   }
   await tellMade()

@@ -7,13 +7,17 @@ import { checkArgument, checkOptions, NAME } from '../../../base/options.js'
 import type { DtypeChoice } from '../../../index.js'
 import { reserveFolder } from '../../../io/node/reserve.js'
 import { TRAINING_OPTIONS } from '../../gen/options.js'
+import { readJson } from '../../http.js'
 import type { Call } from '../../route.js'
 import type { Job } from '../job.js'
 import type { ServerFacts, Training } from '../training.js'
+import { Completions, readChoice } from './completions.js'
 import { Files } from './files.js'
 import { JobQueue } from './jobs.js'
 import { Models } from './models.js'
 import { Store } from './store.js'
+
+const MAX_JSON = 64 << 10
 
 /** Options of `trainingIn`. */
 export interface TrainingOptions {
@@ -24,6 +28,11 @@ export interface TrainingOptions {
    * @range an integer of at least 1
    */
   readonly threads?: number | undefined
+  /**
+   * What answers for the models that graders of `reinforcement` name: the address of a server with OpenAI's API, up to
+   * /v1. Their key is LOWRANK_GRADER_KEY. Default: no model judges.
+   */
+  readonly graderModels?: Readonly<Record<string, string>> | undefined
   /**
    * The most bytes of a file. Default: 512 MiB.
    * @range an integer of at least 1
@@ -40,6 +49,12 @@ export interface TrainingOptions {
    * @default 32
    */
   readonly maxJobs?: number | undefined
+  /**
+   * The most stored completions of one owner. Of more, the oldest goes.
+   * @range an integer of at least 1
+   * @default 10000
+   */
+  readonly maxStored?: number | undefined
 }
 
 /**
@@ -70,20 +85,32 @@ export function trainingIn(folder: string, options: TrainingOptions = {}): Train
 }
 
 async function open(folder: string, options: TrainingOptions, server: ServerFacts) {
-  const { dtype, threads = Math.max(1, availableParallelism() >> 1) } = options
-  const { maxFileBytes = 512 << 20, maxOwnerBytes = 8 * 2 ** 30, maxJobs = 32 } = options
+  const { dtype, graderModels = {}, threads = Math.max(1, availableParallelism() >> 1) } = options
+  const { maxFileBytes = 512 << 20, maxOwnerBytes = 8 * 2 ** 30, maxJobs = 32, maxStored = 10_000 } = options
   await mkdir(folder, { recursive: true, mode: 0o700 })
   const reservation = await reserveFolder(folder, 'server')
   const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes })
   const store = await Store.open<Job>(path.join(folder, 'jobs'), 'job')
   const models = await Models.open(folder, store)
+  const completions = await Completions.open(folder, maxStored)
   const { hubId, hubRevision, name } = server.model.directory
   const model = hubId === undefined ? path.resolve(name) : `hf:${hubId}${hubRevision ? `@${hubRevision}` : ''}`
   const { chatTemplate } = server
-  const queue = new JobQueue(store, files, models, server, { model, dtype, threads, chatTemplate }, { maxJobs })
+  const queue = new JobQueue(
+    store,
+    files,
+    models,
+    server,
+    { model, dtype, threads, chatTemplate, graderModels },
+    { maxJobs },
+  )
   const answers: Readonly<Record<string, (call: Call) => object | Promise<object>>> = {
     'GET /v1/files': (call) => files.list(call),
-    'POST /v1/files': (call) => files.create(call),
+    'POST /v1/files': async (call) => {
+      if (!/^application\/json\b/i.test(call.request.headers.get('content-type') ?? '')) return files.create(call)
+      const { lowrank } = await readJson(call.request, MAX_JSON, call.stopped)
+      return files.createFrom(call, completions.rows(call.caller, readChoice(lowrank)))
+    },
     'GET /v1/files/*/content': (call) => files.content(call),
     'GET /v1/files/*': (call) => files.retrieve(call),
     'DELETE /v1/files/*': (call) => files.remove(call),
@@ -99,12 +126,18 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
     'POST /v1/fine_tuning/jobs/*/resume': (call) => queue.resume(call),
     'GET /v1/fine_tuning/jobs/*/events': (call) => queue.listEvents(call),
     'GET /v1/fine_tuning/jobs/*/checkpoints': (call) => queue.listCheckpoints(call),
+    'GET /v1/chat/completions': (call) => completions.list(call),
+    'GET /v1/chat/completions/*': (call) => completions.get(call),
+    'POST /v1/chat/completions/*': (call) => completions.update(call),
+    'DELETE /v1/chat/completions/*': (call) => completions.remove(call),
+    'GET /v1/chat/completions/*/messages': (call) => completions.messages(call),
     'DELETE /v1/models/*': (call) => models.remove(call),
     'GET /v1/aliases': () => models.listAliases(),
     'POST /v1/aliases': (call) => models.setAlias(call),
     'DELETE /v1/aliases/*': (call) => models.removeAlias(call),
   }
   return Object.assign(models, {
+    keep: (call: Call, answer: object) => completions.keep(call, answer),
     async answer(route: string, call: Call) {
       const answer = await answers[route](call)
       return answer instanceof Response ? answer : Response.json(answer)

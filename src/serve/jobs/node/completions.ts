@@ -1,0 +1,134 @@
+// Stored chat completions: requests with `store: true`, their answers, and files of records made of them.
+
+import path from 'node:path'
+import { isObject } from '../../../base/options.js'
+import type { Fields } from '../../fields.js'
+import { HttpError } from '../../http.js'
+import type { Caller } from '../../keys.js'
+import type { Call } from '../../route.js'
+import { pageOf } from '../lists.js'
+import { birth, Store, type Stored } from './store.js'
+
+type Metadata = Readonly<Record<string, string>>
+
+interface Message {
+  readonly role: string
+  readonly content?: unknown
+}
+
+interface CompletionEntry extends Stored {
+  readonly messages: readonly Message[]
+  readonly tools?: readonly unknown[] | undefined
+  /** The answer as it was sent. */
+  readonly answer: { readonly id: string; readonly model: string; readonly choices: readonly { message: Message }[] }
+  metadata: Metadata
+}
+
+/** Which completions become records, and for which method. */
+export interface StoredChoice {
+  readonly metadata: Metadata
+  readonly method?: 'supervised' | 'kto' | undefined
+}
+
+export class Completions {
+  private constructor(
+    private readonly store: Store<CompletionEntry>,
+    private readonly most: number,
+  ) {}
+
+  /** @param most completions of one owner; of more, the oldest goes. Without it nothing is changed */
+  static async open(folder: string, most?: number): Promise<Completions> {
+    const isOurs = most !== undefined
+    const store = await Store.open<CompletionEntry>(path.join(folder, 'completions'), 'stored completion', isOurs)
+    return new Completions(store, most ?? Number.POSITIVE_INFINITY)
+  }
+
+  async keep({ fields, caller }: Call, answer: object): Promise<void> {
+    const {
+      messages,
+      tools,
+      metadata: given = {},
+    } = fields as Fields & Pick<CompletionEntry, 'messages' | 'tools' | 'metadata'>
+    const metadata = Object.fromEntries(Object.entries(given).filter(([, value]) => typeof value === 'string'))
+    const sent = answer as CompletionEntry['answer']
+    await this.store.put({ ...birth(sent.id, caller), messages, tools, metadata, answer: sent })
+    const [oldest, ...others] = this.store.all().filter(({ owner }) => owner === caller.name)
+    if (others.length >= this.most) await this.store.remove(oldest)
+  }
+
+  list({ request, caller }: Call): object {
+    const query = new URL(request.url).searchParams
+    const model = query.get('model')
+    const found = this.store.of(caller).filter(({ answer }) => model === null || answer.model === model)
+    return pageOf(found.map(wire), query, { isNewestFirst: false })
+  }
+
+  get({ id, caller }: Call): object {
+    return wire(this.store.get(id, caller))
+  }
+
+  messages({ id, request, caller }: Call): object {
+    const { messages } = this.store.get(id, caller)
+    const all = messages.map(({ role, content = null, ...rest }, i) => {
+      const isParts = Array.isArray(content)
+      const shown = { content: isParts ? null : content, content_parts: isParts ? content : null }
+      return { id: `${id}-${i}`, role, ...shown, ...rest }
+    })
+    return pageOf(all, new URL(request.url).searchParams, { isNewestFirst: false })
+  }
+
+  async update({ id, fields, caller }: Call): Promise<object> {
+    const entry = this.store.get(id, caller)
+    entry.metadata = (fields.metadata as Metadata | undefined) ?? {}
+    await this.store.put(entry)
+    return wire(entry)
+  }
+
+  async remove({ id, caller }: Call): Promise<object> {
+    await this.store.remove(this.store.get(id, caller))
+    return { id, object: 'chat.completion.deleted', deleted: true }
+  }
+
+  /** Records as lines of JSON. For `kto`, the rating says whether an answer is wanted; others are left out. */
+  rows(caller: Caller, { metadata, method = 'supervised' }: StoredChoice): string {
+    const fits = (entry: CompletionEntry) =>
+      Object.entries(metadata).every(([name, value]) => entry.metadata[name] === value)
+    const rows = this.store.of(caller).flatMap((entry) => {
+      const { messages, tools, answer } = entry
+      const { role, content, ...rest } = answer.choices[0].message
+      const { rating } = entry.metadata
+      if (!fits(entry) || (method === 'kto' && rating !== 'good' && rating !== 'bad')) return []
+      // Without what says only that there is nothing.
+      const calls = Object.entries(rest).filter(([, value]) => value !== null && value !== undefined)
+      const said = { role, content: content ?? '', ...Object.fromEntries(calls) }
+      if (method === 'kto') return [{ prompt: messages, completion: [said], label: rating === 'good', tools }]
+      return [{ messages: [...messages, said], tools }]
+    })
+    return rows.map((row) => `${JSON.stringify(row)}\n`).join('')
+  }
+}
+
+const wire = ({ answer, metadata }: CompletionEntry) => ({ ...answer, metadata })
+
+/** Reads `lowrank` of a request for a file. */
+export function readChoice(given: unknown): StoredChoice {
+  const { from, metadata = {}, method, ...others } = isObject(given) ? given : {}
+  const isMetadata = isObject(metadata) && Object.values(metadata).every((value) => typeof value === 'string')
+  const isMethod = method === undefined || method === 'supervised' || method === 'kto'
+  if (from === 'stored' && isMetadata && isMethod && Object.keys(others).length === 0) {
+    return { metadata: metadata as Metadata, method }
+  }
+  throw new HttpError(400, 'lowrank: expected { "from": "stored", "metadata": {…}, "method": "supervised" or "kto" }', {
+    param: 'lowrank',
+  })
+}
+
+/**
+ * Records of the completions that a server has stored in its folder of training, as lines of JSON.
+ *
+ * @param folder the folder of `lowrank serve --train`
+ */
+export async function storedRows(folder: string, choice: StoredChoice): Promise<string> {
+  const completions = await Completions.open(folder)
+  return completions.rows({ name: '', key: undefined, isAdmin: true, priority: 0 }, choice)
+}
