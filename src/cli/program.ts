@@ -37,6 +37,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   classify: async () => (await import('./run/classify.js')).classify,
   embed: async () => (await import('./run/embed.js')).embed,
   serve: async () => (await import('./run/serve.js')).serve,
+  jobs: async () => (await import('./run/jobs.js')).jobs,
 }
 
 /** Runs a command line. Errors that lowrank does not expect are thrown; `report` turns them into an exit code. */

@@ -17,6 +17,7 @@ import {
   toggle,
   UsageError,
 } from '../options.js'
+import { showCurve } from '../show/curve.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { colors, duration, note, Progress, printable, printDocument, say, thousands, warn } from '../show/terminal.js'
 import { inRunFile, readChatTemplate, readRunFile } from './text-files.js'
@@ -196,18 +197,6 @@ async function tasksInHelp(): Promise<string[]> {
     `  ${colors.cyan(name)}  ${learns}${learningRate === undefined ? '' : ` (learning rate ${learningRate.toExponential()})`}`,
     ...records.map((record) => `    ${JSON.stringify(record)}`),
   ])
-}
-
-function showCurve(losses: readonly number[]): void {
-  if (!process.stderr.isTTY || losses.length < 2) return
-  const width = Math.min(60, losses.length)
-  const means = Array.from({ length: width }, (_, i) => {
-    const share = losses.slice(Math.floor((i * losses.length) / width), Math.floor(((i + 1) * losses.length) / width))
-    return share.reduce((sum, loss) => sum + loss, 0) / share.length
-  })
-  const [least, most] = [Math.min(...means), Math.max(...means)]
-  const bars = means.map((mean) => '▁▂▃▄▅▆▇█'[Math.round((7 * (mean - least)) / (most - least || 1))])
-  say(`Loss ${most.toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
 }
 
 function narrate(progress: Progress, onStep: (elapsedMs: number) => void): TrainEvents {

@@ -33,6 +33,7 @@ export const TRAINING_OPTIONS: OptionTable = {
   maxFileBytes: ranged('an integer of at least 1'),
   maxOwnerBytes: ranged('an integer of at least 1'),
   maxJobs: ranged('an integer of at least 1'),
+  maxStored: ranged('an integer of at least 1'),
 }
 
 export const LISTEN_OPTIONS: OptionTable = {

@@ -103,11 +103,11 @@ export interface Checked {
   readonly learningRate: number
 }
 
-export function resolveHyperparameters(given: Hyperparameters, { records }: Checked): Resolved {
+export function resolveHyperparameters(given: Hyperparameters, { records }: Checked, leastBatch: number): Resolved {
   const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto', beta, compute_multiplier } = given
   return {
     n_epochs: n_epochs === 'auto' ? epochsFor(records) : n_epochs,
-    batch_size: batch_size === 'auto' ? batchFor(records) : batch_size,
+    batch_size: batch_size === 'auto' ? Math.max(leastBatch, batchFor(records)) : batch_size,
     learning_rate_multiplier: learning_rate_multiplier === 'auto' ? 1 : learning_rate_multiplier,
     ...(beta !== undefined && { beta: beta === 'auto' ? 0.1 : beta }),
     ...(compute_multiplier !== undefined && {

@@ -93,7 +93,7 @@ export class Completions {
   rows(caller: Caller, { metadata, method = 'supervised' }: StoredChoice): string {
     const fits = (entry: CompletionEntry) =>
       Object.entries(metadata).every(([name, value]) => entry.metadata[name] === value)
-    const rows = this.store.of(caller).flatMap((entry) => {
+    const rows = this.store.of(caller).flatMap((entry): object[] => {
       const { messages, tools, answer } = entry
       const { role, content, ...rest } = answer.choices[0].message
       const { rating } = entry.metadata

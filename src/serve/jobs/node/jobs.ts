@@ -6,7 +6,7 @@ import path from 'node:path'
 import { jsonIn } from '../../../base/options.js'
 import { openGrader } from '../../../loop/graders/grader.js'
 import { seconds } from '../../adapters.js'
-import { HttpError } from '../../http.js'
+import { HttpError, withoutPaths } from '../../http.js'
 import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { ENDED, type Hyperparameters, type Job, modelName, resolveHyperparameters, savesOf, wireJob } from '../job.js'
@@ -263,7 +263,7 @@ export class JobQueue {
     }
     const write = (all: object) => writePrivate(path.join(folder, 'settings.json'), JSON.stringify(all, null, 2))
     if (found === undefined) return write(settings)
-    const resolved = resolveHyperparameters(job.hyperparameters, found)
+    const resolved = resolveHyperparameters(job.hyperparameters, found, task === 'kto' ? 2 : 1)
     job.hyperparameters = resolved
     const { n_epochs, batch_size, learning_rate_multiplier, beta, compute_multiplier } = resolved
     const { gradientAccumulation = 1, taskOptions } = settings
@@ -323,15 +323,20 @@ export class JobQueue {
 
   async #hear(job: Job, message: Message): Promise<void> {
     const { kind } = message
-    if (kind === 'warning') return this.#tell(job, `warning-${digest(message.message)}`, { level: 'warn', ...message })
-    if (kind === 'failed') return this.#fail(job, message.code.toLowerCase(), message.message)
+    if (kind === 'warning') {
+      const told = this.#shown(message.message)
+      return this.#tell(job, `warning-${digest(told)}`, { level: 'warn', message: told })
+    }
+    if (kind === 'failed') return this.#fail(job, message.code.toLowerCase(), this.#shown(message.message))
     if (kind === 'invalid') {
       const { problems } = message
-      const told = problems.map(({ message }, i) => [`line-${i + 1}`, { level: 'error', message }] as const)
+      const told = problems.map(
+        ({ message }, i) => [`line-${i + 1}`, { level: 'error', message: this.#shown(message) }] as const,
+      )
       await this.#eventsOf(job).tell(told)
       const count = problems.length === 1 ? '1 line' : `${problems.length} lines`
       const [{ file, message: first }] = problems
-      return this.#fail(job, 'invalid_file', `${count} cannot be used. The first: ${first}`, file)
+      return this.#fail(job, 'invalid_file', `${count} cannot be used. The first: ${this.#shown(first)}`, file)
     }
     if (kind === 'checked') {
       await this.#writeSettings(job, message)
@@ -352,6 +357,11 @@ export class JobQueue {
     if (kind === 'step') return this.#heardStep(job, message)
     if (kind === 'checkpoint') return this.#heardCheckpoint(job, message.step)
     await this.#finish(job)
+  }
+
+  /** A text of a process as callers may read it: without folders of the server. */
+  #shown(text: string): string {
+    return withoutPaths(text.replaceAll(this.base.model, this.server.names[0]))
   }
 
   async #heardStep(job: Job, message: Extract<Message, { kind: 'step' }>): Promise<void> {
