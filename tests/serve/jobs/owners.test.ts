@@ -5,9 +5,10 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFil
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
-import { createHandler, type Handler, storedRows, trainingIn } from 'lowrank/server'
+import { createHandler, type Handler, listen, storedRows, trainingIn } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ROUTES } from '../../../src/serve/service.js'
+import { lowrankHere } from '../../cli/in-process.js'
 import { enginesHere } from '../../engines-here.js'
 import { goldenPath } from '../../golden.js'
 
@@ -142,6 +143,8 @@ function bodiesAbout(things: typeof NOTHING, fields: readonly string[]): object[
     ...(fields.join() === 'metadata' ? [{ metadata: { rating: 'bad' } }] : []),
   ]
 }
+
+const ofServer = ({ headers }: Request) => ({ ...Object.fromEntries(headers), host: 'localhost' })
 
 const ASKED = Object.keys(ROUTES).length
 
@@ -335,6 +338,22 @@ describe('files', () => {
     expect(done).toMatchObject({ status: 'completed', file: { bytes: 14, status: 'processed' } })
     expect(await (await call('carol', 'GET', `/v1/files/${done.file.id}/content`)).text()).toBe('{"a":1,"b":2}\n')
   })
+})
+
+it('is told of in the terminal by `lowrank jobs`', async () => {
+  const { url, close } = await listen((request) => handler(new Request(request, { headers: ofServer(request) })), {
+    port: 0,
+  })
+  const jobs = (who: Name, ...args: string[]) =>
+    lowrankHere('jobs', ...args, '--url', `${url}/v1`, '--api-key', KEYS[who])
+  const { alice, bob } = THINGS
+  expect((await jobs('root')).stdout).toMatch(new RegExp(`${bob.job}.*succeeded.*${bob.model}[^]*${alice.job}`))
+  expect((await jobs('bob', 'list')).stdout).not.toContain(alice.job)
+  expect(await jobs('bob', 'watch', bob.job)).toMatchObject({ code: 0, stderr: expect.stringContaining('succeeded') })
+  expect(await jobs('bob', 'cancel', bob.job)).toMatchObject({ code: 1, stderr: expect.stringMatching(/has ended/) })
+  expect(await jobs('bob', 'logs', alice.job)).toMatchObject({ code: 1, stderr: expect.stringMatching(/no job/) })
+  expect(await jobs('bob', 'logs')).toMatchObject({ code: 2 })
+  await close()
 })
 
 it('needs an admin key and the names of the server', async () => {
