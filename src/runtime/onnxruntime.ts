@@ -2,7 +2,6 @@
 // API: https://onnxruntime.ai/docs/api/js/
 
 import { FileError, messageOf, openFilesHint, RuntimeError, UnsupportedError } from '../base/errors.js'
-import { meantBy } from '../base/synonyms.js'
 import type { GpuCopies } from './gpu-copies.js'
 import {
   type Feeds,
@@ -119,13 +118,12 @@ export function checkProviders(ort: OrtModule, providers: readonly string[] = []
   const available = ort.listSupportedBackends?.().map(({ name }) => name)
   const missing = providers.find((name) => available?.includes(name) === false)
   if (missing === undefined) return
-  const meant = meantBy(missing, available ?? [])
   throw new UnsupportedError({
     where: 'device',
     what: 'ONNX Runtime has no such provider on this system',
     expected: available?.join(', '),
     got: missing,
-    ...(meant !== undefined && { hint: `Did you mean ${meant}?` }),
+    hint: didYouMean(missing === 'gpu' ? 'webgpu' : missing, available ?? []),
   })
 }
 
