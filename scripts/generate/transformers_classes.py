@@ -4,6 +4,7 @@ Used by checkpoint_names.py. Every element of a model gets a number of its own, 
 parameter it comes from, which of its rows, and whether it was turned.
 """
 import bisect
+import collections
 import contextlib
 import json
 import pathlib
@@ -21,7 +22,7 @@ from transformers.models.auto import modeling_auto
 
 LAYERS = 4  # enough that each kind of layer comes
 LABELS = 7  # no other size is 7
-LARGEST = 310_000_000  # parameters that fit here
+LARGEST = 200_000_000  # parameters that fit here
 MOST_TIES = 200  # more are two whole models in one, for which the table would double
 SIZES = [
     (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|num_decoder_layers|num_encoder_layers|depth|layers|"
@@ -77,14 +78,20 @@ OVERRIDES = {
 }
 _ASSISTANT = {"text_config": {"num_hidden_layers": LAYERS, "num_kv_shared_layers": LAYERS, "hidden_size_per_layer_input": 0,
                               "vocab_size_per_layer_input": 0}}
-# What the config of a type cannot be made without.
+_TIMM = {"architecture": "vit_pe_core_large_patch14_336", "model_args": {
+    "embed_dim": 64, "depth": 2, "img_size": [56, 56], "global_pool": "", "use_post_transformer_norm": False}}
+# What the config of a type cannot be made, or made small, without.
 STARTS = {
     "gemma4_assistant": _ASSISTANT,
     "gemma4_unified_assistant": _ASSISTANT,
     "t5gemma": {"is_encoder_decoder": False},
     "timm_backbone": {"backbone": "resnet18"},
-    "perception_lm": {"vision_config": {"model_type": "timm_wrapper", "architecture": "vit_pe_core_large_patch14_336", "model_args": {
-        "embed_dim": 64, "depth": 2, "img_size": [56, 56], "global_pool": "", "use_post_transformer_norm": False}}},
+    "perception_lm": {"vision_config": {**_TIMM, "model_type": "timm_wrapper"}},
+    "gemma3n": {"vision_config": {"architecture": "resnet18"}},
+    "pe_video": {"video_config": {"vision_config": _TIMM}},
+    "pe_video_encoder": {"vision_config": _TIMM},
+    "pe_audio_video_encoder": {"video_config": {"vision_config": _TIMM}},
+    **{name: {"intraclass_block_config": collections.defaultdict(lambda: [1, 1, 0])} for name in ("pp_ocrv5_server_det", "pp_ocrv6_medium_det")},
 }
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_types", "block_types", "hybrid_override_pattern")
 

@@ -1,7 +1,7 @@
 // Wraps ONNX Runtime's JavaScript API, which onnxruntime-node and onnxruntime-web share, as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { FileError, messageOf, openFilesHint, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { didYouMean, FileError, messageOf, openFilesHint, RuntimeError, UnsupportedError } from '../base/errors.js'
 import type { GpuCopies } from './gpu-copies.js'
 import {
   type Feeds,

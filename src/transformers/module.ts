@@ -1,11 +1,10 @@
 // The parts of transformers.js that are used here, and the versions that have them.
 // API: https://huggingface.co/docs/transformers.js/api/transformers
 
-import { ConfigError, MismatchError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { importWebRuntime } from '../runtime/web-package.js'
 
 /** The oldest version that works: older models, pipelines or sessions differ. */
 const OLDEST = [4, 3]
@@ -49,9 +48,12 @@ export interface PipelineInstance {
 export interface TransformersModule {
   readonly env: {
     readonly version: string
+    readonly useCustomCache?: boolean
+    readonly customCache?: { match(key: string): Promise<unknown> } | null
     readonly backends: { readonly onnx?: { readonly versions?: Readonly<Record<string, string | undefined>> } }
   }
   readonly Tensor: new (type: string, data: unknown, dims: readonly number[]) => { readonly ort_tensor: object }
+  readonly PreTrainedModel: { from_pretrained(name: string, options: object): Promise<PreTrainedModel> }
   readonly AutoConfig: { from_pretrained(name: string, options: { config: unknown }): Promise<Record<string, unknown>> }
 }
 
@@ -114,7 +116,13 @@ export function runtimeModule(
   }
 }
 
-let place = { device: 'wasm', candidates: async (): Promise<readonly unknown[]> => [await importWebRuntime()] }
+type SessionModule = Pick<OrtModule, 'InferenceSession' | 'listSupportedBackends'>
+
+/** Where this runs: the usual device, and how the copy of ONNX Runtime that transformers.js uses is found. */
+let place: {
+  device: string
+  runtimeOf(transformers: TransformersModule): Promise<SessionModule | undefined>
+} = { device: 'wasm', runtimeOf: runtimeOfSession }
 
 export function usePlace(used: typeof place): void {
   place = used
@@ -129,36 +137,38 @@ export function defaultDevice(): string {
  * class, and two copies in a process disturb each other.
  */
 export async function findRuntime(transformers: TransformersModule): Promise<OrtModule> {
-  const theirs = transformers.env.backends.onnx?.versions
-  const found = (await place.candidates()).flatMap((module) => versionsOf(module))
-  const same = found.find(({ versions }) => versions === theirs)
-  if (same !== undefined) {
-    const { ort_tensor: tensor } = new transformers.Tensor('float32', Float32Array.of(0), [1])
-    return runtimeModule(same.module, tensor)
+  const found = await place.runtimeOf(transformers)
+  if (found === undefined) {
+    const hint = 'Open the pipeline with transformers.js, and give it to withAdapters'
+    throw new RuntimeError({ where: 'ONNX Runtime', what: 'the copy that transformers.js uses is not found', hint })
   }
-  const hint = 'Open the pipeline with transformers.js, and give it to withAdapters'
-  if (found.length === 0) {
-    throw new RuntimeError({ where: 'ONNX Runtime', what: 'that of transformers.js cannot be imported', hint })
-  }
-  throw new MismatchError({
-    where: 'ONNX Runtime',
-    what: 'there are two of them: transformers.js uses another one than the one that is found here',
-    expected: versionText(theirs),
-    got: found.map(({ versions }) => versionText(versions)).join(', '),
-    hint: `Install that of transformers.js, so that there is one: npm install ${versionText(theirs).replace(' ', '@')} (or pnpm add, yarn add). Or open the pipeline with transformers.js, and give it to withAdapters`,
-  })
+  return runtimeModule(found, new transformers.Tensor('float32', Float32Array.of(0), [1]).ort_tensor)
 }
 
-function versionsOf(imported: unknown) {
-  const module = isObject(imported) && 'InferenceSession' in imported ? imported : undefined
-  const { env } = (module ?? {}) as Partial<OrtModule>
-  return module === undefined || env?.versions === undefined
-    ? []
-    : [{ module: module as unknown as OrtModule, versions: env.versions }]
-}
+/** An ONNX model of one node, Identity. */
+const SMALLEST = 'CAgSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQDQ=='
 
-function versionText(versions: Readonly<Record<string, string | undefined>> = {}): string {
-  const { node, web, common } = versions
-  if (node !== undefined) return `onnxruntime-node ${node}`
-  return web === undefined ? `onnxruntime-common ${common}` : `onnxruntime-web ${web}`
+/**
+ * Has transformers.js open a session, and takes its class: transformers.js does not export its ONNX Runtime, and what a
+ * page imports by that name may be another version. The model comes through the cache that transformers.js asks first.
+ */
+async function runtimeOfSession({ env, PreTrainedModel }: TransformersModule): Promise<SessionModule> {
+  const { useCustomCache, customCache } = env
+  const restore = () => Object.assign(env, { useCustomCache, customCache })
+  const name = 'lowrank/smallest'
+  const match = async (key: string) => {
+    if (!key.includes(name)) return useCustomCache ? customCache?.match(key) : undefined
+    restore()
+    return new Response(Uint8Array.from(atob(SMALLEST), (letter) => letter.charCodeAt(0)))
+  }
+  Object.assign(env, { useCustomCache: true, customCache: { match, put: async () => {} } })
+  try {
+    const config = { model_type: 'custom' }
+    const model = await PreTrainedModel.from_pretrained(name, { config, device: 'wasm', dtype: 'fp32' })
+    const InferenceSession = model.sessions.model.constructor as unknown as OrtModule['InferenceSession']
+    await model.dispose()
+    return { InferenceSession }
+  } finally {
+    restore()
+  }
 }

@@ -52,6 +52,26 @@ function output(name: string): string {
   return folder
 }
 
+/** Returns webpack's errors, or ''. */
+async function bundleWithWebpack(entry: string, folder: string): Promise<string> {
+  const bundle = require(webpack!) as (
+    options: object,
+    done: (error: Error | null, stats: { hasErrors(): boolean; toString(): string }) => void,
+  ) => void
+  const options = {
+    mode: 'production',
+    // Minifying would take a minute and would not change what is tested.
+    optimization: { minimize: false },
+    context: consumer.folder,
+    entry,
+    output: { path: folder, filename: 'page.js', publicPath: '/' },
+    target: ['web', 'es2022'],
+  }
+  return new Promise((resolve, reject) => {
+    bundle(options, (error, result) => (error ? reject(error) : resolve(result.hasErrors() ? result.toString() : '')))
+  })
+}
+
 /** Expects that a browser gets no code for Node. */
 function expectForBrowsers(folder: string): void {
   const scripts = filesBelow(folder).filter((file) => /\.m?js$/.test(file))
@@ -110,23 +130,7 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
 
   it.skipIf(webpack === undefined)('webpack', async () => {
     const folder = output('webpack')
-    const bundle = require(webpack!) as (
-      options: object,
-      done: (error: Error | null, stats: { hasErrors(): boolean; toString(): string }) => void,
-    ) => void
-    const options = {
-      mode: 'production',
-      // Minifying would take a minute and would not change what is tested.
-      optimization: { minimize: false },
-      context: consumer.folder,
-      entry: './page.mjs',
-      output: { path: folder, filename: 'page.js', publicPath: '/' },
-      target: ['web', 'es2022'],
-    }
-    const stats = await new Promise<string>((resolve, reject) => {
-      bundle(options, (error, result) => (error ? reject(error) : resolve(result.hasErrors() ? result.toString() : '')))
-    })
-    expect(stats).toBe('')
+    expect(await bundleWithWebpack('./page.mjs', folder)).toBe('')
     await expectRuns(folder)
   })
 
@@ -164,25 +168,37 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
 })
 
 // Bundlers copy the 27 MB of onnxruntime-web's WebAssembly when they read an import of it, used or not.
-it('Vite copies no runtime for a page that names a URL', async () => {
-  const web = { name: 'onnxruntime-web', type: 'module', exports: { './webgpu': './webgpu.js' } }
-  consumer.write('node_modules/onnxruntime-web/package.json', JSON.stringify(web))
-  consumer.write('node_modules/onnxruntime-web/webgpu.js', "export default new URL('ort.wasm', import.meta.url).href")
-  consumer.write('node_modules/onnxruntime-web/ort.wasm', ' '.repeat(10_000))
-  const built = async (name: string) => {
-    const folder = output(name)
+const BUNDLERS = {
+  async Vite(entry: string, folder: string) {
     await viteBuild({
       root: consumer.folder,
       configFile: false,
       logLevel: 'silent',
-      build: { outDir: folder, target: 'es2022', rolldownOptions: { input: join(consumer.folder, `${name}.mjs`) } },
+      build: { outDir: folder, target: 'es2022', rolldownOptions: { input: join(consumer.folder, entry) } },
       worker: { format: 'es' },
     })
-    return filesBelow(folder).filter((file) => file.endsWith('.wasm')).length
-  }
-  copyFileSync(join(repository, 'tests/package/page.mjs'), join(consumer.folder, 'by-url.mjs'))
-  consumer.write('by-name.mjs', "import('onnxruntime-web/webgpu').then(console.log)")
-  expect([await built('by-url'), await built('by-name')]).toEqual([0, 1])
+  },
+  async webpack(entry: string, folder: string) {
+    expect(await bundleWithWebpack(entry, folder)).toBe('')
+  },
+}
+
+describe.each(Object.entries(BUNDLERS))('%s', (name, bundle) => {
+  it.skipIf(name === 'webpack' && webpack === undefined)('copies no runtime for a page that names a URL', async () => {
+    const web = { name: 'onnxruntime-web', type: 'module', exports: { './webgpu': './webgpu.js' } }
+    consumer.write('node_modules/onnxruntime-web/package.json', JSON.stringify(web))
+    consumer.write('node_modules/onnxruntime-web/webgpu.js', "export default new URL('ort.wasm', import.meta.url).href")
+    consumer.write('node_modules/onnxruntime-web/ort.wasm', ' '.repeat(10_000))
+    consumer.write('by-url/page.mjs', readFileSync(join(repository, 'tests/package/page.mjs'), 'utf8'))
+    consumer.write('by-name/page.mjs', "import('onnxruntime-web/webgpu').then(console.log)")
+    const copied: number[] = []
+    for (const page of ['by-url', 'by-name']) {
+      const folder = output(`${name}-${page}`)
+      await bundle(`./${page}/page.mjs`, folder)
+      copied.push(filesBelow(folder).filter((file) => file.endsWith('.wasm')).length)
+    }
+    expect(copied).toEqual([0, 1])
+  })
 })
 
 describe('in Node', () => {

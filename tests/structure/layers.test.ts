@@ -295,13 +295,7 @@ const LOADING = {
   rare: ['src/peft/open.ts', 'src/peft/tensors.ts', 'src/runtime/onnxruntime.ts', 'src/graph/training/passes.ts'],
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [
-    ...[
-      'src/node/platform.ts',
-      'src/runtime/host.ts',
-      'src/runtime/load.ts',
-      'src/runtime/web-package.ts',
-      'src/infer/graph-session.ts',
-    ],
+    ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],
     ...['src/train/run.ts', 'src/train/sessions.ts', 'src/train/task-trainer.ts', 'src/node/reward-worker.ts'],
   ],
   peers: [

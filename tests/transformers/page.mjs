@@ -3,6 +3,7 @@
 import { env, pipeline } from '@huggingface/transformers'
 import { MemoryDirectory } from 'lowrank'
 import { pipelineWithAdapters, withAdapters } from 'lowrank/transformers'
+import { env as another } from 'onnxruntime-web/webgpu'
 
 const { prompt, options, model, adapter, wasmPaths } = await (await fetch('/job.json')).json()
 
@@ -37,7 +38,8 @@ async function run() {
   const own = [(await plain(prompt, options))[0].generated_text]
   const pipe = await withAdapters(plain, { source, adapters })
   await write('withAdapters', pipe, plain)
-  return { texts, own, locations: [...new Set(locations)] }
+  const runtimes = new Set([another.versions.web, env.backends.onnx.versions.web]).size
+  return { texts, own, runtimes, caches: env.useCustomCache, locations: [...new Set(locations)] }
 }
 
 const body = await run().then(JSON.stringify, (error) => JSON.stringify({ failed: String(error?.stack ?? error) }))

@@ -1,5 +1,5 @@
-// Pipelines with adapters in Chromium, on WASM and WebGPU. They write the same texts as in Node, and caches stay on the
-// GPU.
+// Pipelines with adapters in Chromium, on WASM and on WebGPU: their texts are Node's, and caches stay on the GPU. The
+// page imports another copy of ONNX Runtime than transformers.js does.
 
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -30,6 +30,9 @@ interface Result {
   texts: Record<string, string[]>
   /** The texts of transformers.js alone. */
   own: string[]
+  runtimes: number
+  /** Whether transformers.js is left with a cache of lowrank. */
+  caches: boolean
   locations: string[]
 }
 
@@ -51,9 +54,21 @@ describe.skipIf(browser === undefined || transformers === undefined)('a page wit
             find: /^@huggingface\/transformers$/,
             replacement: join(peers, '@huggingface/transformers/dist/transformers.web.js'),
           },
-          { find: /^onnxruntime-web\/webgpu$/, replacement: join(RUNTIME, 'ort.webgpu.bundle.min.mjs') },
         ],
       },
+      plugins: [
+        {
+          name: 'two copies of ONNX Runtime',
+          enforce: 'pre',
+          resolveId: (id, importer) =>
+            id !== 'onnxruntime-web/webgpu'
+              ? undefined
+              : /@huggingface/.test(importer ?? '')
+                ? join(RUNTIME, 'ort.webgpu.bundle.min.mjs')
+                : '\0other',
+          load: (id) => (id === '\0other' ? "export const env = { versions: { web: '1.0.0' } }" : undefined),
+        },
+      ],
       worker: { format: 'es' },
       build: {
         outDir: folder,
@@ -79,8 +94,9 @@ describe.skipIf(browser === undefined || transformers === undefined)('a page wit
     }
     await write.dispose()
 
-    const { texts, own, locations } = (await openPage(folder, files, {}, WEBGPU)) as Result
+    const { texts, own, runtimes, caches, locations } = (await openPage(folder, files, {}, WEBGPU)) as Result
     expect(texts).toEqual({ wasm: expected, webgpu: expected, withAdapters: expected })
+    expect({ runtimes, caches }).toEqual({ runtimes: 2, caches: false })
     expect(own).toEqual([expected[0]])
     expect(locations.sort()).toEqual(['logits cpu', 'present gpu-buffer'])
   })

@@ -2,14 +2,18 @@
 
 import '../../node.js'
 import { createRequire } from 'node:module'
+import type { OrtModule } from '../../runtime/onnxruntime.js'
 import { usePlace } from '../module.js'
 
 // When this is called, transformers.js has already loaded its ONNX Runtime, wherever it is installed.
 usePlace({
   device: 'cpu',
-  async candidates() {
-    const { cache } = createRequire(import.meta.url)
-    return Object.entries(cache).flatMap(([path, module]) => (/onnxruntime/.test(path) ? [module?.exports] : []))
+  async runtimeOf({ env }) {
+    const loaded = Object.entries(createRequire(import.meta.url).cache)
+    return loaded
+      .filter(([path]) => /onnxruntime/.test(path))
+      .map(([, module]) => module?.exports as OrtModule | undefined)
+      .find((module) => module?.InferenceSession && module.env?.versions === env.backends.onnx?.versions)
   },
 })
 
