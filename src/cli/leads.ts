@@ -15,10 +15,7 @@ const COMMANDS: readonly Lead[] = [
   { words: 'sft', says: 'lowrank train learns from texts and chats' },
   { words: 'dpo orpo', says: 'lowrank train --task dpo learns from pairs of answers' },
   { words: 'kto', says: 'lowrank train --task kto learns from answers with a thumb up or down' },
-  {
-    words: 'grpo rloo reward ppo',
-    says: 'no command trains on rewards; lowrank train --task dpo learns from preferences',
-  },
+  { words: 'grpo rloo reward ppo', says: 'lowrank train --task grpo --rewards FILE learns from rewards' },
   {
     words: 'list ls ps manage',
     says: 'lowrank inspect DIR shows a model or an adapter; those of the Hub lie in its cache: hf cache ls',
