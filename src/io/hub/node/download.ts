@@ -2,7 +2,7 @@
 
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { open, readdir, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises'
+import { open, readdir, rename, stat, unlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../../base/errors.js'
 import { codeOf, fileError, withFileErrors } from '../../node/errors.js'
@@ -28,7 +28,6 @@ export interface Download {
  * How many attempts without progress make a download fail. With the pauses between them they take about half a minute.
  */
 const MAX_TRIES = 5
-const WATCH_MS = 250
 
 const underWay = new Map<string, Promise<void>>()
 
@@ -36,26 +35,11 @@ const underWay = new Map<string, Promise<void>>()
 export async function download(job: Download): Promise<void> {
   const running = underWay.get(job.target)
   if (running !== undefined) return running
-  const work = downloadAlone(job).finally(() => underWay.delete(job.target))
+  const work = claimPartial(job.target)
+    .then((partial) => fill(partial, job))
+    .finally(() => underWay.delete(job.target))
   underWay.set(job.target, work)
   return work
-}
-
-async function downloadAlone(job: Download): Promise<void> {
-  const { connection, name, byteLength, onDownload } = job
-  for (;;) {
-    const claimed = await claimPartial(job.target)
-    if ('file' in claimed) {
-      // Another process may have finished after we looked for the target.
-      if (await isComplete(job)) return await claimed.remove()
-      return await fill(claimed, job)
-    }
-    onDownload?.({ name, byteLength, receivedBytes: Math.min(claimed.busyBytes, byteLength) })
-    await pause({ ...connection, retryMs: WATCH_MS }, 1)
-    if (!(await isComplete(job))) continue
-    onDownload?.({ name, byteLength, receivedBytes: byteLength })
-    return
-  }
 }
 
 async function fill(partial: Partial, job: Download): Promise<void> {
@@ -65,11 +49,11 @@ async function fill(partial: Partial, job: Download): Promise<void> {
     writer = await openWriter(partial.file, job)
     const isResumed = writer.received > 0
     checkRoom(job, writer.received)
-    await receive(writer, partial, job)
+    await receive(writer, job)
     if (isResumed && !writer.isRight()) {
       // After a crash the partial file may be cut off or filled with zeros.
       await writer.restart()
-      await receive(writer, partial, job)
+      await receive(writer, job)
     }
     if (!writer.isRight()) throw new DamagedError(job)
     await writer.finish()
@@ -84,7 +68,7 @@ async function fill(partial: Partial, job: Download): Promise<void> {
   for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
 }
 
-async function receive(writer: Writer, partial: Partial, job: Download): Promise<void> {
+async function receive(writer: Writer, job: Download): Promise<void> {
   const { connection, url, byteLength, name } = job
   job.onDownload?.({ name, byteLength, receivedBytes: writer.received })
   for (let tries = 0; writer.received < byteLength; ) {
@@ -108,7 +92,6 @@ async function receive(writer: Writer, partial: Partial, job: Download): Promise
     const isProgress = writer.restarts === restarts && writer.received - before >= enough
     tries = isProgress ? 1 : tries + 1
     if (tries >= MAX_TRIES) throw broken(job, writer.received, failure)
-    await partial.touch()
     await pause(connection, tries, answer)
   }
 }
@@ -237,21 +220,10 @@ function broken({ name, byteLength }: Download, received: number, cause: unknown
   })
 }
 
-async function isComplete({ target, byteLength }: Download): Promise<boolean> {
-  return (await stat(target).catch(() => undefined))?.size === byteLength
-}
-
-/**
- * A partial file that no process has touched for this long is abandoned. A running download touches its file more
- * often: with each piece, and before each attempt. This tells a slow process, even on another machine, from one that
- * has ended.
- */
-const QUIET_MS = 120_000
-
 /**
  * The unfinished file of a download, beside its target. Its name tells which process writes it, so two processes never
- * write into one file: one waits while the file of the other grows. A file that a process has abandoned is taken over
- * with a rename.
+ * write into one file: each downloads for itself, and the last one's file stays. What a dead process has left is taken
+ * over with a rename.
  */
 class Partial {
   readonly file: string
@@ -270,23 +242,15 @@ class Partial {
   async remove(): Promise<void> {
     await unlink(this.file).catch(() => {})
   }
-
-  /** Shows other processes that this download is still running. */
-  async touch(): Promise<void> {
-    const now = new Date()
-    await utimes(this.file, now, now).catch(() => {})
-  }
 }
 
-/** Returns the file to write, with the bytes that an earlier download left, or how far another process has come. */
-async function claimPartial(target: string): Promise<Partial | { busyBytes: number }> {
-  const found = await findPartials(target)
-  const busy = found.find(({ isTaken }) => isTaken)
-  if (busy !== undefined) return { busyBytes: busy.byteLength }
+/** Returns the file to write, with the bytes that an earlier download left. */
+async function claimPartial(target: string): Promise<Partial> {
   const partial = new Partial(target)
   await withFileErrors(partial.file, 'cannot be written', async () => {
-    for (const { file } of found.sort((a, b) => b.byteLength - a.byteLength)) {
-      if (await renamed(file, partial.file)) return partial.touch()
+    const free = (await findPartials(target)).filter(({ isTaken }) => !isTaken)
+    for (const { file } of free.sort((a, b) => b.byteLength - a.byteLength)) {
+      if (await renamed(file, partial.file)) return
     }
     await writeFile(partial.file, '', { flag: 'wx' })
   })
@@ -303,9 +267,7 @@ async function findPartials(target: string) {
       const file = path.join(folder, name)
       const status = await stat(file).catch(() => undefined)
       if (status === undefined) return []
-      const isQuiet = Date.now() - status.mtimeMs > QUIET_MS
-      const isTaken = token !== undefined && !isQuiet && !isDead(token)
-      return [{ file, byteLength: status.size, isTaken }]
+      return [{ file, byteLength: status.size, isTaken: token !== undefined && !isDead(token) }]
     }),
   )
   return found.flat()
