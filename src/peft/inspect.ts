@@ -16,11 +16,11 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../lora/config.js'
 import { changesBase } from '../lora/init/inits.js'
 import { notFinite, trainableParams } from '../lora/part.js'
+import { endsOf } from '../lora/patterns/patterns.js'
 import { factorPairs, meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
 import type { AdapterTensor } from './keys.js'
 import { openAdapter, tensorPlace } from './open.js'
 import type { OpenPart } from './tensors.js'
-import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
 /**
  * A layer in numbers. Norms are NaN, which JSON writes as null, if a factor contains a value that is not finite.
@@ -232,14 +232,13 @@ function warningsOf(
     layers.filter(({ scaling }) => scaling > UNUSUAL_SCALING || scaling < 1 / UNUSUAL_SCALING),
     `the scaling is unusual (${[...new Set(layers.map(({ scaling }) => scaling))].slice(0, 3).join(', ')})`,
   )
-  const unmatched = unmatchedEntries(config, parts)
-  const idle = Array.isArray(config.targetModules) ? unmatched.filter(({ setting }) => setting === 'targetModules') : []
-  if (idle.length > 0 && layers.length > 0) {
-    const others = idle.length > 3 ? ` and ${idle.length - 3} more` : ''
-    const shown = idle.slice(0, 3).map(({ entry }) => entry)
-    warnings.push(`targetModules has ${shown.join(', ')}${others}, for which there is no layer`)
+  const idle = new Set(typeof config.targetModules === 'string' ? [] : config.targetModules)
+  for (const { kind, name } of parts) if (kind !== 'parameter') for (const end of endsOf(name)) idle.delete(end)
+  if (idle.size > 0 && layers.length > 0) {
+    const others = idle.size > 3 ? ` and ${idle.size - 3} more` : ''
+    warnings.push(`targetModules has ${[...idle].slice(0, 3).join(', ')}${others}, for which there is no layer`)
   }
-  return [...warnings, ...unmatched.filter((entry) => !idle.includes(entry)).map(describeUnmatched)]
+  return warnings
 }
 
 function count(affected: readonly LayerReport[], all: readonly LayerReport[]): string {

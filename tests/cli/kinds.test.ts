@@ -1,4 +1,4 @@
-// Commands with rare kinds of adapters: patterns that match nothing, stacked experts, and PEFT's default targets.
+// Commands with rare kinds of adapters: stacked experts, and PEFT's default targets.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -8,13 +8,6 @@ import { QUICK, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden')
-
-it('inspect warns of a pattern that matches no layer', async () => {
-  // Its rank_pattern has k_proj, which is not a target.
-  const { code, stderr } = await lowrankHere('inspect', join(golden, 'kinds', 'bias-all'))
-  expect(code).toBe(0)
-  expect(stderr).toContain('rankPattern k_proj matches no layer')
-})
 
 describe('stacks of experts', () => {
   const base = (file: string) => join(golden, 'experts', 'mixtral-base', `${file}.safetensors`)

@@ -100,14 +100,6 @@ describe('warns of', () => {
     expect((await inspectAdapter(adapter({ alpha: 32 }))).warnings).toEqual([])
   })
 
-  test('patterns that match no layer', async () => {
-    const config = { rankPattern: { q: 2, q_proj: 3 }, alphaPattern: { typo: 3 } }
-    expect((await inspectAdapter(adapter(config))).warnings).toEqual([
-      'rankPattern q_proj matches no layer',
-      'alphaPattern typo matches no layer',
-    ])
-  })
-
   test('targets without a layer, as a file that lost some has them', async () => {
     const names = ['model.layers.0.q', 'model.layers.1.q']
     const targetModules = ['q', 'model.layers.1.q', 'layers.0.q', 'a', 'ers.0.q', 'model.layers.2.q', 'b']
