@@ -56,6 +56,7 @@ const TABLES = {
     ],
   },
   'src/loop/gen/options.ts': {
+    'src/loop/distill.ts': ['DistillOptions'],
     'src/loop/grpo-loss.ts': ['GrpoOptions'],
     'src/train/graders.ts': [
       'LabelModelGrader',

@@ -4,6 +4,7 @@
 import type { ByteSource, Source } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions, isObject } from '../base/options.js'
+import { checkAddress } from '../base/post-json.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/row.js'
 import type { Model, ModelCheck } from '../graph/model-folder.js'
@@ -15,7 +16,7 @@ import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
 import { checkTaskName, LOOP_NAMES, tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
-import type { TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
+import type { TeacherServer, TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
 import type { Reward } from '../train/rewards.js'
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
@@ -55,8 +56,10 @@ export interface CheckDataOptions
 
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
   return withTraining(options, async (opened, context) => {
-    if (opened.task !== 'grpo') return trainOpened(opened, { ...context, wait })
-    return (await import('../loop/grpo.js')).trainOnRewards(opened, { ...context, wait })
+    const surroundings = { ...context, wait }
+    if (opened.task === 'grpo') return (await import('../loop/grpo.js')).trainOnRewards(opened, surroundings)
+    if (opened.task === 'distill') return (await import('../loop/distill.js')).distill(opened, surroundings)
+    return trainOpened(opened, surroundings)
   })
 }
 
@@ -71,11 +74,12 @@ export async function withTraining<T>(
   const { openTokenFile } = platform()
   let file: ReturnType<NonNullable<typeof openTokenFile>> | undefined
   let adapter: Promise<LoraAdapter> | undefined
+  let closeTeacher: (() => Promise<void>) | undefined
   const inputOf = async (model: Model, data: TrainingData) => {
     const { dtype: _, ...rest } = options
     if (options.adapter !== undefined) adapter ??= openAdapter(options.adapter, 'adapter')
     const config = withDefaultTargets(options, model)
-    return { ...rest, config, adapter: await adapter, rewards: undefined, model, data }
+    return { ...rest, config, adapter: await adapter, rewards: undefined, teacher: undefined, model, data }
   }
   const openOut = () => (options.out === undefined ? undefined : openTarget(options.out, 'out'))
   // The data are not read for it.
@@ -86,10 +90,14 @@ export async function withTraining<T>(
       out: openOut(),
     })
   return withOpened({ ...options, check }, async (model, data, evalData) => {
+    const teacher = await openTeacher(options)
+    if (teacher !== undefined && teacher !== options.teacher && !('url' in teacher))
+      closeTeacher = () => teacher.close()
     return await work(
       {
         ...(await inputOf(model, data)),
         rewards: await openRewards(options),
+        teacher,
         ...(options.on === undefined && { on: platform().watch?.() }),
         evalData,
         decodeImage: options.decodeImage ?? platform().decodeImage,
@@ -103,7 +111,20 @@ export async function withTraining<T>(
         page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
       },
     )
-  }).finally(() => file?.close())
+  }).finally(async () => {
+    file?.close()
+    await closeTeacher?.()
+  })
+}
+
+async function openTeacher({ teacher, task, signal }: TrainOptions): Promise<Model | TeacherServer | undefined> {
+  if (teacher === undefined) return undefined
+  if (task !== 'distill') {
+    throw new ConfigError({ where: 'teacher', what: 'only with the task distill', got: task ?? 'no task' })
+  }
+  if (typeof teacher === 'string' && /^https?:.*\/v1\/?$/.test(teacher))
+    return { url: checkAddress(teacher, 'teacher') }
+  return MODEL.accepts(teacher) ? (teacher as Model) : openModel(teacher as Source, { signal })
 }
 
 async function openRewards({ rewards, graderModels, task }: TrainOptions): Promise<readonly Reward[] | undefined> {

@@ -5,9 +5,10 @@ import { isObject } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import type { Prompt } from '../infer/session.js'
+import type { OpenTask } from '../tasks/task.js'
 import type { LoopName } from '../tasks/tasks.js'
 import type { MessageOfParts } from '../text/chat.js'
-import { fieldsOf } from '../text/records.js'
+import { type Example, fieldsOf } from '../text/records.js'
 import type { TrainInput, TrainResult } from '../train/options.js'
 import type { RewardInput } from '../train/rewards.js'
 import { EpochPlan } from '../train/rows/batches.js'
@@ -42,6 +43,10 @@ export interface PromptTask<T extends Written> {
   /** Factor on the learning rate that follows from the model's width. */
   readonly rateShare: number
   readonly textsPerPrompt: number
+  /** Texts that learn together in memory. Default: those of a prompt. */
+  readonly batchSize?: number
+  /** See {@link Trainer.open}. */
+  readonly task?: OpenTask<Example>
   /** Steps with the same texts. */
   readonly iterations: number
   write(trainer: Trainer, rows: readonly PromptRow[], seed: number): Promise<T>
@@ -56,7 +61,7 @@ export interface PromptTask<T extends Written> {
 export async function trainOnPrompts<T extends Written>(
   given: TrainInput,
   { limits, wait, memoryUse }: RunContext,
-  { name: task, rateShare, textsPerPrompt, iterations, ...promptTask }: PromptTask<T>,
+  { name: task, rateShare, textsPerPrompt, batchSize = textsPerPrompt, iterations, ...promptTask }: PromptTask<T>,
 ): Promise<TrainResult> {
   const startedAt = performance.now()
   const { on = {}, signal, out, model, keepState = false } = given
@@ -72,7 +77,8 @@ export async function trainOnPrompts<T extends Written>(
   const use: FolderUse = given.resume ? 'resume' : given.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   return withRunPlace(out && { directory: out, use }, async (place) => {
-    const trainer = await Trainer.open(model, { ...given, batchSize: textsPerPrompt, resume: undefined }, { limits })
+    const { task: open } = promptTask
+    const trainer = await Trainer.open(model, { ...given, batchSize, resume: undefined }, { limits, task: open })
     try {
       const { adapter, inner } = trainer
       const { seed } = adapter.config

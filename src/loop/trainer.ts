@@ -16,9 +16,9 @@ import type { Prompt } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import { causalLm } from '../tasks/causal-lm.js'
-import type { EncodeContext } from '../tasks/task.js'
+import type { EncodeContext, OpenTask } from '../tasks/task.js'
 import { ScoredTokens, type TokenScores, temperatureFeed } from '../tasks/token-scores.js'
-import { IGNORED } from '../text/records.js'
+import { type Example, IGNORED } from '../text/records.js'
 import { checkParts, checkOptions as checkTrainOptions } from '../train/check-options.js'
 import { findTargets, newAdapter } from '../train/new-adapter.js'
 import type { TrainInput } from '../train/options.js'
@@ -61,6 +61,8 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
+  /** What the graph of training computes in place of log-probabilities: then only `sample` and `inner` work. */
+  readonly task?: OpenTask<Example> | undefined
   /** Opens the folders of `save` and `saveState`. */
   readonly openTarget?: (target: Target, where: string) => Directory
 }
@@ -121,7 +123,7 @@ export class Trainer {
     const longest = Math.min(context.maxLength, options.maxLength ?? USUAL_LENGTH)
     const need = trainingMemory(model, { batch: settings.batchSize, sequence: longest, lowMemory: false })
     const copiedBytes = settings.memory === 'auto' ? chooseCopies(need, limits) : copiesOf(settings.memory)
-    const parts = { model, open, adapter, modules, settings, copiedBytes, longest }
+    const parts = { model, open: around.task ?? open, adapter, modules, settings, copiedBytes, longest }
     const inner = await TaskTrainer.open(parts)
     try {
       const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }

@@ -19,9 +19,16 @@ export const PROBED_TARGETS = [4, 11] as const
 export const targetsLength = () => ownLength('targets', PROBED_TARGETS, { input: ROWS, axis: 0 })
 
 export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targets: Value } {
-  const rows = graph.input(ROWS, DataType.INT64, ['targets'])
-  const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
-  return { choice: graph.chooseRows(logitsName(graph), rows), targets }
+  return { choice: chooseTargetRows(graph), targets: graph.input(TARGETS, DataType.INT64, ['targets', 2]) }
+}
+
+/** For losses of whole distributions, which need not know the targets. */
+export function chooseTargetRows(graph: ObjectiveGraph): RowChoice {
+  return graph.chooseRows(logitsName(graph), graph.input(ROWS, DataType.INT64, ['targets']))
+}
+
+export function withoutTargets({ [TARGETS]: _, ...feeds }: Feeds): Feeds {
+  return feeds
 }
 
 /** @param rows row numbers, counted over all sequences; `targets` has a token for each */

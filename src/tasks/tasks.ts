@@ -20,7 +20,7 @@ const LOADERS = {
 export type TaskName = keyof typeof LOADERS
 
 /** Training in which the model writes the texts that it learns from. */
-export const LOOP_NAMES = ['grpo'] as const
+export const LOOP_NAMES = ['grpo', 'distill'] as const
 
 /** A task in which the model writes the texts that it learns from. */
 export type LoopName = (typeof LOOP_NAMES)[number]

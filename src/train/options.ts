@@ -109,6 +109,14 @@ export interface TrainOptions extends Optional<TrainSettings> {
    */
   readonly onTurn?: OnTurn | undefined
   /**
+   * For the task `distill`: the model that the model learns from, or the address of a server with OpenAI's API, up to
+   * /v1, whose `taskOptions.teacherModel` teaches.
+   * @flag DIR|ID|URL
+   * @help for the task distill: the model to learn from, or the address of a server up to /v1. LOWRANK_TEACHER_KEY is
+   * its key
+   */
+  readonly teacher?: Model | Source | undefined
+  /**
    * Settings that only this task has, such as the temperature of its loss.
    * @help settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo
    */
@@ -201,7 +209,13 @@ export interface TrainOptions extends Optional<TrainSettings> {
   readonly on?: TrainEvents | undefined
 }
 
+/** A model at a server with OpenAI's API: its address up to /v1. */
+export interface TeacherServer {
+  readonly url: string
+}
+
 interface OpenParts {
+  readonly teacher?: Model | TeacherServer | undefined
   readonly rewards?: readonly Reward[] | undefined
   readonly model: Model
   readonly data: TrainingData

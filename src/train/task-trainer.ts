@@ -57,17 +57,14 @@ export class TaskTrainer {
   /** Returns the mean loss of the batches. If it needs all of them at once, it comes from a first pass over them. */
   async forwardBackward(batches: readonly Batch[]): Promise<number> {
     const { open } = this.parts
-    const feeds: Feeds[] = []
-    for (const { examples, length } of batches) {
-      await open.prepare?.(examples)
-      feeds.push(open.collate(examples, length))
-    }
     if (open.stepLoss === undefined) {
       const normalizer = open.normalizer(batches.flatMap(({ examples }) => examples))
       let loss = 0
-      for (const batch of feeds) loss += (await this.backward(batch, normalizer)).loss
+      for (const batch of batches) loss += (await this.backward(await this.#feeds(batch), normalizer)).loss
       return loss
     }
+    const feeds: Feeds[] = []
+    for (const batch of batches) feeds.push(await this.#feeds(batch))
     const runs: StepRun<unknown>[] = []
     for (const [i, { examples }] of batches.entries()) {
       runs.push({ outputs: await this.predict(feeds[i], { ahead: i }), examples })
@@ -75,6 +72,11 @@ export class TaskTrainer {
     const { loss, feeds: gradients } = open.stepLoss(runs)
     for (const [i, batch] of feeds.entries()) await this.backward({ ...batch, ...gradients[i] })
     return loss
+  }
+
+  async #feeds({ examples, length }: Batch): Promise<Feeds> {
+    await this.parts.open.prepare?.(examples)
+    return this.parts.open.collate(examples, length)
   }
 
   /**
@@ -112,8 +114,7 @@ export class TaskTrainer {
   async forward({ examples, length }: Batch) {
     const { open } = this.parts
     const normalizer = open.normalizer(examples)
-    await open.prepare?.(examples)
-    const pass = await this.sessions.evaluationPass(open.collate(examples, length), normalizer)
+    const pass = await this.sessions.evaluationPass(await this.#feeds({ examples, length }), normalizer)
     const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
     const outputs = await this.engine.forward(pass, [...lossOutput, ...pass.predictions])
     const loss = open.stepLoss?.([{ outputs, examples }]).loss ?? Number(outputs[pass.loss].data[0])

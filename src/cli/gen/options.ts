@@ -132,6 +132,7 @@ export const FLAGS = {
     task: { form: 'text', about: 'the task. Default: the one that the fields of the first record fit, such as dpo for chosen and rejected, if the model can be trained for it; else causal-lm, or seq2seq for a model with an encoder and a decoder' },
     rewards: { form: 'text', about: 'for the task grpo: graders of OpenAI (.json), or a module (.js, .mjs, or .ts with Node 22.18) whose exported functions judge texts by a number, and whose weights may weigh them. A module is code that runs', placeholder: 'FILE' },
     graderModels: { form: 'pairs', about: 'the models that graders name, with the address of a server for each, up to /v1. LOWRANK_GRADER_KEY is their key', placeholder: 'NAME=URL,…' },
+    teacher: { form: 'source', about: 'for the task distill: the model to learn from, or the address of a server up to /v1. LOWRANK_TEACHER_KEY is its key', placeholder: 'DIR|ID|URL' },
     taskOptions: { form: 'settings', about: 'settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo' },
     skipInvalid: { form: 'number', about: 'how many records that are not valid are left out. With more, training ends before its first step', range: 'an integer of at least 0', fallback: '0' },
     evalSplit: { form: 'number', about: 'share of the records that is used as --eval-data and not trained on. The seed decides which records', range: 'a number in (0, 1)' },

@@ -53,7 +53,7 @@ export const train = defineCommand({
       ...(['maxSteps', 'gradientAccumulation', 'schedule', 'warmupRatio', 'warmupSteps', 'loraPlusRatio'] as const),
       ...(['weightDecay', 'maxGradNorm', 'taskOptions', 'preset', 'seed'] as const),
     ],
-    'Learning from rewards': ['rewards', 'graderModels'],
+    'Rewards, or a teacher': ['rewards', 'graderModels', 'teacher'],
     Evaluation: ['evalData', 'evalEvery', 'keep', 'bestMetric', 'earlyStopping', 'sample'],
     'Stop, continue and repeat': ['resume', 'keepState', 'saveEvery', 'overwrite', 'config', 'adapter', 'gate'],
     'Device and output': ['device', 'threads', 'memory', 'json'],
@@ -89,7 +89,7 @@ export const train = defineCommand({
     data: unlessInFile(flags('TrainOptions', 'data').data),
     task: text(
       'NAME',
-      'what the model learns: see Tasks below, or grpo to learn from --rewards; default: the task that the first record fits',
+      'what the model learns: see Tasks below, grpo to learn from --rewards, or distill to learn from a --teacher; default: the task that the first record fits',
     ),
     json: toggle('print one JSON document on stdout'),
   },
@@ -124,7 +124,7 @@ export const train = defineCommand({
       () =>
         `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`,
       (signal) =>
-        node.train({ ...options, ...withGraderKey(options), ...(adapter && { adapter }), model, data, signal, on }),
+        node.train({ ...options, ...withKeys(options), ...(adapter && { adapter }), model, data, signal, on }),
     )
       .catch(inFile)
       .finally(() => progress.end())
@@ -160,9 +160,10 @@ export const train = defineCommand({
   },
 })
 
-/** The key of the models that graders name is in the environment alone, so that no file has it. */
-function withGraderKey({ graderModels }: Partial<TrainOptions>): Pick<TrainOptions, 'graderModels'> {
-  const key = process.env.LOWRANK_GRADER_KEY
+/** Keys of the models that graders name, and of the teacher, are in the environment alone, so that no file has them. */
+function withKeys({ graderModels, teacher, taskOptions }: Partial<TrainOptions>): Partial<TrainOptions> {
+  const { LOWRANK_GRADER_KEY: key, LOWRANK_TEACHER_KEY: teacherKey } = process.env
+  if (teacher !== undefined && teacherKey !== undefined) return { taskOptions: { ...taskOptions, teacherKey } }
   if (graderModels === undefined || key === undefined) return {}
   const servers = Object.entries(graderModels).map(([name, url]) => [
     name,

@@ -180,6 +180,7 @@ export const TRAIN_OPTIONS: OptionTable = {
   rewards: anyOf(listOf(anyOf(FUNCTION, OBJECT)), NAME),
   graderModels: OBJECT,
   onTurn: FUNCTION,
+  teacher: anyOf(MODEL, SOURCE),
   taskOptions: OBJECT,
   skipInvalid: ranged('an integer of at least 0'),
   evalSplit: ranged('a number in (0, 1)'),

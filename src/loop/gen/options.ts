@@ -1,8 +1,18 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, oneOf, BOOLEAN, OBJECT, needed, NAME, listOf, NUMBERS, anyOf, FUNCTION, SIGNAL } from '../../base/options.js'
+import { type OptionTable, ranged, NAME, oneOf, BOOLEAN, OBJECT, needed, listOf, NUMBERS, anyOf, FUNCTION, SIGNAL } from '../../base/options.js'
 import { TOKEN_IDS, LOGIT_BIAS } from '../../infer/media-values.js'
 import { SOURCE, ADAPTER, TOKEN } from '../../index/source-values.js'
+
+export const DISTILL_OPTIONS: OptionTable = {
+  beta: ranged('a number in [0, 1]'),
+  temperature: ranged('a finite number above 0'),
+  maxCompletionLength: ranged('an integer of at least 1'),
+  topP: ranged('a number in (0, 1]'),
+  topK: ranged('an integer of at least 0'),
+  teacherModel: NAME,
+  teacherKey: NAME,
+}
 
 export const GRPO_OPTIONS: OptionTable = {
   numGenerations: ranged('an integer of at least 2'),

@@ -1,0 +1,146 @@
+// Learning from a teacher's distributions: the teacher's graph gives ln(probability) of every token of the vocabulary
+// at the targets, and the student's loss is the divergence from it, as in TRL 1.16's DistillationTrainer.
+
+import { UnsupportedError } from '../base/errors.js'
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { checkWidth } from '../graph/match/continues.js'
+import type { Model } from '../graph/model-folder.js'
+import type { Objective, ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Builder, Value } from '../graph/view/builder.js'
+import { readGraph } from '../graph/view/graph.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { countTargets, type Example } from '../text/records.js'
+import { causalLm, checkAllTokens } from './causal-lm.js'
+import { chooseTargetRows, PROBED_TARGETS, withoutTargets } from './next-tokens.js'
+import type { OpenTask } from './task.js'
+import { tokenProbe } from './token-batch.js'
+
+const TEACHER = 'loss/teacher'
+/** Below every probability that a float holds exactly, so that its logarithm is a number. */
+const TINY = 1e-38
+
+abstract class TargetRows implements OpenTask<Example> {
+  readonly #causal: OpenTask<Example>
+
+  constructor(
+    protected readonly model: Model,
+    /** Logits are divided by it. */
+    protected readonly temperature: number,
+  ) {
+    this.#causal = causalLm.open(model, []) as OpenTask<Example>
+  }
+
+  get probe(): Objective['probe'] {
+    const { feeds, lengths } = this.#causal.probe
+    const [first, second] = feeds.map((each, i) => ({ ...withoutTargets(each), ...this.probed(PROBED_TARGETS[i]) }))
+    return { feeds: [first, second], lengths }
+  }
+
+  /** What the graph is measured with, besides tokens. */
+  protected probed(_targets: number): Feeds {
+    return {}
+  }
+
+  /** (m, V): the logits at the targets, divided by the temperature. */
+  protected logits(graph: ObjectiveGraph): Value {
+    const choice = chooseTargetRows(graph)
+    graph.check((shapeOf) => {
+      checkAllTokens(shapeOf(choice.all), tokenProbe(readGraph(this.model.onnx)))
+      checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
+    })
+    return graph.g.mul(choice.chosen, graph.g.float(1 / this.temperature))
+  }
+
+  abstract forward(graph: ObjectiveGraph): Value
+
+  cost({ inputIds }: Example): number {
+    return inputIds.length
+  }
+
+  collate(examples: readonly Example[], length: number): Feeds {
+    return withoutTargets(this.#causal.collate(examples, length))
+  }
+
+  normalizer(examples: readonly Example[]): number {
+    return examples.reduce((sum, { labels }) => sum + countTargets(labels), 0)
+  }
+
+  metrics(): Record<string, number> {
+    return {}
+  }
+}
+
+/** The teacher: predicts ln(probability) of all tokens at the targets, (m, V). */
+export class TeacherTokens extends TargetRows {
+  forward(graph: ObjectiveGraph): Value {
+    const { g } = graph
+    return g.op('ReduceSum', [graph.predict(g.op('LogSoftmax', [this.logits(graph)], { axis: 1 }))], { keepdims: 0 })
+  }
+}
+
+export class DistilledTokens extends TargetRows {
+  #taught: Float32Array = new Float32Array()
+
+  /**
+   * @param beta 0: KL(teacher ‖ student); 1: KL(student ‖ teacher); between: the divergence of Jensen and Shannon from
+   *   the mixture (1 − beta)·student + beta·teacher
+   * @param teach the teacher's ln(probability) at the targets of examples, (m, V)
+   */
+  constructor(
+    model: Model,
+    temperature: number,
+    private readonly beta: number,
+    private readonly teach: (examples: readonly Example[]) => Promise<Float32Array>,
+  ) {
+    super(model, temperature)
+  }
+
+  get #width(): number {
+    const { vocabularySize, directory } = this.model
+    if (vocabularySize !== undefined) return vocabularySize
+    throw new UnsupportedError({ where: directory.name, what: 'config.json does not say how many tokens there are' })
+  }
+
+  protected override probed(targets: number): Feeds {
+    return this.#feed(new Float32Array(targets * this.#width))
+  }
+
+  #feed(data: Float32Array): Feeds {
+    return { [TEACHER]: { type: 'float32', data, dims: [data.length / this.#width, this.#width] } }
+  }
+
+  async prepare(examples: readonly Example[]): Promise<void> {
+    this.#taught = await this.teach(examples)
+  }
+
+  override collate(examples: readonly Example[], length: number): Feeds {
+    return { ...super.collate(examples, length), ...this.#feed(this.#taught) }
+  }
+
+  forward(graph: ObjectiveGraph): Value {
+    const { g } = graph
+    const { beta } = this
+    const logits = this.logits(graph)
+    const teacher = graph.input(TEACHER, DataType.FLOAT, ['targets', this.#width])
+    const student = g.op('LogSoftmax', [logits], { axis: 1 })
+    const [p, q] = [g.op('Exp', [student]), g.op('Exp', [teacher])]
+    const divergence = (from: Value, logFrom: Value, logTo: Value) => g.mul(from, g.sub(logFrom, logTo))
+    const mixture = () => {
+      const mixed = g.add(g.mul(p, g.float(1 - beta)), g.mul(q, g.float(beta)))
+      return g.op('Log', [g.op('Max', [mixed, g.float(TINY)])])
+    }
+    const to = beta === 1 ? teacher : beta === 0 ? student : mixture()
+    const [ofTeacher, ofStudent] = [divergence(q, teacher, to), divergence(p, student, to)]
+    const both = () => g.add(g.mul(ofTeacher, g.float(beta)), g.mul(ofStudent, g.float(1 - beta)))
+    const elements = beta === 0 ? ofTeacher : beta === 1 ? ofStudent : both()
+    const loss = g.op('ReduceSum', [elements], { keepdims: 0 })
+    // By the logits: p − q for beta 0, else p·(c − Σ p·c) with c = ln p − ln m, times 1 − beta for a mixture m.
+    const slope = (g: Builder) => {
+      if (beta === 0) return g.sub(g.op('Exp', [student]), q)
+      const centered = g.sub(ofStudent, g.mul(p, g.reduceSum(ofStudent, [1])))
+      return beta === 1 ? centered : g.mul(centered, g.float(1 - beta))
+    }
+    graph.customGradients.set(loss, { inputs: [logits], rule: ({ g, dy }) => [() => g.mul(slope(g), dy)] })
+    return loss
+  }
+}
