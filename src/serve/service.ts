@@ -427,12 +427,14 @@ export class Service {
     })
     admitted.catch(end)
     const leave = await admitted
+    this.jobs?.serves(this.#gate.running)
     return {
       adapter,
       signal,
-      leave() {
+      leave: () => {
         end()
         leave()
+        this.jobs?.serves(this.#gate.running)
       },
     }
   }

@@ -42,6 +42,7 @@ const OPTIONS = {
     'load adapters of this folder by their names, or of these repositories on /v1/load_lora_adapter alone',
   ),
   train: text('FOLDER', 'answer OpenAI’s routes for files and fine-tuning; needs --admin-key'),
+  trainWhen: choice(['always', 'idle'], 'when jobs train; with idle they wait while requests run', 'always'),
   grader: repeated('NAME=URL', 'with --train, a server for a model that graders name; its key is LOWRANK_GRADER_KEY'),
   maxDownload: single('BYTES', 'the most bytes of an adapter from the Hub. Default: 1 GiB', readNumber),
   allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
@@ -108,7 +109,9 @@ export const serve: Command = defineCommand({
     if (train !== undefined && hosts === undefined)
       throw new UsageError('--train needs --allowed-host NAME with this --host')
     const training =
-      train === undefined ? undefined : trainingIn(train, { dtype, graderModels: graderModelsOf(values.grader) })
+      train === undefined
+        ? undefined
+        : trainingIn(train, { dtype, when: values.trainWhen, graderModels: graderModelsOf(values.grader) })
     const log = values.log ?? (process.stdout.isTTY ? 'off' : 'text')
     if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     const resolveAdapter = await resolverOf(values.allowLoading, values.maxDownload)

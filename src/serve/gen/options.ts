@@ -28,6 +28,7 @@ export const HANDLER_OPTIONS: OptionTable = {
 
 export const TRAINING_OPTIONS: OptionTable = {
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  when: oneOf('always', 'idle'),
   threads: ranged('an integer of at least 1'),
   graderModels: OBJECT,
   maxFileBytes: ranged('an integer of at least 1'),

@@ -16,6 +16,8 @@ export interface ServerFacts {
 /** Files, jobs, and the models that they make. */
 export interface Jobs extends TunedModels {
   attach(registry: AdapterRegistry): void
+  /** Hears how many requests run now. */
+  serves(requests: number): void
   /** Stores the answer to a chat. */
   keep(call: Call, answer: object): Promise<void>
   /** @param route method and path of the table, such as `GET /v1/files/*` */

@@ -1,10 +1,11 @@
 // OpenAI's own client fine-tunes here, and what a job writes down repeats it.
 
-import { execFileSync } from 'node:child_process'
+import { execFile, execFileSync, spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { createHandler, type Handler, listen, trainingIn } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { fineTune } from './fine-tuning.js'
@@ -24,6 +25,7 @@ let listening: Awaited<ReturnType<typeof listen>>
 beforeAll(async () => {
   handler = await createHandler({
     ...{ model: 'models/union-3m', training: trainingIn(folder), hosts: ['127.0.0.1'] },
+    chatTemplate: '{% for m in messages %}{{ m.content }}{% endfor %}',
     apiKeys: [{ key: 'root', isAdmin: true }, 'key'],
   })
   listening = await listen(handler, { port: 0 })
@@ -32,6 +34,15 @@ afterAll(async () => {
   await listening.close()
   await handler.close()
   rmSync(folder, { recursive: true, force: true })
+})
+
+const python = process.env.CLIENTS_PYTHON ?? 'python3'
+const hasPython = spawnSync(python, ['-c', 'import openai']).status === 0
+
+it.skipIf(!hasPython)('gives Python’s client answers that its types accept strictly', async () => {
+  const args = ['tests/serve/jobs/strict.py', `${listening.url}/v1`, 'key', handler.base]
+  const { stdout } = await promisify(execFile)(python, args)
+  expect(Number(stdout)).toBeGreaterThan(50)
 })
 
 describe.skipIf(OpenAI === undefined)('openai', () => {

@@ -70,6 +70,7 @@ export class JobQueue {
   /** Attempts of the job that trains, and the step that the last one reached. */
   #attempts = { id: '', count: 0, step: 0 }
   #isClosed = false
+  #isHeld = false
 
   constructor(
     private readonly jobs: Store<Job>,
@@ -283,6 +284,13 @@ export class JobQueue {
     })
   }
 
+  /** Lets the job that trains wait, or go on. */
+  hold(isHeld: boolean): void {
+    if (isHeld === this.#isHeld) return
+    this.#isHeld = isHeld
+    this.#running.train?.hold(isHeld)
+  }
+
   /** Begins what can be done next. */
   #wake(): void {
     for (const lane of ['check', 'train'] as const) {
@@ -307,6 +315,7 @@ export class JobQueue {
       if (!ENDED.includes(job.status)) await this.#hear(job, message).catch(this.server.onError)
     })
     this.#running[lane] = process
+    if (lane === 'train' && this.#isHeld) process.hold(true)
     if (lane === 'train' && job.status === 'queued') {
       job.status = 'running'
       await Promise.all([this.#tell(job, 'started', { message: 'Fine-tuning job started' }), this.jobs.put(job)])

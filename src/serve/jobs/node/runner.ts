@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import path from 'node:path'
 import { PRIVATE } from './store.js'
-import type { Message } from './trainer.js'
+import type { Message, Order } from './trainer.js'
 
 const PROGRAM = new URL('./trainer.js', import.meta.url)
 /** A step of a large model, and saving it. */
@@ -33,9 +33,18 @@ export class JobProcess {
     this.ended = this.#end(() => heard).finally(() => log.end())
   }
 
+  /** Lets the process wait after its step, or go on. */
+  hold(isHeld: boolean): void {
+    this.#send(isHeld ? 'wait' : 'go')
+  }
+
+  #send(order: Order): void {
+    if (this.#child.connected) this.#child.send(order)
+  }
+
   /** Asks the process to save and to end. */
   stop(): void {
-    if (this.#child.connected) this.#child.send('stop')
+    this.#send('stop')
     const timer = setTimeout(() => this.#child.kill('SIGKILL'), STOP_MS)
     timer.unref()
     void this.ended.finally(() => clearTimeout(timer))

@@ -15,7 +15,7 @@ import { readGraph } from '../../../graph/view/graph.js'
 import { openFile } from '../../../io/node/files.js'
 import { RATE_SHARE } from '../../../loop/grpo.js'
 import { promptOf } from '../../../loop/prompts.js'
-import { checkData, type DataReport, loadModel, type TrainOptions, train } from '../../../node.js'
+import { checkData, type DataReport, loadModel, type TrainOptions, type TrainRun, train } from '../../../node.js'
 import { loadTask } from '../../../tasks/tasks.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
 import { withPairs } from '../rows.js'
@@ -37,6 +37,9 @@ export type Message =
   | { kind: 'warning'; message: string }
   | { kind: 'failed'; code: string; message: string }
   | { kind: 'done' }
+
+/** What the server asks for: to save and end, to wait after the step, or to go on. */
+export type Order = 'stop' | 'wait' | 'go'
 
 /** What a job's process reads: options of `train`, and how often a checkpoint is kept. */
 export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'evalData' | 'adapter' | 'graderModels'> {
@@ -62,7 +65,14 @@ const tell = (message: Message) =>
   })
 
 process.umask(0o077)
-process.on('message', () => stopped.abort())
+let isHeld = false
+let training: TrainRun | undefined
+process.on('message', (order: Order) => {
+  if (order === 'stop') return stopped.abort()
+  isHeld = order === 'wait'
+  if (isHeld) training?.pause()
+  else training?.resume()
+})
 process.on('disconnect', () => stopped.abort())
 try {
   setPriority(10)
@@ -146,9 +156,11 @@ async function work(): Promise<void> {
       },
       warning: (message) => void tell({ kind: 'warning', message }),
     }
-    const result = await taking(() =>
-      train({ ...settings, graderModels, out: run, resume, signal: stopped.signal, on }),
-    )
+    const result = await taking(() => {
+      training = train({ ...settings, graderModels, out: run, resume, signal: stopped.signal, on })
+      if (isHeld) training.pause()
+      return training
+    })
     if (result.report.interrupted) return
   }
   await tellMade()

@@ -24,6 +24,11 @@ export interface TrainingOptions {
   /** The dtype of the model that is trained. Default: as `loadModel` chooses. */
   readonly dtype?: DtypeChoice | undefined
   /**
+   * When jobs train. With `idle`, they wait while requests run.
+   * @default always
+   */
+  readonly when?: 'always' | 'idle' | undefined
+  /**
    * Threads of a job. Default: half of the processors.
    * @range an integer of at least 1
    */
@@ -86,7 +91,13 @@ export function trainingIn(folder: string, options: TrainingOptions = {}): Train
 
 async function open(folder: string, options: TrainingOptions, server: ServerFacts) {
   const { dtype, graderModels = {}, threads = Math.max(1, availableParallelism() >> 1) } = options
-  const { maxFileBytes = 512 << 20, maxOwnerBytes = 8 * 2 ** 30, maxJobs = 32, maxStored = 10_000 } = options
+  const {
+    when = 'always',
+    maxFileBytes = 512 << 20,
+    maxOwnerBytes = 8 * 2 ** 30,
+    maxJobs = 32,
+    maxStored = 10_000,
+  } = options
   await mkdir(folder, { recursive: true, mode: 0o700 })
   const reservation = await reserveFolder(folder, 'server')
   const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes })
@@ -138,6 +149,7 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
   }
   return Object.assign(models, {
     keep: (call: Call, answer: object) => completions.keep(call, answer),
+    serves: (requests: number) => queue.hold(when === 'idle' && requests > 0),
     async answer(route: string, call: Call) {
       const answer = await answers[route](call)
       return answer instanceof Response ? answer : Response.json(answer)
