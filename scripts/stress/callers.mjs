@@ -208,7 +208,7 @@ async function ask(choice) {
       counts.tokens += usage.completion_tokens
     }
   } catch (error) {
-    if (!left.signal.aborted) return note(`a caller fails: ${error?.stack ?? error}`)
+    if (!left.signal.aborted) return note(`a caller fails: ${error?.stack ?? error}, ${error?.cause}`)
   }
   if (left.signal.aborted) counts.left++
   else counts.whole++

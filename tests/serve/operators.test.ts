@@ -180,6 +180,8 @@ describe('probes', () => {
     const { url, metricsUrl, close } = await listen(opening, { port: 0, metricsPort: 0 })
     const status = async (path: string, base = url) => (await fetch(`${base}${path}`)).status
     expect([await status('/health'), await status('/ready'), await status('/v1/models')]).toEqual([200, 503, 503])
+    // Longer than proxies keep idle connections.
+    expect((await fetch(`${url}/health`)).headers.get('keep-alive')).toBe('timeout=75')
     const handler = await create({ apiKeys: ['secret'], adapters: { peft: goldenPath('peft', 'f32') } })
     opened(handler)
     await expect.poll(() => status('/ready')).toBe(200)
