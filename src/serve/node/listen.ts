@@ -82,8 +82,7 @@ export async function listen(handler: Listener | Promise<Listener>, options: Lis
   const server = serve((request) => current(request))
   // A request whose headers or body come too slowly would hold its socket.
   server.requestTimeout = 60_000
-  // Proxies keep idle connections for about a minute. If the server closed one first, a request that is on its way would
-  // fail.
+  // Proxies keep idle connections for about a minute. If the server closed one first, a request might be on its way.
   server.keepAliveTimeout = 75_000
   const metrics = serve(async (request) => {
     if (new URL(request.url).pathname !== '/metrics') return new Response(null, { status: 404 })
