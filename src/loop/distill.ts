@@ -180,7 +180,7 @@ function otherTokenizer(teacher: string, student: Model, got?: string): Mismatch
     where: 'teacher',
     what: `${teacher} has another tokenizer than ${student.directory.name}, so its probabilities are of other tokens`,
     ...(got !== undefined && { expected: 'equal numbers of tokens', got }),
-    hint: 'Take a teacher of the same family, or let it write texts with `lowrank data synthesize`',
+    hint: 'Take a teacher of the same family, or train on texts that it has written',
   })
 }
 
