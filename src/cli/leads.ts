@@ -15,7 +15,9 @@ const COMMANDS: readonly Lead[] = [
   { words: 'sft', says: 'lowrank train learns from texts and chats' },
   { words: 'dpo orpo', says: 'lowrank train --task dpo learns from pairs of answers' },
   { words: 'kto', says: 'lowrank train --task kto learns from answers with a thumb up or down' },
-  { words: 'grpo rloo reward ppo', says: 'lowrank train --task grpo --rewards FILE learns from rewards' },
+  { words: 'grpo rloo ppo', says: 'lowrank train --task grpo --rewards FILE learns from functions that judge texts' },
+  { words: 'reward', says: 'lowrank train --task dpo learns from preferences, without a model of rewards' },
+  { words: 'search', says: 'models and adapters of the Hub are found at https://huggingface.co/models' },
   {
     words: 'list ls ps manage',
     says: 'lowrank inspect DIR shows a model or an adapter; those of the Hub lie in its cache: hf cache ls',
@@ -71,7 +73,11 @@ const OPTIONS: readonly Lead[] = [
     says: 'a run here has one device; lowrank handoff RUN --to trl goes on with it on several GPUs',
   },
   { words: 'beta', needs: 'taskOptions', says: '--task-options beta=0.1, for --task dpo or kto' },
-  { words: 'label_smoothing', needs: 'taskOptions', says: '--task-options labelSmoothing=0.1, for --task dpo' },
+  {
+    words: 'label_smoothing label_smoothing_factor',
+    needs: 'taskOptions',
+    says: '--task-options labelSmoothing=0.1, for --task dpo',
+  },
   {
     words: 'loss_type loss',
     needs: 'taskOptions',
@@ -102,6 +108,16 @@ const OPTIONS: readonly Lead[] = [
     needs: 'useDora',
     says: 'train makes LoRA, and with --use-dora DoRA; it does not train whole models',
   },
+  {
+    words: 'num_generations max_completion_length num_iterations reward_funcs reward_weights',
+    needs: 'rewards',
+    says: '--task grpo --rewards FILE learns from functions that judge texts; --task-options numGenerations=8 and the like',
+  },
+  {
+    words: 'desirable_weight undesirable_weight',
+    needs: 'taskOptions',
+    says: '--task-options desirableWeight=1, for --task kto',
+  },
   { words: 'use_peft use_lora', needs: 'useDora', says: `${ALWAYS}train makes a LoRA adapter` },
   { words: 'train do_train', needs: 'useDora', says: `${ALWAYS}lowrank train trains` },
   {
@@ -126,6 +142,30 @@ const OPTIONS: readonly Lead[] = [
     says: 'afterwards, lowrank push DIR owner/name sends the adapter to the Hub',
   },
   { words: 'hub_token hf_token token use_auth_token', says: 'set HF_TOKEN, or run hf auth login' },
+  {
+    words: 'max_train_samples max_eval_samples max_samples limit',
+    needs: 'data',
+    says: 'write the records that you want into a file: head -n 100 data.jsonl > some.jsonl',
+  },
+  { words: 'use_fast_tokenizer eos_token pad_token', says: `${ALWAYS}tokenizer.json and the model's configs say it` },
+  { words: 'private', needs: 'public', says: `${ALWAYS}new repositories are private; --public makes a public one` },
+  {
+    words: 'log_level verbosity',
+    needs: 'log',
+    says: '--log json or text prints a line for each request; --quiet prints less',
+  },
+  {
+    words: 'num_parallel parallel',
+    needs: 'maxRunning',
+    says: '--max-running N bounds how many texts are written at a time',
+  },
+  { words: 'truncate', needs: 'maxLength', says: '--max-length N cuts longer texts' },
+  {
+    words: 'tasks num_shots num_fewshot',
+    needs: 'resamples',
+    says: 'lowrank evaluate measures your own records; for benchmarks, merge the adapter and run lm_eval on the result',
+  },
+  { words: 'hf_path', says: 'name the model itself: a folder, or owner/name of the Hub' },
   { words: 'cache_dir', says: 'set HF_HOME: the cache is the one of Python' },
   { words: 'revision model_revision', says: 'write it behind the id: owner/name@revision' },
   { words: 'trust_remote_code', says: `${ALWAYS}no code of a model is run` },
@@ -162,12 +202,12 @@ const OPTIONS: readonly Lead[] = [
   },
   { words: 'greater_is_better', needs: 'bestMetric', says: `${ALWAYS}--best-metric knows which way is better` },
   {
-    words: 'dataloader_num_workers dataset_num_proc preprocessing_num_workers',
+    words: 'dataloader_num_workers dataset_num_proc preprocessing_num_workers remove_unused_columns',
     needs: 'data',
     says: `${ALWAYS}records are read as they are needed`,
   },
   {
-    words: 'group_by_length length_column_name padding_free train_sampling_strategy',
+    words: 'group_by_length length_column_name padding_free packing_strategy train_sampling_strategy',
     needs: 'packing',
     says: `${ALWAYS}batches hold records of like lengths; --packing joins short ones`,
   },
@@ -192,6 +232,11 @@ const OPTIONS: readonly Lead[] = [
     words: 'num_draft_tokens draft_model assistant_model',
     needs: 'temperature',
     says: `${ALWAYS}no smaller model guesses ahead`,
+  },
+  {
+    words: 'xtc_probability xtc_threshold typical_p tfs_z mirostat',
+    needs: 'temperature',
+    says: 'sampling here has --temperature, --top-k, --top-p and --min-p',
   },
   {
     words: 'num_ctx ctx_size context_length max_kv_size kv_bits max_position_embeddings',
