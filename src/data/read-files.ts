@@ -136,7 +136,7 @@ export async function detectFormat(source: ByteSource): Promise<DataFormat> {
   const named = formatOfName(source.name)
   const recognized = named === 'text' ? undefined : await sniff(source)
   if (recognized !== undefined)
-    throw new DataError({ where: source.name, what: `no records but ${recognized.name}`, hint: recognized.hint })
+    throw new DataError({ where: source.name, what: `not records but ${recognized.name}`, hint: recognized.hint })
   if (named !== undefined && named !== 'json') return named
   const first = text.trimStart()[0]
   if (first === '[') return 'json-array'

@@ -167,7 +167,7 @@ function checkDtype(value: string): GraphDtype {
   if (known !== undefined) return known
   throw new ConfigError({
     where: 'dtype',
-    what: 'no type that graphs are published in',
+    what: 'not a type in which graphs are published',
     expected: `auto, ${DTYPES.join(', ')}`,
     got: JSON.stringify(value),
     hint: didYouMean(value, DTYPES),

@@ -13,7 +13,7 @@ interface Browser {
 }
 
 export async function decodeInBrowser(file: string | Uint8Array): Promise<RgbImage> {
-  if (typeof file === 'string') throw new TypeError('a path, and browsers open none')
+  if (typeof file === 'string') throw new TypeError('a path, and browsers cannot open paths')
   const { createImageBitmap, OffscreenCanvas, Blob } = globalThis as unknown as Browser
   const bitmap = await createImageBitmap(new Blob([file]))
   const { width, height } = bitmap

@@ -23,7 +23,7 @@ export async function openSource(source: Source, where: string, options: RemoteO
 export async function openFolder(source: Source, where: string, options: RemoteOptions = {}): Promise<Directory> {
   const { directory, file } = await openSource(source, where, options)
   if (file === undefined) return directory
-  throw new FileError({ where: `${directory.name}/${file}`, what: 'no folder but a file', hint: 'Name its folder' })
+  throw new FileError({ where: `${directory.name}/${file}`, what: 'a file, and not a folder', hint: 'Name its folder' })
 }
 
 export function openTarget(target: Target, where: string): Directory {

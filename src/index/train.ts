@@ -133,7 +133,11 @@ async function openRewards({ rewards, graderModels, task }: TrainOptions): Promi
     throw new ConfigError({ where: 'rewards', what: 'only with the task grpo', got: task ?? 'no task' })
   const { loadRewards } = platform()
   if (typeof rewards === 'string' && loadRewards === undefined) {
-    throw new ConfigError({ where: 'rewards', what: 'a path, and browsers open none', expected: 'a list of functions' })
+    throw new ConfigError({
+      where: 'rewards',
+      what: 'a path, and browsers cannot open paths',
+      expected: 'a list of functions',
+    })
   }
   const { rewardOf } = await import('../loop/graders/grader.js')
   const list = typeof rewards === 'string' ? await loadRewards!(rewards) : rewards

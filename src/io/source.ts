@@ -72,7 +72,7 @@ export function parseSource(text: string, rules: SourceRules): ParsedSource {
   if (exists !== undefined) return { kind: 'path', path: text }
   throw new ConfigError({
     where,
-    what: 'a path, and browsers open none',
+    what: 'a path, and browsers cannot open paths',
     expected: 'org/name, hf:org/name@revision/folder, a URL, or a folder of picked files',
     got: quoted(text),
   })

@@ -272,7 +272,7 @@ function entityOf(entity: unknown, text: string, where: string) {
   if (typeof said === 'string' && said !== text.slice(start, end)) {
     throw new DataError({
       where,
-      what: 'the text at its place is another one',
+      what: 'the text at its place differs',
       expected: JSON.stringify(said),
       got: JSON.stringify(text.slice(start, end)),
       hint: 'Places count as JavaScript does (UTF-16): an emoji counts as two characters',

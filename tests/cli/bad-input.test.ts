@@ -106,11 +106,11 @@ const TRAIN: [what: string, args: () => string[], message: RegExp, code?: number
   ],
   ['zero steps', () => ['--max-steps', '0'], /--max-steps: not valid; expected an integer of at least 1, got 0/, 2],
   ['nothing to resume', () => ['--resume'], /no unfinished run/],
-  ['an archive named as a table', () => ['--data', file('zip.csv', 'PK\x03\x04')], /zip\.csv: no records but a/],
+  ['an archive named as a table', () => ['--data', file('zip.csv', 'PK\x03\x04')], /zip\.csv: not records but a/],
   [
     'records that Git LFS keeps',
     () => ['--data', file('lfs.jsonl', LFS)],
-    /lfs\.jsonl: no records but a pointer of Git LFS/,
+    /lfs\.jsonl: not records but a pointer of Git LFS/,
   ],
   ['Parquet that Git LFS keeps', () => ['--data', file('lfs.parquet', LFS)], /lfs\.parquet: .*pointer of Git LFS/],
   ['records of a page that was not found', () => ['--data', file('404.json', '<!DOCTYPE html>')], /page of HTML/],
@@ -251,7 +251,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
   [
     "merge: the adapter's file in place of its folder",
     (out) => ['merge', '--base', MODEL, '--adapter', join(PEFT, 'adapter_model.safetensors'), '--out', out],
-    /adapter_model\.safetensors: no folder but a file/,
+    /adapter_model\.safetensors: a file, and not a folder/,
   ],
   [
     'generate: a checkpoint without an ONNX model',
@@ -341,7 +341,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
   [
     'merge: an adapter named by its file',
     (out) => ['merge', '--base', MODEL, '--adapter', join(PEFT, 'adapter_model.safetensors'), '--out', out],
-    /adapter_model\.safetensors: no folder but a file/,
+    /adapter_model\.safetensors: a file, and not a folder/,
   ],
   ['inspect: a pickle', () => ['inspect', file('model.pt', 'x')], /model\.pt: a pickle/],
   [

@@ -65,7 +65,7 @@ describe('findGraphs', () => {
 
   test('refuses a type that is none', async () => {
     const wrong = findGraph(folder('onnx/model.onnx'), { dtype: 'qp4' as DtypeChoice })
-    await expect(wrong).rejects.toThrow(/^dtype: no type that graphs are published in.*Did you mean q4\?/)
+    await expect(wrong).rejects.toThrow(/^dtype: not a type in which graphs are published.*Did you mean q4\?/)
     await expect(findGraph(folder(), { dtype: 'toString' as DtypeChoice })).rejects.toMatchObject({ code: 'CONFIG' })
   })
 })

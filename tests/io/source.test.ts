@@ -56,7 +56,7 @@ describe('parseSource', () => {
   ])('%s is a path, which no browser opens', (text) => {
     expect(inNode(text)).toEqual(path(text))
     if (['models/union-3m', 'models/missing', 'org2/model'].includes(text)) return
-    expect(() => inBrowser(text)).toThrow(/^model: a path, and browsers open none; expected org\/name/)
+    expect(() => inBrowser(text)).toThrow(/^model: a path, and browsers cannot open paths; expected org\/name/)
   })
 
   test('reads the addresses of a Hub of one’s own', () => {

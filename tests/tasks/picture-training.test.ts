@@ -116,7 +116,7 @@ describe('a run', () => {
     for (const own of [{ model, decodeImage }, {}]) {
       const { records, invalid, lengths } = await checkRecords({ data, ...own })
       expect([records, invalid.length]).toEqual('model' in own ? [3, 2] : [4, 1])
-      expect(invalid[0].message).toMatch(/not as many places for pictures.*expected 0 times.*got 1/s)
+      expect(invalid[0].message).toMatch(/places for pictures is not the number.*expected 0 times.*got 1/s)
       expect(lengths!.unit).toBe('model' in own ? 'tokens' : 'characters')
     }
   })

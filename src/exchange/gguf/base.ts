@@ -69,7 +69,7 @@ export async function readBase(directory: Directory): Promise<GgufBase> {
 export function toGgufOrder<T extends FloatArray | Uint8Array>(data: T, d: number, heads: number, where: string): T {
   const [half, length] = [d / heads / 2, data.length / d]
   if (!Number.isInteger(half)) {
-    throw new ShapeError({ where, what: `rows that are no ${heads} heads of an even size`, got: `${d} rows` })
+    throw new ShapeError({ where, what: `rows that are not ${heads} heads of an even size`, got: `${d} rows` })
   }
   // Bytes are copied by a constructor, because `slice` of Node's Buffer gives a view.
   const result = (data instanceof Uint8Array ? new Uint8Array(data) : data.slice()) as T

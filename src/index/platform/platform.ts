@@ -66,7 +66,7 @@ const browser: Platform = {
 function noPaths(text: string, where: string): ConfigError {
   return new ConfigError({
     where,
-    what: 'a path, and browsers open none',
+    what: 'a path, and browsers cannot open paths',
     expected: 'picked files or a Directory, such as FilesDirectory or HandleDirectory',
     got: JSON.stringify(text),
   })

@@ -31,7 +31,7 @@ function absolute(where: string, url: string): string {
     return new URL(url, globalThis.location?.href).href
   } catch (cause) {
     const expected = 'a URL, absolute or relative to the page'
-    throw new ConfigError({ where, what: 'no address of a file', expected, got: JSON.stringify(url), cause })
+    throw new ConfigError({ where, what: 'not the address of a file', expected, got: JSON.stringify(url), cause })
   }
 }
 

@@ -151,7 +151,7 @@ export function damage(
     digest && ('sha256' in digest ? ` with SHA-256 ${digest.sha256}` : ` with git's SHA-1 ${digest.gitSha1}`)
   return {
     where: name,
-    what: 'came damaged, and was dropped',
+    what: 'arrived damaged, and was deleted',
     expected: `${byteLength} bytes${named ?? ''}`,
     ...(got !== undefined && { got }),
     hint: 'Try again. If it is damaged again, something between you and the server changes it',

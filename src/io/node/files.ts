@@ -290,7 +290,7 @@ async function namesIn(folder: string, isMeant: (status: Dirent | Stats) => bool
   } catch (error) {
     if (codeOf(error) === 'ENOENT') return []
     if (codeOf(error) !== 'ENOTDIR') throw fileError(folder, 'cannot be listed', error)
-    const what = 'no folder but a file, or inside one'
+    const what = 'a file, or inside a file, and not a folder'
     throw new FileError({ where: folder, what, hint: 'Name a folder', cause: error })
   }
 }

@@ -90,7 +90,7 @@ export function nameOfToken(model: Model, id: number): string {
 export function otherPlaces(place: string, count: number, got: number, where: string): DataError {
   return new DataError({
     where,
-    what: 'it has not as many places for pictures as there are pictures',
+    what: 'the number of its places for pictures is not the number of pictures',
     expected: `${place} ${count === 1 ? 'once' : `${count} times`}, for ${count === 1 ? 'one picture' : `${count} pictures`}`,
     got: got === 1 ? 'once' : `${got} times`,
     hint: `Write ${place} in a text, or { type: 'image' } among the parts of a message, where a picture goes`,

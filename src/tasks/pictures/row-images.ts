@@ -47,7 +47,7 @@ function takePictures(chat: Chat, given: readonly unknown[], where: string) {
   if (taken !== given.length) {
     throw new DataError({
       where,
-      what: 'it has not as many places for pictures as there are pictures',
+      what: 'the number of its places for pictures is not the number of pictures',
       expected: `${given.length} times { "type": "image" } among the parts of its messages`,
       got: String(taken),
     })

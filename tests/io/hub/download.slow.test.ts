@@ -150,14 +150,14 @@ describe('a download', () => {
     current.hub.faults.set(file, { content })
     const error = await failure(contentOf('org/model', file))
     expect(error.message).toMatch(
-      /org\/model\/onnx\/model.onnx: came damaged, and was dropped; expected 300000 bytes with SHA-256/,
+      /org\/model\/onnx\/model.onnx: arrived damaged, and was deleted; expected 300000 bytes with SHA-256/,
     )
     expect(await readdir(inCache('blobs'))).toEqual([])
   })
 
   test('checks small files too', async () => {
     current.hub.faults.set('config.json', { content: text('{"model_type": "lloma"}') })
-    expect((await failure(contentOf('org/model', 'config.json'))).message).toMatch(/came damaged.*git's SHA-1/)
+    expect((await failure(contentOf('org/model', 'config.json'))).message).toMatch(/arrived damaged.*git's SHA-1/)
   })
 
   test('is refused once and tried again when that passes', async () => {

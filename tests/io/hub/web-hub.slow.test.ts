@@ -79,9 +79,13 @@ describe('the Hub in a browser', () => {
   test('what comes damaged is dropped', async () => {
     const caches = new FakeCaches()
     current.hub.faults.set('onnx/model.onnx', { content: noise(300_000).reverse() })
-    expect((await failure(contentOf('org/model', 'onnx/model.onnx', caches))).message).toMatch(/came damaged.*SHA-256/)
+    expect((await failure(contentOf('org/model', 'onnx/model.onnx', caches))).message).toMatch(
+      /arrived damaged.*SHA-256/,
+    )
     current.hub.faults.set('config.json', { content: text('{"model_type": "lloma"}') })
-    expect((await failure(contentOf('org/model', 'config.json', caches))).message).toMatch(/came damaged.*git's SHA-1/)
+    expect((await failure(contentOf('org/model', 'config.json', caches))).message).toMatch(
+      /arrived damaged.*git's SHA-1/,
+    )
     current.hub.faults.clear()
     expect(isWeights(await contentOf('org/model', 'onnx/model.onnx', caches))).toBe(true)
   })
@@ -132,7 +136,7 @@ describe.skipIf(browser === undefined)('Chromium', () => {
     const result = await page.open({})
     expect(result).toMatchObject({ config: { model_type: 'llama' }, large: [...LARGE.subarray(1_000_000, 1_000_004)] })
     expect(result.adapter).toBeGreaterThan(0)
-    expect(result.path).toMatch(/^source: a path, and browsers open none/)
+    expect(result.path).toMatch(/^source: a path, and browsers cannot open paths/)
     expect(Buffer.from(result.digest).toString('hex')).toBe(sha256(FILES['onnx/model.onnx']))
     const commit = hub.commitOf('org/model', 'main')
     const at = (file: string) => `/org/model/resolve/${commit}/${file}`

@@ -16,7 +16,7 @@ export function hubEnvironment(variables: Variables = process.env) {
   if (!/^https?:\/\/[^/]/.test(endpoint) || !URL.canParse(endpoint)) {
     throw new ConfigError({
       where: 'HF_ENDPOINT',
-      what: 'no address',
+      what: 'not an address',
       expected: 'https://host',
       got: JSON.stringify(withoutPassword(endpoint)),
     })
