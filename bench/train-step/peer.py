@@ -2,7 +2,7 @@
 """The peer of the training benchmark: makes random Llama, Gemma and ViT models and trains LoRA on them with PEFT and PyTorch.
 
     peer.py make  NAME DIR            config.json, model.safetensors and onnx/model.onnx (TorchScript exporter) with seeded random weights
-                                      NAME: a decoder of SHAPES, or vit-small
+                                      NAME: a decoder of SHAPES or QWEN3_5, or vit-small
     peer.py serve DIR ATTENTION ...   trains on request: one JSON command a line on stdin, one JSON answer a line on stdout
 
 Versions: requirements.txt.
@@ -18,7 +18,9 @@ SHAPES = {  # name: hidden, layers, heads, key/value heads, intermediate, vocabu
     "llama-1100m": (2048, 22, 32, 4, 5632, 32000),
     "gemma3-270m": (640, 18, 4, 1, 2048, 262144),
 }
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+QWEN3_5 = {"qwen3_5-800m": (24, 248320), "qwen3_5-4-layers": (4, 8192)}  # layers, vocabulary; made by mobius-onnx
+LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", *LINEAR_ATTENTION]
 ENCODER_TARGETS = r".*encoder.*(query|key|value|dense)"
 
 
@@ -48,9 +50,25 @@ def make_vit(folder):
                       dynamic_axes={"pixel_values": {0: "batch_size"}, "logits": {0: "batch_size"}})
 
 
+def make_qwen3_5(layers, vocabulary, folder):
+    """Qwen3.5-0.8B's texts, with the graph by mobius-onnx: three layers of linear attention, then one of attention."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+    import mobius
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10], "mrope_interleaved": True}
+    Qwen3_5ForCausalLM(Qwen3_5TextConfig(
+        hidden_size=1024, intermediate_size=3584, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=2, head_dim=256,
+        vocab_size=vocabulary, layer_types=(["linear_attention"] * 3 + ["full_attention"]) * (layers // 4), rope_parameters=rope,
+        linear_conv_kernel_dim=4, linear_key_head_dim=128, linear_value_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=16,
+        max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=2)).save_pretrained(folder)
+    mobius.build(folder, dtype="f32").save(os.path.join(folder, "onnx"))
+
+
 def make(name, folder):
     if name == "vit-small":
         return make_vit(folder)
+    if name in QWEN3_5:
+        return make_qwen3_5(*QWEN3_5[name], folder)
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
     hidden, layers, heads, kv_heads, intermediate, vocabulary = SHAPES[name]
     torch.manual_seed(0)
@@ -183,7 +201,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     make_parser = actions.add_parser("make")
-    make_parser.add_argument("name", choices=[*sorted(SHAPES), "vit-small"])
+    make_parser.add_argument("name", choices=[*sorted(SHAPES), *QWEN3_5, "vit-small"])
     make_parser.add_argument("folder")
     serve_parser = actions.add_parser("serve")
     serve_parser.add_argument("folder")

@@ -3,11 +3,12 @@
 //
 //   node bench/train-step/run.mjs [--python python3] [--models out/bench-models] [--only union-3m,llama-6x384,llama-135m] [--steps 20]
 //   node bench/train-step/run.mjs --only gemma3-270m,llama-600m,llama-1100m --models /tmp/bench-models --steps 5
+//   node bench/train-step/run.mjs --only qwen3_5-800m,qwen3_5-800m-1x2048 --pair --steps 3 --models /tmp/bench-models
 //   node bench/train-step/run.mjs --only minilm-8x128,minilm-32x64,vit-small --graphs DIR
 //
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
 // requirements.txt; without it only lowrank is measured. Peak memory is the high-water mark of each process; beside it
-// stands what the process holds after the last step, anonymous and mapped from files. Large models and long texts run
+// stands what the process holds after the last step, anonymous and mapped from files. The Qwen3.5 cases need mobius-onnx 0.1, too. Large models and long texts run
 // one contestant after the other, so that only one is in memory. With --pair, only the default and PyTorch run, always
 // in turns, since the machine may change while others run. --cpu counts the time that the processor worked, with one
 // thread; use it on a busy machine.
@@ -50,6 +51,9 @@ const CASES = {
   'llama-600m': { batch: 1, sequence: 256, vocabulary: 151936, isLarge: true },
   'llama-600m-4x256': { batch: 4, sequence: 256, vocabulary: 151936, isLarge: true, model: 'llama-600m' },
   'llama-1100m': { batch: 1, sequence: 256, vocabulary: 32000, isLarge: true },
+  'qwen3_5-800m': { batch: 1, sequence: 256, vocabulary: 248320, isLarge: true },
+  'qwen3_5-800m-1x2048': { batch: 1, sequence: 2048, vocabulary: 248320, isLarge: true, model: 'qwen3_5-800m' },
+  'qwen3_5-4-layers': { batch: 1, sequence: 256, vocabulary: 8192 },
   'minilm-8x128': { ...minilm(), batch: 8, sequence: 128 },
   'minilm-32x64': { ...minilm(), batch: 32, sequence: 64 },
   'vit-small': { batch: 8, sequence: 1, vocabulary: 8, kind: 'image-classification' },

@@ -15,6 +15,7 @@ import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { valueInfo } from './inject.js'
 import { ownInput, type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
+import { addToStack } from './stacks.js'
 
 export interface VectorPlaces {
   /** The tensor's name in adapters, such as model.norm.weight. */
@@ -66,19 +67,6 @@ export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vect
       ]
     },
   }
-}
-
-/** Adds a delta (E, x, y) to the stacked weights of experts, wherever they are read. */
-export function addToStack(graph: Graph, g: Builder, weight: Value, delta: Value): void {
-  const { dataType, dims } = graph.constant(weight)!
-  const readers = [...graph.consumers(weight)]
-  const sum = g.add(weight, dataType === DataType.FLOAT ? delta : g.cast(delta, dataType))
-  graph.valueInfo.push(valueInfo(sum, dataType, dims.map(Number)))
-  for (const node of readers)
-    graph.setInputs(
-      node,
-      node.input.map((input) => (input === weight ? sum : input)),
-    )
 }
 
 /** Operators that broadcast, so that an input may have any shape. */

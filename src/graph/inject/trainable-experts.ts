@@ -5,8 +5,8 @@ import { type Parameter, placeExperts, type RowOrder } from '../match/experts.js
 import type { Linear } from '../match/linears.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { addToStack } from './other-sites.js'
 import { siteInput } from './sites.js'
+import { addToStack } from './stacks.js'
 
 export type TrainedExperts = Parameter & { readonly rank: number; readonly scaling: number }
 
