@@ -7,8 +7,8 @@
 //   node bench/train-step/run.mjs --only minilm-8x128,minilm-32x64,vit-small --graphs DIR
 //
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
-// requirements.txt; without it only lowrank is measured. Peak memory is the high-water mark of each process; beside it
-// stands what the process holds after the last step, anonymous and mapped from files. The Qwen3.5 cases need mobius-onnx 0.1, too. Large models and long texts run
+// requirements.txt, and for Qwen3.5 mobius-onnx 0.1; without it only lowrank is measured. Peak memory is the high-water mark of each process; beside it
+// stands what the process holds after the last step, anonymous and mapped from files. Large models and long texts run
 // one contestant after the other, so that only one is in memory. With --pair, only the default and PyTorch run, always
 // in turns, since the machine may change while others run. --cpu counts the time that the processor worked, with one
 // thread; use it on a busy machine.
