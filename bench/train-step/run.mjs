@@ -7,11 +7,11 @@
 //   node bench/train-step/run.mjs --only minilm-8x128,minilm-32x64,vit-small --graphs DIR
 //
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
-// requirements.txt, and for Qwen3.5 mobius-onnx 0.1; without it only lowrank is measured. Peak memory is the high-water mark of each process; beside it
-// stands what the process holds after the last step, anonymous and mapped from files. Large models and long texts run
-// one contestant after the other, so that only one is in memory. With --pair, only the default and PyTorch run, always
-// in turns, since the machine may change while others run. --cpu counts the time that the processor worked, with one
-// thread; use it on a busy machine.
+// requirements.txt, and for Qwen3.5 mobius-onnx 0.1; without it only lowrank is measured. Peak memory is the
+// high-water mark of each process; beside it stands what the process holds after the last step, anonymous and mapped
+// from files. Large models and long texts run one contestant after the other, so that only one is in memory. With
+// --pair, only the default and PyTorch run, always in turns, since the machine may change while others run. --cpu
+// counts the time that the processor worked, with one thread; use it on a busy machine.
 //
 // "products" are only the products by a text model's weights in a step, forward and backward: a graph in ONNX Runtime,
 // with weights repacked or as they are, and the same in PyTorch. No step can be faster. --profile prints the ten kinds
