@@ -67,3 +67,12 @@ it('refuses adapters that do not fit the graph', async () => {
     expect(model.opened).not.toContain(weights)
   }
 })
+
+it('refuses adapters of experts for which the graph has no place', async () => {
+  const model = await modelWith()
+  const parameter = 'model.layers.0.mlp.experts.gate_weight'
+  const adapter = new LoraAdapter({ rank: 1, targetModules: [], targetParameters: ['gate_weight'] })
+  adapter.addExperts(parameter, [[1, 2]], [[1], [2]])
+  await expect(openSession(model, { adapters: { adapter } })).rejects.toThrow(parameter)
+  expect(model.opened).not.toContain(weights)
+})
