@@ -8,6 +8,7 @@ import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { TensorBytes } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { fitOf } from '../../../src/merge/fit.js'
+import { TABLES } from '../../../src/merge/plan/names/gen/tables.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import {
@@ -115,4 +116,15 @@ describe('forms that are not implemented are refused by name, and inspect says s
       /gate_proj.weight: the adapter has another shape.*expected 16 rows in .*gate_proj.weight and .*up_proj.weight, got 15/,
     )
   })
+})
+
+test('the tables have the types of models with experts, also those whose configs need more than sizes', () => {
+  const types = TABLES.types.split(' ').map((type) => type.split(':')[0])
+  const wanted = ['granitemoehybrid', 'dbrx', 'gemma3n', 'gemma3n_text', 'qwen3_omni_moe', 'ernie4_5_vl_moe', 'molmo2']
+  expect(wanted.filter((type) => !types.includes(type))).toEqual([])
+  const set = Number.parseInt((TABLES.names as Record<string, string>).granitemoehybrid, 10)
+  // Both are front-coded, `experts.gate_up_proj` beside `experts.down_proj`.
+  expect(TABLES.rules[set]).toMatch(
+    /block_sparse_moe\.output_linear\.weight\n.*gate_up_proj>.*input_linear\.weight\n.*router>.*router\.layer$/,
+  )
 })
