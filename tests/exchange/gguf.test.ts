@@ -5,18 +5,9 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { usePlatform } from '../../src/index/platform/platform.js'
-import { convertAdapter } from '../../src/index/tools.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { LoraConfigInput } from '../../src/lora/config.js'
-import { nodePlatform } from '../../src/node/platform.js'
-import { saveAdapter } from '../../src/peft/adapter-folder.js'
+import { convertAdapter, LoraAdapter, type LoraConfigInput, MemoryDirectory, saveAdapter } from '../../src/node.js'
 import { goldenNames, goldenPath } from '../golden.js'
 import { readGguf } from './readers.js'
-
-usePlatform(nodePlatform)
 
 const bytesIn = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8Array(buffer, byteOffset, byteLength)
 
@@ -71,7 +62,7 @@ describe('GGUF adapters', () => {
     }
     const folder = mkdtempSync(join(tmpdir(), 'lowrank-gguf-'))
     try {
-      await saveAdapter(adapter, new NodeDirectory(folder))
+      await saveAdapter(adapter, folder)
       const config = { architectures: ['LlamaForCausalLM'], num_attention_heads: 32 }
       const base = new MemoryDirectory({ 'config.json': JSON.stringify(config) })
       const out = join(folder, 'out.gguf')

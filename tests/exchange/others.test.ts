@@ -3,20 +3,12 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ADAPTER_FORMATS, FORMATS, formatOf } from '../../src/exchange/formats.js'
 import { CONVERT_ADAPTER_OPTIONS } from '../../src/index/gen/options.js'
-import { usePlatform } from '../../src/index/platform/platform.js'
-import { convertAdapter } from '../../src/index/tools.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { nodePlatform } from '../../src/node/platform.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { convertAdapter, LoraAdapter, loadAdapter, MemoryDirectory } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { changes, distance } from '../tools/adapters.js'
 import { readOnnxAdapter } from './readers.js'
-
-usePlatform(nodePlatform)
 
 function expectAlike(got: LoraAdapter, wanted: LoraAdapter, tolerance: number): void {
   const [after, before] = [changes(got), changes(wanted)]
@@ -31,7 +23,7 @@ it.each(['llama', 'llama-rslora', 'llama-patterns', 'qwen2'])(
     const report = await convertAdapter(goldenPath('gguf', name), { to: 'mlx', out: there })
     expect(report).toMatchObject({ from: 'peft', to: 'mlx', layers: name === 'llama' ? 15 : 14 })
     expect(await convertAdapter(there, { to: 'peft', out: back })).toMatchObject({ from: 'mlx' })
-    expectAlike(await loadAdapter(back), await loadAdapter(new NodeDirectory(goldenPath('gguf', name))), 1e-6)
+    expectAlike(await loadAdapter(back), await loadAdapter(goldenPath('gguf', name)), 1e-6)
   },
 )
 
@@ -47,7 +39,7 @@ it.each(['llama-rslora', 'llama-patterns'])('onnx-adapter: multiplies the scalin
   const out = new MemoryDirectory()
   await convertAdapter(goldenPath('gguf', name), { to: 'onnx-adapter', out })
   const tensors = readOnnxAdapter(out.files.get('adapter.onnx_adapter')!)
-  const adapter = await loadAdapter(new NodeDirectory(goldenPath('gguf', name)))
+  const adapter = await loadAdapter(goldenPath('gguf', name))
   expect(tensors.size).toBe(2 * adapter.size)
   for (const { name: layer, weightB, scaling } of adapter.parts('linear')) {
     const { shape, bytes } = tensors.get(`${layer}.lora_B.weight`)!
@@ -70,7 +62,7 @@ describe.each(['mlx', 'onnx-adapter'] as const)('%s', (to) => {
       await convertAdapter(there, { to: 'peft', out: back })
       const adapter = await loadAdapter(back)
       expect(adapter.parts('linear')[0].dtype).toBe('fp16')
-      expectAlike(adapter, await loadAdapter(new NodeDirectory(goldenPath('gguf', 'llama'))), 1e-3)
+      expectAlike(adapter, await loadAdapter(goldenPath('gguf', 'llama')), 1e-3)
     }
     const refused = convertAdapter(goldenPath('gguf', 'llama'), { to, out: new MemoryDirectory(), outDtype: 'q8_0' })
     await expect(refused).rejects.toThrow(/outDtype: q8_0 is a type of GGUF/)
@@ -107,7 +99,7 @@ it('keeps DoRA and embeddings in mlx-lm’s folder, with the keys of its config'
     expect(config.lora_parameters.keys).toContain('self_attn.q_proj')
     if (name === 'embedding') expect(config.lora_parameters.keys).toContain('model.embed_tokens')
     await convertAdapter(there, { to: 'peft', out: back })
-    const [got, wanted] = [await loadAdapter(back), await loadAdapter(new NodeDirectory(goldenPath('kinds', name)))]
+    const [got, wanted] = [await loadAdapter(back), await loadAdapter(goldenPath('kinds', name))]
     expectAlike(got, wanted, 1e-6)
     for (const { name: layer, magnitude } of wanted.parts('linear'))
       expect(got.layer(layer).magnitude).toEqual(magnitude)

@@ -1,14 +1,9 @@
 // diff: norms and cosines against plain matrices.
 
 import { describe, expect, it } from 'vitest'
-import { usePlatform } from '../../src/index/platform/platform.js'
-import { diff } from '../../src/index/tools.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { nodePlatform } from '../../src/node/platform.js'
+import { diff, LoraAdapter } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { changes, randomAdapter } from './adapters.js'
-
-usePlatform(nodePlatform)
 
 const norm = (values: Float64Array) => Math.hypot(...values)
 
