@@ -7,8 +7,8 @@ export class ExpressionError extends Error {}
 /** Nobody writes longer expressions, and they would take long to compile. */
 const MAX_LENGTH = 65536
 const MAX_DEPTH = 100
-/** The most ways that a match may have to try. JavaScript's engine takes seconds for them, a minute at worst. */
-const MAX_WAYS = 3e8
+/** The most ways that a match may have to try. JavaScript's engine takes seconds for them, minutes at worst. */
+const MAX_WAYS = 1e8
 /** Alternatives in an expression that count as one. */
 const FEW_OPTIONS = 32
 
@@ -41,6 +41,11 @@ export class Expression {
   /** Throws ExpressionError if Python cannot compile the pattern, or if it is not supported here. */
   constructor(pattern: string, before = '', after = '') {
     if (pattern.length > MAX_LENGTH) throw new ExpressionError(`longer than ${MAX_LENGTH} characters`)
+    // Matches of nothing are repeated too, as often as nested counts say.
+    const counts = [...pattern.matchAll(/\{(\d*),?(\d*)\}/g)].map(([, low, high]) => Number(high || low || 1))
+    if (counts.reduce((product, count) => product * Math.max(1, count), 1) > MAX_WAYS) {
+      throw new ExpressionError('its counts are too large: it could take hours to match')
+    }
     const translation = new Translation(pattern)
     const { source, ways, loops } = translation.parse()
     this.#ways = ways * Math.ceil(pattern.split('|').length / FEW_OPTIONS)
@@ -52,10 +57,10 @@ export class Expression {
     }
   }
 
-  /** Matches from the start of the text. Throws ExpressionError if that could take longer than a minute. */
+  /** Matches from the start of the text. Throws ExpressionError if that could take longer than minutes. */
   exec(text: string): RegExpExecArray | null {
     let total = this.#ways
-    for (let i = 1; i <= this.#loops && total <= MAX_WAYS; i++) total *= (text.length + i) / i
+    for (let i = 1; i <= this.#loops && text.length > 0 && total <= MAX_WAYS; i++) total *= (text.length + i) / i
     if (total > MAX_WAYS) {
       throw new ExpressionError('it could take hours to match, because of repeats inside repeats or too many of them')
     }
@@ -141,17 +146,11 @@ class Translation {
     if (this.#take(QUANTIFIER)) throw new ExpressionError('a quantifier after a quantifier, or a possessive one')
     const source = `${item.source}{${min},${last === Number.POSITIVE_INFINITY ? '' : last}}${isLazy ? '?' : ''}`
     if (item.ways === 1 && item.loops === 0) {
-      return {
-        source,
-        ways: last === Number.POSITIVE_INFINITY ? 1 : last - min + 1,
-        loops: last === Number.POSITIVE_INFINITY ? 1 : 0,
-      }
+      const isEndless = last === Number.POSITIVE_INFINITY
+      return { source, ways: isEndless ? 1 : last - min + 1, loops: isEndless ? 1 : 0 }
     }
-    return {
-      source,
-      ways: (item.ways + (min === last ? 0 : 1)) ** last,
-      loops: last === Number.POSITIVE_INFINITY ? 0 : item.loops * last,
-    }
+    const ways = (item.ways + (min === last ? 0 : 1)) ** last
+    return { source, ways, loops: last === Number.POSITIVE_INFINITY ? 0 : item.loops * last }
   }
 
   #atom(): Part {

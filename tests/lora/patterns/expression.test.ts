@@ -46,7 +46,7 @@ test('fullmatch is Python’s', () => {
   ])
   expect(refused.length).toBeLessThan(250)
   const long = Object.keys(golden.full).find((pattern) => pattern.includes('vision|image'))!
-  expect(fullMatch(long, 'target_modules')(`language_model.${'layers.'.repeat(14)}proj`)).toBe(false)
+  expect(fullMatch(long, 'target_modules')(`language_model.${'layers.'.repeat(10)}proj`)).toBe(false)
   expect(Object.keys(golden.full).length).toBeGreaterThan(1000)
   expect(Object.values(golden.full).filter((bits) => bits === null).length).toBeGreaterThan(15)
 })
@@ -92,6 +92,8 @@ describe('expressions that could run for hours', () => {
     '(?=(a+)+b)a*',
     '(?<=(a|a)*b)a*b',
     '((a{1000}){1,1000}){1,1000}',
+    '((){10000}){100000}',
+    '((.*){10000}){100000}',
   ])('%s is refused', (pattern) => {
     const started = performance.now()
     expect(() => fullMatch(pattern, 'target_modules')('a'.repeat(200))).toThrow(/^target_modules: .*could take hours/)
