@@ -12,6 +12,21 @@ export interface Checkpoint {
   readonly isResult?: boolean
 }
 
+/** Publishes the result under an alias if it is no worse than what has the alias, or else than the base. */
+export interface Gate {
+  readonly alias: string
+  readonly metric?: string
+}
+
+/** The change of the gate's metric on the validation file, with the 95 % interval of the paired differences. */
+export interface Judged {
+  readonly value: number
+  readonly low: number | null
+  readonly high: number | null
+  readonly isPassed: boolean
+  readonly isPublished: boolean
+}
+
 export type Hyperparameters = Readonly<Record<string, 'auto' | number>>
 
 export interface Job {
@@ -47,6 +62,8 @@ export interface Job {
   trained_tokens: number | null
   result_files: readonly string[]
   checkpoints: readonly Checkpoint[]
+  /** What the evaluation of `lowrank.gate` came to. */
+  judged?: Judged
   /** Names of its models that were deleted. */
   deleted: readonly string[]
 }
@@ -74,6 +91,7 @@ export function wireJob(job: Job, caller: Caller, folder: string) {
     method: { type: method, [method]: { ...(grader && { grader }), hyperparameters } },
     lowrank: {
       ...lowrank,
+      ...(job.judged && { judged: job.judged }),
       ...(caller.isAdmin && { command: `lowrank train --config ${folder}/settings.json --out DIR` }),
     },
   }

@@ -55,6 +55,10 @@ export const LOWRANK: Readonly<Record<string, Kind>> = {
   packing: BOOLEAN,
   maxSteps: COUNT,
   taskOptions: OBJECT,
+  gate: kind('{ "alias": NAME, "metric": "loss" }', (value) => {
+    const { alias, metric = 'loss', ...others } = isObject(value) ? value : {}
+    return NAMED.accepts(alias) && typeof metric === 'string' && Object.keys(others).length === 0
+  }),
 }
 
 /** An object whose members are those of a table. */

@@ -5,11 +5,20 @@ import { readFile, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { jsonIn } from '../../../base/options.js'
 import { openGrader } from '../../../loop/graders/grader.js'
-import { seconds } from '../../adapters.js'
+import { SERVER, seconds } from '../../adapters.js'
 import { HttpError, withoutPaths } from '../../http.js'
 import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
-import { ENDED, type Hyperparameters, type Job, modelName, resolveHyperparameters, savesOf, wireJob } from '../job.js'
+import {
+  ENDED,
+  type Gate,
+  type Hyperparameters,
+  type Job,
+  modelName,
+  resolveHyperparameters,
+  savesOf,
+  wireJob,
+} from '../job.js'
 import { pageOf } from '../lists.js'
 import type { ServerFacts } from '../training.js'
 import { Events, type Told } from './events.js'
@@ -81,6 +90,8 @@ export class JobQueue {
     private readonly limits: JobLimits,
   ) {
     this.#wake()
+    // A server may have ended between the end of a job and this.
+    for (const job of jobs.all()) setImmediate(() => void this.#publish(job).catch(server.onError))
   }
 
   async close(): Promise<void> {
@@ -100,6 +111,7 @@ export class JobQueue {
     }
     const { grader } = asked.method?.[method] ?? {}
     if (grader !== undefined) openGrader(grader, this.base.graderModels, 'method.reinforcement.grader')
+    if (lowrank.gate !== undefined) this.#checkGate(lowrank.gate as Gate, asked, caller)
     const start = this.#startOf(asked.model, caller)
     const [training, validation] = [training_file, validation_file].map((id, i) => {
       const param = i === 0 ? 'training_file' : 'validation_file'
@@ -135,6 +147,24 @@ export class JobQueue {
     await this.jobs.put(job)
     this.#wake()
     return this.#wire(job, caller)
+  }
+
+  #checkGate({ alias }: Gate, { validation_file, method }: CreateFields, { isAdmin }: Caller): void {
+    if (!isAdmin) throw new HttpError(403, 'lowrank.gate needs an admin key', { type: 'permission_error' })
+    if (validation_file === undefined || method?.type === 'reinforcement') {
+      const message = 'lowrank.gate: needs a validation_file, and not the method reinforcement'
+      throw new HttpError(400, message, { param: 'validation_file' })
+    }
+    this.models.requireName(alias)
+  }
+
+  /** Gives the result the name of its gate, if it has passed. */
+  async #publish(job: Job): Promise<void> {
+    const { judged, lowrank, status } = job
+    if (status !== 'succeeded' || !judged?.isPassed || judged.isPublished) return
+    await this.models.publish((lowrank.gate as Gate).alias, modelName(job))
+    job.judged = { ...judged, isPublished: true }
+    await this.jobs.put(job)
   }
 
   /** The folder of the model that is trained further; undefined for the base. */
@@ -244,7 +274,7 @@ export class JobQueue {
 
   async #writeSettings(job: Job, found?: Extract<Message, { kind: 'checked' }>): Promise<void> {
     const folder = this.jobs.folderOf(job)
-    const { method: special, ...others } = job.lowrank as { method?: 'kto' }
+    const { method: special, gate: _, ...others } = job.lowrank as { method?: 'kto'; gate?: Gate }
     const config = Object.entries(others).filter(([name]) => OF_CONFIG.includes(name))
     const options = Object.entries(others).filter(([name]) => !OF_CONFIG.includes(name))
     const task = special ?? TASKS[job.method]
@@ -309,7 +339,10 @@ export class JobQueue {
   async #run(lane: Lane, job: Job): Promise<void> {
     const folder = this.jobs.folderOf(job)
     if (this.#attempts.id !== job.id) this.#attempts = { id: job.id, count: 0, step: 0 }
-    const args = [lane, folder, ...(lane === 'train' ? [String(job.checkpointEvery)] : [])] as const
+    const { alias, metric = 'loss' } = (job.lowrank.gate ?? {}) as Partial<Gate>
+    const before = alias === undefined ? undefined : this.models.source(this.models.target(alias), SERVER)
+    const gate = alias === undefined ? [] : [JSON.stringify({ metric, before })]
+    const args = [lane, folder, ...(lane === 'train' ? [String(job.checkpointEvery), ...gate] : [])] as const
     const process = new JobProcess(job.id, args, async (message) => {
       // It may have been cancelled or paused while the message was on its way.
       if (!ENDED.includes(job.status)) await this.#hear(job, message).catch(this.server.onError)
@@ -362,6 +395,15 @@ export class JobQueue {
       job.status = 'queued'
       await this.jobs.put(job)
       return this.#wake()
+    }
+    if (kind === 'judged') {
+      const { value, low, high, isPassed } = message
+      job.judged = { value, low, high, isPassed, isPublished: false }
+      await this.jobs.put(job)
+      const { alias, metric = 'loss' } = job.lowrank.gate as Gate
+      const fact = `${metric} changed by ${value.toFixed(4)} (95 %: ${low?.toFixed(4)} to ${high?.toFixed(4)})`
+      const told = `${fact}: ${alias} ${isPassed ? 'is the new model' : 'stays as it was'}`
+      return this.#tell(job, 'judged', { message: told })
     }
     if (kind === 'step') return this.#heardStep(job, message)
     if (kind === 'checkpoint') return this.#heardCheckpoint(job, message.step)
@@ -433,6 +475,7 @@ export class JobQueue {
     }
     await this.#tell(job, 'model', { message: `New fine-tuned model created: ${modelName(job)}` })
     await this.#end(job, 'succeeded', { message: 'The job has successfully completed' })
+    await this.#publish(job)
   }
 }
 

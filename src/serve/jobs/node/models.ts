@@ -107,13 +107,21 @@ export class Models implements TunedModels {
   /** From now on requests for the alias get this model; those that have begun keep theirs. */
   async setAlias({ fields }: Call): Promise<object> {
     const { name, model: asked } = fields as { name: string; model: string }
-    const registry = this.#registry!
-    if (!this.#aliases.has(name) && !registry.isFree(name)) throw conflict(`${name} is the name of a model`)
+    return this.publish(name, asked)
+  }
+
+  /** @throws HttpError for a name that a model has */
+  requireName(name: string): void {
+    if (!this.#aliases.has(name) && !this.#registry!.isFree(name)) throw conflict(`${name} is the name of a model`)
+  }
+
+  async publish(name: string, asked: string): Promise<object> {
+    this.requireName(name)
     const model = this.target(asked)
     // It is loaded before requests ask for it.
-    const { end } = await registry.choose({ model }, SERVER)
+    const { end } = await this.#registry!.choose({ model }, SERVER)
     end()
-    if (!this.#aliases.has(name) && !registry.isFree(name)) throw conflict(`${name} is the name of a model`)
+    this.requireName(name)
     const alias = { name, model, created: seconds() }
     this.#aliases.set(name, alias)
     await this.#write()

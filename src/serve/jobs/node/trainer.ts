@@ -7,7 +7,7 @@ import { rm } from 'node:fs/promises'
 import { setPriority } from 'node:os'
 import path from 'node:path'
 import { closing } from '../../../base/bytes.js'
-import { attempt, type DataError, FileError, LowrankError, messageOf } from '../../../base/errors.js'
+import { attempt, ConfigError, type DataError, FileError, LowrankError, messageOf } from '../../../base/errors.js'
 import { jsonIn } from '../../../base/options.js'
 import { readRows } from '../../../data/read-rows.js'
 import { findLinears } from '../../../graph/match/linears.js'
@@ -15,9 +15,19 @@ import { readGraph } from '../../../graph/view/graph.js'
 import { openFile } from '../../../io/node/files.js'
 import { RATE_SHARE } from '../../../loop/grpo.js'
 import { promptOf } from '../../../loop/prompts.js'
-import { checkData, type DataReport, loadModel, type TrainOptions, type TrainRun, train } from '../../../node.js'
+import {
+  checkData,
+  type DataReport,
+  type EvaluateOptions,
+  evaluate,
+  loadModel,
+  type TrainOptions,
+  type TrainRun,
+  train,
+} from '../../../node.js'
 import { loadTask } from '../../../tasks/tasks.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
+import type { Judged } from '../job.js'
 import { withPairs } from '../rows.js'
 
 /** What the process tells the server. */
@@ -35,6 +45,7 @@ export type Message =
     }
   | { kind: 'checkpoint'; step: number }
   | { kind: 'warning'; message: string }
+  | ({ kind: 'judged' } & Pick<Judged, 'value' | 'low' | 'high' | 'isPassed'>)
   | { kind: 'failed'; code: string; message: string }
   | { kind: 'done' }
 
@@ -53,7 +64,7 @@ export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'eval
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja']
 const RETRY_MS = 500
 
-const [mode, folder, every] = process.argv.slice(2)
+const [mode, folder, every, gate] = process.argv.slice(2)
 const settings = JSON.parse(readFileSync(path.join(folder, 'settings.json'), 'utf8')) as JobSettings
 const run = path.join(folder, 'run')
 const stopped = new AbortController()
@@ -164,7 +175,36 @@ async function work(): Promise<void> {
     if (result.report.interrupted) return
   }
   await tellMade()
+  if (gate !== undefined) await judge(JSON.parse(gate))
   await tell({ kind: 'done' })
+}
+
+/** Compares the result with another adapter, or with the base, on the validation file. */
+async function judge({ metric, before }: { metric: string; before?: string }): Promise<void> {
+  const { model, dtype, evalData, task, taskOptions, maxLength, chatTemplate, threads } = settings
+  const { models, lowerIsBetter } = await evaluate({
+    ...{
+      model,
+      dtype,
+      data: evalData!,
+      task: task as EvaluateOptions['task'],
+      taskOptions,
+      maxLength,
+      chatTemplate,
+      threads,
+    },
+    adapters: { ...(before !== undefined && { before }), after: run },
+    ...(before !== undefined && { against: 'before' }),
+    onWarning: () => {},
+  })
+  const differences = models.find(({ name }) => name === 'after')!.differences!
+  if (!Object.hasOwn(differences, metric)) {
+    const expected = Object.keys(differences).join(', ')
+    throw new ConfigError({ where: 'gate.metric', what: 'there is no such metric', expected, got: metric })
+  }
+  const { value, low, high } = differences[metric]
+  const isPassed = lowerIsBetter.includes(metric) ? high !== null && high <= 0 : low !== null && low >= 0
+  await tell({ kind: 'judged', value, low, high, isPassed })
 }
 
 /** Keeps the run's adapter as that of a step. Its files are replaced and never changed, so further names are enough. */
