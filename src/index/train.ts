@@ -14,7 +14,7 @@ import { LORA_CONFIG } from '../lora/gen/options.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
-import { checkTaskName, LOOP_NAMES, tasksFor } from '../tasks/tasks.js'
+import { checkTaskName, isLoopName, tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import type { TeacherServer, TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
 import type { Reward } from '../train/rewards.js'
@@ -69,6 +69,7 @@ export async function withTraining<T>(
 ): Promise<T> {
   const nested = { config: Object.keys(LORA_CONFIG), on: Object.keys(TRAIN_EVENTS) }
   checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
+  checkReadByTask(options)
   checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
   resolveConfig(options.config)
   const { openTokenFile } = platform()
@@ -117,20 +118,38 @@ export async function withTraining<T>(
   })
 }
 
-async function openTeacher({ teacher, task, signal }: TrainOptions): Promise<Model | TeacherServer | undefined> {
-  if (teacher === undefined) return undefined
-  if (task !== 'distill') {
-    throw new ConfigError({ where: 'teacher', what: 'only with the task distill', got: task ?? 'no task' })
+/** Options that only one task reads. */
+const OF_ONE_TASK = { rewards: 'grpo', graderModels: 'grpo', onTurn: 'grpo', teacher: 'distill' } as const
+
+/** Options that mean nothing if the model writes the texts that it learns from. */
+const OF_RECORDS = [
+  ...(['evalData', 'evalSplit', 'evalEvery', 'earlyStopping', 'packing', 'sample', 'newHead'] as const),
+  ...(['skipInvalid', 'decodeImage'] as const),
+]
+
+/** Refuses options that the task would ignore. */
+function checkReadByTask(options: TrainOptions): void {
+  const { task, keep } = options
+  for (const [where, only] of Object.entries(OF_ONE_TASK)) {
+    if (options[where as keyof typeof OF_ONE_TASK] === undefined || task === only) continue
+    throw new ConfigError({ where, what: `only with the task ${only}`, got: task ?? 'no task' })
   }
+  if (!isLoopName(task)) return
+  const ignored = OF_RECORDS.find((name) => options[name])
+  if (ignored !== undefined) throw new ConfigError({ where: ignored, what: `not with the task ${task}` })
+  if (keep !== 'best') return
+  throw new ConfigError({ where: 'keep', what: `not with the task ${task}`, expected: 'last' })
+}
+
+async function openTeacher({ teacher, signal }: TrainOptions): Promise<Model | TeacherServer | undefined> {
+  if (teacher === undefined) return undefined
   if (typeof teacher === 'string' && /^https?:.*\/v1\/?$/.test(teacher))
     return { url: checkAddress(teacher, 'teacher') }
   return MODEL.accepts(teacher) ? (teacher as Model) : openModel(teacher as Source, { signal })
 }
 
-async function openRewards({ rewards, graderModels, task }: TrainOptions): Promise<readonly Reward[] | undefined> {
+async function openRewards({ rewards, graderModels }: TrainOptions): Promise<readonly Reward[] | undefined> {
   if (rewards === undefined) return undefined
-  if (task !== 'grpo')
-    throw new ConfigError({ where: 'rewards', what: 'only with the task grpo', got: task ?? 'no task' })
   const { loadRewards } = platform()
   if (typeof rewards === 'string' && loadRewards === undefined) {
     throw new ConfigError({
@@ -192,7 +211,7 @@ export async function withOpened<T, M extends Model | Source | undefined>(
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal, task } = options
-  if (task !== undefined && !(LOOP_NAMES as readonly string[]).includes(task)) checkTaskName(task)
+  if (task !== undefined && !isLoopName(task)) checkTaskName(task)
   const isOpen = model === undefined || MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })

@@ -98,6 +98,9 @@ export async function distill(given: TrainInput, context: RunContext): Promise<T
       learn: (trainer, { samples }) => trainer.learnFromSamples(samples, sampledDivergence, temperature),
     })
   }
+  if (options.teacherModel !== undefined) {
+    throw new ConfigError({ where: 'teacherModel', what: 'only if the teacher is a server' })
+  }
   const local = await openTeacher(teacher, model, { temperature, batchSize, threads })
   try {
     return await trainOnPrompts(given, context, {

@@ -34,6 +34,15 @@ export async function trainOnRewards(given: TrainInput, context: RunContext): Pr
       hint: 'Give functions, or the path of a module that exports them, as `rewards`',
     })
   }
+  const names = rewards.map(({ name }) => name)
+  const misnamed = Object.keys(options.rewardWeights ?? {}).find((name) => !names.includes(name))
+  if (misnamed !== undefined) {
+    throw new ConfigError({
+      where: `rewardWeights.${misnamed}`,
+      what: 'there is no such reward',
+      expected: names.join(', '),
+    })
+  }
   const { temperature = 1, beta = 0, numGenerations = 8, numIterations = 1 } = options
   const loss = grpoLoss(options)
   try {

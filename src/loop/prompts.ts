@@ -1,6 +1,6 @@
 // Runs in which the model writes texts for prompts and learns from them.
 
-import { ConfigError, DataError } from '../base/errors.js'
+import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
@@ -21,9 +21,6 @@ import type { RunContext } from '../train/train.js'
 import type { RewardMetrics } from '../train/train-report.js'
 import { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
-
-/** Options of `train` that a run from prompts does not have. */
-const REFUSED = ['evalData', 'evalSplit', 'evalEvery', 'earlyStopping', 'packing', 'sample', 'newHead'] as const
 
 export interface PromptRow extends Pick<RewardInput, 'messages' | 'answer' | 'row'> {
   readonly prompt: Prompt
@@ -65,7 +62,6 @@ export async function trainOnPrompts<T extends Written>(
 ): Promise<TrainResult> {
   const startedAt = performance.now()
   const { on = {}, signal, out, model, keepState = false } = given
-  refuse(given, task)
   on.task?.(task)
   on.stage?.('encode')
   const rows = await promptsOf(given)
@@ -122,13 +118,6 @@ export async function trainOnPrompts<T extends Written>(
       await trainer.dispose()
     }
   })
-}
-
-function refuse(given: TrainInput, task: string): void {
-  const refused = REFUSED.find((name) => given[name] !== undefined && given[name] !== false)
-  if (refused !== undefined) throw new ConfigError({ where: refused, what: `not with the task ${task}` })
-  if (given.keep !== 'best') return
-  throw new ConfigError({ where: 'keep', what: `not with the task ${task}`, expected: 'last' })
 }
 
 async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {

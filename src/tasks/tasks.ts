@@ -25,6 +25,10 @@ export const LOOP_NAMES = ['grpo', 'distill'] as const
 /** A task in which the model writes the texts that it learns from. */
 export type LoopName = (typeof LOOP_NAMES)[number]
 
+export function isLoopName(name: string | undefined): name is LoopName {
+  return (LOOP_NAMES as readonly (string | undefined)[]).includes(name)
+}
+
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
 export async function loadTask(name: string): Promise<Task> {

@@ -191,6 +191,11 @@ describe('a run', () => {
     expect(caught.message).toMatch(message)
   })
 
+  it('refuses the name of a model at a server if the teacher is here', async () => {
+    const run = distill({ ...options, model: union, teacher: union, taskOptions: { teacherModel: 'large' } }, {})
+    await expect(run).rejects.toMatchObject({ name: 'ConfigError', where: 'teacherModel' })
+  })
+
   it('refuses a teacher with another tokenizer', async () => {
     const teacher = await loadModel(new NodeDirectory(swapped), { runtime: { module } })
     const caught = await distill({ ...options, model: union, teacher }, {}).catch((found) => found)

@@ -223,9 +223,9 @@ describe('runs', () => {
 
   it.each([
     [{ rewards: [] }, ConfigError, /rewards/],
-    [{ evalSplit: 0.1 }, ConfigError, /evalSplit/],
     [{ taskOptions: { lossType: 'luspo' } }, ConfigError, /lossType/],
     [{ taskOptions: { numGeneration: 4 } }, ConfigError, /numGenerations/],
+    [{ taskOptions: { rewardWeights: { shrt: 2 } } }, ConfigError, /rewardWeights.shrt.*short/s],
     [{ data: [{ text: 'The sea' }] }, DataError, /prompt/],
     [{ data: [] }, DataError, /no records/],
   ] as const)('refuse %j', async (options, error, message) => {
