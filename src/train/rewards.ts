@@ -16,7 +16,7 @@ export interface RewardInput {
   /** Number of tokens that the model wrote. */
   readonly tokens: number
   /** Earlier texts of the model, each with the answer that `onTurn` gave. */
-  readonly turns?: readonly Turn[] | undefined
+  readonly turns: readonly Turn[]
   /** The record. */
   readonly row: Readonly<Record<string, unknown>>
 }

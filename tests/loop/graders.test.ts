@@ -280,7 +280,15 @@ describe('models', () => {
 
   it('are rewards with the names of their graders', async () => {
     const reward = rewardOf(check)
-    const about = { prompt: '', messages: undefined, answer: undefined, text: 'B', tokens: 1, row: { answer: 'B' } }
+    const about = {
+      prompt: '',
+      messages: undefined,
+      answer: undefined,
+      text: 'B',
+      tokens: 1,
+      turns: [],
+      row: { answer: 'B' },
+    }
     expect([reward.name, await reward(about)]).toEqual(['exact', 1])
   })
 })

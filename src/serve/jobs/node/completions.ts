@@ -127,6 +127,12 @@ export function readChoice(given: unknown): StoredChoice {
  * Records of the completions that a server has stored in its folder of training, as lines of JSON.
  *
  * @param folder the folder of `lowrank serve --train`
+ * @throws FileError if there is no such folder
+ *
+ * @example
+ * import { storedRows } from 'lowrank/server'
+ *
+ * const rows = await storedRows('jobs', { metadata: { rating: 'good' } })
  */
 export async function storedRows(folder: string, choice: StoredChoice): Promise<string> {
   const completions = await Completions.open(folder)
