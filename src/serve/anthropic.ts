@@ -57,7 +57,7 @@ export function messageRequest(fields: Fields, maxTokens: number): TextRequest {
   return chatRequest(chat, maxTokens)
 }
 
-/** A message of OpenAI's for each result of a tool, and one for the rest. */
+/** Returns one OpenAI message for each tool result, and one for everything else. */
 function messagesOf({ role, content }: Fields, i: number): Fields[] {
   if (typeof content === 'string') return [{ role, content }]
   const param = `messages[${i}].content`

@@ -54,11 +54,11 @@ export const NAMED = kind(
   (value) => SHORT.accepts(value) && /^[^,]{1,256}$/s.test(value as string),
 )
 const OBJECT = kind('an object', isObject)
-/** As many as OpenAI takes. */
+/** OpenAI's own limit. */
 const TEXTS = anyOf(STRING, atMost(2048, listOf(STRING)))
-/** A text is compared with each of them after every token. */
+/** After each token, the growing text is compared with every stop string. */
 const STOPS = anyOf(SHORT, atMost(32, listOf(SHORT)))
-/** Prompts of one request: it waits for one place with all of them. */
+/** Prompts of one request, which take a single place in the queue. */
 const PROMPTS = 256
 const MESSAGES = 4096
 const TOOLS = 128
@@ -225,7 +225,7 @@ export const COMPLETION_FIELDS: FieldTable = {
 
 const NAMED_TOOLS = kind('{ name, input_schema }', (value) => isObject(value) && typeof value.name === 'string')
 
-/** Fields of a message that is counted; those of an answer are more. */
+/** Fields of /v1/messages/count_tokens. /v1/messages has more. */
 export const COUNT_FIELDS: FieldTable = {
   ...CHOICE,
   messages: CHAT_FIELDS.messages,

@@ -20,7 +20,7 @@ export class Gate {
   readonly waiting: Waiting[] = []
   running = 0
   readonly #runningOf = new Map<string, number>()
-  /** Key → the number of the admission, which grows. */
+  /** Key → the number of its last admission. Numbers grow with each admission. */
   readonly #admittedAt = new Map<string, number>()
   #admissions = 0
   #idle: (() => void)[] = []

@@ -87,8 +87,8 @@ export interface HandlerOptions {
    * Default: false.
    */
   page?: boolean | undefined
-  /** Hears of each request when its answer ends. */
+  /** Called for each request when its answer ends. */
   onRequest?: ((entry: RequestEntry) => void) | undefined
-  /** Hears of errors that are answered with status 500. Default: console.error. */
+  /** Called with errors that are answered with status 500. Default: console.error. */
   onError?: ((error: unknown) => void) | undefined
 }

@@ -139,9 +139,9 @@ export interface Events {
   room(): Promise<void>
 }
 
-/** Errors that come this soon are the status of the answer. */
+/** An error within this time becomes the status of the answer. Later, the headers have been sent. */
 const HEADERS_MS = 500
-/** Proxies and clients close connections on which nothing comes. */
+/** A comment is sent this often, because proxies and clients close silent connections. */
 const COMMENT_MS = 10_000
 
 /**

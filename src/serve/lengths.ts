@@ -1,14 +1,14 @@
-// Bounds on texts before they become tokens. That happens in the thread that answers everybody, so a text without end
-// would stop the server.
+// Bounds on texts before they become tokens. Texts are encoded in the thread that answers all requests, so a very long
+// text would stop the server.
 
 import type { Model } from '../graph/model-folder.js'
 import type { Prompt } from '../infer/session.js'
 import { HttpError } from './http.js'
 import type { TextRequest } from './texts.js'
 
-/** A word is cut into tokens as a whole: one of a million characters takes ten seconds. */
+/** A word becomes tokens as a whole. A word of a million characters would take ten seconds. */
 const MAX_WORD = 1 << 16
-/** Characters of the texts of one request that are read without regard to a context: vectors and labels. */
+/** Characters of the texts of a request for vectors or labels, which no context bounds. */
 const MAX_CHARACTERS = 1 << 20
 /** Characters that become tokens before other requests get a turn. */
 const TURN = 1 << 14

@@ -29,7 +29,7 @@ export function responseRequest(fields: Fields, maxTokens: number): TextRequest 
   return { ...request, prompts: [[{ role: 'system', content: instructions as string }, ...messages]] }
 }
 
-/** Items → messages. Calls that follow one another are of one message. */
+/** Items → messages. Consecutive calls become one message. */
 function messagesOf(items: readonly Fields[]): Fields[] {
   const messages: Fields[] = []
   let calls: object[] | undefined
@@ -123,7 +123,7 @@ export const respond: typeof answer = async (session, request, asked) => {
       event('response.in_progress', { response: resource('in_progress', []) })
     }
     for (const written of parts) {
-      // Words after a call have no item.
+      // Text after a call has no item.
       if (written.type === 'text' && (isWriting || (output.length === 0 && openCall === undefined))) {
         if (!isWriting) {
           event('response.output_item.added', { output_index: 0, item: message('in_progress', []) })
@@ -164,7 +164,7 @@ export const respond: typeof answer = async (session, request, asked) => {
   return { body, promptTokens, cachedTokens, newTokens: tokenIds.length }
 }
 
-/** Settings that an answer tells: those of the request, or else these. */
+/** Settings that an answer repeats. These are the defaults if the request leaves them out. */
 const ECHOED = {
   background: false,
   error: null,

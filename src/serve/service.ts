@@ -57,7 +57,7 @@ import { classification, embeddings, type Read, reranking, scoring } from './vec
 /** A body whose end is sent already when the server stops is here by then. */
 const BODY_MS = 1000
 
-/** New tokens of an answer where neither the model nor the server has a limit. */
+/** New tokens of an answer if neither the model nor the server has a limit. */
 const TOKENS_WITHOUT_CONTEXT = 4096
 
 type Run = Route<Service>['run']
@@ -122,7 +122,7 @@ export class Service {
   readonly #metrics = new Metrics()
   readonly #answering = new Set<Promise<Response>>()
   #isStopping = false
-  /** Aborts when bodies that are still on their way are not waited for any more. */
+  /** Aborts when the server stops waiting for bodies that have not arrived. */
   readonly #stopped = new AbortController()
   readonly #maxTokens: number
   readonly #maxAdapters: number
@@ -218,7 +218,7 @@ export class Service {
     const methods = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined
     const asked = request.method as Method
     const route = methods !== undefined && Object.hasOwn(methods, asked) ? methods[asked] : undefined
-    // Whoever has no key learns nothing of routes.
+    // A caller without a key must not learn which routes exist.
     const [anyRoute] = Object.values(methods ?? {})
     requireRight(caller, (route ?? anyRoute)?.right ?? 'key')
     if (methods === undefined) throw new HttpError(404, `There is no ${asked} ${pathname} here`, { code: 'not_found' })

@@ -56,7 +56,7 @@ function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallb
     stop: fields.stop as string | string[] | undefined,
     seed: number('seed'),
     temperature: number('temperature'),
-    // No token's probability reaches 0 but the likeliest is kept.
+    // OpenAI accepts 0, which leaves only the likeliest token.
     ...(fields.top_p === 0 ? { topK: 1 } : { topP: number('top_p'), topK: topKOf(number('top_k')) }),
     minP: number('min_p'),
     repetitionPenalty: number('repetition_penalty'),
@@ -69,7 +69,7 @@ function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallb
   }
 }
 
-/** vLLM's and OpenAI's clients write -1 and 0 for all tokens. */
+/** Clients of vLLM and OpenAI write -1 or 0 if all tokens may be chosen. */
 function topKOf(topK: number | undefined): number | undefined {
   return topK === -1 || topK === 0 ? Number.POSITIVE_INFINITY : topK
 }
@@ -88,7 +88,7 @@ function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsag
   return { isStream, includesUsage, n: (fields.n as number | undefined) ?? 1 }
 }
 
-/** @param name the field of the caller that has the messages */
+/** @param name the field that holds the messages, for error messages */
 export function chatRequest(fields: Fields, maxTokens: number, name = 'messages'): TextRequest {
   const { messages, images } = readMessages(fields.messages as readonly Fields[], name)
   if (fields.top_logprobs !== undefined && fields.logprobs !== true) {

@@ -37,7 +37,7 @@ export class AnswerReader {
   readonly calls: { id: string; type: 'function'; function: { name: string; arguments: string } }[] = []
   #length = 0
   #state: State
-  /** Text that means one thing or another, depending on what follows. */
+  /** Text that may turn out to be words or part of a call, depending on what follows. */
   #held = ''
   /** How much of the held text was searched. */
   #searched = 0
@@ -52,7 +52,7 @@ export class AnswerReader {
   #closed: number | undefined
   #parts: AnswerPart[] = []
 
-  /** @param most calls; those after it are left out */
+  /** @param most the largest number of calls. Later ones are left out. */
   constructor(
     usesTools: boolean,
     private readonly most = Number.POSITIVE_INFINITY,

@@ -26,7 +26,7 @@ export interface ListenOptions {
    */
   readonly metricsPort?: number | undefined
   /**
-   * Seconds that answers get which have begun when the server stops. What is left then is cut off.
+   * When the server stops, answers that have begun get this many seconds. Then they are cut off.
    * @range an integer of at least 0
    * @default 25
    * @help seconds for answers that have begun when the server stops
@@ -42,15 +42,15 @@ export interface Listening {
   /** The address of the port for metrics. */
   readonly metricsUrl: string | undefined
   /**
-   * Takes no new connections, lets the handler drain, and waits until what has begun is answered and sent, at most
+   * Takes no new connections, lets the handler drain, and waits until the requests that have begun are answered, at most
    * `drainSeconds`. Then all connections are closed. The handler stays open.
    */
   close(): Promise<void>
 }
 
 /**
- * Answers the requests of a port. A caller that takes nothing of its answer for 30 seconds loses the connection, and so
- * do the slowest if callers have 64 MiB that they have not taken.
+ * Answers the requests of a port. A caller that reads nothing of its answer for 30 seconds loses the connection. If more
+ * than 64 MiB wait for all callers together, the slowest callers lose theirs too.
  *
  * @param handler as `createHandler` gives it, or any function from Request to Response. For a promise of it, the port
  *   opens at once: until the handler is there, `/health` says that the server lives, and all else gets status 503

@@ -1,19 +1,19 @@
-// Writes answers to callers who may read slowly, or never: what they have not taken is bounded.
+// Writes answers to callers who may read slowly or never. The bytes that wait for them are bounded.
 
 import type { ServerResponse } from 'node:http'
 
-/** Bytes after which a caller shows by reading on that it still reads. */
+/** Answers are written in pieces of this many bytes. A caller that takes the next piece is still reading. */
 const PIECE = 1 << 16
 
 export interface OutboxLimits {
-  /** Bytes of answers that callers have not taken, of all together. Beyond, who stands still longest is cut off. */
+  /** Unread bytes of all callers together. Above it, the caller that has not read for the longest time is cut off. */
   readonly maxUnread?: number
   /** A caller that takes nothing for this many milliseconds is cut off. */
   readonly stallMs?: number
 }
 
 export class Outbox {
-  /** Callers with unread bytes, and how many. Whoever has read nothing for the longest time comes first. */
+  /** Caller → number of its unread bytes. The caller that has not read for the longest time comes first. */
   readonly #behind = new Map<ServerResponse, number>()
   #unread = 0
   readonly #maxUnread: number
@@ -30,7 +30,7 @@ export class Outbox {
     }
   }
 
-  /** Waits until a caller has taken what was written; `bytes` are in memory for it meanwhile. */
+  /** Waits until a caller has taken what was written. Meanwhile, `bytes` bytes stay in memory for it. */
   async #taken(outgoing: ServerResponse, bytes: number): Promise<void> {
     this.#behind.set(outgoing, bytes)
     this.#unread += bytes
