@@ -4,9 +4,9 @@
 import type { Source } from './base/bytes.js'
 import type { ChatMessage } from './text/chat.js'
 import type { AdapterCallOptions, AdapterPipelineParts } from './transformers/pipelines.js'
-import type { PipelineOptions, PipelineTask, WithAdaptersOptions } from './transformers/verbs.js'
+import type { PipelineOptions, PipelineTask } from './transformers/verbs.js'
 
-export type { AdapterCallOptions, AdapterPipelineParts, PipelineOptions, PipelineTask, WithAdaptersOptions }
+export type { AdapterCallOptions, AdapterPipelineParts, PipelineOptions, PipelineTask }
 
 /** A text that a model continued. */
 export interface GeneratedText {
@@ -106,17 +106,6 @@ export interface PipelineCalls {
 /** A pipeline whose calls choose an adapter. */
 export type AdapterPipeline<Task extends PipelineTask> = PipelineCalls[Task] & AdapterPipelineParts
 
-/** The members of a transformers.js pipeline that are used here. */
-export interface PipelineLike {
-  (...args: never[]): Promise<unknown>
-  readonly task: string
-}
-
-/** A pipeline of transformers.js that also takes the option `adapter`. */
-export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
-  AdapterPipelineParts &
-  ((input: Parameters<Pipeline>[0], options: AdapterCallOptions) => ReturnType<Pipeline>)
-
 /**
  * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call
  * chooses an adapter. Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
@@ -149,37 +138,4 @@ export async function pipelineWithAdapters<Task extends PipelineTask>(
 ): Promise<AdapterPipeline<Task>> {
   const verbs = await import('./transformers/verbs.js')
   return (await verbs.pipelineWithAdapters(task, source, options)) as unknown as AdapterPipeline<Task>
-}
-
-/**
- * Adds adapters to an existing pipeline of transformers.js. It releases the pipeline's session before it opens
- * lowrank's, so the weights are in memory only once. The given pipeline still works: it runs the base model alone. If
- * lowrank's session cannot be opened, you cannot use the given pipeline any more.
- *
- * @param pipeline of text-generation, feature-extraction, text-classification or token-classification
- * @returns the pipeline. Its calls take the same options as before, and also `adapter`
- * @throws ConfigError for a value that is not a pipeline, or an option that is not usable; UnsupportedError for another
- *   task, a model of several graphs or an older transformers.js; MismatchError when the source or an adapter is of
- *   another model; StateError when the pipeline has adapters already; RuntimeError when the graph does not open;
- *   FileError and FormatError when files are missing or cannot be read
- *
- * @example
- * import { env, pipeline } from '@huggingface/transformers'
- * import { withAdapters } from 'lowrank/transformers'
- *
- * env.localModelPath = 'models'
- * const plain = await pipeline('text-generation', 'union-3m', { dtype: 'fp32' })
- * const write = await withAdapters(plain, {
- *   source: 'models/union-3m',
- *   adapters: { peft: 'tests/golden/peft/rslora' },
- * })
- * console.log(await write('And the people', { adapter: 'peft', max_new_tokens: 20 }))
- * await write.dispose()
- */
-export async function withAdapters<Pipeline extends PipelineLike>(
-  pipeline: Pipeline,
-  options: WithAdaptersOptions,
-): Promise<WithAdapters<Pipeline>> {
-  const verbs = await import('./transformers/verbs.js')
-  return (await verbs.withAdapters(pipeline as never, options)) as unknown as WithAdapters<Pipeline>
 }

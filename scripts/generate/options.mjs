@@ -81,7 +81,7 @@ const TABLES = {
     'src/tasks/token-classification.ts': ['TagOptions'],
   },
   'src/train/gen/options.ts': { 'src/train/settings.ts': ['TrainSettings'] },
-  'src/transformers/gen/options.ts': { 'src/transformers/verbs.ts': ['PipelineOptions', 'WithAdaptersOptions'] },
+  'src/transformers/gen/options.ts': { 'src/transformers/verbs.ts': ['PipelineOptions'] },
 }
 
 /** Interfaces whose members are options of the command line. */

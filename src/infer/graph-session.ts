@@ -31,7 +31,6 @@ export interface GraphOptions {
   readonly runtime: SessionOptions & OutputOptions
   readonly modules: ModuleMap
   readonly edit?: ((graph: Graph) => void) | undefined
-  readonly beforeOpen?: (() => Promise<void>) | undefined
   readonly onWarning: (message: string) => void
   readonly allow: readonly AllowedKind[] | undefined
 }
@@ -160,7 +159,7 @@ export class GraphSession {
   }
 
   async #open(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
-    const { runtime, modules, edit, beforeOpen } = this.options
+    const { runtime, modules, edit } = this.options
     const { onnx } = this.base
     const linear = new Set(this.linears.map(({ name }) => name))
     const hasOthers = [...needs.modules.keys()].some((name) => !linear.has(name))
@@ -168,7 +167,6 @@ export class GraphSession {
     const onGpu = keepsOnGpu(runtime) ? (await import('../graph/lower/webgpu.js')).suitWebgpu : undefined
     const changes = { before: edit, onGpu, names: modules, needs, others, given, isPlain: this.#isPlain }
     const { graph, isFused, ...request } = sessionGraph(onnx, changes, runtime.executionProviders)
-    await beforeOpen?.()
     try {
       const gpuOutputs = this.outputNames.filter((name) => name.startsWith('present'))
       await this.engine.remote.open(this.role, {

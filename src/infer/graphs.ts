@@ -39,7 +39,6 @@ export interface SessionBase
 
 export interface SessionExtras extends OutputOptions {
   edit?: ((graph: Graph) => void) | undefined
-  beforeOpen?: (() => Promise<void>) | undefined
   decodeImage?: DecodeImage | undefined
   /** Opens the argument of `add`. Default: the argument is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<RunAdapter>) | undefined

@@ -81,7 +81,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     closesModel = false,
     extras: SessionExtras = {},
   ): Promise<ModelSession<M>> {
-    const { edit, beforeOpen, keepsTensors, onWarning = console.warn } = extras
+    const { edit, keepsTensors, onWarning = console.warn } = extras
     const others = await otherGraphs(model)
     const setLevel =
       accuracyLevel === undefined
@@ -100,7 +100,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         setLevel?.(graph)
       }
       const main = mainRole(model)
-      session.#graphs.set(main, new GraphSession(main, model, host, { ...all, beforeOpen, edit: editMain }))
+      session.#graphs.set(main, new GraphSession(main, model, host, { ...all, edit: editMain }))
       for (const { role, ...base } of others) session.#graphs.set(role, new GraphSession(role, base, host, all))
       await session.#add(Object.entries(adapters))
       return session

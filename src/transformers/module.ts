@@ -104,18 +104,6 @@ export function classNamed<T>(module: TransformersModule, name: string, otherwis
   throw new UnsupportedError({ where: name, what: `@huggingface/transformers ${module.env.version} has no such class` })
 }
 
-/** Makes a runtime that opens sessions with a copy of ONNX Runtime. Inputs may be tensors of another copy. */
-export function runtimeModule(
-  { InferenceSession, listSupportedBackends }: Pick<OrtModule, 'InferenceSession' | 'listSupportedBackends'>,
-  ortTensor: object,
-): OrtModule {
-  return {
-    ...(listSupportedBackends !== undefined && { listSupportedBackends }),
-    InferenceSession,
-    Tensor: ortTensor.constructor as OrtModule['Tensor'],
-  }
-}
-
 type SessionModule = Pick<OrtModule, 'InferenceSession' | 'listSupportedBackends'>
 
 /** Where this runs: the usual device, and how the copy of ONNX Runtime that transformers.js uses is found. */
@@ -139,10 +127,16 @@ export function defaultDevice(): string {
 export async function findRuntime(transformers: TransformersModule): Promise<OrtModule> {
   const found = await place.runtimeOf(transformers)
   if (found === undefined) {
-    const hint = 'Open the pipeline with transformers.js, and give it to withAdapters'
+    const hint = 'Import @huggingface/transformers as a package: bundled into one file, it hides its onnxruntime-node'
     throw new RuntimeError({ where: 'ONNX Runtime', what: 'the copy that transformers.js uses is not found', hint })
   }
-  return runtimeModule(found, new transformers.Tensor('float32', Float32Array.of(0), [1]).ort_tensor)
+  const { InferenceSession, listSupportedBackends } = found
+  const { ort_tensor: tensor } = new transformers.Tensor('float32', Float32Array.of(0), [1])
+  return {
+    ...(listSupportedBackends !== undefined && { listSupportedBackends }),
+    InferenceSession,
+    Tensor: tensor.constructor as OrtModule['Tensor'],
+  }
 }
 
 /** An ONNX model of one node, Identity. */

@@ -1,29 +1,19 @@
-// The two ways to get a pipeline with adapters: make a new pipeline, or add adapters to an existing pipeline.
+// Makes a pipeline of transformers.js whose model runs a session of lowrank.
 
 import type { Source } from '../base/bytes.js'
 import { closingOnError, readJson, readJsonIfThere, readText } from '../base/bytes.js'
-import {
-  ConfigError,
-  didYouMean,
-  FileError,
-  MismatchError,
-  RuntimeError,
-  StateError,
-  UnsupportedError,
-} from '../base/errors.js'
-import { checkOptions, describe, isObject, objectOf } from '../base/options.js'
-import type { DtypeChoice } from '../graph/graph-file.js'
+import { didYouMean, FileError, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { checkOptions, objectOf } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { openAdapter } from '../index/adapters.js'
 import { type LoadModelOptions, loadModel } from '../index/model.js'
-import type { SessionExtras } from '../infer/graphs.js'
 import { ModelSession } from '../infer/model-session.js'
 import type { AdapterSessionOptions } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
-import { CallSession, type SharedSession, sessionsFor } from './call-session.js'
-import { PIPELINE_OPTIONS, WITH_ADAPTERS_OPTIONS } from './gen/options.js'
+import { type SharedSession, sessionsFor } from './call-session.js'
+import { PIPELINE_OPTIONS } from './gen/options.js'
 import {
   type Class,
   classNamed,
@@ -31,7 +21,6 @@ import {
   findRuntime,
   type PipelineInstance,
   type PreTrainedModel,
-  runtimeModule,
   type TransformersModule,
   transformersModule,
 } from './module.js'
@@ -171,15 +160,6 @@ export interface PipelineOptions
   transformers?: object | undefined
 }
 
-/** Options of {@link withAdapters}. */
-export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 'transformers'> {
-  /**
-   * The source that the pipeline's model was loaded from: a path, a model on the Hub, a URL, picked files or a
-   * Directory.
-   */
-  source: Source
-}
-
 export async function pipelineWithAdapters(task: PipelineTask, source: Source, options: PipelineOptions = {}) {
   checkTask(task)
   checkOptions(options, 'pipelineWithAdapters', PIPELINE_OPTIONS)
@@ -188,12 +168,9 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
   const module = await findRuntime(transformers)
   const { shared, model } = await firstThatOpens(devicesOf(options.device, module), (device) =>
     openShared(source, options, {
+      task,
       module,
       run: { dtype: typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32', device },
-      prepare(model) {
-        checkGraphs(task, model)
-        return {}
-      },
     }),
   )
   try {
@@ -209,37 +186,6 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
     await shared.session.dispose()
     throw error
   }
-}
-
-export async function withAdapters(pipeline: PipelineInstance, options: WithAdaptersOptions) {
-  checkPipeline(pipeline)
-  checkOptions(options, 'withAdapters', WITH_ADAPTERS_OPTIONS)
-  const { model } = pipeline
-  const { model: theirs } = model.sessions
-  const { dtype, device } = theirs.config ?? {}
-  const InferenceSession = theirs.constructor as unknown as OrtModule['InferenceSession']
-  const module = runtimeModule({ InferenceSession }, pipeline.tokenizer('a').input_ids.ort_tensor)
-  const run = {
-    dtype: typeof dtype === 'string' ? dtype : 'fp32',
-    device: typeof device === 'string' ? device : defaultDevice(),
-  }
-  let released: Promise<void> | undefined
-  const { shared } = await openShared(
-    options.source,
-    { ...options, dtype: options.dtype ?? (run.dtype as DtypeChoice) },
-    {
-      module,
-      run,
-      prepare(opened) {
-        checkGraphs(pipeline.task as PipelineTask, opened)
-        checkSameModel(model.config, opened)
-        // Release the pipeline's session first: two copies of the weights may not fit into memory.
-        return { beforeOpen: () => (released ??= theirs.release()) }
-      },
-    },
-  )
-  model.sessions = { model: new CallSession(shared, null) }
-  return adapterPipeline(pipeline, shared)
 }
 
 /** The GPUs among ONNX Runtime's device names. */
@@ -270,86 +216,24 @@ async function firstThatOpens<T>(
 }
 
 interface SharedRequest {
+  readonly task: PipelineTask
   readonly module: OrtModule
   readonly run: PipelineRun
-  /** Throws if the pipeline cannot run the model. */
-  prepare(model: Model): SessionExtras
 }
 
 async function openShared(
   source: Source,
   { adapters, dtype, threads, modules, onDownload, signal }: PipelineOptions,
-  { module, run, prepare }: SharedRequest,
+  { task, module, run }: SharedRequest,
 ): Promise<{ shared: SharedSession; model: Model }> {
   const opened: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
     opened[name] = await openAdapter(adapter, `adapters.${name}`)
   }
   return closingOnError(await loadModel(source, { runtime: { module }, dtype, onDownload, signal }), async (model) => {
-    const extras = { ...prepare(model), ...sessionExtras(model, run) }
+    checkGraphs(task, model)
     const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
-    const session = await ModelSession.open(model, settings, true, extras)
+    const session = await ModelSession.open(model, settings, true, sessionExtras(model, run))
     return { shared: shareSession(session, run), model }
   })
-}
-
-function checkPipeline(pipeline: PipelineInstance): void {
-  const { task, model, tokenizer } = (typeof pipeline === 'function' ? pipeline : {}) as Partial<PipelineInstance>
-  const sessions: unknown = model?.sessions
-  if (task === 'image-classification') {
-    throw new UnsupportedError({
-      where: 'pipeline',
-      what: 'adapters cannot be added to a pipeline of pictures that is there',
-      got: task,
-      hint: `Call pipelineWithAdapters('${task}', source)`,
-    })
-  }
-  if (task === undefined || typeof tokenizer !== 'function' || !isObject(sessions)) {
-    throw new ConfigError({
-      where: 'pipeline',
-      what: 'not usable',
-      expected: 'a pipeline of @huggingface/transformers 4.3 or later',
-      got: describe(pipeline),
-    })
-  }
-  checkTask(task)
-  const { model: session, ...others } = sessions as PreTrainedModel['sessions']
-  if (session === undefined || Object.keys(others).length > 0) {
-    throw new UnsupportedError({
-      where: 'pipeline',
-      what: 'its model has several graphs',
-      expected: 'one graph, model',
-      got: Object.keys(sessions).join(', '),
-    })
-  }
-  if (session instanceof CallSession) {
-    throw new StateError({
-      where: 'pipeline',
-      what: 'it runs in a session of lowrank already',
-      hint: 'Call session.add of the pipeline that withAdapters gave',
-    })
-  }
-  if (!Array.isArray(session.inputMetadata)) {
-    throw new UnsupportedError({
-      where: 'pipeline',
-      what: 'this version of transformers.js is too old for adapters',
-      expected: '@huggingface/transformers 4.3 or later',
-    })
-  }
-}
-
-/** Fields of config.json that are hardly ever equal by chance in two different models. */
-const SIZES = ['model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'intermediate_size']
-
-/** Throws MismatchError if config.json shows that the source is not the pipeline's model. */
-function checkSameModel(config: Readonly<Record<string, unknown>>, { config: read, name }: Model): void {
-  for (const field of SIZES) {
-    if (config[field] === read[field] || read[field] === undefined) continue
-    throw new MismatchError({
-      where: `source ${name}`,
-      what: `this is another model than the pipeline’s: ${field} differs`,
-      expected: String(config[field]),
-      got: String(read[field]),
-    })
-  }
 }

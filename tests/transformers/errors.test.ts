@@ -1,7 +1,7 @@
 // Errors of pipelines with adapters, tested without transformers.js.
 
 import { ConfigError, RuntimeError, UnsupportedError } from 'lowrank'
-import { pipelineWithAdapters, withAdapters } from 'lowrank/transformers'
+import { pipelineWithAdapters } from 'lowrank/transformers'
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError as SourceError } from '../../src/base/errors.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -19,9 +19,6 @@ describe('pipelines with adapters', () => {
     await expect(open('question-answering')).rejects.toThrow(UnsupportedError)
     await expect(open('text-generation', { adaptor: {} })).rejects.toThrow(/Did you mean adapters\?/)
     await expect(open('text-generation', { transformers: {} })).rejects.toThrow(ConfigError)
-    await expect(withAdapters({} as never, { source: UNION })).rejects.toThrow(/^pipeline: not usable/)
-    const pictures = Object.assign(async () => {}, { task: 'image-classification' })
-    await expect(withAdapters(pictures, { source: UNION })).rejects.toThrow(/Call pipelineWithAdapters\('image-classif/)
   })
 
   it('say that the package is not installed', async () => {

@@ -2,7 +2,7 @@
 
 import { env, pipeline } from '@huggingface/transformers'
 import { MemoryDirectory } from 'lowrank'
-import { pipelineWithAdapters, withAdapters } from 'lowrank/transformers'
+import { pipelineWithAdapters } from 'lowrank/transformers'
 import { env as another } from 'onnxruntime-web/webgpu'
 
 const { prompt, options, model, adapter, wasmPaths } = await (await fetch('/job.json')).json()
@@ -22,8 +22,8 @@ async function run() {
   const source = await folder('model', model)
   const adapters = { a: await folder('adapter', adapter) }
   const texts = {}
-  const write = async (device, pipe, base = pipe) => {
-    const both = await Promise.all([base(prompt, options), pipe(prompt, { ...options, adapter: 'a' })])
+  const write = async (device, pipe) => {
+    const both = await Promise.all([pipe(prompt, options), pipe(prompt, { ...options, adapter: 'a' })])
     texts[device] = both.map(([{ generated_text: text }]) => text)
   }
   let locations
@@ -36,8 +36,6 @@ async function run() {
   }
   const plain = await pipeline('text-generation', 'model', { dtype: 'fp32', device: 'wasm' })
   const own = [(await plain(prompt, options))[0].generated_text]
-  const pipe = await withAdapters(plain, { source, adapters })
-  await write('withAdapters', pipe, plain)
   const runtimes = new Set([another.versions.web, env.backends.onnx.versions.web]).size
   return { texts, own, runtimes, caches: env.useCustomCache, locations: [...new Set(locations)] }
 }

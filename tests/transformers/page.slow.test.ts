@@ -95,7 +95,7 @@ describe.skipIf(browser === undefined || transformers === undefined)('a page wit
     await write.dispose()
 
     const { texts, own, runtimes, caches, locations } = (await openPage(folder, files, {}, WEBGPU)) as Result
-    expect(texts).toEqual({ wasm: expected, webgpu: expected, withAdapters: expected })
+    expect(texts).toEqual({ wasm: expected, webgpu: expected })
     expect({ runtimes, caches }).toEqual({ runtimes: 2, caches: false })
     expect(own).toEqual([expected[0]])
     expect(locations.sort()).toEqual(['logits cpu', 'present gpu-buffer'])

@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, NAME, ranged, OBJECT, anyOf, oneOf, SIGNAL, FUNCTION, needed } from '../../base/options.js'
-import { NAMED_ADAPTERS, SOURCE } from '../../index/source-values.js'
+import { type OptionTable, NAME, ranged, OBJECT, anyOf, oneOf, SIGNAL, FUNCTION } from '../../base/options.js'
+import { NAMED_ADAPTERS } from '../../index/source-values.js'
 
 export const PIPELINE_OPTIONS: OptionTable = {
   adapters: NAMED_ADAPTERS,
@@ -12,15 +12,5 @@ export const PIPELINE_OPTIONS: OptionTable = {
   signal: SIGNAL,
   onDownload: FUNCTION,
   modules: OBJECT,
-}
-
-export const WITH_ADAPTERS_OPTIONS: OptionTable = {
-  source: needed(SOURCE),
-  threads: ranged('an integer in [1, 1024]'),
-  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-  modules: OBJECT,
-  signal: SIGNAL,
-  adapters: NAMED_ADAPTERS,
-  onDownload: FUNCTION,
 }
 
