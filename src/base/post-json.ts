@@ -84,5 +84,10 @@ async function textOf(response: Response): Promise<string> {
 export function messageIn(answer: unknown): string | undefined {
   const { choices } = (answer ?? {}) as { choices?: { message?: { content?: unknown } }[] }
   const text = Array.isArray(choices) ? choices[0]?.message?.content : undefined
-  return typeof text === 'string' ? text.replace(/<think>.*<\/think>/s, '') : undefined
+  return typeof text === 'string' ? withoutThoughts(text) : undefined
+}
+
+/** An answer without what the model thought before it. */
+export function withoutThoughts(text: string): string {
+  return text.replace(/<think>.*<\/think>/s, '')
 }

@@ -1,7 +1,7 @@
 // Runs a command line, sets the exit code, and handles errors of stdout and stderr.
 
 import { hasStuckWorker } from '../node/command-line.js'
-import { EXIT_KNOWN_ERROR, isWriteError, report, run } from './program.js'
+import { commandIn, EXIT_KNOWN_ERROR, isWriteError, report, run } from './program.js'
 import { interruptedBy } from './show/interrupt.js'
 
 const args = process.argv.slice(2)
@@ -10,7 +10,7 @@ let outputError: NodeJS.ErrnoException | undefined
  * The exit code if an output failed. If the reader of our output closes early, such as `head`, that is not an error.
  */
 const outputExit = (): number | undefined =>
-  outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, args[0]))
+  outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, commandIn(args)))
 
 // Let commands stop by themselves: process.exit would wait for a worker that is inside ONNX Runtime, and then abort.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -27,9 +27,9 @@ process.on('exit', () => {
   process.removeAllListeners(signal)
   process.kill(process.pid, signal)
 })
-process.on('uncaughtException', (error) => process.exit(report(error, args[0])))
+process.on('uncaughtException', (error) => process.exit(report(error, commandIn(args))))
 const exitCode = await run(args).catch((error: unknown) => {
-  if (!isWriteError(error)) return report(error, args[0])
+  if (!isWriteError(error)) return report(error, commandIn(args))
   outputError ??= error
   return EXIT_KNOWN_ERROR
 })

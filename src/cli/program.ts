@@ -17,6 +17,7 @@ const EXIT_BUG = 70
 export const COMMANDS: Record<string, () => Promise<Command>> = {
   init: async () => (await import('./run/init.js')).init,
   data: async () => (await import('./run/data.js')).data,
+  'data synthesize': async () => (await import('./run/synthesize.js')).synthesize,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
   report: async () => (await import('./manage/report.js')).report,
@@ -42,10 +43,11 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
 
 /** Runs a command line. Errors that lowrank does not expect are thrown; `report` turns them into an exit code. */
 export async function run(args: readonly string[]): Promise<number> {
-  const [name, ...rest] = args
+  const name = commandIn(args)
+  const rest = args.slice(name?.split(' ').length)
   if (name !== undefined && ['--version', '-v', '-V', 'version'].includes(name)) return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
-    if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
+    if (name === 'help' && rest.length > 0) return run([...rest, '--help'])
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
     return show(programHelp(commands, usesColor(process.stdout)))
   }
@@ -70,6 +72,12 @@ export async function run(args: readonly string[]): Promise<number> {
     complain('error', shown === undefined ? message : message.replace(where!, () => shown))
     return flag !== undefined && error instanceof ConfigError ? EXIT_USAGE : EXIT_KNOWN_ERROR
   }
+}
+
+/** The first word of a command line, or its first two if they name a command. */
+export function commandIn(args: readonly string[]): string | undefined {
+  const two = args.slice(0, 2).join(' ')
+  return Object.hasOwn(COMMANDS, two) ? two : args[0]
 }
 
 function flagNamed(name: string, { options, apiNames = {} }: Command): string | undefined {

@@ -9,13 +9,15 @@ import { DataError, FileError, messageOf } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { parseJson } from '../data/json.js'
 import { readRows } from '../data/read-rows.js'
-import { type Row, renameColumns } from '../data/row.js'
+import { type ColumnNames, type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
 import { codeOf, REASONS, withFileErrors } from '../io/node/errors.js'
 import { NodeDirectory } from '../io/node/files.js'
 import { WholeOutput } from '../io/node/whole-output.js'
+import { promptOf } from '../loop/prompts.js'
 import { requireProviders } from '../runtime/load.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
+import type { MessageOfParts } from '../text/chat.js'
 import { compileChatTemplate } from '../text/compiled-template.js'
 import { DEFAULT_TEMPLATE } from '../text/template.js'
 
@@ -28,23 +30,38 @@ export interface TextRow {
   readonly where: string
 }
 
-export async function* rowsOfInput(
+export async function* rowsOfInput(file: string, columns: ColumnNames | undefined): AsyncGenerator<TextRow> {
+  for await (const { row, fields, where } of openRows(file, columns)) {
+    const { text, textPair } = (isObject(fields) ? fields : {}) as Partial<TextRow>
+    if (typeof text !== 'string') {
+      const hint = 'Name your field with `columns: { text: … }`'
+      throw new DataError({ where, what: 'no text', expected: 'a field "text"', hint })
+    }
+    yield { text, textPair, record: row as TextRow['record'], where }
+  }
+}
+
+/** Chats that wait for an answer, from the records that training from rewards reads. */
+export async function* questionsOfInput(
   file: string,
-  columns: Readonly<Record<string, string>> | undefined,
-): AsyncGenerator<TextRow> {
+  columns: ColumnNames | undefined,
+): AsyncGenerator<readonly MessageOfParts[]> {
+  for await (const { fields, where } of openRows(file, columns)) {
+    const { text, messages = [{ role: 'user', content: text }] } = promptOf(fields, where)
+    yield messages
+  }
+}
+
+async function* openRows(
+  file: string,
+  columns: ColumnNames | undefined,
+): AsyncGenerator<Row & { readonly fields: unknown }> {
   const closers: (() => Promise<void>)[] = []
   const rows =
     file === '-' ? lines() : readRows(await openData(file, 'data', (opened) => closers.push(() => opened.close())))
   try {
-    for await (const row of rows) {
-      const { where, row: fields } = columns === undefined ? row : renameColumns(row, columns)
-      const { text, textPair } = (isObject(fields) ? fields : {}) as Partial<TextRow>
-      if (typeof text !== 'string') {
-        const hint = 'Name your field with `columns: { text: … }`'
-        throw new DataError({ where, what: 'no text', expected: 'a field "text"', hint })
-      }
-      yield { text, textPair, record: row.row as TextRow['record'], where }
-    }
+    for await (const row of rows)
+      yield { ...row, fields: columns === undefined ? row.row : renameColumns(row, columns).row }
   } finally {
     for (const close of closers) await close()
   }
