@@ -73,7 +73,8 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
       await send(method, params, sessionId)
       await loaded
     }
-    const navigate = (to: string) => load('Page.navigate', { url: /^https?:/.test(to) ? to : pathToFileURL(to).href })
+    const navigate = (to: string) =>
+      load('Page.navigate', { url: /^[a-z-]{2,}:/.test(to) ? to : pathToFileURL(to).href })
     await navigate(address)
     const evaluateIn = (session: string) => async (expression: string) => {
       const { result, exceptionDetails } = await send(

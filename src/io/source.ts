@@ -22,6 +22,8 @@ export interface SourceRules {
   readonly exists?: (path: string) => boolean
   /** The address of a private Hub. Its URLs are read as ids too. */
   readonly endpoint?: string | undefined
+  /** The scheme of the page that asks. Extensions and Electron have their own, and their files have such addresses. */
+  readonly scheme?: string | undefined
 }
 
 export const DEFAULT_REVISION = 'main'
@@ -53,13 +55,14 @@ export function parseSource(
 ): Exclude<ParsedSource, { kind: 'path' }>
 export function parseSource(text: string, rules: SourceRules): ParsedSource
 export function parseSource(text: string, rules: SourceRules): ParsedSource {
-  const { where, exists, endpoint } = rules
+  const { where, exists, endpoint, scheme } = rules
   if (typeof text !== 'string' || text.trim() === '') {
     const got = typeof text === 'string' ? JSON.stringify(text) : typeof text
     throw new ConfigError({ where, what: 'names nothing', expected: EXPECTED, got })
   }
   if (/^hf:/i.test(text)) return parseHub(text.replace(/^hf:(?:\/\/)?/i, ''), text, where)
-  if (/^https?:\/\//i.test(text)) return parseUrl(text, where, endpoint)
+  const isOfPage = scheme !== undefined && scheme !== 'file:' && text.startsWith(`${scheme}//`)
+  if (isOfPage || /^https?:\/\//i.test(text)) return parseUrl(text, where, endpoint)
   refuseAddress(text, where, EXPECTED)
   // An address without its scheme would count as a path, and messages about a missing path repeat it.
   if (/^\/\/[^/\s]*:[^/\s]*@/.test(text)) throw withPassword(text, where)

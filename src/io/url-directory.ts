@@ -123,9 +123,14 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   }
 }
 
-/** Asks for a file; returns undefined if there is none. If the server does not tell its length, it is read at once. */
+/**
+ * Asks for a file; returns undefined if there is none. It is read at once if the server does not tell its length, or if
+ * it is a file of an extension.
+ */
 async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
-  let answer = await request(connection, url, { range: 'bytes=0-0' })
+  // If a page asks for a range of an extension's file, Chromium answers with it as if it were the whole file.
+  const isRemote = /^https?:/i.test(url)
+  let answer = await request(connection, url, isRemote ? { range: 'bytes=0-0' } : {})
   if (answer.response.status === 206 && !answer.response.headers.has('content-range')) {
     // A page may not be allowed to see this header of another origin, but it can ask for the whole length.
     await answer.cancel()
@@ -141,7 +146,7 @@ async function ask(url: string, connection: HubConnection): Promise<UrlFile | Me
   const text = status === 206 ? /\/(\d+)$/.exec(range)?.[1] : (headers.get('content-length') ?? undefined)
   const isEncoded = headers.get('content-encoding') !== null
   const version = versionOf(answer.response)
-  if (ok && status === 200 && (text === undefined || isEncoded)) {
+  if (ok && status === 200 && (text === undefined || isEncoded || !isRemote)) {
     const parts: Uint8Array[] = []
     for await (const chunk of answer.chunks()) parts.push(chunk)
     return new MemorySource(concatBytes(parts), shown(url))

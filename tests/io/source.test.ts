@@ -35,6 +35,16 @@ describe('parseSource', () => {
     expect(inBrowser(text)).toEqual(expected)
   })
 
+  test('the scheme of an extension or of Electron, from its own page alone', () => {
+    for (const url of ['chrome-extension://abc/model/', 'moz-extension://abc/model/', 'app://page/model/']) {
+      const { protocol } = new URL(url)
+      expect(parseSource(url, { where: 'model', scheme: protocol })).toEqual({ kind: 'url', url })
+      for (const scheme of [undefined, 'https:', 'file:'])
+        expect(() => parseSource(url, { where: 'model', scheme })).toThrow(/an address of a kind that is not used here/)
+    }
+    expect(() => parseSource('file:///model', { where: 'model', scheme: 'file:' })).toThrow(/is not used here, file:/)
+  })
+
   test.each([
     './org/name',
     '../org/name',

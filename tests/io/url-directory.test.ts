@@ -33,3 +33,16 @@ describe('a folder on a host whose refusals a page cannot read', () => {
     await expect(folder(withoutCors, false).has('chat_template.jinja')).rejects.toThrow(FileError)
   })
 })
+
+describe('the folder of an extension', () => {
+  it('is read whole: Chromium answers a range as if it were the whole file', async () => {
+    const ofExtension: FetchLike = async (_, options) => {
+      const text = new Headers(options?.headers as HeadersInit).has('range') ? '{' : '{"rank": 8}'
+      return new Response(text, { headers: { 'content-length': String(text.length) } })
+    }
+    const connection = { endpoint: '', fetch: ofExtension, hidesRedirects: true }
+    const open = () => Promise.reject(new Error('not opened'))
+    const file = await new UrlDirectory('chrome-extension://abc/adapter/', connection, open).open('config.json')
+    expect(new TextDecoder().decode(await file.read(0, file.byteLength))).toBe('{"rank": 8}')
+  })
+})

@@ -81,8 +81,8 @@ export async function request(
   let url = new URL(address)
   try {
     for (let redirects = 0; redirects <= MAX_REDIRECTS; redirects++) {
-      const isHub = url.origin === new URL(endpoint).origin
-      const authorization = token !== undefined && isHub ? { authorization: `Bearer ${token}` } : undefined
+      const isAllowed = token !== undefined && url.origin === new URL(endpoint).origin
+      const authorization = isAllowed ? { authorization: `Bearer ${token}` } : undefined
       const redirect = hidesRedirects ? 'follow' : 'manual'
       watch.wait()
       const response = await fetch(url, { headers: { ...headers, ...authorization }, redirect, signal: watch.signal })

@@ -149,7 +149,7 @@ function hex(digest: ArrayBuffer): string {
 }
 
 export async function openTextInBrowser(text: string, where: string, options: WebHubOptions = {}): Promise<Place> {
-  const source = parseSource(text, { where, endpoint: options.endpoint })
+  const source = parseSource(text, { where, endpoint: options.endpoint, scheme: globalThis.location?.protocol })
   if (source.kind === 'hub') return locateInHub(await openHubInBrowser(source, options))
   return locateAtUrl(openUrlFolder(source.url, options))
 }
