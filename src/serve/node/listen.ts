@@ -42,15 +42,15 @@ export interface Listening {
   /** The address of the port for metrics. */
   readonly metricsUrl: string | undefined
   /**
-   * Takes no new connections, lets the handler drain, and waits until the requests that have begun are answered, at most
-   * `drainSeconds`. Then all connections are closed. The handler stays open.
+   * Takes no new connections, lets the handler drain, and waits until the requests that have begun are answered, at
+   * most `drainSeconds`. Then all connections are closed. The handler stays open.
    */
   close(): Promise<void>
 }
 
 /**
- * Answers the requests of a port. A caller that reads nothing of its answer for 30 seconds loses the connection. If more
- * than 64 MiB wait for all callers together, the slowest callers lose theirs too.
+ * Answers the requests of a port. A caller that reads nothing of its answer for 30 seconds loses the connection. If
+ * more than 64 MiB wait for all callers together, the slowest callers lose theirs too.
  *
  * @param handler as `createHandler` gives it, or any function from Request to Response. For a promise of it, the port
  *   opens at once: until the handler is there, `/health` says that the server lives, and all else gets status 503
