@@ -172,7 +172,8 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
 
 /**
  * A row of data: each answer with its prompt. As in TRL's data sets, the prompt is a separate field or both answers
- * begin with it, and prompt and answers are texts or messages of a chat.
+ * begin with it, and prompt and answers are texts or messages of a chat. OpenAI's rows, with `input`,
+ * `preferred_output` and `non_preferred_output`, are read too.
  */
 export interface AnswerPair {
   readonly chosen: ParsedRecord
@@ -184,8 +185,15 @@ const NAMES = ['chosen', 'rejected'] as const
 
 type Fields = Readonly<Record<string, unknown>>
 
+/** OpenAI's rows as those of TRL. */
+function fromOpenAi(row: Fields): Fields {
+  const { input, preferred_output: chosen, non_preferred_output: rejected } = row
+  if (!isObject(input) || chosen === undefined) return row
+  return { prompt: input.messages, tools: input.tools, chosen, rejected }
+}
+
 function parseAnswerPair(row: unknown, where: string): AnswerPair {
-  const record: Fields = isObject(row) ? row : {}
+  const record = fromOpenAi(isObject(row) ? row : {})
   const isList = NAMES.map((name) => Array.isArray(record[name]))
   const isAnswer = NAMES.map((name, i) => isList[i] || typeof record[name] === 'string')
   const { prompt = null } = record

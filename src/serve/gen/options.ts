@@ -33,6 +33,7 @@ export const TRAINING_OPTIONS: OptionTable = {
   graderModels: OBJECT,
   maxFileBytes: ranged('an integer of at least 1'),
   maxOwnerBytes: ranged('an integer of at least 1'),
+  retentionDays: ranged('a finite number above 0'),
   maxJobs: ranged('an integer of at least 1'),
   maxStored: ranged('an integer of at least 1'),
 }

@@ -1,4 +1,4 @@
-// A job as it is kept, as callers see it, and what its hyperparameters come to.
+// A job as it is kept, and as callers see it.
 
 import type { Caller } from '../keys.js'
 
@@ -95,52 +95,4 @@ export function wireJob(job: Job, caller: Caller, folder: string) {
       ...(caller.isAdmin && { command: `lowrank train --config ${folder}/settings.json --out DIR` }),
     },
   }
-}
-
-/** OpenAI's rule: three passes, more over few records and fewer over very many. */
-export function epochsFor(records: number): number {
-  if (records * 3 < 100) return Math.min(25, Math.ceil(100 / records))
-  return records * 3 > 25_000 ? Math.max(1, Math.floor(25_000 / records)) : 3
-}
-
-/** Few records are learned in more than a handful of steps. */
-export function batchFor(records: number): number {
-  return Math.max(1, Math.min(8, Math.floor(records / 8)))
-}
-
-interface Resolved extends Readonly<Record<string, number>> {
-  readonly n_epochs: number
-  readonly batch_size: number
-  readonly learning_rate_multiplier: number
-}
-
-/** What is found out about a job's files. */
-export interface Checked {
-  readonly records: number
-  /** The learning rate of `lowrank train`. */
-  readonly learningRate: number
-}
-
-export function resolveHyperparameters(given: Hyperparameters, { records }: Checked, leastBatch: number): Resolved {
-  const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto', beta, compute_multiplier } = given
-  return {
-    n_epochs: n_epochs === 'auto' ? epochsFor(records) : n_epochs,
-    batch_size: batch_size === 'auto' ? Math.max(leastBatch, batchFor(records)) : batch_size,
-    learning_rate_multiplier: learning_rate_multiplier === 'auto' ? 1 : learning_rate_multiplier,
-    ...(beta !== undefined && { beta: beta === 'auto' ? 0.1 : beta }),
-    ...(compute_multiplier !== undefined && {
-      compute_multiplier: compute_multiplier === 'auto' ? 1 : compute_multiplier,
-    }),
-  }
-}
-
-/** Steps between two saves of the state, so that little is done twice; a checkpoint is one of them. */
-const MOST_STEPS_BETWEEN_SAVES = 200
-
-/** When a run saves its state, and when a checkpoint is kept: about once for each pass over the records. */
-export function savesOf(records: number, stepRecords: number): { saveEvery: number; checkpointEvery: number } {
-  const stepsPerEpoch = Math.ceil(records / stepRecords)
-  const saves = Math.ceil(stepsPerEpoch / MOST_STEPS_BETWEEN_SAVES)
-  const saveEvery = Math.ceil(stepsPerEpoch / saves)
-  return { saveEvery, checkpointEvery: saveEvery * saves }
 }

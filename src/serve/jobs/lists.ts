@@ -10,9 +10,10 @@ interface Listed {
 /** @param entries the oldest first */
 export function pageOf<Entry extends Listed>(
   entries: readonly Entry[],
-  query: URLSearchParams,
+  { url }: Pick<Request, 'url'>,
   { most = 100, isNewestFirst = true } = {},
 ) {
+  const query = new URL(url).searchParams
   const order = query.get('order') ?? (isNewestFirst ? 'desc' : 'asc')
   const limit = query.has('limit') ? Number(query.get('limit')) : Math.min(20, most)
   if (order !== 'asc' && order !== 'desc') throw new HttpError(400, 'order: asc or desc', { param: 'order' })

@@ -91,15 +91,9 @@ const METADATA = kind('an object of at most 16 texts of at most 512 characters, 
 })
 
 const FILE = kind('the id of a file', (value) => typeof value === 'string' && /^file-\w{1,64}$/.test(value))
-const EXPIRY = kind('{ "anchor": "created_at", "seconds": N }, with N from 3600 to 2592000', (value) => {
-  const { anchor, seconds } = value as { anchor?: unknown; seconds?: number }
-  return (
-    isObject(value) &&
-    anchor === 'created_at' &&
-    Number.isSafeInteger(seconds) &&
-    seconds! >= 3600 &&
-    seconds! <= 2592000
-  )
+const SECONDS = ranged('an integer in [3600, 2592000]')
+const EXPIRY = kind(`{ "anchor": "created_at", "seconds": ${SECONDS.expected} }`, (value) => {
+  return isObject(value) && value.anchor === 'created_at' && SECONDS.accepts(value.seconds)
 })
 
 const JOB_FIELDS: FieldTable = {
@@ -121,12 +115,28 @@ const JOB_FIELDS: FieldTable = {
   integrations: only('nothing'),
 }
 
+const STORED = kind('{ "from": "stored", "metadata": {…}, "method": "supervised" or "kto" }', (value) => {
+  const { from, metadata = {}, method = 'kto', ...others } = isObject(value) ? value : {}
+  const isMethod = method === 'supervised' || method === 'kto'
+  return from === 'stored' && METADATA.accepts(metadata) && isMethod && Object.keys(others).length === 0
+})
+
+/** Fields of a form beside the file, and of JSON instead of a form. */
+export const FILE_FIELDS: FieldTable = {
+  purpose: field(needed(oneOf('fine-tune')), 'what the file is for'),
+  expires_after: field(EXPIRY, 'when the file goes by itself'),
+}
+export const STORED_FIELDS: FieldTable = {
+  purpose: FILE_FIELDS.purpose,
+  lowrank: field(needed(STORED), 'which stored chats become records, and for which method'),
+}
+
 const UPLOAD_FIELDS: FieldTable = {
   filename: field(needed(SHORT), 'the name of the file'),
-  purpose: field(needed(oneOf('fine-tune')), 'what the file is for'),
+  purpose: FILE_FIELDS.purpose,
   bytes: field(needed(COUNT), 'its size'),
   mime_type: field(needed(SHORT), 'accepted, and not used'),
-  expires_after: field(EXPIRY, 'when the file goes by itself'),
+  expires_after: FILE_FIELDS.expires_after,
 }
 const COMPLETE_FIELDS: FieldTable = {
   part_ids: field(needed(listOf(NAME)), 'the parts, in their order'),

@@ -48,8 +48,8 @@ beforeAll(async () => {
     const { file, upload, job } = THINGS[owner]
     const content = put('files', { id: file, owner, bytes: 3, filename: 'x.jsonl', purpose: 'fine-tune' } as never)
     writeFileSync(join(content, 'content.jsonl'), '{}\n')
-    const expires_at = 4_000_000_000
-    put('uploads', { id: upload, owner, bytes: 9, filename: 'x', expires_at, status: 'pending', parts: [] } as never)
+    const created_at = Math.floor(Date.now() / 1000)
+    put('uploads', { id: upload, owner, bytes: 9, filename: 'x', created_at, status: 'pending', parts: [] } as never)
     const place = put('jobs', {
       ...{ id: job, owner, model: 'union-3m', base: 'union-3m', training_file: file, validation_file: null },
       ...{ method: 'supervised', suffix: 'boat', seed: 1, metadata: { of: owner }, lowrank: {}, hyperparameters: {} },

@@ -1,13 +1,12 @@
 // Stored chat completions: requests with `store: true`, their answers, and files of records made of them.
 
 import path from 'node:path'
-import { isObject } from '../../../base/options.js'
+import { SERVER } from '../../adapters.js'
 import type { Fields } from '../../fields.js'
-import { HttpError } from '../../http.js'
 import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { pageOf } from '../lists.js'
-import { birth, Store, type Stored } from './store.js'
+import { birth, Store, type Stored, type StoreOptions } from './store.js'
 
 type Metadata = Readonly<Record<string, string>>
 
@@ -26,7 +25,7 @@ interface CompletionEntry extends Stored {
 
 /** Which completions become records, and for which method. */
 export interface StoredChoice {
-  readonly metadata: Metadata
+  readonly metadata?: Metadata | undefined
   readonly method?: 'supervised' | 'kto' | undefined
 }
 
@@ -36,19 +35,22 @@ export class Completions {
     private readonly most: number,
   ) {}
 
-  /** @param most completions of one owner; of more, the oldest goes. Without it nothing is changed */
-  static async open(folder: string, most?: number): Promise<Completions> {
-    const isOurs = most !== undefined
-    const store = await Store.open<CompletionEntry>(path.join(folder, 'completions'), 'stored completion', isOurs)
-    return new Completions(store, most ?? Number.POSITIVE_INFINITY)
+  /**
+   * @param most completions of one owner. If there are more, the oldest goes
+   * @param options of the store
+   */
+  static async open(folder: string, most: number, options: StoreOptions): Promise<Completions> {
+    const place = path.join(folder, 'completions')
+    return new Completions(await Store.open<CompletionEntry>(place, 'stored completion', options), most)
+  }
+
+  /** Removes what has expired. */
+  sweep(): void {
+    this.store.all()
   }
 
   async keep({ fields, caller }: Call, answer: object): Promise<void> {
-    const {
-      messages,
-      tools,
-      metadata: given = {},
-    } = fields as Fields & Pick<CompletionEntry, 'messages' | 'tools' | 'metadata'>
+    const { messages, tools, metadata: given = {} } = fields as Fields & CompletionEntry
     const metadata = Object.fromEntries(Object.entries(given).filter(([, value]) => typeof value === 'string'))
     const sent = answer as CompletionEntry['answer']
     await this.store.put({ ...birth(sent.id, caller), messages, tools, metadata, answer: sent })
@@ -57,10 +59,9 @@ export class Completions {
   }
 
   list({ request, caller }: Call): object {
-    const query = new URL(request.url).searchParams
-    const model = query.get('model')
+    const model = new URL(request.url).searchParams.get('model')
     const found = this.store.of(caller).filter(({ answer }) => model === null || answer.model === model)
-    return pageOf(found.map(wire), query, { isNewestFirst: false })
+    return pageOf(found.map(wire), request, { isNewestFirst: false })
   }
 
   get({ id, caller }: Call): object {
@@ -74,7 +75,7 @@ export class Completions {
       const shown = { content: isParts ? null : content, content_parts: isParts ? content : null }
       return { id: `${id}-${i}`, role, ...shown, ...rest }
     })
-    return pageOf(all, new URL(request.url).searchParams, { isNewestFirst: false })
+    return pageOf(all, request, { isNewestFirst: false })
   }
 
   async update({ id, fields, caller }: Call): Promise<object> {
@@ -90,7 +91,7 @@ export class Completions {
   }
 
   /** Records as lines of JSON. For `kto`, the rating says whether an answer is wanted; others are left out. */
-  rows(caller: Caller, { metadata, method = 'supervised' }: StoredChoice): string {
+  rows(caller: Caller, { metadata = {}, method = 'supervised' }: StoredChoice): string {
     const fits = (entry: CompletionEntry) =>
       Object.entries(metadata).every(([name, value]) => entry.metadata[name] === value)
     const rows = this.store.of(caller).flatMap((entry): object[] => {
@@ -110,19 +111,6 @@ export class Completions {
 
 const wire = ({ answer, metadata }: CompletionEntry) => ({ ...answer, metadata })
 
-/** Reads `lowrank` of a request for a file. */
-export function readChoice(given: unknown): StoredChoice {
-  const { from, metadata = {}, method, ...others } = isObject(given) ? given : {}
-  const isMetadata = isObject(metadata) && Object.values(metadata).every((value) => typeof value === 'string')
-  const isMethod = method === undefined || method === 'supervised' || method === 'kto'
-  if (from === 'stored' && isMetadata && isMethod && Object.keys(others).length === 0) {
-    return { metadata: metadata as Metadata, method }
-  }
-  throw new HttpError(400, 'lowrank: expected { "from": "stored", "metadata": {…}, "method": "supervised" or "kto" }', {
-    param: 'lowrank',
-  })
-}
-
 /**
  * Records of the completions that a server has stored in its folder of training, as lines of JSON.
  *
@@ -135,6 +123,6 @@ export function readChoice(given: unknown): StoredChoice {
  * const rows = await storedRows('jobs', { metadata: { rating: 'good' } })
  */
 export async function storedRows(folder: string, choice: StoredChoice): Promise<string> {
-  const completions = await Completions.open(folder)
-  return completions.rows({ name: '', key: undefined, isAdmin: true, priority: 0 }, choice)
+  const completions = await Completions.open(folder, Number.POSITIVE_INFINITY, { isOurs: false })
+  return completions.rows(SERVER, choice)
 }

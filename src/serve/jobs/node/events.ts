@@ -17,7 +17,8 @@ export interface JobEvent {
   readonly data: Readonly<Record<string, unknown>> | null
 }
 
-export type Told = Pick<JobEvent, 'message'> & Partial<Pick<JobEvent, 'level' | 'data'>>
+/** Information, unless the level says something else. */
+export type Details = Partial<Pick<JobEvent, 'level' | 'data'>>
 
 export class Events {
   readonly #file: string
@@ -39,28 +40,17 @@ export class Events {
     return lines.flatMap((line) => (jsonIn(line) as JobEvent | undefined) ?? [])
   }
 
-  /** Tells of events that were not told before. */
-  tell(events: readonly (readonly [key: string, told: Told])[]): Promise<void> {
+  /** Tells of what was not told before. */
+  tell(key: string, message: string, { level = 'info', data = null }: Details = {}): Promise<void> {
     this.#known ??= this.#open()
     this.#written = this.#written.then(async () => {
       const known = await this.#known!
-      const lines = events.flatMap(([key, { message, level = 'info', data = null }]) => {
-        const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
-        if (known.has(id)) return []
-        known.add(id)
-        const type = data === null ? 'message' : 'metrics'
-        const event: JobEvent = {
-          id,
-          object: 'fine_tuning.job.event',
-          created_at: seconds(),
-          level,
-          message,
-          type,
-          data,
-        }
-        return [`${JSON.stringify(event)}\n`]
-      })
-      if (lines.length > 0) await appendFile(this.#file, lines.join(''), PRIVATE)
+      const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
+      if (known.has(id)) return
+      known.add(id)
+      const about = { id, object: 'fine_tuning.job.event', created_at: seconds() } as const
+      const event: JobEvent = { ...about, level, message, type: data === null ? 'message' : 'metrics', data }
+      await appendFile(this.#file, `${JSON.stringify(event)}\n`, PRIVATE)
     })
     return this.#written
   }

@@ -5,43 +5,53 @@ import { createReadStream } from 'node:fs'
 import { link, open } from 'node:fs/promises'
 import path from 'node:path'
 import { Readable } from 'node:stream'
+import { closing } from '../../../base/bytes.js'
 import { isObject, jsonIn } from '../../../base/options.js'
+import { textLines } from '../../../data/text-chunks.js'
+import { openFile } from '../../../io/node/files.js'
 import { seconds } from '../../adapters.js'
+import { checkFields } from '../../fields.js'
 import { HttpError } from '../../http.js'
 import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { pageOf } from '../lists.js'
-import { readForm, type Sink } from './multipart.js'
-import { birth, newId, PRIVATE, Store, type Stored, writePrivate } from './store.js'
+import { FILE_FIELDS } from '../routes.js'
+import { readForm, type Write } from './multipart.js'
+import { birth, newId, PRIVATE, Store, type Stored } from './store.js'
 
 export interface FileEntry extends Stored {
   readonly bytes: number
   readonly filename: string
   readonly purpose: 'fine-tune' | 'fine-tune-results'
-  readonly expires_at?: number
 }
 
 interface UploadEntry extends Stored {
   readonly bytes: number
   readonly filename: string
-  readonly expires_at: number
-  readonly fileExpiry?: number | undefined
+  /** Seconds that the file stays. */
+  readonly life?: number | undefined
   status: 'pending' | 'completed' | 'cancelled'
   parts: readonly { readonly id: string; readonly bytes: number }[]
   file?: string
 }
 
 export interface FileLimits {
-  /** The most bytes of a file. */
   readonly maxFileBytes: number
-  /** The most bytes of all files of one owner. */
   readonly maxOwnerBytes: number
+  /** Seconds that a file stays at most. */
+  readonly maxAge: number
 }
 
-/** Data are read by their ending. */
+/** What is known of a file before its content has come. */
+type About = Pick<FileEntry, 'owner' | 'filename'> & { readonly life?: number | undefined }
+
+interface Life {
+  readonly seconds: number
+}
+
+/** The ending tells the trainer how to read it. */
 const CONTENT = 'content.jsonl'
-const MAX_LINE = 8 << 20
-/** As OpenAI has it. */
+/** OpenAI's limit. */
 const PART_BYTES = 64 << 20
 const UPLOAD_SECONDS = 3600
 const MAX_PARTS = 10_000
@@ -54,12 +64,18 @@ export class Files {
   ) {}
 
   static async open(folder: string, limits: FileLimits): Promise<Files> {
-    const files = await Store.open<FileEntry>(path.join(folder, 'files'), 'file')
-    return new Files(files, await Store.open<UploadEntry>(path.join(folder, 'uploads'), 'upload'), limits)
+    const { maxAge } = limits
+    const files = await Store.open<FileEntry>(path.join(folder, 'files'), 'file', { maxAge })
+    const uploads = await Store.open<UploadEntry>(path.join(folder, 'uploads'), 'upload', { maxAge: UPLOAD_SECONDS })
+    return new Files(files, uploads, limits)
+  }
+
+  /** Removes what has expired. */
+  sweep(): void {
+    for (const store of [this.files, this.uploads]) store.all()
   }
 
   get(id: string, caller: Caller, param?: string, status?: number): FileEntry {
-    this.#sweep()
     return this.files.get(id, caller, param, status)
   }
 
@@ -67,56 +83,41 @@ export class Files {
     return wireFile(this.get(id, caller))
   }
 
-  /** Gives a file a second name: it stays there if the file is deleted. */
+  /** Links a file to a second place, where it stays if the file is deleted. */
   async keep(file: FileEntry, to: string): Promise<void> {
     await link(path.join(this.files.folderOf(file), CONTENT), to)
   }
 
   list({ request, caller }: Call): object {
-    this.#sweep()
-    const query = new URL(request.url).searchParams
-    const purpose = query.get('purpose')
+    const purpose = new URL(request.url).searchParams.get('purpose')
     const files = this.files.of(caller).filter((file) => purpose === null || file.purpose === purpose)
-    return pageOf(files.map(wireFile), query, { most: 10_000 })
+    return pageOf(files.map(wireFile), request, { most: 10_000 })
   }
 
-  async create(call: Call): Promise<object> {
-    const id = newId('file-')
-    const sink = await this.#sinkOf(id, call.caller.name, this.limits.maxFileBytes)
-    return this.#keeping(id, sink, async () => {
+  create(call: Call): Promise<object> {
+    const { maxFileBytes } = this.limits
+    const owner = call.caller.name
+    return this.#receive({ owner, most: maxFileBytes }, async (write) => {
       let filename = ''
-      const fields = await readForm(call, this.limits.maxFileBytes, async (field, name) => {
+      const given = await readForm(call, maxFileBytes, (field, name) => {
         if (field !== 'file') throw new HttpError(400, 'file: the form has another file', { param: 'file' })
         filename = name
-        return sink
+        return write
       })
-      const { purpose, 'expires_after[anchor]': anchor, 'expires_after[seconds]': lasting, ...others } = fields
-      const [unknown] = Object.keys(others)
-      if (unknown !== undefined) {
-        throw new HttpError(400, `${unknown}: this server has no such option`, { param: unknown })
-      }
-      if (purpose !== 'fine-tune') {
-        throw new HttpError(400, 'purpose: files are for fine-tuning here; expected fine-tune', { param: 'purpose' })
-      }
-      const life = Number(lasting)
-      const isLife = anchor === 'created_at' && Number.isSafeInteger(life) && life >= 3600 && life <= 2_592_000
-      if ((anchor ?? lasting) !== undefined && !isLife) {
-        throw new HttpError(400, 'expires_after: anchor created_at, and seconds from 3600 to 2592000', {
-          param: 'expires_after',
-        })
-      }
-      return { ...birth(id, call.caller), filename, ...(isLife && { expires_at: seconds() + life }) }
+      const { 'expires_after[anchor]': anchor, 'expires_after[seconds]': lasting, ...others } = given
+      const life = (anchor ?? lasting) === undefined ? {} : { expires_after: { anchor, seconds: Number(lasting) } }
+      const { expires_after } = checkFields({ ...others, ...life }, FILE_FIELDS) as { expires_after?: Life }
+      return { owner, filename, life: expires_after?.seconds }
     })
   }
 
   /** Makes a file of texts of the server. */
   async write(id: string, owner: string, filename: string, purpose: FileEntry['purpose'], text: string): Promise<void> {
-    const folder = await this.files.makeFolder(id)
-    await writePrivate(path.join(folder, CONTENT), text)
+    await this.files.write(id, CONTENT, text)
     await this.files.put({ id, owner, created_at: seconds(), bytes: Buffer.byteLength(text), filename, purpose })
   }
 
-  /** Makes a file of records that are here already. */
+  /** Makes a file of stored completions. */
   async createFrom({ caller }: Call, text: string): Promise<object> {
     if (text === '') throw new HttpError(400, 'lowrank: no stored completion fits', { param: 'lowrank' })
     this.#requireRoom(this.#owned(caller.name) + Buffer.byteLength(text))
@@ -139,19 +140,12 @@ export class Files {
   }
 
   async createUpload({ fields, caller }: Call): Promise<object> {
-    const { bytes, filename, expires_after } = fields as {
-      bytes: number
-      filename: string
-      expires_after?: { seconds: number }
-    }
+    const { bytes, filename, expires_after } = fields as { bytes: number; filename: string; expires_after?: Life }
     const { maxFileBytes } = this.limits
     if (bytes > maxFileBytes) throw new HttpError(413, `A file has at most ${maxFileBytes} bytes`, { param: 'bytes' })
     this.#requireRoom(this.#owned(caller.name) + bytes)
-    const [entry, fileExpiry] = [birth(newId('upload_'), caller), expires_after?.seconds]
-    const upload: UploadEntry = {
-      ...{ ...entry, bytes, filename, fileExpiry },
-      ...{ expires_at: entry.created_at + UPLOAD_SECONDS, status: 'pending', parts: [] },
-    }
+    const about = { ...birth(newId('upload_'), caller), bytes, filename, life: expires_after?.seconds }
+    const upload: UploadEntry = { ...about, status: 'pending', parts: [] }
     await this.uploads.put(upload)
     return this.#wireUpload(upload)
   }
@@ -163,12 +157,10 @@ export class Files {
     const file = await open(path.join(this.uploads.folderOf(upload), id), 'wx', PRIVATE.mode)
     let bytes = 0
     try {
-      await readForm(call, Math.min(PART_BYTES, upload.bytes), async () => ({
-        async write(piece) {
-          bytes += piece.length
-          await file.write(piece)
-        },
-      }))
+      await readForm(call, Math.min(PART_BYTES, upload.bytes), () => async (piece) => {
+        bytes += piece.length
+        await file.writeFile(piece)
+      })
     } finally {
       await file.close()
     }
@@ -184,32 +176,28 @@ export class Files {
 
   async complete(call: Call): Promise<object> {
     const upload = this.#pending(call)
+    const { owner, filename, life, bytes } = upload
     const { part_ids, md5 } = call.fields as { part_ids: string[]; md5?: string }
-    const names = part_ids.map((part) => upload.parts.find(({ id }) => id === part)?.id)
-    if (names.length === 0 || names.includes(undefined) || new Set(names).size < names.length) {
+    const parts = part_ids.map((part) => upload.parts.find(({ id }) => id === part))
+    if (parts.length === 0 || parts.includes(undefined) || new Set(parts).size < parts.length) {
       throw new HttpError(400, 'part_ids: not the parts of this upload', { param: 'part_ids' })
     }
-    const id = newId('file-')
-    const digest = createHash('md5')
-    const sink = await this.#sinkOf(id, upload.owner, upload.bytes, upload)
-    await this.#keeping(id, sink, async () => {
-      for (const name of names) {
-        for await (const piece of createReadStream(path.join(this.uploads.folderOf(upload), name!))) {
+    const sum = parts.reduce((total, part) => total + part!.bytes, 0)
+    if (sum !== bytes) throw new HttpError(400, `The parts have ${sum} bytes, and the upload ${bytes}`)
+    const file = await this.#receive({ owner, most: bytes, replaced: bytes }, async (write) => {
+      const digest = createHash('md5')
+      for (const part of parts) {
+        for await (const piece of createReadStream(path.join(this.uploads.folderOf(upload), part!.id))) {
           digest.update(piece)
-          await sink.write(piece)
+          await write(piece)
         }
-      }
-      if (sink.bytes !== upload.bytes) {
-        throw new HttpError(400, `The parts have ${sink.bytes} bytes, and the upload ${upload.bytes}`)
       }
       if (md5 !== undefined && md5 !== digest.digest('hex')) {
         throw new HttpError(400, 'md5: the parts have another digest', { param: 'md5' })
       }
-      const { owner, filename, fileExpiry } = upload
-      const expiry = fileExpiry === undefined ? {} : { expires_at: seconds() + fileExpiry }
-      return { ...birth(id, call.caller), owner, filename, ...expiry }
+      return { owner, filename, life }
     })
-    Object.assign(upload, { status: 'completed', file: id })
+    Object.assign(upload, { status: 'completed', file: file.id })
     const shown = this.#wireUpload(upload)
     await this.uploads.remove(upload)
     return shown
@@ -223,62 +211,51 @@ export class Files {
   }
 
   #pending({ id, caller }: Call): UploadEntry {
-    this.#sweep()
     return this.uploads.get(id, caller)
   }
 
-  #wireUpload(upload: UploadEntry): object {
-    const { id, bytes, created_at, expires_at, filename, status, file } = upload
+  #wireUpload({ id, bytes, created_at, filename, status, file }: UploadEntry): object {
     const made = file === undefined ? undefined : this.files.find(file)
-    const shared = { id, object: 'upload', bytes, created_at, expires_at, filename, purpose: 'fine-tune', status }
-    return { ...shared, file: made === undefined ? null : wireFile(made) }
+    const shared = { id, object: 'upload', bytes, created_at, expires_at: created_at + UPLOAD_SECONDS, filename }
+    return { ...shared, purpose: 'fine-tune', status, file: made === undefined ? null : wireFile(made) }
   }
 
-  /** Finishes a file that `fill` has written through its sink, or leaves nothing of it. */
-  async #keeping(
-    id: string,
-    sink: FileSink,
-    fill: () => Promise<Omit<FileEntry, 'bytes' | 'purpose'>>,
-  ): Promise<object> {
+  /**
+   * Makes a file of what `fill` writes, or leaves nothing of it.
+   *
+   * @param replaced bytes of the upload that the file replaces
+   */
+  async #receive(
+    { owner, most, replaced = 0 }: { owner: string; most: number; replaced?: number },
+    fill: (write: Write) => Promise<About>,
+  ) {
+    const id = newId('file-')
+    const place = path.join(await this.files.makeFolder(id), CONTENT)
+    const owned = this.#owned(owner) - replaced
+    let bytes = 0
     try {
-      const about = await fill()
-      await sink.end()
-      const file: FileEntry = { ...about, bytes: sink.bytes, purpose: 'fine-tune' }
+      const content = await open(place, 'wx', PRIVATE.mode)
+      const write = async (piece: Uint8Array) => {
+        bytes += piece.length
+        if (bytes > most) throw new HttpError(413, `file: larger than ${most} bytes`, { param: 'file' })
+        this.#requireRoom(owned + bytes)
+        await content.writeFile(piece)
+      }
+      const { life, ...about } = await fill(write)
+        .finally(() => content.sync())
+        .finally(() => content.close())
+      await checkLines(place)
+      // Other files may have come meanwhile.
+      this.#requireRoom(this.#owned(owner) - replaced + bytes)
+      const created_at = seconds()
+      const expiry = life === undefined ? {} : { expires_at: created_at + life }
+      const file: FileEntry = { id, created_at, ...about, ...expiry, bytes, purpose: 'fine-tune' }
       await this.files.put(file)
       return wireFile(file)
     } catch (error) {
-      await sink.abort()
       await this.files.remove({ id })
       throw error
     }
-  }
-
-  /** @param instead what the file takes the place of */
-  async #sinkOf(id: string, owner: string, most: number, instead?: UploadEntry): Promise<FileSink> {
-    const folder = await this.files.makeFolder(id)
-    const file = await open(path.join(folder, CONTENT), 'wx', PRIVATE.mode)
-    const lines = new Lines()
-    const freed = instead?.bytes ?? 0
-    const owned = this.#owned(owner) - freed
-    const sink: FileSink = {
-      bytes: 0,
-      write: async (piece) => {
-        sink.bytes += piece.length
-        if (sink.bytes > most) throw new HttpError(413, `file: larger than ${most} bytes`, { param: 'file' })
-        this.#requireRoom(owned + sink.bytes)
-        lines.take(piece)
-        await file.writeFile(piece)
-      },
-      end: async () => {
-        lines.end()
-        // Other files may have come meanwhile.
-        this.#requireRoom(this.#owned(owner) - freed + sink.bytes)
-        await file.sync()
-        await file.close()
-      },
-      abort: () => file.close().catch(() => {}),
-    }
-    return sink
   }
 
   /** Bytes that belong to an owner. */
@@ -290,81 +267,28 @@ export class Files {
   #requireRoom(bytes: number): void {
     const { maxOwnerBytes } = this.limits
     if (bytes <= maxOwnerBytes) return
-    throw new HttpError(429, `Your files have more than ${maxOwnerBytes} bytes: delete some`, {
-      type: 'rate_limit_error',
-      code: 'storage_full',
-    })
+    const details = { type: 'rate_limit_error', code: 'storage_full' }
+    throw new HttpError(429, `Your files have more than ${maxOwnerBytes} bytes: delete some`, details)
   }
-
-  /** Removes what has expired. */
-  #sweep(): void {
-    const now = seconds()
-    for (const store of [this.files, this.uploads] as readonly Store<Stored & { expires_at?: number }>[]) {
-      for (const entry of store.all()) if ((entry.expires_at ?? now) < now) void store.remove(entry)
-    }
-  }
-}
-
-interface FileSink extends Sink {
-  bytes: number
-  end(): Promise<void>
-  abort(): Promise<void>
 }
 
 function wireFile({ id, bytes, created_at, filename, purpose, expires_at }: FileEntry) {
-  const expiry = expires_at === undefined ? {} : { expires_at }
-  return {
-    id,
-    object: 'file',
-    bytes,
-    created_at,
-    filename,
-    purpose,
-    status: 'processed',
-    status_details: null,
-    ...expiry,
-  }
+  const about = { id, object: 'file', bytes, created_at, filename, purpose, status: 'processed', status_details: null }
+  return { ...about, ...(expires_at !== undefined && { expires_at }) }
 }
 
-/** Checks that each line is a JSON object, while the pieces come. */
-class Lines {
-  readonly #decoder = new TextDecoder('utf-8', { fatal: true })
-  #rest = ''
-  #line = 1
-  #isEmpty = true
-
-  take(piece: Uint8Array): void {
-    const lines = (this.#rest + this.#text(piece)).split('\n')
-    this.#rest = lines.pop()!
-    for (const line of lines) this.#check(line)
-    if (this.#rest.length > MAX_LINE) throw this.#wrong(`is longer than ${MAX_LINE} characters`)
+/** Checks that each line is a JSON object. */
+async function checkLines(file: string): Promise<void> {
+  const wrong = (what: string) => {
+    return new HttpError(400, `file: ${what}; expected JSONL`, { param: 'file', code: 'invalid_file_format' })
   }
-
-  end(): void {
-    this.#check(this.#rest + this.#text())
-    if (this.#isEmpty) throw this.#wrong('is missing: the file is empty')
-  }
-
-  #text(piece?: Uint8Array): string {
-    try {
-      return this.#decoder.decode(piece, { stream: piece !== undefined })
-    } catch {
-      throw this.#wrong('is not UTF-8')
+  await closing(await openFile(file), async (source) => {
+    let isEmpty = true
+    for await (const { text, number } of textLines(source)) {
+      if (text.trim() === '') continue
+      if (!isObject(jsonIn(text))) throw wrong(`line ${number} is not a JSON object`)
+      isEmpty = false
     }
-  }
-
-  #check(line: string): void {
-    if (line.trim() !== '') {
-      if (!isObject(jsonIn(line))) throw this.#wrong('is not a JSON object')
-      this.#isEmpty = false
-    }
-    this.#line++
-  }
-
-  #wrong(what: string): HttpError {
-    return new HttpError(400, `file: line ${this.#line} ${what}; expected JSONL`, {
-      param: 'file',
-      code: 'invalid_file_format',
-    })
-  }
+    if (isEmpty) throw wrong('the file is empty')
+  })
 }

@@ -1,53 +1,31 @@
 // Fine-tuning jobs: a queue on disk. The files of a job are checked at once, and jobs train one after the other.
 
-import { createHash } from 'node:crypto'
-import { readFile, rm } from 'node:fs/promises'
+import { rm, statfs } from 'node:fs/promises'
 import path from 'node:path'
-import { jsonIn } from '../../../base/options.js'
+import { gigabytes } from '../../../graph/memory.js'
+import { memoryLimits } from '../../../index/platform/memory.js'
 import { openGrader } from '../../../loop/graders/grader.js'
 import { SERVER, seconds } from '../../adapters.js'
 import { HttpError, withoutPaths } from '../../http.js'
 import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
-import {
-  ENDED,
-  type Gate,
-  type Hyperparameters,
-  type Job,
-  modelName,
-  resolveHyperparameters,
-  savesOf,
-  wireJob,
-} from '../job.js'
+import { ENDED, type Gate, type Hyperparameters, type Job, modelName, wireJob } from '../job.js'
 import { pageOf } from '../lists.js'
 import type { ServerFacts } from '../training.js'
-import { Events, type Told } from './events.js'
+import { type Details, Events } from './events.js'
 import type { Files } from './files.js'
 import type { Models } from './models.js'
+import { metricsOf, stepsOf, tableOf } from './results.js'
 import { JobProcess } from './runner.js'
-import { birth, newId, type Store, writePrivate } from './store.js'
-import type { JobSettings, Message } from './trainer.js'
+import { type Base, resolve, settingsOf } from './settings.js'
+import { birth, newId, type Store } from './store.js'
+import type { Message } from './trainer.js'
 
-export interface JobLimits {
-  /** The most jobs of one owner that have not ended. */
-  readonly maxJobs: number
-}
-
-/** How every job trains. */
-export interface Base extends Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate'> {
-  /** What answers for the models that graders name. */
-  readonly graderModels: Readonly<Record<string, string>>
-}
-
-const TASKS = { supervised: 'causal-lm', dpo: 'dpo', reinforcement: 'grpo' } as const
-/** Texts for each prompt of `reinforcement`, times `compute_multiplier`. */
-const TEXTS = 8
-/** Names of `lowrank` that belong to the new adapter. */
-const OF_CONFIG = ['rank', 'alpha', 'dropout', 'useRslora']
 /** A process that ends without a reason begins again this often without a new step. */
 const MAX_ATTEMPTS = 3
 
 type Lane = 'check' | 'train'
+type Heard<Kind> = Extract<Message, { kind: Kind }>
 
 interface MethodFields {
   readonly hyperparameters?: Hyperparameters
@@ -66,13 +44,6 @@ interface CreateFields {
   readonly lowrank?: Record<string, unknown>
 }
 
-interface StepLine {
-  readonly step: number
-  readonly loss: number
-  readonly tokens: number
-  readonly evalLoss?: number
-}
-
 export class JobQueue {
   readonly #events = new Map<string, Events>()
   readonly #running: Partial<Record<Lane, JobProcess>> = {}
@@ -81,13 +52,14 @@ export class JobQueue {
   #isClosed = false
   #isHeld = false
 
+  /** @param maxJobs of one owner that have not ended */
   constructor(
     private readonly jobs: Store<Job>,
     private readonly files: Files,
     private readonly models: Models,
     private readonly server: ServerFacts,
     private readonly base: Base,
-    private readonly limits: JobLimits,
+    private readonly maxJobs: number,
   ) {
     this.#wake()
     // A server may have ended between the end of a job and this.
@@ -105,45 +77,34 @@ export class JobQueue {
     const asked = fields as unknown as CreateFields
     const { training_file, validation_file = null, suffix = '', seed = 42, metadata = null, lowrank = {} } = asked
     const { type: method = 'supervised' } = asked.method ?? {}
-    const hyperparameters = asked.method?.[method]?.hyperparameters ?? asked.hyperparameters ?? {}
+    const { grader, hyperparameters = asked.hyperparameters ?? {} } = asked.method?.[method] ?? {}
     if (hyperparameters.beta !== undefined && method !== 'dpo' && lowrank.method !== 'kto') {
       throw new HttpError(400, 'beta: only with the method dpo', { param: 'hyperparameters.beta' })
     }
-    const { grader } = asked.method?.[method] ?? {}
     if (grader !== undefined) openGrader(grader, this.base.graderModels, 'method.reinforcement.grader')
     if (lowrank.gate !== undefined) this.#checkGate(lowrank.gate as Gate, asked, caller)
     const start = this.#startOf(asked.model, caller)
-    const [training, validation] = [training_file, validation_file].map((id, i) => {
-      const param = i === 0 ? 'training_file' : 'validation_file'
-      return id === null ? undefined : this.files.get(id, caller, param, 400)
-    })
+    const training = this.files.get(training_file, caller, 'training_file', 400)
+    const validation =
+      validation_file === null ? undefined : this.files.get(validation_file, caller, 'validation_file', 400)
     const waiting = this.jobs.all().filter(({ owner, status }) => owner === caller.name && !ENDED.includes(status))
-    if (waiting.length >= this.limits.maxJobs) {
-      throw new HttpError(429, `You have ${waiting.length} jobs that have not ended`, {
-        type: 'rate_limit_error',
-        code: 'too_many_jobs',
-      })
+    if (waiting.length >= this.maxJobs) {
+      const details = { type: 'rate_limit_error', code: 'too_many_jobs' }
+      throw new HttpError(429, `You have ${waiting.length} jobs that have not ended`, details)
     }
     const job: Job = {
       ...{ ...birth(newId('ftjob-'), caller), model: asked.model, base: this.server.names[0], start },
-      ...{ training_file, validation_file, method, grader, suffix, seed, metadata, lowrank },
-      ...{
-        hyperparameters,
-        status: 'validating_files',
-        isPaused: false,
-        checkpointEvery: 1,
-        turns: 0,
-        error: null,
-        finished_at: null,
-      },
+      ...{ training_file, validation_file, method, grader, suffix, seed, metadata, lowrank, hyperparameters },
+      ...{ status: 'validating_files', isPaused: false, checkpointEvery: 1, turns: 0, error: null, finished_at: null },
       ...{ estimated_finish: null, trained_tokens: null, result_files: [], checkpoints: [], deleted: [] },
     }
     const folder = await this.jobs.makeFolder(job.id)
-    await this.files.keep(training!, path.join(folder, 'training.jsonl'))
+    await this.files.keep(training, path.join(folder, 'training.jsonl'))
     if (validation !== undefined) await this.files.keep(validation, path.join(folder, 'validation.jsonl'))
-    await this.#writeSettings(job)
-    await this.#tell(job, 'created', { message: `Created fine-tuning job: ${job.id}` })
-    await this.#tell(job, 'validating', { message: `Validating training file: ${training_file}` })
+    if (grader !== undefined) await this.jobs.write(job.id, 'grader.json', JSON.stringify(grader))
+    await this.#writeSettings(job, settingsOf(job, folder, this.base))
+    await this.#tell(job, 'created', `Created fine-tuning job: ${job.id}`)
+    await this.#tell(job, 'validating', `Validating training file: ${training_file}`)
     await this.jobs.put(job)
     this.#wake()
     return this.#wire(job, caller)
@@ -173,10 +134,8 @@ export class JobQueue {
     if (this.server.names.includes(name)) return undefined
     const folder = this.models.source(name, caller)
     if (folder !== undefined) return folder
-    throw new HttpError(404, `The model ${JSON.stringify(model)} does not exist, or cannot be trained`, {
-      param: 'model',
-      code: 'model_not_found',
-    })
+    const details = { param: 'model', code: 'model_not_found' }
+    throw new HttpError(404, `The model ${JSON.stringify(model)} does not exist, or cannot be trained`, details)
   }
 
   get({ id, caller }: Call): object {
@@ -184,13 +143,12 @@ export class JobQueue {
   }
 
   list({ request, caller }: Call): object {
-    const page = pageOf(this.jobs.of(caller), new URL(request.url).searchParams)
+    const page = pageOf(this.jobs.of(caller), request)
     return { ...page, data: page.data.map((job) => this.#wire(job, caller)) }
   }
 
   async listEvents({ id, request, caller }: Call): Promise<object> {
-    const events = await this.#eventsOf(this.jobs.get(id, caller)).list()
-    return pageOf(events, new URL(request.url).searchParams)
+    return pageOf(await this.#eventsOf(this.jobs.get(id, caller)).list(), request)
   }
 
   listCheckpoints({ id, request, caller }: Call): object {
@@ -200,34 +158,36 @@ export class JobQueue {
       ...{ object: 'fine_tuning.job.checkpoint', created_at, step_number: step, metrics: { step, ...metrics } },
       ...{ fine_tuning_job_id: job.id, fine_tuned_model_checkpoint: modelName(job, isResult ? undefined : step) },
     }))
-    return pageOf(all, new URL(request.url).searchParams)
+    return pageOf(all, request)
   }
 
   async cancel(call: Call): Promise<object> {
     const job = this.#unended(call)
-    await this.#end(job, 'cancelled', { message: 'The job was cancelled' })
+    await this.#end(job, 'cancelled', 'The job was cancelled')
     return this.#wire(job, call.caller)
   }
 
-  async pause(call: Call): Promise<object> {
-    return this.#turn(this.#unended(call), true, call.caller)
+  pause(call: Call): Promise<object> {
+    return this.#turn(call, true)
   }
 
-  async resume(call: Call): Promise<object> {
-    return this.#turn(this.#unended(call), false, call.caller)
+  resume(call: Call): Promise<object> {
+    return this.#turn(call, false)
   }
 
-  async #turn(job: Job, isPaused: boolean, caller: Caller): Promise<object> {
-    if (job.isPaused === isPaused) return this.#wire(job, caller)
-    job.isPaused = isPaused
-    job.turns++
-    if (isPaused && job.status === 'running') job.status = 'queued'
-    job.estimated_finish = null
-    const message = isPaused ? 'The job is paused' : 'The job goes on'
-    await Promise.all([this.#tell(job, `turn-${job.turns}`, { message }), this.jobs.put(job)])
-    if (isPaused) this.#stop(job)
-    else this.#wake()
-    return this.#wire(job, caller)
+  async #turn(call: Call, isPaused: boolean): Promise<object> {
+    const job = this.#unended(call)
+    if (job.isPaused !== isPaused) {
+      job.isPaused = isPaused
+      job.turns++
+      if (isPaused && job.status === 'running') job.status = 'queued'
+      job.estimated_finish = null
+      await this.#tell(job, `turn-${job.turns}`, isPaused ? 'The job is paused' : 'The job goes on')
+      await this.jobs.put(job)
+      if (isPaused) this.#stop(job)
+      else this.#wake()
+    }
+    return this.#wire(job, call.caller)
   }
 
   #unended({ id, caller }: Call): Job {
@@ -244,22 +204,26 @@ export class JobQueue {
     return wireJob(job, caller, this.jobs.folderOf(job))
   }
 
+  #writeSettings({ id }: Job, settings: object): Promise<void> {
+    return this.jobs.write(id, 'settings.json', JSON.stringify(settings, null, 2))
+  }
+
   #eventsOf(job: Job): Events {
     let events = this.#events.get(job.id)
     if (events === undefined) {
       events = new Events(job.id, this.jobs.folderOf(job))
-      // What has ended is read anew each time: nothing is told of it any more.
+      // After the end nothing more is told, so that nothing is kept in memory.
       if (!ENDED.includes(job.status)) this.#events.set(job.id, events)
     }
     return events
   }
 
-  #tell(job: Job, key: string, told: Told): Promise<void> {
-    return this.#eventsOf(job).tell([[key, told]])
+  #tell(job: Job, key: string, message: string, details?: Details): Promise<void> {
+    return this.#eventsOf(job).tell(key, message, details)
   }
 
-  async #end(job: Job, status: 'succeeded' | 'failed' | 'cancelled', told: Told): Promise<void> {
-    await this.#tell(job, status, told)
+  async #end(job: Job, status: 'succeeded' | 'failed' | 'cancelled', message: string, details?: Details) {
+    await this.#tell(job, status, message, details)
     Object.assign(job, { status, finished_at: seconds(), estimated_finish: null, isPaused: false })
     this.models.add(job)
     await this.jobs.put(job)
@@ -269,49 +233,7 @@ export class JobQueue {
 
   #fail(job: Job, code: string, message: string, param: string | null = null): Promise<void> {
     job.error = { code, message, param }
-    return this.#end(job, 'failed', { level: 'error', message: `The job failed: ${message}` })
-  }
-
-  async #writeSettings(job: Job, found?: Extract<Message, { kind: 'checked' }>): Promise<void> {
-    const folder = this.jobs.folderOf(job)
-    const { method: special, gate: _, ...others } = job.lowrank as { method?: 'kto'; gate?: Gate }
-    const config = Object.entries(others).filter(([name]) => OF_CONFIG.includes(name))
-    const options = Object.entries(others).filter(([name]) => !OF_CONFIG.includes(name))
-    const task = special ?? TASKS[job.method]
-    const { graderModels, ...base } = this.base
-    const rewards = path.join(folder, 'grader.json')
-    if (job.grader !== undefined) await writePrivate(rewards, JSON.stringify(job.grader))
-    // Learning from rewards has no loss that could be measured on other records.
-    const evalData = job.validation_file === null || task === 'grpo' ? undefined : path.join(folder, 'validation.jsonl')
-    const settings: JobSettings = {
-      ...base,
-      ...{ data: path.join(folder, 'training.jsonl'), evalData, task },
-      ...(task === 'grpo' && { rewards, graderModels }),
-      ...(job.start === undefined
-        ? { config: { ...Object.fromEntries(config), seed: job.seed } }
-        : { adapter: job.start }),
-      ...Object.fromEntries(options),
-    }
-    const write = (all: object) => writePrivate(path.join(folder, 'settings.json'), JSON.stringify(all, null, 2))
-    if (found === undefined) return write(settings)
-    const resolved = resolveHyperparameters(job.hyperparameters, found, task === 'kto' ? 2 : 1)
-    job.hyperparameters = resolved
-    const { n_epochs, batch_size, learning_rate_multiplier, beta, compute_multiplier } = resolved
-    const { gradientAccumulation = 1, taskOptions } = settings
-    const { saveEvery, checkpointEvery } = savesOf(found.records, batch_size * gradientAccumulation)
-    job.checkpointEvery = checkpointEvery
-    const ofTask = {
-      ...(beta !== undefined && { beta }),
-      ...(compute_multiplier !== undefined && { numGenerations: Math.max(2, Math.round(TEXTS * compute_multiplier)) }),
-      ...taskOptions,
-    }
-    await write({
-      ...{ epochs: n_epochs, batchSize: batch_size, saveEvery },
-      learningRate: found.learningRate * learning_rate_multiplier,
-      ...(evalData !== undefined && { evalEvery: checkpointEvery }),
-      ...settings,
-      ...(Object.keys(ofTask).length > 0 && { taskOptions: ofTask }),
-    })
+    return this.#end(job, 'failed', `The job failed: ${message}`, { level: 'error' })
   }
 
   /** Lets the job that trains wait, or go on. */
@@ -351,7 +273,8 @@ export class JobQueue {
     if (lane === 'train' && this.#isHeld) process.hold(true)
     if (lane === 'train' && job.status === 'queued') {
       job.status = 'running'
-      await Promise.all([this.#tell(job, 'started', { message: 'Fine-tuning job started' }), this.jobs.put(job)])
+      await this.#tell(job, 'started', 'Fine-tuning job started')
+      await this.jobs.put(job)
     }
     const isOrderly = await process.ended
     delete this.#running[lane]
@@ -363,51 +286,25 @@ export class JobQueue {
     this.#wake()
   }
 
-  async #hear(job: Job, message: Message): Promise<void> {
-    const { kind } = message
-    if (kind === 'warning') {
-      const told = this.#shown(message.message)
-      return this.#tell(job, `warning-${digest(told)}`, { level: 'warn', message: told })
+  #hear(job: Job, message: Message): Promise<void> {
+    switch (message.kind) {
+      case 'warning':
+        return this.#tell(job, message.key, this.#shown(message.message), { level: 'warn' })
+      case 'failed':
+        return this.#fail(job, message.code.toLowerCase(), this.#shown(message.message))
+      case 'invalid':
+        return this.#heardInvalid(job, message)
+      case 'checked':
+        return this.#heardChecked(job, message)
+      case 'step':
+        return this.#heardStep(job, message)
+      case 'checkpoint':
+        return this.#heardCheckpoint(job, message.step)
+      case 'judged':
+        return this.#heardJudged(job, message)
+      case 'done':
+        return this.#finish(job)
     }
-    if (kind === 'failed') return this.#fail(job, message.code.toLowerCase(), this.#shown(message.message))
-    if (kind === 'invalid') {
-      const { problems } = message
-      const told = problems.map(
-        ({ message }, i) => [`line-${i + 1}`, { level: 'error', message: this.#shown(message) }] as const,
-      )
-      await this.#eventsOf(job).tell(told)
-      const count = problems.length === 1 ? '1 line' : `${problems.length} lines`
-      const [{ file, message: first }] = problems
-      return this.#fail(job, 'invalid_file', `${count} cannot be used. The first: ${this.#shown(first)}`, file)
-    }
-    if (kind === 'checked') {
-      await this.#writeSettings(job, message)
-      const { validation_file, method } = job
-      const isUnused = validation_file !== null && method === 'reinforcement'
-      const unused = isUnused
-        ? ['validation_file is not used: reinforcement measures the rewards of its own texts']
-        : []
-      const notes = [...message.notes, ...unused].map(
-        (note, i) => [`note-${i + 1}`, { level: 'warn', message: note }] as const,
-      )
-      await this.#eventsOf(job).tell(notes)
-      await this.#tell(job, 'validated', { message: 'Files validated, moving job to queued state' })
-      job.status = 'queued'
-      await this.jobs.put(job)
-      return this.#wake()
-    }
-    if (kind === 'judged') {
-      const { value, low, high, isPassed } = message
-      job.judged = { value, low, high, isPassed, isPublished: false }
-      await this.jobs.put(job)
-      const { alias, metric = 'loss' } = job.lowrank.gate as Gate
-      const fact = `${metric} changed by ${value.toFixed(4)} (95 %: ${low?.toFixed(4)} to ${high?.toFixed(4)})`
-      const told = `${fact}: ${alias} ${isPassed ? 'is the new model' : 'stays as it was'}`
-      return this.#tell(job, 'judged', { message: told })
-    }
-    if (kind === 'step') return this.#heardStep(job, message)
-    if (kind === 'checkpoint') return this.#heardCheckpoint(job, message.step)
-    await this.#finish(job)
   }
 
   /** A text of a process as callers may read it: without folders of the server. */
@@ -415,76 +312,93 @@ export class JobQueue {
     return withoutPaths(text.replaceAll(this.base.model, this.server.names[0]))
   }
 
-  async #heardStep(job: Job, message: Extract<Message, { kind: 'step' }>): Promise<void> {
-    const { step, totalSteps, loss, evalLoss, reward, secondsLeft } = message
+  async #heardInvalid(job: Job, { problems }: Heard<'invalid'>): Promise<void> {
+    for (const [i, { message }] of problems.entries()) {
+      await this.#tell(job, `line-${i + 1}`, this.#shown(message), { level: 'error' })
+    }
+    const count = problems.length === 1 ? '1 line' : `${problems.length} lines`
+    const [{ file, message: first }] = problems
+    await this.#fail(job, 'invalid_file', `${count} cannot be used. The first: ${this.#shown(first)}`, file)
+  }
+
+  async #heardChecked(job: Job, found: Heard<'checked'>): Promise<void> {
+    const folder = this.jobs.folderOf(job)
+    const { hyperparameters, checkpointEvery, settings } = resolve(
+      settingsOf(job, folder, this.base),
+      job.hyperparameters,
+      found,
+    )
+    await this.#writeSettings(job, settings)
+    if (job.validation_file !== null && job.method === 'reinforcement') {
+      const message = 'validation_file is not used: reinforcement measures the rewards of its own texts'
+      await this.#tell(job, 'unused', message, { level: 'warn' })
+    }
+    await this.#tellNeeds(job, found, settings.batchSize!, hyperparameters.n_epochs)
+    await this.#tell(job, 'validated', 'Files validated, moving job to queued state')
+    Object.assign(job, { hyperparameters, checkpointEvery, status: 'queued' })
+    await this.jobs.put(job)
+    this.#wake()
+  }
+
+  /** Tells what the training needs and what there is, before it begins. */
+  async #tellNeeds(job: Job, { memory, adapterBytes }: Heard<'checked'>, batch: number, epochs: number): Promise<void> {
+    const { model } = this.server
+    // The process maps the same file as the server, so that its pages are in memory once.
+    const isShared = memory.graph === model.onnxPath
+    const need = (isShared ? 0 : memory.weights) + memory.others + batch * memory.perRecord
+    const weights = `${isShared ? 'shares' : 'cannot share'} the weights (${gigabytes(memory.weights)}) with the server`
+    const [free] = memoryLimits(model)
+    const { bavail, bsize } = await statfs(this.jobs.folderOf(job))
+    // A checkpoint for each pass, and at the end the result with the two moments of its state, before it is published.
+    const disk = adapterBytes * (epochs + 4)
+    const message = `The training ${weights}. It needs about ${gigabytes(need)} more memory, of ${gigabytes(free.bytes)} that are free, and ${gigabytes(disk)} on the disk, of ${gigabytes(bavail * bsize)}`
+    const isShort = need > free.bytes || disk > bavail * bsize
+    await this.#tell(job, 'needs', message, { level: isShort ? 'warn' : 'info' })
+  }
+
+  async #heardStep(job: Job, { step, totalSteps, loss, evalLoss, reward, secondsLeft }: Heard<'step'>): Promise<void> {
     if (step > this.#attempts.step) this.#attempts = { id: job.id, count: 0, step }
     if (secondsLeft > 0 && job.status === 'running') job.estimated_finish = seconds() + Math.ceil(secondsLeft)
     const of = totalSteps === 0 ? '' : `/${totalSteps}`
-    const data = { step, ...(totalSteps > 0 && { total_steps: totalSteps }), train_loss: loss }
-    await this.#tell(job, `step-${step}`, {
-      message: `Step ${step}${of}: training loss=${loss.toFixed(2)}`,
-      data: {
-        ...data,
-        ...(evalLoss !== undefined && { valid_loss: evalLoss }),
-        ...(reward !== undefined && { train_mean_reward: reward }),
-      },
-    })
+    const data = {
+      ...{ step, ...(totalSteps > 0 && { total_steps: totalSteps }), train_loss: loss },
+      ...(evalLoss !== undefined && { valid_loss: evalLoss }),
+      ...(reward !== undefined && { train_mean_reward: reward }),
+    }
+    await this.#tell(job, `step-${step}`, `Step ${step}${of}: training loss=${loss.toFixed(2)}`, { data })
   }
 
   async #heardCheckpoint(job: Job, step: number): Promise<void> {
     if (job.checkpoints.some((checkpoint) => checkpoint.step === step)) return
-    const [line] = (await this.#linesOf(job)).filter((found) => found.step === step)
-    const checkpoint = { step, created_at: seconds(), metrics: metricsOf(line) }
+    const lines = await stepsOf(this.jobs.folderOf(job))
+    const checkpoint = { step, created_at: seconds(), metrics: metricsOf(lines.find((line) => line.step === step)) }
+    await this.#tell(job, `checkpoint-${step}`, `Checkpoint created at step ${step}: ${modelName(job, step)}`)
     job.checkpoints = [...job.checkpoints, checkpoint].sort((a, b) => a.step - b.step)
     await this.jobs.put(job)
     this.models.add(job)
-    await this.#tell(job, `checkpoint-${step}`, {
-      message: `Checkpoint created at step ${step} with the name ${modelName(job, step)}`,
-    })
   }
 
-  /** Lines of metrics.jsonl, and the evaluations that have a file of their own. */
-  async #linesOf(job: Job): Promise<StepLine[]> {
-    const run = path.join(this.jobs.folderOf(job), 'run')
-    const read = async (file: string) => {
-      const text = await readFile(path.join(run, file), 'utf8').catch(() => '')
-      return text.split('\n').flatMap((line) => (jsonIn(line) as { step: number } | undefined) ?? [])
-    }
-    const lines = (await read('metrics.jsonl')) as StepLine[]
-    const evaluations = (await read('evaluations.jsonl')) as { step: number; loss?: number }[]
-    return lines.map((line) => {
-      const evalLoss = evaluations.find(({ step, loss }) => step === line.step && loss !== undefined)?.loss
-      return evalLoss === undefined ? line : { ...line, evalLoss }
-    })
+  async #heardJudged(job: Job, { value, low, high, isPassed }: Heard<'judged'>): Promise<void> {
+    job.judged = { value, low, high, isPassed, isPublished: false }
+    await this.jobs.put(job)
+    const { alias, metric = 'loss' } = job.lowrank.gate as Gate
+    const fact = `${metric} changed by ${value.toFixed(4)} (95 %: ${low?.toFixed(4)} to ${high?.toFixed(4)})`
+    await this.#tell(job, 'judged', `${fact}: ${alias} ${isPassed ? 'is the new model' : 'stays as it was'}`)
   }
 
   async #finish(job: Job): Promise<void> {
-    const lines = await this.#linesOf(job)
-    const rows = lines.map(({ step, loss, evalLoss = '' }) => `${step},${loss},,${evalLoss},`)
-    const csv = ['step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy', ...rows, ''].join('\n')
+    const lines = await stepsOf(this.jobs.folderOf(job))
     const results = job.id.replace('ftjob-', 'file-')
-    await this.files.write(results, job.owner, 'step_metrics.csv', 'fine-tune-results', csv)
+    await this.files.write(results, job.owner, 'step_metrics.csv', 'fine-tune-results', tableOf(lines))
     job.result_files = [results]
     job.trained_tokens = lines.reduce((sum, { tokens }) => sum + tokens, 0)
     const last = lines.at(-1)
     if (last !== undefined && !job.checkpoints.some(({ isResult }) => isResult)) {
-      job.checkpoints = [
-        ...job.checkpoints,
-        { step: last.step, created_at: seconds(), metrics: metricsOf(last), isResult: true },
-      ]
+      const result = { step: last.step, created_at: seconds(), metrics: metricsOf(last), isResult: true }
+      job.checkpoints = [...job.checkpoints, result]
     }
-    await this.#tell(job, 'model', { message: `New fine-tuned model created: ${modelName(job)}` })
-    await this.#end(job, 'succeeded', { message: 'The job has successfully completed' })
+    await this.#tell(job, 'model', `New fine-tuned model created: ${modelName(job)}`)
+    await this.#end(job, 'succeeded', 'The job has successfully completed')
     await this.#publish(job)
   }
-}
-
-function metricsOf(line: StepLine | undefined): Record<string, number> {
-  if (line === undefined) return {}
-  const { loss, evalLoss } = line
-  return { train_loss: loss, ...(evalLoss !== undefined && { valid_loss: evalLoss, full_valid_loss: evalLoss }) }
-}
-
-function digest(text: string): string {
-  return createHash('sha256').update(text).digest('hex').slice(0, 12)
 }

@@ -3,10 +3,8 @@
 import { HttpError, piecesOf } from '../../http.js'
 import type { Call } from '../../route.js'
 
-/** Takes the pieces of a file. */
-export interface Sink {
-  write(piece: Uint8Array): Promise<void> | void
-}
+/** Takes the next piece of a file. */
+export type Write = (piece: Uint8Array) => Promise<void>
 
 const HEADERS_END = Buffer.from('\r\n\r\n')
 const MAX_HEADERS = 16 << 10
@@ -17,12 +15,12 @@ const MAX_AROUND = 256 << 10
 /**
  * Reads a form with one file. Its other fields come back by their names.
  *
- * @param onFile gives the place of the file with this field name
+ * @param onFile returns what takes the file of this field
  */
 export async function readForm(
   { request, stopped }: Call,
   maxFileBytes: number,
-  onFile: (field: string, filename: string) => Promise<Sink>,
+  onFile: (field: string, filename: string) => Write,
 ): Promise<Record<string, string>> {
   const type = request.headers.get('content-type') ?? ''
   const [, quoted, plain] = /^multipart\/form-data\s*;.*\bboundary=(?:"([^"]{1,200})"|([^\s;]{1,70}))/i.exec(type) ?? []
@@ -64,8 +62,7 @@ export async function readForm(
     if (name === '' || (filename !== undefined && hasFile)) throw broken()
     if (filename !== undefined) {
       hasFile = true
-      const sink = await onFile(name, filename)
-      hasNext = await until((piece) => sink.write(piece))
+      hasNext = await until(onFile(name, filename))
       continue
     }
     const text: Buffer[] = []

@@ -19,6 +19,15 @@ export interface Stored {
   /** Name of a key. */
   readonly owner: string
   readonly created_at: number
+  /** When it goes by itself, if that is before the store's own limit. */
+  readonly expires_at?: number
+}
+
+export interface StoreOptions {
+  /** Seconds after which an entry goes. Default: it stays. */
+  readonly maxAge?: number
+  /** False if another process may have the folder. Then nothing is changed in it. Default true. */
+  readonly isOurs?: boolean
 }
 
 const RECORD = 'record.json'
@@ -47,15 +56,17 @@ export class Store<Entry extends Stored> {
     private readonly folder: string,
     /** What messages call an entry. */
     private readonly noun: string,
+    private readonly options: StoreOptions,
   ) {}
 
-  /**
-   * Reads all records, and removes folders that were never finished.
-   *
-   * @param isOurs false if a server may have the folder: then nothing is changed in it
-   */
-  static async open<Entry extends Stored>(folder: string, noun: string, isOurs = true): Promise<Store<Entry>> {
-    const store = new Store<Entry>(folder, noun)
+  /** Reads all records, and removes folders that were never finished. */
+  static async open<Entry extends Stored>(
+    folder: string,
+    noun: string,
+    options: StoreOptions = {},
+  ): Promise<Store<Entry>> {
+    const store = new Store<Entry>(folder, noun, options)
+    const { isOurs = true } = options
     if (isOurs) await mkdir(folder, PRIVATE_FOLDER)
     const entries: Entry[] = []
     for (const id of await withFileErrors(folder, 'cannot be read', () => readdir(folder))) {
@@ -70,7 +81,7 @@ export class Store<Entry extends Stored> {
 
   /** The oldest first. */
   all(): Entry[] {
-    return [...this.#entries.values()]
+    return [...this.#entries.keys()].flatMap((id) => this.find(id) ?? [])
   }
 
   of(caller: Caller): Entry[] {
@@ -78,12 +89,17 @@ export class Store<Entry extends Stored> {
   }
 
   find(id: string): Entry | undefined {
-    return this.#entries.get(id)
+    const entry = this.#entries.get(id)
+    const { maxAge = Number.POSITIVE_INFINITY, isOurs = true } = this.options
+    if (entry === undefined) return undefined
+    if (Math.min(entry.expires_at ?? Number.POSITIVE_INFINITY, entry.created_at + maxAge) >= seconds()) return entry
+    if (isOurs) void this.remove(entry).catch(() => {})
+    return undefined
   }
 
   /** @throws HttpError if the caller has no such entry */
   get(id: string, caller: Caller, param = 'id', status = 404): Entry {
-    const entry = this.#entries.get(id)
+    const entry = this.find(id)
     if (entry !== undefined && mayUse(entry, caller)) return entry
     throw new HttpError(status, `There is no ${this.noun} ${id.slice(0, 100)}`, { param, code: 'not_found' })
   }
@@ -98,14 +114,18 @@ export class Store<Entry extends Stored> {
     return folder
   }
 
+  /** Writes a file beside the record of an entry. */
+  async write(id: string, file: string, content: string): Promise<void> {
+    await writePrivate(path.join(await this.makeFolder(id), file), content)
+  }
+
   /** Writes an entry, or its changes. */
   put(entry: Entry): Promise<void> {
     this.#entries.set(entry.id, entry)
     return this.#next(async () => {
       // It may have been removed while this waited.
       if (this.#entries.get(entry.id) !== entry) return
-      const folder = await this.makeFolder(entry.id)
-      await writePrivate(path.join(folder, RECORD), JSON.stringify(entry))
+      await this.write(entry.id, RECORD, JSON.stringify(entry))
     })
   }
 

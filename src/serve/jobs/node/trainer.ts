@@ -2,7 +2,8 @@
 // when the server ends.
 // Arguments: `check` or `train`, and the job's folder.
 
-import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { setPriority } from 'node:os'
 import path from 'node:path'
@@ -11,10 +12,12 @@ import { attempt, ConfigError, type DataError, FileError, LowrankError, messageO
 import { jsonIn } from '../../../base/options.js'
 import { readRows } from '../../../data/read-rows.js'
 import { findLinears } from '../../../graph/match/linears.js'
+import { trainingMemory } from '../../../graph/memory.js'
 import { readGraph } from '../../../graph/view/graph.js'
 import { openFile } from '../../../io/node/files.js'
 import { RATE_SHARE } from '../../../loop/grpo.js'
 import { promptOf } from '../../../loop/prompts.js'
+import { TRAIN_CONFIG_DEFAULTS } from '../../../lora/gen/options.js'
 import {
   checkData,
   type DataReport,
@@ -28,11 +31,22 @@ import {
 import { loadTask } from '../../../tasks/tasks.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
 import type { Judged } from '../job.js'
-import { withPairs } from '../rows.js'
+import type { Checked, JobSettings } from './settings.js'
+
+/** What a training needs. */
+interface MemoryUse {
+  /** The file of the model's graph. */
+  readonly graph: string
+  readonly weights: number
+  /** Bytes beside the weights. */
+  readonly others: number
+  /** Bytes for each record of a batch. */
+  readonly perRecord: number
+}
 
 /** What the process tells the server. */
 export type Message =
-  | { kind: 'checked'; records: number; learningRate: number; notes: readonly string[] }
+  | ({ kind: 'checked'; memory: MemoryUse; adapterBytes: number } & Checked)
   | { kind: 'invalid'; problems: readonly { readonly file: string; readonly message: string }[] }
   | {
       kind: 'step'
@@ -44,22 +58,14 @@ export type Message =
       secondsLeft: number
     }
   | { kind: 'checkpoint'; step: number }
-  | { kind: 'warning'; message: string }
+  /** `key` is the same for the same warning. */
+  | { kind: 'warning'; key: string; message: string }
   | ({ kind: 'judged' } & Pick<Judged, 'value' | 'low' | 'high' | 'isPassed'>)
   | { kind: 'failed'; code: string; message: string }
   | { kind: 'done' }
 
 /** What the server asks for: to save and end, to wait after the step, or to go on. */
 export type Order = 'stop' | 'wait' | 'go'
-
-/** What a job's process reads: options of `train`, and how often a checkpoint is kept. */
-export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'evalData' | 'adapter' | 'graderModels'> {
-  readonly model: string
-  readonly data: string
-  readonly evalData?: string | undefined
-  readonly adapter?: string | undefined
-  readonly graderModels?: Readonly<Record<string, string>> | undefined
-}
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja']
 const RETRY_MS = 500
@@ -74,6 +80,10 @@ const tell = (message: Message) =>
     if (process.connected) process.send!(message, () => resolve())
     else resolve()
   })
+
+/** The key of a warning comes from its text, so that a process that starts again does not tell it twice. */
+const warn = (message: string) =>
+  tell({ kind: 'warning', key: createHash('sha256').update(message).digest('hex').slice(0, 12), message })
 
 process.umask(0o077)
 let isHeld = false
@@ -102,30 +112,36 @@ process.disconnect?.()
 process.exit(0)
 
 async function check(): Promise<void> {
-  const { data, evalData, task, maxLength, chatTemplate } = settings
-  for (const file of [data, evalData ?? []].flat()) if (task === 'dpo') toPairs(file)
+  const { data, evalData, task, maxLength, chatTemplate, config } = settings
   const facts = await closing(await loadModel(settings.model, { dtype: settings.dtype }), async (model) => {
     const options = { model, data, evalData, task, maxLength, chatTemplate, signal: stopped.signal }
-    const widths = findLinears(readGraph(model.onnx)).flatMap(({ isHead, k }) => (isHead ? [] : [k]))
+    const linears = findLinears(readGraph(model.onnx)).filter(({ isHead }) => !isHead)
     const about = task === 'grpo' ? { rateShare: RATE_SHARE } : await loadTask(task!)
+    const widths = linears.map(({ k }) => k)
     const { learningRate } = withDefaultRate(resolveSettings({}), {}, about, { widths, trainsBase: false })
-    return { learningRate, report: await (task === 'grpo' ? checkPrompts(data) : checkData(options)) }
+    const report = await (task === 'grpo' ? checkPrompts(data) : checkData(options))
+    const sequence = report.lengths?.most ?? maxLength ?? model.contextLength ?? 0
+    const [empty, one] = [0, 1].map((batch) => trainingMemory(model, { batch, sequence, lowMemory: true }))
+    const { onnxPath: graph } = model
+    const { weights } = empty
+    const memory = { graph, weights, others: empty.total - weights, perRecord: one.total - empty.total }
+    const rows = linears.reduce((sum, { k, d }) => sum + k + d, 0)
+    return { learningRate, report, memory, adapterBytes: 4 * (config?.rank ?? TRAIN_CONFIG_DEFAULTS.rank) * rows }
   })
-  const { learnable, invalid, notes } = facts.report
+  const { report, ...found } = facts
+  const { learnable, invalid, notes } = report
   const problems = invalid.map(({ where, message }) => ({
     file: evalData !== undefined && where.startsWith(evalData) ? 'validation_file' : 'training_file',
     message: message.replaceAll(`${folder}${path.sep}`, ''),
   }))
+  if (learnable === 0) problems.push({ file: 'training_file', message: 'no record has a text to learn' })
   if (problems.length > 0) return tell({ kind: 'invalid', problems })
-  if (learnable === 0) {
-    return tell({ kind: 'invalid', problems: [{ file: 'training_file', message: 'no record has a text to learn' }] })
-  }
-  const told = Object.entries(notes).map(([note, count]) => `${count} records ${note}`)
-  await tell({ kind: 'checked', records: learnable, learningRate: facts.learningRate, notes: told })
+  for (const [note, count] of Object.entries(notes)) await warn(`${count} records ${note}`)
+  await tell({ kind: 'checked', records: learnable, ...found })
 }
 
 /** Checks the prompts of a run that learns from rewards. */
-async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' | 'invalid' | 'notes'>> {
+async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' | 'invalid' | 'notes' | 'lengths'>> {
   const invalid: { where: string; message: string }[] = []
   let learnable = 0
   await closing(await openFile(file), async (source) => {
@@ -136,14 +152,7 @@ async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' 
       if (problems.length === 0) learnable++
     }
   })
-  return { learnable, invalid, notes: {} }
-}
-
-/** Writes OpenAI's pairs of answers as those of lowrank, in the place of the file that was uploaded. */
-function toPairs(file: string): void {
-  const lines = readFileSync(file, 'utf8').split('\n')
-  writeFileSync(`${file}.tmp`, lines.map(withPairs).join('\n'))
-  renameSync(`${file}.tmp`, file)
+  return { learnable, invalid, notes: {}, lengths: null }
 }
 
 async function work(): Promise<void> {
@@ -165,7 +174,7 @@ async function work(): Promise<void> {
         if ((step - 1) % saveEvery === 0) keep(step - 1)
         void tell({ kind: 'step', step, totalSteps, loss, evalLoss, reward: rewards?.reward, secondsLeft })
       },
-      warning: (message) => void tell({ kind: 'warning', message }),
+      warning: (message) => void warn(message),
     }
     const result = await taking(() => {
       training = train({ ...settings, graderModels, out: run, resume, signal: stopped.signal, on })

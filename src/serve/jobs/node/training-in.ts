@@ -6,18 +6,22 @@ import path from 'node:path'
 import { checkArgument, checkOptions, NAME } from '../../../base/options.js'
 import type { DtypeChoice } from '../../../index.js'
 import { reserveFolder } from '../../../io/node/reserve.js'
+import { checkFields } from '../../fields.js'
 import { TRAINING_OPTIONS } from '../../gen/options.js'
 import { readJson } from '../../http.js'
 import type { Call } from '../../route.js'
 import type { Job } from '../job.js'
+import { STORED_FIELDS } from '../routes.js'
 import type { ServerFacts, Training } from '../training.js'
-import { Completions, readChoice } from './completions.js'
+import { Completions, type StoredChoice } from './completions.js'
 import { Files } from './files.js'
 import { JobQueue } from './jobs.js'
 import { Models } from './models.js'
 import { Store } from './store.js'
 
 const MAX_JSON = 64 << 10
+const DAY_SECONDS = 86_400
+const SWEEP_MS = 3_600_000
 
 /** Options of `trainingIn`. */
 export interface TrainingOptions {
@@ -48,6 +52,11 @@ export interface TrainingOptions {
    * @range an integer of at least 1
    */
   readonly maxOwnerBytes?: number | undefined
+  /**
+   * Days after which files and stored completions go. Default: they stay.
+   * @range a finite number above 0
+   */
+  readonly retentionDays?: number | undefined
   /**
    * The most jobs of one owner that have not ended.
    * @range an integer of at least 1
@@ -97,30 +106,26 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
     maxOwnerBytes = 8 * 2 ** 30,
     maxJobs = 32,
     maxStored = 10_000,
+    retentionDays = Number.POSITIVE_INFINITY,
   } = options
+  const maxAge = DAY_SECONDS * retentionDays
   await mkdir(folder, { recursive: true, mode: 0o700 })
   const reservation = await reserveFolder(folder, 'server')
-  const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes })
+  const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes, maxAge })
   const store = await Store.open<Job>(path.join(folder, 'jobs'), 'job')
   const models = await Models.open(folder, store)
-  const completions = await Completions.open(folder, maxStored)
+  const completions = await Completions.open(folder, maxStored, { maxAge })
   const { hubId, hubRevision, name } = server.model.directory
   const model = hubId === undefined ? path.resolve(name) : `hf:${hubId}${hubRevision ? `@${hubRevision}` : ''}`
   const { chatTemplate } = server
-  const queue = new JobQueue(
-    store,
-    files,
-    models,
-    server,
-    { model, dtype, threads, chatTemplate, graderModels },
-    { maxJobs },
-  )
+  const base = { model, dtype, threads, chatTemplate, graderModels }
+  const queue = new JobQueue(store, files, models, server, base, maxJobs)
   const answers: Readonly<Record<string, (call: Call) => object | Promise<object>>> = {
     'GET /v1/files': (call) => files.list(call),
     'POST /v1/files': async (call) => {
       if (!/^application\/json\b/i.test(call.request.headers.get('content-type') ?? '')) return files.create(call)
-      const { lowrank } = await readJson(call.request, MAX_JSON, call.stopped)
-      return files.createFrom(call, completions.rows(call.caller, readChoice(lowrank)))
+      const { lowrank } = checkFields(await readJson(call.request, MAX_JSON, call.stopped), STORED_FIELDS)
+      return files.createFrom(call, completions.rows(call.caller, lowrank as StoredChoice))
     },
     'GET /v1/files/*/content': (call) => files.content(call),
     'GET /v1/files/*': (call) => files.retrieve(call),
@@ -147,6 +152,12 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
     'POST /v1/aliases': (call) => models.setAlias(call),
     'DELETE /v1/aliases/*': (call) => models.removeAlias(call),
   }
+  // What is too old goes when somebody looks for it; nobody may look.
+  const sweep = () => {
+    files.sweep()
+    completions.sweep()
+  }
+  const sweeping = setInterval(sweep, SWEEP_MS).unref()
   return Object.assign(models, {
     keep: (call: Call, answer: object) => completions.keep(call, answer),
     serves: (requests: number) => queue.hold(when === 'idle' && requests > 0),
@@ -155,6 +166,7 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
       return answer instanceof Response ? answer : Response.json(answer)
     },
     async close() {
+      clearInterval(sweeping)
       await queue.close()
       await reservation.release()
     },

@@ -1,0 +1,39 @@
+// What the folder of a run says about its steps.
+
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { jsonIn } from '../../../base/options.js'
+
+/** A step, with the loss on the validation file if it was measured then. */
+export interface StepLine {
+  readonly step: number
+  readonly loss: number
+  readonly tokens: number
+  readonly evalLoss?: number
+}
+
+/** @param folder of the job */
+export async function stepsOf(folder: string): Promise<StepLine[]> {
+  const read = async <Line>(file: string): Promise<Line[]> => {
+    const text = await readFile(path.join(folder, 'run', file), 'utf8').catch(() => '')
+    return text.split('\n').flatMap((line) => (jsonIn(line) as Line | undefined) ?? [])
+  }
+  const evaluations = await read<{ step: number; loss?: number }>('evaluations.jsonl')
+  return (await read<StepLine>('metrics.jsonl')).map((line) => {
+    const evalLoss = evaluations.find(({ step, loss }) => step === line.step && loss !== undefined)?.loss
+    return evalLoss === undefined ? line : { ...line, evalLoss }
+  })
+}
+
+/** OpenAI's names. */
+export function metricsOf(line: StepLine | undefined): Record<string, number> {
+  if (line === undefined) return {}
+  const { loss, evalLoss } = line
+  return { train_loss: loss, ...(evalLoss !== undefined && { valid_loss: evalLoss, full_valid_loss: evalLoss }) }
+}
+
+/** The file of results, as CSV. */
+export function tableOf(lines: readonly StepLine[]): string {
+  const rows = lines.map(({ step, loss, evalLoss = '' }) => `${step},${loss},,${evalLoss},`)
+  return ['step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy', ...rows, ''].join('\n')
+}
