@@ -90,7 +90,7 @@ export const ROUTES: Routes<Service> = {
   '/chat.svg': page,
   '/health': probe(() => new Response('ok')),
   '/ready': probe((service) => service.ready()),
-  '/version': probe(() => Response.json({ version: VERSION })),
+  '/version': probe((service) => service.version()),
   '/metrics': get((service, { caller }) => service.metrics(caller)),
   '/v1/models': models,
   '/v1/models/*': { ...models, ...jobs['/v1/models/*'] },
@@ -229,6 +229,10 @@ export class Service {
     if (route.fields === undefined) return route.run(this, call)
     const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20, this.#stopped.signal)
     return route.run(this, Object.assign(call, { fields: checkFields(body, route.fields) }))
+  }
+
+  version(): Response {
+    return Response.json({ version: VERSION, ...(this.jobs !== undefined && { trains: true }) })
   }
 
   ready(): Response {

@@ -3,7 +3,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createHandler, type Handler, type HandlerOptions, type Listening, listen } from 'lowrank/server'
+import { createHandler, type Handler, type HandlerOptions, type Listening, listen, trainingIn } from 'lowrank/server'
 import { afterAll, describe, expect, it } from 'vitest'
 import { chromium } from '../chromium.js'
 import { goldenPath } from '../golden.js'
@@ -177,6 +177,56 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
     )
     expect(messages.map(({ role }: { role: string }) => role)).toEqual(['system', 'user', 'assistant', 'user'])
     expect(messages[2].content).toBe((await texts('.answer p'))[0])
+    rmSync(folder, { recursive: true })
+  })
+
+  it('trains from a file that is dropped, shows losses and samples, compares and promotes', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'lowrank-train-page-'))
+    const url = await serve({
+      ...{ adapters: {}, training: trainingIn(join(folder, 'training')), hosts: ['127.0.0.1'] },
+      apiKeys: [{ key: 'root', isAdmin: true }],
+    })
+    const row = (i: number) => `${JSON.stringify({ prompt: `Boat ${i}: ${HOSTILE}`, completion: ' it sails.' })}\n`
+    const file = join(folder, 'rows.jsonl')
+    writeFileSync(file, Array.from({ length: 4 }, (_, i) => row(i)).join(''))
+    await open(url)
+    await until("!document.querySelector('#key').hidden")
+    await set('key-text', 'root')
+    await page.evaluate("document.querySelector('#key button').click()")
+    await until("!document.querySelector('#train').hidden")
+    await page.drop([file])
+    await until("document.querySelectorAll('#examples li').length === 3")
+    expect((await texts('#examples li'))[0]).toContain(HOSTILE.replaceAll('"', '\\"'))
+    expect(await page.evaluate("document.getElementById('train-method').value")).toBe('supervised')
+    await set('epochs', '2')
+    await set('suffix', 'page')
+    await page.evaluate("document.getElementById('begin').click()")
+    await until("[...document.querySelectorAll('.job button')].some(({ textContent }) => textContent === 'Promote')")
+    const [model] = (await texts('.job h3')).map((title: string) => /^ft:union-3m:lowrank:page:\w{10}/.exec(title)![0])
+    expect((await texts('.job small'))[0]).toMatch(/^succeeded · step \d+ of \d+, loss \d/)
+    expect(await page.evaluate("document.querySelector('.job polyline').getAttribute('points')")).toMatch(/^0,/)
+    expect((await texts('.sample')).at(-1)).toContain(`Boat 0: ${HOSTILE}`)
+    expect(await texts('.job .soft')).toEqual([expect.stringMatching(/needs about/)])
+    if (process.env.SHOTS) writeFileSync(join(process.env.SHOTS, 'train.png'), await page.screenshot())
+    const press = (label: string) =>
+      page.evaluate(
+        `[...document.querySelectorAll('.job button')].find(({ textContent }) => textContent === '${label}').click()`,
+      )
+    await press('Compare with the base')
+    await until(`document.getElementById('right').value === ${JSON.stringify(model)}`)
+    expect(await page.evaluate("document.getElementById('left').value")).toBe('union-3m')
+    await page.evaluate(`document.querySelector('.job input').value = ${JSON.stringify(HOSTILE)}`)
+    await press('Promote')
+    await until("/from now on/.test(document.getElementById('train-state').textContent)")
+    const models = await fetch(`${url}/v1/models`, { headers: { authorization: 'Bearer root' } })
+    expect((await models.json()).data.map(({ id }: { id: string }) => id)).toContain(HOSTILE)
+    // The server says which line is wrong.
+    writeFileSync(file, `${row(0)}nothing\n`)
+    await page.drop([file])
+    await page.evaluate("document.getElementById('begin').click()")
+    await until("/line 2 is not a JSON object/.test(document.getElementById('train-state').textContent)")
+    expect(page.errors.filter((text) => !/40[01]/.test(text))).toEqual([])
+    expect(await page.evaluate('document.title')).toBe('lowrank: talk to the model')
     rmSync(folder, { recursive: true })
   })
 })

@@ -1,29 +1,17 @@
-// The page of `lowrank serve`: pick a model, ask, compare two side by side. It speaks the public routes alone.
-// Names, answers and errors only ever become text, never HTML.
+// The page of `lowrank serve`: pick a model, ask, compare two side by side, train. It speaks the public routes alone.
 
 import './style.css'
+import { byId, inputOf, make } from './dom.js'
 import { type Event, events, request } from './requests.js'
+import { openTraining } from './train.js'
 
 interface Message {
   readonly role: 'system' | 'user' | 'assistant'
   readonly content: string
 }
 
-const byId = <E extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as E
-const inputOf = (id: string) => byId<HTMLInputElement>(id)
 const [left, right] = ['left', 'right'].map((id) => byId<HTMLSelectElement>(id))
 const [text, send, stop, curl] = [inputOf('text'), byId('send'), byId('stop'), byId<HTMLButtonElement>('curl')]
-
-function make<K extends keyof HTMLElementTagNameMap>(
-  tag: K,
-  className: string,
-  ...inside: (string | Node)[]
-): HTMLElementTagNameMap[K] {
-  const element = document.createElement(tag)
-  element.className = className
-  element.append(...inside)
-  return element
-}
 
 /** The conversation of each side so far, by the name of its model. */
 const histories = new Map<string, Message[]>()
@@ -58,7 +46,16 @@ async function loadModels(): Promise<void> {
     const title = make('h3', '', id, make('small', '', `loaded at ${since}`))
     return make('li', '', title, ...(root === id ? [] : [make('span', 'soft', `from ${root}`)]))
   })
+  void openTraining(base.id, compare)
   byId('cards').replaceChildren(...(cards.length > 0 ? cards : [make('li', '', 'None is loaded: the base answers.')]))
+}
+
+/** Puts two models side by side. */
+async function compare(base: string, model: string): Promise<void> {
+  await loadModels()
+  left.value = base
+  right.value = model
+  text.focus()
 }
 
 function requestFor(model: string, asked: string): { path: string; body: object } {

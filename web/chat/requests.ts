@@ -11,11 +11,12 @@ export interface Event {
   readonly error?: { readonly message: string }
 }
 
-/** Sends a request, with the key of this tab if one was typed. Without a body it is a GET. */
+/** Sends a form or JSON, with the key of this tab if one was typed. Without a body it is a GET. */
 export function request(path: string, body?: object, signal?: AbortSignal): Promise<Response> {
   const key = sessionStorage.getItem('key')
   const headers: Record<string, string> = key === null ? {} : { authorization: `Bearer ${key}` }
   if (body === undefined) return fetch(path, { headers })
+  if (body instanceof FormData) return fetch(path, { method: 'POST', headers, body, signal })
   headers['content-type'] = 'application/json'
   return fetch(path, { method: 'POST', headers, body: JSON.stringify(body), signal })
 }

@@ -1,77 +1,20 @@
-// Jobs in processes: each method learns, and a server and a process that are killed lose nothing and do nothing twice.
+// Jobs in processes: each method learns, and a job's command gives the bytes of its result, whatever happened meanwhile.
 
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
-import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as wait } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, it } from 'vitest'
+// @ts-expect-error A script without declarations.
+import { JobServer } from '../../../scripts/stress/job-server.mjs'
 
 const folder = mkdtempSync(join(tmpdir(), 'lowrank-methods-'))
-let server: ChildProcess
-let url = ''
+const server = new JobServer(folder, { options: ['--train-when', 'idle'] })
+const create = async (rows: readonly object[], options: object) => server.create(await server.upload(rows), options)
 
-async function start(): Promise<void> {
-  const args = [
-    'dist/cli/main.js',
-    'serve',
-    'models/union-3m',
-    '--port',
-    '0',
-    '--train',
-    folder,
-    '--quiet',
-    '--log',
-    'off',
-  ]
-  server = spawn(process.execPath, args, { env: { ...process.env, LOWRANK_ADMIN_KEY: 'root' } })
-  let told = ''
-  for await (const text of server.stderr!) {
-    told += text
-    url = /http:\/\/[\d.:]+/.exec(told)?.[0] ?? ''
-    if (url !== '' && / serves /.test(told)) break
-  }
-  server.stderr!.resume()
-  expect(url, told).not.toBe('')
-}
-
-async function call(path: string, body?: object | FormData): Promise<any> {
-  const isForm = body instanceof FormData
-  const answer = await fetch(`${url}/v1${path}`, {
-    method: body === undefined ? 'GET' : 'POST',
-    headers: { authorization: 'Bearer root', ...(!isForm && { 'content-type': 'application/json' }) },
-    ...(body !== undefined && { body: isForm ? body : JSON.stringify(body) }),
-  })
-  const value = await answer.json()
-  if (!answer.ok) throw new Error(`${path}: ${JSON.stringify(value)}`)
-  return value
-}
-
-async function upload(rows: readonly object[]): Promise<string> {
-  const form = new FormData()
-  form.set('purpose', 'fine-tune')
-  form.set('file', new File([rows.map((row) => `${JSON.stringify(row)}\n`).join('')], 'rows.jsonl'))
-  return (await call('/files', form)).id
-}
-
-async function create(rows: readonly object[], options: object): Promise<string> {
-  return (await call('/fine_tuning/jobs', { model: 'union-3m', training_file: await upload(rows), ...options })).id
-}
-
-async function ended(id: string): Promise<any> {
-  for (;;) {
-    const job = await call(`/fine_tuning/jobs/${id}`)
-    if (['succeeded', 'failed', 'cancelled'].includes(job.status)) return job
-    await wait(100)
-  }
-}
-
-beforeAll(start)
+beforeAll(() => server.start())
 afterAll(async () => {
-  const exit = once(server, 'exit')
-  server.kill('SIGTERM')
-  await exit
+  await server.end()
   rmSync(folder, { recursive: true, force: true })
 })
 
@@ -118,14 +61,14 @@ it('learns from pairs of answers, judged answers, and a grader', async () => {
       },
     ),
   ]
-  const [dpo, kto, reinforced, chats] = await Promise.all(ids.map(ended))
+  const [dpo, kto, reinforced, chats] = await Promise.all(ids.map((id) => server.ended(id)))
   for (const job of [dpo, kto, reinforced]) {
     expect([job.status, job.error]).toEqual(['succeeded', null])
     expect(job.trained_tokens).toBeGreaterThan(0)
   }
   expect(dpo.method).toMatchObject({ type: 'dpo', dpo: { hyperparameters: { beta: 0.2 } } })
   expect(reinforced.method.reinforcement.grader).toEqual(grader)
-  const { data } = await call(`/fine_tuning/jobs/${reinforced.id}/events?limit=100`)
+  const { data } = await server.call(`/fine_tuning/jobs/${reinforced.id}/events?limit=100`)
   expect(data.filter(({ type }: any) => type === 'metrics')[0].data.train_mean_reward).toBeGreaterThanOrEqual(0)
   expect(chats).toMatchObject({
     status: 'failed',
@@ -138,56 +81,40 @@ it('learns from pairs of answers, judged answers, and a grader', async () => {
   ).rejects.toThrow(/python/)
 })
 
-it('goes on where it was after the server, its process or both were killed', async () => {
-  const id = await create(
-    rows((i) => ({ text: `The boat number ${i} sails.` })),
-    {
-      hyperparameters: { n_epochs: 40, batch_size: 1 },
-      lowrank: { rank: 2 },
-    },
-  )
-  const processOf = () => {
-    const { stdout } = { stdout: execFileSync('pgrep', ['-P', String(server.pid), '-f', id], { encoding: 'utf8' }) }
-    return Number(stdout.split('\n')[0])
+it('gives the bytes of its command with and without validation, paused and resumed, and while requests run', async () => {
+  const texts = rows((i) => ({ text: `The boat number ${i} sails.` }))
+  const [training, validation] = [await server.upload(texts), await server.upload(texts.slice(2))]
+  const options = { hyperparameters: { n_epochs: 6, batch_size: 1 }, lowrank: { rank: 2 }, seed: 5 }
+  const isRunning = async (id: string) => {
+    const { data } = await server.call(`/fine_tuning/jobs/${id}/events`)
+    return data.some(({ type }: any) => type === 'metrics')
   }
-  const steps = async () => {
-    const { data } = await call(`/fine_tuning/jobs/${id}/events?limit=100`)
-    return data.filter(({ type }: any) => type === 'metrics').length
-  }
-  for (const victims of ['process', 'server', 'both']) {
-    const before = await steps()
-    while ((await steps()) <= before) await wait(20)
-    const pid = processOf()
-    const exit = once(server, 'exit')
-    if (victims !== 'server') process.kill(pid, 'SIGKILL')
-    if (victims === 'process') continue
-    server.kill('SIGKILL')
-    await exit
-    await start()
-  }
-  const job = await ended(id)
-  expect([job.status, job.error]).toEqual(['succeeded', null])
-  const events: any[] = []
-  for (let page = await call(`/fine_tuning/jobs/${id}/events?limit=100`); ; ) {
-    events.push(...page.data)
-    if (!page.has_more) break
-    page = await call(`/fine_tuning/jobs/${id}/events?limit=100&after=${page.last_id}`)
-  }
-  const told = events.flatMap(({ type, data }) => (type === 'metrics' ? [data.step] : []))
-  expect(told.toReversed()).toEqual(Array.from({ length: 160 }, (_, i) => i + 1))
-  expect(
-    (await call('/files?purpose=fine-tune-results')).data.filter(({ id: file }: any) =>
-      job.result_files.includes(file),
-    ),
-  ).toHaveLength(1)
-  const { data: checkpoints } = await call(`/fine_tuning/jobs/${id}/checkpoints?limit=100`)
-  expect(checkpoints.map(({ step_number }: any) => step_number)).toEqual(
-    Array.from({ length: 40 }, (_, i) => 160 - 4 * i),
-  )
-  const out = join(folder, 'again')
-  execFileSync(process.execPath, ['dist/cli/main.js', ...job.lowrank.command.replace('DIR', out).split(' ').slice(1)], {
-    stdio: 'pipe',
-  })
+  const plain = await server.create(training, options)
+  const validated = await server.create(training, { ...options, validation_file: validation })
+  const paused = await server.create(training, options)
+  await Promise.all([server.ended(plain), server.ended(validated)])
+  while (!(await isRunning(paused))) await wait(20)
+  expect((await server.call(`/fine_tuning/jobs/${paused}/pause`, {})).status).toBe('queued')
+  // While a job is paused, the next one trains. It waits while requests run.
+  const loaded = await server.create(training, options)
+  const asked: Promise<unknown>[] = []
+  const ask = () => server.call('/completions', { model: 'union-3m', prompt: 'A boat', max_tokens: 32 })
+  while (!(await isRunning(loaded))) await wait(20)
+  for (let i = 0; i < 6; i++) asked.push(ask())
+  await Promise.all(asked)
+  await server.call(`/fine_tuning/jobs/${paused}/resume`, {})
+  const jobs = await Promise.all([plain, validated, paused, loaded].map((id) => server.ended(id)))
+  expect(jobs.map(({ status }: any) => status)).toEqual(jobs.map(() => 'succeeded'))
   const bytes = (place: string) => readFileSync(join(place, 'adapter_model.safetensors'))
-  expect(bytes(out).equals(bytes(join(folder, 'jobs', id, 'run')))).toBe(true)
+  const expected = bytes(server.repeat(jobs[0], join(folder, 'again')))
+  for (const { id } of jobs) expect(bytes(server.runOf(id)).equals(expected), id).toBe(true)
+  // The command of the job with validation measures on the validation file too.
+  expect(bytes(server.repeat(jobs[1], join(folder, 'validated'))).equals(expected)).toBe(true)
+  const { data: told } = await server.call(`/fine_tuning/jobs/${validated}/events?limit=100`)
+  const needs = told.filter(({ message }: any) => /needs about/.test(message))
+  expect(needs).toEqual([
+    expect.objectContaining({ message: expect.stringMatching(/shares the weights .*free.*disk/) }),
+  ])
+  const order = told.map(({ message }: any) => message)
+  expect(order.indexOf(needs[0].message)).toBeGreaterThan(order.indexOf('Fine-tuning job started'))
 })
