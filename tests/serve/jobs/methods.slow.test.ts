@@ -1,4 +1,4 @@
-// Jobs in processes: each method learns, and a job's command gives the bytes of its result, whatever happened meanwhile.
+// Jobs in processes: each method learns, and a job's command gives the bytes of its result.
 
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -17,7 +17,6 @@ import { readGraph } from '../../../graph/view/graph.js'
 import { openFile } from '../../../io/node/files.js'
 import { RATE_SHARE } from '../../../loop/grpo.js'
 import { promptOf } from '../../../loop/prompts.js'
-import { TRAIN_CONFIG_DEFAULTS } from '../../../lora/gen/options.js'
 import {
   checkData,
   type DataReport,
@@ -69,6 +68,8 @@ export type Order = 'stop' | 'wait' | 'go'
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja']
 const RETRY_MS = 500
+/** The rank that `train` takes by itself. */
+const USUAL_RANK = 8
 
 const [mode, folder, every, gate] = process.argv.slice(2)
 const settings = JSON.parse(readFileSync(path.join(folder, 'settings.json'), 'utf8')) as JobSettings
@@ -126,7 +127,7 @@ async function check(): Promise<void> {
     const { weights } = empty
     const memory = { graph, weights, others: empty.total - weights, perRecord: one.total - empty.total }
     const rows = linears.reduce((sum, { k, d }) => sum + k + d, 0)
-    return { learningRate, report, memory, adapterBytes: 4 * (config?.rank ?? TRAIN_CONFIG_DEFAULTS.rank) * rows }
+    return { learningRate, report, memory, adapterBytes: 4 * (config?.rank ?? USUAL_RANK) * rows }
   })
   const { report, ...found } = facts
   const { learnable, invalid, notes } = report
