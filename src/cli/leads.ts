@@ -19,9 +19,11 @@ const COMMANDS: readonly Lead[] = [
   { words: 'reward', says: 'lowrank train --task dpo learns from preferences, without a model of rewards' },
   { words: 'search', says: 'models and adapters of the Hub are found at https://huggingface.co/models' },
   {
-    words: 'list ls ps manage',
+    words: 'list ls manage',
     says: 'lowrank inspect DIR shows a model or an adapter; those of the Hub lie in its cache: hf cache ls',
   },
+  { words: 'ps', says: 'a running lowrank serve lists its models at /v1/models' },
+  { words: 'webui ui gui webchat', says: 'lowrank serve MODEL has a page: open its address in a browser' },
   { words: 'compare', says: 'lowrank diff compares the weights of adapters, lowrank evaluate their answers' },
   {
     words: 'export save',
@@ -137,7 +139,7 @@ const OPTIONS: readonly Lead[] = [
     says: 'only answers are learned; put the whole text into {"text"} to learn all of it',
   },
   {
-    words: 'push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push upload_repo',
+    words: 'push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push upload_repo export_hub_model_id',
     needs: 'out',
     says: 'afterwards, lowrank push DIR owner/name sends the adapter to the Hub',
   },
@@ -242,6 +244,21 @@ const OPTIONS: readonly Lead[] = [
     words: 'num_ctx ctx_size context_length max_kv_size kv_bits max_position_embeddings',
     needs: 'temperature',
     says: `${ALWAYS}the context is the model's own; --max-new-tokens bounds an answer`,
+  },
+  {
+    words: 'max_model_len num_ctx ctx_size context_length max_position_embeddings',
+    needs: 'prefixCache',
+    says: `${ALWAYS}the context is the model's own; --max-tokens bounds an answer`,
+  },
+  {
+    words: 'enable_lora max_lora_rank enable_prefix_caching enable_auto_tool_choice tool_call_parser',
+    needs: 'prefixCache',
+    says: `${ALWAYS}it is always on. Adapters may have any rank, and what was read is not read again`,
+  },
+  {
+    words: 'tensor_parallel_size data_parallel_size gpu_memory_utilization',
+    needs: 'prefixCache',
+    says: 'a server has one device; run one on each machine, behind a load balancer',
   },
   {
     words: 'think enable_thinking reasoning_effort hidethinking',

@@ -51,6 +51,23 @@ const KNOWN: readonly [words: string, leads: RegExp][] = [
   ['train --warmup_steps', /mean --warmup-steps\?/],
   ['train --lora-layers', /mean --num-layers\?/],
   ['merge --dequantize', /quantized weights stay.*--dtype fp32/],
+  // Axolotl, LLaMA-Factory and vLLM
+  ['preprocess', /mean data\?/],
+  ['inference', /mean generate\?/],
+  ['webui', /lowrank serve MODEL has a page/],
+  ['api', /mean serve\?/],
+  ['train --micro_batch_size', /mean --batch-size\?/],
+  ['train --cutoff_len', /mean --max-length\?/],
+  ['train --val_set_size', /mean --eval-split\?/],
+  ['merge --export_dir', /mean --out\?/],
+  ['merge --export_size', /mean --max-shard-size\?/],
+  ['serve --lora-modules', /mean --adapter\?/],
+  ['serve --enable-lora', /always on/],
+  ['serve --max-loras', /mean --max-adapters\?/],
+  ['serve --max-num-seqs', /mean --max-running\?/],
+  ['serve --max-model-len', /the model's own; --max-tokens/],
+  ['serve --num-ctx', /the model's own; --max-tokens/],
+  ['serve --tensor-parallel-size', /behind a load balancer/],
 ]
 
 /** From the lists of TrainingArguments and TRL's configs, and the commands and options of mlx-lm and ollama. */
@@ -58,7 +75,7 @@ const BLIND: readonly [words: string, leads: RegExp][] = [
   // ollama
   ['run', /mean generate\?/],
   ['show', /mean inspect\?/],
-  ['ps', /lowrank inspect/],
+  ['ps', /\/v1\/models/],
   ['cp', /ordinary folders/],
   ['create', /--to ollama/],
   ['stop', /Ctrl-C/],
