@@ -148,6 +148,22 @@ describe("an adapter's layers", () => {
     )
   })
 
+  it.each([
+    [['model.layers.0.shared_mlp.input_linear', 'model.layers.1.shared_mlp.input_linear']],
+    [['model.layers.0.mlp.experts.0.up_proj', 'model.layers.0.mlp.gate', 'model.layers.0.feed_forward.w1']],
+    [['base.model.layers.1.self_attn.qkv']],
+  ])('of blocks that the model has are not offered to be left out: %j', (renamed) => {
+    const layers = [...renamed, 'model.layers.0.mlp.up_proj', 'model.layers.1.mlp.up_proj'].map((name) => layer(name))
+    const message = messageOf(() => matchLayers(linears, layers))
+    expect(message).toMatch(/has them under other names, or in operators that cannot be adapted/)
+    expect(message).not.toContain('allowMissing')
+  })
+
+  it('of a tower that the model does not have are', () => {
+    const layers = ['visual.layers.0.mlp.up_proj', 'model.layers.1.mlp.up_proj'].map((name) => layer(name))
+    expect(messageOf(() => matchLayers(linears, layers))).toContain('leave it out with `allowMissing`')
+  })
+
   it('of kinds that the model has in other layers are those of a larger model', () => {
     const layers = [0, 1, 2, 3, 4, 5].map((i) => layer(`model.layers.${i}.mlp.up_proj`))
     const message = messageOf(() => matchLayers(linears, layers))

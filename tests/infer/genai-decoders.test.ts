@@ -1,6 +1,7 @@
 // Decoders of onnxruntime-genai whose caches or modules are of another kind than Llama's: LFM2's convolutions, Gemma
 // 2's sliding windows, Granite 4's MLP.
 
+import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
@@ -129,4 +130,23 @@ describe.each(['lfm2', 'gemma2', 'qwen3_5', 'granite'])('%s', (name) => {
       shares: true,
     })
   })
+})
+
+it.each([
+  ['lfm2', 'feed_forward', 'feed-forward'],
+  ['granite', 'shared_mlp', 'common_mlp'],
+])('%s with MLPs of unknown names: they are not offered to be left out', async (name, known, unknown) => {
+  const golden = `tests/golden/genai-decoders/${name}`
+  const read = (file: string) => readFileSync(`${golden}/golden/adapter/${file}`, 'latin1')
+  const files = {
+    'adapter_config.json': read('adapter_config.json'),
+    'adapter_model.safetensors': read('adapter_model.safetensors').replaceAll(known, unknown),
+  }
+  const folder = new MemoryDirectory(
+    Object.fromEntries(Object.entries(files).map(([file, text]) => [file, Buffer.from(text, 'latin1')])),
+  )
+  const model = await openModel(golden)
+  const opened = ModelSession.open(model, { adapters: { own: await loadAdapter(folder) } })
+  await expect(opened).rejects.toThrow(/no module for model\.layers\.(?!.*allowMissing).*under other names/s)
+  await model.close()
 })

@@ -1,6 +1,6 @@
 // Builds the page of web/, serves it as a static host would, opens it in Chromium, and acts as a user.
 
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -66,7 +66,6 @@ export async function openSite(
   await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
   // MiniLM is not in the repository. Remove it if a developer has built it.
   rmSync(join(folder, 'model-minilm'), { recursive: true, force: true })
-  cpSync(join(root, 'tests/golden/peft/rslora'), join(folder, 'linked'), { recursive: true })
   for (const name of readdirSync(join(folder, 'assets')).filter((file) => /\.m?js$/.test(file))) {
     const path = join(folder, 'assets', name)
     const edited = edit(name, readFileSync(path, 'utf8'))

@@ -123,8 +123,10 @@ export function missingError(
   const near = nearMisses(missing[0], known)
   const lack = graphs.length > 1 ? `none of the model's graphs (${graphs.join(', ')}) has a` : 'the model has no'
   const hints = near.length > 0 ? [`Nearest to the first: ${near.join(', ')}`] : []
-  const rest = withoutMissing(missing, names)
+  const rest = withoutMissing(missing, names, known)
+  const renamed = missing.filter((name) => isRenamed(name, known))
   if (rest !== undefined) hints.push(rest)
+  else if (renamed.length > 0 && !hasKindsOf(missing, names)) hints.push(RENAMED)
   else if (near.length === 0 || missing.length < names.length) {
     const how = missing.length < names.length ? 'Layers of the same kinds are' : "None of the adapter's layers is"
     hints.push(`${how} in this model: give the model that the adapter was trained for`)
@@ -143,13 +145,42 @@ function readsOthersKeys(name: string, modules: readonly string[]): boolean {
   return attention !== undefined && has('q_proj') && !has('k_proj') && !has('v_proj')
 }
 
-/** Hints at using the other layers; undefined if some are of the same kinds, as if the model had too few layers. */
-export function withoutMissing(missing: readonly string[], names: readonly string[]): string | undefined {
-  const kinds = new Set(missing.map(kindOf))
+/** Modules of blocks that exports drop. */
+const DROPPED = /(^|[._])(experts?|gate|router)(\.|$)/
+const RENAMED =
+  'Exports do not drop such modules, so this one has them under other names, or in operators that cannot be adapted. Use an export by another tool'
+
+/** True if the model has this block, and exports keep such modules: leaving them out would lose a part of each block. */
+function isRenamed(name: string, modules: readonly string[]): boolean {
+  const block = blockOf(name)
+  const isSame = (other: string) => block === other || block?.endsWith(`.${other}`) || other.endsWith(`.${block}`)
+  return block !== undefined && !DROPPED.test(name) && modules.some((module) => isSame(blockOf(module) ?? ''))
+}
+
+/** The block of a module, such as model.layers.0. */
+const blockOf = (name: string) => /^(?:.*?\.)?\w+\.\d+(?=\.)/.exec(name)?.[0]
+
+/**
+ * Hints at using the other layers. Returns undefined if some are of the same kinds, as if the model had too few layers,
+ * or if the model has the blocks of the missing ones.
+ */
+export function withoutMissing(
+  missing: readonly string[],
+  names: readonly string[],
+  modules: readonly string[],
+): string | undefined {
   const rest = names.filter((name) => !missing.includes(name))
-  if (rest.length === 0 || rest.some((name) => kinds.has(kindOf(name)))) return undefined
+  if (rest.length === 0 || hasKindsOf(missing, names) || missing.some((name) => isRenamed(name, modules))) {
+    return undefined
+  }
   const it = missing.length === 1 ? 'it' : 'them'
   return `The export may have dropped ${it}, as exports drop poolers, routers of experts and contact heads. Use an export that has ${it}, or leave ${it} out with \`allowMissing\`: the rest of the adapter is ${kindsOf(rest)}`
+}
+
+/** True if the adapter has other layers of the same kinds. */
+function hasKindsOf(missing: readonly string[], names: readonly string[]): boolean {
+  const kinds = new Set(missing.map(kindOf))
+  return names.some((name) => !missing.includes(name) && kinds.has(kindOf(name)))
 }
 
 const kindOf = (name: string) => name.replace(/(?<=^|\.)\d+(?=\.|$)/g, '*')

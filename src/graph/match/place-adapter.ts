@@ -119,6 +119,10 @@ function matchOrRefuse<T extends NamedLayer>(graph: Graph, linears: readonly Lin
     got: shown.join(', ') + (opaque.length > 4 ? `, … (${opaque.length} in all)` : ''),
     hint: opaque.some(({ opType }) => opType === INTEGER_ATTENTION)
       ? 'Quantize the graph without its attention (op_types_to_quantize of ONNX Runtime), or quantize the graph that was not fused'
-      : (withoutMissing(missing, names) ?? 'Use another export of the model'),
+      : (withoutMissing(
+          missing,
+          names,
+          linears.map(({ name }) => name),
+        ) ?? 'Use another export of the model'),
   })
 }
