@@ -89,6 +89,35 @@ it('takes options from a file, keys of several kinds, and logs requests', async 
   expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringMatching(/--api-key: not a key: write \[NAME=\]KEY/)])
 })
 
+it('takes its key from the environment, has no page if it is told so, and ends at once by a second signal', async () => {
+  const config = join(scratchFolder(), 'serve.json')
+  writeFileSync(config, JSON.stringify({ model: MODEL, port: 0, noPage: true, drainSeconds: 600 }))
+  process.env.LOWRANK_API_KEY = 'of-the-environment'
+  const { child, done } = start(['serve', '--config', config])
+  delete process.env.LOWRANK_API_KEY
+  const url = await addressOf(child)
+  await expect.poll(async () => (await fetch(`${url}/ready`)).status).toBe(200)
+  const headers = { authorization: 'Bearer of-the-environment', 'content-type': 'application/json' }
+  const statuses = ['/v1/models', '/'].map(async (path) => [
+    (await fetch(url + path)).status,
+    (await fetch(url + path, { headers })).status,
+  ])
+  expect(await Promise.all(statuses)).toEqual([
+    [401, 200],
+    [404, 404],
+  ])
+  // A body of which half is missing, and an answer that takes longer than the test may.
+  const body = JSON.stringify({ prompt: 'And', max_tokens: 240, n: 16, temperature: 1, ignore_eos: true })
+  const answer = fetch(`${url}/v1/completions`, { method: 'POST', headers, body }).catch(() => 'cut')
+  await expect
+    .poll(async () => (await fetch(`${url}/metrics`, { headers })).text())
+    .toMatch(/num_requests_running [^0]/)
+  child.kill('SIGTERM')
+  await new Promise((resolve) => child.stderr!.once('data', resolve))
+  child.kill('SIGTERM')
+  expect([(await done).code, await answer]).toEqual([143, 'cut'])
+})
+
 it('ends with 0 also if SIGTERM comes with the address', async () => {
   const { child, done } = start(['serve', MODEL, '--port', '0'])
   child.stderr!.once('data', () => child.kill('SIGTERM'))

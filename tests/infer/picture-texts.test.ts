@@ -50,6 +50,12 @@ describe.each(FAMILIES)('texts of %s', (name) => {
         expect(worst(result, truth)).toBeLessThan(1e-4)
       }
     }
+    // The cache of a prompt with pictures is not used again, however long the prompt is.
+    const { prompt, images } = cases.find((one) => one.images.length === 2)!
+    for (const _ of [1, 2]) {
+      const { cachedTokens } = await session.generate(prompt!, { ...greedy, images: images.map(picture) })
+      expect(cachedTokens).toBe(0)
+    }
     await session.dispose()
   })
 

@@ -172,8 +172,10 @@ describe('texts', () => {
   })
 
   it('answer as responses, whole and in events', async () => {
+    const metadata = { ticket: '7' }
     const asked = { model: 'peft', input: 'Who?', instructions: 'Be brief.', max_output_tokens: 6, temperature: 0 }
-    const { status, body } = await post('/v1/responses', asked)
+    const { status, body } = await post('/v1/responses', { ...asked, metadata })
+    expect(body.metadata).toEqual(metadata)
     const messages = [
       { role: 'system', content: 'Be brief.' },
       { role: 'user', content: 'Who?' },

@@ -1,12 +1,14 @@
 // The routes for Anthropic's messages, tokens, and scores of pairs.
 
-import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, type Handler } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { ModelProtoSchema, NodeProtoSchema, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { create, fromBinary, toBinary } from '../../src/formats/onnx/protobuf.js'
 import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
 
@@ -153,6 +155,50 @@ it('tokens and texts are those of the tokenizer', async () => {
   const counted = await send('/v1/messages/count_tokens', { messages: ASKED.messages })
   expect(chat.body.count).toBe(counted.body.input_tokens)
   expect((await send('/tokenize', {})).status).toBe(400)
+})
+
+it('documents are ranked, and pairs scored, by the label of a model that has one', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-one-label-'))
+  const classifier = goldenPath('text-classification', 'classifier')
+  cpSync(classifier, folder, { recursive: true })
+  const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))
+  writeFileSync(
+    join(folder, 'config.json'),
+    JSON.stringify({ ...config, id2label: { 0: 'fits' }, label2id: { fits: 0 } }),
+  )
+  const file = join(folder, 'onnx', 'model.onnx')
+  const proto = fromBinary(ModelProtoSchema, readFileSync(file))
+  const { graph } = proto
+  const head = graph!.node.find(({ output }) => output.includes('logits'))!
+  head.output = head.output.map((name) => (name === 'logits' ? 'every_logit' : name))
+  const zero = { name: 'first', dataType: 7, dims: [1n], int64Data: [0n] }
+  graph!.initializer.push(create(TensorProtoSchema, zero))
+  const axis = { name: 'axis', type: 2, i: 1n }
+  graph!.node.push(
+    create(NodeProtoSchema, {
+      opType: 'Gather',
+      input: ['every_logit', 'first'],
+      output: ['logits'],
+      attribute: [axis],
+    }),
+  )
+  writeFileSync(file, toBinary(ModelProtoSchema, proto))
+  const [one, all] = await Promise.all([folder, classifier].map((path) => createHandler({ model: path })))
+  const ask = async (own: Handler, path: string, body: object) => {
+    const headers = { 'content-type': 'application/json' }
+    return own(new Request(`http://localhost${path}`, { method: 'POST', headers, body: JSON.stringify(body) }))
+  }
+  const documents = ['a grim night', 'a good day', 'the sea']
+  const pairs = documents.map((textPair) => ({ text: 'a good day', textPair }))
+  const wanted = (await all.session.classify(pairs)).map(({ logits }) => 1 / (1 + Math.exp(-logits[0])))
+  const { data } = await (await ask(one, '/v1/score', { text_1: 'a good day', text_2: documents })).json()
+  data.forEach(({ score }: { score: number }, i: number) => void expect(score).toBeCloseTo(wanted[i], 5))
+  const { results } = await (await ask(one, '/v1/rerank', { query: 'a good day', documents })).json()
+  const order = [0, 1, 2].sort((a, b) => wanted[b] - wanted[a])
+  expect(results.map(({ index }: { index: number }) => index)).toEqual(order)
+  expect((await ask(all, '/v1/score', { text_1: 'a', text_2: documents })).status).toBe(400)
+  await Promise.all([one.close(), all.close()])
+  rmSync(folder, { recursive: true })
 })
 
 it('documents are ranked, and pairs scored, by vectors', async () => {

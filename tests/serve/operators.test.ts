@@ -230,6 +230,30 @@ describe('turns', () => {
     await gate.idle()
   })
 
+  it('come later by the field priority, but not sooner than the key allows', async () => {
+    const handler = await create({ apiKeys: Object.values(KEYS), maxRunning: 1 })
+    const order: string[] = []
+    const ask = async (name: string, key: string, fields: object) => {
+      const answer = await handler(request('/v1/completions', { ...QUICK, ...fields }, bearer(key)))
+      expect(answer.status).toBe(200)
+      order.push(name)
+    }
+    const first = ask('first', KEYS.admin, { max_tokens: 100 })
+    await expect.poll(() => handler.metrics()).toMatch(/num_requests_running [^0]/)
+    const others: Promise<void>[] = []
+    for (const [name, key, priority] of [
+      ['raised', KEYS.alice, 5],
+      ['plain', KEYS.alice, 0],
+      ['lowered', KEYS.bob, -5],
+    ] as const) {
+      others.push(ask(name, key, { priority }))
+      await expect.poll(() => handler.metrics()).toContain(`num_requests_waiting ${others.length}`)
+    }
+    await Promise.all([first, ...others])
+    expect(order).toEqual(['first', 'plain', 'lowered', 'raised'])
+    await handler.close()
+  })
+
   it('are there for a key though another has filled the queue', async () => {
     const gate = new Gate(1, 4)
     const leave = await gate.enter({ key: 'many', priority: 0, signal })
