@@ -91,7 +91,7 @@ it('takes options from a file, keys of several kinds, and logs requests', async 
 
 it('takes its key from the environment, has no page if it is told so, and ends at once by a second signal', async () => {
   const config = join(scratchFolder(), 'serve.json')
-  writeFileSync(config, JSON.stringify({ model: MODEL, port: 0, noPage: true, drainSeconds: 600 }))
+  writeFileSync(config, JSON.stringify({ model: MODEL, port: 0, noPage: true, log: 'text', drainSeconds: 600 }))
   process.env.LOWRANK_API_KEY = 'of-the-environment'
   const { child, done } = start(['serve', '--config', config])
   delete process.env.LOWRANK_API_KEY
@@ -115,7 +115,9 @@ it('takes its key from the environment, has no page if it is told so, and ends a
   child.kill('SIGTERM')
   await new Promise((resolve) => child.stderr!.once('data', resolve))
   child.kill('SIGTERM')
-  expect([(await done).code, await answer]).toEqual([143, 'cut'])
+  const { code, stdout } = await done
+  expect([code, await answer]).toEqual([143, 'cut'])
+  expect(stdout).toMatch(/^\S+ 401 GET \/v1\/models - - \d+ ms \S+$/m)
 })
 
 it('ends with 0 also if SIGTERM comes with the address', async () => {

@@ -42,6 +42,9 @@ describe.each(['models/union-3m', ...FORMS])('%s', (path) => {
     const other = { ids: [...first.ids.slice(0, 36), ...first.ids.slice(0, 3)] }
     expect((await turn(other, { ...QUICK, adapter: 'a', temperature: 1, seed: 2 })).cachedTokens).toBe(36)
     expect((await turn(first, { ...QUICK, adapter: 'a' })).cachedTokens).toBe(39)
+    // Fewer than 32 equal tokens are read again.
+    const few = { ids: [...first.ids.slice(0, 31), ...first.ids.slice(0, 3)] }
+    expect((await turn(few, { ...QUICK, adapter: 'a' })).cachedTokens).toBe(0)
     await session.dispose()
     await plain.dispose()
   })

@@ -115,6 +115,7 @@ it.each([
   [{ type: 'array', maxItems: 5000 }, /too large together/],
   [{ enum: Array.from({ length: 600 }, (_, i) => i) }, /too many parts/],
   [{ enum: ['a'.repeat(40_000)] }, /too many bytes/],
+  [Array.from({ length: 40 }).reduce<object>((items) => ({ type: 'array', items }), {}), /too deep/],
   // Bounds that the library would treat inexactly, or on which it would crash.
   ...[1e-301, 0.5, 1e30, '3'].map((minimum): [object, RegExp] => [
     { type: 'integer', minimum },

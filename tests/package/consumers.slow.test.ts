@@ -237,20 +237,25 @@ describe.each(Object.entries(RUNTIMES))('in %s', (_, command) => {
       `import process from 'node:process'
        import { LowrankError, openSession, train } from 'lowrank'
        import { handoff } from 'lowrank/handoff'
+       import { createHandler } from 'lowrank/server'
        const model = ${JSON.stringify(MODEL)}
        const { adapter, report } = await train({ model, data: [{ text: 'And the people' }], maxSteps: 1 })
        const session = await openSession(model, { adapters: { trained: adapter } })
        const { tokens } = await session.generate('And', { adapter: 'trained', maxNewTokens: 2 })
        await session.dispose()
+       const handler = await createHandler({ model, adapters: { trained: adapter }, servedModelName: 'base' })
+       const { data } = await (await handler(new Request('http://localhost/v1/models'))).json()
+       await handler.close()
+       const served = data.map(({ id }) => id)
        const refused = await handoff({}).catch((error) => error)
-       console.log(JSON.stringify({ steps: report.steps, tokens, isOneClass: refused instanceof LowrankError }))
+       console.log(JSON.stringify({ steps: report.steps, tokens, served, isOneClass: refused instanceof LowrankError }))
        process.exit(0)`,
     )
     const [program, ...args] = command!
     // NODE_OPTIONS preloads a module that is only for Node.
     const env = { ...process.env, NODE_OPTIONS: '' }
     const stdout = execFileSync(program, [...args, script], { cwd: consumer.folder, env, encoding: 'utf8' })
-    expect(JSON.parse(stdout)).toEqual({ steps: 1, tokens: 2, isOneClass: true })
+    expect(JSON.parse(stdout)).toEqual({ steps: 1, tokens: 2, served: ['base', 'trained'], isOneClass: true })
   })
 })
 

@@ -196,6 +196,12 @@ it('documents are ranked, and pairs scored, by the label of a model that has one
   const { results } = await (await ask(one, '/v1/rerank', { query: 'a good day', documents })).json()
   const order = [0, 1, 2].sort((a, b) => wanted[b] - wanted[a])
   expect(results.map(({ index }: { index: number }) => index)).toEqual(order)
+  const labelled = await (await ask(all, '/classify', { input: documents })).json()
+  const labels = await all.session.classify(documents)
+  labels.forEach(({ label }, index) => {
+    expect(labelled.data[index]).toMatchObject({ index, label, num_classes: Object.keys(config.id2label).length })
+    expect(labelled.data[index].probs.reduce((sum: number, value: number) => sum + value, 0)).toBeCloseTo(1, 5)
+  })
   expect((await ask(all, '/v1/score', { text_1: 'a', text_2: documents })).status).toBe(400)
   await Promise.all([one.close(), all.close()])
   rmSync(folder, { recursive: true })

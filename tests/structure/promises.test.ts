@@ -1,4 +1,5 @@
-// Every promise of SECURITY.md has a test: each threat names existing tests, fuzz targets or stress campaigns.
+// Every promise of SECURITY.md, of docs/serving.md and of docs/reliability.md has a test. Each threat names existing
+// tests, fuzz targets or stress campaigns; for the pages, the table below names the test of each sentence.
 
 import { existsSync } from 'node:fs'
 import { expect, it } from 'vitest'
@@ -23,4 +24,215 @@ it('each threat of SECURITY.md names a test or a target that is there', () => {
       threat,
     ).toEqual([])
   }
+})
+
+/** Words of docs/serving.md, and the file and words that show them: a test's name, or the constant of a number. */
+const SERVING: readonly [promise: string, file: string, shows: string][] = [
+  // Routes
+  ['lists the base and its adapters', 'tests/serve/handler.test.ts', 'are listed, loaded by their names'],
+  ['they stand in the system message in', 'tests/serve/tool-prompt.test.ts', 'gets them in the system message'],
+  ['Calls come back parsed', 'tests/serve/tool-calls.test.ts', 'reads Hermes’ and Llama’s forms'],
+  ['answers a chat, also as a stream', 'tests/serve/handler.test.ts', 'answer chats, with scores, whole and in pieces'],
+  ["the same in OpenAI's newer form", 'tests/serve/handler.test.ts', 'answer as responses, whole and in events'],
+  ['Nothing is stored', 'tests/serve/handler.test.ts', "{ input: 'a', store: true }"],
+  ["a chat in Anthropic's form", 'tests/serve/messages.test.ts', 'are those of OpenAI’s route, whole and as events'],
+  [
+    '`/v1/models` has its form too',
+    'tests/serve/messages.test.ts',
+    'count tokens, and have Anthropic’s errors and models',
+  ],
+  ['texts or chats as tokens, and back', 'tests/serve/messages.test.ts', 'tokens and texts are those of the tokenizer'],
+  ['the score of a model with one label', 'tests/serve/messages.test.ts', 'by the label of a model that has one'],
+  [
+    'or else the cosine of vectors',
+    'tests/serve/messages.test.ts',
+    'documents are ranked, and pairs scored, by vectors',
+  ],
+  ['continues a text or token ids', 'tests/serve/handler.test.ts', 'come several for a prompt, and for token ids'],
+  ['`echo` with `logprobs`', 'tests/serve/handler.test.ts', 'with echo carry the scores of the prompt'],
+  ['gives vectors of texts', 'tests/serve/clients.slow.test.ts', 'gets vectors, which it asks for in base64'],
+  ["gives labels, in vLLM's form", 'tests/serve/messages.test.ts', "await ask(all, '/classify'"],
+  ['They are off without `--allow-loading`', 'tests/serve/handler.test.ts', 'are not loaded where that is off'],
+  ["[OpenAI's fine-tuning]", 'tests/serve/jobs/client.slow.test.ts', 'uploads, trains, watches, uses, cancels'],
+  ['`/ready` gives 503', 'tests/serve/operators.test.ts', 'say that a server loads, is ready, drains'],
+  ['`--metrics-port` answers it without a key', 'tests/serve/operators.test.ts', 'metrics have a port of their own'],
+  ["with vLLM's names", 'tests/serve/handler.test.ts', 'metrics carry vLLM’s names'],
+  [
+    '`model` is the name of the base',
+    'tests/serve/handler.test.ts',
+    'for the base, an adapter by both names, and a mix',
+  ],
+  ['a request mixes adapters', 'tests/serve/handler.test.ts', 'for the base, an adapter by both names, and a mix'],
+  ['`--served-model-name` sets', 'tests/serve/operators.test.ts', 'find the base by each of its names'],
+  ['`--config FILE` (YAML or JSON)', 'tests/cli/serve.test.ts', 'takes options from a file'],
+  // Adapters that come later
+  [
+    'an unknown name is looked for',
+    'tests/serve/operators.test.ts',
+    'load an unknown model of the folder only if they are admins’',
+  ],
+  [
+    'also loads public repositories',
+    'tests/serve/operators.test.ts',
+    'come by the load route alone, without the token',
+  ],
+  ['They have at most `--max-download` bytes', 'tests/serve/operators.test.ts', 'have a limit of bytes'],
+  ['Links that lead out', 'tests/serve/attacks.test.ts', 'with links that lead out are not read'],
+  ['Different spellings of one folder', 'tests/serve/attacks.test.ts', 'have one slot, however they are spelled'],
+  ['the second gets status 400', 'tests/serve/attacks.test.ts', 'of one name from four folders at once'],
+  ['Above `--max-adapters`', 'tests/serve/handler.test.ts', 'and the least used leaves'],
+  ['once the requests that use it have ended', 'tests/serve/handler.test.ts', 'stay for the requests that have them'],
+  ['it is not opened again for an adapter', 'tests/serve/handler.test.ts', 'and new ones of the same name come'],
+  ['Room for other parts is declared', 'tests/serve/handler.test.ts', 'with parts that the server was not opened for'],
+  ['`--allow dora,biases', 'tests/serve/handler.test.ts', "allow: ['lora', 'dora']"],
+  ['An adapter that needs more', 'tests/serve/handler.test.ts', 'get status 400'],
+  // The page
+  ['two side by side if you like', 'tests/serve/chat-page.slow.test.ts', 'asks two models by keyboard'],
+  ['The page shows tokens a second', 'tests/serve/chat-page.slow.test.ts', 'stops an answer, and shows errors as text'],
+  ['loads nothing from other machines', 'tests/serve/chat-page.slow.test.ts', 'load nothing from elsewhere'],
+  ['keeps a key only in its tab', 'tests/serve/chat-page.slow.test.ts', 'asks for the key, keeps it in the tab'],
+  ['`--no-page` switches it off', 'tests/cli/serve.test.ts', 'has no page if it is told so'],
+  // Fields
+  ['`*` says that it needs one', 'tests/serve/handler.test.ts', "[{ max_tokens: 4 }, 'prompt', /missing/]"],
+  ['Any other field gets a 400', 'tests/serve/handler.test.ts', '%j names the field'],
+  ["the answer's calls are kept to the tools' schemas", 'tests/serve/fields.test.ts', 'are forced by tool_choice'],
+  ['Arguments are streamed', 'tests/serve/fields.test.ts', 'are forced on responses too, with arguments as events'],
+  // JSON that fits a schema
+  [
+    'each answer that ends by itself is JSON',
+    'tests/infer/schemas.test.ts',
+    'every text that ends by itself parses and fits',
+  ],
+  ['may not be', 'tests/infer/schemas.test.ts', 'const ended = results.filter'],
+  ['This needs the package', 'tests/infer/schemas.test.ts', 'describe.skipIf(!isInstalled)'],
+  ['does the same', 'tests/infer/schemas.test.ts', 'generate({ schema })'],
+  ['These keywords are supported', 'tests/infer/schema-sets.test.ts', '30 schemas of %s'],
+  ['`oneOf` whose branches exclude each other', 'tests/infer/schema-sets.test.ts', 'branches that exclude each other'],
+  ['`format` (date, time', 'tests/infer/schema-sets.test.ts', 'formats, with the numbers of days'],
+  ['Others, such as `not`', 'tests/infer/schema-sets.test.ts', "['schema.not', { not: { type: 'string' } }]"],
+  ['in its order', 'tests/infer/schemas.test.ts', "'kind,left'"],
+  ['A schema has at most 32 kB, 512 parts, 32 levels', 'tests/infer/schemas.test.ts', '/too deep/'],
+  [
+    'lengths and counts that sum to 1,000',
+    'src/infer/schemas/schemas.ts',
+    '{ bytes: 32_768, depth: 32, parts: 512, counts: 1000',
+  ],
+  // What was read
+  ['`--prefix-cache BYTES`', 'tests/infer/prefix-store.test.ts', 'keeps within its bytes what was used last'],
+  ['at least 32 of the same tokens', 'tests/infer/prefix-store.test.ts', 'reads the next turn alone'],
+  [
+    'has the same adapters with the same weights',
+    'tests/infer/prefix-store.test.ts',
+    'shares nothing with other adapters, weights and scopes',
+  ],
+  ['cached_tokens` says', 'tests/serve/handler.test.ts', 'are read once, and not shared by callers of other keys'],
+  [
+    'Callers with different API keys share nothing',
+    'tests/serve/handler.test.ts',
+    'not shared by callers of other keys',
+  ],
+  [
+    'the caches of an adapter are removed with it',
+    'tests/infer/prefix-store.test.ts',
+    'nor with an adapter that came again',
+  ],
+  ['prompts with pictures are always read whole', 'tests/infer/picture-texts.test.ts', 'expect(cachedTokens).toBe(0)'],
+  // Keys
+  ['Keys have names', 'tests/serve/operators.test.ts', 'are read with names, priorities and rights'],
+  ['`--api-key alice=SECRET`', 'tests/cli/serve.test.ts', 'keys of several kinds'],
+  [
+    'waiting requests of keys with lower numbers go first',
+    'tests/serve/operators.test.ts',
+    'go to the lowest priority',
+  ],
+  ['With the field `priority`', 'tests/serve/operators.test.ts', 'come later by the field priority, but not sooner'],
+  [
+    'Keys of equal priority take turns',
+    'tests/serve/operators.test.ts',
+    'are there for a key though another has filled the queue',
+  ],
+  ['`--admin-key` gives a key', 'tests/serve/operators.test.ts', '$method $path for $who'],
+  ['Each answer has an `x-request-id`', 'tests/serve/operators.test.ts', 'have an id in the answer and the log'],
+  ['never a word of a prompt', 'tests/serve/operators.test.ts', 'the log has no content'],
+  ['each request is a span', 'tests/serve/clients.slow.test.ts', 'gets a span for each request'],
+  ['`x-request-timeout` (seconds)', 'tests/serve/operators.test.ts', 'end at the deadline of their header'],
+  ['A stream sends its headers', 'tests/serve/operators.test.ts', 'a stream sends its headers and comments before'],
+  ['after half a second at the latest', 'src/serve/http.ts', 'HEADERS_MS = 500'],
+  ['a comment every 10 seconds', 'src/serve/http.ts', 'COMMENT_MS = 10_000'],
+  // Safety
+  ['The server listens on 127.0.0.1', 'tests/cli/serve.test.ts', '127\\.0\\.0\\.1'],
+  ['web pages of other origins', 'tests/serve/handler.test.ts', 'of strangers are refused: a page of another origin'],
+  ['set `LOWRANK_API_KEY`', 'tests/cli/serve.test.ts', 'takes its key from the environment'],
+  ['Pictures come as data URLs', 'tests/serve/handler.test.ts', "image_url: { url: 'http://127.0.0.1/a.png' }"],
+  [
+    'Errors name no folders',
+    'tests/serve/attacks.test.ts',
+    'that are damaged are refused without a path of the server',
+  ],
+  ['Queues and answers have limits', 'tests/serve/handler.test.ts', 'maxRunning: 1, maxQueue: 0'],
+  ['A body has at most', 'tests/serve/attacks.test.ts', 'bodies are bounded'],
+  ['8 MiB, 262,144 values', 'src/serve/http.ts', 'MAX_VALUES = 1 << 18'],
+  ['A body has at most 8 MiB', 'src/serve/service.ts', 'maxBodyBytes ?? 8 << 20'],
+  ['2,048 texts for vectors and labels', 'tests/serve/attacks.test.ts', 'Array(2049)'],
+  ['A prompt longer than the context', 'tests/serve/attacks.test.ts', 'it has more tokens than the context'],
+  ['a word of more than 65,536 characters', 'tests/serve/attacks.test.ts', 'a word has more than 65536 characters'],
+  [
+    'one caller can still keep others waiting',
+    'tests/serve/attacks.test.ts',
+    'so that a long prompt leaves others their turn',
+  ],
+  ['A caller that reads nothing', 'tests/serve/attacks.test.ts', 'lose the connection if they stand still'],
+  ['for 30 seconds loses the connection', 'src/serve/node/outbox.ts', 'stallMs = 30_000'],
+  ['A stream stops when its caller is', 'tests/serve/attacks.test.ts', 'lose a stream that grows'],
+  ['4 MiB behind', 'src/serve/http.ts', 'MAX_BEHIND = 4 << 20'],
+  [
+    'If all callers together have more',
+    'tests/serve/attacks.test.ts',
+    'hold no more memory together than the outbox allows',
+  ],
+  ['more than 64 MiB unread', 'src/serve/node/outbox.ts', 'maxUnread = 64 << 20'],
+  [
+    'the server refuses new requests with status 503',
+    'tests/serve/attacks.test.ts',
+    'does not wait for a body that was sent in half',
+  ],
+  ['one more second', 'src/serve/service.ts', 'BODY_MS = 1000'],
+  ['finishes answers that have begun', 'tests/cli/serve.test.ts', 'after SIGTERM finishes what has begun'],
+  ['`--drain-seconds` (25)', 'src/serve/node/listen.ts', 'drainSeconds = 25'],
+  ['A second signal ends the program at once', 'tests/cli/serve.test.ts', 'ends at once by a second signal'],
+]
+
+const RELIABILITY: typeof SERVING = [
+  ['`fuzz` for 25 seconds', '.ci/run', 'fuzz -- --seconds 25 --seed 1'],
+  ['`stress` for 40 seconds', '.ci/run', 'stress -- --seconds 40 --seed 1'],
+  ['within 20 seconds', 'scripts/fuzz/fuzz.mjs', 'LIMIT_MS = 20_000'],
+  ['2 GiB of memory', 'scripts/fuzz/fuzz.mjs', 'LIMIT_BYTES = 2 ** 31'],
+  ['more than about four `.*`', 'tests/lora/patterns/expression.test.ts', "'.*.*.*.*.*.*.*.*b'"],
+  ['`(.*q.*)*`', 'tests/lora/patterns/expression.test.ts', "'(.*)*b'"],
+  ['more than 4.5 seconds', 'src/runtime/host.ts', 'STOP_MS = 4500'],
+  ['End such a process with a signal', 'tests/infer/hung-run.slow.test.ts', 'ends at once by the second signal'],
+]
+
+/** The sentences and rows of the part of a page that says what the server does. */
+function sentencesOf(page: string): string[] {
+  const part = page.slice(page.indexOf('## Routes'), page.indexOf('## In your own server'))
+  const lines = part.replace(/<!-- fields -->.*<!-- \/fields -->/s, '').split('\n')
+  return lines
+    .filter((line) => line !== '' && !/^(#|\| (route|---))/.test(line))
+    .flatMap((line) => (line.startsWith('|') ? [line] : line.split(/(?<=\.) (?=[A-Z`])/)))
+}
+
+it.each([
+  ['docs/serving.md', SERVING],
+  ['docs/reliability.md', RELIABILITY],
+])('what %s promises is in a test', (path, promises) => {
+  const page = textOf(path)
+  expect(promises.filter(([promise]) => !page.includes(promise))).toEqual([])
+  expect(promises.filter(([, file, shows]) => !textOf(file).includes(shows))).toEqual([])
+})
+
+it('each sentence about what the server does has its row', () => {
+  const sentences = sentencesOf(textOf('docs/serving.md'))
+  expect(sentences.length).toBeGreaterThan(70)
+  expect(sentences.filter((sentence) => !SERVING.some(([promise]) => sentence.includes(promise)))).toEqual([])
 })
