@@ -150,7 +150,7 @@ const DROPPED = /(^|[._])(experts?|gate|router)(\.|$)/
 const RENAMED =
   'Exports do not drop such modules, so this one has them under other names, or in operators that cannot be adapted. Use an export by another tool'
 
-/** True if the model has this block, and exports keep such modules: leaving them out would lose a part of each block. */
+/** True if the model has the module's block, and exports keep such modules: without it, a part of the block is lost. */
 function isRenamed(name: string, modules: readonly string[]): boolean {
   const block = blockOf(name)
   const isSame = (other: string) => block === other || block?.endsWith(`.${other}`) || other.endsWith(`.${block}`)
