@@ -476,7 +476,10 @@ function ratesByTask(cells) {
   })
 }
 
-/** Makes a row for each data set with all columns, or on fresh rows for each data set that was run. */
+/**
+ * Makes a line of the table for each data set with results in all columns; with `isFresh`, for each data set with any
+ * results on fresh rows.
+ */
 function comparison(cells, columns, isFresh = false) {
   return Object.entries(DATA).flatMap(([name, { title, freshTitle = title, better }]) => {
     const ofData = cells.filter((cell) => cell.name === name)

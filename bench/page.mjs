@@ -105,7 +105,7 @@ async function productMillis(ort, graph, rows) {
   return least
 }
 
-/** Returns the tokens per second of a whole run, as its report says. */
+/** Trains in Node. Returns the tokens per second over all steps, and the milliseconds of the products alone. */
 async function inNode() {
   const model = await loadModel(join(root, 'models/union-3m'))
   let rate = 0

@@ -1,7 +1,5 @@
-// An agent that learns to use a tool from rewards alone. It asks an almanac for a year by writing “ in”, and should end
-// its sentence soon after the answer. A new version serves only if it is better beyond doubt.
-//
-//     node examples/agent.mjs [episodes, default 20]
+// An agent that learns to use a tool from rewards alone. When it writes “ in”, an almanac gives it a year, and it
+// should end its sentence soon after the year. A new version serves only if the 95 % interval of its gain is above 0.
 
 import { fileURLToPath } from 'node:url'
 import { openSession, openTrainer } from 'lowrank'

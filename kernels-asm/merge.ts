@@ -217,7 +217,7 @@ function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i3
     const p = f32x4.add(a, x)
     const q = f32x4.add(b, y)
     if (kind == BF16) {
-      // A NaN cannot be rounded to a finite value here: the low half of a NaN from an addition is 0.
+      // Rounding keeps a NaN a NaN here, so the check below finds it: the low half of a NaN from an addition is 0.
       const r = i16x8.narrow_i32x4_u(narrowBf16(p, ones, halfBf16), narrowBf16(q, ones, halfBf16))
       if (v128.any_true(i16x8.eq(v128.and(r, exponent), exponent))) break
       v128.store(w, r)

@@ -17,7 +17,7 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 
 const BASE = 'src/base/options.ts'
 
-/** Table file → file of the types → interfaces. */
+/** Generated file → files with the types → interfaces whose options the generated file checks. */
 const TABLES = {
   'src/index/gen/options.ts': {
     'src/index/adapters.ts': ['ToPlainOptions'],

@@ -20,10 +20,10 @@ const { getLlama, LlamaLogLevel } = await import(pathToFileURL(module).href)
 const golden = fileURLToPath(new URL('../../tests/golden/gguf', import.meta.url))
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-gguf-'))
 /**
- * Largest differences by type: absolute for F32, else as a share of the adapter's change. llama.cpp rounds activations
- * to 8 bits before a q8_0 product.
+ * The largest differences of log-probabilities allowed, by type: absolute for fp32, for other types as a share of the
+ * change by the adapter. llama.cpp rounds activations to 8 bits before a q8_0 product.
  */
-const TOLERANCE = { F32: 1e-3, F16: 1e-2, BF16: 5e-2, Q8_0: 0.3 }
+const TOLERANCE = { fp32: 1e-3, fp16: 1e-2, bf16: 5e-2, q8_0: 0.3 }
 
 const llama = await getLlama({ gpu: false, build: 'never', logLevel: LlamaLogLevel.error })
 
@@ -38,8 +38,8 @@ async function logProbabilities(model, tokens, adapter) {
     contextSize: 64,
     threads: 1,
     flashAttention: false,
-    experimentalKvCacheKeyType: 'fp32',
-    experimentalKvCacheValueType: 'fp32',
+    experimentalKvCacheKeyType: 'F32',
+    experimentalKvCacheValueType: 'F32',
     ...(adapter && { lora: { adapters: [{ filePath: adapter, scale: 1 }] } }),
   })
   const sequence = context.getSequence()

@@ -39,7 +39,7 @@ function expectOnly(folder, name) {
 /** Returns whether a training in the folder can be continued. */
 const isContinuable = (out) => existsSync(join(out, 'training-state.safetensors'))
 
-/** Returns whether the result is complete, so that the same command refuses to replace it. */
+/** Returns whether the result is complete. The same command then refuses to replace it. */
 function isWhole(name, out) {
   if (name === 'merge') return existsSync(join(out, 'lowrank-merge.json'))
   const marker = join(out, 'lowrank.json')

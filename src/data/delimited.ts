@@ -72,7 +72,7 @@ async function* records(source: ByteSource, given: string | undefined): AsyncGen
   let dividing = given?.charCodeAt(0)
   let state = 'start of field' as State
   let fields: string[] = []
-  /** The number of characters in the record's finished fields. */
+  /** The size of the record's finished fields for `checkLength`: their characters, and FIELD_COST for each field. */
   let taken = 0
   /** The beginning of the current field: what earlier chunks had of it, or what stands before a doubled quote. */
   let begun = ''

@@ -70,7 +70,7 @@ export async function* readJsonArray(source: ByteSource, onInvalid?: OnInvalid):
         throw new DataError({ where: `${name}, line ${line}`, what: 'more text after the list of records has ended' })
       }
       if (depth === 0) {
-        // The caller has checked that the file begins with a bracket.
+        // The caller has checked that the file begins with “[”.
         depth = 1
         start = i + 1
         continue

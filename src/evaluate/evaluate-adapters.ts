@@ -114,7 +114,7 @@ export interface DifferingRecord {
 export interface EvaluateReport {
   readonly task: string
   readonly records: number
-  /** Tokens of all examples; pictures count as one. */
+  /** Tokens of all examples. A picture counts with all tokens that the model makes of it. */
   readonly tokens: number
   /** Metrics that are better when they are lower. */
   readonly lowerIsBetter: readonly string[]

@@ -36,7 +36,7 @@ interface StoredContents {
   form: FormName
   /** How the weight or the embedding table is stored. */
   layout: string
-  /** The ways to merge into it, the default first. */
+  /** The ways to merge into this layer or embedding, the default first. */
   merge: MergeWay[]
   /** The part of its layout that lowrank does not understand, or null. */
   problem: string | null

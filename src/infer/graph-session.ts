@@ -124,7 +124,7 @@ export class GraphSession {
     return head.run(run, feeds, heads, { wanted: all, graphOutputs: this.outputNames })
   }
 
-  /** Runs the graph without heads. */
+  /** Runs the graph without the heads of adapters, which `run` puts on its outputs. */
   runPlainly(
     feeds: Feeds,
     mixes: readonly Mix[],

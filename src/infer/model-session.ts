@@ -185,8 +185,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   /**
-   * @internal Takes an action. If the faster form of a graph fails in its first run, opens the graph as the file has
-   * it, warns, and takes the action again.
+   * @internal Runs an action. If the faster form of a graph fails when the graph runs first, opens the graph as the
+   * file has it, warns, and runs the action again.
    */
   async tried<T>(action: () => Promise<T>): Promise<T> {
     const graphs = [...this.#graphs.values()]

@@ -64,7 +64,10 @@ export interface MergeKernel {
   readonly chunk: Uint8Array
   /** Makes room for the right factor (rank, columns) of the next chunks. `rank` is the sum over all terms. */
   begin(rank: number, columns: number, precision: FactorPrecision): void
-  /** Copies a block of the right factor in. Returns whether no value is NaN or infinite. */
+  /**
+   * Copies in a block of the right factor: of A, or of Bᵀ for a weight stored as (k, d). Returns whether all values are
+   * finite.
+   */
   putRight(block: RightBlock): boolean
   merge(job: MergeJob): MergeResult
 }

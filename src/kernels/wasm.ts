@@ -47,7 +47,7 @@ export function createWasmKernels(build?: BuildName): WasmKernels | undefined {
 /** Bytes of the left operand that are copied and packed at a time: few enough to stay in the processor's cache. */
 const SLAB_BYTES = 2 ** 17
 
-/** Products with few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ. */
+/** Products with few columns, and with more rows than columns, are computed as Cᵀ = Bᵀ·Aᵀ. */
 const MAX_SWAPPED_COLUMNS = 64
 const SWAPPED_BLOCK_BYTES = 2 ** 19
 

@@ -65,7 +65,8 @@ function transposed({ u, s, vt }: Svd): Svd {
 }
 
 /**
- * (min(d, r, k)), for b (d, r) and a (r, k), without forming b·a: r²·(d + k) multiplications, then an SVD of (r, r).
+ * The min(d, r, k) singular values of b·a for b (d, r) and a (r, k), without forming b·a: r²·(d + k) multiplications,
+ * then an SVD of (r, r).
  */
 export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
   checkFinite(b)

@@ -37,7 +37,7 @@ export interface Written {
 export interface PromptTask<T extends Written> {
   readonly name: LoopName
   readonly taskOptions: Readonly<Record<string, unknown>>
-  /** Factor on the learning rate that follows from the model's width. */
+  /** The default learning rate, which follows from the model's width, is multiplied by this factor. */
   readonly rateShare: number
   readonly textsPerPrompt: number
   /** Texts that learn together in memory. Default: those of a prompt. */

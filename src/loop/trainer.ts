@@ -57,7 +57,10 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
   readonly resume?: Directory | undefined
 }
 
-/** Facts from the place where the trainer runs, such as Node. */
+/**
+ * What the caller of `open` adds to the options: the platform's memory limits and folders, or the task of another
+ * training.
+ */
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
@@ -110,7 +113,7 @@ export class Trainer {
     const input: TrainInput = { ...options, model, data: [], resume: undefined }
     const resolved = resolveSettings(options)
     const config = checkTrainOptions(input, resolved)
-    // Evaluations and steps take turns, so that the sessions of both stay open.
+    // Evaluations and steps take turns. TrainingSessions keeps the sessions of both open if `evalEvery` has a value.
     const settings = { ...resolved, evalEvery: 1 }
     causalLm.check(model)
     checkTrainableForm(readGraph(model.onnx))

@@ -20,7 +20,7 @@ import { type LoraConfig, scalingOf } from './config.js'
  */
 export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'replacement' | 'token-rows'
 
-/** The kind by name, for code that may not name the task of the same name. */
+/** The kind `embedding`, for src/train, which must not name the task of this name (tests/structure/layers.test.ts). */
 export const EMBEDDING = 'embedding' satisfies PartKind
 
 /** The role of a tensor in its part: a factor, a vector beside the factors, or values that replace the base's. */
@@ -126,7 +126,7 @@ export function notFinite(location: string): NumericError {
 }
 
 /**
- * Returns the name of a part with rows of an embedding. It differs from the embedding's name, which can be a part too.
+ * Returns the name of a part of the kind `token-rows`. The embedding itself can be a part too, so this is another name.
  */
 export function rowsName(module: string): string {
   return `${module}[tokens]`

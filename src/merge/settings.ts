@@ -70,7 +70,7 @@ export interface MergeSettings {
   threads?: number | undefined
 }
 
-/** Options that only one format has, with a value that both formats can honor. */
+/** Options that only one format has. The other format accepts such an option if its value is `allowed`. */
 const ONLY: readonly (readonly [keyof MergeSettings, MergeFormat, what: string, allowed?: string])[] = [
   ['modules', 'onnx', 'it names nodes of an .onnx file'],
   ['dtype', 'onnx', 'it chooses an .onnx file; the type that is written is `outDtype`'],

@@ -39,7 +39,10 @@ export interface ChunkChange {
 interface ChunkResult {
   /** The merged bytes, valid until the next chunk. */
   readonly bytes: Uint8Array
-  /** For each window of the weight, the sums of squares of the base and of the change. */
+  /**
+   * The sums of squares of the base and of the change for each window (a range of columns with its own layers); a
+   * single entry if the weight has no windows.
+   */
   readonly changes: readonly ChunkChange[]
 }
 
@@ -389,7 +392,10 @@ export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[]
   return ranges
 }
 
-/** Returns the blocks of left factors for rows of a weight: of B (d, r), or of A (r, k) if it is stored as (k, d). */
+/**
+ * Returns the blocks of the left factor for rows of a weight: rows of B (d, r), or columns of A (r, k) if the weight is
+ * stored as (k, d).
+ */
 export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
   if (!isInputMajor) return rowRanges(b, row, rows)
   return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)

@@ -96,7 +96,7 @@ export class AnswerReader {
     return false
   }
 
-  /** Moves on in the held text. */
+  /** Drops `length` characters of the held text, and goes into another state. */
   #go(state: State, length: number): true {
     this.#held = this.#held.slice(length)
     this.#searched = 0

@@ -1,6 +1,6 @@
 // How a request's tools reach the model, and what its calls must look like. Chat templates that have no place for tools
-// get a system message in the form that Hermes documents. A call that is required, or whose arguments must fit, is
-// forced by a structural tag. https://github.com/NousResearch/Hermes-Function-Calling
+// get a system message in the form that Hermes documents. A structural tag of xgrammar forces calls that are required,
+// and the arguments of tools that are `strict`. https://github.com/NousResearch/Hermes-Function-Calling
 
 import { attempt } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'

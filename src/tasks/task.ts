@@ -98,7 +98,7 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined if PEFT has none for this task. */
   readonly peftType: string | undefined
-  /** Factor on the learning rate that follows from the model's width. Default 1. */
+  /** The default learning rate, which follows from the model's width, is multiplied by this factor. Default 1. */
   readonly rateShare?: number
   /** Metrics that, like the loss, should be low. */
   readonly lowerIsBetter?: readonly string[]

@@ -26,7 +26,7 @@ export interface EncodedChat {
   readonly chats: readonly Chat[]
   /** Whether early turns were left out because the chat is too long. */
   readonly isShortened: boolean
-  /** The number of answers that are too long even with only their question. */
+  /** The number of answers that exceed `maxLength` even with only their question. */
   readonly lostAnswers: number
   /** What the model does not learn from the chat. Each note ends a sentence such as "3 of 10 records …". */
   readonly notes: readonly string[]
@@ -58,7 +58,7 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
     }
     const shorter = shorterChats(upTo)
     const parts = shorter.map((part) => () => answerTexts(part, encoding, where).texts.at(-1)?.mark())
-    // If this text was too long, the next text has to lose about as many turns: begin the search there.
+    // `first` is how many turns the previous text lost. This text has to lose about as many: begin the search there.
     const found = longest([mark, ...parts], (option) => fitting(option()), first ?? parts.length)
     if (found === undefined) result.lostAnswers++
     else {

@@ -118,7 +118,10 @@ const LONG_SPACE = /\s{301}/
 const MAX_WORK = 1 << 21
 /** The cost of a round of a loop, for which the library makes two scopes and nine variables. */
 const STEPS_PER_ROUND = 8
-/** The most characters of a text, or elements of a list including everything nested in it. */
+/**
+ * The most characters of a text, or the largest size of a list or object: its elements and everything nested in them,
+ * texts by their characters.
+ */
 const MAX_SIZE = 1 << 24
 /** How many characters an operator copies, or a filter makes, in the time of one expression. */
 const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]

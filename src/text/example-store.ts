@@ -64,7 +64,10 @@ export class ExampleStore<Example> implements Iterable<Example> {
     this.#groups.push(isKept ? group : this.file().write(group))
   }
 
-  /** Adds two numbers to an example as its field `before`. This takes 8 bytes for every example. */
+  /**
+   * Stores two numbers as the field `before` of an example. The first call takes 8 bytes for every example of the
+   * store.
+   */
   mark(index: number, before: readonly [number, number]): void {
     this.#before ??= new Float32Array(2 * this.length).fill(Number.NaN)
     this.#before.set(before, 2 * index)

@@ -88,7 +88,7 @@ export function truncatedChange(
   choice: RankChoice,
 ): { change: Change; report: Pick<RankReport, 'rank' | 'norm' | 'error'> } {
   const parts = change.pairs.map(({ weightA, weightB }) => svdOfProduct(weightB, weightA))
-  // The config counts a convolution's rank over all groups.
+  // The config's rank of a convolution is the sum over its groups. Each matrix here belongs to one group.
   const each = configRank(part, 1, parts.length)
   const most = choice.rank === undefined ? undefined : Math.max(1, Math.floor(choice.rank / each))
   const rank = Math.max(...parts.map(({ s }) => chosenRank(s, { ...choice, rank: most })))

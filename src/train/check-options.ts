@@ -139,7 +139,7 @@ export async function checkParts(adapter: LoraAdapter, context: Context): Promis
   })
 }
 
-/** PEFT takes each classifier for trained, whatever it is called. */
+/** PEFT lists both `classifier` and `score` in modules_to_save, whichever of them the model has. */
 function isSaved(module: string, tensors: readonly string[]): boolean {
   return /^(classifier|score)$/.test(module) || tensors.some((name) => `.${name}`.includes(`.${module}.`))
 }

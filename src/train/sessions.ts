@@ -33,11 +33,14 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
-  /** The most that copies of float weights take, in bytes. Default: by the setting of memory. */
+  /**
+   * The most bytes of float weights that ONNX Runtime may copy to repack them; it reads the others from mapped pages.
+   * Default: by the setting `memory`.
+   */
   readonly copiedBytes?: number
   /** Tokens of the longest text. */
   readonly longest?: number
-  /** The same of evaluations. Default: as `longest`. */
+  /** Tokens of the longest text of the evaluation data. Default: as `longest`. */
   readonly evalLongest?: number
   readonly on?: TrainEvents
 }

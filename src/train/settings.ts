@@ -143,7 +143,7 @@ export interface TrainSettings {
 const HIGHEST_RATE = 1e-2
 const LOWEST_RATE = 1e-4
 
-/** The learning rate is that of the narrowest models: see {@link withDefaultRate}. */
+/** The learning rate here is the highest default: {@link withDefaultRate} chooses a lower one for wide layers. */
 export const TRAIN_DEFAULTS = Object.freeze({
   ...TRAIN_SETTINGS_DEFAULTS,
   learningRate: HIGHEST_RATE,

@@ -121,7 +121,7 @@ export class TaskTrainer {
     return { loss, normalizer, outputs }
   }
 
-  /** Puts values, by default those of now, into the adapter. */
+  /** Writes values into the adapter, by default the engine's current values. */
   async writeFactors(values?: readonly Float32Array[]): Promise<void> {
     writeParameters(this.parts.adapter, this.names, values ?? (await this.engine.parameters()))
   }

@@ -30,7 +30,7 @@ export interface RewardMetrics {
   readonly deviation: number
   /** Mean of each reward, by the name of its function. */
   readonly byFunction: Readonly<Record<string, number>>
-  /** Mean number of tokens. */
+  /** Mean number of tokens that the model wrote for a text. */
   readonly length: number
   /** Share of texts that reached the largest length. */
   readonly cut: number

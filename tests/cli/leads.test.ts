@@ -1,4 +1,4 @@
-// Words from other tools on the command line: each error leads to the right word here, and none leads to a wrong one.
+// Words from other tools on the command line: the error suggests the right command or option, and never a wrong one.
 
 import { describe, expect, it } from 'vitest'
 import { parseCommand } from '../../src/cli/options.js'

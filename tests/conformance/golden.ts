@@ -41,7 +41,10 @@ export interface ExpectedLayer {
   dilation?: number[]
 }
 
-/** PEFT's counts after it has loaded the adapter again. */
+/**
+ * What PEFT says of the adapter after saving and loading it: the number of trained parameters, and facts about each
+ * layer.
+ */
 export interface Expected {
   base: 'base' | 'tied'
   trainableParams: number

@@ -16,7 +16,7 @@ it.each([
   expect(nameOfModule(new Set(names), module)).toBe(found)
 })
 
-/** Names of linear layers in transformers 4 and 5, in the same order. */
+/** The names of linear layers in transformers 4 and in transformers 5, as pairs. */
 const VERSIONS = {
   vit: [
     ['encoder.layer.0.attention.attention.query', 'layers.0.attention.q_proj'],

@@ -20,7 +20,7 @@ import { mergeOnnx } from '../merge/toolkit.js'
 import { checkGoldenRun, type GoldenRun } from '../tasks/golden-run.js'
 
 const FOLDER = 'tests/golden/genai-norms'
-/** Adapters and their graphs. */
+/** Name of an adapter in tests/golden/genai-norms → folder of the graph that it is for. */
 const CASES = {
   llama: 'tests/golden/models/llama-genai',
   gemma: `${FOLDER}/gemma`,

@@ -1,4 +1,4 @@
-// A right call of every method of sessions, for calls.ts.
+// A valid call of every method of sessions, for calls.ts.
 
 import type * as lowrank from '../../src/node.js'
 import type { Call } from './calls.js'

@@ -84,7 +84,7 @@ describe('vectors of a step', () => {
   }
   const textsOf = () => [textOf([1, 9, 3], pictures), textOf([4])]
 
-  /** An embedding in which the vector of a token is the token's id and half of it. */
+  /** An embedding in which a token t has the vector [t, t/2]. */
   const embedding = {
     factorsOf: (mixes: readonly unknown[]) => mixes.map(() => []),
     async run({ input_ids: { data, dims } }: Record<string, RuntimeTensor>) {

@@ -8,7 +8,7 @@ import * as lowrank from '../../src/node.js'
 import { filesIn, root } from '../structure/project.js'
 import { random } from './matrices.js'
 
-/** The values that the examples use without defining them. */
+/** The values that each @example uses without defining them. */
 function scope() {
   const adapter = new lowrank.LoraAdapter({ rank: 2 })
   adapter.addLayer('model.layers.0.self_attn.q_proj', random(8, 6, 1))

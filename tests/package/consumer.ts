@@ -30,8 +30,9 @@ export interface Consumer {
 }
 
 /**
- * Returns a project in which lowrank is installed from `lowrank.tgz`, and the files in the tarball. The first call of a
- * run makes it for all test files. Dependencies come from the repository's node_modules, so that no network is needed.
+ * Returns a project in which lowrank is installed from `lowrank.tgz`, and the files in the tarball. The first call in a
+ * run of the tests makes the project for all test files. Dependencies come from the repository's node_modules, so that
+ * no network is needed.
  */
 export function installed(): { folder: string; packed: string[] } {
   // vitest.slow.config.ts names and removes it.

@@ -271,7 +271,10 @@ describe('turns', () => {
   })
 
   it('come to a key no later than twice as often as among two equal callers, though another key has 32', async () => {
-    /** The 95th percentile of the steps that requests of the key `few` wait and run, beside callers of `many`. */
+    /**
+     * The 95th percentile of the steps that a request of the key `few` waits and runs, beside `many` callers of the key
+     * `many`.
+     */
     async function stepsOfFew(many: number): Promise<number> {
       const gate = new Gate(8, 64)
       const random = new Random(1, 'turns')

@@ -32,7 +32,10 @@ interface Golden extends GoldenRun {
   logits: number[][]
 }
 
-/** Graph → the model whose numbers it must give. The graphs have the usual inputs of classifiers, and no cache. */
+/**
+ * Base graph → the model whose numbers it must give. Merged with a head, it has the usual inputs of classifiers, and no
+ * cache.
+ */
 const GRAPHS = {
   'llama-optimum': 'llama',
   'llama-genai': 'llama',

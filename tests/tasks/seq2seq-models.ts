@@ -38,7 +38,7 @@ export function openTiny(name: string): Promise<Model> {
   return loadModel(new MemoryDirectory(Object.fromEntries(files)), { runtime })
 }
 
-/** Encodes rows as examples for a model with joined graphs. */
+/** Encodes rows as examples for a model whose encoder and decoder are joined into one graph. */
 export async function encode(
   model: Model,
   rows: Iterable<Record<string, unknown>>,

@@ -63,7 +63,9 @@ it('starts with the head of the graph, which multiplies by a weight as MatMul st
 describe.each(Object.entries(BASES))('%s', (name, base) => {
   const golden = goldenOf(name)
   const { rows, maxLength } = golden
-  /** lowrank sorts labels in another order than PyTorch's config. */
+  /**
+   * The labels in the order of PyTorch's config. The model gets this order too: lowrank by itself would sort otherwise.
+   */
   const order = golden.labels
   let model: Model
   let examples: TaggedExample[]

@@ -45,7 +45,7 @@ const encoder = 'tests/golden/text-classification/encoder'
 const BETA1 = 0.9
 
 const models = new Map<string, Promise<Model>>()
-/** A model of tests/golden/models, opened once. */
+/** A model, opened once: of tests/golden/models, or at a path if the name has a slash. */
 function modelOf(name: string): Promise<Model> {
   const model = models.get(name) ?? openModel(name.includes('/') ? name : `tests/golden/models/${name}`)
   models.set(name, model)

@@ -328,7 +328,7 @@ async function takeRunHere(): Promise<void> {
 
 let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
 
-/** Sets a field to the value of a recipe. Suggestions for a task do not change the field from then on. */
+/** Sets a field to the value of a recipe. Later suggestions for a task do not replace the value. */
 export function setFromRecipe(id: string, value: string): void {
   inputOf(id).value = value
   inputOf(id).dataset.fromRecipe = ''

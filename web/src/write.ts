@@ -310,7 +310,7 @@ export class Writer {
     this.#mark()
   }
 
-  /** Marks the words of each adapter that the model alone did not write. */
+  /** In each adapter's text, marks the words that the text of the model alone does not have. */
   #mark(): void {
     const [alone, ...others] = [...this.#cards.values()].map(({ text }) => text)
     const written = (text: HTMLElement) => text.querySelector('.written')

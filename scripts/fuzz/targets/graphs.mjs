@@ -1,5 +1,5 @@
 // ONNX graphs and config.json. The reader gets changed bytes; lowering, the graph of the loss, and the plan of a merge
-// get changed trees.
+// get parsed models and configs in which values were changed.
 
 import { MemoryDirectory } from '../../../dist/base/bytes.js'
 import { LowrankError } from '../../../dist/base/errors.js'

@@ -1,4 +1,4 @@
-// Options and steps of all commands that write an adapter.
+// Options and steps that combine, convert, diff, extract and resize share.
 
 import { counted } from '../../base/errors.js'
 import type { ResizeResult, ToolProgress } from '../../index.js'

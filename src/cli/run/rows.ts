@@ -59,7 +59,10 @@ export async function runRows(
   return 0
 }
 
-/** Returns a name for a new field. If the records have a field of this name, such as the right label, it is kept. */
+/**
+ * Returns a name for a new field. If the records have a field of this name, such as the right label, that field stays,
+ * and the new field gets another name.
+ */
 function unusedName(name: string, record: object): string {
   let unused = name
   while (Object.hasOwn(record, unused)) unused = `predicted_${unused}`

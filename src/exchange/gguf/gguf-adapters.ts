@@ -68,9 +68,9 @@ const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
 
 /**
  * Writes a file for llama.cpp (its convert_lora_to_gguf.py and src/llama-adapter.cpp), which multiplies by alpha/r, or
- * by 1 if alpha is 0. llama.cpp's own converter only writes lora_alpha, and so loses rsLoRA and patterns. We choose
- * alpha so that it gives the scaling, if one number can; otherwise the scalings are multiplied into B. The caller
- * commits the sink. Two tensors are in memory at a time.
+ * by 1 if alpha is 0. llama.cpp's own converter writes only lora_alpha, so the scalings of rsLoRA, rank_pattern and
+ * alpha_pattern are lost. We write the alpha that gives all layers their scaling; if there is none, the scalings are
+ * multiplied into B. The caller commits the sink. Two tensors are in memory at a time.
  */
 async function writeGgufAdapter(
   adapter: OpenAdapter,

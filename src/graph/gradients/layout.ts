@@ -35,7 +35,7 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
   // y = x with its axes permuted      dx = dy with the inverse permutation
   Transpose: (context) => [() => transposeBack(context)],
 
-  // y = x repeated along axes of length 1      dx = dy, which the walker sums down
+  // y = x repeated along axes of length 1      dx = dy, which `sumTo` sums down to the shape of x
   Expand: ({ dy }) => [() => dy],
 
   // y = x, repeated r times along each axis      dx = the sum of its copies in dy

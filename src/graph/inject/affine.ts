@@ -69,7 +69,10 @@ export async function outputNorms(
   return norms
 }
 
-/** Yields the layer's part of a weight in blocks (rows, k) or (rows, d), each with its first row. */
+/**
+ * Yields the layer's part of a weight, which other layers may share, in blocks (rows, k) or (rows, d), each with the
+ * index of its first row.
+ */
 export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear, replacement?: Float32Array) {
   const { k, d, fused } = linear
   const transposed = replacement === undefined && linear.transposed

@@ -25,7 +25,7 @@ export interface BaseOpener {
 export interface OpenBase {
   readonly trained: readonly TrainedTensor[]
   layersOf(linears: readonly Linear[]): Linear[]
-  /** `inRows`: by node, each layer after it was changed to compute rows (n, k) → (n, d). */
+  /** `inRows`: for the node of each layer, the layer in the form that computes rows (n, k) → (n, d). */
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
 }
 

@@ -1,5 +1,5 @@
-// Turns linear layers into their form for training: 2-D Gemms over the rows of all sequences, which can read a
-// transposed weight, with branches y' = y + s·(drop(x)·Aᵀ)·Bᵀ whose factors are graph inputs.
+// Turns linear layers into their form for training: 2-D Gemms over the rows of all sequences, with branches y' = y +
+// s·(drop(x)·Aᵀ)·Bᵀ whose factors are graph inputs. Unlike a MatMul, a Gemm can read a transposed weight.
 
 import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'

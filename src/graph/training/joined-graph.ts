@@ -140,7 +140,7 @@ function encoderModule(front: Graph, back: Graph, where: string): string {
   })
 }
 
-/** Adds a module to a name: a path with slashes, or the name of a tensor with dots. */
+/** Puts a module in front of a name: with slashes if the name is a path, with dots if the name is a tensor's. */
 function inModule(name: string, module: string): string {
   if (module === '') return name
   if (name.startsWith('/')) return `/${module.replaceAll('.', '/')}${name}`

@@ -13,7 +13,7 @@ export interface ReadText {
   readonly scope: string
   /** The form of the cache: the name of the output with new rows, if the graph has one. */
   readonly form: string | undefined
-  /** The side of the length at which it is or was read, with long RoPE. */
+  /** With long RoPE: which rotary values the text is read with, as `sideOf` tells from its length. */
   readonly side: number
 }
 

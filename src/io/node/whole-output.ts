@@ -148,7 +148,7 @@ async function nameFolder(made: string, out: string, mayReplace?: (old: string) 
   }
 }
 
-/** Gives a file a name that nothing has. */
+/** Gives a file the name `to`. Throws if something has this name. */
 async function nameNew(from: string, to: string): Promise<void> {
   try {
     await link(from, to)

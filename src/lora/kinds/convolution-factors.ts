@@ -1,4 +1,5 @@
-// Checks the shapes of a convolution's factors: A (r, in, *kernel) and B (d, r/groups, 1…).
+// Checks the shapes of a convolution's factors. A (r, in, *kernel) reads all input channels. B (d, r/groups, 1…) reads
+// the r/groups results of A that belong to its group.
 
 import { ShapeError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'

@@ -112,7 +112,7 @@ export class ExpertLora extends FactorPart {
 
   /**
    * Returns W + s·B·A for a parameter W (E, d, k) or (E, k, d), as a new tensor of the same shape. If E = 1, W can also
-   * be (d, k).
+   * be (d, k), but not (k, d).
    *
    * @throws ShapeError for another shape
    */

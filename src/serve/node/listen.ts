@@ -72,7 +72,7 @@ export async function listen(handler: Listener | Promise<Listener>, options: Lis
   const outbox = new Outbox()
   const answering = new Set<Promise<void>>()
   let current: Listener = typeof handler === 'function' ? handler : loading
-  // If the handler fails to open, the caller hears of it from the promise that it gave.
+  // If the handler fails to open, the promise `handler` tells the caller.
   if (typeof handler !== 'function') handler.then((opened) => (current = opened)).catch(() => {})
   const serve = (handle: Listener) =>
     createServer((request, response) => {

@@ -46,7 +46,7 @@ export class History {
     return this.settings.keep === 'best'
   }
 
-  /** The latest evaluation after a step. */
+  /** The latest evaluation; undefined if it is the one before the first step. */
   get latest(): Evaluation | undefined {
     const last = this.evaluations.at(-1)
     return last?.step === 0 ? undefined : last

@@ -100,7 +100,7 @@ export async function writeMarker(
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 
-/** The marker goes last: until then the folder counts as ours. */
+/** The marker is removed last: until then the folder counts as ours. */
 export async function clearRunFolder(directory: Directory): Promise<void> {
   await removeFiles(directory, RUN_FILES)
 }

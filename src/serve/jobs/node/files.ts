@@ -70,7 +70,7 @@ export class Files {
     return new Files(files, uploads, limits)
   }
 
-  /** Removes what has expired. */
+  /** Removes files and uploads that have expired. */
   sweep(): void {
     for (const store of [this.files, this.uploads]) store.all()
   }

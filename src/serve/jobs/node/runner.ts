@@ -33,7 +33,7 @@ export class JobProcess {
     this.ended = this.#end(() => heard).finally(() => log.end())
   }
 
-  /** Lets the process wait after its step, or go on. */
+  /** Makes the process wait when its current step is done, or go on. */
   hold(isHeld: boolean): void {
     this.#send(isHeld ? 'wait' : 'go')
   }
