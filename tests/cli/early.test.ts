@@ -95,6 +95,22 @@ it.each([
   expect([code, stderr]).toEqual([2, expect.stringContaining(message)])
 })
 
+it('target modules that the model does not have, before its records are read', async () => {
+  const broken = join(scratch, 'broken.jsonl')
+  writeFileSync(broken, '{')
+  const args = ['train', MODEL, '--data', broken, '--out', join(scratch, 'run'), '--target-modules', 'q_projj']
+  const { code, stderr } = await lowrankHere(...args)
+  expect([code, stderr]).toEqual([1, expect.stringMatching(/--target-modules: .*"q_projj".*Did you mean q_proj/)])
+})
+
+it.each([
+  [['train', MODEL, '--data', DATA, '--out', NOWHERE, '--eval-every', '2'], /--eval-every needs.*Give --eval-data/],
+  [['convert', ADAPTER, '--to', 'ollama', '--out', NOWHERE], /--base: missing: .*expected the folder of the model/],
+])('an option that needs another one: %j', async (args, message) => {
+  const { code, stderr } = await lowrankHere(...args)
+  expect([code, stderr]).toEqual([2, expect.stringMatching(message)])
+})
+
 it('says what to write in place of what other formats have', async () => {
   const data = async (record: object) => {
     const name = join(scratch, 'records.jsonl')
@@ -103,12 +119,14 @@ it('says what to write in place of what other formats have', async () => {
     return stdout + stderr
   }
   expect(await data({ text: 123 })).toMatch(/"text" is not text; expected a string, got 123/)
+  expect(await data({ text: 123 })).not.toContain('--columns')
   expect(await data({ question: 'a', answer: ['b'] })).toMatch(/"answer" is not text/)
   const role = (name: string) => data({ messages: [{ role: name, content: 'a' }] })
   expect(await role('human')).toMatch(/unknown role.*Write user/)
   expect(await role('gpt')).toMatch(/unknown role.*Write assistant/)
   expect(await data({ text: 'The sea was calm.' })).toMatch(/1 record\. It fits/)
   expect((await lowrankHere('inspect', 'some/chats.jsonl')).stderr).toMatch(/these are records: use lowrank data/)
+  expect((await lowrankHere('generate', MODEL, '--prompt', '', '--max-new-tokens', '2')).code).toBe(0)
   const { stderr } = await lowrankHere('classify', MODEL, '--text', 'a')
   expect(stderr).toMatch(new RegExp(`^error: ${MODEL}: the model has no head`, 'm'))
 })

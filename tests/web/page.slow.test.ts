@@ -43,7 +43,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await recipe('pictures')
     await until("document.querySelectorAll('.recorded').length === 0")
     await recipe('mails')
-    await until("document.getElementById('data').value.startsWith('text,label')")
+    await until("/maxSteps: 30/.test(document.getElementById('lines').textContent)")
     expect(await text('lines')).toMatch(/maxSteps: 30.*--max-steps 30.*PeftModel/s)
     expect(page.requests.filter((url) => /[/]model|[.]wasm$/.test(url))).toEqual([])
     await picture('first')
@@ -216,7 +216,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
       await page.evaluate(
         "[...document.querySelectorAll('#answers [data-adapter]')].map((one) => one.dataset.adapter)",
       ),
-    ).toEqual(['books', 'rslora'])
+    ).toEqual(['', 'books', 'rslora', 'All of them mixed'])
     for (const name of ['books', 'rslora']) {
       await press(name, 'Delete')
       await until(`${kept(name)} === null`)
