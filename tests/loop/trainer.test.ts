@@ -136,10 +136,14 @@ describe('steps', () => {
     }
     const options: TrainerInput = { config: { rank: 4, dropout: 0.1 } }
     const [state, first] = [new MemoryDirectory(), await moved(options)]
+    const text = [{ text: 'And the people' }]
+    const reference = await first.logprobs(text, { reference: true })
     await first.saveState(state)
     const expected = await more(first)
     const resumed = await open({ ...options, resume: state })
     expect(resumed.steps).toBe(3)
+    expect(await resumed.logprobs(text, { reference: true })).toEqual(reference)
+    expect(await resumed.logprobs(text)).not.toEqual(reference)
     expect(await more(resumed)).toEqual(expected)
     await expect(open({ config: { rank: 2 }, resume: state })).rejects.toThrow(MismatchError)
   })
