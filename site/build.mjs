@@ -39,14 +39,8 @@ for (const name of readdirSync(path.join(root, 'docs'))) {
 mkdirSync(path.join(pages, 'public'))
 cpSync(path.join(root, 'web/mark.svg'), path.join(pages, 'public/mark.svg'))
 
-/** Returns the recorded comparison that the page of web/ shows first. */
-function comparison() {
-  const { mails } = JSON.parse(read(root, 'web/src/recorded.json'))
-  const table = (head, rows) => [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
-  const labels = mails.answers.map(({ prompt, labels: [{ label, score }] }) => [prompt, 'it gives no labels', `${label}, ${Math.round(score * 100)} %`])
-  return `A model of 3 million parameters, which knows speeches of presidents, learned three labels in ${mails.seconds} s on two cores. These are all of its answers:\n\n${table(['text', 'the model alone', 'with the adapter'], labels)}`
-}
-writeFileSync(path.join(pages, 'index.md'), read(site, 'index.md').replace('<!-- comparison -->', comparison))
+cpSync(path.join(root, 'web/card.png'), path.join(pages, 'public/card.png'))
+cpSync(path.join(site, 'index.md'), path.join(pages, 'index.md'))
 
 /** Makes the page of errors: each class with its code and docstring. */
 function errorsPage() {
@@ -86,7 +80,8 @@ const listed = new Set(outline.flatMap(({ items }) => items.map(({ link }) => li
 const all = readdirSync(pages).filter((name) => name.endsWith('.md') && name !== 'index.md').map((name) => name.slice(0, -3))
 const lost = [...all.filter((page) => !listed.has(page)), ...[...listed].filter((page) => !all.includes(page))]
 if (lost.length > 0) throw new Error(`site/outline.json and the pages differ: ${lost}`)
-const api = JSON.parse(read(apiFolder, 'typedoc-sidebar.json'))
+const modules = readdirSync(apiFolder, { recursive: true }).filter((name) => name.endsWith('.md') && name !== 'index.md')
+const api = modules.map((name) => name.replaceAll('\\', '/').slice(0, -3)).sort().map((name) => ({ text: name, link: `/api/${name}` }))
 writeFileSync(path.join(pages, 'outline.json'), JSON.stringify({ pages: outline, api }))
 
 execFileSync(bin('vitepress'), ['build', site], { stdio: 'inherit' })

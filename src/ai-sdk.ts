@@ -1,6 +1,8 @@
 // `lowrank/ai-sdk`: a provider for Vercel's AI SDK that runs the model in this process. The AI SDK's own client for
 // OpenAI's protocol calls the handler of `lowrank/server` instead of a network.
 
+/** @module lowrank/ai-sdk */
+
 import { createOpenAICompatible, type OpenAICompatibleProvider } from '@ai-sdk/openai-compatible'
 import { createHandler, type Handler } from './serve/handler.js'
 import type { HandlerOptions } from './serve/handler-options.js'

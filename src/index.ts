@@ -1,6 +1,8 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 // The public API. Its exports and types are the same in Node and in browsers; src/node.ts only sets Node's platform.
 
+/** @module lowrank */
+
 export {
   type ByteSink,
   type ByteSource,

@@ -1,5 +1,7 @@
 // lowrank/server: an HTTP server for a model and many adapters.
 
+/** @module lowrank/server */
+
 export type { ResolveAdapter } from './serve/adapters.js'
 export { createHandler, type Handler } from './serve/handler.js'
 export type { HandlerOptions } from './serve/handler-options.js'

@@ -1,6 +1,8 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 // `lowrank/transformers`: adapters in the pipelines of transformers.js.
 
+/** @module lowrank/transformers */
+
 import type { Source } from './base/bytes.js'
 import type { ChatMessage } from './text/chat.js'
 import type { AdapterCallOptions, AdapterPipelineParts } from './transformers/pipelines.js'

@@ -1,5 +1,7 @@
 // lowrank/handoff: hands a run off to another program.
 
+/** @module lowrank/handoff */
+
 export type { HandoffReport } from '../handoff/handoff.js'
 export { type HandoffOptions, handoff } from '../index/export/handoff.js'
 export { type AddLoraInputsOptions, addLoraInputs, type LoraInputsReport } from '../index/export/lora-inputs.js'

@@ -15,9 +15,12 @@ const ASKED = 'lowrank-isolation-asked'
 /** If the page is still not isolated so soon after a reload, another reload would not help. */
 const SOON_MS = 10_000
 
-/** Asks a service worker to isolate the page, which gives WebAssembly threads. It reloads the page. */
+/**
+ * Asks a service worker to isolate the page, which gives WebAssembly threads. It reloads the page. A frame is only as
+ * isolated as the page around it.
+ */
 export async function isolate(): Promise<void> {
-  if (globalThis.crossOriginIsolated || !('serviceWorker' in navigator)) return
+  if (globalThis.crossOriginIsolated || top !== self || !('serviceWorker' in navigator)) return
   try {
     await navigator.serviceWorker.register(new URL('isolate.js', document.baseURI))
     await navigator.serviceWorker.ready
