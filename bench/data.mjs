@@ -141,7 +141,7 @@ async function readChats(records) {
   const { Tokenizer } = await import('@huggingface/tokenizers')
   const { readRows } = await import('../dist/data/read-rows.js')
   const { NodeDirectory, openFile } = await import('../dist/io/node/files.js')
-  const { openTokenFile } = await import('../dist/node/token-file.js')
+  const { openExampleFile } = await import('../dist/node/example-file.js')
   const { loadTask } = await import('../dist/tasks/tasks.js')
   const { loadTokenizer } = await import('../dist/text/tokenizer.js')
   const { encodeRows } = await import('../dist/train/rows/examples.js')
@@ -152,8 +152,8 @@ async function readChats(records) {
   const model = { directory, tokenizer, eosTokenIds: [tokenizer.eosTokenId], contextLength: 8192 }
   const { size } = await stat(path)
   const chatTemplate = values.template === '' ? undefined : await readFile(values.template, 'utf8')
-  const tokenFile = openTokenFile()
-  const options = { task: await loadTask('causal-lm'), model, chatTemplate, file: () => tokenFile, name: path }
+  const exampleFile = openExampleFile()
+  const options = { task: await loadTask('causal-lm'), model, chatTemplate, file: () => exampleFile, name: path }
 
   globalThis.gc?.()
   await turn()

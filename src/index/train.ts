@@ -72,8 +72,8 @@ export async function withTraining<T>(
   checkReadByTask(options)
   checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
   resolveConfig(options.config)
-  const { openTokenFile } = platform()
-  let file: ReturnType<NonNullable<typeof openTokenFile>> | undefined
+  const { openExampleFile } = platform()
+  let file: ReturnType<NonNullable<typeof openExampleFile>> | undefined
   let adapter: Promise<LoraAdapter> | undefined
   let closeTeacher: (() => Promise<void>) | undefined
   const inputOf = async (model: Model, data: TrainingData) => {
@@ -107,7 +107,7 @@ export async function withTraining<T>(
       {
         limits: memoryLimits(model),
         memoryUse: platform().memoryUse,
-        tokenFile: openTokenFile && (() => (file ??= openTokenFile())),
+        exampleFile: openExampleFile && (() => (file ??= openExampleFile())),
         sources: sourcesOf(options),
         page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
       },

@@ -9,7 +9,7 @@ import { localPath, locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { spawnNodeWorker } from '../runtime/node/worker.js'
-import { openTokenFile } from './token-file.js'
+import { openExampleFile } from './example-file.js'
 import { watchOnTerminal } from './watch.js'
 
 const WORKERS: Record<EngineKind, URL> = {
@@ -60,7 +60,7 @@ export const nodePlatform: Platform = {
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   memoryUse,
   loadRewards: async (file) => (await import('./rewards.js')).loadRewards(localPath(file, 'rewards')),
-  openTokenFile,
+  openExampleFile,
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),
 }

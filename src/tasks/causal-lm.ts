@@ -14,7 +14,6 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
-import { ExampleStore } from '../text/example-store.js'
 import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
 import { countTargets, type Example, encodeText, IGNORED } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
@@ -127,7 +126,6 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
 }
 
 function encoderOf(examples: Iterable<PicturedExample>): PictureEncoder | undefined {
-  if (examples instanceof ExampleStore && !examples.hasObjects) return undefined
   for (const { pictures } of examples) if (pictures !== undefined) return pictures.encoder
   return undefined
 }
@@ -231,8 +229,9 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
   constructor(model: Model, examples: Examples<PicturedExample>) {
     super(model)
     this.#isPacked = examples instanceof PackedExamples
-    this.#pictures = this.#isPacked ? undefined : encoderOf(examples)
-    this.plainUse = model.graphs.vision_encoder === undefined ? undefined : OF_PICTURES
+    const readsPictures = model.graphs.vision_encoder !== undefined
+    this.#pictures = this.#isPacked || !readsPictures ? undefined : encoderOf(examples)
+    this.plainUse = readsPictures ? OF_PICTURES : undefined
     const graph = readGraph(model.onnx)
     this.#inputs = tokenInputs(graph)
     this.#probe = tokenProbe(graph)

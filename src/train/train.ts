@@ -18,7 +18,7 @@ import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Encoded, Examples, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
-import type { TokenFile } from '../text/example-store.js'
+import type { ExampleFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { findTargets, newAdapter, type Targets } from './new-adapter.js'
@@ -41,7 +41,7 @@ import type { MemoryUse, StepMetrics } from './train-report.js'
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
   /** Opens a file that stands in for memory, once. */
-  readonly tokenFile?: (() => TokenFile) | undefined
+  readonly exampleFile?: (() => ExampleFile) | undefined
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   readonly sources?: RunSources | undefined
   readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
@@ -145,7 +145,7 @@ async function checkLayers(options: TrainInput, config: LoraConfig): Promise<Tar
 type Records = Awaited<ReturnType<typeof encodeAll>>
 
 /** All records as examples: those to learn from, and those to evaluate. */
-async function encodeAll(job: Job, { onRow, tokenFile: file }: RunContext) {
+async function encodeAll(job: Job, { onRow, exampleFile: file }: RunContext) {
   const { options, config } = job
   const { evalSplit, evalData } = options
   const facts = new DataFacts()

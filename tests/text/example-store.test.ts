@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it, vi } from 'vitest'
-import { openTokenFile } from '../../src/node/token-file.js'
+import { openExampleFile } from '../../src/node/example-file.js'
 import { ExampleStore } from '../../src/text/example-store.js'
 import { PackedExamples } from '../../src/text/packed-examples.js'
 import type { Example } from '../../src/text/records.js'
@@ -48,39 +48,33 @@ describe('ExampleStore', () => {
     ['texts', example],
     ['other tasks', record],
   ] as [string, fc.Arbitrary<object>][])('gives back what was put in: %s', (_, one) => {
-    const file = openTokenFile()
+    const file = openExampleFile()
     fc.assert(
-      fc.property(fc.array(one, { maxLength: 80 }), fc.constantFrom(undefined, 0, 900), (examples, kept) => {
+      fc.property(fc.array(one, { maxLength: 80 }), fc.constantFrom(undefined, 0, 9000), (examples, kept) => {
         const store = new ExampleStore<object>(kept === undefined ? undefined : () => file, kept)
         for (const own of examples) store.push(own)
         expect(store.length).toBe(examples.length)
         expect([...store]).toStrictEqual(examples)
         examples.forEach((own, i) => void expect(store.at(i)).toStrictEqual(own))
-        expect([store.at(-1), store.at(examples.length), store.hasObjects]).toEqual([undefined, undefined, false])
+        expect([store.at(-2), store.at(examples.length), store.at(examples.length + 40)]).toEqual(Array(3))
       }),
     )
     file.close()
   })
 
-  it('keeps the smallest and the largest id, a large example, and one that is not data', () => {
-    const store = new ExampleStore<object>()
-    const inputIds = Int32Array.of(0, 2 ** 31 - 1, 0, 2 ** 31 - 1)
-    const labels = Int32Array.of(-100, -100, 0, 2 ** 31 - 1)
-    const long = Int32Array.from({ length: 700_000 }, (_, i) => (i * 7) % 300_007)
-    store.push({ inputIds, labels })
-    store.push({ inputIds: long, labels: long })
-    expect(store.at(0)).toEqual({ inputIds, labels })
-    expect((store.at(1) as Example).inputIds.every((id, i) => id === long[i])).toBe(true)
-    const read = new Map()
-    store.push({ pictures: { read } })
-    expect((store.at(2) as { pictures: { read: Map<string, string> } }).pictures.read).toBe(read)
-    expect(store.hasObjects).toBe(true)
+  it('keeps what no file can hold', () => {
+    const file = openExampleFile()
+    const store = new ExampleStore<object>(() => file, 0)
+    const picture = { read: () => 1 }
+    for (let i = 0; i < 40; i++) store.push({ picture })
+    expect(store.at(31)).toEqual({ picture })
+    file.close()
   })
 
-  it('reads from its file what is not in memory, and has what examples are given later', () => {
-    const file = openTokenFile()
+  it('reads from its file what is not in memory', () => {
+    const file = openExampleFile()
     const opened = vi.fn(() => file)
-    const store = new ExampleStore<Example & { before?: ArrayLike<number> }>(opened, 200_000)
+    const store = new ExampleStore<Example>(opened, 1_600_000)
     const lengthOf = (i: number) => 1000 + (i % 7)
     const idOf = (i: number, j: number) => (i * 1009 + j) % 50_000
     const count = 500
@@ -96,11 +90,6 @@ describe('ExampleStore', () => {
       expect(example.inputIds.every((id, j) => id === idOf(i, j))).toBe(true)
       expect(example.labels.subarray(0, 11)).toEqual(Int32Array.of(...Array(10).fill(-100), idOf(i, 10)))
     }
-    store.mark(7, [0.5, -2])
-    expect([store.at(7), store.at(8)].map((one) => Array.from(one!.before!))).toEqual([
-      [0.5, -2],
-      [Number.NaN, Number.NaN],
-    ])
     file.close()
   })
 })

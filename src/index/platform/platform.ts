@@ -7,7 +7,7 @@ import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
-import type { TokenFile } from '../../text/example-store.js'
+import type { ExampleFile } from '../../text/example-store.js'
 import type { Grader } from '../../train/graders.js'
 import type { Reward } from '../../train/rewards.js'
 import type { MemoryUse, TrainEvents } from '../../train/train-report.js'
@@ -24,8 +24,8 @@ export interface Platform {
   watch?(): TrainEvents | undefined
   /** Returns the bytes of free memory, or undefined if the platform does not tell. */
   freeMemory?(): number | undefined
-  /** Opens a temporary file for tokens that do not fit into memory. */
-  readonly openTokenFile?: () => TokenFile & { close(): void }
+  /** Opens a temporary file for examples that do not fit into memory. */
+  readonly openExampleFile?: () => ExampleFile & { close(): void }
   /** Opens a module of rewards, or a JSON file of graders. */
   readonly loadRewards?: (file: string) => Promise<readonly (Reward | Grader)[]>
   /** Returns the memory that this process uses, or undefined if the system does not tell. */

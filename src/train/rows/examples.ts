@@ -7,7 +7,7 @@ import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
 import type { EncodeContext, Encoded, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
-import { ExampleStore, type TokenFile } from '../../text/example-store.js'
+import { type ExampleFile, ExampleStore } from '../../text/example-store.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { TrainInput } from '../options.js'
 
@@ -46,8 +46,8 @@ export interface EncodeOptions extends ReadingOptions {
   readonly isHeldOut?: ((index: number) => boolean) | undefined
   /** Hears of each row: as the task parsed it, as it was encoded, and as the data have it. */
   readonly onRow?: ((row: unknown, encoded: Encoded<unknown>, isHeldOut: boolean, record: unknown) => void) | undefined
-  /** Opens the file of the tokens that memory is not taken for. */
-  readonly file?: (() => TokenFile) | undefined
+  /** Opens the file for the examples that are not kept in memory. */
+  readonly file?: (() => ExampleFile) | undefined
   readonly name: string
 }
 
