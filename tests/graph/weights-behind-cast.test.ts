@@ -17,6 +17,7 @@ import type { LoraConfigInput } from '../../src/lora/config.js'
 import { merge } from '../../src/merge/merge.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { train } from '../../src/train/train.js'
+import { some } from '../thorough.js'
 
 const runtime = { module: ort as unknown as OrtModule }
 const names = ['llama-optimum', 'gpt2-optimum'] as const
@@ -73,7 +74,7 @@ async function logitsOf(model: Model, adapters: object) {
   return logits.data as Float32Array
 }
 
-describe.each(names)('%s', (name) => {
+describe.each(some(names, 2))('%s', (name) => {
   it('has its layers, by the names that they have without the casts', () => {
     const [cast, plain] = [models.get(name)!.cast, models.get(name)!.plain].map(({ onnx }) =>
       findLinears(new Graph(onnx.proto)).map((linear) => [linear.name, linear.d, linear.k, linear.dataType]),

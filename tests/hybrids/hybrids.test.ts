@@ -11,6 +11,7 @@ import { PackedExamples } from '../../src/text/packed-examples.js'
 import { layersOf, relativeError } from '../graph/golden.js'
 import { oneThread } from '../infer/models.js'
 import { int64 } from '../several-graphs.js'
+import { cases } from '../thorough.js'
 import {
   type Cell,
   lossesWithoutBranch,
@@ -21,11 +22,15 @@ import {
 } from './cell.js'
 
 // In half precision, PyTorch's logits differ by as much from its float32 logits.
-describe.each([
-  ['qwen3_5', 'mobius', 1e-4],
-  ['qwen3_5', 'mobius-q4f16', 2e-2],
-  ['granite_h', 'mobius', 1e-4],
-])('%s by %s', (family, exporter, tolerance) => {
+describe.each(
+  cases<[string, string, number]>(
+    [
+      ['qwen3_5', 'mobius', 1e-4],
+      ['granite_h', 'mobius', 1e-4],
+    ],
+    [['qwen3_5', 'mobius-q4f16', 2e-2]],
+  ),
+)('%s by %s', (family, exporter, tolerance) => {
   let cell: Cell
   beforeAll(async () => {
     cell = await openCell(`tests/golden/hybrids/${family}`, exporter)

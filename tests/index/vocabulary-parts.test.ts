@@ -18,6 +18,7 @@ import { train } from '../../src/train/train.js'
 import { goldenPath } from '../golden.js'
 import { directoryOf, feedsOf, inThread, maxDifference } from '../infer/models.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { some } from '../thorough.js'
 
 const SUITE = 'vocabulary-parts'
 interface Golden {
@@ -73,7 +74,10 @@ describe.each(['untied', 'tied'])('over %s embeddings', (base) => {
   })
 
   describe.each(DTYPES)('of %s', (dtype) => {
-    it.each(names)('%s: a session, and what a merge writes, give PEFT’s logits', async (name) => {
+    // Both types together try two thirds of the names.
+    const tried = some(dtype === 'q4' ? [...names.slice(1), names[0]] : names)
+
+    it.each(tried)('%s: a session, and what a merge writes, give PEFT’s logits', async (name) => {
       const wanted = await logitsOf(base, name, dtype)
       const model = models.get(dtype)!
       const feeds = feedsOf(model, inputIds as number[][])
@@ -128,7 +132,7 @@ describe.each(['untied', 'tied'])('over %s embeddings', (base) => {
       }
     })
 
-    it.each(names)('%s: training goes on from PEFT’s loss, and keeps what it does not train', async (name) => {
+    it.each(tried)('%s: training goes on from PEFT’s loss, and keeps what it does not train', async (name) => {
       const adapter = await loadAdapter(directoryOf(`tests/golden/${SUITE}/${base}/${name}`))
       const options = {
         model: models.get(dtype)!,

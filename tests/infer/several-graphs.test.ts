@@ -15,6 +15,7 @@ import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { expectedGraphs, firstFeeds, graphsFolder, graphsNumbers, int64, lastRows, worst } from '../several-graphs.js'
+import { cases } from '../thorough.js'
 
 const open = (name: string): Promise<Model> =>
   loadModel(new NodeDirectory(isAbsolute(name) ? name : graphsFolder(name)), {
@@ -45,7 +46,7 @@ async function decoded(session: ModelSession<Model>, name: string, adapter: stri
 }
 
 describe('encoder and decoder', () => {
-  it.each(['t5', 'bart', 'whisper'])('%s: raw feeds give PEFT’s logits, in both branches', async (name) => {
+  it.each(cases(['bart'], ['t5', 'whisper']))('%s: raw feeds give PEFT’s logits, in both branches', async (name) => {
     const model = await open(name)
     const session = await ModelSession.open(model, { adapters: { own: await adapterOf(name) } })
     const numbers = await graphsNumbers(name)

@@ -20,6 +20,7 @@ import type { TrainInput } from '../../src/train/options.js'
 import '../equal-bytes.js'
 import { enginesHere } from '../engines-here.js'
 import { relativeError, transposed } from '../graph/golden.js'
+import { some } from '../thorough.js'
 import { module, path, WEIGHTS } from '../train/tiny.js'
 
 const FOLDER = 'tests/golden/distill'
@@ -61,7 +62,7 @@ afterAll(async () => {
   rmSync(scratch, { recursive: true })
 })
 
-it.each(golden.cells)('has the losses and gradients of TRL: $name', async ({ name, losses, gradNorms }) => {
+it.each(some(golden.cells, 2))('has the losses and gradients of TRL: $name', async ({ name, losses, gradNorms }) => {
   const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/adapter-init`))
   const { maxGradNorm, weightDecay, lr } = adamw
   const isServer = name === 'server'
@@ -168,6 +169,7 @@ describe('a run', () => {
       model,
       teacher: `${url}/v1`,
       taskOptions,
+      maxSteps: 1,
       on: {},
     })
     expect(report.trainLoss[0]).toBeGreaterThan(1e-3)

@@ -12,6 +12,7 @@ import { LOSS_NAMES, type LossFunction, type LossRow } from '../../src/loop/loss
 import { Trainer, type TrainerInput } from '../../src/loop/trainer.js'
 import { train } from '../../src/train/train.js'
 import '../equal-bytes.js'
+import { cases } from '../thorough.js'
 import { data, folder, module, path, WEIGHTS } from '../train/tiny.js'
 
 let model: Model
@@ -42,12 +43,18 @@ async function moved(options?: TrainerInput, from?: Model): Promise<Trainer> {
 const LONG = 'And the king said unto the people of the land, Go ye up, and see the ships that came down '.repeat(3)
 
 describe('log-probabilities of samples', () => {
-  it.each([
-    ['fp32', 1],
-    ['fp32', 0.7],
-    ['q4', 1],
-    ['q4', 0.7],
-  ])('are those of training: %s at temperature %s', async (dtype, temperature) => {
+  it.each(
+    cases<[string, number]>(
+      [
+        ['fp32', 0.7],
+        ['q4', 1],
+      ],
+      [
+        ['fp32', 1],
+        ['q4', 0.7],
+      ],
+    ),
+  )('are those of training: %s at temperature %s', async (dtype, temperature) => {
     const trainer = await moved({}, dtype === 'q4' ? quantized : model)
     const prompts = ['And the king', LONG, 'The sea']
     // The second call begins with the prompt that the first has read.

@@ -22,6 +22,7 @@ import { checkRecords } from '../../src/train/rows/check.js'
 import { encodeRows } from '../../src/train/rows/examples.js'
 import { train } from '../../src/train/train.js'
 import { goldenPath } from '../golden.js'
+import { cases } from '../thorough.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
 interface Golden extends GoldenRun {
@@ -47,7 +48,7 @@ function goldenOf(name: string) {
   return { folder, golden, rows, picture }
 }
 
-describe.each(['llava', 'idefics3', 'qwen2-vl', 'gemma3'])('%s', (name) => {
+describe.each(cases(['llava', 'qwen2-vl'], ['idefics3', 'gemma3']))('%s', (name) => {
   it('has the tokens of its processor, and PEFT’s loss, gradients and steps', async () => {
     const { folder, golden, rows } = goldenOf(name)
     const model = await joinGraphs(await open(name))

@@ -439,8 +439,8 @@ describe('encodeChat', () => {
 
   it.each([
     ['in one pass', 1500, PLAIN],
-    ['by several renderings', 1500, SLOW],
-    ['with a text for each answer', 200, 'qwen3'],
+    ['by several renderings', 800, SLOW],
+    ['with a text for each answer', 100, 'qwen3'],
     ['with a head', 200, 'llama3_2'],
   ])(
     'shortens a chat of many turns in seconds: %s',

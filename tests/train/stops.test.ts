@@ -12,4 +12,4 @@ beforeAll(async () => {
 afterAll(() => model.close())
 
 it('is resumed to the same bytes', () =>
-  checkStops(model, (moment, index) => moment === 'evaluate 1/2' || index % 14 === 0))
+  checkStops(model, (moment, index) => moment === 'evaluate 1/2' || index % 28 === 0))

@@ -15,6 +15,7 @@ import { NodeDirectory } from '../../../src/io/node/files.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { loadAdapter, saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
+import { some } from '../../thorough.js'
 import { mergeFiles } from '../node/disk.js'
 import { mergeCheckpoint, normals, unmergeCheckpoint } from '../toolkit.js'
 
@@ -44,7 +45,7 @@ async function onDisk(name: string, { files }: MemoryDirectory): Promise<string>
   return path.join(scratch, name)
 }
 
-describe.each(cases)('%s', (name) => {
+describe.each(some(cases, 2))('%s', (name) => {
   test('into stacked parameters as PEFT merges them; all else stays bit for bit', async () => {
     const from = await base(baseOf(name))
     const out = new MemoryDirectory({}, 'out')
