@@ -69,7 +69,6 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   combinationType: 'combination_method merge_method method',
   density: 'dare_density drop_rate',
   energy: 'sv_fro dynamic_energy',
-  ratio: 'sv_ratio',
   maxNewTokens: 'max_completion_tokens max_tokens n_predict num_predict new_tokens max_length n_tokens',
   prompt: 'p input text query',
   text: 'input prompt sentence',

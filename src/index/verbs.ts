@@ -237,7 +237,7 @@ export const toPlain: typeof import('./adapters.js').toPlain = async (...given) 
 /**
  * Makes one adapter from several adapters of the same base. By default, its change is exactly the weighted sum Σ
  * weight·s·B·A. The adapters may use rsLoRA and patterns, and may have different ranks and layers. With `rank`,
- * `energy`, `error` or `ratio` it is the closest change of a lower rank. `combinationType` chooses TIES, DARE or the
+ * `energy` it is the closest change of a lower rank. `combinationType` chooses TIES, DARE or the
  * sum of the factors instead.
  *
  * lowrank reads adapters in folders one layer at a time. It works on the factors, and makes no matrix as large as a
@@ -261,7 +261,7 @@ export const combine: typeof import('./tools.js').combine = async (...given) =>
 
 /**
  * Gives an adapter a lower rank. The result is the closest change of that rank. It comes from the singular values of
- * each layer's s·B·A, which lowrank computes exactly. `energy`, `error` and `ratio` choose a rank for each layer. The
+ * each layer's s·B·A, which lowrank computes exactly. `energy` chooses a rank for each layer. The
  * result has alpha = rank in all layers.
  *
  * @throws ConfigError for an option that is unknown or not valid, and when no rule is given; UnsupportedError for an

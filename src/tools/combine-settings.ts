@@ -2,7 +2,7 @@
 
 import { ConfigError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
-import { type RankChoice, requireOneRule } from './rank.js'
+import type { RankChoice } from './rank.js'
 import type { SparseSum } from './sparse.js'
 
 /**
@@ -66,7 +66,6 @@ export function combineWay({
   if (type !== 'exact' && rule !== undefined) {
     throw new ConfigError({ where: rule[0], what: `${type} has no choice of a rank`, expected: 'exact' })
   }
-  requireOneRule(choice)
   const keep = isRandom ? 'random' : isTies ? 'largest' : 'all'
   return { type, sum: { keep, density: density ?? 1, electsSigns: isTies }, seed: seed ?? 0, choice }
 }

@@ -86,13 +86,9 @@ describe('combine', () => {
     }
   })
 
-  it('chooses ranks by energy, error and ratio', async () => {
+  it('chooses ranks by energy', async () => {
     const { layers } = await combine({ adapters: inputs(), energy: 0.9 })
     for (const { error } of layers) expect(error).toBeLessThanOrEqual(Math.sqrt(0.1) + 1e-9)
-    const close = await combine({ adapters: inputs(), error: 0.05 })
-    for (const { error } of close.layers) expect(error).toBeLessThanOrEqual(0.05)
-    const single = await combine({ adapters: inputs(), ratio: 1 })
-    for (const { name, rank } of single.layers) expect(rank, name).toBe(name === 'groups' ? 2 : 1)
   })
 
   it.each(['dare_linear', 'dare_ties'] as const)('keeps a share of the values at random: %s', async (type) => {
@@ -187,7 +183,6 @@ describe('combine', () => {
     [{ combinationType: 'exact', seed: 1 }, /seed: exact does not use it; expected a type of dare/],
     [{ combinationType: 'dare_linear' }, /density: missing/],
     [{ combinationType: 'tie' }, /combinationType.*ties/],
-    [{ energy: 0.5, ratio: 0.5 }, /ratio: not together with energy/],
   ])('refuses %o', async (settings, message) => {
     await expect(combine({ adapters: inputs(), ...(settings as CombineSettings) })).rejects.toThrow(message)
   })

@@ -48,20 +48,15 @@ describe('resize', () => {
     expect(small.config).toMatchObject({ rank: 4, alpha: 4, useRslora: false, rankPattern: {} })
   })
 
-  it.each(['energy', 'error', 'ratio'] as const)('takes the smallest rank by %s', async (rule) => {
-    const value = { energy: 0.8, error: 0.4, ratio: 0.5 }[rule]
-    const { layers, adapter: made } = await resize(adapter(), { [rule]: value })
+  it('takes the smallest rank that keeps the energy', async () => {
+    const { layers, adapter: made } = await resize(adapter(), { energy: 0.8 })
     for (const [name, s] of spectra(adapter())) {
       const share = (rank: number) => energy(s, rank) / energy(s, 0)
-      const isKept = (rank: number) => {
-        if (rule === 'ratio') return s[rank] < value * s[0]
-        return rule === 'energy' ? share(rank) <= 1 - value : Math.sqrt(share(rank)) <= value
-      }
-      const rank = Array.from({ length: 7 }, (_, r) => r).find((r) => r > 0 && isKept(r))
+      const rank = Array.from({ length: 7 }, (_, r) => r).find((r) => r > 0 && share(r) <= 0.2)
       expect(layers.find((one) => one.name === name)?.rank, name).toBe(rank)
       expect(made.get(name)).toMatchObject({ rank, scaling: 1 })
     }
-    const most = await resize(adapter(), { [rule]: value, rank: 1 })
+    const most = await resize(adapter(), { energy: 0.8, rank: 1 })
     expect(new Set(most.layers.filter(({ name }) => name !== 'groups').map(({ rank }) => rank))).toEqual(new Set([1]))
   })
 
@@ -131,12 +126,10 @@ describe('resize', () => {
   })
 
   it.each([
-    [{}, /rank: missing.*rank, energy, error and ratio/],
+    [{}, /rank: missing.*rank, energy or both/],
     [undefined, /rank: missing/],
     [{ energy: 1.5 }, /energy.*\(0, 1\].*1.5/],
-    [{ error: 1 }, /error.*\[0, 1\).*1/],
     [{ rank: 0 }, /rank.*at least 1.*0/],
-    [{ energy: 0.9, error: 0.1 }, /error: not together with energy/],
     [{ rnak: 4 }, /rnak.*no such option.*rank/],
   ])('refuses %o', async (options, message) => {
     await expect(resize(adapter(), options as never)).rejects.toThrow(message)
@@ -151,7 +144,7 @@ describe('resize', () => {
     expect(warnings).toEqual(['nothing changed: the highest rank of a layer was 8 and is 8 now'])
     expect((await resize(adapter, { rank: 8 })).warnings).toHaveLength(1)
     expect((await resize(adapter, { rank: 7 })).warnings).toEqual([])
-    expect((await resize(adapter, { error: 0 })).warnings).toHaveLength(1)
+    expect((await resize(adapter, { energy: 1 })).warnings).toHaveLength(1)
   })
 
   it('refuses an adapter that started from its base, and one without ranks', async () => {

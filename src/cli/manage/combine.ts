@@ -10,7 +10,7 @@ export const combine = defineCommand({
   summary: 'make one adapter from several adapters',
   about: [
     'Adds the changes of adapters for the same base. By default, the result is exactly their weighted sum. Its rank can be as high as the sum of all ranks.',
-    '--rank, --energy, --error or --ratio give the best approximation with a lower rank. --combination-type chooses another method, such as those of PEFT.',
+    '--rank or --energy gives the best approximation with a lower rank. --combination-type chooses another method, such as those of PEFT.',
   ].join('\n'),
   examples: [
     'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/rslora --weight 0.5 --rank 8 --out out/combined',

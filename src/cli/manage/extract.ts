@@ -13,7 +13,7 @@ export const extract = defineCommand({
   summary: 'make an adapter from a fine-tuned model',
   about: [
     'Compares a fine-tuned safetensors checkpoint with its base, and writes the closest adapter.',
-    'Give --rank. Or give --energy, --error or --ratio: then lowrank chooses a rank for each weight.',
+    'Give --rank. Or give --energy: then lowrank chooses a rank for each weight.',
     'The column "lost" is ‖ΔW − s·B·A‖/‖ΔW‖ of each weight.',
   ].join('\n'),
   examples: [

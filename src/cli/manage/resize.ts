@@ -9,7 +9,7 @@ export const resize = defineCommand({
   summary: 'give an adapter a lower rank, and show what is lost',
   about: [
     'Writes an adapter with a lower rank that is as close as possible to the given adapter.',
-    'Give --rank. Or give --energy, --error or --ratio: then lowrank chooses a rank for each layer.',
+    'Give --rank. Or give --energy: then lowrank chooses a rank for each layer.',
     'The column "lost" is ‖ΔW − ΔW′‖/‖ΔW‖ of each layer.',
   ].join('\n'),
   examples: [
@@ -22,8 +22,8 @@ export const resize = defineCommand({
     ...flags('ResizeOptions'),
     ...ADAPTER_OUTPUT,
   },
-  async run({ adapter, rank, energy, error, ratio, ...output }) {
+  async run({ adapter, rank, energy, ...output }) {
     const node = await import('../../node.js')
-    return writeAdapter(output, (run) => node.resize(adapter, { rank, energy, error, ratio, ...run }))
+    return writeAdapter(output, (run) => node.resize(adapter, { rank, energy, ...run }))
   },
 })

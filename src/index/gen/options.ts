@@ -108,8 +108,6 @@ export const COMBINE_OPTIONS: OptionTable = {
   seed: ranged('a safe integer'),
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
-  error: ranged('a number in [0, 1)'),
-  ratio: ranged('a number in (0, 1]'),
   onProgress: FUNCTION,
   signal: SIGNAL,
 }
@@ -135,8 +133,6 @@ export const EXTRACT_OPTIONS: OptionTable = {
   others: oneOf('save', 'skip'),
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
-  error: ranged('a number in [0, 1)'),
-  ratio: ranged('a number in (0, 1]'),
   onProgress: FUNCTION,
   signal: SIGNAL,
 }
@@ -144,8 +140,6 @@ export const EXTRACT_OPTIONS: OptionTable = {
 export const RESIZE_OPTIONS: OptionTable = {
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
-  error: ranged('a number in [0, 1)'),
-  ratio: ranged('a number in (0, 1]'),
   onProgress: FUNCTION,
   signal: SIGNAL,
 }
