@@ -2,10 +2,9 @@
 
 import { StateError } from '../base/errors.js'
 import { transfer } from '../runtime/rpc.js'
-import { type Feeds, keepsOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
-import { DeviceWeights } from './weights/device.js'
-import { copies, type EngineSetup, type EngineState, HeldWeights, type Trained } from './weights/held.js'
+import { copies, type EngineSetup, type EngineState, HeldWeights } from './held-weights.js'
 
 export interface Pass {
   session: number
@@ -16,29 +15,15 @@ export interface Pass {
 }
 
 export class TrainEngine extends SessionTable {
-  #trained: Trained | undefined
+  #trained: HeldWeights | undefined
   #best: Float32Array[] | undefined
   /** Gradients were added since the last update. */
   #hasGradients = false
 
   async start(setup: EngineSetup, state: EngineState): Promise<void> {
-    const { device } = setup
     this.#best = state.best
     this.#hasGradients = false
-    if (device === undefined) {
-      this.#trained = new HeldWeights(setup, state)
-      return
-    }
-    this.#trained?.dispose?.()
-    const same = async (tensor: RuntimeTensor) => tensor
-    const { toGpu = same, toHost = same } = keepsOnGpu(device.options) ? this.runtime : {}
-    this.#trained = await DeviceWeights.start(setup, state, {
-      ...device,
-      open: async (model, gpuOutputs) =>
-        this.session((await this.openSession(model, { ...device.options, gpuOutputs })).id),
-      put: toGpu,
-      read: toHost,
-    })
+    this.#trained = new HeldWeights(setup, state)
   }
 
   /** Adds the gradients of a pass to those since the last update. */
@@ -46,7 +31,7 @@ export class TrainEngine extends SessionTable {
     const trained = this.#started()
     const wanted = [loss, ...predictions, ...trained.gradients]
     const results = await this.session(session).run({ ...trained.feeds, ...feeds }, wanted)
-    await trained.add(results, !this.#hasGradients)
+    trained.add(results, !this.#hasGradients)
     this.#hasGradients = true
     const outputs = Object.fromEntries(predictions.map((name) => [name, results[name]]))
     return { loss: Number(results[loss].data[0]), outputs }
@@ -68,34 +53,33 @@ export class TrainEngine extends SessionTable {
   }
 
   async state(): Promise<EngineState> {
-    const state = await this.#started().state()
+    const state = this.#started().state()
     const best = this.#best && copies(this.#best)
     const arrays = [...state.parameters, ...state.firstMoments, ...state.secondMoments, ...(best ?? [])]
     return transfer({ ...state, ...(best && { best }) }, buffersOf(arrays))
   }
 
   async keepBest(): Promise<void> {
-    this.#best = await this.#started().parameters()
+    this.#best = this.#started().parameters()
   }
 
   async parameters(): Promise<Float32Array[]> {
-    const arrays = await this.#started().parameters()
+    const arrays = this.#started().parameters()
     return transfer(arrays, buffersOf(arrays))
   }
 
   /** The best parameters where some were kept, or those of the last step whose loss was finite. */
   async lastGood(): Promise<Float32Array[]> {
-    const arrays = this.#best === undefined ? await this.#started().lastGood() : copies(this.#best)
+    const arrays = this.#best === undefined ? this.#started().lastGood() : copies(this.#best)
     return transfer(arrays, buffersOf(arrays))
   }
 
   override dispose(): Promise<void> {
-    this.#trained?.dispose?.()
     this.#trained = undefined
     return super.dispose()
   }
 
-  #started(): Trained {
+  #started(): HeldWeights {
     if (this.#trained === undefined) throw new StateError({ where: 'training', what: 'not started' })
     return this.#trained
   }

@@ -84,7 +84,7 @@ export function gradientNorm(gradients: readonly Float32Array[]): number {
 }
 
 /** Added to the norm by torch.nn.utils.clip_grad_norm_. */
-export const NORM_EPSILON = 1e-6
+const NORM_EPSILON = 1e-6
 
 /** A `maxNorm` of 0 turns clipping off. */
 export function clipFactor(norm: number, maxNorm: number): number {

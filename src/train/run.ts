@@ -5,6 +5,7 @@ import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
 import type { BaseRecord } from '../lora/adapter.js'
+import type { EngineState } from './held-weights.js'
 import { checkFingerprint, stepsIn } from './saved/fingerprint.js'
 import { History, type RunReport } from './saved/history.js'
 import type { CardSources } from './saved/model-card.js'
@@ -22,7 +23,6 @@ import type {
   StepMetrics,
   TrainEvents,
 } from './train-report.js'
-import type { EngineState } from './weights/held.js'
 
 /** What a run learns from. */
 export interface Lessons {

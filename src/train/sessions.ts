@@ -21,10 +21,10 @@ import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
 import type { TrainEngine } from './engine.js'
+import type { EngineSetup } from './held-weights.js'
 import { loraPlusRates } from './parameters.js'
 import { type TrainSettings, usesBest } from './settings.js'
 import type { TrainEvents } from './train-report.js'
-import type { EngineSetup } from './weights/held.js'
 import { baseOf, withSavedTensors } from './whole-tensors.js'
 
 export interface SessionParts {
@@ -138,13 +138,13 @@ export class TrainingSessions {
   }
 
   /** Everything that the engine needs to start, except the values of the parameters. */
-  async setup(): Promise<EngineSetup> {
+  setup(): EngineSetup {
     const { weightDecay, loraPlusRatio, maxGradNorm } = this.parts.settings
     const { parameters, options } = this
     const optimizer = { weightDecay, rates: loraPlusRates(parameters, loraPlusRatio) }
-    const setup = { parameters, optimizer, maxGradNorm }
-    const graphs = this.training && keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
-    return { ...setup, device: graphs?.deviceSetup(setup, options) }
+    const isPacked = this.training !== undefined && keepsOnGpu(options)
+    const packed = isPacked ? { input: PACKED, gradient: PACKED_GRADIENT } : undefined
+    return { parameters, optimizer, maxGradNorm, packed }
   }
 
   /** Feeds that take the place of the engine's parameters in a run. */
@@ -191,9 +191,8 @@ export class TrainingSessions {
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const { parameters } = (keepsOnGpu(this.options) && this.training) || {}
     const model = await graph.sessionModel(parameters, copiedBytes)
-    const gpuOutputs = graph === this.training && parameters ? [PACKED_GRADIENT] : []
     const lowMemory = copiedBytes < Number.POSITIVE_INFINITY && parameters !== undefined
-    const options = { lowMemory, exactProducts: true, gpuOutputs }
+    const options = { lowMemory, exactProducts: true }
     const { id } = await this.engine.openSession(model, { ...this.options, ...options })
     this.parts.on?.progress?.({ stage: 'prepare', done: 2, total: 2 })
     return id

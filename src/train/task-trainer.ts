@@ -6,9 +6,9 @@ import type { Remote } from '../runtime/rpc.js'
 import type { Feeds } from '../runtime/runtime.js'
 import type { StepRun } from '../tasks/task.js'
 import type { TrainEngine } from './engine.js'
+import type { EngineState } from './held-weights.js'
 import { startOf, writeParameters } from './parameters.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
-import type { EngineState } from './weights/held.js'
 
 export interface Batch {
   readonly examples: readonly unknown[]
@@ -51,7 +51,7 @@ export class TaskTrainer {
   /** Begins with a state, or with the adapter and no steps. */
   async start(state: EngineState = startOf(this.parts.adapter, this.names)): Promise<void> {
     this.steps = state.updates
-    await this.engine.start(await this.sessions.setup(), state)
+    await this.engine.start(this.sessions.setup(), state)
   }
 
   /** Returns the mean loss of the batches. If it needs all of them at once, it comes from a first pass over them. */

@@ -3,8 +3,8 @@ import { StateError } from '../../src/base/errors.js'
 import { untransferred } from '../../src/runtime/rpc.js'
 import type { Runtime } from '../../src/runtime/runtime.js'
 import { type Pass, TrainEngine } from '../../src/train/engine.js'
+import type { EngineSetup, EngineState } from '../../src/train/held-weights.js'
 import { ADAMW_DEFAULTS, AdamW, clipFactor } from '../../src/train/optimizer.js'
-import type { EngineSetup, EngineState } from '../../src/train/weights/held.js'
 import { takeStep } from './take-step.js'
 
 /** A runtime whose sessions all compute loss = weight·Σ (p − target)² for two parameters. */

@@ -2,11 +2,7 @@ import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { ShapeError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
-import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { RuntimeTensor } from '../../src/runtime/runtime.js'
 import { AdamW, clipFactor, gradientNorm } from '../../src/train/optimizer.js'
-import { DeviceWeights } from '../../src/train/weights/device.js'
-import { deviceSetup } from '../../src/train/weights/graphs.js'
 
 /** Loshchilov and Hutter's algorithm 2 in f64, one number at a time. */
 function reference(parameter: number, gradients: number[], rates: number[], weightDecay: number): number {
@@ -114,54 +110,3 @@ describe('clipping', () => {
     expect(gradientNorm([Float32Array.of(1, Number.POSITIVE_INFINITY)])).toBe(Number.POSITIVE_INFINITY)
   })
 })
-
-describe('AdamW as a graph', () => {
-  const shapes = [[3, 40], [2, 700], [5]]
-  const normals = (random: Random, scale: number) =>
-    shapes.map((shape) => Float32Array.from({ length: shape.reduce((a, b) => a * b) }, () => random.normal() * scale))
-
-  it.each([
-    ['plainly', {}, 0],
-    ['with a limit of the norm', {}, 1],
-    ['with decay and rates of their own', { weightDecay: 0.1, rates: [1, 16, 1] }, 1],
-  ])('gives what the loops give, to 1e-6: %s', async (_, optimizer, maxGradNorm) => {
-    const random = new Random(2, 'test')
-    const start = normals(random, 1)
-    const zeros = () => start.map(({ length }) => new Float32Array(length))
-    const parameters = start.map((values) => values.slice())
-    const adamw = new AdamW(parameters, optimizer)
-    const own = shapes.map((shape, i) => ({ input: `${i}`, gradient: `${i}`, shape }))
-    const setup = deviceSetup({ parameters: own, optimizer, maxGradNorm }, {})
-    const same = async (tensor: RuntimeTensor) => tensor
-    const runtime = await loadNodeRuntime()
-    const weights = await DeviceWeights.start(
-      { parameters: own, optimizer, maxGradNorm },
-      { parameters: start, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
-      { ...setup, open: (model) => runtime.createSession(model, { threads: 1 }), put: same, read: same },
-    )
-    for (let step = 0; step < 12; step++) {
-      const gradients = normals(random, 10 ** ((step % 4) - 3))
-      const norm = gradientNorm(gradients)
-      adamw.step(gradients, 0.01, clipFactor(norm, maxGradNorm))
-      const data = Float32Array.from(gradients.flatMap((values) => [...values]))
-      await weights.add({ [setup.gradient]: { type: 'float32', data, dims: [data.length] } }, true)
-      expect((await weights.step(1, 0.01)) / norm).toBeCloseTo(1, 6)
-    }
-    const { firstMoments, secondMoments, updates, ...state } = await weights.state()
-    expect(updates).toBe(12)
-    expect(differenceOf(state.parameters, parameters)).toBeLessThan(1e-6)
-    expect(differenceOf(firstMoments, adamw.state.firstMoments)).toBeLessThan(1e-6)
-    expect(differenceOf(secondMoments, adamw.state.secondMoments)).toBeLessThan(1e-6)
-    // A step without a finite loss or gradient changes nothing.
-    const broken = new Float32Array(start.reduce((sum, { length }) => sum + length, 0)).fill(Number.NaN)
-    await weights.add({ [setup.gradient]: { type: 'float32', data: broken, dims: [broken.length] } }, true)
-    expect(await weights.step(1, 0.01)).toBeNaN()
-    expect((await weights.state()).parameters).toEqual(state.parameters)
-  })
-})
-
-/** Returns the largest difference, relative to the largest value. */
-function differenceOf(a: readonly Float32Array[], b: readonly Float32Array[]): number {
-  const largest = Math.max(...b.flatMap((values) => [...values]).map(Math.abs))
-  return Math.max(...a.flatMap((values, p) => Array.from(values, (value, i) => Math.abs(value - b[p][i])))) / largest
-}

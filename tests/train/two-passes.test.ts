@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
+import { PACKED, PACKED_GRADIENT } from '../../src/graph/training/forward.js'
 import type { Objective } from '../../src/graph/training/objective-graph.js'
 import { buildTrainingGraph, type TrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
@@ -8,7 +9,6 @@ import { untransferred } from '../../src/runtime/rpc.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import { ADAMW_DEFAULTS } from '../../src/train/optimizer.js'
-import { deviceSetup } from '../../src/train/weights/graphs.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
 import { takeStep } from './take-step.js'
 
@@ -70,7 +70,7 @@ async function started(graph: TrainingGraph, isPacked = false): Promise<{ engine
   const zeros = () => parameters().map(({ length }) => new Float32Array(length))
   const setup = { parameters: graph.parameters, optimizer: ADAMW_DEFAULTS, maxGradNorm: 1 }
   await engine.start(
-    { ...setup, device: isPacked ? deviceSetup(setup, { threads: 1 }) : undefined },
+    { ...setup, packed: isPacked ? { input: PACKED, gradient: PACKED_GRADIENT } : undefined },
     { parameters: parameters(), firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
   )
   return { engine, session: id }
@@ -83,7 +83,7 @@ async function parametersOf(engine: TrainEngine): Promise<Float32Array[]> {
 describe('a step in two passes', () => {
   it.each([
     ['does what one pass over all examples does', false],
-    ['does so where a device would keep what is trained', true],
+    ['does so with all tensors in one vector, as a GPU takes them', true],
   ])('%s', async (_, isPacked) => {
     const x = wave(6 * K, 4)
     const parts = [x.slice(0, 2 * K), x.slice(2 * K)].map(

@@ -1,5 +1,5 @@
-// Packs trained tensors into one vector, which the graph cuts apart, and their gradients likewise. A device can then
-// keep and change them with few operations, whatever the number of layers.
+// Packs trained tensors into one vector, which the graph cuts apart, and their gradients likewise: a GPU then copies one
+// large tensor in each direction.
 
 import { elementCount } from '../../base/tensor.js'
 import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'

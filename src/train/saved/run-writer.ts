@@ -4,8 +4,8 @@ import { writeFile } from '../../base/bytes.js'
 import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
+import type { EngineState } from '../held-weights.js'
 import type { StepMetrics } from '../train-report.js'
-import type { EngineState } from '../weights/held.js'
 import {
   clearRunFolder,
   EVALUATIONS_FILE,
