@@ -94,7 +94,6 @@ export function runtimeOf(ort: OrtModule, name?: string, ownsThread = false): Ru
       const used = keepsOnGpu(options) ? await gpuCopies() : undefined
       return new WrappedSession(ort, session, options.keepsTensors === true, used)
     },
-    toGpu: async (tensor) => (await gpuCopies()).toGpu(tensor),
     toHost: async (tensor) => (await gpuCopies()).toHost(tensor),
   }
 }

@@ -146,7 +146,5 @@ export interface SessionOpener {
 
 export interface Runtime extends SessionOpener {
   readonly name: string
-  /** Copies a tensor to the GPU, for sessions that keep tensors there. The caller has to free the copy. */
-  toGpu?(tensor: RuntimeTensor): Promise<RuntimeTensor>
   toHost?(tensor: RuntimeTensor): Promise<RuntimeTensor>
 }
