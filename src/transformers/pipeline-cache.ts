@@ -39,6 +39,8 @@ export class PipelineCache {
     const { parts, ids, mask } = newRows
     const pasts = parts.map(({ past }) => feeds[past])
     const [batch, sequence] = feeds[ids]?.dims ?? []
+    // ONNX Runtime takes the room of a growing cache for earlier tokens, and refuses several prompts after such.
+    if (batch > 1 && sequence > 1) return undefined
     const length = pasts[0]?.dims[2]
     const isWhole = parts.every(({ heads, size }, i) => isPart(pasts[i], [batch, heads, length, size]))
     // The mask must tell how many tokens the cache has, because its arrays are longer.
