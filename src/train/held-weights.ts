@@ -56,7 +56,10 @@ export class HeldWeights {
   /** Cuts a vector of all tensors into one array for each. They share its memory. */
   #apart(vector: Float32Array): Float32Array[] {
     let end = 0
-    return this.#lengths.map((length) => vector.subarray(end, (end += length)))
+    return this.#lengths.map((length) => {
+      end += length
+      return vector.subarray(end - length, end)
+    })
   }
 
   add(outputs: Readonly<Record<string, RuntimeTensor>>, isFirst: boolean): void {
