@@ -38,12 +38,6 @@ export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.second.at(axis)
 }
 
-export function staticContent(shapes: ShapeMap, value: Value): readonly number[] | undefined {
-  const content = shapes.contents.get(value)
-  if (content === undefined || content.value.length !== content.second.length) return undefined
-  return content.value.every((entry, i) => entry === content.second[i]) ? content.value : undefined
-}
-
 /**
  * Measures shapes at two points that differ in all symbolic dimensions.
  *
