@@ -5,7 +5,7 @@ import { MismatchError } from '../base/errors.js'
 import { transpose } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { EMBEDDING } from '../lora/part.js'
-import type { EngineState } from './held-weights.js'
+import type { EngineState } from './engine.js'
 
 interface Slot {
   read(): Float32Array

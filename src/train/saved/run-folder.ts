@@ -13,7 +13,7 @@ import {
 } from '../../formats/safetensors.js'
 import type { BaseRecord } from '../../lora/adapter.js'
 import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
-import type { EngineState } from '../held-weights.js'
+import type { EngineState } from '../engine.js'
 import type { Evaluation, SampleEvent, StepMetrics } from '../train-report.js'
 import type { BestState } from './best.js'
 

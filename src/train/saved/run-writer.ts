@@ -4,7 +4,7 @@ import { writeFile } from '../../base/bytes.js'
 import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
-import type { EngineState } from '../held-weights.js'
+import type { EngineState } from '../engine.js'
 import type { StepMetrics } from '../train-report.js'
 import {
   clearRunFolder,
