@@ -12,8 +12,8 @@ export interface ExampleFile {
 const GROUP = 32
 /** How many bytes stay in memory: 64 MiB. */
 const KEPT_BYTES = 1 << 26
-/** What an array or an object takes besides its values. */
-const OBJECT_BYTES = 100
+/** What an object or a list takes besides its values, and a typed array with its buffer. */
+const [OBJECT_BYTES, BUFFER_BYTES] = [100, 400]
 
 export class ExampleStore<Example> implements Iterable<Example> {
   readonly #groups: (readonly Example[] | (() => readonly Example[]))[] = []
@@ -62,7 +62,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
 
 function sizeOf(value: unknown): number {
   if (typeof value === 'string') return 2 * value.length
-  if (ArrayBuffer.isView(value)) return OBJECT_BYTES + value.byteLength
+  if (ArrayBuffer.isView(value)) return BUFFER_BYTES + value.byteLength
   // Examples of one run may share an object that is not data, such as what reads their pictures.
   if (!Array.isArray(value) && !(isObject(value) && Object.getPrototypeOf(value) === Object.prototype)) return 8
   return Object.values(value).reduce((sum: number, item) => sum + sizeOf(item), OBJECT_BYTES)
