@@ -16,11 +16,13 @@
 //   while other programs keep all processors busy. The part of the throughput that is left, and the part of the
 //   processors that the process gets. The last tokens are counted when a parse has ended, so short texts seem slower
 //   than they are: take as many tokens as the model reads.
+// - training (only with --training): what a job costs the callers of its server, see serve-training.mjs.
 //
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
 //         [--accuracy-level 4]
 //     npm run build && node bench/serve.mjs MODEL --only beside --against OTHER/dist --rounds 5 --tokens 240
 //         [--yields]
+//     npm run build && node bench/serve.mjs MODEL --training [--rounds 3] [--seconds 8]
 //
 // MODEL: a folder of a causal language model, such as smollm2-fp32 of scripts/golden/graph_table.py. Default:
 // models/union-3m. Lengths are smaller where a model's context is. Where other programs are busy, compare processor
@@ -35,6 +37,7 @@ import { LoraAdapter, loadModel, openSession } from 'lowrank'
 import { findLinears } from '../dist/graph/match/linears.js'
 import { Graph } from '../dist/graph/view/graph.js'
 import { ADAPTERS, makeAdapters, PARSE_MS, PROMPTS, RANK } from './callers.mjs'
+import { measureTraining } from './serve-training.mjs'
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -46,6 +49,8 @@ const { values: options, positionals } = parseArgs({
     'accuracy-level': { type: 'string' },
     against: { type: 'string' },
     yields: { type: 'boolean', default: false },
+    training: { type: 'boolean', default: false },
+    seconds: { type: 'string', default: '8' },
   },
 })
 const [rounds, threads, maxNewTokens] = [options.rounds, options.threads, options.tokens].map(Number)
@@ -342,4 +347,10 @@ function kindOf(name, operator) {
 }
 
 console.log(`${threads} threads, load ${loadavg()[0].toFixed(1)}`)
-for (const folder of positionals.length > 0 ? positionals : ['models/union-3m']) await measure(folder)
+for (const folder of positionals.length > 0 ? positionals : ['models/union-3m']) {
+  if (!options.training) await measure(folder)
+  else {
+    console.log(folder)
+    await measureTraining(folder, { rounds, seconds: Number(options.seconds) })
+  }
+}

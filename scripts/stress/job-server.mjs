@@ -72,14 +72,18 @@ export class JobServer {
     }
   }
 
-  /** Asks a route: with a body it is a POST. Throws for answers that are errors. */
-  async call(path, body, method = body === undefined ? 'GET' : 'POST') {
+  request(path, body, method = body === undefined ? 'GET' : 'POST') {
     const isForm = body instanceof FormData
-    const answer = await fetch(this.#url + path, {
+    return fetch(this.#url + path, {
       method,
       headers: { authorization: 'Bearer root', ...(body && !isForm && { 'content-type': 'application/json' }) },
       ...(body && { body: isForm ? body : JSON.stringify(body) }),
     })
+  }
+
+  /** Asks a route: with a body it is a POST. Throws for answers that are errors. */
+  async call(path, ...asked) {
+    const answer = await this.request(path, ...asked)
     const value = await answer.json()
     if (!answer.ok) throw Object.assign(new Error(`${path}: ${JSON.stringify(value)}`), { status: answer.status })
     return value

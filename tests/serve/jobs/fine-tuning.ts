@@ -118,5 +118,48 @@ export async function fineTune(
   await assert.rejects(say(job.fine_tuned_model), { status: 404, code: 'model_not_found' })
   for (const { id } of [training, validation, bad]) assert.equal((await client.files.delete(id)).deleted, true)
   await assert.rejects(client.files.retrieve(training.id), { status: 404 })
-  return { resumed: resumed.job }
+}
+
+/** Uploads in parts, stored chats, and jobs of other methods, which do not have to end. */
+export async function useTheRest(
+  client: any,
+  model: string,
+  toFile: (bytes: Buffer, name: string) => Promise<unknown>,
+) {
+  const rows = Buffer.from('{"prompt":"a","chosen":"b","rejected":"c"}\n{"prompt":"d","chosen":"e","rejected":"f"}\n')
+  const about = { filename: 'rows.jsonl', purpose: 'fine-tune', mime_type: 'text/jsonl' }
+  const upload = await client.uploads.create({ ...about, bytes: rows.length })
+  const parts = [rows.subarray(0, 20), rows.subarray(20)].map(async (bytes) => {
+    return (await client.uploads.parts.create(upload.id, { data: await toFile(bytes, 'part') })).id
+  })
+  const { file } = await client.uploads.complete(upload.id, { part_ids: await Promise.all(parts) })
+  assert.equal(await (await client.files.content(file.id)).text(), rows.toString())
+  await client.uploads.cancel((await client.uploads.create({ ...about, bytes: 1 })).id)
+  await client.files.list({ purpose: 'fine-tune' })
+
+  const grader = {
+    ...{ type: 'string_check', name: 'same', operation: 'eq' },
+    ...{ input: '{{sample.output_text}}', reference: '{{item.chosen}}' },
+  }
+  for (const method of [
+    { type: 'dpo', dpo: { hyperparameters: { beta: 0.2, n_epochs: 'auto' } } },
+    { type: 'reinforcement', reinforcement: { grader, hyperparameters: { compute_multiplier: 'auto' } } },
+  ]) {
+    const { id } = await client.fineTuning.jobs.create({ model, training_file: file.id, method, seed: 3 })
+    await client.fineTuning.jobs.cancel(id)
+  }
+
+  const messages = [{ role: 'user', content: 'Is the boat red?' }]
+  const metadata = { topic: 'boats' }
+  const { id } = await client.chat.completions.create({ model, messages, max_tokens: 4, store: true, metadata })
+  await client.chat.completions.update(id, { metadata: { ...metadata, rating: 'good' } })
+  await client.chat.completions.retrieve(id)
+  const found = await client.chat.completions.list({ metadata: { rating: 'good' } })
+  assert.deepEqual(
+    found.data.map((chat: any) => chat.id),
+    [id],
+  )
+  assert.equal((await client.chat.completions.messages.list(id)).data[0].content, messages[0].content)
+  await client.chat.completions.delete(id)
+  await client.models.retrieve(model)
 }

@@ -113,8 +113,44 @@ it('gives the bytes of its command with and without validation, paused and resum
   const { data: told } = await server.call(`/fine_tuning/jobs/${validated}/events?limit=100`)
   const needs = told.filter(({ message }: any) => /needs about/.test(message))
   expect(needs).toEqual([
-    expect.objectContaining({ message: expect.stringMatching(/shares the weights .*free.*disk/) }),
+    expect.objectContaining({ message: expect.stringMatching(/from the same file as the server.*free.*disk/) }),
   ])
   const order = told.map(({ message }: any) => message)
   expect(order.indexOf(needs[0].message)).toBeGreaterThan(order.indexOf('Fine-tuning job started'))
+})
+
+it('publishes a result under the alias of its gate, and no result that is worse', async () => {
+  const texts = await server.upload(rows((i) => ({ text: `The boat number ${i} sails to the island of ${i * 7}.` })))
+  const shared = { validation_file: texts, hyperparameters: { n_epochs: 4, batch_size: 1 } }
+  const lowrank = (more: object) => ({ rank: 2, gate: { alias: 'boats' }, ...more })
+  const good = await server.ended(await server.create(texts, { ...shared, lowrank: lowrank({ learningRate: 0.01 }) }))
+  const aliases = async () => (await server.call('/aliases')).data.map(({ model }: any) => model)
+  expect(good.lowrank.judged).toMatchObject({ isPassed: true, isPublished: true })
+  expect(await aliases()).toEqual([good.fine_tuned_model])
+  const bad = await server.ended(await server.create(texts, { ...shared, lowrank: lowrank({ learningRate: 5 }) }))
+  expect([bad.status, bad.lowrank.judged.isPassed]).toEqual(['succeeded', false])
+  expect(bad.lowrank.judged.low).toBeGreaterThan(0)
+  expect(await aliases()).toEqual([good.fine_tuned_model])
+})
+
+it('takes no step while a request runs, with `--train-when idle`', async () => {
+  const texts = await server.upload(rows((i) => ({ text: `The boat number ${i} sails.` })))
+  const id = await server.create(texts, { hyperparameters: { n_epochs: 1000, batch_size: 1 }, lowrank: { rank: 2 } })
+  const newest = async () => {
+    const { data } = await server.call(`/fine_tuning/jobs/${id}/events`)
+    return data.find(({ type }: any) => type === 'metrics')?.data.step ?? 0
+  }
+  while ((await newest()) < 3) await wait(20)
+  const body = { model: 'union-3m', prompt: 'A', max_tokens: 200, n: 8, ignore_eos: true, stream: true }
+  let events = 0
+  let before: number | undefined
+  for await (const piece of (await server.request('/completions', body)).body) {
+    events += Buffer.from(piece).toString().split('data: ').length - 1
+    if (events > 400) before ??= await newest()
+  }
+  // The step that runs when the request comes is finished.
+  expect((await newest()) - before!).toBeLessThanOrEqual(1)
+  const during = await newest()
+  while ((await newest()) < during + 3) await wait(20)
+  await server.call(`/fine_tuning/jobs/${id}/cancel`, {})
 })

@@ -35,8 +35,8 @@ const answerOf = (id: string) => ({
   choices: [{ index: 0, message: { role: 'assistant', content: 'Hi', refusal: null }, finish_reason: 'stop' }],
 })
 
-function put(kind: string, record: { id: string }): string {
-  const place = join(folder, kind, record.id)
+function put(kind: string, record: { id: string }, where = folder): string {
+  const place = join(where, kind, record.id)
   mkdirSync(place, { recursive: true })
   writeFileSync(join(place, 'record.json'), JSON.stringify({ created_at: 1_700_000_000, ...record }))
   return place
@@ -62,7 +62,10 @@ beforeAll(async () => {
         finished_at: 1_700_000_001,
       },
       ...{ estimated_finish: null, trained_tokens: 1, result_files: [], deleted: [] },
-      checkpoints: [{ step: 3, created_at: 1_700_000_001, metrics: {} }],
+      checkpoints: [
+        { step: 3, created_at: 1_700_000_001, metrics: {} },
+        { step: 6, created_at: 1_700_000_001, metrics: {}, isResult: true },
+      ],
     } as never)
     put('completions', {
       ...{ id: THINGS[owner].completion, owner, metadata: { rating: owner === 'alice' ? 'good' : 'bad' } },
@@ -256,6 +259,11 @@ describe('stored chats', () => {
     expect((await make('carol', { from: 'store' })).error.param).toBe('lowrank')
     const rows = await storedRows(folder, { metadata: { rating: 'good' } })
     expect(rows.split('\n')).toHaveLength(3)
+    const print = (...flags: string[]) => lowrankHere('data', folder, '--from-store', ...flags)
+    expect(await print('--where', 'rating=good')).toMatchObject({ code: 0, stdout: rows })
+    expect((await print('--where', 'rating=bad', '--where', 'topic=x')).stdout).toBe('')
+    const labels = (await print('--method', 'kto')).stdout.trim().split('\n')
+    expect(labels.map((line) => JSON.parse(line).label)).toEqual([true, true])
     for (const file of [id, judged.id]) await call('alice', 'DELETE', `/v1/files/${file}`)
     const path = `/v1/chat/completions/${THINGS.bob.completion}`
     expect(await json('bob', 'DELETE', path)).toMatchObject({ deleted: true })
@@ -285,6 +293,76 @@ describe('stored chats', () => {
     await chats.close()
     rmSync(place, { recursive: true, force: true })
   })
+})
+
+it('keeps files and stored chats for `retentionDays`, and uploads for an hour', async () => {
+  const place = `${folder}-old`
+  const now = Math.floor(Date.now() / 1000)
+  const days = (count: number) => now - count * 86_400
+  const entries = {
+    files: { bytes: 3, filename: 'x.jsonl', purpose: 'fine-tune' },
+    completions: { metadata: {}, messages: [], answer: answerOf('chat') },
+    uploads: { bytes: 9, filename: 'x', status: 'pending', parts: [] },
+  }
+  for (const [kind, about] of Object.entries(entries)) {
+    put(kind, { ...about, id: 'file-old', owner: 'root', created_at: days(8) } as never, place)
+    put(kind, { ...about, id: 'file-new', owner: 'root', created_at: days(6) } as never, place)
+  }
+  put(
+    'files',
+    { ...entries.files, id: 'file-short', owner: 'root', created_at: days(1), expires_at: now - 1 } as never,
+    place,
+  )
+  const opened = await createHandler({
+    ...{ model, training: trainingIn(place, { retentionDays: 7 }), hosts: ['localhost'] },
+    apiKeys: [{ key: 'x', name: 'root', isAdmin: true }],
+  })
+  const idsIn = async (path: string) => {
+    const asked = new Request(`http://localhost/v1${path}`, { headers: { authorization: 'Bearer x' } })
+    return (await (await opened(asked)).json()).data.map(({ id }: { id: string }) => id)
+  }
+  expect(await idsIn('/files')).toEqual(['file-new'])
+  expect(await idsIn('/chat/completions')).toEqual(['chat'])
+  await opened.close()
+  expect(readdirSync(join(place, 'files'))).toEqual(['file-new'])
+  expect(readdirSync(join(place, 'completions'))).toEqual(['file-new'])
+  expect(readdirSync(join(place, 'uploads'))).toEqual([])
+  rmSync(place, { recursive: true })
+})
+
+it('takes a gate only from admins, with a validation file and a name that no model has', async () => {
+  const make = async (who: Name, lowrank: object, validation_file?: string) => {
+    const asked = { model: 'union-3m', training_file: THINGS.bob.file, validation_file, lowrank }
+    const answer = await call(who, 'POST', '/v1/fine_tuning/jobs', asked)
+    return [answer.status, (await answer.json()).error.message]
+  }
+  const { file } = THINGS.bob
+  expect(await make('bob', { gate: { alias: 'best' } }, file)).toEqual([403, expect.stringMatching(/admin/)])
+  expect(await make('root', { gate: { alias: 'best' } })).toEqual([400, expect.stringMatching(/validation_file/)])
+  expect(await make('root', { gate: { alias: 'union-3m' } }, file)).toEqual([409, expect.stringMatching(/a model/)])
+  expect(await make('root', { gate: { metric: 'loss' } }, file)).toEqual([400, expect.stringMatching(/lowrank/)])
+})
+
+it('tells jobs how many requests run, so that `--train-when idle` can wait for them', async () => {
+  const heard: number[] = []
+  const place = `${folder}-idle`
+  const training = trainingIn(place, { when: 'idle' })
+  const opened = await createHandler({
+    ...{ model, hosts: ['localhost'], apiKeys: [{ key: 'x', isAdmin: true }] },
+    training: {
+      async open(server) {
+        const jobs = await training.open(server)
+        return Object.assign(jobs, { serves: (requests: number) => heard.push(requests) })
+      },
+    },
+  })
+  const headers = { authorization: 'Bearer x', 'content-type': 'application/json' }
+  const body = JSON.stringify({ prompt: 'A boat', max_tokens: 4 })
+  const ask = async () => opened(new Request('http://localhost/v1/completions', { method: 'POST', headers, body }))
+  await Promise.all([ask(), ask()])
+  expect([Math.max(...heard), heard.at(-1)]).toEqual([2, 0])
+  await opened.close()
+  rmSync(place, { recursive: true })
 })
 
 describe('files', () => {

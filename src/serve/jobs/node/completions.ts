@@ -44,9 +44,8 @@ export class Completions {
     return new Completions(await Store.open<CompletionEntry>(place, 'stored completion', options), most)
   }
 
-  /** Removes what has expired. */
-  sweep(): void {
-    this.store.all()
+  sweep(): Promise<void> {
+    return this.store.sweep()
   }
 
   async keep({ fields, caller }: Call, answer: object): Promise<void> {
@@ -73,7 +72,7 @@ export class Completions {
     const all = messages.map(({ role, content = null, ...rest }, i) => {
       const isParts = Array.isArray(content)
       const shown = { content: isParts ? null : content, content_parts: isParts ? content : null }
-      return { id: `${id}-${i}`, role, ...shown, ...rest }
+      return { id: `${id}-${i}`, role, refusal: null, ...shown, ...rest }
     })
     return pageOf(all, request, { isNewestFirst: false })
   }

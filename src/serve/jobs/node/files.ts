@@ -71,8 +71,8 @@ export class Files {
   }
 
   /** Removes files and uploads that have expired. */
-  sweep(): void {
-    for (const store of [this.files, this.uploads]) store.all()
+  async sweep(): Promise<void> {
+    await Promise.all([this.files.sweep(), this.uploads.sweep()])
   }
 
   get(id: string, caller: Caller, param?: string, status?: number): FileEntry {
@@ -273,7 +273,7 @@ export class Files {
 }
 
 function wireFile({ id, bytes, created_at, filename, purpose, expires_at }: FileEntry) {
-  const about = { id, object: 'file', bytes, created_at, filename, purpose, status: 'processed', status_details: null }
+  const about = { id, object: 'file', bytes, created_at, filename, purpose, status: 'processed' }
   return { ...about, ...(expires_at !== undefined && { expires_at }) }
 }
 

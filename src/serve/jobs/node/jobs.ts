@@ -62,8 +62,6 @@ export class JobQueue {
     private readonly maxJobs: number,
   ) {
     this.#wake()
-    // A server may have ended between the end of a job and this.
-    for (const job of jobs.all()) setImmediate(() => void this.#publish(job).catch(server.onError))
   }
 
   async close(): Promise<void> {
@@ -121,11 +119,10 @@ export class JobQueue {
 
   /** Gives the result the name of its gate, if it has passed. */
   async #publish(job: Job): Promise<void> {
-    const { judged, lowrank, status } = job
-    if (status !== 'succeeded' || !judged?.isPassed || judged.isPublished) return
+    const { judged, lowrank } = job
+    if (!judged?.isPassed || judged.isPublished) return
     await this.models.publish((lowrank.gate as Gate).alias, modelName(job))
     job.judged = { ...judged, isPublished: true }
-    await this.jobs.put(job)
   }
 
   /** The folder of the model that is trained further; undefined for the base. */
@@ -343,15 +340,15 @@ export class JobQueue {
   /** Tells what the training needs and what there is, before it begins. */
   async #tellNeeds(job: Job, { memory, adapterBytes }: Heard<'checked'>, batch: number, epochs: number): Promise<void> {
     const { model } = this.server
-    // The process maps the same file as the server, so that its pages are in memory once.
-    const isShared = memory.graph === model.onnxPath
-    const need = (isShared ? 0 : memory.weights) + memory.others + batch * memory.perRecord
-    const weights = `${isShared ? 'shares' : 'cannot share'} the weights (${gigabytes(memory.weights)}) with the server`
+    // Pages of a file that two processes map are in memory once.
+    const isSame = memory.graph === model.onnxPath
+    const need = (isSame ? 0 : memory.weights) + memory.copies + batch * memory.perRecord
+    const weights = `${gigabytes(memory.weights)} of weights from ${isSame ? 'the same file as' : 'another file than'} the server`
     const [free] = memoryLimits(model)
     const { bavail, bsize } = await statfs(this.jobs.folderOf(job))
     // A checkpoint for each pass, and at the end the result with the two moments of its state, before it is published.
     const disk = adapterBytes * (epochs + 4)
-    const message = `The training ${weights}. It needs about ${gigabytes(need)} more memory, of ${gigabytes(free.bytes)} that are free, and ${gigabytes(disk)} on the disk, of ${gigabytes(bavail * bsize)}`
+    const message = `The training maps ${weights}. It needs about ${gigabytes(need)} more memory, of ${gigabytes(free.bytes)} that are free, and ${gigabytes(disk)} on the disk, of ${gigabytes(bavail * bsize)}`
     const isShort = need > free.bytes || disk > bavail * bsize
     await this.#tell(job, 'needs', message, { level: isShort ? 'warn' : 'info' })
   }
@@ -382,7 +379,9 @@ export class JobQueue {
     job.judged = { value, low, high, isPassed, isPublished: false }
     await this.jobs.put(job)
     const { alias, metric = 'loss' } = job.lowrank.gate as Gate
-    const fact = `${metric} changed by ${value.toFixed(4)} (95 %: ${low?.toFixed(4)} to ${high?.toFixed(4)})`
+    const hasInterval = low !== null && high !== null
+    const interval = hasInterval ? `95 %: ${low.toFixed(4)} to ${high.toFixed(4)}` : 'too few records to be certain'
+    const fact = `${metric} changed by ${value.toFixed(4)} (${interval})`
     await this.#tell(job, 'judged', `${fact}: ${alias} ${isPassed ? 'is the new model' : 'stays as it was'}`)
   }
 
@@ -397,8 +396,11 @@ export class JobQueue {
       const result = { step: last.step, created_at: seconds(), metrics: metricsOf(last), isResult: true }
       job.checkpoints = [...job.checkpoints, result]
     }
+    this.models.add(job)
+    // Another model may have taken the name meanwhile.
+    await this.#publish(job).catch((error: Error) => this.#tell(job, 'alias', error.message, { level: 'warn' }))
+    if (ENDED.includes(job.status)) return
     await this.#tell(job, 'model', `New fine-tuned model created: ${modelName(job)}`)
     await this.#end(job, 'succeeded', 'The job has successfully completed')
-    await this.#publish(job)
   }
 }

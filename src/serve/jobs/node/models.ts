@@ -51,11 +51,10 @@ export class Models implements TunedModels {
   add(job: Job): void {
     const folder = this.jobs.folderOf(job)
     for (const { step, created_at: created, isResult } of job.checkpoints) {
-      if (isResult) continue
-      this.#made.set(modelName(job, step), { job, folder: path.join(folder, 'checkpoints', `step-${step}`), created })
-    }
-    if (job.status === 'succeeded') {
-      this.#made.set(modelName(job), { job, folder: path.join(folder, 'run'), created: job.finished_at! })
+      const name = modelName(job, isResult ? undefined : step)
+      const place = isResult ? 'run' : path.join('checkpoints', `step-${step}`)
+      if (isResult && job.status === 'cancelled') this.#made.delete(name)
+      else this.#made.set(name, { job, folder: path.join(folder, place), created })
     }
   }
 

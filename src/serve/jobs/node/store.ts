@@ -84,6 +84,12 @@ export class Store<Entry extends Stored> {
     return [...this.#entries.keys()].flatMap((id) => this.find(id) ?? [])
   }
 
+  /** Removes what is too old, which otherwise goes when somebody looks for it. */
+  async sweep(): Promise<void> {
+    this.all()
+    await this.#written
+  }
+
   of(caller: Caller): Entry[] {
     return this.all().filter((entry) => mayUse(entry, caller))
   }

@@ -12,7 +12,7 @@ import { attempt, ConfigError, type DataError, FileError, LowrankError, messageO
 import { jsonIn } from '../../../base/options.js'
 import { readRows } from '../../../data/read-rows.js'
 import { findLinears } from '../../../graph/match/linears.js'
-import { trainingMemory } from '../../../graph/memory.js'
+import { chooseCopies, trainingMemory } from '../../../graph/memory.js'
 import { readGraph } from '../../../graph/view/graph.js'
 import { openFile } from '../../../io/node/files.js'
 import { RATE_SHARE } from '../../../loop/grpo.js'
@@ -37,8 +37,8 @@ interface MemoryUse {
   /** The file of the model's graph. */
   readonly graph: string
   readonly weights: number
-  /** Bytes beside the weights. */
-  readonly others: number
+  /** Bytes of weights that are copied for faster products. */
+  readonly copies: number
   /** Bytes for each record of a batch. */
   readonly perRecord: number
 }
@@ -122,10 +122,15 @@ async function check(): Promise<void> {
     const { learningRate } = withDefaultRate(resolveSettings({}), {}, about, { widths, trainsBase: false })
     const report = await (task === 'grpo' ? checkPrompts(data) : checkData(options))
     const sequence = report.lengths?.most ?? maxLength ?? model.contextLength ?? 0
-    const [empty, one] = [0, 1].map((batch) => trainingMemory(model, { batch, sequence, lowMemory: true }))
+    const [empty, one] = [0, 1].map((batch) => trainingMemory(model, { batch, sequence, lowMemory: false }))
     const { onnxPath: graph } = model
     const { weights } = empty
-    const memory = { graph, weights, others: empty.total - weights, perRecord: one.total - empty.total }
+    const memory = {
+      graph,
+      weights,
+      copies: Math.min(weights, chooseCopies(empty, [])),
+      perRecord: one.total - empty.total,
+    }
     const rows = linears.reduce((sum, { k, d }) => sum + k + d, 0)
     return { learningRate, report, memory, adapterBytes: 4 * (config?.rank ?? USUAL_RANK) * rows }
   })

@@ -152,12 +152,9 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
     'POST /v1/aliases': (call) => models.setAlias(call),
     'DELETE /v1/aliases/*': (call) => models.removeAlias(call),
   }
-  // What is too old goes when somebody looks for it; nobody may look.
-  const sweep = () => {
-    files.sweep()
-    completions.sweep()
-  }
-  const sweeping = setInterval(sweep, SWEEP_MS).unref()
+  const sweep = () => Promise.all([files.sweep(), completions.sweep()])
+  await sweep()
+  const sweeping = setInterval(() => sweep().catch(server.onError), SWEEP_MS).unref()
   return Object.assign(models, {
     keep: (call: Call, answer: object) => completions.keep(call, answer),
     serves: (requests: number) => queue.hold(when === 'idle' && requests > 0),
