@@ -1,7 +1,7 @@
-// What a job costs the callers of its server: `bench/serve.mjs --training`. The job is paused and goes on in turns, under
-// the same requests: first some callers who ask again as soon as they are answered (tokens a second), then requests that
-// come at half of that rate (time to the first token). And the memory (Pss) of the server alone, the training alone, and
-// both, against the size of the weights.
+// What a job costs the callers of its server: `bench/serve.mjs --training`. The job is paused and goes on in turns,
+// under the same requests: first some callers who ask again as soon as they are answered (tokens a second), then
+// requests that come at half of that rate (time to the first token). And the memory (Pss) of the server alone, the
+// training alone, and both, against the size of the weights.
 
 import { spawn } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'

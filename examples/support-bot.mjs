@@ -1,5 +1,5 @@
-// A support bot whose thumbs make next week's adapter. Each answer is stored, visitors rate answers, and once a week the
-// ratings train an adapter by KTO. It answers from then on if it is no worse on chats that it has not learned from.
+// A support bot whose thumbs make next week's adapter. Each answer is stored, visitors rate answers, and once a week
+// the ratings train an adapter by KTO. It answers from then on if it is no worse on chats that it has not learned from.
 //
 //     npm install hono && node examples/support-bot.mjs
 
@@ -59,7 +59,7 @@ app.post('/train', async (c) => {
   )
 })
 
-// In a product, `serve(app)` of @hono/node-server opens a port. Here some visitors come at once: they like short answers.
+// In a product, `serve(app)` of @hono/node-server opens a port. Here the visitors, who like short answers, are made up.
 const visit = (path, body) =>
   app.request(path, { method: 'POST', ...(body && { body: JSON.stringify(body), headers }) })
 for (const what of ['parcel', 'invoice', 'password', 'refund', 'order', 'account', 'address', 'price', 'warranty']) {
