@@ -340,7 +340,7 @@ function copyRate() {
   return (from.byteLength / 1e6 / Math.min(...times)).toFixed(1)
 }
 
-/** Operators of adapters and of the output layer apart from the others. */
+/** Names the kind of an operator. Operators of adapters and of the output layer are kinds of their own. */
 function kindOf(name, operator) {
   if (/lora/.test(name)) return `${operator} of adapters`
   return /lm_head/.test(name) ? `${operator} of the output layer` : operator

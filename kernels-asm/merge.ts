@@ -1,5 +1,5 @@
-// Computes W += Σ sᵢ·Bᵢ·Aᵢ in place for a chunk of W in its stored type. Sums are in f32 (f64 for F64), in the order of
-// the ranks; each product is scaled after it is summed, and the result is rounded once. Tiles of the delta go into a
+// Computes W += Σ sᵢ·Bᵢ·Aᵢ in place for a chunk of W in its stored type. Products are summed in f32 (f64 for F64) from
+// the first rank to the last; each sum is then scaled, and the result is rounded once. Tiles of the delta go into a
 // strip and are added from there: if the micro-kernel added them, V8 would spill registers.
 
 import {

@@ -149,7 +149,7 @@ for (const entry of CASES) {
   await adapted.dispose()
 }
 
-/** Opens the pipeline by its parts, because `pipeline('text-classification')` does not know decoders. */
+/** Opens the pipeline from its parts, because `pipeline('text-classification')` cannot open decoders. */
 async function openClassifier({ AutoModel, AutoTokenizer, TextClassificationPipeline, env }, task, folder) {
   env.localModelPath = scratch
   const name = basename(folder)

@@ -15,7 +15,7 @@ const { create } = InferenceSession
 /** Folders whose files no test changes. */
 const FIXED = ['golden/', '../models/'].map((folder) => fileURLToPath(new URL(folder, import.meta.url)))
 const MOST_KEPT = 16
-/** Programs that tests start run as they do for users. */
+/** True in the tests themselves. In programs that they start, engines treat denormal numbers as they do for users. */
 const IS_TEST = process.argv[1]?.includes('vitest')
 
 /** Key → a handler, and the number of sessions that use it. The last used is at the end. */

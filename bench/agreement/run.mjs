@@ -52,7 +52,7 @@ const CASES = {
 const CONFIG = { rank: 8, alpha: 16, dropout: 0, init: 'kaiming-uniform', targetModules: 'all-linear' }
 const SHARED = { schedule: 'linear', warmupRatio: 0, weightDecay: 0, maxGradNorm: 1 }
 
-/** Drops texts with the same beginning as another text: the two sides break ties differently. */
+/** Keeps the first of several texts with the same beginning: the two sides break ties differently. */
 function distinct(rows) {
   const seen = new Set()
   return rows.filter(({ textPair }) => {

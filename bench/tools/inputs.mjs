@@ -1,5 +1,5 @@
-// Makes the inputs for run.mjs from a fixed seed: a change with a falling spectrum, and adapters and checkpoints with
-// TinyLlama's shapes.
+// Makes the inputs for run.mjs from a fixed seed: the change of a weight whose singular values fall as after
+// fine-tuning, and adapters and checkpoints with TinyLlama's shapes.
 
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs'
 import { basename, join } from 'node:path'

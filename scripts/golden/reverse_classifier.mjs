@@ -70,7 +70,7 @@ function familyOf(name) {
   ]
 }
 
-/** Makes further runs of a picture model. */
+/** Makes two more trainings of a picture model: with all biases, and with all norms on a fused graph. */
 function imagesOf(name) {
   const [task, data] = ['image-classification', `image-classification/${name}`]
   return [

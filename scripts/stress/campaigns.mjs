@@ -30,7 +30,7 @@ async function expectedOf(name, command, folder, options) {
   return undisturbed.get(name)
 }
 
-/** Throws if anything but the result is in the folder. */
+/** Throws unless the folder contains the result, and nothing else but `undisturbed`. */
 function expectOnly(folder, name) {
   const found = readdirSync(folder).filter((entry) => entry !== 'undisturbed')
   if (found.join() !== name) throw new Error(`left behind: ${found.join(', ')}; expected ${name}`)
@@ -96,7 +96,10 @@ async function faulty({ folder, random }, name, command, calls) {
   }
 }
 
-/** Starts two processes with the same output: one of them makes it, and the other says that it did not. */
+/**
+ * Starts two processes with the same output. At most one of them makes it, and the other says that it did not. Two
+ * trainings may refuse each other; then a third must succeed.
+ */
 async function rivals({ folder, random }, name, command) {
   const { files, ms } = await expectedOf(name, command, folder)
   const out = join(folder, 'out')

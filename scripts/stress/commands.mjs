@@ -26,7 +26,7 @@ const trainOn = (model, maxLength, out, more) => [
 
 export const trainTo = (out, ...more) => trainOn(golden('models/llama-optimum'), '24', out, more)
 
-/** @param model a model that runs for hours on more than 40 tokens */
+/** @param model a model that takes hours to read more than 40 tokens */
 export const hangTo = (model, out) => trainOn(model, '64', out, [])
 
 /**

@@ -97,7 +97,7 @@ export interface Directory {
    * @throws FileError if another process writes here or was faster; anything that `write` throws
    */
   together?<T>(write: (folder: Directory) => Promise<T>, isNew?: boolean): Promise<T>
-  /** Says whether another object stands for the same folder. Needed if paths cannot tell. */
+  /** Says whether another object stands for the same folder. Implement it if the folder has no path that tells. */
   isSame?(directory: Directory): Promise<boolean>
 }
 

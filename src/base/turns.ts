@@ -15,7 +15,7 @@ export class Turns {
   }
 }
 
-/** Lets what has come to this thread have its turn, such as messages. A timer would wait for milliseconds. */
+/** Lets waiting events of this thread, such as messages, be handled. A timer would wait for milliseconds. */
 export function nextTurn(): Promise<void> {
   return new Promise((resolve) => {
     if (globalThis.setImmediate !== undefined) {

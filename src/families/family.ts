@@ -47,7 +47,7 @@ export interface ModelType {
 
 export type Spelling = readonly [older: RegExp, today: string]
 
-/** Labels of whole texts, of each word, of pictures. */
+/** What a head labels: whole texts, each word, or pictures. */
 export type HeadKind = 'text' | 'token' | 'image'
 
 export type Config = Readonly<Record<string, unknown>>

@@ -32,8 +32,8 @@ export async function writeOnnxAdapter(
   tensors: readonly OnnxAdapterTensor[],
   onTensor?: (name: string) => Promise<void>,
 ): Promise<void> {
-  // The layout: two vtables, shared by all tables of a kind, the root table, the vector of parameters, and then each
-  // parameter with its texts.
+  // The layout: two vtables (all tables of a kind share one), then the root table, then the vector of parameters, and
+  // then each parameter with its texts.
   const adapterTable = ROOT + 2 * VTABLE_BYTES
   const vector = adapterTable + TABLE_BYTES
   let at = vector + 4 + 4 * tensors.length

@@ -162,7 +162,7 @@ if __name__ == "__main__":
     main()
 `
 
-/** @param only the parts of the run that TRL's command cannot do */
+/** @param only the parts of the run for which TRL's command has no option, so that they need train.py */
 export function readmeOf(
   run: HandedRun,
   file: string,

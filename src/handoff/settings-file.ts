@@ -130,7 +130,7 @@ export function scriptOnly({ settings, peft, hasTemplate }: HandedRun, command: 
   const fields = ['rank_pattern', 'alpha_pattern', 'exclude_modules', 'layers_to_transform', 'trainable_token_indices']
   return [
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
-    // SFT has a setting for the template.
+    // The command `trl sft` has a setting for the chat template.
     ...(hasTemplate && command !== 'sft' ? ['the chat template'] : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),
     ...fields.filter((field) => !isOff(peft[field])),

@@ -1,4 +1,4 @@
-// The kinds of values that callers pass as sources, for the generated tables of options (gen/options.ts).
+// The kinds of values that callers pass as sources. The generated tables that check options (gen/options.ts) use them.
 
 import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { isDataSource, isDirectory } from '../data/row.js'

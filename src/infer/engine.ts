@@ -14,7 +14,7 @@ import type { TextForm } from './generate/text-form.js'
 import { GraphEngine, type OpenRequest } from './graph-engine.js'
 
 export class InferEngine {
-  /** The graphs by role. */
+  /** The graphs by their role in the model, such as `decoder` or `vision_encoder`. */
   readonly #graphs = new Map<string, GraphEngine>()
   readonly #turns = new Turns()
   #texts: RunningTexts | undefined

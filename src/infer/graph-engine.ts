@@ -27,7 +27,10 @@ export interface OpenRequest {
   takesRows: boolean
   /** The factors of linear layers are fed transposed: Aᵀ (k, r) and s·Bᵀ (r, d). PEFT's order is A (r, k), B (d, r). */
   isInputMajor: boolean
-  /** The rank of the zeros that are fed if nothing is added: 0, or 1 if the runtime takes no empty tensors. */
+  /**
+   * The rank of the factors of zeros that are fed without an adapter: 0, or 1 if the runtime does not accept empty
+   * tensors.
+   */
   idleRank: 0 | 1
   /** The output with the rows that a step adds to the cache, if the graph has such an output. */
   newRows: NewRows | undefined
@@ -54,14 +57,14 @@ const ADDED: Feeds = { [FIRST_INPUT]: ZERO, [MISSING_INPUT]: ZERO }
 
 export class GraphEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
-  /** The adapters' feeds of the last runs, by mix. */
+  /** The adapters' feeds of the last runs, by the mix of each row (its adapters with their weights). */
   readonly #feeds = new Map<string, AdapterFeeds>()
   #open: OpenSession | undefined
   /** How the first run of the open graph ended. */
   #firstRun: 'none' | 'succeeded' | 'failed' = 'none'
   keepsTensors = false
 
-  /** @param turns shared by all graphs of the session: in browsers a run must end before the next begins */
+  /** @param turns the queue of all graphs of the session, because in browsers a run must end before the next begins */
   constructor(
     private readonly runtime: Runtime,
     private readonly turns: Turns,

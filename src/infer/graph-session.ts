@@ -44,7 +44,7 @@ export class GraphSession {
   newRows: NewRows | undefined
   /** True if the graph runs as the file has it, and not in the faster form that lowrank makes of it. */
   #isPlain = false
-  /** True if the open graph has the faster form. */
+  /** True if the open graph runs in the faster form that lowrank made of it. */
   #isFused = false
   #retreat: Promise<void> | undefined
   #hasWarned = false

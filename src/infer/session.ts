@@ -14,7 +14,7 @@ import type { SamplingOptions } from './generate/sampling.js'
 /** The adapters of a session, and how the runtime opens it. */
 export interface AdapterSessionOptions
   extends Omit<SessionOptions, 'executionProviders' | 'exactProducts' | 'lowMemory'> {
-  /** The first adapters: name → adapter. Runs choose an adapter by this name. */
+  /** The adapters that the session has from the start: name → adapter. Runs choose an adapter by this name. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
    * The devices that run the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several.
@@ -196,7 +196,7 @@ export interface GenerateOptions extends StreamOptions {
 
 /** A token and how likely it was. */
 export interface TokenScore {
-  /** The token. */
+  /** The token's id. */
   readonly id: number
   /** Its text. */
   readonly text: string
@@ -226,7 +226,7 @@ export interface BatchOptions {
   signal?: SignalLike | undefined
 }
 
-/** How texts become vectors. */
+/** Options of `embed`. */
 export interface EmbedOptions extends BatchOptions {
   /** One adapter for all texts: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
   adapter?: AdapterChoice | undefined
@@ -280,7 +280,7 @@ export interface Classification {
 /** A text, or its words one by one. */
 export type TextOrWords = string | { readonly words: readonly string[] }
 
-/** How words are tagged. */
+/** Options of `tag`. */
 export interface TagOptions extends BatchOptions {
   /** Name of an adapter of the session; null is the base model alone. Default null. */
   adapter?: string | null | undefined
@@ -306,7 +306,7 @@ export interface Entity {
   start: number
   /** The index after its last character. */
   end: number
-  /** The mean of its words' probabilities. */
+  /** The mean of the probabilities of the entity's words. */
   score: number
 }
 

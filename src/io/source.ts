@@ -91,7 +91,7 @@ const COPIES: Readonly<Record<string, string>> = {
   hf: 'hf download',
 }
 
-/** @throws ConfigError for an address that lowrank cannot read from */
+/** @throws ConfigError for a text that begins with a scheme, such as `s3://` */
 export function refuseAddress(text: string, where: string, expected: string): void {
   const [, scheme] = /^([a-z][a-z0-9+.-]+):\/\//i.exec(text) ?? []
   if (scheme === undefined) return

@@ -8,7 +8,7 @@ import { inPrecisionOf, product } from './product.js'
 /** How many columns are reflected one by one before products update the rest. */
 const PANEL = 32
 
-/** I − V·T·Vᵀ, whose reflectors act on row `start` and the rows below. */
+/** A block of reflectors, I − V·T·Vᵀ, that changes row `start` and the rows below. */
 interface Panel {
   start: number
   count: number

@@ -147,7 +147,7 @@ export class Trainer {
     return this.inner.steps
   }
 
-  /** The adapter that learns. Its factors are those of the last `save` or `sample`. */
+  /** The adapter that learns. Its factors are brought up to date only by `save`, `saveState` and `sample`. */
   get adapter(): LoraAdapter {
     return this.inner.parts.adapter
   }

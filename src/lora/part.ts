@@ -126,7 +126,8 @@ export function notFinite(location: string): NumericError {
 }
 
 /**
- * Returns the name of a part of the kind `token-rows`. The embedding itself can be a part too, so this is another name.
+ * Returns the name of the part that replaces rows of an embedding. It differs from the name of the embedding, which can
+ * be a part too.
  */
 export function rowsName(module: string): string {
   return `${module}[tokens]`

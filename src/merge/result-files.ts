@@ -33,7 +33,7 @@ export async function resultFiles(
   const { files, warnings, template } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
   const found = await findBaseFiles(directory, replaced, changed)
-  // transformers.js reads the template only from this file.
+  // transformers.js reads the chat template only from tokenizer_config.json.
   const at = template === undefined ? -1 : found.files.findIndex(({ path }) => path === TOKENIZER_CONFIG)
   const settings = at < 0 ? undefined : await readLeniently(found.files[at].from ?? directory, TOKENIZER_CONFIG)
   if (settings !== undefined && settings.chat_template !== template) {

@@ -19,7 +19,7 @@ interface Current {
   readonly rank: number
   readonly starts: readonly number[]
   isUnstacked: boolean
-  /** DoRA's factors by output. A weight with DoRA has a single layer. */
+  /** DoRA's factor of each output; undefined without DoRA. A weight with DoRA has a single layer, of one adapter. */
   scales: FloatArray | undefined
 }
 

@@ -164,8 +164,8 @@ export async function readBaseRecord(directory: Directory, path = ''): Promise<B
 }
 
 /**
- * What the logits of an adapter's head mean. PEFT has no place for this. lowrank stores it in the metadata of the
- * weights file, which PEFT ignores, so that labels and weights cannot be separated.
+ * The labels and the problem type of an adapter's head: what its logits mean. PEFT has no place for them. lowrank
+ * stores them in the metadata of the weights file, which PEFT ignores, so that labels and weights cannot be separated.
  */
 export type Meaning = Pick<LoraAdapter, 'labels' | 'problemType'>
 

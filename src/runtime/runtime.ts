@@ -102,7 +102,7 @@ export interface SessionOptions {
   profilePrefix?: string
 }
 
-/** In which form outputs are returned, if the session is in the caller's thread. */
+/** The form in which outputs are returned. These options are only for sessions in the caller's thread. */
 export interface OutputOptions {
   /** Returns ONNX Runtime's tensor objects, which can be fed without conversion. */
   keepsTensors?: boolean | undefined

@@ -43,8 +43,8 @@ export interface HandlerOptions {
    */
   resolveAdapter?: ResolveAdapter | undefined
   /**
-   * Answers OpenAI's routes for files and fine-tuning: what `trainingIn` makes for a folder. It needs an admin key and
-   * `hosts`. Default: nothing is trained.
+   * Answers OpenAI's routes for files and fine-tuning: the value that `trainingIn` makes for a folder. It needs an
+   * admin key in `apiKeys`, and `hosts`. Default: nothing is trained.
    */
   training?: Training | undefined
   /**

@@ -123,7 +123,7 @@ export const respond: typeof answer = async (session, request, asked) => {
       event('response.in_progress', { response: resource('in_progress', []) })
     }
     for (const written of parts) {
-      // Text after a call has no item.
+      // Text after a call is left out, because no item would hold it.
       if (written.type === 'text' && (isWriting || (output.length === 0 && openCall === undefined))) {
         if (!isWriting) {
           event('response.output_item.added', { output_index: 0, item: message('in_progress', []) })

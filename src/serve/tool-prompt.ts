@@ -22,7 +22,7 @@ async function formOf({ directory }: Model, text: string | undefined): Promise<C
   const options = { tools: [PROBE], addGenerationPrompt: true }
   const { value } = attempt(() => template.render([{ role: 'user', content: 'a' }], options, 'tools').text)
   if (value !== undefined && !value.includes('qztoolqz')) return 'none'
-  // Llama 3 says: {"name": function name, "parameters": dictionary of argument name and its value}
+  // Chat templates of Llama 3 say: {"name": function name, "parameters": dictionary of argument name and its value}
   return /"parameters": *[a-z]/.test(value ?? template.text) ? 'llama' : 'hermes'
 }
 

@@ -260,7 +260,7 @@ function sameTexts(examples: readonly RelatedExample[]): (text: number, candidat
   return (text, candidate) => candidates[candidate] === partners[text] || candidates[candidate] === texts[text]
 }
 
-/** Vectors of n texts: (n, width). */
+/** The vectors of n texts, as the rows of a matrix (n, width). */
 interface Vectors {
   readonly data: Float32Array
   readonly width: number

@@ -30,7 +30,10 @@ export interface JudgedExample {
   /** The prompt with its answer. */
   readonly text: Example
   readonly isWanted: boolean
-  /** All tokens of the answer, even if `text` is cut before its end. */
+  /**
+   * All tokens of the answer, even if `text` is cut before its end. The prompt of the next example gets them as its
+   * mismatched answer.
+   */
   readonly answer: Int32Array
   /** Most tokens of this prompt with a neighbor's answer. */
   readonly limit: number
@@ -52,7 +55,10 @@ export interface KtoOptions extends Pick<DpoOptions, 'beta'> {
   readonly undesirableWeight?: number | undefined
 }
 
-/** Inputs per example: ln(probability) before training of the answer and of the mismatched one, ±1, and the weight. */
+/**
+ * Inputs for each example: ln(probability), before training, of the answer and of the mismatched answer; ±1; and the
+ * weight.
+ */
 const OWN_BEFORE = 'loss/own_before'
 const OTHER_BEFORE = 'loss/other_before'
 const SIGN = 'loss/sign'

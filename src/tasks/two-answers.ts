@@ -18,7 +18,10 @@ export const SIDES = 2
 
 export type Two = readonly [number, number]
 
-/** `before`: ln(probability) of both answers before the first step. */
+/**
+ * What DPO and KTO compute for examples of two answers. `before` of an example: ln(probability) of both answers before
+ * the first step.
+ */
 export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES

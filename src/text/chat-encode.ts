@@ -71,7 +71,10 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
   return { ...result, notes }
 }
 
-/** Returns the chat without its first turns, for each number of turns, longest first. The system messages stay. */
+/**
+ * Returns shorter forms of the chat, longest first: each begins at a later message of the user, after the system
+ * messages.
+ */
 function shorterChats(chat: Chat): Chat[] {
   const { messages, learnFrom } = chat
   const system = messages.findIndex(({ role }) => role !== 'system' && role !== 'developer')
@@ -211,7 +214,8 @@ function answersToLearn(
     messages.slice(0, end).some(hasCalls) && isLost((all) => all.map(({ tool_calls: _, ...message }) => message))
   const candidates = [...messages.keys()].filter((i) => isLearned(messages[i], i))
   const lastThought = candidates.findLast((i) => thoughtOf(messages[i]).trim() !== '')
-  // Templates may leave out the reasoning of earlier turns on purpose, so test with the last answer that has reasoning.
+  // Templates may leave out the reasoning of earlier turns on purpose, so the chat of this test ends with the last
+  // answer among those that have reasoning.
   const losesThoughts =
     lastThought !== undefined && isLost((all) => all.map(withoutThought), options.tools, lastThought + 1)
   const isEmpty = (message: MessageOfParts) => {

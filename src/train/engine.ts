@@ -1,4 +1,5 @@
-// The sessions that give loss and gradients, and what is trained by them. Gradients never leave this thread.
+// The sessions that compute loss and gradients, and the weights that they train. Gradients never leave the engine's
+// thread.
 
 import { StateError } from '../base/errors.js'
 import { elementCount, joinedUp } from '../base/tensor.js'

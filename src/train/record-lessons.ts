@@ -12,7 +12,7 @@ import type { TrainEvents } from './train-report.js'
 export interface RecordParts {
   readonly settings: TrainSettings
   readonly examples: Examples<unknown>
-  /** {@link OpenTask.cost} of each. */
+  /** {@link OpenTask.cost} of each example. */
   readonly costs: Int32Array
   readonly evalExamples: Examples<unknown> | undefined
   readonly sampler: Sampler | undefined

@@ -40,7 +40,10 @@ export interface Lessons {
   sample?(): Promise<SampleEvent['samples'] | undefined>
   /** False between steps that belong together: they are neither saved nor stopped there. */
   isWhole?(steps: number): boolean
-  /** Whether the state is saved if `forwardBackward` throws, because what it calls may work tomorrow. */
+  /**
+   * Whether the state is saved if `forwardBackward` throws. Set if it calls functions of the user, such as rewards,
+   * which may work again later.
+   */
   readonly savesOnError?: boolean
 }
 

@@ -147,7 +147,7 @@ function refuseIdle(options: Readonly<Record<string, unknown>>): void {
   }
 }
 
-/** Options of other tasks and of tokenizers, which are not misspellings. */
+/** Options of other tasks and of tokenizers, which do not count as misspellings of the options above. */
 const KNOWN = [
   'normalize',
   'pooling',

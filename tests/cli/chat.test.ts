@@ -25,7 +25,7 @@ function piped(args: readonly string[], text: string) {
   return { code, stdout, stderr }
 }
 
-/** A session that repeats the question, word by word, and waits before each word. */
+/** A session that answers each question with “one two three”, and waits before each word. */
 function echoing() {
   const asked: { messages: unknown; adapter: unknown }[] = []
   const adapters: string[] = []

@@ -15,7 +15,7 @@ export const FUSED = ['bert', 'roberta', 'distilbert', 'xlm-roberta'].flatMap((m
   { model, name: `${model}-attention`, operator: 'Attention' },
 ])
 
-/** Models in which the optimizer only fused norms and activations, and left attention as it was. */
+/** Models in which ONNX Runtime's optimizer only fused norms and activations, and left attention as it was. */
 export const FUSED_NORMS = ['vit', 'modernbert', 'dinov2'].map((model) => {
   return { model, name: `${model}-norms`, operator: 'SkipLayerNormalization' }
 })

@@ -221,8 +221,8 @@ function dimsAt(input: CaseInput, point: 0 | 1): readonly number[] {
 }
 
 /**
- * The worst error over both points and all inputs, relative to Σ|gradient·direction|; a right rule stays below
- * {@link toleranceOf}.
+ * The worst error over all inputs, at two sets of input values, relative to Σ|gradient·direction|. A right rule stays
+ * below {@link toleranceOf}.
  */
 export async function worstError(spec: GradientCase, opset: number, rule?: GradientRule): Promise<number> {
   const opened = await openCase(spec, opset, rule)

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
 import { parseSource } from '../../src/io/source.js'
 
-/** Paths that exist on this machine. */
+/** The paths that exist for these tests. */
 const LOCAL = ['models', 'models/union-3m', 'org2/model', 'gpt2-local']
 const inNode = (text: string) => parseSource(text, { where: 'model', exists: (path) => LOCAL.includes(path) })
 const inBrowser = (text: string) => parseSource(text, { where: 'model' })

@@ -84,7 +84,8 @@ describe.each(exports)('$file', ({ model, file }) => {
     await base.close()
   })
 
-  // Exporters write the same model in different ways.
+  // The first export of a model is merged with all adapters. Other exporters write the same model in other ways, so
+  // they get some of the adapters.
   it.each(isFirst ? names : some(names))('%s: gives PEFT’s logits', async (name) => {
     const { report, logits } = await mergedLogits(file, adapterOf(name))
     expect(maxDifference(logits, await expectedLogits(name))).toBeLessThan(TOLERANCE)

@@ -252,7 +252,7 @@ describe.each(Object.entries(RUNTIMES))('in %s', (_, command) => {
        process.exit(0)`,
     )
     const [program, ...args] = command!
-    // NODE_OPTIONS preloads a module that is only for Node.
+    // NODE_OPTIONS preloads a module that works only in Node, and these scripts run in Bun and Deno.
     const env = { ...process.env, NODE_OPTIONS: '' }
     const stdout = execFileSync(program, [...args, script], { cwd: consumer.folder, env, encoding: 'utf8' })
     expect(JSON.parse(stdout)).toEqual({ steps: 1, tokens: 2, served: ['base', 'trained'], isOneClass: true })

@@ -39,7 +39,8 @@ interface EmbeddingRun {
 }
 
 /**
- * Checks losses and steps from `adapter-init` in a folder of golden data, and the gradients if a step has a single run.
+ * Trains from `adapter-init` in a folder of golden data, and checks the loss of each step. If a step is a single run of
+ * the graph, the gradients of the first step are checked too.
  */
 export async function checkEmbeddingRun(
   model: Model,

@@ -25,7 +25,10 @@ export interface JobResult {
   refused: string
 }
 
-/** The sum of all values of all factors, with changing signs. Different adapters give different sums. */
+/**
+ * One number for an adapter: the norms of the changes of its linear layers, and the squares of its embeddings' A,
+ * summed. Different adapters give different numbers.
+ */
 function sumOf(adapter: LoraAdapter): number {
   let sum = 0
   for (const part of adapter.parts('linear')) sum += part.normDelta()

@@ -127,7 +127,8 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     const { steps, texts } = result.gpu
     const step = crossed(steps[0], steps[1])
     expect(step.up + step.down).toBeLessThan(factors.length)
-    // Sixteen more tokens take their logits, and the cache once, which has LOGITS / 16 bytes for each token.
+    // The logits of each of the sixteen more tokens are read from the GPU. So is the cache, with LOGITS / 16 bytes for
+    // each token, but only once.
     const [four, twenty] = [crossed(texts[0], texts[1]), crossed(texts[1], texts[2])]
     expect((twenty.up - four.up) / 16).toBeLessThan(LOGITS / 16)
     expect((twenty.down - four.down) / 16).toBeLessThan(LOGITS + LOGITS / 8)

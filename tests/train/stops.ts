@@ -43,7 +43,10 @@ interface Outcome {
   readonly report: TrainReport
 }
 
-/** Runs a training, counts its moments, and stops it at one of them. */
+/**
+ * Runs a training, and stops it at one of its moments: a new stage, progress, a step, an evaluation or a written file.
+ * Returns all moments.
+ */
 export async function runUntil(stop: number, model: Model, out?: MemoryDirectory, options: Partial<TrainInput> = {}) {
   const controller = new AbortController()
   const moments: string[] = []

@@ -1,5 +1,6 @@
 // Fuses attention over a cache, which an exporter wrote as single operators, into a GroupQueryAttention: a step of one
-// token then takes a tenth of the operators. Only for providers whose operator can add a bias:
+// token then takes a tenth of the operators. Only for execution providers whose GroupQueryAttention has the input
+// attention_bias:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'

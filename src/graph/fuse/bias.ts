@@ -64,7 +64,10 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   return isOrdered
 }
 
-/** Whether a bias hides only later tokens and padding, not windows or chunks, which depend on the places of keys. */
+/**
+ * Whether a bias only hides later tokens and padding. False for windows and chunks, whose bounds depend on the position
+ * of each key.
+ */
 export function isPlainBias(graph: Graph, bias: Value): boolean {
   const condition = makerOf(graph, bias, 'Where')?.input[0] ?? ''
   const made = Array.from(

@@ -134,7 +134,8 @@ function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap
   const inputs = [...node.input]
   const [weight, ownBias] = [inputs[places.weight], inputs[places.bias] ?? '']
   const bias = values.get('bias') ?? (values.has('weight') ? ownBias : '')
-  // EmbedLayerNormalization requires a bias.
+  // The bias is added after the norm instead. EmbedLayerNormalization must have a bias, so its own becomes 0; other
+  // norms lose theirs.
   if (bias !== '') inputs[places.bias] = node.opType === 'EmbedLayerNormalization' ? filled(graph, ownBias, 0) : ''
   while (inputs.at(-1) === '') inputs.pop()
   if (values.has('weight')) inputs[places.weight] = filled(graph, weight, 1)

@@ -301,7 +301,10 @@ class Block {
     return this.#g.transpose(value, lastSwapped(this.#rank))
   }
 
-  /** Reshapes to (…, heads, rows, n) for `query`, or (…, key heads, heads/key heads · rows, n) for `keys`. */
+  /**
+   * Reshapes a value to the axes of queries (…, heads, rows, n), or to the axes of keys (…, key heads, heads/key heads
+   * · rows, n), where all query heads of a key head lie below one another.
+   */
   #as(like: 'query' | 'keys', value: Value): Value {
     const [heads, keyHeads] = (['query', 'keys'] as const).map((of) => headsOf(this.shapes, this.attention[of]))
     if (heads === undefined || keyHeads === undefined || heads === keyHeads) return value

@@ -110,7 +110,7 @@ export async function buildTrainingGraph(
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }
 
-/** The number of rows of each mask, constant or as a length. */
+/** The number of rows of each mask: a constant, or a Length, which differs between runs. */
 type MaskRows = ReadonlyMap<DropoutMask, Length | number>
 
 function rowsOf(masks: readonly DropoutMask[], shapes: ShapeMap, lengths: readonly Length[]): MaskRows {

@@ -121,7 +121,10 @@ export class Graph {
     this.setOutput(maker, maker.output.indexOf(value), name)
   }
 
-  /** Gives readers of a value the result of `make`, which takes over its name. Returns the value's new name. */
+  /**
+   * Inserts the nodes of `make` after a value, so that its readers get their result. The result gets the value's name,
+   * and the value a new name, which `make` gets and which is returned.
+   */
   putBehind(value: string, make: (base: string) => string, hint = 'base'): string {
     const maker = this.producer(value) as NodeProto
     const base = this.freshName(`${value}/${hint}`)

@@ -9,7 +9,7 @@ import { type HeadBase, headInput, trainedLayers } from '../../tasks/heads/heads
 import { loadTask, TASK_NAMES } from '../../tasks/tasks.js'
 import type { NamedParts } from './parts.js'
 
-/** A kind of part that an adapter can have. */
+/** A kind of part that the option `allow` of a session can name. */
 export type AllowedKind = 'lora' | 'dora' | 'biases' | 'embeddings' | 'heads'
 
 export interface AllowedInputs {

@@ -51,7 +51,7 @@ export async function textFormOf(model: Model): Promise<TextForm> {
   }
 }
 
-/** Returns the bytes of cache entries for a token, or of the states of a text. */
+/** Returns the bytes that entries need: entries of a key-value cache for each token, states for each text. */
 function bytesOf(cache: readonly CacheEntry[]): number {
   return cache.reduce((sum, { dims, axis, type }) => {
     const size = { float16: 2, float64: 8 }[type as string] ?? 4

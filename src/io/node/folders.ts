@@ -17,7 +17,7 @@ export function freeBytes(folder: string): number {
   }
 }
 
-/** Makes a folder's names durable. Windows cannot open folders; there the names alone have to do. */
+/** Makes the names in a folder durable. Windows cannot open folders, so there this step is skipped. */
 export async function syncFolder(folder: string): Promise<void> {
   let handle: FileHandle | undefined
   try {

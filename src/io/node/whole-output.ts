@@ -118,7 +118,8 @@ async function settle(work: string, out: string): Promise<void> {
   for (const name of await readdir(leftovers).catch((): string[] => [])) {
     if (await isLinked(path.join(leftovers, name))) await unlink(path.join(path.dirname(out), name))
   }
-  // In this order, so that no half of an old folder is ever brought back.
+  // Removes the new result before the rest: while it is there, it counts as not published, and the next command would
+  // bring back the old folder, even if half of it is removed.
   await removeAll(made)
   await removeAll(work)
 }

@@ -16,7 +16,7 @@ export type Template = (graded: Graded) => string | undefined
 const PLACE = /\{\{([^{}]*)\}\}/g
 const PATH = /^(item|sample)((?:\.[^.[\]\s]+|\[\d+\])+)$/
 
-/** @throws ConfigError for a place that graders do not have */
+/** @throws ConfigError for a placeholder `{{…}}` that graders do not have */
 export function parseTemplate(text: string, where: string): Template {
   const parts: Template[] = []
   let end = 0

@@ -83,7 +83,7 @@ export class ConvolutionLora extends LinearBacked {
     return this.linear.d * this.groups
   }
 
-  /** Columns of A: input channels times the kernel's elements. */
+  /** Columns of A: the input channels of all groups, times the kernel's elements. */
   get k(): number {
     return this.linear.k
   }

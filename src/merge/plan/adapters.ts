@@ -95,7 +95,10 @@ export interface BaseReplacement {
   readonly source: number
   readonly info: TensorInfo
   readonly rows: readonly number[] | undefined
-  /** See {@link LayerFactors.isTied}. Rows of an input embedding replace both uses even without ensure_weight_tying. */
+  /**
+   * See {@link LayerFactors.isTied}. Even without ensure_weight_tying, rows of an input embedding also change the
+   * output embedding, unless the adapter has rows of that too. So do whole tensors that PEFT did not train.
+   */
   readonly isTied: boolean
 }
 

@@ -110,7 +110,10 @@ function editForHub(text: string, values: ModelConfig, graphs: readonly WrittenG
   return setMember(text, [HUB_MEMBER], edited)
 }
 
-/** Returns warnings about edits of config.json that the user has to make, if the result gets no config.json. */
+/**
+ * Returns warnings about edits of config.json that the user has to make, if the result gets no config.json. Throws
+ * MismatchError if the edit would untie embeddings.
+ */
 export function withoutConfig({ untied, head }: ConfigEdit, weightsOnly: boolean, where: string): string[] {
   if (untied.length > 0) {
     throw new MismatchError({

@@ -128,7 +128,10 @@ function addTo(result: Map<string, Placed>, tensor: string, placed: Placed): voi
   result.set(tensor, joinPlaced(tensor, result.get(tensor), placed))
 }
 
-/** Joins rows for the same stored tensor that belong to several tensors of the model. */
+/**
+ * Joins the rows of several replacements that are stored in one tensor, such as a packed or a tied weight. Throws
+ * UnsupportedError if two of them replace the same row.
+ */
 export function joinPlaced(tensor: string, before: Placed | undefined, placed: Placed): Placed {
   if (before === undefined) return placed
   const taken = new Set(before.rows?.map(({ index }) => index))

@@ -144,7 +144,7 @@ function assignLayers(
 }
 
 /**
- * True if an adapter also has this layer for an earlier member of a tied group: a shared weight is changed only once.
+ * True if the adapters also have a layer for an earlier member of a tied group: a shared weight is changed only once.
  */
 function isRepeated(
   layer: LayerFactors,
@@ -220,7 +220,7 @@ function newIndex(files: readonly OutputFile[], tensors: readonly OutputTensor[]
   return `${JSON.stringify({ metadata, weight_map }, null, 2)}\n`
 }
 
-/** Plans the head that the adapters bring. Returns undefined if they bring none. */
+/** Plans the edit of config.json for a head that the adapters add to the base. Returns undefined if they add none. */
 function planHead(
   { checkpoint, names, head, adapters }: BaseModel,
   added: ReadonlyMap<string, AddedTensor>,

@@ -95,7 +95,7 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
     if (!firsts.has(kind)) firsts.set(kind, index)
     index++
   }
-  // targetOf makes names of integers. If other labels have fractions, these names are numbers too, and the task is a
+  // targetOf reads integers as names. If other labels have fractions, the integers are numbers too, and the task is a
   // regression.
   if (firsts.has('regression')) firsts.delete('single_label_classification')
   const [first, second] = firsts.entries()

@@ -146,7 +146,7 @@ export interface RunState {
 
 const STATE_PARTS = ['parameters', 'firstMoments', 'secondMoments'] as const
 
-/** One file, so that its parts belong together. */
+/** Writes the state as one file, so that all its parts are always of the same step. */
 export async function writeState(directory: Directory, names: readonly string[], engine: EngineState, run: RunState) {
   const tensors = ([...STATE_PARTS, 'best'] as const).flatMap((part) =>
     (engine[part] ?? []).map((values, i): TensorBytes => {

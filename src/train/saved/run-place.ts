@@ -1,4 +1,5 @@
-// A run's folder while the run has it: no other training writes there, and a run that lost it writes nothing more.
+// Reserves the folder of a run: no other training writes there meanwhile, and a run that has lost the folder writes
+// nothing more.
 
 import type { Directory, Reservation } from '../../base/bytes.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'

@@ -57,7 +57,7 @@ export class RunWriter {
     if (mayWrite && performance.now() - this.#metricsAt >= METRICS_INTERVAL_MS) await this.#writeMetrics()
   }
 
-  /** A run that is to be replaced stays until there was a step. */
+  /** Writes the adapter and the state. An earlier run in the folder is replaced only after this run has made a step. */
   async save(adapter: LoraAdapter, state?: { names: readonly string[]; engine: EngineState; run: RunState }) {
     if (this.place.use === 'overwrite' && this.metrics.length === 0) return
     await this.#writeMetrics()

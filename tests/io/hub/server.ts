@@ -30,7 +30,7 @@ export interface Fault {
   /** Bytes of the answer after which the connection breaks, or falls silent. */
   breakAfter?: number | (() => number)
   stallAfter?: number
-  /** The Retry-After header of a status. Default 0. */
+  /** The Retry-After header of an answer with `status`. Default 0. */
   retryAfter?: string
   /** Bytes to send instead of the content. */
   content?: Uint8Array

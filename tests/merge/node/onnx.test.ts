@@ -23,7 +23,7 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-/** Returns the digests of the files that the same merge writes from folder to folder. */
+/** Returns the digests of the files that `mergeFolders` writes for the same merge, from one Directory to another. */
 async function expected(): Promise<Map<string, string>> {
   const into = new MemoryDirectory({}, 'out')
   const [directory, adapters] = [await fromDisk(BASE), await fromDisk(ADAPTER)]

@@ -263,7 +263,7 @@ export class JobQueue {
     const gate = alias === undefined ? [] : [JSON.stringify({ metric, before })]
     const args = [lane, folder, ...(lane === 'train' ? [String(job.checkpointEvery), ...gate] : [])] as const
     const process = new JobProcess(job.id, args, async (message) => {
-      // It may have been cancelled or paused while the message was on its way.
+      // The job may have been cancelled while the message was on its way.
       if (!ENDED.includes(job.status)) await this.#hear(job, message).catch(this.server.onError)
     })
     this.#running[lane] = process

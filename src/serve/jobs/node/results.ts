@@ -1,4 +1,4 @@
-// What the folder of a run says about its steps.
+// The steps of a run, read from its folder.
 
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'

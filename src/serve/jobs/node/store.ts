@@ -24,7 +24,7 @@ export interface Stored {
 }
 
 export interface StoreOptions {
-  /** Seconds after which an entry goes. Default: it stays. */
+  /** Seconds after which an entry is removed. Default: never. */
   readonly maxAge?: number
   /** False if another process may have the folder. Then nothing is changed in it. Default true. */
   readonly isOurs?: boolean
