@@ -8,7 +8,7 @@ import { DataError } from '../../src/base/errors.js'
 import { readParquet } from '../../src/data/parquet.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { goldenPath } from '../golden.js'
-import { THOROUGH } from '../thorough.js'
+import { some, THOROUGH } from '../thorough.js'
 
 /** Small limits, so that a file without an end gives a short test. */
 const LIMITS = { ms: 1000, memoryBytes: 2 ** 28, values: 2 ** 22, pageBytes: 2 ** 26 }
@@ -199,51 +199,56 @@ const REPEATS: Page = {
 }
 
 describe('a page', () => {
-  it.each<[string, Uint8Array]>([
-    ['of 40 bytes where 4 are', column({}, { content: [1, 0, 0, 0], packed: 40 })],
-    ['of an encoding that there is not', column({}, { content: [1, 0, 0, 0], encoding: 77 })],
-    ['of 1 value for 6 rows', column({ rows: 6 }, { content: [1, 0, 0, 0] })],
-    ['of empty pages', column({ rows: 6 }, ...Array(9).fill({ content: [], count: 0 }))],
-    ['of 2147483647 values', column({}, { content: [1, 0, 0, 0], count: 2 ** 31 - 1 })],
-    [
-      'with a run of 1073741823 levels',
-      column({ repetition: OPTIONAL, rows: 8 }, { content: [6, 0, 0, 0, 0xfe, ...HUGE.slice(1), 1] }),
-    ],
-    [
-      'with a dictionary of 2147483647 values',
-      column({}, { content: [1, 0, 0, 0], isDictionary: true, count: 2 ** 31 - 1 }, { content: [1, 2, 0] }),
-    ],
-    [
-      'with a run of 2147483647 places in a dictionary',
-      column(
-        { rows: 8 },
-        { content: [1, 0, 0, 0], isDictionary: true },
-        { content: [1, 0xfe, 0xff, 0xff, 0xff, 0x0f, 0], encoding: DICTIONARY, count: 8, packed: 8 },
-      ),
-    ],
-    [
-      'of differences in 4294967295 parts',
-      column(
-        { rows: 8 },
-        { encoding: DELTA_BINARY_PACKED, count: 8, content: [0x80, 1, 0xff, 0xff, 0xff, 0xff, 0x0f, 8, 14] },
-      ),
-    ],
-    [
-      'of differences in blocks of 0',
-      column({ rows: 8 }, { encoding: DELTA_BINARY_PACKED, count: 8, content: [0, 4, 8, 14] }),
-    ],
-    [
-      'of differences in 0 parts',
-      column({ rows: 8 }, { encoding: DELTA_BINARY_PACKED, count: 8, content: [0x80, 1, 0, 8, 14] }),
-    ],
-    [
-      'of Snappy with a negative length',
-      column({ codec: SNAPPY }, { content: [4, 63 << 2, 0xf0, 0xff, 0xff, 0xff, 0], unpacked: 4 }),
-    ],
-    ['of Snappy that copies from before its start', column({ codec: SNAPPY }, { content: [4, 1, 9], unpacked: 4 })],
-    ['of Snappy that is shorter', column({ codec: SNAPPY }, { content: [4, 0, 7], unpacked: 4 })],
-    ['of texts of 6 GB', column({ type: BYTE_ARRAY, rows: COUNT }, REPEATS)],
-  ])('%s', async (_, bytes) => {
+  it.each(
+    some<[string, Uint8Array]>(
+      [
+        ['of 40 bytes where 4 are', column({}, { content: [1, 0, 0, 0], packed: 40 })],
+        ['of an encoding that there is not', column({}, { content: [1, 0, 0, 0], encoding: 77 })],
+        ['of 1 value for 6 rows', column({ rows: 6 }, { content: [1, 0, 0, 0] })],
+        ['of empty pages', column({ rows: 6 }, ...Array(9).fill({ content: [], count: 0 }))],
+        ['of 2147483647 values', column({}, { content: [1, 0, 0, 0], count: 2 ** 31 - 1 })],
+        [
+          'with a run of 1073741823 levels',
+          column({ repetition: OPTIONAL, rows: 8 }, { content: [6, 0, 0, 0, 0xfe, ...HUGE.slice(1), 1] }),
+        ],
+        [
+          'with a dictionary of 2147483647 values',
+          column({}, { content: [1, 0, 0, 0], isDictionary: true, count: 2 ** 31 - 1 }, { content: [1, 2, 0] }),
+        ],
+        [
+          'with a run of 2147483647 places in a dictionary',
+          column(
+            { rows: 8 },
+            { content: [1, 0, 0, 0], isDictionary: true },
+            { content: [1, 0xfe, 0xff, 0xff, 0xff, 0x0f, 0], encoding: DICTIONARY, count: 8, packed: 8 },
+          ),
+        ],
+        [
+          'of differences in 4294967295 parts',
+          column(
+            { rows: 8 },
+            { encoding: DELTA_BINARY_PACKED, count: 8, content: [0x80, 1, 0xff, 0xff, 0xff, 0xff, 0x0f, 8, 14] },
+          ),
+        ],
+        [
+          'of differences in blocks of 0',
+          column({ rows: 8 }, { encoding: DELTA_BINARY_PACKED, count: 8, content: [0, 4, 8, 14] }),
+        ],
+        [
+          'of differences in 0 parts',
+          column({ rows: 8 }, { encoding: DELTA_BINARY_PACKED, count: 8, content: [0x80, 1, 0, 8, 14] }),
+        ],
+        [
+          'of Snappy with a negative length',
+          column({ codec: SNAPPY }, { content: [4, 63 << 2, 0xf0, 0xff, 0xff, 0xff, 0], unpacked: 4 }),
+        ],
+        ['of Snappy that copies from before its start', column({ codec: SNAPPY }, { content: [4, 1, 9], unpacked: 4 })],
+        ['of Snappy that is shorter', column({ codec: SNAPPY }, { content: [4, 0, 7], unpacked: 4 })],
+        ['of texts of 6 GB', column({ type: BYTE_ARRAY, rows: COUNT }, REPEATS)],
+      ],
+      2,
+    ),
+  )('%s', async (_, bytes) => {
     const start = performance.now()
     await refusal(bytes, { ...LIMITS, ms: 300 })
     expect(performance.now() - start).toBeLessThan(30_000)

@@ -17,9 +17,10 @@ import {
   PLAIN,
 } from '../graph/fused-encoders.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { some } from '../thorough.js'
 import { inThread } from './models.js'
 
-describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('a session on $name', ({ model, name }) => {
+describe.each(some([...FUSED, ...FUSED_NORMS, ...PLAIN], 2))('a session on $name', ({ model, name }) => {
   it('gives PEFT’s hidden states, with each kind of adapter, alone and in one batch', async () => {
     const [onnx, numbers] = [await openFused(name), await fusedNumbers(model)]
     const kinds = fusedKinds(model)

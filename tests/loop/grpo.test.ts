@@ -18,6 +18,7 @@ import type { TrainInput } from '../../src/train/options.js'
 import type { StepEvent } from '../../src/train/train-report.js'
 import '../equal-bytes.js'
 import { relativeError, transposed } from '../graph/golden.js'
+import { some } from '../thorough.js'
 import { folder, module, WEIGHTS } from '../train/tiny.js'
 
 const FOLDER = 'tests/golden/grpo'
@@ -62,7 +63,7 @@ describe('as TRL', () => {
     expect(advantagesOf([[unjudged, unjudged]], scale)).toEqual([[0, 0]])
   })
 
-  it.each(golden.cells)('losses and gradients of $lossType with beta $beta', async (cell) => {
+  it.each(some(golden.cells))('losses and gradients of $lossType with beta $beta', async (cell) => {
     expect(cell.outside).toBeGreaterThan(0.1)
     const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/adapter-init`))
     const { maxGradNorm, weightDecay, lr } = adamw

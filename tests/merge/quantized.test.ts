@@ -30,6 +30,7 @@ import {
   openForm,
 } from '../graph/golden-forms.js'
 import { directoryOf, feedsOf, inThread, makeAdapter, openModel } from '../infer/models.js'
+import { some } from '../thorough.js'
 import { mergeOnnx } from './toolkit.js'
 
 /** Merges in memory, and opens the result. */
@@ -52,7 +53,7 @@ async function outputOf(onnx: OnnxModel, name: string, adapter?: LoraAdapter) {
   return floatsOfOutput(y)
 }
 
-describe.each(GOLDEN_FORMS)('branches beside %s', (name) => {
+describe.each(some(GOLDEN_FORMS, 2))('branches beside %s', (name) => {
   it('give what a session gives, and leave the weights', async () => {
     const [base, numbers] = [await openForm(name), await formNumbers(name)]
     const adapter = formAdapter(numbers)

@@ -45,7 +45,7 @@ const GRAPHS = {
   'gpt2-optimum': 'gpt2',
 }
 
-describe.each(some(Object.entries(GRAPHS), 5))('%s', (graph, name) => {
+describe.each(some(Object.entries(GRAPHS), 10))('%s', (graph, name) => {
   const folder = `tests/golden/decoder-classification/${name}/golden`
   const golden: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
   const texts = golden.rows.map(({ text, textPair }) => ({ text, textPair }))

@@ -7,6 +7,7 @@ import { loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { train as trainAdapter } from '../../src/train/train.js'
+import { some } from '../thorough.js'
 
 const models = fileURLToPath(new URL('../golden/models', import.meta.url))
 async function train(name: string, out: MemoryDirectory) {
@@ -23,7 +24,7 @@ async function train(name: string, out: MemoryDirectory) {
 
 describe('models of other exporters', () => {
   const names = readdirSync(models)
-  it.each(names)('%s is trained', async (name) => {
+  it.each(some(names))('%s is trained', async (name) => {
     const { report } = await train(name, new MemoryDirectory())
     expect(report.trainLoss[3]).toBeLessThan(report.trainLoss[0] - 0.01)
   })
