@@ -3,7 +3,7 @@
 import { type ByteSource, type Directory, sniff } from '../base/bytes.js'
 import { DataError, listed } from '../base/errors.js'
 import { readDelimited } from './delimited.js'
-import { readJsonArray, readJsonLines } from './json.js'
+import { readJsonLines, readJsonList } from './json.js'
 import type { ColumnNames, OnInvalid, Row } from './row.js'
 import { checkLength, textLines } from './text-chunks.js'
 
@@ -28,7 +28,7 @@ export async function* rowsOfFile(source: ByteSource, options: ReadOptions): Asy
     case 'jsonl':
       return yield* readJsonLines(source, onInvalid)
     case 'json-array':
-      return yield* readJsonArray(source, onInvalid)
+      return yield* readJsonList(source, onInvalid)
     case 'csv':
       return yield* readDelimited(source, undefined, onInvalid)
     case 'tsv':

@@ -65,7 +65,7 @@ it('lists every bad record, and shows the first 20', async () => {
 
 it.each([
   ['bad.csv', 'text\nok\na,b\n"open', ['line 3: more fields', 'line 4: a quote that never']],
-  ['bad.json', '[{"text": "ok"}, {"text": }, 5]', ['record 2', 'record 3']],
+  ['bad.json', '[{"text": "ok"}, {"x": 1}, 5]', ['record 2', 'record 3']],
   ['bad-columns.jsonl', '{"t": "ok"}\n{"x": 1}', ['line 2: no field "t"']],
 ])('goes on after bad records of %s', async (name, content, messages) => {
   const columns = name.includes('columns') ? ['--columns', 'text=t'] : []
