@@ -95,6 +95,8 @@ cpSync(apiFolder, path.join(dist, 'api'), { recursive: true, filter: (file) => !
 cpSync(path.join(site, 'SKILL.md'), path.join(dist, 'SKILL.md'))
 cpSync(path.join(root, 'web', 'dist'), path.join(dist, 'playground'), { recursive: true })
 
-for (const name of ['index.html', 'llms.txt', 'training.md', 'api/index.html', 'playground/index.html', 'api/index.md']) {
+// VitePress ends without an error if it cannot render a page.
+const files = ['index.html', 'llms.txt', 'card.png', 'api/index.html', 'playground/index.html', 'api/index.md']
+for (const name of [...files, ...all.flatMap((page) => [`${page}.html`, `${page}.md`])]) {
   if (!existsSync(path.join(dist, name))) throw new Error(`the site has no ${name}`)
 }

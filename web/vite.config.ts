@@ -8,17 +8,14 @@ import recipes from './src/recipes.json' with { type: 'json' }
 
 const here = dirname(fileURLToPath(import.meta.url))
 const models = join(here, '..', 'models')
-/** Untrained, and of 0.1 MB: the one of the tests. */
-const pictures = join(here, '..', 'tests', 'golden', 'image-classification', 'vit')
 /** scripts/golden/graph_table.py makes it: too large for the repository. web/README.md */
 const minilm = join(here, '..', 'out', 'graphs', 'minilm-int8')
-const samples = recipes.flatMap(({ file }) => file ?? [])
+const samples = recipes.map(({ file }) => file)
 const tokens = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
 const FILES = {
   ...filesOf('samples', join(models, 'data'), samples),
-  ...filesOf('model-pictures', pictures, ['config.json', 'preprocessor_config.json', 'onnx/model.onnx']),
   ...filesOf('model-minilm', minilm, existsSync(minilm) ? tokens : []),
-  ...filesOf('model', join(models, 'union-3m'), [...tokens, 'generation_config.json']),
+  ...filesOf('model', join(models, 'union-3m'), tokens),
 }
 
 /** Files by their paths in the page. */
@@ -50,6 +47,7 @@ export default defineConfig({
   // A missing file is a 404, and not the page once more.
   appType: 'mpa',
   plugins: [bundledModel],
+  define: { HAS_MINILM: existsSync(minilm) },
   resolve: { alias: { lowrank: join(here, '..', 'dist', 'index.js') } },
   worker: { format: 'es' },
   build: { outDir: join(here, 'dist'), emptyOutDir: true, target: 'es2022', chunkSizeWarningLimit: 1000 },

@@ -21,6 +21,8 @@ export default {
   // ../build.mjs copies the page of web/ there.
   ignoreDeadLinks: ['/playground/'],
   lastUpdated: false,
+  // VitePress marks the main part of all pages but the first.
+  transformHtml: (code) => code.replace(/<div (?=class="VPContent is-home")/, '<div role="main" '),
   head: [
     ['link', { rel: 'icon', type: 'image/svg+xml', href: `${base}mark.svg` }],
     ['meta', { property: 'og:title', content: 'lowrank: LoRA for TypeScript' }],
@@ -28,7 +30,15 @@ export default {
     ['meta', { property: 'og:image', content: `${home}card.png` }],
     ['meta', { name: 'twitter:card', content: 'summary_large_image' }],
   ],
-  markdown: { html: false, theme: { light: 'github-light-high-contrast', dark: 'github-dark-high-contrast' } },
+  markdown: {
+    html: false,
+    theme: { light: 'github-light-high-contrast', dark: 'github-dark-high-contrast' },
+    config(md) {
+      // Vue would compute what stands between {{ and }}.
+      const { code_inline: inline } = md.renderer.rules
+      md.renderer.rules.code_inline = (...args) => inline(...args).replace('<code', '<code v-pre')
+    },
+  },
   themeConfig: {
     logo: '/mark.svg',
     editLink: {

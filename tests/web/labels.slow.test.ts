@@ -215,6 +215,6 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
   })
 
   it('has no errors on the console', () => {
-    expect(site.page.errors.filter((line) => !/favicon|404|No available adapters/.test(line))).toEqual([])
+    expect(site.page.errors.filter((line) => !/No available adapters/.test(line))).toEqual([])
   })
 })

@@ -7,8 +7,9 @@ import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { unzipSync } from 'fflate'
+import { unzipSync, zipSync } from 'fflate'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { LoraAdapter, saveAdapter } from '../../src/node.js'
 import type { OpenPage } from '../page.js'
 import { canOpenSite, DESKTOP, openSite, PHONE, root, type Site } from './site.js'
 
@@ -39,9 +40,16 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.querySelectorAll('.recorded').length")).toBe(3)
     expect(await text('recorded-note')).toMatch(/^Recorded: 30 steps in [0-9]+ s/)
     expect(await page.evaluate("document.getElementById('run').hidden")).toBe(true)
-    // A recipe that was not recorded has no answers.
-    await recipe('pictures')
-    await until("document.querySelectorAll('.recorded').length === 0")
+    // Each recipe has recorded answers.
+    for (const [id, answer] of [
+      ['search', /The nightly copy of all databases/],
+      ['names', /Samuel Green person/],
+      ['comet', /Mara Lindqvist/],
+    ] as const) {
+      await recipe(id)
+      expect(await text('recorded')).toMatch(answer)
+      expect(await text('recorded-note')).toMatch(/^Recorded/)
+    }
     await recipe('mails')
     await until("/maxSteps: 30/.test(document.getElementById('lines').textContent)")
     expect(await text('lines')).toMatch(/maxSteps: 30.*--max-steps 30.*PeftModel/s)
@@ -251,6 +259,65 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.querySelector('#adapters li').dataset.kept")).toBe('linked')
   })
 
+  it('shares an adapter: by its address, or whole in a link if it is small', async () => {
+    const kept = (name: string) => `document.querySelector('#adapters [data-kept=${name}]')`
+    const share = async (name: string) => {
+      await until(`${kept(name)} !== null`)
+      await page.evaluate(
+        `[...${kept(name)}.querySelectorAll('button')].find((b) => b.textContent === 'Share').click()`,
+      )
+      await until(`document.querySelector('#share h3')?.textContent === '${name}'`)
+      return (await page.evaluate("document.querySelector('#share input').value")) as string
+    }
+    const partsOf = (link: string) => Object.fromEntries(new URLSearchParams(new URL(link).hash.slice(1)))
+    await ready()
+    await page.drop([join(root, 'tests/golden/peft/rslora')])
+    const large = partsOf(await share('rslora'))
+    expect(large).toMatchObject({ adapter: 'you/rslora', model: 'union-3m' })
+    expect(large.zip).toBeUndefined()
+    expect(await text('share')).toMatch(/too large for a link: [0-9]+ kB of at most 32.*npx lowrank push rslora/)
+
+    const folder = mkdtempSync(join(tmpdir(), 'lowrank-small-'))
+    const lora = new LoraAdapter({ rank: 1, targetModules: ['o_proj'] })
+    const wave = Array.from({ length: 192 }, (_, i) => Math.sin(i) / 4)
+    lora.addFactors(
+      'model.layers.0.self_attn.o_proj',
+      [wave],
+      wave.map((value) => [value]),
+    )
+    try {
+      await saveAdapter(lora, join(folder, 'tiny'))
+      await page.drop([join(folder, 'tiny')])
+      await fill({ prompt: 'The whale', tokens: 4 })
+      const link = await share('tiny')
+      expect(partsOf(link)).toMatchObject({ adapter: 'tiny', model: 'union-3m', ask: 'The whale' })
+      expect(await text('share')).toMatch(/The whole adapter is in the link: [0-9] kB/)
+
+      await page.navigate(`${link.replace('#', '?whole#')}&data=mine.txt&gain=the+loss+went+from+3+to+1`)
+      await until("!document.getElementById('link').hidden")
+      expect(await text('link')).toMatch(
+        /adapter tiny, in the link.*says the link, from mine.txt: the loss went from 3/,
+      )
+      expect(await text('model-state')).not.toMatch(/^Open/)
+      await page.evaluate("document.querySelector('#link button').click()")
+      await until("document.querySelector('#answers [data-adapter^=tiny] .written')?.textContent.length > 0")
+      expect(await page.evaluate("document.getElementById('prompt').value")).toBe('The whale')
+
+      // A link that would unpack to much more than an adapter needs is refused before that.
+      const bomb = zipSync({ 'adapter_config.json': new Uint8Array(8 << 20) })
+      const zip = Buffer.from(bomb).toString('base64url')
+      await page.navigate(`${address}?bomb#adapter=x&zip=${zip}`)
+      await until("!document.getElementById('link').hidden")
+      await page.evaluate("document.querySelector('#link button').click()")
+      await until("!document.getElementById('error').hidden")
+      expect(await text('error')).toMatch(/it would unpack to 8388608 bytes, more than 1048576/)
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+    await page.navigate(address)
+    await ready()
+  })
+
   it('uses a large file as it is, and tells a picture that is called a text', async () => {
     const choose = (parts: string, name: string) =>
       page.evaluate(`(() => {
@@ -377,10 +444,18 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await ready()
     const downloads = mkdtempSync(join(tmpdir(), 'lowrank-downloads-'))
     await page.download(downloads)
+    /** The id of the element with the focus, if the bar of the run is over it. */
+    const coveredId = `(() => {
+      const [focus, bar] = [document.activeElement, document.getElementById('bar')]
+      if (focus === document.body || bar.contains(focus)) return null
+      const [a, b] = [focus.getBoundingClientRect(), bar.getBoundingClientRect()]
+      return a.bottom > b.top + 1 && b.bottom - 1 > a.top ? focus.id || focus.outerHTML : null
+    })()`
     /** Presses Tab until an element has the focus, which must be visible. */
     const tabTo = async (selector: string) => {
       for (let i = 0; i < 100; i++) {
         await page.press('Tab')
+        expect(await page.evaluate(coveredId)).toBe(null)
         if (!(await page.evaluate(`document.activeElement.matches(${JSON.stringify(selector)})`))) continue
         const outline =
           "getComputedStyle(document.activeElement.closest('.button') ?? document.activeElement).outlineStyle"
@@ -459,7 +534,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
 
   it('has no errors on the console', () => {
     expect(
-      page.errors.filter((line) => !/favicon|404|CORS policy|ERR_FAILED|No available adapters|beforeunload/.test(line)),
+      page.errors.filter((line) => !/404|CORS policy|ERR_FAILED|No available adapters|beforeunload/.test(line)),
     ).toEqual([])
   })
 

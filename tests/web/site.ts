@@ -52,20 +52,15 @@ export interface Site {
   close(): Promise<void>
 }
 
-/**
- * @param flags of Chromium
- * @param edit changes a script before it is served; undefined leaves it
- */
-export async function openSite(
-  flags?: readonly string[],
+/** Builds and serves the page. `edit` changes a script before it is served; undefined leaves it. */
+export async function serveSite(
   edit: (name: string, script: string) => string | undefined = () => undefined,
-): Promise<Site> {
-  mkdirSync(PICTURES, { recursive: true })
+): Promise<{ address: string; stop(): Promise<void>; remove(): void }> {
   const folder = mkdtempSync(join(tmpdir(), 'lowrank-site-'))
   const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
-  await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
-  // MiniLM is not in the repository. Remove it if a developer has built it.
-  rmSync(join(folder, 'model-minilm'), { recursive: true, force: true })
+  // MiniLM is not in the repository, even if a developer has built it.
+  const define = { HAS_MINILM: 'false' }
+  await build({ ...settings, define, build: { outDir: folder, emptyOutDir: true } })
   for (const name of readdirSync(join(folder, 'assets')).filter((file) => /\.m?js$/.test(file))) {
     const path = join(folder, 'assets', name)
     const edited = edit(name, readFileSync(path, 'utf8'))
@@ -74,6 +69,14 @@ export async function openSite(
   // The server does not send the headers that isolate a page. Neither do static hosts.
   const server = await preview({ ...settings, build: { outDir: folder }, preview: { port: 0, host: '127.0.0.1' } })
   const address = `http://127.0.0.1:${(server.httpServer.address() as AddressInfo).port}/`
+  const remove = () => rmSync(folder, { recursive: true, force: true, maxRetries: 20 })
+  return { address, stop: () => server.close(), remove }
+}
+
+/** @param flags of Chromium */
+export async function openSite(flags?: readonly string[], edit?: Parameters<typeof serveSite>[0]): Promise<Site> {
+  mkdirSync(PICTURES, { recursive: true })
+  const { address, stop, remove } = await serveSite(edit)
   const page = await openPage(address, flags)
 
   const until = async (expression: string) => {
@@ -121,11 +124,11 @@ export async function openSite(
         globalThis.steps.add(document.getElementById('number-step').textContent)
       ).observe(document.getElementById('number-step'), { childList: true })`),
     picture: async (name) => writeFileSync(join(PICTURES, `${name}.png`), await page.screenshot()),
-    goOffline: () => server.close(),
+    goOffline: stop,
     async close() {
       await page.close()
-      await server.close().catch(() => {})
-      rmSync(folder, { recursive: true, force: true, maxRetries: 20 })
+      await stop().catch(() => {})
+      remove()
     },
   }
 }

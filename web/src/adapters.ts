@@ -18,7 +18,10 @@ export async function filesOfAdapter(name: string, adapter: LoraAdapter): Promis
   return Object.fromEntries([...folder.files].map(([path, bytes]) => [`${name}/${path}`, bytes]))
 }
 
-export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => Promise<void> {
+export function setUpKept(
+  use: (adapter: KeptAdapter) => Promise<void>,
+  share: (adapter: KeptAdapter) => Promise<void>,
+): () => Promise<void> {
   const act = (label: string, work: () => Promise<unknown>) =>
     button(label, () => {
       void guarded('mine', 'My adapters', async () => {
@@ -48,6 +51,7 @@ export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => P
       field,
       make('span', { class: 'state' }, facts),
       act('Use', () => use(adapter)),
+      act('Share', () => share(adapter)),
       act('Download', async () => download(adapter.name, await keptFiles([adapter.name]))),
       act('Delete', () => removeKept(adapter.name)),
     )
@@ -67,16 +71,27 @@ export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => P
   return list
 }
 
-/** Reads the adapters of an archive. Each has the name of its folder, or, without a folder, the name of the archive. */
-export async function readArchive(file: File): Promise<{ name: string; adapter: LoraAdapter }[]> {
+/**
+ * Reads the adapters of an archive. Each has the name of its folder, or, without a folder, the name of the archive.
+ *
+ * @param most how many bytes it may have when it is unpacked
+ */
+export async function readArchive(file: File, most = Infinity): Promise<{ name: string; adapter: LoraAdapter }[]> {
   let entries: [path: string, bytes: Uint8Array][]
+  let byteLength = 0
+  // fflate unpacks no more of an entry than the archive announces.
+  const filter = ({ originalSize }: { originalSize: number }) => {
+    byteLength += originalSize
+    return byteLength <= most
+  }
   try {
-    entries = Object.entries(unzipSync(new Uint8Array(await file.arrayBuffer())))
+    entries = Object.entries(unzipSync(new Uint8Array(await file.arrayBuffer()), { filter }))
   } catch (cause) {
     throw new Error(`${file.name}: not a zip archive. Choose the file that this page saved, or open the folder.`, {
       cause,
     })
   }
+  if (byteLength > most) throw new Error(`${file.name}: it would unpack to ${byteLength} bytes, more than ${most}.`)
   const folders = entries.flatMap(([path]) => /^(.*\/|)adapter_config\.json$/.exec(path)?.[1] ?? [])
   if (folders.length === 0) throw new Error(`${file.name}: no adapter_config.json inside, so it is not an adapter.`)
   return Promise.all(

@@ -40,6 +40,16 @@ export function button(
   return element
 }
 
+export function copyButton(text: string): HTMLButtonElement {
+  const copy = button('Copy', () => {
+    void navigator.clipboard.writeText(text).then(
+      () => (copy.textContent = 'Copied'),
+      () => (copy.textContent = 'Select the text, and copy it'),
+    )
+  })
+  return copy
+}
+
 /** An error that the user can fix with a button in the banner. */
 export class MendableError extends Error {
   constructor(

@@ -1,7 +1,7 @@
 // "This run in a few lines": code for the same run in Node, in a page and on the command line, and for its adapter in
 // Python.
 
-import { button, byId, make } from './dom.js'
+import { byId, copyButton, make } from './dom.js'
 import type { Job } from './runs.js'
 
 /** Classes of transformers, with the extra arguments that they need. */
@@ -45,14 +45,8 @@ model = PeftModel.from_pretrained(base, "${name}")`,
   }
   byId('lines').replaceChildren(
     ...Object.entries(forms).map(([title, code]) => {
-      const copy = button('Copy', () => {
-        void navigator.clipboard.writeText(code).then(
-          () => (copy.textContent = 'Copied'),
-          () => (copy.textContent = 'Select the text, and copy it'),
-        )
-      })
       const shown = make('pre', { tabindex: '0', 'aria-label': title }, make('code', {}, code))
-      return make('details', {}, make('summary', {}, title), shown, copy)
+      return make('details', {}, make('summary', {}, title), shown, copyButton(code))
     }),
   )
 }

@@ -1,34 +1,54 @@
-// Opens an adapter from a link: #adapter=…&model=… with Hub ids or URLs. Nothing is fetched before the visitor agrees.
+// Links to adapters: #adapter=… names a Hub id or a URL, and #zip=… contains a small adapter. A link may also say on
+// which model and data the adapter learned, what it gained, and what to ask. Nothing is fetched or unpacked before the
+// visitor agrees.
 
-import { type LoraAdapter, loadAdapter } from 'lowrank'
-import { button, byId, guarded, make } from './dom.js'
-import { MODELS, type ModelChoice } from './models.js'
+import { zipSync } from 'fflate'
+import { type LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter } from 'lowrank'
+import { readArchive } from './adapters.js'
+import { button, byId, copyButton, guarded, inputOf, make } from './dom.js'
+import { isSame, MODELS, type ModelChoice } from './models.js'
+import { type KeptAdapter, openKept } from './store.js'
+
+/** Longer links do not survive chats and mails. */
+const MAX_LINK_BYTES = 32_000
+/** Far more than an adapter of a link needs, and far less than an archive of its size can unpack to. */
+const MAX_UNPACKED_BYTES = 1 << 20
 
 const isUrl = (source: string) => /^https?:\/\//.test(source)
 const originOf = (source: string) => (isUrl(source) ? new URL(source).host : 'the Hugging Face Hub')
+const item = (title: string, ...about: string[]) => make('li', {}, make('strong', {}, title), ...about)
 
 export function askAboutLink(
-  open: (model: ModelChoice, name: string, read: () => Promise<LoraAdapter>, link: string) => Promise<void>,
+  open: (
+    model: ModelChoice,
+    name: string,
+    read: () => Promise<LoraAdapter>,
+    from: { link: string; ask: string },
+  ) => Promise<void>,
 ): boolean {
   const asked = new URLSearchParams(location.hash.slice(1))
-  const [adapter, model] = ['adapter', 'model'].map((name) => asked.get(name)?.trim() ?? '')
+  const [adapter, zip, model, data, gain, ask] = ['adapter', 'zip', 'model', 'data', 'gain', 'ask'].map(
+    (name) => asked.get(name)?.trim() ?? '',
+  )
   if (adapter === '') return false
   const offered = MODELS.find(({ choice, name }) => name === model || (choice.kind === 'hub' && choice.id === model))
   const choice: ModelChoice = offered?.choice ?? (model === '' ? { kind: 'bundled' } : { kind: 'hub', id: model })
   const size = offered === undefined ? (model === '' ? MODELS[0].facts : 'size unknown until it loads') : offered.facts
   const panel = byId('link')
+  const name = (adapter.split('/').filter(Boolean).at(-1) ?? 'linked').replace(/[^\w.-]+/g, '-')
+  const from = zip === '' ? `, from ${originOf(adapter)}, usually some MB` : `, in the link: ${zip.length / 1000} kB`
+  const learned = [data && `from ${data}`, gain].filter(Boolean).join(': ')
   panel.replaceChildren(
     make('h2', {}, 'Open an adapter by link?'),
     make(
       'ul',
       {},
-      make('li', {}, make('strong', {}, `The adapter ${adapter}`), `, from ${originOf(adapter)}, usually some MB`),
-      make(
-        'li',
-        {},
-        make('strong', {}, `The model ${model || MODELS[0].name}`),
+      item(`The adapter ${adapter}`, from),
+      item(
+        `The model ${model || MODELS[0].name}`,
         `, from ${choice.kind === 'bundled' ? 'this site' : originOf(model)}, ${size}`,
       ),
+      ...(learned === '' ? [] : [item('Learned, says the link, ', learned)]),
     ),
     make('p', { class: 'state' }, 'Nothing is fetched before you agree. An adapter is data: it runs no code.'),
     make(
@@ -37,9 +57,8 @@ export function askAboutLink(
       button('Open them', () => {
         panel.hidden = true
         void guarded('write', 'The adapter cannot be opened', async () => {
-          const name = adapter.split('/').filter(Boolean).at(-1) ?? 'linked'
-          const link = isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`
-          await open(choice, name.replace(/[^\w.-]+/g, '-'), () => loadAdapter(link), link)
+          const link = zip !== '' ? `zip:${zip}` : isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`
+          await open(choice, name, () => (zip === '' ? loadAdapter(link) : unpacked(zip)), { link, ask })
         })
       }),
       button('No', () => {
@@ -49,4 +68,46 @@ export function askAboutLink(
   )
   panel.hidden = false
   return true
+}
+
+async function unpacked(zip: string): Promise<LoraAdapter> {
+  const text = atob(zip.replaceAll('-', '+').replaceAll('_', '/'))
+  const bytes = Uint8Array.from(text, (character) => character.charCodeAt(0))
+  const [{ adapter }] = await readArchive(new File([bytes], 'the link'), MAX_UNPACKED_BYTES)
+  return adapter
+}
+
+/** Returns the adapter as text for a link, in half precision. */
+async function packed(adapter: LoraAdapter): Promise<string> {
+  const folder = new MemoryDirectory()
+  await saveAdapter(adapter, folder, { dtype: 'fp16' })
+  const names = ['adapter_config.json', 'adapter_model.safetensors']
+  const files = Object.fromEntries(names.map((name) => [name, folder.files.get(name)!]))
+  const characters = Array.from(zipSync(files, { level: 9 }), (byte) => String.fromCharCode(byte))
+  return btoa(characters.join('')).replaceAll('+', '-').replaceAll('/', '_').replace(/=+$/, '')
+}
+
+/** Shows a card of a kept adapter with its link. */
+export async function showShare({ name, job, gain = '', modelName }: KeptAdapter): Promise<void> {
+  const zip = await packed(await openKept(name))
+  const isWhole = zip.length <= MAX_LINK_BYTES
+  const offered = job && MODELS.find(({ choice }) => isSame(choice, job.choice))
+  const model = offered?.name ?? (job?.choice.kind === 'hub' ? job.choice.id : modelName)
+  const data = job?.dataName ?? ''
+  const facts = { adapter: isWhole ? name : `you/${name}`, model, data, gain, ask: inputOf('prompt').value }
+  const parts = new URLSearchParams(Object.entries(facts).filter(([, value]) => value !== ''))
+  if (isWhole) parts.set('zip', zip)
+  const link = `${location.href.split('#')[0]}#${parts}`
+  const kilobytes = `${Math.ceil(zip.length / 1000)} kB`
+  const note = isWhole
+    ? `The whole adapter is in the link: ${kilobytes}.`
+    : `The adapter is too large for a link: ${kilobytes} of at most ${MAX_LINK_BYTES / 1000}. Download it, put it on the Hub with “npx lowrank push ${name} you/${name}”, or its folder on a web server, and write its id or address into the link in place of “you/${name}”.`
+  byId('share').replaceChildren(
+    make('h3', {}, name),
+    make('p', {}, `For ${model}${data && `, learned from ${data}`}${gain && `: ${gain}`}.`),
+    make('input', { value: link, readonly: '', 'aria-label': `The link of ${name}` }),
+    make('p', { class: 'state' }, note),
+    copyButton(link),
+  )
+  byId('share').hidden = false
 }

@@ -7,17 +7,14 @@ import { setUpDrop } from './data.js'
 import { byId, guarded, inputOf } from './dom.js'
 import { showLesson } from './lesson.js'
 import { showLines } from './lines.js'
-import { askAboutLink } from './link.js'
+import { askAboutLink, showShare } from './link.js'
 import { foldOnPhones, isolate, showMachine } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
-import { drawnPictures, questionsFor, type Recipe, setUpRecipes, showRecording } from './recipes.js'
+import { questionsFor, type Recipe, setUpRecipes, showRecording } from './recipes.js'
 import type { Job } from './runs.js'
-import { isFull, keepAdapter, keptAdapters, openKept } from './store.js'
+import { isFull, type KeptAdapter, keepAdapter, keptAdapters, openKept } from './store.js'
 import { readJob, setFromRecipe, Trainer } from './train.js'
 import { nextFree, Writer } from './write.js'
-
-/** How many pictures of each label the recipe draws. */
-const DRAWN = 16
 
 await isolate()
 foldOnPhones()
@@ -39,14 +36,14 @@ const trainer = new Trainer({
     byId('recorded-note').textContent = ''
   },
   answer: showAnswers,
-  reset: () => recipe && void showRecording(recipe),
+  reset: () => recipe && showRecording(recipe),
   makeRoom: (work) => writer.makeRoom(work),
-  async trained(adapter, job) {
+  async trained(adapter, job, gain) {
     const kept = new Set((await keptAdapters()).map(({ name }) => name))
     const name = nextFree(job.name, (taken) => kept.has(taken) || writer.has(taken))
     await writer.add(name, adapter, job.texts)
     showLines({ ...job, name })
-    await keep(name, adapter, { job })
+    await keep(name, adapter, { job, gain })
     await showAnswers(adapter, job, 'After the lesson')
     byId('next').hidden = false
     if (writer.hasInput) await guarded('write', 'The model cannot answer', () => writer.write())
@@ -60,10 +57,10 @@ const models = setUpModels(async (open) => {
 const listKept = setUpKept(async ({ name, job }) => {
   if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name), job?.texts)
   if (job !== undefined) showLines({ ...job, name })
-})
+}, showShare)
 
 /** Keeps an adapter in "My adapters", unless it came from a link and is already there. */
-async function keep(wanted: string, adapter: LoraAdapter, from: { job?: Job; link?: string } = {}): Promise<void> {
+async function keep(wanted: string, adapter: LoraAdapter, from: Partial<KeptAdapter> = {}): Promise<void> {
   const kept = await keptAdapters()
   if (from.link !== undefined && kept.some(({ link }) => link === from.link)) return
   const name = nextFree(wanted, (taken) => kept.some((adapter) => adapter.name === taken))
@@ -103,17 +100,11 @@ async function useRecipe({ id, file, model, task, prompts, settings }: Recipe): 
   if (opened === undefined) writer.tell(KINDS[task ?? ''] ?? 'text')
   const [prompt] = prompts
   if (prompt !== undefined) inputOf('prompt').value = prompt
-  if (file === null) {
-    const pictures = await drawnPictures(DRAWN)
-    writer.show(pictures.pop()?.file)
-    trainer.data.show(pictures)
-  } else {
-    const response = await fetch(new URL(`samples/${file}`, document.baseURI))
-    if (!response.ok) throw new Error(`${file}: the server answers ${response.status}.`)
-    await trainer.data.read(await response.blob(), file)
-  }
+  const response = await fetch(new URL(`samples/${file}`, document.baseURI))
+  if (!response.ok) throw new Error(`${file}: the server answers ${response.status}.`)
+  await trainer.data.read(await response.blob(), file)
   const name = model.kind === 'hub' ? model.id : model.kind === 'bundled' && model.name ? model.name : 'union-3m'
-  showLines(readJob({ name, choice: model }, file ?? 'pictures', task))
+  showLines(readJob({ name, choice: model }, file, task))
 }
 
 setUpDrop({
@@ -128,15 +119,16 @@ byId('next').addEventListener('click', () => {
 })
 const chooseRecipe = setUpRecipes((chosen) => {
   recipe = chosen
-  if (!trainer.hasRun) void showRecording(chosen)
+  if (!trainer.hasRun) showRecording(chosen)
   void guarded('hello', 'The recipe cannot be loaded', () => useRecipe(chosen))
 })
 await guarded('train', 'The last run cannot be read', async () => {
   if (!(await trainer.restore())) chooseRecipe('mails')
   await listKept()
-  askAboutLink(async (choice, name, read, link) => {
+  askAboutLink(async (choice, name, read, { link, ask }) => {
     const adapter = await read()
     await openBeside(choice, name, async () => adapter)
+    if (ask !== '') inputOf('prompt').value = ask
     await keep(name, adapter, { link })
     await writer.write()
   })

@@ -1,6 +1,6 @@
 // Opens a model: the small model that comes with the page, a model on the Hub, or a folder on this machine.
 
-import { configureHub, loadModel, type Model, trainingTasks, webRuntime } from 'lowrank'
+import { configureHub, loadModel, MemoryDirectory, type Model, trainingTasks, webRuntime } from 'lowrank'
 import gpuWasm from 'onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url'
 import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
@@ -85,9 +85,9 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
   const shown = (work: () => Promise<void>) => guarded('model', 'The model cannot be opened', work)
   const openFolder = (files: readonly File[]) => shown(() => open({ kind: 'folder' }, files))
   const choose = async (choice: ModelChoice): Promise<void> => {
-    const words = await missing(choice)
+    const words = missing(choice)
     if (words !== undefined) throw new Error(words)
-    if (choice.kind === 'bundled') await open(choice, placeOf(choice.name))
+    if (choice.kind === 'bundled') await open(choice, await bundled(choice.name))
     if (choice.kind === 'hub') await open(choice, `hf:${choice.id.replace(/^hf:/, '')}`)
     if (choice.kind === 'folder') throw new Error('Open the folder of its model first, in part 1.')
   }
@@ -130,16 +130,32 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
 
 export const isSame = (a: ModelChoice, b: ModelChoice): boolean => JSON.stringify(a) === JSON.stringify(b)
 
-const placeOf = (name?: string) => new URL(name === undefined ? 'model/' : `model-${name}/`, document.baseURI).href
+/** Asked for by name: an optional file that does not lie beside the page would be an error in the browser's log. */
+const FILES = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
+const fetched = new Map<string, MemoryDirectory>()
+
+async function bundled(name?: string): Promise<MemoryDirectory> {
+  const place = name === undefined ? 'model/' : `model-${name}/`
+  const known = fetched.get(place)
+  if (known !== undefined) return known
+  const contents = FILES.map(async (file) => {
+    const response = await fetch(new URL(place + file, document.baseURI))
+    if (!response.ok) throw new Error(`${place}${file}: the server answers ${response.status}.`)
+    return [file, new Uint8Array(await response.arrayBuffer())] as const
+  })
+  const folder = new MemoryDirectory(Object.fromEntries(await Promise.all(contents)), place)
+  fetched.set(place, folder)
+  return folder
+}
+
+/** True if MiniLM is published with the page. vite.config.ts sets it. */
+declare const HAS_MINILM: boolean
 
 /** If a model is not published with this page, returns a message that says what to load instead. */
-export async function missing(choice: ModelChoice): Promise<string | undefined> {
-  if (choice.kind !== 'bundled' || choice.name !== 'minilm') return undefined
-  const { ok } = await fetch(`${placeOf(choice.name)}config.json`, { method: 'HEAD' })
-  return ok
+export const missing = (choice: ModelChoice): string | undefined =>
+  HAS_MINILM || choice.kind !== 'bundled' || choice.name !== 'minilm'
     ? undefined
     : 'MiniLM does not lie beside this page. In part 1, load Xenova/all-MiniLM-L6-v2 from the Hub, or open a folder of it. Then press “Teach it”.'
-}
 
 function abilities({ config, preprocessorConfig, tokenizer }: Model): Pick<OpenModel, 'reads' | 'writes'> {
   if (tokenizer === undefined && preprocessorConfig !== undefined) return { reads: 'pictures', writes: false }

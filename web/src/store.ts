@@ -10,14 +10,20 @@ export interface KeptAdapter {
   readonly name: string
   /** The run that made the adapter; undefined if the adapter was opened. */
   readonly job?: Job | undefined
+  /** What the run that made it learned, in words. */
+  readonly gain?: string | undefined
   /** The address of the adapter, if it was opened from a link. */
   readonly link?: string | undefined
   readonly bytes: number
   readonly modelName: string
 }
 
-/** Opens a folder of this page. Returns undefined if the browser keeps no files, as in some private windows. */
+/**
+ * Opens a folder of this page. Returns undefined if the browser keeps no files, as in some private windows and in
+ * Safari before 26.
+ */
 export async function folderAt(name: string, create = true): Promise<FileSystemDirectoryHandle | undefined> {
+  if (globalThis.FileSystemFileHandle?.prototype.createWritable === undefined) return undefined
   const root = await navigator.storage?.getDirectory().catch(() => undefined)
   const folder = root?.getDirectoryHandle(name, { create })
   return create ? folder : folder?.catch(() => undefined)
@@ -64,7 +70,7 @@ export function isFull(error: unknown): boolean {
 export async function keepAdapter(
   name: string,
   adapter: LoraAdapter,
-  about: Pick<KeptAdapter, 'job' | 'link' | 'modelName'>,
+  about: Omit<KeptAdapter, 'name' | 'bytes'>,
 ): Promise<void> {
   const folder = await folderAt(ADAPTERS)
   if (folder === undefined) return

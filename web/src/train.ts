@@ -42,7 +42,8 @@ export interface Surroundings {
   reset(): void
   /** Does work that opens the model a second time, and frees memory for it. */
   makeRoom<T>(work: () => Promise<T>): Promise<T>
-  trained(adapter: LoraAdapter, job: Job): Promise<void>
+  /** `gain` says in words what the adapter learned. */
+  trained(adapter: LoraAdapter, job: Job, gain: string): Promise<void>
 }
 
 export class Trainer {
@@ -192,7 +193,7 @@ export class Trainer {
       const seconds = Math.max(1, Math.round(report.seconds))
       this.#say('Answering…')
       byId('stage').hidden = buttonOf('pause').hidden = buttonOf('stop').hidden = true
-      await this.page.trained(adapter, job)
+      await this.page.trained(adapter, job, gainOf(report.trainLoss))
       await endRun()
       this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s.`)
     } catch (error) {
@@ -320,6 +321,12 @@ export class Trainer {
     buttonOf('stop').hidden = !isRunning && this.#paused === undefined
     buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'
   }
+}
+
+function gainOf(losses: readonly number[]): string {
+  const few = Math.ceil(losses.length / 6)
+  const mean = (some: readonly number[]) => (some.reduce((sum, loss) => sum + loss, 0) / some.length).toFixed(2)
+  return `the loss went from ${mean(losses.slice(0, few))} to ${mean(losses.slice(-few))} in ${losses.length} steps`
 }
 
 async function takeRunHere(): Promise<void> {
