@@ -27,21 +27,21 @@ export interface TunedModels {
 
 interface Served {
   readonly name: string
-  /** Its name in the session: two that follow one another under one name are there at the same time. */
+  /** Its name in the session, where an earlier adapter of the same name may still be in use. */
   readonly key: string
   readonly root: string
-  /** The source that it was loaded from; undefined for adapters of the start, and for files in memory. */
+  /** Where it was loaded from. Undefined for the first adapters of the session, and for files in memory. */
   readonly place: string | undefined
   readonly created: number
-  /** Loaded by a caller: it may leave again. */
+  /** True if a request loaded it. Others stay. */
   readonly isLoaded: boolean
   usedAt: number
   uses: number
-  /** No new request gets it. It leaves the session with the last one that has it. */
+  /** True if no new request gets it. It leaves the session after the last request that uses it. */
   isGone: boolean
 }
 
-/** What is done for everybody, such as answering by an alias. */
+/** The server itself, which may use every model, such as that of an alias. */
 export const SERVER: Caller = { name: '', key: undefined, isAdmin: true, priority: 0 }
 
 export interface RegistryOptions {
@@ -66,7 +66,7 @@ export class AdapterRegistry {
     for (const name of session.adapters) this.#add({ name, key: name, root: name, place: undefined, isLoaded: false })
   }
 
-  /** All models, or the one of a path. */
+  /** All models, or the model that a path names. */
   list(named: string, caller: Caller): object {
     const { names, tuned } = this.options
     const card = (id: string, root: string, parent: string | null, created: number) => {
@@ -170,7 +170,7 @@ export class AdapterRegistry {
     this.#retire(served)
   }
 
-  /** Gives a model that was deleted to no new request. */
+  /** Keeps a deleted model from new requests. */
   forget(name: string): void {
     const served = this.#served.get(name)
     if (served !== undefined) this.#retire(served)

@@ -1,4 +1,4 @@
-// What a route is: who may call it, the fields of its body, and what answers. And what is told of each request.
+// A route: who may call it, the fields of its body, and the function that answers. And what the log gets of a request.
 
 import type { Fields, FieldTable } from './fields.js'
 import type { Caller, Right } from './keys.js'
@@ -16,7 +16,7 @@ export interface RequestEntry {
   model?: string
   status: number
   promptTokens?: number
-  /** Tokens of the prompt that were not read again. */
+  /** Tokens of the prompt that came from the cache. */
   cachedTokens?: number
   newTokens?: number
   /** Milliseconds from the request to the first token. */
@@ -35,7 +35,7 @@ export interface Call {
   readonly startedAt: number
   /** The part of the path that `*` stands for. */
   readonly id: string
-  /** Aborts when bodies that are still on their way are not waited for any more. */
+  /** Aborts when the server no longer waits for bodies that are on their way. */
   readonly stopped: AbortSignal
   /** Settles at the end of a stream. */
   done?: Promise<unknown>

@@ -121,6 +121,15 @@ describe('rows', () => {
 
   const user = { role: 'user', content: 'Who?' }
   const assistant = { role: 'assistant', content: 'Ahab.' }
+  it('may have the fields of OpenAI', async () => {
+    const ishmael = { ...assistant, content: 'Ishmael.' }
+    const trl = { prompt: [user], chosen: [assistant], rejected: [ishmael] }
+    const openAi = { input: { messages: [user] }, preferred_output: [assistant], non_preferred_output: [ishmael] }
+    const [expected, read] = await Promise.all([trl, openAi].map((row) => encode([row])))
+    expect(expected.examples).toHaveLength(1)
+    expect(sidesOf(read.examples)).toEqual(sidesOf(expected.examples))
+  })
+
   it.each<[what: string, row: unknown, message: RegExp]>([
     [
       'no rejected',

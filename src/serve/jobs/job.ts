@@ -8,11 +8,11 @@ export interface Checkpoint {
   readonly step: number
   readonly created_at: number
   readonly metrics: Readonly<Record<string, number>>
-  /** The last step's: the model of the job itself. */
+  /** True for the last step, whose model is the result of the job. */
   readonly isResult?: boolean
 }
 
-/** Publishes the result under an alias if it is no worse than what has the alias, or else than the base. */
+/** Publishes the result under an alias if it is no worse than the model that has the alias, or else than the base. */
 export interface Gate {
   readonly alias: string
   readonly metric?: string
@@ -36,7 +36,7 @@ export interface Job {
   readonly model: string
   /** The name of the base under which the result is known. */
   readonly base: string
-  /** The folder of the adapter that is trained further. */
+  /** The folder of the adapter that the job starts from. */
   readonly start?: string | undefined
   readonly training_file: string
   readonly validation_file: string | null
@@ -46,13 +46,13 @@ export interface Job {
   readonly suffix: string
   readonly seed: number
   readonly metadata: Readonly<Record<string, string>> | null
-  /** What OpenAI has not. */
+  /** Options that OpenAI's API does not have. */
   readonly lowrank: Readonly<Record<string, unknown>>
-  /** As they were asked for, and with numbers once the files are checked. */
+  /** As the caller gave them. After the files are checked, numbers replace `auto`. */
   hyperparameters: Hyperparameters
   status: JobStatus
   isPaused: boolean
-  /** Steps between two checkpoints; known once the files are checked. */
+  /** Steps between two checkpoints. Known after the files are checked. */
   checkpointEvery: number
   /** How often it was paused or resumed. */
   turns: number
@@ -62,7 +62,7 @@ export interface Job {
   trained_tokens: number | null
   result_files: readonly string[]
   checkpoints: readonly Checkpoint[]
-  /** What the evaluation of `lowrank.gate` came to. */
+  /** The comparison that `lowrank.gate` asks for. */
   judged?: Judged
   /** Names of its models that were deleted. */
   deleted: readonly string[]

@@ -39,7 +39,7 @@ export const HYPERPARAMETERS: Readonly<Record<string, Kind>> = {
   reasoning_effort: oneOf('default'),
 }
 
-/** What OpenAI has not: options of `lowrank train`, and a method. */
+/** What OpenAI's API does not have: options of `lowrank train`, and a method. */
 export const LOWRANK: Readonly<Record<string, Kind>> = {
   method: oneOf('kto'),
   rank: ranged('an integer in [1, 256]'),
@@ -84,7 +84,7 @@ const METHOD = kind(
   },
 )
 
-/** As OpenAI has it: at most 16 texts by name. */
+/** OpenAI's limits. */
 const METADATA = kind('an object of at most 16 texts of at most 512 characters, by names of at most 64', (value) => {
   if (!isObject(value) || Object.keys(value).length > 16) return false
   return Object.entries(value).every(([key, set]) => key.length <= 64 && typeof set === 'string' && set.length <= 512)
@@ -111,7 +111,7 @@ const JOB_FIELDS: FieldTable = {
   ),
   seed: field(INTEGER, 'the same seed gives the same model'),
   metadata: field(METADATA, 'comes back in the job, and lists can be filtered by it'),
-  lowrank: field(members(LOWRANK), 'what OpenAI has not: `method: "kto"`, and options of `lowrank train`'),
+  lowrank: field(members(LOWRANK), 'beyond OpenAI’s API: `method: "kto"`, and options of `lowrank train`'),
   integrations: only('nothing'),
 }
 
@@ -121,11 +121,12 @@ const STORED = kind('{ "from": "stored", "metadata": {…}, "method": "supervise
   return from === 'stored' && METADATA.accepts(metadata) && isMethod && Object.keys(others).length === 0
 })
 
-/** Fields of a form beside the file, and of JSON instead of a form. */
+/** The other fields of the form that uploads a file. */
 export const FILE_FIELDS: FieldTable = {
   purpose: field(needed(oneOf('fine-tune')), 'what the file is for'),
   expires_after: field(EXPIRY, 'when the file goes by itself'),
 }
+/** The JSON that makes a file of stored chats. */
 export const STORED_FIELDS: FieldTable = {
   purpose: FILE_FIELDS.purpose,
   lowrank: field(needed(STORED), 'which stored chats become records, and for which method'),

@@ -1,4 +1,4 @@
-// What a server that trains needs from where it trains. `trainingIn` makes it for a folder.
+// What a server and its training know of each other. `trainingIn` keeps a training in a folder.
 
 import type { Model } from '../../graph/model-folder.js'
 import type { AdapterRegistry, TunedModels } from '../adapters.js'
@@ -22,7 +22,7 @@ export interface Jobs extends TunedModels {
   keep(call: Call, answer: object): Promise<void>
   /** @param route method and path of the table, such as `GET /v1/files/*` */
   answer(route: string, call: Call): Promise<Response>
-  /** Stops the job that runs, whose state is saved. */
+  /** Saves the state of the running job, and stops it. */
   close(): Promise<void>
 }
 

@@ -1,5 +1,5 @@
-// Who may: files, uploads, jobs and models belong to the name of a key. State is files, so the jobs of these tests are
-// written by hand, and no process begins.
+// Ownership: files, uploads, jobs and models belong to the name of a key. The jobs are written as files by hand, so that
+// no process starts.
 
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -98,7 +98,7 @@ function call(name: Name, method: string, path: string, body?: object): Promise<
   )
 }
 
-/** Requests that name a thing in every place that a route has for one. */
+/** Requests that name a thing in every place where a route takes a name. */
 function requestsAbout(things: typeof NOTHING): [method: string, path: string, body?: object][] {
   const all = Object.values(things)
   const kinds = { files: things.file, uploads: things.upload, jobs: things.job, completions: things.completion }
@@ -163,7 +163,7 @@ describe('an owner', () => {
     expect(others.length).toBeGreaterThan(ASKED)
     for (const who of ['bob', 'carol'] as const) {
       for (const [i, request] of others.entries()) {
-        // Numbers that change by themselves, such as times, are not what is compared.
+        // Times and counts differ between any two requests.
         if (/^\/(metrics|ready|health)/.test(request[1])) continue
         const shown = (text: string) => text.replaceAll(/"(id|created)":("[^"]*-[^"]*"|\d+)/g, '')
         const about = `${who}: ${request.slice(0, 2).join(' ')} ${JSON.stringify(request[2] ?? '')}`

@@ -89,7 +89,7 @@ export class Completions {
     return { id, object: 'chat.completion.deleted', deleted: true }
   }
 
-  /** Records as lines of JSON. For `kto`, the rating says whether an answer is wanted; others are left out. */
+  /** Records as lines of JSON. For `kto`, answers need a rating, which says whether they are wanted. */
   rows(caller: Caller, { metadata = {}, method = 'supervised' }: StoredChoice): string {
     const fits = (entry: CompletionEntry) =>
       Object.entries(metadata).every(([name, value]) => entry.metadata[name] === value)
@@ -98,7 +98,7 @@ export class Completions {
       const { role, content, ...rest } = answer.choices[0].message
       const { rating } = entry.metadata
       if (!fits(entry) || (method === 'kto' && rating !== 'good' && rating !== 'bad')) return []
-      // Without what says only that there is nothing.
+      // Records need no fields without a value, such as `refusal: null`.
       const calls = Object.entries(rest).filter(([, value]) => value !== null && value !== undefined)
       const said = { role, content: content ?? '', ...Object.fromEntries(calls) }
       if (method === 'kto') return [{ prompt: messages, completion: [said], label: rating === 'good', tools }]

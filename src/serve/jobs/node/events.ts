@@ -17,7 +17,7 @@ export interface JobEvent {
   readonly data: Readonly<Record<string, unknown>> | null
 }
 
-/** Information, unless the level says something else. */
+/** The level is `info` by default. */
 export type Details = Partial<Pick<JobEvent, 'level' | 'data'>>
 
 export class Events {
@@ -40,7 +40,7 @@ export class Events {
     return lines.flatMap((line) => (jsonIn(line) as JobEvent | undefined) ?? [])
   }
 
-  /** Tells of what was not told before. */
+  /** Adds an event, unless the job has one with this key. */
   tell(key: string, message: string, { level = 'info', data = null }: Details = {}): Promise<void> {
     this.#known ??= this.#open()
     this.#written = this.#written.then(async () => {

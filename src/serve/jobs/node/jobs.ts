@@ -21,7 +21,7 @@ import { type Base, resolve, settingsOf } from './settings.js'
 import { birth, newId, type Store } from './store.js'
 import type { Message } from './trainer.js'
 
-/** A process that ends without a reason begins again this often without a new step. */
+/** How often a process that ended for no known reason is started again before it has taken another step. */
 const MAX_ATTEMPTS = 3
 
 type Lane = 'check' | 'train'
@@ -304,7 +304,7 @@ export class JobQueue {
     }
   }
 
-  /** A text of a process as callers may read it: without folders of the server. */
+  /** Takes the server's folders out of a text, so that callers may read it. */
   #shown(text: string): string {
     return withoutPaths(text.replaceAll(this.base.model, this.server.names[0]))
   }
@@ -343,13 +343,18 @@ export class JobQueue {
     // Pages of a file that two processes map are in memory once.
     const isSame = memory.graph === model.onnxPath
     const need = (isSame ? 0 : memory.weights) + memory.copies + batch * memory.perRecord
-    const weights = `${gigabytes(memory.weights)} of weights from ${isSame ? 'the same file as' : 'another file than'} the server`
+    const file = isSame ? 'the same file as' : 'another file than'
     const [free] = memoryLimits(model)
     const { bavail, bsize } = await statfs(this.jobs.folderOf(job))
     // A checkpoint for each pass, and at the end the result with the two moments of its state, before it is published.
     const disk = adapterBytes * (epochs + 4)
-    const message = `The training maps ${weights}. It needs about ${gigabytes(need)} more memory, of ${gigabytes(free.bytes)} that are free, and ${gigabytes(disk)} on the disk, of ${gigabytes(bavail * bsize)}`
-    const isShort = need > free.bytes || disk > bavail * bsize
+    const room = bavail * bsize
+    const message = [
+      `The training maps ${gigabytes(memory.weights)} of weights from ${file} the server.`,
+      `It needs about ${gigabytes(need)} more memory, of ${gigabytes(free.bytes)} that are free,`,
+      `and ${gigabytes(disk)} on the disk, of ${gigabytes(room)}`,
+    ].join(' ')
+    const isShort = need > free.bytes || disk > room
     await this.#tell(job, 'needs', message, { level: isShort ? 'warn' : 'info' })
   }
 

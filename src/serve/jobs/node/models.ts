@@ -1,4 +1,4 @@
-// The models that jobs made: their names are those of a server from then on. Aliases are further names of models.
+// The models that jobs made, which the server knows by name from then on, and aliases, which are further names.
 
 import { existsSync } from 'node:fs'
 import { readFile, rm } from 'node:fs/promises'
@@ -109,7 +109,7 @@ export class Models implements TunedModels {
     return this.publish(name, asked)
   }
 
-  /** @throws HttpError for a name that a model has */
+  /** @throws HttpError if the name is that of a model */
   requireName(name: string): void {
     if (!this.#aliases.has(name) && !this.#registry!.isFree(name)) throw conflict(`${name} is the name of a model`)
   }

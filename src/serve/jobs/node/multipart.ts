@@ -9,7 +9,7 @@ export type Write = (piece: Uint8Array) => Promise<void>
 const HEADERS_END = Buffer.from('\r\n\r\n')
 const MAX_HEADERS = 16 << 10
 const MAX_FIELD = 64 << 10
-/** Everything of a body that is not the file. */
+/** The other fields and the headers of all parts together. */
 const MAX_AROUND = 256 << 10
 
 /**
@@ -29,7 +29,7 @@ export async function readForm(
   const pieces = piecesOf(request, maxFileBytes + MAX_AROUND, stopped)
   const broken = () => new HttpError(400, 'The body is not valid multipart/form-data')
   const mark = Buffer.from(`\r\n--${boundary}`)
-  // The first boundary may stand at the very beginning.
+  // A body may begin with its first boundary, without a line break before it.
   let held = Buffer.from('\r\n')
   const more = async () => {
     const { value, done } = await pieces.next()

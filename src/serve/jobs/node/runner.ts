@@ -8,7 +8,7 @@ import { PRIVATE } from './store.js'
 import type { Message, Order } from './trainer.js'
 
 const PROGRAM = new URL('./trainer.js', import.meta.url)
-/** A step of a large model, and saving it. */
+/** Enough for a step of a large model, and for saving. */
 const STOP_MS = 120_000
 
 export class JobProcess {
@@ -21,7 +21,7 @@ export class JobProcess {
     args: readonly ['check' | 'train', folder: string, ...string[]],
     hear: (message: Message) => Promise<void>,
   ) {
-    // Options of the server's own process, such as a port for debugging, are not for this one.
+    // The server's own options, such as a port for debugging, are not for this process.
     this.#child = fork(PROGRAM, args, { stdio: ['ignore', 'pipe', 'pipe', 'ipc'], execArgv: [] })
     const log = createWriteStream(path.join(args[1], 'log.txt'), { flags: 'a', ...PRIVATE })
     log.on('error', () => {})
@@ -51,7 +51,7 @@ export class JobProcess {
   }
 
   async #end(heard: () => Promise<void>): Promise<boolean> {
-    // An error is told instead of an exit if the process does not start.
+    // If the process does not start, there is an error instead of an exit.
     const [code] = await Promise.race([once(this.#child, 'close'), once(this.#child, 'error').then(() => [1])])
     await heard()
     return code === 0

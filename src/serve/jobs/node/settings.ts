@@ -32,7 +32,7 @@ const OF_CONFIG = ['rank', 'alpha', 'dropout', 'useRslora']
 /** Steps between two saves of the state, so that a crash costs little. */
 const MOST_STEPS_BETWEEN_SAVES = 200
 
-/** With what the files of a job are checked. */
+/** The settings that are known before the files are checked. */
 export function settingsOf(job: Job, folder: string, { graderModels, ...base }: Base): JobSettings {
   const { method: special, gate: _, ...others } = job.lowrank as { method?: 'kto'; gate?: Gate }
   const pick = (isOfConfig: boolean) =>
@@ -49,7 +49,7 @@ export function settingsOf(job: Job, folder: string, { graderModels, ...base }: 
   }
 }
 
-/** With what a job trains after its files are checked: each number is set. */
+/** Sets all numbers, after the files are checked. */
 export function resolve(settings: JobSettings, given: Hyperparameters, { records, learningRate }: Checked) {
   const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto', beta, compute_multiplier } = given
   const { gradientAccumulation = 1, taskOptions, evalData, task } = settings

@@ -19,7 +19,7 @@ export interface Stored {
   /** Name of a key. */
   readonly owner: string
   readonly created_at: number
-  /** When it goes by itself, if that is before the store's own limit. */
+  /** When it is removed, if that is before the store's own limit. */
   readonly expires_at?: number
 }
 

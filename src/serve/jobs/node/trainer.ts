@@ -1,5 +1,5 @@
-// The process of a job: it checks the files, or trains. It begins where the run's folder says that it stopped, and ends
-// when the server ends.
+// The process of a job: it checks the files, or trains. It continues what is in the folder of the run, and ends when
+// the server ends.
 // Arguments: `check` or `train`, and the job's folder.
 
 import { createHash } from 'node:crypto'
@@ -104,7 +104,7 @@ try {
 try {
   await (mode === 'check' ? check() : work())
 } catch (error) {
-  // What is not the records' fault is in the log of the job.
+  // The log of the job keeps the stack, for the operator.
   console.error(error)
   const { code, message } = error instanceof LowrankError ? error : { code: 'INTERNAL', message: messageOf(error) }
   await tell({ kind: 'failed', code, message })
@@ -170,13 +170,13 @@ async function work(): Promise<void> {
     const resume = has('training-state.safetensors')
     if (!resume) await rm(run, { recursive: true, force: true })
     const saveEvery = settings.saveEvery!
-    // No file has the key.
+    // The key is written to no file.
     const key = process.env.LOWRANK_GRADER_KEY
     const models = settings.graderModels && Object.entries(settings.graderModels)
     const graderModels = models && Object.fromEntries(models.map(([name, url]) => [name, { url, key }]))
     const on: TrainOptions['on'] = {
       step({ step, totalSteps, loss, evalLoss, rewards, secondsLeft }) {
-        // The adapter of the folder is that of the last save until the next one.
+        // Until the next save, the folder has the adapter of the last one.
         if ((step - 1) % saveEvery === 0) keep(step - 1)
         void tell({ kind: 'step', step, totalSteps, loss, evalLoss, reward: rewards?.reward, secondsLeft })
       },
@@ -222,7 +222,7 @@ async function judge({ metric, before }: { metric: string; before?: string }): P
   await tell({ kind: 'judged', value, low, high, isPassed })
 }
 
-/** Keeps the run's adapter as that of a step. Its files are replaced and never changed, so further names are enough. */
+/** Keeps the run's adapter as that of a step. Its files are replaced and never changed, so hard links are enough. */
 function keep(step: number): void {
   const place = path.join(folder, 'checkpoints', `step-${step}`)
   if (step === 0 || step % Number(every) !== 0 || existsSync(place)) return
@@ -236,7 +236,7 @@ function keep(step: number): void {
   void tell({ kind: 'checkpoint', step })
 }
 
-/** Tells what the folder holds already, of which the server may not know. */
+/** Tells the steps and checkpoints in the folder: the server may have ended before it heard of them. */
 async function tellMade(): Promise<void> {
   const file = path.join(run, 'metrics.jsonl')
   const lines = existsSync(file) ? readFileSync(file, 'utf8').split('\n') : []
