@@ -22,6 +22,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
   #heldBytes = 0
   /** The group that was last read from the file. */
   #read: { readonly group: number; readonly examples: readonly Example[] } | undefined
+  #before: Float32Array | undefined
 
   /** `file` is called when the examples take more than `keptBytes`. Without it, everything stays in memory. */
   constructor(
@@ -42,10 +43,21 @@ export class ExampleStore<Example> implements Iterable<Example> {
     this.#open = []
   }
 
+  /**
+   * Stores two numbers as the field `before` of an example. The first call takes 8 bytes for every example of the
+   * store.
+   */
+  mark(index: number, before: readonly [number, number]): void {
+    this.#before ??= new Float32Array(2 * this.length).fill(Number.NaN)
+    this.#before.set(before, 2 * index)
+  }
+
   at(index: number): Example | undefined {
     if (index < 0 || index >= this.length) return undefined
     const group = Math.floor(index / GROUP)
-    return (this.#groups[group] === undefined ? this.#open : this.#examplesOf(group))[index - group * GROUP]
+    const example = (this.#groups[group] === undefined ? this.#open : this.#examplesOf(group))[index - group * GROUP]
+    const before = this.#before?.slice(2 * index, 2 * index + 2)
+    return before === undefined ? example : { ...example, before }
   }
 
   #examplesOf(group: number): readonly Example[] {
