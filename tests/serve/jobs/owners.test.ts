@@ -1,5 +1,5 @@
-// Ownership: files, uploads, jobs and models belong to the name of a key. The jobs are written as files by hand, so that
-// no process starts.
+// Ownership: files, uploads, jobs and models belong to the name of a key. The jobs are written as files by hand, so
+// that no process starts.
 
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
