@@ -13,9 +13,8 @@ import type { TrainInput, TrainResult } from '../train/options.js'
 import type { RewardInput } from '../train/rewards.js'
 import { EpochPlan } from '../train/rows/batches.js'
 import { type Lessons, runLessons } from '../train/run.js'
-import { fingerprintOf } from '../train/saved/fingerprint.js'
-import { checkRunFolder, type FolderUse } from '../train/saved/run-folder.js'
-import { withRunPlace } from '../train/saved/run-place.js'
+import type { FolderUse } from '../train/saved/run-folder.js'
+import { checkPlace, withRunPlace } from '../train/saved/run-place.js'
 import { resolveSettings, withDefaultRate } from '../train/settings.js'
 import type { RunContext } from '../train/train.js'
 import type { RewardMetrics } from '../train/train-report.js'
@@ -71,7 +70,7 @@ export async function trainOnPrompts<T extends Written>(
   const totalSteps = resolved.maxSteps ?? resolved.epochs * stepsPerEpoch
   on.stage?.('prepare')
   const use: FolderUse = given.resume ? 'resume' : given.overwrite ? 'overwrite' : 'new'
-  if (out !== undefined) await checkRunFolder(out, use)
+  await checkPlace(out, use)
   return withRunPlace(out && { directory: out, use }, async (place) => {
     const { task: open } = promptTask
     const trainer = await Trainer.open(model, { ...given, batchSize, resume: undefined }, { limits, task: open })
@@ -108,7 +107,7 @@ export async function trainOnPrompts<T extends Written>(
       const about = { task, taskOptions, examples: rows, evalExamples: undefined, totalSteps }
       const report = await runLessons(inner, lessons, {
         ...{ task, settings, out: place, keepState, signal, memoryUse, wait, on },
-        fingerprint: () => fingerprintOf({ ...inner.parts, ...about }),
+        facts: { ...inner.parts, ...about },
       })
       const counts = { truncatedRecords: 0, skippedRecords: 0, newHead: null, labels: null }
       const params = { trainableParams: adapter.totalTrainableParams(), totalParams: adapter.totalParams() }

@@ -6,12 +6,11 @@ import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
 import type { BaseRecord } from '../lora/adapter.js'
 import type { EngineState } from './engine.js'
-import { checkFingerprint, stepsIn } from './saved/fingerprint.js'
+import type { FingerprintParts } from './saved/fingerprint.js'
 import { History, type RunReport } from './saved/history.js'
 import type { CardSources } from './saved/model-card.js'
-import { readState } from './saved/run-folder.js'
 import type { RunPlace } from './saved/run-place.js'
-import { RunWriter } from './saved/run-writer.js'
+import type { RunWriter } from './saved/run-writer.js'
 import { learningRates, type TrainSettings, usesBest, warmupStepsOf } from './settings.js'
 import type { TaskTrainer } from './task-trainer.js'
 import type {
@@ -51,8 +50,8 @@ export interface RunInput {
   readonly task: string
   readonly lowerIsBetter?: readonly string[] | undefined
   readonly settings: TrainSettings
-  /** Digests of the run's parts at its start: {@link fingerprintOf}. */
-  readonly fingerprint: () => Promise<Record<string, string>>
+  /** What a run that goes on must share with the run that was stopped. */
+  readonly facts: FingerprintParts
   readonly out: RunPlace | undefined
   readonly record?: string | undefined
   readonly card?: CardSources | undefined
@@ -71,7 +70,7 @@ export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: 
   const { settings, on, signal, wait, keepState = false } = input
   const { isWhole = () => true } = lessons
   const run = new Run(trainer, lessons, input)
-  const { history, writer } = run
+  const { history } = run
   const isStopped = () => signal?.aborted && isWhole(history.steps)
   try {
     await run.begin()
@@ -85,7 +84,7 @@ export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: 
       const metrics = await run.takeStep(history.steps)
       await run.evaluateAfter(metrics)
       history.metrics.push(metrics)
-      await writer?.stepTaken()
+      await run.writer?.stepTaken()
       on.step?.(history.eventOf(metrics))
       if (run.isDue(metrics.step, settings.saveEvery) && isWhole(metrics.step)) await run.save()
     }
@@ -103,14 +102,14 @@ export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: 
     if (isDone) await run.finish(report, await base)
     return report
   } catch (error) {
-    await writer?.abandon().catch(() => {}) // `error` says why the run ended
+    await run.writer?.abandon().catch(() => {}) // `error` says why the run ended
     throw error
   }
 }
 
 class Run {
   readonly history: History
-  readonly writer: RunWriter | undefined
+  writer: RunWriter | undefined
   readonly #rateOf: (step: number) => number
   #fingerprint: Record<string, string> = {}
 
@@ -119,9 +118,8 @@ class Run {
     private readonly lessons: Lessons,
     private readonly input: RunInput,
   ) {
-    const { settings, lowerIsBetter, out } = input
+    const { settings, lowerIsBetter } = input
     this.history = new History(settings, lowerIsBetter, lessons.totalSteps)
-    this.writer = out && new RunWriter(out, input, this.history.metrics)
     this.#rateOf = learningRates(settings, lessons.totalSteps)
   }
 
@@ -145,10 +143,14 @@ class Run {
   }
 
   async #resume(): Promise<EngineState | undefined> {
-    const { out, settings, on } = this.input
+    const { out, settings, on, facts } = this.input
     const { totalSteps } = this.lessons
     if (out === undefined) return undefined
-    this.#fingerprint = await this.input.fingerprint()
+    const [{ RunWriter }, { readMetrics, readState }, { checkFingerprint, fingerprintOf, stepsIn }] = await Promise.all(
+      [import('./saved/run-writer.js'), import('./saved/run-folder.js'), import('./saved/fingerprint.js')],
+    )
+    this.writer = new RunWriter(out, this.input, this.history.metrics)
+    this.#fingerprint = await fingerprintOf(facts)
     if (out.use !== 'resume') return undefined
     const { engine, run } = await readState(out.directory, this.trainer.names, ({ fingerprint, step }) => {
       const isLonger = step === stepsIn(fingerprint) && totalSteps > step
@@ -159,7 +161,7 @@ class Run {
         )
       }
     })
-    await this.history.restore(out.directory, run)
+    this.history.restore(await readMetrics(out.directory, run.step), run)
     return engine
   }
 

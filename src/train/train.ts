@@ -28,11 +28,10 @@ import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, with
 import { DataFacts } from './rows/facts.js'
 import { runLessons } from './run.js'
 import { samplerOf } from './samples.js'
-import { fingerprintOf } from './saved/fingerprint.js'
 import type { RunReport } from './saved/history.js'
 import type { CardSources } from './saved/model-card.js'
-import { checkRunFolder, type FolderUse } from './saved/run-folder.js'
-import { withRunPlace } from './saved/run-place.js'
+import type { FolderUse } from './saved/run-folder.js'
+import { checkPlace, withRunPlace } from './saved/run-place.js'
 import { copiesOf } from './sessions.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 import { TaskTrainer } from './task-trainer.js'
@@ -62,8 +61,8 @@ export async function train(given: TrainInput, context: RunContext = {}): Promis
       const trainer = await TaskTrainer.open(parts)
       try {
         const lessons = recordLessons(trainer, parts)
-        const fingerprint = () => fingerprintOf({ ...run, ...parts, totalSteps: lessons.totalSteps })
-        return await runLessons(trainer, lessons, { ...run, out, fingerprint })
+        const facts = { ...run, ...parts, totalSteps: lessons.totalSteps }
+        return await runLessons(trainer, lessons, { ...run, out, facts })
       } finally {
         await trainer.close()
       }
@@ -122,7 +121,7 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   const targets = await checkLayers(options, config)
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
-  if (out !== undefined) await checkRunFolder(out, use)
+  await checkPlace(out, use)
   return { options, settings, config, targets, data, task, use }
 }
 

@@ -1,10 +1,9 @@
 // What a run has done so far: its steps, evaluations and answers, and the events and the report that tell of them.
 
-import type { Directory } from '../../base/bytes.js'
 import type { TrainSettings } from '../settings.js'
 import type { Evaluation, MemoryUse, SampleEvent, StepEvent, StepMetrics, TrainReport } from '../train-report.js'
 import { BestEvaluation } from './best.js'
-import { type RunState, readMetrics } from './run-folder.js'
+import type { RunState } from './run-folder.js'
 
 const RECENT_STEPS = 100
 
@@ -52,8 +51,8 @@ export class History {
     return last?.step === 0 ? undefined : last
   }
 
-  async restore(directory: Directory, { step, best, evaluations, samples }: RunState): Promise<void> {
-    for (const metrics of await readMetrics(directory, step)) this.metrics.push(metrics)
+  restore(metrics: readonly StepMetrics[], { best, evaluations, samples }: RunState): void {
+    this.metrics.push(...metrics)
     this.best.state = best
     this.evaluations.push(...evaluations)
     this.samples.push(...samples)

@@ -1,12 +1,20 @@
 // Reserves the folder of a run: no other training writes there meanwhile, and a run that has lost the folder writes
-// nothing more.
+// nothing more. The code that reads and writes the folder is loaded only for a run that has one: pages often train in
+// memory.
 
 import type { Directory, Reservation } from '../../base/bytes.js'
-import { checkRunFolder, type FolderUse } from './run-folder.js'
+import type { FolderUse } from './run-folder.js'
 
 export interface RunPlace {
   directory: Directory
   use: FolderUse
+}
+
+/** Throws FileError if the run may not use its folder. */
+export async function checkPlace(directory: Directory | undefined, use: FolderUse): Promise<void> {
+  if (directory === undefined) return
+  const { checkRunFolder } = await import('./run-folder.js')
+  await checkRunFolder(directory, use)
 }
 
 /** Without a place there is nothing to keep others from. */
@@ -18,7 +26,7 @@ export async function withRunPlace<T>(
   if (place === undefined || reservation === undefined) return work(place)
   try {
     // Another one may have ended here meanwhile.
-    await checkRunFolder(place.directory, place.use)
+    await checkPlace(place.directory, place.use)
     return await work({ ...place, directory: checked(place.directory, reservation) })
   } finally {
     await reservation.release()
