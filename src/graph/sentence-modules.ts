@@ -1,11 +1,9 @@
 // Reads settings of sentence-transformers: modules.json lists what follows the encoder, and 1_Pooling/config.json has
 // the pooling.
 
-import { type Directory, readJsonIfThere, withSource } from '../base/bytes.js'
-import { UnsupportedError } from '../base/errors.js'
+import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
-import type { Tensor } from '../base/tensor.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../formats/safetensors.js'
+import type { DenseLayer } from './dense-layer.js'
 
 /** How the vectors of a text's tokens become one vector, in the words of sentence-transformers. */
 export type Pooling = (typeof POOLINGS)[number]
@@ -34,23 +32,6 @@ export interface SentenceModules {
 
 /** Opens a Dense module; undefined for Normalize. */
 export type SentenceLayer = (() => Promise<DenseLayer>) | undefined
-
-/** y = activation(W·x + b), with x or R·x added if there is a residual. */
-export interface DenseLayer {
-  /** (d, k) */
-  readonly weight: Tensor
-  readonly bias: Tensor | undefined
-  readonly activation: (value: number) => number
-  /** The weight of a residual connection; `true` adds the input itself. */
-  readonly residual: Tensor | boolean
-}
-
-const ACTIVATIONS: Readonly<Record<string, (value: number) => number>> = {
-  Identity: (value) => value,
-  Tanh: Math.tanh,
-  ReLU: (value) => Math.max(0, value),
-  Sigmoid: (value) => 1 / (1 + Math.exp(-value)),
-}
 
 /** In the order in which sentence-transformers puts the vectors of several modes side by side. */
 const MODES: Readonly<Record<string, Pooling>> = {
@@ -99,38 +80,9 @@ function modeOf(config: Readonly<Record<string, unknown>>): string {
 
 function opener(directory: Directory, path: string): () => Promise<DenseLayer> {
   let opened: Promise<DenseLayer> | undefined
+  const open = async () => (await import('./dense-layer.js')).openDense(directory, path)
   return () => {
-    opened ??= openDense(directory, path)
+    opened ??= open()
     return opened
   }
-}
-
-async function openDense(directory: Directory, path: string): Promise<DenseLayer> {
-  const where = `${directory.name}/${path}`
-  const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
-  const activation = String(config.activation_function ?? 'Tanh').replace(/^.*\./, '')
-  const known = Object.hasOwn(ACTIVATIONS, activation) ? ACTIVATIONS[activation] : undefined
-  const refuse = (what: string, expected: string, got: string) => new UnsupportedError({ where, what, expected, got })
-  if (known === undefined)
-    throw refuse(
-      'the activation of this Dense module is not implemented',
-      Object.keys(ACTIVATIONS).join(', '),
-      activation,
-    )
-  const input = config.module_input_name ?? 'sentence_embedding'
-  if (input !== 'sentence_embedding' || (config.module_output_name ?? input) !== input)
-    throw refuse('a Dense module of token vectors is not implemented', 'sentence_embedding', String(input))
-  const hasFile = await directory.has(`${path}/model.safetensors`)
-  if (!hasFile) throw refuse('this Dense module has no weights', 'model.safetensors', 'no such file')
-  return withSource(directory, `${path}/model.safetensors`, async (source) => {
-    const file = await parseSafetensorsHeader(source)
-    const read = (name: string) => readTensorF32(file, name)
-    const isWide = file.tensors.has('residual.weight')
-    return {
-      weight: await read('linear.weight'),
-      bias: file.tensors.has('linear.bias') ? await read('linear.bias') : undefined,
-      activation: known,
-      residual: isWide ? await read('residual.weight') : config.use_residual === true,
-    }
-  })
 }

@@ -25,7 +25,7 @@ import type { NamedParts, SessionAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
-import { type GraphNeeds, sessionGraph } from './session-graph.js'
+import { areOnProcessor, type GraphNeeds, type SessionEdit, sessionGraph } from './session-graph.js'
 
 export interface GraphOptions {
   readonly runtime: SessionOptions & OutputOptions
@@ -164,8 +164,8 @@ export class GraphSession {
     const linear = new Set(this.linears.map(({ name }) => name))
     const hasOthers = [...needs.modules.keys()].some((name) => !linear.has(name))
     const others = hasOthers ? await import('../graph/inject/other-sites.js') : undefined
-    const onGpu = keepsOnGpu(runtime) ? (await import('../graph/lower/webgpu.js')).suitWebgpu : undefined
-    const changes = { before: edit, onGpu, names: modules, needs, others, given, isPlain: this.#isPlain }
+    const lower = await loweringFor(this.graph, runtime)
+    const changes = { before: edit, lower, names: modules, needs, others, given, isPlain: this.#isPlain }
     const { graph, isFused, ...request } = sessionGraph(onnx, changes, runtime.executionProviders)
     try {
       const gpuOutputs = this.outputNames.filter((name) => name.startsWith('present'))
@@ -193,6 +193,13 @@ export class GraphSession {
       if (this.#needs !== undefined) await this.#open(this.#needs, this.#given)
     })
   }
+}
+
+/** Loads code only for graphs and runtimes that need it. */
+async function loweringFor({ nodes }: Graph, runtime: SessionOptions): Promise<SessionEdit['lower']> {
+  if (keepsOnGpu(runtime)) return (await import('../graph/lower/webgpu.js')).suitWebgpu
+  if (!areOnProcessor(runtime.executionProviders) || nodes.every(({ opType }) => opType !== 'GatedDeltaNet')) return
+  return (await import('../graph/lower/gated-delta-net.js')).toLinearAttention
 }
 
 function sizeOf(needs: SiteNeeds): number {

@@ -11,15 +11,16 @@ import type { Vector } from '../graph/inject/other-sites.js'
 import { FIRST_INPUT, type Site, type SiteGroup, type SiteNeeds } from '../graph/inject/sites.js'
 import { growWindows, isCacheInput } from '../graph/inputs/cache.js'
 import { dimsOfInput, splitInputs } from '../graph/inputs/roles.js'
-import { toLinearAttention } from '../graph/lower/gated-delta-net.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { Builder, type Value } from '../graph/view/builder.js'
 import { Graph, subgraphs } from '../graph/view/graph.js'
 import type { OpenRequest } from './graph-engine.js'
 
-/** Providers that take empty tensors. With others, an idle site gets zeros of rank 1, and operators are not fused. */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])
+
+/** True for providers that take empty tensors. With others, idle sites get zeros of rank 1, and nothing is fused. */
+export const areOnProcessor = (providers: readonly string[] = []) => providers.every((name) => ON_PROCESSOR.has(name))
 
 export interface GraphNeeds {
   readonly modules: SiteNeeds
@@ -28,8 +29,8 @@ export interface GraphNeeds {
 
 export interface SessionEdit {
   readonly before: ((graph: Graph) => void) | undefined
-  /** Changes the graph for a session that keeps its cache on a GPU. */
-  readonly onGpu: ((graph: Graph) => void) | undefined
+  /** Replaces operators that the runtime does not have. */
+  readonly lower: ((graph: Graph) => void) | undefined
   readonly names: ModuleMap
   readonly needs: GraphNeeds
   /** The code for sites other than linear layers, if there are any. */
@@ -40,16 +41,15 @@ export interface SessionEdit {
 
 export function sessionGraph(
   onnx: OnnxModel,
-  { before, onGpu, names, needs, others, given, isPlain }: SessionEdit,
+  { before, lower, names, needs, others, given, isPlain }: SessionEdit,
   providers: readonly string[] = [],
 ): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
   before?.(graph)
   growWindows(graph)
-  const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
-  if (isOnProcessor) toLinearAttention(graph)
-  onGpu?.(graph)
+  lower?.(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
+  const isOnProcessor = areOnProcessor(providers)
   const mayFuse = isOnProcessor && !isPlain
   const isFused = mayFuse && fuseAttention(graph) > 0
   const newRows = mayFuse ? giveNewRows(graph) : undefined

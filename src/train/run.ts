@@ -146,8 +146,8 @@ class Run {
     const { out, settings, on, facts } = this.input
     const { totalSteps } = this.lessons
     if (out === undefined) return undefined
-    const [{ RunWriter }, { readMetrics, readState }, { checkFingerprint, fingerprintOf, stepsIn }] = await Promise.all(
-      [import('./saved/run-writer.js'), import('./saved/run-folder.js'), import('./saved/fingerprint.js')],
+    const { RunWriter, checkFingerprint, fingerprintOf, readMetrics, readState, stepsIn } = await import(
+      './saved/saved-run.js'
     )
     this.writer = new RunWriter(out, this.input, this.history.metrics)
     this.#fingerprint = await fingerprintOf(facts)

@@ -48,7 +48,7 @@ run()
 /** The limit of gzipped bytes, the number of workers, and the code of each page. */
 const PAGES = {
   'trains and writes': {
-    limit: 250_000,
+    limit: 240_000,
     workers: 2,
     page: `
 import { loadModel, MemoryDirectory, openSession, train, webRuntime } from 'lowrank'

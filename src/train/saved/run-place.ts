@@ -13,7 +13,7 @@ export interface RunPlace {
 /** Throws FileError if the run may not use its folder. */
 export async function checkPlace(directory: Directory | undefined, use: FolderUse): Promise<void> {
   if (directory === undefined) return
-  const { checkRunFolder } = await import('./run-folder.js')
+  const { checkRunFolder } = await import('./saved-run.js')
   await checkRunFolder(directory, use)
 }
 
