@@ -75,6 +75,7 @@ export async function train(given: TrainInput, context: RunContext = {}): Promis
   })
 }
 
+/** @internal Also for a handoff, which trains elsewhere. */
 export async function prepare(given: TrainInput, context: RunContext) {
   const job = await checkJob(given, context)
   const { options, config } = job
