@@ -291,8 +291,12 @@ const LOADING = {
     ...['src/tasks/tasks.ts', 'src/exchange/formats.ts', 'src/data/read-files.ts'],
     ...['src/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/peft/files.ts'],
   ],
-  // Parts that most adapters do not have, messages of graphs that cannot be opened, and attention of long texts.
-  rare: ['src/peft/open.ts', 'src/peft/tensors.ts', 'src/runtime/onnxruntime.ts', 'src/graph/training/passes.ts'],
+  // Parts that most adapters do not have, messages of graphs that cannot be opened, attention of long texts, Dense
+  // modules, and folders of runs, which pages seldom have.
+  rare: [
+    ...['src/peft/open.ts', 'src/peft/tensors.ts', 'src/runtime/onnxruntime.ts', 'src/graph/training/passes.ts'],
+    ...['src/graph/sentence-modules.ts', 'src/train/saved/run-place.ts'],
+  ],
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [
     ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],

@@ -48,6 +48,11 @@ export interface Marker {
 /** Permission of a run: for an empty folder only, to go on with the run in it, or to replace that run. */
 export type FolderUse = 'new' | 'resume' | 'overwrite'
 
+export interface RunPlace {
+  directory: Directory
+  use: FolderUse
+}
+
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
   const files = await directory.list()
   const where = directory.name

@@ -3,12 +3,7 @@
 // memory.
 
 import type { Directory, Reservation } from '../../base/bytes.js'
-import type { FolderUse } from './run-folder.js'
-
-export interface RunPlace {
-  directory: Directory
-  use: FolderUse
-}
+import type { FolderUse, RunPlace } from './run-folder.js'
 
 /** Throws FileError if the run may not use its folder. */
 export async function checkPlace(directory: Directory | undefined, use: FolderUse): Promise<void> {

@@ -13,13 +13,13 @@ import {
   METRICS_FILE,
   PAGE_FILE,
   RECORD_FILE,
+  type RunPlace,
   type RunState,
   removeFiles,
   STATE_FILE,
   writeMarker,
   writeState,
 } from './run-folder.js'
-import type { RunPlace } from './run-place.js'
 
 /** Often enough to watch, seldom enough to be free. */
 const METRICS_INTERVAL_MS = 2000
