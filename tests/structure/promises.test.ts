@@ -77,6 +77,11 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
     'find the base by each of its names',
   ],
   ['`--config FILE` (YAML or JSON)', 'tests/cli/serve.test.ts', 'takes options from a file'],
+  [
+    '`/v1/embeddings` needs an encoder',
+    'tests/serve/handler.test.ts',
+    '%s of a model that continues texts names the model',
+  ],
   // Loading adapters at run time
   [
     'an unknown `model` is looked for',
