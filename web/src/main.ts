@@ -18,7 +18,7 @@ import { nextFree, Writer } from './write.js'
 
 await isolate()
 foldOnPhones()
-void showMachine()
+const machine = showMachine()
 
 let opened: OpenModel | undefined
 let recipe: Recipe | undefined
@@ -133,4 +133,5 @@ await guarded('train', 'The last run cannot be read', async () => {
     await writer.write()
   })
 })
+await machine
 document.body.dataset.ready = ''
