@@ -1,4 +1,4 @@
-// A temporary file for the examples of a training that do not fit into memory.
+// Keeps the examples of a training as bytes: the first in memory, and the others in a temporary file.
 
 import { closeSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -7,19 +7,18 @@ import { deserialize, serialize } from 'node:v8'
 import { FileError } from '../base/errors.js'
 import { withFileErrors } from '../io/node/errors.js'
 
-/** Opens a temporary file and removes its name at once, so that it disappears when the process ends. */
-export function openExampleFile() {
+/** How many bytes stay in memory: 64 MiB. */
+const KEPT_BYTES = 1 << 26
+
+export function openExampleFile(keptBytes = KEPT_BYTES) {
   const name = path.join(tmpdir(), `lowrank-examples-${crypto.randomUUID()}`)
-  const file = withFileErrors(name, 'cannot be written', () => {
-    const opened = openSync(name, 'wx+', 0o600)
-    unlinkSync(name)
-    return opened
-  })
-  let length = 0
-  // Not inside `write`: a closure made there would keep the written examples in memory.
+  let file: number | undefined
+  let [held, length] = [0, 0]
+  // These are not inside `write`: closures made there would keep the examples themselves in memory.
+  const readerOfBytes = (bytes: Uint8Array) => () => deserialize(bytes) as unknown[]
   const readerOf = (place: number, byteLength: number) => () => {
     const bytes = new Uint8Array(byteLength)
-    const count = withFileErrors(name, 'cannot be read', () => readSync(file, bytes, 0, byteLength, place))
+    const count = withFileErrors(name, 'cannot be read', () => readSync(file!, bytes, 0, byteLength, place))
     if (count < byteLength) throw new FileError({ where: name, what: 'it has become shorter' })
     return deserialize(bytes) as unknown[]
   }
@@ -27,21 +26,32 @@ export function openExampleFile() {
     write(examples: readonly unknown[]) {
       const bytes = serialized(examples)
       if (bytes === undefined) return undefined
+      held += bytes.byteLength
+      if (held <= keptBytes) return readerOfBytes(bytes)
       const place = length
       withFileErrors(name, 'cannot be written', () => {
+        file ??= openNameless(name)
         for (const end = place + bytes.byteLength; length < end; )
           length += writeSync(file, bytes, length - place, end - length, length)
       })
       return readerOf(place, bytes.byteLength)
     },
-    close: () => closeSync(file),
+    close: () => file !== undefined && closeSync(file),
   }
+}
+
+/** Opens a file and removes its name at once, so that it disappears when the process ends. */
+function openNameless(name: string): number {
+  const opened = openSync(name, 'wx+', 0o600)
+  unlinkSync(name)
+  return opened
 }
 
 /** Returns undefined for functions, such as those that read the pictures of a chat again. */
 function serialized(examples: readonly unknown[]): Uint8Array | undefined {
   try {
-    return serialize(examples)
+    // A copy, because the serializer's buffer is larger than what it holds.
+    return new Uint8Array(serialize(examples))
   } catch {
     return undefined
   }

@@ -25,7 +25,7 @@ export interface Platform {
   /** Returns the bytes of free memory, or undefined if the platform does not tell. */
   freeMemory?(): number | undefined
   /** Opens a temporary file for examples that do not fit into memory. */
-  readonly openExampleFile?: () => ExampleFile & { close(): void }
+  readonly openExampleFile?: () => ExampleFile & { close(): unknown }
   /** Opens a module of rewards, or a JSON file of graders. */
   readonly loadRewards?: (file: string) => Promise<readonly (Reward | Grader)[]>
   /** Returns the memory that this process uses, or undefined if the system does not tell. */
