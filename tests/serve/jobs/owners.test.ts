@@ -42,6 +42,20 @@ function put(kind: string, record: { id: string }, where = folder): string {
   return place
 }
 
+function jobOf({ base, ...about }: { id: string; owner: string; base: string; status: string }) {
+  const created_at = 1_700_000_001
+  return {
+    ...{ ...about, model: base, base, training_file: NOTHING.file, validation_file: null, method: 'supervised' },
+    ...{ suffix: 'boat', seed: 1, metadata: null, lowrank: {}, hyperparameters: {}, isPaused: false },
+    ...{ checkpointEvery: 3, turns: 0, error: null, finished_at: about.status === 'queued' ? null : created_at },
+    ...{ estimated_finish: null, trained_tokens: 1, result_files: [], deleted: [] },
+    checkpoints: [
+      { step: 3, created_at, metrics: {} },
+      { step: 6, created_at, metrics: {}, isResult: true },
+    ],
+  }
+}
+
 beforeAll(enginesHere)
 beforeAll(async () => {
   for (const owner of ['alice', 'bob'] as const) {
@@ -50,23 +64,8 @@ beforeAll(async () => {
     writeFileSync(join(content, 'content.jsonl'), '{}\n')
     const created_at = Math.floor(Date.now() / 1000)
     put('uploads', { id: upload, owner, bytes: 9, filename: 'x', created_at, status: 'pending', parts: [] } as never)
-    const place = put('jobs', {
-      ...{ id: job, owner, model: 'union-3m', base: 'union-3m', training_file: file, validation_file: null },
-      ...{ method: 'supervised', suffix: 'boat', seed: 1, metadata: { of: owner }, lowrank: {}, hyperparameters: {} },
-      ...{
-        status: 'succeeded',
-        isPaused: false,
-        checkpointEvery: 3,
-        turns: 0,
-        error: null,
-        finished_at: 1_700_000_001,
-      },
-      ...{ estimated_finish: null, trained_tokens: 1, result_files: [], deleted: [] },
-      checkpoints: [
-        { step: 3, created_at: 1_700_000_001, metrics: {} },
-        { step: 6, created_at: 1_700_000_001, metrics: {}, isResult: true },
-      ],
-    } as never)
+    const about = { id: job, owner, base: 'union-3m', status: 'succeeded' }
+    const place = put('jobs', { ...jobOf(about), training_file: file, metadata: { of: owner } } as never)
     put('completions', {
       ...{ id: THINGS[owner].completion, owner, metadata: { rating: owner === 'alice' ? 'good' : 'bad' } },
       ...{ messages: [{ role: 'user', content: 'Hello' }], answer: answerOf(THINGS[owner].completion) },
@@ -327,6 +326,55 @@ it('keeps files and stored chats for `retentionDays`, and uploads for an hour', 
   expect(readdirSync(join(place, 'files'))).toEqual(['file-new'])
   expect(readdirSync(join(place, 'completions'))).toEqual(['file-new'])
   expect(readdirSync(join(place, 'uploads'))).toEqual([])
+  rmSync(place, { recursive: true })
+})
+
+it('bounds bytes and jobs of an owner, and finds models whose base has a slash in its name', async () => {
+  const place = `${folder}-bounds`
+  const base = 'org/union'
+  const id = 'ftjob-1234567890abcdef'
+  const made = put('jobs', { ...jobOf({ id, base, owner: 'root', status: 'succeeded' }) } as never, place)
+  cpSync(goldenPath('peft', 'f32'), join(made, 'run'), { recursive: true })
+  put(
+    'jobs',
+    { ...jobOf({ id: 'ftjob-paused', base, owner: 'root', status: 'queued' }), isPaused: true } as never,
+    place,
+  )
+  const limits = { maxFileBytes: 20, maxOwnerBytes: 30, maxJobs: 1 }
+  const opened = await createHandler({
+    ...{ model, training: trainingIn(place, limits), hosts: ['localhost'], servedModelName: base },
+    apiKeys: [{ key: 'x', name: 'root', isAdmin: true }],
+  })
+  const ask = async (method: string, path: string, body?: object) => {
+    const isForm = body instanceof FormData
+    const headers = { authorization: 'Bearer x', ...(!isForm && { 'content-type': 'application/json' }) }
+    const sent = body && { body: isForm ? body : JSON.stringify(body) }
+    const answer = await opened(new Request(`http://localhost/v1${path}`, { method, headers, ...sent }))
+    return { status: answer.status, ...(await answer.json()) }
+  }
+  const upload = (content: string) => {
+    const form = new FormData()
+    form.set('purpose', 'fine-tune')
+    form.set('file', new File([content], 'x.jsonl'))
+    return ask('POST', '/files', form)
+  }
+  expect((await upload('{"text":"too many bytes"}')).status).toBe(413)
+  const { id: file } = await upload('{"text":"a few"}')
+  const full = { status: 429, error: { code: 'storage_full' } }
+  expect(await upload('{"text":"others"}')).toMatchObject(full)
+  const part = { filename: 'x', purpose: 'fine-tune', mime_type: 'text/jsonl', bytes: 15 }
+  expect(await ask('POST', '/uploads', part)).toMatchObject(full)
+  const asked = { model: base, training_file: file }
+  const another = await ask('POST', '/fine_tuning/jobs', asked)
+  expect(another).toMatchObject({ status: 429, error: { code: 'too_many_jobs' } })
+  const integrations = [{ type: 'wandb', wandb: { project: 'x' } }]
+  const integrated = await ask('POST', '/fine_tuning/jobs', { ...asked, integrations })
+  expect(integrated).toMatchObject({ status: 400, error: { param: 'integrations' } })
+  const name = 'ft:org/union:lowrank:boat:1234567890'
+  expect((await ask('GET', '/models')).data.map((card: { id: string }) => card.id)).toContain(name)
+  expect((await ask('POST', '/completions', { model: name, prompt: 'A', max_tokens: 1 })).status).toBe(200)
+  expect(await ask('DELETE', `/models/${encodeURIComponent(name)}`)).toMatchObject({ id: name, deleted: true })
+  await opened.close()
   rmSync(place, { recursive: true })
 })
 
