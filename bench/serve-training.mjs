@@ -14,7 +14,7 @@ import { JobServer } from '../scripts/stress/job-server.mjs'
 import { PROMPTS } from './callers.mjs'
 
 const CALLERS = 2
-const TOKENS = 32
+const TOKENS = 16
 const MAIN = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
 const ROWS = Array.from({ length: 64 }, (_, i) => ({
   prompt: `Which boat has the number ${i}? ${'It lies in the harbour. '.repeat(4)}`,

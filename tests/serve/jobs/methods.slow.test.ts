@@ -1,6 +1,6 @@
 // Jobs in processes: each method learns, and a job's command gives the bytes of its result.
 
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as wait } from 'node:timers/promises'
@@ -152,5 +152,10 @@ it('takes no step while a request runs, with `--train-when idle`', async () => {
   expect((await newest()) - before!).toBeLessThanOrEqual(1)
   const during = await newest()
   while ((await newest()) < during + 3) await wait(20)
+  // Of a job that is cancelled while no process has it, the unfinished run goes too.
+  await server.call(`/fine_tuning/jobs/${id}/pause`, {})
+  while (server.trainers().length > 0) await wait(100)
+  expect(existsSync(server.runOf(id))).toBe(true)
   await server.call(`/fine_tuning/jobs/${id}/cancel`, {})
+  while (existsSync(server.runOf(id))) await wait(20)
 })

@@ -181,7 +181,7 @@ export class JobQueue {
       job.estimated_finish = null
       await this.#tell(job, `turn-${job.turns}`, isPaused ? 'The job is paused' : 'The job goes on')
       await this.jobs.put(job)
-      if (isPaused) this.#stop(job)
+      if (isPaused) void this.#stop(job)
       else this.#wake()
     }
     return this.#wire(job, call.caller)
@@ -193,8 +193,11 @@ export class JobQueue {
     return job
   }
 
-  #stop({ id }: Job): void {
-    for (const process of Object.values(this.#running)) if (process.id === id) process.stop()
+  /** Resolves when no process has the job any more. */
+  async #stop({ id }: Job): Promise<void> {
+    const running = Object.values(this.#running).filter((process) => process.id === id)
+    for (const process of running) process.stop()
+    await Promise.all(running.map(({ ended }) => ended))
   }
 
   #wire(job: Job, caller: Caller) {
@@ -225,7 +228,10 @@ export class JobQueue {
     this.models.add(job)
     await this.jobs.put(job)
     this.#events.delete(job.id)
-    this.#stop(job)
+    const stopped = this.#stop(job)
+    if (status !== 'cancelled') return
+    const run = path.join(this.jobs.folderOf(job), 'run')
+    void stopped.then(() => rm(run, { recursive: true, force: true })).catch(this.server.onError)
   }
 
   #fail(job: Job, code: string, message: string, param: string | null = null): Promise<void> {
@@ -279,7 +285,6 @@ export class JobQueue {
     if (isLost && ++this.#attempts.count > MAX_ATTEMPTS) {
       await this.#fail(job, 'process_ended', 'The process of the job ended without a reason; its log may say more')
     }
-    if (job.status === 'cancelled') await rm(path.join(folder, 'run'), { recursive: true, force: true })
     this.#wake()
   }
 
