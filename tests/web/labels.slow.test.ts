@@ -198,7 +198,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await site.page.show(DESKTOP)
   })
 
-  it('learns labels on the model that writes, which goes on writing', async () => {
+  it('learns labels on the model that writes, and shows no text beside labels', async () => {
     await site.page.evaluate("document.querySelector('#models button').click()")
     await site.until("document.getElementById('model-state').textContent.startsWith('Open: union-3m')")
     await site.click('no-pictures')
@@ -211,7 +211,19 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     const [alone, label] = await firstLabels()
     expect(alone).toBe('')
     expect(['up', 'down']).toContain(label)
-    expect(await site.page.evaluate("document.querySelector('#answers .text').textContent.length")).toBeGreaterThan(5)
+    expect(await site.page.evaluate("document.querySelector('#answers .text').textContent")).toBe(
+      'The model alone gives no labels.',
+    )
+    // Without the adapter, the model writes again.
+    const remove =
+      "[...document.querySelectorAll('#answers button')].find((one) => one.textContent === 'Remove').click()"
+    await site.page.evaluate(remove)
+    await site.until("document.querySelectorAll('#answers .answer').length === 1")
+    await give()
+    expect(await site.page.evaluate("document.querySelector('#answers .answer').hidden")).toBe(false)
+    expect(await site.page.evaluate("document.querySelector('#answers .written').textContent.length")).toBeGreaterThan(
+      5,
+    )
   })
 
   it('has no errors on the console', () => {

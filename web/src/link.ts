@@ -107,7 +107,7 @@ export async function showShare({ name, job, gain = '', modelName }: KeptAdapter
     make('p', {}, `For ${model}${data && `, learned from ${data}`}${gain && `: ${gain}`}.`),
     make('input', { value: link, readonly: '', 'aria-label': `The link of ${name}` }),
     make('p', { class: 'state' }, note),
-    copyButton(link),
+    make('div', { class: 'row' }, copyButton(link)),
   )
   byId('share').hidden = false
 }

@@ -322,11 +322,16 @@ export class Writer {
     }
   }
 
-  /** Returns the kind of an adapter. The model alone has the kind of the newest adapter, unless it writes text. */
+  /**
+   * Returns the kind of an adapter. The model alone writes if it can and an adapter does too; otherwise it has the kind
+   * of the newest adapter, so that labels stand beside labels.
+   */
   #kindOf(name: string | null, adapter = this.#adapters.get(name ?? '')): AnswerKind {
     const usual = this.#open?.writes ? 'text' : 'labels'
-    const asked = adapter ?? (usual === 'text' ? undefined : [...this.#adapters.values()].at(-1))
-    return KINDS[asked?.config.taskType ?? ''] ?? usual
+    const kind = ({ config }: LoraAdapter) => KINDS[config.taskType ?? ''] ?? usual
+    if (adapter !== undefined) return kind(adapter)
+    const kinds = [...this.#adapters.values()].map(kind)
+    return kinds.includes('text') ? 'text' : (kinds.at(-1) ?? usual)
   }
 
   /** True if an adapter has a head, which can neither be applied in part nor mixed. */
@@ -334,11 +339,12 @@ export class Writer {
     return /labels|names/.test(this.#kindOf(name))
   }
 
-  async #continue(session: AdapterSession, name: string | null, { text, speed }: Card, signal: AbortSignal) {
+  async #continue(session: AdapterSession, name: string | null, { element, text, speed }: Card, signal: AbortSignal) {
     const prompt = inputOf('prompt').value
     const isChat = inputOf('as-chat').checked
     const written = make('span', { class: 'written' })
     text.replaceChildren(make('span', { class: 'prompt' }, isChat ? '' : prompt), written)
+    element.hidden = false
     const from = performance.now()
     try {
       const stream = session.stream(isChat ? [{ role: 'user', content: prompt }] : prompt, {
