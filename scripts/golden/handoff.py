@@ -2,8 +2,8 @@
 
     node scripts/golden/handoff.mjs OUT && python scripts/golden/handoff.py OUT [--write]
 
-First batches, losses of 5 steps and the weights after them; two processes; the adapter that comes back. With --write
-the numbers go to tests/golden/handoff, where the fast tests compare them.
+First batches, losses of 5 steps and the weights after them; two processes; the adapter that comes back; rewards and loss of
+a first step of GRPO on the same texts. With --write the numbers go to tests/golden/handoff, where the fast tests compare them.
 """
 
 import importlib.util
@@ -103,6 +103,19 @@ def rank_main(name):
         (OUT / "two.json").write_text(json.dumps(every.mean(dim=0).tolist()))
 
 
+def rewarded(base):
+    """A run from rewards: its graders in Python, and the loss of the texts that lowrank sampled."""
+    here = json.loads((OUT / "rewarded-here/first.json").read_text())
+    trainer = trainer_of("rewarded", base, "--max_steps", "1")
+    trainer._generate_single_turn = lambda *_, **__: (here["completions"], None)
+    found, judge = [], trainer._calculate_rewards
+    trainer._calculate_rewards = lambda *args: found.append(judge(*args)) or found[-1]
+    losses = losses_of(trainer)
+    compare("rewarded, rewards", sum(here["rewards"], []), found[0].flatten().tolist())
+    norm = next(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry)
+    compare("rewarded, loss and norm of the first step", [here["loss"], here["gradientNorm"]], [*losses, float(norm)])
+
+
 def main():
     base = ROOT / "models/union-3m"
     goldens = {}
@@ -119,6 +132,7 @@ def main():
             for own, other in zip(goldens[name]["records"]["labels"], goldens[name]["first"]["labels"], strict=True):
                 assert own[1:] == other[1:], (name, own, other)
             print(f"{name}: TRL makes the same tokens and labels of the records")
+    rewarded(base)
     if WRITES:
         (GOLDEN / "golden.json").write_text(json.dumps(goldens) + "\n")
         for file in ("adapter_config.json", "adapter_model.safetensors"):

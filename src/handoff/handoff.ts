@@ -11,11 +11,12 @@ import {
   writeTogether,
 } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import type { AnswerPair } from '../tasks/dpo.js'
 import type { JudgedRow } from '../tasks/kto.js'
 import type { Examples } from '../tasks/task.js'
-import type { TaskName } from '../tasks/tasks.js'
+import { isLoopName, type TaskName } from '../tasks/tasks.js'
 import { type Chat, chatOf, withArgumentObjects } from '../text/chat.js'
 import type { Example, ParsedRecord } from '../text/records.js'
 import { baseNameOf } from '../train/about-run.js'
@@ -55,12 +56,79 @@ interface Rows {
   readonly parsed: readonly unknown[]
 }
 
+/** What a kind of run hands over. */
+export interface HandedParts
+  extends Pick<HandedRun, 'task' | 'taskOptions' | 'rewards' | 'settings' | 'totalSteps' | 'isInOrder' | 'isReadable'> {
+  readonly command: string
+  readonly adapter: LoraAdapter
+  readonly template: string | undefined
+  /** The most tokens of a record; Infinity without a limit. */
+  readonly maxLength: number
+  /** Lines of the file with the rows. */
+  train(): Iterable<Uint8Array>
+  readonly evaluation: (() => Iterable<Uint8Array>) | undefined
+  readonly rows: number
+  readonly evalRows: number
+  /** Sentences about what this kind of run does otherwise in TRL. */
+  readonly differences: readonly string[]
+}
+
 export async function handOff(
   options: TrainInput,
   context: RunContext,
   { out, base, rows }: HandoffSettings,
 ): Promise<HandoffReport> {
   await requireEmpty(out)
+  const isRewarded = options.task === 'grpo'
+  const parts = isRewarded
+    ? await (await import('./prompts.js')).promptParts(options)
+    : await recordParts(options, context, rows)
+  const { command, adapter, template, train, evaluation, differences: own, ...handed } = parts
+  const folder = new MemoryDirectory()
+  await saveAdapter(adapter, folder)
+  const run: HandedRun = {
+    ...handed,
+    config: adapter.config,
+    peft: (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>,
+    base: base ?? baseNameOf(options.model).baseModel,
+    hasEvaluation: evaluation !== undefined,
+    hasTemplate: template !== undefined,
+    chatTemplateArgs: options.chatTemplateArgs,
+  }
+  const file = `${command}.yaml`
+  const only = scriptOnly(run, command)
+  const differences = [...differencesOf(run, options), ...own]
+  await writeTogether(
+    out,
+    async (target) => {
+      // Python reads YAML 1.1, in which `no` is a boolean and 1e-8 is a text.
+      const text = stringify(trlSettings(run), { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
+      await writeFile(target, file, text)
+      await writeThrough(target, 'data/train.jsonl', async (sink) => {
+        for (const line of train()) await sink.write(line)
+      })
+      if (evaluation !== undefined) {
+        await writeThrough(target, 'data/eval.jsonl', async (sink) => {
+          for (const line of evaluation()) await sink.write(line)
+        })
+      }
+      if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
+      for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
+      await writeFile(target, 'train.py', trainScript(scriptValues(run, file), run.rewards))
+      await writeFile(target, 'README.md', readmeOf(run, file, command, only, differences))
+    },
+    true,
+  )
+  const { totalSteps: steps, rows: count, evalRows } = parts
+  return { out: out.name, settings: file, rows: count, evalRows, steps, scriptOnly: only, differences }
+}
+
+async function recordParts(
+  options: TrainInput,
+  context: RunContext,
+  rows: HandoffSettings['rows'],
+): Promise<HandedParts> {
+  if (isLoopName(options.task)) throw cannotBeHandedOff(options.task)
   const parsed: [unknown[], unknown[]] = [[], []]
   let cutChats = 0
   const onRow: RunContext['onRow'] = (row, { examples, isTruncated }, isEvaluation) => {
@@ -83,72 +151,28 @@ export async function handOff(
   const isReadable = rows === 'records' || handed.row === undefined
   const template =
     encoded.chatTemplate && (handed.marksAnswers ? markedTemplate(encoded.chatTemplate) : encoded.chatTemplate)
-
-  const folder = new MemoryDirectory()
-  await saveAdapter(adapter, folder)
-  const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
   // Only the order of the records is needed, so batches may be of any length.
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation, limit: 0 }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
   const totalSteps = settings.maxSteps ?? settings.epochs * stepsOfPass
-  const run: HandedRun = {
-    task,
-    taskOptions: options.taskOptions ?? {},
-    settings,
-    config: adapter.config,
-    peft,
-    base: base ?? baseNameOf(options.model).baseModel,
-    totalSteps,
-    isInOrder: totalSteps <= stepsOfPass || parts.open.needsNeighbors === true,
-    maxLength: encoded.maxLength,
-    hasEvaluation: evalExamples !== undefined,
-    hasTemplate: template !== undefined,
-    isReadable,
-  }
-  const file = `${handed.command}.yaml`
-  const only = scriptOnly(run, handed.command)
-  const differences = differencesOf(run, options)
-  const order = orderOf(run, costs, { ...plan, inOrder: parts.open.needsNeighbors ?? false })
-  const lines = (rows: Rows, indices: readonly number[]) => linesOf(rows, indices, { handed, run })
-
-  await writeTogether(
-    out,
-    async (target) => {
-      // Python reads YAML 1.1, in which `no` is a boolean and 1e-8 is a text.
-      const text = stringify(trlSettings(run), { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
-      await writeFile(target, file, text)
-      await writeThrough(target, 'data/train.jsonl', async (sink) => {
-        for (const line of lines({ examples, parsed: parsed[0] }, order)) await sink.write(line)
-      })
-      if (evalExamples !== undefined) {
-        const all = Array.from({ length: evalExamples.length }, (_, index) => index)
-        await writeThrough(target, 'data/eval.jsonl', async (sink) => {
-          for (const line of lines({ examples: evalExamples, parsed: parsed[1] }, all)) await sink.write(line)
-        })
-      }
-      if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
-      for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
-      await writeFile(target, 'train.py', trainScript(scriptValues(run, file)))
-      await writeFile(target, 'README.md', readmeOf(run, file, handed.command, only, differences))
-    },
-    true,
-  )
+  const order = orderOf(adapter.config.seed, costs, { ...plan, inOrder: parts.open.needsNeighbors ?? false })
+  const form = { handed, isReadable, hasTemplate: template !== undefined }
   return {
-    out: out.name,
-    settings: file,
-    rows: examples.length,
-    evalRows: evalExamples?.length ?? 0,
-    steps: totalSteps,
-    scriptOnly: only,
-    differences,
+    ...{ command: handed.command, task, taskOptions: options.taskOptions ?? {}, rewards: undefined },
+    ...{ settings, adapter, template, isReadable, maxLength: encoded.maxLength, totalSteps },
+    isInOrder: totalSteps <= stepsOfPass || parts.open.needsNeighbors === true,
+    train: () => linesOf({ examples, parsed: parsed[0] }, order, form),
+    evaluation:
+      evalExamples &&
+      (() => linesOf({ examples: evalExamples, parsed: parsed[1] }, [...Array(evalExamples.length).keys()], form)),
+    ...{ rows: examples.length, evalRows: evalExamples?.length ?? 0 },
+    differences: [],
   }
 }
 
 /** Returns the order of the first pass. A step with fewer records goes last: TRL just counts rows into batches. */
-function orderOf({ config }: HandedRun, costs: ArrayLike<number>, plan: PlanOptions): number[] {
-  const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>
-    step.flatMap(({ examples }) => examples),
-  )
+function orderOf(seed: number, costs: ArrayLike<number>, plan: PlanOptions): number[] {
+  const steps = Array.from(new EpochPlan(costs, seed, 0, plan), (step) => step.flatMap(({ examples }) => examples))
   const size = plan.batchSize * plan.accumulation
   return [...steps.filter(({ length }) => length === size), ...steps.filter(({ length }) => length < size)].flat()
 }
@@ -156,7 +180,7 @@ function orderOf({ config }: HandedRun, costs: ArrayLike<number>, plan: PlanOpti
 function* linesOf(
   { examples, parsed }: Rows,
   indices: readonly number[],
-  { handed, run: { isReadable, hasTemplate } }: { handed: HandedTask; run: HandedRun },
+  { handed, isReadable, hasTemplate }: { handed: HandedTask } & Pick<HandedRun, 'isReadable' | 'hasTemplate'>,
 ): Generator<Uint8Array> {
   const encoder = new TextEncoder()
   const write = isReadable ? handed.record : undefined
@@ -171,9 +195,10 @@ function* linesOf(
   }
 }
 
-function scriptValues({ task, settings }: HandedRun, file: string) {
+function scriptValues({ task, settings, rewards }: HandedRun, file: string) {
   return {
     task,
+    ...(rewards && { rewards }),
     settings: file,
     lora_plus_ratio: settings.loraPlusRatio ?? 1,
     schedule: settings.schedule,
@@ -289,15 +314,21 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
 
 function handedTask(name: TaskName, taskOptions: Readonly<Record<string, unknown>> = {}): HandedTask {
   const handed = HANDED[name]
-  const where = `task ${name}`
-  if (handed === undefined) {
-    const expected = Object.keys(HANDED).join(', ')
-    throw new UnsupportedError({ where, what: 'it cannot be handed off', expected, hint: 'Train it with lowrank' })
-  }
+  if (handed === undefined) throw cannotBeHandedOff(name)
   const unsupported = Object.keys(taskOptions).find((option) => !handed.options.includes(option))
   if (unsupported === undefined) return handed
   const expected = handed.options.join(', ') || 'no settings of the task'
   throw new UnsupportedError({ where: `taskOptions.${unsupported}`, what: 'cannot be handed off', expected })
+}
+
+function cannotBeHandedOff(task: string): UnsupportedError {
+  const expected = [...Object.keys(HANDED), 'grpo'].join(', ')
+  return new UnsupportedError({
+    where: `task ${task}`,
+    what: 'it cannot be handed off',
+    expected,
+    hint: 'Train it with lowrank',
+  })
 }
 
 function turnsOf(record: ParsedRecord): { prompt: unknown; answer: unknown; more: Row } {

@@ -1,10 +1,16 @@
 // Writes train.py of a handed-off run, which does what TRL's settings files cannot express, and
 // its README.md: what each file is, the commands for places with GPUs, and what will differ.
 
+import { type HandedReward, leftToFillIn, packagesOf, rewardsScript } from './rewards.js'
 import type { HandedRun } from './settings-file.js'
 
-export function trainScript(run: object): string {
-  return SCRIPT.replace('{RUN}', () => JSON.stringify(JSON.stringify(run, null, 1)).replaceAll('\\n', '\\n"\n    "'))
+export function trainScript(run: object, rewards?: readonly HandedReward[]): string {
+  const packages = rewards === undefined ? [] : packagesOf(rewards)
+  const script = SCRIPT.replace('{PACKAGES}', () => packages.map((name) => `#   "${name}",\n`).join('')).replace(
+    '{REWARDS}',
+    () => (rewards === undefined ? '' : rewardsScript(leftToFillIn(rewards))),
+  )
+  return script.replace('{RUN}', () => JSON.stringify(JSON.stringify(run, null, 1)).replaceAll('\\n', '\\n"\n    "'))
 }
 
 /** The versions with which the golden files were made. */
@@ -21,7 +27,7 @@ const SCRIPT = `# /// script
 # dependencies = [
 ${Object.entries(PINNED)
   .map(([name, version]) => `#   "${name}==${version}",\n`)
-  .join('')}# ]
+  .join('')}{PACKAGES}# ]
 # ///
 """Goes on with a run of lowrank: the same records, settings and start values.
 
@@ -32,6 +38,7 @@ HANDOFF_REPO=owner/name takes this folder from a data set on the Hub.
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -123,12 +130,12 @@ def callbacks():
     return [EarlyStoppingCallback(early_stopping_patience=RUN["early_stopping"])]
 
 
-def make():
+{REWARDS}def make():
     from transformers import AutoModelForCausalLM, AutoTokenizer
     import trl
     from trl import ModelConfig
 
-    kind = {"dpo": "DPO", "kto": "KTO"}.get(RUN["task"], "SFT")
+    kind = {"dpo": "DPO", "kto": "KTO", "grpo": "GRPO"}.get(RUN["task"], "SFT")
     config, base = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
     args, model_args = settings(config, ModelConfig)
     model = AutoModelForCausalLM.from_pretrained(
@@ -144,7 +151,7 @@ def make():
     train, test = rows()
     return trainer(
         model=with_adapter(model), args=args, train_dataset=train, eval_dataset=test, processing_class=tokenizer,
-        callbacks=callbacks(),
+        callbacks=callbacks(), **({"reward_funcs": [reward_of(reward) for reward in RUN["rewards"]]} if "rewards" in RUN else {}),
     )
 
 

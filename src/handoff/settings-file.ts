@@ -1,11 +1,15 @@
 // A run's settings under the names of transformers and TRL. All are written out, because the defaults there differ.
 
+import type { GrpoOptions } from '../loop/grpo-loss.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
 import { type TrainSettings, usesBest, warmupStepsOf } from '../train/settings.js'
+import type { HandedReward } from './rewards.js'
 
 export interface HandedRun {
-  readonly task: TaskName
+  readonly task: TaskName | 'grpo'
+  readonly rewards: readonly HandedReward[] | undefined
+  readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
   readonly taskOptions: Readonly<Record<string, unknown>>
   readonly settings: TrainSettings
   readonly config: LoraConfig
@@ -65,6 +69,29 @@ function trainingArguments(run: HandedRun): Record<string, unknown> {
   }
 }
 
+/** A batch has whole groups, as in lowrank, where batchSize counts prompts. */
+function rewardSettings(run: HandedRun): Record<string, unknown> {
+  const { taskOptions, rewards = [], settings, chatTemplateArgs, isInOrder } = run
+  const options = taskOptions as GrpoOptions
+  const { numGenerations = 8, beta = 0, epsilon = 0.2, epsilonHigh = epsilon, topP = 1 } = options
+  // GRPOTrainer has an order of its own, and no records to evaluate.
+  const { train_sampling_strategy: _, ...args } = trainingArguments(run)
+  return {
+    ...args,
+    per_device_train_batch_size: settings.batchSize * numGenerations,
+    ...{ num_generations: numGenerations, beta, epsilon, epsilon_high: epsilonHigh },
+    loss_type: options.lossType ?? 'dapo',
+    scale_rewards: options.scaleRewards ?? 'group',
+    num_iterations: options.numIterations ?? 1,
+    mask_truncated_completions: options.maskTruncatedCompletions ?? false,
+    max_completion_length: options.maxCompletionLength ?? 512,
+    ...{ temperature: options.temperature ?? 1, top_p: topP, top_k: 0 },
+    reward_weights: rewards.map(({ weight }) => weight),
+    shuffle_dataset: !isInOrder,
+    ...(chatTemplateArgs && { chat_template_kwargs: chatTemplateArgs }),
+  }
+}
+
 export function trlSettings(run: HandedRun): Record<string, unknown> {
   const { task, taskOptions, settings, peft, maxLength, isReadable, hasTemplate } = run
   const length = Number.isFinite(maxLength) ? maxLength : null
@@ -99,9 +126,7 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
             ...(isReadable && hasTemplate && { chat_template_path: 'chat_template.jinja' }),
           }
   return {
-    ...trainingArguments(run),
-    max_length: length,
-    ...methodSettings,
+    ...(task === 'grpo' ? rewardSettings(run) : { ...trainingArguments(run), max_length: length, ...methodSettings }),
     dataset_name: 'data',
     ...modelSettings(run),
     use_peft: true,
@@ -121,7 +146,7 @@ function modelSettings({ base, config }: HandedRun): Record<string, unknown> {
   return { model_name_or_path: base, model_revision: revision ?? 'main', dtype: 'float32', load_in_4bit: false }
 }
 
-export function scriptOnly({ settings, peft, hasTemplate }: HandedRun, command: string): string[] {
+export function scriptOnly({ settings, peft, hasTemplate, rewards }: HandedRun, command: string): string[] {
   const isOff = (value: unknown) =>
     value === null ||
     value === undefined ||
@@ -130,6 +155,7 @@ export function scriptOnly({ settings, peft, hasTemplate }: HandedRun, command: 
   const fields = ['rank_pattern', 'alpha_pattern', 'exclude_modules', 'layers_to_transform', 'trainable_token_indices']
   return [
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
+    ...(rewards === undefined ? [] : ['the rewards']),
     // The command `trl sft` has a setting for the chat template.
     ...(hasTemplate && command !== 'sft' ? ['the chat template'] : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),

@@ -25,24 +25,7 @@ interface Generation extends Written {
 
 export async function trainOnRewards(given: TrainInput, context: RunContext): Promise<TrainResult> {
   const { rewards = [] } = given
-  const options = { ...(given.taskOptions as GrpoOptions) }
-  checkOptions(options, 'the task grpo', GRPO_OPTIONS)
-  if (rewards.length === 0) {
-    throw new ConfigError({
-      where: 'rewards',
-      what: 'missing: the task grpo learns from functions that judge texts',
-      hint: 'Give functions, or the path of a module that exports them, as `rewards`',
-    })
-  }
-  const names = rewards.map(({ name }) => name)
-  const misnamed = Object.keys(options.rewardWeights ?? {}).find((name) => !names.includes(name))
-  if (misnamed !== undefined) {
-    throw new ConfigError({
-      where: `rewardWeights.${misnamed}`,
-      what: 'there is no such reward',
-      expected: names.join(', '),
-    })
-  }
+  const options = checkRewards(given)
   const { temperature = 1, beta = 0, numGenerations = 8, numIterations = 1 } = options
   const loss = grpoLoss(options)
   try {
@@ -64,6 +47,30 @@ export async function trainOnRewards(given: TrainInput, context: RunContext): Pr
   } finally {
     for (const reward of rewards) endReward(reward)
   }
+}
+
+/** The options of the task, which has rewards. */
+export function checkRewards(given: TrainInput): GrpoOptions {
+  const { rewards = [] } = given
+  const options = { ...(given.taskOptions as GrpoOptions) }
+  checkOptions(options, 'the task grpo', GRPO_OPTIONS)
+  if (rewards.length === 0) {
+    throw new ConfigError({
+      where: 'rewards',
+      what: 'missing: the task grpo learns from functions that judge texts',
+      hint: 'Give functions, or the path of a module that exports them, as `rewards`',
+    })
+  }
+  const names = rewards.map(({ name }) => name)
+  const misnamed = Object.keys(options.rewardWeights ?? {}).find((name) => !names.includes(name))
+  if (misnamed !== undefined) {
+    throw new ConfigError({
+      where: `rewardWeights.${misnamed}`,
+      what: 'there is no such reward',
+      expected: names.join(', '),
+    })
+  }
+  return options
 }
 
 /** Writes texts for prompts and has them judged. */

@@ -5,6 +5,7 @@ import { isObject } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import type { Prompt } from '../infer/session.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { LoopName } from '../tasks/tasks.js'
 import type { MessageOfParts } from '../text/chat.js'
@@ -15,7 +16,7 @@ import { EpochPlan } from '../train/rows/batches.js'
 import { type Lessons, runLessons } from '../train/run.js'
 import type { FolderUse } from '../train/saved/run-folder.js'
 import { checkPlace, withRunPlace } from '../train/saved/run-place.js'
-import { resolveSettings, withDefaultRate } from '../train/settings.js'
+import { resolveSettings, type TrainSettings, withDefaultRate } from '../train/settings.js'
 import type { RunContext } from '../train/train.js'
 import type { RewardMetrics } from '../train/train-report.js'
 import { Trainer } from './trainer.js'
@@ -63,11 +64,8 @@ export async function trainOnPrompts<T extends Written>(
   const { on = {}, signal, out, model, keepState = false } = given
   on.task?.(task)
   on.stage?.('encode')
-  const rows = await promptsOf(given)
-  const resolved = resolveSettings(given)
-  const promptsPerStep = resolved.batchSize * resolved.gradientAccumulation
-  const stepsPerEpoch = Math.ceil(rows.length / promptsPerStep) * iterations
-  const totalSteps = resolved.maxSteps ?? resolved.epochs * stepsPerEpoch
+  const plan = await promptSteps(given, iterations)
+  const { rows, promptsPerStep, stepsPerEpoch, totalSteps } = plan
   on.stage?.('prepare')
   const use: FolderUse = given.resume ? 'resume' : given.overwrite ? 'overwrite' : 'new'
   await checkPlace(out, use)
@@ -77,8 +75,7 @@ export async function trainOnPrompts<T extends Written>(
     try {
       const { adapter, inner } = trainer
       const { seed } = adapter.config
-      const layers = { widths: adapter.parts('linear').map(({ k }) => k), trainsBase: false }
-      const settings = withDefaultRate(resolved, given, { rateShare }, layers)
+      const settings = settingsFor(given, adapter, rateShare)
       let written: T | undefined
       let prompt = ''
       const lessons: Lessons = {
@@ -89,9 +86,8 @@ export async function trainOnPrompts<T extends Written>(
         async forwardBackward(step) {
           const iteration = step % iterations
           if (iteration === 0 || written === undefined) {
-            const options = { batchSize: promptsPerStep, accumulation: 1, limit: 0 }
-            const plan = new EpochPlan(new Int32Array(rows.length), seed, Math.floor(step / stepsPerEpoch), options)
-            const [{ examples }] = plan.at(Math.floor((step % stepsPerEpoch) / iterations))
+            const pass = planOfPrompts(plan, seed, Math.floor(step / stepsPerEpoch))
+            const [{ examples }] = pass.at(Math.floor((step % stepsPerEpoch) / iterations))
             const asked = examples.map((index) => rows[index])
             prompt = asked[0].text
             written = await promptTask.write(trainer, asked, new Random(seed, `texts/${step - iteration}`).uint32())
@@ -117,6 +113,30 @@ export async function trainOnPrompts<T extends Written>(
       await trainer.dispose()
     }
   })
+}
+
+/** The prompts of a run and its steps. `iterations`: steps with the same texts. */
+export async function promptSteps(given: TrainInput, iterations: number) {
+  const rows = await promptsOf(given)
+  const { batchSize, gradientAccumulation, maxSteps, epochs } = resolveSettings(given)
+  const promptsPerStep = batchSize * gradientAccumulation
+  const stepsPerEpoch = Math.ceil(rows.length / promptsPerStep) * iterations
+  return { rows, promptsPerStep, stepsPerEpoch, totalSteps: maxSteps ?? epochs * stepsPerEpoch }
+}
+
+/** The order of the prompts in one pass over them. */
+export function planOfPrompts(
+  { rows, promptsPerStep }: Pick<Awaited<ReturnType<typeof promptSteps>>, 'rows' | 'promptsPerStep'>,
+  seed: number,
+  epoch: number,
+): EpochPlan {
+  const options = { batchSize: promptsPerStep, accumulation: 1, limit: 0 }
+  return new EpochPlan(new Int32Array(rows.length), seed, epoch, options)
+}
+
+export function settingsFor(given: TrainInput, adapter: LoraAdapter, rateShare: number): TrainSettings {
+  const layers = { widths: adapter.parts('linear').map(({ k }) => k), trainsBase: false }
+  return withDefaultRate(resolveSettings(given), given, { rateShare }, layers)
 }
 
 async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {

@@ -8,8 +8,6 @@ import { Turns } from '../base/turns.js'
 import { recordOfBase } from '../graph/base-record.js'
 import { chooseCopies, type MemoryLimit, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
-import { checkTrainableForm } from '../graph/training/trainable-form.js'
-import { readGraph } from '../graph/view/graph.js'
 import { sampleTexts, type TextSession } from '../infer/generate/generate.js'
 import { ModelSession } from '../infer/model-session.js'
 import type { Prompt } from '../infer/session.js'
@@ -20,7 +18,7 @@ import type { EncodeContext, OpenTask } from '../tasks/task.js'
 import { ScoredTokens, type TokenScores, temperatureFeed } from '../tasks/token-scores.js'
 import { type Example, IGNORED } from '../text/records.js'
 import { checkParts, checkOptions as checkTrainOptions } from '../train/check-options.js'
-import { findTargets, newAdapter } from '../train/new-adapter.js'
+import { newAdapter } from '../train/new-adapter.js'
 import type { TrainInput } from '../train/options.js'
 import { readParameters } from '../train/parameters.js'
 import { type MicroBatch, planEvaluation } from '../train/rows/batches.js'
@@ -30,6 +28,7 @@ import { type RunState, readState, writeState } from '../train/saved/run-folder.
 import { copiesOf } from '../train/sessions.js'
 import { resolveSettings } from '../train/settings.js'
 import { TaskTrainer } from '../train/task-trainer.js'
+import { checkLayers } from '../train/train.js'
 import { type EncodedExample, encodeExamples, type TrainerExample } from './examples.js'
 import { FORWARD_BACKWARD_OPTIONS, SAMPLE_OPTIONS, STEP_OPTIONS } from './gen/options.js'
 import {
@@ -109,24 +108,8 @@ export class Trainer {
 
   /** @internal */
   static async open(model: Model, options: TrainerInput, around: Surroundings = {}): Promise<Trainer> {
-    const { limits = [], closesModel = false, openTarget = (target) => target as Directory } = around
-    const input: TrainInput = { ...options, model, data: [], resume: undefined }
-    const resolved = resolveSettings(options)
-    const config = checkTrainOptions(input, resolved)
-    // Evaluations and steps take turns. TrainingSessions keeps the sessions of both open if `evalEvery` has a value.
-    const settings = { ...resolved, evalEvery: 1 }
-    causalLm.check(model)
-    checkTrainableForm(readGraph(model.onnx))
-    const targets = options.adapter === undefined ? await findTargets(model, config, input) : undefined
-    const open = new ScoredTokens(model, options.entropy ?? false)
-    const { modules } = options
-    const adapter = options.adapter ?? (await newAdapter(model, targets!, { ...input, task: causalLm, open }))
-    await checkParts(adapter, { model, open, modules })
-    const context = await encodeContext(input)
-    const longest = Math.min(context.maxLength, options.maxLength ?? USUAL_LENGTH)
-    const need = trainingMemory(model, { batch: settings.batchSize, sequence: longest, lowMemory: false })
-    const copiedBytes = settings.memory === 'auto' ? chooseCopies(need, limits) : copiesOf(settings.memory)
-    const parts = { model, open: around.task ?? open, adapter, modules, settings, copiedBytes, longest }
+    const { closesModel = false, openTarget = (target) => target as Directory } = around
+    const { inner: parts, open, context } = await prepareTrainer(model, options, around)
     const inner = await TaskTrainer.open(parts)
     try {
       const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }
@@ -433,6 +416,30 @@ export class Trainer {
     this.#sampler.steps = steps
     return session
   }
+}
+
+/** All that a trainer begins with but the engine: the adapter, the settings, and how examples are read. */
+export async function prepareTrainer(
+  model: Model,
+  options: TrainerInput,
+  { limits = [], task }: Pick<Surroundings, 'limits' | 'task'> = {},
+) {
+  const input: TrainInput = { ...options, model, data: [], resume: undefined }
+  const resolved = resolveSettings(options)
+  const config = checkTrainOptions(input, resolved)
+  // Evaluations and steps take turns. TrainingSessions keeps the sessions of both open if `evalEvery` has a value.
+  const settings = { ...resolved, evalEvery: 1 }
+  causalLm.check(model)
+  const targets = await checkLayers(input, config)
+  const open = new ScoredTokens(model, options.entropy ?? false)
+  const { modules } = options
+  const adapter = options.adapter ?? (await newAdapter(model, targets!, { ...input, task: causalLm, open }))
+  await checkParts(adapter, { model, open, modules })
+  const context = await encodeContext(input)
+  const longest = Math.min(context.maxLength, options.maxLength ?? USUAL_LENGTH)
+  const need = trainingMemory(model, { batch: settings.batchSize, sequence: longest, lowMemory: false })
+  const copiedBytes = settings.memory === 'auto' ? chooseCopies(need, limits) : copiesOf(settings.memory)
+  return { inner: { model, open: task ?? open, adapter, modules, settings, copiedBytes, longest }, open, context }
 }
 
 function countOf({ targets }: EncodedExample): number {

@@ -132,7 +132,7 @@ export async function checkModel(given: TrainInput): Promise<void> {
 }
 
 /** Layers for a new adapter; undefined for one that is there. Gradients reach them. */
-async function checkLayers(options: TrainInput, config: LoraConfig): Promise<Targets | undefined> {
+export async function checkLayers(options: TrainInput, config: LoraConfig): Promise<Targets | undefined> {
   const { model, adapter, modules } = options
   const graph = readGraph(model.onnx)
   checkTrainableForm(graph)

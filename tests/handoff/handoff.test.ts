@@ -158,6 +158,83 @@ describe('the folder', () => {
   })
 })
 
+describe('a run that learns from rewards', () => {
+  const options: TrainOptions = read('rewarded.json')
+  const isShort = function short() {
+    return 1
+  }
+  const judged = {
+    type: 'score_model',
+    name: 'rated',
+    model: 'm',
+    input: [{ role: 'user', content: 'Rate this.' }],
+  } as const
+
+  it('has the settings of GRPOTrainer, prompts with their records, and graders for Python', async () => {
+    const { settings, rows, text, report } = await handed(options)
+    const whole = { num_generations: 4, per_device_train_batch_size: 8, gradient_accumulation_steps: 1, beta: 0.04 }
+    const sampling = { max_completion_length: 12, temperature: 0.9, top_p: 1, top_k: 0, shuffle_dataset: false }
+    const loss = { loss_type: 'dapo', scale_rewards: 'group', epsilon: 0.2, epsilon_high: 0.3, num_iterations: 1 }
+    expect(settings).toMatchObject({ ...whole, ...sampling, ...loss, reward_weights: [1, 0.5], max_steps: 2 })
+    expect(settings).not.toHaveProperty('train_sampling_strategy')
+    expect(report).toMatchObject({
+      rows: 4,
+      steps: 2,
+      settings: 'grpo.yaml',
+      scriptOnly: expect.arrayContaining(['the rewards']),
+    })
+    const records = options.data as { prompt: string }[]
+    expect(rows.map(({ prompt }) => prompt).sort()).toEqual(records.map(({ prompt }) => prompt).sort())
+    for (const { prompt, item } of rows)
+      expect(JSON.parse(item)).toEqual(records.find((record) => record.prompt === prompt))
+    expect(text('train.py')).not.toContain('FILL IN')
+    expect(text('train.py')).toMatch(/"rapidfuzz==3.14.6"/)
+    expect(text('train.py')).not.toMatch(/sacrebleu==|nltk==/)
+  })
+
+  it.each([
+    ['a function', isShort, 'short'],
+    ['a model that judges', judged, 'rated'],
+    [
+      'one inside a formula',
+      { type: 'multi', name: 'both', graders: { inner: judged }, calculate_output: 'inner^2' },
+      'inner',
+    ],
+  ])('has a function to fill in for %s, and says so', async (_, reward, name) => {
+    const graderModels = { m: 'http://127.0.0.1:1/v1' }
+    const given = { ...options, rewards: [reward], graderModels, taskOptions: {} } as TrainOptions
+    const { text, report } = await handed(given)
+    expect(report.differences).toEqual(expect.arrayContaining([expect.stringMatching(`fill in, judge:.*${name}`)]))
+    expect(text('README.md')).toContain('to fill in, judge')
+    expect(text('train.py')).toMatch(new RegExp(`FILL IN.*"${name}"`))
+  })
+
+  it('gives chats the template, and says which prompts a pass leaves out', async () => {
+    const data = ['Who?', 'Where?', 'When?'].map((content) => ({ messages: [{ role: 'user', content }] }))
+    const { chatTemplate } = cases.dora
+    const { out, rows, text, report } = await handed({
+      ...options,
+      data,
+      chatTemplate,
+      rewards: [isShort],
+      taskOptions: {},
+    })
+    expect(rows[0].prompt).toEqual([{ role: 'user', content: expect.stringMatching(/^Wh/) }])
+    expect(text('chat_template.jinja')).toBe(chatTemplate)
+    expect(report.differences.join()).toMatch(/do not fill a step: 1\./)
+    expect(out.files.has('adapter/adapter_model.safetensors')).toBe(true)
+  })
+
+  it.each([
+    [{ onTurn: () => undefined }, /onTurn.*cannot be handed off/],
+    [{ rewards: [] }, /rewards: missing/],
+    [{ taskOptions: { rewardWeights: { none: 1 } } }, /rewardWeights.none/],
+    [{ task: 'distill', rewards: undefined, taskOptions: {}, teacher: MODEL }, /task distill.*cannot be handed off/],
+  ])('refuses %o', async (more, message) => {
+    await expect(handed({ ...options, ...more } as TrainOptions)).rejects.toThrow(message)
+  })
+})
+
 describe('the adapter that comes back', () => {
   const back = goldenPath('handoff', 'back')
   let logits: Float32Array

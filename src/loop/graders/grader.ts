@@ -65,7 +65,7 @@ const STEPS = {
 export function rewardOf(grader: unknown, models: GraderModels = {}, where = 'grader'): Reward {
   const grade = openGrader(grader, models, where)
   const reward: Reward = ({ row, text }) => grade({ item: row, text })
-  return Object.defineProperty(reward, 'name', { value: (grader as Grader).name })
+  return Object.defineProperties(reward, { name: { value: (grader as Grader).name }, grader: { value: grader } })
 }
 
 /**
