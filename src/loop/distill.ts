@@ -1,6 +1,6 @@
-// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as TRL 1.16 does it: the student
-// writes, and a teacher says how it would have gone on. A teacher at hand gives its whole distribution
-// (DistillationTrainer), a server only the probability of each token (ServerDistillationTrainer).
+// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as in TRL 1.16: the student writes,
+// and a teacher says how it would have gone on. A local teacher gives its whole distribution (DistillationTrainer), a
+// server only the probability of each token (ServerDistillationTrainer).
 
 import { ConfigError, MismatchError, RuntimeError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
@@ -26,14 +26,14 @@ import type { Sample } from './trainer-options.js'
 /** Settings of `train` with the task `distill`, with the names and defaults of TRL's DistillationConfig. */
 export interface DistillOptions {
   /**
-   * The divergence: 0 from the teacher's distribution (forward KL), 1 from the student's (reverse KL), between them
-   * that of Jensen and Shannon. A server as teacher needs 1.
+   * Which divergence: 0 is the forward KL, KL(teacher ‖ student), 1 the reverse KL, and a number in between the
+   * divergence of Jensen and Shannon. With a server as teacher it must be 1.
    * @range a number in [0, 1]
    * @default 1
    */
   readonly beta?: number | undefined
   /**
-   * Temperature of sampling, and of both distributions. A server as teacher needs 1.
+   * The temperature of sampling and of both distributions. With a server as teacher it must be 1.
    * @range a finite number above 0
    * @default 1
    */
@@ -51,14 +51,14 @@ export interface DistillOptions {
    */
   readonly topP?: number | undefined
   /**
-   * Samples from this many of the likeliest tokens; 0: from all.
+   * Samples from this many of the likeliest tokens. 0 samples from all.
    * @range an integer of at least 0
    * @default 0
    */
   readonly topK?: number | undefined
-  /** The model's name at a server that teaches. */
+  /** The name of the teacher, if it is a server. */
   readonly teacherModel?: string | undefined
-  /** Key for the server that teaches, if it wants one. */
+  /** The API key of the teacher, if it is a server that asks for one. */
   readonly teacherKey?: string | undefined
 }
 
@@ -139,7 +139,7 @@ function exampleOf({ ids, weights }: Pick<Sample, 'ids' | 'weights'>): Example {
   return { inputIds: ids, labels: ids.map((id, i) => (weights[i] === 0 ? IGNORED : id)) }
 }
 
-/** A teacher whose weights are here. It reads the texts of a batch just before the student does. */
+/** Opens a local teacher. It scores each batch just before the student learns from it. */
 export async function openTeacher(
   teacher: Model,
   student: Model,
@@ -197,8 +197,8 @@ function serverOnly(where: string, got: number): ConfigError {
 }
 
 /**
- * KL(student ‖ teacher) of two outcomes, the sampled token and all others, for each token: TRL's loss_top_k 1 with
- * loss_add_tail. `reference` has the teacher's log-probabilities.
+ * For each token, KL(student ‖ teacher) over two outcomes: the sampled token, and any other. This is TRL's
+ * `loss_top_k=1` with `loss_add_tail`. `reference` holds the teacher's log-probabilities.
  */
 export const sampledDivergence: LossFunction = (rows) => {
   const count = rows.reduce((sum, { logprobs }) => sum + logprobs.length, 0)
@@ -215,7 +215,7 @@ export const sampledDivergence: LossFunction = (rows) => {
   return { loss, gradients }
 }
 
-/** TRL leaves this much for all other tokens. */
+/** The largest log-probability of a token: like TRL, keep a little probability for all others. */
 const MOST = -1e-7
 
 async function openServer({ url }: TeacherServer, options: DistillOptions, student: Model) {
@@ -239,8 +239,8 @@ async function openServer({ url }: TeacherServer, options: DistillOptions, stude
   }
   const tokenizer = requireTokenizer(student)
   const { vocabularySize = 0 } = student
-  // Its tokens are asked for by their ids: those of a text, and others from everywhere in the vocabulary. Servers name
-  // special tokens and parts of a character in ways of their own, so only plain ones tell.
+  // Send token ids, of a text and from all over the vocabulary, and compare the tokens that the server names. Servers
+  // spell special tokens and parts of characters in their own ways, so only plain tokens are compared.
   const others = Array.from({ length: PROBED }, (_, i) => Math.floor((i * vocabularySize) / PROBED))
   const texts = [...tokenizer.encode(PROBE), ...others].map((id) => ({ id, text: tokenizer.decode([id]) }))
   const plain = texts.filter(({ text }) => /^[\x20-\x7e]+$/.test(text))

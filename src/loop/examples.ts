@@ -1,5 +1,5 @@
-// The examples of a trainer: records as train() takes them, or token ids with a weight, an advantage and
-// log-probabilities for each token.
+// The examples of a trainer: records as in `train`, or token ids with a weight, an advantage and log-probabilities for
+// each token.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -36,7 +36,7 @@ export interface TokenExample {
 /** An example of a trainer: token ids, or a record in a form of {@link train}. */
 export type TrainerExample = TokenExample | DataRecord
 
-/** An example with its targets, and what a loss knows of it but the model's own log-probabilities. */
+/** An example with all that a loss needs, except the log-probabilities that the model gives it. */
 export interface EncodedExample extends Example {
   readonly targets: Omit<LossRow, 'logprobs' | 'entropies'>
 }
@@ -108,7 +108,7 @@ function encodeTokens(example: TokenExample, where: string, { model, maxLength }
   }
 }
 
-/** The examples of the tasks that trainers know: a text, two answers, or an answer that is wanted or not. */
+/** The examples of the tasks that a trainer knows: a text, a pair of answers, or a rated answer. */
 type TaskExample = Example | AnswerExample | JudgedExample
 
 /** Records of `dpo` and `kto` become two examples each. */

@@ -32,13 +32,14 @@ export interface GrpoOptions {
    */
   readonly epsilonHigh?: number | undefined
   /**
-   * What the tokens' losses are divided by: their text's length (`grpo`), all tokens (`bnpo`, `dapo`, `cispo`), or the
-   * largest length (`dr_grpo`). `cispo` clips the ratio and takes it for a constant.
+   * What the loss of a token is divided by: the length of its text (`grpo`), the number of all tokens (`bnpo`, `dapo`,
+   * `cispo`), or `maxCompletionLength` (`dr_grpo`). `cispo` clips the ratio and treats it as a constant.
    * @default dapo
    */
   readonly lossType?: (typeof LOSS_TYPES)[number] | undefined
   /**
-   * What differences from a group's mean reward are divided by: the deviation of the group or of the batch, or nothing.
+   * What a reward's distance from the mean of its group is divided by: the standard deviation of the group or of the
+   * batch, or nothing.
    * @default group
    */
   readonly scaleRewards?: (typeof REWARD_SCALES)[number] | undefined
@@ -71,17 +72,17 @@ export interface GrpoOptions {
   /** Factors of the rewards, by the names of their functions. Default: 1 for each. */
   readonly rewardWeights?: Readonly<Record<string, number>> | undefined
   /**
-   * Seconds that a reward may take. This ends promises, not a function that never returns.
+   * The seconds that a reward may take. A promise is given up after them; a function that never returns cannot be.
    * @range a finite number above 0
    * @default 60
    */
   readonly rewardSeconds?: number | undefined
 }
 
-/** TRL adds this to a deviation before it divides by it. */
+/** TRL adds this to a standard deviation before it divides by it. */
 const LEAST_DEVIATION = 1e-4
 
-/** `groups`: the rewards of each prompt's texts; NaN for a text that no function has judged. */
+/** `groups` has the rewards of each prompt's texts, with NaN for a text that no function has judged. */
 export function advantagesOf(
   groups: readonly (readonly number[])[],
   scale: NonNullable<GrpoOptions['scaleRewards']>,
@@ -107,7 +108,7 @@ export function deviationOf(values: readonly number[]): number {
   return Math.sqrt(known.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (known.length - 1))
 }
 
-/** Each row is a text. Rows need advantages, `oldLogprobs`, and a `reference` if beta is not 0. */
+/** The loss of texts. Each row needs `advantages`, `oldLogprobs`, and `reference` if beta is not 0. */
 export function grpoLoss(options: GrpoOptions): LossFunction {
   const { beta = 0, epsilon = 0.2, epsilonHigh = epsilon, lossType = 'dapo', maxCompletionLength = 512 } = options
   const clip = { epsilon, epsilonHigh, isCispo: lossType === 'cispo' }
@@ -134,7 +135,7 @@ export function grpoLoss(options: GrpoOptions): LossFunction {
         : (ratio < 1 - epsilon && advantage < 0) || (ratio > 1 + epsilonHigh && advantage > 0)
       if (isOutside) clipped++
       if (beta === 0) return [policy / divisor, slope / divisor]
-      // Weighted by the ratio, because the texts are those of the model before the step (TRL's use_bias_correction_kl).
+      // Weighted by the ratio, because an earlier state of the model sampled the texts (TRL's use_bias_correction_kl).
       const [distance, change] = klTerm(logprob, reference![i])
       kl += distance * ratio
       return [(policy + beta * distance * ratio) / divisor, (slope + beta * ratio * (change + distance)) / divisor]

@@ -1,5 +1,5 @@
-// Training from rewards: the model writes several texts for each prompt, functions judge them, and what is better than
-// its group becomes more probable.
+// Training from rewards: the model writes several texts for each prompt, functions judge them, and texts that are
+// better than the rest of their group become more probable.
 
 import { ConfigError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
@@ -14,10 +14,10 @@ import type { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
 import { takeTurns } from './turns.js'
 
-/** Rewards tell less than targets, so the learning rate is a part of the one for texts. */
+/** A reward says less than a target, so the default learning rate is this share of the usual one. */
 export const RATE_SHARE = 0.5
 
-/** Texts of one step's prompts, judged. */
+/** The texts of a step with their rewards. */
 interface Generation extends Written {
   readonly rewards: RewardMetrics
   readonly examples: readonly Sample[]
@@ -105,7 +105,7 @@ async function generate(
   const totals = judged.map((group) => group.map(sumOf))
   const advantages = advantagesOf(totals, scaleRewards).flat()
   const isCut = samples.map(({ finish }) => finish === 'max-new-tokens' || finish === 'context')
-  // If every text were masked there would be nothing to run; without an advantage they change nothing either.
+  // If all texts are cut, masking them would leave no target to run. Without an advantage they change nothing either.
   const masks = maskTruncatedCompletions && !isCut.every(Boolean)
   const examples = samples.map((sample, i) => ({
     ...sample,

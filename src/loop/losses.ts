@@ -1,5 +1,5 @@
-// Losses as functions of the tokens' log-probabilities: each returns the loss and its derivatives by them, which the
-// trainer feeds back through the model. GRPO's clipping follows TRL 1.16 (trl/trainer/grpo_trainer.py).
+// Losses as functions of the tokens' log-probabilities: each returns the loss and its derivatives, which the trainer
+// feeds back through the model. Clipping follows TRL 1.16 (trl/trainer/grpo_trainer.py).
 
 import { ConfigError, NumericError, ShapeError } from '../base/errors.js'
 
@@ -102,7 +102,7 @@ export interface Clip {
   readonly isCispo?: boolean
 }
 
-/** Loss and slope of one token. cispo (arXiv 2506.13585) clips the ratio and takes it for a constant. */
+/** Loss and slope of one token. cispo (arXiv 2506.13585) clips the ratio and treats it as a constant. */
 export function policyTerm(
   { epsilon, epsilonHigh, isCispo }: Clip,
   logprob: number,
@@ -119,7 +119,7 @@ export function policyTerm(
   return isClipped ? [-clipped * advantage, 0] : [-ratio * advantage, -ratio * advantage]
 }
 
-/** exp(r − l) − (r − l) − 1 (Schulman 2020): never negative, and the KL divergence in the mean. */
+/** exp(r − l) − (r − l) − 1: never negative, and on average the KL divergence (Schulman 2020). */
 export function klTerm(logprob: number, reference: number): Term {
   const ratio = Math.exp(reference - logprob)
   return [ratio - (reference - logprob) - 1, 1 - ratio]
@@ -142,7 +142,7 @@ export function sumOf(rows: readonly LossRow[], term: (row: LossRow, i: number) 
   return { loss, gradients }
 }
 
-/** arXiv 2305.18290; rows are pairs, the better answer first. */
+/** DPO (arXiv 2305.18290). Rows are pairs, the better answer first. */
 function dpoLoss(rows: readonly LossRow[], beta: number): LossResult {
   const pairs = pairsOf(rows)
   const margins = pairs.map(([chosen, rejected]) => beta * (changeOf(chosen) - changeOf(rejected)))
@@ -157,7 +157,7 @@ function dpoLoss(rows: readonly LossRow[], beta: number): LossResult {
   }
 }
 
-/** arXiv 2402.01306; each answer is followed by one that does not belong to its prompt, which estimates the drift. */
+/** KTO (arXiv 2402.01306). After each answer comes one of another prompt, from which the KL term is estimated. */
 function ktoLoss(rows: readonly LossRow[], beta: number): LossResult {
   const pairs = pairsOf(rows)
   const drift = Math.max(0, mean(pairs.map(([, mismatched]) => changeOf(mismatched))))
@@ -180,7 +180,7 @@ function pairsOf(rows: readonly LossRow[]): (readonly [LossRow, LossRow])[] {
   return Array.from({ length: rows.length / 2 }, (_, i) => [rows[2 * i], rows[2 * i + 1]] as const)
 }
 
-/** Change of ln(probability) of the whole answer since the reference. */
+/** ln(probability) of the whole answer, minus that by the reference. */
 function changeOf(row: LossRow): number {
   return row.logprobs.reduce((sum, value, i) => sum + row.weights[i] * (value - given(row, 'reference', i)), 0)
 }

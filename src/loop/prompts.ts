@@ -40,14 +40,14 @@ export interface PromptTask<T extends Written> {
   /** The default learning rate, which follows from the model's width, is multiplied by this factor. */
   readonly rateShare: number
   readonly textsPerPrompt: number
-  /** Texts that learn together in memory. Default: those of a prompt. */
+  /** The texts that run through the training graph together. Default: those of one prompt. */
   readonly batchSize?: number
-  /** See {@link Trainer.open}. */
+  /** Replaces the task of the training graph: see {@link Trainer.open}. */
   readonly task?: OpenTask<Example>
-  /** Steps with the same texts. */
+  /** The number of steps with the same texts. */
   readonly iterations: number
   write(trainer: Trainer, rows: readonly PromptRow[], seed: number): Promise<T>
-  /** Adds the gradients of a step. `isFirst`: the factors are those that wrote the texts. */
+  /** Adds the gradients of a step. `isFirst` is true if no step was taken since the texts were written. */
   learn(
     trainer: Trainer,
     written: T,
@@ -146,7 +146,7 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
   return rows
 }
 
-/** A record with `prompt`, `question` or `messages`; an answer at the end of the messages is what is wanted. */
+/** Reads a record with `prompt`, `question` or `messages`. If the messages end with an answer, it is the wanted one. */
 export function promptOf(row: unknown, where: string): PromptRow {
   const record = isObject(row) ? row : {}
   const { messages, prompt = messages ?? record.question } = record

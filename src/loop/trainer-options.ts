@@ -49,7 +49,7 @@ export interface ForwardBackwardOptions extends LossOptions {
 
 /** Result of `forwardBackward`. */
 export interface ForwardBackwardResult {
-  /** Before the step. */
+  /** The loss before the step. */
   readonly loss: number
   /** For each example ln(probability) of each token, (n); 0 for tokens that are not targets. */
   readonly logprobs: Float32Array[]
@@ -59,7 +59,7 @@ export interface ForwardBackwardResult {
 /** Options of `step`. */
 export interface StepOptions {
   /**
-   * The learning rate of AdamW. Nothing changes it by itself.
+   * The learning rate of AdamW in this step.
    * @range a number in [0, 10]
    */
   readonly learningRate: number
@@ -67,13 +67,13 @@ export interface StepOptions {
 
 /** Result of `step`. */
 export interface StepReport {
-  /** Counts from 1. */
+  /** The number of the step, from 1. */
   readonly step: number
   /** The norm of all gradients since the last step, before clipping. */
   readonly gradientNorm: number
 }
 
-/** Options of `sample`: those of a session's `generate`. The temperature is 1 unless you say otherwise. */
+/** Options of `sample`: those of a session's `generate`. The default temperature is 1. */
 export interface SampleOptions
   extends Omit<GenerateOptions, 'adapter' | 'logprobs' | 'images' | 'onText' | 'cacheScope'> {
   /**

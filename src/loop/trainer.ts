@@ -1,5 +1,5 @@
-// A trainer for loops of your own: gradients of any loss, steps of AdamW, texts of the factors as they are. The base's
-// weights lie in one mapped file, which the graphs of training and of sampling both read.
+// A trainer for loops of your own: gradients of any loss, steps of AdamW, and texts that the current factors write. The
+// graphs of training and of sampling read the base's weights from one mapped file.
 
 import type { Directory, Target } from '../base/bytes.js'
 import { ConfigError, NumericError, StateError } from '../base/errors.js'
@@ -50,7 +50,7 @@ import type {
   TrainerOptions,
 } from './trainer-options.js'
 
-/** The options with what they name opened. */
+/** The options, with adapter and state opened. */
 export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' | 'resume'> {
   readonly adapter?: LoraAdapter | undefined
   readonly resume?: Directory | undefined
@@ -63,7 +63,7 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
-  /** What the graph of training computes in place of log-probabilities: then only `sample` and `inner` work. */
+  /** Trains another task than log-probabilities of tokens. Then only `sample`, `save` and `inner` can be used. */
   readonly task?: OpenTask<Example> | undefined
   /** Opens the folders of `save` and `saveState`. */
   readonly openTarget?: (target: Target, where: string) => Directory
@@ -173,8 +173,8 @@ export class Trainer {
   }
 
   /**
-   * @internal As {@link forwardBackward}, for texts that the factors as they are have sampled: the model is asked for
-   *   their log-probabilities no second time.
+   * @internal Like {@link forwardBackward}, for texts that the current factors have sampled: their log-probabilities
+   *   are known, which saves a pass through the model.
    */
   learnFromSamples(examples: readonly TrainerExample[], loss: LossFunction, temperature: number) {
     return this.#take(async () => {
@@ -227,7 +227,7 @@ export class Trainer {
   }
 
   /**
-   * Continues prompts with the factors as they are. All texts share steps, and a long prompt is read once for its `n`
+   * Continues prompts with the current factors. All texts share steps, and a long prompt is read once for its `n`
    * texts.
    *
    * @returns for each prompt its texts
@@ -258,7 +258,10 @@ export class Trainer {
     })
   }
 
-  /** The adapter with the factors as they are: the same object at each call. With `out`, a folder of PEFT. */
+  /**
+   * Gives the adapter with the current factors, the same object at each call. With `out`, also writes it as a folder of
+   * PEFT.
+   */
   save(out?: Target): Promise<LoraAdapter> {
     return this.#take(async () => {
       const { adapter, model } = this
@@ -270,7 +273,7 @@ export class Trainer {
     })
   }
 
-  /** Writes what `resume` needs, and the adapter. Gradients since the last step are not in it. */
+  /** Writes the adapter and all that `resume` needs. Gradients since the last step are not saved. */
   saveState(out: Target): Promise<void> {
     return this.#take(async () => {
       const { inner, parts, steps: step } = this
@@ -322,7 +325,7 @@ export class Trainer {
     })
   }
 
-  /** `isKnown`: the derivatives do not depend on what the model says, so that one pass does. */
+  /** `isKnown` is true if the loss needs no values of the model for its derivatives, so that one pass is enough. */
   async #pass(
     encoded: readonly EncodedExample[],
     loss: LossFunction,
@@ -346,7 +349,7 @@ export class Trainer {
     return { loss: value, logprobs: encoded.map((example, i) => spread(example, rowsOf(found)[i].logprobs)), metrics }
   }
 
-  /** `isStep`: with the dropout of the step. */
+  /** `isStep` is true for the values of the coming step, with its dropout. */
   async #scores(encoded: readonly EncodedExample[], temperature: number, isReference: boolean, isStep: boolean) {
     const { open } = this.parts
     const found = encoded.map((): TokenScores => ({ logprobs: new Float32Array(), entropies: undefined }))
@@ -371,7 +374,8 @@ export class Trainer {
       [gradients, entropyGradients].some((lists) => lists?.[i].some((value) => value !== 0))
     const counted = [...encoded.keys()].filter((i) => countOf(encoded[i]) > 0)
     const moved = counted.filter(isMoved)
-    // Batches with dropout stay as they were in the first pass. One example without a gradient stands for all.
+    // Examples without a gradient need not run again. With dropout they do, because masks depend on the batch. If no
+    // example has a gradient, one runs all the same, so that the step has gradients: zeros.
     const chosen = this.adapter.config.dropout > 0 ? counted : moved.length > 0 ? moved : counted.slice(0, 1)
     const scores = new Map<number, TokenScores>()
     for (const plan of this.#plansOf(encoded, chosen)) {
@@ -446,7 +450,7 @@ function countOf({ targets }: EncodedExample): number {
   return targets.tokens.length
 }
 
-/** Values of the targets at their tokens, (n). */
+/** Puts the values of the targets at the places of their tokens, (n). */
 function spread({ labels }: EncodedExample, values: Float32Array): Float32Array {
   const all = new Float32Array(labels.length)
   let next = 0

@@ -1,5 +1,5 @@
-// Turns: a function answers a text that has ended, and the model goes on after the answer, as TRL does it with tools.
-// Tokens of answers have no weight, so that nothing of them is learned.
+// Turns: a function answers a text that has ended, and the model goes on after the answer, as with tools in TRL. The
+// tokens of answers have weight 0, so nothing of them is learned.
 
 import { ConfigError } from '../base/errors.js'
 import { describe, isObject } from '../base/options.js'
@@ -11,7 +11,7 @@ import { aboutText, inTime, type OnTurn, type Turn, type TurnInput } from '../tr
 import type { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
 
-/** A text with its turns, as one sample. */
+/** A text with all its turns, as a single sample. */
 export interface Trajectory {
   readonly sample: Sample
   readonly turns: readonly Turn[]
@@ -57,7 +57,7 @@ export async function takeTurns(
       going.map(({ ids }) => ({ ids })),
       {
         ...{ maxNewTokens, temperature, topP, seed: new Random(seed, `turn/${round}`).uint32() },
-        // A prompt of tokens does not say which token ends a turn of the chat.
+        // A prompt of tokens is not known to be a chat, so say which token ends a turn.
         stopTokenIds: [...new Set(going.map(({ i }) => all[i].sample.ids.at(-1)!))],
       },
     )
@@ -73,7 +73,7 @@ export async function takeTurns(
   return all
 }
 
-/** The answer as tokens. The token that ends the turn before it has been sampled already. */
+/** The answer as tokens, without the token that ends the turn before it: the model has sampled that one already. */
 async function idsOf({ model }: Trainer, reply: unknown, before: Int32Array, chat: ChatOptions): Promise<number[]> {
   if (typeof reply === 'string') return requireTokenizer(model).encode(reply, { specialTokens: false })
   if (!Array.isArray(reply) || reply.length === 0 || !reply.every(isObject)) {

@@ -37,7 +37,7 @@ export interface TextSimilarityGrader {
     | 'rouge_5'
     | 'rouge_l'
   /**
-   * Changes nothing: evaluations of OpenAI have it.
+   * Has no effect. It is allowed because graders of OpenAI's evaluations have it.
    * @range a finite number
    */
   readonly pass_threshold?: number | undefined
@@ -63,13 +63,13 @@ export interface ScoreModelGrader {
   readonly range?: readonly number[] | undefined
   readonly sampling_params?: SamplingParams | undefined
   /**
-   * Changes nothing: evaluations of OpenAI have it.
+   * Has no effect. It is allowed because graders of OpenAI's evaluations have it.
    * @range a finite number
    */
   readonly pass_threshold?: number | undefined
 }
 
-/** How a model that judges writes. null is as if it was left out. */
+/** How a model that judges samples. null counts as left out. */
 export interface SamplingParams {
   /** @range a finite number of at least 0 */
   readonly temperature?: number | undefined

@@ -1,5 +1,5 @@
-// What a run learns from records: the batches of each step, evaluations, and what a task wants to know of the model
-// before the first step.
+// Training on records: the batches of each step, evaluations, and the scores of the model before the first step, if the
+// task compares with them.
 
 import type { Examples, OpenTask } from '../tasks/task.js'
 import { EpochPlan, examplesOf, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'
@@ -38,7 +38,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
     if (pass.epoch !== epoch) pass = { epoch, steps: new EpochPlan(costs, seed, epoch, options) }
     return pass.steps.at(step % perEpoch)
   }
-  /** Without gradients. Returns false when the signal ends it. */
+  /** Runs batches without gradients. Returns false if the signal ends it. */
   const runAll = async <Plan extends MicroBatch>(
     plans: readonly Plan[],
     from: (plan: Plan) => Examples<unknown>,
@@ -106,7 +106,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
         const result = {
           loss,
           predictions,
-          // Read again only where they are needed: stored examples are small, and read ones are not.
+          // Read again only if they are needed: as objects, examples take much more memory than in the store.
           get examples() {
             return examplesOf(evalExamples, plans)
           },

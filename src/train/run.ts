@@ -1,5 +1,5 @@
-// The loop of a training, to its end: done, interrupted, or a number that is not finite. What a step learns from, such
-// as records or texts with rewards, comes from its caller.
+// The training loop. It ends when all steps are taken, when it is interrupted, or when a number is not finite. The
+// caller says what a step learns from, such as records, or texts with rewards.
 
 import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
@@ -31,13 +31,13 @@ export interface Lessons {
   forwardBackward(
     step: number,
   ): Promise<{ loss: number; tokens: number; examples: number; rewards?: RewardMetrics | undefined }>
-  /** What the model is asked before its first step. */
+  /** Runs before the first step, such as the scores of a reference. */
   before?(): Promise<void>
-  /** Undefined if the signal ends it. */
+  /** Evaluates. Returns undefined if the signal ends it. */
   evaluate?(): Promise<Omit<EvaluationEvent, 'step'> | undefined>
-  /** Answers for people to read; undefined if there are none. */
+  /** Returns answers for people to read, or undefined if there are none. */
   sample?(): Promise<SampleEvent['samples'] | undefined>
-  /** False between steps that belong together: they are neither saved nor stopped there. */
+  /** Returns false between steps that belong together: the run is neither saved nor stopped there. */
   isWhole?(steps: number): boolean
   /**
    * Whether the state is saved if `forwardBackward` throws. Set if it calls functions of the user, such as rewards,
@@ -60,12 +60,12 @@ export interface RunInput {
   readonly signal: SignalLike | undefined
   /** Memory of the process, where the system tells it. */
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
-  /** Gives what the next step waits for; undefined while it need not wait. */
+  /** Returns what the next step has to wait for, or undefined if it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   readonly on: TrainEvents
 }
 
-/** Trains the adapter of a trainer. If a loss is not finite, it is left as it was after the last good step. */
+/** Trains the adapter of a trainer. If a loss is not finite, the adapter stays as it was after the last good step. */
 export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: RunInput): Promise<RunReport> {
   const { settings, on, signal, wait, keepState = false } = input
   const { isWhole = () => true } = lessons
@@ -165,7 +165,7 @@ class Run {
     return engine
   }
 
-  /** True for what happens every so many steps; after the last one the run's end does it. */
+  /** Whether something periodic is due. After the last step it is not, because the end of the run does it. */
   isDue(step: number, every: number | undefined): boolean {
     return step < this.lessons.totalSteps && every !== undefined && step % every === 0
   }
@@ -196,7 +196,7 @@ class Run {
     if (evaluation !== undefined) metrics.evalLoss = evaluation.loss
   }
 
-  /** Returns undefined if there are no records, or the run is interrupted meanwhile. */
+  /** Returns undefined if there are no records to evaluate, or if the run is interrupted meanwhile. */
   async evaluate(step: number): Promise<Evaluation | undefined> {
     const { history, lessons, input } = this
     if (lessons.evaluate === undefined) return undefined
@@ -246,7 +246,7 @@ class Run {
     })
   }
 
-  /** Leaves the factors of the last finite loss. */
+  /** Puts the factors of the last finite loss into the adapter, and throws. */
   async #fail(where: string, what: string): Promise<never> {
     const { trainer, history, input } = this
     await trainer.writeFactors(await trainer.engine.lastGood())

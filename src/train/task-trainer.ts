@@ -1,5 +1,5 @@
-// A model whose adapter learns a task: what `train`, the trainer of your own loop and evaluations stand on. Gradients
-// add up until a step.
+// A model whose adapter learns a task. `train`, `openTrainer` and evaluations all build on it. Gradients add up until
+// the next step.
 
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
@@ -11,7 +11,7 @@ import { type SessionParts, TrainingSessions } from './sessions.js'
 
 export interface Batch {
   readonly examples: readonly unknown[]
-  /** What the examples are padded to. */
+  /** The number of tokens that the examples are padded to. */
   readonly length: number
 }
 
@@ -34,7 +34,7 @@ export class TaskTrainer {
     this.engine = opened.remote
   }
 
-  /** `isTraining` false opens what evaluates, and nothing else. */
+  /** Without `isTraining`, only the graph for evaluations is opened. */
   static async open(parts: SessionParts, isTraining = true): Promise<TaskTrainer> {
     // If a worker has the engine, this thread does not load its code.
     const load = async () => (await import('./engine.js')).TrainEngine
@@ -47,13 +47,13 @@ export class TaskTrainer {
     }
   }
 
-  /** Begins with a state, or with the adapter and no steps. */
+  /** Starts from a saved state, or from the adapter with no steps taken. */
   async start(state: EngineState = startOf(this.parts.adapter, this.names)): Promise<void> {
     this.steps = state.updates
     await this.engine.start(this.sessions.setup(), state)
   }
 
-  /** Returns the mean loss of the batches. If it needs all of them at once, it comes from a first pass over them. */
+  /** Returns the mean loss of the batches. A loss that compares examples of several batches takes a first pass. */
   async forwardBackward(batches: readonly Batch[]): Promise<number> {
     const { open } = this.parts
     if (open.stepLoss === undefined) {
@@ -79,8 +79,8 @@ export class TaskTrainer {
   }
 
   /**
-   * What the graph predicts, without a loss. `ahead`: with the dropout of the training run after so many others.
-   * `factors`: values that take the place of those of now.
+   * Runs the graph without a loss, and returns its predictions. `ahead` asks for the dropout of a coming training run:
+   * 0 for the next, 1 for the one after it. `factors` replaces the current values.
    */
   async predict(feeds: Feeds, { ahead, factors }: { ahead?: number; factors?: readonly Float32Array[] | undefined }) {
     const { sessions, parts, steps: step } = this
@@ -109,7 +109,7 @@ export class TaskTrainer {
     return norm
   }
 
-  /** The mean loss of some examples without dropout, what it is a mean over, and the predictions by name. */
+  /** Returns the mean loss of examples without dropout, the divisor of that mean, and the predictions by name. */
   async forward({ examples, length }: Batch) {
     const { open } = this.parts
     const normalizer = open.normalizer(examples)
@@ -125,7 +125,7 @@ export class TaskTrainer {
     writeParameters(this.parts.adapter, this.names, values ?? (await this.engine.parameters()))
   }
 
-  /** A worker that cannot be closed is no reason to fail. */
+  /** Does not throw: the run is over, whether its worker ends well or not. */
   close(): Promise<void> {
     this.#closing ??= this.opened.close().catch(() => {})
     return this.#closing

@@ -1,4 +1,4 @@
-// Distillation against TRL's trainers, with a teacher at hand and behind a server, and runs of it.
+// Distillation compared with TRL's trainers, with a local teacher and one behind a server. Also whole runs.
 
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -38,9 +38,9 @@ const { adamw, temperature } = golden
 
 let union: Model
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-distill-'))
-/** A model of the same size, in whose vocabulary two tokens have changed places. */
+/** A model of the same size, with two tokens of its vocabulary swapped. */
 const swapped = join(scratch, 'swapped')
-/** One in which all tokens but the first 100 have moved. */
+/** A model in whose vocabulary all tokens after the first 100 have moved. */
 const turned = join(scratch, 'turned')
 beforeAll(enginesHere)
 beforeAll(async () => {

@@ -1,4 +1,4 @@
-// OpenAI's graders: checks their objects, and judges texts with them. Nothing of a grader is ever run as code.
+// OpenAI's graders: checks their objects, and judges texts with them. No part of a grader is ever run as code.
 
 import { ConfigError, NumericError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, describe, isObject, jsonIn, type OptionTable } from '../../base/options.js'
@@ -25,7 +25,7 @@ import { parseFormula } from './formula.js'
 import { encoderOf, type GraderModels, judgeOf } from './judges.js'
 import { type Graded, parseTemplate } from './template.js'
 
-/** Judges a text. null if a model gave no grade that can be used. */
+/** Judges a text. Gives null if a model gave no usable grade. */
 export type Grade = (graded: Graded) => Promise<number | null>
 
 const TABLES: Readonly<Record<Grader['type'], OptionTable>> = {
@@ -61,7 +61,7 @@ const STEPS = {
   },
 }
 
-/** A reward that judges as a grader says. `models`: what answers for the models that it names. */
+/** Makes a reward of a grader. `models` says what answers for the models that it names. */
 export function rewardOf(grader: unknown, models: GraderModels = {}, where = 'grader'): Reward {
   const grade = openGrader(grader, models, where)
   const reward: Reward = ({ row, text }) => grade({ item: row, text })

@@ -10,7 +10,7 @@ export interface Graded {
   readonly text: string
 }
 
-/** The text with its places filled. Undefined if the sampled text is not JSON, or its JSON has no such part. */
+/** Fills in the places. Returns undefined if the sampled text is not JSON, or its JSON has no such part. */
 export type Template = (graded: Graded) => string | undefined
 
 const PLACE = /\{\{([^{}]*)\}\}/g
