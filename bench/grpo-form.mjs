@@ -1,6 +1,6 @@
-// What the bundled model of 3 million parameters learns from a reward alone: to begin with a sentence of five to eight
-// words. Judged on other prompts: how many texts have the form, how many differ, and the perplexity of other texts, as
-// a multiple of the one before.
+// What the bundled model of 3 million parameters learns from a reward alone: to name a number, such as a year or an
+// amount, within 16 tokens. Judged on other prompts: how many texts do, and how many differ. Also the perplexity of
+// texts from a book, as a multiple of the one before.
 
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -21,14 +21,10 @@ const HELD_OUT = [
   ...['Today', 'The law', 'By the', 'For many years', 'My friends', 'What we', 'Most of', 'Peace is'],
 ]
 
-export function hasForm(text) {
-  const [, sentence] = /^([^.!?]*)\./.exec(text) ?? []
-  const words = sentence?.match(/\S+/g)?.length ?? 0
-  return words >= 5 && words <= 8
-}
+const hasForm = (text) => /\d/.test(text)
 
 /** Trains with one seed. `on` gets a line for every tenth step. */
-export async function learnForm({ seed, steps, learningRate = 3e-3, beta = 0.01, threads = 2, on = () => {} }) {
+export async function learnForm({ seed, steps = 40, threads = 2, on = () => {} }) {
   const before = await measure({ config: { rank: 2 } }, threads)
   const startedAt = performance.now()
   const { adapter, report } = await train({
@@ -36,8 +32,8 @@ export async function learnForm({ seed, steps, learningRate = 3e-3, beta = 0.01,
     model,
     data: PROMPTS.map((prompt) => ({ prompt })),
     rewards: [({ text }) => Number(hasForm(text))],
-    taskOptions: { numGenerations: 16, maxCompletionLength: LENGTH, beta },
-    ...{ batchSize: 8, maxSteps: steps, learningRate, threads, config: { rank: 8, seed } },
+    taskOptions: { numGenerations: 16, maxCompletionLength: LENGTH, beta: 0.07 },
+    ...{ batchSize: 8, maxSteps: steps, learningRate: 3e-3, threads, config: { rank: 2, seed } },
     on: {
       step({ step, rewards, elapsedMs }) {
         if (step % 10 > 1) return

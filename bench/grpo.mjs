@@ -7,7 +7,7 @@
 // time goes. --graphs: the folder with smollm2-fp32 and smollm2-source that scripts/golden/graph_table.py makes.
 // PYTHON has torch, transformers, peft and trl.
 //
-//     node bench/grpo.mjs --learn [--seeds 1,2,3] [--steps 80]
+//     node bench/grpo.mjs --learn [--seeds 1,2,3] [--steps 40]
 //
 // What the bundled model learns from the reward alone: see grpo-form.mjs.
 
@@ -29,7 +29,7 @@ const { values: options } = parseArgs({
     tokens: { type: 'string', default: '64' },
     learn: { type: 'boolean', default: false },
     seeds: { type: 'string', default: '1,2,3' },
-    steps: { type: 'string', default: '80' },
+    steps: { type: 'string', default: '40' },
     contestant: { type: 'boolean', default: false },
   },
 })

@@ -11,7 +11,6 @@ import {
   writeTogether,
 } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
-import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import type { AnswerPair } from '../tasks/dpo.js'
 import type { JudgedRow } from '../tasks/kto.js'
@@ -23,8 +22,9 @@ import { baseNameOf } from '../train/about-run.js'
 import type { TrainInput } from '../train/options.js'
 import { EpochPlan, type PlanOptions, stepsPerEpoch } from '../train/rows/batches.js'
 import { prepare, type RunContext } from '../train/train.js'
+import { promptParts } from './prompts.js'
 import { readmeOf, trainScript } from './script.js'
-import { type HandedRun, scriptOnly, trlSettings } from './settings-file.js'
+import { type HandedParts, type HandedRun, scriptOnly, trlSettings } from './settings-file.js'
 
 export interface HandoffSettings {
   readonly out: Directory
@@ -56,23 +56,6 @@ interface Rows {
   readonly parsed: readonly unknown[]
 }
 
-/** What a kind of run hands over. */
-export interface HandedParts
-  extends Pick<HandedRun, 'task' | 'taskOptions' | 'rewards' | 'settings' | 'totalSteps' | 'isInOrder' | 'isReadable'> {
-  readonly command: string
-  readonly adapter: LoraAdapter
-  readonly template: string | undefined
-  /** The most tokens of a record; Infinity without a limit. */
-  readonly maxLength: number
-  /** Lines of the file with the rows. */
-  train(): Iterable<Uint8Array>
-  readonly evaluation: (() => Iterable<Uint8Array>) | undefined
-  readonly rows: number
-  readonly evalRows: number
-  /** Sentences about what this kind of run does otherwise in TRL. */
-  readonly differences: readonly string[]
-}
-
 export async function handOff(
   options: TrainInput,
   context: RunContext,
@@ -80,9 +63,7 @@ export async function handOff(
 ): Promise<HandoffReport> {
   await requireEmpty(out)
   const isRewarded = options.task === 'grpo'
-  const parts = isRewarded
-    ? await (await import('./prompts.js')).promptParts(options)
-    : await recordParts(options, context, rows)
+  const parts = isRewarded ? await promptParts(options) : await recordParts(options, context, rows)
   const { command, adapter, template, train, evaluation, differences: own, ...handed } = parts
   const folder = new MemoryDirectory()
   await saveAdapter(adapter, folder)

@@ -7,8 +7,8 @@ import { prepareTrainer } from '../loop/trainer.js'
 import { loadChatTemplate } from '../text/chat-template.js'
 import type { TrainInput } from '../train/options.js'
 import { endReward } from '../train/rewards.js'
-import type { HandedParts } from './handoff.js'
 import { handedRewards, leftToFillIn } from './rewards.js'
+import type { HandedParts } from './settings-file.js'
 
 export async function promptParts(given: TrainInput): Promise<HandedParts> {
   const { model, onTurn, chatTemplate, rewards: functions = [] } = given

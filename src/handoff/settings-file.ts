@@ -1,6 +1,7 @@
 // A run's settings under the names of transformers and TRL. All are written out, because the defaults there differ.
 
 import type { GrpoOptions } from '../loop/grpo-loss.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
 import { type TrainSettings, usesBest, warmupStepsOf } from '../train/settings.js'
@@ -23,6 +24,23 @@ export interface HandedRun {
   readonly hasEvaluation: boolean
   readonly hasTemplate: boolean
   readonly isReadable: boolean
+}
+
+/** What a kind of run hands over. */
+export interface HandedParts
+  extends Pick<HandedRun, 'task' | 'taskOptions' | 'rewards' | 'settings' | 'totalSteps' | 'isInOrder' | 'isReadable'> {
+  readonly command: string
+  readonly adapter: LoraAdapter
+  readonly template: string | undefined
+  /** The most tokens of a record; Infinity without a limit. */
+  readonly maxLength: number
+  /** Lines of the file with the rows. */
+  train(): Iterable<Uint8Array>
+  readonly evaluation: (() => Iterable<Uint8Array>) | undefined
+  readonly rows: number
+  readonly evalRows: number
+  /** Sentences about what this kind of run does otherwise in TRL. */
+  readonly differences: readonly string[]
 }
 
 function trainingArguments(run: HandedRun): Record<string, unknown> {

@@ -16,6 +16,7 @@ import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
 import { checkTaskName, isLoopName, tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
+import type { GraderModel } from '../train/graders.js'
 import type { TeacherServer, TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
 import type { Reward } from '../train/rewards.js'
 import type { DataReport } from '../train/rows/check.js'
@@ -181,16 +182,30 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
 }
 
 /**
- * Returns paths, ids and URLs for the file that can repeat the run, or undefined if the model or the data came from
- * memory.
+ * Returns paths, ids, URLs and graders for the file that can repeat the run, or undefined if the model or the data came
+ * from memory, or they have a function or a session.
  */
-function sourcesOf({ model, dtype, data, evalData }: TrainOptions): RunSources | undefined {
+function sourcesOf(options: TrainOptions): RunSources | undefined {
+  const { model, dtype, data, evalData, teacher, rewards, graderModels, onTurn } = options
   const trained = named(data)
   const evaluated = evalData === undefined ? undefined : named(evalData)
   if (typeof model !== 'string' || trained === undefined || (evalData !== undefined && evaluated === undefined)) {
     return undefined
   }
-  return { model, dtype, data: trained, evalData: evaluated }
+  const judges = Object.entries(graderModels ?? {}).map(([name, judge]) => [name, withoutKey(judge)] as const)
+  const functions = [onTurn, ...(Array.isArray(rewards) ? rewards : [])].filter((part) => typeof part === 'function')
+  const isWritten = typeof (teacher ?? '') === 'string' && judges.every(([, judge]) => judge !== undefined)
+  if (functions.length > 0 || !isWritten) return undefined
+  const models = graderModels && (Object.fromEntries(judges) as typeof graderModels)
+  return { model, dtype, data: trained, evalData: evaluated, teacher, rewards, graderModels: models }
+}
+
+/** The address of a model that judges. Undefined for a function and a session, which no file can name. */
+function withoutKey(judge: GraderModel): GraderModel | undefined {
+  if (typeof judge === 'string') return judge
+  if (typeof judge === 'function' || !('url' in judge)) return undefined
+  const { url, model } = judge
+  return model === undefined ? url : { url, model }
 }
 
 function named(data: TrainOptions['data']): string | readonly string[] | undefined {

@@ -10,6 +10,7 @@ import type { OpenTask } from '../tasks/task.js'
 import type { LoopName } from '../tasks/tasks.js'
 import type { MessageOfParts } from '../text/chat.js'
 import { type Example, fieldsOf } from '../text/records.js'
+import { runRecord } from '../train/about-run.js'
 import type { TrainInput, TrainResult } from '../train/options.js'
 import type { RewardInput } from '../train/rewards.js'
 import { EpochPlan } from '../train/rows/batches.js'
@@ -57,7 +58,7 @@ export interface PromptTask<T extends Written> {
 
 export async function trainOnPrompts<T extends Written>(
   given: TrainInput,
-  { limits, wait, memoryUse }: RunContext,
+  { limits, wait, memoryUse, sources }: RunContext,
   { name: task, rateShare, textsPerPrompt, batchSize = textsPerPrompt, iterations, ...promptTask }: PromptTask<T>,
 ): Promise<TrainResult> {
   const startedAt = performance.now()
@@ -103,6 +104,7 @@ export async function trainOnPrompts<T extends Written>(
       const about = { task, taskOptions, examples: rows, evalExamples: undefined, totalSteps }
       const report = await runLessons(inner, lessons, {
         ...{ task, settings, out: place, keepState, signal, memoryUse, wait, on },
+        record: sources && runRecord(given, sources, { settings, config: adapter.config }),
         facts: { ...inner.parts, ...about },
       })
       const counts = { truncatedRecords: 0, skippedRecords: 0, newHead: null, labels: null }

@@ -3,7 +3,7 @@
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
-import type { TrainInput } from './options.js'
+import type { TrainInput, TrainOptions } from './options.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
 /** The id or the path that was opened: config.json's own name can be that of another model. */
@@ -21,6 +21,9 @@ export interface RunSources {
   readonly dtype?: DtypeChoice | undefined
   readonly data: string | readonly string[]
   readonly evalData?: string | readonly string[] | undefined
+  readonly teacher?: TrainOptions['teacher']
+  readonly rewards?: TrainOptions['rewards']
+  readonly graderModels?: TrainOptions['graderModels']
 }
 
 /** Options that repeat a run, beside its settings and its config. */
@@ -45,7 +48,10 @@ export function runRecord(
   { settings, config }: { settings: TrainSettings; config: LoraConfig },
 ): string | undefined {
   if (options.adapter !== undefined) return undefined
-  const recorded = Object.fromEntries(RECORDED.map((name) => [name, options[name]]))
+  // Keys are in no file.
+  const { teacherKey: _, ...taskOptions } = options.taskOptions ?? {}
+  const given = { ...options, ...(options.taskOptions && { taskOptions }) }
+  const recorded = Object.fromEntries(RECORDED.map((name) => [name, given[name]]))
   const { warmupRatio, ...others } = settings
   const warmup = settings.warmupSteps === undefined ? { warmupRatio } : {}
   const record = { ...sources, ...recorded, config: configOf(config), ...others, ...warmup }

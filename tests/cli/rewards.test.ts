@@ -68,6 +68,15 @@ it('learns from graders, of which one asks a server', async () => {
   const [line] = readFileSync(join(scratch, 'graded/metrics.jsonl'), 'utf8').split('\n')
   expect(JSON.parse(line).rewards.byFunction).toEqual({ sea: 0.5, rated: 0.5 })
   expect(new Set(keys)).toEqual(new Set(['Bearer sesame']))
+  // run.json repeats the run, without the key, and TRL can go on with it.
+  const run = readFileSync(join(scratch, 'graded/run.json'), 'utf8')
+  expect(run).not.toContain('sesame')
+  const [graded, again] = [join(scratch, 'graded'), join(scratch, 'again')]
+  expect((await lowrank('train', '--config', join(graded, 'run.json'), '--out', again)).code).toBe(0)
+  const [first, second] = [graded, again].map((folder) => readFileSync(join(folder, 'adapter_model.safetensors')))
+  expect(first).toEqual(second)
+  const handed = await lowrank('handoff', graded, '--to', 'trl', '--out', join(scratch, 'for-trl'))
+  expect([handed.code, handed.stderr]).toEqual([0, expect.stringMatching(/to fill in, judge:.*rated/)])
 })
 
 it.each([
