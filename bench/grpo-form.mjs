@@ -32,7 +32,7 @@ export async function learnForm({ seed, steps = 40, threads = 2, on = () => {} }
     model,
     data: PROMPTS.map((prompt) => ({ prompt })),
     rewards: [({ text }) => Number(hasForm(text))],
-    taskOptions: { numGenerations: 16, maxCompletionLength: LENGTH, beta: 0.07 },
+    taskOptions: { numGenerations: 16, maxCompletionLength: LENGTH, beta: 0.085 },
     ...{ batchSize: 8, maxSteps: steps, learningRate: 3e-3, threads, config: { rank: 2, seed } },
     on: {
       step({ step, rewards, elapsedMs }) {
