@@ -131,11 +131,8 @@ export function elementCount(shape: readonly number[]): number {
 }
 
 /** Concatenates lists of numbers. */
-export function joinedUp<List extends Float32Array | Int32Array = Float32Array>(
-  lists: readonly ArrayLike<number>[],
-  Values: new (length: number) => List = Float32Array as never,
-): List {
-  const values = new Values(lists.reduce((sum, { length }) => sum + length, 0))
+export function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
+  const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
   let at = 0
   for (const list of lists) {
     values.set(list, at)
