@@ -7,7 +7,7 @@ export interface ExampleFile {
 }
 
 /** How many examples are stored and read together. */
-const GROUP = 16
+const GROUP = 32
 
 export class ExampleStore<Example> implements Iterable<Example> {
   readonly #groups: (readonly Example[] | (() => readonly Example[]))[] = []
