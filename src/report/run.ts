@@ -8,6 +8,20 @@ export interface RunStep {
   readonly loss: number
   readonly learningRate: number
   readonly gradientNorm: number
+  /** Of a run that learns from rewards. */
+  readonly rewards?: RunRewards
+}
+
+interface RunRewards {
+  readonly reward: number
+  readonly deviation: number
+  readonly byFunction: Readonly<Record<string, number>>
+  readonly length: number
+  readonly cut: number
+  readonly withoutSignal: number
+  readonly distinct: number
+  readonly clipped?: number
+  readonly kl?: number
 }
 
 export interface RunEvaluation {
@@ -27,6 +41,20 @@ export interface RunFacts {
   readonly settings: Readonly<Record<string, unknown>>
 }
 
+/** Charts of rewards: a title, and the curves with their names. */
+const REWARD_CHARTS: readonly (readonly [string, Readonly<Partial<Record<keyof RunRewards, string>>>])[] = [
+  ['Reward', { reward: 'mean', deviation: 'deviation within a group' }],
+  ['Length', { length: 'tokens of a text' }],
+  [
+    'Shares',
+    {
+      ...{ withoutSignal: 'groups without a signal', distinct: 'distinct texts' },
+      ...{ cut: 'texts that were cut', clipped: 'clipped tokens' },
+    },
+  ],
+  ['Divergence from the model before training', { kl: 'KL' }],
+]
+
 /** The most points of a curve: more would not be visible, and the file should stay small. */
 const MAX_POINTS = 1500
 
@@ -37,18 +65,31 @@ export function runReport(runs: readonly RunFacts[], title: string, more: readon
     series.some(({ x }) => x.length > 0)
       ? [{ kind: 'curves', title: heading, x: 'step', series: series.filter(({ x }) => x.length > 0), isLogarithmic }]
       : []
-  const ofSteps = (value: (step: RunStep) => number, word: string) =>
+  const ofSteps = (value: (step: RunStep) => number | undefined, word: string) =>
     runs.map((run) => thinned(run, value, named(run, word)))
   const ofEvaluations = (value: (evaluation: RunEvaluation) => number | undefined, word: string) =>
     runs.map((run): Series => {
       const x = run.evaluations.map(({ step }) => step)
       return { name: named(run, word), x, y: run.evaluations.map((evaluation) => value(evaluation) ?? null) }
     })
+  const rewards = REWARD_CHARTS.flatMap(([heading, words]) =>
+    curve(
+      heading,
+      Object.entries(words).flatMap(([key, word]) => ofSteps((step) => step.rewards?.[key as 'kl'], word)),
+    ),
+  )
+  const functions = [...new Set(runs.flatMap(({ steps }) => Object.keys(steps[0]?.rewards?.byFunction ?? {})))]
+  const byFunction = curve(
+    'Each reward',
+    functions.flatMap((name) => ofSteps((step) => step.rewards?.byFunction[name], name)),
+  )
   const metrics = [...new Set(runs.flatMap(({ evaluations }) => Object.keys(evaluations[0]?.metrics ?? {})))]
   return {
     title,
     command: 'report',
     sections: [
+      ...rewards,
+      ...(functions.length > 1 ? byFunction : []),
       ...curve('Loss', [
         ...ofSteps(({ loss }) => loss, 'training'),
         ...ofEvaluations(({ loss }) => loss, 'evaluation'),
@@ -133,14 +174,18 @@ function flat(settings: Readonly<Record<string, unknown>>, prefix = ''): Map<str
   return found
 }
 
-/** Thins a curve to at most MAX_POINTS points, each the mean of its neighbors. */
-function thinned({ steps }: RunFacts, value: (step: RunStep) => number, name: string): Series {
-  const width = Math.ceil(steps.length / MAX_POINTS)
+/** Thins a curve to at most MAX_POINTS points, each the mean of its neighbors. Steps without a value have no point. */
+function thinned({ steps }: RunFacts, value: (step: RunStep) => number | undefined, name: string): Series {
+  const points = steps.flatMap((step) => {
+    const y = value(step)
+    return y === undefined ? [] : [{ x: step.step, y }]
+  })
+  const width = Math.ceil(points.length / MAX_POINTS)
   const [x, y]: [number[], (number | null)[]] = [[], []]
-  for (let start = 0; start < steps.length; start += width) {
-    const group = steps.slice(start, start + width)
-    x.push(group[group.length - 1].step)
-    y.push(group.reduce((sum, step) => sum + value(step), 0) / group.length)
+  for (let start = 0; start < points.length; start += width) {
+    const group = points.slice(start, start + width)
+    x.push(group[group.length - 1].x)
+    y.push(group.reduce((sum, point) => sum + point.y, 0) / group.length)
   }
   return { name, x, y }
 }
