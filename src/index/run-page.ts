@@ -4,7 +4,7 @@ import { inspectAdapter } from '../peft/inspect.js'
 import type { Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
-import { tokenLengths } from '../train/rows/facts.js'
+
 import type { RunReport } from '../train/saved/history.js'
 import type { CardSources } from '../train/saved/model-card.js'
 import type { StepMetrics } from '../train/train-report.js'
@@ -13,7 +13,7 @@ import type { StepMetrics } from '../train/train-report.js'
 const SHOWN_LABELS = 20
 
 export async function pageOfRun(
-  { options, sources, task, adapter, settings, facts: data, examples }: CardSources,
+  { options, sources, task, adapter, settings, facts: data, lengths: count }: CardSources,
   report: RunReport,
   steps: readonly StepMetrics[],
 ): Promise<string> {
@@ -22,12 +22,12 @@ export async function pageOfRun(
   const { rank, alpha, dropout, seed } = adapter.config
   const facts: [string, string][] = [
     ['base', adapter.config.baseModel ?? 'not named'],
-    ['task', task.name],
+    ['task', task],
     ['data', [sources?.data ?? 'records in memory'].flat().join(', ')],
     ['steps', `${report.steps}, with ${report.tokens} tokens`],
   ]
-  const lengths = tokenLengths(task, examples)
-  if (lengths !== null) {
+  const lengths = count?.()
+  if (lengths) {
     const { least, median, most } = lengths
     facts.push(['lengths of records', `from ${least} to ${most} tokens, half up to ${median}`])
   }

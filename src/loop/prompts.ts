@@ -6,6 +6,7 @@ import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import type { Prompt } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { causalLm } from '../tasks/causal-lm.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { LoopName } from '../tasks/tasks.js'
 import type { MessageOfParts } from '../text/chat.js'
@@ -14,6 +15,7 @@ import { runRecord } from '../train/about-run.js'
 import type { TrainInput, TrainResult } from '../train/options.js'
 import type { RewardInput } from '../train/rewards.js'
 import { EpochPlan } from '../train/rows/batches.js'
+import { DataFacts } from '../train/rows/facts.js'
 import { type Lessons, runLessons } from '../train/run.js'
 import type { FolderUse } from '../train/saved/run-folder.js'
 import { checkPlace, withRunPlace } from '../train/saved/run-place.js'
@@ -58,7 +60,7 @@ export interface PromptTask<T extends Written> {
 
 export async function trainOnPrompts<T extends Written>(
   given: TrainInput,
-  { limits, wait, memoryUse, sources }: RunContext,
+  { limits, wait, memoryUse, sources, page }: RunContext,
   { name: task, rateShare, textsPerPrompt, batchSize = textsPerPrompt, iterations, ...promptTask }: PromptTask<T>,
 ): Promise<TrainResult> {
   const startedAt = performance.now()
@@ -105,6 +107,8 @@ export async function trainOnPrompts<T extends Written>(
       const report = await runLessons(inner, lessons, {
         ...{ task, settings, out: place, keepState, signal, memoryUse, wait, on },
         record: sources && runRecord(given, sources, { settings, config: adapter.config }),
+        card: { options: given, sources, task, use: causalLm.use, adapter, settings, facts: factsOf(rows) },
+        page,
         facts: { ...inner.parts, ...about },
       })
       const counts = { truncatedRecords: 0, skippedRecords: 0, newHead: null, labels: null }
@@ -115,6 +119,12 @@ export async function trainOnPrompts<T extends Written>(
       await trainer.dispose()
     }
   })
+}
+
+function factsOf(rows: readonly PromptRow[]): DataFacts {
+  const facts = new DataFacts()
+  for (const { row } of rows) facts.add(row, false)
+  return facts
 }
 
 /** The prompts of a run and its steps. `iterations`: steps with the same texts. */
@@ -152,9 +162,10 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
 export function promptOf(row: unknown, where: string): PromptRow {
   const record = isObject(row) ? row : {}
   const { messages, prompt = messages ?? record.question } = record
-  const wanted = [record.answer, record.completion, record.solution].find((value) => typeof value === 'string')
+  const given = [record.answer, record.completion, record.solution].find((value) => /string|number/.test(typeof value))
+  const wanted = given === undefined ? undefined : String(given)
   if (typeof prompt === 'string' && prompt !== '') {
-    return { prompt, text: prompt, messages: undefined, answer: wanted as string | undefined, row: record }
+    return { prompt, text: prompt, messages: undefined, answer: wanted, row: record }
   }
   const isChat = Array.isArray(prompt) && prompt.length > 0 && prompt.every(isObject)
   if (!isChat) {

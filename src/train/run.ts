@@ -55,7 +55,7 @@ export interface RunInput {
   readonly out: RunPlace | undefined
   readonly record?: string | undefined
   readonly card?: CardSources | undefined
-  readonly page?: ((report: RunReport, steps: readonly StepMetrics[]) => Promise<string>) | undefined
+  readonly page?: RunPage | undefined
   readonly keepState?: boolean
   readonly signal: SignalLike | undefined
   /** Memory of the process, where the system tells it. */
@@ -64,6 +64,9 @@ export interface RunInput {
   readonly wait?: (() => Promise<void> | undefined) | undefined
   readonly on: TrainEvents
 }
+
+/** Writes the page of a finished run, as HTML. */
+export type RunPage = (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
 
 /** Trains the adapter of a trainer. If a loss is not finite, the adapter stays as it was after the last good step. */
 export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: RunInput): Promise<RunReport> {
@@ -241,7 +244,7 @@ class Run {
     trainer.parts.adapter.trainedOn = base
     await this.writer?.finish(report, base, {
       card: card && (await import('./saved/model-card.js')).cardOf(report, card),
-      page: await page?.(report, history.metrics),
+      page: card && (await page?.(card, report, history.metrics)),
       keepState,
     })
   }

@@ -25,17 +25,17 @@ import { findTargets, newAdapter, type Targets } from './new-adapter.js'
 import type { TrainInput, TrainingData, TrainResult } from './options.js'
 import { costsOf, longestOf, recordLessons } from './record-lessons.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
-import { DataFacts } from './rows/facts.js'
-import { runLessons } from './run.js'
+import { DataFacts, tokenLengths } from './rows/facts.js'
+import { type RunPage, runLessons } from './run.js'
 import { samplerOf } from './samples.js'
-import type { RunReport } from './saved/history.js'
+
 import type { CardSources } from './saved/model-card.js'
 import type { FolderUse } from './saved/run-folder.js'
 import { checkPlace, withRunPlace } from './saved/run-place.js'
 import { copiesOf } from './sessions.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 import { TaskTrainer } from './task-trainer.js'
-import type { MemoryUse, StepMetrics } from './train-report.js'
+import type { MemoryUse } from './train-report.js'
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
@@ -43,7 +43,7 @@ export interface RunContext {
   readonly exampleFile?: (() => ExampleFile) | undefined
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   readonly sources?: RunSources | undefined
-  readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
+  readonly page?: RunPage | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row: as the task parsed it, as it was encoded, and for which data. */
@@ -88,9 +88,11 @@ export async function prepare(given: TrainInput, context: RunContext) {
   on.stage?.('prepare')
   const { adapter, settings } = await startAdapter(job, records, learned)
   const { sources, page } = context
-  const card = {
-    ...{ options: { ...options, task: job.task.name as TaskName }, sources, task: job.task, open: learned.open },
-    ...{ adapter, settings, facts: records.facts, examples: records.encoded.kept.examples },
+  const { examples } = records.encoded.kept
+  const card: CardSources = {
+    ...{ options: { ...options, task: job.task.name as TaskName }, sources, task: job.task.name },
+    ...{ use: learned.open.plainUse ?? job.task.use, adapter, settings, facts: records.facts },
+    lengths: () => tokenLengths(job.task, examples),
   }
   const parts = {
     ...{ model, adapter, modules, settings, copiedBytes, signal, on },
@@ -101,7 +103,7 @@ export async function prepare(given: TrainInput, context: RunContext) {
     ...{ task: job.task.name, taskOptions, lowerIsBetter: job.task.lowerIsBetter, settings, card },
     out: options.out === undefined ? undefined : { directory: options.out, use: job.use },
     record: sources && runRecord(card.options, sources, { settings, config }),
-    page: page && ((report: RunReport, steps: readonly StepMetrics[]) => page(card, report, steps)),
+    page,
     keepState: options.keepState ?? false,
     ...{ signal, wait: context.wait, memoryUse: context.memoryUse, on },
   }

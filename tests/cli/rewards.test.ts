@@ -44,6 +44,11 @@ it('learns from a module, whose weights count', async () => {
   expect(rewards.byFunction.asked).toBe(1)
   expect(rewards.byFunction.short).toBeGreaterThan(-1)
   expect(rewards.reward).toBeCloseTo(1 + rewards.byFunction.short, 5)
+  const page = readFileSync(join(scratch, 'learned/report.html'), 'utf8')
+  for (const curve of ['Each reward', 'asked', 'short', 'deviation within a group', 'groups without a signal']) {
+    expect(page).toContain(curve)
+  }
+  expect(readFileSync(join(scratch, 'learned/README.md'), 'utf8')).toContain('- task: grpo')
 })
 
 it('learns from graders, of which one asks a server', async () => {

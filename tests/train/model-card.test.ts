@@ -136,12 +136,11 @@ describe('modelCard', () => {
         out: { name: 'out/mine' },
       },
       sources: { model: path, data: 'a.jsonl' },
-      task: causalLm,
-      open: {},
+      task: 'causal-lm',
+      use: causalLm.use,
       adapter: { config: resolveConfig() },
       settings: {},
       facts: {},
-      examples: [],
     } as unknown as CardSources
     const report = { evalLoss: null, evalMetrics: {}, evaluations: [], steps: 1 }
     const { model } = run.options

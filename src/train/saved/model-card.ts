@@ -5,23 +5,26 @@
 import { isByteSource, isDirectory } from '../../data/row.js'
 import { type DtypeChoice, dtypeOf } from '../../graph/graph-file.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import type { Examples, OpenTask, Task, TaskUse } from '../../tasks/task.js'
+import type { TaskUse } from '../../tasks/task.js'
 import { baseNameOf, type RunSources } from '../about-run.js'
 import type { TrainInput, TrainingData } from '../options.js'
-import type { DataFacts } from '../rows/facts.js'
+import type { DataFacts, LengthReport } from '../rows/facts.js'
 import type { TrainSettings } from '../settings.js'
 import type { TrainReport } from '../train-report.js'
 
+/** What the card and the page of a run tell, besides its results. */
 export interface CardSources {
   readonly options: TrainInput
   readonly sources: RunSources | undefined
-  readonly task: Task
-  readonly open: OpenTask
+  /** The task's name. */
+  readonly task: string
+  /** How adapters of the task are run. */
+  readonly use: TaskUse
   readonly adapter: LoraAdapter
   readonly settings: TrainSettings
   readonly facts: DataFacts
-  /** As they are encoded, before any are packed. */
-  readonly examples: Examples<unknown>
+  /** Counts the tokens of the examples. */
+  lengths?(): LengthReport | null
 }
 
 type CardReport = Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'evaluations' | 'steps'>
@@ -33,7 +36,7 @@ export function cardOf(report: CardReport, run: CardSources): string {
 export type CardParts = ReturnType<typeof partsOf>
 
 function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run: CardSources) {
-  const { options, sources, task, adapter, settings } = run
+  const { options, sources, task, use, adapter, settings } = run
   const { model, out, data, evalData, evalSplit, chatTemplateArgs } = options
   const { config, labels, problemType } = adapter
   const runFile = shellWord(`${out?.name}/run.json`)
@@ -45,12 +48,12 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
   const opened = sources?.model ?? (hubId && hubRevision ? `${hubId}@${hubRevision}` : baseName)
   const { dtype, isDefault } = dtypeOf(Object.values(model.graphs), model.config)
   const isFile = opened.endsWith('.onnx')
-  const use: TaskUse = run.open.plainUse ?? task.use
+
   const isVectors = use.command?.[0] === 'embed'
   const metrics: Readonly<Record<string, number>> = evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics }
   const before: typeof metrics = evalLoss === null ? {} : { loss: evalLoss.before, ...evaluations[0]?.metrics }
   const shown: Readonly<Record<string, unknown>> = {
-    task: task.name,
+    task,
     steps,
     'learning rate': learningRate,
     schedule,
