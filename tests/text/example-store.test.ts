@@ -62,6 +62,16 @@ describe('ExampleStore', () => {
     )
   })
 
+  it('has what examples are given later', () => {
+    const store = new ExampleStore<{ id: number; before?: ArrayLike<number> }>()
+    for (let id = 0; id < 40; id++) store.push({ id })
+    store.mark(7, [0.5, -2])
+    expect([store.at(7), store.at(8)]).toEqual([
+      { id: 7, before: Float32Array.of(0.5, -2) },
+      { id: 8, before: Float32Array.of(Number.NaN, Number.NaN) },
+    ])
+  })
+
   it('keeps what no file can hold', () => {
     const file = openExampleFile(0)
     const store = new ExampleStore<object>(() => file)
