@@ -158,10 +158,14 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
   return rows
 }
 
-/** Reads a record with `prompt`, `question` or `messages`. If the messages end with an answer, it is the wanted one. */
+/**
+ * Reads a record with `prompt`, `question` or `messages`. A question is a chat of one message. If messages end with an
+ * answer, it is the wanted one.
+ */
 export function promptOf(row: unknown, where: string): PromptRow {
   const record = isObject(row) ? row : {}
-  const { messages, prompt = messages ?? record.question } = record
+  const { question, messages = typeof question === 'string' ? [{ role: 'user', content: question }] : undefined } = record
+  const { prompt = messages } = record
   const given = [record.answer, record.completion, record.solution].find((value) => /string|number/.test(typeof value))
   const wanted = given === undefined ? undefined : String(given)
   if (typeof prompt === 'string' && prompt !== '') {
