@@ -1,10 +1,10 @@
 // Goes from an empty folder to an answer with a newly trained adapter: packs lowrank as npm publishes it, installs the
 // archive and transformers.js with npm, and runs the script "From text to an answer" of docs/transformers-js.md
-// unchanged. Prints the seconds of each part, the lines of the script, and its output. A step of `.ci/run`.
+// unchanged. Prints the seconds of each part, the number of lines of the script, and its output. A step of `.ci/run`.
 //
 //     npm run build && node bench/install-to-answer.mjs [--fresh]
 //
-// --fresh: empties npm's cache first, so that each package comes over the network.
+// --fresh: gives npm an empty cache instead of its usual one, so that each package comes over the network.
 import { execFileSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

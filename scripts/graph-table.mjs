@@ -152,7 +152,7 @@ async function measure(work, name, cell) {
 const figure = (value) =>
   value < 1e-4 ? value.toExponential(0).replace('e-', 'e−') : `${(100 * value).toPrecision(2)} %`
 
-/** Returns the text of a cell. Long refusals become notes below the table, each only once. */
+/** Returns the text of a cell. Refusals become notes below the table, each only once. */
 function cellText(result, notes) {
   if (result === undefined) return 'not measured'
   if (result.refused !== undefined) {

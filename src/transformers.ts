@@ -28,7 +28,10 @@ export interface LabelScore {
   score: number
 }
 
-/** Labels of a text. The call gave the labels; here the most likely comes first. */
+/**
+ * The result of zero-shot classification for a text: the labels that the caller passed, the most likely first, with
+ * their scores.
+ */
 export interface SequenceLabels {
   sequence: string
   labels: string[]

@@ -226,9 +226,9 @@ const MAX_DISTANCE = 0.6
 const CONTAINED_WEIGHT = 0.01
 
 /**
- * Returns the candidates closest to `name` for "did you mean" hints, best first: candidates that contain the name or
- * are contained in it, then the others by edit distance. If there are very many candidates, only the first are
- * considered. It never throws, because it is used while making errors.
+ * Returns the candidates closest to `name` by edit distance for "did you mean" hints, best first. Edits count little if
+ * a candidate contains the name or is contained in it. Candidates that differ too much are left out. If there are very
+ * many candidates, only the first are considered. It never throws, because it is used while making errors.
  */
 export function nearMisses(name: string, candidates: Iterable<string>, limit = 3): string[] {
   const isUsable = typeof name === 'string' && typeof candidates?.[Symbol.iterator] === 'function'

@@ -40,7 +40,10 @@ export interface OpenRequest {
 interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
   session: RuntimeSession
   idle: Feeds
-  /** The outputs that a run returns by default, if the graph has more outputs than the model. */
+  /**
+   * The outputs that a run returns by default: all except the output of `newRows`. Undefined if the graph has no such
+   * output; then a run returns all.
+   */
   outputNames: readonly string[] | undefined
   /**
    * The adapters' feeds with the graph's short input names. Made once, because making them takes longer than a layer.

@@ -45,7 +45,7 @@ export interface PromptTask<T extends Written> {
   readonly textsPerPrompt: number
   /** The texts that run through the training graph together. Default: those of one prompt. */
   readonly batchSize?: number
-  /** Replaces the task of the training graph: see {@link Trainer.open}. */
+  /** The task of the training graph, if it is not to give the log-probabilities of tokens: see {@link Trainer.open}. */
   readonly task?: OpenTask<Example>
   /** The number of steps with the same texts. */
   readonly iterations: number
@@ -164,7 +164,8 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
  */
 export function promptOf(row: unknown, where: string): PromptRow {
   const record = isObject(row) ? row : {}
-  const { question, messages = typeof question === 'string' ? [{ role: 'user', content: question }] : undefined } = record
+  const { question, messages = typeof question === 'string' ? [{ role: 'user', content: question }] : undefined } =
+    record
   const { prompt = messages } = record
   const given = [record.answer, record.completion, record.solution].find((value) => /string|number/.test(typeof value))
   const wanted = given === undefined ? undefined : String(given)

@@ -54,7 +54,10 @@ export interface ChunkSource {
 
 export class ChunkMerger {
   readonly #kernel: MergeKernel
-  /** A merger for each window of a weight. Each has a kernel that keeps its right factor. */
+  /**
+   * A merger for each window of a weight, which is a range of columns with its own layers. Each merger has its own
+   * kernel, which keeps the right factor of the window.
+   */
   readonly #inner: ChunkMerger[] = []
   /** Memory for base bytes that are not computed in the kernel's memory. */
   #outside = new Uint8Array()

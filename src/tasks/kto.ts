@@ -35,7 +35,9 @@ export interface JudgedExample {
    * mismatched answer.
    */
   readonly answer: Int32Array
-  /** Most tokens of this prompt with a neighbor's answer. */
+  /**
+   * The largest number of tokens of this prompt together with its mismatched answer. An answer that is longer is cut.
+   */
   readonly limit: number
   readonly before?: Two
 }

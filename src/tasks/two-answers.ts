@@ -63,7 +63,10 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     return predictedRows(outputs).map(([first, second]): Two => [-first, -second])
   }
 
-  /** Returns and predicts −ln(probability) of the answers of each side, (n, 1). */
+  /**
+   * Returns −ln(probability) of the answers of each side, (n, 1). In a graph without gradients these values are also
+   * the predictions, side by side.
+   */
   protected losses(graph: ObjectiveGraph): Value[] {
     const { g } = graph
     const { choice, targets } = chooseTargets(graph)

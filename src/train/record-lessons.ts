@@ -80,7 +80,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
         ]
         const from = ({ of }: { of: Examples<unknown> }) => of
         await runAll(batches, from, ({ outputs }, _, { of, examples }) => {
-          open.reference!(outputs).forEach((two, i) => of.mark!(examples[i], two))
+          open.reference!(outputs).forEach((two, i) => void of.mark!(examples[i], two))
         })
       },
     }),

@@ -8,7 +8,7 @@ import type { TaskTrainer } from './task-trainer.js'
 
 const LENGTH = 40
 
-/** Writes the answers; undefined once the signal ends it. */
+/** A function that writes the answers to the prompts of `sample`. It returns undefined if the signal stops it. */
 export type Sampler = ReturnType<typeof samplerOf>
 
 export function samplerOf(

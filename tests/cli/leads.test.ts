@@ -70,7 +70,10 @@ const KNOWN: readonly [words: string, leads: RegExp][] = [
   ['serve --tensor-parallel-size', /behind a load balancer/],
 ]
 
-/** From the lists of TrainingArguments and TRL's configs, and the commands and options of mlx-lm and ollama. */
+/**
+ * Words that users of other tools may try, from the lists of TrainingArguments and TRL's configs, and of the commands
+ * and options of mlx-lm and ollama. Errors must lead on for nearly all of them.
+ */
 const BLIND: readonly [words: string, leads: RegExp][] = [
   // ollama
   ['run', /mean generate\?/],

@@ -120,7 +120,7 @@ interface Disturbance {
   /** The process is killed before this change in the folder. 0 counts the changes. */
   readonly kill?: number
   readonly isSlow?: boolean
-  /** Another result that gets the name right before the result of the process. */
+  /** Another result, and the name to which it is copied just before the process gives its own result this name. */
   readonly rival?: readonly [result: string, name: string]
   /** The disk is full from this call in the folder on. */
   readonly full?: number

@@ -1,5 +1,6 @@
-// Adapters of every kind as PEFT saves them (tests/golden/kinds), on bases of a few kB: numbers, outputs, merged
-// weights, and back.
+// Adapters of every kind as PEFT saves them (tests/golden/kinds), on bases of a few kB: parameter counts, outputs and
+// merged weights equal PEFT's, and saving an adapter again gives the same files, except for how the config spells its
+// numbers.
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'

@@ -122,7 +122,8 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
     const done = { tied: 'untie', outDtype: 'keep', reproducible: true } as const
     const report = await merge({ base: MODEL, out: place('done.onnx'), ...here, ...done })
     expect(report).toMatchObject({ format: 'onnx', changed: 12 })
-    // Plain loops compute W + s·B·A in f64, rounded once.
+    // Compares some elements with W + s·B·A, computed by plain loops in f64. The merged weight is f32, so it may differ
+    // by rounding.
     const [from, to] = [
       await loadOnnx(new NodeDirectory(MODEL), 'onnx/model.onnx'),
       await loadOnnx(new NodeDirectory(scratch), 'done.onnx'),

@@ -21,7 +21,10 @@ const open = (name: string) => loadOnnx(new NodeDirectory(goldenPath('lookups', 
 const numbersOf = (name: string) => tensorsOf(goldenPath('lookups', name, 'numbers.safetensors'))
 const dataOf = (numbers: Values, tensor: string) => numbers.get(tensor)!.data as Float32Array
 
-/** W (32, 12), which all graphs have in floats. */
+/**
+ * The weight W (32, 12) of the layer after the embedding. Only the embeddings are quantized, so all graphs have W in
+ * floats, and it can be read from any graph.
+ */
 const model = await open('int8')
 const W = new Float32Array((await model.readTensor(new Graph(model.proto).initializers.get('w')!)).slice().buffer)
 await model.close()

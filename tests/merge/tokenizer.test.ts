@@ -46,7 +46,7 @@ it('goes along with its chat template, and none of the base’s files stays besi
   const { out, text, warnings, copied } = await merged(files, { ...own, 'chat_template.jinja': TEMPLATE })
   expect(text('tokenizer.json')).toBe(own['tokenizer.json'])
   expect(text('chat_template.jinja')).toBe(TEMPLATE)
-  // transformers.js only reads the template there.
+  // transformers.js reads the chat template only from tokenizer_config.json.
   const config = { ...JSON.parse(own['tokenizer_config.json']), chat_template: TEMPLATE }
   expect(JSON.parse(text('tokenizer_config.json'))).toEqual(config)
   expect([...out.files.keys()]).not.toContain('vocab.json')

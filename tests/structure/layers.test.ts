@@ -73,7 +73,6 @@ const LAYERS: Record<string, readonly string[]> = {
   node: below('node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
   'handoff-entry': ['handoff', 'index', 'node'],
   transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
-  // Commands use the public API, and `base` and `report` besides: guesses for misspelled words, and pages.
   serve: [
     'base',
     'io',
@@ -91,6 +90,8 @@ const LAYERS: Record<string, readonly string[]> = {
   ],
   server: ['serve'],
   'ai-sdk': ['serve'],
+  // Commands use the public API and two other layers: `base`, for errors and for guesses at misspelled words, and
+  // `report`, for the pages of runs.
   cli: ['base', 'report', 'index', 'node', 'handoff-entry', 'serve'],
 }
 

@@ -12,7 +12,10 @@ import { maxDifference, openModel, recordingRuntime } from '../infer/models.js'
 
 type Tensors = Record<string, ort.Tensor>
 
-/** Models with written-out attention, and with GroupQueryAttention that rotates rows itself or gets rotated rows. */
+/**
+ * `UNION` computes attention with basic operators. The models of `FUSED` have GroupQueryAttention: the first model
+ * rotates queries and keys inside it, the second before it.
+ */
 const UNION = 'models/union-3m'
 const FUSED = ['tests/golden/models/llama-genai', 'tests/golden/models/llama-genai-rotary']
 const PAST = 'past_key_values.1.value'

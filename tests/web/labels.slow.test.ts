@@ -29,7 +29,7 @@ function bitmap([red, green, blue]: readonly number[]): Buffer {
 }
 
 const COLORS = { warm: [250, 40, 20], cold: [20, 60, 250] }
-/** Returns 16 different colors near the color of a label. */
+/** Returns a color near the color of a label. Each `i` from 0 to 15 gives a different color. */
 const near = (label: keyof typeof COLORS, i: number) => COLORS[label].map((value) => Math.abs(value - ((i * 7) % 20)))
 
 describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {

@@ -225,7 +225,7 @@ function headsOf(tensor: string, { names, heads, keyHeads }: GgufBase): number |
   return found[1] === 'q' ? heads() : keyHeads()
 }
 
-/** Stacks separate experts into one tensor. All experts of a layer must be there and have the same rank. */
+/** Stacks separate experts into one tensor. All experts of a layer must be there, with the same rank and alpha. */
 function stackExperts(all: readonly GgufPair[]): GgufPair[] {
   const single = all.filter(({ tensor }) => !/^\d+:/.test(tensor))
   const byTensor = new Map<string, Map<number, GgufPair>>()

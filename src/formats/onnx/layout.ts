@@ -66,8 +66,9 @@ const MAX_ADDED_BYTES = 1 << 25
 const MIN_EXTERNAL_BYTES = 1024
 
 /**
- * Weights go into a separate file, `path` + `_data`, if the model had one, or above protobuf's 2 GiB. Data files
- * (NAME_data, NAME_data_1, … as transformers.js numbers them) come first.
+ * Plans the files of a model, and returns data files before the graph. Weights go into a data file, `path` + `_data`,
+ * if the model had such a file or if they exceed protobuf's 2 GiB. With `keepsFiles` there can be several data files:
+ * NAME_data, NAME_data_1, … as transformers.js numbers them.
  */
 export async function planOnnx(
   model: OnnxModel,

@@ -133,7 +133,10 @@ export function isFloat(graph: Graph, value: Value): boolean {
 /** Operators whose output has the type of their first input, which may be integers. */
 const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose', 'Range'])
 
-/** Skips a Reshape that is only read by a Reshape. `prune` removes it afterwards. */
+/**
+ * Lets each Reshape read the value before the Reshapes that it follows, unless its target copies a dimension of its
+ * input. `prune` removes the Reshapes that nothing reads then.
+ */
 export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'Reshape' || !isIndependent(graph, shapes, node.input[1])) continue

@@ -29,7 +29,10 @@ export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
   /** The adapted embeddings. */
   readonly lookups?: readonly TrainedLookup[] | undefined
-  /** The adapted parameters of experts, and config.json, which says how the model stores them. */
+  /**
+   * The adapted parameters of experts. `config` is the model's config.json, which says how the model stores these
+   * parameters.
+   */
   readonly experts?: readonly TrainedExperts[] | undefined
   readonly config?: Readonly<Record<string, unknown>> | undefined
   /** Lets weights of the base be trained. */

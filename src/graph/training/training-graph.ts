@@ -152,7 +152,8 @@ function finish(
         [LOSS_SCALE]: { type: 'float32', data: Float32Array.of(1 / normalizer), dims: [] },
         ...(draw === undefined ? {} : maskFeeds([...rows.keys()], lengthIn, dropout, draw)),
       }
-      // ONNX Runtime in browsers refuses unknown inputs, such as the loss scale of a first pass.
+      // ONNX Runtime in browsers refuses inputs that a graph does not have. The graph of a first pass, for example, has
+      // no loss scale.
       return feedsFor(graph, all)
     },
   }

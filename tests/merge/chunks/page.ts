@@ -14,7 +14,10 @@ export interface PageResult {
   /** The files of the merge into OPFS. */
   folder: Digests
   changed: number
-  /** The digest of the merge into a stream, and the largest piece that the stream got. */
+  /**
+   * The digest of the file that a merge writes into a stream. `largestPiece` is the length of the largest piece that
+   * the stream got, in bytes.
+   */
   stream: string
   largestPiece: number
   progress: MergeProgress

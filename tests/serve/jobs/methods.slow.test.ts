@@ -49,7 +49,7 @@ it('learns from pairs of answers, judged answers, and a grader', async () => {
         lowrank: { ...few, taskOptions: { maxCompletionLength: 4 } },
       },
     ),
-    // Chats need a chat template, and this model has none.
+    // This job must fail: chats need a chat template, and the model has none.
     await create(
       rows((i) => ({
         input: { messages: [{ role: 'user', content: `${i}` }] },

@@ -85,7 +85,10 @@ function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): C
   return { form, locate }
 }
 
-/** Returns the namings of a table entry: for the model with or without its head, and in both directions. */
+/**
+ * Returns the namings of a table entry: for the model with and without its head, each from names in the model to names
+ * in the checkpoint, and the reverse.
+ */
 function namingsOf({ rules, prefix, isInside }: NameEntry): Naming[] {
   const both = (directed: NameRules): Naming[] => {
     const bare: Naming = (name) => directed.form(name)
