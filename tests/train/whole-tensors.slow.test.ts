@@ -195,7 +195,7 @@ describe.each<[string, Config]>([
     const plain = await ModelSession.open({ onnx, runtime: inThread }, { threads: 1 })
     const feeds = feedsOf(llama, [[5, 9, 40, 3, 17]])
     const { logits } = await session.run(feeds, { adapter: 'adapter' })
-    expect(maxDifference(logits, (await plain.run(feeds)).logits)).toBeLessThan(1e-5)
+    expect(maxDifference(logits, (await plain.run(feeds)).logits)).toBeLessThan(5e-5)
     expect(maxDifference(logits, (await session.run(feeds)).logits)).toBeGreaterThan(1e-3)
     await session.dispose()
     await plain.dispose()
