@@ -10,12 +10,21 @@ export function readMessages(
   name: string,
 ): { messages: MessageOfParts[]; images: Uint8Array[] } {
   const images: Uint8Array[] = []
-  const all = messages.map(({ content, ...rest }, i): MessageOfParts => {
+  const all = messages.map(({ content, tool_calls: calls, ...rest }, i): MessageOfParts => {
     const param = `${name}[${i}]`
+    const hasCalls = calls !== null && calls !== undefined
+    if (hasCalls && !(Array.isArray(calls) && calls.every(isCall))) {
+      const at = `${param}.tool_calls`
+      throw new HttpError(400, `${at}: expected a list of { function: { name, arguments } }`, { param: at })
+    }
     const read = content === null || content === undefined ? {} : { content: contentOf(content, param, images) }
-    return { ...rest, ...read } as MessageOfParts
+    return { ...rest, ...(hasCalls && { tool_calls: calls }), ...read } as MessageOfParts
   })
   return { messages: all, images }
+}
+
+function isCall(call: unknown): boolean {
+  return isObject(call) && isObject(call.function) && typeof call.function.name === 'string'
 }
 
 function contentOf(content: unknown, param: string, images: Uint8Array[]): string | MessagePart[] {

@@ -2,15 +2,18 @@
 
 /** Keeps examples outside of JavaScript's heap. */
 export interface ExampleFile {
-  /** Writes examples, and returns a function that reads them back. Returns undefined if they cannot be written. */
-  write(examples: readonly unknown[]): (() => unknown[]) | undefined
+  /** Writes a group of examples, and returns its number. Returns undefined if they cannot be written. */
+  write(examples: readonly unknown[]): number | undefined
+  read(group: number): unknown[]
 }
 
 /** How many examples are stored and read together. */
 const GROUP = 32
 
 export class ExampleStore<Example> implements Iterable<Example> {
-  readonly #groups: (readonly Example[] | (() => readonly Example[]))[] = []
+  /** Groups, or their numbers in the file. */
+  readonly #groups: (readonly Example[] | number)[] = []
+  #file: ExampleFile | undefined
   /** The last group, which is not full yet. */
   #open: Example[] = []
   /** The group that was read last. */
@@ -26,8 +29,8 @@ export class ExampleStore<Example> implements Iterable<Example> {
 
   push(example: Example): void {
     if (this.#open.push(example) < GROUP) return
-    const written = this.file?.().write(this.#open) as (() => Example[]) | undefined
-    this.#groups.push(written ?? this.#open)
+    this.#file ??= this.file?.()
+    this.#groups.push(this.#file?.write(this.#open) ?? this.#open)
     this.#open = []
   }
 
@@ -50,8 +53,8 @@ export class ExampleStore<Example> implements Iterable<Example> {
 
   #examplesOf(group: number): readonly Example[] {
     const stored = this.#groups[group]
-    if (typeof stored !== 'function') return stored
-    if (this.#read?.group !== group) this.#read = { group, examples: stored() }
+    if (typeof stored !== 'number') return stored
+    if (this.#read?.group !== group) this.#read = { group, examples: this.#file!.read(stored) as Example[] }
     return this.#read.examples
   }
 

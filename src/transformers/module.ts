@@ -49,6 +49,7 @@ export interface TransformersModule {
   readonly env: {
     readonly version: string
     readonly useCustomCache?: boolean
+    readonly allowRemoteModels?: boolean
     readonly customCache?: { match(key: string): Promise<unknown> } | null
     readonly backends: { readonly onnx?: { readonly versions?: Readonly<Record<string, string | undefined>> } }
   }
@@ -147,15 +148,16 @@ const SMALLEST = 'CAgSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDw
  * page imports by that name may be another version. The model comes through the cache that transformers.js asks first.
  */
 async function runtimeOfSession({ env, PreTrainedModel }: TransformersModule): Promise<SessionModule> {
-  const { useCustomCache, customCache } = env
-  const restore = () => Object.assign(env, { useCustomCache, customCache })
+  const { useCustomCache, customCache, allowRemoteModels } = env
+  const restore = () => Object.assign(env, { useCustomCache, customCache, allowRemoteModels })
   const name = 'lowrank/smallest'
   const match = async (key: string) => {
     if (!key.includes(name)) return useCustomCache ? customCache?.match(key) : undefined
     restore()
     return new Response(Uint8Array.from(atob(SMALLEST), (letter) => letter.charCodeAt(0)))
   }
-  Object.assign(env, { useCustomCache: true, customCache: { match, put: async () => {} } })
+  // If no models are allowed, not even the cache is asked.
+  Object.assign(env, { useCustomCache: true, customCache: { match, put: async () => {} }, allowRemoteModels: true })
   try {
     const config = { model_type: 'custom' }
     const model = await PreTrainedModel.from_pretrained(name, { config, device: 'wasm', dtype: 'fp32' })

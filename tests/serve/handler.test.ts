@@ -354,7 +354,7 @@ describe('bad requests', () => {
     expect(answer.error.message).not.toContain(scratch)
   })
 
-  it.each([
+  it.each<[object, string]>([
     [{ messages: [{ role: 'user', content: 'a' }], response_format: { type: 'xml' } }, 'response_format'],
     [
       {
@@ -376,6 +376,13 @@ describe('bad requests', () => {
       'messages[0].content[0]',
     ],
     [{ messages: [] }, 'messages'],
+    ...['f', {}, [null], [{ function: 'f' }], [{ function: { arguments: '{}' } }]].map(
+      (tool_calls) =>
+        [{ messages: [{ role: 'assistant', content: null, tool_calls }] }, 'messages[0].tool_calls'] as [
+          object,
+          string,
+        ],
+    ),
     [{ messages: [{ role: 'user', content: 'a' }], top_logprobs: 2 }, 'top_logprobs'],
   ])('chat %j names the field', async (body, param) => {
     const { status, body: answer } = await post('/v1/chat/completions', body)
