@@ -1,5 +1,6 @@
 // Memory of a trainer that samples, beside that of training alone: 4 prompts with 8 texts of 64 tokens each, rank 8.
-// Each runs in its own process, and its peak is the kernel's (VmHWM). Training alone learns from given tokens, as many.
+// Each runs in its own process. Its peak is the largest Pss of many samples, which counts a page of the weights once,
+// even if training and sampling both map it. Training alone learns from given tokens, as many.
 // Usage: node bench/trainer-memory.mjs [MODEL] [THREADS], after npm run build. Linux.
 
 import { execFileSync } from 'node:child_process'
@@ -11,6 +12,11 @@ const [model = 'models/union-3m', threads = '2', part] = process.argv.slice(2)
 const [PROMPTS, TEXTS, TOKENS, STEPS] = [['The sea', 'And the people', 'He was', 'Call me'], 8, 64, 3]
 
 async function run(samples) {
+  let peak = 0
+  const watch = setInterval(() => {
+    const [, kilobytes] = /^Pss:\s+(\d+)/m.exec(readFileSync('/proc/self/smaps_rollup', 'utf8'))
+    peak = Math.max(peak, Number(kilobytes))
+  }, 50)
   const options = { config: { rank: 8 }, batchSize: TEXTS, threads: Number(threads), memory: 'low' }
   const trainer = await openTrainer(model, options)
   let texts = samples
@@ -24,7 +30,8 @@ async function run(samples) {
     await trainer.step({ learningRate: 1e-4 })
   }
   await trainer.dispose()
-  return Number(/VmHWM:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]) / 1000
+  clearInterval(watch)
+  return (peak * 1024) / 1e6
 }
 
 if (part !== undefined) {
