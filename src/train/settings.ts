@@ -228,7 +228,7 @@ type Warmup = 'warmupRatio' | 'warmupSteps'
 
 export function warmupStepsOf({ warmupRatio, warmupSteps }: Pick<TrainSettings, Warmup>, totalSteps: number): number {
   // 10 / 150 · 150 is 10, but other ratios end a rounding error above the whole number they mean.
-  return warmupSteps ?? Math.ceil(warmupRatio * totalSteps - 1e-9)
+  return warmupSteps ?? Math.max(0, Math.ceil(warmupRatio * totalSteps - 1e-9))
 }
 
 /** As in transformers: 0 at the first warm-up step, the peak at the step after the last one, and 0 after all steps. */

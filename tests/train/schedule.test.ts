@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { learningRates, SCHEDULES, type Schedule } from '../../src/train/settings.js'
+import { learningRates, SCHEDULES, type Schedule, warmupStepsOf } from '../../src/train/settings.js'
 
 const rates = (schedule: Schedule, learningRate: number, warmupRatio: number, total: number, warmupSteps?: number) =>
   learningRates({ schedule, learningRate, warmupRatio, warmupSteps }, total)
@@ -17,6 +17,10 @@ describe('learningRates', () => {
     expect([0, 1, 2, 3, 9].map(rates('constant', 3, 0.03, 10, 3))).toEqual([0, 1, 2, 3, 3])
     // If the warm-up is longer than the run, the peak is never reached, as in transformers.
     expect([0, 1, 2].map(rates('linear', 1, 0.03, 3, 4))).toEqual([0, 0.25, 0.5])
+  })
+
+  it('has 0 steps of warm-up for a ratio of 0, and not −0', () => {
+    expect(warmupStepsOf({ warmupRatio: 0, warmupSteps: undefined }, 10)).toBe(0)
   })
 
   it('stays above 0 after the first step, and below the peak', () => {
