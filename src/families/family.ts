@@ -21,7 +21,7 @@ export interface ModelType {
   readonly conv1d?: RegExp
   /** Whether stacked experts are stored as (E, k, d): `is_transposed` in transformers' conversion_mapping.py. */
   readonly hasInputMajorExperts?: boolean
-  /** Whether `gate_up_proj` of experts has the rows of gate and up in turn, and not one half after the other. */
+  /** True if the rows of gate and up alternate in `gate_up_proj`. Otherwise all rows of gate come first. */
   readonly hasGateInTurn?: boolean
   /** The two parameters of a layer's experts. Default `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. */
   readonly experts?: readonly [gateUp: string, down: string]
@@ -47,7 +47,7 @@ export interface ModelType {
 
 export type Spelling = readonly [older: RegExp, today: string]
 
-/** What a head labels: whole texts, each word, or pictures. */
+/** The inputs to which a head gives labels: whole texts, the words of a text, or pictures. */
 export type HeadKind = 'text' | 'token' | 'image'
 
 export type Config = Readonly<Record<string, unknown>>

@@ -52,7 +52,7 @@ const PACKAGES: readonly (readonly [metric: RegExp, requirement: string])[] = [
   [/^rouge_/, 'rouge-score==0.1.2'],
 ]
 
-/** What train.py needs for its similarities. */
+/** Returns the Python packages that train.py needs to compute the similarities of these rewards. */
 export function packagesOf(rewards: readonly HandedReward[]): string[] {
   const metrics = singleGraders(rewards).map(({ grader }) => metricOf(grader) ?? '')
   return PACKAGES.filter(([pattern]) => metrics.some((metric) => pattern.test(metric))).map(([, name]) => name)

@@ -26,7 +26,7 @@ export interface HandedRun {
   readonly isReadable: boolean
 }
 
-/** What a kind of run hands over. */
+/** The parts of a handed-off run that differ between runs on records and runs from rewards. */
 export interface HandedParts
   extends Pick<HandedRun, 'task' | 'taskOptions' | 'rewards' | 'settings' | 'totalSteps' | 'isInOrder' | 'isReadable'> {
   readonly command: string

@@ -36,7 +36,7 @@ export interface Written {
   readonly rewards?: RewardMetrics
 }
 
-/** What is special about a kind of training from prompts. */
+/** The parts in which GRPO and distillation differ. */
 export interface PromptTask<T extends Written> {
   readonly name: LoopName
   readonly taskOptions: Readonly<Record<string, unknown>>

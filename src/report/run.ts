@@ -8,20 +8,8 @@ export interface RunStep {
   readonly loss: number
   readonly learningRate: number
   readonly gradientNorm: number
-  /** Of a run that learns from rewards. */
-  readonly rewards?: RunRewards
-}
-
-interface RunRewards {
-  readonly reward: number
-  readonly deviation: number
-  readonly byFunction: Readonly<Record<string, number>>
-  readonly length: number
-  readonly cut: number
-  readonly withoutSignal: number
-  readonly distinct: number
-  readonly clipped?: number
-  readonly kl?: number
+  /** The rewards of the step's texts, if the run learns from rewards. */
+  readonly rewards?: { readonly byFunction: Readonly<Record<string, number>> } & RewardValues
 }
 
 export interface RunEvaluation {
@@ -42,7 +30,7 @@ export interface RunFacts {
 }
 
 /** Charts of rewards: a title, and the curves with their names. */
-const REWARD_CHARTS: readonly (readonly [string, Readonly<Partial<Record<keyof RunRewards, string>>>])[] = [
+const REWARD_CHARTS = [
   ['Reward', { reward: 'mean', deviation: 'deviation within a group' }],
   ['Length', { length: 'tokens of a text' }],
   [
@@ -53,7 +41,10 @@ const REWARD_CHARTS: readonly (readonly [string, Readonly<Partial<Record<keyof R
     },
   ],
   ['Divergence from the model before training', { kl: 'KL' }],
-]
+] as const
+
+type NamesOf<T> = T extends unknown ? keyof T : never
+type RewardValues = { readonly [K in NamesOf<(typeof REWARD_CHARTS)[number][1]>]?: number }
 
 /** The most points of a curve: more would not be visible, and the file should stay small. */
 const MAX_POINTS = 1500
@@ -75,7 +66,9 @@ export function runReport(runs: readonly RunFacts[], title: string, more: readon
   const rewards = REWARD_CHARTS.flatMap(([heading, words]) =>
     curve(
       heading,
-      Object.entries(words).flatMap(([key, word]) => ofSteps((step) => step.rewards?.[key as 'kl'], word)),
+      Object.entries(words).flatMap(([key, word]) =>
+        ofSteps((step) => step.rewards?.[key as keyof RewardValues], word),
+      ),
     ),
   )
   const functions = [...new Set(runs.flatMap(({ steps }) => Object.keys(steps[0]?.rewards?.byFunction ?? {})))]

@@ -19,9 +19,9 @@ export interface TunedModels {
   target(name: string): string
   /** True for names of models that jobs made, also after they were deleted, and for aliases. */
   has(name: string): boolean
-  /** Where a model is; undefined if the caller may not know of it. */
+  /** Returns the place of a model, or undefined if it does not exist for this caller. */
   source(name: string, caller: Caller): Source | undefined
-  /** Name, and seconds since 1970, of those that a caller may use. */
+  /** Lists the models that a caller may use, with the times of their creation in seconds since 1970. */
   list(caller: Caller): readonly { readonly name: string; readonly created: number }[]
 }
 

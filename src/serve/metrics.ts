@@ -35,7 +35,7 @@ export interface ServerState {
   /** Adapters that are loaded. */
   readonly adapters: readonly string[]
   readonly maxAdapters: number
-  /** Whether the reader may know of an adapter. */
+  /** Returns whether the metrics may name an adapter to this reader. */
   shows(name: string): boolean
 }
 

@@ -69,7 +69,7 @@ const models = get((service, call) => service.models(call))
 const labels = post(CLASSIFY_FIELDS, (service, call) => service.readings(call, classification))
 const page = probe((service, { request }) => service.page(new URL(request.url).pathname))
 
-/** What `training` answers. */
+/** The routes that `training` answers. */
 const jobs: Routes<Service> = Object.fromEntries(
   Object.entries(JOB_ROUTES).map(([path, methods]) => {
     const routeOf = ([method, { right = 'key', fields }]: [string, JobRoute]) => {

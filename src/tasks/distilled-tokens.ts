@@ -36,7 +36,7 @@ abstract class TargetRows implements OpenTask<Example> {
     return { feeds: [first, second], lengths }
   }
 
-  /** What the graph is measured with, besides tokens. */
+  /** The inputs, besides tokens, with which the shapes of the graph are measured. */
   protected probed(_targets: number): Feeds {
     return {}
   }

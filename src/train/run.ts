@@ -23,7 +23,7 @@ import type {
   TrainEvents,
 } from './train-report.js'
 
-/** What a run learns from. */
+/** The source of a run's steps, such as records or texts with rewards. */
 export interface Lessons {
   readonly stepsPerEpoch: number
   readonly totalSteps: number
@@ -50,7 +50,7 @@ export interface RunInput {
   readonly task: string
   readonly lowerIsBetter?: readonly string[] | undefined
   readonly settings: TrainSettings
-  /** What a run that goes on must share with the run that was stopped. */
+  /** A run can only be resumed if these facts are the same as before. */
   readonly facts: FingerprintParts
   readonly out: RunPlace | undefined
   readonly record?: string | undefined

@@ -92,7 +92,7 @@ export class TaskTrainer {
     return this.engine.forward({ ...pass, feeds: { ...pass.feeds, ...replaced } }, pass.predictions)
   }
 
-  /** One run of the training graph, whose gradients are added to those since the last step. */
+  /** Runs the training graph once, and adds its gradients to the gradients since the last step. */
   async backward(feeds: Feeds, normalizer = 1) {
     const pass = await this.sessions.trainingPass(feeds, { normalizer, step: this.steps, run: this.#runs++ })
     return this.engine.accumulate(pass)

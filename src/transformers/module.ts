@@ -107,7 +107,7 @@ export function classNamed<T>(module: TransformersModule, name: string, otherwis
 
 type SessionModule = Pick<OrtModule, 'InferenceSession' | 'listSupportedBackends'>
 
-/** Where this runs: the usual device, and how the copy of ONNX Runtime that transformers.js uses is found. */
+/** Depends on the platform: the default device, and how to find the ONNX Runtime of transformers.js. */
 let place: {
   device: string
   runtimeOf(transformers: TransformersModule): Promise<SessionModule | undefined>

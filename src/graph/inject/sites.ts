@@ -26,7 +26,7 @@ export interface Site {
   readonly d: number
   /** Whether it reads values that all rows of a batch share, so that rows cannot have different adapters. */
   readonly isForAllRows?: boolean
-  /** Whether it is a tensor with the weights of several experts. */
+  /** True for a tensor that stacks the weights of several experts. */
   readonly isStack?: boolean
   /** The base's values (d). Only for vectors. */
   readonly base?: Float32Array | undefined

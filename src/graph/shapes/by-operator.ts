@@ -40,7 +40,7 @@ export interface Known {
   readonly constant?: TensorProto
 }
 
-/** What operators gave on inputs of these shapes and contents, by a key for both. */
+/** Remembered outputs of operators. The key is made of the operator and the shapes and contents of its inputs. */
 export type Answers = Map<string, readonly (Known | undefined)[]>
 
 /** Longer float tensors do not steer shapes. Integers are all kept: for a few tokens they are small. */

@@ -26,9 +26,9 @@ interface Part {
   readonly source: string
   readonly ways: number
   readonly loops: number
-  /** What the part matches, if that is a single text. */
+  /** The text that the part matches, if it can match only one. */
   readonly text?: string
-  /** Whether the part is a place such as `^`, which cannot be repeated. */
+  /** True for a position such as `^`, which matches no characters and cannot be repeated. */
   readonly isPlace?: boolean
 }
 
@@ -230,7 +230,10 @@ const character = (source: string): Part => ({ source, ways: 1, loops: 0 })
 const place = (source: string): Part => ({ source, ways: 1, loops: 0, isPlace: true })
 const literal = (code: number) => `\\u{${code.toString(16)}}`
 
-/** The most texts of a list of which each begins with the one before it: as many can match at the same place. */
+/**
+ * Returns how many texts of a list can match at the same place: the length of the longest chain in which each text
+ * begins with the text before it.
+ */
 function mostPrefixes(texts: readonly string[]): number {
   const chain: string[] = []
   let most = 0

@@ -39,7 +39,7 @@ export const HYPERPARAMETERS: Readonly<Record<string, Kind>> = {
   reasoning_effort: oneOf('default'),
 }
 
-/** What OpenAI's API does not have: options of `lowrank train`, and a method. */
+/** The members of `lowrank` in a job: a method and options of `lowrank train` that OpenAI's API does not have. */
 export const LOWRANK: Readonly<Record<string, Kind>> = {
   method: oneOf('kto'),
   rank: ranged('an integer in [1, 256]'),

@@ -4,7 +4,7 @@ import type { Model } from '../../graph/model-folder.js'
 import type { AdapterRegistry, TunedModels } from '../adapters.js'
 import type { Call } from '../route.js'
 
-/** What a server tells its training. */
+/** Facts about the server that its training needs. */
 export interface ServerFacts {
   /** Names of the base; the first one is shown. */
   readonly names: readonly string[]

@@ -42,7 +42,7 @@ export interface FileLimits {
   readonly maxAge: number
 }
 
-/** What is known of a file before its content has come. */
+/** The properties of a file that are known before its content arrives. */
 type About = Pick<FileEntry, 'owner' | 'filename'> & { readonly life?: number | undefined }
 
 interface Life {

@@ -4,7 +4,7 @@ import path from 'node:path'
 import type { TrainOptions } from '../../../node.js'
 import type { Gate, Hyperparameters, Job } from '../job.js'
 
-/** What the process of a job reads. */
+/** The settings that a job's process reads. */
 export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'evalData' | 'adapter' | 'graderModels'> {
   readonly model: string
   readonly data: string
@@ -17,7 +17,7 @@ export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'eval
 export type Base = Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate'> &
   Required<Pick<JobSettings, 'graderModels'>>
 
-/** What is found out about a job's files. */
+/** The result of checking a job's files. */
 export interface Checked {
   readonly records: number
   /** The learning rate of `lowrank train`. */

@@ -54,7 +54,7 @@ export class Store<Entry extends Stored> {
 
   private constructor(
     private readonly folder: string,
-    /** What messages call an entry. */
+    /** The word for an entry in error messages. */
     private readonly noun: string,
     private readonly options: StoreOptions,
   ) {}

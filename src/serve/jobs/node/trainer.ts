@@ -32,7 +32,7 @@ import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
 import type { Judged } from '../job.js'
 import type { Checked, JobSettings } from './settings.js'
 
-/** What a training needs. */
+/** The memory that a training needs. */
 interface MemoryUse {
   /** The file of the model's graph. */
   readonly graph: string
@@ -43,7 +43,7 @@ interface MemoryUse {
   readonly perRecord: number
 }
 
-/** What the process tells the server. */
+/** A message from the job's process to the server. */
 export type Message =
   | ({ kind: 'checked'; memory: MemoryUse; adapterBytes: number } & Checked)
   | { kind: 'invalid'; problems: readonly { readonly file: string; readonly message: string }[] }
@@ -63,7 +63,7 @@ export type Message =
   | { kind: 'failed'; code: string; message: string }
   | { kind: 'done' }
 
-/** What the server asks for: to save and end, to wait after the step, or to go on. */
+/** An order of the server: save and end, wait after this step, or go on. */
 export type Order = 'stop' | 'wait' | 'go'
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja']
