@@ -31,7 +31,13 @@ export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } fro
 export type { ToolProgress } from './base/progress.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { Interval } from './evaluate/bootstrap.js'
-export type { DifferingRecord, EvaluatedModel, EvaluateReport, EvaluateSettings } from './evaluate/evaluate-adapters.js'
+export type {
+  Difference,
+  DifferingRecord,
+  EvaluatedModel,
+  EvaluateReport,
+  EvaluateSettings,
+} from './evaluate/evaluate-adapters.js'
 export type { ConvertReport } from './exchange/convert.js'
 export type { ConvertedDtype } from './exchange/exchange-format.js'
 export type { AdapterFormat } from './exchange/formats.js'

@@ -99,7 +99,7 @@ const FLAGS = [
     'LoraConfig',
   ],
   ...['MergeOptions', 'OpenSessionOptions'],
-  ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainOptions', 'UnmergeOptions'],
+  ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainOptions', 'TrainingOptions', 'UnmergeOptions'],
 ]
 
 /** Interfaces whose defaults the code reads from a table, with the members in that table. */
@@ -144,6 +144,7 @@ const KINDS = {
   'StreamOptions.images': ['IMAGES', 'src/infer/media-values.ts'],
   'TagOptions.tagNames': ['TAG_NAMES', 'src/tasks/task-values.ts'],
   'TrainOptions.graderModels': ['OBJECT', BASE, 'pairs'],
+  'TrainingOptions.graderModels': ['OBJECT', BASE, 'pairs'],
   'UnmergeOptions.adapters': ['ADAPTERS', 'src/index/source-values.ts'],
   AdapterChoice: ['ONE_CHOICE', 'src/infer/adapters/choice.ts'],
   Data: ['DATA', 'src/index/source-values.ts', 'files'],

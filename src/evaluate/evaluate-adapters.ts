@@ -83,6 +83,12 @@ export interface EvaluateSettings
   readonly onWarning?: ((message: string) => void) | undefined
 }
 
+/** The difference of a metric between two models. */
+export interface Difference extends Interval {
+  /** True if the whole interval is at or on the better side of 0. This is what a gate asks for. */
+  readonly isNoWorse: boolean
+}
+
 /** The metrics of one model. */
 export interface EvaluatedModel {
   /** The name of the adapter; null for the base. */
@@ -90,7 +96,7 @@ export interface EvaluatedModel {
   /** Metrics by name, the loss first. Losses are in nats. chrF goes from 0 to 100, shares from 0 to 1. */
   readonly metrics: Readonly<Record<string, Interval>>
   /** These metrics minus the metrics of the first model, paired by record; null for the first model. */
-  readonly differences: Readonly<Record<string, Interval>> | null
+  readonly differences: Readonly<Record<string, Difference>> | null
   /** How often the judge found its answers better than the first model's answers, as good, or worse. */
   readonly judged?: { readonly won: number; readonly tied: number; readonly lost: number }
   /** How long its runs took, without opening the model. */
@@ -193,16 +199,17 @@ async function evaluateOpened(
     statisticOf(contender, measured[i], records, examples, judging !== undefined),
   )
   const intervals = bootstrap(statistics, records.length, { resamples, seed })
+  const lowerIsBetter = ['loss', ...(task.lowerIsBetter ?? [])]
   const models = contenders.map(({ name }, i): EvaluatedModel => {
     const { loss, losses, seconds } = measured[i]
     const { metrics, differences } = intervals[i]
     const judged = judging && i > 0 ? { judged: judgedOf(contenders[i]) } : {}
-    if (losses !== undefined) return { name, metrics, differences, ...judged, seconds }
-    const fixed = (value: number): Record<string, Interval> => ({ loss: { value, low: null, high: null } })
+    const fixed = (value: number): Record<string, Interval> =>
+      losses === undefined ? { loss: { value, low: null, high: null } } : {}
     return {
       name,
       metrics: { ...fixed(loss), ...metrics },
-      differences: differences && { ...fixed(loss - measured[0].loss), ...differences },
+      differences: differences && withVerdicts({ ...fixed(loss - measured[0].loss), ...differences }, lowerIsBetter),
       ...judged,
       seconds,
     }
@@ -212,10 +219,22 @@ async function evaluateOpened(
     task: task.name,
     records: records.length,
     tokens: examples.reduce<number>((sum, example) => sum + open.cost(example), 0),
-    lowerIsBetter: ['loss', ...(task.lowerIsBetter ?? [])],
+    lowerIsBetter,
     models,
     ...differingRecords(contenders, measured, records, differing),
   }
+}
+
+function withVerdicts(
+  differences: Readonly<Record<string, Interval>>,
+  lowerIsBetter: readonly string[],
+): Record<string, Difference> {
+  const judged = Object.entries(differences).map(([name, difference]): [string, Difference] => {
+    const { low, high } = difference
+    const isNoWorse = lowerIsBetter.includes(name) ? high !== null && high <= 0 : low !== null && low >= 0
+    return [name, { ...difference, isNoWorse }]
+  })
+  return Object.fromEntries(judged)
 }
 
 async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: string | undefined): Promise<Task> {

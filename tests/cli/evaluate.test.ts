@@ -144,6 +144,16 @@ describe('train --gate', () => {
     expect(weights()).not.toBe(before)
   })
 
+  it('keeps the adapter if one record is all that there is to compare', async () => {
+    const before = weights()
+    const one = join(scratch, 'one.jsonl')
+    writeFileSync(one, JSON.stringify({ text: good }))
+    const more = ['--data', data('good.jsonl', good), ...quick, '2e-3']
+    const { code, stderr } = await lowrankHere('train', '--adapter', own, '--gate', one, ...more)
+    expect([code, stderr]).toEqual([0, expect.stringMatching(/stays as it was.*the whole interval must be/)])
+    expect(weights()).toBe(before)
+  })
+
   it.each<[args: string[], message: RegExp]>([
     [['--gate', 'x.jsonl', '--model', model, '--data', 'y.jsonl'], /--gate needs --adapter/],
     [['--gate', 'x.jsonl', '--adapter', own, '--data', 'y.jsonl', '--out', 'z'], /--gate and --out/],

@@ -50,7 +50,11 @@ it('takes options from a file, keys of several kinds, and logs requests', async 
   const lines = [`model: ${MODEL}`, 'adapter: { peft: tests/golden/peft/f32 }', `keyFile: ${keys}`, 'log: json']
   writeFileSync(
     config,
-    [...lines, 'servedModelName: [gpt-4o-mini]', 'allow-loading: tests/golden/peft', 'port: 1'].join('\n'),
+    [
+      ...[...lines, 'servedModelName: [gpt-4o-mini]', 'allow-loading: tests/golden/peft', 'port: 1'],
+      ...[`train: ${folder}/training`, 'max-file-bytes: 4'],
+      'graderModels: { one: http://127.0.0.1:1/v1, two: http://127.0.0.1:1/v1 }',
+    ].join('\n'),
   )
   const template = join(folder, 'template.jinja')
   writeFileSync(template, '{% for m in messages %}{{ m.content }}{% endfor %}')
@@ -71,6 +75,12 @@ it('takes options from a file, keys of several kinds, and logs requests', async 
   ).toBe(200)
   const chat = { model: 'gpt-4o-mini', messages: [{ role: 'user', content: 'a' }], max_tokens: 1 }
   expect((await ask('alice-secret', '/v1/chat/completions', chat)).status).toBe(200)
+  const form = new FormData()
+  form.set('purpose', 'fine-tune')
+  form.set('file', new File(['more than 4'], 'a.jsonl'))
+  const headers = { authorization: 'Bearer root-secret' }
+  const upload = await fetch(`${url}/v1/files`, { method: 'POST', headers, body: form })
+  expect([upload.status, await upload.text()]).toEqual([413, expect.stringContaining('larger than 4 bytes')])
   const statusAt = (host: string) =>
     new Promise((resolve) => get(`${url}/health`, { headers: { host } }, ({ statusCode }) => resolve(statusCode)))
   const statuses = ['lowrank.example', new URL(url).host, 'other.example'].map(statusAt)

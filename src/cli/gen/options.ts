@@ -248,6 +248,17 @@ export const FLAGS = {
     timeoutSeconds: { form: 'number', about: 'seconds that a request may take, waiting included. Callers ask for less with the header x-request-timeout', range: 'an integer of at least 1', fallback: '600' },
     page: { form: 'switch', about: 'answers GET / with a page to talk to the model in a browser. The page needs no key, but its requests do. Default: false' },
   },
+  TrainingOptions: {
+    dtype: { form: 'word', about: 'the dtype of the model that is trained. Default: as loadModel chooses', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
+    when: { form: 'word', about: 'when jobs train. With idle, they wait while requests run', words: ['always', 'idle'], fallback: 'always' },
+    threads: { form: 'number', about: 'threads of a job. Default: half of the processors', range: 'an integer of at least 1' },
+    graderModels: { form: 'pairs', about: 'the models that graders of jobs name, with the address of a server for each, up to /v1. LOWRANK_GRADER_KEY is their key', placeholder: 'NAME=URL,…' },
+    maxFileBytes: { form: 'number', about: 'the most bytes of an uploaded file. Default: 512 MiB', range: 'an integer of at least 1' },
+    maxOwnerBytes: { form: 'number', about: 'the most bytes of all uploaded files of one owner. Default: 8 GiB', range: 'an integer of at least 1' },
+    retentionDays: { form: 'number', about: 'days after which uploaded files and stored chats are deleted. Default: they stay', range: 'a finite number above 0' },
+    maxJobs: { form: 'number', about: 'the most training jobs of one owner that have not ended', range: 'an integer of at least 1', fallback: '32' },
+    maxStored: { form: 'number', about: 'the most stored chats of one owner. If there are more, the oldest is deleted', range: 'an integer of at least 1', fallback: '10000' },
+  },
   ListenOptions: {
     host: { form: 'text', about: 'the address to listen on. Default: 127.0.0.1, this machine alone', placeholder: 'HOST' },
     port: { form: 'number', about: 'the port; 0 takes a free one', range: 'an integer in [0, 65535]', fallback: '8000' },

@@ -14,6 +14,7 @@ import {
   flagOf,
   MODEL,
   type Occurrence,
+  type Options,
   parseCommand,
   RUNS,
   readNumber,
@@ -31,6 +32,7 @@ import { readChatTemplate, readOptions } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
 
 const KEY = '[NAME=]KEY'
+const OF_TRAINING = ['graderModels', 'retentionDays', 'maxFileBytes', 'maxOwnerBytes', 'maxJobs', 'maxStored'] as const
 
 const OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
@@ -42,8 +44,8 @@ const OPTIONS = {
     'load adapters of this folder by their names, or of these repositories on /v1/load_lora_adapter alone',
   ),
   train: text('FOLDER', 'answer OpenAI’s routes for files and fine-tuning; needs --admin-key'),
-  trainWhen: choice(['always', 'idle'], 'when jobs train; with idle they wait while requests run', 'always'),
-  grader: repeated('NAME=URL', 'with --train, a server for a model that graders name; its key is LOWRANK_GRADER_KEY'),
+  trainWhen: flags('TrainingOptions', 'when').when,
+  ...flags('TrainingOptions', ...OF_TRAINING),
   maxDownload: single('BYTES', 'the most bytes of an adapter from the Hub. Default: 1 GiB', readNumber),
   allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
   servedModelName: repeated('NAME', 'a name of the base, such as gpt-4o-mini. Default: the model’s name'),
@@ -73,6 +75,21 @@ export const serve: Command = defineCommand({
   ].join('\n'),
   examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],
   subject: ['model'],
+  sections: {
+    Options: ['model', 'adapter', 'host', 'port', 'apiKey', 'adminKey', 'config'],
+    'Model and adapters': [
+      ...(['dtype', 'servedModelName', 'chatTemplate', 'allowLoading', 'maxDownload', 'allow', 'maxAdapters'] as const),
+    ],
+    'Training jobs': ['train', 'trainWhen', ...OF_TRAINING],
+    'Callers and limits': [
+      ...(['keyFile', 'origin', 'allowedHost', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSeconds'] as const),
+      'drainSeconds',
+    ],
+    'Device and output': [
+      ...(['device', 'threads', 'yieldProcessors', 'prefixCache', 'accuracyLevel', 'metricsPort'] as const),
+      ...(['log', 'noPage', 'quiet'] as const),
+    ],
+  },
   options: OPTIONS,
   async run(given, { occurrences }) {
     const values = given.config === undefined ? given : await withConfig(given.config, occurrences)
@@ -111,7 +128,11 @@ export const serve: Command = defineCommand({
     const training =
       train === undefined
         ? undefined
-        : trainingIn(train, { dtype, when: values.trainWhen, graderModels: graderModelsOf(values.grader) })
+        : trainingIn(train, {
+            dtype,
+            when: values.trainWhen,
+            ...Object.fromEntries(OF_TRAINING.map((name) => [name, values[name]])),
+          })
     const log = values.log ?? (process.stdout.isTTY ? 'off' : 'text')
     if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     const resolveAdapter = await resolverOf(values.allowLoading, values.maxDownload)
@@ -204,7 +225,9 @@ async function withConfig(file: string, occurrences: readonly Occurrence[]): Pro
   ).flatMap(([name, value]) => {
     const flag = flagOf(name)
     const named = typeof value === 'object' && value !== null && !Array.isArray(value)
-    const list = named ? Object.entries(value).map((pair) => pair.join('=')) : [value].flat()
+    const pairs = named ? Object.entries(value).map((pair) => pair.join('=')) : []
+    const isRepeatable = (OPTIONS as Options)[name]?.isRepeatable
+    const list = !named ? [value].flat() : isRepeatable ? pairs : [pairs.join(',')]
     return list.filter((item) => item !== false).map((item) => ({ flag, value: item === true ? '' : String(item) }))
   })
   const args = [...inFile.filter(({ flag }) => !given.has(flag)), ...occurrences].map(written)
@@ -251,12 +274,6 @@ function lineOf(entry: RequestEntry): string {
   const first = entry.firstTokenMs === undefined ? '' : ` first ${Math.round(entry.firstTokenMs)} ms`
   const line = `${new Date().toISOString()} ${status} ${method} ${route} ${key} ${model}${tokens}${first} ${Math.round(ms)} ms ${id}`
   return printable(line)
-}
-
-function graderModelsOf(given: readonly string[]): Record<string, string> {
-  const pairs = given.map((text) => /^([^=]+)=(https?:.+)$/.exec(text) ?? [])
-  if (pairs.some(([pair]) => pair === undefined)) throw new UsageError('--grader: write NAME=URL')
-  return Object.fromEntries(pairs.map(([, name, url]) => [name, url]))
 }
 
 /** A source alone has the name of its last part. */

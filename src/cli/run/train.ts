@@ -82,7 +82,7 @@ export const train = defineCommand({
     adapter: text(ADAPTER, 'adapter to train further, in place of a new one'),
     gate: text(
       'FILE',
-      'records that are not trained on: the trained --adapter takes the place of the old one if its mean loss on them is not higher',
+      'records that are not trained on: the trained --adapter takes the place of the old one if its loss on them is surely not higher',
     ),
     sample: repeated('TEXT', 'prompt that the model answers before training, at each evaluation and at the end'),
     model: unlessInFile(text(MODEL, RUNS)),
@@ -273,14 +273,14 @@ async function passGate(
   })
   const difference = models.find(({ name }) => name === 'after')!.differences!.loss
   const { value, low, high } = difference
-  const isReplaced = value <= 0
+  const isReplaced = difference.isNoWorse
   if (isReplaced) await node.saveAdapter(adapter, folder)
   const interval = low === null || high === null ? '' : ` (95 %: ${low.toFixed(4)} to ${high.toFixed(4)})`
   const fact = `the loss on ${records} held-out records changed by ${value.toFixed(4)}${interval}`
   say(
     isReplaced
       ? `${colors.bold(folder)} was replaced: ${fact}.`
-      : `${colors.bold(folder)} stays as it was: ${fact}, which is worse.`,
+      : `${colors.bold(folder)} stays as it was: ${fact}, and not surely down: the whole interval must be at or below 0.`,
   )
   if (json) printDocument({ ...report, gate: { records, difference, isReplaced }, out: folder })
   return 0

@@ -197,7 +197,7 @@ async function work(): Promise<void> {
 /** Compares the result with another adapter, or with the base, on the validation file. */
 async function judge({ metric, before }: { metric: string; before?: string }): Promise<void> {
   const { model, dtype, evalData, task, taskOptions, maxLength, chatTemplate, threads } = settings
-  const { models, lowerIsBetter } = await evaluate({
+  const { models } = await evaluate({
     ...{
       model,
       dtype,
@@ -217,8 +217,7 @@ async function judge({ metric, before }: { metric: string; before?: string }): P
     const expected = Object.keys(differences).join(', ')
     throw new ConfigError({ where: 'gate.metric', what: 'there is no such metric', expected, got: metric })
   }
-  const { value, low, high } = differences[metric]
-  const isPassed = lowerIsBetter.includes(metric) ? high !== null && high <= 0 : low !== null && low >= 0
+  const { value, low, high, isNoWorse: isPassed } = differences[metric]
   await tell({ kind: 'judged', value, low, high, isPassed })
 }
 

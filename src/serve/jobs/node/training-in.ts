@@ -38,33 +38,34 @@ export interface TrainingOptions {
    */
   readonly threads?: number | undefined
   /**
-   * What answers for the models that graders of `reinforcement` name: the address of a server with OpenAI's API, up to
-   * /v1. Their key is LOWRANK_GRADER_KEY. Default: no model judges.
+   * The models that graders of jobs name, with the address of a server for each, up to /v1. LOWRANK_GRADER_KEY is their
+   * key.
+   * @flag NAME=URL,…
    */
   readonly graderModels?: Readonly<Record<string, string>> | undefined
   /**
-   * The most bytes of a file. Default: 512 MiB.
+   * The most bytes of an uploaded file. Default: 512 MiB.
    * @range an integer of at least 1
    */
   readonly maxFileBytes?: number | undefined
   /**
-   * The most bytes of all files of one owner. Default: 8 GiB.
+   * The most bytes of all uploaded files of one owner. Default: 8 GiB.
    * @range an integer of at least 1
    */
   readonly maxOwnerBytes?: number | undefined
   /**
-   * Days after which files and stored completions go. Default: they stay.
+   * Days after which uploaded files and stored chats are deleted. Default: they stay.
    * @range a finite number above 0
    */
   readonly retentionDays?: number | undefined
   /**
-   * The most jobs of one owner that have not ended.
+   * The most training jobs of one owner that have not ended.
    * @range an integer of at least 1
    * @default 32
    */
   readonly maxJobs?: number | undefined
   /**
-   * The most stored completions of one owner. Of more, the oldest goes.
+   * The most stored chats of one owner. If there are more, the oldest is deleted.
    * @range an integer of at least 1
    * @default 10000
    */
