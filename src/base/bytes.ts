@@ -211,10 +211,7 @@ export class MemoryDirectory implements Directory {
   }
 }
 
-/**
- * Splits a file name into its parts. Names also come from files (the shards of an index, the location of an ONNX
- * tensor), so a name that leads out of the folder is refused.
- */
+/** Splits a file name. Names come from files too (shards, locations of tensors): none may lead out of the folder. */
 export function splitName(name: string, directory: string): string[] {
   const parts = name.split('/')
   if (parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]|^[a-z]:/i.test(part))) return parts
@@ -370,10 +367,7 @@ export async function writeTogether<T>(
   return directory.together === undefined ? write(directory) : directory.together(write, isNew)
 }
 
-/**
- * The largest JSON file that is read. The largest known tokenizer.json has 35 MB, and parsing takes about ten times as
- * much memory.
- */
+/** The largest JSON file to read. The largest known tokenizer.json has 35 MB; parsing takes ten times the memory. */
 const MAX_JSON_BYTES = 1 << 28
 
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
@@ -402,10 +396,7 @@ export async function readJsonIfThere(directory: Directory, path: string): Promi
   return (await directory.has(path)) ? readJson(directory, path) : undefined
 }
 
-/**
- * Reads an object from a JSON file. Returns undefined if the file does not exist, and an empty object if it contains
- * anything else or cannot be read.
- */
+/** Reads a JSON object. Undefined if the file does not exist; empty if it holds anything else or cannot be read. */
 export async function readLeniently(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
   try {
     const value = await readJsonIfThere(directory, path)
@@ -416,9 +407,7 @@ export async function readLeniently(directory: Directory, path: string): Promise
   }
 }
 
-/**
- * Returns the result of `use` for a file's text. If `use` throws SyntaxError, this throws FormatError with the path.
- */
+/** Returns the result of `use` for a file's text. If `use` throws SyntaxError, throws FormatError with the path. */
 export async function withText<T>(
   directory: Directory,
   path: string,

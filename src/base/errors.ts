@@ -176,9 +176,7 @@ export interface SerializedError {
   details: ErrorDetails | undefined
 }
 
-/**
- * Turns an error into a plain object that structured cloning keeps. The cause is left out, because it may be anything.
- */
+/** Turns an error into a plain object for structured cloning, without the cause, which may be anything. */
 export function serializeError(error: unknown): SerializedError {
   if (error instanceof LowrankError) {
     const { code, name, message, stack, where, what, expected, got, hint } = error

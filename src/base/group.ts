@@ -19,10 +19,7 @@ export function commonLength(a: ArrayLike<unknown>, b: ArrayLike<unknown>): numb
   return length
 }
 
-/**
- * Returns the first index below `count` for which `holds` is true, or `count` if there is none. If it is true for an
- * index, it must be true for all later indices (binary search).
- */
+/** Binary search: the first index below `count` for which `holds` is true, and stays true; `count` if none. */
 export function firstOf(count: number, holds: (index: number) => boolean): number {
   let [low, high] = [0, count]
   while (low < high) {

@@ -15,10 +15,7 @@ export interface Kind {
   accepts(value: unknown): boolean
 }
 
-/**
- * Maps each option to the values that it accepts. Tables import no types, because the files of the types import the
- * tables.
- */
+/** Option → the values that it accepts. Imports no types: the files of the types import the tables. */
 export type OptionTable = Readonly<Record<string, Kind>>
 
 export function kind(expected: string, accepts: (value: unknown) => boolean): Kind {
@@ -73,10 +70,7 @@ export function hasMethods(value: unknown, ...methods: readonly (string | symbol
 const RANGE =
   /^(a number|a finite number|an integer|a safe integer)(?: of at least (-?[\d.]+)| above (-?[\d.]+)| in ([[(])(.+), (.+)([\])]))?(, or Infinity)?$/
 
-/**
- * Makes a kind from a description such as `a safe integer`, `a finite number above 0` or `a number in (0, 1]`. NaN is
- * never accepted.
- */
+/** Makes a kind from words such as `a safe integer` or `a number in (0, 1]`. NaN is never accepted. */
 export function ranged(expected: string): Kind {
   const [, noun, least, above, open, from, to, close, orInfinity] = RANGE.exec(expected) ?? []
   if (noun === undefined) throw new Error(`not a range: ${expected}`)

@@ -49,10 +49,7 @@ export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
   return { data, shape: [rows, columns] }
 }
 
-/**
- * Copies nested arrays into an f64 matrix, or returns a Matrix as it is. Throws ShapeError for anything else, which
- * callers without types may pass.
- */
+/** Copies nested arrays into an f64 matrix, or returns a Matrix as it is. Throws ShapeError for anything else. */
 export function toMatrix(value: MatrixLike, where: string): Matrix {
   return Array.isArray(value) ? fromRows(value, where) : checkedMatrix(value as Matrix, where)
 }

@@ -6,9 +6,7 @@ import { interruptedBy } from './show/interrupt.js'
 
 const args = process.argv.slice(2)
 let outputError: NodeJS.ErrnoException | undefined
-/**
- * The exit code if an output failed. If the reader of our output closes early, such as `head`, that is not an error.
- */
+/** The exit code if an output failed. A reader that closes our output early, such as `head`, is no error. */
 const outputExit = (): number | undefined =>
   outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, commandIn(args)))
 

@@ -291,10 +291,7 @@ function questionOf(
   })
 }
 
-/**
- * Returns the models to compare, each with the task for its labels: the adapters, and before them the base, if it has a
- * head for the task's labels.
- */
+/** The models to compare, each with the task for its labels: the base, if it has a head for them, and the adapters. */
 async function contendersOf(
   model: Model,
   task: Task,
@@ -514,9 +511,7 @@ interface Measured {
   readonly seconds: number
 }
 
-/**
- * Makes an adapter that changes nothing, to evaluate the base. Returns undefined if the base has no head for the task.
- */
+/** An adapter that changes nothing, to evaluate the base. Undefined if the base has no head for the task. */
 async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undefined> {
   if (head?.isNew) return undefined
   const adapter = new LoraAdapter({ targetModules: [], modulesToSave: head?.modulesToSave ?? [] })

@@ -15,10 +15,7 @@ export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'
 export interface WriteSettings extends ToolRun {
   readonly dtype: ConvertedDtype
   readonly base: Place | undefined
-  /**
-   * The layers as the graph of the base names and stores them, for formats that name inputs of a graph. The result is
-   * undefined if the base has no graph.
-   */
+  /** The layers as the base's graph names and stores them. The result is undefined if the base has no graph. */
   readonly graphFactors?: ((adapter: LoraAdapter) => Promise<readonly NamedFactors[] | undefined>) | undefined
 }
 
@@ -40,9 +37,7 @@ export interface ExchangeFormat {
   write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
 }
 
-/**
- * Throws for a part that the format cannot hold, and says what to do. `format` is a phrase such as `a GGUF adapter`.
- */
+/** Throws for a part that the format cannot hold, and says what to do. `format`: such as `a GGUF adapter`. */
 export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], format: string): void {
   requireUnchangedBase(adapter, format)
   const unhandled = unhandledPart(adapter, held)

@@ -4,10 +4,7 @@
 /** Types of models by the `model_type` of their config.json. */
 export type ModelTypes = Readonly<Record<string, ModelType>>
 
-/**
- * The ways in which a family differs from most models. Names of modules are endings of whole names, such as
- * `mlp.down_proj`.
- */
+/** How a family differs from most models. Names of modules are endings, such as `mlp.down_proj`. */
 export interface ModelType {
   /** Rules from names of older versions of transformers to today's, applied one after the other. */
   readonly spellings?: readonly Spelling[]
@@ -64,9 +61,7 @@ export interface HeadLayer {
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
   /** The number of outputs. Default: as many as inputs; for the last layer, as many as labels. */
   readonly width?: number
-  /**
-   * Whether transformers computes it before the mean over the rows. Without activation, it may also follow the mean.
-   */
+  /** Whether it is computed before the mean over the rows. Without activation, it may also follow the mean. */
   readonly isOfEach?: boolean
 }
 

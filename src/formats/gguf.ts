@@ -142,9 +142,7 @@ function aligned(bytes: number): number {
   return Math.ceil(bytes / ALIGNMENT) * ALIGNMENT
 }
 
-/**
- * Q8_0 as ggml's reference code writes it: 32 values share the scale max|x|/127 in f16, and halves round away from 0.
- */
+/** Q8_0 as ggml's reference code writes it: 32 values share max|x|/127 in f16; halves round away from 0. */
 export function encodeGguf(values: Float32Array, dtype: GgufFloat): Uint8Array {
   if (dtype !== 'q8_0') return encodeFloats(values, dtype)
   const blocks = values.length / BLOCK

@@ -24,9 +24,7 @@ const ROOT = 8
 const VTABLE_BYTES = 12
 const TABLE_BYTES = 20
 
-/**
- * Writes the file; the caller commits the sink. Throws UnsupportedError if the file would have 2 GiB or more.
- */
+/** Writes the file; the caller commits the sink. Throws UnsupportedError if it would have 2 GiB or more. */
 export async function writeOnnxAdapter(
   sink: ByteSink,
   tensors: readonly OnnxAdapterTensor[],

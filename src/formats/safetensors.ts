@@ -42,10 +42,7 @@ export interface SafetensorsFile {
   readonly metadata: Readonly<Record<string, string>>
 }
 
-/**
- * Reads and checks the header. Throws FormatError if the header or a range is wrong, if tensors overlap or leave holes,
- * or if the file is longer or shorter than its tensors.
- */
+/** Reads the header. Throws FormatError if it is wrong, or if tensors overlap, leave holes or miss the file's end. */
 export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
   const where = source.name
   const header = await readHeader(source)
@@ -186,10 +183,7 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
   }
 }
 
-/**
- * Reads a tensor of floats into a new array; fp64 is rounded to f32. Throws FormatError if the file has no such tensor,
- * and UnsupportedError for other types.
- */
+/** Reads floats as f32, fp64 too. FormatError: no such tensor; UnsupportedError: another type. */
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
   if (info === undefined) {

@@ -33,9 +33,7 @@ const WHOLE_BYTES = 64 << 20
 const SAMPLES = { large: 256, small: 4 }
 const SAMPLE_BYTES = 64 << 10
 
-/**
- * Computes a digest of weights, in the graph's order. Large files are sampled, so that small changes can go unnoticed.
- */
+/** Computes a digest of weights, in the graph's order. Large files are sampled: small changes can go unnoticed. */
 export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
   const hash = new Hash()
   let left = WHOLE_BYTES

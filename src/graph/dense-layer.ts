@@ -23,7 +23,6 @@ const ACTIVATIONS: Readonly<Record<string, (value: number) => number>> = {
   Sigmoid: (value) => 1 / (1 + Math.exp(-value)),
 }
 
-/** Throws UnsupportedError for a module that lowrank cannot compute. */
 export async function openDense(directory: Directory, path: string): Promise<DenseLayer> {
   const where = `${directory.name}/${path}`
   const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))

@@ -45,9 +45,7 @@ export function chooseCopies({ weights, total }: MemoryNeed, limits: readonly Me
   return isLarge ? SOME_COPIES : Number.POSITIVE_INFINITY
 }
 
-/**
- * Logits are computed whole if they take at most `whole` bytes in a usual run, else in blocks of at most `block` bytes.
- */
+/** Logits of up to `whole` bytes in a usual run are computed whole, others in blocks of at most `block` bytes. */
 export const LOGIT_BYTES = { whole: 2 ** 26, block: 2 ** 26 }
 const USUAL_ROWS = 256
 

@@ -18,10 +18,7 @@ import {
 import type { SessionModel } from '../runtime/runtime.js'
 import { valueInfo } from './inject/inject.js'
 
-/**
- * On a file system, names the weights by real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's
- * cache). Elsewhere, passes their content.
- */
+/** On a file system, weights get real paths: ONNX Runtime refuses links (the Hub's cache). Elsewhere, their content. */
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
   const external = tensorsOf(proto).filter(isExternal)
   const used = [...new Set(external.map((tensor) => weightRange(tensor, model.name).location))]

@@ -50,10 +50,7 @@ export function followRun(
   })
 }
 
-/**
- * Returns the caller's functions, each followed by a call of `tell`. Values that are not functions are passed on as
- * they are: `train` refuses them.
- */
+/** The caller's functions, each followed by `tell`. Other values stay as they are: `train` refuses them. */
 function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () => boolean): unknown {
   if (on !== undefined && !isObject(on)) return on
   const listeners = (on ?? {}) as TrainEvents

@@ -181,10 +181,7 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   })
 }
 
-/**
- * Returns paths, ids, URLs and graders for the file that can repeat the run, or undefined if the model or the data came
- * from memory, or they have a function or a session.
- */
+/** What the file holds to repeat the run. Undefined if a source is in memory, a function or a session. */
 function sourcesOf(options: TrainOptions): RunSources | undefined {
   const { model, dtype, data, evalData, teacher, rewards, graderModels, onTurn } = options
   const trained = named(data)

@@ -150,9 +150,7 @@ function parseUrl(text: string, where: string, endpoint: string | undefined): Pa
   return parseHub(`${owner}/${name}@${tail.map((part) => decoded(part) ?? part).join('/')}`, text, where)
 }
 
-/**
- * True if the text can be a model's id, `org/name` or `name`. Strict, because it becomes part of paths and addresses.
- */
+/** True for a model's id, `org/name` or `name`. Strict, because it becomes part of paths and addresses. */
 export function isId(text: string): boolean {
   const parts = text.split('/')
   return (

@@ -58,16 +58,11 @@ export interface MergeResult {
  */
 export interface MergeKernel {
   readonly name: string
-  /**
-   * The chunk's bytes: before `merge` the base's, after it the merged ones. `begin` and `merge` may replace the array.
-   */
+  /** The chunk's bytes: the base's, after `merge` the merged ones. `begin` and `merge` may replace the array. */
   readonly chunk: Uint8Array
   /** Makes room for the right factor (rank, columns) of the next chunks. `rank` is the sum over all terms. */
   begin(rank: number, columns: number, precision: FactorPrecision): void
-  /**
-   * Copies in a block of the right factor: of A, or of Bᵀ for a weight stored as (k, d). Returns whether all values are
-   * finite.
-   */
+  /** Copies in a block of the right factor: A, or Bᵀ for a weight (k, d). Returns whether all values are finite. */
   putRight(block: RightBlock): boolean
   merge(job: MergeJob): MergeResult
 }

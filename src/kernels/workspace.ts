@@ -102,9 +102,7 @@ export class Workspace {
     for (let i = 0; i < rows; i++, start += stride, at += columns) to.set(from.subarray(start, start + columns), at)
   }
 
-  /**
-   * Copies a block of C in or out; its rows are padded to whole tiles. Returns how many elements it takes.
-   */
+  /** Copies a block of C in or out; its rows are padded to whole tiles. Returns how many elements it takes. */
   moveC(rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
     const c = this.elements(matrix)
     const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)

@@ -88,9 +88,7 @@ function accumulate({ reflectors, taus }: ReturnType<typeof tridiagonal>, n: num
   return result
 }
 
-/**
- * Turns the tridiagonal matrix (`d`, `e`) into a diagonal one by rotations, and rotates the rows of `vectors` along.
- */
+/** Makes the tridiagonal (`d`, `e`) diagonal by rotations, which also turn the rows of `vectors`. */
 function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | undefined): void {
   const n = d.length
   let largest = 0
@@ -108,10 +106,7 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | un
   }
 }
 
-/**
- * One pass of the QL algorithm, with the names of EISPACK's imtql2. The shift is the eigenvalue of the first two rows
- * that is nearer to the first diagonal element.
- */
+/** A pass of EISPACK's imtql2. The shift: the eigenvalue of the first two rows nearer to the first diagonal element. */
 function qlPass(
   d: Float64Array,
   e: Float64Array,

@@ -28,10 +28,7 @@ const SMALL_VALUES = 1 << 20
 /** If less than this share of the energy is missing, the rest is rounding error of f32. */
 const NEGLIGIBLE = 1e-9
 
-/**
- * u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is at most a percent above the smallest possible, usually far
- * less.
- */
+/** u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is at most a percent above the smallest, usually less. */
 export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0): Promise<Svd> {
   const [d, k] = matrix.shape
   if (Math.min(d, k) <= SMALL_SIDE && d * k <= SMALL_VALUES) return truncated(svd(await gathered(matrix)), rank)

@@ -56,10 +56,7 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
   readonly resume?: Directory | undefined
 }
 
-/**
- * What the caller of `open` adds to the options: the platform's memory limits and folders, or the task of another
- * training.
- */
+/** Added by the caller of `open`: the platform's memory limits and folders, or another training's task. */
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean

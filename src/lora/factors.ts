@@ -65,10 +65,7 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
   return new Factors(weightA, weightB, true, vectors, base)
 }
 
-/**
- * Returns W − s·B₀·A₀ if the init subtracts it, else W itself. Throws UnsupportedError if B₀·A₀ cannot be computed from
- * W alone (pissa-niter-N, lora-ga, corda).
- */
+/** W − s·B₀·A₀ if the init subtracts it, else W. Throws if W alone is not enough (pissa-niter-N, lora-ga, corda). */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight
   if (!isComputedFromBase(config.init)) {
@@ -101,10 +98,7 @@ export function checkRank(shape: readonly [number, number], { rank }: LoraConfig
   }
 }
 
-/**
- * Copies a layer's vectors in the precision of its factors. Throws ConfigError if a vector is given that the config
- * does not have, or the other way round.
- */
+/** Copies a layer's vectors in its factors' precision. Throws ConfigError unless config and vectors agree. */
 export function layerVectors(
   { weightA, weightB, vectors }: Factors,
   { useDora, loraBias }: LoraConfig,

@@ -63,10 +63,7 @@ export interface ReplacementView<T extends Shaped> {
   readonly module: string
   /** The tensor's name in the adapter's file. It can differ from the base's name if other parts wrap the module. */
   readonly key: string
-  /**
-   * False if the tensor is only a copy of the base's, saved because the vocabulary was resized or the embedding is
-   * adapted.
-   */
+  /** False for a mere copy of the base's tensor, saved for a resized vocabulary or an adapted embedding. */
   readonly isTrained: boolean
   readonly tensors: { readonly weight: T }
 }
@@ -114,9 +111,7 @@ export function trainableParams(part: PartView): number {
   }, 0)
 }
 
-/**
- * What the outputs of a head are: scores of labels that exclude each other, scores of separate labels, or quantities.
- */
+/** A head's outputs: scores of labels that exclude each other, scores of separate labels, or quantities. */
 export type ProblemType = (typeof PROBLEM_TYPES)[number]
 
 export const PROBLEM_TYPES = ['single_label_classification', 'multi_label_classification', 'regression'] as const
@@ -125,10 +120,7 @@ export function notFinite(location: string): NumericError {
   return new NumericError({ where: location, what: 'holds a value that is not finite' })
 }
 
-/**
- * Returns the name of the part that replaces rows of an embedding. It differs from the name of the embedding, which can
- * be a part too.
- */
+/** The part that replaces rows of an embedding: another name, because the embedding can be a part too. */
 export function rowsName(module: string): string {
   return `${module}[tokens]`
 }

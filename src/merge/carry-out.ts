@@ -13,17 +13,12 @@ import { ChunkMerger, type ChunkSource } from './weight.js'
 /** Threads that share the chunks of a merge. The sources and the output must be files of this machine. */
 export interface MergeThreads {
   open(sources: readonly ByteSource[], isReproducible: boolean): Promise<ChunkSource[]>
-  /**
-   * Runs the loop of this thread and of the other threads, which share a counter. Returns the changes of the others.
-   */
+  /** Runs the loop of all threads, which share a counter. Returns the changes of the others. */
   run(segments: readonly Segment[], sink: ByteSink, loop: (counter: Int32Array) => Promise<void>): Promise<ChangeSums>
   write(sink: ByteSink, bytes: Uint8Array, offset: number): Promise<void>
 }
 
-/**
- * Writes all files of a plan. If the folder can, they appear together; else files that name other files are written
- * last.
- */
+/** Writes a plan's files: together if the folder can, else files that name other files last. */
 export async function carryOut(
   merge: OpenMerge,
   out: Directory,

@@ -42,9 +42,7 @@ export async function resultFiles(
   return { ...found, warnings }
 }
 
-/**
- * An adapter's tokenizer is taken if it has tokens that the base's tokenizer lacks, or ends texts with another token.
- */
+/** An adapter's tokenizer is taken if the base's lacks tokens of it, or ends texts with another token. */
 async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], vocabulary: number | undefined) {
   const files: ResultFile[] = []
   const warnings: string[] = []

@@ -54,10 +54,7 @@ export interface ChunkSource {
 
 export class ChunkMerger {
   readonly #kernel: MergeKernel
-  /**
-   * A merger for each window of a weight, which is a range of columns with its own layers. Each merger has its own
-   * kernel, which keeps the right factor of the window.
-   */
+  /** A merger, with its kernel and right factor, for each window: a range of columns with its own layers. */
   readonly #inner: ChunkMerger[] = []
   /** Memory for base bytes that are not computed in the kernel's memory. */
   #outside = new Uint8Array()
@@ -117,10 +114,7 @@ export class ChunkMerger {
     return factorValues(factor, bytes, base)
   }
 
-  /**
-   * Reads the factors for some rows. The columns of B for the experts are interleaved, so B is read whole, once for
-   * consecutive experts.
-   */
+  /** Reads the factors for some rows. Experts' columns of B are interleaved: B is read whole, once for neighbors. */
   async #readFactors(weight: WeightPlan, row: number, rows: number): Promise<void> {
     const isNew = weight !== this.#current?.weight
     const current = isNew || this.#current === undefined ? this.#open(weight) : this.#current
@@ -395,10 +389,7 @@ export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[]
   return ranges
 }
 
-/**
- * Returns the blocks of the left factor for rows of a weight: rows of B (d, r), or columns of A (r, k) if the weight is
- * stored as (k, d).
- */
+/** The left factor's blocks for rows of a weight: rows of B (d, r), or columns of A (r, k) if it is (k, d). */
 export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
   if (!isInputMajor) return rowRanges(b, row, rows)
   return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)

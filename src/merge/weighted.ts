@@ -26,9 +26,7 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
   })
 }
 
-/**
- * Refuses a weight, or unmerging, for parts that are not sums: only a sum can be weighted, or undone without the base.
- */
+/** Refuses a weight, or unmerging, for parts that are not sums: those cannot be weighted, or undone alone. */
 export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'tensors'>[], weight: number): void {
   if (weight === 1) return
   for (const { name, tensors } of parts) {

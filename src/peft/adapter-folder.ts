@@ -74,10 +74,7 @@ function savedTokens(adapter: LoraAdapter): LoraConfig['trainableTokenIndices'] 
   return Object.fromEntries(rows.map(({ module, indices }) => [module, indices]))
 }
 
-/**
- * Returns the config's target_modules if they match all layers, else the layers' names. `all-linear` is replaced with
- * names, as in PEFT.
- */
+/** The config's target_modules if they match all layers, else the layers' names, as for `all-linear` in PEFT. */
 function savedTargets(config: LoraConfig, names: readonly string[]): readonly string[] | string {
   const modules = isAllLinear(config.targetModules)
     ? [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()

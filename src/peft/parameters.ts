@@ -122,10 +122,7 @@ export function takeParameters(
   return { parts, problems }
 }
 
-/**
- * Says whether a key that looks like a linear layer's belongs to a parameter: target_parameters may name the module, or
- * only the parameter.
- */
+/** Whether a linear layer's key is of a parameter: target_parameters may name the module, or only the parameter. */
 function isParameter(
   module: string,
   tensors: FoundFactors['tensors'] | undefined,

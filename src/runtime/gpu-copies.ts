@@ -3,9 +3,7 @@
 import type { RuntimeError } from '../base/errors.js'
 import { type RuntimeTensor, type TensorType, withoutFloat16Array } from './runtime.js'
 
-/**
- * The types of tensors that can stay on the GPU, with ONNX's numbers. Integers may be shapes, which the CPU computes.
- */
+/** Types that can stay on the GPU, with ONNX's numbers. Integers may be shapes, which the CPU computes. */
 const GPU_TYPES: Partial<Record<string, number>> = { float32: 1, float16: 10 }
 
 interface GpuSession {

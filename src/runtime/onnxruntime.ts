@@ -156,9 +156,7 @@ function runError(cause: unknown): RuntimeError {
   })
 }
 
-/**
- * How many held feeds keep their copies on the GPU. ONNX Runtime does not free them, and fails at exit if any are left.
- */
+/** Held feeds that keep GPU copies. ONNX Runtime does not free them, and fails at exit if any are left. */
 const KEPT_COPIES = 4
 
 class WrappedSession implements RuntimeSession {

@@ -135,10 +135,7 @@ const MAX_BEHIND = 4 << 20
 export interface Events {
   /** An event with a `type` gets it as its name. */
   send(event: object): void
-  /**
-   * Resolves once the caller has left fewer than MAX_BEHIND bytes unread, so that an event of any size can be sent, or
-   * once the request is aborted.
-   */
+  /** Resolves once the caller has left less than MAX_BEHIND bytes unread, or the request is aborted. */
   room(): Promise<void>
 }
 

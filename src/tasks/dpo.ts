@@ -231,10 +231,7 @@ function textsOf({ prompt, chosen, rejected }: Fields, where: string): ParsedRec
   })
 }
 
-/**
- * Counts the characters that both texts begin with. A space at the end belongs to the answers, and if the texts are
- * equal, so does the last letter, as in TRL.
- */
+/** Characters that both texts begin with. A last space, and the last letter of equal texts, are the answers' own. */
 function sharedText([a, b]: readonly string[]): number {
   const length = Math.min(commonLength(a, b), a.length - 1, b.length - 1)
   if (a[length] !== b[length] && a[length - 1] === ' ') return length - 1

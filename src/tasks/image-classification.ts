@@ -28,10 +28,7 @@ export interface ImageExample extends Labeled {
   readonly pixels: Uint8Array
 }
 
-/**
- * Trains adapters for image classification. PEFT has no task_type for pictures, but its model without a type accepts
- * any inputs.
- */
+/** PEFT has no task_type for pictures, but its model without a type accepts any inputs. */
 export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions> = {
   name: 'image-classification',
   peftType: undefined,

@@ -30,14 +30,9 @@ export interface JudgedExample {
   /** The prompt with its answer. */
   readonly text: Example
   readonly isWanted: boolean
-  /**
-   * All tokens of the answer, even if `text` is cut before its end. The prompt of the next example gets them as its
-   * mismatched answer.
-   */
+  /** The whole answer, even if `text` is cut: the prompt of the next example gets it as its mismatch. */
   readonly answer: Int32Array
-  /**
-   * The largest number of tokens of this prompt together with its mismatched answer. An answer that is longer is cut.
-   */
+  /** The most tokens of this prompt with its mismatched answer. A longer answer is cut. */
   readonly limit: number
   readonly before?: Two
 }
@@ -57,10 +52,7 @@ export interface KtoOptions extends Pick<DpoOptions, 'beta'> {
   readonly undesirableWeight?: number | undefined
 }
 
-/**
- * Inputs for each example: ln(probability), before training, of the answer and of the mismatched answer; ±1; and the
- * weight.
- */
+/** For each example: ln(probability) before training of answer and mismatched answer; ±1; the weight. */
 const OWN_BEFORE = 'loss/own_before'
 const OTHER_BEFORE = 'loss/other_before'
 const SIGN = 'loss/sign'

@@ -85,10 +85,7 @@ export function severalMetrics(
   return { accuracy: right / truth.length, f1: known.reduce((sum, score) => sum + score, 0) / known.length, scores }
 }
 
-/**
- * Computes ROC AUC: the chance that a record with the label has a higher score than a record without it. Ties count
- * half, as in scikit-learn.
- */
+/** ROC AUC: how likely a record with the label scores above a record without it. Ties count half. */
 export function areaUnderCurve(truth: readonly boolean[], scores: readonly number[]): number {
   const order = [...scores.keys()].sort((a, b) => scores[a] - scores[b])
   let [sum, below] = [0, 0]

@@ -174,19 +174,13 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly problemType?: ProblemType
   /** Warnings about the examples, before they are trained on. */
   readonly warnings?: readonly string[]
-  /**
-   * How adapters of this model are run if PEFT's class for the task's type cannot run them. Their folder then has no
-   * type, so that PEFT uses its plain class.
-   */
+  /** How adapters run if PEFT's class for the task cannot: their folder has no type, so PEFT takes its plain class. */
   readonly plainUse?: TaskUse | undefined
   /** Throws DataError for an evaluation example whose target the training data does not have. */
   checkEvaluation?(example: Example): void
   /** Rows of a run for each example. Default 1. */
   readonly rowsOfExample?: number
-  /**
-   * Whether an example is compared with its neighbors in the data: batches then keep the order of the data and have at
-   * least two examples. Default false.
-   */
+  /** Examples are compared with neighbors: batches keep the data's order and have at least two. Default false. */
   readonly needsNeighbors?: boolean
   /** Tokens of an example. Examples of similar cost run together. */
   cost(example: Example): number
@@ -198,10 +192,7 @@ export interface OpenTask<Example = unknown> extends Objective {
    * @param length the padded length: at least the largest cost
    */
   collate(examples: readonly Example[], length: number): Feeds
-  /**
-   * The divisor of the examples' loss. The runs of a step add up their divisors, so that accumulation changes no
-   * result.
-   */
+  /** The divisor of the examples' loss. A step's runs add theirs up, so accumulation changes no result. */
   normalizer(examples: readonly Example[]): number
   /**
    * Computes the loss of a whole step, for tasks that compare examples of different runs. The step then takes two

@@ -18,10 +18,7 @@ export const SIDES = 2
 
 export type Two = readonly [number, number]
 
-/**
- * What DPO and KTO compute for examples of two answers. `before` of an example: ln(probability) of both answers before
- * the first step.
- */
+/** DPO and KTO: examples of two answers. `before`: ln(probability) of both before the first step. */
 export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES
@@ -63,10 +60,7 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     return predictedRows(outputs).map(([first, second]): Two => [-first, -second])
   }
 
-  /**
-   * Returns −ln(probability) of the answers of each side, (n, 1). In a graph without gradients these values are also
-   * the predictions, side by side.
-   */
+  /** −ln(probability) of each side's answers, (n, 1); without gradients also the predictions, side by side. */
   protected losses(graph: ObjectiveGraph): Value[] {
     const { g } = graph
     const { choice, targets } = chooseTargets(graph)

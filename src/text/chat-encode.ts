@@ -71,10 +71,7 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
   return { ...result, notes }
 }
 
-/**
- * Returns shorter forms of the chat, longest first: each begins at a later message of the user, after the system
- * messages.
- */
+/** Shorter forms, longest first: each begins at a later message of the user, after the system messages. */
 function shorterChats(chat: Chat): Chat[] {
   const { messages, learnFrom } = chat
   const system = messages.findIndex(({ role }) => role !== 'system' && role !== 'developer')
@@ -85,10 +82,7 @@ function shorterChats(chat: Chat): Chat[] {
   })
 }
 
-/**
- * Finds the first option for which `read` returns a value. All later options must have values too. Searches from a
- * guess in growing steps, then by halving.
- */
+/** The first option for which `read` gives a value, as for all later ones: growing steps, then halving. */
 function longest<Option, Value>(
   options: readonly Option[],
   read: (option: Option) => Value | undefined,
@@ -108,9 +102,7 @@ function longest<Option, Value>(
   return found
 }
 
-/**
- * How many answers are rendered to find out the form of a long chat: rendering up to each answer takes quadratic time.
- */
+/** Answers that are rendered to see the form of a long chat: rendering up to each takes quadratic time. */
 const SHOWN_ANSWERS = 32
 
 interface AnswerTexts {
@@ -184,10 +176,7 @@ export function answerTexts(
   return { texts, notes }
 }
 
-/**
- * Returns the indices of the answers to learn, which are not part of the prompt, do not have weight 0 and are not
- * empty.
- */
+/** Indices of the answers to learn: not in the prompt, without weight 0, not empty. */
 function answersToLearn(
   { messages, learnFrom, tools }: Chat,
   template: ChatTemplate,

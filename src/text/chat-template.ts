@@ -56,10 +56,7 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
   return tokens
 }
 
-/**
- * Puts the variables that an adapter was trained with into the template, as defaults, so that it is rendered with the
- * same variables later.
- */
+/** Puts the variables of an adapter's training into its template, as defaults, for later renderings. */
 export function recordTemplate(text: string, args: Readonly<Record<string, unknown>> = {}): string {
   const named = Object.entries(args).filter(([name]) => /^[A-Za-z_]\w*$/.test(name))
   const lines = named.map(([name, value]) => {

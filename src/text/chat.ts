@@ -103,9 +103,7 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   return { given, answers }
 }
 
-/**
- * Parses a call's arguments if they are JSON text, as in OpenAI's format: templates turn objects into JSON themselves.
- */
+/** Parses a call's arguments if they are JSON text (OpenAI): templates turn objects into JSON themselves. */
 export function withArgumentObjects<Message extends MessageOfParts>(message: Message): Message {
   const calls = Array.isArray(message.tool_calls) ? message.tool_calls : []
   const read = calls.map(withObject)
@@ -151,9 +149,7 @@ function toolCall(value: unknown, where: string): object {
   throw new DataError({ where, what: 'not a function call', expected: 'JSON with "name" and "arguments"' })
 }
 
-/**
- * Checks a message and changes it as transformers does: no null fields, reasoning under both names, text in one piece.
- */
+/** Changes a message as transformers does: no null fields, reasoning under both names, text in one piece. */
 function checkMessage(message: unknown, where: string): ChatMessage {
   if (typeof message !== 'object' || message === null || Array.isArray(message)) {
     throw new DataError({ where, what: 'not a message', expected: 'an object with "role" and "content"' })

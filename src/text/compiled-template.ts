@@ -112,16 +112,11 @@ const MAX_TEMPLATE_LENGTH = 1_000_000
 /** The library's search for tags takes quadratic time in the length of white space. */
 const LONG_SPACE = /\s{301}/
 
-/**
- * The most work of one rendering, in evaluated expressions: a few seconds. A chat of 1500 turns needs a tenth of it.
- */
+/** The most evaluated expressions of one rendering: a few seconds. A chat of 1500 turns needs a tenth. */
 const MAX_WORK = 1 << 21
 /** The cost of a round of a loop, for which the library makes two scopes and nine variables. */
 const STEPS_PER_ROUND = 8
-/**
- * The most characters of a text, or the largest size of a list or object: its elements and everything nested in them,
- * texts by their characters.
- */
+/** The most characters of a text, or size of a list or object with all that is nested in it. */
 const MAX_SIZE = 1 << 24
 /** How many characters an operator copies, or a filter makes, in the time of one expression. */
 const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]
@@ -174,9 +169,7 @@ function compileJinja(library: Jinja, template: string): CompiledTemplate {
   }
 }
 
-/**
- * Runs programs in the library's interpreter with limits: a stranger's template could loop for hours or fill memory.
- */
+/** Runs programs with limits: a stranger's template could loop for hours or fill memory. */
 function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node, variables: object) => string {
   const now = new Template('{{ strftime_now(format) }}')
   // The library's globals, except that `range` has a limit.

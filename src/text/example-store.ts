@@ -34,10 +34,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
     this.#open = []
   }
 
-  /**
-   * Stores two numbers as the field `before` of an example. The first call takes 8 bytes for every example of the
-   * store.
-   */
+  /** Sets the field `before` of an example. The first call takes 8 bytes for every example of the store. */
   mark(index: number, before: readonly [number, number]): void {
     this.#before ??= new Float32Array(2 * this.length).fill(Number.NaN)
     this.#before.set(before, 2 * index)

@@ -10,10 +10,7 @@ export interface PackedExample extends Example {
 type Source = Pick<readonly Example[], 'length' | 'at'>
 
 export class PackedExamples implements Iterable<PackedExample> {
-  /**
-   * The last example of each row, and for each example the previous example in its row. Counted from 1; 0 stands for
-   * none.
-   */
+  /** Each row's last example, and each example's previous one in its row. Counted from 1; 0: none. */
   readonly #lasts: Int32Array
   readonly #before: Int32Array
   /** The number of tokens in each row. */

@@ -292,9 +292,7 @@ type PlacedToken = Span & { readonly leadingSpaces: number }
 
 type SpanOf = (from: number, to: number) => Span
 
-/**
- * ASCII characters never combine with the character before them, so a text can be cut there and normalized in parts.
- */
+/** ASCII characters never combine with what is before them: a text can be cut there and normalized in parts. */
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
 /**

@@ -41,10 +41,7 @@ export const IGNORED = -100
 /** A tokenized record. */
 export interface Example {
   readonly inputIds: Int32Array
-  /**
-   * labels[i] is the token at position i, not shifted, or IGNORED. The first token is never a target because nothing
-   * predicts it.
-   */
+  /** labels[i]: the token at i, not shifted, or IGNORED. Nothing predicts the first token, so it is no target. */
   readonly labels: Int32Array
 }
 
@@ -130,10 +127,7 @@ export function fieldsOf(value: unknown): string {
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
 }
 
-/**
- * Encodes a prompt and its answer with exactly one eos at the end. Only tokens of the answer are targets. Tokens after
- * the first `most` may be missing.
- */
+/** Prompt and answer with exactly one eos. Only the answer is learned. Tokens after the first `most` may be missing. */
 export function encodeText(prompt: string, answer: string, tokenizer: Tokenizer, eos: number, most?: number): Example {
   const { ids, completionStart } = tokenizer.encodePair(prompt, answer, most)
   let length = ids.length

@@ -58,10 +58,7 @@ interface Chunk {
   readonly words: readonly Span[]
 }
 
-/**
- * Finds the words' tokens by encoding each stretch between spaces alone, which is faster. Returns undefined if the
- * stretches give other tokens than the whole text.
- */
+/** Encodes each stretch between spaces alone, which is faster. Undefined if that gives other tokens. */
 function startsByChunk(
   tokenizer: Tokenizer,
   text: string,

@@ -247,9 +247,7 @@ function checkRanks(name: string, terms: readonly Term[], type: string): void {
   })
 }
 
-/**
- * With c = weight·s, multiplies A by sgn(c)·√|c| and B by √|c| (PEFT's _generalized_task_arithmetic_weighted_adapter).
- */
+/** With c = weight·s: sgn(c)·√|c|·A and √|c|·B (PEFT's _generalized_task_arithmetic_weighted_adapter). */
 function combineFactors(name: string, terms: readonly Term[], at: number, { sum, seed }: CombineWay): FactorPair {
   const factors = terms.map(({ part, change, weight }) => {
     const c = weight * part.scaling

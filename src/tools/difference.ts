@@ -29,9 +29,7 @@ const PIECE_BYTES = 1 << 20
 /** A difference of up to this many values stays in memory, so that its files are read only once. */
 export const KEPT_VALUES = 1 << 24
 
-/**
- * Memory that is used for one pair of tensors after the other. New arrays would stay until the garbage collector runs.
- */
+/** Memory for one pair of tensors after the other: new arrays would stay until garbage is collected. */
 export class DifferenceMemory {
   #sides: readonly Side[] = []
   #kept = new Float32Array()
@@ -72,10 +70,7 @@ interface Side {
   readonly values: Float32Array<ArrayBuffer>
 }
 
-/**
- * Computes ‖tuned − base‖, ‖base‖ (Frobenius) and the difference itself, and reads both tensors once. Use the result
- * before the memory serves the next pair.
- */
+/** ‖tuned − base‖, ‖base‖ (Frobenius) and the difference, which the memory's next pair overwrites. */
 export async function differenceOf(base: Located, tuned: Located, memory: DifferenceMemory, keptValues = KEPT_VALUES) {
   const { shape } = base.tensor.info
   const rows = shape.length > 1 ? shape.slice(0, -1).reduce((a, b) => a * b, 1) : 1

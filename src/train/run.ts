@@ -39,10 +39,7 @@ export interface Lessons {
   sample?(): Promise<SampleEvent['samples'] | undefined>
   /** Returns false between steps that belong together: the run is neither saved nor stopped there. */
   isWhole?(steps: number): boolean
-  /**
-   * Whether the state is saved if `forwardBackward` throws. Set if it calls functions of the user, such as rewards,
-   * which may work again later.
-   */
+  /** Saves the state even if `forwardBackward` throws, as if a reward of the user fails, which may work later. */
   readonly savesOnError?: boolean
 }
 

@@ -98,10 +98,7 @@ export class TaskTrainer {
     return this.engine.accumulate(pass)
   }
 
-  /**
-   * Takes a step of the optimizer and returns the norm of the gradients. Nothing changes if that or the loss is not
-   * finite.
-   */
+  /** An optimizer's step. Returns the norm of the gradients; nothing changes if it or the loss is not finite. */
   async step(loss: number, learningRate: number): Promise<number> {
     this.#runs = 0
     const norm = await this.engine.update(loss, learningRate)

@@ -59,10 +59,7 @@ export async function runRows(
   return 0
 }
 
-/**
- * Returns a name for a new field. If the records have a field of this name, such as the right label, that field stays,
- * and the new field gets another name.
- */
+/** A name for a new field: the records' own field of this name, such as the right label, stays. */
 function unusedName(name: string, record: object): string {
   let unused = name
   while (Object.hasOwn(record, unused)) unused = `predicted_${unused}`

@@ -183,9 +183,7 @@ export function peakRssBytes(): number {
   return process.resourceUsage().maxRSS * 1024
 }
 
-/**
- * Formats a table. Columns are as wide as their widest cell; the first row is the heading; numbers are right-aligned.
- */
+/** Formats a table. The first row is the heading; numbers are right-aligned. */
 export function table(rows: readonly (readonly (string | number)[])[]): string {
   const cells = rows.map((row) => row.map((cell) => (typeof cell === 'number' ? figure(cell) : printable(cell))))
   const widths = rows[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)))

@@ -37,18 +37,14 @@ const TENSOR_RAW_DATA = 9
 export interface OnnxLayout {
   /** Initializers whose content is replaced; type and shape stay. */
   readonly replaced?: ReadonlySet<string> | undefined
-  /**
-   * Keeps the model's files. New weights go into the graph or, above `maxAddedBytes`, into a new data file.
-   */
+  /** Keeps the model's files. New weights go into the graph or, above `maxAddedBytes`, into a new data file. */
   readonly keepsFiles?: boolean | undefined
   readonly maxAddedBytes?: number | undefined
   /** What the paths of data files begin with. Default: the path of the graph. */
   readonly dataPath?: string | undefined
 }
 
-/**
- * Consecutive bytes of a file: known bytes, the new content of an initializer, or a range of one of the model's files.
- */
+/** Consecutive bytes of a file: known bytes, new content of an initializer, or a range of a file of the model. */
 export type OnnxPiece = { readonly offset: number; readonly byteLength: number } & (
   | { readonly bytes: Uint8Array }
   | { readonly replaced: string }

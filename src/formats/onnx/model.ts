@@ -77,10 +77,7 @@ async function refuse(source: ByteSource, cause: unknown): Promise<never> {
   })
 }
 
-/**
- * Opens a model without reading its weights. `check` gets it before its external files are opened, which on the Hub
- * downloads them. Throws FileError if one of these files is missing.
- */
+/** Reads no weights. `check` comes before external files are opened (downloads). Throws FileError if one is missing. */
 export async function loadOnnx(
   directory: Directory,
   path: string,

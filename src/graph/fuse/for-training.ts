@@ -55,10 +55,7 @@ export function fuseTransposes(graph: Graph): void {
 /** From so many columns on, the copy that a Gemm makes takes longer than the reshapes of a convolution. */
 const WIDE = 512
 
-/**
- * Turns products that are added to a value into convolutions with kernel 1, which add in place: a Gemm first copies the
- * value, on one thread.
- */
+/** Turns products that are added to a value into 1 × 1 convolutions, which add in place: a Gemm copies the value. */
 export function addInPlace(graph: Graph, shapes: ShapeMap): void {
   const g = new Builder(graph, 'in place')
   for (const node of graph.nodes) {
@@ -155,10 +152,7 @@ function scaleQuery(g: Builder, { opType, input, output: [y] }: NodeProto, shape
   }
 }
 
-/**
- * Makes queries (B, heads, S, d) that share keys rows of one product, (B, key heads, heads/key heads · S, d), so that
- * keys are not repeated and their gradients need no sum.
- */
+/** Queries (B, heads, S, d) that share keys become rows of one product, so keys and their gradients do not repeat. */
 function groupHeads(g: Builder, node: NodeProto, shapes: ShapeMap): void {
   const { graph } = g
   const [a, b] = node.input

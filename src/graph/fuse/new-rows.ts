@@ -31,10 +31,7 @@ export interface NewRows {
   readonly takesMissing: boolean
 }
 
-/**
- * Adds the output, and lets the mask tell how many tokens the cache has. Returns undefined if the graph has no mask, or
- * if anything besides attention reads the cache.
- */
+/** Undefined if no mask tells how many tokens the cache has, or if more than attention reads the cache. */
 export function giveNewRows(graph: Graph): NewRows | undefined {
   const { roles, others } = splitInputs(graph)
   const named = (wanted: string) => roles.find(({ role, rank }) => role === wanted && rank === 2)?.name
@@ -63,9 +60,7 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
 
 const [SEQLENS, BIAS] = [5, 10]
 
-/**
- * Lets each row have a different number of keys. Only if lowrank fused the attention, so that the bias hides padding.
- */
+/** Lets rows have different numbers of keys. Only if lowrank fused the attention: the bias then hides padding. */
 function countByRow(g: Builder, sources: readonly (Source | undefined)[]): boolean {
   const { graph } = g
   const nodes = new Set(sources.map((source) => source!.attention))

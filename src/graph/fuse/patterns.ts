@@ -74,7 +74,6 @@ export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: numb
 
 export const HANDS_ON: readonly string[] = ['Transpose', 'Cast', 'Identity']
 
-/** Follows a value back through Transpose, Cast and Identity. */
 export interface Source {
   readonly value: Value
   /** Whether the axes of a matrix are swapped on the way. */

@@ -96,10 +96,7 @@ const HINTS: Readonly<Record<string, string>> = {
   Scan: BRANCHES,
 }
 
-/**
- * Appends the backward graph from `seeds` (value → its gradient). Returns the gradients of `wrt`; values that the seeds
- * do not depend on are left out. `scale` is a scalar with which all gradients are multiplied.
- */
+/** Seeds: value → its gradient. Values of `wrt` that they do not depend on get none. `scale` multiplies all of them. */
 export function buildBackward(
   g: Builder,
   shapes: ShapeMap,

@@ -245,10 +245,7 @@ function vector({ g }: GradientContext, entry: number | Value): Value {
   return typeof entry === 'number' ? g.int([entry]) : entry
 }
 
-/**
- * Puts the elements of `value` at every `step`-th place of x, and zeros between them. It looks up each element in
- * `value` with a zero appended.
- */
+/** Puts elements at every `step`-th place of x, zeros between: it looks each up in `value` with a zero appended. */
 function unstride(context: GradientContext, value: Value, { axis, begin, step }: Cut & { step: number }): Value {
   const { g, inputs, outputs } = context
   const x = shapeOf(context, inputs[0])
@@ -287,10 +284,7 @@ function ungather(context: GradientContext): Value {
   return pad(context, indexRank === 0 ? g.unsqueeze(dy, [axis]) : dy, [cut])
 }
 
-/**
- * Adds up rows by index, as a product with a one-hot matrix. ScatterND could add too, but its sums over equal indices
- * depend on the order of its threads.
- */
+/** Adds up rows by index, by a one-hot product: ScatterND's sums over equal indices depend on its threads' order. */
 function scatter(context: GradientContext, axis: number): Value {
   const { g, inputs, dy } = context
   const [x, indices] = inputs

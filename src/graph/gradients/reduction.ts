@@ -123,9 +123,7 @@ function normalizedAxes(context: GradientContext): number[] {
   return range(rank).slice(axisOf(context, -1))
 }
 
-/**
- * Returns the optional outputs of a normalization (mean, inverse deviation). If the node lacks them, they are added.
- */
+/** The optional outputs of a normalization (mean, inverse deviation). If the node lacks them, they are added. */
 function statistics(context: GradientContext, count: number): Value[] {
   const { g, node, dys } = context
   if (dys.slice(1).some((dy) => dy !== undefined)) {
@@ -144,9 +142,7 @@ function unreduce(context: GradientContext, dy: Value): Value {
   return isSquare(context) ? keepAxes(context, dy) : spread(context, keepAxes(context, dy), axes, inputs[0])
 }
 
-/**
- * True if x is a square, as in every RMS norm. The gradient of a square multiplies, which broadcasts without Expand.
- */
+/** x is a square, as in RMS norms: its gradient multiplies, which broadcasts without Expand. */
 function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {
   const maker = g.graph.producer(x)
   if (maker?.opType === 'Mul') return maker.input[0] === maker.input[1]

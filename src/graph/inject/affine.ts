@@ -22,10 +22,7 @@ export interface Affine {
   shift: Float32Array
 }
 
-/**
- * Computes scale and shift; undefined if the layer needs neither. Only DoRA reads the base's weight, or `replacement`
- * (k, d), which the adapter has instead.
- */
+/** Undefined if the layer needs neither. Only DoRA reads the base's weight or its `replacement` (k, d). */
 export async function affineOf(
   model: OnnxModel,
   graph: Graph,
@@ -69,10 +66,7 @@ export async function outputNorms(
   return norms
 }
 
-/**
- * Yields the layer's part of a weight, which other layers may share, in blocks (rows, k) or (rows, d), each with the
- * index of its first row.
- */
+/** Yields the layer's part of a weight in blocks (rows, k) or (rows, d), each with the index of its first row. */
 export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear, replacement?: Float32Array) {
   const { k, d, fused } = linear
   const transposed = replacement === undefined && linear.transposed

@@ -16,9 +16,7 @@ import type { Graph } from '../view/graph.js'
 export interface BaseOpener {
   /** Tensors that may stay untrained if the loss does not depend on them. */
   readonly optional: ReadonlySet<string>
-  /**
-   * Throws MismatchError if a tensor is missing or has another shape, UnsupportedError if it cannot be trained.
-   */
+  /** Throws MismatchError if a tensor is missing or has another shape, UnsupportedError if it cannot be trained. */
   open(graph: Graph, linears: readonly Linear[]): OpenBase
 }
 

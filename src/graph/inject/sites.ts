@@ -55,10 +55,7 @@ export function sharedInput(modules: readonly string[]): string {
   return siteInput(modules.join('+'), 'A')
 }
 
-/**
- * Names the input that selects the columns of x·Aᵀ for each row, if rows have different adapters. Modules with the same
- * name in all layers share it.
- */
+/** The input that selects the columns of x·Aᵀ for each row. Modules of one name in all layers share it. */
 export function ownInput(modules: readonly string[]): string {
   return `lora/${modules.map((name) => name.replaceAll(/\d+/g, '*')).join('+')}/own`
 }

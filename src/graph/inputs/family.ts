@@ -17,7 +17,6 @@ export const PIXELS = 'pixel_values'
 
 export interface InputFamily {
   readonly name: string
-  /** Whether a graph with these inputs belongs to the family. */
   has(inputs: ReadonlySet<string>): boolean
   readonly reads: 'tokens' | 'vectors' | 'pictures' | 'sounds'
   /** Whether it reads whole texts and continues none. */

@@ -135,10 +135,7 @@ export function ones(type: 'bool' | 'int64', dims: readonly number[]): RuntimeTe
   return { type, data: type === 'bool' ? new Uint8Array(count).fill(1) : new BigInt64Array(count).fill(1n), dims }
 }
 
-/**
- * Repeats positions (batch, sequence) for three axes, (3, batch, sequence): time, height and width, which are equal for
- * text.
- */
+/** Repeats positions (batch, sequence) as (3, batch, sequence): time, height and width are equal for text. */
 function onThreeAxes({ type, data, dims }: RuntimeTensor): RuntimeTensor {
   const all = new (data.constructor as BigInt64ArrayConstructor)(3 * data.length)
   for (let axis = 0; axis < 3; axis++) all.set(data as BigInt64Array, axis * data.length)

@@ -27,10 +27,7 @@ const OF_LENGTHS: ReadonlySet<string> = new Set([
   ...['Add', 'Sub', 'Max', 'ReduceMax', 'ReduceSum'],
 ])
 
-/**
- * Finds the lengths, in tokens, after which a graph computes with other rotary values. Ascending; empty for most
- * graphs.
- */
+/** The lengths, in tokens, after which a graph computes other rotary values. Ascending; empty for most graphs. */
 export function rotarySwitches(graph: Graph): number[] {
   const found = graph.nodes.flatMap((node) => {
     if (node.opType !== 'If' && node.opType !== 'Where') return []

@@ -68,10 +68,7 @@ function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
   return g.reshape(bias, g.concat([dim(-4), perKey, g.div(dim(-3), perKey), dim(-2), dim(-1)], 0))
 }
 
-/**
- * Appends a mask (S, S): 0 if the key is not after the query, else the lowest float. `tokens` is (B, S, …). With a
- * `window`, a query sees at most this many keys.
- */
+/** A mask (S, S): 0 if the key is not after the query, nor before its `window`; else the lowest float. */
 function causalMask(g: Builder, tokens: Value, window = -1): Value {
   const length = g.op('Gather', [g.shape(tokens), g.int(1)])
   const places = g.cast(g.op('Range', [g.int(0), length, g.int(1)]), DataType.INT32) // GPUs cannot compare int64
@@ -217,19 +214,14 @@ function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: 
   })
 }
 
-/**
- * Appends a mask (B, 1, 1, T) that is true for the first keys of a row. `lengths` (B) says how many; `key` is (B, T,
- * …).
- */
+/** A mask (B, 1, 1, T), true for the first keys of a row. `lengths` (B) says how many; `key` is (B, T, …). */
 function isBefore(g: Builder, key: Value, lengths: Value): Value {
   const count = g.op('Gather', [g.shape(key), g.int(1)])
   const places = g.cast(g.op('Range', [g.int(0), count, g.int(1)]), DataType.INT32)
   return g.op('Less', [places, g.unsqueeze(g.cast(lengths, DataType.INT32), [1, 2, 3])])
 }
 
-/**
- * True if a mask with a single axis has one number for each row: it is a sum over a mask, or as long as the batch.
- */
+/** True if a mask with one axis has a number for each row: it is a sum over a mask, or as long as the batch. */
 function isLengths(graph: Graph, mask: Value, tokens: Value): boolean {
   const maker = graph.producer(mask)
   if (maker?.opType === 'Cast') return isLengths(graph, maker.input[0], tokens)

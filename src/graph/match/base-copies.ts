@@ -8,10 +8,7 @@ import type { ModelPlaces, StoredPlace } from './stored-places.js'
 /** How many elements are compared at a time: 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/**
- * How many steps of the quantization a copy may be off: 16-bit scales and rounded sums can move a value a bit more than
- * a step.
- */
+/** Steps of the quantization that a copy may be off: 16-bit scales and rounded sums move a value beyond one. */
 const STEPS = 1.01
 
 /**

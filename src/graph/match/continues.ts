@@ -6,7 +6,6 @@ import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
 import { findLinears, logitsDims, logitsName } from './linears.js'
 
-/** Architectures that do not predict the next token. */
 const NOT_CAUSAL =
   /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
 

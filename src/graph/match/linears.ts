@@ -98,10 +98,7 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
   return graph.consumers(value).length === 1
 }
 
-/**
- * Turns names of onnxruntime-genai into names of transformers: model.layers.0.attn.q_proj →
- * model.layers.0.self_attn.q_proj, model.layers.2.final_norm_layernorm → model.norm.
- */
+/** onnxruntime-genai's names → transformers': model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj. */
 function withAliases(name: string): string {
   return name
     .replace(/(\blayers\.\d+)\.attn\.(?=(q|k|v|o|qkv)_proj$|(q|k)_norm$)/, '$1.self_attn.')
@@ -144,10 +141,7 @@ function moduleName(graph: Graph, product: Product): string {
   return withAliases(name === '' ? output : name)
 }
 
-/**
- * Finds the module of a node in the list that torch.onnx's dynamo exporter writes: `['', …,
- * 'model.layers.0.self_attn.q_proj', 'linear']`.
- */
+/** From torch.onnx's dynamo exporter's list: `['', …, 'model.layers.0.self_attn.q_proj', 'linear']`. */
 function scopeName(node: NodeProto): string | undefined {
   const scopes = node.metadataProps.find(({ key }) => key === SCOPES)?.value
   return (scopes && scopesIn(scopes).at(-2)) || undefined
@@ -177,10 +171,7 @@ function nodeModule(name: string): string | undefined {
   return segments.length === 0 ? undefined : segments.join('.')
 }
 
-/**
- * Turns a weight's name into a module: model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj.
- * Returns undefined for a name such as onnx::MatMul_203.
- */
+/** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; undefined for onnx::MatMul_203. */
 export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
   return /^(.+?)(?:\.MatMul)?\.(?:q?weight|bias)(?:_\w+)?$/.exec(name)?.[1]

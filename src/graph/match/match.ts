@@ -62,10 +62,7 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
   })
 }
 
-/**
- * Matches layers by {@link nameOfModule}. Throws MismatchError if layers have no module, naming them all, or if a shape
- * differs.
- */
+/** Matches by {@link nameOfModule}. Throws MismatchError with all layers that have no module or another shape. */
 export function matchLayers<T extends NamedLayer>(linears: readonly Linear[], layers: Iterable<T>) {
   const finder = moduleFinder(linears)
   const placed: { layer: T; linear: Linear }[] = []
@@ -160,10 +157,7 @@ function isRenamed(name: string, modules: readonly string[]): boolean {
 /** The block of a module, such as model.layers.0. */
 const blockOf = (name: string) => /^(?:.*?\.)?\w+\.\d+(?=\.)/.exec(name)?.[0]
 
-/**
- * Hints at using the other layers. Returns undefined if some are of the same kinds, as if the model had too few layers,
- * or if the model has the blocks of the missing ones.
- */
+/** Undefined if layers of the same kinds are there, as if the model were shorter, or if it has their blocks. */
 export function withoutMissing(
   missing: readonly string[],
   names: readonly string[],

@@ -41,7 +41,6 @@ const OPAQUE: ReadonlySet<string> = new Set([
 /** Names of layers that ONNX Runtime's optimizer packs into an Attention node. */
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
-/** Finds the graph's layers for the linear layers of an adapter. */
 export function placeAdapter(
   graph: Graph,
   found: readonly Linear[],

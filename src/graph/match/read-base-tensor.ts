@@ -10,7 +10,6 @@ import { FLOAT_DTYPES } from './forms/float-product.js'
 import type { Linear } from './linears.js'
 import { storedValue } from './parameters.js'
 
-/** Reads a tensor as f32. */
 export async function readBaseTensor(
   model: OnnxModel,
   graph: Graph,

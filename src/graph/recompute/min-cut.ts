@@ -1,6 +1,5 @@
 // Finds the cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970).
 
-/** Vertices that every network has. */
 export const [SOURCE, SINK] = [0, 1]
 
 export class FlowNetwork {
@@ -22,10 +21,7 @@ export class FlowNetwork {
     this.#room.push(0)
   }
 
-  /**
-   * Returns the sink's side of the smallest cut; if several are smallest, of the one nearest to the sink. Every path
-   * needs an edge of finite capacity.
-   */
+  /** The sink's side of the smallest cut nearest to the sink. Every path needs an edge of finite capacity. */
   sinkSide(): Set<number> {
     for (let levels = this.#levels(); levels[SINK] !== -1; levels = this.#levels()) this.#fill(levels)
     const side = new Set([SINK])

@@ -8,7 +8,6 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import { declaredOf, type Graph } from '../view/graph.js'
 import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
 
-/** An axis of a graph input. */
 export interface RunLength {
   readonly input: Value
   readonly axis: number
@@ -119,9 +118,7 @@ export function declareShapes(
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }
 
-/**
- * Whether a value is float32; false for inputs of other types, and for values that are only moved or cast to others.
- */
+/** Whether a value is float32; false for inputs of other types, and values only moved or cast to others. */
 export function isFloat(graph: Graph, value: Value): boolean {
   const maker = graph.producer(value)
   if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT) === DataType.FLOAT

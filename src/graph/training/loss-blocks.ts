@@ -42,10 +42,7 @@ interface Head {
   readonly d: number
 }
 
-/**
- * Finds the output layer if its logits are multiplied by a number, such as 1 ÷ temperature. Its input x is then
- * multiplied instead.
- */
+/** An output layer whose logits are multiplied by a number (1 ÷ temperature): its input x is multiplied instead. */
 function scaledHeadOf({ graph, g }: ObjectiveGraph, logits: Value): Head | undefined {
   const scaling = graph.producer(logits)
   if (scaling?.opType !== 'Mul' || !graph.inputs.some(({ name }) => name === scaling.input[1])) return undefined

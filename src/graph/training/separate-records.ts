@@ -62,9 +62,7 @@ function addBias({ g, graph }: ObjectiveGraph, node: NodeProto, mask: Value): vo
   graph.setInputs(node, inputs)
 }
 
-/**
- * Positions restart with each record by position_ids, or do not matter if attention only uses distances (do_rotary).
- */
+/** Positions restart by position_ids, or do not matter if attention only uses distances (do_rotary). */
 function checkPositions(fused: readonly NodeProto[], softmaxes: readonly NodeProto[], roles: readonly RoleInput[]) {
   const isRotated = fused.every((node) => intAttribute(node, 'do_rotary', 0) === 1) && softmaxes.length === 0
   if (isRotated || roles.some(({ role }) => role === 'positionIds')) return

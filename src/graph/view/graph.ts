@@ -29,9 +29,7 @@ export class Graph {
   inputs: ValueInfoProto[]
   outputs: ValueInfoProto[]
   valueInfo: ValueInfoProto[]
-  /**
-   * Views of integer weights that are rows of another initializer, by their content, so that each is made only once.
-   */
+  /** Integer views of rows of another initializer, by their content, so that each is made only once. */
   readonly integerViews = new Map<string, string>()
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()

@@ -23,7 +23,6 @@ const NOW_INPUTS: Readonly<Record<string, string>> = {
 
 const OVER_FLATTENED = new Set(['Softmax', 'LogSoftmax', 'Hardmax'])
 
-/** Raises an older graph; a newer one stays unchanged. */
 export function raiseOpset(graph: Graph): void {
   const opset = graph.opset()
   if (opset >= TRAINING_OPSET) return

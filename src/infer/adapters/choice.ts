@@ -27,9 +27,7 @@ export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
   expected: 'a list of these, one for each row',
 })
 
-/**
- * The mix of each row, or a single mix for all rows. `rows` is undefined if their number is not known before the run.
- */
+/** The mix of each row, or one for all. `rows` is undefined if their number is not known before the run. */
 export function mixesOf(
   choice: AdapterChoice | readonly AdapterChoice[] | undefined,
   rows: number | undefined,

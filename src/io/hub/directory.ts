@@ -27,10 +27,7 @@ export interface RemoteOptions {
    * file that `hf auth login` writes; an empty text sends none. In a page, everyone who sees the page can read it.
    */
   readonly token?: string | undefined
-  /**
-   * Reads large files in ranges and keeps nothing of them, unless they are in the cache. Default: each file is
-   * downloaded whole.
-   */
+  /** Reads large files in ranges, and keeps nothing of them. Default: each file is downloaded whole. */
   readonly readsRanges?: boolean | undefined
   /** Called before each download and while it runs. */
   readonly onDownload?: OnDownload | undefined

@@ -12,10 +12,7 @@ export interface HubConnection {
   readonly fetch?: FetchLike | undefined
   /** Aborts the running request and all later ones. */
   readonly signal?: SignalLike | undefined
-  /**
-   * True in browsers, which follow redirects themselves and hide where they lead. Elsewhere we follow them. Default
-   * false.
-   */
+  /** True in browsers, which follow redirects and hide where they lead. Elsewhere we follow them. Default false. */
   readonly hidesRedirects?: boolean
   /** Longest wait for the next bytes. Default {@link STALL_MS}. */
   readonly stallMs?: number | undefined

@@ -246,10 +246,7 @@ async function createFile(name: string, isNew = false): Promise<ByteSink> {
   })
 }
 
-/**
- * True for devices and pipes, which can be written to but not replaced. /dev/stdout is a link to a file if the shell
- * sends it there.
- */
+/** Devices and pipes can be written to but not replaced. /dev/stdout may be a link to a file. */
 async function isStream(name: string): Promise<boolean> {
   const status = await stat(name).catch(() => undefined)
   if (status?.isDirectory()) throw new FileError({ where: name, what: 'is a folder' })

@@ -32,10 +32,7 @@ function hostDigest(): string {
   return createHash('sha256').update(place).digest('hex').slice(0, 8)
 }
 
-/**
- * When a process started, because the system gives its id again. Empty if the system does not tell it, and undefined if
- * the process has ended.
- */
+/** A process's start, as ids are given again. Empty if the system does not tell; undefined if it has ended. */
 function startOf(pid: number): string | undefined {
   try {
     process.kill(pid, 0)

@@ -59,10 +59,7 @@ export function takesFromBase(init: Init): boolean {
   return isComputedFromBase(init) || isPissaNiter(init)
 }
 
-/**
- * Says whether B₀·A₀ can be computed again from W alone. With pissa-niter-N it cannot, because it starts from random
- * values that no file contains.
- */
+/** Whether B₀·A₀ follows from W alone. Not for pissa-niter-N: it starts from random values in no file. */
 export function isComputedFromBase(init: Init): boolean {
   return init === 'pissa' || init === 'olora'
 }

@@ -183,10 +183,7 @@ export function expertFactors({ weightA, weightB, experts }: ExpertLora, expert:
   return [rowsOf(weightA, expert, experts), expertColumns(weightB, expert, experts)]
 }
 
-/**
- * Finds out how a parameter of this shape holds E matrices (d, k). Returns undefined if it cannot. `isInputMajor`
- * decides if d = k.
- */
+/** How a parameter of this shape holds E matrices (d, k); undefined if not. `isInputMajor` decides if d = k. */
 export function parameterLayout(
   shape: readonly number[],
   { experts, d, k }: { experts: number; d: number; k: number },

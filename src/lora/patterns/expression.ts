@@ -230,10 +230,7 @@ const character = (source: string): Part => ({ source, ways: 1, loops: 0 })
 const place = (source: string): Part => ({ source, ways: 1, loops: 0, isPlace: true })
 const literal = (code: number) => `\\u{${code.toString(16)}}`
 
-/**
- * Returns how many texts of a list can match at the same place: the length of the longest chain in which each text
- * begins with the text before it.
- */
+/** How many texts can match at one place: the longest chain in which each begins with the one before. */
 function mostPrefixes(texts: readonly string[]): number {
   const chain: string[] = []
   let most = 0

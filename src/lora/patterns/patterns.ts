@@ -76,9 +76,7 @@ export function isInsideModule(module: string, entry: string): boolean {
   return module.endsWith(entry) || module.includes(`${entry}.`)
 }
 
-/**
- * Says whether targetModules is `all-linear`, in upper or lower case. Only the model knows which modules are linear.
- */
+/** Whether it is `all-linear`, in any case. Only the model knows which modules are linear. */
 export function isAllLinear(targetModules: readonly string[] | string): boolean {
   return typeof targetModules === 'string' && targetModules.toLowerCase() === 'all-linear'
 }
@@ -123,9 +121,7 @@ function makeTargetMatcher(rules: TargetRules, time: MatchTime): (moduleName: st
   return (name) => isTarget(name) && !isExcluded(name) && (targetModules.includes(name) || isInLayers(name))
 }
 
-/**
- * If `names` is a list, an entry is the name itself or its end after a dot. A string is an expression for all of it.
- */
+/** An entry of a list is the name or its end after a dot. A string is an expression for all of it. */
 function nameMatcher(
   names: readonly string[] | string,
   where: string,

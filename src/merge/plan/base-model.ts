@@ -25,9 +25,7 @@ export interface BaseModel {
 
 const COMPARED_BYTES = 1 << 20
 
-/**
- * Finds names, ties and head of a base. Tied tensors that the base stores twice are compared, if adapters touch them.
- */
+/** Names, ties and head of a base. Tied tensors that are stored twice are compared, if adapters touch them. */
 export async function knowBase(
   checkpoint: Checkpoint,
   config: ModelConfig | undefined,

@@ -57,10 +57,7 @@ export function stackedLayer(layer: LayerFactors, info: TensorInfo, search: Weig
   return { ...layer, ...layout, shape: info.shape, experts: info.shape.length === 3 ? experts : undefined }
 }
 
-/**
- * True if the parameter is stored input-major. If it is square, other parameters of the module or the model's type
- * tell.
- */
+/** Whether it is stored input-major. If it is square, other parameters or the model's type tell. */
 function isInputMajor({ name }: LayerFactors, { layers, names, checkpoint, config }: WeightSearch): boolean {
   for (const { name: module, tensor, experts, d, k } of layers) {
     if (module !== name || experts === undefined || d === k) continue

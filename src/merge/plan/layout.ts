@@ -261,9 +261,7 @@ function weightOf(
   return { name, ...types, rows, columns, layers, reports: [...new Set(reports)], isWidened }
 }
 
-/**
- * Joins copies that are consecutive in the source and in the output, so that small tensors do not make small chunks.
- */
+/** Joins copies that follow each other in source and output, so that small tensors make no small chunks. */
 export function coalesce(segments: readonly Segment[]): Segment[] {
   const result: Segment[] = []
   for (const segment of segments) {

@@ -143,9 +143,7 @@ function assignLayers(
   return result
 }
 
-/**
- * True if the adapters also have a layer for an earlier member of a tied group: a shared weight is changed only once.
- */
+/** True if an earlier member of a tied group has a layer too: a shared weight is changed only once. */
 function isRepeated(
   layer: LayerFactors,
   tensor: string,
@@ -202,9 +200,7 @@ function outputTensor(
   }
 }
 
-/**
- * Makes the metadata. total_parameters counts tied weights once, as in transformers, and dtype is the weights' type.
- */
+/** total_parameters counts tied weights once, as in transformers; dtype is the weights' type. */
 function outputMetadata(
   metadata: JsonObject,
   { isUntied, dtype }: { isUntied: boolean; dtype: FloatDtype | undefined },

@@ -88,10 +88,7 @@ export interface PlacedHead {
   readonly architecture: string | undefined
 }
 
-/**
- * Places an adapter's head in a graph: finds its layers from the first that the adapter replaces. Returns undefined if
- * the adapter replaces none of them.
- */
+/** Finds the head's layers from the first that the adapter replaces. Undefined if it replaces none. */
 export function placeHead(
   form: HeadForm,
   base: HeadBase,

@@ -72,7 +72,6 @@ export interface Form {
   expose?(graph: Graph, product: Product): Product
 }
 
-/** A layer of an adapter, or of a graph. */
 export interface NamedLayer {
   /** As in PEFT's files, such as model.layers.0.self_attn.q_proj */
   readonly name: string

@@ -24,9 +24,7 @@ export interface Download {
   refused(response: Response): FileError
 }
 
-/**
- * How many attempts without progress make a download fail. With the pauses between them they take about half a minute.
- */
+/** Attempts without progress that make a download fail: with their pauses about half a minute. */
 const MAX_TRIES = 5
 
 const underWay = new Map<string, Promise<void>>()
@@ -158,9 +156,7 @@ async function openWriter(file: string, job: Download) {
       return hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
     },
 
-    /**
-     * Flushes the bytes to the disk before the rename. Otherwise a crash could leave the name of an incomplete file.
-     */
+    /** Flushes before the rename. Otherwise a crash could leave the name of an incomplete file. */
     async finish(): Promise<void> {
       await handle.sync()
       await handle.close()

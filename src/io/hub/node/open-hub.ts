@@ -36,9 +36,7 @@ export interface OpenHubOptions extends RemoteOptions {
 /** If the cache has a copy, we wait at most this long for the Hub to name the newest commit. */
 const REFRESH_STALL_MS = 10_000
 
-/**
- * Opens a repository. Files are downloaded when they are opened. Throws FileError without the Hub and a cached copy.
- */
+/** Downloads files when they are opened. Throws FileError without the Hub and a cached copy. */
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
   const { cacheFolder, cacheVariable, ...environment } = hubEnvironment(options.variables)
   const connection: HubConnection = {
@@ -217,9 +215,7 @@ async function cachedIds(cacheFolder: string): Promise<string[]> {
     .filter(isId)
 }
 
-/**
- * A model's folder in the cache of huggingface_hub, in its layout. Each file is renamed into place once it is complete.
- */
+/** A model's folder in huggingface_hub's cache, in its layout. Each file is renamed once it is complete. */
 class ModelCache {
   readonly #folder: string
 
@@ -326,9 +322,7 @@ class ModelCache {
     await withFileErrors(folder, 'cannot be written', () => access(folder, constants.W_OK))
   }
 
-  /**
-   * Creates a relative link. Without links, a new file is moved there, and an old one, which others may use, is copied.
-   */
+  /** A relative link. Without links, a new file is moved; an old one, which others may use, is copied. */
   async link(digest: string, commit: string, file: string, isNew: boolean): Promise<void> {
     const blob = this.blob(digest)
     const target = this.snapshot(commit, file)

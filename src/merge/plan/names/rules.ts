@@ -53,10 +53,7 @@ function startOf(name: string): RegExp {
   return new RegExp(name === '' ? '' : `^${parts.join('\\.')}(?![^.])`)
 }
 
-/**
- * Parses rules of the generated tables. Each side of a line begins with the number of characters (base 36) that it
- * shares with the line before.
- */
+/** A rule's side begins with the number of characters (base 36) that it shares with the line before. */
 export function parseRules(text: string): NameRules {
   let before: readonly string[] = ['', '']
   const rules = text.split('\n').map((line) => {

@@ -100,9 +100,7 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
   }
 }
 
-/**
- * Parses `type:stem:prefix`. An empty stem means the type in camel case, an empty prefix `model`, and `-` no prefix.
- */
+/** Parses `type:stem:prefix`. An empty stem: the type in camel case; an empty prefix: `model`; `-`: none. */
 function parseType(text: string): [type: string, entry: TypeEntry] {
   const [type, stem = '', prefix = ''] = text.split(':')
   const usual = type.split(/[-_]/).map((part) => part.slice(0, 1).toUpperCase() + part.slice(1))
@@ -113,9 +111,7 @@ function whole(name: string, { prefix }: TypeEntry): string {
   return name.startsWith('$.') ? prefix + name.slice(1) : name
 }
 
-/**
- * Parses `3`; `3=vit`, whose rules are for the names after `vit.`; or `3~model`, for whole names and a known prefix.
- */
+/** Parses `3`; `3=vit`, with rules for names after `vit.`; or `3~model`, for whole names and a known prefix. */
 function nameEntry(text: string, rulesAt: (index: number) => NameRules): NameEntry {
   const [, index, kind, prefix = ''] = /^(\d+)([=~])?(.*)$/.exec(text)!
   return { rules: rulesAt(Number(index)), prefix, isInside: kind === '=' }

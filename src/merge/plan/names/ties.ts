@@ -51,9 +51,7 @@ export function groupOf({ groups }: Ties, tensor: string): TieGroup | undefined 
   return groups.find(({ members }) => members.includes(tensor))
 }
 
-/**
- * Returns the ties of the class that config.json names or, if the table does not have it, of the best fitting class.
- */
+/** The ties of the class that config.json names or, if the table lacks it, of the best fitting class. */
 function tiesOf(
   byClass: ReadonlyMap<string, readonly ModelTie[]>,
   config: Config,
