@@ -117,7 +117,6 @@ export interface Place {
   readonly file?: string | undefined
 }
 
-/** A lock on a folder. */
 export interface Reservation {
   /** Throws FileError if the lock was lost because somebody removed it. */
   check(): Promise<void>
@@ -138,7 +137,6 @@ export async function readThere(
   return target
 }
 
-/** A ByteSource over an array that is already in memory. */
 export class MemorySource implements ByteSource {
   readonly name: string
   readonly byteLength: number

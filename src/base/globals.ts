@@ -32,8 +32,6 @@ export type FolderHandle = Instance<'FileSystemDirectoryHandle', never>
 
 export type ResponseLike = Instance<'Response', never>
 
-/** The global fetch. */
 export type FetchLike = typeof globalThis extends { fetch: infer F } ? F : never
 
-/** A URL. */
 export type UrlLike = Instance<'URL', { readonly href: string }>

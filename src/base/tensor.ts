@@ -127,7 +127,6 @@ export function elementCount(shape: readonly number[]): number {
   return shape.reduce((product, dim) => product * dim, 1)
 }
 
-/** Concatenates lists of numbers. */
 export function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
   const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
   let at = 0

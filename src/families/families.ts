@@ -12,7 +12,6 @@ export function modelType(type: unknown): ModelType {
   return typeof type === 'string' && Object.hasOwn(TYPES, type) ? TYPES[type] : PLAIN
 }
 
-/** Returns the types that have this fact. */
 export function typesWith(key: keyof ModelType): string[] {
   return Object.keys(TYPES).filter((name) => key in TYPES[name])
 }

@@ -28,7 +28,6 @@ export interface TensorSpec {
   readonly shape: readonly number[]
 }
 
-/** A tensor in a file: its type and shape, and where its bytes are. */
 export interface TensorInfo extends TensorSpec {
   /** The tensor's offset in the file, in bytes. */
   readonly offset: number

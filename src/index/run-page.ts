@@ -9,7 +9,6 @@ import type { RunReport } from '../train/saved/history.js'
 import type { CardSources } from '../train/saved/model-card.js'
 import type { StepMetrics } from '../train/train-report.js'
 
-/** The most labels that the page shows. */
 const SHOWN_LABELS = 20
 
 export async function pageOfRun(

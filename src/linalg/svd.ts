@@ -59,7 +59,6 @@ export function truncated({ u, s, vt }: Svd, rank: number): Svd {
   return { u: columnsOf(u, 0, rank), s: s.slice(0, rank), vt: { data: vt.data.slice(0, rank * k), shape: [rank, k] } }
 }
 
-/** The SVD of the transposed matrix. */
 function transposed({ u, s, vt }: Svd): Svd {
   return { u: transpose(vt), s, vt: transpose(u) }
 }

@@ -49,7 +49,6 @@ export async function trainOnRewards(given: TrainInput, context: RunContext): Pr
   }
 }
 
-/** The options of the task, which has rewards. */
 export function checkRewards(given: TrainInput): GrpoOptions {
   const { rewards = [] } = given
   const options = { ...(given.taskOptions as GrpoOptions) }

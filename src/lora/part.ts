@@ -48,14 +48,12 @@ export interface FactorView<T extends Shaped> {
   readonly tensors: FactorTensors<T>
 }
 
-/** Stacked experts, described by their shapes. */
 export interface ParameterView<T extends Shaped> extends Omit<FactorView<T>, 'kind'> {
   readonly kind: 'parameter'
   /** E, the number of experts, at least 1. */
   readonly experts: number
 }
 
-/** A replaced or new tensor, described by its shape. */
 export interface ReplacementView<T extends Shaped> {
   readonly kind: 'replacement'
   /** The tensor's name in the base. */

@@ -77,7 +77,6 @@ async function* lines(): AsyncGenerator<Row> {
   }
 }
 
-/** Reads a text file. Throws FileError if it cannot be read. */
 export function readTextFile(file: string): Promise<string> {
   return withFileErrors(file, 'cannot be read', () => readFile(file, 'utf8'))
 }

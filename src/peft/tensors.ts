@@ -104,7 +104,6 @@ function findFactors(tensors: ReadonlyMap<string, AdapterTensor>, file: string) 
   return { found, rest, problems }
 }
 
-/** Reads the module and the role from a tensor's key. */
 function partOf({ name }: AdapterTensor): { module: string; role: FactorRole; kind?: LayerKind } | undefined {
   const key = withoutPrefix(name)
   if (key === undefined) return undefined

@@ -7,7 +7,6 @@ import { deserializeError, openFilesHint, RuntimeError, type SerializedError, se
 /** An end of a channel between two threads: a worker as its owner sees it, or the owner as the worker sees it. */
 export interface Port {
   post(message: unknown, transfer: readonly ArrayBufferLike[]): void
-  /** Sets the function that receives messages. */
   listen(receive: (message: unknown) => void): void
   /** Sets the function that is called if the other end fails or goes away. */
   onClose?(closed: (error: Error) => void): void

@@ -149,7 +149,6 @@ export class AdapterRegistry {
     await this.#load(name, source, commit === undefined ? path : `${hubId}@${commit}`)
   }
 
-  /** True if nothing has the name. */
   isFree(name: string): boolean {
     const { names, tuned } = this.options
     return !names.includes(name) && !this.#served.has(name) && !this.#loading.has(name) && !tuned?.has(name)

@@ -225,7 +225,6 @@ export const COMPLETION_FIELDS: FieldTable = {
 
 const NAMED_TOOLS = kind('{ name, input_schema }', (value) => isObject(value) && typeof value.name === 'string')
 
-/** Fields of /v1/messages/count_tokens. /v1/messages has more. */
 export const COUNT_FIELDS: FieldTable = {
   ...CHOICE,
   messages: CHAT_FIELDS.messages,

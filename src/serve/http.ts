@@ -131,7 +131,6 @@ export async function readJson(
 /** Bytes of events that a caller may leave unread. Whoever leaves more while a text grows loses the stream. */
 const MAX_BEHIND = 4 << 20
 
-/** Sends events to one caller. */
 export interface Events {
   /** An event with a `type` gets it as its name. */
   send(event: object): void

@@ -32,7 +32,6 @@ export interface ServerState {
   /** Tokens in the caches of running texts, and the most there can be. */
   readonly tokens: number
   readonly mostTokens: number
-  /** Adapters that are loaded. */
   readonly adapters: readonly string[]
   readonly maxAdapters: number
   /** Returns whether the metrics may name an adapter to this reader. */

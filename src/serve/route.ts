@@ -43,7 +43,6 @@ export interface Call {
 
 export interface Route<Server> {
   readonly right: Right
-  /** The fields of its body. */
   readonly fields?: FieldTable | undefined
   run(server: Server, call: Call): Promise<Response> | Response
 }

@@ -372,7 +372,6 @@ export class Service {
     return { ...prompted, options: { ...options, chatTemplate } }
   }
 
-  /** The tokens of a chat. */
   async encode({ fields, caller }: Call, read: (fields: Fields, maxTokens: number) => TextRequest) {
     const asked = read(fields, this.#maxTokens)
     const { model } = this.session

@@ -41,7 +41,6 @@ export interface Examples<Example> extends Iterable<Example> {
   mark?(index: number, before: readonly [number, number]): void
 }
 
-/** The examples of one row. */
 export interface Encoded<Example> {
   /** The examples, usually one. Empty if no target is left. */
   readonly examples: readonly Example[]
@@ -136,7 +135,6 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
 }
 
-/** Which head is trained. */
 export interface HeadOptions {
   /** Start with a new head even if the model's head fits. Default false. */
   readonly newHead?: boolean

@@ -16,7 +16,6 @@ const LOADERS = {
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
 }
 
-/** The name of a task. */
 export type TaskName = keyof typeof LOADERS
 
 /** Training in which the model writes the texts that it learns from. */

@@ -19,7 +19,6 @@ import { classificationMetrics } from './metrics.js'
 import type { Evaluated, Examples, HeadOptions, Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTagged, ownLength, predictedRows, tokenLengths } from './token-batch.js'
 
-/** A tokenized row. */
 export interface TaggedExample extends Omit<EncodedTexts, 'isTruncated'>, Pick<TaggedText, 'tags' | 'where'> {
   /** The first token of each tagged word, in order. */
   readonly firsts: Int32Array

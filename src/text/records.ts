@@ -27,7 +27,6 @@ export type TextRecord =
   | { readonly instruction: string; readonly input?: string | null | undefined; readonly output: string }
   | { readonly question: string; readonly answer: string }
 
-/** A checked record. */
 export type ParsedRecord = { readonly where: string } & (
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'pair'; readonly prompt: string; readonly completion: string }
@@ -38,7 +37,6 @@ export type ParsedRecord = { readonly where: string } & (
 
 export const IGNORED = -100
 
-/** A tokenized record. */
 export interface Example {
   readonly inputIds: Int32Array
   /** labels[i]: the token at i, not shifted, or IGNORED. Nothing predicts the first token, so it is no target. */

@@ -6,7 +6,6 @@ import type { MessageOfParts } from './chat.js'
 /** If a model lists several templates, this name is used, unless the chat has tools and a template for tools exists. */
 export const DEFAULT_TEMPLATE = 'default'
 
-/** Options for rendering a chat. */
 export interface RenderOptions {
   /** Adds the text that comes before the model's next answer. Default false. */
   readonly addGenerationPrompt?: boolean
@@ -16,7 +15,6 @@ export interface RenderOptions {
   readonly args?: Readonly<Record<string, unknown>> | undefined
 }
 
-/** A rendered chat. */
 export interface RenderedChat {
   readonly text: string
   /** The parts that the template marks as written by the model, with `{% generation %}`. Empty if it has no marks. */

@@ -68,7 +68,6 @@ export interface EvaluationEvent {
   metrics: Record<string, number>
 }
 
-/** An evaluation that is over. */
 export type Evaluation = Readonly<EvaluationEvent>
 
 /** Answers to the prompts of a run. */

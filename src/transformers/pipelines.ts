@@ -197,7 +197,6 @@ function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallC
   return Object.assign(new Model(config, sessions, model.configs), model, { config, sessions })
 }
 
-/** Returns the config with the labels of the adapter's head. */
 function labeledConfig(config: Record<string, unknown>, { session }: SharedSession, choice: CallChoice) {
   const mixes = mixesOf(choice, undefined)
   session.checkMixes(mixes)

@@ -202,7 +202,6 @@ function devicesOf(device = defaultDevice(), { listSupportedBackends }: OrtModul
   throw new UnsupportedError({ where: 'device', what: 'no graphics processor here', hint: 'Choose auto' })
 }
 
-/** Opens the model on the first device that works. */
 async function firstThatOpens<T>(
   [device, ...others]: readonly string[],
   open: (device: string) => Promise<T>,

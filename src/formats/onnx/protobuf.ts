@@ -7,7 +7,6 @@ import type { Message, MessageInitShape } from '@bufbuild/protobuf'
 import type { GenMessage } from '@bufbuild/protobuf/codegenv2'
 import { BinaryReader, BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
 
-/** The fields of a kind of message. */
 export interface Schema<T extends Message> {
   readonly typeName: T['$typeName']
   readonly fields: ReadonlyMap<number, Field>
@@ -143,7 +142,6 @@ function readValue({ schema, scalar }: Field, reader: BinaryReader, depth: numbe
   return read(schemaOf, (before as Message | undefined) ?? create(schemaOf), reader, reader.pos + length, depth + 1)
 }
 
-/** Encodes a message. */
 export function toBinary<T extends Message>(schema: Schema<T>, message: T): Uint8Array {
   return write(schema, message, new BinaryWriter()).finish()
 }

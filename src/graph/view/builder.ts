@@ -22,7 +22,6 @@ export class Builder {
     readonly graph: Graph,
     /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
     readonly scope: string,
-    /** The type of constants. */
     readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT,
   ) {}
 

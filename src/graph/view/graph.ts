@@ -198,7 +198,6 @@ export class Graph {
     return tensor && integersOf(tensor)
   }
 
-  /** Returns the value of each branch of an If for an output; undefined for other nodes. */
   given(node: NodeProto, output: string): { name: string; value: string }[] | undefined {
     return this.#branches.given(node, output)
   }

@@ -4,7 +4,6 @@ import { ConfigError, DataError } from '../../base/errors.js'
 import { jsonIn } from '../../base/options.js'
 import { fieldsOf } from '../../text/records.js'
 
-/** What is judged: the record and the text. */
 export interface Graded {
   readonly item: Readonly<Record<string, unknown>>
   readonly text: string

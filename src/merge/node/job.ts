@@ -114,7 +114,6 @@ async function dataFilesOf(out: string, inputs: readonly string[]): Promise<stri
   )
 }
 
-/** Files and folders that are read. */
 function inputsOf({ base, adapters }: MergeRequest, { sources }: OpenMerge): string[] {
   const folders = [adapters].flat().map((given) => ('adapter' in given ? given.adapter : given))
   const read = base.file === undefined ? [base.directory, ...folders] : folders

@@ -70,7 +70,6 @@ export interface Job {
 
 export const ENDED: readonly JobStatus[] = ['succeeded', 'failed', 'cancelled']
 
-/** The name of the model that a job makes, or of its checkpoint after a step. */
 export function modelName({ id, base, suffix }: Pick<Job, 'id' | 'base' | 'suffix'>, step?: number): string {
   const name = `ft:${base}:lowrank:${suffix}:${id.replace('ftjob-', '').slice(0, 10)}`
   return step === undefined ? name : `${name}:ckpt-step-${step}`

@@ -124,7 +124,6 @@ async function loading(request: Request): Promise<Response> {
   return Response.json({ error }, { status: 503, headers: { 'retry-after': '5' } })
 }
 
-/** Makes the server listen, and returns its address. */
 async function bind(server: Server, host: string, port: number): Promise<string> {
   await new Promise<void>((resolve, reject) => {
     server.once('error', (cause) => reject(notListening(cause, host, port)))

@@ -16,7 +16,6 @@ import type { TrainReport } from '../train-report.js'
 export interface CardSources {
   readonly options: TrainInput
   readonly sources: RunSources | undefined
-  /** The task's name. */
   readonly task: string
   /** How adapters of the task are run. */
   readonly use: TaskUse

@@ -111,13 +111,11 @@ export class Files {
     })
   }
 
-  /** Makes a file of texts of the server. */
   async write(id: string, owner: string, filename: string, purpose: FileEntry['purpose'], text: string): Promise<void> {
     await this.files.write(id, CONTENT, text)
     await this.files.put({ id, owner, created_at: seconds(), bytes: Buffer.byteLength(text), filename, purpose })
   }
 
-  /** Makes a file of stored completions. */
   async createFrom({ caller }: Call, text: string): Promise<object> {
     if (text === '') throw new HttpError(400, 'lowrank: no stored completion fits', { param: 'lowrank' })
     this.#requireRoom(this.#owned(caller.name) + Buffer.byteLength(text))
@@ -258,7 +256,6 @@ export class Files {
     }
   }
 
-  /** Bytes that belong to an owner. */
   #owned(owner: string): number {
     const all = [...this.files.all(), ...this.uploads.all()]
     return all.reduce((sum, entry) => sum + (entry.owner === owner ? entry.bytes : 0), 0)

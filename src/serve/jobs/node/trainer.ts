@@ -146,7 +146,6 @@ async function check(): Promise<void> {
   await tell({ kind: 'checked', records: learnable, ...found })
 }
 
-/** Checks the prompts of a run that learns from rewards. */
 async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' | 'invalid' | 'notes' | 'lengths'>> {
   const invalid: { where: string; message: string }[] = []
   let learnable = 0
