@@ -37,10 +37,7 @@ export interface Checkpoint {
   close(): Promise<void>
 }
 
-/**
- * Opens the file or index at `path`. Without `path` it takes model.safetensors, else the only index, else the only
- * safetensors file. The files stay open until `close`. Throws UnsupportedError for a pickle.
- */
+/** Without `path`: model.safetensors, else the only index, else the only file. Throws UnsupportedError for a pickle. */
 export async function openCheckpoint(directory: Directory, path?: string): Promise<Checkpoint> {
   const found = path ?? (await findCheckpoint(directory))
   if (PICKLE.test(found)) throw pickleError(directory, found)

@@ -13,10 +13,7 @@ export async function recordOfBase({ onnx, onnxPath }: Weights): Promise<BaseRec
   return { graph: onnxPath, weights: await weightsDigest(weightFiles.map(([, file]) => file)) }
 }
 
-/**
- * Returns a warning if an adapter was trained on other weights. Returns undefined if they are the same or cannot be
- * compared, because there is no record or it is of another file, such as a quantized graph.
- */
+/** Warns if an adapter was trained on other weights. Undefined if they are the same or cannot be compared. */
 export async function otherWeights(
   trainedOn: BaseRecord | undefined,
   model: Partial<Weights & Pick<Model, 'name'>>,

@@ -65,10 +65,7 @@ export function keepMapped(model: ModelProto, copiedBytes = Number.POSITIVE_INFI
   return copyMessage(model, { graph: copyMessage(graph, { input: [...graph.input, ...mapped] }) })
 }
 
-/**
- * Chooses the largest weights whose copies fit, as layers of an MLP gain most. A shape that only one weight has, such
- * as an output layer's, is left out. Each product makes a copy; the first one replaces the mapped pages.
- */
+/** The largest weights whose copies fit (MLPs gain most), except single shapes (output layers). Each product copies. */
 function copiedWithin(graph: GraphProto, bytes: number): Set<string> {
   const uses = new Map<string, number>()
   for (const { opType, input } of graph.node) {

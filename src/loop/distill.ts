@@ -196,10 +196,7 @@ function serverOnly(where: string, got: number): ConfigError {
   })
 }
 
-/**
- * For each token, KL(student ‖ teacher) over two outcomes: the sampled token, and any other. This is TRL's
- * `loss_top_k=1` with `loss_add_tail`. `reference` holds the teacher's log-probabilities.
- */
+/** KL(student ‖ teacher) over each sampled token and any other: TRL's `loss_top_k=1` with `loss_add_tail`. */
 export const sampledDivergence: LossFunction = (rows) => {
   const count = rows.reduce((sum, { logprobs }) => sum + logprobs.length, 0)
   let loss = 0

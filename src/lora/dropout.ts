@@ -3,10 +3,7 @@
 import type { Random } from '../base/random.js'
 import type { Matrix } from '../base/tensor.js'
 
-/**
- * Drops elements in place. Elements that stay are multiplied by 1/(1 − p) to keep the mean. Returns a mask: 1 for each
- * element that stays, 0 for each that was dropped.
- */
+/** Drops elements in place and scales the others by 1/(1 − p). The mask is 1 for each element that stays. */
 export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array {
   const keep = new Uint8Array(data.length)
   for (let i = 0; i < keep.length; i++) {

@@ -76,11 +76,7 @@ export function requireLabelCount(labels: readonly string[] | undefined, count: 
   throw new MismatchError({ where: 'labels', what, expected: String(count), got: labels.join(', ') })
 }
 
-/**
- * Checks the config of an adapter that does not exist yet.
- *
- * @throws UnsupportedError that names the setting which asks for more than plain linear layers
- */
+/** Checks a new adapter's config. UnsupportedError names what asks for more than plain linear layers. */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
   const { init, useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config
   const settings: [setting: string, isOn: boolean][] = [

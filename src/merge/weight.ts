@@ -39,10 +39,7 @@ export interface ChunkChange {
 interface ChunkResult {
   /** The merged bytes, valid until the next chunk. */
   readonly bytes: Uint8Array
-  /**
-   * The sums of squares of the base and of the change for each window (a range of columns with its own layers); a
-   * single entry if the weight has no windows.
-   */
+  /** Sums of squares of base and change for each window (columns with their own layers); one entry without. */
   readonly changes: readonly ChunkChange[]
 }
 

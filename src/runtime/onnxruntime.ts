@@ -266,10 +266,7 @@ class WrappedSession implements RuntimeSession {
   }
 }
 
-/**
- * Optimizers that would undo what the graph does on purpose. The first merges nodes that compute the same. The second
- * makes all slices of a tensor at once, instead of each right before it is read.
- */
+/** They would undo intended nodes: the first merges equal ones, the second makes slices early, all at once. */
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 
 function sessionOptions(

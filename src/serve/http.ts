@@ -70,11 +70,7 @@ const MAX_DEPTH = 100
 /** Values in a body: token ids of the longest context, or thousands of messages. */
 const MAX_VALUES = 1 << 18
 
-/**
- * The pieces of a body.
- *
- * @param stopped aborts when the server takes no new requests: a body that is not here by then is not waited for
- */
+/** A body's pieces. `stopped` aborts when the server takes no more: what is not here then is not waited for. */
 export async function* piecesOf(
   request: Request,
   maxBytes: number,

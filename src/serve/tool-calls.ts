@@ -70,11 +70,7 @@ export class AnswerReader {
     return this.#parts
   }
 
-  /**
-   * Returns the rest of the answer.
-   *
-   * @param text the whole answer
-   */
+  /** Returns the rest of the answer, whose whole text is `text`. */
   end(text: string): AnswerPart[] {
     return this.read(text.slice(this.#length), true)
   }

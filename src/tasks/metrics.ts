@@ -7,10 +7,7 @@ export function meansOf(values: Readonly<Record<string, readonly number[]>>): Re
   )
 }
 
-/**
- * For query i, whose partner is candidate i: recall@k, 1 if the partner is among the best k, and mrr, 1 / its place.
- * Among equal scores the partner comes last.
- */
+/** Query i's partner is candidate i: recall@k, whether it is among the best k; mrr, 1 / place, last in ties. */
 export function retrievalValues(
   count: number,
   score: (query: number, candidate: number) => number,

@@ -184,25 +184,13 @@ export interface OpenTask<Example = unknown> extends Objective {
   cost(example: Example): number
   /** Reads what {@link collate} needs for these examples, and drops what earlier examples needed. */
   prepare?(examples: readonly Example[]): Promise<void>
-  /**
-   * Makes the feeds of one run, including the targets.
-   *
-   * @param length the padded length: at least the largest cost
-   */
+  /** Feeds of a run with its targets. `length`: at least the largest cost. */
   collate(examples: readonly Example[], length: number): Feeds
   /** The divisor of the examples' loss. A step's runs add theirs up, so accumulation changes no result. */
   normalizer(examples: readonly Example[]): number
-  /**
-   * Computes the loss of a whole step, for tasks that compare examples of different runs. The step then takes two
-   * passes.
-   *
-   * @returns the mean over the examples, and the gradients to feed to each run
-   */
+  /** A step's loss across runs: then two passes. Returns the mean, and gradients to feed to each run. */
   stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
-  /**
-   * For a loss that compares with the model before training: two numbers per example, from the outputs of
-   * {@link Objective.forward} at that time. Examples have them as `before` when their loss is computed.
-   */
+  /** Two numbers of each example before training, from {@link Objective.forward}: its `before` in the loss. */
   reference?(outputs: Readonly<Record<string, RuntimeTensor>>): (readonly [number, number])[]
   /** The prediction for each example of a run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]

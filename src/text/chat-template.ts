@@ -12,12 +12,7 @@ const OF_PROCESSOR = 'chat_template.json'
 
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
-/**
- * Loads a model's chat template from chat_template.jinja, else chat_template.json, else tokenizer_config.json. Returns
- * undefined if there is none.
- *
- * @param text a template that is used instead
- */
+/** From chat_template.jinja, else .json, else tokenizer_config.json, or `text`. Undefined if there is none. */
 export async function loadChatTemplate(directory: Directory, text?: string): Promise<ChatTemplate | undefined> {
   const fields = objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
   const specialTokens = specialTokensOf(fields)

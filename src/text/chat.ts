@@ -48,12 +48,7 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
   observation: 'tool',
 }
 
-/**
- * Reads a chat: a list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of
- * messages.
- *
- * @param check checks each message. Pass {@link messageOfParts} to allow pictures; the default allows only text
- */
+/** `messages`, ShareGPT's `conversations`, or TRL's lists. `check`: {@link messageOfParts} allows pictures. */
 export function parseChat<Message = ChatMessage>(
   record: Fields,
   where: string,

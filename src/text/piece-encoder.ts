@@ -34,10 +34,7 @@ const JOINED = /([^▁])▁/gu
 interface Cutter {
   /** Returns the section as it is cut. Characters may have been composed. */
   normalize(section: string): string
-  /**
-   * Cuts a section into pieces. `before` is the number of characters that the pieces add in front of the section.
-   * Returns undefined if the pieces do not spell the section.
-   */
+  /** Cuts into pieces; `before`: characters added in front. Undefined if they do not spell the section. */
   cut(section: string, index: number, isLong: boolean): { pieces: Iterable<string>; before: number } | undefined
   toModel(piece: string): string
   /** The number of bytes of the section's text that a token stands for. */
@@ -295,10 +292,7 @@ type SpanOf = (from: number, to: number) => Span
 /** ASCII characters never combine with what is before them: a text can be cut there and normalized in parts. */
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
-/**
- * Returns a function that maps a stretch of the normalized text to a span of the original. Returns undefined if the
- * parts, normalized one at a time, do not give the normalized text.
- */
+/** From stretches of the normalized text to the original. Undefined if parts give another normal form. */
 function normalizedSpan(part: string, start: number, normalized: string, cutter: Cutter): SpanOf | undefined {
   const starts: number[] = []
   const ends: number[] = []

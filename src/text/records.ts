@@ -56,12 +56,7 @@ const RENAME = "If your fields have other names, use `columns: { prompt: 'questi
 
 type CheckMessage = (message: unknown, where: string) => MessageOfParts
 
-/**
- * Checks a record and finds out which kind it is.
- *
- * @param check checks each message; the default allows only text
- * @throws DataError if it is not a record, or could be of two kinds
- */
+/** Tells the kind of a record by `check`ed messages, or throws DataError if it has none, or two. */
 export function parseRecord(value: unknown, where: string, check?: CheckMessage): ParsedRecord {
   const record = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const has = (name: string) => record[name] !== undefined && record[name] !== null

@@ -78,10 +78,7 @@ export class TaskTrainer {
     return this.parts.open.collate(examples, length)
   }
 
-  /**
-   * Runs the graph without a loss, and returns its predictions. `ahead` asks for the dropout of a coming training run:
-   * 0 for the next, 1 for the one after it. `factors` replaces the current values.
-   */
+  /** Runs without a loss. `ahead`: with the next run's (0) or a later run's dropout. `factors` replace the current. */
   async predict(feeds: Feeds, { ahead, factors }: { ahead?: number; factors?: readonly Float32Array[] | undefined }) {
     const { sessions, parts, steps: step } = this
     const isPlain = ahead === undefined && parts.adapter.config.dropout > 0

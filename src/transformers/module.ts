@@ -121,10 +121,7 @@ export function defaultDevice(): string {
   return place.device
 }
 
-/**
- * Finds the copy of ONNX Runtime that transformers.js uses. Another copy would not do: pipelines recognize tensors by
- * class, and two copies in a process disturb each other.
- */
+/** transformers.js's own copy: pipelines know tensors by class, and two copies in a process disturb each other. */
 export async function findRuntime(transformers: TransformersModule): Promise<OrtModule> {
   const found = await place.runtimeOf(transformers)
   if (found === undefined) {

@@ -69,10 +69,7 @@ export async function baseOfAdapter(folder: string, opened?: LoraAdapter): Promi
   return source
 }
 
-/**
- * Returns the base that an adapter names. A relative path is also looked up from the adapter's folder and the folders
- * above it, so that adapter and base can be moved together.
- */
+/** The base that an adapter names; a relative path also counts from its folder and those above, if both moved. */
 export function baseOf(folder: string, config: Pick<LoraConfig, 'baseModel' | 'peftFields'>): string | undefined {
   const { baseModel, peftFields } = config
   if (baseModel === undefined || existsSync(baseModel)) return baseModel

@@ -46,11 +46,7 @@ const WIRE_TYPES: Partial<Record<Scalar, WireType>> = {
 /** How deep messages may be nested. */
 const MAX_DEPTH = 100
 
-/**
- * The schemas of a file's messages, by name.
- *
- * @param rows each message's fields as `name:number type`, with * after the type of a list and ** of a packed list
- */
+/** Rows have a message's fields as `name:number type`, with * after the type of a list and ** of a packed list. */
 export function readTable(rows: Readonly<Record<string, string>>): ReadonlyMap<string, AnySchema> {
   const table = new Map<string, AnySchema>()
   for (const [message, row] of Object.entries(rows)) {

@@ -142,10 +142,7 @@ export function buildBackward(
   )
 }
 
-/**
- * Sorts values by the node that first reads them. ONNX Runtime computes the last of the graph's outputs first, so in
- * this order it need not keep the values from which the gradients near the loss are computed.
- */
+/** By first reader: ONNX Runtime computes the last output first, so values near the loss need not be kept. */
 function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   const places = new Map<Value, number>()
   graph.nodes.forEach(({ input }, place) => {

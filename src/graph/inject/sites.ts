@@ -41,10 +41,7 @@ export const SLOTS_INPUT = 'lora/slots'
 /** The graph input (1) with the first token whose logits are wanted. */
 export const FIRST_INPUT = 'logits/first'
 
-/**
- * The graph input, (rows) or (1), with the number of tokens that each row lacks compared with the longest row. Each
- * row's cache then begins with its first token, and attention reads only as much as the row has.
- */
+/** (rows) or (1): tokens that each row lacks compared with the longest, so its cache begins with its first token. */
 export const MISSING_INPUT = 'cache/missing'
 
 export function siteInput(module: string, role: SiteRole): string {

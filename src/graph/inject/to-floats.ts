@@ -13,12 +13,7 @@ interface WholeFile {
   readonly byteLength: number
 }
 
-/**
- * Adds the weight as an initializer of the layer's float type, (d, k) or (k, d) as the integers were.
- *
- * @param contents bytes, or a file with nothing else
- * @returns the initializer's name
- */
+/** Adds the weight as floats, (d, k) or (k, d) as stored. `contents`: bytes, or a file of nothing else. */
 export function toFloats(graph: Graph, linear: Linear, contents: Uint8Array | WholeFile): string {
   const { node, form, name, dataType, transposed, k, d } = linear
   const weight = graph.freshName(`${name}.weight`)

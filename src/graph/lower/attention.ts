@@ -193,10 +193,7 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
   })
 }
 
-/**
- * Turns a mask into a value to add to the scores. The mask holds the number of visible keys of each row, (B), or ones
- * and zeros for keys, (B, T), or for queries and keys, (B, S, T).
- */
+/** A mask as a value to add: it counts visible keys, (B), or is 1 or 0 for keys, (B, T) or (B, S, T). */
 function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: Value): Value {
   const { g, node, shared } = context
   const rank = dimsIn(g.graph, mask)?.length

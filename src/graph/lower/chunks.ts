@@ -8,10 +8,7 @@ export const CHUNK = 64
 
 const CHUNKED = ['LinearAttention', 'GatedDeltaNet']
 
-/**
- * Returns the number of tokens of a chunk, or undefined if the graph has no chunks. Exported graphs pad the last chunk,
- * and compute T mod the size of a chunk for that, which is where the number is found.
- */
+/** Tokens of a chunk; undefined without chunks. Graphs pad the last one by T mod this number: there it is found. */
 export function chunkOf(graph: Graph): number | undefined {
   if (graph.nodes.some(({ opType }) => CHUNKED.includes(opType))) return CHUNK
   const remainders = graph.nodes.filter(({ opType }) => opType === 'Mod')

@@ -11,11 +11,7 @@ const BLOCK_ELEMENTS = 1 << 20
 /** Steps of the quantization that a copy may be off: 16-bit scales and rounded sums move a value beyond one. */
 const STEPS = 1.01
 
-/**
- * Whether each value equals the base's, or lies within one step of a quantized base.
- *
- * @param read lines of the tensor as the adapter has it: (d, k), or (k, d) with `isInputMajor`
- */
+/** Whether each value is the base's, within a step if quantized. `read`: lines (d, k), or (k, d) if input-major. */
 export async function isBaseCopy(
   { model, graph }: Pick<ModelPlaces, 'model' | 'graph'>,
   { linear, isInputMajor }: Extract<StoredPlace, { kind: 'weight' }>,

@@ -11,10 +11,7 @@ import { partNames } from './packed.js'
 /** Modules that a model lacks if its head does not read them. */
 export const POOLER = /(^|\.)pooler(\.|$)/
 
-/**
- * Finds the layers to adapt. `all-linear` leaves out the output embedding and takes the parts of a fused layer; a list
- * can also name the fused layer, as in models that have it as one module.
- */
+/** `all-linear` takes no output embedding, and parts of fused layers; a list can also name a fused layer. */
 export function matchTargets(linears: readonly Linear[], rules: TargetRules): Linear[] {
   const { targetModules } = rules
   if (targetModules.length === 0) {

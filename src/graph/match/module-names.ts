@@ -58,10 +58,7 @@ function todays(type: ModelType, name: string): string {
   return spellings.reduce((spelled, [older, today]) => spelled.replace(older, today), nameInPyTorch(type, name))
 }
 
-/**
- * Finds a module: by its name, else the only name that ends alike, else one that differs in the modules around it, in a
- * doubled Sequential, or in the version of transformers.
- */
+/** By its name, else the only alike ending, else with other modules around it, doubled, or renamed by transformers. */
 export function nameOfModule(names: ReadonlySet<string>, name: string): string | undefined {
   if (names.has(name)) return name
   const module = withoutWrapper(name)

@@ -13,10 +13,7 @@ export interface RunLength {
   readonly axis: number
 }
 
-/**
- * Replaces shapes that are computed at run time by plain expressions of the input lengths. The probed lengths must be
- * chosen so that no other dimension equals one of them in both runs.
- */
+/** Turns run-time shapes into expressions of input lengths, which no other dimension may equal in both probes. */
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
   const sources = new Map(
     lengths.map((length) => {
@@ -94,10 +91,7 @@ function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
   return result
 }
 
-/**
- * Declares shapes with named dimensions. Without names, ONNX Runtime takes any two dimensions for different, and
- * planning shared memory takes time quadratic in the graph's size. `values` are floats.
- */
+/** Names dimensions: without names ONNX Runtime takes all for different, and plans memory in quadratic time. */
 export function declareShapes(
   graph: Graph,
   shapes: ShapeMap,
@@ -130,10 +124,7 @@ export function isFloat(graph: Graph, value: Value): boolean {
 /** Operators whose output has the type of their first input, which may be integers. */
 const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose', 'Range'])
 
-/**
- * Lets each Reshape read the value before the Reshapes that it follows, unless its target copies a dimension of its
- * input. `prune` removes the Reshapes that nothing reads then.
- */
+/** Lets each Reshape read before the Reshapes that it follows, unless it copies a dimension of its input. */
 export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'Reshape' || !isIndependent(graph, shapes, node.input[1])) continue

@@ -38,12 +38,7 @@ export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.second.at(axis)
 }
 
-/**
- * Measures shapes at two points that differ in all symbolic dimensions.
- *
- * @param wanted outputs of nodes, by default all
- * @param answers what was measured for other graphs of the same operator sets
- */
+/** Measures shapes at two points. `wanted`: outputs, by default all; `answers`: of graphs of equal operator sets. */
 export async function probeShapes(
   graph: Graph,
   open: OpenModel,

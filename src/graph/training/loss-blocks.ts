@@ -109,10 +109,7 @@ function replace(
   })
 }
 
-/**
- * Builds the body that adds a block, given by its start, to the results of earlier blocks: ln Σ exp(logits) of each
- * row, the weight's rows averaged by these exponentials, and the largest logit with its place.
- */
+/** The body that adds a block: rows' ln Σ exp(logits), the weight's rows averaged by them, the largest logits. */
 function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[]): GraphProto {
   const { x, weight, isHalf, bias, transB, k } = head
   const body = outer.newBody()

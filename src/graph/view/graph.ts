@@ -119,10 +119,7 @@ export class Graph {
     this.setOutput(maker, maker.output.indexOf(value), name)
   }
 
-  /**
-   * Inserts the nodes of `make` after a value, so that its readers get their result. The result gets the value's name,
-   * and the value a new name, which `make` gets and which is returned.
-   */
+  /** Puts nodes after a value, so that readers get their result. It takes the name; the value's new one is returned. */
   putBehind(value: string, make: (base: string) => string, hint = 'base'): string {
     const maker = this.producer(value) as NodeProto
     const base = this.freshName(`${value}/${hint}`)

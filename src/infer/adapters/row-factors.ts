@@ -21,11 +21,7 @@ export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean
   )
 }
 
-/**
- * Makes feeds for rows with these mixes. Rows with the same mix share their arrays.
- *
- * @param like earlier feeds, whose arrays are used again if they were made for the same mixes
- */
+/** Feeds for rows with these mixes. `like`: earlier feeds, whose arrays are used again for the same mixes. */
 export function feedsOfRows(rows: RowFactors, like?: AdapterFeeds): AdapterFeeds {
   const distinct: RowFactors[number][] = []
   const rowOf = rows.map((mix) => {
@@ -53,10 +49,7 @@ export class AdapterFeeds {
   readonly #made: { of?: Made }
   #feeds: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
-  /**
-   * @param rowOf for each row, the index of its mix. Default: all rows have the first mix
-   * @param like earlier feeds, whose arrays are used again if they were made for the same mixes
-   */
+  /** `rowOf`: each row's mix, by default the first. `like`: earlier feeds, whose arrays serve the same mixes again. */
   constructor(mixes: RowFactors, rowOf?: readonly number[], like?: AdapterFeeds) {
     const isOne = rowOf === undefined || new Set(rowOf).size <= 1
     const placeIn = (all: RowFactors, mix: RowFactors[number]) =>

@@ -12,10 +12,7 @@ const TIME = '([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?Z'
 const BYTE = '(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)'
 const LABEL = '[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?'
 
-/**
- * An expression for each format. Every text that fits is of the format, but not the other way round: times are of UTC,
- * addresses begin with http, and February ends on the 28th.
- */
+/** Texts that fit a format; not all that do: times are of UTC, addresses begin with http, February ends on the 28th. */
 const FORMATS: Readonly<Record<string, string>> = {
   date: DATE,
   time: TIME,

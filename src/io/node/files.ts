@@ -145,11 +145,7 @@ async function canAppear(out: string): Promise<boolean> {
   )
 }
 
-/**
- * The path that a text names, also as a file:// URL.
- *
- * @throws ConfigError for the address of another place
- */
+/** The path that a text names, also as file://. Throws ConfigError for the address of another place. */
 export function localPath(text: string, where: string): string {
   if (/^file:\/\//i.test(text)) {
     try {
@@ -220,11 +216,7 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
   return source
 }
 
-/**
- * A file that appears whole or not at all. Devices, pipes and sockets are written into.
- *
- * @param isNew fails if something has the name by the time the file is whole. Else a file that is there is replaced
- */
+/** A file that appears whole or not at all; devices, pipes and sockets are written into. `isNew`: must not exist. */
 async function createFile(name: string, isNew = false): Promise<ByteSink> {
   if (await isStream(name)) return openSink(name, name, 'a')
   const output = await WholeOutput.begin(name)

@@ -30,11 +30,7 @@ const MOST_CHARACTERS = 2000
 const DEEPEST = 100
 const TOKEN = /\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|([-+*/^(),]))/y
 
-/**
- * Parses a formula. As in Python, ^ binds to the right and tighter than a sign before it.
- *
- * @throws ConfigError at the first fault, with its place
- */
+/** As in Python, ^ binds to the right and tighter than a sign before it. Throws ConfigError at the first fault. */
 export function parseFormula(text: string, names: readonly string[], where: string): Formula {
   const fail = (what: string, hint?: string): never => {
     throw new ConfigError({ where, what, got: JSON.stringify(text.slice(0, 200)), ...(hint && { hint }) })

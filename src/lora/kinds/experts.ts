@@ -157,10 +157,7 @@ export function newExpertFactors(
   return { weightA: stacked(layers.map((layer) => layer.weightA)), weightB }
 }
 
-/**
- * Returns factors for all experts at once, as if they were one layer: A (r, E·y) and B (E·x, r) for a weight
- * (E, x, y). If it is input-major, A and B change places. `rows`: B's rows in the order of the weight.
- */
+/** All experts as one layer: A (r, E·y), B (E·x, r) for (E, x, y), swapped if input-major. `rows`: of B, in order. */
 export function joinedFactors(part: ExpertLora, rows: readonly number[], isInputMajor: boolean) {
   const pairs = Array.from({ length: part.experts }, (_, expert) => {
     const [a, b] = expertFactors(part, expert)

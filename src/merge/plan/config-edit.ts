@@ -110,10 +110,7 @@ function editForHub(text: string, values: ModelConfig, graphs: readonly WrittenG
   return setMember(text, [HUB_MEMBER], edited)
 }
 
-/**
- * Returns warnings about edits of config.json that the user has to make, if the result gets no config.json. Throws
- * MismatchError if the edit would untie embeddings.
- */
+/** Warnings of edits to config.json, if the result gets none. MismatchError if the edit would untie embeddings. */
 export function withoutConfig({ untied, head }: ConfigEdit, weightsOnly: boolean, where: string): string[] {
   if (untied.length > 0) {
     throw new MismatchError({

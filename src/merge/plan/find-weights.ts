@@ -26,10 +26,7 @@ export interface FoundWeight {
   readonly group: TieGroup | undefined
 }
 
-/**
- * Returns the tensors that a layer changes. If a tied output embedding is not stored, it is the input embedding. If
- * stacked experts are stored one by one, there are several.
- */
+/** A layer's tensors: a tied output embedding may be the input one's, and experts may be stored one by one. */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
   const { names, ties } = search
   const { tensors } = search.checkpoint

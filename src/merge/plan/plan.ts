@@ -239,10 +239,7 @@ function planHead(
   return { architecture: head.architecture, count, ...meaningOf(adapters, count) }
 }
 
-/**
- * Returns the base with the size of a grown vocabulary: PEFT saves embeddings whole after resize_token_embeddings.
- * Returns undefined if the vocabulary keeps its size.
- */
+/** The base with its vocabulary grown: PEFT saves resized embeddings whole. Undefined if it keeps its size. */
 function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) {
   const { checkpoint, names, ties } = base
   const tensors = new Map<string, CheckpointTensor>(checkpoint.tensors)

@@ -28,10 +28,7 @@ export function partedTies({ layers, replacements }: MergeParts, base: BaseModel
   return base.ties.groups.filter(({ path }) => paths.has(path.join('.')))
 }
 
-/**
- * If lowrank does not know the model's type, throws for an adapted embedding, which may be tied to another tensor. With
- * the policy `keep`, nothing is checked.
- */
+/** Of unknown types, any adapted embedding may be tied: throws, unless the policy is `keep`. */
 export function refuseUnknownTies(parts: MergeParts, base: BaseModel, tied: TiedPolicy): void {
   if (base.ties.isKnown || tied === 'keep') return
   const { tensors } = base.checkpoint

@@ -26,10 +26,7 @@ const MULTI = 'multi_label_classification'
 export interface LabelOptions {
   /** Default: by the form of the labels. Integers are names of labels, unless this is `regression`. */
   readonly problemType?: ProblemType | undefined
-  /**
-   * Weight of each label's records in the loss: an object by label, or `balanced` for the inverse of the label's
-   * frequency. Default: 1.
-   */
+  /** Weights of labels' records in the loss; `balanced`: inverse frequency. Default: 1. */
   readonly classWeights?: 'balanced' | Readonly<Record<string, number>> | undefined
   /**
    * Share of each target that is spread over all labels.

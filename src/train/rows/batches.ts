@@ -22,10 +22,7 @@ export interface PlanOptions {
 /** Enough for batches of like lengths, few enough that what follows what stays random. */
 const WINDOW_STEPS = 16
 
-/**
- * The steps of one pass over the data. It depends on (seed, epoch) alone, so that a resumed run finds the same order.
- * An example takes 4 bytes. `lengths`: tokens of each example.
- */
+/** Steps of one pass, by (seed, epoch) alone for resumed runs. `lengths`: tokens; 4 bytes an example. */
 export class EpochPlan implements Iterable<StepPlan> {
   readonly length: number
   readonly #lengths: ArrayLike<number>

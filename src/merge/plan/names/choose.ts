@@ -11,10 +11,7 @@ type Tensors = Checkpoint['tensors']
 type Naming = (name: string) => StoredForm | undefined
 
 export interface CheckpointNames {
-  /**
-   * Returns which tensors of the checkpoint store a tensor of the model, and whether as a part of a larger one or
-   * transposed. Undefined if the form is not implemented.
-   */
+  /** The tensors that store a tensor of the model, whole, in part or transposed. Undefined: not implemented. */
   form(name: string): StoredForm | undefined
   locate(name: string): string
 }
@@ -85,10 +82,7 @@ function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): C
   return { form, locate }
 }
 
-/**
- * Returns the namings of a table entry: for the model with and without its head, each from names in the model to names
- * in the checkpoint, and the reverse.
- */
+/** Namings with and without the model's head, each from names in the model to the checkpoint's, and back. */
 function namingsOf({ rules, prefix, isInside }: NameEntry): Naming[] {
   const both = (directed: NameRules): Naming[] => {
     const bare: Naming = (name) => directed.form(name)

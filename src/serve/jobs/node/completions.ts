@@ -35,10 +35,7 @@ export class Completions {
     private readonly most: number,
   ) {}
 
-  /**
-   * @param most completions of one owner. If there are more, the oldest goes
-   * @param options of the store
-   */
+  /** `most`: completions of one owner; the oldest goes for another. */
   static async open(folder: string, most: number, options: StoreOptions): Promise<Completions> {
     const place = path.join(folder, 'completions')
     return new Completions(await Store.open<CompletionEntry>(place, 'stored completion', options), most)

@@ -12,11 +12,7 @@ const MAX_FIELD = 64 << 10
 /** The other fields and the headers of all parts together. */
 const MAX_AROUND = 256 << 10
 
-/**
- * Reads a form with one file. Its other fields come back by their names.
- *
- * @param onFile returns what takes the file of this field
- */
+/** A form with one file, for `onFile`'s writer; its other fields come back by name. */
 export async function readForm(
   { request, stopped }: Call,
   maxFileBytes: number,
