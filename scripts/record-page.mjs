@@ -1,21 +1,24 @@
 // Records the answers that the page shows before it has loaded a model, in web/src/recorded.json. It trains each recipe
-// for the models that come with the page just as the page would, with two threads.
+// for the models that come with the page just as the page would, with two threads. Adapters of the bundled model are
+// saved in web/public/recorded: there they label the visitor's own sentence.
 //   npm run build && node scripts/record-page.mjs [ID …] [--chat FOLDER]
 // The recipes of MiniLM need its folder: web/README.md. --chat: SmolLM2-135M-Instruct in 4 bits, such as smollm2-q4-32
 // of scripts/golden/graph_table.py.
 import { readFileSync, writeFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { loadModel, openSession, train } from '../dist/node.js'
+import { loadAdapter, loadModel, openSession, saveAdapter, train } from '../dist/node.js'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const { values, positionals: asked } = parseArgs({ allowPositionals: true, options: { chat: { type: 'string' } } })
 const models = {
-  bundled: join(root, 'models', 'union-3m'),
+  bundled: 'models/union-3m',
   minilm: join(root, 'out', 'graphs', 'minilm-int8'),
-  chat: values.chat,
+  chat: values.chat && resolve(values.chat),
 }
+// The saved adapter names its model by a path from here.
+process.chdir(root)
 const file = join(root, 'web', 'src', 'recorded.json')
 const recipes = JSON.parse(readFileSync(join(root, 'web', 'src', 'recipes.json'), 'utf8'))
 const recorded = JSON.parse(readFileSync(file, 'utf8'))
@@ -30,7 +33,12 @@ async function find(session, prompt, texts, adapter) {
 
 async function answer(session, task, prompt, texts) {
   const adapter = 'taught'
-  if (task === 'text-classification') return { labels: (await session.classify(prompt, { adapter, topK: 3 })).labels }
+  const write = async (input, name) =>
+    (await session.generate(input, { temperature: 0, maxNewTokens: 24, adapter: name })).text
+  if (task === 'text-classification') {
+    const { labels } = await session.classify(prompt, { adapter, topK: 3 })
+    return { writesOn: await write(prompt, null), labels }
+  }
   if (task === 'token-classification') return { names: (await session.tag(prompt, { adapter })).entities }
   if (task === 'embedding') {
     const [alone, taught] = [await find(session, prompt, texts, null), await find(session, prompt, texts, adapter)]
@@ -40,9 +48,7 @@ async function answer(session, task, prompt, texts) {
     }
   }
   const messages = [{ role: 'user', content: prompt }]
-  const write = async (name) =>
-    (await session.generate(messages, { temperature: 0, maxNewTokens: 24, adapter: name })).text
-  return { texts: [await write(null), await write(adapter)] }
+  return { texts: [await write(messages, null), await write(messages, adapter)] }
 }
 
 for (const { id, file: data, model: name, task, prompts, settings } of recipes) {
@@ -60,13 +66,17 @@ for (const { id, file: data, model: name, task, prompts, settings } of recipes) 
     config: { rank: 8, alpha: 16 },
     threads: 2,
   })
-  const session = await openSession(model, { adapters: { taught: adapter }, threads: 2 })
+  const place = name === 'bundled' ? `recorded/${id}/` : undefined
+  const folder = join(root, 'web', 'public', place ?? '')
+  if (place !== undefined) await saveAdapter(adapter, folder, { dtype: 'fp16' })
+  const taught = place === undefined ? adapter : await loadAdapter(folder)
+  const session = await openSession(model, { adapters: { taught }, threads: 2 })
   const partners = readFileSync(path, 'utf8').matchAll(/"textPair": "([^"]*)"/g)
   const texts = [...new Set([...partners].map(([, text]) => text))]
   const answers = []
   for (const prompt of prompts) answers.push({ prompt, ...(await answer(session, task, prompt, texts)) })
   await session.dispose()
-  recorded[id] = { seconds: Math.round(report.seconds), losses: report.trainLoss, answers }
+  recorded[id] = { seconds: Math.round(report.seconds), losses: report.trainLoss, adapter: place, answers }
   console.log(id, report.seconds, JSON.stringify(answers, null, 1))
 }
 const compact = JSON.stringify(recorded, (_, value) =>

@@ -80,8 +80,8 @@ const listed = new Set(outline.flatMap(({ items }) => items.map(({ link }) => li
 const all = readdirSync(pages).filter((name) => name.endsWith('.md') && name !== 'index.md').map((name) => name.slice(0, -3))
 const lost = [...all.filter((page) => !listed.has(page)), ...[...listed].filter((page) => !all.includes(page))]
 if (lost.length > 0) throw new Error(`site/outline.json and the pages differ: ${lost}`)
-const modules = readdirSync(apiFolder, { recursive: true }).filter((name) => name.endsWith('.md') && name !== 'index.md')
-const api = modules.map((name) => name.replaceAll('\\', '/').slice(0, -3)).sort().map((name) => ({ text: name, link: `/api/${name}` }))
+const modules = readdirSync(apiFolder, { recursive: true }).filter((name) => path.basename(name) === 'index.md' && name !== 'index.md')
+const api = modules.map((name) => path.posix.dirname(name.replaceAll('\\', '/'))).sort().map((name) => ({ text: name, link: `/api/${name}/` }))
 writeFileSync(path.join(pages, 'outline.json'), JSON.stringify({ pages: outline, api }))
 
 execFileSync(bin('vitepress'), ['build', site], { stdio: 'inherit' })

@@ -73,6 +73,11 @@ describe.skipIf(firefox === undefined || driver === undefined || !canOpenSite)('
     await until("/^[0-9]+ threads?/.test(document.getElementById('machine').textContent)")
   })
 
+  it('labels a mail of the visitor with the recorded adapter', async () => {
+    await fill({ sentence: 'Your electricity bill for May is 64 euros.' })
+    await until("/is 64 euros.*bill/s.test(document.querySelector('.recorded').textContent)")
+  })
+
   it('pauses, and goes on after a reload', async () => {
     await fill({ steps: 12 })
     await click('#start')

@@ -38,7 +38,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.body.dataset.ready === '' && crossOriginIsolated")
     await until("document.getElementById('data').value.startsWith('text,label')")
     expect(await page.evaluate("document.querySelectorAll('.recorded').length")).toBe(3)
-    expect(await text('recorded-note')).toMatch(/^Recorded: 30 steps in [0-9]+ s/)
+    expect(await text('recorded-note')).toMatch(/^Recorded in Node: 30 steps in [0-9]+ s/)
     expect(await page.evaluate("document.getElementById('run').hidden")).toBe(true)
     // Each recipe has recorded answers.
     for (const [id, answer] of [
@@ -55,6 +55,36 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await text('lines')).toMatch(/maxSteps: 30.*--max-steps 30.*PeftModel/s)
     expect(page.requests.filter((url) => /[/]model|[.]wasm$/.test(url))).toEqual([])
     await picture('first')
+  })
+
+  it('labels a mail of the visitor with the recorded adapter, before anything is taught', async () => {
+    const cards = (): Promise<string[]> =>
+      page.evaluate("[...document.querySelectorAll('.recorded')].map((card) => card.innerText)")
+    const recorded = await cards()
+    const label = async (sentence: string) => {
+      await fill({ sentence })
+      await until(`document.querySelector('.recorded h3').textContent === '“${sentence}”'`)
+    }
+    await page.evaluate("document.getElementById('sentence').focus()")
+    await until("document.getElementById('own-state').textContent === 'Ready.'")
+    await label('Your electricity bill for May is 64 euros.')
+    expect(await cards()).toEqual([
+      expect.stringMatching(/is 64 euros.*After the lesson\s+bill\s+[5-9][0-9] %.*The model alone gives no labels/s),
+      ...recorded.slice(0, 2),
+    ])
+    expect(await text('own-state')).toMatch(/^Labelled in this page/)
+    await picture('own')
+    // The page gives the labels that were recorded in Node.
+    await label('My brother asks how your holiday by the sea was.')
+    expect((await cards())[0]).toBe(recorded[2])
+    await fill({ sentence: '' })
+    await until("document.querySelector('.recorded h3').textContent.startsWith('“You have not paid')")
+    expect(await cards()).toEqual(recorded)
+    // A recipe without an adapter beside the page offers no field.
+    await recipe('comet')
+    expect(await page.evaluate("document.getElementById('own').hidden")).toBe(true)
+    await recipe('mails')
+    expect(await page.evaluate("document.getElementById('own').hidden")).toBe(false)
   })
 
   it('opens the small model, with threads on a host that sends no headers for them', async () => {
@@ -549,5 +579,8 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await ready()
     expect(await text('model-state')).toMatch(/^Open: union-3m/)
     expect(await page.evaluate('crossOriginIsolated')).toBe(true)
+    await recipe('mails')
+    await fill({ sentence: 'Hello' })
+    await until("/“Hello”.*[0-9] %/s.test(document.querySelector('.recorded').innerText)")
   })
 })

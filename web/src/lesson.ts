@@ -4,24 +4,30 @@ import { byId, make } from './dom.js'
 
 type Shown = readonly (Node | string)[]
 
-/** A question with the answer of the model alone, if it gives one, and the answer of the adapter. */
+/** A question with the answer of the adapter, and that of the model alone, if it gives one. */
 export interface LessonCard {
   readonly question: string
   readonly alone?: Shown | undefined
   readonly taught: Shown
+  /** What the model alone wrote where the adapter gives labels: the labels come from the adapter's head. */
+  readonly writesOn?: string | undefined
 }
+
+const withoutLabels = (text: string) =>
+  `The model alone gives no labels. It writes on: “${text.trim().split(' ').slice(0, 9).join(' ')} …”`
 
 /** Shows the cards in place of earlier ones. `when` says which state of the adapter answers. */
 export function showLesson(cards: readonly LessonCard[], when = 'After the lesson'): void {
   const part = (title: string, shown: Shown | undefined) =>
     shown === undefined ? [] : [make('h4', {}, title), make('div', {}, ...shown)]
-  const articles = cards.map(({ question, alone, taught }) =>
+  const articles = cards.map(({ question, alone, taught, writesOn }) =>
     make(
       'article',
       { class: 'answer recorded' },
       make('h3', {}, `“${question}”`),
       ...part('The model alone', alone),
       ...part(when, taught),
+      ...(writesOn === undefined ? [] : [make('p', { class: 'state' }, withoutLabels(writesOn))]),
     ),
   )
   byId('recorded').replaceChildren(...articles)

@@ -49,6 +49,5 @@ export async function showMachine(): Promise<void> {
   const words = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, and none is needed'
   const choice = inputOf('device').querySelector('[value=webgpu]') as HTMLOptionElement
   choice.disabled = !isGpu
-  const chips = [threads, words, 'Your text stays on this machine']
-  byId('machine').replaceChildren(...chips.map((text) => make('span', {}, text)))
+  byId('machine').replaceChildren(make('span', {}, threads), make('span', {}, words))
 }

@@ -10,6 +10,7 @@ import { showLines } from './lines.js'
 import { askAboutLink, showShare } from './link.js'
 import { foldOnPhones, isolate, showMachine } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
+import { ownSentence, setUpOwn } from './own.js'
 import { questionsFor, type Recipe, setUpRecipes, showRecording } from './recipes.js'
 import type { Job } from './runs.js'
 import { isFull, type KeptAdapter, keepAdapter, keptAdapters, openKept } from './store.js'
@@ -22,21 +23,31 @@ const machine = showMachine()
 
 let opened: OpenModel | undefined
 let recipe: Recipe | undefined
-const choose = (choice: ModelChoice) => models.choose(choice)
+/** The questions that the lesson asks while a run learns. */
+let asked: readonly string[] = []
+/** The last choice of a model. If another one comes while the model loads, it waits. */
+let choosing = Promise.resolve()
+const choose = (choice: ModelChoice): Promise<void> => {
+  const isOpen = () => opened !== undefined && isSame(opened.choice, choice)
+  choosing = choosing.catch(() => {}).then(() => (isOpen() ? undefined : models.choose(choice)))
+  return choosing
+}
 const reopen = (device: Device) => models.reopen(device)
 const writer = new Writer(reopen, (name, adapter) => keep(name, adapter))
 const trainer = new Trainer({
   choose,
   reopen,
   begin(job) {
+    asked = questionsOf(job)
+    byId('own').hidden = true
     showLesson(
-      questionsOf(job).map((question) => ({ question, taught: ['…'] })),
+      asked.map((question) => ({ question, taught: ['…'] })),
       'While it learns',
     )
     byId('recorded-note').textContent = ''
   },
   answer: showAnswers,
-  reset: () => recipe && showRecording(recipe),
+  reset: () => recipe && show(recipe),
   makeRoom: (work) => writer.makeRoom(work),
   async trained(adapter, job, gain) {
     const kept = new Set((await keptAdapters()).map(({ name }) => name))
@@ -81,17 +92,26 @@ async function openBeside(
   read: () => Promise<LoraAdapter>,
   texts?: readonly string[],
 ): Promise<void> {
-  if (choice !== undefined && (opened === undefined || !isSame(opened.choice, choice))) await choose(choice)
+  if (choice !== undefined) await choose(choice)
   await writer.add(name, await read(), texts)
   byId('write').scrollIntoView()
 }
 
 /** The questions of the lesson: those of the recipe, or the input of the page for other data. */
-const questionsOf = ({ dataName }: Job): readonly string[] => questionsFor(dataName) ?? [inputOf('prompt').value]
+function questionsOf({ dataName }: Job): readonly string[] {
+  const [own, prompts] = [ownSentence(), questionsFor(dataName)]
+  if (prompts === undefined) return [inputOf('prompt').value]
+  return own === '' ? prompts : [own, ...prompts.slice(1)]
+}
 
 async function showAnswers(adapter: LoraAdapter, job: Job, when: string): Promise<void> {
-  const cards = await writer.answersOf(adapter, questionsOf(job), job.texts)
+  const cards = await writer.answersOf(adapter, asked, job.texts)
   if (cards !== undefined) showLesson(cards, when)
+}
+
+function show(chosen: Recipe): void {
+  clearOwn()
+  showRecording(chosen)
 }
 
 async function useRecipe({ id, file, model, task, prompts, settings }: Recipe): Promise<void> {
@@ -107,6 +127,14 @@ async function useRecipe({ id, file, model, task, prompts, settings }: Recipe): 
   showLines(readJob({ name, choice: model }, file, task))
 }
 
+const clearOwn = setUpOwn({
+  recipe: () => recipe,
+  choose,
+  answer: async (adapter, question) => {
+    inputOf('prompt').value = question
+    return (await writer.answersOf(adapter, [question], []))?.[0]
+  },
+})
 setUpDrop({
   model: models.openFolder,
   adapter: (name, files) => writer.openFolder(name, files),
@@ -119,7 +147,7 @@ byId('next').addEventListener('click', () => {
 })
 const chooseRecipe = setUpRecipes((chosen) => {
   recipe = chosen
-  if (!trainer.hasRun) showRecording(chosen)
+  if (!trainer.hasRun) show(chosen)
   void guarded('hello', 'The recipe cannot be loaded', () => useRecipe(chosen))
 })
 await guarded('train', 'The last run cannot be read', async () => {

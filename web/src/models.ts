@@ -134,11 +134,13 @@ export const isSame = (a: ModelChoice, b: ModelChoice): boolean => JSON.stringif
 const FILES = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
 const fetched = new Map<string, MemoryDirectory>()
 
-async function bundled(name?: string): Promise<MemoryDirectory> {
-  const place = name === undefined ? 'model/' : `model-${name}/`
+const bundled = (name?: string) => beside(name === undefined ? 'model/' : `model-${name}/`, FILES)
+
+/** Fetches files of a folder of this site, such as 'model/'. */
+export async function beside(place: string, files: readonly string[]): Promise<MemoryDirectory> {
   const known = fetched.get(place)
   if (known !== undefined) return known
-  const contents = FILES.map(async (file) => {
+  const contents = files.map(async (file) => {
     const response = await fetch(new URL(place + file, document.baseURI))
     if (!response.ok) throw new Error(`${place}${file}: the server answers ${response.status}.`)
     return [file, new Uint8Array(await response.arrayBuffer())] as const

@@ -2,7 +2,7 @@
 
 import { ranking, scores, withNames } from './answers.js'
 import { button, byId, make } from './dom.js'
-import { showLesson } from './lesson.js'
+import { type LessonCard, showLesson } from './lesson.js'
 import { type ModelChoice, missing } from './models.js'
 import recipes from './recipes.json'
 import recordings from './recorded.json'
@@ -18,11 +18,14 @@ export type Recipe = Omit<(typeof recipes)[number], 'model' | 'settings' | 'task
 interface Recording {
   readonly seconds: number
   readonly losses: readonly number[]
+  /** The folder of the adapter, if it comes with the page: the visitor's own sentence can be labelled with it. */
+  readonly adapter?: string
   readonly answers: readonly ({ readonly prompt: string } & Partial<Shown>)[]
 }
 
 /** Recorded answers: of the model alone, if it gives any, and of the adapter. */
 interface Shown {
+  readonly writesOn: string
   readonly labels: Parameters<typeof scores>[0]
   readonly names: Parameters<typeof withNames>[1]
   readonly found: readonly [alone: Parameters<typeof ranking>[0], taught: Parameters<typeof ranking>[0]]
@@ -60,19 +63,18 @@ export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => 
   return (id) => choose(all.find((recipe) => recipe.id === id) ?? all[0])
 }
 
-/** Shows the recorded lesson of a recipe. */
-export function showRecording({ recording, model }: Recipe): void {
-  const answers = recording.answers.map(({ prompt: question, labels, names, found, texts }) => {
+/** Shows the recorded lesson of a recipe. The visitor's own question takes the place of the last one, and stands first. */
+export function showRecording({ recording, model }: Recipe, own: readonly LessonCard[] = []): void {
+  const answers = recording.answers.map(({ prompt: question, writesOn, labels, names, found, texts }) => {
     const [alone, taught] = found?.map(ranking) ?? texts ?? []
     if (taught !== undefined) return { question, alone: [alone], taught: [taught] }
-    return { question, taught: [labels === undefined ? withNames(question, names ?? []) : scores(labels)] }
+    return { question, taught: [labels === undefined ? withNames(question, names ?? []) : scores(labels)], writesOn }
   })
-  showLesson(answers)
+  showLesson([...own, ...answers].slice(0, answers.length))
+  byId('own').hidden = recording.adapter === undefined
   const note = byId('recorded-note')
   const next = missing(model)
   const { seconds, losses } = recording
-  const knows = answers.every(({ alone }) => alone === undefined)
-    ? ', and the model alone knows none of these labels'
-    : ''
-  note.textContent = `Recorded: ${losses.length} steps in ${seconds} s on two processors. These inputs were not in the data${knows}. ${next ?? 'Press “Teach it” to do the same here.'}`
+  const knows = recording.answers.some(({ names }) => names) ? ', and the model alone knows none of these labels' : ''
+  note.textContent = `Recorded in Node: ${losses.length} steps in ${seconds} s on two processors. These inputs were not in the data${knows}. ${next ?? 'Press “Teach it” to do the same here.'}`
 }

@@ -165,14 +165,16 @@ export class Writer {
     await session.add(LEARNER, adapter)
     try {
       const kind = this.#kindOf(LEARNER, adapter)
-      const answer = async (question: string, name: string | null) =>
-        kind === 'text' ? this.#text(session, question, name) : [await answerOf(session, kind, question, name, texts)]
+      const { writes } = this.#open
       return await Promise.all(
         questions.map(async (question) => {
-          const taught = await answer(question, LEARNER)
-          // Labels and names come from the adapter's head, which the model alone does not have.
-          const alone = /labels|names/.test(kind) ? undefined : await answer(question, null)
-          return { question, alone, taught }
+          const written = writes && kind !== 'finds' ? await this.#text(session, question, null) : undefined
+          if (kind === 'text' && written !== undefined)
+            return { question, alone: [written], taught: marked(await this.#text(session, question, LEARNER), written) }
+          const answer = async (name: string | null) => [await answerOf(session, kind, question, name, texts)]
+          const taught = await answer(LEARNER)
+          if (kind === 'finds') return { question, alone: await answer(null), taught }
+          return { question, taught, writesOn: written }
         }),
       )
     } finally {
@@ -180,14 +182,13 @@ export class Writer {
     }
   }
 
-  /** Returns a text; in the text of an adapter, words that the model alone did not write are marked. */
-  async #text(session: AdapterSession, question: string, adapter: string | null): Promise<(Node | string)[]> {
+  async #text(session: AdapterSession, question: string, adapter: string | null): Promise<string> {
+    const known = adapter === null ? this.#alone.get(question) : undefined
+    if (known !== undefined) return known
     const prompt = inputOf('as-chat').checked ? [{ role: 'user', content: question }] : question
-    const write = async (name: string | null) =>
-      (await session.generate(prompt, { adapter: name, temperature: 0, maxNewTokens: LESSON_TOKENS })).text
-    const alone = this.#alone.get(question) ?? (await write(null))
-    this.#alone.set(question, alone)
-    return adapter === null ? [alone] : marked(await write(adapter), alone)
+    const { text } = await session.generate(prompt, { adapter, temperature: 0, maxNewTokens: LESSON_TOKENS })
+    if (adapter === null) this.#alone.set(question, text)
+    return text
   }
 
   /** @param texts the texts that an adapter for search can find */
