@@ -1,5 +1,5 @@
-// The visitor's own sentence: the adapter of the recorded lesson labels it, before anything is taught. The model and the
-// adapter load when the field gets the focus or a text.
+// The visitor types a sentence, and the adapter of the recorded lesson labels it, before anything is taught. The model
+// and the adapter load when the field gets the focus or a text.
 
 import { type LoraAdapter, loadAdapter } from 'lowrank'
 import { byId, guarded, inputOf } from './dom.js'
