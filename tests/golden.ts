@@ -4,13 +4,20 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect } from 'vitest'
-import { type Directory, MemoryDirectory } from '../src/base/bytes.js'
-import { encodeFloats, type FloatDtype } from '../src/base/dtype.js'
-import type { FloatArray, Matrix, Tensor } from '../src/base/tensor.js'
+import { encodeFloats } from '../src/base/dtype.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../src/formats/safetensors.js'
 import { NodeDirectory } from '../src/io/node/files.js'
-import { loadAdapter, saveAdapter } from '../src/peft/adapter-folder.js'
-import type { LayerReport } from '../src/peft/inspect.js'
+import {
+  type Directory,
+  type FloatArray,
+  type FloatDtype,
+  type LayerReport,
+  loadAdapter,
+  type Matrix,
+  MemoryDirectory,
+  saveAdapter,
+  type Tensor,
+} from '../src/node.js'
 
 /** Returns a path in tests/golden. */
 export function goldenPath(...parts: string[]): string {
@@ -136,7 +143,7 @@ export function expectClose(got: Values, expected: Values, tolerance: number): v
 /** Loads and saves a folder, and expects PEFT's bytes and config, except for the spelling of numbers in the config. */
 export async function expectSavedAlike(folder: string): Promise<void> {
   const saved = new MemoryDirectory()
-  await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)
+  await saveAdapter(await loadAdapter(folder), saved)
   const bytes = readFileSync(path.join(folder, 'adapter_model.safetensors'))
   expect(Buffer.compare(saved.files.get('adapter_model.safetensors')!, bytes)).toBe(0)
   const config = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))

@@ -2,8 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import type { RgbImage } from '../src/images/image.js'
-import type { Prompt } from '../src/infer/session.js'
+import type { Prompt, RgbImage } from '../src/node.js'
 import { graphsFolder } from './several-graphs.js'
 
 export interface Continued {

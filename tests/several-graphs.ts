@@ -5,7 +5,7 @@ import path from 'node:path'
 import { InferenceSession, Tensor } from 'onnxruntime-node'
 import { parseSafetensorsHeader, readTensorF32 } from '../src/formats/safetensors.js'
 import { NodeDirectory } from '../src/io/node/files.js'
-import type { Feeds } from '../src/runtime/runtime.js'
+import type { Feeds } from '../src/node.js'
 import { goldenPath } from './golden.js'
 
 export interface ExpectedGraphs {

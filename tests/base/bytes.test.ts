@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, readAll, writeFile } from '../../src/base/bytes.js'
+import { readAll, writeFile } from '../../src/base/bytes.js'
+import { MemoryDirectory } from '../../src/node.js'
 
 describe('MemoryDirectory', () => {
   it('keeps what was written, whatever becomes of the writer’s Buffer', async () => {

@@ -10,7 +10,7 @@ import {
   f32ToBf16,
   f32ToF16,
 } from '../../src/base/dtype.js'
-import { ShapeError } from '../../src/base/errors.js'
+import { ShapeError } from '../../src/node.js'
 import { runs } from '../thorough.js'
 
 const ALL_HALVES = Uint16Array.from({ length: 65536 }, (_, i) => i)

@@ -1,7 +1,8 @@
 // Hints of errors.
 
 import { expect, test } from 'vitest'
-import { FormatError, nearMisses } from '../../src/base/errors.js'
+import { nearMisses } from '../../src/base/errors.js'
+import { FormatError } from '../../src/node.js'
 
 test('near misses come best first, names that contain each other before all', () => {
   expect(nearMisses('q_proj', ['x_prj', 'k_proj', 'model.q_proj', 'lm_head'])).toEqual([

@@ -1,8 +1,8 @@
 // What counts as a matrix.
 
 import { describe, expect, test } from 'vitest'
-import { ShapeError } from '../../src/base/errors.js'
-import { type MatrixLike, toMatrix } from '../../src/base/tensor.js'
+import { toMatrix } from '../../src/base/tensor.js'
+import { type MatrixLike, ShapeError } from '../../src/node.js'
 
 describe('toMatrix', () => {
   test('copies nested arrays in f64 and leaves a matrix as it is', () => {

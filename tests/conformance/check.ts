@@ -2,16 +2,25 @@
 // file after it is saved again.
 
 import path from 'node:path'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
-import { type FloatArray, type Matrix, type Tensor, transpose } from '../../src/base/tensor.js'
+import { MemorySource } from '../../src/base/bytes.js'
+import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
+import { transpose } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, saveSafetensors } from '../../src/formats/safetensors.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { changesBase } from '../../src/lora/init/inits.js'
-import type { TiedPolicy } from '../../src/merge/plan/tied.js'
 import type { MergeAdapter } from '../../src/merge/weighted.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
-import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
+import {
+  type AdapterReport,
+  type FloatArray,
+  type FloatDtype,
+  type LoraAdapter,
+  loadAdapter,
+  type Matrix,
+  MemoryDirectory,
+  saveAdapter,
+  type Tensor,
+  type TiedPolicy,
+} from '../../src/node.js'
+import { inspectAdapter } from '../../src/peft/inspect.js'
 import { convertToPlain } from '../../src/tools/to-plain.js'
 import { convolve } from '../convolve.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'

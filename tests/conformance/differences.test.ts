@@ -3,11 +3,8 @@
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
-import type { Tensor } from '../../src/base/tensor.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
+import { type FloatDtype, LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter, type Tensor } from '../../src/node.js'
 import { convertToPlain } from '../../src/tools/to-plain.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'
 import {

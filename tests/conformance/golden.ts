@@ -3,11 +3,10 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { encodeFloats, type FloatDtype, isFloatDtype } from '../../src/base/dtype.js'
-import type { Tensor } from '../../src/base/tensor.js'
+import { MemorySource } from '../../src/base/bytes.js'
+import { encodeFloats, isFloatDtype } from '../../src/base/dtype.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../src/formats/safetensors.js'
-import type { LayerReport } from '../../src/peft/inspect.js'
+import { type FloatDtype, type LayerReport, MemoryDirectory, type Tensor } from '../../src/node.js'
 
 const root = fileURLToPath(new URL('../golden/conformance', import.meta.url))
 

@@ -4,9 +4,9 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it, vi } from 'vitest'
 import { MemorySource } from '../../src/base/bytes.js'
-import { DataError } from '../../src/base/errors.js'
 import { readParquet } from '../../src/data/parquet.js'
 import { readRows } from '../../src/data/read-rows.js'
+import { DataError } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { some, THOROUGH } from '../thorough.js'
 

@@ -2,7 +2,7 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { evaluateAdapters } from '../../src/evaluate/evaluate-adapters.js'
-import type { Model } from '../../src/graph/model-folder.js'
+import type { Model } from '../../src/node.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 import { oneThread, openModel } from '../infer/models.js'
@@ -84,7 +84,7 @@ describe('evaluation', () => {
     for (const [name, value] of Object.entries(run.metrics)) {
       expect(report.models[0].metrics[name].value, name).toBeCloseTo(value, 5)
     }
-    expect(report.models[1].differences!.accuracy).toEqual({ value: 0, low: 0, high: 0 })
+    expect(report.models[1].differences!.accuracy).toEqual({ value: 0, low: 0, high: 0, isNoWorse: true })
     // Labels keep the adapter's order even if the data only has some of them.
     const some = rows.filter(({ label }) => label === 'up')
     const part = await evaluateAdapters(encoder, { own: run.adapter }, some, silent)

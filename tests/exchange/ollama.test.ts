@@ -3,9 +3,8 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { goTemplate, turnShape } from '../../src/exchange/ollama/ollama.js'
-import { convertAdapter } from '../../src/node.js'
+import { convertAdapter, MemoryDirectory } from '../../src/node.js'
 import { compileChatTemplate } from '../../src/text/compiled-template.js'
 import { goldenPath } from '../golden.js'
 

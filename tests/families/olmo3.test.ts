@@ -2,13 +2,11 @@
 // (tests/golden/olmo3).
 
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/formats/safetensors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { merge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { findTargets, newAdapter } from '../../src/train/new-adapter.js'

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { openCheckpoint } from '../../src/formats/checkpoint.js'
+import { MemoryDirectory } from '../../src/node.js'
 import { base, type TensorSketch } from '../merge/toolkit.js'
 
 const SKETCHES: TensorSketch[] = [

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { FormatError } from '../../src/base/errors.js'
 import { type JsonObject, type JsonOptions, parseJson, toPlain } from '../../src/formats/json.js'
+import { FormatError } from '../../src/node.js'
 import { runs } from '../thorough.js'
 
 const parse = (text: string, options?: JsonOptions) => parseJson(new TextEncoder().encode(text), 'file.json', options)

@@ -1,6 +1,5 @@
 // Small ONNX models for tests, and a source that records which ranges are read.
 
-import type { ByteSource, Directory } from '../../src/base/bytes.js'
 import {
   AttributeProto_AttributeType as AttributeType,
   TensorProto_DataType as DataType,
@@ -11,9 +10,9 @@ import {
   TensorProto_DataLocation,
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { isExternal, type WeightRange, weightRange } from '../../src/formats/onnx/tensors.js'
+import { isExternal, weightRange } from '../../src/formats/onnx/tensors.js'
+import type { ByteSource, Directory, OnnxModel, WeightRange } from '../../src/node.js'
 
 export function weights(length: number, seed = 1): Float32Array {
   return Float32Array.from({ length }, (_, i) => Math.sin(seed + i))

@@ -3,19 +3,19 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { concatBytes, MemoryDirectory } from '../../src/base/bytes.js'
-import { FileError, FormatError, LowrankError } from '../../src/base/errors.js'
+import { concatBytes } from '../../src/base/bytes.js'
 import {
   AttributeProto_AttributeType as AttributeType,
   TensorProto_DataType as DataType,
   ModelProtoSchema,
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { loadOnnx, type OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
+import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
 import { create, toBinary } from '../../src/formats/onnx/protobuf.js'
 import { floatsOf, integersOf, isExternal } from '../../src/formats/onnx/tensors.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
+import { FileError, FormatError, LowrankError, MemoryDirectory, type OnnxModel } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { runs, THOROUGH } from '../thorough.js'
 import { counting, linearModel, linkedTensor, rawTensor, readWeight, weightOf, weights } from './onnx-models.js'

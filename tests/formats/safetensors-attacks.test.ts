@@ -4,8 +4,8 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { concatBytes, MemorySource } from '../../src/base/bytes.js'
-import { FileError, FormatError, LowrankError } from '../../src/base/errors.js'
 import { parseSafetensorsHeader, planSafetensors, readTensorF32 } from '../../src/formats/safetensors.js'
+import { FileError, FormatError, LowrankError } from '../../src/node.js'
 import { runs } from '../thorough.js'
 
 const encode = (text: string) => new TextEncoder().encode(text)

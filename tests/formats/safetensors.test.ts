@@ -1,8 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory, MemorySource, readAll } from '../../src/base/bytes.js'
+import { MemorySource, readAll } from '../../src/base/bytes.js'
 import { encodeFloats } from '../../src/base/dtype.js'
-import { FormatError, ShapeError, UnsupportedError } from '../../src/base/errors.js'
 import {
   parseSafetensorsHeader,
   planSafetensors,
@@ -10,6 +9,7 @@ import {
   saveSafetensors,
   type TensorBytes,
 } from '../../src/formats/safetensors.js'
+import { FormatError, MemoryDirectory, ShapeError, UnsupportedError } from '../../src/node.js'
 
 async function write(tensors: TensorBytes[], metadata?: Record<string, string>): Promise<Uint8Array> {
   const directory = new MemoryDirectory()

@@ -1,9 +1,9 @@
 // Writes the files of a planned .onnx model, with given bytes in place of some weights.
 
-import { type Directory, writeThrough } from '../../src/base/bytes.js'
+import { writeThrough } from '../../src/base/bytes.js'
 import type { ModelProto } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { type OnnxLayout, planOnnx } from '../../src/formats/onnx/layout.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import type { Directory, OnnxModel } from '../../src/node.js'
 
 /** @returns the paths of the files, the graph's last */
 export async function writeOnnx(

@@ -1,12 +1,11 @@
 import { describe, expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../../src/graph/gradients/backward.js'
 import { probeShapes, type ShapeMap } from '../../src/graph/shapes/shapes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import { type Feeds, UnsupportedError } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor, openGraph, valuesOf } from './toolkit.js'
 
 const runtime = await loadNodeRuntime()

@@ -1,11 +1,10 @@
 import { describe, expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { abilitiesOf } from '../../src/graph/match/forms/forms.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
+import { LoraAdapter, UnsupportedError } from '../../src/node.js'
 import { deviation } from '../golden.js'
 import { inThread } from '../infer/models.js'
 import {

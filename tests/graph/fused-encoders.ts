@@ -1,11 +1,9 @@
 // Tiny encoders that ONNX Runtime's optimizer fused, with the numbers of PEFT and PyTorch (tests/golden/fused).
 
 import { readFileSync } from 'node:fs'
-import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { type Feeds, type LoraAdapter, loadAdapter, type OnnxModel, type RuntimeTensor } from '../../src/node.js'
 import { goldenPath, tensorsOf, type Values } from '../golden.js'
 import { relativeError } from './golden.js'
 
@@ -45,7 +43,7 @@ export function fusedNumbers(model: string): Promise<Values> {
 
 /** PEFT's adapter, without the bias of the pooler: the graphs end with the hidden states. */
 export async function fusedAdapter(model: string, kind: FusedKind): Promise<LoraAdapter> {
-  const adapter = await loadAdapter(new NodeDirectory(goldenPath('fused', model, kind)))
+  const adapter = await loadAdapter(goldenPath('fused', model, kind))
   adapter.remove('pooler.dense.bias')
   return adapter
 }

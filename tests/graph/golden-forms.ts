@@ -4,11 +4,10 @@
 import { readFileSync } from 'node:fs'
 import { f16ToF32, f32ToF16 } from '../../src/base/dtype.js'
 import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { type Feeds, LoraAdapter, type OnnxModel, type RuntimeTensor } from '../../src/node.js'
 import { asMatrix, goldenPath, tensorsOf, type Values } from '../golden.js'
 import { addInput, addOutput, DataType, emptyGraph, openGraph } from './toolkit.js'
 

@@ -1,14 +1,11 @@
 // Golden models and numbers for tests of the graph transforms.
 
 import { readFileSync } from 'node:fs'
-import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import type { TrainedLayer, TrainedTensor } from '../../src/graph/training/training-graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import { type Feeds, type LoraAdapter, loadAdapter, type Model, type OnnxModel } from '../../src/node.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import type { OpenTask } from '../../src/tasks/task.js'
 import type { Example } from '../../src/text/records.js'
@@ -38,7 +35,7 @@ export function openModel(folder: string): Promise<OnnxModel> {
 }
 
 export function openAdapter(folder: string): Promise<LoraAdapter> {
-  return loadAdapter(new NodeDirectory(folder))
+  return loadAdapter(folder)
 }
 
 export function layersOf(adapter: LoraAdapter): TrainedLayer[] {

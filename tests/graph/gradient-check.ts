@@ -13,7 +13,7 @@ import { type ProbedShape, ShapeMap } from '../../src/graph/shapes/shapes.js'
 import type { Attributes } from '../../src/graph/view/attributes.js'
 import { Builder, type Value } from '../../src/graph/view/builder.js'
 import type { Graph } from '../../src/graph/view/graph.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import type { Feeds } from '../../src/node.js'
 import {
   addInput,
   addOutput,

@@ -1,5 +1,4 @@
 import { describe, expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import type { NodeProto } from '../../src/formats/onnx/gen/onnx_pb.js'
 import type { GradientRule } from '../../src/graph/gradients/context.js'
 import { BROADCASTING, GRADIENTS, NON_DIFFERENTIABLE } from '../../src/graph/gradients/gradients.js'
@@ -7,6 +6,7 @@ import { ShapeMap } from '../../src/graph/shapes/shapes.js'
 import type { Attributes } from '../../src/graph/view/attributes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import type { Graph } from '../../src/graph/view/graph.js'
+import { UnsupportedError } from '../../src/node.js'
 import { GRADIENT_CASES, GRAPH_CASES } from './gradient-cases.js'
 import {
   type FloatInput,

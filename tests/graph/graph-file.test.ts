@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { type DtypeChoice, findGraphs, graphDtypes } from '../../src/graph/graph-file.js'
+import { findGraphs, graphDtypes } from '../../src/graph/graph-file.js'
+import { type DtypeChoice, MemoryDirectory } from '../../src/node.js'
 
 const folder = (...files: string[]) =>
   new MemoryDirectory(Object.fromEntries(files.map((file) => [file, ''])), 'org/model')

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { FormatError, StateError } from '../../src/base/errors.js'
 import { Builder } from '../../src/graph/view/builder.js'
+import { FormatError, StateError } from '../../src/node.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
 
 function chain() {

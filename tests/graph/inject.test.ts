@@ -1,13 +1,13 @@
 import { describe, expect, it } from 'vitest'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { injectLora, ROWS_INPUT } from '../../src/graph/inject/inject.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears, type Linear } from '../../src/graph/match/linears.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { groupFeeds, inputMajor } from '../../src/infer/adapters/site-feeds.js'
+import type { Feeds, OnnxModel } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { Feeds, RuntimeSession } from '../../src/runtime/runtime.js'
+import type { RuntimeSession } from '../../src/runtime/runtime.js'
 import { MODELS, openModel, relativeError, UNION } from './golden.js'
 
 const runtime = await loadNodeRuntime()

@@ -7,14 +7,11 @@ import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { takeBranchWithoutCache } from '../../src/graph/inputs/cache.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { joinGraphs, renameAll } from '../../src/graph/training/joined-graph.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
+import { type Feeds, loadModel, type Model, type OrtModule } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
 import { graphsFolder, int64, worst } from '../several-graphs.js'
 
 const KEY = 'pkg.torch.onnx.name_scopes'
@@ -45,7 +42,7 @@ function asByDynamo(onnx: OnnxModel): OnnxModel {
 }
 
 it.each(['t5', 'bart'])('%s: runs, gives the logits of both graphs, and keeps the names of layers', async (name) => {
-  const model = await loadModel(new NodeDirectory(graphsFolder(name)), {
+  const model = await loadModel(graphsFolder(name), {
     runtime: { module: ort as unknown as OrtModule },
   })
   const encoder = asByDynamo(await model.openGraph('encoder'))

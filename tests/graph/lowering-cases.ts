@@ -2,7 +2,7 @@
 
 import { Random } from '../../src/base/random.js'
 import type { Attributes } from '../../src/graph/view/attributes.js'
-import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import type { RuntimeTensor } from '../../src/node.js'
 import { int32s, ints, normals } from './toolkit.js'
 
 export interface LoweringCase {

@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
-import { ConfigError, MismatchError } from '../../src/base/errors.js'
 import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { MATMUL } from '../../src/graph/match/forms/float-product.js'
 import type { Linear } from '../../src/graph/match/linears.js'
 import { matchLayers, matchTargets } from '../../src/graph/match/match.js'
+import { ConfigError, MismatchError } from '../../src/node.js'
 
 function messageOf(work: () => unknown): string {
   try {

@@ -3,12 +3,12 @@
 import { statSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { byteLengthOf, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { chooseCopies, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
 import { keepMapped } from '../../src/graph/session-model.js'
 import { Builder } from '../../src/graph/view/builder.js'
+import type { OnnxModel } from '../../src/node.js'
 import { openModel } from '../infer/models.js'
 import { addOutput, DataType, emptyGraph } from './toolkit.js'
 

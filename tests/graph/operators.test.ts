@@ -1,9 +1,9 @@
 import { expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { checkDifferentiable, gradientPath } from '../../src/graph/gradients/backward.js'
 import { lowerForTraining } from '../../src/graph/lower/lower.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { labelOf, listByOperator, operatorOf } from '../../src/graph/view/operators.js'
+import { UnsupportedError } from '../../src/node.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
 
 it('the standard domain has two names', () => {

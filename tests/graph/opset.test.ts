@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { AttributeProto_AttributeType as AttributeType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { type Attributes, makeAttribute } from '../../src/graph/view/attributes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import type { Graph } from '../../src/graph/view/graph.js'
 import { raiseOpset, TRAINING_OPSET } from '../../src/graph/view/opset.js'
+import { UnsupportedError } from '../../src/node.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, openGraph, valuesOf } from './toolkit.js'
 
 const x = floats(

@@ -1,14 +1,12 @@
 // Layers of an adapter for which the graph has a form that cannot be adapted.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { placeAdapter } from '../../src/graph/match/place-adapter.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
+import { LoraAdapter, MemoryDirectory, UnsupportedError } from '../../src/node.js'
 import { inThread } from '../infer/models.js'
 import { mergeOnnx } from '../merge/toolkit.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from './toolkit.js'

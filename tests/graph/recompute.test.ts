@@ -1,11 +1,12 @@
 // The choice of values that a training step keeps, and values that its backward pass computes again.
+
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { NodeProto } from '../../src/formats/onnx/gen/onnx_pb.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { FlowNetwork } from '../../src/graph/recompute/min-cut.js'
 import { buildTrainingGraph, type TrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import type { OnnxModel } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { causalOf, layersOf, MODELS, openAdapter, openModel } from './golden.js'
 

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import { UnsupportedError } from '../../src/node.js'
 import { MODELS, openModel } from './golden.js'
 import { addInput, addOutput, DataType, emptyGraph, valuesOf } from './toolkit.js'
 

@@ -11,8 +11,9 @@ import {
 import { serializeModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import type { RuntimeTensor, SessionOptions } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { RuntimeSession, RuntimeTensor, SessionOptions } from '../../src/runtime/runtime.js'
+import type { RuntimeSession } from '../../src/runtime/runtime.js'
 
 export { DataType }
 

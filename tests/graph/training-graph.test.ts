@@ -1,5 +1,4 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { DataError, MismatchError, StateError } from '../../src/base/errors.js'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { fromBinary } from '../../src/formats/onnx/protobuf.js'
@@ -13,9 +12,16 @@ import {
 } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
+import {
+  DataError,
+  type Feeds,
+  type LoraAdapter,
+  MismatchError,
+  type RuntimeTensor,
+  StateError,
+} from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { Feeds, RuntimeSession, RuntimeTensor } from '../../src/runtime/runtime.js'
+import type { RuntimeSession } from '../../src/runtime/runtime.js'
 import {
   causalOf,
   collated,

@@ -18,8 +18,8 @@ import { siteInput } from '../../src/graph/inject/sites.js'
 import { NORMS } from '../../src/graph/match/parameters.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import type { Feeds, RuntimeTensor } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { maxDifference } from '../infer/models.js'
 
 const [ROWS, LENGTH, WIDTH] = [2, 3, 8]

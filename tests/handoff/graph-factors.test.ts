@@ -2,16 +2,12 @@
 // way as ONNX Runtime's LoraAdapter, which scripts/golden/lora_inputs.py runs.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { addLoraInputs } from '../../src/index/export/lora-inputs.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { convertAdapter } from '../../src/index/tools.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
 import { nodePlatform } from '../../src/node/platform.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import { type Feeds, loadAdapter, loadModel, MemoryDirectory } from '../../src/node.js'
 import { readOnnxAdapter } from '../exchange/readers.js'
 import { goldenPath } from '../golden.js'
 import { feedsOf, inThread, makeAdapter, maxDifference, openModel } from '../infer/models.js'
@@ -19,7 +15,7 @@ import { feedsOf, inThread, makeAdapter, maxDifference, openModel } from '../inf
 usePlatform(nodePlatform)
 
 const IDS = [5, 17, 40, 3, 59, 33]
-const load = (path: string) => loadAdapter(new NodeDirectory(goldenPath(path)))
+const load = (path: string) => loadAdapter(goldenPath(path))
 
 /** Opens an adapter, and fills in B. */
 async function withB(path: string) {

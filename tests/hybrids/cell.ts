@@ -1,14 +1,11 @@
 // Compares a model from an exporter with PEFT's numbers: sessions, merges, losses, gradients and steps.
 
 import { existsSync, readFileSync } from 'node:fs'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/formats/safetensors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { type LoraAdapter, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { parameterKeys } from '../../src/peft/parameters.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { floatsOf } from '../../src/runtime/runtime.js'
@@ -39,13 +36,13 @@ export interface Cell {
 
 /** Opens a cell. `folder` is the folder of the family, which contains the exporter's model. */
 export async function openCell(folder: string, exporter: string): Promise<Cell> {
-  const model = await loadModel(new NodeDirectory(`${folder}/${exporter}`), { runtime: inThread })
+  const model = await loadModel(`${folder}/${exporter}`, { runtime: inThread })
   // An exporter may need other settings of the model. Then its folder has its own numbers.
   const place = existsSync(`${folder}/${exporter}/numbers.json`) ? `${folder}/${exporter}` : folder
   const source = await new NodeDirectory(place).open('numbers.safetensors')
   return {
     model,
-    adapter: await loadAdapter(new NodeDirectory(`${folder}/adapter`)),
+    adapter: await loadAdapter(`${folder}/adapter`),
     numbers: JSON.parse(readFileSync(`${place}/numbers.json`, 'utf8')),
     tensors: await parseSafetensorsHeader(source),
     async close() {
@@ -116,7 +113,7 @@ export async function checkpointDifference(folder: string): Promise<number> {
   const out = new MemoryDirectory({}, 'out')
   await merge({
     base: { directory: new NodeDirectory(`${folder}/source`) },
-    adapters: await loadAdapter(new NodeDirectory(`${folder}/adapter`)),
+    adapters: await loadAdapter(`${folder}/adapter`),
     out,
   })
   const wanted = await parseSafetensorsHeader(await new NodeDirectory(`${folder}/merged`).open('model.safetensors'))

@@ -3,9 +3,8 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import type { ExpertLora } from '../../src/lora/kinds/experts.js'
+import { type ExpertLora, LoraAdapter } from '../../src/node.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { checkOptions } from '../../src/train/check-options.js'
 import { findTargets, newAdapter } from '../../src/train/new-adapter.js'

@@ -3,11 +3,9 @@
 
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { Random } from '../../src/base/random.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { TextBatch } from '../../src/infer/generate/text-batch.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { GenerateOptions, GenerateResult } from '../../src/infer/session.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { type GenerateOptions, type GenerateResult, loadAdapter, type Model } from '../../src/node.js'
 import { directoryOf, openModel } from '../infer/models.js'
 
 const FOLDERS = [

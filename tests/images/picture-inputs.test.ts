@@ -3,12 +3,10 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { loadModel } from '../../src/graph/model-folder.js'
 import type { Pixels } from '../../src/images/image.js'
 import { patchesOf } from '../../src/images/patches.js'
 import { tilesOf } from '../../src/images/tiles.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { loadModel, type OrtModule } from '../../src/node.js'
 import { gridPositions } from '../../src/tasks/pictures/picture-places.js'
 import { PromptPictures } from '../../src/tasks/pictures/pictures.js'
 import { goldenPath } from '../golden.js'
@@ -71,7 +69,7 @@ describe('as transformers with Pillow', () => {
 
   it('tokens of a prompt for Gemma 3, whose pictures are between two tokens', async () => {
     const runtime = { module: ort as unknown as OrtModule }
-    const model = await loadModel(new NodeDirectory(graphsFolder('llava')), { runtime })
+    const model = await loadModel(graphsFolder('llava'), { runtime })
     for (const { config, prompt, inputIds } of golden.texts) {
       const { vision_config } = model.config
       const session = {

@@ -2,10 +2,10 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { DataError, UnsupportedError } from '../../src/base/errors.js'
 import { pixelsOf, readImage } from '../../src/images/image.js'
 import { imageProcessor } from '../../src/images/processor.js'
 import { resize } from '../../src/images/resample.js'
+import { DataError, UnsupportedError } from '../../src/node.js'
 
 const folder = 'tests/golden/image-classification'
 const json = (path: string) => JSON.parse(readFileSync(`${folder}/${path}`, 'utf8'))

@@ -2,12 +2,11 @@
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
-import { type ByteSource, MemoryDirectory } from '../../src/base/bytes.js'
 import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { LoraAdapter, openSession, train } from '../../src/node.js'
+import { type ByteSource, LoraAdapter, MemoryDirectory, openSession, train } from '../../src/node.js'
 
 const FOLDER = 'tests/golden/hybrids/granite_h/mobius'
 

@@ -3,15 +3,11 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import { LoraAdapter, loadAdapter, MemoryDirectory, type RuntimeTensor, UnsupportedError } from '../../src/node.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { train } from '../../src/train/train.js'
 import { addWhole, savedTensors, wholeTensors } from '../../src/train/whole-tensors.js'
@@ -92,7 +88,7 @@ describe('replaced norms of a graph in 4 bits', () => {
   it('give the same in a session and merged, and are trained further', async () => {
     const folder = 'tests/golden/models/llama-genai-int4'
     const model = await openModel(folder)
-    const adapter = await loadAdapter(new NodeDirectory('tests/golden/replaced/adapter-norms'))
+    const adapter = await loadAdapter('tests/golden/replaced/adapter-norms')
     const session = await ModelSession.open(model, { adapters: { own: adapter } })
     const feeds = feedsOf(model, [[5, 17, 40, 3, 99, 64]])
     const { logits } = await session.run(feeds, { adapter: 'own' })
@@ -114,7 +110,7 @@ describe('replaced norms of a type of model that is not known', () => {
   it.each([['other'], [undefined]])('are refused by name before anything is written: %s', async (type) => {
     const model = await openModel(CASES.llama)
     const unknown = { ...model, config: { ...model.config, model_type: type } }
-    const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/llama/golden/adapter-init`))
+    const adapter = await loadAdapter(`${FOLDER}/llama/golden/adapter-init`)
     const message =
       /input_layernorm\.weight: .*not known whether onnxruntime-genai has added 1.*got (other|no model_type)/
     const opening = ModelSession.open(unknown, { adapters: { adapter } })

@@ -2,9 +2,9 @@
 // folder.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, readAll } from '../../src/base/bytes.js'
+import { readAll } from '../../src/base/bytes.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { inspect } from '../../src/node.js'
+import { inspect, MemoryDirectory } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { graphsFolder } from '../several-graphs.js'
 

@@ -3,23 +3,20 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { MemorySource } from '../../src/base/bytes.js'
 import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { viewOf } from '../../src/graph/match/forms/integers.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import type { Objective } from '../../src/graph/training/objective-graph.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { inspect } from '../../src/node.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { type Feeds, inspect, loadAdapter, MemoryDirectory, type Model, type RuntimeTensor } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { squaresOfRows } from '../../src/train/dora.js'
 import { readParameters } from '../../src/train/parameters.js'
 import { train } from '../../src/train/train.js'
@@ -35,7 +32,7 @@ const outputs = await parseSafetensorsHeader(
 )
 const expected = async (name: string) => (await readTensorF32(outputs, name)).data
 const feeds: Feeds = { x: { type: 'float32', data: await expected('x'), dims: [2, 5, 12] } }
-const adapterOf = (name: string) => loadAdapter(new NodeDirectory(goldenPath('pointwise', name)))
+const adapterOf = (name: string) => loadAdapter(goldenPath('pointwise', name))
 const CASES = ['linear', 'dora', 'lora-bias']
 
 describe.each(['conv1d', 'conv2d'])('%s', (file) => {

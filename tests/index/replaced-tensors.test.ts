@@ -3,14 +3,18 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { MemorySource } from '../../src/base/bytes.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import {
+  type Feeds,
+  type LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  type Model,
+  type OnnxModel,
+} from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { directoryOf, feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
 import { mergeOnnx } from '../merge/toolkit.js'

@@ -1,6 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { ConfigError } from '../../src/base/errors.js'
-import { type Model, type TrainEvent, type TrainOptions, train as trainPublic } from '../../src/node.js'
+import { ConfigError, type Model, type TrainEvent, type TrainOptions, train as trainPublic } from '../../src/node.js'
 import { openModel } from '../infer/models.js'
 
 let model: Model

@@ -4,15 +4,19 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { MemorySource } from '../../src/base/bytes.js'
 import { evaluateAdapters } from '../../src/evaluate/evaluate-adapters.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import {
+  type LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+  type RuntimeTensor,
+} from '../../src/node.js'
 import { createHandler } from '../../src/serve/handler.js'
 import { train } from '../../src/train/train.js'
 import { goldenPath } from '../golden.js'

@@ -1,13 +1,19 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
-import { ConfigError, MismatchError, NumericError, StateError, UnsupportedError } from '../../src/base/errors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  type Feeds,
+  LoraAdapter,
+  loadAdapter,
+  MismatchError,
+  type Model,
+  NumericError,
+  StateError,
+  UnsupportedError,
+} from '../../src/node.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
 import { cases } from '../thorough.js'
 import {
   directoryOf,

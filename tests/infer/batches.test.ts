@@ -1,12 +1,16 @@
 // Several prompts in a batch, also with a different adapter for each row. Each row gives the same result as alone.
 
 import { describe, expect, it } from 'vitest'
-import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { batchesOf } from '../../src/infer/generate/running-texts.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import {
+  ConfigError,
+  loadAdapter,
+  MismatchError,
+  type Model,
+  type RuntimeTensor,
+  UnsupportedError,
+} from '../../src/node.js'
 import { cases } from '../thorough.js'
 import { directoryOf, feedsOf, makeAdapter, maxDifference, openModel } from './models.js'
 

@@ -2,14 +2,12 @@
 
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, readAll } from '../../src/base/bytes.js'
-import { UnsupportedError } from '../../src/base/errors.js'
+import { readAll } from '../../src/base/bytes.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { loadModel, MemoryDirectory, type OrtModule, UnsupportedError } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph/toolkit.js'
 
@@ -74,7 +72,7 @@ describe('generate', () => {
 
 describe('training an encoder as a language model', () => {
   it('names the tasks that the encoder can be trained for', async () => {
-    const opened = await loadModel(new NodeDirectory('tests/golden/text-classification/encoder'), { runtime })
+    const opened = await loadModel('tests/golden/text-classification/encoder', { runtime })
     await expect(train({ model: opened, data: [{ text: 'And' }] })).rejects.toThrow(
       /it is an encoder, which does not continue texts.*This model can be trained for .*text-classification.*: set `task`/,
     )
@@ -82,7 +80,7 @@ describe('training an encoder as a language model', () => {
   })
 
   it('says of an encoder-decoder that it is one', async () => {
-    const opened = await loadModel(new NodeDirectory('tests/golden/graphs/t5'), { runtime })
+    const opened = await loadModel('tests/golden/graphs/t5', { runtime })
     await expect(train({ model: opened, task: 'causal-lm', data: [{ text: 'And' }] })).rejects.toThrow(
       /it is an encoder-decoder.*can be trained for seq2seq/,
     )

@@ -2,11 +2,10 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { ConfigError, DataError, FormatError } from '../../src/base/errors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { endOfTurn } from '../../src/infer/generate/messages.js'
 import { TextRow } from '../../src/infer/generate/text-row.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import { ConfigError, DataError, FormatError, type Model } from '../../src/node.js'
 import { compileChatTemplate } from '../../src/text/compiled-template.js'
 import { makeAdapter, openModel } from './models.js'
 

@@ -2,13 +2,18 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { TextOrPair } from '../../src/infer/session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  MismatchError,
+  type Model,
+  saveAdapter,
+  type TextOrPair,
+  UnsupportedError,
+} from '../../src/node.js'
 import { directoryOf, makeAdapter, maxDifference, openModel } from './models.js'
 
 const folder = 'tests/golden/text-classification'

@@ -4,7 +4,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { fromBinary } from '../../src/formats/onnx/protobuf.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import type { OrtModule } from '../../src/node.js'
 import { makeAdapter, maxDifference, oneThread, openModel } from './models.js'
 
 const model = await openModel('tests/golden/models/llama-optimum')

@@ -3,7 +3,7 @@
 import { describe, expect, it } from 'vitest'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import type { Feeds, RuntimeTensor } from '../../src/node.js'
 import { feedsOf, maxDifference, openModel, recordingRuntime, rowOf } from './models.js'
 
 const UNION = 'models/union-3m'

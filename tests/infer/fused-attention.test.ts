@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { matchTargets } from '../../src/graph/match/match.js'
 import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import { MemoryDirectory } from '../../src/node.js'
 import {
   errorAtTokens,
   FUSED,

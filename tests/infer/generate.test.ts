@@ -1,11 +1,16 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
-import { ConfigError, DataError, MismatchError, StateError } from '../../src/base/errors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { GenerateOptions } from '../../src/infer/session.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  DataError,
+  type GenerateOptions,
+  loadAdapter,
+  MismatchError,
+  type Model,
+  StateError,
+} from '../../src/node.js'
 import { directoryOf, inThread, makeAdapter, messageHost, openModel } from './models.js'
 
 const UNION = 'models/union-3m'

@@ -1,9 +1,7 @@
 // The script of hung-page.slow.test.ts in the page: starts a run that never ends in a Web Worker, and then works on.
 
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
-import { webRuntime } from '../../src/index/platform/web-runtime.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import { loadModel, MemoryDirectory, webRuntime } from '../../src/node.js'
 
 export interface HungPageResult {
   /** The name and message of the error of each call. */

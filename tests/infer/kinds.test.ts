@@ -3,8 +3,7 @@
 
 import { readFileSync } from 'node:fs'
 import { afterEach, describe, expect, it } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { NumericError, UnsupportedError } from '../../src/base/errors.js'
+import { MemorySource } from '../../src/base/bytes.js'
 import { Random } from '../../src/base/random.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
@@ -15,9 +14,14 @@ import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import {
+  type Feeds,
+  LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  NumericError,
+  UnsupportedError,
+} from '../../src/node.js'
 import { mergeOnnx } from '../merge/toolkit.js'
 import { some } from '../thorough.js'
 import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, messageHost, openModel } from './models.js'

@@ -6,16 +6,20 @@ import * as ort from 'onnxruntime-node'
 import { Random } from '../../src/base/random.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { InferEngine } from '../../src/infer/engine.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { RuntimeHost } from '../../src/runtime/host.js'
+import {
+  type Feeds,
+  LoraAdapter,
+  loadModel,
+  type Model,
+  type OrtModule,
+  type RuntimeHost,
+  type RuntimeTensor,
+} from '../../src/node.js'
 import { resolveNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { Port } from '../../src/runtime/rpc.js'
-import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { serveEngine } from '../../src/runtime/serve.js'
 
 const root = fileURLToPath(new URL('../../', import.meta.url))

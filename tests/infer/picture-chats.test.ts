@@ -3,7 +3,6 @@
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { f16ToF32, f32ToF16 } from '../../src/base/dtype.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { readGraph } from '../../src/graph/view/graph.js'
 import { encodePrompt } from '../../src/infer/generate/prompts.js'
 import type { RunningText } from '../../src/infer/generate/running-text.js'
@@ -11,15 +10,12 @@ import { embeddingForm } from '../../src/infer/generate/side-graphs.js'
 import { TokenVectors } from '../../src/infer/generate/token-vectors.js'
 import type { GraphEngine } from '../../src/infer/graph-engine.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import { loadModel, type Model, type OrtModule, type RuntimeTensor } from '../../src/node.js'
 import { type PictureVectors, PromptPictures } from '../../src/tasks/pictures/pictures.js'
 import { pictureGolden } from '../picture-texts.js'
 import { graphsFolder } from '../several-graphs.js'
 
-const open = (name: string) =>
-  loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
+const open = (name: string) => loadModel(graphsFolder(name), { runtime: { module: ort as unknown as OrtModule } })
 
 describe('chats', () => {
   const { cases, picture } = pictureGolden('llava')

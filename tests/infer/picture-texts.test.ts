@@ -4,24 +4,27 @@ import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import type { RgbImage } from '../../src/images/image.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { GenerateResult, Prompt } from '../../src/infer/session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import {
+  type GenerateResult,
+  loadAdapter,
+  loadModel,
+  type Model,
+  type OrtModule,
+  type Prompt,
+  type RgbImage,
+} from '../../src/node.js'
 import { type Continued, pictureGolden } from '../picture-texts.js'
 import { graphsFolder } from '../several-graphs.js'
 
 const FAMILIES = ['llava', 'idefics3', 'qwen2-vl']
 
-const open = (name: string) =>
-  loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
+const open = (name: string) => loadModel(graphsFolder(name), { runtime: { module: ort as unknown as OrtModule } })
 
 async function openSession(name: string) {
   const model = await open(name)
-  const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
+  const own = await loadAdapter(`${graphsFolder(name)}/golden/adapter`)
   return ModelSession.open(model, { adapters: { own }, allowMissing: true }, true)
 }
 
@@ -88,7 +91,7 @@ describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
     const { picture } = pictureGolden(name)
     const model = await open(name)
     const changed = { ...model, preprocessorConfig: { ...model.preprocessorConfig, ...settings } }
-    const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
+    const own = await loadAdapter(`${graphsFolder(name)}/golden/adapter`)
     const session = await ModelSession.open(changed, { adapters: { own }, allowMissing: true }, true)
     for (const { prompt, images, base, merged } of cases) {
       for (const [adapter, truth] of [

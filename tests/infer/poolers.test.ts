@@ -3,15 +3,11 @@
 
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { inspect } from '../../src/index/inspect.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
-import { saveAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { LoraAdapter, loadModel, MemoryDirectory, type OrtModule, saveAdapter } from '../../src/node.js'
 
 const runtime = { module: ort as unknown as OrtModule }
 const classifier = new NodeDirectory('tests/golden/image-classification/vit-classifier')

@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from 'vitest'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { GenerateOptions } from '../../src/infer/session.js'
+import type { GenerateOptions } from '../../src/node.js'
 import { makeAdapter, openModel } from './models.js'
 
 const FORMS = ['llama-optimum', 'llama-genai', 'gpt2-optimum', 'llama-q4', 'llama-fp16'].map(

@@ -1,6 +1,5 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { ConfigError, NumericError } from '../../src/base/errors.js'
 import { checkOptions } from '../../src/base/options.js'
 import { Random } from '../../src/base/random.js'
 import { GENERATE_OPTIONS } from '../../src/infer/gen/options.js'
@@ -12,6 +11,7 @@ import {
   tokenDistribution,
 } from '../../src/infer/generate/next-token.js'
 import { resolveSampling } from '../../src/infer/generate/sampling.js'
+import { ConfigError, NumericError } from '../../src/node.js'
 
 // Logits are multiples of 1/64, because smaller differences could be ties within the precision of exp.
 const logit = fc.oneof(

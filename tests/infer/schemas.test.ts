@@ -2,8 +2,8 @@
 
 import { createRequire } from 'node:module'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import type { Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import type { Model } from '../../src/node.js'
 import { openModel } from './models.js'
 
 const isInstalled = (() => {

@@ -3,9 +3,8 @@
 
 import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import { loadModel, MemoryDirectory } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { directoryOf, inThread } from './models.js'
 

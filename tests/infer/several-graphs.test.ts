@@ -5,24 +5,26 @@ import { tmpdir } from 'node:os'
 import { isAbsolute, join } from 'node:path'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { DataError, MismatchError } from '../../src/base/errors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { merge } from '../../src/node.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import {
+  DataError,
+  type Feeds,
+  type LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MismatchError,
+  type Model,
+  merge,
+  type OrtModule,
+} from '../../src/node.js'
 import { expectedGraphs, firstFeeds, graphsFolder, graphsNumbers, int64, lastRows, worst } from '../several-graphs.js'
 import { cases } from '../thorough.js'
 
 const open = (name: string): Promise<Model> =>
-  loadModel(new NodeDirectory(isAbsolute(name) ? name : graphsFolder(name)), {
+  loadModel(isAbsolute(name) ? name : graphsFolder(name), {
     runtime: { module: ort as unknown as OrtModule },
   })
-const adapterOf = (name: string): Promise<LoraAdapter> =>
-  loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
+const adapterOf = (name: string): Promise<LoraAdapter> => loadAdapter(`${graphsFolder(name)}/golden/adapter`)
 
 /** Returns the decoder's logits of the last two tokens, and the logits of the last token with a cache. */
 async function decoded(session: ModelSession<Model>, name: string, adapter: string | null) {

@@ -2,13 +2,17 @@
 
 import fc from 'fast-check'
 import { afterEach, describe, expect, it, vi } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { TextBatch } from '../../src/infer/generate/text-batch.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { AdapterSessionOptions, GenerateOptions, GenerateResult } from '../../src/infer/session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { RuntimeHost } from '../../src/runtime/host.js'
+import {
+  type AdapterSessionOptions,
+  type GenerateOptions,
+  type GenerateResult,
+  LoraAdapter,
+  type Model,
+  type RuntimeHost,
+  UnsupportedError,
+} from '../../src/node.js'
 import { cases, runs as runsOf, some } from '../thorough.js'
 import { inThread, makeAdapter, messageHost, openModel } from './models.js'
 

@@ -2,13 +2,17 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  type LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+  UnsupportedError,
+} from '../../src/node.js'
 import { directoryOf, inThread, maxDifference, openModel } from './models.js'
 
 const folder = 'tests/golden/token-classification'

@@ -4,7 +4,7 @@ import { expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter } from '../../src/node.js'
 import { directoryOf, openModel } from './models.js'
 
 interface Golden {

@@ -9,7 +9,7 @@ import { findLinears } from '../../src/graph/match/linears.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
+import { LoraAdapter } from '../../src/node.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph/toolkit.js'
 import { inThread } from './models.js'
 

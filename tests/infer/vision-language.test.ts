@@ -2,19 +2,13 @@
 
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import { type Feeds, LoraAdapter, loadAdapter, loadModel, type OrtModule } from '../../src/node.js'
 import { graphsFolder, graphsNumbers, int64, lastRows, worst } from '../several-graphs.js'
 import { pictureLogits } from '../vision-language.js'
 
-const open = () =>
-  loadModel(new NodeDirectory(graphsFolder('llava')), { runtime: { module: ort as unknown as OrtModule } })
-const adapterOf = () => loadAdapter(new NodeDirectory(`${graphsFolder('llava')}/golden/adapter`))
+const open = () => loadModel(graphsFolder('llava'), { runtime: { module: ort as unknown as OrtModule } })
+const adapterOf = () => loadAdapter(`${graphsFolder('llava')}/golden/adapter`)
 
 describe('pictures, embedding and decoder', () => {
   it('raw feeds give PEFT’s logits, whole and with a cache', async () => {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
-import { ConfigError } from '../../src/base/errors.js'
 import { parseSource } from '../../src/io/source.js'
+import { ConfigError } from '../../src/node.js'
 
 /** The paths that exist for these tests. */
 const LOCAL = ['models', 'models/union-3m', 'org2/model', 'gpt2-local']

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
-import { FileError } from '../../src/base/errors.js'
 import type { FetchLike } from '../../src/base/globals.js'
 import { UrlDirectory } from '../../src/io/url-directory.js'
+import { FileError } from '../../src/node.js'
 
 const FILES = ['config.json', 'tokenizer.json']
 

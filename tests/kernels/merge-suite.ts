@@ -4,9 +4,8 @@
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import type { WeightDtype } from '../../src/base/dtype.js'
-import type { FloatArray } from '../../src/base/tensor.js'
 import type { MergeJob, MergeKernel, RightBlock } from '../../src/kernels/merge-kernel.js'
+import type { FloatArray, WeightDtype } from '../../src/node.js'
 
 const DTYPES: WeightDtype[] = ['bf16', 'fp16', 'fp32', 'fp64']
 const CHUNK = 1 << 16

@@ -6,7 +6,7 @@ import type { MergeKernel } from '../../src/kernels/merge-kernel.js'
 import { referenceKernels } from '../../src/kernels/reference.js'
 import { referenceMergeKernel } from '../../src/kernels/reference-merge.js'
 import { createMergeKernel } from '../../src/kernels/wasm-merge.js'
-import { LoraLayer } from '../../src/lora/layer.js'
+import { LoraLayer } from '../../src/node.js'
 
 export interface PageResult {
   kernels: string

@@ -3,8 +3,8 @@
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import type { FloatArray } from '../../src/base/tensor.js'
 import type { GemmOptions, Kernels } from '../../src/kernels/reference.js'
+import type { FloatArray } from '../../src/node.js'
 
 const PRECISIONS = [
   { name: 'f32', make: (length: number): FloatArray => new Float32Array(length), epsilon: 2 ** -23 },

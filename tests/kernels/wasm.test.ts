@@ -1,10 +1,8 @@
 import { afterAll, describe, expect, test } from 'vitest'
-import { StateError } from '../../src/base/errors.js'
-import { disposeKernels } from '../../src/kernels/index.js'
 import { referenceKernels } from '../../src/kernels/reference.js'
 import { createWasmKernels, type WasmKernels } from '../../src/kernels/wasm.js'
 import { createMergeKernel } from '../../src/kernels/wasm-merge.js'
-import { LoraLayer } from '../../src/lora/layer.js'
+import { disposeKernels, LoraLayer, StateError } from '../../src/node.js'
 import { kernelSuite } from './suite.js'
 
 kernelSuite(referenceKernels)

@@ -2,8 +2,8 @@
 
 import { readFileSync } from 'node:fs'
 import { MemorySource } from '../../src/base/bytes.js'
-import type { Matrix } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import type { Matrix } from '../../src/node.js'
 
 /** Makes values of U(−0.5, 0.5) that only depend on index and seed. */
 export function uniform(rows: number, columns: number, seed: number): Matrix {

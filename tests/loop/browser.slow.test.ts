@@ -5,8 +5,7 @@ import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
-import { loadModel } from '../../src/graph/model-folder.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
+import { loadModel } from '../../src/node.js'
 import { browser, buildPage, webRuntimeFolder } from '../browser.js'
 import { inThread } from '../infer/models.js'
 import type { RewardedPage } from './page.js'
@@ -29,7 +28,7 @@ describe.skipIf(browser === undefined || runtime === undefined)('rewards in Chro
     for (const file of job.model) files.set(`/model/${file}`, readFileSync(path.join(MODEL, file)))
     files.set(job.runtime, readFileSync(path.join(runtime!, SCRIPT)))
     files.set(job.wasm, readFileSync(path.join(runtime!, 'ort-wasm-simd-threaded.wasm')))
-    const model = await loadModel(new NodeDirectory(MODEL), { runtime: inThread })
+    const model = await loadModel(MODEL, { runtime: inThread })
     const expected = await learnToBeBrief(model, job)
     await model.close()
     const result = await page.open({})

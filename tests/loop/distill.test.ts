@@ -6,14 +6,11 @@ import { join } from 'node:path'
 import { loadAdapter as loadPublicAdapter, loadModel as open, train } from 'lowrank'
 import { createHandler, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, MismatchError } from '../../src/base/errors.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { distill, openTeacher, sampledDivergence } from '../../src/loop/distill.js'
 import { Trainer } from '../../src/loop/trainer.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { ConfigError, loadAdapter, loadModel, MemoryDirectory, MismatchError, type Model } from '../../src/node.js'
 import { DistilledTokens } from '../../src/tasks/distilled-tokens.js'
 import { IGNORED } from '../../src/text/records.js'
 import type { TrainInput } from '../../src/train/options.js'
@@ -55,7 +52,7 @@ beforeAll(async () => {
     names.map((name, id) => [name, id < 100 ? id : 100 + ((id - 90) % (names.length - 100))]),
   )
   writeFileSync(join(turned, 'tokenizer.json'), JSON.stringify(tokenizer))
-  union = await loadModel(new NodeDirectory('models/union-3m'), { runtime: { module } })
+  union = await loadModel('models/union-3m', { runtime: { module } })
 })
 afterAll(async () => {
   await union.close()
@@ -63,7 +60,7 @@ afterAll(async () => {
 })
 
 it.each(some(golden.cells, 2))('has the losses and gradients of TRL: $name', async ({ name, losses, gradNorms }) => {
-  const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/adapter-init`))
+  const adapter = await loadAdapter(`${FOLDER}/adapter-init`)
   const { maxGradNorm, weightDecay, lr } = adamw
   const isServer = name === 'server'
   const teacher = await openTeacher(union, union, { temperature, threads: 1 })
@@ -142,7 +139,7 @@ describe('a run', () => {
         },
         {},
       )
-    const further = async () => ({ config: undefined, adapter: await loadAdapter(new NodeDirectory(start)) })
+    const further = async () => ({ config: undefined, adapter: await loadAdapter(start) })
     const taskOptions = { beta: 0.5, maxCompletionLength: 24 }
     const [whole, out] = [new MemoryDirectory(), new MemoryDirectory()]
     const { report } = await run({ taskOptions, out: whole, maxSteps: 8 })
@@ -199,7 +196,7 @@ describe('a run', () => {
   })
 
   it('refuses a teacher with another tokenizer', async () => {
-    const teacher = await loadModel(new NodeDirectory(swapped), { runtime: { module } })
+    const teacher = await loadModel(swapped, { runtime: { module } })
     const caught = await distill({ ...options, model: union, teacher }, {}).catch((found) => found)
     expect(caught).toBeInstanceOf(MismatchError)
     expect(caught.message).toMatch(/swapped has another tokenizer than .*union-3m/)

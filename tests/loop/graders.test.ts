@@ -4,11 +4,10 @@ import { readFileSync } from 'node:fs'
 import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { describe, expect, it, onTestFinished } from 'vitest'
-import { ConfigError, DataError, NumericError, RuntimeError, UnsupportedError } from '../../src/base/errors.js'
 import { parseFormula } from '../../src/loop/graders/formula.js'
 import { openGrader, rewardOf } from '../../src/loop/graders/grader.js'
 import type { GraderModels } from '../../src/loop/graders/judges.js'
-import type { Judge } from '../../src/train/graders.js'
+import { ConfigError, DataError, type Judge, NumericError, RuntimeError, UnsupportedError } from '../../src/node.js'
 
 const METRICS = [
   'fuzzy_match',

@@ -3,19 +3,27 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, DataError, NumericError, RuntimeError } from '../../src/base/errors.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { TokenExample } from '../../src/loop/examples.js'
 import { trainOnRewards } from '../../src/loop/grpo.js'
-import { advantagesOf, type GrpoOptions, grpoLoss, REWARD_SCALES } from '../../src/loop/grpo-loss.js'
-import { checkDerivatives, type LossRow } from '../../src/loop/losses.js'
+import { advantagesOf, grpoLoss, REWARD_SCALES } from '../../src/loop/grpo-loss.js'
+import { checkDerivatives } from '../../src/loop/losses.js'
 import { Trainer } from '../../src/loop/trainer.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  DataError,
+  type GrpoOptions,
+  type LossRow,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+  NumericError,
+  RuntimeError,
+  type StepEvent,
+  type TokenExample,
+} from '../../src/node.js'
 import type { TrainInput } from '../../src/train/options.js'
-import type { StepEvent } from '../../src/train/train-report.js'
 import '../equal-bytes.js'
 import { relativeError, transposed } from '../graph/golden.js'
 import { some } from '../thorough.js'
@@ -48,7 +56,7 @@ const { adamw, temperature, maxCompletionLength } = golden
 describe('as TRL', () => {
   let union: Model
   beforeAll(async () => {
-    union = await loadModel(new NodeDirectory('models/union-3m'), { runtime: { module } })
+    union = await loadModel('models/union-3m', { runtime: { module } })
   })
   afterAll(() => union.close())
 
@@ -65,7 +73,7 @@ describe('as TRL', () => {
 
   it.each(some(golden.cells))('losses and gradients of $lossType with beta $beta', async (cell) => {
     expect(cell.outside).toBeGreaterThan(0.1)
-    const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/adapter-init`))
+    const adapter = await loadAdapter(`${FOLDER}/adapter-init`)
     const { maxGradNorm, weightDecay, lr } = adamw
     const trainer = await Trainer.open(union, { adapter, maxGradNorm, weightDecay, threads: 1, batchSize: 3 })
     const examples = golden.rows.map(({ prompt, completion, isTruncated }, i): TokenExample => {

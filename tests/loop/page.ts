@@ -1,8 +1,6 @@
 // What browser.slow.test.ts runs in a page: steps of GRPO, with training and sampling in Web Workers.
 
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
-import { webRuntime } from '../../src/index/platform/web-runtime.js'
+import { loadModel, MemoryDirectory, webRuntime } from '../../src/node.js'
 import { learnToBeBrief, type RewardedJob } from './rewarded-job.js'
 
 export interface RewardedPage extends RewardedJob {

@@ -1,7 +1,7 @@
 // A short run of GRPO and what comes of it, the same in Node and in a page.
 
-import type { Model } from '../../src/graph/model-folder.js'
 import { trainOnRewards } from '../../src/loop/grpo.js'
+import type { Model } from '../../src/node.js'
 
 export interface RewardedJob {
   readonly prompts: readonly string[]

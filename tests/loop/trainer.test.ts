@@ -2,14 +2,23 @@
 // function can do the same as a named loss, and a resumed trainer gives the same bytes.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, DataError, MismatchError, NumericError, ShapeError, StateError } from '../../src/base/errors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { sampleTexts, type TextSession } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { LOSS_NAMES, type LossFunction, type LossRow } from '../../src/loop/losses.js'
+import { LOSS_NAMES } from '../../src/loop/losses.js'
 import { Trainer, type TrainerInput } from '../../src/loop/trainer.js'
+import {
+  ConfigError,
+  DataError,
+  type LossFunction,
+  type LossRow,
+  loadModel,
+  MemoryDirectory,
+  MismatchError,
+  type Model,
+  NumericError,
+  ShapeError,
+  StateError,
+} from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 import '../equal-bytes.js'
 import { cases } from '../thorough.js'
@@ -19,7 +28,7 @@ let model: Model
 let quantized: Model
 beforeAll(async () => {
   model = await loadModel(folder, { runtime: { module } })
-  quantized = await loadModel(new NodeDirectory(path('tests/golden/models/llama-q4')), { runtime: { module } })
+  quantized = await loadModel(path('tests/golden/models/llama-q4'), { runtime: { module } })
 })
 afterAll(() => Promise.all([model.close(), quantized.close()]))
 

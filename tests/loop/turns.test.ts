@@ -1,14 +1,19 @@
 // Turns: a function answers texts, the model goes on, and nothing of an answer is learned.
 
 import { afterAll, beforeAll, expect, it, onTestFinished } from 'vitest'
-import { ConfigError, RuntimeError } from '../../src/base/errors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { trainOnRewards } from '../../src/loop/grpo.js'
 import { grpoLoss } from '../../src/loop/grpo-loss.js'
 import { Trainer } from '../../src/loop/trainer.js'
-import type { Sample } from '../../src/loop/trainer-options.js'
 import { takeTurns } from '../../src/loop/turns.js'
-import type { OnTurn, RewardInput } from '../../src/train/rewards.js'
+import {
+  ConfigError,
+  loadModel,
+  type Model,
+  type OnTurn,
+  type RewardInput,
+  RuntimeError,
+  type Sample,
+} from '../../src/node.js'
 import { folder, module } from '../train/tiny.js'
 
 let model: Model

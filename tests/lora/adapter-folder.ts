@@ -1,12 +1,10 @@
 // Makes right and wrong adapter folders for tests, and returns the error of loading one.
 
 import { expect } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { encodeFloats, type FloatDtype, type TensorDtype } from '../../src/base/dtype.js'
-import { LowrankError } from '../../src/base/errors.js'
+import { encodeFloats } from '../../src/base/dtype.js'
 import { elementCount } from '../../src/base/tensor.js'
 import { saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { type FloatDtype, LowrankError, loadAdapter, MemoryDirectory, type TensorDtype } from '../../src/node.js'
 
 export const A = 'base_model.model.q_proj.lora_A.weight'
 export const B = 'base_model.model.q_proj.lora_B.weight'

@@ -1,7 +1,13 @@
 import { describe, expect, test } from 'vitest'
-import { ConfigError, MismatchError, NumericError, ShapeError, StateError } from '../../src/base/errors.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { LoraLayer } from '../../src/lora/layer.js'
+import {
+  ConfigError,
+  LoraAdapter,
+  LoraLayer,
+  MismatchError,
+  NumericError,
+  ShapeError,
+  StateError,
+} from '../../src/node.js'
 import { random } from './matrices.js'
 
 function twoLayers(): LoraAdapter {

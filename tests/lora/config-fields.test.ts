@@ -3,8 +3,7 @@
 
 import { readFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
-import type { LoraConfig } from '../../src/lora/config.js'
+import { type LoraConfig, UnsupportedError } from '../../src/node.js'
 import { formatPeftConfig, parsePeftConfig } from '../../src/peft/config.js'
 
 const golden = new URL('../golden/config/fields.json', import.meta.url)

@@ -3,8 +3,8 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import * as lowrank from '../../src/node.js'
+import { MemoryDirectory } from '../../src/node.js'
 import { filesIn, root } from '../structure/project.js'
 import { random } from './matrices.js'
 

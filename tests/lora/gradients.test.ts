@@ -2,10 +2,8 @@
 // (tests/golden/gradients): DoRA, biases of B, and dropout.
 
 import { describe, expect, test, vi } from 'vitest'
-import type { FloatArray, Tensor } from '../../src/base/tensor.js'
-import type { LoraConfigInput } from '../../src/lora/config.js'
 import { dropFrom } from '../../src/lora/dropout.js'
-import { LoraLayer } from '../../src/lora/layer.js'
+import { type FloatArray, type LoraConfigInput, LoraLayer, type Tensor } from '../../src/node.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf } from '../golden.js'
 
 // Dropout gets the mask that PyTorch used, instead of drawing one.

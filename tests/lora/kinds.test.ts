@@ -4,10 +4,8 @@
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { type FloatArray, type Matrix, type Tensor, transpose } from '../../src/base/tensor.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { transpose } from '../../src/base/tensor.js'
+import { type FloatArray, type LoraAdapter, loadAdapter, type Matrix, type Tensor } from '../../src/node.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import {
   asMatrix,
@@ -43,7 +41,7 @@ interface Golden {
 }
 
 async function load(folder: string, { base }: Expected): Promise<Golden> {
-  const adapter = await loadAdapter(new NodeDirectory(folder))
+  const adapter = await loadAdapter(folder)
   const weights = await tensorsOf(goldenPath('kinds', `${base}.safetensors`))
   const weight = (module: string) => {
     const stored = asMatrix(inF64(weights.get(`${module}.weight`)!))

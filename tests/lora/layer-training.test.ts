@@ -1,8 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { ShapeError, StateError } from '../../src/base/errors.js'
-import type { Matrix } from '../../src/base/tensor.js'
-import { LoraLayer } from '../../src/lora/layer.js'
+import { LoraLayer, type Matrix, ShapeError, StateError } from '../../src/node.js'
 import { adapted, dot, maxDifference, random, rows, trained } from './matrices.js'
 
 describe('dropout', () => {

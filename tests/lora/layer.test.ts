@@ -1,9 +1,15 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { ConfigError, NumericError, ShapeError, StateError } from '../../src/base/errors.js'
-import type { Matrix, MatrixLike } from '../../src/base/tensor.js'
-import { EmbeddingLora } from '../../src/lora/kinds/embedding.js'
-import { LoraLayer } from '../../src/lora/layer.js'
+import {
+  ConfigError,
+  EmbeddingLora,
+  LoraLayer,
+  type Matrix,
+  type MatrixLike,
+  NumericError,
+  ShapeError,
+  StateError,
+} from '../../src/node.js'
 import {
   adapted,
   dot,

@@ -2,9 +2,7 @@
 
 import fc from 'fast-check'
 import { Random } from '../../src/base/random.js'
-import type { FloatArray, Matrix } from '../../src/base/tensor.js'
-import type { LoraConfigInput } from '../../src/lora/config.js'
-import { LoraLayer } from '../../src/lora/layer.js'
+import { type FloatArray, type LoraConfigInput, LoraLayer, type Matrix } from '../../src/node.js'
 
 export type Precision = 'f32' | 'f64'
 

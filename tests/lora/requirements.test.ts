@@ -1,16 +1,22 @@
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, ShapeError, UnsupportedError } from '../../src/base/errors.js'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { product } from '../../src/linalg/product.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
+import { resolveConfig } from '../../src/lora/config.js'
 import { rowNorms } from '../../src/lora/delta.js'
-import { EmbeddingLora } from '../../src/lora/kinds/embedding.js'
-import { LoraLayer } from '../../src/lora/layer.js'
 import { requireHandled, requirePlainConfig, requireUnchangedBase } from '../../src/lora/requirements.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  EmbeddingLora,
+  LoraAdapter,
+  type LoraConfigInput,
+  LoraLayer,
+  loadAdapter,
+  MemoryDirectory,
+  ShapeError,
+  saveAdapter,
+  UnsupportedError,
+} from '../../src/node.js'
 import { openAdapter } from '../../src/peft/open.js'
 import { train } from '../../src/train/train.js'
 import { random } from './matrices.js'

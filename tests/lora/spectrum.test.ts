@@ -2,11 +2,11 @@
 // from them.
 
 import { describe, expect, test } from 'vitest'
-import type { Matrix } from '../../src/base/tensor.js'
 import { product } from '../../src/linalg/product.js'
 import { triangularFactor } from '../../src/linalg/qr.js'
 import { svd } from '../../src/linalg/svd.js'
 import { meanSpectrum, normOfSpectrum, spectrumOf } from '../../src/lora/spectrum.js'
+import type { Matrix } from '../../src/node.js'
 import { random } from './matrices.js'
 
 /** Multiplies column j by steps[j]. */

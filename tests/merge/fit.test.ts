@@ -5,14 +5,19 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
-import { type Directory, MemoryDirectory, type Place } from '../../src/base/bytes.js'
-import { LowrankError } from '../../src/base/errors.js'
+import type { Place } from '../../src/base/bytes.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { fitOf } from '../../src/merge/fit.js'
 import { merge as mergeFolders } from '../../src/merge/merge.js'
 import { openPlan } from '../../src/merge/open.js'
-import { type InspectReport, inspect } from '../../src/node.js'
-import { saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  type Directory,
+  type InspectReport,
+  inspect,
+  LowrankError,
+  MemoryDirectory,
+  saveAdapter,
+} from '../../src/node.js'
 import { adapter, base, type TensorSketch } from './toolkit.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))

@@ -5,13 +5,11 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { decodeWeights } from '../../src/base/dtype.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import * as portable from '../../src/merge/merge.js'
-import { merge, planMerge, unmerge } from '../../src/node.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, MemoryDirectory, merge, planMerge, unmerge } from '../../src/node.js'
 
 const root = path.join(import.meta.dirname, '..', '..')
 const MODEL = path.join(root, 'models', 'union-3m')
@@ -128,7 +126,7 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
       await loadOnnx(new NodeDirectory(MODEL), 'onnx/model.onnx'),
       await loadOnnx(new NodeDirectory(scratch), 'done.onnx'),
     ]
-    const adapter = await loadAdapter(new NodeDirectory(ADAPTER))
+    const adapter = await loadAdapter(ADAPTER)
     const weightsOf = async (model: typeof from) =>
       new Map(
         await Promise.all(

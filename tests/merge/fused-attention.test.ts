@@ -1,11 +1,9 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { inspect } from '../../src/node.js'
+import { inspect, LoraAdapter, MemoryDirectory } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import {
   errorAtTokens,

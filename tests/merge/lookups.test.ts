@@ -1,15 +1,12 @@
 // Adapters of quantized embeddings in sessions and merges, compared with PyTorch (tests/golden/lookups).
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { findEmbeddings } from '../../src/graph/match/forms/lookup.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { inspect } from '../../src/node.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import { type Feeds, inspect, LoraAdapter, MemoryDirectory, type OnnxModel } from '../../src/node.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf, type Values } from '../golden.js'
 import { inThread } from '../infer/models.js'
 import { mergeOnnx } from './toolkit.js'

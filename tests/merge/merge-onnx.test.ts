@@ -2,21 +2,26 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory, readJson } from '../../src/base/bytes.js'
+import { readJson } from '../../src/base/bytes.js'
 import { decodeFloats } from '../../src/base/dtype.js'
-import { FileError, MismatchError, NumericError } from '../../src/base/errors.js'
 import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  FileError,
+  LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  MismatchError,
+  type Model,
+  NumericError,
+} from '../../src/node.js'
 import { readWeight } from '../formats/onnx-models.js'
 import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, openModel, rowOf } from '../infer/models.js'
 import { cases } from '../thorough.js'

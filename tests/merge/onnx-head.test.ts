@@ -2,14 +2,17 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { fitOf } from '../../src/merge/fit.js'
 import { merge, planMerge, unmerge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  type LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  MismatchError,
+  UnsupportedError,
+} from '../../src/node.js'
 import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'
 
 const folder = 'tests/golden/text-classification'

@@ -3,20 +3,23 @@ import { cp, mkdtemp, readFile, rm, stat, truncate } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { findBranches } from '../../src/graph/match/merged-branches.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { inspect } from '../../src/index/inspect.js'
-import type { OnnxContents } from '../../src/index/inspect-onnx.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { merge } from '../../src/node.js'
+import {
+  LoraAdapter,
+  MemoryDirectory,
+  merge,
+  type OnnxContents,
+  type OnnxModel,
+  UnsupportedError,
+} from '../../src/node.js'
 import { readWeight, weightOf } from '../formats/onnx-models.js'
 import { writeOnnx } from '../formats/write-onnx.js'
 import { deviation } from '../golden.js'

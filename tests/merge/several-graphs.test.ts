@@ -5,15 +5,20 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import * as ort from 'onnxruntime-node'
 import { afterAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge as mergeFolders } from '../../src/merge/merge.js'
-import { merge, planMerge, unmerge } from '../../src/node.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import {
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  MismatchError,
+  merge,
+  type OrtModule,
+  planMerge,
+  UnsupportedError,
+  unmerge,
+} from '../../src/node.js'
 import { pictureGolden } from '../picture-texts.js'
 import { graphsFolder, graphsNumbers, stockLogits, worst } from '../several-graphs.js'
 import { cases } from '../thorough.js'
@@ -31,7 +36,7 @@ describe('encoder and decoder', () => {
       const out = path.join(work, name)
       const numbers = await graphsNumbers(name)
       const report = await merge({ threads: 1, base: graphsFolder(name), adapters: adapterOf(name), out })
-      const adapter = await loadAdapter(new NodeDirectory(adapterOf(name)))
+      const adapter = await loadAdapter(adapterOf(name))
       expect(report.layers.map((layer) => layer.name).sort()).toEqual(adapter.names().sort())
       const merged = await stockLogits(out, name)
       expect(worst(merged.whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
@@ -67,7 +72,7 @@ describe('encoder and decoder', () => {
     async (name) => {
       const out = path.join(work, name)
       await merge({ threads: 1, base: graphsFolder(name), adapters: adapterOf(name), out })
-      const model = await loadModel(new NodeDirectory(out), { runtime: { module: ort as unknown as OrtModule } })
+      const model = await loadModel(out, { runtime: { module: ort as unknown as OrtModule } })
       const session = await ModelSession.open(model, {}, true)
       const { cases, picture } = pictureGolden(name)
       const prompts = cases.map(({ prompt, messages }) => (prompt ?? messages)!)
@@ -100,7 +105,7 @@ describe('encoder and decoder', () => {
   })
 
   it('an adapter of the decoder alone leaves the encoder as it is', async () => {
-    const adapter = await loadAdapter(new NodeDirectory(adapterOf('bart')))
+    const adapter = await loadAdapter(adapterOf('bart'))
     const out = path.join(work, 'decoder')
     const own = adapter.only(new Set(adapter.names().filter((name) => name.includes('.decoder.'))))
     const { changed } = await merge({ threads: 1, base: graphsFolder('bart'), adapters: own, out })
@@ -122,7 +127,7 @@ describe('encoder and decoder', () => {
   })
 
   it('a layer of the decoder is not taken for one of the encoder, whose names begin later', async () => {
-    const adapter = await loadAdapter(new NodeDirectory(adapterOf('t5')))
+    const adapter = await loadAdapter(adapterOf('t5'))
     const base = { directory: new NodeDirectory(graphsFolder('t5')), file: 'onnx/encoder_model.onnx' }
     const decoder = adapter.only(new Set(adapter.names().filter((name) => name.startsWith('decoder.'))))
     const out = new MemoryDirectory()
@@ -139,7 +144,7 @@ describe('encoder and decoder', () => {
 
 describe('allowMissing', () => {
   it('leaves out layers that an export dropped, and says which', async () => {
-    const adapter = await loadAdapter(new NodeDirectory(adapterOf('t5')))
+    const adapter = await loadAdapter(adapterOf('t5'))
     const base = { directory: new NodeDirectory(graphsFolder('t5')), file: 'onnx/encoder_model.onnx' }
     const out = new MemoryDirectory()
     await expect(mergeFolders({ base, adapters: adapter, out })).rejects.toThrow(/leave them out with `allowMissing`/)

@@ -2,8 +2,7 @@
 // and axolotl save it.
 
 import { expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { saveAdapter } from '../../src/peft/adapter-folder.js'
+import { MemoryDirectory, saveAdapter } from '../../src/node.js'
 import { adapter, base, mergeCheckpoint } from './toolkit.js'
 
 const TEMPLATE = '{% for m in messages %}<|im_start|>{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}'

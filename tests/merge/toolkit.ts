@@ -1,25 +1,27 @@
 // Small checkpoints and adapters for tests of merging.
 
-import { type ByteSource, concatBytes, type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
-import {
-  decodeWeights,
-  encodeFloats,
-  encodeWeights,
-  type FloatDtype,
-  type TensorDtype,
-  type WeightDtype,
-} from '../../src/base/dtype.js'
+import { concatBytes, readAll } from '../../src/base/bytes.js'
+import { decodeWeights, encodeFloats, encodeWeights } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
-import { elementCount, type FloatArray } from '../../src/base/tensor.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import { elementCount } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, type TensorBytes, writeSafetensors } from '../../src/formats/safetensors.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { LoraConfigInput } from '../../src/lora/config.js'
 import { carryOut } from '../../src/merge/carry-out.js'
 import { type MergeRequest, merge, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
-import type { MergeReport } from '../../src/merge/merge-report.js'
 import { openMerge } from '../../src/merge/open.js'
 import type { MergeInput } from '../../src/merge/parts.js'
+import {
+  type ByteSource,
+  type Directory,
+  type FloatArray,
+  type FloatDtype,
+  LoraAdapter,
+  type LoraConfigInput,
+  MemoryDirectory,
+  type MergeReport,
+  type OnnxModel,
+  type TensorDtype,
+  type WeightDtype,
+} from '../../src/node.js'
 
 export type TensorSketch = readonly [name: string, dtype: TensorDtype, shape: readonly number[]]
 

@@ -1,18 +1,23 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { type ByteSource, concatBytes, MemorySource } from '../../src/base/bytes.js'
-import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
-import { NumericError } from '../../src/base/errors.js'
+import { concatBytes, MemorySource } from '../../src/base/bytes.js'
+import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
 import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { LoraLayer } from '../../src/lora/layer.js'
-import { ChangeSums, type LayerChange } from '../../src/merge/merge-report.js'
+import { ChangeSums } from '../../src/merge/merge-report.js'
 import { addLayer, type Edit, replaceRows, replaceTensor } from '../../src/merge/onnx/edits.js'
 import { openAdapters } from '../../src/merge/plan/adapters.js'
 import { chunksOf, segmentsOf } from '../../src/merge/plan/layout.js'
 import { ChunkMerger, computeScales } from '../../src/merge/weight.js'
+import {
+  type ByteSource,
+  type FloatDtype,
+  type LayerChange,
+  LoraAdapter,
+  LoraLayer,
+  NumericError,
+} from '../../src/node.js'
 import { cases } from '../thorough.js'
 
 function randomMatrix(rows: number, columns: number, seed: number) {

@@ -1,12 +1,18 @@
 // Folders that PEFT wrote (tests/golden/peft) are loaded as PEFT loads them, and saved again.
 
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { LowrankError, MismatchError, NumericError, StateError, UnsupportedError } from '../../src/base/errors.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { LoraConfigInput } from '../../src/lora/config.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  LoraAdapter,
+  type LoraConfigInput,
+  LowrankError,
+  loadAdapter,
+  MemoryDirectory,
+  MismatchError,
+  NumericError,
+  StateError,
+  saveAdapter,
+  UnsupportedError,
+} from '../../src/node.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import { type ExpectedLayer, expectLayers, expectSavedAlike, goldenCases, goldenPath } from '../golden.js'
 import { adapterFolder, CONFIG, failure, PAIR, tensor } from '../lora/adapter-folder.js'
@@ -23,7 +29,7 @@ test('there are cases of both kinds', () => {
 
 describe.each(loading)('$name', ({ folder, expected }) => {
   test('loads as PEFT loads it', async () => {
-    const report = await inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
+    const report = await inspectAdapter(await loadAdapter(folder))
     expectLayers(
       report.layers,
       expected.layers.map((layer) => ({ ...layer, kind: 'linear' })),
@@ -41,7 +47,7 @@ test.each([
   ['f16', 'fp16'],
   ['bf16', 'bf16'],
 ])('%s: factors are f32, and the file’s dtype is remembered', async (name, dtype) => {
-  const adapter = await loadAdapter(new NodeDirectory(goldenPath('peft', name)))
+  const adapter = await loadAdapter(goldenPath('peft', name))
   for (const layer of adapter.parts('linear')) {
     expect(layer.dtype).toBe(dtype)
     expect(layer.weightA.data).toBeInstanceOf(Float32Array)
@@ -50,7 +56,7 @@ test.each([
 })
 
 test.each(refused)('$name is refused, naming $expected.refuse', async ({ folder, expected }) => {
-  const error = await loadAdapter(new NodeDirectory(folder)).then(
+  const error = await loadAdapter(folder).then(
     () => undefined,
     (reason) => reason,
   )
@@ -198,7 +204,7 @@ describe('saving', () => {
 
 test('every refusal is one of our errors', async () => {
   for (const { folder } of refused) {
-    await expect(loadAdapter(new NodeDirectory(folder))).rejects.toThrow(LowrankError)
+    await expect(loadAdapter(folder)).rejects.toThrow(LowrankError)
   }
 })
 

@@ -1,12 +1,16 @@
 // Configs of old PEFT versions, incomplete configs, and patterns whose order JavaScript objects would change.
 
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
 import type { TensorBytes } from '../../src/formats/safetensors.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  saveAdapter,
+  UnsupportedError,
+} from '../../src/node.js'
 import { parsePeftConfig } from '../../src/peft/config.js'
 import { adapterFolder, tensor } from '../lora/adapter-folder.js'
 

@@ -1,9 +1,9 @@
 // PEFT's default target_modules by the model's type.
 
 import { expect, test } from 'vitest'
-import { ConfigError } from '../../src/base/errors.js'
 import { resolveConfig } from '../../src/lora/config.js'
 import { targetMatcher } from '../../src/lora/patterns/patterns.js'
+import { ConfigError } from '../../src/node.js'
 import { defaultTargetModules } from '../../src/peft/default-targets.js'
 import { DEFAULT_TARGETS } from '../../src/peft/gen/default-targets.js'
 

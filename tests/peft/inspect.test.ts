@@ -1,6 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { LoraConfigInput } from '../../src/lora/config.js'
+import { LoraAdapter, type LoraConfigInput } from '../../src/node.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import { random } from '../lora/matrices.js'
 

@@ -2,7 +2,7 @@
 
 import { describe, expect, test } from 'vitest'
 import type { TensorBytes } from '../../src/formats/safetensors.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter } from '../../src/node.js'
 import { A, adapterFolder, B, CONFIG, failure, PAIR, tensor } from '../lora/adapter-folder.js'
 
 describe('tensors beside the factors', () => {

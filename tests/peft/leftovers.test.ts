@@ -1,15 +1,13 @@
 // Extra files and odd module names that programs other than PEFT write into adapter folders are read as they are meant.
 
 import { expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError } from '../../src/base/errors.js'
 import { openCheckpoint } from '../../src/formats/checkpoint.js'
 import { readTensorF32, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
 import { nameOfModule } from '../../src/graph/match/module-names.js'
 import { merge } from '../../src/index/merge.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { nodePlatform } from '../../src/node/platform.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { ConfigError, loadAdapter, MemoryDirectory, saveAdapter } from '../../src/node.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 
 usePlatform(nodePlatform)

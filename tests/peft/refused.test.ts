@@ -2,19 +2,19 @@
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
+import type { TensorBytes } from '../../src/formats/safetensors.js'
 import {
   ConfigError,
   FileError,
   FormatError,
   LowrankError,
+  loadAdapter,
+  MemoryDirectory,
   MismatchError,
   NumericError,
   ShapeError,
   UnsupportedError,
-} from '../../src/base/errors.js'
-import type { TensorBytes } from '../../src/formats/safetensors.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+} from '../../src/node.js'
 import { A, adapterFolder, B, CONFIG, failure, PAIR, tensor } from '../lora/adapter-folder.js'
 import { runs } from '../thorough.js'
 

@@ -2,11 +2,14 @@
 // the other.
 
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { FileError } from '../../src/base/errors.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import type { LoraConfigInput } from '../../src/lora/config.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  FileError,
+  LoraAdapter,
+  type LoraConfigInput,
+  loadAdapter,
+  MemoryDirectory,
+  saveAdapter,
+} from '../../src/node.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 
 /** Makes an adapter that can be recognized by its config (alpha) and by its weights (a value). */

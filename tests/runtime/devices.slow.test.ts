@@ -3,7 +3,7 @@
 import { openSession, train, UnsupportedError } from 'lowrank'
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it, vi } from 'vitest'
-import { RuntimeError } from '../../src/base/errors.js'
+import { RuntimeError } from '../../src/node.js'
 import { connect } from '../../src/runtime/rpc.js'
 import { startNoted, webWorkerPort } from '../../src/runtime/web-worker.js'
 import { lowrank } from '../cli/lowrank.js'

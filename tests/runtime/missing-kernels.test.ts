@@ -2,13 +2,11 @@
 // have it, before anything is written.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { loadOnnx, OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
+import { LoraAdapter, MemoryDirectory, UnsupportedError } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph/toolkit.js'
 import { inThread, openModel } from '../infer/models.js'

@@ -1,9 +1,8 @@
 // The wrapper around ONNX Runtime's sessions, with stand-ins for its module.
 
 import { expect, it } from 'vitest'
-import { RuntimeError } from '../../src/base/errors.js'
-import { type OrtModule, runtimeOf } from '../../src/runtime/onnxruntime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import { type Feeds, type OrtModule, RuntimeError } from '../../src/node.js'
+import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 
 it('holds feeds that come again with each run, and lets go of those that do not', async () => {
   let made = 0

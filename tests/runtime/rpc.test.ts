@@ -1,6 +1,6 @@
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
 import { afterEach, describe, expect, it } from 'vitest'
-import { MismatchError } from '../../src/base/errors.js'
+import { MismatchError } from '../../src/node.js'
 import { connect, expose, type Port, transfer } from '../../src/runtime/rpc.js'
 import { webWorkerPort } from '../../src/runtime/web-worker.js'
 

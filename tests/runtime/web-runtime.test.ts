@@ -2,11 +2,9 @@
 // first session.
 
 import { describe, expect, it } from 'vitest'
-import { ConfigError } from '../../src/base/errors.js'
-import { webRuntime } from '../../src/index/platform/web-runtime.js'
+import { ConfigError, type OrtModule, webRuntime } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { loadRuntime } from '../../src/runtime/load.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 
 it('takes the URLs of a bundle and its .wasm file', () => {
   const [specifier, wasm] = ['https://example.org/ort.mjs', 'https://example.org/ort-1a2b3c.wasm']

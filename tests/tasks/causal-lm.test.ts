@@ -1,13 +1,19 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, DataError, FormatError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { planSplit } from '../../src/data/row.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { valueInfo } from '../../src/graph/inject/inject.js'
 import { checkCausal } from '../../src/graph/match/continues.js'
-import type { Model } from '../../src/graph/model-folder.js'
+import {
+  ConfigError,
+  DataError,
+  FormatError,
+  MemoryDirectory,
+  MismatchError,
+  type Model,
+  UnsupportedError,
+} from '../../src/node.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { loadTask } from '../../src/tasks/tasks.js'
 import type { Example } from '../../src/text/records.js'

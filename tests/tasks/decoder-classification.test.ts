@@ -4,14 +4,11 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { loadAdapter, loadModel, MemoryDirectory, type Model, type OrtModule } from '../../src/node.js'
 import type { Task } from '../../src/tasks/task.js'
 import { tasksFor } from '../../src/tasks/tasks.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
@@ -53,7 +50,7 @@ describe.each(some(Object.entries(GRAPHS), 10))('%s', (graph, name) => {
   let model: Model
   let examples: LabeledExample[]
   beforeAll(async () => {
-    model = await loadModel(new NodeDirectory(`tests/golden/models/${graph}`), { runtime })
+    model = await loadModel(`tests/golden/models/${graph}`, { runtime })
     const options = { task: textClassification as unknown as Task, model, maxLength, name: 'data' }
     const { kept } = await encodeRows(readRows(golden.rows), options)
     examples = [...kept.examples] as LabeledExample[]
@@ -69,7 +66,7 @@ describe.each(some(Object.entries(GRAPHS), 10))('%s', (graph, name) => {
   })
 
   it('runs with a head for each adapter, and merged without a cache', async () => {
-    const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
+    const adapter = await loadAdapter(`${folder}/adapter-init`)
     const session = await ModelSession.open(model, { adapters: { mood: adapter } })
     const own = await session.classify(texts, { adapter: 'mood', maxLength, batchSize: 6 })
     own.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-4))
@@ -110,7 +107,7 @@ describe('a decoder', () => {
   ]
   let model: Model
   beforeAll(async () => {
-    model = await loadModel(new NodeDirectory('tests/golden/models/llama-optimum'), { runtime })
+    model = await loadModel('tests/golden/models/llama-optimum', { runtime })
   })
   afterAll(() => model.close())
   const learn = (of: Model, out: MemoryDirectory) =>
@@ -140,7 +137,7 @@ describe('a decoder', () => {
   })
 
   it('with and without cache in one graph learns labels, and is merged without its branches', async () => {
-    const branched = await loadModel(new NodeDirectory('tests/golden/models/merged-if'), { runtime })
+    const branched = await loadModel('tests/golden/models/merged-if', { runtime })
     const out = new MemoryDirectory()
     const { report } = await learn(branched, out)
     expect(report.evalMetrics?.accuracy).toBe(1)

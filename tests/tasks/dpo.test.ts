@@ -3,13 +3,19 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, DataError, FormatError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  DataError,
+  type EvaluationEvent,
+  FormatError,
+  loadAdapter,
+  MemoryDirectory,
+  type Model,
+  UnsupportedError,
+} from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { type AnswerExample, type DpoOptions, dpo } from '../../src/tasks/dpo.js'
 import type { Task } from '../../src/tasks/task.js'
@@ -21,7 +27,6 @@ import { encodeRows } from '../../src/train/rows/examples.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { train as trainAdapter } from '../../src/train/train.js'
-import type { EvaluationEvent } from '../../src/train/train-report.js'
 import { relativeError, transposed } from '../graph/golden.js'
 import { openModel } from '../infer/models.js'
 import { THOROUGH } from '../thorough.js'
@@ -55,7 +60,7 @@ const golden: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
 const { adamw, beta, labelSmoothing, maxLength } = golden
 const chatTemplate = readFileSync('models/data/chat.jinja', 'utf8')
 const rows = golden.rows.texts
-const load = (name: string) => loadAdapter(new NodeDirectory(`${folder}/${name}`))
+const load = (name: string) => loadAdapter(`${folder}/${name}`)
 
 let model: Model
 /** A model with two layers of width 32 and random weights, for tests that do not depend on the numbers. */

@@ -2,14 +2,10 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { readSentenceModules } from '../../src/graph/sentence-modules.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { ConfigError, DataError, loadAdapter, MemoryDirectory, type Model, UnsupportedError } from '../../src/node.js'
 import { type EmbeddingOptions, embedding, inBatchLoss, type RelatedExample } from '../../src/tasks/embedding.js'
 import { meansOf, pearson, retrievalValues, spearman } from '../../src/tasks/metrics.js'
 import type { Task } from '../../src/tasks/task.js'
@@ -22,7 +18,7 @@ const folder = 'tests/golden/embedding'
 
 const golden: GoldenEmbedding = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
 const { maxLength, temperature, margin } = golden
-const load = () => loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
+const load = () => loadAdapter(`${folder}/adapter-init`)
 
 /** Name of a loss → the fields that it takes, and its options. */
 const CASES: Record<string, { fields: (keyof GoldenEmbedding['rows'][number])[]; options: EmbeddingOptions }> = {

@@ -2,9 +2,8 @@
 
 import { expect } from 'vitest'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, type Model } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { type EmbeddingOptions, embedding, type RelatedExample } from '../../src/tasks/embedding.js'
 import { TrainEngine } from '../../src/train/engine.js'
@@ -47,7 +46,7 @@ export async function checkEmbeddingRun(
   examples: readonly RelatedExample[],
   { folder, golden, name, options, parts }: EmbeddingRun,
 ): Promise<void> {
-  const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
+  const adapter = await loadAdapter(`${folder}/adapter-init`)
   const open = embedding.open(model, examples, options)
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const settings = resolveSettings({ threads: 1 })

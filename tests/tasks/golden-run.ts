@@ -2,11 +2,9 @@
 
 import { expect } from 'vitest'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, type Model, type RuntimeTensor } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
-import type { RuntimeTensor } from '../../src/runtime/runtime.js'
 import type { OpenTask } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import { readParameters } from '../../src/train/parameters.js'
@@ -35,7 +33,7 @@ export async function checkGoldenRun<Example>(
   examples: readonly Example[],
   { folder, golden, length }: { folder: string; golden: GoldenRun; length: number },
 ): Promise<{ logits: RuntimeTensor; outputs: Record<string, RuntimeTensor> }> {
-  const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
+  const adapter = await loadAdapter(`${folder}/adapter-init`)
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const parts = { model, open: open as never, adapter, modules: undefined, settings: resolveSettings({ threads: 1 }) }
   const sessions = await TrainingSessions.create(parts, engine.remote)

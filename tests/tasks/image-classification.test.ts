@@ -3,16 +3,20 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import {
+  DataError,
+  LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+  type OrtModule,
+  UnsupportedError,
+} from '../../src/node.js'
 import { type ImageExample, imageClassification } from '../../src/tasks/image-classification.js'
 import type { Task } from '../../src/tasks/task.js'
 import { encodeRows } from '../../src/train/rows/examples.js'
@@ -29,7 +33,7 @@ interface Golden extends GoldenRun {
   logits: number[][]
 }
 
-const open = (name: string) => loadModel(new NodeDirectory(`${folder}/${name}`), { runtime })
+const open = (name: string) => loadModel(`${folder}/${name}`, { runtime })
 
 describe.each(['vit', 'dinov2'])('%s', (name) => {
   const golden: Golden = JSON.parse(readFileSync(`${folder}/${name}/golden/golden.json`, 'utf8'))
@@ -42,7 +46,7 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
   afterAll(() => model.close())
 
   async function peft() {
-    const adapter = await loadAdapter(new NodeDirectory(`${folder}/${name}/golden/adapter-init`))
+    const adapter = await loadAdapter(`${folder}/${name}/golden/adapter-init`)
     adapter.labels = labels
     return adapter
   }
@@ -239,10 +243,7 @@ describe('rows', () => {
 })
 
 it('is for models that read pictures, whose files tell how', async () => {
-  const [text, vit] = [
-    await loadModel(new NodeDirectory('tests/golden/text-classification/encoder'), { runtime }),
-    await open('vit'),
-  ]
+  const [text, vit] = [await loadModel('tests/golden/text-classification/encoder', { runtime }), await open('vit')]
   expect(() => imageClassification.check(text)).toThrow(/it does not read pictures.*input_ids/s)
   expect(() => imageClassification.check({ ...vit, preprocessorConfig: undefined })).toThrow(
     /preprocessor_config\.json/,

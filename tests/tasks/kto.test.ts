@@ -3,12 +3,10 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { ConfigError, DataError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { ConfigError, DataError, type EvaluationEvent, loadAdapter, type Model } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { type JudgedExample, kto } from '../../src/tasks/kto.js'
 import type { Task } from '../../src/tasks/task.js'
@@ -20,7 +18,6 @@ import { encodeRows } from '../../src/train/rows/examples.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { train as trainAdapter } from '../../src/train/train.js'
-import type { EvaluationEvent } from '../../src/train/train-report.js'
 import { relativeError, transposed } from '../graph/golden.js'
 import { openModel } from '../infer/models.js'
 import { THOROUGH } from '../thorough.js'
@@ -51,7 +48,7 @@ const { adamw, beta, desirableWeight, undesirableWeight, maxLength } = golden
 const taskOptions = { beta, desirableWeight, undesirableWeight }
 const chatTemplate = readFileSync('models/data/chat.jinja', 'utf8')
 const rows = golden.rows.texts
-const load = (name: string) => loadAdapter(new NodeDirectory(`${folder}/${name}`))
+const load = (name: string) => loadAdapter(`${folder}/${name}`)
 
 let model: Model
 let tiny: Model

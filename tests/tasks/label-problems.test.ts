@@ -3,15 +3,12 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, DataError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { ConfigError, DataError, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
 import type { LabelOptions } from '../../src/tasks/labels/label-problems.js'
 import { areaUnderCurve, severalMetrics } from '../../src/tasks/metrics.js'
@@ -61,7 +58,7 @@ it.each(Object.entries(CASES))("has PyTorch's loss and gradients: %s", async (na
   const { kept } = await encodeRows(readRows(data), { task, model, maxLength, name: 'data' })
   const examples = [...kept.examples] as LabeledExample[]
   const open = textClassification.open(model, examples, options)
-  const adapter = await loadAdapter(new NodeDirectory(`${encoder}/golden/adapter-init`))
+  const adapter = await loadAdapter(`${encoder}/golden/adapter-init`)
   if (name === 'number') {
     const { data: values } = adapter.get('classifier.weight', 'replacement')!.weight
     const [bias] = adapter.get('classifier.bias', 'replacement')!.weight.data

@@ -3,12 +3,10 @@
 
 import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { merge } from '../../src/merge/merge.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, loadModel, MemoryDirectory } from '../../src/node.js'
 import type { Task } from '../../src/tasks/task.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
 import { encodeRows } from '../../src/train/rows/examples.js'

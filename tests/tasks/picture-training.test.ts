@@ -3,18 +3,20 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { evaluateAdapters } from '../../src/evaluate/evaluate-adapters.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { joinGraphs } from '../../src/graph/training/joined-graph.js'
-import type { RgbImage } from '../../src/images/image.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { Prompt } from '../../src/infer/session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import {
+  type LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+  type OrtModule,
+  type Prompt,
+  type RgbImage,
+} from '../../src/node.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { type PicturedExample, PictureEncoder } from '../../src/tasks/pictures/encoder.js'
 import type { Task } from '../../src/tasks/task.js'
@@ -35,7 +37,7 @@ interface Golden extends GoldenRun {
 
 const runtime = { module: ort as unknown as OrtModule }
 const open = (name: string) =>
-  loadModel(new NodeDirectory(goldenPath(name === 'gemma3' ? 'picture-training' : 'graphs', name)), { runtime })
+  loadModel(goldenPath(name === 'gemma3' ? 'picture-training' : 'graphs', name), { runtime })
 
 function goldenOf(name: string) {
   const folder = goldenPath('picture-training', name)
@@ -138,7 +140,7 @@ describe('a run', () => {
   })
 
   it('refuses pictures for a model of texts', async () => {
-    const texts = await loadModel(new NodeDirectory('models/union-3m'), { runtime })
+    const texts = await loadModel('models/union-3m', { runtime })
     await expect(train({ model: texts, data: files, ...settings })).rejects.toThrow(
       /pictures beside texts are not read here/,
     )

@@ -3,12 +3,9 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { expect } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { joinGraphs } from '../../src/graph/training/joined-graph.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { loadModel, MemoryDirectory, type Model, type OrtModule } from '../../src/node.js'
 import { type Seq2SeqExample, seq2seq } from '../../src/tasks/seq2seq.js'
 import type { Task } from '../../src/tasks/task.js'
 import { encodeRows } from '../../src/train/rows/examples.js'
@@ -31,7 +28,7 @@ interface Golden extends GoldenRun {
 /** Opens a golden model. The model of sounds gets a tokenizer, because it has none. */
 export function openTiny(name: string): Promise<Model> {
   const folder = `tests/golden/graphs/${name}`
-  if (name !== 'whisper') return loadModel(new NodeDirectory(folder), { runtime })
+  if (name !== 'whisper') return loadModel(folder, { runtime })
   const own = ['config.json', 'onnx/encoder_model.onnx', 'onnx/decoder_model_merged.onnx'].map((file) => [folder, file])
   const tokenizer = ['tokenizer.json', 'tokenizer_config.json'].map((file) => ['models/union-3m', file])
   const files = [...own, ...tokenizer].map(([from, file]) => [file, Uint8Array.from(readFileSync(`${from}/${file}`))])

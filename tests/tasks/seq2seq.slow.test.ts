@@ -2,9 +2,8 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import { loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 import { openTiny, ROWS, runtime } from './seq2seq-models.js'
 

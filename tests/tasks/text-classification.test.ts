@@ -1,15 +1,19 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { decodeFloats } from '../../src/base/dtype.js'
-import { DataError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import {
+  DataError,
+  LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  MismatchError,
+  type Model,
+  type OrtModule,
+  UnsupportedError,
+} from '../../src/node.js'
 import { classificationMetrics } from '../../src/tasks/metrics.js'
 import type { OpenTask, Task } from '../../src/tasks/task.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
@@ -34,7 +38,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
   let model: Model
   let examples: LabeledExample[]
   beforeAll(async () => {
-    model = await loadModel(new NodeDirectory(`${folder}/${name}`), { runtime })
+    model = await loadModel(`${folder}/${name}`, { runtime })
     const options = { task: textClassification as unknown as Task, model, maxLength: golden.maxLength, name: 'data' }
     const { kept } = await encodeRows(readRows(golden.rows), options)
     examples = [...kept.examples] as LabeledExample[]
@@ -118,7 +122,7 @@ async function classifierOf({ onnx }: Model): Promise<Float32Array> {
 describe('labels', () => {
   let model: Model
   beforeAll(async () => {
-    model = await loadModel(new NodeDirectory(`${folder}/classifier`), { runtime })
+    model = await loadModel(`${folder}/classifier`, { runtime })
   })
   afterAll(() => model.close())
   const examples = (labels: string[]) =>
@@ -175,7 +179,7 @@ describe('labels', () => {
       { text: 'a', textPair: 'b' },
       { text: 'c', textPair: 'd' },
     ]
-    const encoder = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })
+    const encoder = await loadModel(`${folder}/encoder`, { runtime })
     const without = trainAdapter({ model: encoder, task: 'embedding', data: pairs, newHead: true, out })
     await expect(without).rejects.toThrow(/newHead: the task embedding trains no head/)
     expect(out.files.size).toBe(0)
@@ -212,7 +216,7 @@ describe('labels', () => {
   })
 
   it('of an adapter to go on with have to be as many', async () => {
-    const adapter = await loadAdapter(new NodeDirectory(`${folder}/classifier/golden/adapter-init`))
+    const adapter = await loadAdapter(`${folder}/classifier/golden/adapter-init`)
     const data = [
       { text: 'good', label: 'ham' },
       { text: 'bad', label: 'spam' },
@@ -233,7 +237,7 @@ describe('labels', () => {
         [...'ab'].map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label, where: 'x' })),
       ).head?.modulesToSave,
     ).toEqual(['classifier'])
-    const bare = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })
+    const bare = await loadModel(`${folder}/encoder`, { runtime })
     const unknown = { ...bare, config: { ...bare.config, model_type: 'other' } }
     expect(() => textClassification.check(unknown)).toThrow(UnsupportedError)
     await bare.close()
@@ -241,7 +245,7 @@ describe('labels', () => {
 })
 
 it('is not what causal language modeling trains', async () => {
-  const model = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })
+  const model = await loadModel(`${folder}/encoder`, { runtime })
   const training = trainAdapter({ model, data: [{ prompt: 'a', completion: 'b' }], threads: 1 })
   await expect(training).rejects.toThrow(/does not continue texts.*got output last_hidden_state/)
   await model.close()

@@ -3,15 +3,18 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { decodeFloats } from '../../src/base/dtype.js'
-import { DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { readGraph } from '../../src/graph/view/graph.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import {
+  DataError,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+  type OrtModule,
+  UnsupportedError,
+} from '../../src/node.js'
 import { entitiesOf, entityMetrics } from '../../src/tasks/labels/entities.js'
 import type { Task } from '../../src/tasks/task.js'
 import { textClassification } from '../../src/tasks/text-classification.js'
@@ -42,7 +45,7 @@ async function encode(model: Model, rows: readonly unknown[], maxLength: number)
 
 it('starts with the head of the graph, which multiplies by a weight as MatMul stores it', async () => {
   const { rows, maxLength } = goldenOf('distilbert')
-  const model = await loadModel(new NodeDirectory(BASES.distilbert), { runtime })
+  const model = await loadModel(BASES.distilbert, { runtime })
   const open = tokenClassification.open(model, await encode(model, rows, maxLength))
   const graph = readGraph(model.onnx)
   const [product, sum] = ['MatMul', 'Add'].map(
@@ -70,7 +73,7 @@ describe.each(Object.entries(BASES))('%s', (name, base) => {
   let model: Model
   let examples: TaggedExample[]
   beforeAll(async () => {
-    model = await loadModel(new NodeDirectory(base), { runtime })
+    model = await loadModel(base, { runtime })
     const config = { ...model.config, id2label: Object.fromEntries(order.entries()) }
     model = Object.assign(Object.create(Object.getPrototypeOf(model)), model, { config, close: () => model.close() })
     examples = await encode(model, rows, maxLength)
@@ -188,7 +191,7 @@ describe('scores', () => {
 describe('rows', () => {
   let model: Model
   beforeAll(async () => {
-    model = await loadModel(new NodeDirectory(BASES.encoder), { runtime })
+    model = await loadModel(BASES.encoder, { runtime })
   })
   afterAll(() => model.close())
   const parse = (row: unknown) => parseTaggedText(row, 'data.jsonl, line 3')
@@ -283,9 +286,7 @@ describe('rows', () => {
 
 it('is for graphs that give hidden states or labels of tokens', async () => {
   const [whole, tokens] = await Promise.all(
-    ['tests/golden/text-classification/classifier', BASES.distilbert].map((path) =>
-      loadModel(new NodeDirectory(path), { runtime }),
-    ),
+    ['tests/golden/text-classification/classifier', BASES.distilbert].map((path) => loadModel(path, { runtime })),
   )
   expect(() => tokenClassification.check(whole)).toThrow(UnsupportedError)
   expect(() => tokenClassification.check(whole)).toThrow(/whole inputs, which is another task.*logits of 2 axes/s)

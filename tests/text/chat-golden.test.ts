@@ -1,11 +1,11 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
+import { MemoryDirectory, type Tokenizer } from '../../src/node.js'
 import { parseChat } from '../../src/text/chat.js'
 import { answerTexts } from '../../src/text/chat-encode.js'
 import { loadChatTemplate } from '../../src/text/chat-template.js'
 import type { ChatTemplate, RenderOptions } from '../../src/text/template.js'
-import { makeTokenizer, type Tokenizer } from '../../src/text/tokenizer.js'
+import { makeTokenizer } from '../../src/text/tokenizer.js'
 import { goldenPath } from '../golden.js'
 
 interface Case {

@@ -1,7 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { DataError, FormatError, type LowrankError, MismatchError } from '../../src/base/errors.js'
+import { DataError, FormatError, type LowrankError, MemoryDirectory, MismatchError } from '../../src/node.js'
 import { chatOf, parseChat } from '../../src/text/chat.js'
 import { answerTexts, encodeChat } from '../../src/text/chat-encode.js'
 import { loadChatTemplate } from '../../src/text/chat-template.js'

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { DataError } from '../../src/base/errors.js'
+import { DataError } from '../../src/node.js'
 import { countTargets, encodeText, parseRecord } from '../../src/text/records.js'
 import { makeTokenizer } from '../../src/text/tokenizer.js'
 

@@ -1,8 +1,7 @@
 // Chat templates from strangers that would run for hours or fill the memory. Each gives an error in bounded time.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { DataError, FormatError } from '../../src/base/errors.js'
+import { DataError, FormatError, MemoryDirectory } from '../../src/node.js'
 import { loadChatTemplate } from '../../src/text/chat-template.js'
 import { cases } from '../thorough.js'
 

@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, readJson } from '../../src/base/bytes.js'
-import { FileError, FormatError } from '../../src/base/errors.js'
+import { readJson } from '../../src/base/bytes.js'
+import { FileError, FormatError, MemoryDirectory } from '../../src/node.js'
 import { loadTokenizer, makeTokenizer } from '../../src/text/tokenizer.js'
 
 const folder = new URL('../../models/union-3m/', import.meta.url)

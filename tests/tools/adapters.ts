@@ -2,9 +2,9 @@
 // tools.
 
 import { Random } from '../../src/base/random.js'
-import { elementCount, type FloatArray, type Tensor } from '../../src/base/tensor.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { configForLayer, type LoraConfigInput } from '../../src/lora/config.js'
+import { elementCount } from '../../src/base/tensor.js'
+import { configForLayer } from '../../src/lora/config.js'
+import { type FloatArray, LoraAdapter, type LoraConfigInput, type Tensor } from '../../src/node.js'
 
 export const ALL = ['linear', 'other', 'embedding', 'convolution', 'groups', 'block.experts']
 

@@ -2,9 +2,7 @@
 // streamed, and names changes that LoRA cannot hold.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { Random } from '../../src/base/random.js'
-import type { Matrix } from '../../src/base/tensor.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { extract } from '../../src/index/tools.js'
@@ -13,7 +11,7 @@ import { type StreamedMatrix, streamedSvd } from '../../src/linalg/streamed-svd.
 import { svd } from '../../src/linalg/svd.js'
 import { merge } from '../../src/merge/merge.js'
 import { nodePlatform } from '../../src/node/platform.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, type Matrix, MemoryDirectory, saveAdapter } from '../../src/node.js'
 import { extractAdapter } from '../../src/tools/extract.js'
 import { goldenPath, tensorsIn } from '../golden.js'
 import { changes, distance } from './adapters.js'
@@ -152,7 +150,7 @@ describe('extract', () => {
 
   it('takes out of a merged model the adapter that was merged', async () => {
     const base = new NodeDirectory(goldenPath('..', '..', 'models', 'union-3m'))
-    const adapter = await loadAdapter(new NodeDirectory(goldenPath('peft', 'f32')))
+    const adapter = await loadAdapter(goldenPath('peft', 'f32'))
     const out = new MemoryDirectory()
     await merge({ base: { directory: base, file: 'model.safetensors' }, adapters: [adapter], out, outDtype: 'fp32' })
     const { adapter: found, layers, saved } = await extract({ base, fineTuned: out, energy: 0.999 })

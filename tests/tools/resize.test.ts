@@ -1,15 +1,12 @@
 // resize: the closest change of each rank, the rank by each rule, and the parts of an adapter that stay.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadAdapter } from '../../src/index/adapters.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { resize } from '../../src/index/tools.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { svd } from '../../src/linalg/svd.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import { nodePlatform } from '../../src/node/platform.js'
-import { loadAdapter as loadFolder, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { LoraAdapter, loadAdapter, loadAdapter as loadFolder, MemoryDirectory, saveAdapter } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { random } from '../lora/matrices.js'
 import { changes, distance, randomAdapter } from './adapters.js'

@@ -4,15 +4,21 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
-import { type Matrix, transpose } from '../../src/base/tensor.js'
+import { transpose } from '../../src/base/tensor.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import { configForLayer } from '../../src/lora/config.js'
-import { LoraLayer } from '../../src/lora/layer.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  ConfigError,
+  LoraAdapter,
+  LoraLayer,
+  loadAdapter,
+  type Matrix,
+  MemoryDirectory,
+  MismatchError,
+  saveAdapter,
+  UnsupportedError,
+} from '../../src/node.js'
 import { convertToPlain } from '../../src/tools/to-plain.js'
 import { expectSavedAlike, goldenCases, goldenPath, matricesIn } from '../golden.js'
 import { maxDifference, random } from '../lora/matrices.js'
@@ -96,7 +102,7 @@ describe.each(cases)('%s', async (name) => {
 })
 
 test('merging into an .onnx file is refused too', async () => {
-  const adapter = await loadAdapter(new NodeDirectory(goldenPath('peft', 'pissa')))
+  const adapter = await loadAdapter(goldenPath('peft', 'pissa'))
   const model = await loadOnnx(
     new NodeDirectory(fileURLToPath(new URL('../../models/union-3m', import.meta.url))),
     'onnx/model.onnx',

@@ -1,12 +1,16 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError } from '../../src/base/errors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { train as trainByOptions } from '../../src/node.js'
-import type { TrainInput, TrainResult } from '../../src/train/options.js'
+import {
+  ConfigError,
+  type EvaluationEvent,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+  type TrainResult,
+  train as trainByOptions,
+} from '../../src/node.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { BestEvaluation } from '../../src/train/saved/best.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
-import type { EvaluationEvent } from '../../src/train/train-report.js'
 import { cases } from '../thorough.js'
 import { abortAt, data, folder, module, trainTiny, WEIGHTS } from './tiny.js'
 

@@ -5,8 +5,7 @@ import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { loadModel } from '../../src/graph/model-folder.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
+import { loadModel } from '../../src/node.js'
 import { browser, buildPage, ISOLATED, WEBGPU, webRuntimeFolder } from '../browser.js'
 import { inThread } from '../infer/models.js'
 import { type JobResult, runJob } from './job.js'
@@ -66,7 +65,7 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     for (const file of job.model) files.set(`/model/${file}`, readFileSync(path.join(MODEL, file)))
     files.set(job.runtime, readFileSync(path.join(runtime!, SCRIPT)))
     files.set(job.wasm, readFileSync(path.join(runtime!, 'ort-wasm-simd-threaded.wasm')))
-    const model = await loadModel(new NodeDirectory(MODEL), { runtime: inThread })
+    const model = await loadModel(MODEL, { runtime: inThread })
     expected = await runJob(model, job)
     await model.close()
   })
@@ -113,7 +112,7 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
   it('on WebGPU: gives what Node gives, and keeps weights and caches there', {
     timeout: 240_000,
   }, async () => {
-    const model = await loadModel(new NodeDirectory(SMALL_MODEL), { runtime: inThread })
+    const model = await loadModel(SMALL_MODEL, { runtime: inThread })
     const onProcessor = await runJob(model, short)
     await model.close()
     const result = await openOnGpu(WEBGPU)

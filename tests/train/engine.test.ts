@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { StateError } from '../../src/base/errors.js'
+import { StateError } from '../../src/node.js'
 import { untransferred } from '../../src/runtime/rpc.js'
 import type { Runtime } from '../../src/runtime/runtime.js'
 import type { EngineSetup, EngineState } from '../../src/train/engine.js'

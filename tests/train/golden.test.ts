@@ -3,11 +3,9 @@ import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, loadModel, type OrtModule } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import type { TokenCounts } from '../../src/tasks/next-tokens.js'
 import { TrainEngine } from '../../src/train/engine.js'
@@ -34,10 +32,10 @@ const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask
 
 /** Opens the model with a PEFT adapter for training. */
 async function openTraining(folder: string) {
-  const model = await loadModel(new NodeDirectory(path('models/union-3m')), {
+  const model = await loadModel(path('models/union-3m'), {
     runtime: { module: ort as unknown as OrtModule },
   })
-  const adapter = await loadAdapter(new NodeDirectory(path(`tests/golden/train-union/${folder}`)))
+  const adapter = await loadAdapter(path(`tests/golden/train-union/${folder}`))
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const settings = resolveSettings({ threads: 1 })
   const open = causalLm.open(model, [])

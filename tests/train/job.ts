@@ -1,13 +1,9 @@
 // A short training run with texts of its adapter. It runs in the same way in Node and in a page.
 
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
-import type { TrainSettings } from '../../src/train/settings.js'
+import { type LoraAdapter, MemoryDirectory, type Model, type TrainReport, type TrainSettings } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
-import type { TrainReport } from '../../src/train/train-report.js'
 
 export interface Job {
   data: { text: string }[]

@@ -2,10 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import type { Model } from '../../src/graph/model-folder.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { train as trainByOptions } from '../../src/node.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, type Model, train as trainByOptions } from '../../src/node.js'
 import { loraPlusRates } from '../../src/train/parameters.js'
 import { train } from '../../src/train/train.js'
 import { openModel } from '../infer/models.js'
@@ -25,7 +22,7 @@ it.each([1, ratio])('takes the steps of PEFT: ratio %s', async (loraPlusRatio) =
     model,
     task: 'text-classification',
     data: rows,
-    adapter: await loadAdapter(new NodeDirectory(`${encoder}/golden/adapter-init`)),
+    adapter: await loadAdapter(`${encoder}/golden/adapter-init`),
     batchSize: rows.length,
     maxSteps: losses[1].length,
     epochs: 1,

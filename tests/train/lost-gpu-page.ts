@@ -1,11 +1,9 @@
 // The script of lost-gpu.slow.test.ts in the page: loses the GPU in the middle of a training and of a text, and then
 // continues.
 
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
-import { webRuntime } from '../../src/index/platform/web-runtime.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import { loadModel, MemoryDirectory, webRuntime } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 
 export interface LostGpuResult {

@@ -3,17 +3,13 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { ConfigError } from '../../src/base/errors.js'
+import { MemorySource } from '../../src/base/bytes.js'
 import { transpose } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
 import { rowNorms } from '../../src/lora/delta.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { ConfigError, type Feeds, loadAdapter, MemoryDirectory, type Model } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
 import { loadTask } from '../../src/tasks/tasks.js'
 import { squaresOfRows } from '../../src/train/dora.js'
 import type { TrainInput } from '../../src/train/options.js'
@@ -50,7 +46,7 @@ const steps = (options: Partial<TrainInput>) =>
     ...options,
   })
 
-const start = (name: string) => loadAdapter(new NodeDirectory(`${golden}/${name}/adapter-init`))
+const start = (name: string) => loadAdapter(`${golden}/${name}/adapter-init`)
 
 /** Reads the values of a file by name. */
 async function tensorsOf(bytes: Uint8Array): Promise<Map<string, { data: Float32Array; shape: readonly number[] }>> {

@@ -7,13 +7,11 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { newToken } from '../../src/io/node/owner.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { loadModel, type Model, type OrtModule, type StepEvent } from '../../src/node.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { train as trainAdapter } from '../../src/train/train.js'
-import type { StepEvent } from '../../src/train/train-report.js'
 
 const WRITER = '.lowrank-writer'
 const golden = fileURLToPath(new URL('../golden/models/llama-optimum', import.meta.url))
@@ -22,7 +20,7 @@ const data = Array.from({ length: 8 }, (_, i) => ({ text: `The whale number ${i}
 let model: Model
 let folder: string
 beforeAll(async () => {
-  model = await loadModel(new NodeDirectory(golden), { runtime: { module: ort as unknown as OrtModule } })
+  model = await loadModel(golden, { runtime: { module: ort as unknown as OrtModule } })
 })
 afterAll(() => model.close())
 beforeEach(async () => {

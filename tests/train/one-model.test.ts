@@ -2,10 +2,9 @@
 // as alone, and the session gets the trained adapter without loading again.
 
 import { expect, it } from 'vitest'
-import type { ByteSource } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
+import { type ByteSource, loadModel } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 import { inThread } from '../infer/models.js'
 

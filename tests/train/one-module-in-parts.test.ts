@@ -3,19 +3,14 @@
 // tests/graph/training-graph.test.ts.
 
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { outputNorms } from '../../src/graph/inject/affine.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { placeAdapter } from '../../src/graph/match/place-adapter.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { readGraph } from '../../src/graph/view/graph.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { type Feeds, type LoraAdapter, loadAdapter, MemoryDirectory, type Model } from '../../src/node.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { squaresOfRows } from '../../src/train/dora.js'
 import { findTargets, newAdapter } from '../../src/train/new-adapter.js'
@@ -32,7 +27,7 @@ let model: Model
 let adapter: LoraAdapter
 beforeAll(async () => {
   model = await openModel(FOLDER)
-  adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/golden/adapter-init`))
+  adapter = await loadAdapter(`${FOLDER}/golden/adapter-init`)
 })
 afterAll(() => model.close())
 
@@ -98,7 +93,7 @@ it.each([0, 0.25])('with DoRA it divides by the norms of all rows, dropout %s', 
 })
 
 it('is trained further, and resumed to the same bytes', async () => {
-  const load = () => loadAdapter(new NodeDirectory(`${FOLDER}/golden/adapter-init`))
+  const load = () => loadAdapter(`${FOLDER}/golden/adapter-init`)
   const run = async (out: MemoryDirectory, options: object = {}) =>
     train({
       ...{

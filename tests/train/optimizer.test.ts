@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { ShapeError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
+import { ShapeError } from '../../src/node.js'
 import { AdamW, clipFactor, gradientNorm } from '../../src/train/optimizer.js'
 
 /** Loshchilov and Hutter's algorithm 2 in f64, one number at a time. */

@@ -1,12 +1,9 @@
 // The script of browser.slow.test.ts in the page: trains and generates in Web Workers, with a model and records that
 // the page fetches.
 
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
-import { webRuntime } from '../../src/index/platform/web-runtime.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { type LoraAdapter, loadModel, MemoryDirectory, webRuntime } from '../../src/node.js'
 import { type Job, type JobResult, runJob } from './job.js'
 
 /** The job of the page, which it fetches first. */

@@ -3,8 +3,7 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { loadModel } from '../../src/graph/model-folder.js'
+import { loadModel, MemoryDirectory } from '../../src/node.js'
 import { ADAMW_DEFAULTS } from '../../src/train/optimizer.js'
 import { defaultsOf, resolveSettings } from '../../src/train/settings.js'
 import { train } from '../../src/train/train.js'

@@ -2,11 +2,18 @@ import { mkdir, mkdtemp, readdir, rm, writeFile as writePlain } from 'node:fs/pr
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { type Directory, MemoryDirectory, readAll, writeFile } from '../../src/base/bytes.js'
-import { FileError, FormatError, MismatchError } from '../../src/base/errors.js'
+import { readAll, writeFile } from '../../src/base/bytes.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { newToken } from '../../src/io/node/owner.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
+import {
+  type Directory,
+  FileError,
+  FormatError,
+  LoraAdapter,
+  MemoryDirectory,
+  MismatchError,
+  type StepMetrics,
+} from '../../src/node.js'
 import { MARKER_FILE } from '../../src/peft/file-names.js'
 import { checkFingerprint } from '../../src/train/saved/fingerprint.js'
 import {
@@ -24,7 +31,6 @@ import {
 } from '../../src/train/saved/run-folder.js'
 import { withRunPlace } from '../../src/train/saved/run-place.js'
 import { RunWriter } from '../../src/train/saved/run-writer.js'
-import type { StepMetrics } from '../../src/train/train-report.js'
 
 const line = (step: number): StepMetrics => ({
   step,

@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { learningRates, SCHEDULES, type Schedule, warmupStepsOf } from '../../src/train/settings.js'
+import type { Schedule } from '../../src/node.js'
+import { learningRates, SCHEDULES, warmupStepsOf } from '../../src/train/settings.js'
 
 const rates = (schedule: Schedule, learningRate: number, warmupRatio: number, total: number, warmupSteps?: number) =>
   learningRates({ schedule, learningRate, warmupRatio, warmupSteps }, total)

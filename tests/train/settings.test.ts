@@ -1,7 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { ConfigError } from '../../src/base/errors.js'
-import { train } from '../../src/index/verbs.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
+import { ConfigError, LoraAdapter, train } from '../../src/node.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { steadyMedian } from '../../src/train/saved/history.js'
 import { resolveSettings, TRAIN_DEFAULTS, withDefaultRate } from '../../src/train/settings.js'

@@ -2,11 +2,9 @@
 // report.
 
 import { expect } from 'vitest'
-import { type ByteSink, MemoryDirectory } from '../../src/base/bytes.js'
-import type { Model } from '../../src/graph/model-folder.js'
+import { type ByteSink, type EvaluationEvent, MemoryDirectory, type Model, type TrainReport } from '../../src/node.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { METRICS_FILE } from '../../src/train/saved/run-folder.js'
-import type { EvaluationEvent, TrainReport } from '../../src/train/train-report.js'
 import { data, trainTiny, WEIGHTS } from './tiny.js'
 
 /** With these options, the evaluation after step 2 is the best. */

@@ -2,10 +2,9 @@
 // record is read.
 
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
-import { ConfigError, MismatchError } from '../../src/base/errors.js'
-import type { Model } from '../../src/graph/model-folder.js'
 import { resolveConfig } from '../../src/lora/config.js'
 import { targetMatcher } from '../../src/lora/patterns/patterns.js'
+import { ConfigError, MismatchError, type Model } from '../../src/node.js'
 import { findTargets } from '../../src/train/new-adapter.js'
 import { train } from '../../src/train/train.js'
 import { openModel } from '../infer/models.js'

@@ -4,9 +4,8 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { TextRecord } from '../../src/text/records.js'
-import type { TrainInput, TrainResult } from '../../src/train/options.js'
+import type { OrtModule, TextRecord, TrainResult } from '../../src/node.js'
+import type { TrainInput } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 
 export const module = ort as unknown as OrtModule

@@ -1,15 +1,25 @@
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { ConfigError, DataError, FileError, MismatchError, NumericError } from '../../src/base/errors.js'
+import { MemorySource } from '../../src/base/bytes.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import {
+  ConfigError,
+  DataError,
+  type EvaluationEvent,
+  FileError,
+  LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  MismatchError,
+  type Model,
+  NumericError,
+  type OrtModule,
+  type StepEvent,
+  type TrainReport,
+} from '../../src/node.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
-import type { EvaluationEvent, StepEvent, TrainReport } from '../../src/train/train-report.js'
 import { weightOf } from '../formats/onnx-models.js'
 import { cases } from '../thorough.js'
 import { abortAt, data, evalData, folder, module, path, trainTiny, WEIGHTS } from './tiny.js'

@@ -1,14 +1,10 @@
 // What a run records about its base, and errors for initializations and targets that it cannot follow.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError } from '../../src/base/errors.js'
-import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { HubDirectory } from '../../src/io/hub/directory.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { Init } from '../../src/lora/init/inits.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { ConfigError, type Init, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { baseNameOf } from '../../src/train/about-run.js'
 import { feedsOf, maxDifference } from '../infer/models.js'
 import { data, folder, module, path, trainTiny } from './tiny.js'

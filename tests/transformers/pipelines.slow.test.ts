@@ -7,14 +7,21 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { afterAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
-import { MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { valueInfo } from '../../src/graph/inject/inject.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter, loadModel, merge, openSession } from '../../src/node.js'
-import { saveAdapter } from '../../src/peft/adapter-folder.js'
+import {
+  loadAdapter,
+  loadModel,
+  MismatchError,
+  merge,
+  openSession,
+  StateError,
+  saveAdapter,
+  UnsupportedError,
+} from '../../src/node.js'
 import { pipelineWithAdapters } from '../../src/transformers/node/entry.js'
 import { rawTensor, weights } from '../formats/onnx-models.js'
 import { writeOnnx } from '../formats/write-onnx.js'
@@ -160,7 +167,7 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     const adapter = makeAdapter(model, /query|value/, { std: 0.5 })
     await model.close()
     const folder = join(scratch, 'features')
-    await saveAdapter(adapter, new NodeDirectory(folder))
+    await saveAdapter(adapter, folder)
     const out = join(scratch, 'features-merged')
     await merge({ base: `${ENCODER}/onnx/model.onnx`, adapters: adapter, out, threads: 1 })
     transformers.env.localModelPath = scratch

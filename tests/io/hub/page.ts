@@ -1,9 +1,8 @@
 // A page that opens models from a Hub of another origin, and reports the results.
 
 import { readAll, readJson } from '../../../src/base/bytes.js'
-import { configureHub, loadAdapter } from '../../../src/index.js'
-import type { DownloadProgress } from '../../../src/io/hub/directory.js'
 import { openHubInBrowser } from '../../../src/io/web/open-source.js'
+import { configureHub, type DownloadProgress, loadAdapter } from '../../../src/node.js'
 
 async function run() {
   const { endpoint, token } = (await (await fetch('/hub.json')).json()) as { endpoint: string; token: string }

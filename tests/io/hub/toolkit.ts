@@ -5,10 +5,9 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, expect } from 'vitest'
 import { readAll } from '../../../src/base/bytes.js'
-import { FileError } from '../../../src/base/errors.js'
-import type { DownloadProgress } from '../../../src/io/hub/directory.js'
 import { type OpenHubOptions, openHub } from '../../../src/io/hub/node/open-hub.js'
 import { type HubSource, parseSource } from '../../../src/io/source.js'
+import { type DownloadProgress, FileError } from '../../../src/node.js'
 import { FakeHub, sha256 } from './server.js'
 
 export const text = (content: string) => new TextEncoder().encode(content)

@@ -16,8 +16,8 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { writeFile as writeWhole } from '../../../src/base/bytes.js'
-import { FileError } from '../../../src/base/errors.js'
 import { locate, NodeDirectory, openFile } from '../../../src/io/node/files.js'
+import { FileError } from '../../../src/node.js'
 
 let folder: string
 let directory: NodeDirectory

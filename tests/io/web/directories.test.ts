@@ -3,9 +3,15 @@
 
 import { describe, expect, test } from 'vitest'
 import { readAll, writeFile } from '../../../src/base/bytes.js'
-import { FileError } from '../../../src/base/errors.js'
-import { LoraAdapter, loadAdapter, saveAdapter } from '../../../src/index.js'
-import { FilesDirectory, type HandleDirectory, StreamDirectory } from '../../../src/io/web/directories.js'
+import {
+  FileError,
+  FilesDirectory,
+  type HandleDirectory,
+  LoraAdapter,
+  loadAdapter,
+  StreamDirectory,
+  saveAdapter,
+} from '../../../src/node.js'
 import { handles } from './fake-folder.js'
 
 function picked(path: string, content: string): File {

@@ -2,8 +2,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { resolveConfig } from '../../../src/lora/config.js'
 import { firstFactors } from '../../../src/lora/init/initializers.js'
-import type { Init } from '../../../src/lora/init/inits.js'
-import { LoraLayer } from '../../../src/lora/layer.js'
+import { type Init, LoraLayer } from '../../../src/node.js'
 
 function draw(init: Init, rank: number, k: number, seed = 1) {
   const { weightA } = firstFactors(resolveConfig({ init, rank, seed }), 'q', [rank, k], new Float64Array())

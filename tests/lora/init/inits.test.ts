@@ -1,16 +1,21 @@
 // First factors and base weights against PEFT's (tests/golden/inits), given the same draws.
 
 import { describe, expect, test } from 'vitest'
-import { ConfigError, ShapeError, UnsupportedError } from '../../../src/base/errors.js'
-import type { Matrix } from '../../../src/base/tensor.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { norm, product } from '../../../src/linalg/product.js'
-import { LoraAdapter } from '../../../src/lora/adapter.js'
-import type { LoraConfigInput } from '../../../src/lora/config.js'
 import { orthogonalFactors } from '../../../src/lora/init/decomposed.js'
 import { firstFactors } from '../../../src/lora/init/initializers.js'
-import { type Init, STARTS } from '../../../src/lora/init/inits.js'
-import { LoraLayer } from '../../../src/lora/layer.js'
+import { STARTS } from '../../../src/lora/init/inits.js'
+import {
+  ConfigError,
+  type Init,
+  LoraAdapter,
+  type LoraConfigInput,
+  LoraLayer,
+  type Matrix,
+  ShapeError,
+  UnsupportedError,
+} from '../../../src/node.js'
 import { goldenPath, matricesIn } from '../../golden.js'
 import { maxDifference, random } from '../matrices.js'
 

@@ -2,11 +2,16 @@
 // with PEFT.
 
 import { describe, expect, test } from 'vitest'
-import { ConfigError, ShapeError } from '../../../src/base/errors.js'
-import { elementCount, type FloatArray, type Tensor } from '../../../src/base/tensor.js'
-import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { ConvolutionLora } from '../../../src/lora/kinds/convolution.js'
+import { elementCount } from '../../../src/base/tensor.js'
 import { requireHandled } from '../../../src/lora/requirements.js'
+import {
+  ConfigError,
+  ConvolutionLora,
+  type FloatArray,
+  LoraAdapter,
+  ShapeError,
+  type Tensor,
+} from '../../../src/node.js'
 import { inspectAdapter } from '../../../src/peft/inspect.js'
 import { convolve } from '../../convolve.js'
 import { random } from '../matrices.js'

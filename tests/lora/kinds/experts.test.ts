@@ -3,15 +3,22 @@
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { ConfigError, FormatError, MismatchError, ShapeError, UnsupportedError } from '../../../src/base/errors.js'
 import { transpose } from '../../../src/base/tensor.js'
-import { NodeDirectory } from '../../../src/io/node/files.js'
 import { rowsOf } from '../../../src/linalg/product.js'
-import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { ExpertLora, expertColumns } from '../../../src/lora/kinds/experts.js'
-import { LoraLayer } from '../../../src/lora/layer.js'
-import { loadAdapter, saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { expertColumns } from '../../../src/lora/kinds/experts.js'
+import {
+  ConfigError,
+  ExpertLora,
+  FormatError,
+  LoraAdapter,
+  LoraLayer,
+  loadAdapter,
+  MemoryDirectory,
+  MismatchError,
+  ShapeError,
+  saveAdapter,
+  UnsupportedError,
+} from '../../../src/node.js'
 import { inspectAdapter } from '../../../src/peft/inspect.js'
 import {
   asMatrix,
@@ -44,7 +51,7 @@ test('all cases are here', () => {
 
 describe.each(cases)('$name', ({ folder, expected }) => {
   test('loads as PEFT loads it, and counts as PEFT counts', async () => {
-    const report = await inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
+    const report = await inspectAdapter(await loadAdapter(folder))
     expect(report.trainableParams).toBe(expected.trainableParams)
     expectLayers(
       report.layers.filter(({ kind }) => kind === 'parameter'),
@@ -56,7 +63,7 @@ describe.each(cases)('$name', ({ folder, expected }) => {
   })
 
   test('experts compute what PEFT’s do, merged or not', async () => {
-    const adapter = await loadAdapter(new NodeDirectory(folder))
+    const adapter = await loadAdapter(folder)
     const base = await tensorsOf(goldenPath('experts', `${expected.base}-base`, 'fused.safetensors'))
     const tensors = await tensorsOf(path.join(folder, 'tensors.safetensors'))
     for (const { name, experts, d, k, shape, isInputMajor } of expected.parameters) {

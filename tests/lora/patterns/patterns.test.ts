@@ -1,5 +1,4 @@
 import { describe, expect, test } from 'vitest'
-import { ConfigError } from '../../../src/base/errors.js'
 import {
   fullMatch,
   isAllLinear,
@@ -8,6 +7,7 @@ import {
   type TargetRules,
   targetMatcher,
 } from '../../../src/lora/patterns/patterns.js'
+import { ConfigError } from '../../../src/node.js'
 
 const q = (layer: number) => `model.layers.${layer}.self_attn.q_proj`
 

@@ -4,10 +4,9 @@ import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeWeights } from '../../../src/base/dtype.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { loadAdapter } from '../../../src/peft/adapter-folder.js'
+import { loadAdapter, MemoryDirectory } from '../../../src/node.js'
 import { some } from '../../thorough.js'
 import { fromDisk } from '../node/disk.js'
 import {
@@ -124,7 +123,7 @@ describe.skipIf(!existsSync(`${root}models/union-3m`))('union-3m', () => {
     '%s: at least 9,999 of 10,000 bfloat16 weights are the float64 result, rounded once',
     async (name) => {
       const half = await halfBase()
-      const adapter = await loadAdapter(new NodeDirectory(`${golden}/peft/${name}`))
+      const adapter = await loadAdapter(`${golden}/peft/${name}`)
       const before = await readTensors(half)
       const actual = await merged(half, `${golden}/peft/${name}`)
       let [differing, values] = [0, 0]
@@ -140,7 +139,7 @@ describe.skipIf(!existsSync(`${root}models/union-3m`))('union-3m', () => {
   it.each(some(names))("%s: bfloat16 weights are torch's float32 sums, rounded once", async (name) => {
     const sums = JSON.parse(readFileSync(`${golden}/merge/union-sums.json`, 'utf8'))[name]
     const half = await halfBase()
-    const adapter = await loadAdapter(new NodeDirectory(`${golden}/peft/${name}`))
+    const adapter = await loadAdapter(`${golden}/peft/${name}`)
     const before = await readTensors(half)
     const actual = await merged(half, `${golden}/peft/${name}`, true)
     let [differing, values] = [0, 0]

@@ -4,15 +4,20 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { decodeFloats, encodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
-import { MismatchError, UnsupportedError } from '../../../src/base/errors.js'
+import { decodeFloats, encodeFloats } from '../../../src/base/dtype.js'
 import { Random } from '../../../src/base/random.js'
-import { type Tensor, transpose } from '../../../src/base/tensor.js'
+import { transpose } from '../../../src/base/tensor.js'
 import { saveSafetensors } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { loadAdapter } from '../../../src/peft/adapter-folder.js'
+import {
+  type FloatDtype,
+  LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  MismatchError,
+  type Tensor,
+  UnsupportedError,
+} from '../../../src/node.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, tensorsOf, type Values } from '../../golden.js'
 import { cases, some } from '../../thorough.js'
 import { mergeFiles } from '../node/disk.js'

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, writeFile } from '../../../src/base/bytes.js'
-import { decodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
-import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { writeFile } from '../../../src/base/bytes.js'
+import { decodeFloats } from '../../../src/base/dtype.js'
+import { type FloatDtype, MemoryDirectory, saveAdapter } from '../../../src/node.js'
 import { handles } from '../../io/web/fake-folder.js'
 import {
   adapter,

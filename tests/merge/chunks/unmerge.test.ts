@@ -1,7 +1,7 @@
 // Subtracting adapters from merged models.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { MemoryDirectory } from '../../../src/node.js'
 import {
   adapter,
   base,

@@ -3,10 +3,16 @@
 import { createHash } from 'node:crypto'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import type { AdapterToMerge, MergeOptions, UnmergeOptions } from '../../../src/index/merge-options.js'
-import { merge, planMerge, unmerge } from '../../../src/node.js'
-import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import {
+  type AdapterToMerge,
+  MemoryDirectory,
+  type MergeOptions,
+  merge,
+  planMerge,
+  saveAdapter,
+  type UnmergeOptions,
+  unmerge,
+} from '../../../src/node.js'
 import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
 /** The built merge: child processes and worker threads cannot run TypeScript. */

@@ -6,14 +6,20 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { decodeFloats, encodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
-import { MismatchError, UnsupportedError } from '../../../src/base/errors.js'
+import { decodeFloats, encodeFloats } from '../../../src/base/dtype.js'
 import { Random } from '../../../src/base/random.js'
-import { elementCount, type Tensor } from '../../../src/base/tensor.js'
+import { elementCount } from '../../../src/base/tensor.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { loadAdapter, saveAdapter } from '../../../src/peft/adapter-folder.js'
+import {
+  type FloatDtype,
+  LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  MismatchError,
+  saveAdapter,
+  type Tensor,
+  UnsupportedError,
+} from '../../../src/node.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
 import { some } from '../../thorough.js'
 import { mergeFiles } from '../node/disk.js'

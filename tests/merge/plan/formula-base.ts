@@ -2,9 +2,9 @@
 
 import { readFileSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { elementCount } from '../../../src/base/tensor.js'
 import type { TensorBytes } from '../../../src/formats/safetensors.js'
+import { MemoryDirectory } from '../../../src/node.js'
 import { goldenPath } from '../../golden.js'
 import { safetensors } from '../toolkit.js'
 

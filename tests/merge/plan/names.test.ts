@@ -4,12 +4,11 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { TensorBytes } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { fitOf } from '../../../src/merge/fit.js'
 import { TABLES } from '../../../src/merge/plan/names/gen/tables.js'
-import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { MemoryDirectory, saveAdapter } from '../../../src/node.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import {
   adapter as adapterFor,

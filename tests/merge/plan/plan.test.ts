@@ -1,9 +1,8 @@
 import { describe, expect, it } from 'vitest'
-import { type ByteSource, MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeFloats } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader } from '../../../src/formats/safetensors.js'
-import type { LoraAdapter } from '../../../src/lora/adapter.js'
 import { CHUNK_BYTES } from '../../../src/merge/plan/layout.js'
+import { type ByteSource, type LoraAdapter, MemoryDirectory } from '../../../src/node.js'
 import {
   adapter,
   base,

@@ -1,8 +1,7 @@
 // Bases that an adapter cannot be merged into, each with its reason: missing modules, and quantized weights.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import type { TensorDtype } from '../../../src/base/dtype.js'
+import { MemoryDirectory, type TensorDtype } from '../../../src/node.js'
 import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
 async function refusal(

@@ -2,11 +2,10 @@
 // embeddings whole.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, readJson } from '../../../src/base/bytes.js'
+import { readJson } from '../../../src/base/bytes.js'
 import { Random } from '../../../src/base/random.js'
-import type { LoraAdapter } from '../../../src/lora/adapter.js'
 import { fitOf } from '../../../src/merge/fit.js'
-import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { type LoraAdapter, MemoryDirectory, saveAdapter } from '../../../src/node.js'
 import {
   adapter,
   base,

@@ -4,12 +4,9 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { MismatchError } from '../../../src/base/errors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { fitOf } from '../../../src/merge/fit.js'
-import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
-import { loadAdapter } from '../../../src/peft/adapter-folder.js'
+import { loadAdapter, MemoryDirectory, MismatchError, type TiedPolicy } from '../../../src/node.js'
 import { deviation, expectSavedAlike, goldenPath, tensorsIn } from '../../golden.js'
 import { mergeCheckpoint } from '../toolkit.js'
 
@@ -27,7 +24,7 @@ test.each([...NAMES, 'tied-dora'])(
   async (name) => {
     const folder = goldenPath('config', name)
     const expected = JSON.parse(readFileSync(path.join(folder, 'expected.json'), 'utf8'))
-    const adapter = await loadAdapter(new NodeDirectory(folder))
+    const adapter = await loadAdapter(folder)
     expect(adapter.config.ensureWeightTying).toBe(true)
     expect(adapter.totalTrainableParams()).toBe(expected.trainableParams)
     await expectSavedAlike(folder)
@@ -39,7 +36,7 @@ describe.each(NAMES)('%s', (name) => {
 
   test('merges into tied embeddings without a choice, once, and they stay tied', async () => {
     const merged = await tensorsIn(new NodeDirectory(folder), 'tensors.safetensors')
-    for (const adapter of [new NodeDirectory(folder), await loadAdapter(new NodeDirectory(folder))]) {
+    for (const adapter of [new NodeDirectory(folder), await loadAdapter(folder)]) {
       const out = new MemoryDirectory()
       await mergeCheckpoint(base(), adapter, out)
       const got = await tensorsIn(out)

@@ -2,9 +2,8 @@
 // (tests/golden/tied-models, scripts/golden/tied_models.py).
 
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
+import { MemoryDirectory, type TiedPolicy } from '../../../src/node.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'

@@ -1,14 +1,10 @@
 // Adapters that replace one of two tied embeddings, or some of its rows, merged with `untie` and with `keep`.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeFloats } from '../../../src/base/dtype.js'
 import { Random } from '../../../src/base/random.js'
-import type { FloatArray } from '../../../src/base/tensor.js'
-import type { LoraAdapter } from '../../../src/lora/adapter.js'
 import { fitOf } from '../../../src/merge/fit.js'
-import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
-import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { type FloatArray, type LoraAdapter, MemoryDirectory, saveAdapter, type TiedPolicy } from '../../../src/node.js'
 import { adapter, base, floats, mergeCheckpoint, normals, readTensors, type TensorSketch } from '../toolkit.js'
 
 const EMBEDDING = 'model.embed_tokens.weight'
