@@ -1,6 +1,7 @@
 // Rows of data → the examples of a task, with counts of what was cut or left out.
 
 import { ConfigError, DataError } from '../../base/errors.js'
+import { nextTurn } from '../../base/turns.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
@@ -12,9 +13,6 @@ import type { ChatTemplate } from '../../text/template.js'
 import type { TrainInput } from '../options.js'
 
 const YIELD_MS = 16
-
-/** `setImmediate` of Node.js does not wait; a timer waits for at least a millisecond. */
-const nextTurn: (then: (_: unknown) => void) => unknown = globalThis.setImmediate ?? globalThis.setTimeout
 
 const ROWS_PER_LOOK = 16
 
@@ -86,7 +84,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     for (const example of encoded.examples) part.examples.push(example)
     options.onRow?.(parsed, encoded, part === heldOut, row)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
-      await new Promise((resolve) => nextTurn(resolve))
+      await nextTurn()
       pausedAt = performance.now()
     }
   }

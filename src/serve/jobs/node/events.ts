@@ -3,8 +3,9 @@
 import { existsSync } from 'node:fs'
 import { appendFile, readFile } from 'node:fs/promises'
 import path from 'node:path'
-import { jsonIn } from '../../../base/options.js'
+import { Turns } from '../../../base/turns.js'
 import { seconds } from '../../adapters.js'
+import { readLines } from './results.js'
 import { PRIVATE } from './store.js'
 
 export interface JobEvent {
@@ -23,7 +24,7 @@ export type Details = Partial<Pick<JobEvent, 'level' | 'data'>>
 export class Events {
   readonly #file: string
   #known: Promise<Set<string>> | undefined
-  #written: Promise<void> = Promise.resolve()
+  readonly #turns = new Turns()
 
   constructor(
     private readonly id: string,
@@ -34,16 +35,14 @@ export class Events {
 
   /** The oldest first. */
   async list(): Promise<JobEvent[]> {
-    await this.#written
-    if (!existsSync(this.#file)) return []
-    const lines = (await readFile(this.#file, 'utf8')).split('\n')
-    return lines.flatMap((line) => (jsonIn(line) as JobEvent | undefined) ?? [])
+    await this.#turns.idle
+    return readLines(this.#file)
   }
 
   /** Adds an event, unless the job has one with this key. */
   tell(key: string, message: string, { level = 'info', data = null }: Details = {}): Promise<void> {
     this.#known ??= this.#open()
-    this.#written = this.#written.then(async () => {
+    return this.#turns.take(async () => {
       const known = await this.#known!
       const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
       if (known.has(id)) return
@@ -52,7 +51,6 @@ export class Events {
       const event: JobEvent = { ...about, level, message, type: data === null ? 'message' : 'metrics', data }
       await appendFile(this.#file, `${JSON.stringify(event)}\n`, PRIVATE)
     })
-    return this.#written
   }
 
   async #open(): Promise<Set<string>> {

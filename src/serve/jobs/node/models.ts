@@ -3,6 +3,7 @@
 import { existsSync } from 'node:fs'
 import { readFile, rm } from 'node:fs/promises'
 import path from 'node:path'
+import { Turns } from '../../../base/turns.js'
 import type { AdapterRegistry, TunedModels } from '../../adapters.js'
 import { SERVER, seconds } from '../../adapters.js'
 import { HttpError } from '../../http.js'
@@ -27,7 +28,7 @@ export class Models implements TunedModels {
   readonly #made = new Map<string, Made>()
   #aliases = new Map<string, Alias>()
   #registry: AdapterRegistry | undefined
-  #written: Promise<void> = Promise.resolve()
+  readonly #turns = new Turns()
 
   private constructor(
     private readonly jobs: Store<Job>,
@@ -134,10 +135,7 @@ export class Models implements TunedModels {
   }
 
   #write(): Promise<void> {
-    this.#written = this.#written
-      .catch(() => {})
-      .then(() => writePrivate(this.aliasFile, JSON.stringify([...this.#aliases.values()])))
-    return this.#written
+    return this.#turns.take(() => writePrivate(this.aliasFile, JSON.stringify([...this.#aliases.values()])))
   }
 }
 

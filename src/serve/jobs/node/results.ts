@@ -12,12 +12,15 @@ export interface StepLine {
   readonly evalLoss?: number
 }
 
+/** The objects in a file of JSON lines, of which a crash may have cut the last. None if there is no such file. */
+export async function readLines<Line>(file: string): Promise<Line[]> {
+  const text = await readFile(file, 'utf8').catch(() => '')
+  return text.split('\n').flatMap((line) => (jsonIn(line) as Line | undefined) ?? [])
+}
+
 /** @param folder of the job */
 export async function stepsOf(folder: string): Promise<StepLine[]> {
-  const read = async <Line>(file: string): Promise<Line[]> => {
-    const text = await readFile(path.join(folder, 'run', file), 'utf8').catch(() => '')
-    return text.split('\n').flatMap((line) => (jsonIn(line) as Line | undefined) ?? [])
-  }
+  const read = <Line>(file: string) => readLines<Line>(path.join(folder, 'run', file))
   const evaluations = await read<{ step: number; loss?: number }>('evaluations.jsonl')
   return (await read<StepLine>('metrics.jsonl')).map((line) => {
     const evalLoss = evaluations.find(({ step, loss }) => step === line.step && loss !== undefined)?.loss

@@ -4,6 +4,7 @@ import { type ChildProcess, fork } from 'node:child_process'
 import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import path from 'node:path'
+import { Turns } from '../../../base/turns.js'
 import { PRIVATE } from './store.js'
 import type { Message, Order } from './trainer.js'
 
@@ -26,11 +27,9 @@ export class JobProcess {
     const log = createWriteStream(path.join(args[1], 'log.txt'), { flags: 'a', ...PRIVATE })
     log.on('error', () => {})
     for (const output of [this.#child.stdout!, this.#child.stderr!]) output.pipe(log, { end: false })
-    let heard: Promise<void> = Promise.resolve()
-    this.#child.on('message', (message) => {
-      heard = heard.then(() => hear(message as Message))
-    })
-    this.ended = this.#end(() => heard).finally(() => log.end())
+    const turns = new Turns()
+    this.#child.on('message', (message) => turns.take(() => hear(message as Message)))
+    this.ended = this.#end(turns).finally(() => log.end())
   }
 
   /** Makes the process wait when its current step is done, or go on. */
@@ -50,10 +49,10 @@ export class JobProcess {
     void this.ended.finally(() => clearTimeout(timer))
   }
 
-  async #end(heard: () => Promise<void>): Promise<boolean> {
+  async #end(turns: Turns): Promise<boolean> {
     // If the process does not start, there is an error instead of an exit.
     const [code] = await Promise.race([once(this.#child, 'close'), once(this.#child, 'error').then(() => [1])])
-    await heard()
+    await turns.idle
     return code === 0
   }
 }

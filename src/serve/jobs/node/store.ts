@@ -4,6 +4,7 @@
 import { randomBytes } from 'node:crypto'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
+import { Turns } from '../../../base/turns.js'
 import { withFileErrors } from '../../../io/node/errors.js'
 import { WholeOutput } from '../../../io/node/whole-output.js'
 import { seconds } from '../../adapters.js'
@@ -50,7 +51,7 @@ export function newId(prefix: string): string {
 export class Store<Entry extends Stored> {
   readonly #entries = new Map<string, Entry>()
   /** Changes of one record are written in their order. */
-  #written: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
 
   private constructor(
     private readonly folder: string,
@@ -87,7 +88,7 @@ export class Store<Entry extends Stored> {
   /** Removes what is too old, which otherwise goes when somebody looks for it. */
   async sweep(): Promise<void> {
     this.all()
-    await this.#written
+    await this.#turns.idle
   }
 
   of(caller: Caller): Entry[] {
@@ -128,7 +129,7 @@ export class Store<Entry extends Stored> {
   /** Writes an entry, or its changes. */
   put(entry: Entry): Promise<void> {
     this.#entries.set(entry.id, entry)
-    return this.#next(async () => {
+    return this.#turns.take(async () => {
       // It may have been removed while this waited.
       if (this.#entries.get(entry.id) !== entry) return
       await this.write(entry.id, RECORD, JSON.stringify(entry))
@@ -137,17 +138,11 @@ export class Store<Entry extends Stored> {
 
   remove({ id }: { readonly id: string }): Promise<void> {
     this.#entries.delete(id)
-    return this.#next(async () => {
+    return this.#turns.take(async () => {
       // Without its record, the rest goes at the next start at the latest.
       await rm(path.join(this.folder, id, RECORD), { force: true })
       await rm(path.join(this.folder, id), { recursive: true, force: true })
     })
-  }
-
-  #next(work: () => Promise<void>): Promise<void> {
-    const done = this.#written.then(work)
-    this.#written = done.catch(() => {})
-    return done
   }
 }
 

@@ -30,6 +30,7 @@ import {
 import { loadTask } from '../../../tasks/tasks.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
 import type { Judged } from '../job.js'
+import { stepsOf } from './results.js'
 import type { Checked, JobSettings } from './settings.js'
 
 /** The memory that a training needs. */
@@ -236,10 +237,7 @@ function keep(step: number): void {
 
 /** Tells the steps and checkpoints in the folder: the server may have ended before it heard of them. */
 async function tellMade(): Promise<void> {
-  const file = path.join(run, 'metrics.jsonl')
-  const lines = existsSync(file) ? readFileSync(file, 'utf8').split('\n') : []
-  const steps = lines.flatMap((line) => (jsonIn(line) as { step: number; loss: number; evalLoss?: number }) ?? [])
-  for (const { step, loss, evalLoss } of steps) {
+  for (const { step, loss, evalLoss } of await stepsOf(folder)) {
     await tell({ kind: 'step', step, totalSteps: 0, loss, evalLoss, secondsLeft: 0 })
     if (existsSync(path.join(folder, 'checkpoints', `step-${step}`))) await tell({ kind: 'checkpoint', step })
   }
