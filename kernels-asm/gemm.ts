@@ -26,7 +26,6 @@ class Job {
   rightContiguous: i32
   /** Bytes of an element: 8 or 4. */
   size: i32
-  /** True if the product is added to C. */
   accumulate: i32
   alpha: f64
 }

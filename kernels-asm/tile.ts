@@ -56,7 +56,6 @@ export class Tiles {
   cStep: usize
   stride: usize
   depth: i32
-  /** True if the product is added to C. */
   accumulate: i32
   alpha: f64
 }

@@ -120,7 +120,6 @@ export interface Place {
 export interface Reservation {
   /** Throws FileError if the lock was lost because somebody removed it. */
   check(): Promise<void>
-  /** Unlocks the folder. */
   release(): Promise<void>
 }
 

@@ -10,7 +10,6 @@ export interface Kind {
   readonly expected: string
   /** All words that are accepted, if there are only a few. */
   readonly words?: readonly string[]
-  /** Whether the option must be given. */
   readonly isRequired?: boolean
   accepts(value: unknown): boolean
 }

@@ -4,7 +4,6 @@
 import type { Grader } from '../train/graders.js'
 import type { Reward } from '../train/rewards.js'
 
-/** A reward as train.py reads it. */
 export interface HandedReward {
   readonly name: string
   readonly weight: number

@@ -80,7 +80,6 @@ export class InferEngine {
     return this.#texts!.write(id, call, report)
   }
 
-  /** Stops writing the texts of a call. */
   leave(id: number): void {
     this.#texts?.leave(id)
   }

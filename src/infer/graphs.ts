@@ -44,7 +44,6 @@ export interface SessionExtras extends OutputOptions {
   openAdapter?: ((adapter: unknown) => Promise<RunAdapter>) | undefined
   /** Called if a graph runs in a slower form, or an adapter belongs to another base. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
-  /** Called with the layers of an adapter that are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }
 

@@ -5,7 +5,6 @@ import { fusedBuild, type SimdBuild } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
 
-/** How the kernels compute. */
 export interface KernelOptions {
   /**
    * `relaxed` uses fused multiply-adds if the host has them, `plain` rounds the same way on every machine, `none` uses

@@ -17,7 +17,6 @@ import { takeTurns } from './turns.js'
 /** A reward says less than a target, so the default learning rate is this share of the usual one. */
 export const RATE_SHARE = 0.5
 
-/** The texts of a step with their rewards. */
 interface Generation extends Written {
   readonly rewards: RewardMetrics
   readonly examples: readonly Sample[]
@@ -72,7 +71,6 @@ export function checkRewards(given: TrainInput): GrpoOptions {
   return options
 }
 
-/** Writes texts for prompts and has them judged. */
 async function generate(
   trainer: Trainer,
   rows: readonly PromptRow[],

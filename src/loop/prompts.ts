@@ -30,7 +30,6 @@ export interface PromptRow extends Pick<RewardInput, 'messages' | 'answer' | 'ro
   readonly text: string
 }
 
-/** Texts for the prompts of a step. */
 export interface Written {
   readonly samples: readonly Sample[]
   readonly rewards?: RewardMetrics

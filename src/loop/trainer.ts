@@ -62,11 +62,9 @@ interface Surroundings {
   readonly closesModel?: boolean
   /** Trains another task than log-probabilities of tokens. Then only `sample`, `save` and `inner` can be used. */
   readonly task?: OpenTask<Example> | undefined
-  /** Opens the folders of `save` and `saveState`. */
   readonly openTarget?: (target: Target, where: string) => Directory
 }
 
-/** The adapter's name in the session that samples. */
 const LIVE = 'live'
 /** Texts that are sampled at the same time. */
 const SAMPLED = 32

@@ -11,7 +11,6 @@ import { aboutText, inTime, type OnTurn, type Turn, type TurnInput } from '../tr
 import type { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
 
-/** A text with all its turns, as a single sample. */
 export interface Trajectory {
   readonly sample: Sample
   readonly turns: readonly Turn[]

@@ -43,7 +43,6 @@ export interface FactorView<T extends Shaped> {
   readonly kind: 'linear' | 'embedding' | 'convolution'
   readonly name: string
   readonly module: string
-  /** The part's settings, with its rank and alpha. */
   readonly config: LoraConfig
   readonly tensors: FactorTensors<T>
 }

@@ -8,7 +8,6 @@ import { changesBase } from './init/inits.js'
 import type { LoraLayer } from './layer.js'
 import { ADAPTERS, type PartView } from './part.js'
 
-/** A linear layer's factors, shape and scaling. */
 export type LinearValues = Pick<
   LoraLayer,
   'kind' | 'name' | 'd' | 'k' | 'rank' | 'scaling' | 'weightA' | 'weightB' | 'magnitude' | 'biasB'

@@ -12,7 +12,6 @@ import { createMergeKernel } from '../kernels/wasm-merge.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
 import { CHUNK_BYTES, type Chunk, chunksOf, type OutputFile, type WeightPlan, windowsOf } from './plan/layout.js'
 
-/** The state for the weight of the last chunk. */
 interface Current {
   readonly weight: WeightPlan
   /** The sum of the ranks of all layers. Their factors are stacked, so that one pass adds all of them. */

@@ -6,7 +6,6 @@ import { generatorOf } from './generator.js'
 
 export type Cell = string | number | null
 
-/** A line of a chart. */
 export interface Series {
   readonly name: string
   readonly x: readonly number[]
@@ -14,7 +13,6 @@ export interface Series {
   readonly y: readonly (number | null)[]
 }
 
-/** A part of a report. */
 export type Section =
   | { readonly kind: 'facts'; readonly title?: string; readonly facts: readonly (readonly [string, string])[] }
   | {

@@ -89,7 +89,6 @@ function textOf(content: unknown, param: string): string {
   throw new HttpError(400, `${param}: a text, or a list of blocks of text`, { param })
 }
 
-/** Runs a request, as `answer` does. */
 export const respondMessage: typeof answer = async (session, request, asked) => {
   const { prompts, options } = request
   const { adapter, model, cacheScope, signal, events, onPiece } = asked

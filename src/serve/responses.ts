@@ -61,7 +61,6 @@ function partOf(part: unknown): unknown {
   return part.type === 'input_text' || part.type === 'output_text' ? { type: 'text', text: part.text } : part
 }
 
-/** Runs a request, as `answer` does. */
 export const respond: typeof answer = async (session, request, asked) => {
   const { prompts, options } = request
   const { fields, adapter, model, cacheScope, signal, events, onPiece } = asked

@@ -28,7 +28,6 @@ export interface RequestEntry {
 /** A request on its way to the answer. */
 export interface Call {
   readonly request: Request
-  /** The body, if the route has fields. */
   readonly fields: Fields
   readonly caller: Caller
   readonly entry: RequestEntry

@@ -259,7 +259,6 @@ export class Service {
     return Response.json(formOf(request) === ANTHROPIC ? anthropicModels(listed as never) : listed)
   }
 
-  /** Answers a request for files, jobs and what they make. */
   train(route: string, call: Call): Promise<Response> {
     if (this.jobs !== undefined) return this.jobs.answer(route, call)
     throw notTraining()

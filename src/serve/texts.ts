@@ -23,7 +23,6 @@ export interface TextRequest {
   readonly includesUsage: boolean
 }
 
-/** Which calls an answer may have. */
 export interface ToolRequest {
   readonly choice: 'auto' | 'none' | 'required' | { readonly name: string }
   readonly isParallel: boolean

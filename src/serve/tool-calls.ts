@@ -31,7 +31,6 @@ type State = 'plain' | 'start' | 'words' | 'opened' | 'arguments' | 'closing' | 
 
 /** Reads an answer while it grows, each character once. */
 export class AnswerReader {
-  /** The words of the answer. */
   content = ''
   /** The calls of the answer. The arguments of the last one may still grow. */
   readonly calls: { id: string; type: 'function'; function: { name: string; arguments: string } }[] = []

@@ -16,7 +16,6 @@ function usageOf({ model }: AdapterSession, texts: readonly string[], maxLength 
   return { prompt_tokens: tokens, total_tokens: tokens }
 }
 
-/** Answers a request with its fields and what the server has found for it. */
 export type Read = (
   session: AdapterSession,
   fields: Fields,

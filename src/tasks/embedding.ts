@@ -17,7 +17,6 @@ import { meansOf, retrievalValues, spearman } from './metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts, predictedRows, tokenProbe } from './token-batch.js'
 
-/** A row of data. */
 export interface RelatedTexts {
   /** A text, its partner, and perhaps a negative. */
   readonly texts: readonly string[]
@@ -25,13 +24,11 @@ export interface RelatedTexts {
   readonly score: number | undefined
 }
 
-/** A tokenized row. */
 export interface RelatedExample {
   readonly texts: readonly Omit<EncodedTexts, 'isTruncated'>[]
   readonly score: number | undefined
 }
 
-/** How an embedding is trained. */
 export interface EmbeddingOptions {
   /** Default: cosine if rows have scores, else in-batch. */
   readonly loss?: 'in-batch' | 'cosine' | 'triplet' | undefined

@@ -17,7 +17,6 @@ import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
 import { batchLength } from './token-batch.js'
 
-/** A row of data. */
 export interface LabeledImage extends Labeled {
   readonly image: ImageSource | Pixels
 }

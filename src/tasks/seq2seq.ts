@@ -24,7 +24,6 @@ import {
   tokenLengths,
 } from './token-batch.js'
 
-/** A tokenized row. */
 export interface Seq2SeqExample {
   /** Input of the encoder. */
   readonly source: Int32Array
@@ -163,7 +162,6 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
   }
 }
 
-/** A row of data. */
 export interface TextPair {
   readonly source: string
   readonly target: string

@@ -23,9 +23,7 @@ export interface EncodeContext {
   readonly isLimited?: boolean | undefined
   /** The model's chat template, or undefined if it has none. Throws FormatError if the template cannot be used. */
   chatTemplate(): ChatTemplate | undefined
-  /** Further variables of the chat template. */
   readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
-  /** Reads files of pictures, if this runtime can. */
   readonly decodeImage?: DecodeImage | undefined
   /** Reads pictures beside texts; undefined for a model without a vision encoder. */
   readonly pictures?: PictureEncoder | undefined
@@ -198,7 +196,6 @@ export interface OpenTask<Example = unknown> extends Objective {
   exampleLosses?(predictions: readonly unknown[]): number[]
   /** The values per example of metrics that are means over the examples. */
   values?(predictions: readonly unknown[]): Record<string, readonly number[]>
-  /** Computes metrics by name. */
   metrics(result: Evaluated<Example>): Record<string, number>
 }
 

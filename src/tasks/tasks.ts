@@ -21,7 +21,6 @@ export type TaskName = keyof typeof LOADERS
 /** Training in which the model writes the texts that it learns from. */
 export const LOOP_NAMES = ['grpo', 'distill'] as const
 
-/** A task in which the model writes the texts that it learns from. */
 export type LoopName = (typeof LOOP_NAMES)[number]
 
 export function isLoopName(name: string | undefined): name is LoopName {

@@ -10,13 +10,11 @@ import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts, tokenProbe } from './token-batch.js'
 
-/** A row of data. */
 export interface LabeledText extends Labeled {
   readonly text: string
   readonly textPair: string | undefined
 }
 
-/** A tokenized row. */
 export type LabeledExample = Labeled & Omit<EncodedTexts, 'isTruncated'>
 
 export const textClassification: Task<LabeledText, LabeledExample, LabelOptions> = {

@@ -24,7 +24,6 @@ export interface TaggedExample extends Omit<EncodedTexts, 'isTruncated'>, Pick<T
   readonly firsts: Int32Array
 }
 
-/** How tags are trained. */
 export interface TagOptions extends Pick<LabelOptions, 'classWeights' | 'labelSmoothing'> {
   /** Names for tags that the records give as numbers from 0: a list, or one text with spaces between the names. */
   readonly tagNames?: string | readonly string[] | undefined

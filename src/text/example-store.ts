@@ -16,7 +16,6 @@ export class ExampleStore<Example> implements Iterable<Example> {
   #file: ExampleFile | undefined
   /** The last group, which is not full yet. */
   #open: Example[] = []
-  /** The group that was read last. */
   #read: { readonly group: number; readonly examples: readonly Example[] } | undefined
   #before: Float32Array | undefined
 

@@ -21,7 +21,6 @@ export interface RenderedChat {
   readonly generated: readonly Span[]
 }
 
-/** Renders chats for a model. */
 export interface ChatTemplate {
   /** The file that it came from, for error messages. */
   readonly name: string

@@ -34,7 +34,6 @@ export interface EngineSetup {
 export class TrainEngine extends SessionTable {
   #trained: HeldWeights | undefined
   #best: Float32Array[] | undefined
-  /** Gradients were added since the last update. */
   #hasGradients = false
 
   async start(setup: EngineSetup, state: EngineState): Promise<void> {

@@ -33,7 +33,6 @@ export interface Targets {
   readonly linears: readonly Linear[]
   readonly targets: readonly Linear[]
   readonly embeddings: readonly Linear[]
-  /** The adapted parameters of experts. */
   readonly parameters: readonly Parameter[]
   readonly isOfPictures: boolean
 }

@@ -62,7 +62,6 @@ export interface RunInput {
   readonly on: TrainEvents
 }
 
-/** Writes the page of a finished run, as HTML. */
 export type RunPage = (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
 
 /** Trains the adapter of a trainer. If a loss is not finite, the adapter stays as it was after the last good step. */

@@ -48,7 +48,6 @@ export interface AdapterPipelineParts {
 
 export interface PipelineRun {
   readonly dtype: string
-  /** The provider that runs the graph. */
   readonly device: string
 }
 

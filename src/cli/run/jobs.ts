@@ -87,7 +87,6 @@ async function askServer(url: string, method: string, key: string | undefined): 
   throw fail(value?.error?.message ?? `status ${answer.status}`)
 }
 
-/** All entries of a list, page by page. */
 async function all(ask: Ask, path: string): Promise<{ readonly id: string }[]> {
   const entries: { readonly id: string }[] = []
   for (;;) {

@@ -12,7 +12,6 @@ import { say, warn } from '../show/terminal.js'
 import { readChatTemplate } from './text-files.js'
 import { withSession } from './with-session.js'
 
-/** Prompts that are answered together. */
 const TOGETHER = 16
 
 type Chat = readonly MessageOfParts[]

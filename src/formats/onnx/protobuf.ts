@@ -43,7 +43,6 @@ const WIRE_TYPES: Partial<Record<Scalar, WireType>> = {
   float: WireType.Bit32,
   double: WireType.Bit64,
 }
-/** How deep messages may be nested. */
 const MAX_DEPTH = 100
 
 /** Rows have a message's fields as `name:number type`, with * after the type of a list and ** of a packed list. */

@@ -35,7 +35,6 @@ import {
   type SiteFactors,
 } from './site-factors.js'
 
-/** Reads all parts of an adapter that has more than plain LoRA layers. */
 export async function readOtherParts(
   { base: { onnx, config = {} }, graph, linears }: SessionGraph,
   adapter: LoraAdapter,

@@ -58,7 +58,6 @@ export async function* batchesOf(
   }
 }
 
-/** Makes batches of texts of similar length. */
 export function textBatches(
   model: Model,
   graph: Graph,

@@ -18,7 +18,6 @@ export interface DownloadProgress {
 /** Function that is called during downloads. */
 export type OnDownload = (progress: DownloadProgress) => void
 
-/** Options for sources on the Hub and on web servers. */
 export interface RemoteOptions {
   /** The Hub's address. Default: HF_ENDPOINT in Node, else the public Hub's. */
   readonly endpoint?: string | undefined

@@ -3,7 +3,6 @@
 
 import { ConfigError } from '../../base/errors.js'
 
-/** Computes a formula from the value of each name. */
 export type Formula = (read: (name: string) => number) => number
 
 const FUNCTIONS: Readonly<Record<string, (...values: number[]) => number>> = {

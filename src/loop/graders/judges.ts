@@ -5,7 +5,6 @@ import { describe, hasMethods, isObject } from '../../base/options.js'
 import { checkAddress, messageIn, postJson } from '../../base/post-json.js'
 import type { GraderModel, GraderServer, GraderSession, Judge } from '../../train/graders.js'
 
-/** Models by the names that graders have for them. */
 export type GraderModels = Readonly<Record<string, GraderModel>>
 
 /** @throws ConfigError that names the grader if its model has not been given */
@@ -36,7 +35,6 @@ export function judgeOf(name: string, models: GraderModels, where: string): Judg
   }
 }
 
-/** The encoder that compares texts for `cosine`. */
 export function encoderOf(models: GraderModels, where: string): GraderSession {
   const model = modelOf('cosine', models, where)
   if (isSession(model)) return model

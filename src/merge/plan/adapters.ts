@@ -145,7 +145,6 @@ export class OpenAdapters {
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
   readonly replacements: BaseReplacement[] = []
-  /** The task types that the configs name. */
   readonly tasks = new Set<string>()
   /** The model classes for which the adapters were made, if the configs name them. */
   readonly classes = new Set<string>()

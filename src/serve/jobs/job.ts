@@ -41,7 +41,6 @@ export interface Job {
   readonly training_file: string
   readonly validation_file: string | null
   readonly method: 'supervised' | 'dpo' | 'reinforcement'
-  /** Judges the texts of `reinforcement`. */
   readonly grader?: object | undefined
   readonly suffix: string
   readonly seed: number
@@ -62,7 +61,6 @@ export interface Job {
   trained_tokens: number | null
   result_files: readonly string[]
   checkpoints: readonly Checkpoint[]
-  /** The comparison that `lowrank.gate` asks for. */
   judged?: Judged
   /** Names of its models that were deleted. */
   deleted: readonly string[]

@@ -27,7 +27,6 @@ export interface JobRoute {
 const AUTO = oneOf('auto')
 const POSITIVE = ranged('a finite number above 0')
 
-/** Names of OpenAI's hyperparameters. */
 export const HYPERPARAMETERS: Readonly<Record<string, Kind>> = {
   n_epochs: anyOf(AUTO, ranged('an integer in [1, 1000]')),
   batch_size: anyOf(AUTO, ranged('an integer in [1, 4096]')),

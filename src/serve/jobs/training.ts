@@ -4,7 +4,6 @@ import type { Model } from '../../graph/model-folder.js'
 import type { AdapterRegistry, TunedModels } from '../adapters.js'
 import type { Call } from '../route.js'
 
-/** Facts about the server that its training needs. */
 export interface ServerFacts {
   /** Names of the base; the first one is shown. */
   readonly names: readonly string[]
@@ -16,9 +15,7 @@ export interface ServerFacts {
 /** Files, jobs, and the models that they make. */
 export interface Jobs extends TunedModels {
   attach(registry: AdapterRegistry): void
-  /** Hears how many requests run now. */
   serves(requests: number): void
-  /** Stores the answer to a chat. */
   keep(call: Call, answer: object): Promise<void>
   /** @param route method and path of the table, such as `GET /v1/files/*` */
   answer(route: string, call: Call): Promise<Response>

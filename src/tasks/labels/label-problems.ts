@@ -22,7 +22,6 @@ export type ProblemType = 'single_label_classification' | typeof MULTI | 'regres
 
 const MULTI = 'multi_label_classification'
 
-/** How labels are trained. */
 export interface LabelOptions {
   /** Default: by the form of the labels. Integers are names of labels, unless this is `regression`. */
   readonly problemType?: ProblemType | undefined

@@ -16,7 +16,6 @@ import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Tar
 
 type Placed = Pick<Labeled, 'where'>
 
-/** How a task's examples become inputs of a model. */
 export interface Inputs<Example> extends Partial<TokenProbe> {
   readonly lengths: readonly Length[]
   /** An example of zeros, for the two runs that measure shapes. */

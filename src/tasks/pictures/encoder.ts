@@ -100,7 +100,6 @@ export class PictureEncoder implements PictureReader {
     await opened?.close()
   }
 
-  /** Reads the pictures for the places of a chat. */
   async read(chat: Chat, images: readonly ImageSource[], where: string): Promise<void> {
     const places = partsOf(chat.messages)
     for (const [i, image] of images.entries()) {

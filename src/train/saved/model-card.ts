@@ -17,12 +17,10 @@ export interface CardSources {
   readonly options: TrainInput
   readonly sources: RunSources | undefined
   readonly task: string
-  /** How adapters of the task are run. */
   readonly use: TaskUse
   readonly adapter: LoraAdapter
   readonly settings: TrainSettings
   readonly facts: DataFacts
-  /** Counts the tokens of the examples. */
   lengths?(): LengthReport | null
 }
 

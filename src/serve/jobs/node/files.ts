@@ -270,7 +270,6 @@ function wireFile({ id, bytes, created_at, filename, purpose, expires_at }: File
   return { ...about, ...(expires_at !== undefined && { expires_at }) }
 }
 
-/** Checks that each line is a JSON object. */
 async function checkLines(file: string): Promise<void> {
   const wrong = (what: string) => {
     return new HttpError(400, `file: ${what}; expected JSONL`, { param: 'file', code: 'invalid_file_format' })

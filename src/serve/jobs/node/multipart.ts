@@ -3,7 +3,6 @@
 import { HttpError, piecesOf } from '../../http.js'
 import type { Call } from '../../route.js'
 
-/** Takes the next piece of a file. */
 export type Write = (piece: Uint8Array) => Promise<void>
 
 const HEADERS_END = Buffer.from('\r\n\r\n')

@@ -35,7 +35,6 @@ export function metricsOf(line: StepLine | undefined): Record<string, number> {
   return { train_loss: loss, ...(evalLoss !== undefined && { valid_loss: evalLoss, full_valid_loss: evalLoss }) }
 }
 
-/** The file of results, as CSV. */
 export function tableOf(lines: readonly StepLine[]): string {
   const rows = lines.map(({ step, loss, evalLoss = '' }) => `${step},${loss},,${evalLoss},`)
   return ['step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy', ...rows, ''].join('\n')

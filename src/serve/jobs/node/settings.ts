@@ -17,10 +17,8 @@ export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'eval
 export type Base = Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate'> &
   Required<Pick<JobSettings, 'graderModels'>>
 
-/** The result of checking a job's files. */
 export interface Checked {
   readonly records: number
-  /** The learning rate of `lowrank train`. */
   readonly learningRate: number
 }
 

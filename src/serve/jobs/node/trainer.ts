@@ -33,9 +33,7 @@ import type { Judged } from '../job.js'
 import { stepsOf } from './results.js'
 import type { Checked, JobSettings } from './settings.js'
 
-/** The memory that a training needs. */
 interface MemoryUse {
-  /** The file of the model's graph. */
   readonly graph: string
   readonly weights: number
   /** Bytes of weights that are copied for faster products. */
