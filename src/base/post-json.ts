@@ -22,16 +22,17 @@ export function checkAddress(url: unknown, where: string): string {
   })
 }
 
+interface Asking {
+  readonly key?: string | undefined
+  readonly hint?: string
+  readonly signal?: SignalLike | undefined
+}
+
 /** Sends JSON and gives the JSON of the answer. @throws RuntimeError if there is none */
 export async function postJson(
   url: string,
   body: unknown,
-  {
-    key,
-    what,
-    hint,
-    signal,
-  }: { key?: string | undefined; what: string; hint?: string; signal?: SignalLike | undefined },
+  { key, what, hint, signal }: Asking & { readonly what: string },
 ): Promise<unknown> {
   const headers = { 'content-type': 'application/json', ...(key && { authorization: `Bearer ${key}` }) }
   const fail = (got: string, cause?: unknown) =>
@@ -80,11 +81,14 @@ async function textOf(response: Response): Promise<string> {
   }
 }
 
-/** The text of an answer of `/chat/completions`. */
-export function messageIn(answer: unknown): string | undefined {
-  const { choices } = (answer ?? {}) as { choices?: { message?: { content?: unknown } }[] }
-  const text = Array.isArray(choices) ? choices[0]?.message?.content : undefined
-  return typeof text === 'string' ? withoutThoughts(text) : undefined
+/** Asks `/chat/completions` for a message. @throws RuntimeError if there is none, which calls the server `who` */
+export async function askChat(url: string, body: object, { who, ...asking }: Asking & { readonly who: string }) {
+  const answer = await postJson(`${url}/chat/completions`, body, { ...asking, what: `${who} does not answer` })
+  const { choices } = (answer ?? {}) as { choices?: { message?: { content?: unknown }; finish_reason?: unknown }[] }
+  const { message, finish_reason } = (Array.isArray(choices) ? choices[0] : undefined) ?? {}
+  const text = message?.content
+  if (typeof text === 'string') return { text: withoutThoughts(text), isCut: finish_reason === 'length' }
+  throw new RuntimeError({ where: url, what: `${who} sent no message`, expected: 'an answer in the form of OpenAI' })
 }
 
 /** An answer without what the model thought before it. */

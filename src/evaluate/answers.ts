@@ -3,8 +3,8 @@
 // of 1 to 6, β = 2). Or a model on any server with OpenAI's API judges two answers in both orders; if its two verdicts
 // disagree, it is a tie.
 
-import { ConfigError, RuntimeError } from '../base/errors.js'
-import { checkAddress, messageIn, postJson } from '../base/post-json.js'
+import { ConfigError } from '../base/errors.js'
+import { askChat, checkAddress } from '../base/post-json.js'
 import { isSpace, rouge, sharedNgrams } from '../text/similarity.js'
 
 const CHRF_ORDERS = 6
@@ -118,14 +118,8 @@ async function ask(
     'The better answer (A, B or TIE):',
   ].join('\n\n')
   const body = { model, messages: [{ role: 'user', content }], temperature: 0, max_tokens: 16 }
-  const about = { key, signal, what: 'the judge does not answer', hint: 'Check `judge` and `judgeModel`' }
-  const text = messageIn(await postJson(`${url}/chat/completions`, body, about))
-  if (text !== undefined) return /\b([AB]|TIE)\b/.exec(text)?.[1]
-  throw new RuntimeError({
-    where: url,
-    what: 'the judge sent no message',
-    expected: 'an answer in the form of OpenAI',
-  })
+  const about = { key, signal, who: 'the judge', hint: 'Check `judge` and `judgeModel`' }
+  return /\b([AB]|TIE)\b/.exec((await askChat(url, body, about)).text)?.[1]
 }
 
 function cut(text: string): string {

@@ -1,4 +1,4 @@
-// Keeps the examples of a training as bytes: the first in memory, and the others in a temporary file.
+// Keeps the examples of a training as bytes in a temporary file, most of which the system keeps in memory.
 
 import { closeSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -7,41 +7,21 @@ import { deserialize, serialize } from 'node:v8'
 import { FileError } from '../base/errors.js'
 import { withFileErrors } from '../io/node/errors.js'
 
-/** How many bytes stay in memory: 64 MiB. */
-const KEPT_BYTES = 1 << 26
-
-export function openExampleFile(keptBytes = KEPT_BYTES) {
+export function openExampleFile() {
   const name = path.join(tmpdir(), `lowrank-examples-${crypto.randomUUID()}`)
   let file: number | undefined
-  // All groups lie one after the other, the first `inMemory` bytes in memory. Very many groups need no objects so.
+  // The groups lie one after the other. Their ends are all that is kept of them, so that very many need no objects.
   const ends: number[] = []
-  let memory = new Uint8Array(1 << 16)
-  let inMemory = 0
   const startOf = (group: number) => (group === 0 ? 0 : ends[group - 1])
 
-  function keep(bytes: Uint8Array): void {
-    const end = inMemory + bytes.length
-    if (end > memory.length) {
-      const larger = new Uint8Array(Math.min(2 * end, keptBytes))
-      larger.set(memory.subarray(0, inMemory))
-      memory = larger
-    }
-    memory.set(bytes, inMemory)
-    inMemory = end
-  }
-
-  function append(bytes: Uint8Array, place: number): void {
-    withFileErrors(name, 'cannot be written', () => {
+  /** Undefined for functions, such as those that read the pictures of a chat again, and if no file can be made. */
+  function serialized(examples: readonly unknown[]): Uint8Array | undefined {
+    try {
       file ??= openNameless(name)
-      for (let done = 0; done < bytes.length; ) done += writeSync(file, bytes, done, bytes.length - done, place + done)
-    })
-  }
-
-  function readBack(place: number, byteLength: number): Uint8Array {
-    const bytes = new Uint8Array(byteLength)
-    const count = withFileErrors(name, 'cannot be read', () => readSync(file!, bytes, 0, byteLength, place))
-    if (count < byteLength) throw new FileError({ where: name, what: 'it has become shorter' })
-    return bytes
+      return serialize(examples)
+    } catch {
+      return undefined
+    }
   }
 
   return {
@@ -49,15 +29,19 @@ export function openExampleFile(keptBytes = KEPT_BYTES) {
       const bytes = serialized(examples)
       if (bytes === undefined) return undefined
       const start = startOf(ends.length)
-      const end = start + bytes.length
-      if (file === undefined && end <= keptBytes) keep(bytes)
-      else append(bytes, start - inMemory)
-      return ends.push(end) - 1
+      withFileErrors(name, 'cannot be written', () => {
+        for (let done = 0; done < bytes.length; ) {
+          done += writeSync(file!, bytes, done, bytes.length - done, start + done)
+        }
+      })
+      return ends.push(start + bytes.length) - 1
     },
     read(group: number): unknown[] {
-      const [start, end] = [startOf(group), ends[group]]
-      const isInMemory = end <= inMemory
-      return deserialize(isInMemory ? memory.slice(start, end) : readBack(start - inMemory, end - start)) as unknown[]
+      const start = startOf(group)
+      const bytes = new Uint8Array(ends[group] - start)
+      const count = withFileErrors(name, 'cannot be read', () => readSync(file!, bytes, 0, bytes.length, start))
+      if (count < bytes.length) throw new FileError({ where: name, what: 'it has become shorter' })
+      return deserialize(bytes) as unknown[]
     },
     close: () => file !== undefined && closeSync(file),
   }
@@ -68,13 +52,4 @@ function openNameless(name: string): number {
   const opened = openSync(name, 'wx+', 0o600)
   unlinkSync(name)
   return opened
-}
-
-/** Returns undefined for functions, such as those that read the pictures of a chat again. */
-function serialized(examples: readonly unknown[]): Uint8Array | undefined {
-  try {
-    return serialize(examples)
-  } catch {
-    return undefined
-  }
 }

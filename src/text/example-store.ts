@@ -1,4 +1,4 @@
-// Stores the examples of any task in groups. In Node a group is kept as bytes, and most of very many go to a file.
+// Stores the examples of any task in groups. In Node a full group goes to a file, as bytes.
 
 /** Keeps examples outside of JavaScript's heap. */
 export interface ExampleFile {

@@ -1,9 +1,9 @@
 // lowrank data synthesize: a teacher answers prompts, and its answers become chats to train on.
 
 import { counted } from '../../base/errors.js'
-import { checkAddress, messageIn, postJson, withoutThoughts } from '../../base/post-json.js'
+import { askChat, checkAddress, withoutThoughts } from '../../base/post-json.js'
 import { requireChatTemplate } from '../../index/model.js'
-import { type GenerateOptions, type MessageOfParts, RuntimeError } from '../../index.js'
+import type { MessageOfParts } from '../../index.js'
 import { questionsOfInput } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required, text, UsageError } from '../options.js'
@@ -74,9 +74,9 @@ export const synthesize = defineCommand({
       const url = checkAddress(teacher, 'teacher')
       const work = (signal: AbortSignal) =>
         writeChats(signal, (chats) => {
-          return Promise.all(
-            chats.map((messages) => askServer(url, { ...sampling, model: teacherModel, messages, signal })),
-          )
+          const shared = { model: teacherModel, max_completion_tokens: maxNewTokens, temperature, top_p: topP, seed }
+          const asking = { key: process.env.LOWRANK_TEACHER_KEY, who: 'the teacher', signal }
+          return Promise.all(chats.map((messages) => askChat(url, { ...shared, messages }, asking)))
         })
       return (await interruptible('Stopping.', work)) ?? EXIT_INTERRUPTED
     }
@@ -110,25 +110,4 @@ async function* groupsOf(chats: AsyncIterable<Chat>): AsyncGenerator<Chat[]> {
     group = []
   }
   if (group.length > 0) yield group
-}
-
-interface Asked extends Pick<GenerateOptions, 'maxNewTokens' | 'temperature' | 'topP' | 'seed'> {
-  readonly model: string
-  readonly messages: Chat
-  readonly signal: AbortSignal
-}
-
-async function askServer(
-  url: string,
-  { model, messages, maxNewTokens, temperature, topP, seed, signal }: Asked,
-): Promise<Answer> {
-  const answer = await postJson(
-    `${url}/chat/completions`,
-    { model, messages, max_completion_tokens: maxNewTokens, temperature, top_p: topP, seed },
-    { key: process.env.LOWRANK_TEACHER_KEY, what: 'the teacher does not answer', signal },
-  )
-  const text = messageIn(answer)
-  if (text === undefined) throw new RuntimeError({ where: url, what: 'the teacher sent no message' })
-  const { choices } = answer as { choices: { finish_reason?: unknown }[] }
-  return { text, isCut: choices[0].finish_reason === 'length' }
 }

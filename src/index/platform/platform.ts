@@ -24,7 +24,7 @@ export interface Platform {
   watch?(): TrainEvents | undefined
   /** Returns the bytes of free memory, or undefined if the platform does not tell. */
   freeMemory?(): number | undefined
-  /** Opens a temporary file for examples that do not fit into memory. */
+  /** Opens a temporary file for examples. */
   readonly openExampleFile?: () => ExampleFile & { close(): unknown }
   /** Opens a module of rewards, or a JSON file of graders. */
   readonly loadRewards?: (file: string) => Promise<readonly (Reward | Grader)[]>

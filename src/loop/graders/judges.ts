@@ -1,8 +1,8 @@
 // The models that graders name: functions, servers with an API like OpenAI's, and sessions.
 
-import { ConfigError, RuntimeError } from '../../base/errors.js'
+import { ConfigError } from '../../base/errors.js'
 import { describe, hasMethods, isObject } from '../../base/options.js'
-import { checkAddress, messageIn, postJson } from '../../base/post-json.js'
+import { askChat, checkAddress } from '../../base/post-json.js'
 import type { GraderModel, GraderServer, GraderSession, Judge } from '../../train/graders.js'
 
 export type GraderModels = Readonly<Record<string, GraderModel>>
@@ -20,18 +20,12 @@ export function judgeOf(name: string, models: GraderModels, where: string): Judg
   const server: GraderServer = typeof model === 'string' ? { url: model } : model
   const url = checkAddress(server.url, `${where}, the model ${name}`)
   return async (messages, { schema, temperature, topP, seed, maxTokens, reasoningEffort }) => {
-    const answer = await postJson(
-      `${url}/chat/completions`,
-      {
-        ...{ model: server.model ?? name, messages, temperature, seed, top_p: topP },
-        ...{ max_completion_tokens: maxTokens, reasoning_effort: reasoningEffort },
-        response_format: { type: 'json_schema', json_schema: { name: 'grade', strict: true, schema } },
-      },
-      { key: server.key, what: `the model ${name} of a grader does not answer` },
-    )
-    const text = messageIn(answer)
-    if (text !== undefined) return text
-    throw new RuntimeError({ where: url, what: `the model ${name} of a grader sent no message` })
+    const body = {
+      ...{ model: server.model ?? name, messages, temperature, seed, top_p: topP },
+      ...{ max_completion_tokens: maxTokens, reasoning_effort: reasoningEffort },
+      response_format: { type: 'json_schema', json_schema: { name: 'grade', strict: true, schema } },
+    }
+    return (await askChat(url, body, { key: server.key, who: `the model ${name} of a grader` })).text
   }
 }
 
