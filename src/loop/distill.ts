@@ -20,7 +20,8 @@ import { TaskTrainer } from '../train/task-trainer.js'
 import type { RunContext } from '../train/train.js'
 import { DISTILL_OPTIONS } from './gen/options.js'
 import type { LossFunction } from './losses.js'
-import { trainOnPrompts } from './prompts.js'
+import { type PromptRow, trainOnPrompts } from './prompts.js'
+import type { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
 
 /** Settings of `train` with the task `distill`, with the names and defaults of TRL's DistillationConfig. */
@@ -79,6 +80,10 @@ export async function distill(given: TrainInput, context: RunContext): Promise<T
   const { batchSize, threads } = resolveSettings(given)
   const limits = { maxNewTokens: maxCompletionLength, temperature, topP, topK: topK || Number.POSITIVE_INFINITY }
   const about = { name: 'distill', taskOptions, rateShare: 1, textsPerPrompt: 1, iterations: 1, batchSize } as const
+  const textsOf = async (trainer: Trainer, rows: readonly PromptRow[], seed: number) => {
+    const prompts = rows.map(({ prompt }) => prompt)
+    return (await trainer.sample(prompts, { ...limits, seed })).flat()
+  }
   if ('url' in teacher) {
     if (beta !== 1) throw serverOnly('beta', beta)
     if (temperature !== 1) throw serverOnly('temperature', temperature)
@@ -86,12 +91,7 @@ export async function distill(given: TrainInput, context: RunContext): Promise<T
     return trainOnPrompts(given, context, {
       ...about,
       write: async (trainer, rows, seed) => {
-        const samples = (
-          await trainer.sample(
-            rows.map(({ prompt }) => prompt),
-            { ...limits, seed },
-          )
-        ).flat()
+        const samples = await textsOf(trainer, rows, seed)
         const reference = await Promise.all(samples.map(({ ids }) => server.logprobs(ids)))
         return { samples: samples.map((sample, i) => ({ ...sample, reference: reference[i] })) }
       },
@@ -106,16 +106,7 @@ export async function distill(given: TrainInput, context: RunContext): Promise<T
     return await trainOnPrompts(given, context, {
       ...about,
       task: new DistilledTokens(model, temperature, beta, local.teach),
-      write: async (trainer, rows, seed) => {
-        return {
-          samples: (
-            await trainer.sample(
-              rows.map(({ prompt }) => prompt),
-              { ...limits, seed },
-            )
-          ).flat(),
-        }
-      },
+      write: async (trainer, rows, seed) => ({ samples: await textsOf(trainer, rows, seed) }),
       async learn({ inner }, { samples }) {
         const examples = samples.map(exampleOf)
         const limit = model.contextLength ?? Number.POSITIVE_INFINITY

@@ -32,6 +32,9 @@ import { readChatTemplate, readOptions } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
 
 const KEY = '[NAME=]KEY'
+const LIMITS = ['maxAdapters', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSeconds'] as const
+const LISTENING = ['host', 'port', 'metricsPort', 'drainSeconds'] as const
+const OF_SESSION = ['device', 'threads', 'yieldProcessors', 'prefixCache'] as const
 const OF_TRAINING = ['graderModels', 'retentionDays', 'maxFileBytes', 'maxOwnerBytes', 'maxJobs', 'maxStored'] as const
 
 const OPTIONS = {
@@ -50,14 +53,14 @@ const OPTIONS = {
   allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
   servedModelName: repeated('NAME', 'a name of the base, such as gpt-4o-mini. Default: the model’s name'),
   chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the model’s'),
-  ...flags('HandlerOptions', 'maxAdapters', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSeconds'),
-  ...flags('ListenOptions'),
+  ...flags('HandlerOptions', ...LIMITS),
+  ...flags('ListenOptions', ...LISTENING),
   apiKey: repeated(KEY, 'a key that callers must send, and its name in the log; also LOWRANK_API_KEY'),
   adminKey: repeated(KEY, 'a key that may call every route, and loads adapters; also LOWRANK_ADMIN_KEY'),
   keyFile: text('FILE', 'keys, one on each line: [NAME=]KEY, then priority=N or admin'),
   origin: repeated('ORIGIN', 'a page that may call from a browser, such as https://example.com'),
   allowedHost: repeated('NAME', 'a name by which callers may reach the server. Default: any, and on localhost its own'),
-  ...flags('OpenSessionOptions', 'device', 'threads', 'yieldProcessors', 'prefixCache'),
+  ...flags('OpenSessionOptions', ...OF_SESSION),
   accuracyLevel: choice(['0', '4'], 'of products by quantized weights; 4 is faster and less exact'),
   log: choice(['json', 'text', 'off'], 'a line on stdout for each request. Default: text, and off at a terminal'),
   noPage: toggle('do not answer / with the page to talk to the model'),
@@ -93,22 +96,8 @@ export const serve: Command = defineCommand({
   options: OPTIONS,
   async run(given, { occurrences }) {
     const values = given.config === undefined ? given : await withConfig(given.config, occurrences)
-    const {
-      model: named,
-      dtype,
-      adapter,
-      allow,
-      apiKey,
-      adminKey,
-      keyFile,
-      origin,
-      allowedHost,
-      noPage,
-      quiet,
-    } = values
-    const { host, port, metricsPort, drainSeconds, device, threads, yieldProcessors } = values
-    const { accuracyLevel: level, prefixCache } = values
-    const { maxAdapters, maxRunning, maxQueue, maxTokens, timeoutSeconds, chatTemplate, servedModelName } = values
+    const { model: named, dtype, adapter, allow, apiKey, adminKey, keyFile, origin, allowedHost, host } = values
+    const { noPage, quiet, accuracyLevel: level, chatTemplate, servedModelName } = values
     const { createHandler, listen, trainingIn } = await import('../../serve/node/entry.js')
     const { loadAdapter, loadModel } = await import('../../node.js')
     const sources = adapter.map(adapterOf)
@@ -128,11 +117,7 @@ export const serve: Command = defineCommand({
     const training =
       train === undefined
         ? undefined
-        : trainingIn(train, {
-            dtype,
-            when: values.trainWhen,
-            ...Object.fromEntries(OF_TRAINING.map((name) => [name, values[name]])),
-          })
+        : trainingIn(train, { dtype, when: values.trainWhen, ...picked(values, OF_TRAINING) })
     const log = values.log ?? (process.stdout.isTTY ? 'off' : 'text')
     if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     const resolveAdapter = await resolverOf(values.allowLoading, values.maxDownload)
@@ -151,28 +136,12 @@ export const serve: Command = defineCommand({
     const loading = isListening.then(load)
     const opening = loading.then((model) =>
       createHandler({
-        ...{
-          model,
-          adapters,
-          maxAdapters,
-          maxRunning,
-          maxQueue,
-          maxTokens,
-          timeoutSeconds,
-          resolveAdapter,
-          hosts,
-          training,
-        },
+        ...{ model, adapters, resolveAdapter, hosts, training, ...picked(values, LIMITS) },
         session: {
-          ...{
-            device,
-            threads,
-            yieldProcessors,
-            prefixCache,
-            accuracyLevel: level === undefined ? undefined : (Number(level) as 0 | 4),
-            maxBatch: maxRunning,
-            onWarning: warn,
-          },
+          ...picked(values, OF_SESSION),
+          accuracyLevel: level === undefined ? undefined : (Number(level) as 0 | 4),
+          maxBatch: values.maxRunning,
+          onWarning: warn,
           allow: (resolveAdapter ?? training) && kinds,
         },
         ...(servedModelName.length > 0 && { servedModelName }),
@@ -186,7 +155,7 @@ export const serve: Command = defineCommand({
     )
     // Whoever waits for the port hears of a failure below.
     opening.catch(() => {})
-    const { url, metricsUrl, close } = await listen(opening, { host, port, metricsPort, drainSeconds })
+    const { url, metricsUrl, close } = await listen(opening, picked(values, LISTENING))
     begin()
     try {
       return await closing(await loading, async (model) => {
@@ -215,6 +184,10 @@ export const serve: Command = defineCommand({
 })
 
 type ServeValues = Values<typeof OPTIONS>
+
+function picked<Name extends keyof ServeValues>(values: ServeValues, names: readonly Name[]) {
+  return Object.fromEntries(names.map((name) => [name, values[name]])) as Pick<ServeValues, Name>
+}
 
 /** Values of a file, unless the command line has the option too. */
 async function withConfig(file: string, occurrences: readonly Occurrence[]): Promise<ServeValues> {
