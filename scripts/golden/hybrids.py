@@ -1,7 +1,7 @@
 """Hybrid models as several exporters write them: what scripts/hybrid-table.mjs measures for the table of docs/graphs.md.
 
     hybrids.py WORK [FAMILY …] [--exporters genai mobius dynamo]
-    hybrids.py --golden     # tests/golden/hybrids: the smallest of some families
+    hybrids.py --golden [FAMILY …]     # tests/golden/hybrids: the smallest of some families
 
 WORK/FAMILY gets the tiny random base as `save_pretrained` writes it, an adapter on all its projections with random A and B, and PEFT's numbers in
 float64: logits, the gradients of four batches, and the losses of five steps of AdamW. WORK/FAMILY/EXPORTER is the model as an exporter writes it, or
@@ -9,6 +9,7 @@ float64: logits, the gradients of four batches, and the losses of five steps of 
 """
 import argparse
 import contextlib
+import importlib
 import pathlib
 import shutil
 import subprocess
@@ -209,7 +210,10 @@ PARAMETERS = {
     "granite_moe_experts": ["experts.gate_up_proj", "experts.down_proj"],
 }
 
-GOLDEN_EXPORTERS = {"qwen3_5": "mobius", "granite_h": "mobius", "qwen3_moe_experts": "mobius", "lfm2_moe_experts": "genai", "gpt_oss_experts": "dynamo"}
+GOLDEN_EXPORTERS = {
+    "qwen3_5": "mobius", "granite_h": "mobius", "olmo_hybrid": "dynamo", "qwen3_moe_experts": "mobius", "lfm2_moe_experts": "genai",
+    "gpt_oss_experts": "dynamo",
+}
 SMALL = False  # --golden: one layer of each kind, and one batch
 
 
@@ -235,6 +239,8 @@ def build(family, dtype=torch.float32):
                 p.copy_(0.15 * noise)
             else:
                 p.copy_(noise / (p[0].numel() if p.dim() == 3 and "conv" in name else p.shape[-1]) ** 0.5)
+            if family == "olmo_hybrid" and name.endswith("linear_attn.v_proj.weight"):
+                p.mul_(0.03)  # the norm of its outputs adds 1e-5, whatever rms_norm_eps says
     return model.eval().to(dtype)
 
 
@@ -344,10 +350,25 @@ def mobius(family, source, out, dtype):
         quantize(out)
 
 
+def fused_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True, **_):
+    """The recurrence as one node, ONNX Runtime's LinearAttention. Queries, keys and values are (batch, tokens, heads, size)."""
+    def normalized(x):
+        return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
+    batch, heads, keys, values = key.shape[0], value.shape[2], key.shape[3], value.shape[3]
+    past = torch.zeros(batch, heads, keys, values)
+    attributes = {"q_num_heads": key.shape[2], "kv_num_heads": heads, "update_rule": "gated_delta", "scale": keys ** -0.5}
+    inputs = [normalized(query).flatten(2), normalized(key).flatten(2), value.flatten(2), past, g, beta]
+    output, _ = torch.onnx.ops.symbolic_multi_out("com.microsoft::LinearAttention", inputs, attributes, dtypes=[1, 1], version=1,
+                                                  shapes=[inputs[2].shape, past.shape])
+    return output.unflatten(2, (heads, values)), None
+
+
 def dynamo(family, source, out, dtype):
     """torch.onnx.export's newer exporter, without a cache."""
     from transformers import AutoModelForCausalLM
     import onnx
+    if family in RECURRENT:
+        importlib.import_module(f"transformers.models.{family}.modeling_{family}").torch_chunk_gated_delta_rule = fused_delta_rule
     model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", experts_implementation="batched_mm", dtype=torch.float32).eval()
 
     class NoCache(torch.nn.Module):
@@ -365,13 +386,15 @@ def dynamo(family, source, out, dtype):
     torch.onnx.export(NoCache(), (ids, torch.ones_like(ids)), path, dynamo=True, external_data=False, input_names=["input_ids", "attention_mask"],
                       output_names=["logits"], verbose=False, dynamic_shapes={"input_ids": axes, "attention_mask": axes})
     exported = onnx.load(path)
-    for node in exported.graph.node:  # stack traces name this machine's folders
-        kept = [p for p in node.metadata_props if not p.key.endswith("stack_trace")]
+    for node in exported.graph.node:  # of what the exporter tells of nodes, only the modules that they are in
+        kept = [p for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
     onnx.save(exported, path)
 
 
+# Families whose loop over chunks PyTorch cannot export for texts of any length.
+RECURRENT = {"olmo_hybrid", "qwen3_5", "qwen3_next"}
 EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "mobius": mobius, "dynamo": dynamo}
 
 
@@ -429,7 +452,6 @@ def logits(model, batch):
 @contextlib.contextmanager
 def no_epsilon(family):
     """Exporters write the norm of queries and keys without the 1e-6 that PyTorch adds to the sum of squares."""
-    import importlib
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     saved, module.l2norm = module.l2norm, lambda x, dim=-1, eps=0: x * torch.rsqrt((x * x).sum(dim=dim, keepdim=True) + 1e-30)
     try:
@@ -474,7 +496,8 @@ def main():
     args = parser.parse_args()
     if args.golden:
         global SMALL
-        SMALL, args.work, args.families = True, GOLDEN / "hybrids", args.families or list(GOLDEN_EXPORTERS)
+        families = list(GOLDEN_EXPORTERS) if args.work is None else [args.work.name, *args.families]
+        SMALL, args.work, args.families = True, GOLDEN / "hybrids", families
     for family in args.families or list(FAMILIES):
         exporters = [GOLDEN_EXPORTERS[family]] if args.golden else args.exporters
         make(family, args.work / family, exporters, ["fp32", "q4f16"] if args.golden and family == "qwen3_5" else args.dtypes)

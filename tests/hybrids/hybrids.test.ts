@@ -27,6 +27,7 @@ describe.each(
     [
       ['qwen3_5', 'mobius', 1e-4],
       ['granite_h', 'mobius', 1e-4],
+      ['olmo_hybrid', 'dynamo', 1e-4],
     ],
     [['qwen3_5', 'mobius-q4f16', 2e-2]],
   ),
@@ -69,7 +70,7 @@ describe.each(
     const packed = new PackedExamples({ length: 2, at: () => ({ inputIds, labels: inputIds }) }, 8)
     const task = causalLm.open(model, packed)
     const training = buildTrainingGraph(model.onnx, runtimeOf(oneThread), task, { layers: layersOf(adapter) })
-    await expect(training).rejects.toThrow(/layers.*Conv.*: records in one row would see one another through it/)
+    await expect(training).rejects.toThrow(/Conv.*: records in one row would see one another through it/)
   })
 
   it('has PEFT’s losses, gradients and steps', async () => {
