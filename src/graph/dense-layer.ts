@@ -1,35 +1,39 @@
-// Reads a Dense module of sentence-transformers, which changes the vector of a text.
+// A Dense module of sentence-transformers, which changes the vector of a text: for sessions and in training graphs.
 
 import { type Directory, readJsonIfThere, withSource } from '../base/bytes.js'
-import { UnsupportedError } from '../base/errors.js'
+import { MismatchError, UnsupportedError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
 import type { Tensor } from '../base/tensor.js'
+import { create } from '../formats/onnx/protobuf.js'
+import { DataType, TensorProtoSchema } from '../formats/onnx/tensors.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../formats/safetensors.js'
+import type { Builder, Value } from './view/builder.js'
+
+/** Activations in PyTorch's words: ONNX's operator, and the same as a function. */
+const ACTIVATIONS: Readonly<Record<string, readonly [operator: string, of: (value: number) => number]>> = {
+  Identity: ['Identity', (value) => value],
+  Tanh: ['Tanh', Math.tanh],
+  ReLU: ['Relu', (value) => Math.max(0, value)],
+  Sigmoid: ['Sigmoid', (value) => 1 / (1 + Math.exp(-value))],
+}
 
 /** y = activation(W·x + b), with x or R·x added if there is a residual. */
 export interface DenseLayer {
   /** (d, k) */
   readonly weight: Tensor
   readonly bias: Tensor | undefined
-  readonly activation: (value: number) => number
+  /** In PyTorch's words. */
+  readonly activation: string
   /** The weight of a residual connection; `true` adds the input itself. */
   readonly residual: Tensor | boolean
-}
-
-const ACTIVATIONS: Readonly<Record<string, (value: number) => number>> = {
-  Identity: (value) => value,
-  Tanh: Math.tanh,
-  ReLU: (value) => Math.max(0, value),
-  Sigmoid: (value) => 1 / (1 + Math.exp(-value)),
 }
 
 export async function openDense(directory: Directory, path: string): Promise<DenseLayer> {
   const where = `${directory.name}/${path}`
   const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
   const activation = String(config.activation_function ?? 'Tanh').replace(/^.*\./, '')
-  const known = Object.hasOwn(ACTIVATIONS, activation) ? ACTIVATIONS[activation] : undefined
   const refuse = (what: string, expected: string, got: string) => new UnsupportedError({ where, what, expected, got })
-  if (known === undefined)
+  if (!Object.hasOwn(ACTIVATIONS, activation))
     throw refuse(
       'the activation of this Dense module is not implemented',
       Object.keys(ACTIVATIONS).join(', '),
@@ -47,8 +51,46 @@ export async function openDense(directory: Directory, path: string): Promise<Den
     return {
       weight: await read('linear.weight'),
       bias: file.tensors.has('linear.bias') ? await read('linear.bias') : undefined,
-      activation: known,
+      activation,
       residual: isWide ? await read('residual.weight') : config.use_residual === true,
     }
+  })
+}
+
+/** Applies a Dense module to a vector: (k) → (d). */
+export function applyDense(x: Float32Array, { weight, bias, activation, residual }: DenseLayer): Float32Array {
+  const [, activate] = ACTIVATIONS[activation]
+  const added = typeof residual === 'object' ? product(residual, x) : residual ? x : undefined
+  return product(weight, x).map((value, i) => activate(value + (bias?.data[i] ?? 0)) + (added?.[i] ?? 0))
+}
+
+/** Appends a Dense module to a graph: (n, k) → (n, d). */
+export function appendDense(g: Builder, x: Value, { weight, bias, activation, residual }: DenseLayer): Value {
+  const [operator] = ACTIVATIONS[activation]
+  const times = (matrix: Tensor, ...more: Value[]) => g.op('Gemm', [x, appendTensor(g, matrix), ...more], { transB: 1 })
+  const y = g.op(operator, [times(weight, ...(bias ? [appendTensor(g, bias)] : []))])
+  return typeof residual === 'object' ? g.add(y, times(residual)) : residual ? g.add(y, x) : y
+}
+
+function appendTensor({ graph, scope }: Builder, { data, shape }: Tensor): Value {
+  const rawData = new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+  const [name, dims] = [graph.freshName(`${scope}/dense`), shape.map(BigInt)]
+  return graph.addInitializer(create(TensorProtoSchema, { name, dataType: DataType.FLOAT, dims, rawData }))
+}
+
+function product({ data, shape: [d, k] }: Tensor, x: Float32Array): Float32Array {
+  if (k !== x.length) {
+    const [expected, got] = [`${k} numbers`, `${x.length}`]
+    throw new MismatchError({
+      where: 'modules.json',
+      what: 'a Dense module expects vectors of another length',
+      expected,
+      got,
+    })
+  }
+  return Float32Array.from({ length: d }, (_, i) => {
+    let sum = 0
+    for (let j = 0; j < k; j++) sum += data[i * k + j] * x[j]
+    return sum
   })
 }

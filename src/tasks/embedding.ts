@@ -4,15 +4,17 @@
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
+import { appendDense } from '../graph/dense-layer.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
+import type { SentenceModules } from '../graph/sentence-modules.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
-import { appendPooling, type TrainedPooling, tokenVectors, trainedPooling } from './heads/head-rows.js'
+import { appendPooling, textVectors, tokenVectors, trainedPooling } from './heads/head-rows.js'
 import { meansOf, retrievalValues, spearman } from './metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts, predictedRows, tokenProbe } from './token-batch.js'
@@ -83,8 +85,10 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   check(model) {
     const graph = readGraph(model.onnx)
     encoderInputs(graph)
-    tokenVectors(graph)
-    trainedPooling(model.sentence)
+    if (textVectors(graph, model.sentence) === undefined) {
+      tokenVectors(graph)
+      trainedPooling(model.sentence)
+    }
     if (graph.inputs.some(({ name }) => name === MASK)) return
     throw new UnsupportedError({
       where: 'ONNX model',
@@ -132,7 +136,7 @@ function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
 class Embedding implements OpenTask<RelatedExample> {
   readonly probe: OpenTask['probe']
   readonly #feeds: ReturnType<typeof encoderFeeds>
-  readonly #pooling: TrainedPooling
+  readonly #sentence: SentenceModules
   readonly #loss: NonNullable<EmbeddingOptions['loss']>
   readonly #options: EmbeddingOptions
   readonly rowsOfExample: number
@@ -140,7 +144,7 @@ class Embedding implements OpenTask<RelatedExample> {
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
     const graph = readGraph(model.onnx)
     this.#feeds = encoderFeeds(model, graph)
-    this.#pooling = trainedPooling(model.sentence)
+    this.#sentence = model.sentence
     const first = examples.at(0)!
     this.rowsOfExample = first.texts.length
     this.#options = options
@@ -154,9 +158,20 @@ class Embedding implements OpenTask<RelatedExample> {
     this.probe = { feeds: [a, b], lengths }
   }
 
-  forward(graph: ObjectiveGraph): Value {
-    const pooled = appendPooling(graph.g, tokenVectors(graph.graph), this.#pooling)
-    return graph.fedGradient(graph.predict(pooled), GRADIENT)
+  async forward(graph: ObjectiveGraph): Promise<Value> {
+    const vectors = textVectors(graph.graph, this.#sentence) ?? (await this.#appendModules(graph))
+    return graph.fedGradient(graph.predict(vectors), GRADIENT)
+  }
+
+  async #appendModules({ g, graph }: ObjectiveGraph): Promise<Value> {
+    const { layers } = this.#sentence
+    let x = appendPooling(g, tokenVectors(graph), trainedPooling(this.#sentence))
+    // The loss normalizes vectors itself.
+    for (const layer of layers.slice(0, layers.findLastIndex((layer) => layer !== undefined) + 1)) {
+      if (layer !== undefined) x = appendDense(g, x, await layer())
+      else x = g.div(x, g.op('Sqrt', [g.reduceSum(g.mul(x, x), [1])]))
+    }
+    return x
   }
 
   cost({ texts }: RelatedExample): number {

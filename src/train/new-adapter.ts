@@ -19,6 +19,7 @@ import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.j
 import { newExpertFactors } from '../lora/kinds/experts.js'
 import { LoraLayer } from '../lora/layer.js'
 import { isAllLinear, layerIndex, matchTimeOf, targetMatcher } from '../lora/patterns/patterns.js'
+import { dropTextModules } from '../tasks/heads/head-rows.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { doraOfEmbedding } from './check-options.js'
 import { squaresOfRows } from './dora.js'
@@ -47,6 +48,7 @@ export async function findTargets(
   { modules, on, numLayers }: Pick<TrainInput, 'modules' | 'on' | 'numLayers'>,
 ): Promise<Targets> {
   const graph = readGraph(model.onnx)
+  dropTextModules(graph)
   const linears = modulesInPyTorch(modelType(model.config.model_type), findLinears(graph, modules))
   const config = numLayers === undefined ? given : inLastLayers(given, linears, numLayers)
   const pointwise = otherPointwise(graph, linears)

@@ -255,14 +255,16 @@ const cases: readonly GradientCase[] = [
     attributes: { reverse: 1, exclusive: 1 },
     opsets: [14, 18, 23],
   },
-  { op: 'ReduceSumSquare', note: 'last axis', inputs: [x([2, 3, 4])], attributes: { axes: [-1] }, opsets: [13] },
-  {
-    op: 'ReduceSumSquare',
-    note: 'one axis, dropped',
-    inputs: [x([2, 3, 4], [5, 3, 4]), ints(1)],
-    attributes: { keepdims: 0 },
-    opsets: [18, 23],
-  },
+  ...['ReduceSumSquare', 'ReduceL2'].flatMap((op): GradientCase[] => [
+    { op, note: 'last axis', inputs: [x([2, 3, 4])], attributes: { axes: [-1] }, opsets: [13] },
+    {
+      op,
+      note: 'one axis, dropped',
+      inputs: [x([2, 3, 4], [5, 3, 4]), ints(1)],
+      attributes: { keepdims: 0 },
+      opsets: [18, 23],
+    },
+  ]),
   { op: 'LpNormalization', note: 'last axis', inputs: [x([2, 3, 4], [5, 3, 4])], opsets: [13, 22] },
   { op: 'LpNormalization', note: 'another axis', inputs: [x([2, 3, 4])], attributes: { axis: 1 }, opsets: [13, 22] },
   {

@@ -1,35 +1,61 @@
 // The embedding losses, gradients and steps of sentence-transformers, from scripts/golden/embedding.py.
 
 import { expect } from 'vitest'
+import { readRows } from '../../src/data/read-rows.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter, type Model } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { type EmbeddingOptions, embedding, type RelatedExample } from '../../src/tasks/embedding.js'
+import type { Task } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import { readParameters } from '../../src/train/parameters.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { relativeError, transposed } from '../graph/golden.js'
 import { takeStep } from '../train/take-step.js'
 
-/** The content of golden.json. */
-export interface GoldenEmbedding {
+/** The losses in golden.json, by sentence-transformers. */
+export interface GoldenLosses {
   rows: { text: string; textPair: string; negative: string; score: number }[]
-  maxLength: number
   temperature: number
   margin: number
   adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
   losses: Record<string, { loss: number; adamwLosses: number[] }>
+}
+
+/** The content of embedding/golden.json. */
+export interface GoldenEmbedding extends GoldenLosses {
+  maxLength: number
   texts: string[]
   mean: number[][]
   meanUnscaled: number[][]
   cls: number[][]
 }
 
+/** A loss in golden.json: the fields of rows that it takes, and its options. */
+export function lossCases({ temperature, margin }: GoldenLosses) {
+  const cases: Record<string, { fields: (keyof GoldenLosses['rows'][number])[]; options: EmbeddingOptions }> = {
+    'in-batch': { fields: ['text', 'textPair'], options: { temperature } },
+    'in-batch-negatives': { fields: ['text', 'textPair', 'negative'], options: { loss: 'in-batch', temperature } },
+    cosine: { fields: ['text', 'textPair', 'score'], options: {} },
+    triplet: { fields: ['text', 'textPair', 'negative'], options: { loss: 'triplet', margin } },
+  }
+  return cases
+}
+
+export async function lossExamples(model: Model, golden: GoldenLosses, name: string, maxLength = 16) {
+  const { fields } = lossCases(golden)[name]
+  const rows = golden.rows.map((row) => Object.fromEntries(fields.map((field) => [field, row[field]])))
+  const options = { task: embedding as unknown as Task, model, maxLength, name: 'data' }
+  const { kept } = await encodeRows(readRows(rows), options)
+  return [...kept.examples] as RelatedExample[]
+}
+
 interface EmbeddingRun {
   readonly folder: string
-  readonly golden: GoldenEmbedding
+  readonly golden: GoldenLosses
   /** The name of the loss in golden.json. */
   readonly name: string
   readonly options: EmbeddingOptions
@@ -77,7 +103,7 @@ export async function checkEmbeddingRun(
       runs.push({ outputs: await engine.remote.forward(pass, pass.predictions), examples: batches[run] })
     }
     const { loss, feeds: fed } = open.stepLoss!(runs)
-    expect(loss).toBeCloseTo(wanted, 4)
+    expect(Math.abs(loss - wanted)).toBeLessThan(1e-5)
     const passes = []
     for (const [run, own] of feeds.entries()) {
       passes.push(await sessions.trainingPass({ ...own, ...fed[run] }, { normalizer: 1, step, run }))

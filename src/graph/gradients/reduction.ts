@@ -30,6 +30,18 @@ export const REDUCTIONS: Readonly<Record<string, GradientRule>> = {
     return [() => g.mul(g.mul(inputs[0], g.float(2)), keepAxes(context, dy)), undefined]
   },
 
+  // y = √Σ x²      dx = x/y·dy over the summed axes
+  ReduceL2: (context) => {
+    const { g, inputs, outputs, dy } = context
+    return [
+      () => {
+        const size = g.op('Max', [keepAxes(context, outputs[0]), g.float(LEAST_NORM)])
+        return g.mul(g.div(inputs[0], size), keepAxes(context, dy))
+      },
+      undefined,
+    ]
+  },
+
   // yᵢ = Σ xⱼ for j ≤ i      dxⱼ = Σ dyᵢ for i ≥ j, and so in the other direction, or without j itself
   CumSum: ({ g, node, inputs: [, axis], dy }) => {
     const exclusive = intAttribute(node, 'exclusive', 0)

@@ -68,14 +68,14 @@ export const PACKED = 'trained'
 export const PACKED_GRADIENT = 'trained/gradient'
 
 /** Rewrites the graph to give the loss and, with `predicts`, predictions. `hasGradients`: gradients will be added. */
-export function buildForward(
+export async function buildForward(
   graph: Graph,
   objective: Objective,
   options: TrainingGraphOptions,
   { predicts, hasGradients }: { predicts: boolean; hasGradients: boolean },
-): Forward {
+): Promise<Forward> {
   const objectiveGraph = new ObjectiveGraph(graph)
-  const sum = objective.forward(objectiveGraph)
+  const sum = await objective.forward(objectiveGraph)
   const predictions = predicts ? objectiveGraph.predictions : []
   const predicted = predictions.map((name) => valueInfo(name, DataType.FLOAT))
   graph.outputs = [valueInfo(sum, DataType.FLOAT, []), ...predicted]

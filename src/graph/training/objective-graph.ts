@@ -143,5 +143,5 @@ export interface Objective {
   /** In two passes: the second gives the predictions, too. Default false. */
   readonly keepsPredictions?: boolean
   /** Returns a scalar, which divided by the normalizer is the loss. */
-  forward(graph: ObjectiveGraph): Value
+  forward(graph: ObjectiveGraph): Value | Promise<Value>
 }

@@ -127,9 +127,9 @@ export const FORWARD_PASSES: readonly Pass[] = [
     name: 'add adapters and the loss',
     needs: ['computes in float32', 'exact products', 'no branches', 'opset of gradients'],
     gives: ['loss'],
-    run(work) {
+    async run(work) {
       const { graph, objective, options } = work
-      work.forward = buildForward(graph, objective, options, work)
+      work.forward = await buildForward(graph, objective, options, work)
       graph.prune({ inputs: true })
     },
   },

@@ -1,14 +1,14 @@
 // Makes a vector for each text from the vectors of its tokens, in the way that the model's folder says.
 
-import { ConfigError, MismatchError, NumericError } from '../../base/errors.js'
+import { ConfigError, NumericError } from '../../base/errors.js'
 import { checkOptions, STRING } from '../../base/options.js'
 import { joinedUp } from '../../base/tensor.js'
-import type { DenseLayer } from '../../graph/dense-layer.js'
+import { applyDense } from '../../graph/dense-layer.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { Pooling } from '../../graph/sentence-modules.js'
 import { readGraph } from '../../graph/view/graph.js'
 import { floatsOf } from '../../runtime/runtime.js'
-import { poolingsOf, tokenVectors } from '../../tasks/heads/head-rows.js'
+import { poolingsOf, textVectors, tokenVectors } from '../../tasks/heads/head-rows.js'
 import { mixesOf } from '../adapters/choice.js'
 import { EMBED_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
@@ -32,19 +32,24 @@ export async function embed(
   const poolings = options.pooling === undefined ? known : [options.pooling]
   const skipped = sentence.includesPrompt ? 0 : promptLength(model)
   const layers = await Promise.all(sentence.layers.map((layer) => layer?.()))
-  const output = tokenVectors(graph)
+  const whole = options.pooling === undefined ? textVectors(graph, sentence) : undefined
+  const output = whole ?? tokenVectors(graph)
   const prompted = sentence.prompt === '' ? list : list.map((text) => sentence.prompt + text)
   const encoded = encodeAll(model, prompted, options.maxLength ?? sentence.maxLength)
   const vectors: Float32Array[] = Array(list.length)
   for await (const batch of textBatches(model, graph, encoded, options)) {
-    const { [output]: tokens } = await session.runGraph(undefined, batch.feeds, mixes, [output])
-    const values = floatsOf(tokens)
-    const [, sequence, width] = tokens.dims
+    const { [output]: found } = await session.runGraph(undefined, batch.feeds, mixes, [output])
+    const values = floatsOf(found)
+    const width = found.dims[found.dims.length - 1]
+    const vectorOf = (ofText: Float32Array, tokens: number) => {
+      if (whole !== undefined) return ofText
+      const ofTokens = ofText.subarray(0, tokens * width)
+      const pooled = joinedUp(poolings.map((pooling) => pool(ofTokens, width, pooling, skipped)))
+      return layers.reduce((x, layer) => (layer === undefined ? scaled(x, true) : applyDense(x, layer)), pooled)
+    }
     batch.inputs.forEach((text, row) => {
-      const start = row * sequence * width
-      const tokenVectors = values.subarray(start, start + encoded[text].inputIds.length * width)
-      const pooled = joinedUp(poolings.map((pooling) => pool(tokenVectors, width, pooling, skipped)))
-      const vector = layers.reduce((x, layer) => (layer === undefined ? scaled(x, true) : dense(x, layer)), pooled)
+      const size = values.length / found.dims[0]
+      const vector = vectorOf(values.subarray(row * size, (row + 1) * size), encoded[text].inputIds.length)
       if (dimensions !== undefined && dimensions > vector.length) {
         throw new ConfigError({
           where: 'dimensions',
@@ -89,30 +94,6 @@ function pool(tokens: Float32Array, width: number, pooling: Pooling, skipped: nu
 }
 
 const LEAST_DIVISOR = 1e-9
-
-/** Applies a Dense module to a vector: (k) → (d). */
-function dense(x: Float32Array, { weight, bias, activation, residual }: DenseLayer): Float32Array {
-  const added = typeof residual === 'object' ? product(residual, x) : residual ? x : undefined
-  const result = product(weight, x)
-  return result.map((value, i) => activation(value + (bias?.data[i] ?? 0)) + (added?.[i] ?? 0))
-}
-
-function product({ data, shape: [d, k] }: DenseLayer['weight'], x: Float32Array): Float32Array {
-  if (k !== x.length) {
-    const [expected, got] = [`${k} numbers`, `${x.length}`]
-    throw new MismatchError({
-      where: 'modules.json',
-      what: 'a Dense module expects vectors of another length',
-      expected,
-      got,
-    })
-  }
-  return Float32Array.from({ length: d }, (_, i) => {
-    let sum = 0
-    for (let j = 0; j < k; j++) sum += data[i * k + j] * x[j]
-    return sum
-  })
-}
 
 function scaled(vector: Float32Array, isScaled: boolean): Float32Array {
   const length = Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0))

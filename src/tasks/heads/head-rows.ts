@@ -130,16 +130,40 @@ export type TrainedPooling = (typeof TRAINED_POOLINGS)[number]
 export function trainedPooling(sentence: SentenceModules): TrainedPooling {
   const [pooling, ...more] = poolingsOf(sentence)
   const known = TRAINED_POOLINGS.find((name) => name === pooling && more.length === 0)
-  const skipsPrompt = !sentence.includesPrompt && sentence.prompt !== ''
-  const hasDense = sentence.layers.some((layer) => layer !== undefined)
-  if (known !== undefined && !skipsPrompt && !hasDense) return known
+  if (known !== undefined && !skipsPrompt(sentence)) return known
   throw new UnsupportedError({
-    where: hasDense ? 'modules.json' : '1_Pooling/config.json',
+    where: '1_Pooling/config.json',
     what: 'vectors that are made in this way run in sessions and cannot be trained',
-    expected: `pooling by ${TRAINED_POOLINGS.join(', ')}, and Normalize`,
-    got: hasDense ? 'Dense' : skipsPrompt ? 'include_prompt: false' : sentence.pooling,
+    expected: `pooling by ${TRAINED_POOLINGS.join(', ')}`,
+    got: skipsPrompt(sentence) ? 'include_prompt: false' : sentence.pooling,
     hint: 'Train it with sentence-transformers; `embed` runs the adapter',
   })
+}
+
+function skipsPrompt({ includesPrompt, prompt }: SentenceModules): boolean {
+  return !includesPrompt && prompt !== ''
+}
+
+/**
+ * Returns the output with one vector for each text, (batch, k), for which the graph has computed all modules of the
+ * folder. Such a graph does not know which tokens are the prompt.
+ */
+export function textVectors(graph: Graph, sentence: SentenceModules): Value | undefined {
+  return givesTextVectors(graph) && !skipsPrompt(sentence) ? TEXT_OUTPUT : undefined
+}
+
+/** Removes modules of sentence-transformers from a graph: they are not part of the model that PEFT adapts. */
+export function dropTextModules(graph: Graph): void {
+  const tokens = graph.outputs.filter(({ name }) => HIDDEN_OUTPUTS.includes(name))
+  if (tokens.length === 0 || !givesTextVectors(graph)) return
+  graph.outputs = tokens
+  graph.prune()
+}
+
+const TEXT_OUTPUT = 'sentence_embedding'
+
+function givesTextVectors(graph: Graph): boolean {
+  return graph.outputs.some(({ name }) => name === TEXT_OUTPUT)
 }
 
 export function tokenVectors(graph: Graph): Value {
