@@ -25,6 +25,11 @@ export interface ByteSource {
    * longer than reading. Throws as `read` does.
    */
   readInto?(offset: number, memory: Uint8Array): Promise<void>
+  /**
+   * Downloads the whole file, if it is on a server and not here yet. Undefined if it is here, or will never be: then
+   * each `read` asks the server.
+   */
+  readonly fetch?: (() => Promise<void>) | undefined
   /** Closes the file. */
   close(): Promise<void>
 }
@@ -65,6 +70,11 @@ export interface Directory {
   has(path: string): Promise<boolean>
   /** Opens a file. Throws FileError if it does not exist. */
   open(path: string): Promise<ByteSource>
+  /**
+   * Opens a file of weights without downloading it: `fetch` of the source does that. Without this method, `open` is
+   * called. Throws FileError if it does not exist.
+   */
+  openInPlace?(path: string): Promise<ByteSource>
   /**
    * Returns a sink for a new file, or for one that replaces an old file. Makes folders as needed.
    *

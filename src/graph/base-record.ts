@@ -35,6 +35,7 @@ export async function weightsDigest(files: Iterable<ByteSource>): Promise<string
   const hash = new Hash()
   let left = WHOLE_BYTES
   for (const source of files) {
+    await source.fetch?.()
     const { byteLength } = source
     const isWhole = byteLength <= Math.max(left, SAMPLES.small * SAMPLE_BYTES)
     if (isWhole) left -= byteLength

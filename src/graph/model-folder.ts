@@ -10,7 +10,7 @@ import { loadTokenizer, noTokenizer, type Tokenizer } from '../text/tokenizer.js
 import { type DtypeChoice, findGraphs, type GraphRole, roleOf } from './graph-file.js'
 import { readSentenceModules, type SentenceModules } from './sentence-modules.js'
 
-/** A model as `loadModel` reads it; weights stay in their file. */
+/** A model as `loadModel` reads it. Weights stay in their files, and on the Hub until something reads them. */
 export interface Model {
   /** The id on the Hub, else the path or the name of the folder. */
   readonly name: string
@@ -49,9 +49,6 @@ export interface Model {
   close(): Promise<void>
 }
 
-/** Throws if a model cannot be used for its purpose. Its weight files are not open yet. */
-export type ModelCheck = (model: Model) => Promise<void>
-
 /** Keys of config.json for the context length, the most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
@@ -62,7 +59,6 @@ export async function loadModel(
     onnxPath,
     dtype,
   }: { runtime: RuntimeHost; onnxPath?: string | undefined; dtype?: DtypeChoice | undefined },
-  check?: ModelCheck,
 ): Promise<Model> {
   if (onnxPath !== undefined && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: onnxPath })
@@ -92,7 +88,9 @@ export async function loadModel(
   const padTokenIds = [tokenizer?.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
     .flatMap(tokenIds)
     .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
-  const modelOf = (onnx: OnnxModel): Model => ({
+  const onnx = await loadOnnx(directory, path)
+  opened.set(path, onnx)
+  return {
     name: directory.hubId ?? directory.name,
     directory,
     graphs,
@@ -119,12 +117,7 @@ export async function loadModel(
       return graph
     },
     close: async () => void (await Promise.all([...opened.values()].map((graph) => graph.close()))),
-  })
-  // A check of several graphs would open the others with their weights.
-  const isAlone = Object.keys(graphs).length === 1
-  const onnx = await loadOnnx(directory, path, check && isAlone ? (graph) => check(modelOf(graph)) : undefined)
-  opened.set(path, onnx)
-  return modelOf(onnx)
+  }
 }
 
 export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenizer' | 'directory'>): Tokenizer {

@@ -13,16 +13,19 @@ import {
   isExternal,
   type ModelProto,
   type TensorProto,
+  type ValueInfoProto,
   weightRange,
 } from '../formats/onnx/tensors.js'
 import type { SessionModel } from '../runtime/runtime.js'
 import { valueInfo } from './inject/inject.js'
+import { subgraphs } from './view/graph.js'
 
 /** On a file system, weights get real paths: ONNX Runtime refuses links (the Hub's cache). Elsewhere, their content. */
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
   const external = tensorsOf(proto).filter(isExternal)
   const used = [...new Set(external.map((tensor) => weightRange(tensor, model.name).location))]
   if (used.length === 0) return { graph: serializeModel(proto) }
+  await model.fetch()
   const paths = used.flatMap((location) => model.file(location).realPath ?? [])
   if (paths.length < used.length) return { graph: serializeModel(proto), weights: await contentOf(model, used) }
   const folder = commonFolder(paths)
@@ -33,6 +36,35 @@ export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise
     return location === range.location ? tensor : externalTensor(tensor, { ...range, location })
   })
   return { graph: serializeModel(relocated), weightsFolder: folder }
+}
+
+/**
+ * Writes the graph with inputs in place of its weights. Opened without the weights, it shows whether a runtime has all
+ * operators.
+ */
+export function withoutWeights(proto: ModelProto): Uint8Array {
+  const inputs = new Map<string, ValueInfoProto>()
+  const graph = takeWeights(proto.graph as GraphProto, inputs)
+  return serializeModel(
+    copyMessage(proto, { graph: copyMessage(graph, { input: [...graph.input, ...inputs.values()] }) }),
+  )
+}
+
+function takeWeights(graph: GraphProto, inputs: Map<string, ValueInfoProto>): GraphProto {
+  const take = (name: string, tensor: TensorProto | undefined): boolean => {
+    if (tensor === undefined || !isExternal(tensor)) return false
+    inputs.set(name, valueInfo(name, tensor.dataType, dimsOf(tensor)))
+    return true
+  }
+  const node = graph.node.flatMap((node) => {
+    if (node.opType === 'Constant' && take(node.output[0], node.attribute[0]?.t)) return []
+    if (subgraphs(node).length === 0) return [node]
+    const attribute = node.attribute.map((item) =>
+      item.g ? copyMessage(item, { g: takeWeights(item.g, inputs) }) : item,
+    )
+    return [copyMessage(node, { attribute })]
+  })
+  return copyMessage(graph, { node, initializer: graph.initializer.filter((tensor) => !take(tensor.name, tensor)) })
 }
 
 function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNullable<SessionModel['weights']>> {

@@ -5,7 +5,7 @@ import { FileError, type FormatError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { checkOptions } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
-import type { Model, ModelCheck } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { LOAD_MODEL_OPTIONS } from './gen/run-options.js'
@@ -44,11 +44,15 @@ export async function requireChatTemplate(source: Source, error?: (model: string
   throw (error ?? (await import('../infer/generate/messages.js')).noTemplate)(directory.name)
 }
 
-export function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
-  return openModel(source, options)
+/** Throws unless a model can write texts. Reads no weights. */
+export async function requireTexts(model: Model): Promise<void> {
+  const { textFormOf } = await import('../infer/generate/text-graph.js')
+  const { requireTokenizer } = await import('../graph/model-folder.js')
+  requireTokenizer(model)
+  await textFormOf(model)
 }
 
-export async function openModel(source: Source, options: LoadModelOptions, check?: ModelCheck): Promise<Model> {
+export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, 'loadModel', LOAD_MODEL_OPTIONS)
   const { onDownload, signal } = options
   const remote = { ...(onDownload !== undefined && { onDownload }), ...(signal !== undefined && { signal }) }
@@ -62,5 +66,5 @@ export async function openModel(source: Source, options: LoadModelOptions, check
   }
   const folder = await import('../graph/model-folder.js')
   const { runtime = platform().defaultRuntime(), dtype } = options
-  return folder.loadModel(directory, { runtime, dtype, onnxPath: file ?? options.onnxPath }, check)
+  return folder.loadModel(directory, { runtime, dtype, onnxPath: file ?? options.onnxPath })
 }

@@ -7,10 +7,9 @@ import { memoryWarning, sessionMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { ExpertLora } from '../lora/kinds/experts.js'
 import type { RunAdapter } from '../lora/run-adapter.js'
 import { OPEN_SESSION_OPTIONS } from './gen/run-options.js'
-import { openModel } from './model.js'
+import { loadModel } from './model.js'
 import { checkWeightsFit, memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
 import { MODEL } from './source-values.js'
@@ -81,17 +80,5 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
-  // This checks the layers of a single graph. Other graphs and other parts are checked when the session opens.
-  const check = async ({ onnx, config }: Model) => {
-    const { checkPlaces } = await import('../graph/match/place-adapter.js')
-    if (options.allowMissing) return
-    for (const adapter of Object.values(adapters)) {
-      checkPlaces(onnx, adapter, options.modules)
-      const parameters = adapter.parts().filter(({ kind }) => kind === 'parameter')
-      if (parameters.length === 0) continue
-      const { checkExperts } = await import('../graph/match/experts.js')
-      checkExperts(onnx, parameters as ExpertLora[], { config, modules: options.modules })
-    }
-  }
-  return closingOnError(await openModel(model as Source, {}, check), (opened) => open(opened, true))
+  return closingOnError(await loadModel(model as Source), (opened) => open(opened, true))
 }

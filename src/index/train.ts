@@ -7,7 +7,7 @@ import { checkArgument, checkOptions, isObject } from '../base/options.js'
 import { checkAddress } from '../base/post-json.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/row.js'
-import type { Model, ModelCheck } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { LORA_CONFIG } from '../lora/gen/options.js'
@@ -21,10 +21,10 @@ import type { TeacherServer, TrainInput, TrainingData, TrainOptions, TrainResult
 import type { Reward } from '../train/rewards.js'
 import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
-import { checkModel, type RunContext, train as trainOpened } from '../train/train.js'
+import { type RunContext, train as trainOpened } from '../train/train.js'
 import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
-import { openModel, requireChatTemplate } from './model.js'
+import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
 import { MODEL } from './source-values.js'
@@ -84,14 +84,7 @@ export async function withTraining<T>(
     return { ...rest, config, adapter: await adapter, rewards: undefined, teacher: undefined, model, data }
   }
   const openOut = () => (options.out === undefined ? undefined : openTarget(options.out, 'out'))
-  // The data are not read for it.
-  const check = async (model: Model) =>
-    checkModel({
-      ...(await inputOf(model, [])),
-      evalData: options.evalData === undefined ? undefined : [],
-      out: openOut(),
-    })
-  return withOpened({ ...options, check }, async (model, data, evalData) => {
+  return withOpened(options, async (model, data, evalData) => {
     const teacher = await openTeacher(options)
     if (teacher !== undefined && teacher !== options.teacher && !('url' in teacher))
       closeTeacher = () => teacher.close()
@@ -146,7 +139,7 @@ async function openTeacher({ teacher, signal }: TrainOptions): Promise<Model | T
   if (teacher === undefined) return undefined
   if (typeof teacher === 'string' && /^https?:.*\/v1\/?$/.test(teacher))
     return { url: checkAddress(teacher, 'teacher') }
-  return MODEL.accepts(teacher) ? (teacher as Model) : openModel(teacher as Source, { signal })
+  return MODEL.accepts(teacher) ? (teacher as Model) : loadModel(teacher as Source, { signal })
 }
 
 async function openRewards({ rewards, graderModels }: TrainOptions): Promise<readonly Reward[] | undefined> {
@@ -219,7 +212,7 @@ type OpenedOptions = Pick<
 
 /** Opens the data first, so that a wrong path is found before a model is downloaded. */
 export async function withOpened<T, M extends Model | Source | undefined>(
-  options: OpenedOptions & { readonly model?: M; readonly check?: ModelCheck },
+  options: OpenedOptions & { readonly model?: M },
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal, task } = options
@@ -234,9 +227,7 @@ export async function withOpened<T, M extends Model | Source | undefined>(
     const openedData = await openData(data, 'data', closeLater)
     const openedEvalData = evalData === undefined ? undefined : await openData(evalData, 'evalData', closeLater)
     if (!isOpen) await requireTemplateFor(openedData, options, model as Source)
-    const opened = isOpen
-      ? (model as unknown as Model)
-      : await openModel(model as Source, { dtype, signal }, options.check)
+    const opened = isOpen ? (model as unknown as Model) : await loadModel(model as Source, { dtype, signal })
     if (!isOpen) closers.push(() => opened.close())
     return await work(opened, openedData, openedEvalData)
   } finally {

@@ -1,9 +1,10 @@
 // The engine of a session runs its graphs and writes texts with them, in a worker or in the caller's thread. Callers
 // send it adapters and texts to continue, and get tokens back.
 
+import { UnsupportedError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
 import { transfer } from '../runtime/rpc.js'
-import { type Feeds, freeOnGpu, isOnGpu, type Runtime } from '../runtime/runtime.js'
+import { type Feeds, freeOnGpu, isOnGpu, type Runtime, type SessionOptions } from '../runtime/runtime.js'
 import type { DecoderFiles } from '../text/decoder.js'
 import type { Vocabulary } from '../text/vocabulary.js'
 import type { Mix } from './adapters/choice.js'
@@ -25,6 +26,16 @@ export class InferEngine {
     const graph = this.#graphs.get(role) ?? new GraphEngine(this.runtime, this.#turns)
     this.#graphs.set(role, graph)
     return graph.open(request)
+  }
+
+  /** Throws UnsupportedError if the runtime lacks an operator of a graph, which is given without its weights. */
+  async check(graph: Uint8Array, options: SessionOptions): Promise<void> {
+    try {
+      await (await this.runtime.createSession({ graph }, { ...options, optimization: 'disabled' })).dispose()
+    } catch (error) {
+      // Other errors may come from the missing weights, which some operators want to be constant.
+      if (error instanceof UnsupportedError) throw error
+    }
   }
 
   addAdapter(role: string, name: string, factors: AdapterFactors): void {

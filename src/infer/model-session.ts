@@ -315,7 +315,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       const named = Array.from(this.#graphs, ([role, { base, graph, linears }]): ModelGraph => {
         return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
       })
-      const parts = graphs.map((): NamedParts[] => [])
+      const spread: (readonly [string, readonly RunAdapter[]])[] = []
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
         checkArgument(adapter, ADAPTER, this.#adapters.length + adapters.length > 1 ? `adapter ${name}` : 'adapter')
@@ -335,6 +335,12 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         const shares = isAlone
           ? [adapter]
           : await (await import('../graph/match/spread.js')).shareAdapter(named, adapter, this.allowMissing, tell, has)
+        spread.push([name, shares])
+      }
+      const parts = graphs.map((): NamedParts[] => [])
+      // Adapters with other parts come last, because weights may be read for them.
+      const isLate = ([, shares]: (typeof spread)[number]) => Number(!shares.every(isPlainShare))
+      for (const [name, shares] of spread.toSorted((a, b) => isLate(a) - isLate(b))) {
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }
@@ -353,9 +359,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 }
 
+const isPlainShare = (adapter: RunAdapter) => adapter.isPlain ?? isPlain(adapter as LoraAdapter)
+
 /** @param mayBeEmpty the adapter may have no part in this graph, because the model has other graphs */
 async function readParts(session: GraphSession, adapter: RunAdapter, mayBeEmpty: boolean): Promise<AdapterParts> {
-  if (!(adapter.isPlain ?? isPlain(adapter as LoraAdapter))) {
+  if (!isPlainShare(adapter)) {
     const { readOtherParts } = await import('./adapters/other-parts.js')
     return readOtherParts(session, adapter as LoraAdapter)
   }

@@ -21,7 +21,7 @@ export interface UrlFile {
   readonly hasRanges: boolean
 }
 
-export type OpenUrlFile = (file: UrlFile) => Promise<ByteSource>
+export type OpenUrlFile = (file: UrlFile, isInPlace: boolean) => Promise<ByteSource>
 
 const KNOWN_FILES = [
   'adapter_config.json',
@@ -99,10 +99,18 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
     }
   }
 
-  async open(path: string): Promise<ByteSource> {
+  open(path: string): Promise<ByteSource> {
+    return this.#open(path, false)
+  }
+
+  openInPlace(path: string): Promise<ByteSource> {
+    return this.#open(path, true)
+  }
+
+  async #open(path: string, isInPlace: boolean): Promise<ByteSource> {
     const found = await this.#ask(path)
     if (found === undefined) throw new FileError({ where: shown(this.#url(path)), what: 'no such file on the server' })
-    return found instanceof MemorySource ? found : this.openFile(found)
+    return found instanceof MemorySource ? found : this.openFile(found, isInPlace)
   }
 
   #url(path: string): URL {

@@ -128,11 +128,6 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   return { options, settings, config, targets, data, task, use }
 }
 
-/** Refuses what a run cannot train of a model whose weights are not there yet. */
-export async function checkModel(given: TrainInput): Promise<void> {
-  await checkLayers({ ...given, on: {} }, checkOptions(given, resolveSettings(given)))
-}
-
 /** Layers for a new adapter; undefined for one that is there. Gradients reach them. */
 export async function checkLayers(options: TrainInput, config: LoraConfig): Promise<Targets | undefined> {
   const { model, adapter, modules } = options

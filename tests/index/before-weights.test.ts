@@ -1,77 +1,182 @@
-// Errors about a graph or an adapter come before files of weights are opened, because on the Hub that downloads them.
+// What cannot be handled is refused before weights are downloaded: every verb, on every kind of model, from a Hub that
+// counts what it sends.
 
 import { readdirSync, readFileSync } from 'node:fs'
-import { expect, it } from 'vitest'
+import path from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import { concatBytes, MemoryDirectory } from '../../src/base/bytes.js'
+import { GraphProtoSchema, ModelProtoSchema, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { mapTensors } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
-import { findLinears } from '../../src/graph/match/linears.js'
-import { Builder } from '../../src/graph/view/builder.js'
-import { Graph } from '../../src/graph/view/graph.js'
-import { type ByteSource, LoraAdapter, MemoryDirectory, openSession, train } from '../../src/node.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
+import { DataType, externalTensor, isExternal, weightRange } from '../../src/formats/onnx/tensors.js'
+import { lowrankHere } from '../cli/in-process.js'
+import { root } from '../cli/lowrank.js'
+import { golden } from '../io/hub/publish.js'
+import { current, useHub } from '../io/hub/toolkit.js'
 
-const FOLDER = 'tests/golden/hybrids/granite_h/mobius'
+useHub()
 
-class Watched extends MemoryDirectory {
-  readonly opened: string[] = []
-  override async open(path: string): Promise<ByteSource> {
-    this.opened.push(path)
-    return super.open(path)
-  }
+// Imported from dist, because src has no compiled scripts for worker threads.
+const built = (file: string) => import(pathToFileURL(path.join(root, 'dist', file)).href)
+const { openSession, train }: typeof import('../../src/node.js') = await built('node.js')
+const { createHandler }: typeof import('../../src/serve/node/entry.js') = await built('serve/node/entry.js')
+
+const outer = { ...process.env }
+
+beforeEach(() => {
+  process.env.HF_HOME = current.home
+  process.env.HF_ENDPOINT = current.hub.endpoint
+})
+
+afterEach(() => {
+  process.env = { ...outer }
+})
+
+type Files = Record<string, Uint8Array>
+
+function filesOf(folder: string): Files {
+  const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
+  return Object.fromEntries(
+    entries.map(({ parentPath, name }) => {
+      const file = path.join(parentPath, name)
+      return [path.relative(folder, file), readFileSync(file)]
+    }),
+  )
 }
 
-/** Makes the golden model with an unknown operator after the module `stop`. */
-async function modelWith(stop?: string): Promise<Watched> {
-  const onnx = readdirSync(`${FOLDER}/onnx`).map((name) => `onnx/${name}`)
-  const files = ['config.json', ...onnx].map((path) => [path, readFileSync(`${FOLDER}/${path}`)] as const)
-  const directory = new Watched(Object.fromEntries(files), 'granite')
-  if (stop !== undefined) {
-    const { proto } = await loadOnnx(directory, 'onnx/model.onnx')
-    const graph = new Graph(proto)
-    const { output } = findLinears(graph).find(({ name }) => name.endsWith(stop))!
-    const g = new Builder(graph, 'unheard')
-    graph.putBehind(output, (value) => g.op('com.microsoft:Unheard', [value]), 'known')
-    directory.files.set('onnx/model.onnx', serializeModel(graph.toModel()))
-    directory.opened.length = 0
+/** Moves the weights of each graph into a file beside it. */
+async function withWeightsBeside(files: Files): Promise<Files> {
+  const moved = { ...files }
+  for (const name of Object.keys(files).filter((file) => file.endsWith('.onnx'))) {
+    const location = `${path.basename(name)}_data`
+    const { proto } = await loadOnnx(new MemoryDirectory(files), name)
+    const changed = mapTensors(proto, (tensor) =>
+      isExternal(tensor) ? externalTensor(tensor, { ...weightRange(tensor, name), location }) : tensor,
+    )
+    moved[name] = serializeModel(changed)
+    moved[`${name}_data`] = files[name]
   }
-  return directory
+  return moved
 }
 
-const data = [{ text: 'a text' }]
-const weights = 'onnx/model.onnx.data'
+/** Adds a large weight that nothing reads. Two messages of protobuf, one after the other, are one. */
+async function inOneLargeFile(files: Files): Promise<Files> {
+  const rawData = new Uint8Array(2 ** 26)
+  const large = create(TensorProtoSchema, { name: 'large', dataType: DataType.UINT8, dims: [BigInt(2 ** 26)], rawData })
+  const graph = create(GraphProtoSchema, { initializer: [large] })
+  const whole = concatBytes([files['onnx/model.onnx'], serializeModel(create(ModelProtoSchema, { graph }))])
+  return { ...files, 'onnx/model.onnx': whole }
+}
 
-it('refuses to train layers that no gradient reaches, with the operator and the layers that it reaches', async () => {
-  const model = await modelWith('layers.1.shared_mlp.output_linear')
-  const config = { targetModules: ['in_proj', 'out_proj', 'o_proj'] }
-  const [front, behind] = ['model.layers.0.mamba.in_proj', 'model.layers.1.self_attn.o_proj']
-  const error = await train({ model, data, config }).catch((thrown: Error) => thrown)
-  expect(String(error)).toMatch(/no gradient through com.microsoft:Unheard \(.*\) reaches model.layers.0.mamba.in_proj/)
-  expect(error).toMatchObject({ code: 'UNSUPPORTED', hint: expect.not.stringContaining(front) })
-  expect(model.opened).toContain('onnx/model.onnx')
-  expect(model.opened).not.toContain(weights)
-  const adapter = new LoraAdapter({ rank: 1, targetModules: [front, behind] })
-  adapter.addLayerOfShape(front, [152, 32])
-  await expect(train({ model, data, adapter })).rejects.toThrow(/no gradient through com.microsoft:Unheard/)
-  expect(model.opened).not.toContain(weights)
+const KINDS = {
+  'a graph with its weights beside it': { folder: 'models/llama-genai', operator: 'SimplifiedLayerNormalization' },
+  'a graph in one file': { folder: 'models/llama-optimum', operator: 'Softmax', change: inOneLargeFile },
+  'an encoder and a decoder': { folder: 'graphs/t5', operator: 'Softmax', change: withWeightsBeside },
+  'three graphs': { folder: 'graphs/llava', operator: 'Softmax', change: withWeightsBeside },
+}
+type Kind = keyof typeof KINDS
+
+async function publishModel(kind: Kind, isBroken: boolean): Promise<void> {
+  const { folder, operator, change = async (files) => files } = KINDS[kind] as (typeof KINDS)['three graphs']
+  const files = await change(filesOf(path.join('tests/golden', folder)))
+  const broken = Object.entries(files).map(([name, bytes]) => {
+    if (!isBroken || !name.endsWith('.onnx')) return [name, bytes]
+    const text = Buffer.from(bytes).toString('latin1').replaceAll(operator, unknown(operator))
+    return [name, Buffer.from(text, 'latin1')]
+  })
+  const lfs = Object.keys(files).filter((name) => name.includes('.onnx'))
+  current.hub.repositories.set('org/model', { files: Object.fromEntries(broken), lfs })
+  current.hub.repositories.set('org/lora', { files: filesOf(golden('f32')), lfs: ['adapter_model.safetensors'] })
+}
+
+/** An operator that nobody has, with a name as long. */
+const unknown = (operator: string) => `Un${operator.slice(2)}`
+
+const adapters = { lora: 'org/lora' }
+const recordsOf = (kind: Kind) =>
+  `models/data/${kind === 'an encoder and a decoder' ? 'summaries' : 'scripture.eval'}.jsonl`
+const VERBS = {
+  openSession: (adapter: boolean) => openSession('org/model', adapter ? { adapters } : {}),
+  createHandler: (adapter: boolean) => createHandler({ model: 'org/model', ...(adapter && { adapters }) }),
+  train: (adapter: boolean, kind: Kind) =>
+    train({ model: 'org/model', data: recordsOf(kind), ...(adapter && { adapter: 'org/lora' }) }),
+  'lowrank generate': (adapter: boolean) => command(adapter, 'generate', '--model', 'org/model', '--prompt', 'a'),
+  'lowrank serve': (adapter: boolean) => command(adapter, 'serve', '--model', 'org/model', '--port', '0'),
+  'lowrank train': (adapter: boolean, kind: Kind) =>
+    command(
+      adapter,
+      'train',
+      '--model',
+      'org/model',
+      '--data',
+      recordsOf(kind),
+      '--out',
+      path.join(current.home, 'out'),
+    ),
+}
+type Verb = keyof typeof VERBS
+
+async function command(adapter: boolean, ...args: string[]): Promise<void> {
+  const { code, stderr } = await lowrankHere(...args, ...(adapter ? ['--adapter', 'org/lora'] : []))
+  if (code !== 0) throw new Error(stderr)
+}
+
+/** Files of weights that were asked for. Of a graph in one file, small parts do not count. */
+function weightsSent(): string[] {
+  const { files } = current.hub.repositories.get('org/model')!
+  return Object.keys(files).filter((name) => {
+    const isLarge = files[name].byteLength >= 2 ** 26
+    if (!isLarge && !/data$/.test(name)) return false
+    return current.hub.seen.some(({ path: url, range }) => {
+      const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(range ?? '') ?? []
+      const isPart = isLarge && first !== undefined && Number(last) - Number(first) < 2 ** 20
+      return url.endsWith(`/${name}`) && !isPart
+    })
+  })
+}
+
+const kinds = Object.keys(KINDS) as Kind[]
+const verbs = Object.keys(VERBS) as Verb[]
+const cases = kinds.flatMap((kind) => verbs.map((verb) => [verb, kind] as const))
+
+test.each(cases)('%s on %s names an operator that nobody has', async (verb, kind) => {
+  await publishModel(kind, true)
+  const message = await messageOf(VERBS[verb](false, kind))
+  const { operator } = KINDS[kind]
+  expect(message).toMatch(new RegExp(`(?<!: )${unknown(operator)}`))
+  expect(message).toMatch(/another export|Export the model in another way/)
+  expect(weightsSent()).toEqual([])
 })
 
-it('refuses adapters that do not fit the graph', async () => {
-  const model = await modelWith()
-  for (const [name, shape] of [
-    ['model.layers.0.mamba.in_proj', [7, 32]],
-    ['model.layers.0.mamba.x_proj', [8, 8]],
-  ] as const) {
-    const adapter = new LoraAdapter({ rank: 1, targetModules: [name] })
-    adapter.addLayerOfShape(name, shape)
-    await expect(openSession(model, { adapters: { adapter } })).rejects.toThrow(name)
-    expect(model.opened).toContain('onnx/model.onnx')
-    expect(model.opened).not.toContain(weights)
-  }
+test.each(cases)('%s on %s names the layer of an adapter of another model', async (verb, kind) => {
+  await publishModel(kind, false)
+  const message = await messageOf(VERBS[verb](true, kind))
+  expect(message).toMatch(/model\.layers\.(0|\*)\.self_attn\.q_proj/)
+  expect(message).toMatch(/expected a weight of|module for/)
+  expect(weightsSent()).toEqual([])
 })
 
-it('refuses adapters of experts for which the graph has no place', async () => {
-  const model = await modelWith()
-  const parameter = 'model.layers.0.mlp.experts.gate_weight'
-  const adapter = new LoraAdapter({ rank: 1, targetModules: [], targetParameters: ['gate_weight'] })
-  adapter.addExperts(parameter, [[1, 2]], [[1], [2]])
-  await expect(openSession(model, { adapters: { adapter } })).rejects.toThrow(parameter)
-  expect(model.opened).not.toContain(weights)
+test.each(kinds)('the weights of %s come when a session needs them', async (kind) => {
+  await publishModel(kind, false)
+  const session = await openSession('org/model')
+  expect(weightsSent().length).toBeGreaterThan(0)
+  await session.dispose()
 })
+
+test('generate refuses an encoder', async () => {
+  await publishModel('an encoder and a decoder', false)
+  const { files } = current.hub.repositories.get('org/model')!
+  for (const name of Object.keys(files)) if (name.includes('decoder_model')) delete files[name]
+  expect(await messageOf(VERBS['lowrank generate'](false))).toMatch(/it does not continue texts|encoder/)
+  expect(weightsSent()).toEqual([])
+})
+
+async function messageOf(work: Promise<unknown>): Promise<string> {
+  const error: Error = await work.then(
+    () => expect.fail('no error'),
+    (thrown) => thrown,
+  )
+  return error.message
+}

@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { closing } from '../../base/bytes.js'
 import { otherBase } from '../../index/base-name.js'
+import { requireTexts } from '../../index/model.js'
 import type { AdapterSession, LoraAdapter, LoraConfig } from '../../index.js'
 import { flags } from '../flags.js'
 import { ADAPTER, MODEL, RUNS, repeated, text, toggle, UsageError, type Values } from '../options.js'
@@ -24,7 +25,10 @@ export const OUTPUT_OPTIONS = {
 
 type SessionValues = Values<typeof SESSION_OPTIONS> & Pick<Values<typeof OUTPUT_OPTIONS>, 'device' | 'threads'>
 
-/** Opens a model with adapters, calls `use`, and closes the model. `check` is called before the model is loaded. */
+/**
+ * Opens a model with adapters, calls `use`, and closes the model. Commands that write texts give `check`, which is called
+ * before the model is loaded, and the model must be able to write them.
+ */
 export async function withSession(
   { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
   use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
@@ -37,6 +41,7 @@ export async function withSession(
   const source = named ?? (await baseOfAdapter(folders[0], adapters[0][1]))
   await check?.(source, new Map(adapters))
   return closing(await node.loadModel(source, { dtype }), async (model) => {
+    if (check !== undefined) await requireTexts(model)
     for (const [folder, { config }] of adapters) {
       const warning = otherBase(folder, config.baseModel, model)
       if (warning !== undefined) warn(warning)

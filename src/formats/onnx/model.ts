@@ -45,7 +45,9 @@ export class OnnxModel {
       return bytes.subarray(offset, byteLength === undefined ? undefined : offset + byteLength)
     }
     const range = weightRange(tensor, this.name)
-    return this.file(range.location).read(range.offset + offset, byteLength ?? range.byteLength - offset)
+    const file = this.file(range.location)
+    await file.fetch?.()
+    return file.read(range.offset + offset, byteLength ?? range.byteLength - offset)
   }
 
   /**
@@ -57,6 +59,16 @@ export class OnnxModel {
     const source = this.files.get(location)
     if (source === undefined) throw new FormatError({ where: this.name, what: `no external file ${location}` })
     return source
+  }
+
+  /** True if files are on a server and not here yet. */
+  get isAway(): boolean {
+    return [...this.files.values()].some((file) => file.fetch !== undefined)
+  }
+
+  /** Downloads the files that are on a server and not here yet. */
+  async fetch(): Promise<void> {
+    for (const file of this.files.values()) await file.fetch?.()
   }
 
   /** Closes all files. */
@@ -77,22 +89,24 @@ async function refuse(source: ByteSource, cause: unknown): Promise<never> {
   })
 }
 
-/** Reads no weights. `check` comes before external files are opened (downloads). Throws FileError if one is missing. */
-export async function loadOnnx(
-  directory: Directory,
-  path: string,
-  check?: (model: OnnxModel) => Promise<void>,
-): Promise<OnnxModel> {
+/** A smaller .onnx file is downloaded at once: asking for the parts between its weights would take as long. */
+const LEAST_IN_PLACE_BYTES = 1 << 26
+
+/**
+ * Reads no weights. On the Hub, they stay there until one is read, or `fetch` is called. Throws FileError if a file is
+ * missing.
+ */
+export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
   const slash = path.lastIndexOf('/')
   const fileName = path.slice(slash + 1)
   const files = new Map<string, ByteSource>()
   try {
-    const source = await directory.open(path)
+    const source = await openInPlace(directory, path)
     files.set(fileName, source)
+    if (source.byteLength < LEAST_IN_PLACE_BYTES) await source.fetch?.()
     const skeleton = await scanSkeleton(source, fileName).catch((cause) => refuse(source, cause))
     const proto = decodeModel(skeleton, source.name)
     const model = new OnnxModel(source.name, fileName, proto, files)
-    await check?.(model)
     for (const tensor of tensorsOf(proto)) {
       if (!isExternal(tensor)) continue
       const { location, offset, byteLength } = weightRange(tensor, source.name)
@@ -106,6 +120,10 @@ export async function loadOnnx(
     await Promise.all([...files.values()].map((source) => source.close()))
     throw error
   }
+}
+
+function openInPlace(directory: Directory, path: string): Promise<ByteSource> {
+  return directory.openInPlace?.(path) ?? directory.open(path)
 }
 
 function decodeModel(skeleton: Uint8Array, where: string): ModelProto {
@@ -133,7 +151,7 @@ async function openExternal(
     })
   }
   const path = folder + parts.filter((part) => part !== '.').join('/')
-  if (await directory.has(path)) return directory.open(path)
+  if (await directory.has(path)) return openInPlace(directory, path)
   throw new FileError({
     where,
     what: `its weights are in ${location}, which is not there`,

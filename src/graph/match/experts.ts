@@ -4,14 +4,13 @@
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { expertForm, modelType } from '../../families/families.js'
-import type { OnnxModel } from '../../formats/onnx/model.js'
 import { dimsOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { chosenRows, type ExpertLora, expertFactors, parameterLayout } from '../../lora/kinds/experts.js'
 import { type LinearValues, linearValues } from '../../lora/run-adapter.js'
 import { intAttribute } from '../view/attributes.js'
-import { type Graph, readGraph } from '../view/graph.js'
+import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
-import { findLinears, type Linear, type ModuleMap, nodeScope } from './linears.js'
+import { type Linear, nodeScope } from './linears.js'
 import { type Place, storedValue } from './parameters.js'
 
 type Config = Readonly<Record<string, unknown>>
@@ -72,17 +71,6 @@ export function placeExperts(graph: Graph, linears: readonly Linear[], wanted: P
     layers: [],
     stack: { ...stack, ...layout },
   }
-}
-
-/** Throws if a model, whose weights need not be there, has no place for a parameter. */
-export function checkExperts(
-  model: OnnxModel,
-  parameters: readonly Parameter[],
-  { config, modules }: { readonly config: Config; readonly modules?: ModuleMap | undefined },
-): void {
-  const graph = readGraph(model)
-  const linears = findLinears(graph, modules)
-  for (const parameter of parameters) placeExperts(graph, linears, parameter, config)
 }
 
 /** Returns all parameters of experts in a graph, with their names in transformers. */

@@ -1,16 +1,15 @@
 // Finds an adapter's layers in a graph, for sessions and merges.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import type { LinearValues, RunAdapter } from '../../lora/run-adapter.js'
+import type { LinearValues } from '../../lora/run-adapter.js'
 import { stringAttribute } from '../view/attributes.js'
-import { Graph } from '../view/graph.js'
+import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
 import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
 import { withPointwise } from './forms/pointwise.js'
-import { findLinears, type Linear, type ModuleMap, type NamedLayer } from './linears.js'
-import { matchLayers, moduleFinder, POOLER, withoutMissing } from './match.js'
+import type { Linear, NamedLayer } from './linears.js'
+import { matchLayers, moduleFinder, withoutMissing } from './match.js'
 import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
 
 /** The node of a part of the graph that an execution provider compiled together with its weights. */
@@ -53,13 +52,6 @@ export function placeAdapter(
     layers.set(part, layer)
     return { name: part.layer.name, layer, linear }
   })
-}
-
-/** Throws if layers of an adapter have no place in a model, whose weights need not be there. Poolers may be missing. */
-export function checkPlaces({ proto }: OnnxModel, adapter: RunAdapter, modules?: ModuleMap): void {
-  const graph = new Graph(proto)
-  const isLayer = (part: { kind: string; name: string }) => part.kind === 'linear' && !POOLER.test(part.name)
-  placeLayers(graph, findLinears(graph, modules), adapter.parts().filter(isLayer) as readonly LinearValues[])
 }
 
 /** Matches by names and shapes. Throws UnsupportedError if a module has a form that cannot be adapted. */

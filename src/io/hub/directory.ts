@@ -54,7 +54,10 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
   constructor(
     readonly source: HubSource,
     readonly commit: string,
-    private readonly files: { readonly paths: ReadonlySet<string>; open(path: string): Promise<ByteSource> },
+    private readonly files: {
+      readonly paths: ReadonlySet<string>
+      open(path: string, isInPlace: boolean): Promise<ByteSource>
+    },
   ) {
     super()
     this.name = hubName(source)
@@ -79,9 +82,17 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
     return this.files.paths.has(this.#full(path))
   }
 
-  async open(path: string): Promise<ByteSource> {
+  open(path: string): Promise<ByteSource> {
+    return this.#open(path, false)
+  }
+
+  openInPlace(path: string): Promise<ByteSource> {
+    return this.#open(path, true)
+  }
+
+  async #open(path: string, isInPlace: boolean): Promise<ByteSource> {
     const full = this.#full(path)
-    if (this.files.paths.has(full)) return this.files.open(full)
+    if (this.files.paths.has(full)) return this.files.open(full, isInPlace)
     throw new FileError({
       where: `${this.name}/${path}`,
       what: 'no such file in the repository',

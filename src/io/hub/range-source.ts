@@ -28,6 +28,39 @@ export interface RangeSource extends ByteSource {
   read(offset: number, byteLength: number, onReceived?: OnReceived): Promise<Uint8Array<ArrayBuffer>>
 }
 
+/** A file that is read in ranges until `fetch` downloads it. */
+export function inPlace(ranges: RangeSource, download: () => Promise<ByteSource>): ByteSource {
+  const { name, byteLength } = ranges
+  let here: ByteSource | undefined
+  let coming: Promise<ByteSource> | undefined
+  return {
+    name,
+    byteLength,
+    get realPath() {
+      return here?.realPath
+    },
+    get fd() {
+      return here?.fd
+    },
+    get blob() {
+      return here?.blob
+    },
+    read: (offset, length) => (here ?? ranges).read(offset, length),
+    get fetch() {
+      if (here !== undefined) return undefined
+      return async () => {
+        coming ??= download()
+        try {
+          here = await coming
+        } finally {
+          coming = undefined
+        }
+      }
+    },
+    close: async () => here?.close(),
+  }
+}
+
 /** @param file `version` is set if the content at the URL may change: see {@link versionOf} */
 export function rangeSource(
   connection: HubConnection,

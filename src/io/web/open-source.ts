@@ -17,7 +17,7 @@ import {
   resolveRevision,
 } from '../hub/api.js'
 import { HubDirectory, hubName, type OnDownload, type RemoteOptions } from '../hub/directory.js'
-import { MAX_WHOLE_BYTES, type RangeSource, rangeSource } from '../hub/range-source.js'
+import { inPlace, MAX_WHOLE_BYTES, type RangeSource, rangeSource } from '../hub/range-source.js'
 import { type HubConnection, HubError, shown } from '../hub/request.js'
 import { locateAtUrl, locateInHub } from '../locate.js'
 import { type HubSource, parseSource } from '../source.js'
@@ -155,14 +155,16 @@ function openUrlFolder(url: string, options: WebHubOptions): UrlDirectory {
   const { fetch, signal, times, readsRanges, onDownload } = options
   const connection = urlConnection(url, { fetch, signal, hidesRedirects: true, ...times })
   const cache = new FileCache(options.caches, options.onWarning)
-  const open = async (file: UrlFile): Promise<ByteSource> => {
+  const open = async (file: UrlFile, isInPlace: boolean): Promise<ByteSource> => {
     const refused = (response: Response) => urlRefusal(file.url, response)
     const ranges = rangeSource(connection, { ...file, name: shown(file.url) }, refused)
     const isRead = readsRanges && file.byteLength > MAX_WHOLE_BYTES
     if (file.hasRanges && (isRead || file.version === undefined)) return ranges
     const key = new URL(file.url)
     key.searchParams.set('lowrank-version', file.version ?? `${Date.now()}`)
-    return cache.open(ranges, key.href, { onDownload, isWhole: !file.hasRanges })
+    const download = () => cache.open(ranges, key.href, { onDownload, isWhole: !file.hasRanges })
+    const isHere = !isInPlace || !file.hasRanges || (await cache.has(key.href, file.byteLength))
+    return isHere ? download() : inPlace(ranges, download)
   }
   return new UrlDirectory(url, connection, open)
 }
@@ -183,16 +185,17 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
   const models = `${endpoint}/api/models/${id}`
   const commit = await commitOf()
   const files = await filesOf()
-  const open = async (path: string): Promise<ByteSource> => {
+  const open = async (path: string, isInPlace: boolean): Promise<ByteSource> => {
     const file = files.get(path)!
     const { byteLength } = file
     const url = fileUrl(connection, source, commit, path)
     const name = hubName({ ...source, path })
     const refused = (response: Response) => refusal(response, { ...asked, file: path })
     const ranges = rangeSource(connection, { url, name, byteLength }, refused)
-    const isRead = options.readsRanges && byteLength > MAX_WHOLE_BYTES && !(await cache.has(url, byteLength))
-    if (isRead) return ranges
-    return cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })
+    const isAway = async () => !(await cache.has(url, byteLength))
+    if (options.readsRanges && byteLength > MAX_WHOLE_BYTES && (await isAway())) return ranges
+    const download = () => cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })
+    return isInPlace && (await isAway()) ? inPlace(ranges, download) : download()
   }
   return new HubDirectory(source, commit, { paths: new Set(files.keys()), open })
 

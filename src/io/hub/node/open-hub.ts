@@ -24,7 +24,7 @@ import {
   resolveRevision,
 } from '../api.js'
 import { HubDirectory, hubName, type RemoteOptions } from '../directory.js'
-import { MAX_WHOLE_BYTES, rangeSource } from '../range-source.js'
+import { inPlace, MAX_WHOLE_BYTES, rangeSource } from '../range-source.js'
 import { type HubConnection, HubError, STALL_MS, shown } from '../request.js'
 import { download } from './download.js'
 import { hubEnvironment, hubToken } from './environment.js'
@@ -57,7 +57,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
   const cached = files === undefined ? await cache.cachedFiles(commit) : undefined
   if (cached?.size === 0) throw await notCached(`commit ${commit}`)
   const paths = new Set((files ?? cached)!.keys())
-  return new HubDirectory(source, commit, { paths, open: (path) => open(path, files?.get(path)) })
+  return new HubDirectory(source, commit, { paths, open: (path, isInPlace) => open(path, files?.get(path), isInPlace) })
 
   async function commitOf(): Promise<string> {
     if (COMMIT.test(revision)) return revision
@@ -96,7 +96,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     options.onWarning?.(`${error.message}. The copy in the cache is used, as it was when it came`)
   }
 
-  async function open(path: string, file: HubFile | undefined): Promise<ByteSource> {
+  async function open(path: string, file: HubFile | undefined, isInPlace: boolean): Promise<ByteSource> {
     const local = cache.snapshot(commit, path)
     const status = await stat(local).catch(() => undefined)
     if (status?.isFile() && (file === undefined || status.size === file.byteLength)) {
@@ -119,9 +119,8 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     const refused = (response: Response) => refusal(response, request)
     const url = fileUrl(connection, source, commit, path)
     const { byteLength } = file
-    if (options.readsRanges && byteLength > MAX_WHOLE_BYTES) {
-      return rangeSource(connection, { url, name, byteLength }, refused)
-    }
+    const ranges = rangeSource(connection, { url, name, byteLength }, refused)
+    if (options.readsRanges && byteLength > MAX_WHOLE_BYTES) return ranges
     const digest = file.sha256 ?? file.gitSha1
     const target = cache.blob(digest)
     await cache.prepare().catch(({ where, what, cause }: FileError) => {
@@ -129,14 +128,17 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
       const hint = `The cache is ${cacheFolder}${said}: set ${cacheVariable ?? 'HF_HOME'} to a folder that you may write to`
       throw new FileError({ where, what, hint, cause })
     })
-    const isNew = (await stat(target).catch(() => undefined))?.size !== byteLength
-    if (isNew) {
-      const { onDownload } = options
-      await download({ url, name, refused, connection, byteLength, digest: digestOf(file), target, onDownload })
+    const bring = async () => {
+      const isNew = (await stat(target).catch(() => undefined))?.size !== byteLength
+      if (isNew) {
+        const { onDownload } = options
+        await download({ url, name, refused, connection, byteLength, digest: digestOf(file), target, onDownload })
+      }
+      await cache.link(digest, commit, path, isNew)
+      await cache.writeRef(revision, commit)
+      return openFile(local)
     }
-    await cache.link(digest, commit, path, isNew)
-    await cache.writeRef(revision, commit)
-    return openFile(local)
+    return isInPlace ? inPlace(ranges, bring) : bring()
   }
 
   async function asked(hub = connection): Promise<HubRequest> {
@@ -158,27 +160,29 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
   const { stallMs } = hubEnvironment(variables)
   const connection = urlConnection(url, { signal, ...(stallMs !== undefined && { stallMs }), ...times })
   const cache = path.join(variables.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'lowrank', 'urls')
-  const open = async (file: UrlFile): Promise<ByteSource> => {
+  const open = async (file: UrlFile, isInPlace: boolean): Promise<ByteSource> => {
     const refused = (response: Response) => urlRefusal(file.url, response)
     const target = path.join(cache, ...placeOf(file.url))
     if (await isKept(target, file)) return openFile(target)
-    if (readsRanges && file.hasRanges && file.byteLength > MAX_WHOLE_BYTES) {
-      return rangeSource(connection, { ...file, name: shown(file.url) }, refused)
-    }
-    await makeFolders(path.dirname(target))
-    // The name contains the version, so that a partial file of another version is not continued.
-    const versioned = `${target}.${hash(file.version ?? `${Date.now()}`)}`
     const name = shown(file.url)
-    await download({ ...file, name, connection, digest: undefined, target: versioned, onDownload, refused })
-    await withFileErrors(target, 'cannot be written', async () => {
-      await unlink(`${target}.version`).catch(() => {})
-      // Another process may already have renamed the same content.
-      await rename(versioned, target).catch(async (error) => {
-        if ((await stat(target).catch(() => undefined))?.size !== file.byteLength) throw error
+    const ranges = rangeSource(connection, { ...file, name }, refused)
+    if (readsRanges && file.hasRanges && file.byteLength > MAX_WHOLE_BYTES) return ranges
+    const bring = async () => {
+      await makeFolders(path.dirname(target))
+      // The name contains the version, so that a partial file of another version is not continued.
+      const versioned = `${target}.${hash(file.version ?? `${Date.now()}`)}`
+      await download({ ...file, name, connection, digest: undefined, target: versioned, onDownload, refused })
+      await withFileErrors(target, 'cannot be written', async () => {
+        await unlink(`${target}.version`).catch(() => {})
+        // Another process may already have renamed the same content.
+        await rename(versioned, target).catch(async (error) => {
+          if ((await stat(target).catch(() => undefined))?.size !== file.byteLength) throw error
+        })
+        if (file.version !== undefined) await writeFile(`${target}.version`, file.version)
       })
-      if (file.version !== undefined) await writeFile(`${target}.version`, file.version)
-    })
-    return openFile(target)
+      return openFile(target)
+    }
+    return isInPlace && file.hasRanges ? inPlace(ranges, bring) : bring()
   }
   return new UrlDirectory(url, connection, open)
 }

