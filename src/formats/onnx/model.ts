@@ -89,7 +89,7 @@ async function refuse(source: ByteSource, cause: unknown): Promise<never> {
   })
 }
 
-/** A smaller .onnx file is downloaded at once: asking for the parts between its weights would take as long. */
+/** A smaller .onnx file is downloaded at once: it is there before all parts between its weights are asked for. */
 const LEAST_IN_PLACE_BYTES = 1 << 26
 
 /**

@@ -28,11 +28,39 @@ export interface RangeSource extends ByteSource {
   read(offset: number, byteLength: number, onReceived?: OnReceived): Promise<Uint8Array<ArrayBuffer>>
 }
 
-/** A file that is read in ranges until `fetch` downloads it. */
+/** So many requests show whether a reader skips much of a file. */
+const TRIED_REQUESTS = 32
+
+/** In the time of one request, about this many bytes of a download arrive. */
+const BYTES_OF_REQUEST = 1 << 21
+
+/**
+ * A file that is read in ranges until `fetch` downloads it. A reader who skips less than it takes to ask for the next
+ * range, such as between small weights, gets the whole file at once.
+ */
 export function inPlace(ranges: RangeSource, download: () => Promise<ByteSource>): ByteSource {
   const { name, byteLength } = ranges
   let here: ByteSource | undefined
   let coming: Promise<ByteSource> | undefined
+  const bring = async () => {
+    coming ??= download()
+    try {
+      here = await coming
+    } finally {
+      coming = undefined
+    }
+    return here
+  }
+  let [requests, asked] = [0, Number.NEGATIVE_INFINITY]
+  const read = async (offset: number, length: number) => {
+    if (here !== undefined) return here.read(offset, length)
+    if (offset < asked || offset + length > asked + BLOCK_BYTES) {
+      requests++
+      asked = offset
+    }
+    const isSlow = requests > TRIED_REQUESTS && offset < requests * BYTES_OF_REQUEST
+    return (isSlow ? await bring() : ranges).read(offset, length)
+  }
   return {
     name,
     byteLength,
@@ -45,17 +73,9 @@ export function inPlace(ranges: RangeSource, download: () => Promise<ByteSource>
     get blob() {
       return here?.blob
     },
-    read: (offset, length) => (here ?? ranges).read(offset, length),
+    read,
     get fetch() {
-      if (here !== undefined) return undefined
-      return async () => {
-        coming ??= download()
-        try {
-          here = await coming
-        } finally {
-          coming = undefined
-        }
-      }
+      return here === undefined ? async () => void (await bring()) : undefined
     },
     close: async () => here?.close(),
   }
@@ -69,6 +89,8 @@ export function rangeSource(
 ): RangeSource {
   const { url, name, version } = file
   let lastBlock: Promise<Block | undefined> = Promise.resolve(undefined)
+  /** Where the last answer came from, after redirects. Such an address is valid for some minutes. */
+  let direct = url
   const source: RangeSource = {
     name,
     byteLength: file.byteLength,
@@ -105,7 +127,12 @@ export function rangeSource(
 
   async function fetchRange(offset: number, byteLength: number, onReceived?: OnReceived) {
     const range = `bytes=${offset}-${offset + byteLength - 1}`
-    const answer = await request(connection, url, { range })
+    let answer = await request(connection, direct, { range })
+    if (!answer.response.ok && direct !== url) {
+      await answer.cancel()
+      answer = await request(connection, url, { range })
+    }
+    direct = answer.address
     const { response } = answer
     const refuse = async (error: FileError) => {
       await answer.cancel()

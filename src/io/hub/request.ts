@@ -62,6 +62,8 @@ export function isWorthATry(error: unknown): boolean {
 
 export interface HubAnswer {
   readonly response: ResponseLike
+  /** The address that answered, after redirects that we follow. */
+  readonly address: string
   chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
   cancel(): Promise<void>
 }
@@ -87,6 +89,7 @@ export async function request(
       if (![301, 302, 303, 307, 308].includes(response.status) || location === null) {
         return {
           response,
+          address: url.href,
           chunks: () => chunksOf(url, response, watch, slowMs),
           async cancel() {
             watch.done()
