@@ -11,6 +11,9 @@ import { mapTensors } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
 import { DataType, externalTensor, isExternal, weightRange } from '../../src/formats/onnx/tensors.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import { lowrankHere } from '../cli/in-process.js'
 import { root } from '../cli/lowrank.js'
 import { golden } from '../io/hub/publish.js'
@@ -20,7 +23,7 @@ useHub()
 
 // Imported from dist, because src has no compiled scripts for worker threads.
 const built = (file: string) => import(pathToFileURL(path.join(root, 'dist', file)).href)
-const { openSession, train }: typeof import('../../src/node.js') = await built('node.js')
+const { LoraAdapter, openSession, train }: typeof import('../../src/node.js') = await built('node.js')
 const { createHandler }: typeof import('../../src/serve/node/entry.js') = await built('serve/node/entry.js')
 
 const outer = { ...process.env }
@@ -163,6 +166,43 @@ test.each(kinds)('the weights of %s come when a session needs them', async (kind
   const session = await openSession('org/model')
   expect(weightsSent().length).toBeGreaterThan(0)
   await session.dispose()
+})
+
+/** Publishes Granite 4-h, with an unknown operator after the module `stop`. */
+async function publishHybrid(stop?: string): Promise<void> {
+  const files = filesOf('tests/golden/hybrids/granite_h/mobius')
+  if (stop !== undefined) {
+    const graph = new Graph((await loadOnnx(new MemoryDirectory(files), 'onnx/model.onnx')).proto)
+    const { output } = findLinears(graph).find(({ name }) => name.endsWith(stop))!
+    const g = new Builder(graph, 'unheard')
+    graph.putBehind(output, (value) => g.op('com.microsoft:Unheard', [value]), 'known')
+    files['onnx/model.onnx'] = serializeModel(graph.toModel())
+  }
+  current.hub.repositories.set('org/model', { files, lfs: [] })
+}
+
+test('a training that gradients reach only in part names the layers without', async () => {
+  await publishHybrid('layers.1.shared_mlp.output_linear')
+  const [front, behind] = ['model.layers.0.mamba.in_proj', 'model.layers.1.self_attn.o_proj']
+  const given = { model: 'org/model', data: [{ text: 'a text' }] }
+  const error = await train({ ...given, config: { targetModules: ['in_proj', 'out_proj', 'o_proj'] } }).catch(
+    (thrown: Error) => thrown,
+  )
+  expect(String(error)).toMatch(/no gradient through com.microsoft:Unheard \(.*\) reaches model.layers.0.mamba.in_proj/)
+  expect(error).toMatchObject({ code: 'UNSUPPORTED', hint: expect.not.stringContaining(front) })
+  const adapter = new LoraAdapter({ rank: 1, targetModules: [front, behind] })
+  adapter.addLayerOfShape(front, [152, 32])
+  await expect(train({ ...given, adapter })).rejects.toThrow(/no gradient through com.microsoft:Unheard/)
+  expect(weightsSent()).toEqual([])
+})
+
+test('an adapter of experts for which the graph has no place is refused', async () => {
+  await publishHybrid()
+  const parameter = 'model.layers.0.mlp.experts.gate_weight'
+  const adapter = new LoraAdapter({ rank: 1, targetModules: [], targetParameters: ['gate_weight'] })
+  adapter.addExperts(parameter, [[1, 2]], [[1], [2]])
+  await expect(openSession('org/model', { adapters: { adapter } })).rejects.toThrow(parameter)
+  expect(weightsSent()).toEqual([])
 })
 
 test('generate refuses an encoder', async () => {
