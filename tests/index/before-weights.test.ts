@@ -23,7 +23,7 @@ useHub()
 
 // Imported from dist, because src has no compiled scripts for worker threads.
 const built = (file: string) => import(pathToFileURL(path.join(root, 'dist', file)).href)
-const { LoraAdapter, openSession, train }: typeof import('../../src/node.js') = await built('node.js')
+const { configureHub, LoraAdapter, openSession, train }: typeof import('../../src/node.js') = await built('node.js')
 const { createHandler }: typeof import('../../src/serve/node/entry.js') = await built('serve/node/entry.js')
 
 const outer = { ...process.env }
@@ -34,6 +34,8 @@ beforeEach(() => {
 })
 
 afterEach(() => {
+  // Commands show downloads, also those of later calls in this process.
+  configureHub({ onDownload: undefined, onWarning: undefined })
   process.env = { ...outer }
 })
 

@@ -26,8 +26,8 @@ export const OUTPUT_OPTIONS = {
 type SessionValues = Values<typeof SESSION_OPTIONS> & Pick<Values<typeof OUTPUT_OPTIONS>, 'device' | 'threads'>
 
 /**
- * Opens a model with adapters, calls `use`, and closes the model. Commands that write texts give `check`, which is called
- * before the model is loaded, and the model must be able to write them.
+ * Opens a model with adapters, calls `use`, and closes the model. Commands that write texts give `check`, which is
+ * called before the model is loaded, and the model must be able to write them.
  */
 export async function withSession(
   { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
