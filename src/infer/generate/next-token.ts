@@ -1,6 +1,6 @@
 // Chooses the next token from logits: repetition penalty (Keskar et al. 2019), greedy, temperature, top-k (Fan et al.
 // 2018), nucleus sampling or top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), in the order of Hugging Face's
-// transformers. All functions are pure: the caller passes the random number.
+// transformers. The caller passes the random number.
 
 import { NumericError } from '../../base/errors.js'
 import type { Sampling } from './sampling.js'
@@ -40,10 +40,37 @@ export interface ScoredToken {
   readonly logprob: number
 }
 
-export function scoreTokens(logits: Float32Array, id: number, count: number, temperature = 1) {
+/** e^((logit − the largest logit) / temperature) of each token, and their sum. */
+export interface TokenWeights {
+  readonly max: number
+  readonly temperature: number
+  readonly weights: Float64Array
+  readonly sum: number
+}
+
+/** Used again for each token: a new array for each would be hundreds of kilobytes of garbage. */
+let reused = new Float64Array()
+
+/** The weights are valid until the next call. */
+export function weigh(logits: Float32Array, temperature = 1): TokenWeights {
   const max = logits[argmax(logits)]
+  if (reused.length < logits.length) reused = new Float64Array(logits.length)
+  const weights = reused.subarray(0, logits.length)
   let sum = 0
-  for (let i = 0; i < logits.length; i++) sum += Math.exp((logits[i] - max) / temperature)
+  for (let i = 0; i < logits.length; i++) {
+    const weight = Math.exp((logits[i] - max) / temperature)
+    weights[i] = weight
+    sum += weight
+  }
+  return { max, temperature, weights, sum }
+}
+
+export function scoreTokens(
+  logits: Float32Array,
+  id: number,
+  count: number,
+  { max, temperature, sum }: Omit<TokenWeights, 'weights'> = weigh(logits),
+) {
   const scored = (token: number) => ({ id: token, logprob: (logits[token] - max) / temperature - Math.log(sum) })
   const top = count === 0 ? [] : [...largest(logits, Math.min(count, logits.length))].map(scored)
   return { chosen: scored(id), top: top.sort((a, b) => b.logprob - a.logprob || a.id - b.id) }
@@ -76,11 +103,14 @@ export function argmax(logits: Float32Array): number {
 type DrawOptions = Pick<Sampling, 'temperature' | 'topK' | 'topP' | 'minP'>
 
 /** Returns the tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
-export function tokenDistribution(logits: Float32Array, { temperature, topK, topP, minP }: DrawOptions) {
-  const max = logits[argmax(logits)]
+export function tokenDistribution(
+  logits: Float32Array,
+  { temperature, topK, topP, minP }: DrawOptions,
+  { weights } = weigh(logits, temperature),
+) {
   let ids = topK < logits.length ? largest(logits, topK) : atLeast(logits, Number.NEGATIVE_INFINITY)
   let probabilities = new Float64Array(ids.length)
-  for (let i = 0; i < ids.length; i++) probabilities[i] = Math.exp((logits[ids[i]] - max) / temperature)
+  for (let i = 0; i < ids.length; i++) probabilities[i] = weights[ids[i]]
   normalize(probabilities)
   const keep = (kept: Uint32Array) => {
     ids = kept.map((position) => ids[position])
@@ -96,19 +126,32 @@ export function tokenDistribution(logits: Float32Array, { temperature, topK, top
   return { ids, probabilities }
 }
 
-export function sampleToken(logits: Float32Array, sampling: DrawOptions, uniform: () => number): number {
-  if (sampling.temperature === 0) return argmax(logits)
-  const { ids, probabilities } = tokenDistribution(logits, sampling)
-  const target = uniform()
+/** @param weighed the weights at the temperature of `sampling`, if they are known */
+export function sampleToken(
+  logits: Float32Array,
+  sampling: DrawOptions,
+  uniform: () => number,
+  weighed?: TokenWeights,
+): number {
+  const { temperature, topK, topP, minP } = sampling
+  if (temperature === 0) return argmax(logits)
+  const all = weighed ?? weigh(logits, temperature)
+  if (topK >= logits.length && topP === 1 && minP === 0) return draw(all.weights, all.sum * uniform())
+  const { ids, probabilities } = tokenDistribution(logits, sampling, all)
+  return ids[draw(probabilities, uniform())]
+}
+
+/** Returns the first position up to which the weights sum to more than `target`. */
+function draw(weights: Float64Array, target: number): number {
   let sum = 0
   let last = 0
-  for (let i = 0; i < ids.length; i++) {
-    if (probabilities[i] === 0) continue
+  for (let i = 0; i < weights.length; i++) {
+    if (weights[i] === 0) continue
     last = i
-    sum += probabilities[i]
+    sum += weights[i]
     if (target < sum) break
   }
-  return ids[last]
+  return last
 }
 
 /** Returns the indices of the `count` largest values, the lowest index first. Of equal values, the first are taken. */

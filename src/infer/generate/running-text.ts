@@ -6,7 +6,7 @@ import type { TokenDecoder } from '../../text/decoder.js'
 import type { Mix } from '../adapters/choice.js'
 import type { RowFactors } from '../adapters/row-factors.js'
 import type { Grammars, TextGrammar } from '../schemas/grammars.js'
-import { changedLogits, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
+import { changedLogits, type ScoredToken, sampleToken, scoreTokens, weigh } from './next-token.js'
 import type { Sampling } from './sampling.js'
 import { type TextLimits, TextRow } from './text-row.js'
 
@@ -124,13 +124,15 @@ export class RunningText {
     const tokens = { known: this.#known, written: this.#written, banned: isShort ? limits.endIds : [] }
     const changed = this.#isPlain ? logits : changedLogits(logits, { sampling, bias, ...tokens })
     const allowed = this.#grammar?.masked(changed) ?? changed
-    const id = sampleToken(allowed, sampling, () => this.#random.uniform())
+    const temperature = isSampled ? sampling.temperature : 1
+    const weighed = scores === undefined ? undefined : weigh(logits, temperature)
+    const isShared = allowed === logits && temperature === sampling.temperature
+    const id = sampleToken(allowed, sampling, () => this.#random.uniform(), isShared ? weighed : undefined)
     this.#grammar?.accept(id)
     this.tokens.push(id)
     this.#known.add(id)
     this.#written.set(id, (this.#written.get(id) ?? 0) + 1)
-    const temperature = isSampled ? sampling.temperature : 1
-    const scored = scores === undefined ? undefined : scoreTokens(logits, id, scores, temperature)
+    const scored = weighed && scoreTokens(logits, id, scores!, weighed)
     this.#row.push(id)
     return { text: this.index, id, scores: scored, cachedTokens }
   }
