@@ -48,6 +48,15 @@ export interface TokenWeights {
   readonly sum: number
 }
 
+/**
+ * Powers of 2 with which e^-x is 2^-whole · 2^-(part / PARTS) · (1 + r + r²/2), where r is so small that the error is
+ * below 1e-11. With tens of thousands of tokens, Math.exp takes five times as long.
+ */
+const PART_BITS = 11
+const PARTS = 2 ** PART_BITS
+const POWERS = Float64Array.from({ length: 1075 }, (_, whole) => 2 ** -whole)
+const ROOTS = Float64Array.from({ length: PARTS }, (_, part) => 2 ** (-part / PARTS))
+
 /** Used again for each token: a new array for each would be hundreds of kilobytes of garbage. */
 let reused = new Float64Array()
 
@@ -56,9 +65,16 @@ export function weigh(logits: Float32Array, temperature = 1): TokenWeights {
   const max = logits[argmax(logits)]
   if (reused.length < logits.length) reused = new Float64Array(logits.length)
   const weights = reused.subarray(0, logits.length)
+  const scale = PARTS / (Math.LN2 * temperature)
   let sum = 0
   for (let i = 0; i < logits.length; i++) {
-    const weight = Math.exp((logits[i] - max) / temperature)
+    const power = (max - logits[i]) * scale
+    let weight = 0
+    if (power < POWERS.length * PARTS) {
+      const steps = power | 0
+      const rest = (steps - power) * (Math.LN2 / PARTS)
+      weight = POWERS[steps >> PART_BITS] * ROOTS[steps & (PARTS - 1)] * (1 + rest + 0.5 * rest * rest)
+    }
     weights[i] = weight
     sum += weight
   }
