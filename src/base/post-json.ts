@@ -1,5 +1,4 @@
-// Requests to servers with an API like OpenAI's: no redirects, a bounded answer in a bounded time, and a second try if
-// the server is busy.
+// Requests to servers with an API like OpenAI's: no redirects, bounded in size and time, tried again if one is busy.
 
 import { ConfigError, messageOf, RuntimeError } from './errors.js'
 import type { SignalLike } from './globals.js'

@@ -1,5 +1,4 @@
-// Random numbers by sfc32 (Doty-Humphrey, PractRand). Each seed and stream name gives a separate sequence, so drawing
-// from one stream never changes another.
+// Random numbers by sfc32 (Doty-Humphrey, PractRand). Each seed and stream name gives a sequence of its own.
 
 import { ConfigError } from './errors.js'
 

@@ -1,5 +1,4 @@
-// Describes commands as data, and parses their options with Node's parser. Other parsers ignore unknown options, or do
-// not allow an option twice.
+// Describes commands as data. Node parses them: other parsers ignore unknown options, or take an option only once.
 
 import { parseArgs } from 'node:util'
 import { adviceOn, meantBy, peftStart } from '../base/synonyms.js'

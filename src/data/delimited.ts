@@ -1,6 +1,5 @@
-// CSV and TSV (RFC 4180): the first line has the names of the columns, and each further row is a record whose values
-// are all text. Quoted fields may contain the divider, line breaks and doubled quotes. The file is read in chunks, and
-// a field may span several of them.
+// CSV and TSV (RFC 4180): the first line names the columns, values are text. The file is read in chunks, and a quoted
+// field (dividers, line breaks, doubled quotes) may span several of them.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'

@@ -1,7 +1,5 @@
-// Parquet files, read by hyparquet, an optional peer that loads with the first such file. One row group is in memory at
-// a time. hyparquet trusts the counts and lengths in a file, so a damaged file of 1 kB can keep it busy for minutes.
-// Therefore it runs in a thread that we end if it takes too much time or memory. A browser has no such thread: there we
-// only check the footer, and the time after each page of the file.
+// Parquet, read by hyparquet, an optional peer, one row group at a time. A damaged file of 1 kB can keep it busy for
+// minutes, so it runs in a thread with bounds; a browser only checks the footer, and the time after each page.
 
 import type { ColumnChunk, Compressors, FileMetaData, RowGroup } from 'hyparquet'
 import type { ByteSource } from '../base/bytes.js'

@@ -1,5 +1,4 @@
-// Reads settings of sentence-transformers: modules.json lists what follows the encoder, and 1_Pooling/config.json has
-// the pooling.
+// Settings of sentence-transformers: modules.json lists what follows the encoder, 1_Pooling/config.json the pooling.
 
 import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'

@@ -1,5 +1,4 @@
-// Rewards in train.py: graders judge there with the Python packages whose numbers they have here. A function of
-// TypeScript and a model that judges have no such form, so the script has a function to fill in.
+// Rewards in train.py: graders with the Python packages of their numbers; others become a function to fill in.
 
 import type { Grader } from '../train/graders.js'
 import type { Reward } from '../train/rewards.js'

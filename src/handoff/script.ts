@@ -1,5 +1,4 @@
-// Writes train.py of a handed-off run, which does what TRL's settings files cannot express, and
-// its README.md: what each file is, the commands for places with GPUs, and what will differ.
+// Writes train.py of a handed-off run, which does what TRL's settings files cannot, and its README.md.
 
 import { type HandedReward, leftToFillIn, packagesOf, rewardsScript } from './rewards.js'
 import type { HandedRun } from './settings-file.js'

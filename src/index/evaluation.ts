@@ -1,5 +1,4 @@
-// Evaluation: opens the model and the adapters, evaluates, and closes them again. The code that does the work is loaded
-// with the first call.
+// Evaluation: opens the model and the adapters, evaluates, and closes them. The code loads with the first call.
 
 import type { Source } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'

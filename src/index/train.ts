@@ -1,5 +1,4 @@
-// Training: opens the model and the data, trains, and closes them again. The code that trains is loaded with the first
-// call.
+// Training: opens the model and the data, trains, and closes them. The code loads with the first call.
 
 import type { ByteSource, Source } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'

@@ -1,5 +1,4 @@
-// The engine of a session runs its graphs and writes texts with them, in a worker or in the caller's thread. Callers
-// send it adapters and texts to continue, and get tokens back.
+// The engine of a session runs its graphs and writes texts, in a worker or in the caller's thread.
 
 import { UnsupportedError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'

@@ -1,5 +1,4 @@
-// Turns feeds into plain objects. ONNX Runtime's tensors have getters, which are lost when an object is sent to a
-// worker.
+// Turns feeds into plain objects: the getters of ONNX Runtime's tensors are lost on the way to a worker.
 
 import { ConfigError, didYouMean, MismatchError, messageOf, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'

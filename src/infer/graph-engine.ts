@@ -1,5 +1,4 @@
-// Runs one graph of a session in the engine: it holds ONNX Runtime's session, whose graph has inputs for adapters, and
-// the adapters' arrays.
+// Runs one graph of a session in the engine: ONNX Runtime's session, with the adapters' arrays as inputs.
 
 import { StateError } from '../base/errors.js'
 import type { Turns } from '../base/turns.js'

@@ -1,5 +1,4 @@
-// Chooses how a product is computed: by WebAssembly if the host has it and the product is large enough, otherwise by
-// the reference loops.
+// Chooses how a product is computed: by WebAssembly if there is one and the product is large, else by loops.
 
 import { fusedBuild, type SimdBuild } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'

@@ -1,6 +1,5 @@
-// The interface of a merge kernel: it turns a chunk of a weight W, in its storage type and in place, into
-// W + Σ sᵢ·Bᵢ·Aᵢ. Each thread has its own kernel, reads whole rows (0.5 to 1 MB at a time is fastest) straight into
-// `chunk`, merges them, and writes them from there. reference-merge.ts defines the correct result.
+// A merge kernel turns a chunk of W, in its storage type and in place, into W + Σ sᵢ·Bᵢ·Aᵢ. Each thread has its own;
+// whole rows, 0.5 to 1 MB at a time, are fastest. reference-merge.ts defines the correct result.
 
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'

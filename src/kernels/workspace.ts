@@ -1,6 +1,5 @@
-// The memory in which the kernels compute. Its size is fixed: room for the packed left operand, and for one block of
-// the right one and of C. Operands are ordinary arrays and are copied in block by block. The copies cost 1 to 3 % of a
-// large product, and callers never get an array that lies in WebAssembly's memory.
+// The memory of the kernels, of fixed size: the packed left operand, a block of the right one and of C. Operands are
+// copied in block by block, which costs 1 to 3 % of a large product; callers get no array inside WebAssembly's memory.
 
 import type { FloatArray } from '../base/tensor.js'
 

@@ -1,6 +1,5 @@
-// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as in TRL 1.16: the student writes,
-// and a teacher says how it would have gone on. A local teacher gives its whole distribution (DistillationTrainer), a
-// server only the probability of each token (ServerDistillationTrainer).
+// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as in TRL 1.16: a local teacher has
+// its whole distribution (DistillationTrainer), a server only each token's probability (ServerDistillationTrainer).
 
 import { ConfigError, MismatchError, RuntimeError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'

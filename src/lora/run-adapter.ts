@@ -1,5 +1,4 @@
-// Adapters as runs use them: a whole LoraAdapter, or only the values of its linear layers. Values need none of the code
-// that computes with layers.
+// Adapters as runs use them: a LoraAdapter, or only values of linear layers, which need no code of layers.
 
 import type { Matrix } from '../base/tensor.js'
 import type { AdapterPart, BaseRecord, LoraAdapter } from './adapter.js'

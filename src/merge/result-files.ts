@@ -1,5 +1,4 @@
-// Lists the files of a result other than weights: copies from the base, a new config.json, and the adapters' chat
-// template and tokenizer.
+// The files of a result besides weights: copies, a new config.json, the adapters' chat template and tokenizer.
 
 import { type Directory, readLeniently } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'

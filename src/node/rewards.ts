@@ -1,5 +1,4 @@
-// Rewards from a file: graders, or a module whose functions run in a worker, so that one which never returns can be
-// ended.
+// Rewards from a file: graders, or a module whose functions run in a worker, which can be ended.
 
 import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'

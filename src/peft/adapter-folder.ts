@@ -1,6 +1,5 @@
-// Loads and saves adapters in PEFT's folders: adapter_config.json and adapter_model.safetensors. PEFT ignores tensors
-// that it does not expect; here every tensor is used or named in an error. The keys are described in PEFT's docs,
-// "checkpoint format".
+// Loads and saves PEFT's folders (PEFT's docs, "checkpoint format"). PEFT ignores tensors that it does not expect; here
+// every tensor is used or named in an error.
 
 import { closing, type Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFiniteStored } from '../base/dtype.js'

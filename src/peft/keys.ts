@@ -1,6 +1,5 @@
-// Turns older and unusual tensor names into the names that PEFT uses now: `base_model.model.MODULE.lora_A.weight`. The
-// known variants come from PEFT's code (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues about
-// files that did not load.
+// Turns older and unusual tensor names into `base_model.model.MODULE.lora_A.weight`. The variants come from PEFT's code
+// (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues about files that did not load.
 
 import type { ByteSource } from '../base/bytes.js'
 import { FormatError, MismatchError, ShapeError } from '../base/errors.js'

@@ -1,6 +1,5 @@
-// Finds out which adapted parameter (target_parameters) the factors of a PEFT file belong to. Their keys never contain
-// the parameter's name. PEFT wraps a module once for each adapted parameter, in the order in which the model's code
-// registers them. The last parameter has the module's key, and each earlier parameter has another `.base_layer` in it
+// Finds the adapted parameters (target_parameters) of a PEFT file, whose keys lack their names. PEFT wraps a module for
+// each, in the order of the model's code: the last has the module's key, each earlier one another `.base_layer` in it
 // (tuners_utils._inject_parameters, lora.ParamWrapper).
 
 import { attempt, FormatError, type LowrankError, MismatchError, UnsupportedError } from '../base/errors.js'

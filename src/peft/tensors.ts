@@ -1,6 +1,5 @@
-// Finds out which part of an adapter each tensor of a PEFT file belongs to. PEFT silently ignores tensors that it does
-// not expect; here every tensor is used or named in an error. The keys are described in PEFT's docs, "checkpoint
-// format".
+// Finds out which part of an adapter each tensor of a PEFT file belongs to (PEFT's docs, "checkpoint format"): every
+// tensor is used or named in an error.
 
 import { attempt, FormatError, type LowrankError, MismatchError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'

@@ -1,6 +1,5 @@
-// Output embeddings and PEFT's ensure_weight_tying. If an output embedding is tied to the input embedding, both are
-// adapted together, by the same factors with A and B exchanged. PEFT saves the factors for both, but does not name the
-// output embedding in target_modules.
+// Output embeddings and PEFT's ensure_weight_tying: tied embeddings are adapted together, by the same factors with A
+// and B exchanged. PEFT saves both, but does not name the output embedding in target_modules.
 
 import type { LoraConfig } from '../lora/config.js'
 import { targetMatcher } from '../lora/patterns/patterns.js'

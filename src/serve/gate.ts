@@ -1,5 +1,4 @@
-// Admits requests. A fixed number run at once and more wait: the lowest priority number first, then the key that has
-// the fewest running, then the key that was admitted longest ago.
+// Admits requests. More than run at once wait: by priority, then the key with fewest running, then its last turn.
 
 import { groupBy } from '../base/group.js'
 import { HttpError } from './http.js'

@@ -1,5 +1,4 @@
-// /v1/responses, as Open Responses describes it: a text and the calls of functions in it, whole or as events. Nothing
-// is stored.
+// /v1/responses, as Open Responses describes it: a text and calls of functions, whole or as events. Nothing is stored.
 
 import { isObject } from '../base/options.js'
 import { resolveSampling } from '../infer/generate/sampling.js'

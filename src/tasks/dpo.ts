@@ -1,6 +1,5 @@
-// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): the model learns to make the better of two
-// answers to a prompt more probable than before training, and the worse less. The loss is −ln σ(β·margin), averaged
-// over the pairs.
+// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the better one
+// becomes more probable than before training. The loss is −ln σ(β·margin), averaged over the pairs.
 
 import { counted, DataError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'

@@ -1,5 +1,4 @@
-// Image classification: a label, several, or a number for a picture. Examples hold pictures as bytes in the model's
-// size.
+// Image classification: labels or a number for a picture. Examples hold the bytes of pictures in the model's size.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

@@ -1,6 +1,5 @@
-// Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): from single answers marked as wanted or
-// unwanted, the model learns to make them more or less probable than before training. The loss of an answer is
-// weight·(1 − σ(±β·(log ratio − KL))); the KL is estimated from answers paired with the wrong prompt of the batch.
+// Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): answers are marked as wanted or not. A loss
+// is weight·(1 − σ(±β·(log ratio − KL))); the KL is estimated from answers paired with the wrong prompt of the batch.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

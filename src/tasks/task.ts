@@ -1,5 +1,4 @@
-// A task, with everything that differs between tasks: how a row of data becomes an example, the loss that is built on
-// the model's outputs and its divisor, the metrics, and facts for help texts and model cards.
+// A task: everything that differs between tasks, from rows of data to losses, metrics, help texts and model cards.
 
 import type { OptionTable } from '../base/options.js'
 import type { Random } from '../base/random.js'

@@ -1,6 +1,5 @@
-// Compiles chat templates, which are Jinja, with @huggingface/jinja. Adds what the library lacks: a limit on work,
-// strip, lstrip and rstrip with an argument, replace with a count, line ends of every system, and marks in place of the
-// {% generation %} tags of transformers.
+// Compiles chat templates (Jinja) with @huggingface/jinja, and adds: a limit on work, strip, lstrip and rstrip with an
+// argument, replace with a count, line ends of every system, and marks for the {% generation %} tags of transformers.
 
 import { attempt, DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'

@@ -1,6 +1,5 @@
-// Encodes a text piece by piece. It is cut where no token can reach across (added tokens, the pre-tokenizer's borders,
-// spaces in SentencePiece vocabularies), and the tokens of each piece are cached. The ids are those of the library, ten
-// times as fast. It can also say which tokens a stretch of characters has, which the library cannot.
+// Encodes a text piece by piece, cut where no token can reach across, with a cache of pieces: the library's ids, ten
+// times as fast. It can also say which tokens a stretch of characters has.
 
 import * as hub from '@huggingface/tokenizers'
 import { firstOf } from '../base/group.js'

@@ -1,5 +1,4 @@
-// Reads the records of a data set: texts, prompts with answers, and chats. Each text ends with one eos, which is also
-// a target.
+// Reads records: texts, prompts with answers, and chats. Each text ends with one eos, which is also a target.
 
 import { DataError } from '../base/errors.js'
 import { describe } from '../base/options.js'

@@ -1,6 +1,5 @@
-// Combines several adapters into one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and
-// computes the SVD of that product from two QR decompositions. This gives the closest change of each rank without a
-// matrix of the weight's size. The other ways add the factors, as PEFT's add_weighted_adapter (tuners/lora/model.py).
+// Combines adapters. The exact way stacks the factors, [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and computes the SVD by two QR
+// decompositions: the closest change of each rank. Other ways add factors, as PEFT's add_weighted_adapter.
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'

@@ -1,5 +1,4 @@
-// Resizes an adapter: computes the SVD of s·B·A exactly from its factors, by two QR decompositions and the SVD of a
-// small core. The product itself is never formed.
+// Resizes an adapter: the exact SVD of s·B·A by QR decompositions and a small core, without forming the product.
 
 import { closing, type Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'

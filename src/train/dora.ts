@@ -1,5 +1,4 @@
-// The part of the base that DoRA needs: the norm of each row of a weight. Magnitudes start from these norms, and
-// outputs are divided by them.
+// The norm of each row of a weight, for DoRA: magnitudes start from these norms, and outputs are divided by them.
 
 import { outputNorms } from '../graph/inject/affine.js'
 import { withPointwise } from '../graph/match/forms/pointwise.js'

@@ -1,5 +1,4 @@
-// The sessions that compute loss and gradients, and the weights that they train. Gradients never leave the engine's
-// thread.
+// The sessions that compute loss and gradients, with the trained weights. Gradients never leave the engine's thread.
 
 import { StateError } from '../base/errors.js'
 import { elementCount, joinedUp } from '../base/tensor.js'

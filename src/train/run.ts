@@ -1,5 +1,4 @@
-// The training loop. It ends when all steps are taken, when it is interrupted, or when a number is not finite. The
-// caller says what a step learns from, such as records, or texts with rewards.
+// The training loop, until all steps are taken, an interruption, or a number that is not finite.
 
 import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'

@@ -1,5 +1,4 @@
-// A model whose adapter learns a task. `train`, `openTrainer` and evaluations all build on it. Gradients add up until
-// the next step.
+// A model whose adapter learns a task, for `train`, `openTrainer` and evaluations. Gradients add up until a step.
 
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'

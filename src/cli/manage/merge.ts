@@ -1,5 +1,4 @@
-// lowrank merge: adds an adapter to a base model's weights, so that the result runs without LoRA. lowrank unmerge
-// removes adapters again.
+// lowrank merge: adds an adapter to a base's weights, so that they run without LoRA. lowrank unmerge removes it.
 
 import type { LayerChange, MergePlanReport } from '../../index.js'
 import { flags } from '../flags.js'

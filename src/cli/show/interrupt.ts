@@ -1,5 +1,4 @@
-// Handles Ctrl-C, SIGTERM (schedulers) and SIGHUP (a closed terminal): the first signal asks the command to save and
-// stop, the second ends the process.
+// Ctrl-C, SIGTERM (schedulers), SIGHUP (a closed terminal): the first asks to save and stop, the second ends all.
 
 import { say } from './terminal.js'
 

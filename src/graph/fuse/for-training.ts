@@ -1,5 +1,4 @@
-// Rewrites attention and RMS norms, which exporters write as single operators, so that steps and gradients take fewer
-// passes over large tensors.
+// Fuses attention and RMS norms, so that steps and gradients take fewer passes over large tensors.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { beforeSwap, lastSwapped } from '../gradients/matmul.js'

@@ -1,5 +1,4 @@
-// Fuses GELU, x·(1 + erf(x/√2))/2 or with tanh(√(2/π)·(x + 0.044715·x³)) instead of erf, into one operator, whose
-// gradient only needs to keep x.
+// Fuses GELU, by erf or by tanh(√(2/π)·(x + 0.044715·x³)), into one operator, whose gradient only needs to keep x.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'

@@ -1,5 +1,4 @@
-// Gradients of elementwise operators. If an operator broadcasts its inputs, backward.ts sums the gradients down to
-// their shapes.
+// Gradients of elementwise operators. backward.ts sums the gradients of broadcast inputs.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'

@@ -1,5 +1,4 @@
-// The table of gradient rules: for each operator, how the gradients of its inputs follow from the gradients of its
-// outputs.
+// The table of gradient rules: for each operator, how its inputs' gradients follow from its outputs'.
 
 import { PREDICATES } from '../view/operators.js'
 import type { GradientRule } from './context.js'

@@ -1,5 +1,4 @@
-// Computes the cross-entropy of rows. WebGPU in ONNX Runtime has no LogSoftmax and no OneHot, so other operators are
-// used.
+// The cross-entropy of rows. WebGPU in ONNX Runtime has no LogSoftmax and no OneHot, so other operators are used.
 
 import type { Builder, Value } from '../view/builder.js'
 

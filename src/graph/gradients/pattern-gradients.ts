@@ -1,5 +1,4 @@
-// Gradients of two nodes at once, which take fewer passes over large tensors. They are only faster: without this file,
-// results would differ by rounding.
+// Gradients of two nodes at once: fewer passes over large tensors. Without this file, results differ by rounding.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { nanGuard } from '../fuse/patterns.js'

@@ -1,6 +1,5 @@
-// Scale c and shift t of a layer's outputs, y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t. DoRA (Liu et al. 2024, arXiv 2402.09353)
-// needs c = m / ‖W + s·B·A‖, and t = (1 − c) ⊙ b because PEFT does not scale the base's bias b. A bias of B needs c = 1
-// and t = s·biasB.
+// Scale c and shift t of outputs, y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t. DoRA (Liu et al. 2024, arXiv 2402.09353) has c =
+// m / ‖W + s·B·A‖ and t = (1 − c) ⊙ b, as PEFT does not scale the base's bias b. A bias of B: c = 1, t = s·biasB.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'

@@ -1,5 +1,4 @@
-// Turns weights of the base into graph inputs, so that they can be trained: whole tensors, and single rows of
-// embeddings and output layers.
+// Turns weights of the base, whole or single rows of embeddings and output layers, into graph inputs to train.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'

@@ -1,6 +1,5 @@
-// Places of adapters besides linear layers: embeddings, stacked weights of experts, weights and biases of norms, and
-// biases of convolutions. The vectors of a norm or a convolution are applied after it, so that each row of a batch can
-// have different ones.
+// Places of adapters besides linear layers: embeddings, experts, norms, biases of convolutions. Vectors of a norm or a
+// convolution are applied after it, so that each row of a batch can have different ones.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { create } from '../../formats/onnx/protobuf.js'

@@ -1,5 +1,4 @@
-// Some graphs read tokens in chunks: graphs in which lowrank replaced linear attention for training, and graphs from
-// PyTorch's exporter.
+// Some graphs read tokens in chunks: those with linear attention lowered for training, and PyTorch's exports.
 
 import type { Graph } from '../view/graph.js'
 

@@ -1,5 +1,4 @@
-// Recognizes copies of the base: PEFT saves an embedding or an output layer with an adapter, usually unchanged, and
-// then nothing has to be replaced.
+// Recognizes copies of the base: PEFT saves an embedding or an output layer with an adapter, usually unchanged.
 
 import type { FloatArray } from '../../base/tensor.js'
 import type { ReadLines } from './forms/form.js'

@@ -1,5 +1,4 @@
-// Finds what an adapted parameter of experts (PEFT's target_parameters) is in a graph: a layer for each expert and
-// projection, or one tensor with the weights of all experts.
+// Finds an adapted parameter of experts (target_parameters) in a graph: a layer for each expert, or one tensor.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'

@@ -1,5 +1,4 @@
-// Finds the linear layers of a graph. Their names come from nodes, because exporters let layers with equal weights
-// share an initializer.
+// Finds the linear layers of a graph. Names come from nodes: layers with equal weights may share an initializer.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'

@@ -1,5 +1,4 @@
-// Matches names of modules between versions of transformers, which put different modules around a language model or a
-// vision tower.
+// Matches module names between versions of transformers, which put other modules around language models and towers.
 
 import { ALL } from '../../families/families.js'
 import type { ModelType } from '../../families/family.js'

@@ -1,5 +1,4 @@
-// Finds where a graph holds what an adapter replaces: whole tensors (modules_to_save, biases) and rows of embeddings
-// (trainable_token_indices).
+// Finds what an adapter replaces in a graph: whole tensors, and rows of embeddings (trainable_token_indices).
 
 import { isWeightDtype } from '../../base/dtype.js'
 import { didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'

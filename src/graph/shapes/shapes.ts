@@ -1,6 +1,5 @@
-// Measures the shapes of a graph's values with two small feeds; dimensions that are equal in both are static. This
-// needs no shape rules, and also gives the small integer tensors that steer Slice and Reshape. The whole graph only
-// runs if shapes depend on values computed from weights.
+// Measures the shapes of values with two small feeds; equal dimensions are static. That also gives the integers that
+// steer Slice and Reshape. The whole graph only runs if shapes depend on values computed from weights.
 
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Value } from '../view/builder.js'

@@ -1,5 +1,4 @@
-// Keeps packed records in one row from seeing one another: fused attention gets a mask as its bias, other attention an
-// Add before its Softmax.
+// Keeps packed records from seeing one another: by a bias of fused attention, or by an Add before a Softmax.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'

@@ -1,5 +1,4 @@
-// Appends nodes to a graph. They are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take axes as
-// inputs.
+// Appends nodes to a graph, valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take axes as inputs.
 
 import { create } from '../../formats/onnx/protobuf.js'
 import {

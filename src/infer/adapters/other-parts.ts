@@ -1,5 +1,4 @@
-// Parts that most adapters do not have: heads, DoRA, biases, embeddings, convolutions, and values that replace the
-// base's.
+// Parts that most adapters lack: heads, DoRA, biases, embeddings, convolutions, values that replace the base's.
 
 import { LowrankError, UnsupportedError } from '../../base/errors.js'
 import { transpose } from '../../base/tensor.js'

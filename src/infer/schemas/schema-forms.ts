@@ -1,6 +1,5 @@
-// Rewrites what JSON schemas of Pydantic, Zod and OpenAPI say into keywords that texts are kept to: formats as
-// expressions, branches of oneOf that exclude each other as anyOf, and objects of allOf as one object. What cannot be
-// rewritten stays, and the check refuses it by its name.
+// Rewrites JSON schemas of Pydantic, Zod and OpenAPI into keywords that texts are kept to: formats, oneOf with branches
+// that exclude each other, allOf of objects. The check refuses the rest by name.
 
 import { isObject } from '../../base/options.js'
 

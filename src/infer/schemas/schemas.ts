@@ -1,5 +1,4 @@
-// Checks a JSON schema before a text has to fit it: it may have only keywords that generation can enforce, and must not
-// cost too much.
+// Checks that a JSON schema has only keywords that generation can enforce, and does not cost too much.
 
 import { attempt, ConfigError } from '../../base/errors.js'
 import { excessOf, isObject } from '../../base/options.js'

@@ -1,6 +1,5 @@
-// Tokens of processes. A token is a part of the names of all unfinished files and folders that its process makes, so
-// that whoever meets one can tell whether that process is still running. Nothing has to be renewed, and no clocks are
-// compared.
+// Tokens of processes, a part of the names of all unfinished files and folders: whoever meets one can tell whether its
+// process still runs. Nothing has to be renewed, and no clocks are compared.
 
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'

@@ -1,5 +1,4 @@
-// The formulas of `multi` graders: numbers, names, + - * / ^, parentheses and a few functions. They are parsed here
-// because they may come from strangers.
+// The formulas of `multi` graders: numbers, names, + - * / ^, parentheses, a few functions; strangers may write them.
 
 import { ConfigError } from '../../base/errors.js'
 

@@ -1,6 +1,5 @@
-// Translates Python's regular expressions (the re module of 3.11) into JavaScript's. Adapter configs choose modules
-// with them and may come from strangers, so the translation also estimates how long a match can take: JavaScript's
-// engine backtracks and cannot be interrupted.
+// Translates Python's regular expressions (re of 3.11) into JavaScript's. Strangers may write them and JavaScript's
+// engine backtracks, so the translation also estimates how long a match can take.
 
 export class ExpressionError extends Error {}
 

@@ -1,5 +1,4 @@
-// Merges into layers with quantized weights: the integers stay, and the factors become constants of a branch beside
-// them.
+// Merges into quantized layers: the integers stay, and the factors become constants of a branch beside them.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'

@@ -1,5 +1,4 @@
-// Turns the adapters of a merge into layers of one form. Their factors are ranges of a source, which are read when they
-// are needed.
+// Turns the adapters of a merge into layers of one form, whose factors are ranges of a source, read when needed.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { encodeWeights, isFiniteStored, requireWeightDtype, type WeightDtype } from '../../base/dtype.js'

@@ -1,5 +1,4 @@
-// The facts about a base that a merge is planned from: its names for the adapters' tensors, its tied weights,
-// and its head.
+// What a merge is planned from: a base's names for the adapters' tensors, its tied weights, and its head.
 
 import { type ByteSource, sameBytes } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'

@@ -1,5 +1,4 @@
-// Adapted parameters of experts (target_parameters) in a checkpoint, which stores them as a tensor (E, ·, ·) or as a
-// matrix for each expert.
+// Adapted parameters of experts in a checkpoint, which has a tensor (E, ·, ·), or a matrix for each expert.
 
 import { sizeOf } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'

@@ -1,5 +1,4 @@
-// Finds the tensors of a checkpoint that a layer changes, by its name or by its name in transformers, and checks their
-// shapes and types.
+// Finds the tensors of a checkpoint that a layer changes, by its name there or in transformers, and checks them.
 
 import { isWeightDtype, requireWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses } from '../../base/errors.js'

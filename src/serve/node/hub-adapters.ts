@@ -1,5 +1,4 @@
-// Finds adapters on the Hub, for callers who may load them. They get what the public sees, because the server's token
-// is not sent.
+// Finds adapters on the Hub for callers who may load them. They get what is public: no token is sent.
 
 import { ConfigError, FileError } from '../../base/errors.js'
 import { openFolder } from '../../index/sources.js'

@@ -1,5 +1,4 @@
-// Finds a model's head for labels of texts, words, pictures: the head that transformers gives this type of
-// model (src/families), or the one in the graph.
+// Finds a model's head for labels: the one that transformers gives this type (src/families), or the graph's.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { headOf } from '../../families/families.js'

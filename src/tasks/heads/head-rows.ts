@@ -1,5 +1,4 @@
-// Chooses the hidden states that a head reads, as transformers does: with nodes in a graph, or from a run's outputs.
-// Also appends the pooling of token vectors to a graph.
+// Chooses the hidden states that a head reads, by nodes or from a run's outputs; appends the pooling of vectors.
 
 import { listed, UnsupportedError } from '../../base/errors.js'
 import type { HeadRows } from '../../families/family.js'

@@ -1,5 +1,4 @@
-// Heads: the layers from a model's hidden states to the logits, for training, sessions and merging. head-forms.ts finds
-// the head of a model.
+// Heads: the layers from hidden states to logits, for training, sessions and merging. head-forms.ts finds them.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'

@@ -1,5 +1,4 @@
-// The head that a task trains whole: the graph's head if it has the same labels, or a new head as transformers makes it
-// for this type of model.
+// The head that a task trains whole: the graph's, if it has the same labels, or a new one as in transformers.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { Random } from '../../base/random.js'

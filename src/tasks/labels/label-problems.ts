@@ -1,5 +1,4 @@
-// transformers' values of `problem_type`: one label, any number of labels, or a number per record, each with its loss,
-// targets and metrics.
+// transformers' values of `problem_type`, each with its loss, targets and metrics.
 
 import { ConfigError, DataError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'

@@ -1,5 +1,4 @@
-// Pictures that a model learns from. The vision encoder is not trained: its vectors replace those of the picture tokens
-// before the decoder reads them.
+// Pictures that a model learns from: vectors of the vision encoder, which stays, replace those of picture tokens.
 
 import { DataError } from '../../base/errors.js'
 import { joinedUp } from '../../base/tensor.js'

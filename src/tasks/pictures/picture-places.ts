@@ -1,5 +1,4 @@
-// Makes the text for the places of pictures: a token for each vector, and the text that transformers' processors put
-// around these tokens.
+// The text for the places of pictures: a token for each vector, and what transformers' processors put around them.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { modelType, typesWith } from '../../families/families.js'

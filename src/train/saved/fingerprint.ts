@@ -1,5 +1,4 @@
-// Short digests of a run's parts: a run may be resumed only with the parts that it was started with, else its result
-// would be neither of the two.
+// Digests of a run's parts: a run resumed with other parts would give neither of two results.
 
 import { MismatchError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'

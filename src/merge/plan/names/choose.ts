@@ -1,5 +1,4 @@
-// Chooses the names of a checkpoint for the tensors that adapters name: the same names, or names by a rule of
-// transformers.
+// Chooses a checkpoint's names for an adapter's tensors: the same, or by a rule of transformers.
 
 import type { Checkpoint } from '../../../formats/checkpoint.js'
 import { withoutWrapper } from '../../../graph/match/module-names.js'

@@ -1,5 +1,4 @@
-// Layers of tensors that the checkpoint stores in another form: as rows of a larger tensor, in several tensors, or
-// transposed.
+// Layers that a checkpoint stores in another form: rows of a larger tensor, several tensors, or transposed.
 
 import { MismatchError, UnsupportedError } from '../../../base/errors.js'
 import { expertForm } from '../../../families/families.js'

@@ -1,5 +1,4 @@
-// Finds the names of a model's tensors in a checkpoint by rules for the beginnings of names (transformers'
-// conversion_mapping).
+// Finds names in a checkpoint by rules for their beginnings (transformers' conversion_mapping).
 
 export interface StoredForm {
   /** The tensors whose rows together are the weight, in order. `*` stands for the number of an expert. */
