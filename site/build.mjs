@@ -80,8 +80,13 @@ const listed = new Set(outline.flatMap(({ items }) => items.map(({ link }) => li
 const all = readdirSync(pages).filter((name) => name.endsWith('.md') && name !== 'index.md').map((name) => name.slice(0, -3))
 const lost = [...all.filter((page) => !listed.has(page)), ...[...listed].filter((page) => !all.includes(page))]
 if (lost.length > 0) throw new Error(`site/outline.json and the pages differ: ${lost}`)
-const modules = readdirSync(apiFolder, { recursive: true }).filter((name) => path.basename(name) === 'index.md' && name !== 'index.md')
-const api = modules.map((name) => path.posix.dirname(name.replaceAll('\\', '/'))).sort().map((name) => ({ text: name, link: `/api/${name}/` }))
+const made = readdirSync(apiFolder, { recursive: true }).map((name) => name.replaceAll('\\', '/')).sort()
+const api = made.filter((name) => /.\/index\.md$/.test(name)).map((index) => {
+  const module = path.posix.dirname(index)
+  const values = ['functions', 'classes'].flatMap((kind) => made.filter((name) => name.startsWith(`${module}/${kind}/`)))
+  const items = values.map((name) => ({ text: path.basename(name, '.md'), link: `/api/${name.slice(0, -3)}` }))
+  return { text: module, link: `/api/${module}/`, items }
+})
 writeFileSync(path.join(pages, 'outline.json'), JSON.stringify({ pages: outline, api }))
 
 execFileSync(bin('vitepress'), ['build', site], { stdio: 'inherit' })

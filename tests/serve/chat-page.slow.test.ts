@@ -97,7 +97,7 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
       }),
     )
     expect(wanted[0]).not.toBe(wanted[1])
-    expect(await texts('.answer p')).toEqual(wanted)
+    expect(await texts('.answer p')).toEqual(wanted.map((text) => `And the people${text}`))
     expect(await texts('.answer small')).toEqual(Array(2).fill(expect.stringMatching(/^12 tokens, [\d.]+\/s/)))
     expect(await page.evaluate('document.activeElement.id')).toBe('text')
     expect(page.requests.filter((address) => !address.startsWith(url))).toEqual([])

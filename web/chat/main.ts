@@ -90,7 +90,7 @@ async function answer(model: string, asked: string, place: HTMLElement, signal: 
     end = choice?.finish_reason ?? end
     tokens = usage?.completion_tokens ?? tokens
     written += piece
-    words.textContent = written
+    words.textContent = asChat ? written : asked + written
   }
   try {
     last = requestFor(model, asked)

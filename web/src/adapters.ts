@@ -2,7 +2,7 @@
 
 import { unzipSync, zipSync } from 'fflate'
 import { type LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter } from 'lowrank'
-import { button, buttonOf, byId, guarded, make } from './dom.js'
+import { button, buttonOf, byId, guarded, make, sizeOf } from './dom.js'
 import { type KeptAdapter, keptAdapters, keptFiles, removeKept, renameKept } from './store.js'
 
 export function download(name: string, files: Record<string, Uint8Array>): void {
@@ -44,7 +44,7 @@ export function setUpKept(
         }
       })
     })
-    const facts = `for ${adapter.modelName}, ${(adapter.bytes / 1e6).toFixed(1)} MB`
+    const facts = `for ${adapter.modelName}, ${sizeOf(adapter.bytes)}`
     return make(
       'li',
       { class: 'row', 'data-kept': adapter.name },

@@ -40,6 +40,9 @@ export function button(
   return element
 }
 
+export const sizeOf = (bytes: number): string =>
+  bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
+
 export function copyButton(text: string): HTMLButtonElement {
   const copy = button('Copy', () => {
     void navigator.clipboard.writeText(text).then(
@@ -69,7 +72,8 @@ function wordsOf(error: unknown): string {
   const isForCallers = /`|--\w|[a-z][A-Z]|[A-Z]+_[A-Z]+|\w: /.test(hint)
   const place = where === undefined ? '' : `${LABELS[where] ?? where}: `
   const found = got === undefined ? '' : ` Found: ${got}.`
-  return `${place}${what}${expected === undefined ? '.' : `. Expected: ${expected}.`}${found}${isForCallers ? '' : ` ${hint}`}`
+  const advice = hint === '' || isForCallers ? '' : ` ${hint.replace(/[^.!?]$/, '$&.')}`
+  return `${place}${what}${expected === undefined ? '.' : `. Expected: ${expected}.`}${found}${advice}`
 }
 
 const LABELS: Readonly<Record<string, string>> = {

@@ -5,7 +5,7 @@
 import { zipSync } from 'fflate'
 import { type LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter } from 'lowrank'
 import { readArchive } from './adapters.js'
-import { button, byId, copyButton, guarded, inputOf, make } from './dom.js'
+import { button, byId, copyButton, guarded, inputOf, make, sizeOf } from './dom.js'
 import { isSame, MODELS, type ModelChoice } from './models.js'
 import { type KeptAdapter, openKept } from './store.js'
 
@@ -36,8 +36,15 @@ export function askAboutLink(
   const size = offered === undefined ? (model === '' ? MODELS[0].facts : 'size unknown until it loads') : offered.facts
   const panel = byId('link')
   const name = (adapter.split('/').filter(Boolean).at(-1) ?? 'linked').replace(/[^\w.-]+/g, '-')
-  const from = zip === '' ? `, from ${originOf(adapter)}, usually some MB` : `, in the link: ${zip.length / 1000} kB`
+  const from = zip === '' ? `, from ${originOf(adapter)}, usually some MB` : `, in the link: ${sizeOf(zip.length)}`
   const learned = [data && `from ${data}`, gain].filter(Boolean).join(': ')
+  const agree = () => {
+    panel.hidden = true
+    void guarded('write', 'The adapter cannot be opened', async () => {
+      const link = zip !== '' ? `zip:${zip}` : isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`
+      await open(choice, name, () => (zip === '' ? loadAdapter(link) : unpacked(zip)), { link, ask })
+    })
+  }
   panel.replaceChildren(
     make('h2', {}, 'Open an adapter by link?'),
     make(
@@ -54,13 +61,7 @@ export function askAboutLink(
     make(
       'div',
       { class: 'row' },
-      button('Open them', () => {
-        panel.hidden = true
-        void guarded('write', 'The adapter cannot be opened', async () => {
-          const link = zip !== '' ? `zip:${zip}` : isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`
-          await open(choice, name, () => (zip === '' ? loadAdapter(link) : unpacked(zip)), { link, ask })
-        })
-      }),
+      button('Open them', agree, { class: 'main' }),
       button('No', () => {
         panel.hidden = true
       }),
@@ -98,7 +99,7 @@ export async function showShare({ name, job, gain = '', modelName }: KeptAdapter
   const parts = new URLSearchParams(Object.entries(facts).filter(([, value]) => value !== ''))
   if (isWhole) parts.set('zip', zip)
   const link = `${location.href.split('#')[0]}#${parts}`
-  const kilobytes = `${Math.ceil(zip.length / 1000)} kB`
+  const kilobytes = sizeOf(zip.length)
   const note = isWhole
     ? `The whole adapter is in the link: ${kilobytes}.`
     : `The adapter is too large for a link: ${kilobytes} of at most ${MAX_LINK_BYTES / 1000}. Download it, put it on the Hub with “npx lowrank push ${name} you/${name}”, or its folder on a web server, and write its id or address into the link in place of “you/${name}”.`

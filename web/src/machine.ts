@@ -46,7 +46,7 @@ export async function showMachine(): Promise<void> {
     : '1 thread: this page could not be isolated from other sites, and browsers then allow no more'
   const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
   const isGpu = (await gpu?.requestAdapter().catch(() => null)) != null
-  const words = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, and none is needed'
+  const words = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, none needed'
   const choice = inputOf('device').querySelector('[value=webgpu]') as HTMLOptionElement
   choice.disabled = !isGpu
   byId('machine').replaceChildren(make('span', {}, threads), make('span', {}, words))

@@ -6,7 +6,7 @@ import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
 import gpuOrt from 'onnxruntime-web/webgpu?url'
 import type { PageTask } from './data.js'
-import { button, byId, guarded, inputOf, make, onFiles } from './dom.js'
+import { button, byId, guarded, inputOf, make, onFiles, sizeOf } from './dom.js'
 import offered from './models.json'
 import { textIn } from './store.js'
 
@@ -96,9 +96,8 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
       const meter = byId('model-meter')
       const progress = meter.querySelector('progress') as HTMLProgressElement
       progress.value = byteLength === 0 ? 1 : receivedBytes / byteLength
-      const figure = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`
       ;(meter.querySelector('span') as HTMLElement).textContent =
-        `${name.split('/').at(-1)}: ${figure(receivedBytes)} of ${figure(byteLength)}`
+        `${name.split('/').at(-1)}: ${sizeOf(receivedBytes)} of ${sizeOf(byteLength)}`
     },
   })
   const { deviceMemory } = navigator as { deviceMemory?: number }

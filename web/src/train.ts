@@ -304,6 +304,7 @@ export class Trainer {
     this.#losses = []
     drawCurve([], 0, 'The loss of each step appears here.')
     byId('next').hidden = true
+    buttonOf('start').textContent = 'Teach it'
     for (const id of ['step', 'loss', 'speed', 'left']) byId(`number-${id}`).textContent = '–'
     byId('run').hidden = byId('numbers').hidden = isHidden
     if (isHidden && this.#paused === undefined) this.#say('')
@@ -315,8 +316,11 @@ export class Trainer {
 
   #buttons(): void {
     const isRunning = this.#running !== undefined
-    buttonOf('start').disabled = isRunning
-    buttonOf('start').textContent = this.#paused === undefined ? 'Teach it' : 'Continue'
+    const start = buttonOf('start')
+    start.hidden = isRunning
+    start.disabled = false
+    const again = byId('next').hidden ? 'Teach it' : 'Teach it again'
+    start.textContent = this.#paused === undefined ? again : 'Continue'
     buttonOf('pause').hidden = !isRunning
     buttonOf('stop').hidden = !isRunning && this.#paused === undefined
     buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'

@@ -80,7 +80,7 @@ export class Writer {
 
   /** Opens a session for a model. If the model is already open, its adapters are kept. */
   async use(open: OpenModel): Promise<void> {
-    const { model, device, takesChats, reads, writes } = open
+    const { model, device, takesChats, reads } = open
     const adapters = this.#open?.source === open.source ? [...this.#adapters] : []
     const session = await openSession(model, {
       device,
@@ -108,11 +108,9 @@ export class Writer {
     chat.disabled = !takesChats
     chat.checked = takesChats
     this.show(this.#picture)
-    byId('sampling').hidden = !writes
     byId('prompt').hidden = reads === 'pictures'
     byId('prompt-label').hidden = reads === 'pictures'
     byId('picture-choice').hidden = reads !== 'pictures'
-    buttonOf('quiet').hidden = !writes
     this.tell(this.#kindOf(null))
   }
 
@@ -138,6 +136,7 @@ export class Writer {
     buttonOf('generate').textContent = label
     byId('write-heading').textContent = heading
     byId('prompt-label').textContent = input
+    byId('sampling').hidden = kind !== 'text'
   }
 
   has(name: string): boolean {
@@ -202,7 +201,7 @@ export class Writer {
     this.#adapters.set(name, adapter)
     if (texts.length > 0) this.#texts = texts
     this.#addCard(name)
-    this.tell(this.#kindOf(name))
+    this.tell(this.#kindOf(null))
     await showLayers(name, adapter)
   }
 
@@ -247,6 +246,8 @@ export class Writer {
       text,
       ...(row.childElementCount === 0 ? [] : [make('details', { class: 'fold' }, make('summary', {}, 'More'), row)]),
     )
+    // The adapter's card has buttons. The card of the model alone is empty until it answers.
+    element.hidden = name === null
     foldOnPhones(element)
     byId('answers').append(element)
     this.#cards.set(name, { element, text, speed, strength })
@@ -288,7 +289,7 @@ export class Writer {
     this.#stop = new AbortController()
     const { signal } = this.#stop
     buttonOf('generate').disabled = true
-    buttonOf('quiet').disabled = false
+    buttonOf('quiet').hidden = this.#kindOf(null) !== 'text'
     try {
       // The session writes all texts at the same time, so that they grow side by side.
       await Promise.all(
@@ -306,7 +307,7 @@ export class Writer {
     } finally {
       this.#stop = undefined
       buttonOf('generate').disabled = false
-      buttonOf('quiet').disabled = true
+      buttonOf('quiet').hidden = true
     }
     this.#mark()
   }
@@ -399,6 +400,9 @@ function isLarge({ model }: OpenModel): boolean {
 
 /** Marks the words of a text that are not in the text of the model alone. */
 const marked = (text: string, alone: string): (Node | string)[] =>
-  differences(text, alone).map(([part, isNew]) => (isNew ? make('mark', {}, part) : part))
+  differences(text, alone).flatMap(([part, isNew]) => {
+    const words = part.trimStart()
+    return isNew ? [part.slice(0, part.length - words.length), make('mark', {}, words)] : [part]
+  })
 
 const secondsSince = (from: number) => `${((performance.now() - from) / 1000).toFixed(2)} s`
