@@ -81,8 +81,8 @@ const all = readdirSync(pages).filter((name) => name.endsWith('.md') && name !==
 const lost = [...all.filter((page) => !listed.has(page)), ...[...listed].filter((page) => !all.includes(page))]
 if (lost.length > 0) throw new Error(`site/outline.json and the pages differ: ${lost}`)
 const made = readdirSync(apiFolder, { recursive: true }).map((name) => name.replaceAll('\\', '/')).sort()
-const api = made.filter((name) => /.\/index\.md$/.test(name)).map((index) => {
-  const module = path.posix.dirname(index)
+const modules = made.filter((name) => /.\/index\.md$/.test(name)).map((name) => path.posix.dirname(name))
+const api = modules.sort().map((module) => {
   const values = ['functions', 'classes'].flatMap((kind) => made.filter((name) => name.startsWith(`${module}/${kind}/`)))
   const items = values.map((name) => ({ text: path.basename(name, '.md'), link: `/api/${name.slice(0, -3)}` }))
   return { text: module, link: `/api/${module}/`, items }
