@@ -19,7 +19,7 @@
 // - training (only with --training): what a job costs the callers of its server, see serve-training.mjs.
 //
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
-//         [--accuracy-level 4]
+//         [--accuracy-level 4] [--dtype q4]
 //     npm run build && node bench/serve.mjs MODEL --only beside --against OTHER/dist --rounds 5 --tokens 240
 //         [--yields]
 //     npm run build && node bench/serve.mjs MODEL --training [--rounds 3] [--seconds 8]
@@ -48,6 +48,7 @@ const { values: options, positionals } = parseArgs({
     only: { type: 'string', default: 'short,spread,turn,idle,sampled,operators' },
     'accuracy-level': { type: 'string' },
     against: { type: 'string' },
+    dtype: { type: 'string' },
     yields: { type: 'boolean', default: false },
     training: { type: 'boolean', default: false },
     seconds: { type: 'string', default: '8' },
@@ -107,7 +108,7 @@ async function compare(name, count, together, callOne) {
 
 async function measure(folder) {
   // No text ends before its last token.
-  const model = { ...(await loadModel(folder)), eosTokenIds: [], generationConfig: {} }
+  const model = { ...(await loadModel(folder, { dtype: options.dtype })), eosTokenIds: [], generationConfig: {} }
   if (only.includes('beside')) await compareBeside(folder)
   const adapters = makeAdapters(LoraAdapter, model)
   const scale = Math.min(1, ((model.contextLength ?? 4096) - 64) / 2400)

@@ -1,11 +1,12 @@
-"""A graph with the shape of Qwen3.5-0.8B for run.mjs: random weights in 4 bits, with the inputs that transformers.js feeds.
+"""Graphs with the shape of Qwen3.5-0.8B and random weights for run.mjs, with the inputs that transformers.js feeds.
 
     hybrid.py MODEL OUT
 
-MODEL: the folder of `bench/train-step/peer.py make qwen3_5-800m MODEL`. OUT gets onnx/model_q4.onnx, with MatMulNBits in blocks of 32, and
-a tokenizer of the words w0, w1, …. Needs requirements.txt of scripts/golden.
+MODEL: the folder of `bench/train-step/peer.py make qwen3_5-800m MODEL`. OUT gets onnx/model.onnx, whose weights are those of MODEL,
+onnx/model_q4.onnx, with MatMulNBits in blocks of 32, and a tokenizer of the words w0, w1, …. Needs requirements.txt of scripts/golden.
 """
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -37,21 +38,31 @@ def take_three_axes(graph):
     graph.node.insert(0, helper.make_node("Gather", ["position_ids", "position_ids/first"], ["position_ids/text"], "position_ids/Gather", axis=0))
 
 
-def main():
-    model, out = map(pathlib.Path, sys.argv[1:])
-    quantizer = MatMulNBitsQuantizer(onnx.load(model / "onnx" / "model.onnx"), block_size=32, is_symmetric=True)
-    quantizer.process()
-    quantized = quantizer.model.model
-    for value in [*quantized.graph.input, *quantized.graph.output]:
+def suit(graph):
+    for value in [*graph.input, *graph.output]:
         value.name = renamed(value.name)
-    for node in quantized.graph.node:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "batch":
+                dim.dim_param = "batch_size"  # transformers.js begins with empty states for other names
+    for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed(name) for name in names]
-    take_three_axes(quantized.graph)
+    take_three_axes(graph)
+
+
+def main():
+    source, out = map(pathlib.Path, sys.argv[1:])
     fresh(out / "onnx")
-    onnx.save(quantized, out / "onnx" / "model_q4.onnx")
-    shutil.copyfile(model / "generation_config.json", out / "generation_config.json")
-    config = json.loads((model / "config.json").read_text())
+    plain = onnx.load(source / "onnx" / "model.onnx", load_external_data=False)
+    suit(plain.graph)
+    onnx.save(plain, out / "onnx" / "model.onnx")
+    os.link(source / "onnx" / "model.onnx.data", out / "onnx" / "model.onnx.data")
+    quantizer = MatMulNBitsQuantizer(onnx.load(source / "onnx" / "model.onnx"), block_size=32, is_symmetric=True)
+    quantizer.process()
+    suit(quantizer.model.model.graph)
+    onnx.save(quantizer.model.model, out / "onnx" / "model_q4.onnx")
+    shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
+    config = json.loads((source / "config.json").read_text())
     write_json(out / "config.json", {**config, "vision_config": {}})  # transformers.js reads a field of it, for texts too
     save_words(out, VOCABULARY)
 

@@ -3,6 +3,7 @@
 // machine's speed affect all of them. One contestant only reads as many bytes as the weights have: nothing on the CPU
 // can be faster.
 //
+//   node bench/decode/run.mjs --model OUT --dtype q4 --transformers DIR --tokens 32   # OUT: see hybrid.py
 //   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2] [--accuracy-level 4]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run. Without it, only lowrank is measured.

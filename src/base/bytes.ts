@@ -68,13 +68,12 @@ export interface Directory {
   folders?(): Promise<string[]>
   /** Says whether there is a file of that name. */
   has(path: string): Promise<boolean>
-  /** Opens a file. Throws FileError if it does not exist. */
-  open(path: string): Promise<ByteSource>
   /**
-   * Opens a file of weights without downloading it: `fetch` of the source does that. Without this method, `open` is
-   * called. Throws FileError if it does not exist.
+   * Opens a file. Throws FileError if it does not exist.
+   *
+   * @param isInPlace whether a file on a server may stay there until the `fetch` of the source is called
    */
-  openInPlace?(path: string): Promise<ByteSource>
+  open(path: string, isInPlace?: boolean): Promise<ByteSource>
   /**
    * Returns a sink for a new file, or for one that replaces an old file. Makes folders as needed.
    *

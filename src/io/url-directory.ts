@@ -99,15 +99,7 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
     }
   }
 
-  open(path: string): Promise<ByteSource> {
-    return this.#open(path, false)
-  }
-
-  openInPlace(path: string): Promise<ByteSource> {
-    return this.#open(path, true)
-  }
-
-  async #open(path: string, isInPlace: boolean): Promise<ByteSource> {
+  async open(path: string, isInPlace = false): Promise<ByteSource> {
     const found = await this.#ask(path)
     if (found === undefined) throw new FileError({ where: shown(this.#url(path)), what: 'no such file on the server' })
     return found instanceof MemorySource ? found : this.openFile(found, isInPlace)

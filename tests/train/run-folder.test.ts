@@ -68,9 +68,7 @@ function begin(directory: Directory, use: FolderUse, metrics: StepMetrics[] = []
 /** Returns a directory's methods as properties, so that a test can leave one out. */
 function methodsOf(
   directory: MemoryDirectory,
-): Required<
-  Omit<Directory, 'name' | 'hubId' | 'hubRevision' | 'isSame' | 'link' | 'openInPlace' | 'reserve' | 'together'>
-> {
+): Required<Omit<Directory, 'name' | 'hubId' | 'hubRevision' | 'isSame' | 'link' | 'reserve' | 'together'>> {
   return {
     list: () => directory.list(),
     folders: () => directory.folders(),

@@ -101,7 +101,7 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
   const fileName = path.slice(slash + 1)
   const files = new Map<string, ByteSource>()
   try {
-    const source = await openInPlace(directory, path)
+    const source = await directory.open(path, true)
     files.set(fileName, source)
     if (source.byteLength < LEAST_IN_PLACE_BYTES) await source.fetch?.()
     const skeleton = await scanSkeleton(source, fileName).catch((cause) => refuse(source, cause))
@@ -120,10 +120,6 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
     await Promise.all([...files.values()].map((source) => source.close()))
     throw error
   }
-}
-
-function openInPlace(directory: Directory, path: string): Promise<ByteSource> {
-  return directory.openInPlace?.(path) ?? directory.open(path)
 }
 
 function decodeModel(skeleton: Uint8Array, where: string): ModelProto {
@@ -151,7 +147,7 @@ async function openExternal(
     })
   }
   const path = folder + parts.filter((part) => part !== '.').join('/')
-  if (await directory.has(path)) return openInPlace(directory, path)
+  if (await directory.has(path)) return directory.open(path, true)
   throw new FileError({
     where,
     what: `its weights are in ${location}, which is not there`,

@@ -82,15 +82,7 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
     return this.files.paths.has(this.#full(path))
   }
 
-  open(path: string): Promise<ByteSource> {
-    return this.#open(path, false)
-  }
-
-  openInPlace(path: string): Promise<ByteSource> {
-    return this.#open(path, true)
-  }
-
-  async #open(path: string, isInPlace: boolean): Promise<ByteSource> {
+  async open(path: string, isInPlace = false): Promise<ByteSource> {
     const full = this.#full(path)
     if (this.files.paths.has(full)) return this.files.open(full, isInPlace)
     throw new FileError({

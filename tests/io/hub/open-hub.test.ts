@@ -143,6 +143,48 @@ describe('what comes', () => {
     expect(current.hub.loaded).toEqual([])
   })
 
+  describe('a file in place', () => {
+    const large = noise(10_000_000)
+    const openLarge = async () => {
+      current.hub.repositories.set('org/large', { files: { 'model.onnx': large }, lfs: ['model.onnx'] })
+      return (await open('org/large')).open('model.onnx', true)
+    }
+    const requests = (origin: string) => current.hub.seen.filter((seen) => seen.origin === origin)
+
+    test('stays on the Hub until it is fetched, and ranges come from where the Hub has sent the first', async () => {
+      const source = await openLarge()
+      for (const at of [0, 5_000_000, 9_000_000]) {
+        expect(await source.read(at, 10)).toEqual(large.subarray(at, at + 10))
+      }
+      expect(requests('storage').every(({ range }) => range !== undefined)).toBe(true)
+      expect(current.hub.loaded).toHaveLength(1)
+      await Promise.all([source.fetch?.(), source.fetch?.()])
+      expect(source.fetch).toBeUndefined()
+      expect(source.realPath).toBeDefined()
+      expect(await source.read(5_000_000, 10)).toEqual(large.subarray(5_000_000, 5_000_010))
+      expect(requests('storage').filter(({ range }) => range === undefined)).toHaveLength(1)
+      await source.close()
+      expect((await openLarge()).fetch).toBeUndefined()
+    })
+
+    test('comes whole if many small parts of it are read', async () => {
+      const source = await openLarge()
+      for (let at = 0; at < 33; at++) await source.read(at * 280_000, 10)
+      expect(source.fetch).toBeUndefined()
+      await source.close()
+    })
+
+    test('is asked for at the Hub again if the address of its content is no longer valid', async () => {
+      const source = await openLarge()
+      await source.read(0, 10)
+      current.hub.seen.length = 0
+      current.hub.faults.set('model.onnx', { status: 403, times: 1 })
+      expect(await source.read(5_000_000, 10)).toEqual(large.subarray(5_000_000, 5_000_010))
+      expect(current.hub.loaded).toHaveLength(1)
+      await source.close()
+    })
+  })
+
   test('files in place of links where links are not wanted', async () => {
     await contentOf('org/model', 'onnx/model.onnx', { HF_HUB_DISABLE_SYMLINKS: '1' })
     const commit = current.hub.commitOf('org/model', 'main')!
