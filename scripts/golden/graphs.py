@@ -21,7 +21,7 @@ from exporters import call
 SEED, NEW_TOKENS = 7, 10
 SPECIAL = {"vocab_size": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 TEXT = "And the people said unto him"
-DECODED = [2, 54, 260, 1356, 270]
+DECODED = [54, 260, 1356, 270]  # after the start token
 
 
 def t5():
@@ -49,12 +49,24 @@ def whisper():
         decoder_start_token_id=2, suppress_tokens=None, begin_suppress_tokens=None))
 
 
-WITH_TEXT = ["text2text-generation-with-past"]
+def t5gemma():
+    from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration, T5GemmaModuleConfig
+    part = dict(**SPECIAL, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                query_pre_attn_scalar=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"], dropout_rate=0.0,
+                max_position_embeddings=64, attn_logit_softcapping=5.0, final_logit_softcapping=8.0)
+    return T5GemmaForConditionalGeneration(T5GemmaConfig(
+        encoder=T5GemmaModuleConfig(**part), decoder=T5GemmaModuleConfig(**part), dropout_rate=0.0, attention_dropout=0.0, decoder_start_token_id=0,
+        vocab_size=2048, attn_implementation="eager", **{key: value for key, value in SPECIAL.items() if key != "vocab_size"}))
+
+
+WITH_TEXT = ["text2text-generation-with-past", "dynamo"]
 T5 = ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
+GEMMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BART = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 MODELS = {  # name: (model, targets, task of optimum)
     "t5": (t5, T5, "text2text-generation-with-past"),
     "bart": (bart, BART, "text2text-generation-with-past"),
+    "t5gemma": (t5gemma, GEMMA, "dynamo"),
     "whisper": (whisper, BART, "automatic-speech-recognition-with-past"),
 }
 
@@ -89,9 +101,13 @@ def logits_of(model, given, decoded):
     return model(**given, decoder_input_ids=torch.tensor([decoded]), use_cache=False).logits[0]
 
 
+def decoded(model):
+    return [model.config.decoder_start_token_id, *DECODED]
+
+
 def greedy(model, given):
     """New tokens, and the smallest lead of a chosen token over the second."""
-    ids, lead = [2], float("inf")
+    ids, lead = [model.config.decoder_start_token_id], float("inf")
     for _ in range(NEW_TOKENS):
         top = logits_of(model, given, ids)[-1].topk(2)
         lead = min(lead, (top.values[0] - top.values[1]).item())
@@ -99,10 +115,10 @@ def greedy(model, given):
     return ids[1:], lead
 
 
-def onnx_logits(folder, given):
+def onnx_logits(folder, given, ids):
     """Of the exported graphs: one run over all tokens, then the last one with a cache."""
     open_graph = lambda file: ort.InferenceSession(str(folder / "onnx" / file), providers=["CPUExecutionProvider"])
-    decoder, ids = open_graph("decoder_model_merged.onnx"), np.array([DECODED])
+    decoder, ids = open_graph("decoder_model_merged.onnx"), np.array([ids])
     states = open_graph("encoder_model.onnx").run(None, {k: v.numpy() for k, v in given.items()})[0]
 
     def run(tokens, past):
@@ -126,7 +142,74 @@ def onnx_logits(folder, given):
     return whole, last
 
 
+def dynamo(source, out, args):
+    """An encoder, and a decoder as optimum writes it, by PyTorch's newer exporter: optimum-onnx 0.1 does not know T5Gemma."""
+    import onnx
+    from transformers import DynamicCache, EncoderDecoderCache, T5GemmaForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutput
+    model = T5GemmaForConditionalGeneration.from_pretrained(source, attn_implementation="eager").eval()
+    whole, encoder = model.forward, model.get_encoder()
+    layers, heads, size = 2, 2, 8
+    caches = [f"{i}.{side}.{part}" for i in range(layers) for side in ("decoder", "encoder") for part in ("key", "value")]
+    out.mkdir()
+
+    def write(name, forward, inputs, outputs, axes):
+        model.forward = forward
+        shapes = tuple({axis: torch.export.Dim(dim) for axis, dim in axes[key].items()} for key in inputs)
+        torch.onnx.export(model, tuple(inputs.values()), out / f"{name}.onnx", dynamo=True, external_data=False, input_names=list(inputs),
+                          output_names=outputs, dynamic_shapes=shapes, verbose=False)
+        exported = onnx.load(out / f"{name}.onnx")
+        for node in exported.graph.node:  # of what the exporter tells of nodes, only the modules that they are in
+            kept = [p for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
+        for value in exported.graph.output:
+            del value.metadata_props[:]
+        onnx.save(exported, out / f"{name}.onnx")
+
+    def decode(input_ids, mask, states, cache):
+        result = whole(decoder_input_ids=input_ids, encoder_outputs=BaseModelOutput(states), attention_mask=mask, cache=cache, use_cache=True)
+        pairs = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers)
+        return result.logits, [(own.keys, own.values, cross.keys, cross.values) for own, cross in pairs]
+
+    def first(input_ids, encoder_hidden_states, encoder_attention_mask):
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        logits, states = decode(input_ids, encoder_attention_mask, encoder_hidden_states, cache)
+        return logits, *(state for layer in states for state in layer)
+
+    def later(input_ids, encoder_attention_mask, p0, p1, p2, p3, p4, p5, p6, p7):
+        past = (p0, p1, p2, p3, p4, p5, p6, p7)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for i in range(layers):
+            cache.self_attention_cache.update(*past[4 * i:4 * i + 2], i)
+            cache.cross_attention_cache.update(*past[4 * i + 2:4 * i + 4], i)
+            cache.is_updated[i] = True
+        states = torch.zeros(*encoder_attention_mask.shape, 16)
+        logits, after = decode(input_ids, encoder_attention_mask, states, cache)
+        return logits, *(state for layer in after for state in layer[:2])
+
+    ids, mask = torch.randint(3, 2048, (2, 7)), torch.ones(2, 7, dtype=torch.int64)
+    mask[1, 5:] = 0
+    tokens, source_tokens = {0: "batch_size", 1: "decoder_sequence_length"}, {0: "batch_size", 1: "encoder_sequence_length"}
+    axes = {"input_ids": source_tokens, "attention_mask": source_tokens}
+    write("encoder_model", lambda input_ids, attention_mask: encoder(input_ids=input_ids, attention_mask=attention_mask)[0],
+          {"input_ids": ids, "attention_mask": mask}, ["last_hidden_state"], axes)
+    axes = {"input_ids": tokens, "encoder_hidden_states": source_tokens, "encoder_attention_mask": source_tokens}
+    given = {"input_ids": ids[:, :5], "encoder_hidden_states": torch.randn(2, 7, 16), "encoder_attention_mask": mask}
+    write("decoder_model", first, given, ["logits", *(f"present.{c}" for c in caches)], axes)
+    past = {f"past_key_values.{c}": torch.randn(2, heads, 7 if "encoder" in c else 4, size) for c in caches}
+    axes = {"input_ids": tokens, "encoder_attention_mask": source_tokens,
+            **{name: {0: "batch_size", 2: "encoder_sequence_length" if "encoder" in name else "past_sequence_length"} for name in past}}
+    write("decoder_with_past_model", later, {"input_ids": ids[:, :3], "encoder_attention_mask": mask, **past},
+          ["logits", *(f"present.{c}" for c in caches if "decoder" in c)], axes)
+    parts = [out / f"{name}.onnx" for name in ("decoder_model", "decoder_with_past_model")]
+    call(args.optimum, "-c", "import sys; from optimum.onnx import merge_decoders; *parts, path = sys.argv[1:]; "
+         "merge_decoders(*parts, save_path=path, strict=False)", *parts, out / "decoder_model_merged.onnx")
+
+
 def export(task, source, out, args):
+    if task == "dynamo":
+        return dynamo(source, out, args)
     call(args.optimum, "-m", "optimum.exporters.onnx", "--model", source, "--task", task, "--dtype", "fp32", out)
 
 
@@ -163,24 +246,25 @@ def make(name, args):
         export(task, source, exported, args)
         arrange(task, source, exported, folder)
     given = inputs(name)
-    base = logits_of(model, given, DECODED)
-    whole, last = onnx_logits(folder, given)
+    ids = decoded(model)
+    base = logits_of(model, given, ids)
+    whole, last = onnx_logits(folder, given, ids)
     deviation = {"whole": float(np.abs(whole - base.numpy()).max()), "cached": float(np.abs(last[-1] - base[-1].numpy()).max())}
     if max(deviation.values()) > 1e-4:
         raise SystemExit(f"{name}: logits differ from PyTorch's by {deviation}")
     base_ids, base_lead = greedy(model, given)
     adapted = adapt(model, SEED, 0.2, name=f"tiny-{name}", r=4, lora_alpha=8, target_modules=targets, task_type=None)
     save_adapter(adapted, folder / "golden" / "adapter")
-    ids, lead = greedy(adapted, given)
+    adapted_ids, lead = greedy(adapted, given)
     save_tensors(folder / "golden" / "logits.safetensors", {
-        "base": base[-2:].contiguous(), "adapted": logits_of(adapted, given, DECODED)[-2:].contiguous(),
+        "base": base[-2:].contiguous(), "adapted": logits_of(adapted, given, ids)[-2:].contiguous(),
         **({"input_features": given["input_features"].half()} if name == "whisper" else {})})
     write_json(folder / "golden" / "expected.json", {
         "versions": versions("torch", "transformers", "peft", "onnxruntime"),
-        "text": TEXT, "inputIds": given["input_ids"][0].tolist() if "input_ids" in given else None, "decoderIds": DECODED,
-        "baseIds": base_ids, "adaptedIds": ids, "smallestLead": min(lead, base_lead), "onnxDeviation": deviation,
+        "text": TEXT, "inputIds": given["input_ids"][0].tolist() if "input_ids" in given else None, "decoderIds": ids,
+        "baseIds": base_ids, "adaptedIds": adapted_ids, "smallestLead": min(lead, base_lead), "onnxDeviation": deviation,
     })
-    print(name, deviation, base_ids, ids, min(lead, base_lead), float((logits_of(adapted, given, DECODED) - base).abs().max()))
+    print(name, deviation, base_ids, adapted_ids, min(lead, base_lead), float((logits_of(adapted, given, ids) - base).abs().max()))
 
 
 def main():

@@ -23,18 +23,19 @@ ROWS = [
     {"text": "In the beginning", "target": "there was the word, and the word was good"},
     {"text": "the whale", "target": "a great fish"},
 ]
-DEFAULTS = {"t5": ["q", "v"], "bart": ["q_proj", "v_proj"]}
+DEFAULTS = {"t5": ["q", "v"], "bart": ["q_proj", "v_proj"], "t5gemma": ["q_proj", "v_proj"]}
 
 
-def encoded():
-    """Tokens of inputs and targets. The tokenizer adds no end to a text, and a target needs one."""
+def encoded(start):
+    """Tokens of inputs and targets. The tokenizer adds no end to a text, and a target needs one. The model itself puts the start token before it."""
     from tokenizers import Tokenizer
     tokenizer = Tokenizer.from_file(str(UNION / "tokenizer.json"))
-    return [tokenizer.encode(r["text"]).ids for r in ROWS], [tokenizer.encode(r["target"]).ids + [EOS] for r in ROWS]
+    targets = [tokenizer.encode(r["target"]).ids + [EOS] for r in ROWS]
+    return [tokenizer.encode(r["text"]).ids for r in ROWS], [ids[1:] if ids[0] == start else ids for ids in targets]
 
 
-def batch():
-    inputs, targets = encoded()
+def batch(start):
+    inputs, targets = encoded(start)
     fill = lambda rows, value: torch.tensor([row + [value] * (max(map(len, rows)) - len(row)) for row in rows])
     mask = fill([[1] * len(row) for row in inputs], 0)
     return {"input_ids": fill(inputs, PAD), "attention_mask": mask, "labels": fill(targets, IGNORED)}
@@ -53,7 +54,7 @@ def run(model, given):
 def check(name, model):
     """The graphs must be those of these weights."""
     folder = GOLDEN / "graphs" / name / "onnx"
-    given = batch()
+    given = batch(model.config.decoder_start_token_id)
     opened = lambda file: ort.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
     encoder = opened("encoder_model.onnx")
     states = encoder.run(None, {i.name: given[i.name].numpy() for i in encoder.get_inputs()})[0]
@@ -70,18 +71,19 @@ def numbers(name, targets, folder):
     adapted = lambda: adapt(build(make), SEED, 0.2, name=f"tiny-{name}", r=2, lora_alpha=4, target_modules=targets, task_type="SEQ_2_SEQ_LM")
     save_adapter(adapted(), folder / "adapter-init")
     model = adapted().to(torch.float64)
-    given = batch()
+    start = model.config.decoder_start_token_id
+    given = batch(start)
     result = run(model, given)
     result.loss.backward()
     save_tensors(folder / "gradients.safetensors", peft_keys({k: p.grad.clone() for k, p in trainable(model).items()}))
     losses, norms = adamw_steps(trainable(model).values(), lambda _: run(model, given).loss, STEPS, RATE)
-    narrow, own = adapted(), batch()
+    narrow, own = adapted(), batch(start)
     others = adamw_steps(trainable(narrow).values(), lambda _: run(narrow, own).loss, STEPS, RATE)
     deviation = max(abs(a / b - 1) for pair in zip((losses, norms), others) for a, b in zip(*pair))
     if deviation > 1e-4:
         raise SystemExit(f"{name}: PyTorch's own float32 differs by {deviation}")
     counted = given["labels"] != IGNORED
-    inputs, encoded_targets = encoded()
+    inputs, encoded_targets = encoded(start)
     write_json(folder / "golden.json", {
         "versions": versions("torch", "transformers", "peft"), "seed": SEED, "adamw": {**ADAMW, "lr": RATE}, "rows": ROWS,
         "inputIds": inputs, "labels": encoded_targets, "loss": result.loss.item(),

@@ -41,32 +41,35 @@ function asByDynamo(onnx: OnnxModel): OnnxModel {
   return new OnnxModel(onnx.name, onnx.fileName, copyMessage(proto, {}), onnx.files)
 }
 
-it.each(['t5', 'bart'])('%s: runs, gives the logits of both graphs, and keeps the names of layers', async (name) => {
-  const model = await loadModel(graphsFolder(name), {
-    runtime: { module: ort as unknown as OrtModule },
-  })
-  const encoder = asByDynamo(await model.openGraph('encoder'))
-  const numbered: Model = { ...model, onnx: asByDynamo(model.onnx), openGraph: async () => encoder }
-  const [plain, joined] = [await joinGraphs(model), await joinGraphs(numbered)]
-  const linears = ({ onnx }: Model) => findLinears(new Graph(onnx.proto)).map((linear) => linear.name)
-  expect(linears(joined)).toEqual(linears(plain))
-  const names = joined.onnx.proto.graph!.node.map((node) => node.name)
-  expect(new Set(names).size).toBe(names.length)
-  const ids = [5, 17, 40]
-  const feeds: Feeds = {
-    ...{ input_ids: int64(ids), attention_mask: int64([1, 1, 1]), decoder_input_ids: int64([1, 9]) },
-    decoder_attention_mask: int64([1, 1]),
-  }
-  const runtime = await loadNodeRuntime()
-  const logits = await Promise.all(
-    [plain, joined].map(async ({ onnx }) => {
-      const session = await runtime.createSession(await sessionModel(onnx, onnx.proto), { threads: 1 })
-      const own = Object.entries(feeds).filter(([input]) => session.inputNames.includes(input))
-      const outputs = await session.run(Object.fromEntries(own), ['logits'])
-      await session.dispose()
-      return outputs.logits
-    }),
-  )
-  expect(worst(logits[1].data as Float32Array, logits[0].data as Float32Array)).toBeLessThan(1e-5)
-  await model.close()
-})
+it.each(['t5', 'bart', 't5gemma'])(
+  '%s: runs, gives the logits of both graphs, and keeps the names of layers',
+  async (name) => {
+    const model = await loadModel(graphsFolder(name), {
+      runtime: { module: ort as unknown as OrtModule },
+    })
+    const encoder = asByDynamo(await model.openGraph('encoder'))
+    const numbered: Model = { ...model, onnx: asByDynamo(model.onnx), openGraph: async () => encoder }
+    const [plain, joined] = [await joinGraphs(model), await joinGraphs(numbered)]
+    const linears = ({ onnx }: Model) => findLinears(new Graph(onnx.proto)).map((linear) => linear.name)
+    expect(linears(joined)).toEqual(linears(plain))
+    const names = joined.onnx.proto.graph!.node.map((node) => node.name)
+    expect(new Set(names).size).toBe(names.length)
+    const ids = [5, 17, 40]
+    const feeds: Feeds = {
+      ...{ input_ids: int64(ids), attention_mask: int64([1, 1, 1]), decoder_input_ids: int64([1, 9]) },
+      decoder_attention_mask: int64([1, 1]),
+    }
+    const runtime = await loadNodeRuntime()
+    const logits = await Promise.all(
+      [plain, joined].map(async ({ onnx }) => {
+        const session = await runtime.createSession(await sessionModel(onnx, onnx.proto), { threads: 1 })
+        const own = Object.entries(feeds).filter(([input]) => session.inputNames.includes(input))
+        const outputs = await session.run(Object.fromEntries(own), ['logits'])
+        await session.dispose()
+        return outputs.logits
+      }),
+    )
+    expect(worst(logits[1].data as Float32Array, logits[0].data as Float32Array)).toBeLessThan(1e-5)
+    await model.close()
+  },
+)

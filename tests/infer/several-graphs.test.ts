@@ -48,22 +48,25 @@ async function decoded(session: ModelSession<Model>, name: string, adapter: stri
 }
 
 describe('encoder and decoder', () => {
-  it.each(cases(['bart'], ['t5', 'whisper']))('%s: raw feeds give PEFT’s logits, in both branches', async (name) => {
-    const model = await open(name)
-    const session = await ModelSession.open(model, { adapters: { own: await adapterOf(name) } })
-    const numbers = await graphsNumbers(name)
-    expect(session.graphs).toEqual(['decoder', 'encoder'])
-    for (const [adapter, key] of [
-      [null, 'base'],
-      ['own', 'adapted'],
-    ] as const) {
-      const { whole, cached } = await decoded(session, name, adapter)
-      expect(worst(whole, numbers.get(key)!)).toBeLessThan(1e-5)
-      expect(worst(cached, numbers.get(key)!.slice(-2048))).toBeLessThan(1e-5)
-    }
-    await session.dispose()
-    await model.close()
-  })
+  it.each(cases(['bart', 't5gemma'], ['t5', 'whisper']))(
+    '%s: raw feeds give PEFT’s logits, in both branches',
+    async (name) => {
+      const model = await open(name)
+      const session = await ModelSession.open(model, { adapters: { own: await adapterOf(name) } })
+      const numbers = await graphsNumbers(name)
+      expect(session.graphs).toEqual(['decoder', 'encoder'])
+      for (const [adapter, key] of [
+        [null, 'base'],
+        ['own', 'adapted'],
+      ] as const) {
+        const { whole, cached } = await decoded(session, name, adapter)
+        expect(worst(whole, numbers.get(key)!)).toBeLessThan(1e-5)
+        expect(worst(cached, numbers.get(key)!.slice(-2048))).toBeLessThan(1e-5)
+      }
+      await session.dispose()
+      await model.close()
+    },
+  )
 
   it('a replaced norm goes to the graph that has it, as in a merge', async () => {
     const model = await open('t5')
@@ -138,13 +141,13 @@ describe('encoder and decoder', () => {
 describe('texts', () => {
   let [models, sessions]: [Record<string, Model>, Record<string, ModelSession<Model>>] = [{}, {}]
   beforeAll(async () => {
-    for (const name of ['t5', 'bart']) {
+    for (const name of ['t5', 'bart', 't5gemma']) {
       models[name] = await open(name)
       sessions[name] = await ModelSession.open(models[name], { adapters: { own: await adapterOf(name) } })
     }
   })
   afterAll(async () => {
-    for (const name of ['t5', 'bart']) {
+    for (const name of ['t5', 'bart', 't5gemma']) {
       await sessions[name].dispose()
       await models[name].close()
     }
@@ -152,14 +155,14 @@ describe('texts', () => {
     sessions = {}
   })
 
-  it.each(['t5', 'bart'])('%s writes PEFT’s tokens, with the adapter and without', async (name) => {
+  it.each(['t5', 'bart', 't5gemma'])('%s writes PEFT’s tokens, with the adapter and without', async (name) => {
     const { text, baseIds, adaptedIds } = expectedGraphs(name)
     const options = { maxNewTokens: baseIds.length }
     expect((await sessions[name].generate(text, options)).tokenIds).toEqual(baseIds)
     expect((await sessions[name].generate(text, { ...options, adapter: 'own' })).tokenIds).toEqual(adaptedIds)
   })
 
-  it.each(['t5', 'bart'])(
+  it.each(['t5', 'bart', 't5gemma'])(
     '%s writes the same in a batch of prompts of other lengths, an adapter for each',
     async (name) => {
       const { text, baseIds, adaptedIds } = expectedGraphs(name)
@@ -175,6 +178,17 @@ describe('texts', () => {
       expect(three.tokenIds).toEqual(baseIds)
     },
   )
+
+  it.each(cases(['t5gemma'], ['t5', 'bart']))('%s writes the same after a merge', async (name) => {
+    const out = mkdtempSync(join(tmpdir(), 'lowrank-texts-'))
+    await merge({ base: graphsFolder(name), adapters: await adapterOf(name), out: join(out, 'merged'), threads: 1 })
+    const merged = await ModelSession.open(await open(join(out, 'merged')))
+    const { text, adaptedIds } = expectedGraphs(name)
+    expect((await merged.generate(text, { maxNewTokens: adaptedIds.length })).tokenIds).toEqual(adaptedIds)
+    await merged.dispose()
+    await merged.model.close()
+    rmSync(out, { recursive: true })
+  })
 
   it('takes no chat', async () => {
     await expect(sessions.t5.generate([{ role: 'user', content: 'Hello' }])).rejects.toThrow(DataError)

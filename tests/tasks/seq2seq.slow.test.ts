@@ -7,7 +7,7 @@ import { loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 import { openTiny, ROWS, runtime } from './seq2seq-models.js'
 
-describe.each(['t5', 'bart'])('%s', (name) => {
+describe.each(['t5', 'bart', 't5gemma'])('%s', (name) => {
   let model: Model
   beforeAll(async () => {
     model = await openTiny(name)

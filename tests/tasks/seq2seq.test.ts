@@ -8,7 +8,7 @@ import { train } from '../../src/train/train.js'
 import { cases } from '../thorough.js'
 import { checkGolden, encode, openTiny, ROWS, runtime } from './seq2seq-models.js'
 
-describe.each(['t5', 'bart'])('%s', (name) => {
+describe.each(['t5', 'bart', 't5gemma'])('%s', (name) => {
   it.each(cases(name === 't5' ? [''] : ['-default'], name === 't5' ? ['-default'] : ['']))(
     "has PEFT's loss, gradients and 20 steps: targets%s",
     (targets) => checkGolden(name, targets),
