@@ -12,15 +12,7 @@ import { feedsFor } from './float32.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer, type TrainingGraphOptions } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
 import { packTrained } from './packed.js'
-import {
-  ATTENTION_PASSES,
-  FORWARD_PASSES,
-  type Pass,
-  runPasses,
-  TRAINING_PASSES,
-  type TrainedParameter,
-  Work,
-} from './passes.js'
+import { addGradients, addLoss, lowerAttention, type TrainedParameter, Work } from './passes.js'
 import { lengthOf } from './probe.js'
 
 export type { TrainedLayer, TrainedParameter, TrainedTensor, TrainingGraphOptions }
@@ -65,13 +57,14 @@ export async function buildLossGraph(
   objective: Objective,
   options: Omit<TrainingGraphOptions, 'dropout'>,
 ): Promise<LossGraph> {
-  const build = async (passes: readonly Pass[]) => {
+  const build = async (inBlocks: boolean) => {
     const work = new Work(model, objective, { ...options, dropout: 0 }, true, runtime, false)
-    await runPasses([...FORWARD_PASSES, ...passes], work)
+    await addLoss(work)
+    if (inBlocks) await lowerAttention(work)
     return work
   }
-  const { graph, forward } = await build(options.attentionRows === undefined ? [] : ATTENTION_PASSES).catch((error) => {
-    if (error instanceof UnsupportedError) return build([])
+  const { graph, forward } = await build(options.attentionRows !== undefined).catch((error) => {
+    if (error instanceof UnsupportedError) return build(false)
     throw error
   })
   if (forward.objective.fedGradients.length > 0) {
@@ -91,7 +84,9 @@ export async function buildTrainingGraph(
 ): Promise<TrainingGraph> {
   const { dropout = 0, twoPasses = false } = options
   const work = new Work(model, objective, options, twoPasses, runtime)
-  await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
+  await addLoss(work)
+  await lowerAttention(work)
+  addGradients(work)
   const { graph, forward, trained, predictionGraph } = work
   const rows = rowsOf(forward.masks, work.shapes, objective.probe.lengths)
   const fed = { dropout, rows }
