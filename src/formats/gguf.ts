@@ -22,14 +22,11 @@ export interface WrittenTensor {
   /** Row-major, as in PyTorch. The last dimension is a multiple of 32 for Q8_0. */
   readonly shape: readonly number[]
   readonly dtype: GgufFloat
-  /** Called when the tensor's turn comes. The bytes may be put into `memory`, which has the right length. */
-  bytes(memory?: Uint8Array): Uint8Array | Promise<Uint8Array>
+  /** Called when the tensor's turn comes. */
+  bytes(): Uint8Array | Promise<Uint8Array>
 }
 
-/** Tensors are written together up to this size, because many small writes are slow. */
-const WRITE_BYTES = 1 << 21
-
-/** Writes a file; the caller commits the sink. One block of tensors is written while the next one is read. */
+/** Writes a file; the caller commits the sink. */
 export async function writeGguf(
   sink: ByteSink,
   metadata: ReadonlyMap<string, WrittenValue>,
@@ -52,63 +49,12 @@ export async function writeGguf(
   }
   const header = concatBytes(parts)
   await sink.write(concatBytes([header, padding(header.byteLength)]))
-  const blocks = blocksOf(tensors)
-  const largest = Math.max(0, ...blocks.map((block) => (isShared(block) ? block.byteLength : 0)))
-  const memory = [new Uint8Array(largest), new Uint8Array(largest)]
-  const read = async (i: number) => blocks[i] && bytesOfBlock(blocks[i], memory[i % 2])
-  let next = read(0)
-  for (const [i, { tensors }] of blocks.entries()) {
-    const pieces = (await next)!
-    next = read(i + 1)
-    // If a write fails first, nobody awaits this promise: its rejection must not end the process.
-    next.catch(() => {})
-    for (const piece of pieces) if (piece.byteLength > 0) await sink.write(piece)
-    for (const { name } of tensors) await onTensor?.(name)
-  }
-}
-
-/** Tensors that are written together, each of them aligned. */
-interface Block {
-  readonly tensors: WrittenTensor[]
-  byteLength: number
-}
-
-function blocksOf(tensors: readonly WrittenTensor[]): Block[] {
-  const blocks: Block[] = []
   for (const tensor of tensors) {
-    const bytes = aligned(byteLength(tensor))
-    const last = blocks.at(-1)
-    if (last === undefined || last.byteLength + bytes > WRITE_BYTES) {
-      blocks.push({ tensors: [tensor], byteLength: bytes })
-    } else {
-      last.tensors.push(tensor)
-      last.byteLength += bytes
-    }
+    await sink.write(await tensor.bytes())
+    const rest = padding(byteLength(tensor))
+    if (rest.byteLength > 0) await sink.write(rest)
+    await onTensor?.(tensor.name)
   }
-  return blocks
-}
-
-function isShared({ byteLength }: Block): boolean {
-  return byteLength <= WRITE_BYTES
-}
-
-async function bytesOfBlock(block: Block, memory: Uint8Array): Promise<Uint8Array[]> {
-  const { tensors } = block
-  if (!isShared(block)) return [await tensors[0].bytes(), padding(byteLength(tensors[0]))]
-  const reads: Promise<void>[] = []
-  let end = 0
-  for (const tensor of tensors) {
-    const [first, length] = [end, byteLength(tensor)]
-    end += aligned(length)
-    memory.fill(0, first + length, end)
-    const read = async () => {
-      const bytes = await tensor.bytes(memory.subarray(first, first + length))
-      if (bytes.buffer !== memory.buffer) memory.set(bytes, first)
-    }
-    reads.push(read())
-  }
-  await Promise.all(reads)
-  return [memory.subarray(0, end)]
 }
 
 function padding(bytes: number): Uint8Array {

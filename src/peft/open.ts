@@ -1,7 +1,7 @@
 // Opens an adapter in memory or in a folder: its config, its parts, and a way to read their values. A folder's tensors
 // stay in their file, so memory does not grow with the adapter.
 
-import { closingOnError, type Directory, MemorySource, readThere } from '../base/bytes.js'
+import { closingOnError, type Directory, MemorySource } from '../base/bytes.js'
 import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
 import type { LowrankError } from '../base/errors.js'
 import { isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
@@ -215,10 +215,10 @@ export async function readFactor(info: AdapterTensor): Promise<Tensor> {
   throw notFinite(tensorPlace(info))
 }
 
-/** Reads a tensor without decoding its bytes. See {@link readThere} for `memory`. Throws as {@link readFactor} does. */
-export async function readStored(info: AdapterTensor, memory?: Uint8Array): Promise<StoredTensor> {
+/** Reads a tensor without decoding its bytes. Throws as {@link readFactor} does. */
+export async function readStored(info: AdapterTensor): Promise<StoredTensor> {
   const { source, dtype, shape, offset, byteLength } = info
-  const data = await readThere(source, offset, byteLength, memory)
+  const data = await source.read(offset, byteLength)
   if (isFiniteStored(data, dtype)) return { dtype, shape, data }
   throw notFinite(tensorPlace(info))
 }

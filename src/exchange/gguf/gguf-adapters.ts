@@ -44,7 +44,7 @@ interface Factor {
   /** Reads one matrix, or several for stacked experts. */
   read(): Promise<readonly Matrix[]>
   /** The bytes in the pair's type, if the source stores them in one piece. */
-  readonly stored?: ((memory?: Uint8Array) => Promise<Uint8Array>) | undefined
+  readonly stored?: (() => Promise<Uint8Array>) | undefined
 }
 
 interface GgufPair {
@@ -120,7 +120,7 @@ function pairsOf(part: FactorPart, dtype: FloatDtype, base: GgufBase): GgufPair[
   }
   const [a, b] = (['weightA', 'weightB'] as const).map((role): Factor => {
     const tensor = part.tensors[role]
-    const stored = async (memory?: Uint8Array) => (await readStored(tensor, memory)).data
+    const stored = async () => (await readStored(tensor)).data
     return {
       shape: [tensor.shape[0], tensor.shape[1]],
       read: async () => [await readMatrix(tensor)],
@@ -288,7 +288,7 @@ function writtenTensors(
       return turns === undefined ? data : toGgufOrder(data, rows, turns, where)
     }
     if (stored !== undefined && scale === 1 && type === dtypeInFile) {
-      return { name, shape, dtype: type, bytes: async (memory?: Uint8Array) => ordered(await stored(memory)) }
+      return { name, shape, dtype: type, bytes: async () => ordered(await stored()) }
     }
     const bytes = async () => {
       const values = new Float32Array(count * rows * columns)
