@@ -72,7 +72,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
       expect.stringMatching(/is 64 euros.*After the lesson\s+bill\s+[5-9][0-9] %.*The model alone gives no labels/s),
       ...recorded.slice(0, 2),
     ])
-    expect(await text('own-state')).toMatch(/^Labelled in this page/)
+    expect(await text('own-state')).toMatch(/^Labelled in this page, by the adapter/)
     await picture('own')
     // The page gives the labels that were recorded in Node.
     await label('My brother asks how your holiday by the sea was.')

@@ -37,11 +37,10 @@ export function setUpOwn(page: {
       let asked: string | undefined
       while (asked !== ownSentence() && recipe === page.recipe()) {
         asked = ownSentence()
-        const from = performance.now()
         const card = asked === '' ? undefined : await page.answer(adapter, asked)
         if (byId('own').hidden) return
         if (card !== undefined || asked === '') showRecording(recipe, card && [card])
-        if (card !== undefined) say(`Labelled in this page, in ${Math.ceil(performance.now() - from)} ms.`)
+        if (card !== undefined) say('Labelled in this page, by the adapter of the recorded lesson.')
       }
     } finally {
       isBusy = false
