@@ -99,9 +99,14 @@ export class InferEngine {
     return this.#texts?.tokens ?? 0
   }
 
+  /** Drops the caches that are kept for later texts. */
+  forgetPrefixes(): void {
+    this.#texts?.tools.prefixes.clear()
+  }
+
   dispose(): Promise<void> {
     return this.#turns.take(async () => {
-      this.#texts?.tools.prefixes.clear()
+      this.forgetPrefixes()
       for (const graph of this.#graphs.values()) await graph.dispose()
     })
   }

@@ -307,7 +307,8 @@ export class Trainer {
     })
   }
 
-  #encode(examples: readonly TrainerExample[], taskName: string): Promise<EncodedExample[]> {
+  async #encode(examples: readonly TrainerExample[], taskName: string): Promise<EncodedExample[]> {
+    await this.#sampler?.session.engine.forgetPrefixes()
     return encodeExamples(examples, taskName, this.parts.context)
   }
 
@@ -398,6 +399,8 @@ export class Trainer {
 
   async #liveSession(): Promise<ModelSession<Model>> {
     const { inner, adapter, steps } = this
+    // With little memory, the caches of texts take the place of what training keeps for its gradients.
+    if (inner.parts.copiedBytes === 0) await inner.sessions.close()
     if (this.#sampler?.steps === steps) return this.#sampler.session
     await inner.writeFactors()
     if (this.#sampler === undefined) {

@@ -194,10 +194,15 @@ export class TrainingSessions {
     return id
   }
 
-  async #closeOthers(graph: RunnableGraph): Promise<void> {
+  /** Closes all sessions. A pass opens its session again. */
+  close(): Promise<void> {
+    return this.#closeOthers(undefined)
+  }
+
+  async #closeOthers(graph: RunnableGraph | undefined): Promise<void> {
     const isEvaluation = graph === this.#evaluation
     for (const [opened, id] of this.#sessions) {
-      if ((opened === this.#evaluation) === isEvaluation) continue
+      if (graph !== undefined && (opened === this.#evaluation) === isEvaluation) continue
       this.#sessions.delete(opened)
       await this.engine.closeSession(await id)
     }

@@ -5,10 +5,10 @@
 import type { CachePart, NewRows } from '../../graph/fuse/new-rows.js'
 import { emptyTensor } from '../../graph/inputs/cache.js'
 import type { RuntimeTensor } from '../../runtime/runtime.js'
-import { joinRows, type MovedRows, RowCache } from './row-cache.js'
+import { freeArrays, joinRows, type MovedRows, RowCache } from './row-cache.js'
 
 /** Arrays grow by this many tokens. More room would cost time: attention clears arrays as long as the fed ones. */
-const STEP = 64
+const STEP = 16
 
 const AXIS = 2
 
@@ -73,5 +73,9 @@ export class GrowingCache extends RowCache {
     this.batch = moved.reduce((sum, { rows }) => sum + rows.length, 0)
     this.length = length
     this.#capacity = capacity
+  }
+
+  protected override free(...tensors: readonly RuntimeTensor[]): void {
+    freeArrays(tensors)
   }
 }

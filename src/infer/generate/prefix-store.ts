@@ -5,6 +5,7 @@ import { commonLength } from '../../base/group.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { isSameMix, type RowFactors } from '../adapters/row-factors.js'
 import type { AdapterFactors } from '../adapters/site-factors.js'
+import { freeArrays } from './row-cache.js'
 
 export interface ReadText {
   readonly tokens: readonly number[]
@@ -81,7 +82,9 @@ export class PrefixStore {
     }
   }
 
+  /** Drops all caches and frees their memory at once. */
   clear(): void {
+    freeArrays([...this.#kept].flatMap(({ cache }) => Object.values(cache)))
     this.#kept.clear()
   }
 

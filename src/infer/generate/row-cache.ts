@@ -20,20 +20,22 @@ export class RowCache {
 
   /** Replaces the rows of this cache by rows of several caches of the same graph, which may include this one. */
   become(moved: readonly (MovedRows & { readonly cache: Pick<RowCache, 'feeds'> })[], length: number): void {
-    const joined = this.parts.map(({ past, axis }) => {
+    for (const { past, axis } of this.parts) {
       const tensors = moved.map(({ cache, ...rows }) => ({ ...rows, tensor: cache.feeds[past] }))
-      if (axis !== undefined) return [past, joinRows(tensors, axis, length)] as const
-      const [, count] = tensors[0].tensor.dims
-      return [
-        past,
-        joinRows(
-          tensors.map((part) => ({ ...part, from: 0, count, to: 0 })),
-          1,
-          count,
-        ),
-      ] as const
-    })
-    this.feeds = Object.fromEntries(joined)
+      const replaced = this.feeds[past]
+      if (axis !== undefined) this.feeds[past] = joinRows(tensors, axis, length)
+      else {
+        const [, count] = tensors[0].tensor.dims
+        const whole = tensors.map((part) => ({ ...part, from: 0, count, to: 0 }))
+        this.feeds[past] = joinRows(whole, 1, count)
+      }
+      if (replaced !== undefined) this.free(replaced)
+    }
+  }
+
+  /** Frees tensors that only this cache had. */
+  protected free(...tensors: readonly RuntimeTensor[]): void {
+    freeOnGpu(...tensors)
   }
 
   /** Feeds more inputs with each step. They move with their rows. */
@@ -63,8 +65,20 @@ export class RowCache {
   }
 
   release(): void {
-    freeOnGpu(...Object.values(this.feeds))
+    this.free(...Object.values(this.feeds))
   }
+}
+
+/**
+ * Frees arrays at once, by sending them to nobody. A worker that waits for its next call collects no garbage, so a
+ * cache would stay in memory while the trainer learns.
+ */
+export function freeArrays(tensors: Iterable<RuntimeTensor>): void {
+  const buffers = Array.from(tensors, ({ data }) => data.buffer as ArrayBuffer)
+  const { port1, port2 } = new MessageChannel()
+  port1.postMessage(undefined, [...new Set(buffers.filter(({ byteLength }) => byteLength > 0))])
+  port1.close()
+  port2.close()
 }
 
 /** The cache of a graph that returns the whole cache in each step. */

@@ -285,6 +285,7 @@ export class TextBatch {
     const adapters = feedsOfRows(mixes, this.#adapters)
     if (attempt(() => this.tools.graph.checkAdapters(adapters)).problems.length > 0) return false
     this.#become(new Map([this, joining].map((from) => [from, from.texts])), adapters)
+    joining.#cache.release()
     joining.texts = []
     return true
   }
