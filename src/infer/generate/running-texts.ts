@@ -128,9 +128,10 @@ export class RunningTexts {
     starting.sort((a, b) => lengthOf(a) - lengthOf(b))
     while (starting.length > 0) {
       const [shortest] = starting
+      const prompts = new Set<unknown>()
       const together = starting
         .filter((text) => text === shortest || this.#mayStart(shortest, text))
-        .filter((text, i) => i === 0 || (i + 1) * lengthOf(text) <= PIECE)
+        .filter((text, i) => prompts.add(text.request.promptIds).size * lengthOf(text) <= PIECE || i === 0)
       for (const text of together) starting.splice(starting.indexOf(text), 1)
       this.#batches.push(new TextBatch(this.tools, together))
     }

@@ -10,7 +10,7 @@ import { roleFeeds } from '../../graph/inputs/roles.js'
 import { sideOf } from '../../graph/inputs/rotary-switch.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
 import type { TokenDecoder } from '../../text/decoder.js'
-import { type AdapterFeeds, feedsOfRows } from '../adapters/row-factors.js'
+import { type AdapterFeeds, feedsOfRows, isSameMix } from '../adapters/row-factors.js'
 import type { GraphEngine } from '../graph-engine.js'
 import type { Grammars } from '../schemas/grammars.js'
 import { GrowingCache } from './growing-cache.js'
@@ -33,6 +33,8 @@ export interface TextTools {
 }
 
 export class TextBatch {
+  /** The texts whose rows are run: at first a single text for each prompt, then all. */
+  #readers: readonly RunningText[]
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
   /** The side on which the cache is padded. Prompts may be padded on the other side, or not at all: see `form`. */
@@ -57,14 +59,24 @@ export class TextBatch {
     newRows = tools.graph.newRows,
   ) {
     const { form } = tools
+    const isFirst = (text: RunningText, i: number) => texts.findIndex((other) => readsSame(other, text)) === i
+    this.#readers = form.shares ? texts.filter(isFirst) : texts
     this.#newRows = newRows
     this.#cachePadding = newRows?.takesMissing && form.cachePadding === 'left' ? 'right' : form.cachePadding
-    this.#cache = newRows ? new GrowingCache(newRows, texts.length) : new PlainCache(form.cache, texts.length)
-    this.#adapters = feedsOfRows(texts.map(({ mix }) => mix))
+    const { length } = this.#readers
+    this.#cache = newRows ? new GrowingCache(newRows, length) : new PlainCache(form.cache, length)
+    this.#adapters = feedsOfRows(this.#readers.map(({ mix }) => mix))
   }
 
+  /** The row of a text in the logits and the cache. */
+  #rowOf(text: RunningText): number {
+    const row = this.#readers.indexOf(text)
+    return row >= 0 ? row : this.#readers.findIndex((reader) => readsSame(reader, text))
+  }
+
+  /** The lengths of the texts whose rows are run. */
   get lengths(): number[] {
-    return this.texts.map(({ tokens }) => tokens.length)
+    return this.#readers.map(({ tokens }) => tokens.length)
   }
 
   /** True if attention skips the padding. */
@@ -89,6 +101,10 @@ export class TextBatch {
     const hasTaken = this.#take(outputs, most)
     if (this.#width === this.#shared) await this.keep(this.texts)
     if (!hasTaken) return []
+    if (this.#readers.length < this.texts.length) {
+      await this.#cache.fetch(graph.toHost)
+      this.#become(new Map([[this, this.texts]]))
+    }
     // Keep the cache of the prompt now, so that other texts can use it before this text ends. On a GPU copying is slow,
     // so there it is kept at the end.
     if (isReading && isAlone && !this.#cache.isOnGpu) await this.keep(this.texts)
@@ -124,7 +140,7 @@ export class TextBatch {
     if (prefixes.mostBytes === 0) return
     await this.#cache.fetch(this.tools.graph.toHost)
     for (const text of texts) {
-      const row = this.texts.indexOf(text)
+      const row = this.#rowOf(text)
       const count = this.#countOf(text)
       if (text.failure !== undefined || count <= 0) continue
       const from = this.#cachePadding === 'left' ? this.#width - count : 0
@@ -153,27 +169,27 @@ export class TextBatch {
    */
   #feeds(vectors: Feeds | undefined, most = Number.POSITIVE_INFINITY): Feeds {
     const { roles, padding } = this.tools.form
-    const [batch, past] = [this.texts.length, this.#width]
+    const [batch, past] = [this.#readers.length, this.#width]
     const isLeft = (past === 0 ? padding : this.#cachePadding) === 'left'
     const isAlone = batch === 1
     const total = this.#reach(most)
     const sequence = total - past
     const inputIds = new Int32Array(batch * sequence)
     const attentionMask = new Uint8Array(batch * total)
-    this.texts.forEach(({ tokens }, row) => {
+    this.#readers.forEach(({ tokens }, row) => {
       const length = Math.min(tokens.length, total)
       const fed = isAlone ? tokens.slice(past, total) : past === 0 ? tokens : tokens.slice(-1)
       inputIds.set(fed, row * sequence + (isLeft ? sequence - fed.length : 0))
       const start = row * total + (isLeft ? total - length : 0)
       attentionMask.fill(1, start, start + length)
     })
-    const isEven = isAlone || sequence === 1 || this.texts.every(({ tokens }) => tokens.length === total)
+    const isEven = isAlone || sequence === 1 || this.#readers.every(({ tokens }) => tokens.length === total)
     const logitsToKeep = isLeft || isEven ? 1 : undefined
     const feeds = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
     const first = (isLeft || isEven ? sequence : Math.min(...this.lengths)) - 1
     feeds[FIRST_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(first)), dims: [1] }
     if (past > 0 && !isLeft) {
-      const missing = this.texts.map(({ tokens }) => BigInt(Math.max(0, total - tokens.length)))
+      const missing = this.#readers.map(({ tokens }) => BigInt(Math.max(0, total - tokens.length)))
       feeds[MISSING_INPUT] = { type: 'int64', data: BigInt64Array.from(missing), dims: [batch] }
     }
     return { ...feeds, ...vectors, ...this.#cache.feeds }
@@ -208,9 +224,9 @@ export class TextBatch {
       }
       if (this.#width < longest) return false
     }
-    for (const [i, text] of this.texts.entries()) {
+    for (const text of this.texts) {
       const isFirst = text.tokens.length === text.request.promptIds.length
-      text.step(rows[i], isFirst ? this.#cachedTokens : 0)
+      text.step(rows[this.#rowOf(text)], isFirst ? this.#cachedTokens : 0)
     }
     this.isRead = true
     return true
@@ -310,17 +326,23 @@ export class TextBatch {
     const isLeft = this.#cachePadding === 'left'
     const moved = held.map(({ from, text, count }) => ({
       cache: from.#cache,
-      rows: [from.texts.indexOf(text)],
+      rows: [from.#rowOf(text)],
       from: isLeft ? from.#width - count : 0,
       count,
       to: isLeft ? width - count : 0,
     }))
     this.#cache.become(moved, width)
     this.texts = held.map(({ text }) => text)
+    this.#readers = this.texts
     this.#width = width
     this.hasBegun = held.every(({ from }) => from.hasBegun)
     this.isRead = held.every(({ from }) => from.isRead)
     const mixes = this.texts.map(({ mix }) => mix)
     this.#adapters = adapters ?? feedsOfRows(mixes, this.#adapters)
   }
+}
+
+/** True if two texts have the same prompt and adapters, so that one of them can read the prompt for both. */
+function readsSame(a: RunningText, b: RunningText): boolean {
+  return a.request.promptIds === b.request.promptIds && isSameMix(a.mix, b.mix)
 }
