@@ -6,6 +6,7 @@ import { giveNewRows } from '../../src/graph/fuse/new-rows.js'
 import { FIRST_INPUT } from '../../src/graph/inject/sites.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { generate } from '../../src/infer/generate/generate.js'
+import { GrowingCache } from '../../src/infer/generate/growing-cache.js'
 import { argmax } from '../../src/infer/generate/next-token.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { makeAdapter, openModel, recordingRuntime } from './models.js'
@@ -35,6 +36,24 @@ it.each([null, 'adapter'])('a text that outgrows the first arrays twice, with ad
   expect(tokenIds.length).toBe(140)
   const expected = await likeliest([...start, ...tokenIds.slice(0, -1)], name)
   expect(tokenIds).toEqual(expected.slice(start.length - 1))
+})
+
+it('frees the arrays that it no longer needs, without waiting for the garbage collector', () => {
+  const parts = [{ past: 'past', present: 'present', heads: 2, size: 8 }]
+  const cache = new GrowingCache({ isByHead: false, output: 'rows', ids: '', mask: '', parts, takesMissing: false }, 3)
+  const add = (tokens: number) => {
+    const data = Float32Array.from({ length: 3 * tokens * 16 }, (_, i) => i)
+    cache.add({ type: 'float32', data, dims: [3, tokens, 16] })
+    return cache.feeds.past.data
+  }
+  const first = add(5)
+  const before = first.slice(0, 5 * 8)
+  const later = add(20)
+  expect(first.byteLength).toBe(0)
+  expect(later.subarray(0, 5 * 8)).toEqual(before)
+  cache.release()
+  cache.release()
+  expect(later.byteLength).toBe(0)
 })
 
 it('texts of a batch that begin at other lengths and end one after the other', async () => {

@@ -16,11 +16,13 @@ import {
   MismatchError,
   type Model,
   NumericError,
+  type OrtModule,
   ShapeError,
   StateError,
 } from '../../src/node.js'
 import { train } from '../../src/train/train.js'
 import '../equal-bytes.js'
+import { recordingRuntime } from '../infer/models.js'
 import { cases } from '../thorough.js'
 import { data, folder, module, path, WEIGHTS } from '../train/tiny.js'
 
@@ -278,6 +280,66 @@ function wrong(rows: readonly LossRow[]) {
   const loss = rows.flatMap(({ logprobs }) => [...logprobs]).reduce((a, b) => a + b * b, 0)
   return { loss, gradients: rows.map(({ logprobs }) => logprobs.slice()) }
 }
+
+it('reads short prompts together, each once for all its texts', async () => {
+  const { module, fed } = recordingRuntime()
+  const read = await loadModel(folder, { runtime: { module } })
+  const session = await ModelSession.open(read, { threads: 1, maxBatch: 32 })
+  const write = (prompts: readonly { ids: readonly number[] }[]) =>
+    sampleTexts(session as unknown as TextSession, prompts, { maxNewTokens: 3, temperature: 1, seed: 5, batchSize: 32 })
+  const [a, b] = [{ ids: [5, 6, 7] }, { ids: [8, 9] }]
+  const texts = await write([a, a, b, a, b])
+  expect(fed.map(({ input_ids }) => input_ids.dims)).toEqual([
+    [2, 3],
+    [5, 1],
+    [5, 1],
+  ])
+  fed.length = 0
+  // Equal prompts in lists of their own are not known to be equal.
+  const apart = await write([a, a, b, a, b].map(({ ids }) => ({ ids: [...ids] })))
+  expect(fed[0].input_ids.dims).toEqual([5, 3])
+  expect(texts.map(({ sampledIds }) => sampledIds)).toEqual(apart.map(({ sampledIds }) => sampledIds))
+  for (const [i, { sampledLogprobs }] of texts.entries()) {
+    expect(gap(Float32Array.from(sampledLogprobs), Float32Array.from(apart[i].sampledLogprobs))).toBeLessThan(1e-5)
+  }
+  await session.dispose()
+  await read.close()
+})
+
+it('with little memory, training closes its sessions before texts are sampled, and learns the same', async () => {
+  const open = new Set<unknown>()
+  const create: OrtModule['InferenceSession']['create'] = async (...given) => {
+    const session = await module.InferenceSession.create(...given)
+    open.add(session)
+    const release = async () => {
+      open.delete(session)
+      await session.release()
+    }
+    const { inputNames, outputNames } = session
+    return { inputNames, outputNames, run: (...feeds) => session.run(...feeds), release }
+  }
+  const counted = await loadModel(folder, { runtime: { module: { ...module, InferenceSession: { create } } } })
+  const learn = async (memory: 'low' | 'fast') => {
+    const trainer = await Trainer.open(counted, { config: { rank: 4 }, threads: 1, maxLength: 128, memory })
+    const counts: number[] = []
+    const values: number[] = []
+    for (let step = 0; step < 3; step++) {
+      const texts = (await trainer.sample(['The', 'And'], { n: 2, maxNewTokens: 5, seed: step })).flat()
+      counts.push(open.size)
+      const examples = texts.map((text, i) => ({ ...text, advantages: i - 1.5 }))
+      const { loss, logprobs } = await trainer.forwardBackward(examples, { loss: 'ppo' })
+      await trainer.step({ learningRate: 0.02 })
+      values.push(loss, ...logprobs.flatMap((row) => [...row]))
+    }
+    await trainer.dispose()
+    return { counts, values: Float32Array.from(values) }
+  }
+  const [low, fast] = [await learn('low'), await learn('fast')]
+  expect(low.counts).toEqual([1, 1, 1])
+  expect(fast.counts).toEqual([1, 3, 3])
+  expect(gap(low.values, fast.values)).toBeLessThan(1e-4)
+  await counted.close()
+})
 
 it('reads a long prompt once for all its texts', async () => {
   const session = await ModelSession.open(model, { threads: 1 })
