@@ -5,7 +5,7 @@
 import type { CachePart, NewRows } from '../../graph/fuse/new-rows.js'
 import { emptyTensor } from '../../graph/inputs/cache.js'
 import type { RuntimeTensor } from '../../runtime/runtime.js'
-import { freeArrays, joinRows, type MovedRows, RowCache } from './row-cache.js'
+import { freeBuffers, joinRows, type MovedRows, RowCache } from './row-cache.js'
 
 /** Arrays grow by this many tokens. More room would cost time: attention clears arrays as long as the fed ones. */
 const STEP = 16
@@ -18,6 +18,8 @@ export class GrowingCache extends RowCache {
   /** The number of tokens of the longest row. */
   length = 0
   #capacity = 0
+  /** The memory of all parts. A single large array goes back to the system when it is freed, unlike many small ones. */
+  #memory = new Float32Array()
 
   constructor(
     { parts, isByHead }: NewRows,
@@ -69,13 +71,22 @@ export class GrowingCache extends RowCache {
 
   override become(moved: Parameters<RowCache['become']>[0], length: number): void {
     const capacity = Math.ceil(length / STEP) * STEP
-    super.become(moved, capacity)
-    this.batch = moved.reduce((sum, { rows }) => sum + rows.length, 0)
+    const batch = moved.reduce((sum, { rows }) => sum + rows.length, 0)
+    const width = this.#parts.reduce((sum, { heads, size }) => sum + heads * size, 0)
+    const memory = new Float32Array(batch * capacity * width)
+    let end = 0
+    super.become(moved, capacity, (size) => {
+      end += size
+      return memory.subarray(end - size, end)
+    })
+    this.release()
+    this.#memory = memory
+    this.batch = batch
     this.length = length
     this.#capacity = capacity
   }
 
-  protected override free(...tensors: readonly RuntimeTensor[]): void {
-    freeArrays(tensors)
+  override release(): void {
+    freeBuffers([this.#memory.buffer])
   }
 }

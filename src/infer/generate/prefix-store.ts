@@ -5,7 +5,7 @@ import { commonLength } from '../../base/group.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { isSameMix, type RowFactors } from '../adapters/row-factors.js'
 import type { AdapterFactors } from '../adapters/site-factors.js'
-import { freeArrays } from './row-cache.js'
+import { freeBuffers } from './row-cache.js'
 
 export interface ReadText {
   readonly tokens: readonly number[]
@@ -84,7 +84,8 @@ export class PrefixStore {
 
   /** Drops all caches and frees their memory at once. */
   clear(): void {
-    freeArrays([...this.#kept].flatMap(({ cache }) => Object.values(cache)))
+    const tensors = [...this.#kept].flatMap(({ cache }) => Object.values(cache))
+    freeBuffers(tensors.map(({ data }) => data.buffer))
     this.#kept.clear()
   }
 

@@ -18,24 +18,30 @@ export class RowCache {
     public feeds: Feeds,
   ) {}
 
-  /** Replaces the rows of this cache by rows of several caches of the same graph, which may include this one. */
-  become(moved: readonly (MovedRows & { readonly cache: Pick<RowCache, 'feeds'> })[], length: number): void {
-    for (const { past, axis } of this.parts) {
+  /**
+   * Replaces the rows of this cache by rows of several caches of the same graph, which may include this one.
+   *
+   * @param allocate returns an array of zeros for a part with tokens. Default: a new array
+   */
+  become(
+    moved: readonly (MovedRows & { readonly cache: Pick<RowCache, 'feeds'> })[],
+    length: number,
+    allocate?: (size: number) => Float32Array,
+  ): void {
+    const joined = this.parts.map(({ past, axis }) => {
       const tensors = moved.map(({ cache, ...rows }) => ({ ...rows, tensor: cache.feeds[past] }))
-      const replaced = this.feeds[past]
-      if (axis !== undefined) this.feeds[past] = joinRows(tensors, axis, length)
-      else {
-        const [, count] = tensors[0].tensor.dims
-        const whole = tensors.map((part) => ({ ...part, from: 0, count, to: 0 }))
-        this.feeds[past] = joinRows(whole, 1, count)
-      }
-      if (replaced !== undefined) this.free(replaced)
-    }
-  }
-
-  /** Frees tensors that only this cache had. */
-  protected free(...tensors: readonly RuntimeTensor[]): void {
-    freeOnGpu(...tensors)
+      if (axis !== undefined) return [past, joinRows(tensors, axis, length, allocate)] as const
+      const [, count] = tensors[0].tensor.dims
+      return [
+        past,
+        joinRows(
+          tensors.map((part) => ({ ...part, from: 0, count, to: 0 })),
+          1,
+          count,
+        ),
+      ] as const
+    })
+    this.feeds = Object.fromEntries(joined)
   }
 
   /** Feeds more inputs with each step. They move with their rows. */
@@ -65,20 +71,8 @@ export class RowCache {
   }
 
   release(): void {
-    this.free(...Object.values(this.feeds))
+    freeOnGpu(...Object.values(this.feeds))
   }
-}
-
-/**
- * Frees arrays at once, by sending them to nobody. A worker that waits for its next call collects no garbage, so a
- * cache would stay in memory while the trainer learns.
- */
-export function freeArrays(tensors: Iterable<RuntimeTensor>): void {
-  const buffers = Array.from(tensors, ({ data }) => data.buffer as ArrayBuffer)
-  const { port1, port2 } = new MessageChannel()
-  port1.postMessage(undefined, [...new Set(buffers.filter(({ byteLength }) => byteLength > 0))])
-  port1.close()
-  port2.close()
 }
 
 /** The cache of a graph that returns the whole cache in each step. */
@@ -106,13 +100,15 @@ export function joinRows(
   parts: readonly (MovedRows & { readonly tensor: RuntimeTensor })[],
   axis: number,
   length: number,
+  allocate?: (size: number) => Float32Array,
 ): RuntimeTensor {
   const [{ tensor: first }] = parts
   const product = (dims: readonly number[]) => dims.reduce((all, dim) => all * dim, 1)
   const [outer, inner] = [product(first.dims.slice(1, axis)), product(first.dims.slice(axis + 1))]
   const batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
   const DataArray = first.data.constructor as Float32ArrayConstructor
-  const data = new DataArray(batch * outer * length * inner)
+  const size = batch * outer * length * inner
+  const data = allocate?.(size) ?? new DataArray(size)
   let block = 0
   for (const { tensor, rows, from, count, to } of parts) {
     const source = tensor.data as Float32Array
@@ -125,4 +121,16 @@ export function joinRows(
     }
   }
   return { type: first.type, data, dims: [batch, ...first.dims.slice(1, axis), length, ...first.dims.slice(axis + 1)] }
+}
+
+/**
+ * Frees memory at once, by sending it to nobody. A worker that waits for its next call collects no garbage, so a cache
+ * would stay in memory while a trainer learns.
+ */
+export function freeBuffers(buffers: Iterable<ArrayBufferLike>): void {
+  const { port1, port2 } = new MessageChannel()
+  const held = [...new Set(buffers)].filter(({ byteLength }) => byteLength > 0)
+  port1.postMessage(undefined, held as ArrayBuffer[])
+  port1.close()
+  port2.close()
 }
