@@ -212,8 +212,9 @@ PARAMETERS = {
 
 GOLDEN_EXPORTERS = {
     "qwen3_5": "mobius", "granite_h": "mobius", "olmo_hybrid": "dynamo", "qwen3_moe_experts": "mobius", "lfm2_moe_experts": "genai",
-    "gpt_oss_experts": "dynamo",
+    "gpt_oss_experts": "dynamo", "lfm2": "liquid",
 }
+GOLDEN_DTYPES = {"qwen3_5": ["fp32", "q4f16"], "lfm2": ["q4"]}
 SMALL = False  # --golden: one layer of each kind, and one batch
 
 
@@ -344,6 +345,56 @@ def genai_cuda(family, source, out, dtype):
     genai(family, source, out, dtype, "cuda", "linear_attn_op=gated_delta_net")
 
 
+def liquid(family, source, out, dtype):
+    """LFM2 as Liquid AI and onnx-community publish it, made from onnxruntime-genai's graph: past_conv.N holds the last inputs of a convolution, which
+    is written as Concat, Conv and Slice; RotaryEmbedding reads position_ids; in q4, embeddings and head share one table (GatherBlockQuantized)."""
+    import onnx
+    from onnx import helper, numpy_helper
+    import numpy
+    from exporters import SEPARATE_ROTARY
+    if family != "lfm2":
+        raise RuntimeError("this layout is LFM2's")
+    options = ["int4", source.parent / "cache", "cpu", "shared_embeddings=true", "accuracy_level=1"] if dtype == "q4" else ["fp32", source.parent / "cache", "cpu"]
+    run(SEPARATE_ROTARY + GENAI, source, out, *options)
+    model = onnx.load(out / "model.onnx")
+    graph, nodes = model.graph, []
+    width = FAMILIES[family][0]().conv_L_cache
+
+    def constant(name, values):
+        graph.initializer.append(numpy_helper.from_array(numpy.array(values, numpy.int64), name))
+        return name
+
+    axis, minus, last, end = (constant(f"liquid/{name}", values) for name, values in (
+        ("axis", [2]), ("minus", [-1]), ("last", [-width]), ("end", [2 ** 63 - 1])))
+    for node in graph.node:
+        if node.op_type != "CausalConvWithState":
+            nodes.append(node)
+            continue
+        (x, weight, _, past), (y, present) = node.input, node.output
+        base, (past_conv, present_conv) = node.name.rsplit("/", 1)[0], (f"{kind}_conv.{past.split('.')[1]}" for kind in ("past", "present"))
+        for value, old, new in [*((v, past, past_conv) for v in graph.input), *((v, present, present_conv) for v in graph.output)]:
+            if value.name == old:
+                value.name = new
+                value.type.tensor_type.shape.dim[2].dim_value = width
+
+        def add(kind, inputs, name, output=None, **attributes):
+            output = output or f"{base}/{name}/output_0"
+            nodes.append(helper.make_node(kind, inputs, [output], name=f"{base}/{name}", **attributes))
+            return output
+
+        read = add("Concat", [past_conv, x], "Concat", axis=2)
+        whole = add("Conv", [read, weight], "conv/Conv", kernel_shape=[width], group=numpy_helper.to_array(next(
+            i for i in graph.initializer if i.name == weight)).shape[0])
+        tokens = add("Gather", [add("Shape", [x], "Shape"), axis], "seq_len", axis=0)
+        add("Slice", [whole, add("Mul", [tokens, minus], "Mul_3"), end, axis], "Slice", y)
+        add("Slice", [read, last, end, axis], "Slice_1", present_conv)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for file in out.iterdir():
+        file.unlink()
+    onnx.save(model, out / "model.onnx")
+
+
 def mobius(family, source, out, dtype):
     run(MOBIUS, source, fresh(out), "f16" if dtype.endswith("16") else "f32")
     if dtype.startswith("q4"):
@@ -395,7 +446,7 @@ def dynamo(family, source, out, dtype):
 
 # Families whose loop over chunks PyTorch cannot export for texts of any length.
 RECURRENT = {"olmo_hybrid", "qwen3_5", "qwen3_next"}
-EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "mobius": mobius, "dynamo": dynamo}
+EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "liquid": liquid, "mobius": mobius, "dynamo": dynamo}
 
 
 def named(exporter, dtype):
@@ -500,7 +551,7 @@ def main():
         SMALL, args.work, args.families = True, GOLDEN / "hybrids", families
     for family in args.families or list(FAMILIES):
         exporters = [GOLDEN_EXPORTERS[family]] if args.golden else args.exporters
-        make(family, args.work / family, exporters, ["fp32", "q4f16"] if args.golden and family == "qwen3_5" else args.dtypes)
+        make(family, args.work / family, exporters, GOLDEN_DTYPES.get(family, ["fp32"]) if args.golden else args.dtypes)
     if args.golden:
         packed.pack(GOLDEN / "hybrids", "hybrids")
 
@@ -524,7 +575,7 @@ def make(family, folder, exporters, dtypes):
     if SMALL:  # what nothing reads
         for source in folder.glob("source*"):
             shutil.rmtree(source)
-        if all((family, exporter) in WITHOUT_EPSILON for exporter in exporters):
+        if dtypes == ["q4"] or all((family, exporter) in WITHOUT_EPSILON for exporter in exporters):
             for file in folder.glob("numbers.*"):
                 file.unlink()
 

@@ -28,6 +28,7 @@ describe.each(
       ['qwen3_5', 'mobius', 1e-4],
       ['granite_h', 'mobius', 1e-4],
       ['olmo_hybrid', 'dynamo', 1e-4],
+      ['lfm2', 'liquid-q4', 1e-4],
     ],
     [['qwen3_5', 'mobius-q4f16', 2e-2]],
   ),

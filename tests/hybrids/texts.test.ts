@@ -10,6 +10,7 @@ import { directoryOf, openModel } from '../infer/models.js'
 
 const FOLDERS = [
   // The last number is the length of a long prompt. The rotary tables of the last two models only have 128 rows.
+  ['hybrids/lfm2/liquid-q4', 'hybrids/lfm2/adapter', 300],
   ['hybrids/granite_h/mobius', 'hybrids/granite_h/adapter', 300],
   ['hybrids/qwen3_5/mobius', 'hybrids/qwen3_5/adapter', 300],
   ['genai-decoders/qwen3_5', 'genai-decoders/qwen3_5/golden/adapter', 60],

@@ -4,6 +4,7 @@ import { UnsupportedError } from '../../base/errors.js'
 import { dimsOf, type NodeProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import { intAttribute } from '../view/attributes.js'
+import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { dimsOfInput, splitInputs, TYPES, typeOf } from './roles.js'
 
@@ -23,16 +24,20 @@ export function isCacheInput(input: ValueInfoProto): boolean {
   return /^past/.test(input.name) && typeOf(input) !== undefined
 }
 
-/** Removes the caches from a graph for training, which never has past tokens. */
+/** Removes the caches from a graph for training, which never has past tokens. States of convolutions become zeros. */
 export function dropEmptyCache(graph: Graph): void {
+  const g = new Builder(graph, 'inputs')
   const empty = splitInputs(graph).others.filter(isCacheInput)
-  const open = empty.map(({ name }) => name)
+  const states = new Map(empty.map((input) => [input.name, isConvolutionState(input) ? dimsOfInput(input)[2] : 0]))
+  const open = [...states.keys()]
   for (let past = open.pop(); past !== undefined; past = open.pop()) {
+    const width = states.get(past) ?? 0
     for (const node of graph.consumers(past)) {
       const [fresh, ...more] = node.input.filter((input) => input !== past)
       if (node.opType !== 'Concat' || more.length > 0) continue
       // Exporters also write a Concat of a single input.
       if (fresh === undefined) open.push(node.output[0])
+      else if (width > 0) graph.replaceUses(node.output[0], g.op('Pad', [fresh, g.int([0, 0, width, 0, 0, 0])]))
       else graph.replaceUses(node.output[0], fresh)
     }
   }
@@ -57,6 +62,12 @@ export function takeBranchWithoutCache(graph: Graph): void {
   for (const node of cacheBranches(graph)) graph.takeBranch(node, 'else_branch')
 }
 
+/** (batch, channels, width). Caches of attention have four axes. */
+function isConvolutionState(input: ValueInfoProto): boolean {
+  const [, ...size] = dimsOfInput(input)
+  return size.length === 2 && size.every((dim) => dim !== undefined)
+}
+
 type CacheLayout = Pick<CacheEntry, 'past' | 'type' | 'axis' | 'dims'>
 
 export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
@@ -67,11 +78,9 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   // size, value size). Both have a fixed size and begin as zeros.
   const readers = (value: string): NodeProto[] =>
     graph.consumers(value).flatMap((node) => (node.opType === 'Cast' ? readers(node.output[0]) : [node]))
-  const isState = readers(past).some(({ opType }) =>
-    /^(CausalConvWithState|LinearAttention|GatedDeltaNet)$/.test(opType),
-  )
+  const isState = readers(past).some(({ opType }) => /^(LinearAttention|GatedDeltaNet)$/.test(opType))
   const [, ...size] = dims
-  if (isState && size.every((dim) => dim !== undefined))
+  if ((isState || isConvolutionState(input)) && size.every((dim) => dim !== undefined))
     return { past, type, axis: undefined, dims: [undefined, ...size] }
   // (batch, heads, past, head size), except in old Bloom exports, which have another rank and are refused.
   if (dims.length !== 4 || dims[1] === undefined) {
