@@ -23,13 +23,6 @@ export function symmetricEigen(matrix: Matrix): { values: Float64Array; vectors:
   return { values: Float64Array.from(order, (i) => diagonal[i]), vectors: { data, shape: [n, n] } }
 }
 
-/** Returns the eigenvalues of a symmetric matrix, the largest first. */
-export function symmetricEigenvalues(matrix: Matrix): Float64Array {
-  const { diagonal, below } = tridiagonal(Float64Array.from(matrix.data), matrix.shape[0])
-  implicitQl(diagonal, below, undefined)
-  return diagonal.sort().reverse()
-}
-
 /**
  * Changes `a` in place; both triangles are kept up to date, so that products read whole rows. Element i of `below` is
  * at (i + 1, i). Row i of `reflectors` has reflector i, from element i + 1 on.
@@ -89,7 +82,7 @@ function accumulate({ reflectors, taus }: ReturnType<typeof tridiagonal>, n: num
 }
 
 /** Makes the tridiagonal (`d`, `e`) diagonal by rotations, which also turn the rows of `vectors`. */
-function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | undefined): void {
+function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array): void {
   const n = d.length
   let largest = 0
   for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(d[i]) + Math.abs(e[i]))
@@ -107,13 +100,7 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | un
 }
 
 /** A pass of EISPACK's imtql2. The shift: the eigenvalue of the first two rows nearer to the first diagonal element. */
-function qlPass(
-  d: Float64Array,
-  e: Float64Array,
-  first: number,
-  last: number,
-  vectors: Float64Array | undefined,
-): void {
+function qlPass(d: Float64Array, e: Float64Array, first: number, last: number, vectors: Float64Array): void {
   const n = d.length
   const ratio = (d[first + 1] - d[first]) / (2 * e[first])
   let g = d[last] - d[first] + e[first] / (ratio + (ratio < 0 ? -1 : 1) * Math.hypot(ratio, 1))
@@ -136,7 +123,7 @@ function qlPass(
     p = s * r
     d[i + 1] = g + p
     g = c * r - b
-    if (vectors !== undefined) rotate(vectors, i * n, (i + 1) * n, n, c, s)
+    rotate(vectors, i * n, (i + 1) * n, n, c, s)
   }
   d[first] -= p
   e[first] = g

@@ -3,7 +3,7 @@
 
 import { Random } from '../base/random.js'
 import { F64, type FloatArray, type Matrix, transposeAs, zeros } from '../base/tensor.js'
-import { symmetricEigenvalues } from './eigen.js'
+import { symmetricEigen } from './eigen.js'
 import { copyAs, normals, product } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { type Svd, svd, truncated } from './svd.js'
@@ -29,19 +29,18 @@ const SMALL_VALUES = 1 << 20
 const NEGLIGIBLE = 1e-9
 
 /** u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is at most a percent above the smallest, usually less. */
-export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0): Promise<Svd> {
+export async function streamedSvd(matrix: StreamedMatrix, rank: number): Promise<Svd> {
   const [d, k] = matrix.shape
   if (Math.min(d, k) <= SMALL_SIDE && d * k <= SMALL_VALUES) return truncated(svd(await gathered(matrix)), rank)
   const count = Math.min(rank + OVERSAMPLING, d, k)
-  let directions = normals(new Random(seed, 'streamed-svd'), count, k) // (q, k)
+  let directions = normals(new Random(0, 'streamed-svd'), count, k) // (q, k)
   let captured = 0
   for (let step = 0; ; step++) {
     const left = orthonormalRows(await timesTransposed(matrix, directions)).rows // (q, d)
     const image = await transposedTimes(matrix, transposeAs(left, F32), count) // (q, k)
     const gram = product(image, image, { transposeB: true })
-    const energy = symmetricEigenvalues(gram)
-      .subarray(0, rank)
-      .reduce((sum, value) => sum + value, 0)
+    const { values } = symmetricEigen(gram)
+    const energy = values.subarray(0, rank).reduce((sum, value) => sum + value, 0)
     const missing = matrix.energy - energy
     const isLast = step === MAX_ITERATIONS - 1 || count === Math.min(d, k)
     if (isLast || energy - captured <= ENOUGH * missing || missing <= NEGLIGIBLE * matrix.energy) {

@@ -5,7 +5,8 @@ import { didYouMean, MismatchError, StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { transpose } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
-import { streamedSvd } from '../linalg/streamed-svd.js'
+import { type StreamedMatrix, streamedSvd } from '../linalg/streamed-svd.js'
+import type { Svd } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { moduleOf, type ReplacementView, type StoredTensor } from '../lora/part.js'
@@ -23,7 +24,7 @@ import {
   requireSameShape,
 } from './difference.js'
 import { assemble, type NewLayer, type PartShell } from './factor-parts.js'
-import { checkRankChoice, leadingSvd, type RankChoice } from './rank.js'
+import { checkRankChoice, energyOf, type RankChoice } from './rank.js'
 import { closestPairs, totalError } from './resize.js'
 
 type NewTensor = ReplacementView<StoredTensor>
@@ -207,11 +208,10 @@ async function extractLayer(
   const found = []
   for (let e = 0; e < count; e++) {
     const matrix = difference.matrix({ first: e * rows, count: rows })
-    const decompose = (rank: number) => streamedSvd(matrix, rank)
-    found.push(await leadingSvd({ shape: matrix.shape, energy: matrix.energy, decompose }, job))
+    found.push({ svd: await leadingSvd(matrix, job), energy: matrix.energy })
   }
   // The SVD is of the weight as it is stored.
-  const { pairs: stored, rank, error } = closestPairs(found, new Float32Array())
+  const { pairs: stored, rank, error } = closestPairs(found, job, new Float32Array())
   const isTurned = kind === 'embedding' || kind === 'conv1d'
   const pairs = stored.map(({ weightA, weightB }) => {
     return isTurned ? { weightA: transpose(weightB), weightB: transpose(weightA) } : { weightA, weightB }
@@ -224,6 +224,19 @@ async function extractLayer(
   const { norm, baseNorm } = difference
   const relativeChange = baseNorm === 0 ? Number.POSITIVE_INFINITY : norm / baseNorm
   return { layer: { part, change: { pairs, vectors: {} } }, report: { name, rank, norm, relativeChange, error } }
+}
+
+/** The first rank to try if `energy` decides. */
+const FIRST_RANK = 32
+
+/** The leading singular values and vectors: at first a few, and twice as many until they have the share of the energy. */
+async function leadingSvd(matrix: StreamedMatrix, { rank, energy: share }: RankChoice): Promise<Svd> {
+  const side = Math.min(...matrix.shape)
+  const most = Math.min(rank ?? side, side)
+  for (let count = share === undefined ? most : FIRST_RANK; ; count *= 2) {
+    const svd = await streamedSvd(matrix, Math.min(count, most))
+    if (count >= most || energyOf(svd.s, 0) >= share! * matrix.energy) return svd
+  }
 }
 
 /** A config that names the modules, so that PEFT adapts exactly these. */

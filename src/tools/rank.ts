@@ -1,7 +1,6 @@
 // Chooses ranks. By Eckart and Young (1936), the first r singular values and vectors give the closest change of rank r.
 
 import { ConfigError } from '../base/errors.js'
-import type { Svd } from '../linalg/svd.js'
 
 /**
  * The rank of each layer. If both are given, the smaller rank counts. Each layer keeps at least
@@ -29,7 +28,7 @@ export function checkRankChoice({ rank, energy }: RankChoice): void {
   throw new ConfigError({ where: 'rank', what: 'missing', expected: 'rank, energy or both' })
 }
 
-export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total = energyOf(s, 0)): number {
+export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total: number): number {
   const { rank = s.length, energy } = choice
   let wanted = Math.min(rank, s.length)
   while (wanted > 1 && !(s[wanted - 1] > ROUNDING * s[0])) wanted--
@@ -52,42 +51,4 @@ export function energyOf(s: ArrayLike<number>, first: number): number {
   let sum = 0
   for (let i = s.length - 1; i >= first; i--) sum += s[i] ** 2
   return sum
-}
-
-export interface Decomposable {
-  readonly shape: readonly [number, number]
-  /** The sum of the squares of all elements. */
-  readonly energy: number
-  /** Computes the first `rank` singular values and vectors; `rank` is at most the smaller side. */
-  decompose(rank: number): Svd | Promise<Svd>
-}
-
-/** The leading part of an SVD, and facts about the whole matrix. */
-export interface LeadingSvd {
-  readonly svd: Svd
-  /** The rank that was chosen. `svd` may hold more. */
-  readonly rank: number
-  /** ‖matrix‖, the Frobenius norm. */
-  readonly norm: number
-  /** The share that the first `rank` parts leave out: ‖matrix − parts‖ / ‖matrix‖. */
-  readonly error: number
-}
-
-/** The first rank to try if `energy` decides. */
-const FIRST_RANK = 32
-
-/** Finds the leading singular values and vectors of a full matrix. The rank is doubled until it has the energy. */
-export async function leadingSvd({ shape, energy, decompose }: Decomposable, choice: RankChoice): Promise<LeadingSvd> {
-  const side = Math.min(...shape)
-  const most = Math.min(choice.rank ?? side, side)
-  const { energy: share } = choice
-  let count = share === undefined ? most : Math.min(FIRST_RANK, most)
-  for (; ; count = Math.min(2 * count, most)) {
-    const svd = await decompose(count)
-    const { s } = svd
-    if (count < most && energyOf(s, 0) < share! * energy) continue
-    const rank = chosenRank(s, choice, energy)
-    const lost = Math.max(0, energy - energyOf(s.subarray(0, rank), 0))
-    return { svd, rank, norm: Math.sqrt(energy), error: energy === 0 ? 0 : Math.sqrt(lost / energy) }
-  }
 }

@@ -3,11 +3,11 @@
 import { closing, type Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
-import { F64, type Matrix, zeros } from '../base/tensor.js'
+import { F64, type FloatArray, zeros } from '../base/tensor.js'
 import { copyAs } from '../linalg/product.js'
 import { type Svd, svdOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { type FactorPair, padded } from '../lora/delta.js'
+import type { FactorPair } from '../lora/delta.js'
 import type { PartValues } from '../lora/part.js'
 import { openForUse } from '../peft/open.js'
 import {
@@ -20,7 +20,7 @@ import {
   type NewLayer,
   shellOf,
 } from './factor-parts.js'
-import { chosenRank, energyOf, type LeadingSvd, type RankChoice } from './rank.js'
+import { chosenRank, energyOf, type RankChoice } from './rank.js'
 
 /** Result for one layer. */
 export interface RankReport {
@@ -80,28 +80,37 @@ export async function resizeAdapter(
   })
 }
 
-/** Gives all matrices the same rank: the largest that any of them needs. */
 export function truncatedChange(
   part: FactorPart,
   change: Change,
   choice: RankChoice,
 ): { change: Change; report: Pick<RankReport, 'rank' | 'norm' | 'error'> } {
-  const parts = change.pairs.map(({ weightA, weightB }) => svdOfProduct(weightB, weightA))
+  const found = change.pairs.map(({ weightA, weightB }) => {
+    const svd = svdOfProduct(weightB, weightA)
+    return { svd, energy: energyOf(svd.s, 0) }
+  })
   // The config's rank of a convolution is the sum over its groups. Each matrix here belongs to one group.
-  const each = configRank(part, 1, parts.length)
+  const each = configRank(part, 1, found.length)
   const most = choice.rank === undefined ? undefined : Math.max(1, Math.floor(choice.rank / each))
-  const rank = Math.max(...parts.map(({ s }) => chosenRank(s, { ...choice, rank: most })))
-  const norm = Math.sqrt(sum(parts.map(({ s }) => energyOf(s, 0))))
-  const lost = Math.sqrt(sum(parts.map(({ s }) => energyOf(s, rank))))
-  const like = change.pairs[0].weightA.data
-  return {
-    change: { ...change, pairs: parts.map((part) => balancedPair(part, rank, like)) },
-    report: { rank: rank * each, norm, error: norm === 0 ? 0 : lost / norm },
-  }
+  const { pairs, rank, ...report } = closestPairs(found, { ...choice, rank: most }, change.pairs[0].weightA.data)
+  return { change: { ...change, pairs }, report: { ...report, rank: rank * each } }
+}
+
+/** Gives all matrices the same rank: the largest that any of them needs. `energy`: Σσ², also of values that `svd` lacks. */
+export function closestPairs(
+  found: readonly { readonly svd: Svd; readonly energy: number }[],
+  choice: RankChoice,
+  like: FloatArray,
+) {
+  const rank = Math.max(...found.map(({ svd: { s }, energy }) => chosenRank(s, choice, energy)))
+  const norm = Math.sqrt(sum(found.map(({ energy }) => energy)))
+  const lost = found.map(({ svd: { s }, energy }) => Math.max(0, energy - energyOf(s, 0)) + energyOf(s, rank))
+  const pairs = found.map(({ svd }) => balancedPair(svd, rank, like))
+  return { pairs, rank, norm, error: norm === 0 ? 0 : Math.sqrt(sum(lost)) / norm }
 }
 
 /** B = U·√S (d, rank) and A = √S·Vᵀ (rank, k): equally large factors, so that neither overflows in a 16-bit type. */
-function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Float64Array): FactorPair {
+function balancedPair({ u, s, vt }: Svd, rank: number, like: FloatArray): FactorPair {
   const [d, p] = u.shape
   const k = vt.shape[1]
   const used = Math.min(rank, p)
@@ -112,16 +121,7 @@ function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Floa
     for (let i = 0; i < d; i++) b.data[i * rank + j] = root * u.data[i * p + j]
     for (let i = 0; i < k; i++) a.data[j * k + i] = root * vt.data[j * k + i]
   }
-  const inPrecision = (matrix: Matrix) => copyAs(matrix, like)
-  return { weightA: inPrecision(a), weightB: inPrecision(b) }
-}
-
-export function closestPairs(found: readonly LeadingSvd[], like: Float32Array | Float64Array) {
-  const rank = Math.max(...found.map((matrix) => matrix.rank))
-  const norm = Math.hypot(...found.map((matrix) => matrix.norm))
-  const lost = Math.hypot(...found.map((matrix) => matrix.norm * matrix.error))
-  const pairs = found.map((matrix) => padded(balancedPair(matrix.svd, matrix.rank, like), rank))
-  return { pairs, rank, norm, error: norm === 0 ? 0 : lost / norm }
+  return { weightA: copyAs(a, like), weightB: copyAs(b, like) }
 }
 
 export function totalError(layers: readonly Pick<RankReport, 'norm' | 'error'>[]): number {
