@@ -17,15 +17,14 @@ import {
   transposeAs,
 } from '../base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import { scalingOf } from '../lora/config.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { resolveConfig, scalingOf } from '../lora/config.js'
 import { padded, scaled } from '../lora/delta.js'
 import type { FactorTensors, FactorView } from '../lora/part.js'
 import { notFinite } from '../lora/part.js'
 import type { AdapterTensor } from '../peft/keys.js'
 import { type OpenAdapter, openAdapter } from '../peft/open.js'
 import { type ExchangeFormat, floatDtype, requireHeld, type WriteSettings, type Written } from './exchange-format.js'
-import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 const MLX_CONFIG = 'adapter_config.json'
 const MLX_WEIGHTS = 'adapters.safetensors'
@@ -140,18 +139,35 @@ async function readMlx(directory: Directory, config: Record<string, unknown>): P
       const matrix: Matrix = { data, shape: role === 'm' ? [1, shape[0]] : [shape[0], shape[1]] }
       found.set(module, (found.get(module) ?? new Map()).set(role, { matrix, dtype }))
     }
-    const layers = [...found].map(([name, tensors]): ReadLayer => {
-      const [a, b, m] = ['lora_a', 'lora_b', 'm'].map((role) => tensors.get(role))
-      if (kind === 'dora' && m === undefined) {
-        throw new FormatError({ where: `${source.name}: ${name}`, what: 'half a layer: no m' })
+    const roles = kind === 'dora' ? ['lora_a', 'lora_b', 'm'] : ['lora_a', 'lora_b']
+    const layers = [...found].map(([name, tensors]) => {
+      const missing = roles.find((role) => !tensors.has(role))
+      if (missing !== undefined) {
+        throw new FormatError({ where: `${source.name}: ${name}`, what: `half a layer: no ${missing}` })
       }
-      const isEmbedding = /(^|\.)(embed_tokens|wte|tok_embeddings)$/.test(name)
-      const factors = { a: a && transpose(a.matrix), b: b && transpose(b.matrix) }
-      const facts = { scaling: scale, magnitude: m?.matrix.data, dtype: b?.dtype ?? 'fp32' }
-      return pairedLayer({ name, kind: isEmbedding ? 'embedding' : 'linear', ...facts }, factors, source.name)
+      const [a, b, m] = roles.map((role) => tensors.get(role)!.matrix)
+      const magnitude = m && { data: m.data, shape: [m.data.length] }
+      return {
+        ...{ name, module: name, dtype: tensors.get('lora_b')!.dtype },
+        kind: /(^|\.)(embed_tokens|wte|tok_embeddings)$/.test(name) ? ('embedding' as const) : ('linear' as const),
+        tensors: { weightA: transpose(a), weightB: transpose(b), magnitude },
+      }
     })
     if (layers.length === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
-    return adapterOf(layers, typeof config.model === 'string' && config.model !== '' ? { baseModel: config.model } : {})
+    const [rank] = layers[0].tensors.weightA.shape
+    const adapter = new LoraAdapter(
+      resolveConfig({
+        ...(typeof config.model === 'string' && config.model !== '' && { baseModel: config.model }),
+        init: 'kaiming-uniform',
+        rank,
+        alpha: scale * rank,
+        // The last parts of the names. Saving writes full names if these would match other layers too.
+        targetModules: [...new Set(layers.map(({ name }) => name.slice(name.lastIndexOf('.') + 1)))].sort(),
+        useDora: kind === 'dora',
+      }),
+    )
+    for (const layer of layers) adapter.addPart({ ...layer, config: adapter.config })
+    return adapter
   })
 }
 
