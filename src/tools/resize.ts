@@ -96,7 +96,7 @@ export function truncatedChange(
   return { change: { ...change, pairs }, report: { ...report, rank: rank * each } }
 }
 
-/** Gives all matrices the same rank: the largest that any of them needs. `energy`: Σσ², also of values that `svd` lacks. */
+/** Gives all matrices one rank: the largest that any of them needs. `energy`: Σσ², also of values `svd` lacks. */
 export function closestPairs(
   found: readonly { readonly svd: Svd; readonly energy: number }[],
   choice: RankChoice,
