@@ -1,6 +1,5 @@
-// The computation of a merge: W + Σ w·s·B·A, rounded once to the written type (Hu et al. 2021, arXiv 2106.09685, section
-// 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It reads and computes a
-// chunk at a time; the caller writes.
+// The computation of a merge: W + Σ w·s·B·A, rounded once to the written type (Hu et al. 2021, arXiv 2106.09685), or
+// m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5), a chunk at a time.
 
 import type { ByteSource } from '../base/bytes.js'
 import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'

@@ -220,6 +220,7 @@ describe('on one small model', () => {
     adapter = await openAdapter(`${folder}/golden/adapter-init`)
     layers = layersOf(adapter)
   })
+  afterAll(() => model.close())
 
   const gradientsOf = (graph: TrainingGraph, outputs: Record<string, RuntimeTensor>) =>
     graph.parameters.map(({ gradient }) => outputs[gradient].data as Float32Array)

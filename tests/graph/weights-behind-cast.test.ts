@@ -2,6 +2,7 @@
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { readAll, withSource } from '../../src/base/bytes.js'
 import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
@@ -43,10 +44,7 @@ async function rounded(name: string, isCast: boolean): Promise<Model> {
   const files = await Promise.all(
     (await directory.list())
       .filter((file) => file.endsWith('.json'))
-      .map(async (file) => {
-        const source = await directory.open(file)
-        return [file, await source.read(0, source.byteLength)] as const
-      }),
+      .map(async (file) => [file, await withSource(directory, file, readAll)] as const),
   )
   await onnx.close()
   const own = Object.fromEntries([...files, ['onnx/model.onnx', serializeModel(graph.toModel())]])

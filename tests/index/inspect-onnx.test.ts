@@ -2,7 +2,7 @@
 // folder.
 
 import { describe, expect, it } from 'vitest'
-import { readAll } from '../../src/base/bytes.js'
+import { readAll, withSource } from '../../src/base/bytes.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { inspect, MemoryDirectory } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
@@ -34,7 +34,7 @@ describe('a folder', () => {
 
   it('with a graph in several types: their names', async () => {
     const golden = new NodeDirectory(goldenPath('models', 'llama-q4'))
-    const read = async (path: string) => readAll(await golden.open(path))
+    const read = (path: string) => withSource(golden, path, readAll)
     const graph = await read('onnx/model.onnx')
     const folder = new MemoryDirectory({
       'config.json': await read('config.json'),

@@ -2,7 +2,7 @@
 
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { readAll } from '../../src/base/bytes.js'
+import { readAll, withSource } from '../../src/base/bytes.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
@@ -33,7 +33,7 @@ function logitsOf(width: number, seesAll: boolean): Uint8Array {
 
 async function model(width: number, seesAll: boolean) {
   const union = new NodeDirectory('models/union-3m')
-  const read = async (name: string) => readAll(await union.open(name))
+  const read = (name: string) => withSource(union, name, readAll)
   const folder = new MemoryDirectory({
     'config.json': JSON.stringify({ vocab_size: 2048, eos_token_id: 1 }),
     'tokenizer.json': await read('tokenizer.json'),

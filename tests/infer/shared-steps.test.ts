@@ -312,7 +312,8 @@ describe('bounds', () => {
   })
 
   it('cacheBytes: a call waits until its prompt and its most new tokens fit, or until it is alone', async () => {
-    const { config } = await openModel(UNION)
+    const { config, close } = await openModel(UNION)
+    await close()
     // 2 heads of 32 numbers of 4 bytes, for keys and values, in each layer.
     const tokenBytes = Number(config.num_hidden_layers) * 2 * 2 * 32 * 4
     await withSession(UNION, { cacheBytes: 70 * tokenBytes }, async (session) => {

@@ -4,7 +4,7 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { planMerge } from 'lowrank'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { type Place, readJson } from '../../src/base/bytes.js'
+import { type ByteSource, type Place, readJson } from '../../src/base/bytes.js'
 import { openText } from '../../src/io/node/open-source.js'
 import { openTextInBrowser } from '../../src/io/web/open-source.js'
 import { nodePlatform } from '../../src/node/platform.js'
@@ -205,7 +205,9 @@ describe('addresses', () => {
   const url = pathToFileURL(path.resolve('models', 'union-3m')).href
   test('file:// is a path, for models, data and results', async () => {
     expect(await inNode(url)).toMatchObject({ directory: { name: path.resolve('models', 'union-3m') } })
-    expect(await nodePlatform.openData(`${url}/config.json`, 'data')).toMatchObject({ byteLength: expect.any(Number) })
+    const data = (await nodePlatform.openData(`${url}/config.json`, 'data')) as ByteSource
+    expect(data).toMatchObject({ byteLength: expect.any(Number) })
+    await data.close()
     expect(nodePlatform.target(url, 'out').name).toBe(path.resolve('models', 'union-3m'))
   })
 

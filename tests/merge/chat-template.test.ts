@@ -80,7 +80,9 @@ it('in a folder on disk, and removing the adapter keeps it', async () => {
 
 it('beside an .onnx file', async () => {
   const folder = directoryOf('tests/golden/models/llama-q4')
-  const lora = makeAdapter(await openModel('tests/golden/models/llama-q4'), /o_proj$/)
+  const opened = await openModel('tests/golden/models/llama-q4')
+  const lora = makeAdapter(opened, /o_proj$/)
+  await opened.close()
   lora.chatTemplate = THEIRS
   const out = new MemoryDirectory()
   const model = await loadOnnx(folder, 'onnx/model.onnx')

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { cp, mkdtemp, readFile, rm, stat, truncate } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { describe, expect, it } from 'vitest'
+import { afterAll, describe, expect, it } from 'vitest'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
@@ -48,6 +48,17 @@ async function merged(
   return { report, out, model: await loadOnnx(out, model.fileName) }
 }
 
+const opened: OnnxModel[] = []
+afterAll(async () => {
+  for (const model of opened) await model.close()
+})
+
+async function formOf(name: string): Promise<OnnxModel> {
+  const model = await openForm(name)
+  opened.push(model)
+  return model
+}
+
 async function outputOf(onnx: OnnxModel, name: string, adapter?: LoraAdapter) {
   const session = await ModelSession.open({ onnx, runtime: inThread }, adapter ? { adapters: { adapter } } : {})
   const feeds = feedsOfForm(name, await formNumbers(name))
@@ -58,7 +69,7 @@ async function outputOf(onnx: OnnxModel, name: string, adapter?: LoraAdapter) {
 
 describe.each(some(GOLDEN_FORMS, 2))('branches beside %s', (name) => {
   it('give what a session gives, and leave the weights', async () => {
-    const [base, numbers] = [await openForm(name), await formNumbers(name)]
+    const [base, numbers] = [await formOf(name), await formNumbers(name)]
     const adapter = formAdapter(numbers)
     const { report, model } = await merged(base, adapter)
     expect(report).toMatchObject({ changed: 0, branches: 2, warnings: [] })
@@ -92,7 +103,7 @@ describe('a graph with branches', () => {
   }
 
   it('takes a second adapter', async () => {
-    const base = await openForm(name)
+    const base = await formOf(name)
     const [first, second] = [formAdapter(await formNumbers(name)), await another()]
     const one = await merged(base, first)
     const both = await merged(one.model, { adapter: second, weight: 0.5 })
@@ -107,7 +118,7 @@ describe('a graph with branches', () => {
   })
 
   it('has DoRA’s scales, and refuses what would change their norm', async () => {
-    const [base, numbers] = [await openForm(name), await formNumbers(name)]
+    const [base, numbers] = [await formOf(name), await formNumbers(name)]
     const dora = new LoraAdapter({ rank: 4, alpha: 8, useDora: true })
     const { weightA, weightB } = formAdapter(numbers).layer('model.fc2')
     const magnitude = Float32Array.from({ length: 24 }, (_, i) => 1 + i / 24)

@@ -1,6 +1,6 @@
 // Small checkpoints and adapters for tests of merging.
 
-import { concatBytes, readAll } from '../../src/base/bytes.js'
+import { closing, concatBytes, readAll } from '../../src/base/bytes.js'
 import { decodeWeights, encodeFloats, encodeWeights } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
 import { elementCount } from '../../src/base/tensor.js'
@@ -238,5 +238,5 @@ export async function mergeOnnx(
   const base = { directory: baseFiles ?? new MemoryDirectory({}, 'no folder') }
   const chosen = { format: 'onnx', graphs: [path], checkpoint: undefined } as const
   const input = { weightsOnly: baseFiles === undefined, ...options, base, adapters }
-  return carryOut(await openMerge(input, chosen, [model]), out, options)
+  return closing(await openMerge(input, chosen, [model]), (merge) => carryOut(merge, out, options))
 }

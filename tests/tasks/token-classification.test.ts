@@ -73,11 +73,12 @@ describe.each(Object.entries(BASES))('%s', (name, base) => {
   let model: Model
   let examples: TaggedExample[]
   beforeAll(async () => {
-    model = await loadModel(base, { runtime })
-    const config = { ...model.config, id2label: Object.fromEntries(order.entries()) }
-    model = Object.assign(Object.create(Object.getPrototypeOf(model)), model, { config, close: () => model.close() })
+    const opened = await loadModel(base, { runtime })
+    const config = { ...opened.config, id2label: Object.fromEntries(order.entries()) }
+    model = Object.assign(Object.create(Object.getPrototypeOf(opened)), opened, { config, close: () => opened.close() })
     examples = await encode(model, rows, maxLength)
   })
+  afterAll(() => model.close())
 
   it('labels the first token of each word, as transformers aligns words', () => {
     const { input_ids, attention_mask, labels } = golden.batch

@@ -2,7 +2,7 @@
 
 import { ConfigError, RuntimeError, UnsupportedError } from 'lowrank'
 import { pipelineWithAdapters } from 'lowrank/transformers'
-import { describe, expect, it } from 'vitest'
+import { afterAll, describe, expect, it } from 'vitest'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { UnsupportedError as SourceError } from '../../src/node.js'
@@ -72,6 +72,7 @@ describe('calls that choose an adapter', async () => {
   const model = await openModel('tests/golden/models/llama-optimum')
   const a = makeAdapter(model, /q_proj$/, { std: 0.5 })
   const session = await ModelSession.open(model, { adapters: { a } }, true, { keepsTensors: true })
+  afterAll(() => session.dispose())
   const inner = new FakeModel({ model_type: 'llama' }, {}, {})
   const base = new FakePipeline({ task: 'text-generation', model: inner }) as unknown as PipelineInstance
   const pipe = adapterPipeline(base, shareSession(session, { dtype: 'fp32', device: 'cpu' }))
