@@ -59,6 +59,10 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
       configureHub({ token: inputOf('token').value.trim() || undefined })
       const dtype = choice.kind === 'hub' ? choice.dtype : undefined
       const model = await loadModel(source, { runtime: RUNTIMES[device], ...(dtype && { dtype }) })
+      // Weights would otherwise come with the first step, after the meter is hidden.
+      for (const role of Object.keys(model.graphs) as (keyof Model['graphs'])[]) {
+        await (await model.openGraph(role)).fetch()
+      }
       const name = choice.kind === 'bundled' ? (choice.name ?? 'union-3m') : model.name
       const tasks = (await trainingTasks(model)).filter((task): task is PageTask => task.page !== undefined)
       const takesChats = await hasTemplate(model)
