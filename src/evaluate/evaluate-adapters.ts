@@ -6,8 +6,11 @@ import { Steps, type ToolRun } from '../base/progress.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import { otherWeights } from '../graph/base-record.js'
+import { findLinears } from '../graph/match/linears.js'
+import { placeLayers } from '../graph/match/place-adapter.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
+import { readGraph } from '../graph/view/graph.js'
 import { ModelSession } from '../infer/model-session.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { namedLabels } from '../tasks/heads/heads.js'
@@ -177,12 +180,12 @@ async function evaluateOpened(
   const task = await taskOf(given, Object.values(adapters), options.task)
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
+  const { records, examples } = await read(model, task, data, { ...options, pictures }, onWarning)
+  const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
   for (const [name, { trainedOn }] of Object.entries(adapters)) {
     const difference = await otherWeights(trainedOn, model)
     if (difference !== undefined) onWarning(`${name}: ${difference}`)
   }
-  const { records, examples } = await read(model, task, data, { ...options, pictures }, onWarning)
-  const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
   const judgements = judging === undefined ? 0 : (contenders.length - 1) * records.length
   const runs = contenders.length * (examples.length + (options.generate ? records.length : 0)) + judgements
   const steps = new Steps(runs, options)
@@ -310,6 +313,7 @@ async function contendersOf(
     return known
   }
   const contenders: Contender[] = []
+  const graph = readGraph(model.onnx)
   const wanted = Object.values(adapters).find(({ labels }) => labels !== undefined)?.labels
   const isComparable = wanted === undefined || namedLabels(model.config).join('\n') === wanted.join('\n')
   const open = isComparable ? openFor(model, undefined) : undefined
@@ -329,6 +333,7 @@ async function contendersOf(
       labels === undefined ? model : { ...model, config: { ...model.config, id2label: { ...labels }, label2id: {} } }
     const open = openLabelled(name, labels, () => openFor(labelled, adapter))
     for (const example of examples) open.checkEvaluation?.(example)
+    placeLayers(graph, findLinears(graph), adapter.parts('linear'))
     await checkParts(adapter, { model: labelled, open, modules: undefined })
     contenders.push({ name, open, adapter, texts: [] })
   }

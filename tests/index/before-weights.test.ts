@@ -155,6 +155,16 @@ test.each(cases)('%s on %s names an operator that nobody has', async (verb, kind
   expect(weightsSent()).toEqual([])
 })
 
+test.each(kinds.map((kind) => [kind]))(
+  'lowrank evaluate on %s names the layer of an adapter of another model',
+  async (kind) => {
+    await publishModel(kind, false)
+    const work = command(true, 'evaluate', '--model', 'org/model', '--data', recordsOf(kind))
+    expect(await messageOf(work)).toMatch(/model\.layers\.(0|\*)\.self_attn\.q_proj/)
+    expect(weightsSent()).toEqual([])
+  },
+)
+
 test.each(cases)('%s on %s names the layer of an adapter of another model', async (verb, kind) => {
   await publishModel(kind, false)
   const message = await messageOf(VERBS[verb](true, kind))
