@@ -155,7 +155,8 @@ test.each(cases)('%s on %s names an operator that nobody has', async (verb, kind
   expect(weightsSent()).toEqual([])
 })
 
-test.each(kinds.map((kind) => [kind]))(
+// Of an encoder-decoder, evaluate already refuses the task of this adapter.
+test.each(kinds.filter((kind) => kind !== 'an encoder and a decoder'))(
   'lowrank evaluate on %s names the layer of an adapter of another model',
   async (kind) => {
     await publishModel(kind, false)
