@@ -43,7 +43,7 @@ async function loadModels(): Promise<void> {
   }
   const cards = adapters.map(({ id, root, created }) => {
     const since = new Date(1000 * created).toLocaleTimeString()
-    const title = make('h3', '', id, make('small', '', `loaded at ${since}`))
+    const title = make('h2', '', id, make('small', '', `loaded at ${since}`))
     return make('li', '', title, ...(root === id ? [] : [make('span', 'soft', `from ${root}`)]))
   })
   void openTraining(base.id, compare)
@@ -77,7 +77,7 @@ function requestFor(model: string, asked: string): { path: string; body: object 
 /** Writes one side's answer into its place as it comes. */
 async function answer(model: string, asked: string, place: HTMLElement, signal: AbortSignal): Promise<void> {
   const [words, speed] = [make('p', ''), make('small', '')]
-  place.replaceChildren(make('h3', '', model, speed), words)
+  place.replaceChildren(make('h2', '', model, speed), words)
   const asChat = chats
   const startedAt = performance.now()
   let written = ''

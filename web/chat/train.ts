@@ -187,7 +187,7 @@ async function show(job: Job, compare: (base: string, model: string) => Promise<
     last && `step ${last.step}${last.total_steps ? ` of ${last.total_steps}` : ''}, loss ${last.train_loss.toFixed(3)}`
   const told = [...events.values()].filter(({ level, message }) => level !== 'info' || /needs about/.test(message))
   card.facts.replaceChildren(
-    make('h3', '', result ?? id, make('small', '', [status, about].filter(Boolean).join(' · '))),
+    make('h2', '', result ?? id, make('small', '', [status, about].filter(Boolean).join(' · '))),
     ...(steps.length > 1 ? [curveOf(steps.map(({ train_loss }) => train_loss))] : []),
     ...[...samples].map(([step, text]) => make('p', 'sample', make('small', '', `${step} `), text)),
     ...(error === null ? [] : [make('p', 'error', error.message)]),
