@@ -14,8 +14,8 @@ import type {
   SessionModel,
   SessionOptions,
 } from '../runtime/runtime.js'
-import { closedSession, distinctMixes, type Mix } from './adapters/choice.js'
-import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
+import { closedSession, type Mix } from './adapters/choice.js'
+import { type AdapterFeeds, feedsOfRows, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds, inputMajor } from './adapters/site-feeds.js'
 
@@ -169,8 +169,7 @@ export class GraphEngine {
   /** Returns the adapters' feeds, which are kept for the next runs: a caller may run one token after the other. */
   #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
     const key = JSON.stringify(mixes)
-    const { distinct, rowOf } = distinctMixes(mixes)
-    const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.factorsOf(distinct), rowOf)
+    const feeds = this.#feeds.get(key) ?? feedsOfRows(this.factorsOf(mixes))
     this.#feeds.delete(key)
     this.#feeds.set(key, feeds)
     for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)

@@ -55,14 +55,6 @@ function mixOf(choice: AdapterChoice | undefined): Mix {
   return Object.entries(choice).map(([name, weight]) => ({ name, weight }))
 }
 
-/** Lists each mix once, and says which of them each row uses. If `rowOf` is undefined, all rows use the first. */
-export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]; rowOf: number[] | undefined } {
-  const keys = mixes.map((mix) => JSON.stringify(mix))
-  const unique = [...new Set(keys)]
-  const distinct = unique.map((key) => mixes[keys.indexOf(key)])
-  return { distinct, rowOf: unique.length > 1 ? keys.map((key) => unique.indexOf(key)) : undefined }
-}
-
 export interface Mixable {
   readonly scales: boolean
   /** The base tensors that the adapter replaces, as a whole or in some rows. */

@@ -49,16 +49,16 @@ export class AdapterFeeds {
   readonly #made: { of?: Made }
   #feeds: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
-  /** `rowOf`: each row's mix, by default the first. `like`: earlier feeds, whose arrays serve the same mixes again. */
-  constructor(mixes: RowFactors, rowOf?: readonly number[], like?: AdapterFeeds) {
-    const isOne = rowOf === undefined || new Set(rowOf).size <= 1
+  /** `mixes`: each once. `rowOf`: each row's mix. `like`: earlier feeds, whose arrays serve the same mixes again. */
+  constructor(mixes: RowFactors, rowOf: readonly number[], like: AdapterFeeds | undefined) {
+    const isOne = mixes.length <= 1
     const placeIn = (all: RowFactors, mix: RowFactors[number]) =>
       all.findIndex((candidate) => isSameMix(mix, candidate))
     const places = isOne || like === undefined ? [] : mixes.map((mix) => placeIn(like.#mixes, mix))
     // Earlier arrays may hold mixes that no row has now. Their columns cost time, so at most half of them may be
     // unused.
     const isAlike = like !== undefined && like.#mixes.length <= 2 * places.length && !places.includes(-1)
-    this.#mixes = isAlike ? like.#mixes : isOne ? [mixes[rowOf?.[0] ?? 0] ?? []] : mixes
+    this.#mixes = isAlike ? like.#mixes : isOne ? [mixes[0] ?? []] : mixes
     this.#rowOf = isOne ? undefined : isAlike ? rowOf.map((row) => places[row]) : rowOf
     this.#made = isAlike ? like.#made : {}
   }
