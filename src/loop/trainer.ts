@@ -69,6 +69,8 @@ const LIVE = 'live'
 /** Texts that are sampled at the same time. */
 const SAMPLED = 32
 const USUAL_LENGTH = 1024
+/** With little memory, bytes for the caches of texts whose next turns may come. */
+const SMALL_PREFIX_CACHE = 2 ** 26
 
 /** Losses that compare with a reference: by default the model as it was when the trainer was opened. */
 const REFERENCED: ReadonlySet<unknown> = new Set<LossName>(['dpo', 'kto', 'kl'])
@@ -407,6 +409,7 @@ export class Trainer {
       const { device, threads, memory } = inner.parts.settings
       const session = await ModelSession.open(this.model, {
         ...{ device, threads, maxBatch: SAMPLED, memory: memory === 'fast' ? 'fast' : 'low' },
+        ...(inner.parts.copiedBytes === 0 && { prefixCache: SMALL_PREFIX_CACHE }),
         adapters: { [LIVE]: adapter },
       })
       this.#sampler = { session, steps }

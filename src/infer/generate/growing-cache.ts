@@ -12,14 +12,27 @@ const STEP = 16
 
 const AXIS = 2
 
+/**
+ * The least floats of a block of memory for several parts. Blocks of 32 MB or more go back to the system when they are
+ * freed; smaller ones would stay in the allocator's pools.
+ */
+const BLOCK = 2 ** 24
+
+interface Block {
+  readonly memory: Float32Array
+  /** Floats that parts have taken. */
+  used: number
+  /** The index of the first part that is not in this block or an earlier one. */
+  end: number
+}
+
 export class GrowingCache extends RowCache {
   readonly #parts: readonly CachePart[]
   readonly #isByHead: boolean
   /** The number of tokens of the longest row. */
   length = 0
   #capacity = 0
-  /** The memory of all parts. A single large array goes back to the system when it is freed, unlike many small ones. */
-  #memory = new Float32Array()
+  #blocks: Block[] = []
 
   constructor(
     { parts, isByHead }: NewRows,
@@ -73,20 +86,31 @@ export class GrowingCache extends RowCache {
     const capacity = Math.ceil(length / STEP) * STEP
     const batch = moved.reduce((sum, { rows }) => sum + rows.length, 0)
     const width = this.#parts.reduce((sum, { heads, size }) => sum + heads * size, 0)
-    const memory = new Float32Array(batch * capacity * width)
-    let end = 0
+    let left = batch * capacity * width
+    let part = 0
+    const blocks: Block[] = []
     super.become(moved, capacity, (size) => {
-      end += size
-      return memory.subarray(end - size, end)
+      // The parts before this one are copied, so that old and new caches are never in memory at the same time.
+      while (this.#blocks.length > 0 && this.#blocks[0].end <= part) freeBuffers([this.#blocks.shift()!.memory.buffer])
+      let block = blocks.at(-1)
+      if (block === undefined || block.memory.length - block.used < size) {
+        const memory = new Float32Array(left < 2 * BLOCK ? left : Math.max(size, BLOCK))
+        block = { memory, used: 0, end: part }
+        blocks.push(block)
+      }
+      left -= size
+      block.used += size
+      block.end = ++part
+      return block.memory.subarray(block.used - size, block.used)
     })
     this.release()
-    this.#memory = memory
+    this.#blocks = blocks
     this.batch = batch
     this.length = length
     this.#capacity = capacity
   }
 
   override release(): void {
-    freeBuffers([this.#memory.buffer])
+    freeBuffers(this.#blocks.map(({ memory }) => memory.buffer))
   }
 }

@@ -10,7 +10,7 @@ import { isSameMix } from '../adapters/row-factors.js'
 import type { GraphEngine } from '../graph-engine.js'
 import { PrefixStore } from './prefix-store.js'
 import { type OpenCall, RunningText, type TextCall, type TextRequest } from './running-text.js'
-import { TextBatch, type TextTools } from './text-batch.js'
+import { readsSame, TextBatch, type TextTools } from './text-batch.js'
 import type { Padding, TextForm } from './text-form.js'
 
 export interface TextBounds {
@@ -110,7 +110,7 @@ export class RunningTexts {
       const ready = [...this.#calls.values()].filter((call) => {
         const [next] = call.waiting
         const hasRoom = next !== undefined && (runningOf(call) === 0 || runningOf(call) + next.length <= call.batchSize)
-        return hasRoom && !this.#waits(call.texts[next[0]], running)
+        return hasRoom && !this.#waits(call.texts[next[0]])
       })
       const [call] = ready.sort((a, b) => runningOf(a) - runningOf(b))
       if (call === undefined || !this.#fits(call, running)) break
@@ -131,7 +131,9 @@ export class RunningTexts {
       const prompts = new Set<unknown>()
       const together = starting
         .filter((text) => text === shortest || this.#mayStart(shortest, text))
-        .filter((text, i) => prompts.add(text.request.promptIds).size * lengthOf(text) <= PIECE || i === 0)
+        .filter(({ request: { promptIds } }) => {
+          return prompts.add(promptIds).size === 1 || prompts.size * promptIds.length <= PIECE
+        })
       for (const text of together) starting.splice(starting.indexOf(text), 1)
       this.#batches.push(new TextBatch(this.tools, together))
     }
@@ -147,13 +149,14 @@ export class RunningTexts {
   }
 
   /** True if another text is reading the same prompt. Waiting for it saves reading the prompt twice. */
-  #waits({ promptIds }: TextRequest, running: readonly RunningText[]): boolean {
+  #waits({ promptIds }: TextRequest): boolean {
     if (promptIds.length <= SHORT || this.tools.prefixes.mostBytes === 0) return false
-    return running.some(({ request, newest }) => request.promptIds === promptIds && newest === undefined)
+    return this.#texts.some(({ request, newest }) => request.promptIds === promptIds && newest === undefined)
   }
 
   /** True if two prompts may be read together. */
   #mayStart(shorter: RunningText, longer: RunningText): boolean {
+    if (readsSame(shorter, longer)) return true
     const isFilled = this.form.padding !== 'none' || lengthOf(shorter) === lengthOf(longer)
     const isShort = isFilled && lengthOf(longer) <= SHORT && isSimilar(lengthOf(shorter), lengthOf(longer))
     const isOfSide = this.#side(lengthOf(shorter)) === this.#side(lengthOf(longer))

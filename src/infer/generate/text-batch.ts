@@ -33,7 +33,7 @@ export interface TextTools {
 }
 
 export class TextBatch {
-  /** The texts whose rows are run: at first a single text for each prompt, then all. */
+  /** The texts whose rows are run: while prompts are read, a single text for each prompt, then all. */
   #readers: readonly RunningText[]
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
@@ -59,8 +59,7 @@ export class TextBatch {
     newRows = tools.graph.newRows,
   ) {
     const { form } = tools
-    const isFirst = (text: RunningText, i: number) => texts.findIndex((other) => readsSame(other, text)) === i
-    this.#readers = form.shares ? texts.filter(isFirst) : texts
+    this.#readers = form.shares ? firstOfPrompts(texts) : texts
     this.#newRows = newRows
     this.#cachePadding = newRows?.takesMissing && form.cachePadding === 'left' ? 'right' : form.cachePadding
     const { length } = this.#readers
@@ -93,21 +92,22 @@ export class TextBatch {
   async step(most?: number): Promise<readonly RunningText[]> {
     const { graph, grammars } = this.tools
     if (!this.hasBegun) await this.#begin()
-    const isAlone = this.texts.length === 1
-    const isReading = this.#width === 0 || (isAlone && this.#width < this.texts[0].request.promptIds.length)
+    const readers = this.#readers
+    const isAlone = readers.length === 1
+    const isReading = this.#width === 0 || (isAlone && this.#width < readers[0].request.promptIds.length)
     for (const text of this.texts) await text.prepare(grammars)
     const vectors = await this.#vectors?.feeds()
     const outputs = await graph.run(this.#feeds(vectors, most), this.#adapters, this.#outputNames)
     const hasTaken = this.#take(outputs, most)
-    if (this.#width === this.#shared) await this.keep(this.texts)
+    if (this.#width === this.#shared) await this.keep(readers)
     if (!hasTaken) return []
-    if (this.#readers.length < this.texts.length) {
+    if (readers.length < this.texts.length) {
       await this.#cache.fetch(graph.toHost)
       this.#become(new Map([[this, this.texts]]))
     }
     // Keep the cache of the prompt now, so that other texts can use it before this text ends. On a GPU copying is slow,
     // so there it is kept at the end.
-    if (isReading && isAlone && !this.#cache.isOnGpu) await this.keep(this.texts)
+    if (isReading && isAlone && !this.#cache.isOnGpu) await this.keep(readers)
     return this.texts
   }
 
@@ -123,8 +123,8 @@ export class TextBatch {
       this.#vectors = new TokenVectors(embedding, graphOf(embedding.role), this.texts, form.padding)
     }
     this.hasBegun = true
-    const [text] = this.texts
-    if (this.texts.length > 1) return
+    const [text, ...more] = this.#readers
+    if (more.length > 0) return
     const { found, shared } = prefixes.find(this.#readText(text, text.tokens))
     this.#shared = shared
     if (found === undefined) return
@@ -198,7 +198,7 @@ export class TextBatch {
   /** Returns how many tokens of the longest row will be read after the next run. */
   #reach(most: number): number {
     const longest = Math.max(...this.lengths)
-    if (this.texts.length > 1) return this.#width === 0 ? longest : this.#width + 1
+    if (this.#readers.length > 1) return this.#width === 0 ? longest : this.#width + 1
     const { switches } = this.tools.form
     const side = sideOf(switches, longest)
     const least = side === 0 ? 0 : switches[side - 1] + 1
@@ -226,7 +226,9 @@ export class TextBatch {
     }
     for (const text of this.texts) {
       const isFirst = text.tokens.length === text.request.promptIds.length
-      text.step(rows[this.#rowOf(text)], isFirst ? this.#cachedTokens : 0)
+      // As if the text had found the prompt in the store, and read its last token again.
+      const cachedTokens = this.#readers.includes(text) ? this.#cachedTokens : text.request.promptIds.length - 1
+      text.step(rows[this.#rowOf(text)], isFirst ? cachedTokens : 0)
     }
     this.isRead = true
     return true
@@ -318,9 +320,12 @@ export class TextBatch {
 
   /** Replaces the texts of this batch by texts of several batches, which may include this one. */
   #become(parts: ReadonlyMap<TextBatch, readonly RunningText[]>, adapters?: AdapterFeeds): void {
-    const held = [...parts].flatMap(([from, texts]) => {
-      return texts.map((text) => ({ from, text, count: from.#countOf(text) }))
-    })
+    const from = new Map([...parts].flatMap(([batch, texts]) => texts.map((text) => [text, batch] as const)))
+    const batches = [...parts.keys()]
+    const texts = [...from.keys()]
+    const isRead = batches.every((batch) => batch.isRead)
+    const readers = isRead ? texts : firstOfPrompts(texts)
+    const held = readers.map((text) => ({ text, from: from.get(text)!, count: from.get(text)!.#countOf(text) }))
     // Padding is not copied.
     const width = Math.max(...held.map(({ count }) => count))
     const isLeft = this.#cachePadding === 'left'
@@ -332,17 +337,21 @@ export class TextBatch {
       to: isLeft ? width - count : 0,
     }))
     this.#cache.become(moved, width)
-    this.texts = held.map(({ text }) => text)
-    this.#readers = this.texts
+    this.texts = texts
+    this.#readers = readers
     this.#width = width
-    this.hasBegun = held.every(({ from }) => from.hasBegun)
-    this.isRead = held.every(({ from }) => from.isRead)
-    const mixes = this.texts.map(({ mix }) => mix)
+    this.hasBegun = batches.every(({ hasBegun }) => hasBegun)
+    this.isRead = isRead
+    const mixes = readers.map(({ mix }) => mix)
     this.#adapters = adapters ?? feedsOfRows(mixes, this.#adapters)
   }
 }
 
+function firstOfPrompts(texts: readonly RunningText[]): RunningText[] {
+  return texts.filter((text, i) => texts.findIndex((other) => readsSame(other, text)) === i)
+}
+
 /** True if two texts have the same prompt and adapters, so that one of them can read the prompt for both. */
-function readsSame(a: RunningText, b: RunningText): boolean {
+export function readsSame(a: RunningText, b: RunningText): boolean {
   return a.request.promptIds === b.request.promptIds && isSameMix(a.mix, b.mix)
 }
