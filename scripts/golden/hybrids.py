@@ -10,6 +10,7 @@ float64: logits, the gradients of four batches, and the losses of five steps of 
 import argparse
 import contextlib
 import importlib
+import json
 import pathlib
 import shutil
 import subprocess
@@ -111,10 +112,11 @@ def bamba():
 
 def gemma3n():
     from transformers import Gemma3nTextConfig
+    kinds = ["sliding_attention"] * (1 if SMALL else 2) + ["full_attention"]
     return Gemma3nTextConfig(
-        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2, sliding_window=32, num_kv_shared_layers=3,
-        vocab_size_per_layer_input=131, hidden_size_per_layer_input=8, laurel_rank=4, activation_sparsity_pattern=[0.0] * 6)
+        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=2 * len(kinds), num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        layer_types=kinds * 2, sliding_window=32, num_kv_shared_layers=len(kinds), vocab_size_per_layer_input=131, hidden_size_per_layer_input=8,
+        laurel_rank=4, activation_sparsity_pattern=[0.0] * 2 * len(kinds))
 
 
 def gemma4():
@@ -212,7 +214,7 @@ PARAMETERS = {
 
 GOLDEN_EXPORTERS = {
     "qwen3_5": "mobius", "granite_h": "mobius", "olmo_hybrid": "dynamo", "qwen3_moe_experts": "mobius", "lfm2_moe_experts": "genai",
-    "gpt_oss_experts": "dynamo", "lfm2": "liquid",
+    "gpt_oss_experts": "dynamo", "lfm2": "liquid", "gemma3n": "dynamo-parts",
 }
 GOLDEN_DTYPES = {"qwen3_5": ["fp32", "q4f16"], "lfm2": ["q4"]}
 SMALL = False  # --golden: one layer of each kind, and one batch
@@ -222,7 +224,7 @@ def build(family, dtype=torch.float32):
     """Random matrices, made in the order of the parameters' names and scaled so that each layer matters; vectors near their initial values."""
     from transformers import AutoModelForCausalLM
     config = FAMILIES[family][0]()
-    if SMALL:
+    if SMALL and family != "gemma3n":
         kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ["full_attention"]))
         config.layer_types, config.num_hidden_layers = kinds, len(kinds)
     # Norms of small values would make more of the rounding of float32 than of the model.
@@ -417,7 +419,6 @@ def fused_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True, *
 def dynamo(family, source, out, dtype):
     """torch.onnx.export's newer exporter, without a cache."""
     from transformers import AutoModelForCausalLM
-    import onnx
     if family in RECURRENT:
         importlib.import_module(f"transformers.models.{family}.modeling_{family}").torch_chunk_gated_delta_rule = fused_delta_rule
     model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", experts_implementation="batched_mm", dtype=torch.float32).eval()
@@ -436,17 +437,70 @@ def dynamo(family, source, out, dtype):
     path = fresh(out) / "model.onnx"
     torch.onnx.export(NoCache(), (ids, torch.ones_like(ids)), path, dynamo=True, external_data=False, input_names=["input_ids", "attention_mask"],
                       output_names=["logits"], verbose=False, dynamic_shapes={"input_ids": axes, "attention_mask": axes})
+    keep_scopes(path)
+
+
+def keep_scopes(path):
+    """Removes what the exporter tells of nodes, except the modules that they are in."""
+    import onnx
     exported = onnx.load(path)
-    for node in exported.graph.node:  # of what the exporter tells of nodes, only the modules that they are in
+    for node in exported.graph.node:
         kept = [p for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
     onnx.save(exported, path)
 
 
+def dynamo_parts(family, source, out, dtype):
+    """The files of onnx-community for Gemma 3n and Gemma 4, without those of pictures and sounds: embed_tokens also gives the inputs of each layer,
+    which the decoder reads. Only layers with keys and values of their own have a cache."""
+    from transformers import AutoModelForCausalLM, DynamicCache
+    if not family.startswith("gemma"):
+        raise RuntimeError("these files are those of Gemma 3n and Gemma 4")
+    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
+    config, whole, text = model.config, model.forward, model.model
+    kinds = config.layer_types[: config.num_hidden_layers - config.num_kv_shared_layers]
+    attentions = [layer.self_attn for layer in text.layers[: len(kinds)]]
+    fresh(out)
+
+    def embed(input_ids):
+        vectors = text.embed_tokens(input_ids)
+        return vectors, text.get_per_layer_inputs(input_ids, *([vectors] if family == "gemma4" else []))
+
+    def decode(inputs_embeds, per_layer_inputs, attention_mask, position_ids, *past):
+        cache = DynamicCache()
+        for i in range(len(kinds)):
+            cache.update(past[2 * i], past[2 * i + 1], i)
+        logits = whole(inputs_embeds=inputs_embeds, per_layer_inputs=per_layer_inputs, attention_mask=attention_mask, position_ids=position_ids,
+                       cache=cache, use_cache=True).logits
+        return logits, *(state for layer in cache.layers for state in (layer.keys, layer.values))
+
+    def write(name, forward, inputs, outputs, axes):
+        model.forward = forward
+        shapes = [{axis: torch.export.Dim.DYNAMIC for axis in axes(key)} for key in inputs]
+        fixed = sum(not key.startswith("past") for key in inputs)
+        torch.onnx.export(model, tuple(inputs.values()), out / f"{name}.onnx", dynamo=True, external_data=False, input_names=list(inputs),
+                          output_names=outputs, dynamic_shapes=(*shapes[:fixed], *([tuple(shapes[fixed:])] if shapes[fixed:] else [])), verbose=False)
+        keep_scopes(out / f"{name}.onnx")
+
+    ids = torch.randint(3, 128, (2, 7))
+    write("embed_tokens", embed, {"input_ids": ids}, ["inputs_embeds", "per_layer_inputs"], lambda name: (0, 1))
+    with torch.no_grad():
+        vectors, per_layer = embed(ids)
+    caches = [f"{i}.{part}" for i in range(len(kinds)) for part in ("key", "value")]
+    past = {f"past_key_values.{c}": torch.randn(2, attentions[int(c[0])].k_proj.out_features // attentions[int(c[0])].head_dim, 5, attentions[int(c[0])].head_dim) for c in caches}
+    write("decoder_model_merged", decode, {
+        "inputs_embeds": vectors, "per_layer_inputs": per_layer, "attention_mask": torch.ones(2, 12, dtype=torch.int64),
+        "position_ids": torch.arange(5, 12).repeat(2, 1), **past}, ["logits", *(f"present.{c}" for c in caches)],
+        lambda name: (0, 2) if name in past else (0, 1))
+    config = json.loads((source / "config.json").read_text())
+    outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_json(out / "config.json", {**outer, "model_type": family, "text_config": config})
+
+
 # Families whose loop over chunks PyTorch cannot export for texts of any length.
 RECURRENT = {"olmo_hybrid", "qwen3_5", "qwen3_next"}
-EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "liquid": liquid, "mobius": mobius, "dynamo": dynamo}
+EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "liquid": liquid, "mobius": mobius, "dynamo": dynamo, "dynamo-parts": dynamo_parts}
 
 
 def named(exporter, dtype):
@@ -465,7 +519,8 @@ def export(family, exporter, dtype, family_folder):
             save_source(stored(family, dtype), source)
         EXPORTERS[exporter](family, source, exported, dtype)
         (folder / "onnx").mkdir()
-        shutil.copyfile(family_folder / "source" / "config.json", folder / "config.json")
+        own = exported / "config.json"
+        shutil.copyfile(own if exporter == "dynamo-parts" else family_folder / "source" / "config.json", folder / "config.json")
         for file in sorted(exported.iterdir()):
             if ".onnx" in file.name:
                 shutil.move(file, folder / "onnx" / file.name)

@@ -2,10 +2,11 @@
 
 import { existsSync, readFileSync } from 'node:fs'
 import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/formats/safetensors.js'
+import { joinGraphs } from '../../src/graph/training/joined-graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
-import { type LoraAdapter, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
+import { type Feeds, type LoraAdapter, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { parameterKeys } from '../../src/peft/parameters.js'
 import { openEngine } from '../../src/runtime/host.js'
 import { floatsOf } from '../../src/runtime/runtime.js'
@@ -66,6 +67,17 @@ function difference(got: ArrayLike<number>, wanted: ArrayLike<number>, { attenti
   return error / largest
 }
 
+type Choice = string | null | (string | null)[]
+
+/** Runs the model on tokens. If its decoder reads vectors, another graph makes them first. */
+export async function logitsOf(session: ModelSession<Model>, feeds: Feeds, adapter: Choice): Promise<Float32Array> {
+  const { input_ids, ...others } = feeds
+  const hasParts = session.graphs.includes('embed_tokens')
+  const first = hasParts ? await session.run({ input_ids }, { graph: 'embed_tokens', adapter }) : { input_ids }
+  const { logits } = await session.run({ ...first, ...others }, { adapter })
+  return floatsOf(logits)
+}
+
 async function worstOf(cell: Cell, session: ModelSession<Model>, adapters: readonly (string | null)[], name: string) {
   let worst = 0
   for (const adapter of adapters) {
@@ -75,12 +87,12 @@ async function worstOf(cell: Cell, session: ModelSession<Model>, adapters: reado
         input_ids: int64(batch.inputIds.flat(), dims),
         attention_mask: int64(batch.attentionMask.flat(), dims),
       }
-      const { logits } = await session.run(feeds, { adapter })
+      const logits = await logitsOf(session, feeds, adapter)
       const { data } = await readTensorF32(
         cell.tensors,
         `${key}/${adapter === null && name === '' ? 'base' : 'adapted'}`,
       )
-      worst = Math.max(worst, difference(floatsOf(logits), data, batch))
+      worst = Math.max(worst, difference(logits, data, batch))
     }
   }
   return worst
@@ -139,7 +151,8 @@ export interface TrainDifferences {
 }
 
 /** Opens the training of a cell's adapter. */
-async function openTraining({ model, numbers }: Cell, adapter: LoraAdapter) {
+async function openTraining({ model: whole, numbers }: Cell, adapter: LoraAdapter) {
+  const model = await joinGraphs(whole)
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const open = causalLm.open(model, [])
   const parts = { model, open: open as never, adapter, modules: undefined, settings: resolveSettings({ threads: 1 }) }

@@ -10,12 +10,13 @@ import { checkpointDifference, mergeDifference, openCell, sessionDifference, tra
 const { HYBRIDS } = process.env
 const WORK = HYBRIDS ?? 'tests/golden/hybrids'
 const PAGE = 'docs/graphs.md'
+const FILES = ['model.onnx', 'decoder_model_merged.onnx']
 const [BEGIN, END] = ['<!-- hybrids: begin -->', '<!-- hybrids: end -->']
 
 const cells = readdirSync(WORK).flatMap((family) =>
   existsSync(`${WORK}/${family}/adapter`)
     ? readdirSync(`${WORK}/${family}`)
-        .filter((exporter) => existsSync(`${WORK}/${family}/${exporter}/onnx/model.onnx`))
+        .filter((exporter) => FILES.some((file) => existsSync(`${WORK}/${family}/${exporter}/onnx/${file}`)))
         .map((exporter) => [family, exporter] as const)
     : [],
 )

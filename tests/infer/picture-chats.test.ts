@@ -91,9 +91,9 @@ describe('vectors of a step', () => {
 
   const formOf = async (type: 'float16' | 'float32') => {
     const model = await open('llava')
-    const form = await embeddingForm(model, readGraph(model.onnx), [{}] as never)
+    const form = await embeddingForm(model, readGraph(model.onnx))
     await model.close()
-    return { ...form, type, padTokenId: 0 }
+    return { ...form, fed: [{ name: 'inputs_embeds', type }], padTokenId: 0 }
   }
 
   it.each([

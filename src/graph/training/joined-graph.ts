@@ -24,8 +24,8 @@ import { raiseOpset } from '../view/opset.js'
 
 /**
  * Joins the graphs of a model. Its inputs are the encoder's and, prefixed by `decoder_`, the decoder's. A decoder that
- * reads vectors gets `input_ids`, and {@link VECTORS} becomes an inner value. Layers get their names in the whole
- * model. Other models stay unchanged.
+ * reads vectors gets `input_ids`, and {@link VECTORS} becomes an inner value, as do the inputs of each layer that
+ * Gemma 3n has. Layers get their names in the whole model. Other models stay unchanged.
  */
 export async function joinGraphs(model: Model): Promise<Model> {
   const { inputs } = readGraph(model.onnx)
@@ -79,7 +79,7 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
       return { name: moved !== '' && nodeNames.has(moved) ? `${moved}_of_encoder` : moved, metadataProps }
     },
   })
-  return oneModel(encoder, first, decoder, last, HIDDEN_STATES)
+  return oneModel(encoder, first, decoder, last, [HIDDEN_STATES])
 }
 
 /** Operators of embeddings that are equal in all operator sets. */
@@ -104,19 +104,26 @@ function withEmbedding(embedding: OnnxModel, { onnx: decoder, config }: Model): 
   })
   const front = new Graph(embedding.proto)
   raiseOpset(front)
-  front.outputs = front.outputs.slice(0, 1)
+  const vectors = front.outputs.find(({ name }) => name === VECTORS) ?? front.outputs[0]
+  front.outputs = front.outputs.filter((output) => output === vectors || outer.has(output.name))
   front.prune()
-  const [{ name: vectors }] = front.outputs
+  const links = new Map(front.outputs.map((output) => [output.name, output === vectors ? VECTORS : output.name]))
   const first = renameAll(front.toModel(), {
-    value: (name) => (name === vectors ? VECTORS : taken.has(name) ? `${name}/of embedding` : name),
+    value: (name) => links.get(name) ?? (taken.has(name) ? `${name}/of embedding` : name),
     node: ({ name }) => ({ name: `/model/${module}/embed_tokens/${name.replaceAll('/', '.')}` }),
   })
   const isLasting = front.nodes.every(({ opType, domain }) => domain !== '' || LASTING.has(opType))
   const opsetImport = first.opsetImport.filter(({ domain }) => !isLasting || domain !== '')
-  return oneModel(embedding, copyMessage(first, { opsetImport }), decoder, last, VECTORS)
+  return oneModel(embedding, copyMessage(first, { opsetImport }), decoder, last, [...links.values()])
 }
 
-function oneModel(front: OnnxModel, first: ModelProto, back: OnnxModel, last: ModelProto, link: string): OnnxModel {
+function oneModel(
+  front: OnnxModel,
+  first: ModelProto,
+  back: OnnxModel,
+  last: ModelProto,
+  links: readonly string[],
+): OnnxModel {
   const files = new Map(back.files)
   for (const [location, file] of front.files) files.set(ENCODER_FILES + location, file)
   const moved = mapTensors(first, (tensor) => {
@@ -124,7 +131,7 @@ function oneModel(front: OnnxModel, first: ModelProto, back: OnnxModel, last: Mo
     const range = weightRange(tensor, front.name)
     return externalTensor(tensor, { ...range, location: ENCODER_FILES + range.location })
   })
-  return new OnnxModel(back.name, back.fileName, together(moved, last, back.name, link), files)
+  return new OnnxModel(back.name, back.fileName, together(moved, last, back.name, links), files)
 }
 
 /** Returns the encoder's module in the whole model; '' if its layers are already named so. */
@@ -156,7 +163,7 @@ function scopesWithin({ metadataProps }: NodeProto, place: (module: string) => s
   })
 }
 
-function together(first: ModelProto, last: ModelProto, where: string, link: string): ModelProto {
+function together(first: ModelProto, last: ModelProto, where: string, links: readonly string[]): ModelProto {
   const [front, back] = [first.graph!, last.graph!]
   const versions = new Map(last.opsetImport.map((entry) => [entry.domain, entry]))
   for (const entry of first.opsetImport) {
@@ -173,7 +180,7 @@ function together(first: ModelProto, last: ModelProto, where: string, link: stri
   }
   const functionName = ({ domain, name, overload }: ModelProto['functions'][number]) => [domain, name, overload].join()
   const functions = new Map([...first.functions, ...last.functions].map((entry) => [functionName(entry), entry]))
-  const given = new Set([link, ...front.input.map(({ name }) => name)])
+  const given = new Set([...links, ...front.input.map(({ name }) => name)])
   return copyMessage(last, {
     irVersion: BigInt(Math.max(Number(first.irVersion), Number(last.irVersion))),
     opsetImport: [...versions.values()],

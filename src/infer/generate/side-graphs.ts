@@ -2,7 +2,7 @@
 // of its own. An embedding graph makes the vectors for decoders that read vectors instead of tokens.
 
 import { DataError, FileError, UnsupportedError } from '../../base/errors.js'
-import type { CacheEntry } from '../../graph/inputs/cache.js'
+import { isCacheInput } from '../../graph/inputs/cache.js'
 import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/family.js'
 import { splitInputs, typeOf } from '../../graph/inputs/roles.js'
 import { encoderInputs, VECTORS } from '../../graph/inputs/tokens.js'
@@ -44,12 +44,8 @@ export async function encoderForm(model: Model, decoder: Graph): Promise<Encoder
 
 const EMBEDDING = 'embed_tokens'
 
-export async function embeddingForm(
-  model: Model,
-  { inputs }: Pick<Graph, 'inputs'>,
-  cache: readonly CacheEntry[],
-): Promise<EmbeddingForm> {
-  if (cache.length === 0) {
+export async function embeddingForm(model: Model, { inputs }: Pick<Graph, 'inputs'>): Promise<EmbeddingForm> {
+  if (!inputs.some(isCacheInput)) {
     throw new UnsupportedError({
       where: 'ONNX model',
       what: 'a decoder that reads vectors and has no key-value cache',
@@ -67,8 +63,8 @@ export async function embeddingForm(
     })
   }
   const embedding = readGraph(await model.openGraph(EMBEDDING))
-  const { roles, others } = splitInputs(embedding)
-  if (others.length > 0 || roles.length !== 1 || roles[0].role !== 'inputIds') {
+  const { roles, others: unknown } = splitInputs(embedding)
+  if (unknown.length > 0 || roles.length !== 1 || roles[0].role !== 'inputIds') {
     throw new UnsupportedError({
       where: EMBEDDING,
       what: 'it reads more than tokens',
@@ -76,7 +72,9 @@ export async function embeddingForm(
       got: embedding.inputs.map(({ name }) => name).join(', '),
     })
   }
-  const type = typeOf(inputs.find(({ name }) => name === VECTORS)!)!
+  const given = new Set(embedding.outputs.map(({ name }) => name))
+  const others = inputs.map(({ name }) => name).filter((name) => name !== VECTORS && given.has(name))
+  const fed = [VECTORS, ...others].map((name) => ({ name, type: typeOf(inputs.find((one) => one.name === name)!)! }))
   const takesPositions = inputs.some(({ name }) => name === 'position_ids')
-  return { role: EMBEDDING, roles, padTokenId, type, takesPositions }
+  return { role: EMBEDDING, roles, padTokenId, fed, takesPositions }
 }

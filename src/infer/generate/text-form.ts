@@ -48,8 +48,8 @@ export interface EncoderForm extends SideForm {
 }
 
 export interface EmbeddingForm extends SideForm {
-  /** The type of the vectors that the decoder takes. */
-  readonly type: TensorType
+  /** The inputs of the decoder that it feeds: vectors first. Gemma 3n and Gemma 4 also have inputs for each layer. */
+  readonly fed: readonly { readonly name: string; readonly type: TensorType }[]
   /** True if the decoder takes positions, which place the tokens of a picture on a grid. */
   readonly takesPositions: boolean
 }

@@ -4,7 +4,7 @@
 import type { CacheEntry } from '../../graph/inputs/cache.js'
 import { inputFamily, STATES_MASK } from '../../graph/inputs/family.js'
 import { rotarySwitches } from '../../graph/inputs/rotary-switch.js'
-import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
+import { type TokenInputs, tokenInputs } from '../../graph/inputs/tokens.js'
 import { checkCausal } from '../../graph/match/continues.js'
 import { logitsDims, logitsName } from '../../graph/match/linears.js'
 import type { Model } from '../../graph/model-folder.js'
@@ -21,11 +21,9 @@ export async function textFormOf(model: Model): Promise<TextForm> {
     family?.encoderGraph === 'separate' ? await (await import('./side-graphs.js')).encoderForm(model, graph) : undefined
   if (encoder === undefined) checkCausal(model, graph)
   const takesVectors = family?.reads === 'vectors'
-  const inputs = tokenInputs(graph, new Set(takesVectors ? [VECTORS] : encoder?.states))
+  const embedding = takesVectors ? await (await import('./side-graphs.js')).embeddingForm(model, graph) : undefined
+  const inputs = tokenInputs(graph, new Set(embedding?.fed.map(({ name }) => name) ?? encoder?.states))
   const { cache, roles } = inputs
-  const embedding = takesVectors
-    ? await (await import('./side-graphs.js')).embeddingForm(model, graph, cache)
-    : undefined
   // With an encoder, prompts are padded for the encoder, and its mask hides the padding.
   const fillable =
     encoder === undefined ? paddingOf(graph, inputs) : encoder.states.includes(STATES_MASK) ? 'right' : 'none'

@@ -6,7 +6,7 @@ import { f32ToF16 } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
 import { roleFeeds } from '../../graph/inputs/roles.js'
 import { VECTORS } from '../../graph/inputs/tokens.js'
-import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
+import { type Feeds, floatsOf, type RuntimeTensor, type TensorType } from '../../runtime/runtime.js'
 import { gridPositions } from '../../tasks/pictures/picture-places.js'
 import { type AdapterFeeds, feedsOfRows, type RowFactors } from '../adapters/row-factors.js'
 import type { GraphEngine } from '../graph-engine.js'
@@ -53,7 +53,7 @@ export class TokenVectors {
     const fed = rows.map(({ text: { tokens } }) => (this.#isFirst ? tokens : tokens.slice(-1)))
     const [batch, sequence] = [rows.length, Math.max(...fed.map(({ length }) => length))]
     const starts = fed.map(({ length }) => (this.padding === 'left' ? sequence - length : 0))
-    const { roles, padTokenId } = this.form
+    const { roles, padTokenId, fed: inputs } = this.form
     const inputIds = new Int32Array(batch * sequence).fill(padTokenId)
     for (const [row, { text }] of rows.entries()) {
       // The embedding may have no row for the placeholder token of pictures.
@@ -67,7 +67,8 @@ export class TokenVectors {
     const vectors = this.#isFirst ? this.#withPictures(plain, starts) : plain
     const positions = this.#positions(sequence, starts)
     this.#isFirst = false
-    return { [VECTORS]: this.#typed(vectors), ...positions }
+    const values = (name: string) => (name === VECTORS ? vectors : outputs[name])
+    return { ...Object.fromEntries(inputs.map(({ name, type }) => [name, typed(values(name), type)])), ...positions }
   }
 
   #withPictures(vectors: RuntimeTensor, starts: readonly number[]): RuntimeTensor {
@@ -95,14 +96,6 @@ export class TokenVectors {
     return { type: 'float32', data, dims: vectors.dims }
   }
 
-  #typed(vectors: RuntimeTensor): RuntimeTensor {
-    const { type } = this.form
-    if (type === vectors.type) return vectors
-    const data = floatsOf(vectors)
-    if (type === 'float16') return { type: 'float16', data: f32ToF16(data), dims: vectors.dims }
-    return { type: 'float32', data, dims: vectors.dims }
-  }
-
   /** Makes positions (3, batch, sequence), or no feed if positions simply count tokens. */
   #positions(sequence: number, starts: readonly number[]): Feeds {
     const rows = this.#rows
@@ -118,4 +111,11 @@ export class TokenVectors {
     }
     return { position_ids: { type: 'int64', data, dims: [axes, batch, sequence] } }
   }
+}
+
+function typed(vectors: RuntimeTensor, type: TensorType): RuntimeTensor {
+  if (type === vectors.type) return vectors
+  const data = floatsOf(vectors)
+  if (type === 'float16') return { type: 'float16', data: f32ToF16(data), dims: vectors.dims }
+  return { type: 'float32', data, dims: vectors.dims }
 }
