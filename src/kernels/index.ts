@@ -1,21 +1,11 @@
 // Chooses how a product is computed: by WebAssembly if there is one and the product is large, else by loops.
 
-import { fusedBuild, type SimdBuild } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
-
-export interface KernelOptions {
-  /**
-   * `relaxed` uses fused multiply-adds if the host has them, `plain` rounds the same way on every machine, `none` uses
-   * the reference loops. Default: the fastest that the host has.
-   */
-  simd?: SimdBuild | 'none'
-}
 
 /** Below this many multiplications the copies into WebAssembly's memory cost more than the loops. */
 const MIN_WASM_PRODUCT = 4096
 
-let options: KernelOptions = {}
 /** Made by the first product that is large enough; null if the host has no WebAssembly. */
 let wasm: WasmKernels | null | undefined
 
@@ -34,12 +24,6 @@ export function defaultKernels(): Kernels {
   return kernels
 }
 
-/** Sets how layers and adapters compute from now on, in this thread: for benchmarks and tests. */
-export function configureKernels(settings: KernelOptions = {}): void {
-  disposeKernels()
-  options = { ...settings }
-}
-
 /**
  * Frees the memory of matrix products. The next large product takes it again.
  *
@@ -47,16 +31,11 @@ export function configureKernels(settings: KernelOptions = {}): void {
  * disposeKernels()
  */
 export function disposeKernels(): void {
-  wasm?.dispose()
   wasm = undefined
 }
 
 function wasmKernels(): WasmKernels | null {
-  const { simd } = options
-  if (wasm === undefined) {
-    const build = simd === 'relaxed' ? fusedBuild() : simd
-    wasm = build === 'none' ? null : (createWasmKernels(build) ?? null)
-  }
+  if (wasm === undefined) wasm = createWasmKernels() ?? null
   return wasm
 }
 

@@ -1,10 +1,11 @@
 // The kernels' WebAssembly: finds the build that the host can run, and compiles it once in a process. There is none if
 // a content security policy forbids WebAssembly, or if a browser compiles only smaller modules synchronously.
 
-/** The builds of the module: with fused multiply-add, or with two roundings. */
-export type SimdBuild = 'relaxed' | 'plain'
-/** `relaxed cut` is for compilers that need shorter basic blocks: IS_CUT in kernels-asm/tile.ts. */
-export type BuildName = SimdBuild | 'relaxed cut'
+/**
+ * The builds of the module: with fused multiply-add, or with two roundings. `relaxed cut` is for compilers that need
+ * shorter basic blocks: IS_CUT in kernels-asm/tile.ts.
+ */
+export type BuildName = 'relaxed' | 'plain' | 'relaxed cut'
 
 /** (module (func (result v128) i32.const 0 i8x16.splat)): the fixed-width SIMD of 2021. */
 const PLAIN_PROBE = [

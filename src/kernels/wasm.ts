@@ -1,6 +1,5 @@
 // Matrix products on WebAssembly SIMD, block by block.
 
-import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
@@ -67,17 +66,17 @@ interface Block {
   columns: number
 }
 
-/** From the first product until `dispose` it holds up to 25 MB of memory. */
+/** Holds up to 25 MB of memory. */
 export class WasmKernels implements Kernels {
   readonly name: string
-  readonly #module: WebAssembly.Module
-  #state: { workspace: Workspace; wasm: GemmExports } | undefined
-  #isDisposed = false
+  readonly #workspace = new Workspace()
+  readonly #wasm: GemmExports
 
   /** @internal Use {@link createWasmKernels}. */
   constructor(build: BuildName, module: WebAssembly.Module) {
     this.name = `wasm ${build}`
-    this.#module = module
+    const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#workspace.memory } })
+    this.#wasm = exports as unknown as GemmExports
   }
 
   gemm(options: GemmOptions): void {
@@ -95,14 +94,8 @@ export class WasmKernels implements Kernels {
     }
   }
 
-  dispose(): void {
-    this.#state = undefined
-    this.#isDisposed = true
-  }
-
   #part(part: Part): void {
     const { m, n, depth, isSwapped } = part
-    const { wasm } = this.#open()
     const size = part.out.BYTES_PER_ELEMENT
     const fittingBlocks = isSwapped ? (n * depth * size) / SWAPPED_BLOCK_BYTES : 1
     const cut = planBlocks(m, n, depth, size, Math.max(1, Math.ceil(fittingBlocks)))
@@ -112,30 +105,29 @@ export class WasmKernels implements Kernels {
       for (let column = 0; column < n; column += cut.columns) {
         const block = { row, rows, column, columns: Math.min(cut.columns, n - column) }
         this.#prepare(part, block)
-        wasm.multiply(JOB_START)
+        this.#wasm.multiply(JOB_START)
         this.#moveC(part, block, 'out')
       }
     }
   }
 
   #packLeft({ m, k, a, transposeA, start, depth }: Part, row: number, rows: number): void {
-    const { workspace, wasm } = this.#open()
     const size = a.BYTES_PER_ELEMENT
-    const multiple = wasm.rowsOfTile()
+    const multiple = this.#wasm.rowsOfTile()
     const steps = transposeA ? Math.min(DEPTH, depth) : depth
     const lines = Math.max(multiple, Math.floor(SLAB_BYTES / (steps * size) / multiple) * multiple)
     for (let first = 0; first < rows; first += lines) {
       const count = Math.min(lines, rows - first)
       if (!transposeA) {
-        workspace.copyIn(a, (row + first) * k + start, k, count, depth, STAGING_START)
-        wasm.packLeft(size, STAGING_START, depth * size, true, first, count, rows, depth, LEFT_START)
+        this.#workspace.copyIn(a, (row + first) * k + start, k, count, depth, STAGING_START)
+        this.#wasm.packLeft(size, STAGING_START, depth * size, true, first, count, rows, depth, LEFT_START)
         continue
       }
       const padded = Math.ceil(rows / multiple) * multiple
       for (let p = 0; p < depth; p += DEPTH) {
         const slab = Math.min(DEPTH, depth - p)
-        workspace.copyIn(a, (start + p) * m + row + first, m, slab, count, STAGING_START)
-        wasm.packLeft(
+        this.#workspace.copyIn(a, (start + p) * m + row + first, m, slab, count, STAGING_START)
+        this.#wasm.packLeft(
           size,
           STAGING_START,
           count * size,
@@ -151,33 +143,22 @@ export class WasmKernels implements Kernels {
   }
 
   #prepare(part: Part, block: Block): void {
-    const { workspace, wasm } = this.#open()
     const { rows, column, columns } = block
     const { n, k, b, transposeB, out, alpha, beta, start, depth } = part
-    if (transposeB) workspace.copyIn(b, column * k + start, k, columns, depth, RIGHT_START)
-    else workspace.copyIn(b, start * n + column, n, depth, columns, RIGHT_START)
+    if (transposeB) this.#workspace.copyIn(b, column * k + start, k, columns, depth, RIGHT_START)
+    else this.#workspace.copyIn(b, start * n + column, n, depth, columns, RIGHT_START)
     if (beta !== 0) {
       const count = this.#moveC(part, block, 'in')
-      if (beta !== 1) wasm.scale(out.BYTES_PER_ELEMENT, C_START, count, beta)
+      if (beta !== 1) this.#wasm.scale(out.BYTES_PER_ELEMENT, C_START, count, beta)
     }
     const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates: beta !== 0, alpha }
-    workspace.writeJob(out.BYTES_PER_ELEMENT, job)
+    this.#workspace.writeJob(out.BYTES_PER_ELEMENT, job)
   }
 
   /** Copies a block of C into the memory or back. Returns how many elements it takes there. */
   #moveC({ m, n, out, isSwapped }: Part, { row, rows, column, columns }: Block, way: Way): number {
     const start = isSwapped ? column * m + row : row * n + column
     const place = { matrix: out, start, stride: isSwapped ? m : n, isTransposed: isSwapped }
-    return this.#open().workspace.moveC(rows, columns, place, way)
-  }
-
-  #open(): { workspace: Workspace; wasm: GemmExports } {
-    if (this.#isDisposed) throw new StateError({ where: 'WasmKernels', what: 'used after dispose' })
-    if (this.#state === undefined) {
-      const workspace = new Workspace()
-      const { exports } = new WebAssembly.Instance(this.#module, { env: { memory: workspace.memory } })
-      this.#state = { workspace, wasm: exports as unknown as GemmExports }
-    }
-    return this.#state
+    return this.#workspace.moveC(rows, columns, place, way)
   }
 }

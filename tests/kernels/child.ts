@@ -1,4 +1,4 @@
 // The code for the child processes of process.slow.test.ts, which is bundled into one file.
 
-export { configureKernels, defaultKernels, disposeKernels } from '../../src/kernels/index.js'
+export { defaultKernels, disposeKernels } from '../../src/kernels/index.js'
 export { LoraLayer } from '../../src/lora/layer.js'

@@ -24,7 +24,7 @@ beforeAll(async () => {
  */
 function run(script: string): unknown {
   const source = `
-    import { configureKernels, defaultKernels, disposeKernels, LoraLayer } from '${pathToFileURL(join(folder, 'child.mjs'))}'
+    import { defaultKernels, disposeKernels, LoraLayer } from '${pathToFileURL(join(folder, 'child.mjs'))}'
     function product(n, out = new Float32Array(n * n)) {
       const a = Float32Array.from({ length: n * n }, (_, i) => Math.sin(i))
       defaultKernels().gemm({ m: n, n, k: n, a, b: a, transposeB: true, out })
