@@ -4,60 +4,32 @@
 import { ConfigError, FormatError, LowrankError, UnsupportedError } from '../base/errors.js'
 import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import { LORA_CONFIG } from '../lora/gen/options.js'
 import { type Init, isPissaNiter } from '../lora/init/inits.js'
 import { PatternTable } from '../lora/patterns/patterns.js'
 
-const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
-  ['r', 'rank'],
-  ['lora_alpha', 'alpha'],
-  ['lora_dropout', 'dropout'],
-  ['target_modules', 'targetModules'],
-  ['exclude_modules', 'excludeModules'],
-  ['layers_to_transform', 'layersToTransform'],
-  ['layers_pattern', 'layersPattern'],
-  ['rank_pattern', 'rankPattern'],
-  ['alpha_pattern', 'alphaPattern'],
-  ['use_rslora', 'useRslora'],
-  ['fan_in_fan_out', 'fanInFanOut'],
-  ['use_dora', 'useDora'],
-  ['lora_bias', 'loraBias'],
-  ['bias', 'bias'],
-  ['modules_to_save', 'modulesToSave'],
-  ['ensure_weight_tying', 'ensureWeightTying'],
-  ['target_parameters', 'targetParameters'],
-  ['trainable_token_indices', 'trainableTokenIndices'],
-  ['base_model_name_or_path', 'baseModel'],
-  ['task_type', 'taskType'],
-])
+/** PEFT's names of settings that are not ours in snake case. */
+const OWN_NAMES: Readonly<Record<string, string>> = {
+  rank: 'r',
+  alpha: 'lora_alpha',
+  dropout: 'lora_dropout',
+  baseModel: 'base_model_name_or_path',
+}
+const NAMES = new Map(
+  Object.keys(LORA_CONFIG)
+    .filter((name) => !['init', 'seed', 'peftFields'].includes(name))
+    .map((name) => [OWN_NAMES[name] ?? name.replace(/[A-Z]/g, '_$&').toLowerCase(), name as keyof LoraConfig]),
+)
 
 /** Fields that concern only initialization, training speed, bookkeeping, or fields that are refused below. */
 const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
-  'auto_mapping',
-  'corda_config',
-  'eva_config',
-  'inference_mode',
-  'loftq_config',
-  'lora_ga_config',
-  'megatron_config',
-  'megatron_core',
-  'peft_type',
-  'peft_version',
-  'qalora_group_size',
-  'revision',
-  'runtime_config',
-  'velora_config',
+  ...'auto_mapping corda_config eva_config inference_mode loftq_config lora_ga_config megatron_config'.split(' '),
+  ...'megatron_core peft_type peft_version qalora_group_size revision runtime_config velora_config'.split(' '),
 ])
 
 const UNSUPPORTED: ReadonlySet<string> = new Set([
-  'arrow_config',
-  'enable_lora',
-  'kasa_config',
-  'alora_invocation_tokens',
-  'layer_replication',
-  'monteclora_config',
-  'peft_type',
-  'use_bdlora',
-  'use_qalora',
+  ...'arrow_config enable_lora kasa_config alora_invocation_tokens layer_replication monteclora_config'.split(' '),
+  ...'peft_type use_bdlora use_qalora'.split(' '),
 ])
 
 /** Fields that even an empty object turns on, because PEFT fills in its defaults. */

@@ -17,19 +17,8 @@ interface FoundFactors {
 }
 
 /** The order in which modules of transformers 5 register them. It matters only for names that share a module. */
-const REGISTRATION_ORDER = [
-  'weight',
-  'bias',
-  'w1',
-  'v1',
-  'gate_up_proj',
-  'gate_up_proj_bias',
-  'gate_proj',
-  'up_proj',
-  'down_proj',
-  'down_proj_bias',
-  'w2',
-]
+const REGISTRATION_ORDER =
+  'weight bias w1 v1 gate_up_proj gate_up_proj_bias gate_proj up_proj down_proj down_proj_bias w2'.split(' ')
 
 function registrationOrder(parameters: readonly string[], where: string): readonly string[] {
   const unknown = parameters.find((name) => !REGISTRATION_ORDER.includes(name))

@@ -5,20 +5,12 @@ import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'
 import type { Graph } from '../view/graph.js'
 
-/** For a comparison of the length with a constant (length > c, length < c, …): the largest length before the switch. */
-const LAST: Readonly<Record<string, (constant: number) => number>> = {
-  Greater: (constant) => constant,
-  GreaterOrEqual: (constant) => constant - 1,
-  Less: (constant) => constant - 1,
-  LessOrEqual: (constant) => constant,
-}
-
-/** Comparisons with swapped sides, for constants that come first. */
-const MIRRORED: Readonly<Record<string, string>> = {
-  Greater: 'Less',
-  GreaterOrEqual: 'LessOrEqual',
-  Less: 'Greater',
-  LessOrEqual: 'GreaterOrEqual',
+/** Whether a length equal to the constant is before the switch, in length > c, c > length, length >= c, … */
+const COMPARISONS: Readonly<Record<string, readonly [lengthFirst: boolean, constantFirst: boolean]>> = {
+  Greater: [true, false],
+  GreaterOrEqual: [false, true],
+  Less: [false, true],
+  LessOrEqual: [true, false],
 }
 
 /** Operators that a length is computed with, from the shape of an input or from positions. */
@@ -45,11 +37,14 @@ export function sideOf(switches: readonly number[], length: number): number {
   return switches.filter((last) => length > last).length
 }
 
+/** The largest length before the switch. */
 function lastLength(graph: Graph, { opType, input: [a, b] }: NodeProto): number | undefined {
-  if (LAST[opType] === undefined) return undefined
+  const comparison = COMPARISONS[opType]
+  if (comparison === undefined) return undefined
   const [first, second] = [scalarOf(graph, a), scalarOf(graph, b)]
-  if (second !== undefined) return isLength(graph, a) ? LAST[opType](second) : undefined
-  return first !== undefined && isLength(graph, b) ? LAST[MIRRORED[opType]](first) : undefined
+  const [constant, length, isBefore] = second === undefined ? [first, b, comparison[1]] : [second, a, comparison[0]]
+  if (constant === undefined || !isLength(graph, length)) return undefined
+  return isBefore ? constant : constant - 1
 }
 
 function isLength(graph: Graph, value: string): boolean {

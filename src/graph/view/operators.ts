@@ -33,16 +33,5 @@ export function listByOperator(found: Iterable<readonly [operator: string, node:
   return entries.join('; ')
 }
 
-export const PREDICATES: readonly string[] = [
-  'And',
-  'Equal',
-  'Greater',
-  'GreaterOrEqual',
-  'IsInf',
-  'IsNaN',
-  'Less',
-  'LessOrEqual',
-  'Not',
-  'Or',
-  'Xor',
-]
+export const PREDICATES: readonly string[] =
+  'And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor'.split(' ')
