@@ -257,6 +257,25 @@ export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return differs === 0
 }
 
+const COMPARED_BYTES = 1 << 20
+
+/** Says whether the contents of two tensors in files are equal. */
+export async function sameContents(a: Contents, b: Contents): Promise<boolean> {
+  if (a.byteLength !== b.byteLength) return false
+  for (let at = 0; at < a.byteLength; at += COMPARED_BYTES) {
+    const length = Math.min(COMPARED_BYTES, a.byteLength - at)
+    const [x, y] = await Promise.all([a, b].map(({ source, offset }) => source.read(offset + at, length)))
+    if (!sameBytes(x, y)) return false
+  }
+  return true
+}
+
+interface Contents {
+  readonly source: ByteSource
+  readonly offset: number
+  readonly byteLength: number
+}
+
 export function checkRange(source: ByteSource, offset: number, byteLength: number): void {
   if (offset < 0 || byteLength < 0 || offset + byteLength > source.byteLength) {
     throw new FileError({

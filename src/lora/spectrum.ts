@@ -47,7 +47,8 @@ export function spectrumOf({ weightA, weightB }: FactorPair, scaling: number): S
     return { singularValues: [], effectiveRank: Number.NaN, rank99: Number.NaN }
   }
   const singularValues = Array.from(singularValuesOfProduct(weightB, weightA), (value) => scaling * value)
-  return { singularValues, effectiveRank: effectiveRankOf(singularValues), rank99: rankOfEnergy(singularValues) }
+  const rank99 = rankOfEnergy(singularValues, ENERGY, energyOf(singularValues))
+  return { singularValues, effectiveRank: effectiveRankOf(singularValues), rank99 }
 }
 
 /** Averages spectra: the root mean square of each singular value, and the mean of the ranks. */
@@ -66,9 +67,7 @@ export function meanSpectrum(spectra: readonly Spectrum[]): Spectrum {
 
 /** Returns ‖s·B·A‖, or NaN if there are no singular values. */
 export function normOfSpectrum({ singularValues, effectiveRank }: Spectrum): number {
-  return Number.isNaN(effectiveRank)
-    ? Number.NaN
-    : Math.sqrt(singularValues.reduce((sum, value) => sum + value ** 2, 0))
+  return Number.isNaN(effectiveRank) ? Number.NaN : Math.sqrt(energyOf(singularValues))
 }
 
 function effectiveRankOf(singularValues: readonly number[]): number {
@@ -79,10 +78,22 @@ function effectiveRankOf(singularValues: readonly number[]): number {
   return Math.exp(entropy)
 }
 
-function rankOfEnergy(singularValues: readonly number[]): number {
-  const energy = singularValues.reduce((sum, value) => sum + value ** 2, 0)
-  if (energy === 0) return 0
-  let [count, held] = [0, 0]
-  while (count < singularValues.length && held < ENERGY * energy) held += singularValues[count++] ** 2
+/** The number of the largest singular values that hold a share of the energy `total`. */
+export function rankOfEnergy(s: ArrayLike<number>, share: number, total: number): number {
+  if (total === 0) return 0
+  // The lost energy is summed from the smallest value, because a sum from the largest would round it away.
+  let rest = Math.max(0, total - energyOf(s))
+  let count = s.length
+  while (count > 0 && rest + s[count - 1] ** 2 <= (1 - share) * total) {
+    rest += s[count - 1] ** 2
+    count--
+  }
   return count
+}
+
+/** Σσ² from the value at `first` on. */
+export function energyOf(s: ArrayLike<number>, first = 0): number {
+  let sum = 0
+  for (let i = s.length - 1; i >= first; i--) sum += s[i] ** 2
+  return sum
 }

@@ -1,11 +1,10 @@
 // Keeps the examples of a training as bytes in a temporary file, most of which the system keeps in memory.
 
-import { closeSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, openSync, unlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { deserialize, serialize } from 'node:v8'
-import { FileError } from '../base/errors.js'
-import { withFileErrors } from '../io/node/errors.js'
+import { readFully, writeFully } from '../merge/node/open-files.js'
 
 export function openExampleFile() {
   const name = path.join(tmpdir(), `lowrank-examples-${crypto.randomUUID()}`)
@@ -29,18 +28,13 @@ export function openExampleFile() {
       const bytes = serialized(examples)
       if (bytes === undefined) return undefined
       const start = startOf(ends.length)
-      withFileErrors(name, 'cannot be written', () => {
-        for (let done = 0; done < bytes.length; ) {
-          done += writeSync(file!, bytes, done, bytes.length - done, start + done)
-        }
-      })
+      writeFully({ name, fd: file! }, bytes, start)
       return ends.push(start + bytes.length) - 1
     },
     read(group: number): unknown[] {
       const start = startOf(group)
       const bytes = new Uint8Array(ends[group] - start)
-      const count = withFileErrors(name, 'cannot be read', () => readSync(file!, bytes, 0, bytes.length, start))
-      if (count < bytes.length) throw new FileError({ where: name, what: 'it has become shorter' })
+      readFully({ name, fd: file! }, bytes, start)
       return deserialize(bytes) as unknown[]
     },
     close: () => file !== undefined && closeSync(file),

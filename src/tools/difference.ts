@@ -1,6 +1,6 @@
 // The difference between a tensor in two checkpoints. It is read in blocks of rows, and kept in memory if it is small.
 
-import { readThere, sameBytes } from '../base/bytes.js'
+import { readThere, sameContents } from '../base/bytes.js'
 import { decodeFloatsThere, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { MismatchError } from '../base/errors.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
@@ -24,7 +24,6 @@ export function requireSameShape(where: string, shapeA: readonly number[], shape
 const BLOCK_VALUES = 1 << 19
 
 const MAX_VALUE_BYTES = 8
-const PIECE_BYTES = 1 << 20
 
 /** A difference of up to this many values stays in memory, so that its files are read only once. */
 export const KEPT_VALUES = 1 << 24
@@ -156,17 +155,10 @@ export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
   requireWeightDtype(dtype, `${file}: ${name}`, what, 'Take the checkpoints as they were before quantization')
 }
 
-export async function hasSameBytes(base: Located, tuned: Located, memory: DifferenceMemory): Promise<boolean> {
-  const [before, after] = [base.tensor.info, tuned.tensor.info]
-  if (before.dtype !== after.dtype || before.byteLength !== after.byteLength) return false
-  const sides = memory.sides(BLOCK_VALUES)
-  for (let at = 0; at < before.byteLength; at += PIECE_BYTES) {
-    const length = Math.min(PIECE_BYTES, before.byteLength - at)
-    const reads = [base, tuned].map(({ checkpoint, tensor: { info, shard } }, i) => {
-      return readThere(shardSource(checkpoint, shard), info.offset + at, length, sides[i].bytes)
-    })
-    const [a, b] = await Promise.all(reads)
-    if (!sameBytes(a, b)) return false
-  }
-  return true
+export async function hasSameBytes(base: Located, tuned: Located): Promise<boolean> {
+  if (base.tensor.info.dtype !== tuned.tensor.info.dtype) return false
+  const [before, after] = [base, tuned].map(({ checkpoint, tensor: { info, shard } }) => {
+    return { ...info, source: shardSource(checkpoint, shard) }
+  })
+  return sameContents(before, after)
 }

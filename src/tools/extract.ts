@@ -10,6 +10,7 @@ import type { Svd } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { moduleOf, type ReplacementView, type StoredTensor } from '../lora/part.js'
+import { energyOf } from '../lora/spectrum.js'
 import { loadConfig } from '../merge/plan/config-edit.js'
 import { isConv1dModule } from '../merge/plan/orientation.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
@@ -24,7 +25,7 @@ import {
   requireSameShape,
 } from './difference.js'
 import { assemble, type NewLayer, type PartShell } from './factor-parts.js'
-import { checkRankChoice, energyOf, type RankChoice } from './rank.js'
+import { checkRankChoice, type RankChoice } from './rank.js'
 import { closestPairs, totalError } from './resize.js'
 
 type NewTensor = ReplacementView<StoredTensor>
@@ -123,7 +124,7 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
     else {
       const from: Located = { checkpoint: base, tensor: before }
       const kind = kindOf(name, before.info.shape, tensor.info.shape, base)
-      if (!(await hasSameBytes(from, located, job.memory))) {
+      if (!(await hasSameBytes(from, located))) {
         if (kind === 'bias') biases.push(located)
         else if (kind === 'vocabulary') await keep(located, embeddings !== 'skip')
         else if (isVocabularyModule(moduleOf(name)) && embeddings !== 'lora') await keep(located, embeddings === 'save')
@@ -235,7 +236,7 @@ async function leadingSvd(matrix: StreamedMatrix, { rank, energy: share }: RankC
   const most = Math.min(rank ?? side, side)
   for (let count = share === undefined ? most : FIRST_RANK; ; count *= 2) {
     const svd = await streamedSvd(matrix, Math.min(count, most))
-    if (count >= most || energyOf(svd.s, 0) >= share! * matrix.energy) return svd
+    if (count >= most || energyOf(svd.s) >= share! * matrix.energy) return svd
   }
 }
 

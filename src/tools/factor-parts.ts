@@ -1,12 +1,13 @@
 // Parts of an adapter as pairs of factors, one for each group of a convolution and each expert. Tools that change ranks
 // work on them, and assemble an adapter as mergekit and PEFT do: each layer has its own rank, and alpha = rank.
 
-import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
+import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor } from '../base/tensor.js'
 import { beside, normOfProduct, stacked } from '../linalg/product.js'
 import { type AdapterPart, LoraAdapter, type PartOfKind } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
 import { type FactorPair, padded, scaled } from '../lora/delta.js'
 import type { LayerVectors } from '../lora/factors.js'
+import { besideByExpert } from '../lora/kinds/experts.js'
 import type { PartValues } from '../lora/part.js'
 import { factorPairs } from '../lora/spectrum.js'
 
@@ -112,7 +113,7 @@ export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, 
   const b = isConvolution
     ? stacked(pairs.map(({ weightB }) => weightB))
     : kind === 'parameter'
-      ? besideByExpert(pairs)
+      ? besideByExpert(pairs.map(({ weightB }) => weightB))
       : first.weightB
   const vector = (data: ArrayLike<number> | undefined) => {
     return data && { data: data instanceof Float64Array ? data : Float32Array.from(data), shape: [data.length] }
@@ -126,18 +127,6 @@ export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, 
       biasB: vector(vectors.biasB),
     },
   } as PartValues
-}
-
-/** Joins B_e (d, r) of all experts to B (d, r·E). Column p·E + e is column p of expert e. */
-export function besideByExpert(pairs: readonly FactorPair[]): Matrix {
-  const [d, rank] = pairs[0].weightB.shape
-  const result = zeros(d, rank * pairs.length, pairs[0].weightB.data)
-  pairs.forEach(({ weightB }, e) => {
-    for (let i = 0; i < d; i++) {
-      for (let p = 0; p < rank; p++) result.data[(i * rank + p) * pairs.length + e] = weightB.data[i * rank + p]
-    }
-  })
-  return result
 }
 
 function reshaped({ data }: Matrix, shape: readonly number[]): Tensor<FloatArray> {

@@ -1,6 +1,7 @@
 // Chooses ranks. By Eckart and Young (1936), the first r singular values and vectors give the closest change of rank r.
 
 import { ConfigError } from '../base/errors.js'
+import { rankOfEnergy } from '../lora/spectrum.js'
 
 /**
  * The rank of each layer. If both are given, the smaller rank counts. Each layer keeps at least
@@ -33,22 +34,4 @@ export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total: numb
   let wanted = Math.min(rank, s.length)
   while (wanted > 1 && !(s[wanted - 1] > ROUNDING * s[0])) wanted--
   return Math.max(1, energy === undefined ? wanted : Math.min(rankOfEnergy(s, energy, total), wanted))
-}
-
-function rankOfEnergy(s: ArrayLike<number>, share: number, total: number): number {
-  if (total === 0) return 0
-  // The lost energy is summed from the smallest value, because a sum from the largest would round it away.
-  let rest = Math.max(0, total - energyOf(s, 0))
-  let count = s.length
-  while (count > 0 && rest + s[count - 1] ** 2 <= (1 - share) * total) {
-    rest += s[count - 1] ** 2
-    count--
-  }
-  return count
-}
-
-export function energyOf(s: ArrayLike<number>, first: number): number {
-  let sum = 0
-  for (let i = s.length - 1; i >= first; i--) sum += s[i] ** 2
-  return sum
 }

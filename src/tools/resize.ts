@@ -9,6 +9,7 @@ import { type Svd, svdOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { PartValues } from '../lora/part.js'
+import { energyOf } from '../lora/spectrum.js'
 import { openForUse } from '../peft/open.js'
 import {
   assemble,
@@ -20,7 +21,7 @@ import {
   type NewLayer,
   shellOf,
 } from './factor-parts.js'
-import { chosenRank, energyOf, type RankChoice } from './rank.js'
+import { chosenRank, type RankChoice } from './rank.js'
 
 /** Result for one layer. */
 export interface RankReport {
@@ -87,7 +88,7 @@ export function truncatedChange(
 ): { change: Change; report: Pick<RankReport, 'rank' | 'norm' | 'error'> } {
   const found = change.pairs.map(({ weightA, weightB }) => {
     const svd = svdOfProduct(weightB, weightA)
-    return { svd, energy: energyOf(svd.s, 0) }
+    return { svd, energy: energyOf(svd.s) }
   })
   // The config's rank of a convolution is the sum over its groups. Each matrix here belongs to one group.
   const each = configRank(part, 1, found.length)
@@ -104,7 +105,7 @@ export function closestPairs(
 ) {
   const rank = Math.max(...found.map(({ svd: { s }, energy }) => chosenRank(s, choice, energy)))
   const norm = Math.sqrt(sum(found.map(({ energy }) => energy)))
-  const lost = found.map(({ svd: { s }, energy }) => Math.max(0, energy - energyOf(s, 0)) + energyOf(s, rank))
+  const lost = found.map(({ svd: { s }, energy }) => Math.max(0, energy - energyOf(s)) + energyOf(s, rank))
   const pairs = found.map(({ svd }) => balancedPair(svd, rank, like))
   return { pairs, rank, norm, error: norm === 0 ? 0 : Math.sqrt(sum(lost)) / norm }
 }

@@ -150,11 +150,20 @@ export function newExpertFactors(
 ): { weightA: Matrix; weightB: Matrix } {
   const plain = { ...configForLayer(config, name), rankPattern: {}, alphaPattern: {} }
   const layers = Array.from({ length: experts }, (_, e) => LoraLayer.ofShape([d, k], plain, `${name}.${e}`))
-  const weightB = zeros(d, plain.rank * experts, layers[0].weightB.data)
-  for (const [e, layer] of layers.entries()) {
-    for (const [i, value] of layer.weightB.data.entries()) weightB.data[i * experts + e] = value
+  return {
+    weightA: stacked(layers.map((layer) => layer.weightA)),
+    weightB: besideByExpert(layers.map((layer) => layer.weightB)),
   }
-  return { weightA: stacked(layers.map((layer) => layer.weightA)), weightB }
+}
+
+/** Joins B_e (d, r) of all experts to B (d, r·E). Column p·E + e is column p of expert e. */
+export function besideByExpert(all: readonly Matrix[]): Matrix {
+  const [d, rank] = all[0].shape
+  const result = zeros(d, rank * all.length, all[0].data)
+  all.forEach(({ data }, e) => {
+    for (let i = 0; i < data.length; i++) result.data[i * all.length + e] = data[i]
+  })
+  return result
 }
 
 /** All experts as one layer: A (r, E·y), B (E·x, r) for (E, x, y), swapped if input-major. `rows`: of B, in order. */

@@ -22,17 +22,18 @@ export async function readableOf(source: ByteSource): Promise<Readable> {
 
 export function readerOf(readable: Readable): ChunkSource {
   if ('bytes' in readable) return { read: (offset, byteLength) => readable.bytes.subarray(offset, offset + byteLength) }
-  const { name, fd } = readable
-  const readInto = (offset: number, memory: Uint8Array) => {
-    withFileErrors(name, 'cannot be read', () => {
-      for (let done = 0; done < memory.byteLength; ) {
-        const count = readSync(fd, memory, done, memory.byteLength - done, offset + done)
-        if (count === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
-        done += count
-      }
-    })
-  }
-  return { readInto }
+  return { readInto: (offset, memory) => readFully(readable, memory, offset) }
+}
+
+/** Fills the memory. */
+export function readFully({ name, fd }: OpenFile, memory: Uint8Array, offset: number): void {
+  withFileErrors(name, 'cannot be read', () => {
+    for (let done = 0; done < memory.byteLength; ) {
+      const count = readSync(fd, memory, done, memory.byteLength - done, offset + done)
+      if (count === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
+      done += count
+    }
+  })
 }
 
 export function writeFully({ name, fd }: OpenFile, bytes: Uint8Array, offset: number): void {

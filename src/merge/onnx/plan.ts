@@ -1,6 +1,6 @@
 // Plans a merge into an ONNX graph: which initializers change, and which places get a copy because only they change.
 
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
 import { formatShape } from '../../base/tensor.js'
 import {
@@ -25,6 +25,7 @@ import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { ModelConfig } from '../plan/config-edit.js'
 import type { FitProblems } from '../plan/fit-problems.js'
 import type { OutputTensor } from '../plan/layout.js'
+import { notGrown } from '../plan/plan.js'
 import { collectEdits, type Edit } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
 import { mergeBranches, type QuantizedLayer, readQuantized, refuseDoraSums } from './quantized.js'
@@ -168,15 +169,7 @@ function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: re
       .filter((embedding) => embedding.k === rows && !isGrown(embedding.node))
       .map(({ name, d }) => ({ name, width: d })),
   ]
-  for (const { name, width } of left) {
-    throw new MismatchError({
-      where: name,
-      what: `the adapter gives ${first} another number of rows, but not this module`,
-      expected: formatShape([vocabulary, width]),
-      got: formatShape([rows, width]),
-      hint: 'Save the adapter with all embeddings that resize_token_embeddings has changed: save_embedding_layers=True',
-    })
-  }
+  for (const { name, width } of left) throw notGrown(name, first, vocabulary, [rows, width])
   const lastOf = (info: ValueInfoProto) => {
     const type = info.type?.value
     return type?.case === 'tensorType' ? type.value.shape?.dim.at(-1) : undefined

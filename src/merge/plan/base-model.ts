@@ -1,6 +1,6 @@
 // What a merge is planned from: a base's names for the adapters' tensors, its tied weights, and its head.
 
-import { type ByteSource, sameBytes } from '../../base/bytes.js'
+import { type ByteSource, sameContents } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, OpenAdapters } from './adapters.js'
@@ -21,8 +21,6 @@ export interface BaseModel {
   readonly head: ModelHead | undefined
   readonly adapters: OpenAdapters['adapters']
 }
-
-const COMPARED_BYTES = 1 << 20
 
 /** Names, ties and head of a base. Tied tensors that are stored twice are compared, if adapters touch them. */
 export async function knowBase(
@@ -75,13 +73,6 @@ function placeOf(tensor: string, checkpoint: Checkpoint): Place {
 }
 
 async function areSame(a: Place, b: Place): Promise<boolean> {
-  if (a.info.dtype !== b.info.dtype || a.info.byteLength !== b.info.byteLength) return false
-  for (let at = 0; at < a.info.byteLength; at += COMPARED_BYTES) {
-    const length = Math.min(COMPARED_BYTES, a.info.byteLength - at)
-    // Copy, because a source may return the same memory for the next read.
-    const x = new Uint8Array(await a.source.read(a.info.offset + at, length))
-    const y = await b.source.read(b.info.offset + at, length)
-    if (!sameBytes(x, y)) return false
-  }
-  return true
+  if (a.info.dtype !== b.info.dtype) return false
+  return sameContents({ ...a.info, source: a.source }, { ...b.info, source: b.source })
 }

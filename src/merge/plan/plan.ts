@@ -263,15 +263,20 @@ function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) 
     if (!isVocabulary(name) || info.shape[0] === vocabulary) continue
     // A table that had another size before, such as a table of positions, does not belong to the vocabulary.
     if (!sizes.has(name) && info.shape[0] !== before) continue
-    throw new MismatchError({
-      where: name,
-      what: `the adapter gives ${first} another number of rows, but not this tensor`,
-      expected: formatShape([vocabulary, ...info.shape.slice(1)]),
-      got: formatShape(info.shape),
-      hint: 'Save the adapter with all embeddings that resize_token_embeddings has changed: save_embedding_layers=True',
-    })
+    throw notGrown(name, first, vocabulary, info.shape)
   }
   return { base: { ...base, checkpoint: { ...checkpoint, tensors } }, vocabulary }
+}
+
+/** The error for a module whose vocabulary stays as it is, though that of `first` grows to `rows`. */
+export function notGrown(where: string, first: string, rows: number, [before, ...rest]: readonly number[]) {
+  return new MismatchError({
+    where,
+    what: `the adapter gives ${first} another number of rows, but not this weight`,
+    expected: formatShape([rows, ...rest]),
+    got: formatShape([before, ...rest]),
+    hint: 'Save the adapter with all embeddings that resize_token_embeddings has changed: save_embedding_layers=True',
+  })
 }
 
 function isVocabulary(tensor: string): boolean {
