@@ -326,7 +326,7 @@ it.each(some(Object.entries(MASKS), 2))('%s', async (_, { sees, hidden = LOWEST,
     for (const [value, content] of probed.contents) shapes.contents.set(value, content)
     const custom: CustomGradients = new Map()
     if (rows !== undefined) attendInBlocks({ graph, shapes, rows, customGradients: custom, onPath: values })
-    const gradients = buildBackward(g, shapes, new Map<Value, Value>([[output, 'weights']]), wrt, { custom })
+    const gradients = buildBackward(g, shapes, new Map<Value, Value>([[output, 'weights']]), wrt, custom)
     for (const name of gradients.values()) addOutput(graph, name, DataType.FLOAT)
     graph.prune()
     expect(graph.nodes.some(({ opType }) => opType === 'Softmax')).toBe(rows === undefined)

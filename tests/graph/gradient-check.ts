@@ -167,7 +167,7 @@ function gradientsOf(
       shapes,
       new Map([[outputs[0], dy]]),
       wanted.map((i) => names[i]),
-      { custom },
+      custom,
     )
     return new Map(wanted.map((i) => [i, g.op('Identity', [found.get(names[i]) as Value])]))
   }

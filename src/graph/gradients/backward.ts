@@ -2,7 +2,6 @@
 // was broadcast, its gradients are summed. Only needed gradients are built.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { elementCount } from '../../base/tensor.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
@@ -96,22 +95,19 @@ const HINTS: Readonly<Record<string, string>> = {
   Scan: BRANCHES,
 }
 
-/** Seeds: value → its gradient. Values of `wrt` that they do not depend on get none. `scale` multiplies all of them. */
+/** Seeds: value → its gradient. Values of `wrt` that they do not depend on get none. */
 export function buildBackward(
   g: Builder,
   shapes: ShapeMap,
   seeds: ReadonlyMap<Value, Value>,
   wrt: readonly Value[],
-  { custom = new Map(), scale }: { custom?: Readonly<CustomGradients>; scale?: Value } = {},
+  custom: Readonly<CustomGradients> = new Map(),
 ): Map<Value, Value> {
   const path = gradientPath(g.graph, wrt, seeds.keys(), custom)
   checkDifferentiable(path, custom)
-  const waist = scale === undefined ? undefined : narrowestWaist(path, [...seeds.keys()], shapes, custom)
-  const sums = new GradientSums(g, waist === undefined || scale === undefined ? undefined : { waist, scale })
+  const sums = new GradientSums(g)
   const onPath = new Set(path.nodes)
-  for (const [value, gradient] of seeds) {
-    sums.add(value, () => (scale === undefined || waist !== undefined ? gradient : g.mul(gradient, scale)))
-  }
+  for (const [value, gradient] of seeds) sums.add(value, () => gradient)
   for (const node of path.nodes.toReversed()) {
     const dys = node.output.map((output) => (path.values.has(output) ? sums.total(output) : undefined))
     const dy = dys.find((gradient) => gradient !== undefined)
@@ -151,35 +147,11 @@ function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   return values.toSorted((a, b) => (places.get(a) ?? 0) - (places.get(b) ?? 0))
 }
 
-/** Finds the smallest value through which the whole gradient flows: multiplying by `scale` costs least there. */
-function narrowestWaist(
-  path: GradientPath,
-  seeds: readonly Value[],
-  shapes: ShapeMap,
-  custom: Readonly<CustomGradients>,
-): Value | undefined {
-  const open = new Set(seeds)
-  let best: { value: Value; elements: number } | undefined
-  for (const node of path.nodes.toReversed()) {
-    if (!node.output.some((output) => open.has(output))) continue
-    for (const output of node.output) open.delete(output)
-    for (const input of inputsOf(node, custom)) if (path.values.has(input)) open.add(input)
-    if (open.size > 1) continue
-    const [value] = open
-    const elements = elementCount(shapes.get(value)?.dims ?? [])
-    if (elements > 1 && elements < (best?.elements ?? Number.POSITIVE_INFINITY)) best = { value, elements }
-  }
-  return best?.value
-}
-
 class GradientSums {
   readonly #summands = new Map<Value, (() => Value)[]>()
   readonly #totals = new Map<Value, Value>()
 
-  constructor(
-    private readonly g: Builder,
-    private readonly scaling: { readonly waist: Value; readonly scale: Value } | undefined,
-  ) {}
+  constructor(private readonly g: Builder) {}
 
   /** @param isFirst puts the summand first, so that small products are added to large ones and not the reverse */
   add(value: Value, summand: () => Value, isFirst = false): void {
@@ -192,8 +164,7 @@ class GradientSums {
     const summands = this.#summands.get(value)
     if (summands === undefined) return undefined
     return sharedValue(this.#totals, value, () => {
-      const sum = summands.reduce<Value | undefined>((sum, make) => this.#added(sum, make), undefined) as Value
-      return value === this.scaling?.waist ? this.g.mul(sum, this.scaling.scale) : sum
+      return summands.reduce<Value | undefined>((sum, make) => this.#added(sum, make), undefined) as Value
     })
   }
 

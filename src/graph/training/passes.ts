@@ -163,14 +163,15 @@ function partPredictions(work: Work): void {
 function buildGradients(work: Work): TrainedParameter[] {
   const { graph, g, shapes, forward, parameters } = work
   const wrt = parameters.map(({ input }) => input)
-  const scaled = { custom: forward.objective.customGradients, scale: LOSS_SCALE }
-  const gradients = buildBackward(g, shapes, new Map([[forward.sum, g.float(1)]]), wrt, scaled)
+  const seeds = new Map([[forward.sum, g.float(1)]])
+  const gradients = buildBackward(g, shapes, seeds, wrt, forward.objective.customGradients)
   return parameters.flatMap((parameter): TrainedParameter[] => {
-    const gradient = gradients.get(parameter.input)
-    if (gradient === undefined) {
+    const ofSum = gradients.get(parameter.input)
+    if (ofSum === undefined) {
       if (work.isOptional(parameter.name)) return []
       throw new StateError({ where: parameter.name, what: 'the loss does not depend on it' })
     }
+    const gradient = g.mul(ofSum, LOSS_SCALE)
     graph.outputs.push(valueInfo(gradient, DataType.FLOAT, parameter.shape))
     return [{ ...parameter, gradient }]
   })
