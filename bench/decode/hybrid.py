@@ -7,7 +7,6 @@ onnx/model_q4.onnx, with MatMulNBits in blocks of 32, and a tokenizer of the wor
 position 3n instead of n, so that it writes another text; its steps do the same work.
 """
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -57,7 +56,7 @@ def main():
     plain = onnx.load(source / "onnx" / "model.onnx", load_external_data=False)
     suit(plain.graph)
     onnx.save(plain, out / "onnx" / "model.onnx")
-    os.link(source / "onnx" / "model.onnx.data", out / "onnx" / "model.onnx.data")
+    shutil.copyfile(source / "onnx" / "model.onnx.data", out / "onnx" / "model.onnx.data")  # ONNX refuses links
     quantizer = MatMulNBitsQuantizer(onnx.load(source / "onnx" / "model.onnx"), block_size=32, is_symmetric=True)
     quantizer.process()
     suit(quantizer.model.model.graph)
