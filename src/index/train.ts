@@ -143,16 +143,8 @@ async function openTeacher({ teacher, signal }: TrainOptions): Promise<Model | T
 
 async function openRewards({ rewards, graderModels }: TrainOptions): Promise<readonly Reward[] | undefined> {
   if (rewards === undefined) return undefined
-  const { loadRewards } = platform()
-  if (typeof rewards === 'string' && loadRewards === undefined) {
-    throw new ConfigError({
-      where: 'rewards',
-      what: 'a path, and browsers cannot open paths',
-      expected: 'a list of functions',
-    })
-  }
   const { rewardOf } = await import('../loop/graders/grader.js')
-  const list = typeof rewards === 'string' ? await loadRewards!(rewards) : rewards
+  const list = typeof rewards === 'string' ? await platform().loadRewards(rewards) : rewards
   return list.map((reward) => (typeof reward === 'function' ? reward : rewardOf(reward, graderModels)))
 }
 

@@ -102,7 +102,8 @@ export async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): P
   const input = ownBiasInput(node)
   if (input === undefined) return undefined
   const bias = biasOf(graph, linear)
-  const values = bias && (await readVector(model, graph, node.input[input]))
-  if (bias !== undefined && values !== undefined) return values.subarray(bias.start, bias.start + d)
-  throw new UnsupportedError({ where: `node ${node.name}`, what: 'its bias cannot be read' })
+  const where = `node ${node.name}`
+  if (bias === undefined) throw new UnsupportedError({ where, what: 'its bias cannot be read' })
+  const values = await readVector(model, graph, node.input[input], where)
+  return values.subarray(bias.start, bias.start + d)
 }

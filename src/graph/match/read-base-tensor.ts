@@ -17,8 +17,7 @@ export async function readBaseTensor(
 ): Promise<Float32Array> {
   if (place.kind === 'vector') {
     const { node, input } = place.place
-    const values = await readVector(model, graph, node.input[input])
-    if (values === undefined) throw new UnsupportedError({ where: name, what: 'the base’s values cannot be read' })
+    const values = await readVector(model, graph, node.input[input], name)
     const start = place.part?.start ?? 0
     return values.slice(start, start + shape[0])
   }
@@ -29,11 +28,13 @@ export async function readBaseTensor(
   return transpose({ data: lines, shape: transposed ? [d, k] : [k, d] }).data as Float32Array
 }
 
-/** Reads a tensor as f32, or returns undefined if its type is not a float. */
-export async function readVector(model: OnnxModel, graph: Graph, value: string): Promise<Float32Array | undefined> {
+/** Reads a tensor as f32. Throws UnsupportedError, with `where`, if its type is not a float. */
+export async function readVector(model: OnnxModel, graph: Graph, value: string, where: string): Promise<Float32Array> {
   const tensor = graph.constant(storedValue(graph, value))
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
-  return dtype && decodeFloats(await model.readTensor(tensor), dtype)
+  if (tensor === undefined || dtype === undefined)
+    throw new UnsupportedError({ where, what: 'the base’s values cannot be read' })
+  return decodeFloats(await model.readTensor(tensor), dtype)
 }
 
 /** How many elements are read at a time: 4 MiB in f32. */

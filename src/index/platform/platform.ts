@@ -27,7 +27,7 @@ export interface Platform {
   /** Opens a temporary file for examples. */
   readonly openExampleFile?: () => ExampleFile & { close(): unknown }
   /** Opens a module of rewards, or a JSON file of graders. */
-  readonly loadRewards?: (file: string) => Promise<readonly (Reward | Grader)[]>
+  readonly loadRewards: (file: string) => Promise<readonly (Reward | Grader)[]>
   /** Returns the memory that this process uses, or undefined if the system does not tell. */
   readonly memoryUse?: () => MemoryUse | undefined
   nodeRuntime(specifier: string | undefined): RuntimeHost
@@ -46,6 +46,9 @@ const browser: Platform = {
     const { endpoint = 'https://huggingface.co', token } = hubOptions()
     return { endpoint, token }
   },
+  loadRewards: async (file) => {
+    throw noPaths(file, 'rewards', 'a list of functions')
+  },
   decodeImage: async (file) => (await import('../../images/decode-in-browser.js')).decodeInBrowser(file),
   defaultRuntime() {
     throw new ConfigError({
@@ -63,13 +66,10 @@ const browser: Platform = {
   },
 }
 
-function noPaths(text: string, where: string): ConfigError {
-  return new ConfigError({
-    where,
-    what: 'a path, and browsers cannot open paths',
-    expected: 'picked files or a Directory, such as FilesDirectory or HandleDirectory',
-    got: JSON.stringify(text),
-  })
+const PICKED = 'picked files or a Directory, such as FilesDirectory or HandleDirectory'
+
+function noPaths(text: string, where: string, expected = PICKED): ConfigError {
+  return new ConfigError({ where, what: 'a path, and browsers cannot open paths', expected, got: JSON.stringify(text) })
 }
 
 let current = browser

@@ -123,9 +123,7 @@ async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<
         checkVector(tensor.name, place.place)
         const { offset } = place
         const { node, input } = place.place
-        const base = await readVector(model, graph, node.input[input])
-        if (base === undefined)
-          throw new UnsupportedError({ where: tensor.name, what: 'the base’s values cannot be read' })
+        const base = await readVector(model, graph, node.input[input], tensor.name)
         const vector = entry(vectors, tensor.name, () => {
           return { name: tensor.name, places: [], base, values: valuesOf(tensor).map((value) => value + offset) }
         })
@@ -201,9 +199,7 @@ async function linearFactors(
   }
   if (bias !== undefined) {
     const { place, values } = bias
-    const base = await readVector(model, graph, place.node.input[place.input])
-    if (base === undefined)
-      throw new UnsupportedError({ where: `${name}.bias`, what: 'the base’s bias cannot be read' })
+    const base = await readVector(model, graph, place.node.input[place.input], `${name}.bias`)
     shift = values.map((value, i) => (shift?.[i] ?? 0) + value - base[place.start + i])
   }
   const factors = layer === undefined ? NOTHING : layerFactors(name, layer, ofLayer)
