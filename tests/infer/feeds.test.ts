@@ -67,7 +67,7 @@ it('a text feeds its newest token alone, behind the cache', async () => {
     [1, 1],
   ]) // the first token of all texts, and 4 of the prompt
   // The cache has space for later tokens after the prompt. The mask tells how many tokens are valid.
-  expect(dims('past_key_values.5.value').map(([, , past]) => past)).toEqual([0, 64, 64, 64])
+  expect(dims('past_key_values.5.value').map(([, , past]) => past)).toEqual([0, 16, 16, 16])
   expect(dims('attention_mask').map(([, total]) => total)).toEqual([5, 6, 7, 8])
   expect(fed.map((feeds) => Number(feeds.position_ids.data.at(-1)))).toEqual([4, 5, 6, 7])
   await session.dispose()

@@ -65,28 +65,30 @@ export class PrefixStore {
         this.#touch(prefix)
         return
       }
-      if (count === prefix.tokens.length && !this.isWhole) this.#kept.delete(prefix)
+      if (count === prefix.tokens.length && !this.isWhole) this.#drop(prefix)
     }
     this.#kept.add({ ...text, cache: copy() })
     let bytes = [...this.#kept].reduce((sum, prefix) => sum + bytesOf(prefix), 0)
     for (const oldest of this.#kept) {
       if (bytes <= this.mostBytes) break
       bytes -= bytesOf(oldest)
-      this.#kept.delete(oldest)
+      this.#drop(oldest)
     }
   }
 
   forget(adapter: AdapterFactors): void {
     for (const prefix of this.#kept) {
-      if (prefix.mix.some(({ factors }) => factors === adapter)) this.#kept.delete(prefix)
+      if (prefix.mix.some(({ factors }) => factors === adapter)) this.#drop(prefix)
     }
   }
 
-  /** Drops all caches and frees their memory at once. */
   clear(): void {
-    const tensors = [...this.#kept].flatMap(({ cache }) => Object.values(cache))
-    freeBuffers(tensors.map(({ data }) => data.buffer))
-    this.#kept.clear()
+    for (const prefix of this.#kept) this.#drop(prefix)
+  }
+
+  #drop(prefix: ReadPrefix): void {
+    this.#kept.delete(prefix)
+    freeBuffers(Object.values(prefix.cache).map(({ data }) => data.buffer))
   }
 
   #touch(prefix: ReadPrefix): void {
