@@ -123,24 +123,3 @@ export function isFloat(graph: Graph, value: Value): boolean {
 
 /** Operators whose output has the type of their first input, which may be integers. */
 const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose', 'Range'])
-
-/** Lets each Reshape read before the Reshapes that it follows, unless it copies a dimension of its input. */
-export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
-  for (const node of graph.nodes) {
-    if (node.opType !== 'Reshape' || !isIndependent(graph, shapes, node.input[1])) continue
-    let [source] = node.input
-    for (let maker = graph.producer(source); maker?.opType === 'Reshape'; maker = graph.producer(source)) {
-      source = maker.input[0]
-    }
-    node.input = [source, node.input[1]]
-  }
-  graph.invalidate()
-}
-
-/** Whether a target does not depend on the shape before: it has no 0, which copies a dimension. */
-function isIndependent(graph: Graph, shapes: ShapeMap, shape: Value): boolean {
-  if (graph.producer(shape)?.opType === 'Shape') return true
-  const content = shapes.contents.get(shape)
-  const dims = graph.integers(shape) ?? (content && [...content.value, ...content.second])
-  return dims !== undefined && !dims.includes(0)
-}

@@ -15,7 +15,7 @@ import { toLinearAttention } from '../lower/gated-delta-net.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { findLinears } from '../match/linears.js'
 import { recompute } from '../recompute/recompute.js'
-import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
+import { declareShapes, isFloat, plainShapes } from '../shapes/plain-shapes.js'
 import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
@@ -132,7 +132,6 @@ export function addGradients(work: Work): void {
   const elements = (shape: ProbedShape) => typicalElements(shape, lengths)
   const recomputed = recompute(graph, shapes, LOSS, { elements, tokens, isLong: attentionRows !== undefined })
   if (options.isOptimized) addInPlace(graph, shapes)
-  mergeReshapes(graph, shapes)
   computeFirst(graph, LOSS)
 
   const isReshape = ({ opType, input }: NodeProto) => opType === 'Reshape' && isFloat(graph, input[0])
