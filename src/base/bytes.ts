@@ -137,9 +137,9 @@ export async function readThere(
   source: ByteSource,
   offset: number,
   byteLength: number,
-  memory: Uint8Array | undefined,
+  memory: Uint8Array,
 ): Promise<Uint8Array> {
-  if (memory === undefined || source.readInto === undefined) return source.read(offset, byteLength)
+  if (source.readInto === undefined) return source.read(offset, byteLength)
   const target = memory.subarray(0, byteLength)
   await source.readInto(offset, target)
   return target

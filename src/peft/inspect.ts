@@ -1,14 +1,7 @@
 // Describes an adapter in numbers, for `lowrank inspect` and for anyone who wants to check it before merging.
 
 import { closing, type Directory } from '../base/bytes.js'
-import {
-  decodeWeights,
-  type FloatDtype,
-  isFiniteStored,
-  isWeightDtype,
-  requireWeightDtype,
-  type TensorDtype,
-} from '../base/dtype.js'
+import { decodeWeights, type FloatDtype, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
 import { type ErrorCode, LowrankError } from '../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
 import { norm } from '../linalg/product.js'
@@ -19,7 +12,7 @@ import { notFinite, trainableParams } from '../lora/part.js'
 import { endsOf } from '../lora/patterns/patterns.js'
 import { factorPairs, meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
 import type { AdapterTensor } from './keys.js'
-import { openAdapter, tensorPlace } from './open.js'
+import { openAdapter, tensorPlace, valueProblems } from './open.js'
 import type { OpenPart } from './tensors.js'
 
 /**
@@ -98,8 +91,6 @@ const UNUSUAL_SCALING = 16
 /** A singular value below this share of the largest comes from rounding f32 factors, and is really zero. */
 const ROUNDING = 2 ** -20
 
-const PIECE_BYTES = 1 << 22
-
 /** Inspects an adapter, and reports everything that loading would refuse. Only a layer at a time is in memory. */
 export async function inspectAdapter(source: LoraAdapter | Directory): Promise<AdapterReport> {
   return closing(await openAdapter(source, { isTolerant: true }), async (adapter) => {
@@ -176,16 +167,6 @@ async function readValues(info: AdapterTensor): Promise<Tensor<FloatArray>> {
   const { source, shape, offset, byteLength } = info
   const dtype = requireWeightDtype(info.dtype, tensorPlace(info), 'its dtype cannot be read as f32')
   return { data: decodeWeights(await source.read(offset, byteLength), dtype), shape }
-}
-
-async function valueProblems(info: AdapterTensor): Promise<LowrankError[]> {
-  const { source, dtype, offset, byteLength } = info
-  if (!isWeightDtype(dtype)) return []
-  for (let done = 0; done < byteLength; done += PIECE_BYTES) {
-    const bytes = await source.read(offset + done, Math.min(PIECE_BYTES, byteLength - done))
-    if (!isFiniteStored(bytes, dtype)) return [notFinite(tensorPlace(info))]
-  }
-  return []
 }
 
 function replacementReport(part: Extract<OpenPart, { kind: 'replacement' | 'token-rows' }>): ReplacementReport {

@@ -223,6 +223,18 @@ export async function readStored(info: AdapterTensor): Promise<StoredTensor> {
   throw notFinite(tensorPlace(info))
 }
 
+const PIECE_BYTES = 1 << 22
+
+/** Reads a tensor piece by piece, and returns an error if a value is not finite. */
+export async function valueProblems(info: AdapterTensor): Promise<LowrankError[]> {
+  const { source, dtype, offset, byteLength } = info
+  for (let at = 0; at < byteLength; at += PIECE_BYTES) {
+    const bytes = await source.read(offset + at, Math.min(PIECE_BYTES, byteLength - at))
+    if (!isFiniteStored(bytes, dtype)) return [notFinite(tensorPlace(info))]
+  }
+  return []
+}
+
 export function tensorPlace({ name, source }: AdapterTensor): string {
   return source.name === name ? name : `${source.name}: ${name}`
 }

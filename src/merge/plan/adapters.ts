@@ -1,22 +1,19 @@
 // Turns the adapters of a merge into layers of one form, whose factors are ranges of a source, read when needed.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { encodeWeights, isFiniteStored, requireWeightDtype, type WeightDtype } from '../../base/dtype.js'
+import { encodeWeights, requireWeightDtype, type WeightDtype } from '../../base/dtype.js'
 import { attempt, type LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { scalingOf } from '../../lora/config.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
-import { notFinite } from '../../lora/part.js'
 import { requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
-import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
+import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace, valueProblems } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { refuseWeighted, type WeightedAdapter } from '../weighted.js'
-
-const READ_BYTES = 1 << 20
 
 /** Where a matrix lies in its source, or a tensor read as one. Plain data, so that plans can go to threads. */
 export interface Factor {
@@ -127,14 +124,9 @@ export async function openAdapters(
 
 /** Throws if a replaced value is not finite. Factors are checked later, when they are read. */
 export async function requireFiniteReplacements({ replacements, sources }: OpenAdapters): Promise<void> {
-  for (const { source: index, info } of replacements) {
-    const { name, dtype, offset, byteLength } = info
-    const source = sources[index]
-    for (let at = 0; at < byteLength; at += READ_BYTES) {
-      const bytes = await source.read(offset + at, Math.min(READ_BYTES, byteLength - at))
-      if (isFiniteStored(bytes, dtype)) continue
-      throw notFinite(source.name === name ? name : `${source.name}: ${name}`)
-    }
+  for (const { source, info } of replacements) {
+    const [problem] = await valueProblems({ ...info, source: sources[source] })
+    if (problem !== undefined) throw problem
   }
 }
 
