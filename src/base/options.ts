@@ -21,6 +21,9 @@ export function kind(expected: string, accepts: (value: unknown) => boolean): Ki
   return { expected, accepts }
 }
 
+/** Array.isArray, which does not tell readonly arrays from what else a value may be. */
+export const isList = (value: unknown): value is readonly unknown[] => Array.isArray(value)
+
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 

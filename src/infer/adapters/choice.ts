@@ -1,7 +1,7 @@
 // Which adapters a run uses: one by name, a mix with weights, or the base alone; for all rows or for each.
 
 import { ConfigError, didYouMean, MismatchError, StateError, UnsupportedError } from '../../base/errors.js'
-import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
+import { anyOf, isList, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
 import type { AdapterFactors } from './site-factors.js'
 
 /** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
@@ -43,10 +43,6 @@ export function mixesOf(
     })
   }
   return choice.map(mixOf)
-}
-
-function isList(choice: unknown): choice is readonly AdapterChoice[] {
-  return Array.isArray(choice)
 }
 
 function mixOf(choice: AdapterChoice | undefined): Mix {

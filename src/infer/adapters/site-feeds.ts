@@ -1,6 +1,7 @@
 // The arrays for the sites of a graph. If rows have different adapters, the factors of all adapters stand side by side,
 // and each row keeps the columns of its adapter. If sites share A, it is padded with zeros to the largest rank.
 
+import { isList } from '../../base/options.js'
 import { transpose } from '../../base/tensor.js'
 import { ownInput, type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
@@ -157,10 +158,6 @@ function matricesB(d: number, slots: Slot | readonly Slot[], rank: number): Runt
   const data = new Float32Array(rows.length * rank * d)
   rows.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
   return float(data, isList(slots) ? [rows.length, rank, d] : [rank, d])
-}
-
-function isList(slots: Slot | readonly Slot[]): slots is readonly Slot[] {
-  return Array.isArray(slots)
 }
 
 /** Replaced weights of a linear layer, (k, m) or (rows, k, m), and which of the m columns each output takes. */

@@ -1,7 +1,7 @@
 // Single rows of embeddings that a run trains (trainable_token_indices): which, and what they start from.
 
 import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { checkArgument, isObject, kind } from '../../base/options.js'
+import { checkArgument, isList, isObject, kind } from '../../base/options.js'
 import type { TrainedRows } from '../../graph/inject/open-base.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
@@ -51,10 +51,6 @@ export function withTokens(config: LoraConfig, model: Model, given: TrainedToken
     [module, idsOf(model, tokens, `${OPTION}.${module}`)] as const
   const indices = isList(given) ? idsOf(model, given, OPTION) : Object.fromEntries(Object.entries(given).map(ids))
   return resolveConfig({ ...config, trainableTokenIndices: indices })
-}
-
-function isList(given: TrainedTokens): given is readonly TokenChoice[] {
-  return Array.isArray(given)
 }
 
 function idsOf(model: Model, tokens: readonly TokenChoice[], where: string): number[] {
