@@ -214,9 +214,9 @@ PARAMETERS = {
 
 GOLDEN_EXPORTERS = {
     "qwen3_5": "mobius", "granite_h": "mobius", "olmo_hybrid": "dynamo", "qwen3_moe_experts": "mobius", "lfm2_moe_experts": "genai",
-    "gpt_oss_experts": "dynamo", "lfm2": "liquid", "gemma3n": "dynamo-parts",
+    "gpt_oss_experts": "dynamo", "lfm2": "liquid", "lfm2_moe": "genai-qmoe", "gemma3n": "dynamo-parts",
 }
-GOLDEN_DTYPES = {"qwen3_5": ["fp32", "q4f16"], "lfm2": ["q4"]}
+GOLDEN_DTYPES = {"qwen3_5": ["fp32", "q4f16"], "lfm2": ["q4"], "lfm2_moe": ["q4"]}
 SMALL = False  # --golden: one layer of each kind, and one batch
 
 
@@ -265,7 +265,7 @@ def stored(family, dtype):
         for name, p in model.named_parameters():
             is_convolution = p.dim() == 3 and "conv" in name
             if dtype.startswith("q4") and p.dim() >= 2 and not is_convolution:
-                p.copy_(on_grid(p, torch.float16 if dtype == "q4f16" else torch.float32))
+                p.copy_(on_grid(p, torch.float16 if dtype == "q4f16" or "experts" in name else torch.float32))  # QMoE has scales in float16
             if dtype == "fp16" or (dtype == "q4f16" and (p.dim() < 2 or is_convolution or "embed" in name)):
                 p.copy_(p.half().float())
     return model
@@ -340,6 +340,13 @@ def genai(family, source, out, dtype, provider="cpu", *options):
     run(GENAI, source, out, "fp16" if dtype.endswith("16") else "fp32", source.parent / "cache", provider, *options)
     if dtype.startswith("q4"):
         quantize(out)
+
+
+def genai_qmoe(family, source, out, dtype):
+    """In 4 bits by the builder itself: QMoE for the experts."""
+    if dtype != "q4":
+        raise RuntimeError("QMoE is made for --dtypes q4")
+    run(GENAI, source, out, "int4", source.parent / "cache", "cpu", "accuracy_level=1")
 
 
 def genai_cuda(family, source, out, dtype):
@@ -500,7 +507,7 @@ def dynamo_parts(family, source, out, dtype):
 
 # Families whose loop over chunks PyTorch cannot export for texts of any length.
 RECURRENT = {"olmo_hybrid", "qwen3_5", "qwen3_next"}
-EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "liquid": liquid, "mobius": mobius, "dynamo": dynamo, "dynamo-parts": dynamo_parts}
+EXPORTERS = {"genai": genai, "genai-cuda": genai_cuda, "genai-qmoe": genai_qmoe, "liquid": liquid, "mobius": mobius, "dynamo": dynamo, "dynamo-parts": dynamo_parts}
 
 
 def named(exporter, dtype):

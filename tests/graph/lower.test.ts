@@ -22,6 +22,7 @@ const TYPES: Partial<Record<RuntimeTensor['type'], DataType>> = {
   int64: DataType.INT64,
   int32: DataType.INT32,
   bool: DataType.BOOL,
+  uint8: DataType.UINT8,
 }
 
 /** Makes a graph with only the case's node. Its outputs are y0, y1, … */

@@ -32,6 +32,10 @@ const within = (low: number, high: number, ...dims: number[]) => ({
   data: Float32Array.from(x(...dims).data as Float32Array, () => low + (high - low) * random.uniform()),
 })
 const zeros = (...dims: number[]) => within(0, 0, ...dims)
+const bytes = (...dims: number[]): RuntimeTensor => {
+  const data = Uint8Array.from(within(0, 256, ...dims).data, Math.floor)
+  return { type: 'uint8', data, dims }
+}
 /** Vectors of length 1 along the last axis; the two last become one. */
 const unit = (...dims: number[]): RuntimeTensor => {
   const size = dims[dims.length - 1]
@@ -317,6 +321,30 @@ export const CASES: readonly LoweringCase[] = [
         inputs: [x(2, 3, 16), x(6, 4), x(4, wide, 16), x(4, wide), x(4, 16, 6)],
       },
       attributes: { k: 2, activation_type: kind, normalize_routing_weights: isGated ? 1 : 0, ...(isGated && gated) },
+    }
+  }),
+
+  // 4 experts of 32 → two times 16 → 32
+  ...([4, 8] as const).map((bits): LoweringCase => {
+    const gated = {
+      swiglu_fusion: 1,
+      activation_alpha: float(1.7),
+      activation_beta: float(1),
+      swiglu_limit: float(0.8),
+    }
+    const [first, second] = [
+      [4, 32, (32 * bits) / 8],
+      [4, 32, (16 * bits) / 8],
+    ]
+    const scales = (blocks: number) => within(0.01, 0.1, 4, 32, ...(bits === 4 ? [blocks] : []))
+    return {
+      op: 'com.microsoft:QMoE',
+      note: `${bits} bits, a scale for each ${bits === 4 ? 'block' : 'row'}`,
+      inputs: [...[x(2, 3, 32), x(6, 4), bytes(...first), scales(2), x(4, 32), bytes(...second), scales(1), x(4, 32)]],
+      attributes: {
+        ...{ k: 2, activation_type: 'swiglu', normalize_routing_weights: 1, expert_weight_bits: bits, ...gated },
+        ...(bits === 4 && { block_size: 16 }),
+      },
     }
   }),
 

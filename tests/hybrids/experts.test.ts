@@ -4,7 +4,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { type ExpertLora, LoraAdapter } from '../../src/node.js'
+import { type ExpertLora, LoraAdapter, loadAdapter } from '../../src/node.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import { checkOptions } from '../../src/train/check-options.js'
 import { findTargets, newAdapter } from '../../src/train/new-adapter.js'
@@ -79,4 +79,12 @@ describe.each([
       expect(() => checkOptions({ model: cell.model, data: [], config } as never, resolveSettings({}))).toThrow(setting)
     }
   })
+})
+
+it('refuses experts in QMoE, by name', async () => {
+  const cell = await openCell('tests/golden/hybrids/lfm2_moe', 'genai-qmoe-q4')
+  const adapter = await loadAdapter('tests/golden/hybrids/lfm2_moe_experts/adapter')
+  const session = ModelSession.open(cell.model, { adapters: { adapter } })
+  await expect(session).rejects.toThrow(/1\.feed_forward\.experts\.\w+: .*QMoE.*float export/)
+  await cell.close()
 })

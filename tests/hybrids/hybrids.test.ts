@@ -29,6 +29,7 @@ describe.each(
       ['granite_h', 'mobius', 1e-4],
       ['olmo_hybrid', 'dynamo', 1e-4],
       ['lfm2', 'liquid-q4', 1e-4],
+      ['lfm2_moe', 'genai-qmoe-q4', 1e-4],
     ],
     [['qwen3_5', 'mobius-q4f16', 2e-2]],
   ),

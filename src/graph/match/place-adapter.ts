@@ -26,14 +26,21 @@ export const INTEGER_PRODUCTS: readonly string[] = [
   'DynamicQuantizeMatMul',
   'QLinearMatMul',
   'QGemm',
-  'QMoE',
   INTEGER_ATTENTION,
 ]
 
 /** Operators that may hold a layer which no form finds: integer inputs, execution providers, sub-graphs. */
 const OPAQUE: ReadonlySet<string> = new Set([
   ...INTEGER_PRODUCTS,
-  ...[COMPILED, 'PackedAttention', 'LongformerAttention', 'DecoderAttention', 'QOrderedMatMul', 'QOrderedAttention'],
+  ...[
+    COMPILED,
+    'QMoE',
+    'PackedAttention',
+    'LongformerAttention',
+    'DecoderAttention',
+    'QOrderedMatMul',
+    'QOrderedAttention',
+  ],
   ...['Loop', 'Scan'],
 ])
 
