@@ -1,11 +1,11 @@
-"""Hybrid models as several exporters write them: what scripts/hybrid-table.mjs measures for the table of docs/graphs.md.
+"""Hybrid models as several exporters write them: what tests/hybrids/table.slow.test.ts measures for the table of docs/graphs.md.
 
-    hybrids.py WORK [FAMILY …] [--exporters genai mobius dynamo]
+    hybrids.py WORK [FAMILY …] [--exporters NAME …] [--dtypes fp32 q4 …]
     hybrids.py --golden [FAMILY …]     # tests/golden/hybrids: the smallest of some families
 
 WORK/FAMILY gets the tiny random base as `save_pretrained` writes it, an adapter on all its projections with random A and B, and PEFT's numbers in
 float64: logits, the gradients of four batches, and the losses of five steps of AdamW. WORK/FAMILY/EXPORTER is the model as an exporter writes it, or
-`refused.txt` has the exporter's error. Needs requirements.txt and requirements-hybrids.txt.
+`refused.txt` has the exporter's error. Needs requirements.txt and mobius-onnx 0.1.0.
 """
 import argparse
 import contextlib
