@@ -183,8 +183,7 @@ export class MemoryDirectory implements Directory {
   }
 
   async folders(): Promise<string[]> {
-    const nested = [...this.files.keys()].filter((path) => path.includes('/'))
-    return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))].sort()
+    return foldersIn(this.files.keys())
   }
 
   async has(path: string): Promise<boolean> {
@@ -233,6 +232,12 @@ export function namesIn(paths: Iterable<string>, folder?: string): string[] {
   const prefix = folder === undefined ? '' : `${folder}/`
   const inside = [...paths].filter((path) => path.startsWith(prefix)).map((path) => path.slice(prefix.length))
   return inside.filter((path) => !path.includes('/')).sort()
+}
+
+/** The folders directly inside, of nested paths. */
+export function foldersIn(paths: Iterable<string>): string[] {
+  const nested = [...paths].filter((path) => path.includes('/'))
+  return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))].sort()
 }
 
 export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {

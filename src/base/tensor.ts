@@ -122,6 +122,11 @@ export function formatShape(shape: readonly (number | bigint | string)[]): strin
   return `(${shape.join(', ')})`
 }
 
+/** The next multiple, for sizes that are padded and offsets that are aligned. */
+export function roundUp(value: number, multiple: number): number {
+  return Math.ceil(value / multiple) * multiple
+}
+
 /** Returns the number of elements of a shape; 1 for a scalar. */
 export function elementCount(shape: readonly number[]): number {
   return shape.reduce((product, dim) => product * dim, 1)

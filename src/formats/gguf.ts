@@ -2,7 +2,7 @@
 
 import { type ByteSink, concatBytes } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, f32ToF16, sizeOf } from '../base/dtype.js'
-import { elementCount } from '../base/tensor.js'
+import { elementCount, roundUp } from '../base/tensor.js'
 
 export type GgufFloat = FloatDtype | 'q8_0'
 
@@ -45,7 +45,7 @@ export async function writeGguf(
       bytesOf([NUMBERS[dtype]]),
       size(at),
     )
-    at += aligned(byteLength(tensor))
+    at += roundUp(byteLength(tensor), ALIGNMENT)
   }
   const header = concatBytes(parts)
   await sink.write(concatBytes([header, padding(header.byteLength)]))
@@ -58,7 +58,7 @@ export async function writeGguf(
 }
 
 function padding(bytes: number): Uint8Array {
-  return new Uint8Array(aligned(bytes) - bytes)
+  return new Uint8Array(roundUp(bytes, ALIGNMENT) - bytes)
 }
 
 function byteLength({ dtype, shape }: WrittenTensor): number {
@@ -82,10 +82,6 @@ function size(value: number): Uint8Array {
 
 function bytesOf(values: readonly number[]): Uint8Array {
   return new Uint8Array(Uint32Array.from(values).buffer)
-}
-
-function aligned(bytes: number): number {
-  return Math.ceil(bytes / ALIGNMENT) * ALIGNMENT
 }
 
 /** Q8_0 as ggml's reference code writes it: 32 values share max|x|/127 in f16; halves round away from 0. */

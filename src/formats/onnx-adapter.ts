@@ -4,7 +4,7 @@
 import type { ByteSink } from '../base/bytes.js'
 import { type FloatDtype, sizeOf } from '../base/dtype.js'
 import { counted, UnsupportedError } from '../base/errors.js'
-import { elementCount } from '../base/tensor.js'
+import { elementCount, roundUp } from '../base/tensor.js'
 
 /** The numbers that ONNX has for the types. */
 const NUMBERS: Readonly<Record<FloatDtype, number>> = { fp32: 1, fp16: 10, bf16: 16 }
@@ -37,16 +37,16 @@ export async function writeOnnxAdapter(
   let at = vector + 4 + 4 * tensors.length
   const placed = tensors.map(({ name, shape, dtype }) => {
     const bytes = new TextEncoder().encode(name)
-    const table = aligned(at, 4)
+    const table = roundUp(at, 4)
     const text = table + TABLE_BYTES
-    const dims = aligned(text + 4 + bytes.byteLength + 1 + 4, 8) - 4
+    const dims = roundUp(text + 4 + bytes.byteLength + 1 + 4, 8) - 4
     at = dims + 4 + 8 * shape.length
     return { table, text, bytes, dims, shape, dtype, data: 0, byteLength: elementCount(shape) * sizeOf(dtype) }
   })
-  const headerBytes = aligned(at + 4, 8) - 4
+  const headerBytes = roundUp(at + 4, 8) - 4
   let end = headerBytes
   for (const tensor of placed) {
-    tensor.data = aligned(end + 4, 8) - 4
+    tensor.data = roundUp(end + 4, 8) - 4
     end = tensor.data + 4 + tensor.byteLength
   }
   if (end > MAX_BYTES) {
@@ -94,8 +94,4 @@ export async function writeOnnxAdapter(
     await onTensor?.(tensors[i].name)
     written = data + 4 + byteLength
   }
-}
-
-function aligned(value: number, to: number): number {
-  return Math.ceil(value / to) * to
 }

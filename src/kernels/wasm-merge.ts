@@ -2,7 +2,7 @@
 // relaxed build uses fused multiply-adds: it is faster, and may differ in the last bit of a few weights.
 
 import type { WeightDtype } from '../base/dtype.js'
-import type { FloatArray } from '../base/tensor.js'
+import { type FloatArray, roundUp } from '../base/tensor.js'
 import { mergeBuilds } from './gen/merge.js'
 import {
   BLOCK_ELEMENTS,
@@ -44,6 +44,7 @@ const TERMS_START = 192
 const TERM_BYTES = 16
 const MAX_TERMS = 1024
 const STRIP_START = TERMS_START + MAX_TERMS * TERM_BYTES
+const ALIGNMENT = 64
 const PAGE_BYTES = 65536
 /** 4 GiB, the maximum that the module declares. */
 const MAX_PAGES = 65536
@@ -84,8 +85,8 @@ class WasmMergeKernel implements MergeKernel {
     const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#memory } })
     this.#wasm = exports as unknown as MergeExports
     this.#byteLength = byteLength
-    this.#chunkStart = align(STRIP_START + this.#wasm.stripBytes())
-    this.#blockStart = align(this.#chunkStart + byteLength)
+    this.#chunkStart = roundUp(STRIP_START + this.#wasm.stripBytes(), ALIGNMENT)
+    this.#blockStart = roundUp(this.#chunkStart + byteLength, ALIGNMENT)
     this.#rightStart = this.#blockStart
     this.#views = this.#grow(this.#rightStart)
   }
@@ -97,8 +98,9 @@ class WasmMergeKernel implements MergeKernel {
   begin(rank: number, columns: number, precision: FactorPrecision): void {
     this.#size = precision === 'fp64' ? 8 : 4
     this.#rank = rank
-    this.#rightStart = align(this.#blockStart + Math.max(BLOCK_ELEMENTS, COLUMN_MULTIPLE * rank) * this.#size)
-    this.#rightBytes = rank * align(columns, COLUMN_MULTIPLE) * this.#size
+    const blockBytes = Math.max(BLOCK_ELEMENTS, COLUMN_MULTIPLE * rank) * this.#size
+    this.#rightStart = roundUp(this.#blockStart + blockBytes, ALIGNMENT)
+    this.#rightBytes = rank * roundUp(columns, COLUMN_MULTIPLE) * this.#size
     this.#reserve(this.#rightStart + this.#rightBytes)
   }
 
@@ -115,8 +117,8 @@ class WasmMergeKernel implements MergeKernel {
     if (!terms.some((term) => term.rank > 0)) {
       return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite: true }
     }
-    const leftStart = align(this.#rightStart + this.#rightBytes)
-    const panelStart = align(leftStart + left.byteLength)
+    const leftStart = roundUp(this.#rightStart + this.#rightBytes, ALIGNMENT)
+    const panelStart = roundUp(leftStart + left.byteLength, ALIGNMENT)
     this.#reserve(panelStart + this.#wasm.panelBytes(rank))
     this.#write(left, leftStart)
     const { i32, f64 } = this.#views
@@ -167,8 +169,4 @@ interface Views {
   i32: Int32Array
   f32: Float32Array
   f64: Float64Array
-}
-
-function align(value: number, multiple = 64): number {
-  return Math.ceil(value / multiple) * multiple
 }

@@ -1,5 +1,6 @@
 // Matrix products on WebAssembly SIMD, block by block.
 
+import { roundUp } from '../base/tensor.js'
 import { gemmBuilds } from './gen/gemm.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
@@ -123,7 +124,7 @@ export class WasmKernels implements Kernels {
         this.#wasm.packLeft(size, STAGING_START, depth * size, true, first, count, rows, depth, LEFT_START)
         continue
       }
-      const padded = Math.ceil(rows / multiple) * multiple
+      const padded = roundUp(rows, multiple)
       for (let p = 0; p < depth; p += DEPTH) {
         const slab = Math.min(DEPTH, depth - p)
         this.#workspace.copyIn(a, (start + p) * m + row + first, m, slab, count, STAGING_START)

@@ -1,7 +1,7 @@
 // The memory of the kernels, of fixed size: the packed left operand, a block of the right one and of C. Operands are
 // copied in block by block, which costs 1 to 3 % of a large product; callers get no array inside WebAssembly's memory.
 
-import type { FloatArray } from '../base/tensor.js'
+import { type FloatArray, roundUp } from '../base/tensor.js'
 
 /** Blocks consist of whole tiles, whose height is 4, 5 or 6 rows and whose width is 8 f32 or 4 f64 columns. */
 const ROW_MULTIPLE = 60
@@ -39,10 +39,6 @@ export function planBlocks(m: number, n: number, k: number, size: number, minBlo
   const most = Math.floor(capacity / ROW_MULTIPLE) * ROW_MULTIPLE
   const passes = Math.ceil(m / most)
   return { columns, rows: roundUp(Math.ceil(m / passes), ROW_MULTIPLE) }
-}
-
-function roundUp(value: number, multiple: number): number {
-  return Math.ceil(value / multiple) * multiple
 }
 
 export interface Place {

@@ -1,6 +1,6 @@
 // A repository of the Hub at one commit. Its list of files is known, and a file is downloaded when it is opened.
 
-import { type ByteSource, type Directory, namesIn, ReadOnlyDirectory, splitName } from '../../base/bytes.js'
+import { type ByteSource, type Directory, foldersIn, namesIn, ReadOnlyDirectory, splitName } from '../../base/bytes.js'
 import { didYouMean, FileError } from '../../base/errors.js'
 import type { SignalLike } from '../../base/globals.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
@@ -74,8 +74,7 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
   }
 
   async folders(): Promise<string[]> {
-    const nested = this.#inside().filter((path) => path.includes('/'))
-    return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))]
+    return foldersIn(this.#inside())
   }
 
   async has(path: string): Promise<boolean> {

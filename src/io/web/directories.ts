@@ -4,6 +4,7 @@ import {
   type ByteSink,
   type ByteSource,
   type Directory,
+  foldersIn,
   namesIn,
   ReadOnlyDirectory,
   splitName,
@@ -55,8 +56,7 @@ export class FilesDirectory extends ReadOnlyDirectory implements Directory {
   }
 
   async folders(): Promise<string[]> {
-    const nested = [...this.#files.keys()].filter((path) => path.includes('/'))
-    return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))].sort()
+    return foldersIn(this.#files.keys())
   }
 
   async has(path: string): Promise<boolean> {
