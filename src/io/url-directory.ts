@@ -24,18 +24,9 @@ export interface UrlFile {
 export type OpenUrlFile = (file: UrlFile, isInPlace: boolean) => Promise<ByteSource>
 
 const KNOWN_FILES = [
-  'adapter_config.json',
-  'adapter_model.bin',
-  'adapter_model.safetensors',
-  'chat_template.jinja',
-  'config.json',
-  'generation_config.json',
-  'model.onnx',
-  'model.safetensors',
-  'model.safetensors.index.json',
-  'special_tokens_map.json',
-  'tokenizer.json',
-  'tokenizer_config.json',
+  ...'adapter_config.json adapter_model.bin adapter_model.safetensors chat_template.jinja config.json'.split(' '),
+  ...'generation_config.json model.onnx model.safetensors model.safetensors.index.json'.split(' '),
+  ...'special_tokens_map.json tokenizer.json tokenizer_config.json'.split(' '),
 ]
 /** Folders that we look for, each with the files that show that it exists. */
 const KNOWN_FOLDERS = { onnx: ['model.onnx', 'model_fp16.onnx', 'model_quantized.onnx', 'model_q4.onnx'] }

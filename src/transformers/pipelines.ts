@@ -146,15 +146,7 @@ function refuseIdle(options: Readonly<Record<string, unknown>>): void {
 }
 
 /** Options of other tasks and of tokenizers, which do not count as misspellings of the options above. */
-const KNOWN = [
-  'normalize',
-  'pooling',
-  'topk',
-  'num_return_sequences',
-  'num_beams',
-  'tokenizer_encode_kwargs',
-  'max_time',
-]
+const KNOWN = 'normalize pooling topk num_return_sequences num_beams tokenizer_encode_kwargs max_time'.split(' ')
 
 /** Makes the model that callers get: its call and `generate` choose an adapter in the same way as the pipeline. */
 function choosingModel(model: PreTrainedModel, shared: SharedSession): PreTrainedModel {
