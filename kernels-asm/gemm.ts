@@ -9,7 +9,9 @@ const DEPTH: i32 = 256
 /** Rows in a pass, a multiple of 4, 5 and 6: 120 · 256 elements of the left operand stay in the second-level cache. */
 const BLOCK: i32 = 120
 
-/** A block of C and its operands' addresses. `Tiles` follows in memory. src/kernels/workspace.ts repeats this. */
+/**
+ * A block of C and the addresses of its operands. A `Tiles` follows it. src/kernels/workspace.ts repeats this layout.
+ */
 @unmanaged
 class Job {
   /** The left operand, packed by packLeft for all rows and the whole depth. */

@@ -26,8 +26,8 @@ export interface ByteSource {
    */
   readInto?(offset: number, memory: Uint8Array): Promise<void>
   /**
-   * Downloads the whole file, if it is on a server and not here yet. Undefined if it is here, or will never be: then
-   * each `read` asks the server.
+   * Downloads the whole file. Only a file that is still on a server has this method. It is undefined for local files,
+   * and for files on a server that are never downloaded whole: each `read` of these asks the server.
    */
   readonly fetch?: (() => Promise<void>) | undefined
   /** Closes the file. */
@@ -216,7 +216,10 @@ export class MemoryDirectory implements Directory {
   }
 }
 
-/** Splits a file name. Names come from files too (shards, locations of tensors): none may lead out of the folder. */
+/**
+ * Splits a file name into its parts. Throws if it leads out of the folder, because names may come from downloaded
+ * files.
+ */
 export function splitName(name: string, directory: string): string[] {
   const parts = name.split('/')
   if (parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]|^[a-z]:/i.test(part))) return parts
@@ -397,7 +400,7 @@ export async function writeTogether<T>(
   return directory.together === undefined ? write(directory) : directory.together(write, isNew)
 }
 
-/** The largest JSON file to read. The largest known tokenizer.json has 35 MB; parsing takes ten times the memory. */
+/** The largest JSON file to read. The largest known tokenizer.json has 35 MB. Parsing takes ten times a file's size. */
 const MAX_JSON_BYTES = 1 << 28
 
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
@@ -426,7 +429,7 @@ export async function readJsonIfThere(directory: Directory, path: string): Promi
   return (await directory.has(path)) ? readJson(directory, path) : undefined
 }
 
-/** Reads a JSON object. Undefined if the file does not exist; empty if it holds anything else or cannot be read. */
+/** Reads a JSON object. Returns undefined if there is no file, and {} if it holds anything else or cannot be read. */
 export async function readLeniently(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
   try {
     const value = await readJsonIfThere(directory, path)

@@ -1,4 +1,5 @@
-// Types of globals in browsers and Node. Where a project declares none, the type lists only the members that we use.
+// Types of globals in browsers and Node. If a project does not declare a global, its type here lists only the members
+// that we use.
 
 /** The instances of a global class. */
 type Instance<Name extends string, Otherwise> = typeof globalThis extends { [K in Name]: { prototype: infer T } }

@@ -19,7 +19,10 @@ export function commonLength(a: ArrayLike<unknown>, b: ArrayLike<unknown>): numb
   return length
 }
 
-/** Binary search: the first index below `count` for which `holds` is true, and stays true; `count` if none. */
+/**
+ * Returns the first index below `count` for which `holds` is true, or `count` if there is none. Searches in halves, so
+ * if `holds` is true for an index, it must be true for all later ones.
+ */
 export function firstOf(count: number, holds: (index: number) => boolean): number {
   let [low, high] = [0, count]
   while (low < high) {

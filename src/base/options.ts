@@ -14,14 +14,17 @@ export interface Kind {
   accepts(value: unknown): boolean
 }
 
-/** Option → the values that it accepts. Imports no types: the files of the types import the tables. */
+/**
+ * Maps each option to the values that it accepts. Tables import no types, because the files of the types import the
+ * tables.
+ */
 export type OptionTable = Readonly<Record<string, Kind>>
 
 export function kind(expected: string, accepts: (value: unknown) => boolean): Kind {
   return { expected, accepts }
 }
 
-/** Array.isArray, which does not tell readonly arrays from what else a value may be. */
+/** Array.isArray, which by itself does not narrow a type to readonly arrays. */
 export const isList = (value: unknown): value is readonly unknown[] => Array.isArray(value)
 
 export const isObject = (value: unknown): value is Record<string, unknown> =>

@@ -1,4 +1,5 @@
-// Requests to servers with an API like OpenAI's: no redirects, bounded in size and time, tried again if one is busy.
+// Requests to servers with an API like OpenAI's: without redirects, bounded in size and time, and repeated if the
+// server is busy.
 
 import { ConfigError, messageOf, RuntimeError } from './errors.js'
 import type { SignalLike } from './globals.js'
@@ -80,7 +81,7 @@ async function textOf(response: Response): Promise<string> {
   }
 }
 
-/** Asks `/chat/completions` for a message. @throws RuntimeError if there is none, which calls the server `who` */
+/** Asks `/chat/completions` for a message. Throws RuntimeError, which calls the server `who`, if it sends none. */
 export async function askChat(url: string, body: object, { who, ...asking }: Asking & { readonly who: string }) {
   const answer = await postJson(`${url}/chat/completions`, body, { ...asking, what: `${who} does not answer` })
   const { choices } = (answer ?? {}) as { choices?: { message?: { content?: unknown }; finish_reason?: unknown }[] }

@@ -1,4 +1,5 @@
-// Random numbers by sfc32 (Doty-Humphrey, PractRand). Each seed and stream name gives a sequence of its own.
+// Random numbers by sfc32 (Doty-Humphrey, PractRand). Each seed and stream name gives its own sequence, so drawing from
+// one stream never changes another.
 
 import { ConfigError } from './errors.js'
 

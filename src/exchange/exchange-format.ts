@@ -37,7 +37,9 @@ export interface ExchangeFormat {
   write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
 }
 
-/** Throws for a part that the format cannot hold, and says what to do. `format`: such as `a GGUF adapter`. */
+/**
+ * Throws for a part that the format cannot hold, and says what to do. `format` is a phrase such as `a GGUF adapter`.
+ */
 export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], format: string): void {
   requireUnchangedBase(adapter, format)
   const unhandled = unhandledPart(adapter, held)

@@ -61,7 +61,7 @@ export interface HeadLayer {
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
   /** The number of outputs. Default: as many as inputs; for the last layer, as many as labels. */
   readonly width?: number
-  /** Whether it is computed before the mean over the rows. Without activation, it may also follow the mean. */
+  /** Whether the layer comes before the mean over the rows. Without activation, it may also follow the mean. */
   readonly isOfEach?: boolean
 }
 

@@ -37,7 +37,10 @@ export interface Checkpoint {
   close(): Promise<void>
 }
 
-/** Without `path`: model.safetensors, else the only index, else the only file. Throws UnsupportedError for a pickle. */
+/**
+ * Opens the file or index at `path`, by default model.safetensors, else the only index, else the only safetensors file.
+ * Throws UnsupportedError for a pickle.
+ */
 export async function openCheckpoint(directory: Directory, path?: string): Promise<Checkpoint> {
   const found = path ?? (await findCheckpoint(directory))
   if (PICKLE.test(found)) throw pickleError(directory, found)

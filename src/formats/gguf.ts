@@ -22,7 +22,7 @@ export interface WrittenTensor {
   /** Row-major, as in PyTorch. The last dimension is a multiple of 32 for Q8_0. */
   readonly shape: readonly number[]
   readonly dtype: GgufFloat
-  /** Called when the tensor's turn comes. */
+  /** Called when the tensor is written. */
   bytes(): Uint8Array | Promise<Uint8Array>
 }
 
@@ -84,7 +84,7 @@ function bytesOf(values: readonly number[]): Uint8Array {
   return new Uint8Array(Uint32Array.from(values).buffer)
 }
 
-/** Q8_0 as ggml's reference code writes it: 32 values share max|x|/127 in f16; halves round away from 0. */
+/** Q8_0 as ggml's reference code writes it: 32 values share the scale max|x|/127 in f16; halves round away from 0. */
 export function encodeGguf(values: Float32Array, dtype: GgufFloat): Uint8Array {
   if (dtype !== 'q8_0') return encodeFloats(values, dtype)
   const blocks = values.length / BLOCK

@@ -41,7 +41,9 @@ export interface SafetensorsFile {
   readonly metadata: Readonly<Record<string, string>>
 }
 
-/** Reads the header. Throws FormatError if it is wrong, or if tensors overlap, leave holes or miss the file's end. */
+/**
+ * Reads and checks the header. Throws FormatError if it is wrong, or if the tensors overlap or do not fill the file.
+ */
 export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
   const where = source.name
   const header = await readHeader(source)
@@ -182,7 +184,10 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
   }
 }
 
-/** Reads floats as f32, fp64 too. FormatError: no such tensor; UnsupportedError: another type. */
+/**
+ * Reads a tensor of floats as f32, even fp64. Throws FormatError if it does not exist, UnsupportedError for other
+ * types.
+ */
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
   if (info === undefined) {

@@ -13,7 +13,10 @@ export async function recordOfBase({ onnx, onnxPath }: Weights): Promise<BaseRec
   return { graph: onnxPath, weights: await weightsDigest(weightFiles.map(([, file]) => file)) }
 }
 
-/** Warns if an adapter was trained on other weights. Undefined if they are the same or cannot be compared. */
+/**
+ * Returns a warning if an adapter was trained on other weights, or undefined if they are the same or cannot be
+ * compared.
+ */
 export async function otherWeights(
   trainedOn: BaseRecord | undefined,
   model: Partial<Weights & Pick<Model, 'name'>>,

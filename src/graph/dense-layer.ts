@@ -1,4 +1,4 @@
-// A Dense module of sentence-transformers, which changes the vector of a text: for sessions and in training graphs.
+// Computes a Dense module of sentence-transformers, which changes a text's vector, in sessions and in training graphs.
 
 import { type Directory, readJsonIfThere, withSource } from '../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../base/errors.js'
@@ -9,7 +9,7 @@ import { DataType, TensorProtoSchema } from '../formats/onnx/tensors.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../formats/safetensors.js'
 import type { Builder, Value } from './view/builder.js'
 
-/** Activations in PyTorch's words: ONNX's operator, and the same as a function. */
+/** Activations by their names in PyTorch: each as an operator of ONNX, and as a function. */
 const ACTIVATIONS: Readonly<Record<string, readonly [operator: string, of: (value: number) => number]>> = {
   Identity: ['Identity', (value) => value],
   Tanh: ['Tanh', Math.tanh],
@@ -22,7 +22,7 @@ export interface DenseLayer {
   /** (d, k) */
   readonly weight: Tensor
   readonly bias: Tensor | undefined
-  /** In PyTorch's words. */
+  /** Its name in PyTorch. */
   readonly activation: string
   /** The weight of a residual connection; `true` adds the input itself. */
   readonly residual: Tensor | boolean

@@ -20,7 +20,10 @@ import type { SessionModel } from '../runtime/runtime.js'
 import { valueInfo } from './inject/inject.js'
 import { subgraphs } from './view/graph.js'
 
-/** On a file system, weights get real paths: ONNX Runtime refuses links (the Hub's cache). Elsewhere, their content. */
+/**
+ * On a file system, names the weights by real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's
+ * cache). Elsewhere, passes their content.
+ */
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
   const external = tensorsOf(proto).filter(isExternal)
   const used = [...new Set(external.map((tensor) => weightRange(tensor, model.name).location))]
@@ -97,7 +100,10 @@ export function keepMapped(model: ModelProto, copiedBytes = Number.POSITIVE_INFI
   return copyMessage(model, { graph: copyMessage(graph, { input: [...graph.input, ...mapped] }) })
 }
 
-/** The largest weights whose copies fit (MLPs gain most), except single shapes (output layers). Each product copies. */
+/**
+ * Chooses the largest weights whose copies fit, as layers of an MLP gain most. A shape that only one weight has, such
+ * as an output layer's, is left out. Each product makes a copy; the first one replaces the mapped pages.
+ */
 function copiedWithin(graph: GraphProto, bytes: number): Set<string> {
   const uses = new Map<string, number>()
   for (const { opType, input } of graph.node) {

@@ -6,7 +6,10 @@ import { pathToFileURL } from 'node:url'
 /** Options with which Node runs a text, so that argv[1] is not a file but the text's first argument. */
 const TEXT_OPTION = /^(-e|-p|-pe|--eval|--print)(=|$)/
 
-/** A package as the program, or else `from`, finds it. Not in the working directory: it may be a download. */
+/**
+ * Returns the URL of an installed package, as seen from the running program or else from `from`. Never looks in the
+ * working directory, which may be the folder of a downloaded model.
+ */
 export function resolvePeer(name: string, from: string): string | undefined {
   const isText = process.execArgv.some((option) => TEXT_OPTION.test(option))
   const program = isText ? undefined : process.argv[1]

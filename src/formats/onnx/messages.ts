@@ -7,7 +7,9 @@ export function copyMessage<T extends object>(message: T, changes: Partial<T> = 
   return Object.assign(Object.create(Object.getPrototypeOf(message) as object) as T, message, changes)
 }
 
-/** Changes the tensors of initializers, attributes, subgraphs and functions. All else is shared with the model. */
+/**
+ * Changes the tensors of initializers, attributes, subgraphs and functions. The result shares all else with `model`.
+ */
 export function mapTensors(model: ModelProto, change: (tensor: TensorProto) => TensorProto): ModelProto {
   const graph = model.graph === undefined ? undefined : mapGraph(model.graph, change)
   const functions = mapList(model.functions, (entry) => {

@@ -61,7 +61,7 @@ export class OnnxModel {
     return source
   }
 
-  /** True if files are on a server and not here yet. */
+  /** True if some of the model's files are on a server and not here yet. */
   get isAway(): boolean {
     return [...this.files.values()].some((file) => file.fetch !== undefined)
   }
@@ -89,12 +89,12 @@ async function refuse(source: ByteSource, cause: unknown): Promise<never> {
   })
 }
 
-/** A smaller .onnx file is downloaded at once: it is there before all parts between its weights are asked for. */
+/** A smaller .onnx file is downloaded whole, which is faster than to ask for each part between its weights. */
 const LEAST_IN_PLACE_BYTES = 1 << 26
 
 /**
- * Reads no weights. On the Hub, they stay there until one is read, or `fetch` is called. Throws FileError if a file is
- * missing.
+ * Opens a model without reading its weights. Weights on the Hub stay there until one is read or `fetch` is called.
+ * Throws FileError if a file is missing.
  */
 export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
   const slash = path.lastIndexOf('/')

@@ -45,7 +45,10 @@ const WIRE_TYPES: Partial<Record<Scalar, WireType>> = {
 }
 const MAX_DEPTH = 100
 
-/** Rows have a message's fields as `name:number type`, with * after the type of a list and ** of a packed list. */
+/**
+ * Makes schemas from rows, which list a message's fields as `name:number type`, with * after the type of a list and **
+ * of a packed list.
+ */
 export function readTable(rows: Readonly<Record<string, string>>): ReadonlyMap<string, AnySchema> {
   const table = new Map<string, AnySchema>()
   for (const [message, row] of Object.entries(rows)) {

@@ -7,7 +7,9 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { dimensionOf, makerOf, scalarOf } from './patterns.js'
 
-/** Added to the score of a hidden key: far below all scores, but finite, so that a row without keys is not NaN. */
+/**
+ * The number added to a hidden key's score: far below all scores, but finite, so that a row without keys is not NaN.
+ */
 const HIDDEN = -1e9
 
 const PLACING = new Set(['Trilu', 'Div', 'Mod', 'BitShift'])
@@ -20,7 +22,10 @@ export interface Mask {
   readonly isCut: boolean
 }
 
-/** Undefined if the mask shows later tokens, which fused attention hides. `keys`: values as long as all keys. */
+/**
+ * Reads a mask. Returns undefined if it shows later tokens, because fused attention always hides them. `keys` are the
+ * values that are as long as all keys.
+ */
 export function maskOf(graph: Graph, mask: Value, keys: ReadonlySet<Value>): Mask | undefined {
   let [value, isCut] = uncut(graph, mask, keys)
   const [condition, shown, hidden] = makerOf(graph, value, 'Where')?.input ?? []
@@ -58,7 +63,10 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   return isOrdered
 }
 
-/** Whether a bias only hides later tokens and padding. Bounds of windows and chunks depend on each key's place. */
+/**
+ * True if a bias only hides later tokens and padding. False for windows and chunks, whose bounds depend on the position
+ * of each key.
+ */
 export function isPlainBias(graph: Graph, bias: Value): boolean {
   const condition = makerOf(graph, bias, 'Where')?.input[0] ?? ''
   const made = Array.from(

@@ -54,7 +54,9 @@ export function fuseTransposes(graph: Graph): void {
 /** From so many columns on, the copy that a Gemm makes takes longer than the reshapes of a convolution. */
 const WIDE = 512
 
-/** Turns products that are added to a value into 1 × 1 convolutions, which add in place: a Gemm copies the value. */
+/**
+ * Turns products that are added to a value into 1 × 1 convolutions, which add in place. A Gemm would copy the value.
+ */
 export function addInPlace(graph: Graph, shapes: ShapeMap): void {
   const g = new Builder(graph, 'in place')
   for (const node of graph.nodes) {
@@ -151,7 +153,10 @@ function scaleQuery(g: Builder, { opType, input, output: [y] }: NodeProto, shape
   }
 }
 
-/** Queries (B, heads, S, d) that share keys become rows of one product, so keys and their gradients do not repeat. */
+/**
+ * Turns queries (B, heads, S, d) that share keys into rows of one product, so that keys need not be repeated and their
+ * gradients need no sum.
+ */
 function groupHeads(g: Builder, node: NodeProto, shapes: ShapeMap): void {
   const { graph } = g
   const [a, b] = node.input

@@ -31,7 +31,10 @@ export interface NewRows {
   readonly takesMissing: boolean
 }
 
-/** Undefined if no mask tells how many tokens the cache has, or if more than attention reads the cache. */
+/**
+ * Adds the output. Returns undefined if no mask tells how many tokens the cache has, or if more than attention reads
+ * it.
+ */
 export function giveNewRows(graph: Graph): NewRows | undefined {
   const { roles, others } = splitInputs(graph)
   const named = (wanted: string) => roles.find(({ role, rank }) => role === wanted && rank === 2)?.name
@@ -60,7 +63,7 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
 
 const [SEQLENS, BIAS] = [5, 10]
 
-/** Lets rows have different numbers of keys. Only if lowrank fused the attention: the bias then hides padding. */
+/** Lets each row have its own number of keys. This needs attention that lowrank fused, whose bias hides padding. */
 function countByRow(g: Builder, sources: readonly (Source | undefined)[]): boolean {
   const { graph } = g
   const nodes = new Set(sources.map((source) => source!.attention))

@@ -95,7 +95,10 @@ const HINTS: Readonly<Record<string, string>> = {
   Scan: BRANCHES,
 }
 
-/** Seeds: value → its gradient. Values of `wrt` that they do not depend on get none. */
+/**
+ * Appends the backward graph from `seeds` (value → its gradient). Returns the gradients of `wrt`, but none for values
+ * that the seeds do not depend on.
+ */
 export function buildBackward(
   g: Builder,
   shapes: ShapeMap,
@@ -138,7 +141,10 @@ export function buildBackward(
   )
 }
 
-/** By first reader: ONNX Runtime computes the last output first, so values near the loss need not be kept. */
+/**
+ * Sorts values by the node that first reads them. ONNX Runtime computes the last of the graph's outputs first, so in
+ * this order it need not keep the values from which the gradients near the loss are computed.
+ */
 function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   const places = new Map<Value, number>()
   graph.nodes.forEach(({ input }, place) => {

@@ -71,7 +71,10 @@ export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedC
   return integers && { value: integers, second: integers }
 }
 
-/** Reshapes to `target`: to a constant if each axis is static or keeps its place, with at most one inferred. */
+/**
+ * Reshapes a value to the shape of `target`. The shape is a constant if each axis is static or keeps its place, and at
+ * most one axis is left to infer.
+ */
 export function reshapeLike(context: GradientContext, value: Value, from: ProbedShape, target: Value): Value {
   const { g } = context
   const to = shapeOf(context, target)

@@ -1,4 +1,4 @@
-// Gradients of elementwise operators. backward.ts sums the gradients of broadcast inputs.
+// Gradients of elementwise operators. If inputs are broadcast, backward.ts sums the gradients down to their shapes.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'

@@ -245,7 +245,10 @@ function vector({ g }: GradientContext, entry: number | Value): Value {
   return typeof entry === 'number' ? g.int([entry]) : entry
 }
 
-/** Puts elements at every `step`-th place of x, zeros between: it looks each up in `value` with a zero appended. */
+/**
+ * Puts the elements of `value` at every `step`-th place of x, and zeros between them, which it looks up as one more
+ * element of `value`.
+ */
 function unstride(context: GradientContext, value: Value, { axis, begin, step }: Cut & { step: number }): Value {
   const { g, inputs, outputs } = context
   const x = shapeOf(context, inputs[0])
@@ -284,7 +287,7 @@ function ungather(context: GradientContext): Value {
   return pad(context, indexRank === 0 ? g.unsqueeze(dy, [axis]) : dy, [cut])
 }
 
-/** Adds up rows by index, by a one-hot product: ScatterND's sums over equal indices depend on its threads' order. */
+/** Adds up rows by index with a one-hot product, because the sums of ScatterND depend on the order of its threads. */
 function scatter(context: GradientContext, axis: number): Value {
   const { g, inputs, dy } = context
   const [x, indices] = inputs

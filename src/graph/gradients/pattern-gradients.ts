@@ -1,4 +1,5 @@
-// Gradients of two nodes at once: fewer passes over large tensors. Without this file, results differ by rounding.
+// Gradients of two nodes at once, which take fewer passes over large tensors. Without this file, results would be the
+// same up to rounding.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { nanGuard } from '../fuse/patterns.js'

@@ -43,7 +43,10 @@ export function isMadeWhole(product: Product): boolean {
   return weightBlocks(product).length === 1
 }
 
-/** dy (n, d) · a large weight (d, k), dequantized by blocks. Undefined if it is small, or has no rows to dequantize. */
+/**
+ * Multiplies dy (n, d) by a large weight (d, k) that is dequantized block by block. Returns undefined if the weight is
+ * small, or if its rows cannot be dequantized in blocks.
+ */
 function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
   const dequantizer = DEQUANTIZERS[product.form.name]
   const blocks = weightBlocks(product)

@@ -154,7 +154,7 @@ function unreduce(context: GradientContext, dy: Value): Value {
   return isSquare(context) ? keepAxes(context, dy) : spread(context, keepAxes(context, dy), axes, inputs[0])
 }
 
-/** x is a square, as in RMS norms: its gradient multiplies, which broadcasts without Expand. */
+/** True if x is a square, as in RMS norms. Its gradient is then a product, which broadcasts without Expand. */
 function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {
   const maker = g.graph.producer(x)
   if (maker?.opType === 'Mul') return maker.input[0] === maker.input[1]

@@ -7,7 +7,10 @@ import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { adaptNodes, valueInfo } from './inject.js'
 
-/** Adds NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), zeros by default, of any rank without `rank`. */
+/**
+ * Adds the inputs NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), which ONNX Runtime's LoraAdapter feeds. By
+ * default they are zeros. Without `rank`, each run chooses it. Returns the names.
+ */
 export function addAdapterInputs(graph: Graph, linears: readonly Linear[], rank: number | undefined): string[] {
   const g = new Builder(graph, 'lora_inputs')
   const names = new Set<string>()

@@ -1,5 +1,6 @@
-// Scale c and shift t of outputs, y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t. DoRA (Liu et al. 2024, arXiv 2402.09353) has c =
-// m / ‖W + s·B·A‖ and t = (1 − c) ⊙ b, as PEFT does not scale the base's bias b. A bias of B: c = 1, t = s·biasB.
+// Gives a layer's outputs a scale c and a shift t: y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t. DoRA (Liu et al. 2024, arXiv
+// 2402.09353) needs c = m / ‖W + s·B·A‖, and t = (1 − c) ⊙ b because PEFT does not scale the base's bias b. A bias of B
+// needs c = 1 and t = s·biasB.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
@@ -21,7 +22,10 @@ export interface Affine {
   shift: Float32Array
 }
 
-/** Undefined if the layer needs neither. Only DoRA reads the base's weight or its `replacement` (k, d). */
+/**
+ * Computes scale and shift, or returns undefined if the layer needs neither. Only DoRA reads the base's weight, or the
+ * `replacement` (k, d) that the adapter has for it.
+ */
 export async function affineOf(
   model: OnnxModel,
   graph: Graph,

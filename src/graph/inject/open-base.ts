@@ -1,4 +1,5 @@
-// Turns weights of the base, whole or single rows of embeddings and output layers, into graph inputs to train.
+// Turns weights of the base into graph inputs, so that they can be trained: whole tensors, or single rows of embeddings
+// and output layers.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'

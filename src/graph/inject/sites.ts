@@ -41,7 +41,10 @@ export const SLOTS_INPUT = 'lora/slots'
 /** The graph input (1) with the first token whose logits are wanted. */
 export const FIRST_INPUT = 'logits/first'
 
-/** (rows) or (1): tokens that each row lacks compared with the longest, so its cache begins with its first token. */
+/**
+ * The graph input, (rows) or (1), with the number of tokens that each row lacks compared with the longest row. Each
+ * row's cache then begins with its first token, and attention reads only as much as the row has.
+ */
 export const MISSING_INPUT = 'cache/missing'
 
 export function siteInput(module: string, role: SiteRole): string {
@@ -52,7 +55,10 @@ export function sharedInput(modules: readonly string[]): string {
   return siteInput(modules.join('+'), 'A')
 }
 
-/** The input that selects the columns of x·Aᵀ for each row. Modules of one name in all layers share it. */
+/**
+ * Names the input that selects the columns of x·Aᵀ for each row, if rows have different adapters. Modules with the same
+ * name in all layers share it.
+ */
 export function ownInput(modules: readonly string[]): string {
   return `lora/${modules.map((name) => name.replaceAll(/\d+/g, '*')).join('+')}/own`
 }

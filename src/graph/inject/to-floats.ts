@@ -13,7 +13,10 @@ interface WholeFile {
   readonly byteLength: number
 }
 
-/** Adds the weight as floats, (d, k) or (k, d) as stored. `contents`: bytes, or a file of nothing else. */
+/**
+ * Adds the weight as an initializer of floats, (d, k) or (k, d) as stored, and returns its name. `contents` are its
+ * bytes, or a file with nothing else.
+ */
 export function toFloats(graph: Graph, linear: Linear, contents: Uint8Array | WholeFile): string {
   const { node, form, name, dataType, transposed, k, d } = linear
   const weight = graph.freshName(`${name}.weight`)

@@ -10,7 +10,10 @@ import { addToStack } from './stacks.js'
 
 export type TrainedExperts = Parameter & { readonly rank: number; readonly scaling: number }
 
-/** Adds s·B·A, as large as the weights, to stacks, as PEFT does. Returns the branches of experts that are layers. */
+/**
+ * Adds s·B·A to stacked weights, as PEFT does, and returns the branches of experts that are layers of their own. The
+ * sum is as large as the weights, and so is its gradient.
+ */
 export function adaptExperts(
   graph: Graph,
   linears: readonly Linear[],

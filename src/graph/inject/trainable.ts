@@ -50,7 +50,7 @@ export class TrainableLinears {
     private readonly g: Builder,
   ) {}
 
-  /** Makes a layer compute rows: (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm does already. */
+  /** Makes a layer compute rows: (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm already does. */
   toRows(linear: Linear): Linear {
     const { node, k, form } = linear
     if (form === GEMM || node.opType === 'Gemm') return linear
@@ -83,7 +83,10 @@ export class TrainableLinears {
     return g.concat([leading, g.int([fused?.width ?? d])], 0)
   }
 
-  /** Moves the Gather `choice` to before the layer, (rows, k) → (chosen, d). Also returns the rows before it. */
+  /**
+   * Moves the Gather `choice` of rows from after a layer to before it: (rows, k) → (chosen, k) → (chosen, d). Returns
+   * the layer and the rows before the Gather.
+   */
   chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value } {
     const { node, k } = linear
     const isGemm = node.opType === 'Gemm'

@@ -62,7 +62,7 @@ export function takeBranchWithoutCache(graph: Graph): void {
   for (const node of cacheBranches(graph)) graph.takeBranch(node, 'else_branch')
 }
 
-/** (batch, channels, width). Caches of attention have four axes. */
+/** True for a state (batch, channels, width). Caches of attention have four axes. */
 function isConvolutionState(input: ValueInfoProto): boolean {
   const [, ...size] = dimsOfInput(input)
   return size.length === 2 && size.every((dim) => dim !== undefined)

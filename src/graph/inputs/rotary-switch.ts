@@ -5,7 +5,7 @@ import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'
 import type { Graph } from '../view/graph.js'
 
-/** Whether a length equal to the constant is before the switch, in length > c, c > length, length >= c, … */
+/** Whether a length equal to the constant c is still before the switch: for `length > c`, then for `c > length`. */
 const COMPARISONS: Readonly<Record<string, readonly [lengthFirst: boolean, constantFirst: boolean]>> = {
   Greater: [true, false],
   GreaterOrEqual: [false, true],

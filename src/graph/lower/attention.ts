@@ -68,7 +68,10 @@ function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
   return g.reshape(bias, g.concat([dim(-4), perKey, g.div(dim(-3), perKey), dim(-2), dim(-1)], 0))
 }
 
-/** A mask (S, S): 0 if the key is not after the query, nor before its `window`; else the lowest float. */
+/**
+ * Appends a mask (S, S): 0 if the key is not after the query, else the lowest float. `tokens` is (B, S, …). With a
+ * `window`, a query sees at most this many keys.
+ */
 function causalMask(g: Builder, tokens: Value, window = -1): Value {
   const length = g.op('Gather', [g.shape(tokens), g.int(1)])
   const places = g.cast(g.op('Range', [g.int(0), length, g.int(1)]), DataType.INT32) // GPUs cannot compare int64
@@ -193,7 +196,10 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
   })
 }
 
-/** A mask as a value to add: it counts visible keys, (B), or is 1 or 0 for keys, (B, T) or (B, S, T). */
+/**
+ * Turns a mask into a value to add to the scores. The mask holds the number of visible keys of each row, (B), or ones
+ * and zeros for keys, (B, T), or for queries and keys, (B, S, T).
+ */
 function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: Value): Value {
   const { g, node, shared } = context
   const rank = dimsIn(g.graph, mask)?.length

@@ -1,4 +1,5 @@
-// Some graphs read tokens in chunks: those with linear attention lowered for training, and PyTorch's exports.
+// Some graphs read tokens in chunks: graphs whose linear attention lowrank lowered for training, and exports of
+// PyTorch.
 
 import type { Graph } from '../view/graph.js'
 
@@ -7,7 +8,10 @@ export const CHUNK = 64
 
 const CHUNKED = ['LinearAttention', 'GatedDeltaNet']
 
-/** Tokens of a chunk; undefined without chunks. Graphs pad the last one by T mod this number: there it is found. */
+/**
+ * Returns the number of tokens in a chunk, or undefined if the graph has no chunks. Exported graphs compute T modulo
+ * this number to pad the last chunk, so it is read from there.
+ */
 export function chunkOf(graph: Graph): number | undefined {
   if (graph.nodes.some(({ opType }) => CHUNKED.includes(opType))) return CHUNK
   const remainders = graph.nodes.filter(({ opType }) => opType === 'Mod')

@@ -33,7 +33,7 @@ export function refuseInputs(context: LoweringContext, names: Readonly<Record<nu
   }
 }
 
-/** The dimensions of a value, as declared shapes or earlier nodes tell. Undefined entries are unknown. */
+/** The dimensions of a value, as far as declared shapes or earlier nodes tell. Undefined entries are unknown. */
 export function dimsIn(graph: Graph, value: Value): readonly (number | undefined)[] | undefined {
   const dims = graph.declared(value)?.dims ?? graph.constant(value)?.dims.map(Number)
   if (dims !== undefined) return dims

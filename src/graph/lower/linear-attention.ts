@@ -15,7 +15,10 @@ import { dimsIn, type Lowering, type LoweringContext, refuse } from './context.j
 /** A number whose exponential is 0. */
 const LOWEST = -1e30
 
-/** Heads before tokens, chunks first: (B, C, L, G, R, …) → (C, B, G, R, L, …), with G key heads that each serve R. */
+/**
+ * Moves heads before tokens, and chunks to the front: (B, C, L, G, R, …) → (C, B, G, R, L, …), for C chunks of L
+ * tokens, and G key heads that each serve R heads.
+ */
 const TO_HEADS = [1, 0, 3, 4, 2]
 const FROM_HEADS = [1, 0, 4, 2, 3, 5]
 

@@ -81,7 +81,10 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
   },
 }
 
-/** The axis (time, height, width) of each column: sections in layout 0; else they take turns until used up. */
+/**
+ * Returns the axis of positions (time, height or width) for each column of the tables. Layout 0 has a section of
+ * columns for each axis. In other layouts, the axes take turns until their sections are used up.
+ */
 function axesOfColumns(sections: readonly number[], layout: number): number[] {
   if (layout === 0) return sections.flatMap((size, axis) => Array<number>(size).fill(axis))
   const size = sections.reduce((sum, section) => sum + section, 0)

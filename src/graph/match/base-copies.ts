@@ -1,4 +1,5 @@
-// Recognizes copies of the base: PEFT saves an embedding or an output layer with an adapter, usually unchanged.
+// Recognizes copies of the base: PEFT saves an embedding or an output layer with an adapter, usually unchanged, and
+// then nothing has to be replaced.
 
 import type { FloatArray } from '../../base/tensor.js'
 import type { ReadLines } from './forms/form.js'
@@ -7,10 +8,13 @@ import type { ModelPlaces, StoredPlace } from './stored-places.js'
 /** How many elements are compared at a time: 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** Steps of the quantization that a copy may be off: 16-bit scales and rounded sums move a value beyond one. */
+/** How many quantization steps a copy may be off: 16-bit scales and rounded sums can add a little to the one step. */
 const STEPS = 1.01
 
-/** Whether each value is the base's, within a step if quantized. `read`: lines (d, k), or (k, d) if input-major. */
+/**
+ * True if each value equals the base's, or is within one step of a quantized base. `read` reads lines of the adapter's
+ * tensor: (d, k), or (k, d) with `isInputMajor`.
+ */
 export async function isBaseCopy(
   { model, graph }: Pick<ModelPlaces, 'model' | 'graph'>,
   { linear, isInputMajor }: Extract<StoredPlace, { kind: 'weight' }>,

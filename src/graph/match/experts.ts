@@ -1,4 +1,5 @@
-// Finds an adapted parameter of experts (target_parameters) in a graph: a layer for each expert, or one tensor.
+// Finds an adapted parameter of experts (PEFT's target_parameters) in a graph, as a layer for each expert or one
+// tensor.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'

@@ -97,7 +97,7 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
   return graph.consumers(value).length === 1
 }
 
-/** onnxruntime-genai's names → transformers': model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj. */
+/** Turns onnxruntime-genai's names into transformers': model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj. */
 function withAliases(name: string): string {
   return name
     .replace(/(\blayers\.\d+)\.attn\.(?=(q|k|v|o|qkv)_proj$|(q|k)_norm$)/, '$1.self_attn.')
@@ -140,7 +140,10 @@ function moduleName(graph: Graph, product: Product): string {
   return withAliases(name === '' ? output : name)
 }
 
-/** From torch.onnx's dynamo exporter's list: `['', …, 'model.layers.0.self_attn.q_proj', 'linear']`. */
+/**
+ * Finds the module of a node in the list that torch.onnx's dynamo exporter writes: `['', …,
+ * 'model.layers.0.self_attn.q_proj', 'linear']`.
+ */
 function scopeName(node: NodeProto): string | undefined {
   const scopes = node.metadataProps.find(({ key }) => key === SCOPES)?.value
   return (scopes && scopesIn(scopes).at(-2)) || undefined
@@ -170,7 +173,10 @@ function nodeModule(name: string): string | undefined {
   return segments.length === 0 ? undefined : segments.join('.')
 }
 
-/** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; undefined for onnx::MatMul_203. */
+/**
+ * Turns a weight's name into its module: model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj.
+ * Returns undefined for a name such as onnx::MatMul_203.
+ */
 export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
   return /^(.+?)(?:\.MatMul)?\.(?:q?weight|bias)(?:_\w+)?$/.exec(name)?.[1]

@@ -11,7 +11,10 @@ import { partNames } from './packed.js'
 /** Modules that a model lacks if its head does not read them. */
 export const POOLER = /(^|\.)pooler(\.|$)/
 
-/** `all-linear` takes no output embedding, and parts of fused layers; a list can also name a fused layer. */
+/**
+ * Finds the layers to adapt. `all-linear` leaves out the output embedding and takes the parts of a fused layer. A list
+ * can also name the fused layer, as in models that have it as one module.
+ */
 export function matchTargets(linears: readonly Linear[], rules: TargetRules): Linear[] {
   const { targetModules } = rules
   if (targetModules.length === 0) {
@@ -59,7 +62,10 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
   })
 }
 
-/** Matches by {@link nameOfModule}. Throws MismatchError with all layers that have no module or another shape. */
+/**
+ * Matches layers by {@link nameOfModule}. Throws MismatchError if layers have no module, naming them all, or if a shape
+ * differs.
+ */
 export function matchLayers<T extends NamedLayer>(linears: readonly Linear[], layers: Iterable<T>) {
   const finder = moduleFinder(linears)
   const placed: { layer: T; linear: Linear }[] = []
@@ -154,7 +160,10 @@ function isRenamed(name: string, modules: readonly string[]): boolean {
 /** The block of a module, such as model.layers.0. */
 const blockOf = (name: string) => /^(?:.*?\.)?\w+\.\d+(?=\.)/.exec(name)?.[0]
 
-/** Undefined if layers of the same kinds are there, as if the model were shorter, or if it has their blocks. */
+/**
+ * Suggests `allowMissing`. Returns undefined if other layers of the same kinds are there, as if the model had too few
+ * layers, or if the model has the blocks of the missing ones.
+ */
 export function withoutMissing(
   missing: readonly string[],
   names: readonly string[],

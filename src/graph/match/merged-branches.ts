@@ -26,7 +26,10 @@ export function branchFactors(number: number, module: string, hasAffine: boolean
   return { module, weightA: `${scope}/A`, weightB: `${scope}/B`, affine }
 }
 
-/** In order of their numbers. If several nodes compute a module, its later branches are named @2, @3, … */
+/**
+ * Finds branches, in the order of their numbers. Each adapts one product, which may compute several modules. If several
+ * nodes compute a module, its later branches are named @2, @3, …
+ */
 export function findBranches(graph: Graph) {
   const groups = new Map<string, { number: number; module: string; nodes: NodeProto[] }>()
   for (const node of graph.nodes) {

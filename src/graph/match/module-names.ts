@@ -1,4 +1,5 @@
-// Matches module names between versions of transformers, which put other modules around language models and towers.
+// Matches module names between versions of transformers, which put different modules around a language model or a
+// vision tower.
 
 import { ALL } from '../../families/families.js'
 import type { ModelType } from '../../families/family.js'
@@ -57,7 +58,10 @@ function todays(type: ModelType, name: string): string {
   return spellings.reduce((spelled, [older, today]) => spelled.replace(older, today), nameInPyTorch(type, name))
 }
 
-/** By its name, else the only alike ending, else with other modules around it, doubled, or renamed by transformers. */
+/**
+ * Finds a module by its name, else the only name that ends alike, else one that differs in the modules around it, in a
+ * doubled Sequential, or in the version of transformers.
+ */
 export function nameOfModule(names: ReadonlySet<string>, name: string): string | undefined {
   if (names.has(name)) return name
   const module = withoutWrapper(name)

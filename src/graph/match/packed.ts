@@ -35,7 +35,10 @@ export function modulesInPyTorch(type: ModelType, linears: readonly Linear[]): L
   })
 }
 
-/** Splits a product by its reader: an attention operator, a Split or Slices. Undefined for a single layer. */
+/**
+ * Splits a product of several layers by what reads its output: an attention operator with numbers of heads, a Split or
+ * Slices. Returns undefined for a single layer.
+ */
 export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
   if (linear.form === ATTENTION) return attentionParts(linear)
   const names = partNames(linear.name)

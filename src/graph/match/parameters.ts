@@ -142,7 +142,10 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
 /** Optimum's ending for a tensor that both branches of an `If` read. */
 const MERGED = /_merged_\d+$/
 
-/** By the module's fused norms, its nodes with an input of the member's name, or the initializer's only reader. */
+/**
+ * Finds readers of a tensor such as model.norm.weight: the module's fused norms, nodes of the module whose input's name
+ * ends with the member's, or the only reader of an initializer with the tensor's name.
+ */
 export function placesOf(graph: Graph, tensor: string, shape: readonly number[]): Place[] {
   const at = tensor.lastIndexOf('.')
   const [module, member] = [tensor.slice(0, at), tensor.slice(at + 1)]

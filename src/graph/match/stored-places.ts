@@ -38,7 +38,10 @@ export type StoredPlace =
       readonly offset: number
     }
 
-/** A linear layer's weight or bias, an embedding, or a norm's input. UnsupportedError if the place is not certain. */
+/**
+ * Finds the weight or bias of a linear layer, an embedding, or an input of a norm. Throws UnsupportedError if the place
+ * is not certain.
+ */
 export async function placeReplacement(
   places: ModelPlaces,
   tensor: Pick<Replacement, 'name' | 'module' | 'dtype' | 'shape' | 'isTrained'>,

@@ -21,7 +21,10 @@ export class FlowNetwork {
     this.#room.push(0)
   }
 
-  /** The sink's side of the smallest cut nearest to the sink. Every path needs an edge of finite capacity. */
+  /**
+   * Returns the sink's side of the smallest cut; if several are equally small, of the one nearest to the sink. Every
+   * path needs an edge of finite capacity.
+   */
   sinkSide(): Set<number> {
     for (let levels = this.#levels(); levels[SINK] !== -1; levels = this.#levels()) this.#fill(levels)
     const side = new Set([SINK])

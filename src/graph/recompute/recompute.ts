@@ -11,7 +11,10 @@ import { type Graph, subgraphs } from '../view/graph.js'
 import { operatorOf, PREDICATES } from '../view/operators.js'
 import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 
-/** The price of keeping an element, if computing it again costs 1; fitted to measured times of few and many tokens. */
+/**
+ * The price of keeping an element, if computing it again costs 1, fitted to measured times. With few tokens, kept
+ * values are small compared with the weights.
+ */
 const COST_OF_KEEPING = { few: 4, many: 10 }
 /** A batch with at most this many tokens counts as small. */
 const FEW = 512

@@ -13,7 +13,10 @@ export interface RunLength {
   readonly axis: number
 }
 
-/** Turns run-time shapes into expressions of input lengths, which no other dimension may equal in both probes. */
+/**
+ * Replaces shapes that are computed at run time by plain expressions of the input lengths. The probed lengths must be
+ * chosen so that no other dimension equals one of them in both runs.
+ */
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
   const sources = new Map(
     lengths.map((length) => {
@@ -91,7 +94,10 @@ function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
   return result
 }
 
-/** Names dimensions: without names ONNX Runtime takes all for different, and plans memory in quadratic time. */
+/**
+ * Declares shapes with named dimensions. Without names, ONNX Runtime takes any two dimensions for different, and
+ * planning shared memory takes time quadratic in the graph's size. `values` are floats.
+ */
 export function declareShapes(
   graph: Graph,
   shapes: ShapeMap,
@@ -112,7 +118,7 @@ export function declareShapes(
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }
 
-/** Whether a value is float32; false for inputs of other types, and values only moved or cast to others. */
+/** True if a value is float32. False for inputs of other types, even reshaped or transposed, and for casts to them. */
 export function isFloat(graph: Graph, value: Value): boolean {
   const maker = graph.producer(value)
   if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT) === DataType.FLOAT

@@ -1,5 +1,6 @@
-// Measures the shapes of values with two small feeds; equal dimensions are static. That also gives the integers that
-// steer Slice and Reshape. The whole graph only runs if shapes depend on values computed from weights.
+// Measures the shapes of values with two small feeds: dimensions that are equal in both are static. The feeds also give
+// the small integer tensors that steer Slice and Reshape. The whole graph only runs if shapes depend on values computed
+// from weights.
 
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Value } from '../view/builder.js'
@@ -37,7 +38,12 @@ export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.second.at(axis)
 }
 
-/** Measures shapes at two points. `wanted`: outputs, by default all; `answers`: of graphs of equal operator sets. */
+/**
+ * Measures shapes at two points that differ in all symbolic dimensions.
+ *
+ * @param wanted outputs of nodes, by default all
+ * @param answers what was measured for other graphs of the same operator sets
+ */
 export async function probeShapes(
   graph: Graph,
   open: OpenModel,

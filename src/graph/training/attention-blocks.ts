@@ -166,7 +166,10 @@ function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<str
   customGradients.set(output, { inputs, rule })
 }
 
-/** In a Scan over the heads of keys if possible, so that a block's scores fit into the processor's cache. */
+/**
+ * Calls `build`, if possible in a Scan over the heads of keys, so that a block's scores fit into a processor's cache.
+ * The first inputs and the results have the shapes of query, keys and values.
+ */
 function overHeads(
   g: Builder,
   shapes: ShapeMap,
@@ -328,7 +331,10 @@ class Block {
     return this.#done()
   }
 
-  /** The gradients of keys and values, added to earlier blocks', and of the query. `slope`: dy beside −Σ dy·output. */
+  /**
+   * Outputs the gradients of keys and values, added to the sums of earlier blocks, and the gradient of the queries.
+   * `ones`: values and a column of ones. `slope`: dy and a column of −Σ dy·output.
+   */
   backward(ones: Value, slope: Value): GraphProto {
     const g = this.#g
     const { graph } = g

@@ -29,7 +29,7 @@ export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
   /** The adapted embeddings. */
   readonly lookups?: readonly TrainedLookup[] | undefined
-  /** The adapted parameters of experts. `config`: config.json, which says how the model stores them. */
+  /** The adapted parameters of experts. `config` is the model's config.json, which says how they are stored. */
   readonly experts?: readonly TrainedExperts[] | undefined
   readonly config?: Readonly<Record<string, unknown>> | undefined
   /** Lets weights of the base be trained. */
@@ -54,7 +54,10 @@ export interface Forward {
   /** The loss before division by the normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
-  /** For each layer and embedding A (r, k), Bᵀ (r, d) and DoRA's m (d); weights of the base; the objective's own. */
+  /**
+   * For each layer and embedding A (r, k), Bᵀ (r, d), and m (d) of DoRA; then weights of the base; then the objective's
+   * parameters.
+   */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
   readonly predictions: readonly Value[]

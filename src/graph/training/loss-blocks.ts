@@ -42,7 +42,10 @@ interface Head {
   readonly d: number
 }
 
-/** An output layer whose logits are multiplied by a number (1 ÷ temperature): its input x is multiplied instead. */
+/**
+ * Finds an output layer whose logits are multiplied by a number, such as 1 ÷ temperature. Its input x is then
+ * multiplied instead.
+ */
 function scaledHeadOf({ graph, g }: ObjectiveGraph, logits: Value): Head | undefined {
   const scaling = graph.producer(logits)
   if (scaling?.opType !== 'Mul' || !graph.inputs.some(({ name }) => name === scaling.input[1])) return undefined
@@ -109,7 +112,10 @@ function replace(
   })
 }
 
-/** The body that adds a block: rows' ln Σ exp(logits), the weight's rows averaged by them, the largest logits. */
+/**
+ * Builds the body that adds a block, given by its start, to the results of earlier blocks: ln Σ exp(logits) of each
+ * row, the weight's rows averaged by these exponentials, and the largest logit with its place.
+ */
 function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[]): GraphProto {
   const { x, weight, isHalf, bias, transB, k } = head
   const body = outer.newBody()

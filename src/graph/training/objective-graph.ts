@@ -70,7 +70,10 @@ export class ObjectiveGraph {
     return this.input(input, DataType.FLOAT, shape)
   }
 
-  /** Chooses rows (m) of a value (…, k). A layer before that computes row by row then computes only these. */
+  /**
+   * Chooses rows of a value (…, k), counted over all leading axes. `rows` are int64 (m), each once. A layer before that
+   * computes row by row, such as the output embedding, then only computes these rows.
+   */
   chooseRows(value: Value, rows: Value): RowChoice {
     const all = this.g.op('Flatten', [value], { axis: -1 })
     const node = this.g.node('Gather', [all, rows], { axis: 0 })
