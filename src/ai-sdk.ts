@@ -1,4 +1,5 @@
-// `lowrank/ai-sdk`: a provider for Vercel's AI SDK: its client for OpenAI's protocol calls a handler in this process.
+// `lowrank/ai-sdk`: a provider for Vercel's AI SDK that runs the model in this process. The AI SDK's own client for
+// OpenAI's protocol calls the handler of `lowrank/server` instead of a network.
 
 /** @module lowrank/ai-sdk */
 

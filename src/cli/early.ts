@@ -1,4 +1,5 @@
-// Cheap checks of a command's values before it works for minutes, such as a place that cannot be written.
+// Cheap checks of a command's values before it works for minutes: a folder given for the wrong option, a place that
+// cannot be written, a device that does not exist.
 
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,4 +1,5 @@
-// Describes commands as data. Node parses them: other parsers ignore unknown options, or take an option only once.
+// Describes commands as data, and parses their options with Node's parser, because other parsers ignore unknown options
+// or do not allow an option twice.
 
 import { parseArgs } from 'node:util'
 import { adviceOn, meantBy, peftStart } from '../base/synonyms.js'

@@ -1,5 +1,5 @@
-// CSV and TSV (RFC 4180): the first line names the columns, values are text. The file is read in chunks, and a quoted
-// field (dividers, line breaks, doubled quotes) may span several of them.
+// Reads CSV and TSV (RFC 4180). The first line names the columns, and all values are text. Quoted fields may contain
+// the divider, line breaks and doubled quotes. The file is read in chunks, and a field may span several of them.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'

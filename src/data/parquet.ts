@@ -1,5 +1,6 @@
-// Parquet, read by hyparquet, an optional peer, one row group at a time. A damaged file of 1 kB can keep it busy for
-// minutes, so it runs in a thread with bounds; a browser only checks the footer, and the time after each page.
+// Reads Parquet files with hyparquet, an optional peer, one row group at a time. A damaged file of 1 kB can keep
+// hyparquet busy for minutes, so it runs in a thread that we end if it takes too much time or memory. A browser has no
+// such thread: there we only check the footer, and the time after each page of the file.
 
 import type { ColumnChunk, Compressors, FileMetaData, RowGroup } from 'hyparquet'
 import type { ByteSource } from '../base/bytes.js'

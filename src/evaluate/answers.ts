@@ -1,5 +1,6 @@
-// Scores written texts: exact match, ROUGE-L (Lin 2004, rouge-score without stemmer), chrF (Popović 2015, sacrebleu:
-// no spaces, n-grams of 1 to 6, β = 2), or a judging model, asked in both orders: two verdicts that disagree are a tie.
+// Scores written texts by exact match, ROUGE-L (Lin 2004, as rouge-score computes it without a stemmer), chrF (Popović
+// 2015, as sacrebleu computes it: characters without spaces, n-grams of 1 to 6, β = 2), or a model that judges two
+// answers in both orders. If its two verdicts disagree, it is a tie.
 
 import { ConfigError } from '../base/errors.js'
 import { askChat, checkAddress } from '../base/post-json.js'

@@ -1,5 +1,6 @@
-// Intervals by the bootstrap (Efron and Tibshirani 1993, percentiles). All models get the same draws of records, so
-// the difference between two varies less than the metrics themselves.
+// Computes intervals of metrics by the bootstrap (Efron and Tibshirani 1993, percentile intervals): records are drawn
+// with replacement many times, and each draw gives a value of the metric. All models get the same draws, so the
+// difference between two models varies less than the metrics themselves.
 
 import { Random } from '../base/random.js'
 

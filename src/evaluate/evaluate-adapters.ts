@@ -294,7 +294,10 @@ function questionOf(
   })
 }
 
-/** The models to compare, each with the task for its labels: the base, if it has a head for them, and the adapters. */
+/**
+ * Returns the models to compare, each with the task for its labels: the base, if it has a head for the labels, and the
+ * adapters.
+ */
 async function contendersOf(
   model: Model,
   task: Task,
@@ -516,7 +519,7 @@ interface Measured {
   readonly seconds: number
 }
 
-/** An adapter that changes nothing, to evaluate the base. Undefined if the base has no head for the task. */
+/** Makes an adapter that changes nothing, to evaluate the base. Returns undefined if the base lacks the task's head. */
 async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undefined> {
   if (head?.isNew) return undefined
   const adapter = new LoraAdapter({ targetModules: [], modulesToSave: head?.modulesToSave ?? [] })

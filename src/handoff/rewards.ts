@@ -1,4 +1,5 @@
-// Rewards in train.py: graders with the Python packages of their numbers; others become a function to fill in.
+// Writes the rewards of train.py. Graders judge there with the Python packages whose numbers they have here. A function
+// of TypeScript or a model that judges has no such form, so the script has a function to fill in for it.
 
 import type { Grader } from '../train/graders.js'
 import type { Reward } from '../train/rewards.js'

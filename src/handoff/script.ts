@@ -1,4 +1,4 @@
-// Writes train.py of a handed-off run, which does what TRL's settings files cannot, and its README.md.
+// Writes train.py of a handed-off run, which does what TRL's settings files cannot express, and its README.md.
 
 import { type HandedReward, leftToFillIn, packagesOf, rewardsScript } from './rewards.js'
 import type { HandedRun } from './settings-file.js'

@@ -1,5 +1,6 @@
-// Warns if an adapter runs on another base than its config names. What exporting, quantizing or copying does to a name
-// is taken out before names are compared. A base without a known name causes no warning.
+// Warns if an adapter is run or merged on a base that is not the one its config names. Exporting, quantizing or copying
+// a model changes its name, so these changes are taken out before names are compared. A base without a known name
+// causes no warning.
 
 import { closing, type Directory, readLeniently } from '../base/bytes.js'
 import type { Model } from '../graph/model-folder.js'

@@ -1,4 +1,4 @@
-// Evaluation: opens the model and the adapters, evaluates, and closes them. The code loads with the first call.
+// Opens the model and the adapters, evaluates, and closes them. The code that evaluates loads with the first call.
 
 import type { Source } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'

@@ -50,7 +50,10 @@ export function followRun(
   })
 }
 
-/** The caller's functions, each followed by `tell`. Other values stay as they are: `train` refuses them. */
+/**
+ * Returns the caller's functions, each followed by a call of `tell`. Values that are not functions stay as they are:
+ * `train` refuses them.
+ */
 function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () => boolean): unknown {
   if (on !== undefined && !isObject(on)) return on
   const listeners = (on ?? {}) as TrainEvents

@@ -1,4 +1,4 @@
-// Training: opens the model and the data, trains, and closes them. The code loads with the first call.
+// Opens the model and the data, trains, and closes them. The code that trains loads with the first call.
 
 import type { ByteSource, Source } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
@@ -165,7 +165,10 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   })
 }
 
-/** What the file holds to repeat the run. Undefined if a source is in memory, a function or a session. */
+/**
+ * Returns what a file needs to repeat the run: paths, ids, URLs and graders. Returns undefined if a source is in
+ * memory, a function or a session, which no file can name.
+ */
 function sourcesOf(options: TrainOptions): RunSources | undefined {
   const { model, dtype, data, evalData, teacher, rewards, graderModels, onTurn } = options
   const trained = named(data)

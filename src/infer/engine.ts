@@ -85,7 +85,7 @@ export class InferEngine {
     await this.#texts!.tools.grammars!.compile(schema)
   }
 
-  /** Writes the texts of a call until all have ended. `id`: the number for {@link leave}. */
+  /** Writes the texts of a call, and returns when all have ended. {@link leave} stops them: it takes the same `id`. */
   write(id: number, call: TextCall, report: (tokens: readonly WrittenToken[]) => void): Promise<void> {
     return this.#texts!.write(id, call, report)
   }

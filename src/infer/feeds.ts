@@ -38,7 +38,10 @@ export function plainFeeds(feeds: Feeds, inputNames: readonly string[]): Feeds {
 
 const PIXEL_MASK = 'pixel_mask'
 
-/** Fills in masks of ones, their positions, token types of 0, a merged decoder's branch and empty caches. */
+/**
+ * Fills in what the caller leaves out: masks of ones, positions that count them, token types of 0, the branch of a
+ * merged decoder, and empty caches. Inputs of unknown meaning are left to the caller.
+ */
 export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
   const { [VECTORS]: vectors, [HIDDEN_STATES]: states, [PIXELS]: pixels } = feeds
   const ids = entryOf(feeds, 'input_ids')
@@ -135,7 +138,10 @@ export function batchOf(feeds: Feeds): number | undefined {
   return ids?.dims[0]
 }
 
-/** Throws if an output has other axes than declared: a layer joins all rows, so adapters cannot differ by row. */
+/**
+ * Throws UnsupportedError if an output has another number of axes than the model says. Then some layer takes the rows
+ * of all texts as a single matrix, and adapters cannot differ by row.
+ */
 export function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
   for (const output of graph.outputs) {
     const declared = dimsOfInput(output).length

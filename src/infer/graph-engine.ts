@@ -1,4 +1,5 @@
-// Runs one graph of a session in the engine: ONNX Runtime's session, with the adapters' arrays as inputs.
+// Runs one graph of a session in the engine: it holds ONNX Runtime's session, whose graph has inputs for adapters, and
+// the adapters' arrays.
 
 import { StateError } from '../base/errors.js'
 import type { Turns } from '../base/turns.js'
@@ -26,7 +27,7 @@ export interface OpenRequest {
   takesRows: boolean
   /** The factors of linear layers are fed transposed: Aᵀ (k, r) and s·Bᵀ (r, d). PEFT's order is A (r, k), B (d, r). */
   isInputMajor: boolean
-  /** The rank of the factors fed without an adapter: 0, or 1 if the runtime does not accept empty tensors. */
+  /** The rank of the zeros that are fed without an adapter: 0, or 1 if the runtime does not accept empty tensors. */
   idleRank: 0 | 1
   /** The output with the rows that a step adds to the cache, if the graph has such an output. */
   newRows: NewRows | undefined
@@ -36,9 +37,12 @@ export interface OpenRequest {
 interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
   session: RuntimeSession
   idle: Feeds
-  /** What a run returns by default: all but the output of `newRows`. Undefined without it: all. */
+  /**
+   * The outputs that a run returns by default: all except the output of `newRows`. Undefined if the graph has no such
+   * output; then a run returns all.
+   */
   outputNames: readonly string[] | undefined
-  /** The adapters' feeds by the graph's short names. Made once: making them takes longer than a layer. */
+  /** The adapters' feeds with the graph's short input names. Kept because making them takes longer than a layer. */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
 

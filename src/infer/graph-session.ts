@@ -138,7 +138,7 @@ export class GraphSession {
     return this.#isPlain
   }
 
-  /** Opens the graph as the file has it, after the faster form. If several runs fail, they wait for one opening. */
+  /** Opens the graph as the file has it, if the faster form is open. If several runs fail, all wait for one opening. */
   async retreat(): Promise<void> {
     if (this.#isFused) this.#retreat ??= this.#setPlain(true)
     await this.#retreat

@@ -69,7 +69,10 @@ export function sessionGraph(
   }
 }
 
-/** Adds an input for which last tokens logits are made: a prompt needs one. False if not possible or already there. */
+/**
+ * Adds an input that says for which last tokens the logits are computed: while a prompt is read, only the last token
+ * needs the large output layer. Returns false if the graph has such an input already, or its output layer is not plain.
+ */
 function chooseLogits(graph: Graph, linears: Linear[]): boolean {
   const [head, ...more] = linears.filter(({ isHead }) => isHead)
   const logits = graph.outputs.find(({ name }) => name === head?.output)
@@ -85,7 +88,10 @@ function chooseLogits(graph: Graph, linears: Linear[]): boolean {
   return true
 }
 
-/** Short names: ONNX Runtime looks up hundreds in every run, which takes a third more time with long names. */
+/**
+ * Gives inputs short names. ONNX Runtime looks up hundreds of inputs by name in every run, which takes a third more
+ * time with long names.
+ */
 function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): ReadonlyMap<string, string> {
   return new Map(
     inputs.map((input, i) => {

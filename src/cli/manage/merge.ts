@@ -1,4 +1,5 @@
-// lowrank merge: adds an adapter to a base's weights, so that they run without LoRA. lowrank unmerge removes it.
+// lowrank merge: adds an adapter to the base's weights, so that the result runs without LoRA. lowrank unmerge removes
+// adapters again.
 
 import type { LayerChange, MergePlanReport } from '../../index.js'
 import { flags } from '../flags.js'

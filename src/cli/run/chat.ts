@@ -143,7 +143,7 @@ function voiceOf(name: string | undefined): Voice {
   return name === undefined || name === 'base' ? { name: 'base', adapter: null } : { name, adapter: name }
 }
 
-/** Loads the adapters that a command such as /adapter or /mix names. Undefined if the line is no such command. */
+/** Loads the adapters that a command such as /adapter or /mix names. Returns undefined for any other line. */
 async function voicesFor(line: string, session: Pick<AdapterSession, 'add' | 'adapters'>) {
   const [command, ...names] = line.trim().split(/\s+/)
   const load = async (name: string) => {

@@ -59,7 +59,10 @@ export async function runRows(
   return 0
 }
 
-/** A name for a new field: the records' own field of this name, such as the right label, stays. */
+/**
+ * Returns a name for a new field. If the records have a field of this name, such as the right label, that field stays,
+ * and the new field gets another name.
+ */
 function unusedName(name: string, record: object): string {
   let unused = name
   while (Object.hasOwn(record, unused)) unused = `predicted_${unused}`

@@ -1,4 +1,5 @@
-// Reads text files for commands. Files with options are YAML or JSON, with the option names of train() in code.
+// Reads text files for commands. A file with the options of a run is YAML or JSON; its names are the option names of
+// train() in code.
 
 import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
 import { readTemplate, readTextFile } from '../../node/command-line.js'

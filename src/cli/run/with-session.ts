@@ -26,8 +26,8 @@ export const OUTPUT_OPTIONS = {
 type SessionValues = Values<typeof SESSION_OPTIONS> & Pick<Values<typeof OUTPUT_OPTIONS>, 'device' | 'threads'>
 
 /**
- * Opens a model with adapters, calls `use`, and closes the model. Commands that write texts give `check`, which is
- * called before the model is loaded, and the model must be able to write them.
+ * Opens a model with adapters, calls `use`, and closes the model. Commands that write texts pass `check`. It is called
+ * before the model is loaded, and the model must then be able to write texts.
  */
 export async function withSession(
   { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
@@ -74,7 +74,10 @@ export async function baseOfAdapter(folder: string, opened?: LoraAdapter): Promi
   return source
 }
 
-/** The base that an adapter names; a relative path also counts from its folder and those above, if both moved. */
+/**
+ * Returns the base that an adapter names. A relative path is also looked up from the adapter's folder and the folders
+ * above it, so that adapter and base can be moved together.
+ */
 export function baseOf(folder: string, config: Pick<LoraConfig, 'baseModel' | 'peftFields'>): string | undefined {
   const { baseModel, peftFields } = config
   if (baseModel === undefined || existsSync(baseModel)) return baseModel

@@ -1,4 +1,5 @@
-// Ctrl-C, SIGTERM (schedulers), SIGHUP (a closed terminal): the first asks to save and stop, the second ends all.
+// Handles Ctrl-C, SIGTERM (schedulers) and SIGHUP (a closed terminal): the first signal asks the command to save and
+// stop, the second ends the process.
 
 import { say } from './terminal.js'
 

@@ -1,4 +1,4 @@
-// The graph inputs for adapters that a session gets later, for each kind of part that the caller allows.
+// The inputs that a session's graph gets for adapters added later, for each kind of part that the caller allows.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { SiteNeeds, SiteRole } from '../../graph/inject/sites.js'

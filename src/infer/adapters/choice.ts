@@ -27,7 +27,7 @@ export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
   expected: 'a list of these, one for each row',
 })
 
-/** The mix of each row, or one for all. `rows` is undefined if their number is not known before the run. */
+/** Returns the mix of each row, or one for all rows. `rows` is undefined if their number is unknown before the run. */
 export function mixesOf(
   choice: AdapterChoice | readonly AdapterChoice[] | undefined,
   rows: number | undefined,

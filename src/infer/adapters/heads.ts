@@ -1,5 +1,6 @@
-// The head that an adapter brings, which PEFT saves whole (modules_to_save). Heads are small and computed here, not in
-// the graph, so a session holds heads of any width, also if its graph is quantized or has a head.
+// The head that an adapter brings: the last layers of a classifier, which PEFT saves whole (modules_to_save). Heads are
+// small, so they are computed here and not in the graph. A session can thus hold heads of any width, even if its graph
+// is quantized or already has a head.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { HeadLayer } from '../../families/family.js'

@@ -79,7 +79,10 @@ interface LookupParts {
   replaced?: ReplacedValues
 }
 
-/** Finds each part's place. Reads base weights for DoRA and replaced biases, and to see if embeddings are tied. */
+/**
+ * Finds the place of each part in the graph. Reads base weights if the adapter has DoRA or replaced biases, and to see
+ * if embeddings are tied.
+ */
 async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<AdapterSites> {
   const { model, graph } = places
   const linears = new Map<string, LinearParts>()

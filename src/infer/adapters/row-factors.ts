@@ -21,7 +21,11 @@ export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean
   )
 }
 
-/** Feeds for rows with these mixes. `like`: earlier feeds, whose arrays are used again for the same mixes. */
+/**
+ * Makes feeds for rows with these mixes. Rows with the same mix share their arrays.
+ *
+ * @param like earlier feeds, whose arrays are used again if they were made for the same mixes
+ */
 export function feedsOfRows(rows: RowFactors, like?: AdapterFeeds): AdapterFeeds {
   const distinct: RowFactors[number][] = []
   const rowOf = rows.map((mix) => {
@@ -49,7 +53,11 @@ export class AdapterFeeds {
   readonly #made: { of?: Made }
   #feeds: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
-  /** `mixes`: each once. `rowOf`: each row's mix. `like`: earlier feeds, whose arrays serve the same mixes again. */
+  /**
+   * @param mixes the distinct mixes
+   * @param rowOf for each row, the index of its mix
+   * @param like earlier feeds, whose arrays are used again if they were made for the same mixes
+   */
   constructor(mixes: RowFactors, rowOf: readonly number[], like: AdapterFeeds | undefined) {
     const isOne = mixes.length <= 1
     const placeIn = (all: RowFactors, mix: RowFactors[number]) =>

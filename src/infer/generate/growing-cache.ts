@@ -13,8 +13,8 @@ const STEP = 16
 const AXIS = 2
 
 /**
- * The least floats of a block of memory for several parts. Blocks of 32 MB or more go back to the system when they are
- * freed; smaller ones would stay in the allocator's pools.
+ * The smallest block of memory for several parts, in floats. Blocks of 32 MB or more go back to the system when they
+ * are freed; smaller ones would stay in the allocator's pools.
  */
 const BLOCK = 2 ** 24
 
@@ -90,7 +90,8 @@ export class GrowingCache extends RowCache {
     let part = 0
     const blocks: Block[] = []
     super.become(moved, capacity, (size) => {
-      // The parts before this one are copied, so that old and new caches are never in memory at the same time.
+      // Earlier parts are copied by now, so their old blocks are freed. Old and new caches are never both whole in
+      // memory.
       while (this.#blocks.length > 0 && this.#blocks[0].end <= part) freeBuffers([this.#blocks.shift()!.memory.buffer])
       let block = blocks.at(-1)
       if (block === undefined || block.memory.length - block.used < size) {

@@ -33,7 +33,7 @@ export interface TextTools {
 }
 
 export class TextBatch {
-  /** The texts whose rows are run: while prompts are read, a single text for each prompt, then all. */
+  /** The texts whose rows are run: one text for each prompt while prompts are read, then all texts. */
   #readers: readonly RunningText[]
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
@@ -226,7 +226,8 @@ export class TextBatch {
     }
     for (const text of this.texts) {
       const isFirst = text.tokens.length === text.request.promptIds.length
-      // As if the text had found the prompt in the store, and read its last token again.
+      // If another text read the prompt, this one counts as if it had found it in the store, and read its last token
+      // again.
       const cachedTokens = this.#readers.includes(text) ? this.#cachedTokens : text.request.promptIds.length - 1
       text.step(rows[this.#rowOf(text)], isFirst ? cachedTokens : 0)
     }

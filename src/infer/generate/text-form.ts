@@ -48,7 +48,7 @@ export interface EncoderForm extends SideForm {
 }
 
 export interface EmbeddingForm extends SideForm {
-  /** The inputs of the decoder that it feeds: vectors first. Gemma 3n and Gemma 4 also have inputs for each layer. */
+  /** The decoder's inputs that this graph feeds, vectors first. Gemma 3n and Gemma 4 have inputs for each layer too. */
   readonly fed: readonly { readonly name: string; readonly type: TensorType }[]
   /** True if the decoder takes positions, which place the tokens of a picture on a grid. */
   readonly takesPositions: boolean

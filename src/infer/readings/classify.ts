@@ -57,7 +57,10 @@ function ranked(logits: Float32Array, labels: readonly string[], topK: number, p
   return { ...best[0], labels: best }
 }
 
-/** Regression and a single logit stay; labels that hold at once get sigmoids, others softmax. */
+/**
+ * Returns the scores of the labels. Numbers (regression) and a single logit stay as they are. If several labels can
+ * hold at once, each gets the probability of its own sigmoid; otherwise the scores are the softmax.
+ */
 function scoresOf(logits: Float32Array, problemType: unknown): number[] {
   if (problemType === 'multi_label_classification') return Array.from(logits, (value) => 1 / (1 + Math.exp(-value)))
   return problemType === 'regression' || logits.length === 1 ? [...logits] : softmax(logits)

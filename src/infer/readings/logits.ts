@@ -18,7 +18,10 @@ const KINDS = {
   words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', otherMethod: 'classify' },
 } as const
 
-/** The source of logits. `labels`, in their order, and `problemType` are undefined if no file says them. */
+/**
+ * Returns the source of logits. `labels` are in the order of the logits. `labels` and `problemType` are undefined if no
+ * file says them.
+ */
 export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled) {
   const { model } = session
   const graph = readGraph(model.onnx)

@@ -1,5 +1,6 @@
-// Rewrites JSON schemas of Pydantic, Zod and OpenAPI into keywords that texts are kept to: formats, oneOf with branches
-// that exclude each other, allOf of objects. The check refuses the rest by name.
+// Rewrites what JSON schemas of Pydantic, Zod and OpenAPI say into keywords that texts are kept to: formats as
+// expressions, branches of oneOf that exclude each other as anyOf, and objects of allOf as one object. What cannot be
+// rewritten stays, and the check refuses it by its name.
 
 import { isObject } from '../../base/options.js'
 
@@ -11,7 +12,10 @@ const TIME = '([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?Z'
 const BYTE = '(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)'
 const LABEL = '[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?'
 
-/** Texts that fit a format; not all that do: times are of UTC, addresses begin with http, February ends on the 28th. */
+/**
+ * An expression for each format. Every text that fits is of the format, but not the other way round: times are of UTC,
+ * addresses begin with http, and February ends on the 28th.
+ */
 const FORMATS: Readonly<Record<string, string>> = {
   date: DATE,
   time: TIME,
