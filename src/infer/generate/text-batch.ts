@@ -15,7 +15,7 @@ import type { GraphEngine } from '../graph-engine.js'
 import type { Grammars } from '../schemas/grammars.js'
 import { GrowingCache } from './growing-cache.js'
 import type { PrefixStore, ReadText } from './prefix-store.js'
-import { PlainCache } from './row-cache.js'
+import { freeBuffers, PlainCache } from './row-cache.js'
 import type { RunningText } from './running-text.js'
 import type { Padding, TextForm } from './text-form.js'
 import type { TokenVectors } from './token-vectors.js'
@@ -99,6 +99,8 @@ export class TextBatch {
     const vectors = await this.#vectors?.feeds()
     const outputs = await graph.run(this.#feeds(vectors, most), this.#adapters, this.#outputNames)
     const hasTaken = this.#take(outputs, most)
+    // The garbage collector would let the logits of many steps pile up, each of several megabytes.
+    if (this.#newRows !== undefined) freeBuffers(Object.values(outputs).map(({ data }) => data.buffer))
     if (this.#width === this.#shared) await this.keep(readers)
     if (!hasTaken) return []
     if (readers.length < this.texts.length) {
