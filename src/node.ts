@@ -1,4 +1,5 @@
-// The public API in Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
+// The public API in Node, Bun and Deno. It is the same as in browsers, except that strings can be paths and sessions
+// run in worker threads.
 
 import { usePlatform } from './index/platform/platform.js'
 import { nodePlatform } from './node/platform.js'

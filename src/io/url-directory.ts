@@ -114,7 +114,10 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   }
 }
 
-/** Returns undefined if there is no file. Reads it at once if its length is unknown, or in an extension. */
+/**
+ * Asks for a file, and returns undefined if there is none. The file is read at once if the server does not tell its
+ * length, or if it belongs to an extension.
+ */
 async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
   // If a page asks for a range of an extension's file, Chromium answers with it as if it were the whole file.
   const isRemote = /^https?:/i.test(url)

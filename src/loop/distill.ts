@@ -1,5 +1,6 @@
-// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as in TRL 1.16: a local teacher has
-// its whole distribution (DistillationTrainer), a server only each token's probability (ServerDistillationTrainer).
+// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as in TRL 1.16: the student writes,
+// and a teacher says how it would have gone on. A local teacher gives its whole distribution (DistillationTrainer), a
+// server only the probability of each token (ServerDistillationTrainer).
 
 import { ConfigError, MismatchError, RuntimeError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
@@ -186,7 +187,10 @@ function serverOnly(where: string, got: number): ConfigError {
   })
 }
 
-/** KL(student ‖ teacher) over each sampled token and any other: TRL's `loss_top_k=1` with `loss_add_tail`. */
+/**
+ * For each token, KL(student ‖ teacher) over two outcomes: the sampled token, and any other. This is TRL's
+ * `loss_top_k=1` with `loss_add_tail`. `reference` holds the teacher's log-probabilities.
+ */
 export const sampledDivergence: LossFunction = (rows) => {
   const count = rows.reduce((sum, { logprobs }) => sum + logprobs.length, 0)
   let loss = 0

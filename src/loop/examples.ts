@@ -1,4 +1,4 @@
-// The examples of a trainer: records, or token ids with weights, advantages and log-probabilities.
+// The examples of a trainer: records, or token ids with a weight, an advantage and log-probabilities for each token.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

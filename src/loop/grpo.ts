@@ -1,4 +1,5 @@
-// Training from rewards: of several texts for a prompt, those that judges find better become more probable.
+// Training from rewards: the model writes several texts for each prompt, functions judge them, and texts that are
+// better than the rest of their group become more probable.
 
 import { ConfigError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'

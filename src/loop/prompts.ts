@@ -157,7 +157,10 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
   return rows
 }
 
-/** A question is a chat of one message. If messages end with an answer, it is the wanted one. */
+/**
+ * Reads a record with `prompt`, `question` or `messages`. A question is a chat of one message. If messages end with an
+ * answer, it is the wanted one.
+ */
 export function promptOf(row: unknown, where: string): PromptRow {
   const record = isObject(row) ? row : {}
   const { question, messages = typeof question === 'string' ? [{ role: 'user', content: question }] : undefined } =

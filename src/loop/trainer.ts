@@ -56,7 +56,7 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
   readonly resume?: Directory | undefined
 }
 
-/** Added by the caller of `open`: the platform's memory limits and folders, or another training's task. */
+/** What the caller of `open` adds: the platform's memory limits and folders, or the task of another training. */
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
@@ -69,7 +69,7 @@ const LIVE = 'live'
 /** Texts that are sampled at the same time. */
 const SAMPLED = 32
 const USUAL_LENGTH = 1024
-/** With little memory, bytes for the caches of texts whose next turns may come. */
+/** With little memory, the session keeps at most this many bytes of caches for texts whose next turns may come. */
 const SMALL_PREFIX_CACHE = 2 ** 26
 
 /** Losses that compare with a reference: by default the model as it was when the trainer was opened. */

@@ -96,7 +96,11 @@ export async function startOfFile(file: string, most: number): Promise<string | 
   return new TextDecoder().decode(start)
 }
 
-/** Appears complete or not at all; a device or pipe is written into. `isNew`: whether it must not exist. */
+/**
+ * Writes a file that appears complete or not at all. If the path is a device or a pipe, the content is written into it.
+ *
+ * @param isNew whether it is an error if the file exists
+ */
 export function writeWhole(file: string, content: string, isNew: boolean): Promise<void> {
   return writeFile(new NodeDirectory(path.dirname(file)), path.basename(file), content, isNew)
 }

@@ -13,7 +13,10 @@ export function openExampleFile() {
   const ends: number[] = []
   const startOf = (group: number) => (group === 0 ? 0 : ends[group - 1])
 
-  /** Undefined for functions, such as those that read the pictures of a chat again, and if no file can be made. */
+  /**
+   * Returns undefined if the examples have functions, such as those that read a chat's pictures again, or if no file
+   * can be made.
+   */
   function serialized(examples: readonly unknown[]): Uint8Array | undefined {
     try {
       file ??= openNameless(name)

@@ -27,7 +27,10 @@ function notPath({ where, what }: FileError): FileError {
   })
 }
 
-/** Anonymous memory and mapped files: https://man7.org/linux/man-pages/man5/proc_pid_status.5.html */
+/**
+ * Reads how much memory is anonymous and how much is mapped files:
+ * https://man7.org/linux/man-pages/man5/proc_pid_status.5.html
+ */
 function memoryUse() {
   if (process.platform !== 'linux') return undefined
   const status = readFileSync('/proc/self/status', 'utf8')

@@ -1,4 +1,5 @@
-// Rewards from a file: graders, or a module whose functions run in a worker, which can be ended.
+// Rewards from a file: graders, or a module. The module's functions run in a worker, so that one that never returns can
+// be ended.
 
 import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'

@@ -44,7 +44,11 @@ interface WorkerControl {
   loadRuntime(specifier: string, wasm?: string, threads?: number): void
 }
 
-/** Opens an engine, in a worker without loading its code here. `threads`: of ONNX Runtime, else it chooses. */
+/**
+ * Opens an engine. If it runs in a worker, its code is not loaded in this thread.
+ *
+ * @param threads number of threads of ONNX Runtime; by default it chooses
+ */
 export async function openEngine<T extends Disposable>(
   host: RuntimeHost,
   kind: EngineKind,

@@ -1,4 +1,5 @@
-// Turns ONNX Runtime's messages about operators that a provider lacks into errors with node and providers.
+// Recognizes ONNX Runtime's messages about a graph that a session's execution providers cannot run, and turns them into
+// errors that name the operator, its node, and providers that have it.
 
 import { UnsupportedError } from '../base/errors.js'
 

@@ -156,7 +156,7 @@ function runError(cause: unknown): RuntimeError {
   })
 }
 
-/** Held feeds that keep GPU copies. ONNX Runtime does not free them, and fails at exit if any are left. */
+/** How many held feeds keep GPU copies. ONNX Runtime does not free the copies, and fails at exit if any are left. */
 const KEPT_COPIES = 4
 
 class WrappedSession implements RuntimeSession {
@@ -266,7 +266,10 @@ class WrappedSession implements RuntimeSession {
   }
 }
 
-/** They would undo intended nodes: the first merges equal ones, the second makes slices early, all at once. */
+/**
+ * Optimizers that would undo what the graph does on purpose. The first merges nodes that compute the same. The second
+ * makes all slices of a tensor at once, instead of each right before it is read.
+ */
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 
 function sessionOptions(

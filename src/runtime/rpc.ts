@@ -1,5 +1,6 @@
-// Calls methods of an object in another thread. Buffers marked by `transfer` are moved. The last argument may be a
-// function: what the other thread calls it with comes back in messages, until the call has its result.
+// Calls the methods of an object in another thread. Buffers marked by `transfer` are moved, not copied. The last
+// argument may be a function: what the other thread calls it with comes back in messages, until the call has its
+// result.
 
 import { deserializeError, openFilesHint, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
 

@@ -110,7 +110,10 @@ export interface OutputOptions {
   gpuOutputs?: readonly string[] | undefined
 }
 
-/** Whether tensors can stay on the GPU: with WebGPU as first provider alone, which is the one that computes. */
+/**
+ * Says whether a session can keep tensors on the GPU. The runtimes support this only for WebGPU; other devices copy all
+ * inputs and outputs. The first provider is the one that computes.
+ */
 export function keepsOnGpu({ executionProviders: [first] = [] }: SessionOptions): boolean {
   return first === 'webgpu'
 }
@@ -128,7 +131,11 @@ export function freeOnGpu(...tensors: readonly RuntimeTensor[]): void {
 export interface RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  /** Outputs share no memory. `held`: feeds prepared once per object, which come before `feeds`. */
+  /**
+   * Runs the graph. The outputs do not share memory with the session.
+   *
+   * @param held more feeds, which are prepared only once for each object. They take precedence over `feeds`
+   */
   run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>>
   dispose(): Promise<void>
 }

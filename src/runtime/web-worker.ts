@@ -18,7 +18,10 @@ export function webWorkerPort(worker: Worker, url: string): Port {
   }
 }
 
-/** Starts a worker, and tells its URL, which bundlers replace and no event tells: this watches the constructor. */
+/**
+ * Starts a worker and finds out its URL. Bundlers replace the URL in the code, and no event tells it, so this watches
+ * the constructor.
+ */
 export function startNoted(start: () => Worker): [worker: Worker, url: string] {
   const { Worker: Native } = globalThis
   let url = ''

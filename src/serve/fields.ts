@@ -1,4 +1,5 @@
-// The fields of bodies, from which docs/serving.md is made (scripts/generate/fields.mjs). Unknown ones are errors.
+// The fields of bodies: one table says what each may be and does, and each route names those that it takes.
+// `scripts/generate/fields.mjs` makes the table of docs/serving.md from it. Unknown fields are errors.
 
 import { didYouMean } from '../base/errors.js'
 import {

@@ -1,4 +1,5 @@
-// Admits requests. More than run at once wait: by priority, then the key with fewest running, then its last turn.
+// Admits requests. A fixed number run at once and more wait: the lowest priority number comes first, then the key that
+// has the fewest running, then the key that was admitted longest ago.
 
 import { groupBy } from '../base/group.js'
 import { HttpError } from './http.js'

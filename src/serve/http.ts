@@ -70,7 +70,10 @@ const MAX_DEPTH = 100
 /** Values in a body: token ids of the longest context, or thousands of messages. */
 const MAX_VALUES = 1 << 18
 
-/** A body's pieces. `stopped` aborts when the server takes no more: what is not here then is not waited for. */
+/**
+ * Yields the pieces of a body. `stopped` aborts when the server takes no new requests: then it waits for no more of the
+ * body.
+ */
 export async function* piecesOf(
   request: Request,
   maxBytes: number,
@@ -130,7 +133,7 @@ const MAX_BEHIND = 4 << 20
 export interface Events {
   /** An event with a `type` gets it as its name. */
   send(event: object): void
-  /** Resolves once the caller has left less than MAX_BEHIND bytes unread, or the request is aborted. */
+  /** Resolves once the caller has left fewer than MAX_BEHIND bytes unread, or once the request is aborted. */
   room(): Promise<void>
 }
 

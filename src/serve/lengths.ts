@@ -1,4 +1,5 @@
-// Bounds on texts before they are encoded, in the thread that answers all requests: long ones would stop the server.
+// Bounds on texts before they become tokens. Texts are encoded in the thread that answers all requests, so a very long
+// text would stop the server.
 
 import type { Model } from '../graph/model-folder.js'
 import type { Prompt } from '../infer/session.js'

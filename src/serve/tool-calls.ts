@@ -1,5 +1,6 @@
-// Reads an answer: words, and calls of functions in Hermes' and Qwen's form, <tool_call>{"name", "arguments"}, or in
-// Llama 3's, one JSON object with name and parameters. What is in another form is words.
+// Reads a text that a model writes as an answer: words, and calls of functions in Hermes' and Qwen's form,
+// <tool_call>{"name", "arguments"}</tool_call>, or in Llama 3's, one JSON object with name and parameters. Anything
+// else counts as words.
 
 import { jsonIn, objectOf } from '../base/options.js'
 

@@ -1,5 +1,6 @@
-// How a request's tools reach the model (https://github.com/NousResearch/Hermes-Function-Calling, unless its template
-// has a place), and what calls look like: xgrammar's structural tag forces required calls and `strict` arguments.
+// How a request's tools reach the model, and what its calls must look like. Chat templates that have no place for tools
+// get a system message in the form that Hermes documents. A structural tag of xgrammar forces calls that are required,
+// and the arguments of tools that are `strict`. https://github.com/NousResearch/Hermes-Function-Calling
 
 import { attempt } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'

@@ -4,9 +4,7 @@ import { createColors } from 'picocolors'
 import { aliasOf, type Command, flagOf, nameOf } from '../options.js'
 
 const COLUMN = 31
-/**
- * Longer lines are hard to read. Text is not wrapped below MIN_COLUMNS: a narrower terminal breaks the lines itself.
- */
+/** Longer lines are hard to read. We never wrap below MIN_COLUMNS: a narrower terminal breaks the lines itself. */
 const MAX_COLUMNS = 110
 const MIN_COLUMNS = 60
 

@@ -28,15 +28,15 @@ export interface RangeSource extends ByteSource {
   read(offset: number, byteLength: number, onReceived?: OnReceived): Promise<Uint8Array<ArrayBuffer>>
 }
 
-/** So many requests show whether a reader skips much of a file. */
+/** After this many requests we can tell whether a reader skips much of a file. */
 const TRIED_REQUESTS = 32
 
 /** In the time of one request, about this many bytes of a download arrive. */
 const BYTES_OF_REQUEST = 1 << 21
 
 /**
- * A file that is read in ranges until `fetch` downloads it. A reader who skips less than it takes to ask for the next
- * range, such as between small weights, gets the whole file at once.
+ * A file that is read in ranges until `fetch` downloads it. If a reader skips so little that asking for the next range
+ * takes longer than downloading what lies between, as between small weights, the whole file is downloaded at once.
  */
 export function inPlace(ranges: RangeSource, download: () => Promise<ByteSource>): ByteSource {
   const { name, byteLength } = ranges

@@ -145,7 +145,7 @@ async function canAppear(out: string): Promise<boolean> {
   )
 }
 
-/** The path that a text names, also as file://. Throws ConfigError for the address of another place. */
+/** Returns the path that a text or file:// URL names. Throws ConfigError if it is the address of another place. */
 export function localPath(text: string, where: string): string {
   if (/^file:\/\//i.test(text)) {
     try {
@@ -216,7 +216,11 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
   return source
 }
 
-/** A file that appears whole or not at all; devices, pipes and sockets are written into. `isNew`: must not exist. */
+/**
+ * Makes a file that appears whole or not at all. Devices, pipes and sockets are written into.
+ *
+ * @param isNew fails if something has the name by the time the file is whole. Otherwise an existing file is replaced
+ */
 async function createFile(name: string, isNew = false): Promise<ByteSink> {
   if (await isStream(name)) return openSink(name, name, 'a')
   const output = await WholeOutput.begin(name)
@@ -238,7 +242,10 @@ async function createFile(name: string, isNew = false): Promise<ByteSink> {
   })
 }
 
-/** Devices and pipes can be written to but not replaced. /dev/stdout may be a link to a file. */
+/**
+ * True for devices and pipes, which can be written to but not replaced. /dev/stdout is a link to a file if the shell
+ * sends it there.
+ */
 async function isStream(name: string): Promise<boolean> {
   const status = await stat(name).catch(() => undefined)
   if (status?.isDirectory()) throw new FileError({ where: name, what: 'is a folder' })

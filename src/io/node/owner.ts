@@ -1,5 +1,6 @@
-// Tokens of processes, a part of the names of all unfinished files and folders: whoever meets one can tell whether its
-// process still runs. Nothing has to be renewed, and no clocks are compared.
+// Tokens of processes. A token is a part of the names of all unfinished files and folders that its process makes, so
+// that whoever meets one can tell whether that process is still running. Nothing has to be renewed, and no clocks are
+// compared.
 
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'
@@ -31,7 +32,10 @@ function hostDigest(): string {
   return createHash('sha256').update(place).digest('hex').slice(0, 8)
 }
 
-/** A process's start, as ids are given again. Empty if the system does not tell; undefined if it has ended. */
+/**
+ * Returns when a process started, because the system reuses ids. Returns '' if the system does not tell it, and
+ * undefined if the process has ended.
+ */
 function startOf(pid: number): string | undefined {
   try {
     process.kill(pid, 0)

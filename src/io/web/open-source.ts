@@ -24,7 +24,10 @@ import { type HubSource, parseSource } from '../source.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../url-directory.js'
 import { BlobSource } from './files.js'
 
-/** An interruption costs at most one such part: a second or two; a model takes a few dozen requests. */
+/**
+ * Files are requested in parts of this size. An interruption costs at most one part, which takes a second or two on a
+ * usual connection, and a model takes a few dozen requests.
+ */
 const PART_BYTES = 8 << 20
 /** Browsers can only hash bytes that are all in memory. For larger files only the length is checked. */
 const MAX_DIGESTED_BYTES = 64 << 20

@@ -1,4 +1,5 @@
-// The formulas of `multi` graders: numbers, names, + - * / ^, parentheses, a few functions; strangers may write them.
+// The formulas of `multi` graders: numbers, names, + - * / ^, parentheses and a few functions. They are parsed here and
+// not evaluated as code, because strangers may have written them.
 
 import { ConfigError } from '../../base/errors.js'
 
@@ -28,7 +29,10 @@ const MOST_CHARACTERS = 2000
 const DEEPEST = 100
 const TOKEN = /\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|([-+*/^(),]))/y
 
-/** As in Python, ^ binds to the right and tighter than a sign before it. Throws ConfigError at the first fault. */
+/**
+ * Parses a formula. As in Python, ^ binds to the right and tighter than a sign before it. Throws ConfigError at the
+ * first fault, with its place.
+ */
 export function parseFormula(text: string, names: readonly string[], where: string): Formula {
   const fail = (what: string, hint?: string): never => {
     throw new ConfigError({ where, what, got: JSON.stringify(text.slice(0, 200)), ...(hint && { hint }) })

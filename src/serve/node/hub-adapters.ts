@@ -1,4 +1,4 @@
-// Finds adapters on the Hub for callers who may load them. They get what is public: no token is sent.
+// Finds adapters on the Hub for callers who may load them. Only public ones are found: the server's token is not sent.
 
 import { ConfigError, FileError } from '../../base/errors.js'
 import { openFolder } from '../../index/sources.js'

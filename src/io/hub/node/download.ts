@@ -24,7 +24,7 @@ export interface Download {
   refused(response: Response): FileError
 }
 
-/** Attempts without progress that make a download fail: with their pauses about half a minute. */
+/** A download fails after this many attempts without progress. With the pauses between, they take half a minute. */
 const MAX_TRIES = 5
 
 const underWay = new Map<string, Promise<void>>()
@@ -156,7 +156,7 @@ async function openWriter(file: string, job: Download) {
       return hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
     },
 
-    /** Flushes before the rename. Otherwise a crash could leave the name of an incomplete file. */
+    /** Flushes the bytes to disk before the rename. Otherwise a crash could leave the name of an incomplete file. */
     async finish(): Promise<void> {
       await handle.sync()
       await handle.close()

@@ -36,7 +36,10 @@ export interface OpenHubOptions extends RemoteOptions {
 /** If the cache has a copy, we wait at most this long for the Hub to name the newest commit. */
 const REFRESH_STALL_MS = 10_000
 
-/** Downloads files when they are opened. Throws FileError without the Hub and a cached copy. */
+/**
+ * Opens a repository. Files are downloaded when they are opened. Throws FileError if the Hub cannot be reached and the
+ * cache has no copy.
+ */
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
   const { cacheFolder, cacheVariable, ...environment } = hubEnvironment(options.variables)
   const connection: HubConnection = {
@@ -219,7 +222,7 @@ async function cachedIds(cacheFolder: string): Promise<string[]> {
     .filter(isId)
 }
 
-/** A model's folder in huggingface_hub's cache, in its layout. Each file is renamed once it is complete. */
+/** A model's folder in huggingface_hub's cache, in its layout. Each file is renamed into place once it is complete. */
 class ModelCache {
   readonly #folder: string
 
@@ -326,7 +329,7 @@ class ModelCache {
     await withFileErrors(folder, 'cannot be written', () => access(folder, constants.W_OK))
   }
 
-  /** A relative link. Without links, a new file is moved; an old one, which others may use, is copied. */
+  /** Creates a relative link. Without links, a new file is moved, and an old one, which others may use, is copied. */
   async link(digest: string, commit: string, file: string, isNew: boolean): Promise<void> {
     const blob = this.blob(digest)
     const target = this.snapshot(commit, file)

@@ -35,7 +35,7 @@ export class Completions {
     private readonly most: number,
   ) {}
 
-  /** `most`: completions of one owner; the oldest goes for another. */
+  /** Opens the store. If an owner has more than `most` completions, the oldest is deleted. */
   static async open(folder: string, most: number, options: StoreOptions): Promise<Completions> {
     const place = path.join(folder, 'completions')
     return new Completions(await Store.open<CompletionEntry>(place, 'stored completion', options), most)

@@ -218,7 +218,11 @@ export class Files {
     return { ...shared, purpose: 'fine-tune', status, file: made === undefined ? null : wireFile(made) }
   }
 
-  /** Makes a file of what `fill` writes, or nothing. `replaced`: bytes of the upload that it replaces. */
+  /**
+   * Makes a file of what `fill` writes, or leaves nothing of it.
+   *
+   * @param replaced bytes of the upload that the file replaces
+   */
   async #receive(
     { owner, most, replaced = 0 }: { owner: string; most: number; replaced?: number },
     fill: (write: Write) => Promise<About>,

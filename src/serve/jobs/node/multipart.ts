@@ -11,7 +11,11 @@ const MAX_FIELD = 64 << 10
 /** The other fields and the headers of all parts together. */
 const MAX_AROUND = 256 << 10
 
-/** A form with one file, for `onFile`'s writer; its other fields come back by name. */
+/**
+ * Reads a form with one file. Its other fields come back by their names.
+ *
+ * @param onFile returns the function that takes the content of this field's file
+ */
 export async function readForm(
   { request, stopped }: Call,
   maxFileBytes: number,

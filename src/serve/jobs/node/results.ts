@@ -12,7 +12,10 @@ export interface StepLine {
   readonly evalLoss?: number
 }
 
-/** The objects in a file of JSON lines, of which a crash may have cut the last. None if there is no such file. */
+/**
+ * Returns the objects in a file of JSON lines, without a last line that a crash cut off. Returns none if there is no
+ * file.
+ */
 export async function readLines<Line>(file: string): Promise<Line[]> {
   const text = await readFile(file, 'utf8').catch(() => '')
   return text.split('\n').flatMap((line) => (jsonIn(line) as Line | undefined) ?? [])

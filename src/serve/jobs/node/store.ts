@@ -1,4 +1,5 @@
-// Records with an owner: JSON in folders, FOLDER/ID/record.json, and in memory. One process has the folder.
+// Records with an owner, each a JSON file in a folder of its own, which may hold other files: FOLDER/ID/record.json.
+// They are in memory too, so only one process at a time may use the folder.
 
 import { randomBytes } from 'node:crypto'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'

@@ -1,4 +1,5 @@
-// The process of a job checks the files or trains, from what the run's folder has. Arguments: check or train, folder.
+// The process of a job: it checks the files, or trains. It continues what is in the folder of the run, and ends when
+// the server ends. Its arguments are `check` or `train`, and the job's folder.
 
 import { createHash } from 'node:crypto'
 import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
