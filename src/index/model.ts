@@ -44,14 +44,6 @@ export async function requireChatTemplate(source: Source, error?: (model: string
   throw (error ?? (await import('../infer/generate/messages.js')).noTemplate)(directory.name)
 }
 
-/** Throws unless a model can write texts. Reads no weights. */
-export async function requireTexts(model: Model): Promise<void> {
-  const { textFormOf } = await import('../infer/generate/text-graph.js')
-  const { requireTokenizer } = await import('../graph/model-folder.js')
-  requireTokenizer(model)
-  await textFormOf(model)
-}
-
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, 'loadModel', LOAD_MODEL_OPTIONS)
   const { onDownload, signal } = options

@@ -51,6 +51,14 @@ export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapter
   onWarning?: ((message: string) => void) | undefined
 }
 
+/** Throws unless a model can write texts. Reads no weights. */
+export async function requireTexts(model: Model): Promise<void> {
+  const { textFormOf } = await import('../infer/generate/text-graph.js')
+  const { requireTokenizer } = await import('../graph/model-folder.js')
+  requireTokenizer(model)
+  await textFormOf(model)
+}
+
 export async function openSession(model: Model | Source, given: OpenSessionOptions = {}): Promise<AdapterSession> {
   checkOptions(given, 'openSession', OPEN_SESSION_OPTIONS, {
     elsewhere: { dtype: 'Give it to loadModel: openSession(await loadModel(source, { dtype }))' },

@@ -4,7 +4,6 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { closing } from '../../base/bytes.js'
 import { otherBase } from '../../index/base-name.js'
-import { requireTexts } from '../../index/model.js'
 import type { AdapterSession, LoraAdapter, LoraConfig } from '../../index.js'
 import { flags } from '../flags.js'
 import { ADAPTER, MODEL, RUNS, repeated, text, toggle, UsageError, type Values } from '../options.js'
@@ -41,7 +40,7 @@ export async function withSession(
   const source = named ?? (await baseOfAdapter(folders[0], adapters[0][1]))
   await check?.(source, new Map(adapters))
   return closing(await node.loadModel(source, { dtype }), async (model) => {
-    if (check !== undefined) await requireTexts(model)
+    if (check !== undefined) await (await import('../../index/session.js')).requireTexts(model)
     for (const [folder, { config }] of adapters) {
       const warning = otherBase(folder, config.baseModel, model)
       if (warning !== undefined) warn(warning)
