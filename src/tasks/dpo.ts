@@ -1,5 +1,6 @@
-// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the better one
-// becomes more probable than before training. The loss is −ln σ(β·margin), averaged over the pairs.
+// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): the model learns to make the better of two
+// answers to a prompt more probable than before training, and the worse less. The loss is −ln σ(β·margin), averaged
+// over the pairs.
 
 import { counted, DataError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'
@@ -230,7 +231,10 @@ function textsOf({ prompt, chosen, rejected }: Fields, where: string): ParsedRec
   })
 }
 
-/** Characters that both texts begin with. A last space, and the last letter of equal texts, are the answers' own. */
+/**
+ * Counts the characters that both texts begin with. A space at the end belongs to the answers, and if the texts are
+ * equal, so does the last letter, as in TRL.
+ */
 function sharedText([a, b]: readonly string[]): number {
   const length = Math.min(commonLength(a, b), a.length - 1, b.length - 1)
   if (a[length] !== b[length] && a[length - 1] === ' ') return length - 1

@@ -278,7 +278,10 @@ interface Vectors {
   readonly width: number
 }
 
-/** Over a step's vectors, outside the graph, as runs are compared (GradCache: Gao et al. 2021, arXiv 2101.06983). */
+/**
+ * A loss over all vectors of a step, with its gradient for each vector. It is computed outside the graph because it
+ * compares vectors of different runs (GradCache: Gao et al. 2021, arXiv 2101.06983).
+ */
 interface VectorLoss {
   readonly loss: number
   readonly gradients: Float32Array[]

@@ -1,5 +1,6 @@
-// Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): answers are marked as wanted or not. A loss
-// is weight·(1 − σ(±β·(log ratio − KL))); the KL is estimated from answers paired with the wrong prompt of the batch.
+// Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): from single answers marked as wanted or
+// unwanted, the model learns to make them more or less probable than before training. The loss of an answer is
+// weight·(1 − σ(±β·(log ratio − KL))); the KL is estimated from answers paired with the wrong prompt of the batch.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -29,9 +30,9 @@ export interface JudgedExample {
   /** The prompt with its answer. */
   readonly text: Example
   readonly isWanted: boolean
-  /** The whole answer, even if `text` is cut: the prompt of the next example gets it as its mismatch. */
+  /** The whole answer, even if `text` is cut. The next example's prompt gets it as its mismatched answer. */
   readonly answer: Int32Array
-  /** The most tokens of this prompt with its mismatched answer. A longer answer is cut. */
+  /** The most tokens of this prompt together with its mismatched answer. A longer answer is cut. */
   readonly limit: number
   readonly before?: Two
 }
@@ -51,7 +52,10 @@ export interface KtoOptions extends Pick<DpoOptions, 'beta'> {
   readonly undesirableWeight?: number | undefined
 }
 
-/** For each example: ln(probability) before training of answer and mismatched answer; ±1; the weight. */
+/**
+ * Inputs for each example: ln(probability), before training, of the answer and of the mismatched answer; ±1; and the
+ * weight.
+ */
 const OWN_BEFORE = 'loss/own_before'
 const OTHER_BEFORE = 'loss/other_before'
 const SIGN = 'loss/sign'

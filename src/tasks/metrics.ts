@@ -7,7 +7,10 @@ export function meansOf(values: Readonly<Record<string, readonly number[]>>): Re
   )
 }
 
-/** Query i's partner is candidate i: recall@k, whether it is among the best k; mrr, 1 / place, last in ties. */
+/**
+ * For query i, whose partner is candidate i: recall@k is 1 if the partner is among the best k, and mrr is 1 / its
+ * place. Among equal scores the partner comes last.
+ */
 export function retrievalValues(
   count: number,
   score: (query: number, candidate: number) => number,
@@ -82,7 +85,7 @@ export function severalMetrics(
   return { accuracy: right / truth.length, f1: known.reduce((sum, score) => sum + score, 0) / known.length, scores }
 }
 
-/** ROC AUC: how likely a record with the label scores above a record without it. Ties count half. */
+/** Computes ROC AUC: the chance that a record with the label has a higher score than one without. Ties count half. */
 export function areaUnderCurve(truth: readonly boolean[], scores: readonly number[]): number {
   const order = [...scores.keys()].sort((a, b) => scores[a] - scores[b])
   let [sum, below] = [0, 0]

@@ -169,25 +169,37 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly problemType?: ProblemType
   /** Warnings about the examples, before they are trained on. */
   readonly warnings?: readonly string[]
-  /** How adapters run if PEFT's class for the task cannot: their folder has no type, so PEFT takes its plain class. */
+  /**
+   * How adapters of this model are run if PEFT's class for the task's type cannot run them. Their folder then has no
+   * type, so that PEFT uses its plain class.
+   */
   readonly plainUse?: TaskUse | undefined
   /** Throws DataError for an evaluation example whose target the training data does not have. */
   checkEvaluation?(example: Example): void
   /** Rows of a run for each example. Default 1. */
   readonly rowsOfExample?: number
-  /** Examples are compared with neighbors: batches keep the data's order and have at least two. Default false. */
+  /**
+   * True if an example is compared with its neighbors in the data: batches then keep the order of the data and have at
+   * least two examples. Default false.
+   */
   readonly needsNeighbors?: boolean
   /** Tokens of an example. Examples of similar cost run together. */
   cost(example: Example): number
   /** Reads what {@link collate} needs for these examples, and drops what earlier examples needed. */
   prepare?(examples: readonly Example[]): Promise<void>
-  /** Feeds of a run with its targets. `length`: at least the largest cost. */
+  /** Makes the feeds of one run, including the targets. `length` is the padded length: at least the largest cost. */
   collate(examples: readonly Example[], length: number): Feeds
-  /** The divisor of the examples' loss. A step's runs add theirs up, so accumulation changes no result. */
+  /** The divisor of the examples' loss. The runs of a step add up their divisors, so accumulation changes no result. */
   normalizer(examples: readonly Example[]): number
-  /** A step's loss across runs: then two passes. Returns the mean, and gradients to feed to each run. */
+  /**
+   * Computes the loss of a whole step, for tasks that compare examples of different runs. The step then takes two
+   * passes. Returns the mean over the examples, and the gradients to feed to each run.
+   */
   stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
-  /** Two numbers of each example before training, from {@link Objective.forward}: its `before` in the loss. */
+  /**
+   * For a loss that compares with the model before training: returns two numbers per example, from the outputs of
+   * {@link Objective.forward} at that time. Examples have them as `before` when their loss is computed.
+   */
   reference?(outputs: Readonly<Record<string, RuntimeTensor>>): (readonly [number, number])[]
   /** The prediction for each example of a run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]

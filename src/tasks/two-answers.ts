@@ -18,7 +18,10 @@ export const SIDES = 2
 
 export type Two = readonly [number, number]
 
-/** DPO and KTO: examples of two answers. `before`: ln(probability) of both before the first step. */
+/**
+ * What DPO and KTO compute for examples of two answers. `before` of an example holds ln(probability) of both answers
+ * before the first step.
+ */
 export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES
@@ -60,7 +63,10 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     return predictedRows(outputs).map(([first, second]): Two => [-first, -second])
   }
 
-  /** −ln(probability) of each side's answers, (n, 1); without gradients also the predictions, side by side. */
+  /**
+   * Returns −ln(probability) of the answers of each side, (n, 1). In a graph without gradients these values are also
+   * the predictions, side by side.
+   */
   protected losses(graph: ObjectiveGraph): Value[] {
     const { g } = graph
     const { choice, targets } = chooseTargets(graph)

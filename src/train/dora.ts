@@ -1,4 +1,4 @@
-// The norm of each row of a weight, for DoRA: magnitudes start from these norms, and outputs are divided by them.
+// The norm of each row of a weight. DoRA starts its magnitudes from these norms, and divides outputs by them.
 
 import { outputNorms } from '../graph/inject/affine.js'
 import { withPointwise } from '../graph/match/forms/pointwise.js'

@@ -26,7 +26,10 @@ export interface EngineSetup {
   optimizer: Partial<AdamWOptions>
   /** 0: no clipping. */
   maxGradNorm: number
-  /** Input and output for all tensors and gradients as one vector: a GPU copies one tensor faster than many. */
+  /**
+   * The graph's input and output if it takes all tensors as one vector, and gives their gradients as one: a GPU copies
+   * one large tensor in less time than many small ones.
+   */
   packed?: { readonly input: string; readonly gradient: string } | undefined
 }
 
@@ -52,7 +55,10 @@ export class TrainEngine extends SessionTable {
     return { loss: Number(results[loss].data[0]), outputs }
   }
 
-  /** Steps with the gradients so far, and returns their norm. No parameter changes if it or the loss is not finite. */
+  /**
+   * Takes a step of the optimizer with the gradients since the last one, and returns their norm. If that or the loss is
+   * not finite, no parameter changes.
+   */
   async update(loss: number, learningRate: number): Promise<number> {
     this.#hasGradients = false
     return this.#started().step(loss, learningRate)

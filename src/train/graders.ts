@@ -1,5 +1,6 @@
-// Graders: OpenAI's objects that judge a text. `{{item.answer}}` is a field of the record, `{{sample.output_text}}` the
-// text that the model wrote, `{{sample.output_json.city}}` a part of it if it is JSON.
+// Graders: OpenAI's objects that judge a text, as in its fine-tuning API. In their texts `{{item.answer}}` is a field
+// of the record, `{{sample.output_text}}` the text that the model wrote, and `{{sample.output_json.city}}` a part of it
+// if it is JSON.
 
 import type { SignalLike } from '../base/globals.js'
 

@@ -1,4 +1,4 @@
-// The adapter that a training starts from: adapted modules, tensors that are trained whole, and their first values.
+// The adapter that a training starts from: which modules it adapts, which tensors it trains, and their first values.
 
 import { ConfigError, listed, MismatchError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'

@@ -1,4 +1,5 @@
-// Training on records: batches, evaluations, and the scores before the first step if the task compares with them.
+// Training on records: the batches of each step, evaluations, and the scores of the model before the first step, if the
+// task compares with them.
 
 import type { Examples, OpenTask } from '../tasks/task.js'
 import { EpochPlan, examplesOf, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'

@@ -1,4 +1,5 @@
-// The training loop, until all steps are taken, an interruption, or a number that is not finite.
+// The training loop. It ends when all steps are taken, when it is interrupted, or when a number is not finite. The
+// caller says what a step learns from, such as records, or texts with rewards.
 
 import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
@@ -38,7 +39,10 @@ export interface Lessons {
   sample?(): Promise<SampleEvent['samples'] | undefined>
   /** Returns false between steps that belong together: the run is neither saved nor stopped there. */
   isWhole?(steps: number): boolean
-  /** Saves the state even if `forwardBackward` throws, as if a reward of the user fails, which may work later. */
+  /**
+   * True if the state is saved even when `forwardBackward` throws. Set if that calls functions of the user, such as
+   * rewards, which may work again later.
+   */
   readonly savesOnError?: boolean
 }
 

@@ -32,7 +32,10 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
-  /** The most bytes of weights that ONNX Runtime may copy to repack; it maps the others. Default: by `memory`. */
+  /**
+   * The most bytes of float weights that ONNX Runtime may copy to repack them; it reads the others from mapped pages.
+   * Default: by the setting `memory`.
+   */
   readonly copiedBytes?: number
   /** Tokens of the longest text. */
   readonly longest?: number

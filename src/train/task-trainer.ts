@@ -1,4 +1,5 @@
-// A model whose adapter learns a task, for `train`, `openTrainer` and evaluations. Gradients add up until a step.
+// A model whose adapter learns a task. `train`, `openTrainer` and evaluations all build on it. Gradients add up until
+// the next step.
 
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
@@ -77,7 +78,10 @@ export class TaskTrainer {
     return this.parts.open.collate(examples, length)
   }
 
-  /** Runs without a loss. `ahead`: with the next run's (0) or a later run's dropout. `factors` replace the current. */
+  /**
+   * Runs the graph without a loss, and returns its predictions. `ahead` asks for the dropout of a coming training run:
+   * 0 for the next, 1 for the one after it. `factors` replaces the current values.
+   */
   async predict(feeds: Feeds, { ahead, factors }: { ahead?: number; factors?: readonly Float32Array[] | undefined }) {
     const { sessions, parts, steps: step } = this
     const isPlain = ahead === undefined && parts.adapter.config.dropout > 0
@@ -94,7 +98,9 @@ export class TaskTrainer {
     return this.engine.accumulate(pass)
   }
 
-  /** An optimizer's step. Returns the norm of the gradients; nothing changes if it or the loss is not finite. */
+  /**
+   * Takes an optimizer step and returns the norm of the gradients. If that or the loss is not finite, nothing changes.
+   */
   async step(loss: number, learningRate: number): Promise<number> {
     this.#runs = 0
     const norm = await this.engine.update(loss, learningRate)

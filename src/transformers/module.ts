@@ -121,7 +121,10 @@ export function defaultDevice(): string {
   return place.device
 }
 
-/** transformers.js's own copy: pipelines know tensors by class, and two copies in a process disturb each other. */
+/**
+ * Finds the copy of ONNX Runtime that transformers.js uses. Another copy would not do: pipelines recognize tensors by
+ * class, and two copies in a process disturb each other.
+ */
 export async function findRuntime(transformers: TransformersModule): Promise<OrtModule> {
   const found = await place.runtimeOf(transformers)
   if (found === undefined) {

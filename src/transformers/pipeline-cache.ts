@@ -1,5 +1,6 @@
-// The key-value cache of texts that a pipeline writes. transformers.js feeds the outputs of a step with the next; rows
-// go into arrays with room for more, and it gets tensors without data in their place. Reading such a tensor copies.
+// The key-value cache of texts that a pipeline writes. transformers.js keeps the cache outputs of a step and feeds them
+// with the next step. A step adds only a few rows, which go into arrays with room for more; transformers.js gets
+// tensors without data that stand for the arrays. Reading the data of such a tensor makes a copy.
 
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { GrowingCache } from '../infer/generate/growing-cache.js'

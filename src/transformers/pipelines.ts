@@ -1,4 +1,5 @@
-// Pipelines over lowrank's session. Each call gets a copy of the model with its adapter, so calls may overlap.
+// Pipelines over lowrank's session. Each call gets a copy of the model that is bound to its adapter, so calls may
+// overlap.
 
 import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'

@@ -9,7 +9,7 @@ export interface LessonCard {
   readonly question: string
   readonly alone?: Shown | undefined
   readonly taught: Shown
-  /** What the model alone wrote where the adapter gives labels: the labels come from the adapter's head. */
+  /** What the model alone wrote, if the adapter gives labels: only the adapter has a head for labels. */
   readonly writesOn?: string | undefined
 }
 

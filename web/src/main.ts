@@ -25,7 +25,7 @@ let opened: OpenModel | undefined
 let recipe: Recipe | undefined
 /** The questions that the lesson asks while a run learns. */
 let asked: readonly string[] = []
-/** The last choice of a model. If another one comes while the model loads, it waits. */
+/** Settles when the model of the last choice is open. A choice that comes while a model loads waits until then. */
 let choosing = Promise.resolve()
 const choose = (choice: ModelChoice): Promise<void> => {
   const isOpen = () => opened !== undefined && isSame(opened.choice, choice)

@@ -59,7 +59,7 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
       configureHub({ token: inputOf('token').value.trim() || undefined })
       const dtype = choice.kind === 'hub' ? choice.dtype : undefined
       const model = await loadModel(source, { runtime: RUNTIMES[device], ...(dtype && { dtype }) })
-      // Weights would otherwise come with the first step, after the meter is hidden.
+      // Otherwise the weights would be fetched in the first step, after the meter is hidden.
       for (const role of Object.keys(model.graphs) as (keyof Model['graphs'])[]) {
         await (await model.openGraph(role)).fetch()
       }

@@ -1,4 +1,5 @@
-// Finds a model's head for labels: the one that transformers gives this type (src/families), or the graph's.
+// Finds a model's head for labels: the head that transformers gives this type of model (src/families), or the one in
+// the graph.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { headOf } from '../../families/families.js'

@@ -1,4 +1,5 @@
-// Chooses the hidden states that a head reads, by nodes or from a run's outputs; appends the pooling of vectors.
+// Chooses the hidden states that a head reads, as transformers does: with nodes in a graph, or from a run's outputs.
+// Also appends the pooling of token vectors to a graph.
 
 import { listed, UnsupportedError } from '../../base/errors.js'
 import type { HeadRows } from '../../families/family.js'

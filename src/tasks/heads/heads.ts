@@ -1,4 +1,5 @@
-// Heads: the layers from hidden states to logits, for training, sessions and merging. head-forms.ts finds them.
+// Heads: the layers from a model's hidden states to the logits, for training, sessions and merging. head-forms.ts finds
+// the head of a model.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
@@ -87,7 +88,10 @@ export interface PlacedHead {
   readonly architecture: string | undefined
 }
 
-/** Finds the head's layers from the first that the adapter replaces. Undefined if it replaces none. */
+/**
+ * Places an adapter's head in a graph: finds its layers from the first that the adapter replaces. Returns undefined if
+ * the adapter replaces none of them.
+ */
 export function placeHead(
   form: HeadForm,
   base: HeadBase,

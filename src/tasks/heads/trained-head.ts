@@ -1,4 +1,5 @@
-// The head that a task trains whole: the graph's, if it has the same labels, or a new one as in transformers.
+// The head that a task trains whole: the graph's head if it has the same labels, or a new head as transformers makes it
+// for this type of model.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { Random } from '../../base/random.js'

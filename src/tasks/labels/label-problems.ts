@@ -1,4 +1,5 @@
-// transformers' values of `problem_type`, each with its loss, targets and metrics.
+// transformers' values of `problem_type`: one label, any number of labels, or a number per record, each with its loss,
+// targets and metrics.
 
 import { ConfigError, DataError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
@@ -24,7 +25,10 @@ const MULTI = 'multi_label_classification'
 export interface LabelOptions {
   /** Default: by the form of the labels. Integers are names of labels, unless this is `regression`. */
   readonly problemType?: ProblemType | undefined
-  /** Weights of labels' records in the loss; `balanced`: inverse frequency. Default: 1. */
+  /**
+   * Weight of each label's records in the loss: an object by label, or `balanced` for the inverse of the label's
+   * frequency. Default: 1.
+   */
   readonly classWeights?: 'balanced' | Readonly<Record<string, number>> | undefined
   /**
    * Share of each target that is spread over all labels.

@@ -1,4 +1,5 @@
-// Pictures that a model learns from: vectors of the vision encoder, which stays, replace those of picture tokens.
+// Pictures that a model learns from. The vision encoder is not trained: its vectors replace those of the picture tokens
+// before the decoder reads them.
 
 import { DataError } from '../../base/errors.js'
 import { joinedUp } from '../../base/tensor.js'

@@ -1,4 +1,5 @@
-// The text for the places of pictures: a token for each vector, and what transformers' processors put around them.
+// Makes the text for the places of pictures: a token for each vector, and the text that transformers' processors put
+// around these tokens.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { modelType, typesWith } from '../../families/families.js'

@@ -1,4 +1,5 @@
-// The pictures of a row, as TRL has them: a list `images` in the order of their places, or each in its place.
+// The pictures of a row of data, in the form of TRL's vision data sets: a list `images` in the order of their places in
+// the messages, or each picture in its place.
 
 import { counted, DataError } from '../../base/errors.js'
 import type { ImageSource } from '../../images/image.js'

@@ -22,7 +22,10 @@ export interface PlanOptions {
 /** Enough for batches of like lengths, few enough that what follows what stays random. */
 const WINDOW_STEPS = 16
 
-/** Steps of one pass, by (seed, epoch) alone for resumed runs. `lengths`: tokens; 4 bytes an example. */
+/**
+ * The steps of one pass over the data. They depend on (seed, epoch) alone, so that a resumed run finds the same order.
+ * An example takes 4 bytes. `lengths` are the tokens of each example.
+ */
 export class EpochPlan implements Iterable<StepPlan> {
   readonly length: number
   readonly #lengths: ArrayLike<number>

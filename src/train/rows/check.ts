@@ -1,4 +1,5 @@
-// Facts about data before training: tasks, lengths, labels, errors. Records are compared by hashes of 53 bits.
+// Facts about data before a model learns from it: the task that they fit, their lengths and labels, and what is wrong.
+// Texts are not kept: records are compared by hashes of 53 bits.
 
 import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { firstOf } from '../../base/group.js'

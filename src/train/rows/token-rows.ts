@@ -1,4 +1,5 @@
-// Single rows of embeddings that a run trains (trainable_token_indices): which, and what they start from.
+// Single rows of embeddings that a run trains, as PEFT's trainable_token_indices says: which tokens and modules are
+// meant, and what the rows start from.
 
 import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, isList, isObject, kind } from '../../base/options.js'

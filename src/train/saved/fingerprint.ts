@@ -1,4 +1,5 @@
-// Digests of a run's parts: a run resumed with other parts would give neither of two results.
+// Short digests of a run's parts. A run may be resumed only with the parts that it was started with: with others, the
+// result would be that of no run.
 
 import { MismatchError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'

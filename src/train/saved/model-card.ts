@@ -1,5 +1,6 @@
-// The README.md of an adapter folder: a card (https://huggingface.co/docs/hub/model-cards#model-card-metadata), and the
-// calls that run the adapter. Only runs that write a folder load it.
+// The README.md of an adapter folder: a model card with the metadata that the Hub reads
+// (https://huggingface.co/docs/hub/model-cards#model-card-metadata), and the calls that run the adapter. Only runs that
+// write a folder load this code.
 
 import { isByteSource, isDirectory } from '../../data/row.js'
 import { type DtypeChoice, dtypeOf } from '../../graph/graph-file.js'

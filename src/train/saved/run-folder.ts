@@ -118,7 +118,10 @@ export function linesOf(entries: readonly object[]): string {
   return entries.map((entry) => `${JSON.stringify(entry)}\n`).join('')
 }
 
-/** The metrics of the first `steps` steps. A crash may have left more, even half a line: those steps run again. */
+/**
+ * Reads the metrics of the first `steps` steps. A crash may have left later lines, even half of one: those steps run
+ * again.
+ */
 export async function readMetrics(directory: Directory, steps: number): Promise<StepMetrics[]> {
   const text = new TextDecoder().decode(await withSource(directory, METRICS_FILE, readAll))
   try {

@@ -1,5 +1,6 @@
-// Reserves the folder of a run: no other training writes there, and a run that lost it writes nothing more. The code
-// that reads and writes loads only for a run with a folder: pages often train in memory.
+// Reserves the folder of a run: no other training writes there meanwhile, and a run that has lost the folder writes
+// nothing more. The code that reads and writes the folder is loaded only for a run that has one, because pages often
+// train in memory.
 
 import type { Directory, Reservation } from '../../base/bytes.js'
 import type { FolderUse, RunPlace } from './run-folder.js'
