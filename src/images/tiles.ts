@@ -18,7 +18,10 @@ const LONGEST = 4096
 /** Pillow's number of the Lanczos filter. */
 const RESAMPLE = 1
 
-/** Tiles (count, 3, edge, edge), row by row, the whole picture last. A single tile has 0 rows and columns. */
+/**
+ * Tiles (count, 3, edge, edge), row by row, and the whole picture last. Rows and columns are 0 if the picture is a
+ * single tile.
+ */
 export function tilesOf(image: Pixels, config: PreprocessorConfig) {
   const resample = filterOf(config, RESAMPLE)
   const { max_image_size: largest } = config

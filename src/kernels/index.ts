@@ -1,4 +1,5 @@
-// Chooses how a product is computed: by WebAssembly if there is one and the product is large, else by loops.
+// Chooses how a product is computed: by WebAssembly if the host has it and the product is large enough, otherwise by
+// the reference loops.
 
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'

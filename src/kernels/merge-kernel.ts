@@ -1,5 +1,5 @@
-// A merge kernel turns a chunk of W, in its storage type and in place, into W + Σ sᵢ·Bᵢ·Aᵢ. Each thread has its own;
-// whole rows, 0.5 to 1 MB at a time, are fastest. reference-merge.ts defines the correct result.
+// A merge kernel turns a chunk of a weight W, in its storage type and in place, into W + Σ sᵢ·Bᵢ·Aᵢ. Each thread has
+// its own kernel. Chunks of whole rows, 0.5 to 1 MB, are fastest. reference-merge.ts defines the correct result.
 
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
@@ -57,7 +57,9 @@ export interface MergeResult {
  */
 export interface MergeKernel {
   readonly name: string
-  /** The chunk's bytes: the base's, after `merge` the merged ones. `begin` and `merge` may replace the array. */
+  /**
+   * The chunk's bytes: before `merge` the base's, after it the merged ones. `begin` and `merge` may replace the array.
+   */
   readonly chunk: Uint8Array
   /** Makes room for the right factor (rank, columns) of the next chunks. `rank` is the sum over all terms. */
   begin(rank: number, columns: number, precision: FactorPrecision): void

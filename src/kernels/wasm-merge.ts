@@ -56,7 +56,7 @@ export function createWasmMergeKernel(byteLength: number, build: BuildName): Mer
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
 
-/** The fastest merge kernel that the host has, for one thread. A reproducible one uses no fused multiply-adds. */
+/** Creates the fastest merge kernel of the host, for one thread. A reproducible one uses no fused multiply-adds. */
 export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
   for (const build of isReproducible ? (['plain'] as const) : fastestBuilds()) {
     const kernel = createWasmMergeKernel(byteLength, build)
@@ -65,7 +65,7 @@ export function createMergeKernel(byteLength: number, isReproducible: boolean): 
   return referenceMergeKernel(byteLength)
 }
 
-/** Memory, in this order: job, terms, strip, chunk, block, packed right factor, the chunk's left factor. */
+/** Its memory holds, in this order: job, terms, strip, chunk, block, packed right factor, the chunk's left factor. */
 class WasmMergeKernel implements MergeKernel {
   readonly name: string
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })

@@ -1,5 +1,6 @@
-// The memory of the kernels, of fixed size: the packed left operand, a block of the right one and of C. Operands are
-// copied in block by block, which costs 1 to 3 % of a large product; callers get no array inside WebAssembly's memory.
+// The memory in which the kernels compute. Its size is fixed: room for the packed left operand, and for one block of
+// the right one and of C. Operands are copied in block by block, which costs 1 to 3 % of a large product, so that
+// callers never get an array that lies in WebAssembly's memory.
 
 import { type FloatArray, roundUp } from '../base/tensor.js'
 

@@ -81,7 +81,7 @@ function accumulate({ reflectors, taus }: ReturnType<typeof tridiagonal>, n: num
   return result
 }
 
-/** Makes the tridiagonal (`d`, `e`) diagonal by rotations, which also turn the rows of `vectors`. */
+/** Turns the tridiagonal matrix (`d`, `e`) into a diagonal one by rotations, which also turn the rows of `vectors`. */
 function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array): void {
   const n = d.length
   let largest = 0
@@ -99,7 +99,10 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array): vo
   }
 }
 
-/** A pass of EISPACK's imtql2. The shift: the eigenvalue of the first two rows nearer to the first diagonal element. */
+/**
+ * One pass of the QL algorithm, with the names of EISPACK's imtql2. The shift is the eigenvalue of the first two rows
+ * that is nearer to the first diagonal element.
+ */
 function qlPass(d: Float64Array, e: Float64Array, first: number, last: number, vectors: Float64Array): void {
   const n = d.length
   const ratio = (d[first + 1] - d[first]) / (2 * e[first])

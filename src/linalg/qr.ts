@@ -32,7 +32,10 @@ export function qr(matrix: Matrix): { q: Matrix; r: Matrix } {
   return { q: transpose({ data: thinQ(panels, p, m), shape: [p, m] }), r }
 }
 
-/** Orthonormal rows (n, m), n ≤ m, and R's diagonal. Where it is tiny, the direction of the row is noise. */
+/**
+ * Orthonormal rows (n, m), n ≤ m, and the diagonal of R. If an element of it is tiny, the direction of that row is
+ * noise.
+ */
 export function orthonormalRows(rows: Matrix): { rows: Matrix; diagonal: Float64Array } {
   const [n, m] = rows.shape
   const columns = Float64Array.from(rows.data)
@@ -139,7 +142,10 @@ function thinQ(panels: readonly Panel[], p: number, m: number): Float64Array {
 /** Relative errors of Cholesky are about ε·κ² (Higham 2002, Accuracy and Stability of Numerical Algorithms, 10.1). */
 const WELL_CONDITIONED = 1e-3
 
-/** R (min(m, n), n) with RᵀR = MᵀM: by Cholesky of the Gram matrix if accurate, else Householder. Signs vary. */
+/**
+ * R (min(m, n), n) with RᵀR = MᵀM, whose rows may have either sign: by Cholesky from the Gram matrix if that is
+ * accurate, otherwise by Householder reflections.
+ */
 export function triangularFactor(matrix: Matrix): Matrix {
   const [rows, columns] = matrix.shape
   if (rows < columns) return qr(matrix).r

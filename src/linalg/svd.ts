@@ -63,7 +63,10 @@ function transposed({ u, s, vt }: Svd): Svd {
   return { u: transpose(vt), s, vt: transpose(u) }
 }
 
-/** The min(d, r, k) singular values of b (d, r) · a (r, k) without the product: r²·(d + k), and an SVD of (r, r). */
+/**
+ * The min(d, r, k) singular values of b·a for b (d, r) and a (r, k), without forming b·a: r²·(d + k) multiplications,
+ * then an SVD of (r, r).
+ */
 export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
   checkFinite(b)
   checkFinite(a)

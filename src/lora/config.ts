@@ -254,7 +254,10 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
   return result
 }
 
-/** Lowers the rank to min(d, k) for pissa and olora, as PEFT does. The scaling s stays the same. */
+/**
+ * Lowers the rank to min(d, k) for pissa and olora, as PEFT does: a weight (d, k) has no more directions. The scaling s
+ * stays the same.
+ */
 export function configForShape(config: LoraConfig, [d, k]: readonly [number, number]): LoraConfig {
   const rank = Math.min(d, k)
   if (!takesFromBase(config.init) || config.rank <= rank || rank === 0) return config

@@ -3,7 +3,9 @@
 import type { Random } from '../base/random.js'
 import type { Matrix } from '../base/tensor.js'
 
-/** Drops elements in place and scales the others by 1/(1 − p). The mask is 1 for each element that stays. */
+/**
+ * Drops elements in place and scales the others by 1/(1 − p). Returns a mask, which is 1 for each element that stays.
+ */
 export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array {
   const keep = new Uint8Array(data.length)
   for (let i = 0; i < keep.length; i++) {

@@ -65,7 +65,10 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
   return new Factors(weightA, weightB, true, vectors, base)
 }
 
-/** W − s·B₀·A₀ if the init subtracts it, else W. Throws if W alone is not enough (pissa-niter-N, lora-ga, corda). */
+/**
+ * Returns W − s·B₀·A₀ if the init subtracts it, else W itself. Throws UnsupportedError if B₀·A₀ cannot be computed from
+ * W alone (pissa-niter-N, lora-ga, corda).
+ */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight
   if (!isComputedFromBase(config.init)) {
@@ -98,7 +101,9 @@ export function checkRank(shape: readonly [number, number], { rank }: LoraConfig
   }
 }
 
-/** Copies a layer's vectors in its factors' precision. Throws ConfigError unless config and vectors agree. */
+/**
+ * Copies a layer's vectors in the precision of its factors. Throws ConfigError if the config asks for other vectors.
+ */
 export function layerVectors(
   { weightA, weightB, vectors }: Factors,
   { useDora, loraBias }: LoraConfig,

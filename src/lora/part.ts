@@ -60,7 +60,7 @@ export interface ReplacementView<T extends Shaped> {
   readonly module: string
   /** The tensor's name in the adapter's file. It can differ from the base's name if other parts wrap the module. */
   readonly key: string
-  /** False for a mere copy of the base's tensor, saved for a resized vocabulary or an adapted embedding. */
+  /** False for a mere copy of the base's tensor, saved because of a resized vocabulary or an adapted embedding. */
   readonly isTrained: boolean
   readonly tensors: { readonly weight: T }
 }
@@ -117,7 +117,9 @@ export function notFinite(location: string): NumericError {
   return new NumericError({ where: location, what: 'holds a value that is not finite' })
 }
 
-/** The part that replaces rows of an embedding: another name, because the embedding can be a part too. */
+/**
+ * Names the part that replaces rows of an embedding. It is not the embedding's name, because that can be a part too.
+ */
 export function rowsName(module: string): string {
   return `${module}[tokens]`
 }

@@ -76,7 +76,9 @@ export function requireLabelCount(labels: readonly string[] | undefined, count: 
   throw new MismatchError({ where: 'labels', what, expected: String(count), got: labels.join(', ') })
 }
 
-/** Checks a new adapter's config. UnsupportedError names what asks for more than plain linear layers. */
+/**
+ * Checks a new adapter's config. Throws UnsupportedError with the setting that asks for more than plain linear layers.
+ */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
   const { init, useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config
   const settings: [setting: string, isOn: boolean][] = [

@@ -1,4 +1,5 @@
-// Adapters as runs use them: a LoraAdapter, or only values of linear layers, which need no code of layers.
+// Adapters as runs use them: a whole LoraAdapter, or only the values of its linear layers, which need none of the code
+// that computes with layers.
 
 import type { Matrix } from '../base/tensor.js'
 import type { AdapterPart, BaseRecord, LoraAdapter } from './adapter.js'

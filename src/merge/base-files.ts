@@ -1,4 +1,5 @@
-// The files of a base's folder that a result gets. Only listed names: a folder may also hold private notes.
+// Finds the files of a base's folder that are copied into a result. Only listed names are copied, because a folder may
+// also hold private notes.
 
 import { type Directory, readLeniently, withSource, writeFile, writeThrough } from '../base/bytes.js'
 

@@ -1,4 +1,5 @@
-// Carries out the plan of a merge, file after file, in one or several threads, in memory that does not grow.
+// Carries out the plan of a merge, file after file, in one or several threads. The memory that it needs does not grow
+// with the model.
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -12,12 +13,15 @@ import { ChunkMerger, type ChunkSource } from './weight.js'
 /** Threads that share the chunks of a merge. The sources and the output must be files of this machine. */
 export interface MergeThreads {
   open(sources: readonly ByteSource[], isReproducible: boolean): Promise<ChunkSource[]>
-  /** Runs the loop of all threads, which share a counter. Returns the changes of the others. */
+  /** Runs the loop in this thread and the others, which share a counter. Returns the changes of the other threads. */
   run(segments: readonly Segment[], sink: ByteSink, loop: (counter: Int32Array) => Promise<void>): Promise<ChangeSums>
   write(sink: ByteSink, bytes: Uint8Array, offset: number): Promise<void>
 }
 
-/** Writes a plan's files: together if the folder can, else files that name other files last. */
+/**
+ * Writes all files of a plan. If the folder can, they appear together; else files that name other files are written
+ * last.
+ */
 export async function carryOut(
   merge: OpenMerge,
   out: Directory,

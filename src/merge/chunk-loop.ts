@@ -1,4 +1,5 @@
-// The loop of a merge: takes the next chunk, computes it, and passes it on. Threads may share its counter.
+// The loop of a merge: it takes the next chunk of a file, computes it, and passes it on. Threads that share a counter
+// share the chunks.
 
 import { chunksOf, type Segment } from './plan/layout.js'
 import type { ChunkChange, ChunkMerger } from './weight.js'

@@ -1,4 +1,5 @@
-// The files of a result besides weights: copies, a new config.json, the adapters' chat template and tokenizer.
+// Lists the files of a result besides weights: copies from the base, a new config.json, and the adapters' chat template
+// and tokenizer.
 
 import { type Directory, readLeniently } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
@@ -41,7 +42,7 @@ export async function resultFiles(
   return { ...found, warnings }
 }
 
-/** An adapter's tokenizer is taken if the base's lacks tokens of it, or ends texts with another token. */
+/** An adapter's tokenizer is taken if it has tokens that the base's lacks, or ends texts with another token. */
 async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], vocabulary: number | undefined) {
   const files: ResultFile[] = []
   const warnings: string[] = []

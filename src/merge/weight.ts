@@ -36,7 +36,10 @@ export interface ChunkChange {
 interface ChunkResult {
   /** The merged bytes, valid until the next chunk. */
   readonly bytes: Uint8Array
-  /** Sums of squares of base and change for each window (columns with their own layers); one entry without. */
+  /**
+   * The sums of squares of the base and of the change for each window (a range of columns with its own layers); a
+   * single entry if the weight has no windows.
+   */
   readonly changes: readonly ChunkChange[]
 }
 
@@ -48,7 +51,7 @@ export interface ChunkSource {
 
 export class ChunkMerger {
   readonly #kernel: MergeKernel
-  /** A merger, with its kernel and right factor, for each window: a range of columns with its own layers. */
+  /** A merger for each window of a weight: a range of columns with its own layers, kernel and right factor. */
   readonly #inner: ChunkMerger[] = []
   /** Memory for base bytes that are not computed in the kernel's memory. */
   #outside = new Uint8Array()
@@ -108,7 +111,10 @@ export class ChunkMerger {
     return factorValues(factor, bytes, base)
   }
 
-  /** Reads the factors for some rows. Experts' columns of B are interleaved: B is read whole, once for neighbors. */
+  /**
+   * Reads the factors for some rows. The columns of B for the experts are interleaved, so B is read whole, once for
+   * consecutive experts.
+   */
   async #readFactors(weight: WeightPlan, row: number, rows: number): Promise<void> {
     const isNew = weight !== this.#current?.weight
     const current = isNew || this.#current === undefined ? this.#open(weight) : this.#current
@@ -383,7 +389,9 @@ export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[]
   return ranges
 }
 
-/** The left factor's blocks for rows of a weight: rows of B (d, r), or columns of A (r, k) if it is (k, d). */
+/**
+ * The left factor's blocks for rows of a weight: rows of B (d, r), or columns of A (r, k) if it is stored as (k, d).
+ */
 export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
   if (!isInputMajor) return rowRanges(b, row, rows)
   return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)

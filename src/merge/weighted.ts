@@ -26,7 +26,7 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
   })
 }
 
-/** Refuses a weight, or unmerging, for parts that are not sums: those cannot be weighted, or undone alone. */
+/** Refuses a weight, or unmerging, if parts are not sums: only a sum can be weighted, or undone without the base. */
 export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'tensors'>[], weight: number): void {
   if (weight === 1) return
   for (const { name, tensors } of parts) {

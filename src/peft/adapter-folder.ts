@@ -73,7 +73,10 @@ function savedTokens(adapter: LoraAdapter): LoraConfig['trainableTokenIndices'] 
   return Object.fromEntries(rows.map(({ module, indices }) => [module, indices]))
 }
 
-/** The config's target_modules if they match all layers, else the layers' names, as for `all-linear` in PEFT. */
+/**
+ * Returns the config's target_modules if they match all layers, else the layers' names, which also replace
+ * `all-linear`.
+ */
 function savedTargets(config: LoraConfig, names: readonly string[]): readonly string[] | string {
   const modules = isAllLinear(config.targetModules)
     ? [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()

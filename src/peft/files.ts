@@ -98,7 +98,10 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
   return closingOnError(await directory.open(path + WEIGHTS_FILE), parseSafetensorsHeader)
 }
 
-/** Two files cannot be replaced at once, so the old config goes first: no folder ever mixes two adapters. */
+/**
+ * Writes config and weights. Two files cannot be replaced at the same moment, so the old config is removed first: then
+ * no folder ever mixes two adapters.
+ */
 export async function writeAdapterFiles(
   directory: Directory,
   tensors: readonly TensorBytes[],
@@ -114,7 +117,10 @@ export async function writeAdapterFiles(
     sinks.push(sink)
     return sink
   }
-  /** The old config's bytes, while it is removed and the old weights are there, to restore it after an error. */
+  /**
+   * The bytes of the old config. They are set while it is removed and the old weights are still there, to restore it
+   * after an error.
+   */
   let removed: Uint8Array | undefined
   try {
     const weightsSink = await create(WEIGHTS_FILE)

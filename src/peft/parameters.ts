@@ -1,5 +1,6 @@
-// Finds the adapted parameters (target_parameters) of a PEFT file, whose keys lack their names. PEFT wraps a module for
-// each, in the order of the model's code: the last has the module's key, each earlier one another `.base_layer` in it
+// Finds out which adapted parameter (target_parameters) the factors of a PEFT file belong to. Their keys never contain
+// the parameter's name. PEFT wraps a module once for each adapted parameter, in the order in which the model's code
+// registers them. The last parameter has the module's key, and each earlier parameter has another `.base_layer` in it
 // (tuners_utils._inject_parameters, lora.ParamWrapper).
 
 import { attempt, FormatError, type LowrankError, MismatchError, UnsupportedError } from '../base/errors.js'
@@ -110,7 +111,10 @@ export function takeParameters(
   return { parts, problems }
 }
 
-/** Whether a linear layer's key is of a parameter: target_parameters may name the module, or only the parameter. */
+/**
+ * True if a key that looks like a linear layer's belongs to a parameter: target_parameters may name the module, or only
+ * the parameter.
+ */
 function isParameter(
   module: string,
   tensors: FoundFactors['tensors'] | undefined,

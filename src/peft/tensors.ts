@@ -19,7 +19,10 @@ type LayerPart = FactorView<AdapterTensor>
 type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
-/** Convolutions have linear layers' names. Newer PEFT adds `.weight` to a magnitude: read, never written. */
+/**
+ * The ends of tensor names. Convolutions have the names of linear layers. Newer versions of PEFT add `.weight` to a
+ * magnitude's name, which is read but never written.
+ */
 const ENDS: readonly { readonly role: FactorRole; readonly kind?: LayerKind; readonly end: string }[] = [
   { role: 'weightA', kind: 'linear', end: '.lora_A.weight' },
   { role: 'weightB', kind: 'linear', end: '.lora_B.weight' },

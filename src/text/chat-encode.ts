@@ -71,7 +71,10 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
   return { ...result, notes }
 }
 
-/** Shorter forms, longest first: each begins at a later message of the user, after the system messages. */
+/**
+ * Returns shorter forms of the chat, longest first: each begins at a later message of the user, after the system
+ * messages.
+ */
 function shorterChats(chat: Chat): Chat[] {
   const { messages, learnFrom } = chat
   const system = messages.findIndex(({ role }) => role !== 'system' && role !== 'developer')
@@ -82,7 +85,10 @@ function shorterChats(chat: Chat): Chat[] {
   })
 }
 
-/** The first option for which `read` gives a value, as for all later ones: growing steps, then halving. */
+/**
+ * Finds the first option for which `read` returns a value. All later options must have values too. Searches from a
+ * guess in growing steps, then by halving.
+ */
 function longest<Option, Value>(
   options: readonly Option[],
   read: (option: Option) => Value | undefined,
@@ -102,7 +108,7 @@ function longest<Option, Value>(
   return found
 }
 
-/** Answers that are rendered to see the form of a long chat: rendering up to each takes quadratic time. */
+/** How many answers are rendered to find the form of a long chat: rendering up to each answer takes quadratic time. */
 const SHOWN_ANSWERS = 32
 
 interface AnswerTexts {
@@ -176,7 +182,7 @@ export function answerTexts(
   return { texts, notes }
 }
 
-/** Indices of the answers to learn: not in the prompt, without weight 0, not empty. */
+/** Returns the indices of the answers to learn: they are not in the prompt, not empty, and do not have weight 0. */
 function answersToLearn(
   { messages, learnFrom, tools }: Chat,
   template: ChatTemplate,

@@ -12,7 +12,10 @@ const OF_PROCESSOR = 'chat_template.json'
 
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
-/** From chat_template.jinja, else .json, else tokenizer_config.json, or `text`. Undefined if there is none. */
+/**
+ * Loads a model's chat template from chat_template.jinja, else chat_template.json, else tokenizer_config.json. Returns
+ * undefined if there is none. `text` is a template that is used instead.
+ */
 export async function loadChatTemplate(directory: Directory, text?: string): Promise<ChatTemplate | undefined> {
   const fields = objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
   const specialTokens = specialTokensOf(fields)
@@ -51,7 +54,7 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
   return tokens
 }
 
-/** Puts the variables of an adapter's training into its template, as defaults, for later renderings. */
+/** Puts the variables that an adapter was trained with into its template, as defaults for later renderings. */
 export function recordTemplate(text: string, args: Readonly<Record<string, unknown>> = {}): string {
   const named = Object.entries(args).filter(([name]) => /^[A-Za-z_]\w*$/.test(name))
   const lines = named.map(([name, value]) => {

@@ -48,7 +48,12 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
   observation: 'tool',
 }
 
-/** `messages`, ShareGPT's `conversations`, or TRL's lists. `check`: {@link messageOfParts} allows pictures. */
+/**
+ * Reads a chat: a list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of
+ * messages.
+ *
+ * @param check checks each message. Pass {@link messageOfParts} to allow pictures; the default allows only text
+ */
 export function parseChat<Message = ChatMessage>(
   record: Fields,
   where: string,
@@ -98,7 +103,7 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   return { given, answers }
 }
 
-/** Parses a call's arguments if they are JSON text (OpenAI): templates turn objects into JSON themselves. */
+/** Parses a call's arguments if they are JSON text, as OpenAI has them: templates turn objects into JSON themselves. */
 export function withArgumentObjects<Message extends MessageOfParts>(message: Message): Message {
   const calls = Array.isArray(message.tool_calls) ? message.tool_calls : []
   const read = calls.map(withObject)
@@ -144,7 +149,7 @@ function toolCall(value: unknown, where: string): object {
   throw new DataError({ where, what: 'not a function call', expected: 'JSON with "name" and "arguments"' })
 }
 
-/** Changes a message as transformers does: no null fields, reasoning under both names, text in one piece. */
+/** Checks a message and changes it as transformers does: no nulls, reasoning under both names, text in one piece. */
 function checkMessage(message: unknown, where: string): ChatMessage {
   if (typeof message !== 'object' || message === null || Array.isArray(message)) {
     throw new DataError({ where, what: 'not a message', expected: 'an object with "role" and "content"' })

@@ -111,11 +111,14 @@ const MAX_TEMPLATE_LENGTH = 1_000_000
 /** The library's search for tags takes quadratic time in the length of white space. */
 const LONG_SPACE = /\s{301}/
 
-/** The most evaluated expressions of one rendering: a few seconds. A chat of 1500 turns needs a tenth. */
+/** The most expressions that one rendering may evaluate: a few seconds. A chat of 1500 turns needs a tenth of it. */
 const MAX_WORK = 1 << 21
 /** The cost of a round of a loop, for which the library makes two scopes and nine variables. */
 const STEPS_PER_ROUND = 8
-/** The most characters of a text, or size of a list or object with all that is nested in it. */
+/**
+ * The most characters of a text, or the largest size of a list or object: its elements and everything nested in them,
+ * texts by their characters.
+ */
 const MAX_SIZE = 1 << 24
 /** How many characters an operator copies, or a filter makes, in the time of one expression. */
 const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]

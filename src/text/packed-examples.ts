@@ -10,7 +10,7 @@ export interface PackedExample extends Example {
 type Source = Pick<readonly Example[], 'length' | 'at'>
 
 export class PackedExamples implements Iterable<PackedExample> {
-  /** Each row's last example, and each example's previous one in its row. Counted from 1; 0: none. */
+  /** The last example of each row, and for each example the one before it in its row. Counted from 1; 0 means none. */
   readonly #lasts: Int32Array
   readonly #before: Int32Array
   /** The number of tokens in each row. */

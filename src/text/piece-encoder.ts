@@ -1,5 +1,5 @@
-// Encodes a text piece by piece, cut where no token can reach across, with a cache of pieces: the library's ids, ten
-// times as fast. It can also say which tokens a stretch of characters has.
+// Encodes a text piece by piece. It is cut where no token can reach across, and the tokens of each piece are cached.
+// The ids are the same as the library's, ten times as fast. It can also say which tokens a stretch of characters has.
 
 import * as hub from '@huggingface/tokenizers'
 import { firstOf } from '../base/group.js'
@@ -33,7 +33,10 @@ const JOINED = /([^▁])▁/gu
 interface Cutter {
   /** Returns the section as it is cut. Characters may have been composed. */
   normalize(section: string): string
-  /** Cuts into pieces; `before`: characters added in front. Undefined if they do not spell the section. */
+  /**
+   * Cuts a section into pieces. `before` is the number of characters that the pieces add in front of the section.
+   * Returns undefined if the pieces do not spell the section.
+   */
   cut(section: string, index: number, isLong: boolean): { pieces: Iterable<string>; before: number } | undefined
   toModel(piece: string): string
   /** The number of bytes of the section's text that a token stands for. */
@@ -288,10 +291,15 @@ type PlacedToken = Span & { readonly leadingSpaces: number }
 
 type SpanOf = (from: number, to: number) => Span
 
-/** ASCII characters never combine with what is before them: a text can be cut there and normalized in parts. */
+/**
+ * ASCII characters never combine with the character before them, so a text can be cut there and normalized in parts.
+ */
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
-/** From stretches of the normalized text to the original. Undefined if parts give another normal form. */
+/**
+ * Returns a function that maps a stretch of the normalized text to a span of the original. Returns undefined if the
+ * parts, normalized one at a time, do not give the normalized text.
+ */
 function normalizedSpan(part: string, start: number, normalized: string, cutter: Cutter): SpanOf | undefined {
   const starts: number[] = []
   const ends: number[] = []

@@ -38,7 +38,9 @@ export const IGNORED = -100
 
 export interface Example {
   readonly inputIds: Int32Array
-  /** labels[i]: the token at i, not shifted, or IGNORED. Nothing predicts the first token, so it is no target. */
+  /**
+   * labels[i] is the token at i, not shifted, or IGNORED. Nothing predicts the first token, so it is never a target.
+   */
   readonly labels: Int32Array
 }
 
@@ -55,7 +57,10 @@ const RENAME = "If your fields have other names, use `columns: { prompt: 'questi
 
 type CheckMessage = (message: unknown, where: string) => MessageOfParts
 
-/** Tells the kind of a record by `check`ed messages, or throws DataError if it has none, or two. */
+/**
+ * Checks a record and finds out which kind it is. `check` checks each message; the default allows only text. Throws
+ * DataError if the value is not a record, or could be of two kinds.
+ */
 export function parseRecord(value: unknown, where: string, check?: CheckMessage): ParsedRecord {
   const record = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const has = (name: string) => record[name] !== undefined && record[name] !== null
@@ -119,7 +124,10 @@ export function fieldsOf(value: unknown): string {
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
 }
 
-/** Prompt and answer with exactly one eos. Only the answer is learned. Tokens after the first `most` may be missing. */
+/**
+ * Encodes a prompt and its answer with exactly one eos at the end. Only tokens of the answer are targets. Tokens after
+ * the first `most` may be missing.
+ */
 export function encodeText(prompt: string, answer: string, tokenizer: Tokenizer, eos: number, most?: number): Example {
   const { ids, completionStart } = tokenizer.encodePair(prompt, answer, most)
   let length = ids.length

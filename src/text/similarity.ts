@@ -27,7 +27,10 @@ export function sharedNgrams(a: readonly string[], b: readonly string[], order: 
   return shared
 }
 
-/** The longest common subsequence. A number's bits are a row of the usual table (Hyyrö 2004), which is fast. */
+/**
+ * The length of the longest common subsequence. The bits of a number are a row of the usual table (Hyyrö 2004), so that
+ * long texts take hardly any time.
+ */
 function commonLength(a: readonly string[], b: readonly string[]): number {
   const places = new Map<string, bigint>()
   for (const [i, item] of a.entries()) places.set(item, (places.get(item) ?? 0n) | (1n << BigInt(i)))
@@ -50,7 +53,10 @@ export function rouge(text: string, wanted: string, order: number | 'l'): number
   return common === 0 ? 0 : (2 * common) / (words.length + wantedWords.length - left)
 }
 
-/** rapidfuzz's `fuzz.ratio` / 100: twice the longest common subsequence, divided by both lengths together. */
+/**
+ * rapidfuzz's `fuzz.ratio` / 100: twice the length of the longest common subsequence, divided by the sum of both
+ * lengths.
+ */
 export function fuzzyMatch(text: string, wanted: string): number {
   const [characters, wantedCharacters] = [[...text], [...wanted]]
   const total = characters.length + wantedCharacters.length

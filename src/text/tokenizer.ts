@@ -340,7 +340,7 @@ class HubTextTokenizer implements Tokenizer {
   }
 }
 
-/** How many tokens of each text stay if the longest is cut first, as in Hugging Face's tokenizers. */
+/** Returns how many tokens of each text stay if the longest text is cut first, as in Hugging Face's tokenizers. */
 function longestFirst(lengths: readonly number[], limit: number): number[] {
   if (lengths.reduce((sum, length) => sum + length, 0) <= limit) return [...lengths]
   if (lengths.length === 1) return [limit]

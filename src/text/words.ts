@@ -58,7 +58,10 @@ interface Chunk {
   readonly words: readonly Span[]
 }
 
-/** Encodes each stretch between spaces alone, which is faster. Undefined if that gives other tokens. */
+/**
+ * Finds the words' tokens by encoding each stretch between spaces alone, which is faster. Returns undefined if the
+ * stretches give other tokens than the whole text.
+ */
 function startsByChunk(
   tokenizer: Tokenizer,
   text: string,

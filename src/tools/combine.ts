@@ -1,5 +1,6 @@
-// Combines adapters. The exact way stacks the factors, [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and computes the SVD by two QR
-// decompositions: the closest change of each rank. Other ways add factors, as PEFT's add_weighted_adapter.
+// Combines several adapters into one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and
+// computes the SVD of that product from two QR decompositions. This gives the closest change of each rank without a
+// matrix of the weight's size. The other ways add the factors, as PEFT's add_weighted_adapter does.
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
@@ -246,7 +247,7 @@ function checkRanks(name: string, terms: readonly Term[], type: string): void {
   })
 }
 
-/** With c = weight·s: sgn(c)·√|c|·A and √|c|·B (PEFT's _generalized_task_arithmetic_weighted_adapter). */
+/** With c = weight·s, takes sgn(c)·√|c|·A and √|c|·B (PEFT's _generalized_task_arithmetic_weighted_adapter). */
 function combineFactors(name: string, terms: readonly Term[], at: number, { sum, seed }: CombineWay): FactorPair {
   const factors = terms.map(({ part, change, weight }) => {
     const c = weight * part.scaling

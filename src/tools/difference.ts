@@ -28,7 +28,7 @@ const MAX_VALUE_BYTES = 8
 /** A difference of up to this many values stays in memory, so that its files are read only once. */
 export const KEPT_VALUES = 1 << 24
 
-/** Memory for one pair of tensors after the other: new arrays would stay until garbage is collected. */
+/** Memory that serves one pair of tensors after the other. New arrays would stay until the garbage collector runs. */
 export class DifferenceMemory {
   #sides: readonly Side[] = []
   #kept = new Float32Array()
@@ -69,7 +69,9 @@ interface Side {
   readonly values: Float32Array<ArrayBuffer>
 }
 
-/** ‖tuned − base‖, ‖base‖ (Frobenius) and the difference, which the memory's next pair overwrites. */
+/**
+ * Computes ‖tuned − base‖, ‖base‖ (Frobenius) and the difference itself, which stays in `memory` until the next pair.
+ */
 export async function differenceOf(base: Located, tuned: Located, memory: DifferenceMemory, keptValues = KEPT_VALUES) {
   const { shape } = base.tensor.info
   const rows = shape.length > 1 ? shape.slice(0, -1).reduce((a, b) => a * b, 1) : 1

@@ -230,7 +230,9 @@ async function extractLayer(
 /** The first rank to try if `energy` decides. */
 const FIRST_RANK = 32
 
-/** The leading singular values and vectors: at first a few, and twice as many until they have the energy. */
+/**
+ * Computes the leading singular values and vectors: first a few, then twice as many until they hold the wanted energy.
+ */
 async function leadingSvd(matrix: StreamedMatrix, { rank, energy: share }: RankChoice): Promise<Svd> {
   const side = Math.min(...matrix.shape)
   const most = Math.min(rank ?? side, side)

@@ -16,7 +16,7 @@ export interface NewLayer {
   readonly change: Change
 }
 
-/** Assembles an adapter with `config`, except rank and training. Empties `layers` to free memory. */
+/** Assembles an adapter with all settings of `config` except rank and training. Empties `layers` to free memory. */
 export function assemble(config: LoraConfig, layers: NewLayer[], values: readonly PartValues[]): LoraAdapter {
   const ranks = new Map(
     layers.map(({ part, change: { pairs } }) => [part.name, configRank(part, pairs[0].weightA.shape[0], pairs.length)]),

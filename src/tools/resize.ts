@@ -97,7 +97,9 @@ export function truncatedChange(
   return { change: { ...change, pairs }, report: { ...report, rank: rank * each } }
 }
 
-/** Gives all matrices one rank: the largest that any of them needs. `energy`: Σσ², also of values `svd` lacks. */
+/**
+ * Gives all matrices one rank: the largest that any of them needs. `energy` is Σσ², also over values that `svd` lacks.
+ */
 export function closestPairs(
   found: readonly { readonly svd: Svd; readonly energy: number }[],
   choice: RankChoice,

@@ -1,6 +1,7 @@
-// Sums of tensors after dropping values, with the steps of PEFT's merge_utils. TIES (Yadav et al. 2023, arXiv
-// 2306.01708, section 4) keeps the largest and elects a sign for each place; DARE (Yu et al. 2024, arXiv 2311.03099)
-// keeps random ones, divided by the share that is kept.
+// Sums of tensors after dropping some of their values, with the steps of PEFT's merge_utils. TIES (Yadav et al. 2023,
+// arXiv 2306.01708, section 4) keeps the largest values of each tensor, elects a sign for each place, and averages the
+// values with that sign. DARE (Yu et al. 2024, arXiv 2311.03099) keeps random values, and divides them by the share
+// that is kept.
 
 import type { Random } from '../base/random.js'
 import type { FloatArray } from '../base/tensor.js'

@@ -30,7 +30,10 @@ interface SearchedLayer {
   readonly shape: readonly [number, number]
 }
 
-/** Finds linear layers' weights in a checkpoint, and returns a reader. Throws MismatchError if one is missing. */
+/**
+ * Finds the weights of linear layers in a checkpoint, and returns a function that reads a weight. Throws MismatchError
+ * if a weight is missing.
+ */
 export async function openBaseWeights(
   { directory, file }: Place,
   layers: readonly SearchedLayer[],

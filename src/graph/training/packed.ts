@@ -1,4 +1,5 @@
-// Packs trained tensors into one vector, and their gradients: a GPU copies one large tensor faster than many small.
+// Packs trained tensors into one vector, which the graph cuts apart, and their gradients likewise. A GPU copies one
+// large tensor in less time than many small ones.
 
 import { elementCount } from '../../base/tensor.js'
 import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'

@@ -68,7 +68,7 @@ export class Work {
   }
 }
 
-/** The forward part, with adapters and the loss. */
+/** Adds the forward part, with adapters and the loss. */
 export async function addLoss(work: Work): Promise<void> {
   const { graph, objective, options } = work
   computeInFloat32(graph)
@@ -83,7 +83,7 @@ export async function addLoss(work: Work): Promise<void> {
   graph.prune({ inputs: true })
 }
 
-/** Lowers fused operators, measures shapes, and makes attention cheaper by them. */
+/** Lowers fused operators, measures shapes, and uses the shapes to make attention cheaper. */
 export async function lowerAttention(work: Work): Promise<void> {
   const { graph, forward, options } = work
   const { customGradients } = forward.objective
@@ -112,7 +112,7 @@ export async function lowerAttention(work: Work): Promise<void> {
   work.findPath()
 }
 
-/** The backward part, and what makes both parts cheaper. */
+/** Adds the backward part, and makes both parts cheaper. */
 export function addGradients(work: Work): void {
   const { graph, g, shapes, objective, options } = work
   const { lengths } = objective.probe

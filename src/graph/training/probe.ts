@@ -64,7 +64,9 @@ export function nameOfLength(lengths: readonly Length[], dim: number, second: nu
 
 const TYPICAL = 256
 
-/** A shape's size at typical lengths. A dimension that no input length matches is taken for a product of two. */
+/**
+ * Estimates a shape's size at typical lengths. A dimension that matches no input length is taken for a product of two.
+ */
 export function typicalElements({ dims, second }: ProbedShape, lengths: readonly Length[]): number {
   return dims.reduce((product, dim, axis) => {
     if (dim === second[axis]) return product * dim

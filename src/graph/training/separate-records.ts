@@ -1,4 +1,5 @@
-// Keeps packed records from seeing one another: by a bias of fused attention, or by an Add before a Softmax.
+// Keeps packed records in one row from seeing one another: fused attention gets a mask as its bias, other attention an
+// Add before its Softmax.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -61,7 +62,9 @@ function addBias({ g, graph }: ObjectiveGraph, node: NodeProto, mask: Value): vo
   graph.setInputs(node, inputs)
 }
 
-/** Positions restart by position_ids, or do not matter if attention only uses distances (do_rotary). */
+/**
+ * Positions restart with each record by position_ids, or do not matter if attention only uses distances (do_rotary).
+ */
 function checkPositions(fused: readonly NodeProto[], softmaxes: readonly NodeProto[], roles: readonly RoleInput[]) {
   const isRotated = fused.every((node) => intAttribute(node, 'do_rotary', 0) === 1) && softmaxes.length === 0
   if (isRotated || roles.some(({ role }) => role === 'positionIds')) return

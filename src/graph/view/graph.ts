@@ -29,7 +29,7 @@ export class Graph {
   inputs: ValueInfoProto[]
   outputs: ValueInfoProto[]
   valueInfo: ValueInfoProto[]
-  /** Integer views of rows of another initializer, by their content, so that each is made only once. */
+  /** Views of integer weights that are rows of another initializer, by content, so that each is made only once. */
   readonly integerViews = new Map<string, string>()
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()
@@ -119,7 +119,10 @@ export class Graph {
     this.setOutput(maker, maker.output.indexOf(value), name)
   }
 
-  /** Puts nodes after a value, so that readers get their result. It takes the name; the value's new one is returned. */
+  /**
+   * Inserts the nodes of `make` after a value, so that its readers get their result. The result gets the value's name,
+   * and the value a new name, which `make` gets and which is returned.
+   */
   putBehind(value: string, make: (base: string) => string, hint = 'base'): string {
     const maker = this.producer(value) as NodeProto
     const base = this.freshName(`${value}/${hint}`)

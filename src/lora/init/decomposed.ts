@@ -7,7 +7,10 @@ import { qr } from '../../linalg/qr.js'
 import { truncatedSvd } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
-/** PiSSA (arXiv 2404.02948): A = √(S/s)·Vᵀ and B = U·√(S/s) of W's best approximation. Signs of pairs are free. */
+/**
+ * PiSSA (arXiv 2404.02948): s·B·A is W's best approximation of that rank, with A = √(S/s)·Vᵀ and B = U·√(S/s). Signs of
+ * pairs are free.
+ */
 export function pissaFactors(weight: Matrix, rank: number, scaling: number): FactorPair {
   const { u, s, vt } = truncatedSvd(weight, rank)
   const roots = s.map((value) => Math.sqrt(value / scaling))

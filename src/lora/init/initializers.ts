@@ -10,7 +10,10 @@ import type { FactorPair } from '../delta.js'
 import { oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
 import { STARTS } from './inits.js'
 
-/** In the precision of `like`, with `biasB` (d) unless 0. UnsupportedError if the init needs W (`base`). */
+/**
+ * Returns the initial factors in the precision of `like`, and `biasB` (d) if it does not start at zero. Throws
+ * UnsupportedError if the init needs W (`base`) and it is not given.
+ */
 export function firstFactors(
   config: LoraConfig,
   name: string,

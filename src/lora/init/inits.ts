@@ -59,7 +59,10 @@ export function takesFromBase(init: Init): boolean {
   return isComputedFromBase(init) || isPissaNiter(init)
 }
 
-/** Whether B₀·A₀ follows from W alone. Not for pissa-niter-N: it starts from random values in no file. */
+/**
+ * True if B₀·A₀ can be computed again from W alone. False for pissa-niter-N, which starts from random values that no
+ * file contains.
+ */
 export function isComputedFromBase(init: Init): boolean {
   return init === 'pissa' || init === 'olora'
 }

@@ -166,7 +166,10 @@ export function besideByExpert(all: readonly Matrix[]): Matrix {
   return result
 }
 
-/** All experts as one layer: A (r, E·y), B (E·x, r) for (E, x, y), swapped if input-major. `rows`: of B, in order. */
+/**
+ * Returns factors for all experts at once, as if they were one layer: A (r, E·y) and B (E·x, r) for a weight (E, x, y).
+ * If it is input-major, A and B change places. `rows`: B's rows in the order of the weight.
+ */
 export function joinedFactors(part: ExpertLora, rows: readonly number[], isInputMajor: boolean) {
   const pairs = Array.from({ length: part.experts }, (_, expert) => {
     const [a, b] = expertFactors(part, expert)
@@ -189,7 +192,10 @@ export function expertFactors({ weightA, weightB, experts }: ExpertLora, expert:
   return [rowsOf(weightA, expert, experts), expertColumns(weightB, expert, experts)]
 }
 
-/** How a parameter of this shape holds E matrices (d, k); undefined if not. `isInputMajor` decides if d = k. */
+/**
+ * Finds out how a parameter of this shape holds E matrices (d, k), or returns undefined. `isInputMajor` decides if d =
+ * k.
+ */
 export function parameterLayout(
   shape: readonly number[],
   { experts, d, k }: { experts: number; d: number; k: number },

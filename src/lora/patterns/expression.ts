@@ -1,5 +1,6 @@
-// Translates Python's regular expressions (re of 3.11) into JavaScript's. Strangers may write them and JavaScript's
-// engine backtracks, so the translation also estimates how long a match can take.
+// Translates Python's regular expressions (re of 3.11), with which adapter configs choose modules, into JavaScript's.
+// They may come from strangers and JavaScript's engine backtracks, so the translation also estimates how long a match
+// can take.
 
 export class ExpressionError extends Error {}
 
@@ -229,7 +230,10 @@ const character = (source: string): Part => ({ source, ways: 1, loops: 0 })
 const place = (source: string): Part => ({ source, ways: 1, loops: 0, isPlace: true })
 const literal = (code: number) => `\\u{${code.toString(16)}}`
 
-/** How many texts can match at one place: the longest chain in which each begins with the one before. */
+/**
+ * Returns how many of the texts can match at the same place: the length of the longest chain in which each text begins
+ * with the text before it.
+ */
 function mostPrefixes(texts: readonly string[]): number {
   const chain: string[] = []
   let most = 0

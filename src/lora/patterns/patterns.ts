@@ -76,7 +76,7 @@ export function isInsideModule(module: string, entry: string): boolean {
   return module.endsWith(entry) || module.includes(`${entry}.`)
 }
 
-/** Whether it is `all-linear`, in any case. Only the model knows which modules are linear. */
+/** True if targetModules is `all-linear`, in upper or lower case. Only the model knows which modules are linear. */
 export function isAllLinear(targetModules: readonly string[] | string): boolean {
   return typeof targetModules === 'string' && targetModules.toLowerCase() === 'all-linear'
 }
@@ -121,7 +121,7 @@ function makeTargetMatcher(rules: TargetRules, time: MatchTime): (moduleName: st
   return (name) => isTarget(name) && !isExcluded(name) && (targetModules.includes(name) || isInLayers(name))
 }
 
-/** An entry of a list is the name or its end after a dot. A string is an expression for all of it. */
+/** An entry of a list is a whole name or its end after a dot. A string is an expression for the whole name. */
 function nameMatcher(
   names: readonly string[] | string,
   where: string,

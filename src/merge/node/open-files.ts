@@ -25,7 +25,7 @@ export function readerOf(readable: Readable): ChunkSource {
   return { readInto: (offset, memory) => readFully(readable, memory, offset) }
 }
 
-/** Fills the memory. */
+/** Reads from `offset` on until the memory is full. */
 export function readFully({ name, fd }: OpenFile, memory: Uint8Array, offset: number): void {
   withFileErrors(name, 'cannot be read', () => {
     for (let done = 0; done < memory.byteLength; ) {

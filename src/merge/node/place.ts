@@ -86,7 +86,10 @@ export async function filesIn(folder: string): Promise<string[]> {
   return files.map((entry) => path.relative(folder, path.join(entry.parentPath, entry.name)).replaceAll('\\', '/'))
 }
 
-/** Refuses links that lead out of a folder, as people upload copies. The Hub's cache links to blobs beside it. */
+/**
+ * Refuses links that lead out of the folder that a file is copied from, because people upload the copies. In the Hub's
+ * cache all files are links to blobs beside the folder.
+ */
 export async function refuseForeignLinks(files: readonly ResultFile[]): Promise<void> {
   for (const { path: name, from, realPath } of files) {
     if (realPath === undefined || !(from instanceof NodeDirectory)) continue

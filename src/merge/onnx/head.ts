@@ -58,7 +58,10 @@ export async function findMergedHead(
   })
 }
 
-/** Appends the head; its logits are the only output. A decoder loses its cache. Returns the new initializers. */
+/**
+ * Appends the head and makes its logits the only output. A decoder loses its cache inputs. Returns the new
+ * initializers.
+ */
 export async function writeHead(
   graph: Graph,
   linears: readonly Linear[],

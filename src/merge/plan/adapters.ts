@@ -15,7 +15,10 @@ import type { OpenPart } from '../../peft/tensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { refuseWeighted, type WeightedAdapter } from '../weighted.js'
 
-/** Where a matrix lies in its source, or a tensor read as one. Plain data, so that plans can go to threads. */
+/**
+ * Where a matrix, or a tensor that is read as a matrix, lies in its source. It is plain data, so plans can go to
+ * threads.
+ */
 export interface Factor {
   readonly name: string
   readonly source: number
@@ -43,9 +46,15 @@ export interface LayerFactors {
   readonly scale: number
   /** True for a linear layer, whose weight the base may store as (d, k) or (k, d). */
   readonly isLinear: boolean
-  /** True if the base stores (k, d). For a linear layer, the config's claim until the tensor is found. */
+  /**
+   * True if the base stores this weight as (k, d). For a linear layer, it is the config's claim until the tensor is
+   * found.
+   */
   readonly isInputMajor: boolean
-  /** As stored: (d, k) or (k, d); convolution (d, in, *kernel), read as (d, in·K); bias (d); experts (E, d, k). */
+  /**
+   * The stored shape: (d, k) or (k, d); for a convolution (d, in, *kernel), which is read as (d, in·K); for a bias (d);
+   * for experts (E, d, k).
+   */
   readonly shape: readonly number[]
   /** (r, k) */
   readonly a: Factor
@@ -55,9 +64,14 @@ export interface LayerFactors {
   readonly tensor: string
   /** The number E of stacked experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
   readonly experts: number | undefined
-  /** Whether both embeddings change together (ensure_weight_tying). False for DoRA: its magnitudes differ. */
+  /**
+   * True if input and output embedding change together (ensure_weight_tying). False for DoRA: its magnitudes differ.
+   */
   readonly isTied: boolean
-  /** The layer's outputs in the tensor: rows, or columns if it is input-major. Undefined: all. */
+  /**
+   * The outputs of the stored tensor that belong to the layer: rows, or columns if it is input-major. If undefined,
+   * all.
+   */
   readonly region?: { readonly first: number; readonly count: number } | undefined
   /** DoRA's m / ‖W + s·B·A‖ (1, d), with which the sum is multiplied. Computed after the plan is made. */
   readonly scales: Factor | undefined

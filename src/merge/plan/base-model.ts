@@ -22,7 +22,7 @@ export interface BaseModel {
   readonly adapters: OpenAdapters['adapters']
 }
 
-/** Names, ties and head of a base. Tied tensors that are stored twice are compared, if adapters touch them. */
+/** Finds names, ties and head of a base. Tied tensors that are stored twice are compared, if adapters touch them. */
 export async function knowBase(
   checkpoint: Checkpoint,
   config: ModelConfig | undefined,

@@ -110,7 +110,10 @@ function editForHub(text: string, values: ModelConfig, graphs: readonly WrittenG
   return setMember(text, [HUB_MEMBER], edited)
 }
 
-/** Warnings of edits to config.json, if the result gets none. MismatchError if the edit would untie embeddings. */
+/**
+ * If the result gets no config.json, returns warnings about the edits that the user has to make. Throws MismatchError
+ * if the edit would untie embeddings.
+ */
 export function withoutConfig({ untied, head }: ConfigEdit, weightsOnly: boolean, where: string): string[] {
   if (untied.length > 0) {
     throw new MismatchError({

@@ -1,4 +1,4 @@
-// Adapted parameters of experts in a checkpoint, which has a tensor (E, ·, ·), or a matrix for each expert.
+// Adapted parameters of experts in a checkpoint, which stores them as one tensor (E, ·, ·) or a matrix for each expert.
 
 import { sizeOf } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
@@ -56,7 +56,7 @@ export function stackedLayer(layer: LayerFactors, info: TensorInfo, search: Weig
   return { ...layer, ...layout, shape: info.shape, experts: info.shape.length === 3 ? experts : undefined }
 }
 
-/** Whether it is stored input-major. If it is square, other parameters or the model's type tell. */
+/** True if the parameter is stored input-major. If it is square, other parameters or the model's type tell. */
 function isInputMajor({ name }: LayerFactors, { layers, names, checkpoint, config }: WeightSearch): boolean {
   for (const { name: module, tensor, experts, d, k } of layers) {
     if (module !== name || experts === undefined || d === k) continue

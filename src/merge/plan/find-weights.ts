@@ -1,4 +1,5 @@
-// Finds the tensors of a checkpoint that a layer changes, by its name there or in transformers, and checks them.
+// Finds the tensors of a checkpoint that a layer changes, by its name there or in transformers, and checks their
+// shapes.
 
 import { isWeightDtype, requireWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses } from '../../base/errors.js'
@@ -25,7 +26,10 @@ export interface FoundWeight {
   readonly group: TieGroup | undefined
 }
 
-/** A layer's tensors: a tied output embedding may be the input one's, and experts may be stored one by one. */
+/**
+ * Returns the tensors that a layer changes. If a tied output embedding is not stored, it is the input embedding. If
+ * stacked experts are stored one by one, there are several.
+ */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
   const { names, ties } = search
   const { tensors } = search.checkpoint

@@ -22,7 +22,10 @@ export interface AddedTensor {
   readonly dtype: TensorDtype
 }
 
-/** What replaces each output tensor, and new tensors. Members of `untied` become separate. */
+/**
+ * Returns, for each tensor of the output, the values that replace the base's, and the tensors that the base does not
+ * have. The members of `untied` become separate tensors in the output.
+ */
 export function placeReplacements(
   replacements: readonly BaseReplacement[],
   base: BaseModel,
@@ -125,7 +128,10 @@ function addTo(result: Map<string, Placed>, tensor: string, placed: Placed): voi
   result.set(tensor, joinPlaced(tensor, result.get(tensor), placed))
 }
 
-/** Joins replaced rows of one tensor, packed or tied. UnsupportedError if a row is replaced twice. */
+/**
+ * Joins the rows of several replacements that are stored in one tensor, such as a packed or a tied weight. Throws
+ * UnsupportedError if two of them replace the same row.
+ */
 export function joinPlaced(tensor: string, before: Placed | undefined, placed: Placed): Placed {
   if (before === undefined) return placed
   const taken = new Set(before.rows?.map(({ index }) => index))

@@ -200,7 +200,9 @@ function outputTensor(
   }
 }
 
-/** total_parameters counts tied weights once, as in transformers; dtype is the weights' type. */
+/**
+ * Makes the metadata: total_parameters counts tied weights once, as in transformers, and dtype is the weights' type.
+ */
 function outputMetadata(
   metadata: JsonObject,
   { isUntied, dtype }: { isUntied: boolean; dtype: FloatDtype | undefined },
@@ -239,7 +241,10 @@ function planHead(
   return { architecture: head.architecture, count, ...meaningOf(adapters, count) }
 }
 
-/** The base with its vocabulary grown: PEFT saves resized embeddings whole. Undefined if it keeps its size. */
+/**
+ * Returns the base with its vocabulary grown, as PEFT saves resized embeddings whole, or undefined if it keeps its
+ * size.
+ */
 function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) {
   const { checkpoint, names, ties } = base
   const tensors = new Map<string, CheckpointTensor>(checkpoint.tensors)

@@ -28,7 +28,10 @@ export function partedTies({ layers, replacements }: MergeParts, base: BaseModel
   return base.ties.groups.filter(({ path }) => paths.has(path.join('.')))
 }
 
-/** Of unknown types, any adapted embedding may be tied: throws, unless the policy is `keep`. */
+/**
+ * If lowrank does not know the model's type, throws for an adapted embedding, which may be tied to another tensor. With
+ * the policy `keep`, nothing is checked.
+ */
 export function refuseUnknownTies(parts: MergeParts, base: BaseModel, tied: TiedPolicy): void {
   if (base.ties.isKnown || tied === 'keep') return
   const { tensors } = base.checkpoint

@@ -1,4 +1,4 @@
-// Chooses a checkpoint's names for an adapter's tensors: the same, or by a rule of transformers.
+// Chooses a checkpoint's names for the tensors that adapters name: the same names, or names by a rule of transformers.
 
 import type { Checkpoint } from '../../../formats/checkpoint.js'
 import { withoutWrapper } from '../../../graph/match/module-names.js'
@@ -10,7 +10,10 @@ type Tensors = Checkpoint['tensors']
 type Naming = (name: string) => StoredForm | undefined
 
 export interface CheckpointNames {
-  /** The tensors that store a tensor of the model, whole, in part or transposed. Undefined: not implemented. */
+  /**
+   * Returns which tensors of the checkpoint store a tensor of the model, and whether as a part of a larger one or
+   * transposed. Returns undefined if the form is not implemented.
+   */
   form(name: string): StoredForm | undefined
   locate(name: string): string
 }
@@ -81,7 +84,10 @@ function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): C
   return { form, locate }
 }
 
-/** Namings with and without the model's head, each from names in the model to the checkpoint's, and back. */
+/**
+ * Returns the namings of a table entry: for the model with and without its head, each from names in the model to names
+ * in the checkpoint, and the reverse.
+ */
 function namingsOf({ rules, prefix, isInside }: NameEntry): Naming[] {
   const both = (directed: NameRules): Naming[] => {
     const bare: Naming = (name) => directed.form(name)

@@ -52,7 +52,9 @@ function startOf(name: string): RegExp {
   return new RegExp(name === '' ? '' : `^${parts.join('\\.')}(?![^.])`)
 }
 
-/** A rule's side begins with the number of characters (base 36) that it shares with the line before. */
+/**
+ * Parses rules. Each side of a line begins with the number of characters (base 36) that it shares with the line before.
+ */
 export function parseRules(text: string): NameRules {
   let before: readonly string[] = ['', '']
   const rules = text.split('\n').map((line) => {

@@ -100,7 +100,9 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
   }
 }
 
-/** Parses `type:stem:prefix`. An empty stem: the type in camel case; an empty prefix: `model`; `-`: none. */
+/**
+ * Parses `type:stem:prefix`. An empty stem means the type in camel case, an empty prefix `model`, and `-` no prefix.
+ */
 function parseType(text: string): [type: string, entry: TypeEntry] {
   const [type, stem = '', prefix = ''] = text.split(':')
   const usual = type.split(/[-_]/).map((part) => part.slice(0, 1).toUpperCase() + part.slice(1))
