@@ -1,5 +1,4 @@
-// Rewards from a file: graders, or a module. The module's functions run in a worker, so that one that never returns can
-// be ended.
+// Rewards from a file: graders, or a module. Its functions run in a worker, so that an endless one can be ended.
 
 import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'

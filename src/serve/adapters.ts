@@ -99,10 +99,7 @@ export class AdapterRegistry {
     return unknownModel(name, param, [...this.options.names, ...known])
   }
 
-  /**
-   * `model` is a name, or `base:name`; `adapter` is a mix. If the caller is an admin, names that are not loaded are
-   * looked for.
-   */
+  /** `model` is a name or `base:name`, `adapter` is a mix. For admins, names that are not loaded are looked for too. */
   async choose({ model, adapter }: Fields, caller: Caller) {
     const { names } = this.options
     const taken: Served[] = []

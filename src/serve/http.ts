@@ -70,10 +70,7 @@ const MAX_DEPTH = 100
 /** Values in a body: token ids of the longest context, or thousands of messages. */
 const MAX_VALUES = 1 << 18
 
-/**
- * Yields the pieces of a body. `stopped` aborts when the server takes no new requests: then it waits for no more of the
- * body.
- */
+/** Yields a body's pieces. `stopped` aborts when the server takes no new requests: it then waits for no more pieces. */
 export async function* piecesOf(
   request: Request,
   maxBytes: number,

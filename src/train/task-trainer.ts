@@ -98,9 +98,7 @@ export class TaskTrainer {
     return this.engine.accumulate(pass)
   }
 
-  /**
-   * Takes an optimizer step and returns the norm of the gradients. If that or the loss is not finite, nothing changes.
-   */
+  /** Takes an optimizer step and returns the gradients' norm. If it or the loss is not finite, nothing changes. */
   async step(loss: number, learningRate: number): Promise<number> {
     this.#runs = 0
     const norm = await this.engine.update(loss, learningRate)

@@ -63,7 +63,7 @@ export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => 
   return (id) => choose(all.find((recipe) => recipe.id === id) ?? all[0])
 }
 
-/** Shows the recorded lesson of a recipe. The visitor's own question comes first, and then the last one is left out. */
+/** Shows the recorded lesson of a recipe. A visitor's own question comes first, and takes the place of the last one. */
 export function showRecording({ recording, model }: Recipe, own: readonly LessonCard[] = []): void {
   const answers = recording.answers.map(({ prompt: question, writesOn, labels, names, found, texts }) => {
     const [alone, taught] = found?.map(ranking) ?? texts ?? []

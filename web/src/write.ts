@@ -246,7 +246,7 @@ export class Writer {
       text,
       ...(row.childElementCount === 0 ? [] : [make('details', { class: 'fold' }, make('summary', {}, 'More'), row)]),
     )
-    // The adapter's card has buttons. The card of the model alone is empty until it answers.
+    // The card of the model alone is empty until it answers, so it is hidden. The card of an adapter has buttons.
     element.hidden = name === null
     foldOnPhones(element)
     byId('answers').append(element)

@@ -90,8 +90,7 @@ export class GrowingCache extends RowCache {
     let part = 0
     const blocks: Block[] = []
     super.become(moved, capacity, (size) => {
-      // Earlier parts are copied by now, so their old blocks are freed. Old and new caches are never both whole in
-      // memory.
+      // Earlier parts are copied by now, so their old blocks are freed: two whole caches are never in memory at once.
       while (this.#blocks.length > 0 && this.#blocks[0].end <= part) freeBuffers([this.#blocks.shift()!.memory.buffer])
       let block = blocks.at(-1)
       if (block === undefined || block.memory.length - block.used < size) {

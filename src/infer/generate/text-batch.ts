@@ -228,8 +228,7 @@ export class TextBatch {
     }
     for (const text of this.texts) {
       const isFirst = text.tokens.length === text.request.promptIds.length
-      // If another text read the prompt, this one counts as if it had found it in the store, and read its last token
-      // again.
+      // If another text read the prompt, this one counts as if it found it in the store, and read its last token again.
       const cachedTokens = this.#readers.includes(text) ? this.#cachedTokens : text.request.promptIds.length - 1
       text.step(rows[this.#rowOf(text)], isFirst ? cachedTokens : 0)
     }

@@ -145,8 +145,8 @@ function skipsPrompt({ includesPrompt, prompt }: SentenceModules): boolean {
 }
 
 /**
- * Returns the output with one vector for each text, (batch, k), for which the graph has computed all modules of the
- * folder. Such a graph does not know which tokens are the prompt.
+ * Returns the output with one vector for each text, (batch, k), if the graph computes all modules of the folder.
+ * Returns undefined if the prompt has to be left out, because such a graph does not know which tokens it is.
  */
 export function textVectors(graph: Graph, sentence: SentenceModules): Value | undefined {
   return givesTextVectors(graph) && !skipsPrompt(sentence) ? TEXT_OUTPUT : undefined

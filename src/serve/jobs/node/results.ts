@@ -12,10 +12,7 @@ export interface StepLine {
   readonly evalLoss?: number
 }
 
-/**
- * Returns the objects in a file of JSON lines, without a last line that a crash cut off. Returns none if there is no
- * file.
- */
+/** Returns the objects in a file of JSON lines, without a last line that a crash cut off. Returns [] without a file. */
 export async function readLines<Line>(file: string): Promise<Line[]> {
   const text = await readFile(file, 'utf8').catch(() => '')
   return text.split('\n').flatMap((line) => (jsonIn(line) as Line | undefined) ?? [])
