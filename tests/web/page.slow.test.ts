@@ -69,10 +69,10 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.getElementById('own-state').textContent === 'Ready.'")
     await label('Your electricity bill for May is 64 euros.')
     expect(await cards()).toEqual([
-      expect.stringMatching(/is 64 euros.*After the lesson\s+bill\s+[0-9]+ %.*The model alone gives no labels/s),
+      expect.stringMatching(/is 64 euros.*The model alone: no label.*After the lesson\s+bill\s+[0-9]+ %/s),
       ...recorded.slice(0, 2),
     ])
-    expect(await text('own-state')).toMatch(/^Labelled in this page, by the adapter/)
+    expect(await text('own-state')).toMatch(/^Labelled here, in this page/)
     await picture('own')
     // The page gives the labels that were recorded in Node.
     await label('My brother asks how your holiday by the sea was.')
@@ -104,8 +104,18 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await click('start')
     await until("/^The data cannot be read/.test(document.getElementById('error').textContent)")
     expect(await page.evaluate("document.getElementById('run').hidden")).toBe(true)
+    // The line is selected, and nothing can be taught until the data change.
+    expect(await text('error')).toMatch(/Line 2 of the text you pasted: not valid JSON/)
+    expect(
+      await page.evaluate(
+        '((area) => area.value.slice(area.selectionStart, area.selectionEnd))(document.activeElement)',
+      ),
+    ).toBe('{"text": ')
+    expect(await text('lesson')).toBe('')
+    expect(await page.evaluate("document.getElementById('start').disabled")).toBe(true)
     await recipe('mails')
     await until("document.getElementById('data').value.startsWith('text,label')")
+    expect(await page.evaluate("document.getElementById('start').disabled")).toBe(false)
   })
 
   it('says what is missing, and closes the message', async () => {
@@ -144,6 +154,10 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await click('start')
     await until("document.querySelectorAll('#answers .answer').length === 2")
     expect(await text('number-step')).toBe('14/14')
+    // The number is the end of the thick line.
+    expect(await page.evaluate("document.getElementById('curve').getAttribute('aria-label')")).toContain(
+      `to about ${await text('number-loss')} at step 14`,
+    )
     // The answers come by themselves; then the bar says that it is done, and offers no pause.
     await until("document.getElementById('train-state').textContent.startsWith('Trained 172,032 parameters')")
     expect(await page.evaluate("['start', 'pause', 'stop'].map((id) => document.getElementById(id).hidden)")).toEqual([
@@ -160,8 +174,14 @@ describe.skipIf(!canOpenSite)('the page', () => {
       expect([first, second]).toEqual(['The model alone', 'After the lesson'])
       expect(taught).not.toBe(alone)
     }
+    expect(await text('lesson-title')).toMatch(/^It has learned, in [0-9]+ s on this machine$/)
     await click('next')
     expect(await page.evaluate('document.activeElement.id')).toBe('prompt')
+    // The field is empty, and gets its example back if the visitor leaves it so.
+    const prompt = "document.getElementById('prompt')"
+    expect(await page.evaluate(`[${prompt}.value, ${prompt}.placeholder]`)).toEqual(['', 'The captain of the ship'])
+    await page.evaluate(`${prompt}.blur()`)
+    expect(await page.evaluate(`${prompt}.value`)).toBe('The captain of the ship')
     await until("document.querySelectorAll('#layers-table tbody tr').length === 42")
     // With rank 8, each layer has eight singular values, which are drawn and which a screen reader can read.
     const spectra: string[] = await page.evaluate(
@@ -297,15 +317,30 @@ describe.skipIf(!canOpenSite)('the page', () => {
         `[...${kept(name)}.querySelectorAll('button')].find((b) => b.textContent === 'Share').click()`,
       )
       await until(`document.querySelector('#share h3')?.textContent === '${name}'`)
-      return (await page.evaluate("document.querySelector('#share input').value")) as string
+      return (await page.evaluate("document.querySelector('#share > input').value")) as string
     }
     const partsOf = (link: string) => Object.fromEntries(new URLSearchParams(new URL(link).hash.slice(1)))
     await ready()
     await page.drop([join(root, 'tests/golden/peft/rslora')])
-    const large = partsOf(await share('rslora'))
-    expect(large).toMatchObject({ adapter: 'you/rslora', model: 'union-3m' })
+    expect(await share('rslora')).toBe('')
+    expect(await text('share')).toMatch(
+      /rslora \([0-9]+ kB\) is larger than a link can hold \(32 kB\).*npx lowrank push rslora you[/]rslora/,
+    )
+    // With the address of the adapter, there is a link.
+    const field = (at: string) => `document.querySelector('#share ${at}')`
+    expect(await page.evaluate(`${field('.row button')}.disabled`)).toBe(true)
+    await page.evaluate(
+      `${field('li input')}.value = 'me/rslora'; ${field('li input')}.dispatchEvent(new Event('input'))`,
+    )
+    expect(await page.evaluate(`${field('.row button')}.disabled`)).toBe(false)
+    const large = partsOf(await page.evaluate(`${field('> input')}.value`))
+    expect(large).toMatchObject({ adapter: 'me/rslora', model: 'union-3m' })
     expect(large.zip).toBeUndefined()
-    expect(await text('share')).toMatch(/too large for a link: [0-9]+ kB of at most 32.*npx lowrank push rslora/)
+    // The button shows that the card is open, and closes it.
+    const opener = "document.querySelector('#adapters [aria-expanded=true]')"
+    await until(`${opener} !== null`)
+    await page.evaluate(`${opener}.click()`)
+    await until(`document.getElementById('share').hidden && ${opener} === null`)
 
     const folder = mkdtempSync(join(tmpdir(), 'lowrank-small-'))
     const lora = new LoraAdapter({ rank: 1, targetModules: ['o_proj'] })
@@ -326,12 +361,13 @@ describe.skipIf(!canOpenSite)('the page', () => {
       await page.navigate(`${link.replace('#', '?whole#')}&data=mine.txt&gain=the+loss+went+from+3+to+1`)
       await until("!document.getElementById('link').hidden")
       expect(await text('link')).toMatch(
-        /adapter tiny, in the link.*says the link, from mine.txt: the loss went from 3/,
+        /adapter tiny, in the link.*as the link says: from mine.txt: the loss went from 3/,
       )
       expect(await text('model-state')).not.toMatch(/^Open/)
       await page.evaluate("document.querySelector('#link button').click()")
       await until("document.querySelector('#answers [data-adapter^=tiny] .written')?.textContent.length > 0")
       expect(await page.evaluate("document.getElementById('prompt').value")).toBe('The whale')
+      expect(await text('opened')).toMatch(/^The adapter tiny\S* is open/)
 
       // A link that would unpack to much more than an adapter needs is refused before that.
       const bomb = zipSync({ 'adapter_config.json': new Uint8Array(8 << 20) })

@@ -20,8 +20,9 @@ export async function filesOfAdapter(name: string, adapter: LoraAdapter): Promis
 
 export function setUpKept(
   use: (adapter: KeptAdapter) => Promise<void>,
-  share: (adapter: KeptAdapter) => Promise<void>,
+  showShare: (adapter: KeptAdapter) => Promise<void>,
 ): () => Promise<void> {
+  const card = byId('share')
   const act = (label: string, work: () => Promise<unknown>) =>
     button(label, () => {
       void guarded('mine', 'My adapters', async () => {
@@ -44,6 +45,8 @@ export function setUpKept(
         }
       })
     })
+    const share = act('Share', () => showShare(adapter))
+    share.setAttribute('aria-expanded', String(!card.hidden && card.dataset.of === adapter.name))
     const facts = `for ${adapter.modelName}, ${sizeOf(adapter.bytes)}`
     return make(
       'li',
@@ -51,7 +54,7 @@ export function setUpKept(
       field,
       make('span', { class: 'state' }, facts),
       act('Use', () => use(adapter)),
-      act('Share', () => share(adapter)),
+      share,
       act('Download', async () => download(adapter.name, await keptFiles([adapter.name]))),
       act('Delete', () => removeKept(adapter.name)),
     )
@@ -59,6 +62,8 @@ export function setUpKept(
   const list = async () => {
     const kept = await keptAdapters()
     const names = kept.map(({ name }) => name)
+    card.hidden ||= !names.includes(card.dataset.of ?? '')
+    byId('export').hidden = names.length < 2
     byId('adapters').replaceChildren(...kept.map((adapter) => row(adapter, names)))
     byId('mine').hidden = kept.length === 0
   }

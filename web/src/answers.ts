@@ -33,7 +33,7 @@ export async function answerOf(
   texts: readonly string[],
 ): Promise<HTMLElement> {
   if (kind === 'finds') {
-    if (texts.length === 0) throw new Error('There is nothing to search in: teach it pairs of texts in part 2.')
+    if (texts.length === 0) throw new Error('There is nothing to search in: teach it pairs of texts.')
     const found = await rank(session, String(input), texts, adapter)
     const before = adapter === null ? [] : (await rank(session, String(input), texts, null)).map(({ text }) => text)
     const places = found.map((item) => ({ ...item, before: before.indexOf(item.text) + 1 }))
@@ -66,7 +66,7 @@ const percent = (score: number) => `${Math.round(score * 100)} %`
 export function scores(lines: readonly { label: string; score: number; note?: string }[]): HTMLElement {
   const list = lines.map(({ label, score, note = percent(score) }) => {
     const bar = make('span', { class: 'bar', 'aria-hidden': 'true' })
-    bar.style.width = `${Math.max(1, score * 100)}%`
+    bar.style.width = `${Math.round(score * 100)}%`
     return make('li', {}, make('span', {}, label), make('span', {}, note), bar)
   })
   return make('ol', { class: 'scores' }, ...list)

@@ -6,15 +6,16 @@ const WIDTH = 560
 const HEIGHT = 260
 const MARGIN = { left: 60, right: 14, top: 16, bottom: 30 }
 /** The share of the newest step in the running mean. */
-const NEWEST = 0.15
+const NEWEST = 0.3
 
-export function drawCurve(losses: readonly number[], totalSteps: number, caption: string): void {
+/** Returns the running mean at the last step. */
+export function drawCurve(losses: readonly number[], totalSteps: number, caption: string): number | undefined {
   byId('curve-caption').textContent = caption
   const svg = byId('curve')
   if (losses.length === 0) {
     svg.replaceChildren()
     svg.setAttribute('aria-label', 'The loss has no values yet.')
-    return
+    return undefined
   }
   const [low, high] = [Math.min(...losses), Math.max(...losses)]
   const pad = Math.max((high - low) * 0.08, 0.02)
@@ -46,4 +47,5 @@ export function drawCurve(losses: readonly number[], totalSteps: number, caption
     'aria-label',
     `The loss fell from ${losses[0].toFixed(2)} at step 1 to about ${means[last - 1].toFixed(2)} at step ${last} of ${totalSteps}.`,
   )
+  return means[last - 1]
 }

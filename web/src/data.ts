@@ -1,7 +1,7 @@
 // The data of a run: a text, rows with labels, or folders of pictures. Also opens folders that are dropped on the page.
 
-import type { TaskFacts } from 'lowrank'
-import { byId, guarded, make, onFiles } from './dom.js'
+import type { DataError, TaskFacts } from 'lowrank'
+import { buttonOf, byId, guarded, make, onFiles } from './dom.js'
 import type { OpenModel } from './models.js'
 
 export interface Picture {
@@ -90,7 +90,7 @@ function bestTask(fields: readonly string[], tasks: readonly PageTask[]): PageTa
 export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, 'text' | 'pictures'>): PageTask {
   if (pictures.length > 0 && open.reads !== 'pictures')
     throw new Error(
-      `${open.name} reads text. To learn from pictures, open a model such as ViT, DeiT or DINOv2 in part 1.`,
+      `${open.name} reads text. To learn from pictures, open a model such as ViT, DeiT or DINOv2 under “The model”.`,
     )
   if (pictures.length === 0 && open.reads === 'pictures')
     throw new Error(`${open.name} reads pictures. Open a folder that has a folder of pictures for each label.`)
@@ -123,6 +123,8 @@ export class DataField {
   #open: OpenModel | undefined
   #large: { file: Blob; head: string } | undefined
   readonly #urls: string[] = []
+  /** True from an error of the data until they change. */
+  isFaulty = false
 
   constructor(private readonly learns: (task: PageTask) => void) {
     const area = this.#area
@@ -180,6 +182,19 @@ export class DataField {
     this.#tell()
   }
 
+  /** Shows the line of the data that cannot be read. Nothing can be taught until the data change. */
+  blame({ where = '' }: DataError): void {
+    this.isFaulty = true
+    byId('lesson').textContent = ''
+    const line = Number(/line (\d+)/.exec(where)?.[1])
+    const lines = this.#area.value.split('\n')
+    if (!(line <= lines.length)) return
+    byId('train').querySelector('details')!.open = true
+    const start = lines.slice(0, line - 1).join('\n').length + Number(line > 1)
+    this.#area.setSelectionRange(start, start + lines[line - 1].length)
+    this.#area.focus()
+  }
+
   #group(label: string, files: readonly File[]): HTMLElement {
     const thumbs = files.slice(0, SHOWN).map((file) => {
       const src = URL.createObjectURL(file)
@@ -190,6 +205,7 @@ export class DataField {
   }
 
   #tell(): void {
+    if (this.isFaulty) buttonOf('start').disabled = this.isFaulty = false
     const line = byId('lesson')
     const data = this.value
     if (this.#open === undefined || (data.text.trim() === '' && data.pictures.length === 0)) {

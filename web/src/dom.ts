@@ -43,9 +43,9 @@ export function button(
 export const sizeOf = (bytes: number): string =>
   bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
 
-export function copyButton(text: string): HTMLButtonElement {
+export function copyButton(text: () => string): HTMLButtonElement {
   const copy = button('Copy', () => {
-    void navigator.clipboard.writeText(text).then(
+    void navigator.clipboard.writeText(text()).then(
       () => (copy.textContent = 'Copied'),
       () => (copy.textContent = 'Select the text, and copy it'),
     )
@@ -70,7 +70,8 @@ function wordsOf(error: unknown): string {
   if (!(error instanceof LowrankError)) return error.message
   const { where, what, expected, got, hint = '' } = error
   const isForCallers = /`|--\w|[a-z][A-Z]|[A-Z]+_[A-Z]+|\w: /.test(hint)
-  const place = where === undefined ? '' : `${LABELS[where] ?? where}: `
+  const pasted = where?.replace(/^pasted\.\w+, l(ine \d+)/, 'L$1 of the text you pasted')
+  const place = where === undefined ? '' : `${LABELS[where] ?? pasted}: `
   const found = got === undefined ? '' : ` Found: ${got}.`
   const advice = hint === '' || isForCallers ? '' : ` ${hint.replace(/[^.!?]$/, '$&.')}`
   return `${place}${what}${expected === undefined ? '.' : `. Expected: ${expected}.`}${found}${advice}`
@@ -96,20 +97,23 @@ function showError(place: string, title: string, error: unknown): void {
   const cause = error instanceof MendableError ? error.cause : error
   banner.replaceChildren(make('strong', {}, title), wordsOf(cause), make('div', { class: 'row' }, ...buttons))
   const card = byId(place)
-  if (card instanceof HTMLDetailsElement) card.open = true
-  card.append(banner)
+  const fold = card.closest('details')
+  if (fold !== null) fold.open = true
+  if (card instanceof HTMLTextAreaElement) card.after(banner)
+  else card.append(banner)
   banner.hidden = false
   banner.scrollIntoView({ block: 'nearest' })
 }
 
-type Title = string | ((error: unknown) => string)
+type Choice = string | ((error: unknown) => string)
 
-export async function guarded(place: string, title: Title, work: () => Promise<void>): Promise<void> {
+export async function guarded(place: Choice, title: Choice, work: () => Promise<void>): Promise<void> {
   byId('error').hidden = true
   try {
     await work()
   } catch (error) {
     if (error instanceof DOMException && error.name === 'AbortError') return
-    showError(place, typeof title === 'string' ? title : title(error), error)
+    const [at, heading] = [place, title].map((choice) => (typeof choice === 'string' ? choice : choice(error)))
+    showError(at, heading, error)
   }
 }

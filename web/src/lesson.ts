@@ -14,10 +14,11 @@ export interface LessonCard {
 }
 
 const withoutLabels = (text: string) =>
-  `The model alone gives no labels. It writes on: “${text.trim().split(' ').slice(0, 9).join(' ')} …”`
+  `The model alone: no label, it goes on “${text.trim().split(' ').slice(0, 9).join(' ')} …”`
 
 /** Shows the cards in place of earlier ones. `when` says which state of the adapter answers. */
-export function showLesson(cards: readonly LessonCard[], when = 'After the lesson'): void {
+export function showLesson(title: string, cards: readonly LessonCard[], when = 'After the lesson'): void {
+  byId('lesson-title').textContent = title
   const part = (title: string, shown: Shown | undefined) =>
     shown === undefined ? [] : [make('h4', {}, title), make('div', {}, ...shown)]
   const articles = cards.map(({ question, alone, taught, writesOn }) =>
@@ -26,8 +27,8 @@ export function showLesson(cards: readonly LessonCard[], when = 'After the lesso
       { class: 'answer recorded' },
       make('h3', {}, `“${question}”`),
       ...part('The model alone', alone),
-      ...part(when, taught),
       ...(writesOn === undefined ? [] : [make('p', { class: 'state' }, withoutLabels(writesOn))]),
+      ...part(when, taught),
     ),
   )
   byId('recorded').replaceChildren(...articles)

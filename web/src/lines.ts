@@ -46,7 +46,13 @@ model = PeftModel.from_pretrained(base, "${name}")`,
   byId('lines').replaceChildren(
     ...Object.entries(forms).map(([title, code]) => {
       const shown = make('pre', { tabindex: '0', 'aria-label': title }, make('code', {}, code))
-      return make('details', {}, make('summary', {}, title), shown, copyButton(code))
+      return make(
+        'details',
+        {},
+        make('summary', {}, title),
+        shown,
+        copyButton(() => code),
+      )
     }),
   )
 }

@@ -38,8 +38,11 @@ export function askAboutLink(
   const name = (adapter.split('/').filter(Boolean).at(-1) ?? 'linked').replace(/[^\w.-]+/g, '-')
   const from = zip === '' ? `, from ${originOf(adapter)}, usually some MB` : `, in the link: ${sizeOf(zip.length)}`
   const learned = [data && `from ${data}`, gain].filter(Boolean).join(': ')
-  const agree = () => {
+  const close = () => {
     panel.hidden = true
+  }
+  const agree = () => {
+    close()
     void guarded('write', 'The adapter cannot be opened', async () => {
       const link = zip !== '' ? `zip:${zip}` : isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`
       await open(choice, name, () => (zip === '' ? loadAdapter(link) : unpacked(zip)), { link, ask })
@@ -55,17 +58,10 @@ export function askAboutLink(
         `The model ${model || MODELS[0].name}`,
         `, from ${choice.kind === 'bundled' ? 'this site' : originOf(model)}, ${size}`,
       ),
-      ...(learned === '' ? [] : [item('Learned, says the link, ', learned)]),
+      ...(learned === '' ? [] : [item('What it learned', `, as the link says: ${learned}`)]),
     ),
     make('p', { class: 'state' }, 'Nothing is fetched before you agree. An adapter is data: it runs no code.'),
-    make(
-      'div',
-      { class: 'row' },
-      button('Open them', agree, { class: 'main' }),
-      button('No', () => {
-        panel.hidden = true
-      }),
-    ),
+    make('div', { class: 'row' }, button('Open the adapter', agree, { class: 'main' }), button('Not now', close)),
   )
   panel.hidden = false
   return true
@@ -88,27 +84,52 @@ async function packed(adapter: LoraAdapter): Promise<string> {
   return btoa(characters.join('')).replaceAll('+', '-').replaceAll('/', '_').replace(/=+$/, '')
 }
 
-/** Shows a card of a kept adapter with its link. */
-export async function showShare({ name, job, gain = '', modelName }: KeptAdapter): Promise<void> {
+/** Shows a card of a kept adapter with its link, or closes the card if it is already shown. */
+export async function showShare({ name, job, gain = '', modelName, bytes }: KeptAdapter): Promise<void> {
+  const card = byId('share')
+  if (!card.hidden && card.dataset.of === name) {
+    card.hidden = true
+    return
+  }
   const zip = await packed(await openKept(name))
   const isWhole = zip.length <= MAX_LINK_BYTES
   const offered = job && MODELS.find(({ choice }) => isSame(choice, job.choice))
   const model = offered?.name ?? (job?.choice.kind === 'hub' ? job.choice.id : modelName)
   const data = job?.dataName ?? ''
-  const facts = { adapter: isWhole ? name : `you/${name}`, model, data, gain, ask: inputOf('prompt').value }
-  const parts = new URLSearchParams(Object.entries(facts).filter(([, value]) => value !== ''))
-  if (isWhole) parts.set('zip', zip)
-  const link = `${location.href.split('#')[0]}#${parts}`
-  const kilobytes = sizeOf(zip.length)
-  const note = isWhole
-    ? `The whole adapter is in the link: ${kilobytes}.`
-    : `The adapter is too large for a link: ${kilobytes} of at most ${MAX_LINK_BYTES / 1000}. Download it, put it on the Hub with “npx lowrank push ${name} you/${name}”, or its folder on a web server, and write its id or address into the link in place of “you/${name}”.`
-  byId('share').replaceChildren(
+  const link = make('input', { readonly: '', 'aria-label': `The link of ${name}` })
+  const copy = copyButton(() => link.value)
+  const write = (adapter: string) => {
+    const facts = { adapter, model, data, gain, ask: inputOf('prompt').value, zip: isWhole ? zip : '' }
+    const parts = new URLSearchParams(Object.entries(facts).filter(([, value]) => value !== ''))
+    link.value = adapter && `${location.href.split('#')[0]}#${parts}`
+    copy.disabled = adapter === ''
+  }
+  write(isWhole ? name : '')
+  const address = make('input', { placeholder: `you/${name}`, autocomplete: 'off' })
+  address.addEventListener('input', () => write(address.value.trim()))
+  const steps = [
+    make('li', {}, 'Press “Download” above, and unpack the file.'),
+    make(
+      'li',
+      {},
+      'Put it on the Hub, or on any web server. For the Hub: ',
+      make('code', {}, `npx lowrank push ${name} you/${name}`),
+    ),
+    make('li', {}, make('label', {}, 'Type its id on the Hub or its address: ', address)),
+    make('li', {}, 'Copy the link:'),
+  ]
+  card.replaceChildren(
     make('h3', {}, name),
     make('p', {}, `For ${model}${data && `, learned from ${data}`}${gain && `: ${gain}`}.`),
-    make('input', { value: link, readonly: '', 'aria-label': `The link of ${name}` }),
-    make('p', { class: 'state' }, note),
-    make('div', { class: 'row' }, copyButton(link)),
+    ...(isWhole
+      ? [make('p', {}, `The whole adapter is in the link: ${sizeOf(zip.length)}.`)]
+      : [
+          make('p', {}, `This adapter (${sizeOf(bytes)}) is larger than a link can hold (${sizeOf(MAX_LINK_BYTES)}).`),
+          make('ol', {}, ...steps),
+        ]),
+    link,
+    make('div', { class: 'row' }, copy),
   )
-  byId('share').hidden = false
+  card.dataset.of = name
+  card.hidden = false
 }

@@ -1,6 +1,6 @@
 // Finds out what this browser can do: threads and WebGPU.
 
-import { byId, inputOf, make } from './dom.js'
+import { byId, inputOf } from './dom.js'
 
 const PHONE = matchMedia('(max-width: 40rem)')
 
@@ -46,8 +46,8 @@ export async function showMachine(): Promise<void> {
     : '1 thread: this page could not be isolated from other sites, and browsers then allow no more'
   const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
   const isGpu = (await gpu?.requestAdapter().catch(() => null)) != null
-  const words = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, none needed'
+  const words = isGpu ? 'WebGPU is here: choose it under “The model”' : 'No WebGPU here, none needed'
   const choice = inputOf('device').querySelector('[value=webgpu]') as HTMLOptionElement
   choice.disabled = !isGpu
-  byId('machine').replaceChildren(make('span', {}, threads), make('span', {}, words))
+  byId('machine').textContent = `${threads}. ${words}.`
 }

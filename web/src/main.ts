@@ -5,13 +5,13 @@ import { setUpKept } from './adapters.js'
 import { KINDS } from './answers.js'
 import { setUpDrop } from './data.js'
 import { byId, guarded, inputOf } from './dom.js'
-import { showLesson } from './lesson.js'
+import { type LessonCard, showLesson } from './lesson.js'
 import { showLines } from './lines.js'
 import { askAboutLink, showShare } from './link.js'
 import { foldOnPhones, isolate, showMachine } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
 import { ownSentence, setUpOwn } from './own.js'
-import { questionsFor, type Recipe, setUpRecipes, showRecording } from './recipes.js'
+import { type Recipe, recipeFor, setUpRecipes, showRecording } from './recipes.js'
 import type { Job } from './runs.js'
 import { isFull, type KeptAdapter, keepAdapter, keptAdapters, openKept } from './store.js'
 import { readJob, setFromRecipe, Trainer } from './train.js'
@@ -40,22 +40,20 @@ const trainer = new Trainer({
   begin(job) {
     asked = questionsOf(job)
     byId('own').hidden = true
-    showLesson(
-      asked.map((question) => ({ question, taught: ['…'] })),
-      'While it learns',
-    )
-    byId('recorded-note').textContent = ''
+    const waiting = asked.map((question) => ({ question, taught: ['…'] }))
+    showLesson('While it learns', waiting, 'Not yet')
+    byId('recorded-note').textContent = byId('opened').textContent = ''
   },
-  answer: showAnswers,
+  answer: (adapter, job, when) => showAnswers(adapter, job, when, () => 'While it learns'),
   reset: () => recipe && show(recipe),
   makeRoom: (work) => writer.makeRoom(work),
-  async trained(adapter, job, gain) {
+  async trained(adapter, job, gain, time) {
     const kept = new Set((await keptAdapters()).map(({ name }) => name))
     const name = nextFree(job.name, (taken) => kept.has(taken) || writer.has(taken))
     await writer.add(name, adapter, job.texts)
     showLines({ ...job, name })
     await keep(name, adapter, { job, gain })
-    await showAnswers(adapter, job, 'After the lesson')
+    await showAnswers(adapter, job, 'After the lesson', (right) => `It has learned${right}, ${time}`)
     byId('next').hidden = false
     if (writer.hasInput) await guarded('write', 'The model cannot answer', () => writer.write())
   },
@@ -99,14 +97,30 @@ async function openBeside(
 
 /** The questions of the lesson: those of the recipe, or the input of the page for other data. */
 function questionsOf({ dataName }: Job): readonly string[] {
-  const [own, prompts] = [ownSentence(), questionsFor(dataName)]
+  const [own, prompts] = [ownSentence(), recipeFor(dataName)?.prompts]
   if (prompts === undefined) return [inputOf('prompt').value]
   return own === '' ? prompts : [own, ...prompts.slice(1)]
 }
 
-async function showAnswers(adapter: LoraAdapter, job: Job, when: string): Promise<void> {
+async function showAnswers(
+  adapter: LoraAdapter,
+  job: Job,
+  when: string,
+  title: (right: string) => string,
+): Promise<void> {
   const cards = await writer.answersOf(adapter, asked, job.texts)
-  if (cards !== undefined) showLesson(cards, when)
+  if (cards === undefined) byId('lesson-title').textContent = title('')
+  else showLesson(title(rightIn(cards, job)), cards, when)
+}
+
+/** Says how many questions of a recipe have the right label first, and nothing if the right labels are not known. */
+function rightIn(cards: readonly LessonCard[], { dataName }: Job): string {
+  const { prompts, labels = [] } = recipeFor(dataName) ?? {}
+  const known = cards.flatMap(({ question, taught: [shown] }) => {
+    const label = labels[prompts?.indexOf(question) ?? -1]
+    return label === undefined ? [] : [(shown as Element).querySelector('li span')?.textContent === label]
+  })
+  return known.length === 0 ? '' : `: ${known.filter(Boolean).length} of ${known.length} right`
 }
 
 function show(chosen: Recipe): void {
@@ -143,7 +157,10 @@ setUpDrop({
 
 byId('next').addEventListener('click', () => {
   byId('write').scrollIntoView()
-  inputOf('prompt').select()
+  const prompt = inputOf('prompt')
+  prompt.placeholder = prompt.value
+  prompt.value = ''
+  prompt.focus()
 })
 const chooseRecipe = setUpRecipes((chosen) => {
   recipe = chosen
@@ -156,6 +173,7 @@ await guarded('train', 'The last run cannot be read', async () => {
   askAboutLink(async (choice, name, read, { link, ask }) => {
     const adapter = await read()
     await openBeside(choice, name, async () => adapter)
+    byId('opened').textContent = `The adapter ${name} is open. Compare the model with it and without it:`
     if (ask !== '') inputOf('prompt').value = ask
     await keep(name, adapter, { link })
     await writer.write()

@@ -93,7 +93,7 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     if (words !== undefined) throw new Error(words)
     if (choice.kind === 'bundled') await open(choice, await bundled(choice.name))
     if (choice.kind === 'hub') await open(choice, `hf:${choice.id.replace(/^hf:/, '')}`)
-    if (choice.kind === 'folder') throw new Error('Open the folder of its model first, in part 1.')
+    if (choice.kind === 'folder') throw new Error('Open the folder of its model first, under “The model”.')
   }
   configureHub({
     onDownload({ name, byteLength, receivedBytes }) {
@@ -160,7 +160,7 @@ declare const HAS_MINILM: boolean
 export const missing = (choice: ModelChoice): string | undefined =>
   HAS_MINILM || choice.kind !== 'bundled' || choice.name !== 'minilm'
     ? undefined
-    : 'MiniLM does not lie beside this page. In part 1, load Xenova/all-MiniLM-L6-v2 from the Hub, or open a folder of it. Then press “Teach it”.'
+    : 'MiniLM does not lie beside this page. Under “The model”, load Xenova/all-MiniLM-L6-v2 from the Hub, or open a folder of it. Then press “Teach it”.'
 
 function abilities({ config, preprocessorConfig, tokenizer }: Model): Pick<OpenModel, 'reads' | 'writes'> {
   if (tokenizer === undefined && preprocessorConfig !== undefined) return { reads: 'pictures', writes: false }

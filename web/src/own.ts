@@ -40,7 +40,7 @@ export function setUpOwn(page: {
         const card = asked === '' ? undefined : await page.answer(adapter, asked)
         if (byId('own').hidden) return
         if (card !== undefined || asked === '') showRecording(recipe, card && [card])
-        if (card !== undefined) say('Labelled in this page, by the adapter of the recorded lesson.')
+        if (card !== undefined) say('Labelled here, in this page, by what the model learned in the recorded lesson.')
       }
     } finally {
       isBusy = false

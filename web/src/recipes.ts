@@ -43,9 +43,8 @@ const all = recipes.map(
   (recipe) => ({ ...recipe, model: CHOICES[recipe.model], recording: recorded[recipe.id] }) as unknown as Recipe,
 )
 
-/** Returns the questions of the recipe with this data file, or undefined for the visitor's own data. */
-export const questionsFor = (dataName: string): readonly string[] | undefined =>
-  all.find(({ file }) => file === dataName)?.prompts
+/** Returns the recipe with this data file, or undefined for the visitor's own data. */
+export const recipeFor = (dataName: string): Recipe | undefined => all.find(({ file }) => file === dataName)
 
 export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => void {
   const choose = (recipe: Recipe) => {
@@ -70,7 +69,9 @@ export function showRecording({ recording, model }: Recipe, own: readonly Lesson
     if (taught !== undefined) return { question, alone: [alone], taught: [taught] }
     return { question, taught: [labels === undefined ? withNames(question, names ?? []) : scores(labels)], writesOn }
   })
-  showLesson([...own, ...answers].slice(0, answers.length))
+  const title =
+    own.length > 0 ? 'What it answers after the recorded lesson' : 'Recorded: what it answers after the lesson'
+  showLesson(title, [...own, ...answers].slice(0, answers.length))
   byId('own').hidden = recording.adapter === undefined
   const note = byId('recorded-note')
   const next = missing(model)

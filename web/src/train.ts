@@ -21,7 +21,7 @@ import { filesOf, isFull } from './store.js'
 /** A closed page loses at most this many steps. */
 const SAVE_EVERY = 5
 
-const CAPTION = 'Lower is better. The thick line is a mean of the last steps.'
+const CAPTION = 'Lower is better. The thick line and the number are a mean of the last steps.'
 
 const STAGES = {
   encode: 'Reading the data…',
@@ -42,8 +42,8 @@ export interface Surroundings {
   reset(): void
   /** Does work that opens the model a second time, and frees memory for it. */
   makeRoom<T>(work: () => Promise<T>): Promise<T>
-  /** `gain` says in words what the adapter learned. */
-  trained(adapter: LoraAdapter, job: Job, gain: string): Promise<void>
+  /** `gain` says in words what the adapter learned, and `time` how long it took. */
+  trained(adapter: LoraAdapter, job: Job, gain: string, time: string): Promise<void>
 }
 
 export class Trainer {
@@ -59,7 +59,8 @@ export class Trainer {
 
   constructor(private readonly page: Surroundings) {
     const titleOf = (error: unknown) => (error instanceof DataError ? 'The data cannot be read' : 'Training stopped')
-    const start = () => void guarded('train', titleOf, () => this.#start())
+    const placeOf = (error: unknown) => (error instanceof DataError ? 'data' : 'train')
+    const start = () => void guarded(placeOf, titleOf, () => this.#start())
     buttonOf('start').addEventListener('click', start)
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
@@ -99,11 +100,10 @@ export class Trainer {
     const events = await savedSteps(run)
     this.#clear()
     this.#losses = events.map(({ loss }) => loss)
-    drawCurve(this.#losses, job.settings.maxSteps, CAPTION)
+    this.#draw(job.settings.maxSteps)
     const last = events.at(-1)
     if (last !== undefined) {
       byId('number-step').textContent = `${last.step}/${job.settings.maxSteps}`
-      byId('number-loss').textContent = last.loss.toFixed(2)
     }
     this.#paused = run
     this.page.begin(job)
@@ -184,7 +184,7 @@ export class Trainer {
       }
       const { adapter, report } = await this.page.makeRoom(async () => train(options))
       this.#losses = report.trainLoss
-      drawCurve(this.#losses, settings.maxSteps, CAPTION)
+      this.#draw(settings.maxSteps)
       if (report.interrupted && !this.#running.keeps) {
         this.#paused = run
         this.#say(`Paused after step ${report.steps} of ${settings.maxSteps}. Press Continue when you like.`)
@@ -193,13 +193,14 @@ export class Trainer {
       const seconds = Math.max(1, Math.round(report.seconds))
       this.#say('Answering…')
       byId('stage').hidden = buttonOf('pause').hidden = buttonOf('stop').hidden = true
-      await this.page.trained(adapter, job, gainOf(report.trainLoss))
+      await this.page.trained(adapter, job, gainOf(report.trainLoss), `in ${seconds} s on this machine`)
       await endRun()
       this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s.`)
     } catch (error) {
       if (error instanceof DataError) {
         this.#clear(true)
         this.page.reset()
+        this.data.blame(error)
       }
       if (isFull(error) && !(folder instanceof MemoryDirectory)) {
         // The browser's storage is full: the run continues in memory, from its last save.
@@ -211,7 +212,9 @@ export class Trainer {
       // The GPU or the worker is lost, but the last save is still there.
       if (error instanceof RuntimeError && (await folder.has('adapter_config.json'))) {
         this.#paused = run
-        this.#say('The last saved step is kept. Press Continue, or first choose another way to compute in part 1.')
+        this.#say(
+          'The last saved step is kept. Press Continue, or first choose another way to compute under “The model”.',
+        )
       }
       throw open.device === 'webgpu' && error instanceof RuntimeError ? this.#withoutGpu(error) : error
     } finally {
@@ -288,15 +291,18 @@ export class Trainer {
     byId('run').hidden = byId('numbers').hidden = false
     this.#losses[step - 1] = loss
     for (let i = step - 2; i >= 0 && this.#losses[i] === undefined; i--) this.#losses[i] = loss
-    drawCurve(this.#losses, totalSteps, CAPTION)
+    this.#draw(totalSteps)
     byId<HTMLProgressElement>('stage').value = step / totalSteps
     byId('number-step').textContent = `${step}/${totalSteps}`
-    byId('number-loss').textContent = loss.toFixed(2)
     byId('number-unit').textContent = unit
     byId('number-speed').textContent =
       rate < 10 ? rate.toLocaleString(undefined, { maximumSignificantDigits: 2 }) : Math.round(rate).toLocaleString()
     byId('number-left').textContent =
       secondsLeft > 90 ? `${Math.round(secondsLeft / 60)} min` : `${Math.ceil(secondsLeft)} s`
+  }
+
+  #draw(totalSteps: number): void {
+    byId('number-loss').textContent = drawCurve(this.#losses, totalSteps, CAPTION)?.toFixed(2) ?? '–'
   }
 
   /** Clears the display of the last run. `isHidden`: no new run begins, so hide the display. */
@@ -307,7 +313,7 @@ export class Trainer {
     buttonOf('start').textContent = 'Teach it'
     for (const id of ['step', 'loss', 'speed', 'left']) byId(`number-${id}`).textContent = '–'
     byId('run').hidden = byId('numbers').hidden = isHidden
-    if (isHidden && this.#paused === undefined) this.#say('')
+    if (isHidden && this.#paused === undefined) this.#say('It learns here, in this page. You can pause it.')
   }
 
   #say(text: string): void {
@@ -318,9 +324,10 @@ export class Trainer {
     const isRunning = this.#running !== undefined
     const start = buttonOf('start')
     start.hidden = isRunning
-    start.disabled = false
+    start.disabled = this.data.isFaulty
     const again = byId('next').hidden ? 'Teach it' : 'Teach it again'
     start.textContent = this.#paused === undefined ? again : 'Continue'
+    for (const id of ['speed', 'left']) byId(`number-${id}`).parentElement!.hidden = !isRunning
     buttonOf('pause').hidden = !isRunning
     buttonOf('stop').hidden = !isRunning && this.#paused === undefined
     buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'

@@ -2,6 +2,7 @@
 
 import {
   type AdapterSession,
+  type GenerateResult,
   type LoraAdapter,
   loadAdapter,
   openSession,
@@ -71,6 +72,9 @@ export class Writer {
       if (this.#stop !== undefined) event.preventDefault()
     })
     buttonOf('quiet').addEventListener('click', () => this.#stop?.abort())
+    inputOf('prompt').addEventListener('blur', () => {
+      inputOf('prompt').value ||= inputOf('prompt').placeholder
+    })
     onFiles('picture', ([file]) => this.show(file))
     onFiles('adapter-zip', ([file]) => void this.#openAdapters(() => readArchive(file)))
     onFiles('adapter-folder', (files) => {
@@ -185,7 +189,8 @@ export class Writer {
     const known = adapter === null ? this.#alone.get(question) : undefined
     if (known !== undefined) return known
     const prompt = inputOf('as-chat').checked ? [{ role: 'user', content: question }] : question
-    const { text } = await session.generate(prompt, { adapter, temperature: 0, maxNewTokens: LESSON_TOKENS })
+    const result = await session.generate(prompt, { adapter, temperature: 0, maxNewTokens: LESSON_TOKENS })
+    const text = whole(result)
     if (adapter === null) this.#alone.set(question, text)
     return text
   }
@@ -194,7 +199,9 @@ export class Writer {
   async add(wanted: string, adapter: LoraAdapter, texts: readonly string[] = []): Promise<void> {
     if (this.#session === undefined)
       throw new Error(
-        this.#open === undefined ? 'No model is open. Open one in part 1 first.' : 'Wait until the model has learned.',
+        this.#open === undefined
+          ? 'No model is open. Open one under “The model” first.'
+          : 'Wait until the model has learned.',
       )
     const name = nextFree(wanted, (taken) => this.has(taken))
     await this.#session.add(name, adapter)
@@ -286,6 +293,7 @@ export class Writer {
   async write(): Promise<void> {
     const session = this.#session
     if (session === undefined) return
+    inputOf('prompt').value ||= inputOf('prompt').placeholder
     this.#stop = new AbortController()
     const { signal } = this.#stop
     buttonOf('generate').disabled = true
@@ -314,6 +322,7 @@ export class Writer {
 
   /** In each adapter's text, marks the words that the text of the model alone does not have. */
   #mark(): void {
+    byId('tint').hidden = true
     const [alone, ...others] = [...this.#cards.values()].map(({ text }) => text)
     const written = (text: HTMLElement) => text.querySelector('.written')
     const base = written(alone)?.textContent
@@ -321,6 +330,7 @@ export class Writer {
       const passage = written(text)
       if (base == null || passage === null) continue
       passage.replaceChildren(...marked(passage.textContent ?? '', base))
+      byId('tint').hidden = passage.querySelector('mark') === null
     }
   }
 
@@ -356,9 +366,9 @@ export class Writer {
         maxNewTokens: Number(inputOf('tokens').value),
         signal,
       })
-      for await (const piece of stream) {
-        written.append(piece)
-      }
+      let next = await stream.next()
+      for (; !next.done; next = await stream.next()) written.append(next.value)
+      written.textContent = whole(next.value)
     } finally {
       speed.textContent = secondsSince(from)
     }
@@ -397,6 +407,10 @@ export function nextFree(wanted: string, isTaken: (name: string) => boolean): st
 function isLarge({ model }: OpenModel): boolean {
   return [...model.onnx.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0) >= LARGE
 }
+
+/** Returns a written text. If a limit cut it, it ends after a whole word, with "…". */
+const whole = ({ text, finish }: GenerateResult): string =>
+  /eos|stop/.test(finish) ? text : text.replace(/\s+\S*$/, ' …')
 
 /** Marks the words of a text that are not in the text of the model alone. */
 const marked = (text: string, alone: string): (Node | string)[] =>
