@@ -72,6 +72,15 @@ if (existsSync(readme)) {
   rmSync(readme)
 }
 
+// The tables of a module become lists: each name, and the first sentence of its text.
+for (const name of readdirSync(apiFolder, { recursive: true }).filter((name) => /\bindex\.md$/.test(name))) {
+  const first = (text) => /^.*?[.!](?= [A-Z]|$)/.exec(text)?.[0] ?? text
+  const text = read(apiFolder, name)
+    .replaceAll(/^\| [\w ]+ \| Description \|\n\| -+ \| -+ \|\n/gm, '')
+    .replaceAll(/^\| (\[.+?\]\(\S+\)) \| (.*) \|$/gm, (_, link, about) => `- ${link}\\\n  ${first(about)}`)
+  writeFileSync(path.join(apiFolder, name), text)
+}
+
 const outline = JSON.parse(read(site, 'outline.json')).map(({ text, items }) => ({
   text,
   items: items.map(([page, title]) => ({ text: title, link: `/${page}` })),

@@ -10,6 +10,7 @@ import type { CardSources } from '../train/saved/model-card.js'
 import type { StepMetrics } from '../train/train-report.js'
 
 const SHOWN_LABELS = 20
+const number = (value: number) => value.toLocaleString('en')
 
 export async function pageOfRun(
   { options, sources, task, adapter, settings, facts: data, lengths: count }: CardSources,
@@ -23,12 +24,24 @@ export async function pageOfRun(
     ['base', adapter.config.baseModel ?? 'not named'],
     ['task', task],
     ['data', [sources?.data ?? 'records in memory'].flat().join(', ')],
-    ['steps', `${report.steps}, with ${report.tokens} tokens`],
+    ['steps', `${number(report.steps)}, with ${number(report.tokens)} tokens`],
   ]
+  const [first, last] = [report.evaluations[0], report.evaluations.at(-1)]
+  if (last !== undefined && last !== first) {
+    const change = `${first.loss.toFixed(2)} to ${last.loss.toFixed(2)}`
+    const how = last.loss < first.loss ? 'fell' : 'went'
+    facts.unshift([
+      'result',
+      `the loss on held-out records ${how} from ${change} between steps ${first.step} and ${last.step}`,
+    ])
+  }
   const lengths = count?.()
   if (lengths) {
     const { least, median, most } = lengths
-    facts.push(['lengths of records', `from ${least} to ${most} tokens, half up to ${median}`])
+    facts.push([
+      'lengths of records',
+      `${number(least)} to ${number(most)} tokens, half of them at most ${number(median)}`,
+    ])
   }
   const labels = Object.entries(data.labels)
   const others = labels.length > SHOWN_LABELS ? `, and ${labels.length - SHOWN_LABELS} more` : ''

@@ -59,7 +59,7 @@ export const saveAdapter: typeof import('./adapters.js').saveAdapter = async (..
 
 /**
  * Trains an adapter. It checks the model, the data and the folder before it writes anything. `await` gives the result.
- * `for await` over the returned run gives its events, and `pause()` and `resume()` stop it between two steps.
+ * `for await` over the returned run gives its events, `pause()` stops it between two steps, and `resume()` goes on.
  *
  * @throws ConfigError when an option is unknown or out of range, contradicts another option, or needs an option that is
  *   missing, and when PEFT has no default modules for the model; DataError for records that are not valid, FileError

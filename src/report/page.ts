@@ -11,6 +11,8 @@ export interface Series {
   readonly x: readonly number[]
   /** A null leaves a gap in the line. */
   readonly y: readonly (number | null)[]
+  /** The index of the line's color, the same in all charts. */
+  readonly color?: number
 }
 
 export type Section =

@@ -59,9 +59,10 @@ export function runReport(runs: readonly RunFacts[], title: string, more: readon
   const ofSteps = (value: (step: RunStep) => number | undefined, word: string) =>
     runs.map((run) => thinned(run, value, named(run, word)))
   const ofEvaluations = (value: (evaluation: RunEvaluation) => number | undefined, word: string) =>
-    runs.map((run): Series => {
+    runs.map((run, i): Series => {
       const x = run.evaluations.map(({ step }) => step)
-      return { name: named(run, word), x, y: run.evaluations.map((evaluation) => value(evaluation) ?? null) }
+      const y = run.evaluations.map((evaluation) => value(evaluation) ?? null)
+      return { name: named(run, word), x, y, color: runs.length + i }
     })
   const rewards = REWARD_CHARTS.flatMap(([heading, words]) =>
     curve(

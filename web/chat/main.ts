@@ -33,7 +33,7 @@ async function loadModels(): Promise<void> {
   byId('about').textContent = `${base.id}, with ${adapters.length} adapter${adapters.length === 1 ? '' : 's'}`
   for (const [select, labels] of [
     [left, []],
-    [right, ['nothing']],
+    [right, ['no other model']],
   ] as const) {
     const chosen = select.value
     const options = models.map(({ id, parent }) => new Option(parent === null ? `${id} (the base)` : id, id))
@@ -42,7 +42,7 @@ async function loadModels(): Promise<void> {
     else if (select === left) select.value = (adapters[0] ?? base).id
   }
   const cards = adapters.map(({ id, root, created }) => {
-    const since = new Date(1000 * created).toLocaleTimeString()
+    const since = new Date(1000 * created).toLocaleTimeString([], { timeStyle: 'short' })
     const title = make('h2', '', id, make('small', '', `loaded at ${since}`))
     return make('li', '', title, ...(root === id ? [] : [make('span', 'soft', `from ${root}`)]))
   })
@@ -115,6 +115,7 @@ async function answer(model: string, asked: string, place: HTMLElement, signal: 
     const history = histories.get(model) ?? []
     histories.set(model, [...history, { role: 'user', content: asked }, { role: 'assistant', content: written }])
   }
+  if (end === 'length') words.append(' …')
   const seconds = (performance.now() - (firstAt ?? startedAt)) / 1000
   const rate = tokens !== undefined && tokens > 1 ? `${tokens} tokens, ${((tokens - 1) / seconds).toFixed(1)}/s` : ''
   const first = firstAt === undefined ? '' : `first after ${Math.round(firstAt - startedAt)} ms`

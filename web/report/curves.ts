@@ -39,9 +39,9 @@ export function chart(series: readonly Series[], { x, isLogarithmic = false }: C
     ],
     series: [
       { label: x },
-      ...known.map(({ name, x: places }, i) => ({
+      ...known.map(({ name, x: places, color: index }, i) => ({
         label: name,
-        stroke: () => color(`--c${i % COLORS}`),
+        stroke: () => color(`--c${(index ?? i) % COLORS}`),
         width: 2,
         spanGaps: true,
         points: { show: places.length < 60, size: 6 },
