@@ -85,6 +85,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.getElementById('own').hidden")).toBe(true)
     await recipe('mails')
     expect(await page.evaluate("document.getElementById('own').hidden")).toBe(false)
+    await until("document.getElementById('data').value.startsWith('text,label')")
   })
 
   it('opens the small model, with threads on a host that sends no headers for them', async () => {
@@ -324,7 +325,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await page.drop([join(root, 'tests/golden/peft/rslora')])
     expect(await share('rslora')).toBe('')
     expect(await text('share')).toMatch(
-      /rslora \([0-9]+ kB\) is larger than a link can hold \(32 kB\).*npx lowrank push rslora you[/]rslora/,
+      /This adapter \([0-9]+ kB\) is larger than a link can hold \(32 kB\).*npx lowrank push rslora you[/]rslora/,
     )
     // With the address of the adapter, there is a link.
     const field = (at: string) => `document.querySelector('#share ${at}')`
