@@ -216,7 +216,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     )
     // Without the adapter, the model writes again.
     const remove =
-      "[...document.querySelectorAll('#answers button')].find((one) => one.textContent === 'Remove').click()"
+      "[...document.querySelectorAll('#answers button')].find((one) => one.textContent === 'Close').click()"
     await site.page.evaluate(remove)
     await site.until("document.querySelectorAll('#answers .answer').length === 1")
     await give()

@@ -499,9 +499,9 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await text('disk')).toMatch(/download the adapter|in memory/)
   })
 
-  it('removes an adapter', async () => {
+  it('closes an adapter', async () => {
     await page.evaluate(
-      "[...document.querySelectorAll('#answers button')].find((b) => b.textContent === 'Remove').click()",
+      "[...document.querySelectorAll('#answers button')].find((b) => b.textContent === 'Close').click()",
     )
     await until("document.querySelectorAll('#answers .answer').length === 1")
   })

@@ -243,7 +243,7 @@ export class Writer {
         ...(this.#hasHead(name) ? [] : [make('label', { class: 'strength' }, 'Strength', strength, tell)]),
         act('Download', 'The adapter cannot be saved', async () => download(name, await filesOfAdapter(name, adapter))),
         act('Show layers', 'The layers cannot be shown', () => showLayers(name, adapter)),
-        act('Remove', 'The adapter cannot be removed', () => this.#remove(name)),
+        act('Close', 'The adapter cannot be closed', () => this.#remove(name)),
       )
     }
     const element = make(
