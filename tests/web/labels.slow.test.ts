@@ -226,6 +226,36 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     )
   })
 
+  it('uses a large file as it is, and tells a picture that is called a text', async () => {
+    const choose = (parts: string, name: string) =>
+      site.page.evaluate(`(() => {
+      const files = new DataTransfer()
+      files.items.add(new File(${parts}, '${name}'))
+      document.getElementById('data-file').files = files.files
+      document.getElementById('data-file').dispatchEvent(new Event('change'))
+    })()`)
+    await choose("['The captain saw the whale. '.repeat(900000)]", 'large.txt')
+    await site.until("document.getElementById('data-state').textContent === 'large.txt, 24300 kB'")
+    expect(await site.page.evaluate("document.getElementById('data').value")).toBe('')
+    expect(await site.text('lesson')).toMatch(/write like this text/)
+    await choose('[Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 13, 10, 26, 10)]', 'notes.txt')
+    await site.until("!document.getElementById('error').hidden")
+    expect(await site.text('error')).toMatch(/notes.txt is a picture.*Open pictures/)
+    // The message stands in the section where the error happened.
+    expect(await site.page.evaluate("document.getElementById('error').closest('.card').id")).toBe('train')
+  })
+
+  it('asks for a token where the Hub asks for access', async () => {
+    await site.page.evaluate(
+      `globalThis.fetch = async () => new Response('', { status: 401, headers: { 'x-error-code': 'GatedRepo' } })`,
+    )
+    await site.fill({ 'hub-id': 'org/gated' })
+    await site.page.evaluate("document.querySelector('#hub button').click()")
+    await site.until("/gated model/.test(document.getElementById('error').textContent)")
+    expect(await site.text('error')).toMatch(/paste it into "Access token of the Hub"/)
+    expect(await site.text('model-state')).toMatch(/^Open: union-3m/)
+  })
+
   it('has no errors on the console', () => {
     expect(site.page.errors.filter((line) => !/No available adapters/.test(line))).toEqual([])
   })

@@ -385,25 +385,6 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await ready()
   })
 
-  it('uses a large file as it is, and tells a picture that is called a text', async () => {
-    const choose = (parts: string, name: string) =>
-      page.evaluate(`(() => {
-      const files = new DataTransfer()
-      files.items.add(new File(${parts}, '${name}'))
-      document.getElementById('data-file').files = files.files
-      document.getElementById('data-file').dispatchEvent(new Event('change'))
-    })()`)
-    await choose("['The captain saw the whale. '.repeat(900000)]", 'large.txt')
-    await until("document.getElementById('data-state').textContent === 'large.txt, 24300 kB'")
-    expect(await page.evaluate("document.getElementById('data').value")).toBe('')
-    expect(await text('lesson')).toMatch(/write like this text/)
-    await choose('[Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 13, 10, 26, 10)]', 'notes.txt')
-    await until("!document.getElementById('error').hidden")
-    expect(await text('error')).toMatch(/notes.txt is a picture.*Open pictures/)
-    // The message stands in the section where the error happened.
-    expect(await page.evaluate("document.getElementById('error').closest('.card').id")).toBe('train')
-  })
-
   it('opens a folder that is dropped: an adapter, or says what it is not', async () => {
     await page.drop([join(root, 'tests/golden/peft')])
     await until("!document.getElementById('error').hidden")
@@ -425,19 +406,6 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await click('generate')
     await until("document.getElementById('generate').disabled === false")
     expect(await page.evaluate("document.getElementById('error').hidden")).toBe(true)
-  })
-
-  it('asks for a token where the Hub asks for access', async () => {
-    await page.evaluate(
-      `globalThis.fetch = async () => new Response('', { status: 401, headers: { 'x-error-code': 'GatedRepo' } })`,
-    )
-    await fill({ 'hub-id': 'org/gated' })
-    await page.evaluate("document.querySelector('#hub button').click()")
-    await until("/gated model/.test(document.getElementById('error').textContent)")
-    expect(await text('error')).toMatch(/paste it into "Access token of the Hub"/)
-    expect(await text('model-state')).toMatch(/^Open: union-3m/)
-    await page.navigate(address)
-    await ready()
   })
 
   it('lets another tab continue after the first was killed in the middle of a step, and not before', async () => {
