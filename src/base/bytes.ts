@@ -25,10 +25,7 @@ export interface ByteSource {
    * longer than reading. Throws as `read` does.
    */
   readInto?(offset: number, memory: Uint8Array): Promise<void>
-  /**
-   * Downloads the whole file. Only a file that is still on a server has this method. It is undefined for local files,
-   * and for files on a server that are never downloaded whole: each `read` of these asks the server.
-   */
+  /** Downloads the whole file. Undefined if the file is already on this machine, or if every `read` asks the server. */
   readonly fetch?: (() => Promise<void>) | undefined
   /** Closes the file. */
   close(): Promise<void>
@@ -216,10 +213,7 @@ export class MemoryDirectory implements Directory {
   }
 }
 
-/**
- * Splits a file name into its parts. Throws if it leads out of the folder, because names may come from downloaded
- * files.
- */
+/** Splits a file name into its parts. Throws if the name, which may come from a download, leads out of the folder. */
 export function splitName(name: string, directory: string): string[] {
   const parts = name.split('/')
   if (parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]|^[a-z]:/i.test(part))) return parts
@@ -237,7 +231,7 @@ export function namesIn(paths: Iterable<string>, folder?: string): string[] {
   return inside.filter((path) => !path.includes('/')).sort()
 }
 
-/** The folders directly inside, of nested paths. */
+/** Returns the folders at the beginnings of paths, sorted. */
 export function foldersIn(paths: Iterable<string>): string[] {
   const nested = [...paths].filter((path) => path.includes('/'))
   return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))].sort()

@@ -50,7 +50,7 @@ export function isWeightDtype(dtype: TensorDtype): dtype is WeightDtype {
   return dtype === 'fp64' || isFloatDtype(dtype)
 }
 
-/** Returns the type if lowrank can compute with it. Otherwise throws UnsupportedError, whose problem is `what`. */
+/** Returns the type if lowrank can compute with it. Otherwise throws UnsupportedError, with `what` as the problem. */
 export function requireWeightDtype(dtype: TensorDtype, where: string, what: string, hint?: string): WeightDtype {
   if (isWeightDtype(dtype)) return dtype
   throw new UnsupportedError({ where, what, expected: 'fp64, fp32, fp16 or bf16', got: dtype, hint })

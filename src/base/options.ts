@@ -24,7 +24,7 @@ export function kind(expected: string, accepts: (value: unknown) => boolean): Ki
   return { expected, accepts }
 }
 
-/** Array.isArray, which by itself does not narrow a type to readonly arrays. */
+/** Like Array.isArray, which does not narrow a type to readonly arrays. */
 export const isList = (value: unknown): value is readonly unknown[] => Array.isArray(value)
 
 export const isObject = (value: unknown): value is Record<string, unknown> =>

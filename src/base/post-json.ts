@@ -81,7 +81,7 @@ async function textOf(response: Response): Promise<string> {
   }
 }
 
-/** Asks `/chat/completions` for a message. Throws RuntimeError, which calls the server `who`, if it sends none. */
+/** Asks `/chat/completions` for a message. If none comes, throws RuntimeError, in which the server is called `who`. */
 export async function askChat(url: string, body: object, { who, ...asking }: Asking & { readonly who: string }) {
   const answer = await postJson(`${url}/chat/completions`, body, { ...asking, what: `${who} does not answer` })
   const { choices } = (answer ?? {}) as { choices?: { message?: { content?: unknown }; finish_reason?: unknown }[] }

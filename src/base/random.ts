@@ -39,7 +39,7 @@ export class Random {
     return ((this.uint32() >>> 5) * 67108864 + (this.uint32() >>> 6)) / 9007199254740992
   }
 
-  /** A standard normal number (Box and Muller 1958). The method's second number is not used, so none is stored. */
+  /** Draws a standard normal number (Box and Muller 1958). The second number that the method gives is not stored. */
   normal(): number {
     return Math.sqrt(-2 * Math.log(1 - this.uniform())) * Math.cos(2 * Math.PI * this.uniform())
   }

@@ -122,7 +122,7 @@ export function formatShape(shape: readonly (number | bigint | string)[]): strin
   return `(${shape.join(', ')})`
 }
 
-/** The next multiple, for sizes that are padded and offsets that are aligned. */
+/** Rounds up to a multiple, for padded sizes and aligned offsets. */
 export function roundUp(value: number, multiple: number): number {
   return Math.ceil(value / multiple) * multiple
 }

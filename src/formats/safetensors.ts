@@ -41,9 +41,7 @@ export interface SafetensorsFile {
   readonly metadata: Readonly<Record<string, string>>
 }
 
-/**
- * Reads and checks the header. Throws FormatError if it is wrong, or if the tensors overlap or do not fill the file.
- */
+/** Reads the header. Throws FormatError if it is wrong, or if the tensors overlap or do not fill the file exactly. */
 export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
   const where = source.name
   const header = await readHeader(source)
@@ -184,10 +182,7 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
   }
 }
 
-/**
- * Reads a tensor of floats as f32, even fp64. Throws FormatError if it does not exist, UnsupportedError for other
- * types.
- */
+/** Reads a tensor of floats as f32. Throws FormatError if the file lacks it, and UnsupportedError for other types. */
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
   if (info === undefined) {

@@ -14,8 +14,8 @@ export async function recordOfBase({ onnx, onnxPath }: Weights): Promise<BaseRec
 }
 
 /**
- * Returns a warning if an adapter was trained on other weights, or undefined if they are the same or cannot be
- * compared.
+ * Returns a warning if an adapter was trained on other weights. Returns undefined if they are the same or cannot be
+ * compared, because there is no record or it is of another file, such as a quantized graph.
  */
 export async function otherWeights(
   trainedOn: BaseRecord | undefined,

@@ -56,7 +56,7 @@ export function createWasmMergeKernel(byteLength: number, build: BuildName): Mer
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
 
-/** Creates the fastest merge kernel of the host, for one thread. A reproducible one uses no fused multiply-adds. */
+/** Creates the fastest merge kernel of this host, for one thread. A reproducible one uses no fused multiply-adds. */
 export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
   for (const build of isReproducible ? (['plain'] as const) : fastestBuilds()) {
     const kernel = createWasmMergeKernel(byteLength, build)

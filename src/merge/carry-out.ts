@@ -1,5 +1,4 @@
-// Carries out the plan of a merge, file after file, in one or several threads. The memory that it needs does not grow
-// with the model.
+// Carries out the plan of a merge, file after file, in one or several threads. Large models need no more memory.
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'

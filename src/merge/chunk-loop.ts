@@ -1,5 +1,4 @@
-// The loop of a merge: it takes the next chunk of a file, computes it, and passes it on. Threads that share a counter
-// share the chunks.
+// The loop of a merge: it takes the next chunk, computes it, and passes it on. Several threads can share its counter.
 
 import { chunksOf, type Segment } from './plan/layout.js'
 import type { ChunkChange, ChunkMerger } from './weight.js'

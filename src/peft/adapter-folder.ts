@@ -73,10 +73,7 @@ function savedTokens(adapter: LoraAdapter): LoraConfig['trainableTokenIndices'] 
   return Object.fromEntries(rows.map(({ module, indices }) => [module, indices]))
 }
 
-/**
- * Returns the config's target_modules if they match all layers, else the layers' names, which also replace
- * `all-linear`.
- */
+/** Returns the config's target_modules if they match all layers, else (also for `all-linear`) the layers' names. */
 function savedTargets(config: LoraConfig, names: readonly string[]): readonly string[] | string {
   const modules = isAllLinear(config.targetModules)
     ? [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()

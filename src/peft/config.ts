@@ -8,7 +8,7 @@ import { LORA_CONFIG } from '../lora/gen/options.js'
 import { type Init, isPissaNiter } from '../lora/init/inits.js'
 import { PatternTable } from '../lora/patterns/patterns.js'
 
-/** PEFT's names of settings, if they are not just our names in snake case. */
+/** PEFT's names of settings, if they differ from ours in more than snake case. */
 const OWN_NAMES: Readonly<Record<string, string>> = {
   rank: 'r',
   alpha: 'lora_alpha',

@@ -1,5 +1,5 @@
-// Opens an adapter in memory or in a folder: its config, its parts, and a way to read their values. A folder's tensors
-// stay in their file, so memory does not grow with the adapter.
+// Opens an adapter in memory or in a folder: its config, its parts without their values, and a way to read the values.
+// A folder's tensors stay in their file, so memory does not grow with the adapter.
 
 import { closingOnError, type Directory, MemorySource } from '../base/bytes.js'
 import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'

@@ -53,10 +53,7 @@ export function rouge(text: string, wanted: string, order: number | 'l'): number
   return common === 0 ? 0 : (2 * common) / (words.length + wantedWords.length - left)
 }
 
-/**
- * rapidfuzz's `fuzz.ratio` / 100: twice the length of the longest common subsequence, divided by the sum of both
- * lengths.
- */
+/** rapidfuzz's `fuzz.ratio` / 100: twice the length of the longest common subsequence, divided by the lengths' sum. */
 export function fuzzyMatch(text: string, wanted: string): number {
   const [characters, wantedCharacters] = [[...text], [...wanted]]
   const total = characters.length + wantedCharacters.length

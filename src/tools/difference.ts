@@ -70,7 +70,8 @@ interface Side {
 }
 
 /**
- * Computes ‖tuned − base‖, ‖base‖ (Frobenius) and the difference itself, which stays in `memory` until the next pair.
+ * Computes ‖tuned − base‖, ‖base‖ (Frobenius) and the difference itself, and reads both tensors once. Use the result
+ * before the memory serves the next pair.
  */
 export async function differenceOf(base: Located, tuned: Located, memory: DifferenceMemory, keptValues = KEPT_VALUES) {
   const { shape } = base.tensor.info

@@ -227,12 +227,10 @@ async function extractLayer(
   return { layer: { part, change: { pairs, vectors: {} } }, report: { name, rank, norm, relativeChange, error } }
 }
 
-/** The first rank to try if `energy` decides. */
+/** The first number of singular values to compute if `energy` decides the rank. */
 const FIRST_RANK = 32
 
-/**
- * Computes the leading singular values and vectors: first a few, then twice as many until they hold the wanted energy.
- */
+/** Computes the leading singular values and vectors: a few, then twice as many until they hold the wanted energy. */
 async function leadingSvd(matrix: StreamedMatrix, { rank, energy: share }: RankChoice): Promise<Svd> {
   const side = Math.min(...matrix.shape)
   const most = Math.min(rank ?? side, side)

@@ -1,5 +1,6 @@
-// Parts of an adapter as pairs of factors, one for each group of a convolution and each expert. Tools that change ranks
-// work on them, and assemble an adapter as mergekit and PEFT do: each layer has its own rank, and alpha = rank.
+// Parts of an adapter as pairs of factors: one pair for a linear layer or an embedding, one for each group of a
+// convolution, and one for each expert. Tools that change ranks work on these pairs and then assemble an adapter, as
+// mergekit and PEFT do: each layer has its own rank, and alpha = rank.
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor } from '../base/tensor.js'
 import { beside, normOfProduct, stacked } from '../linalg/product.js'

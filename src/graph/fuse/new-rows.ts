@@ -32,8 +32,8 @@ export interface NewRows {
 }
 
 /**
- * Adds the output. Returns undefined if no mask tells how many tokens the cache has, or if more than attention reads
- * it.
+ * Adds an output with the cache's new rows. Returns undefined if no mask tells how many tokens the cache has, or if
+ * anything besides attention reads the cache.
  */
 export function giveNewRows(graph: Graph): NewRows | undefined {
   const { roles, others } = splitInputs(graph)

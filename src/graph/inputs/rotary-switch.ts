@@ -37,7 +37,7 @@ export function sideOf(switches: readonly number[], length: number): number {
   return switches.filter((last) => length > last).length
 }
 
-/** The largest length before the switch. */
+/** Returns the largest length before the switch. */
 function lastLength(graph: Graph, { opType, input: [a, b] }: NodeProto): number | undefined {
   const comparison = COMPARISONS[opType]
   if (comparison === undefined) return undefined

@@ -1,5 +1,4 @@
-// Some graphs read tokens in chunks: graphs whose linear attention lowrank lowered for training, and exports of
-// PyTorch.
+// Some graphs read tokens in chunks: graphs with linear attention that was lowered for training, and PyTorch's exports.
 
 import type { Graph } from '../view/graph.js'
 

@@ -22,7 +22,7 @@ export const EXPERTS: Readonly<Record<string, Lowering>> = {
     return writeOut(context, { x, router, first, firstBias, second, secondBias, third, shape })
   },
 
-  // The same, with weights in 4 or 8 bits
+  // The same as MoE, with weights in 4 or 8 bits
   'com.microsoft:QMoE': (context) => {
     const { g, node, inputs } = context
     const [x, router, first, firstScales, firstBias, second, secondScales, secondBias, third] = inputs

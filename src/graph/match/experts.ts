@@ -1,5 +1,4 @@
-// Finds an adapted parameter of experts (PEFT's target_parameters) in a graph, as a layer for each expert or one
-// tensor.
+// Finds an adapted parameter of experts (target_parameters) in a graph: a layer for each expert, or a single tensor.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'

@@ -1,4 +1,5 @@
-// Finds the linear layers of a graph. Names come from nodes: layers with equal weights may share an initializer.
+// Finds the linear layers of a graph. Names come from nodes, because layers with equal weights may share an
+// initializer.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'

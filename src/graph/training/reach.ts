@@ -57,7 +57,7 @@ export function gradientReach(model: ModelProto): Reach {
   return { stopped, refusals }
 }
 
-/** Throws UnsupportedError if gradients do not reach all of the layers: before a step, and before weights are read. */
+/** Throws UnsupportedError if gradients do not reach all of the layers. It runs before weights are read. */
 export function checkReach(model: OnnxModel, layers: readonly Pick<Linear, 'name' | 'output'>[]): void {
   const { stopped, refusals } = model.once(checkReach, () => gradientReach(model.proto))
   const missed = layers.filter(({ output }) => stopped.has(output))

@@ -193,7 +193,7 @@ export function expertFactors({ weightA, weightB, experts }: ExpertLora, expert:
 }
 
 /**
- * Finds out how a parameter of this shape holds E matrices (d, k), or returns undefined. `isInputMajor` decides if d =
+ * Finds out how a parameter holds E matrices (d, k), or returns undefined if it does not. `isInputMajor` decides if d =
  * k.
  */
 export function parameterLayout(

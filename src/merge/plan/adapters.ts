@@ -15,10 +15,7 @@ import type { OpenPart } from '../../peft/tensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { refuseWeighted, type WeightedAdapter } from '../weighted.js'
 
-/**
- * Where a matrix, or a tensor that is read as a matrix, lies in its source. It is plain data, so plans can go to
- * threads.
- */
+/** Where a matrix, or a tensor read as one, lies in its source. It is plain data, so that plans can go to threads. */
 export interface Factor {
   readonly name: string
   readonly source: number
@@ -68,10 +65,7 @@ export interface LayerFactors {
    * True if input and output embedding change together (ensure_weight_tying). False for DoRA: its magnitudes differ.
    */
   readonly isTied: boolean
-  /**
-   * The outputs of the stored tensor that belong to the layer: rows, or columns if it is input-major. If undefined,
-   * all.
-   */
+  /** Which outputs of the tensor belong to the layer: rows, or columns if it is input-major. Default: all. */
   readonly region?: { readonly first: number; readonly count: number } | undefined
   /** DoRA's m / ‖W + s·B·A‖ (1, d), with which the sum is multiplied. Computed after the plan is made. */
   readonly scales: Factor | undefined

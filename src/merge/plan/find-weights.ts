@@ -1,5 +1,5 @@
-// Finds the tensors of a checkpoint that a layer changes, by its name there or in transformers, and checks their
-// shapes.
+// Finds the tensors of a checkpoint that a layer changes, by its name there or in transformers, and checks their shapes
+// and types.
 
 import { isWeightDtype, requireWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses } from '../../base/errors.js'

@@ -242,8 +242,7 @@ function planHead(
 }
 
 /**
- * Returns the base with its vocabulary grown, as PEFT saves resized embeddings whole, or undefined if it keeps its
- * size.
+ * Returns the base with its vocabulary grown, as PEFT saves resized embeddings whole. Undefined if it need not grow.
  */
 function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) {
   const { checkpoint, names, ties } = base
