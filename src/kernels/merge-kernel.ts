@@ -63,7 +63,10 @@ export interface MergeKernel {
   readonly chunk: Uint8Array
   /** Makes room for the right factor (rank, columns) of the next chunks. `rank` is the sum over all terms. */
   begin(rank: number, columns: number, precision: FactorPrecision): void
-  /** Copies in a block of the right factor: A, or Bᵀ for a weight (k, d). Returns whether all values are finite. */
+  /**
+   * Copies in a block of the right factor: of A, or of Bᵀ if the weight is stored as (k, d). Returns whether all is
+   * finite.
+   */
   putRight(block: RightBlock): boolean
   merge(job: MergeJob): MergeResult
 }

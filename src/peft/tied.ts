@@ -1,5 +1,5 @@
 // Output embeddings and PEFT's ensure_weight_tying: tied embeddings are adapted together, by the same factors with A
-// and B exchanged. PEFT saves both, but does not name the output embedding in target_modules.
+// and B exchanged. PEFT saves the factors for both, but does not name the output embedding in target_modules.
 
 import type { LoraConfig } from '../lora/config.js'
 import { targetMatcher } from '../lora/patterns/patterns.js'

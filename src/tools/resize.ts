@@ -1,4 +1,5 @@
-// Resizes an adapter: the exact SVD of s·B·A by QR decompositions and a small core, without forming the product.
+// Resizes an adapter: computes the SVD of s·B·A exactly, by two QR decompositions and the SVD of a small core. The
+// product itself is never formed.
 
 import { closing, type Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'

@@ -1,4 +1,5 @@
-// Finds names in a checkpoint by rules for their beginnings (transformers' conversion_mapping).
+// Finds the names of a model's tensors in a checkpoint, by rules for how names begin (transformers'
+// conversion_mapping).
 
 export interface StoredForm {
   /** The tensors whose rows together are the weight, in order. `*` stands for the number of an expert. */

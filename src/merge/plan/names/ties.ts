@@ -51,7 +51,7 @@ export function groupOf({ groups }: Ties, tensor: string): TieGroup | undefined 
   return groups.find(({ members }) => members.includes(tensor))
 }
 
-/** The ties of the class that config.json names or, if the table lacks it, of the best fitting class. */
+/** Returns the ties of the class that config.json names, or of the best fitting class if the table lacks it. */
 function tiesOf(
   byClass: ReadonlyMap<string, readonly ModelTie[]>,
   config: Config,
