@@ -115,7 +115,7 @@ async function answer(model: string, asked: string, place: HTMLElement, signal: 
     const history = histories.get(model) ?? []
     histories.set(model, [...history, { role: 'user', content: asked }, { role: 'assistant', content: written }])
   }
-  if (end === 'length') words.append(' …')
+  words.classList.toggle('cut', end === 'length')
   const seconds = (performance.now() - (firstAt ?? startedAt)) / 1000
   const rate = tokens !== undefined && tokens > 1 ? `${tokens} tokens, ${((tokens - 1) / seconds).toFixed(1)}/s` : ''
   const first = firstAt === undefined ? '' : `first after ${Math.round(firstAt - startedAt)} ms`

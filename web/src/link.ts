@@ -128,7 +128,12 @@ export async function showShare({ name, job, gain = '', modelName, bytes }: Kept
           make('ol', {}, ...steps),
         ]),
     link,
-    make('div', { class: 'row' }, copy),
+    make(
+      'div',
+      { class: 'row' },
+      copy,
+      button('Close', () => document.querySelector<HTMLElement>('#adapters [aria-expanded=true]')?.click()),
+    ),
   )
   card.dataset.of = name
   card.hidden = false

@@ -53,6 +53,8 @@ export class Trainer {
   #running: { abort: AbortController; keeps: boolean } | undefined
   #paused: UnfinishedRun | undefined
   #losses: number[] = []
+  /** Of the parts of the run that are done. */
+  #seconds = 0
   #isInMemory = false
   #isAnswering = false
   #stage: keyof typeof STAGES = 'encode'
@@ -184,13 +186,14 @@ export class Trainer {
       }
       const { adapter, report } = await this.page.makeRoom(async () => train(options))
       this.#losses = report.trainLoss
+      this.#seconds += report.seconds
       this.#draw(settings.maxSteps)
       if (report.interrupted && !this.#running.keeps) {
         this.#paused = run
         this.#say(`Paused after step ${report.steps} of ${settings.maxSteps}. Press Continue when you like.`)
         return
       }
-      const seconds = Math.max(1, Math.round(report.seconds))
+      const seconds = Math.max(1, Math.round(this.#seconds))
       this.#say('Answering…')
       byId('stage').hidden = buttonOf('pause').hidden = buttonOf('stop').hidden = true
       await this.page.trained(adapter, job, gainOf(report.trainLoss), `in ${seconds} s on this machine`)
@@ -308,6 +311,7 @@ export class Trainer {
   /** Clears the display of the last run. `isHidden`: no new run begins, so hide the display. */
   #clear(isHidden = false): void {
     this.#losses = []
+    this.#seconds = 0
     drawCurve([], 0, 'The loss of each step appears here.')
     byId('next').hidden = true
     buttonOf('start').textContent = 'Teach it'
