@@ -122,9 +122,9 @@ describe.each([UNION, ...FUSED])('caches of pipelines: %s', (path) => {
       if (step === 69) expectSame(result.ours, result.theirs)
     }
     expect(outputs[PRESENT].size).toBe((outputs[PRESENT].data as Float32Array).length)
-    // The first cache is empty, and each next array has room for 64 more tokens.
+    // The first cache is empty, and each next array has room for 16 more tokens.
     const arrays = new Set(fed.map((feeds) => feeds[PAST].data))
-    expect(arrays.size).toBe(3)
+    expect(arrays.size).toBe(6)
   })
 
   it('go on from an older place as often as somebody wants, also at the same time', async () => {
