@@ -4,9 +4,8 @@ import { UnsupportedError } from '../../base/errors.js'
 import { dimsOf, type NodeProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import { intAttribute } from '../view/attributes.js'
-import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { dimsOfInput, splitInputs, TYPES, typeOf } from './roles.js'
+import { dimsOfInput, TYPES, typeOf } from './roles.js'
 
 export interface CacheEntry {
   readonly past: string
@@ -22,25 +21,6 @@ export interface CacheEntry {
 
 export function isCacheInput(input: ValueInfoProto): boolean {
   return /^past/.test(input.name) && typeOf(input) !== undefined
-}
-
-/** Removes the caches from a graph for training, which never has past tokens. States of convolutions become zeros. */
-export function dropEmptyCache(graph: Graph): void {
-  const g = new Builder(graph, 'inputs')
-  const empty = splitInputs(graph).others.filter(isCacheInput)
-  const states = new Map(empty.map((input) => [input.name, isConvolutionState(input) ? dimsOfInput(input)[2] : 0]))
-  const open = [...states.keys()]
-  for (let past = open.pop(); past !== undefined; past = open.pop()) {
-    const width = states.get(past) ?? 0
-    for (const node of graph.consumers(past)) {
-      const [fresh, ...more] = node.input.filter((input) => input !== past)
-      if (node.opType !== 'Concat' || more.length > 0) continue
-      // Exporters also write a Concat of a single input.
-      if (fresh === undefined) open.push(node.output[0])
-      else if (width > 0) graph.replaceUses(node.output[0], g.op('Pad', [fresh, g.int([0, 0, width, 0, 0, 0])]))
-      else graph.replaceUses(node.output[0], fresh)
-    }
-  }
 }
 
 /** onnxruntime-genai gives sliding windows (Gemma 2) a fixed size; without it, a text can begin with an empty cache. */
@@ -63,7 +43,7 @@ export function takeBranchWithoutCache(graph: Graph): void {
 }
 
 /** True for a state (batch, channels, width). Caches of attention have four axes. */
-function isConvolutionState(input: ValueInfoProto): boolean {
+export function isConvolutionState(input: ValueInfoProto): boolean {
   const [, ...size] = dimsOfInput(input)
   return size.length === 2 && size.every((dim) => dim !== undefined)
 }

@@ -9,7 +9,6 @@ import { siteInput } from '../inject/sites.js'
 import { type Branch, magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { adaptExperts, type TrainedExperts } from '../inject/trainable-experts.js'
 import { adaptLookups, type TrainedLookup } from '../inject/trainable-lookups.js'
-import { dropEmptyCache } from '../inputs/cache.js'
 import type { NamedLayer } from '../match/forms/form.js'
 import { findProduct } from '../match/forms/forms.js'
 import { withPointwise } from '../match/forms/pointwise.js'
@@ -22,6 +21,7 @@ import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
 import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
+import { dropEmptyCache } from './without-cache.js'
 
 export type TrainedLayer = NamedLayer & Pick<Branch, 'rank' | 'scaling' | 'baseSquares'>
 

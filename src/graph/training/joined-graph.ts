@@ -13,7 +13,7 @@ import {
   type NodeProto,
   weightRange,
 } from '../../formats/onnx/tensors.js'
-import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
+import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { ENCODER_FILES } from '../inputs/encoder-decoder.js'
 import { HIDDEN_STATES, inputFamily, OF_DECODER, STATES_MASK } from '../inputs/family.js'
 import { VECTORS } from '../inputs/tokens.js'
@@ -21,6 +21,7 @@ import { findLinears, logitsName, SCOPES, scopesIn } from '../match/linears.js'
 import type { Model } from '../model-folder.js'
 import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
+import { dropEmptyCache } from './without-cache.js'
 
 /**
  * Joins the graphs of a model. Its inputs are the encoder's and, prefixed by `decoder_`, the decoder's. A decoder that
