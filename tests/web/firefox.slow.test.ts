@@ -130,6 +130,28 @@ describe.skipIf(firefox === undefined || driver === undefined || !canOpenSite)('
     await until("document.querySelector('#answers [data-adapter=tiny] .written')?.textContent.length > 0")
   })
 
+  it('keeps the adapter of a paused run', async () => {
+    await page.goto(`${site.address}?keep`)
+    await until(isReady)
+    await fill({ steps: 200 })
+    await click('#start')
+    await until("/^[6-9]\\//.test(document.getElementById('number-step').textContent)")
+    await click('#pause')
+    await until("document.getElementById('train-state').textContent.startsWith('Paused')")
+    const [steps] = (await text('number-step')).split('/')
+    await click('#stop')
+    await until("document.getElementById('train-state').textContent.startsWith('Kept')")
+    expect(await text('lesson-title')).toMatch(new RegExp(`^It has learned: [0-3] of 3 right, after ${steps} steps$`))
+    expect(await page.evaluate("['start', 'stop', 'remove'].map((id) => document.getElementById(id).hidden)")).toEqual([
+      false,
+      true,
+      true,
+    ])
+    await page.reload()
+    await until(`${isReady} && document.querySelector('#adapters [data-kept=mails-2]') !== null`)
+    expect(await text('start')).toBe('Teach it')
+  })
+
   it('teaches where the browser keeps no files, as Safari before 26', async () => {
     await page.evaluateOnNewDocument('delete globalThis.FileSystemFileHandle?.prototype.createWritable')
     await page.goto(`${site.address}?safari`)

@@ -66,6 +66,8 @@ export class Trainer {
     buttonOf('start').addEventListener('click', start)
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
+    const remove = () => void guarded('train', 'The run is not removed', () => this.#end('The run is removed.'))
+    buttonOf('remove').addEventListener('click', remove)
     addEventListener('beforeunload', (event) => {
       if (this.#running !== undefined) event.preventDefault()
     })
@@ -254,18 +256,29 @@ export class Trainer {
   }
 
   #interrupt(keeps: boolean): void {
-    if (this.#running === undefined) return void guarded('train', 'The run is not removed', () => this.#remove())
+    if (this.#running === undefined) return void guarded('train', 'The adapter cannot be kept', () => this.#keep())
     this.#running.keeps = keeps
     this.#running.abort.abort()
     this.#say(keeps ? 'Stopping after this step…' : 'Pausing after this step…')
   }
 
-  async #remove(): Promise<void> {
+  /** Keeps the adapter of a paused run as it was saved last, and ends the run. */
+  async #keep(): Promise<void> {
+    await takeRunHere()
+    if (this.#paused === undefined) return
+    const { job, folder } = this.#paused
+    const [gain, steps] = [gainOf(this.#losses), `after ${this.#losses.length} steps`]
+    await this.page.choose(job.choice)
+    await this.page.trained(await loadAdapter(folder), job, gain, steps)
+    await this.#end(`Kept ${steps}.`)
+  }
+
+  async #end(text: string): Promise<void> {
     await takeRunHere()
     this.#paused = undefined
     await endRun()
     leaveRun()
-    this.#say('The run is removed.')
+    this.#say(text)
     this.#buttons()
   }
 
@@ -334,7 +347,7 @@ export class Trainer {
     for (const id of ['speed', 'left']) byId(`number-${id}`).parentElement!.hidden = !isRunning
     buttonOf('pause').hidden = !isRunning
     buttonOf('stop').hidden = !isRunning && this.#paused === undefined
-    buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'
+    buttonOf('remove').hidden = this.#paused === undefined
   }
 }
 
