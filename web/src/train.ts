@@ -192,7 +192,7 @@ export class Trainer {
       this.#draw(settings.maxSteps)
       if (report.interrupted && !this.#running.keeps) {
         this.#paused = run
-        this.#say(`Paused after step ${report.steps} of ${settings.maxSteps}. Press Continue when you like.`)
+        this.#say(`Paused after step ${report.steps} of ${settings.maxSteps}.`)
         return
       }
       const seconds = Math.max(1, Math.round(this.#seconds))
