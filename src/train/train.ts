@@ -118,10 +118,10 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   const config = checkOptions(given, settings)
   const options = { ...given, model: await joinGraphs(given.model), pictures }
   const { model, out, taskOptions } = options
+  const targets = await checkLayers(options, config)
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
-  const targets = await checkLayers(options, config)
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   await checkPlace(out, use)
