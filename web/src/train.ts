@@ -203,6 +203,7 @@ export class Trainer {
       this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s.`)
     } catch (error) {
       if (error instanceof DataError) {
+        await endRun()
         this.#clear(true)
         this.page.reset()
         this.data.blame(error)
