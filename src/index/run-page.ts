@@ -38,10 +38,7 @@ export async function pageOfRun(
   const lengths = count?.()
   if (lengths) {
     const { least, median, most } = lengths
-    facts.push([
-      'lengths of records',
-      `${number(least)} to ${number(most)} tokens, half of them at most ${number(median)}`,
-    ])
+    facts.push(['lengths of records', `${number(least)} to ${number(most)} tokens, the median ${number(median)}`])
   }
   const labels = Object.entries(data.labels)
   const others = labels.length > SHOWN_LABELS ? `, and ${labels.length - SHOWN_LABELS} more` : ''

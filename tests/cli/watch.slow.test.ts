@@ -77,7 +77,7 @@ it('tells of the data: lengths and labels on the page, and a prompt on the card,
   expect(card).toContain(`--text 'It'\\''s \`$(rm -rf ~)\` wet. \`\`\` <script>'`)
   expect(card).toContain("run('It\\'s `$(rm -rf ~)` wet. ``` <script>', { adapter: 'mine' })")
   const page = read(out, 'report.html')
-  expect(page).toMatch(/\["lengths of records","\d+ to \d+ tokens, half of them at most \d+"\]/)
+  expect(page).toMatch(/\["lengths of records","\d+ to \d+ tokens, the median \d+"\]/)
   expect(page).toContain('["labels","x (2), y (1)"]')
 })
 

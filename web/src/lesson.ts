@@ -26,9 +26,10 @@ export function showLesson(title: string, cards: readonly LessonCard[], when = '
       'article',
       { class: 'answer recorded' },
       make('h3', {}, `“${question}”`),
+      // The adapter's answer comes first, since the bar may cover what is lower.
+      ...part(when, taught),
       ...part('The model alone', alone),
       ...(writesOn === undefined ? [] : [make('p', { class: 'state' }, withoutLabels(writesOn))]),
-      ...part(when, taught),
     ),
   )
   byId('recorded').replaceChildren(...articles)
