@@ -101,7 +101,10 @@ const inlineWorkers = {
 }
 await bundle('index.js', { write: true, plugins: [inlineWorkers] })
 
-/** Rewrites the places of files that modules find relative to themselves, so that the bundle finds them. */
+/**
+ * Replaces `import.meta.url` by the address of the module itself, because modules find files relative to themselves,
+ * and the bundle is in another folder.
+ */
 const keepPlaces = {
   name: 'keep-places',
   enforce: 'pre',

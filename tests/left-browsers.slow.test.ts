@@ -13,7 +13,10 @@ const root = fileURLToPath(new URL('../', import.meta.url))
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-left-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true, maxRetries: 20 }))
 
-/** Writes a suite whose first page never reports. Its second test waits until the suite is stopped. */
+/**
+ * Writes a suite and runs it in Vitest. The page of its first test never posts a result. Its second test waits until
+ * Vitest is stopped.
+ */
 const suite = (name: string, limitMs: number) => {
   const folder = mkdtempSync(join(scratch, `${name}-`))
   for (const one of ['tmp', 'site']) mkdirSync(join(folder, one), { recursive: true })

@@ -30,7 +30,7 @@ export function timed(ort) {
   return { module, inside: () => inside }
 }
 
-/** Times runs inside the module itself, because transformers.js imports ONNX Runtime without us. */
+/** Changes the module itself so that its runs are timed, because transformers.js imports ONNX Runtime on its own. */
 export function timeInPlace(ort) {
   let inside = 0
   const { create } = ort.InferenceSession

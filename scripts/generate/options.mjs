@@ -160,7 +160,7 @@ const KINDS = {
   TaskName: ['NAME', BASE, 'text'],
 }
 
-/** How a flag writes an option, if its type does not say. */
+/** Option → the form of its flag's value, if the option's type does not tell it. */
 const FORMS = { 'LoraConfig.targetModules': 'modules' }
 
 /** The words of a flag that accepts fewer words than its option: the constant that lists them, and its file. */

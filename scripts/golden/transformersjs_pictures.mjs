@@ -34,7 +34,8 @@ for (const name of names.length > 0 ? names : Object.keys(FAMILIES)) {
   const prompts = [
     { prompt: `${place} And the people said`, images: ['square'] },
     { prompt: `Of old ${place} the sea was`, images: ['square'] },
-    // For a text without pictures, transformers.js 4.3.1 gives Qwen2-VL other positions than transformers.
+    // Left out for Qwen2-VL: for a text without pictures, transformers.js 4.3.1 gives it other positions than Python's
+    // transformers.
     ...(name === 'qwen2-vl' ? [] : [{ prompt: 'And the people said unto him', images: [] }]),
   ]
   const base = await texts(golden, prompts, settings, picture)

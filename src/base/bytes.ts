@@ -394,7 +394,10 @@ export async function writeTogether<T>(
   return directory.together === undefined ? write(directory) : directory.together(write, isNew)
 }
 
-/** The largest JSON file to read. The largest known tokenizer.json has 35 MB. Parsing takes ten times a file's size. */
+/**
+ * The largest JSON file to read. The largest known tokenizer.json has 35 MB. Parsing takes ten times a file's size in
+ * memory.
+ */
 const MAX_JSON_BYTES = 1 << 28
 
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {

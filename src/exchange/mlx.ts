@@ -161,7 +161,7 @@ async function readMlx(directory: Directory, config: Record<string, unknown>): P
         init: 'kaiming-uniform',
         rank,
         alpha: scale * rank,
-        // The last parts of the names. Saving writes full names if these would match other layers too.
+        // The last parts of the names, as in PEFT's target_modules.
         targetModules: [...new Set(layers.map(({ name }) => name.slice(name.lastIndexOf('.') + 1)))].sort(),
         useDora: kind === 'dora',
       }),

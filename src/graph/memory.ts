@@ -56,7 +56,9 @@ export function hasLogitBlocks(vocabulary: number, whole = LOGIT_BYTES.whole): b
 /** Up to `whole` tokens, attention is computed at once. For longer texts, `rows` queries are computed at a time. */
 const ATTENTION = { whole: 1024, rows: 128 }
 
-/** Options of training graphs for texts of up to so many tokens. */
+/**
+ * Chooses from which size a training graph computes attention and logits in blocks, for texts of up to `tokens` tokens.
+ */
 export function blocksFor(tokens: number) {
   const isOptimized = tokens > 0
   if (tokens <= ATTENTION.whole) return { isOptimized }

@@ -43,7 +43,7 @@ export interface HandoffReport {
   rows: number
   /** The number of rows for evaluation. */
   evalRows: number
-  /** The number of steps. */
+  /** The number of training steps. */
   steps: number
   /** Parts of the run that need train.py, because `trl` with the settings file cannot do them. */
   scriptOnly: string[]

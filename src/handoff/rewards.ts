@@ -18,7 +18,7 @@ export function handedRewards(rewards: readonly Reward[], weights: Readonly<Reco
   })
 }
 
-/** Formulas of Python have another sign for powers. */
+/** Writes powers in the formula as Python does: `**` instead of `^`. */
 function inPython(grader: Grader): Grader {
   if (grader.type !== 'multi') return grader
   return { ...grader, calculate_output: grader.calculate_output.trim().replaceAll('^', '**') }

@@ -60,7 +60,10 @@ export interface LossOptions {
 
 export const LOSS_NAMES = ['cross-entropy', 'importance-sampling', 'ppo', 'cispo', 'kl', 'dpo', 'kto'] as const
 
-/** A loss that has a name; `kl` is the estimate exp(r − l) − (r − l) − 1 of the distance to `reference`. */
+/**
+ * A loss that has a name. `kl` is the estimate exp(r − l) − (r − l) − 1 of the distance to `reference`, where l and r
+ * are a token's log-probabilities by the model and by `reference`.
+ */
 export type LossName = (typeof LOSS_NAMES)[number]
 
 type Term = readonly [loss: number, slope: number]

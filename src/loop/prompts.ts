@@ -126,7 +126,7 @@ function factsOf(rows: readonly PromptRow[]): DataFacts {
   return facts
 }
 
-/** The prompts of a run and its steps. `iterations`: steps with the same texts. */
+/** Reads the prompts of a run and counts its steps. `iterations`: how many steps use the same texts. */
 export async function promptSteps(given: TrainInput, iterations: number) {
   const rows = await promptsOf(given)
   const { batchSize, gradientAccumulation, maxSteps, epochs } = resolveSettings(given)

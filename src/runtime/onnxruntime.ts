@@ -185,8 +185,8 @@ class WrappedSession implements RuntimeSession {
   async run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
     if (this.#lost !== undefined) throw this.#lost
-    // Add this run's feeds to the held tensors and remove them afterwards. Copying all of them, which may be hundreds,
-    // into a new object would take longer than some layers.
+    // Add this run's feeds to the object with the held tensors, and remove them afterwards. Copying the held ones,
+    // which may be hundreds, into a new object would take longer than some layers take to run.
     const tensors = held === undefined ? Object.create(null) : (this.#held.get(held) ?? (await this.#hold(held)))
     const names = Object.keys(feeds).filter((name) => !(name in tensors))
     const made = names.map((name) => this.#tensor(name, feeds[name]))

@@ -39,7 +39,7 @@ function textsOf(prompt: Prompt): string[] {
   return prompt.map((message) => JSON.stringify(message))
 }
 
-/** Counts roughly, and short texts not at all. */
+/** Returns a lower bound of the text's tokens: 0 for a short text. Throws HttpError as soon as it exceeds `budget`. */
 async function tokensOf(text: string, budget: number, { tokenizer, contextLength }: Model): Promise<number> {
   if (tokenizer === undefined || text.length <= TURN) return 0
   let tokens = 0

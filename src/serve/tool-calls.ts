@@ -38,7 +38,7 @@ export class AnswerReader {
   #state: State
   /** Text that may turn out to be words or part of a call, depending on what follows. */
   #held = ''
-  /** How much of the held text was searched. */
+  /** How many characters of the held text were searched for what ends the present state. */
   #searched = 0
   /** Spaces after the words. They are left out before a call, and at the end of an answer with calls. */
   #spaces = ''

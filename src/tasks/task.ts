@@ -34,7 +34,7 @@ export interface Examples<Example> extends Iterable<Example> {
   /** {@link OpenTask.cost} of each, if known without reading the examples. */
   readonly costs?: Int32Array
   at(index: number): Example | undefined
-  /** Stores two numbers as the example's `before`. */
+  /** Stores two numbers that the model gave for the example before training, as its `before`. */
   mark?(index: number, before: readonly [number, number]): void
 }
 
@@ -83,8 +83,8 @@ export interface TaskFacts {
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
   }
   /**
-   * The default of the highest learning rate, with LoRA+ 16; undefined to derive it from the model's width.
-   * docs/learning.md has the measurements.
+   * The task's own default of the highest learning rate, for which the LoRA+ ratio is 16 by default. If undefined, the
+   * rate is derived from the model's width, and the ratio is 1. docs/learning.md has the measurements.
    */
   readonly learningRate?: number
 }

@@ -84,7 +84,10 @@ export function roundUp(length: number): number {
   return Math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 }
 
-/** The two runs that measure shapes. The numbers are chosen so that no length can arise in two ways in both runs. */
+/**
+ * The two runs that show how the shapes of a graph depend on batch and sequence. The numbers are chosen so that no
+ * length can arise in two ways in both runs.
+ */
 export const PROBE_BATCHES = [
   { batch: 2, sequence: 3 },
   { batch: 5, sequence: 7 },

@@ -320,7 +320,7 @@ class HubTextTokenizer implements Tokenizer {
   #firstFrom(ids: readonly number[], text: string, at: number): number {
     if (at >= text.length) return ids.length
     const index = this.#firstAfter(ids, text, at)
-    // If the token is also the first to reach past the previous character, it began before `at`.
+    // A token that contains the character before `at` too began before `at`.
     const hasBegun = at > 0 && this.#firstAfter(ids, text, at - 1) === index
     return hasBegun ? index + 1 : index
   }

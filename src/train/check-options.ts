@@ -139,7 +139,10 @@ export async function checkParts(adapter: LoraAdapter, context: Context): Promis
   })
 }
 
-/** PEFT lists both `classifier` and `score` in modules_to_save, whichever of them the model has. */
+/**
+ * Tells whether one of the tensors belongs to the module. `classifier` and `score` always pass: PEFT lists both in
+ * modules_to_save, whichever of them the model has.
+ */
 function isSaved(module: string, tensors: readonly string[]): boolean {
   return /^(classifier|score)$/.test(module) || tensors.some((name) => `.${name}`.includes(`.${module}.`))
 }

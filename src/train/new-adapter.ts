@@ -234,7 +234,10 @@ function tellOfPointwise(
   )
 }
 
-/** Says to PEFT that these modules are not adapted: they are trained whole, or the graph does not have them. */
+/**
+ * Adds `skipped` to a list of excluded modules, so that PEFT does not adapt them either: they are trained whole, or the
+ * graph does not have them.
+ */
 function without({ excludeModules = [] }: LoraConfig, skipped: ReadonlySet<string>) {
   return skipped.size === 0 || typeof excludeModules === 'string'
     ? {}

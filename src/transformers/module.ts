@@ -6,7 +6,7 @@ import { isObject } from '../base/options.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import type { Feeds } from '../runtime/runtime.js'
 
-/** The oldest version that works: older models, pipelines or sessions differ. */
+/** The oldest version of transformers.js that works. Before it, models, pipelines or sessions have another form. */
 const OLDEST = [4, 3]
 
 export type Class<Instance> = new (...args: unknown[]) => Instance

@@ -129,7 +129,7 @@ export function cellTensors({ folder }: Cell): Promise<Map<string, Tensor>> {
   return readTensors(readFileSync(file), file)
 }
 
-/** Makes the cell's base as a folder, in the given float type. */
+/** Makes the base for a cell, which is an architecture with an option, as a folder in the given float type. */
 export async function baseFolder(
   { architecture }: Cell,
   { base }: Expected,

@@ -81,7 +81,7 @@ export function feedsOfForm(name: string, numbers: FormNumbers): Feeds {
   }
 }
 
-/** Converts an output of either type to f32. */
+/** Converts an output of f32 or f16 to f32. */
 export function floatsOfOutput({ data }: RuntimeTensor): Float32Array {
   return data instanceof Float32Array ? data : f16ToF32(data as Uint16Array)
 }

@@ -69,7 +69,7 @@ const layer = (config: lowrank.LoraConfigInput = {}) =>
   )
 const tensor = (shape: number[]) => ({ data: new Float32Array(shape.reduce((a, b) => a * b, 1)), shape })
 
-/** The model and the session for calls of sessions. */
+/** The model, and the session whose methods are called. `open` sets both. */
 export const opened = {} as { model: lowrank.Model; session: lowrank.AdapterSession }
 
 export async function open(): Promise<void> {

@@ -165,7 +165,7 @@ it('classifies with a head alone, and with the head that the graph has', async (
   const own = await session.classify(first, { adapter: 'head', topK: 2 })
   expect(own.logits).toHaveLength(2)
 
-  // `run` gives the adapter's logits too, and only outputs that the model has.
+  // `run` takes the logits from the adapter's head too. It returns no outputs that the model does not have.
   const ids = model.tokenizer!.encodeTexts(first as string, undefined, 99).ids
   const input_ids = { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] } as const
   const outputs = await session.run({ input_ids }, { adapter: 'head' })

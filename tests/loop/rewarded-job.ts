@@ -1,4 +1,4 @@
-// A short run of GRPO and what comes of it, the same in Node and in a page.
+// Runs a short training with GRPO and returns its results. A test runs it in Node and in a page, and compares.
 
 import { trainOnRewards } from '../../src/loop/grpo.js'
 import type { Model } from '../../src/node.js'

@@ -311,8 +311,8 @@ describe('encodeChat', () => {
     '{{ m.content }}',
     '{% if m.role == "assistant" %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}',
   )
-  /** This template renders the last message differently, so each answer needs a new rendering. */
-  const SLOW = PLAIN.replace('</{{ m.role }}>', '</{{ m.role }}>{% if loop.last and false %}!{% endif %}')
+  /** The condition never holds. It only trims the line break after it. */
+  const JOINED = PLAIN.replace('</{{ m.role }}>', '</{{ m.role }}>{% if loop.last and false %}!{% endif %}')
   const HIDING = PLAIN.replace(
     '{{ m.content }}',
     "{{ m.content if loop.last or m.role != 'assistant' else m.content[:2] }}",
@@ -320,7 +320,7 @@ describe('encodeChat', () => {
 
   it.each([
     ['in one pass', PLAIN, 'four</assistant>\n'],
-    ['by several renderings', SLOW, 'four</assistant>'],
+    ['without a line break after an answer', JOINED, 'four</assistant>'],
     ['by marks', ASSISTANT_MARKED, 'four'],
     ['one by one', HIDING, 'four</assistant>\n'],
   ])('learns nothing of answers of weight 0, found %s', async (_, from, last) => {
@@ -344,7 +344,7 @@ describe('encodeChat', () => {
   })
   it('leaves out empty answers, and says so', async () => {
     const messages = [user('a'), assistant(''), user('b'), assistant('c'), user('d'), assistant(' \n')]
-    for (const from of [PLAIN, SLOW, ASSISTANT_MARKED]) {
+    for (const from of [PLAIN, JOINED, ASSISTANT_MARKED]) {
       const { examples, notes } = await encode({ messages }, 1e9, from)
       expect(examples.map(targetsOf).join('')).toMatch(/^c(<\/assistant>)?\n?$/)
       expect(notes).toEqual(['have empty answers, which are not learned'])
@@ -401,7 +401,7 @@ describe('encodeChat', () => {
     ['a tool that speaks unasked', [user('one'), { role: 'tool', content: '3' }, assistant('twofour')]],
   ])('takes %s where the template does', async (_, messages) => {
     const strict = `{% if messages[0].role == 'x' %}{% endif %}<s>${PLAIN}`
-    for (const from of [PLAIN, SLOW, strict, ASSISTANT_MARKED]) {
+    for (const from of [PLAIN, JOINED, strict, ASSISTANT_MARKED]) {
       const { examples } = await encode({ messages }, 1e9, from)
       expect(
         examples
@@ -438,7 +438,7 @@ describe('encodeChat', () => {
 
   it.each([
     ['in one pass', 1500, PLAIN],
-    ['by several renderings', 800, SLOW],
+    ['by several renderings', 800, JOINED],
     ['with a text for each answer', 100, 'qwen3'],
     ['with a head', 200, 'llama3_2'],
   ])(

@@ -18,7 +18,7 @@ export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | '
   texts: string[]
   /** The files that the run wrote. */
   files: string[]
-  /** All values of A and B. */
+  /** The trained adapter's A and B in the linear layers: all values, layer by layer. */
   factors: number[]
 }
 

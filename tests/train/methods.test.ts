@@ -110,7 +110,8 @@ describe.each(['dora', 'rslora', 'bias-all', 'bias-lora-only', 'saved'])('%s', (
     )
     for (const [key, { data }] of wanted) {
       const own = saved.get(key.replace('vector.weight', 'vector'))!
-      // Attention does not depend on a bias of the keys. Its gradient is rounding noise, which AdamW turns into steps.
+      // Attention does not depend on a bias of the keys. Its gradient is rounding noise, which AdamW turns into steps,
+      // so a larger difference is allowed.
       const isNoise = gradients.get(key)!.data.every((value) => Math.abs(value) < 1e-9)
       expect(largestDifference(own.data, data), key).toBeLessThan(isNoise ? 10 * learningRate : 1e-4)
     }

@@ -357,7 +357,7 @@ describe('sessions', () => {
   function noting(log: string[]): OrtModule {
     const create = async (...args: Parameters<OrtModule['InferenceSession']['create']>) => {
       const session = await module.InferenceSession.create(...args)
-      // Sessions with a single operator only find out shapes.
+      // Other sessions are not logged, such as those with a single operator, which only find out shapes.
       if (!session.inputNames.includes('input_ids') || !session.outputNames.includes('loss')) return session
       const kind = session.outputNames.length > 2 ? 'training' : 'evaluation'
       log.push(`open ${kind}`)

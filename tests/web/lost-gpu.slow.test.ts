@@ -1,5 +1,5 @@
-// In Chromium, the GPU is lost while the page trains, and while it writes. A click continues with WebAssembly, and no
-// step or adapter is lost.
+// In Chromium, the GPU is lost while the page trains, and while it generates text. A click continues with WebAssembly:
+// training from the last saved step, and answers with the same adapters.
 
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'

@@ -52,7 +52,7 @@ export interface Site {
   close(): Promise<void>
 }
 
-/** Builds and serves the page. `edit` changes a script before it is served; undefined leaves it. */
+/** Builds and serves the page. `edit` returns the new text of a script, or undefined to leave the script as it is. */
 export async function serveSite(
   edit: (name: string, script: string) => string | undefined = () => undefined,
 ): Promise<{ address: string; stop(): Promise<void>; remove(): void }> {

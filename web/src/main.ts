@@ -95,7 +95,10 @@ async function openBeside(
   byId('write').scrollIntoView()
 }
 
-/** The questions of the lesson: those of the recipe, or the input of the page for other data. */
+/**
+ * The questions of the lesson: those of the recipe, with the visitor's own sentence, if any, in place of the first. For
+ * other data, it is the input of the page.
+ */
 function questionsOf({ dataName }: Job): readonly string[] {
   const [own, prompts] = [ownSentence(), recipeFor(dataName)?.prompts]
   if (prompts === undefined) return [inputOf('prompt').value]

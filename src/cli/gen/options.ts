@@ -42,7 +42,7 @@ export const FLAGS = {
   AddLoraInputsOptions: {
     out: { form: 'target', about: 'the new folder for the model', placeholder: 'DIR', isRequired: true },
     dtype: { form: 'word', about: 'which graph of the model: see loadModel', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
-    rank: { form: 'number', about: 'the rank that all adapters must have. Default: any rank, which some devices other than the CPU do not support', range: 'an integer of at least 1' },
+    rank: { form: 'number', about: 'the rank that all adapters must have. Default: each run chooses its rank. Some devices other than the CPU cannot do that', range: 'an integer of at least 1' },
     targetModules: { form: 'names', about: 'modules that adapters may change, as in LoraConfig. Default: all-linear' },
   },
   MergeOptions: {

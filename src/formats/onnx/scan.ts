@@ -59,7 +59,9 @@ class Scanner {
     private readonly location: string,
   ) {}
 
-  /** The new content of the message in [start, end), or undefined if its bytes can stay as they are. */
+  /**
+   * Returns the message in [start, end) with references in place of large tensors, or undefined if its bytes can stay.
+   */
   async message(kind: Kind, start: number, end: number, depth: number): Promise<Piece[] | undefined> {
     if (depth > MAX_DEPTH) throw this.error(`messages are nested more than ${MAX_DEPTH} deep`)
     const pieces: Piece[] = []

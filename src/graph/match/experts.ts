@@ -39,7 +39,10 @@ export interface ExpertPlace {
   readonly stack: (ExpertStack & { readonly isInputMajor: boolean }) | undefined
 }
 
-/** The parameters of a layer's experts, and the names of the layers that graphs have instead. */
+/**
+ * The parameters of a layer's experts. `layers`: the names of the layers that graphs have instead. Each list is one way
+ * to name them.
+ */
 const PARAMETERS: readonly { readonly name: RegExp; readonly layers: readonly (readonly string[])[] }[] = [
   { name: /\.gate_up_proj$/, layers: [['gate_up_proj'], ['gate_proj', 'up_proj'], ['w1', 'w3']] },
   { name: /\.down_proj$/, layers: [['down_proj'], ['w2']] },

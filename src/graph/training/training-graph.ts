@@ -36,7 +36,7 @@ export interface RunnableGraph {
 }
 
 export interface LossGraph extends RunnableGraph {
-  /** The objective's sum divided by the normalizer. */
+  /** The output with the loss: the objective's sum divided by the `normalizer` of {@link feeds}. */
   readonly loss: string
 }
 

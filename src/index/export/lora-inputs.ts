@@ -26,7 +26,8 @@ export interface AddLoraInputsOptions {
   /** Which graph of the model: see {@link loadModel}. */
   readonly dtype?: DtypeChoice | undefined
   /**
-   * The rank that all adapters must have. Default: any rank, which some devices other than the CPU do not support.
+   * The rank that all adapters must have. Default: each run chooses its rank. Some devices other than the CPU cannot do
+   * that.
    * @range an integer of at least 1
    */
   readonly rank?: number | undefined

@@ -236,7 +236,10 @@ export class TextBatch {
     return true
   }
 
-  /** @throws UnsupportedError, with nothing changed, if rows cannot be told apart in this graph */
+  /**
+   * @throws UnsupportedError, with nothing changed, if the logits do not have a row for each text, or lack those of a
+   *   shorter text's last token
+   */
   #lastLogits({ data, dims, type }: RuntimeTensor): Float32Array[] {
     const [batch, sequence, vocabulary] = dims
     const { lengths } = this

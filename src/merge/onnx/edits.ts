@@ -295,7 +295,10 @@ class Edits {
     return embedding?.d === shape[1] ? [embedding.k, shape[1]] : [rows, shape[1]]
   }
 
-  /** Replaces rows of an embedding or of the output layer. In tied embeddings, the same tokens of both are replaced. */
+  /**
+   * Replaces rows of an embedding or of the output layer. If the two are tied, rows of the embedding are replaced in
+   * the output layer too, unless the adapter has rows for it.
+   */
   async addRows({ index, adapter }: GraphShare, part: TokenRowsView<AdapterTensor>): Promise<void> {
     const { module, tensors } = part
     const key = `${index}#${module}`

@@ -103,7 +103,8 @@ function editForHub(text: string, values: ModelConfig, graphs: readonly WrittenG
   } else delete edited.use_external_data_format
   const dtypes = graphs.map(({ path }) => graphFile(path).dtype)
   const [first] = dtypes
-  // If nothing is said, transformers.js takes fp32, or q8 in browsers without a GPU.
+  // If config.json names no type, transformers.js takes fp32, or q8 in browsers without a GPU. So the type is needed
+  // only if the base names one, or if a graph is not fp32.
   const isTold = before.dtype !== undefined || dtypes.some((dtype) => dtype !== 'fp32')
   if (isTold && first !== undefined && dtypes.every((dtype) => dtype === first)) edited.dtype = first
   if (JSON.stringify(edited) === JSON.stringify(before)) return text

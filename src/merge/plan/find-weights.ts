@@ -75,7 +75,10 @@ function inAnotherForm(layer: LayerFactors, form: StoredForm, search: WeightSear
   })
 }
 
-/** Finds the checkpoint's names, from the layers of the adapters or, if they have none, from the replaced tensors. */
+/**
+ * Finds out how the checkpoint names the model's tensors, from the layers of the adapters or, if they have none, from
+ * the replaced tensors.
+ */
 export function namesIn(
   { tensors }: Checkpoint,
   { layers, replacements, classes }: Pick<OpenAdapters, 'layers' | 'replacements' | 'classes'>,

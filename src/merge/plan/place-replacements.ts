@@ -166,7 +166,8 @@ function placeForm(
   const placed = all.map((name): [string, Placed] => {
     const stored = tensors.get(name)?.info
     if (stored === undefined) throw missingError(name, tensors.keys())
-    // The parts lie one after the other in the replaced tensor, in the adapter's type.
+    // The checkpoint may store the replaced tensor as several. In the adapter they lie one after the other, in its own
+    // type.
     const byteLength = (info.byteLength / elementCount(info.shape)) * elementCount(stored.shape)
     const grown = { ...info, shape: stored.shape, offset, byteLength }
     checkFit(name, stored, grown, undefined)

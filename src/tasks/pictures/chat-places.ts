@@ -24,7 +24,10 @@ export function messageForm(
     })
 }
 
-/** Adds a place for each picture before the text of a question, unless messages have places or the text `place`. */
+/**
+ * Adds a place for each picture before the text of the user's first or last message, unless messages have places or the
+ * text `place`.
+ */
 export function withPlaces(messages: Messages, pictures: number, question: 'first' | 'last', place?: string): Messages {
   const hasPlace = ({ content = '' }: MessageOfParts) => {
     if (typeof content !== 'string') return content.some(({ type }) => type === 'image')

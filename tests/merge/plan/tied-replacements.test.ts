@@ -1,4 +1,5 @@
-// Adapters that replace one of two tied embeddings, or some of its rows, merged with `untie` and with `keep`.
+// Merges adapters that replace one of two tied embeddings, or some of its rows. With `tied: 'untie'` the output
+// embedding becomes a separate weight; with `tied: 'keep'` the shared weight changes.
 
 import { describe, expect, it } from 'vitest'
 import { encodeFloats } from '../../../src/base/dtype.js'

@@ -183,7 +183,7 @@ describe('an owner', () => {
     expect(await idsIn('bob', '/v1/models')).toEqual(['union-3m', bob.checkpoint, bob.model])
     const ask = { model: alice.model, prompt: 'And', max_tokens: 1 }
     expect((await call('alice', 'POST', '/v1/completions', ask)).status).toBe(200)
-    // It is loaded now, and stays a secret.
+    // Alice's request has loaded her model. For Bob it still does not exist.
     expect((await call('bob', 'POST', '/v1/completions', ask)).status).toBe(404)
     expect(await (await call('bob', 'GET', '/metrics')).text()).not.toContain(alice.model)
     expect(await (await call('alice', 'GET', '/metrics')).text()).toContain(alice.model)

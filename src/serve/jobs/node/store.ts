@@ -80,7 +80,7 @@ export class Store<Entry extends Stored> {
     return store
   }
 
-  /** The oldest first. */
+  /** Returns all entries that are not too old, the oldest first. */
   all(): Entry[] {
     return [...this.#entries.keys()].flatMap((id) => this.find(id) ?? [])
   }
