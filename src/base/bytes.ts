@@ -426,7 +426,7 @@ export async function readJsonIfThere(directory: Directory, path: string): Promi
   return (await directory.has(path)) ? readJson(directory, path) : undefined
 }
 
-/** Reads a JSON object. Returns undefined if there is no file, and {} if it holds anything else or cannot be read. */
+/** Reads a JSON object. Returns undefined if the file does not exist, and {} if it is not a JSON object. */
 export async function readLeniently(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
   try {
     const value = await readJsonIfThere(directory, path)

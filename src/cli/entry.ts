@@ -6,7 +6,7 @@ import { interruptedBy } from './show/interrupt.js'
 
 const args = process.argv.slice(2)
 let outputError: NodeJS.ErrnoException | undefined
-/** The exit code if an output failed. A reader that closes our output early, such as `head`, is no error. */
+/** Returns the exit code after a failed write to an output: 0 if the reader only closed it early, as `head` does. */
 const outputExit = (): number | undefined =>
   outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, commandIn(args)))
 

@@ -16,7 +16,7 @@ export interface ModelType {
   readonly attention?: readonly [module: RegExp, names: readonly string[]]
   /** Modules of transformers' class Conv1D, which stores the weight as (k, d). */
   readonly conv1d?: RegExp
-  /** Whether stacked experts are stored as (E, k, d): `is_transposed` in transformers' conversion_mapping.py. */
+  /** True if stacked experts are stored as (E, k, d): `is_transposed` in transformers' conversion_mapping.py. */
   readonly hasInputMajorExperts?: boolean
   /** True if the rows of gate and up alternate in `gate_up_proj`. Otherwise all rows of gate come first. */
   readonly hasGateInTurn?: boolean
@@ -28,7 +28,7 @@ export interface ModelType {
    * https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
    */
   readonly normOffset?: 0 | 1
-  /** Whether positions begin after the padding token's id: https://github.com/facebookresearch/fairseq/issues/1187 */
+  /** True if positions begin after the padding token's id: https://github.com/facebookresearch/fairseq/issues/1187 */
   readonly hasShiftedPositions?: boolean
   /** `tie_word_embeddings` if config.json has none. */
   readonly isTied?: boolean
@@ -61,7 +61,10 @@ export interface HeadLayer {
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
   /** The number of outputs. Default: as many as inputs; for the last layer, as many as labels. */
   readonly width?: number
-  /** Whether the layer comes before the mean over the rows. Without activation, it may also follow the mean. */
+  /**
+   * True if the layer comes before the mean over the rows. A layer without an activation can be moved after the mean,
+   * since the result is the same.
+   */
   readonly isOfEach?: boolean
 }
 

@@ -15,7 +15,7 @@ export interface SentenceModules {
   readonly pooling: string
   /** False if the tokens of the prompt do not count in the pooling. */
   readonly includesPrompt: boolean
-  /** Whether vectors are scaled to length 1. */
+  /** True if vectors are scaled to length 1. */
   readonly normalize: boolean
   /** The modules after the pooling, in order. */
   readonly layers: readonly SentenceLayer[]

@@ -14,10 +14,10 @@ export interface GemmOptions {
   n: number
   k: number
   a: FloatArray
-  /** Whether a is stored transposed, as (k, m). Default false. */
+  /** True if a is stored transposed, as (k, m). Default false. */
   transposeA?: boolean
   b: FloatArray
-  /** Whether b is stored transposed, as (n, k). Default false. */
+  /** True if b is stored transposed, as (n, k). Default false. */
   transposeB?: boolean
   out: FloatArray
   /** The factor of the product. Default 1. */

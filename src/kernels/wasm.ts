@@ -53,7 +53,7 @@ const SWAPPED_BLOCK_BYTES = 2 ** 19
 
 /** A product C (m, n) = alpha · A·B + beta · C, or a slice of it with a depth of at most MAX_DEPTH. */
 interface Part extends Required<GemmOptions> {
-  /** Whether the operands are swapped, so that `out` is (n, m). */
+  /** True if the operands are swapped, so that `out` is (n, m). */
   isSwapped: boolean
   /** The first row of the slice along the operands' depth, and the whole depth. */
   start: number

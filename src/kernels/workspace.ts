@@ -57,7 +57,7 @@ export interface Job {
   depth: number
   /** Each column of the right operand is contiguous. */
   isRightContiguous: boolean
-  /** Whether the product is added to C, or replaces it. */
+  /** True if the product is added to C. Otherwise it replaces C. */
   accumulates: boolean
   alpha: number
 }

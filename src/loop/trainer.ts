@@ -56,7 +56,7 @@ export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' |
   readonly resume?: Directory | undefined
 }
 
-/** What the caller of `open` adds: the platform's memory limits and folders, or the task of another training. */
+/** The caller of `open` gives the memory limits and folders of its platform, and may replace the task. */
 interface Surroundings {
   readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean

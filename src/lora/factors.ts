@@ -24,7 +24,7 @@ export class Factors {
     readonly weightA: Matrix,
     /** (d, r) */
     readonly weightB: Matrix,
-    /** Whether the layer is about to be trained. False for factors that have been trained. */
+    /** True if the layer is about to be trained. False for factors that have been trained. */
     readonly isNew: boolean,
     readonly vectors: LayerVectors = {},
     /** (d, k) */

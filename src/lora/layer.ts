@@ -154,12 +154,12 @@ export class LoraLayer extends FactorPart {
     return factorTensors(this.#weightA, this.#weightB, this.#magnitude, this.#biasB)
   }
 
-  /** Whether s·B·A has been added to the base weight. */
+  /** True if s·B·A has been added to the base weight. */
   get merged(): boolean {
     return this.#unmerged !== undefined
   }
 
-  /** Whether the layer is in training mode, in which the config's dropout is applied. */
+  /** True if the layer is in training mode, in which the config's dropout is applied. */
   get isTraining(): boolean {
     return this.#isTraining
   }

@@ -27,7 +27,7 @@ export interface Tape {
   readonly branch: Matrix
   /** Whether A and W have the same input. */
   readonly isShared: boolean
-  /** Whether there was dropout as well as a magnitude. */
+  /** True if there was dropout as well as a magnitude. */
   readonly hasDropped: boolean
   /** The product x'·Aᵀ (n, r), where x' is the input after dropout. */
   readonly hidden: Matrix

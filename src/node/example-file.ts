@@ -1,4 +1,4 @@
-// Keeps the examples of a training as bytes in a temporary file, most of which the system keeps in memory.
+// Keeps the examples of a training as bytes in a temporary file. If memory is free, the system keeps the file there.
 
 import { closeSync, openSync, unlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'

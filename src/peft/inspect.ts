@@ -45,7 +45,7 @@ export interface LayerReport extends Spectrum {
   normB: number
   /** The Frobenius norm ‖s·B·A‖. */
   normDelta: number
-  /** Whether the layer has a DoRA magnitude. */
+  /** True if the layer has a DoRA magnitude. */
   hasMagnitude: boolean
   /** Whether B has a bias. */
   hasBias: boolean

@@ -44,7 +44,7 @@ interface Call {
   id: number
   method: string
   args: unknown[]
-  /** Whether the last argument was a function, which receives reports. */
+  /** True if the last argument was a function, which receives reports. */
   reports: boolean
 }
 

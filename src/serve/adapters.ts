@@ -30,7 +30,7 @@ interface Served {
   /** Its name in the session, where an earlier adapter of the same name may still be in use. */
   readonly key: string
   readonly root: string
-  /** Where it was loaded from. Undefined for the first adapters of the session, and for files in memory. */
+  /** The source that it was loaded from; undefined for the first adapters of the session, and for files in memory. */
   readonly place: string | undefined
   readonly created: number
   /** True if a request loaded it. Others stay. */

@@ -18,7 +18,7 @@ export interface EncodeContext {
   readonly model: Model
   /** Most tokens of an example; may be infinite. */
   readonly maxLength: number
-  /** Whether the caller asked for that limit, so that longer texts are cut. */
+  /** True if the caller asked for that limit, so that longer texts are cut. */
   readonly isLimited?: boolean | undefined
   /** The model's chat template, or undefined if it has none. Throws FormatError if the template cannot be used. */
   chatTemplate(): ChatTemplate | undefined
@@ -61,7 +61,7 @@ export interface TaskUse {
   readonly pipeline: string
   /** The class of transformers that loads the base. */
   readonly autoClass: string
-  /** Whether transformers.js can run these adapters only after they are merged. */
+  /** True if transformers.js can run these adapters only after they are merged. */
   readonly onlyMerged?: boolean
   readonly tags?: readonly string[]
 }
@@ -147,7 +147,7 @@ export interface Head {
     readonly shape: readonly number[]
     start(random: Random): Promise<Float32Array>
   }[]
-  /** Whether the head starts from random values, as in transformers, and not from the model's head. */
+  /** True if the head starts from random values, as in transformers, and not from the model's head. */
   readonly isNew: boolean
   /** Returns the name of a module of the graph in the PyTorch model with this head. */
   moduleName(name: string): string

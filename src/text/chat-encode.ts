@@ -24,7 +24,7 @@ export interface EncodedChat {
   readonly examples: readonly Example[]
   /** For each example, the part of the chat that it was made from. */
   readonly chats: readonly Chat[]
-  /** Whether early turns were left out because the chat is too long. */
+  /** True if early turns were left out because the chat is too long. */
   readonly isShortened: boolean
   /** The number of answers that exceed `maxLength` even with only their question. */
   readonly lostAnswers: number

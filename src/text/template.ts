@@ -26,7 +26,7 @@ export interface ChatTemplate {
   readonly name: string
   /** The template's source. If there are several, that of the template for chats without tools. */
   readonly text: string
-  /** Whether it marks what the model writes. */
+  /** True if it marks what the model writes. */
   readonly marksGeneration: boolean
   /**
    * Renders messages.

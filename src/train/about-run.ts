@@ -41,7 +41,10 @@ const RECORDED = [
   'modules',
 ] as const
 
-/** Without the output: a repeated run goes somewhere else. Undefined for an adapter from memory. */
+/**
+ * Returns the options that repeat the run. They do not have the output, since a repeated run goes somewhere else.
+ * Returns undefined if the adapter came from memory.
+ */
 export function runRecord(
   options: Omit<TrainInput, 'model' | 'data' | 'evalData'>,
   sources: RunSources,

@@ -152,5 +152,5 @@ export interface GraderSession {
   embed(texts: readonly string[]): Promise<readonly Float32Array[]>
 }
 
-/** What answers for a model that graders name: a function, the address of a server up to /v1, or a session. */
+/** Answers for a model that a grader names: a function, the address of a server up to /v1, or a session. */
 export type GraderModel = Judge | string | GraderServer | GraderSession

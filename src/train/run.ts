@@ -167,7 +167,7 @@ class Run {
     return engine
   }
 
-  /** Whether something periodic is due. After the last step it is not, because the end of the run does it. */
+  /** True if something periodic is due. After the last step it is not, because the end of the run does it. */
   isDue(step: number, every: number | undefined): boolean {
     return step < this.lessons.totalSteps && every !== undefined && step % every === 0
   }

@@ -9,7 +9,7 @@ export interface LessonCard {
   readonly question: string
   readonly alone?: Shown | undefined
   readonly taught: Shown
-  /** What the model alone wrote, if the adapter gives labels: only the adapter has a head for labels. */
+  /** The text that the model wrote without the adapter. It stands in place of labels, which only the adapter can give. */
   readonly writesOn?: string | undefined
 }
 

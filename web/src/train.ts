@@ -53,7 +53,7 @@ export class Trainer {
   #running: { abort: AbortController; keeps: boolean } | undefined
   #paused: UnfinishedRun | undefined
   #losses: number[] = []
-  /** Of the parts of the run that are done. */
+  /** How long the earlier parts of a paused run took. */
   #seconds = 0
   #isInMemory = false
   #isAnswering = false

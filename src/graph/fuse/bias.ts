@@ -47,7 +47,7 @@ function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Va
   return isWhole && isLength && (axis === 3 || axis === -1) ? [whole, true] : [value, false]
 }
 
-/** Whether a mask compares places, and depends on nothing else than lengths, positions and padding. */
+/** True if a mask compares places, and depends on nothing else than lengths, positions and padding. */
 function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   const { roles, others } = splitInputs(graph)
   const isRole = new Set(roles.flatMap(({ name, role }) => (role === 'tokenTypeIds' ? [] : [name])))

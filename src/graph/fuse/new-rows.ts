@@ -27,7 +27,7 @@ export interface NewRows {
   readonly ids: string
   readonly mask: string
   readonly parts: readonly CachePart[]
-  /** Whether the graph has {@link MISSING_INPUT}. */
+  /** True if the graph has {@link MISSING_INPUT}. */
   readonly takesMissing: boolean
 }
 

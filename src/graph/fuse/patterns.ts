@@ -76,7 +76,7 @@ export const HANDS_ON: readonly string[] = ['Transpose', 'Cast', 'Identity']
 
 export interface Source {
   readonly value: Value
-  /** Whether the axes of a matrix are swapped on the way. */
+  /** True if the axes of a matrix are swapped on the way. */
   readonly isSwapped: boolean
   /** The type after the last Cast, if there is any. */
   readonly castTo: DataType | undefined

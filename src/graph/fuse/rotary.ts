@@ -46,7 +46,7 @@ function hasEqualHalves(graph: Graph, value: Value, opType: 'Cos' | 'Sin'): bool
   )
 }
 
-/** Whether a value is (−x₂, x₁), with the halves of x. */
+/** True if a value is (−x₂, x₁), with the halves of x. */
 function isHalfTurn(graph: Graph, value: Value, x: Value, size: number): boolean {
   const parts = concatenated(graph, value, [-1, 3])
   const negated = parts?.length === 2 ? makerOf(graph, parts[0], 'Neg') : undefined

@@ -79,7 +79,7 @@ export interface TrainedRows {
   /** m different tokens, in order of the rows. */
   readonly tokens: readonly number[]
   readonly features: number
-  /** Undefined if only an output layer has these rows. */
+  /** The value is undefined if only an output layer has these rows. */
   readonly embedding: string | undefined
   readonly heads: readonly string[]
 }

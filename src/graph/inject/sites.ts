@@ -24,7 +24,7 @@ export interface Site {
   readonly k: number
   /** Outputs of a layer, features of an embedding, length of a vector. */
   readonly d: number
-  /** Whether it reads values that all rows of a batch share, so that rows cannot have different adapters. */
+  /** True if it reads values that all rows of a batch share, so that rows cannot have different adapters. */
   readonly isForAllRows?: boolean
   /** True for a tensor that stacks the weights of several experts. */
   readonly isStack?: boolean

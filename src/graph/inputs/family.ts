@@ -19,7 +19,7 @@ export interface InputFamily {
   readonly name: string
   has(inputs: ReadonlySet<string>): boolean
   readonly reads: 'tokens' | 'vectors' | 'pictures' | 'sounds'
-  /** Whether it reads whole texts and continues none. */
+  /** True if it reads whole texts and continues none. */
   readonly isEncoder?: boolean
   /** Set for decoders that read an encoder's output: the encoder is a separate graph, or part of this one. */
   readonly encoderGraph?: 'separate' | 'joined'

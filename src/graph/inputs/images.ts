@@ -28,7 +28,7 @@ export function imageFeeds(pixels: Float32Array, batch: number, height: number, 
 
 export type PictureForm = 'whole' | 'tiles' | 'patches'
 
-/** By number of axes: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches, width). */
+/** Number of axes → form: (batch, 3, height, width), (batch, tiles, 3, height, width) or (patches, width). */
 const FORMS: Readonly<Record<number, PictureForm>> = { 4: 'whole', 5: 'tiles', 2: 'patches' }
 
 const TILE_MASK = 'pixel_attention_mask'

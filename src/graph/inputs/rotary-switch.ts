@@ -5,7 +5,10 @@ import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'
 import type { Graph } from '../view/graph.js'
 
-/** Whether a length equal to the constant c is still before the switch: for `length > c`, then for `c > length`. */
+/**
+ * Comparison → true if a length of exactly c tokens is still before the switch: first with the length on the left side
+ * (`length > c`), then with the length on the right (`c > length`).
+ */
 const COMPARISONS: Readonly<Record<string, readonly [lengthFirst: boolean, constantFirst: boolean]>> = {
   Greater: [true, false],
   GreaterOrEqual: [false, true],

@@ -19,7 +19,7 @@ interface Attention {
   readonly value: Value
   readonly heads: number
   readonly keyHeads: number
-  /** Undefined: 1/√d */
+  /** Default: 1/√d. */
   readonly scale: number | undefined
   /** 0: none */
   readonly softcap?: number

@@ -78,7 +78,7 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   return found
 }
 
-/** Whether each row of the logits depends only on that row of the head's output, which nothing else reads. */
+/** True if each row of the logits depends only on that row of the head's output, which nothing else reads. */
 export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
   let value = logits
   while (value !== head.output) {

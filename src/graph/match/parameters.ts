@@ -115,7 +115,7 @@ const FUSED_BIASES: Readonly<Record<string, { readonly layers: readonly number[]
   'com.microsoft:SkipSimplifiedLayerNormalization': { layers: [0, 1], bias: 3 },
 }
 
-/** As {@link biasOf}, but only if the graph shows that the constant is the module's bias. */
+/** Returns what {@link biasOf} does, but only if the graph shows that the constant is the module's bias. */
 export function certainBias(graph: Graph, linear: Linear): BiasPlace | undefined {
   const bias = biasOf(graph, linear)
   if (bias === undefined) return undefined

@@ -79,7 +79,7 @@ export async function shareAdapter(
   return parts.map((names) => adapter.only(names))
 }
 
-/** Whether a graph may hold a part. Names do not suffice: an encoder's block.0 would also match decoder.block.0. */
+/** True if a graph may hold a part. Names do not suffice: an encoder's block.0 would also match decoder.block.0. */
 export function mayHold(role: GraphRole, name: string): boolean {
   const side = sideOf(name)
   if (side === 'language' && role === 'vision_encoder') return false

@@ -27,7 +27,7 @@ export type StoredPlace =
       readonly linear: Linear
       /** The adapter's module, or the head that is tied to it. */
       readonly module: string
-      /** Whether the adapter holds it as (k, d), not (d, k). */
+      /** True if the adapter holds it as (k, d), not (d, k). */
       readonly isInputMajor: boolean
     }
   | { readonly kind: 'bias'; readonly linear: Linear; readonly bias: BiasPlace }

@@ -35,7 +35,7 @@ interface Sizes {
   /** Estimates the number of elements of a shape in a typical run. */
   readonly elements: (shape: ProbedShape) => number
   readonly tokens: number
-  /** Whether texts are so long that memory matters more than some products. */
+  /** True if texts are so long that memory matters more than some products. */
   readonly isLong: boolean
 }
 

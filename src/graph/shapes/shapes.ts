@@ -33,7 +33,7 @@ export function mapShape({ dims, second }: ProbedShape, change: (dims: readonly 
   return { dims: change(dims), second: change(second) }
 }
 
-/** Whether an axis has the same length at both points. Negative axes count from the end. */
+/** True if an axis has the same length at both points. Negative axes count from the end. */
 export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.second.at(axis)
 }

@@ -114,7 +114,7 @@ function headsOf(shapes: ShapeMap, value: Value): number | undefined {
   return shapes.get(value)?.dims.at(-3)
 }
 
-/** Whether the length of an axis depends on the texts. */
+/** True if the length of an axis depends on the texts. */
 function grows(shape: ProbedShape | undefined, axis: number): boolean {
   return shape !== undefined && shape.dims.length >= -axis && !isStatic(shape, axis)
 }

@@ -19,7 +19,10 @@ import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 /** Numbers of the weight in a block, 16 MB. Each block is copied, which is cheap in the processor's cache. */
 const WEIGHT_FLOATS = 2 ** 22
 
-/** Only for large logits of an output layer that is not adapted or trained: its gradients would need the logits. */
+/**
+ * Blocks are used only if the logits are large, and the output layer is not adapted or trained: its gradients would need
+ * all logits.
+ */
 export function lossInBlocks(
   objective: ObjectiveGraph,
   { whole, block }: typeof LOGIT_BYTES,

@@ -11,7 +11,7 @@ import { type DropoutMask, openMasks } from './dropout.js'
 import { feedsFor } from './float32.js'
 import type { Length, Probe } from './objective-graph.js'
 
-/** For runs of a few tokens: opens quickly, without copies of weights. */
+/** Options for runs of a few tokens: the session opens quickly, and copies no weights. */
 const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
 
 /** Measures shapes. Masks and fed gradients get the shape of the value that they multiply. */

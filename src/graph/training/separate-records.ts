@@ -71,7 +71,7 @@ function checkPositions(fused: readonly NodeProto[], softmaxes: readonly NodePro
   throw refusal('ONNX model', 'it takes no position_ids, so that positions cannot begin anew with each record')
 }
 
-/** Whether a Softmax is the left factor of a product, as in attention. */
+/** True if a Softmax is the left factor of a product, as in attention. */
 function weighsValues(graph: Graph, softmax: NodeProto): boolean {
   const open = [...softmax.output]
   const seen = new Set<Value>()

@@ -2,13 +2,18 @@
 // new rows are written into them, and each step feeds them again. Attention cannot write there by itself, because
 // onnxruntime-node copies each output of a run even if it is told where to put it.
 
+import { roundUp } from '../../base/tensor.js'
 import type { CachePart, NewRows } from '../../graph/fuse/new-rows.js'
 import { emptyTensor } from '../../graph/inputs/cache.js'
 import type { RuntimeTensor } from '../../runtime/runtime.js'
 import { freeBuffers, joinRows, type MovedRows, RowCache } from './row-cache.js'
 
-/** Arrays grow by this many tokens. More room would cost time: attention clears arrays as long as the fed ones. */
+/**
+ * Arrays grow by at least so many tokens, and by a share of their length: each growth copies the whole cache. More room
+ * would cost time and memory, because attention clears arrays as long as the fed ones.
+ */
 const STEP = 16
+const SHARE = 1 / 32
 
 const AXIS = 2
 
@@ -83,7 +88,7 @@ export class GrowingCache extends RowCache {
   }
 
   override become(moved: Parameters<RowCache['become']>[0], length: number): void {
-    const capacity = Math.ceil(length / STEP) * STEP
+    const capacity = roundUp(length * (1 + SHARE), STEP)
     const batch = moved.reduce((sum, { rows }) => sum + rows.length, 0)
     const width = this.#parts.reduce((sum, { heads, size }) => sum + heads * size, 0)
     let left = batch * capacity * width

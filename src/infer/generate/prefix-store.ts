@@ -83,12 +83,12 @@ export class PrefixStore {
   }
 
   clear(): void {
-    for (const prefix of this.#kept) this.#drop(prefix)
+    this.#drop(...this.#kept)
   }
 
-  #drop(prefix: ReadPrefix): void {
-    this.#kept.delete(prefix)
-    freeBuffers(Object.values(prefix.cache).map(({ data }) => data.buffer))
+  #drop(...prefixes: readonly ReadPrefix[]): void {
+    for (const prefix of prefixes) this.#kept.delete(prefix)
+    freeBuffers(prefixes.flatMap(({ cache }) => Object.values(cache).map(({ data }) => data.buffer)))
   }
 
   #touch(prefix: ReadPrefix): void {

@@ -123,13 +123,17 @@ export function joinRows(
   return { type: first.type, data, dims: [batch, ...first.dims.slice(1, axis), length, ...first.dims.slice(axis + 1)] }
 }
 
+/** Below so many bytes, to free memory at once takes longer than it is worth. */
+const FREED_BYTES = 1 << 20
+
 /**
  * Frees memory at once, by sending it to nobody. A worker that waits for its next call collects no garbage, so a cache
- * would stay in memory while a trainer learns.
+ * would stay in memory while a trainer learns. A few small arrays are left to the garbage collector.
  */
 export function freeBuffers(buffers: Iterable<ArrayBufferLike>): void {
-  const { port1, port2 } = new MessageChannel()
   const held = [...new Set(buffers)].filter(({ byteLength }) => byteLength > 0)
+  if (held.reduce((sum, { byteLength }) => sum + byteLength, 0) < FREED_BYTES) return
+  const { port1, port2 } = new MessageChannel()
   port1.postMessage(undefined, held as ArrayBuffer[])
   port1.close()
   port2.close()

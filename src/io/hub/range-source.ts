@@ -89,7 +89,7 @@ export function rangeSource(
 ): RangeSource {
   const { url, name, version } = file
   let lastBlock: Promise<Block | undefined> = Promise.resolve(undefined)
-  /** Where the last answer came from, after redirects. Such an address is valid for some minutes. */
+  /** The address from which the last answer came, after redirects. It is valid for some minutes. */
   let direct = url
   const source: RangeSource = {
     name,

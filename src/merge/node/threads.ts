@@ -27,7 +27,7 @@ export function threadsOf(wish: number | undefined): number {
 
 export class NodeThreads implements MergeThreads {
   readonly #workers
-  /** Whether each worker has started. The other threads do the work of one for which the system has no room. */
+  /** For each worker, whether it has started. If the system has no room for a worker, the other threads do its work. */
   #started: readonly Promise<boolean>[] = []
   #turnAt = 0
 

@@ -15,7 +15,7 @@ import type { OpenPart } from '../../peft/tensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { refuseWeighted, type WeightedAdapter } from '../weighted.js'
 
-/** Where a matrix, or a tensor read as one, lies in its source. It is plain data, so that plans can go to threads. */
+/** The place of a matrix in its source. It is plain data, so that plans can be sent to threads. */
 export interface Factor {
   readonly name: string
   readonly source: number

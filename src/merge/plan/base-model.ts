@@ -1,4 +1,4 @@
-// What a merge is planned from: a base's names for the adapters' tensors, its tied weights, and its head.
+// Reads from a base what a merge needs to know: its names for the adapters' tensors, its tied weights, and its head.
 
 import { type ByteSource, sameContents } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'

@@ -68,7 +68,7 @@ export interface Segment {
   readonly byteLength: number
   readonly source: number
   readonly baseOffset: number
-  /** Undefined: the bytes are copied. */
+  /** If undefined, the bytes are copied. */
   readonly weight: WeightPlan | undefined
 }
 

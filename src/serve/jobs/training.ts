@@ -1,4 +1,4 @@
-// What a server and its training know of each other. `trainingIn` keeps a training in a folder.
+// The interface between a server and its training. `trainingIn` keeps a training in a folder.
 
 import type { Model } from '../../graph/model-folder.js'
 import type { AdapterRegistry, TunedModels } from '../adapters.js'

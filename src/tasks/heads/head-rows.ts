@@ -41,7 +41,7 @@ export function appendRows(g: Builder, input: HeadInput): Value {
   }
 }
 
-/** Whether `value` is the result of {@link appendRows} with `last`. */
+/** True if `value` is the result of {@link appendRows} with `last`. */
 export function rowsAreChosen(graph: Builder['graph'], value: Value): boolean {
   const node = graph.producer(value)
   return node?.opType === 'Gather' && graph.producer(node.input[0])?.opType === 'Flatten'

@@ -83,7 +83,7 @@ export interface PlacedHead {
   readonly input: HeadInput
   readonly count: number
   readonly tensors: ReadonlySet<string>
-  /** Whether these layers replace layers of the same name in the graph. */
+  /** True if these layers replace layers of the same name in the graph. */
   readonly isInGraph: boolean
   readonly architecture: string | undefined
 }

@@ -1,4 +1,4 @@
-// What a run has done so far: its steps, evaluations and answers, and the events and the report that tell of them.
+// Records the steps, evaluations and answers of a run, and makes its events and its report from them.
 
 import type { TrainSettings } from '../settings.js'
 import type { Evaluation, MemoryUse, SampleEvent, StepEvent, StepMetrics, TrainReport } from '../train-report.js'

@@ -12,7 +12,7 @@ import type { DataFacts, LengthReport } from '../rows/facts.js'
 import type { TrainSettings } from '../settings.js'
 import type { TrainReport } from '../train-report.js'
 
-/** What the card and the page of a run tell, besides its results. */
+/** The facts that the card and the page of a run show besides its results. */
 export interface CardSources {
   readonly options: TrainInput
   readonly sources: RunSources | undefined

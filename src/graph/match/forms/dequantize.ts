@@ -29,7 +29,7 @@ const NBITS: Dequantizer = {
   },
 }
 
-/** Whether zero points can be cut by rows: with 4 bits an odd row would begin in the middle of a byte. */
+/** True if zero points can be cut by rows: with 4 bits an odd row would begin in the middle of a byte. */
 function hasRowsOfZeroPoints(graph: Graph, node: NodeProto): boolean {
   const { bits, blocks } = blockLayout(node)
   const isNone = (node.input[ZERO_POINTS] ?? '') === ''
@@ -154,7 +154,7 @@ const LINEAR: Dequantizer = {
   },
 }
 
-/** By form. Float weights and forms that cannot be trained have none. */
+/** Form → its rule. Float weights, and forms that cannot be trained, have no rule. */
 export const DEQUANTIZERS: Partial<Record<FormName, Dequantizer>> = {
   MatMulNBits: NBITS,
   MatMulBnb4: BNB4,

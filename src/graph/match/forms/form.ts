@@ -30,7 +30,7 @@ export interface Product {
   readonly weight: Value
   /** The float type of the input and the output. */
   readonly dataType: DataType
-  /** Whether the weight is stored as (d, k), not (k, d). */
+  /** True if the weight is stored as (d, k), not (k, d). */
   readonly transposed: boolean
   readonly k: number
   readonly d: number
@@ -61,7 +61,7 @@ export type ReadLines = (first: number, count: number) => Promise<Float32Array>
 export interface Form {
   readonly name: FormName
   readonly isQuantized: boolean
-  /** Whether the input selects rows of the weight, as in an embedding (V, D), with k = V and d = D. */
+  /** True if the input selects rows of the weight, as in an embedding (V, D), with k = V and d = D. */
   readonly isLookup?: boolean
   find(graph: Graph, node: NodeProto): Product | undefined
   /** Opens the weight; integers are read as the floats that they stand for. Throws UnsupportedError if it cannot. */
@@ -81,7 +81,7 @@ export interface NamedLayer {
 
 /** A linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers. */
 export interface Linear extends Product, NamedLayer {
-  /** Whether it makes the logits. */
+  /** True if it makes the logits. */
   readonly isHead: boolean
   /** The layer's columns from `start` in a product of `width` columns that computes several layers. */
   readonly fused: { readonly module: string; readonly start: number; readonly width: number } | undefined
