@@ -72,6 +72,20 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await site.until("!document.getElementById('generate').disabled")
   }
 
+  it('keeps what is written while the file of a recipe is on its way', async () => {
+    const written = await site.page.evaluate(`(async () => {
+      document.querySelector('[data-recipe=mails]').click()
+      const area = document.getElementById('data')
+      area.value = 'mine'
+      area.dispatchEvent(new Event('input', { bubbles: true }))
+      for (let i = 0; i < 3; i++) await (await fetch('samples/mails.csv', { cache: 'reload' })).text()
+      return area.value
+    })()`)
+    expect(written).toBe('mine')
+    await site.page.evaluate("document.querySelector('[data-recipe=mails]').click()")
+    await site.until("document.getElementById('data').value.startsWith('text,label')")
+  })
+
   it('learns labels from a table, on an encoder, which shows them beside the model alone', async () => {
     await open(ENCODER, 'bert')
     await type('A text without labels')

@@ -125,16 +125,22 @@ export class DataField {
   readonly #urls: string[] = []
   /** True from an error of the data until they change. */
   isFaulty = false
+  /** How often the visitor has changed the data. */
+  edits = 0
 
   constructor(private readonly learns: (task: PageTask) => void) {
     const area = this.#area
     area.addEventListener('input', () => {
+      this.edits++
       delete area.dataset.name
       this.#large = undefined
       byId('data-state').textContent = ''
       this.#tell()
     })
-    onFiles('data-file', ([file]) => void guarded('train', 'The file cannot be read', () => this.read(file)))
+    onFiles('data-file', ([file]) => {
+      this.edits++
+      void guarded('train', 'The file cannot be read', () => this.read(file))
+    })
     onFiles('pictures-folder', (files) => {
       void guarded('train', 'The pictures cannot be opened', async () => this.show(picturesOf(files)))
     })

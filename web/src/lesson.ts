@@ -9,7 +9,7 @@ export interface LessonCard {
   readonly question: string
   readonly alone?: Shown | undefined
   readonly taught: Shown
-  /** The text that the model wrote without the adapter. It stands in place of labels, which only the adapter can give. */
+  /** The text that the model wrote without the adapter, in place of labels, which only the adapter can give. */
   readonly writesOn?: string | undefined
 }
 

@@ -131,7 +131,9 @@ function show(chosen: Recipe): void {
   showRecording(chosen)
 }
 
-async function useRecipe({ id, file, model, task, prompts, settings }: Recipe): Promise<void> {
+async function useRecipe(chosen: Recipe): Promise<void> {
+  const { id, file, model, task, prompts, settings } = chosen
+  const { edits } = trainer.data
   trainer.want(model)
   for (const [field, value] of Object.entries({ ...settings, name: id })) setFromRecipe(field, String(value))
   if (opened === undefined) writer.tell(KINDS[task ?? ''] ?? 'text')
@@ -139,7 +141,10 @@ async function useRecipe({ id, file, model, task, prompts, settings }: Recipe): 
   if (prompt !== undefined) inputOf('prompt').value = prompt
   const response = await fetch(new URL(`samples/${file}`, document.baseURI))
   if (!response.ok) throw new Error(`${file}: the server answers ${response.status}.`)
-  await trainer.data.read(await response.blob(), file)
+  const sample = await response.blob()
+  // A slow file must not replace what the visitor wrote or chose meanwhile.
+  if (recipe !== chosen || trainer.data.edits !== edits) return
+  await trainer.data.read(sample, file)
   const name = model.kind === 'hub' ? model.id : model.kind === 'bundled' && model.name ? model.name : 'union-3m'
   showLines(readJob({ name, choice: model }, file, task))
 }

@@ -20,8 +20,8 @@ import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 const WEIGHT_FLOATS = 2 ** 22
 
 /**
- * Blocks are used only if the logits are large, and the output layer is not adapted or trained: its gradients would need
- * all logits.
+ * Blocks are used only if the logits are large and the output layer is not adapted or trained, because its gradients
+ * would need all logits.
  */
 export function lossInBlocks(
   objective: ObjectiveGraph,
