@@ -5,7 +5,7 @@
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
 import { LoraLayer } from '../dist/index.js'
-import { defaultKernels, disposeKernels } from '../dist/kernels/index.js'
+import { disposeKernels, gemm, kernelName } from '../dist/kernels/index.js'
 
 const { values } = parseArgs({
   options: { turns: { type: 'string', default: '15' } },
@@ -25,11 +25,8 @@ const product = 2 * n * d * k
 const branch = 2 * n * r * (d + k)
 const contestants = {
   // x·Wᵀ, and dy·W
-  product: [product, () => defaultKernels().gemm({ m: n, n: d, k, a: input.data, b: weight, transposeB: true, out })],
-  'product, W as it lies': [
-    product,
-    () => defaultKernels().gemm({ m: n, n: k, k: d, a: gradOutput.data, b: weight, out }),
-  ],
+  product: [product, () => gemm({ m: n, n: d, k, a: input.data, b: weight, transposeB: true, out })],
+  'product, W as it lies': [product, () => gemm({ m: n, n: k, k: d, a: gradOutput.data, b: weight, out })],
   forward: [product + branch, () => layer.forward(input)],
   backward: [product + 2 * branch, () => layer.backward(gradOutput)],
 }
@@ -47,7 +44,7 @@ const rates = Object.fromEntries(
     return [name, operations / sorted[Math.floor(sorted.length / 2)] / 1e6]
   }),
 )
-console.log(`${cpus().length} × ${cpus()[0].model}, Node ${process.version}, ${defaultKernels().name}`)
+console.log(`${cpus().length} × ${cpus()[0].model}, Node ${process.version}, ${kernelName()}`)
 for (const [name, rate] of Object.entries(rates)) {
   const peer = name === 'backward' ? rates['product, W as it lies'] : rates.product
   console.log(`${name.padEnd(22)} ${rate.toFixed(1)} GFLOP/s (${((100 * rate) / peer).toFixed(0)} % of the product's)`)

@@ -120,17 +120,6 @@ function multiplyOf<T>(job: Job): void {
   }
 }
 
-export function scale(size: i32, at: usize, count: i32, factor: f64): void {
-  if (size == 8) scaleOf<f64>(at, count, factor)
-  else scaleOf<f32>(at, count, factor)
-}
-
-function scaleOf<T>(at: usize, count: i32, factor: f64): void {
-  for (const end = at + <usize>count * sizeof<T>(); at < end; at += sizeof<T>()) {
-    store<T>(at, load<T>(at) * <T>factor)
-  }
-}
-
 // @ts-ignore: decorator
 @inline
 function roundUp(value: i32, multiple: i32): i32 {

@@ -89,30 +89,6 @@ export function packRight(
   else pack<f32>(from, stride, transposed, columns, rows, columnsOf<f32>(), to, panelBytes)
 }
 
-/** Returns whether all values are finite: the product of NaN or infinity with 0 is not 0. `at` is a multiple of 16. */
-export function isAllFinite(size: i32, at: usize, count: i32): bool {
-  return size == 8 ? isAllFiniteOf<f64>(at, count) : isAllFiniteOf<f32>(at, count)
-}
-
-function isAllFiniteOf<T>(at: usize, count: i32): bool {
-  const end = at + <usize>count * sizeof<T>()
-  const zero = v128.splat<T>(0)
-  let a = zero
-  let b = zero
-  let c = zero
-  let d = zero
-  for (; at + 64 <= end; at += 64) {
-    a = v128.add<T>(a, v128.mul<T>(v128.load(at), zero))
-    b = v128.add<T>(b, v128.mul<T>(v128.load(at, 16), zero))
-    c = v128.add<T>(c, v128.mul<T>(v128.load(at, 32), zero))
-    d = v128.add<T>(d, v128.mul<T>(v128.load(at, 48), zero))
-  }
-  const sums = v128.add<T>(v128.add<T>(a, b), v128.add<T>(c, d))
-  if (!i8x16.all_true(v128.eq<T>(sums, zero))) return false
-  for (; at < end; at += sizeof<T>()) if (!isFinite<T>(load<T>(at))) return false
-  return true
-}
-
 export function merge(job: Job): void {
   job.overflows = 0
   if (job.kind == F64) mergeOf<f64>(job)
@@ -175,10 +151,12 @@ function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void 
   const size = sizeOfKind(job.kind)
   while (count > 0) {
     let done = 0
-    if (sizeof<T>() == 8) done = addDoubles(job, w, delta, count)
-    else if (job.kind == BF16) done = addVectors(job, BF16, w, delta, count)
-    else if (job.kind == F16) done = addVectors(job, F16, w, delta, count)
-    else done = addVectors(job, F32, w, delta, count)
+    // Weights in f64 are rare: element by element is fast enough for them.
+    if (sizeof<T>() == 4) {
+      if (job.kind == BF16) done = addVectors(job, BF16, w, delta, count)
+      else if (job.kind == F16) done = addVectors(job, F16, w, delta, count)
+      else done = addVectors(job, F32, w, delta, count)
+    }
     const few = min(8, count - done)
     addScalars<T>(job, first + done, w + <usize>done * size, delta + <usize>done * sizeof<T>(), few)
     done += few
@@ -249,27 +227,6 @@ function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i3
 function sum(v: v128): f64 {
   const low = <f64>f32x4.extract_lane(v, 0) + <f64>f32x4.extract_lane(v, 1)
   return low + <f64>f32x4.extract_lane(v, 2) + <f64>f32x4.extract_lane(v, 3)
-}
-
-function addDoubles(job: Job, w: usize, delta: usize, count: i32): i32 {
-  const limit = f64x2.splat(Infinity)
-  let baseSquares = f64x2.splat(0)
-  let deltaSquares = f64x2.splat(0)
-  let i = 0
-  for (; i + 2 <= count; i += 2) {
-    const a = v128.load(w)
-    const x = v128.load(delta)
-    const p = f64x2.add(a, x)
-    if (!i64x2.all_true(f64x2.lt(f64x2.abs(p), limit))) break
-    v128.store(w, p)
-    baseSquares = f64x2.add(baseSquares, f64x2.mul(a, a))
-    deltaSquares = f64x2.add(deltaSquares, f64x2.mul(x, x))
-    w += 16
-    delta += 16
-  }
-  job.baseSquares += f64x2.extract_lane(baseSquares, 0) + f64x2.extract_lane(baseSquares, 1)
-  job.deltaSquares += f64x2.extract_lane(deltaSquares, 0) + f64x2.extract_lane(deltaSquares, 1)
-  return i
 }
 
 function addScalars<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void {

@@ -1,7 +1,7 @@
 // Chooses how a product is computed: by WebAssembly if the host has it and the product is large enough, otherwise by
 // the reference loops.
 
-import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
+import { type GemmOptions, referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
 
 /** Below this many multiplications the copies into WebAssembly's memory cost more than the loops. */
@@ -10,19 +10,14 @@ const MIN_WASM_PRODUCT = 4096
 /** Made by the first product that is large enough; null if the host has no WebAssembly. */
 let wasm: WasmKernels | null | undefined
 
-const kernels: Kernels = {
-  get name() {
-    return wasmKernels()?.name ?? referenceKernels.name
-  },
-  gemm(product: GemmOptions): void {
-    const fast = isWorthCopying(product) ? wasmKernels() : null
-    if (fast === null) referenceKernels.gemm(product)
-    else fast.gemm(product)
-  },
+export function gemm(product: GemmOptions): void {
+  const fast = isWorthCopying(product) ? wasmKernels() : null
+  if (fast === null) referenceKernels.gemm(product)
+  else fast.gemm(product)
 }
 
-export function defaultKernels(): Kernels {
-  return kernels
+export function kernelName(): string {
+  return wasmKernels()?.name ?? referenceKernels.name
 }
 
 /**

@@ -21,7 +21,7 @@ export interface MergeJob {
   terms: readonly MergeTerm[]
 }
 
-/** The most elements that one block of the right factor may have. */
+/** The most elements of a block of the right factor, unless it is a single row or group of columns. */
 export const BLOCK_ELEMENTS = 65536
 /** The right factor's columns are laid out in groups of this size. */
 export const COLUMN_MULTIPLE = 8
@@ -30,7 +30,7 @@ export type FactorPrecision = 'fp32' | 'fp64'
 
 /** A block (rows, columns) of the right factor: the A factors of all terms, stacked. */
 export interface RightBlock {
-  /** In the precision given to `begin`. At most BLOCK_ELEMENTS values, or COLUMN_MULTIPLE columns. */
+  /** In the precision given to `begin`. At most BLOCK_ELEMENTS values, a single row, or COLUMN_MULTIPLE columns. */
   values: FloatArray
   /** The block's first row and column; `column` is a multiple of COLUMN_MULTIPLE. */
   row: number
@@ -48,7 +48,6 @@ export interface MergeResult {
   /** How many results became infinite or NaN although w was finite, and the place of the first in the chunk, or −1. */
   overflows: number
   firstOverflow: number
-  isLeftFinite: boolean
 }
 
 /**
@@ -63,10 +62,7 @@ export interface MergeKernel {
   readonly chunk: Uint8Array
   /** Makes room for the right factor (rank, columns) of the next chunks. `rank` is the sum over all terms. */
   begin(rank: number, columns: number, precision: FactorPrecision): void
-  /**
-   * Copies in a block of the right factor: of A, or of Bᵀ if the weight is stored as (k, d). Returns whether all is
-   * finite.
-   */
-  putRight(block: RightBlock): boolean
+  /** Copies in a block of the right factor: of A, or of Bᵀ if the weight is stored as (k, d). */
+  putRight(block: RightBlock): void
   merge(job: MergeJob): MergeResult
 }

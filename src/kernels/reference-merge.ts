@@ -1,7 +1,7 @@
 // The merge in plain loops. They define the correct result bit for bit, and run if WebAssembly is forbidden.
 
 import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'
-import { type FloatArray, isAllFinite } from '../base/tensor.js'
+import type { FloatArray } from '../base/tensor.js'
 import type { MergeJob, MergeKernel, MergeResult } from './merge-kernel.js'
 
 const QUIET_NAN = 0x7fc00000
@@ -23,17 +23,15 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
           right[(row + p) * width + column + j] = values[isTransposed ? j * rows + p : p * columns + j]
         }
       }
-      return isAllFinite(values)
     },
     merge(job) {
       const bytes = chunk.subarray(0, job.rows * job.columns * sizeOf(job.dtype))
       const base = decodeWeights(bytes, job.dtype) // (rows, columns)
       const delta = deltaOf(job, right, width)
-      const isLeftFinite = isAllFinite(job.left)
-      if (delta === undefined) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite }
+      if (delta === undefined) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
       const merged = base.map((w, i) => w + delta[i])
       bytes.set(encode(merged, job.dtype))
-      return { ...compare(base, delta, decodeWeights(bytes, job.dtype)), isLeftFinite }
+      return compare(base, delta, decodeWeights(bytes, job.dtype))
     },
   }
 }
@@ -67,7 +65,7 @@ function deltaOf({ dtype, rows, column, columns, left, terms }: MergeJob, right:
   return delta
 }
 
-function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): Omit<MergeResult, 'isLeftFinite'> {
+function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): MergeResult {
   const result = { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
   for (let i = 0; i < base.length; i++) {
     if (!Number.isFinite(base[i])) continue

@@ -5,7 +5,7 @@ import type { FloatArray } from '../base/tensor.js'
 /** Products of row-major arrays, all of one precision. Sums are taken in at least that. No argument may alias `out`. */
 export interface Kernels {
   readonly name: string
-  /** out (m, n) = alpha · op(a) (m, k) @ op(b) (k, n) + beta · out. With beta 0, out's old content is not read. */
+  /** out (m, n) = alpha · op(a) (m, k) @ op(b) (k, n), added to out's old content if `accumulates`. */
   gemm(options: GemmOptions): void
 }
 
@@ -22,20 +22,21 @@ export interface GemmOptions {
   out: FloatArray
   /** The factor of the product. Default 1. */
   alpha?: number
-  /** The factor of the earlier content of `out`. Default 0. */
-  beta?: number
+  /** True if the product is added to `out`. Default false: its old content is not read. */
+  accumulates?: boolean
 }
 
 export const referenceKernels: Kernels = { name: 'reference', gemm }
 
-function gemm({ m, n, k, a, transposeA = false, b, transposeB = false, out, alpha = 1, beta = 0 }: GemmOptions): void {
+function gemm(product: GemmOptions): void {
+  const { m, n, k, a, transposeA = false, b, transposeB = false, out, alpha = 1, accumulates = false } = product
   const row = new Float64Array(n)
   const [aRow, aColumn] = transposeA ? [1, m] : [k, 1]
   for (let i = 0; i < m; i++) {
     if (transposeB) dotRows(row, a, i * aRow, aColumn, b, k)
     else combineRows(row, a, i * aRow, aColumn, b, k)
     const start = i * n
-    for (let j = 0; j < n; j++) out[start + j] = alpha * row[j] + (beta === 0 ? 0 : beta * out[start + j])
+    for (let j = 0; j < n; j++) out[start + j] = alpha * row[j] + (accumulates ? out[start + j] : 0)
   }
 }
 

@@ -28,7 +28,6 @@ interface MergeExports {
     rank: number,
     to: number,
   ): void
-  isAllFinite(size: number, at: number, count: number): number
   merge(job: number): void
 }
 
@@ -98,25 +97,22 @@ class WasmMergeKernel implements MergeKernel {
   begin(rank: number, columns: number, precision: FactorPrecision): void {
     this.#size = precision === 'fp64' ? 8 : 4
     this.#rank = rank
-    const blockBytes = Math.max(BLOCK_ELEMENTS, COLUMN_MULTIPLE * rank) * this.#size
+    const blockBytes = Math.max(BLOCK_ELEMENTS, COLUMN_MULTIPLE * rank, columns) * this.#size
     this.#rightStart = roundUp(this.#blockStart + blockBytes, ALIGNMENT)
     this.#rightBytes = rank * roundUp(columns, COLUMN_MULTIPLE) * this.#size
     this.#reserve(this.#rightStart + this.#rightBytes)
   }
 
-  putRight({ values, row, column, rows, columns, isTransposed }: RightBlock): boolean {
+  putRight({ values, row, column, rows, columns, isTransposed }: RightBlock): void {
     const size = this.#size
     const to = this.#rightStart + column * this.#rank * size + row * PANEL_ROW_BYTES
     this.#write(values, this.#blockStart)
     this.#wasm.packRight(size, this.#blockStart, isTransposed, rows, columns, this.#rank, to)
-    return Boolean(this.#wasm.isAllFinite(size, this.#blockStart, values.length))
   }
 
   merge({ dtype, rows, column, columns, left, terms }: MergeJob): MergeResult {
     const rank = this.#rank
-    if (!terms.some((term) => term.rank > 0)) {
-      return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite: true }
-    }
+    if (rank === 0) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
     const leftStart = roundUp(this.#rightStart + this.#rightBytes, ALIGNMENT)
     const panelStart = roundUp(leftStart + left.byteLength, ALIGNMENT)
     this.#reserve(panelStart + this.#wasm.panelBytes(rank))
@@ -139,7 +135,6 @@ class WasmMergeKernel implements MergeKernel {
       deltaSquares: f64[JOB_START / 8 + SQUARES + 1],
       overflows,
       firstOverflow: overflows === 0 ? -1 : i32[JOB_START / 4 + FIRST_OVERFLOW],
-      isLeftFinite: Boolean(this.#wasm.isAllFinite(left.BYTES_PER_ELEMENT, leftStart, left.length)),
     }
   }
 

@@ -5,7 +5,6 @@ import { gemmBuilds } from './gen/gemm.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 import {
-  C_START,
   DEPTH,
   JOB_START,
   LEFT_START,
@@ -32,7 +31,6 @@ interface GemmExports {
     to: number,
   ): void
   multiply(job: number): void
-  scale(size: number, at: number, count: number, factor: number): void
 }
 
 /** Takes the fastest build that the host has, unless one is named. */
@@ -51,7 +49,7 @@ const SLAB_BYTES = 2 ** 17
 const MAX_SWAPPED_COLUMNS = 64
 const SWAPPED_BLOCK_BYTES = 2 ** 19
 
-/** A product C (m, n) = alpha · A·B + beta · C, or a slice of it with a depth of at most MAX_DEPTH. */
+/** A product C (m, n) = alpha · A·B, which may be added to C, or a slice of it with a depth of at most MAX_DEPTH. */
 interface Part extends Required<GemmOptions> {
   /** True if the operands are swapped, so that `out` is (n, m). */
   isSwapped: boolean
@@ -81,7 +79,7 @@ export class WasmKernels implements Kernels {
   }
 
   gemm(options: GemmOptions): void {
-    const { m, n, k, alpha = 1, beta = 0, transposeA = false, transposeB = false } = options
+    const { m, n, k, alpha = 1, accumulates = false, transposeA = false, transposeB = false } = options
     if (m === 0 || n === 0) return
     if (k === 0) referenceKernels.gemm(options)
     const isSwapped = n <= MAX_SWAPPED_COLUMNS && m > n
@@ -91,7 +89,7 @@ export class WasmKernels implements Kernels {
       : { transposeA, transposeB }
     for (let start = 0; start < k; start += MAX_DEPTH) {
       const depth = Math.min(MAX_DEPTH, k - start)
-      this.#part({ ...options, ...operands, alpha, beta: start === 0 ? beta : 1, start, depth, isSwapped })
+      this.#part({ ...options, ...operands, alpha, accumulates: accumulates || start > 0, start, depth, isSwapped })
     }
   }
 
@@ -145,21 +143,18 @@ export class WasmKernels implements Kernels {
 
   #prepare(part: Part, block: Block): void {
     const { rows, column, columns } = block
-    const { n, k, b, transposeB, out, alpha, beta, start, depth } = part
+    const { n, k, b, transposeB, out, alpha, accumulates, start, depth } = part
     if (transposeB) this.#workspace.copyIn(b, column * k + start, k, columns, depth, RIGHT_START)
     else this.#workspace.copyIn(b, start * n + column, n, depth, columns, RIGHT_START)
-    if (beta !== 0) {
-      const count = this.#moveC(part, block, 'in')
-      if (beta !== 1) this.#wasm.scale(out.BYTES_PER_ELEMENT, C_START, count, beta)
-    }
-    const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates: beta !== 0, alpha }
+    if (accumulates) this.#moveC(part, block, 'in')
+    const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates, alpha }
     this.#workspace.writeJob(out.BYTES_PER_ELEMENT, job)
   }
 
-  /** Copies a block of C into the memory or back. Returns how many elements it takes there. */
-  #moveC({ m, n, out, isSwapped }: Part, { row, rows, column, columns }: Block, way: Way): number {
+  /** Copies a block of C into the memory or back. */
+  #moveC({ m, n, out, isSwapped }: Part, { row, rows, column, columns }: Block, way: Way): void {
     const start = isSwapped ? column * m + row : row * n + column
     const place = { matrix: out, start, stride: isSwapped ? m : n, isTransposed: isSwapped }
-    return this.#workspace.moveC(rows, columns, place, way)
+    this.#workspace.moveC(rows, columns, place, way)
   }
 }

@@ -30,7 +30,7 @@ export const LEFT_START = 4096
 export const STAGING_START = LEFT_START + LEFT_BYTES
 export const RIGHT_START = STAGING_START + STAGING_BYTES
 const PACKED_START = RIGHT_START + RIGHT_BYTES
-export const C_START = PACKED_START + PACKED_BYTES
+const C_START = PACKED_START + PACKED_BYTES
 const PAGE_BYTES = 65536
 
 export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number) {
@@ -98,8 +98,8 @@ export class Workspace {
     for (let i = 0; i < rows; i++, start += stride, at += columns) to.set(from.subarray(start, start + columns), at)
   }
 
-  /** Copies a block of C in or out; its rows are padded to whole tiles. Returns how many elements it takes. */
-  moveC(rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
+  /** Copies a block of C in or out; its rows are padded to whole tiles. */
+  moveC(rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): void {
     const c = this.elements(matrix)
     const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)
     const first = C_START / matrix.BYTES_PER_ELEMENT
@@ -110,7 +110,7 @@ export class Workspace {
           else matrix[to] = c[at]
         }
       }
-      return rows * padded
+      return
     }
     const isWhole = columns === stride && columns === padded
     const [count, length] = isWhole ? [1, rows * columns] : [rows, columns]
@@ -118,6 +118,5 @@ export class Workspace {
       if (way === 'in') c.set(matrix.subarray(to, to + length), at)
       else matrix.set(c.subarray(at, at + length), to)
     }
-    return rows * padded
   }
 }

@@ -2,7 +2,7 @@
 
 import type { Random } from '../base/random.js'
 import { F64, type FloatArray, type Matrix, transpose, zeros } from '../base/tensor.js'
-import { defaultKernels } from '../kernels/index.js'
+import { gemm } from '../kernels/index.js'
 
 export interface ProductOptions {
   transposeA?: boolean
@@ -18,8 +18,8 @@ export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Mat
   const [m, k] = transposeA ? [a.shape[1], a.shape[0]] : a.shape
   const n = b.shape[transposeB ? 0 : 1]
   const out = addTo ?? zeros(m, n, a.data)
-  const beta = addTo === undefined ? 0 : 1
-  defaultKernels().gemm({ m, n, k, a: a.data, transposeA, b: b.data, transposeB, out: out.data, alpha: scale, beta })
+  const operands = { a: a.data, transposeA, b: b.data, transposeB }
+  gemm({ m, n, k, ...operands, out: out.data, alpha: scale, accumulates: addTo !== undefined })
   return out
 }
 

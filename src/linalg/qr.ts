@@ -2,7 +2,7 @@
 // Van Loan 1989), so that nearly all of the work is in matrix products. Signs are LAPACK's.
 
 import { F64, type Matrix, transpose, zeros } from '../base/tensor.js'
-import { defaultKernels } from '../kernels/index.js'
+import { gemm } from '../kernels/index.js'
 import { inPrecisionOf, product } from './product.js'
 
 /** How many columns are reflected one by one before products update the rest. */
@@ -115,7 +115,6 @@ function reflectColumns(
 ): void {
   const [n, length] = [to - from, m - start]
   if (n <= 0) return
-  const { gemm } = defaultKernels()
   const block = new Float64Array(n * length)
   for (let i = 0; i < n; i++) {
     const at = (from + i) * m
@@ -125,7 +124,7 @@ function reflectColumns(
   gemm({ m: n, n: count, k: length, a: block, b: vectors, transposeB: true, out: dots }) // (n, length) @ (length, count)
   const combined = new Float64Array(n * count)
   gemm({ m: n, n: count, k: count, a: dots, b: factor, transposeB: direction === 'back', out: combined }) // (n, count) @ (count, count)
-  gemm({ m: n, n: length, k: count, a: combined, b: vectors, out: block, alpha: -1, beta: 1 }) // (n, count) @ (count, length)
+  gemm({ m: n, n: length, k: count, a: combined, b: vectors, out: block, alpha: -1, accumulates: true }) // (n, count) @ (count, length)
   for (let i = 0; i < n; i++) {
     columns.set(block.subarray(i * length, (i + 1) * length), (from + i) * m + start)
   }

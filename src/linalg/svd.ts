@@ -1,7 +1,7 @@
 // The singular value decomposition in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić
 // 2008), which finds small singular values to high relative accuracy. The smaller side should be at most a few hundred.
 
-import { ConfigError, NumericError } from '../base/errors.js'
+import { NumericError } from '../base/errors.js'
 import { F64, isAllFinite, type Matrix, transpose, zeros } from '../base/tensor.js'
 import { rotate, symmetricEigen } from './eigen.js'
 import { columnsOf, copyAs, identity, product } from './product.js'
@@ -37,13 +37,10 @@ export function svd(matrix: Matrix): Svd {
 /** For sides up to this size the full SVD is as fast. */
 const SMALL = 128
 
-/** The first `rank` singular values and vectors, by the eigenvectors of the smaller of W·Wᵀ and Wᵀ·W. */
+/** The first `rank` ≤ min(d, k) singular values and vectors, by the eigenvectors of the smaller of W·Wᵀ and Wᵀ·W. */
 export function truncatedSvd(weight: Matrix, rank: number): Svd {
   const [d, k] = weight.shape
   const side = Math.min(d, k)
-  if (rank > side) {
-    throw new ConfigError({ where: 'rank', what: 'not valid', expected: `at most ${side}`, got: `${rank}` })
-  }
   if (side <= SMALL) return truncated(svd(weight), rank)
   if (d > k) return transposed(truncatedSvd(transpose(weight), rank))
   checkFinite(weight)

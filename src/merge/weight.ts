@@ -15,7 +15,6 @@ interface Current {
   /** The sum of the ranks of all layers. Their factors are stacked, so that one pass adds all of them. */
   readonly rank: number
   readonly starts: readonly number[]
-  isUnstacked: boolean
   /** DoRA's factor of each output; undefined without DoRA. A weight with DoRA has a single layer, of one adapter. */
   scales: FloatArray | undefined
 }
@@ -53,10 +52,6 @@ export class ChunkMerger {
   readonly #kernel: MergeKernel
   /** A merger for each window of a weight: a range of columns with its own layers, kernel and right factor. */
   readonly #inner: ChunkMerger[] = []
-  /** Memory for base bytes that are not computed in the kernel's memory. */
-  #outside = new Uint8Array()
-  /** Memory for a part of a factor. It is used again, because allocating memory costs more than reading. */
-  #staging = new Uint8Array()
   #current: Current | undefined
   /** The rows of the left factors for the chunk, side by side: (rows, Σ r). */
   #left: FloatArray = new Float32Array()
@@ -90,11 +85,8 @@ export class ChunkMerger {
   }
 
   #roomFor({ isWidened, windows, columnValues }: WeightPlan, byteLength: number): Uint8Array {
-    if (!isWidened && windows === undefined && columnValues === undefined) {
-      return this.#kernel.chunk.subarray(0, byteLength)
-    }
-    if (this.#outside.byteLength < byteLength) this.#outside = new Uint8Array(Math.max(byteLength, CHUNK_BYTES))
-    return this.#outside.subarray(0, byteLength)
+    const isInKernel = !isWidened && windows === undefined && columnValues === undefined
+    return isInKernel ? this.#kernel.chunk.subarray(0, byteLength) : new Uint8Array(byteLength)
   }
 
   /** Reads bytes into the given memory, or returns other memory, depending on the source. */
@@ -106,44 +98,43 @@ export class ChunkMerger {
   }
 
   async #readBlock({ factor, offset, byteLength }: FactorRange, base: WeightDtype): Promise<FloatArray> {
-    if (this.#staging.byteLength < byteLength) this.#staging = new Uint8Array(byteLength)
-    const bytes = await this.#read(factor.source, offset, this.#staging.subarray(0, byteLength))
+    const bytes = await this.#read(factor.source, offset, new Uint8Array(byteLength))
     return factorValues(factor, bytes, base)
   }
 
-  /**
-   * Reads the factors for some rows. The columns of B for the experts are interleaved, so B is read whole, once for
-   * consecutive experts.
-   */
+  /** Reads the factors for some rows. */
   async #readFactors(weight: WeightPlan, row: number, rows: number): Promise<void> {
     const isNew = weight !== this.#current?.weight
     const current = isNew || this.#current === undefined ? this.#open(weight) : this.#current
     this.#current = current
     const { from } = weight
-    this.#makeLeft(rows, from)
+    const count = rows * current.rank
+    this.#left = from === 'fp64' ? new Float64Array(count) : new Float32Array(count)
     this.#row = row
     for (const [i, layer] of weight.layers.entries()) {
       const { b, scales } = layer
-      // B is the right factor if the weight is stored as (k, d), else the left factor.
-      const isStack = b.slice !== undefined
-      if (isNew && !(isStack && layer.isInputMajor)) {
-        for (const range of rightRanges(layer)) this.#putRight(current, i, range, await this.#readBlock(range, from))
+      const stack = b.slice && (await this.#stackOf(i, b, from))
+      const valuesOf = async (range: FactorRange) => {
+        const { slice } = range.factor
+        return slice && stack ? columnsOf(stack, slice, range) : this.#readBlock(range, from)
       }
-      if (isNew && isStack && !isSame(this.#stacks.get(i), b, from)) {
-        const values = await this.#readBlock(wholeRange(b), from)
-        this.#stacks.set(i, { factor: b, base: from, values: values.slice() })
-      }
+      if (isNew) for (const range of rightRanges(layer)) this.#putRight(current, i, range, await valuesOf(range))
       if (isNew && scales !== undefined) {
-        const values = await this.#readBlock(wholeRange(scales), from)
-        if (!isAllFinite(values)) throw nonFiniteError(scales, values)
-        current.scales = values.slice()
+        current.scales = await this.#readBlock(wholeRange(scales), from)
+        if (!isAllFinite(current.scales)) throw nonFiniteError(scales, current.scales)
       }
-      if (isStack && !layer.isInputMajor) continue
-      for (const range of leftRanges(layer, row, rows)) {
-        this.#putLeft(current, i, range, await this.#readBlock(range, from))
-      }
+      for (const range of leftRanges(layer, row, rows)) this.#putLeft(current, i, range, await valuesOf(range))
     }
-    this.#unstack(current, rows)
+  }
+
+  /** The columns of B for the experts are interleaved, so B is read whole, once for consecutive experts. */
+  async #stackOf(layer: number, factor: Factor, base: WeightDtype): Promise<Stack> {
+    const known = this.#stacks.get(layer)
+    const { source, offset } = factor
+    if (known?.factor.source === source && known.factor.offset === offset && known.base === base) return known
+    const stack = { factor, base, values: await this.#readBlock(wholeRange(factor), base) }
+    this.#stacks.set(layer, stack)
+    return stack
   }
 
   #mergeWeight(chunk: Chunk, weight: WeightPlan, input: Uint8Array): ChunkResult {
@@ -155,8 +146,8 @@ export class ChunkMerger {
     const base = isConverted ? decodeWeights(input, weight.from) : undefined
     if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
     const job = { dtype, rows, column, columns, left: this.#left, terms: weight.layers } as const
-    const { baseSquares, deltaSquares, overflows, firstOverflow, isLeftFinite } = kernel.merge(job)
-    if (!isLeftFinite) throw leftError(current, this.#left)
+    if (!isAllFinite(this.#left)) throw leftError(current, this.#left)
+    const { baseSquares, deltaSquares, overflows, firstOverflow } = kernel.merge(job)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     const change = { weight, baseSquares, deltaSquares }
@@ -222,14 +213,7 @@ export class ChunkMerger {
       rank += layer.rank
     }
     this.#kernel.begin(rank, weight.columns, weight.from === 'fp64' ? 'fp64' : 'fp32')
-    return { weight, rank, starts, isUnstacked: false, scales: undefined }
-  }
-
-  #makeLeft(rows: number, base: WeightDtype): void {
-    const length = rows * this.#current!.rank
-    const isDouble = base === 'fp64'
-    if (this.#left.length === length && this.#left instanceof Float64Array === isDouble) return
-    this.#left = isDouble ? new Float64Array(length) : new Float32Array(length)
+    return { weight, rank, starts, scales: undefined }
   }
 
   /** Puts a block of the right factor into the kernel: of A (r, k), or of B (d, r), whose rows become its columns. */
@@ -239,7 +223,8 @@ export class ChunkMerger {
     const block = weight.layers[layer].isInputMajor
       ? { row: start, rows: columns, column: row, columns: rows, isTransposed: true }
       : { row: start + row, rows, column, columns, isTransposed: false }
-    if (!this.#kernel.putRight({ values, ...block })) throw nonFiniteError(factor, values)
+    if (!isAllFinite(values)) throw nonFiniteError(factor, values)
+    this.#kernel.putRight({ values, ...block })
   }
 
   /** Puts a block into the left factor: of B (d, r), or of A (r, k), whose columns become its rows. */
@@ -257,25 +242,6 @@ export class ChunkMerger {
     const first = (row - this.#row) * rank + start
     if (columns === rank) left.set(values, first)
     else for (let i = 0; i < rows; i++) left.set(values.subarray(i * columns, (i + 1) * columns), first + i * rank)
-  }
-
-  /** Passes B of the experts to the kernel: as rows of the left factor, or once as the whole right factor. */
-  #unstack(current: Current, rows: number): void {
-    const { layers } = current.weight
-    for (let i = 0; i < layers.length; i++) {
-      const { b, isInputMajor, d, rank } = layers[i]
-      if (b.slice === undefined) continue
-      const part = (row: number, count: number): [number, FactorRange, FloatArray] => {
-        const values = columnsOf(this.#stacks.get(i)!, b.columns, b.slice!, row, count) // (count, r)
-        return [i, { ...wholeRange(b), row, rows: count, columns: rank }, values]
-      }
-      if (!isInputMajor) this.#putLeft(current, ...part(this.#row, rows))
-      else if (!current.isUnstacked) {
-        const most = Math.max(1, Math.floor(BLOCK_ELEMENTS / rank / COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
-        for (let row = 0; row < d; row += most) this.#putRight(current, ...part(row, Math.min(most, d - row)))
-      }
-    }
-    current.isUnstacked = true
   }
 }
 
@@ -317,23 +283,16 @@ function overflowError({ row, column, columns }: Chunk, { name, from, to, layers
   })
 }
 
-function isSame(stack: Stack | undefined, { source, offset }: Factor, base: WeightDtype): boolean {
-  return stack !== undefined && stack.factor.source === source && stack.factor.offset === offset && stack.base === base
-}
-
-/** Returns rows [row, row + count) of a slice of a matrix with this number of columns: (count, r). */
+/** Returns rows of a slice of stacked factors: (count, r). */
 function columnsOf(
-  { values, base }: Stack,
-  columns: number,
+  { factor, values, base }: Stack,
   { firstRow, first, step }: FactorSlice,
-  row: number,
-  count: number,
+  { row, rows, columns }: FactorRange,
 ): FloatArray {
-  const perRow = columns / step
-  const result = base === 'fp64' ? new Float64Array(count * perRow) : new Float32Array(count * perRow)
-  for (let i = 0, at = 0; i < count; i++) {
-    const start = (firstRow + row + i) * columns + first
-    for (let j = 0; j < perRow; j++, at++) result[at] = values[start + j * step]
+  const result = base === 'fp64' ? new Float64Array(rows * columns) : new Float32Array(rows * columns)
+  for (let i = 0, at = 0; i < rows; i++) {
+    const start = (firstRow + row + i) * factor.columns + first
+    for (let j = 0; j < columns; j++, at++) result[at] = values[start + j * step]
   }
   return result
 }
@@ -377,24 +336,22 @@ export interface FactorRange extends Pick<Chunk, 'row' | 'rows' | 'column' | 'co
 }
 
 /** Returns the blocks of the right factors: A (r, k), or B (d, r) if the weight is stored as (k, d). */
-export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[] {
-  if (isInputMajor) return rowRanges(b, 0, b.rows, COLUMN_MULTIPLE)
-  if (a.columns <= BLOCK_ELEMENTS) return rowRanges(a, 0, a.rows)
-  const ranges: FactorRange[] = []
-  for (let row = 0; row < a.rows; row++) {
-    for (let column = 0; column < a.columns; column += BLOCK_ELEMENTS) {
-      ranges.push(rangeOf(a, row, 1, column, Math.min(BLOCK_ELEMENTS, a.columns - column)))
-    }
-  }
-  return ranges
+export function rightRanges({ a, b, d, rank, isInputMajor }: LayerFactors): FactorRange[] {
+  return isInputMajor ? rowRanges(ownB(b, d, rank), 0, d, COLUMN_MULTIPLE) : rowRanges(a, 0, a.rows)
 }
 
 /**
  * The left factor's blocks for rows of a weight: rows of B (d, r), or columns of A (r, k) if it is stored as (k, d).
  */
-export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
-  if (!isInputMajor) return rowRanges(b, row, rows)
+export function leftRanges(layer: LayerFactors, row: number, rows: number): FactorRange[] {
+  const { a, b, d, rank, isInputMajor } = layer
+  if (!isInputMajor) return rowRanges(ownB(b, d, rank), row, rows)
   return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)
+}
+
+/** Returns B (d, r) of a layer. For an expert of a stack, it is a slice of the stored factor. */
+function ownB(b: Factor, rows: number, columns: number): Factor {
+  return b.slice === undefined ? b : { ...b, rows, columns }
 }
 
 function columnRanges(factor: Factor, column: number, columns: number): FactorRange[] {

@@ -1,4 +1,4 @@
 // The code for the child processes of process.slow.test.ts, which is bundled into one file.
 
-export { defaultKernels, disposeKernels } from '../../src/kernels/index.js'
+export { disposeKernels, gemm, kernelName } from '../../src/kernels/index.js'
 export { LoraLayer } from '../../src/lora/layer.js'

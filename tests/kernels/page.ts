@@ -1,7 +1,7 @@
 // The script of browser.slow.test.ts in the page: products and a merge with the kernels that the page's policies allow,
 // compared with the reference loops.
 
-import { defaultKernels } from '../../src/kernels/index.js'
+import { gemm, kernelName } from '../../src/kernels/index.js'
 import type { MergeKernel } from '../../src/kernels/merge-kernel.js'
 import { referenceKernels } from '../../src/kernels/reference.js'
 import { referenceMergeKernel } from '../../src/kernels/reference-merge.js'
@@ -56,7 +56,7 @@ function run(): PageResult {
   const [m, n, k] = [170, 130, 300]
   const product = { m, n, k, a: wave(m * k), b: wave(n * k), transposeB: true }
   const [out, expected] = [new Float32Array(m * n), new Float32Array(m * n)]
-  defaultKernels().gemm({ ...product, out })
+  gemm({ ...product, out })
   referenceKernels.gemm({ ...product, out: expected })
   const kernel = createMergeKernel(4096, true)
   const reference = mergedBytes(referenceMergeKernel(4096))
@@ -66,7 +66,7 @@ function run(): PageResult {
   layer.merge()
   layer.unmerge()
   return {
-    kernels: defaultKernels().name,
+    kernels: kernelName(),
     merge: kernel.name,
     isIsolated: globalThis.crossOriginIsolated,
     memories,

@@ -24,10 +24,10 @@ beforeAll(async () => {
  */
 function run(script: string): unknown {
   const source = `
-    import { defaultKernels, disposeKernels, LoraLayer } from '${pathToFileURL(join(folder, 'child.mjs'))}'
+    import { disposeKernels, gemm, kernelName, LoraLayer } from '${pathToFileURL(join(folder, 'child.mjs'))}'
     function product(n, out = new Float32Array(n * n)) {
       const a = Float32Array.from({ length: n * n }, (_, i) => Math.sin(i))
-      defaultKernels().gemm({ m: n, n, k: n, a, b: a, transposeB: true, out })
+      gemm({ m: n, n, k: n, a, b: a, transposeB: true, out })
       return out
     }
     ${script}`
@@ -51,7 +51,7 @@ test('where WebAssembly is forbidden, products are computed by the reference loo
         throw new WebAssembly.CompileError('blocked by Content Security Policy')
       }
     }
-    const name = defaultKernels().name
+    const name = kernelName()
     const slow = product(40)
     WebAssembly.Module = Module
     disposeKernels()

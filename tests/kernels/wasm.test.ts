@@ -33,7 +33,7 @@ const CUT = [
       [false, false],
       [true, false],
     ].map(([transposeA, transposeB]) => {
-      const product = { m, n, k, a, b, transposeA, transposeB, alpha: 0.7, beta: -0.5 }
+      const product = { m, n, k, a, b, transposeA, transposeB, alpha: 0.7, accumulates: true }
       const expected = c.slice()
       referenceKernels.gemm({ ...product, out: expected })
       return { product, c, expected, tolerance: 32 * k * (isDouble ? 2 ** -52 : 2 ** -23) }

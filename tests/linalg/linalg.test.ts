@@ -5,7 +5,7 @@ import { symmetricEigen } from '../../src/linalg/eigen.js'
 import { product } from '../../src/linalg/product.js'
 import { orthonormalRows, qr } from '../../src/linalg/qr.js'
 import { type Svd, singularValuesOfProduct, svd, truncatedSvd } from '../../src/linalg/svd.js'
-import { ConfigError, type Matrix, NumericError } from '../../src/node.js'
+import { type Matrix, NumericError } from '../../src/node.js'
 import { maxDifference } from '../lora/matrices.js'
 import { some, THOROUGH } from '../thorough.js'
 import { energy, falling, identity, uniform, unionWeight } from './matrices.js'
@@ -181,8 +181,7 @@ describe('truncatedSvd', () => {
     expect(energy(nothing.s)).toBe(0)
   })
 
-  test('refuses a rank above min(d, k) and values that are not finite', () => {
-    expect(() => truncatedSvd(uniform(4, 6, 1), 5)).toThrow(ConfigError)
+  test('refuses values that are not finite', () => {
     const broken = uniform(4, 6, 1)
     broken.data[3] = Number.POSITIVE_INFINITY
     expect(() => truncatedSvd(broken, 2)).toThrow(NumericError)

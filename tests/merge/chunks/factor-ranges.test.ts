@@ -68,7 +68,6 @@ it.each([
   expect(ranges.length).toBeGreaterThan(1)
   for (const { row, rows, column, columns } of ranges) {
     if (rows > (own.isInputMajor ? COLUMN_MULTIPLE : 1)) expect(rows * columns).toBeLessThanOrEqual(BLOCK_ELEMENTS)
-    else expect(columns).toBeLessThanOrEqual(Math.max(BLOCK_ELEMENTS, own.rank))
     expect((own.isInputMajor ? row : column) % COLUMN_MULTIPLE).toBe(0)
   }
   for (const { rows, columns } of leftRanges(own, 0, 100)) {

@@ -101,11 +101,19 @@ describe('strictness', () => {
     expect((await run(more, adapter({ q_proj: [4, 4] }))).report.changed).toBe(1)
   })
 
-  it('names factors that are not finite, and results that are not where the base was', async () => {
-    const from = await base(TIED)
-    const lora = adapter({ 'model.q_proj': [24, 16] })
-    lora.layer('model.q_proj').weightB.data[5] = Number.NaN
-    expect(await refusal(from, lora)).toMatchObject({ code: 'NUMERIC', where: expect.stringContaining('model.q_proj') })
+  it.each([false, true])('names a factor that is not finite (fanInFanOut %s)', async (fanInFanOut) => {
+    const from = await base([['m.weight', 'fp32', fanInFanOut ? [16, 24] : [24, 16]]])
+    for (const role of ['weightA', 'weightB'] as const) {
+      for (const value of [Number.NaN, Number.NEGATIVE_INFINITY]) {
+        const lora = adapter({ m: [24, 16] }, { fanInFanOut })
+        const { data } = lora.layer('m')[role]
+        data[data.length - 1] = value
+        expect(await refusal(from, lora)).toMatchObject({ code: 'NUMERIC', where: `m.${role}`, got: String(value) })
+      }
+    }
+  })
+
+  it('names results that are not finite where the base was', async () => {
     const half = await base([['q_proj.weight', 'fp16', [24, 16]]])
     const large = adapter({ q_proj: [24, 16] }, { alpha: 1e7 })
     expect(await refusal(half, large)).toMatchObject({ code: 'NUMERIC', where: 'q_proj.weight' })
