@@ -2,7 +2,7 @@
 // every tensor is used or named in an error.
 
 import { closing, type Directory } from '../base/bytes.js'
-import { encodeFloats, type FloatDtype, isFiniteStored } from '../base/dtype.js'
+import { decodeFloats, encodeWeights, type FloatDtype, isFiniteStored } from '../base/dtype.js'
 import { ConfigError, MismatchError, NumericError, StateError } from '../base/errors.js'
 import type { FloatArray } from '../base/tensor.js'
 import type { TensorBytes } from '../formats/safetensors.js'
@@ -19,13 +19,6 @@ import { parameterKeys, savedParameters } from './parameters.js'
 import { savedModules } from './replacements.js'
 import { factorKey, magnitudeShape } from './tensors.js'
 import { adaptedMatcher } from './tied.js'
-
-/** Numbers of this size and above are rounded to infinity. */
-const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
-  fp32: Number.POSITIVE_INFINITY,
-  fp16: 65520,
-  bf16: 2 ** 128 - 2 ** 119,
-}
 
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   return closing(await openAdapter(directory, { ...options, isTolerant: false }), (opened) => opened.load())
@@ -102,15 +95,13 @@ function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefin
 
 function encodeValues(key: string, data: FloatArray, shape: readonly number[], dtype: FloatDtype): TensorBytes {
   // Copy, because training may go on before the bytes are written.
-  const values = Float32Array.from(data)
-  const bad = values.findIndex((value) => !(Math.abs(value) < INFINITE_FROM[dtype]))
-  if (bad >= 0) {
-    throw new NumericError({
-      where: key,
-      what: `a value that is not finite in ${dtype}; nothing was saved`,
-      got: String(data[bad]),
-      ...(dtype === 'fp16' && { hint: 'Save as bf16 or fp32' }),
-    })
-  }
-  return { name: key, dtype, shape, data: encodeFloats(values, dtype) }
+  const bytes = encodeWeights(data.slice() as FloatArray, dtype)
+  if (isFiniteStored(bytes, dtype)) return { name: key, dtype, shape, data: bytes }
+  const bad = decodeFloats(bytes, dtype).findIndex((value) => !Number.isFinite(value))
+  throw new NumericError({
+    where: key,
+    what: `a value that is not finite in ${dtype}; nothing was saved`,
+    got: String(data[bad]),
+    ...(dtype === 'fp16' && { hint: 'Save as bf16 or fp32' }),
+  })
 }

@@ -98,6 +98,18 @@ describe.each([true, false])('a failure (the last operation of all: %s)', (isPer
   })
 })
 
+test.each([
+  ['fp16', 2 ** -11, 2 ** -10],
+  ['bf16', 2 ** -8, 2 ** -7],
+] as const)('double factors are rounded to %s once', async (dtype, half, step) => {
+  // In f32, the sum would be halfway between two values of the type, and the tie would go down.
+  const adapter = new LoraAdapter({ rank: 1 })
+  adapter.addFactors('q', [[1 + half + 2 ** -30]], [[1]])
+  const folder = new MemoryDirectory()
+  await saveAdapter(adapter, folder, { dtype })
+  expect([...(await loadAdapter(folder)).layer('q').weightA.data]).toEqual([1 + step])
+})
+
 test('weights that cannot get their name leave the old adapter', async () => {
   const directory = new MemoryDirectory()
   await saveAdapter(make(1), directory)
