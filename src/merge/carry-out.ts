@@ -79,7 +79,7 @@ export async function carryOut(
       await file.write(folder)
     }
     signal?.throwIfAborted()
-    return merge.changes(sums)
+    return merge.layers.map(({ name }) => ({ name, relativeChange: sums.relativeChange(name) }))
   }
   try {
     const layers = await writeTogether(out, write)

@@ -26,7 +26,6 @@ export async function openCheckpointBase(input: PlanInput): Promise<OpenBase> {
       const changes = placeParts(model, opened, options, fit)
       if (fit.listsAll || fit.problems.length > 0) return undefined
       const { files, weights, indexPath, newIndex, edit } = planOutput(changes, options)
-      const names = weights.map(({ name }) => moduleOf(name))
       return {
         files,
         index:
@@ -42,7 +41,6 @@ export async function openCheckpointBase(input: PlanInput): Promise<OpenBase> {
           name: moduleOf(name),
           adapters: layers.map(({ name: module, rank, scale }) => ({ module, rank, scale })),
         })),
-        changes: (sums) => names.map((name) => ({ name, relativeChange: sums.relativeChange(name) })),
       }
     },
   }

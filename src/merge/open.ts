@@ -73,7 +73,6 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
     others: index === undefined ? others : [...others, index],
     summary,
     layers: plan.layers,
-    changes: plan.changes,
     format: chosen.format,
     base: base.directory,
     sources,

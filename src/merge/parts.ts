@@ -3,7 +3,7 @@
 import type { ByteSource, Place } from '../base/bytes.js'
 import type { ResultFile } from './base-files.js'
 import type { ChosenFormat } from './choose-format.js'
-import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './merge-report.js'
+import type { MergePlanReport, MergeSummary } from './merge-report.js'
 import type { OpenAdapters } from './plan/adapters.js'
 import type { Config, ConfigEdit } from './plan/config-edit.js'
 import type { FitProblems } from './plan/fit-problems.js'
@@ -52,6 +52,4 @@ export interface BasePlan {
   readonly warnings: string[]
   readonly summary: Pick<MergeSummary, 'added' | 'branches'>
   readonly layers: MergePlanReport['layers']
-  /** Returns how much the layers changed. Call it after everything is written. */
-  changes(sums: ChangeSums): LayerChange[]
 }

@@ -2,9 +2,9 @@
 // places may read the same initializer.
 
 import { type ByteSource, concatBytes, MemorySource } from '../../base/bytes.js'
-import { decodeWeights, encodeFloats, sizeOf, type WeightDtype } from '../../base/dtype.js'
+import { decodeWeights, encodeFloats, encodeWeights, sizeOf, type WeightDtype } from '../../base/dtype.js'
 import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { elementCount } from '../../base/tensor.js'
+import { elementCount, transpose } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
@@ -27,7 +27,6 @@ import {
 } from '../../graph/match/stored-places.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
 import type { FactorView, ParameterView, ReplacementView, TokenRowsView } from '../../lora/part.js'
-import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import type { OpenPart } from '../../peft/tensors.js'
 import { isVocabularyModule } from '../../peft/tied.js'
@@ -76,8 +75,6 @@ export async function collectEdits(
     for (const part of parts) {
       if (part.kind === 'linear') continue
       await edits.note(fit, part, async () => {
-        const singlePart = { config: share.adapter.config, parts: () => [part] }
-        requireHandled(singlePart, GRAPH_PARTS, 'merging into ONNX models')
         if (part.kind === 'embedding') edits.addEmbedding(share, part)
         else if (part.kind === 'convolution') edits.addConvolution(share, part)
         else if (part.kind === 'parameter') edits.addExperts(share, part)
@@ -451,7 +448,8 @@ export function replaceTensor(
   const shape = elementCount(placedShape) === elementCount(stored) ? stored : placedShape
   const base = { name, dtype, shape, offset, byteLength }
   const turn = async () => {
-    return transposed(await sources[source].read(offset, byteLength), shape, byteLength / elementCount(shape))
+    const data = decodeWeights(await sources[source].read(offset, byteLength), dtype as WeightDtype)
+    return encodeWeights(transpose({ data, shape: [shape[1], shape[0]] }).data, dtype as WeightDtype)
   }
   const placed = isTransposed
     ? { base: { ...base, offset: 0 }, source: sources.push(madeSource(name, byteLength, turn)) - 1 }
@@ -490,18 +488,6 @@ function madeSource(name: string, byteLength: number, make: () => Promise<Uint8A
     return (await made).read(offset, length)
   }
   return { name, byteLength, read, close: async () => {} }
-}
-
-/** Transposes a matrix (columns, rows) to (rows, columns). Each value has `size` bytes. */
-function transposed(bytes: Uint8Array, [rows, columns]: readonly number[], size: number): Uint8Array {
-  const result = new Uint8Array(bytes.byteLength)
-  for (let row = 0, at = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) {
-      const from = (column * rows + row) * size
-      for (let i = 0; i < size; i++, at++) result[at] = bytes[from + i]
-    }
-  }
-  return result
 }
 
 function refuseUnmergeable({ node }: Linear): void {

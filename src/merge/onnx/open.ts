@@ -66,9 +66,6 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
         ...(branches.length > 0 && { branches: branches.length }),
       },
       layers: names.map((name) => ({ name })),
-      changes(sums) {
-        return names.map((name) => ({ name, relativeChange: sums.relativeChange(name) }))
-      },
     }
   }
   return { where: graphs.length === 1 ? graphs[0].model.name : base.directory.name, plan }

@@ -3,14 +3,12 @@
 import { isWeightDtype, sizeOf, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { planSafetensors, type TensorInfo } from '../../formats/safetensors.js'
+import { COLUMN_MULTIPLE } from '../../kernels/merge-kernel.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
 
 /** Measured: 0.5–1 MB is fastest. Larger chunks leave the second-level cache between reading, computing and writing. */
 export const CHUNK_BYTES = 1 << 20
-/** Chunks have a multiple of these rows and columns, the tile of the kernel. */
-const TILE_ROWS = 12
-const TILE_COLUMNS = 8
 
 export interface OutputTensor {
   readonly name: string
@@ -170,39 +168,20 @@ export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   if (!hasRegions && rows.length === 0) return [segmentOf(tensor, offset)]
   const height = base.shape[0]
   const [rowBytes, mergedRowBytes] = [base.byteLength / height, outputBytes(tensor) / height]
-  const runs = runsOf(rows)
-  const ends = runs.flatMap(({ index, count }) => [index, index + count])
+  const replaced = new Map(rows.map((row) => [row.index, row]))
+  const ends = rows.flatMap(({ index }) => [index, index + 1])
   return cutsOf(layers, height, ends).map(({ first, end, layers: inRange }) => {
     const shape = [end - first, ...base.shape.slice(1)]
     const place = offset + first * mergedRowBytes
-    const run = runs.find(({ index, count }) => index <= first && first < index + count)
-    if (run === undefined) {
+    const row = replaced.get(first)
+    if (row === undefined) {
       const piece = { ...base, shape, offset: base.offset + first * rowBytes, byteLength: (end - first) * rowBytes }
       return segmentOf({ ...tensor, base: piece, layers: inRange }, place)
     }
-    const { dtype, source, index, count } = run
-    const bytes = run.byteLength / count
-    const from = run.offset + (first - index) * bytes
-    const values = { ...base, shape, dtype, offset: from, byteLength: (end - first) * bytes }
+    const { dtype, source, offset: from, byteLength } = row
+    const values = { ...base, shape, dtype, offset: from, byteLength }
     return segmentOf({ ...tensor, source, base: values, layers: inRange }, place)
   })
-}
-
-/** Joins rows that are consecutive both in the tensor and in their source. */
-function runsOf(rows: readonly OutputRow[]): (OutputRow & { count: number })[] {
-  const result: (OutputRow & { count: number })[] = []
-  for (const row of [...rows].sort((a, b) => a.index - b.index)) {
-    const last = result.at(-1)
-    const isNext =
-      last !== undefined &&
-      last.index + last.count === row.index &&
-      last.source === row.source &&
-      last.dtype === row.dtype &&
-      last.offset + last.byteLength === row.offset
-    if (!isNext) result.push({ ...row, count: 1 })
-    else result[result.length - 1] = { ...last, count: last.count + 1, byteLength: last.byteLength + row.byteLength }
-  }
-  return result
 }
 
 /** Cuts a tensor at the begin and end of each layer's region, and at the places `others`. */
@@ -320,11 +299,10 @@ export function chunksOf(segment: Segment): { readonly count: number; at(index: 
   const { weight, byteLength, baseOffset, offset } = segment
   const { rows, columns, windows } = weight ?? { rows: 1, columns: byteLength, windows: undefined }
   const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
-  const elements = CHUNK_BYTES / Math.max(weight === undefined ? 1 : weight.isWidened ? 4 : 2, from, to)
+  const elements = CHUNK_BYTES / Math.max(weight?.isWidened ? 4 : 1, from, to)
   // Windows are cut out of whole rows, so with windows a chunk has whole rows.
-  const width = columns > elements && windows === undefined ? elements - (elements % TILE_COLUMNS) : columns
-  const fitting = Math.max(1, Math.floor(elements / columns))
-  const height = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
+  const width = columns > elements && windows === undefined ? elements - (elements % COLUMN_MULTIPLE) : columns
+  const height = Math.max(1, Math.floor(elements / columns))
   /** The number of chunks for a row: above 1 only if a row is larger than a chunk. */
   const across = Math.ceil(columns / width)
   return {

@@ -43,11 +43,8 @@ const ENDINGS: Readonly<Record<string, string>> = {
   QUESTION_ANS: 'ForQuestionAnswering',
 }
 
-let loading: Promise<ModelTables> | undefined
-
-export function loadTables(): Promise<ModelTables> {
-  loading ??= import('./gen/tables.js').then(({ TABLES }) => readTables(TABLES))
-  return loading
+export async function loadTables(): Promise<ModelTables> {
+  return readTables((await import('./gen/tables.js')).TABLES)
 }
 
 interface TypeEntry {
@@ -58,16 +55,10 @@ interface TypeEntry {
 
 function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
   const known = new Map(types.split(' ').map(parseType))
-  const parsed = new Map<number, NameRules>()
-  const rulesAt = (index: number) => {
-    const entry = parsed.get(index) ?? parseRules(rules[index])
-    parsed.set(index, entry)
-    return entry
-  }
   return {
     isKnown: (type: string) => known.has(type),
     names: (type: string): readonly NameEntry[] =>
-      Object.hasOwn(names, type) ? names[type].split(' ').map((text) => nameEntry(text, rulesAt)) : [],
+      Object.hasOwn(names, type) ? names[type].split(' ').map((text) => nameEntry(text, rules)) : [],
     isClassOf: (name: string, type: string) => name.startsWith(known.get(type)?.stem ?? `${name}.`),
     ties: (type: string): ReadonlyMap<string, readonly ModelTie[]> => {
       const result = new Map<string, readonly ModelTie[]>()
@@ -114,9 +105,9 @@ function whole(name: string, { prefix }: TypeEntry): string {
 }
 
 /** Parses `3`; `3=vit`, with rules for names after `vit.`; or `3~model`, for whole names and a known prefix. */
-function nameEntry(text: string, rulesAt: (index: number) => NameRules): NameEntry {
+function nameEntry(text: string, rules: readonly string[]): NameEntry {
   const [, index, kind, prefix = ''] = /^(\d+)([=~])?(.*)$/.exec(text)!
-  return { rules: rulesAt(Number(index)), prefix, isInside: kind === '=' }
+  return { rules: parseRules(rules[Number(index)]), prefix, isInside: kind === '=' }
 }
 
 /** Parses `target=source@text_config+!`. The `!` marks models that tie weights whatever config.json says. */
