@@ -32,13 +32,8 @@ export class Factors {
   ) {}
 }
 
-/** Makes new factors for a weight (d, k) that is not loaded. */
-export function factorsOfShape(
-  shape: readonly [number, number],
-  config: LoraConfig,
-  name: string,
-  like: FloatArray,
-): Factors {
+/** Makes new factors, in f32, for a weight (d, k) that is not loaded. */
+export function factorsOfShape(shape: readonly [number, number], config: LoraConfig, name: string): Factors {
   if (config.useDora || config.loraBias) {
     throw new UnsupportedError({
       where: where(name, config.useDora ? 'useDora' : 'loraBias'),
@@ -46,7 +41,7 @@ export function factorsOfShape(
     })
   }
   checkRank(shape, config, name)
-  const { weightA, weightB } = firstFactors(config, name, shape, like)
+  const { weightA, weightB } = firstFactors(config, name, shape, new Float32Array())
   return new Factors(weightA, weightB, true)
 }
 
@@ -138,10 +133,6 @@ export function copyVector(values: FloatArray | readonly number[], like: FloatAr
 /** Returns the place for an error message. If the layer has no name, the class `owner` is named instead. */
 export function where(name: string, member: string, owner = 'LoraLayer'): string {
   return `${String(name || owner)}.${member}`
-}
-
-export function noBase(location: string, call: string): StateError {
-  return new StateError({ where: location, what: 'the layer has no base weight', hint: `Give it one with ${call}` })
 }
 
 export function noForward(location: string, isMerged: boolean): StateError {

@@ -31,7 +31,6 @@ import {
   factorsOver,
   type LayerVectors,
   layerVectors,
-  noBase,
   noForward,
   startingBase,
   where,
@@ -132,7 +131,7 @@ export class LoraLayer extends FactorPart {
    */
   static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
     const layerConfig = configForLayer(resolveConfig(config), name)
-    return new LoraLayer(factorsOfShape(shape, layerConfig, name, new Float32Array()), layerConfig, name)
+    return new LoraLayer(factorsOfShape(shape, layerConfig, name), layerConfig, name)
   }
 
   /** Rows of the weight: the number of output features. */
@@ -369,7 +368,8 @@ export class LoraLayer extends FactorPart {
 
   #needBase(member: string): Matrix {
     if (this.#baseWeight !== undefined) return this.#baseWeight
-    throw noBase(this.#where(member), 'attachBase(W)')
+    const hint = 'Give it one with attachBase(W)'
+    throw new StateError({ where: this.#where(member), what: 'the layer has no base weight', hint })
   }
 
   #assigned(field: string, value: MatrixLike, rows: number, columns: number, like?: FloatArray): Matrix {

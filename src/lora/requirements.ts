@@ -7,18 +7,6 @@ import { type PartKind, type PartView, tensorsOf } from './part.js'
 
 export type Handled = PartKind | 'magnitude' | 'biasB'
 
-/** Parts that sessions and merges of graphs can handle. */
-export const GRAPH_PARTS: readonly Handled[] = [
-  'linear',
-  'magnitude',
-  'biasB',
-  'embedding',
-  'convolution',
-  'parameter',
-  'replacement',
-  'token-rows',
-]
-
 const MEANINGS: Readonly<Record<Handled, string>> = {
   linear: 'linear layers',
   magnitude: 'magnitudes of DoRA (use_dora)',

@@ -81,12 +81,14 @@ function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDiffe
     off += (b[i] - a[i]) ** 2
     shared += a[i] * b[i]
   }
-  const norms = { normA: Math.sqrt(normA), normB: Math.sqrt(normB), normDifference: Math.sqrt(off) }
-  return {
-    ...norms,
-    relativeChange: relative(norms.normDifference, norms.normA),
-    cosine: normA * normB === 0 ? null : shared / Math.sqrt(normA * normB),
-  }
+  return differenceOf(Math.sqrt(normA), Math.sqrt(normB), Math.sqrt(off), shared)
+}
+
+/** @param shared the inner product ⟨ΔA, ΔB⟩ */
+function differenceOf(normA: number, normB: number, normDifference: number, shared: number): AdapterDifference {
+  // Rounding can take the cosine of equal directions a little past 1.
+  const cosine = normA * normB === 0 ? null : Math.max(-1, Math.min(1, shared / (normA * normB)))
+  return { normA, normB, normDifference, relativeChange: relative(normDifference, normA), cosine }
 }
 
 function summary(
@@ -136,13 +138,7 @@ function compareChanges(a: Change, b: Change): AdapterDifference {
   )
   const normDifference = isEqual ? 0 : normOf(pairs.map((pair) => differencePair(...pair)))
   const shared = pairs.reduce((sum, [pairA, pairB]) => sum + innerProduct(pairA, pairB), 0)
-  return {
-    normA,
-    normB,
-    normDifference,
-    relativeChange: relative(normDifference, normA),
-    cosine: normA * normB === 0 ? null : Math.max(-1, Math.min(1, shared / (normA * normB))),
-  }
+  return differenceOf(normA, normB, normDifference, shared)
 }
 
 /** ⟨B₁A₁, B₂A₂⟩ = tr((B₁ᵀB₂)·(A₂A₁ᵀ)) */

@@ -2,7 +2,7 @@
 // convolution, and one for each expert. Tools that change ranks work on these pairs and then assemble an adapter, as
 // mergekit and PEFT do: each layer has its own rank, and alpha = rank.
 
-import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor } from '../base/tensor.js'
+import type { FloatArray, Shaped, Tensor } from '../base/tensor.js'
 import { beside, normOfProduct, stacked } from '../linalg/product.js'
 import { type AdapterPart, LoraAdapter, type PartOfKind } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
@@ -106,7 +106,7 @@ export function configRank(part: Pick<FactorPart, 'kind'>, rank: number, pairs: 
   return part.kind === 'convolution' ? rank * pairs : rank
 }
 
-export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, vectors }: Change): PartValues {
+function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, vectors }: Change): PartValues {
   const [first] = pairs
   const isConvolution = kind === 'convolution'
   const isMany = isConvolution || kind === 'parameter'
@@ -119,18 +119,11 @@ export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, 
   const vector = (data: ArrayLike<number> | undefined) => {
     return data && { data: data instanceof Float64Array ? data : Float32Array.from(data), shape: [data.length] }
   }
+  const [shapeA, shapeB] = [tensors.weightA.shape.slice(1), tensors.weightB.shape.slice(2)]
+  const weightA: Tensor<FloatArray> = isConvolution ? { ...a, shape: [a.shape[0], ...shapeA] } : a
+  const weightB: Tensor<FloatArray> = isConvolution ? { ...b, shape: [...b.shape, ...shapeB] } : b
   return {
     ...{ kind, name, module: name, dtype },
-    tensors: {
-      weightA: isConvolution ? reshaped(a, [a.shape[0], ...tensors.weightA.shape.slice(1)]) : a,
-      weightB: isConvolution ? reshaped(b, [...b.shape, ...tensors.weightB.shape.slice(2)]) : b,
-      magnitude: vector(vectors.magnitude),
-      biasB: vector(vectors.biasB),
-    },
+    tensors: { weightA, weightB, magnitude: vector(vectors.magnitude), biasB: vector(vectors.biasB) },
   } as PartValues
-}
-
-function reshaped({ data }: Matrix, shape: readonly number[]): Tensor<FloatArray> {
-  if (elementCount(shape) !== data.length) throw new RangeError('the factors of a convolution changed their size')
-  return { data, shape }
 }

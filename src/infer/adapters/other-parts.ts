@@ -20,7 +20,7 @@ import type { EmbeddingLora } from '../../lora/kinds/embedding.js'
 import { joinedFactors } from '../../lora/kinds/experts.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import { rowsName } from '../../lora/part.js'
-import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
+import { requireUnchangedBase } from '../../lora/requirements.js'
 import type { LinearValues } from '../../lora/run-adapter.js'
 import { mixableOf } from './choice.js'
 import { readHead } from './heads.js'
@@ -42,7 +42,7 @@ export async function readOtherParts(
   const head = hasHead ? await readHead({ config, graph, linears }, adapter) : undefined
   const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
   const parts = adapter.only(new Set(names))
-  requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
+  requireUnchangedBase(parts, 'adapters of sessions')
   const places = { model: onnx, graph, linears, embeddings: findEmbeddings(graph), config }
   const sites = await adapterSites(places, parts)
   const scaled = [...parts.parts('linear'), ...parts.parts('embedding')]
