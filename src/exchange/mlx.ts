@@ -34,7 +34,7 @@ export const MLX: ExchangeFormat = { write: writeMlx }
 /** Opens an adapter of mlx-lm. Returns undefined if the folder is not one. */
 export async function openMlx(directory: Directory): Promise<OpenAdapter | undefined> {
   if (!(await directory.has(MLX_CONFIG)) || !(await directory.has(MLX_WEIGHTS))) return undefined
-  const config = await readMlxConfig(directory)
+  const config = objectOf(await readJson(directory, MLX_CONFIG))
   if (!('lora_parameters' in config || 'fine_tune_type' in config)) return undefined
   return openAdapter(await readMlx(directory, config))
 }
@@ -169,8 +169,4 @@ async function readMlx(directory: Directory, config: Record<string, unknown>): P
     for (const layer of layers) adapter.addPart({ ...layer, config: adapter.config })
     return adapter
   })
-}
-
-async function readMlxConfig(directory: Directory): Promise<Record<string, unknown>> {
-  return objectOf(await readJson(directory, MLX_CONFIG))
 }

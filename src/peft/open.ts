@@ -216,7 +216,7 @@ export async function readFactor(info: AdapterTensor): Promise<Tensor> {
 }
 
 /** Reads a tensor without decoding its bytes. Throws as {@link readFactor} does. */
-export async function readStored(info: AdapterTensor): Promise<StoredTensor> {
+async function readStored(info: AdapterTensor): Promise<StoredTensor> {
   const { source, dtype, shape, offset, byteLength } = info
   const data = await source.read(offset, byteLength)
   if (isFiniteStored(data, dtype)) return { dtype, shape, data }

@@ -64,15 +64,14 @@ export async function readBase(directory: Directory): Promise<GgufBase> {
  * Reorders the rows of q and k in a new array. transformers rotates pairs (i, i + hd/2) of a head, while Llama's own
  * code and llama.cpp rotate (2i, 2i + 1), so GGUF files have the rows in another order (LlamaModel.permute in
  * llama.cpp's conversion/llama.py): row 2i + h of a head there is row h·hd/2 + i here. Only B has these rows. `data`
- * has the `d` rows of B, as numbers or as bytes.
+ * has the `d` rows of B.
  */
-export function toGgufOrder<T extends FloatArray | Uint8Array>(data: T, d: number, heads: number, where: string): T {
+export function toGgufOrder(data: FloatArray, d: number, heads: number, where: string): FloatArray {
   const [half, length] = [d / heads / 2, data.length / d]
   if (!Number.isInteger(half)) {
     throw new ShapeError({ where, what: `rows that are not ${heads} heads of an even size`, got: `${d} rows` })
   }
-  // Bytes are copied by a constructor, because `slice` of Node's Buffer gives a view.
-  const result = (data instanceof Uint8Array ? new Uint8Array(data) : data.slice()) as T
+  const result = data.slice()
   for (let head = 0; head < heads; head++) {
     for (let part = 0; part < 2; part++) {
       for (let i = 0; i < half; i++) {

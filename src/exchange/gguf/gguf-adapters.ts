@@ -3,14 +3,15 @@
 import { type ByteSink, type Place, writeThrough } from '../../base/bytes.js'
 import { type FloatDtype, isFiniteStored } from '../../base/dtype.js'
 import { ConfigError, MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import { Steps, type ToolRun } from '../../base/progress.js'
-import { type FloatArray, type Matrix, transpose } from '../../base/tensor.js'
+import { type Matrix, transpose } from '../../base/tensor.js'
 import { encodeGguf, type GgufFloat, type WrittenTensor, type WrittenValue, writeGguf } from '../../formats/gguf.js'
 import { rowsOf } from '../../linalg/product.js'
 import { scalingOf } from '../../lora/config.js'
 import { expertColumns } from '../../lora/kinds/experts.js'
 import type { AdapterTensor } from '../../peft/keys.js'
-import { type OpenAdapter, readFactor, readStored } from '../../peft/open.js'
+import { type OpenAdapter, readFactor } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
 import { type ExchangeFormat, requireHeld, type Written } from '../exchange-format.js'
 import { type GgufBase, readBase, toGgufOrder } from './base.js'
@@ -43,13 +44,13 @@ interface Factor {
   readonly shape: readonly [rows: number, columns: number]
   /** Reads one matrix, or several for stacked experts. */
   read(): Promise<readonly Matrix[]>
-  /** The bytes in the pair's type, if the source stores them in one piece. */
-  readonly stored?: (() => Promise<Uint8Array>) | undefined
 }
 
 interface GgufPair {
   /** The name of the tensor in the GGUF file, with `.weight`. */
   readonly tensor: string
+  /** The number of the expert if this is one of those that `tensor` stacks. */
+  readonly expert?: number
   readonly a: Factor
   readonly b: Factor
   readonly count: number
@@ -120,17 +121,12 @@ function pairsOf(part: FactorPart, dtype: FloatDtype, base: GgufBase): GgufPair[
   }
   const [a, b] = (['weightA', 'weightB'] as const).map((role): Factor => {
     const tensor = part.tensors[role]
-    const stored = async () => (await readStored(tensor)).data
-    return {
-      shape: [tensor.shape[0], tensor.shape[1]],
-      read: async () => [await readMatrix(tensor)],
-      stored: tensor.dtype === dtype ? stored : undefined,
-    }
+    return { shape: [tensor.shape[0], tensor.shape[1]], read: async () => [await readMatrix(tensor)] }
   })
   const expert = EXPERT.exec(name)
   if (expert !== null && names.tensorOf(name) === undefined) {
     // Experts are stacked later, under a name that they all share.
-    return [{ ...shared, tensor: `${expert[2]}:${tensorOf(stackedModule(expert), name, base)}`, a, b }]
+    return [{ ...shared, tensor: tensorOf(stackedModule(expert), name, base), expert: Number(expert[2]), a, b }]
   }
   const tensor = tensorOf(name, name, base)
   if (tensor === 'token_embd.weight' && part.kind === 'linear') throw noTensor(name, names)
@@ -227,17 +223,11 @@ function headsOf(tensor: string, { names, heads, keyHeads }: GgufBase): number |
 
 /** Stacks separate experts into one tensor. All experts of a layer must be there, with the same rank and alpha. */
 function stackExperts(all: readonly GgufPair[]): GgufPair[] {
-  const single = all.filter(({ tensor }) => !/^\d+:/.test(tensor))
-  const byTensor = new Map<string, Map<number, GgufPair>>()
-  for (const pair of all) {
-    const [, number, tensor] = /^(\d+):(.*)$/.exec(pair.tensor) ?? []
-    if (number === undefined) continue
-    const experts = byTensor.get(tensor) ?? new Map<number, GgufPair>()
-    byTensor.set(tensor, experts.set(Number(number), pair))
-  }
-  const stacked = [...byTensor].map(([tensor, experts]): GgufPair => {
-    const ordered = Array.from({ length: experts.size }, (_, i) => experts.get(i))
-    const first = ordered[0] ?? [...experts.values()][0]
+  const single = all.filter(({ expert }) => expert === undefined)
+  const separate = all.filter(({ expert }) => expert !== undefined)
+  const stacked = [...groupBy(separate, ({ tensor }) => tensor).values()].map((experts): GgufPair => {
+    const ordered = experts.map((_, i) => experts.find(({ expert }) => expert === i))
+    const first = ordered[0] ?? experts[0]
     const shapes = ordered.map((pair) => pair && `${pair.a.shape} ${pair.b.shape} ${pair.scaling}`)
     if (shapes.some((shape) => shape !== shapes[0] || shape === undefined)) {
       throw new UnsupportedError({
@@ -254,7 +244,7 @@ function stackExperts(all: readonly GgufPair[]): GgufPair[] {
         return matrices
       },
     })
-    return { ...first, tensor, a: all('a'), b: all('b'), count: ordered.length, isStacked: true }
+    return { ...first, a: all('a'), b: all('b'), count: ordered.length, isStacked: true }
   })
   return [...single, ...stacked]
 }
@@ -273,26 +263,22 @@ function commonAlpha(pairs: readonly GgufPair[]): number | undefined {
 }
 
 function writtenTensors(
-  { tensor, a, b, count, isStacked, scaling, dtype: dtypeInFile, heads, where }: GgufPair,
+  { tensor, a, b, count, isStacked, scaling, heads, where }: GgufPair,
   dtype: GgufFloat,
   alpha: number | undefined,
   halves: Set<string>,
 ): WrittenTensor[] {
-  const written = (suffix: string, { shape: [rows, columns], read, stored }: Factor, scale: number, turns?: number) => {
+  const written = (suffix: string, { shape: [rows, columns], read }: Factor, scale: number, turns?: number) => {
     const name = `${tensor}.${suffix}`
     const isHalf = dtype === 'q8_0' && columns % 32 !== 0
     if (isHalf) halves.add(name)
     const type = isHalf ? 'fp16' : dtype
     const shape = isStacked ? [count, rows, columns] : [rows, columns]
-    const ordered = <T extends FloatArray | Uint8Array>(data: T) => {
-      return turns === undefined ? data : toGgufOrder(data, rows, turns, where)
-    }
-    if (stored !== undefined && scale === 1 && type === dtypeInFile) {
-      return { name, shape, dtype: type, bytes: async () => ordered(await stored()) }
-    }
     const bytes = async () => {
       const values = new Float32Array(count * rows * columns)
-      for (const [i, { data }] of (await read()).entries()) values.set(ordered(data), i * rows * columns)
+      for (const [i, { data }] of (await read()).entries()) {
+        values.set(turns === undefined ? data : toGgufOrder(data, rows, turns, where), i * rows * columns)
+      }
       if (scale !== 1) for (let i = 0; i < values.length; i++) values[i] *= scale
       const encoded = encodeGguf(values, type)
       if (type === 'q8_0' || isFiniteStored(encoded, type)) return encoded
