@@ -6,7 +6,7 @@ import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from 
 import type { Shaped } from '../base/tensor.js'
 import { LORA_CONFIG, LORA_CONFIG_DEFAULTS } from './gen/options.js'
 import { changesBase, type Init, takesFromBase } from './init/inits.js'
-import { matchTimeOf, PatternTable, targetMatcher } from './patterns/patterns.js'
+import { matchTimeOf, patternTable, targetMatcher } from './patterns/patterns.js'
 
 /** Which biases of the base an adapter can replace. */
 export const BIASES = ['none', 'all', 'lora_only'] as const
@@ -222,16 +222,18 @@ function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig
   throw new ConfigError({ where: found[0], what: `cannot be used together with init ${init}: ${found[2]}` })
 }
 
-const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable }>()
+type Tables = Record<'rank' | 'alpha', ReturnType<typeof patternTable>>
+
+const tables = new WeakMap<LoraConfig, Tables>()
 
 /** Compiles a config's patterns only once, because each layer asks for them. */
-function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
+function patternTables(config: LoraConfig): Tables {
   let result = tables.get(config)
   if (result === undefined) {
     const time = matchTimeOf(config)
     result = {
-      rank: new PatternTable(config.rankPattern, 'rankPattern', time),
-      alpha: new PatternTable(config.alphaPattern, 'alphaPattern', time),
+      rank: patternTable(config.rankPattern, 'rankPattern', time),
+      alpha: patternTable(config.alphaPattern, 'alphaPattern', time),
     }
     tables.set(config, result)
   }
@@ -245,8 +247,8 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
   const { rank, alpha } = patternTables(config)
   const result = Object.freeze({
     ...config,
-    rank: rank.find(layerName) ?? config.rank,
-    alpha: alpha.find(layerName) ?? config.alpha,
+    rank: rank(layerName) ?? config.rank,
+    alpha: alpha(layerName) ?? config.alpha,
     rankPattern: Object.freeze({}),
     alphaPattern: Object.freeze({}),
   })

@@ -6,7 +6,7 @@ import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { LORA_CONFIG } from '../lora/gen/options.js'
 import { type Init, isPissaNiter } from '../lora/init/inits.js'
-import { PatternTable } from '../lora/patterns/patterns.js'
+import { patternTable } from '../lora/patterns/patterns.js'
 
 /** PEFT's names of settings, if they differ from ours in more than snake case. */
 const OWN_NAMES: Readonly<Record<string, string>> = {
@@ -223,8 +223,8 @@ export function formatPeftConfig(
 /** Sorts patterns as PEFT does, unless that changes which pattern is the first to match a layer. */
 function sortPattern(pattern: Readonly<Record<string, number>>, layerNames: readonly string[]): unknown {
   const sorted = sortKeys(pattern) as Record<string, number>
-  const [before, after] = [new PatternTable(pattern, 'pattern'), new PatternTable(sorted, 'pattern')]
-  return layerNames.every((name) => before.find(name) === after.find(name)) ? sorted : pattern
+  const [before, after] = [patternTable(pattern, 'pattern'), patternTable(sorted, 'pattern')]
+  return layerNames.every((name) => before(name) === after(name)) ? sorted : pattern
 }
 
 function sortKeys(value: unknown): unknown {

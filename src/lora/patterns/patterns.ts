@@ -42,26 +42,20 @@ function refused(cause: ExpressionError, pattern: string, where: string): Config
   return new ConfigError({ where, what: `not a regular expression that can be used: ${cause.message}`, got, cause })
 }
 
-/** A table from patterns to numbers. The first pattern that matches a name counts. */
-export class PatternTable {
-  readonly #rows: readonly (readonly [exec: (name: string) => RegExpExecArray | null, number])[]
-  /** Loading asks for each name several times, but it should be matched only once. */
-  readonly #known = new Map<string, number | undefined>()
-
-  constructor(pattern: Readonly<Record<string, number>>, where: string, time: MatchTime = { spent: 0 }) {
-    // PEFT's `re.match("(.*\.)?(KEY)$", name)`: KEY is the whole name, or its end after a dot.
-    this.#rows = Object.entries(pattern).map(([key, value]) => {
-      return [compile(key, `${where} ${key}`, time, '(?:[^\\n]*\\.)?', '(?=\\n?$)'), value]
-    })
-  }
-
-  /** Throws ConfigError if matching takes too long. */
-  find(moduleName: string): number | undefined {
-    if (this.#known.has(moduleName)) return this.#known.get(moduleName)
-    const value = this.#rows.find(([exec]) => exec(moduleName) !== null)?.[1]
-    this.#known.set(moduleName, value)
-    return value
-  }
+/**
+ * Returns a function from a module's name to the number of the first pattern that matches it. The function throws
+ * ConfigError if matching takes too long.
+ */
+export function patternTable(
+  pattern: Readonly<Record<string, number>>,
+  where: string,
+  time: MatchTime = { spent: 0 },
+): (moduleName: string) => number | undefined {
+  // PEFT's `re.match("(.*\.)?(KEY)$", name)`: KEY is the whole name, or its end after a dot.
+  const rows = Object.entries(pattern).map(([key, value]) => {
+    return { value, exec: compile(key, `${where} ${key}`, time, '(?:[^\\n]*\\.)?', '(?=\\n?$)') }
+  })
+  return remembered((name) => rows.find(({ exec }) => exec(name) !== null)?.value)
 }
 
 export interface TargetRules {
@@ -102,12 +96,12 @@ export function targetMatcher(rules: TargetRules): (moduleName: string) => boole
   return result
 }
 
-function remembered(test: (name: string) => boolean): (name: string) => boolean {
-  const known = new Map<string, boolean>()
+/** Loading asks for each name several times, but it should be matched only once. */
+function remembered<T>(match: (name: string) => T): (name: string) => T {
+  const known = new Map<string, T>()
   return (name) => {
-    const result = known.get(name) ?? test(name)
-    known.set(name, result)
-    return result
+    if (!known.has(name)) known.set(name, match(name))
+    return known.get(name) as T
   }
 }
 
