@@ -73,13 +73,16 @@ export function cropped({ data, width, height }: Pixels, top: number, left: numb
 
 /** @param resample Pillow's number of the filter */
 export function resize(image: Pixels, width: number, height: number, resample: number): Pixels {
-  if (resample === 0) return nearest(image, width, height)
-  const filter = FILTERS[resample]
-  const inWidth = (from: Pixels) => {
-    return from.width === width ? from : alongRows(from, windowsOf(from.width, width, filter))
+  const windows = (from: number, to: number) => {
+    return resample === 0 ? nearest(from, to) : windowsOf(from, to, FILTERS[resample])
   }
-  const inHeight = (from: Pixels) => {
-    return from.height === height ? from : alongColumns(from, windowsOf(from.height, height, filter))
+  const inWidth = (from: Pixels): Pixels => {
+    if (from.width === width) return from
+    return { ...from, data: along(from.data, from.height, 3, windows(from.width, width)), width }
+  }
+  const inHeight = (from: Pixels): Pixels => {
+    if (from.height === height) return from
+    return { ...from, data: along(from.data, 1, from.width * 3, windows(from.height, height)), height }
   }
   const shrinks = image.height - height
   // Pillow resizes the height first in this case from version 13 on: https://github.com/python-pillow/Pillow/pull/9549
@@ -87,56 +90,33 @@ export function resize(image: Pixels, width: number, height: number, resample: n
   return isHeightFirst ? inWidth(inHeight(image)) : inHeight(inWidth(image))
 }
 
-function alongRows({ data, width, height }: Pixels, windows: readonly Window[]): Pixels {
-  const result = new Uint8Array(windows.length * height * 3)
-  for (let y = 0; y < height; y++) {
-    windows.forEach(({ start, weights }, x) => {
-      for (let c = 0; c < 3; c++) {
+/** Resamples the middle axis of data (outer, length, inner). */
+function along(data: Uint8Array, outer: number, inner: number, windows: readonly Window[]): Uint8Array {
+  const length = data.length / (outer * inner)
+  const result = new Uint8Array(outer * windows.length * inner)
+  for (let o = 0; o < outer; o++) {
+    windows.forEach(({ start, weights }, at) => {
+      for (let c = 0; c < inner; c++) {
         let sum = PRECISION / 2
-        for (let i = 0; i < weights.length; i++) sum += data[(y * width + start + i) * 3 + c] * weights[i]
-        result[(y * windows.length + x) * 3 + c] = clipped(sum)
+        for (let i = 0; i < weights.length; i++) sum += data[(o * length + start + i) * inner + c] * weights[i]
+        result[(o * windows.length + at) * inner + c] = clipped(sum)
       }
     })
   }
-  return { data: result, width: windows.length, height }
-}
-
-function alongColumns({ data, width }: Pixels, windows: readonly Window[]): Pixels {
-  const stride = width * 3
-  const result = new Uint8Array(windows.length * stride)
-  windows.forEach(({ start, weights }, y) => {
-    for (let x = 0; x < stride; x++) {
-      let sum = PRECISION / 2
-      for (let i = 0; i < weights.length; i++) sum += data[(start + i) * stride + x] * weights[i]
-      result[y * stride + x] = clipped(sum)
-    }
-  })
-  return { data: result, width, height: windows.length }
+  return result
 }
 
 function clipped(sum: number): number {
   return Math.min(255, Math.max(0, Math.floor(sum / PRECISION)))
 }
 
-function nearest(image: Pixels, width: number, height: number): Pixels {
-  const columns = placesOf(image.width, width)
-  const rows = placesOf(image.height, height)
-  const result = new Uint8Array(width * height * 3)
-  rows.forEach((row, y) => {
-    columns.forEach((column, x) => {
-      const at = (row * image.width + column) * 3
-      result.set(image.data.subarray(at, at + 3), (y * width + x) * 3)
-    })
-  })
-  return { data: result, width, height }
-}
-
-function placesOf(from: number, to: number): number[] {
+/** Windows of the nearest pixel alone. */
+function nearest(from: number, to: number): Window[] {
   const step = from / to
   let at = step / 2
   return Array.from({ length: to }, () => {
-    const place = Math.min(from - 1, Math.trunc(at))
+    const start = Math.min(from - 1, Math.trunc(at))
     at += step
-    return place
+    return { start, weights: Float64Array.of(PRECISION) }
   })
 }

@@ -47,31 +47,24 @@ export function tilesOf(image: Pixels, config: PreprocessorConfig) {
 }
 
 /** The size with the longer edge that is asked for. The shorter edge is even. */
-function fitted({ width, height }: Size, size: unknown): Size {
+function fitted(image: Size, size: unknown): Size {
   const longest = isObject(size) ? size.longest_edge : undefined
   if (!isCount(longest)) return squareOf(size, 'size')
-  const aspect = width / height
   const even = (length: number) => Math.trunc(length) + (Math.trunc(length) % 2)
-  const wanted =
-    width >= height
-      ? { width: longest, height: even(longest / aspect) }
-      : { width: even(longest * aspect), height: longest }
-  const bounded = (wanted: Size): Size => {
-    const ratio = wanted.width / wanted.height
-    if (wanted.width >= wanted.height && wanted.width > LONGEST)
-      return { width: LONGEST, height: Math.trunc(LONGEST / ratio) }
-    if (wanted.height > wanted.width && wanted.height > LONGEST)
-      return { width: Math.trunc(LONGEST * ratio), height: LONGEST }
-    return wanted
-  }
-  const least = ({ width, height }: Size): Size => ({ width: Math.max(1, width), height: Math.max(1, height) })
-  return least(bounded(least(wanted)))
+  const wanted = withLongest(image, longest, even)
+  return longest > LONGEST ? withLongest(wanted, LONGEST, Math.trunc) : wanted
 }
 
 /** The next larger size that tiles of this edge fill exactly. */
-function multiples({ width, height }: Size, edge: number): Size {
+function multiples(size: Size, edge: number): Size {
   const up = (length: number) => Math.ceil(length / edge) * edge
+  return withLongest(size, up(Math.max(size.width, size.height)), (length) => up(Math.trunc(length)))
+}
+
+/** A size of the same aspect. `longest` is its longer edge, and `rounded` rounds the shorter one. */
+function withLongest({ width, height }: Size, longest: number, rounded: (length: number) => number): Size {
   const aspect = width / height
-  if (width >= height) return { width: up(width), height: up(Math.trunc(up(width) / aspect)) }
-  return { width: up(Math.trunc(up(height) * aspect)), height: up(height) }
+  return width >= height
+    ? { width: longest, height: Math.max(1, rounded(longest / aspect)) }
+    : { width: Math.max(1, rounded(longest * aspect)), height: longest }
 }
