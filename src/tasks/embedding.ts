@@ -149,7 +149,7 @@ class Embedding implements OpenTask<RelatedExample> {
     this.rowsOfExample = first.texts.length
     this.#options = options
     this.#loss = options.loss ?? (first.score === undefined ? 'in-batch' : 'cosine')
-    for (const example of examples) this.#check(example)
+    for (const example of examples) this.checkEvaluation(example)
     const { batches, lengths } = tokenProbe(graph)
     const [a, b] = batches.map(({ batch, sequence }) => {
       const inputIds = new Int32Array(sequence)
@@ -179,7 +179,6 @@ class Embedding implements OpenTask<RelatedExample> {
   }
 
   collate(examples: readonly RelatedExample[], length: number): Feeds {
-    for (const example of examples) this.#check(example)
     const all = Array.from({ length: this.rowsOfExample }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
     return this.#feeds(all, length)
   }
@@ -195,50 +194,44 @@ class Embedding implements OpenTask<RelatedExample> {
 
   stepLoss(runs: readonly StepRun<RelatedExample>[]): { loss: number; feeds: Feeds[] } {
     const examples = runs.flatMap((run) => run.examples)
-    const rows = runs.flatMap((run) => this.predict(run.outputs, run.examples))
-    const width = rows[0][0].length
-    const groups = Array.from({ length: this.rowsOfExample }, (_, i): Vectors => {
-      return { data: joinedUp(rows.map((texts) => texts[i])), width }
-    })
-    const { loss, gradients } = this.#lossOf(groups, examples)
+    const cosines = new Cosines(runs.flatMap((run) => this.predict(run.outputs, run.examples)))
+    const loss = this.#lossOf(cosines, examples)
+    const gradients = cosines.gradients()
     let from = 0
     const feeds = runs.map((run): Feeds => {
-      const count = run.examples.length
-      const ofRun = gradients.map((gradient) => gradient.subarray(from * width, (from + count) * width))
-      from += count
-      return { [GRADIENT]: { type: 'float32', data: joinedUp(ofRun), dims: [this.rowsOfExample * count, width] } }
+      const ofRun = gradients.flatMap((group) => group.slice(from, from + run.examples.length))
+      from += run.examples.length
+      return { [GRADIENT]: { type: 'float32', data: joinedUp(ofRun), dims: [ofRun.length, ofRun[0].length] } }
     })
     return { loss, feeds }
   }
 
-  #lossOf(groups: readonly Vectors[], examples: readonly RelatedExample[]): VectorLoss {
+  #lossOf(cosines: Cosines, examples: readonly RelatedExample[]): number {
     const { temperature = 0.05, margin = 0.2 } = this.#options
     switch (this.#loss) {
       case 'cosine':
-        return cosineLoss(groups, scoresOf(examples))
+        return cosineLoss(cosines, scoresOf(examples))
       case 'triplet':
-        return tripletLoss(groups, margin)
+        return tripletLoss(cosines, margin)
       case 'in-batch':
-        return inBatchLoss(groups, temperature, sameTexts(examples))
+        return inBatchLoss(cosines, temperature, sameTexts(examples))
     }
   }
 
   metrics({ examples, predictions }: Evaluated<RelatedExample>): Record<string, number> {
-    const rows = predictions as readonly Float32Array[][]
-    if (this.#loss === 'cosine') {
-      const cosines = rows.map(([a, b]) => cosineOf(a, b))
-      return { spearman: spearman(cosines, scoresOf(examples)) }
-    }
-    return meansOf(this.values(predictions))
+    if (this.#loss !== 'cosine') return meansOf(this.values(predictions))
+    const cosines = new Cosines(predictions as readonly Float32Array[][])
+    const found = predictions.map((_, row) => cosines.of(row, 1, row))
+    return { spearman: spearman(found, scoresOf(examples)) }
   }
 
   values(predictions: readonly unknown[]): Record<string, number[]> {
     if (this.#loss === 'cosine') return {}
-    const rows = predictions as readonly Float32Array[][]
-    return retrievalValues(rows.length, (query, candidate) => cosineOf(rows[query][0], rows[candidate][1]), RECALLS)
+    const cosines = new Cosines(predictions as readonly Float32Array[][])
+    return retrievalValues(predictions.length, (query, candidate) => cosines.of(query, 1, candidate), RECALLS)
   }
 
-  #check({ texts, score }: RelatedExample): void {
+  checkEvaluation({ texts, score }: RelatedExample): void {
     const refuse = (what: string, expected: string, got: string) =>
       new DataError({ where: 'data', what, expected, got })
     if (texts.length !== this.rowsOfExample) {
@@ -272,147 +265,127 @@ function sameTexts(examples: readonly RelatedExample[]): (text: number, candidat
   return (text, candidate) => candidates[candidate] === partners[text] || candidates[candidate] === texts[text]
 }
 
-/** The vectors of n texts, as the rows of a matrix (n, width). */
-interface Vectors {
-  readonly data: Float32Array
-  readonly width: number
+interface Vector {
+  /** Scaled to length 1, in f64. */
+  readonly direction: Float64Array
+  readonly norm: number
+  /** By the direction. */
+  gradient?: Float64Array
 }
 
 /**
- * A loss over all vectors of a step, with its gradient for each vector. It is computed outside the graph because it
- * compares vectors of different runs (GradCache: Gao et al. 2021, arXiv 2101.06983).
+ * Cosines between texts and the other texts of a step, and the gradients of a loss over them for each vector. They are
+ * computed outside the graph because they compare vectors of different runs (GradCache: Gao et al. 2021, arXiv
+ * 2101.06983).
  */
-interface VectorLoss {
-  readonly loss: number
-  readonly gradients: Float32Array[]
-}
-
-/** Vectors scaled to length 1, in f64, and the gradient of this scaling. */
-class Directions {
+export class Cosines {
   readonly count: number
-  readonly width: number
-  readonly values: Float64Array
-  readonly #norms: Float64Array
+  readonly #groups: readonly (readonly Vector[])[]
 
-  constructor({ data, width }: Vectors) {
-    this.width = width
-    this.count = data.length / width
-    this.values = new Float64Array(data.length)
-    this.#norms = new Float64Array(this.count)
-    for (let i = 0; i < this.count; i++) {
-      let sum = 0
-      for (let j = i * width; j < (i + 1) * width; j++) sum += data[j] * data[j]
-      const norm = Math.max(Math.sqrt(sum), 1e-12)
-      this.#norms[i] = norm
-      for (let j = i * width; j < (i + 1) * width; j++) this.values[j] = data[j] / norm
-    }
+  /** `rows`: for each example the vectors (k) of its text, its partner and perhaps its negative. */
+  constructor(rows: readonly (readonly Float32Array[])[]) {
+    this.count = rows.length
+    this.#groups = rows[0].map((_, group) => rows.map((vectors) => directed(vectors[group])))
   }
 
-  /** cos(row i, row j of `vectors`) */
-  cosine(i: number, vectors: Directions, j: number): number {
-    const { width } = this
+  /** How many candidates each text has in an example: 1 for a partner alone, 2 for a partner and a negative. */
+  get groups(): number {
+    return this.#groups.length - 1
+  }
+
+  /** Between text i and the partner (group 1) or the negative (group 2) of example j. */
+  of(i: number, group: number, j: number): number {
+    const [a, b] = [this.#groups[0][i].direction, this.#groups[group][j].direction]
     let sum = 0
-    for (let k = 0; k < width; k++) sum += this.values[i * width + k] * vectors.values[j * width + k]
+    for (let k = 0; k < a.length; k++) sum += a[k] * b[k]
     return sum
   }
 
-  /** Row i of `gradient` += scale · row j of `vectors`. */
-  add(gradient: Float64Array, i: number, vectors: Directions, j: number, scale: number): void {
-    const { width } = this
-    for (let k = 0; k < width; k++) gradient[i * width + k] += scale * vectors.values[j * width + k]
+  /** Adds the derivative of the loss by {@link of} to the gradients. */
+  add(i: number, group: number, j: number, slope: number): void {
+    const [a, b] = [this.#groups[0][i], this.#groups[group][j]]
+    a.gradient ??= new Float64Array(a.direction.length)
+    b.gradient ??= new Float64Array(b.direction.length)
+    for (let k = 0; k < a.direction.length; k++) {
+      a.gradient[k] += slope * b.direction[k]
+      b.gradient[k] += slope * a.direction[k]
+    }
   }
 
-  /** The gradient for the unscaled vectors: (g − (g·u)·u) / ‖v‖ */
-  backward(gradient: Float64Array): Float32Array {
-    const { width, values } = this
-    const result = new Float32Array(gradient.length)
-    for (let i = 0; i < this.count; i++) {
-      let along = 0
-      for (let j = i * width; j < (i + 1) * width; j++) along += gradient[j] * values[j]
-      for (let j = i * width; j < (i + 1) * width; j++) result[j] = (gradient[j] - along * values[j]) / this.#norms[i]
-    }
-    return result
+  /** For the unscaled vectors of each group: (g − (g·u)·u) / ‖v‖ */
+  gradients(): Float32Array[][] {
+    return this.#groups.map((vectors) =>
+      vectors.map(({ direction, norm, gradient = new Float64Array(direction.length) }) => {
+        const along = gradient.reduce((sum, value, k) => sum + value * direction[k], 0)
+        return Float32Array.from(gradient, (value, k) => (value - along * direction[k]) / norm)
+      }),
+    )
   }
+}
+
+function directed(vector: Float32Array): Vector {
+  let sum = 0
+  for (const value of vector) sum += value * value
+  const norm = Math.max(Math.sqrt(sum), 1e-12)
+  return { direction: Float64Array.from(vector, (value) => value / norm), norm }
 }
 
 /**
  * Makes each text find its partner among the partners of all examples and the negatives: cross-entropy of cos /
  * temperature, as MultipleNegativesRankingLoss of sentence-transformers (scale = 1 / temperature).
  *
- * @param groups texts, partners and possibly negatives; each (n, k)
  * @param isSame whether a candidate is a copy of the text or of its partner, and so does not count as a negative
  */
 export function inBatchLoss(
-  groups: readonly Vectors[],
+  cosines: Cosines,
   temperature: number,
   isSame: (text: number, candidate: number) => boolean = () => false,
-): VectorLoss {
-  const [texts, ...candidates] = groups.map((group) => new Directions(group))
-  const gradients = groups.map(({ data }) => new Float64Array(data.length))
-  const { count } = texts
+): number {
+  const { count } = cosines
   let loss = 0
   for (let i = 0; i < count; i++) {
-    const logits = candidates.map((group, g) =>
+    const logits = Array.from({ length: cosines.groups }, (_, g) =>
       Float64Array.from({ length: count }, (_, j) => {
         const isLeftOut = (g > 0 || j !== i) && isSame(i, g * count + j)
-        return isLeftOut ? Number.NEGATIVE_INFINITY : texts.cosine(i, group, j) / temperature
+        return isLeftOut ? Number.NEGATIVE_INFINITY : cosines.of(i, g + 1, j) / temperature
       }),
     )
     const most = Math.max(...logits.map((list) => list.reduce((a, b) => Math.max(a, b))))
     const sum = logits.reduce((total, list) => total + list.reduce((a, logit) => a + Math.exp(logit - most), 0), 0)
     loss += (most + Math.log(sum) - logits[0][i]) / count
-    for (const [g, group] of candidates.entries()) {
+    for (const [g, list] of logits.entries()) {
       for (let j = 0; j < count; j++) {
-        const probability = Math.exp(logits[g][j] - most) / sum
+        const probability = Math.exp(list[j] - most) / sum
         const slope = (probability - (g === 0 && i === j ? 1 : 0)) / (count * temperature)
-        if (slope === 0) continue
-        texts.add(gradients[0], i, group, j, slope)
-        group.add(gradients[g + 1], j, texts, i, slope)
+        if (slope !== 0) cosines.add(i, g + 1, j, slope)
       }
     }
   }
-  return { loss, gradients: [texts, ...candidates].map((group, g) => group.backward(gradients[g])) }
+  return loss
 }
 
 /** CosineSimilarityLoss of sentence-transformers: the mean of (cos − score)² over the pairs. */
-function cosineLoss([first, second]: readonly Vectors[], scores: readonly number[]): VectorLoss {
-  const [a, b] = [new Directions(first), new Directions(second)]
-  const gradients = [new Float64Array(first.data.length), new Float64Array(second.data.length)]
+function cosineLoss(cosines: Cosines, scores: readonly number[]): number {
+  const { count } = cosines
   let loss = 0
-  for (let i = 0; i < a.count; i++) {
-    const difference = a.cosine(i, b, i) - scores[i]
-    loss += (difference * difference) / a.count
-    const slope = (2 * difference) / a.count
-    a.add(gradients[0], i, b, i, slope)
-    b.add(gradients[1], i, a, i, slope)
+  for (let i = 0; i < count; i++) {
+    const difference = cosines.of(i, 1, i) - scores[i]
+    loss += (difference * difference) / count
+    cosines.add(i, 1, i, (2 * difference) / count)
   }
-  return { loss, gradients: [a.backward(gradients[0]), b.backward(gradients[1])] }
+  return loss
 }
 
 /** TripletLoss of sentence-transformers: the mean of max(0, cos(text, negative) − cos(text, partner) + margin). */
-function tripletLoss([first, second, third]: readonly Vectors[], margin: number): VectorLoss {
-  const [a, p, n] = [first, second, third].map((group) => new Directions(group))
-  const gradients = [first, second, third].map(({ data }) => new Float64Array(data.length))
+function tripletLoss(cosines: Cosines, margin: number): number {
+  const { count } = cosines
   let loss = 0
-  for (let i = 0; i < a.count; i++) {
-    const excess = a.cosine(i, n, i) - a.cosine(i, p, i) + margin
+  for (let i = 0; i < count; i++) {
+    const excess = cosines.of(i, 2, i) - cosines.of(i, 1, i) + margin
     if (excess <= 0) continue
-    loss += excess / a.count
-    const slope = 1 / a.count
-    a.add(gradients[0], i, n, i, slope)
-    a.add(gradients[0], i, p, i, -slope)
-    p.add(gradients[1], i, a, i, -slope)
-    n.add(gradients[2], i, a, i, slope)
+    loss += excess / count
+    cosines.add(i, 2, i, 1 / count)
+    cosines.add(i, 1, i, -1 / count)
   }
-  return { loss, gradients: [a, p, n].map((group, g) => group.backward(gradients[g])) }
-}
-
-function cosineOf(a: Float32Array, b: Float32Array): number {
-  let [dot, x, y] = [0, 0, 0]
-  for (let i = 0; i < a.length; i++) {
-    dot += a[i] * b[i]
-    x += a[i] * a[i]
-    y += b[i] * b[i]
-  }
-  return dot / Math.max(Math.sqrt(x * y), 1e-12)
+  return loss
 }
