@@ -11,7 +11,7 @@ import { merge } from '../../src/merge/merge.js'
 import { ConfigError, DataError, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
 import { openEngine } from '../../src/runtime/host.js'
 import type { LabelOptions } from '../../src/tasks/labels/label-problems.js'
-import { areaUnderCurve, severalMetrics } from '../../src/tasks/metrics.js'
+import { areaUnderCurve, severalMetrics, spearman } from '../../src/tasks/metrics.js'
 import type { Task } from '../../src/tasks/task.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
 import { TrainEngine } from '../../src/train/engine.js'
@@ -199,4 +199,11 @@ it('scores as scikit-learn does', () => {
   expect(scores).toEqual([1, 1, 0])
   const truth = [false, false, true, true, true, false]
   expect(areaUnderCurve(truth, [0.1, 0.4, 0.35, 0.8, 0.4, 0.2])).toBeCloseTo(0.8333333, 6)
+})
+
+it('ends for scores that are not numbers, as those of an adapter that has become NaN', () => {
+  const bad = Array(4).fill(Number.NaN)
+  const truth = [true, false, true, false]
+  expect(areaUnderCurve(truth, bad)).toBeLessThanOrEqual(1)
+  expect(spearman(bad, [1, 2, 3, 4])).toBeTypeOf('number')
 })
