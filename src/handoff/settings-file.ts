@@ -4,6 +4,7 @@ import type { GrpoOptions } from '../loop/grpo-loss.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
+import { ADAMW } from '../train/optimizer.js'
 import { type TrainSettings, usesBest, warmupStepsOf } from '../train/settings.js'
 import type { HandedReward } from './rewards.js'
 
@@ -28,12 +29,11 @@ export interface HandedRun {
 
 /** The parts of a handed-off run that differ between runs on records and runs from rewards. */
 export interface HandedParts
-  extends Pick<HandedRun, 'task' | 'taskOptions' | 'rewards' | 'settings' | 'totalSteps' | 'isInOrder' | 'isReadable'> {
+  extends Pick<HandedRun, 'task' | 'taskOptions' | 'rewards' | 'settings'>,
+    Pick<HandedRun, 'totalSteps' | 'isInOrder' | 'maxLength' | 'isReadable'> {
   readonly command: string
   readonly adapter: LoraAdapter
   readonly template: string | undefined
-  /** The most tokens of a record; Infinity without a limit. */
-  readonly maxLength: number
   /** Lines of the file with the rows. */
   train(): Iterable<Uint8Array>
   readonly evaluation: (() => Iterable<Uint8Array>) | undefined
@@ -64,9 +64,9 @@ function trainingArguments(run: HandedRun): Record<string, unknown> {
     warmup_steps: warmupStepsOf(settings, totalSteps),
     optim: 'adamw_torch',
     weight_decay: settings.weightDecay,
-    adam_beta1: 0.9,
-    adam_beta2: 0.999,
-    adam_epsilon: 1e-8,
+    adam_beta1: ADAMW.beta1,
+    adam_beta2: ADAMW.beta2,
+    adam_epsilon: ADAMW.epsilon,
     max_grad_norm: settings.maxGradNorm,
     // The rows are written in the order in which this run would have read them.
     train_sampling_strategy: isInOrder ? 'sequential' : 'random',

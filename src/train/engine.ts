@@ -6,7 +6,7 @@ import type { TrainedParameter } from '../graph/training/training-graph.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
-import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
+import { type AdamWOptions, type AdamWState, clipFactor, gradientNorm, stepAdamW } from './optimizer.js'
 
 export interface Pass {
   session: number
@@ -17,13 +17,12 @@ export interface Pass {
 }
 
 export interface EngineState extends AdamWState {
-  parameters: Float32Array[]
   best?: Float32Array[] | undefined
 }
 
 export interface EngineSetup {
   parameters: readonly Omit<TrainedParameter, 'name'>[]
-  optimizer: Partial<AdamWOptions>
+  optimizer: AdamWOptions
   /** 0: no clipping. */
   maxGradNorm: number
   /**
@@ -35,12 +34,8 @@ export interface EngineSetup {
 
 export class TrainEngine extends SessionTable {
   #trained: HeldWeights | undefined
-  #best: Float32Array[] | undefined
-  #hasGradients = false
 
   async start(setup: EngineSetup, state: EngineState): Promise<void> {
-    this.#best = state.best
-    this.#hasGradients = false
     this.#trained = new HeldWeights(setup, state)
   }
 
@@ -49,8 +44,7 @@ export class TrainEngine extends SessionTable {
     const trained = this.#started()
     const wanted = [loss, ...predictions, ...trained.gradients]
     const results = await this.session(session).run({ ...trained.feeds, ...feeds }, wanted)
-    trained.add(results, !this.#hasGradients)
-    this.#hasGradients = true
+    trained.add(results)
     const outputs = Object.fromEntries(predictions.map((name) => [name, results[name]]))
     return { loss: Number(results[loss].data[0]), outputs }
   }
@@ -60,7 +54,6 @@ export class TrainEngine extends SessionTable {
    * not finite, no parameter changes.
    */
   async update(loss: number, learningRate: number): Promise<number> {
-    this.#hasGradients = false
     return this.#started().step(loss, learningRate)
   }
 
@@ -72,13 +65,12 @@ export class TrainEngine extends SessionTable {
 
   async state(): Promise<EngineState> {
     const state = this.#started().state()
-    const best = this.#best && copies(this.#best)
-    const arrays = [...state.parameters, ...state.firstMoments, ...state.secondMoments, ...(best ?? [])]
-    return transfer({ ...state, ...(best && { best }) }, buffersOf(arrays))
+    const { parameters, firstMoments, secondMoments, best = [] } = state
+    return transfer(state, buffersOf([...parameters, ...firstMoments, ...secondMoments, ...best]))
   }
 
   async keepBest(): Promise<void> {
-    this.#best = this.#started().parameters()
+    this.#started().keepBest()
   }
 
   async parameters(): Promise<Float32Array[]> {
@@ -86,9 +78,9 @@ export class TrainEngine extends SessionTable {
     return transfer(arrays, buffersOf(arrays))
   }
 
-  /** The best parameters where some were kept, or those of the last step whose loss was finite. */
+  /** The best parameters if some were kept, else those of the last step whose loss was finite. */
   async lastGood(): Promise<Float32Array[]> {
-    const arrays = this.#best === undefined ? this.#started().lastGood() : copies(this.#best)
+    const arrays = this.#started().lastGood()
     return transfer(arrays, buffersOf(arrays))
   }
 
@@ -113,19 +105,18 @@ class HeldWeights {
   /** Outputs of a pass that `add` takes. */
   readonly gradients: readonly string[]
   readonly #lengths: readonly number[]
-  readonly #parameters: Float32Array[]
-  readonly #optimizer: AdamW
-  readonly #maxGradNorm: number
+  readonly #setup: EngineSetup
+  readonly #state: EngineState
   readonly #lastGood: Float32Array[]
+  /** The sums of the gradients since the last step; empty without any. */
   #sums: Float32Array[] = []
 
-  constructor({ parameters, optimizer, maxGradNorm, packed }: EngineSetup, state: EngineState) {
+  constructor(setup: EngineSetup, state: EngineState) {
+    const { parameters, packed } = setup
+    this.#setup = setup
     this.#lengths = parameters.map(({ shape }) => elementCount(shape))
     const vector = packed && joinedUp(state.parameters)
-    this.#parameters = vector === undefined ? state.parameters : this.#apart(vector)
-    this.#optimizer = new AdamW(this.#parameters, optimizer)
-    this.#optimizer.state = state
-    this.#maxGradNorm = maxGradNorm
+    this.#state = { ...state, parameters: vector === undefined ? state.parameters : this.#apart(vector) }
     this.feeds =
       vector === undefined
         ? Object.fromEntries(
@@ -147,35 +138,41 @@ class HeldWeights {
     })
   }
 
-  add(outputs: Readonly<Record<string, RuntimeTensor>>, isFirst: boolean): void {
+  add(outputs: Readonly<Record<string, RuntimeTensor>>): void {
     const given = this.gradients.map((name) => outputs[name].data as Float32Array)
     const gradients = given.length < this.#lengths.length ? this.#apart(given[0]) : given
-    if (isFirst) this.#sums = gradients
+    if (this.#sums.length === 0) this.#sums = gradients
     else for (const [p, sum] of this.#sums.entries()) for (let i = 0; i < sum.length; i++) sum[i] += gradients[p][i]
   }
 
   /** Changes nothing unless the loss and the norm of the gradients, which it returns, are finite. */
   step(loss: number, learningRate: number): number {
-    const norm = gradientNorm(this.#sums)
+    const { optimizer, maxGradNorm } = this.#setup
+    const sums = this.#sums
+    this.#sums = []
+    const norm = gradientNorm(sums)
     if (!Number.isFinite(loss)) return norm
-    this.#parameters.forEach((parameter, i) => void this.#lastGood[i].set(parameter))
-    if (Number.isFinite(norm)) this.#optimizer.step(this.#sums, learningRate, clipFactor(norm, this.#maxGradNorm))
+    this.#state.parameters.forEach((parameter, i) => void this.#lastGood[i].set(parameter))
+    if (Number.isFinite(norm)) stepAdamW(this.#state, sums, learningRate, optimizer, clipFactor(norm, maxGradNorm))
     return norm
   }
 
   state(): EngineState {
-    const { firstMoments, secondMoments, updates } = this.#optimizer.state
+    const { firstMoments, secondMoments, updates, best } = this.#state
     const moments = { firstMoments: copies(firstMoments), secondMoments: copies(secondMoments), updates }
-    return { parameters: this.parameters(), ...moments }
+    return { parameters: this.parameters(), ...moments, ...(best && { best: copies(best) }) }
   }
 
   parameters(): Float32Array[] {
-    return copies(this.#parameters)
+    return copies(this.#state.parameters)
   }
 
-  /** The parameters of the last step whose loss was finite. */
+  keepBest(): void {
+    this.#state.best = this.parameters()
+  }
+
   lastGood(): Float32Array[] {
-    return copies(this.#lastGood)
+    return copies(this.#state.best ?? this.#lastGood)
   }
 }
 

@@ -9,6 +9,7 @@ import { openEngine } from '../../src/runtime/host.js'
 import { type EmbeddingOptions, embedding, type RelatedExample } from '../../src/tasks/embedding.js'
 import type { Task } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
+import { ADAMW } from '../../src/train/optimizer.js'
 import { readParameters } from '../../src/train/parameters.js'
 import { encodeRows } from '../../src/train/rows/examples.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
@@ -84,10 +85,11 @@ export async function checkEmbeddingRun(
   const parameters = readParameters(adapter, names)
   const zeros = () => parameters.map(({ length }) => new Float32Array(length))
   const { betas, eps, weightDecay, maxGradNorm, lr } = golden.adamw
+  expect({ beta1: betas[0], beta2: betas[1], epsilon: eps }).toEqual(ADAMW)
   await engine.remote.start(
     {
       parameters: sessions.parameters,
-      optimizer: { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay },
+      optimizer: { weightDecay },
       maxGradNorm,
     },
     { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },

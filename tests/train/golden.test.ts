@@ -9,6 +9,7 @@ import { openEngine } from '../../src/runtime/host.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import type { TokenCounts } from '../../src/tasks/next-tokens.js'
 import { TrainEngine } from '../../src/train/engine.js'
+import { ADAMW } from '../../src/train/optimizer.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
@@ -44,10 +45,11 @@ async function openTraining(folder: string) {
   const parameters = readParameters(adapter, names)
   const zeros = () => parameters.map(({ length }) => new Float32Array(length))
   const { betas, eps, weightDecay, maxGradNorm, lr } = golden.adamw
+  expect({ beta1: betas[0], beta2: betas[1], epsilon: eps }).toEqual(ADAMW)
   await engine.remote.start(
     {
       parameters: sessions.parameters,
-      optimizer: { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay },
+      optimizer: { weightDecay },
       maxGradNorm,
     },
     { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },

@@ -20,6 +20,7 @@ import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
 import type { OpenTask } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
+import { ADAMW } from '../../src/train/optimizer.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { loraPlusRates, readParameters, writeParameters } from '../../src/train/parameters.js'
 import { addTokenRows } from '../../src/train/rows/token-rows.js'
@@ -38,7 +39,6 @@ const golden = 'tests/golden/trained-tokens'
 const numbers = JSON.parse(readFileSync(`${golden}/golden.json`, 'utf8'))
 const { learningRate, ratio } = numbers
 const encoder = 'tests/golden/text-classification/encoder'
-const BETA1 = 0.9
 
 const models = new Map<string, Promise<Model>>()
 /** A model, opened once: of tests/golden/models, or at a path if the name has a slash. */
@@ -97,7 +97,7 @@ async function steps(
   await engine.remote.start(
     {
       parameters: sessions.parameters,
-      optimizer: { beta1: BETA1, beta2: 0.999, epsilon: 1e-8, weightDecay, rates },
+      optimizer: { weightDecay, rates },
       maxGradNorm,
     },
     { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
@@ -112,7 +112,7 @@ async function steps(
   const state = await engine.remote.state()
   writeParameters(adapter, names, state.parameters)
   await engine.close()
-  const gradients = state.firstMoments.map((moment) => moment.map((value) => value / (1 - BETA1)))
+  const gradients = state.firstMoments.map((moment) => moment.map((value) => value / (1 - ADAMW.beta1)))
   return { losses, gradients: new Map(names.map((name, i) => [name, gradients[i]])) }
 }
 
@@ -226,7 +226,7 @@ describe('an encoder', () => {
     const name = 'bert.embeddings.word_embeddings'
     const { data: wanted } = (await goldenOf('bert', 'gradients')).get(rowKey(rowsName(name)))!
     const { data: moment } = (await tensorsOf(out, STATE_FILE)).get(`firstMoments/${rowsName(name)}`)!
-    const own = moment.map((value) => value / (1 - BETA1))
+    const own = moment.map((value) => value / (1 - ADAMW.beta1))
     expect(largestDifference(own, wanted)).toBeLessThan(1e-6)
     const { report, adapter } = await classify({ adapter: await startOf('bert'), maxSteps: losses.length })
     expect(largestDifference(report.trainLoss, losses)).toBeLessThan(1e-4)
