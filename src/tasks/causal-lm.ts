@@ -6,7 +6,6 @@ import { inputFamily } from '../graph/inputs/family.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { checkCausal } from '../graph/match/continues.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
@@ -22,7 +21,7 @@ import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } fro
 import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
 import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
 import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
-import { padded, predictedRows, type TokenProbe, tokenBatch, tokenProbe } from './token-batch.js'
+import { padded, predictedRows, tokenBatch, tokenProbe } from './token-batch.js'
 
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',
@@ -218,44 +217,39 @@ const OF_PICTURES: TaskUse = {
   onlyMerged: true,
 }
 
-class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> {
-  readonly probe: OpenTask['probe']
+export class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> {
   readonly plainUse: TaskUse | undefined
   readonly #isPacked: boolean
   readonly #pictures: PictureEncoder | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
-  readonly #probe: TokenProbe
+  readonly #probe: OpenTask['probe']
 
   constructor(model: Model, examples: Examples<PicturedExample>) {
-    super(model)
+    super(model, 1)
     this.#isPacked = examples instanceof PackedExamples
     const readsPictures = model.graphs.vision_encoder !== undefined
     this.#pictures = this.#isPacked || !readsPictures ? undefined : encoderOf(examples)
     this.plainUse = readsPictures ? OF_PICTURES : undefined
     const graph = readGraph(model.onnx)
     this.#inputs = tokenInputs(graph)
-    this.#probe = tokenProbe(graph)
-    const [first, second] = this.#probe.batches.map(({ batch, sequence }, i) => {
+    const { batches, lengths } = tokenProbe(graph)
+    const [first, second] = batches.map(({ batch, sequence }, i) => {
       const inputIds = new Int32Array(sequence)
       const examples = Array<Example>(batch).fill({ inputIds, labels: inputIds })
-      return { ...this.collate(examples, sequence), ...this.#pictures?.probe[i](), ...probeTargets(PROBED_TARGETS[i]) }
+      return { ...this.#feeds(examples, sequence), ...this.#pictures?.probe[i](), ...probeTargets(PROBED_TARGETS[i]) }
     })
-    const lengths = [
-      ...this.#probe.lengths,
-      targetsLength(),
-      ...(this.#pictures === undefined ? [] : [this.#pictures.length]),
-    ]
-    this.probe = { feeds: [first, second], lengths }
+    const ofPictures = this.#pictures === undefined ? [] : [this.#pictures.length]
+    this.#probe = { feeds: [first, second], lengths: [...lengths, targetsLength(), ...ofPictures] }
+  }
+
+  get probe(): OpenTask['probe'] {
+    return this.#probe
   }
 
   override forward(graph: ObjectiveGraph): Value {
     if (this.#isPacked) separateRecords(graph, this.#inputs.roles)
     this.#pictures?.addTo(graph)
     return super.forward(graph)
-  }
-
-  protected override checkRows(shape: ProbedShape | undefined): void {
-    checkAllTokens(shape, this.#probe)
   }
 
   cost({ inputIds }: Example): number {
@@ -307,7 +301,7 @@ function recordsOf(examples: readonly (Example & Partial<PackedExample>)[], leng
 }
 
 /** Feeds the rows that have a target: position i predicts label i + 1 of its row. `labels`: (rows, length). */
-export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
+function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   const rows: number[] = []
   const targets: number[] = []
   for (let i = 0; i < labels.length - 1; i++) {
@@ -318,17 +312,4 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   }
   if (rows.length === 0) throw new DataError({ where: 'batch', what: 'no position has a target' })
   return rowFeeds(rows, targets)
-}
-
-/** `times`: sequences that were measured for each sequence of the probe. */
-export function checkAllTokens(shape: ProbedShape | undefined, { batches }: TokenProbe, times = 1): void {
-  const counts = [shape?.dims[0], shape?.second[0]]
-  if (batches.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return
-  throw new UnsupportedError({
-    where: 'ONNX model',
-    what: 'it gives logits for some tokens only, such as the last one, but training needs them for all tokens',
-    expected: 'logits (batch, sequence, vocabulary)',
-    got: `${counts[0]} rows of logits for ${2 * times} sequences of 3 tokens`,
-    hint: 'Export the model again without the option that cuts the logits (prune_lm_head, num_logits_to_keep)',
-  })
 }

@@ -3,35 +3,30 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { checkWidth } from '../graph/match/continues.js'
 import type { Model } from '../graph/model-folder.js'
-import type { Objective, ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Builder, Value } from '../graph/view/builder.js'
-import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { countTargets, type Example } from '../text/records.js'
-import { causalLm, checkAllTokens } from './causal-lm.js'
+import type { Example } from '../text/records.js'
+import { CausalLm } from './causal-lm.js'
 import { chooseTargetRows, PROBED_TARGETS, withoutTargets } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { tokenProbe } from './token-batch.js'
 
 const TEACHER = 'loss/teacher'
 /** Below every probability that a float holds exactly, so that its logarithm is a number. */
 const TINY = 1e-38
 
-abstract class TargetRows implements OpenTask<Example> {
-  readonly #causal: OpenTask<Example>
-
+abstract class TargetRows extends CausalLm {
   constructor(
-    protected readonly model: Model,
+    model: Model,
     /** Logits are divided by it. */
-    protected readonly temperature: number,
+    private readonly temperature: number,
   ) {
-    this.#causal = causalLm.open(model, []) as OpenTask<Example>
+    super(model, [])
   }
 
-  get probe(): Objective['probe'] {
-    const { feeds, lengths } = this.#causal.probe
+  override get probe(): OpenTask['probe'] {
+    const { feeds, lengths } = super.probe
     const [first, second] = feeds.map((each, i) => ({ ...withoutTargets(each), ...this.probed(PROBED_TARGETS[i]) }))
     return { feeds: [first, second], lengths }
   }
@@ -43,36 +38,18 @@ abstract class TargetRows implements OpenTask<Example> {
 
   /** (m, V): the logits at the targets, divided by the temperature. */
   protected logits(graph: ObjectiveGraph): Value {
-    const choice = chooseTargetRows(graph)
-    graph.check((shapeOf) => {
-      checkAllTokens(shapeOf(choice.all), tokenProbe(readGraph(this.model.onnx)))
-      checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
-    })
-    return graph.g.mul(choice.chosen, graph.g.float(1 / this.temperature))
+    const { chosen } = chooseTargetRows(graph, this.model, 1)
+    return graph.g.mul(chosen, graph.g.float(1 / this.temperature))
   }
 
-  abstract forward(graph: ObjectiveGraph): Value
-
-  cost({ inputIds }: Example): number {
-    return inputIds.length
-  }
-
-  collate(examples: readonly Example[], length: number): Feeds {
-    return withoutTargets(this.#causal.collate(examples, length))
-  }
-
-  normalizer(examples: readonly Example[]): number {
-    return examples.reduce((sum, { labels }) => sum + countTargets(labels), 0)
-  }
-
-  metrics(): Record<string, number> {
-    return {}
+  override collate(examples: readonly Example[], length: number): Feeds {
+    return withoutTargets(super.collate(examples, length))
   }
 }
 
 /** The teacher: predicts ln(probability) of all tokens at the targets, (m, V). */
 export class TeacherTokens extends TargetRows {
-  forward(graph: ObjectiveGraph): Value {
+  override forward(graph: ObjectiveGraph): Value {
     const { g } = graph
     return g.op('ReduceSum', [graph.predict(g.op('LogSoftmax', [this.logits(graph)], { axis: 1 }))], { keepdims: 0 })
   }
@@ -109,7 +86,7 @@ export class DistilledTokens extends TargetRows {
     return { [TEACHER]: { type: 'float32', data, dims: [data.length / this.#width, this.#width] } }
   }
 
-  async prepare(examples: readonly Example[]): Promise<void> {
+  override async prepare(examples: readonly Example[]): Promise<void> {
     this.#taught = await this.teach(examples)
   }
 
@@ -117,7 +94,7 @@ export class DistilledTokens extends TargetRows {
     return { ...super.collate(examples, length), ...this.#feed(this.#taught) }
   }
 
-  forward(graph: ObjectiveGraph): Value {
+  override forward(graph: ObjectiveGraph): Value {
     const { g } = graph
     const { beta } = this
     const logits = this.logits(graph)

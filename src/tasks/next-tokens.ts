@@ -1,5 +1,6 @@
 // Shared by the tasks that predict tokens: choosing the logits that have a target, and the loss over them.
 
+import { UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { checkWidth } from '../graph/match/continues.js'
 import { logitsName } from '../graph/match/linears.js'
@@ -7,8 +8,9 @@ import type { Model } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
+import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { ownLength, predictedRows } from './token-batch.js'
+import { ownLength, predictedRows, tokenProbe } from './token-batch.js'
 
 /** Graph inputs of the loss: the rows that have a target, int64 (m), and [row, target], int64 (m, 2). */
 const ROWS = 'loss/rows'
@@ -18,13 +20,37 @@ export const PROBED_TARGETS = [4, 11] as const
 
 export const targetsLength = () => ownLength('targets', PROBED_TARGETS, { input: ROWS, axis: 0 })
 
-export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targets: Value } {
-  return { choice: chooseTargetRows(graph), targets: graph.input(TARGETS, DataType.INT64, ['targets', 2]) }
+/** The chosen logits (m, V), and the targets, int64 (m, 2). `times`: see {@link chooseTargetRows}. */
+export function chooseTargets(graph: ObjectiveGraph, model: Model, times?: number): { logits: Value; targets: Value } {
+  const { chosen: logits } = chooseTargetRows(graph, model, times)
+  return { logits, targets: graph.input(TARGETS, DataType.INT64, ['targets', 2]) }
 }
 
-/** For losses of whole distributions, which need not know the targets. */
-export function chooseTargetRows(graph: ObjectiveGraph): RowChoice {
-  return graph.chooseRows(logitsName(graph), graph.input(ROWS, DataType.INT64, ['targets']))
+/**
+ * Chooses the logits that have a target. Alone for losses of whole distributions, which need not know the targets.
+ *
+ * @param times sequences that were measured for each sequence of {@link tokenProbe}; undefined for an encoder-decoder
+ */
+export function chooseTargetRows(graph: ObjectiveGraph, model: Model, times: number | undefined): RowChoice {
+  const choice = graph.chooseRows(logitsName(graph), graph.input(ROWS, DataType.INT64, ['targets']))
+  graph.check((shapeOf) => {
+    if (times !== undefined) checkAllTokens(shapeOf(choice.all), model, times)
+    checkWidth(model, shapeOf(choice.chosen)?.dims[1])
+  })
+  return choice
+}
+
+function checkAllTokens(shape: ProbedShape | undefined, model: Model, times: number): void {
+  const { batches } = tokenProbe(readGraph(model.onnx))
+  const counts = [shape?.dims[0], shape?.second[0]]
+  if (batches.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'it gives logits for some tokens only, such as the last one, but training needs them for all tokens',
+    expected: 'logits (batch, sequence, vocabulary)',
+    got: `${counts[0]} rows of logits for ${2 * times} sequences of 3 tokens`,
+    hint: 'Export the model again without the option that cuts the logits (prune_lm_head, num_logits_to_keep)',
+  })
 }
 
 export function withoutTargets({ [TARGETS]: _, ...feeds }: Feeds): Feeds {
@@ -54,26 +80,24 @@ export interface TokenCounts {
 
 /** Loss, predictions and metrics of a task that writes texts, whatever it reads. */
 export abstract class NextTokens<Example> {
-  constructor(protected readonly model: Model) {}
+  /** `times`: see {@link chooseTargetRows}. */
+  constructor(
+    protected readonly model: Model,
+    private readonly times?: number,
+  ) {}
 
   protected abstract targetsOf(example: Example): Int32Array
 
   /** Predicts, for each row, the token with the highest logit and the loss. */
   forward(graph: ObjectiveGraph): Value {
     const { g } = graph
-    const { choice, targets } = chooseTargets(graph)
-    const loss = graph.crossEntropy(choice.chosen, targets)
+    const { logits, targets } = chooseTargets(graph, this.model, this.times)
+    const loss = graph.crossEntropy(logits, targets)
     const { losses } = graph.losses[graph.losses.length - 1]
-    const tokens = g.cast(g.op('ArgMax', [choice.chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT)
+    const tokens = g.cast(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), DataType.FLOAT)
     graph.predict(g.op('Concat', [g.unsqueeze(tokens, [1]), g.unsqueeze(losses, [1])], { axis: 1 }))
-    graph.check((shapeOf) => {
-      this.checkRows(shapeOf(choice.all))
-      checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
-    })
     return loss
   }
-
-  protected checkRows(_shape: ProbedShape | undefined): void {}
 
   normalizer(examples: readonly Example[]): number {
     return examples.reduce((sum, example) => sum + this.targetsOf(example).length, 0)

@@ -2,17 +2,14 @@
 // entropy of its distribution if asked, and takes the loss's derivatives by these values in a second pass.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { checkWidth } from '../graph/match/continues.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
-import type { Example } from '../text/records.js'
-import { causalLm, checkAllTokens } from './causal-lm.js'
+import { CausalLm } from './causal-lm.js'
 import { chooseTargets } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { predictedRows, tokenProbe } from './token-batch.js'
+import { predictedRows } from './token-batch.js'
 
 const GRADIENT = 'loss/gradient'
 const INVERSE_TEMPERATURE = 'loss/inverseTemperature'
@@ -23,54 +20,34 @@ export interface TokenScores {
   readonly entropies: Float32Array | undefined
 }
 
-export class ScoredTokens implements OpenTask<Example> {
-  readonly probe: OpenTask['probe']
+export class ScoredTokens extends CausalLm {
   readonly keepsPredictions = true
-  readonly #causal: OpenTask<Example>
 
   constructor(
-    private readonly model: Model,
+    model: Model,
     readonly hasEntropies: boolean,
   ) {
-    this.#causal = causalLm.open(model, []) as OpenTask<Example>
-    const { feeds, lengths } = this.#causal.probe
-    this.probe = {
-      feeds: [
-        { ...feeds[0], ...temperatureFeed(1) },
-        { ...feeds[1], ...temperatureFeed(1) },
-      ],
-      lengths,
-    }
+    super(model, [])
   }
 
-  forward(graph: ObjectiveGraph): Value {
+  override get probe(): OpenTask['probe'] {
+    const { feeds, lengths } = super.probe
+    const [first, second] = feeds.map((each) => ({ ...each, ...temperatureFeed(1) }))
+    return { feeds: [first, second], lengths }
+  }
+
+  override forward(graph: ObjectiveGraph): Value {
     const { g } = graph
-    const { choice, targets } = chooseTargets(graph)
-    graph.check((shapeOf) => {
-      checkAllTokens(shapeOf(choice.all), tokenProbe(readGraph(this.model.onnx)))
-      checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
-    })
-    const logits = g.mul(choice.chosen, graph.input(INVERSE_TEMPERATURE, DataType.FLOAT, []))
+    const { logits: plain, targets } = chooseTargets(graph, this.model, 1)
+    const logits = g.mul(plain, graph.input(INVERSE_TEMPERATURE, DataType.FLOAT, []))
     const losses = g.unsqueeze(graph.rowLosses(logits, targets), [1])
     const scores = this.hasEntropies ? g.op('Concat', [losses, entropies(graph, logits)], { axis: 1 }) : losses
     return graph.fedGradient(graph.predict(scores), GRADIENT)
   }
 
-  cost({ inputIds }: Example): number {
-    return inputIds.length
-  }
-
-  collate(examples: readonly Example[], length: number): Feeds {
-    return this.#causal.collate(examples, length)
-  }
-
   /** The factor is 1, because the caller divides the loss. */
-  normalizer(): number {
+  override normalizer(): number {
     return 1
-  }
-
-  metrics(): Record<string, number> {
-    return {}
   }
 
   /** The loss of a step, which the caller computes: that it exists makes the training graph one of two passes. */

@@ -1,18 +1,16 @@
 // Shared by DPO and KTO: examples of two answers, whose probabilities are compared with those before training.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { tokenInputs } from '../graph/inputs/tokens.js'
-import { checkWidth } from '../graph/match/continues.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { type Example as Answer, countTargets, IGNORED } from '../text/records.js'
-import { checkAllTokens, targetFeeds } from './causal-lm.js'
+import { type Example as Answer, countTargets } from '../text/records.js'
+import { CausalLm } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { batchLength, padded, predictedRows, type TokenProbe, tokenBatch, tokenProbe } from './token-batch.js'
+import { batchLength, predictedRows, tokenProbe } from './token-batch.js'
 
 export const SIDES = 2
 
@@ -25,8 +23,7 @@ export type Two = readonly [number, number]
 export class TwoAnswers<Example extends { readonly before?: Two }> {
   readonly probe: OpenTask['probe']
   readonly rowsOfExample = SIDES
-  readonly #inputs: ReturnType<typeof tokenInputs>
-  readonly #probe: TokenProbe
+  readonly #causal: CausalLm
 
   /**
    * `names` in the graph: the dimension that counts examples, an input with a row for each example, and for each side
@@ -37,16 +34,16 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
     private readonly names: { readonly count: string; readonly column: string; readonly sides: readonly string[] },
     columns: (n: number) => Feeds,
   ) {
-    const graph = readGraph(model.onnx)
-    this.#inputs = tokenInputs(graph)
-    this.#probe = tokenProbe(graph)
-    const [first, second] = this.#probe.batches.map(({ batch, sequence }, i) => {
-      const texts = Array.from({ length: SIDES * batch }, () => new Int32Array(sequence))
+    this.#causal = new CausalLm(model, [])
+    const probe = tokenProbe(readGraph(model.onnx))
+    const [first, second] = probe.batches.map(({ batch, sequence }, i) => {
+      const inputIds = new Int32Array(sequence)
+      const texts = Array<Answer>(SIDES * batch).fill({ inputIds, labels: inputIds })
       const targets = PROBED_TARGETS[i]
       const sides = this.#sideFeeds(batch, Array(targets).fill(0))
-      return { ...this.#textFeeds(texts, sequence), ...probeTargets(targets), ...sides, ...columns(batch) }
+      return { ...this.#causal.collate(texts, sequence), ...probeTargets(targets), ...sides, ...columns(batch) }
     })
-    const texts = this.#probe.lengths.map((length) => {
+    const texts = probe.lengths.map((length) => {
       const [a, b] = length.probed
       const counts = ['batch', 'rows'].includes(length.name)
       return counts ? { ...length, probed: [SIDES * a, SIDES * b] as const } : length
@@ -69,12 +66,8 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
    */
   protected losses(graph: ObjectiveGraph): Value[] {
     const { g } = graph
-    const { choice, targets } = chooseTargets(graph)
-    graph.check((shapeOf) => {
-      checkAllTokens(shapeOf(choice.all), this.#probe, SIDES)
-      checkWidth(this.model, shapeOf(choice.chosen)?.dims[1])
-    })
-    const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])
+    const { logits, targets } = chooseTargets(graph, this.model, SIDES)
+    const column = g.unsqueeze(graph.rowLosses(logits, targets), [1])
     const losses = this.names.sides.map((name) => {
       return g.op('MatMul', [graph.input(name, DataType.FLOAT, [this.names.count, 'targets']), column])
     })
@@ -84,14 +77,8 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
 
   /** Makes the feeds. `sides` holds all first answers, and then all second answers. */
   protected sideFeeds(sides: readonly Answer[], length: number): Feeds {
-    const labels = sides.map((side) => side.labels)
-    const rows = labels.flatMap((list, row) => Array<number>(countTargets(list)).fill(row))
-    const texts = sides.map(({ inputIds }) => inputIds)
-    return {
-      ...this.#textFeeds(texts, length),
-      ...targetFeeds(padded(labels, length, IGNORED), length),
-      ...this.#sideFeeds(sides.length / SIDES, rows),
-    }
+    const rows = sides.flatMap(({ labels }, row) => Array<number>(countTargets(labels)).fill(row))
+    return { ...this.#causal.collate(sides, length), ...this.#sideFeeds(sides.length / SIDES, rows) }
   }
 
   /** Returns the numbers from before training; NaN in the run that computes them. */
@@ -103,11 +90,6 @@ export class TwoAnswers<Example extends { readonly before?: Two }> {
   protected changes(outputs: Readonly<Feeds>, examples: readonly Example[]): Two[] {
     const before = examples.map((example) => this.before(example))
     return this.reference(outputs).map(([first, second], i): Two => [first - before[i][0], second - before[i][1]])
-  }
-
-  #textFeeds(texts: readonly Int32Array[], length: number): Feeds {
-    const tokens = tokenBatch(texts, length, this.model.padTokenId)
-    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(texts.length) }
   }
 
   #sideFeeds(n: number, rows: readonly number[]): Feeds {

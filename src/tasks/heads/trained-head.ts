@@ -1,7 +1,7 @@
 // The head that a task trains whole: the graph's head if it has the same labels, or a new head as transformers makes it
 // for this type of model.
 
-import { UnsupportedError } from '../../base/errors.js'
+import { listed, UnsupportedError } from '../../base/errors.js'
 import type { Random } from '../../base/random.js'
 import { elementCount } from '../../base/tensor.js'
 import type { HeadForm, HeadLayer } from '../../families/family.js'
@@ -46,8 +46,6 @@ function requireInput(form: HeadForm, graph: Graph, layers: readonly HeadLayer[]
   throw new UnsupportedError({ where: 'ONNX model', what: 'no output has the hidden states that a head needs', got })
 }
 
-const TOLD = 5
-
 export class TrainedHead implements Head {
   readonly modulesToSave: readonly string[]
   readonly tensors: Head['tensors']
@@ -77,7 +75,7 @@ export class TrainedHead implements Head {
       inGraph === undefined || newHead || fits
         ? []
         : [
-            `the head of the model gives ${told(inGraph.labels)}, and the data has ${told(labels)}: a new head is trained`,
+            `the head of the model gives ${listed(inGraph.labels, 'labels')}, and the data has ${listed(labels, 'labels')}: a new head is trained`,
           ]
     this.tensors = tensors.map((tensor) => ({
       name: `${tensor.layer.module}.${tensor.member}`,
@@ -130,9 +128,4 @@ function headOfGraph({ config, graph, linears }: HeadBase, layers: readonly Head
     return found?.shape.join() === shape.join() ? found : undefined
   }
   return { labels, tensorOf }
-}
-
-function told(labels: readonly string[]): string {
-  const shown = labels.slice(0, TOLD).join(', ')
-  return labels.length > TOLD ? `${shown}, … (${labels.length} labels)` : shown
 }
