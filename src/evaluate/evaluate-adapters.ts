@@ -21,7 +21,7 @@ import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import type { TrainInput } from '../train/options.js'
 import { longestOf } from '../train/record-lessons.js'
-import { planEvaluation } from '../train/rows/batches.js'
+import { batchOf, planEvaluation } from '../train/rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
 import type { SessionParts } from '../train/sessions.js'
 import { resolveSettings } from '../train/settings.js'
@@ -306,14 +306,9 @@ async function contendersOf(
   { taskOptions }: EvaluateSettings,
   onWarning: (message: string) => void,
 ): Promise<Contender[]> {
-  const opened = new Map<string, OpenTask>()
   const openFor = (joined: Model, adapter: LoraAdapter | undefined): OpenTask => {
     const problemType = 'problemType' in (task.options ?? {}) ? adapter?.problemType : undefined
-    const key = JSON.stringify([adapter?.labels ?? null, problemType ?? null])
-    const known =
-      opened.get(key) ?? task.open(joined, examples, { ...(problemType && { problemType }), ...taskOptions })
-    opened.set(key, known)
-    return known
+    return task.open(joined, examples, { ...(problemType && { problemType }), ...taskOptions })
   }
   const contenders: Contender[] = []
   const graph = readGraph(model.onnx)
@@ -372,12 +367,11 @@ function openLabelled(name: string, labels: readonly string[] | undefined, open:
 
 function statisticOf(
   { open, texts }: Contender,
-  { losses, weights, predictions }: Measured,
+  { losses, weights, predictions, values }: Measured,
   records: readonly EvaluatedRecord[],
   examples: readonly unknown[],
   isJudged: boolean,
 ): Statistic {
-  const values = Object.entries(open.values?.(predictions) ?? {})
   return (chosen) => {
     let [sum, total] = [0, 0]
     const places: number[] = []
@@ -482,10 +476,7 @@ function differingRecords(
   count: number,
 ): Pick<EvaluateReport, 'differBy' | 'differing'> {
   const isByLoss = measured.every(({ losses }) => losses !== undefined)
-  const values = contenders.map(({ open }, i) => {
-    const { losses, predictions } = measured[i]
-    return isByLoss ? (['loss', losses!] as const) : Object.entries(open.values?.(predictions) ?? {}).at(-1)
-  })
+  const values = measured.map(({ losses, values }) => (isByLoss ? (['loss', losses!] as const) : values.at(-1)))
   if (contenders.length < 2 || values.some((losses) => losses === undefined)) return { differBy: null, differing: [] }
   const found = records.map(({ where, record, examples, question }, index) => {
     const losses = values.map((named, model) => {
@@ -517,6 +508,8 @@ interface Measured {
   readonly weights: readonly number[]
   readonly predictions: readonly unknown[]
   readonly seconds: number
+  /** Metrics that are means, with their value for each example. */
+  readonly values: readonly (readonly [name: string, values: readonly number[]])[]
 }
 
 /** Makes an adapter that changes nothing, to evaluate the base. Returns undefined if the base lacks the task's head. */
@@ -548,8 +541,9 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
     const weights: number[] = Array(examples.length)
     const predictions: unknown[] = Array(examples.length)
     let [sum, total] = [0, 0]
-    for (const { examples: places, sequence } of plans) {
-      const batch = { examples: places.map((place) => examples[place]), length: sequence }
+    for (const plan of plans) {
+      const { examples: places } = plan
+      const batch = batchOf(examples, plan)
       if (takeReference && open.reference !== undefined) {
         const before = open.reference((await trainer.forward(batch)).outputs)
         for (const [i, example] of batch.examples.entries()) Object.assign(example as object, { before: before[i] })
@@ -572,6 +566,7 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
       weights,
       predictions: open.predict === undefined ? [] : predictions,
       seconds: (performance.now() - startedAt) / 1000,
+      values: Object.entries(open.values?.(predictions) ?? {}),
     }
   } finally {
     await trainer.close()

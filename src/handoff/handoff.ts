@@ -119,7 +119,8 @@ async function recordParts(
   const plain = { ...options, packing: false, out: undefined }
   const { parts, run: planned, encoded } = await prepare(plain, { ...context, onRow })
   const task = planned.task as TaskName
-  const handed = handedTask(task, options.taskOptions)
+  const handed = HANDED[task]
+  if (handed === undefined) throw cannotBeHandedOff(task)
   if (rows === 'records' && cutChats > 0) {
     throw new ConfigError({
       where: 'rows',
@@ -244,8 +245,6 @@ type Row = Readonly<Record<string, unknown>>
 
 interface HandedTask {
   readonly command: 'sft' | 'dpo' | 'kto'
-  /** The task's settings that the script supports. */
-  readonly options: readonly string[]
   /** True if the loss counts only the assistant's text, so that the template must mark it. */
   readonly marksAnswers?: boolean
   /** Writes an example as tokens; undefined for tasks whose records are handed over as they are. */
@@ -256,7 +255,6 @@ interface HandedTask {
 const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
   'causal-lm': {
     command: 'sft',
-    options: [],
     marksAnswers: true,
     row(example) {
       const { inputIds, labels } = example as Example
@@ -275,7 +273,6 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
   },
   dpo: {
     command: 'dpo',
-    options: ['beta', 'labelSmoothing'],
     record(parsed) {
       const { chosen, rejected } = parsed as AnswerPair
       const [good, bad] = [turnsOf(chosen), turnsOf(rejected)]
@@ -284,22 +281,12 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
   },
   kto: {
     command: 'kto',
-    options: ['beta', 'desirableWeight', 'undesirableWeight'],
     record(parsed) {
       const { record, isWanted } = parsed as JudgedRow
       const { prompt, answer, more } = turnsOf(record)
       return { prompt, completion: answer, label: isWanted, ...more }
     },
   },
-}
-
-function handedTask(name: TaskName, taskOptions: Readonly<Record<string, unknown>> = {}): HandedTask {
-  const handed = HANDED[name]
-  if (handed === undefined) throw cannotBeHandedOff(name)
-  const unsupported = Object.keys(taskOptions).find((option) => !handed.options.includes(option))
-  if (unsupported === undefined) return handed
-  const expected = handed.options.join(', ') || 'no settings of the task'
-  throw new UnsupportedError({ where: `taskOptions.${unsupported}`, what: 'cannot be handed off', expected })
 }
 
 function cannotBeHandedOff(task: string): UnsupportedError {

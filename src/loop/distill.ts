@@ -14,7 +14,7 @@ import { DistilledTokens, TeacherTokens } from '../tasks/distilled-tokens.js'
 import { roundUp } from '../tasks/token-batch.js'
 import { type Example, IGNORED } from '../text/records.js'
 import type { TeacherServer, TrainInput, TrainResult } from '../train/options.js'
-import { planEvaluation } from '../train/rows/batches.js'
+import { batchOf, planEvaluation } from '../train/rows/batches.js'
 import { resolveSettings } from '../train/settings.js'
 import { TaskTrainer } from '../train/task-trainer.js'
 import type { RunContext } from '../train/train.js'
@@ -110,15 +110,9 @@ export async function distill(given: TrainInput, context: RunContext): Promise<T
       async learn({ inner }, { samples }) {
         const examples = samples.map(exampleOf)
         const limit = model.contextLength ?? Number.POSITIVE_INFINITY
-        const plans = planEvaluation(
-          examples.map(({ inputIds }) => inputIds.length),
-          { batchSize, limit },
-        )
-        const batches = plans.map((plan) => ({
-          examples: plan.examples.map((i) => examples[i]),
-          length: plan.sequence,
-        }))
-        return { loss: await inner.forwardBackward(batches) }
+        const lengths = examples.map(({ inputIds }) => inputIds.length)
+        const plans = planEvaluation(lengths, { batchSize, limit })
+        return { loss: await inner.forwardBackward(plans.map((plan) => batchOf(examples, plan))) }
       },
     })
   } finally {

@@ -17,8 +17,7 @@ import type { RewardInput } from '../train/rewards.js'
 import { EpochPlan } from '../train/rows/batches.js'
 import { DataFacts } from '../train/rows/facts.js'
 import { type Lessons, runLessons } from '../train/run.js'
-import type { FolderUse } from '../train/saved/run-folder.js'
-import { checkPlace, withRunPlace } from '../train/saved/run-place.js'
+import { placeOf, withRunPlace } from '../train/saved/run-place.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from '../train/settings.js'
 import type { RunContext } from '../train/train.js'
 import type { RewardMetrics } from '../train/train-report.js'
@@ -63,15 +62,13 @@ export async function trainOnPrompts<T extends Written>(
   { name: task, rateShare, textsPerPrompt, batchSize = textsPerPrompt, iterations, ...promptTask }: PromptTask<T>,
 ): Promise<TrainResult> {
   const startedAt = performance.now()
-  const { on = {}, signal, out, model, keepState = false } = given
+  const { on = {}, signal, model, keepState = false } = given
   on.task?.(task)
   on.stage?.('encode')
   const plan = await promptSteps(given, iterations)
   const { rows, promptsPerStep, stepsPerEpoch, totalSteps } = plan
   on.stage?.('prepare')
-  const use: FolderUse = given.resume ? 'resume' : given.overwrite ? 'overwrite' : 'new'
-  await checkPlace(out, use)
-  return withRunPlace(out && { directory: out, use }, async (place) => {
+  return withRunPlace(await placeOf(given), async (place) => {
     const { task: open } = promptTask
     const trainer = await Trainer.open(model, { ...given, batchSize, resume: undefined }, { limits, task: open })
     try {

@@ -2,11 +2,11 @@
 // task compares with them.
 
 import type { Examples, OpenTask } from '../tasks/task.js'
-import { EpochPlan, examplesOf, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'
+import { type Batch, batchOf, EpochPlan, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'
 import type { Lessons } from './run.js'
 import type { Sampler } from './samples.js'
 import type { TrainSettings } from './settings.js'
-import type { Batch, TaskTrainer } from './task-trainer.js'
+import type { TaskTrainer } from './task-trainer.js'
 import type { TrainEvents } from './train-report.js'
 
 export interface RecordParts {
@@ -48,7 +48,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
     for (const [done, plan] of plans.entries()) {
       if (signal?.aborted) return false
       tell(done)
-      const batch = { examples: examplesOf(from(plan), [plan]), length: plan.sequence }
+      const batch = batchOf(from(plan), plan)
       take(await trainer.forward(batch), batch, plan)
     }
     tell(plans.length)
@@ -61,7 +61,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
 
     async forwardBackward(step) {
       const plans = planOf(step)
-      const batches = plans.map((plan) => ({ examples: examplesOf(examples, [plan]), length: plan.sequence }))
+      const batches = plans.map((plan) => batchOf(examples, plan))
       const indices = plans.flatMap((plan) => plan.examples)
       const tokens = indices.reduce((sum, index) => sum + costs[index], 0)
       return { loss: await trainer.forwardBackward(batches), tokens, examples: indices.length }
@@ -108,7 +108,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
           predictions,
           // Read again only if they are needed: as objects, examples take much more memory than in the store.
           get examples() {
-            return examplesOf(evalExamples, plans)
+            return plans.flatMap((plan) => batchOf(evalExamples, plan).examples)
           },
         }
         return { loss, metrics: open.metrics(result) }

@@ -7,13 +7,8 @@ import type { Feeds } from '../runtime/runtime.js'
 import type { StepRun } from '../tasks/task.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { startOf, writeParameters } from './parameters.js'
+import type { Batch } from './rows/batches.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
-
-export interface Batch {
-  readonly examples: readonly unknown[]
-  /** The number of tokens that the examples are padded to. */
-  readonly length: number
-}
 
 export class TaskTrainer {
   /** Names of the tensors that learn. */

@@ -30,8 +30,7 @@ import { type RunPage, runLessons } from './run.js'
 import { samplerOf } from './samples.js'
 
 import type { CardSources } from './saved/model-card.js'
-import type { FolderUse } from './saved/run-folder.js'
-import { checkPlace, withRunPlace } from './saved/run-place.js'
+import { placeOf, withRunPlace } from './saved/run-place.js'
 import { copiesOf } from './sessions.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 import { TaskTrainer } from './task-trainer.js'
@@ -101,7 +100,7 @@ export async function prepare(given: TrainInput, context: RunContext) {
   }
   const run = {
     ...{ task: job.task.name, taskOptions, lowerIsBetter: job.task.lowerIsBetter, settings, card },
-    out: options.out === undefined ? undefined : { directory: options.out, use: job.use },
+    out: job.place,
     record: sources && runRecord(card.options, sources, { settings, config }),
     page,
     keepState: options.keepState ?? false,
@@ -117,15 +116,14 @@ async function checkJob(given: TrainInput, { pictures }: RunContext) {
   const settings = resolveSettings(given)
   const config = checkOptions(given, settings)
   const options = { ...given, model: await joinGraphs(given.model), pictures }
-  const { model, out, taskOptions } = options
+  const { model, taskOptions } = options
   const targets = await checkLayers(options, config)
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   await checkTask(task, model)
-  const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
-  await checkPlace(out, use)
-  return { options, settings, config, targets, data, task, use }
+  const place = await placeOf(options)
+  return { options, settings, config, targets, data, task, place }
 }
 
 /** Layers for a new adapter; undefined for one that is there. Gradients reach them. */

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { EpochPlan, examplesOf, planEvaluation, stepsPerEpoch } from '../../src/train/rows/batches.js'
+import { batchOf, EpochPlan, planEvaluation, stepsPerEpoch } from '../../src/train/rows/batches.js'
 
 const lengthsOf = fc.array(fc.integer({ min: 1, max: 100 }), { minLength: 1, maxLength: 300 })
 const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulation: fc.integer({ min: 1, max: 4 }) })
@@ -63,5 +63,5 @@ it('a batch may hold any number of examples', () => {
 it('gives the examples of batches in their order', () => {
   const plans = planEvaluation([3, 4], { batchSize: 8, limit: 256 })
   expect(plans.map((plan) => plan.examples)).toEqual([[1, 0]])
-  expect(examplesOf(['a', 'b'], plans)).toEqual(['b', 'a'])
+  expect(batchOf(['a', 'b'], plans[0])).toEqual({ examples: ['b', 'a'], length: 8 })
 })

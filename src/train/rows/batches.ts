@@ -9,6 +9,12 @@ export interface MicroBatch {
   readonly sequence: number
 }
 
+/** Examples, and the number of tokens that they are padded to. */
+export interface Batch {
+  readonly examples: readonly unknown[]
+  readonly length: number
+}
+
 export type StepPlan = readonly MicroBatch[]
 
 export interface PlanOptions {
@@ -99,8 +105,8 @@ function microBatches(
   })
 }
 
-export function examplesOf<Example>(examples: Examples<Example>, plans: readonly MicroBatch[]): Example[] {
-  return plans.flatMap((plan) => plan.examples.map((index) => examples.at(index) as Example))
+export function batchOf(from: Pick<Examples<unknown>, 'at'>, { examples, sequence }: MicroBatch): Batch {
+  return { examples: examples.map((index) => from.at(index)), length: sequence }
 }
 
 function chunks<T extends { readonly length: number; slice(from: number, to: number): T }>(

@@ -5,6 +5,8 @@ import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { firstOf } from '../../base/group.js'
 import { isObject } from '../../base/options.js'
 import { readRows } from '../../data/read-rows.js'
+import { bytesOf } from '../../formats/onnx/tensors.js'
+import { Hash } from '../../graph/base-record.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { joinGraphs } from '../../graph/training/joined-graph.js'
 import type { EncodeContext, Task } from '../../tasks/task.js'
@@ -123,7 +125,6 @@ class Records {
   readonly invalid: { where: string; message: string }[] = []
   readonly examples: PreviewExample[] = []
   onRecord: (hash: number, where: string) => void = () => {}
-  readonly #hash = new RecordHash()
 
   constructor(
     private readonly options: OpenedInput,
@@ -164,13 +165,13 @@ class Records {
 
   /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
-    const hash = this.#hash.of(row)
+    const hash = hashOf(row)
     this.count++
     this.learnable++
     if (length === undefined && isUnanswered(row)) this.#takeUnlearned()
     this.onRecord(hash, where)
     this.hashes.push(hash)
-    countOne(this.lengths, rounded(length ?? this.#hash.characters))
+    countOne(this.lengths, rounded(length ?? charactersOf(row)))
     if (!isObject(row)) return
     countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
     for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
@@ -206,47 +207,19 @@ function isUnanswered(row: unknown): boolean {
   return !row.messages.some((message) => isObject(message) && message.role === 'assistant')
 }
 
-/** Hashes records one after the other: a new object for each would be work for the garbage collector. */
-class RecordHash {
-  characters = 0
-  #low = 0
-  #high = 0
+/** A hash of all fields: 64 bits, rounded to the 53 that a number holds. */
+function hashOf(row: unknown): number {
+  const text = JSON.stringify(row, (_, value: unknown) => {
+    if (ArrayBuffer.isView(value)) return new Hash().add(bytesOf(value)).digest()
+    return typeof value === 'bigint' ? `${value}` : value
+  })
+  return Number(`0x${new Hash().add(new TextEncoder().encode(text)).digest()}`)
+}
 
-  /** All fields, as a whole number below 2^53. */
-  of(row: unknown): number {
-    this.#low = 0x811c9dc5
-    this.#high = 0x9dc5811c
-    this.characters = 0
-    this.#walk(row)
-    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11)
-  }
-
-  #walk(value: unknown): void {
-    if (typeof value === 'string') {
-      this.characters += value.length
-      this.#text(value)
-    } else if (Array.isArray(value)) {
-      for (let i = 0; i < value.length; i++) this.#walk(value[i])
-      this.#text('\0]')
-    } else if (isObject(value) && !ArrayBuffer.isView(value)) {
-      for (const key in value) {
-        this.#text(key)
-        this.#walk(value[key])
-      }
-      this.#text('\0}')
-    } else this.#text(`\0${value}`)
-  }
-
-  #text(value: string): void {
-    let [low, high] = [this.#low, this.#high]
-    for (let i = 0; i < value.length; i++) {
-      const code = value.charCodeAt(i)
-      low = Math.imul(low ^ code, 0x01000193)
-      high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
-    }
-    this.#low = Math.imul(low ^ value.length, 0x01000193)
-    this.#high = Math.imul(high ^ value.length, 0x85ebca6b)
-  }
+function charactersOf(value: unknown): number {
+  if (typeof value === 'string') return value.length
+  if (typeof value !== 'object' || value === null || ArrayBuffer.isView(value)) return 0
+  return Object.values(value).reduce<number>((sum, inner) => sum + charactersOf(inner), 0)
 }
 
 /** Text of each token. Bytes of an unfinished character wait for the token that completes it. */

@@ -14,8 +14,6 @@ import type { TrainInput } from '../options.js'
 
 const YIELD_MS = 16
 
-const ROWS_PER_LOOK = 16
-
 export interface EncodedRows {
   readonly examples: ExampleStore<unknown>
   rows: number
@@ -51,17 +49,8 @@ export interface EncodeOptions extends ReadingOptions {
 
 export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<EncodedSource> {
   const { task, name, isHeldOut = () => false } = options
-  const reading = await encodeContext(options)
-  const { maxLength } = reading
-  let used: ChatTemplate | undefined
-  const context: EncodeContext = {
-    ...reading,
-    chatTemplate() {
-      const template = reading.chatTemplate()
-      used ??= template
-      return template
-    },
-  }
+  const context = await encodeContext(options)
+  const { maxLength } = context
   const [kept, heldOut] = [0, 1].map((): EncodedRows => {
     const examples = new ExampleStore<unknown>(options.file)
     return { examples, rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
@@ -83,7 +72,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
       part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
     options.onRow?.(parsed, encoded, part === heldOut, row)
-    if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
+    if (performance.now() - pausedAt > YIELD_MS) {
       await nextTurn()
       pausedAt = performance.now()
     }
@@ -93,7 +82,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     const hint = `there are ${kept.rows} records in all: raise \`evalSplit\`, or leave it out`
     requireExamples(heldOut, `${name}, the part for evaluation`, maxLength, hint)
   }
-  const chatTemplate = used && recordTemplate(used.text, options.chatTemplateArgs)
+  const chatTemplate = context.used && recordTemplate(context.used.text, options.chatTemplateArgs)
   return { kept, heldOut, maxLength, chatTemplate }
 }
 
@@ -115,26 +104,32 @@ export async function withPictures<T>(
   return work(pictures).finally(() => pictures.close())
 }
 
-/** Reads the chat template once; errors in it are thrown when a row needs it. */
-export async function encodeContext(options: ReadingOptions & { readonly model: Model }): Promise<EncodeContext> {
+/**
+ * Reads the chat template once; errors in it are thrown when a row needs it. `used` is the template if a row has needed
+ * it.
+ */
+export async function encodeContext(options: ReadingOptions & { readonly model: Model }) {
   const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
     (template) => ({ template: template && (pictures?.template(template, chatTemplateArgs) ?? template) }),
     (error: unknown) => ({ error }),
   )
-  return {
+  const context = {
     model,
     maxLength,
     isLimited: options.maxLength !== undefined,
     chatTemplateArgs,
     decodeImage,
     pictures,
-    chatTemplate() {
+    used: undefined as ChatTemplate | undefined,
+    chatTemplate(): ChatTemplate | undefined {
       if ('error' in loaded) throw loaded.error
+      context.used = loaded.template
       return loaded.template
     },
   }
+  return context satisfies EncodeContext
 }
 
 function requireExamples(found: EncodedRows, where: string, maxLength: number, hintIfNone?: string): void {

@@ -4,13 +4,7 @@ import { type Directory, readAll, readJson, withSource, writeFile } from '../../
 import { FileError, FormatError, listed } from '../../base/errors.js'
 import { jsonIn } from '../../base/options.js'
 import { bytesOf } from '../../formats/onnx/tensors.js'
-import {
-  parseSafetensorsHeader,
-  readTensorF32,
-  type SafetensorsFile,
-  saveSafetensors,
-  type TensorBytes,
-} from '../../formats/safetensors.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../../formats/safetensors.js'
 import type { BaseRecord } from '../../lora/adapter.js'
 import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
@@ -163,7 +157,9 @@ export async function writeState(directory: Directory, names: readonly string[],
 
 /** `check` sees the run before its tensors are read, and throws when it is another run's. */
 export function readState(directory: Directory, names: readonly string[], check: (run: RunState) => void) {
-  return withState(directory, async (run, file) => {
+  return withSource(directory, STATE_FILE, async (source) => {
+    const file = await parseSafetensorsHeader(source)
+    const run = parseRun(file.metadata.run, source.name)
     check(run)
     const read = async (part: string): Promise<Float32Array[]> => {
       const arrays: Float32Array[] = []
@@ -178,13 +174,6 @@ export function readState(directory: Directory, names: readonly string[], check:
       ...(file.tensors.has(`best/${names[0]}`) && { best: await read('best') }),
     }
     return { engine, run }
-  })
-}
-
-function withState<T>(directory: Directory, use: (run: RunState, file: SafetensorsFile) => Promise<T>): Promise<T> {
-  return withSource(directory, STATE_FILE, async (source) => {
-    const file = await parseSafetensorsHeader(source)
-    return use(parseRun(file.metadata.run, source.name), file)
   })
 }
 

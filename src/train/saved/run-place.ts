@@ -3,11 +3,19 @@
 // train in memory.
 
 import type { Directory, Reservation } from '../../base/bytes.js'
-import type { FolderUse, RunPlace } from './run-folder.js'
+import type { TrainInput } from '../options.js'
+import type { RunPlace } from './run-folder.js'
 
-/** Throws FileError if the run may not use its folder. */
-export async function checkPlace(directory: Directory | undefined, use: FolderUse): Promise<void> {
-  if (directory === undefined) return
+/** The folder that a run is to use; undefined for a run without one. Throws FileError if it may not use it. */
+export async function placeOf(options: Pick<TrainInput, 'out' | 'resume' | 'overwrite'>) {
+  const { out: directory, resume, overwrite } = options
+  if (directory === undefined) return undefined
+  const place: RunPlace = { directory, use: resume ? 'resume' : overwrite ? 'overwrite' : 'new' }
+  await checkPlace(place)
+  return place
+}
+
+async function checkPlace({ directory, use }: RunPlace): Promise<void> {
   const { checkRunFolder } = await import('./saved-run.js')
   await checkRunFolder(directory, use)
 }
@@ -21,7 +29,7 @@ export async function withRunPlace<T>(
   if (place === undefined || reservation === undefined) return work(place)
   try {
     // Another one may have ended here meanwhile.
-    await checkPlace(place.directory, place.use)
+    await checkPlace(place)
     return await work({ ...place, directory: checked(place.directory, reservation) })
   } finally {
     await reservation.release()
