@@ -2,15 +2,13 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import { makeAttribute } from './view/attributes.js'
+import { setAttribute } from './view/attributes.js'
 import { type Graph, readGraph } from './view/graph.js'
 
 /** With 4, inputs are rounded to 8 bits, with a scale for each block of a row; with 0, they stay floats. */
 export function setAccuracyLevel(graph: Graph, level: 0 | 4): void {
   for (const node of graph.nodes) {
-    if (node.opType !== 'MatMulNBits') continue
-    const others = node.attribute.filter(({ name }) => name !== 'accuracy_level')
-    node.attribute = level === 0 ? others : [...others, makeAttribute('accuracy_level', level)]
+    if (node.opType === 'MatMulNBits') setAttribute(node, 'accuracy_level', level)
   }
 }
 

@@ -134,7 +134,7 @@ function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean 
   const inputs = new Set(graph.inputs.map(({ name }) => name))
   const seen: Value[] = []
   const enters = ({ opType }: { opType: string }, made: Value) => opType !== 'Shape' && known.get(made) !== false
-  for (const [source, node] of graph.madeOf(value, enters)) {
+  for (const [source, node] of graph.madeOf([value], enters)) {
     if (known.get(source) || inputs.has(source) || (node !== undefined && subgraphs(node).length > 0)) {
       known.set(value, true)
       return true

@@ -3,7 +3,7 @@
 
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
-import { type JoinedInputs, joinedInputs } from '../graph/inputs/encoder-decoder.js'
+import { joinedFeeds } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily, OF_DECODER } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer, startToken } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
@@ -46,7 +46,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
 
   check(model) {
     const graph = readGraph(model.onnx)
-    if (inputFamily(graph)?.encoderGraph === 'joined') return void joinedInputs(graph)
+    if (inputFamily(graph)?.encoderGraph === 'joined') return void joinedFeeds(graph)
     const { encoder, decoder } = model.graphs
     const [what, hint] =
       encoder !== undefined && decoder === undefined
@@ -117,12 +117,12 @@ const DECODER_IDS = `${OF_DECODER}input_ids`
 
 class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExample> {
   readonly probe: OpenTask['probe']
-  readonly #inputs: JoinedInputs
+  readonly #feedsOf: ReturnType<typeof joinedFeeds>
   readonly #start: number
 
   constructor(model: Model) {
     super(model)
-    this.#inputs = joinedInputs(readGraph(model.onnx))
+    this.#feedsOf = joinedFeeds(readGraph(model.onnx))
     this.#start = startToken(model)
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
       const examples = Array(batch).fill({ source: new Int32Array(sequence), target: new Int32Array(PROBED_WIDTHS[i]) })
@@ -158,7 +158,7 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
     const read = examples.map(({ target }) => Int32Array.from([this.#start, ...target.subarray(0, -1)]))
     const sources = examples.map(({ source }) => source)
     const { padTokenId } = this.model
-    return this.#inputs.feeds(tokenBatch(sources, sequence, padTokenId), tokenBatch(read, width, padTokenId))
+    return this.#feedsOf(tokenBatch(sources, sequence, padTokenId), tokenBatch(read, width, padTokenId))
   }
 }
 

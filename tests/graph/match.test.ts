@@ -1,10 +1,12 @@
 import { describe, expect, it } from 'vitest'
 import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
+import { placeExperts } from '../../src/graph/match/experts.js'
 import { MATMUL } from '../../src/graph/match/forms/float-product.js'
 import type { Linear } from '../../src/graph/match/linears.js'
 import { matchLayers, matchTargets } from '../../src/graph/match/match.js'
 import { ConfigError, MismatchError } from '../../src/node.js'
+import { emptyGraph } from './toolkit.js'
 
 function messageOf(work: () => unknown): string {
   try {
@@ -185,4 +187,22 @@ it('says why the last layers of Gemma 3n and 4 have no key and value', () => {
   expect(message).toMatch(/layers.1.self_attn.v_proj, .*k_proj: these layers read the keys and values of an earlier/)
   const other = messageOf(() => matchLayers(linears.slice(0, 2), layersOf('model.layers.0.self_attn.v_proj')))
   expect(other).not.toContain('earlier layer')
+})
+
+describe('a parameter of experts that are layers of their own', () => {
+  const experts = 'model.layers.0.mlp.experts'
+  const ends = [0, 1, 2, 3].flatMap((expert) => [`${expert}.gate_proj`, `${expert}.up_proj`])
+  const parameter = { name: `${experts}.gate_up_proj`, experts: 4, d: 12, k: 4 }
+  const place = (present: readonly string[]) => {
+    const layers = present.map((end) => linear(`${experts}.${end}`))
+    return placeExperts(emptyGraph(17), layers, parameter, {}).layers.map(({ expert, start }) => [expert, start])
+  }
+
+  it('has a place in each layer', () => {
+    expect(place(ends)).toEqual([0, 0, 1, 1, 2, 2, 3, 3].map((expert, i) => [expert, 6 * (i % 2)]))
+  })
+
+  it.each(ends.slice(2))('is refused if the graph lacks expert %s', (dropped) => {
+    expect(() => place(ends.filter((end) => end !== dropped))).toThrow(/expected \(3, 12, 4\), got \(4, 12, 4\)/)
+  })
 })

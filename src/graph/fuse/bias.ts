@@ -55,7 +55,7 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   const isInput = new Set(graph.inputs.map(({ name }) => name))
   const isLength = ({ opType, input }: NodeProto) => opType === 'Shape' && isPast.has(input[0])
   let isOrdered = false
-  for (const [value, node] of graph.madeOf(mask, (maker) => !isLength(maker))) {
+  for (const [value, node] of graph.madeOf([mask], (maker) => !isLength(maker))) {
     if (node === undefined && isInput.has(value) && !isRole.has(value)) return false
     if (node?.opType === 'Concat' && node.input.some((name) => isPast.has(name))) return false
     isOrdered ||= ORDERS.has(node?.opType ?? '')
@@ -70,7 +70,7 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
 export function isPlainBias(graph: Graph, bias: Value): boolean {
   const condition = makerOf(graph, bias, 'Where')?.input[0] ?? ''
   const made = Array.from(
-    graph.madeOf(condition, ({ opType }) => opType !== 'Shape'),
+    graph.madeOf([condition], ({ opType }) => opType !== 'Shape'),
     ([, node]) => node?.opType ?? '',
   )
   return made.filter((opType) => ORDERS.has(opType)).length === 1 && !made.some((opType) => PLACING.has(opType))

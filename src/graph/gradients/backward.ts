@@ -70,29 +70,11 @@ export function checkDifferentiable({ nodes }: GradientPath, custom: Readonly<Cu
     .map((node) => [operatorOf(node), node] as const)
     .filter(([operator]) => !Object.hasOwn(GRADIENTS, operator))
   if (refused.length === 0) return
-  const hints = new Set(refused.flatMap(([operator]) => entryOf(HINTS, operator) ?? []))
   throw new UnsupportedError({
     where: 'training',
     what: `no gradient through ${listByOperator(refused)}`,
-    hint:
-      hints.size > 0
-        ? [...hints].join('. ')
-        : 'Export the model in another way, or adapt only layers behind these nodes',
+    hint: 'Export the model in another way, or adapt only layers behind these nodes',
   })
-}
-
-const QUANTIZED = 'Train on the float32 export of the model; the adapter also fits the quantized one'
-const BRANCHES = 'Export the model without branches: a decoder with past that is not merged'
-
-const HINTS: Readonly<Record<string, string>> = {
-  'com.microsoft:MatMulNBits': QUANTIZED,
-  'com.microsoft:DynamicQuantizeMatMul': QUANTIZED,
-  DynamicQuantizeLinear: QUANTIZED,
-  MatMulInteger: QUANTIZED,
-  QuantizeLinear: QUANTIZED,
-  If: BRANCHES,
-  Loop: BRANCHES,
-  Scan: BRANCHES,
 }
 
 /**

@@ -60,19 +60,10 @@ export async function outputNorms(
   layer?: LinearValues,
   replacement?: Float32Array,
 ): Promise<OutputNorms> {
-  const norms = new OutputNorms(linear.d)
-  const isInputMajor = replacement !== undefined || !linear.transposed
-  const delta = layer && new StoredDelta(layer, layer.scaling, isInputMajor)
-  for await (const { block, row } of weightBlocks(model, graph, linear, replacement)) {
-    norms.add(delta === undefined ? block : delta.addTo(block, row), row, isInputMajor)
-  }
-  return norms
-}
-
-/** Yields the layer's part of a weight in blocks (rows, k) or (rows, d), each with the index of its first row. */
-export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear, replacement?: Float32Array) {
   const { k, d, fused } = linear
   const transposed = replacement === undefined && linear.transposed
+  const norms = new OutputNorms(d)
+  const delta = layer && new StoredDelta(layer, layer.scaling, !transposed)
   const read: ReadLines = replacement
     ? async (row, count) => replacement.slice(row * d, (row + count) * d)
     : await linear.form.openLines(model, graph, linear)
@@ -87,8 +78,9 @@ export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Line
     const block: Matrix = transposed
       ? { data: values, shape: [m, columns] }
       : { data: columnsOf(values, m, columns, start, d), shape: [m, d] }
-    yield { block, row: row - first }
+    norms.add(delta === undefined ? block : delta.addTo(block, row - first), row - first, !transposed)
   }
+  return norms
 }
 
 function columnsOf(values: Float32Array, rows: number, columns: number, start: number, count: number): Float32Array {

@@ -96,7 +96,7 @@ export function injectLora(
     const modules = modulesOf(linear)
     const low = () => g.mul(product(inputOf(linear), sharedInput(modules)), ownInput(modules))
     if (modules.length === 1) return low()
-    const key = readerKey(linear)
+    const key = `${readerKey(linear)} ${modules}`
     const split = { axis: -1, ...(graph.opset() >= 18 && { num_outputs: modules.length }) }
     const parts = lows.get(key) ?? g.node('Split', [low()], split, modules.length).output
     lows.set(key, parts)
@@ -131,22 +131,11 @@ function readerKey(linear: Linear): string {
   return `${isMatrix(linear) ? 'rows' : 'all'} ${linear.dataType} ${linear.input}`
 }
 
-/** Groups of two or more modules that read the same value in all of their calls. */
+/** Groups of two or more modules that read the same values in all of their calls. */
 function modulesOfOneInput(linears: readonly Linear[]): string[][] {
-  const readers = new Map<string, Set<string>>()
-  for (const linear of linears) {
-    const key = readerKey(linear)
-    readers.set(key, (readers.get(key) ?? new Set()).add(linear.name))
-  }
-  const listsOf = new Map<string, Set<string>>()
-  for (const modules of readers.values()) {
-    const list = JSON.stringify([...modules].sort())
-    for (const module of modules) listsOf.set(module, (listsOf.get(module) ?? new Set()).add(list))
-  }
-  const lists = new Set(Array.from(listsOf.values(), (all) => (all.size === 1 ? [...all][0] : '[]')))
-  return Array.from(lists, (list): string[] => JSON.parse(list)).filter(
-    (modules) => modules.length > 1 && modules.every((module) => listsOf.get(module)?.size === 1),
-  )
+  const readBy = groupBy(linears, ({ name }) => name)
+  const groups = groupBy(readBy.keys(), (name) => [...new Set(readBy.get(name)!.map(readerKey))].sort().join('\n'))
+  return [...groups.values()].filter(({ length }) => length > 1).map((modules) => modules.sort())
 }
 
 function isAffine(roles: ReadonlySet<SiteRole>): boolean {

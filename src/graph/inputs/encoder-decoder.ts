@@ -11,11 +11,8 @@ import { roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 /** Prefix of the locations of the encoder's weights in a joined graph. */
 export const ENCODER_FILES = 'encoder/'
 
-export interface JoinedInputs {
-  feeds(source: TokenBatch, target: TokenBatch): Feeds
-}
-
-export function joinedInputs(graph: Graph): JoinedInputs {
+/** Makes the feeds of a run. Throws UnsupportedError if the graph has inputs of unknown meaning. */
+export function joinedFeeds(graph: Graph): (source: TokenBatch, target: TokenBatch) => Feeds {
   const isOfDecoder = ({ name }: ValueInfoProto) => name.startsWith(OF_DECODER)
   const withoutPrefix = graph.inputs
     .filter(isOfDecoder)
@@ -31,11 +28,9 @@ export function joinedInputs(graph: Graph): JoinedInputs {
       got: `inputs ${graph.inputs.map(({ name }) => name).join(', ')}`,
     })
   }
-  return {
-    feeds(source, target) {
-      const written = Object.entries(roleFeeds(decoder.roles, target))
-      const decoderFeeds = Object.fromEntries(written.map(([name, feed]) => [OF_DECODER + name, feed]))
-      return { ...roleFeeds(encoder.roles, source), ...decoderFeeds }
-    },
+  return (source, target) => {
+    const written = Object.entries(roleFeeds(decoder.roles, target))
+    const decoderFeeds = Object.fromEntries(written.map(([name, feed]) => [OF_DECODER + name, feed]))
+    return { ...roleFeeds(encoder.roles, source), ...decoderFeeds }
   }
 }

@@ -53,7 +53,7 @@ function lastLength(graph: Graph, { opType, input: [a, b] }: NodeProto): number 
 function isLength(graph: Graph, value: string): boolean {
   const inputs = new Set(graph.inputs.map(({ name }) => name))
   let isOfInput = false
-  for (const [made, node] of graph.madeOf(value)) {
+  for (const [made, node] of graph.madeOf([value])) {
     if (node === undefined) isOfInput ||= inputs.has(made)
     else if (node.opType !== 'Constant' && !OF_LENGTHS.has(node.opType)) return false
   }

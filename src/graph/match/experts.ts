@@ -55,11 +55,9 @@ const OF_EXPERT = /\bexperts\.(\d+)\.(\w+)$/
 export function placeExperts(graph: Graph, linears: readonly Linear[], wanted: Parameter, config: Config): ExpertPlace {
   const { name, experts, d, k } = wanted
   const form = expertForm(config)
-  const layers = expertLayers(linears, name)
-  if (layers !== undefined) {
-    const rows = layers.filter(({ expert }) => expert === 0).reduce((sum, { linear }) => sum + linear.d, 0)
-    const count = Math.max(...layers.map(({ expert }) => expert)) + 1
-    const shape = [count, rows, layers[0].linear.k]
+  const found = expertLayers(linears, name)
+  if (found !== undefined) {
+    const { layers, shape } = found
     if (shape.join() !== [experts, d, k].join()) throw otherShape(wanted, shape)
     return { order: form.hasTurns && isOfTwo(name) ? 'in halves' : undefined, layers, stack: undefined }
   }
@@ -86,9 +84,8 @@ export function findParameters(graph: Graph, linears: readonly Linear[], config:
       const name = `${layer}.${end}`
       const found = expertLayers(linears, name)
       if (found !== undefined) {
-        const ofFirst = found.filter(({ expert }) => expert === 0)
-        const d = ofFirst.reduce((sum, { linear }) => sum + linear.d, 0)
-        return [{ name, experts: found.length / ofFirst.length, d, k: found[0].linear.k }]
+        const [experts, d, k] = found.shape
+        return [{ name, experts, d, k }]
       }
       const { shape, node } = stackOf(graph, name, hasTurns) ?? {}
       if (shape === undefined || node === undefined) return []
@@ -140,6 +137,7 @@ export function rowOfPeft(order: RowOrder, row: number, d: number): number {
   return order === 'in halves' ? (row < half ? 2 * row : 2 * (row - half) + 1) : row
 }
 
+/** Finds the layers that a graph has for a parameter, and the parameter's shape (E, d, k). */
 function expertLayers(linears: readonly Linear[], name: string) {
   const isHere = inLayerOf(name)
   const byName = new Map<string, Linear>()
@@ -147,11 +145,10 @@ function expertLayers(linears: readonly Linear[], name: string) {
     const [, expert, projection] = (isHere(linear.name) && OF_EXPERT.exec(linear.name)) || []
     if (expert !== undefined) byName.set(`${expert}.${projection}`, linear)
   }
-  const { layers = [] } = PARAMETERS.find((parameter) => parameter.name.test(name)) ?? {}
-  const projections = layers.find((names) => names.every((projection) => byName.has(`0.${projection}`)))
+  const parameter = PARAMETERS.find((candidate) => candidate.name.test(name))
+  const projections = parameter?.layers.find((names) => names.every((projection) => byName.has(`0.${projection}`)))
   if (projections === undefined) return undefined
-  const count = byName.size
-  return Array.from({ length: count }, (_, expert) => {
+  const layers = Array.from({ length: byName.size }, (_, expert) => {
     let start = 0
     return projections.flatMap((projection) => {
       const linear = byName.get(`${expert}.${projection}`)
@@ -160,6 +157,9 @@ function expertLayers(linears: readonly Linear[], name: string) {
       return [{ linear, expert, start: start - linear.d }]
     })
   }).flat()
+  const ofFirst = layers.filter(({ expert }) => expert === 0)
+  const d = ofFirst.reduce((sum, { linear }) => sum + linear.d, 0)
+  return { layers, shape: [Math.floor(layers.length / ofFirst.length), d, ofFirst[0].linear.k] }
 }
 
 /** Says whether names are of the same layer as a parameter, such as `layers.3`. */

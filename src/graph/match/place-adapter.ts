@@ -53,11 +53,8 @@ export function placeAdapter(
   adapterLayers: readonly LinearValues[],
   splitsWholes = false,
 ): { name: string; layer: LinearValues; linear: Linear }[] {
-  const layers = new Map<LayerPart<LinearValues>, LinearValues>()
   return placeLayers(graph, found, adapterLayers, splitsWholes).map(({ part, linear }) => {
-    const layer = layers.get(part) ?? layerOfPart(part)
-    layers.set(part, layer)
-    return { name: part.layer.name, layer, linear }
+    return { name: part.layer.name, layer: layerOfPart(part), linear }
   })
 }
 

@@ -42,7 +42,7 @@ interface Sizes {
 /** Returns the original of each new value; adds their shapes to `shapes`. */
 export function recompute(graph: Graph, shapes: ShapeMap, loss: Value, sizes: Sizes): ReadonlyMap<Value, Value> {
   graph.sort()
-  const forward = new Set(Array.from(graph.madeOf(loss)).flatMap(([, maker]) => maker ?? []))
+  const forward = new Set(Array.from(graph.madeOf([loss])).flatMap(([, maker]) => maker ?? []))
   const backward = graph.nodes.filter((node) => !forward.has(node))
   const again = chooseRecomputed(graph, shapes, forward, backward, sizes)
   const copies = new Map<NodeProto, NodeProto>()

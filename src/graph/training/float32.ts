@@ -42,12 +42,8 @@ export function computeInFloat32(graph: Graph): void {
   graph.valueInfo = graph.valueInfo.map(inFloat32)
 }
 
-function isHalfValue(info: ValueInfoProto): boolean {
-  return declaredOf(info)?.elemType === DataType.FLOAT16
-}
-
 function inFloat32(info: ValueInfoProto): ValueInfoProto {
-  if (!isHalfValue(info)) return info
+  if (declaredOf(info)?.elemType !== DataType.FLOAT16) return info
   const dims = dimsOfInput(info).map((dim, i) => dim ?? `${info.name} ${i}`)
   return valueInfo(info.name, DataType.FLOAT, dims)
 }

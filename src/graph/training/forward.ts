@@ -166,9 +166,8 @@ function choiceBehind(
 }
 
 /** Declares A (r, k) and Bᵀ (r, d), because products that make gradients with few columns are slow. */
-function declareFactors(graph: Graph, layers: readonly (TrainedLayer | TrainedLookup)[]): TrainedTensor[] {
-  return layers.flatMap(({ name, d, k, rank, ...layer }) => {
-    const baseSquares = 'baseSquares' in layer ? layer.baseSquares : undefined
+function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
+  return layers.flatMap(({ name, d, k, rank, baseSquares }) => {
     const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
     const tensors = [
       { name: `${name}.A`, input: weightA, shape: [rank, k] },

@@ -2,12 +2,7 @@
 // block is combined with earlier blocks by the logarithms of their sums, as in FlashAttention (arXiv 2205.14135).
 // Logits live only as long as their block, and only one block of a weight in half precision is float32 at a time.
 
-import {
-  TensorProto_DataType as DataType,
-  type GraphProto,
-  type ValueInfoProto,
-} from '../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf } from '../../formats/onnx/tensors.js'
+import { DataType, dimsOf, type GraphProto } from '../../formats/onnx/tensors.js'
 import { sourceOf } from '../fuse/patterns.js'
 import { valueInfo } from '../inject/inject.js'
 import { hasLogitBlocks, type LOGIT_BYTES } from '../memory.js'
@@ -128,7 +123,7 @@ function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[])
   // The name of this dimension must not occur in the outer graph: ONNX Runtime takes dimensions with the same name as
   // equal, and shares memory accordingly.
   const rows = before('rows')
-  const info = (name: string, value: Value): ValueInfoProto =>
+  const info = (name: string, value: Value) =>
     valueInfo(value, name === 'largest' ? DataType.INT64 : DataType.FLOAT, name === 'mean' ? [rows, k] : [rows])
   body.inputs = [...names.map((name) => info(name, before(name))), valueInfo(start, DataType.INT64, [1])]
 

@@ -34,7 +34,7 @@ export function gradientReach(model: ModelProto): Reach {
   // Nodes of quantized products have a gradient as a whole.
   const inProducts = new Set<NodeProto>()
   for (const { input, output } of findLinears(graph)) {
-    for (const [value, node] of graph.madeOf(output, (_, value) => value !== input)) {
+    for (const [value, node] of graph.madeOf([output], (_, value) => value !== input)) {
       if (node !== undefined && value !== input) inProducts.add(node)
     }
   }
@@ -47,12 +47,12 @@ export function gradientReach(model: ModelProto): Reach {
   const isBarrier = (node: NodeProto) =>
     enters(node) && !Object.hasOwn(GRADIENTS, operatorOf(node)) && !custom.has(node.output[0]) && !inProducts.has(node)
   const barriers = new Set<NodeProto>()
-  for (const [, node] of graph.madeOf(logits, enters)) if (node !== undefined && isBarrier(node)) barriers.add(node)
+  for (const [, node] of graph.madeOf([logits], enters)) if (node !== undefined && isBarrier(node)) barriers.add(node)
   const stopped = new Map<Value, NodeProto[]>()
   for (const barrier of barriers) {
-    const values = new Set<Value>()
-    for (const input of barrier.input) for (const [value] of graph.madeOf(input, enters)) values.add(value)
-    for (const value of values) stopped.set(value, [...(stopped.get(value) ?? []), barrier])
+    for (const [value] of graph.madeOf(barrier.input, enters)) {
+      stopped.set(value, [...(stopped.get(value) ?? []), barrier])
+    }
   }
   return { stopped, refusals }
 }

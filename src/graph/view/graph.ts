@@ -29,8 +29,6 @@ export class Graph {
   inputs: ValueInfoProto[]
   outputs: ValueInfoProto[]
   valueInfo: ValueInfoProto[]
-  /** Views of integer weights that are rows of another initializer, by content, so that each is made only once. */
-  readonly integerViews = new Map<string, string>()
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()
   readonly #raisedOpsets = new Map<string, number>()
@@ -80,10 +78,10 @@ export class Graph {
     return this.#consumers.get(value) ?? []
   }
 
-  /** Yields a value and all values that it is made of, each once with its maker. `enters` can stop at a node. */
-  *madeOf(value: string, enters: (node: NodeProto, value: string) => boolean = () => true) {
+  /** Yields values and all values that they are made of, each once with its maker. `enters` can stop at a node. */
+  *madeOf(values: readonly string[], enters: (node: NodeProto, value: string) => boolean = () => true) {
     const seen = new Set([''])
-    const open = [value]
+    const open = [...values]
     for (let next = open.pop(); next !== undefined; next = open.pop()) {
       if (seen.has(next)) continue
       seen.add(next)
@@ -239,17 +237,8 @@ export class Graph {
 
   /** Removes nodes and initializers that no output needs, and with `inputs` also graph inputs. */
   prune(options: { inputs?: boolean } = {}): void {
-    const needed = new Set<string>()
-    const pending = this.outputs.map((output) => output.name)
-    const kept = new Set<NodeProto>()
-    for (let value = pending.pop(); value !== undefined; value = pending.pop()) {
-      if (needed.has(value)) continue
-      needed.add(value)
-      const node = this.producer(value)
-      if (node === undefined || kept.has(node)) continue
-      kept.add(node)
-      pending.push(...readBy(node))
-    }
+    const needed = new Map(this.madeOf(this.outputs.map(({ name }) => name)))
+    const kept = new Set(needed.values())
     this.nodes = this.nodes.filter((node) => kept.has(node))
     for (const name of [...this.initializers.keys()]) if (!needed.has(name)) this.initializers.delete(name)
     if (options.inputs) this.inputs = this.inputs.filter((input) => needed.has(input.name))

@@ -74,7 +74,7 @@ function countsPositions(graph: Graph, roles: TokenInputs['roles']): boolean {
   return graph.nodes.some(({ opType, input: [table, indices] }) => {
     const isTable = opType === 'Gather' && graph.constant(table)?.dims.length === 2
     const readsTokens = () =>
-      [...graph.madeOf(indices, (maker) => maker.opType !== 'Shape')].some(([made]) => made === ids)
+      [...graph.madeOf([indices], (maker) => maker.opType !== 'Shape')].some(([made]) => made === ids)
     return /Rotary|^(Cos|Sin)$/.test(opType) || (isTable && !readsTokens())
   })
 }
@@ -84,7 +84,7 @@ export function countsKeysFromLeft(graph: Graph): boolean {
   return graph.nodes.some(({ opType, input }) => {
     if (opType !== 'GroupQueryAttention') return false
     // A number that depends only on the mask's shape would be the same for all rows.
-    const makers = graph.madeOf(input[5] ?? '', (maker) => maker.opType !== 'Shape')
+    const makers = graph.madeOf([input[5] ?? ''], (maker) => maker.opType !== 'Shape')
     return Array.from(makers).some(([value]) => value === 'attention_mask' || value === 'seqlens_k')
   })
 }

@@ -79,12 +79,9 @@ function integersOnce(
   weight: Value,
   view: { dataType: DataType; dims: number[]; rows: RowRange },
 ): Value {
-  const key = `${view.rows.first} ${view.rows.count} ${weight}`
-  const made = graph.integerViews.get(key)
-  if (made !== undefined && graph.constant(made) !== undefined) return made
-  const value = viewOf(graph, weight, view)
-  graph.integerViews.set(key, value)
-  return value
+  const { first, count } = view.rows
+  const name = `${weight}/rows ${first} to ${first + count}`
+  return graph.initializers.has(name) ? name : viewOf(graph, weight, { ...view, name })
 }
 
 function middles(graph: Graph, dataType: DataType, dims: readonly number[], value: number): Value {

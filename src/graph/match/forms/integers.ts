@@ -23,6 +23,8 @@ import type { Form, Product } from './form.js'
 export interface IntegerType {
   readonly bits: 4 | 8
   readonly isSigned: boolean
+  /** True if the upper half of a byte comes first. Usually the lower half does. */
+  readonly isHighFirst?: boolean
 }
 
 export const INTEGER_TYPES: Partial<Record<number, IntegerType>> = {
@@ -32,10 +34,9 @@ export const INTEGER_TYPES: Partial<Record<number, IntegerType>> = {
   [DataType.INT8]: { bits: 8, isSigned: true },
 }
 
-/** Unpacks integers. With 4 bits, the lower half of a byte comes first. */
 export function unpack(
   bytes: Uint8Array,
-  { bits, isSigned }: IntegerType,
+  { bits, isSigned, isHighFirst = false }: IntegerType,
   first: number,
   count: number,
 ): Uint8Array | Int8Array {
@@ -46,14 +47,15 @@ export function unpack(
   const result = isSigned ? new Int8Array(count) : new Uint8Array(count)
   for (let i = 0; i < count; i++) {
     const at = first + i
-    const half = at % 2 === 0 ? bytes[at >> 1] & 15 : bytes[at >> 1] >> 4
+    const isHigh = (at % 2 === 0) === isHighFirst
+    const half = isHigh ? bytes[at >> 1] >> 4 : bytes[at >> 1] & 15
     result[i] = isSigned && half > 7 ? half - 16 : half
   }
   return result
 }
 
 /** Reads integers [first, first + count), and only their bytes. */
-export async function readIntegers(
+async function readIntegers(
   model: OnnxModel,
   tensor: TensorProto,
   type: IntegerType,
@@ -77,6 +79,8 @@ interface IntegerMatrix {
   readonly middle?: number
   /** Number of neighbors in a line that share scale and zero point. */
   readonly block?: number
+  /** The numbers that the integers select. Default: the integers are the numbers. */
+  readonly table?: Float32Array | undefined
   scaleAt(line: number, column: number): number
   zeroAt?(line: number, column: number): number
 }
@@ -85,20 +89,23 @@ interface IntegerForm extends Omit<Form, 'isQuantized' | 'openLines'> {
   matrix(graph: Graph, product: Product): IntegerMatrix
 }
 
-/** Makes a form whose weight is a matrix of integers q that stand for scale · (q − zero point). */
+/**
+ * Makes a form whose weight is a matrix of integers q that stand for scale · (q − zero point), or for scale · table[q].
+ */
 export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
   return {
     ...form,
     isQuantized: true,
     async openSteps(model, graph, product) {
       requireReadable(product)
-      const { width, kept = width, scales, scaleAt, block = 1 } = matrixOf(graph, product)
+      const { width, kept = width, scales, scaleAt, block = 1, table } = matrixOf(graph, product)
+      const gap = table === undefined ? 1 : largestGap(table)
       const steps = await readFloats(model, graph, scales)
       return async (first, count) => {
         const result = new Float32Array(count * kept)
         for (let line = 0; line < count; line++) {
           for (let from = 0; from < kept; from += block) {
-            const step = Math.abs(steps[scaleAt(first + line, from)])
+            const step = gap * Math.abs(steps[scaleAt(first + line, from)])
             result.fill(step, line * kept + from, line * kept + Math.min(kept, from + block))
           }
         }
@@ -108,11 +115,12 @@ export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
     async openLines(model, graph, product) {
       requireReadable(product)
       const matrix = matrixOf(graph, product)
-      const { tensor, type, width, kept = width, middle = 0, block = 1, scaleAt, zeroAt = scaleAt } = matrix
+      const { tensor, type, width, kept = width, middle = 0, block = 1, table, scaleAt, zeroAt = scaleAt } = matrix
       const scales = await readFloats(model, graph, matrix.scales)
       const zeroPoints = await readZeroPoints(model, graph, matrix)
       return async (first, count) => {
         const integers = await readIntegers(model, tensor, type, first * width, count * width)
+        const numbers = table === undefined ? integers : Float32Array.from(integers, (i) => table[i])
         const result = new Float32Array(count * kept)
         let at = 0
         for (let line = 0; line < count; line++) {
@@ -120,13 +128,19 @@ export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
             const scale = scales[scaleAt(first + line, from)]
             const zero = zeroPoints === undefined ? middle : zeroPoints[zeroAt(first + line, from)]
             const end = line * width + Math.min(kept, from + block)
-            for (let i = line * width + from; i < end; i++) result[at++] = scale * (integers[i] - zero)
+            for (let i = line * width + from; i < end; i++) result[at++] = scale * (numbers[i] - zero)
           }
         }
         return result
       }
     },
   }
+}
+
+/** Returns the largest distance between neighbors in a table. */
+function largestGap(table: Float32Array): number {
+  const sorted = [...table].sort((a, b) => a - b)
+  return Math.max(...sorted.slice(1).map((value, i) => value - sorted[i]))
 }
 
 async function readZeroPoints(model: OnnxModel, graph: Graph, { zeroPoints, type }: IntegerMatrix) {
@@ -137,7 +151,7 @@ async function readZeroPoints(model: OnnxModel, graph: Graph, { zeroPoints, type
   return unpack(bytes, type, 0, (bytes.length * 8) / type.bits)
 }
 
-export async function readFloats(model: OnnxModel, graph: Graph, value: Value): Promise<Float32Array> {
+async function readFloats(model: OnnxModel, graph: Graph, value: Value): Promise<Float32Array> {
   const { tensor } = castConstant(graph, value)!
   const dtype = FLOAT_DTYPES[tensor.dataType]
   if (dtype === undefined) {
@@ -151,7 +165,7 @@ export async function readFloats(model: OnnxModel, graph: Graph, value: Value): 
   return decodeFloats(await model.readTensor(tensor), dtype)
 }
 
-export function requireReadable({ node, problem, layout }: Product): void {
+function requireReadable({ node, problem, layout }: Product): void {
   if (problem === undefined) return
   throw new UnsupportedError({
     where: `node ${node.name}`,
@@ -189,12 +203,13 @@ const ALL: RowRange = { first: 0, count: 1, of: 1 }
 export function viewOf(
   graph: Graph,
   value: Value,
-  { dataType, dims, rows }: { dataType?: DataType; dims?: readonly number[]; rows?: RowRange } = {},
+  view: { name?: string; dataType?: DataType; dims?: readonly number[]; rows?: RowRange } = {},
 ): Value {
+  const { name = graph.freshName(`${value}/view`), dataType, dims, rows } = view
   const tensor = graph.constant(value) as TensorProto
   return graph.addInitializer(
     copyMessage(bytesOfRows(tensor, value, rows), {
-      name: graph.freshName(`${value}/view`),
+      name,
       dataType: dataType ?? tensor.dataType,
       dims: dims === undefined ? tensor.dims : dims.map(BigInt),
     }),

@@ -6,7 +6,7 @@ import { intAttribute } from '../../view/attributes.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { type Form, productOf } from './form.js'
-import { countOf, readFloats, requireReadable } from './integers.js'
+import { countOf, type IntegerType, integerForm } from './integers.js'
 
 export const TABLES: readonly Float32Array[] = [
   Float32Array.of(
@@ -23,9 +23,10 @@ export const TABLES: readonly Float32Array[] = [
 
 const NAMES = ['fp4', 'nf4']
 
-export const MATMUL_BNB4: Form = {
+const NUMBERS_OF_TABLE: IntegerType = { bits: 4, isSigned: false, isHighFirst: true }
+
+export const MATMUL_BNB4: Form = integerForm({
   name: 'MatMulBnb4',
-  isQuantized: true,
 
   find(graph, node) {
     if (operatorOf(node) !== 'com.microsoft:MatMulBnb4') return undefined
@@ -40,44 +41,16 @@ export const MATMUL_BNB4: Form = {
     })
   },
 
-  async openLines(model, graph, product) {
-    requireReadable(product)
-    const { node, k } = product
-    const table = TABLES[intAttribute(node, 'quant_type', 1)]
+  matrix(graph, { node, k }) {
     const blockSize = intAttribute(node, 'block_size', 0)
-    const tensor = graph.constant(node.input[1]) as TensorProto
-    const largest = await readFloats(model, graph, node.input[2])
-    return async (first, count) => {
-      // Blocks continue across rows. The upper half of a byte comes first.
-      const start = first * k
-      const from = start >> 1
-      const bytes = await model.readTensor(tensor, from, ((start + count * k + 1) >> 1) - from)
-      const result = new Float32Array(count * k)
-      for (let i = 0; i < result.length; i++) {
-        const at = start + i
-        const byte = bytes[(at >> 1) - from]
-        result[i] = table[at % 2 === 0 ? byte >> 4 : byte & 15] * largest[Math.floor(at / blockSize)]
-      }
-      return result
+    return {
+      ...{ tensor: graph.constant(node.input[1]) as TensorProto, type: NUMBERS_OF_TABLE, width: k },
+      ...{ scales: node.input[2], zeroPoints: undefined, table: TABLES[intAttribute(node, 'quant_type', 1)] },
+      // Blocks continue across rows.
+      block: k % blockSize === 0 ? blockSize : 1,
+      scaleAt: (row, column) => Math.floor((row * k + column) / blockSize),
     }
   },
-
-  async openSteps(model, graph, product) {
-    requireReadable(product)
-    const { node, k } = product
-    const gap = GAPS[intAttribute(node, 'quant_type', 1)]
-    const blockSize = intAttribute(node, 'block_size', 0)
-    const largest = await readFloats(model, graph, node.input[2])
-    return async (first, count) => {
-      return Float32Array.from({ length: count * k }, (_, i) => gap * largest[Math.floor((first * k + i) / blockSize)])
-    }
-  },
-}
-
-/** The largest distance between neighbors in each table. */
-const GAPS = TABLES.map((table) => {
-  const sorted = [...table].sort((a, b) => a - b)
-  return Math.max(...sorted.slice(1).map((value, i) => value - sorted[i]))
 })
 
 function problemOf(graph: Graph, node: NodeProto): string | undefined {
