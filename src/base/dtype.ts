@@ -122,36 +122,33 @@ export function f32ToF16(input: Float32Array): Uint16Array {
   return result
 }
 
-/** Decodes floats to f32. Throws ShapeError if the length is not a multiple of the type's size. */
-export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array {
-  const buffer = alignedCopy(bytes, dtype)
-  if (dtype === 'fp32') return new Float32Array(buffer)
-  return dtype === 'fp16' ? f16ToF32(new Uint16Array(buffer)) : bf16ToF32(new Uint16Array(buffer))
-}
-
-/** Does the same as {@link decodeFloats}, but returns a part of `memory`. */
-export function decodeFloatsThere(bytes: Uint8Array, dtype: FloatDtype, memory: Float32Array): Float32Array {
-  const size = sizeOf(dtype)
-  const isWhole = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
-  const buffer = isWhole ? bytes.buffer : alignedCopy(bytes, dtype)
-  const [offset, count] = [isWhole ? bytes.byteOffset : 0, bytes.byteLength / size]
-  const result = memory.subarray(0, count)
+/**
+ * Decodes floats to f32, into the start of `memory` if it is given. Throws ShapeError if the length is not a multiple of
+ * the type's size.
+ */
+export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype, memory?: Float32Array): Float32Array {
+  const { buffer, offset, count } = elementsOf(bytes, dtype)
+  const result = memory?.subarray(0, count) ?? new Float32Array(count)
   if (dtype === 'fp32') result.set(new Float32Array(buffer, offset, count))
   else if (dtype === 'fp16') f16ToF32(new Uint16Array(buffer, offset, count), result)
   else bf16ToF32(new Uint16Array(buffer, offset, count), result)
   return result
 }
 
-/** Copies bytes into an aligned buffer that nobody else uses. Throws as {@link decodeFloats} does. */
-function alignedCopy(bytes: Uint8Array, dtype: WeightDtype): ArrayBuffer {
+/** Returns where a typed array can read the elements: in place, or in a copy if the bytes are not aligned. */
+function elementsOf(bytes: Uint8Array, dtype: WeightDtype) {
   const size = sizeOf(dtype)
-  if (bytes.byteLength % size === 0) return Uint8Array.from(bytes).buffer
-  throw new ShapeError({
-    where: dtype,
-    what: 'not a whole number of elements',
-    expected: `a multiple of ${size} bytes`,
-    got: `${bytes.byteLength}`,
-  })
+  const count = bytes.byteLength / size
+  if (!Number.isInteger(count)) {
+    throw new ShapeError({
+      where: dtype,
+      what: 'not a whole number of elements',
+      expected: `a multiple of ${size} bytes`,
+      got: `${bytes.byteLength}`,
+    })
+  }
+  if (bytes.byteOffset % size === 0) return { buffer: bytes.buffer, offset: bytes.byteOffset, count }
+  return { buffer: Uint8Array.from(bytes).buffer, offset: 0, count }
 }
 
 /** Encodes fp32 as little-endian bytes of a float type. For fp32, this is a view of the same memory. */
@@ -162,7 +159,9 @@ export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Arra
 
 /** Does the same as {@link decodeFloats}, except that fp64 stays fp64. */
 export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray {
-  return dtype === 'fp64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
+  if (dtype !== 'fp64') return decodeFloats(bytes, dtype)
+  const { buffer, offset, count } = elementsOf(bytes, dtype)
+  return new Float64Array(buffer, offset, count).slice()
 }
 
 const EXPONENTS = { fp16: 0x7c00, bf16: 0x7f80 } as const
@@ -170,10 +169,7 @@ const EXPONENTS = { fp16: 0x7c00, bf16: 0x7f80 } as const
 /** Says whether stored values contain neither NaN nor infinity. True for types that have neither. */
 export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
   if (!isWeightDtype(dtype)) return true
-  const size = sizeOf(dtype)
-  const isAligned = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
-  const buffer = isAligned ? bytes.buffer : alignedCopy(bytes, dtype)
-  const [offset, count] = [isAligned ? bytes.byteOffset : 0, bytes.byteLength / size]
+  const { buffer, offset, count } = elementsOf(bytes, dtype)
   if (dtype === 'fp32') return isAllFinite(new Float32Array(buffer, offset, count))
   if (dtype === 'fp64') return isAllFinite(new Float64Array(buffer, offset, count))
   const [bits, exponent] = [new Uint16Array(buffer, offset, count), EXPONENTS[dtype]]

@@ -1,7 +1,7 @@
 // The difference between a tensor in two checkpoints. It is read in blocks of rows, and kept in memory if it is small.
 
 import { readThere, sameContents } from '../base/bytes.js'
-import { decodeFloatsThere, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
+import { decodeFloats, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { MismatchError } from '../base/errors.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
@@ -148,7 +148,7 @@ async function readRows({ checkpoint, tensor }: Located, { first, count, k }: Ro
   const dtype = info.dtype as WeightDtype
   const rowBytes = sizeOf(dtype) * k
   const bytes = await readThere(source, offset + first * rowBytes, count * rowBytes, side.bytes)
-  const values = dtype === 'fp64' ? decodeWeights(bytes, dtype) : decodeFloatsThere(bytes, dtype, side.values)
+  const values = dtype === 'fp64' ? decodeWeights(bytes, dtype) : decodeFloats(bytes, dtype, side.values)
   if (isAllFinite(values)) return values
   throw notFinite(`${source.name}: ${name}`)
 }
