@@ -400,8 +400,11 @@ export async function writeTogether<T>(
  */
 const MAX_JSON_BYTES = 1 << 28
 
-export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
-  return withText(directory, path, (text) => text, maxBytes)
+/** The longest text to read. Texts are chat templates, of which the longest known have about 20 kB. */
+const MAX_TEXT_BYTES = 1_000_000
+
+export async function readText(directory: Directory, path: string): Promise<string> {
+  return withText(directory, path, (text) => text, MAX_TEXT_BYTES)
 }
 
 /** @throws FileError if something is in the folder */

@@ -8,12 +8,9 @@ export const TEMPLATE_FILE = 'chat_template.jinja'
 /** The marker of a folder that lowrank's training wrote. */
 export const MARKER_FILE = 'lowrank.json'
 
-/** The longest known templates have about 20 kB. */
-const MAX_TEMPLATE_BYTES = 1_000_000
-
 export async function readChatTemplate(directory: Directory, path: string): Promise<string | undefined> {
   if (!(await directory.has(path + TEMPLATE_FILE))) return undefined
-  return readText(directory, path + TEMPLATE_FILE, MAX_TEMPLATE_BYTES)
+  return readText(directory, path + TEMPLATE_FILE)
 }
 
 export async function writeChatTemplate(directory: Directory, template: string | undefined): Promise<void> {

@@ -5,9 +5,6 @@ import { FormatError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './template.js'
 
-/** The longest known templates have about 20 kB. */
-export const MAX_TEMPLATE_BYTES = 1_000_000
-
 const OF_PROCESSOR = 'chat_template.json'
 
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
@@ -24,7 +21,7 @@ export async function loadChatTemplate(directory: Directory, text?: string): Pro
     compile({ name, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens })
   if (text !== undefined) return single('chatTemplate', text)
   if (await directory.has('chat_template.jinja')) {
-    const jinja = await readText(directory, 'chat_template.jinja', MAX_TEMPLATE_BYTES)
+    const jinja = await readText(directory, 'chat_template.jinja')
     return single(`${directory.name}/chat_template.jinja`, jinja)
   }
   const file = (await directory.has(OF_PROCESSOR)) ? OF_PROCESSOR : 'tokenizer_config.json'

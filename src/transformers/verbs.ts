@@ -11,7 +11,6 @@ import { ModelSession } from '../infer/model-session.js'
 import type { AdapterSessionOptions } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
-import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
 import { type SharedSession, sessionsFor } from './call-session.js'
 import { PIPELINE_OPTIONS } from './gen/options.js'
 import {
@@ -128,7 +127,7 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
   const settings = { ...objectOf(await readJsonIfThere(directory, 'tokenizer_config.json')) }
   // Newer folders have the template in a separate file, which transformers.js does not look for.
   const template = 'chat_template.jinja'
-  if (await directory.has(template)) settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
+  if (await directory.has(template)) settings.chat_template = await readText(directory, template)
   const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
   const Tokenizer = classNamed<object>(transformers, named, 'PreTrainedTokenizer')
   return new Tokenizer(tokenizer, settings)
