@@ -9,7 +9,7 @@ import { type ChatTemplate, DEFAULT_TEMPLATE, type RenderedChat, type TemplateSo
 const TOOL_TEMPLATE = 'tool_use'
 
 export async function compileChatTemplate(source: TemplateSource): Promise<ChatTemplate> {
-  const library = await import('@huggingface/jinja')
+  const library = (await import('@huggingface/jinja')) as unknown as Jinja
   const { name: where, specialTokens } = source
   const compiled = new Map<string, CompiledTemplate>()
   for (const [name, text] of source.texts) {
@@ -58,10 +58,13 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       // or they test whether the content is missing. So several forms of the messages are tried.
       const forms = [withObjects, messages].flatMap((form) => [form, withContent(form, null), withContent(form, '')])
       const different = forms.filter((form, i) => forms.findIndex((known) => isSame(known, form)) === i)
-      const { value, problems } = firstOf(different.map((form) => () => write(form)))
-      const text = value
-      if (text === undefined) throw problems[0]
-      return template.marksGeneration ? readMarks(text, record) : { text, generated: [] }
+      let refusal: unknown
+      for (const form of different) {
+        const { value: text, problems } = attempt(() => write(form))
+        if (text !== undefined) return template.marksGeneration ? readMarks(text, record) : { text, generated: [] }
+        refusal ??= problems[0]
+      }
+      throw refusal
     },
   }
 }
@@ -72,17 +75,6 @@ function withContent(messages: readonly MessageOfParts[], content: string | null
 }
 
 const isSame = (a: readonly object[], b: readonly object[]) => a.every((message, i) => message === b[i])
-
-/** The result of the first action that does not throw, and the errors of those before. */
-function firstOf<T>(actions: readonly (() => T)[]): { value?: T; problems: unknown[] } {
-  const problems: unknown[] = []
-  for (const action of actions) {
-    const tried = attempt(action)
-    if (tried.problems.length === 0) return { value: tried.value, problems }
-    problems.push(...tried.problems)
-  }
-  return { problems }
-}
 
 function readMarks(marked: string, where: string): RenderedChat {
   const generated: Span[] = []
@@ -146,13 +138,9 @@ interface Jinja {
   ) => { readonly parsed: object; render(variables: Record<string, unknown>): string }
   readonly Environment: new () => { set(name: string, value: unknown): unknown }
   readonly Interpreter: new (
-    environment: never,
-  ) => { run(program: never): unknown; evaluate(node: never, environment: never): unknown }
+    environment: object,
+  ) => { run(program: Node): RuntimeValue; evaluate(node: Node | undefined, environment: object): RuntimeValue }
 }
-
-type Interpreter = new (
-  environment: object,
-) => { run(program: Node): RuntimeValue; evaluate(node: Node | undefined, environment: object): RuntimeValue }
 
 interface RuntimeValue {
   readonly type: string
@@ -189,7 +177,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
     strftime_now: (format: string) => now.render({ format }),
   }
 
-  class LimitedInterpreter extends (Interpreter as Interpreter) {
+  class LimitedInterpreter extends Interpreter {
     #work = 0
     /** Nodes whose last value was an object or a list. */
     readonly #objects = new WeakSet<object>()
