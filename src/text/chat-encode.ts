@@ -1,7 +1,7 @@
 // Encodes chats as token ids. A chat is encoded as a single text, so that the model sees the same ids at inference.
 
 import { attempt, MismatchError } from '../base/errors.js'
-import { commonLength } from '../base/group.js'
+import { commonLength, firstOf } from '../base/group.js'
 import type { Span } from './added-tokens.js'
 import type { Chat, MessageOfParts } from './chat.js'
 import { type Example, IGNORED } from './records.js'
@@ -47,25 +47,23 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
     const example = marked && encode(marked, encoding)
     return example !== undefined && example.inputIds.length <= encoding.maxLength ? example : undefined
   }
-  let first: number | undefined
   const { texts, notes } = answerTexts(chat, encoding, where, (text) => fitting({ text, spans: [] }) === undefined)
   for (const { upTo, mark } of texts) {
-    const whole = first === undefined ? fitting(mark()) : undefined
-    if (whole !== undefined) {
-      result.examples.push(whole)
-      result.chats.push(upTo)
-      continue
+    const chats = [upTo, ...shorterChats(upTo)]
+    const textOf = (i: number) => (i === 0 ? mark() : answerTexts(chats[i], encoding, where).texts.at(-1)?.mark())
+    let example = undefined as Example | undefined
+    const fits = (i: number) => {
+      const found = fitting(textOf(i))
+      example = found ?? example
+      return found !== undefined
     }
-    const shorter = shorterChats(upTo)
-    const parts = shorter.map((part) => () => answerTexts(part, encoding, where).texts.at(-1)?.mark())
-    // `first` is how many turns the previous text lost. This text has to lose about as many: begin the search there.
-    const found = longest([mark, ...parts], (option) => fitting(option()), first ?? parts.length)
-    if (found === undefined) result.lostAnswers++
+    // If an earlier text was too long, this one, which is longer, most probably is too: do not try it first.
+    const index = !result.isShortened && fits(0) ? 0 : firstOf(chats.length, fits)
+    if (example === undefined) result.lostAnswers++
     else {
-      first = found.index
-      result.examples.push(found.value)
-      result.chats.push([upTo, ...shorter][found.index])
-      result.isShortened ||= found.index > 0
+      result.examples.push(example)
+      result.chats.push(chats[index])
+      result.isShortened ||= index > 0
     }
   }
   return { ...result, notes }
@@ -83,29 +81,6 @@ function shorterChats(chat: Chat): Chat[] {
     const kept = [...messages.slice(0, system), ...messages.slice(first)]
     return { ...chat, messages: kept, learnFrom: Math.max(0, learnFrom - (first - system)) }
   })
-}
-
-/**
- * Finds the first option for which `read` returns a value. All later options must have values too. Searches from a
- * guess in growing steps, then by halving.
- */
-function longest<Option, Value>(
-  options: readonly Option[],
-  read: (option: Option) => Value | undefined,
-  guess: number,
-): { index: number; value: Value } | undefined {
-  let found: { index: number; value: Value } | undefined
-  let [none, index, step] = [-1, guess, 1]
-  while (index > none && index < (found?.index ?? options.length)) {
-    const value = read(options[index])
-    if (value === undefined) none = index
-    else found = { index, value }
-    const isOpen = found === undefined || none < 0
-    const next = found === undefined ? none + step : found.index - step
-    index = isOpen ? Math.min(Math.max(next, 0), options.length - 1) : (none + found!.index) >> 1
-    step *= 2
-  }
-  return found
 }
 
 /** How many answers are rendered to find the form of a long chat: rendering up to each answer takes quadratic time. */
