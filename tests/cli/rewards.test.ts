@@ -1,9 +1,11 @@
 // lowrank train --task grpo: rewards from graders, and from a module, which runs in a worker with a deadline.
 
+import { execFile } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { expect, it, onTestFinished, vi } from 'vitest'
 import { lowrank, root, scratchFolder } from './lowrank.js'
 
@@ -94,3 +96,13 @@ it.each([
   expect([code, stderr]).toEqual([1, expect.stringMatching(message)])
   if (name === 'hangs') expect(existsSync(join(scratch, name, 'training-state.safetensors'))).toBe(true)
 })
+
+it('is read by a program that Node got as a text, and does not keep it running', async () => {
+  const file = join(scratch, 'length.mjs')
+  writeFileSync(file, 'export const length = ({ text }) => text.length')
+  const program = `import { loadRewards } from ${JSON.stringify(join(root, 'dist/node/rewards.js'))}
+    const [length] = await loadRewards(${JSON.stringify(file)})
+    console.log(length.name, await length({ text: 'abc' }))`
+  const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program])
+  expect(stdout).toBe('length 3\n')
+}, 20_000)
