@@ -51,15 +51,11 @@ function targetOf(options: MergeOptions | UnmergeOptions, open: verbs.OpenJob | 
   return openTarget(options.out, 'out')
 }
 
-function remote({ signal }: Pick<MergeOptions, 'signal'>): RemoteOptions {
-  return signal === undefined ? {} : { signal }
-}
-
 async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'readsRanges'>) {
-  const { base, adapters: given } = options
+  const { base, adapters: given, signal } = options
   const list = (Array.isArray(given) && !SOURCE.accepts(given) ? given : [given]) as AdapterToMerge[]
-  const adapters = await Promise.all(list.map((adapter) => weightedAdapter(adapter, remote(options))))
-  const opened = await openSource(base, 'base', { ...remote(options), ...reading })
+  const adapters = await Promise.all(list.map((adapter) => weightedAdapter(adapter, { signal })))
+  const opened = await openSource(base, 'base', { signal, ...reading })
   return { base: opened, adapters, warnings: await baseWarnings(opened.directory, adapters) }
 }
 

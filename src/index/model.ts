@@ -47,7 +47,7 @@ export async function requireChatTemplate(source: Source, error?: (model: string
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, 'loadModel', LOAD_MODEL_OPTIONS)
   const { onDownload, signal } = options
-  const remote = { ...(onDownload !== undefined && { onDownload }), ...(signal !== undefined && { signal }) }
+  const remote = { signal, ...(onDownload !== undefined && { onDownload }) }
   const { directory, file } = await openSource(source, 'source', remote)
   if (file !== undefined && OTHER_FILES.test(file)) {
     throw new FileError({

@@ -7,7 +7,6 @@ import { checkAddress } from '../base/post-json.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/row.js'
 import type { Model } from '../graph/model-folder.js'
-import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { LORA_CONFIG } from '../lora/gen/options.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
@@ -74,37 +73,34 @@ export async function withTraining<T>(
   resolveConfig(options.config)
   const { openExampleFile } = platform()
   let file: ReturnType<NonNullable<typeof openExampleFile>> | undefined
-  let adapter: Promise<LoraAdapter> | undefined
   let closeTeacher: (() => Promise<void>) | undefined
-  const inputOf = async (model: Model, data: TrainingData) => {
-    const { dtype: _, ...rest } = options
-    if (options.adapter !== undefined) adapter ??= openAdapter(options.adapter, 'adapter')
-    const config = withDefaultTargets(options, model)
-    return { ...rest, config, adapter: await adapter, rewards: undefined, teacher: undefined, model, data }
-  }
-  const openOut = () => (options.out === undefined ? undefined : openTarget(options.out, 'out'))
   return withOpened(options, async (model, data, evalData) => {
+    const { dtype: _, ...rest } = options
+    const adapter = options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter')
+    const config = withDefaultTargets(options, model)
     const teacher = await openTeacher(options)
     if (teacher !== undefined && teacher !== options.teacher && !('url' in teacher))
       closeTeacher = () => teacher.close()
-    return await work(
-      {
-        ...(await inputOf(model, data)),
-        rewards: await openRewards(options),
-        teacher,
-        ...(options.on === undefined && { on: platform().watch?.() }),
-        evalData,
-        decodeImage: options.decodeImage ?? platform().decodeImage,
-        out: openOut(),
-      },
-      {
-        limits: memoryLimits(model),
-        memoryUse: platform().memoryUse,
-        exampleFile: openExampleFile && (() => (file ??= openExampleFile())),
-        sources: sourcesOf(options),
-        page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
-      },
-    )
+    const opened = {
+      ...rest,
+      model,
+      data,
+      evalData,
+      config,
+      adapter,
+      teacher,
+      rewards: await openRewards(options),
+      ...(options.on === undefined && { on: platform().watch?.() }),
+      decodeImage: options.decodeImage ?? platform().decodeImage,
+      out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
+    }
+    return work(opened, {
+      limits: memoryLimits(model),
+      memoryUse: platform().memoryUse,
+      exampleFile: openExampleFile && (() => (file ??= openExampleFile())),
+      sources: sourcesOf(options),
+      page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
+    })
   }).finally(async () => {
     file?.close()
     await closeTeacher?.()

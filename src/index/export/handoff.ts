@@ -3,7 +3,7 @@
 import type { Source, Target } from '../../base/bytes.js'
 import { type Directory, readJson } from '../../base/bytes.js'
 import { ConfigError, FileError } from '../../base/errors.js'
-import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options.js'
+import { checkOptions, isObject } from '../../base/options.js'
 import { isDirectory } from '../../data/row.js'
 import type { HandoffReport } from '../../handoff/handoff.js'
 import type { TrainOptions } from '../../train/options.js'
@@ -49,7 +49,6 @@ export interface HandoffOptions {
  */
 export async function handoff(run: Source | TrainOptions, options: HandoffOptions): Promise<HandoffReport> {
   checkOptions(options, 'handoff', HANDOFF_OPTIONS)
-  checkArgument(options.to, oneOf('trl'), 'to')
   const { handOff } = await import('../../handoff/handoff.js')
   const { out, base, rows = 'tokens' } = options
   const found = isOptions(run) ? run : await optionsOf(await openFolder(run, 'run'))
