@@ -310,6 +310,11 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
     () => ['generate', '--model', MODEL, '--adapter', FOREIGN, '--prompt', 'a'],
     /model\.layers\.0\..*_proj/,
   ],
+  ...['[null]', '[[]]', '{"messages": []}', '7'].map((chat, i): (typeof OTHERS)[number] => [
+    `generate: ${chat} as a chat`,
+    () => ['generate', '--model', MODEL, '--messages', file(`chat-${i}.json`, chat)],
+    /chat-\d\.json: not a chat; expected JSON/,
+  ]),
   [
     'generate: a temperature below 0',
     () => ['generate', '--model', MODEL, '--prompt', 'a', '--temperature', '-1'],

@@ -4,8 +4,8 @@ import { counted } from '../../base/errors.js'
 import type { ResizeResult, ToolProgress } from '../../index.js'
 import { newFolder } from '../../node/command-line.js'
 import { choice, required, toggle, type Values } from '../options.js'
-import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
+import { EXIT_INTERRUPTED, stoppable } from '../show/interrupt.js'
+import { colors, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
 
 export const ADAPTER_OUTPUT = {
   out: required('DIR', 'folder for the result'),
@@ -13,15 +13,13 @@ export const ADAPTER_OUTPUT = {
   json: toggle('print one JSON document on stdout'),
 }
 
+/** Runs `work`, whose steps are counted on a progress line. If a signal ends it, says so and returns undefined. */
 export async function withProgress<T>(
   work: (run: { signal: AbortSignal; onProgress: (progress: ToolProgress) => void }) => Promise<T>,
 ): Promise<T | undefined> {
-  const progress = new Progress()
-  const onProgress = ({ done, total, name }: ToolProgress) => progress.update(done, total, `  ${name}`)
-  const running = interruptible('Stopping. Nothing is written.', (signal) => work({ signal, onProgress }))
-  const result = await running.finally(() => progress.end())
-  if (result === undefined) say('Stopped.')
-  return result
+  return stoppable('Stopping. Nothing is written.', (signal, progress) => {
+    return work({ signal, onProgress: ({ done, total, name }) => progress.update(done, total, `  ${name}`) })
+  })
 }
 
 export async function writeAdapter(

@@ -4,8 +4,8 @@ import { counted } from '../../base/errors.js'
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'
 import { ADAPTER, type Occurrence, readNumber, repeated, single, toggle, UsageError } from '../options.js'
-import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { bytes, colors, Progress, peakRssBytes, printable, printDocument, say, warn } from '../show/terminal.js'
+import { EXIT_INTERRUPTED, stoppable } from '../show/interrupt.js'
+import { bytes, colors, peakRssBytes, printable, printDocument, say, warn } from '../show/terminal.js'
 
 export const ADAPTERS = {
   adapter: {
@@ -40,14 +40,13 @@ export async function runMerge<R extends MergeReport>(
   work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
   show: (report: R) => void = () => {},
 ): Promise<number> {
-  const progress = new Progress()
-  const onProgress = ({ writtenBytes, totalBytes }: MergeProgress) => progress.updateBytes(writtenBytes, totalBytes)
-  const running = interruptible('Stopping. --out does not change.', (signal) => work({ signal, onProgress }))
-  const report = await running.finally(() => progress.end())
-  if (report === undefined) {
-    say('Stopped.')
-    return EXIT_INTERRUPTED
-  }
+  const report = await stoppable('Stopping. --out does not change.', (signal, progress) => {
+    return work({
+      signal,
+      onProgress: ({ writtenBytes, totalBytes }) => progress.updateBytes(writtenBytes, totalBytes),
+    })
+  })
+  if (report === undefined) return EXIT_INTERRUPTED
   if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
   else show(report)
   sayAsides(report)

@@ -1,7 +1,6 @@
 // lowrank chat: a conversation with a model in the terminal. You can change the adapter during the conversation.
 
 import { createInterface } from 'node:readline'
-import { requireChatTemplate } from '../../index/model.js'
 import { type AdapterSession, type ChatMessage, LowrankError, type StreamOptions } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, text, UsageError } from '../options.js'
@@ -49,11 +48,8 @@ export const chat = defineCommand({
         await talk(session, { options, system, adapter: adapter[0], signal })
         return 0
       },
-      async (source, adapters) => {
-        const isKnown =
-          template !== undefined || [...adapters.values()].some((adapter) => adapter.chatTemplate !== undefined)
-        if (!isKnown) await requireChatTemplate(source)
-      },
+      (adapters) =>
+        template === undefined && [...adapters.values()].every(({ chatTemplate }) => chatTemplate === undefined),
     )
   },
 })

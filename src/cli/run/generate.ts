@@ -1,8 +1,7 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
 import { counted } from '../../base/errors.js'
-import { jsonIn } from '../../base/options.js'
-import { requireChatTemplate } from '../../index/model.js'
+import { isObject, jsonIn } from '../../base/options.js'
 import {
   type AdapterChoice,
   type ChatMessage,
@@ -101,10 +100,10 @@ export const generate = defineCommand({
         if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
         return 0
       },
-      async (source, adapters) => {
-        const choices = choicesOf(weighted, adapters, mix).filter(({ wasTrainedOnChats }) => !wasTrainedOnChats)
-        const isChat = choices.some(() => prompts.for(false).some((prompt) => typeof prompt !== 'string'))
-        if (isChat && template === undefined) await requireChatTemplate(source)
+      (adapters) => {
+        const isChat = prompts.for(false).some((prompt) => typeof prompt !== 'string')
+        const hasOthers = choicesOf(weighted, adapters, mix).some(({ wasTrainedOnChats }) => !wasTrainedOnChats)
+        return isChat && hasOthers && template === undefined
       },
     )
   },
@@ -186,8 +185,7 @@ async function readChats(file: string): Promise<FileChat[]> {
 
 function chatOf(value: unknown, where: string): FileChat {
   const { messages, tools } = (Array.isArray(value) ? { messages: value } : (value ?? {})) as Partial<FileChat>
-  const isChat =
-    Array.isArray(messages) && messages.length > 0 && messages.every((message) => typeof message === 'object')
+  const isChat = Array.isArray(messages) && messages.length > 0 && (messages as unknown[]).every(isObject)
   if (isChat) return { messages, ...(Array.isArray(tools) && { tools }) }
   throw new DataError({
     where,

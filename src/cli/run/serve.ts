@@ -2,6 +2,7 @@
 
 import { basename } from 'node:path'
 import { closing } from '../../base/bytes.js'
+import { isObject } from '../../base/options.js'
 import { requireChatTemplate } from '../../index/model.js'
 import type { LoraAdapter, OpenSessionOptions, SignalLike } from '../../index.js'
 import type { ApiKey, RequestEntry, ResolveAdapter } from '../../serve/node/entry.js'
@@ -197,7 +198,7 @@ async function withConfig(file: string, occurrences: readonly Occurrence[]): Pro
     await readOptions(file, 'not the options of a server', 'names with values, such as model, adapter and port'),
   ).flatMap(([name, value]) => {
     const flag = flagOf(name)
-    const named = typeof value === 'object' && value !== null && !Array.isArray(value)
+    const named = isObject(value)
     const pairs = named ? Object.entries(value).map((pair) => pair.join('=')) : []
     const isRepeatable = (OPTIONS as Options)[name]?.isRepeatable
     const list = !named ? [value].flat() : isRepeatable ? pairs : [pairs.join(',')]

@@ -2,7 +2,6 @@
 
 import { counted } from '../../base/errors.js'
 import { askChat, checkAddress, withoutThoughts } from '../../base/post-json.js'
-import { requireChatTemplate } from '../../index/model.js'
 import type { MessageOfParts } from '../../index.js'
 import { questionsOfInput } from '../../node/command-line.js'
 import { flags } from '../flags.js'
@@ -93,10 +92,7 @@ export const synthesize = defineCommand({
             isCut: finish === 'max-new-tokens' || finish === 'context',
           }))
         }),
-      async (source, adapters) => {
-        const hasTemplate = chatTemplate !== undefined || adapters.get(adapter ?? '')?.chatTemplate !== undefined
-        if (!hasTemplate) await requireChatTemplate(source)
-      },
+      (adapters) => chatTemplate === undefined && adapters.get(adapter ?? '')?.chatTemplate === undefined,
     )
   },
 })

@@ -1,6 +1,7 @@
 // Reads text files for commands. A file with the options of a run is YAML or JSON; its names are the option names of
 // train() in code.
 
+import { isObject, objectOf } from '../../base/options.js'
 import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
 import { readTemplate, readTextFile } from '../../node/command-line.js'
 
@@ -24,7 +25,7 @@ export async function readOptions(file: string, wrong: string, expected: string)
     const kind = cause instanceof YAMLParseError ? 'not valid YAML or JSON' : 'cannot be read'
     throw new FormatError({ where: file, what: `${kind} (${what.replace(/:$/, '')})`, cause })
   }
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  if (isObject(value)) return value
   throw new FormatError({
     where: file,
     what: wrong,
@@ -37,9 +38,8 @@ export function inRunFile(error: unknown, file: string, given: ReadonlySet<strin
   if (!(error instanceof ConfigError) || error.where === undefined) return error
   const { where, what, expected, got, hint } = error
   const [name] = where.split(/[.[]/)
-  const { config = {} } = options as { config?: unknown }
-  const isThere =
-    Object.hasOwn(options, name) || (typeof config === 'object' && config !== null && Object.hasOwn(config, name))
+  const { config } = options as { config?: unknown }
+  const isThere = Object.hasOwn(options, name) || Object.hasOwn(objectOf(config), name)
   if (!isThere || given.has(name)) return error
   return new ConfigError({ where: `${file}: ${where}`, what, expected, got, hint, cause: error })
 }

@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { closing } from '../../base/bytes.js'
 import { otherBase } from '../../index/base-name.js'
+import { requireChatTemplate } from '../../index/model.js'
 import type { AdapterSession, LoraAdapter, LoraConfig } from '../../index.js'
 import { flags } from '../flags.js'
 import { ADAPTER, MODEL, RUNS, repeated, text, toggle, UsageError, type Values } from '../options.js'
@@ -25,22 +26,23 @@ export const OUTPUT_OPTIONS = {
 type SessionValues = Values<typeof SESSION_OPTIONS> & Pick<Values<typeof OUTPUT_OPTIONS>, 'device' | 'threads'>
 
 /**
- * Opens a model with adapters, calls `use`, and closes the model. Commands that write texts pass `check`. It is called
- * before the model is loaded, and the model must then be able to write texts.
+ * Opens a model with adapters, calls `use`, and closes the model. Commands that write texts pass `needsTemplate`, which
+ * says whether the model must have a chat template. That and whether it can write texts is checked before the weights
+ * are loaded.
  */
 export async function withSession(
   { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
   use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
-  check?: (source: string, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<void>,
+  needsTemplate?: (adapters: ReadonlyMap<string, LoraAdapter>) => boolean,
 ): Promise<number> {
   if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
   const node = await import('../../node.js')
   const adapters: [string, LoraAdapter][] = []
   for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
   const source = named ?? (await baseOfAdapter(folders[0], adapters[0][1]))
-  await check?.(source, new Map(adapters))
+  if (needsTemplate?.(new Map(adapters))) await requireChatTemplate(source)
   return closing(await node.loadModel(source, { dtype }), async (model) => {
-    if (check !== undefined) await (await import('../../index/session.js')).requireTexts(model)
+    if (needsTemplate !== undefined) await (await import('../../index/session.js')).requireTexts(model)
     for (const [folder, { config }] of adapters) {
       const warning = otherBase(folder, config.baseModel, model)
       if (warning !== undefined) warn(warning)

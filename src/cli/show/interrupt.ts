@@ -1,7 +1,7 @@
 // Handles Ctrl-C, SIGTERM (schedulers) and SIGHUP (a closed terminal): the first signal asks the command to save and
 // stop, the second ends the process.
 
-import { say } from './terminal.js'
+import { Progress, say } from './terminal.js'
 
 export const EXIT_INTERRUPTED = 130
 
@@ -46,4 +46,15 @@ export async function interruptible<T>(
     // If a signal came, the process ends soon, and a second signal must still end it at once: keep the listeners.
     if (!controller.signal.aborted) for (const name of SIGNALS) process.off(name, onInterrupt)
   }
+}
+
+/** Runs `work` with a progress line. If a signal ends it, says so and returns undefined. */
+export async function stoppable<T>(
+  promise: string,
+  work: (signal: AbortSignal, progress: Progress) => Promise<T>,
+): Promise<T | undefined> {
+  const progress = new Progress()
+  const result = await interruptible(promise, (signal) => work(signal, progress)).finally(() => progress.end())
+  if (result === undefined) say('Stopped.')
+  return result
 }
