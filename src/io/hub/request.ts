@@ -92,7 +92,7 @@ export async function request(
           address: url.href,
           chunks: () => chunksOf(url, response, watch, slowMs),
           async cancel() {
-            watch.done()
+            watch.rest()
             await response.body?.cancel().catch(() => {})
           },
         }
@@ -101,10 +101,10 @@ export async function request(
       url = redirected(url, location)
     }
   } catch (cause) {
-    watch.done()
+    watch.rest()
     throw failure(url, cause, watch)
   }
-  watch.done()
+  watch.rest()
   throw new FileError({ where: shown(address), what: `more than ${MAX_REDIRECTS} redirects, one after the other` })
 }
 
@@ -151,7 +151,7 @@ async function* chunksOf(
   } catch (cause) {
     throw failure(url, cause, watch)
   } finally {
-    watch.done()
+    watch.rest()
     await reader?.cancel().catch(() => {})
   }
 }
@@ -174,39 +174,31 @@ function failure(url: URL, cause: unknown, watch: Watch): unknown {
   })
 }
 
+/** Aborts a request if nothing comes for a while, or if the caller's signal (`outer`) says so. */
 class Watch {
-  readonly #controller = new AbortController()
-  readonly #onAbort = () => this.#controller.abort()
+  readonly #stall = new AbortController()
+  readonly signal: AbortSignal
   #timer: ReturnType<typeof setTimeout> | undefined
-  isStalled = false
 
   constructor(
     readonly stallMs: number,
     readonly outer: AbortSignal | undefined,
   ) {
     outer?.throwIfAborted()
-    outer?.addEventListener('abort', this.#onAbort)
+    this.signal = AbortSignal.any([this.#stall.signal, ...(outer === undefined ? [] : [outer])])
   }
 
-  get signal(): AbortSignal {
-    return this.#controller.signal
+  get isStalled(): boolean {
+    return this.#stall.signal.aborted
   }
 
   wait(): void {
     this.rest()
-    this.#timer = setTimeout(() => {
-      this.isStalled = true
-      this.#controller.abort()
-    }, this.stallMs)
+    this.#timer = setTimeout(() => this.#stall.abort(), this.stallMs)
   }
 
   rest(): void {
     clearTimeout(this.#timer)
-  }
-
-  done(): void {
-    this.rest()
-    this.outer?.removeEventListener('abort', this.#onAbort)
   }
 }
 

@@ -122,17 +122,15 @@ export class HandleDirectory implements Directory {
 
   async open(path: string): Promise<ByteSource> {
     const where = `${this.name}/${path}`
-    try {
+    return withHandleErrors(where, 'cannot be read', async () => {
       return new BlobSource(await (await this.#file(path)).getFile(), where)
-    } catch (error) {
-      throw handleError(where, 'cannot be read', error)
-    }
+    })
   }
 
   async create(path: string): Promise<ByteSink> {
     const where = `${this.name}/${path}`
     const isNew = !(await this.has(path))
-    try {
+    return withHandleErrors(where, 'cannot be written', async () => {
       const file = await this.#file(path, true)
       if (file.createWritable === undefined) {
         throw new FileError({ where, what: 'this browser cannot write files of its own (createWritable)' })
@@ -140,9 +138,7 @@ export class HandleDirectory implements Directory {
       return streamSink(await file.createWritable(), where, async () => {
         if (isNew) await this.remove(path)
       })
-    } catch (error) {
-      throw handleError(where, 'cannot be written', error)
-    }
+    })
   }
 
   async remove(path: string): Promise<void> {
@@ -223,19 +219,9 @@ function streamSink(writer: Writer, name: string, dropped = async () => {}): Byt
   let isOpen = true
   return {
     name,
-    async write(bytes) {
-      try {
-        await writer.write(bytes as Uint8Array<ArrayBuffer>)
-      } catch (error) {
-        throw handleError(name, 'cannot be written', error)
-      }
-    },
+    write: (bytes) => withHandleErrors(name, 'cannot be written', () => writer.write(bytes as Uint8Array<ArrayBuffer>)),
     async commit() {
-      try {
-        await writer.close()
-      } catch (error) {
-        throw handleError(name, 'cannot be written', error)
-      }
+      await withHandleErrors(name, 'cannot be written', () => writer.close())
       isOpen = false
     },
     async abort() {
@@ -253,6 +239,14 @@ const REASONS: Readonly<Record<string, string>> = {
   NoModificationAllowedError: 'it is being written already',
   QuotaExceededError: 'no space left in what the browser grants',
   TypeMismatchError: 'it is a folder where a file is expected, or the other way round',
+}
+
+async function withHandleErrors<T>(where: string, action: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
+  } catch (error) {
+    throw handleError(where, action, error)
+  }
 }
 
 function handleError(where: string, action: string, error: unknown): FileError {
