@@ -123,8 +123,8 @@ export function f32ToF16(input: Float32Array): Uint16Array {
 }
 
 /**
- * Decodes floats to f32, into the start of `memory` if it is given. Throws ShapeError if the length is not a multiple of
- * the type's size.
+ * Decodes floats to f32, into the start of `memory` if it is given. Throws ShapeError if the length is not a multiple
+ * of the type's size.
  */
 export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype, memory?: Float32Array): Float32Array {
   const { buffer, offset, count } = elementsOf(bytes, dtype)
