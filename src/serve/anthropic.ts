@@ -90,8 +90,7 @@ function textOf(content: unknown, param: string): string {
 }
 
 export const respondMessage: typeof answer = async (session, request, asked) => {
-  const { prompts, options } = request
-  const { adapter, model, cacheScope, signal, events, onPiece } = asked
+  const { fields, model, events, generate } = asked
   const reader = readerOf(request)
   const message = (content: readonly object[], usage: object, ending: object) => {
     const id = `msg_${crypto.randomUUID().replaceAll('-', '')}`
@@ -124,13 +123,10 @@ export const respondMessage: typeof answer = async (session, request, asked) => 
     if (!hasBegun) event('message_start', { message: message([], { input_tokens: 0, output_tokens: 0 }, none) })
     hasBegun = true
   }
-  const onText = (piece: string) => {
-    onPiece()
+  const [result] = await generate((piece) => {
     start()
     send(reader.read(piece))
-  }
-  const images = options.images === undefined ? {} : { images: [options.images] as never }
-  const [result] = await session.generate(prompts, { ...options, ...images, adapter, cacheScope, signal, onText })
+  })
   start()
   send(reader.end(result.text))
   close()
@@ -142,7 +138,7 @@ export const respondMessage: typeof answer = async (session, request, asked) => 
     output_tokens: tokenIds.length,
   }
   const written = session.model.tokenizer?.decode(tokenIds).slice(result.text.length) ?? ''
-  const stops = [(asked.fields.stop_sequences as readonly string[] | undefined) ?? []].flat()
+  const stops = [(fields.stop_sequences as readonly string[] | undefined) ?? []].flat()
   const stop = result.finish === 'stop' ? (stops.find((sequence) => written.startsWith(sequence)) ?? null) : null
   const hasCalls = reader.calls.length > 0
   const reason = stop !== null ? 'stop_sequence' : hasCalls ? 'tool_use' : 'end_turn'

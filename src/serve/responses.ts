@@ -61,11 +61,10 @@ function partOf(part: unknown): unknown {
 }
 
 export const respond: typeof answer = async (session, request, asked) => {
-  const { prompts, options } = request
-  const { fields, adapter, model, cacheScope, signal, events, onPiece } = asked
+  const { fields, model, events, generate } = asked
   const [id, messageId] = ['resp', 'msg'].map((kind) => `${kind}_${crypto.randomUUID()}`)
   const created = seconds()
-  const { temperature, topP } = resolveSampling(options, session.model.generationConfig)
+  const { temperature, topP } = resolveSampling(request.options, session.model.generationConfig)
   const resource = (status: string, output: readonly object[], usage: object | null = null) => ({
     ...ECHOED,
     temperature,
@@ -141,12 +140,7 @@ export const respond: typeof answer = async (session, request, asked) => {
       }
     }
   }
-  const onText = (piece: string) => {
-    onPiece()
-    send(reader.read(piece))
-  }
-  const images = options.images === undefined ? {} : { images: [options.images] as never }
-  const [result] = await session.generate(prompts, { ...options, ...images, adapter, cacheScope, signal, onText })
+  const [result] = await generate((piece) => send(reader.read(piece)))
   send(reader.end(result.text))
   const status = finishReason(result) === 'length' ? 'incomplete' : 'completed'
   close(status)

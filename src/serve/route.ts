@@ -1,7 +1,7 @@
-// A route: who may call it, the fields of its body, and the function that answers. And what the log gets of a request.
+// A request on its way to its route, and what the log gets of it.
 
-import type { Fields, FieldTable } from './fields.js'
-import type { Caller, Right } from './keys.js'
+import type { Fields } from './fields.js'
+import type { Caller } from './keys.js'
 
 /** A request that was answered, for logs. It holds nothing of what was asked or answered. */
 export interface RequestEntry {
@@ -40,16 +40,7 @@ export interface Call {
   done?: Promise<unknown>
 }
 
-export interface Route<Server> {
-  readonly right: Right
-  readonly fields?: FieldTable | undefined
-  run(server: Server, call: Call): Promise<Response> | Response
-}
-
 export type Method = 'GET' | 'POST' | 'DELETE'
-
-/** Path → method → route. `*` stands for any text. */
-export type Routes<Server> = Readonly<Record<string, Readonly<Partial<Record<Method, Route<Server>>>>>>
 
 /** Finds the path of the table that a request's path fits, and what `*` stands for. */
 export function findPath(table: object, pathname: string): readonly [path: string, id: string] | undefined {

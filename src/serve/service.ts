@@ -42,15 +42,15 @@ import {
   type WireForm,
   withoutPaths,
 } from './http.js'
-import { JOB_ROUTES, type JobRoute } from './jobs/routes.js'
+import { ALIAS_FIELDS, COMPLETE_FIELDS, JOB_FIELDS, METADATA_FIELDS, UPLOAD_FIELDS } from './jobs/fields.js'
 import type { Jobs } from './jobs/training.js'
 import { type Caller, callerOf, type Right, requireRight } from './keys.js'
 import { checkPrompts, checkTexts } from './lengths.js'
 import { Metrics } from './metrics.js'
 import { respond, responseRequest } from './responses.js'
-import { type Call, findPath, type Method, type RequestEntry, type Route, type Routes } from './route.js'
+import { type Call, findPath, type Method, type RequestEntry } from './route.js'
 import type { OnSpan } from './spans.js'
-import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
+import { answer, chatRequest, completionRequest, type OnText, type TextRequest } from './texts.js'
 import { withTools } from './tool-prompt.js'
 import { classification, embeddings, type Read, reranking, scoring } from './vectors.js'
 
@@ -60,30 +60,73 @@ const BODY_MS = 1000
 /** New tokens of an answer if neither the model nor the server has a limit. */
 const TOKENS_WITHOUT_CONTEXT = 4096
 
-type Run = Route<Service>['run']
+type Run = (service: Service, call: Call) => Promise<Response> | Response
+
+/** Who may call a route, the fields of its body, and the function that answers. */
+interface Route {
+  readonly right: Right
+  readonly fields?: FieldTable | undefined
+  readonly run: Run
+}
 
 const get = (run: Run, right: Right = 'key') => ({ GET: { right, run } })
 const probe = (run: Run) => get(run, 'anyone')
-const post = (fields: FieldTable, run: Run, right: Right = 'key') => ({ POST: { right, fields, run } })
+const post = (fields: FieldTable | undefined, run: Run, right: Right = 'key') => ({ POST: { right, fields, run } })
 const models = get((service, call) => service.models(call))
 const labels = post(CLASSIFY_FIELDS, (service, call) => service.readings(call, classification))
 const page = probe((service, { request }) => service.page(new URL(request.url).pathname))
 
-/** The routes that `training` answers. */
-const jobs: Routes<Service> = Object.fromEntries(
-  Object.entries(JOB_ROUTES).map(([path, methods]) => {
-    const routeOf = ([method, { right = 'key', fields }]: [string, JobRoute]) => {
-      return [
-        method,
-        { right, fields, run: (service: Service, call: Call) => service.train(`${method} ${path}`, call) },
-      ]
-    }
-    return [path, Object.fromEntries(Object.entries(methods).map(routeOf))]
-  }),
-)
+/** Answers a route of files, jobs, stored chats or aliases. */
+type JobRun = (jobs: Jobs, call: Call) => object | Promise<object>
 
-export const ROUTES: Routes<Service> = {
-  ...jobs,
+const ofJobs = (run: JobRun): Run => {
+  return (service, call) => service.train(run, call)
+}
+const getJobs = (run: JobRun) => get(ofJobs(run))
+const postJobs = (fields: FieldTable | undefined, run: JobRun, right?: Right) => post(fields, ofJobs(run), right)
+const deleteJobs = (run: JobRun, right: Right = 'key') => ({ DELETE: { right, run: ofJobs(run) } })
+
+/** Path → method → route. `*` stands for any text. A path with `*` in its middle comes before one that ends with it. */
+export const ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, Route>>>>> = {
+  '/v1/files': {
+    ...getJobs(({ files }, call) => files.list(call)),
+    ...postJobs(undefined, (jobs, call) => jobs.createFile(call)),
+  },
+  '/v1/files/*/content': getJobs(({ files }, call) => files.content(call)),
+  '/v1/files/*': {
+    ...getJobs(({ files }, call) => files.retrieve(call)),
+    ...deleteJobs(({ files }, call) => files.remove(call)),
+  },
+  '/v1/uploads': postJobs(UPLOAD_FIELDS, ({ files }, call) => files.createUpload(call)),
+  '/v1/uploads/*/parts': postJobs(undefined, ({ files }, call) => files.addPart(call)),
+  '/v1/uploads/*/complete': postJobs(COMPLETE_FIELDS, ({ files }, call) => files.complete(call)),
+  '/v1/uploads/*/cancel': postJobs(undefined, ({ files }, call) => files.cancelUpload(call)),
+  '/v1/fine_tuning/jobs': {
+    ...getJobs(({ queue }, call) => queue.list(call)),
+    ...postJobs(JOB_FIELDS, ({ queue }, call) => queue.create(call)),
+  },
+  '/v1/fine_tuning/jobs/*/cancel': postJobs(undefined, ({ queue }, call) => queue.cancel(call)),
+  '/v1/fine_tuning/jobs/*/pause': postJobs(undefined, ({ queue }, call) => queue.turn(call, true)),
+  '/v1/fine_tuning/jobs/*/resume': postJobs(undefined, ({ queue }, call) => queue.turn(call, false)),
+  '/v1/fine_tuning/jobs/*/events': getJobs(({ queue }, call) => queue.listEvents(call)),
+  '/v1/fine_tuning/jobs/*/checkpoints': getJobs(({ queue }, call) => queue.listCheckpoints(call)),
+  '/v1/fine_tuning/jobs/*': getJobs(({ queue }, call) => queue.get(call)),
+  '/v1/chat/completions': {
+    ...getJobs(({ completions }, call) => completions.list(call)),
+    ...post(CHAT_FIELDS, (service, call) => service.texts(call, chatRequest)),
+  },
+  '/v1/chat/completions/*/messages': getJobs(({ completions }, call) => completions.messages(call)),
+  '/v1/chat/completions/*': {
+    ...getJobs(({ completions }, call) => completions.get(call)),
+    ...postJobs(METADATA_FIELDS, ({ completions }, call) => completions.update(call)),
+    ...deleteJobs(({ completions }, call) => completions.remove(call)),
+  },
+  '/v1/models/*': { ...models, ...deleteJobs((jobs, call) => jobs.models.remove(call)) },
+  '/v1/aliases': {
+    ...getJobs((jobs) => jobs.models.listAliases()),
+    ...postJobs(ALIAS_FIELDS, (jobs, call) => jobs.models.setAlias(call), 'admin'),
+  },
+  '/v1/aliases/*': deleteJobs((jobs, call) => jobs.models.removeAlias(call), 'admin'),
   '/': page,
   '/chat.js': page,
   '/chat.css': page,
@@ -93,11 +136,6 @@ export const ROUTES: Routes<Service> = {
   '/version': probe((service) => service.version()),
   '/metrics': get((service, { caller }) => service.metrics(caller)),
   '/v1/models': models,
-  '/v1/models/*': { ...models, ...jobs['/v1/models/*'] },
-  '/v1/chat/completions': {
-    ...jobs['/v1/chat/completions'],
-    ...post(CHAT_FIELDS, (service, call) => service.texts(call, chatRequest)),
-  },
   '/v1/completions': post(COMPLETION_FIELDS, (service, call) => service.texts(call, completionRequest)),
   '/v1/responses': post(RESPONSE_FIELDS, (service, call) => service.texts(call, responseRequest, respond)),
   '/v1/messages': post(MESSAGE_FIELDS, (service, call) => service.texts(call, messageRequest, respondMessage)),
@@ -144,8 +182,8 @@ export class Service {
     } = options
     const onError = (error: unknown) => void this.#told(error)
     this.#maxAdapters = maxAdapters
-    this.#registry = new AdapterRegistry(session, { names, resolve, maxAdapters, onError, tuned: jobs })
-    jobs?.attach(this.#registry)
+    this.#registry = new AdapterRegistry(session, { names, resolve, maxAdapters, onError, tuned: jobs?.models })
+    jobs?.models.attach(this.#registry)
     this.#gate = new Gate(maxRunning, maxQueue)
     this.#maxTokens = maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT
   }
@@ -259,9 +297,10 @@ export class Service {
     return Response.json(formOf(request) === ANTHROPIC ? anthropicModels(listed as never) : listed)
   }
 
-  train(route: string, call: Call): Promise<Response> {
-    if (this.jobs !== undefined) return this.jobs.answer(route, call)
-    throw notTraining()
+  async train(run: JobRun, call: Call): Promise<Response> {
+    if (this.jobs === undefined) throw notTraining()
+    const answer = await run(this.jobs, call)
+    return answer instanceof Response ? answer : Response.json(answer)
   }
 
   async metrics(caller: Caller): Promise<Response> {
@@ -326,22 +365,30 @@ export class Service {
     const run = async (left: AbortSignal, events?: Events) => {
       const { adapter, signal, leave } = await this.#enter(call, left)
       let lastAt: number | undefined
-      const onPiece = () => {
-        const now = performance.now()
-        const { first, between } = this.#metrics
-        if (lastAt === undefined) first.add((now - startedAt) / 1000)
-        else between.add((now - lastAt) / 1000)
-        entry.firstTokenMs ??= now - startedAt
-        lastAt = now
-      }
       try {
         const given = await this.#prompted(asked, adapter)
-        const shared = { fields, adapter, model: this.#modelOf(call), cacheScope: call.caller.key, signal }
-        const done = await write(this.session, given, { ...shared, events, onPiece })
+        const all = given.prompts.flatMap((prompt) => Array.from({ length: given.n }, () => prompt))
+        const { images, ...options } = given.options
+        const generate = (onText: OnText) =>
+          this.session.generate(all, {
+            ...options,
+            images: images && (all.map(() => images) as never),
+            ...{ adapter, cacheScope: call.caller.key, signal },
+            onText: (...piece) => {
+              const now = performance.now()
+              const { first, between } = this.#metrics
+              if (lastAt === undefined) first.add((now - startedAt) / 1000)
+              else between.add((now - lastAt) / 1000)
+              entry.firstTokenMs ??= now - startedAt
+              lastAt = now
+              onText(...piece)
+            },
+          })
+        const done = await write(this.session, given, { fields, adapter, model: this.#modelOf(call), events, generate })
         const { promptTokens, cachedTokens, newTokens } = done
         this.#metrics.tokens(promptTokens, cachedTokens, newTokens)
         Object.assign(entry, { promptTokens, cachedTokens, newTokens })
-        if (fields.store === true) await this.jobs!.keep(call, done.body)
+        if (fields.store === true) await this.jobs!.completions.keep(call, done.body)
         return done.body
       } finally {
         leave()

@@ -270,23 +270,24 @@ async function scorePrompt(
   return { text, scores }
 }
 
+export type OnText = NonNullable<GenerateOptions['onText']>
+
 export interface AnswerOptions {
   readonly fields: Fields
   readonly adapter: AdapterChoice
   readonly model: string
-  readonly cacheScope: string | undefined
-  readonly signal: AbortSignal
   readonly events?: Events | undefined
-  onPiece(): void
+  /** Writes the texts: `n` for each prompt, one prompt after the other. */
+  generate(onText: OnText): Promise<GenerateResult[]>
 }
 
 /** Runs a request. Its events are sent while it runs; the whole answer is returned too. */
 export async function answer(
   session: AdapterSession,
   request: TextRequest,
-  { adapter, model, cacheScope, signal, events, onPiece }: AnswerOptions,
+  { adapter, model, events, generate }: AnswerOptions,
 ): Promise<{ body: object; promptTokens: number; cachedTokens: number; newTokens: number }> {
-  const { prompts, options, n, form, echo, includesUsage } = request
+  const { prompts, n, form, echo, includesUsage } = request
   const created = seconds()
   const id = `${form.idPrefix}${crypto.randomUUID()}`
   const event = (choices: object[], usage?: object) =>
@@ -298,9 +299,9 @@ export async function answer(
       choices,
       ...(includesUsage && { usage: usage ?? null }),
     })
-  const all = prompts.flatMap((prompt) => Array.from({ length: n }, () => prompt))
-  const images = options.images === undefined ? {} : { images: all.map(() => options.images) as never }
-  const rows = all.map(() => ({ reader: readerOf(request), scored: 0, hasBegun: false }))
+  const rows = Array.from({ length: n * prompts.length }, () => {
+    return { reader: readerOf(request), scored: 0, hasBegun: false }
+  })
   const send = (index: number, parts: readonly AnswerPart[], scores: readonly TokenScore[]) => {
     const row = rows[index]
     row.scored += scores.length
@@ -309,11 +310,7 @@ export async function answer(
     row.hasBegun = true
     for (const choice of form.pieces(index, parts, scores)) event([choice])
   }
-  const onText = (piece: string, index: number, scores: readonly TokenScore[]) => {
-    onPiece()
-    send(index, rows[index].reader.read(piece), scores)
-  }
-  const results = await session.generate(all, { ...options, ...images, adapter, cacheScope, signal, onText })
+  const results = await generate((piece, index, scores) => send(index, rows[index].reader.read(piece), scores))
   for (const [i, result] of results.entries()) {
     // The last piece may be large.
     await events?.room()

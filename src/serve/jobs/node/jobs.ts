@@ -3,6 +3,7 @@
 import { rm, statfs } from 'node:fs/promises'
 import path from 'node:path'
 import { gigabytes } from '../../../graph/memory.js'
+import type { Model } from '../../../graph/model-folder.js'
 import { memoryLimits } from '../../../index/platform/memory.js'
 import { openGrader } from '../../../loop/graders/grader.js'
 import { SERVER, seconds } from '../../adapters.js'
@@ -11,7 +12,6 @@ import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { ENDED, type Gate, type Hyperparameters, type Job, modelName, wireJob } from '../job.js'
 import { pageOf } from '../lists.js'
-import type { ServerFacts } from '../training.js'
 import { type Details, Events } from './events.js'
 import type { Files } from './files.js'
 import type { Models } from './models.js'
@@ -23,6 +23,15 @@ import type { Message } from './trainer.js'
 
 /** How often a process that ended for no known reason is started again before it has taken another step. */
 const MAX_ATTEMPTS = 3
+
+/** What jobs know of the server that has them. */
+export interface ServerFacts {
+  /** Names of the base; the first one is shown. */
+  readonly names: readonly string[]
+  readonly model: Model
+  readonly chatTemplate: string | undefined
+  readonly onError: (error: unknown) => void
+}
 
 type Lane = 'check' | 'train'
 type Heard<Kind> = Extract<Message, { kind: Kind }>
@@ -164,15 +173,8 @@ export class JobQueue {
     return this.#wire(job, call.caller)
   }
 
-  pause(call: Call): Promise<object> {
-    return this.#turn(call, true)
-  }
-
-  resume(call: Call): Promise<object> {
-    return this.#turn(call, false)
-  }
-
-  async #turn(call: Call, isPaused: boolean): Promise<object> {
+  /** Pauses a job, or lets it go on. */
+  async turn(call: Call, isPaused: boolean): Promise<object> {
     const job = this.#unended(call)
     if (job.isPaused !== isPaused) {
       job.isPaused = isPaused

@@ -10,12 +10,12 @@ import { checkFields } from '../../fields.js'
 import { TRAINING_OPTIONS } from '../../gen/options.js'
 import { readJson } from '../../http.js'
 import type { Call } from '../../route.js'
+import { STORED_FIELDS } from '../fields.js'
 import type { Job } from '../job.js'
-import { STORED_FIELDS } from '../routes.js'
-import type { ServerFacts, Training } from '../training.js'
+import type { Training } from '../training.js'
 import { Completions, type StoredChoice } from './completions.js'
 import { Files } from './files.js'
-import { JobQueue } from './jobs.js'
+import { JobQueue, type ServerFacts } from './jobs.js'
 import { Models } from './models.js'
 import { Store } from './store.js'
 
@@ -121,52 +121,21 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
   const { chatTemplate } = server
   const base = { model, dtype, threads, chatTemplate, graderModels }
   const queue = new JobQueue(store, files, models, server, base, maxJobs)
-  const answers: Readonly<Record<string, (call: Call) => object | Promise<object>>> = {
-    'GET /v1/files': (call) => files.list(call),
-    'POST /v1/files': async (call) => {
+  const sweep = () => Promise.all([files.sweep(), completions.sweep()])
+  await sweep()
+  const sweeping = setInterval(() => sweep().catch(server.onError), SWEEP_MS).unref()
+  return {
+    ...{ files, queue, models, completions },
+    async createFile(call: Call) {
       if (!/^application\/json\b/i.test(call.request.headers.get('content-type') ?? '')) return files.create(call)
       const { lowrank } = checkFields(await readJson(call.request, MAX_JSON, call.stopped), STORED_FIELDS)
       return files.createFrom(call, completions.rows(call.caller, lowrank as StoredChoice))
     },
-    'GET /v1/files/*/content': (call) => files.content(call),
-    'GET /v1/files/*': (call) => files.retrieve(call),
-    'DELETE /v1/files/*': (call) => files.remove(call),
-    'POST /v1/uploads': (call) => files.createUpload(call),
-    'POST /v1/uploads/*/parts': (call) => files.addPart(call),
-    'POST /v1/uploads/*/complete': (call) => files.complete(call),
-    'POST /v1/uploads/*/cancel': (call) => files.cancelUpload(call),
-    'GET /v1/fine_tuning/jobs': (call) => queue.list(call),
-    'POST /v1/fine_tuning/jobs': (call) => queue.create(call),
-    'GET /v1/fine_tuning/jobs/*': (call) => queue.get(call),
-    'POST /v1/fine_tuning/jobs/*/cancel': (call) => queue.cancel(call),
-    'POST /v1/fine_tuning/jobs/*/pause': (call) => queue.pause(call),
-    'POST /v1/fine_tuning/jobs/*/resume': (call) => queue.resume(call),
-    'GET /v1/fine_tuning/jobs/*/events': (call) => queue.listEvents(call),
-    'GET /v1/fine_tuning/jobs/*/checkpoints': (call) => queue.listCheckpoints(call),
-    'GET /v1/chat/completions': (call) => completions.list(call),
-    'GET /v1/chat/completions/*': (call) => completions.get(call),
-    'POST /v1/chat/completions/*': (call) => completions.update(call),
-    'DELETE /v1/chat/completions/*': (call) => completions.remove(call),
-    'GET /v1/chat/completions/*/messages': (call) => completions.messages(call),
-    'DELETE /v1/models/*': (call) => models.remove(call),
-    'GET /v1/aliases': () => models.listAliases(),
-    'POST /v1/aliases': (call) => models.setAlias(call),
-    'DELETE /v1/aliases/*': (call) => models.removeAlias(call),
-  }
-  const sweep = () => Promise.all([files.sweep(), completions.sweep()])
-  await sweep()
-  const sweeping = setInterval(() => sweep().catch(server.onError), SWEEP_MS).unref()
-  return Object.assign(models, {
-    keep: (call: Call, answer: object) => completions.keep(call, answer),
     serves: (requests: number) => queue.hold(when === 'idle' && requests > 0),
-    async answer(route: string, call: Call) {
-      const answer = await answers[route](call)
-      return answer instanceof Response ? answer : Response.json(answer)
-    },
     async close() {
       clearInterval(sweeping)
       await queue.close()
       await reservation.release()
     },
-  })
+  }
 }

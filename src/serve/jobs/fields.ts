@@ -1,4 +1,4 @@
-// The routes of files, fine-tuning and aliases, as OpenAI has them, and the fields of their bodies.
+// The fields of bodies about files, fine-tuning and aliases, as OpenAI has them.
 
 import {
   anyOf,
@@ -16,13 +16,6 @@ import {
   ranged,
 } from '../../base/options.js'
 import { type FieldTable, field, NAMED, only, SHORT } from '../fields.js'
-import type { Right } from '../keys.js'
-import type { Method } from '../route.js'
-
-export interface JobRoute {
-  readonly right?: Right
-  readonly fields?: FieldTable
-}
 
 const AUTO = oneOf('auto')
 const POSITIVE = ranged('a finite number above 0')
@@ -95,7 +88,7 @@ const EXPIRY = kind(`{ "anchor": "created_at", "seconds": ${SECONDS.expected} }`
   return isObject(value) && value.anchor === 'created_at' && SECONDS.accepts(value.seconds)
 })
 
-const JOB_FIELDS: FieldTable = {
+export const JOB_FIELDS: FieldTable = {
   model: field(needed(SHORT), 'the base, or a model that a job made, which is trained further'),
   training_file: field(
     needed(FILE),
@@ -131,47 +124,23 @@ export const STORED_FIELDS: FieldTable = {
   lowrank: field(needed(STORED), 'which stored chats become records, and for which method'),
 }
 
-const UPLOAD_FIELDS: FieldTable = {
+export const UPLOAD_FIELDS: FieldTable = {
   filename: field(needed(SHORT), 'the name of the file'),
   purpose: FILE_FIELDS.purpose,
   bytes: field(needed(COUNT), 'its size'),
   mime_type: field(needed(SHORT), 'accepted, and not used'),
   expires_after: FILE_FIELDS.expires_after,
 }
-const COMPLETE_FIELDS: FieldTable = {
+export const COMPLETE_FIELDS: FieldTable = {
   part_ids: field(needed(listOf(NAME)), 'the parts, in their order'),
   md5: field(SHORT, 'the digest of the whole file'),
 }
 
-const COMPLETION_FIELDS: FieldTable = {
+export const METADATA_FIELDS: FieldTable = {
   metadata: field(METADATA, 'takes the place of the metadata; `rating` is `good` or `bad`'),
 }
 
-const ALIAS_FIELDS: FieldTable = {
+export const ALIAS_FIELDS: FieldTable = {
   name: field(needed(NAMED), 'the new name'),
   model: field(needed(SHORT), 'the model that answers under this name from now on'),
-}
-
-/** Path → method → route. A path with `*` in its middle comes before one that ends with it. */
-export const JOB_ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, JobRoute>>>>> = {
-  '/v1/files': { GET: {}, POST: {} },
-  '/v1/files/*/content': { GET: {} },
-  '/v1/files/*': { GET: {}, DELETE: {} },
-  '/v1/uploads': { POST: { fields: UPLOAD_FIELDS } },
-  '/v1/uploads/*/parts': { POST: {} },
-  '/v1/uploads/*/complete': { POST: { fields: COMPLETE_FIELDS } },
-  '/v1/uploads/*/cancel': { POST: {} },
-  '/v1/fine_tuning/jobs': { GET: {}, POST: { fields: JOB_FIELDS } },
-  '/v1/fine_tuning/jobs/*/cancel': { POST: {} },
-  '/v1/fine_tuning/jobs/*/pause': { POST: {} },
-  '/v1/fine_tuning/jobs/*/resume': { POST: {} },
-  '/v1/fine_tuning/jobs/*/events': { GET: {} },
-  '/v1/fine_tuning/jobs/*/checkpoints': { GET: {} },
-  '/v1/fine_tuning/jobs/*': { GET: {} },
-  '/v1/chat/completions': { GET: {} },
-  '/v1/chat/completions/*/messages': { GET: {} },
-  '/v1/chat/completions/*': { GET: {}, POST: { fields: COMPLETION_FIELDS }, DELETE: {} },
-  '/v1/models/*': { DELETE: {} },
-  '/v1/aliases': { GET: {}, POST: { right: 'admin', fields: ALIAS_FIELDS } },
-  '/v1/aliases/*': { DELETE: { right: 'admin' } },
 }
