@@ -98,12 +98,12 @@ export const classification: Read = async (session, fields, { adapter, model, si
     throw new HttpError(400, 'classify takes no mix', { param: 'adapter' })
   }
   const texts = textsOf(fields)
-  const labels = session.model.config.id2label as Readonly<Record<string, string>> | undefined
   const results = await session.classify(texts, { adapter, topK: Number.MAX_SAFE_INTEGER, signal })
-  const data = results.map(({ label, labels: all }, index) => {
-    const order = labels && Object.values(labels)
-    const sorted = order === undefined ? all : [...all].sort((a, b) => order.indexOf(a.label) - order.indexOf(b.label))
-    return { index, label, probs: sorted.map(({ score }) => score), num_classes: all.length }
+  const data = results.map(({ label, labels, logits }, index) => {
+    // The likeliest label comes first in `labels`, but vLLM has the order of the logits.
+    const places = [...logits.keys()].sort((a, b) => logits[b] - logits[a])
+    const probs = labels.map((_, i) => labels[places.indexOf(i)].score)
+    return { index, label, probs, num_classes: labels.length }
   })
   const id = `classify-${crypto.randomUUID()}`
   return { id, object: 'list', created: seconds(), model, data, usage: usageOf(session, texts) }
