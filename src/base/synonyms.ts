@@ -9,7 +9,7 @@ const SYNONYMS: Readonly<Record<string, string>> = {
     'base base_model base_model_name_or_path model_id model_name model_name_or_path model_path pretrained_model_name_or_path',
   base: 'model base_model base_model_name_or_path model_id model_name model_name_or_path model_path',
   adapter:
-    'adapter_dir adapter_id adapter_model adapter_name_or_path adapter_path lora lora_model_dir lora_path peft_model_id resume_adapter_file adapter_file lora_modules',
+    'adapter_dir adapter_id adapter_model adapter_name adapter_names adapter_name_or_path adapter_path lora loras lora_name lora_request lora_model_dir lora_path peft_model_id resume_adapter_file adapter_file lora_modules',
   adapters: 'adapter adaptor adapter_path lora loras lora_modules',
   merged: 'model base',
   fineTuned: 'finetuned tuned model_tuned',

@@ -5,7 +5,7 @@ import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
 import { typeOf } from '../graph/inputs/roles.js'
 import type { Graph } from '../graph/view/graph.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../infer/adapters/choice.js'
-import { type AdapterHead, headLogits } from '../infer/adapters/heads.js'
+import { headLogits } from '../infer/adapters/heads.js'
 import { batchOf, checkRanks } from '../infer/feeds.js'
 import type { ModelSession } from '../infer/model-session.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
@@ -16,125 +16,74 @@ export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
 
 export interface SharedSession {
   readonly session: ModelSession
-  /** The graphs of an encoder and its decoder; empty if the model has a single graph. */
-  readonly pair: readonly RoleGraph[]
+  /** The only graph, or those of an encoder and its decoder. */
+  readonly graphs: readonly NamedGraph[]
   readonly graph: Graph
-  readonly inputMetadata: readonly InputMetadata[]
   readonly config: { readonly dtype: string; readonly device: string }
   readonly cache: PipelineCache
   /** Throws if padded rows would be computed wrongly. */
   checkPadding(feeds: Feeds): void
 }
 
-/** A graph for which transformers.js has another name. */
-export interface RoleGraph {
-  readonly role: string
+/** A graph with the name that transformers.js has for it. */
+export interface NamedGraph {
+  /** Its role in a model of several graphs. */
+  readonly role?: string | undefined
   readonly name: string
   readonly inputMetadata: readonly InputMetadata[]
   readonly outputNames: readonly string[]
 }
 
-interface Plan {
-  readonly rows: number | undefined
-  /** How often the session's adapters had changed when the plan was made. */
-  readonly changes: number
-  readonly mixes: readonly Mix[]
-  readonly head: AdapterHead | undefined
-  readonly kept: readonly string[]
-  readonly asked: readonly string[] | undefined
-}
-
-/** Makes the sessions of a call, by the names that transformers.js has for them. */
+/** Makes the sessions of a call. Releasing one disposes the session that all calls share. */
 export function sessionsFor(shared: SharedSession, choice: CallChoice): Record<string, PipelineSession> {
-  if (shared.pair.length === 0) return { model: new CallSession(shared, choice) }
-  return Object.fromEntries(shared.pair.map((graph) => [graph.name, roleSession(shared, graph, choice)]))
+  const { session, config } = shared
+  const sessions = shared.graphs.map(({ role, name, inputMetadata, outputNames }): [string, PipelineSession] => {
+    const inputNames = inputMetadata.map((input) => input.name)
+    const run = async (feeds: Feeds) => {
+      const mixes = mixesOf(choice, batchOf(feeds))
+      return role === undefined ? runAlone(shared, feeds, mixes) : session.runGraph(role, feeds, mixes)
+    }
+    return [name, { config, inputMetadata, inputNames, outputNames, run, release: () => session.dispose() }]
+  })
+  return Object.fromEntries(sessions)
 }
 
-function roleSession(
-  { session, config }: SharedSession,
-  { role, inputMetadata, outputNames }: RoleGraph,
-  choice: CallChoice,
-): PipelineSession {
-  return {
-    config,
-    inputMetadata,
-    inputNames: inputMetadata.map(({ name }) => name),
-    outputNames,
-    run: async (feeds) => session.runGraph(role, feeds, mixesOf(choice, batchOf(feeds))),
-    release: () => session.dispose(),
-  }
+/** Runs the only graph of a model. The logits of an adapter's head replace the graph's logits. */
+async function runAlone(shared: SharedSession, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, unknown>> {
+  const { session, graph, checkPadding } = shared
+  checkPadding(feeds)
+  session.checkMixes(mixes)
+  const head = session.headFor(mixes)
+  const kept = session.outputNames.filter((name) => name !== head?.output)
+  const asked = new Set([...kept, ...(head === undefined ? [] : [head.input.value])])
+  const given = await runInPlace(shared, feeds, mixes, [...asked])
+  if (mixes.length > 1) checkRanks(graph, given)
+  const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
+  if (head === undefined) return outputs
+  // A pipeline recognizes tensors by their class.
+  const input = given[head.input.value]
+  return { ...outputs, [head.output]: like(input, headLogits(head, input, feeds)) }
 }
 
-/** The session of a call. Releasing it disposes the session that all calls share. */
-export class CallSession implements PipelineSession {
-  readonly inputMetadata: readonly InputMetadata[]
-  readonly inputNames: readonly string[]
-  readonly outputNames: readonly string[]
-  readonly config: SharedSession['config']
-  #plan: Plan | undefined
-
-  constructor(
-    private readonly shared: SharedSession,
-    private readonly choice: CallChoice,
-  ) {
-    this.config = shared.config
-    this.inputMetadata = shared.inputMetadata
-    this.inputNames = shared.session.inputNames
-    this.outputNames = shared.session.outputNames
-  }
-
-  async run(feeds: Feeds): Promise<Record<string, unknown>> {
-    const { graph, checkPadding } = this.shared
-    checkPadding(feeds)
-    const { mixes, head, kept, asked } = this.#planFor(batchOf(feeds))
-    const given = await this.#run(feeds, mixes, asked)
-    const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
-    if (head !== undefined) {
-      // A pipeline recognizes tensors by their class.
-      const input = given[head.input.value]
-      outputs[head.output] = like(input, headLogits(head, input, feeds))
-    }
-    if (mixes.length > 1) checkRanks(graph, given)
-    return outputs
-  }
-
-  /** Runs the graph. If it returns only the new rows of the cache, they are added to the cache in place. */
-  async #run(feeds: Feeds, mixes: readonly Mix[], asked: readonly string[] | undefined) {
-    const { session, cache } = this.shared
-    const { newRows } = session
-    const growing = newRows && cache.begin(feeds, newRows)
-    if (newRows === undefined || growing === undefined)
-      return session.graphNamed(undefined).runPlainly(feeds, mixes, asked)
-    try {
-      const presents = newRows.parts.map(({ present }) => present)
-      const others = (asked ?? this.outputNames).filter((name) => !presents.includes(name))
-      const main = session.graphNamed(undefined)
-      const given = await main.runPlainly({ ...feeds, ...growing.feeds }, mixes, [...others, newRows.output])
-      growing.take(given[newRows.output], given)
-      return given
-    } finally {
-      growing.end()
-    }
-  }
-
-  /** Returns the plan of a run. It is kept until adapters are added or removed. */
-  #planFor(rows: number | undefined): Plan {
-    const { session } = this.shared
-    const { changes } = session
-    const known = this.#plan
-    if (known !== undefined && known.rows === rows && known.changes === changes) return known
-    const mixes = mixesOf(this.choice, rows)
-    session.checkMixes(mixes)
-    const head = session.headFor(mixes)
-    const kept = this.outputNames.filter((name) => name !== head?.output)
-    const isWhole = session.adapters.every((name) => session.headOf(name) === undefined)
-    const asked = isWhole ? undefined : [...new Set([...kept, ...(head === undefined ? [] : [head.input.value])])]
-    this.#plan = { rows, changes, mixes, head, kept, asked }
-    return this.#plan
-  }
-
-  async release(): Promise<void> {
-    await this.shared.session.dispose()
+/** Runs the graph. If it returns only the new rows of the cache, they are added to the cache in place. */
+async function runInPlace(
+  { session, cache }: SharedSession,
+  feeds: Feeds,
+  mixes: readonly Mix[],
+  asked: readonly string[],
+): Promise<Record<string, RuntimeTensor>> {
+  const main = session.graphNamed(undefined)
+  const { newRows } = session
+  const growing = newRows && cache.begin(feeds, newRows)
+  if (newRows === undefined || growing === undefined) return main.run(feeds, mixes, asked)
+  try {
+    const presents = newRows.parts.map(({ present }) => present)
+    const others = asked.filter((name) => !presents.includes(name))
+    const given = await main.run({ ...feeds, ...growing.feeds }, mixes, [...others, newRows.output])
+    growing.take(given[newRows.output], given)
+    return given
+  } finally {
+    growing.end()
   }
 }
 

@@ -1,7 +1,7 @@
 // Pipelines over lowrank's session. Each call gets a copy of the model that is bound to its adapter, so calls may
 // overlap.
 
-import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
 import { meantBy } from '../base/synonyms.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -10,11 +10,11 @@ import { Builder } from '../graph/view/builder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { ADAPTER_CHOICE, type AdapterChoice, mixesOf } from '../infer/adapters/choice.js'
 import { countsKeysFromLeft } from '../infer/generate/text-graph.js'
-import type { SessionBase, SessionExtras } from '../infer/graphs.js'
-import type { ModelSession } from '../infer/model-session.js'
+import type { SessionBase } from '../infer/graphs.js'
+import { ModelSession } from '../infer/model-session.js'
 import type { AdapterSession } from '../infer/session.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { type CallChoice, metadataOf, type RoleGraph, type SharedSession, sessionsFor } from './call-session.js'
+import { type CallChoice, metadataOf, type NamedGraph, type SharedSession, sessionsFor } from './call-session.js'
 import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
 import { PipelineCache } from './pipeline-cache.js'
 
@@ -46,31 +46,26 @@ export interface AdapterPipelineParts {
   dispose(): Promise<void>
 }
 
-export interface PipelineRun {
-  readonly dtype: string
-  readonly device: string
+/** Opens the session that all calls of a pipeline share. Disposing it closes the model. */
+export async function openShared(
+  model: SessionBase,
+  settings: Parameters<typeof ModelSession.open>[1],
+  config: SharedSession['config'],
+): Promise<SharedSession> {
+  const graph = readGraph(model.onnx)
+  const { device } = config
+  const { edit, check: checkPadding } = paddingPlan(graph, device)
+  const session = await ModelSession.open(model, { ...settings, device }, true, { keepsTensors: true, edit })
+  return { session, graphs: graphsOf(session), graph, cache: new PipelineCache(), config, checkPadding }
 }
 
-export function sessionExtras(model: SessionBase, { device }: PipelineRun): SessionExtras {
-  return { keepsTensors: true, edit: paddingPlan(readGraph(model.onnx), device).edit }
-}
-
-export function shareSession(session: ModelSession, config: PipelineRun): SharedSession {
-  const graph = readGraph(session.model.onnx)
-  const { check: checkPadding } = paddingPlan(graph, config.device)
-  const inputMetadata = metadataOf(graph)
-  return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(), config, checkPadding }
-}
-
-/** The names that transformers.js has for the graphs of an encoder and its decoder. */
-const PAIR = { encoder: 'model', decoder: 'decoder_model_merged' }
-
-function pairOf(session: ModelSession): RoleGraph[] {
-  if (session.graphs.length === 1) return []
-  return Object.entries(PAIR).map(([role, name]) => {
+function graphsOf(session: ModelSession): NamedGraph[] {
+  const named = (name: string, role?: string): NamedGraph => {
     const { graph, outputNames } = session.graphNamed(role)
     return { role, name, inputMetadata: metadataOf(graph), outputNames }
-  })
+  }
+  if (session.graphs.length === 1) return [named('model')]
+  return [named('model', 'encoder'), named('decoder_model_merged', 'decoder')]
 }
 
 /** Makes a pipeline with adapters from a transformers.js pipeline whose model already runs lowrank's session. */
@@ -100,20 +95,18 @@ export function adapterPipeline(
   })
 }
 
-/** Names that the option `adapter` has in other libraries. */
-const SYNONYM = /^(adapters|adapter_?names?|loras?|lora_(name|request))$/i
-/** Shorter names are not taken for misspellings of `adapter`. */
-const MIN_NEAR = 5
-
-/** Refuses misspellings of `adapter`: transformers.js would ignore them and run the base model. */
+/** Takes the adapter of a call from its options. Refuses options that transformers.js would silently ignore. */
 function choiceOf(options: Readonly<Record<string, unknown>>, { session }: SharedSession) {
   const { adapter, ...rest } = options
   if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
-  refuseIdle(rest)
-  for (const name of Object.keys(rest)) {
-    const isNear = name.length >= MIN_NEAR && nearMisses(name.toLowerCase(), ['adapter']).length > 0
-    if ((!isNear && !SYNONYM.test(name)) || session.inputNames.includes(name)) continue
-    throw new ConfigError({ where: 'options', what: `unknown option ${name}`, hint: 'Did you mean adapter?' })
+  for (const [name, value] of Object.entries(rest)) {
+    if (value === undefined || value === null || GENERATION.includes(name)) continue
+    const hint = Object.hasOwn(IDLE, name) && value !== 1 ? IDLE[name] : undefined
+    if (hint !== undefined)
+      throw new UnsupportedError({ where: name, what: 'transformers.js does nothing with it', hint })
+    const meant = meantBy(name, ['adapter', ...GENERATION])
+    if (meant === undefined || KNOWN.includes(name) || session.inputNames.includes(name)) continue
+    throw new ConfigError({ where: name, what: 'there is no such option', hint: `Did you mean ${meant}?` })
   }
   return { adapter: adapter as CallChoice, rest }
 }
@@ -132,19 +125,6 @@ const GENERATION = `max_length max_new_tokens min_length min_new_tokens do_sampl
   forced_bos_token_id forced_eos_token_id pad_token_id bos_token_id eos_token_id decoder_start_token_id guidance_scale
   streamer stopping_criteria logits_processor return_full_text use_cache output_attentions output_scores
   return_dict_in_generate`.split(/\s+/)
-
-/** Refuses options that transformers.js ignores silently, unless their value changes nothing. */
-function refuseIdle(options: Readonly<Record<string, unknown>>): void {
-  for (const [name, value] of Object.entries(options)) {
-    if (value === undefined || value === null || GENERATION.includes(name)) continue
-    const hint = Object.hasOwn(IDLE, name) && value !== 1 ? IDLE[name] : undefined
-    if (hint !== undefined)
-      throw new UnsupportedError({ where: name, what: 'transformers.js does nothing with it', hint })
-    const meant = meantBy(name, GENERATION)
-    if (meant === undefined || KNOWN.includes(name)) continue
-    throw new ConfigError({ where: name, what: 'there is no such option', hint: `Did you mean ${meant}?` })
-  }
-}
 
 /** Options of other tasks and of tokenizers, which do not count as misspellings of the options above. */
 const KNOWN = 'normalize pooling topk num_return_sequences num_beams tokenizer_encode_kwargs max_time'.split(' ')

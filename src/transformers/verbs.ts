@@ -7,7 +7,6 @@ import { checkOptions, objectOf } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { openAdapter } from '../index/adapters.js'
 import { type LoadModelOptions, loadModel } from '../index/model.js'
-import { ModelSession } from '../infer/model-session.js'
 import type { AdapterSessionOptions } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
@@ -23,7 +22,7 @@ import {
   type TransformersModule,
   transformersModule,
 } from './module.js'
-import { adapterPipeline, type PipelineRun, sessionExtras, shareSession } from './pipelines.js'
+import { adapterPipeline, openShared } from './pipelines.js'
 
 interface TaskClasses {
   readonly auto: string
@@ -162,15 +161,10 @@ export interface PipelineOptions
 export async function pipelineWithAdapters(task: PipelineTask, source: Source, options: PipelineOptions = {}) {
   checkTask(task)
   checkOptions(options, 'pipelineWithAdapters', PIPELINE_OPTIONS)
-  const { dtype } = options
   const transformers = await transformersModule(options.transformers)
   const module = await findRuntime(transformers)
   const { shared, model } = await firstThatOpens(devicesOf(options.device, module), (device) =>
-    openShared(source, options, {
-      task,
-      module,
-      run: { dtype: typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32', device },
-    }),
+    openOn(device, task, source, options, module),
   )
   try {
     const ModelClass = modelClass(transformers, task, model)
@@ -213,16 +207,12 @@ async function firstThatOpens<T>(
   }
 }
 
-interface SharedRequest {
-  readonly task: PipelineTask
-  readonly module: OrtModule
-  readonly run: PipelineRun
-}
-
-async function openShared(
+async function openOn(
+  device: string,
+  task: PipelineTask,
   source: Source,
   { adapters, dtype, threads, modules, onDownload, signal }: PipelineOptions,
-  { task, module, run }: SharedRequest,
+  module: OrtModule,
 ): Promise<{ shared: SharedSession; model: Model }> {
   const opened: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
@@ -230,8 +220,7 @@ async function openShared(
   }
   return closingOnError(await loadModel(source, { runtime: { module }, dtype, onDownload, signal }), async (model) => {
     checkGraphs(task, model)
-    const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
-    const session = await ModelSession.open(model, settings, true, sessionExtras(model, run))
-    return { shared: shareSession(session, run), model }
+    const config = { dtype: typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32', device }
+    return { shared: await openShared(model, { adapters: opened, modules, threads }, config), model }
   })
 }

@@ -3,10 +3,11 @@
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { argmax } from '../../src/infer/generate/next-token.js'
-import { ModelSession } from '../../src/infer/model-session.js'
+import type { ModelSession } from '../../src/infer/model-session.js'
 import type { Feeds, OrtModule } from '../../src/node.js'
-import { CallSession } from '../../src/transformers/call-session.js'
-import { sessionExtras, shareSession } from '../../src/transformers/pipelines.js'
+import { sessionsFor } from '../../src/transformers/call-session.js'
+import type { PipelineSession } from '../../src/transformers/module.js'
+import { openShared } from '../../src/transformers/pipelines.js'
 import { maxDifference, openModel, recordingRuntime } from '../infer/models.js'
 
 type Tensors = Record<string, ort.Tensor>
@@ -23,7 +24,7 @@ const PRESENT = 'present.1.value'
 const { module, fed } = recordingRuntime()
 const run = { dtype: 'fp32', device: 'cpu' }
 let session: ModelSession
-let ours: CallSession
+let ours: PipelineSession
 let theirs: ort.InferenceSession
 /** What the model is fed first. */
 let empty: (batch?: number) => Tensors
@@ -31,8 +32,8 @@ let empty: (batch?: number) => Tensors
 /** A session of a pipeline. */
 async function open(path: string) {
   const model = await openModel(path, { module: module as OrtModule })
-  const opened = await ModelSession.open(model, { device: run.device }, true, sessionExtras(model, run))
-  return { session: opened, call: new CallSession(shareSession(opened, run), null) }
+  const shared = await openShared(model, {}, run)
+  return { session: shared.session, call: sessionsFor(shared, null).model }
 }
 
 const int64 = (rows: readonly (readonly number[])[]) =>
