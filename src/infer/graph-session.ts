@@ -21,7 +21,6 @@ import {
 } from '../runtime/runtime.js'
 import type { AllowedKind } from './adapters/allowed.js'
 import { type Mix, refuseAdapter } from './adapters/choice.js'
-import type { AdapterHead } from './adapters/heads.js'
 import type { NamedParts, SessionAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
@@ -111,25 +110,11 @@ export class GraphSession {
     this.#adapters.delete(name)
   }
 
-  /** Runs the graph. Logits of adapters' heads replace the graph's logits, or are added to its outputs. */
+  /** Runs the graph without the heads of adapters. */
   run(
     feeds: Feeds,
     mixes: readonly Mix[],
-    heads: readonly (AdapterHead | undefined)[] = [],
-    outputNames?: readonly string[],
-  ): Promise<Record<string, RuntimeTensor>> {
-    const run = (given: Feeds, names: readonly string[]) => this.runPlainly(given, mixes, names)
-    const [head] = heads.flatMap((found) => found ?? [])
-    if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
-    const all = outputNames ?? [...new Set([...this.outputNames, head.output])]
-    return head.run(run, feeds, heads, { wanted: all, graphOutputs: this.outputNames })
-  }
-
-  /** Runs the graph without the heads of adapters, which `run` puts on its outputs. */
-  runPlainly(
-    feeds: Feeds,
-    mixes: readonly Mix[],
-    outputNames: readonly string[] | undefined,
+    outputNames: readonly string[] = this.outputNames,
   ): Promise<Record<string, RuntimeTensor>> {
     return this.engine.remote.run(this.role, feeds, mixes, outputNames)
   }

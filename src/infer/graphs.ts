@@ -24,7 +24,6 @@ export interface WholeSession {
     mixes: readonly Mix[],
     outputs?: readonly string[],
   ): Promise<Record<string, RuntimeTensor>>
-  readonly graphs: readonly string[]
   tried<T>(action: () => Promise<T>): Promise<T>
   checkMixes(mixes: readonly Mix[]): void
   headOf(name: string): AdapterHead | undefined

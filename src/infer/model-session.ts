@@ -45,10 +45,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   /** The graphs by role. Runs that name no graph take the first. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
-  /**
-   * @internal How often adapters were added or removed. Facts about them that are kept elsewhere hold until it changes.
-   */
-  changes = 0
   readonly #turns = new Turns()
   #disposal: Promise<void> | undefined
   #loading: Promise<unknown> | undefined
@@ -152,7 +148,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       this.checkOpen()
       if (!this.#adapters.includes(name)) refuseAdapter(name, this.#adapters)
       this.#adapters = this.#adapters.filter((kept) => kept !== name)
-      this.changes++
       for (const graph of this.#graphs.values()) graph.remove(name)
       await this.engine.removeAdapter(name)
     })
@@ -171,9 +166,15 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const mixes = mixesOf(adapter, batchOf(allFeeds))
     this.checkMixes(mixes)
     const heads = headsFor(mixes, (name) => session.adapter(name).head)
-    const names = [...session.outputNames, ...heads.flatMap((head) => head?.output ?? [])]
-    for (const name of outputNames ?? []) checkName('output', name, [...new Set(names)])
-    const outputs = await this.tried(() => session.run(allFeeds, mixes, heads, outputNames))
+    const [head] = heads.flatMap((found) => found ?? [])
+    const { outputNames: graphOutputs } = session
+    const names = [...new Set([...graphOutputs, ...(head === undefined ? [] : [head.output])])]
+    const wanted = outputNames ?? names
+    for (const name of wanted) checkName('output', name, names)
+    const run = (given: Feeds, asked: readonly string[]) => session.run(given, mixes, asked)
+    const outputs = await this.tried(
+      () => head?.run(run, allFeeds, heads, { wanted, graphOutputs }) ?? run(allFeeds, wanted),
+    )
     if (mixes.length > 1) checkRanks(session.graph, outputs)
     return outputs
   }
@@ -181,7 +182,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async runGraph(role: string | undefined, feeds: Feeds, mixes: readonly Mix[], outputs?: readonly string[]) {
     this.checkOpen()
     this.checkMixes(mixes)
-    return this.tried(() => this.graphNamed(role).run(feeds, mixes, [], outputs))
+    return this.tried(() => this.graphNamed(role).run(feeds, mixes, outputs))
   }
 
   /**
@@ -348,7 +349,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       for (const [i, graph] of graphs.entries()) await graph.requireInputs(parts[i])
       for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
       this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
-      this.changes += adapters.length
       for (const [name, { trainedOn }] of adapters) {
         if (trainedOn === undefined) continue
         const { otherWeights } = await import('../graph/base-record.js')

@@ -46,12 +46,11 @@ interface Made {
   beside: Feeds | undefined
 }
 
-/** The feeds for all sites that the adapter of some row changes. They are made once for the same sites. */
+/** The feeds for all sites that the adapter of some row changes. */
 export class AdapterFeeds {
   readonly #mixes: RowFactors
   readonly #rowOf: readonly number[] | undefined
   readonly #made: { of?: Made }
-  #feeds: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
   /**
    * @param mixes the distinct mixes
@@ -77,8 +76,7 @@ export class AdapterFeeds {
 
   for(groups: readonly SiteGroup[]): Feeds {
     if (this.#made.of?.groups !== groups) this.#made.of = this.#make(groups)
-    if (this.#feeds?.groups !== groups) this.#feeds = { groups, feeds: this.#feedsOf(this.#made.of) }
-    return this.#feeds.feeds
+    return this.#feedsOf(this.#made.of)
   }
 
   #make(groups: readonly SiteGroup[]): Made {

@@ -17,12 +17,10 @@ const PROBES = [
 const TOLERANCE = 0.02
 
 export async function checkCausality(
-  model: Pick<Model, 'onnx' | 'vocabularySize'>,
+  model: Pick<Model, 'vocabularySize'>,
   { roles, logits }: Pick<TextForm, 'roles' | 'logits'>,
   run: (feeds: Feeds) => Promise<Record<string, RuntimeTensor>>,
 ): Promise<void> {
-  const probe = model.onnx.once(checkCausality, () => ({ isDone: false }))
-  if (probe.isDone) return
   const firsts: ArrayLike<number>[] = []
   for (const inputIds of PROBES) {
     const feeds = roleFeeds(roles, { batch: 1, sequence: 2, inputIds, attentionMask: [1, 1] })
@@ -32,7 +30,6 @@ export async function checkCausality(
     if (dims.length !== 3 || dims[1] !== 2 || !(data instanceof Float32Array)) break
     firsts.push(data.subarray(0, width))
   }
-  probe.isDone = true
   if (firsts.length < 2) return
   const [first, second] = firsts
   let [difference, largest] = [0, 0]

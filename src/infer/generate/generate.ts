@@ -105,11 +105,12 @@ async function* writeTexts(
   if (form.embedding === undefined && images.some(({ length }) => length > 0)) {
     throw (await import('../../tasks/pictures/picture-places.js')).readsNoPictures(model)
   }
+  const isAlike = mixes.length === 1 && images.every(({ length }) => length === 0)
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
     signal?.throwIfAborted()
     // Texts with the same prompt share this array, by which the engine sees that the prompts are equal.
-    const before = isSampled ? prompts.indexOf(prompt) : i
+    const before = isAlike ? prompts.indexOf(prompt) : i
     if (before < i) {
       encoded.push(encoded[before])
       continue

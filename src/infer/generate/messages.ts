@@ -62,7 +62,7 @@ export function noTemplate(model: string): FormatError {
 type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
 
 /** Returns the compiled chat template. Compiling takes time, so each template is compiled only once. */
-function templateOf({ onnx, directory }: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
+export function templateOf({ onnx, directory }: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
   const known = onnx.once(directory, () => new Map<string | undefined, Promise<ChatTemplate | undefined>>())
   const template = known.get(text) ?? loadChatTemplate(directory, text)
   known.set(text, template)

@@ -95,7 +95,7 @@ export class RunningTexts {
       for (const batch of [...this.#batches]) await this.#end(batch, ({ call }) => call.isOver)
       this.#admit()
       if (this.#batches.length === 0) break
-      for (const batch of [...this.#batches]) if (!this.#waitsForPrompt(batch)) await this.#step(batch)
+      for (const batch of [...this.#batches]) await this.#step(batch)
       await this.#join()
     }
     this.#isRunning = false
@@ -161,13 +161,6 @@ export class RunningTexts {
     const isShort = isFilled && lengthOf(longer) <= SHORT && isSimilar(lengthOf(shorter), lengthOf(longer))
     const isOfSide = this.#side(lengthOf(shorter)) === this.#side(lengthOf(longer))
     return isShort && isOfSide && (this.#mixesShare || isSameMix(shorter.mix, longer.mix))
-  }
-
-  /** A long prompt of several texts of a call is read once: the others begin when the first has read it. */
-  #waitsForPrompt({ texts: [text], hasBegun }: TextBatch): boolean {
-    if (hasBegun || this.tools.prefixes.mostBytes === 0) return false
-    const isReading = (batch: TextBatch) => batch.hasBegun && !batch.isRead && batch.texts[0]?.call === text.call
-    return this.#batches.some((batch) => isReading(batch) && hasSamePrompt(batch.texts[0], text))
   }
 
   async #step(batch: TextBatch): Promise<void> {
@@ -261,11 +254,6 @@ function tell(call: OpenCall, texts: readonly RunningText[]): void {
 /** True if texts of these lengths may share a batch. Padding costs time, so the lengths must not differ much. */
 function isSimilar(shorter: number, longer: number): boolean {
   return longer <= 2 * shorter || longer - shorter <= PIECE
-}
-
-function hasSamePrompt({ request: { promptIds }, mix }: RunningText, text: RunningText): boolean {
-  const isSame = promptIds.length === text.request.promptIds.length && isSameMix(mix, text.mix)
-  return isSame && promptIds.every((id, i) => id === text.request.promptIds[i])
 }
 
 function lengthOf({ request }: RunningText): number {

@@ -5,7 +5,6 @@ import { inputFamily } from '../../graph/inputs/family.js'
 import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
 import { floatsOf } from '../../runtime/runtime.js'
-import { mixesOf } from '../adapters/choice.js'
 import { CLASSIFY_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import { IMAGE } from '../media-values.js'
@@ -23,7 +22,6 @@ export async function classify(
   const { onnx } = session.model
   const kind = inputFamily(readGraph(onnx))?.reads === 'pictures' ? IMAGE : TEXT_OR_PAIR
   const list = listOfTexts<ClassifyInput>(inputs, kind)
-  session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined, 'texts')
   const isText = kind === TEXT_OR_PAIR
   const encoded = isText ? encodeAll(session.model, list as readonly TextOrPair[], options.maxLength) : undefined

@@ -6,7 +6,6 @@ import { entitiesOf } from '../../tasks/labels/entities.js'
 import { encodeTagged } from '../../tasks/token-batch.js'
 import type { Span } from '../../text/added-tokens.js'
 import { joinWords, wordsIn } from '../../text/words.js'
-import { mixesOf } from '../adapters/choice.js'
 import { TAG_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { TaggedWord, Tagging, TagOptions, TextOrWords } from '../session.js'
@@ -34,7 +33,6 @@ export async function tag(
   checkOptions(options, 'tag', TAG_OPTIONS)
   const list = listOfTexts(texts, TEXT_OR_WORDS)
   const { adapter, maxLength } = options
-  session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined, 'words')
   const inputs = list.map((text) => inputOf(session, text, maxLength))
   const results: Tagging[] = Array(list.length)

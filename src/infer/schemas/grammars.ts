@@ -1,34 +1,14 @@
 // Writes texts that fit a JSON schema: at each step only tokens that can still lead to such a text are allowed. The
 // library @mlc-ai/web-xgrammar, an optional peer, says which. It is loaded with the first schema.
 
+import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/web-xgrammar'
 import { ConfigError, DataError, messageOf } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import type { Vocabulary } from '../../text/vocabulary.js'
 import { TAG_START } from './schemas.js'
 
-interface Matcher {
-  getNextTokenBitmask(): Promise<Int32Array>
-  acceptToken(id: number): boolean
-  dispose(): void
-}
-interface Compiled {
-  dispose(): void
-}
-interface Compiler {
-  compileJSONSchema(schema: string, anyWhitespace: boolean, ...layout: unknown[]): Promise<Compiled>
-  compileStructuralTag(tag: object): Promise<Compiled>
-}
-interface Library {
-  readonly Grammar: {
-    builtinJSONGrammar(): Promise<unknown>
-    fromJSONSchema(schema: string, anyWhitespace: boolean, ...layout: unknown[]): Promise<{ toString(): string }>
-  }
-  readonly TokenizerInfo: {
-    createTokenizerInfo(tokens: readonly string[], type: string, addsSpace: boolean, size: number): Promise<unknown>
-  }
-  readonly GrammarCompiler: { createGrammarCompiler(info: unknown, keeps: boolean): Promise<Compiler> }
-  readonly GrammarMatcher: { createGrammarMatcher(compiled: Compiled, ends: readonly number[]): Promise<Matcher> }
-}
+// The published declarations do not name these types, because the package is optional: what has them is internal.
+type Library = typeof import('@mlc-ai/web-xgrammar')
 
 const PACKAGE = '@mlc-ai/web-xgrammar'
 
@@ -40,9 +20,9 @@ const MOST_SPACES = 2
 /** The longest time that a schema may take for a step. */
 const STEP_MS = 2000
 
-let library: Promise<Library> | undefined
-
-/** Loads the package, which expects a browser: it reads `location`, and puts its exports on the global object. */
+/**
+ * @internal Loads the package, which expects a browser: it reads `location`, and puts its exports on the global object.
+ */
 export async function loadLibrary(): Promise<Library> {
   const scope = globalThis as { location?: unknown; xgrammar?: Library }
   const isNode = scope.location === undefined
@@ -65,30 +45,27 @@ export async function loadLibrary(): Promise<Library> {
 }
 
 export class Grammars {
-  #compiler: Promise<Compiler> | undefined
-  readonly #compiled = new Map<string, Promise<Compiled>>()
+  #opened: Promise<{ library: Library; compiler: GrammarCompiler }> | undefined
+  readonly #compiled = new Map<string, Promise<CompiledGrammar>>()
 
   constructor(private readonly vocabulary: Vocabulary) {}
 
   /** Opens the compiler once. If the library cannot be loaded, the next schema tries again. */
-  #open(): Promise<Compiler> {
-    this.#compiler ??= (async () => {
-      library ??= loadLibrary()
-      library.catch(() => {
-        library = undefined
-      })
-      const { TokenizerInfo, GrammarCompiler } = await library
+  #open() {
+    this.#opened ??= (async () => {
+      const library = await loadLibrary()
       const { tokens, spelling } = this.vocabulary
-      const info = await TokenizerInfo.createTokenizerInfo(tokens, spelling, false, tokens.length)
-      return GrammarCompiler.createGrammarCompiler(info, false)
+      const info = await library.TokenizerInfo.createTokenizerInfo([...tokens], spelling, false, tokens.length)
+      return { library, compiler: await library.GrammarCompiler.createGrammarCompiler(info, false) }
     })()
-    this.#compiler.catch(() => {
-      this.#compiler = undefined
+    this.#opened.catch(() => {
+      this.#opened = undefined
     })
-    return this.#compiler
+    return this.#opened
   }
 
-  async compile(schema: string): Promise<Compiled> {
+  /** @internal */
+  async compile(schema: string): Promise<CompiledGrammar> {
     const compiled = this.#compiled.get(schema) ?? this.#compileNow(schema)
     this.#compiled.delete(schema)
     this.#compiled.set(schema, compiled)
@@ -99,10 +76,12 @@ export class Grammars {
     return compiled
   }
 
-  async #compileNow(schema: string): Promise<Compiled> {
-    const compiler = await this.#open()
+  async #compileNow(schema: string): Promise<CompiledGrammar> {
+    const { library, compiler } = await this.#open()
     try {
-      if (schema.startsWith(TAG_START)) return await compiler.compileStructuralTag(await boundedTag(JSON.parse(schema)))
+      if (schema.startsWith(TAG_START)) {
+        return await compiler.compileStructuralTag(JSON.stringify(await boundedTag(JSON.parse(schema), library)))
+      }
       return await compiler.compileJSONSchema(schema, ...layoutOf(schema))
     } catch (cause) {
       this.#compiled.delete(schema)
@@ -110,24 +89,25 @@ export class Grammars {
     }
   }
 
-  async start(schema: string, ends: readonly number[]): Promise<TextGrammar> {
+  async start(schema: string, ends: number[]): Promise<TextGrammar> {
     const compiled = await this.compile(schema)
-    return new TextGrammar(await (await library!).GrammarMatcher.createGrammarMatcher(compiled, ends))
+    const { library } = await this.#open()
+    return new TextGrammar(await library.GrammarMatcher.createGrammarMatcher(compiled, ends))
   }
 }
 
 const layoutOf = (schema: string) => [true, 2, undefined, schema !== ANY_OBJECT, MOST_SPACES] as const
 
 /** Makes grammars of the schemas in a structural tag: the library bounds no spaces in them. */
-async function boundedTag(part: unknown): Promise<object> {
-  if (Array.isArray(part)) return Promise.all(part.map(boundedTag))
-  if (!isObject(part)) return part as object
+async function boundedTag(part: unknown, library: Library): Promise<unknown> {
+  if (Array.isArray(part)) return Promise.all(part.map((item) => boundedTag(item, library)))
+  if (!isObject(part)) return part
   if (part.type === 'json_schema') {
     const schema = JSON.stringify(part.json_schema)
-    const grammar = await (await library!).Grammar.fromJSONSchema(schema, ...layoutOf(schema))
+    const grammar = await library.Grammar.fromJSONSchema(schema, ...layoutOf(schema))
     return { type: 'grammar', grammar: grammar.toString() }
   }
-  const parts = await Promise.all(Object.values(part).map(boundedTag))
+  const parts = await Promise.all(Object.values(part).map((value) => boundedTag(value, library)))
   return Object.fromEntries(Object.keys(part).map((key, i) => [key, parts[i]]))
 }
 
@@ -137,7 +117,8 @@ export class TextGrammar {
   /** A bit for each token: 1 if it is allowed next. {@link prepare} sets it. */
   #allowed: ArrayLike<number> = []
 
-  constructor(private readonly matcher: Matcher) {}
+  /** @internal */
+  constructor(private readonly matcher: GrammarMatcher) {}
 
   async prepare(): Promise<void> {
     const startedAt = performance.now()
