@@ -37,8 +37,6 @@ interface Served {
   readonly isLoaded: boolean
   usedAt: number
   uses: number
-  /** True if no new request gets it. It leaves the session after the last request that uses it. */
-  isGone: boolean
 }
 
 /** The server itself, which may use every model, such as that of an alias. */
@@ -172,14 +170,15 @@ export class AdapterRegistry {
     if (served !== undefined) this.#retire(served)
   }
 
+  /** Keeps an adapter from new requests. It leaves the session after the last request that uses it. */
   #retire(served: Served): void {
     this.#served.delete(served.name)
-    served.isGone = true
     this.#leaveIfUnused(served)
   }
 
-  #leaveIfUnused({ key, uses, isGone }: Served): void {
-    if (isGone && uses === 0) this.session.remove(key).catch(this.options.onError)
+  #leaveIfUnused(served: Served): void {
+    const isGone = this.#served.get(served.name) !== served
+    if (isGone && served.uses === 0) this.session.remove(served.key).catch(this.options.onError)
   }
 
   async #find(asked: string, param: string, caller: Caller): Promise<Served> {
@@ -221,7 +220,7 @@ export class AdapterRegistry {
   }
 
   #add(from: Pick<Served, 'name' | 'key' | 'root' | 'place' | 'isLoaded'>): Served {
-    const served = { ...from, created: seconds(), usedAt: performance.now(), uses: 0, isGone: false }
+    const served = { ...from, created: seconds(), usedAt: performance.now(), uses: 0 }
     this.#served.set(from.name, served)
     return served
   }

@@ -36,10 +36,7 @@ export class Gate {
     signal.throwIfAborted()
     if (this.running < this.maxRunning) this.#count(key, 1)
     else await this.#wait(visitor)
-    let isLeft = false
     return () => {
-      if (isLeft) return
-      isLeft = true
       this.#count(key, -1)
       const next = this.#next()
       if (next !== undefined) {

@@ -78,25 +78,17 @@ export async function* piecesOf(
 ): AsyncGenerator<Uint8Array, void> {
   const tooLarge = () => new HttpError(413, `The body is larger than ${maxBytes} bytes`, { code: 'body_too_large' })
   if (Number(request.headers.get('content-length') ?? 0) > maxBytes) throw tooLarge()
+  // A signal of its own: many bodies may be on their way at once, and Node warns of many listeners. The body is not
+  // cancelled, because this would close the connection before the answer is sent.
+  const ending = { signal: AbortSignal.any([stopped]), preventCancel: true }
+  const reader = request.body?.pipeThrough(new TransformStream<Uint8Array, Uint8Array>(), ending).getReader()
   let length = 0
-  const reader = request.body?.getReader()
-  let refuse = () => {}
-  const stop = new Promise<never>((_, reject) => {
-    refuse = () => reject(stopped.reason)
-  })
-  // A signal of its own: many bodies may be on their way at once, and Node warns of many listeners.
-  const isStopped = AbortSignal.any([stopped])
-  isStopped.addEventListener('abort', refuse)
-  try {
-    for (;;) {
-      const next = await (reader && Promise.race([reader.read(), stop]))
-      if (next === undefined || next.done) return
-      length += next.value.byteLength
-      if (length > maxBytes) throw tooLarge()
-      yield next.value
-    }
-  } finally {
-    isStopped.removeEventListener('abort', refuse)
+  for (;;) {
+    const next = await reader?.read()
+    if (next === undefined || next.done) return
+    length += next.value.byteLength
+    if (length > maxBytes) throw tooLarge()
+    yield next.value
   }
 }
 

@@ -4,9 +4,9 @@
 
 import { attempt } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
+import { templateOf } from '../infer/generate/messages.js'
 import { checkedSchema } from '../infer/schemas/schemas.js'
 import { type MessageOfParts, withArgumentObjects } from '../text/chat.js'
-import { loadChatTemplate } from '../text/chat-template.js'
 import { HttpError } from './http.js'
 import type { TextRequest } from './texts.js'
 
@@ -16,8 +16,8 @@ const PROBE = { type: 'function', function: { name: 'qztoolqz', description: 'qz
 type CallForm = 'hermes' | 'llama' | 'none'
 
 /** A template that refuses the probe counts as one that reads tools: it is asked with the chat itself. */
-async function formOf({ directory }: Model, text: string | undefined): Promise<CallForm> {
-  const template = await loadChatTemplate(directory, text)
+async function formOf(model: Model, text: string | undefined): Promise<CallForm> {
+  const template = await templateOf(model, text)
   if (template === undefined) return 'hermes'
   const options = { tools: [PROBE], addGenerationPrompt: true }
   const { value } = attempt(() => template.render([{ role: 'user', content: 'a' }], options, 'tools').text)
@@ -34,10 +34,7 @@ export async function withTools(
 ): Promise<TextRequest> {
   const tools = request.options.tools as readonly Tool[] | undefined
   if (tools === undefined) return request
-  const answers = model.onnx.once(formOf, () => new Map<string | undefined, Promise<CallForm>>())
-  const asked = answers.get(recorded) ?? formOf(model, recorded)
-  answers.set(recorded, asked)
-  const form = await asked
+  const form = await formOf(model, recorded)
   const options = { ...request.options, structure: structureOf(tools, request, form) }
   if (form !== 'none') return { ...request, options }
   const prompts = request.prompts.map((prompt) => withSystem(prompt as readonly MessageOfParts[], tools))

@@ -2,6 +2,7 @@
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { Readable } from 'node:stream'
+import { setTimeout } from 'node:timers/promises'
 import { ConfigError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { LISTEN_OPTIONS } from '../gen/options.js'
@@ -92,16 +93,11 @@ export async function listen(handler: Listener | Promise<Listener>, options: Lis
   const metricsUrl = metricsPort === undefined ? undefined : await bind(metrics, host, metricsPort)
   const close = async () => {
     server.close()
-    let timer: NodeJS.Timeout | undefined
-    const late = new Promise((resolve) => {
-      timer = setTimeout(resolve, 1000 * drainSeconds)
-    })
     const drained = async () => {
       await current.drain?.()
       await Promise.all(answering)
     }
-    await Promise.race([drained(), late])
-    clearTimeout(timer)
+    await Promise.race([drained(), setTimeout(1000 * drainSeconds, undefined, { ref: false })])
     for (const open of [server, metrics]) open.closeAllConnections()
     metrics.close()
   }
