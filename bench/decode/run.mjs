@@ -3,11 +3,12 @@
 // machine's speed affect all of them. One contestant only reads as many bytes as the weights have: nothing on the CPU
 // can be faster.
 //
-//   node bench/decode/run.mjs --model OUT --dtype q4 --transformers DIR --tokens 32   # OUT: see hybrid.py
+//   node bench/decode/run.mjs --model OUT --dtype q4 --transformers DIR --tokens 32 --pair   # OUT: see hybrid.py
 //   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2] [--accuracy-level 4]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run. Without it, only lowrank is measured.
-// Build first. --accuracy-level applies to lowrank's products with MatMulNBits; the default is the level in the file.
+// Build first. --pair leaves out the batch and the reading. After them, the other two are slower for a while.
+// --accuracy-level applies to lowrank's products with MatMulNBits; the default is the level in the file.
 import { fork } from 'node:child_process'
 import { cpus } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
@@ -25,16 +26,17 @@ const { values: options } = parseArgs({
     rounds: { type: 'string', default: '5' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     'accuracy-level': { type: 'string', default: '' },
+    pair: { type: 'boolean', default: false },
   },
 })
 
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
 const READING = 'its weights, read once'
+const BATCH = 'lowrank, 8 texts in a batch'
 const CONTESTANTS = {
   lowrank: ['lowrank.mjs', '1'],
-  'lowrank, 8 texts in a batch': ['lowrank.mjs', '8'],
-  [READING]: ['reading.mjs', '1'],
+  ...(!options.pair && { [BATCH]: ['lowrank.mjs', '8'], [READING]: ['reading.mjs', '1'] }),
   ...(options.transformers !== undefined && {
     'transformers.js': ['transformers-js.mjs', '1'],
   }),
@@ -78,15 +80,15 @@ for (const [name, list] of results) {
       `${(100 * outside).toFixed(1).padStart(5)} % of it outside ONNX Runtime`,
   )
 }
-console.log(
-  `8 texts against 1: ${(rate('lowrank, 8 texts in a batch') / rate('lowrank')).toFixed(2)} × the tokens a second`,
-)
-const [{ bytes }] = results.get(READING)
-const share = (name) => `${name} ${((100 * rate(name)) / rate(READING)).toFixed(0)} %`
-const writers = ['lowrank', 'transformers.js'].filter((name) => children.has(name))
-console.log(
-  `a token reads ${(bytes / 1e6).toFixed(0)} MB of weights, which alone goes at ${((bytes * rate(READING)) / 1e9).toFixed(1)} GB/s. Of this speed have: ${writers.map(share).join(', ')}`,
-)
+if (!options.pair) {
+  console.log(`8 texts against 1: ${(rate(BATCH) / rate('lowrank')).toFixed(2)} × the tokens a second`)
+  const [{ bytes }] = results.get(READING)
+  const share = (name) => `${name} ${((100 * rate(name)) / rate(READING)).toFixed(0)} %`
+  const writers = ['lowrank', 'transformers.js'].filter((name) => children.has(name))
+  console.log(
+    `a token reads ${(bytes / 1e6).toFixed(0)} MB of weights, which alone goes at ${((bytes * rate(READING)) / 1e9).toFixed(1)} GB/s. Of this speed have: ${writers.map(share).join(', ')}`,
+  )
+}
 if (children.has('transformers.js')) {
   const [ours, theirs] = ['lowrank', 'transformers.js'].map((name) => results.get(name)[0].text)
   console.log(`against transformers.js: ${ratios('lowrank', 'transformers.js')}`)

@@ -157,11 +157,14 @@ def model_of(kind, folder, attention, rank):
     return get_peft_model(base, config)
 
 
-def serve(folder, attention, rank, batch, sequence, threads, kind, cpu):
+def serve(folder, attention, rank, batch, sequence, threads, kind, cpu, checkpoints):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = model_of(kind, folder, attention, rank)
     model.train()
+    if checkpoints:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
     given = None
@@ -208,13 +211,14 @@ def main():
     serve_parser.add_argument("attention", choices=("eager", "sdpa"))
     serve_parser.add_argument("--kind", default="causal-lm", choices=("causal-lm", "text-classification", "image-classification"))
     serve_parser.add_argument("--cpu", action="store_true", help="time of the processor, not of the clock")
+    serve_parser.add_argument("--checkpoints", action="store_true", help="gradient checkpointing: less memory, more time")
     for name, default in (("rank", 8), ("batch", 8), ("sequence", 128), ("threads", 2)):
         serve_parser.add_argument("--" + name, type=int, default=default)
     args = parser.parse_args()
     if args.action == "make":
         make(args.name, args.folder)
     else:
-        serve(args.folder, args.attention, args.rank, args.batch, args.sequence, args.threads, args.kind, args.cpu)
+        serve(args.folder, args.attention, args.rank, args.batch, args.sequence, args.threads, args.kind, args.cpu, args.checkpoints)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 //
 //   node bench/train-step/run.mjs [--python python3] [--models out/bench-models] [--only union-3m,llama-6x384,llama-135m] [--steps 20]
 //   node bench/train-step/run.mjs --only gemma3-270m,llama-600m,llama-1100m --models /tmp/bench-models --steps 5
-//   node bench/train-step/run.mjs --only qwen3_5-800m,qwen3_5-800m-1x2048 --pair --steps 3 --models /tmp/bench-models
+//   node bench/train-step/run.mjs --only qwen3_5-800m,qwen3_5-800m-1x1024,qwen3_5-800m-1x2048 --pair --steps 3 --models /tmp/bench-models
 //   node bench/train-step/run.mjs --only minilm-8x128,minilm-32x64,vit-small --graphs DIR
 //
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
 // requirements.txt, and for Qwen3.5 mobius-onnx 0.1; without it only lowrank is measured. Peak memory is the
 // high-water mark of each process; beside it stands what the process holds after the last step, anonymous and mapped
 // from files. Large models and long texts run one contestant after the other, so that only one is in memory. With
-// --pair, only the default and PyTorch run, always in turns, since the machine may change while others run. --cpu
+// --pair, only the default and PyTorch run, in turns if both fit into memory, since the machine may change. --cpu
 // counts the time that the processor worked, with one thread; use it on a busy machine.
 //
 // "products" are only the products by a text model's weights in a step, forward and backward: a graph in ONNX Runtime,
@@ -42,6 +42,8 @@ const { values: options } = parseArgs({
   },
 })
 
+/** Two contestants do not fit into 24 GB. With 2,048 tokens, PyTorch does not either without gradient checkpointing. */
+const QWEN3_5_LONG = { batch: 1, vocabulary: 248320, isLarge: true, model: 'qwen3_5-800m', isAlone: true }
 const CASES = {
   'union-3m': { batch: 8, sequence: 128, vocabulary: 2048, folder: join(root, 'models', 'union-3m') },
   'llama-6x384': { batch: 8, sequence: 128, vocabulary: 8192 },
@@ -52,7 +54,8 @@ const CASES = {
   'llama-600m-4x256': { batch: 4, sequence: 256, vocabulary: 151936, isLarge: true, model: 'llama-600m' },
   'llama-1100m': { batch: 1, sequence: 256, vocabulary: 32000, isLarge: true },
   'qwen3_5-800m': { batch: 1, sequence: 256, vocabulary: 248320, isLarge: true },
-  'qwen3_5-800m-1x2048': { batch: 1, sequence: 2048, vocabulary: 248320, isLarge: true, model: 'qwen3_5-800m' },
+  'qwen3_5-800m-1x1024': { ...QWEN3_5_LONG, sequence: 1024 },
+  'qwen3_5-800m-1x2048': { ...QWEN3_5_LONG, sequence: 2048, checkpoints: true },
   'qwen3_5-4-layers': { batch: 1, sequence: 256, vocabulary: 8192 },
   'minilm-8x128': { ...minilm(), batch: 8, sequence: 128 },
   'minilm-32x64': { ...minilm(), batch: 32, sequence: 64 },
@@ -66,7 +69,7 @@ function minilm() {
 const PRODUCTS = ['products, copied weights', 'products']
 
 /** A step on a long text takes minutes, so it gets a single warm-up. */
-const warmUpSteps = (sequence) => (sequence > 1024 ? 1 : 3)
+const warmUpSteps = (sequence) => (sequence >= 1024 ? 1 : 3)
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
 
@@ -112,6 +115,7 @@ if (!hasPeer) console.log(`${options.python} has no peft, torch and transformers
 
 for (const name of options.only.split(',')) {
   const { batch, sequence, vocabulary, kind = 'causal-lm', isLarge = false, model = name } = CASES[name]
+  const { isAlone = isLarge && !options.pair, checkpoints = false } = CASES[name]
   const { folder = resolve(options.models, model) } = CASES[name]
   const { checkpoint = folder } = CASES[name]
   if (!existsSync(join(folder, 'onnx', 'model.onnx'))) {
@@ -124,7 +128,10 @@ for (const name of options.only.split(',')) {
   const ours = (label, ...flags) =>
     contestant(label, process.execPath, [join(here, 'contestant.mjs'), folder, ...shape, ...flags])
   const peer = (attention) =>
-    contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', checkpoint, attention, ...shape])
+    contestant(`torch ${attention}`, options.python, [
+      ...[join(here, 'peer.py'), 'serve', checkpoint, attention, ...shape],
+      ...(checkpoints ? ['--checkpoints'] : []),
+    ])
   const profile = join(tmpdir(), `lowrank-step-${process.pid}-${name}`)
   let starts = [
     () => ours('lowrank --memory fast', '--memory', 'fast'),
@@ -141,7 +148,7 @@ for (const name of options.only.split(',')) {
   const count = starts.length
   if (hasPeer) starts.push(...(isLarge || options.pair ? [] : [() => peer('eager')]), () => peer('sdpa'))
 
-  console.log(`\n${name}, batch ${batch} × ${sequence}`)
+  console.log(`\n${name}, batch ${batch} × ${sequence}${checkpoints ? ', PyTorch with gradient checkpointing' : ''}`)
   // A multiplicative generator, simple enough to give the same ids in each language.
   let state = 12345
   const inputIds = Array.from({ length: batch * sequence }, () => {
@@ -152,7 +159,7 @@ for (const name of options.only.split(',')) {
   const last = new Map()
   const contestants = []
   let ofTorch
-  for (const group of isLarge && !options.pair ? starts.map((start) => [start]) : [starts]) {
+  for (const group of isAlone ? starts.map((start) => [start]) : [starts]) {
     const running = group.map((start) => start())
     for (const contestant of running) {
       millis.set(contestant, [])

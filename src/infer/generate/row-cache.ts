@@ -71,7 +71,7 @@ export class RowCache {
   }
 
   release(): void {
-    freeOnGpu(...Object.values(this.feeds))
+    freeTensors(Object.values(this.feeds))
   }
 }
 
@@ -88,9 +88,7 @@ export class PlainCache extends RowCache {
 
   add(outputs: Readonly<Record<string, RuntimeTensor>>, isFirst: boolean): void {
     for (const { past, present, isOfEncoder } of this.entries) {
-      const isKept = isOfEncoder && !isFirst
-      freeOnGpu(isKept ? outputs[present] : this.feeds[past])
-      if (!isKept) this.feeds[past] = outputs[present]
+      if (isFirst || !isOfEncoder) this.feeds[past] = outputs[present]
     }
   }
 }
@@ -121,6 +119,12 @@ export function joinRows(
     }
   }
   return { type: first.type, data, dims: [batch, ...first.dims.slice(1, axis), length, ...first.dims.slice(axis + 1)] }
+}
+
+/** Frees the memory of tensors at once, on the GPU and here. */
+export function freeTensors(tensors: readonly RuntimeTensor[]): void {
+  freeOnGpu(...tensors)
+  freeBuffers(tensors.filter((tensor) => !isOnGpu(tensor)).map(({ data }) => data.buffer))
 }
 
 /** Below so many bytes, to free memory at once takes longer than it is worth. */

@@ -15,7 +15,7 @@ import type { GraphEngine } from '../graph-engine.js'
 import type { Grammars } from '../schemas/grammars.js'
 import { GrowingCache } from './growing-cache.js'
 import type { PrefixStore, ReadText } from './prefix-store.js'
-import { freeBuffers, PlainCache } from './row-cache.js'
+import { freeTensors, PlainCache } from './row-cache.js'
 import type { RunningText } from './running-text.js'
 import type { Padding, TextForm } from './text-form.js'
 import type { TokenVectors } from './token-vectors.js'
@@ -97,10 +97,12 @@ export class TextBatch {
     const isReading = this.#width === 0 || (isAlone && this.#width < readers[0].request.promptIds.length)
     for (const text of this.texts) await text.prepare(grammars)
     const vectors = await this.#vectors?.feeds()
+    const fed = Object.values(this.#cache.feeds)
     const outputs = await graph.run(this.#feeds(vectors, most), this.#adapters, this.#outputNames)
     const hasTaken = this.#take(outputs, most)
-    // The garbage collector would let the logits of many steps pile up, each of several megabytes.
-    if (this.#newRows !== undefined) freeBuffers(Object.values(outputs).map(({ data }) => data.buffer))
+    // The garbage collector would let the logits and states of many steps pile up, and then collect all at once.
+    const held = new Set(Object.values(this.#cache.feeds))
+    freeTensors([...fed, ...Object.values(outputs)].filter((tensor) => !held.has(tensor)))
     if (this.#width === this.#shared) await this.keep(readers)
     if (!hasTaken) return []
     if (readers.length < this.texts.length) {
