@@ -67,6 +67,11 @@ export function jsonIn(text: unknown): unknown {
   }
 }
 
+/** Writes a value as JSON, with a bigint, which JSON does not have, as text. */
+export function toJson(value: unknown): string {
+  return JSON.stringify(value, (_, inner: unknown) => (typeof inner === 'bigint' ? String(inner) : inner))
+}
+
 export function hasMethods(value: unknown, ...methods: readonly (string | symbol)[]): boolean {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return false
   return methods.every((name) => typeof (value as Record<string | symbol, unknown>)[name] === 'function')

@@ -1,7 +1,7 @@
 // Compares finished adapters with the base: metrics with intervals, the records that differ most, and written answers.
 
 import { ConfigError, counted, DataError, UnsupportedError } from '../base/errors.js'
-import { checkOptions } from '../base/options.js'
+import { checkOptions, toJson } from '../base/options.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
@@ -267,7 +267,7 @@ async function read(
     }
     const question = options.generate ? questionOf(task, parsed, context, where) : undefined
     const places = encoded.examples.map((example) => examples.push(example) - 1)
-    records.push({ where, record: (JSON.stringify(row) ?? '').slice(0, MAX_RECORD), examples: places, question })
+    records.push({ where, record: toJson(row).slice(0, MAX_RECORD), examples: places, question })
   }
   if (cut > 0) onWarning(`${cut} of ${records.length} records are cut to ${context.maxLength} tokens`)
   if (skipped > 0) onWarning(`left out, because they have no target: ${counted(skipped, 'record')}`)

@@ -1,6 +1,7 @@
 // A run that learns from rewards, for TRL: prompts in the order of the first pass, and the adapter as it starts.
 
 import { UnsupportedError } from '../base/errors.js'
+import { toJson } from '../base/options.js'
 import { checkRewards, RATE_SHARE } from '../loop/grpo.js'
 import { planOfPrompts, promptSteps, settingsFor } from '../loop/prompts.js'
 import { prepareTrainer } from '../loop/trainer.js'
@@ -51,7 +52,7 @@ export async function promptParts(given: TrainInput): Promise<HandedParts> {
         for (const index of order) {
           const { prompt, row } = rows[index]
           // The record as a text: records may differ in their fields.
-          yield encoder.encode(`${JSON.stringify({ prompt, item: JSON.stringify(row) })}\n`)
+          yield encoder.encode(`${JSON.stringify({ prompt, item: toJson(row) })}\n`)
         }
       },
       evaluation: undefined,

@@ -33,8 +33,11 @@ async function trained(options: Pick<TrainInput, 'model' | 'data' | 'evalData' |
 describe('evaluation', () => {
   it('gives loss, perplexity and accuracy of base and adapter as training did', async () => {
     const run = await trained({ model: decoder, data: data.slice(0, 16), evalData })
-    const report = await evaluateAdapters(decoder, { own: run.adapter }, evalData, { ...silent, maxLength: 24 })
+    // JSON has no bigint, and the report has records as JSON.
+    const numbered = evalData.map((record, i) => ({ ...record, id: BigInt(i) }))
+    const report = await evaluateAdapters(decoder, { own: run.adapter }, numbered, { ...silent, maxLength: 24 })
     const [base, own] = report.models
+    expect(report.differing[0].record).toMatch(/"id":"[0-3]"/)
     expect([report.task, report.records, base.name, own.name]).toEqual(['causal-lm', 4, null, 'own'])
     expect(base.metrics.loss.value).toBeCloseTo(run.loss.before, 5)
     expect(own.metrics.loss.value).toBeCloseTo(run.loss.after, 5)

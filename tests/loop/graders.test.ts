@@ -75,6 +75,7 @@ describe('places', () => {
     ['{{sample.output_json.list}}', '{"list":[1,null]}', {}, '[1,null]'],
     ['{{item.x}}', '', { x: '{{sample.output_text}}' }, 'no'],
     ['a {b} {{item.x}} }}', '', { x: true }, 'a {b} true }}'],
+    ['{{item.x}} {{item.y}}', '', { x: 1n, y: { z: 2n } }, '1 {"z":"2"}'],
   ] as [string, string, Record<string, unknown>, string][])('%s', async (place, text, item, wanted) => {
     const isFilled = wanted === 'no' ? 0 : 1
     expect(await read(place, text, item, wanted)).toBe(isFilled)

@@ -159,7 +159,8 @@ describe('runs', () => {
     trainOnRewards(
       {
         model,
-        data: ['And the', 'The sea', 'He was'].map((prompt) => ({ prompt })),
+        // JSON has no bigint, and records are digested for a resume.
+        data: ['And the', 'The sea', 'He was'].map((prompt, i) => ({ prompt, id: BigInt(i) })),
         task: 'grpo',
         rewards: [
           function short({ text }) {

@@ -1,7 +1,7 @@
 // Texts of graders with places for fields: {{item.answer}}, {{sample.output_text}}, {{sample.output_json.a[0].b}}.
 
 import { ConfigError, DataError } from '../../base/errors.js'
-import { jsonIn } from '../../base/options.js'
+import { jsonIn, toJson } from '../../base/options.js'
 import { fieldsOf } from '../../text/records.js'
 
 export interface Graded {
@@ -66,5 +66,5 @@ function valueAt(value: unknown, keys: readonly string[]): unknown {
 }
 
 function textOf(value: unknown): string {
-  return typeof value === 'string' ? value : JSON.stringify(value)
+  return typeof value === 'object' ? toJson(value) : String(value)
 }

@@ -2,7 +2,7 @@
 // result would be that of no run.
 
 import { MismatchError } from '../../base/errors.js'
-import { isObject } from '../../base/options.js'
+import { isObject, toJson } from '../../base/options.js'
 import { serializeModel } from '../../formats/onnx/model.js'
 import { bytesOf } from '../../formats/onnx/tensors.js'
 import { Hash, weightsDigest } from '../../graph/base-record.js'
@@ -75,7 +75,7 @@ function digestOf(examples: Examples<unknown>): string {
 function* partsOf(value: unknown): Generator<Uint8Array> {
   if (ArrayBuffer.isView(value)) yield new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
   else if (Array.isArray(value)) for (const item of value) yield* partsOf(item)
-  else if (!isObject(value)) yield new TextEncoder().encode(JSON.stringify(value))
+  else if (!isObject(value)) yield new TextEncoder().encode(toJson(value))
   else if (Object.getPrototypeOf(value) === Object.prototype) {
     for (const [name, member] of Object.entries(value)) if (name !== 'where') yield* partsOf(member)
   }
