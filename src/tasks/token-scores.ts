@@ -45,11 +45,6 @@ export class ScoredTokens extends CausalLm {
     return graph.fedGradient(graph.predict(scores), GRADIENT)
   }
 
-  /** The factor is 1, because the caller divides the loss. */
-  override normalizer(): number {
-    return 1
-  }
-
   /** The loss of a step, which the caller computes: that it exists makes the training graph one of two passes. */
   stepLoss(): never {
     throw new Error('computed by the caller')

@@ -15,10 +15,7 @@ export async function squaresOfRows(model: Model, layers: readonly NamedLayer[],
   const graph = readGraph(model.onnx)
   const names = layers.map(({ name }) => name)
   const linears = withPointwise(graph, findLinears(graph, modules), names)
-  const read = new Set<string>()
   for (const { layer: part, linear } of matchLayers(linears, partsForGraph(linears, layers, false))) {
-    if (read.has(part.name)) continue
-    read.add(part.name)
     const { name, d } = part.layer
     const sums = squares.get(name) ?? new Float64Array(d)
     sums.set((await outputNorms(model.onnx, graph, linear)).squares, part.start)

@@ -1,7 +1,6 @@
 // Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d),
 // DoRA's m (d), tensors of a head and rows of tokens as they are. LoRA+ changes the rates of some of them.
 
-import { MismatchError } from '../base/errors.js'
 import { transpose } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { EMBEDDING } from '../lora/part.js'
@@ -14,7 +13,7 @@ interface Slot {
 
 export function readParameters(adapter: LoraAdapter, names: readonly string[]): Float32Array[] {
   const slots = slotsOf(adapter)
-  return names.map((name) => slotOf(slots, name).read())
+  return names.map((name) => slots.get(name)!.read())
 }
 
 /** The state of an optimizer before its first step. */
@@ -26,7 +25,7 @@ export function startOf(adapter: LoraAdapter, names: readonly string[]): EngineS
 
 export function writeParameters(adapter: LoraAdapter, names: readonly string[], values: readonly Float32Array[]): void {
   const slots = slotsOf(adapter)
-  names.forEach((name, i) => void slotOf(slots, name).write(values[i]))
+  names.forEach((name, i) => void slots.get(name)!.write(values[i]))
 }
 
 function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
@@ -71,12 +70,6 @@ function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
     })
   }
   return slots
-}
-
-function slotOf(slots: ReadonlyMap<string, Slot>, name: string): Slot {
-  const slot = slots.get(name)
-  if (slot === undefined) throw new MismatchError({ where: name, what: 'the adapter has no such tensor' })
-  return slot
 }
 
 /** Factors of the learning rates for LoRA+: as in PEFT, B and vectors learn `ratio` times as fast. */
