@@ -13,9 +13,9 @@ import { loadAdapter, loadModel, openSession, saveAdapter, train } from '../dist
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const { values, positionals: asked } = parseArgs({ allowPositionals: true, options: { chat: { type: 'string' } } })
 const models = {
-  bundled: 'models/union-3m',
-  minilm: join(root, 'out', 'graphs', 'minilm-int8'),
-  chat: values.chat && resolve(values.chat),
+  'union-3m': 'models/union-3m',
+  MiniLM: join(root, 'out', 'graphs', 'minilm-int8'),
+  'SmolLM2 135M': values.chat && resolve(values.chat),
 }
 // The saved adapter names its model by a path from here.
 process.chdir(root)
@@ -66,7 +66,7 @@ for (const { id, file: data, model: name, task, prompts, settings } of recipes) 
     config: { rank: 8, alpha: 16 },
     threads: 2,
   })
-  const place = name === 'bundled' ? `recorded/${id}/` : undefined
+  const place = name === 'union-3m' ? `recorded/${id}/` : undefined
   const folder = join(root, 'web', 'public', place ?? '')
   if (place !== undefined) await saveAdapter(adapter, folder, { dtype: 'fp16' })
   const taught = place === undefined ? adapter : await loadAdapter(folder)

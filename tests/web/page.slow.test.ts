@@ -199,6 +199,12 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.getElementById('curve').getAttribute('aria-label')")).toMatch(/of 14\.$/)
   })
 
+  it('names a number that is out of its range by the label of its field', async () => {
+    await fill({ temperature: 5 })
+    await click('generate')
+    await until("/Temperature: Value must be/.test(document.getElementById('error').textContent)")
+  })
+
   it('writes with the model alone and with the adapter, side by side', async () => {
     await fill({ tokens: 16 })
     await fill({ temperature: 0 })

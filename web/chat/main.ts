@@ -1,7 +1,7 @@
 // The page of `lowrank serve`: pick a model, ask, compare two side by side, train. It speaks the public routes alone.
 
 import './style.css'
-import { byId, inputOf, make } from './dom.js'
+import { byId, inputOf, make } from '../src/elements.js'
 import { type Event, events, request } from './requests.js'
 import { openTraining } from './train.js'
 
@@ -43,11 +43,11 @@ async function loadModels(): Promise<void> {
   }
   const cards = adapters.map(({ id, root, created }) => {
     const since = new Date(1000 * created).toLocaleTimeString([], { timeStyle: 'short' })
-    const title = make('h2', '', id, make('small', '', `loaded at ${since}`))
-    return make('li', '', title, ...(root === id ? [] : [make('span', 'soft', `from ${root}`)]))
+    const title = make('h2', {}, id, make('small', {}, `loaded at ${since}`))
+    return make('li', {}, title, ...(root === id ? [] : [make('span', { class: 'soft' }, `from ${root}`)]))
   })
   void openTraining(base.id, compare)
-  byId('cards').replaceChildren(...(cards.length > 0 ? cards : [make('li', '', 'None is loaded: the base answers.')]))
+  byId('cards').replaceChildren(...(cards.length > 0 ? cards : [make('li', {}, 'None is loaded: the base answers.')]))
 }
 
 /** Puts two models side by side. */
@@ -76,8 +76,8 @@ function requestFor(model: string, asked: string): { path: string; body: object 
 
 /** Writes one side's answer into its place as it comes. */
 async function answer(model: string, asked: string, place: HTMLElement, signal: AbortSignal): Promise<void> {
-  const [words, speed] = [make('p', ''), make('small', '')]
-  place.replaceChildren(make('h2', '', model, speed), words)
+  const [words, speed] = [make('p'), make('small')]
+  place.replaceChildren(make('h2', {}, model, speed), words)
   const asChat = chats
   const startedAt = performance.now()
   let written = ''
@@ -104,7 +104,7 @@ async function answer(model: string, asked: string, place: HTMLElement, signal: 
       byId('text-label').textContent = 'A text to continue: this model has no chat template'
       return answer(model, asked, place, signal)
     } else {
-      const message = make('p', 'error', (error as Error).message)
+      const message = make('p', { class: 'error' }, (error as Error).message)
       message.role = 'alert'
       if (written === '') words.remove()
       place.append(message)
@@ -127,8 +127,10 @@ async function ask(asked: string): Promise<void> {
   const models = [...new Set([left.value, right.value].filter((name) => name !== ''))]
   running = new AbortController()
   const { signal } = running
-  const places = models.map(() => make('article', 'answer'))
-  byId('turns').append(make('li', '', make('p', 'asked', asked), make('div', 'answers', ...places)))
+  const places = models.map(() => make('article', { class: 'answer' }))
+  byId('turns').append(
+    make('li', {}, make('p', { class: 'asked' }, asked), make('div', { class: 'answers' }, ...places)),
+  )
   const setBusy = (isBusy: boolean) => {
     stop.hidden = !isBusy
     send.hidden = isBusy

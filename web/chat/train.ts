@@ -1,6 +1,6 @@
 // The part of the page that trains: records become a job, which is watched, compared with its base and promoted.
 
-import { byId, inputOf, make } from './dom.js'
+import { button, byId, inputOf, make } from '../src/elements.js'
 import { request } from './requests.js'
 
 interface Job {
@@ -67,15 +67,8 @@ function say(text: string): void {
 }
 
 /** Does what a button asks for, and says what went wrong. */
-function attempt(work: () => Promise<void>): void {
+function attempt(work: () => Promise<unknown>): void {
   work().catch((error: Error) => say(error.message))
-}
-
-function button(label: string, act: () => Promise<void>): HTMLButtonElement {
-  const made = make('button', '', label)
-  made.type = 'button'
-  made.addEventListener('click', () => attempt(act))
-  return made
 }
 
 /** Shows the first records, and chooses the method that their fields fit. */
@@ -83,7 +76,9 @@ async function showExamples(): Promise<void> {
   const lines = ((await files.files?.[0]?.slice(0, 1 << 20).text()) ?? '')
     .split('\n')
     .filter((line) => line.trim() !== '')
-  byId('examples').replaceChildren(...lines.slice(0, EXAMPLES).map((line) => make('li', 'soft', line.slice(0, SHOWN))))
+  byId('examples').replaceChildren(
+    ...lines.slice(0, EXAMPLES).map((line) => make('li', { class: 'soft' }, line.slice(0, SHOWN))),
+  )
   first = undefined
   try {
     first = JSON.parse(lines[0])
@@ -131,13 +126,13 @@ async function begin(base: string): Promise<void> {
 function cardOf({ id }: Job, prompt?: string): Card {
   let card = cards.get(id)
   if (card === undefined) {
-    const [facts, actions] = [make('div', ''), make('div', 'row')]
+    const [facts, actions] = [make('div'), make('div', { class: 'row' })]
     card = { facts, actions, events: new Map(), samples: new Map(), prompt, isOver: false }
     cards.set(id, card)
     const act = (label: string, action: string) =>
-      button(label, async () => void (await ask(`${JOBS}/${id}/${action}`, {})))
+      button(label, () => attempt(() => ask(`${JOBS}/${id}/${action}`, {})))
     actions.append(act('Pause', 'pause'), act('Go on', 'resume'), act('Cancel', 'cancel'))
-    byId('jobs').prepend(make('li', 'job', facts, actions))
+    byId('jobs').prepend(make('li', { class: 'job' }, facts, actions))
   }
   return card
 }
@@ -187,15 +182,15 @@ async function show(job: Job, compare: (base: string, model: string) => Promise<
     last && `step ${last.step}${last.total_steps ? ` of ${last.total_steps}` : ''}, loss ${last.train_loss.toFixed(3)}`
   const told = [...events.values()].filter(({ level, message }) => level !== 'info' || /needs about/.test(message))
   card.facts.replaceChildren(
-    make('h2', '', result ?? id, make('small', '', [status, about].filter(Boolean).join(' · '))),
+    make('h2', {}, result ?? id, make('small', {}, [status, about].filter(Boolean).join(' · '))),
     ...(steps.length > 1 ? [curveOf(steps.map(({ train_loss }) => train_loss))] : []),
-    ...[...samples].map(([step, text]) => make('p', 'sample', make('small', '', `${step} `), text)),
-    ...(error === null ? [] : [make('p', 'error', error.message)]),
-    ...told.map(({ message }) => make('p', 'soft', message)),
+    ...[...samples].map(([step, text]) => make('p', { class: 'sample' }, make('small', {}, `${step} `), text)),
+    ...(error === null ? [] : [make('p', { class: 'error' }, error.message)]),
+    ...told.map(({ message }) => make('p', { class: 'soft' }, message)),
   )
   if (!card.isOver) return
-  const name = make('input', '')
-  name.ariaLabel = name.placeholder = 'a further name, such as support'
+  const placeholder = 'a further name, such as support'
+  const name = make('input', { placeholder, 'aria-label': placeholder })
   const promote = async () => {
     await ask('/v1/aliases', { name: name.value, model: result })
     say(`${name.value} is ${result} from now on.`)
@@ -203,9 +198,9 @@ async function show(job: Job, compare: (base: string, model: string) => Promise<
   card.actions.replaceChildren()
   if (result === null) return
   card.actions.append(
-    button('Compare with the base', () => compare(model, result)),
+    button('Compare with the base', () => attempt(() => compare(model, result))),
     name,
-    button('Promote', promote),
+    button('Promote', () => attempt(promote)),
   )
 }
 

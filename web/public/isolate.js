@@ -5,7 +5,6 @@
 //   sites are never kept here.
 
 const CACHE = 'lowrank-page'
-const WITHOUT_BODY = [101, 204, 205, 304]
 
 self.addEventListener('install', () => self.skipWaiting())
 self.addEventListener('activate', (event) => event.waitUntil(self.clients.claim()))
@@ -22,41 +21,17 @@ async function answer(event) {
   const isOurs = request.method === 'GET' && new URL(request.url).origin === self.location.origin
   try {
     const response = isolated(await fetch(request))
-    if (isOurs && response.ok) event.waitUntil(keep(request.url, response.clone()).catch(() => {}))
+    if (isOurs && response.status === 200) event.waitUntil(keep(request.url, response.clone()).catch(() => {}))
     return response
   } catch (error) {
     const kept = isOurs ? await caches.match(request.url, { ignoreSearch: true }) : undefined
     if (kept === undefined) throw error
-    return part(kept, /^bytes=(\d+)-(\d+)$/.exec(request.headers.get('range') ?? ''))
+    return kept
   }
 }
 
-/** Files that are being kept. */
-const keeping = new Set()
-
-/** Keeps an answer. If it is a part of a file, as of a model, the whole file is fetched once more and kept. */
 async function keep(url, response) {
-  const cache = await caches.open(CACHE)
-  if (response.status === 200) return cache.put(url, response)
-  const kept = await cache.match(url)
-  if (keeping.has(url) || kept?.headers.get('etag') === response.headers.get('etag')) return
-  keeping.add(url)
-  try {
-    await cache.put(url, isolated(await fetch(url)))
-  } finally {
-    keeping.delete(url)
-  }
-}
-
-/** The part of a kept file that a request asks for: RFC 9110, section 14. */
-async function part(kept, range) {
-  if (range === null) return kept
-  const whole = await kept.blob()
-  const [from, to] = [Number(range[1]), Math.min(Number(range[2]), whole.size - 1)]
-  const headers = new Headers(kept.headers)
-  headers.set('Content-Range', `bytes ${from}-${to}/${whole.size}`)
-  headers.set('Content-Length', String(to - from + 1))
-  return new Response(whole.slice(from, to + 1), { status: 206, headers })
+  await (await caches.open(CACHE)).put(url, response)
 }
 
 function isolated(response) {
@@ -67,5 +42,5 @@ function isolated(response) {
   headers.set('Cross-Origin-Embedder-Policy', 'require-corp')
   headers.set('Cross-Origin-Opener-Policy', 'same-origin')
   headers.set('Cross-Origin-Resource-Policy', 'cross-origin')
-  return new Response(WITHOUT_BODY.includes(status) ? null : response.body, { status, statusText, headers })
+  return new Response(response.body, { status, statusText, headers })
 }

@@ -2,7 +2,8 @@
 
 import uPlot from 'uplot'
 import type { Series } from '../../src/report/page.js'
-import { figure, make } from './dom.js'
+import { make } from '../src/elements.js'
+import { figure } from './dom.js'
 
 /** Steps of the axis x, which counts. */
 const WHOLE_STEPS = [1, 2, 5]
@@ -18,13 +19,13 @@ export interface ChartOptions {
 }
 
 export function chart(series: readonly Series[], { x, isLogarithmic = false }: ChartOptions): HTMLElement {
-  const frame = make('div', 'chart')
+  const frame = make('div', { class: 'chart' })
   const usable = (value: number | null) => value !== null && Number.isFinite(value) && (!isLogarithmic || value > 0)
   const known = series.map((line) => ({ ...line, y: line.y.map((value) => (usable(value) ? value : null)) }))
   if (!known.some(({ y }) => y.some((value) => value !== null))) return frame
   const color = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name)
   const axis = {
-    stroke: () => color('--faint'),
+    stroke: () => color('--soft'),
     grid: { stroke: () => color('--line'), width: 1 },
     ticks: { show: false },
   }

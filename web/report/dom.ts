@@ -1,21 +1,9 @@
-// Small helpers of the report page.
+// Sections and numbers of the report page.
 
-/** An element with a class and a text. Texts from files only ever come in here, as text. */
-export function make<K extends keyof HTMLElementTagNameMap>(
-  tag: K,
-  className = '',
-  text?: string,
-): HTMLElementTagNameMap[K] {
-  const element = document.createElement(tag)
-  element.className = className
-  if (text !== undefined) element.textContent = text
-  return element
-}
+import { make } from '../src/elements.js'
 
 export function section(title: string, ...content: Node[]): HTMLElement {
-  const result = make('section')
-  result.append(make('h2', '', title), ...content)
-  return result
+  return make('section', {}, make('h2', {}, title), ...content)
 }
 
 export function figure(value: string | number | null | undefined): string {

@@ -3,15 +3,16 @@
 import 'uplot/dist/uPlot.min.css'
 import './style.css'
 import type { Report, Sample, Section } from '../../src/report/page.js'
+import { make } from '../src/elements.js'
 import { chart } from './curves.js'
-import { make, section } from './dom.js'
+import { section } from './dom.js'
 import { table } from './table.js'
 
 function draw(part: Section): HTMLElement[] {
   switch (part.kind) {
     case 'facts': {
-      const list = make('dl')
-      for (const [label, value] of part.facts) list.append(make('dt', '', label), make('dd', '', value))
+      const facts = part.facts.flatMap(([label, value]) => [make('dt', {}, label), make('dd', {}, value)])
+      const list = make('dl', {}, ...facts)
       return [part.title === undefined ? list : section(part.title, list)]
     }
     case 'curves':
@@ -24,17 +25,13 @@ function draw(part: Section): HTMLElement[] {
 }
 
 function sample({ prompt, answers }: Sample): HTMLElement {
-  const row = make('div', 'sample')
-  const columns = make('div', 'answers')
-  for (const { label, text } of answers) {
-    const answer = make('div', 'answer')
-    answer.append(make('h3', '', label), make('p', '', text))
-    columns.append(answer)
-  }
-  row.append(make('p', 'prompt', prompt), columns)
-  return row
+  const columns = answers.map(({ label, text }) =>
+    make('div', { class: 'answer' }, make('h3', {}, label), make('p', {}, text)),
+  )
+  const shown = make('div', { class: 'answers' }, ...columns)
+  return make('div', { class: 'sample' }, make('p', { class: 'prompt' }, prompt), shown)
 }
 
 const { title, sections } = JSON.parse(document.getElementById('data')!.textContent!) as Report
 const main = document.getElementById('main')!
-main.append(make('h1', '', title), ...sections.flatMap(draw))
+main.append(make('h1', {}, title), ...sections.flatMap(draw))

@@ -1,26 +1,21 @@
 // A table that sorts by a click on a title, and can be searched by its first column.
 
 import type { Cell } from '../../src/report/page.js'
-import { figure, make } from './dom.js'
+import { button, make } from '../src/elements.js'
+import { figure } from './dom.js'
 
 /** A table needs a search field from this number of rows on. */
 const SEARCH_FROM = 12
 
 export function table(columns: readonly string[], rows: readonly (readonly Cell[])[]): HTMLElement {
   const isText = columns.map((_, i) => rows.some((row) => typeof row[i] === 'string'))
+  const classes = isText.map((is) => (is ? 'text' : ''))
   const lines = rows.map((cells) => {
-    const line = make('tr')
-    cells.forEach((cell, i) => {
-      const element = make('td', isText[i] ? 'text' : '', figure(cell))
-      element.title = figure(cell)
-      line.append(element)
-    })
-    return { cells, line }
+    const shown = cells.map(figure)
+    return { cells, line: make('tr', {}, ...shown.map((title, i) => make('td', { class: classes[i], title }, title))) }
   })
-  const search = make('input')
-  search.type = 'search'
-  search.placeholder = 'Part of a name'
-  search.setAttribute('aria-label', `Show rows whose ${columns[0]} contains`)
+  const label = `Show rows whose ${columns[0]} contains`
+  const search = make('input', { type: 'search', placeholder: 'Part of a name', 'aria-label': label })
   search.hidden = rows.length < SEARCH_FROM
   let sortedBy = -1
   let direction = 1
@@ -31,11 +26,8 @@ export function table(columns: readonly string[], rows: readonly (readonly Cell[
     body.replaceChildren(...shown.map(({ line }) => line))
   }
   columns.forEach((title, i) => {
-    const cell = make('th', isText[i] ? 'text' : '')
-    cell.scope = 'col'
-    const button = make('button', '', title)
-    button.type = 'button'
-    button.addEventListener('click', () => {
+    const cell = make('th', { scope: 'col', class: classes[i] })
+    const sort = button(title, () => {
       // Numbers are most often read from the largest down.
       direction = sortedBy === i ? -direction : isText[i] ? 1 : -1
       sortedBy = i
@@ -43,20 +35,12 @@ export function table(columns: readonly string[], rows: readonly (readonly Cell[
       cell.setAttribute('aria-sort', direction < 0 ? 'descending' : 'ascending')
       place()
     })
-    cell.append(button)
+    cell.append(sort)
     head.append(cell)
   })
   search.addEventListener('input', place)
   place()
-  const top = make('thead')
-  top.append(head)
-  const element = make('table')
-  element.append(top, body)
-  const frame = make('div', 'table')
-  frame.append(element)
-  const whole = make('div')
-  whole.append(search, frame)
-  return whole
+  return make('div', {}, search, make('div', { class: 'table' }, make('table', {}, make('thead', {}, head), body)))
 }
 
 function compare(a: Cell, b: Cell): number {

@@ -1,13 +1,18 @@
-// Finds and makes elements, and shows errors in a banner, worded for the page.
+// Buttons and fields of the page, and its banner of errors, worded for the page.
 
 import { LowrankError } from 'lowrank'
+import { button, byId, inputOf, make } from './elements.js'
 
-export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
-  return document.getElementById(id) as E
-}
+export { button, byId, inputOf, make }
 
-export const inputOf = (id: string) => byId<HTMLInputElement>(id)
 export const buttonOf = (id: string) => byId<HTMLButtonElement>(id)
+
+/** Returns the number in a field. Throws an error with the field's label if it is not in the range of the field. */
+export function numberOf(id: string): number {
+  const field = inputOf(id)
+  if (field.value !== '' && field.checkValidity()) return field.valueAsNumber
+  throw new Error(`${field.labels![0].textContent.trim()}: ${field.validationMessage || 'not a number'}`)
+}
 
 /** Calls `use` with picked files. Then it empties the field, so that the same files can be picked again. */
 export function onFiles(id: string, use: (files: readonly File[]) => void): void {
@@ -17,27 +22,6 @@ export function onFiles(id: string, use: (files: readonly File[]) => void): void
     if (files.length > 0) use(files)
     field.value = ''
   })
-}
-
-export function make<K extends keyof HTMLElementTagNameMap>(
-  tag: K,
-  attributes: Readonly<Record<string, string>> = {},
-  ...inside: readonly (string | Node)[]
-): HTMLElementTagNameMap[K] {
-  const element = document.createElement(tag)
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
-  element.append(...inside)
-  return element
-}
-
-export function button(
-  label: string | readonly (string | Node)[],
-  onClick: () => void,
-  attributes: Readonly<Record<string, string>> = {},
-): HTMLButtonElement {
-  const element = make('button', { type: 'button', ...attributes }, ...[label].flat())
-  element.addEventListener('click', onClick)
-  return element
 }
 
 export const sizeOf = (bytes: number): string =>
@@ -71,20 +55,10 @@ function wordsOf(error: unknown): string {
   const { where, what, expected, got, hint = '' } = error
   const isForCallers = /`|--\w|[a-z][A-Z]|[A-Z]+_[A-Z]+|\w: /.test(hint)
   const pasted = where?.replace(/^pasted\.\w+, l(ine \d+)/, 'L$1 of the text you pasted')
-  const place = where === undefined ? '' : `${LABELS[where] ?? pasted}: `
+  const place = pasted === undefined ? '' : `${pasted}: `
   const found = got === undefined ? '' : ` Found: ${got}.`
   const advice = hint === '' || isForCallers ? '' : ` ${hint.replace(/[^.!?]$/, '$&.')}`
   return `${place}${what}${expected === undefined ? '.' : `. Expected: ${expected}.`}${found}${advice}`
-}
-
-const LABELS: Readonly<Record<string, string>> = {
-  maxSteps: 'Steps',
-  learningRate: 'Learning rate',
-  batchSize: 'Records a step',
-  maxLength: 'Most tokens a record',
-  rank: 'Rank',
-  maxNewTokens: 'Most new tokens',
-  temperature: 'Temperature',
 }
 
 function showError(place: string, title: string, error: unknown): void {

@@ -3,7 +3,7 @@
 import { ranking, scores, withNames } from './answers.js'
 import { button, byId, make } from './dom.js'
 import { type LessonCard, showLesson } from './lesson.js'
-import { type ModelChoice, missing } from './models.js'
+import { MODELS, type ModelChoice, missing } from './models.js'
 import recipes from './recipes.json'
 import recordings from './recorded.json'
 import type { Job } from './runs.js'
@@ -32,16 +32,11 @@ interface Shown {
   readonly texts: readonly [alone: string, taught: string]
 }
 
-const CHOICES: Readonly<Record<string, ModelChoice>> = {
-  bundled: { kind: 'bundled' },
-  minilm: { kind: 'bundled', name: 'minilm' },
-  chat: { kind: 'hub', id: 'HuggingFaceTB/SmolLM2-135M-Instruct', dtype: 'q4' },
-}
-
 const recorded = recordings as unknown as Readonly<Record<string, Recording>>
-const all = recipes.map(
-  (recipe) => ({ ...recipe, model: CHOICES[recipe.model], recording: recorded[recipe.id] }) as unknown as Recipe,
-)
+const all = recipes.map((recipe) => {
+  const model = MODELS.find(({ name }) => name === recipe.model)!.choice
+  return { ...recipe, model, recording: recorded[recipe.id] } as unknown as Recipe
+})
 
 /** Returns the recipe with this data file, or undefined for the visitor's own data. */
 export const recipeFor = (dataName: string): Recipe | undefined => all.find(({ file }) => file === dataName)

@@ -12,7 +12,7 @@ import {
 } from 'lowrank'
 import { drawCurve } from './curve.js'
 import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './data.js'
-import { buttonOf, byId, guarded, inputOf, MendableError } from './dom.js'
+import { buttonOf, byId, guarded, inputOf, MendableError, numberOf } from './dom.js'
 import { threadCount } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
 import { beginRun, endRun, type Job, leaveRun, savedSteps, takeRun, type UnfinishedRun, unfinishedRun } from './runs.js'
@@ -397,13 +397,6 @@ export function readJob(
   task: Job['task'],
   texts: readonly string[] = [],
 ): Job {
-  const number = (id: string, label: string) => {
-    const field = inputOf(id)
-    const value = Number(field.value)
-    if (field.value === '' || !field.checkValidity())
-      throw new Error(`${label}: ${field.validationMessage || 'not a number'}`)
-    return value
-  }
   return {
     name:
       inputOf('name')
@@ -415,11 +408,11 @@ export function readJob(
     task,
     texts,
     settings: {
-      maxSteps: number('steps', 'Steps'),
-      learningRate: number('learning-rate', 'Learning rate'),
-      batchSize: number('batch-size', 'Records a step'),
-      maxLength: number('max-length', 'Most tokens a record'),
-      rank: number('rank', 'Rank'),
+      maxSteps: numberOf('steps'),
+      learningRate: numberOf('learning-rate'),
+      batchSize: numberOf('batch-size'),
+      maxLength: numberOf('max-length'),
+      rank: numberOf('rank'),
     },
   }
 }

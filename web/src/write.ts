@@ -11,7 +11,7 @@ import {
 } from 'lowrank'
 import { download, filesOfAdapter, readArchive } from './adapters.js'
 import { type AnswerKind, answerOf, differences, KINDS } from './answers.js'
-import { button, buttonOf, byId, guarded, inputOf, MendableError, make, onFiles } from './dom.js'
+import { button, buttonOf, byId, guarded, inputOf, MendableError, make, numberOf, onFiles } from './dom.js'
 import { showLayers } from './layers.js'
 import type { LessonCard } from './lesson.js'
 import { foldOnPhones, threadCount } from './machine.js'
@@ -361,9 +361,9 @@ export class Writer {
     try {
       const stream = session.stream(isChat ? [{ role: 'user', content: prompt }] : prompt, {
         adapter: this.#choiceOf(name),
-        temperature: Number(inputOf('temperature').value),
-        seed: Number(inputOf('seed').value),
-        maxNewTokens: Number(inputOf('tokens').value),
+        temperature: numberOf('temperature'),
+        seed: numberOf('seed'),
+        maxNewTokens: numberOf('tokens'),
         signal,
       })
       let next = await stream.next()
