@@ -5,8 +5,9 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import { inspectGraphs } from '../../src/index/inspect-onnx.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { Model } from '../../src/node.js'
+import { loadTokenizer } from '../../src/text/tokenizer.js'
 import { relativeError } from '../graph/golden.js'
-import { openModel } from '../infer/models.js'
+import { directoryOf } from '../infer/models.js'
 import { int64 } from '../several-graphs.js'
 import {
   type Cell,
@@ -22,7 +23,7 @@ let cell: Cell
 let session: ModelSession<Model>
 beforeAll(async () => {
   cell = await openCell('tests/golden/hybrids/gemma3n', 'dynamo-parts')
-  const { tokenizer } = await openModel('models/union-3m')
+  const tokenizer = await loadTokenizer(directoryOf('models/union-3m'))
   session = await ModelSession.open({ ...cell.model, tokenizer, eosTokenIds: [] }, { adapters: { own: cell.adapter } })
 })
 afterAll(async () => {

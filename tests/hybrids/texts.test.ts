@@ -6,6 +6,7 @@ import { Random } from '../../src/base/random.js'
 import { TextBatch } from '../../src/infer/generate/text-batch.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { type GenerateOptions, type GenerateResult, loadAdapter, type Model } from '../../src/node.js'
+import { loadTokenizer } from '../../src/text/tokenizer.js'
 import { directoryOf, openModel } from '../infer/models.js'
 
 const FOLDERS = [
@@ -40,7 +41,7 @@ describe.each(FOLDERS)('%s', (folder, adapter, long) => {
   const all = requests(long)
   let [session, forgetful]: (ModelSession<Model> | undefined)[] = []
   beforeAll(async () => {
-    const { tokenizer } = await openModel('models/union-3m')
+    const tokenizer = await loadTokenizer(directoryOf('models/union-3m'))
     const own = await loadAdapter(directoryOf(`tests/golden/${adapter}`))
     const open = async (prefixCache?: number) => {
       const model = {

@@ -50,6 +50,14 @@ describe('project texts', () => {
     expect([...sizes].filter(([, files]) => files > MAX_FILES)).toEqual([])
   })
 
+  it('closes each model that a test opens: a tokenizer alone comes from loadTokenizer', () => {
+    const open = /const \{(?![^}]*\b(?:onnx|close)\b)[^}]*\} = await (?:openModel|loadModel)\(.*/g
+    const left = filesIn('tests', ['.ts']).flatMap((path) =>
+      Array.from(textOf(path).matchAll(open), ([line]) => `${path}: ${line}`),
+    )
+    expect(left).toEqual([])
+  })
+
   it('has each paragraph of Markdown on one line', () => {
     const special = /^\s*($|[-*+] |\d+\. |\||#|```|>|<|-->|---|=|!?\[.*\]:)/
     const broken = texts
