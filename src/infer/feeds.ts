@@ -2,7 +2,8 @@
 
 import { ConfigError, didYouMean, MismatchError, messageOf, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
-import { cacheLayout, emptyTensor, isCacheInput } from '../graph/inputs/cache.js'
+import type { ValueInfoProto } from '../formats/onnx/tensors.js'
+import { cacheLayout, emptyTensor, isCacheInput, isState } from '../graph/inputs/cache.js'
 import { HIDDEN_STATES, PIXELS, STATES_MASK } from '../graph/inputs/family.js'
 import { dimsOfInput, ones, roleFeeds, splitInputs, typeOf } from '../graph/inputs/roles.js'
 import { VECTORS } from '../graph/inputs/tokens.js'
@@ -57,7 +58,8 @@ export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
   }
   if (ids?.dims.length !== 2 && vectors?.dims.length !== 3) return completed
   const [batch, sequence] = (ids ?? vectors).dims
-  const fedCache = graph.inputs.find((input) => isCacheInput(input) && entryOf(feeds, input.name)?.dims.length === 4)
+  const grows = (input: ValueInfoProto) => isCacheInput(input) && !isState(graph, input)
+  const fedCache = graph.inputs.find((input) => grows(input) && entryOf(feeds, input.name)?.dims.length === 4)
   const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
   const inputIds = (ids?.data ?? []) as ArrayLike<bigint>
   const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
+import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { UnsupportedError } from '../../src/node.js'
 import { MODELS, openModel } from './golden.js'
@@ -97,6 +98,34 @@ describe('the cache', () => {
   ])('%s is refused', (_, graph, message) => {
     expect(() => tokenInputs(graph)).toThrow(UnsupportedError)
     expect(() => tokenInputs(graph)).toThrow(message)
+  })
+
+  const readBy = (graph: Graph, operator: string, name: string) => {
+    const g = new Builder(graph, name)
+    // Models in half precision convert the cache first.
+    const value = name.endsWith('mamba') ? g.cast('past_key_values.0.key', DataType.FLOAT) : 'past_key_values.0.key'
+    g.op(operator, [value])
+    return graph
+  }
+
+  it.each([
+    ['Mul', undefined],
+    ['Einsum', undefined],
+    ['Unsqueeze', undefined],
+    ['Scan', undefined],
+    ['com.microsoft:LinearAttention', undefined],
+    ['Concat', 2],
+    ['ScatterND', 2],
+    ['Attention', 2],
+    ['com.microsoft:GroupQueryAttention', 2],
+  ])('of a fixed size that %s reads has rows on the axis %s', (operator, axis) => {
+    for (const module of ['/model/layers.0', '/model/layers.0/mamba']) {
+      const graph = readBy(past(['b', 8, 4, 16]), operator, module)
+      addOutput(graph, 'present.0.key', DataType.FLOAT)
+      const { cache, emptyCache } = tokenInputs(graph)
+      expect(cache[0]).toMatchObject({ axis, dims: [undefined, 8, axis === undefined ? 4 : undefined, 16] })
+      expect(emptyCache(3)['past_key_values.0.key'].dims).toEqual([3, 8, axis === undefined ? 4 : 0, 16])
+    }
   })
 })
 

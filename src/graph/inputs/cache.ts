@@ -42,10 +42,21 @@ export function takeBranchWithoutCache(graph: Graph): void {
   for (const node of cacheBranches(graph)) graph.takeBranch(node, 'else_branch')
 }
 
-/** True for a state (batch, channels, width). Caches of attention have four axes. */
-export function isConvolutionState(input: ValueInfoProto): boolean {
+/** Operators that add rows to a cache, or write them into one of a fixed size. */
+const ADDS_ROWS = /(?<!Linear)Attention$|^Concat$|Scatter/
+
+/**
+ * True for the last inputs of a convolution, (batch, channels, width), and for recurrent states, such as (batch, heads,
+ * key size, value size). They have a fixed size, and begin as zeros.
+ */
+export function isState(graph: Graph, input: ValueInfoProto): boolean {
   const [, ...size] = dimsOfInput(input)
-  return size.length === 2 && size.every((dim) => dim !== undefined)
+  const isRecurrent = () => !readersOf(graph, input.name).some(({ opType }) => ADDS_ROWS.test(opType))
+  return size.length > 1 && size.every((dim) => dim !== undefined) && (size.length === 2 || isRecurrent())
+}
+
+function readersOf(graph: Graph, value: string): NodeProto[] {
+  return graph.consumers(value).flatMap((node) => (node.opType === 'Cast' ? readersOf(graph, node.output[0]) : [node]))
 }
 
 type CacheLayout = Pick<CacheEntry, 'past' | 'type' | 'axis' | 'dims'>
@@ -54,14 +65,7 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const { name: past } = input
   const type = typeOf(input) as TensorType
   const dims = dimsOfInput(input)
-  // The last inputs of a convolution, (batch, channels, width), or the state of linear attention, (batch, heads, key
-  // size, value size). Both have a fixed size and begin as zeros.
-  const readers = (value: string): NodeProto[] =>
-    graph.consumers(value).flatMap((node) => (node.opType === 'Cast' ? readers(node.output[0]) : [node]))
-  const isState = readers(past).some(({ opType }) => /^(LinearAttention|GatedDeltaNet)$/.test(opType))
-  const [, ...size] = dims
-  if ((isState || isConvolutionState(input)) && size.every((dim) => dim !== undefined))
-    return { past, type, axis: undefined, dims: [undefined, ...size] }
+  if (isState(graph, input)) return { past, type, axis: undefined, dims: [undefined, ...dims.slice(1)] }
   // (batch, heads, past, head size), except in old Bloom exports, which have another rank and are refused.
   if (dims.length !== 4 || dims[1] === undefined) {
     throw new UnsupportedError({

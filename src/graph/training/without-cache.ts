@@ -1,6 +1,6 @@
 // Takes key-value caches out of graphs for training, which has no past tokens.
 
-import { isCacheInput, isConvolutionState } from '../inputs/cache.js'
+import { isCacheInput, isState } from '../inputs/cache.js'
 import { dimsOfInput, splitInputs } from '../inputs/roles.js'
 import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -9,7 +9,7 @@ import type { Graph } from '../view/graph.js'
 export function dropEmptyCache(graph: Graph): void {
   const g = new Builder(graph, 'inputs')
   const empty = splitInputs(graph).others.filter(isCacheInput)
-  const states = new Map(empty.map((input) => [input.name, isConvolutionState(input) ? dimsOfInput(input)[2] : 0]))
+  const states = new Map(empty.map((input) => [input.name, isState(graph, input) ? dimsOfInput(input)[2] : 0]))
   const open = [...states.keys()]
   for (let past = open.pop(); past !== undefined; past = open.pop()) {
     const width = states.get(past) ?? 0
