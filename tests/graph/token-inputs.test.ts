@@ -92,9 +92,9 @@ describe('the cache', () => {
   const past = (dims: (number | string)[]) => graphWith(ids, ['past_key_values.0.key', DataType.FLOAT, dims])
 
   it.each<[string, Graph, RegExp]>([
-    ['of another rank', past(['b', 4, 'p']), /past_key_values\.0\.key: a cache of unknown layout/],
+    ['of another rank', past(['b', 4, 'p']), /the cache past_key_values\.0\.key cannot be told; .*got \(\?, 4, \?\)/],
     ['without a successor', past(['b', 4, 'p', 8]), /no output continues this cache; expected present\.0\.key/],
-    ['whose heads have an unknown size', past(['b', 4, 'p', 'h']), /the size of its heads cannot be told/],
+    ['whose heads have an unknown size', past(['b', 4, 'p', 'h']), /sizes of the cache past_key_values\.0\.key cannot/],
   ])('%s is refused', (_, graph, message) => {
     expect(() => tokenInputs(graph)).toThrow(UnsupportedError)
     expect(() => tokenInputs(graph)).toThrow(message)
@@ -107,6 +107,16 @@ describe('the cache', () => {
     g.op(operator, [value])
     return graph
   }
+
+  it.each(['com.microsoft:PagedAttention', 'com.example:FlashAttention', 'Unheard'])(
+    'that only %s reads is refused by module and operator, if its heads have no size',
+    (operator) => {
+      const graph = readBy(past(['b', 4, 'p', 'h']), operator, '/model/layers.0/self_attn')
+      expect(() => tokenInputs(graph)).toThrow(
+        `model.layers.0.self_attn: the sizes of the cache past_key_values.0.key cannot be told from the operator ${operator}; expected an input (batch, heads, past length, head size)`,
+      )
+    },
+  )
 
   it.each([
     ['Mul', undefined],

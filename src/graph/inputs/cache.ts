@@ -3,8 +3,10 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { dimsOf, type NodeProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorType } from '../../runtime/runtime.js'
+import { nodeScope } from '../match/linears.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
+import { operatorOf } from '../view/operators.js'
 import { dimsOfInput, TYPES, typeOf } from './roles.js'
 
 export interface CacheEntry {
@@ -67,19 +69,18 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const dims = dimsOfInput(input)
   if (isState(graph, input)) return { past, type, axis: undefined, dims: [undefined, ...dims.slice(1)] }
   // (batch, heads, past, head size), except in old Bloom exports, which have another rank and are refused.
-  if (dims.length !== 4 || dims[1] === undefined) {
-    throw new UnsupportedError({
-      where: `input ${past}`,
-      what: 'a cache of unknown layout',
-      expected: '(batch, heads, past length, head size)',
-      got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
-    })
-  }
   const headSize = headSizeOf(graph, input)
-  if (headSize === undefined) {
-    throw new UnsupportedError({ where: `input ${past}`, what: 'the size of its heads cannot be told' })
-  }
-  return { past, type, axis: 2, dims: [undefined, dims[1], undefined, headSize] }
+  if (dims.length === 4 && dims[1] !== undefined && headSize !== undefined)
+    return { past, type, axis: 2, dims: [undefined, dims[1], undefined, headSize] }
+  const [reader] = readersOf(graph, past)
+  throw new UnsupportedError({
+    where: (reader && nodeScope(reader)) ?? `input ${past}`,
+    what: `the sizes of the cache ${past} cannot be told${reader ? ` from the operator ${operatorOf(reader)}` : ''}`,
+    expected:
+      'an input (batch, heads, past length, head size) with numbers for the second and last, or GroupQueryAttention',
+    got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
+    hint: 'Export the model in another way: with the sizes, or with attention as ordinary operators',
+  })
 }
 
 /** Throws UnsupportedError if the layout is unknown, or if no output continues the cache. */
