@@ -14,16 +14,11 @@ export interface Interval {
 /** Computes metrics over records. `records` holds their indices, which may occur several times. */
 export type Statistic = (records: ArrayLike<number>) => Readonly<Record<string, number>>
 
-export interface Intervals {
-  readonly metrics: Record<string, Interval>
-  readonly differences: Record<string, Interval> | null
-}
-
 export function bootstrap(
   models: readonly Statistic[],
   count: number,
   { resamples, seed }: { readonly resamples: number; readonly seed: number },
-): Intervals[] {
+) {
   const random = new Random(seed, 'bootstrap')
   const whole = models.map((statistic) => statistic(Array.from({ length: count }, (_, i) => i)))
   const draws: Readonly<Record<string, number>>[][] = []

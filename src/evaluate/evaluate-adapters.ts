@@ -551,7 +551,7 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
       const { loss, normalizer, outputs } = await trainer.forward(batch)
       sum += loss * normalizer
       total += normalizer
-      const predicted = open.predict?.(outputs, batch.examples) ?? []
+      const predicted = open.predict(outputs, batch.examples)
       const perExample = open.exampleLosses?.(predicted)
       for (const [i, place] of places.entries()) {
         losses[place] = perExample?.[i] ?? loss
@@ -564,7 +564,7 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
       loss: sum / total,
       losses: isOfBatch ? undefined : losses,
       weights,
-      predictions: open.predict === undefined ? [] : predictions,
+      predictions,
       seconds: (performance.now() - startedAt) / 1000,
       values: Object.entries(open.values?.(predictions) ?? {}),
     }

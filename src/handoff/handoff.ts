@@ -51,11 +51,6 @@ export interface HandoffReport {
   differences: string[]
 }
 
-interface Rows {
-  readonly examples: Examples<unknown>
-  readonly parsed: readonly unknown[]
-}
-
 export async function handOff(
   options: TrainInput,
   context: RunContext,
@@ -160,7 +155,7 @@ function orderOf(seed: number, costs: ArrayLike<number>, plan: PlanOptions): num
 }
 
 function* linesOf(
-  { examples, parsed }: Rows,
+  { examples, parsed }: { readonly examples: Examples<unknown>; readonly parsed: readonly unknown[] },
   indices: readonly number[],
   { handed, isReadable, hasTemplate }: { handed: HandedTask } & Pick<HandedRun, 'isReadable' | 'hasTemplate'>,
 ): Generator<Uint8Array> {

@@ -342,9 +342,10 @@ export class Trainer {
     if (check) await checkDerivatives(loss, rows, result)
     const after = await this.#backward(encoded, result, temperature)
     const found = before ?? encoded.map((_, i) => after.get(i))
-    const { loss: value, metrics = {} } = before === undefined ? await loss(rowsOf(found)) : result
+    const known = rowsOf(found)
+    const { loss: value, metrics = {} } = before === undefined ? await loss(known) : result
     this.#loss = (this.#loss ?? 0) + value
-    return { loss: value, logprobs: encoded.map((example, i) => spread(example, rowsOf(found)[i].logprobs)), metrics }
+    return { loss: value, logprobs: encoded.map((example, i) => spread(example, known[i].logprobs)), metrics }
   }
 
   /** `isStep` is true for the values of the coming step, with its dropout. */

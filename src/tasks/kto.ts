@@ -186,18 +186,11 @@ export function withAnswerOf({ text, limit }: JudgedExample, { answer }: JudgedE
   return { inputIds, labels: inputIds.slice().fill(IGNORED, 0, start) }
 }
 
-interface JudgedFeed {
-  readonly sign: number
-  readonly weight: number
-  readonly before: Two
-}
-
-function judgedFeeds(judged: readonly JudgedFeed[]): Feeds {
-  const column = (value: (feed: JudgedFeed) => number) => columnFeed(judged.map(value))
+function judgedFeeds(judged: readonly { sign: number; weight: number; before: Two }[]): Feeds {
   return {
-    [OWN_BEFORE]: column(({ before }) => before[0]),
-    [OTHER_BEFORE]: column(({ before }) => before[1]),
-    [SIGN]: column(({ sign }) => sign),
-    [WEIGHT]: column(({ weight }) => weight),
+    [OWN_BEFORE]: columnFeed(judged.map(({ before }) => before[0])),
+    [OTHER_BEFORE]: columnFeed(judged.map(({ before }) => before[1])),
+    [SIGN]: columnFeed(judged.map(({ sign }) => sign)),
+    [WEIGHT]: columnFeed(judged.map(({ weight }) => weight)),
   }
 }

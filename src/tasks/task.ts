@@ -202,7 +202,7 @@ export interface OpenTask<Example = unknown> extends Objective {
    */
   reference?(outputs: Readonly<Record<string, RuntimeTensor>>): (readonly [number, number])[]
   /** The prediction for each example of a run without gradients, from the outputs of {@link Objective.forward}. */
-  predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
   /** The loss of each example, from {@link predict}. Without this, an evaluation runs examples one at a time for it. */
   exampleLosses?(predictions: readonly unknown[]): number[]
   /** The values per example of metrics that are means over the examples. */

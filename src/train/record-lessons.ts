@@ -96,7 +96,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
           ({ loss, normalizer, outputs }, batch) => {
             sum += loss * normalizer
             total += normalizer
-            for (const prediction of open.predict?.(outputs, batch.examples) ?? []) predictions.push(prediction)
+            for (const prediction of open.predict(outputs, batch.examples)) predictions.push(prediction)
           },
         )
         if (!isDone) return undefined

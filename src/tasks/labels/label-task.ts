@@ -14,8 +14,6 @@ import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.j
 import { PROBE_BATCHES, predictedRows, type TokenProbe } from '../token-batch.js'
 import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
-type Placed = Pick<Labeled, 'where'>
-
 export interface Inputs<Example> extends Partial<TokenProbe> {
   readonly lengths: readonly Length[]
   /** An example of zeros, for the two runs that measure shapes. */
@@ -57,7 +55,7 @@ export interface Opening<Example> {
   readonly known?: readonly string[]
 }
 
-export abstract class HeadTask<Example extends Placed> implements OpenTask<Example> {
+export abstract class HeadTask<Example extends Pick<Labeled, 'where'>> implements OpenTask<Example> {
   readonly labels: readonly string[]
   readonly warnings: readonly string[]
   readonly head: TrainedHead

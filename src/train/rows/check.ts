@@ -5,8 +5,6 @@ import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { firstOf } from '../../base/group.js'
 import { isObject } from '../../base/options.js'
 import { readRows } from '../../data/read-rows.js'
-import { bytesOf } from '../../formats/onnx/tensors.js'
-import { Hash } from '../../graph/base-record.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { joinGraphs } from '../../graph/training/joined-graph.js'
 import type { EncodeContext, Task } from '../../tasks/task.js'
@@ -14,7 +12,7 @@ import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainInput, TrainingData } from '../options.js'
 import { encodeContext, encodeRow, withPictures } from './examples.js'
-import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './facts.js'
+import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent } from './facts.js'
 
 /** A token of an example. */
 export interface PreviewToken {
@@ -171,7 +169,7 @@ class Records {
     if (length === undefined && isUnanswered(row)) this.#takeUnlearned()
     this.onRecord(hash, where)
     this.hashes.push(hash)
-    countOne(this.lengths, rounded(length ?? charactersOf(row)))
+    countOne(this.lengths, length ?? charactersOf(row))
     if (!isObject(row)) return
     countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
     for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
@@ -207,13 +205,18 @@ function isUnanswered(row: unknown): boolean {
   return !row.messages.some((message) => isObject(message) && message.role === 'assistant')
 }
 
-/** A hash of all fields: 64 bits, rounded to the 53 that a number holds. */
+/** A hash of all fields, as a whole number below 2^53. */
 function hashOf(row: unknown): number {
   const text = JSON.stringify(row, (_, value: unknown) => {
-    if (ArrayBuffer.isView(value)) return new Hash().add(bytesOf(value)).digest()
-    return typeof value === 'bigint' ? `${value}` : value
+    return ArrayBuffer.isView(value) || typeof value === 'bigint' ? String(value) : value
   })
-  return Number(`0x${new Hash().add(new TextEncoder().encode(text)).digest()}`)
+  let [low, high] = [0x811c9dc5, 0x9dc5811c]
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i)
+    low = Math.imul(low ^ code, 0x01000193)
+    high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
+  }
+  return (low >>> 0) * 2 ** 21 + (high >>> 11)
 }
 
 function charactersOf(value: unknown): number {

@@ -36,7 +36,7 @@ export class DataFacts {
 /** How many tokens examples have; null for examples of something else. */
 export function tokenLengths({ tokens }: Task, examples: Examples<unknown>): LengthReport | null {
   const counts = new Map<number, number>()
-  if (tokens !== undefined) for (const example of examples) countOne(counts, rounded(tokens(example).ids.length))
+  if (tokens !== undefined) for (const example of examples) countOne(counts, tokens(example).ids.length)
   return lengthsOf(counts, 'tokens')
 }
 
@@ -57,8 +57,6 @@ function promptOf(record: Readonly<Record<string, unknown>>): string | undefined
 
 /** Different labels that are counted. */
 export const MAX_LABELS = 1000
-/** Lengths up to this are counted one by one. */
-const EXACT_LENGTHS = 4096
 
 /** How long records are. */
 export interface LengthReport {
@@ -66,7 +64,6 @@ export interface LengthReport {
   readonly unit: 'tokens' | 'characters'
   readonly total: number
   readonly least: number
-  /** Above 4096 rounded by up to 0.05 %. */
   readonly median: number
   readonly most: number
   /** How many are below each power of two, and not below the one before it. */
@@ -83,19 +80,12 @@ export function mostFrequent(counts: ReadonlyMap<string, number>): Record<string
 }
 
 export function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
-  if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
   const ofEntities = Array.isArray(entities)
     ? entities.map((entity) => (isObject(entity) ? entity.label : undefined))
     : []
   return [label ?? labels, tags, ofEntities]
     .flat()
     .flatMap((value) => (['string', 'boolean'].includes(typeof value) || Number.isInteger(value) ? String(value) : []))
-}
-
-export function rounded(length: number): number {
-  if (length < EXACT_LENGTHS) return length
-  const step = 2 ** (Math.floor(Math.log2(length)) - Math.log2(EXACT_LENGTHS) + 1)
-  return Math.round(length / step) * step
 }
 
 export function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthReport['unit']): LengthReport | null {
