@@ -5,7 +5,7 @@ import { LowrankError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { Fields } from './fields.js'
 import { HttpError, withoutPaths } from './http.js'
-import type { Caller } from './keys.js'
+import { type Caller, SERVER } from './keys.js'
 
 /**
  * Finds an adapter by the name or the path that a caller gave, in a place that the server allows. `mayDownload` is true
@@ -38,9 +38,6 @@ interface Served {
   usedAt: number
   uses: number
 }
-
-/** The server itself, which may use every model, such as that of an alias. */
-export const SERVER: Caller = { name: '', key: undefined, isAdmin: true, priority: 0 }
 
 export interface RegistryOptions {
   /** Names of the base; the first one is shown. */

@@ -33,6 +33,9 @@ export interface Caller {
   readonly priority: number
 }
 
+/** The server itself, which may use every model, such as that of an alias. Without keys, each caller counts as it. */
+export const SERVER: Caller = { name: '', key: undefined, isAdmin: true, priority: 0 }
+
 /**
  * Reads a key as the command line and key files write it: `KEY`, `NAME=KEY`, and after it `priority=N` or `admin`.
  * Equals signs at the end of a key belong to it. Returns undefined for any other text.
@@ -50,7 +53,7 @@ export function parseApiKey(text: string, isAdmin = false): ApiKey | undefined {
 
 /** Finds the caller of a request. Returns undefined if a key is needed and none fits. */
 export function callerOf({ headers }: Request, keys: readonly (string | ApiKey)[] | undefined): Caller | undefined {
-  if (keys === undefined) return { name: '', key: undefined, isAdmin: true, priority: 0 }
+  if (keys === undefined) return SERVER
   const bearer = /^Bearer (.+)$/i.exec(headers.get('authorization') ?? '')?.[1]
   const given = bearer ?? headers.get('x-api-key') ?? ''
   const all = keys.map((key) => (typeof key === 'string' ? { key } : key))

@@ -9,7 +9,7 @@ import { sideOf } from '../../graph/inputs/rotary-switch.js'
 import { isSameMix } from '../adapters/row-factors.js'
 import type { GraphEngine } from '../graph-engine.js'
 import { PrefixStore } from './prefix-store.js'
-import { type OpenCall, RunningText, type TextCall, type TextRequest } from './running-text.js'
+import { type OpenCall, RunningText, type TextCall } from './running-text.js'
 import { readsSame, TextBatch, type TextTools } from './text-batch.js'
 import type { Padding, TextForm } from './text-form.js'
 
@@ -109,8 +109,7 @@ export class RunningTexts {
     for (;;) {
       const ready = [...this.#calls.values()].filter((call) => {
         const [next] = call.waiting
-        const hasRoom = next !== undefined && (runningOf(call) === 0 || runningOf(call) + next.length <= call.batchSize)
-        return hasRoom && !this.#waits(call.texts[next[0]])
+        return next !== undefined && (runningOf(call) === 0 || runningOf(call) + next.length <= call.batchSize)
       })
       const [call] = ready.sort((a, b) => runningOf(a) - runningOf(b))
       if (call === undefined || !this.#fits(call, running)) break
@@ -146,12 +145,6 @@ export class RunningTexts {
     const tokens = requests.reduce((sum, { promptIds, limits }) => sum + promptIds.length + limits.maxTokens, 0)
     const bytes = tokens * this.form.tokenBytes + requests.length * this.form.stateBytes
     return requests.length <= Math.max(maxBatch, batchSize) && bytes <= cacheBytes
-  }
-
-  /** True if another text is reading the same prompt. Waiting for it saves reading the prompt twice. */
-  #waits({ promptIds }: TextRequest): boolean {
-    if (promptIds.length <= SHORT || this.tools.prefixes.mostBytes === 0) return false
-    return this.#texts.some(({ request, newest }) => request.promptIds === promptIds && newest === undefined)
   }
 
   /** True if two prompts may be read together. */

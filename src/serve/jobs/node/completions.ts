@@ -1,9 +1,8 @@
 // Stored chat completions: requests with `store: true`, their answers, and files of records made of them.
 
 import path from 'node:path'
-import { SERVER } from '../../adapters.js'
 import type { Fields } from '../../fields.js'
-import type { Caller } from '../../keys.js'
+import { type Caller, SERVER } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { pageOf } from '../lists.js'
 import { birth, Store, type Stored, type StoreOptions } from './store.js'
