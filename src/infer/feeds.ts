@@ -1,7 +1,7 @@
 // Turns feeds into plain objects: the getters of ONNX Runtime's tensors are lost on the way to a worker.
 
 import { ConfigError, didYouMean, MismatchError, messageOf, UnsupportedError } from '../base/errors.js'
-import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
+import { checkArgument, isObject, kind, listOf, OBJECT } from '../base/options.js'
 import type { ValueInfoProto } from '../formats/onnx/tensors.js'
 import { cacheLayout, emptyTensor, isCacheInput, isState } from '../graph/inputs/cache.js'
 import { HIDDEN_STATES, PIXELS, STATES_MASK } from '../graph/inputs/family.js'
@@ -19,6 +19,8 @@ import {
 } from '../runtime/runtime.js'
 
 export { floatsOf } from '../runtime/runtime.js'
+
+const TENSOR = kind('a tensor: an object with type, data and dims', isObject)
 
 const DIMS = listOf(kind('an integer of at least 0', (value) => Number.isSafeInteger(value) && (value as number) >= 0))
 
@@ -84,14 +86,7 @@ export function checkName(role: 'input' | 'output', name: string, names: readonl
 
 function plainTensor(name: string, tensor: RuntimeTensor): RuntimeTensor {
   const where = `input ${name}`
-  if (!isObject(tensor)) {
-    throw new ConfigError({
-      where,
-      what: 'not a tensor',
-      expected: 'an object with type, data and dims',
-      got: describe(tensor),
-    })
-  }
+  checkArgument(tensor, TENSOR, where)
   const { type, dims } = tensor
   let data: unknown
   try {

@@ -2,7 +2,7 @@
 
 import { isObject, jsonIn, objectOf } from '../base/options.js'
 import type { Fields } from './fields.js'
-import { HttpError, type WireForm } from './http.js'
+import { invalid, type WireForm } from './http.js'
 import { type answer, chatRequest, finishReason, readerOf, type TextRequest } from './texts.js'
 import type { AnswerPart } from './tool-calls.js'
 
@@ -61,7 +61,7 @@ export function messageRequest(fields: Fields, maxTokens: number): TextRequest {
 function messagesOf({ role, content }: Fields, i: number): Fields[] {
   if (typeof content === 'string') return [{ role, content }]
   const param = `messages[${i}].content`
-  if (!Array.isArray(content)) throw new HttpError(400, `${param}: a text, or a list of blocks`, { param })
+  if (!Array.isArray(content)) throw invalid(param, 'a text, or a list of blocks')
   const results: Fields[] = []
   const parts: object[] = []
   const calls: object[] = []
@@ -75,7 +75,7 @@ function messagesOf({ role, content }: Fields, i: number): Fields[] {
       calls.push({ id, type: 'function', function: { name, arguments: JSON.stringify(input ?? {}) } })
     } else if (type === 'tool_result') {
       results.push({ role: 'tool', tool_call_id: callId, content: result === undefined ? '' : textOf(result, at) })
-    } else throw new HttpError(400, `${at}: blocks of type ${type} are not read here`, { param: at })
+    } else throw invalid(at, `blocks of type ${type} are not read here`)
   }
   const hasParts = parts.length > 0 || calls.length > 0
   const rest = { role, content: parts.length > 0 ? parts : null, ...(calls.length > 0 && { tool_calls: calls }) }
@@ -86,7 +86,7 @@ function textOf(content: unknown, param: string): string {
   if (typeof content === 'string') return content
   const isText = (block: unknown): block is { text: string } => isObject(block) && typeof block.text === 'string'
   if (Array.isArray(content) && content.every(isText)) return content.map(({ text }) => text).join('\n')
-  throw new HttpError(400, `${param}: a text, or a list of blocks of text`, { param })
+  throw invalid(param, 'a text, or a list of blocks of text')
 }
 
 export const respondMessage: typeof answer = async (session, request, asked) => {

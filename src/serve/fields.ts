@@ -18,7 +18,7 @@ import {
 } from '../base/options.js'
 import { isMix } from '../infer/adapters/choice.js'
 import { SAMPLING_OPTIONS, STREAM_OPTIONS } from '../infer/gen/options.js'
-import { HttpError } from './http.js'
+import { HttpError, invalid } from './http.js'
 
 export type Fields = Readonly<Record<string, unknown>>
 
@@ -302,7 +302,7 @@ export function checkFields(body: Fields, table: FieldTable): Fields {
     if (Object.hasOwn(table, name)) continue
     const hint = didYouMean(name, Object.keys(table)) ?? ''
     const shown = name.slice(0, 100)
-    throw new HttpError(400, `${shown}: this server has no such option. ${hint}`.trim(), { param: shown })
+    throw invalid(shown, `this server has no such option. ${hint}`.trim())
   }
   for (const [name, { expected, accepts, isRequired }] of Object.entries(table)) {
     const isMissing = given[name] === undefined

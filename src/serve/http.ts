@@ -24,6 +24,11 @@ export class HttpError extends Error {
   }
 }
 
+/** The error for a field, or a part of one, that is not as it must be. */
+export function invalid(param: string, what: string, code?: string): HttpError {
+  return new HttpError(400, `${param}: ${what}`, { param, code })
+}
+
 /** Kinds of errors that a caller can cause. */
 const OF_CALLERS = new Set(['CONFIG', 'DATA', 'MISMATCH', 'UNSUPPORTED', 'FORMAT', 'SHAPE', 'NUMERIC'])
 

@@ -3,7 +3,7 @@
 
 import type { Model } from '../graph/model-folder.js'
 import type { Prompt } from '../infer/session.js'
-import { HttpError } from './http.js'
+import { type HttpError, invalid } from './http.js'
 import type { TextRequest } from './texts.js'
 
 /** A word becomes tokens as a whole. A word of a million characters would take ten seconds. */
@@ -60,5 +60,5 @@ function checkWords(text: string, param: string): void {
 }
 
 function tooLong(what: string, param: string): HttpError {
-  return new HttpError(400, `${param}: ${what}`, { param, code: 'context_length_exceeded' })
+  return invalid(param, what, 'context_length_exceeded')
 }

@@ -3,7 +3,7 @@
 import { isObject } from '../base/options.js'
 import type { MessageOfParts, MessagePart } from '../text/chat.js'
 import type { Fields } from './fields.js'
-import { HttpError } from './http.js'
+import { invalid } from './http.js'
 
 export function readMessages(
   messages: readonly Fields[],
@@ -14,8 +14,7 @@ export function readMessages(
     const param = `${name}[${i}]`
     const hasCalls = calls !== null && calls !== undefined
     if (hasCalls && !(Array.isArray(calls) && calls.every(isCall))) {
-      const at = `${param}.tool_calls`
-      throw new HttpError(400, `${at}: expected a list of { function: { name, arguments } }`, { param: at })
+      throw invalid(`${param}.tool_calls`, 'expected a list of { function: { name, arguments } }')
     }
     const read = content === null || content === undefined ? {} : { content: contentOf(content, param, images) }
     return { ...rest, ...(hasCalls && { tool_calls: calls }), ...read } as MessageOfParts
@@ -29,7 +28,7 @@ function isCall(call: unknown): boolean {
 
 function contentOf(content: unknown, param: string, images: Uint8Array[]): string | MessagePart[] {
   if (typeof content === 'string') return content
-  if (!Array.isArray(content)) throw new HttpError(400, `${param}.content: a text, or a list of parts`, { param })
+  if (!Array.isArray(content)) throw invalid(`${param}.content`, 'a text, or a list of parts')
   const parts = content.map((part: unknown, i): MessagePart => {
     const at = `${param}.content[${i}]`
     if (isObject(part) && part.type === 'text' && typeof part.text === 'string')
@@ -38,9 +37,7 @@ function contentOf(content: unknown, param: string, images: Uint8Array[]): strin
       images.push(pictureOf(part.image_url.url, at))
       return { type: 'image' }
     }
-    throw new HttpError(400, `${at}: expected { type: 'text', text } or { type: 'image_url', image_url: { url } }`, {
-      param: at,
-    })
+    throw invalid(at, "expected { type: 'text', text } or { type: 'image_url', image_url: { url } }")
   })
   if (parts.some(({ type }) => type === 'image')) return parts
   return parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
@@ -54,5 +51,5 @@ function pictureOf(url: unknown, param: string): Uint8Array {
   } catch {
     // No base64.
   }
-  throw new HttpError(400, `${param}: pictures come as data URLs, data:image/png;base64,…`, { param })
+  throw invalid(param, 'pictures come as data URLs, data:image/png;base64,…')
 }

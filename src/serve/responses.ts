@@ -5,7 +5,7 @@ import { resolveSampling } from '../infer/generate/sampling.js'
 import type { MessageOfParts } from '../text/chat.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
-import { HttpError } from './http.js'
+import { invalid } from './http.js'
 import { type answer, chatRequest, finishReason, readerOf, type TextRequest } from './texts.js'
 import type { AnswerPart, ToolCall } from './tool-calls.js'
 
@@ -47,9 +47,7 @@ function messagesOf(items: readonly Fields[]): Fields[] {
     calls = undefined
     if (type === 'message') messages.push({ role, content: Array.isArray(content) ? content.map(partOf) : content })
     else if (type === 'function_call_output') messages.push({ role: 'tool', tool_call_id: id, content: output })
-    else {
-      throw new HttpError(400, `input[${i}]: items of type ${type} are not read here`, { param: `input[${i}]` })
-    }
+    else throw invalid(`input[${i}]`, `items of type ${type} are not read here`)
   }
   return messages
 }

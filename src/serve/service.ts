@@ -37,6 +37,7 @@ import {
   eventStream,
   HttpError,
   httpError,
+  invalid,
   OPENAI,
   readJson,
   type WireForm,
@@ -436,9 +437,8 @@ export class Service {
     const { prompt, messages, add_special_tokens: specialTokens = true, return_token_strs: hasTexts } = call.fields
     const { model } = this.session
     const tokenizer = requireTokenizer(model)
-    if ((prompt === undefined) === (messages === undefined)) {
-      throw new HttpError(400, 'prompt: give either prompt or messages', { param: 'prompt' })
-    }
+    const isOne = (prompt === undefined) !== (messages === undefined)
+    if (!isOne) throw invalid('prompt', 'give either prompt or messages')
     if (prompt !== undefined) checkTexts([prompt as string], 'prompt')
     const tokens = messages
       ? (await this.encode(call, chatRequest)).ids

@@ -8,7 +8,7 @@ import { scoreTokens } from '../infer/generate/next-token.js'
 import type { GenerateOptions, GenerateResult, Prompt, TokenScore } from '../infer/session.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
-import { type Events, HttpError } from './http.js'
+import { type Events, HttpError, invalid } from './http.js'
 import { readMessages } from './messages.js'
 import { type AnswerPart, AnswerReader } from './tool-calls.js'
 
@@ -174,16 +174,14 @@ export function completionRequest(fields: Fields, maxTokens: number): TextReques
   const prompt = fields.prompt as string | readonly string[] | readonly number[] | readonly (readonly number[])[]
   const isIds = Array.isArray(prompt) && typeof prompt[0] === 'number'
   const list = (typeof prompt === 'string' || isIds ? [prompt] : prompt) as readonly (string | readonly number[])[]
-  if (list.length === 0) throw new HttpError(400, 'prompt: an empty list', { param: 'prompt' })
+  if (list.length === 0) throw invalid('prompt', 'an empty list')
   const scores = fields.logprobs as number | undefined
   const isEcho = fields.echo === true
   const shared = streaming(fields)
   if (isEcho && (shared.isStream || shared.n > 1)) {
     throw new HttpError(400, 'echo works with one whole answer, not with stream or n', { param: 'echo' })
   }
-  if (fields.max_tokens === 0 && !isEcho) {
-    throw new HttpError(400, 'max_tokens: 0 works with echo only', { param: 'max_tokens' })
-  }
+  if (fields.max_tokens === 0 && !isEcho) throw invalid('max_tokens', '0 works with echo only')
   return {
     prompts: list.map((text) => (typeof text === 'string' ? text : { ids: text })),
     tools: { choice: 'none', isParallel: true },

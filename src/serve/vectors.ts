@@ -5,7 +5,7 @@ import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
-import { HttpError } from './http.js'
+import { HttpError, invalid } from './http.js'
 
 const textsOf = ({ input }: Fields): string[] => [input as string | string[]].flat()
 
@@ -47,9 +47,8 @@ async function scorePairs(
 ): Promise<number[]> {
   try {
     const results = await session.classify(pairs, { adapter: adapter as string | null, signal })
-    if (results.some(({ logits }) => logits.length > 1)) {
-      throw new HttpError(400, 'model: it has several labels, and no score for a pair', { param: 'model' })
-    }
+    const hasMore = results.some(({ logits }) => logits.length > 1)
+    if (hasMore) throw invalid('model', 'it has several labels, and no score for a pair')
     return results.map(({ logits: [logit] }) => 1 / (1 + Math.exp(-logit)))
   } catch (error) {
     if (!(error instanceof UnsupportedError)) throw error
@@ -65,9 +64,8 @@ async function scorePairs(
 
 export const scoring: Read = async (session, { text_1, text_2 }, asked) => {
   const [firsts, others] = [text_1, text_2].map((given) => [given as string | string[]].flat())
-  if (firsts.length !== 1 && firsts.length !== others.length) {
-    throw new HttpError(400, 'text_1: one text, or as many as in text_2', { param: 'text_1' })
-  }
+  const isMatched = firsts.length === 1 || firsts.length === others.length
+  if (!isMatched) throw invalid('text_1', 'one text, or as many as in text_2')
   const pairs = others.map((textPair, i) => ({ text: firsts[firsts.length === 1 ? 0 : i], textPair }))
   const scores = await scorePairs(session, pairs, asked)
   const data = scores.map((score, index) => ({ index, object: 'score', score }))

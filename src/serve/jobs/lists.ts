@@ -1,6 +1,6 @@
 // Lists in OpenAI's form: pages of at most `limit` entries, which begin after the entry with the id `after`.
 
-import { HttpError } from '../http.js'
+import { invalid } from '../http.js'
 
 interface Listed {
   readonly id: string
@@ -16,10 +16,9 @@ export function pageOf<Entry extends Listed>(
   const query = new URL(url).searchParams
   const order = query.get('order') ?? (isNewestFirst ? 'desc' : 'asc')
   const limit = query.has('limit') ? Number(query.get('limit')) : Math.min(20, most)
-  if (order !== 'asc' && order !== 'desc') throw new HttpError(400, 'order: asc or desc', { param: 'order' })
-  if (!Number.isSafeInteger(limit) || limit < 1 || limit > most) {
-    throw new HttpError(400, `limit: not valid; expected an integer in [1, ${most}]`, { param: 'limit' })
-  }
+  if (order !== 'asc' && order !== 'desc') throw invalid('order', 'asc or desc')
+  const isCount = Number.isSafeInteger(limit) && limit >= 1 && limit <= most
+  if (!isCount) throw invalid('limit', `not valid; expected an integer in [1, ${most}]`)
   const wanted = [...query].flatMap(([key, value]) => {
     const [, name] = /^metadata\[(.+)\]$/.exec(key) ?? []
     return name === undefined ? [] : [[name, value] as const]
@@ -29,7 +28,7 @@ export function pageOf<Entry extends Listed>(
   const sorted = order === 'asc' ? found : found.toReversed()
   const after = query.get('after')
   const start = after === null ? 0 : sorted.findIndex(({ id }) => id === after) + 1
-  if (after !== null && start === 0) throw new HttpError(400, `after: there is no ${after} here`, { param: 'after' })
+  if (after !== null && start === 0) throw invalid('after', `there is no ${after} here`)
   const data = sorted.slice(start, start + limit)
   const [first_id, last_id] = [data[0]?.id ?? null, data.at(-1)?.id ?? null]
   return { object: 'list', data, first_id, last_id, has_more: sorted.length > start + limit }

@@ -11,7 +11,7 @@ import { textLines } from '../../../data/text-chunks.js'
 import { openFile } from '../../../io/node/files.js'
 import { seconds } from '../../adapters.js'
 import { checkFields } from '../../fields.js'
-import { HttpError } from '../../http.js'
+import { HttpError, invalid } from '../../http.js'
 import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { FILE_FIELDS } from '../fields.js'
@@ -100,7 +100,7 @@ export class Files {
     return this.#receive({ owner, most: maxFileBytes }, async (write) => {
       let filename = ''
       const given = await readForm(call, maxFileBytes, (field, name) => {
-        if (field !== 'file') throw new HttpError(400, 'file: the form has another file', { param: 'file' })
+        if (field !== 'file') throw invalid('file', 'the form has another file')
         filename = name
         return write
       })
@@ -117,7 +117,7 @@ export class Files {
   }
 
   async createFrom({ caller }: Call, text: string): Promise<object> {
-    if (text === '') throw new HttpError(400, 'lowrank: no stored completion fits', { param: 'lowrank' })
+    if (text === '') throw invalid('lowrank', 'no stored completion fits')
     this.#requireRoom(this.#owned(caller.name) + Buffer.byteLength(text))
     const id = newId('file-')
     await this.write(id, caller.name, 'stored.jsonl', 'fine-tune', text)
@@ -178,7 +178,7 @@ export class Files {
     const { part_ids, md5 } = call.fields as { part_ids: string[]; md5?: string }
     const parts = part_ids.map((part) => upload.parts.find(({ id }) => id === part))
     if (parts.length === 0 || parts.includes(undefined) || new Set(parts).size < parts.length) {
-      throw new HttpError(400, 'part_ids: not the parts of this upload', { param: 'part_ids' })
+      throw invalid('part_ids', 'not the parts of this upload')
     }
     const sum = parts.reduce((total, part) => total + part!.bytes, 0)
     if (sum !== bytes) throw new HttpError(400, `The parts have ${sum} bytes, and the upload ${bytes}`)
@@ -190,9 +190,7 @@ export class Files {
           await write(piece)
         }
       }
-      if (md5 !== undefined && md5 !== digest.digest('hex')) {
-        throw new HttpError(400, 'md5: the parts have another digest', { param: 'md5' })
-      }
+      if (md5 !== undefined && md5 !== digest.digest('hex')) throw invalid('md5', 'the parts have another digest')
       return { owner, filename, life }
     })
     Object.assign(upload, { status: 'completed', file: file.id })
@@ -275,9 +273,7 @@ function wireFile({ id, bytes, created_at, filename, purpose, expires_at }: File
 }
 
 async function checkLines(file: string): Promise<void> {
-  const wrong = (what: string) => {
-    return new HttpError(400, `file: ${what}; expected JSONL`, { param: 'file', code: 'invalid_file_format' })
-  }
+  const wrong = (what: string) => invalid('file', `${what}; expected JSONL`, 'invalid_file_format')
   await closing(await openFile(file), async (source) => {
     let isEmpty = true
     for await (const { text, number } of textLines(source)) {
