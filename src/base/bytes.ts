@@ -290,8 +290,15 @@ export function checkRange(source: ByteSource, offset: number, byteLength: numbe
   }
 }
 
-export async function readAll(source: ByteSource): Promise<Uint8Array> {
-  return source.read(0, source.byteLength)
+/** Reads a whole file. Throws FormatError with `what` if it has more than `most` bytes. */
+export async function readAll(
+  source: ByteSource,
+  most = Number.POSITIVE_INFINITY,
+  what = 'too large',
+): Promise<Uint8Array> {
+  const { name: where, byteLength } = source
+  if (byteLength <= most) return source.read(0, byteLength)
+  throw new FormatError({ where, what, expected: `at most ${most} bytes`, got: `${byteLength}` })
 }
 
 /** Returns the result of `use`, and closes what was opened. */
@@ -448,15 +455,13 @@ export async function withText<T>(
   maxBytes = MAX_JSON_BYTES,
 ): Promise<T> {
   const source = await directory.open(path)
-  const { name: where, byteLength } = source
   try {
-    if (byteLength <= maxBytes) return use(new TextDecoder().decode(await readAll(source)))
-    throw new FormatError({ where, what: 'too large', expected: `at most ${maxBytes} bytes`, got: `${byteLength}` })
+    return use(new TextDecoder().decode(await readAll(source, maxBytes)))
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
     const actual = await sniff(source)
     const what = actual === undefined ? `not valid JSON (${cause.message})` : `not JSON but ${actual.name}`
-    throw new FormatError({ where, what, hint: actual?.hint, cause })
+    throw new FormatError({ where: source.name, what, hint: actual?.hint, cause })
   } finally {
     await source.close()
   }

@@ -103,15 +103,7 @@ function pickleError(directory: Directory, path: string): UnsupportedError {
 function readIndex(directory: Directory, path: string) {
   return withSource(directory, path, async (source) => {
     const where = source.name
-    if (source.byteLength > MAX_INDEX_BYTES) {
-      throw new FormatError({
-        where,
-        what: 'too large for an index',
-        expected: `at most ${MAX_INDEX_BYTES} bytes`,
-        got: `${source.byteLength}`,
-      })
-    }
-    const json = parseJson(await readAll(source), where)
+    const json = parseJson(await readAll(source, MAX_INDEX_BYTES, 'too large for an index'), where)
     const weightMap = json instanceof Map ? json.get('weight_map') : undefined
     if (!(weightMap instanceof Map) || weightMap.size === 0) {
       throw new FormatError({

@@ -10,7 +10,7 @@ import {
   withSource,
   writeFile,
 } from '../base/bytes.js'
-import { FileError, FormatError, listed, UnsupportedError } from '../base/errors.js'
+import { FileError, listed, UnsupportedError } from '../base/errors.js'
 import { isObject, jsonIn } from '../base/options.js'
 import {
   parseSafetensorsHeader,
@@ -75,13 +75,7 @@ async function hasConfig(directory: Directory, folder: string): Promise<boolean>
 
 export async function readConfig({ directory, path }: AdapterFolder): Promise<{ bytes: Uint8Array; file: string }> {
   return withSource(directory, path + CONFIG_FILE, async (source) => {
-    if (source.byteLength <= MAX_CONFIG_BYTES) return { bytes: await readAll(source), file: source.name }
-    throw new FormatError({
-      where: source.name,
-      what: 'too large for a config',
-      expected: `at most ${MAX_CONFIG_BYTES} bytes`,
-      got: `${source.byteLength}`,
-    })
+    return { bytes: await readAll(source, MAX_CONFIG_BYTES, 'too large for a config'), file: source.name }
   })
 }
 
