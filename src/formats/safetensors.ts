@@ -237,14 +237,6 @@ export function planSafetensors(
 function encodeHeader(text: string): Uint8Array {
   const json = new TextEncoder().encode(text)
   const headerBytes = Math.ceil(json.byteLength / 8) * 8
-  if (headerBytes > MAX_HEADER_BYTES) {
-    throw new FormatError({
-      where: 'safetensors',
-      what: 'header too large',
-      expected: `at most ${MAX_HEADER_BYTES} bytes`,
-      got: `${headerBytes}`,
-    })
-  }
   const header = new Uint8Array(LENGTH_BYTES + headerBytes).fill(' '.charCodeAt(0), LENGTH_BYTES)
   new DataView(header.buffer).setBigUint64(0, BigInt(headerBytes), true)
   header.set(json, LENGTH_BYTES)
