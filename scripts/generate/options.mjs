@@ -122,7 +122,7 @@ const KINDS = {
   'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
   'HandlerOptions.session': ['OBJECT', BASE],
   'HandlerOptions.training': ['OBJECT', BASE],
-  'HubOptions.endpoint': ['ENDPOINT', 'src/index/source-values.ts'],
+  'HubOptions.endpoint': ['ENDPOINT', BASE],
   'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/task-values.ts'],
   'AddLoraInputsOptions.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],

@@ -106,6 +106,12 @@ export const COUNT = ranged('an integer of at least 1')
 export const NUMBERS = listOf(ranged('a finite number'))
 export const SIGNAL = kind('an AbortSignal', (value) => isObject(value) && typeof value.aborted === 'boolean')
 
+export const ENDPOINT = kind('an address such as https://huggingface.co, without a password', (value) => {
+  if (typeof value !== 'string' || !/^https?:\/\/[^/]/.test(value) || !URL.canParse(value)) return false
+  const { username, password } = new URL(value)
+  return username === '' && password === ''
+})
+
 export function oneOf(...values: readonly (string | number)[]): Kind {
   const words = values.filter((value) => typeof value === 'string')
   return { ...kind(values.join(', '), (value) => values.includes(value as string)), words }

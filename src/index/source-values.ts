@@ -40,12 +40,6 @@ export const RUNTIME: Kind = kind(
       : typeof value.specifier === 'string' && hasMethods(value, 'spawn')),
 )
 
-export const ENDPOINT: Kind = kind('an address such as https://huggingface.co, without a password', (value) => {
-  if (typeof value !== 'string' || !/^https?:\/\/[^/]/.test(value) || !URL.canParse(value)) return false
-  const { username, password } = new URL(value)
-  return username === '' && password === ''
-})
-
 export const ADAPTER: Kind = kind('a LoraAdapter', isAdapter)
 
 export const ADAPTER_SOURCE: Kind = anyOf(ADAPTER, SOURCE)

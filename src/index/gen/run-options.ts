@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, NAME, FUNCTION, anyOf, oneOf, OBJECT, SIGNAL, listOf, ranged, BOOLEAN } from '../../base/options.js'
-import { ENDPOINT, RUNTIME, NAMED_ADAPTERS } from '../source-values.js'
+import { type OptionTable, ENDPOINT, NAME, FUNCTION, anyOf, oneOf, OBJECT, SIGNAL, listOf, ranged, BOOLEAN } from '../../base/options.js'
+import { RUNTIME, NAMED_ADAPTERS } from '../source-values.js'
 
 export const HUB_OPTIONS: OptionTable = {
   endpoint: ENDPOINT,

@@ -4,8 +4,10 @@ import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
 import { ConfigError } from '../../../base/errors.js'
-import { withoutPassword } from '../../../base/options.js'
+import { checkArgument, ENDPOINT, kind } from '../../../base/options.js'
 import { fileError } from '../../node/errors.js'
+
+const SECONDS = kind('a whole number of seconds', (value) => /^[1-9]\d{0,5}$/.test(String(value)))
 
 type Variables = Readonly<Record<string, string | undefined>>
 
@@ -13,33 +15,9 @@ export function hubEnvironment(variables: Variables = process.env) {
   const get = (name: string) => variables[name] || undefined
   const isOn = (name: string) => /^(1|on|yes|true)$/i.test(get(name) ?? '')
   const endpoint = (get('HF_ENDPOINT') ?? 'https://huggingface.co').replace(/\/+$/, '')
-  if (!/^https?:\/\/[^/]/.test(endpoint) || !URL.canParse(endpoint)) {
-    throw new ConfigError({
-      where: 'HF_ENDPOINT',
-      what: 'not an address',
-      expected: 'https://host',
-      got: JSON.stringify(withoutPassword(endpoint)),
-    })
-  }
-  if (withoutPassword(endpoint) !== endpoint) {
-    throw new ConfigError({
-      where: 'HF_ENDPOINT',
-      what: 'a name or a password in an address, which no server gets',
-      expected: 'https://host',
-      got: withoutPassword(endpoint),
-      hint: 'Leave it out; the token of HF_TOKEN is sent to this address',
-    })
-  }
+  checkArgument(endpoint, ENDPOINT, 'HF_ENDPOINT')
   const seconds = get('HF_HUB_DOWNLOAD_TIMEOUT')
-  if (seconds !== undefined && !/^[1-9]\d{0,5}$/.test(seconds)) {
-    const expected = 'a whole number of seconds'
-    throw new ConfigError({
-      where: 'HF_HUB_DOWNLOAD_TIMEOUT',
-      what: 'not valid',
-      expected,
-      got: JSON.stringify(seconds),
-    })
-  }
+  if (seconds !== undefined) checkArgument(seconds, SECONDS, 'HF_HUB_DOWNLOAD_TIMEOUT')
   const cache = get('HF_HUB_CACHE') ?? get('HUGGINGFACE_HUB_CACHE')
   const places = ['HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME']
   return {
