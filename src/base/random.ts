@@ -1,19 +1,14 @@
 // Random numbers by sfc32 (Doty-Humphrey, PractRand). Each seed and stream name gives its own sequence, so drawing from
 // one stream never changes another.
 
-import { ConfigError } from './errors.js'
-
 export class Random {
   #a: number
   #b: number
   #c: number
   #counter: number
 
-  /** @throws ConfigError if the seed is not a safe integer. */
+  /** @param seed a safe integer: options and configs are checked before */
   constructor(seed: number, stream: string) {
-    if (!Number.isSafeInteger(seed)) {
-      throw new ConfigError({ where: 'seed', what: 'not valid', expected: 'a safe integer', got: String(seed) })
-    }
     const hash = hashWords(`${seed}/${stream}`)
     this.#a = hash[0]
     this.#b = hash[1]
