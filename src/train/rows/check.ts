@@ -5,6 +5,8 @@ import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
 import { firstOf } from '../../base/group.js'
 import { isObject } from '../../base/options.js'
 import { readRows } from '../../data/read-rows.js'
+import { bytesOf } from '../../formats/onnx/tensors.js'
+import { Hash } from '../../graph/base-record.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { joinGraphs } from '../../graph/training/joined-graph.js'
 import type { EncodeContext, Task } from '../../tasks/task.js'
@@ -205,18 +207,13 @@ function isUnanswered(row: unknown): boolean {
   return !row.messages.some((message) => isObject(message) && message.role === 'assistant')
 }
 
-/** A hash of all fields, as a whole number below 2^53. */
+/** A hash of all fields: 64 bits, rounded to the 53 that a number holds. */
 function hashOf(row: unknown): number {
   const text = JSON.stringify(row, (_, value: unknown) => {
-    return ArrayBuffer.isView(value) || typeof value === 'bigint' ? String(value) : value
+    if (ArrayBuffer.isView(value)) return new Hash().add(bytesOf(value)).digest()
+    return typeof value === 'bigint' ? `${value}` : value
   })
-  let [low, high] = [0x811c9dc5, 0x9dc5811c]
-  for (let i = 0; i < text.length; i++) {
-    const code = text.charCodeAt(i)
-    low = Math.imul(low ^ code, 0x01000193)
-    high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
-  }
-  return (low >>> 0) * 2 ** 21 + (high >>> 11)
+  return Number(`0x${new Hash().add(new TextEncoder().encode(text)).digest()}`)
 }
 
 function charactersOf(value: unknown): number {
