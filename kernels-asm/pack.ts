@@ -36,19 +36,11 @@ function packPanel<T>(
   const next = contiguous ? stride : sizeof<T>()
   if (lines < width) memory.fill(to, 0, step * <usize>depth)
   while (lines > 0) {
-    let group = 1
-    if (sizeof<T>() == 4 && lines >= 4) {
-      group = 4
-      if (contiguous) interleave4(from, stride, depth, to, step)
-      else copyVector(from, stride, depth, to, step)
-    } else if (lines >= 2) {
-      group = 2
-      if (sizeof<T>() == 8) {
-        if (contiguous) interleave2(from, stride, depth, to, step)
-        else copyVector(from, stride, depth, to, step)
-      } else if (contiguous) interleavePairs(from, stride, depth, to, step)
-      else copyLine<u64>(from, stride, depth, to, step)
-    } else copyLine<T>(from, contiguous ? sizeof<T>() : stride, depth, to, step)
+    const group = lines < 16 / <i32>sizeof<T>() ? 1 : 16 / <i32>sizeof<T>()
+    if (group == 1) copyLine<T>(from, contiguous ? sizeof<T>() : stride, depth, to, step)
+    else if (!contiguous) copyVector(from, stride, depth, to, step)
+    else if (sizeof<T>() == 4) interleave4(from, stride, depth, to, step)
+    else interleave2(from, stride, depth, to, step)
     lines -= group
     from += <usize>group * next
     to += <usize>group * sizeof<T>()
@@ -90,27 +82,6 @@ function interleave4(from: usize, stride: usize, depth: i32, to: usize, step: us
   }
   for (; depth > 0; depth--) {
     for (let i: usize = 0; i < 4; i++) store<f32>(to + 4 * i, load<f32>(from + i * stride))
-    from += 4
-    to += step
-  }
-}
-
-function interleavePairs(from: usize, stride: usize, depth: i32, to: usize, step: usize): void {
-  for (; depth >= 4; depth -= 4) {
-    const a = v128.load(from)
-    const b = v128.load(from + stride)
-    const ab = i32x4.shuffle(a, b, 0, 4, 1, 5)
-    const AB = i32x4.shuffle(a, b, 2, 6, 3, 7)
-    v128.store_lane<u64>(to, ab, 0)
-    v128.store_lane<u64>(to + step, ab, 1)
-    v128.store_lane<u64>(to + 2 * step, AB, 0)
-    v128.store_lane<u64>(to + 3 * step, AB, 1)
-    from += 16
-    to += 4 * step
-  }
-  for (; depth > 0; depth--) {
-    store<f32>(to, load<f32>(from))
-    store<f32>(to + 4, load<f32>(from + stride))
     from += 4
     to += step
   }

@@ -45,14 +45,8 @@ export function createWasmKernels(build?: BuildName): WasmKernels | undefined {
 /** Bytes of the left operand that are copied and packed at a time: few enough to stay in the processor's cache. */
 const SLAB_BYTES = 2 ** 17
 
-/** Products with few columns, and with more rows than columns, are computed as Cᵀ = Bᵀ·Aᵀ. */
-const MAX_SWAPPED_COLUMNS = 64
-const SWAPPED_BLOCK_BYTES = 2 ** 19
-
 /** A product C (m, n) = alpha · A·B, which may be added to C, or a slice of it with a depth of at most MAX_DEPTH. */
 interface Part extends Required<GemmOptions> {
-  /** True if the operands are swapped, so that `out` is (n, m). */
-  isSwapped: boolean
   /** The first row of the slice along the operands' depth, and the whole depth. */
   start: number
   depth: number
@@ -82,22 +76,16 @@ export class WasmKernels implements Kernels {
     const { m, n, k, alpha = 1, accumulates = false, transposeA = false, transposeB = false } = options
     if (m === 0 || n === 0) return
     if (k === 0) referenceKernels.gemm(options)
-    const isSwapped = n <= MAX_SWAPPED_COLUMNS && m > n
-    const { a, b } = options
-    const operands = isSwapped
-      ? { m: n, n: m, a: b, b: a, transposeA: !transposeB, transposeB: !transposeA }
-      : { transposeA, transposeB }
+    const whole = { ...options, transposeA, transposeB, alpha }
     for (let start = 0; start < k; start += MAX_DEPTH) {
       const depth = Math.min(MAX_DEPTH, k - start)
-      this.#part({ ...options, ...operands, alpha, accumulates: accumulates || start > 0, start, depth, isSwapped })
+      this.#part({ ...whole, accumulates: accumulates || start > 0, start, depth })
     }
   }
 
   #part(part: Part): void {
-    const { m, n, depth, isSwapped } = part
-    const size = part.out.BYTES_PER_ELEMENT
-    const fittingBlocks = isSwapped ? (n * depth * size) / SWAPPED_BLOCK_BYTES : 1
-    const cut = planBlocks(m, n, depth, size, Math.max(1, Math.ceil(fittingBlocks)))
+    const { m, n, depth } = part
+    const cut = planBlocks(m, n, depth, part.out.BYTES_PER_ELEMENT)
     for (let row = 0; row < m; row += cut.rows) {
       const rows = Math.min(cut.rows, m - row)
       this.#packLeft(part, row, rows)
@@ -152,9 +140,7 @@ export class WasmKernels implements Kernels {
   }
 
   /** Copies a block of C into the memory or back. */
-  #moveC({ m, n, out, isSwapped }: Part, { row, rows, column, columns }: Block, way: Way): void {
-    const start = isSwapped ? column * m + row : row * n + column
-    const place = { matrix: out, start, stride: isSwapped ? m : n, isTransposed: isSwapped }
-    this.#workspace.moveC(rows, columns, place, way)
+  #moveC({ n, out }: Part, { row, rows, column, columns }: Block, way: Way): void {
+    this.#workspace.moveC(rows, columns, { matrix: out, start: row * n + column, stride: n }, way)
   }
 }

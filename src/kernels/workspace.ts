@@ -33,9 +33,9 @@ const PACKED_START = RIGHT_START + RIGHT_BYTES
 const C_START = PACKED_START + PACKED_BYTES
 const PAGE_BYTES = 65536
 
-export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number) {
+export function planBlocks(m: number, n: number, k: number, size: number) {
   const fitting = Math.floor(RIGHT_BYTES / (k * size) / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-  const columns = Math.min(fitting, MAX_COLUMNS, roundUp(Math.ceil(n / minBlocks), 2 * COLUMN_MULTIPLE))
+  const columns = Math.min(fitting, MAX_COLUMNS, roundUp(n, 2 * COLUMN_MULTIPLE))
   const capacity = Math.min(LEFT_BYTES / (k * size), C_BYTES / (columns * size))
   const most = Math.floor(capacity / ROW_MULTIPLE) * ROW_MULTIPLE
   const passes = Math.ceil(m / most)
@@ -46,7 +46,6 @@ export interface Place {
   matrix: FloatArray
   start: number
   stride: number
-  isTransposed: boolean
 }
 
 export type Way = 'in' | 'out'
@@ -99,19 +98,10 @@ export class Workspace {
   }
 
   /** Copies a block of C in or out; its rows are padded to whole tiles. */
-  moveC(rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): void {
+  moveC(rows: number, columns: number, { matrix, start, stride }: Place, way: Way): void {
     const c = this.elements(matrix)
     const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)
     const first = C_START / matrix.BYTES_PER_ELEMENT
-    if (isTransposed) {
-      for (let j = 0; j < columns; j++) {
-        for (let i = 0, at = first + j, to = start + j * stride; i < rows; i++, at += padded, to++) {
-          if (way === 'in') c[at] = matrix[to]
-          else matrix[to] = c[at]
-        }
-      }
-      return
-    }
     const isWhole = columns === stride && columns === padded
     const [count, length] = isWhole ? [1, rows * columns] : [rows, columns]
     for (let i = 0, at = first, to = start; i < count; i++, to += stride, at += padded) {
