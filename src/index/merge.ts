@@ -36,9 +36,9 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 export async function unmerge(options: UnmergeOptions): Promise<MergeReport> {
   checkOptions(options, 'unmerge', UNMERGE_OPTIONS)
   const open = await jobFor(options)
-  const opening = openAll({ ...options, base: options.merged }, { readsRanges: open === undefined })
-  const { base: merged, adapters } = await opening
-  return verbs.unmerge({ ...options, merged, adapters, out: targetOf(options, open) }, open)
+  const given = { ...options, base: options.merged }
+  const { base, adapters } = await openAll(given, { readsRanges: open === undefined })
+  return verbs.merge({ ...options, base, adapters, sign: -1, out: targetOf(options, open) }, open)
 }
 
 async function jobFor({ out }: Pick<MergeOptions, 'out'>): Promise<verbs.OpenJob | undefined> {

@@ -1,6 +1,6 @@
 // Merges and unmerges into a Directory of any kind. merge/node/job.ts does it for paths, with threads.
 
-import { closing, type Directory, type Place } from '../base/bytes.js'
+import { closing, type Directory } from '../base/bytes.js'
 import { carryOut } from './carry-out.js'
 import { chooseFormat } from './choose-format.js'
 import type { MergePlanReport, MergeReport } from './merge-report.js'
@@ -10,10 +10,6 @@ import { refuseForFormat } from './settings.js'
 
 export interface MergeRequest extends MergeInput {
   out: Directory | string
-}
-
-export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign' | 'tied'> {
-  merged: Place
 }
 
 export interface MergeJob {
@@ -31,10 +27,6 @@ export async function merge(request: MergeRequest, open: OpenJob = openInFolder)
 
 export async function planMerge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergePlanReport> {
   return closing(await open(request, false), (job) => job.plan())
-}
-
-export async function unmerge({ merged, ...rest }: UnmergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
-  return closing(await open({ ...rest, base: merged, sign: -1 }, true), (job) => job.run())
 }
 
 async function openInFolder(request: MergeRequest): Promise<MergeJob> {

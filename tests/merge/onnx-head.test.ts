@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { fitOf } from '../../src/merge/fit.js'
-import { merge, planMerge, unmerge } from '../../src/merge/merge.js'
+import { merge, planMerge } from '../../src/merge/merge.js'
 import {
   type LoraAdapter,
   loadAdapter,
@@ -104,7 +104,8 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
     const out = new MemoryDirectory()
     const merging = merge({ base, adapters: [adapter, await withTwoLabels(name)], out })
     await expect(merging).rejects.toThrow(UnsupportedError)
-    await expect(unmerge({ merged: base, adapters: adapter, out })).rejects.toThrow(/cannot be merged with a weight/)
+    const unmerging = merge({ base, adapters: adapter, out, sign: -1 })
+    await expect(unmerging).rejects.toThrow(/cannot be merged with a weight/)
     adapter.labels = ['a', 'b', 'c']
     await expect(merge({ base, adapters: adapter, out })).rejects.toThrow(MismatchError)
     expect(out.files.size).toBe(0)

@@ -6,7 +6,7 @@ import { Random } from '../../src/base/random.js'
 import { elementCount } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, type TensorBytes, writeSafetensors } from '../../src/formats/safetensors.js'
 import { carryOut } from '../../src/merge/carry-out.js'
-import { type MergeRequest, merge, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
+import { type MergeRequest, merge } from '../../src/merge/merge.js'
 import { openMerge } from '../../src/merge/open.js'
 import type { MergeInput } from '../../src/merge/parts.js'
 import {
@@ -193,9 +193,7 @@ export function compareStored(a: Uint8Array, b: Uint8Array, dtype: FloatDtype): 
 }
 
 /** Options of {@link mergeCheckpoint}. */
-export type CheckpointOptions = Omit<Partial<UnmergeRequest>, 'base' | 'merged' | 'adapters' | 'out'> & {
-  outDtype?: MergeRequest['outDtype']
-  tied?: MergeRequest['tied']
+export type CheckpointOptions = Omit<Partial<MergeRequest>, 'base' | 'adapters' | 'out' | 'sign'> & {
   /** The base's file in its folder. */
   file?: string
 }
@@ -217,7 +215,7 @@ export async function unmergeCheckpoint(
   out: Directory,
   { file, ...options }: Omit<CheckpointOptions, 'outDtype' | 'tied'> = {},
 ): Promise<MergeReport> {
-  return unmerge({ ...options, format: 'safetensors', merged: { directory, file }, adapters, out })
+  return merge({ ...options, format: 'safetensors', base: { directory, file }, sign: -1, adapters, out })
 }
 
 /** Options of {@link mergeOnnx}. */
