@@ -1,7 +1,7 @@
 // Reads are positional, so that one source serves many readers. Writes get their name complete or never.
 
 import { constants, type Dirent, type Stats } from 'node:fs'
-import { access, type FileHandle, lstat, open, readdir, realpath, stat, unlink } from 'node:fs/promises'
+import { access, appendFile, type FileHandle, lstat, open, readdir, realpath, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import {
@@ -24,7 +24,7 @@ import { isMountPoint, lostError, realOutput, WholeOutput } from './whole-output
 /** How the Hugging Face Hub names models; a relative path may look the same. */
 const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
 
-/** read(2) and write(2) take less than 2 GiB at a time on some systems. */
+/** read(2) takes less than 2 GiB at a time on some systems. */
 const MAX_TRANSFER_BYTES = 1 << 30
 
 /** A folder that does not exist is empty until a file is created. */
@@ -73,14 +73,8 @@ export class NodeDirectory implements Directory {
     const target = this.#resolve(file)
     await withFileErrors(target, 'cannot be written', async () => {
       await makeFolders(path.dirname(target))
-      const handle = await open(target, 'a')
-      try {
-        await handle.appendFile(bytes)
-        // Files that are written later may rely on these lines.
-        await handle.sync()
-      } finally {
-        await handle.close()
-      }
+      // Flushed, because files that are written later may rely on these lines.
+      await appendFile(target, bytes, { flush: true })
     })
   }
 
@@ -261,14 +255,7 @@ async function openSink(file: string, name: string, flags = 'w'): Promise<ByteSi
   return {
     name,
     fd: handle.fd,
-    write: (bytes) =>
-      withFileErrors(name, 'cannot be written', async () => {
-        for (let done = 0; done < bytes.byteLength; ) {
-          const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES)
-          const { bytesWritten } = await handle.write(bytes, done, length)
-          done += bytesWritten
-        }
-      }),
+    write: (bytes) => withFileErrors(name, 'cannot be written', () => handle.writeFile(bytes)),
     commit: () => withFileErrors(name, 'cannot be written', () => handle.close()),
     abort: () => handle.close().catch(() => {}),
   }

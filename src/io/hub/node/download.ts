@@ -120,7 +120,7 @@ async function take(answer: HubAnswer, writer: Writer, job: Download): Promise<v
 type Writer = Awaited<ReturnType<typeof openWriter>>
 
 async function openWriter(file: string, job: Download) {
-  const handle = await open(file, 'r+')
+  const handle = await open(file, 'a')
   let hash = newHash(job)
   const writer = {
     received: 0,
@@ -129,12 +129,9 @@ async function openWriter(file: string, job: Download) {
 
     async write(bytes: Uint8Array): Promise<void> {
       try {
-        for (let done = 0; done < bytes.byteLength; ) {
-          const { bytesWritten } = await handle.write(bytes, done, bytes.byteLength - done, writer.received)
-          hash.update(bytes.subarray(done, done + bytesWritten))
-          writer.received += bytesWritten
-          done += bytesWritten
-        }
+        await handle.writeFile(bytes)
+        hash.update(bytes)
+        writer.received += bytes.byteLength
       } catch (cause) {
         const { what } = fileError(job.name, 'cannot be kept', cause)
         const kept = `${writer.received} of ${job.byteLength} bytes`
