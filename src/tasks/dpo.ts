@@ -10,7 +10,7 @@ import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { type Chat, type ChatMessage, parseChat } from '../text/chat.js'
+import { type Chat, type MessageOfParts, parseChat } from '../text/chat.js'
 import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord } from '../text/records.js'
 import { causalLm } from './causal-lm.js'
 import { DPO_OPTIONS } from './gen/options.js'
@@ -258,8 +258,8 @@ function chatsOf(record: Fields, where: string): ParsedRecord[] {
   })
 }
 
-function isSaid({ role, content = '', tool_calls = [] }: ChatMessage): boolean {
-  return role === 'assistant' && (content.trim() !== '' || tool_calls.length > 0)
+function isSaid({ role, content = '', tool_calls = [] }: MessageOfParts): boolean {
+  return role === 'assistant' && (`${content}`.trim() !== '' || tool_calls.length > 0)
 }
 
 function noPrompt(kind: 'texts' | 'messages', where: string): DataError {

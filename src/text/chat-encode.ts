@@ -3,7 +3,7 @@
 import { attempt, MismatchError } from '../base/errors.js'
 import { commonLength, firstOf } from '../base/group.js'
 import type { Span } from './added-tokens.js'
-import type { Chat, MessageOfParts } from './chat.js'
+import { type Chat, type MessageOfParts, REASONING_FIELDS } from './chat.js'
 import { type Example, IGNORED } from './records.js'
 import type { ChatTemplate, RenderOptions } from './template.js'
 import type { Tokenizer } from './tokenizer.js'
@@ -212,13 +212,8 @@ function thoughtOf({ reasoning_content: thought }: MessageOfParts & { readonly r
 }
 
 function withoutThought(message: MessageOfParts): MessageOfParts {
-  const {
-    reasoning_content: _,
-    thinking: __,
-    reasoning: ___,
-    ...rest
-  } = message as MessageOfParts & Record<string, unknown>
-  return rest
+  const fields = Object.entries(message).filter(([name]) => !REASONING_FIELDS.includes(name))
+  return Object.fromEntries(fields) as unknown as MessageOfParts
 }
 
 /** Returns where the first answer begins. Many templates refuse an empty chat, so another chat shows the prompt. */

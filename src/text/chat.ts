@@ -1,7 +1,7 @@
 // Reads the chat formats of common data sets into one form. A record that is not a chat is an error with its place.
 
 import { DataError } from '../base/errors.js'
-import { isObject, jsonIn } from '../base/options.js'
+import { isObject, jsonIn, objectOf } from '../base/options.js'
 
 /** A message, as chat templates read it. Other fields are passed on to the template. */
 export interface ChatMessage {
@@ -22,8 +22,8 @@ export interface MessageOfParts extends Omit<ChatMessage, 'content'> {
 }
 
 /** A checked conversation. */
-export interface Chat<Message = MessageOfParts> {
-  readonly messages: readonly Message[]
+export interface Chat {
+  readonly messages: readonly MessageOfParts[]
   /** The index of the first message that the model learns from. Earlier messages are the prompt. */
   readonly learnFrom: number
   readonly tools: readonly unknown[] | undefined
@@ -33,20 +33,22 @@ export interface Chat<Message = MessageOfParts> {
 
 type Fields = Readonly<Record<string, unknown>>
 
+export type CheckMessage = (message: unknown, where: string) => MessageOfParts
+
 const ROLES = ['system', 'developer', 'user', 'assistant', 'tool', 'function', 'ipython']
 
 /** The fields in which data sets keep a model's reasoning. Templates read the first or the second. */
-const REASONING_FIELDS = ['reasoning_content', 'thinking', 'reasoning']
+export const REASONING_FIELDS: readonly string[] = ['reasoning_content', 'thinking', 'reasoning']
 
-const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
-  human: 'user',
-  gpt: 'assistant',
-  chatgpt: 'assistant',
-  bot: 'assistant',
-  model: 'assistant',
-  function_response: 'tool',
-  observation: 'tool',
-}
+const SHAREGPT_ROLES: ReadonlyMap<unknown, string> = new Map([
+  ['human', 'user'],
+  ['gpt', 'assistant'],
+  ['chatgpt', 'assistant'],
+  ['bot', 'assistant'],
+  ['model', 'assistant'],
+  ['function_response', 'tool'],
+  ['observation', 'tool'],
+])
 
 /**
  * Reads a chat: a list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of
@@ -54,11 +56,7 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
  *
  * @param check checks each message. Pass {@link messageOfParts} to allow pictures; the default allows only text
  */
-export function parseChat<Message = ChatMessage>(
-  record: Fields,
-  where: string,
-  check = checkMessage as (message: unknown, where: string) => Message,
-): Chat<Message> {
+export function parseChat(record: Fields, where: string, check: CheckMessage = checkMessage): Chat {
   const tools = list(record.tools, 'tools', where)
   const args = record.chat_template_kwargs ?? undefined
   if (args !== undefined && (typeof args !== 'object' || Array.isArray(args))) {
@@ -76,7 +74,7 @@ export function parseChat<Message = ChatMessage>(
 }
 
 export function messageOfParts(message: unknown, where: string): MessageOfParts {
-  const { content } = (isObject(message) ? message : {}) as Partial<MessageOfParts>
+  const { content } = objectOf(message)
   if (!isParts(content)) return checkMessage(message, where)
   return { ...checkMessage({ ...(message as object), content: '' }, where), content }
 }
@@ -120,7 +118,7 @@ function withObject(call: unknown): unknown {
   return isObject(args) ? { ...call, arguments: args } : call
 }
 
-export function chatOf(question: string, answer: string, system?: string): Chat<ChatMessage> {
+export function chatOf(question: string, answer: string, system?: string): Chat {
   const scene = system === undefined ? [] : [{ role: 'system', content: system }]
   const messages = [...scene, { role: 'user', content: question }, { role: 'assistant', content: answer }]
   return { messages, learnFrom: 0, tools: undefined, args: undefined }
@@ -135,11 +133,10 @@ function list(value: unknown, name: string, where: string): readonly unknown[] |
 }
 
 function fromShareGpt(turn: unknown, where: string): unknown {
-  const { from, value, ...rest } = (typeof turn === 'object' && turn !== null ? turn : {}) as Fields
+  const { from, value, ...rest } = objectOf(turn)
   if (from === undefined) return turn
   if (from === 'function_call') return { role: 'assistant', content: '', tool_calls: [toolCall(value, where)] }
-  const role = typeof from === 'string' && Object.hasOwn(SHAREGPT_ROLES, from) ? SHAREGPT_ROLES[from] : from
-  return { ...rest, role, content: value }
+  return { ...rest, role: SHAREGPT_ROLES.get(from) ?? from, content: value }
 }
 
 /** Reads a call in ShareGPT's form: JSON of { name, arguments }. */
@@ -151,7 +148,7 @@ function toolCall(value: unknown, where: string): object {
 
 /** Checks a message and changes it as transformers does: no nulls, reasoning under both names, text in one piece. */
 function checkMessage(message: unknown, where: string): ChatMessage {
-  if (typeof message !== 'object' || message === null || Array.isArray(message)) {
+  if (!isObject(message)) {
     throw new DataError({ where, what: 'not a message', expected: 'an object with "role" and "content"' })
   }
   const fields = Object.fromEntries(
@@ -160,7 +157,7 @@ function checkMessage(message: unknown, where: string): ChatMessage {
   const { role, tool_calls, train, weight = train === false ? 0 : 1 } = fields
   if (typeof role !== 'string' || !ROLES.includes(role)) {
     const got = role === undefined ? 'no role' : JSON.stringify(role)
-    const meant = typeof role === 'string' && Object.hasOwn(SHAREGPT_ROLES, role) ? SHAREGPT_ROLES[role] : undefined
+    const meant = SHAREGPT_ROLES.get(role)
     const hint = meant && `Write ${meant}`
     throw new DataError({ where, what: 'an unknown role', expected: ROLES.join(', '), got, hint })
   }

@@ -2,7 +2,7 @@
 
 import { DataError } from '../base/errors.js'
 import { describe } from '../base/options.js'
-import { type Chat, type MessageOfParts, parseChat } from './chat.js'
+import { type Chat, type CheckMessage, parseChat } from './chat.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /** A message of a chat. Other fields are passed to the chat template. */
@@ -54,8 +54,6 @@ const KINDS = [
 ] as const
 
 const RENAME = "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer' }`"
-
-type CheckMessage = (message: unknown, where: string) => MessageOfParts
 
 /**
  * Checks a record and finds out which kind it is. `check` checks each message; the default allows only text. Throws

@@ -34,7 +34,7 @@ export async function encodeMessages(
   const tokenizer = requireTokenizer(model)
   const { count = 0, place } = pictures ?? {}
   const check = place === undefined ? undefined : messageOfParts
-  const chat = parseChat<MessageOfParts>({ messages }, where, check).messages
+  const chat = parseChat({ messages }, where, check).messages
   if (chat.at(-1)?.role === 'assistant') {
     throw new DataError({
       where: `${where}, message ${messages.length}`,
