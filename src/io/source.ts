@@ -1,7 +1,7 @@
 // Decides what a string that names a model, an adapter or a base means. Pure: the caller says which paths exist.
 
 import { splitName } from '../base/bytes.js'
-import { ConfigError } from '../base/errors.js'
+import { attempt, ConfigError } from '../base/errors.js'
 import { withoutPassword } from '../base/options.js'
 
 export interface HubSource {
@@ -124,7 +124,8 @@ function parseHub(rest: string, text: string, where: string): HubSource {
     if (!isRevision(revision)) throw wrong('not the name of a revision')
   }
   const path = tail.replace(/^\//, '').replace(/\/$/, '')
-  if (path !== '' && !isInside(path)) throw wrong('a folder that leads out of the repository')
+  const isInside = path === '' || attempt(() => splitName(path, '')).problems.length === 0
+  if (!isInside) throw wrong('a folder that leads out of the repository')
   return { kind: 'hub', id, revision, path }
 }
 
@@ -134,12 +135,8 @@ function withPassword(text: string, where: string): ConfigError {
 }
 
 function parseUrl(text: string, where: string, endpoint: string | undefined): ParsedSource {
-  let url: URL
-  try {
-    url = new URL(text)
-  } catch (cause) {
-    throw new ConfigError({ where, what: 'not a URL', expected: EXPECTED, got: quoted(text), cause })
-  }
+  if (!URL.canParse(text)) throw new ConfigError({ where, what: 'not a URL', expected: EXPECTED, got: quoted(text) })
+  const url = new URL(text)
   if (url.username !== '' || url.password !== '') throw withPassword(text, where)
   const isHub = endpoint === undefined ? false : url.href.startsWith(`${endpoint}/`)
   if (!isHub && !HUB_ORIGINS.includes(url.origin)) return { kind: 'url', url: text }
@@ -165,15 +162,6 @@ export function isRevision(text: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: git refuses them too
   const isClean = !/[\x00-\x20\x7f~^:?*[\\]|\.\.|@\{|\/\/|\.lock(?:\/|$)/.test(text)
   return isClean && text.length <= 255 && text.split('/').every((part) => part !== '' && !/^[.-]|\.$/.test(part))
-}
-
-function isInside(path: string): boolean {
-  try {
-    splitName(path, '')
-    return true
-  } catch {
-    return false
-  }
 }
 
 /** Decodes percent escapes; returns undefined if one is malformed. */

@@ -27,12 +27,10 @@ export function webRuntime(url: string, wasm?: string): RuntimeHost {
 
 function absolute(where: string, url: string): string {
   checkArgument(url, NAME, where)
-  try {
-    return new URL(url, globalThis.location?.href).href
-  } catch (cause) {
-    const expected = 'a URL, absolute or relative to the page'
-    throw new ConfigError({ where, what: 'not the address of a file', expected, got: JSON.stringify(url), cause })
-  }
+  const page = globalThis.location?.href
+  if (URL.canParse(url, page)) return new URL(url, page).href
+  const expected = 'a URL, absolute or relative to the page'
+  throw new ConfigError({ where, what: 'not the address of a file', expected, got: JSON.stringify(url) })
 }
 
 /** The expression is written out for each kind of worker, because bundlers look for exactly this form. */

@@ -5,7 +5,7 @@ import { homedir } from 'node:os'
 import path from 'node:path'
 import { ConfigError } from '../../../base/errors.js'
 import { checkArgument, ENDPOINT, kind } from '../../../base/options.js'
-import { fileError } from '../../node/errors.js'
+import { codeOf, fileError } from '../../node/errors.js'
 
 const SECONDS = kind('a whole number of seconds', (value) => /^[1-9]\d{0,5}$/.test(String(value)))
 
@@ -37,14 +37,12 @@ export async function hubToken(variables: Variables = process.env): Promise<stri
   if (given) return checked(given, 'HF_TOKEN')
   const named = variables.HF_TOKEN_PATH
   const file = named ? expanded(named, variables) : path.join(homeFolder(variables), 'token')
-  try {
-    return checked(await readFile(file, 'utf8'), file)
-  } catch (error) {
+  const text = await readFile(file, 'utf8').catch((error: unknown) => {
     // If the home is not a folder, there is no token. Writing to the cache will report the problem.
-    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined
-    if (error instanceof ConfigError) throw error
+    if (['ENOENT', 'ENOTDIR'].includes(codeOf(error) ?? '')) return ''
     throw fileError(file, 'cannot be read', error)
-  }
+  })
+  return checked(text, file)
 }
 
 /** Checks a token. It becomes a header, so it must be visible ASCII. The message does not repeat it. */

@@ -6,7 +6,7 @@ import { access, copyFile, lstat, readdir, readFile, rename, stat, symlink, unli
 import { homedir } from 'node:os'
 import path from 'node:path'
 import type { ByteSource } from '../../../base/bytes.js'
-import { didYouMean, FileError, LowrankError } from '../../../base/errors.js'
+import { didYouMean, FileError } from '../../../base/errors.js'
 import { fileError, withFileErrors } from '../../node/errors.js'
 import { openFile } from '../../node/files.js'
 import { makeFolders } from '../../node/folders.js'
@@ -277,10 +277,8 @@ class ModelCache {
           return [name, parseFile(found, this.#folder)]
         }),
       )
-    } catch (error) {
-      if (error instanceof LowrankError || error instanceof SyntaxError || error instanceof TypeError) return undefined
-      if ((error as NodeJS.ErrnoException).code !== undefined) return undefined
-      throw error
+    } catch {
+      return undefined
     }
   }
 
