@@ -20,7 +20,10 @@ const DEFAULTS = {
 /** How many times as long as the shorter edge the longer edge may be. */
 const MOST_ASPECT = 200
 
-/** Patches (rows · columns, width). Patches that the model merges into one token follow one another. */
+/**
+ * Patches (rows · columns, width), and their grid by time, rows and columns. Patches that the model merges into one
+ * token follow one another.
+ */
 export function patchesOf(image: Pixels, config: PreprocessorConfig, where: string) {
   const resample = filterOf(config, DEFAULTS.resample)
   const count = (name: 'patch_size' | 'temporal_patch_size' | 'merge_size') => {
@@ -63,7 +66,7 @@ export function patchesOf(image: Pixels, config: PreprocessorConfig, where: stri
       }
     }
   }
-  return { pixels, width, rows, columns }
+  return { pixels, dims: [rows * columns, width], grid: [1, rows, columns] }
 }
 
 function sizeOf({ width, height }: Size, factor: number, config: PreprocessorConfig, where: string): Size {

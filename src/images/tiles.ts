@@ -19,7 +19,7 @@ const LONGEST = 4096
 const RESAMPLE = 1
 
 /**
- * Tiles (count, 3, edge, edge), row by row, and the whole picture last. Rows and columns are 0 if the picture is a
+ * Tiles (1, count, 3, edge, edge), row by row, and the whole picture last. Rows and columns are 0 if the picture is a
  * single tile.
  */
 export function tilesOf(image: Pixels, config: PreprocessorConfig) {
@@ -43,7 +43,7 @@ export function tilesOf(image: Pixels, config: PreprocessorConfig) {
   const pixels = new Float32Array(tiles.length * size)
   const scaling = scalingOf(config)
   tiles.forEach(({ data }, i) => void writePlanes(data, scaling, pixels.subarray(i * size, (i + 1) * size)))
-  return { pixels, count: tiles.length, edge, rows, columns }
+  return { pixels, dims: [1, tiles.length, 3, edge, edge], rows, columns }
 }
 
 /** The size with the longer edge that is asked for. The shorter edge is even. */

@@ -121,14 +121,8 @@ function joined(
 export async function pieceOf(pixels: Pixels, model: Model, where: string): Promise<Piece> {
   const { preprocessorConfig, config } = model
   const form = pictureForm(readGraph(await model.openGraph('vision_encoder')))
-  if (form === 'tiles') {
-    const { pixels: values, count, edge, rows, columns } = tilesOf(pixels, preprocessorConfig!)
-    return { pixels: values, dims: [1, count, 3, edge, edge], rows, columns }
-  }
-  if (form === 'patches') {
-    const { pixels: values, width, rows, columns } = patchesOf(pixels, preprocessorConfig!, where)
-    return { pixels: values, dims: [rows * columns, width], grid: [1, rows, columns], rows: 0, columns: 0 }
-  }
+  if (form === 'tiles') return tilesOf(pixels, preprocessorConfig!)
+  if (form === 'patches') return { ...patchesOf(pixels, preprocessorConfig!, where), rows: 0, columns: 0 }
   const processor = imageProcessor(preprocessorConfig, (config.vision_config as { image_size?: unknown }).image_size)
   const values = new Float32Array(3 * processor.width * processor.height)
   processor.write(processor.fit(pixels, where), values)
