@@ -1,7 +1,6 @@
 // A task: everything that differs between tasks, from rows of data to losses, metrics, help texts and model cards.
 
 import type { OptionTable } from '../base/options.js'
-import type { Random } from '../base/random.js'
 import type { HeadForm } from '../families/family.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective-graph.js'
@@ -10,6 +9,7 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
 import type { ChatTemplate } from '../text/template.js'
 import type { HeadBase } from './heads/heads.js'
+import type { HeadOptions, TrainedHead } from './heads/trained-head.js'
 import type { ProblemType } from './labels/label-problems.js'
 import type { PictureEncoder } from './pictures/encoder.js'
 
@@ -132,27 +132,6 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
 }
 
-export interface HeadOptions {
-  /** Start with a new head even if the model's head fits. Default false. */
-  readonly newHead?: boolean
-}
-
-/** Layers after the model's hidden states that are trained whole. */
-export interface Head {
-  /** PEFT's modules_to_save: the modules that hold the tensors. */
-  readonly modulesToSave: readonly string[]
-  readonly tensors: readonly {
-    /** In the PyTorch model, such as classifier.weight, and in {@link ObjectiveGraph.parameter}. */
-    readonly name: string
-    readonly shape: readonly number[]
-    start(random: Random): Promise<Float32Array>
-  }[]
-  /** True if the head starts from random values, as in transformers, and not from the model's head. */
-  readonly isNew: boolean
-  /** Returns the name of a module of the graph in the PyTorch model with this head. */
-  moduleName(name: string): string
-}
-
 /** One run of a step's first pass: its examples, and the outputs of {@link Objective.forward}. */
 export interface StepRun<Example> {
   readonly outputs: Readonly<Record<string, RuntimeTensor>>
@@ -162,7 +141,7 @@ export interface StepRun<Example> {
 /** A task for one model and one set of examples. */
 export interface OpenTask<Example = unknown> extends Objective {
   /** The head, if the task trains one besides the adapter. */
-  readonly head?: Head
+  readonly head?: TrainedHead
   /** Names of the logits, in order. */
   readonly labels?: readonly string[]
   /** The kind of labels, in transformers' words. */

@@ -12,11 +12,12 @@ import { fieldsOf } from '../text/records.js'
 import { joinWords, wordsIn } from '../text/words.js'
 import { TAG_OPTIONS } from './gen/options.js'
 import { type HeadBase, namedLabels } from './heads/heads.js'
+import type { HeadOptions } from './heads/trained-head.js'
 import { entityMetrics, isEntityTag } from './labels/entities.js'
 import { type LabelOptions, reported } from './labels/label-problems.js'
 import { flat, HeadTask, headParts, type Inputs } from './labels/label-task.js'
 import { classificationMetrics } from './metrics.js'
-import type { Evaluated, Examples, HeadOptions, Task } from './task.js'
+import type { Evaluated, Examples, Task } from './task.js'
 import { type EncodedTexts, encoderFeeds, encodeTagged, ownLength, predictedRows, tokenLengths } from './token-batch.js'
 
 export interface TaggedExample extends Omit<EncodedTexts, 'isTruncated'>, Pick<TaggedText, 'tags' | 'where'> {

@@ -12,7 +12,6 @@ import type { Model } from '../../graph/model-folder.js'
 import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
-import type { Head, HeadOptions } from '../task.js'
 import type { HeadInput } from './head-rows.js'
 import { appendHead, type HeadBase, headInput, headTensors, headWidth, namedLabels, trainedLayers } from './heads.js'
 
@@ -46,9 +45,22 @@ function requireInput(form: HeadForm, graph: Graph, layers: readonly HeadLayer[]
   throw new UnsupportedError({ where: 'ONNX model', what: 'no output has the hidden states that a head needs', got })
 }
 
-export class TrainedHead implements Head {
+export interface HeadOptions {
+  /** Start with a new head even if the model's head fits. Default false. */
+  readonly newHead?: boolean
+}
+
+/** Layers after the model's hidden states that are trained whole. */
+export class TrainedHead {
+  /** PEFT's modules_to_save: the modules that hold the tensors. */
   readonly modulesToSave: readonly string[]
-  readonly tensors: Head['tensors']
+  readonly tensors: readonly {
+    /** In the PyTorch model, such as classifier.weight, and in {@link ObjectiveGraph.parameter}. */
+    readonly name: string
+    readonly shape: readonly number[]
+    start(random: Random): Promise<Float32Array>
+  }[]
+  /** True if the head starts from random values, as in transformers, and not from the model's head. */
   readonly isNew: boolean
   readonly warnings: readonly string[]
   readonly #layers: readonly HeadLayer[]
@@ -99,6 +111,7 @@ export class TrainedHead implements Head {
     return appendHead(graph.g, input, this.#layers, (name) => parameters.get(name))
   }
 
+  /** Returns the name of a module of the graph in the PyTorch model with this head. */
   moduleName(name: string): string {
     const isWhole = this.#hasPrefix || this.form.layers.some(({ module }) => module === name)
     return isWhole || this.form.encoder === '' ? name : `${this.form.encoder}.${name}`
